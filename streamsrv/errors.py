@@ -1,0 +1,199 @@
+"""Every error that streamsrv raises on purpose.
+
+    StreamsrvError
+    |-- RequestError                 the request as a whole is refused: 4xx, `status` says which
+    |   |-- BadRequest               400  malformed UID, parameter or body
+    |   |   `-- MultipartError       400  malformed multipart body
+    |   |-- Forbidden                403  not allowed: Host not expected, store is read-only
+    |   |-- NotFound                 404  nothing there
+    |   |-- MethodNotAllowed         405  `allow` lists the methods of the resource
+    |   |-- NotAcceptable            406  `acceptable` lists the representations that would do
+    |   |-- RequestTimeout           408  the client is slower than the minimum rate
+    |   |-- ContentTooLarge          413  a limit of the settings was exceeded
+    |   |-- URITooLong               414
+    |   |-- UnsupportedMediaType     415  `supported` lists what would do
+    |   |-- RangeNotSatisfiable      416
+    |   `-- HeadersTooLarge          431
+    |-- InstanceError                one SOP instance is refused, the request goes on: `failure_reason` (0008,1197)
+    |   |-- NotDicom                 43264 (A900) not a Part 10 file, unreadable, a UID missing or malformed
+    |   |-- StudyMismatch            43265 (A901) the study differs from the one in the target URI
+    |   |-- AlreadyStored            45070 (B00E) the triple study, series, SOP instance UID is there already
+    |   `-- InstanceRefused          272   (0110) readable, yet over one of our limits
+    `-- ServerError                  ours: 5xx
+        |-- Overloaded               503  with Retry-After
+        |-- InsufficientStorage      507  less free space than `min_free`
+        `-- StoreError               500  the store cannot do what was asked
+            |-- StoreLocked               another process holds the store
+            |-- StoreCorrupt              bytes on disk are not what was written
+            `-- SegmentGone               a segment was unlinked by compaction: look up again
+
+`detail` is a sentence for the user: what is wrong and where (tag, byte offset). It never holds a value of a patient's attribute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StreamsrvError(Exception):
+    """Base of all. `detail` is the sentence shown to the user."""
+
+    status = 500
+    title = "Internal Server Error"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class RequestError(StreamsrvError):
+    status = 400
+    title = "Bad Request"
+
+
+class BadRequest(RequestError):
+    pass
+
+
+class MultipartError(BadRequest):
+    """A multipart body breaks RFC 2046. `offset` counts bytes from the start of the request body."""
+
+    def __init__(self, detail: str, offset: int) -> None:
+        super().__init__(f"{detail} (at byte {offset} of the request body)")
+        self.offset = offset
+
+
+class Forbidden(RequestError):
+    status = 403
+    title = "Forbidden"
+
+
+class NotFound(RequestError):
+    status = 404
+    title = "Not Found"
+
+
+class MethodNotAllowed(RequestError):
+    status = 405
+    title = "Method Not Allowed"
+
+    def __init__(self, detail: str, allow: Sequence[str]) -> None:
+        super().__init__(detail)
+        self.allow = tuple(allow)
+
+
+class NotAcceptable(RequestError):
+    status = 406
+    title = "Not Acceptable"
+
+    def __init__(self, detail: str, acceptable: Sequence[str]) -> None:
+        super().__init__(detail)
+        self.acceptable = tuple(acceptable)
+
+
+class RequestTimeout(RequestError):
+    status = 408
+    title = "Request Timeout"
+
+
+class ContentTooLarge(RequestError):
+    status = 413
+    title = "Content Too Large"
+
+
+class URITooLong(RequestError):
+    status = 414
+    title = "URI Too Long"
+
+
+class UnsupportedMediaType(RequestError):
+    status = 415
+    title = "Unsupported Media Type"
+
+    def __init__(self, detail: str, supported: Sequence[str]) -> None:
+        super().__init__(detail)
+        self.supported = tuple(supported)
+
+
+class RangeNotSatisfiable(RequestError):
+    """`length` is that of the whole representation, for `Content-Range: bytes */length` (RFC 9110 14.4)."""
+
+    status = 416
+    title = "Range Not Satisfiable"
+
+    def __init__(self, detail: str, length: int) -> None:
+        super().__init__(detail)
+        self.length = length
+
+
+class HeadersTooLarge(RequestError):
+    status = 431
+    title = "Request Header Fields Too Large"
+
+
+class InstanceError(StreamsrvError):
+    """One instance is refused. `offset` counts bytes from the start of its Part 10 file, `tag` is eight hex digits."""
+
+    status = 409
+    title = "Conflict"
+    failure_reason = 272  # PS3.18 Table I.2-2: processing failure
+
+    def __init__(self, detail: str, *, offset: int | None = None, tag: str | None = None) -> None:
+        where = [f"tag {tag}"] if tag else []
+        if offset is not None:
+            where.append(f"byte {offset} of the instance")
+        super().__init__(f"{detail} (at {', '.join(where)})" if where else detail)
+        self.offset = offset
+        self.tag = tag
+
+
+class NotDicom(InstanceError):
+    failure_reason = 43264
+
+
+class StudyMismatch(InstanceError):
+    failure_reason = 43265
+
+
+class AlreadyStored(InstanceError):
+    failure_reason = 45070
+
+
+class InstanceRefused(InstanceError):
+    failure_reason = 272
+
+
+class ServerError(StreamsrvError):
+    pass
+
+
+class Overloaded(ServerError):
+    """`retry_after` in whole seconds."""
+
+    status = 503
+    title = "Service Unavailable"
+
+    def __init__(self, detail: str, retry_after: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
+class InsufficientStorage(ServerError):
+    status = 507
+    title = "Insufficient Storage"
+
+
+class StoreError(ServerError):
+    pass
+
+
+class StoreLocked(StoreError):
+    pass
+
+
+class StoreCorrupt(StoreError):
+    pass
+
+
+class SegmentGone(StoreError):
+    pass

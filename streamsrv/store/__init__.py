@@ -1,0 +1,1 @@
+"""Segments and the index: the only room that touches files and LMDB. Blocking; called from threads."""

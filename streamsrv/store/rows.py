@@ -1,0 +1,102 @@
+"""The values that cross the seam between the store and everyone above it. No file, no LMDB, no behaviour beyond packing.
+
+A *location* names bytes for ever: segments are append-only, so (segment, offset, length) is either those bytes or SegmentGone.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from streamsrv.dicom.instance import BulkValue, FrameKind, JsonDataset
+
+
+class InstanceKey(NamedTuple):
+    """Identity of a SOP instance: the triple, because split studies share SOP instance UIDs."""
+
+    study: str
+    series: str
+    instance: str
+
+
+class Location(NamedTuple):
+    """A record's payload, the Part 10 file as received: `length` bytes at `offset` of the segment."""
+
+    segment: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRow:
+    """What a retrieve needs to know of one instance: the fixed struct of the `instances` database."""
+
+    key: InstanceKey
+    location: Location
+    record_id: bytes  # 16 bytes, unique for ever; the ETag comes from it
+    stored_at: int  # microseconds since 1970, UTC
+    digest: bytes  # xxh3-128 of the payload, 16 bytes
+    sop_class_uid: str
+    transfer_syntax: str
+    dataset_offset: int
+    deflated: bool
+    pixel_offset: int
+    pixel_length: int
+    rows: int
+    columns: int
+    samples_per_pixel: int
+    bits_allocated: int
+    frame_kind: FrameKind
+    number_of_frames: int
+    frame_base: int
+    frame_stride: int
+    metadata_length: int
+    metadata_slots: int
+
+
+@dataclass(slots=True)
+class NewInstance:
+    """One instance on its way into the index. `metadata` are zstd frames, each of at most METADATA_CHUNK bytes of JSON text with
+    slots; `frame_table` as Frames.table; `attributes` the top-level elements that searches match or return, as DICOM JSON."""
+
+    row: InstanceRow
+    metadata: list[bytes]
+    frame_table: bytes
+    bulk: list[BulkValue]
+    attributes: JsonDataset
+
+
+METADATA_CHUNK = 256 * 1024
+
+
+class OnDuplicate(enum.StrEnum):
+    REFUSE = "refuse"
+    ACCEPT_IDENTICAL = "accept-identical"
+    REPLACE = "replace"
+
+
+class Outcome(enum.IntEnum):
+    """What became of a NewInstance in a commit."""
+
+    STORED = 0
+    DUPLICATE = 1  # refused: the triple is there already
+    IDENTICAL = 2  # the same bytes are there already: accepted, nothing written
+    REPLACED = 3  # stored, and the one before is dead
+
+
+class ChangeKind(enum.IntEnum):
+    STORED = 0
+    REPLACED = 1
+    DELETED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One row of the change log; `sequence` counts from 1 within `epoch`, in commit order."""
+
+    sequence: int
+    kind: ChangeKind
+    key: InstanceKey
+    record_id: bytes
+    at: int  # microseconds since 1970, UTC

@@ -1,0 +1,1 @@
+"""HTTP and MIME without a socket: multipart, content negotiation, target resources, answers."""
