@@ -1,0 +1,46 @@
+# Two commands: `make run` serves, `make test` proves. Both set up everything that they need in .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HOST ?= 127.0.0.1
+PORT ?= 8943
+DATA ?= data
+WORKERS ?= 2
+
+.PHONY: run test lint format coverage perf soak wheel clean
+
+# A stamp that is newer than pyproject.toml means: the environment fits it.
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("streamsrv needs Python 3.11 or later, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+run: $(VENV)/ready
+	exec $(BIN)/streamsrv serve --host $(HOST) --port $(PORT) --data $(DATA) --workers $(WORKERS)
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+coverage: $(VENV)/ready
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage report
+
+perf: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,perf]'
+	$(BIN)/python -m perf
+
+wheel: $(VENV)/ready
+	$(BIN)/python -m hatchling build
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
