@@ -65,4 +65,5 @@ class Answer:
     headers: list[tuple[str, str]] = field(default_factory=list)
     plan: Iterable[Piece] = ()
     length: int | None = 0  # of the whole plan; None when a Stream's is not known
+    descriptor: Callable[[int], int] | None = None  # segment -> open file descriptor, for the plan's spans
     release: Callable[[], None] | None = None  # called once, when the plan is not needed any more
