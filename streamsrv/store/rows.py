@@ -70,6 +70,18 @@ class NewInstance:
 METADATA_CHUNK = 256 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class SegmentRow:
+    """A segment as the index knows it. What lies behind `committed_end` was never acknowledged; `live` and `dead` count bytes of
+    payloads, `dead` also what its writer declared dead (voids, tombstones); a sealed segment takes no more records."""
+
+    segment: int
+    committed_end: int = 0
+    live: int = 0
+    dead: int = 0
+    sealed: bool = False
+
+
 class OnDuplicate(enum.StrEnum):
     REFUSE = "refuse"
     ACCEPT_IDENTICAL = "accept-identical"
