@@ -1,0 +1,200 @@
+"""The verb itself: arguments, threads, progress bar, exit code.
+
+Strategy: each of `--parallel` threads takes the next batch from the walk, sends it in one request on its own
+connection, and settles each of its files by the response.
+
+Rules of this file
+- Asked to wait (503 with Retry-After) or cut off, a batch is sent again. Refused as a whole, a batch is sent
+  again file by file: one bad file must not cost its neighbours.
+- The progress bar belongs to a terminal and to standard error; standard output has the summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TextIO
+from urllib.parse import urlsplit
+
+from streamsrv.client.connection import Connection, Reply, ReplyError
+from streamsrv.client.files import Batch, Found, Limit, batches, examine, files_under, size_of
+from streamsrv.client.tally import NO_REASON, Tally, Verdict, judge, succeeded, summary
+
+LONGEST_WAIT = 60.0  # seconds; a service that asks for more is asked again sooner
+
+
+def find(paths: Sequence[Path], tally: Tally, say: TextIO) -> Iterator[Found]:
+    """The files to send. What is left out is said: in a folder that is a skip, by name it is a failure."""
+    for path, by_name in files_under(paths):
+        try:
+            found, is_dicom = examine(path)
+        except OSError as fault:
+            tally.fail(Found(path, 0, ""), NO_REASON, fault.strerror or str(fault))
+            continue
+        if is_dicom:
+            yield found
+        elif by_name:
+            tally.fail(found, NO_REASON, "no DICM prefix at byte 128: not a DICOM Part 10 file")
+        else:
+            print(f"skipped {path}: not a DICOM Part 10 file", file=say)
+            tally.settle(found, Verdict.SKIPPED)
+
+
+class Sender:
+    """One thread's work: a batch at a time, until each of its files has a verdict."""
+
+    def __init__(self, url: str, tally: Tally, *, retries: int, timeout: float) -> None:
+        self.tally = tally
+        self.retries = retries
+        self.connection = Connection(url, timeout, self._count)
+
+    def _count(self, sent: int) -> None:
+        with self.tally.lock:
+            self.tally.sent += sent
+
+    def send(self, batch: Batch) -> None:
+        try:
+            reply = self._patiently(batch)
+            if reply.status in (200, 202, 409):
+                judge(batch, reply, self.tally)
+                return
+        except (OSError, ReplyError) as fault:
+            for found in batch:
+                self.tally.fail(found, NO_REASON, str(fault) or type(fault).__name__)
+            return
+        if len(batch) > 1:
+            for found in batch:
+                self.send([found])
+        else:
+            self.tally.fail(batch[0], NO_REASON, reply.words())
+
+    def _patiently(self, batch: Batch) -> Reply:
+        """The first answer that is not "later", or the last one when the patience is at its end."""
+        for attempt in range(self.retries):
+            try:
+                reply = self.connection.store(batch)
+            except (ConnectionError, TimeoutError):
+                time.sleep(min(LONGEST_WAIT, 0.25 * 2**attempt))
+                continue
+            if reply.status != 503:
+                return reply
+            time.sleep(min(LONGEST_WAIT, reply.retry_after()))
+        return self.connection.store(batch)
+
+
+class Bar:
+    """One line on a terminal, drawn again a few times a second by its own thread."""
+
+    WIDTH = 30
+
+    def __init__(self, tally: Tally, total: int, stream: TextIO) -> None:
+        self.tally = tally
+        self.total = max(total, 1)
+        self.stream = stream
+        self.started = time.monotonic()
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._draw_often, daemon=True)
+
+    def line(self) -> str:
+        share = min(1.0, self.tally.settled / self.total)
+        seconds = max(time.monotonic() - self.started, 1e-3)
+        filled = "#" * round(share * self.WIDTH)
+        return (
+            f"[{filled:.<{self.WIDTH}}] {share:4.0%}  {self.tally.sent / 1e6 / seconds:.0f} MB/s  "
+            f"{self.tally.counts[Verdict.STORED]} stored, {self.tally.counts[Verdict.FAILED]} failed"
+        )
+
+    def _draw_often(self) -> None:
+        while not self.done.wait(0.2):
+            print(f"\r{self.line()}\x1b[K", end="", file=self.stream, flush=True)
+
+    def __enter__(self) -> Bar:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.done.set()
+        self.thread.join()
+        print(f"\r{self.line()}\x1b[K", file=self.stream, flush=True)
+
+
+def send_all(paths: Sequence[Path], url: str, args: argparse.Namespace, tally: Tally) -> None:
+    source = batches(find(paths, tally, sys.stderr), args.batch)
+    lock = threading.Lock()
+
+    def work() -> None:
+        sender = Sender(url, tally, retries=args.retries, timeout=args.timeout)
+        try:
+            while True:
+                with lock:  # a generator runs in one thread at a time
+                    batch = next(source, None)
+                if batch is None:
+                    return
+                sender.send(batch)
+        finally:
+            sender.connection.close()
+
+    with ThreadPoolExecutor(args.parallel) as threads:
+        for worker in [threads.submit(work) for _ in range(args.parallel)]:
+            worker.result()
+
+
+def limit_of(text: str) -> Limit:
+    """ "100" are instances, "64MB" are bytes."""
+    match = re.fullmatch(r"([1-9]\d*)([kMG]B)?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of instances (100) nor a size (64MB)")
+    number, unit = int(match[1]), match[2]
+    return Limit(size=number * {"kB": 10**3, "MB": 10**6, "GB": 10**9}[unit]) if unit else Limit(number)
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def service_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an http or https URL")
+    return text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("paths", metavar="PATH", nargs="+", type=Path, help="a DICOM file, or a folder to walk through")
+    add("--url", required=True, type=service_url, help="base URL with version: http://127.0.0.1:8943/v2")
+    add(
+        "--batch",
+        metavar="N",
+        type=limit_of,
+        default=Limit(),
+        help="instances (200) or bytes (256MB) at once",
+    )
+    add("--parallel", metavar="N", type=positive, default=2, help="connections at once (2)")
+    add("--retries", metavar="N", type=int, default=8, help="how often a busy service is asked again (8)")
+    add("--timeout", metavar="S", type=float, default=300.0, help="seconds of silence before giving up (300)")
+    add("--already-stored-ok", action="store_true", help="an instance that is there already is no failure")
+    add("--quiet", action="store_true", help="no progress bar, no summary unless something failed")
+
+
+def run(args: argparse.Namespace) -> int:
+    tally = Tally()
+    if sys.stderr.isatty() and not args.quiet:
+        total = sum(size_of(path) for path, _ in files_under(args.paths))
+        with Bar(tally, total, sys.stderr):
+            send_all(args.paths, args.url, args, tally)
+    else:
+        send_all(args.paths, args.url, args, tally)
+    fine = succeeded(tally, already_stored_ok=args.already_stored_ok)
+    if not (fine and args.quiet):
+        print("\n".join(summary(tally)))
+    return 0 if fine else 1
