@@ -1,0 +1,333 @@
+"""The resources of this service (PS3.18 10.1 and 8.2): one table of routes, the target of a path, and URLs
+back.
+
+Strategy: ROUTES is the whole of it; documentation prints it, and a tree made of it once finds the route of a
+path in one step a segment. Rules:
+- A path is split at its slashes first and each segment is percent-decoded once then, so an encoded slash
+  never divides.
+- One empty segment after the version and one after `studies` is tolerated: a base URL that ends with a slash
+  is joined so.
+- A malformed UID, frame list or bulk data path is a 400 that names it; what is in no row of the table is a
+  404.
+- GET implies HEAD, and OPTIONS is there for every resource.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from streamsrv.errors import BadRequest, MethodNotAllowed, NotFound, URITooLong
+
+VERSIONS = (1, 2)
+
+# PS3.5 6.2: 64 characters. Leading zeros in a component are against the rules, and exist.
+_UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(?:\.[0-9]+)*\Z")
+# Tags, with item numbers (from 0) between them.
+_BULK = re.compile(r"[0-9A-Fa-f]{8}(?:/[0-9]{1,10}/[0-9A-Fa-f]{8})*\Z")
+_FRAME = re.compile(r"0*([1-9][0-9]*)\Z")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_VERSION = re.compile(r"v([0-9]{1,4})\Z")
+
+# Numbers in one frame list. Each costs an entry of the plan; more than this many do not fit into a request
+# line of 64 kB anyway if they have five digits.
+MAX_FRAMES = 10_000
+# Number of Frames is an IS, at most 2^31 - 1.
+MAX_FRAME_DIGITS = 10
+# Nested deeper than the deepest sequence that is stored: 64 levels of tag and item number.
+MAX_BULK_PATH = 64 * 20
+# Parameters of one query; real ones have under 30.
+MAX_PARAMETERS = 1_000
+
+
+class Kind(enum.StrEnum):
+    SERVICE = "service"  # the base URL itself: only its capabilities
+    SEARCH = "search"  # and, at /studies, store
+    INSTANCES = "instances"
+    METADATA = "metadata"
+    FRAMES = "frames"
+    RENDERED = "rendered"
+    THUMBNAIL = "thumbnail"
+    BULKDATA = "bulkdata"
+    PIXELDATA = "pixeldata"
+    LIVE = "live"
+    READY = "ready"
+
+
+class Level(enum.IntEnum):
+    """Of a search: what it lists. Of all else: the deepest UID of its path."""
+
+    NONE = 0
+    STUDY = 1
+    SERIES = 2
+    INSTANCE = 3
+
+
+class Route(NamedTuple):
+    """One row. `methods` are those that do something; `representation` is what a GET without Accept answers
+    with."""
+
+    kind: Kind
+    level: Level
+    template: str
+    methods: tuple[str, ...]
+    representation: str
+
+    @property
+    def allow(self) -> tuple[str, ...]:
+        """For the Allow header."""
+        head = ("HEAD",) if "GET" in self.methods else ()
+        return (*self.methods, *head, "OPTIONS")
+
+
+_INSTANCES = 'multipart/related; type="application/dicom"'
+_OCTETS = 'multipart/related; type="application/octet-stream"'
+_JSON = "application/dicom+json"
+_JPEG = "image/jpeg"
+
+_LEVELS = (
+    (Level.STUDY, "/studies/{study}"),
+    (Level.SERIES, "/studies/{study}/series/{series}"),
+    (Level.INSTANCE, "/studies/{study}/series/{series}/instances/{instance}"),
+)
+_SEARCHES = (
+    (Level.STUDY, "/studies"),
+    (Level.SERIES, "/series"),
+    (Level.INSTANCE, "/instances"),
+    (Level.SERIES, "/studies/{study}/series"),
+    (Level.INSTANCE, "/studies/{study}/instances"),
+    (Level.INSTANCE, "/studies/{study}/series/{series}/instances"),
+)
+# What lies below each of the three levels.
+_BELOW = (
+    (Kind.METADATA, "/metadata", _JSON),
+    (Kind.RENDERED, "/rendered", _JPEG),
+    (Kind.THUMBNAIL, "/thumbnail", _JPEG),
+    (Kind.BULKDATA, "/bulkdata", _OCTETS),
+    (Kind.PIXELDATA, "/pixeldata", _OCTETS),
+)
+# What lies below an instance only.
+_BELOW_INSTANCE = (
+    (Kind.FRAMES, "/frames/{frames}", _OCTETS),
+    (Kind.RENDERED, "/frames/{frames}/rendered", _JPEG),
+    (Kind.THUMBNAIL, "/frames/{frame}/thumbnail", _JPEG),
+    (Kind.BULKDATA, "/bulkdata/{path}", _OCTETS),
+)
+_GET = ("GET",)
+
+
+def _rows() -> Iterator[Route]:
+    yield Route(Kind.SERVICE, Level.NONE, "", (), "")
+    for level, template in _SEARCHES:
+        yield Route(Kind.SEARCH, level, template, ("GET", "POST") if template == "/studies" else _GET, _JSON)
+    for level, template in _LEVELS:
+        methods = ("GET", "POST", "DELETE") if level is Level.STUDY else ("GET", "DELETE")
+        yield Route(Kind.INSTANCES, level, template, methods, _INSTANCES)
+        for kind, below, representation in _BELOW:
+            yield Route(kind, level, template + below, _GET, representation)
+    for kind, below, representation in _BELOW_INSTANCE:
+        yield Route(kind, Level.INSTANCE, _LEVELS[-1][1] + below, _GET, representation)
+
+
+# Below /v1 and /v2.
+ROUTES: tuple[Route, ...] = tuple(_rows())
+# Below the root, without a version.
+UNVERSIONED: tuple[Route, ...] = (
+    Route(Kind.LIVE, Level.NONE, "/health/live", _GET, "text/plain"),
+    Route(Kind.READY, Level.NONE, "/health/ready", _GET, "text/plain"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A target resource. `version` is 0 for the unversioned ones. `frames` are numbers from 1 as listed,
+    repeats kept; empty where the path lists none. `bulk` is the path of one bulk value ("7FE00010",
+    "00480105/0/00282000")."""
+
+    route: Route
+    version: int = 0
+    study: str | None = None
+    series: str | None = None
+    instance: str | None = None
+    frames: tuple[int, ...] = ()
+    bulk: str | None = None
+
+    @property
+    def kind(self) -> Kind:
+        return self.route.kind
+
+    @property
+    def level(self) -> Level:
+        return self.route.level
+
+    def check_method(self, method: str) -> None:
+        """Raises MethodNotAllowed."""
+        if method not in self.route.allow:
+            raise MethodNotAllowed(f"this resource has no {method[:20]}", self.route.allow)
+
+
+@dataclass(slots=True)
+class _Node:
+    """Of the tree of routes: what may follow."""
+
+    children: dict[str, _Node] = field(default_factory=dict)
+    variable: tuple[str, _Node] | None = None
+    route: Route | None = None
+
+
+def _tree(routes: Sequence[Route]) -> _Node:
+    root = _Node()
+    for route in routes:
+        node = root
+        for segment in route.template.split("/")[1:]:
+            if segment.startswith("{"):
+                # Alternatives of one place ({frames} and {frame}) share its node; what follows tells them
+                # apart.
+                node.variable = node.variable or (segment[1:-1], _Node())
+                node = node.variable[1]
+            else:
+                node = node.children.setdefault(segment, _Node())
+        node.route = route
+    return root
+
+
+_VERSIONED_TREE = _tree(ROUTES)
+_UNVERSIONED_TREE = _tree(UNVERSIONED)
+
+
+def target_of(path: str) -> Target:
+    """The target of a request's path, as it was sent (percent-encoded, without query). Raises NotFound,
+    BadRequest, URITooLong."""
+    segments = [percent_decoded(segment) for segment in path.split("/")[1:]]
+    if segments and (version := _VERSION.match(segments[0])):
+        number = int(version[1])
+        if number in VERSIONS:
+            return _target(_VERSIONED_TREE, _without_empty(segments[1:]), number)
+    elif found := _walk(_UNVERSIONED_TREE, segments):
+        return Target(found[0])
+    supported = " and ".join(f"/v{version}" for version in VERSIONS)
+    raise NotFound(f"the path names no version of this service: supported are {supported}")
+
+
+def _without_empty(segments: list[str]) -> list[str]:
+    kept = segments[1:] if segments[:1] == [""] else segments
+    if kept[:2] == ["studies", ""]:
+        kept = ["studies", *kept[2:]]
+    return kept
+
+
+def _walk(node: _Node, segments: list[str]) -> tuple[Route, dict[str, str]] | None:
+    values: dict[str, str] = {}
+    for index, segment in enumerate(segments):
+        if child := node.children.get(segment):
+            node = child
+        elif node.variable is None:
+            return None
+        else:
+            name, node = node.variable
+            if name == "path":
+                values[name] = "/".join(segments[index:])
+                break
+            values[name] = segment
+    return (node.route, values) if node.route else None
+
+
+def _target(tree: _Node, segments: list[str], version: int) -> Target:
+    found = _walk(tree, segments)
+    if found is None:
+        raise NotFound("this service has no such resource")
+    route, values = found
+    frames = frame_numbers(values["frames"]) if "frames" in values else ()
+    if len(frames) > 1 and route.kind is Kind.THUMBNAIL:
+        raise BadRequest("a thumbnail is made of one frame")
+    uids = {name: uid_of(values[name], name) for name in ("study", "series", "instance") if name in values}
+    return Target(
+        route, version, **uids, frames=frames, bulk=bulk_path(values["path"]) if "path" in values else None
+    )
+
+
+# The parts of a path
+
+
+def uid_of(text: str, name: str) -> str:
+    """A UID of a path, checked. Raises BadRequest that names it."""
+    if not _UID.match(text):
+        raise BadRequest(f"the {name} UID {text[:80]!r} is not digits and dots of at most 64 characters")
+    return text
+
+
+def frame_numbers(text: str) -> tuple[int, ...]:
+    """A comma list of frame numbers from 1: order and repeats are kept."""
+    if text.count(",") >= MAX_FRAMES:
+        raise URITooLong(f"a frame list may hold at most {MAX_FRAMES} numbers")
+    return tuple(_frame_number(number) for number in text.split(","))
+
+
+def _frame_number(text: str) -> int:
+    number = _FRAME.match(text)
+    if number is None:
+        raise BadRequest(f"{text[:20]!r} in the frame list is not a whole number from 1")
+    if len(number[1]) > MAX_FRAME_DIGITS:
+        raise NotFound(f"no SOP instance has a frame {number[1][:20]}")
+    return int(number[1])
+
+
+def bulk_path(text: str) -> str:
+    """The path of a bulk value with its tags in upper case."""
+    if len(text) > MAX_BULK_PATH or not _BULK.match(text):
+        raise BadRequest(f"{text[:80]!r} is not a bulk data path: a tag of eight hex digits, or tag/item/tag")
+    return text.upper()
+
+
+def percent_decoded(text: str) -> str:
+    """Once, and as UTF-8. Raises BadRequest. `text` is a piece of the request line, decoded as ISO 8859-1
+    (RFC 9112 2.2)."""
+    if "%" not in text and text.isascii():
+        return text
+    if _BAD_ESCAPE.search(text):
+        raise BadRequest("the URL holds a percent sign that does not begin an escape")
+    try:
+        return unquote_to_bytes(text.encode("latin-1")).decode("utf-8")
+    except UnicodeError:
+        raise BadRequest("the URL is not UTF-8 after percent-decoding") from None
+
+
+def parse_query(query: str) -> tuple[tuple[str, str], ...]:
+    """The pairs of a query in their order; `+` is a blank."""
+    if query.count("&") >= MAX_PARAMETERS:
+        raise URITooLong(f"a query may hold at most {MAX_PARAMETERS} parameters")
+    pairs = (pair.partition("=") for pair in query.replace("+", " ").split("&") if pair)
+    return tuple((percent_decoded(name), percent_decoded(value)) for name, _, value in pairs)
+
+
+# URLs back. `base` ends with the version and without a slash ("http://h:1/v2"); UIDs need no encoding.
+
+
+def base_url(origin: str, version: int) -> str:
+    """`origin` is scheme, host and the path that a proxy may add, as the client sees them."""
+    return f"{origin.rstrip('/')}/v{version}"
+
+
+def study_url(base: str, study: str) -> str:
+    return f"{base}/studies/{study}"
+
+
+def series_url(base: str, study: str, series: str) -> str:
+    return f"{base}/studies/{study}/series/{series}"
+
+
+def instance_url(base: str, study: str, series: str, instance: str) -> str:
+    return f"{base}/studies/{study}/series/{series}/instances/{instance}"
+
+
+def frame_url(base: str, study: str, series: str, instance: str, frame_number: int) -> str:
+    return f"{instance_url(base, study, series, instance)}/frames/{frame_number}"
+
+
+def bulk_url(base: str, study: str, series: str, instance: str, path: str) -> str:
+    """For BulkDataURI and Content-Location of the value at `path`."""
+    return f"{instance_url(base, study, series, instance)}/bulkdata/{path}"
