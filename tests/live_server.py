@@ -1,0 +1,94 @@
+"""A real server for the tests that need one: `python -m streamsrv serve` on a free loopback port and a
+temporary folder, ready before the test begins and ended by its process id."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+READY_WITHIN = 30.0  # seconds; a loaded machine starts Python slowly
+END_WITHIN = 20.0
+
+
+@dataclass
+class RunningServer:
+    """`url` is the base URL of version 2 without a trailing slash, `origin` the same without version."""
+
+    process: subprocess.Popen
+    origin: str
+    data: Path
+    log: Path
+
+    @property
+    def url(self):
+        return f"{self.origin}/v2"
+
+    def is_ready(self):
+        try:
+            with urllib.request.urlopen(f"{self.origin}/health/ready", timeout=5) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def wait_until_ready(self):
+        deadline = time.monotonic() + READY_WITHIN
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                break
+            if self.is_ready():
+                return
+            time.sleep(0.05)
+        self.end()
+        raise AssertionError(f"the server did not become ready:\n{self.log.read_text()}")
+
+    def end(self):
+        """SIGTERM and its exit code; a server that does not end in time is killed and fails the test."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(END_WITHIN)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"the server did not end on SIGTERM:\n{self.log.read_text()}") from None
+
+
+def executable():
+    """How the command line is called."""
+    named = os.environ.get("STREAMSRV")
+    return [named] if named else [sys.executable, "-m", "streamsrv"]
+
+
+def environment():
+    """Without settings of the machine; with the checkout, unless another executable was named."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("STREAMSRV_")}
+    if "STREAMSRV" not in variables:
+        variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "codecs")])
+    return variables
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def start_server(folder, *flags, workers=2, port=None):
+    """Starts a server with its data in `folder`/data and waits until it is ready. Its caller ends it."""
+    port = port or free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    data, log = folder / "data", folder / "server.log"
+    command = [*executable(), "serve", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--data", str(data), "--workers", str(workers), *flags]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+    server = RunningServer(process, f"http://127.0.0.1:{port}", data, log)
+    server.wait_until_ready()
+    return server
