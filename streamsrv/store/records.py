@@ -1,0 +1,214 @@
+"""The layout of a segment: records back to back, each a header of 104 bytes and its payload.
+
+    offset  bytes 0      8   marker: derived from the store's secret, so that nobody can plant it in an
+    uploaded file 8      1   format version, 1 9      1   kind: 1 PENDING, 2 INSTANCE, 3 VOID, 4 TOMBSTONE 10
+    6   zero 16     16   record id, unique for ever 32     16   id of the record that this one replaces, or
+    zeros: a tombstone that is valid exactly when its record is 48      8   stored at, microseconds since 1970
+    UTC 56      8   payload length 64     16   xxh3-128 of the payload 80      8   where in the segment the
+    request began that wrote this record 88     16   check: BLAKE2b keyed with the secret over bytes 0-87, the
+    segment's id and the record's own offset 104          payload: INSTANCE and VOID: the Part 10 file as
+    received; TOMBSTONE: record ids, 16 bytes each
+
+All numbers are little endian.
+
+Rules of this file
+- A record is PENDING until its request commits, and PENDING is never valid: a walk ends there. Then it
+  becomes INSTANCE, or VOID if it was refused. A header is rewritten in place once and never again.
+- Replacing is part of the new record's header rather than a record of its own: whatever a power loss tears,
+  either the new record is there and the old one dead, or neither.
+- A damaged header costs its own record: the walk finds the next header by its marker and check. Bytes of a
+  payload cannot pass for a header, nor can a header that was copied elsewhere.
+- Requests follow each other in a segment, and each is synced before the next one begins. So only records of
+  the last request in a segment can be torn by a power loss; damage anywhere else is decay. That is what
+  `began` is for.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+FORMAT_VERSION = 1
+ID_LENGTH = 16
+NO_ID = bytes(ID_LENGTH)
+NO_DIGEST = bytes(16)
+
+_FIELDS = struct.Struct("<8sBB6x16s16sQQ16sQ")
+_PLACE = struct.Struct("<QQ")
+CHECK_LENGTH = 16
+HEADER = _FIELDS.size + CHECK_LENGTH
+
+SEARCH_WINDOW = 1 << 20
+
+
+class Kind(enum.IntEnum):
+    PENDING = 1
+    INSTANCE = 2
+    VOID = 3
+    TOMBSTONE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    kind: Kind
+    record_id: bytes
+    stored_at: int
+    length: int
+    digest: bytes
+    began: int
+    replaced: bytes = NO_ID
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A record in a segment; its header is at `offset`."""
+
+    offset: int
+    header: Header
+
+    @property
+    def payload(self) -> int:
+        return self.offset + HEADER
+
+    @property
+    def end(self) -> int:
+        return self.offset + HEADER + self.header.length
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Bytes from `offset` to `end` that are no record. `mended` is the header that stood there, if it can be
+    told for certain."""
+
+    offset: int
+    end: int
+    reason: str
+    mended: Header | None = None
+
+
+Step: TypeAlias = Found | Damage
+
+
+class HeaderDamaged(ValueError):
+    """These bytes are not a header of this place. The message is the reason."""
+
+
+class RecordFormat:
+    """Headers of one store: the layout together with its secret."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self.marker = hashlib.blake2b(b"streamsrv record", key=secret, digest_size=8).digest()
+
+    def pack(self, header: Header, segment: int, offset: int) -> bytes:
+        fields = _FIELDS.pack(
+            self.marker,
+            FORMAT_VERSION,
+            header.kind,
+            header.record_id,
+            header.replaced,
+            header.stored_at,
+            header.length,
+            header.digest,
+            header.began,
+        )
+        return fields + self._check(fields, segment, offset)
+
+    def unpack(self, raw: bytes, segment: int, offset: int) -> Header:
+        """The header at this place; HeaderDamaged says why there is none."""
+        if len(raw) < HEADER:
+            raise HeaderDamaged(f"only {len(raw)} bytes are left for a header of {HEADER}")
+        fields = raw[: _FIELDS.size]
+        marker, version, kind, record_id, replaced, stored_at, length, digest, began = _FIELDS.unpack(fields)
+        if marker != self.marker:
+            raise HeaderDamaged("no record begins here: the marker is wrong")
+        if raw[_FIELDS.size : HEADER] != self._check(fields, segment, offset):
+            raise HeaderDamaged("the header's check is wrong")
+        if version != FORMAT_VERSION:
+            raise HeaderDamaged(f"format version {version} is not known to this program")
+        return Header(Kind(kind), record_id, stored_at, length, digest, began, replaced)
+
+    def mend(self, raw: bytes, segment: int, offset: int) -> Header | None:
+        """The header that one wrong byte made of `raw`, found by trying every byte (30 ms); the keyed check
+        leaves no doubt."""
+        trial = bytearray(raw)
+        for place, byte in enumerate(raw):
+            for value in range(256):
+                trial[place] = value
+                if self._check(trial[: _FIELDS.size], segment, offset) == trial[_FIELDS.size : HEADER]:
+                    return self.unpack(bytes(trial), segment, offset)
+            trial[place] = byte
+        return None
+
+    def _check(self, fields: bytes | bytearray, segment: int, offset: int) -> bytes:
+        place = _PLACE.pack(segment, offset)
+        return hashlib.blake2b(fields + place, key=self._secret, digest_size=CHECK_LENGTH).digest()
+
+    def header_at(self, fd: int, segment: int, offset: int, end: int) -> Header:
+        """Read one header of a segment that ends at `end`; HeaderDamaged if its payload would not fit."""
+        header = self.unpack(os.pread(fd, min(HEADER, end - offset), offset), segment, offset)
+        if offset + HEADER + header.length > end:
+            raise HeaderDamaged(f"its payload of {header.length} bytes runs past the end")
+        return header
+
+    def walk(self, fd: int, segment: int, end: int, *, mend: bool = False) -> Iterator[Step]:
+        """Every record up to `end`, and every damaged range between; ends after a PENDING one.
+
+        With `mend`, a damaged header that differs from a valid one in a single byte is told in Damage.mended.
+        """
+        offset = 0
+        while offset < end:
+            try:
+                header = self.header_at(fd, segment, offset, end)
+            except HeaderDamaged as reason:
+                damage = self._damage(fd, segment, offset, end, str(reason), mend)
+                yield damage
+                offset = damage.end
+                continue
+            found = Found(offset, header)
+            yield found
+            if header.kind is Kind.PENDING:
+                return
+            offset = found.end
+
+    def _damage(self, fd: int, segment: int, offset: int, end: int, reason: str, mend: bool) -> Damage:
+        mended = self.mend(os.pread(fd, HEADER, offset), segment, offset) if mend else None
+        if mended is not None and offset + HEADER + mended.length <= end:
+            return Damage(offset, offset + HEADER + mended.length, reason, mended)
+        return Damage(offset, self.resync(fd, segment, offset + 1, end), reason)
+
+    def resync(self, fd: int, segment: int, start: int, end: int) -> int:
+        """Where the next valid header begins at or after `start`, or `end`."""
+        overlap = len(self.marker) - 1
+        while start < end:
+            window = os.pread(fd, min(SEARCH_WINDOW, end - start), start)
+            at = window.find(self.marker)
+            while at >= 0:
+                if self._valid_at(fd, segment, start + at, end):
+                    return start + at
+                at = window.find(self.marker, at + 1)
+            if len(window) <= overlap:
+                break
+            start += len(window) - overlap
+        return end
+
+    def _valid_at(self, fd: int, segment: int, offset: int, end: int) -> bool:
+        try:
+            self.header_at(fd, segment, offset, end)
+        except HeaderDamaged:
+            return False
+        return True
+
+
+def pack_ids(ids: Sequence[bytes]) -> bytes:
+    """The payload of a tombstone."""
+    return b"".join(ids)
+
+
+def unpack_ids(payload: bytes) -> list[bytes]:
+    return [payload[at : at + ID_LENGTH] for at in range(0, len(payload), ID_LENGTH)]

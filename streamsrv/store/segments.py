@@ -1,0 +1,343 @@
+"""Segments as writers see them: borrowed by one at a time, appended to, given back.
+
+Strategy: a writer borrows a segment (a lock that dies with it, see claims), finds its committed end in the
+index *after* it has the lock, and cuts off what lies behind: the leftovers of a writer that died. It appends
+behind that end, and whatever it has not committed when it gives the segment back is cut off again. A segment
+that is over its size when borrowed is sealed instead: nobody appends to it any more.
+
+Rules of this file
+- What is cut off and may hold valid records is synced at once: a cut that a power loss undoes would bring
+  them back.
+- After a failed sync the segment is sealed and never synced again: the kernel reports a lost page once, and
+  success from then on.
+- A segment's id is never used twice, and what lies before its committed end never changes: a location names
+  bytes for ever.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError
+from streamsrv.store.claims import Claims
+from streamsrv.store.fileops import Buffer, FileOps, copy_all, write_all
+from streamsrv.store.folder import Layout
+from streamsrv.store.rows import SegmentRow
+
+# A segment is one file: an inode for some thousand instances, and small enough that compacting one is short.
+SEGMENT_SIZE = 1 << 30
+# Free space is looked at each time so much has been appended.
+SPACE_CHECK = 64 << 20
+# Others' new segments are looked for at most so often (seconds): with many segments the list is long.
+LIST_AGE = 1.0
+NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT))
+
+
+class SegmentIndex(Protocol):
+    """What segments need of the index."""
+
+    def segment(self, segment: int) -> SegmentRow | None: ...
+    def segments(self) -> dict[int, SegmentRow]: ...
+    def add_segment(self) -> int: ...
+    def seal(self, segment: int) -> None: ...
+
+
+class Borrowed:
+    """A segment that this writer alone appends to. Give it back, whatever happened."""
+
+    def __init__(self, owner: Segments, claims: Claims, row: SegmentRow, fd: int, reserve: bool) -> None:
+        self.segment = row.segment
+        self.fd = fd
+        self.claims = claims
+        self.began = row.committed_end
+        self.committed = row.committed_end
+        self.end = row.committed_end  # where the next byte goes
+        self.unsynced = 0
+        self._reach = row.committed_end  # the file's length: `end` may have been set back since
+        self._owner = owner
+        self._ops = owner.ops
+        self._doubtful = False
+        self._failed = False
+        self._reserve = reserve
+        self._next_space_check = row.committed_end + SPACE_CHECK
+        self._guard = threading.Lock()  # a sync may run in a thread; the descriptor must outlive it
+
+    def append(self, pieces: Sequence[Buffer]) -> None:
+        """Write behind the end. InsufficientStorage when the disk is full or falls under the reserve."""
+        try:
+            length = write_all(self._ops, self.fd, pieces, self.end)
+        except OSError as error:
+            self._reach = os.fstat(self.fd).st_size
+            raise refused(error, "writing to", self.segment) from error
+        self._grown(length)
+        if self._reserve and self.end >= self._next_space_check:
+            self._next_space_check = self.end + SPACE_CHECK
+            self._owner.require_space()
+
+    def append_copy(self, source: int, offset: int, length: int) -> None:
+        """Append bytes of another segment without reading them."""
+        try:
+            copy_all(self._ops, source, offset, self.fd, self.end, length)
+        except OSError as error:
+            self._reach = os.fstat(self.fd).st_size
+            raise refused(error, "copying to", self.segment) from error
+        self._grown(length)
+
+    def _grown(self, length: int) -> None:
+        self.end += length
+        self.unsynced += length
+        self._reach = max(self._reach, self.end)
+
+    def set_back(self, end: int) -> None:
+        """Forget what was appended from `end` on; the next bytes overwrite it."""
+        self.end = end
+
+    def overwrite(self, header: bytes, offset: int) -> None:
+        try:
+            write_all(self._ops, self.fd, [header], offset)
+        except OSError as error:
+            raise refused(error, "writing to", self.segment) from error
+
+    def doubt(self) -> None:
+        """Valid records may be in the file, from now on, that the index does not know."""
+        if not self._doubtful:
+            self.claims.set_doubt(self.segment)
+            self._doubtful = True
+
+    def sync(self) -> None:
+        """All that was appended is on the disk. May run in a thread beside `append`."""
+        with self._guard:
+            if self.fd < 0:
+                return
+            if self._failed:
+                raise StoreError(f"segment {self.segment} could not be synced before")
+            self.unsynced = 0
+            try:
+                self._ops.sync(self.fd)
+            except OSError as error:
+                self._failed = True
+                self._owner.spoil(self.segment)
+                raise refused(error, "syncing", self.segment) from error
+
+    def commit_up_to(self, end: int) -> None:
+        """The index has durably taken everything before `end`."""
+        self.committed = end
+        self._doubtful = False
+        self.claims.clear_doubt(self.segment)
+
+    def give_back(self) -> None:
+        """Cut off what is not committed, and let others have the segment. Safe to call twice."""
+        with self._guard:
+            if self.fd < 0:
+                return
+            try:
+                self._cut()
+            except (OSError, StoreError):
+                # Left as it is: the next borrower cuts it, and until then the doubt stays for others to see.
+                self._owner.forget(self.segment)
+            finally:
+                os.close(self.fd)
+                self.fd = -1
+                self.claims.close()
+
+    def _cut(self) -> None:
+        if self._doubtful:
+            # The commit failed: whether it reached the disk, only the index can tell.
+            self.committed = self._owner.committed_end(self.segment)
+        if self._reach > self.committed:
+            self._ops.truncate(self.fd, self.committed)
+        if self._doubtful:
+            if not self._failed:
+                self._ops.sync(self.fd)
+            self.claims.clear_doubt(self.segment)
+
+
+class Segments:
+    """All segments of a store, in one process."""
+
+    def __init__(
+        self, layout: Layout, index: SegmentIndex, ops: FileOps, segment_size: int, min_free: int | None
+    ) -> None:
+        self.ops = ops
+        self._layout = layout
+        self._index = index
+        self._size = segment_size
+        self._min_free = min_free
+        self._lock = threading.Lock()
+        self._unsealed: list[int] = []  # those that may take more records, as far as we know
+        self._listed = 0.0
+
+    # Borrowing
+
+    def require_space(self) -> None:
+        """InsufficientStorage when less than the reserve is free: deletes, compaction and the index need room
+        to work in."""
+        free, total = self.ops.space(self._layout.root)
+        reserve = min(1 << 30, total // 50) if self._min_free is None else self._min_free
+        if free < reserve:
+            raise InsufficientStorage(f"less than {reserve} bytes are free on the disk of the store")
+
+    def borrow(self, *, reserve: bool = False) -> Borrowed:
+        """A segment to append to: one that nobody has, else a new one. With `reserve`, InsufficientStorage
+        rather than fill the disk."""
+        if reserve:
+            self.require_space()
+        claims = Claims(self._layout.claims, self.ops)
+        try:
+            for segment in self._candidates():
+                if claims.borrow(segment):
+                    borrowed = self._adopt(claims, segment, reserve)
+                    if borrowed:
+                        return borrowed
+                    claims.give_back(segment)
+            return self._create(claims, reserve)
+        except BaseException:
+            claims.close()
+            raise
+
+    def _candidates(self) -> Iterable[int]:
+        """Known segments first, always in the same order so that few of them grow; then what others have
+        made."""
+        with self._lock:
+            known = list(self._unsealed)
+        yield from known
+        if time.monotonic() - self._listed > LIST_AGE:
+            with self._lock:
+                self.refresh()
+                fresh = [segment for segment in self._unsealed if segment not in known]
+            yield from fresh
+
+    def refresh(self) -> None:
+        rows = self._index.segments().values()
+        self._unsealed = sorted(row.segment for row in rows if not row.sealed)
+        self._listed = time.monotonic()
+
+    def _adopt(self, claims: Claims, segment: int, reserve: bool) -> Borrowed | None:
+        """Make a segment whose lock we have fit for appending; None if it is full, sealed, gone or
+        damaged."""
+        row = self._index.segment(segment)
+        if row is None or row.sealed:
+            self.forget(segment)
+            return None
+        if row.committed_end >= self._size:
+            self.spoil(segment)
+            return None
+        fd = self._open_for_writing(row)
+        if fd is None:
+            self.forget(segment)
+            return None
+        try:
+            self._cut_back(fd, row, claims)
+        except OSError:
+            os.close(fd)
+            self.spoil(segment)
+            return None
+        return Borrowed(self, claims, row, fd, reserve)
+
+    def _open_for_writing(self, row: SegmentRow) -> int | None:
+        path = self._layout.segment(row.segment)
+        try:
+            fd = self.ops.open(path)
+        except FileNotFoundError:
+            # Its maker died between the index and the file.
+            return self._create_file(row.segment) if row.committed_end == 0 else None
+        if os.fstat(fd).st_size < row.committed_end:
+            os.close(fd)
+            return None
+        return fd
+
+    def _cut_back(self, fd: int, row: SegmentRow, claims: Claims) -> None:
+        if os.fstat(fd).st_size > row.committed_end:
+            self.ops.truncate(fd, row.committed_end)
+            if not row.sealed:
+                self.ops.sync(fd)
+        claims.clear_doubt(row.segment)
+
+    def _create(self, claims: Claims, reserve: bool) -> Borrowed:
+        while True:
+            segment = self._index.add_segment()
+            if claims.borrow(segment):
+                break
+        fd = self._create_file(segment)
+        with self._lock:
+            self._unsealed.append(segment)
+        return Borrowed(self, claims, SegmentRow(segment), fd, reserve)
+
+    def _create_file(self, segment: int) -> int:
+        """Its name is durable before anything in it can be committed."""
+        try:
+            fd = self.ops.create(self._layout.segment(segment))
+        except FileExistsError:
+            raise StoreCorrupt(f"segment {segment} has a file that the index does not know") from None
+        except OSError as error:
+            raise refused(error, "creating", segment) from error
+        try:
+            self.ops.sync(fd)
+            self.ops.sync_folder(self._layout.segments)
+        except OSError as error:
+            os.close(fd)
+            raise refused(error, "creating", segment) from error
+        return fd
+
+    def committed_end(self, segment: int) -> int:
+        row = self._index.segment(segment)
+        if row is None:
+            raise StoreError(f"segment {segment} is not in the index")
+        return row.committed_end
+
+    def spoil(self, segment: int) -> None:
+        """Nobody appends to it any more."""
+        self.forget(segment)
+        self._index.seal(segment)
+
+    def forget(self, segment: int) -> None:
+        """This process does not try it again."""
+        with self._lock:
+            if segment in self._unsealed:
+                self._unsealed.remove(segment)
+
+    # Leftovers of the dead
+
+    def settle(self, own: Borrowed) -> None:
+        """Cut back the segments of writers that died while the index did not know their valid records yet."""
+        for segment in own.claims.doubts():
+            if segment != own.segment:
+                self._cut_if_free(segment, own.claims)
+
+    def settle_all(self) -> None:
+        """Cut back every segment that nobody has borrowed: when a store is opened."""
+        claims = Claims(self._layout.claims, self.ops)
+        try:
+            with self._lock:
+                self.refresh()
+                unsealed = list(self._unsealed)
+            for segment in unsealed:
+                self._cut_if_free(segment, claims)
+        finally:
+            claims.close()
+
+    def _cut_if_free(self, segment: int, claims: Claims) -> None:
+        if not claims.borrow(segment):
+            return  # its writer lives, or its next one has cut it back
+        try:
+            row = self._index.segment(segment)
+            if row is not None and self._layout.segment(segment).exists():
+                fd = self.ops.open(self._layout.segment(segment))
+                try:
+                    self._cut_back(fd, row, claims)
+                finally:
+                    os.close(fd)
+        finally:
+            claims.give_back(segment)
+
+
+def refused(error: OSError, doing: str, segment: int) -> StoreError | InsufficientStorage:
+    """What the user hears of a system call that failed."""
+    if error.errno in NO_SPACE:
+        return InsufficientStorage(f"the disk is full ({doing} segment {segment})")
+    return StoreError(f"{doing} segment {segment} failed: {error.strerror}")

@@ -1,0 +1,152 @@
+"""The store as everyone above sees it: an index, segments, and what keeps the two true to each other.
+
+Data is synced before the index commits, and the index before anyone is answered. See records, claims,
+segments and transaction for how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from streamsrv.dicom.instance import BulkValue
+from streamsrv.errors import Forbidden
+from streamsrv.store import folder as folders
+from streamsrv.store.fileops import FileOps
+from streamsrv.store.folder import Held, Layout
+from streamsrv.store.index import Index
+from streamsrv.store.leases import Readers, SegmentLease
+from streamsrv.store.records import RecordFormat
+from streamsrv.store.rows import Change, InstanceKey, InstanceRow
+from streamsrv.store.segments import SEGMENT_SIZE, Segments
+from streamsrv.store.tombstones import Deletion
+from streamsrv.store.transaction import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    segment_size: int = SEGMENT_SIZE
+    min_free: int | None = None  # bytes; None: 1 GiB or 2 % of the disk, whichever is less
+
+
+class Store:
+    """One open store. Several processes may have it open; threads may share one."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        index: Index,
+        options: StoreOptions,
+        ops: FileOps,
+        held: list[Held],
+        read_only: bool,
+    ) -> None:
+        identity = folders.identity_of(layout)
+        self.layout = layout
+        self.store_id = identity.store_id
+        self.secret = identity.secret
+        self.read_only = read_only
+        self.ops = ops
+        self.index = index
+        self.form = RecordFormat(identity.secret)
+        self.segments = Segments(layout, index, ops, options.segment_size, options.min_free)
+        self.readers = Readers(layout)
+        self._held = held
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        options: StoreOptions | None = None,
+        *,
+        read_only: bool = False,
+        exclusive: bool = False,
+        fileops: FileOps | None = None,
+    ) -> Store:
+        """Open the store, making it unless `read_only`. `exclusive`: be its server too, as `lock` does;
+        StoreLocked if there is one."""
+        ops, layout = fileops or FileOps(), Layout(folder)
+        held = [folders.lock(layout, ops)] if exclusive else []
+        try:
+            if not read_only:
+                folders.prepare(layout, ops)
+            folders.identity_of(layout)
+            held.append(folders.use(layout))
+            folders.ensure_index(layout, ops)
+            index = Index.open(layout.index, read_only=read_only)
+            store = cls(layout, index, options or StoreOptions(), ops, held, read_only)
+            if not read_only:
+                store.segments.settle_all()
+        except BaseException:
+            for one in held:
+                one.close()
+            raise
+        return store
+
+    @staticmethod
+    def lock(folder: Path, fileops: FileOps | None = None) -> Held:
+        """Be the one server of the folder (its workers then open the store without a lock of their own)."""
+        return folders.lock(Layout(folder), fileops or FileOps())
+
+    def close(self) -> None:
+        self.index.close()
+        for held in self._held:
+            held.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Writing
+
+    def begin(self) -> Transaction:
+        """Begin to store. InsufficientStorage when less than `min_free` is left, Forbidden when the store is
+        read-only."""
+        self._require_writable()
+        return Transaction(self.segments, self.readers, self.index, self.form)
+
+    def delete(self, study: str, series: str | None = None, instance: str | None = None) -> int:
+        """Delete the target resource, durably; returns how many instances it had."""
+        self._require_writable()
+        return Deletion(self.segments, self.index, self.form).run(study, series, instance)
+
+    def _require_writable(self) -> None:
+        if self.read_only:
+            raise Forbidden("this store is read-only")
+
+    # Reading
+
+    def open_segments(self, segments: Iterable[int]) -> SegmentLease:
+        """Descriptors for the spans of an answer; SegmentGone if one has been unlinked: look the instances up
+        again."""
+        return self.readers.open(segments)
+
+    def lookup(
+        self,
+        study: str,
+        series: str | None = None,
+        instance: str | None = None,
+        *,
+        after: InstanceKey | None = None,
+        limit: int = 1000,
+    ) -> list[InstanceRow]:
+        """The instances of the target resource in the order of their keys."""
+        return self.index.lookup(study, series, instance, after=after, limit=limit)
+
+    def frame_entries(self, row: InstanceRow, indices: Sequence[int]) -> list[tuple[int, int]]:
+        return self.index.frame_entries(row, indices)
+
+    def metadata(self, rows: Sequence[InstanceRow]) -> Iterator[bytes]:
+        return self.index.metadata(rows)
+
+    def bulk_value(self, key: InstanceKey, path: str) -> BulkValue | None:
+        return self.index.bulk_value(key, path)
+
+    def changes(self, after: int = 0, limit: int = 1000) -> list[Change]:
+        return self.index.changes(after, limit)

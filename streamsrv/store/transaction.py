@@ -1,0 +1,317 @@
+"""A store transaction: records appended to one borrowed segment, made valid together.
+
+Strategy: `write` hands the socket's own views to the kernel and to the running digest, and copies nothing.
+Records stay PENDING until `commit`, which goes through the instances in slices: claim their keys, see which
+of them exist, rewrite each header as INSTANCE or VOID, sync, commit to the index. So of two requests that
+race for a key exactly one wins, and a segment never holds two living records of one key.
+
+    append headers and payloads            PENDING
+    claim keys; settle the dead's doubts; look up
+    set doubt; rewrite headers             INSTANCE, or VOID
+    sync the segment
+    commit to the index                    acknowledged from here on
+    clear doubt; release keys
+
+Rules of this file
+- The instances of a commit come in the order of their records.
+- Records that lost or were dropped cost nothing behind the last winner: they are cut off. In front of it they
+  become VOID.
+- Within a request the first of equal keys wins, whatever `on_duplicate` says.
+- A transaction is used by one thread at a time, but for `sync_so_far`, which may run beside `write`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import xxhash
+
+from streamsrv.errors import StoreError
+from streamsrv.store import failpoints
+from streamsrv.store.fileops import Buffer
+from streamsrv.store.leases import Readers
+from streamsrv.store.records import HEADER, NO_DIGEST, NO_ID, Header, Kind, RecordFormat
+from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance, OnDuplicate, Outcome
+from streamsrv.store.segments import Borrowed, Segments
+
+# A commit's slice: what one index transaction takes, and how long others may wait for a key.
+SLICE_INSTANCES = 1_000
+SLICE_BYTES = 16 << 20
+COMPARE_WINDOW = 1 << 20
+NONCE = 10  # a record id is a nonce of its transaction and the record's number in it
+
+
+class CommitIndex(Protocol):
+    """What a commit needs of the index."""
+
+    def existing(self, keys: Sequence[InstanceKey]) -> list[InstanceRow | None]: ...
+    def commit(
+        self,
+        new: Sequence[NewInstance],
+        *,
+        segment: int,
+        committed_end: int,
+        dead_bytes: int = 0,
+        replaced: Sequence[InstanceRow] = (),
+    ) -> None: ...
+
+
+class Record:
+    """A record that has been received whole. It can be read until its transaction ends."""
+
+    __slots__ = ("_segment", "digest", "location", "number", "record_id", "replaced", "stored_at")
+
+    def __init__(
+        self,
+        segment: Borrowed,
+        number: int,
+        location: Location,
+        record_id: bytes,
+        digest: bytes,
+        stored_at: int,
+    ) -> None:
+        self._segment = segment
+        self.number = number
+        self.location = location
+        self.record_id = record_id
+        self.digest = digest
+        self.stored_at = stored_at
+        self.replaced = NO_ID
+
+    @property
+    def begin(self) -> int:
+        return self.location.offset - HEADER
+
+    @property
+    def end(self) -> int:
+        return self.location.offset + self.location.length
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Bytes of the payload, fewer at its end."""
+        length = min(length, self.location.length - offset)
+        if length <= 0:
+            return b""
+        if self._segment.fd < 0:
+            raise StoreError("the record's transaction has ended")
+        return os.pread(self._segment.fd, length, self.location.offset + offset)
+
+
+class Clock:
+    """Microseconds since 1970, never twice the same in a process."""
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._lock = threading.Lock()
+
+    def now(self) -> int:
+        with self._lock:
+            self._last = max(self._last + 1, time.time_ns() // 1_000)
+            return self._last
+
+
+CLOCK = Clock()
+
+
+class Transaction:
+    """Made by Store.begin. Ends with `commit`, else call `abort`, which is safe to call twice and after a
+    commit."""
+
+    def __init__(self, segments: Segments, readers: Readers, index: CommitIndex, form: RecordFormat) -> None:
+        self._segments = segments
+        self._readers = readers
+        self._index = index
+        self._form = form
+        self._segment = segments.borrow(reserve=True)
+        self._nonce = secrets.token_bytes(NONCE)
+        self._number = 0
+        self._open_at = -1  # where the open record begins, or -1
+        self._head = b""  # its header, until the first write takes it along
+        self._hash = xxhash.xxh3_128()
+        self._lost: dict[int, int] = {}  # end -> begin of ranges that were dropped or refused
+
+    # Receiving
+
+    @property
+    def unsynced(self) -> int:
+        """Bytes written since the last sync began."""
+        return self._segment.unsynced
+
+    def sync_so_far(self) -> None:
+        """Bring what has been written to the disk, so that the sync at the end is short."""
+        self._segment.sync()
+
+    def open_record(self) -> None:
+        if self._open_at >= 0:
+            raise StoreError("a record is open already")
+        self._open_at = self._segment.end
+        self._number += 1
+        header = Header(Kind.PENDING, self._record_id(), 0, 0, NO_DIGEST, self._segment.began)
+        self._head = self._form.pack(header, self._segment.segment, self._open_at)
+        self._hash.reset()
+
+    def _record_id(self) -> bytes:
+        return self._nonce + self._number.to_bytes(16 - NONCE, "big")
+
+    def write(self, pieces: Sequence[Buffer]) -> None:
+        """Append to the open record. The views are not kept."""
+        update = self._hash.update
+        for piece in pieces:
+            update(piece)
+        if self._head:
+            pieces = [self._head, *pieces]
+            self._head = b""
+        self._segment.append(pieces)
+        failpoints.hit("mid-body")
+
+    def close_record(self) -> Record:
+        if self._open_at < 0:
+            raise StoreError("no record is open")
+        if self._head:
+            self.write(())
+        payload = self._open_at + HEADER
+        self._open_at = -1
+        location = Location(self._segment.segment, payload, self._segment.end - payload)
+        return Record(
+            self._segment, self._number, location, self._record_id(), self._hash.digest(), CLOCK.now()
+        )
+
+    def drop_record(self, record: Record) -> None:
+        """The record is not wanted: its bytes go, at once if nothing was written behind it."""
+        self._lose(record)
+        if self._open_at < 0 and self._segment.end in self._lost:
+            self._segment.set_back(self._lost.pop(self._segment.end))
+
+    def _lose(self, record: Record) -> None:
+        """Neighbours become one range, so that a million refused parts weigh nothing."""
+        self._lost[record.end] = self._lost.pop(record.begin, record.begin)
+
+    # Ending
+
+    def abort(self) -> None:
+        """Leave nothing behind of what is not committed."""
+        self._segment.give_back()
+
+    def commit(
+        self, instances: Iterable[tuple[Record, NewInstance]], on_duplicate: OnDuplicate = OnDuplicate.REFUSE
+    ) -> list[Outcome]:
+        """Make the instances durable and found, a slice at a time; the outcomes in their order. The
+        transaction ends."""
+        outcomes: list[Outcome] = []
+        try:
+            if self._open_at >= 0:
+                raise StoreError("a record is still open")
+            for portion in slices(instances):
+                outcomes += self._commit_slice(portion, on_duplicate)
+        finally:
+            self._segment.give_back()
+        return outcomes
+
+    def _commit_slice(
+        self, portion: list[tuple[Record, NewInstance]], on_duplicate: OnDuplicate
+    ) -> list[Outcome]:
+        claims = self._segment.claims
+        claims.take(new.row.key for _, new in portion)
+        self._segments.settle(self._segment)
+        existing = self._index.existing([new.row.key for _, new in portion])
+        firsts: dict[InstanceKey, Record] = {}
+        outcomes: list[Outcome] = []
+        winners: list[tuple[Record, NewInstance]] = []
+        replaced: list[InstanceRow] = []
+        for (record, new), row in zip(portion, existing, strict=True):
+            outcome = self._outcome(record, firsts.get(new.row.key), row, on_duplicate)
+            outcomes.append(outcome)
+            if outcome not in (Outcome.STORED, Outcome.REPLACED):
+                self._lose(record)
+                continue
+            firsts[new.row.key] = record
+            winners.append((record, new))
+            if row is not None:
+                record.replaced = row.record_id
+                replaced.append(row)
+        if winners:
+            self._make_valid(winners, replaced)
+        claims.release()
+        return outcomes
+
+    def _outcome(
+        self, record: Record, first: Record | None, row: InstanceRow | None, on_duplicate: OnDuplicate
+    ) -> Outcome:
+        other = first or row
+        if other is None:
+            return Outcome.STORED
+        if on_duplicate is OnDuplicate.ACCEPT_IDENTICAL and self._identical(record, other):
+            return Outcome.IDENTICAL
+        if on_duplicate is OnDuplicate.REPLACE and other.record_id[:NONCE] != self._nonce:
+            return Outcome.REPLACED
+        return Outcome.DUPLICATE
+
+    def _identical(self, record: Record, other: Record | InstanceRow) -> bool:
+        """The same bytes: digests first, then every byte. Nobody moves the other record while we hold its
+        key."""
+        location = other.location
+        if other.digest != record.digest or location.length != record.location.length:
+            return False
+        with self._readers.open([location.segment]) as lease:
+            return all(
+                record.pread(at, COMPARE_WINDOW)
+                == lease.pread(
+                    location.segment, location.offset + at, min(COMPARE_WINDOW, location.length - at)
+                )
+                for at in range(0, location.length, COMPARE_WINDOW)
+            )
+
+    def _make_valid(self, winners: list[tuple[Record, NewInstance]], replaced: list[InstanceRow]) -> None:
+        end = winners[-1][0].end
+        voids = {at: begin for at, begin in self._lost.items() if at < end}
+        segment = self._segment
+        segment.doubt()
+        for record, _ in winners:
+            segment.overwrite(self._winner(record), record.begin)
+        for at, begin in voids.items():
+            void = Header(Kind.VOID, NO_ID, 0, at - begin - HEADER, NO_DIGEST, segment.began)
+            segment.overwrite(self._form.pack(void, segment.segment, begin), begin)
+        failpoints.hit("before-data-sync")
+        segment.sync()
+        failpoints.hit("after-data-sync")
+        self._index.commit(
+            [new for _, new in winners],
+            segment=segment.segment,
+            committed_end=end,
+            dead_bytes=sum(at - begin for at, begin in voids.items()),
+            replaced=replaced,
+        )
+        failpoints.hit("after-commit")
+        segment.commit_up_to(end)
+        for at in voids:
+            del self._lost[at]
+
+    def _winner(self, record: Record) -> bytes:
+        header = Header(
+            Kind.INSTANCE,
+            record.record_id,
+            record.stored_at,
+            record.location.length,
+            record.digest,
+            self._segment.began,
+            record.replaced,
+        )
+        return self._form.pack(header, self._segment.segment, record.begin)
+
+
+def slices(instances: Iterable[tuple[Record, NewInstance]]) -> Iterator[list[tuple[Record, NewInstance]]]:
+    """Portions of at most SLICE_INSTANCES, or SLICE_BYTES of index entries, nearly."""
+    portion: list[tuple[Record, NewInstance]] = []
+    size = 0
+    for record, new in instances:
+        portion.append((record, new))
+        size += len(new.frame_table) + sum(map(len, new.metadata))
+        if len(portion) == SLICE_INSTANCES or size >= SLICE_BYTES:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
