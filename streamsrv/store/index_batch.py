@@ -1,0 +1,229 @@
+"""What one write transaction of the index does: stores, deletions, moves, segments.
+
+Strategy: several requests share a transaction (`index_writer`), so each of them first checks everything that
+could refuse it, then writes. Studies, series and segments are gathered while the requests pass, and written
+once, in `finish`.
+
+Rules of this file: a request that raises while `writing` is False has written nothing; else the whole
+transaction must be given up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from streamsrv.errors import StoreCorrupt, StoreError
+from streamsrv.store.index_answers import instance_text, variant_digest, variant_text
+from streamsrv.store.index_environment import Transaction
+from streamsrv.store.index_levels import Levels
+from streamsrv.store.index_rows import (
+    bulk_path_key,
+    chunk_key,
+    frame_chunks,
+    moved,
+    number_key,
+    order_of,
+    pack_bulk,
+    pack_change,
+    pack_instance,
+    pack_segment,
+    record_id_of,
+    segment_key,
+    serial_of,
+    size_of,
+    triple,
+    unpack_instance,
+    unpack_segment,
+    variant_of,
+    with_serial,
+)
+from streamsrv.store.rows import ChangeKind, InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
+
+_BY_SERIAL = ("metadata", "frames", "bulk")
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A NewInstance packed for the index: made in the thread of its request, so that the writer thread only
+    puts."""
+
+    new: NewInstance
+    key: bytes
+    variant: bytes
+    variant_text: bytes
+    packed: bytes
+    size: int
+
+
+def prepare(new: NewInstance) -> Prepared:
+    text = variant_text(new.attributes)
+    digest = variant_digest(text)
+    packed = pack_instance(new.row, digest, instance_text(new.row, new.attributes))
+    return Prepared(new, triple(new.row.key), digest, text, packed, size_of(new))
+
+
+class Batch:
+    def __init__(self, transaction: Transaction, handles: dict[str, Any]) -> None:
+        self._transaction = transaction
+        self._handles = handles
+        self._levels = Levels(transaction, handles)
+        self._segments: dict[int, SegmentRow] = {}
+        self._at = time.time_ns() // 1000
+        self._sequence = self._last_sequence()
+        self.writing = False
+
+    def finish(self) -> None:
+        self._levels.flush()
+        for row in self._segments.values():
+            self._put("segments", segment_key(row.segment), pack_segment(row))
+        self._segments = {}
+
+    # -- requests
+
+    def store(
+        self, new: Sequence[Prepared], segment: int, end: int, dead: int, replaced: Sequence[InstanceRow]
+    ) -> None:
+        expected = {row.key: row.record_id for row in replaced}
+        self._segment(segment)
+        old = [self._check_new(prepared, expected) for prepared in new]
+        if len({prepared.key for prepared in new}) != len(new):
+            raise StoreCorrupt("an instance occurs twice in one commit")
+        self.writing = True
+        for prepared, value in zip(new, old, strict=True):
+            self._store_one(prepared, value)
+        self._account(segment, end=end, dead=dead)
+        self.writing = False
+
+    def delete(self, rows: Sequence[InstanceRow], segment: int, end: int, dead: int) -> list[InstanceRow]:
+        self._segment(segment)
+        self.writing, gone = True, []
+        for row in rows:
+            key = triple(row.key)
+            value = self._get("instances", key)
+            if value is not None and record_id_of(value) == row.record_id:
+                current = unpack_instance(row.key, value)
+                self._remove(current, key, value)
+                self._change(ChangeKind.DELETED, current, key)
+                gone.append(current)
+        self._account(segment, end=end, dead=dead)
+        self.writing = False
+        return gone
+
+    def relocate(self, moves: Sequence[tuple[InstanceRow, Location]], segment: int, end: int) -> list[bool]:
+        """An instance moves only if it still lies where the caller saw it."""
+        self._segment(segment)
+        self.writing, done = True, []
+        for row, location in moves:
+            key = triple(row.key)
+            value = self._get("instances", key)
+            current = unpack_instance(row.key, value) if value else None
+            same = current is not None and (current.record_id, current.location) == (
+                row.record_id,
+                row.location,
+            )
+            if same and value:
+                self._put("instances", key, moved(value, location))
+                self._account(row.location.segment, live=-row.location.length, dead=row.location.length)
+                self._account(location.segment, live=location.length)
+            done.append(same)
+        self._account(segment, end=end)
+        self.writing = False
+        return done
+
+    def add_segment(self) -> int:
+        """Numbers are never used again: a location names bytes for ever."""
+        text = self._get("about", b"next_segment")
+        if text is None:
+            raise StoreCorrupt("the index does not say which segment comes next: run reindex")
+        self.put_segment(SegmentRow(int(text)))
+        return int(text)
+
+    def put_segment(self, row: SegmentRow) -> None:
+        self._segments[row.segment] = row
+        text = self._get("about", b"next_segment") or b"1"
+        following = max(int(text), row.segment + 1)
+        self._put("about", b"next_segment", b"%d" % following)
+
+    def seal(self, segment: int) -> None:
+        self._segments[segment] = dataclasses.replace(self._segment(segment), sealed=True)
+
+    def drop_segment(self, segment: int) -> None:
+        if self._segment(segment).live:
+            raise StoreError(f"segment {segment} still holds indexed instances")
+        del self._segments[segment]
+        self._transaction.delete(segment_key(segment), db=self._handles["segments"])
+
+    # -- one instance
+
+    def _check_new(self, prepared: Prepared, replaced: dict[InstanceKey, bytes]) -> bytes | None:
+        value = self._get("instances", prepared.key)
+        if value is not None and replaced.get(prepared.new.row.key) != record_id_of(value):
+            raise StoreCorrupt("an instance to be stored is in the index already")
+        return value
+
+    def _store_one(self, prepared: Prepared, old: bytes | None) -> None:
+        row = prepared.new.row
+        if old is not None:
+            self._remove(unpack_instance(row.key, old), prepared.key, old)
+        self._change(ChangeKind.STORED if old is None else ChangeKind.REPLACED, row, prepared.key)
+        serial = self._sequence
+        self._put("instances", prepared.key, with_serial(serial, prepared.packed))
+        for chunk, frame in enumerate(prepared.new.metadata):
+            self._put("metadata", chunk_key(serial, chunk), frame)
+        for chunk, pairs in enumerate(frame_chunks(prepared.new.frame_table)):
+            self._put("frames", chunk_key(serial, chunk), pairs)
+        for value in prepared.new.bulk:
+            self._put("bulk", number_key(serial) + bulk_path_key(value.path), pack_bulk(value))
+        self._put("uids", b"i" + row.key.instance.encode(), f"{row.key.study}\0{row.key.series}".encode())
+        self._levels.add(row.key, order_of(row), prepared.variant, prepared.variant_text, row.sop_class_uid)
+        self._account(row.location.segment, live=row.location.length)
+
+    def _remove(self, row: InstanceRow, key: bytes, value: bytes) -> None:
+        start = number_key(serial_of(value))
+        for name in _BY_SERIAL:
+            cursor = self._transaction.cursor(db=self._handles[name])
+            more = cursor.set_range(start)
+            while more and cursor.key().startswith(start):
+                more = cursor.delete()
+        self._transaction.delete(key, db=self._handles["instances"])
+        parent = f"{row.key.study}\0{row.key.series}".encode()
+        self._transaction.delete(b"i" + row.key.instance.encode(), parent, db=self._handles["uids"])
+        self._levels.remove(row.key, order_of(row), variant_of(value), row.sop_class_uid)
+        self._account(row.location.segment, live=-row.location.length, dead=row.location.length)
+
+    def _change(self, kind: ChangeKind, row: InstanceRow, key: bytes) -> None:
+        self._sequence += 1
+        self._put("changes", number_key(self._sequence), pack_change(kind, self._at, row.record_id, key))
+
+    def _last_sequence(self) -> int:
+        cursor = self._transaction.cursor(db=self._handles["changes"])
+        return int.from_bytes(cursor.key(), "big") if cursor.last() else 0
+
+    # -- segments
+
+    def _segment(self, segment: int) -> SegmentRow:
+        row = self._segments.get(segment)
+        if row is None:
+            key = segment_key(segment)
+            value = self._get("segments", key)
+            if value is None:
+                raise StoreCorrupt(f"segment {segment} is not in the index")
+            row = self._segments[segment] = unpack_segment(key, value)
+        return row
+
+    def _account(self, segment: int, *, end: int = 0, live: int = 0, dead: int = 0) -> None:
+        row = self._segment(segment)
+        self._segments[segment] = dataclasses.replace(
+            row, committed_end=max(row.committed_end, end), live=max(row.live + live, 0), dead=row.dead + dead
+        )
+
+    def _get(self, name: str, key: bytes) -> bytes | None:
+        value: bytes | None = self._transaction.get(key, db=self._handles[name])
+        return value
+
+    def _put(self, name: str, key: bytes, value: bytes) -> None:
+        self._transaction.put(key, value, db=self._handles[name])

@@ -1,0 +1,178 @@
+"""The LMDB environment under the index: its databases, its limits, its errors in our words.
+
+Strategy: opened once a process, after the process has started (nothing forks later). Readers begin a
+transaction for each batch and end it with the batch: an open one would pin every page that was freed since,
+and the file would grow. Writes belong to the one writer thread of the process (`index_writer`).
+
+Rules of this file: LMDB's own words and exceptions do not leave it and its companions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import lmdb
+
+from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError, StoreLocked, StreamsrvError
+from streamsrv.store.query import TABLE_DIGEST
+
+SCHEMA = "1"
+
+Transaction: TypeAlias = Any  # lmdb.Transaction and lmdb.Cursor: py-lmdb's stubs are not read
+Cursor: TypeAlias = Any
+
+MAP_SIZE = 1 << 40  # sparse: address space, not disk
+MAX_READERS = 1024  # one for each thread that reads, of all processes; LMDB's default is 126
+
+# Name -> several values a key.
+DATABASES: dict[str, bool] = {
+    "instances": False,
+    "metadata": False,
+    "frames": False,
+    "bulk": False,
+    "variants": False,
+    "studies": False,
+    "series": False,
+    "attributes": True,
+    "uids": True,
+    "changes": False,
+    "segments": False,
+    "about": False,
+}
+
+_CORRUPT = (
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.InvalidError,
+    lmdb.VersionMismatchError,
+    lmdb.BadValsizeError,
+)
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """LMDB's exceptions as ours."""
+    try:
+        yield
+    except StreamsrvError:
+        raise
+    except lmdb.Error as error:
+        raise in_our_words(error, doing) from error
+
+
+def in_our_words(error: lmdb.Error, doing: str) -> StoreError | InsufficientStorage:
+    if isinstance(error, lmdb.MapFullError | lmdb.DiskError) or os.strerror(errno.ENOSPC) in str(error):
+        return InsufficientStorage(f"no space left while {doing}")
+    if isinstance(error, _CORRUPT):
+        return StoreCorrupt(f"the index is damaged ({error}), found while {doing}: run reindex")
+    return StoreError(f"the index failed while {doing}: {error}")
+
+
+class Environment:
+    """The open index folder. `handles` maps the name of a database to what LMDB wants to hear."""
+
+    def __init__(self, folder: Path, *, read_only: bool) -> None:
+        self.folder = folder
+        self.read_only = read_only
+        self.handles: dict[str, Any] = {}
+        if not read_only:
+            folder.mkdir(parents=True, exist_ok=True)
+        elif not (folder / "data.mdb").exists():
+            raise StoreError("there is no index: run reindex")
+        self._users = self._join()
+        try:
+            with translated("opening the index"):
+                self._open()
+        except BaseException:
+            os.close(self._users)
+            raise
+
+    def _join(self) -> int:
+        """Every opener shares a lock on `users`, so that a rewrite can tell whether it is alone. It ends with
+        the process."""
+        path = self.folder / "users"
+        # A folder that cannot be written to has no writer either: nothing to tell anybody.
+        writable = os.access(self.folder, os.W_OK)
+        descriptor = os.open(
+            path if writable else self.folder,
+            os.O_RDWR | os.O_CREAT | os.O_CLOEXEC if writable else os.O_RDONLY,
+            0o600,
+        )
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        return descriptor
+
+    def _open(self) -> None:
+        lock = not self.read_only or os.access(self.folder, os.W_OK)
+        self.lmdb = lmdb.open(
+            str(self.folder),
+            map_size=MAP_SIZE,
+            max_dbs=len(DATABASES),
+            max_readers=MAX_READERS,
+            readonly=self.read_only,
+            lock=lock,
+            mode=0o600,
+        )
+        try:
+            if lock:
+                self.lmdb.reader_check()  # slots of processes that died
+            self._open_databases()
+        except BaseException:
+            self.lmdb.close()
+            raise
+
+    def _open_databases(self) -> None:
+        try:
+            if not self.read_only:
+                self._found()
+            for name, several in DATABASES.items():
+                self.handles[name] = self.lmdb.open_db(name.encode(), dupsort=several, create=False)
+            with self.lmdb.begin(self.handles["about"]) as transaction:
+                found = {name: transaction.get(name.encode()) for name in ("schema", "table")}
+        except lmdb.NotFoundError as error:
+            raise StoreError("the index lacks a database: run reindex") from error
+        for name, expected in (("schema", SCHEMA), ("table", TABLE_DIGEST)):
+            if found[name] != expected.encode():
+                raise StoreError(f"the index was made by another version ({name} differs): run reindex")
+
+    def _found(self) -> None:
+        """A new folder gets its databases, and what `about`, the last of them, says, in one transaction."""
+        with self.lmdb.begin(write=True) as transaction:
+            if transaction.stat()["entries"]:
+                return
+            for name, several in DATABASES.items():
+                handle = self.lmdb.open_db(name.encode(), txn=transaction, dupsort=several)
+            for name, text in _birth().items():
+                transaction.put(name.encode(), text.encode(), db=handle)
+
+    @contextlib.contextmanager
+    def reading(self, doing: str) -> Iterator[Transaction]:
+        """A read transaction for one batch."""
+        with translated(doing), self.lmdb.begin() as transaction:
+            yield transaction
+
+    def close(self) -> None:
+        self.lmdb.close()
+        os.close(self._users)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else has the index open, and nobody can open it, until the end of the block."""
+        try:
+            fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreLocked("the index can be rewritten only while no other process has it open") from error
+        try:
+            yield
+        finally:
+            fcntl.flock(self._users, fcntl.LOCK_SH)
+
+
+def _birth() -> dict[str, str]:
+    return {"schema": SCHEMA, "table": TABLE_DIGEST, "epoch": secrets.token_hex(8), "next_segment": "1"}

@@ -1,0 +1,287 @@
+"""How the index's rows are packed: every key and value of every database, and nothing else.
+
+    instances   study \\0 series \\0 instance -> the struct below, SOP class and syntax, search answer
+    metadata    serial u64, chunk u32         -> one zstd frame of DICOM JSON text
+    frames      serial u64, chunk u32         -> up to 1,024 pairs (offset u64, length u64)
+    bulk        serial u64, path              -> VR, offset u64, length u64, path where the key is its digest
+    variants    study \\0 series \\0 digest   -> count u64, order of the latest, the attributes as JSON
+    studies     study                         -> LevelRow: counts, order of the latest, search answer
+    series      study \\0 series              -> LevelRow
+    attributes  level u8, tag u32, normal form -> study, or study \\0 series (several)
+    uids        "i" instance / "s" series     -> study \\0 series / study (several)
+    changes     sequence u64                  -> kind u8, at u64, record id, study \\0 series \\0 instance
+    segments    segment u32                   -> committed end, live, dead, sealed
+    about       name                          -> text
+
+Integers in keys are big-endian, so that they sort; those in values little-endian.
+
+The *serial* of an instance is the sequence of the change that stored it. Three databases are keyed by it
+instead of by the triple: that saves 180 bytes a key, and makes their rows land at the end of the tree, in
+arrival order, on full pages. The *order* of an instance (stored_at, record id) says which of two is the later
+one; unlike the serial it survives a rebuild.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import orjson
+import xxhash
+
+from streamsrv.dicom.instance import BulkValue, FrameKind
+from streamsrv.errors import StoreCorrupt, StoreError
+from streamsrv.store.rows import (
+    Change,
+    ChangeKind,
+    InstanceKey,
+    InstanceRow,
+    Location,
+    NewInstance,
+    SegmentRow,
+)
+
+FRAMES_A_CHUNK = 1024
+_PAIR = 16
+ORDER_BYTES = 24
+VARIANT_BYTES = 16
+
+_TRIPLE = re.compile(r"[0-9.]{1,64}\0[0-9.]{1,64}\0[0-9.]{1,64}")
+_SERIAL = struct.Struct("<Q")
+_CHUNK_KEY = struct.Struct(">QI")
+_BULK = struct.Struct("<2sQQ")
+_CHANGE = struct.Struct("<BQ16s")
+_SEGMENT = struct.Struct("<QQQ?")
+_VARIANT = struct.Struct("<Q24s")
+_LEVEL = struct.Struct("<QQ24sII")
+_ORDER = struct.Struct(">Q16s")
+
+# location, record id, stored at, digest; dataset offset, deflated; pixels; geometry; frames; metadata;
+# variant; lengths of what follows
+_INSTANCE = struct.Struct("<IQQ16sQ16sQ?QQIIHHBQQQQI16sBB")
+_VARIANT_AT = _SERIAL.size + _INSTANCE.size - VARIANT_BYTES - 2
+_FRAME_KIND = 11  # among the facts behind the location
+_ORDER_AT = _SERIAL.size + 20  # record id, then stored_at
+
+
+def triple(key: InstanceKey) -> bytes:
+    """The key of `instances`. UIDs were checked at the door; a malformed one here would break the order of
+    keys."""
+    text = "\0".join(key)
+    if not _TRIPLE.fullmatch(text):
+        raise StoreError("a UID that is not digits and dots, 64 at most, cannot be indexed")
+    return text.encode()
+
+
+def split_triple(key: bytes) -> InstanceKey:
+    return InstanceKey(*key.decode().split("\0"))
+
+
+def prefix(study: str, series: str | None = None, instance: str | None = None) -> bytes:
+    """What the keys of everything below a target resource begin with."""
+    parts = [part for part in (study, series, instance) if part is not None]
+    return "\0".join(parts).encode() + (b"\0" if len(parts) < 3 else b"")
+
+
+def order_of(row: InstanceRow) -> bytes:
+    return _ORDER.pack(row.stored_at, row.record_id)
+
+
+def number_key(number: int) -> bytes:
+    return struct.pack(">Q", number)
+
+
+def segment_key(segment: int) -> bytes:
+    return struct.pack(">I", segment)
+
+
+def chunk_key(serial: int, chunk: int) -> bytes:
+    return _CHUNK_KEY.pack(serial, chunk)
+
+
+def bulk_path_key(path: str) -> bytes:
+    """Nesting can make a path longer than a key may be: then its digest stands for it."""
+    return path.encode() if len(path) <= 400 else b"#" + xxhash.xxh3_128_digest(path.encode())
+
+
+def pack_bulk(value: BulkValue) -> bytes:
+    tail = value.path.encode() if len(value.path) > 400 else b""
+    return _BULK.pack(value.vr.encode(), value.offset, value.length) + tail
+
+
+def unpack_bulk(path_key: bytes, value: bytes) -> BulkValue:
+    vr, offset, length = _BULK.unpack_from(value)
+    path = value[_BULK.size :] or path_key
+    return BulkValue(path.decode(), vr.decode(), offset, length)
+
+
+def frame_chunks(table: bytes) -> Iterator[bytes]:
+    size = FRAMES_A_CHUNK * _PAIR
+    return (table[start : start + size] for start in range(0, len(table), size))
+
+
+def pack_instance(row: InstanceRow, variant: bytes, answer: bytes) -> bytes:
+    """Everything but the serial, which only the writer knows: it goes in front."""
+    sop_class, syntax = row.sop_class_uid.encode(), row.transfer_syntax.encode()
+    try:
+        packed = _INSTANCE.pack(
+            *row.location,
+            row.record_id,
+            row.stored_at,
+            row.digest,
+            row.dataset_offset,
+            row.deflated,
+            row.pixel_offset,
+            row.pixel_length,
+            row.rows,
+            row.columns,
+            row.samples_per_pixel,
+            row.bits_allocated,
+            row.frame_kind,
+            row.number_of_frames,
+            row.frame_base,
+            row.frame_stride,
+            row.metadata_length,
+            row.metadata_slots,
+            variant,
+            len(sop_class),
+            len(syntax),
+        )
+    except struct.error as error:
+        raise StoreError(f"a fact of an instance does not fit its index row: {error}") from error
+    return packed + sop_class + syntax + answer
+
+
+def with_serial(serial: int, packed: bytes) -> bytes:
+    return _SERIAL.pack(serial) + packed
+
+
+def serial_of(value: bytes | memoryview) -> int:
+    serial: int = _SERIAL.unpack_from(value)[0]
+    return serial
+
+
+def record_id_of(value: bytes | memoryview) -> bytes:
+    return bytes(value[_ORDER_AT : _ORDER_AT + 16])
+
+
+def order_in(value: bytes | memoryview) -> bytes:
+    record_id, stored_at = struct.unpack_from("<16sQ", value, _ORDER_AT)
+    return _ORDER.pack(stored_at, record_id)
+
+
+def variant_of(value: bytes | memoryview) -> bytes:
+    return bytes(value[_VARIANT_AT : _VARIANT_AT + VARIANT_BYTES])
+
+
+def unpack_instance(key: InstanceKey, value: bytes) -> InstanceRow:
+    try:
+        segment, offset, length, *facts, _, sop_class, syntax = _INSTANCE.unpack_from(value, _SERIAL.size)
+        facts[_FRAME_KIND] = FrameKind(facts[_FRAME_KIND])
+        at = _SERIAL.size + _INSTANCE.size
+        uids = value[at : at + sop_class + syntax].decode()
+    except (struct.error, ValueError) as error:
+        raise StoreCorrupt(
+            "a row of the database instances cannot be read: run check, then reindex"
+        ) from error
+    record_id, stored_at, digest, *others = facts
+    location = Location(segment, offset, length)
+    return InstanceRow(
+        key, location, record_id, stored_at, digest, uids[:sop_class], uids[sop_class:], *others
+    )
+
+
+def moved(value: bytes, location: Location) -> bytes:
+    """The same instance row at another location."""
+    return value[: _SERIAL.size] + struct.pack("<IQQ", *location) + value[_SERIAL.size + 20 :]
+
+
+def instance_answer(value: bytes) -> bytes:
+    """The search answer at the end of an instance row."""
+    at = _SERIAL.size + _INSTANCE.size
+    return value[at + value[at - 2] + value[at - 1] :]
+
+
+@dataclass(slots=True)
+class LevelRow:
+    """A study or a series as searches see it. `answer` and `more` are JSON objects with slots
+    (`index_answers`), `more` the attributes that are returned only when asked for; `tallies` counts the
+    series by modality and the instances by SOP class (studies only)."""
+
+    instances: int
+    series: int
+    latest: bytes
+    answer: bytes
+    more: bytes
+    tallies: bytes
+
+    def pack(self) -> bytes:
+        head = _LEVEL.pack(self.instances, self.series, self.latest, len(self.answer), len(self.more))
+        return head + self.answer + self.more + self.tallies
+
+    @classmethod
+    def unpack(cls, value: bytes) -> LevelRow:
+        try:
+            instances, series, latest, answer, more = _LEVEL.unpack_from(value)
+        except struct.error as error:
+            raise StoreCorrupt("a row of the databases studies or series cannot be read") from error
+        at = _LEVEL.size
+        texts = value[at : at + answer], value[at + answer : at + answer + more], value[at + answer + more :]
+        return cls(instances, series, latest, *texts)
+
+
+@dataclass(slots=True)
+class Variant:
+    """One set of study and series attributes that `count` instances of a series share; `latest` is the order
+    of the last of them."""
+
+    count: int
+    latest: bytes
+    text: bytes
+
+    def pack(self) -> bytes:
+        return _VARIANT.pack(self.count, self.latest) + self.text
+
+    @classmethod
+    def unpack(cls, value: bytes) -> Variant:
+        try:
+            count, latest = _VARIANT.unpack_from(value)
+        except struct.error as error:
+            raise StoreCorrupt("a row of the database variants cannot be read") from error
+        return cls(count, latest, value[_VARIANT.size :])
+
+
+def pack_change(kind: ChangeKind, at: int, record_id: bytes, key: bytes) -> bytes:
+    return _CHANGE.pack(kind, at, record_id) + key
+
+
+def unpack_change(sequence: int, value: bytes) -> Change:
+    try:
+        kind, at, record_id = _CHANGE.unpack_from(value)
+        return Change(sequence, ChangeKind(kind), split_triple(value[_CHANGE.size :]), record_id, at)
+    except (struct.error, ValueError, TypeError) as error:
+        raise StoreCorrupt(f"change {sequence} cannot be read") from error
+
+
+def pack_segment(row: SegmentRow) -> bytes:
+    return _SEGMENT.pack(row.committed_end, row.live, row.dead, row.sealed)
+
+
+def unpack_segment(key: bytes, value: bytes) -> SegmentRow:
+    try:
+        (segment,) = struct.unpack(">I", key)
+        return SegmentRow(segment, *_SEGMENT.unpack(value))
+    except struct.error as error:
+        raise StoreCorrupt("a row of the database segments cannot be read") from error
+
+
+def size_of(new: NewInstance) -> int:
+    """Bytes that an instance adds to a transaction, nearly."""
+    return 1500 + sum(map(len, new.metadata)) + len(new.frame_table) + 64 * len(new.bulk)
+
+
+def json_object(text: bytes) -> dict[str, int]:
+    loaded: dict[str, int] = orjson.loads(text) if text else {}
+    return loaded

@@ -1,0 +1,170 @@
+"""What can be searched: one table, and the questions asked of it (PS3.18 10.6, Tables 10.6.1-3 to 10.6.1-5
+and 10.6.3-3 to 10.6.3-5).
+
+Strategy: a row of QUERY_ATTRIBUTES says where an attribute belongs (study, series, instance), whether answers
+hold it, and whether the index keeps an inverted list of its values. The Part 10 reader is told to hand over
+KEEP; the index merges, stores and inverts whatever has a row; a query looks rows up. How values are compared
+follows from the VR alone (`query_matching`). An attribute without a row can still be matched and returned: it
+is read from the stored metadata, within a budget.
+
+Rules of this file: adding a row is enough for a new key. A nested attribute is a row whose tag is a path
+("00400275.00400009"); of a sequence only the items' attributes that have rows are kept. After a change of the
+table the index must be rebuilt: TABLE_DIGEST is written into it, and another one is refused.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from dataclasses import dataclass
+
+Path = tuple[str, ...]  # tags from the outermost sequence inwards
+
+
+class Level(enum.IntEnum):
+    STUDY = 0
+    SERIES = 1
+    INSTANCE = 2
+
+
+class Returned(enum.IntEnum):
+    """When an answer holds the attribute without being asked."""
+
+    ALWAYS = 0  # with an empty value too: type 2 of the standard's tables
+    PRESENT = 1  # where there is a value
+    ASKED = 2  # by includefield, or because it was matched
+
+
+@dataclass(frozen=True, slots=True)
+class QueryAttribute:
+    """`tag` may be a path; `computed` ones come from the index itself and never from a dataset; `required`
+    ones must be matchable (column "Required" of the standard's tables)."""
+
+    level: Level
+    tag: str
+    keyword: str
+    vr: str
+    required: bool = False
+    returned: Returned = Returned.ASKED
+    indexed: bool = False
+    computed: bool = False
+
+    @property
+    def path(self) -> Path:
+        return tuple(self.tag.split("."))
+
+
+def _rows(level: Level, table: str) -> list[QueryAttribute]:
+    """Columns: tag, VR, keyword, then any of: required, always, present, indexed, computed."""
+    rows = []
+    for line in table.strip().splitlines():
+        tag, vr, keyword, *marks = line.split()
+        returned = (
+            Returned.ALWAYS
+            if "always" in marks
+            else Returned.PRESENT
+            if "present" in marks
+            else Returned.ASKED
+        )
+        flags = {name: name in marks for name in ("required", "indexed", "computed")}
+        rows.append(QueryAttribute(level, tag, keyword, vr, returned=returned, **flags))
+    return rows
+
+
+# Patient attributes belong to the study: each study carries its own copy of them (PS3.4 C.6.2, study root).
+_STUDY = """
+00080005 CS SpecificCharacterSet always computed
+00080020 DA StudyDate required always indexed
+00080030 TM StudyTime required always indexed
+00080050 SH AccessionNumber required always indexed
+00080056 CS InstanceAvailability always computed
+00080061 CS ModalitiesInStudy required always indexed computed
+00080062 UI SOPClassesInStudy indexed computed
+00080090 PN ReferringPhysicianName required always indexed
+00080201 SH TimezoneOffsetFromUTC present
+00081030 LO StudyDescription present indexed
+00081060 PN NameOfPhysiciansReadingStudy
+00081080 LO AdmittingDiagnosesDescription
+00081190 UR RetrieveURL always computed
+00100010 PN PatientName required always indexed
+00100020 LO PatientID required always indexed
+00100021 LO IssuerOfPatientID present
+00100030 DA PatientBirthDate always indexed
+00100032 TM PatientBirthTime
+00100040 CS PatientSex always
+00101010 AS PatientAge
+00101020 DS PatientSize
+00101030 DS PatientWeight
+00102160 SH EthnicGroup
+00104000 LT PatientComments
+0020000D UI StudyInstanceUID required always computed
+00200010 SH StudyID required always indexed
+00201206 IS NumberOfStudyRelatedSeries always computed
+00201208 IS NumberOfStudyRelatedInstances always computed
+"""
+
+_SERIES = """
+00080005 CS SpecificCharacterSet always computed
+00080021 DA SeriesDate
+00080031 TM SeriesTime
+00080056 CS InstanceAvailability always computed
+00080060 CS Modality required always indexed
+00080070 LO Manufacturer
+00080080 LO InstitutionName
+00080201 SH TimezoneOffsetFromUTC present
+00081010 SH StationName
+0008103E LO SeriesDescription present
+00081040 LO InstitutionalDepartmentName
+00081050 PN PerformingPhysicianName
+00081070 PN OperatorsName
+00081090 LO ManufacturerModelName
+00081190 UR RetrieveURL always computed
+00180015 CS BodyPartExamined
+00181030 LO ProtocolName
+0020000D UI StudyInstanceUID always computed
+0020000E UI SeriesInstanceUID required always computed
+00200011 IS SeriesNumber required always indexed
+00200052 UI FrameOfReferenceUID indexed
+00200060 CS Laterality
+00201209 IS NumberOfSeriesRelatedInstances always computed
+00400244 DA PerformedProcedureStepStartDate required present indexed
+00400245 TM PerformedProcedureStepStartTime required present indexed
+00400275 SQ RequestAttributesSequence present
+00400275.00400009 SH ScheduledProcedureStepID required present indexed
+00400275.00401001 SH RequestedProcedureID required present indexed
+"""
+
+_INSTANCE = """
+00080005 CS SpecificCharacterSet always computed
+00080016 UI SOPClassUID required always computed
+00080018 UI SOPInstanceUID required always computed
+00080056 CS InstanceAvailability always computed
+00080201 SH TimezoneOffsetFromUTC present
+00081190 UR RetrieveURL always computed
+00083002 UI AvailableTransferSyntaxUID always computed
+0020000D UI StudyInstanceUID always computed
+0020000E UI SeriesInstanceUID always computed
+00200013 IS InstanceNumber required always
+00280008 IS NumberOfFrames present
+00280010 US Rows present
+00280011 US Columns present
+00280100 US BitsAllocated present
+"""
+
+QUERY_ATTRIBUTES: tuple[QueryAttribute, ...] = (
+    *_rows(Level.STUDY, _STUDY),
+    *_rows(Level.SERIES, _SERIES),
+    *_rows(Level.INSTANCE, _INSTANCE),
+)
+
+# What the Part 10 reader must hand over in NewInstance.attributes: top-level tags only.
+KEEP: frozenset[str] = frozenset(row.path[0] for row in QUERY_ATTRIBUTES if not row.computed)
+
+TABLE_DIGEST = hashlib.blake2b(repr(QUERY_ATTRIBUTES).encode(), digest_size=8).hexdigest()
+
+# The first row wins: an attribute of several levels is looked up at the highest one.
+BY_TAG: dict[str, QueryAttribute] = {row.tag: row for row in reversed(QUERY_ATTRIBUTES)}
+
+
+def attributes_at(level: Level) -> tuple[QueryAttribute, ...]:
+    return tuple(row for row in QUERY_ATTRIBUTES if row.level is level)
