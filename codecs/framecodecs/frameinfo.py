@@ -1,0 +1,116 @@
+"""What a frame is: the Image Pixel attributes that its bytes cannot be read without (PS3.3 C.7.6.3).
+
+A *native* frame is little-endian; several samples a pixel are interleaved or by plane, as
+planar_configuration says. One-bit pixels are packed, the first pixel in the lowest bit of the first byte,
+and a frame begins at a byte (PS3.5 8.1.1); native YBR_FULL_422 holds two luminance samples and one pair of
+chrominance samples for every two pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from framecodecs.errors import GeometryError
+
+MAX_FRAME_BYTES = 2**31 - 1  # several libraries count bytes in 32 bits; a larger frame would wrap, not fail
+ALLOCATIONS = frozenset({1, 8, 16, 32, 64})
+PHOTOMETRIC_SAMPLES = {
+    "MONOCHROME1": 1,
+    "MONOCHROME2": 1,
+    "PALETTE COLOR": 1,
+    "RGB": 3,
+    "YBR_FULL": 3,
+    "YBR_FULL_422": 3,
+    "YBR_ICT": 3,
+    "YBR_RCT": 3,
+    "YBR_PARTIAL_420": 3,
+    "YBR_PARTIAL_422": 3,
+    "XYB": 3,
+}
+
+
+@dataclass(frozen=True)
+class FrameInfo:
+    """The attributes of the Image Pixel Module that say how one frame is stored.
+
+    `floating` marks Float or Double Float Pixel Data: the same widths, other numbers.
+    """
+
+    rows: int
+    columns: int
+    samples_per_pixel: int = 1
+    bits_allocated: int = 8
+    bits_stored: int = 8
+    high_bit: int = 7
+    pixel_representation: int = 0
+    planar_configuration: int = 0
+    photometric_interpretation: str = "MONOCHROME2"
+    floating: bool = False
+
+    def __post_init__(self) -> None:
+        for holds, complaint in self._claims():
+            if not holds:
+                raise GeometryError(complaint)
+
+    def _claims(self) -> tuple[tuple[bool, str], ...]:
+        samples = PHOTOMETRIC_SAMPLES.get(self.photometric_interpretation)
+        return (
+            (1 <= self.rows <= 65535, f"Rows is {self.rows}"),
+            (1 <= self.columns <= 65535, f"Columns is {self.columns}"),
+            (
+                samples is not None,
+                f"Photometric Interpretation is {self.photometric_interpretation!r}",
+            ),
+            (
+                samples == self.samples_per_pixel,
+                f"Samples per Pixel is {self.samples_per_pixel} in {self.photometric_interpretation}",
+            ),
+            (
+                self.bits_allocated in ALLOCATIONS and self.bits_allocated * self.samples_per_pixel != 3,
+                f"Bits Allocated is {self.bits_allocated} for {self.samples_per_pixel} samples",
+            ),
+            (1 <= self.bits_stored <= self.bits_allocated, f"Bits Stored is {self.bits_stored}"),
+            (
+                self.bits_stored - 1 <= self.high_bit < self.bits_allocated,
+                f"High Bit is {self.high_bit} with {self.bits_stored} bits stored of {self.bits_allocated}",
+            ),
+            (self.pixel_representation in (0, 1), f"Pixel Representation is {self.pixel_representation}"),
+            (self.planar_configuration in (0, 1), f"Planar Configuration is {self.planar_configuration}"),
+            (self.frame_length <= MAX_FRAME_BYTES, f"a frame would take {self.frame_length} bytes"),
+        )
+
+    @property
+    def subsampled(self) -> bool:
+        return self.photometric_interpretation in ("YBR_FULL_422", "YBR_PARTIAL_422")
+
+    @property
+    def frame_length(self) -> int:
+        """Bytes of one native frame, without a padding byte."""
+        samples = 2 if self.subsampled else self.samples_per_pixel
+        columns = self.columns + self.columns % 2 if self.subsampled else self.columns
+        return (self.rows * columns * samples * self.bits_allocated + 7) // 8
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows, columns and, for colour, samples: the interleaved array."""
+        plane = (self.rows, self.columns)
+        return plane if self.samples_per_pixel == 1 else (*plane, self.samples_per_pixel)
+
+    @property
+    def container(self) -> np.dtype[np.generic]:
+        """The unsigned little-endian type that one sample is allocated in; a byte for one bit, unpacked."""
+        return np.dtype(f"<u{max(self.bits_allocated // 8, 1)}")
+
+    @property
+    def sample_type(self) -> np.dtype[np.generic]:
+        """The type that gives a native sample its value."""
+        kind = "f" if self.floating else "iu"[self.pixel_representation == 0]
+        return np.dtype(f"<{kind}{max(self.bits_allocated // 8, 1)}")
+
+    def with_colour(self, photometric_interpretation: str) -> FrameInfo:
+        """The same frame, interleaved, with its colour called otherwise."""
+        if photometric_interpretation == self.photometric_interpretation and self.planar_configuration == 0:
+            return self
+        return replace(self, photometric_interpretation=photometric_interpretation, planar_configuration=0)

@@ -1,0 +1,32 @@
+"""What an encoder may be told beyond the transfer syntax; each family takes what it knows and ignores the
+rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from framecodecs.errors import EncodeError
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """`quality` 1..100 for lossy JPEG, JPEG 2000, HTJ2K and JPEG XL; `near` is the largest error of JPEG-LS
+    near-lossless; `chroma` of lossy JPEG is 422 (what PS3.5 calls YBR_FULL_422) or 444; `effort` 1..9 of
+    JPEG XL.
+    """
+
+    quality: int = 90
+    near: int = 2
+    chroma: str = "422"
+    effort: int = 1
+
+    def __post_init__(self) -> None:
+        for holds, complaint in (
+            (1 <= self.quality <= 100, f"quality is {self.quality}, not 1..100"),
+            (1 <= self.near <= 255, f"near is {self.near}, not 1..255"),
+            (self.chroma in ("422", "444"), f"chroma is {self.chroma!r}, not '422' or '444'"),
+            (1 <= self.effort <= 9, f"effort is {self.effort}, not 1..9"),
+        ):
+            if not holds:
+                raise EncodeError(complaint)

@@ -1,0 +1,150 @@
+"""Between bytes and arrays: the one place that knows bit packing, planes, chrominance subsampling and
+signs.
+
+- `to_array` gives every native frame as an interleaved array of values, sign-extended from Bits Stored, so
+  that no codec has to think of planes, packed bits or rubbish above the high bit (which PS3.5 8.1.1 says
+  has no meaning).
+- `to_frame` goes back. A codestream of signed pixels may hold them as unsigned numbers of `precision` bits
+  (JPEG lossless and JPEG-LS have no sign) or with a sign that the dataset denies (JPEG 2000): the dataset
+  decides, and bits are reinterpreted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from framecodecs.errors import CodestreamError
+from framecodecs.frameinfo import FrameInfo
+
+Samples = NDArray[Any]
+DECODED_COLOUR = {
+    "YBR_ICT": "RGB",
+    "YBR_RCT": "RGB",
+    "YBR_FULL_422": "YBR_FULL",
+    "YBR_PARTIAL_422": "YBR_FULL",
+}
+"""What a colour is called once its codestream has been undone and every pixel has all its samples."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a library gave: an array, and how the codestream meant its numbers."""
+
+    samples: Samples
+    precision: int
+    signed: bool
+    photometric_interpretation: str
+
+
+def exact_frame(frame: bytes, info: FrameInfo) -> bytes:
+    """The frame without its padding; CodestreamError if it is shorter than its attributes say."""
+    length = info.frame_length
+    if len(frame) < length:
+        raise CodestreamError(f"the frame has {len(frame)} bytes, its attributes say {length}")
+    return frame if len(frame) == length else bytes(memoryview(frame)[:length])
+
+
+def interleaved_info(info: FrameInfo) -> FrameInfo:
+    """What `to_array` makes of the colour: interleaved, no chrominance shared between pixels."""
+    return info.with_colour(
+        DECODED_COLOUR.get(info.photometric_interpretation, info.photometric_interpretation)
+    )
+
+
+def _unpacked(frame: bytes, info: FrameInfo) -> Samples:
+    bits = np.unpackbits(np.frombuffer(frame, np.uint8), bitorder="little")
+    return bits[: info.rows * info.columns * info.samples_per_pixel].reshape(info.shape)
+
+
+def _chroma_shared(frame: bytes, info: FrameInfo) -> Samples:
+    """Y1 Y2 Cb Cr for each two pixels becomes Y Cb Cr for each: the pair's chrominance is repeated."""
+    pairs = np.frombuffer(frame, info.container).reshape(info.rows, -1, 4)
+    out = np.empty((info.rows, pairs.shape[1], 2, 3), info.container)
+    out[..., 0] = pairs[..., :2]
+    out[..., 1:] = pairs[:, :, np.newaxis, 2:]
+    return out.reshape(info.rows, -1, 3)[:, : info.columns]
+
+
+def raw_array(frame: bytes, info: FrameInfo) -> Samples:
+    """The frame as an interleaved array of its containers, bits untouched."""
+    frame = exact_frame(frame, info)
+    if info.bits_allocated == 1:
+        return _unpacked(frame, info)
+    if info.subsampled:
+        return _chroma_shared(frame, info)
+    flat = np.frombuffer(frame, info.container)
+    if info.samples_per_pixel > 1 and info.planar_configuration == 1:
+        planes = flat.reshape(info.samples_per_pixel, info.rows, info.columns)
+        return np.stack(list(planes), axis=-1)
+    return flat.reshape(info.shape)
+
+
+def to_array(frame: bytes, info: FrameInfo) -> Samples:
+    """The values of a native frame, interleaved: shifted down from the high bit, sign-extended from Bits
+    Stored.
+    """
+    raw = raw_array(frame, info)
+    if info.floating:
+        return raw.view(info.sample_type)
+    if info.bits_allocated == 1 or (info.bits_stored == info.bits_allocated):
+        return raw.view(info.sample_type) if info.pixel_representation else raw
+    above = info.bits_allocated - 1 - info.high_bit
+    down = info.bits_allocated - info.bits_stored
+    return np.ascontiguousarray(raw << above).view(info.sample_type) >> down
+
+
+def unsigned(samples: Samples, bits: int) -> Samples:
+    """Values as unsigned numbers of `bits` bits: what a codec without signs can hold."""
+    if samples.dtype.kind == "u":
+        return samples
+    mask = np.array((1 << bits) - 1, f"u{samples.itemsize}")
+    masked: Samples = samples.view(mask.dtype) & mask
+    return masked
+
+
+def sign_extended(samples: Samples, bits: int) -> Samples:
+    """The lowest `bits` bits of each container, read as two's complement."""
+    spare = 8 * samples.itemsize - bits
+    signed: Samples = samples.view(f"i{samples.itemsize}")
+    return signed if spare == 0 else (signed << spare) >> spare
+
+
+def _reinterpreted(decoded: Decoded, info: FrameInfo) -> Samples:
+    samples: Samples = decoded.samples
+    width = info.container.itemsize
+    if decoded.signed == bool(info.pixel_representation):
+        return samples.astype(info.sample_type, copy=False)
+    if decoded.signed:
+        mask = (1 << decoded.precision) - 1
+        return (samples.astype(f"<i{width}", copy=False) & mask).astype(info.container, copy=False)
+    bits = min(decoded.precision, info.bits_stored)
+    return sign_extended(samples.astype(info.container, copy=False), bits)
+
+
+def to_frame(decoded: Decoded, info: FrameInfo) -> tuple[bytes, FrameInfo]:
+    """The native, interleaved frame of what a library decoded."""
+    if decoded.samples.shape != info.shape:
+        raise CodestreamError(f"decoded to {decoded.samples.shape}, the dataset says {info.shape}")
+    out = info.with_colour(decoded.photometric_interpretation)
+    if info.bits_allocated == 1:
+        return np.packbits(decoded.samples.astype(bool), bitorder="little").tobytes(), out
+    return _reinterpreted(decoded, info).tobytes(), out
+
+
+def native(frame: bytes, info: FrameInfo) -> tuple[bytes, FrameInfo]:
+    """A native frame without its padding, by pixel, each pixel with all its samples; the bits are
+    untouched.
+    """
+    frame = exact_frame(frame, info)
+    if info.samples_per_pixel == 1 or not (info.planar_configuration or info.subsampled):
+        return frame, info
+    return raw_array(frame, info).tobytes(), interleaved_info(info)
+
+
+def stored_low(info: FrameInfo) -> FrameInfo:
+    """The attributes of pixels that `to_array` has shifted down."""
+    return replace(interleaved_info(info), high_bit=info.bits_stored - 1)
