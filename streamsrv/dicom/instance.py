@@ -1,12 +1,13 @@
 """What the Part 10 reader learns of one SOP instance: plain values, no behaviour.
 
-All offsets count bytes from the start of the Part 10 file (its preamble is at 0). For the deflated transfer syntaxes the offsets
-of everything in the dataset count from the start of the *inflated* dataset instead (`SOPInstance.deflated` is True), because only
-an inflating stream can reach it.
+All offsets count bytes from the start of the Part 10 file (its preamble is at 0). For the deflated transfer
+syntaxes the offsets of everything in the dataset count from the start of the *inflated* dataset instead
+(`SOPInstance.deflated` is True), because only an inflating stream can reach it.
 
-Slots. The DICOM JSON in `metadata` is the text that goes to clients, with one byte 0x00 wherever the instance's own URL belongs:
-`"BulkDataURI":"\\x00/bulkdata/7FE00010"`. JSON text never holds a raw 0x00 (it would be written as an escape), so
-`text.replace(b"\\0", url)` is exact, and its length is known without reading it: `metadata_length + metadata_slots * (len(url) - 1)`.
+Slots. The DICOM JSON in `metadata` is the text that goes to clients, with one byte 0x00 wherever the
+instance's own URL belongs: `"BulkDataURI":"\\x00/bulkdata/7FE00010"`. JSON text never holds a raw 0x00 (it
+would be written as an escape), so `text.replace(b"\\0", url)` is exact, and its length is known without
+reading it: `metadata_length + metadata_slots * (len(url) - 1)`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
-# One element of DICOM JSON (PS3.18 F.2.2): {"vr": "LO", "Value": ["x"]}, keyed by eight upper-case hex digits.
+# One element of DICOM JSON (PS3.18 F.2.2): {"vr": "LO", "Value": ["x"]}, keyed by eight upper-case hex
+# digits.
 JsonElement = dict[str, Any]
 JsonDataset = dict[str, JsonElement]
 
@@ -30,16 +32,17 @@ class FrameKind(enum.IntEnum):
     EMPTY = 4  # pixel data is there, yet not one whole frame of it can be found
 
 
-# In a frame table: set on the length when the range still holds item headers, because the frame has several fragments. The range
-# then starts at the first fragment's *item header* and ends with the last fragment's last byte.
+# In a frame table: set on the length when the range still holds item headers, because the frame has several
+# fragments. The range then starts at the first fragment's *item header* and ends with the last fragment's
+# last byte.
 FRAGMENTED = 1 << 63
 
 
 @dataclass(slots=True)
 class Frames:
-    """`table` is packed little-endian uint64 pairs (offset, length), shape (number, 2), for FrameKind.TABLE; else empty.
-
-    `base` and `stride` as FrameKind says; `number` frames are really there, which may be fewer than NumberOfFrames claims.
+    """`table` is packed little-endian uint64 pairs (offset, length), shape (number, 2), for FrameKind.TABLE;
+    else empty. `base` and `stride` as FrameKind says; `number` frames are really there, which may be fewer
+    than NumberOfFrames claims.
     """
 
     kind: FrameKind = FrameKind.NONE
@@ -51,10 +54,11 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class BulkValue:
-    """A value left out of the metadata. `path` as in its BulkDataURI: "7FE00010", nested "00480105/0/00282000" (item index from 0).
+    """A value left out of the metadata. `path` as in its BulkDataURI: "7FE00010", nested
+    "00480105/0/00282000" (item index from 0).
 
-    `length` is the value's bytes in the file; for encapsulated pixel data it spans all items, the basic offset table's included
-    and the sequence delimiter excluded.
+    `length` is the value's bytes in the file; for encapsulated pixel data it spans all items, the basic
+    offset table's included and the sequence delimiter excluded.
     """
 
     path: str
@@ -73,8 +77,8 @@ class AttributeWarning:
 
 @dataclass(slots=True)
 class SOPInstance:
-    """Everything that storing needs to know. UIDs are trimmed of padding; `attributes` holds the top-level elements that were
-    asked for by tag ("00100010"), as DICOM JSON."""
+    """Everything that storing needs to know. UIDs are trimmed of padding; `attributes` holds the top-level
+    elements that were asked for by tag ("00100010"), as DICOM JSON."""
 
     study_uid: str
     series_uid: str

@@ -1,0 +1,254 @@
+"""Events of a dataset to DICOM JSON text (PS3.18 Annex F), in bounded memory.
+
+Strategy: elements become dicts, whole datasets one orjson call. When what is pending grows beyond SPILL,
+everything complete is written and the containers that are still open are written as open brackets; a
+sequence of a million items so never lies in memory.
+
+Rules:
+- Attributes ascend by tag (F.2.2); what a file has out of order is sorted as far as it is still pending,
+  else left out with a warning.
+- Group lengths are left out (F.2.2). An empty value has no "Value" (F.2.5). Bulk values are BulkDataURI
+  with a slot (instance.py).
+- RetrieveURL (0008,1190) and Available Transfer Syntax UID (0008,3002) are added in their places.
+- A value that breaks its VR costs a warning, never the instance.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable
+
+import orjson
+
+from streamsrv.dicom.charsets import codecs_of
+from streamsrv.dicom.elements import ITEM, ITEM_END, SEQUENCE_END, Event
+from streamsrv.dicom.instance import AttributeWarning, BulkValue, JsonDataset, JsonElement
+from streamsrv.dicom.values import converters_for, lenient
+from streamsrv.dicom.window import ReadLimits
+from streamsrv.errors import InstanceRefused
+
+SLOT = orjson.Fragment(b'"\0"')  # the instance's own URL
+SPILL = 128 * 1024  # estimated bytes of pending text
+PIECE = 256 * 1024  # at most so much is emitted at once
+_OVERHEAD = 48  # of one element: tag, vr, brackets
+_SPECIFIC_CHARACTER_SET = 0x00080005
+
+
+class _Open:
+    """A dataset or a sequence that is not complete. `written`: its opening bracket is out already."""
+
+    __slots__ = ("codecs", "count", "filled", "items", "key", "members", "through", "written")
+
+    def __init__(self, key: str, codecs: tuple[str, ...]) -> None:
+        self.key = key  # sequence: its tag
+        self.codecs = codecs
+        self.members: JsonDataset = {}  # dataset
+        self.items: list[JsonDataset] = []  # sequence
+        self.count = 0  # sequence: items so far, written or not
+        self.written = False
+        self.filled = False  # something inside is written, so a comma comes next
+        self.through = ""  # dataset: the last tag written
+
+
+class MetadataWriter:
+    """Writes one instance. `kept` afterwards holds the top-level elements of `keep` that were met, `bulk` the
+    values left out."""
+
+    def __init__(
+        self,
+        emit: Callable[[bytes], None],
+        keep: frozenset[str],
+        extra: JsonDataset,
+        limits: ReadLimits,
+        little: bool,
+    ) -> None:
+        self.kept: JsonDataset = {}
+        self.bulk: list[BulkValue] = []
+        self.warnings: list[AttributeWarning] = []
+        self.length = 0
+        self.slots = 0
+        self._emit = emit
+        self._keep = keep
+        self._extra = extra
+        self._limits = limits
+        self._little = little
+        self._stack = [_Open("", codecs_of(())[0])]
+        self._stack[0].written = True
+        self._out: list[bytes] = []
+        self._pending = 0
+
+    def element(self, key: str) -> JsonElement | None:
+        """A top-level element of `keep` that has been read already."""
+        return self._stack[0].members.get(key) or self.kept.get(key)
+
+    def write(self, events: Iterable[Event]) -> None:
+        """The one loop over all elements; structure and oddities leave it for methods."""
+        self._out.append(b"{")
+        top = self._stack[0]
+        members, convert = top.members, converters_for(top.codecs, self._little)
+        for tag, vr, offset, length, value in events:
+            if value is None:
+                self._structure(tag, vr, offset, length)
+                top = self._stack[-1]
+                members, convert = top.members, converters_for(top.codecs, self._little)
+                continue
+            if not tag & 0xFFFF:
+                continue
+            key = f"{tag:08X}"
+            try:
+                members[key] = convert[vr](value)
+            except (ValueError, struct.error):
+                members[key] = self._odd(key, vr, value)
+            self._pending += length + _OVERHEAD
+            if tag == _SPECIFIC_CHARACTER_SET:
+                convert = self._character_set(members[key])
+            elif self._pending > SPILL:
+                self._spill()
+        self._finish()
+
+    def _structure(self, tag: int, vr: str, offset: int, length: int) -> None:
+        stack = self._stack
+        self._pending += 8
+        if tag == ITEM:
+            stack[-1].count += 1
+            stack.append(_Open("", stack[-1].codecs))
+        elif tag == ITEM_END:
+            self._close_item(stack.pop(), stack[-1])
+        elif tag == SEQUENCE_END:
+            self._close_sequence(stack.pop(), stack[-1])
+        elif vr == "SQ":
+            self._pending += _OVERHEAD
+            stack.append(_Open(f"{tag:08X}", stack[-1].codecs))
+        else:
+            self._bulk_value(f"{tag:08X}", vr, offset, length)
+        if self._pending > SPILL:
+            self._spill()
+
+    def _bulk_value(self, key: str, vr: str, offset: int, length: int) -> None:
+        path = "/".join([*self._path(), key])
+        self.bulk.append(BulkValue(path, vr, offset, length))
+        uri = orjson.Fragment(b'"\0/bulkdata/%s"' % path.encode())
+        self._stack[-1].members[key] = {"vr": vr, "BulkDataURI": uri}
+        self._pending += len(path) + _OVERHEAD
+
+    def _path(self) -> list[str]:
+        """Tag and item index of each open sequence."""
+        path = []
+        for node in self._stack:
+            if node.key:
+                path += [node.key, str(node.count - 1)]
+        return path
+
+    def _character_set(self, element: JsonElement) -> dict[str, Callable[[bytes], JsonElement]]:
+        terms = tuple(str(term or "") for term in element.get("Value", ()))
+        codecs, reason = codecs_of(terms)
+        if reason:
+            self.warn("00080005", reason)
+        self._stack[-1].codecs = codecs
+        return converters_for(codecs, self._little)
+
+    def _odd(self, key: str, vr: str, value: bytes) -> JsonElement:
+        element, reason = lenient(vr, value, self._stack[-1].codecs, self._little)
+        self.warn("/".join([*self._path(), key]) if len(self._stack) > 1 else key, reason)
+        return element
+
+    def warn(self, tag: str, reason: str) -> None:
+        if len(self.warnings) < self._limits.max_warnings:
+            self.warnings.append(AttributeWarning(tag, reason))
+
+    def _close_item(self, node: _Open, sequence: _Open) -> None:
+        if node.written:
+            self._write_members(node, None)
+            self._out.append(b"}")
+        else:
+            sequence.items.append(_sorted(node.members))
+
+    def _close_sequence(self, node: _Open, dataset: _Open) -> None:
+        if node.written:
+            self._write_items(node)
+            self._out.append(b"]}")
+        else:
+            dataset.members[node.key] = {"vr": "SQ", "Value": node.items} if node.items else {"vr": "SQ"}
+
+    def _spill(self) -> None:
+        """Write all that is complete, from the outermost container to the innermost, and open what is
+        not."""
+        stack = self._stack
+        self._pending = 0
+        for node, inner in zip(stack, [*stack[1:], None], strict=True):
+            if node.key:
+                if not node.count:
+                    break  # it may stay empty, and then has no "Value"
+                self._write_items(node)
+            else:
+                self._write_members(node, inner.key if inner else max(node.members, default=""))
+            if inner and (inner.count or not inner.key) and not inner.written:
+                self._comma(node)
+                self._out.append(b'"%s":{"vr":"SQ","Value":[' % inner.key.encode() if inner.key else b"{")
+                inner.written = True
+                node.through = max(node.through, inner.key)
+        self._flush()
+
+    def _write_items(self, node: _Open) -> None:
+        if node.items:
+            self._comma(node)
+            self._out.append(orjson.dumps(node.items)[1:-1])
+            node.items.clear()
+
+    def _write_members(self, node: _Open, boundary: str | None) -> None:
+        """The complete elements of a dataset; at the top with those of `extra` that come before
+        `boundary`."""
+        members = node.members
+        if node.through:
+            for key in [key for key in members if key <= node.through]:
+                del members[key]
+                self.warn(key, "out of order: left out of the metadata")
+        if node is self._stack[0]:
+            for key in self._keep & members.keys():
+                self.kept[key] = members[key]
+            for key in [key for key in self._extra if boundary is None or key < boundary]:
+                members[key] = self._extra.pop(key)
+        if members:
+            ordered = _sorted(members)
+            self._comma(node)
+            self._out.append(orjson.dumps(ordered)[1:-1])
+            node.through = max(node.through, next(reversed(ordered)))
+            members.clear()
+
+    def _comma(self, node: _Open) -> None:
+        if node.filled:
+            self._out.append(b",")
+        node.filled = True
+
+    def _finish(self) -> None:
+        self._write_members(self._stack[0], None)
+        self._out.append(b"}")
+        self._flush()
+        if len({value.path for value in self.bulk}) < len(self.bulk):
+            self.bulk = list({value.path: value for value in self.bulk}.values())
+        if self.bulk:
+            self.kept = {key: _plain(element) for key, element in self.kept.items()}
+
+    def _flush(self) -> None:
+        text = b"".join(self._out)
+        self._out.clear()
+        self.length += len(text)
+        self.slots += text.count(b"\0")
+        if self.length > self._limits.max_metadata:
+            raise InstanceRefused(f"more than {self._limits.max_metadata:,} bytes of metadata")
+        for at in range(0, len(text), PIECE):
+            self._emit(text[at : at + PIECE])
+
+
+def _sorted(members: JsonDataset) -> JsonDataset:
+    keys = list(members)
+    ordered = sorted(keys)
+    return members if keys == ordered else {key: members[key] for key in ordered}
+
+
+def _plain(element: JsonElement) -> JsonElement:
+    """The same without pieces of JSON text: slots as the character U+0000."""
+    if "BulkDataURI" in element or element["vr"] == "SQ":
+        plain: JsonElement = orjson.loads(orjson.dumps(element).replace(b"\0", b"\\u0000"))
+        return plain
+    return element

@@ -1,0 +1,338 @@
+"""Walks the elements of a dataset, in file order, without recursion and without loading large values (PS3.5
+section 7).
+
+Strategy: `Elements.walk` is a generator of plain tuples. One Struct unpack decides an element; whatever is
+not a short value of a known VR inside the window (delimiters, long VRs, implicit VR, lies) leaves the hot
+loop for a method. Open sequences and items are `Level`s on a list, so nesting costs no stack.
+
+Events are (tag, vr, offset, length, value):
+- an element with its value as bytes, or with value None where it is longer than the limits allow to load:
+  bulk;
+- (tag, "SQ", offset, length, None) opens a sequence, (ITEM, ...) an item, (ITEM_END, ...) and
+  (SEQUENCE_END, ...) close them, whether or not the file spells a delimiter.
+
+Rules:
+- A value of undefined length is a sequence if its VR is SQ or UN (6.2.2: then implicit VR little endian),
+  else fragments (A.4).
+- UN whose tag a dictionary knows is read as that VR (6.2.2). Private tags: by their private creator, else
+  UN.
+- What pydicom forgives is forgiven: an implicit VR item in an explicit dataset, an element whose VR is no
+  VR.
+- A length beyond its parent's end, a missing delimiter, a cut header: NotDicom with tag and offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from struct import Struct
+
+from streamsrv.dicom.levels import PIXEL_REPRESENTATION, Level, known_vr
+from streamsrv.dicom.window import ReadLimits, Window
+from streamsrv.errors import InstanceRefused, NotDicom
+
+Event = tuple[int, str, int, int, bytes | None]
+# (tag, offset of the first item, end of the parent, little endian) -> offset of the sequence delimiter
+SkipFragments = Callable[[int, int, int, bool], int]
+
+ITEM = 0xFFFEE000
+ITEM_END = 0xFFFEE00D
+SEQUENCE_END = 0xFFFEE0DD
+UNDEFINED = 0xFFFFFFFF
+
+# PS3.5 Table 7.1-2: these have a 16-bit length, all others 32 bits after two reserved bytes.
+SHORT_VRS = {
+    vr.encode(): vr
+    for row in ("AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US",)
+    for vr in row.split(" ")
+}
+LONG_VRS = {vr.encode(): vr for row in ("OB OD OF OL OV OW SQ SV UC UN UR UT UV",) for vr in row.split(" ")}
+BINARY_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "UN"))
+_NO_VRS: dict[bytes, str] = {}
+
+_HEADERS = {True: Struct("<HH2sH").unpack_from, False: Struct(">HH2sH").unpack_from}
+_TAGS = {True: Struct("<HHI").unpack_from, False: Struct(">HHI").unpack_from}
+_WORDS = {True: Struct("<I").unpack_from, False: Struct(">I").unpack_from}
+
+
+class Elements:
+    """The elements from `start` to `end` of what `window` shows; `skip_fragments` finds the end of fragments.
+
+    `levels[0]` is the dataset itself, `levels[-1]` what is open now.
+    """
+
+    def __init__(
+        self,
+        window: Window,
+        start: int,
+        end: int,
+        *,
+        explicit: bool,
+        little: bool,
+        limits: ReadLimits,
+        skip_fragments: SkipFragments,
+    ) -> None:
+        self.window = window
+        self.position = start
+        self.limits = limits
+        self.levels = [Level(0, end, items=False, delimited=False, explicit=explicit, little=little)]
+        self._start = start
+        self._ahead: bytes | None = None  # Pixel Representation of the dataset, looked up before its turn
+        self._skip_fragments = skip_fragments
+        self._count = 0
+
+    def walk(self) -> Iterator[Event]:
+        """All events, to the end of the dataset. The loop is long because a call an element would double its
+        time."""
+        window, levels, limit_count = self.window, self.levels, self.limits.max_elements
+        count = 0
+        while True:
+            level = levels[-1]
+            if count + self._count > limit_count:
+                raise InstanceRefused(f"more than {limit_count:,} elements", offset=self.position)
+            buffer, base = window.buffer, window.start
+            at = self.position - base
+            limit = min(len(buffer), level.end - base)
+            if at < 0 or at + 8 > limit:
+                if self._refill(level):
+                    continue
+                if len(levels) == 1:
+                    return
+                yield self._close(level)
+                continue
+            if level.items:
+                yield self._item(level, buffer, at)
+                continue
+            unpack, creators = _HEADERS[level.little], level.creators
+            vrs = SHORT_VRS if level.explicit else _NO_VRS
+            while at + 8 <= limit:
+                group, element, vr, length = unpack(buffer, at)
+                count += 1
+                name = vrs.get(vr)
+                if name is not None:
+                    start = at + 8
+                    stop = start + length
+                    if stop <= limit:
+                        value = buffer[start:stop]
+                        if group & 1 and 0x10 <= element < 0x100:
+                            creators[group << 8 | element] = value
+                        at = stop
+                        yield group << 16 | element, name, base + start, length, value
+                        continue
+                self.position = base + at
+                event = self._element(level, buffer, at, group << 16 | element, vr, length)
+                if event is not None:
+                    yield event
+                if window.start != base or levels[-1] is not level:
+                    break
+                at = self.position - base
+            else:
+                self.position = base + at
+
+    def _refill(self, level: Level) -> bool:
+        """Have the next header in the window. False: `level` has ended here."""
+        position = self.position
+        left = level.end - position
+        if left == 0:
+            if level.delimited:
+                raise NotDicom(
+                    "a sequence or item of undefined length has no delimiter",
+                    offset=position,
+                    tag=_hex(level.tag),
+                )
+            return False
+        have = self.window.load(position, 8)
+        if left >= 8 and have >= 8:
+            return True
+        rest = self.window.bytes_at(position, min(left, 8))
+        if len(self.levels) == 1 and not rest.strip(b"\0"):
+            return False  # the dataset has ended, at most some padding follows
+        raise NotDicom(
+            "the dataset is truncated", offset=position, tag=_hex(level.tag) if level.tag else None
+        )
+
+    def _close(self, level: Level) -> Event:
+        self.levels.pop()
+        return SEQUENCE_END if level.items else ITEM_END, "", self.position, 0, None
+
+    def _item(self, level: Level, buffer: bytes, at: int) -> Event:
+        """Inside a sequence: an item begins, or the sequence ends."""
+        position = self.position
+        group, element, length = _TAGS[level.little](buffer, at)
+        tag = group << 16 | element
+        self.position = position + 8
+        self._count += 1
+        if tag == SEQUENCE_END and level.delimited:
+            return self._close(level)
+        if tag != ITEM:
+            raise NotDicom("expected an item of a sequence", offset=position, tag=_hex(level.tag))
+        end = level.end if length == UNDEFINED else self.position + length
+        if end > level.end:
+            raise NotDicom("an item is longer than its sequence", offset=position, tag=_hex(level.tag))
+        explicit = level.explicit and not self._looks_implicit(min(end, self.position + 8))
+        self.levels.append(
+            Level(
+                level.tag,
+                end,
+                items=False,
+                delimited=length == UNDEFINED,
+                explicit=explicit,
+                little=level.little,
+            )
+        )
+        return ITEM, "", self.position, length, None
+
+    def _looks_implicit(self, end: int) -> bool:
+        """Whether the item that begins here has no VR where an explicit one has (some writers switch inside
+        sequences)."""
+        head = self.window.bytes_at(self.position, end - self.position)
+        return len(head) >= 6 and not (head[4:6].isalpha() and head[4:6].isupper())
+
+    def _element(
+        self, level: Level, buffer: bytes, at: int, tag: int, vr: bytes, length: int
+    ) -> Event | None:
+        """Any element that the hot loop does not take; None if nothing is to be told."""
+        position = self.position
+        if tag == ITEM_END and level.delimited:
+            self.position = position + 8
+            return self._close(level)
+        if tag >> 16 == 0xFFFE:
+            self._stray(level, tag)
+            return None
+        if tag == 0 and len(self.levels) == 1 and not buffer[at + 4 : at + 8].strip(b"\0"):
+            self._padding()
+            return None
+        name, header, length = self._explicit_header(tag, vr, length) if level.explicit else ("", 8, length)
+        if not name:
+            length = _WORDS[level.little](buffer, at + 4)[0]
+        if not name or name == "UN":
+            name = known_vr(level, tag, length, self._signed_pixels) or name or "UN"
+        start = position + header
+        if length == UNDEFINED:
+            return self._undefined(level, tag, name, start)
+        stop = start + length
+        if stop > level.end:
+            raise NotDicom("a value is longer than what holds it", offset=position, tag=_hex(tag))
+        if name == "SQ":
+            return self._open(level, tag, start, length)
+        value = self._load(tag, name, start, length)
+        if value:
+            level.note(tag, value)
+        self.position = stop
+        return tag, name, start, length, value
+
+    def _explicit_header(self, tag: int, vr: bytes, length: int) -> tuple[str, int, int]:
+        """VR, header length and value length; VR "" if there is none, so that the element is implicit
+        VR."""
+        name = SHORT_VRS.get(vr)
+        if name is not None:
+            return name, 8, length
+        name = LONG_VRS.get(vr)
+        if name is None and not b"AA" <= vr <= b"ZZ":
+            return "", 8, 0
+        # A VR of the future has 32 bits of length (PS3.5 Table 7.1-1 is for all that 7.1-2 does not list);
+        # pydicom takes 16.
+        if name is None and length:
+            return "UN", 8, length
+        head = self.window.bytes_at(self.position, 12)
+        if len(head) < 12:
+            raise NotDicom("the dataset is truncated", offset=self.position, tag=_hex(tag))
+        return name or "UN", 12, int(_WORDS[self.levels[-1].little](head, 8)[0])
+
+    def _signed_pixels(self) -> bool:
+        """Pixel Representation of the nearest dataset around, looked up ahead if its turn is still to
+        come."""
+        for level in reversed(self.levels):
+            if PIXEL_REPRESENTATION in level.noted:
+                return level.noted[PIXEL_REPRESENTATION][:1] == b"\1"
+        if self._ahead is None:
+            self._ahead = b""
+            ahead = self.again()
+            ahead._ahead = b""
+            for tag, _, _, _, value in ahead.walk():
+                if len(ahead.levels) == 1 and tag >= PIXEL_REPRESENTATION and tag >> 16 != 0xFFFE:
+                    self._ahead = value or b"" if tag == PIXEL_REPRESENTATION else b""
+                    break
+        return self._ahead[:1] == b"\1"
+
+    def again(self) -> Elements:
+        """The same elements from their start, through a window of their own."""
+        top = self.levels[0]
+        return Elements(
+            self.window.again(),
+            self._start,
+            top.end,
+            explicit=top.explicit,
+            little=top.little,
+            limits=self.limits,
+            skip_fragments=self._skip_fragments,
+        )
+
+    def _undefined(self, level: Level, tag: int, name: str, start: int) -> Event:
+        """A value of undefined length: a sequence or fragments."""
+        if name == "UN" and not level.explicit and self._tag_at(level, start) not in (ITEM, SEQUENCE_END):
+            raise NotDicom("undefined length, yet no item follows", offset=self.position, tag=_hex(tag))
+        if name in ("SQ", "UN"):
+            return self._open(level, tag, start, UNDEFINED, implicit=name == "UN")
+        if name not in BINARY_VRS:
+            raise NotDicom(
+                f"undefined length is not allowed for VR {name}", offset=self.position, tag=_hex(tag)
+            )
+        if not level.explicit:
+            name = "OB"  # PS3.5 A.4: fragments are bytes, whatever the dictionary says
+        end = self._skip_fragments(tag, start, level.end, level.little)
+        self.position = end + 8
+        return tag, name, start, end - start, None
+
+    def _tag_at(self, level: Level, position: int) -> int:
+        head = self.window.bytes_at(position, 8)
+        if len(head) < 8:
+            raise NotDicom("the dataset is truncated", offset=position)
+        group, element, _ = _TAGS[level.little](head, 0)
+        return int(group) << 16 | int(element)
+
+    def _open(self, level: Level, tag: int, start: int, length: int, *, implicit: bool = False) -> Event:
+        """A sequence begins. Of UN the standard says implicit VR little endian; each item is looked at
+        (`_looks_implicit`)."""
+        if len(self.levels) >= 2 * self.limits.max_depth:
+            raise NotDicom(
+                f"more than {self.limits.max_depth} sequences in each other",
+                offset=self.position,
+                tag=_hex(tag),
+            )
+        undefined = length == UNDEFINED
+        end = level.end if undefined else start + length
+        little = level.little or implicit
+        self.levels.append(
+            Level(tag, end, items=True, delimited=undefined, explicit=level.explicit, little=little)
+        )
+        self.position = start
+        return tag, "SQ", start, length, None
+
+    def _load(self, tag: int, name: str, start: int, length: int) -> bytes | None:
+        """The value, or None if it is longer than the limits allow, or Pixel Data of the dataset."""
+        limits = self.limits
+        if length > (limits.bulk_threshold if name in BINARY_VRS else limits.text_threshold):
+            return None
+        if tag >> 16 == 0x7FE0 and length and len(self.levels) == 1:
+            return None
+        value = self.window.bytes_at(start, length)
+        if len(value) < length:
+            raise NotDicom("a value is truncated", offset=start, tag=_hex(tag))
+        return value
+
+    def _stray(self, level: Level, tag: int) -> None:
+        """A delimiter where none belongs. One that ends an item of defined length a second time does no
+        harm."""
+        if tag != ITEM_END or len(self.levels) == 1 or self.position + 8 != level.end:
+            raise NotDicom("a delimiter where none belongs", offset=self.position, tag=_hex(tag))
+        self.position += 8
+
+    def _padding(self) -> None:
+        """Zeros after the last element: no element, and skipped a window at a time."""
+        self.window.load(self.position, 8)
+        rest = self.window.buffer[self.position - self.window.start :]
+        self.position += (len(rest) - len(rest.lstrip(b"\0"))) // 8 * 8
+
+
+def _hex(tag: int) -> str:
+    return f"{tag:08X}"

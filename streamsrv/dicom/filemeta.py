@@ -1,0 +1,121 @@
+"""Preamble, prefix and file meta information of a Part 10 file (PS3.10 7.1), and how the dataset behind it
+is encoded.
+
+Rules: the file meta is read by elements, because its group length is wrong or missing often enough; only
+before a deflated dataset, whose first bytes may look like group 0002, does the group length decide. What it
+says of explicit or implicit VR is a hint: the first element of the dataset shows what is true, as for
+pydicom.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streamsrv.dicom.elements import LONG_VRS, SHORT_VRS, Elements
+from streamsrv.dicom.syntaxes import (
+    EXPLICIT_VR_BIG_ENDIAN,
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    lookup,
+)
+from streamsrv.dicom.window import ReadLimits, Window
+from streamsrv.errors import NotDicom
+
+PREAMBLE = 128
+PREFIX = b"DICM"
+GROUP_LENGTH = 0x00020000
+TRANSFER_SYNTAX_UID = 0x00020010
+_GROUP = b"\2\0"
+
+
+@dataclass(slots=True)
+class FileMeta:
+    """`elements` as (tag, VR, value), values over the bulk threshold left out; the dataset begins at `end`;
+    `syntax` is "" if absent."""
+
+    elements: list[tuple[int, str, bytes]]
+    end: int
+    syntax: str
+
+
+@dataclass(slots=True)
+class Encoding:
+    """How a dataset is really encoded. `syntax` is the transfer syntax to record; `warning` says where the
+    file meta is wrong."""
+
+    syntax: str
+    explicit: bool
+    little: bool
+    deflated: bool
+    warning: str = ""
+
+
+def read_file_meta(window: Window, size: int, limits: ReadLimits) -> FileMeta:
+    """Everything before the dataset."""
+    if window.bytes_at(PREAMBLE, 4) != PREFIX:
+        raise NotDicom("no DICM prefix: not a DICOM Part 10 file", offset=PREAMBLE)
+    meta = FileMeta([], PREAMBLE + 4, "")
+    if window.bytes_at(meta.end, 2) != _GROUP:
+        return meta
+    explicit = window.bytes_at(
+        meta.end + 4, 2
+    ).isalpha()  # some writers have implicit VR here; pydicom reads it too
+    walk = Elements(
+        window, meta.end, size, explicit=explicit, little=True, limits=limits, skip_fragments=_no_fragments
+    )
+    counted = 0
+    for tag, vr, offset, length, value in walk.walk():
+        if vr in ("SQ", ""):
+            raise NotDicom("a sequence in the file meta information", offset=offset, tag=f"{tag:08X}")
+        meta.end = offset + length
+        if value is not None:
+            meta.elements.append((tag, vr, value))
+        if tag == GROUP_LENGTH and length == 4 and value:
+            counted = meta.end + int.from_bytes(value, "little")
+        elif tag == TRANSFER_SYNTAX_UID and value:
+            meta.syntax = value.decode("latin-1").strip(" \0")
+        if window.bytes_at(meta.end, 2) != _GROUP or (meta.end == counted and lookup(meta.syntax).deflated):
+            break
+    return meta
+
+
+def _no_fragments(tag: int, start: int, end: int, little: bool) -> int:
+    raise NotDicom("undefined length in the file meta information", offset=start, tag=f"{tag:08X}")
+
+
+def encoding_of(meta: FileMeta, window: Window) -> Encoding:
+    """The encoding of the dataset at `meta.end` (of the file as it is; a deflated one is taken at its
+    word)."""
+    row = lookup(meta.syntax)
+    if meta.syntax and row.deflated:
+        return Encoding(meta.syntax, True, True, True)
+    head = window.bytes_at(meta.end, 6)
+    vr = head[4:6]
+    known = vr in SHORT_VRS or vr in LONG_VRS
+    if not meta.syntax:
+        return _guessed(head, known)
+    if row.explicit_vr and len(vr) == 2 and not (vr.isalpha() and vr.isupper()):
+        # Only where the transfer syntax says nothing else than explicit VR is it replaced.
+        syntax = IMPLICIT_VR_LITTLE_ENDIAN if meta.syntax == EXPLICIT_VR_LITTLE_ENDIAN else meta.syntax
+        return Encoding(syntax, False, row.little_endian, False, "the dataset is implicit VR")
+    if not row.explicit_vr and known:
+        # Kept as implicit: such an instance is always encoded anew before it is sent, with a file meta that
+        # is true.
+        return Encoding(meta.syntax, True, True, False, "the dataset is explicit VR")
+    return Encoding(meta.syntax, row.explicit_vr, row.little_endian, False)
+
+
+def _guessed(head: bytes, explicit: bool) -> Encoding:
+    """No transfer syntax UID at all: by the first element, whose group is small, so that its byte order
+    shows."""
+    if not explicit:
+        return Encoding(
+            IMPLICIT_VR_LITTLE_ENDIAN, False, True, False, "missing, taken for implicit VR little endian"
+        )
+    if int.from_bytes(head[:2], "little") >= 0x0400:
+        return Encoding(
+            EXPLICIT_VR_BIG_ENDIAN, True, False, False, "missing, taken for explicit VR big endian"
+        )
+    return Encoding(
+        EXPLICIT_VR_LITTLE_ENDIAN, True, True, False, "missing, taken for explicit VR little endian"
+    )

@@ -1,0 +1,227 @@
+"""Where each frame of an instance begins and ends (PS3.5 8.1 native, A.4 encapsulated; offset tables PS3.3
+C.7.6.3.1.8).
+
+Native frames are arithmetic. Encapsulated ones need a table of (offset, length):
+1. extended offset table, 2. basic offset table, each believed only if it agrees with the item headers; then
+  no fragment but a sample is looked at, and a table of 100,000 frames costs about a millisecond;
+3. otherwise every item header is read, and frames are told apart by the basic table if its entries are
+  items, by count, or by the end marker of the JPEG family.
+
+The sample: all frames of a small table; of a larger one the largest (an encoder that splits frames by size
+splits these), some evenly spaced (one that splits every frame is seen at once) and the last, after which
+the sequence delimiter must follow.
+
+Numbers that disagree: never more frames than NumberOfFrames says, never one that is not wholly there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamsrv.dicom.fragments import ITEM, Items, scan_items
+from streamsrv.dicom.instance import FRAGMENTED, FrameKind, Frames
+from streamsrv.dicom.window import Pread
+from streamsrv.errors import NotDicom
+
+Numbers = NDArray[np.uint64]
+
+_ALL = 1024  # up to so many frames every item header is looked at
+_LARGEST = 16
+_SPACED = 48
+_HALF_SAMPLED = ("YBR_FULL_422", "YBR_PARTIAL_422")
+_END_MARKER = b"\xff\xd9"  # EOI of JPEG and JPEG-LS, EOC of JPEG 2000
+_TAIL = 10  # the marker may be followed by padding
+
+
+@dataclass(slots=True)
+class Geometry:
+    """What the dataset says of its pixels. `number` is NumberOfFrames, None if absent or no positive
+    number."""
+
+    rows: int = 0
+    columns: int = 0
+    samples_per_pixel: int = 1
+    bits_allocated: int = 0
+    photometric: str = ""
+    number: int | None = None
+
+
+def native_frame_bits(geometry: Geometry) -> int:
+    """Bits of one uncompressed frame. Native YBR_FULL_422 shares chrominance: two samples a pixel (PS3.3
+    C.7.6.3.1.2)."""
+    samples = geometry.samples_per_pixel
+    if geometry.photometric in _HALF_SAMPLED and samples == 3:
+        samples = 2
+    return geometry.rows * geometry.columns * samples * geometry.bits_allocated
+
+
+def native_frame_length(geometry: Geometry) -> int:
+    """Bytes of one uncompressed frame, its last byte maybe shared with the next frame."""
+    return (native_frame_bits(geometry) + 7) // 8
+
+
+def native_frames(geometry: Geometry, offset: int, length: int) -> Frames:
+    """Frames of native Pixel Data. A padding byte at the end belongs to none."""
+    bits = native_frame_bits(geometry)
+    number = min(geometry.number or 1, length * 8 // bits) if bits else 0
+    if not number:
+        return Frames(FrameKind.EMPTY)
+    if bits % 8:
+        return Frames(FrameKind.BITS, number, offset, bits)
+    return Frames(FrameKind.NATIVE, number, offset, bits // 8)
+
+
+def whole_value(offset: int, length: int) -> Frames:
+    """One frame that is the value: compressed Pixel Data without fragments."""
+    return Frames(FrameKind.TABLE, 1, table=np.array([offset, length], "<u8").tobytes())
+
+
+@dataclass(slots=True)
+class Encapsulated:
+    """Encapsulated Pixel Data to be laid out: `start` is its first item, `end` that of its parent.
+
+    `single`: all fragments are one stream (video). `extended`: raw values of the extended offset table and
+    its lengths, if there. `seekable`: reading backward is cheap, so tables may be believed after a sample.
+    """
+
+    pread: Pread
+    start: int
+    end: int
+    number: int | None
+    limit: int
+    single: bool = False
+    extended: tuple[bytes, bytes] | None = None
+    seekable: bool = True
+    little: bool = True
+
+    def layout(self) -> tuple[Frames, int]:
+        """The frames, and where the sequence delimiter begins."""
+        if not self.little:  # fragments are always little endian (A.4): these are passed over, not laid out
+            items = scan_items(self.pread, self.start, self.end, self.limit, little=False)
+            return Frames(FrameKind.EMPTY), items.end
+        head = np.frombuffer(self.pread(self.start, 8), "<u4")
+        if len(head) < 2 or head[0] != ITEM or int(head[1]) > min(self.end - self.start - 8, 4 * self.limit):
+            return self._scan(self.start, np.empty(0, np.uint64))
+        size = int(head[1])
+        basic = np.frombuffer(self.pread(self.start + 8, size // 4 * 4), "<u4").astype(np.uint64)
+        first = self.start + 8 + size
+        if self.seekable and not self.single:
+            found = self._by_extended(first) or self._by_basic(first, basic)
+            if found is not None:
+                return found
+        return self._scan(first, basic)
+
+    def _by_extended(self, first: int) -> tuple[Frames, int] | None:
+        if self.extended is None or not self.extended[0] or len(self.extended[0]) != len(self.extended[1]):
+            return None
+        if len(self.extended[0]) % 8:
+            return None
+        offsets, lengths = (np.frombuffer(value, "<u8") for value in self.extended)
+        room = self.end - first
+        if int(offsets.max()) > room or int(lengths.max()) > room:
+            return None
+        starts = offsets + np.uint64(first)
+        ends = starts + lengths + np.uint64(8)
+        if (ends[:-1] > starts[1:]).any():
+            return None
+        # A fragment has even length, the table may give that without the padding byte.
+        return self._believed(starts, lengths, slack=1)
+
+    def _by_basic(self, first: int, offsets: Numbers) -> tuple[Frames, int] | None:
+        if not len(offsets) or offsets[0] or (offsets[1:] < offsets[:-1] + np.uint64(8)).any():
+            return None
+        starts = offsets + np.uint64(first)
+        if int(starts[-1]) + 8 > self.end:
+            return None
+        lengths = np.empty(len(starts), np.uint64)
+        lengths[:-1] = np.diff(starts) - np.uint64(8)
+        lengths[-1] = self._length_at(int(starts[-1])) or 0
+        return self._believed(starts, lengths, slack=0)
+
+    def _length_at(self, position: int) -> int | None:
+        """The length of the item at `position`, None if there is no item."""
+        head = np.frombuffer(self.pread(position, 8), "<u4")
+        return int(head[1]) if len(head) == 2 and head[0] == ITEM else None
+
+    def _believed(self, starts: Numbers, lengths: Numbers, slack: int) -> tuple[Frames, int] | None:
+        """The table's frames if a sample of item headers agrees and nothing but the delimiter follows the
+        last."""
+        for place in _sample(lengths):
+            found = self._length_at(int(starts[place]))
+            if found is None or not 0 <= found - int(lengths[place]) <= slack:
+                return None
+        try:
+            tail = scan_items(self.pread, int(starts[-1]), self.end, self.limit)
+        except NotDicom:
+            return None
+        if len(tail.offsets) != 1:
+            return None
+        return self._table(starts + np.uint64(8), lengths), tail.end
+
+    def _table(self, offsets: Numbers, lengths: Numbers) -> Frames:
+        number = min(len(offsets), self.number or len(offsets))
+        table = np.empty((number, 2), "<u8")
+        table[:, 0] = offsets[:number]
+        table[:, 1] = lengths[:number]
+        return Frames(FrameKind.TABLE if number else FrameKind.EMPTY, number, table=table.tobytes())
+
+    def _scan(self, first: int, basic: Numbers) -> tuple[Frames, int]:
+        """Every item header is read; the frames are groups of fragments."""
+        items = scan_items(self.pread, first, self.end, self.limit)
+        offsets = np.array(items.offsets, np.uint64)
+        lengths = np.array(items.lengths, np.uint64)
+        if not len(offsets):
+            return Frames(FrameKind.EMPTY), items.end
+        begins = self._frame_begins(first, basic, items, offsets)
+        return self._grouped(begins, offsets, lengths), items.end
+
+    def _frame_begins(self, first: int, basic: Numbers, items: Items, offsets: Numbers) -> NDArray[np.int64]:
+        """Index of the first fragment of each frame."""
+        count = len(offsets)
+        number = self.number
+        if self.single:
+            return np.zeros(1, np.int64)
+        if len(basic) and not basic[0]:
+            begins = np.searchsorted(offsets, basic + np.uint64(first + 8))
+            if (
+                begins[-1] < count
+                and (offsets[begins] == basic + np.uint64(first + 8)).all()
+                and (np.diff(begins) > 0).all()
+            ):
+                return begins
+        if number is None or number == 1:
+            return np.zeros(1, np.int64)
+        if count <= number:
+            return np.arange(count)
+        return self._by_marker(items, number)
+
+    def _by_marker(self, items: Items, number: int) -> NDArray[np.int64]:
+        """More fragments than frames and no table: a frame ends with the fragment that holds the end
+        marker."""
+        ended = [
+            _END_MARKER in self.pread(offset + max(0, length - _TAIL), min(length, _TAIL))
+            for offset, length in zip(items.offsets, items.lengths, strict=True)
+        ]
+        if not any(ended):
+            return np.arange(number)  # RLE: one fragment is one frame
+        return np.array([0, *(place + 1 for place, last in enumerate(ended[:-1]) if last)])
+
+    def _grouped(self, begins: NDArray[np.int64], offsets: Numbers, lengths: Numbers) -> Frames:
+        """One entry a frame: its only fragment, or the range of several with their item headers."""
+        last = np.append(begins[1:], len(offsets)) - 1
+        several = last > begins
+        starts = np.where(several, offsets[begins] - np.uint64(8), offsets[begins])
+        ranges = offsets[last] + lengths[last] - starts
+        return self._table(starts, np.where(several, ranges | np.uint64(FRAGMENTED), ranges))
+
+
+def _sample(lengths: Numbers) -> list[int]:
+    count = len(lengths)
+    if count <= _ALL:
+        return list(range(count))
+    largest = np.argpartition(lengths, count - _LARGEST)[-_LARGEST:]
+    spaced = np.linspace(0, count - 1, _SPACED).astype(np.int64)
+    return [int(place) for place in np.concatenate((largest, spaced))]

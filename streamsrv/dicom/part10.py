@@ -1,0 +1,238 @@
+"""Reads one Part 10 file in place: file meta information, dataset, frames (PS3.10 section 7, PS3.5).
+
+Strategy: the dataset is walked once (elements.py) while its DICOM JSON is written (dicomjson.py); Pixel
+Data are laid out (frames.py) when the walk meets them. Values above the bulk threshold are jumped over.
+Nothing is held but a window, the open containers and what the caller asked to keep.
+
+Rules:
+- Any bytes give a SOPInstance, NotDicom or InstanceRefused, and nothing else. In the last two cases what
+  was emitted is worthless.
+- Identity comes from the dataset, never from the file meta information.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from streamsrv.dicom import tags
+from streamsrv.dicom.checks import broken_rule
+from streamsrv.dicom.dicomjson import SLOT, MetadataWriter
+from streamsrv.dicom.elements import Elements
+from streamsrv.dicom.filemeta import Encoding, encoding_of, read_file_meta
+from streamsrv.dicom.fragments import scan_items
+from streamsrv.dicom.frames import Encapsulated, Geometry, native_frames, whole_value
+from streamsrv.dicom.instance import BulkValue, FrameKind, Frames, JsonDataset, SOPInstance
+from streamsrv.dicom.syntaxes import (
+    EXPLICIT_VR_BIG_ENDIAN,
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    lookup,
+)
+from streamsrv.dicom.window import UNKNOWN_END, Inflater, Pread, ReadLimits, Window
+from streamsrv.errors import NotDicom
+
+__all__ = ["Pread", "ReadLimits", "open_dataset", "read_instance"]
+
+# Pixel Data and its floating point kin: tag -> bits a sample where the tag fixes them (PS3.3 C.7.6.24,
+# C.7.6.25).
+_PIXELS = {tags.PIXEL_DATA: 0, tags.FLOAT_PIXEL_DATA: 32, tags.DOUBLE_FLOAT_PIXEL_DATA: 64}
+_FACTS = frozenset(
+    (
+        tags.STUDY_INSTANCE_UID,
+        tags.SERIES_INSTANCE_UID,
+        tags.SOP_INSTANCE_UID,
+        tags.SOP_CLASS_UID,
+        tags.SAMPLES_PER_PIXEL,
+        tags.PHOTOMETRIC_INTERPRETATION,
+        tags.NUMBER_OF_FRAMES,
+        tags.ROWS,
+        tags.COLUMNS,
+        tags.BITS_ALLOCATED,
+        *_PIXELS,
+    )
+)
+_NEVER_SENT = (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN)  # PS3.18 8.7.3
+_UID = re.compile(r"[0-9.]{1,64}")
+
+
+def open_dataset(
+    pread: Pread, size: int, start: int, encoding: Encoding, limits: ReadLimits
+) -> tuple[Pread, int, int]:
+    """How to read a dataset: its pread, where it begins and ends in that one's offsets."""
+    if encoding.deflated:
+        return Inflater(pread, start, size, limits.max_inflated).pread, 0, UNKNOWN_END
+    return pread, start, size
+
+
+def read_instance(
+    pread: Pread, size: int, *, keep: frozenset[str], emit: Callable[[bytes], None], limits: ReadLimits
+) -> SOPInstance:
+    """Read the Part 10 file of `size` bytes behind `pread`. `emit` gets its DICOM JSON, with slots, in pieces
+    of at most 256 kB."""
+    window = Window(pread, size)
+    meta = read_file_meta(window, size, limits)
+    encoding = encoding_of(meta, window)
+    dataset, start, end = open_dataset(pread, size, meta.end, encoding, limits)
+    if encoding.deflated:
+        window = Window(dataset, end)
+    reader = _Reader(dataset, encoding, keep, emit, limits)
+    reader.walk(window, start, end)
+    return reader.instance(keep, start)
+
+
+class _Reader:
+    """One reading of one dataset."""
+
+    def __init__(
+        self,
+        pread: Pread,
+        encoding: Encoding,
+        keep: frozenset[str],
+        emit: Callable[[bytes], None],
+        limits: ReadLimits,
+    ) -> None:
+        self._pread = pread
+        self._encoding = encoding
+        self._limits = limits
+        self._frames: Frames | None = None
+        available = EXPLICIT_VR_LITTLE_ENDIAN if encoding.syntax in _NEVER_SENT else encoding.syntax
+        extra: JsonDataset = {
+            tags.RETRIEVE_URL: {"vr": "UR", "Value": [SLOT]},
+            tags.AVAILABLE_TRANSFER_SYNTAX_UID: {"vr": "UI", "Value": [available]},
+        }
+        self._writer = MetadataWriter(emit, keep | _FACTS, extra, limits, encoding.little)
+        if encoding.warning:
+            self._writer.warn(tags.TRANSFER_SYNTAX_UID, encoding.warning)
+
+    def walk(self, window: Window, start: int, end: int) -> None:
+        encoding = self._encoding
+        self._elements = Elements(
+            window,
+            start,
+            end,
+            explicit=encoding.explicit,
+            little=encoding.little,
+            limits=self._limits,
+            skip_fragments=self._skip_fragments,
+        )
+        self._writer.write(self._elements.walk())
+
+    def _skip_fragments(self, tag: int, start: int, end: int, little: bool) -> int:
+        """Fragments begin at `start`: lay out the frames if these are the instance's Pixel Data."""
+        if f"{tag:08X}" not in _PIXELS or len(self._elements.levels) > 1:
+            return scan_items(self._pread, start, end, self._limits.max_fragments, little=little).end
+        pixels = Encapsulated(
+            self._pread,
+            start,
+            end,
+            self._number_of_frames(),
+            self._limits.max_fragments,
+            single=lookup(self._encoding.syntax).media_type.startswith("video/"),
+            extended=self._extended_offset_table(),
+            seekable=not self._encoding.deflated,
+            little=little,
+        )
+        self._frames, delimiter = pixels.layout()
+        return delimiter
+
+    def _extended_offset_table(self) -> tuple[bytes, bytes] | None:
+        found = {value.path: value for value in self._writer.bulk}
+        tables = [found.get(tags.EXTENDED_OFFSET_TABLE), found.get(tags.EXTENDED_OFFSET_TABLE_LENGTHS)]
+        limit = 8 * self._limits.max_fragments
+        values = [
+            self._pread(table.offset, table.length) for table in tables if table and table.length <= limit
+        ]
+        return (values[0], values[1]) if len(values) == 2 and not self._encoding.deflated else None
+
+    def _value(self, key: str) -> Any:
+        element = self._writer.element(key)
+        values = element.get("Value") if element else None
+        return values[0] if values else None
+
+    def _unsigned(self, key: str) -> int:
+        """A US attribute of the image, 0 if it is none."""
+        value = self._value(key)
+        return value if isinstance(value, int) and 0 < value < 0x10000 else 0
+
+    def _number_of_frames(self) -> int | None:
+        value = self._value(tags.NUMBER_OF_FRAMES)
+        return value if isinstance(value, int) and value > 0 else None
+
+    def _uid(self, key: str) -> str:
+        value = self._value(key)
+        if not isinstance(value, str) or not value.strip(" \0"):
+            raise NotDicom(f"{tags.keyword_of(key)} is missing", tag=key)
+        uid = value.strip(" \0")
+        if not _UID.fullmatch(uid):
+            raise NotDicom(f"{tags.keyword_of(key)} is malformed: digits and dots, at most 64", tag=key)
+        return uid
+
+    def _pixel_data(self) -> tuple[str, BulkValue | None] | None:
+        """The pixel data element that is there, and its value unless it is empty."""
+        for key in _PIXELS:
+            if self._writer.element(key):
+                return key, next((value for value in self._writer.bulk if value.path == key), None)
+        return None
+
+    def _layout(self, geometry: Geometry, key: str, value: BulkValue | None) -> Frames:
+        if value is None:
+            return Frames(FrameKind.EMPTY)
+        if self._frames is not None:
+            return self._frames
+        if lookup(self._encoding.syntax).encapsulated and lookup(self._encoding.syntax).name != "Unknown":
+            # Compressed, yet not in fragments: one frame can be found, several cannot.
+            self._writer.warn(key, "compressed Pixel Data of defined length")
+            one = geometry.number in (None, 1)
+            return whole_value(value.offset, value.length) if one else Frames(FrameKind.EMPTY)
+        return native_frames(geometry, value.offset, value.length)
+
+    def instance(self, keep: frozenset[str], start: int) -> SOPInstance:
+        """What was learned."""
+        writer = self._writer
+        study, series, instance, sop_class = (
+            self._uid(key)
+            for key in (
+                tags.STUDY_INSTANCE_UID,
+                tags.SERIES_INSTANCE_UID,
+                tags.SOP_INSTANCE_UID,
+                tags.SOP_CLASS_UID,
+            )
+        )
+        pixels = self._pixel_data()
+        geometry = Geometry(
+            self._unsigned(tags.ROWS),
+            self._unsigned(tags.COLUMNS),
+            self._unsigned(tags.SAMPLES_PER_PIXEL) or 1,
+            (_PIXELS[pixels[0]] if pixels else 0) or self._unsigned(tags.BITS_ALLOCATED),
+            str(self._value(tags.PHOTOMETRIC_INTERPRETATION) or "").strip(),
+            self._number_of_frames(),
+        )
+        frames = self._layout(geometry, *pixels) if pixels else Frames()
+        attributes = {key: writer.kept[key] for key in sorted(keep & writer.kept.keys())}
+        for key, element in attributes.items():
+            if reason := broken_rule(element):
+                writer.warn(key, reason)
+        value = pixels[1] if pixels else None
+        return SOPInstance(
+            study_uid=study,
+            series_uid=series,
+            instance_uid=instance,
+            sop_class_uid=sop_class,
+            transfer_syntax=self._encoding.syntax,
+            dataset_offset=start,
+            deflated=self._encoding.deflated,
+            pixel_offset=value.offset if value else 0,
+            pixel_length=value.length if value else 0,
+            rows=geometry.rows,
+            columns=geometry.columns,
+            samples_per_pixel=geometry.samples_per_pixel,
+            bits_allocated=geometry.bits_allocated,
+            frames=frames,
+            attributes=attributes,
+            metadata_length=writer.length,
+            metadata_slots=writer.slots,
+            bulk=writer.bulk,
+            warnings=writer.warnings,
+        )

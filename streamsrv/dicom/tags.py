@@ -1,0 +1,121 @@
+"""Tags, keywords and value representations: PS3.6 by way of pydicom's data dictionaries.
+
+Two spellings of a tag: eight upper-case hex digits ("00100010") is how DICOM JSON and everyone above names
+an attribute; the number 0x00100010 is how the readers in this room compare it. Only this module reads the
+dictionaries.
+"""
+
+from __future__ import annotations
+
+import re
+
+from pydicom.datadict import (
+    DicomDictionary,
+    RepeatersDictionary,
+    keyword_for_tag,
+    private_dictionary_VR,
+    tag_for_keyword,
+)
+
+TRANSFER_SYNTAX_UID = "00020010"
+SPECIFIC_CHARACTER_SET = "00080005"
+SOP_CLASS_UID = "00080016"
+SOP_INSTANCE_UID = "00080018"
+STUDY_DATE = "00080020"
+STUDY_TIME = "00080030"
+ACCESSION_NUMBER = "00080050"
+INSTANCE_AVAILABILITY = "00080056"
+MODALITY = "00080060"
+MODALITIES_IN_STUDY = "00080061"
+REFERRING_PHYSICIAN_NAME = "00080090"
+REFERENCED_SOP_CLASS_UID = "00081150"
+REFERENCED_SOP_INSTANCE_UID = "00081155"
+RETRIEVE_URL = "00081190"
+WARNING_REASON = "00081196"
+FAILURE_REASON = "00081197"
+FAILED_SOP_SEQUENCE = "00081198"
+REFERENCED_SOP_SEQUENCE = "00081199"
+AVAILABLE_TRANSFER_SYNTAX_UID = "00083002"
+ERROR_COMMENT = "00000902"
+PATIENT_NAME = "00100010"
+PATIENT_ID = "00100020"
+STUDY_INSTANCE_UID = "0020000D"
+SERIES_INSTANCE_UID = "0020000E"
+INSTANCE_NUMBER = "00200013"
+NUMBER_OF_STUDY_RELATED_SERIES = "00201206"
+NUMBER_OF_STUDY_RELATED_INSTANCES = "00201208"
+NUMBER_OF_SERIES_RELATED_INSTANCES = "00201209"
+SAMPLES_PER_PIXEL = "00280002"
+PHOTOMETRIC_INTERPRETATION = "00280004"
+NUMBER_OF_FRAMES = "00280008"
+ROWS = "00280010"
+COLUMNS = "00280011"
+BITS_ALLOCATED = "00280100"
+PIXEL_REPRESENTATION = "00280103"
+EXTENDED_OFFSET_TABLE = "7FE00001"
+EXTENDED_OFFSET_TABLE_LENGTHS = "7FE00002"
+FLOAT_PIXEL_DATA = "7FE00008"
+DOUBLE_FLOAT_PIXEL_DATA = "7FE00009"
+PIXEL_DATA = "7FE00010"
+FAILED_ATTRIBUTES_SEQUENCE = "00741048"
+
+_HEX = re.compile(r"[0-9A-Fa-f]{8}")
+
+# pydicom spells an ambiguous VR "US or SS", "OB or OW", "US or SS or OW", "US or OW"; delimiters have
+# "NONE".
+_VRS: dict[int, str] = {int(tag): str(row[0]) for tag, row in DicomDictionary.items() if len(row[0]) != 4}
+
+
+def _repeating() -> dict[int, dict[int, str]]:
+    """Repeating groups ("50xx0010") as mask -> masked tag -> VR: a handful of look-ups for any tag."""
+    table: dict[int, dict[int, str]] = {}
+    for spelled, row in RepeatersDictionary.items():
+        mask = int("".join("0" if digit in "xX" else "F" for digit in spelled), 16)
+        table.setdefault(mask, {})[int(re.sub("[xX]", "0", spelled), 16)] = str(row[0])
+    return table
+
+
+_REPEATING = _repeating()
+
+
+def tag_of(name: str) -> str | None:
+    """The tag of a keyword ("PatientID") or of eight hex digits in any case; None for anything else."""
+    if _HEX.fullmatch(name):
+        return name.upper()
+    tag = tag_for_keyword(name)
+    return None if tag is None else f"{tag:08X}"
+
+
+def keyword_of(tag: str) -> str:
+    """The keyword of a tag, or "" for private and unknown ones."""
+    return str(keyword_for_tag(int(tag, 16)))
+
+
+def vr_of(tag: str) -> str | None:
+    """The VR of a standard tag; an ambiguous one in its first reading ("US or SS" is US). None if
+    unknown."""
+    vr = vr_of_number(int(tag, 16))
+    return None if vr is None else vr[:2]
+
+
+def vr_of_number(tag: int) -> str | None:
+    """The VR as the dictionary spells it, "US or SS" included; repeating groups too. None if unknown or
+    private."""
+    vr = _VRS.get(tag)
+    if vr is None and not tag & 0x10000:
+        if not tag & 0xFFFF:
+            return "UL"  # group length, PS3.5 7.2
+        for mask, rows in _REPEATING.items():
+            vr = rows.get(tag & mask)
+            if vr is not None:
+                break
+    return vr
+
+
+def private_vr(tag: int, creator: str) -> str | None:
+    """The VR of a private element under its private creator, where pydicom's private dictionary knows
+    it."""
+    try:
+        return str(private_dictionary_VR(tag, creator))
+    except KeyError:
+        return None

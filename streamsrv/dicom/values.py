@@ -1,0 +1,254 @@
+"""Values of every VR as attribute objects of DICOM JSON (PS3.18 F.2; VRs PS3.5 6.2).
+
+Strategy: `converters_for` builds one table VR -> function(bytes) -> {"vr": ..., "Value": [...]} for a byte
+order and a character set, so that a value costs one look-up and one call. The functions are strict:
+ValueError (UnicodeDecodeError among them) or struct.error says that the value breaks the rules of its VR,
+and `lenient` then says what is shown instead and why.
+
+What the standard leaves open, or other readers do otherwise:
+- Empty values among several are null (F.2.5); an attribute without value has only "vr".
+- DS and IS are numbers; what is no number is kept as a string (F.2.3 allows Number or String).
+- JSON has no NaN and no infinity and F.2.3 no string for FL and FD: null, with a warning.
+- InlineBinary is little endian, as all that a web service sends (PS3.18 8.7.3).
+"""
+
+from __future__ import annotations
+
+import struct
+from base64 import b64encode
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+from streamsrv.dicom.charsets import DEFAULT_CODEC, Decoder, decoder_for
+from streamsrv.dicom.instance import JsonElement
+
+Converter = Callable[[bytes], JsonElement]
+
+# VR -> (struct code, bytes a value)
+NUMBERS = {
+    "US": ("H", 2),
+    "SS": ("h", 2),
+    "UL": ("I", 4),
+    "SL": ("i", 4),
+    "UV": ("Q", 8),
+    "SV": ("q", 8),
+    "FL": ("f", 4),
+    "FD": ("d", 8),
+}
+# VR -> bytes of the words whose order the transfer syntax decides (PS3.5 7.3); every other VR is a string
+# of
+# bytes.
+WORDS = {
+    "AT": 2,
+    "OW": 2,
+    "OF": 4,
+    "OL": 4,
+    "OD": 8,
+    "OV": 8,
+    **{vr: width for vr, (_, width) in NUMBERS.items()},
+}
+# PS3.5 6.2: VRs whose characters Specific Character Set decides, with several values or one.
+_TEXTS = ("LO", "SH", "UC")
+_SINGLE_TEXTS = ("LT", "ST", "UT")
+_CODES = ("AS", "CS", "DA", "DT", "TM", "UI")
+_NAME_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
+_DECIMAL = b"0123456789+-.eE \\"
+_INTEGER = b"0123456789+- \\"
+
+
+def swapped(value: bytes, width: int) -> bytes:
+    """`value` with the bytes of each word reversed; an incomplete last word stays as it is."""
+    if width == 1:
+        return value
+    whole = len(value) // width * width
+    turned = bytearray(value)
+    for place in range(width):
+        turned[place:whole:width] = value[width - 1 - place : whole : width]
+    return bytes(turned)
+
+
+def _several(vr: str, decode: Decoder) -> Converter:
+    def convert(value: bytes) -> JsonElement:
+        text = decode(value)
+        if "\\" in text:
+            return _element(vr, [part.rstrip("\0 ") or None for part in text.split("\\")])
+        text = text.rstrip("\0 ")
+        return {"vr": vr, "Value": [text]} if text else {"vr": vr}
+
+    return convert
+
+
+def _single(vr: str, decode: Decoder) -> Converter:
+    def convert(value: bytes) -> JsonElement:
+        text = decode(value).rstrip("\0 ")
+        return {"vr": vr, "Value": [text]} if text else {"vr": vr}
+
+    return convert
+
+
+def _codes(vr: str) -> Converter:
+    def convert(value: bytes) -> JsonElement:
+        text = value.decode(DEFAULT_CODEC).rstrip(" \0")
+        if "\\" in text:
+            return _element(vr, [part or None for part in text.split("\\")])
+        return {"vr": vr, "Value": [text]} if text else {"vr": vr}
+
+    return convert
+
+
+def _titles(value: bytes) -> JsonElement:
+    """AE: spaces on both sides mean nothing."""
+    return _element(
+        "AE", [part.strip() or None for part in value.decode(DEFAULT_CODEC).rstrip("\0").split("\\")]
+    )
+
+
+def _locator(value: bytes) -> JsonElement:
+    text = value.decode(DEFAULT_CODEC).rstrip().rstrip("\0")
+    return {"vr": "UR", "Value": [text]} if text else {"vr": "UR"}
+
+
+def _names(decode: Decoder) -> Converter:
+    def convert(value: bytes) -> JsonElement:
+        text = decode(value.rstrip(b"\0 "))
+        if "=" not in text and "\\" not in text:
+            return {"vr": "PN", "Value": [{"Alphabetic": text}]} if text else {"vr": "PN"}
+        return _element("PN", [_name(part) or None for part in text.split("\\")])
+
+    return convert
+
+
+def _name(text: str) -> dict[str, str]:
+    """F.2.2: the component groups that are not empty."""
+    return {group: part for group, part in zip(_NAME_GROUPS, text.split("="), strict=False) if part}
+
+
+def _element(vr: str, values: list[Any]) -> JsonElement:
+    return {"vr": vr} if values == [None] else {"vr": vr, "Value": values}
+
+
+def _numeral(vr: str, characters: bytes, one: Callable[[str], float]) -> Converter:
+    """DS and IS. The JSON parser reads what is JSON already, all values at once; `one` reads a spelling that
+    JSON lacks ("+1", ".5")."""
+
+    def convert(value: bytes) -> JsonElement:
+        value = value.rstrip(b" \0")
+        if value.translate(None, characters):
+            raise ValueError("characters that are not part of a number")
+        if not value:
+            return {"vr": vr}
+        try:
+            return {"vr": vr, "Value": orjson.loads(b"[" + value.replace(b"\\", b",") + b"]")}
+        except orjson.JSONDecodeError:
+            parts = value.decode().split("\\")
+            return _element(vr, [one(part) if part.strip() else None for part in parts])
+
+    return convert
+
+
+def _numbers(vr: str, order: str) -> Converter:
+    code, width = NUMBERS[vr]
+    single = struct.Struct(order + code).unpack
+
+    def convert(value: bytes) -> JsonElement:
+        count = len(value) // width
+        if count == 1:
+            return {"vr": vr, "Value": list(single(value))}
+        return (
+            {"vr": vr, "Value": list(struct.unpack(f"{order}{count}{code}", value))} if value else {"vr": vr}
+        )
+
+    return convert
+
+
+def _reals(vr: str, order: str) -> Converter:
+    convert_all = _numbers(vr, order)
+
+    def convert(value: bytes) -> JsonElement:
+        element = convert_all(value)
+        # Zero times NaN or infinity is not zero: one test for all values. A sum that overflows only costs
+        # the
+        # lenient way.
+        if sum(element.get("Value", ())) * 0 != 0:
+            raise ValueError("NaN and infinity are no JSON numbers")
+        return element
+
+    return convert
+
+
+def _tags(order: str) -> Converter:
+    def convert(value: bytes) -> JsonElement:
+        words = struct.unpack(f"{order}{len(value) // 4 * 2}H", value)
+        if not words:
+            return {"vr": "AT"}
+        pairs = zip(words[::2], words[1::2], strict=True)
+        return {"vr": "AT", "Value": [f"{group:04X}{element:04X}" for group, element in pairs]}
+
+    return convert
+
+
+def _binary(vr: str, width: int) -> Converter:
+    def convert(value: bytes) -> JsonElement:
+        return {"vr": vr, "InlineBinary": b64encode(swapped(value, width)).decode()} if value else {"vr": vr}
+
+    return convert
+
+
+@lru_cache(maxsize=256)
+def converters_for(codecs: tuple[str, ...], little: bool, lenient: bool = False) -> dict[str, Converter]:
+    """VR -> converter. With `lenient` text that cannot be decoded holds U+FFFD instead of raising."""
+    decode = decoder_for(codecs, lenient)
+    order = "<" if little else ">"
+    table: dict[str, Converter] = {vr: _several(vr, decode) for vr in _TEXTS}
+    table |= {vr: _single(vr, decode) for vr in _SINGLE_TEXTS}
+    table |= {vr: _codes(vr) for vr in _CODES}
+    table |= {vr: _reals(vr, order) if vr[0] == "F" else _numbers(vr, order) for vr in NUMBERS}
+    table |= {
+        vr: _binary(vr, 1 if little else WORDS.get(vr, 1))
+        for vr in ("OB", "OD", "OF", "OL", "OV", "OW", "UN")
+    }
+    table |= {"AE": _titles, "AT": _tags(order), "PN": _names(decode), "UR": _locator}
+    table["DS"] = _numeral("DS", _DECIMAL, float)
+    table["IS"] = _numeral("IS", _INTEGER, int)
+    return table
+
+
+def lenient(vr: str, value: bytes, codecs: tuple[str, ...], little: bool) -> tuple[JsonElement, str]:
+    """What is shown of a value that breaks the rules of its VR, and the reason."""
+    if vr in ("DS", "IS"):
+        return _any_numeral(vr, value), f"not a valid {vr} value"
+    if vr in ("FL", "FD"):
+        return _finite(vr, value, "<" if little else ">")
+    if vr in NUMBERS or vr == "AT":
+        return {"vr": vr}, f"{len(value)} bytes are no whole number of {vr} values"
+    element = converters_for(codecs, little, True)[vr](value)
+    return element, "characters that the Specific Character Set cannot decode"
+
+
+def _any_numeral(vr: str, value: bytes) -> JsonElement:
+    """Each value that is a finite number as one, each other as its text."""
+    values: list[float | str | None] = []
+    for part in value.decode(DEFAULT_CODEC).rstrip(" \0").split("\\"):
+        text = part.strip(" \0")
+        numeral = text.isascii() and not text.encode().translate(None, _DECIMAL)
+        try:
+            number = float(text) if numeral and text else None
+        except ValueError:
+            number = None
+        if number is None or number * 0 != 0:
+            values.append(text or None)
+        else:
+            values.append(int(number) if vr == "IS" and number.is_integer() else number)
+    return _element(vr, values)
+
+
+def _finite(vr: str, value: bytes, order: str) -> tuple[JsonElement, str]:
+    code, width = NUMBERS[vr]
+    if len(value) % width:
+        return {"vr": vr}, f"{len(value)} bytes are no whole number of {vr} values"
+    numbers = struct.unpack(f"{order}{len(value) // width}{code}", value)
+    values = [number if number * 0 == 0 else None for number in numbers]
+    return {"vr": vr, "Value": values}, "NaN or infinity, for which JSON has no number"
