@@ -1,0 +1,309 @@
+"""Which representation goes out (PS3.18 8.7): acceptable ranges in, one choice out, or NotAcceptable with
+what would do.
+
+Strategy: each range is asked which offer it takes; the offer with the best vote (ranges.py) goes out. What
+a range takes of instances and frames is the table RULES, looked up and never branched on.
+
+Rules of the choice
+- A single-part media type serves single items only (PS3.18 10.4.4). `multipart/related; type="*/*"` and
+  `*/*` are taken everywhere.
+- Without any range: the default of the resource, or what can be had if that cannot.
+- Implicit VR Little Endian and Explicit VR Big Endian never go out (PS3.18 8.7.3), whoever asks.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
+from streamsrv.errors import NotAcceptable
+from streamsrv.wire.mediatypes import DICOM, DICOM_JSON, DICOM_XML, JSON, OCTETS
+from streamsrv.wire.ranges import ANY, AcceptableRange, Offer, canonical, elect, parse_accept
+
+__all__ = [
+    "AcceptableRange",
+    "InstancesChoice",
+    "Offer",
+    "choose_bulk",
+    "choose_frames",
+    "choose_image",
+    "choose_instances",
+    "choose_json",
+    "parse_accept",
+]
+
+PIXELS = "image/*, video/*"  # in RULES: each such media type, wildcards included
+EXPLICIT = "1.2.840.10008.1.2.1"
+_DICOM_UID = "1.2.840.10008.1.2."
+
+# PS3.18 Tables 8.7.3-4 and 8.7.3-5: the syntaxes of a media type, its default first.
+MEDIA_SYNTAXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        media_type: tuple(_DICOM_UID + suffix for suffix in suffixes.split())
+        for media_type, suffixes in (
+            (OCTETS, "1"),
+            ("image/jpeg", "4.70 4.50 4.51 4.57"),
+            ("image/dicom-rle", "5"),
+            ("image/jls", "4.80 4.81"),
+            ("image/jp2", "4.90 4.91"),
+            ("image/jpx", "4.92 4.93"),
+            ("image/jphc", "4.201 4.202 4.203"),
+            ("image/jxl", "4.110 4.111 4.112"),
+            ("video/mpeg", "4.100 4.101"),
+            ("video/mp4", "4.102 4.103 4.104 4.105 4.106"),
+            ("video/h265", "4.107 4.108"),
+        )
+    }
+)
+_MEDIA_OF = {uid: media_type for media_type, uids in MEDIA_SYNTAXES.items() for uid in uids}
+# Stored syntaxes that never go out as they are (PS3.18 8.7.3), and those whose frames are nothing but
+# uncompressed samples.
+INSTANCE_SENT_AS = {_DICOM_UID[:-1]: EXPLICIT, _DICOM_UID + "2": EXPLICIT}
+FRAME_SENT_AS = {**INSTANCE_SENT_AS, _DICOM_UID + "1.99": EXPLICIT, _DICOM_UID + "1.98": EXPLICIT}
+
+
+# The decision table
+
+
+class Resource(enum.StrEnum):
+    """What the decision depends on; several routes share one."""
+
+    INSTANCES = "instances"
+    FRAMES = "frames"
+
+
+class Takes(enum.StrEnum):
+    """Which syntax a range takes."""
+
+    STORED = "as stored"
+    UNCOMPRESSED = "Explicit VR Little Endian"
+    OF_TYPE = "as stored if the stored syntax has this media type, else the default syntax of the media type"
+    NAMED = "the named syntax: as stored if it is that, else transcoded"
+
+
+class Rule(NamedTuple):
+    """A range of `media_type` with `syntax` ("" for none, "uid" for one) takes `takes` of `resource`."""
+
+    resource: Resource
+    media_type: str
+    syntax: str
+    takes: Takes
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(Resource.INSTANCES, DICOM, "", Takes.UNCOMPRESSED),
+    Rule(Resource.INSTANCES, DICOM, "*", Takes.STORED),
+    Rule(Resource.INSTANCES, DICOM, "uid", Takes.NAMED),
+    Rule(Resource.INSTANCES, ANY, "", Takes.STORED),
+    Rule(Resource.INSTANCES, ANY, "*", Takes.STORED),
+    Rule(Resource.INSTANCES, ANY, "uid", Takes.NAMED),
+    Rule(Resource.FRAMES, OCTETS, "", Takes.UNCOMPRESSED),
+    Rule(Resource.FRAMES, OCTETS, "*", Takes.STORED),
+    Rule(Resource.FRAMES, OCTETS, "uid", Takes.NAMED),
+    Rule(Resource.FRAMES, PIXELS, "", Takes.OF_TYPE),
+    Rule(Resource.FRAMES, PIXELS, "*", Takes.OF_TYPE),
+    Rule(Resource.FRAMES, PIXELS, "uid", Takes.NAMED),
+    Rule(Resource.FRAMES, ANY, "", Takes.STORED),
+    Rule(Resource.FRAMES, ANY, "*", Takes.STORED),
+    Rule(Resource.FRAMES, ANY, "uid", Takes.NAMED),
+)
+# The same for lookups.
+_TAKES = {(rule.resource, rule.media_type, rule.syntax): rule.takes for rule in RULES}
+
+
+def _refused(offers: Iterable[Offer]) -> NotAcceptable:
+    return NotAcceptable(
+        "none of the acceptable media types can be sent for this resource", [str(offer) for offer in offers]
+    )
+
+
+# Datasets as text, images, bulk data
+
+JSON_OFFERS = (Offer(DICOM_JSON), Offer(JSON))
+METADATA_OFFERS = (*JSON_OFFERS, Offer(DICOM_XML, multipart=True))
+STORE_OFFERS = (*JSON_OFFERS, Offer(DICOM_XML))
+IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif")
+# Types that hold many frames in one part.
+ANIMATED = frozenset(("image/gif",))
+
+
+def decision_table() -> list[tuple[str, str, str]]:
+    """For the documentation: resource, what is asked for, what goes out."""
+    rows = [(str(rule.resource), _asked(rule), str(rule.takes)) for rule in RULES]
+    for resource, offers in (
+        ("metadata, search", METADATA_OFFERS),
+        ("store response", STORE_OFFERS),
+        ("rendered, thumbnail", [Offer(media_type) for media_type in IMAGE_TYPES]),
+        ("bulk data", [Offer(OCTETS, multipart=True), Offer(OCTETS)]),
+    ):
+        rows += [
+            (resource, str(offer), "default" if offer is offers[0] else "if asked for") for offer in offers
+        ]
+    return rows
+
+
+def _asked(rule: Rule) -> str:
+    syntax = {"": "", "*": "; transfer-syntax=*", "uid": "; transfer-syntax=UID"}[rule.syntax]
+    return f"{rule.media_type}{syntax}"
+
+
+def choose_json(ranges: Sequence[AcceptableRange], offers: Sequence[Offer] = JSON_OFFERS) -> Offer:
+    """For datasets as text: metadata, search results, store responses. Raises NotAcceptable."""
+    return _choose(ranges, offers)
+
+
+def choose_image(
+    ranges: Sequence[AcceptableRange], media_types: Sequence[str] = IMAGE_TYPES, *, single: bool = True
+) -> Offer:
+    """For rendered resources and thumbnails; `media_types` in our order. Raises NotAcceptable."""
+    alone = [Offer(media_type) for media_type in media_types if single or media_type in ANIMATED]
+    parts = [Offer(media_type, multipart=True) for media_type in media_types]
+    return _choose(ranges, alone + parts if single else parts + alone)
+
+
+def choose_bulk(
+    ranges: Sequence[AcceptableRange], media_types: Sequence[str] = (OCTETS,), *, single: bool = True
+) -> Offer:
+    """For values of attributes other than pixel data; a transfer syntax says nothing about them. Raises
+    NotAcceptable.
+    """
+    parts = [Offer(media_type, multipart=True) for media_type in media_types]
+    return _choose(ranges, parts + [Offer(media_type) for media_type in media_types if single])
+
+
+def _choose(ranges: Sequence[AcceptableRange], offers: Sequence[Offer]) -> Offer:
+    """Without any range the first offer."""
+
+    def taken(asked: AcceptableRange) -> Iterator[Offer]:
+        fitting = [offer for offer in offers if asked.covers(offer.media_type)]
+        framed = [offer for offer in fitting if asked.multipart in (None, offer.multipart)]
+        # `type="*/*"` is taken everywhere, also where nothing comes in parts.
+        return iter(framed or (fitting if asked.media_type == ANY else ()))
+
+    chosen = elect(ranges, taken) if ranges else offers[0]
+    if chosen is None:
+        raise _refused(offers)
+    return chosen
+
+
+# Instances and frames
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What is stored, as it would be labelled, and what it can be made into."""
+
+    resource: Resource
+    syntax: str
+    media_type: str
+    transcodable: Collection[str]
+    single: bool
+    keep: bool
+
+    def offers(self, multipart: bool) -> Iterator[Offer]:
+        yield self.offer(self.syntax, multipart)
+        yield from (self.offer(syntax, multipart) for syntax in self.transcodable if syntax != self.syntax)
+
+    def offer(self, syntax: str, multipart: bool) -> Offer:
+        if self.resource is Resource.INSTANCES or syntax == self.syntax:
+            return Offer(self.media_type, multipart, syntax)
+        return Offer(_MEDIA_OF.get(syntax, OCTETS), multipart, syntax)
+
+    def taken(self, asked: AcceptableRange) -> Iterator[Offer]:
+        """The offer that a range takes, if it can be had."""
+        multipart = asked.multipart is not False
+        if not multipart and not self.single:
+            return
+        form = "uid" if asked.transfer_syntax not in ("", "*") else asked.transfer_syntax
+        takes = _TAKES.get((self.resource, self._type_form(asked), form))
+        syntax = self._syntax(takes, asked) if takes else ""
+        if syntax and (syntax == self.syntax or syntax in self.transcodable):
+            yield self.offer(syntax, multipart)
+
+    def _type_form(self, asked: AcceptableRange) -> str:
+        """The media type under which RULES has what `asked` says."""
+        if asked.media_type == "application/*":
+            return DICOM if self.resource is Resource.INSTANCES else OCTETS
+        return PIXELS if asked.media_type.startswith(("image/", "video/")) else asked.media_type
+
+    def _syntax(self, takes: Takes, asked: AcceptableRange) -> str:
+        match takes:
+            case Takes.STORED:
+                return self.syntax
+            case Takes.UNCOMPRESSED:
+                kept = self.keep and EXPLICIT not in self.transcodable
+                return self.syntax if kept else EXPLICIT
+            case Takes.OF_TYPE:
+                default = MEDIA_SYNTAXES.get(asked.media_type, ("",))[0]
+                return self.syntax if asked.covers(canonical(self.media_type)) else default
+            case Takes.NAMED:
+                return asked.transfer_syntax if self._allowed(asked) else ""
+
+    def _allowed(self, asked: AcceptableRange) -> bool:
+        """An image or video type names only its own syntaxes; the general types name any."""
+        if not asked.media_type.startswith(("image/", "video/")):
+            return True
+        return asked.covers(canonical(self.offer(asked.transfer_syntax, multipart=True).media_type))
+
+    def choose(self, ranges: Sequence[AcceptableRange]) -> Offer | None:
+        if ranges:
+            return elect(ranges, self.taken, self.syntax)
+        default = DICOM if self.resource is Resource.INSTANCES else OCTETS
+        first = elect([AcceptableRange(True, default)], self.taken)
+        return first or self.offer(self.syntax, multipart=True)
+
+
+def choose_frames(
+    ranges: Sequence[AcceptableRange],
+    stored: str,
+    media_type: str,
+    *,
+    transcodable: Collection[str] = (),
+    single: bool,
+    keep: bool = False,
+) -> Offer:
+    """For frames and pixel data. `stored` is the transfer syntax UID of the instance and `media_type` that
+    of its frames; `transcodable` are the syntaxes into which they can be made; `single`: one frame is asked
+    for; `keep`: where no syntax is asked for and pixels cannot be decoded they go out as stored, labelled
+    so. Raises NotAcceptable.
+    """
+    source = _Source(
+        Resource.FRAMES, FRAME_SENT_AS.get(stored, stored), media_type, transcodable, single, keep
+    )
+    chosen = source.choose(ranges)
+    if chosen is None:
+        raise _refused([*source.offers(True), *(source.offers(False) if single else ())])
+    return chosen
+
+
+class InstancesChoice(NamedTuple):
+    """`syntaxes` says for each stored syntax in which one its instances go out."""
+
+    multipart: bool
+    syntaxes: dict[str, str]
+
+
+def choose_instances(
+    ranges: Sequence[AcceptableRange],
+    stored: Iterable[str],
+    *,
+    transcodable: Mapping[str, Collection[str]] = MappingProxyType({}),
+    single: bool,
+    keep: bool = False,
+) -> InstancesChoice:
+    """For Part 10 instances. `stored` are their transfer syntaxes (one of them if `single`), `transcodable`
+    says for each what it can be made into. All of them must be acceptable: a gap in an answer would go
+    unseen. Raises NotAcceptable.
+    """
+    multipart, syntaxes = True, {}
+    for syntax in stored:
+        sent = INSTANCE_SENT_AS.get(syntax, syntax)
+        source = _Source(Resource.INSTANCES, sent, DICOM, transcodable.get(syntax, ()), single, keep)
+        chosen = source.choose(ranges)
+        if chosen is None:
+            raise _refused([*source.offers(True), *(source.offers(False) if single else ())])
+        multipart, syntaxes[syntax] = chosen.multipart, chosen.syntax
+    return InstancesChoice(multipart, syntaxes)
