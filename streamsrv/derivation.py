@@ -1,0 +1,100 @@
+"""What the index keeps of a SOP instance, derived from its bytes and nothing else.
+
+So the index can be lost: storing derives a row when the instance arrives, `check` derives it again and
+compares, `reindex` derives them all.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import zstandard
+
+from streamsrv.dicom.instance import SOPInstance
+from streamsrv.dicom.part10 import read_instance
+from streamsrv.dicom.window import ReadLimits
+from streamsrv.store.query import KEEP
+from streamsrv.store.rows import METADATA_CHUNK, InstanceKey, InstanceRow, Location, NewInstance
+
+
+class Source(Protocol):
+    """A record: a Part 10 file in a segment."""
+
+    @property
+    def location(self) -> Location: ...
+    @property
+    def record_id(self) -> bytes: ...
+    @property
+    def stored_at(self) -> int: ...
+    @property
+    def digest(self) -> bytes: ...
+    def pread(self, offset: int, length: int) -> bytes: ...
+
+
+def derive(source: Source, limits: ReadLimits | None = None) -> tuple[SOPInstance, NewInstance]:
+    """Read a Part 10 file where it lies. Raises InstanceError."""
+    metadata = MetadataChunks()
+    length = source.location.length
+    learned = read_instance(source.pread, length, keep=KEEP, emit=metadata.add, limits=limits or ReadLimits())
+    frames, bulk = learned.frames, learned.bulk
+    return learned, NewInstance(
+        row_of(source, learned), metadata.finish(), frames.table, bulk, learned.attributes
+    )
+
+
+def row_of(source: Source, learned: SOPInstance) -> InstanceRow:
+    frames = learned.frames
+    return InstanceRow(
+        key=InstanceKey(learned.study_uid, learned.series_uid, learned.instance_uid),
+        location=source.location,
+        record_id=source.record_id,
+        stored_at=source.stored_at,
+        digest=source.digest,
+        sop_class_uid=learned.sop_class_uid,
+        transfer_syntax=learned.transfer_syntax,
+        dataset_offset=learned.dataset_offset,
+        deflated=learned.deflated,
+        pixel_offset=learned.pixel_offset,
+        pixel_length=learned.pixel_length,
+        rows=learned.rows,
+        columns=learned.columns,
+        samples_per_pixel=learned.samples_per_pixel,
+        bits_allocated=learned.bits_allocated,
+        frame_kind=frames.kind,
+        number_of_frames=frames.number,
+        frame_base=frames.base,
+        frame_stride=frames.stride,
+        metadata_length=learned.metadata_length,
+        metadata_slots=learned.metadata_slots,
+    )
+
+
+class MetadataChunks:
+    """Collects pieces of JSON text and compresses them, a zstd frame for each METADATA_CHUNK bytes."""
+
+    # Level 1: 10 us for a CT's 5.3 kB; higher levels save 8 % at twice the time.
+    _compress = zstandard.ZstdCompressor(level=1, write_content_size=True)
+
+    def __init__(self) -> None:
+        self._text: list[bytes] = []
+        self._length = 0
+        self._chunks: list[bytes] = []
+
+    def add(self, piece: bytes) -> None:
+        if self._length + len(piece) > METADATA_CHUNK:
+            self._cut()
+        for at in range(0, len(piece), METADATA_CHUNK):
+            part = piece[at : at + METADATA_CHUNK]
+            self._text.append(part)
+            self._length += len(part)
+            if self._length >= METADATA_CHUNK:
+                self._cut()
+
+    def _cut(self) -> None:
+        if self._text:
+            self._chunks.append(self._compress.compress(b"".join(self._text)))
+        self._text, self._length = [], 0
+
+    def finish(self) -> list[bytes]:
+        self._cut()
+        return self._chunks

@@ -1,0 +1,243 @@
+"""A store transaction: body bytes in, SOP instances in the store, one outcome a part.
+
+Strategy: `feed` is the hot path. It runs inline between two reads of the socket, parses the multipart body
+and hands views of the very buffer that the socket filled to the transaction's writev. When a part has ended,
+its dataset is read in place (`read_ended`), from the page cache where it has just landed. Nothing is synced
+or indexed before `finish`, so a body that breaks off, or is no multipart body, leaves nothing behind: a store
+transaction answers for all its parts or for none (PS3.18 10.5).
+
+Rules of this file
+- No HTTP beyond media types, no sockets, no threads: whoever drives it decides where the blocking calls run.
+- What waits for the commit is held in memory only up to a limit; the rest lies in a file (spill.py).
+- A part that is refused costs that part (InstanceError); a body that is refused costs the request
+  (RequestError).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from streamsrv.derivation import derive
+from streamsrv.dicom.instance import SOPInstance
+from streamsrv.dicom.window import ReadLimits
+from streamsrv.errors import ContentTooLarge, InstanceError, NotDicom, StudyMismatch, UnsupportedMediaType
+from streamsrv.spill import Spill
+from streamsrv.store.rows import NewInstance, OnDuplicate, Outcome
+from streamsrv.store.store import Store
+from streamsrv.store.transaction import Record
+from streamsrv.store_response import FailedItem, StoredItem, StoreResult
+from streamsrv.wire.mediatypes import DICOM
+from streamsrv.wire.multipart import (
+    STORABLE,
+    Buffer,
+    Event,
+    MultipartLimits,
+    MultipartParser,
+    PartBegin,
+    PartEnd,
+    Payload,
+    boundary_of,
+    content_type_of,
+)
+
+# Reading a dataset of a megabyte of small elements takes about 50 ms: longer instances are read in a thread.
+HEAVY_INSTANCE = 1 << 20
+# A thread syncs each time so much has arrived, so that the last sync, which the client waits for, is short.
+SYNC_EVERY = 64 << 20
+# What a part may call itself. curl --form names a file application/octet-stream unless told otherwise.
+PART_TYPES = frozenset(("application/dicom", "application/octet-stream", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class IngestLimits:
+    """Each None or 0 means no limit."""
+
+    instance_bytes: int = 0
+    multipart: MultipartLimits = field(default_factory=MultipartLimits)
+    reading: ReadLimits = field(default_factory=ReadLimits)
+
+
+class BodyParser(Protocol):
+    """What turns body bytes into parts: a MultipartParser, or WholeBody for a single part."""
+
+    def feed(self, chunk: Buffer, size: int | None = None) -> list[Event]: ...
+
+    def close(self) -> None: ...
+
+
+class WholeBody:
+    """The body is one application/dicom instance (a store of a single part)."""
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def feed(self, chunk: Buffer, size: int | None = None) -> list[Event]:
+        payload = Payload(memoryview(chunk)[:size])
+        if self._begun:
+            return [payload]
+        self._begun = True
+        return [PartBegin({"content-type": DICOM}), payload]
+
+    def close(self) -> None:
+        """A single part has no end of its own to miss: the reader of its dataset finds what is missing."""
+
+
+def parser_for(content_type: str | None, limits: MultipartLimits) -> BodyParser:
+    """Raises UnsupportedMediaType unless the body is multipart/related of application/dicom, or one
+    application/dicom."""
+    media_type = content_type_of(content_type)
+    if media_type.type == DICOM:
+        return WholeBody()
+    boundary = boundary_of(media_type)
+    if media_type.parameters.get("type", DICOM).lower() != DICOM:
+        raise UnsupportedMediaType(
+            f"parts of type {media_type.parameters['type']} cannot be stored", STORABLE
+        )
+    return MultipartParser(boundary, limits)
+
+
+class Ingest:
+    """One store transaction. Call `abort` unless `finish` returned; both are safe to call twice.
+
+    Raises UnsupportedMediaType or BadRequest (the Content-Type) and InsufficientStorage at construction,
+    before a byte of the body; RequestError from `feed` and `finish` when the body is refused.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        content_type: str | None,
+        study: str | None = None,
+        limits: IngestLimits | None = None,
+        on_duplicate: OnDuplicate = OnDuplicate.REFUSE,
+    ) -> None:
+        self._limits = limits or IngestLimits()
+        self._parser = parser_for(content_type, self._limits.multipart)
+        self._study = study
+        self._on_duplicate = on_duplicate
+        self._receiving = False  # between the begin and the end of a part that is being written
+        self._received = 0  # bytes of that part
+        self._ended: list[Record] = []  # whole parts whose dataset is still to be read
+        self._result = StoreResult()
+        self._accepted: list[StoredItem] = []  # on their way to the commit, in order
+        self._waiting = Spill()
+        self._transaction = store.begin()
+
+    # Receiving
+
+    def feed(self, chunk: Buffer, size: int | None = None) -> None:
+        """Take the next bytes of the body: `chunk`, or its first `size` bytes. No view of it is kept after
+        the return."""
+        views: list[bytes | memoryview] = []
+        for event in self._parser.feed(chunk, size):
+            if isinstance(event, Payload):
+                if self._receiving:
+                    views.append(event.view)
+                    self._count(len(event.view))
+            elif isinstance(event, PartBegin):
+                self._begin_part(event.headers)
+            elif isinstance(event, PartEnd) and self._receiving:
+                self._end_part(views)
+                views = []
+        if views:
+            self._transaction.write(views)
+
+    def _begin_part(self, headers: dict[str, str]) -> None:
+        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type not in PART_TYPES:
+            self._refuse(NotDicom(f"a part says that it is {media_type}, not application/dicom"))
+            return
+        self._transaction.open_record()
+        self._receiving, self._received = True, 0
+
+    def _end_part(self, views: list[bytes | memoryview]) -> None:
+        if views:
+            self._transaction.write(views)
+        self._receiving = False
+        self._ended.append(self._transaction.close_record())
+
+    def _count(self, length: int) -> None:
+        self._received += length
+        limit = self._limits.instance_bytes
+        if limit and self._received > limit:
+            raise ContentTooLarge(f"an instance is longer than the {limit} bytes that this server accepts")
+
+    # Reading what has arrived
+
+    @property
+    def pending(self) -> bool:
+        """Parts have ended whose datasets wait for `read_ended`."""
+        return bool(self._ended)
+
+    @property
+    def heavy(self) -> bool:
+        """`read_ended` may take long: call it in a thread."""
+        return any(record.location.length > HEAVY_INSTANCE for record in self._ended)
+
+    @property
+    def sync_due(self) -> bool:
+        return self._transaction.unsynced >= SYNC_EVERY
+
+    def sync_so_far(self) -> None:
+        self._transaction.sync_so_far()
+
+    def read_ended(self) -> None:
+        """Read the dataset of each part that has ended, in place."""
+        ended, self._ended = self._ended, []
+        for record in ended:
+            learned: SOPInstance | None = None
+            try:
+                learned, new = derive(record, self._limits.reading)
+                if self._study is not None and learned.study_uid != self._study:
+                    raise StudyMismatch(
+                        "the Study Instance UID (0020,000D) differs from the study of the target URI"
+                    )
+            except InstanceError as error:
+                self._transaction.drop_record(record)
+                self._refuse(error, learned)
+                continue
+            self._accept(record, learned, new)
+
+    def _accept(self, record: Record, learned: SOPInstance, new: NewInstance) -> None:
+        comments = tuple(f"({w.tag[:4]},{w.tag[4:]}) {w.reason}" for w in learned.warnings)
+        self._accepted.append(
+            StoredItem(
+                learned.sop_class_uid, learned.study_uid, learned.series_uid, learned.instance_uid, comments
+            )
+        )
+        self._waiting.append((record, new))
+
+    def _refuse(self, error: InstanceError, learned: SOPInstance | None = None) -> None:
+        sop_class, instance = (learned.sop_class_uid, learned.instance_uid) if learned else ("", "")
+        self._result.failed.append(FailedItem(error.failure_reason, error.detail, sop_class, instance))
+
+    # The end
+
+    def finish(self) -> StoreResult:
+        """Sync, index, and tell what became of each part. Blocking; durable when it returns."""
+        self._parser.close()
+        if self._receiving:
+            self._end_part([])
+        self.read_ended()
+        if not self._accepted:
+            self.abort()
+            return self._result
+        outcomes = self._transaction.commit(iter(self._waiting), self._on_duplicate)
+        for item, outcome in zip(self._accepted, outcomes, strict=True):
+            if outcome is Outcome.DUPLICATE:
+                self._result.failed.append(already_stored(item))
+            else:
+                self._result.stored.append(item)
+        self._waiting.close()
+        return self._result
+
+    def abort(self) -> None:
+        """Leave nothing behind. Does nothing after a commit."""
+        self._waiting.close()
+        self._transaction.abort()
+
+
+def already_stored(item: StoredItem) -> FailedItem:
+    return FailedItem(45070, "this SOP instance is already stored", item.sop_class_uid, item.instance)

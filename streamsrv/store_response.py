@@ -1,0 +1,132 @@
+"""The response of a store transaction: its status and its dataset (PS3.18 10.5.3, Annex I).
+
+Rules of this file
+- An item is kept as one small tuple while the request runs; JSON is made when the answer is sent, an item at
+  a time, so that the answer to 100,000 parts is never held.
+- v2 adds Failed Attributes Sequence (0074,1048) to every item, empty when there is nothing to say, and warns
+  with 202; v1 does neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import orjson
+
+from streamsrv.wire.answers import Answer, Literal, Request, Stream
+
+WARNING_ATTRIBUTES = 1  # v2: some attributes break the rules of their VR
+JSON_MEDIA_TYPE = "application/dicom+json"
+# A response up to this many items is made at once and goes out with its length; above it, it is streamed.
+ITEMS_AT_ONCE = 2_000
+
+
+class StoredItem(NamedTuple):
+    sop_class_uid: str
+    study: str
+    series: str
+    instance: str
+    comments: tuple[str, ...] = ()  # attribute warnings
+
+
+class FailedItem(NamedTuple):
+    failure_reason: int
+    comment: str
+    sop_class_uid: str = ""
+    instance: str = ""
+
+
+@dataclass(slots=True)
+class StoreResult:
+    """What became of each part, in their order within each list."""
+
+    stored: list[StoredItem] = field(default_factory=list)
+    failed: list[FailedItem] = field(default_factory=list)
+
+    def status(self, version: int) -> int:
+        """PS3.18 Table 10.5.3-1, and 204 for a body without parts."""
+        if not self.stored:
+            return 409 if self.failed else 204
+        if self.failed or (version >= 2 and any(item.comments for item in self.stored)):
+            return 202
+        return 200
+
+
+def answer(result: StoreResult, request: Request) -> Answer:
+    status = result.status(request.version)
+    if status == 204:
+        return Answer(204)
+    headers = [("Content-Type", JSON_MEDIA_TYPE)]
+    if len(result.stored) + len(result.failed) <= ITEMS_AT_ONCE:
+        payload = b"".join(dataset_text(result, request.base_url, request.version))
+        return Answer(status, headers, (Literal(payload),), len(payload))
+
+    def chunks(start: int, stop: int | None) -> Iterator[bytes]:
+        return dataset_text(result, request.base_url, request.version)
+
+    return Answer(status, headers, (Stream(chunks, None),), None)
+
+
+def dataset_text(result: StoreResult, base_url: str, version: int) -> Iterator[bytes]:
+    """The dataset as DICOM JSON, in pieces; its tags ascend."""
+    parts: list[Iterator[bytes]] = []
+    studies = {item.study for item in result.stored}
+    if len(studies) == 1:
+        url = f"{base_url}/studies/{studies.pop()}"
+        parts.append(iter([b'"00081190":' + orjson.dumps(_element("UR", url))]))
+    if result.failed:
+        items = (orjson.dumps(_failed(item, version)) for item in result.failed)
+        parts.append(_sequence(b"00081198", items))
+    if result.stored:
+        items = (orjson.dumps(_stored(item, base_url, version)) for item in result.stored)
+        parts.append(_sequence(b"00081199", items))
+    yield b"{"
+    for number, part in enumerate(parts):
+        if number:
+            yield b","
+        yield from part
+    yield b"}"
+
+
+def _sequence(tag: bytes, items: Iterator[bytes]) -> Iterator[bytes]:
+    yield b'"%s":{"vr":"SQ","Value":[' % tag
+    for number, item in enumerate(items):
+        yield b"," + item if number else item
+    yield b"]}"
+
+
+def _element(vr: str, *values: Any) -> dict[str, Any]:
+    return {"vr": vr, "Value": list(values)} if values else {"vr": vr}
+
+
+def _stored(item: StoredItem, base_url: str, version: int) -> dict[str, Any]:
+    url = f"{base_url}/studies/{item.study}/series/{item.series}/instances/{item.instance}"
+    dataset = {
+        "00081150": _element("UI", item.sop_class_uid),
+        "00081155": _element("UI", item.instance),
+        "00081190": _element("UR", url),
+    }
+    if version >= 2:
+        if item.comments:
+            dataset["00081196"] = _element("US", WARNING_ATTRIBUTES)
+        dataset["00741048"] = _comments(item.comments)
+    return dataset
+
+
+def _failed(item: FailedItem, version: int) -> dict[str, Any]:
+    dataset = {}
+    if item.sop_class_uid:
+        dataset["00081150"] = _element("UI", item.sop_class_uid)
+    if item.instance:
+        dataset["00081155"] = _element("UI", item.instance)
+    dataset["00081197"] = _element("US", item.failure_reason)
+    if version >= 2:
+        dataset["00741048"] = _comments((item.comment,) if item.comment else ())
+    return dataset
+
+
+def _comments(comments: tuple[str, ...]) -> dict[str, Any]:
+    """Failed Attributes Sequence: an item with an Error Comment (0000,0902) for each."""
+    return _element("SQ", *({"00000902": _element("LO", comment)} for comment in comments))

@@ -1,0 +1,278 @@
+"""Store transactions without HTTP: bodies in, outcomes out, on a real store."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from streamsrv import ingest as ingest_room
+from streamsrv import spill
+from streamsrv.errors import ContentTooLarge, MultipartError, UnsupportedMediaType
+from streamsrv.ingest import Ingest, IngestLimits
+from streamsrv.store.rows import OnDuplicate
+from streamsrv.store.store import Store, StoreOptions
+from streamsrv.store_response import FailedItem, StoredItem, StoreResult, answer
+from streamsrv.wire.answers import Literal, Request, Stream
+
+STUDY = "1.2.3"
+BOUNDARY = "edge"
+
+
+def part10(
+    instance: str, *, study: str = STUDY, series: str = "1.2.3.4", pixels: bytes = b"\1\2" * 16
+) -> bytes:
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, instance
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, series
+    dataset.PatientID, dataset.PatientName, dataset.Modality = "ID1", "Doe^Jane", "CT"
+    dataset.Rows = dataset.Columns = 4
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
+    dataset.PixelRepresentation, dataset.PixelData = 0, pixels
+    dataset["PixelData"].VR = "OW"
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = instance
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def body(*parts: bytes, media_type: str = "application/dicom") -> bytes:
+    head = f"\r\n--{BOUNDARY}\r\nContent-Type: {media_type}\r\n\r\n".encode()
+    return b"".join(head + part for part in parts) + f"\r\n--{BOUNDARY}--\r\n".encode()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "data", StoreOptions(min_free=0)) as opened:
+        yield opened
+
+
+def send(store: Store, payload: bytes, *, step: int = 1 << 16, **options: object) -> StoreResult:
+    content_type = options.pop("content_type", f"multipart/related; boundary={BOUNDARY}")
+    ingest = Ingest(store, content_type=content_type, **options)  # type: ignore[arg-type]  # test options
+    try:
+        for at in range(0, len(payload), step):
+            ingest.feed(payload[at : at + step])
+            if ingest.pending:
+                ingest.read_ended()
+        return ingest.finish()
+    finally:
+        ingest.abort()
+
+
+@pytest.mark.parametrize("step", [1, 7, 1 << 16])
+def test_parts_are_stored_byte_for_byte(store: Store, step: int) -> None:
+    files = [part10(f"1.2.3.4.{number}", pixels=bytes([number]) * 32) for number in range(3)]
+    result = send(store, body(*files), step=step)
+    assert [item.instance for item in result.stored] == ["1.2.3.4.0", "1.2.3.4.1", "1.2.3.4.2"]
+    assert result.status(1) == result.status(2) == 200
+    rows = store.lookup(STUDY)
+    with store.open_segments({row.location.segment for row in rows}) as lease:
+        assert [lease.pread(*row.location) for row in rows] == files
+
+
+def test_a_single_part_is_the_whole_body(store: Store) -> None:
+    result = send(store, part10("1.2.3.4.1"), content_type='application/dicom; transfer-syntax="*"', step=100)
+    assert [item.instance for item in result.stored] == ["1.2.3.4.1"]
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "text/plain",
+        "multipart/form-data; boundary=x",
+        "multipart/related",
+        'multipart/related; type="application/dicom+json"; boundary=x',
+    ],
+)
+def test_a_body_of_another_type_is_refused_before_it_is_read(store: Store, content_type: str | None) -> None:
+    with pytest.raises(UnsupportedMediaType):
+        Ingest(store, content_type=content_type)
+
+
+def test_a_part_that_is_not_dicom_costs_that_part(store: Store) -> None:
+    result = send(store, body(b"not DICOM", part10("1.2.3.4.1"), b""))
+    assert [item.instance for item in result.stored] == ["1.2.3.4.1"]
+    assert [item.failure_reason for item in result.failed] == [43264, 43264]
+    assert result.status(1) == 202
+
+
+def test_a_part_of_another_media_type_costs_that_part(store: Store) -> None:
+    result = send(store, body(part10("1.2.3.4.1"), media_type="text/plain"))
+    assert [item.failure_reason for item in result.failed] == [43264]
+    assert "text/plain" in result.failed[0].comment
+    assert result.status(2) == 409
+
+
+def test_an_instance_of_another_study_is_refused(store: Store) -> None:
+    result = send(store, body(part10("1.2.3.4.1", study="9.9"), part10("1.2.3.4.2")), study=STUDY)
+    assert [(item.failure_reason, item.instance) for item in result.failed] == [(43265, "1.2.3.4.1")]
+    assert [item.instance for item in result.stored] == ["1.2.3.4.2"]
+    assert store.lookup("9.9") == []
+
+
+def test_within_a_request_the_first_of_equal_instances_wins(store: Store) -> None:
+    first, second = part10("1.2.3.4.1"), part10("1.2.3.4.1", pixels=b"\7" * 32)
+    result = send(store, body(first, second))
+    assert [item.failure_reason for item in result.failed] == [45070]
+    (row,) = store.lookup(STUDY)
+    with store.open_segments([row.location.segment]) as lease:
+        assert lease.pread(*row.location) == first
+
+
+@pytest.mark.parametrize(
+    ("on_duplicate", "same", "other"),
+    [
+        (OnDuplicate.REFUSE, 409, 409),
+        (OnDuplicate.ACCEPT_IDENTICAL, 200, 409),
+        (OnDuplicate.REPLACE, 200, 200),
+    ],
+)
+def test_the_same_instance_again(store: Store, on_duplicate: OnDuplicate, same: int, other: int) -> None:
+    send(store, body(part10("1.2.3.4.1")))
+    again = send(store, body(part10("1.2.3.4.1")), on_duplicate=on_duplicate)
+    assert again.status(2) == same
+    changed = part10("1.2.3.4.1", pixels=b"\7" * 32)
+    result = send(store, body(changed), on_duplicate=on_duplicate)
+    assert result.status(2) == other
+    (row,) = store.lookup(STUDY)
+    with store.open_segments([row.location.segment]) as lease:
+        assert (lease.pread(*row.location) == changed) is (on_duplicate is OnDuplicate.REPLACE)
+
+
+def test_a_body_that_breaks_off_leaves_nothing(store: Store) -> None:
+    with pytest.raises(MultipartError):
+        send(store, body(part10("1.2.3.4.1"), part10("1.2.3.4.2"))[:-20])
+    assert store.lookup(STUDY) == []
+    assert send(store, body(part10("1.2.3.4.1"))).status(2) == 200
+
+
+def test_an_instance_over_the_limit_refuses_the_request(store: Store) -> None:
+    limits = IngestLimits(instance_bytes=1000)
+    assert send(store, body(part10("1.2.3.4.1")), limits=limits).status(2) == 200
+    with pytest.raises(ContentTooLarge, match="1000 bytes"):
+        send(store, body(part10("1.2.3.4.2", pixels=bytes(2000))), limits=limits)
+    assert len(store.lookup(STUDY)) == 1
+
+
+def test_a_body_without_parts(store: Store) -> None:
+    assert send(store, body()).status(2) == 204
+
+
+def test_what_waits_for_the_commit_spills(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spill, "SPILL_AFTER", 3)
+    files = [part10(f"1.2.3.4.{number}") for number in range(10)]
+    result = send(store, body(*files))
+    assert len(result.stored) == 10
+    assert len(store.lookup(STUDY)) == 10
+
+
+def test_long_instances_are_read_in_a_thread(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest_room, "HEAVY_INSTANCE", 700)
+    ingest = Ingest(store, content_type="application/dicom")
+    ingest.feed(part10("1.2.3.4.1", pixels=bytes(1000)))
+    assert (ingest.pending, ingest.heavy) == (False, False)
+    assert ingest.finish().status(2) == 200
+    ingest = Ingest(store, content_type=f"multipart/related; boundary={BOUNDARY}")
+    ingest.feed(body(part10("1.2.3.4.2", pixels=bytes(1000))))
+    assert (ingest.pending, ingest.heavy) == (True, True)
+    ingest.abort()
+
+
+# The response dataset
+
+
+def request(version: int) -> Request:
+    return Request("POST", "/studies", (), {}, f"http://h/v{version}", version)
+
+
+def dataset_of(result: StoreResult, version: int) -> dict[str, dict[str, object]]:
+    made = answer(result, request(version))
+    (piece,) = made.plan
+    assert isinstance(piece, Literal)
+    assert made.length == len(piece.payload)
+    loaded = orjson.loads(piece.payload)
+    assert list(loaded) == sorted(loaded)
+    Dataset.from_json(loaded)  # pydicom reads it
+    return loaded  # type: ignore[no-any-return]  # JSON
+
+
+RESULT = StoreResult(
+    [
+        StoredItem("1.2.840.1", STUDY, "1.4", "1.5", ("(0010,0020) is empty",)),
+        StoredItem("1.2.840.1", STUDY, "1.4", "1.6"),
+    ],
+    [FailedItem(43264, "not DICOM"), FailedItem(45070, "there", "1.2.840.1", "1.7")],
+)
+
+
+def test_the_response_dataset_of_version_2() -> None:
+    made = dataset_of(RESULT, 2)
+    assert made["00081190"]["Value"] == [f"http://h/v2/studies/{STUDY}"]
+    assert made["00081199"]["Value"] == [
+        {
+            "00081150": {"vr": "UI", "Value": ["1.2.840.1"]},
+            "00081155": {"vr": "UI", "Value": ["1.5"]},
+            "00081190": {"vr": "UR", "Value": [f"http://h/v2/studies/{STUDY}/series/1.4/instances/1.5"]},
+            "00081196": {"vr": "US", "Value": [1]},
+            "00741048": {
+                "vr": "SQ",
+                "Value": [{"00000902": {"vr": "LO", "Value": ["(0010,0020) is empty"]}}],
+            },
+        },
+        {
+            "00081150": {"vr": "UI", "Value": ["1.2.840.1"]},
+            "00081155": {"vr": "UI", "Value": ["1.6"]},
+            "00081190": {"vr": "UR", "Value": [f"http://h/v2/studies/{STUDY}/series/1.4/instances/1.6"]},
+            "00741048": {"vr": "SQ"},
+        },
+    ]
+    assert made["00081198"]["Value"] == [
+        {
+            "00081197": {"vr": "US", "Value": [43264]},
+            "00741048": {"vr": "SQ", "Value": [{"00000902": {"vr": "LO", "Value": ["not DICOM"]}}]},
+        },
+        {
+            "00081150": {"vr": "UI", "Value": ["1.2.840.1"]},
+            "00081155": {"vr": "UI", "Value": ["1.7"]},
+            "00081197": {"vr": "US", "Value": [45070]},
+            "00741048": {"vr": "SQ", "Value": [{"00000902": {"vr": "LO", "Value": ["there"]}}]},
+        },
+    ]
+
+
+def test_version_1_has_neither_warnings_nor_comments() -> None:
+    made = dataset_of(RESULT, 1)
+    items = [*made["00081199"]["Value"], *made["00081198"]["Value"]]  # type: ignore[misc]  # JSON
+    assert all("00741048" not in item and "00081196" not in item for item in items)
+
+
+def test_statuses() -> None:
+    warned = StoreResult(stored=RESULT.stored[:1])
+    assert (warned.status(1), warned.status(2)) == (200, 202)
+    assert StoreResult(failed=RESULT.failed).status(2) == 409
+    assert answer(StoreResult(), request(2)).status == 204
+
+
+def test_no_study_url_when_several_were_stored() -> None:
+    other = StoredItem("1.2.840.1", "9.9", "1.4", "1.8")
+    assert "00081190" not in dataset_of(StoreResult([RESULT.stored[0], other]), 2)
+
+
+def test_a_long_response_is_streamed() -> None:
+    stored = [StoredItem("1.2.840.1", STUDY, "1.4", generate_uid()) for _ in range(2_100)]
+    made = answer(StoreResult(stored), request(2))
+    (piece,) = made.plan
+    assert isinstance(piece, Stream)
+    assert made.length is None
+    assert len(orjson.loads(b"".join(piece.chunks(0, None)))["00081199"]["Value"]) == 2_100
