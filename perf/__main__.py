@@ -1,0 +1,87 @@
+"""`python -m perf [--quick] [MEASURE...]`: measures, shows, writes perf/results/. Exit code 1 if a claim
+fails."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from perf.measures import Size, ct_study, indexing, single_posts
+from perf.memory import MemorySize, bounded_memory
+from perf.report import Finding, Report
+from perf.small import latency, small_answers
+
+MEASURES: dict[str, Callable[[Size], Iterator[Finding]]] = {
+    "study": ct_study,
+    "single": single_posts,
+    "index": indexing,
+    "small": small_answers,
+    "latency": latency,
+}
+
+
+def arguments(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m perf", description=__doc__)
+    names = [*MEASURES, "memory"]
+    parser.add_argument(
+        "measures", nargs="*", metavar="MEASURE", help=f"some of {', '.join(names)} (default: all)"
+    )
+    parser.add_argument("--quick", action="store_true", help="a tenth of everything, for a look")
+    parser.add_argument(
+        "--folder", type=Path, help="on the disk to measure (default: a temporary folder here)"
+    )
+    parser.add_argument("--large", metavar="BYTES", type=int, help="of memory's one instance (10 GB)")
+    parser.add_argument("--instances", metavar="N", type=int, help="of memory's study (2000)")
+    parser.add_argument("--each", metavar="BYTES", type=int, help="of each of memory's eight uploads (1 GB)")
+    parser.add_argument("--name", default="latest", help="of the files in perf/results (latest)")
+    args = parser.parse_args(words)
+    unknown = set(args.measures) - set(names)
+    if unknown:
+        parser.error(f"there is no measure {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    args.measures = args.measures or names
+    return args
+
+
+def study_size(args: argparse.Namespace, folder: Path) -> Size:
+    if args.quick:
+        return Size(folder, 100, 3, 1.0, 2_000, 400, 200 << 20)
+    return Size(folder)
+
+
+def memory_size(args: argparse.Namespace, folder: Path) -> MemorySize:
+    scale = 10 if args.quick else 1
+    return MemorySize(
+        folder,
+        args.large or MemorySize(folder).large // scale,
+        args.instances or MemorySize(folder).instances // scale,
+        args.each or MemorySize(folder).each // scale,
+    )
+
+
+def findings_of(name: str, args: argparse.Namespace, folder: Path) -> Iterator[Finding]:
+    if name == "memory":
+        return bounded_memory(memory_size(args, folder))
+    return MEASURES[name](study_size(args, folder))
+
+
+def main(words: list[str]) -> int:
+    args = arguments(words)
+    report = Report()
+    for name in args.measures:
+        # A folder a measure: what one has written is gone before the next begins.
+        with tempfile.TemporaryDirectory(prefix="perf-", dir=args.folder or Path.cwd()) as folder:
+            print(name, flush=True)
+            try:
+                report.add(findings_of(name, args, Path(folder)))
+            except (RuntimeError, OSError) as fault:
+                report.broke(name, fault)
+    paths = report.write(args.name, " ".join(words))
+    print("\n".join(["", *report.table(), "", *map(str, paths)]))
+    return 0 if report.holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

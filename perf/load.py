@@ -1,0 +1,231 @@
+"""Clients that cost less than what they measure.
+
+An upload is a head and then sendfile, or chunks as they are made. A download counts its bytes with MSG_TRUNC,
+which throws them away inside the kernel. Small answers are asked for by wrk if it is installed, else by
+threads, which are slower than the server then and say so in their name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+Address: TypeAlias = tuple[str, int]
+
+TIMEOUT = 600.0
+DRAIN = 4 << 20
+AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+FRAME = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
+
+
+class Response(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    length: int  # of the payload, which is thrown away unless it was asked for
+    payload: bytes
+    seconds: float  # from the first byte of the request to the last of the answer
+    first_byte: float
+
+
+class Client:
+    """One connection, kept alive."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.socket = socket.create_connection(address, TIMEOUT)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sink = bytearray(DRAIN)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.socket.close()
+
+    def get(self, path: str, accept: str = "*/*", *, keep: bool = False) -> Response:
+        return self._exchange("GET", path, {"Accept": accept}, keep=keep)
+
+    def delete(self, path: str) -> Response:
+        return self._exchange("DELETE", path, {}, keep=True)
+
+    def post_file(self, path: str, content_type: str, body: Path) -> Response:
+        """The file's bytes go to the socket inside the kernel."""
+        with body.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+
+            def send() -> None:
+                self.socket.sendfile(stream)
+
+            headers = {"Content-Type": content_type, "Content-Length": str(size)}
+            return self._exchange("POST", path, headers, send=send, keep=True)
+
+    def post_chunks(
+        self, path: str, content_type: str, length: int, chunks: Iterable[bytes | memoryview]
+    ) -> Response:
+        def send() -> None:
+            for chunk in chunks:
+                self.socket.sendall(chunk)
+
+        headers = {"Content-Type": content_type, "Content-Length": str(length)}
+        return self._exchange("POST", path, headers, send=send, keep=True)
+
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        *,
+        send: Callable[[], None] | None = None,
+        keep: bool,
+    ) -> Response:
+        host, port = self.address
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {host}:{port}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        started = time.perf_counter()
+        self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
+        if send is not None:
+            send()
+        status, answer_headers, rest = self._read_head()
+        first_byte = time.perf_counter() - started
+        payload, length = self._read_payload(status, answer_headers, rest, keep)
+        return Response(status, answer_headers, length, payload, time.perf_counter() - started, first_byte)
+
+    def _read_head(self) -> tuple[int, dict[str, str], bytes]:
+        received = b""
+        while b"\r\n\r\n" not in received:
+            more = self.socket.recv(65536)
+            if not more:
+                raise ConnectionError("the connection was closed before the answer")
+            received += more
+        head, _, rest = received.partition(b"\r\n\r\n")
+        status_line, *lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        return int(status_line.split(" ")[1]), headers, rest
+
+    def _read_payload(
+        self, status: int, headers: Mapping[str, str], rest: bytes, keep: bool
+    ) -> tuple[bytes, int]:
+        if status in (204, 304):
+            return b"", 0
+        if headers.get("transfer-encoding") == "chunked":
+            payload = self._read_chunked(rest)
+            return payload, len(payload)
+        length = int(headers["content-length"])
+        if keep:
+            while len(rest) < length:
+                rest += self.socket.recv(length - len(rest))
+            return rest, length
+        self._throw_away(length - len(rest))
+        return b"", length
+
+    def _throw_away(self, left: int) -> None:
+        while left:
+            count = self.socket.recv_into(self._sink, min(left, DRAIN), socket.MSG_TRUNC)
+            if not count:
+                raise ConnectionError(f"the connection was closed {left} bytes before the end of the answer")
+            left -= count
+
+    def _read_chunked(self, rest: bytes) -> bytes:
+        while not rest.endswith(b"0\r\n\r\n"):
+            rest += self.socket.recv(65536)
+        payload = b""
+        while rest:
+            size, _, rest = rest.partition(b"\r\n")
+            payload, rest = payload + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
+        return payload
+
+
+def together(count: int, address: Address, work: Iterable[Callable[[Client], object]]) -> float:
+    """Seconds until every piece of work, a function of a Client, is done by `count` clients at once."""
+    pieces = iter(work)
+    lock = threading.Lock()
+
+    def run() -> None:
+        with Client(address) as client:
+            while True:
+                with lock:
+                    piece = next(pieces, None)
+                if piece is None:
+                    return
+                piece(client)
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(count) as threads:
+        for future in [threads.submit(run) for _ in range(count)]:
+            future.result()
+    return time.perf_counter() - started
+
+
+def answers_a_second(
+    address: Address, paths: Sequence[str], accept: str, clients: int, seconds: float
+) -> float:
+    """GETs over the paths in turn."""
+    if shutil.which("wrk"):
+        return _by_wrk(address, paths, accept, clients, seconds)
+    deadline = time.perf_counter() + seconds
+    counts = [0] * clients
+
+    def run(number: int) -> None:
+        with Client(address) as client:
+            while time.perf_counter() < deadline:
+                client.get(paths[(counts[number] * clients + number) % len(paths)], accept)
+                counts[number] += 1
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(clients) as threads:
+        for future in [threads.submit(run, number) for number in range(clients)]:
+            future.result()
+    return sum(counts) / (time.perf_counter() - started)
+
+
+def _by_wrk(address: Address, paths: Sequence[str], accept: str, clients: int, seconds: float) -> float:
+    quoted = ",".join('"' + path + '"' for path in paths)
+    script = (
+        f"local paths = {{{quoted}}}\nlocal turn = 0\n"
+        f"wrk.headers['Accept'] = [[{accept}]]\n"
+        "request = function()\n  turn = turn % #paths + 1\n  return wrk.format('GET', paths[turn])\nend\n"
+    )
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
+        file.write(script)
+        file.flush()
+        command = ["wrk", "-t", "1", "-c", str(clients), "-d", f"{max(1, round(seconds))}s", "-s", file.name]
+        command.append(f"http://{address[0]}:{address[1]}")
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", printed)
+    if refused:
+        raise RuntimeError(f"{refused[1]} of the answers were refusals: {paths[0]}")
+    rate = re.search(r"Requests/sec:\s*([\d.]+)", printed)
+    if rate is None:
+        raise RuntimeError(f"wrk printed no rate:\n{printed}")
+    return float(rate[1])
+
+
+@contextmanager
+def pinging(address: Address, path: str, accept: str = "*/*", pause: float = 0.005) -> Iterator[list[float]]:
+    """Asks for the path again and again on one connection; the list fills with the seconds of each answer."""
+    latencies: list[float] = []
+    done = threading.Event()
+
+    def run() -> None:
+        with Client(address) as client:
+            while not done.wait(pause):
+                latencies.append(client.get(path, accept).seconds)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield latencies
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,164 @@
+"""What was measured, as values; and as JSON, table and plot in perf/results/."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeAlias
+
+import matplotlib
+
+matplotlib.use("svg")
+from matplotlib import pyplot
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure of one server (or of the disk). `value` is None where `note` says why there is none."""
+
+    measure: str
+    subject: str
+    value: float | None
+    unit: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A figure with a limit."""
+
+    text: str
+    value: float
+    unit: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        above = self.at_least is None or self.value >= self.at_least
+        return above and (self.at_most is None or self.value <= self.at_most)
+
+    @property
+    def limit(self) -> str:
+        return f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
+
+
+Finding: TypeAlias = Row | Claim
+
+
+def median_row(measure: str, subject: str, values: Sequence[float], unit: str, note: str = "") -> Row:
+    spread = f"{min(values):.4g} to {max(values):.4g} in {len(values)} rounds"
+    return Row(measure, subject, statistics.median(values), unit, f"{spread}; {note}" if note else spread)
+
+
+@dataclass(slots=True)
+class Report:
+    rows: list[Row] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    complete: bool = True
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Shown one by one, because measuring takes its time."""
+        for finding in findings:
+            if isinstance(finding, Row):
+                self.rows.append(finding)
+                print(f"  {_line(finding)}", flush=True)
+            else:
+                self.claims.append(finding)
+                print(f"  {_verdict(finding)}", flush=True)
+
+    def broke(self, measure: str, fault: Exception) -> None:
+        """A measure that could not be finished; the others go on."""
+        self.complete = False
+        self.add([Row(measure, "not finished", None, "", f"{type(fault).__name__}: {fault}")])
+
+    @property
+    def holds(self) -> bool:
+        return self.complete and all(claim.holds for claim in self.claims)
+
+    def write(self, name: str, arguments: str) -> list[Path]:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        paths = [RESULTS / f"{name}.{ending}" for ending in ("json", "txt", "svg")]
+        content = {
+            "machine": machine(),
+            "arguments": arguments,
+            "rows": [asdict(row) for row in self.rows],
+            "claims": [{**asdict(claim), "holds": claim.holds} for claim in self.claims],
+        }
+        paths[0].write_text(json.dumps(content, indent=2) + "\n")
+        paths[1].write_text("\n".join(self.table()) + "\n")
+        self.plot(paths[2])
+        return paths
+
+    def table(self) -> Iterator[str]:
+        facts = machine()
+        yield f"{facts['date']}, {facts['processor']}, {facts['cores']} cores, {facts['system']}"
+        for measure in dict.fromkeys(row.measure for row in self.rows):
+            yield ""
+            yield measure
+            yield from (f"  {_line(row)}" for row in self.rows if row.measure == measure)
+        yield ""
+        yield from (_verdict(claim) for claim in self.claims)
+
+    def plot(self, path: Path) -> None:
+        """A panel a measure, a bar a subject."""
+        measures = list(dict.fromkeys(row.measure for row in self.rows if row.value is not None))
+        figure, panels = pyplot.subplots(
+            len(measures) or 1, 1, figsize=(9, 1 + 1.2 * len(measures)), squeeze=False, layout="constrained"
+        )
+        for panel, measure in zip(panels[:, 0], measures, strict=False):
+            bars = [row for row in self.rows if row.measure == measure and row.value is not None]
+            colours = ["tab:blue" if row.subject == "streamsrv" else "tab:gray" for row in bars]
+            drawn = panel.barh([row.subject for row in bars], [row.value for row in bars], color=colours)
+            panel.bar_label(drawn, fmt="%.4g", padding=3)
+            panel.set_title(f"{measure} ({bars[0].unit})", loc="left", fontsize=9)
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.invert_yaxis()
+            panel.margins(x=0.12)
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def _line(row: Row) -> str:
+    value = "-" if row.value is None else f"{row.value:,.0f}" if row.value >= 100 else f"{row.value:.3g}"
+    return f"{row.subject:<28} {value:>10} {row.unit:<14} {row.note}".rstrip()
+
+
+def _verdict(claim: Claim) -> str:
+    word = "holds" if claim.holds else "FAILS"
+    return f"{word}  {claim.text}: {claim.value:.3g} {claim.unit} (wanted {claim.limit})"
+
+
+def machine() -> dict[str, str]:
+    processor = ""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            processor = line.partition(":")[2].strip()
+            break
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "processor": processor or platform.machine(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "tornado": version("tornado"),
+        "lmdb": version("lmdb"),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    asked = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=RESULTS.parent, capture_output=True, text=True
+    )
+    return asked.stdout.strip()

@@ -1,0 +1,112 @@
+"""Questions about small answers: how many a second, and how long each takes while large ones stream."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from perf import data, servers
+from perf.load import AS_STORED, FRAME, Client, answers_a_second, pinging, together
+from perf.measures import Size, missing, store_study, stored
+from perf.report import Claim, Finding, Row
+from perf.servers import Server
+
+JSON = "application/dicom+json"
+
+
+# --- frames and other small answers ---
+
+
+def small_answers(size: Size) -> Iterator[Finding]:
+    """Frames of 512 kB and tiles of 21 kB, and the metadata of one instance; nginx serves files of their
+    size."""
+    study = data.ct_study(4, min(size.instances, 100))
+    slide = data.multi_frame(5, size.tiles, 21_000)
+    files = size.folder / "small"
+    with ExitStack() as stack:
+        server = stack.enter_context(servers.streamsrv(size.folder / "frames"))
+        web = stack.enter_context(servers.nginx(files)) if _files_for_nginx(files) else None
+        store_study(server, study.write(size.folder / "frames.body"))
+        store_study(server, slide.write(size.folder / "slide.body"))
+        frames = [f"{server.prefix}{key.path}/frames/1" for key in study.keys]
+        tiles = [f"{server.prefix}{slide.keys[0].path}/frames/{n * 7 % size.tiles + 1}" for n in range(500)]
+        metadata = [f"{server.prefix}{key.path}/metadata" for key in study.keys]
+        yield from _rates(
+            size, server, web, f"frames of 524 kB of {len(frames)} instances", frames, FRAME, "524288"
+        )
+        yield from _rates(size, server, web, "frames of 21 kB of one instance", tiles, FRAME, "21000")
+        yield from _rates(size, server, web, "metadata of one instance", metadata, JSON, "5300")
+
+
+def _files_for_nginx(folder: Path) -> bool:
+    folder.mkdir()
+    for length in (524_288, 21_000, 5_300):
+        (folder / str(length)).write_bytes(data.noise(length))
+    return True
+
+
+def _rates(
+    size: Size, ours: Server, web: Server | None, what: str, paths: Sequence[str], accept: str, file: str
+) -> Iterator[Finding]:
+    for clients in (1, 16, 64):
+        measure = f"{what}, {clients} at once"
+        rate = answers_a_second(ours.address, paths, accept, clients, size.seconds)
+        yield Row(measure, "streamsrv", rate, "a second")
+        if web is None:
+            yield missing(measure, "nginx", "a second")
+        else:
+            rate = answers_a_second(web.address, [f"/{file}"], "*/*", clients, size.seconds)
+            yield Row(measure, "nginx", rate, "a second", "one static file of that size")
+
+
+# --- others meanwhile ---
+
+
+def latency(size: Size) -> Iterator[Finding]:
+    """Small requests while a large study streams from a disk whose pages are in no memory."""
+    instances = max(4, size.cold_bytes // 526_000)
+    body = data.ct_study(6, instances)
+    with servers.streamsrv(size.folder / "cold") as server:
+        with Client(server.address) as client:
+            response = client.post_chunks(
+                f"{server.prefix}/studies", data.CONTENT_TYPE, body.length, body.chunks()
+            )
+            stored(response.status, "the store of a large study")
+        study = f"{server.prefix}/studies/{body.keys[0].study}"
+        metadata = f"{server.prefix}{body.keys[instances // 2].path}/metadata"
+        for name, path, accept in (
+            ("/health/live", "/health/live", "*/*"),
+            ("metadata of one instance", metadata, JSON),
+        ):
+            yield from _latency_while_cold(server, study, name, path, accept)
+
+
+def _latency_while_cold(server: Server, study: str, name: str, path: str, accept: str) -> Iterator[Finding]:
+    with pinging(server.address, path, accept) as quiet:
+        time.sleep(1)
+    drop_from_memory(server.folder)
+
+    def fetch(client: Client) -> None:
+        stored(client.get(study, AS_STORED).status, "the retrieve of a large study")
+
+    with pinging(server.address, path, accept) as busy:
+        seconds = together(2, server.address, [fetch] * 2)
+    measure = f"latency of {name} while a study streams cold"
+    for subject, values in (("streamsrv, quiet", quiet), ("streamsrv, streaming", busy)):
+        ranked = sorted(values)
+        p50, p99 = (ranked[int(len(ranked) * share)] * 1e3 for share in (0.5, 0.99))
+        note = f"median {p50:.2f}, longest {ranked[-1] * 1e3:.1f}, {len(ranked)} requests in {seconds:.1f} s"
+        yield Row(measure, subject, p99, "ms at p99", note)
+    yield Claim(f"99 % of {name} answered while a study streams cold", p99, "ms", at_most=50)
+
+
+def drop_from_memory(folder: Path) -> None:
+    """Drops the segments' pages from the page cache; they were synced when the store was acknowledged."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_size > 1 << 20 and "segments" in path.parts:
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)

@@ -1,0 +1,57 @@
+"""The bodies that perf/ sends are what they say they are: a measurement of refusals would look very fast."""
+
+import email
+import email.policy
+import io
+
+import pydicom
+import pytest
+from pydicom.encaps import generate_frames
+
+from perf import data
+from perf.report import Claim
+
+
+def parts_of(body):
+    payload = b"".join(body.chunks())
+    assert len(payload) == body.length
+    head = f"Content-Type: {data.CONTENT_TYPE}\r\n\r\n".encode()
+    message = email.message_from_bytes(head + payload, policy=email.policy.HTTP)
+    return [part.get_payload(decode=True) for part in message.iter_parts()]
+
+
+def test_a_ct_study():
+    body = data.ct_study(3, 5, pixels=2048)
+    instances = [pydicom.dcmread(io.BytesIO(part)) for part in parts_of(body)]
+    assert [(i.StudyInstanceUID, i.SeriesInstanceUID, i.SOPInstanceUID) for i in instances] == body.keys
+    assert [i.file_meta.MediaStorageSOPInstanceUID for i in instances] == [key.instance for key in body.keys]
+    assert [i.InstanceNumber for i in instances] == [0, 1, 2, 3, 4]
+    assert len({i.PixelData for i in instances}) == 5
+    assert all(len(i.PixelData) == i.Rows * i.Columns * 2 == 2048 for i in instances)
+
+
+def test_a_ct_instance_has_526_kb():
+    (part,) = parts_of(data.ct_study(1, 1))
+    assert 526_000 < len(part) < 530_000
+
+
+@pytest.mark.parametrize("frames", [1, 3, 1000])
+def test_a_multi_frame_instance(frames):
+    body = data.multi_frame(4, frames, 21_000)
+    (part,) = parts_of(body)
+    instance = pydicom.dcmread(io.BytesIO(part))
+    assert (instance.StudyInstanceUID, instance.SeriesInstanceUID, instance.SOPInstanceUID) == body.keys[0]
+    found = list(generate_frames(instance.PixelData, number_of_frames=frames))
+    assert [len(frame) for frame in found] == [21_000] * frames
+    assert len(set(found)) == frames
+
+
+def test_studies_differ():
+    assert not set(data.ct_study(1, 3).keys) & set(data.ct_study(2, 3).keys)
+
+
+def test_a_claim_holds_within_its_limits():
+    assert Claim("", 0.5, "x", at_least=0.5).holds
+    assert not Claim("", 0.49, "x", at_least=0.5).holds
+    assert Claim("", 50, "MB", at_most=50).holds
+    assert not Claim("", 51, "MB", at_most=50).holds
