@@ -1,0 +1,150 @@
+"""Conditional and range requests (RFC 9110 13 and 14): one function from answer to answer, and the slice of a
+plan.
+
+Rules
+- ETags are strong: they come from the ids of the records whose bytes go out and from everything else that
+  shapes the representation.
+- If-None-Match goes first; it compares weakly and takes lists and `*` (RFC 9110 13.1.2).
+- A range counts only with GET, for an answer of 200 whose length is known, and if its If-Range is exactly the
+  ETag: a date never is.
+- One range of bytes gives 206, multipart answers included; several give the whole answer; one that is all
+  behind the end gives 416; what is no range of bytes is ignored (RFC 9110 14.2).
+- A plan is sliced while it is walked, never before: it may be made lazily, and long.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from streamsrv.errors import RangeNotSatisfiable
+from streamsrv.wire.answers import Answer, Literal, Piece, Request, Span, Stream
+
+# entity-tag (RFC 9110 8.8.3)
+_ETAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+# int-range or suffix-range (RFC 9110 14.1.2), any length: int() takes 4,300 digits.
+_RANGE = re.compile(r"([0-9]{1,4000})[ \t]*-[ \t]*([0-9]{1,4000})?|-[ \t]*([0-9]{1,4000})")
+# What a 304 carries of the headers of the 200 (RFC 9110 15.4.5).
+_KEPT_IN_304 = frozenset(("cache-control", "content-location", "date", "etag", "expires", "vary"))
+
+
+def etag_of(record_ids: Iterable[bytes], *representation: str) -> str:
+    """A strong ETag, quoted. `representation` is whatever else the bytes depend on: media type, syntax,
+    encoding, URL base."""
+    digest = hashlib.blake2b(digest_size=16)
+    for record_id in record_ids:
+        digest.update(record_id)
+    digest.update("\0".join(("", *representation)).encode("utf-8"))
+    return f'"{digest.hexdigest()}"'
+
+
+def not_modified(request: Request, etag: str) -> bool:
+    """The client has this representation already: worth asking before an answer is planned."""
+    known = request.headers.get("if-none-match")
+    if known is None or request.method not in ("GET", "HEAD"):
+        return False
+    return known.strip() == "*" or etag in _ETAG.findall(known)
+
+
+def evaluate(request: Request, answer: Answer, etag: str) -> Answer:
+    """The answer with its validators, cut to what the request's conditions and range leave of it. Takes
+    `answer` over: its `release` goes along, or is called if RangeNotSatisfiable is raised. For HEAD the plan
+    is empty and the length kept."""
+    if answer.status != 200:
+        return answer
+    headers = [*answer.headers, ("ETag", etag)]
+    if not_modified(request, etag):
+        kept = [(name, value) for name, value in headers if name.lower() in _KEPT_IN_304]
+        return replace(answer, status=304, headers=kept, plan=(), length=0)
+    if answer.length is not None:
+        headers.append(("Accept-Ranges", "bytes"))
+    whole = replace(answer, headers=headers)
+    if request.method == "HEAD":
+        return replace(whole, plan=())
+    asked = _range_of(request, etag)
+    if asked is None or answer.length is None:
+        return whole
+    start, stop = asked.within(answer.length)
+    if start >= stop:
+        if answer.release:
+            answer.release()
+        raise RangeNotSatisfiable("the range lies behind the end of the representation", answer.length)
+    headers.append(("Content-Range", f"bytes {start}-{stop - 1}/{answer.length}"))
+    sliced = SlicedPlan(answer.plan, start, stop)
+    return replace(answer, status=206, headers=headers, plan=sliced, length=stop - start)
+
+
+class _Range(NamedTuple):
+    """`first` is None for the last `suffix` bytes; `last` is None for all bytes from the first."""
+
+    first: int | None
+    last: int | None
+    suffix: int
+
+    def within(self, length: int) -> tuple[int, int]:
+        """[start, stop), empty or reversed if nothing of it is there."""
+        if self.first is None:
+            return max(length - self.suffix, 0), length
+        return self.first, length if self.last is None else min(self.last + 1, length)
+
+
+def _range_of(request: Request, etag: str) -> _Range | None:
+    """The single range of bytes that is asked for, if its conditions hold."""
+    unit, _, ranges = request.headers.get("range", "").partition("=")
+    if request.method != "GET" or unit.strip().lower() != "bytes":
+        return None
+    if request.headers.get("if-range", etag).strip() != etag:
+        return None
+    found = _RANGE.fullmatch(ranges.strip(" \t,"))
+    if found is None:
+        return None
+    first, last, suffix = (None if number is None else int(number) for number in found.groups())
+    if first is not None and last is not None and last < first:
+        return None  # invalid, RFC 9110 14.1.2, and so as if absent
+    return _Range(first, last, suffix or 0)
+
+
+# Plans
+
+
+@dataclass(frozen=True, slots=True)
+class SlicedPlan:
+    """The bytes [start, stop) of a plan. As often iterable as the plan is."""
+
+    plan: Iterable[Piece]
+    start: int
+    stop: int
+
+    def __iter__(self) -> Iterator[Piece]:
+        return slice_plan(self.plan, self.start, self.stop)
+
+
+def slice_plan(plan: Iterable[Piece], start: int, stop: int) -> Iterator[Piece]:
+    """The pieces that hold the bytes [start, stop) of a plan, cut at both ends. The plan is walked no further
+    than needed."""
+    at = 0
+    for piece in plan:
+        if at >= stop:
+            return
+        length = piece.length
+        if length is None:
+            raise ValueError("a plan with a piece of unknown length cannot be sliced")
+        low, high = max(start - at, 0), min(stop - at, length)
+        if low < high:
+            yield piece if high - low == length else _cut(piece, low, high)
+        at += length
+
+
+def _cut(piece: Piece, low: int, high: int) -> Piece:
+    match piece:
+        case Literal(payload):
+            return Literal(payload[low:high])
+        case Span(segment, offset, _):
+            return Span(segment, offset + low, high - low)
+        case Stream(chunks, _):
+            return Stream(
+                lambda start, stop: chunks(low + start, high if stop is None else low + stop), high - low
+            )

@@ -1,0 +1,98 @@
+"""Errors as answers (RFC 9457): every StreamsrvError becomes application/problem+json, or plain text for a
+client that takes nothing else.
+
+`detail` is the sentence of the error; what else it carries as data becomes members of the problem (the table
+MEMBERS) and headers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from streamsrv.errors import (
+    InstanceError,
+    MethodNotAllowed,
+    MultipartError,
+    NotAcceptable,
+    Overloaded,
+    RangeNotSatisfiable,
+    StreamsrvError,
+    UnsupportedMediaType,
+)
+from streamsrv.wire.answers import Answer, Literal
+from streamsrv.wire.mediatypes import DICOM_JSON, JSON
+from streamsrv.wire.ranges import AcceptableRange, Offer, elect
+
+PROBLEM = "application/problem+json"
+TEXT = "text/plain"
+# Whoever takes any JSON takes a problem.
+_OFFERS = (Offer(PROBLEM), Offer(JSON), Offer(DICOM_JSON), Offer(TEXT))
+
+# Attributes that become members of the same name.
+MEMBERS: Mapping[type[StreamsrvError], tuple[str, ...]] = {
+    NotAcceptable: ("acceptable",),
+    UnsupportedMediaType: ("supported",),
+    MethodNotAllowed: ("allow",),
+    MultipartError: ("offset",),
+    InstanceError: ("offset", "tag"),
+}
+
+
+def problem_answer(
+    error: StreamsrvError, ranges: Sequence[AcceptableRange] = (), request_id: str = ""
+) -> Answer:
+    """The answer that tells `error`. `ranges` are those of the request's Accept; they never make an error
+    unsayable."""
+    members = _members(error, request_id)
+    plain = _wants_text(ranges)
+    body = _text(members) if plain else json.dumps(members).encode("ascii")
+    headers = [
+        ("Content-Type", f"{TEXT}; charset=utf-8" if plain else PROBLEM),
+        ("Cache-Control", "no-store"),
+        *_headers(error),
+    ]
+    return Answer(error.status, headers, (Literal(body),), len(body))
+
+
+def _wants_text(ranges: Sequence[AcceptableRange]) -> bool:
+    chosen = elect(ranges, lambda asked: [offer for offer in _OFFERS if asked.covers(offer.media_type)])
+    return chosen is not None and chosen.media_type == TEXT
+
+
+def _members(error: StreamsrvError, request_id: str) -> dict[str, object]:
+    members: dict[str, object] = {
+        "type": "about:blank",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+    }
+    if request_id:
+        members["instance"] = request_id
+    for kind, names in MEMBERS.items():
+        if isinstance(error, kind):
+            members |= {name: value for name in names if (value := getattr(error, name)) is not None}
+    return members
+
+
+def _headers(error: StreamsrvError) -> list[tuple[str, str]]:
+    match error:
+        case MethodNotAllowed(allow=allow):
+            return [("Allow", ", ".join(allow))]
+        case Overloaded(retry_after=seconds):
+            return [("Retry-After", str(seconds))]
+        case RangeNotSatisfiable(length=length):
+            return [("Content-Range", f"bytes */{length}")]
+        case _:
+            return []
+
+
+def _text(members: Mapping[str, object]) -> bytes:
+    """The sentence first, then what else is known, a line each."""
+    lines = [f"{members['status']} {members['title']}: {members['detail']}"]
+    for name, value in members.items():
+        if isinstance(value, tuple):
+            lines += [f"{name}: {item}" for item in value]
+        elif name in ("instance", "offset", "tag"):
+            lines.append(f"{name}: {value}")
+    return "\n".join((*lines, "")).encode("utf-8", "replace")
