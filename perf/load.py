@@ -43,9 +43,13 @@ class Client:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self.socket = socket.create_connection(address, TIMEOUT)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = self._connect()
         self._sink = bytearray(DRAIN)
+
+    def _connect(self) -> socket.socket:
+        connection = socket.create_connection(self.address, TIMEOUT)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
 
     def __enter__(self) -> Client:
         return self
@@ -121,6 +125,8 @@ class Client:
         if headers.get("transfer-encoding") == "chunked":
             payload = self._read_chunked(rest)
             return payload, len(payload)
+        if "content-length" not in headers:
+            return self._until_closed(rest)
         length = int(headers["content-length"])
         if keep:
             while len(rest) < length:
@@ -135,6 +141,15 @@ class Client:
             if not count:
                 raise ConnectionError(f"the connection was closed {left} bytes before the end of the answer")
             left -= count
+
+    def _until_closed(self, rest: bytes) -> tuple[bytes, int]:
+        """A length that only the end tells; the next request has a new connection."""
+        length = len(rest)
+        while count := self.socket.recv_into(self._sink, DRAIN, socket.MSG_TRUNC):
+            length += count
+        self.socket.close()
+        self.socket = self._connect()
+        return b"", length
 
     def _read_chunked(self, rest: bytes) -> bytes:
         while not rest.endswith(b"0\r\n\r\n"):
