@@ -6,6 +6,7 @@
     |-- Unsupported          no library here does this; `hint` says what to install, if anything helps
     |-- DecodeError          the library refused the codestream
     |-- EncodeError          the library refused the pixels
+    |-- RenderingError       what was asked for cannot be drawn: a window, viewport or table without sense
     `-- PoolError            the work was not done, whatever it was
         |-- QueueFull        too much is waiting already: try again later
         |-- DeadlineExceeded the worker was stopped after its time was over
@@ -52,6 +53,10 @@ class EncodeError(FrameCodecError):
     pass
 
 
+class RenderingError(FrameCodecError):
+    pass
+
+
 class PoolError(FrameCodecError):
     pass
 
@@ -89,6 +94,7 @@ BY_NAME: dict[str, type[FrameCodecError]] = {
         Unsupported,
         DecodeError,
         EncodeError,
+        RenderingError,
         PoolError,
         MemoryExceeded,
     )

@@ -14,7 +14,9 @@ import numpy as np
 
 from framecodecs.errors import GeometryError
 
-MAX_FRAME_BYTES = 2**31 - 1  # several libraries count bytes in 32 bits; a larger frame would wrap, not fail
+MAX_FRAME_BYTES = (
+    0x7FFFF000  # what one read or write of Linux moves; libraries count in 32 bits and would wrap
+)
 ALLOCATIONS = frozenset({1, 8, 16, 32, 64})
 PHOTOMETRIC_SAMPLES = {
     "MONOCHROME1": 1,

@@ -52,7 +52,8 @@ def levels_of(info: FrameInfo) -> int:
 
 
 def quantizer_step(quality: int) -> float:
-    """Relative to the full range: one grey level of 8 bits at quality 90, twice as much for every 20 less."""
+    """Relative to the full range: one grey level of 8 bits at quality 90, twice as much for every 20
+    less."""
     return float(2.0 ** ((90 - quality) / 20) / 256)
 
 

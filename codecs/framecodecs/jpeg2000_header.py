@@ -172,7 +172,8 @@ def _main_header(frame: bytes, start: int) -> tuple[dict[int, tuple[int, bytes]]
 
 
 def _end_of_tiles(frame: bytes, position: int, end: int, tiles: int) -> int:
-    """Walks the tile-parts by their lengths up to EOC; CodestreamError if any part of any tile is missing."""
+    """Walks the tile-parts by their lengths up to EOC; CodestreamError if any part of any tile is
+    missing."""
     seen: set[int] = set()
     while position + 2 <= end and big_endian(frame, position, 2) == SOT:
         if position + 12 > end:

@@ -3,9 +3,8 @@ syntax.
 
 Strategy: walk marker segments by their lengths; inside entropy-coded data look for the next marker with one
 regular expression each family (JPEG stuffs a zero byte after FF, JPEG-LS a zero bit). The walk ends at EOI
-or not at all: a codestream without it has been cut.
-Rules: one frame header only (no hierarchical coding), height in the frame header (no DNL), scans and
-segments are bounded.
+or not at all: a codestream without it has been cut. Rules: one frame header only (no hierarchical coding),
+height in the frame header (no DNL), scans and segments are bounded.
 """
 
 from __future__ import annotations

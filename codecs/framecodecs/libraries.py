@@ -42,7 +42,7 @@ LIBRARIES = {
         Library("pyjpegls", "jpeg_ls", "MIT"),
         Library("pylibjpeg-openjpeg", "openjpeg.utils", "MIT"),
         Library("pylibjpeg-rle", "rle.rle", "MIT"),
-        Library("pillow", "PIL", "MIT-CMU"),
+        Library("pillow", "PIL.Image", "MIT-CMU"),
     )
 }
 
@@ -54,11 +54,12 @@ def available(package: str) -> bool:
 
 
 @cache
-def load(package: str) -> ModuleType:
-    """The library's module; Unsupported, saying what to install, if it is missing or does not load."""
+def load(package: str, submodule: str = "") -> ModuleType:
+    """The library's module (or `submodule`); Unsupported, with what to install, if it is missing or
+    broken."""
     library = LIBRARIES[package]
     try:
-        return importlib.import_module(library.module)
+        return importlib.import_module(submodule or library.module)
     except ImportError as error:
         raise Unsupported(f"{package} is not installed or does not load", library.hint) from error
 

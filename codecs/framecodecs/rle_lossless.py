@@ -1,4 +1,5 @@
-"""RLE Lossless (PS3.5 annex G) by pylibjpeg-rle. Bits are kept as they are, those above the high bit too."""
+"""RLE Lossless (PS3.5 annex G) by pylibjpeg-rle. Bits are kept as they are, those above the high bit
+too."""
 
 from __future__ import annotations
 
