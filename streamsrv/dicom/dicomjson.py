@@ -23,6 +23,7 @@ import orjson
 from streamsrv.dicom.charsets import codecs_of
 from streamsrv.dicom.elements import ITEM, ITEM_END, SEQUENCE_END, Event
 from streamsrv.dicom.instance import AttributeWarning, BulkValue, JsonDataset, JsonElement
+from streamsrv.dicom.tags import KEYS
 from streamsrv.dicom.values import converters_for, lenient
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import InstanceRefused
@@ -86,23 +87,27 @@ class MetadataWriter:
         self._out.append(b"{")
         top = self._stack[0]
         members, convert = top.members, converters_for(top.codecs, self._little)
+        pending = 0
         for tag, vr, offset, length, value in events:
             if value is None:
+                self._pending += pending
+                pending = 0
                 self._structure(tag, vr, offset, length)
                 top = self._stack[-1]
                 members, convert = top.members, converters_for(top.codecs, self._little)
                 continue
             if not tag & 0xFFFF:
                 continue
-            key = f"{tag:08X}"
+            key = KEYS.get(tag) or f"{tag:08X}"
             try:
                 members[key] = convert[vr](value)
             except (ValueError, struct.error):
                 members[key] = self._odd(key, vr, value)
-            self._pending += length + _OVERHEAD
+            pending += length + _OVERHEAD
             if tag == _SPECIFIC_CHARACTER_SET:
                 convert = self._character_set(members[key])
-            elif self._pending > SPILL:
+            elif pending > SPILL:
+                pending = 0
                 self._spill()
         self._finish()
 
@@ -226,8 +231,6 @@ class MetadataWriter:
         self._flush()
         if len({value.path for value in self.bulk}) < len(self.bulk):
             self.bulk = list({value.path: value for value in self.bulk}.values())
-        if self.bulk:
-            self.kept = {key: _plain(element) for key, element in self.kept.items()}
 
     def _flush(self) -> None:
         text = b"".join(self._out)
@@ -246,7 +249,7 @@ def _sorted(members: JsonDataset) -> JsonDataset:
     return members if keys == ordered else {key: members[key] for key in ordered}
 
 
-def _plain(element: JsonElement) -> JsonElement:
+def plain(element: JsonElement) -> JsonElement:
     """The same without pieces of JSON text: slots as the character U+0000."""
     if "BulkDataURI" in element or element["vr"] == "SQ":
         plain: JsonElement = orjson.loads(orjson.dumps(element).replace(b"\0", b"\\u0000"))

@@ -74,7 +74,9 @@ def read_file_meta(window: Window, size: int, limits: ReadLimits) -> FileMeta:
             counted = meta.end + int.from_bytes(value, "little")
         elif tag == TRANSFER_SYNTAX_UID and value:
             meta.syntax = value.decode("latin-1").strip(" \0")
-        if window.bytes_at(meta.end, 2) != _GROUP or (meta.end == counted and lookup(meta.syntax).deflated):
+        at = meta.end - window.start
+        group = window.buffer[at : at + 2] if at + 2 <= len(window.buffer) else window.bytes_at(meta.end, 2)
+        if group != _GROUP or (meta.end == counted and lookup(meta.syntax).deflated):
             break
     return meta
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from streamsrv.dicom import tags
 from streamsrv.dicom.checks import broken_rule
-from streamsrv.dicom.dicomjson import SLOT, MetadataWriter
+from streamsrv.dicom.dicomjson import SLOT, MetadataWriter, plain
 from streamsrv.dicom.elements import Elements
 from streamsrv.dicom.filemeta import Encoding, encoding_of, read_file_meta
 from streamsrv.dicom.fragments import scan_items
@@ -210,7 +210,7 @@ class _Reader:
             self._number_of_frames(),
         )
         frames = self._layout(geometry, *pixels) if pixels else Frames()
-        attributes = {key: writer.kept[key] for key in sorted(keep & writer.kept.keys())}
+        attributes = {key: plain(writer.kept[key]) for key in sorted(keep & writer.kept.keys())}
         for key, element in attributes.items():
             if reason := broken_rule(element):
                 writer.warn(key, reason)

@@ -65,6 +65,9 @@ _HEX = re.compile(r"[0-9A-Fa-f]{8}")
 # "NONE".
 _VRS: dict[int, str] = {int(tag): str(row[0]) for tag, row in DicomDictionary.items() if len(row[0]) != 4}
 
+# Both spellings of every standard tag: a look-up is a third of formatting it anew.
+KEYS: dict[int, str] = {tag: f"{tag:08X}" for tag in _VRS}
+
 
 def _repeating() -> dict[int, dict[int, str]]:
     """Repeating groups ("50xx0010") as mask -> masked tag -> VR: a handful of look-ups for any tag."""

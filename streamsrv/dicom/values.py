@@ -20,6 +20,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import orjson
 
 from streamsrv.dicom.charsets import DEFAULT_CODEC, Decoder, decoder_for
@@ -60,19 +61,18 @@ _INTEGER = b"0123456789+- \\"
 
 
 def swapped(value: bytes, width: int) -> bytes:
-    """`value` with the bytes of each word reversed; an incomplete last word stays as it is."""
+    """`value` with the bytes of each word of `width` reversed; an incomplete last word stays as it is."""
     if width == 1:
         return value
     whole = len(value) // width * width
-    turned = bytearray(value)
-    for place in range(width):
-        turned[place:whole:width] = value[width - 1 - place : whole : width]
-    return bytes(turned)
+    words = np.frombuffer(value, f"<u{width}", whole // width)
+    return words.byteswap().tobytes() + value[whole:]
 
 
-def _several(vr: str, decode: Decoder) -> Converter:
+def _several(vr: str, codec: str, lenient: bool, decode: Decoder) -> Converter:
     def convert(value: bytes) -> JsonElement:
-        text = decode(value)
+        # The common case without a second call.
+        text = decode(value) if lenient or b"\x1b" in value else value.decode(codec)
         if "\\" in text:
             return _element(vr, [part.rstrip("\0 ") or None for part in text.split("\\")])
         text = text.rstrip("\0 ")
@@ -202,7 +202,7 @@ def converters_for(codecs: tuple[str, ...], little: bool, lenient: bool = False)
     """VR -> converter. With `lenient` text that cannot be decoded holds U+FFFD instead of raising."""
     decode = decoder_for(codecs, lenient)
     order = "<" if little else ">"
-    table: dict[str, Converter] = {vr: _several(vr, decode) for vr in _TEXTS}
+    table: dict[str, Converter] = {vr: _several(vr, codecs[0], lenient, decode) for vr in _TEXTS}
     table |= {vr: _single(vr, decode) for vr in _SINGLE_TEXTS}
     table |= {vr: _codes(vr) for vr in _CODES}
     table |= {vr: _reals(vr, order) if vr[0] == "F" else _numbers(vr, order) for vr in NUMBERS}

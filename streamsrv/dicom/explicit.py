@@ -1,0 +1,212 @@
+"""A Part 10 file again as Explicit VR Little Endian, the only native encoding that web services send (PS3.18
+8.7.3, PS3.5 A.2).
+
+Strategy: the dataset is walked as for storing; headers and small values become literals, large values and
+Pixel Data `Copy` or `Swap` pieces that name their bytes in the source. The pieces of one file are the same
+each time, so the total length comes from a first walk that reads headers only. Memory: a window and one
+literal.
+
+Rules:
+- Sequences and items get undefined length and delimiters (PS3.5 7.5): their new lengths need not be known
+  beforehand.
+- A value of a VR with 16-bit length that is longer than 65,534 bytes becomes UN (6.2.2).
+- Group lengths (gggg,0000) are left out: retired, and no longer true.
+- Words of big endian values are swapped by the width of their VR; UN is little endian always (6.2.2). Pixel
+  Data of VR OW and more than 16 bits are swapped by the cell: 7.3 speaks of 16-bit words, but the files that
+  exist, and pydicom, have whole cells big endian.
+- Fragments are copied as they are, whatever the transfer syntax said.
+- A deflated dataset is explicit VR little endian already: its only piece counts in the inflated dataset
+  (window.Inflater).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from struct import Struct
+
+from streamsrv.dicom.elements import ITEM, ITEM_END, SEQUENCE_END, SHORT_VRS, UNDEFINED, Elements, Event
+from streamsrv.dicom.filemeta import (
+    GROUP_LENGTH,
+    PREAMBLE,
+    PREFIX,
+    TRANSFER_SYNTAX_UID,
+    FileMeta,
+    encoding_of,
+    read_file_meta,
+)
+from streamsrv.dicom.fragments import scan_items
+from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
+from streamsrv.dicom.values import WORDS, swapped
+from streamsrv.dicom.window import UNKNOWN_END, Inflater, Pread, ReadLimits, Window
+
+LITERAL = 64 * 1024  # literals are joined up to this size, and longer values never loaded
+CHUNK = 256 * 1024  # a multiple of every word width
+_LONGEST_SHORT = 65_534  # PS3.5 6.2.2: the largest even length of 16 bits
+_BITS_ALLOCATED = 0x00280100
+_PIXEL_DATA = 0x7FE00010
+_DEFAULT_LIMITS = ReadLimits()
+
+_short = Struct("<HH2sH").pack
+_long = Struct("<HH2sHI").pack
+_delimiter = Struct("<HHI").pack
+_SHORT = frozenset(SHORT_VRS.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Bytes of the source as they are."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Bytes of the source with the bytes of each word of `width` reversed."""
+
+    offset: int
+    length: int
+    width: int
+
+
+Piece = bytes | Copy | Swap
+
+
+def explicit_pieces(pread: Pread, size: int, limits: ReadLimits = _DEFAULT_LIMITS) -> Iterator[Piece]:
+    """The Part 10 file of `size` bytes behind `pread`, encoded anew. For a deflated one read the pieces with
+    `inflater`."""
+    window = Window(pread, size)
+    meta = read_file_meta(window, size, limits)
+    encoding = encoding_of(meta, window)
+    head = window.bytes_at(0, PREAMBLE) + PREFIX + file_meta(meta, EXPLICIT_VR_LITTLE_ENDIAN)
+    if encoding.deflated:
+        yield head
+        yield Copy(0, _inflated_length(pread, size, meta.end, limits))
+        return
+    limits = replace(limits, bulk_threshold=LITERAL, text_threshold=LITERAL)
+    encoder = _Encoder(pread, limits)
+    elements = Elements(
+        window,
+        meta.end,
+        size,
+        explicit=encoding.explicit,
+        little=encoding.little,
+        limits=limits,
+        skip_fragments=encoder.skip_fragments,
+    )
+    yield from encoder.pieces(elements, head)
+
+
+def explicit_length(pread: Pread, size: int, limits: ReadLimits = _DEFAULT_LIMITS) -> int:
+    """The length of the file that `explicit_pieces` makes; reads headers only (a deflated dataset has to be
+    inflated)."""
+    return sum(piece_length(piece) for piece in explicit_pieces(pread, size, limits))
+
+
+def inflater(pread: Pread, size: int, limits: ReadLimits = _DEFAULT_LIMITS) -> Inflater:
+    """What the pieces, frames and bulk values of a deflated file are read from."""
+    return Inflater(pread, read_file_meta(Window(pread, size), size, limits).end, size, limits.max_inflated)
+
+
+def swap_width(vr: str, bits_allocated: int = 0) -> int:
+    """Width of the words of a big endian value; `bits_allocated` of the image if it is its Pixel Data."""
+    if vr == "OW" and bits_allocated in (32, 64):
+        return bits_allocated // 8
+    return WORDS.get(vr, 1)
+
+
+def piece_length(piece: Piece) -> int:
+    return len(piece) if isinstance(piece, bytes) else piece.length
+
+
+def piece_bytes(pread: Pread, piece: Piece) -> Iterator[bytes]:
+    """The bytes of a piece, at most 256 kB at a time. `pread` must not return fewer bytes than there are."""
+    if isinstance(piece, bytes):
+        yield piece
+        return
+    end = piece.offset + piece.length
+    width = piece.width if isinstance(piece, Swap) else 1
+    for at in range(piece.offset, end, CHUNK):
+        yield swapped(pread(at, min(CHUNK, end - at)), width)
+
+
+def file_meta(meta: FileMeta, syntax: str) -> bytes:
+    """File meta information with another transfer syntax and a true group length, everything else as it was."""
+    uid = syntax.encode()
+    elements = {tag: (vr, value) for tag, vr, value in meta.elements if tag != GROUP_LENGTH}
+    elements[TRANSFER_SYNTAX_UID] = ("UI", uid + b"\0" * (len(uid) % 2))
+    body = b"".join(_header(tag, vr, len(value)) + value for tag, (vr, value) in sorted(elements.items()))
+    return _header(GROUP_LENGTH, "UL", 4) + len(body).to_bytes(4, "little") + body
+
+
+def _header(tag: int, vr: str, length: int) -> bytes:
+    """An element's tag, VR and length; a 16-bit length that does not suffice makes it UN."""
+    group, element = tag >> 16, tag & 0xFFFF
+    if vr in _SHORT:
+        if length <= _LONGEST_SHORT:
+            return _short(group, element, vr.encode(), length)
+        vr = "UN"
+    return _long(group, element, vr.encode(), 0, length)
+
+
+def _inflated_length(pread: Pread, size: int, start: int, limits: ReadLimits) -> int:
+    source = Inflater(pread, start, size, limits.max_inflated)
+    length = 0
+    while piece := source.pread(length, CHUNK):
+        length += len(piece)
+    return length
+
+
+class _Encoder:
+    """One walk over one dataset that is not deflated."""
+
+    def __init__(self, pread: Pread, limits: ReadLimits) -> None:
+        self._pread = pread
+        self._limits = limits
+        self._fragments = UNKNOWN_END  # where the last fragments began
+        self._bits_allocated = 0
+
+    def skip_fragments(self, tag: int, start: int, end: int, little: bool) -> int:
+        self._fragments = start
+        return scan_items(self._pread, start, end, self._limits.max_fragments, little=little).end
+
+    def pieces(self, elements: Elements, head: bytes) -> Iterator[Piece]:
+        literal = [head]
+        pending = len(head)
+        for event in elements.walk():
+            if event[0] == _BITS_ALLOCATED and len(elements.levels) == 1 and event[4]:
+                self._bits_allocated = event[4][0] or event[4][-1]
+            for piece in self._encoded(event, elements.levels[-1].little):
+                if isinstance(piece, bytes):
+                    literal.append(piece)
+                    pending += len(piece)
+                    continue
+                yield b"".join(literal)
+                literal, pending = [], 0
+                yield piece
+            if pending > LITERAL:
+                yield b"".join(literal)
+                literal, pending = [], 0
+        if literal:
+            yield b"".join(literal)
+
+    def _encoded(self, event: Event, little: bool) -> Iterator[Piece]:
+        tag, vr, offset, length, value = event
+        width = 1 if little else swap_width(vr, self._bits_allocated if tag == _PIXEL_DATA else 0)
+        if value is not None:
+            if tag & 0xFFFF:
+                yield _header(tag, vr, length) + swapped(value, width)
+        elif tag == ITEM:
+            yield _delimiter(ITEM >> 16, ITEM & 0xFFFF, UNDEFINED)
+        elif tag in (ITEM_END, SEQUENCE_END):
+            yield _delimiter(tag >> 16, tag & 0xFFFF, 0)
+        elif vr == "SQ":
+            yield _header(tag, vr, UNDEFINED)
+        elif offset == self._fragments:
+            yield _header(tag, vr, UNDEFINED)
+            yield Copy(offset, length)
+            yield _delimiter(SEQUENCE_END >> 16, SEQUENCE_END & 0xFFFF, 0)
+        else:
+            yield _header(tag, vr, length)
+            yield Copy(offset, length) if width == 1 else Swap(offset, length, width)
