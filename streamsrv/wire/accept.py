@@ -239,7 +239,7 @@ class _Source:
             case Takes.OF_TYPE:
                 default = MEDIA_SYNTAXES.get(asked.media_type, ("",))[0]
                 return self.syntax if asked.covers(canonical(self.media_type)) else default
-            case Takes.NAMED:
+            case _:  # Takes.NAMED
                 return asked.transfer_syntax if self._allowed(asked) else ""
 
     def _allowed(self, asked: AcceptableRange) -> bool:

@@ -144,7 +144,8 @@ def _cut(piece: Piece, low: int, high: int) -> Piece:
             return Literal(payload[low:high])
         case Span(segment, offset, _):
             return Span(segment, offset + low, high - low)
-        case Stream(chunks, _):
+        case _:
+            chunks = piece.chunks
             return Stream(
                 lambda start, stop: chunks(low + start, high if stop is None else low + stop), high - low
             )
