@@ -1,0 +1,265 @@
+"""The parent of the workers: holds the store's lock and the listening sockets, starts workers, restarts those
+that die, ends them all.
+
+Strategy: one loop over a few descriptors, without threads and without SIGCHLD. Each worker has a status pipe:
+a byte on it says ready, its end says that the worker is gone. Signals arrive through a wake-up pipe. The
+sockets are bound here and stay open here, so that a connection that arrives while a worker restarts waits in
+the queue instead of being reset.
+
+Rules of this file
+- Workers are exec'd, never forked off: a forked child would keep locks and index state of its parent.
+- A worker that dies is restarted at once if it had lived, else with growing pauses; START_ATTEMPTS deaths in
+  a row before readiness, or one at the very beginning, end the server with an exit code: whoever started it
+  has to know.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from streamsrv import __version__, config
+from streamsrv.config import Settings
+from streamsrv.errors import StreamsrvError
+from streamsrv.store.store import Store
+from streamsrv.web.hosts import is_loopback
+
+log = logging.getLogger("streamsrv.supervisor")
+
+EXIT_FAILED = 1
+BACKLOG = 1024
+# A worker that lived so long died of something new.
+LIVED = 10.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+START_ATTEMPTS = 6
+# After the drain time-out: how long a worker has to close its store before it is killed.
+GRACE = 10.0
+ENDING = (signal.SIGTERM, signal.SIGINT)
+
+
+class CannotServe(StreamsrvError):
+    """The server cannot be started; `detail` says why."""
+
+
+@dataclass
+class Worker:
+    process: subprocess.Popen[bytes]
+    status: int  # read end of its status pipe
+    started: float
+    ready: bool = False
+
+
+@dataclass
+class Place:
+    """A worker's place in the row: its worker, or when the next one is due."""
+
+    worker: Worker | None = None
+    due: float = 0.0
+    failures: int = 0  # deaths in a row before readiness
+
+
+@dataclass
+class Supervisor:
+    settings: Settings
+    listeners: Sequence[socket.socket]
+    on_ready: Callable[[], None]
+    selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+    places: list[Place] = field(default_factory=list)
+    serving: bool = False  # all workers have been ready once
+    ending: float | None = None  # when patience ends
+    exit_code: int = 0
+
+    def run(self) -> int:
+        """Until told to end, or until workers cannot start; returns the exit code."""
+        self.places = [Place() for _ in range(worker_count(self.settings))]
+        with wake_up_pipe(self.selector):
+            while self.ending is None or any(place.worker for place in self.places):
+                self._start_due()
+                for key, _ in self.selector.select(self._patience()):
+                    self._heard(key.data, key.fd)
+                self._kill_late()
+        self.selector.close()
+        return self.exit_code
+
+    # Starting
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for place in self.places:
+            if self.ending is None and place.worker is None and place.due <= now:
+                place.worker = self._start()
+                self.selector.register(place.worker.status, selectors.EVENT_READ, place)
+
+    def _start(self) -> Worker:
+        status, their_status = os.pipe()
+        listening = [listener.fileno() for listener in self.listeners]
+        command = [sys.executable, "-m", "streamsrv.server", "--status", str(their_status)]
+        for descriptor in listening:
+            command += ["--listen", str(descriptor)]
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(*listening, their_status))
+        finally:
+            os.close(their_status)
+        assert process.stdin is not None
+        try:
+            process.stdin.write(config.to_json(self.settings).encode() + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died at once; the status pipe says so
+        return Worker(process, status, time.monotonic())
+
+    # Listening
+
+    def _heard(self, place: Place | None, descriptor: int) -> None:
+        received = os.read(descriptor, 64)
+        if place is None:
+            self._signalled(received)
+        elif received:
+            self._became_ready(place)
+        else:
+            self._died(place)
+
+    def _became_ready(self, place: Place) -> None:
+        assert place.worker is not None
+        place.worker.ready, place.failures = True, 0
+        if not self.serving and all(each.worker and each.worker.ready for each in self.places):
+            self.serving = True
+            self.on_ready()
+
+    def _died(self, place: Place) -> None:
+        worker, place.worker = place.worker, None
+        assert worker is not None
+        self.selector.unregister(worker.status)
+        os.close(worker.status)
+        code = worker.process.wait()
+        assert worker.process.stdin is not None
+        worker.process.stdin.close()
+        if self.ending is not None:
+            return
+        lived = worker.ready and time.monotonic() - worker.started > LIVED
+        place.failures = 0 if lived else place.failures + 1
+        log.error("worker %d ended with %s", worker.process.pid, describe(code))
+        if place.failures >= START_ATTEMPTS or (not self.serving and not worker.ready):
+            log.error("giving up: workers cannot start")
+            self.exit_code = EXIT_FAILED
+            self._end()
+        else:
+            pause = 0.0 if lived else min(FIRST_PAUSE * 2 ** (place.failures - 1), LONGEST_PAUSE)
+            place.due = time.monotonic() + pause
+
+    def _signalled(self, numbers: bytes) -> None:
+        if any(number in ENDING for number in numbers):
+            if self.ending is not None:  # told twice: at once
+                self.ending = time.monotonic()
+            else:
+                self._end()
+
+    # Ending
+
+    def _end(self) -> None:
+        """Nothing new comes in; what is being answered is finished."""
+        self.ending = time.monotonic() + self.settings.drain_timeout + GRACE
+        for listener in self.listeners:
+            listener.close()
+        for worker in self._workers():
+            worker.process.send_signal(signal.SIGTERM)
+
+    def _kill_late(self) -> None:
+        if self.ending is not None and time.monotonic() >= self.ending:
+            for worker in self._workers():
+                worker.process.kill()
+
+    def _workers(self) -> Iterable[Worker]:
+        return [place.worker for place in self.places if place.worker is not None]
+
+    def _patience(self) -> float | None:
+        """Until something is due."""
+        if self.ending is not None:
+            return max(0.05, self.ending - time.monotonic())
+        due = [place.due for place in self.places if place.worker is None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+
+class wake_up_pipe:
+    """Turns signals into bytes on a pipe that the selector hears."""
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        self._selector = selector
+
+    def __enter__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._former = {number: signal.signal(number, lambda *_: None) for number in ENDING}
+        self._wakeup = signal.set_wakeup_fd(self._write)
+        self._selector.register(self._read, selectors.EVENT_READ, None)
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._selector.unregister(self._read)
+        os.close(self._read)
+        os.close(self._write)
+
+
+def describe(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def worker_count(settings: Settings) -> int:
+    return settings.workers or len(os.sched_getaffinity(0))
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets on every address of the host, all on one port; raises CannotServe."""
+    listeners: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in dict.fromkeys(found):
+            bound = (address[0], listeners[0].getsockname()[1] if listeners else port)
+            listeners.append(socket.create_server(bound, family=family, backlog=BACKLOG))
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        raise CannotServe(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
+    return listeners
+
+
+def origin_of(settings: Settings, listeners: Sequence[socket.socket]) -> str:
+    """How a client on this machine reaches the server."""
+    host, port = listeners[0].getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1"
+    return settings.public_url.rstrip("/") or f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def serve(settings: Settings, say: Callable[[str], None] = print) -> int:
+    """`streamsrv serve`: in the foreground until SIGTERM or Ctrl-C. Raises StoreLocked or CannotServe."""
+    if not is_loopback(settings.host) and not settings.allow_remote_without_authentication:
+        raise CannotServe(
+            f"{settings.host} can be reached by others, and there is no authentication: everyone could read "
+            "and delete every study. If that is meant, say --allow-remote-without-authentication"
+        )
+    with Store.lock(Path(settings.data)):
+        listeners = bind(settings.host, settings.port)
+        origin = origin_of(settings, listeners)
+
+        def announce() -> None:
+            say(f"streamsrv {__version__} serves {origin}/v2 with {worker_count(settings)} workers")
+            say(f"the studies lie in {Path(settings.data).resolve()}")
+            say(f"try: curl '{origin}/v2/studies'")
+
+        try:
+            return Supervisor(settings, listeners, announce).run()
+        finally:
+            for listener in listeners:
+                listener.close()

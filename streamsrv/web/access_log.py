@@ -1,0 +1,81 @@
+"""One line a request: when, who, method, path, status, bytes, seconds, request id. Never a query, because
+queries hold names.
+
+Lines are gathered and written ten times a second, with one system call: a log of 10,000 requests a second
+must not cost more than serving them. A killed worker loses the last tenth of a second.
+
+A status of 499 says that the client was gone before its answer was complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import IO
+
+import orjson
+
+CLIENT_GONE = 499
+FLUSH_EVERY = 0.1
+
+
+class AccessLog:
+    def __init__(self, target: IO[str], *, json: bool, enabled: bool = True) -> None:
+        self._target = target
+        self._format = _json_line if json else _text_line
+        self._enabled = enabled
+        self._lines: list[str] = []
+        self._second = (0, "")
+
+    def add(
+        self, client: str, method: str, path: str, status: int, sent: int, seconds: float, request_id: str
+    ) -> None:
+        if not self._enabled:
+            return
+        if not self._lines:
+            asyncio.get_running_loop().call_later(FLUSH_EVERY, self.flush)
+        self._lines.append(self._format(self._now(), client, method, path, status, sent, seconds, request_id))
+
+    def flush(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines:
+            self._target.write("".join(lines))
+            self._target.flush()
+
+    def _now(self) -> str:
+        """RFC 3339 in UTC, made once a second."""
+        second = int(time.time())
+        if second != self._second[0]:
+            self._second = second, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))
+        return self._second[1]
+
+
+def _text_line(
+    at: str, client: str, method: str, path: str, status: int, sent: int, seconds: float, request_id: str
+) -> str:
+    return f'{at} {_tame(client)} "{method} {_tame(path)}" {status} {sent} {seconds:.4f} {request_id}\n'
+
+
+def _json_line(
+    at: str, client: str, method: str, path: str, status: int, sent: int, seconds: float, request_id: str
+) -> str:
+    line = {
+        "at": at,
+        "client": client,
+        "method": method,
+        "path": path,
+        "status": status,
+        "bytes": sent,
+        "seconds": round(seconds, 4),
+        "request_id": request_id,
+    }
+    return orjson.dumps(line).decode() + "\n"
+
+
+def _tame(text: str) -> str:
+    """Nothing that could end the line or the quotes around it."""
+    return (
+        text
+        if text.isascii() and '"' not in text
+        else text.encode("ascii", "backslashreplace").decode().replace('"', "%22")
+    )

@@ -1,0 +1,62 @@
+"""What a request's head is turned into before its body is read: a job to compute, or an intake of its body.
+
+`Service` is what an exchange needs of the worker that it lives in; streamsrv.web.app implements it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Executor
+from typing import Any, NamedTuple, Protocol
+
+from streamsrv.store_response import StoreResult
+from streamsrv.web.access_log import AccessLog
+from streamsrv.web.head import Head
+from streamsrv.web.pace import Watch
+from streamsrv.web.stow import Upload
+from streamsrv.wire.answers import Answer
+
+# The buffer of one upload. Larger ones gain nothing, and every upload in flight holds one.
+BUFFER = 1 << 20
+
+
+class Job(NamedTuple):
+    """`inline`: so short that a turn through a thread would cost more."""
+
+    compute: Callable[[], Answer]
+    inline: bool
+
+
+class Intake(NamedTuple):
+    upload: Upload
+    answer: Callable[[StoreResult], Answer]
+
+
+class Buffers:
+    """Upload buffers that wait for their next use: the pages of a fresh one cost as much as receiving it."""
+
+    def __init__(self) -> None:
+        self._free: list[bytearray] = []
+
+    def take(self) -> bytearray:
+        return self._free.pop() if self._free else bytearray(BUFFER)
+
+    def give(self, buffer: bytearray) -> None:
+        self._free.append(buffer)
+
+
+class Service(Protocol):
+    watch: Watch
+    buffers: Buffers
+    access_log: AccessLog
+    draining: bool
+
+    @property
+    def pool(self) -> Executor: ...
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None: ...
+    def begun(self, exchange: object) -> None: ...
+    def ended(self, exchange: object, intake: bool) -> None: ...
+    def admit(self, head: Head, length: int) -> tuple[Job | Intake, str]: ...
+    def standard_headers(self, head: Head) -> Sequence[tuple[str, str]]: ...
+    def problem(self, error: Exception, head: Head) -> Answer: ...

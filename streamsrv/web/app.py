@@ -1,0 +1,194 @@
+"""One worker's service: what every request of this process shares, and who may come in.
+
+Order of the checks, each before a byte of a body is read: preflight, sizes, Host, target resource, method,
+permission, Content-Encoding, limits, room for one more upload. What passes becomes a Job or an Intake; what
+fails becomes a problem.
+
+Rules of this file
+- Nothing here knows DICOM: `actions` says who answers which kind of target resource, and whether that is
+  short enough to be done in the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+from tornado.http1connection import HTTP1Connection
+from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConnectionDelegate
+
+from streamsrv.config import Settings
+from streamsrv.errors import BadRequest, ContentTooLarge, Forbidden, Overloaded, ServerError, StreamsrvError
+from streamsrv.web import capabilities, health
+from streamsrv.web.access_log import AccessLog
+from streamsrv.web.actions import Actions, compute, is_inline
+from streamsrv.web.admission import Buffers, Intake, Job
+from streamsrv.web.cors import Cors
+from streamsrv.web.exchange import Exchange
+from streamsrv.web.head import Head, check_size
+from streamsrv.web.hosts import Hosts, Origin
+from streamsrv.web.pace import Watch
+from streamsrv.web.stow import Upload, decoder_for
+from streamsrv.wire.answers import Answer, Request
+from streamsrv.wire.problems import problem_answer
+from streamsrv.wire.ranges import parse_accept
+from streamsrv.wire.resources import Kind, Target, base_url, parse_query, target_of
+
+API_VERSIONS = "1, 2"
+# Threads for everything that blocks: commits, syncs, cold reads, searches. They wait more than they work.
+THREADS = 64
+WRITING = frozenset(("POST", "DELETE"))
+
+
+class App(HTTPServerConnectionDelegate):
+    """Must be made inside the running loop. `store_open` is cleared by whoever closes the store."""
+
+    def __init__(self, settings: Settings, actions: Actions, access_log: AccessLog) -> None:
+        self.settings = settings
+        self.access_log = access_log
+        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="streamsrv")
+        self.watch = Watch(settings.idle_timeout, settings.stall_timeout, settings.min_rate)
+        self.buffers = Buffers()
+        self.draining = False
+        self.store_open = True
+        self._actions = actions
+        self._hosts = Hosts(settings)
+        self._cors = Cors(settings)
+        self._uploads = 0
+        self._active: set[object] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._fixed_headers = (
+            ("Server", "streamsrv"),
+            ("api-supported-versions", API_VERSIONS),
+            ("X-Content-Type-Options", "nosniff"),
+            # Stored bytes may claim to be HTML: no script in them ever runs under this origin.
+            ("Content-Security-Policy", "sandbox"),
+        )
+
+    # What Tornado calls
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        return Exchange(self, cast(HTTP1Connection, request_conn), server_conn)
+
+    def on_close(self, server_conn: object) -> None:
+        self.watch.head_arrived(server_conn)
+
+    # What exchanges call
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def begun(self, exchange: object) -> None:
+        self._active.add(exchange)
+        self._idle.clear()
+
+    def ended(self, exchange: object, intake: bool) -> None:
+        self._active.discard(exchange)
+        self._uploads -= intake
+        if not self._active:
+            self._idle.set()
+
+    def standard_headers(self, head: Head) -> Sequence[tuple[str, str]]:
+        return (
+            *self._fixed_headers,
+            ("X-Request-ID", head.request_id),
+            *self._cors.headers(head.headers),
+        )
+
+    def problem(self, error: Exception, head: Head) -> Answer:
+        known = (
+            error
+            if isinstance(error, StreamsrvError)
+            else ServerError("the server failed; its log knows more")
+        )
+        return problem_answer(known, parse_accept(head.headers.get("accept")), head.request_id)
+
+    # Who may come in
+
+    def admit(self, head: Head, length: int) -> tuple[Job | Intake, str]:
+        """What to do with the request, and the client's address for the log. Raises what refuses it."""
+        preflight = self._cors.preflight(head.method, head.headers)
+        if preflight is not None:
+            return Job(lambda: preflight, inline=True), head.peer
+        check_size(head, self.settings.max_url, self.settings.max_head)
+        if not head.host and head.version == "HTTP/1.1":
+            raise BadRequest("an HTTP/1.1 request has a Host header")
+        origin = self._hosts.origin(head.headers, head.host or "localhost", head.peer)
+        if head.path == "*" and head.method == "OPTIONS":
+            return Job(
+                lambda: capabilities.describe(base_url(origin.base, 2), None), inline=True
+            ), origin.client
+        target = target_of(head.path)
+        target.check_method(head.method)
+        return self._admit_target(head, length, origin, target), origin.client
+
+    def _admit_target(self, head: Head, length: int, origin: Origin, target: Target) -> Job | Intake:
+        if head.method == "OPTIONS":
+            return Job(
+                lambda: capabilities.describe(base_url(origin.base, target.version), target.route),
+                inline=True,
+            )
+        if target.kind is Kind.LIVE:
+            return Job(health.live, inline=True)
+        if target.kind is Kind.READY:
+            return Job(lambda: health.ready(draining=self.draining, store_open=self.store_open), inline=True)
+        if head.method in WRITING and self.settings.read_only:
+            raise Forbidden("this server is read-only")
+        request = head.request(base_url(origin.base, target.version), parse_query(head.query), target.version)
+        if head.method == "POST":
+            return self._intake(request, target, length)
+        return Job(lambda: self._compute(request, target), inline=is_inline(head.method, target))
+
+    def _compute(self, request: Request, target: Target) -> Answer:
+        answer = compute(self._actions, request, target)
+        if self.settings.cache_max_age:
+            answer.headers = [self._cached(name, value) for name, value in answer.headers]
+        return answer
+
+    def _cached(self, name: str, value: str) -> tuple[str, str]:
+        """By default a cache asks each time whether its copy is still true; a setting trusts it for a while."""
+        stale = name.lower() == "cache-control" and "no-cache" in value
+        return (name, f"private, max-age={self.settings.cache_max_age}") if stale else (name, value)
+
+    def _intake(self, request: Request, target: Target, length: int) -> Intake:
+        limit = self.settings.max_body
+        if limit and length > limit:
+            raise ContentTooLarge(f"the body has {length} bytes; this server accepts {limit}")
+        decoder = decoder_for(request.headers.get("content-encoding", ""), self.settings.max_inflated_body)
+        if self._uploads >= self.settings.max_uploads:
+            raise Overloaded(f"{self._uploads} uploads are being received; try again", retry_after=2)
+        upload = Upload(self.pool, lambda: self._actions.ingest(request, target), decoder, limit)
+        self._uploads += 1
+        return Intake(upload, lambda result: self._actions.stored(result, request))
+
+    # The end
+
+    async def drain(self, timeout: float) -> bool:
+        """Answer what has begun, close what waits; False if some had to be cut off. Nobody may call
+        start_request any more.
+        """
+        self.draining = True
+        await asyncio.sleep(0)  # heads that have arrived are read first
+        deadline = asyncio.get_running_loop().time() + timeout
+        while True:
+            for close in self.watch.waiting():
+                close()
+            left = deadline - asyncio.get_running_loop().time()
+            if not self._active or left <= 0:
+                break
+            try:
+                await asyncio.wait_for(self._idle.wait(), left)
+            except TimeoutError:
+                break
+        return not self._active
+
+    def stop(self) -> None:
+        self.watch.stop()
+        self.access_log.flush()
+        self.pool.shutdown(wait=True)

@@ -1,0 +1,68 @@
+"""Cross-origin requests (the Fetch standard's CORS protocol): which web viewers on other origins may read
+answers.
+
+A preflight is answered before anything else, authentication included: it carries no credentials, and a
+browser that is refused here never sends the request itself. Error answers carry the headers too, or a viewer
+could not tell why it failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from streamsrv.config import Settings
+from streamsrv.wire.answers import Answer
+
+ALLOW_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
+# `*` would not cover Authorization.
+ALLOW_HEADERS = (
+    "authorization, accept, content-type, content-encoding, if-match, if-none-match, if-range, range, "
+    "x-request-id"
+)
+EXPOSE_HEADERS = (
+    "Accept-Ranges, Content-Length, Content-Location, Content-Range, ETag, Location, Retry-After, Warning, "
+    "X-Request-ID,"
+    "X-Total-Count, api-supported-versions"
+)
+
+
+class Cors:
+    def __init__(self, settings: Settings) -> None:
+        self._any = "*" in settings.cors_origins
+        self._origins = frozenset(origin.rstrip("/").lower() for origin in settings.cors_origins)
+        self._max_age = str(settings.cors_max_age)
+
+    def headers(self, request_headers: Mapping[str, str]) -> list[tuple[str, str]]:
+        """What every answer to this request carries."""
+        if not self._origins:
+            return []
+        allowed = self._allowed(request_headers.get("origin"))
+        if not allowed:
+            return [] if self._any else [("Vary", "Origin")]
+        headers = [
+            ("Access-Control-Allow-Origin", allowed),
+            ("Access-Control-Expose-Headers", EXPOSE_HEADERS),
+        ]
+        return headers if self._any else [*headers, ("Vary", "Origin")]
+
+    def preflight(self, method: str, request_headers: Mapping[str, str]) -> Answer | None:
+        """The answer to a preflight; None if this request is none."""
+        if method != "OPTIONS" or "access-control-request-method" not in request_headers:
+            return None
+        if not self._allowed(request_headers.get("origin")):
+            return Answer(204)
+        return Answer(
+            204,
+            [
+                ("Access-Control-Allow-Methods", ALLOW_METHODS),
+                ("Access-Control-Allow-Headers", ALLOW_HEADERS),
+                ("Access-Control-Max-Age", self._max_age),
+            ],
+        )
+
+    def _allowed(self, origin: str | None) -> str | None:
+        if origin is None:
+            return None
+        if self._any:
+            return "*"
+        return origin if origin.lower() in self._origins else None

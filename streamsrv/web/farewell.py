@@ -1,0 +1,51 @@
+"""How a connection ends before its time.
+
+Closing a socket whose unread bytes have arrived sends a reset, and a reset may overtake what was sent last:
+the client would never learn why it was refused. So our side is shut first, and what the client still sends
+is read and thrown away for a while (RFC 9112 9.6).
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from tornado.iostream import IOStream, StreamClosedError
+
+from streamsrv.web.writer import Outgoing
+from streamsrv.wire.answers import Literal
+
+# How long, and how much, a refused client may go on sending before it is cut off.
+LINGER_SECONDS = 5.0
+LINGER_BYTES = 64 << 20
+GONE = (StreamClosedError, ConnectionError)
+
+
+async def say_last(stream: IOStream, outgoing: Outgoing) -> int:
+    """Send a refusal as the last thing on this connection and shut our side; returns the payload's length."""
+    payload = b"".join(piece.payload for piece in outgoing.answer.plan if isinstance(piece, Literal))
+    try:
+        await stream.write(outgoing.head + payload if outgoing.body else outgoing.head)
+        if not stream.closed():
+            stream.socket.shutdown(socket.SHUT_WR)
+    except (*GONE, OSError):
+        pass
+    return len(payload) if outgoing.body else 0
+
+
+def reset(stream: IOStream) -> None:
+    """Make the close a reset: to a client that waits for the end of the connection a plain close would look
+    like the end.
+    """
+    if not stream.closed():
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+async def discard(stream: IOStream) -> None:
+    """Read and throw away, until the client has closed or LINGER_BYTES have come."""
+    buffer, dropped = bytearray(64 << 10), 0
+    try:
+        while dropped < LINGER_BYTES:
+            dropped += await stream.read_into(buffer, partial=True)
+    except StreamClosedError:
+        pass

@@ -1,0 +1,87 @@
+"""The head of one request: parsed once, checked before a byte of the body is read.
+
+Rules of this file
+- What Tornado refuses stays refused; whatever decides where a body ends is decided here, strictly, because
+  our own read loop bypasses Tornado's (RFC 9112 6.3: one Content-Length of digits only, or chunked, never
+  both; anything else may smuggle a second request).
+- Queries are never logged: they hold names.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+
+from streamsrv.errors import BadRequest, HeadersTooLarge, URITooLong
+from streamsrv.wire.answers import Request
+
+# A request id from outside goes into logs and headers, so it must be tame.
+SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+DIGITS = re.compile(r"[0-9]{1,18}")
+ABSOLUTE = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE)
+CHUNKED = -1  # the body's length when only its end tells
+
+
+class Head:
+    """`headers` by lower-case name. Never raises: what is wrong with it is told by the functions below, once
+    it has a request id."""
+
+    __slots__ = ("headers", "host", "method", "path", "peer", "query", "request_id", "size", "version")
+
+    def __init__(self, method: str, target: str, version: str, headers: Mapping[str, str], peer: str) -> None:
+        self.method = method
+        self.version = version
+        self.headers = {name.lower(): value for name, value in headers.items()}
+        self.peer = peer
+        self.size = len(target) + sum(len(name) + len(value) + 4 for name, value in headers.items())
+        self.host = self.headers.get("host", "")
+        absolute = ABSOLUTE.fullmatch(target) if not target.startswith("/") else None
+        if absolute:  # RFC 9112 3.2.2: its authority counts instead of Host
+            self.host, target = absolute[1], absolute[2] or "/"
+        self.path, _, self.query = target.partition("?")
+        given = self.headers.get("x-request-id", "")
+        self.request_id = given if SANE_ID.fullmatch(given) else secrets.token_hex(8)
+
+    @property
+    def keep_alive(self) -> bool:
+        """As Tornado decides it, so that both sides of this process agree on when the connection ends."""
+        connection = self.headers.get("connection", "").lower()
+        if self.version == "HTTP/1.1":
+            return connection != "close"
+        return connection == "keep-alive" and (
+            self.method in ("GET", "HEAD") or "content-length" in self.headers
+        )
+
+    @property
+    def expects_continue(self) -> bool:
+        return self.version == "HTTP/1.1" and self.headers.get("expect", "").lower() == "100-continue"
+
+    def request(self, base_url: str, query: tuple[tuple[str, str], ...], version: int) -> Request:
+        """The description that answers are made from."""
+        return Request(self.method, self.path, query, self.headers, base_url, version, self.request_id)
+
+
+def check_size(head: Head, max_url: int, max_head: int) -> None:
+    length = len(head.path) + len(head.query)
+    if length > max_url:
+        raise URITooLong(f"the URL has {length} bytes; this server accepts {max_url}")
+    if head.size > max_head:
+        raise HeadersTooLarge(f"the request's headers have {head.size} bytes; this server accepts {max_head}")
+
+
+def body_length(head: Head) -> int:
+    """Bytes of the body, CHUNKED, or 0 where there is none."""
+    length = head.headers.get("content-length")
+    coding = head.headers.get("transfer-encoding")
+    if coding is not None:
+        if length is not None:
+            raise BadRequest("a request has either Content-Length or Transfer-Encoding, not both")
+        if coding.lower() != "chunked" or head.version != "HTTP/1.1":
+            raise BadRequest("the only Transfer-Encoding that this server reads is chunked, in HTTP/1.1")
+        return CHUNKED
+    if length is None:
+        return 0
+    if DIGITS.fullmatch(length) is None:
+        raise BadRequest("Content-Length is not one number of at most 18 digits")
+    return int(length)

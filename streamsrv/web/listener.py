@@ -1,0 +1,116 @@
+"""From the listening socket to HTTP: accepting connections, and Tornado's server with our limits.
+
+Strategy: all workers share one listening socket, which the supervisor bound before it started them, so a
+worker that dies or restarts resets nobody's connection. Each accepts one connection a turn of its loop: a
+worker in the middle of a long turn accepts nothing meanwhile, which is what spreads connections (Tornado's
+own handler takes up to 128 a turn).
+
+Rules of this file
+- Over `limit` connections, or without descriptors, nothing is accepted: newcomers wait in the kernel's
+  queue.
+- Heads longer than Tornado's limit end their connection without an answer; ours is half of it and is
+  answered with 431.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable, Sequence
+
+from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
+
+from streamsrv.config import Settings
+from streamsrv.web.app import App
+from streamsrv.web.exchange import DROPPED_BODY
+
+# Tornado reads into blocks of this size; larger ones slow every small request.
+CHUNK = 64 << 10
+# How long to wait for a descriptor when there are none.
+PAUSE = 0.25
+NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+
+class Server(HTTPServer):
+    """Tells the app when a connection has ended: HTTPServer keeps that to itself."""
+
+    def initialize(self, app: App, settings: Settings) -> None:  # type: ignore[override]
+        self.app = app
+        self._settings = settings
+        self.on_free: Callable[[], None] = _nothing
+        super().initialize(
+            app,
+            chunk_size=CHUNK,
+            max_header_size=2 * settings.max_head,
+            max_buffer_size=2 * settings.max_head + CHUNK,
+            max_body_size=DROPPED_BODY,
+            body_timeout=settings.stall_timeout,
+        )
+        # Slow heads are the watch's business: one sweep for all instead of a timer for each.
+        self.conn_params.header_timeout = None
+
+    def on_close(self, server_conn: object) -> None:
+        super().on_close(server_conn)
+        self.app.on_close(server_conn)
+        self.on_free()
+
+
+class Acceptor:
+    """Accepts on listening sockets for as long as there is room."""
+
+    def __init__(self, listeners: Sequence[socket.socket], server: Server, limit: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listeners = listeners
+        self._server = server
+        self._limit = limit
+        self._open = 0
+        self._accepting = False
+        self._stopped = False
+        server.on_free = self._freed
+
+    def start(self) -> None:
+        if self._accepting or self._stopped:
+            return
+        self._accepting = True
+        for listener in self._listeners:
+            listener.setblocking(False)
+            self._loop.add_reader(listener.fileno(), self._accept, listener)
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._pause()
+
+    def _pause(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            for listener in self._listeners:
+                self._loop.remove_reader(listener.fileno())
+
+    def _accept(self, listener: socket.socket) -> None:
+        """One connection a turn."""
+        try:
+            connection, address = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # another worker was faster, or the client has gone
+        except OSError as error:
+            if error.errno not in NO_DESCRIPTORS:
+                raise
+            self._pause()
+            self._loop.call_later(PAUSE, self.start)
+            return
+        self._open += 1
+        if self._open >= self._limit:
+            self._pause()
+        stream = IOStream(connection, max_buffer_size=self._server.max_buffer_size, read_chunk_size=CHUNK)
+        self._server.handle_stream(stream, address)
+
+    def _freed(self) -> None:
+        self._open -= 1
+        if self._open < self._limit:
+            self.start()
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,98 @@
+"""How slow a client may be: one sweep a second over everything that waits for one.
+
+Strategy: no timer a request. Connections that owe us a head stand in a queue in the order in which they began
+to wait, so a sweep looks only at those that are due. Each body on its way, in or out, has a Meter; in every
+`stall_timeout` it must move by `min_rate` times as much. A window rather than an average, because a client
+that took a gigabyte at once and then stopped would live off its credit for days.
+
+Rules of this file
+- Time that we spend ourselves (reading from disk, syncing, decoding) is not the client's: the Meter is paused
+  meanwhile.
+- RFC 9112 9.5: a server may close a connection that has been idle too long, without notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+
+
+class Meter:
+    """Bytes of one body as they pass. `on_stall` is called once, from the loop, when they have passed too
+    slowly."""
+
+    __slots__ = ("_at", "_mark", "_paused", "moved", "on_stall")
+
+    def __init__(self, on_stall: Callable[[], None], now: float) -> None:
+        self.on_stall = on_stall
+        self.moved = 0
+        self._mark = 0
+        self._at = now
+        self._paused = False
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+
+    def stalled(self, now: float, window: float, least: float) -> bool:
+        """Whether a whole window went by in which less than `least` bytes moved."""
+        if self._paused or self.moved - self._mark >= least:
+            self._mark, self._at = self.moved, now
+            return False
+        return now - self._at >= window
+
+
+class Watch:
+    """All waiting of one worker."""
+
+    def __init__(self, idle_timeout: float, stall_timeout: float, min_rate: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._idle = idle_timeout
+        self._window = stall_timeout
+        self._least = min_rate * stall_timeout
+        # key -> (since, close); a dict keeps its order, and every wait is equally long: the first is due
+        # first
+        self._heads: dict[Hashable, tuple[float, Callable[[], None]]] = {}
+        self._meters: set[Meter] = set()
+        self._interval = min(1.0, idle_timeout / 4, stall_timeout / 4)
+        self._timer = self._loop.call_later(self._interval, self._sweep)
+
+    def head_awaited(self, key: Hashable, close: Callable[[], None]) -> None:
+        self._heads.pop(key, None)
+        self._heads[key] = (self._loop.time(), close)
+
+    def head_arrived(self, key: Hashable) -> None:
+        self._heads.pop(key, None)
+
+    def waiting(self) -> list[Callable[[], None]]:
+        """What closes each connection that owes us a head."""
+        return [close for _, close in self._heads.values()]
+
+    def meter(self, on_stall: Callable[[], None]) -> Meter:
+        meter = Meter(on_stall, self._loop.time())
+        self._meters.add(meter)
+        return meter
+
+    def drop(self, meter: Meter) -> None:
+        self._meters.discard(meter)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _sweep(self) -> None:
+        self._timer = self._loop.call_later(self._interval, self._sweep)
+        now = self._loop.time()
+        self._sweep_heads(now - self._idle)
+        for meter in [meter for meter in self._meters if meter.stalled(now, self._window, self._least)]:
+            self._meters.discard(meter)
+            meter.on_stall()
+
+    def _sweep_heads(self, since: float) -> None:
+        while self._heads:
+            key, (began, close) = next(iter(self._heads.items()))
+            if began > since:
+                return
+            del self._heads[key]
+            close()

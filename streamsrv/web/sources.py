@@ -1,0 +1,78 @@
+"""Where the bytes of an answer come from, at the level of one chunk: streams, pages in memory, pages on
+disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Generator, Iterator
+
+from streamsrv.errors import StoreCorrupt
+from streamsrv.wire.answers import Stream
+
+# How far apart pages are probed: readahead brings at least so much at once.
+PROBE_STEP = 128 << 10
+# What the disk is asked for in advance when a page was missing.
+READ_AHEAD = 8 << 20
+
+
+class StreamReader:
+    """Pulls the chunks of a Stream, and holds it to its length. `pull` runs in a thread, all else in the
+    loop."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._chunks = stream.chunks(0, stream.length)
+        self._expected = stream.length
+        self._got = 0
+        self._chunk: bytes | None = None
+        self.ended = stream.length == 0
+
+    def take(self) -> bytes | None:
+        chunk, self._chunk = self._chunk, None
+        return chunk
+
+    def pull(self) -> None:
+        chunk = next(self._chunks, None)
+        self._got += len(chunk or b"")
+        if self._expected is not None:
+            # A stream of known length is not asked for its end: that would be one more turn through a thread.
+            self.ended = self._got == self._expected
+            if self._got > self._expected or (chunk is None and not self.ended):
+                raise StoreCorrupt(f"a stream of {self._expected} bytes yielded {self._got}")
+        else:
+            self.ended = chunk is None
+        self._chunk = chunk
+
+    def close(self) -> None:
+        close_iterator(self._chunks)
+
+
+def close_iterator(iterator: Iterator[object]) -> None:
+    """Generators hold files and locks until they are closed; plain iterators have nothing to close."""
+    if isinstance(iterator, Generator):
+        iterator.close()
+
+
+def warm_bytes(source: int, offset: int, length: int) -> int:
+    """How many of the next bytes are in memory, judging by one page in each PROBE_STEP."""
+    probe = [bytearray(1)]
+    for at in range(offset, offset + length, PROBE_STEP):
+        try:
+            os.preadv(source, probe, at, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return at - offset
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            return 0  # a file system that cannot tell: always from a thread
+    return length
+
+
+def send_cold(sock: int, source: int, offset: int, length: int) -> int | None:
+    """In a thread: waits for the disk, yet not for the socket. None if the socket is full."""
+    os.posix_fadvise(source, offset, READ_AHEAD, os.POSIX_FADV_WILLNEED)
+    try:
+        return os.sendfile(sock, source, offset, length)
+    except BlockingIOError:
+        return None

@@ -1,0 +1,194 @@
+"""A store transaction's body on its way into an Ingest.
+
+Strategy: bytes are fed inline, between two reads of the socket; what may take long (beginning, reading a
+large dataset, syncing, the commit) runs in a thread. One sync may run beside the receiving, so that the last
+one, for which the client waits, is short.
+
+Rules of this file
+- Whoever begins an Upload ends it, by `finish` or by `abort`, exactly once, whatever happens; an aborted one
+  leaves nothing behind.
+- Content-Encoding is undone on the fly, in pieces, under a limit of its own (a gzip bomb unpacks to a
+  thousand times its size).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from typing import Protocol, TypeVar
+
+from streamsrv.errors import BadRequest, ContentTooLarge, UnsupportedMediaType
+from streamsrv.store_response import StoreResult
+
+# What a gzip decoder yields at a time.
+INFLATED = 1 << 20
+# A gzip body may hold empty members without end: each costs a decoder.
+MAX_MEMBERS = 10_000
+
+Result = TypeVar("Result")
+Buffer = bytes | bytearray
+
+
+class Receiver(Protocol):
+    """What an Upload drives: streamsrv.ingest.Ingest, or a stand-in in tests."""
+
+    @property
+    def pending(self) -> bool: ...
+    @property
+    def heavy(self) -> bool: ...
+    @property
+    def sync_due(self) -> bool: ...
+    def feed(self, chunk: Buffer, size: int | None = None) -> None: ...
+    def read_ended(self) -> None: ...
+    def sync_so_far(self) -> None: ...
+    def finish(self) -> StoreResult: ...
+    def abort(self) -> None: ...
+
+
+class Identity:
+    """No Content-Encoding: the body is what it is."""
+
+    def decode(self, chunk: Buffer, size: int) -> Iterator[tuple[Buffer, int]]:
+        yield chunk, size
+
+    def close(self) -> None:
+        pass
+
+
+class Gzip:
+    """RFC 1952: one or more members, each checked by its own CRC."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._inflated = 0
+        self._members = 0
+        self._member = zlib.decompressobj(wbits=31)
+        self._begun = False
+
+    def decode(self, chunk: Buffer, size: int) -> Iterator[tuple[Buffer, int]]:
+        rest = bytes(chunk[:size])
+        while True:
+            try:
+                piece = self._member.decompress(rest, INFLATED)
+            except zlib.error as error:
+                raise BadRequest(f"the body is not gzip: {error}") from None
+            self._begun = self._begun or bool(rest)
+            rest = self._member.unconsumed_tail
+            if self._member.eof:
+                rest = self._member.unused_data
+                self._next_member()
+            if piece:
+                self._count(len(piece))
+                yield piece, len(piece)
+            # A full piece may have left some of its output in the decoder, with all input taken.
+            if not rest and len(piece) < INFLATED:
+                return
+
+    def _next_member(self) -> None:
+        self._members += 1
+        if self._members > MAX_MEMBERS:
+            raise ContentTooLarge(f"the body has more than {MAX_MEMBERS} gzip members")
+        self._member = zlib.decompressobj(wbits=31)
+        self._begun = False
+
+    def _count(self, length: int) -> None:
+        self._inflated += length
+        if self._limit and self._inflated > self._limit:
+            raise ContentTooLarge(
+                f"the body unpacks to more than the {self._limit} bytes that this server accepts"
+            )
+
+    def close(self) -> None:
+        if self._begun or not self._members:
+            raise BadRequest("the gzip body ends before its end")
+
+
+def decoder_for(content_encoding: str, limit: int) -> Identity | Gzip:
+    coding = content_encoding.strip().lower()
+    if coding in ("", "identity"):
+        return Identity()
+    if coding in ("gzip", "x-gzip"):
+        return Gzip(limit)
+    raise UnsupportedMediaType(f"Content-Encoding {coding[:40]!r} is not supported", ("gzip", "identity"))
+
+
+class Upload:
+    """One store transaction being received. Not to be used by two tasks at once."""
+
+    def __init__(
+        self, pool: Executor, begin: Callable[[], Receiver], decoder: Identity | Gzip, max_body: int
+    ) -> None:
+        self._pool = pool
+        self._begin = begin
+        self._decoder = decoder
+        self._max_body = max_body
+        self._received = 0
+        self._receiver: Receiver | None = None
+        self._syncing: asyncio.Future[None] | None = None
+
+    async def begin(self) -> None:
+        """Raises what refuses the body before it is read: UnsupportedMediaType, BadRequest,
+        InsufficientStorage."""
+        self._receiver = await self._in_thread(self._begin)
+
+    async def feed(self, chunk: Buffer, size: int) -> None:
+        """Take the first `size` bytes of `chunk`, as sent; they are not used after the return."""
+        receiver = self._begun()
+        self._received += size
+        if self._max_body and self._received > self._max_body:
+            raise ContentTooLarge(
+                f"the body is longer than the {self._max_body} bytes that this server accepts"
+            )
+        for piece, length in self._decoder.decode(chunk, size):
+            receiver.feed(piece, length)
+            if receiver.pending:
+                await self._read_ended(receiver)
+            if receiver.sync_due:
+                await self._sync(receiver)
+        await asyncio.sleep(0)
+
+    async def finish(self) -> StoreResult:
+        receiver = self._begun()
+        self._decoder.close()
+        await self._synced()
+        result = await self._in_thread(receiver.finish)
+        self._receiver = None
+        return result
+
+    async def abort(self) -> None:
+        """Does nothing if there is nothing to abort."""
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            await self._synced(quiet=True)
+            await self._in_thread(receiver.abort)
+
+    def _begun(self) -> Receiver:
+        if self._receiver is None:
+            raise RuntimeError("this upload has not begun, or has ended")
+        return self._receiver
+
+    async def _read_ended(self, receiver: Receiver) -> None:
+        if receiver.heavy:
+            await self._in_thread(receiver.read_ended)
+        else:
+            receiver.read_ended()
+
+    async def _sync(self, receiver: Receiver) -> None:
+        """Begin the next sync when the last one has ended: a disk slower than the network holds the client
+        back."""
+        await self._synced()
+        self._syncing = self._in_thread(receiver.sync_so_far)
+
+    async def _synced(self, *, quiet: bool = False) -> None:
+        syncing, self._syncing = self._syncing, None
+        if syncing is not None:
+            await asyncio.wait([syncing])
+            if not quiet or syncing.cancelled():
+                syncing.result()
+            else:
+                syncing.exception()
+
+    def _in_thread(self, work: Callable[[], Result]) -> asyncio.Future[Result]:
+        return asyncio.get_running_loop().run_in_executor(self._pool, work)

@@ -1,0 +1,136 @@
+"""From an Answer to bytes on a connection: status line, headers, framing, and the way that its payload takes.
+
+Strategy: a small answer (literals, and spans that are in memory) goes out with its head in one write.
+Everything else goes by a Transfer on a dup of the socket, head first, so that the kernel sends head and first
+bytes in one segment.
+
+Rules of this file
+- The framing comes from the plan alone: Content-Length where the length is known, else chunked, else
+  (HTTP/1.0) the end of the connection. HEAD, 204 and 304 have no body, and 204 no Content-Length either (RFC
+  9110 8.6).
+- A header value with a line break is a bug of ours and raises: it is never sent.
+- Whatever happens, the answer's `release` is called, once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from http import HTTPStatus
+
+from tornado.httputil import HTTPConnection
+from tornado.iostream import IOStream, StreamClosedError
+
+from streamsrv.errors import StoreCorrupt
+from streamsrv.web.pace import Watch
+from streamsrv.web.sources import warm_bytes
+from streamsrv.web.transfer import Transfer
+from streamsrv.wire.answers import Answer, Literal, Span
+
+# Up to this size copying is cheaper than a second system call and a turn of the loop.
+SMALL = 64 << 10
+BODILESS = frozenset((204, 304))
+REASONS = {status.value: status.phrase for status in HTTPStatus} | {
+    413: "Content Too Large",
+    416: "Range Not Satisfiable",
+}
+
+
+class Outgoing:
+    """An answer with everything that its head needs besides."""
+
+    __slots__ = ("answer", "body", "chunked", "close", "head")
+
+    def __init__(
+        self, answer: Answer, extra: Sequence[tuple[str, str]], *, method: str, version: str, keep_alive: bool
+    ) -> None:
+        self.answer = answer
+        self.body = method != "HEAD" and answer.status not in BODILESS
+        self.chunked = self.body and answer.length is None and version == "HTTP/1.1"
+        # Without a length and without chunks only the end of the connection tells where the answer ends.
+        self.close = not keep_alive or (self.body and answer.length is None and not self.chunked)
+        self.head = head_bytes(answer, [*extra, *self._framing(version)])
+
+    def _framing(self, version: str) -> list[tuple[str, str]]:
+        headers = []
+        if self.answer.length is not None and self.answer.status not in BODILESS:
+            headers.append(("Content-Length", str(self.answer.length)))
+        if self.chunked:
+            headers.append(("Transfer-Encoding", "chunked"))
+        if self.close:
+            headers.append(("Connection", "close"))
+        elif version == "HTTP/1.0":
+            headers.append(("Connection", "keep-alive"))
+        return headers
+
+
+def head_bytes(answer: Answer, extra: Sequence[tuple[str, str]]) -> bytes:
+    lines = [f"HTTP/1.1 {answer.status} {REASONS.get(answer.status, 'Unknown')}", f"Date: {_date()}"]
+    lines += [f"{name}: {value}" for name, value in answer.headers]
+    lines += [f"{name}: {value}" for name, value in extra]
+    text = "\r\n".join(lines)
+    if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1:
+        raise ValueError("a response header holds a line break")
+    return text.encode("latin-1", "replace") + b"\r\n\r\n"
+
+
+_second = (0, "")
+
+
+def _date() -> str:
+    """IMF-fixdate of RFC 9110 5.6.7, made once a second."""
+    global _second
+    now = int(time.time())
+    if now != _second[0]:
+        _second = now, time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now))
+    return _second[1]
+
+
+def small_payload(answer: Answer) -> bytes | None:
+    """The whole payload, if it is short and at hand; None if it has to be transferred."""
+    if answer.length is None or answer.length > SMALL or not isinstance(answer.plan, (tuple, list)):
+        return None
+    parts = []
+    for piece in answer.plan:
+        if isinstance(piece, Literal):
+            parts.append(piece.payload)
+        elif isinstance(piece, Span) and answer.descriptor is not None:
+            source = answer.descriptor(piece.segment)
+            if warm_bytes(source, piece.offset, piece.length) < piece.length:
+                return None
+            parts.append(os.pread(source, piece.length, piece.offset))
+        else:
+            return None
+    payload = b"".join(parts)
+    if len(payload) != answer.length:
+        raise StoreCorrupt(f"an answer of {answer.length} bytes would have {len(payload)}")
+    return payload
+
+
+def send_now(connection: HTTPConnection, outgoing: Outgoing) -> int | None:
+    """Send it in one write and finish; returns the payload's length. None: not possible, nothing was sent."""
+    payload = small_payload(outgoing.answer) if outgoing.body else b""
+    if payload is None:
+        return None
+    connection.write(outgoing.head + payload)
+    connection.finish()
+    return len(payload)
+
+
+def begin_transfer(stream: IOStream, outgoing: Outgoing, pool: Executor, watch: Watch) -> Transfer:
+    """A Transfer of head and payload, not started. A client that reads too slowly ends it with
+    TimeoutError.
+    """
+    if stream.closed():
+        raise StreamClosedError
+    sock = socket.socket(fileno=os.dup(stream.socket.fileno()))
+    meter = watch.meter(
+        lambda: transfer.abort(TimeoutError("the client reads more slowly than the minimum rate"))
+    )
+    answer = outgoing.answer if outgoing.body else Answer(outgoing.answer.status)
+    transfer = Transfer(sock, answer, pool, meter, prefix=outgoing.head, chunked=outgoing.chunked)
+    transfer.done.add_done_callback(lambda _: watch.drop(meter))
+    return transfer
