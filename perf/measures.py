@@ -117,8 +117,7 @@ def _store(
 
     def rate(server: Server) -> float:
         seconds = store_study(server, path)
-        if server.name != "keep":
-            forget(server, body.keys[0].study)
+        forget(server, body.keys[0].study)
         return megabytes / seconds
 
     subjects: dict[str, Callable[[], float]] = {"streamsrv": partial(rate, ours)}
@@ -172,7 +171,9 @@ def _retrieve(
         if web is not None:
             subjects["nginx"] = partial(rate, web, "/study.body", clients)
         values = in_turns(size.rounds, subjects)
-        values |= {name: [rate(peer, peer.prefix + url, clients)] * 2 for name, peer in others.items()}
+        values |= {
+            name: [rate(peer, peer.prefix + url, clients) for _ in range(2)] for name, peer in others.items()
+        }
         for name, rates in values.items():
             yield median_row(measure, name, rates, "MB/s")
         if web is None:

@@ -172,7 +172,7 @@ def wait_until_answered(process: subprocess.Popen[bytes], server: Server, path: 
     raise RuntimeError(f"{server.name} did not become ready; its log is {server.folder.parent}/server.log")
 
 
-def process_tree(pid: int) -> list[int]:
+def family_of(pid: int) -> list[int]:
     """The process and its descendants, as far as they are there this moment."""
     found = [pid]
     for parent in found:
@@ -185,7 +185,7 @@ def process_tree(pid: int) -> list[int]:
 def private_bytes(pid: int) -> int:
     """RssAnon + RssShmem over the process tree."""
     total = 0
-    for process in process_tree(pid):
+    for process in family_of(pid):
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{process}/status").read_text().splitlines():
                 if line.startswith(("RssAnon:", "RssShmem:")):

@@ -29,6 +29,8 @@ FLOORS = {
     "streamsrv.wire": 1,
     "streamsrv.store": 2,
     "framecodecs": 2,
+    "streamsrv.derivation": 3,
+    "streamsrv.spill": 3,
     "streamsrv.ingest": 3,
     "streamsrv.store_response": 3,
     "streamsrv.retrieve": 3,
