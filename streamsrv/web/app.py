@@ -152,7 +152,7 @@ class App(HTTPServerConnectionDelegate):
         return answer
 
     def _cached(self, name: str, value: str) -> tuple[str, str]:
-        """By default a cache asks each time whether its copy is still true; a setting trusts it for a while."""
+        """By default a cache asks each time; the setting lets it trust its copy for a while."""
         stale = name.lower() == "cache-control" and "no-cache" in value
         return (name, f"private, max-age={self.settings.cache_max_age}") if stale else (name, value)
 

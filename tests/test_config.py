@@ -1,0 +1,130 @@
+"""Settings: every source, every type, every mistake."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from streamsrv import config
+from streamsrv.config import FIELDS, Settings, SettingsError
+
+REFERENCE = Path(__file__).resolve().parents[1] / "conf" / "streamsrv.toml"
+MAKE = "python -c 'from streamsrv import config; print(config.reference(), end=str())' > conf/streamsrv.toml"
+
+
+def write(tmp_path, text):
+    file = tmp_path / "streamsrv.toml"
+    file.write_text(text)
+    return file
+
+
+def test_the_reference_file_is_what_the_settings_say():
+    assert REFERENCE.read_text() == config.reference(), f"make it anew: {MAKE}"
+
+
+def test_the_reference_file_holds_every_default():
+    assert config.load(REFERENCE) == Settings()
+    assert config.from_toml(REFERENCE).keys() == FIELDS.keys()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_setting_has_a_unit_and_a_reason(name):
+    assert FIELDS[name].metadata["unit"]
+    assert len(FIELDS[name].metadata["reason"]) > 20
+    assert f"\n{name} = " in config.reference()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_default_may_be_given_in_words(name):
+    """As a flag or in the environment it is text."""
+    default = FIELDS[name].default
+    text = ",".join(default) if isinstance(default, tuple) else str(default)
+    assert config.checked(name, text, name) == default
+
+
+def test_each_source_beats_the_one_before(tmp_path):
+    file = write(tmp_path, "port = 1\nworkers = 1\nmax_head = 5000\n")
+    settings = config.load(file, {"STREAMSRV_PORT": "2", "STREAMSRV_WORKERS": "2"}, {"port": 3})
+    assert (settings.port, settings.workers, settings.max_head) == (3, 2, 5000)
+    assert settings.host == Settings().host
+
+
+def test_other_variables_of_the_environment_are_not_ours():
+    assert config.load(environment={"PATH": "/bin", "PORT": "9"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("ports = 1", "'ports' in .* did you mean port?"),
+        ("max_haed = 1", "did you mean max_head?"),
+        ("zzzzzzzz = 1", "unknown setting 'zzzzzzzz'"),
+        ("port = 'x'", "is not a whole number"),
+        ("port = true", "is not a whole number"),
+        ("port = 1.5", "is not a whole number"),
+        ("port = 70000", "is no TCP port"),
+        ("port = -1", "less than 0"),
+        ("min_rate = -1", "less than 0"),
+        ("max_uploads = 0", "less than 1"),
+        ("idle_timeout = nan", "less than 0.1"),
+        ("idle_timeout = true", "is not a number"),
+        ("read_only = 'maybe'", "is not yes or no"),
+        ("host = 5", "is not a text"),
+        ("cors_origins = [1]", "is not a list of texts"),
+        ("cors_origins = 1", "is not a list of texts"),
+        ("on_duplicate = 'keep'", "none of refuse, accept-identical, replace"),
+        ("port = ", "is not TOML"),
+    ],
+)
+def test_mistakes_in_a_file_are_told(tmp_path, text, says):
+    with pytest.raises(SettingsError, match=says):
+        config.load(write(tmp_path, text))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(SettingsError, match="cannot be read"):
+        config.load(tmp_path / "none.toml")
+
+
+def test_mistakes_elsewhere_name_their_place():
+    with pytest.raises(SettingsError, match=r"STREAMSRV_PROT.*did you mean port"):
+        config.load(environment={"STREAMSRV_PROT": "1"})
+    with pytest.raises(SettingsError, match="--max-url: 'x'"):
+        config.load(flags={"max_url": "x"})
+
+
+@pytest.mark.parametrize(("text", "value"), [("yes", True), ("TRUE", True), ("0", False), ("no", False)])
+def test_words_for_yes_and_no(text, value):
+    assert config.load(environment={"STREAMSRV_READ_ONLY": text}).read_only is value
+
+
+def test_lists_are_separated_by_commas():
+    settings = config.load(environment={"STREAMSRV_CORS_ORIGINS": "https://a, ,https://b"})
+    assert settings.cors_origins == ("https://a", "https://b")
+
+
+def test_settings_survive_the_way_to_a_worker():
+    settings = dataclasses.replace(
+        Settings(), cors_origins=("https://a",), port=1, read_only=True, idle_timeout=2.5
+    )
+    assert config.from_json(config.to_json(settings)) == settings
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().port = 1
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "says"),
+    [
+        ("linux", "x86_64", None),
+        ("linux", "aarch64", None),
+        ("darwin", "arm64", "Linux only"),
+        ("win32", "AMD64", "Linux only"),
+        ("linux", "riscv64", "x86-64 and arm64"),
+    ],
+)
+def test_platforms(system, machine, says):
+    reason = config.refuse_platform(system, machine)
+    assert (reason is None) if says is None else says in reason
