@@ -121,7 +121,7 @@ class Borrowed:
                 self._ops.sync(self.fd)
             except OSError as error:
                 self._failed = True
-                self._owner.spoil(self.segment)
+                self._owner.seal(self.segment)
                 raise refused(error, "syncing", self.segment) from error
 
     def commit_up_to(self, end: int) -> None:
@@ -166,7 +166,7 @@ class Segments:
         self.ops = ops
         self._layout = layout
         self._index = index
-        self._size = segment_size
+        self.size = segment_size
         self._min_free = min_free
         self._lock = threading.Lock()
         self._unsealed: list[int] = []  # those that may take more records, as far as we know
@@ -224,8 +224,8 @@ class Segments:
         if row is None or row.sealed:
             self.forget(segment)
             return None
-        if row.committed_end >= self._size:
-            self.spoil(segment)
+        if row.committed_end >= self.size:
+            self.seal(segment)
             return None
         fd = self._open_for_writing(row)
         if fd is None:
@@ -235,7 +235,7 @@ class Segments:
             self._cut_back(fd, row, claims)
         except OSError:
             os.close(fd)
-            self.spoil(segment)
+            self.seal(segment)
             return None
         return Borrowed(self, claims, row, fd, reserve)
 
@@ -290,7 +290,7 @@ class Segments:
             raise StoreError(f"segment {segment} is not in the index")
         return row.committed_end
 
-    def spoil(self, segment: int) -> None:
+    def seal(self, segment: int) -> None:
         """Nobody appends to it any more."""
         self.forget(segment)
         self._index.seal(segment)

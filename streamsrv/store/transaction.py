@@ -37,7 +37,7 @@ from streamsrv.store.fileops import Buffer
 from streamsrv.store.leases import Readers
 from streamsrv.store.records import HEADER, NO_DIGEST, NO_ID, Header, Kind, RecordFormat
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance, OnDuplicate, Outcome
-from streamsrv.store.segments import Borrowed, Segments
+from streamsrv.store.segments import Segments
 
 # A commit's slice: what one index transaction takes, and how long others may wait for a key.
 SLICE_INSTANCES = 1_000
@@ -61,21 +61,27 @@ class CommitIndex(Protocol):
     ) -> None: ...
 
 
+class Source(Protocol):
+    """An open file that may be closed under a record: its descriptor is negative then."""
+
+    fd: int
+
+
 class Record:
     """A record that has been received whole. It can be read until its transaction ends."""
 
-    __slots__ = ("_segment", "digest", "location", "number", "record_id", "replaced", "stored_at")
+    __slots__ = ("_source", "digest", "location", "number", "record_id", "replaced", "stored_at")
 
     def __init__(
         self,
-        segment: Borrowed,
+        source: Source,
         number: int,
         location: Location,
         record_id: bytes,
         digest: bytes,
         stored_at: int,
     ) -> None:
-        self._segment = segment
+        self._source = source
         self.number = number
         self.location = location
         self.record_id = record_id
@@ -96,9 +102,9 @@ class Record:
         length = min(length, self.location.length - offset)
         if length <= 0:
             return b""
-        if self._segment.fd < 0:
+        if self._source.fd < 0:
             raise StoreError("the record's transaction has ended")
-        return os.pread(self._segment.fd, length, self.location.offset + offset)
+        return os.pread(self._source.fd, length, self.location.offset + offset)
 
 
 class Clock:
