@@ -1,0 +1,222 @@
+"""The command line: `streamsrv VERB`. VERBS is the whole of it; a verb is a row, with what it adds to the
+parser and what it runs.
+
+Exit codes: 0 all is well; 1 something is not, and was said; 2 the command line, a setting or the platform; 3
+another process has the store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from streamsrv import __version__, client, config, samples, supervisor
+from streamsrv.config import Settings, SettingsError
+from streamsrv.derivation import derive
+from streamsrv.errors import StoreLocked, StreamsrvError
+from streamsrv.server import read_limits, store_options
+from streamsrv.store.check import Severity, check
+from streamsrv.store.compact import compact, info
+from streamsrv.store.reindex import reindex
+from streamsrv.store.rows import NewInstance
+from streamsrv.store.store import Store
+from streamsrv.store.transaction import Record
+
+FAILED, USAGE, LOCKED = 1, 2, 3
+
+
+class Verb(NamedTuple):
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+# Arguments
+
+
+def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    """Every setting is a flag."""
+    add_config_argument(parser)
+    for name, field in config.FIELDS.items():
+        text = (
+            f"{field.metadata['reason']} [{field.metadata['unit']}; default: {shown(field.default)}]".replace(
+                "%", "%%"
+            )
+        )
+        if isinstance(field.default, bool):
+            parser.add_argument(
+                f"--{config.flag(name)}", action=argparse.BooleanOptionalAction, default=None, help=text
+            )
+        else:
+            parser.add_argument(f"--{config.flag(name)}", metavar=name.upper(), help=text)
+
+
+def add_store_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_argument(parser)
+    parser.add_argument(
+        "--data", metavar="DIR", help="the folder of the store; else the setting `data` counts"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON document on standard output instead of text"
+    )
+
+
+def add_compact_arguments(parser: argparse.ArgumentParser) -> None:
+    add_store_arguments(parser)
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        dest="everything",
+        help="every segment and the index: nothing deleted stays on the disk; waits for requests in flight",
+    )
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, help="settings in TOML; see conf/streamsrv.toml"
+    )
+
+
+def shown(value: object) -> str:
+    return ",".join(value) or "none" if isinstance(value, tuple) else str(value)
+
+
+def settings_of(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Settings:
+    flags = {name: value for name, value in vars(args).items() if name in config.FIELDS and value is not None}
+    return config.load(args.config, environment, flags)
+
+
+# Verbs
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    return supervisor.serve(settings_of(args), say=lambda line: print(line, flush=True))
+
+
+def run_check(args: argparse.Namespace) -> int:
+    settings = settings_of(args)
+    findings, errors = [], 0
+    with open_store(settings, read_only=True) as store:
+        for finding in check(store, deriver(settings)):
+            errors += finding.severity is Severity.ERROR
+            findings.append(
+                {"severity": finding.severity.value, "where": finding.where, "what": finding.what}
+            )
+            if not args.json:
+                print(finding)
+    if args.json:
+        print(json.dumps({"ok": not errors, "errors": errors, "findings": findings}))
+    else:
+        print(f"{errors} errors" if errors else "all is well")
+    return FAILED if errors else 0
+
+
+def run_reindex(args: argparse.Namespace) -> int:
+    settings = settings_of(args)
+    report = reindex(Path(settings.data), deriver(settings))
+    tell(args, report)
+    return 0
+
+
+def run_compact(args: argparse.Namespace) -> int:
+    settings = settings_of(args)
+    with open_store(settings, read_only=False) as store:
+        report = compact(store, everything=args.everything)
+    tell(args, report)
+    return 0
+
+
+def run_info(args: argparse.Namespace) -> int:
+    with open_store(settings_of(args), read_only=True) as store:
+        tell(args, info(store))
+    return 0
+
+
+def open_store(settings: Settings, *, read_only: bool) -> Store:
+    """A verb never makes a store: a misspelt folder would look like an empty one."""
+    folder = Path(settings.data)
+    if not (folder / "store.toml").exists():
+        raise StreamsrvError(f"{folder} is not the folder of a store: it has no store.toml")
+    return Store.open(folder, store_options(settings), read_only=read_only)
+
+
+def deriver(settings: Settings) -> Callable[[Record], NewInstance]:
+    """What a record's row should be, under the limits that the server reads with."""
+    limits = read_limits(settings)
+    return lambda record: derive(record, limits)[1]
+
+
+def tell(args: argparse.Namespace, report: Any) -> None:
+    """A report as text, a line a value, or as one JSON document."""
+    values = report if isinstance(report, dict) else vars_of(report)
+    if args.json:
+        print(json.dumps(values, default=str))
+        return
+    for name, value in flattened(values):
+        print(f"{name}: {value}")
+
+
+def vars_of(report: Any) -> dict[str, Any]:
+    return {name: getattr(report, name) for name in report.__dataclass_fields__}
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    lines: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        label = f"{prefix}{name}".replace("_", " ")
+        lines += flattened(value, f"{label} ") if isinstance(value, dict) else [(label, value)]
+    return lines
+
+
+VERBS: dict[str, Verb] = {
+    "serve": Verb(
+        "serve a folder of studies over DICOMweb, in the foreground", add_serve_arguments, run_serve
+    ),
+    "store": Verb("send files and folders to a DICOMweb server", client.add_arguments, client.run),
+    "samples": Verb("write the sample files of the tutorial", samples.add_arguments, samples.run),
+    "check": Verb("verify every byte and every row of a store", add_store_arguments, run_check),
+    "reindex": Verb("rebuild the index of a store from its segments", add_store_arguments, run_reindex),
+    "compact": Verb("give back the space of what was deleted", add_compact_arguments, run_compact),
+    "info": Verb("what a store is and holds", add_store_arguments, run_info),
+}
+
+
+def parser_of(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="streamsrv", description="A DICOMweb server that streams.")
+    parser.add_argument("--version", action="version", version=f"streamsrv {__version__}")
+    choices = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, verb in verbs.items():
+        verb.add_arguments(
+            choices.add_parser(name, help=verb.summary, description=verb.summary.capitalize() + ".")
+        )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parser_of(VERBS).parse_args(arguments)
+    reason = config.refuse_platform()
+    if reason:
+        return complain(reason, USAGE)
+    try:
+        return VERBS[args.verb].run(args)
+    except SettingsError as error:
+        return complain(error.detail, USAGE)
+    except StoreLocked as error:
+        return complain(error.detail, LOCKED)
+    except StreamsrvError as error:
+        return complain(error.detail, FAILED)
+    except KeyboardInterrupt:
+        return FAILED
+    except BrokenPipeError:  # `| head` had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def complain(sentence: str, code: int) -> int:
+    print(f"streamsrv: {sentence}", file=sys.stderr)
+    return code

@@ -1,0 +1,130 @@
+"""One worker process: opens the store, wires the rooms together, serves until it is told to stop.
+
+Started by the supervisor, by exec, so that nothing is forked after a lock or the index was opened. Its
+settings come as one line of JSON on standard input, which then stays open as a lifeline: its end means that
+the supervisor is gone. One byte on `--status` says ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import resource
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from streamsrv import config, search, store_response
+from streamsrv import retrieve as retrieving
+from streamsrv.config import Settings
+from streamsrv.dicom.window import ReadLimits
+from streamsrv.errors import StreamsrvError
+from streamsrv.ingest import Ingest, IngestLimits
+from streamsrv.search import SearchLimits
+from streamsrv.store.rows import OnDuplicate
+from streamsrv.store.store import Store, StoreOptions
+from streamsrv.web.actions import Actions
+from streamsrv.web.worker import run
+from streamsrv.wire.multipart import MultipartLimits
+
+STDIN = 0
+LOG_LINE = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+
+def store_options(settings: Settings) -> StoreOptions:
+    return StoreOptions(segment_size=settings.segment_size, min_free=settings.min_free or None)
+
+
+def read_limits(settings: Settings) -> ReadLimits:
+    return ReadLimits(
+        bulk_threshold=settings.bulk_threshold,
+        max_depth=settings.max_depth,
+        max_metadata=settings.max_metadata,
+    )
+
+
+def ingest_limits(settings: Settings) -> IngestLimits:
+    return IngestLimits(
+        instance_bytes=settings.max_instance,
+        multipart=MultipartLimits(header_bytes=settings.max_part_head, parts=settings.max_parts),
+        reading=read_limits(settings),
+    )
+
+
+def actions(store: Store, settings: Settings) -> Actions:
+    """The rooms of floor 3 as functions of a request."""
+    limits, on_duplicate = ingest_limits(settings), OnDuplicate(settings.on_duplicate)
+    search_limits = SearchLimits(default=settings.search_limit, most=settings.max_search_limit)
+    return Actions(
+        retrieve=lambda request, target: retrieving.answer(store, request, target),
+        search=lambda request, target: search.answer(store, request, target, search_limits),
+        delete=store.delete,
+        ingest=lambda request, target: Ingest(
+            store,
+            content_type=request.headers.get("content-type"),
+            study=target.study,
+            limits=limits,
+            on_duplicate=on_duplicate,
+        ),
+        stored=store_response.answer,
+    )
+
+
+def read_settings(descriptor: int) -> Settings:
+    """One line, and not a byte more: what follows is the lifeline's."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        piece = os.read(descriptor, 1)
+        if not piece:
+            raise EOFError("the supervisor went away before it had sent the settings")
+        line += piece
+    return config.from_json(line.decode())
+
+
+def say_ready(descriptor: int) -> Callable[[], None]:
+    def say() -> None:
+        os.write(descriptor, b"r")
+
+    return say
+
+
+def raise_descriptor_limit() -> None:
+    """Each connection and each segment that is read costs one; the usual soft limit is 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="streamsrv.server", description="One worker; started by `streamsrv serve`."
+    )
+    parser.add_argument(
+        "--listen", type=int, action="append", required=True, help="descriptor of a listening socket"
+    )
+    parser.add_argument("--status", type=int, required=True, help="descriptor to report readiness to")
+    parsed = parser.parse_args(arguments)
+    for descriptor in (*parsed.listen, parsed.status):
+        os.set_inheritable(descriptor, False)
+    settings = read_settings(STDIN)
+    logging.basicConfig(level=settings.log_level.upper(), format=LOG_LINE, stream=sys.stderr)
+    raise_descriptor_limit()
+    listeners = [socket.socket(fileno=descriptor) for descriptor in parsed.listen]
+    try:
+        with Store.open(Path(settings.data), store_options(settings), read_only=settings.read_only) as store:
+            run(
+                settings,
+                listeners,
+                actions(store, settings),
+                on_ready=say_ready(parsed.status),
+                lifeline=STDIN,
+            )
+    except StreamsrvError as error:
+        print(f"streamsrv: {error.detail}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
