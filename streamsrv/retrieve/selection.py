@@ -1,0 +1,108 @@
+"""The SOP instances of a target resource, pinned for as long as their answer is being sent.
+
+Strategy: one pass over the index pages learns how many there are, where their bytes lie and what the ETag is;
+a lease keeps their segments open. Up to ROWS_KEPT rows stay in memory. Of a longer study only 36 bytes an
+instance are kept (its record id and location), and the rows are looked up again, page by page, while the
+answer is sent. An instance that has vanished by then ends the answer (the connection is closed, never a
+silent gap); one that compaction has moved is still read where it was, under the lease.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections.abc import Iterator
+
+import xxhash
+
+from streamsrv.errors import NotFound, SegmentGone, StoreError
+from streamsrv.store.leases import SegmentLease
+from streamsrv.store.rows import InstanceKey, InstanceRow, Location
+from streamsrv.store.store import Store
+from streamsrv.wire.resources import Target
+
+ROWS_KEPT = 4_096  # about 1 kB each
+PAGE = 1_000
+# Compaction may unlink a segment between the look-up and its opening; it swaps a segment at most once a pass.
+ATTEMPTS = 5
+
+_PIN = struct.Struct("<16sIQQ")
+
+
+class Selection:
+    """Use as a context manager only while planning; afterwards `release` belongs to the answer."""
+
+    def __init__(self, store: Store, study: str, series: str | None, instance: str | None) -> None:
+        self._store = store
+        self._target = (study, series, instance)
+        self._kept: list[InstanceRow] = []
+        self._pins = bytearray()
+        self.count = 0
+        self.syntaxes: set[str] = set()  # transfer syntaxes as stored
+        self.digest = b""  # of all record ids in order: the same digest means the same stored bytes
+        self.lease = self._pin()
+
+    def _pin(self) -> SegmentLease:
+        for _ in range(ATTEMPTS):
+            try:
+                return self._store.open_segments(self._learn())
+            except SegmentGone:
+                continue
+        raise StoreError("segments were replaced again and again while they were being opened")
+
+    def _learn(self) -> set[int]:
+        """Walk the pages once; returns the segments that hold the instances."""
+        self._kept, self._pins, self.count, self.syntaxes = [], bytearray(), 0, set()
+        digest, segments = xxhash.xxh3_128(), set()
+        for row in self._pages():
+            self.count += 1
+            digest.update(row.record_id)
+            segments.add(row.location.segment)
+            self.syntaxes.add(row.transfer_syntax)
+            if self.count <= ROWS_KEPT:
+                self._kept.append(row)
+            self._pins += _PIN.pack(row.record_id, *row.location)
+        if not self.count:
+            raise NotFound("there is no such SOP instance, series or study in this store")
+        self.digest = digest.digest()
+        return segments
+
+    def _pages(self) -> Iterator[InstanceRow]:
+        after: InstanceKey | None = None
+        while page := self._store.lookup(*self._target, after=after, limit=PAGE):
+            yield from page
+            if len(page) < PAGE:
+                return
+            after = page[-1].key
+
+    def rows(self) -> Iterator[InstanceRow]:
+        """The rows in key order, as they were when the selection was made."""
+        if self.count <= ROWS_KEPT:
+            yield from self._kept
+            return
+        pins = _PIN.iter_unpack(bytes(self._pins))
+        number = 0
+        for row in self._pages():
+            record_id, *location = next(pins, (b"", 0, 0, 0))
+            if row.record_id != record_id:
+                raise StoreError(f"instance {number + 1} of the answer has changed while it was being sent")
+            number += 1
+            yield dataclasses.replace(row, location=Location(*location))
+        if number != self.count:
+            raise StoreError(
+                f"{self.count - number} instances of the answer were deleted while it was being sent"
+            )
+
+    def pread(self, row: InstanceRow, offset: int, length: int) -> bytes:
+        """Bytes of one instance's Part 10 file."""
+        return self.lease.pread(row.location.segment, row.location.offset + offset, length)
+
+    def release(self) -> None:
+        self.lease.release()
+
+
+def select(store: Store, target: Target) -> Selection:
+    """Raises NotFound where the whole path names nothing: an instance under another series is not there."""
+    if target.study is None:
+        raise NotFound("the target resource names no study")
+    return Selection(store, target.study, target.series, target.instance)
