@@ -16,48 +16,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import zstandard
-
-from streamsrv.dicom.instance import BulkValue
-from streamsrv.errors import SegmentGone, StoreCorrupt
 from streamsrv.store.index_batch import Batch, prepare
-from streamsrv.store.index_environment import DATABASES, Environment, Transaction
-from streamsrv.store.index_rows import (
-    FRAMES_A_CHUNK,
-    LevelRow,
-    bulk_path_key,
-    chunk_key,
-    number_key,
-    prefix,
-    record_id_of,
-    segment_key,
-    serial_of,
-    split_triple,
-    triple,
-    unpack_bulk,
-    unpack_change,
-    unpack_instance,
-    unpack_segment,
-)
+from streamsrv.store.index_environment import DATABASES, Environment
+from streamsrv.store.index_lists import Budget
+from streamsrv.store.index_reading import ROWS_A_BATCH, Reading
+from streamsrv.store.index_rows import number_key, segment_key, unpack_change, unpack_segment
+from streamsrv.store.index_search import Hit, Search
 from streamsrv.store.index_writer import Writer
-from streamsrv.store.rows import (
-    METADATA_CHUNK,
-    Change,
-    InstanceKey,
-    InstanceRow,
-    Location,
-    NewInstance,
-    SegmentRow,
-)
-
-ROWS_A_BATCH = 1000  # read in one transaction: some milliseconds
-CHUNKS_A_BATCH = 64  # of metadata: at most 16 MB of text
+from streamsrv.store.query import Level
+from streamsrv.store.query_conditions import Query
+from streamsrv.store.rows import Change, InstanceRow, Location, NewInstance, SegmentRow
 
 
-class Index:
+class Index(Reading):
     def __init__(self, environment: Environment) -> None:
-        self._environment = environment
-        self._handles = environment.handles
+        super().__init__(environment)
         self._writer = Writer(environment)
 
     @classmethod
@@ -120,142 +93,23 @@ class Index:
         """StoreError while instances still live in it."""
         self._writer.submit(lambda batch: batch.drop_segment(segment))
 
-    # -- instances
+    # -- searching
 
-    def existing(self, keys: Sequence[InstanceKey]) -> list[InstanceRow | None]:
-        with self._environment.reading("looking up instances") as transaction:
-            values = [transaction.get(triple(key), db=self._handles["instances"]) for key in keys]
-        return [
-            unpack_instance(key, value) if value else None for key, value in zip(keys, values, strict=True)
-        ]
+    def search(self, query: Query, budget: Budget | None = None) -> Iterator[Hit]:
+        """What matches, newest study first. ContentTooLarge when the budget is spent."""
+        return Search(self._environment, query, budget or Budget()).hits()
 
-    def lookup(
-        self,
-        study: str,
-        series: str | None = None,
-        instance: str | None = None,
-        *,
-        after: InstanceKey | None = None,
-        limit: int = ROWS_A_BATCH,
-    ) -> list[InstanceRow]:
-        """Everything under a target resource, in key order; the next page begins `after` the last key of this
-        one."""
-        if series is not None and instance is not None:
-            key = InstanceKey(study, series, instance)
-            return [] if after is not None and key <= after else [row for row in self.existing([key]) if row]
-        start = prefix(study, series)
-        return [
-            unpack_instance(split_triple(key), value)
-            for key, value in self._page("instances", start, after, limit)
-        ]
-
-    def instances_in(self, segment: int) -> Iterator[InstanceRow]:
-        """Every instance that lies in a segment, by walking the whole index."""
-        after: InstanceKey | None = None
-        while page := self._page("instances", b"", after, ROWS_A_BATCH):
-            after = split_triple(page[-1][0])
-            rows = (unpack_instance(split_triple(key), value) for key, value in page)
-            yield from (row for row in rows if row.location.segment == segment)
-
-    def _page(
-        self, name: str, start: bytes, after: InstanceKey | None, limit: int
-    ) -> list[tuple[bytes, bytes]]:
-        found: list[tuple[bytes, bytes]] = []
-        # UIDs hold no byte below 0x2E, so a NUL behind a key is before every later one.
-        first = triple(after) + b"\0" if after is not None else start
-        with self._environment.reading("paging through instances") as transaction:
-            cursor = transaction.cursor(db=self._handles[name])
-            more = limit > 0 and cursor.set_range(max(first, start)) if first or start else cursor.first()
-            while more and len(found) < limit:
-                key = cursor.key()
-                if not key.startswith(start):
-                    break
-                found.append((key, cursor.value()))
-                more = cursor.next()
-        return found
-
-    def count(self, study: str, series: str | None = None) -> int:
-        """Instances of a study or series."""
-        name, key = ("studies", study) if series is None else ("series", f"{study}\0{series}")
-        with self._environment.reading("counting instances") as transaction:
-            value = transaction.get(key.encode(), db=self._handles[name])
-        return LevelRow.unpack(value).instances if value else 0
-
-    def _serial(self, transaction: Transaction, row: InstanceRow) -> int:
-        """SegmentGone where the instance has been deleted or replaced since the row was read: look up
-        again."""
-        value = transaction.get(triple(row.key), db=self._handles["instances"])
-        if value is None or record_id_of(value) != row.record_id:
-            raise SegmentGone("an instance was deleted or replaced while it was being read")
-        return serial_of(value)
-
-    def frame_entries(self, row: InstanceRow, indices: Sequence[int]) -> list[tuple[int, int]]:
-        """The entries (offset, length) of a frame table, as they are stored."""
-        chunks: dict[int, bytes | None] = {}
-        entries = []
-        with self._environment.reading("reading a frame table") as transaction:
-            serial = self._serial(transaction, row)
-            for index in indices:
-                number, within = divmod(index, FRAMES_A_CHUNK)
-                if number not in chunks:
-                    chunks = {number: transaction.get(chunk_key(serial, number), db=self._handles["frames"])}
-                entries.append(_frame_entry(chunks[number], within))
-        return entries
-
-    def metadata(self, rows: Sequence[InstanceRow]) -> Iterator[bytes]:
-        """For each row in turn its JSON text in chunks of at most METADATA_CHUNK; `metadata_length` tells
-        where one ends."""
-        inflate = zstandard.ZstdDecompressor()
-        waiting = iter(rows)
-        row, chunk = next(waiting, None), 0
-        while row is not None:
-            frames: list[bytes] = []
-            with self._environment.reading("reading metadata") as transaction:
-                while row is not None and len(frames) < CHUNKS_A_BATCH:
-                    page = self._metadata_chunks(transaction, row, chunk, CHUNKS_A_BATCH - len(frames))
-                    frames += page
-                    chunk += len(page)
-                    if len(frames) < CHUNKS_A_BATCH:
-                        row, chunk = next(waiting, None), 0
-            for frame in frames:
-                yield _inflated(inflate, frame)
-
-    def _metadata_chunks(
-        self, transaction: Transaction, row: InstanceRow, chunk: int, limit: int
-    ) -> list[bytes]:
-        serial = self._serial(transaction, row)
-        start = number_key(serial)
-        cursor = transaction.cursor(db=self._handles["metadata"])
-        found: list[bytes] = []
-        more = cursor.set_range(chunk_key(serial, chunk))
-        while more and len(found) < limit and cursor.key().startswith(start):
-            found.append(cursor.value())
-            more = cursor.next()
-        return found
-
-    def bulk_value(self, key: InstanceKey, path: str) -> BulkValue | None:
-        with self._environment.reading("reading a bulk value") as transaction:
-            value = transaction.get(triple(key), db=self._handles["instances"])
-            if value is None:
-                return None
-            path_key = bulk_path_key(path)
-            found = transaction.get(number_key(serial_of(value)) + path_key, db=self._handles["bulk"])
-        return unpack_bulk(path_key, found) if found else None
-
-    def bulk_values(
-        self, row: InstanceRow, *, after: str | None = None, limit: int = ROWS_A_BATCH
-    ) -> list[BulkValue]:
-        """All that were left out of an instance's metadata, in the order of their keys; pages like
-        `lookup`."""
-        found: list[BulkValue] = []
-        with self._environment.reading("listing bulk values") as transaction:
-            start = number_key(self._serial(transaction, row))
-            cursor = transaction.cursor(db=self._handles["bulk"])
-            more = cursor.set_range(start + (bulk_path_key(after) + b"\0" if after is not None else b""))
-            while more and len(found) < limit and cursor.key().startswith(start):
-                found.append(unpack_bulk(cursor.key()[len(start) :], cursor.value()))
-                more = cursor.next()
-        return found
+    def total(self, query: Query) -> int | None:
+        """How many there are of what the query asks for, where that is known without looking: no
+        conditions."""
+        if query.conditions or query.uids:
+            return None
+        if query.study is None:
+            return self.statistics()[("studies", "series", "instances")[query.level]]
+        if query.level is Level.INSTANCE:
+            return self.count(query.study, query.series)
+        row = self._level_row("studies", query.study)
+        return row.series if row else 0
 
     # -- segments, changes, the index itself
 
@@ -304,17 +158,3 @@ class Index:
         )
         counts: dict[str, int] = {name: stat["entries"] for name, stat in rows.items()}
         return counts | {"bytes_used": pages * page, "bytes_file": (info["last_pgno"] + 1) * page}
-
-
-def _frame_entry(chunk: bytes | None, within: int) -> tuple[int, int]:
-    pair = chunk[within * 16 : within * 16 + 16] if chunk is not None else b""
-    if len(pair) < 16:
-        raise StoreCorrupt("a frame table is shorter than its instance says: run check, then reindex")
-    return int.from_bytes(pair[:8], "little"), int.from_bytes(pair[8:], "little")
-
-
-def _inflated(inflate: zstandard.ZstdDecompressor, frame: bytes) -> bytes:
-    try:
-        return inflate.decompress(frame, max_output_size=METADATA_CHUNK)
-    except zstandard.ZstdError as error:
-        raise StoreCorrupt("stored metadata cannot be read: run check, then reindex") from error

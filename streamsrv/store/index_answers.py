@@ -17,12 +17,13 @@ an answer except through `orjson.dumps`, which escapes control characters, so no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
 
 from streamsrv.dicom.instance import JsonDataset, JsonElement
+from streamsrv.store.index_rows import LevelRow, instance_answer
 from streamsrv.store.query import QUERY_ATTRIBUTES, Level, Returned, attributes_at
 from streamsrv.store.rows import InstanceKey, InstanceRow
 
@@ -200,9 +201,20 @@ def fill_page(texts: Iterable[bytes], instances: Iterable[str], base_url: bytes,
     return fill(page, base_url, key)
 
 
-def dataset_attributes(level: Level, answer: bytes, more: bytes) -> JsonDataset:
-    """Back from the texts of a study or series to the attributes that came from datasets."""
-    texts: Mapping[str, Any] = orjson.loads(answer.translate(None, _CONTROLS))
-    if more:
-        texts = {**texts, **orjson.loads(more)}
-    return {tag: element for tag, element in texts.items() if tag in _KEPT[level] and not is_empty(element)}
+def level_attributes(row: LevelRow) -> JsonDataset:
+    """Everything that the row of a study or series says, computed values too. What slots stand for is
+    missing."""
+    found: JsonDataset = orjson.loads(row.answer.translate(None, _CONTROLS))
+    return {**found, **orjson.loads(row.more)} if row.more else found
+
+
+def instance_attributes(value: bytes) -> JsonDataset:
+    """The same of a row of `instances`."""
+    found: JsonDataset = orjson.loads(expand(instance_answer(value)).translate(None, _CONTROLS))
+    return found
+
+
+def dataset_attributes(level: Level, row: LevelRow) -> JsonDataset:
+    """Of a study or series only what came from datasets."""
+    names = _KEPT[level]
+    return {tag: each for tag, each in level_attributes(row).items() if tag in names and not is_empty(each)}

@@ -185,7 +185,7 @@ class Levels:
             return merge(level, self._variants_under(start))
         variants = [variant for part in touched for variant in part.variants.values()]
         attributes, latest = merge(level, variants)
-        return dataset_attributes(level, before.answer, before.more) | attributes, latest
+        return dataset_attributes(level, before) | attributes, latest
 
     def _variants_under(self, start: bytes) -> list[Variant]:
         found = []
@@ -236,7 +236,7 @@ def merge(level: Level, variants: Iterable[Variant]) -> tuple[JsonDataset, bytes
 
 def terms_of(level: Level, row: LevelRow) -> set[bytes]:
     """The inverted list entries that a stored row has."""
-    attributes = dataset_attributes(level, row.answer, row.more)
+    attributes = dataset_attributes(level, row)
     if level is Level.STUDY:
         attributes |= study_computed(row.instances, row.series, json_object(row.tallies))
     return terms(level, attributes)
@@ -262,7 +262,7 @@ def modality_of(row: LevelRow | None) -> str | None:
     """The modality under which a series counts in its study."""
     if row is None:
         return None
-    element = dataset_attributes(Level.SERIES, row.answer, row.more).get("00080060")
+    element = dataset_attributes(Level.SERIES, row).get("00080060")
     return str(element["Value"][0]).strip() or None if element else None
 
 

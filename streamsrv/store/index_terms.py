@@ -44,12 +44,12 @@ def elements_at(attributes: JsonDataset, path: Path) -> list[JsonElement]:
 
 
 def forms_of(row: QueryAttribute, attributes: JsonDataset) -> set[str]:
-    found = {
-        form
+    values = [
+        value
         for element in elements_at(attributes, row.path)
-        for value in element.get("Value", ())[:_MOST_TERMS]
-        for form in normal_forms(row.vr, value)
-    }
+        for value in element.get("Value", ())[: 1 if row.tag == ORDERING else _MOST_TERMS]
+    ]
+    found = {form for value in values for form in normal_forms(row.vr, value)}
     return found or ({""} if row.tag == ORDERING else found)
 
 

@@ -32,10 +32,11 @@ _DATETIME = re.compile(r"(\d{4})(\d{2})?(\d{2})?(\d{2})?(\d{2})?(\d{2})?(?:\.(\d
 
 
 def fold(text: str) -> str:
-    """Without case and accents. Folding works character by character, so it keeps prefixes prefixes."""
+    """Without case and accents. What begins with a text begins with it when both are folded."""
     if text.isascii():
         return text.lower()
-    decomposed = unicodedata.normalize("NFKD", text)
+    # Case first: it takes some marks for letters (U+0345). Decomposing brings out letters with a case again.
+    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFC", text).casefold())
     return "".join(character for character in decomposed if not unicodedata.combining(character)).casefold()
 
 

@@ -1,0 +1,170 @@
+"""Which studies are looked at: the inverted lists, and the order in which all studies stand.
+
+Rules of this file: each batch has its own read transaction, and the next one goes on behind the last key.
+Everything looked at is charged to the budget of the search.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from streamsrv.errors import ContentTooLarge
+from streamsrv.store.index_environment import Cursor, Environment
+from streamsrv.store.index_rows import LevelRow
+from streamsrv.store.index_terms import ORDERING, term_prefix
+from streamsrv.store.query import BY_TAG
+from streamsrv.store.query_conditions import Condition
+from streamsrv.store.query_matching import Probe
+from streamsrv.store.query_values import cut, date_form
+
+CANDIDATES = 5_000  # a list that offers more is not used: walking in order is as fast then
+ROWS_A_BATCH = 500
+KEYS_A_BATCH = 5_000
+
+_DATE_AT = re.compile(rb'"00080020":\{"vr":"DA","Value":\["([^"]*)"')
+ALL_DAYS = term_prefix(BY_TAG[ORDERING]), term_prefix(BY_TAG[ORDERING]) + cut("\uffff")
+
+
+@dataclass(slots=True)
+class Budget:
+    """What one search may look at: some seconds of one core."""
+
+    rows: int = 1_000_000
+    metadata: int = 256 << 20  # bytes of JSON text
+
+    def spend(self, *, rows: int = 0, metadata: int = 0) -> None:
+        self.rows -= rows
+        self.metadata -= metadata
+        if self.rows < 0 or self.metadata < 0:
+            raise ContentTooLarge(
+                "this search would have to look at too much: "
+                "narrow it by StudyDate, PatientID, AccessionNumber or a UID"
+            )
+
+
+class Lists:
+    def __init__(self, environment: Environment, budget: Budget) -> None:
+        self._environment = environment
+        self._handles = environment.handles
+        self._budget = budget
+
+    def studies_of(self, kind: bytes, uids: frozenset[str]) -> set[str]:
+        found: set[str] = set()
+        with self._environment.reading("looking up UIDs") as transaction:
+            cursor = transaction.cursor(db=self._handles["uids"])
+            for uid in uids:
+                if cursor.set_key(kind + uid.encode()):
+                    found |= {value.split(b"\0")[0].decode() for value in cursor.iternext_dup()}
+        self._budget.spend(rows=len(uids) + len(found))
+        return found
+
+    def collect(self, condition: Condition, probes: list[Probe]) -> set[str] | None:
+        assert condition.row is not None
+        start, found = term_prefix(condition.row), set[str]()
+        for probe in probes:
+            at: bytes | None = start + probe.low
+            while at is not None:
+                at = self._collect_batch(start, probe, at, found)
+                if len(found) > CANDIDATES:
+                    return None
+        return found
+
+    def _collect_batch(self, start: bytes, probe: Probe, at: bytes, found: set[str]) -> bytes | None:
+        """One batch of keys; returns where the next one begins, None at the end."""
+        seen = 0
+        with self._environment.reading("searching a list of values") as transaction:
+            cursor = transaction.cursor(db=self._handles["attributes"])
+            more = cursor.set_key(at) if probe.exact else cursor.set_range(at)
+            while more and seen < KEYS_A_BATCH and len(found) <= CANDIDATES:
+                key = cursor.key()
+                form = key[len(start) :]
+                if not key.startswith(start) or not (
+                    form <= probe.high or form.startswith(probe.high) or probe.exact
+                ):
+                    more = False
+                    break
+                if probe.accepts is None or probe.accepts(form.decode("utf-8", "replace")):
+                    seen += _take(cursor, found)
+                seen += 1
+                more = not probe.exact and cursor.next_nodup()
+            following = cursor.key() if more else None
+        self._budget.spend(rows=seen // 4)
+        return following
+
+    def rows(self, studies: list[str]) -> Iterator[tuple[str, LevelRow]]:
+        for first in range(0, len(studies), ROWS_A_BATCH):
+            batch = studies[first : first + ROWS_A_BATCH]
+            with self._environment.reading("reading studies") as transaction:
+                values = [transaction.get(study.encode(), db=self._handles["studies"]) for study in batch]
+            self._budget.spend(rows=len(batch))
+            yield from (
+                (study, LevelRow.unpack(value))
+                for study, value in zip(batch, values, strict=True)
+                if value is not None
+            )
+
+    def walk(self, low: bytes, high: bytes) -> Iterator[tuple[str, LevelRow]]:
+        """All studies in order, those whose study dates are between two keys of their list."""
+        at: tuple[bytes, bytes] | None = None
+        size = 32  # the first page of a study list wants few; who goes on wants many
+        more = True
+        while more:
+            batch: list[tuple[str, LevelRow]] = []
+            with self._environment.reading("walking through studies") as transaction:
+                cursor = transaction.cursor(db=self._handles["attributes"])
+                more = _begin(cursor, high) if at is None else _behind(cursor, *at)
+                more = more and cursor.key() >= low
+                while more and len(batch) < size:
+                    at = cursor.item()
+                    value = transaction.get(at[1], db=self._handles["studies"])
+                    if value is not None:
+                        batch.append((at[1].decode(), LevelRow.unpack(value)))
+                    more = _back(cursor) and cursor.key() >= low
+            self._budget.spend(rows=len(batch))
+            yield from batch
+            size = ROWS_A_BATCH
+
+
+def study_date(row: LevelRow) -> str:
+    """Its place in the order, as in the list of study dates."""
+    found = _DATE_AT.search(row.answer)
+    return (date_form(found[1].decode()) or "") if found else ""
+
+
+def _take(cursor: Cursor, found: set[str]) -> int:
+    """The studies under the cursor's key, as many as candidates may be."""
+    taken = 0
+    for value in cursor.iternext_dup():
+        found.add(value.split(b"\0")[0].decode())
+        taken += 1
+        if len(found) > CANDIDATES:
+            break
+    return taken
+
+
+# The list of study dates is walked backwards by day, forwards within a day.
+
+
+def _begin(cursor: Cursor, high: bytes) -> bool:
+    """To the first study of the last day that begins with `high` or is before it."""
+    # Behind every key that begins with `high`: forms are UTF-8, which never holds 0xFF.
+    there = cursor.prev_nodup() if cursor.set_range(high + b"\xff") else cursor.last()
+    return bool(there and cursor.first_dup())
+
+
+def _behind(cursor: Cursor, day: bytes, study: bytes) -> bool:
+    """To the study behind `study`, which may have gone meanwhile."""
+    if cursor.set_range_dup(day, study + b"\0"):
+        return True
+    return _begin_before(cursor, day)
+
+
+def _begin_before(cursor: Cursor, day: bytes) -> bool:
+    there = cursor.prev_nodup() if cursor.set_range(day) else cursor.last()
+    return bool(there and cursor.first_dup())
+
+
+def _back(cursor: Cursor) -> bool:
+    return bool(cursor.next_dup() or (cursor.prev_nodup() and cursor.first_dup()))

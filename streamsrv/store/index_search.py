@@ -1,0 +1,214 @@
+"""Searching: from a query to the studies, series or instances that match, in a stable order.
+
+Strategy: studies come newest StudyDate first, then by UID; below a study everything is in the order of its
+UIDs. Where a UID is given, or where the inverted list of one condition is short, only those studies are
+looked at. Else the list of study dates is walked backwards, and the walk ends as soon as the caller has
+enough: a condition that most studies meet needs no list, and one that few meet has a short one. Every
+candidate is decided on its stored row, so a list may offer too much.
+
+Rules of this file: each batch has its own read transaction, and the next one goes on behind the last key.
+Everything looked at is charged to a budget, and a search that would cost more ends in words (413, PS3.18
+10.6.3: the query was too broad), never in fewer results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import zstandard
+
+from streamsrv.dicom.instance import JsonDataset
+from streamsrv.errors import StoreCorrupt
+from streamsrv.store.index_answers import instance_attributes, level_attributes
+from streamsrv.store.index_environment import Environment
+from streamsrv.store.index_lists import ALL_DAYS, Budget, Lists, study_date
+from streamsrv.store.index_rows import LevelRow, chunk_key, number_key, prefix, serial_of
+from streamsrv.store.index_terms import ORDERING
+from streamsrv.store.query import Level
+from streamsrv.store.query_conditions import Query
+
+FEW = 200  # a list that offers no more is used at once
+ROWS_A_BATCH = 500
+
+
+@dataclass(slots=True)
+class Hit:
+    """What matched, with the rows that were read on the way. Below the level of the query the first series or
+    instance that met the conditions there is named too, as a witness."""
+
+    study: str
+    study_row: LevelRow
+    series: str | None = None
+    series_row: LevelRow | None = None
+    instance: str | None = None
+    instance_row: bytes | None = None
+
+
+class Search:
+    def __init__(self, environment: Environment, query: Query, budget: Budget) -> None:
+        self._environment = environment
+        self._handles = environment.handles
+        self._query = query
+        self._budget = budget
+        self._lists = Lists(environment, budget)
+        self._conditions = {level: query.at(level) for level in Level}
+        self._inflate = zstandard.ZstdDecompressor()
+        instances = bool(
+            self._conditions[Level.INSTANCE] or query.on_metadata or Level.INSTANCE in query.uids
+        )
+        series = bool(instances or self._conditions[Level.SERIES] or Level.SERIES in query.uids)
+        # How deep the conditions reach, or the target does.
+        reach = Level.INSTANCE if instances else Level.SERIES if series else Level.STUDY
+        self._depth = max(reach, query.level)
+
+    def hits(self) -> Iterator[Hit]:
+        for study, row in self._studies():
+            if self._accepts(Level.STUDY, level_attributes, row):
+                hit = Hit(study, row)
+                yield from self._once(Level.STUDY, self._series(hit)) if self._depth > Level.STUDY else (hit,)
+
+    def _series(self, above: Hit) -> Iterator[Hit]:
+        for series, row in self._series_rows(above.study):
+            if self._accepts(Level.SERIES, level_attributes, row):
+                hit = Hit(above.study, above.study_row, series, row)
+                yield from (
+                    self._once(Level.SERIES, self._instances(hit)) if self._depth > Level.SERIES else (hit,)
+                )
+
+    def _instances(self, above: Hit) -> Iterator[Hit]:
+        for instance, value in self._instance_rows(above.study, above.series or ""):
+            if self._accepts(Level.INSTANCE, instance_attributes, value) and self._accepts_metadata(value):
+                yield Hit(above.study, above.study_row, above.series, above.series_row, instance, value)
+
+    def _once(self, level: Level, below: Iterator[Hit]) -> Iterator[Hit]:
+        """Where the query asks for this level, one match below it is enough."""
+        if self._query.level > level:
+            yield from below
+        else:
+            yield from (hit for hit, _ in zip(below, range(1), strict=False))
+
+    # -- deciding
+
+    def _accepts(self, level: Level, attributes: Any, row: Any) -> bool:
+        conditions = self._conditions[level]
+        if not conditions:
+            return True
+        found: JsonDataset = attributes(row)
+        return all(condition.accepts(found) for condition in conditions)
+
+    def _accepts_metadata(self, value: bytes) -> bool:
+        conditions = self._query.on_metadata
+        if not conditions:
+            return True
+        found = self._metadata(serial_of(value))
+        return all(condition.accepts(found) for condition in conditions)
+
+    def _metadata(self, serial: int) -> JsonDataset:
+        start, frames = number_key(serial), []
+        with self._environment.reading("searching metadata") as transaction:
+            cursor = transaction.cursor(db=self._handles["metadata"])
+            more = cursor.set_range(chunk_key(serial, 0))
+            while more and cursor.key().startswith(start):
+                frames.append(cursor.value())
+                more = cursor.next()
+        try:
+            text = b"".join(self._inflate.decompress(frame) for frame in frames)
+            found: JsonDataset = orjson.loads(text.replace(b"\0", b"")) if text else {}
+        except (zstandard.ZstdError, orjson.JSONDecodeError) as error:
+            raise StoreCorrupt("stored metadata cannot be read: run check, then reindex") from error
+        self._budget.spend(metadata=len(text))
+        return found
+
+    # -- studies
+
+    def _studies(self) -> Iterator[tuple[str, LevelRow]]:
+        candidates = self._named()
+        if candidates is None:
+            candidates = self._listed()
+        if candidates is None:
+            yield from self._lists.walk(*self._days())
+            return
+        rows = list(self._lists.rows(sorted(candidates)))
+        rows.sort(key=lambda found: study_date(found[1]), reverse=True)  # stable: by UID within a day
+        yield from rows
+
+    def _named(self) -> set[str] | None:
+        """The studies that UIDs in path and parameters leave, None if there are no UIDs."""
+        query = self._query
+        sets = [{query.study}] if query.study is not None else []
+        if Level.STUDY in query.uids:
+            sets.append(set(query.uids[Level.STUDY]))
+        for level, kind in ((Level.SERIES, b"s"), (Level.INSTANCE, b"i")):
+            if level in query.uids and query.study is None:
+                sets.append(self._lists.studies_of(kind, query.uids[level]))
+        return set.intersection(*sets) if sets else None
+
+    def _listed(self) -> set[str] | None:
+        """The shortest inverted list that a condition has, None if all are long."""
+        best: set[str] | None = None
+        indexed = [
+            condition for condition in self._query.conditions if condition.row and condition.row.indexed
+        ]
+        for scans in (False, True):
+            for condition in indexed:
+                probes = condition.probes()
+                if any(probe.scans for probe in probes) is scans:
+                    found = self._lists.collect(condition, probes)
+                    if found is not None and (best is None or len(found) < len(best)):
+                        best = found
+                if best is not None and len(best) <= FEW:
+                    return best
+            if best is not None:
+                return best
+        return None
+
+    def _days(self) -> tuple[bytes, bytes]:
+        """The first and the last key of the study date list that may match."""
+        for condition in self._conditions[Level.STUDY]:
+            if condition.row is not None and condition.row.tag == ORDERING:
+                (probe,) = condition.probes()
+                return ALL_DAYS[0] + probe.low, ALL_DAYS[0] + probe.high
+        return ALL_DAYS
+
+    # -- series and instances
+
+    def _series_rows(self, study: str) -> Iterator[tuple[str, LevelRow]]:
+        only = _allowed(self._query.series, self._query.uids.get(Level.SERIES))
+        for key, value in self._under("series", prefix(study), only):
+            yield key[len(study) + 1 :].decode(), LevelRow.unpack(value)
+
+    def _instance_rows(self, study: str, series: str) -> Iterator[tuple[str, bytes]]:
+        start = prefix(study, series)
+        for key, value in self._under("instances", start, self._query.uids.get(Level.INSTANCE)):
+            yield key[len(start) :].decode(), value
+
+    def _under(self, name: str, start: bytes, only: frozenset[str] | None) -> Iterator[tuple[bytes, bytes]]:
+        """The rows whose keys begin with `start`, or of these the ones that `only` names."""
+        if only is not None:
+            keys = [start + uid.encode() for uid in sorted(only)]
+            with self._environment.reading("reading rows by UID") as transaction:
+                values = [transaction.get(key, db=self._handles[name]) for key in keys]
+            self._budget.spend(rows=len(keys))
+            yield from ((key, value) for key, value in zip(keys, values, strict=True) if value is not None)
+            return
+        at: bytes | None = start
+        while at is not None:
+            batch: list[tuple[bytes, bytes]] = []
+            with self._environment.reading("paging through rows") as transaction:
+                cursor = transaction.cursor(db=self._handles[name])
+                more = cursor.set_range(at)
+                while more and len(batch) < ROWS_A_BATCH and cursor.key().startswith(start):
+                    batch.append(cursor.item())
+                    more = cursor.next()
+            at = batch[-1][0] + b"\0" if len(batch) == ROWS_A_BATCH else None
+            self._budget.spend(rows=len(batch))
+            yield from batch
+
+
+def _allowed(one: str | None, several: frozenset[str] | None) -> frozenset[str] | None:
+    if one is None:
+        return several
+    return frozenset((one,)) if several is None else several & {one}
