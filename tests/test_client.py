@@ -10,6 +10,7 @@ import json
 import socket
 import threading
 import time
+import urllib.request
 from email.utils import formatdate
 from pathlib import Path
 
@@ -461,3 +462,19 @@ def test_arguments_that_make_no_sense(words, capsys):
         arguments(*words)
     assert refusal.value.code == 2
     assert "error" in capsys.readouterr().err
+
+
+# --- the real server ---
+
+
+def test_the_real_server_takes_them(server, folder, tmp_path, capsys):
+    broken = tmp_path / "broken.dcm"
+    broken.write_bytes(bytes(128) + b"DICM" + b"nothing of use")
+    assert store(folder, "--url", server.url, "--batch", 3) == 0
+    assert capsys.readouterr().out == "7 stored, 0 already stored, 0 failed, 3 skipped\n"
+    assert store(folder, broken, "--url", server.url) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"failed  {broken}: 43264 (0xA900)")
+    assert lines[-1] == "0 stored, 7 already stored, 1 failed, 3 skipped"
+    with urllib.request.urlopen(f"{server.url}/instances") as answer:
+        assert len(json.load(answer)) == 7

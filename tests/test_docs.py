@@ -1,0 +1,133 @@
+"""The reference pages are held against the code: a setting, verb, flag or route that is not documented fails
+here, and so does a documented one that does not exist."""
+
+import argparse
+import json
+import re
+
+import pytest
+from live_server import ROOT
+
+from streamsrv import cli, config
+from streamsrv.wire import resources
+
+DOCS = ROOT / "docs"
+
+
+def page(name):
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def rows(text):
+    """The rows of all tables, as lists of cells without their code marks. `\\|` is a bar inside a cell."""
+    for line in text.splitlines():
+        if line.startswith("| ") and not line.startswith("| ---"):
+            cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
+            yield [cell.strip().replace("\\|", "|").replace("`", "") for cell in cells]
+
+
+def links(text):
+    return re.findall(r"\]\((?!https?:)([^)#]+)", text)
+
+
+# --- settings ---
+
+
+def shown(value):
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+@pytest.fixture(scope="module")
+def documented_settings():
+    table = [row for row in rows(page("settings.md")) if len(row) == 4]
+    return {row[0]: row[1:] for row in table if row[0] != "setting"}
+
+
+@pytest.mark.parametrize("name", config.FIELDS)
+def test_every_setting_is_documented(documented_settings, name):
+    field = config.FIELDS[name]
+    default, unit, reason = documented_settings[name]
+    assert default == shown(field.default)
+    assert unit == field.metadata["unit"]
+    assert len(reason) > 20
+
+
+def test_no_setting_is_documented_that_does_not_exist(documented_settings):
+    assert set(documented_settings) == set(config.FIELDS)
+
+
+def test_the_reference_file_lists_every_setting():
+    assert (ROOT / "conf" / "streamsrv.toml").read_text(encoding="utf-8") == config.reference()
+
+
+# --- verbs and flags ---
+
+
+def flags_of(verb):
+    """The long flags of the verb's own parser, without those that are settings."""
+    parser = argparse.ArgumentParser(add_help=False)
+    cli.VERBS[verb].add_arguments(parser)
+    flags = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
+    if verb == "serve":
+        names = {config.flag(name) for name in config.FIELDS}
+        assert {f"--{name}" for name in names} <= flags
+        flags -= {f"--{no}{name}" for name in names for no in ("", "no-")}
+    return flags
+
+
+@pytest.fixture(scope="module")
+def cli_sections():
+    """Verb -> the text of its section."""
+    parts = re.split(r"^## `streamsrv (\w+)`\n", page("cli.md"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_every_verb_has_a_section(cli_sections):
+    assert set(cli_sections) == set(cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_flag_stands_in_the_table_of_its_verb(cli_sections, verb):
+    table = [row[0].split(" ")[0] for row in rows(cli_sections[verb]) if row[0] != "flag"]
+    assert sorted(table) == sorted(flags_of(verb))
+
+
+# --- routes ---
+
+
+@pytest.mark.parametrize(
+    "route", [*resources.ROUTES, *resources.UNVERSIONED], ids=lambda route: route.template
+)
+def test_every_route_is_documented(route):
+    table = [row for row in rows(page("api.md")) if row[0] == (route.template or "/")]
+    assert len(table) == 1, route.template
+    _, methods, representation = table[0][:3]
+    assert set(methods.split()) == set(route.methods)
+    assert representation == route.representation
+
+
+def test_no_route_is_documented_that_does_not_exist():
+    templates = {route.template or "/" for route in (*resources.ROUTES, *resources.UNVERSIONED)}
+    documented = {row[0] for row in rows(page("api.md")) if row[0].startswith("/")}
+    assert documented == templates
+
+
+# --- all pages ---
+
+PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md")])
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for target in links(path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_code_that_a_page_names_is_there(path):
+    """`tests/test_x.py`, `streamsrv/store/`: a path in code marks exists."""
+    named = re.findall(
+        r"`((?:streamsrv|codecs|tests|perf|conf|docs)/[\w./-]*)`", path.read_text(encoding="utf-8")
+    )
+    for name in named:
+        assert (ROOT / name).exists() or name.startswith("perf/results"), name
