@@ -294,7 +294,8 @@ class Exchange(HTTPMessageDelegate):
             close = True
         except Exception:
             log.exception("[%s] the answer was cut short after %d bytes", self._request_id, sent)
-            reset(self._connection.stream)
+            if outgoing.until_close:
+                reset(self._connection.stream)
             close = True
         finally:
             release(outgoing.answer)

@@ -35,8 +35,7 @@ async def say_last(stream: IOStream, outgoing: Outgoing) -> int:
 
 def reset(stream: IOStream) -> None:
     """Make the close a reset: to a client that waits for the end of the connection a plain close would look
-    like the end.
-    """
+    like the end of the answer. It costs what the client has not yet read."""
     if not stream.closed():
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 

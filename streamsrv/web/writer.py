@@ -42,7 +42,7 @@ REASONS = {status.value: status.phrase for status in HTTPStatus} | {
 class Outgoing:
     """An answer with everything that its head needs besides."""
 
-    __slots__ = ("answer", "body", "chunked", "close", "head")
+    __slots__ = ("answer", "body", "chunked", "close", "head", "until_close")
 
     def __init__(
         self, answer: Answer, extra: Sequence[tuple[str, str]], *, method: str, version: str, keep_alive: bool
@@ -51,7 +51,8 @@ class Outgoing:
         self.body = method != "HEAD" and answer.status not in BODILESS
         self.chunked = self.body and answer.length is None and version == "HTTP/1.1"
         # Without a length and without chunks only the end of the connection tells where the answer ends.
-        self.close = not keep_alive or (self.body and answer.length is None and not self.chunked)
+        self.until_close = self.body and answer.length is None and not self.chunked
+        self.close = not keep_alive or self.until_close
         self.head = head_bytes(answer, [*extra, *self._framing(version)])
 
     def _framing(self, version: str) -> list[tuple[str, str]]:

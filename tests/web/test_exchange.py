@@ -1,36 +1,450 @@
 """One request and its answer on a connection: receiving, answering, and what else lies in the buffer."""
 
-from web_world import Raw
+import asyncio
+import gzip
+import os
+import random
 
-HEAD = "{} HTTP/1.1\r\nHost: localhost\r\n{}\r\n"
+import pytest
+from web_world import DEADLINE, Raw, eventually, settings_of, text
+
+from streamsrv.errors import NotFound, Overloaded
+from streamsrv.wire.answers import Answer, Literal, Stream
+
+DICOM = "Content-Type: application/dicom"
 
 
-def request(line, *headers, body=b""):
-    return HEAD.format(line, "".join(f"{header}\r\n" for header in headers)).encode() + body
+def message(line, *headers, version="HTTP/1.1"):
+    return "\r\n".join([f"{line} {version}", "Host: localhost", *headers, "", ""]).encode()
 
 
-def post(body, *headers, line="POST /v2/studies"):
-    return request(
-        line, "Content-Type: application/dicom", f"Content-Length: {len(body)}", *headers, body=body
+def post(body, *headers):
+    return message("POST /v2/studies", DICOM, f"Content-Length: {len(body)}", *headers) + body
+
+
+def chunks(pieces):
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece) + b"0\r\n\r\n"
+
+
+def split(body, seed):
+    draw = random.Random(seed)
+    while body:
+        size = draw.choice((1, 2, 3, 100, 5_000, 70_000))
+        yield body[:size]
+        body = body[size:]
+
+
+# Small things
+
+
+async def test_a_small_answer_and_its_head(http_server_client, lines):
+    answer = await http_server_client.fetch(
+        "/v2/studies/1.2?PatientName=Secret", headers={"X-Request-ID": "mine-1"}
     )
-
-
-async def test_a_small_answer(http_server_client):
-    answer = await http_server_client.fetch("/v2/studies/1.2")
     assert answer.code == 200
     assert answer.body == b"hello"
     assert answer.headers["Server"] == "streamsrv"
+    assert answer.headers["Date"].endswith(" GMT")
     assert answer.headers["api-supported-versions"] == "1, 2"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Content-Security-Policy"] == "sandbox"
+    assert answer.headers["X-Request-ID"] == "mine-1"
+    await eventually(lambda: lines.text)
+    assert '127.0.0.1 "GET /v2/studies/1.2" 200 5 ' in lines.text
+    assert lines.text.endswith(" mine-1\n")
+    assert "Secret" not in lines.text
 
 
-async def test_an_upload_and_the_next_request_on_its_connection(port, world):
+@pytest.mark.parametrize("given", ["", "a b", "x" * 65, "a\u00e9", "a;b", '"'])
+async def test_a_request_id_that_is_not_sane_is_replaced(port, given):
     raw = await Raw.connect(port)
-    body = bytes(range(256)) * 20_000
-    await raw.send(post(body))
+    await raw.send(
+        b"GET /v2/studies/1.2 HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: %b\r\n\r\n" % given.encode()
+    )
+    _, headers, _ = await raw.answer()
+    assert headers["x-request-id"] != given
+    assert len(headers["x-request-id"]) == 16
+    await raw.close()
+
+
+async def test_pipelined_requests_are_answered_in_order(port, world):
+    world.answers = {str(number): lambda number=number: text(b"%d" % number) for number in range(20)}
+    raw = await Raw.connect(port)
+    await raw.send(b"".join(message(f"GET /v2/studies/{number}") for number in range(20)))
+    assert [(await raw.answer())[2] for _ in range(20)] == [b"%d" % number for number in range(20)]
+    await raw.close()
+
+
+@pytest.mark.parametrize(
+    ("version", "header", "stays"),
+    [
+        ("HTTP/1.1", "X: 1", True),
+        ("HTTP/1.1", "Connection: close", False),
+        ("HTTP/1.1", "Connection: Close", False),
+        ("HTTP/1.0", "X: 1", False),
+        ("HTTP/1.0", "Connection: keep-alive", True),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_connection_stays_or_ends_as_the_head_says(port, version, header, stays, method):
+    raw = await Raw.connect(port)
+    await raw.send(message(f"{method} /v2/studies/1.2", header, version=version))
+    _, headers, _ = await raw.answer(body=method == "GET")
+    assert headers.get("connection", "none") == (
+        {"HTTP/1.1": "none", "HTTP/1.0": "keep-alive"}[version] if stays else "close"
+    )
+    await raw.send(message("GET /v2/studies/1.3"))
+    assert bool(await raw.reader.read(1)) is stays
+    await raw.close()
+
+
+async def test_absolute_targets_and_their_host_count(port, world):
+    raw = await Raw.connect(port)
+    await raw.send(message("GET http://localhost:99/v2/studies/1.2?limit=3"))
+    assert (await raw.answer())[0] == 200
+    request, _ = world.requests[0]
+    assert (request.path, request.query, request.base_url) == (
+        "/v2/studies/1.2",
+        (("limit", "3"),),
+        "http://localhost:99/v2",
+    )
+    await raw.send(message("GET http://evil.example/v2/studies/1.2"))
+    assert (await raw.answer())[0] == 403
+    await raw.close()
+
+
+async def test_versions_and_the_base_url(http_server_client, world):
+    await http_server_client.fetch("/v1/studies/1.2", headers={"Host": "localhost"})
+    request, target = world.requests[0]
+    assert (request.version, request.base_url, target.version) == (1, "http://localhost/v1", 1)
+
+
+# Bodies
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 5_000_000])
+async def test_an_upload_and_the_next_request_on_its_connection(port, world, size):
+    body = random.Random(size).randbytes(size)
+    raw = await Raw.connect(port)
+    await raw.send(message("POST /v2/studies", DICOM, f"Content-Length: {size}"))
+    for piece in split(body, 1):
+        await raw.send(piece)
     status, _, payload = await raw.answer()
-    assert (status, payload) == (200, b"stored %d" % len(body))
+    assert (status, payload) == (200, b"stored %d" % size)
     assert world.stored == [body]
-    await raw.send(request("GET /v2/studies/1.2"))
+    await raw.send(message("GET /v2/studies/1.2"))
     assert (await raw.answer())[2] == b"hello"
     await raw.close()
+    assert world.recorders[0].calls == ["finish"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_chunked_body_is_the_same_body(port, world, seed):
+    body = random.Random(seed).randbytes(300_000)
+    raw = await Raw.connect(port)
+    await raw.send(message("POST /v2/studies", DICOM, "Transfer-Encoding: chunked"))
+    await raw.send(chunks(split(body, seed)) + message("GET /v2/studies/1.2"))
+    assert (await raw.answer())[2] == b"stored 300000"
+    assert (await raw.answer())[2] == b"hello"
+    assert world.stored == [body]
+    await raw.close()
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_gzip_is_undone_on_the_fly(port, world, framing):
+    body = b"zero" * 1_000_000
+    packed = gzip.compress(body[:100]) + gzip.compress(body[100:])
+    raw = await Raw.connect(port)
+    if framing == "length":
+        await raw.send(post(packed, "Content-Encoding: gzip"))
+    else:
+        await raw.send(
+            message("POST /v2/studies", DICOM, "Content-Encoding: gzip", "Transfer-Encoding: chunked")
+        )
+        await raw.send(chunks(split(packed, 5)))
+    assert (await raw.answer())[0] == 200
+    assert world.stored == [body]
+    await raw.close()
+
+
+@pytest.mark.parametrize("cut", [1, 10, 100])
+async def test_a_truncated_gzip_body_is_refused_and_leaves_nothing(port, world, cut):
+    raw = await Raw.connect(port)
+    await raw.send(post(gzip.compress(os.urandom(10_000))[:-cut], "Content-Encoding: gzip"))
+    status, _, payload = await raw.answer()
+    assert status == 400
+    assert b"gzip" in payload
+    assert not world.stored
+    assert world.aborted
+    await raw.close()
+
+
+async def test_100_continue_comes_at_once_and_only_if_the_body_is_wanted(port, world):
+    raw = await Raw.connect(port)
+    await raw.send(message("POST /v2/studies", DICOM, "Content-Length: 4", "Expect: 100-continue"))
+    assert (
+        await asyncio.wait_for(raw.reader.readuntil(b"\r\n\r\n"), DEADLINE)
+        == b"HTTP/1.1 100 Continue\r\n\r\n"
+    )
+    await raw.send(b"body")
+    assert (await raw.answer())[0] == 200
+    await raw.send(message("POST /v2/studies", DICOM, "Transfer-Encoding: chunked", "Expect: 100-Continue"))
+    assert (
+        await asyncio.wait_for(raw.reader.readuntil(b"\r\n\r\n"), DEADLINE)
+        == b"HTTP/1.1 100 Continue\r\n\r\n"
+    )
+    await raw.send(b"0\r\n\r\n")
+    assert (await raw.answer())[0] == 200
+    await raw.send(message("POST /v2/studies", "Content-Length: 4", "Expect: 100-continue"))
+    assert (await raw.answer())[0] == 415
+    assert await raw.rest() == b""
+    await raw.close()
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_a_body_that_breaks_off_leaves_nothing(port, world, lines, framing):
+    raw = await Raw.connect(port)
+    if framing == "length":
+        await raw.send(message("POST /v2/studies", DICOM, "Content-Length: 1000") + b"x" * 999)
+    else:
+        await raw.send(
+            message("POST /v2/studies", DICOM, "Transfer-Encoding: chunked") + b"3e8\r\n" + b"x" * 999
+        )
+    await eventually(lambda: world.recorders)
+    await raw.close()
+    await eventually(lambda: world.aborted)
+    assert not world.stored
+    assert world.recorders[0].calls == ["abort"]
+    await eventually(lambda: lines.text)
+    assert '"POST /v2/studies" 499 0 ' in lines.text
+
+
+async def test_what_is_found_wrong_at_the_end_leaves_the_connection_open(port, world):
+    raw = await Raw.connect(port)
+    await raw.send(post(b"LATE"))
+    status, headers, _ = await raw.answer()
+    assert (status, "connection" in headers) == (400, False)
+    assert world.recorders[0].calls == ["finish", "abort"]
+    await raw.send(post(b"fine"))
+    assert (await raw.answer())[0] == 200
+    await raw.close()
+
+
+async def test_large_instances_are_read_in_a_thread(port, world):
+    raw = await Raw.connect(port)
+    await raw.send(post(b"SLOW" + b"x" * 100))
+    assert (await raw.answer())[0] == 200
+    assert world.recorders[0].calls == ["read_ended", "finish"]
+    assert all(name.startswith("streamsrv") for name in world.threads)
+    await raw.close()
+
+
+async def test_a_sync_runs_beside_the_receiving(port, world):
+    world.sync_after = 1000
+    raw = await Raw.connect(port)
+    await raw.send(post(b"x" * 3_000_000))
+    assert (await raw.answer())[0] == 200
+    assert world.recorders[0].calls == ["sync", "finish"]
+    await raw.close()
+
+
+# Answers
+
+
+async def test_bodiless_answers(port, world):
+    world.answers["204"] = lambda: Answer(204)
+    world.answers["304"] = lambda: text(b"never sent", 304)
+    raw = await Raw.connect(port)
+    await raw.send(
+        message("GET /v2/studies/204") + message("GET /v2/studies/304") + message("HEAD /v2/studies/1.2")
+    )
+    status, headers, _ = await raw.answer()
+    assert status == 204
+    assert "content-length" not in headers
+    assert (await raw.answer())[0] == 304
+    status, headers, _ = await raw.answer(body=False)
+    assert (status, headers["content-length"]) == (200, "5")
+    await raw.send(message("GET /v2/studies/1.2"))
+    assert (await raw.answer())[2] == b"hello"
+    await raw.close()
+
+
+async def test_release_is_called_once_whatever_becomes_of_the_answer(port, world):
+    released = []
+
+    def make(length):
+        answer = Answer(200, [], (Stream(lambda start, stop: iter([b"12345"]), length),), length)
+        answer.release = lambda: released.append(length)
+        return answer
+
+    world.answers = {"5": lambda: make(5), "9": lambda: make(9), "0": lambda: make(None)}
+    for name in ("5", "0"):
+        raw = await Raw.connect(port)
+        await raw.send(message(f"GET /v2/studies/{name}") + message(f"HEAD /v2/studies/{name}"))
+        assert (await raw.answer())[2] == b"12345"
+        assert (await raw.answer(body=False))[0] == 200
+        await raw.close()
+    raw = await Raw.connect(port)
+    await raw.send(message("GET /v2/studies/9"))
+    assert (await raw.rest()).endswith(b"\r\n\r\n12345")
+    await raw.close()
+    await eventually(lambda: len(released) == 5)
+    assert sorted(released, key=str) == [5, 5, 9, None, None]
+
+
+@pytest.mark.parametrize("length", [10, None])
+async def test_an_answer_that_fails_half_way_is_cut_and_logged(port, world, caplog, lines, length):
+    def chunk_and_fail(start, stop):
+        yield b"12345"
+        raise RuntimeError("the disk is broken")
+
+    world.answers["1"] = lambda: Answer(200, [], (Stream(chunk_and_fail, length),), length)
+    raw = await Raw.connect(port)
+    await raw.send(message("GET /v2/studies/1"))
+    everything = await raw.rest()
+    assert b"12345" in everything
+    assert not everything.endswith(b"0\r\n\r\n")
+    await raw.close()
+    await eventually(lambda: lines.text)
+    assert "cut short after" in caplog.text
+    assert "the disk is broken" in caplog.text
+
+
+async def test_an_answer_cut_short_never_looks_complete_to_http_1_0(port, world):
+    def fail(start, stop):
+        yield b"12345"
+        raise RuntimeError("the disk is broken")
+
+    world.answers["1"] = lambda: Answer(200, [], (Stream(fail, None),), None)
+    raw = await Raw.connect(port)
+    await raw.send(message("GET /v2/studies/1", version="HTTP/1.0"))
+    with pytest.raises(ConnectionResetError):
+        await asyncio.wait_for(raw.reader.read(), DEADLINE)
+    await raw.close()
+
+
+async def test_unknown_lengths_are_chunked_or_end_with_the_connection(port, world):
+    world.answers["1"] = lambda: Answer(
+        200,
+        [],
+        (
+            Literal(b"[" * 10),
+            Stream(lambda start, stop: iter([b"a" * 100_000, b"", b"b"]), None),
+            Literal(b"]"),
+        ),
+        None,
+    )
+    expected = b"[" * 10 + b"a" * 100_000 + b"b]"
+    raw = await Raw.connect(port)
+    await raw.send(message("GET /v2/studies/1") + message("GET /v2/studies/1.2"))
+    status, headers, payload = await raw.answer()
+    assert (headers["transfer-encoding"], payload) == ("chunked", expected)
+    assert (await raw.answer())[2] == b"hello"
+    await raw.close()
+    raw = await Raw.connect(port)
+    await raw.send(message("GET /v2/studies/1", "Connection: keep-alive", version="HTTP/1.0"))
+    _, headers = await raw.head()
+    assert "transfer-encoding" not in headers
+    assert headers["connection"] == "close"
+    assert await raw.rest() == expected
+    await raw.close()
+
+
+async def test_known_errors_and_bugs_become_problems(port, world, caplog):
+    def fail(error):
+        def answer():
+            raise error
+
+        return answer
+
+    world.answers = {
+        "1": fail(NotFound("nothing there")),
+        "2": fail(Overloaded("busy", 7)),
+        "3": fail(RuntimeError("secret of the house")),
+    }
+    raw = await Raw.connect(port)
+    await raw.send(message("GET /v2/studies/1"))
+    status, headers, payload = await raw.answer()
+    assert (status, headers["content-type"]) == (404, "application/problem+json")
+    assert b"nothing there" in payload
+    await raw.send(message("GET /v2/studies/2", "Accept: text/plain"))
+    status, headers, payload = await raw.answer()
+    assert (status, headers["retry-after"], headers["content-type"]) == (
+        503,
+        "7",
+        "text/plain; charset=utf-8",
+    )
+    await raw.send(message("GET /v2/studies/3", "X-Request-ID: abc"))
+    status, headers, payload = await raw.answer()
+    assert status == 500
+    assert b"secret" not in payload
+    assert b"abc" in payload
+    assert "[abc] unexpected" in caplog.text
+    assert "secret of the house" in caplog.text
+    await raw.close()
+
+
+async def test_a_header_with_a_line_break_is_never_sent(port, world):
+    world.answers["1"] = lambda: Answer(200, [("X", "a\r\nSet-Cookie: b")], (), 0)
+    raw = await Raw.connect(port)
+    await raw.send(message("GET /v2/studies/1"))
+    status, headers, _ = await raw.answer()
+    assert (status, "set-cookie" in headers) == (500, False)
+    await raw.close()
+
+
+async def test_deletes(port, world):
+    raw = await Raw.connect(port)
+    await raw.send(message("DELETE /v2/studies/1.2/series/3") + message("DELETE /v2/studies/404"))
+    assert (await raw.answer())[0] == 204
+    assert (await raw.answer())[0] == 404
+    assert world.deleted == [("1.2", "3", None), ("404", None, None)]
+    await raw.close()
+
+
+class TestReadOnly:
+    @pytest.fixture
+    def settings(self):
+        return settings_of(read_only=True)
+
+    async def test_writes_are_refused(self, port, world):
+        raw = await Raw.connect(port)
+        await raw.send(message("DELETE /v2/studies/1.2") + message("GET /v2/studies/1.2") + post(b"body"))
+        assert (await raw.answer())[0] == 403
+        assert (await raw.answer())[0] == 200
+        assert (await raw.answer())[0] == 403
+        await raw.close()
+        assert not world.deleted
+        assert not world.stored
+
+
+async def test_no_descriptor_is_left_behind(port, world):
+    """After every kind of end a connection can have."""
+
+    async def round_of_ends():
+        for line in (
+            post(b"x" * 1000),
+            post(b"REFUSE"),
+            message("GET /v2/studies/1.2"),
+            message("GET /v9/x"),
+        ):
+            raw = await Raw.connect(port)
+            await raw.send(line)
+            await raw.answer()
+            await raw.close()
+        raw = await Raw.connect(port)
+        await raw.send(message("POST /v2/studies", DICOM, "Content-Length: 9") + b"x")
+        await raw.close()
+        raw = await Raw.connect(port)
+        await raw.send(message("GET /v2/studies/1"))
+        await raw.head()
+        await raw.close()
+
+    world.answers["1"] = lambda: Answer(
+        200, [], (Stream(lambda start, stop: iter([b"x" * 100_000] * 1000), 10**8),), 10**8
+    )
+    await round_of_ends()
+    count = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        await round_of_ends()
+    await eventually(lambda: len(os.listdir("/proc/self/fd")) <= count)
