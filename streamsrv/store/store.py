@@ -6,6 +6,7 @@ segments and transaction for how.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from streamsrv.dicom.instance import BulkValue
 from streamsrv.errors import Forbidden
 from streamsrv.store import folder as folders
 from streamsrv.store.fileops import FileOps
-from streamsrv.store.folder import Held, Layout
+from streamsrv.store.folder import Held, Identity, Layout
 from streamsrv.store.index import Index
 from streamsrv.store.leases import Readers, SegmentLease
 from streamsrv.store.records import RecordFormat
@@ -37,13 +38,12 @@ class Store:
     def __init__(
         self,
         layout: Layout,
+        identity: Identity,
         index: Index,
         options: StoreOptions,
         ops: FileOps,
-        held: list[Held],
         read_only: bool,
     ) -> None:
-        identity = folders.identity_of(layout)
         self.layout = layout
         self.store_id = identity.store_id
         self.secret = identity.secret
@@ -53,7 +53,7 @@ class Store:
         self.form = RecordFormat(identity.secret)
         self.segments = Segments(layout, index, ops, options.segment_size, options.min_free)
         self.readers = Readers(layout)
-        self._held = held
+        self._held = contextlib.ExitStack()
 
     @classmethod
     def open(
@@ -68,22 +68,21 @@ class Store:
         """Open the store, making it unless `read_only`. `exclusive`: be its server too, as `lock` does;
         StoreLocked if there is one."""
         ops, layout = fileops or FileOps(), Layout(folder)
-        held = [folders.lock(layout, ops)] if exclusive else []
-        try:
+        with contextlib.ExitStack() as held:
+            if exclusive:
+                held.enter_context(folders.lock(layout, ops))
             if not read_only:
                 folders.prepare(layout, ops)
-            folders.identity_of(layout)
-            held.append(folders.use(layout))
+            identity = folders.identity_of(layout)
+            held.enter_context(folders.use(layout))
             folders.ensure_index(layout, ops)
             index = Index.open(layout.index, read_only=read_only)
-            store = cls(layout, index, options or StoreOptions(), ops, held, read_only)
+            held.callback(index.close)
+            store = cls(layout, identity, index, options or StoreOptions(), ops, read_only)
             if not read_only:
                 store.segments.settle_all()
-        except BaseException:
-            for one in held:
-                one.close()
-            raise
-        return store
+            store._held = held.pop_all()
+            return store
 
     @staticmethod
     def lock(folder: Path, fileops: FileOps | None = None) -> Held:
@@ -91,9 +90,8 @@ class Store:
         return folders.lock(Layout(folder), fileops or FileOps())
 
     def close(self) -> None:
-        self.index.close()
-        for held in self._held:
-            held.close()
+        """Safe to call twice."""
+        self._held.close()
 
     def __enter__(self) -> Store:
         return self

@@ -1,0 +1,205 @@
+import errno
+import os
+
+import pytest
+from disks import FullDiskFileOps
+from store_world import key_of, open_store, payload_of, put
+
+from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError
+from streamsrv.store.segments import Segments
+from streamsrv.store.store import StoreOptions
+
+
+@pytest.fixture
+def store(tmp_path):
+    with open_store(tmp_path) as store:
+        yield store
+
+
+def length_of(store, segment):
+    return store.layout.segment(segment).stat().st_size
+
+
+def test_a_segment_is_borrowed_by_one_writer_and_reused(store):
+    first, second = store.segments.borrow(), store.segments.borrow()
+    assert (first.segment, second.segment) == (1, 2)
+    first.give_back()
+    third = store.segments.borrow()
+    assert third.segment == 1
+    second.give_back()
+    third.give_back()
+    assert list(store.layout.segment_files()) == [1, 2]
+
+
+def test_segments_of_other_processes_are_found(store):
+    others = Segments(store.layout, store.index, store.ops, 1 << 20, 0)
+    mine, theirs = store.segments.borrow(), others.borrow()
+    assert (mine.segment, theirs.segment) == (1, 2)
+    theirs.give_back()
+    store.segments._listed = 0.0
+    again = store.segments.borrow()
+    assert again.segment == 2
+    again.give_back()
+    mine.give_back()
+
+
+def test_what_is_not_committed_is_cut_off(store):
+    put(store, payload_of(key_of(1)))
+    end = length_of(store, 1)
+    borrowed = store.segments.borrow()
+    borrowed.append([b"x" * 100])
+    assert length_of(store, 1) == end + 100
+    borrowed.give_back()
+    borrowed.give_back()
+    assert length_of(store, 1) == end
+
+
+def test_what_a_dead_writer_left_is_cut_off_when_borrowed(store):
+    put(store, payload_of(key_of(1)))
+    end = length_of(store, 1)
+    with store.layout.segment(1).open("ab") as file:
+        file.write(b"left over")
+    borrowed = store.segments.borrow()
+    assert (borrowed.segment, borrowed.end, length_of(store, 1)) == (1, end, end)
+    borrowed.give_back()
+
+
+def test_what_dead_writers_left_is_cut_off_when_a_store_is_opened(tmp_path):
+    with open_store(tmp_path) as store:
+        put(store, payload_of(key_of(1)))
+        end = length_of(store, 1)
+    with store.layout.segment(1).open("ab") as file:
+        file.write(b"left over")
+    with open_store(tmp_path) as store:
+        assert length_of(store, 1) == end
+        alive = store.segments.borrow()
+        alive.append([b"x" * 50])
+        store.segments.settle_all()
+        assert length_of(store, 1) == end + 50
+        alive.give_back()
+
+
+def test_a_doubt_of_the_dead_is_settled_and_one_of_the_living_is_not(store):
+    living, dying, own = (store.segments.borrow() for _ in range(3))
+    for borrowed in (living, dying):
+        borrowed.append([b"x" * 100])
+        borrowed.doubt()
+    dying.claims.close()  # as if its process had died
+    store.segments.settle(own)
+    assert (length_of(store, living.segment), length_of(store, dying.segment)) == (100, 0)
+    assert own.claims.doubts() == [living.segment]
+    os.close(dying.fd)
+    own.give_back()
+    living.give_back()
+    assert length_of(store, living.segment) == 0
+
+
+def test_a_full_segment_is_sealed_when_borrowed(tmp_path):
+    with open_store(tmp_path, options=StoreOptions(segment_size=1000, min_free=0)) as store:
+        put(store, payload_of(key_of(1), 2000))
+        put(store, payload_of(key_of(2), 100))
+        rows = store.index.segments()
+        assert (rows[1].sealed, rows[2].sealed) == (True, False)
+        assert length_of(store, 1) > 2000
+
+
+def test_a_segment_shorter_than_committed_is_not_used(store):
+    put(store, payload_of(key_of(1)))
+    os.truncate(store.layout.segment(1), 10)
+    borrowed = store.segments.borrow()
+    assert borrowed.segment == 2
+    borrowed.give_back()
+    assert length_of(store, 1) == 10
+
+
+def test_a_missing_file_is_made_only_for_an_empty_segment(store):
+    put(store, payload_of(key_of(1)))
+    store.layout.segment(1).unlink()
+    store.index.add_segment()
+    store.segments.refresh()
+    borrowed = store.segments.borrow()
+    assert borrowed.segment == 2
+    borrowed.give_back()
+
+
+def test_a_file_that_the_index_does_not_know_is_not_written_to(store):
+    store.layout.segment(1).write_bytes(b"somebody's")
+    with pytest.raises(StoreCorrupt, match="does not know"):
+        store.segments.borrow()
+    assert store.layout.segment(1).read_bytes() == b"somebody's"
+
+
+def test_no_descriptor_is_kept(store):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        borrowed = store.segments.borrow()
+        borrowed.append([b"x"])
+        borrowed.give_back()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_after_a_failed_sync_the_segment_is_sealed_and_never_synced_again(tmp_path):
+    ops = FullDiskFileOps()
+    with open_store(tmp_path, fileops=ops) as store:
+        put(store, payload_of(key_of(1)))
+        ops.sync_error = errno.EIO
+        borrowed = store.segments.borrow()
+        borrowed.append([b"x" * 100])
+        with pytest.raises(StoreError, match="Input/output error"):
+            borrowed.sync()
+        ops.sync_error = None
+        ops.syncs.clear()
+        with pytest.raises(StoreError, match="could not be synced"):
+            borrowed.sync()
+        borrowed.give_back()
+        assert store.index.segments()[1].sealed
+        put(store, payload_of(key_of(2)))
+        assert "00000001.seg" not in ops.syncs
+
+
+def test_the_reserve(tmp_path):
+    ops = FullDiskFileOps()
+    with open_store(tmp_path, fileops=ops, options=StoreOptions(min_free=1000)) as store:
+        ops.free = 999
+        with pytest.raises(InsufficientStorage, match="1000 bytes"):
+            store.segments.borrow(reserve=True)
+        store.segments.borrow().give_back()
+        ops.free = 1000
+        store.segments.borrow(reserve=True).give_back()
+
+
+def test_the_default_reserve(tmp_path):
+    ops = FullDiskFileOps()
+    with open_store(tmp_path, fileops=ops, options=StoreOptions()) as store:
+        total = ops.space(tmp_path)[1]
+        ops.free = min(1 << 30, total // 50) - 1
+        with pytest.raises(InsufficientStorage):
+            store.begin()
+        ops.free += 1
+        store.begin().abort()
+
+
+def test_the_reserve_is_looked_at_while_a_body_arrives(tmp_path, monkeypatch):
+    monkeypatch.setattr("streamsrv.store.segments.SPACE_CHECK", 1000)
+    ops = FullDiskFileOps()
+    with open_store(tmp_path, fileops=ops, options=StoreOptions(min_free=1000)) as store:
+        borrowed = store.segments.borrow(reserve=True)
+        ops.free = 10
+        borrowed.append([b"x" * 900])
+        with pytest.raises(InsufficientStorage):
+            borrowed.append([b"x" * 200])
+        borrowed.give_back()
+
+
+def test_a_full_disk_is_told_as_such(tmp_path):
+    ops = FullDiskFileOps()
+    with open_store(tmp_path, fileops=ops) as store:
+        put(store, payload_of(key_of(1)))
+        end = length_of(store, 1)
+        borrowed = store.segments.borrow()
+        ops.room = 30
+        with pytest.raises(InsufficientStorage, match="full"):
+            borrowed.append([b"x" * 100])
+        assert length_of(store, 1) == end + 30
+        borrowed.give_back()
+        assert length_of(store, 1) == end
