@@ -81,8 +81,8 @@ _ASKED = {
     level: frozenset(row.tag for row in attributes_at(level) if row.returned is Returned.ASKED)
     for level in Level
 }
-_OF_ITEMS: dict[str, frozenset[str]] = {
-    outer: frozenset(row.path[1] for row in QUERY_ATTRIBUTES if len(row.path) == 2 and row.path[0] == outer)
+_OF_ITEMS: dict[str, tuple[str, ...]] = {
+    outer: tuple(row.path[1] for row in QUERY_ATTRIBUTES if len(row.path) == 2 and row.path[0] == outer)
     for outer in {row.path[0] for row in QUERY_ATTRIBUTES if len(row.path) == 2}
 }
 
@@ -117,13 +117,13 @@ def _has_content(value: Any) -> bool:
 def _keep(tag: str, element: JsonElement) -> JsonElement | None:
     if is_empty(element):
         return None
+    element = {"vr": element["vr"], "Value": element["Value"]}
     wanted = _OF_ITEMS.get(tag)
     if wanted is not None:
-        items = [
+        element["Value"] = [
             {inner: item[inner] for inner in wanted if inner in item}
             for item in element["Value"][:MOST_ITEMS]
         ]
-        element = {"vr": element["vr"], "Value": items}
     return element if len(orjson.dumps(element)) <= LONGEST_KEPT else None
 
 
@@ -145,8 +145,9 @@ def at_level(attributes: JsonDataset, level: Level) -> JsonDataset:
 
 
 def variant_text(attributes: JsonDataset) -> bytes:
-    """The study and series attributes of an instance. Those that agree have the same text."""
-    return orjson.dumps(kept(attributes, (Level.STUDY, Level.SERIES)), option=orjson.OPT_SORT_KEYS)
+    """The study and series attributes of an instance, in the order of the table: those that agree have the
+    same text."""
+    return orjson.dumps(kept(attributes, (Level.STUDY, Level.SERIES)))
 
 
 def variant_digest(text: bytes) -> bytes:

@@ -178,9 +178,14 @@ def _with_moments(found: dict[Path, ValueCondition]) -> tuple[Condition, ...]:
     """Pairs of date and time ranges become one condition each."""
     conditions: dict[Path, Condition] = {**found}
     for date, time in _MOMENTS.items():
-        days, hours = found.get((date,)), found.get((time,))
-        if days and hours and isinstance(days.matcher, Range) and isinstance(hours.matcher, Range):
-            moments = Moments.of(days.matcher, hours.matcher)
-            conditions[(date,)] = MomentCondition((date,), (time,), days.row, moments, days.matcher)
+        days, hours = _range_in(found.get((date,))), _range_in(found.get((time,)))
+        if days and hours:
+            row, moments = found[(date,)].row, Moments.of(days, hours)
+            conditions[(date,)] = MomentCondition((date,), (time,), row, moments, days)
             del conditions[(time,)]
     return tuple(conditions.values())
+
+
+def _range_in(condition: ValueCondition | None) -> Range | None:
+    matcher = condition.matcher if condition else None
+    return matcher if isinstance(matcher, Range) and not matcher.single else None

@@ -156,6 +156,7 @@ class Range:
     vr: str
     low: str
     high: str
+    single: bool = False  # written as one value
 
     def matches(self, elements: Iterable[JsonElement]) -> bool:
         return any(
@@ -182,7 +183,8 @@ def _folded_case(text: str) -> str:
 
 
 def _group_matches(asked: str, group: str) -> bool:
-    return _components_match(_folded_case(asked), _folded_case(group))
+    trimmed = _folded_case(group)
+    return bool(trimmed) and _components_match(_folded_case(asked), trimmed)
 
 
 def _components_match(asked: str, group: str) -> bool:
@@ -220,7 +222,7 @@ def matcher_of(name: str, vr: str, text: str, *, fuzzy: bool = False) -> Matcher
     text = text.strip()
     if len(text) > _LONGEST:
         raise BadRequest(f"the value of {name} is longer than {_LONGEST} characters")
-    if not text.strip("*"):
+    if not text.strip("*^= " if vr == "PN" else "*"):
         return Universal()
     if vr == "SQ":
         raise BadRequest(f"{name} is a sequence: name an attribute of its items ({name}.attribute)")
@@ -256,7 +258,7 @@ def _range(name: str, vr: str, text: str) -> Range:
     # A single value first: the offset of a DT may look like the end of a range ("2024-0500").
     single = span(text)
     if single is not None:
-        return Range(vr, *single)
+        return Range(vr, *single, single=True)
     for at in (found.start() for found in re.finditer("-", text)):
         low, high = span(text[:at]), span(text[at + 1 :])
         if (low or not text[:at].strip()) and (high or not text[at + 1 :].strip()) and (low or high):

@@ -16,6 +16,7 @@ have none: they are stored and returned, yet not found by their value.
 from __future__ import annotations
 
 import datetime
+import math
 import re
 import unicodedata
 from typing import Any
@@ -100,9 +101,15 @@ def _to_utc(form: str, offset: str) -> str | None:
         try:
             moment = datetime.datetime.strptime(form[:6] + day + form[8:], "%Y%m%d%H%M%S%f")
             shift = datetime.timedelta(hours=int(offset[1:3]), minutes=int(offset[3:5]))
-            return (moment - shift if offset[0] == "+" else moment + shift).strftime("%Y%m%d%H%M%S%f")
-        except (ValueError, OverflowError):
+            return (
+                (moment - shift if offset[0] == "+" else moment + shift)
+                .strftime("%Y%m%d%H%M%S%f")
+                .rjust(20, "0")
+            )
+        except ValueError:
             continue
+        except OverflowError:
+            break  # before the year 1 or after 9999
     return None
 
 
@@ -110,6 +117,8 @@ def number_form(value: Any) -> str | None:
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
+        return None
+    if not math.isfinite(number):
         return None
     return str(int(number)) if number.is_integer() else repr(number)
 
