@@ -244,7 +244,9 @@ async def test_a_sync_runs_beside_the_receiving(port, world):
     raw = await Raw.connect(port)
     await raw.send(post(b"x" * 3_000_000))
     assert (await raw.answer())[0] == 200
-    assert world.recorders[0].calls == ["sync", "finish"]
+    *before, last = world.recorders[0].calls
+    assert set(before) == {"sync"}
+    assert last == "finish"
     await raw.close()
 
 
@@ -337,7 +339,7 @@ async def test_unknown_lengths_are_chunked_or_end_with_the_connection(port, worl
     expected = b"[" * 10 + b"a" * 100_000 + b"b]"
     raw = await Raw.connect(port)
     await raw.send(message("GET /v2/studies/1") + message("GET /v2/studies/1.2"))
-    status, headers, payload = await raw.answer()
+    _, headers, payload = await raw.answer()
     assert (headers["transfer-encoding"], payload) == ("chunked", expected)
     assert (await raw.answer())[2] == b"hello"
     await raw.close()
