@@ -26,19 +26,40 @@ from framecodecs.samples import Samples
 LIBRARY = "imagecodecs"
 BASE_RESOLUTION = 64
 TILE_PARTS_BY_RESOLUTION = 1
+ROOMY_BITS = 24  # what the mantissa of OpenJPH's numbers holds
 
 
 def header_of(frame: bytes, info: FrameInfo) -> Jpeg2000Header:
     header = read_jpeg2000_header(frame)
+    if header.precision > ROOMY_BITS and not header.reversible:
+        raise CodestreamError(f"{header.precision} bits a sample, lossy ones have at most {ROOMY_BITS}")
     if not header.high_throughput:
         raise CodestreamError("the codestream has no CAP segment of High-Throughput JPEG 2000")
     return header
 
 
 def decode(frame: bytes, info: FrameInfo, header: Jpeg2000Header) -> tuple[bytes, FrameInfo]:
+    codestream = header.codestream(frame)
+    if not header.reversible:
+        return jpeg_2000.finished(_decoded_with_room(codestream, info, header), info, header)
     with guarded(DecodeError, "HTJ2K"):
-        decoded = load(LIBRARY).htj2k_decode(header.codestream(frame), planar=False).reshape(info.shape)
+        decoded = load(LIBRARY).htj2k_decode(codestream, planar=False).reshape(info.shape)
     return jpeg_2000.finished(decoded, info, header)
+
+
+def _decoded_with_room(codestream: bytes, info: FrameInfo, header: Jpeg2000Header) -> Samples:
+    """A lossy codestream overshoots, and the wrapper lets what is whiter than white wrap around to black.
+
+    Read as if it had 24 bits, the same picture comes out with room above and below; then it is scaled back.
+    """
+    roomy = bytearray(codestream)
+    for component in range(header.components):
+        roomy[jpeg_2000.DEPTH_AT + 3 * component] = header.signed << 7 | (ROOMY_BITS - 1)
+    with guarded(DecodeError, "HTJ2K"):
+        wide = load(LIBRARY).htj2k_decode(bytes(roomy), planar=False).reshape(info.shape).view("<i4")
+    spare = ROOMY_BITS - header.precision
+    low = -(1 << (header.precision - 1)) if header.signed else 0
+    return np.clip((wide + (1 << spare >> 1)) >> spare, low, low + (1 << header.precision) - 1)
 
 
 def levels_of(info: FrameInfo) -> int:

@@ -62,7 +62,7 @@ def perform(order: Order, frames: Sequence[bytes]) -> Sequence[Result]:
         raise FrameCodecError(f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
-def handle(order: Order, file: int) -> bytes:
+def answered(order: Order, file: int) -> bytes:
     """The answer to one order, its frames put into the memory file."""
     try:
         results = perform(order, get_frames(file, order.sizes))
@@ -81,7 +81,7 @@ def serve(connection: Connection, file: int) -> None:
             return
         order = pickle.loads(message)
         signal.alarm(math.ceil(order.deadline) + ALARM_GRACE)
-        answer = handle(order, file)
+        answer = answered(order, file)
         signal.alarm(0)
         connection.send_bytes(answer)
 
