@@ -16,10 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from streamsrv.store.fileops import FileOps
 from streamsrv.store.index_batch import Batch, prepare
 from streamsrv.store.index_environment import DATABASES, Environment
 from streamsrv.store.index_lists import Budget
 from streamsrv.store.index_reading import ROWS_A_BATCH, Reading
+from streamsrv.store.index_rewrite import dump, rewrite
 from streamsrv.store.index_rows import number_key, segment_key, unpack_change, unpack_segment
 from streamsrv.store.index_search import Hit, Search
 from streamsrv.store.index_writer import Writer
@@ -147,6 +149,17 @@ class Index(Reading):
     def epoch(self) -> str:
         """Sequences of changes count within it; a rebuilt index has another."""
         return self.about()["epoch"]
+
+    def dump(self, name: str) -> Iterator[tuple[bytes, bytes]]:
+        """Every raw key and value of a database (`index_rows` draws them), in order; in batches, beside
+        writers. For checks: an index of the same instances has equal rows in instances (but for the serial,
+        the first eight bytes of a value), variants, studies, series, attributes and uids."""
+        return dump(self._environment, name)
+
+    def rewrite(self, fileops: FileOps | None = None) -> None:
+        """Into a new file, which holds nothing of what was deleted. No other thread may use the index
+        meanwhile; StoreLocked if another process has it open."""
+        rewrite(self._environment, fileops or FileOps())
 
     def statistics(self) -> dict[str, int]:
         """Rows in each database, and the bytes of the index file in use and in all."""

@@ -89,7 +89,7 @@ class Environment:
         self._users = self._join()
         try:
             with translated("opening the index"):
-                self._open()
+                self.open_map()
         except BaseException:
             os.close(self._users)
             raise
@@ -108,7 +108,7 @@ class Environment:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         return descriptor
 
-    def _open(self) -> None:
+    def open_map(self) -> None:
         lock = not self.read_only or os.access(self.folder, os.W_OK)
         self.lmdb = lmdb.open(
             str(self.folder),
@@ -157,8 +157,11 @@ class Environment:
         with translated(doing), self.lmdb.begin() as transaction:
             yield transaction
 
-    def close(self) -> None:
+    def close_map(self) -> None:
         self.lmdb.close()
+
+    def close(self) -> None:
+        self.close_map()
         os.close(self._users)
 
     @contextlib.contextmanager
@@ -167,6 +170,8 @@ class Environment:
         try:
             fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            # An attempt that fails may have cost the shared lock.
+            fcntl.flock(self._users, fcntl.LOCK_SH)
             raise StoreLocked("the index can be rewritten only while no other process has it open") from error
         try:
             yield

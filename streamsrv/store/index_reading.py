@@ -65,6 +65,13 @@ class Reading:
             for key, value in self._page("instances", start, after, limit)
         ]
 
+    def rows(self, after: InstanceKey | None = None, limit: int = ROWS_A_BATCH) -> list[InstanceRow]:
+        """Pages through all instances, in key order."""
+        return [
+            unpack_instance(split_triple(key), value)
+            for key, value in self._page("instances", b"", after, limit)
+        ]
+
     def instances_in(self, segment: int) -> Iterator[InstanceRow]:
         """Every instance that lies in a segment, by walking the whole index."""
         after: InstanceKey | None = None
