@@ -18,8 +18,8 @@ READ_AHEAD = 8 << 20
 
 
 class StreamReader:
-    """Pulls the chunks of a Stream, and holds it to its length. `pull` runs in a thread, all else in the
-    loop."""
+    """Pulls the chunks of a Stream, and holds it to its length. `pull` runs in a thread and changes nothing
+    here; what it returns is `put` in the loop."""
 
     def __init__(self, stream: Stream) -> None:
         self._chunks = stream.chunks(0, stream.length)
@@ -28,21 +28,25 @@ class StreamReader:
         self._chunk: bytes | None = None
         self.ended = stream.length == 0
 
-    def take(self) -> bytes | None:
-        chunk, self._chunk = self._chunk, None
-        return chunk
+    def pull(self) -> bytes | None:
+        """The next chunk, None at the end."""
+        return next(self._chunks, None)
 
-    def pull(self) -> None:
-        chunk = next(self._chunks, None)
+    def put(self, chunk: bytes | None) -> None:
         self._got += len(chunk or b"")
-        if self._expected is not None:
+        if self._expected is None:
+            self.ended = chunk is None
+        else:
             # A stream of known length is not asked for its end: that would be one more turn through a thread.
             self.ended = self._got == self._expected
             if self._got > self._expected or (chunk is None and not self.ended):
                 raise StoreCorrupt(f"a stream of {self._expected} bytes yielded {self._got}")
-        else:
-            self.ended = chunk is None
         self._chunk = chunk
+
+    def take(self) -> bytes | None:
+        """What was put last, once."""
+        chunk, self._chunk = self._chunk, None
+        return chunk
 
     def close(self) -> None:
         close_iterator(self._chunks)

@@ -214,20 +214,21 @@ class Transfer:
 
     def _advance_stream(self, stream: StreamReader) -> bool:
         chunk = stream.take()
-        if chunk is None:
-            if stream.ended:
-                self._stream = None
-                return True
-            if not self._busy:
-                self._in_thread(stream.pull, self._pulled)
-            return False
-        if not stream.ended:
+        if chunk is None and stream.ended:
+            stream.close()
+            self._stream = None
+            return True
+        if not stream.ended and not self._busy:
             self._in_thread(stream.pull, self._pulled)
+        if chunk is None:
+            return False
         if chunk:
             self._say(self._framed(chunk), more=False)
         return True
 
-    def _pulled(self, _: None) -> None:
+    def _pulled(self, chunk: bytes | None) -> None:
+        assert self._stream is not None
+        self._stream.put(chunk)
         if not self._watching:  # the socket waits for the stream, not the stream for the socket
             self._ready()
 

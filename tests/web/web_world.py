@@ -40,6 +40,7 @@ class Recorder:
     def read_ended(self):
         self.calls.append("read_ended")
         self.world.threads.add(threading.current_thread().name)
+        self.world.before_reading()
         self.pending = False
 
     def sync_so_far(self):
@@ -70,6 +71,7 @@ class World:
         self.answers = {}
         self.recorders = []
         self.sync_after = 1 << 30
+        self.before_reading = lambda: None
         self.full = False
 
     def retrieve(self, request, target):

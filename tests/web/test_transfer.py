@@ -1,0 +1,340 @@
+"""Plans on their way into a socket: every kind of piece, every kind of reader, every kind of end."""
+
+import asyncio
+import errno
+import os
+import random
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from web_world import DEADLINE, eventually
+
+from streamsrv.errors import StoreCorrupt
+from streamsrv.web import sources
+from streamsrv.web.pace import Meter
+from streamsrv.web.sources import PROBE_STEP, warm_bytes
+from streamsrv.web.transfer import PIECES_AT_ONCE, SLICE, Transfer
+from streamsrv.wire.answers import Answer, Literal, Span, Stream
+
+SIZE = 6 << 20
+
+
+@pytest.fixture(scope="module")
+def segment(tmp_path_factory):
+    """Path and content of a file that stands for a segment."""
+    content = random.Random(1).randbytes(SIZE)
+    path = tmp_path_factory.mktemp("segments") / "1"
+    path.write_bytes(content)
+    return path, content
+
+
+@pytest.fixture
+def pool():
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+class Line:
+    """A transfer at one end of a socket pair; the test reads at the other."""
+
+    def __init__(self, segment, pool, plan, **options):
+        self.source = os.open(segment[0], os.O_RDONLY)
+        ours, theirs = socket.socketpair()
+        for each in (ours, theirs):
+            each.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
+        self.client = theirs
+        self.meter = Meter(lambda: None, 0.0)
+        answer = Answer(200, [], plan, None, descriptor=lambda number: self.source)
+        self.transfer = Transfer(ours, answer, pool, self.meter, **options)
+
+    async def read(self, chunk=1 << 20, turns=0):
+        """Everything that arrives; `turns` of the loop go by before each read."""
+        loop, received = asyncio.get_running_loop(), bytearray()
+        while True:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            piece = await asyncio.wait_for(loop.sock_recv(self.client, chunk), DEADLINE)
+            if not piece:
+                return bytes(received)
+            received += piece
+
+    async def run(self, **reading):
+        self.transfer.start()
+        received = await self.read(**reading)
+        await self.transfer.done
+        return received
+
+    def close(self):
+        self.client.close()
+        os.close(self.source)
+
+
+@pytest.fixture
+def line(segment, pool):
+    """Makes lines that are closed in the end."""
+    made = []
+
+    def make(plan, **options):
+        made.append(Line(segment, pool, plan, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def stream_of(content, sizes, length=None):
+    def chunks(start, stop):
+        at = 0
+        for size in sizes:
+            yield content[at : at + size]
+            at += size
+
+    return Stream(chunks, length)
+
+
+def random_plan(seed, content):
+    """Some pieces and the bytes that they stand for."""
+    draw = random.Random(seed)
+    pieces, expected = [], []
+    for _ in range(draw.randrange(40)):
+        size = draw.choice((0, 1, 100, 5_000, 70_000, 300_000))
+        at = draw.randrange(SIZE - size)
+        part = content[at : at + size]
+        kind = draw.choice("lsk")
+        if kind == "l":
+            pieces.append(Literal(part))
+        elif kind == "s":
+            pieces.append(Span(1, at, size))
+        else:
+            half = size // 2
+            sizes = [half, 0, size - half] if half else [size]
+            pieces.append(stream_of(part, sizes, draw.choice((None, size))))
+        expected.append(part)
+    return pieces, b"".join(expected)
+
+
+def unchunked(payload):
+    """The content of a chunked body that must be whole."""
+    content, at = b"", 0
+    while True:
+        end = payload.index(b"\r\n", at)
+        size = int(payload[at:end], 16)
+        assert payload[end + 2 + size : end + 4 + size] == b"\r\n"
+        content += payload[end + 2 : end + 2 + size]
+        at = end + 4 + size
+        if not size:
+            assert at == len(payload)
+            return content
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["list", "lazy"])
+@pytest.mark.parametrize("seed", range(25))
+async def test_any_plan_arrives_whole_and_in_order(http_server, line, segment, seed, lazy):
+    pieces, expected = random_plan(seed, segment[1])
+    plan = (piece for piece in pieces) if lazy else pieces
+    reading = random.Random(seed).choice(({}, {"chunk": 10_000}, {"chunk": 50_000, "turns": 3}))
+    one = line(plan, prefix=b"HEAD")
+    assert await one.run(**reading) == b"HEAD" + expected
+    assert one.transfer.sent == one.meter.moved == len(expected) + 4
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["list", "lazy"])
+@pytest.mark.parametrize("seed", range(25))
+async def test_chunked_it_is_the_same(http_server, line, segment, seed, lazy):
+    pieces, expected = random_plan(seed, segment[1])
+    plan = iter(pieces) if lazy else tuple(pieces)
+    received = await line(plan, prefix=b"", chunked=True).run()
+    assert unchunked(received) == expected
+
+
+async def test_long_lazy_plans_are_made_a_batch_at_a_time(http_server, line, segment):
+    made, threads = [], set()
+
+    def plan():
+        for number in range(10 * PIECES_AT_ONCE):
+            made.append(number)
+            threads.add(threading.current_thread())
+            yield Span(1, number * 10, 10)
+            yield Literal(b"x" * 10_000)
+
+    one = line(plan())
+    one.transfer.start()
+    await eventually(lambda: made and one.transfer.sent and one.transfer._watching)
+    assert len(made) <= PIECES_AT_ONCE
+    assert threading.main_thread() not in threads
+    received = await one.read()
+    assert len(received) == 10 * PIECES_AT_ONCE * 10_010
+
+
+async def test_a_stream_is_pulled_one_chunk_ahead_and_no_further(http_server, line):
+    pulled = []
+
+    def chunks(start, stop):
+        for number in range(50):
+            pulled.append(number)
+            yield bytes([number]) * (1 << 20)
+
+    one = line([Stream(chunks, 50 << 20)])
+    one.transfer.start()
+    await eventually(lambda: len(pulled) == 2)
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+    assert len(pulled) == 2
+    received = await one.read()
+    assert received == b"".join(bytes([number]) * (1 << 20) for number in range(50))
+    await one.transfer.done
+
+
+async def test_pages_that_are_not_in_memory_are_sent_from_a_thread(http_server, line, segment, monkeypatch):
+    sent = []
+
+    def send_cold(*args):
+        sent.append(threading.current_thread())
+        return sources.send_cold(*args)
+
+    monkeypatch.setattr("streamsrv.web.transfer.send_cold", send_cold)
+    one = line([Span(1, 0, SIZE)])
+    os.fsync(one.source)
+    os.posix_fadvise(one.source, 0, 0, os.POSIX_FADV_DONTNEED)
+    if warm_bytes(one.source, 0, SIZE) == SIZE:
+        pytest.skip("this file system does not forget its pages when asked to")
+    assert await one.run() == segment[1]
+    assert sent
+    assert threading.main_thread() not in sent
+
+
+@pytest.mark.parametrize("fault", [errno.EOPNOTSUPP, errno.EAGAIN])
+async def test_a_file_system_that_cannot_tell_counts_as_cold(http_server, line, segment, monkeypatch, fault):
+    def preadv(*args):
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    one = line([Span(1, 7, SIZE - 7)])
+    assert warm_bytes(one.source, 0, SIZE) == 0
+    assert await one.run() == segment[1][7:]
+
+
+async def test_other_faults_of_the_disk_end_the_transfer(http_server, line, monkeypatch):
+    def preadv(*args):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    with pytest.raises(OSError, match="Input/output error"):
+        await line([Span(1, 0, SIZE)]).run()
+
+
+def test_warm_bytes_stop_at_the_first_cold_page(segment, monkeypatch):
+    asked = []
+
+    def preadv(source, buffers, at, flags):
+        asked.append(at)
+        if at >= 3 * PROBE_STEP:
+            raise BlockingIOError
+        return 1
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    assert warm_bytes(0, PROBE_STEP, SIZE) == 2 * PROBE_STEP
+    assert warm_bytes(0, PROBE_STEP, PROBE_STEP + 5) == PROBE_STEP + 5
+    assert warm_bytes(0, 3 * PROBE_STEP, 10) == 0
+
+
+@pytest.mark.parametrize("cold", [False, True])
+async def test_a_segment_that_ends_too_early_is_an_error(http_server, line, monkeypatch, cold):
+    if cold:
+        monkeypatch.setattr("streamsrv.web.transfer.warm_bytes", lambda *_: 0)
+    with pytest.raises(StoreCorrupt, match="a segment ends at byte"):
+        await line([Span(1, SIZE - 10, 11)]).run()
+
+
+@pytest.mark.parametrize(("length", "sizes"), [(10, [5]), (10, [5, 6]), (10, []), (10, [0, 5])])
+async def test_a_stream_of_another_length_is_an_error(http_server, line, length, sizes):
+    plan = [stream_of(b"x" * 100, sizes, length), Literal(b"end")]
+    with pytest.raises(StoreCorrupt, match="a stream of"):
+        await line(plan).run()
+
+
+async def test_spans_that_nobody_opens_are_an_error(http_server, line):
+    one = line([Span(1, 0, 10)])
+    one.transfer._answer.descriptor = None
+    with pytest.raises(StoreCorrupt, match="nobody"):
+        await one.run()
+
+
+async def test_a_plan_that_fails_ends_the_transfer(http_server, line):
+    def plan():
+        yield Literal(b"first")
+        raise RuntimeError("the plan is broken")
+
+    with pytest.raises(RuntimeError, match="the plan is broken"):
+        await line(plan(), chunked=True).run()
+
+
+async def test_a_client_that_goes_ends_the_transfer(http_server, line):
+    one = line([Span(1, 0, SIZE)])
+    one.transfer.start()
+    one.client.close()
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(one.transfer.done, DEADLINE)
+
+
+async def test_abort_waits_for_the_thread_and_closes_what_it_pulled(http_server, line):
+    inside, leave, closed = threading.Event(), threading.Event(), []
+
+    def chunks(start, stop):
+        try:
+            inside.set()
+            leave.wait(DEADLINE)
+            yield b"x"
+        finally:
+            closed.append(True)
+
+    one = line([Stream(chunks, None)])
+    one.transfer.start()
+    await eventually(inside.is_set)
+    one.transfer.abort(TimeoutError("too slow"))
+    assert not one.transfer.done.done()
+    leave.set()
+    with pytest.raises(TimeoutError, match="too slow"):
+        await asyncio.wait_for(one.transfer.done, DEADLINE)
+    assert closed == [True]
+    one.transfer.abort(RuntimeError("again"))
+
+
+async def test_abort_of_a_reader_that_stopped_reading(http_server, line):
+    closed = []
+
+    def plan():
+        try:
+            while True:
+                yield Literal(b"x" * 50_000)
+        finally:
+            closed.append(True)
+
+    one = line(plan())
+    one.transfer.start()
+    await eventually(lambda: one.transfer._watching)
+    one.transfer.abort(TimeoutError("too slow"))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(one.transfer.done, DEADLINE)
+    assert closed == [True]
+
+
+async def test_others_get_their_turn_between_slices(http_server, line, segment):
+    one = line([Span(1, 0, SIZE)] * 20)
+    turns = 0
+
+    async def count():
+        nonlocal turns
+        while not one.transfer.done.done():
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.ensure_future(count())
+    received = await one.run()
+    await counting
+    assert len(received) == 20 * SIZE
+    assert turns >= 20 * SIZE // SLICE
