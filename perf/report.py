@@ -14,9 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeAlias
 
-import matplotlib
-
-matplotlib.use("svg")
 from matplotlib import pyplot
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -112,26 +109,43 @@ class Report:
 
     def plot(self, path: Path) -> None:
         """A panel a measure, a bar a subject."""
-        measures = list(dict.fromkeys(row.measure for row in self.rows if row.value is not None))
+        drawn = [row for row in self.rows if row.value is not None]
+        measures = {row.measure: [other for other in drawn if other.measure == row.measure] for row in drawn}
+        heights = [1.5 + len(rows) for rows in measures.values()] or [1.0]
+        pyplot.switch_backend("svg")
+        pyplot.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "perf"})  # small, and the same again
         figure, panels = pyplot.subplots(
-            len(measures) or 1, 1, figsize=(9, 1 + 1.2 * len(measures)), squeeze=False, layout="constrained"
+            len(heights),
+            figsize=(9, 0.3 * sum(heights)),
+            height_ratios=heights,
+            squeeze=False,
+            layout="constrained",
         )
-        for panel, measure in zip(panels[:, 0], measures, strict=False):
-            bars = [row for row in self.rows if row.measure == measure and row.value is not None]
-            colours = ["tab:blue" if row.subject == "streamsrv" else "tab:gray" for row in bars]
-            drawn = panel.barh([row.subject for row in bars], [row.value for row in bars], color=colours)
-            panel.bar_label(drawn, fmt="%.4g", padding=3)
-            panel.set_title(f"{measure} ({bars[0].unit})", loc="left", fontsize=9)
+        for panel, (measure, rows) in zip(panels[:, 0], measures.items(), strict=False):
+            ours = ("tab:blue" if self.is_ours(row) else "tab:gray" for row in rows)
+            bars = panel.barh([row.subject for row in rows], [row.value for row in rows], color=list(ours))
+            panel.bar_label(bars, labels=[_number(row) for row in rows], padding=3, fontsize=8)
+            panel.set_title(f"{measure} ({rows[0].unit})", loc="left", fontsize=9)
             panel.spines[["top", "right"]].set_visible(False)
+            panel.tick_params(labelsize=8)
             panel.invert_yaxis()
             panel.margins(x=0.12)
         figure.savefig(path, metadata={"Date": None})
         pyplot.close(figure)
 
+    @staticmethod
+    def is_ours(row: Row) -> bool:
+        return row.subject not in ("nginx", "Orthanc", "cp + fsync")
+
 
 def _line(row: Row) -> str:
-    value = "-" if row.value is None else f"{row.value:,.0f}" if row.value >= 100 else f"{row.value:.3g}"
-    return f"{row.subject:<28} {value:>10} {row.unit:<14} {row.note}".rstrip()
+    return f"{row.subject:<28} {_number(row):>10} {row.unit:<14} {row.note}".rstrip()
+
+
+def _number(row: Row) -> str:
+    if row.value is None:
+        return "-"
+    return f"{row.value:,.0f}" if row.value >= 100 else f"{row.value:.3g}"
 
 
 def _verdict(claim: Claim) -> str:
