@@ -26,7 +26,7 @@ from streamsrv.wire.answers import Answer, Piece, Request
 from streamsrv.wire.conditional import etag_of, evaluate
 from streamsrv.wire.mediatypes import DICOM, OCTETS
 from streamsrv.wire.multipart import boundary_from, multipart_type
-from streamsrv.wire.resources import Kind, Target, bulk_url, frame_url, instance_url
+from streamsrv.wire.resources import Kind, Level, Target, bulk_url, frame_url, instance_url
 
 # Frames of these kinds are samples without compression.
 UNCOMPRESSED = (FrameKind.NATIVE, FrameKind.BITS)
@@ -61,7 +61,7 @@ def instances(store: Store, selection: Selection, request: Request, target: Targ
         ranges_of(request),
         selection.syntaxes,
         transcodable=transcodable,
-        single=selection.count == 1,
+        single=target.level is Level.INSTANCE,
         keep=True,
     )
     if not choice.multipart:
