@@ -102,7 +102,7 @@ class Elements:
             if level.items:
                 yield self._item(level, buffer, at)
                 continue
-            unpack, creators = _HEADERS[level.little], level.creators
+            unpack, notes = _HEADERS[level.little], level.notes
             vrs = SHORT_VRS if level.explicit else _NO_VRS
             while at + 8 <= limit:
                 group, element, vr, length = unpack(buffer, at)
@@ -114,7 +114,7 @@ class Elements:
                     if stop <= limit:
                         value = buffer[start:stop]
                         if group & 1 and 0x10 <= element < 0x100:
-                            creators[group << 8 | element] = value
+                            notes[group << 8 | element] = value
                         at = stop
                         yield group << 16 | element, name, base + start, length, value
                         continue
@@ -204,7 +204,8 @@ class Elements:
         name, header, length = self._explicit_header(tag, vr, length) if level.explicit else ("", 8, length)
         if not name:
             length = _WORDS[level.little](buffer, at + 4)[0]
-        if not name or name == "UN":
+        unknown = name == "UN"
+        if not name or unknown:
             name = known_vr(level, tag, length, self._signed_pixels) or name or "UN"
         start = position + header
         if length == UNDEFINED:
@@ -213,7 +214,7 @@ class Elements:
         if stop > level.end:
             raise NotDicom("a value is longer than what holds it", offset=position, tag=_hex(tag))
         if name == "SQ":
-            return self._open(level, tag, start, length)
+            return self._open(level, tag, start, length, implicit=unknown)
         value = self._load(tag, name, start, length)
         if value:
             level.note(tag, value)
@@ -242,8 +243,8 @@ class Elements:
         """Pixel Representation of the nearest dataset around, looked up ahead if its turn is still to
         come."""
         for level in reversed(self.levels):
-            if PIXEL_REPRESENTATION in level.noted:
-                return level.noted[PIXEL_REPRESENTATION][:1] == b"\1"
+            if PIXEL_REPRESENTATION in level.notes:
+                return level.notes[PIXEL_REPRESENTATION][:1] == b"\1"
         if self._ahead is None:
             self._ahead = b""
             ahead = self.again()

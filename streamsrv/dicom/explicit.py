@@ -132,7 +132,7 @@ def piece_bytes(pread: Pread, piece: Piece) -> Iterator[bytes]:
 
 
 def file_meta(meta: FileMeta, syntax: str) -> bytes:
-    """File meta information with another transfer syntax and a true group length, everything else as it was."""
+    """File meta information with another transfer syntax and a true group length, else as it was."""
     uid = syntax.encode()
     elements = {tag: (vr, value) for tag, vr, value in meta.elements if tag != GROUP_LENGTH}
     elements[TRANSFER_SYNTAX_UID] = ("UI", uid + b"\0" * (len(uid) % 2))

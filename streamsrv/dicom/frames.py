@@ -17,6 +17,7 @@ Numbers that disagree: never more frames than NumberOfFrames says, never one tha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from struct import Struct
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from streamsrv.dicom.instance import FRAGMENTED, FrameKind, Frames
 from streamsrv.dicom.window import Pread
 from streamsrv.errors import NotDicom
 
+_HEADER = Struct("<II")
 Numbers = NDArray[np.uint64]
 
 _ALL = 1024  # up to so many frames every item header is looked at
@@ -102,11 +104,11 @@ class Encapsulated:
         if not self.little:  # fragments are always little endian (A.4): these are passed over, not laid out
             items = scan_items(self.pread, self.start, self.end, self.limit, little=False)
             return Frames(FrameKind.EMPTY), items.end
-        head = np.frombuffer(self.pread(self.start, 8), "<u4")
-        if len(head) < 2 or head[0] != ITEM or int(head[1]) > min(self.end - self.start - 8, 4 * self.limit):
+        size = self._length_at(self.start)
+        if size is None or size > min(self.end - self.start - 8, 4 * self.limit):
             return self._scan(self.start, np.empty(0, np.uint64))
-        size = int(head[1])
-        basic = np.frombuffer(self.pread(self.start + 8, size // 4 * 4), "<u4").astype(np.uint64)
+        value = self.pread(self.start + 8, size)
+        basic = np.frombuffer(value, "<u4", len(value) // 4).astype(np.uint64)
         first = self.start + 8 + size
         if self.seekable and not self.single:
             found = self._by_extended(first) or self._by_basic(first, basic)
@@ -143,8 +145,9 @@ class Encapsulated:
 
     def _length_at(self, position: int) -> int | None:
         """The length of the item at `position`, None if there is no item."""
-        head = np.frombuffer(self.pread(position, 8), "<u4")
-        return int(head[1]) if len(head) == 2 and head[0] == ITEM else None
+        head = self.pread(position, 8)
+        tag, length = _HEADER.unpack(head) if len(head) == 8 else (0, 0)
+        return length if tag == ITEM else None
 
     def _believed(self, starts: Numbers, lengths: Numbers, slack: int) -> tuple[Frames, int] | None:
         """The table's frames if a sample of item headers agrees and nothing but the delimiter follows the
@@ -196,9 +199,9 @@ class Encapsulated:
             return np.zeros(1, np.int64)
         if count <= number:
             return np.arange(count)
-        return self._by_marker(items, number)
+        return self._by_marker(items)
 
-    def _by_marker(self, items: Items, number: int) -> NDArray[np.int64]:
+    def _by_marker(self, items: Items) -> NDArray[np.int64]:
         """More fragments than frames and no table: a frame ends with the fragment that holds the end
         marker."""
         ended = [
@@ -206,7 +209,7 @@ class Encapsulated:
             for offset, length in zip(items.offsets, items.lengths, strict=True)
         ]
         if not any(ended):
-            return np.arange(number)  # RLE: one fragment is one frame
+            return np.arange(len(ended))  # RLE: one fragment is one frame
         return np.array([0, *(place + 1 for place, last in enumerate(ended[:-1]) if last)])
 
     def _grouped(self, begins: NDArray[np.int64], offsets: Numbers, lengths: Numbers) -> Frames:

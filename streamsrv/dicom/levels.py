@@ -20,7 +20,7 @@ class Level:
     """An open dataset (`items` False) or sequence (`items` True). `end` bounds it; `delimited` if a delimiter
     ends it before."""
 
-    __slots__ = ("creators", "delimited", "end", "explicit", "items", "little", "noted", "tag")
+    __slots__ = ("delimited", "end", "explicit", "items", "little", "notes", "tag")
 
     def __init__(
         self, tag: int, end: int, *, items: bool, delimited: bool, explicit: bool, little: bool
@@ -31,15 +31,15 @@ class Level:
         self.delimited = delimited
         self.explicit = explicit
         self.little = little
-        self.creators: dict[int, bytes] = {}  # group and block -> private creator
-        self.noted: dict[int, bytes] = {}  # implicit VR: values that decide the VR of others
+        # What decides how others are read: private creators by group and block (24 bits), values by tag.
+        self.notes: dict[int, bytes] = {}
 
     def note(self, tag: int, value: bytes) -> None:
         """Remember a value that decides how others are read."""
         if tag in (PIXEL_REPRESENTATION, LUT_DESCRIPTOR):
-            self.noted[tag] = value
+            self.notes[tag] = value
         elif tag >> 16 & 1 and 0x10 <= tag & 0xFFFF < 0x100:
-            self.creators[tag >> 16 << 8 | tag & 0xFF] = value
+            self.notes[tag >> 16 << 8 | tag & 0xFF] = value
 
 
 def known_vr(level: Level, tag: int, length: int, signed_pixels: Callable[[], bool]) -> str | None:
@@ -57,7 +57,7 @@ def _private_vr(level: Level, tag: int) -> str | None:
     element = tag & 0xFFFF
     if 0x10 <= element < 0x100:
         return "LO"
-    creator = level.creators.get(tag >> 16 << 8 | element >> 8)
+    creator = level.notes.get(tag >> 16 << 8 | element >> 8)
     if not creator or element < 0x1000:
         return None
     vr = private_vr(tag, creator.decode("latin-1").strip(" \0"))
@@ -68,6 +68,6 @@ def _unambiguous(level: Level, vr: str, signed_pixels: Callable[[], bool]) -> st
     """One VR for "US or SS", "OB or OW", "US or OW" and "US or SS or OW" (PS3.3 C.11.1.1.1 for LUT Data)."""
     if vr == "US or SS":
         return "SS" if signed_pixels() else "US"
-    if vr == "US or OW" and level.noted.get(LUT_DESCRIPTOR, b"")[:2] == b"\1\0":
+    if vr == "US or OW" and level.notes.get(LUT_DESCRIPTOR, b"")[:2] == b"\1\0":
         return "US"
     return "OW"

@@ -85,7 +85,7 @@ def tag_of(name: str) -> str | None:
     """The tag of a keyword ("PatientID") or of eight hex digits in any case; None for anything else."""
     if _HEX.fullmatch(name):
         return name.upper()
-    tag = tag_for_keyword(name)
+    tag = tag_for_keyword(name) if name else None  # some retired rows have no keyword
     return None if tag is None else f"{tag:08X}"
 
 

@@ -57,6 +57,7 @@ _SINGLE_TEXTS = ("LT", "ST", "UT")
 _CODES = ("AS", "CS", "DA", "DT", "TM", "UI")
 _NAME_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 _DECIMAL = b"0123456789+-.eE \\"
+_SURELY_FINITE = 4  # longer numerals may be beyond what a double holds ("1e999")
 _INTEGER = b"0123456789+- \\"
 
 
@@ -71,7 +72,7 @@ def swapped(value: bytes, width: int) -> bytes:
 
 def _several(vr: str, codec: str, lenient: bool, decode: Decoder) -> Converter:
     def convert(value: bytes) -> JsonElement:
-        # The common case without a second call.
+        # The usual case without a second call.
         text = decode(value) if lenient or b"\x1b" in value else value.decode(codec)
         if "\\" in text:
             return _element(vr, [part.rstrip("\0 ") or None for part in text.split("\\")])
@@ -141,12 +142,22 @@ def _numeral(vr: str, characters: bytes, one: Callable[[str], float]) -> Convert
         if not value:
             return {"vr": vr}
         try:
-            return {"vr": vr, "Value": orjson.loads(b"[" + value.replace(b"\\", b",") + b"]")}
+            numbers = orjson.loads(b"[" + value.replace(b"\\", b",") + b"]")
         except orjson.JSONDecodeError:
             parts = value.decode().split("\\")
             return _element(vr, [one(part) if part.strip() else None for part in parts])
+        if len(value) > _SURELY_FINITE and sum(numbers) * 0 != 0:
+            raise ValueError("too large for a number")
+        return {"vr": vr, "Value": numbers}
 
     return convert
+
+
+def _finite_number(text: str) -> float:
+    number = float(text)
+    if number * 0 != 0:
+        raise ValueError("too large for a number")
+    return number
 
 
 def _numbers(vr: str, order: str) -> Converter:
@@ -211,7 +222,7 @@ def converters_for(codecs: tuple[str, ...], little: bool, lenient: bool = False)
         for vr in ("OB", "OD", "OF", "OL", "OV", "OW", "UN")
     }
     table |= {"AE": _titles, "AT": _tags(order), "PN": _names(decode), "UR": _locator}
-    table["DS"] = _numeral("DS", _DECIMAL, float)
+    table["DS"] = _numeral("DS", _DECIMAL, _finite_number)
     table["IS"] = _numeral("IS", _INTEGER, int)
     return table
 
