@@ -5,6 +5,7 @@
     DATA/claims            byte-range locks of writers (see claims)
     DATA/segments/NNNNNNNN.seg
     DATA/index/            LMDB; index.new while reindex builds another, index.old while they change places
+    DATA/index.check/      what check compares the index with, while it runs
 
 Rules of this file
 - store.toml is flocked too: shared by everything that has the store open, exclusive by reindex. So no
@@ -64,6 +65,10 @@ class Layout:
     @property
     def old_index(self) -> Path:
         return self.root / "index.old"
+
+    @property
+    def scratch_index(self) -> Path:
+        return self.root / "index.check"
 
     def segment(self, segment: int) -> Path:
         return self.segments / f"{segment:08d}.seg"

@@ -63,9 +63,9 @@ def learn(read, row_facts):
     return NewInstance(row, frames, table, [BulkValue("7FE00010", "OW", 100, length - 100)], attributes)
 
 
-def derive(read, length, facts):
+def derive(record):
     """As check and reindex want it."""
-    return learn(read, vars(facts) if not isinstance(facts, dict) else facts)
+    return describe(record)
 
 
 def describe(record):

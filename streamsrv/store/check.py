@@ -1,0 +1,272 @@
+"""Is what lies on the disk what was written? Every record hashed again, every row of the index derived again.
+
+Strategy: (1) walk each segment up to its committed end, hash every payload, derive every living instance from
+its bytes, compare what the index has of it on the spot, and put it into a scratch index; (2) a whole record
+that the index does not know must have been killed: look for its tombstone; (3) compare the index with the
+scratch index (see audit), and the bytes that it counts in segments.
+
+It runs beside a live server, of which it takes one thing for granted: what lies before a committed end never
+changes. Whatever is not as expected is looked up again before it is reported, for the server may have moved
+on. Compaction waits until it is done.
+
+Rules of this file
+- Nothing of the store is changed. A finding says where (segment and byte, or database and row) and what; no
+  patient's value is in it.
+- `derive` makes the index entry of a record from its bytes: the reader of DICOM lives upstairs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import xxhash
+
+from streamsrv.errors import InstanceError, SegmentGone, StoreCorrupt, StoreLocked
+from streamsrv.store.audit import Audit
+from streamsrv.store.claims import Claims
+from streamsrv.store.folder import Held
+from streamsrv.store.leases import SegmentLease
+from streamsrv.store.records import HEADER, NO_ID, Damage, Found, Kind, unpack_ids
+from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
+from streamsrv.store.store import Store
+from streamsrv.store.transaction import Record
+
+Derive: TypeAlias = Callable[[Record], NewInstance]
+
+HASH_WINDOW = 1 << 20
+
+
+class Severity(enum.StrEnum):
+    ERROR = "error"
+    NOTE = "note"  # nothing is lost and nothing needs to be done
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    severity: Severity
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.where}: {self.what}"
+
+
+def error(where: str, what: str) -> Finding:
+    return Finding(Severity.ERROR, where, what)
+
+
+def at(segment: int, offset: int) -> str:
+    return f"segment {segment}, byte {offset}"
+
+
+@dataclass(slots=True)
+class Descriptor:
+    """What a Record reads from."""
+
+    fd: int
+
+
+def stored_record(fd: int, segment: int, found: Found) -> Record:
+    """A record of a segment, as `derive` wants it."""
+    header = found.header
+    location = Location(segment, found.payload, header.length)
+    return Record(Descriptor(fd), 0, location, header.record_id, header.digest, header.stored_at)
+
+
+def digest_of(fd: int, offset: int, length: int) -> bytes:
+    """xxh3-128 of a range, through a window."""
+    running = xxhash.xxh3_128()
+    for start in range(offset, offset + length, HASH_WINDOW):
+        running.update(os.pread(fd, min(HASH_WINDOW, offset + length - start), start))
+    return running.digest()
+
+
+def check(store: Store, derive: Derive) -> Iterator[Finding]:
+    """Findings as they come; none means that all is well. StoreLocked while a compaction or another check
+    runs."""
+    with contextlib.ExitStack() as held:
+        held.enter_context(contextlib.closing(_undisturbed(store)))
+        scratch = held.enter_context(_scratch(store))
+        audit = held.enter_context(contextlib.closing(Audit(store.index, scratch)))
+        yield from _Checker(store, derive, audit).run()
+
+
+def _undisturbed(store: Store) -> Claims | Held:
+    """Compaction moves records about: not now. A folder that cannot be written to has none."""
+    try:
+        claims = Claims(store.layout.claims, store.ops)
+    except PermissionError:
+        return Held(-1)
+    if claims.compact():
+        return claims
+    claims.close()
+    raise StoreLocked("a compaction or another check is running on this store")
+
+
+@contextlib.contextmanager
+def _scratch(store: Store) -> Iterator[Path]:
+    """A folder for the scratch index, beside the real one where that can be, for it is as large."""
+    beside = store.layout.scratch_index
+    if not os.access(store.layout.root, os.W_OK):
+        with tempfile.TemporaryDirectory(prefix="streamsrv-") as folder:
+            yield Path(folder)
+        return
+    store.ops.remove_folder(beside)
+    store.ops.make_folder(beside)
+    try:
+        yield beside
+    finally:
+        store.ops.remove_folder(beside)
+
+
+class _Checker:
+    def __init__(self, store: Store, derive: Derive, audit: Audit) -> None:
+        self._store = store
+        self._index = store.index
+        self._derive = derive
+        self._audit = audit
+        # Whole records that the index does not point to: id -> where, and whose. They must have been killed.
+        self._suspects: dict[bytes, tuple[Location, InstanceKey]] = {}
+        self._payloads: dict[int, int] = {}  # segment -> bytes of its instances' payloads, dead or alive
+        self._others: dict[int, int] = {}  # segment -> bytes of its voids and tombstones
+
+    def run(self) -> Iterator[Finding]:
+        rows = self._index.segments()
+        yield from self._files(rows)
+        for row in rows.values():
+            self._audit.segment(row)
+            yield from self._segment(row)
+        yield from self._lost()
+        for difference in self._audit.differences():
+            yield error(f"index database {difference.database}, {difference.row}", difference.what)
+        yield from self._counts(rows)
+
+    # Segments
+
+    def _files(self, rows: dict[int, SegmentRow]) -> Iterator[Finding]:
+        for segment in self._store.layout.segment_files():
+            if segment not in rows and self._index.segment(segment) is None:
+                yield Finding(
+                    Severity.NOTE,
+                    f"segment {segment}",
+                    "its file is not in the index: left over by a compaction",
+                )
+
+    def _segment(self, row: SegmentRow) -> Iterator[Finding]:
+        try:
+            with self._store.open_segments([row.segment]) as lease:
+                fd = lease.fd(row.segment)
+                length = os.fstat(fd).st_size
+                if length < row.committed_end:
+                    yield error(
+                        at(row.segment, length), f"the file ends here; the index says {row.committed_end}"
+                    )
+                self._payloads[row.segment] = self._others[row.segment] = 0
+                for step in self._store.form.walk(fd, row.segment, min(row.committed_end, length)):
+                    yield from self._step(fd, row.segment, step)
+        except SegmentGone:
+            current = self._index.segment(row.segment)
+            if current is not None and current.committed_end and current.live:
+                yield error(f"segment {row.segment}", "its file is missing")
+
+    def _step(self, fd: int, segment: int, step: Found | Damage) -> Iterator[Finding]:
+        if isinstance(step, Damage):
+            yield error(
+                at(segment, step.offset), f"record header: {step.reason}; no record up to byte {step.end}"
+            )
+            self._unreadable(segment, step.offset, step.end)
+            return
+        kind = step.header.kind
+        counted = self._payloads if kind is Kind.INSTANCE else self._others
+        if segment in counted:
+            counted[segment] += step.header.length + (0 if kind is Kind.INSTANCE else HEADER)
+        if kind is Kind.PENDING:
+            yield error(at(segment, step.offset), "record header: pending, before the committed end")
+        if kind in (Kind.INSTANCE, Kind.TOMBSTONE):
+            if digest_of(fd, step.payload, step.header.length) != step.header.digest:
+                yield error(
+                    at(segment, step.payload),
+                    f"payload of {step.header.length} bytes: its checksum is not that of its arrival",
+                )
+                self._unreadable(segment, step.offset, step.end)
+            elif kind is Kind.INSTANCE:
+                yield from self._instance(fd, segment, step)
+
+    def _unreadable(self, segment: int, begin: int, end: int) -> None:
+        self._audit.unreadable(segment, begin, end)
+        self._payloads.pop(segment, None)
+
+    def _instance(self, fd: int, segment: int, found: Found) -> Iterator[Finding]:
+        try:
+            new = self._derive(stored_record(fd, segment, found))
+            row = self._index.existing([new.row.key])[0]
+        except InstanceError as reason:
+            yield error(at(segment, found.payload), f"instance cannot be read: {reason.detail}")
+            self._unreadable(segment, found.offset, found.end)
+            return
+        except StoreCorrupt as reason:
+            yield error(f"index database instances, {'/'.join(new.row.key)}", reason.detail)
+            return
+        if row is None or row.record_id != found.header.record_id:
+            self._suspects[found.header.record_id] = (new.row.location, new.row.key)
+        elif row.location == new.row.location:
+            yield from self._compare(row, new)
+
+    def _compare(self, row: InstanceRow, new: NewInstance) -> Iterator[Finding]:
+        self._audit.add(new)
+        for database, what in self._audit.compare(row, new):
+            yield error(f"index database {database}, of {'/'.join(row.key)}", what)
+
+    def _counts(self, rows: dict[int, SegmentRow]) -> Iterator[Finding]:
+        """Live and dead bytes, of the segments in which nothing has happened since the check began."""
+        for segment, row in self._index.segments().items():
+            if segment not in self._payloads or rows.get(segment) != row:
+                continue
+            live = self._audit.live.get(segment, 0)
+            dead = self._payloads[segment] - live + self._others[segment]
+            if (row.live, row.dead) != (live, dead):
+                yield error(
+                    f"index database segments, segment {segment}",
+                    f"live and dead bytes are {row.live} and {row.dead}, should be {live} and {dead}",
+                )
+
+    # Records without a row
+
+    def _lost(self) -> Iterator[Finding]:
+        if self._suspects:
+            for segment in list(self._store.layout.segment_files()):
+                self._absolve(segment)
+        for record_id, (location, key) in self._suspects.items():
+            row = self._index.existing([key])[0]
+            indexed = row is not None and row.record_id == record_id
+            if not indexed and self._index.segment(location.segment) is not None:
+                yield error(
+                    f"index database instances, {'/'.join(key)}",
+                    f"the record at {at(*location[:2])} is whole, not deleted or replaced, and has no row",
+                )
+
+    def _absolve(self, segment: int) -> None:
+        """Those whom a record of this segment kills are rightly dead."""
+        try:
+            with self._store.open_segments([segment]) as lease:
+                for record_id in self._killed(lease, segment):
+                    self._suspects.pop(record_id, None)
+        except SegmentGone:
+            return
+
+    def _killed(self, lease: SegmentLease, segment: int) -> Iterator[bytes]:
+        fd = lease.fd(segment)
+        for step in self._store.form.walk(fd, segment, os.fstat(fd).st_size):
+            if isinstance(step, Damage):
+                continue
+            if step.header.kind is Kind.TOMBSTONE:
+                yield from unpack_ids(os.pread(fd, step.header.length, step.payload))
+            elif step.header.kind is Kind.INSTANCE and step.header.replaced != NO_ID:
+                yield step.header.replaced

@@ -1,0 +1,283 @@
+"""Compaction: the living records of mostly dead segments move to another segment, and the dead ones' files
+go.
+
+Strategy: a victim is sealed, so that nothing in it changes any more but which of its records live. Those are
+copied within the kernel to a borrowed segment in slices, synced, and swapped in the index by compare-and-set;
+then the tombstones that are still needed; then the file is unlinked. It runs beside a live server: readers
+that have the file open keep it, others look up again.
+
+A crash leaves at most copies that the index does not point to (they are cut off with the segment that was
+borrowed for them, or are dead in it), and a victim that the next compaction takes up again. Copies keep their
+record id, so whatever kills one kills both.
+
+Rules of this file
+- A tombstone goes with its segment only if no other segment holds a record that it kills. Where a damaged
+  header might hide such a record, all are kept.
+- A victim is unlinked only when the index says that nothing lives in it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamsrv.errors import SegmentGone, StoreLocked
+from streamsrv.store import failpoints
+from streamsrv.store.claims import Claims
+from streamsrv.store.leases import SegmentLease
+from streamsrv.store.records import HEADER, NO_ID, Damage, Found, Header, HeaderDamaged, Kind, unpack_ids
+from streamsrv.store.rows import InstanceRow, Location, SegmentRow
+from streamsrv.store.segments import Borrowed
+from streamsrv.store.store import Store
+from streamsrv.store.tombstones import bury
+from streamsrv.store.transaction import SLICE_INSTANCES
+
+# Copying a segment that is half alive frees as much as it writes; below that it costs more than it gives.
+MOSTLY_DEAD = 0.5
+# Copied and synced at once: bounds what a crash wastes, and how far a segment can grow over its size.
+SLICE_BYTES = 256 << 20
+
+
+@dataclass(slots=True)
+class Compaction:
+    """What a compaction did. `busy` are segments that a request was writing to; `index_rewritten` is None if
+    it was not asked for."""
+
+    segments: list[int] = field(default_factory=list)
+    busy: list[int] = field(default_factory=list)
+    moved: int = 0
+    freed: int = 0
+    index_rewritten: bool | None = None
+
+
+def compact(store: Store, everything: bool = False) -> Compaction:
+    """Compact mostly dead segments; with `everything` each segment and the index, waiting for requests in
+    flight to end.
+
+    StoreLocked while another compaction runs. The index is rewritten only if no other process has it open.
+    """
+    claims = Claims(store.layout.claims, store.ops)
+    try:
+        if not claims.compact():
+            raise StoreLocked("another compaction is running on this store")
+        return _Compactor(store, claims).run(everything)
+    finally:
+        claims.close()
+
+
+class _Compactor:
+    def __init__(self, store: Store, claims: Claims) -> None:
+        self._store = store
+        self._index = store.index
+        self._claims = claims
+        self._report = Compaction()
+        self._holders: dict[bytes, set[int]] = {}  # of ids that victims' tombstones kill
+        self._certain = True
+        self._output: Borrowed | None = None
+
+    def run(self, everything: bool) -> Compaction:
+        victims = [row.segment for row in self._chosen(everything) if self._sealed(row, everything)]
+        self._find_holders(victims)
+        try:
+            for victim in victims:
+                self._compact_one(victim)
+        finally:
+            self._give_back()
+        if everything:
+            self._rewrite_index()
+        return self._report
+
+    def _rewrite_index(self) -> None:
+        try:
+            self._index.rewrite()
+            self._report.index_rewritten = True
+        except StoreLocked:
+            self._report.index_rewritten = False
+
+    # Choosing
+
+    def _chosen(self, everything: bool) -> Iterator[SegmentRow]:
+        for row in self._index.segments().values():
+            if row.committed_end and not row.live and not self._store.layout.segment(row.segment).exists():
+                self._index.drop_segment(row.segment)  # unlinked by a compaction that came no further
+            elif row.committed_end and (everything or self._worth_it(row)):
+                yield row
+
+    def _worth_it(self, row: SegmentRow) -> bool:
+        """One that still grows is left alone while it has little to give."""
+        enough = row.sealed or row.dead >= self._store.segments.size // 16
+        return enough and row.dead > (row.live + row.dead) * MOSTLY_DEAD
+
+    def _sealed(self, row: SegmentRow, waiting: bool) -> bool:
+        """Nobody writes to it from here on; False if somebody does now."""
+        if row.sealed:
+            return True
+        if waiting:
+            self._claims.borrow_waiting(row.segment)
+        elif not self._claims.borrow(row.segment):
+            self._report.busy.append(row.segment)
+            return False
+        self._store.segments.seal(row.segment)
+        self._claims.give_back(row.segment)
+        return True
+
+    # Tombstones
+
+    def _find_holders(self, victims: list[int]) -> None:
+        """Which segments hold records that the victims' tombstones kill: one walk over all headers."""
+        for victim in victims:
+            for _, killed in self._kills(victim):
+                self._holders.update((record_id, set()) for record_id in killed)
+        if not self._holders:
+            return
+        for segment in self._store.layout.segment_files():
+            for step in self._walk(segment):
+                if isinstance(step, Damage):
+                    self._certain = False
+                elif step.header.kind is Kind.INSTANCE and step.header.record_id in self._holders:
+                    self._holders[step.header.record_id].add(segment)
+
+    def _walk(self, segment: int) -> Iterator[Found | Damage]:
+        row = self._index.segment(segment)
+        try:
+            with self._store.open_segments([segment]) as lease:
+                end = row.committed_end if row else os.fstat(lease.fd(segment)).st_size
+                yield from self._store.form.walk(lease.fd(segment), segment, end)
+        except SegmentGone:
+            return
+
+    def _kills(self, segment: int) -> Iterator[tuple[Found, list[bytes]]]:
+        """The records of a segment that kill others, and whom."""
+        with self._store.open_segments([segment]) as lease:
+            for step in self._walk(segment):
+                if isinstance(step, Damage):
+                    continue
+                if step.header.kind is Kind.TOMBSTONE:
+                    yield step, unpack_ids(lease.pread(segment, step.payload, step.header.length))
+                elif step.header.kind is Kind.INSTANCE and step.header.replaced != NO_ID:
+                    yield step, [step.header.replaced]
+
+    def _keep_tombstones(self, victim: int) -> None:
+        """A living record has taken along whom it replaces, too: once more does no harm."""
+        needed: list[bytes] = []
+        for _, killed in self._kills(victim):
+            needed += (each for each in killed if not self._certain or self._holders[each] - {victim})
+            if len(needed) >= SLICE_INSTANCES:
+                self._bury(needed)
+                needed = []
+        if needed:
+            self._bury(needed)
+
+    def _bury(self, ids: list[bytes]) -> None:
+        output = self._room()
+        dead = bury(output, self._store.form, ids)
+        output.sync()
+        self._index.delete((), segment=output.segment, committed_end=output.end, dead_bytes=dead)
+        output.commit_up_to(output.end)
+
+    # Moving
+
+    def _compact_one(self, victim: int) -> None:
+        with self._store.open_segments([victim]) as lease:
+            portion: list[InstanceRow] = []
+            size = 0
+            for row in self._index.instances_in(victim):
+                portion.append(row)
+                size += row.location.length
+                if len(portion) == SLICE_INSTANCES or size >= SLICE_BYTES:
+                    self._move(lease, portion)
+                    portion, size = [], 0
+            if portion:
+                self._move(lease, portion)
+        self._keep_tombstones(victim)
+        self._unlink(victim)
+
+    def _move(self, lease: SegmentLease, rows: list[InstanceRow]) -> None:
+        output = self._room()
+        output.doubt()
+        moves = [(row, self._copy(lease, row, output)) for row in rows]
+        output.sync()
+        failpoints.hit("in-compaction")
+        output.claims.take(row.key for row in rows)
+        done = self._index.relocate(moves, segment=output.segment, committed_end=output.end)
+        lost = sum(move[1].length for move, moved in zip(moves, done, strict=True) if not moved)
+        if lost:
+            self._index.delete((), segment=output.segment, committed_end=output.end, dead_bytes=lost)
+        output.commit_up_to(output.end)
+        output.claims.release()
+        failpoints.hit("in-compaction")
+        self._report.moved += sum(done)
+
+    def _copy(self, lease: SegmentLease, row: InstanceRow, output: Borrowed) -> Location:
+        segment, offset, length = row.location
+        header = Header(
+            Kind.INSTANCE,
+            row.record_id,
+            row.stored_at,
+            length,
+            row.digest,
+            output.began,
+            self._replaced_by(lease, row),
+        )
+        output.append([self._store.form.pack(header, output.segment, output.end)])
+        moved = Location(output.segment, output.end, length)
+        output.append_copy(lease.fd(segment), offset, length)
+        return moved
+
+    def _replaced_by(self, lease: SegmentLease, row: InstanceRow) -> bytes:
+        """From the header; one that is damaged is made anew from the index, and its victim's tombstones are
+        all kept then."""
+        segment, offset, length = row.location
+        try:
+            fd, at = lease.fd(segment), offset - HEADER
+            return self._store.form.header_at(fd, segment, at, offset + length).replaced
+        except HeaderDamaged:
+            return NO_ID
+
+    def _room(self) -> Borrowed:
+        """The segment that takes the copies, another one when it is full."""
+        if self._output is not None and self._output.end >= self._store.segments.size:
+            self._give_back()
+        if self._output is None:
+            self._output = self._store.segments.borrow()
+        return self._output
+
+    def _give_back(self) -> None:
+        if self._output is not None:
+            self._output.give_back()
+        self._output = None
+
+    def _unlink(self, victim: int) -> None:
+        row = self._index.segment(victim)
+        if row is None or row.live:
+            self._report.busy.append(victim)
+            return
+        self._store.ops.unlink(self._store.layout.segment(victim))
+        self._store.ops.sync_folder(self._store.layout.segments)
+        failpoints.hit("in-compaction")
+        self._index.drop_segment(victim)
+        for holders in self._holders.values():
+            holders.discard(victim)
+        self._report.segments.append(victim)
+        self._report.freed += row.committed_end
+
+
+def info(store: Store) -> dict[str, Any]:
+    """What the store is and holds, for people and scripts."""
+    rows = store.index.segments().values()
+    free, total = store.ops.space(store.layout.root)
+    return {
+        "store_id": store.store_id,
+        "folder": str(store.layout.root),
+        "about": store.index.about(),
+        "index": store.index.statistics(),
+        "segments": len(rows),
+        "sealed": sum(row.sealed for row in rows),
+        "bytes": sum(row.committed_end for row in rows),
+        "live": sum(row.live for row in rows),
+        "dead": sum(row.dead for row in rows),
+        "disk_free": free,
+        "disk_total": total,
+    }

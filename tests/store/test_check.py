@@ -1,0 +1,268 @@
+import os
+import random
+import shutil
+import threading
+
+import lmdb
+import pytest
+from store_world import derive, get, key_of, open_store, payload_of, put
+
+from streamsrv.errors import NotDicom, StoreLocked
+from streamsrv.store.check import Severity, check
+from streamsrv.store.claims import Claims
+from streamsrv.store.compact import compact
+from streamsrv.store.index_environment import DATABASES
+from streamsrv.store.records import HEADER, Kind
+from streamsrv.store.rows import OnDuplicate
+
+KEYS = [key_of(study, series, instance) for study in (1, 2) for series in (1, 2) for instance in (1, 2, 3)]
+
+
+def fill(store):
+    """Stores, refusals, drops, replacements, deletes and compaction have all been there."""
+    put(store, *(payload_of(key, 300) for key in KEYS))
+    put(store, payload_of(key_of(5)), payload_of(KEYS[0]), payload_of(key_of(6)))
+    put(store, payload_of(KEYS[1], 400, "r"), on_duplicate=OnDuplicate.REPLACE)
+    store.delete("1.5")
+    store.delete("1.2", "1.2.2", "1.2.2.3")
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("filled")
+    with open_store(folder) as store:
+        fill(store)
+    return folder
+
+
+@pytest.fixture
+def folder(filled, tmp_path):
+    return shutil.copytree(filled, tmp_path / "store")
+
+
+def findings(store):
+    return [str(finding) for finding in check(store, derive)]
+
+
+def checked(folder):
+    with open_store(folder, read_only=True) as store:
+        return findings(store)
+
+
+def flip(path, offset, mask=0x20):
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ mask]))
+
+
+def records(folder):
+    with open_store(folder) as store, store.open_segments([1]) as lease:
+        return list(store.form.walk(lease.fd(1), 1, store.index.segment(1).committed_end))
+
+
+def test_all_is_well(folder):
+    assert checked(folder) == []
+    assert sorted(path.name for path in folder.iterdir()) == ["claims", "index", "segments", "store.toml"]
+
+
+def test_an_empty_store_is_well(tmp_path):
+    with open_store(tmp_path) as store:
+        assert findings(store) == []
+
+
+def test_well_after_compaction(folder):
+    with open_store(folder) as store:
+        store.delete("1.1")
+        store.segments.seal(1)
+        assert compact(store).segments == [1]
+        assert findings(store) == []
+
+
+def test_left_over_bytes_and_files_are_not_errors(folder):
+    with (folder / "segments" / "00000001.seg").open("ab") as file:
+        file.write(b"left over by a request that was killed")
+    (folder / "segments" / "00000099.seg").write_bytes(b"left over by a compaction")
+    with open_store(folder, read_only=True) as store:
+        (finding,) = check(store, derive)
+    assert (finding.severity, finding.where) == (Severity.NOTE, "segment 99")
+
+
+@pytest.mark.parametrize("place", [0, 8, 9, 16, 32, 48, 56, 64, 80, 103])
+@pytest.mark.parametrize("number", [0, 4, -1])
+def test_a_flipped_byte_in_a_header(folder, number, place):
+    offset = records(folder)[number].offset
+    flip(folder / "segments" / "00000001.seg", offset + place)
+    found = checked(folder)
+    assert found[0].startswith(f"error: segment 1, byte {offset}: record header")
+    # Without its tombstone a dead record looks alive.
+    assert len(found) == (2 if number == -1 else 1)
+
+
+@pytest.mark.parametrize("kind", [Kind.INSTANCE, Kind.TOMBSTONE])
+def test_a_flipped_byte_in_a_payload(folder, kind):
+    record = [found for found in records(folder) if found.header.kind is kind][-1]
+    flip(folder / "segments" / "00000001.seg", record.end - 1)
+    assert (
+        f"error: segment 1, byte {record.payload}: payload of {record.header.length} bytes"
+        in checked(folder)[0]
+    )
+
+
+def test_flips_at_random(folder):
+    """Every byte before the committed end counts but those of voids."""
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    choice = random.Random(seed)
+    path = folder / "segments" / "00000001.seg"
+    voids = [range(found.payload, found.end) for found in records(folder) if found.header.kind is Kind.VOID]
+    for _ in range(40):
+        offset = choice.randrange(path.stat().st_size)
+        mask = 1 << choice.randrange(8)
+        flip(path, offset, mask)
+        found = checked(folder)
+        assert bool(found) != any(offset in void for void in voids), (offset, mask, found)
+        flip(path, offset, mask)
+    assert checked(folder) == []
+
+
+def test_a_segment_that_is_cut_or_gone(folder):
+    path = folder / "segments" / "00000001.seg"
+    length = path.stat().st_size
+    os.truncate(path, length - 10)
+    assert f"byte {length - 10}: the file ends here" in checked(folder)[0]
+    path.unlink()
+    assert checked(folder)[0] == "error: segment 1: its file is missing"
+
+
+def rows(folder, database):
+    with lmdb.open(str(folder / "index"), max_dbs=len(DATABASES), readonly=True, lock=False) as environment:
+        handle = environment.open_db(database.encode(), create=False, dupsort=DATABASES[database])
+        with environment.begin(db=handle) as transaction:
+            return list(transaction.cursor())
+
+
+def change_row(folder, database, old, new):
+    """Replace one (key, value) by another, or take it away."""
+    with lmdb.open(str(folder / "index"), max_dbs=len(DATABASES), map_size=1 << 30) as environment:
+        handle = environment.open_db(database.encode(), create=False, dupsort=DATABASES[database])
+        with environment.begin(write=True, db=handle) as transaction:
+            if old is not None:
+                assert transaction.delete(old[0], old[1] if DATABASES[database] else b"")
+            if new is not None:
+                assert transaction.put(*new)
+
+
+def flipped(value, at, mask=1):
+    return value[:at] + bytes([value[at] ^ mask]) + value[at + 1 :]
+
+
+VALUES = [name for name in DATABASES if name not in ("attributes", "about", "changes", "uids", "segments")]
+
+
+@pytest.mark.parametrize("database", VALUES)
+def test_a_flipped_byte_in_each_value(folder, database):
+    """Any byte of any row: what is compared is derived from the records, not from another row."""
+    choice = random.Random(7)
+    for key, value in choice.sample(rows(folder, database), 2):
+        for at in sorted({0, len(value) - 1, *(choice.randrange(len(value)) for _ in range(6))}):
+            change_row(folder, database, (key, value), (key, flipped(value, at)))
+            assert any(f"index database {database}" in line for line in checked(folder)), (key, at)
+            change_row(folder, database, (key, flipped(value, at)), (key, value))
+    assert checked(folder) == []
+
+
+@pytest.mark.parametrize("database", [name for name in DATABASES if name not in ("about", "segments")])
+def test_a_missing_row_in_each_database(folder, database):
+    pair = random.Random(3).choice(rows(folder, database)[:8])
+    change_row(folder, database, pair, None)
+    assert any(f"index database {database}" in line for line in checked(folder))
+
+
+@pytest.mark.parametrize("database", [name for name in DATABASES if name not in ("about", "segments")])
+def test_a_flipped_byte_in_each_key(folder, database):
+    key, value = random.Random(3).choice(rows(folder, database)[:8])
+    at = 0 if database == "uids" else len(key) - 1
+    change_row(folder, database, (key, value), (flipped(key, at), value))
+    assert any(f"index database {database}" in line for line in checked(folder))
+
+
+@pytest.mark.parametrize("database", ["attributes", "uids"])
+def test_a_flipped_byte_in_a_value_of_many(folder, database):
+    key, value = rows(folder, database)[0]
+    change_row(folder, database, (key, value), (key, flipped(value, len(value) - 1)))
+    assert any(f"index database {database}" in line for line in checked(folder))
+
+
+@pytest.mark.parametrize("at", [0, 2, 8, 16])
+def test_a_flipped_byte_in_the_row_of_a_segment(folder, at):
+    ((key, value),) = rows(folder, "segments")
+    change_row(folder, "segments", (key, value), (key, flipped(value, at)))
+    assert checked(folder)
+
+
+def test_a_flipped_byte_in_a_change(folder):
+    for key, value in rows(folder, "changes")[2:4]:
+        for at in (9, 20, len(value) - 1):
+            change_row(folder, "changes", (key, value), (key, flipped(value, at)))
+            assert any("index database changes" in line for line in checked(folder)), at
+            change_row(folder, "changes", (key, flipped(value, at)), (key, value))
+
+
+def test_no_name_of_a_patient_is_told(folder):
+    for pair in rows(folder, "attributes"):
+        change_row(folder, "attributes", pair, None)
+    lines = checked(folder)
+    assert lines
+    assert not any("name" in line.lower() for line in lines)
+
+
+def test_an_instance_that_cannot_be_read(tmp_path):
+    with open_store(tmp_path) as store:
+        put(store, payload_of(key_of(1)))
+
+        def refuse(record):
+            raise NotDicom("no preamble")
+
+        (finding,) = check(store, refuse)
+    assert str(finding) == f"error: segment 1, byte {HEADER}: instance cannot be read: no preamble"
+
+
+def test_beside_a_live_server_nothing_is_alarming(folder):
+    """Stores, replacements and deletes go on while it looks."""
+    with open_store(folder) as store:
+        stop = threading.Event()
+        counts = [0]
+
+        def work(number):
+            while not stop.is_set():
+                counts[0] += 1
+                key = key_of(number, 1, counts[0] % 7)
+                put(store, payload_of(key, 300), on_duplicate=OnDuplicate.REPLACE)
+                if counts[0] % 5 == 0:
+                    store.delete(f"1.{number}")
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in (1, 20)]
+        for thread in threads:
+            thread.start()
+        found = [line for _ in range(5) for line in findings(store)]
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert found == []
+        assert counts[0] > 10
+        assert findings(store) == []
+
+
+def test_compaction_and_check_wait_for_each_other(folder):
+    with open_store(folder) as store:
+        running = check(store, derive)
+        claims = Claims(store.layout.claims, store.ops)
+        assert claims.compact()
+        with pytest.raises(StoreLocked):
+            next(running)
+        claims.close()
+        running = check(store, derive)
+        assert next(running, None) is None
+        assert get(store, KEYS[0]) == payload_of(KEYS[0], 300)
