@@ -74,8 +74,6 @@ def _json_line(
 
 def _tame(text: str) -> str:
     """Nothing that could end the line or the quotes around it."""
-    return (
-        text
-        if text.isascii() and '"' not in text
-        else text.encode("ascii", "backslashreplace").decode().replace('"', "%22")
-    )
+    if text.isascii() and text.isprintable() and '"' not in text:
+        return text
+    return text.encode("unicode_escape").decode("ascii").replace('"', "%22")

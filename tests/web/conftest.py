@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 import tornado.ioloop
-from web_world import Lines, World, access_log, settings_of
+from web_world import Lines, Raw, World, access_log, settings_of
 
 from streamsrv.web.app import App
 from streamsrv.web.listener import Server
@@ -47,6 +47,13 @@ def http_server(io_loop, http_server_port, world, lines, settings):
 
     server = io_loop.run_sync(make)
     yield server
+
+    async def close_clients():
+        for raw in Raw.opened:
+            await raw.close()
+        Raw.opened.clear()
+
+    io_loop.run_sync(close_clients)
     server.stop()
     io_loop.run_sync(server.close_all_connections)
     io_loop.run_sync(lambda: server.app.drain(5))

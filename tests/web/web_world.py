@@ -130,8 +130,11 @@ def access_log(lines):
 class Raw:
     """A client that sends what it is told to, byte by byte."""
 
+    opened = []  # closed in the end by the http_server fixture  # noqa: RUF012 - meant to be shared
+
     def __init__(self, reader, writer):
         self.reader, self.writer = reader, writer
+        Raw.opened.append(self)
 
     @classmethod
     async def connect(cls, port, limit=1 << 22):

@@ -1,0 +1,115 @@
+"""Names, proxies and addresses."""
+
+import socket
+
+import pytest
+from web_world import settings_of
+
+from streamsrv.errors import BadRequest, Forbidden
+from streamsrv.web.hosts import Hosts, is_loopback
+
+REMOTE = {"host": "0.0.0.0"}
+PROXY = {"trusted_proxies": ("10.0.0.0/8", "::1"), "allowed_hosts": ("pacs.example",)}
+
+
+def origin(name, peer="127.0.0.1", headers=(), **settings):
+    return Hosts(settings_of(**settings)).origin(dict(headers), name, peer)
+
+
+@pytest.mark.parametrize(
+    ("host", "settings"),
+    [
+        ("localhost", {}),
+        ("LocalHost:8943", {}),
+        ("localhost.:8943", {}),
+        ("127.0.0.1:1", {}),
+        ("[::1]:8943", {}),
+        ("pacs.example", {"allowed_hosts": ("PACS.example.",)}),
+        ("any.example", {"allowed_hosts": ("*",)}),
+        ("pacs.example:443", {"public_url": "https://pacs.example/dicom"}),
+        ("192.168.1.2:8943", REMOTE),
+        ("[fe80::1]", REMOTE),
+        (socket.gethostname(), REMOTE),
+        ("10.1.2.3", {"host": "10.1.2.3"}),
+    ],
+)
+def test_names_that_are_expected(host, settings):
+    assert origin(host, **settings).client == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("host", "settings"),
+    [
+        ("evil.example", {}),
+        ("localhost.evil.example", {}),
+        ("192.168.1.2", {}),
+        ("evil.example", REMOTE),
+        ("127.0.0.1.evil.example", REMOTE),
+        ("pacs.example", {}),
+    ],
+)
+def test_names_that_are_not(host, settings):
+    hosts = Hosts(settings_of(**settings))
+    for _ in range(2):  # the verdict is not forgotten, and not mistaken for another
+        with pytest.raises(Forbidden, match="allowed_hosts"):
+            hosts.origin({}, host, "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "host", ["", "a b", "user@localhost", "localhost:x", "localhost:123456", "[::1", "a/b", "localhost,evil"]
+)
+def test_what_is_no_host(host):
+    with pytest.raises(BadRequest):
+        origin(host)
+
+
+def test_the_base_of_urls():
+    assert origin("localhost:8943").base == "http://localhost:8943"
+    assert origin("localhost", public_url="https://pacs.example/dicom/").base == "https://pacs.example/dicom"
+
+
+@pytest.mark.parametrize(
+    ("headers", "base", "client"),
+    [
+        ({}, "http://pacs.example", "10.1.1.1"),
+        ({"x-forwarded-proto": "https"}, "https://pacs.example", "10.1.1.1"),
+        ({"x-forwarded-host": "evil, pacs.example:8"}, "http://pacs.example:8", "10.1.1.1"),
+        ({"x-forwarded-for": "6.6.6.6, 1.2.3.4"}, "http://pacs.example", "1.2.3.4"),
+        (
+            {"forwarded": 'for=6.6.6.6, for="1.2.3.4";proto=https;host=pacs.example'},
+            "https://pacs.example",
+            "1.2.3.4",
+        ),
+        ({"forwarded": "Proto=HTTPS", "x-forwarded-proto": "http"}, "https://pacs.example", "10.1.1.1"),
+        ({"forwarded": "nonsense"}, "http://pacs.example", "10.1.1.1"),
+    ],
+)
+def test_what_a_trusted_proxy_says_counts(headers, base, client):
+    assert origin("pacs.example", "10.1.1.1", headers, **PROXY) == (base, client)
+
+
+def test_what_others_say_does_not_count():
+    headers = {
+        "x-forwarded-host": "evil.example",
+        "forwarded": "host=evil.example",
+        "x-forwarded-for": "9.9.9.9",
+    }
+    assert origin("pacs.example", "11.1.1.1", headers, **PROXY) == ("http://pacs.example", "11.1.1.1")
+    assert origin("pacs.example", "not an address", headers, **PROXY).client == "not an address"
+    with pytest.raises(Forbidden):
+        origin("pacs.example", "10.1.1.1", headers, **PROXY)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("pacs", False),
+    ],
+)
+def test_loopback(host, loopback):
+    assert is_loopback(host) is loopback

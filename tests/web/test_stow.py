@@ -1,0 +1,139 @@
+"""Content-Encoding and the order of what an Upload does."""
+
+import gzip
+import os
+import random
+import zlib
+
+import pytest
+from web_world import Recorder, World
+
+from streamsrv.errors import BadRequest, ContentTooLarge, UnsupportedMediaType
+from streamsrv.web import stow
+from streamsrv.web.stow import INFLATED, Gzip, Identity, Upload, decoder_for
+
+
+def inflate(packed, sizes, limit=0):
+    decoder, out = Gzip(limit), bytearray()
+    at = 0
+    for size in sizes:
+        for piece, length in decoder.decode(packed[at : at + size], len(packed[at : at + size])):
+            assert length <= INFLATED
+            out += piece[:length]
+        at += size
+    decoder.close()
+    return bytes(out)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_gzip_is_undone_however_it_is_cut(seed):
+    draw = random.Random(seed)
+    bodies = [draw.choice((b"", b"a" * 3_000_000, draw.randbytes(100_000))) for _ in range(3)]
+    packed = b"".join(gzip.compress(body) for body in bodies)
+    sizes = [draw.choice((1, 3, 100, 10_000)) for _ in range(len(packed))]
+    assert inflate(packed, sizes) == b"".join(bodies)
+
+
+def test_a_buffer_that_is_not_full():
+    buffer = bytearray(gzip.compress(b"body") + b"rubbish")
+    decoder = Gzip(0)
+    pieces = list(decoder.decode(buffer, len(buffer) - 7))
+    decoder.close()
+    assert pieces == [(b"body", 4)]
+
+
+def test_a_piece_that_is_exactly_full_is_not_the_end():
+    body = os.urandom(10) * (INFLATED // 10)
+    for extra in range(4):
+        content = body + b"x" * extra
+        assert inflate(gzip.compress(content), [10**9]) == content
+
+
+def test_every_truncation_is_told():
+    packed = gzip.compress(os.urandom(200))
+    for end in range(len(packed)):
+        with pytest.raises(BadRequest, match="gzip"):
+            inflate(packed[:end], [10**9])
+
+
+def test_rubbish_is_told():
+    for rubbish in (b"rubbish", zlib.compress(b"body"), gzip.compress(b"body") + b"rubbish"):
+        with pytest.raises(BadRequest, match="not gzip"):
+            inflate(rubbish, [10**9])
+    broken = bytearray(gzip.compress(os.urandom(200)))
+    broken[-6] ^= 1  # of its CRC
+    with pytest.raises(BadRequest, match="not gzip"):
+        inflate(bytes(broken), [10**9])
+
+
+def test_bombs():
+    with pytest.raises(ContentTooLarge, match="unpacks"):
+        inflate(gzip.compress(b"\0" * 50_000_000), [10**9], limit=1_000_000)
+    with pytest.raises(ContentTooLarge, match="members"):
+        inflate(gzip.compress(b"") * (stow.MAX_MEMBERS + 1), [10**9])
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [("", Identity), ("identity", Identity), (" GZIP ", Gzip), ("x-gzip", Gzip)]
+)
+def test_codings(value, kind):
+    assert isinstance(decoder_for(value, 0), kind)
+
+
+@pytest.mark.parametrize("value", ["br", "deflate", "gzip, gzip", "zstd"])
+def test_other_codings_are_refused(value):
+    with pytest.raises(UnsupportedMediaType) as caught:
+        decoder_for(value, 0)
+    assert caught.value.supported == ("gzip", "identity")
+
+
+class _Broken:
+    """A receiver whose sync fails."""
+
+    pending = heavy = False
+    sync_due = True
+
+    def __init__(self):
+        self.calls = []
+
+    def feed(self, chunk, size=None):
+        self.calls.append("feed")
+
+    def sync_so_far(self):
+        raise OSError("the disk is broken")
+
+    def abort(self):
+        self.calls.append("abort")
+
+
+async def test_a_sync_that_fails_refuses_the_rest_and_is_undone(http_server):
+    receiver = _Broken()
+    upload = Upload(http_server.app.pool, lambda: receiver, Identity(), 0)
+    await upload.begin()
+    await upload.feed(b"x", 1)
+    with pytest.raises(OSError, match="the disk is broken"):
+        await upload.feed(b"x", 1)
+    await upload.abort()
+    await upload.abort()
+    assert receiver.calls == ["feed", "feed", "abort"]
+    receiver.calls.clear()
+    again = Upload(http_server.app.pool, lambda: receiver, Identity(), 0)
+    await again.begin()
+    await again.feed(b"x", 1)
+    await again.abort()  # a sync that fails meanwhile does not matter any more
+    assert receiver.calls == ["feed", "abort"]
+
+
+async def test_an_upload_that_has_not_begun_or_has_ended_takes_nothing(http_server):
+    world = World()
+    upload = Upload(http_server.app.pool, lambda: Recorder(world), Identity(), 0)
+    await upload.abort()
+    with pytest.raises(RuntimeError):
+        await upload.feed(b"x", 1)
+    await upload.begin()
+    await upload.finish()
+    with pytest.raises(RuntimeError):
+        await upload.finish()
+    await upload.abort()
+    assert world.stored == [b""]
+    assert not world.aborted
