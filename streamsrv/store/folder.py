@@ -172,21 +172,30 @@ def ensure_index(layout: Layout, ops: FileOps) -> None:
 def lock(layout: Layout, ops: FileOps) -> Held:
     """The one server of the folder, or reindex; StoreLocked if there is another."""
     ops.make_folder(layout.root)
-    try:
-        fd = ops.open(layout.lock)
-    except FileNotFoundError:
-        fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = _open_lock(layout, ops)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError):  # it serves on a full disk, too
+            ops.truncate(fd, 0)
+            write_all(ops, fd, [f"process {os.getpid()}\n".encode()], 0)
     except BlockingIOError:
         owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
         os.close(fd)
         raise StoreLocked(
             f"{layout.root} is in use by another streamsrv process ({owner or 'starting'}): stop it first"
         ) from None
-    ops.truncate(fd, 0)
-    write_all(ops, fd, [f"process {os.getpid()}\n".encode()], 0)
+    except BaseException:
+        os.close(fd)
+        raise
     return Held(fd)
+
+
+def _open_lock(layout: Layout, ops: FileOps) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return ops.open(layout.lock)
+    with contextlib.suppress(FileExistsError):
+        return ops.create(layout.lock)
+    return ops.open(layout.lock)  # made by another in between
 
 
 def use(layout: Layout, *, exclusive: bool = False) -> Held:

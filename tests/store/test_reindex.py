@@ -1,0 +1,314 @@
+import os
+import shutil
+
+import pytest
+from disks import RecordingFileOps
+from store_world import derive, describe, get, key_of, open_store, payload_of, put
+
+from streamsrv.errors import NotDicom, StoreError, StoreLocked
+from streamsrv.store.check import Severity, check
+from streamsrv.store.records import HEADER, Header, Kind
+from streamsrv.store.reindex import reindex
+from streamsrv.store.rows import OnDuplicate
+from streamsrv.store.store import Store
+
+KEYS = [key_of(study, 1, instance) for study in (1, 2) for instance in (1, 2, 3)]
+SEGMENT = "00000001.seg"
+
+
+def fill(store):
+    put(store, *(payload_of(key, 300) for key in KEYS))
+    put(store, payload_of(KEYS[0]), payload_of(key_of(6)))  # one is refused
+    put(store, payload_of(KEYS[1], 400, "r"), on_duplicate=OnDuplicate.REPLACE)
+    store.delete(*KEYS[2])
+    put(store, payload_of(key_of(7)))
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("filled")
+    with open_store(folder) as store:
+        fill(store)
+    return folder
+
+
+@pytest.fixture
+def folder(filled, tmp_path):
+    return shutil.copytree(filled, tmp_path / "store")
+
+
+def answers(folder):
+    """Whatever the index can be asked, but for the epoch and the numbers of changes."""
+    with open_store(folder) as store:
+        rows = {key: store.lookup(*key) for key in [*KEYS, key_of(6), key_of(7)]}
+        every = [row for found in rows.values() for row in found]
+        segments = {
+            number: (row.committed_end, row.live, row.dead) for number, row in store.index.segments().items()
+        }
+        assert [str(finding) for finding in check(store, derive)] == []
+        return rows, b"".join(store.metadata(every)), segments, {key: get(store, key) for key in rows}
+
+
+def records(folder):
+    with Store.open(folder) as store, store.open_segments([1]) as lease:
+        return store.form, list(store.form.walk(lease.fd(1), 1, os.fstat(lease.fd(1)).st_size))
+
+
+def overwrite(folder, offset, body):
+    with (folder / "segments" / SEGMENT).open("r+b") as file:
+        file.seek(offset)
+        file.write(body)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_the_answers_are_the_same(folder, lost):
+    before = answers(folder)
+    with open_store(folder) as store:
+        epoch = store.index.epoch
+    if lost:
+        shutil.rmtree(folder / "index")
+    report = reindex(folder, derive)
+    assert (report.instances, report.segments, report.findings) == (7, 1, [])
+    assert answers(folder) == before
+    with open_store(folder) as store:
+        assert store.index.epoch != epoch
+        assert [change.key for change in store.changes()] == [
+            KEYS[0], *KEYS[3:], key_of(6), KEYS[1], key_of(7),
+        ]  # fmt: skip
+        put(store, payload_of(key_of(8)))
+        assert get(store, key_of(8)) == payload_of(key_of(8))
+    assert not (folder / "index.old").exists()
+    assert not (folder / "index.new").exists()
+
+
+def test_several_segments_in_stored_order(tmp_path):
+    with open_store(tmp_path) as store:
+        one, two = store.begin(), store.begin()
+        pairs = {one: [], two: []}
+        for number, transaction in enumerate([one, two, two, one, two]):
+            transaction.open_record()
+            transaction.write([payload_of(key_of(1, 1, number))])
+            record = transaction.close_record()
+            pairs[transaction].append((record, describe(record)))
+        two.commit(pairs[two])
+        one.commit(pairs[one])
+        assert len(store.index.segments()) == 2
+    reindex(tmp_path, derive)
+    with open_store(tmp_path) as store:
+        assert [change.key for change in store.changes()] == [key_of(1, 1, number) for number in range(5)]
+        assert store.segments.borrow().segment == 1
+
+
+def test_an_empty_store(tmp_path):
+    with open_store(tmp_path):
+        pass
+    assert reindex(tmp_path, derive).instances == 0
+    with open_store(tmp_path) as store:
+        assert put(store, payload_of(key_of(1)))
+
+
+def test_no_store(tmp_path):
+    with pytest.raises(StoreError):
+        reindex(tmp_path, derive)
+
+
+def test_not_while_the_store_is_open(folder):
+    with open_store(folder), pytest.raises(StoreLocked, match="open in another process"):
+        reindex(folder, derive)
+    with Store.lock(folder), pytest.raises(StoreLocked):
+        reindex(folder, derive)
+    reindex(folder, derive)
+
+
+@pytest.mark.parametrize("place", [0, 9, 20, 58, 90])
+@pytest.mark.parametrize("number", [0, 3, -1])
+def test_a_header_with_one_wrong_byte_is_mended(folder, number, place):
+    before = answers(folder)
+    _, found = records(folder)
+    offset = found[number].offset
+    with (folder / "segments" / SEGMENT).open("rb") as file:
+        raw = bytearray(file.read())
+    raw[offset + place] ^= 0x18
+    (folder / "segments" / SEGMENT).write_bytes(raw)
+    (finding,) = reindex(folder, derive).findings
+    assert (finding.severity, finding.where) == (Severity.NOTE, f"segment 1, byte {offset}")
+    assert answers(folder) == before
+
+
+def test_a_destroyed_header_costs_its_own_instance(folder):
+    _, found = records(folder)
+    victim = found[0]
+    overwrite(folder, victim.offset, b"nothing is left of it" * 4)
+    report = reindex(folder, derive)
+    assert [finding.severity for finding in report.findings] == [Severity.ERROR]
+    assert report.instances == 6
+    with open_store(folder) as store:
+        assert [key for key in KEYS if get(store, key) is None] == [KEYS[0], KEYS[2]]
+        # The damage stays where it is, and is told.
+        assert [str(finding)[:25] for finding in check(store, derive)] == ["error: segment 1, byte 0:"]
+        assert store.index.segment(1).sealed
+
+
+def test_a_decayed_payload_is_kept_and_told(folder):
+    _, found = records(folder)
+    overwrite(folder, found[0].end - 5, b"decay")
+    report = reindex(folder, derive)
+    assert [str(finding) for finding in report.findings] == [
+        f"error: segment 1, byte {HEADER}: payload: its checksum is wrong"
+    ]
+    with open_store(folder) as store:
+        assert get(store, KEYS[0]).endswith(b"decay")
+
+
+def test_an_instance_that_cannot_be_read_is_left_out_and_told(folder):
+    def refuse_one(record):
+        if record.location.length == 400:
+            raise NotDicom("no preamble")
+        return derive(record)
+
+    report = reindex(folder, refuse_one)
+    assert [finding.severity for finding in report.findings] == [Severity.ERROR]
+    assert "no preamble" in str(report.findings[0])
+    with open_store(folder) as store:
+        assert get(store, KEYS[1]) is None
+
+
+# What a power loss leaves of the last request
+
+
+def torn(folder, *, header=True, payload=True, tail=b""):
+    """A request of three behind the committed end, of whose middle record something is missing."""
+    with open_store(folder) as store:
+        form, end = store.form, store.index.segment(1).committed_end
+        transaction = store.begin()
+        pairs = []
+        for number in range(3):
+            transaction.open_record()
+            transaction.write([payload_of(key_of(20 + number), 300)])
+            record = transaction.close_record()
+            pairs.append((record, describe(record)))
+        transaction.commit(pairs)
+    middle = pairs[1][0]
+    if not header:
+        overwrite(folder, middle.begin, bytes(HEADER))
+    if not payload:
+        overwrite(folder, middle.end - 50, bytes(50))
+    with (folder / "segments" / SEGMENT).open("ab") as file:
+        file.write(tail)
+    shutil.rmtree(folder / "index")
+    return end, form
+
+
+@pytest.mark.parametrize("lost", [{"header": False}, {"payload": False}, {"header": False, "payload": False}])
+def test_a_torn_record_in_between_becomes_void(folder, lost):
+    torn(folder, **lost)
+    report = reindex(folder, derive)
+    assert [finding.severity for finding in report.findings] == [Severity.NOTE]
+    with open_store(folder) as store:
+        assert [get(store, key_of(20 + n)) is not None for n in range(3)] == [True, False, True]
+        assert [str(finding) for finding in check(store, derive)] == []
+    assert [step.header.kind for step in records(folder)[1]].count(Kind.VOID) == 2
+
+
+def test_a_torn_tail_is_cut_off(folder):
+    torn(folder, tail=b"half a record" * 20)
+    assert len(reindex(folder, derive).findings) == 1
+    length = (folder / "segments" / SEGMENT).stat().st_size
+    with open_store(folder) as store:
+        assert store.index.segment(1).committed_end == length - 260
+        assert [str(finding) for finding in check(store, derive)] == []
+    assert (folder / "segments" / SEGMENT).stat().st_size == length - 260
+
+
+def test_what_is_pending_is_cut_off(folder):
+    _, form = torn(folder)
+    length = (folder / "segments" / SEGMENT).stat().st_size
+    pending = Header(Kind.PENDING, b"p" * 16, 0, 0, bytes(16), length)
+    valid = Header(Kind.INSTANCE, b"v" * 16, 1, 0, bytes(16), length)
+    with (folder / "segments" / SEGMENT).open("ab") as file:
+        file.write(form.pack(pending, 1, length) + form.pack(valid, 1, length + HEADER))
+    report = reindex(folder, derive)
+    assert (report.findings, report.instances) == ([], 10)
+    with open_store(folder) as store:
+        assert store.index.segment(1).committed_end == length
+
+
+def test_a_torn_tombstone_kills_nobody(folder):
+    with open_store(folder) as store:
+        store.delete("1.2")
+    _, found = records(folder)
+    overwrite(folder, found[-1].end - 3, b"???")
+    reindex(folder, derive)
+    with open_store(folder) as store:
+        assert len(store.lookup("1.2")) == 3
+        assert [str(finding) for finding in check(store, derive)] == []
+
+
+def test_two_living_records_of_one_key(folder):
+    """Only a disk that lies leaves them: the later one wins, and reindexing again says the same."""
+    with open_store(folder) as store:
+        other = store.segments.borrow()
+        mine = store.begin()
+        other.give_back()
+        payload = payload_of(KEYS[0], 500, "l")
+        mine.open_record()
+        mine.write([payload])
+        record = mine.close_record()
+        header = Header(Kind.INSTANCE, record.record_id, record.stored_at, 500, record.digest, 0)
+        mine.abort()
+        segment = record.location.segment
+    packed = Store.open(folder)
+    body = packed.form.pack(header, segment, 0) + payload
+    packed.close()
+    (folder / "segments" / f"{segment:08d}.seg").write_bytes(body)
+    (finding,) = reindex(folder, derive).findings
+    assert finding.severity is Severity.NOTE
+    with open_store(folder) as store:
+        assert get(store, KEYS[0]) == payload
+        assert [str(finding) for finding in check(store, derive)] == []
+    assert reindex(folder, derive).findings == []
+    with open_store(folder) as store:
+        assert get(store, KEYS[0]) == payload
+
+
+# Taking its place
+
+
+class Died(BaseException):
+    pass
+
+
+class DyingFileOps(RecordingFileOps):
+    def __init__(self, folder, dies_at):
+        super().__init__(folder)
+        self.dies_at = dies_at
+
+    def _note(self, kind, path, *detail):
+        super()._note(kind, path, *detail)
+        if len(self.log) == self.dies_at:
+            raise Died
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_crash_at_any_operation(folder, lost):
+    before = answers(folder)
+    if lost:
+        shutil.rmtree(folder / "index")
+    for dies_at in range(1, 100):
+        try:
+            reindex(folder, derive, fileops=DyingFileOps(folder, dies_at))
+        except Died:
+            if not lost or (folder / "index").exists() or (folder / "index.old").exists():
+                assert answers(folder) == before
+            continue
+        break
+    assert dies_at > 5
+    assert answers(folder) == before
+    assert not (folder / "index.old").exists()
+    assert not (folder / "index.new").exists()
+
+
+def test_no_descriptor_is_kept(folder):
+    before = len(os.listdir("/proc/self/fd"))
+    reindex(folder, derive)
+    assert len(os.listdir("/proc/self/fd")) == before
