@@ -271,7 +271,12 @@ class _Rendering:
     def _down_to(self, hit: Hit, level: Level) -> Hit | None:
         """The match, or the first series or instance below it that the match does not name yet."""
         has = Level.INSTANCE if hit.instance else Level.SERIES if hit.series else Level.STUDY
-        return hit if has >= level else next(self._index.search(Query(level, hit.study, hit.series)), None)
+        if has >= level:
+            return hit
+        if level is Level.SERIES:
+            first = self._index.first_series(hit.study)
+            return Hit(hit.study, hit.study_row, *first) if first else None
+        return next(self._index.search(Query(level, hit.study, hit.series)), None)
 
     def _metadata(self, hit: Hit) -> JsonDataset:
         rows = self._index.lookup(hit.study, hit.series, hit.instance, limit=1)

@@ -16,6 +16,7 @@ an answer except through `orjson.dumps`, which escapes control characters, so no
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable
 from typing import Any
@@ -30,6 +31,7 @@ from streamsrv.store.rows import InstanceKey, InstanceRow
 # An attribute whose JSON is longer is left out of search: rows stay small, and LO, PN and SH are far shorter.
 LONGEST_KEPT = 2048
 MOST_ITEMS = 16  # of a kept sequence
+LONGEST_REMEMBERED = 16 << 10  # of what an instance says about its study and series
 
 Fragments = dict[str, bytes]  # tag -> its member of the object, `"00100010":{...}`
 
@@ -77,6 +79,7 @@ _KEPT = {
     level: {row.path[0]: row.vr for row in attributes_at(level) if not row.computed and len(row.path) == 1}
     for level in Level
 }
+_ABOVE = tuple({**_KEPT[Level.STUDY], **_KEPT[Level.SERIES]})
 _ASKED = {
     level: frozenset(row.tag for row in attributes_at(level) if row.returned is Returned.ASKED)
     for level in Level
@@ -115,16 +118,16 @@ def _has_content(value: Any) -> bool:
 
 
 def _keep(tag: str, element: JsonElement) -> JsonElement | None:
+    values = element.get("Value", ())
+    if len(values) == 1 and isinstance(values[0], int):
+        return {"vr": element["vr"], "Value": values}
     if is_empty(element):
         return None
-    element = {"vr": element["vr"], "Value": element["Value"]}
     wanted = _OF_ITEMS.get(tag)
     if wanted is not None:
-        element["Value"] = [
-            {inner: item[inner] for inner in wanted if inner in item}
-            for item in element["Value"][:MOST_ITEMS]
-        ]
-    return element if len(orjson.dumps(element)) <= LONGEST_KEPT else None
+        values = [{inner: item[inner] for inner in wanted if inner in item} for item in values[:MOST_ITEMS]]
+    found = {"vr": element["vr"], "Value": values}
+    return found if len(orjson.dumps(found)) <= LONGEST_KEPT else None
 
 
 def kept(attributes: JsonDataset, levels: Iterable[Level]) -> JsonDataset:
@@ -144,14 +147,21 @@ def at_level(attributes: JsonDataset, level: Level) -> JsonDataset:
     return {tag: element for tag, element in attributes.items() if tag in names}
 
 
-def variant_text(attributes: JsonDataset) -> bytes:
-    """The study and series attributes of an instance, in the order of the table: those that agree have the
-    same text."""
-    return orjson.dumps(kept(attributes, (Level.STUDY, Level.SERIES)))
+def variant_of(attributes: JsonDataset) -> tuple[bytes, bytes]:
+    """The study and series attributes of an instance as JSON in the order of the table, and its digest. Those
+    that agree have the same."""
+    # Instances come series by series: what the last ones said is not worked out again.
+    said = orjson.dumps([attributes.get(tag) for tag in _ABOVE])
+    return _variant_of(said) if len(said) <= LONGEST_REMEMBERED else _variant_of.__wrapped__(said)
 
 
-def variant_digest(text: bytes) -> bytes:
-    return hashlib.blake2b(text, digest_size=16).digest()
+@functools.lru_cache(maxsize=256)
+def _variant_of(said: bytes) -> tuple[bytes, bytes]:
+    named = zip(_ABOVE, orjson.loads(said), strict=True)
+    text = orjson.dumps(
+        kept({tag: element for tag, element in named if element}, (Level.STUDY, Level.SERIES))
+    )
+    return text, hashlib.blake2b(text, digest_size=16).digest()
 
 
 def compose(fragments: Fragments) -> bytes:
@@ -218,4 +228,12 @@ def instance_attributes(value: bytes) -> JsonDataset:
 def dataset_attributes(level: Level, row: LevelRow) -> JsonDataset:
     """Of a study or series only what came from datasets."""
     names = _KEPT[level]
-    return {tag: each for tag, each in level_attributes(row).items() if tag in names and not is_empty(each)}
+    return {tag: each for tag, each in level_attributes(row).items() if tag in names and "Value" in each}
+
+
+def recounted(answer: bytes, before: JsonDataset, after: JsonDataset) -> bytes:
+    """The answer of a study or series with other computed values. A member's text occurs once: quotes within
+    strings are escaped."""
+    for tag, element in after.items():
+        answer = answer.replace(_member(tag, before[tag]), _member(tag, element), 1)
+    return answer

@@ -10,14 +10,13 @@ transaction must be given up.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from streamsrv.errors import StoreCorrupt, StoreError
-from streamsrv.store.index_answers import instance_text, variant_digest, variant_text
+from streamsrv.store import index_answers
 from streamsrv.store.index_environment import Transaction
 from streamsrv.store.index_levels import Levels
 from streamsrv.store.index_rows import (
@@ -60,10 +59,19 @@ class Prepared:
 
 
 def prepare(new: NewInstance) -> Prepared:
-    text = variant_text(new.attributes)
-    digest = variant_digest(text)
-    packed = pack_instance(new.row, digest, instance_text(new.row, new.attributes))
+    text, digest = index_answers.variant_of(new.attributes)
+    packed = pack_instance(new.row, digest, index_answers.instance_text(new.row, new.attributes))
     return Prepared(new, triple(new.row.key), digest, text, packed, size_of(new))
+
+
+@dataclass(slots=True)
+class _Account:
+    """A segment's row while the transaction changes it."""
+
+    end: int
+    live: int
+    dead: int
+    sealed: bool
 
 
 class Batch:
@@ -71,15 +79,16 @@ class Batch:
         self._transaction = transaction
         self._handles = handles
         self._levels = Levels(transaction, handles)
-        self._segments: dict[int, SegmentRow] = {}
+        self._segments: dict[int, _Account] = {}
         self._at = time.time_ns() // 1000
         self._sequence = self._last_sequence()
         self.writing = False
 
     def finish(self) -> None:
         self._levels.flush()
-        for row in self._segments.values():
-            self._put("segments", segment_key(row.segment), pack_segment(row))
+        for segment, found in self._segments.items():
+            row = SegmentRow(segment, found.end, found.live, found.dead, found.sealed)
+            self._put("segments", segment_key(segment), pack_segment(row))
         self._segments = {}
 
     # -- requests
@@ -143,13 +152,13 @@ class Batch:
         return int(text)
 
     def put_segment(self, row: SegmentRow) -> None:
-        self._segments[row.segment] = row
+        self._segments[row.segment] = _Account(row.committed_end, row.live, row.dead, row.sealed)
         text = self._get("about", b"next_segment") or b"1"
         following = max(int(text), row.segment + 1)
         self._put("about", b"next_segment", b"%d" % following)
 
     def seal(self, segment: int) -> None:
-        self._segments[segment] = dataclasses.replace(self._segment(segment), sealed=True)
+        self._segment(segment).sealed = True
 
     def drop_segment(self, segment: int) -> None:
         if self._segment(segment).live:
@@ -205,21 +214,23 @@ class Batch:
 
     # -- segments
 
-    def _segment(self, segment: int) -> SegmentRow:
-        row = self._segments.get(segment)
-        if row is None:
+    def _segment(self, segment: int) -> _Account:
+        found = self._segments.get(segment)
+        if found is None:
             key = segment_key(segment)
             value = self._get("segments", key)
             if value is None:
                 raise StoreCorrupt(f"segment {segment} is not in the index")
-            row = self._segments[segment] = unpack_segment(key, value)
-        return row
+            row = unpack_segment(key, value)
+            found = _Account(row.committed_end, row.live, row.dead, row.sealed)
+            self._segments[segment] = found
+        return found
 
     def _account(self, segment: int, *, end: int = 0, live: int = 0, dead: int = 0) -> None:
-        row = self._segment(segment)
-        self._segments[segment] = dataclasses.replace(
-            row, committed_end=max(row.committed_end, end), live=max(row.live + live, 0), dead=row.dead + dead
-        )
+        found = self._segment(segment)
+        found.end = max(found.end, end)
+        found.live = max(found.live + live, 0)
+        found.dead += dead
 
     def _get(self, name: str, key: bytes) -> bytes | None:
         value: bytes | None = self._transaction.get(key, db=self._handles[name])

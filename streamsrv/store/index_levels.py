@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import orjson
 
 from streamsrv.dicom.instance import JsonDataset, JsonElement
-from streamsrv.store.index_answers import at_level, dataset_attributes, level_texts
+from streamsrv.store.index_answers import at_level, dataset_attributes, level_texts, recounted
 from streamsrv.store.index_environment import Transaction
 from streamsrv.store.index_rows import LevelRow, Variant, json_object, order_in, prefix, variant_of
 from streamsrv.store.index_terms import terms
@@ -30,21 +30,43 @@ from streamsrv.store.query import Level
 from streamsrv.store.rows import InstanceKey
 
 _NEVER = bytes(24)  # before every order
+_MODALITY = "00080060"
 
 
 @dataclass(slots=True)
 class _Series:
-    """What a transaction has done to one series. `variants` holds those touched, by digest."""
+    """What a transaction has done to one series. `variants` holds those touched, by digest; the modalities
+    are those under which it counted in its study before and counts now."""
 
     study: str
     series: str
     before: LevelRow | None
+    after: LevelRow | None = None
     variants: dict[bytes, Variant] = field(default_factory=dict)
     unsettled: set[bytes] = field(default_factory=set)  # variants whose latest instance was removed
     added: int = 0
     removed: int = 0
     oldest: bytes = b"\xff" * 24  # of those added
     classes: Counter[str] = field(default_factory=Counter)
+    modality_before: str = ""
+    modality: str = ""
+
+    @property
+    def key(self) -> bytes:
+        return f"{self.study}\0{self.series}".encode()
+
+    @property
+    def grown(self) -> int:
+        return self.added - self.removed
+
+    def later_than(self, before: LevelRow) -> bool:
+        """Nothing was removed, and all that was added is later than all there was."""
+        return not self.removed and self.oldest > before.latest
+
+    def says_the_same(self, before: LevelRow) -> bool:
+        """What was added repeats what the latest instance there was had said already: only counts change."""
+        said = list(self.variants.values())
+        return self.later_than(before) and len(said) == 1 and said[0].was == before.latest
 
 
 class Levels:
@@ -79,10 +101,11 @@ class Levels:
 
     def flush(self) -> None:
         """Write every touched series, then every touched study."""
-        studies: dict[str, list[tuple[_Series, LevelRow | None]]] = {}
+        studies: dict[str, list[_Series]] = {}
         for series in self._series.values():
             self._flush_variants(series)
-            studies.setdefault(series.study, []).append((series, self._flush_series(series)))
+            self._flush_series(series)
+            studies.setdefault(series.study, []).append(series)
         for study, parts in studies.items():
             self._flush_study(study, parts)
         self._series = {}
@@ -131,61 +154,71 @@ class Levels:
             more = cursor.next()
         return found
 
-    def _flush_series(self, series: _Series) -> LevelRow | None:
-        key = f"{series.study}\0{series.series}".encode()
-        count = (series.before.instances if series.before else 0) + series.added - series.removed
-        if count <= 0:
-            self._replace(Level.SERIES, key, series.before, None, {})
-            if series.before:
-                self._transaction.delete(
-                    b"s" + series.series.encode(), series.study.encode(), db=self._handles["uids"]
-                )
-            return None
-        attributes, latest = self._merged(
-            Level.SERIES, prefix(series.study, series.series), [series], series.before
-        )
-        computed = {"00201209": _number("IS", count)}
-        row = LevelRow(count, 0, latest, *level_texts(Level.SERIES, attributes, computed), b"")
-        self._replace(Level.SERIES, key, series.before, row, attributes)
-        if not series.before:
-            self._put("uids", b"s" + series.series.encode(), series.study.encode())
-        return row
+    def _flush_series(self, series: _Series) -> None:
+        before = series.before
+        count = (before.instances if before else 0) + series.grown
+        numbers = {"00201209": _number(count)}
+        if before and series.says_the_same(before):
+            answer = recounted(before.answer, {"00201209": _number(before.instances)}, numbers)
+            latest = next(iter(series.variants.values())).latest
+            series.after = LevelRow(count, 0, latest, answer, before.more, b"")
+            self._put("series", series.key, series.after.pack())
+            return
+        old = dataset_attributes(Level.SERIES, before) if before else {}
+        new: JsonDataset = {}
+        if count > 0:
+            new, latest = self._merged(
+                Level.SERIES, prefix(series.study, series.series), [series], before, old
+            )
+            series.after = LevelRow(count, 0, latest, *level_texts(Level.SERIES, new, numbers), b"")
+        self._replace(Level.SERIES, series.key, before, series.after, old, new)
+        self._name_series(series)
+        series.modality_before, series.modality = _modality(old), _modality(new)
+
+    def _name_series(self, series: _Series) -> None:
+        name, study = b"s" + series.series.encode(), series.study.encode()
+        if series.after and not series.before:
+            self._put("uids", name, study)
+        elif series.before and not series.after:
+            self._transaction.delete(name, study, db=self._handles["uids"])
 
     # -- studies
 
-    def _flush_study(self, study: str, parts: list[tuple[_Series, LevelRow | None]]) -> None:
+    def _flush_study(self, study: str, parts: list[_Series]) -> None:
         value = self._get("studies", study.encode())
         before = LevelRow.unpack(value) if value else None
         tallies = _tally(before, parts)
-        instances = (before.instances if before else 0) + sum(part.added - part.removed for part, _ in parts)
-        if instances <= 0:
-            self._replace(Level.STUDY, study.encode(), before, None, {})
+        instances = (before.instances if before else 0) + sum(part.grown for part in parts)
+        count = (before.series if before else 0) + sum(bool(part.after) - bool(part.before) for part in parts)
+        now = study_computed(instances, count, tallies)
+        past = study_computed(before.instances, before.series, json_object(before.tallies)) if before else {}
+        packed = orjson.dumps(tallies, option=orjson.OPT_SORT_KEYS)
+        if before and _only_counts(parts, before, past, now):
+            latest = next(iter(parts[0].variants.values())).latest
+            answer = recounted(before.answer, past, now)
+            row = LevelRow(instances, count, latest, answer, before.more, packed)
+            self._put("studies", study.encode(), row.pack())
             return
-        series = (before.series if before else 0) + sum(
-            (row is not None) - (part.before is not None) for part, row in parts
-        )
-        attributes, latest = self._merged(Level.STUDY, prefix(study), [part for part, _ in parts], before)
-        computed = study_computed(instances, series, tallies)
-        texts = level_texts(Level.STUDY, attributes, computed)
-        row = LevelRow(instances, series, latest, *texts, orjson.dumps(tallies, option=orjson.OPT_SORT_KEYS))
-        self._replace(Level.STUDY, study.encode(), before, row, attributes | computed)
+        old = dataset_attributes(Level.STUDY, before) if before else {}
+        new, after = JsonDataset(), None
+        if instances > 0:
+            new, latest = self._merged(Level.STUDY, prefix(study), parts, before, old)
+            after = LevelRow(instances, count, latest, *level_texts(Level.STUDY, new, now), packed)
+            new = new | now
+        self._replace(Level.STUDY, study.encode(), before, after, old | past, new)
 
     # -- both
 
     def _merged(
-        self, level: Level, start: bytes, touched: list[_Series], before: LevelRow | None
+        self, level: Level, start: bytes, touched: list[_Series], before: LevelRow | None, old: JsonDataset
     ) -> tuple[JsonDataset, bytes]:
         """The attributes and the order of the latest instance. Where every new instance is later than all
         before, its attributes are laid over the old ones; else all variants are laid over each other
         again."""
-        appended = before is not None and all(
-            part.oldest > before.latest and not part.removed for part in touched
-        )
-        if before is None or not appended:
+        if before is None or not all(part.later_than(before) for part in touched):
             return merge(level, self._variants_under(start))
-        variants = [variant for part in touched for variant in part.variants.values()]
-        attributes, latest = merge(level, variants)
-        return dataset_attributes(level, before) | attributes, latest
+        attributes, latest = merge(level, [each for part in touched for each in part.variants.values()])
+        return old | attributes, latest
 
     def _variants_under(self, start: bytes) -> list[Variant]:
         found = []
@@ -202,15 +235,18 @@ class Levels:
         key: bytes,
         before: LevelRow | None,
         after: LevelRow | None,
-        attributes: JsonDataset,
+        old: JsonDataset,
+        new: JsonDataset,
     ) -> None:
+        """Write or delete a row, and its entries in the inverted lists."""
         name = ("studies", "series")[level]
-        old = terms_of(level, before) if before else set()
-        new = terms(level, attributes) if after else set()
-        for term in old - new:
-            self._transaction.delete(term, key, db=self._handles["attributes"])
-        for term in new - old:
-            self._put("attributes", term, key)
+        if before is None or after is None or old != new:
+            listed = terms(level, old) if before else set()
+            listing = terms(level, new) if after else set()
+            for term in listed - listing:
+                self._transaction.delete(term, key, db=self._handles["attributes"])
+            for term in listing - listed:
+                self._put("attributes", term, key)
         if after:
             self._put(name, key, after.pack())
         elif before:
@@ -234,16 +270,8 @@ def merge(level: Level, variants: Iterable[Variant]) -> tuple[JsonDataset, bytes
     return merged, latest
 
 
-def terms_of(level: Level, row: LevelRow) -> set[bytes]:
-    """The inverted list entries that a stored row has."""
-    attributes = dataset_attributes(level, row)
-    if level is Level.STUDY:
-        attributes |= study_computed(row.instances, row.series, json_object(row.tallies))
-    return terms(level, attributes)
-
-
-def _number(vr: str, number: int) -> JsonElement:
-    return {"vr": vr, "Value": [number]}
+def _number(number: int) -> JsonElement:
+    return {"vr": "IS", "Value": [number]}
 
 
 def study_computed(instances: int, series: int, tallies: dict[str, int]) -> JsonDataset:
@@ -253,26 +281,29 @@ def study_computed(instances: int, series: int, tallies: dict[str, int]) -> Json
     return {
         "00080061": {"vr": "CS", "Value": modalities} if modalities else {"vr": "CS"},
         "00080062": {"vr": "UI", "Value": classes} if classes else {"vr": "UI"},
-        "00201206": _number("IS", series),
-        "00201208": _number("IS", instances),
+        "00201206": _number(series),
+        "00201208": _number(instances),
     }
 
 
-def modality_of(row: LevelRow | None) -> str | None:
+def _only_counts(parts: list[_Series], before: LevelRow, past: JsonDataset, now: JsonDataset) -> bool:
+    """Whether the row of a study differs from the one before in nothing but its numbers."""
+    same = all(past[tag] == now[tag] for tag in ("00080061", "00080062"))
+    return same and len(parts) == 1 and parts[0].says_the_same(before)
+
+
+def _modality(attributes: JsonDataset) -> str:
     """The modality under which a series counts in its study."""
-    if row is None:
-        return None
-    element = dataset_attributes(Level.SERIES, row).get("00080060")
-    return str(element["Value"][0]).strip() or None if element else None
+    element = attributes.get(_MODALITY)
+    return str(element["Value"][0]).strip() if element else ""
 
 
-def _tally(before: LevelRow | None, parts: list[tuple[_Series, LevelRow | None]]) -> dict[str, int]:
+def _tally(before: LevelRow | None, parts: list[_Series]) -> dict[str, int]:
     """Series by modality ("mCT") and instances by SOP class ("c1.2.840..."), those above zero."""
     tallies = Counter(json_object(before.tallies) if before else {})
-    for part, row in parts:
-        for name, change in ((modality_of(part.before), -1), (modality_of(row), 1)):
-            if name is not None:
-                tallies["m" + name] += change
+    for part in parts:
+        tallies["m" + part.modality_before] -= 1
+        tallies["m" + part.modality] += 1
         for sop_class, change in part.classes.items():
             tallies["c" + sop_class] += change
-    return {name: count for name, count in tallies.items() if count > 0}
+    return {name: count for name, count in tallies.items() if count > 0 and name != "m"}

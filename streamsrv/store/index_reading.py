@@ -103,6 +103,11 @@ class Reading:
         row = self._level_row(name, key)
         return row.instances if row else 0
 
+    def first_series(self, study: str) -> tuple[str, LevelRow] | None:
+        """The first series of a study, in the order of their UIDs."""
+        page = self._page("series", prefix(study), None, 1)
+        return (page[0][0][len(prefix(study)) :].decode(), LevelRow.unpack(page[0][1])) if page else None
+
     def _level_row(self, name: str, key: str) -> LevelRow | None:
         with self._environment.reading("counting instances") as transaction:
             value = transaction.get(key.encode(), db=self._handles[name])

@@ -240,6 +240,7 @@ class Variant:
     count: int
     latest: bytes
     text: bytes
+    was: bytes = b""  # the latest when the row was read
 
     def pack(self) -> bytes:
         return _VARIANT.pack(self.count, self.latest) + self.text
@@ -250,7 +251,7 @@ class Variant:
             count, latest = _VARIANT.unpack_from(value)
         except struct.error as error:
             raise StoreCorrupt("a row of the database variants cannot be read") from error
-        return cls(count, latest, value[_VARIANT.size :])
+        return cls(count, latest, value[_VARIANT.size :], latest)
 
 
 def pack_change(kind: ChangeKind, at: int, record_id: bytes, key: bytes) -> bytes:

@@ -16,7 +16,6 @@ from streamsrv.store.query_values import cut, normal_forms
 
 ORDERING = "00080020"  # StudyDate
 
-_INDEXED = {level: tuple(row for row in attributes_at(level) if row.indexed) for level in Level}
 _MOST_TERMS = 256  # of one attribute of one study or series: further values are found by scanning
 
 
@@ -25,8 +24,9 @@ def term_prefix(row: QueryAttribute) -> bytes:
     return bytes((row.level,)) + number.to_bytes(4, "big")
 
 
-def term(row: QueryAttribute, form: str) -> bytes:
-    return term_prefix(row) + cut(form)
+_INDEXED = {
+    level: tuple((row, term_prefix(row)) for row in attributes_at(level) if row.indexed) for level in Level
+}
 
 
 def elements_at(attributes: JsonDataset, path: Path) -> list[JsonElement]:
@@ -44,14 +44,16 @@ def elements_at(attributes: JsonDataset, path: Path) -> list[JsonElement]:
 
 
 def forms_of(row: QueryAttribute, attributes: JsonDataset) -> set[str]:
-    values = [
-        value
-        for element in elements_at(attributes, row.path)
-        for value in element.get("Value", ())[: 1 if row.tag == ORDERING else _MOST_TERMS]
-    ]
-    found = {form for value in values for form in normal_forms(row.vr, value)}
+    if len(row.path) == 1:
+        values = attributes.get(row.tag, {}).get("Value", ())
+    else:
+        elements = elements_at(attributes, row.path)
+        values = [value for element in elements for value in element.get("Value", ())]
+    if row.tag == ORDERING:
+        values = values[:1]
+    found = {form for value in values[:_MOST_TERMS] for form in normal_forms(row.vr, value)}
     return found or ({""} if row.tag == ORDERING else found)
 
 
 def terms(level: Level, attributes: JsonDataset) -> set[bytes]:
-    return {term(row, form) for row in _INDEXED[level] for form in forms_of(row, attributes)}
+    return {start + cut(form) for row, start in _INDEXED[level] for form in forms_of(row, attributes)}
