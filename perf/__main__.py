@@ -4,6 +4,7 @@ fails."""
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -69,6 +70,8 @@ def findings_of(name: str, args: argparse.Namespace, folder: Path) -> Iterator[F
 
 def main(words: list[str]) -> int:
     args = arguments(words)
+    # Whoever ends a measurement ends its servers too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     report = Report()
     for name in args.measures:
         # A folder a measure: what one has written is gone before the next begins.
