@@ -59,7 +59,8 @@ def _decoded_with_room(codestream: bytes, info: FrameInfo, header: Jpeg2000Heade
         wide = load(LIBRARY).htj2k_decode(bytes(roomy), planar=False).reshape(info.shape).view("<i4")
     spare = ROOMY_BITS - header.precision
     low = -(1 << (header.precision - 1)) if header.signed else 0
-    return np.clip((wide + (1 << spare >> 1)) >> spare, low, low + (1 << header.precision) - 1)
+    scaled: Samples = (wide + (1 << spare >> 1)) >> spare
+    return scaled.clip(low, low + (1 << header.precision) - 1)
 
 
 def levels_of(info: FrameInfo) -> int:

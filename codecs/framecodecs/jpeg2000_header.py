@@ -34,6 +34,10 @@ MAX_PACKETS = (
     1_000_000  # about 100 bytes each in OpenJPEG; a lossless mammogram has 6, a tiled one some thousands
 )
 MAX_HEADER_SEGMENTS = 1_000  # real files have under 20
+MAX_BIT_PLANES_OF_FAST_LOSSY = (
+    30  # OpenJPH keeps them in 32 bits, and crashes on what a header promises above
+)
+NO_QUANTIZER_STYLE = 31
 CODESTREAM_BOX = b"jp2c"
 
 
@@ -153,6 +157,17 @@ class _Style:
         return of_tile * size.tiles * size.components * self.layers
 
 
+def _bit_planes(body: bytes, levels: int) -> int:
+    """The most bit-planes that QCD promises for any subband: guard bits and the largest exponent."""
+    style = body[0] & 31 if body else NO_QUANTIZER_STYLE
+    width = {0: 1, 1: 2, 2: 2}.get(style, 0)
+    subbands = 1 if style == 1 else 3 * levels + 1
+    if not width or len(body) < 1 + width * subbands:
+        raise CodestreamError("QCD is malformed")
+    exponents = body[1 : 1 + width * subbands : width]
+    return (body[0] >> 5) + (max(exponents) >> 3) - 1
+
+
 def _main_header(frame: bytes, start: int) -> tuple[dict[int, tuple[int, bytes]], int]:
     """The marker segments before the first tile-part (the last of each kind), and where that begins."""
     if big_endian(frame, start, 2) != SOC or big_endian(frame, start + 2, 2) != SIZ:
@@ -201,6 +216,10 @@ def read_jpeg2000_header(frame: bytes) -> Jpeg2000Header:
     size, style = _Size.read(segments[SIZ][1]), _Style.read(segments[COD][1])
     if style.packets(size) > MAX_PACKETS:
         raise CodestreamError(f"{style.packets(size)} packets, at most {MAX_PACKETS} are read")
+    high_throughput = CAP in segments and bool(size.capabilities & 0x4000)
+    planes = _bit_planes(segments[QCD][1], style.levels)
+    if high_throughput and not style.reversible and planes > MAX_BIT_PLANES_OF_FAST_LOSSY:
+        raise CodestreamError(f"QCD promises {planes} bit-planes, {MAX_BIT_PLANES_OF_FAST_LOSSY} are read")
     return Jpeg2000Header(
         rows=size.rows,
         columns=size.columns,
@@ -209,7 +228,7 @@ def read_jpeg2000_header(frame: bytes) -> Jpeg2000Header:
         start=start,
         end=_end_of_tiles(frame, tile_parts, end, size.tiles),
         signed=bool(size.depth & 0x80),
-        high_throughput=CAP in segments and bool(size.capabilities & 0x4000),
+        high_throughput=high_throughput,
         tiles=size.tiles,
         progression=PROGRESSIONS[style.progression],
         layers=style.layers,

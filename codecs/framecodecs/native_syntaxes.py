@@ -13,8 +13,9 @@ import zlib
 import numpy as np
 
 from framecodecs.codestream import Header
-from framecodecs.errors import CodestreamError
+from framecodecs.errors import CodestreamError, DecodeError
 from framecodecs.frameinfo import FrameInfo
+from framecodecs.libraries import guarded
 from framecodecs.options import EncodeOptions
 from framecodecs.samples import native
 
@@ -50,7 +51,8 @@ def encode_little_endian(frame: bytes, info: FrameInfo, options: EncodeOptions) 
 def decode_deflated(frame: bytes, info: FrameInfo, header: Header) -> tuple[bytes, FrameInfo]:
     """Inflates no more than the frame may hold, whatever the stream promises."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    out = inflater.decompress(frame, info.frame_length + 2)
+    with guarded(DecodeError, "deflate"):
+        out = inflater.decompress(frame, info.frame_length + 2)
     if not inflater.eof:
         raise CodestreamError("the deflated frame is cut, or longer than its attributes say")
     return native(out, info)

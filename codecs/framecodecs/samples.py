@@ -119,8 +119,8 @@ def _reinterpreted(decoded: Decoded, info: FrameInfo) -> Samples:
     if decoded.signed == bool(info.pixel_representation):
         return samples.astype(info.sample_type, copy=False)
     if decoded.signed:
-        mask = (1 << decoded.precision) - 1
-        return (samples.astype(f"<i{width}", copy=False) & mask).astype(info.container, copy=False)
+        wide = samples.astype(f"<i{width}", copy=False)
+        return unsigned(wide, decoded.precision).astype(info.container, copy=False)
     bits = min(decoded.precision, info.bits_stored)
     return sign_extended(samples.astype(info.container, copy=False), bits)
 

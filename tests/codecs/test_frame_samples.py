@@ -71,6 +71,12 @@ def test_the_dataset_decides_about_the_sign(stored, precision, signed, represent
     assert np.frombuffer(frame, info.sample_type).tolist() == [expected]
 
 
+def test_a_denied_sign_of_whole_bytes():
+    array = np.array([[-1, 127]], np.int8)
+    info = FrameInfo(1, 2)
+    assert samples.to_frame(Decoded(array, 8, True, "MONOCHROME2"), info)[0] == b"\xff\x7f"
+
+
 def test_what_was_decoded_must_have_the_shape_of_the_dataset():
     with pytest.raises(CodestreamError, match="decoded to"):
         samples.to_frame(Decoded(np.zeros((2, 2), np.uint8), 8, False, "RGB"), RGB_8)

@@ -3,7 +3,18 @@
 import struct
 
 import pytest
-from frame_makers import GREY_8, GREY_12, HTJ2K, J2K, J2K_LOSSY, RGB_8, RPCL, SIGNED_16, picture_like
+from frame_makers import (
+    GREY_8,
+    GREY_12,
+    HTJ2K,
+    HTJ2K_LOSSY,
+    J2K,
+    J2K_LOSSY,
+    RGB_8,
+    RPCL,
+    SIGNED_16,
+    picture_like,
+)
 
 from framecodecs.errors import CodestreamError
 from framecodecs.frameinfo import FrameInfo
@@ -151,3 +162,19 @@ def test_headers_without_end():
         read_jpeg2000_header(GREY[:at] + comment * 1001 + GREY[at:])
     with pytest.raises(CodestreamError, match="no marker segment"):
         read_jpeg2000_header(GREY[:at] + b"\x12\x34" + GREY[at:])
+
+
+def quantizer(frame: bytes, offset: int, value: bytes) -> bytes:
+    at = frame.index(b"\xff\x5c") + 4 + offset
+    return frame[:at] + value + frame[at + len(value) :]
+
+
+def test_exponents_that_crash_a_decoder_are_refused():
+    frame = coded(HTJ2K_LOSSY, GREY_8)
+    with pytest.raises(CodestreamError, match="bit-planes"):
+        read_jpeg2000_header(quantizer(frame, 1, b"\xff"))
+    assert read_jpeg2000_header(quantizer(coded(HTJ2K, GREY_8), 1, b"\xf8")).reversible
+    with pytest.raises(CodestreamError, match="QCD is malformed"):
+        read_jpeg2000_header(quantizer(GREY, 0, b"\x43"))
+    with pytest.raises(CodestreamError, match="QCD is malformed"):
+        read_jpeg2000_header(quantizer(GREY, 0, b"\x42"))

@@ -1,0 +1,142 @@
+"""Files for browsers: decoded again by Pillow and looked at pixel by pixel."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from frame_makers import BASELINE, GREY_8, GREY_12, J2K, LITTLE, RGB_8, RPCL, noise, picture_like
+from PIL import Image
+
+from framecodecs import pictures
+from framecodecs.errors import EncodeError, RenderingError, Unsupported
+from framecodecs.luts import Window
+from framecodecs.pictures import PictureRequest, Viewport, fitted, picture_file
+from framecodecs.registry import encode
+from framecodecs.rendering import Rendering, displayable
+
+GREY = displayable(picture_like(GREY_8), GREY_8)
+COLOUR = displayable(picture_like(RGB_8), RGB_8)
+
+
+def opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+@pytest.mark.parametrize("picture", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("media_type", pictures.FORMATS)
+def test_every_format_opens_again(media_type, picture):
+    image = opened(picture_file(picture, media_type))
+    assert Image.MIME[image.format] == media_type
+    assert image.size == (80, 64)
+    back = np.asarray(image.convert("RGB" if picture.ndim == 3 else "L")).astype(int)
+    if media_type == "image/png" or (media_type == "image/gif" and picture.ndim == 2):
+        assert np.array_equal(back, picture)
+    else:
+        assert np.abs(back - picture).mean() < 8
+
+
+def test_quality_costs_bytes():
+    sizes = [len(picture_file(GREY, "image/jpeg", quality=quality)) for quality in (10, 50, 90, 100)]
+    assert sizes == sorted(set(sizes))
+
+
+def test_other_types_are_refused():
+    with pytest.raises(Unsupported, match="image/tiff"):
+        picture_file(GREY, "image/tiff")
+
+
+def test_profiles_go_in_where_there_is_a_place():
+    profile = pictures.srgb_profile()
+    for media_type in pictures.FORMATS:
+        image = opened(picture_file(COLOUR, media_type, icc_profile=profile))
+        assert (image.info.get("icc_profile") == profile) == (media_type in pictures.ICC_FORMATS)
+
+
+def test_conversion_to_srgb_of_srgb_changes_nothing():
+    same = pictures.to_srgb(COLOUR, pictures.srgb_profile())
+    assert np.abs(same.astype(int) - COLOUR).max() <= 1
+
+
+def test_a_broken_profile_is_an_error():
+    with pytest.raises(EncodeError, match="ICC"):
+        pictures.to_srgb(COLOUR, b"not a profile")
+
+
+@pytest.mark.parametrize(
+    ("viewport", "size"),
+    [
+        (Viewport(40, 32), (40, 32)),
+        (Viewport(40, 40), (40, 32)),
+        (Viewport(800, 32), (40, 32)),
+        (Viewport(160, 160), (160, 128)),
+        (Viewport(160, 160, enlarge=False), (80, 64)),
+        (Viewport(80, 64), (80, 64)),
+        (Viewport(1, 1), (1, 1)),
+        (Viewport(50, 50, (10, 10, 20, 20)), (50, 50)),
+    ],
+)
+@pytest.mark.parametrize("picture", [GREY, COLOUR], ids=["grey", "colour"])
+def test_viewports_keep_proportions(viewport, size, picture):
+    rows, columns = fitted(picture, viewport).shape[:2]
+    assert (columns, rows) == size
+
+
+def test_regions_and_turning_over():
+    picture = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    assert fitted(picture, Viewport(2, 1, (1, 2, 2, 1))).tolist() == [[9, 10]]
+    assert fitted(picture, Viewport(4, 3, (0, 0, -4, 3))).tolist() == picture[:, ::-1].tolist()
+    assert fitted(picture, Viewport(4, 3, (0, 0, 4, -3))).tolist() == picture[::-1].tolist()
+    assert fitted(picture, Viewport(2, 3, (2, 0, 9, 3))).tolist() == picture[:, 2:].tolist()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Viewport(0, 5),
+        lambda: Viewport(5, 10**6),
+        lambda: Viewport(5, 5, (0, 0, 0, 5)),
+        lambda: Viewport(5, 5, (-1, 0, 5, 5)),
+        lambda: fitted(GREY, Viewport(5, 5, (80, 0, 5, 5))),
+        lambda: pictures.animation_file([], 40),
+    ],
+)
+def test_nonsense_is_refused(make):
+    with pytest.raises(RenderingError):
+        make()
+
+
+def test_animations_have_all_frames():
+    frames = [noise(GREY_8, seed) for seed in range(5)]
+    request = PictureRequest(media_type="image/gif", viewport=Viewport(40, 32), milliseconds=100)
+    image = opened(pictures.animated(frames, LITTLE, GREY_8, request))
+    assert (image.n_frames, image.info["duration"], image.size) == (5, 100, (40, 32))
+    assert opened(pictures.animated(frames[:1], LITTLE, GREY_8, request)).n_frames == 1
+
+
+@pytest.mark.parametrize("uid", [J2K, RPCL])
+def test_from_codestream_to_picture(uid):
+    coded, now = encode(picture_like(GREY_12), uid, GREY_12)
+    request = PictureRequest(Rendering(window=Window(2048, 4096)), media_type="image/png")
+    image = opened(pictures.rendered(coded, uid, now, request))
+    expected = displayable(picture_like(GREY_12), GREY_12, request.rendering)
+    assert np.array_equal(np.asarray(image), expected)
+
+
+def test_colour_from_jpeg_with_a_profile():
+    coded, now = encode(picture_like(RGB_8), BASELINE, RGB_8)
+    profile = pictures.srgb_profile()
+    request = PictureRequest(media_type="image/png", icc_profile=profile)
+    assert opened(pictures.rendered(coded, BASELINE, now, request)).info["icc_profile"] == profile
+    converted = opened(pictures.rendered(coded, BASELINE, now, replace(request, convert_to_srgb=True)))
+    assert converted.mode == "RGB"
+    assert "icc_profile" in converted.info
+
+
+def test_grey_pictures_carry_no_colour_profile():
+    request = PictureRequest(
+        media_type="image/png", icc_profile=pictures.srgb_profile(), convert_to_srgb=True
+    )
+    assert "icc_profile" not in opened(pictures.rendered(picture_like(GREY_8), LITTLE, GREY_8, request)).info
