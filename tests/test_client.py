@@ -7,7 +7,11 @@ import email.policy
 import http.server
 import io
 import json
+import os
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 import urllib.request
@@ -59,7 +63,7 @@ class FakeHandler(http.server.BaseHTTPRequestHandler):
         return super().handle_expect_100()
 
     def do_POST(self):
-        row = self.row
+        row, self.row = self.row or self.server.next_row(), None
         head = b"".join(f"{name}: {value}\r\n".encode() for name, value in self.headers.items())
         if row.get("early"):
             self.close_connection = True
@@ -408,6 +412,61 @@ def test_a_file_that_changed_meanwhile_is_not_sent(fake, tmp_path):
     with pytest.raises(ReplyError, match="changed while it was being sent"):
         connection.store([found])
     assert service.requests == []
+
+
+def test_a_file_that_becomes_shorter_while_it_is_sent(fake, tmp_path):
+    service = fake()
+    path = write_instance(tmp_path / "a", "1.2", size=12 << 20)
+    found, _ = examine(path)
+
+    def cut(sent):
+        os.truncate(path, 5 << 20)
+
+    connection = Connection(service.url, 5, cut)
+    with pytest.raises(ReplyError, match="became shorter"):
+        connection.store([found])
+
+
+def test_a_status_line_in_two_packets(folder):
+    path = folder / "series0" / "0.dcm"
+
+    def answer(listener):
+        with listener.accept()[0] as connection:
+            connection.recv(10_000)
+            connection.sendall(b"HTTP/1.1")
+            time.sleep(0.05)
+            connection.sendall(b" 507 Insufficient Storage\r\nContent-Length: 0\r\n\r\n")
+            connection.recv(10_000)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        connection = Connection(f"http://127.0.0.1:{listener.getsockname()[1]}/v2", 5, lambda sent: None)
+        assert connection.store([examine(path)[0]]).status == 507
+        thread.join()
+
+
+@pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="openssl, which makes the certificate, is not installed"
+)
+def test_over_tls(fake, folder, tmp_path, monkeypatch):
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run(
+        [*command.split(), "-keyout", key, "-out", certificate], check=True, stderr=subprocess.DEVNULL
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    service = fake()
+    service.socket = context.wrap_socket(service.socket, server_side=True)
+    url = service.url.replace("http:", "https:")
+    words = [folder / "series0", "--url", url, "--quiet", "--retries", 0]
+    assert store(*words) == 1  # a certificate that nobody vouches for
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert store(*words) == 0
+    assert "Expect" not in service.requests[0][1]
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("7", 7), ("soon", 1), (formatdate(0, usegmt=True), 0)])
