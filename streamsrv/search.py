@@ -17,7 +17,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import orjson
 
@@ -216,13 +216,15 @@ class _Rendering:
             for row in attributes_at(level)
             if row.returned is not Returned.ASKED
         }
-        wanted = dict.fromkeys(path[0] for path in (*query.asked, *parameters.included))
-        self._wanted = [tag for tag in wanted if tag not in given]
-        # Attributes that are in no row of the index.
-        self.deep = any(tag not in BY_TAG for tag in self._wanted) or (
-            self._everything and query.level is Level.INSTANCE
-        )
-        self._ready = not self._wanted and not self._everything and len(self._levels) == 1
+        wanted = {path[0] for path in (*query.asked, *parameters.included)} - given
+        # The highest level that has a row for it; what has none is in the metadata.
+        self._elsewhere: dict[Level, set[str]] = {}
+        for tag in wanted & BY_TAG.keys():
+            self._elsewhere.setdefault(BY_TAG[tag].level, set()).add(tag)
+        self._unknown = wanted - BY_TAG.keys()
+        self.deep = bool(self._unknown) or (self._everything and query.level is Level.INSTANCE)
+        self._last: dict[Level, tuple[tuple[str, str | None], tuple[JsonDataset, JsonDataset]]] = {}
+        self._ready = not wanted and not self._everything and len(self._levels) == 1
 
     def render(self, hits: Iterable[Hit]) -> Iterator[bytes]:
         """JSON objects, or several of them separated by commas."""
@@ -233,7 +235,8 @@ class _Rendering:
                 self._series_page(list(page))
                 for _, page in itertools.groupby(hits, lambda hit: _key(hit)[:2])
             )
-        return (fill(_text(hit, self._level), self._base_url, _key(hit)) for hit in hits)
+        rows = ((hit, hit.study_row if self._level is Level.STUDY else hit.series_row) for hit in hits)
+        return (fill(row.answer, self._base_url, _key(hit)) for hit, row in rows if row)
 
     def _series_page(self, hits: list[Hit]) -> bytes:
         texts = (instance_answer(hit.instance_row or b"") for hit in hits)
@@ -242,31 +245,30 @@ class _Rendering:
     def _joined(self, hit: Hit) -> JsonDataset:
         joined: JsonDataset = {}
         for level in self._levels:
-            joined.update(self._read(_text(hit, level), hit))
+            joined.update(self._texts(hit, level)[0])
         if self._everything:
             for level in self._levels:
-                joined.update(self._more(hit, level))
-        wanted = {tag for tag in self._wanted if tag not in joined}
-        if wanted:
-            joined.update(self._elsewhere(hit, wanted))
-        if self._everything and self._level is Level.INSTANCE:
-            joined = self._metadata(hit) | joined
+                joined.update(self._texts(hit, level)[1])
+        for level, tags in self._elsewhere.items():
+            source = self._down_to(hit, level)
+            for found in self._texts(source, level) if source else ():
+                joined.update(_only(found, tags))
+        if self.deep:
+            metadata = self._metadata(hit)
+            joined = (metadata if self._everything else _only(metadata, self._unknown)) | joined
         return joined
 
-    def _elsewhere(self, hit: Hit, wanted: set[str]) -> JsonDataset:
-        """From the rows above and below, at last from the metadata."""
-        found: JsonDataset = {}
-        for level in Level:
-            tags = {row.tag for row in attributes_at(level)} & wanted - found.keys()
-            if tags:
-                source = self._down_to(hit, level)
-                texts = self._read(_text(source, level), source) | self._more(source, level) if source else {}
-                found |= {tag: texts[tag] for tag in tags if tag in texts}
-        unknown = {tag for tag in wanted if tag not in BY_TAG}
-        if unknown:
-            texts = self._metadata(hit)
-            found |= {tag: texts[tag] for tag in unknown if tag in texts}
-        return found
+    def _texts(self, hit: Hit, level: Level) -> tuple[JsonDataset, JsonDataset]:
+        """What the row of a level says: what is always returned, and what only when asked for."""
+        if level is Level.INSTANCE:
+            return self._read(expand(instance_answer(hit.instance_row or b"")), hit), {}
+        # Neighbours have the study and the series in common.
+        key = (hit.study, hit.series if level is Level.SERIES else None)
+        if level not in self._last or self._last[level][0] != key:
+            row = hit.study_row if level is Level.STUDY else hit.series_row
+            texts = (self._read(row.answer, hit), orjson.loads(row.more or b"{}")) if row else ({}, {})
+            self._last[level] = (key, texts)
+        return self._last[level][1]
 
     def _down_to(self, hit: Hit, level: Level) -> Hit | None:
         """The match, or the first series or instance below it that the match does not name yet."""
@@ -286,14 +288,13 @@ class _Rendering:
         found: JsonDataset = orjson.loads(text.replace(b"\0", self._base_url + url)) if text else {}
         return found
 
-    def _read(self, text: bytes, hit: Hit) -> dict[str, Any]:
-        found: dict[str, Any] = orjson.loads(fill(text, self._base_url, _key(hit)))
+    def _read(self, text: bytes, hit: Hit) -> JsonDataset:
+        found: JsonDataset = orjson.loads(fill(text, self._base_url, _key(hit)) or b"{}")
         return found
 
-    def _more(self, hit: Hit, level: Level) -> dict[str, Any]:
-        row = hit.study_row if level is Level.STUDY else hit.series_row if level is Level.SERIES else None
-        found: dict[str, Any] = orjson.loads(row.more) if row and row.more else {}
-        return found
+
+def _only(found: JsonDataset, tags: Iterable[str]) -> JsonDataset:
+    return {tag: found[tag] for tag in tags if tag in found}
 
 
 def _levels(query: Query) -> list[Level]:
@@ -304,12 +305,3 @@ def _levels(query: Query) -> list[Level]:
 
 def _key(hit: Hit) -> InstanceKey:
     return InstanceKey(hit.study, hit.series or "", hit.instance or "")
-
-
-def _text(hit: Hit, level: Level) -> bytes:
-    """The answer of one level of a match, with its slots."""
-    if level is Level.STUDY:
-        return hit.study_row.answer
-    if level is Level.SERIES:
-        return hit.series_row.answer if hit.series_row else b"{}"
-    return expand(instance_answer(hit.instance_row)) if hit.instance_row else b"{}"

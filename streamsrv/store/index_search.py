@@ -56,9 +56,9 @@ class Search:
         self._lists = Lists(environment, budget)
         self._conditions = {level: query.at(level) for level in Level}
         self._inflate = zstandard.ZstdDecompressor()
-        instances = bool(
-            self._conditions[Level.INSTANCE] or query.on_metadata or Level.INSTANCE in query.uids
-        )
+        self._on_metadata = query.on_metadata
+        at_instances = self._conditions[Level.INSTANCE] or self._on_metadata
+        instances = bool(at_instances or Level.INSTANCE in query.uids)
         series = bool(instances or self._conditions[Level.SERIES] or Level.SERIES in query.uids)
         # How deep the conditions reach, or the target does.
         reach = Level.INSTANCE if instances else Level.SERIES if series else Level.STUDY
@@ -100,11 +100,10 @@ class Search:
         return all(condition.accepts(found) for condition in conditions)
 
     def _accepts_metadata(self, value: bytes) -> bool:
-        conditions = self._query.on_metadata
-        if not conditions:
+        if not self._on_metadata:
             return True
         found = self._metadata(serial_of(value))
-        return all(condition.accepts(found) for condition in conditions)
+        return all(condition.accepts(found) for condition in self._on_metadata)
 
     def _metadata(self, serial: int) -> JsonDataset:
         start, frames = number_key(serial), []

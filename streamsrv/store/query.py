@@ -15,6 +15,7 @@ table the index must be rebuilt: TABLE_DIGEST is written into it, and another on
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -166,5 +167,6 @@ TABLE_DIGEST = hashlib.blake2b(repr(QUERY_ATTRIBUTES).encode(), digest_size=8).h
 BY_TAG: dict[str, QueryAttribute] = {row.tag: row for row in reversed(QUERY_ATTRIBUTES)}
 
 
+@functools.cache
 def attributes_at(level: Level) -> tuple[QueryAttribute, ...]:
     return tuple(row for row in QUERY_ATTRIBUTES if row.level is level)
