@@ -24,7 +24,7 @@ from streamsrv.dicom.charsets import codecs_of
 from streamsrv.dicom.elements import ITEM, ITEM_END, SEQUENCE_END, Event
 from streamsrv.dicom.instance import AttributeWarning, BulkValue, JsonDataset, JsonElement
 from streamsrv.dicom.tags import KEYS
-from streamsrv.dicom.values import converters_for, lenient
+from streamsrv.dicom.values import Converter, converters_for, lenient
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import InstanceRefused
 
@@ -35,20 +35,24 @@ _OVERHEAD = 48  # of one element: tag, vr, brackets
 _SPECIFIC_CHARACTER_SET = 0x00080005
 
 
+_NO_MEMBERS: JsonDataset = {}
+
+
 class _Open:
-    """A dataset or a sequence that is not complete. `written`: its opening bracket is out already."""
+    """A dataset or, with a `key`, a sequence that is not complete. `convert` is for its character set."""
 
-    __slots__ = ("codecs", "count", "filled", "items", "key", "members", "through", "written")
+    __slots__ = ("codecs", "convert", "count", "filled", "items", "key", "members", "through", "written")
 
-    def __init__(self, key: str, codecs: tuple[str, ...]) -> None:
-        self.key = key  # sequence: its tag
+    def __init__(self, key: str, codecs: tuple[str, ...], convert: dict[str, Converter]) -> None:
+        self.key = key  # the tag of a sequence
         self.codecs = codecs
-        self.members: JsonDataset = {}  # dataset
-        self.items: list[JsonDataset] = []  # sequence
-        self.count = 0  # sequence: items so far, written or not
-        self.written = False
-        self.filled = False  # something inside is written, so a comma comes next
-        self.through = ""  # dataset: the last tag written
+        self.convert = convert
+        self.members: JsonDataset = _NO_MEMBERS if key else {}
+        self.items: list[JsonDataset] = []
+        self.count = 0  # of a sequence: items so far, written or not
+        self.written = False  # the opening bracket is out
+        self.filled = False  # something inside is out, so a comma comes next
+        self.through = ""  # of a dataset: the last tag that is out
 
 
 class MetadataWriter:
@@ -73,7 +77,8 @@ class MetadataWriter:
         self._extra = extra
         self._limits = limits
         self._little = little
-        self._stack = [_Open("", codecs_of(())[0])]
+        codecs, _ = codecs_of(())
+        self._stack = [_Open("", codecs, converters_for(codecs, little))]
         self._stack[0].written = True
         self._out: list[bytes] = []
         self._pending = 0
@@ -86,7 +91,7 @@ class MetadataWriter:
         """The one loop over all elements; structure and oddities leave it for methods."""
         self._out.append(b"{")
         top = self._stack[0]
-        members, convert = top.members, converters_for(top.codecs, self._little)
+        members, convert = top.members, top.convert
         pending = 0
         for tag, vr, offset, length, value in events:
             if value is None:
@@ -94,7 +99,7 @@ class MetadataWriter:
                 pending = 0
                 self._structure(tag, vr, offset, length)
                 top = self._stack[-1]
-                members, convert = top.members, converters_for(top.codecs, self._little)
+                members, convert = top.members, top.convert
                 continue
             if not tag & 0xFFFF:
                 continue
@@ -116,14 +121,14 @@ class MetadataWriter:
         self._pending += 8
         if tag == ITEM:
             stack[-1].count += 1
-            stack.append(_Open("", stack[-1].codecs))
+            stack.append(_Open("", stack[-1].codecs, stack[-1].convert))
         elif tag == ITEM_END:
             self._close_item(stack.pop(), stack[-1])
         elif tag == SEQUENCE_END:
             self._close_sequence(stack.pop(), stack[-1])
         elif vr == "SQ":
             self._pending += _OVERHEAD
-            stack.append(_Open(f"{tag:08X}", stack[-1].codecs))
+            stack.append(_Open(f"{tag:08X}", stack[-1].codecs, stack[-1].convert))
         else:
             self._bulk_value(f"{tag:08X}", vr, offset, length)
         if self._pending > SPILL:
@@ -144,13 +149,15 @@ class MetadataWriter:
                 path += [node.key, str(node.count - 1)]
         return path
 
-    def _character_set(self, element: JsonElement) -> dict[str, Callable[[bytes], JsonElement]]:
+    def _character_set(self, element: JsonElement) -> dict[str, Converter]:
+        """Specific Character Set of the dataset that is open."""
         terms = tuple(str(term or "") for term in element.get("Value", ()))
         codecs, reason = codecs_of(terms)
         if reason:
             self.warn("00080005", reason)
-        self._stack[-1].codecs = codecs
-        return converters_for(codecs, self._little)
+        top = self._stack[-1]
+        top.codecs, top.convert = codecs, converters_for(codecs, self._little)
+        return top.convert
 
     def _odd(self, key: str, vr: str, value: bytes) -> JsonElement:
         element, reason = lenient(vr, value, self._stack[-1].codecs, self._little)

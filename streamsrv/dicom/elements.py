@@ -168,22 +168,18 @@ class Elements:
         end = level.end if length == UNDEFINED else self.position + length
         if end > level.end:
             raise NotDicom("an item is longer than its sequence", offset=position, tag=_hex(level.tag))
-        explicit = level.explicit and not self._looks_implicit(min(end, self.position + 8))
+        # Some writers switch to implicit VR inside sequences: no VR stands where the first element has one.
+        explicit = level.explicit
+        if explicit and length and buffer[at + 12 : at + 14] not in SHORT_VRS:
+            explicit = not self._looks_implicit(min(end, position + 16))
+        delimited, little = length == UNDEFINED, level.little
         self.levels.append(
-            Level(
-                level.tag,
-                end,
-                items=False,
-                delimited=length == UNDEFINED,
-                explicit=explicit,
-                little=level.little,
-            )
+            Level(level.tag, end, items=False, delimited=delimited, explicit=explicit, little=little)
         )
-        return ITEM, "", self.position, length, None
+        return ITEM, "", position + 8, length, None
 
     def _looks_implicit(self, end: int) -> bool:
-        """Whether the item that begins here has no VR where an explicit one has (some writers switch inside
-        sequences)."""
+        """Whether the item that begins here has anything but two capital letters for its first VR."""
         head = self.window.bytes_at(self.position, end - self.position)
         return len(head) >= 6 and not (head[4:6].isalpha() and head[4:6].isupper())
 

@@ -15,6 +15,8 @@ from streamsrv.dicom.tags import private_vr, vr_of_number
 PIXEL_REPRESENTATION = 0x00280103
 LUT_DESCRIPTOR = 0x00283002
 
+_NOTHING: dict[int, bytes] = {}  # a sequence has no elements of its own
+
 
 class Level:
     """An open dataset (`items` False) or sequence (`items` True). `end` bounds it; `delimited` if a delimiter
@@ -32,7 +34,7 @@ class Level:
         self.explicit = explicit
         self.little = little
         # What decides how others are read: private creators by group and block (24 bits), values by tag.
-        self.notes: dict[int, bytes] = {}
+        self.notes: dict[int, bytes] = _NOTHING if items else {}
 
     def note(self, tag: int, value: bytes) -> None:
         """Remember a value that decides how others are read."""
