@@ -63,7 +63,8 @@ class FakeHandler(http.server.BaseHTTPRequestHandler):
         return super().handle_expect_100()
 
     def do_POST(self):
-        row, self.row = self.row or self.server.next_row(), None
+        row = self.server.next_row() if self.row is None else self.row
+        self.row = None
         head = b"".join(f"{name}: {value}\r\n".encode() for name, value in self.headers.items())
         if row.get("early"):
             self.close_connection = True
