@@ -28,16 +28,16 @@ def fill(store):
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("filled")
+def filled(memory_factory):
+    folder = memory_factory()
     with open_store(folder) as store:
         fill(store)
     return folder
 
 
 @pytest.fixture
-def folder(filled, tmp_path):
-    return shutil.copytree(filled, tmp_path / "store")
+def folder(filled, memory):
+    return shutil.copytree(filled, memory / "store")
 
 
 def findings(store):
@@ -67,8 +67,8 @@ def test_all_is_well(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["claims", "index", "segments", "store.toml"]
 
 
-def test_an_empty_store_is_well(tmp_path):
-    with open_store(tmp_path) as store:
+def test_an_empty_store_is_well(memory):
+    with open_store(memory) as store:
         assert findings(store) == []
 
 
@@ -218,8 +218,8 @@ def test_no_name_of_a_patient_is_told(folder):
     assert not any("name" in line.lower() for line in lines)
 
 
-def test_an_instance_that_cannot_be_read(tmp_path):
-    with open_store(tmp_path) as store:
+def test_an_instance_that_cannot_be_read(memory):
+    with open_store(memory) as store:
         put(store, payload_of(key_of(1)))
 
         def refuse(record):

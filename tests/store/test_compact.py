@@ -23,9 +23,9 @@ def keys(study, count=10):
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(memory):
     """Study 1 in segments 1 and 2, study 2 in 3 and 4, five instances each."""
-    with open_store(tmp_path, options=SMALL) as store:
+    with open_store(memory, options=SMALL) as store:
         for study in (1, 2):
             for half in (keys(study)[:5], keys(study)[5:]):
                 put(store, *(payload_of(key, 300) for key in half))
@@ -40,9 +40,9 @@ def well(store):
     return [str(finding) for finding in check(store, derive)] == []
 
 
-def after_reindex(store, tmp_path):
+def after_reindex(store, memory):
     """What a reindex of a copy of the segments says."""
-    copy = tmp_path / "copy"
+    copy = memory / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(store.layout.root, copy, ignore=shutil.ignore_patterns("index*", "copy", "lock"))
     assert reindex(copy, derive).findings == []
@@ -69,7 +69,7 @@ def test_nothing_to_do(store):
     assert list(store.layout.segment_files()) == before
 
 
-def test_mostly_dead_segments_go_and_the_living_move(store, tmp_path):
+def test_mostly_dead_segments_go_and_the_living_move(store, memory):
     for key in keys(1)[:8]:
         store.delete(*key)
     before = contents(store)
@@ -86,7 +86,7 @@ def test_mostly_dead_segments_go_and_the_living_move(store, tmp_path):
     assert not {1, 2} & set(store.layout.segment_files())
     assert not {1, 2} & set(store.index.segments())
     assert well(store)
-    assert after_reindex(store, tmp_path) == before
+    assert after_reindex(store, memory) == before
 
 
 def test_a_half_alive_segment_stays(store):
@@ -95,8 +95,8 @@ def test_a_half_alive_segment_stays(store):
     assert 1 not in compact(store).segments
 
 
-def test_one_that_grows_is_left_alone_while_it_has_little_to_give(tmp_path):
-    with open_store(tmp_path, options=StoreOptions(segment_size=1 << 20, min_free=0)) as store:
+def test_one_that_grows_is_left_alone_while_it_has_little_to_give(memory):
+    with open_store(memory, options=StoreOptions(segment_size=1 << 20, min_free=0)) as store:
         put(store, payload_of(key_of(1)))
         store.delete("1.1")
         assert compact(store).segments == []
@@ -104,7 +104,7 @@ def test_one_that_grows_is_left_alone_while_it_has_little_to_give(tmp_path):
         assert compact(store).segments == [1]
 
 
-def test_tombstones_are_kept_while_a_segment_can_hold_whom_they_kill(store, tmp_path):
+def test_tombstones_are_kept_while_a_segment_can_hold_whom_they_kill(store, memory):
     """The tombstones of study 1 lie in the segment of study 2, whose compaction must not forget them."""
     dead = {row.record_id for row in store.lookup("1.1")[:2]}
     for key in keys(1)[:2]:
@@ -119,10 +119,10 @@ def test_tombstones_are_kept_while_a_segment_can_hold_whom_they_kill(store, tmp_
     assert dead <= tombstones(store)
     assert contents(store) == before
     assert well(store)
-    assert after_reindex(store, tmp_path) == before
+    assert after_reindex(store, memory) == before
 
 
-def test_tombstones_go_when_nobody_needs_them(store, tmp_path):
+def test_tombstones_go_when_nobody_needs_them(store, memory):
     for key in keys(1) + keys(2):
         store.delete(*key)
     while compact(store).segments:
@@ -130,11 +130,11 @@ def test_tombstones_go_when_nobody_needs_them(store, tmp_path):
     assert not tombstones(store) or all(row.live == 0 for row in store.index.segments().values())
     report = compact(store)
     assert report.segments == []
-    assert set(after_reindex(store, tmp_path).values()) == {None}
+    assert set(after_reindex(store, memory).values()) == {None}
     assert sum(row.committed_end for row in store.index.segments().values()) < 2000
 
 
-def test_what_a_replaced_record_dies_of_is_kept(store, tmp_path):
+def test_what_a_replaced_record_dies_of_is_kept(store, memory):
     """The successor is deleted and compacted away; its victim's record is still in segment 1."""
     put(store, payload_of(keys(1)[0], 300, "r"), on_duplicate=OnDuplicate.REPLACE)
     store.delete(*keys(1)[0])
@@ -145,10 +145,10 @@ def test_what_a_replaced_record_dies_of_is_kept(store, tmp_path):
     assert 1 in store.layout.segment_files()
     assert contents(store) == before
     assert well(store)
-    assert after_reindex(store, tmp_path) == before
+    assert after_reindex(store, memory) == before
 
 
-def test_a_replacement_moves_with_what_it_replaces(store, tmp_path):
+def test_a_replacement_moves_with_what_it_replaces(store, memory):
     for fill in "rs":
         put(store, payload_of(keys(1)[0], 300, fill), on_duplicate=OnDuplicate.REPLACE)
     for key in keys(2):
@@ -156,7 +156,7 @@ def test_a_replacement_moves_with_what_it_replaces(store, tmp_path):
     before = contents(store)
     compact(store)
     assert contents(store) == before
-    assert after_reindex(store, tmp_path) == before
+    assert after_reindex(store, memory) == before
 
 
 def test_where_a_header_is_damaged_all_tombstones_are_kept(store):
@@ -214,7 +214,7 @@ def test_slices(store, monkeypatch):
     assert well(store)
 
 
-def test_what_changes_meanwhile_stays_as_it_became(store, tmp_path, monkeypatch):
+def test_what_changes_meanwhile_stays_as_it_became(store, memory, monkeypatch):
     """Instances are deleted and replaced between the copy and the swap."""
     monkeypatch.setattr(compaction, "MOSTLY_DEAD", -1.0)
     victim, other = keys(1)[0], keys(1)[1]
@@ -229,11 +229,11 @@ def test_what_changes_meanwhile_stays_as_it_became(store, tmp_path, monkeypatch)
     after = contents(store)
     assert (after[victim], after[other]) == (None, payload_of(other, 300, "r"))
     assert well(store)
-    assert after_reindex(store, tmp_path) == after
+    assert after_reindex(store, memory) == after
 
 
 @pytest.mark.parametrize("passage", range(1, 7))
-def test_a_crash_at_any_point_is_harmless(store, tmp_path, monkeypatch, passage):
+def test_a_crash_at_any_point_is_harmless(store, memory, monkeypatch, passage):
     class Died(BaseException):
         pass
 
@@ -245,7 +245,7 @@ def test_a_crash_at_any_point_is_harmless(store, tmp_path, monkeypatch, passage)
         nonlocal passed
         passed += 1
         if passed == passage:
-            shutil.copytree(store.layout.root, tmp_path / "crashed")
+            shutil.copytree(store.layout.root, memory / "crashed")
             raise Died
 
     with monkeypatch.context() as patch:
@@ -253,15 +253,15 @@ def test_a_crash_at_any_point_is_harmless(store, tmp_path, monkeypatch, passage)
         with pytest.raises(Died):
             compact(store)
     assert contents(store) == before
-    crashed = tmp_path / "crashed"
+    crashed = memory / "crashed"
     with open_store(crashed, options=SMALL) as other:
         assert contents(other) == before
         assert well(other)
-        assert after_reindex(other, tmp_path) == before
+        assert after_reindex(other, memory) == before
         compact(other)
         assert contents(other) == before
         assert well(other)
-        assert after_reindex(other, tmp_path) == before
+        assert after_reindex(other, memory) == before
 
 
 def test_a_row_without_its_file_is_dropped(store):
@@ -281,9 +281,9 @@ def test_one_compaction_at_a_time(store):
     compact(store)
 
 
-def test_a_full_disk_stops_it_and_harms_nothing(tmp_path):
+def test_a_full_disk_stops_it_and_harms_nothing(memory):
     ops = FullDiskFileOps()
-    with open_store(tmp_path, options=SMALL, fileops=ops) as store:
+    with open_store(memory, options=SMALL, fileops=ops) as store:
         for key in keys(1):
             put(store, payload_of(key, 300))
         for key in keys(1)[:4]:
@@ -300,7 +300,7 @@ def test_a_full_disk_stops_it_and_harms_nothing(tmp_path):
         assert well(store)
 
 
-def test_everything_leaves_no_dead_byte(store, tmp_path):
+def test_everything_leaves_no_dead_byte(store, memory):
     for key in keys(1)[:3]:
         store.delete(*key)
     before = contents(store)
@@ -310,7 +310,7 @@ def test_everything_leaves_no_dead_byte(store, tmp_path):
     assert report.index_rewritten
     assert contents(store) == before
     assert well(store)
-    assert after_reindex(store, tmp_path) == before
+    assert after_reindex(store, memory) == before
     bytes_on_disk = b"".join(path.read_bytes() for path in store.layout.segment_files().values())
     for key in keys(1)[:3]:
         assert payload_of(key, 300) not in bytes_on_disk

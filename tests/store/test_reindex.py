@@ -25,16 +25,16 @@ def fill(store):
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("filled")
+def filled(memory_factory):
+    folder = memory_factory()
     with open_store(folder) as store:
         fill(store)
     return folder
 
 
 @pytest.fixture
-def folder(filled, tmp_path):
-    return shutil.copytree(filled, tmp_path / "store")
+def folder(filled, memory):
+    return shutil.copytree(filled, memory / "store")
 
 
 def answers(folder):
@@ -81,8 +81,8 @@ def test_the_answers_are_the_same(folder, lost):
     assert not (folder / "index.new").exists()
 
 
-def test_several_segments_in_stored_order(tmp_path):
-    with open_store(tmp_path) as store:
+def test_several_segments_in_stored_order(memory):
+    with open_store(memory) as store:
         one, two = store.begin(), store.begin()
         pairs = {one: [], two: []}
         for number, transaction in enumerate([one, two, two, one, two]):
@@ -93,23 +93,23 @@ def test_several_segments_in_stored_order(tmp_path):
         two.commit(pairs[two])
         one.commit(pairs[one])
         assert len(store.index.segments()) == 2
-    reindex(tmp_path, derive)
-    with open_store(tmp_path) as store:
+    reindex(memory, derive)
+    with open_store(memory) as store:
         assert [change.key for change in store.changes()] == [key_of(1, 1, number) for number in range(5)]
         assert store.segments.borrow().segment == 1
 
 
-def test_an_empty_store(tmp_path):
-    with open_store(tmp_path):
+def test_an_empty_store(memory):
+    with open_store(memory):
         pass
-    assert reindex(tmp_path, derive).instances == 0
-    with open_store(tmp_path) as store:
+    assert reindex(memory, derive).instances == 0
+    with open_store(memory) as store:
         assert put(store, payload_of(key_of(1)))
 
 
-def test_no_store(tmp_path):
+def test_no_store(memory):
     with pytest.raises(StoreError):
-        reindex(tmp_path, derive)
+        reindex(memory, derive)
 
 
 def test_not_while_the_store_is_open(folder):

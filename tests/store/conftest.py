@@ -1,0 +1,32 @@
+"""Folders in memory, for tests that sync hundreds of times and ask nothing of the disk."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture(scope="session")
+def memory_factory():
+    """Makes folders, in memory where the system has such; they go with the session."""
+    place = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
+    root = Path(tempfile.mkdtemp(prefix="streamsrv-tests-", dir=place))
+    count = iter(range(1_000_000))
+
+    def make():
+        folder = root / str(next(count))
+        folder.mkdir()
+        return folder
+
+    yield make
+    shutil.rmtree(root)
+
+
+@pytest.fixture
+def memory(memory_factory):
+    """As tmp_path, in memory."""
+    return memory_factory()
