@@ -35,6 +35,7 @@ FLOORS = {
     "streamsrv.store_response": 3,
     "streamsrv.retrieve": 3,
     "streamsrv.search": 3,
+    "streamsrv.pixelpool": 3,
     "streamsrv.web": 4,
     "streamsrv.samples": 5,
     "streamsrv.client": 5,
