@@ -1,0 +1,144 @@
+"""Reads DICOM JSON text (PS3.18 Annex F) of any length, a value at a time, in bounded memory.
+
+Strategy: whoever reads asks for the next value. One that ends within WHOLE characters is parsed at once by
+Python's C scanner; of a longer object or array the reader says LARGE, and its members or elements are
+asked for one by one. So a dataset of a few kilobytes is one call, and a sequence of a hundred megabytes is
+read item by item.
+
+Rules
+- Text comes as UTF-8 in pieces of any size. Strings and numbers are read whole, whatever their length.
+- NaN and Infinity are no JSON (RFC 8259 section 6). What is malformed raises NotDicom with its place.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from streamsrv.errors import NotDicom
+
+# Values up to this many characters are parsed at once: in Python objects that is about 5 MB.
+WHOLE = 256 * 1024
+STEP = 64 * 1024  # at least so much is taken from the pieces at a time
+
+_NUMBER = re.compile(r"[-+.0-9eE]+")
+_BLANKS = re.compile(r"[ \t\r\n]*")
+
+
+class Large:
+    """Of a value: too long to be parsed at once."""
+
+
+LARGE: Final = Large()
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON number")
+
+
+_parse = json.JSONDecoder(parse_constant=_no_number, strict=False).raw_decode
+
+
+class JsonReader:
+    """`last` is the text of the value parsed last."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = iter(pieces)
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        self._text = ""
+        self._at = 0
+        self._passed = 0  # characters before the text in hand
+        self._ended = False
+        self.last = ""
+
+    def value(self, limit: int | None = WHOLE) -> Any:
+        """The next value, or LARGE if it is an object or array longer than `limit` characters."""
+        first = self.peek()
+        container = first in ("{", "[")
+        while True:
+            complete = self._parsed()
+            if complete is not None:
+                found, end = complete
+                if container or first == '"' or not self._may_go_on() or not self._more():
+                    self.last, self._at = self._text[self._at : end], end
+                    return found
+            elif container and limit is not None and len(self._text) - self._at > limit:
+                return LARGE
+            elif not self._more():
+                raise self.malformed()
+
+    def _may_go_on(self) -> bool:
+        """A number at the very end of what has been read: "-2.5" of "-2.5e3"."""
+        digits = _NUMBER.match(self._text, self._at)
+        return digits is not None and digits.end() == len(self._text)
+
+    def _parsed(self) -> tuple[Any, int] | None:
+        try:
+            return _parse(self._text, self._at)
+        except ValueError:
+            return None
+        except RecursionError:
+            raise NotDicom("the JSON text nests too deeply") from None
+
+    def members(self) -> Iterator[str]:
+        """The names of the object that comes next. Take the value of each before the next one."""
+        for _ in self._several("{", "}"):
+            name = self.value()
+            if not isinstance(name, str):
+                raise self.malformed()
+            self._take(":")
+            yield name
+
+    def elements(self) -> Iterator[None]:
+        """Once for each element of the array that comes next. Take each before the next one."""
+        return self._several("[", "]")
+
+    def _several(self, begin: str, end: str) -> Iterator[None]:
+        self._take(begin)
+        if self.peek() != end:
+            yield
+            while self.peek() == ",":
+                self._take(",")
+                yield
+        self._take(end)
+
+    def peek(self) -> str:
+        """The next character that is no blank; "" at the end."""
+        while True:
+            self._at = _BLANKS.match(self._text, self._at).end()  # type: ignore[union-attr]  # always matches
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                return ""
+
+    def end(self) -> None:
+        """Nothing may follow."""
+        if self.peek():
+            raise self.malformed()
+
+    def _take(self, character: str) -> None:
+        if self.peek() != character:
+            raise self.malformed()
+        self._at += 1
+
+    def _more(self) -> bool:
+        """Take pieces, as much again as is in hand; False at their end."""
+        held = self._text[self._at :]
+        self._passed += self._at
+        parts, length = [held], 0
+        try:
+            while length < max(STEP, len(held)) and not self._ended:
+                piece = next(self._pieces, None)
+                self._ended = piece is None
+                parts.append(self._decode(piece or b"", final=self._ended))
+                length += len(parts[-1])
+        except UnicodeDecodeError:
+            raise NotDicom("the text is not UTF-8") from None
+        self._text, self._at = "".join(parts), 0
+        return length > 0
+
+    def malformed(self) -> NotDicom:
+        return NotDicom(f"malformed JSON at character {self._passed + self._at}")
