@@ -143,11 +143,12 @@ class Upload:
             )
         for piece, length in self._decoder.decode(chunk, size):
             receiver.feed(piece, length)
-            if receiver.pending:
+            while receiver.pending:
                 await self._read_ended(receiver)
+                await asyncio.sleep(0)
             if receiver.sync_due:
                 await self._sync(receiver)
-        await asyncio.sleep(0)
+            await asyncio.sleep(0)  # a megabyte of gzip may hold a thousand pieces
 
     async def finish(self) -> StoreResult:
         receiver = self._begun()

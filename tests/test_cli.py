@@ -1,0 +1,158 @@
+"""The verbs, their flags and their exit codes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from live_server import ROOT, environment
+
+from streamsrv import __version__, cli, config, samples
+from streamsrv.cli import FAILED, LOCKED, USAGE, VERBS, main
+from streamsrv.config import FIELDS
+
+DEADLINE = 60.0
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch):
+    for name in config.FIELDS:
+        monkeypatch.delenv(config.PREFIX + name.upper(), raising=False)
+
+
+@pytest.fixture
+def store(server, tmp_path):
+    """The folder of a store with the three samples in it, whose server has ended."""
+    for path in samples.write_samples(tmp_path / "samples"):
+        assert main(["store", str(path), "--url", server.url]) == 0
+    server.end()
+    return server.data
+
+
+def test_without_a_verb_the_verbs_are_told(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == USAGE
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(verb in text for verb in VERBS)
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"streamsrv {__version__}\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    assert caught.value.code == 0
+    assert "usage: streamsrv " + verb in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_setting_is_a_flag_of_serve(name):
+    default = FIELDS[name].default
+    text = ",".join(default) if isinstance(default, tuple) else str(default)
+    flag = f"--{config.flag(name)}"
+    words = [flag] if isinstance(default, bool) else [flag, text]
+    args = cli.parser_of(VERBS).parse_args(["serve", *words])
+    expected = True if isinstance(default, bool) else default
+    assert getattr(cli.settings_of(args, {}), name) == expected
+
+
+def test_a_flag_can_take_back_what_the_file_says(tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_text("read_only = true\nport = 1\n")
+    args = cli.parser_of(VERBS).parse_args(["serve", "--config", str(file), "--no-read-only"])
+    settings = cli.settings_of(args, {"STREAMSRV_PORT": "2"})
+    assert (settings.read_only, settings.port) == (False, 2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["serve", "--port", "x"], ["serve", "--config", "none.toml"], ["check", "--config", "none.toml"]],
+)
+def test_a_wrong_setting(words, capsys):
+    assert main(words) == USAGE
+    assert capsys.readouterr().err.startswith("streamsrv: ")
+
+
+def test_another_platform(monkeypatch, capsys):
+    monkeypatch.setattr(config, "refuse_platform", lambda: "streamsrv runs on Linux only")
+    assert main(["info"]) == USAGE
+    assert capsys.readouterr().err == "streamsrv: streamsrv runs on Linux only\n"
+
+
+@pytest.mark.parametrize("verb", ["check", "compact", "info", "reindex"])
+def test_a_folder_that_is_no_store_is_left_alone(verb, tmp_path, capsys):
+    folder = tmp_path / "misspelt"
+    assert main([verb, "--data", str(folder)]) == FAILED
+    assert "store.toml" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_check_info_and_compact_of_a_sound_store(store, capsys):
+    capsys.readouterr()
+    assert main(["check", "--data", str(store)]) == 0
+    assert capsys.readouterr().out.endswith("all is well\n")
+    assert main(["check", "--data", str(store), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"ok": True, "errors": 0, "findings": []}
+    assert main(["info", "--data", str(store), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["segments"] >= 1
+    assert main(["info", "--data", str(store)]) == 0
+    assert f"store id: {told['store_id']}\n" in capsys.readouterr().out
+    assert main(["compact", "--data", str(store), "--all", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["moved"] == 3
+    assert main(["check", "--data", str(store)]) == 0
+
+
+def test_check_finds_a_flipped_byte(store, capsys):
+    segment = max(store.glob("segments/*.seg"), key=lambda path: path.stat().st_size)
+    with segment.open("r+b") as file:
+        file.seek(segment.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    capsys.readouterr()
+    assert main(["check", "--data", str(store)]) == FAILED
+    assert "error: segment" in capsys.readouterr().out
+    assert main(["check", "--data", str(store), "--json"]) == FAILED
+    told = json.loads(capsys.readouterr().out)
+    assert (told["ok"], told["errors"]) == (False, len(told["findings"]))
+
+
+def test_reindex_rebuilds_what_was_lost(store, capsys):
+    for path in (store / "index").iterdir():
+        path.unlink()
+    (store / "index").rmdir()
+    assert main(["check", "--data", str(store)]) == FAILED
+    capsys.readouterr()
+    assert main(["reindex", "--data", str(store), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["instances"] == 3
+    assert main(["check", "--data", str(store)]) == 0
+
+
+def test_beside_a_running_server(server, capsys):
+    for verb in ("check", "compact", "info"):
+        assert main([verb, "--data", str(server.data)]) == 0
+    assert main(["reindex", "--data", str(server.data)]) == LOCKED
+
+
+def test_a_pipe_that_is_closed_is_no_crash(store):
+    command = f"{sys.executable} -m streamsrv info --data {store} | true"
+    ended = subprocess.run(
+        command,
+        shell=True,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=ROOT,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,281 @@
+"""The server as processes: started, restarted, drained, refused."""
+
+import dataclasses
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from live_server import ROOT, environment, free_port
+
+from streamsrv import supervisor
+from streamsrv.config import Settings
+from streamsrv.supervisor import CannotServe, Place, Supervisor, bind, describe, origin_of, worker_count
+
+DEADLINE = 20.0
+
+
+def eventually(condition):
+    deadline = time.monotonic() + DEADLINE
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)
+    return result
+
+
+def workers_of(server):
+    """Process ids of the workers."""
+    found = subprocess.run(
+        ["ps", "--ppid", str(server.process.pid), "-o", "pid=,args="],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [int(line.split()[0]) for line in found.stdout.splitlines() if "streamsrv.server" in line]
+
+
+def fetch(server, path):
+    with urllib.request.urlopen(server.origin + path, timeout=DEADLINE) as answer:
+        return answer.status, answer.read()
+
+
+def raw(server, text):
+    sock = socket.create_connection(("127.0.0.1", int(server.origin.rpartition(":")[2])), timeout=DEADLINE)
+    sock.sendall(text)
+    return sock
+
+
+def received(sock):
+    payload = b""
+    while piece := sock.recv(65536):
+        payload += piece
+    sock.close()
+    return payload
+
+
+def test_it_says_where_it_is_and_ends_on_sigterm(server):
+    text = eventually(lambda: "try: curl" in server.log.read_text() and server.log.read_text())
+    assert f"serves {server.origin}/v2 with 2 workers" in text
+    assert str(server.data.resolve()) in text
+    assert len(workers_of(server)) == 2
+    workers = workers_of(server)
+    assert server.end() == 0
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
+
+
+def test_ctrl_c_ends_it_too(server_factory):
+    server = server_factory(workers=1)
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(DEADLINE) == 0
+
+
+def test_a_worker_that_dies_is_replaced_and_nobody_is_refused(server):
+    before = set(workers_of(server))
+    os.kill(min(before), signal.SIGKILL)
+    for _ in range(50):
+        assert fetch(server, "/health/ready")[0] == 200
+    after = eventually(lambda: len(workers_of(server)) == 2 and set(workers_of(server)))
+    assert len(before & after) == 1
+    assert "ended with signal SIGKILL" in server.log.read_text()
+
+
+def test_all_workers_may_die_at_once(server):
+    for pid in workers_of(server):
+        os.kill(pid, signal.SIGKILL)
+    assert fetch(server, "/health/live") == (200, b"alive\n")  # waits in the queue meanwhile
+
+
+def test_workers_do_not_outlive_their_supervisor(server):
+    workers = workers_of(server)
+    server.process.kill()
+    server.process.wait()
+    eventually(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))
+
+
+def test_bodies_in_flight_finish_when_it_ends(server):
+    sock = raw(
+        server,
+        b"POST /v2/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/dicom\r\n"
+        b"Content-Length: 10\r\nExpect: 100-continue\r\n\r\n",
+    )
+    assert sock.recv(100).startswith(b"HTTP/1.1 100 ")
+    idle = raw(server, b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert idle.recv(4096).startswith(b"HTTP/1.1 200 ")
+    server.process.send_signal(signal.SIGTERM)
+    assert received(idle) == b""  # idle connections end at once
+    with pytest.raises(OSError):
+        fetch(server, "/health/live")  # and nothing new comes in
+    sock.sendall(b"not DICOM!")
+    assert received(sock).startswith(b"HTTP/1.1 409 ")
+    assert server.process.wait(DEADLINE) == 0
+
+
+def test_what_does_not_finish_in_time_is_cut_off(server_factory):
+    server = server_factory("--drain-timeout", "0.3", workers=1)
+    sock = raw(
+        server,
+        b"POST /v2/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/dicom\r\n"
+        b"Content-Length: 10\r\nExpect: 100-continue\r\n\r\n",
+    )
+    assert sock.recv(100).startswith(b"HTTP/1.1 100 ")
+    assert server.end() == 0
+    assert received(sock) == b""
+    assert "cut off" in server.log.read_text()
+
+
+def command(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "streamsrv", *words],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        env=environment(),
+        cwd=ROOT,
+        check=False,
+    )
+
+
+def test_a_second_server_on_the_folder_is_refused(server):
+    second = command("serve", "--data", str(server.data), "--port", str(free_port()))
+    assert second.returncode == 3
+    assert "is in use by another streamsrv process" in second.stderr
+    assert str(server.process.pid) in second.stderr
+
+
+def test_a_port_that_is_taken(server, tmp_path):
+    second = command("serve", "--data", str(tmp_path / "other"), "--port", server.origin.rpartition(":")[2])
+    assert second.returncode == 1
+    assert "cannot listen on 127.0.0.1" in second.stderr
+
+
+def test_others_are_let_in_only_if_told_so_in_words(tmp_path):
+    refused = command("serve", "--data", str(tmp_path), "--host", "0.0.0.0", "--port", "0")
+    assert refused.returncode == 1
+    assert "--allow-remote-without-authentication" in refused.stderr
+
+
+def test_workers_that_cannot_start_end_the_server(tmp_path):
+    (tmp_path / "store.toml").write_text("nonsense = [")
+    failed = command("serve", "--data", str(tmp_path), "--port", "0", "--workers", "2")
+    assert failed.returncode == 1
+    assert "store.toml" in failed.stderr
+    assert "workers cannot start" in failed.stderr
+
+
+def test_a_folder_that_is_not_there_is_not_served_read_only(tmp_path):
+    failed = command("serve", "--data", str(tmp_path / "none"), "--port", "0", "--read-only")
+    assert failed.returncode == 1
+    assert "no store.toml" in failed.stderr
+
+
+# Pieces
+
+
+def test_how_a_process_ended():
+    assert describe(-9) == "signal SIGKILL"
+    assert describe(3) == "exit code 3"
+
+
+def test_one_worker_a_core_unless_told():
+    assert worker_count(Settings()) == len(os.sched_getaffinity(0))
+    assert worker_count(dataclasses.replace(Settings(), workers=7)) == 7
+
+
+def test_every_address_of_a_name_gets_the_same_port():
+    listeners = bind("localhost", 0)
+    try:
+        assert len({each.getsockname()[1] for each in listeners}) == 1
+        port = listeners[0].getsockname()[1]
+        assert origin_of(Settings(), listeners) in (f"http://127.0.0.1:{port}", f"http://[::1]:{port}")
+    finally:
+        for each in listeners:
+            each.close()
+
+
+@pytest.mark.parametrize("host", ["256.1.1.1", "no.such.host.invalid"])
+def test_addresses_that_are_none(host):
+    with pytest.raises(CannotServe, match="cannot listen"):
+        bind(host, 0)
+
+
+def test_the_public_url_is_what_is_printed():
+    listeners = bind("127.0.0.1", 0)
+    settings = dataclasses.replace(Settings(), public_url="https://pacs.example/")
+    assert origin_of(settings, listeners) == "https://pacs.example"
+    listeners[0].close()
+
+
+class Fake:
+    """A worker that does what the test says: its process and the write end of its status pipe."""
+
+    def __init__(self, code):
+        self.code = code
+        self.signals = []
+        self.pid = 1
+        self.stdin = open(os.devnull, "wb")  # noqa: SIM115 - closed by the supervisor
+
+    def wait(self):
+        return self.code
+
+    def send_signal(self, number):
+        self.signals.append(number)
+
+
+@pytest.fixture
+def supervised():
+    """A supervisor with one place, and a function by which its worker dies."""
+    one = Supervisor(Settings(), [], lambda: None, selectors.DefaultSelector(), [Place()])
+
+    def die(*, ready=False, age=0.0):
+        read, write = os.pipe()
+        os.close(write)
+        place = one.places[0]
+        place.worker = supervisor.Worker(Fake(-9), read, time.monotonic() - age, ready)
+        one.selector.register(read, selectors.EVENT_READ, place)
+        one._heard(place, read)
+        return place
+
+    yield one, die
+    one.selector.close()
+
+
+def test_pauses_between_restarts_grow_until_it_gives_up(supervised):
+    one, die = supervised
+    one.serving = True
+    pauses = []
+    for _ in range(supervisor.START_ATTEMPTS):
+        place = die()
+        pauses.append(place.due - time.monotonic())
+        assert place.worker is None
+    growing = [round(pause, 1) for pause in pauses[:-1]]
+    assert growing == [0.1, 0.2, 0.4, 0.8, 1.6]
+    assert one.exit_code == supervisor.EXIT_FAILED
+    assert one.ending is not None
+
+
+def test_a_worker_that_had_lived_is_replaced_at_once(supervised):
+    one, die = supervised
+    one.serving = True
+    for _ in range(2 * supervisor.START_ATTEMPTS):
+        place = die(ready=True, age=supervisor.LIVED + 1)
+        assert place.due <= time.monotonic()
+    assert one.ending is None
+
+
+def test_a_death_before_anybody_was_ready_ends_it(supervised):
+    one, die = supervised
+    die()
+    assert one.exit_code == supervisor.EXIT_FAILED
+
+
+def test_told_twice_it_ends_at_once(supervised):
+    one, _ = supervised
+    one._signalled(bytes([signal.SIGTERM]))
+    assert one.ending > time.monotonic() + 1
+    one._signalled(bytes([signal.SIGTERM]))
+    assert one.ending <= time.monotonic()
