@@ -43,6 +43,8 @@ from streamsrv.wire.multipart import (
 
 # Reading a dataset of a megabyte of small elements takes about 50 ms: longer instances are read in a thread.
 HEAVY_INSTANCE = 1 << 20
+# Events taken in one call: a megabyte may hold 100,000 parts, which would stop everybody else for seconds.
+EVENTS_AT_ONCE = 256
 # A thread syncs each time so much has arrived, so that the last sync, which the client waits for, is short.
 SYNC_EVERY = 64 << 20
 # What a part may call itself. curl --form names a file application/octet-stream unless told otherwise.
@@ -61,7 +63,10 @@ class IngestLimits:
 class BodyParser(Protocol):
     """What turns body bytes into parts: a MultipartParser, or WholeBody for a single part."""
 
-    def feed(self, chunk: Buffer, size: int | None = None) -> list[Event]: ...
+    @property
+    def more(self) -> bool: ...
+
+    def feed(self, chunk: Buffer, size: int | None = None, *, most: int) -> list[Event]: ...
 
     def close(self) -> None: ...
 
@@ -69,10 +74,12 @@ class BodyParser(Protocol):
 class WholeBody:
     """The body is one application/dicom instance (a store of a single part)."""
 
+    more = False
+
     def __init__(self) -> None:
         self._begun = False
 
-    def feed(self, chunk: Buffer, size: int | None = None) -> list[Event]:
+    def feed(self, chunk: Buffer, size: int | None = None, *, most: int) -> list[Event]:
         payload = Payload(memoryview(chunk)[:size])
         if self._begun:
             return [payload]
@@ -129,9 +136,17 @@ class Ingest:
 
     def feed(self, chunk: Buffer, size: int | None = None) -> None:
         """Take the next bytes of the body: `chunk`, or its first `size` bytes. No view of it is kept after
-        the return."""
+        the return. Of a chunk with very many parts the rest is copied, and taken by `read_ended`."""
+        self._take_rest()
+        self._take(self._parser.feed(chunk, size, most=EVENTS_AT_ONCE))
+
+    def _take_rest(self) -> None:
+        while self._parser.more:
+            self._take(self._parser.feed(b"", most=EVENTS_AT_ONCE))
+
+    def _take(self, events: list[Event]) -> None:
         views: list[bytes | memoryview] = []
-        for event in self._parser.feed(chunk, size):
+        for event in events:
             if isinstance(event, Payload):
                 if self._receiving:
                     views.append(event.view)
@@ -147,7 +162,8 @@ class Ingest:
     def _begin_part(self, headers: dict[str, str]) -> None:
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type not in PART_TYPES:
-            self._refuse(NotDicom(f"a part says that it is {media_type}, not application/dicom"))
+            # Cut, because the answer keeps what is said of each of 100,000 parts.
+            self._refuse(NotDicom(f"a part says that it is {media_type[:80]}, not application/dicom"))
             return
         self._transaction.open_record()
         self._receiving, self._received = True, 0
@@ -168,8 +184,8 @@ class Ingest:
 
     @property
     def pending(self) -> bool:
-        """Parts have ended whose datasets wait for `read_ended`."""
-        return bool(self._ended)
+        """Parts wait for `read_ended`: call it until none does."""
+        return bool(self._ended) or self._parser.more
 
     @property
     def heavy(self) -> bool:
@@ -184,7 +200,7 @@ class Ingest:
         self._transaction.sync_so_far()
 
     def read_ended(self) -> None:
-        """Read the dataset of each part that has ended, in place."""
+        """Read the dataset of each part that has ended, in place; then take some more of what was fed."""
         ended, self._ended = self._ended, []
         for record in ended:
             learned: SOPInstance | None = None
@@ -199,6 +215,8 @@ class Ingest:
                 self._refuse(error, learned)
                 continue
             self._accept(record, learned, new)
+        if self._parser.more:
+            self._take(self._parser.feed(b"", most=EVENTS_AT_ONCE))
 
     def _accept(self, record: Record, learned: SOPInstance, new: NewInstance) -> None:
         comments = tuple(f"({w.tag[:4]},{w.tag[4:]}) {w.reason}" for w in learned.warnings)
@@ -217,6 +235,7 @@ class Ingest:
 
     def finish(self) -> StoreResult:
         """Sync, index, and tell what became of each part. Blocking; durable when it returns."""
+        self._take_rest()
         self._parser.close()
         if self._receiving:
             self._end_part([])

@@ -21,6 +21,8 @@ WARNING_ATTRIBUTES = 1  # v2: some attributes break the rules of their VR
 JSON_MEDIA_TYPE = "application/dicom+json"
 # A response up to this many items is made at once and goes out with its length; above it, it is streamed.
 ITEMS_AT_ONCE = 2_000
+# A streamed response goes out in chunks of about so many bytes: an item alone would cost more than it weighs.
+CHUNK = 64 << 10
 
 
 class StoredItem(NamedTuple):
@@ -64,7 +66,7 @@ def answer(result: StoreResult, request: Request) -> Answer:
         return Answer(status, headers, (Literal(payload),), len(payload))
 
     def chunks(start: int, stop: int | None) -> Iterator[bytes]:
-        return dataset_text(result, request.base_url, request.version)
+        return joined(dataset_text(result, request.base_url, request.version))
 
     return Answer(status, headers, (Stream(chunks, None),), None)
 
@@ -88,6 +90,18 @@ def dataset_text(result: StoreResult, base_url: str, version: int) -> Iterator[b
             yield b","
         yield from part
     yield b"}"
+
+
+def joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes in fewer chunks."""
+    waiting, length = [], 0
+    for piece in pieces:
+        waiting.append(piece)
+        length += len(piece)
+        if length >= CHUNK:
+            yield b"".join(waiting)
+            waiting, length = [], 0
+    yield b"".join(waiting)
 
 
 def _sequence(tag: bytes, items: Iterator[bytes]) -> Iterator[bytes]:

@@ -189,6 +189,35 @@ def test_long_instances_are_read_in_a_thread(store: Store, monkeypatch: pytest.M
     ingest.abort()
 
 
+def test_a_chunk_of_very_many_parts_is_taken_in_turns(store: Store) -> None:
+    """Or a megabyte of empty parts would stop everybody else for seconds."""
+    ingest = Ingest(store, content_type=f"multipart/related; boundary={BOUNDARY}")
+    files = [part10(f"1.2.3.4.{number}") for number in range(3)]
+    turns = 0
+    ingest.feed(body(*[b""] * 1000, *files, *[b""] * 1000))
+    while ingest.pending:
+        ingest.read_ended()
+        turns += 1
+    assert turns > 4000 / ingest_room.EVENTS_AT_ONCE
+    result = ingest.finish()
+    assert (len(result.stored), len(result.failed)) == (3, 2000)
+
+
+def test_whoever_does_not_take_turns_loses_nothing(store: Store) -> None:
+    files = [part10(f"1.2.3.4.{number}") for number in range(3)]
+    ingest = Ingest(store, content_type=f"multipart/related; boundary={BOUNDARY}")
+    payload = body(*[b""] * 500, *files, *[b""] * 500)
+    ingest.feed(payload[:5000])
+    ingest.feed(payload[5000:])
+    result = ingest.finish()
+    assert (len(result.stored), len(result.failed)) == (3, 1000)
+
+
+def test_what_a_part_calls_itself_is_kept_in_short(store: Store) -> None:
+    result = send(store, body(b"", media_type="text/" + "x" * 10_000))
+    assert len(result.failed[0].comment) < 200
+
+
 # The response dataset
 
 
@@ -275,4 +304,6 @@ def test_a_long_response_is_streamed() -> None:
     (piece,) = made.plan
     assert isinstance(piece, Stream)
     assert made.length is None
-    assert len(orjson.loads(b"".join(piece.chunks(0, None)))["00081199"]["Value"]) == 2_100
+    chunks = list(piece.chunks(0, None))
+    assert len(orjson.loads(b"".join(chunks))["00081199"]["Value"]) == 2_100
+    assert len(chunks) < 20

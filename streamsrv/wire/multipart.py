@@ -34,6 +34,7 @@ Buffer: TypeAlias = bytes | bytearray
 
 # RFC 2046 allows 70; some clients exceed it. The tail kept back grows with it.
 MAX_BOUNDARY = 256
+NO_LIMIT = 1 << 62
 # Blanks behind a boundary come from mail gateways of the 1980s; a line with more of them is no delimiter.
 MAX_PADDING = 64
 
@@ -115,6 +116,7 @@ class MultipartParser:
         self._base = 0  # body offset of index 0 of the buffer in hand
         self._lead = 0  # bytes at the reading position that are no payload: the CRLF of a blank line
         self._parts = 0
+        self.more = False  # the last `feed` stopped at `most`: feed b"" for what it left
         self._steps = {
             _State.PREAMBLE: self._preamble,
             _State.HEADERS: self._headers,
@@ -122,10 +124,15 @@ class MultipartParser:
             _State.EPILOGUE: self._epilogue,
         }
 
-    def feed(self, chunk: bytes | bytearray | memoryview, size: int | None = None) -> list[Event]:
+    def feed(
+        self, chunk: bytes | bytearray | memoryview, size: int | None = None, *, most: int = NO_LIMIT
+    ) -> list[Event]:
         """Take the next bytes of the body: `chunk`, or only its first `size` bytes. A memoryview is copied
         once, because nothing can be searched for in one: a reused bytearray is best passed as it is, with the
-        size that was filled."""
+        size that was filled.
+
+        With about `most` events it stops: a megabyte may hold 100,000 parts. Then `more` is set, and b"" has
+        to be fed until it is not, before the next chunk."""
         buffer = bytes(chunk) if isinstance(chunk, memoryview) else chunk
         end = len(buffer) if size is None else size
         events: list[Event] = []
@@ -133,14 +140,15 @@ class MultipartParser:
         if kept:
             seam = self._held + buffer[: min(end, self._reach)]
             self._base = self._fed - kept
-            at = self._run(seam, len(seam), 0, kept, events) - kept
+            at = self._run(seam, len(seam), 0, kept, events, most) - kept
         if at < 0:  # still undecided, with all of the chunk in the seam
             self._held = seam[kept + at :]
         else:
             self._base = self._fed
-            at = self._run(buffer, end, at, end, events)
+            at = self._run(buffer, end, at, end, events, most)
             self._held = bytes(buffer[at:end])
         self._fed += end
+        self.more = len(events) >= most
         return events
 
     def close(self) -> None:
@@ -148,10 +156,10 @@ class MultipartParser:
         if self._state is not _State.EPILOGUE:
             raise MultipartError(f"the multipart body ends {self._state.value}", self._fed)
 
-    def _run(self, buffer: Buffer, end: int, at: int, stop: int, events: list[Event]) -> int:
+    def _run(self, buffer: Buffer, end: int, at: int, stop: int, events: list[Event], most: int) -> int:
         """Read from `at` until nothing more can be decided before `end`, or the reading position has passed
-        `stop`; returns it."""
-        while at < stop:
+        `stop`, or there are `most` events; returns it."""
+        while at < stop and len(events) < most:
             before, at = at, self._steps[self._state](buffer, at, end, events)
             if at == before:
                 break

@@ -1,5 +1,6 @@
 """Content-Encoding and the order of what an Upload does."""
 
+import asyncio
 import gzip
 import os
 import random
@@ -122,6 +123,44 @@ async def test_a_sync_that_fails_refuses_the_rest_and_is_undone(http_server):
     await again.feed(b"x", 1)
     await again.abort()  # a sync that fails meanwhile does not matter any more
     assert receiver.calls == ["feed", "abort"]
+
+
+class _Dense(Recorder):
+    """Has more to read after each reading."""
+
+    def __init__(self, world, readings):
+        super().__init__(world)
+        self.readings = readings
+
+    def feed(self, chunk, size=None):
+        self.pending = True
+
+    def read_ended(self):
+        self.readings -= 1
+        self.pending = self.readings > 0
+
+
+@pytest.mark.parametrize("bomb", ["parts", "gzip"])
+async def test_others_have_their_turn_while_one_chunk_is_taken(http_server, bomb):
+    """A megabyte may hold 100,000 parts, or a gigabyte of gzip."""
+    receiver = _Dense(World(), 20 if bomb == "parts" else 1)
+    decoder = Identity() if bomb == "parts" else Gzip(0)
+    chunk = b"x" if bomb == "parts" else gzip.compress(bytes(20 << 20), 1)
+    turns = 0
+
+    async def others():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    upload = Upload(http_server.app.pool, lambda: receiver, decoder, 0)
+    await upload.begin()
+    other = asyncio.ensure_future(others())
+    await upload.feed(chunk, len(chunk))
+    assert turns >= 19
+    other.cancel()
+    await upload.abort()
 
 
 async def test_an_upload_that_has_not_begun_or_has_ended_takes_nothing(http_server):

@@ -301,6 +301,29 @@ def test_a_million_empty_parts_end_quickly(part: bytes) -> None:
     assert time.process_time() - begun < 5
 
 
+@pytest.mark.parametrize("step", [1, 50, 1 << 20])
+def test_events_of_a_dense_chunk_come_a_few_at_a_time(step: int) -> None:
+    body = write([({}, b""), ({"a": "b"}, b"payload"), ({}, NEAR_MISSES[0])] * 50)
+    parser, most = MultipartParser(B), 0
+    said: list[object] = []
+    for at in range(0, len(body), step):
+        chunk = body[at : at + step]
+        while True:
+            events = parser.feed(chunk, most=5)
+            most = max(most, len(events))
+            for event in events:
+                if isinstance(event, Payload) and isinstance(said[-1], bytes):
+                    said[-1] += bytes(event.view)
+                else:
+                    said.append(bytes(event.view) if isinstance(event, Payload) else event)
+            chunk = b""
+            if not parser.more:
+                break
+    parser.close()
+    assert most <= 7  # one step may add three
+    assert said == read([body])
+
+
 # Buffers
 
 
