@@ -5,10 +5,10 @@ everything complete is written and the containers that are still open are writte
 sequence of a million items so never lies in memory.
 
 Rules:
-- Attributes ascend by tag (F.2.2); what a file has out of order is sorted as far as it is still pending,
-  else left out with a warning.
-- Group lengths are left out (F.2.2). An empty value has no "Value" (F.2.5). Bulk values are BulkDataURI
-  with a slot (instance.py).
+- Attributes ascend by tag (F.2.2); what a file has out of order is sorted as far as it is still pending, else
+  left out with a warning.
+- Group lengths (F.2.2) and strays of group 0002 are left out. An empty value has no "Value" (F.2.5). Bulk
+  values are BulkDataURI with a slot (instance.py).
 - RetrieveURL (0008,1190) and Available Transfer Syntax UID (0008,3002) are added in their places.
 - A value that breaks its VR costs a warning, never the instance.
 """
@@ -222,10 +222,13 @@ class MetadataWriter:
                 members[key] = self._extra.pop(key)
         if members:
             ordered = _sorted(members)
-            self._comma(node)
-            self._out.append(orjson.dumps(ordered)[1:-1])
-            node.through = max(node.through, next(reversed(ordered)))
+            if next(iter(ordered)) < "0003":
+                ordered = {key: ordered[key] for key in ordered if key[:4] != "0002"}
             members.clear()
+            if ordered:
+                self._comma(node)
+                self._out.append(orjson.dumps(ordered)[1:-1])
+                node.through = max(node.through, next(reversed(ordered)))
 
     def _comma(self, node: _Open) -> None:
         if node.filled:

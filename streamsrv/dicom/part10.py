@@ -70,7 +70,7 @@ def read_instance(
     pread: Pread, size: int, *, keep: frozenset[str], emit: Callable[[bytes], None], limits: ReadLimits
 ) -> SOPInstance:
     """Read the Part 10 file of `size` bytes behind `pread`. `emit` gets its DICOM JSON, with slots, in pieces
-    of at most 256 kB."""
+    of at most 256 kB. Of `keep` what is there is returned; a sequence too long to be held is not."""
     window = Window(pread, size)
     meta = read_file_meta(window, size, limits)
     encoding = encoding_of(meta, window)

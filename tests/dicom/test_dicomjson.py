@@ -44,6 +44,13 @@ def test_implicit_vr_is_available_as_explicit():
     assert read(part10(identity(IMPLICIT), IMPLICIT))[1]["00083002"]["Value"] == [EXPLICIT]
 
 
+def test_strays_of_group_0002_are_left_out():
+    _, ours = read(part10(identity() + element(0x00020013, "SH", b"stray ") + us(0x00280010, 1)))
+    assert "00020013" not in ours
+    inner = sequence(0x0040A730, [item(element(0x00020013, "SH", b"stray "))])
+    assert read(part10(identity() + inner))[1]["0040A730"]["Value"] == [{}]
+
+
 def test_added_attributes_replace_those_of_the_file():
     content = part10(
         element(0x00081190, "UR", b"http://else/") + element(0x00083002, "UI", b"1.2\0") + identity()

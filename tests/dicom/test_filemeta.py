@@ -97,5 +97,7 @@ def test_the_first_element_shows_the_encoding(declared, real, recorded, explicit
 
 
 def test_nothing_behind_the_file_meta():
+    cut = part10(b"", "")[:132] + element(0x00020001, "OB", b"\0\1", length=2)
+    assert meta_of(cut)[0].end == len(cut)
     for syntax in (EXPLICIT, IMPLICIT, ""):
         assert not encoding_of(*meta_of(part10(b"", syntax))).deflated
