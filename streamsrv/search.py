@@ -13,6 +13,7 @@ below, or of none, comes from the series or instance that met the conditions, el
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -79,6 +80,7 @@ def answer(store: Indexed, request: Request, target: Target, limits: SearchLimit
     query = query_of(
         Level[target.level.name], target.study, target.series, parameters.matching, fuzzy=parameters.fuzzy
     )
+    query = dataclasses.replace(query, wanted=parameters.offset + parameters.limit + 1)
     found = _Found(store.index, query, parameters, limits)
     headers = [("Vary", "Accept"), ("Cache-Control", "private, no-cache")]
     if found.total is not None:

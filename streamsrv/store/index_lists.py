@@ -60,7 +60,15 @@ class Lists:
         self._budget.spend(rows=len(uids) + len(found))
         return found
 
+    def studies(self) -> int:
+        """How many there are."""
+        with self._environment.reading("counting studies") as transaction:
+            count: int = transaction.stat(self._handles["studies"])["entries"]
+        return count
+
     def collect(self, condition: Condition, probes: list[Probe]) -> set[str] | None:
+        """The studies in the list of a condition's attribute that its probes offer, None if they are too
+        many."""
         assert condition.row is not None
         start, found = term_prefix(condition.row), set[str]()
         for probe in probes:
@@ -73,25 +81,25 @@ class Lists:
 
     def _collect_batch(self, start: bytes, probe: Probe, at: bytes, found: set[str]) -> bytes | None:
         """One batch of keys; returns where the next one begins, None at the end."""
-        seen = 0
+        # Forms are UTF-8, which never holds 0xFF: behind all that begin with `high`.
+        end = at if probe.exact else start + probe.high + b"\xff"
+        seen, accepts, begin = 0, probe.accepts, len(start)
         with self._environment.reading("searching a list of values") as transaction:
-            cursor = transaction.cursor(db=self._handles["attributes"])
-            more = cursor.set_key(at) if probe.exact else cursor.set_range(at)
-            while more and seen < KEYS_A_BATCH and len(found) <= CANDIDATES:
-                key = cursor.key()
-                form = key[len(start) :]
-                if not key.startswith(start) or not (
-                    form <= probe.high or form.startswith(probe.high) or probe.exact
-                ):
-                    more = False
+            keys, entries = (transaction.cursor(db=self._handles["attributes"]) for _ in range(2))
+            if not keys.set_range(at):
+                return None
+            for key in keys.iternext_nodup(keys=True, values=False):
+                if key > end or seen >= KEYS_A_BATCH or len(found) > CANDIDATES:
                     break
-                if probe.accepts is None or probe.accepts(form.decode("utf-8", "replace")):
-                    seen += _take(cursor, found)
                 seen += 1
-                more = not probe.exact and cursor.next_nodup()
-            following = cursor.key() if more else None
-        self._budget.spend(rows=seen // 4)
-        return following
+                if (accepts is None or accepts(key[begin:].decode("utf-8", "replace"))) and entries.set_key(
+                    key
+                ):
+                    seen += _take(entries, found)
+            else:
+                key = end + b"\xff"
+        self._budget.spend(rows=seen // 8)
+        return None if key > end else bytes(key)
 
     def rows(self, studies: list[str]) -> Iterator[tuple[str, LevelRow]]:
         for first in range(0, len(studies), ROWS_A_BATCH):

@@ -102,8 +102,9 @@ class ByStoredVR:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """`study` and `series` come from the target's path, `uids` from parameters; `asked` are the paths of all
-    matching keys: answers return them."""
+    """`study` and `series` come from the target's path, `uids` from parameters; `wanted` is how many results
+    will be taken, and helps to choose the shorter way; `asked` are the paths of all matching keys: answers
+    return them."""
 
     level: Level
     study: str | None = None
@@ -111,6 +112,7 @@ class Query:
     uids: dict[Level, frozenset[str]] = field(default_factory=dict)
     conditions: tuple[Condition, ...] = ()
     asked: tuple[Path, ...] = ()
+    wanted: int = 1 << 62
 
     def at(self, level: Level) -> list[Condition]:
         return [condition for condition in self.conditions if condition.row and condition.row.level is level]

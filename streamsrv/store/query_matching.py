@@ -104,32 +104,66 @@ class Wildcard:
         return [Probe(start, start, _unless_cut(self.glob.matches))]
 
 
+def _folded_case(text: str) -> str:
+    return trim_name(unicodedata.normalize("NFC", text).casefold())
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """One component group: as a whole, where `*` reaches over components; or component by component, where
+    `*` stands for an empty one too."""
+
+    whole: Glob
+    components: tuple[Glob, ...]
+
+    @classmethod
+    def of(cls, asked: str) -> _Group:
+        return cls(Glob(asked), tuple(map(Glob, asked.split("^"))))
+
+    def matches(self, group: str) -> bool:
+        if self.whole.matches(group):
+            return True
+        asked, parts = self.components, group.split("^")
+        if len(asked) == 1 or len(asked) < len(parts):
+            return False
+        padded = parts + [""] * (len(asked) - len(parts))
+        return all(one.matches(part) for one, part in zip(asked, padded, strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class Name:
-    """`groups` as in the query; with one alone it may match any group of the stored name (PS3.5 6.2.1)."""
+    """`groups` as in the query, None for empty ones; with one alone it may match any group of the stored name
+    (PS3.5 6.2.1). `listed` is the first of them as lists are probed with it."""
 
-    groups: tuple[str, ...]
+    groups: tuple[_Group | None, ...]
+    listed: _Group
+
+    @classmethod
+    def of(cls, text: str) -> Name:
+        asked = text.split("=")
+        first = next(group for group in asked if group.strip("^ "))
+        # Folding changes the number of characters, so that `?` may stand for several of them here.
+        listed = _Group.of(trim_name(fold(first)).replace("?", "*"))
+        return cls(
+            tuple(_Group.of(_folded_case(each)) if each.strip("^ ") else None for each in asked), listed
+        )
 
     def matches(self, elements: Iterable[JsonElement]) -> bool:
         return any(self._matches(name_groups(value)) for value in _values(elements))
 
     def _matches(self, groups: list[str]) -> bool:
+        forms = [_folded_case(group) for group in groups]
         if len(self.groups) == 1:
-            return any(_group_matches(self.groups[0], group) for group in groups)
-        padded = [*groups, "", "", ""]
-        return all(
-            not asked or _group_matches(asked, group)
-            for asked, group in zip(self.groups, padded, strict=False)
-        )
+            return any(form and asked.matches(form) for asked in self.groups if asked for form in forms)
+        padded = zip(self.groups, [*forms, "", "", ""], strict=False)
+        return all(asked is None or bool(form and asked.matches(form)) for asked, form in padded)
 
     def probes(self) -> list[Probe]:
-        asked = next((group for group in self.groups if group), "")
-        # Folding changes the number of characters, so that `?` may stand for several of them here.
-        glob = Glob(trim_name(fold(asked)).replace("?", "*"))
-        start = cut(glob.start.rstrip("^ "))
-        if glob.literal:
-            return [_exactly(glob.start)]
-        return [Probe(start, start, _unless_cut(lambda form: _components_match(glob.text, form)))]
+        whole = self.listed.whole
+        if whole.literal:
+            return [_exactly(whole.text)]
+        start = cut(whole.start.rstrip("^ "))
+        return [Probe(start, start, _unless_cut(self.listed.matches))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,30 +209,13 @@ def _exactly(form: str) -> Probe:
 
 def _unless_cut(accepts: Callable[[str], bool]) -> Callable[[str], bool]:
     """What a list holds of a long form does not tell whether the whole would match."""
-    return lambda form: len(form.encode("utf-8", "surrogatepass")) >= NORMAL_BYTES - 3 or accepts(form)
 
+    def decides(form: str) -> bool:
+        # Four bytes a character at most, and one character may have been cut apart.
+        long = len(form) * 4 >= NORMAL_BYTES - 3 and len(form.encode("utf-8", "replace")) >= NORMAL_BYTES - 3
+        return long or accepts(form)
 
-def _folded_case(text: str) -> str:
-    return trim_name(unicodedata.normalize("NFC", text).casefold())
-
-
-def _group_matches(asked: str, group: str) -> bool:
-    trimmed = _folded_case(group)
-    return bool(trimmed) and _components_match(_folded_case(asked), trimmed)
-
-
-def _components_match(asked: str, group: str) -> bool:
-    """As a whole, where `*` reaches over components; or component by component, where `*` stands for an empty
-    one too."""
-    if Glob(asked).matches(group):
-        return True
-    asked_parts, parts = asked.split("^"), group.split("^")
-    if len(asked_parts) < len(parts):
-        return False
-    padded = parts + [""] * (len(asked_parts) - len(parts))
-    return len(asked_parts) > 1 and all(
-        Glob(one).matches(part) for one, part in zip(asked_parts, padded, strict=True)
-    )
+    return decides
 
 
 # -- from the text of a query parameter
@@ -229,7 +246,7 @@ def matcher_of(name: str, vr: str, text: str, *, fuzzy: bool = False) -> Matcher
     if vr in _SPANS:
         return _range(name, vr, text)
     if vr == "PN":
-        return _fuzzy(text) if fuzzy else Name(tuple(text.split("=")))
+        return _fuzzy(text) if fuzzy else Name.of(text)
     if ("*" in text or "?" in text) and vr not in _NO_WILDCARDS:
         return Wildcard(Glob(text))
     return _one_of(name, vr, text)
