@@ -4,12 +4,14 @@ import threading
 
 import pytest
 from disks import FullDiskFileOps
-from store_world import add, describe, get, key_of, open_store, payload_of, put
+from store_world import add, derive, describe, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError
 from streamsrv.store import transaction as transactions
 from streamsrv.store.records import HEADER, Kind
+from streamsrv.store.reindex import reindex
 from streamsrv.store.rows import OnDuplicate, Outcome
+from streamsrv.store.segments import Borrowed
 
 STORED, DUPLICATE, IDENTICAL, REPLACED = Outcome
 
@@ -338,3 +340,54 @@ def test_an_index_that_committed_and_then_failed_keeps_its_records(store, monkey
     assert get(store, key_of(1)) == payload_of(key_of(1))
     assert put(store, payload_of(key_of(2))) == [STORED]
     assert get(store, key_of(1)) == payload_of(key_of(1))
+
+
+class Died(BaseException):
+    """The process is gone: its descriptors are closed, nothing else happens."""
+
+
+@pytest.fixture
+def dying_at(monkeypatch):
+    """Storing these payloads dies at a point."""
+
+    def vanish(borrowed):
+        if borrowed.fd >= 0:
+            os.close(borrowed.fd)
+            borrowed.claims.close()
+        borrowed.fd = -1
+
+    def die_at(point, store, *payloads):
+        def die(name):
+            if name == point:
+                raise Died
+
+        with monkeypatch.context() as patch:
+            patch.setattr(transactions.failpoints, "hit", die)
+            patch.setattr(Borrowed, "give_back", vanish)
+            with pytest.raises(Died):
+                put(store, *payloads)
+
+    return die_at
+
+
+@pytest.mark.parametrize("point", ["before-data-sync", "after-data-sync"])
+def test_what_a_dead_writer_made_valid_never_returns(tmp_path, dying_at, point):
+    """Its key is stored again, and deleted, before anybody borrows the segment that it left."""
+    with open_store(tmp_path) as store:
+        another = store.begin()  # in segment 1; the dead one is in 2
+        dying_at(point, store, payload_of(key_of(1)), payload_of(key_of(2)))
+        assert kinds(store, 2) == [Kind.INSTANCE] * 2
+        assert another.commit([add(another, payload_of(key_of(1), 500))]) == [STORED]
+        assert kinds(store, 2) == []
+        assert kinds(store, 1) == [Kind.INSTANCE]
+        store.delete("1.1")
+    assert reindex(tmp_path, derive).instances == 0
+
+
+def test_a_delete_settles_too(store, dying_at):
+    put(store, payload_of(key_of(1)))
+    own = store.segments.borrow()
+    dying_at("after-data-sync", store, payload_of(key_of(1, 1, 2)))
+    own.give_back()
+    assert store.delete("1.1") == 1
+    assert [len(kinds(store, segment)) for segment in (1, 2)] == [2, 0]
