@@ -22,8 +22,9 @@ from typing import Protocol, TypeVar
 from streamsrv.errors import BadRequest, ContentTooLarge, UnsupportedMediaType
 from streamsrv.store_response import StoreResult
 
-# What a gzip decoder yields at a time.
+# What a gzip decoder yields, and is given, at a time.
 INFLATED = 1 << 20
+PACKED = 64 << 10
 # A gzip body may hold empty members without end: each costs a decoder.
 MAX_MEMBERS = 10_000
 
@@ -68,7 +69,11 @@ class Gzip:
         self._begun = False
 
     def decode(self, chunk: Buffer, size: int) -> Iterator[tuple[Buffer, int]]:
-        rest = bytes(chunk[:size])
+        # The decoder copies what follows a member: of a whole megabyte that would be too much for each.
+        for at in range(0, size, PACKED):
+            yield from self._decode(bytes(chunk[at : min(at + PACKED, size)]))
+
+    def _decode(self, rest: bytes) -> Iterator[tuple[Buffer, int]]:
         while True:
             try:
                 piece = self._member.decompress(rest, INFLATED)
