@@ -37,7 +37,10 @@ def _encode(frame: bytes, info: FrameInfo, how: dict[str, object]) -> tuple[byte
         encoded = load(LIBRARY).jpegxl_encode(
             np.ascontiguousarray(values), bitspersample=info.bits_stored, numthreads=1, **how
         )
-    return bytes(encoded), samples.stored_low(info)
+    coded = samples.stored_low(info)
+    if info.samples_per_pixel == 3 and read_jpegxl_header(encoded).xyb:
+        coded = coded.with_colour("XYB")
+    return bytes(encoded), coded
 
 
 def encode_lossless(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tuple[bytes, FrameInfo]:

@@ -25,9 +25,11 @@ GREY = 1
 
 @dataclass(frozen=True)
 class JpegXlHeader(Header):
-    """`recompressed` when the boxes hold what is needed to give back the JPEG file that it was made of."""
+    """`recompressed` when the boxes hold what is needed to give back the JPEG file that it was made of; `xyb`
+    when colour lies in that space (PS3.3 C.7.6.3.1.2)."""
 
     recompressed: bool
+    xyb: bool
 
 
 class _Bits:
@@ -69,9 +71,9 @@ def _extra_fields(bits: _Bits) -> None:
         raise CodestreamError("the codestream has a preview or is an animation")
 
 
-def _depth_and_components(bits: _Bits) -> tuple[int, int]:
+def _depth_components_xyb(bits: _Bits) -> tuple[int, int, bool]:
     if bits.take(1):
-        return 8, 3
+        return 8, 3, True
     _extra_fields(bits)
     if bits.take(1):
         raise CodestreamError("the codestream has floating-point samples")
@@ -79,11 +81,11 @@ def _depth_and_components(bits: _Bits) -> tuple[int, int]:
     bits.take(1)
     if bits.choose(EXTRA_CHANNEL_BITS):
         raise CodestreamError("the codestream has extra channels")
-    bits.take(1)
+    xyb = bool(bits.take(1))
     if bits.take(1):
-        return precision, 3
+        return precision, 3, xyb
     bits.take(1)
-    return precision, 1 if bits.choose(ENUM_BITS) == GREY else 3
+    return precision, 1 if bits.choose(ENUM_BITS) == GREY else 3, xyb
 
 
 def _boxes(frame: bytes) -> tuple[bytes, bool, int]:
@@ -114,5 +116,5 @@ def read_jpegxl_header(frame: bytes) -> JpegXlHeader:
         raise CodestreamError("no JPEG XL signature where the codestream begins")
     bits = _Bits(start[2:])
     rows, columns = _size(bits)
-    precision, components = _depth_and_components(bits)
-    return JpegXlHeader(rows, columns, components, precision, 0, end, recompressed)
+    precision, components, xyb = _depth_components_xyb(bits)
+    return JpegXlHeader(rows, columns, components, precision, 0, end, recompressed, xyb)

@@ -160,7 +160,7 @@ def _fits(info: FrameInfo, row: FrameSyntax) -> bool:
 
 def decoded_info(info: FrameInfo) -> FrameInfo:
     """What decoding makes of a colour at the latest: a transformed one is RGB again."""
-    transformed = info.photometric_interpretation in ("YBR_ICT", "YBR_RCT")
+    transformed = info.photometric_interpretation in ("YBR_ICT", "YBR_RCT", "XYB")
     return info.with_colour("RGB") if transformed else info
 
 

@@ -178,3 +178,9 @@ def test_exponents_that_crash_a_decoder_are_refused():
         read_jpeg2000_header(quantizer(GREY, 0, b"\x43"))
     with pytest.raises(CodestreamError, match="QCD is malformed"):
         read_jpeg2000_header(quantizer(GREY, 0, b"\x42"))
+
+
+def test_a_main_header_without_coding_style():
+    at = GREY.index(b"\xff\x52")
+    with pytest.raises(CodestreamError, match="no COD"):
+        read_jpeg2000_header(GREY[:at] + GREY[at + 14 :])

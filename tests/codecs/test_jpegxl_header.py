@@ -26,7 +26,7 @@ def test_sizes_and_depths(rows, columns, bits):
 def test_colour(uid):
     info = FrameInfo(40, 50, 3, photometric_interpretation="RGB")
     header = read_jpegxl_header(encode(picture_like(info), uid, info)[0])
-    assert (header.components, header.precision) == (3, 8)
+    assert (header.components, header.precision, header.xyb) == (3, 8, uid == JXL_LOSSY)
 
 
 def test_packed_jpeg_is_recognised():

@@ -27,12 +27,15 @@ from frame_makers import (
     RPCL,
     SIGNED_16,
     as_array,
+    file_named,
+    info_of,
     noise,
     picture_like,
 )
+from pydicom import dcmread
 
 from framecodecs import libraries, registry
-from framecodecs.errors import CodestreamError, DecodeError, EncodeError, Unsupported
+from framecodecs.errors import CodestreamError, DecodeError, EncodeError, MemoryExceeded, Unsupported
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.jpeg2000_header import read_jpeg2000_header
 from framecodecs.jpeg_header import read_jpeg_header
@@ -234,6 +237,7 @@ def test_planes_go_in_and_pixels_come_out(uid):
         (JPEG_LS, "YBR_FULL", "YBR_FULL", "YBR_FULL"),
         (RLE, "YBR_FULL", "YBR_FULL", "YBR_FULL"),
         (JXL, "RGB", "RGB", "RGB"),
+        (JXL_LOSSY, "RGB", "XYB", "RGB"),
     ],
 )
 def test_what_colours_are_called(uid, given, coded_as, decoded_as):
@@ -464,3 +468,61 @@ def test_small_frames_go_through_the_next_library():
         info = FrameInfo(1, 1, 1, 16, 12, 11)
         coded, now = encode(noise(info), uid, info)
         assert decode(coded, uid, now) == (noise(info), info)
+
+
+@pytest.mark.parametrize("library", SYNTAXES[JPEG_LS].decode_libraries)
+@pytest.mark.parametrize("interleave", [0, 1, 2])
+def test_jpeg_ls_by_component_line_and_sample(library, interleave):
+    """Other encoders put one component after another, or line after line."""
+    frame = picture_like(RGB_8)
+    given = as_array(frame, RGB_8)
+    source = np.moveaxis(given, -1, 0).tobytes() if interleave == 0 else frame
+    coded = libraries.load("pyjpegls").encode_buffer(source, 64, 80, 3, 8, 0, interleave)
+    assert decode(bytes(coded), JPEG_LS, RGB_8, library=library) == (frame, RGB_8)
+
+
+def with_depth(frame: bytes, bits: int) -> bytes:
+    changed = bytearray(frame)
+    changed[42] = bits - 1
+    return bytes(changed)
+
+
+def test_depths_beyond_what_libraries_hold():
+    wide = FrameInfo(64, 80, 1, 32, 32, 31)
+    coded, _ = encode(picture_like(GREY_8), HTJ2K_LOSSY, GREY_8)
+    with pytest.raises(CodestreamError, match="32 bits"):
+        decode(with_depth(coded, 32), HTJ2K_LOSSY, wide)
+    plain, _ = encode(picture_like(GREY_8), J2K, GREY_8)
+    with pytest.raises(CodestreamError, match="32 bits"):
+        decode(with_depth(plain, 32), J2K, wide, library="pylibjpeg-openjpeg")
+
+
+def test_running_out_of_memory_is_told():
+    with pytest.raises(MemoryExceeded), libraries.guarded(DecodeError, "codec"):
+        raise MemoryError
+
+
+def test_a_library_that_gives_too_little_is_noticed(monkeypatch):
+    coded, now = encode(picture_like(GREY_8), RLE, GREY_8)
+    monkeypatch.setattr("rle.rle.decode_frame", lambda *arguments: b"short")
+    with pytest.raises(DecodeError, match="5 bytes"):
+        decode(coded, RLE, now)
+
+
+def test_first_kilobytes_of_rpcl_hold_small_pictures():
+    """A real CT: each tile-part adds a resolution, and the first two lie in 32 kB."""
+    dataset = dcmread(file_named("693_UNCR.dcm"))
+    info = info_of(dataset)
+    coded, _ = encode(dataset.PixelData, RPCL, info)
+    levels = read_jpeg2000_header(coded).levels
+    at, ends = coded.index(b"\xff\x90"), []
+    while coded[at : at + 2] == b"\xff\x90":
+        at += int.from_bytes(coded[at + 6 : at + 10], "big")
+        ends.append(at)
+    assert len(ends) == levels + 1
+    assert ends[1] < 32_768
+    decoder = libraries.load("imagecodecs").htj2k_decode
+    for step, end in enumerate(ends):
+        small = decoder(coded[:end], planar=False, skipres=levels - step)
+        assert small.shape == (64 << step, 64 << step)
+        assert np.array_equal(small, decoder(coded, planar=False, skipres=levels - step))
