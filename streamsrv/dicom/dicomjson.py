@@ -224,11 +224,11 @@ class MetadataWriter:
             ordered = _sorted(members)
             if next(iter(ordered)) < "0003":
                 ordered = {key: ordered[key] for key in ordered if key[:4] != "0002"}
-            members.clear()
             if ordered:
                 self._comma(node)
                 self._out.append(orjson.dumps(ordered)[1:-1])
                 node.through = max(node.through, next(reversed(ordered)))
+            members.clear()
 
     def _comma(self, node: _Open) -> None:
         if node.filled:

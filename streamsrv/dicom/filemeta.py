@@ -57,9 +57,8 @@ def read_file_meta(window: Window, size: int, limits: ReadLimits) -> FileMeta:
     meta = FileMeta([], PREAMBLE + 4, "")
     if window.bytes_at(meta.end, 2) != _GROUP:
         return meta
-    explicit = window.bytes_at(
-        meta.end + 4, 2
-    ).isalpha()  # some writers have implicit VR here; pydicom reads it too
+    # Some writers have implicit VR here; pydicom reads it too.
+    explicit = window.bytes_at(meta.end + 4, 2).isalpha()
     walk = Elements(
         window, meta.end, size, explicit=explicit, little=True, limits=limits, skip_fragments=_no_fragments
     )
