@@ -65,7 +65,7 @@ def in_lmdb(folder: Path, texts: list[bytes], form: Form) -> dict[str, float]:
     for first in range(0, len(texts), SERIES_SIZE):
         with environment.begin(write=True) as transaction:
             for number, text in enumerate(texts[first : first + SERIES_SIZE], first):
-                transaction.put(number.to_bytes(12, "big"), form.pack(text))
+                transaction.put(number.to_bytes(12, "big"), form.pack(text), append=True)
     stored = time.perf_counter() - began
     stat = environment.stat()
     pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]

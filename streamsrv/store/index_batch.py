@@ -182,11 +182,12 @@ class Batch:
         serial = self._sequence
         self._put("instances", prepared.key, with_serial(serial, prepared.packed))
         for chunk, frame in enumerate(prepared.new.metadata):
-            self._put("metadata", chunk_key(serial, chunk), frame)
+            self._append("metadata", chunk_key(serial, chunk), frame)
         for chunk, pairs in enumerate(frame_chunks(prepared.new.frame_table)):
-            self._put("frames", chunk_key(serial, chunk), pairs)
-        for value in prepared.new.bulk:
-            self._put("bulk", number_key(serial) + bulk_path_key(value.path), pack_bulk(value))
+            self._append("frames", chunk_key(serial, chunk), pairs)
+        bulk = {bulk_path_key(value.path): pack_bulk(value) for value in prepared.new.bulk}
+        for path in sorted(bulk):
+            self._append("bulk", number_key(serial) + path, bulk[path])
         self._put("uids", b"i" + row.key.instance.encode(), f"{row.key.study}\0{row.key.series}".encode())
         self._levels.add(row.key, order_of(row), prepared.variant, prepared.variant_text, row.sop_class_uid)
         self._account(row.location.segment, live=row.location.length)
@@ -206,7 +207,7 @@ class Batch:
 
     def _change(self, kind: ChangeKind, row: InstanceRow, key: bytes) -> None:
         self._sequence += 1
-        self._put("changes", number_key(self._sequence), pack_change(kind, self._at, row.record_id, key))
+        self._append("changes", number_key(self._sequence), pack_change(kind, self._at, row.record_id, key))
 
     def _last_sequence(self) -> int:
         cursor = self._transaction.cursor(db=self._handles["changes"])
@@ -238,3 +239,7 @@ class Batch:
 
     def _put(self, name: str, key: bytes, value: bytes) -> None:
         self._transaction.put(key, value, db=self._handles[name])
+
+    def _append(self, name: str, key: bytes, value: bytes) -> None:
+        """A key behind all others, as those that begin with a new serial are: pages stay full."""
+        self._transaction.put(key, value, append=True, db=self._handles[name])
