@@ -43,14 +43,23 @@ def metadata_piece(store: Store, selection: Selection, base_url: str) -> Piece:
 
 
 def metadata_text(store: Store, selection: Selection, base_url: str) -> Iterator[bytes]:
-    rows, begin = selection.rows(), b"["
+    begin = b"["
+    for _, text in instance_texts(store, selection, base_url):
+        yield begin
+        yield from text
+        begin = b","
+    yield b"]"
+
+
+def instance_texts(
+    store: Store, selection: Selection, base_url: str
+) -> Iterator[tuple[InstanceRow, Iterator[bytes]]]:
+    """Each instance with the pieces of its JSON text, to be taken before the next one is."""
+    rows = selection.rows()
     while batch := list(islice(rows, ROWS_AT_ONCE)):
         chunks = store.metadata(batch)
         for row in batch:
-            yield begin
-            yield from instance_text(chunks, row, instance_url(base_url, *row.key).encode())
-            begin = b","
-    yield b"]"
+            yield row, instance_text(chunks, row, instance_url(base_url, *row.key).encode())
 
 
 def instance_text(chunks: Iterator[bytes], row: InstanceRow, url: bytes) -> Iterator[bytes]:
