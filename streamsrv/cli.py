@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from streamsrv import __version__, client, config, samples, supervisor
-from streamsrv.config import Settings, SettingsError
+from streamsrv.config import SettingsError
 from streamsrv.derivation import derive
 from streamsrv.errors import StoreLocked, StreamsrvError
 from streamsrv.server import read_limits, store_options
+from streamsrv.settings import Settings
 from streamsrv.store.check import Severity, check
 from streamsrv.store.compact import compact, info
 from streamsrv.store.reindex import reindex

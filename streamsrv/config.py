@@ -1,12 +1,11 @@
-"""Every setting of the server: its name, default, unit and reason, in one frozen dataclass.
+"""Where settings come from, and what flags, environment and the reference file make of them.
 
 Sources, each stronger than the one before: the default here, the TOML file, the environment (STREAMSRV_PORT),
 the flag (--port). An unknown name is an error that offers the nearest known one, because a misspelt limit
 would silently be no limit.
 
 Rules of this file
-- A setting is one row: `name: type = setting(default, unit, reason)`. Flags, environment, TOML and the
-  reference file are made from it.
+- Nothing here names a setting: all comes from the rows of settings.py.
 - `conf/streamsrv.toml` is `reference()`, word for word; a test holds both equal.
 """
 
@@ -20,177 +19,18 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from streamsrv.errors import StreamsrvError
+from streamsrv.settings import Settings, Value
 
 PREFIX = "STREAMSRV_"
 MACHINES = frozenset(("x86_64", "aarch64", "arm64"))
 
-Value: TypeAlias = str | int | float | bool | tuple[str, ...]
-
 
 class SettingsError(StreamsrvError):
     """A setting is unknown, or its value is none that it can have."""
-
-
-def setting(default: Value, unit: str, reason: str) -> Any:
-    return dataclasses.field(default=default, metadata={"unit": unit, "reason": reason})
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a server runs by. Zero in a limit means: no limit, where its reason says so."""
-
-    # Where it listens and who may ask
-    host: str = setting(
-        "127.0.0.1", "address", "There is no authentication yet, so only this machine can reach the server."
-    )
-    port: int = setting(
-        8943,
-        "TCP port",
-        "One that nobody in the field uses: 8042 is Orthanc's, 8080 and 8000 are everybody's.",
-    )
-    allow_remote_without_authentication: bool = setting(
-        False,
-        "yes or no",
-        "Listening on an address that others can reach gives every study to everyone who can reach it: say "
-        "so in words.",
-    )
-    allowed_hosts: tuple[str, ...] = setting(
-        (),
-        "host names",
-        "Names besides the loopback ones under which clients reach this server. A page that a browser was "
-        "lured to can "
-        "make its own name point here (DNS rebinding); it cannot choose another Host header.",
-    )
-    public_url: str = setting(
-        "",
-        "URL without version",
-        "What absolute URLs in answers begin with, where a proxy hides the server. Empty: taken from the "
-        "request.",
-    )
-    trusted_proxies: tuple[str, ...] = setting(
-        (),
-        "addresses or networks",
-        "Whose Forwarded and X-Forwarded-* headers are believed. From anyone else they are ignored: anyone "
-        "can send them.",
-    )
-    cors_origins: tuple[str, ...] = setting(
-        (),
-        "origins, or *",
-        "Web viewers on another origin (https://viewer.example) may read answers only if it is listed here.",
-    )
-    cors_max_age: int = setting(
-        7200, "seconds", "How long a browser remembers a preflight; Chromium caps it at two hours."
-    )
-
-    # Where the studies lie
-    data: str = setting(
-        "data", "folder", "Segments, index and store.toml. A local file system: locks and syncs must mean it."
-    )
-    read_only: bool = setting(False, "yes or no", "Stores and deletes are answered with 403.")
-    on_duplicate: str = setting(
-        "refuse",
-        "refuse | accept-identical | replace",
-        "What happens to a SOP instance that is there already. Refusing can lose nothing.",
-    )
-    segment_size: int = setting(
-        1 << 30,
-        "bytes",
-        "A segment over this size is sealed. Larger ones take longer to compact, smaller ones are more "
-        "files.",
-    )
-    min_free: int = setting(
-        0,
-        "bytes",
-        "With less free space stores answer 507, so that deleting and compacting still can work. 0: 1 GiB or "
-        "2 % of the disk, whichever is less.",
-    )
-
-    # Processes
-    workers: int = setting(
-        0, "processes", "0: one a core. Each is a whole server; they share the port and the store."
-    )
-    max_connections: int = setting(
-        4000,
-        "connections a worker",
-        "Over it new connections wait in the kernel's queue. Each costs about 20 kB and a descriptor.",
-    )
-    drain_timeout: float = setting(
-        30.0, "seconds", "After SIGTERM: how long answers and bodies in flight may take to finish."
-    )
-
-    # Limits of a request
-    max_url: int = setting(
-        16384, "bytes", "Answered with 414. Lists of frames and UIDs make long URLs, 16 kB hold 250 UIDs."
-    )
-    max_head: int = setting(
-        32768, "bytes", "Request line and headers; answered with 431. Tokens and cookies fit in half of it."
-    )
-    max_body: int = setting(
-        0, "bytes", "0: any size, because bodies are streamed. Otherwise answered with 413."
-    )
-    max_inflated_body: int = setting(
-        64 << 30, "bytes", "A gzip body unpacks to a thousand times its size: a bomb ends here, with 413."
-    )
-    max_instance: int = setting(0, "bytes", "0: any size. One SOP instance; answered with 413.")
-    max_parts: int = setting(
-        100_000, "parts", "In one multipart body; each part costs memory until the answer is sent."
-    )
-    max_part_head: int = setting(
-        16384, "bytes", "The header block of one part; real ones have a few hundred bytes."
-    )
-    max_uploads: int = setting(
-        32,
-        "uploads a worker",
-        "At once; the next is answered with 503 and Retry-After. Each holds a 1 MB buffer and a segment.",
-    )
-
-    # How slow a client may be
-    idle_timeout: float = setting(
-        60.0,
-        "seconds",
-        "From the end of an answer, or from connecting, to the end of the next request's headers: for idle "
-        "connections and slow heads alike.",
-    )
-    stall_timeout: float = setting(
-        30.0,
-        "seconds",
-        "Within each such time a body, in either direction, must move by min_rate times as much.",
-    )
-    min_rate: int = setting(
-        1024, "bytes a second", "Slower bodies are cut off. The slowest modem was faster."
-    )
-
-    # What readers and searches may cost
-    bulk_threshold: int = setting(
-        1024, "bytes", "Longer binary values are left out of the metadata and named by a BulkDataURI instead."
-    )
-    max_depth: int = setting(
-        64, "levels", "Of sequences in sequences. Real ones end at about 8; a bomb nests by the thousand."
-    )
-    max_metadata: int = setting(
-        64 << 20, "bytes", "DICOM JSON of one instance; an enhanced multi-frame CT has about 10 MB."
-    )
-    search_limit: int = setting(200, "results", "Where a search names no limit.")
-    max_search_limit: int = setting(
-        5000, "results", "A larger limit is lowered to this, with a Warning header."
-    )
-    cache_max_age: int = setting(
-        0,
-        "seconds",
-        "0: caches ask each time (no-cache, answered by 304). More lets browsers keep patients' pictures "
-        "unasked.",
-    )
-
-    # What it tells
-    log_format: str = setting("text", "text | json", "One line a request on standard error.")
-    log_level: str = setting(
-        "info", "debug | info | warning | error", "At warning the line a request is left out."
-    )
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(Settings)}

@@ -1,6 +1,7 @@
 """Every error that streamsrv raises on purpose.
 
     StreamsrvError
+    |-- WouldBlock                   never sent: what was to be computed in the loop has to wait, so it goes to a thread
     |-- RequestError                 the request as a whole is refused: 4xx, `status` says which
     |   |-- BadRequest               400  malformed UID, parameter or body
     |   |   `-- MultipartError       400  malformed multipart body
@@ -44,6 +45,10 @@ class StreamsrvError(Exception):
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
+
+
+class WouldBlock(StreamsrvError):
+    pass
 
 
 class RequestError(StreamsrvError):

@@ -13,16 +13,20 @@ import os
 import resource
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
+from framecodecs.pool import PoolLimits
 from streamsrv import config, search, store_response
 from streamsrv import retrieve as retrieving
-from streamsrv.config import Settings
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import StreamsrvError
 from streamsrv.ingest import Ingest, IngestLimits
+from streamsrv.pixelpool import PixelPool
 from streamsrv.search import SearchLimits
+from streamsrv.settings import Settings
 from streamsrv.store.rows import OnDuplicate
 from streamsrv.store.store import Store, StoreOptions
 from streamsrv.web.actions import Actions
@@ -53,12 +57,20 @@ def ingest_limits(settings: Settings) -> IngestLimits:
     )
 
 
-def actions(store: Store, settings: Settings) -> Actions:
+def pixel_pool(settings: Settings) -> PixelPool:
+    """Called in the thread of the loop, which the pool will refuse to keep waiting."""
+    cores = os.cpu_count() or 1
+    workers = settings.pixel_workers or max(1, cores // max(settings.workers or cores, 1))
+    limits = PoolLimits(deadline=settings.pixel_deadline, memory=settings.pixel_memory)
+    return PixelPool(workers, limits, settings.pixel_cache, loop=threading.get_ident())
+
+
+def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
     """The rooms of floor 3 as functions of a request."""
     limits, on_duplicate = ingest_limits(settings), OnDuplicate(settings.on_duplicate)
     search_limits = SearchLimits(default=settings.search_limit, most=settings.max_search_limit)
     return Actions(
-        retrieve=lambda request, target: retrieving.answer(store, request, target),
+        retrieve=lambda request, target: retrieving.answer(store, request, target, pool),
         search=lambda request, target: search.answer(store, request, target, search_limits),
         delete=store.delete,
         ingest=lambda request, target: Ingest(
@@ -112,11 +124,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     raise_descriptor_limit()
     listeners = [socket.socket(fileno=descriptor) for descriptor in parsed.listen]
     try:
-        with Store.open(Path(settings.data), store_options(settings), read_only=settings.read_only) as store:
+        with (
+            Store.open(Path(settings.data), store_options(settings), read_only=settings.read_only) as store,
+            closing(pixel_pool(settings)) as pool,
+        ):
             run(
                 settings,
                 listeners,
-                actions(store, settings),
+                actions(store, settings, pool),
                 on_ready=say_ready(parsed.status),
                 lifeline=STDIN,
             )

@@ -28,8 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from streamsrv import __version__, config
-from streamsrv.config import Settings
 from streamsrv.errors import StreamsrvError
+from streamsrv.settings import Settings
 from streamsrv.store.store import Store
 from streamsrv.web.hosts import is_loopback
 

@@ -23,6 +23,7 @@ FLOORS = {
     "streamsrv": 0,  # the package itself: version and nothing else
     "streamsrv.errors": 0,
     "streamsrv.config": 0,
+    "streamsrv.settings": 0,
     "streamsrv.dicom.tags": 0,
     "streamsrv.dicom.syntaxes": 0,
     "streamsrv.dicom": 1,
@@ -50,7 +51,7 @@ STRANGERS = [
     ("streamsrv.wire", "streamsrv.dicom"),
     ("framecodecs", "streamsrv"),
 ]
-FLOOR_ZERO_KNOWS_NOBODY_BUT = {"streamsrv", "streamsrv.errors"}
+FLOOR_ZERO_KNOWS_NOBODY_BUT = {"streamsrv", "streamsrv.errors", "streamsrv.settings"}
 TORNADO_ROOM = "streamsrv.web"
 
 MODULE_LINES = 350

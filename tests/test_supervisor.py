@@ -14,7 +14,7 @@ import pytest
 from live_server import ROOT, environment, free_port
 
 from streamsrv import supervisor
-from streamsrv.config import Settings
+from streamsrv.settings import Settings
 from streamsrv.supervisor import CannotServe, Place, Supervisor, bind, describe, origin_of, worker_count
 
 DEADLINE = 20.0

@@ -21,7 +21,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from struct import Struct
 
@@ -31,6 +31,7 @@ from streamsrv.dicom.filemeta import (
     PREAMBLE,
     PREFIX,
     TRANSFER_SYNTAX_UID,
+    Encoding,
     FileMeta,
     encoding_of,
     read_file_meta,
@@ -46,6 +47,8 @@ _LONGEST_SHORT = 65_534  # PS3.5 6.2.2: the largest even length of 16 bits
 _BITS_ALLOCATED = 0x00280100
 _PIXEL_DATA = 0x7FE00010
 _DEFAULT_LIMITS = ReadLimits()
+
+_DELIMITERS = frozenset((ITEM, ITEM_END, SEQUENCE_END))
 
 _short = Struct("<HH2sH").pack
 _long = Struct("<HH2sHI").pack
@@ -70,6 +73,22 @@ class Swap:
     width: int
 
 
+@dataclass(frozen=True, slots=True)
+class Here:
+    """Where an element of `Changes` belongs that its caller writes: header, value and delimiter."""
+
+    tag: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How the top level of the dataset is to differ: for each tag its VR and little endian value, None to
+    leave it out, or Here. `syntax` is the transfer syntax that the file meta information names."""
+
+    syntax: str
+    elements: Mapping[int, tuple[str, bytes] | Here | None]
+
+
 Piece = bytes | Copy | Swap
 
 
@@ -84,18 +103,49 @@ def explicit_pieces(pread: Pread, size: int, limits: ReadLimits = _DEFAULT_LIMIT
         yield head
         yield Copy(0, _inflated_length(pread, size, meta.end, limits))
         return
+    unchanged = Changes(EXPLICIT_VR_LITTLE_ENDIAN, {})
+    for piece in _encoded_anew(pread, window, (meta.end, size), encoding, limits, unchanged, head):
+        if not isinstance(piece, Here):
+            yield piece
+
+
+def changed_pieces(
+    pread: Pread, size: int, changes: Changes, limits: ReadLimits = _DEFAULT_LIMITS
+) -> Iterator[Piece | Here]:
+    """As `explicit_pieces`, with changes. Those of a deflated file count in its inflated dataset too, but for
+    the first."""
+    window = Window(pread, size)
+    meta = read_file_meta(window, size, limits)
+    encoding = encoding_of(meta, window)
+    head = window.bytes_at(0, PREAMBLE) + PREFIX + file_meta(meta, changes.syntax)
+    extent = meta.end, size
+    if encoding.deflated:
+        pread, extent = inflater(pread, size, limits).pread, (0, UNKNOWN_END)
+        window = Window(pread, UNKNOWN_END)
+    yield from _encoded_anew(pread, window, extent, encoding, limits, changes, head)
+
+
+def _encoded_anew(
+    pread: Pread,
+    window: Window,
+    extent: tuple[int, int],
+    encoding: Encoding,
+    limits: ReadLimits,
+    changes: Changes,
+    head: bytes,
+) -> Iterator[Piece | Here]:
+    """`extent` is where the dataset begins and ends in what `pread` reads."""
     limits = replace(limits, bulk_threshold=LITERAL, text_threshold=LITERAL)
     encoder = _Encoder(pread, limits)
     elements = Elements(
         window,
-        meta.end,
-        size,
+        *extent,
         explicit=encoding.explicit,
         little=encoding.little,
         limits=limits,
         skip_fragments=encoder.skip_fragments,
     )
-    yield from encoder.pieces(elements, head)
+    yield from encoder.pieces(elements, changes, head)
 
 
 def explicit_length(pread: Pread, size: int, limits: ReadLimits = _DEFAULT_LIMITS) -> int:
@@ -158,6 +208,15 @@ def _inflated_length(pread: Pread, size: int, start: int, limits: ReadLimits) ->
     return length
 
 
+def _changed(tag: int, change: tuple[str, bytes] | Here | None) -> Iterator[bytes | Here]:
+    if isinstance(change, Here):
+        yield change
+    elif change is not None:
+        vr, value = change
+        value += (b"\0" if vr in ("UI", "OB", "UN") else b" ") * (len(value) % 2)
+        yield _header(tag, vr, len(value)) + value
+
+
 class _Encoder:
     """One walk over one dataset that is not deflated."""
 
@@ -171,25 +230,39 @@ class _Encoder:
         self._fragments = start
         return scan_items(self._pread, start, end, self._limits.max_fragments, little=little).end
 
-    def pieces(self, elements: Elements, head: bytes) -> Iterator[Piece]:
+    def pieces(self, elements: Elements, changes: Changes, head: bytes) -> Iterator[Piece | Here]:
         literal = [head]
         pending = len(head)
-        for event in elements.walk():
-            if event[0] == _BITS_ALLOCATED and len(elements.levels) == 1 and event[4]:
-                self._bits_allocated = event[4][0] or event[4][-1]
-            for piece in self._encoded(event, elements.levels[-1].little):
-                if isinstance(piece, bytes):
-                    literal.append(piece)
-                    pending += len(piece)
+        for piece in self._walk(elements, changes):
+            if isinstance(piece, bytes):
+                literal.append(piece)
+                pending += len(piece)
+                if pending <= LITERAL:
                     continue
+            if literal:
                 yield b"".join(literal)
                 literal, pending = [], 0
+            if not isinstance(piece, bytes):
                 yield piece
-            if pending > LITERAL:
-                yield b"".join(literal)
-                literal, pending = [], 0
         if literal:
             yield b"".join(literal)
+
+    def _walk(self, elements: Elements, changes: Changes) -> Iterator[Piece | Here]:
+        waiting = sorted(changes.elements.items(), reverse=True)
+        levels = elements.levels
+        for event in elements.walk():
+            tag, vr = event[0], event[1]
+            if tag == _BITS_ALLOCATED and len(levels) == 1 and event[4]:
+                self._bits_allocated = event[4][0] or event[4][-1]
+            # A sequence has opened its level when its event arrives.
+            if len(levels) - (vr == "SQ") == 1 and tag not in _DELIMITERS:
+                while waiting and waiting[-1][0] <= tag:
+                    yield from _changed(*waiting.pop())
+                if tag in changes.elements:
+                    continue
+            yield from self._encoded(event, levels[-1].little)
+        while waiting:
+            yield from _changed(*waiting.pop())
 
     def _encoded(self, event: Event, little: bool) -> Iterator[Piece]:
         tag, vr, offset, length, value = event

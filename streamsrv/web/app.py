@@ -19,8 +19,8 @@ from typing import Any, cast
 from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConnectionDelegate
 
-from streamsrv.config import Settings
 from streamsrv.errors import BadRequest, ContentTooLarge, Forbidden, Overloaded, ServerError, StreamsrvError
+from streamsrv.settings import Settings
 from streamsrv.web import capabilities, health
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import Actions, compute, is_inline

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from streamsrv.config import Settings
+from streamsrv.settings import Settings
 from streamsrv.wire.answers import Answer
 
 ALLOW_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"

@@ -27,7 +27,7 @@ from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
 from tornado.iostream import IOStream, StreamClosedError
 
-from streamsrv.errors import ContentTooLarge, RequestTimeout, StreamsrvError
+from streamsrv.errors import ContentTooLarge, RequestTimeout, StreamsrvError, WouldBlock
 from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.admission import Intake, Job, Service
 from streamsrv.web.farewell import GONE, LINGER_BYTES, LINGER_SECONDS, discard, reset, say_last
@@ -235,10 +235,17 @@ class Exchange(HTTPMessageDelegate):
     # Answering
 
     def _answer_job(self, job: Job) -> None:
-        if job.inline:
-            self._answer(self._computed(job.compute))
-        else:
+        if not job.inline:
             self._service.spawn(self._answer_later(job))
+            return
+        try:
+            answer = job.compute()
+        except WouldBlock:
+            self._service.spawn(self._answer_later(job))
+            return
+        except Exception as error:
+            answer = self._problem(error)
+        self._answer(answer)
 
     async def _answer_later(self, job: Job) -> None:
         loop = asyncio.get_running_loop()

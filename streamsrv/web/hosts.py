@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
-from streamsrv.config import Settings
 from streamsrv.errors import BadRequest, Forbidden
+from streamsrv.settings import Settings
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 

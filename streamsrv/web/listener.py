@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 
-from streamsrv.config import Settings
+from streamsrv.settings import Settings
 from streamsrv.web.app import App
 from streamsrv.web.exchange import DROPPED_BODY
 

@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 
-from streamsrv.config import Settings
+from streamsrv.settings import Settings
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import Actions
 from streamsrv.web.app import App

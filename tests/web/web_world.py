@@ -7,8 +7,8 @@ import asyncio
 import dataclasses
 import threading
 
-from streamsrv.config import Settings
 from streamsrv.errors import BadRequest, InsufficientStorage, UnsupportedMediaType
+from streamsrv.settings import Settings
 from streamsrv.store_response import StoreResult
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import Actions

@@ -1,0 +1,189 @@
+"""Every setting of the server: its name, default, unit and reason, in one frozen dataclass.
+
+A setting is one row: `name: type = setting(default, unit, reason)`. Flags, environment, TOML file and the
+reference file are made from it (config.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+Value: TypeAlias = str | int | float | bool | tuple[str, ...]
+
+
+def setting(default: Value, unit: str, reason: str) -> Any:
+    return dataclasses.field(default=default, metadata={"unit": unit, "reason": reason})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a server runs by. Zero in a limit means: no limit, where its reason says so."""
+
+    # Where it listens and who may ask
+    host: str = setting(
+        "127.0.0.1", "address", "There is no authentication yet, so only this machine can reach the server."
+    )
+    port: int = setting(
+        8943,
+        "TCP port",
+        "One that nobody in the field uses: 8042 is Orthanc's, 8080 and 8000 are everybody's.",
+    )
+    allow_remote_without_authentication: bool = setting(
+        False,
+        "yes or no",
+        "Listening on an address that others can reach gives every study to everyone who can reach it: say "
+        "so in words.",
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        (),
+        "host names",
+        "Names besides the loopback ones under which clients reach this server. A page that a browser was "
+        "lured to can "
+        "make its own name point here (DNS rebinding); it cannot choose another Host header.",
+    )
+    public_url: str = setting(
+        "",
+        "URL without version",
+        "What absolute URLs in answers begin with, where a proxy hides the server. Empty: taken from the "
+        "request.",
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        (),
+        "addresses or networks",
+        "Whose Forwarded and X-Forwarded-* headers are believed. From anyone else they are ignored: anyone "
+        "can send them.",
+    )
+    cors_origins: tuple[str, ...] = setting(
+        (),
+        "origins, or *",
+        "Web viewers on another origin (https://viewer.example) may read answers only if it is listed here.",
+    )
+    cors_max_age: int = setting(
+        7200, "seconds", "How long a browser remembers a preflight; Chromium caps it at two hours."
+    )
+
+    # Where the studies lie
+    data: str = setting(
+        "data", "folder", "Segments, index and store.toml. A local file system: locks and syncs must mean it."
+    )
+    read_only: bool = setting(False, "yes or no", "Stores and deletes are answered with 403.")
+    on_duplicate: str = setting(
+        "refuse",
+        "refuse | accept-identical | replace",
+        "What happens to a SOP instance that is there already. Refusing can lose nothing.",
+    )
+    segment_size: int = setting(
+        1 << 30,
+        "bytes",
+        "A segment over this size is sealed. Larger ones take longer to compact, smaller ones are more "
+        "files.",
+    )
+    min_free: int = setting(
+        0,
+        "bytes",
+        "With less free space stores answer 507, so that deleting and compacting still can work. 0: 1 GiB or "
+        "2 % of the disk, whichever is less.",
+    )
+
+    # Processes
+    workers: int = setting(
+        0, "processes", "0: one a core. Each is a whole server; they share the port and the store."
+    )
+    max_connections: int = setting(
+        4000,
+        "connections a worker",
+        "Over it new connections wait in the kernel's queue. Each costs about 20 kB and a descriptor.",
+    )
+    drain_timeout: float = setting(
+        30.0, "seconds", "After SIGTERM: how long answers and bodies in flight may take to finish."
+    )
+
+    # Limits of a request
+    max_url: int = setting(
+        16384, "bytes", "Answered with 414. Lists of frames and UIDs make long URLs, 16 kB hold 250 UIDs."
+    )
+    max_head: int = setting(
+        32768, "bytes", "Request line and headers; answered with 431. Tokens and cookies fit in half of it."
+    )
+    max_body: int = setting(
+        0, "bytes", "0: any size, because bodies are streamed. Otherwise answered with 413."
+    )
+    max_inflated_body: int = setting(
+        64 << 30, "bytes", "A gzip body unpacks to a thousand times its size: a bomb ends here, with 413."
+    )
+    max_instance: int = setting(0, "bytes", "0: any size. One SOP instance; answered with 413.")
+    max_parts: int = setting(
+        100_000, "parts", "In one multipart body; each part costs memory until the answer is sent."
+    )
+    max_part_head: int = setting(
+        16384, "bytes", "The header block of one part; real ones have a few hundred bytes."
+    )
+    max_uploads: int = setting(
+        32,
+        "uploads a worker",
+        "At once; the next is answered with 503 and Retry-After. Each holds a 1 MB buffer and a segment.",
+    )
+
+    # How slow a client may be
+    idle_timeout: float = setting(
+        60.0,
+        "seconds",
+        "From the end of an answer, or from connecting, to the end of the next request's headers: for idle "
+        "connections and slow heads alike.",
+    )
+    stall_timeout: float = setting(
+        30.0,
+        "seconds",
+        "Within each such time a body, in either direction, must move by min_rate times as much.",
+    )
+    min_rate: int = setting(
+        1024, "bytes a second", "Slower bodies are cut off. The slowest modem was faster."
+    )
+
+    # What readers and searches may cost
+    bulk_threshold: int = setting(
+        1024, "bytes", "Longer binary values are left out of the metadata and named by a BulkDataURI instead."
+    )
+    max_depth: int = setting(
+        64, "levels", "Of sequences in sequences. Real ones end at about 8; a bomb nests by the thousand."
+    )
+    max_metadata: int = setting(
+        64 << 20, "bytes", "DICOM JSON of one instance; an enhanced multi-frame CT has about 10 MB."
+    )
+    pixel_workers: int = setting(
+        0,
+        "processes",
+        "That decode, encode and render frames, for each worker, started with the first frame that needs "
+        "one. 0: as many as make one a core over all workers.",
+    )
+    pixel_deadline: float = setting(
+        20.0, "seconds", "For one batch of frames; a codestream may be made to take for ever."
+    )
+    pixel_memory: int = setting(
+        2 << 30,
+        "bytes",
+        "That a pixel process may take beyond what its libraries need; a bomb asks for more.",
+    )
+    pixel_cache: int = setting(
+        64 << 20,
+        "bytes",
+        "Made frames and pictures kept by each worker: viewers ask for the same ones again.",
+    )
+    search_limit: int = setting(200, "results", "Where a search names no limit.")
+    max_search_limit: int = setting(
+        5000, "results", "A larger limit is lowered to this, with a Warning header."
+    )
+    cache_max_age: int = setting(
+        0,
+        "seconds",
+        "0: caches ask each time (no-cache, answered by 304). More lets browsers keep patients' pictures "
+        "unasked.",
+    )
+
+    # What it tells
+    log_format: str = setting("text", "text | json", "One line a request on standard error.")
+    log_level: str = setting(
+        "info", "debug | info | warning | error", "At warning the line a request is left out."
+    )
