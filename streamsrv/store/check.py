@@ -151,13 +151,10 @@ class _Checker:
     # Segments
 
     def _files(self, rows: dict[int, SegmentRow]) -> Iterator[Finding]:
-        for segment in self._store.layout.segment_files():
-            if segment not in rows and self._index.segment(segment) is None:
-                yield Finding(
-                    Severity.NOTE,
-                    f"segment {segment}",
-                    "its file is not in the index: left over by a compaction",
-                )
+        for segment, path in self._store.layout.segment_files().items():
+            if segment not in rows and self._index.segment(segment) is None and path.stat().st_size:
+                what = "its file is not in the index, which may be an older one: run reindex"
+                yield error(f"segment {segment}", what)
 
     def _segment(self, row: SegmentRow) -> Iterator[Finding]:
         try:

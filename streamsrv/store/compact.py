@@ -25,11 +25,11 @@ from typing import Any
 
 from streamsrv.errors import SegmentGone, StoreLocked
 from streamsrv.store import failpoints
+from streamsrv.store.borrowed import Borrowed
 from streamsrv.store.claims import Claims
 from streamsrv.store.leases import SegmentLease
 from streamsrv.store.records import HEADER, NO_ID, Damage, Found, Header, HeaderDamaged, Kind, unpack_ids
 from streamsrv.store.rows import InstanceRow, Location, SegmentRow
-from streamsrv.store.segments import Borrowed
 from streamsrv.store.store import Store
 from streamsrv.store.tombstones import bury
 from streamsrv.store.transaction import SLICE_INSTANCES

@@ -156,12 +156,12 @@ class RecordFormat:
             raise HeaderDamaged(f"its payload of {header.length} bytes runs past the end")
         return header
 
-    def walk(self, fd: int, segment: int, end: int, *, mend: bool = False) -> Iterator[Step]:
-        """Every record up to `end`, and every damaged range between; ends after a PENDING one.
+    def walk(self, fd: int, segment: int, end: int, *, start: int = 0, mend: bool = False) -> Iterator[Step]:
+        """Every record from `start` up to `end`, and every damaged range between; ends after a PENDING one.
 
         With `mend`, a damaged header that differs from a valid one in a single byte is told in Damage.mended.
         """
-        offset = 0
+        offset = start
         while offset < end:
             try:
                 header = self.header_at(fd, segment, offset, end)

@@ -16,26 +16,24 @@ Rules of this file
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Protocol
 
 from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError
+from streamsrv.store.borrowed import Borrowed, refused
 from streamsrv.store.claims import Claims
-from streamsrv.store.fileops import Buffer, FileOps, copy_all, write_all
+from streamsrv.store.fileops import FileOps
 from streamsrv.store.folder import Layout
+from streamsrv.store.records import Found, RecordFormat
 from streamsrv.store.rows import SegmentRow
 
 # A segment is one file: an inode for some thousand instances, and small enough that compacting one is short.
 SEGMENT_SIZE = 1 << 30
-# Free space is looked at each time so much has been appended.
-SPACE_CHECK = 64 << 20
 # Others' new segments are looked for at most so often (seconds): with many segments the list is long.
 LIST_AGE = 1.0
-NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
 class SegmentIndex(Protocol):
@@ -47,125 +45,22 @@ class SegmentIndex(Protocol):
     def seal(self, segment: int) -> None: ...
 
 
-class Borrowed:
-    """A segment that this writer alone appends to. Give it back, whatever happened."""
-
-    def __init__(self, owner: Segments, claims: Claims, row: SegmentRow, fd: int, reserve: bool) -> None:
-        self.segment = row.segment
-        self.fd = fd
-        self.claims = claims
-        self.began = row.committed_end
-        self.committed = row.committed_end
-        self.end = row.committed_end  # where the next byte goes
-        self.unsynced = 0
-        self._reach = row.committed_end  # the file's length: `end` may have been set back since
-        self._owner = owner
-        self._ops = owner.ops
-        self._doubtful = False
-        self._failed = False
-        self._reserve = reserve
-        self._next_space_check = row.committed_end + SPACE_CHECK
-        self._guard = threading.Lock()  # a sync may run in a thread; the descriptor must outlive it
-
-    def append(self, pieces: Sequence[Buffer]) -> None:
-        """Write behind the end. InsufficientStorage when the disk is full or falls under the reserve."""
-        try:
-            length = write_all(self._ops, self.fd, pieces, self.end)
-        except OSError as error:
-            self._reach = os.fstat(self.fd).st_size
-            raise refused(error, "writing to", self.segment) from error
-        self._grown(length)
-        if self._reserve and self.end >= self._next_space_check:
-            self._next_space_check = self.end + SPACE_CHECK
-            self._owner.require_space()
-
-    def append_copy(self, source: int, offset: int, length: int) -> None:
-        """Append bytes of another segment without reading them."""
-        try:
-            copy_all(self._ops, source, offset, self.fd, self.end, length)
-        except OSError as error:
-            self._reach = os.fstat(self.fd).st_size
-            raise refused(error, "copying to", self.segment) from error
-        self._grown(length)
-
-    def _grown(self, length: int) -> None:
-        self.end += length
-        self.unsynced += length
-        self._reach = max(self._reach, self.end)
-
-    def set_back(self, end: int) -> None:
-        """Forget what was appended from `end` on; the next bytes overwrite it."""
-        self.end = end
-
-    def overwrite(self, header: bytes, offset: int) -> None:
-        try:
-            write_all(self._ops, self.fd, [header], offset)
-        except OSError as error:
-            raise refused(error, "writing to", self.segment) from error
-
-    def doubt(self) -> None:
-        """Valid records may be in the file, from now on, that the index does not know."""
-        if not self._doubtful:
-            self.claims.set_doubt(self.segment)
-            self._doubtful = True
-
-    def sync(self) -> None:
-        """All that was appended is on the disk. May run in a thread beside `append`."""
-        with self._guard:
-            if self.fd < 0:
-                return
-            if self._failed:
-                raise StoreError(f"segment {self.segment} could not be synced before")
-            self.unsynced = 0
-            try:
-                self._ops.sync(self.fd)
-            except OSError as error:
-                self._failed = True
-                self._owner.seal(self.segment)
-                raise refused(error, "syncing", self.segment) from error
-
-    def commit_up_to(self, end: int) -> None:
-        """The index has durably taken everything before `end`."""
-        self.committed = end
-        self._doubtful = False
-        self.claims.clear_doubt(self.segment)
-
-    def give_back(self) -> None:
-        """Cut off what is not committed, and let others have the segment. Safe to call twice."""
-        with self._guard:
-            if self.fd < 0:
-                return
-            try:
-                self._cut()
-            except (OSError, StoreError):
-                # Left as it is: the next borrower cuts it, and until then the doubt stays for others to see.
-                self._owner.forget(self.segment)
-            finally:
-                os.close(self.fd)
-                self.fd = -1
-                self.claims.close()
-
-    def _cut(self) -> None:
-        if self._doubtful:
-            # The commit failed: whether it reached the disk, only the index can tell.
-            self.committed = self._owner.committed_end(self.segment)
-        if self._reach > self.committed:
-            self._ops.truncate(self.fd, self.committed)
-        if self._doubtful:
-            if not self._failed:
-                self._ops.sync(self.fd)
-            self.claims.clear_doubt(self.segment)
-
-
 class Segments:
     """All segments of a store, in one process."""
 
     def __init__(
-        self, layout: Layout, index: SegmentIndex, ops: FileOps, segment_size: int, min_free: int | None
+        self,
+        layout: Layout,
+        index: SegmentIndex,
+        form: RecordFormat,
+        ops: FileOps,
+        segment_size: int,
+        min_free: int | None,
     ) -> None:
         self.ops = ops
         self._layout = layout
         self._index = index
+        self._form = form
         self.size = segment_size
         self._min_free = min_free
         self._lock = threading.Lock()
@@ -237,6 +132,9 @@ class Segments:
             os.close(fd)
             self.seal(segment)
             return None
+        except StoreCorrupt:
+            os.close(fd)
+            raise
         return Borrowed(self, claims, row, fd, reserve)
 
     def _open_for_writing(self, row: SegmentRow) -> int | None:
@@ -252,11 +150,23 @@ class Segments:
         return fd
 
     def _cut_back(self, fd: int, row: SegmentRow, claims: Claims) -> None:
-        if os.fstat(fd).st_size > row.committed_end:
+        length = os.fstat(fd).st_size
+        if length > row.committed_end:
+            self._require_one_request(fd, row, length)
             self.ops.truncate(fd, row.committed_end)
             if not row.sealed:
                 self.ops.sync(fd)
         claims.clear_doubt(row.segment)
+
+    def _require_one_request(self, fd: int, row: SegmentRow, length: int) -> None:
+        """What died uncommitted is one request. A later one shows that the index is older than the segment:
+        a copy that was brought back, say. What it does not know is not to be destroyed then."""
+        for step in self._form.walk(fd, row.segment, length, start=row.committed_end):
+            if isinstance(step, Found) and step.header.began > row.committed_end:
+                raise StoreCorrupt(
+                    f"segment {row.segment} holds requests that the index does not know, from byte "
+                    f"{step.header.began} on: the index is an older one, run `streamsrv reindex`"
+                )
 
     def _create(self, claims: Claims, reserve: bool) -> Borrowed:
         while True:
@@ -334,10 +244,3 @@ class Segments:
                     os.close(fd)
         finally:
             claims.give_back(segment)
-
-
-def refused(error: OSError, doing: str, segment: int) -> StoreError | InsufficientStorage:
-    """What the user hears of a system call that failed."""
-    if error.errno in NO_SPACE:
-        return InsufficientStorage(f"the disk is full ({doing} segment {segment})")
-    return StoreError(f"{doing} segment {segment} failed: {error.strerror}")

@@ -51,7 +51,7 @@ class Store:
         self.ops = ops
         self.index = index
         self.form = RecordFormat(identity.secret)
-        self.segments = Segments(layout, index, ops, options.segment_size, options.min_free)
+        self.segments = Segments(layout, index, self.form, ops, options.segment_size, options.min_free)
         self.readers = Readers(layout)
         self._held = contextlib.ExitStack()
 

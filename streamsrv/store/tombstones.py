@@ -18,9 +18,10 @@ from typing import Protocol
 import xxhash
 
 from streamsrv.store import failpoints
+from streamsrv.store.borrowed import Borrowed
 from streamsrv.store.records import ID_LENGTH, Header, Kind, RecordFormat, pack_ids
 from streamsrv.store.rows import InstanceKey, InstanceRow
-from streamsrv.store.segments import Borrowed, Segments
+from streamsrv.store.segments import Segments
 from streamsrv.store.transaction import CLOCK, SLICE_INSTANCES
 
 

@@ -1,11 +1,13 @@
 import errno
 import os
+import shutil
 
 import pytest
 from disks import FullDiskFileOps
-from store_world import key_of, open_store, payload_of, put
+from store_world import derive, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError
+from streamsrv.store.reindex import reindex
 from streamsrv.store.segments import Segments
 from streamsrv.store.store import StoreOptions
 
@@ -32,7 +34,7 @@ def test_a_segment_is_borrowed_by_one_writer_and_reused(store):
 
 
 def test_segments_of_other_processes_are_found(store):
-    others = Segments(store.layout, store.index, store.ops, 1 << 20, 0)
+    others = Segments(store.layout, store.index, store.form, store.ops, 1 << 20, 0)
     mine, theirs = store.segments.borrow(), others.borrow()
     assert (mine.segment, theirs.segment) == (1, 2)
     theirs.give_back()
@@ -180,7 +182,7 @@ def test_the_default_reserve(tmp_path):
 
 
 def test_the_reserve_is_looked_at_while_a_body_arrives(tmp_path, monkeypatch):
-    monkeypatch.setattr("streamsrv.store.segments.SPACE_CHECK", 1000)
+    monkeypatch.setattr("streamsrv.store.borrowed.SPACE_CHECK", 1000)
     ops = FullDiskFileOps()
     with open_store(tmp_path, fileops=ops, options=StoreOptions(min_free=1000)) as store:
         borrowed = store.segments.borrow(reserve=True)
@@ -203,3 +205,24 @@ def test_a_full_disk_is_told_as_such(tmp_path):
         assert length_of(store, 1) == end + 30
         borrowed.give_back()
         assert length_of(store, 1) == end
+
+
+def test_an_older_index_destroys_nothing(tmp_path):
+    """A copy of the index is brought back that does not know the last two requests."""
+    with open_store(tmp_path) as store:
+        put(store, payload_of(key_of(1)))
+    shutil.copytree(tmp_path / "index", tmp_path / "older")
+    with open_store(tmp_path) as store:
+        put(store, payload_of(key_of(2)))
+        put(store, payload_of(key_of(3)))
+        end = length_of(store, 1)
+    shutil.rmtree(tmp_path / "index")
+    (tmp_path / "older").rename(tmp_path / "index")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(StoreCorrupt, match="run `streamsrv reindex`"):
+        open_store(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert store.layout.segment(1).stat().st_size == end
+    assert reindex(tmp_path, derive).instances == 3
+    with open_store(tmp_path) as store:
+        assert get(store, key_of(3)) == payload_of(key_of(3))

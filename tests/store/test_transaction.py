@@ -8,10 +8,10 @@ from store_world import add, derive, describe, get, key_of, open_store, payload_
 
 from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError
 from streamsrv.store import transaction as transactions
+from streamsrv.store.borrowed import Borrowed
 from streamsrv.store.records import HEADER, Kind
 from streamsrv.store.reindex import reindex
 from streamsrv.store.rows import OnDuplicate, Outcome
-from streamsrv.store.segments import Borrowed
 
 STORED, DUPLICATE, IDENTICAL, REPLACED = Outcome
 

@@ -1,0 +1,154 @@
+"""A segment in the hands of its one writer: append, rewrite headers, sync, give back.
+
+Rules of this file
+- Nothing behind `committed` is kept when the segment is given back.
+- Before a record in the file can be valid, the doubt is set; it is cleared when the index knows the record,
+  or when it has been cut off and the cut is synced.
+- After a failed sync the segment is sealed and never synced again: the kernel reports a lost page once, and
+  success from then on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+from streamsrv.errors import InsufficientStorage, StoreError
+from streamsrv.store.claims import Claims
+from streamsrv.store.fileops import Buffer, FileOps, copy_all, write_all
+from streamsrv.store.rows import SegmentRow
+
+# Free space is looked at each time so much has been appended.
+SPACE_CHECK = 64 << 20
+NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT))
+
+
+class Owner(Protocol):
+    """All segments of the store (see segments)."""
+
+    ops: FileOps
+
+    def require_space(self) -> None: ...
+    def committed_end(self, segment: int) -> int: ...
+    def seal(self, segment: int) -> None: ...
+    def forget(self, segment: int) -> None: ...
+
+
+class Borrowed:
+    """A segment that this writer alone appends to. Give it back, whatever happened."""
+
+    def __init__(self, owner: Owner, claims: Claims, row: SegmentRow, fd: int, reserve: bool) -> None:
+        self.segment = row.segment
+        self.fd = fd
+        self.claims = claims
+        self.began = row.committed_end
+        self.committed = row.committed_end
+        self.end = row.committed_end  # where the next byte goes
+        self.unsynced = 0
+        self._reach = row.committed_end  # the file's length: `end` may have been set back since
+        self._owner = owner
+        self._ops = owner.ops
+        self._doubtful = False
+        self._failed = False
+        self._reserve = reserve
+        self._next_space_check = row.committed_end + SPACE_CHECK
+        self._guard = threading.Lock()  # a sync may run in a thread; the descriptor must outlive it
+
+    def append(self, pieces: Sequence[Buffer]) -> None:
+        """Write behind the end. InsufficientStorage when the disk is full or falls under the reserve."""
+        try:
+            length = write_all(self._ops, self.fd, pieces, self.end)
+        except OSError as error:
+            self._reach = os.fstat(self.fd).st_size
+            raise refused(error, "writing to", self.segment) from error
+        self._grown(length)
+        if self._reserve and self.end >= self._next_space_check:
+            self._next_space_check = self.end + SPACE_CHECK
+            self._owner.require_space()
+
+    def append_copy(self, source: int, offset: int, length: int) -> None:
+        """Append bytes of another segment without reading them."""
+        try:
+            copy_all(self._ops, source, offset, self.fd, self.end, length)
+        except OSError as error:
+            self._reach = os.fstat(self.fd).st_size
+            raise refused(error, "copying to", self.segment) from error
+        self._grown(length)
+
+    def _grown(self, length: int) -> None:
+        self.end += length
+        self.unsynced += length
+        self._reach = max(self._reach, self.end)
+
+    def set_back(self, end: int) -> None:
+        """Forget what was appended from `end` on; the next bytes overwrite it."""
+        self.end = end
+
+    def overwrite(self, header: bytes, offset: int) -> None:
+        try:
+            write_all(self._ops, self.fd, [header], offset)
+        except OSError as error:
+            raise refused(error, "writing to", self.segment) from error
+
+    def doubt(self) -> None:
+        """Valid records may be in the file, from now on, that the index does not know."""
+        if not self._doubtful:
+            self.claims.set_doubt(self.segment)
+            self._doubtful = True
+
+    def sync(self) -> None:
+        """All that was appended is on the disk. May run in a thread beside `append`."""
+        with self._guard:
+            if self.fd < 0:
+                return
+            if self._failed:
+                raise StoreError(f"segment {self.segment} could not be synced before")
+            self.unsynced = 0
+            try:
+                self._ops.sync(self.fd)
+            except OSError as error:
+                self._failed = True
+                self._owner.seal(self.segment)
+                raise refused(error, "syncing", self.segment) from error
+
+    def commit_up_to(self, end: int) -> None:
+        """The index has durably taken everything before `end`."""
+        self.committed = end
+        self._doubtful = False
+        self.claims.clear_doubt(self.segment)
+
+    def give_back(self) -> None:
+        """Cut off what is not committed, and let others have the segment. Safe to call twice."""
+        with self._guard:
+            if self.fd < 0:
+                return
+            try:
+                self._cut()
+            except (OSError, StoreError):
+                # Left as it is: the next borrower cuts it, and until then the doubt stays for others to see.
+                self._owner.forget(self.segment)
+            finally:
+                os.close(self.fd)
+                self.fd = -1
+                self.claims.close()
+
+    def _cut(self) -> None:
+        if self._doubtful:
+            # The commit failed: whether it reached the disk, only the index can tell.
+            self.committed = self._owner.committed_end(self.segment)
+        if self._reach > self.committed:
+            self._ops.truncate(self.fd, self.committed)
+        if self._doubtful:
+            if not self._failed:
+                self._ops.sync(self.fd)
+            self.claims.clear_doubt(self.segment)
+
+
+def refused(error: OSError, doing: str, segment: int) -> StoreError | InsufficientStorage:
+    """What the user hears of a system call that failed."""
+    if error.errno in NO_SPACE:
+        return InsufficientStorage(f"the disk is full ({doing} segment {segment})")
+    return StoreError(f"{doing} segment {segment} failed: {error.strerror}")
