@@ -34,7 +34,8 @@ from streamsrv.web.farewell import GONE, LINGER_BYTES, LINGER_SECONDS, discard, 
 from streamsrv.web.head import CHUNKED, Head, body_length
 from streamsrv.web.pace import Meter
 from streamsrv.web.stow import Upload
-from streamsrv.web.writer import Outgoing, begin_transfer, send_now
+from streamsrv.web.transfer import Transfer
+from streamsrv.web.writer import Outgoing, begin_transfer, release, send_now
 from streamsrv.wire.answers import Answer
 
 log = logging.getLogger("streamsrv.web")
@@ -126,6 +127,7 @@ class Exchange(HTTPMessageDelegate):
                 await self._connection.stream.write(CONTINUE)
             headers.pop("Expect", None)  # said, or not asked for: Tornado has nothing to say any more
             self._meter = self._service.watch.meter(self._stalled)
+            self._service.watch.add(self._meter)
             if length == CHUNKED:
                 self._connection.set_max_body_size(NO_LIMIT)
                 self._connection.set_body_timeout(NO_LIMIT)
@@ -278,37 +280,41 @@ class Exchange(HTTPMessageDelegate):
             answer = self._problem(error)
             outgoing, ours, sent = self._outgoing(answer, keep_alive=False), True, None
         if sent is None:
-            self._service.spawn(self._transfer(outgoing, close=ours))
+            self._transfer(outgoing, close=ours)
         else:
             release(answer)
             self._end(answer.status, sent)
 
-    async def _transfer(self, outgoing: Outgoing, *, close: bool) -> None:
-        status, sent = CLIENT_GONE, 0
-        try:
-            transfer = begin_transfer(
-                self._connection.stream, outgoing, self._service.pool, self._service.watch
-            )
+    def _transfer(self, outgoing: Outgoing, *, close: bool) -> None:
+        stream = self._connection.stream
+        if stream.closed():
+            release(outgoing.answer)
+            self._end(CLIENT_GONE, 0)
+            return
+        transfer = begin_transfer(stream, outgoing, self._service.pool, self._service.watch)
+        if transfer.done.done():
+            self._transferred(transfer, outgoing, close)
+        else:
             self._connection.set_close_callback(lambda: transfer.abort(StreamClosedError()))
-            transfer.start()
-            try:
-                await transfer.done
-            finally:
-                sent = max(0, transfer.sent - len(outgoing.head))
-            status = outgoing.answer.status
+            transfer.done.add_done_callback(lambda _: self._transferred(transfer, outgoing, close))
+
+    def _transferred(self, transfer: Transfer, outgoing: Outgoing, close: bool) -> None:
+        error = transfer.done.exception()
+        status, sent = outgoing.answer.status, max(0, transfer.sent - len(outgoing.head))
+        if error is None:
             self._connection.finish()
-        except (*GONE, TimeoutError):
+        elif isinstance(error, (*GONE, TimeoutError)):
+            status, close = CLIENT_GONE, True
+        else:
+            text = "[%s] the answer was cut short after %d bytes"
+            log.error(text, self._request_id, sent, exc_info=error)
             close = True
-        except Exception:
-            log.exception("[%s] the answer was cut short after %d bytes", self._request_id, sent)
             if outgoing.until_close:
                 reset(self._connection.stream)
-            close = True
-        finally:
-            release(outgoing.answer)
-            if close:
-                self._connection.close()
-            self._end(status, sent)
+        release(outgoing.answer)
+        if close:
+            self._connection.close()
+        self._end(status, sent)
 
     # Around
 
@@ -343,8 +349,3 @@ class Exchange(HTTPMessageDelegate):
         self._service.access_log.add(
             self.client, head.method, head.path, status, sent, seconds, head.request_id
         )
-
-
-def release(answer: Answer) -> None:
-    if answer.release is not None:
-        answer.release()

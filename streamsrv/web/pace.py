@@ -71,9 +71,11 @@ class Watch:
         return [close for _, close in self._heads.values()]
 
     def meter(self, on_stall: Callable[[], None]) -> Meter:
-        meter = Meter(on_stall, self._loop.time())
+        """A Meter that counts; `add` it when there is something to wait for."""
+        return Meter(on_stall, self._loop.time())
+
+    def add(self, meter: Meter) -> None:
         self._meters.add(meter)
-        return meter
 
     def drop(self, meter: Meter) -> None:
         self._meters.discard(meter)

@@ -44,8 +44,11 @@ Result = TypeVar("Result")
 
 
 class Transfer:
-    """Sends `pieces` of `answer` (head included) on `sock`, which it owns and closes. Await `done`: the error
-    that ended it, or None."""
+    """Sends `prefix`, the head, and the plan of `answer` on `sock`. `done` tells the error that ended it, or
+    None.
+
+    The socket is duplicated only when the loop has to wait for it: most answers of a frame fit at once.
+    """
 
     def __init__(
         self,
@@ -59,7 +62,7 @@ class Transfer:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
-        self._fd = sock.fileno()
+        self._ours = False  # the socket is our duplicate
         self._answer = answer
         self._pool = pool
         self._meter = meter
@@ -127,10 +130,11 @@ class Transfer:
     def _send_span(self, budget: int) -> int:
         warm = warm_bytes(self._source, self._offset, min(self._left, budget))
         if not warm:
-            source, offset, length = self._source, self._offset, min(self._left, SLICE)
-            self._in_thread(lambda: send_cold(self._fd, source, offset, length), self._span_moved)
+            target, source = self._own(), self._source
+            offset, length = self._offset, min(self._left, SLICE)
+            self._in_thread(lambda: send_cold(target, source, offset, length), self._span_moved)
             return -1
-        moved = os.sendfile(self._fd, self._source, self._offset, warm)
+        moved = os.sendfile(self._sock.fileno(), self._source, self._offset, warm)
         self._move_span(moved)
         return moved
 
@@ -253,6 +257,7 @@ class Transfer:
 
     def _in_thread(self, work: Callable[[], Result], then: Callable[[Result], None]) -> None:
         """Run `work` in the pool, then `then` in the loop."""
+        self._own()  # the stream may be closed while the thread works
         future = self._loop.run_in_executor(self._pool, work)
         self._busy = True
         future.add_done_callback(lambda done: self._returned(done, then))
@@ -275,14 +280,20 @@ class Transfer:
         self._meter.resume()
         if not self._watching:
             self._watching = True
-            self._loop.add_writer(self._fd, self._ready)
+            self._loop.add_writer(self._own(), self._ready)
 
     def _unwatch(self) -> None:
         """What now goes by is our time, not the client's."""
         self._meter.pause()
         if self._watching:
             self._watching = False
-            self._loop.remove_writer(self._fd)
+            self._loop.remove_writer(self._own())
+
+    def _own(self) -> int:
+        """The descriptor of a duplicate, which nobody else registers, closes or reuses."""
+        if not self._ours:
+            self._sock, self._ours = socket.socket(fileno=os.dup(self._sock.fileno())), True
+        return self._sock.fileno()
 
     def _end(self) -> None:
         if self.done.done():
@@ -291,7 +302,8 @@ class Transfer:
         if self._stream is not None:
             self._stream.close()
         close_iterator(self._plan)
-        self._sock.close()
+        if self._ours:
+            self._sock.close()
         if self._stopped is None:
             self.done.set_result(None)
         else:

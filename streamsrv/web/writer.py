@@ -15,14 +15,13 @@ Rules of this file
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from http import HTTPStatus
 
 from tornado.httputil import HTTPConnection
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import IOStream
 
 from streamsrv.errors import StoreCorrupt
 from streamsrv.web.pace import Watch
@@ -122,16 +121,19 @@ def send_now(connection: HTTPConnection, outgoing: Outgoing) -> int | None:
 
 
 def begin_transfer(stream: IOStream, outgoing: Outgoing, pool: Executor, watch: Watch) -> Transfer:
-    """A Transfer of head and payload, not started. A client that reads too slowly ends it with
-    TimeoutError.
-    """
-    if stream.closed():
-        raise StreamClosedError
-    sock = socket.socket(fileno=os.dup(stream.socket.fileno()))
-    meter = watch.meter(
-        lambda: transfer.abort(TimeoutError("the client reads more slowly than the minimum rate"))
-    )
+    """Send head and payload, as far as the socket takes them at once. A client that reads too slowly later
+    ends the transfer with TimeoutError."""
+    slow = TimeoutError("the client reads more slowly than the minimum rate")
+    meter = watch.meter(lambda: transfer.abort(slow))
     answer = outgoing.answer if outgoing.body else Answer(outgoing.answer.status)
-    transfer = Transfer(sock, answer, pool, meter, prefix=outgoing.head, chunked=outgoing.chunked)
-    transfer.done.add_done_callback(lambda _: watch.drop(meter))
+    transfer = Transfer(stream.socket, answer, pool, meter, prefix=outgoing.head, chunked=outgoing.chunked)
+    transfer.start()
+    if not transfer.done.done():
+        watch.add(meter)
+        transfer.done.add_done_callback(lambda _: watch.drop(meter))
     return transfer
+
+
+def release(answer: Answer) -> None:
+    if answer.release is not None:
+        answer.release()

@@ -45,7 +45,7 @@ class Line:
         for each in (ours, theirs):
             each.setblocking(False)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
-        self.client = theirs
+        self.client, self.ours = theirs, ours
         self.meter = Meter(lambda: None, 0.0)
         answer = Answer(200, [], plan, None, descriptor=lambda number: self.source)
         self.transfer = Transfer(ours, answer, pool, self.meter, **options)
@@ -61,14 +61,20 @@ class Line:
                 return bytes(received)
             received += piece
 
-    async def run(self, **reading):
+    def start(self):
+        """Our end closes when the transfer is done, as a connection would."""
+        self.transfer.done.add_done_callback(lambda _: self.ours.close())
         self.transfer.start()
+
+    async def run(self, **reading):
+        self.start()
         received = await self.read(**reading)
         await self.transfer.done
         return received
 
     def close(self):
         self.client.close()
+        self.ours.close()
         os.close(self.source)
 
 
@@ -162,7 +168,7 @@ async def test_long_lazy_plans_are_made_a_batch_at_a_time(http_server, line, seg
             yield Literal(b"x" * 10_000)
 
     one = line(plan())
-    one.transfer.start()
+    one.start()
     await eventually(lambda: made and one.transfer.sent and one.transfer._watching)
     assert len(made) <= PIECES_AT_ONCE
     assert threading.main_thread() not in threads
@@ -179,7 +185,7 @@ async def test_a_stream_is_pulled_one_chunk_ahead_and_no_further(http_server, li
             yield bytes([number]) * (1 << 20)
 
     one = line([Stream(chunks, 50 << 20)])
-    one.transfer.start()
+    one.start()
     await eventually(lambda: len(pulled) == 2)
     for _ in range(50):
         await asyncio.sleep(0.001)
@@ -275,7 +281,7 @@ async def test_a_plan_that_fails_ends_the_transfer(http_server, line):
 
 async def test_a_client_that_goes_ends_the_transfer(http_server, line):
     one = line([Span(1, 0, SIZE)])
-    one.transfer.start()
+    one.start()
     one.client.close()
     with pytest.raises(ConnectionError):
         await asyncio.wait_for(one.transfer.done, DEADLINE)
@@ -293,7 +299,7 @@ async def test_abort_waits_for_the_thread_and_closes_what_it_pulled(http_server,
             closed.append(True)
 
     one = line([Stream(chunks, None)])
-    one.transfer.start()
+    one.start()
     await eventually(inside.is_set)
     one.transfer.abort(TimeoutError("too slow"))
     assert not one.transfer.done.done()
@@ -315,7 +321,7 @@ async def test_abort_of_a_reader_that_stopped_reading(http_server, line):
             closed.append(True)
 
     one = line(plan())
-    one.transfer.start()
+    one.start()
     await eventually(lambda: one.transfer._watching)
     one.transfer.abort(TimeoutError("too slow"))
     with pytest.raises(TimeoutError):
