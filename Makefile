@@ -36,7 +36,6 @@ coverage: $(VENV)/ready
 	$(BIN)/coverage report
 
 perf: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,perf]'
 	$(BIN)/python -m perf
 
 wheel: $(VENV)/ready
