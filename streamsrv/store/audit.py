@@ -16,6 +16,7 @@ Rules of this file
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from array import array
 from collections.abc import Iterator
@@ -29,8 +30,15 @@ import zstandard
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import SegmentGone, StoreCorrupt
 from streamsrv.store.index import Index
-from streamsrv.store.index_rows import record_id_of, serial_of, split_triple, triple, unpack_instance
-from streamsrv.store.rows import METADATA_CHUNK, Change, ChangeKind, InstanceRow, NewInstance, SegmentRow
+from streamsrv.store.index_rows import (
+    record_id_of,
+    serial_of,
+    split_triple,
+    triple,
+    unpack_change,
+    unpack_instance,
+)
+from streamsrv.store.rows import METADATA_CHUNK, ChangeKind, InstanceRow, NewInstance, SegmentRow
 
 Pair: TypeAlias = tuple[bytes, bytes]
 
@@ -136,8 +144,7 @@ class Audit:
         """Rows that only one of the two has, in studies that nobody has touched since."""
         self._flush()
         found = list(islice(self._merged(), MOST_DIFFERENCES))
-        touched = {change.key.study for change in changes_since(self._index, self._began)}
-        touched |= self._unknown
+        touched = touched_since(self._index, self._began) | self._unknown
         yield from (each for each in found if each.study not in touched)
         yield from self._gaps()
         serials = array("Q")
@@ -156,7 +163,10 @@ class Audit:
                 yield Difference(database, printable(database, row), what, study)
 
     def _lies_unreadable(self, row: Pair) -> bool:
-        location = unpack_instance(split_triple(row[0]), bytes(SERIAL) + row[1]).location
+        try:
+            location = unpack_instance(split_triple(row[0]), bytes(SERIAL) + row[1]).location
+        except (StoreCorrupt, TypeError, UnicodeDecodeError):  # the key or the value is no instance's
+            return False
         return any(
             segment == location.segment and begin <= location.offset < end
             for segment, begin, end in self._unreadable
@@ -180,17 +190,21 @@ class Audit:
     def _gaps(self) -> Iterator[Difference]:
         """Changes that cannot be read or are missing."""
         expected = 1
-        try:
-            for change in changes_since(self._index, 0):
-                if change.sequence != expected:
-                    yield Difference("changes", f"change {expected}", "is missing", "")
-                expected = change.sequence + 1
-        except StoreCorrupt as reason:
-            yield Difference("changes", f"change {expected}", reason.detail, "")
+        for key, value in rows_of(self._index, "changes"):
+            sequence = int.from_bytes(key, "big")
+            if sequence != expected:
+                yield Difference("changes", f"change {expected}", "is missing", "")
+            try:
+                unpack_change(sequence, value)
+            except StoreCorrupt as reason:
+                yield Difference("changes", f"change {sequence}", reason.detail, "")
+            expected = sequence + 1
 
     def _origins(self, serials: array[int]) -> Iterator[Difference]:
         """For each instance the change that stored it; gathers their serials."""
         for key, value in rows_of(self._index, "instances", whole=True):
+            if len(value) < SERIAL:
+                continue  # told already: it differs
             serial = serial_of(value)
             serials.append(serial)
             try:
@@ -205,20 +219,31 @@ class Audit:
 
 
 def last_change(index: Index) -> int:
-    """The sequence of the latest change, by halving: changes have no gaps."""
+    """The sequence of the latest change, by halving."""
+
+    def any_from(sequence: int) -> bool:
+        try:
+            return bool(index.changes(sequence - 1, 1))
+        except StoreCorrupt:
+            return True
+
     low, high = 0, 1
-    while index.changes(high - 1, 1):
+    while any_from(high):
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if index.changes(middle - 1, 1) else (low, middle)
+        low, high = (middle, high) if any_from(middle) else (low, middle)
     return low
 
 
-def changes_since(index: Index, after: int) -> Iterator[Change]:
-    while page := index.changes(after, PAGE):
-        yield from page
-        after = page[-1].sequence
+def touched_since(index: Index, after: int) -> set[str]:
+    """Studies that have changed since; changes that cannot be read are told elsewhere."""
+    studies: set[str] = set()
+    with contextlib.suppress(StoreCorrupt):
+        while page := index.changes(after, PAGE):
+            studies.update(change.key.study for change in page)
+            after = page[-1].sequence
+    return studies
 
 
 def rows_of(index: Index, database: str, *, whole: bool = False) -> Iterator[Pair]:

@@ -138,12 +138,13 @@ class Segments:
         return Borrowed(self, claims, row, fd, reserve)
 
     def _open_for_writing(self, row: SegmentRow) -> int | None:
-        path = self._layout.segment(row.segment)
         try:
-            fd = self.ops.open(path)
+            fd = self.ops.open(self._layout.segment(row.segment))
         except FileNotFoundError:
             # Its maker died between the index and the file.
             return self._create_file(row.segment) if row.committed_end == 0 else None
+        if row.committed_end == 0:  # its maker may have died before the name was durable
+            self._make_durable(row.segment, fd)
         if os.fstat(fd).st_size < row.committed_end:
             os.close(fd)
             return None
@@ -179,20 +180,24 @@ class Segments:
         return Borrowed(self, claims, SegmentRow(segment), fd, reserve)
 
     def _create_file(self, segment: int) -> int:
-        """Its name is durable before anything in it can be committed."""
         try:
             fd = self.ops.create(self._layout.segment(segment))
         except FileExistsError:
             raise StoreCorrupt(f"segment {segment} has a file that the index does not know") from None
         except OSError as error:
             raise refused(error, "creating", segment) from error
+        self._make_durable(segment, fd)
+        return fd
+
+    def _make_durable(self, segment: int, fd: int) -> None:
+        """The name of a segment is on the disk before anything in it can be committed."""
         try:
             self.ops.sync(fd)
             self.ops.sync_folder(self._layout.segments)
         except OSError as error:
             os.close(fd)
+            self.seal(segment)
             raise refused(error, "creating", segment) from error
-        return fd
 
     def committed_end(self, segment: int) -> int:
         row = self._index.segment(segment)

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import random
 import shutil
@@ -7,12 +8,13 @@ import lmdb
 import pytest
 from store_world import derive, get, key_of, open_store, payload_of, put
 
-from streamsrv.errors import NotDicom, StoreLocked
+from streamsrv.dicom.instance import FrameKind
+from streamsrv.errors import NotDicom, SegmentGone, StoreLocked
 from streamsrv.store.check import check
 from streamsrv.store.claims import Claims
 from streamsrv.store.compact import compact
 from streamsrv.store.index_environment import DATABASES
-from streamsrv.store.records import HEADER, Kind
+from streamsrv.store.records import HEADER, Header, Kind
 from streamsrv.store.rows import OnDuplicate
 
 KEYS = [key_of(study, series, instance) for study in (1, 2) for series in (1, 2) for instance in (1, 2, 3)]
@@ -270,3 +272,89 @@ def test_compaction_and_check_wait_for_each_other(folder):
         running = check(store, derive)
         assert next(running, None) is None
         assert get(store, KEYS[0]) == payload_of(KEYS[0], 300)
+
+
+def test_where_the_folder_cannot_be_written_to(folder, monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    with open_store(folder, read_only=True) as store:
+        monkeypatch.setattr("streamsrv.store.check.os.access", lambda *_: False)
+        monkeypatch.setattr("streamsrv.store.check.Claims", refuse)
+        assert findings(store) == []
+    assert not (folder / "index.check").exists()
+
+
+def test_a_pending_record_before_the_committed_end(folder):
+    form, end = None, 0
+    with open_store(folder) as store:
+        form, row = store.form, store.index.segment(1)
+        header = Header(Kind.PENDING, b"p" * 16, 0, 0, bytes(16), 0)
+        end = row.committed_end
+        with store.layout.segment(1).open("ab") as file:
+            file.write(form.pack(header, 1, end))
+        store.index.put_segment(dataclasses.replace(row, committed_end=end + HEADER))
+    assert checked(folder)[0].startswith(f"error: segment 1, byte {end}: record header: pending")
+
+
+def test_a_row_that_cannot_be_read(folder):
+    key, value = rows(folder, "instances")[0]
+    for length in (0, 7, 8, 40):
+        change_row(folder, "instances", (key, None), (key, value[:length]))
+        assert any("index database instances" in line for line in checked(folder))
+
+
+def test_a_change_that_cannot_be_read(folder):
+    key, value = rows(folder, "changes")[3]
+    change_row(folder, "changes", (key, value), (key, value[:12]))
+    assert any("index database changes" in line for line in checked(folder))
+
+
+def test_many_pages(tmp_path, monkeypatch):
+    monkeypatch.setattr("streamsrv.store.audit.PAGE", 2)
+    with open_store(tmp_path) as store:
+        fill(store)
+        assert findings(store) == []
+
+
+def test_native_pixels_have_no_frame_table(tmp_path):
+    def native(record):
+        new = derive(record)
+        row = dataclasses.replace(new.row, frame_kind=FrameKind.NATIVE)
+        return dataclasses.replace(new, row=row, frame_table=b"")
+
+    with open_store(tmp_path) as store:
+        transaction = store.begin()
+        transaction.open_record()
+        transaction.write([payload_of(key_of(1))])
+        record = transaction.close_record()
+        transaction.commit([(record, native(record))])
+        assert [str(finding) for finding in check(store, native)] == []
+
+
+def test_an_instance_that_goes_while_it_is_compared(tmp_path, monkeypatch):
+    with open_store(tmp_path) as store:
+        put(store, *(payload_of(key_of(1, 1, n)) for n in range(3)))
+        metadata = store.index.metadata
+
+        def gone(rows):
+            monkeypatch.setattr(store.index, "metadata", metadata)
+            store.delete(*rows[0].key)
+            return metadata(rows)
+
+        monkeypatch.setattr(store.index, "metadata", gone)
+        assert findings(store) == []
+
+
+def test_a_segment_that_goes_while_it_is_checked(folder, monkeypatch):
+    with open_store(folder) as store:
+        opened = store.open_segments
+
+        def absent(segments):
+            raise SegmentGone("gone")
+
+        monkeypatch.setattr(store, "open_segments", absent)
+        monkeypatch.setattr(store.index, "segment", lambda segment: None)
+        monkeypatch.setattr(store.index, "dump", lambda database: iter(()))
+        assert [line for line in findings(store) if "its file is missing" in line] == []
+        monkeypatch.setattr(store, "open_segments", opened)

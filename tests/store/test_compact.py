@@ -12,7 +12,7 @@ from streamsrv.store.claims import Claims
 from streamsrv.store.compact import compact, info
 from streamsrv.store.records import Kind, unpack_ids
 from streamsrv.store.reindex import reindex
-from streamsrv.store.rows import OnDuplicate
+from streamsrv.store.rows import OnDuplicate, SegmentRow
 from streamsrv.store.store import StoreOptions
 
 SMALL = StoreOptions(segment_size=2000, min_free=0)  # five instances a segment
@@ -332,3 +332,54 @@ def test_info(store):
     assert told["live"] == 20 * 300
     assert told["index"]["instances"] == 20
     assert told["bytes"] > told["live"] + told["dead"]
+
+
+def test_beside_others_the_index_is_not_rewritten(store, monkeypatch):
+    def refuse():
+        raise StoreLocked("others")
+
+    monkeypatch.setattr(store.index, "rewrite", refuse)
+    report = compact(store, everything=True)
+    assert (report.index_rewritten, report.moved) == (False, 20)
+
+
+def test_many_tombstones_are_kept_in_several_records(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(compaction, "SLICE_INSTANCES", 2)
+    for key in keys(1)[:2] + keys(1)[5:7]:
+        store.delete(*key)
+    dead = tombstones(store)
+    put(store, payload_of(key_of(3), 3000))
+    last = max(store.layout.segment_files())
+    store.segments.seal(last)
+    store.delete("1.3")
+    report = compact(store)
+    assert 1 not in report.segments
+    assert dead <= tombstones(store)
+
+
+def test_a_living_record_with_a_damaged_header_moves_all_the_same(store):
+    """Its header is made anew from the index, and check is content again."""
+    victim = store.lookup(*keys(1)[0])[0].location
+    with store.layout.segment(victim.segment).open("r+b") as file:
+        file.write(b"damaged!")
+    assert not well(store)
+    compact(store, everything=True)
+    assert get(store, keys(1)[0]) == payload_of(keys(1)[0], 300)
+    assert well(store)
+
+
+def test_a_segment_that_the_index_counts_wrongly_is_not_unlinked(store):
+    """Something lives in it, says the index, and is not to be found: nothing is destroyed."""
+    store.delete("1.1")
+    row = store.index.segment(1)
+    store.index.put_segment(SegmentRow(1, row.committed_end, 300, row.dead, True))
+    report = compact(store)
+    assert 1 in report.busy
+    assert store.layout.segment(1).exists()
+
+
+def test_a_segment_without_its_file_keeps_nothing_from_compaction(store):
+    store.delete("1.2")
+    put(store, payload_of(key_of(3)))
+    store.layout.segment(1).unlink()
+    assert {3, 4} <= set(compact(store).segments)

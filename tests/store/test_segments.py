@@ -3,10 +3,11 @@ import os
 import shutil
 
 import pytest
-from disks import FullDiskFileOps
+from disks import FullDiskFileOps, RecordingFileOps
 from store_world import derive, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError
+from streamsrv.store.claims import Claims
 from streamsrv.store.reindex import reindex
 from streamsrv.store.segments import Segments
 from streamsrv.store.store import StoreOptions
@@ -226,3 +227,122 @@ def test_an_older_index_destroys_nothing(tmp_path):
     assert reindex(tmp_path, derive).instances == 3
     with open_store(tmp_path) as store:
         assert get(store, key_of(3)) == payload_of(key_of(3))
+
+
+def test_what_others_sealed_or_dropped_is_passed_over(store):
+    for segment in (1, 2, 3):
+        assert store.index.add_segment() == segment
+    store.segments.refresh()
+    store.index.seal(1)
+    store.index.drop_segment(2)
+    borrowed = store.segments.borrow()
+    assert borrowed.segment == 3
+    borrowed.give_back()
+    assert store.segments._unsealed == [3]
+
+
+def test_two_workers_make_a_segment_at_once(store, monkeypatch):
+    """Another one has got hold of the new segment first: it is left to it."""
+    add = store.index.add_segment
+    others = Claims(store.layout.claims, store.ops)
+
+    def add_and_lose():
+        segment = add()
+        if segment == 1:
+            others.borrow(segment)
+        return segment
+
+    monkeypatch.setattr(store.index, "add_segment", add_and_lose)
+    borrowed = store.segments.borrow()
+    assert borrowed.segment == 2
+    borrowed.give_back()
+    others.close()
+
+
+def test_a_cut_that_fails_seals_the_segment(tmp_path):
+    ops = FullDiskFileOps()
+    with open_store(tmp_path, fileops=ops) as store:
+        put(store, payload_of(key_of(1)))
+        with store.layout.segment(1).open("ab") as file:
+            file.write(b"left over")
+        ops.sync_error = errno.EIO
+        with pytest.raises(StoreError, match="creating segment 2"):
+            store.segments.borrow()
+        assert all(row.sealed for row in store.index.segments().values())
+        ops.sync_error = None
+        borrowed = store.segments.borrow()
+        assert borrowed.segment == 3
+        borrowed.give_back()
+
+
+def test_a_name_that_may_not_be_durable_is_synced_again(tmp_path):
+    with open_store(tmp_path) as store:
+        assert store.index.add_segment() == 1
+        store.layout.segment(1).touch()
+    ops = RecordingFileOps(tmp_path)
+    with open_store(tmp_path, fileops=ops) as store:
+        store.segments.borrow().give_back()
+    assert [operation.kind for operation in ops.log][-3:] == ["sync", "sync_folder", "write"]
+
+
+def test_requests_that_the_index_does_not_know_are_not_cut_off_later_either(store):
+    """The index was exchanged under a running server."""
+    put(store, payload_of(key_of(1)))
+    row = store.index.segment(1)
+    put(store, payload_of(key_of(2)))
+    put(store, payload_of(key_of(3)))
+    end = length_of(store, 1)
+    store.index.put_segment(row)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(StoreCorrupt, match="older one"):
+        store.segments.borrow()
+    assert length_of(store, 1) == end
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_no_file_can_be_made(tmp_path, monkeypatch):
+    ops = FullDiskFileOps()
+    with open_store(tmp_path, fileops=ops) as store:
+        store.segments.borrow().give_back()
+
+        def refuse(path):
+            raise OSError(errno.ENOSPC, "full")
+
+        held = store.segments.borrow()
+        monkeypatch.setattr(ops, "create", refuse)
+        with pytest.raises(InsufficientStorage):
+            store.segments.borrow()
+        held.give_back()
+
+
+def test_a_header_that_cannot_be_written(tmp_path):
+    ops = FullDiskFileOps()
+    with open_store(tmp_path, fileops=ops) as store:
+        borrowed = store.segments.borrow()
+        ops.room = 0
+        with pytest.raises(InsufficientStorage):
+            borrowed.overwrite(b"x", 0)
+        ops.room = None
+        borrowed.give_back()
+
+
+def test_a_cut_that_fails_when_given_back_leaves_the_doubt(tmp_path, monkeypatch):
+    """The next one who looks cuts it."""
+    ops = FullDiskFileOps()
+    with open_store(tmp_path, fileops=ops) as store:
+        own, borrowed = store.segments.borrow(), store.segments.borrow()
+        borrowed.append([b"x" * 100])
+        borrowed.doubt()
+
+        def refuse(fd, length):
+            raise OSError(errno.EIO, "broken")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ops, "truncate", refuse)
+            borrowed.give_back()
+        assert own.claims.doubts() == [2]
+        assert length_of(store, 2) == 100
+        store.segments.settle(own)
+        assert own.claims.doubts() == []
+        assert length_of(store, 2) == 0
+        own.give_back()
