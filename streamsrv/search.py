@@ -27,7 +27,7 @@ from streamsrv.errors import BadRequest
 from streamsrv.store.index import Index
 from streamsrv.store.index_answers import expand, fill, fill_page
 from streamsrv.store.index_lists import Budget
-from streamsrv.store.index_rows import instance_answer
+from streamsrv.store.index_rows import instance_answer, json_object
 from streamsrv.store.index_search import Hit
 from streamsrv.store.query import BY_TAG, Level, Path, Returned, attributes_at
 from streamsrv.store.query_conditions import Query, path_of, query_of
@@ -268,7 +268,7 @@ class _Rendering:
         key = (hit.study, hit.series if level is Level.SERIES else None)
         if level not in self._last or self._last[level][0] != key:
             row = hit.study_row if level is Level.STUDY else hit.series_row
-            texts = (self._read(row.answer, hit), orjson.loads(row.more or b"{}")) if row else ({}, {})
+            texts = (self._read(row.answer, hit), json_object(row.more)) if row else ({}, {})
             self._last[level] = (key, texts)
         return self._last[level][1]
 
@@ -287,12 +287,10 @@ class _Rendering:
         text = b"".join(self._index.metadata(rows))
         key = rows[0].key if rows else _key(hit)
         url = f"/studies/{key.study}/series/{key.series}/instances/{key.instance}".encode()
-        found: JsonDataset = orjson.loads(text.replace(b"\0", self._base_url + url)) if text else {}
-        return found
+        return json_object(text.replace(b"\0", self._base_url + url))
 
     def _read(self, text: bytes, hit: Hit) -> JsonDataset:
-        found: JsonDataset = orjson.loads(fill(text, self._base_url, _key(hit)) or b"{}")
-        return found
+        return json_object(fill(text, self._base_url, _key(hit)))
 
 
 def _only(found: JsonDataset, tags: Iterable[str]) -> JsonDataset:

@@ -24,7 +24,7 @@ from typing import Any
 import orjson
 
 from streamsrv.dicom.instance import JsonDataset, JsonElement
-from streamsrv.store.index_rows import LevelRow, instance_answer
+from streamsrv.store.index_rows import LevelRow, instance_answer, json_object
 from streamsrv.store.query import QUERY_ATTRIBUTES, Level, Returned, attributes_at
 from streamsrv.store.rows import InstanceKey, InstanceRow
 
@@ -215,14 +215,12 @@ def fill_page(texts: Iterable[bytes], instances: Iterable[str], base_url: bytes,
 def level_attributes(row: LevelRow) -> JsonDataset:
     """Everything that the row of a study or series says, computed values too. What slots stand for is
     missing."""
-    found: JsonDataset = orjson.loads(row.answer.translate(None, _CONTROLS))
-    return {**found, **orjson.loads(row.more)} if row.more else found
+    return json_object(row.answer.translate(None, _CONTROLS)) | json_object(row.more)
 
 
 def instance_attributes(value: bytes) -> JsonDataset:
     """The same of a row of `instances`."""
-    found: JsonDataset = orjson.loads(expand(instance_answer(value)).translate(None, _CONTROLS))
-    return found
+    return json_object(expand(instance_answer(value)).translate(None, _CONTROLS))
 
 
 def dataset_attributes(level: Level, row: LevelRow) -> JsonDataset:

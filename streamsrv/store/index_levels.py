@@ -265,7 +265,7 @@ def merge(level: Level, variants: Iterable[Variant]) -> tuple[JsonDataset, bytes
     merged: JsonDataset = {}
     latest = _NEVER
     for variant in sorted(variants, key=lambda variant: variant.latest):
-        merged.update(at_level(orjson.loads(variant.text), level))
+        merged.update(at_level(json_object(variant.text), level))
         latest = variant.latest
     return merged, latest
 

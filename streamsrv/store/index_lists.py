@@ -21,6 +21,7 @@ from streamsrv.store.query_values import cut, date_form
 
 CANDIDATES = 5_000  # a list that offers more is not used: walking in order is as fast then
 ROWS_A_BATCH = 500
+FIRST_ROWS = 32  # in the first batch: a page of a study list wants few, who goes on wants many
 KEYS_A_BATCH = 5_000
 
 _DATE_AT = re.compile(rb'"00080020":\{"vr":"DA","Value":\["([^"]*)"')
@@ -92,9 +93,8 @@ class Lists:
                 if key > end or seen >= KEYS_A_BATCH or len(found) > CANDIDATES:
                     break
                 seen += 1
-                if (accepts is None or accepts(key[begin:].decode("utf-8", "replace"))) and entries.set_key(
-                    key
-                ):
+                if accepts is None or accepts(key[begin:].decode("utf-8", "replace")):
+                    entries.set_key(key)
                     seen += _take(entries, found)
             else:
                 key = end + b"\xff"
@@ -116,7 +116,7 @@ class Lists:
     def walk(self, low: bytes, high: bytes) -> Iterator[tuple[str, LevelRow]]:
         """All studies in order, those whose study dates are between two keys of their list."""
         at: tuple[bytes, bytes] | None = None
-        size = 32  # the first page of a study list wants few; who goes on wants many
+        size = FIRST_ROWS
         more = True
         while more:
             batch: list[tuple[str, LevelRow]] = []

@@ -27,6 +27,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 import xxhash
@@ -283,6 +284,10 @@ def size_of(new: NewInstance) -> int:
     return 1500 + sum(map(len, new.metadata)) + len(new.frame_table) + 64 * len(new.bulk)
 
 
-def json_object(text: bytes) -> dict[str, int]:
-    loaded: dict[str, int] = orjson.loads(text) if text else {}
+def json_object(text: bytes) -> dict[str, Any]:
+    """A JSON object of a row; an empty text is an empty one."""
+    try:
+        loaded: dict[str, Any] = orjson.loads(text) if text else {}
+    except orjson.JSONDecodeError as error:
+        raise StoreCorrupt("the text of an index row cannot be read: run check, then reindex") from error
     return loaded

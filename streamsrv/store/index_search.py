@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 import zstandard
 
 from streamsrv.dicom.instance import JsonDataset
@@ -25,7 +24,7 @@ from streamsrv.errors import StoreCorrupt
 from streamsrv.store.index_answers import instance_attributes, level_attributes
 from streamsrv.store.index_environment import Environment
 from streamsrv.store.index_lists import ALL_DAYS, Budget, Lists, study_date
-from streamsrv.store.index_rows import LevelRow, chunk_key, number_key, prefix, serial_of
+from streamsrv.store.index_rows import LevelRow, chunk_key, json_object, number_key, prefix, serial_of
 from streamsrv.store.index_terms import ORDERING
 from streamsrv.store.query import Level
 from streamsrv.store.query_conditions import Query
@@ -115,11 +114,10 @@ class Search:
                 more = cursor.next()
         try:
             text = b"".join(self._inflate.decompress(frame) for frame in frames)
-            found: JsonDataset = orjson.loads(text.replace(b"\0", b"")) if text else {}
-        except (zstandard.ZstdError, orjson.JSONDecodeError) as error:
+        except zstandard.ZstdError as error:
             raise StoreCorrupt("stored metadata cannot be read: run check, then reindex") from error
         self._budget.spend(metadata=len(text))
-        return found
+        return json_object(text.replace(b"\0", b""))
 
     # -- studies
 

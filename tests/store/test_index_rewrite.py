@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import lmdb
 import pytest
 from index_examples import element, name, new_instance
 
@@ -118,12 +119,30 @@ def test_two_processes_and_no_rewrite_beside_another(index: Index, tmp_path: Pat
     assert len(index.rows()) == 61
 
 
+def test_rewrite_in_small_batches(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(index)
+    before = everything(index)
+    monkeypatch.setattr(index_rewrite, "PAIRS_A_BATCH", 7)
+    index.rewrite()
+    assert everything(index) == before
+
+
 def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="reindex"):
         Index.open(tmp_path / "nothing", read_only=True)
     Index.open(tmp_path / "index").close()
     (tmp_path / "index/data.mdb").write_bytes(b"nonsense" * 4096)
     with pytest.raises(StoreError, match="reindex"):
+        Index.open(tmp_path / "index")
+
+
+def test_an_index_that_lacks_a_database_is_refused(tmp_path: Path) -> None:
+    Index.open(tmp_path / "index").close()
+    environment = lmdb.open(str(tmp_path / "index"), max_dbs=20)
+    with environment.begin(write=True) as transaction:
+        transaction.drop(environment.open_db(b"uids", txn=transaction, dupsort=True))
+    environment.close()
+    with pytest.raises(StoreError, match=r"lacks a database.*reindex"):
         Index.open(tmp_path / "index")
 
 

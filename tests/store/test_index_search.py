@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from index_examples import element, name, new_instance
 from index_model import Model
 
-from streamsrv.errors import BadRequest, ContentTooLarge
+from streamsrv.errors import BadRequest, ContentTooLarge, StoreCorrupt
 from streamsrv.store import index_lists, index_search
 from streamsrv.store.index import Index
 from streamsrv.store.index_lists import Budget
@@ -192,6 +192,7 @@ def test_pages_and_small_lists_change_nothing(index: Index, monkeypatch: pytest.
     before = [keys_found(index, query) for query in queries]
     monkeypatch.setattr(index_lists, "CANDIDATES", 2)
     monkeypatch.setattr(index_lists, "ROWS_A_BATCH", 3)
+    monkeypatch.setattr(index_lists, "FIRST_ROWS", 1)
     monkeypatch.setattr(index_lists, "KEYS_A_BATCH", 2)
     monkeypatch.setattr(index_search, "ROWS_A_BATCH", 2)
     assert [keys_found(index, query) for query in queries] == before
@@ -248,6 +249,65 @@ def test_the_same_uid_key_twice_is_a_list() -> None:
     assert query.uids == {Level.STUDY: frozenset(("1.1", "1.2"))}
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_walking_while_studies_go(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is deleted behind or before the walk changes nothing for the others."""
+    monkeypatch.setattr(index_lists, "FIRST_ROWS", size)
+    monkeypatch.setattr(index_lists, "ROWS_A_BATCH", size)
+    index = Index.open(tmp_path)
+    index.add_segment()
+    keys = [InstanceKey(f"1.{number}", "1.2", f"1.{number}") for number in range(12)]
+    dates = [{"00080020": element("DA", f"202401{number // 4 + 1:02}")} for number in range(12)]
+    new = [new_instance(key, number, dates[number]) for number, key in enumerate(keys)]
+    index.commit(new, segment=1, committed_end=0)
+    order = [hit.study for hit in index.search(Query(Level.STUDY))]
+    seen = []
+    for number, hit in enumerate(index.search(Query(Level.STUDY))):
+        seen.append(hit.study)
+        if number % 2 == 0:
+            index.delete(index.lookup(hit.study), segment=1, committed_end=0, dead_bytes=0)
+    assert seen == order
+    assert [hit.study for hit in index.search(Query(Level.STUDY))] == order[1::2]
+    index.close()
+
+
+def test_an_empty_index(tmp_path: Path) -> None:
+    index = Index.open(tmp_path)
+    for row in CONDITIONS:
+        assert keys_found(index, query_of(Level.STUDY, None, None, [row[:2]])) == []
+    index.close()
+
+
+def test_damage_is_told(tmp_path: Path) -> None:
+    index = Index.open(tmp_path)
+    index.add_segment()
+    broken = new_instance(("1.1", "1.2", "1.3"), 1, text=b"{")
+    torn = new_instance(("1.1", "1.2", "1.4"), 2)
+    torn.metadata = [b"nonsense"]
+    for new in (broken, torn):
+        index.commit([new], segment=1, committed_end=0)
+        query = query_of(Level.INSTANCE, None, None, [("DetectorType", "x")])
+        with pytest.raises(StoreCorrupt, match="reindex"):
+            list(index.search(query))
+        index.delete(index.lookup("1.1"), segment=1, committed_end=0, dead_bytes=0)
+    index.close()
+
+
+def test_private_attributes_by_the_vr_that_is_stored(tmp_path: Path) -> None:
+    index = Index.open(tmp_path)
+    index.add_segment()
+    text = b'{"00091001":{"vr":"IS","Value":[7]},"00091002":{"vr":"LO","Value":["seven"]}}'
+    index.commit([new_instance(("1.1", "1.2", "1.3"), text=text)], segment=1, committed_end=0)
+    for value, tag, matches in (
+        ("07", "00091001", 1),
+        ("x", "00091001", 0),
+        ("s*n", "00091002", 1),
+        ("*", "00091009", 1),
+    ):
+        assert len(keys_found(index, query_of(Level.STUDY, None, None, [(tag, value)]))) == matches
+    index.close()
+
+
 def test_nested_attributes(tmp_path: Path) -> None:
     index = Index.open(tmp_path)
     index.add_segment()
@@ -261,6 +321,10 @@ def test_nested_attributes(tmp_path: Path) -> None:
             Level.SERIES, None, None, [("RequestAttributesSequence.ScheduledProcedureStepID", value)]
         )
         assert bool(keys_found(index, query)) is matches
+        query = query_of(
+            Level.STUDY, None, None, [("00400275.RequestedProcedureID", value.replace("S", "*"))]
+        )
+        assert keys_found(index, query) == [("1.1",)]  # *1 and R1
         query = query_of(Level.STUDY, None, None, [("00400260.CodeValue", value.replace("S", "T"))])
         assert bool(keys_found(index, query)) is matches
     index.close()

@@ -1,0 +1,89 @@
+"""Rows: what was packed is unpacked, and what is damaged is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from index_examples import row
+
+from streamsrv.dicom.instance import FrameKind
+from streamsrv.errors import StoreCorrupt, StoreError
+from streamsrv.store import index_rows
+from streamsrv.store.index_terms import term_prefix
+from streamsrv.store.query import KEEP, QUERY_ATTRIBUTES, Level, attributes_at
+from streamsrv.store.rows import ChangeKind, InstanceKey, Location
+
+KEY = InstanceKey("1.1", "1.2", "1.3")
+
+
+def test_an_instance_row_in_its_parts() -> None:
+    facts = row(KEY, 7)
+    value = index_rows.with_serial(99, index_rows.pack_instance(facts, b"v" * 16, b"answer"))
+    assert index_rows.unpack_instance(KEY, value) == facts
+    assert index_rows.serial_of(value) == 99
+    assert index_rows.record_id_of(value) == facts.record_id
+    assert index_rows.order_in(value) == index_rows.order_of(facts)
+    assert index_rows.variant_of(value) == b"v" * 16
+    assert index_rows.instance_answer(value) == b"answer"
+    moved = index_rows.moved(value, Location(5, 6, 7))
+    assert index_rows.unpack_instance(KEY, moved).location == Location(5, 6, 7)
+    assert index_rows.instance_answer(moved) == b"answer"
+
+
+def test_facts_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(StoreError, match="does not fit"):
+        index_rows.pack_instance(row(KEY, rows=1 << 40), b"v" * 16, b"")
+
+
+@pytest.mark.parametrize(
+    "unpack",
+    [
+        lambda value: index_rows.unpack_instance(KEY, value),
+        lambda value: index_rows.unpack_change(1, value),
+        lambda value: index_rows.unpack_segment(b"0001", value),
+        lambda value: index_rows.LevelRow.unpack(value),
+        lambda value: index_rows.Variant.unpack(value),
+        lambda value: index_rows.json_object(b"{" + value),
+    ],
+)
+def test_rows_that_are_cut_short_are_told(unpack: Callable[[bytes], object]) -> None:
+    with pytest.raises(StoreCorrupt):
+        unpack(b"cut")
+
+
+def test_values_that_mean_nothing_are_told() -> None:
+    kinds = (FrameKind.NATIVE, FrameKind.TABLE)
+    packed = [index_rows.pack_instance(row(KEY, frame_kind=kind), b"v" * 16, b"") for kind in kinds]
+    value = index_rows.with_serial(1, packed[0])
+    at = 8 + next(number for number, (one, two) in enumerate(zip(*packed, strict=True)) if one != two)
+    damaged = [value[:at] + b"\xee" + value[at + 1 :], value[:-3] + b"\xff" * 3]
+    for each in damaged:
+        with pytest.raises(StoreCorrupt):
+            index_rows.unpack_instance(KEY, each)
+    change = index_rows.pack_change(ChangeKind.STORED, 1, bytes(16), b"1\x002\x003")
+    with pytest.raises(StoreCorrupt):
+        index_rows.unpack_change(1, b"\x09" + change[1:])
+
+
+def test_the_lists_of_attributes_are_apart() -> None:
+    prefixes = [term_prefix(each) for each in QUERY_ATTRIBUTES if each.indexed]
+    assert len(set(prefixes)) == len(prefixes)
+    assert {len(each) for each in prefixes} == {5}
+
+
+def test_the_table_has_what_the_standard_requires() -> None:
+    """PS3.18 Tables 10.6.1-3 to 10.6.1-5."""
+    required = {level: {each.keyword for each in attributes_at(level) if each.required} for level in Level}
+    assert required[Level.STUDY] >= {
+        "StudyDate", "StudyTime", "AccessionNumber", "ModalitiesInStudy", "ReferringPhysicianName",
+        "PatientName", "PatientID", "StudyInstanceUID", "StudyID",
+    }  # fmt: skip
+    assert required[Level.SERIES] >= {
+        "Modality", "SeriesInstanceUID", "SeriesNumber", "PerformedProcedureStepStartDate",
+        "PerformedProcedureStepStartTime", "ScheduledProcedureStepID", "RequestedProcedureID",
+    }  # fmt: skip
+    assert required[Level.INSTANCE] >= {"SOPClassUID", "SOPInstanceUID", "InstanceNumber"}
+    assert {"00100010", "00400275", "00280010"} <= KEEP
+    assert not {"00080061", "0020000D", "00081190"} & KEEP
+    assert all(len(tag) == 8 for tag in KEEP)
