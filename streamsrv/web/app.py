@@ -27,7 +27,7 @@ from streamsrv.web.actions import Actions, compute, is_inline
 from streamsrv.web.admission import Buffers, Intake, Job
 from streamsrv.web.cors import Cors
 from streamsrv.web.exchange import Exchange
-from streamsrv.web.head import Head, check_size
+from streamsrv.web.head import Head, check_size, check_target
 from streamsrv.web.hosts import Hosts, Origin
 from streamsrv.web.pace import Watch
 from streamsrv.web.stow import Upload, decoder_for
@@ -117,10 +117,11 @@ class App(HTTPServerConnectionDelegate):
         if preflight is not None:
             return Job(lambda: preflight, inline=True), head.peer
         check_size(head, self.settings.max_url, self.settings.max_head)
+        check_target(head)
         if not head.host and head.version == "HTTP/1.1":
             raise BadRequest("an HTTP/1.1 request has a Host header")
         origin = self._hosts.origin(head.headers, head.host or "localhost", head.peer)
-        if head.path == "*" and head.method == "OPTIONS":
+        if head.path == "*":
             return Job(
                 lambda: capabilities.describe(base_url(origin.base, 2), None), inline=True
             ), origin.client

@@ -38,7 +38,8 @@ class Head:
         self.host = self.headers.get("host", "")
         absolute = ABSOLUTE.fullmatch(target) if not target.startswith("/") else None
         if absolute:  # RFC 9112 3.2.2: its authority counts instead of Host
-            self.host, target = absolute[1], absolute[2] or "/"
+            self.host = absolute[1]
+            target = absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]
         self.path, _, self.query = target.partition("?")
         given = self.headers.get("x-request-id", "")
         self.request_id = given if SANE_ID.fullmatch(given) else secrets.token_hex(8)
@@ -60,6 +61,12 @@ class Head:
     def request(self, base_url: str, query: tuple[tuple[str, str], ...], version: int) -> Request:
         """The description that answers are made from."""
         return Request(self.method, self.path, query, self.headers, base_url, version, self.request_id)
+
+
+def check_target(head: Head) -> None:
+    """RFC 9112 3.2: a path, an absolute URL, or `*` for OPTIONS."""
+    if not head.path.startswith("/") and not (head.path == "*" and head.method == "OPTIONS"):
+        raise BadRequest("the request target is neither a path nor an http or https URL")
 
 
 def check_size(head: Head, max_url: int, max_head: int) -> None:

@@ -63,7 +63,7 @@ def test_sizes():
         ("http://other/a?b", "/a", "b", "other"),
         ("HTTPS://other:8/a", "/a", "", "other:8"),
         ("http://other", "/", "", "other"),
-        ("http://other?b", "", "b", "other"),
+        ("http://other?b", "/", "b", "other"),
         ("//other/a", "//other/a", "", "h"),
         ("*", "*", "", "h"),
         ("ftp://other/a", "ftp://other/a", "", "h"),

@@ -31,6 +31,8 @@ REFUSALS = {
     "unknown version": (404, "POST /v9/studies", [DICOM], b""),
     "unknown resource": (404, "POST /v2/nothing", [DICOM], b""),
     "malformed UID": (400, "POST /v2/studies/1..2", [DICOM], b""),
+    "no path": (400, "POST localhost/v2/studies", [DICOM], b""),
+    "another scheme": (400, "POST ftp://localhost/v2/studies", [DICOM], b""),
     "malformed escape": (400, "POST /v2/studies/%zz", [DICOM], b""),
     "malformed query": (400, "POST /v2/studies?a=%zz", [DICOM], b""),
     "method": (405, "PUT /v2/studies", [DICOM], b""),
