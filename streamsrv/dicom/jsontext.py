@@ -7,7 +7,8 @@ read item by item.
 
 Rules
 - Text comes as UTF-8 in pieces of any size. Strings and numbers are read whole, whatever their length.
-- NaN and Infinity are no JSON (RFC 8259 section 6). What is malformed raises NotDicom with its place.
+- NaN and Infinity are no JSON (RFC 8259 section 6). What is malformed raises NotDicom with its place, a
+  single value over LONGEST InstanceRefused.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from streamsrv.errors import NotDicom
+from streamsrv.errors import InstanceRefused, NotDicom
 
 # Values up to this many characters are parsed at once: in Python objects that is about 5 MB.
 WHOLE = 256 * 1024
+# No single value is longer: binary values belong into bulk data, and this is held several times over.
+LONGEST = 32 * 1024 * 1024
 STEP = 64 * 1024  # at least so much is taken from the pieces at a time
 
 _NUMBER = re.compile(r"[-+.0-9eE]+")
@@ -127,6 +130,8 @@ class JsonReader:
     def _more(self) -> bool:
         """Take pieces, as much again as is in hand; False at their end."""
         held = self._text[self._at :]
+        if len(held) > LONGEST:
+            raise InstanceRefused(f"a JSON value of more than {LONGEST:,} characters")
         self._passed += self._at
         parts, length = [held], 0
         try:

@@ -7,7 +7,7 @@ import pytest
 
 from streamsrv.dicom import jsontext
 from streamsrv.dicom.jsontext import LARGE, JsonReader
-from streamsrv.errors import NotDicom
+from streamsrv.errors import InstanceRefused, NotDicom
 
 TEXT = b' { "a" : [1, -2.5e3, "x\xc3\xa4\\"]}", null, {}, [] ] ,\n"b":{"c":{"d":[[1],[2]]}},"e":12 } '
 
@@ -64,6 +64,12 @@ def test_a_long_string_is_read_whole():
     reader = JsonReader([text[at : at + 999] for at in range(0, len(text), 999)])
     assert reader.value() is LARGE
     assert [len(reader.value()) for _ in reader.members()] == [1_000_000]
+
+
+def test_a_value_without_end_is_refused(monkeypatch):
+    monkeypatch.setattr(jsontext, "LONGEST", 200_000)
+    with pytest.raises(InstanceRefused):
+        JsonReader(b"x" * 1000 if number else b'"' for number in range(10_000)).value()
 
 
 def test_memory_is_bounded():
