@@ -18,6 +18,8 @@ from streamsrv.wire.answers import Answer
 
 # The buffer of one upload. Larger ones gain nothing, and every upload in flight holds one.
 BUFFER = 1 << 20
+# Buffers that wait for their next use.
+BUFFERS_KEPT = 8
 
 
 class Job(NamedTuple):
@@ -33,7 +35,7 @@ class Intake(NamedTuple):
 
 
 class Buffers:
-    """Upload buffers that wait for their next use: the pages of a fresh one cost as much as receiving it."""
+    """Upload buffers, used again and again: the pages of a fresh one cost as much as filling it."""
 
     def __init__(self) -> None:
         self._free: list[bytearray] = []
@@ -42,7 +44,8 @@ class Buffers:
         return self._free.pop() if self._free else bytearray(BUFFER)
 
     def give(self, buffer: bytearray) -> None:
-        self._free.append(buffer)
+        if len(self._free) < BUFFERS_KEPT:
+            self._free.append(buffer)
 
 
 class Service(Protocol):

@@ -126,7 +126,7 @@ class Exchange(HTTPMessageDelegate):
             if head.expects_continue:
                 await self._connection.stream.write(CONTINUE)
             headers.pop("Expect", None)  # said, or not asked for: Tornado has nothing to say any more
-            self._meter = self._service.watch.meter(self._stalled)
+            self._meter = self._service.watch.meter(lambda: self._service.spawn(self._time_out()))
             self._service.watch.add(self._meter)
             if length == CHUNKED:
                 self._connection.set_max_body_size(NO_LIMIT)
@@ -167,9 +167,6 @@ class Exchange(HTTPMessageDelegate):
         except Exception as error:
             await self._refuse_within(error)
         meter.resume()
-
-    def _stalled(self) -> None:
-        self._service.spawn(self._time_out())
 
     async def _time_out(self) -> None:
         """Tell why and close; the read that waits then ends with StreamClosedError."""
