@@ -125,8 +125,6 @@ class App(HTTPServerConnectionDelegate):
             return Job(
                 lambda: capabilities.describe(base_url(origin.base, 2), None), inline=True
             ), origin.client
-        if not head.path.startswith("/"):
-            raise BadRequest("the request's target is neither a path nor an http URL")
         target = target_of(head.path)
         target.check_method(head.method)
         return self._admit_target(head, length, origin, target), origin.client
