@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 from framecodecs import registry, work
 from framecodecs.frameinfo import FrameInfo
@@ -48,6 +48,7 @@ def stored_syntax(row: InstanceRow) -> str:
     return row.transfer_syntax if row.frame_kind is FrameKind.TABLE else EXPLICIT_VR_LITTLE_ENDIAN
 
 
+@lru_cache(maxsize=1024)  # which libraries are installed does not change while we run
 def targets(syntax: str, info: FrameInfo | None = None) -> tuple[str, ...]:
     """The transfer syntaxes into which frames of `syntax` can be made here; with `info` those that such
     pixels fit."""
