@@ -18,10 +18,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from streamsrv.assembly import METADATA_TYPES, assembled
 from streamsrv.derivation import derive
 from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import ContentTooLarge, InstanceError, NotDicom, StudyMismatch, UnsupportedMediaType
+from streamsrv.partspool import PartSpool
 from streamsrv.spill import Spill
 from streamsrv.store.rows import NewInstance, OnDuplicate, Outcome
 from streamsrv.store.store import Store
@@ -90,18 +92,19 @@ class WholeBody:
         """A single part has no end of its own to miss: the reader of its dataset finds what is missing."""
 
 
-def parser_for(content_type: str | None, limits: MultipartLimits) -> BodyParser:
-    """Raises UnsupportedMediaType unless the body is multipart/related of application/dicom, or one
-    application/dicom."""
+def parser_for(content_type: str | None, limits: MultipartLimits) -> tuple[BodyParser, str]:
+    """The parser, and the type of the parts. Raises UnsupportedMediaType unless the body is multipart/related
+    of application/dicom or of metadata and bulk data, or one application/dicom."""
     media_type = content_type_of(content_type)
     if media_type.type == DICOM:
-        return WholeBody()
+        return WholeBody(), DICOM
     boundary = boundary_of(media_type)
-    if media_type.parameters.get("type", DICOM).lower() != DICOM:
+    part_type = media_type.parameters.get("type", DICOM).lower()
+    if part_type != DICOM and part_type not in METADATA_TYPES:
         raise UnsupportedMediaType(
             f"parts of type {media_type.parameters['type']} cannot be stored", STORABLE
         )
-    return MultipartParser(boundary, limits)
+    return MultipartParser(boundary, limits), part_type
 
 
 class Ingest:
@@ -121,7 +124,7 @@ class Ingest:
         on_duplicate: OnDuplicate = OnDuplicate.REFUSE,
     ) -> None:
         self._limits = limits or IngestLimits()
-        self._parser = parser_for(content_type, self._limits.multipart)
+        self._parser, self._part_type = parser_for(content_type, self._limits.multipart)
         self._study = study
         self._on_duplicate = on_duplicate
         self._receiving = False  # between the begin and the end of a part that is being written
@@ -130,7 +133,13 @@ class Ingest:
         self._result = StoreResult()
         self._accepted: list[StoredItem] = []  # on their way to the commit, in order
         self._waiting = Spill()
-        self._transaction = store.begin()
+        # Metadata and bulk data wait here until the body has ended.
+        self._spool = PartSpool(store) if self._part_type in METADATA_TYPES else None
+        try:
+            self._transaction = store.begin()
+        except BaseException:
+            self._close()
+            raise
 
     # Receiving
 
@@ -157,9 +166,19 @@ class Ingest:
                 self._end_part(views)
                 views = []
         if views:
+            self._write(views)
+
+    def _write(self, views: list[bytes | memoryview]) -> None:
+        if self._spool is None:
             self._transaction.write(views)
+        else:
+            self._spool.write(views)
 
     def _begin_part(self, headers: dict[str, str]) -> None:
+        if self._spool is not None:
+            self._spool.begin(headers)
+            self._receiving, self._received = True, 0
+            return
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type not in PART_TYPES:
             # Cut, because the answer keeps what is said of each of 100,000 parts.
@@ -170,9 +189,10 @@ class Ingest:
 
     def _end_part(self, views: list[bytes | memoryview]) -> None:
         if views:
-            self._transaction.write(views)
+            self._write(views)
         self._receiving = False
-        self._ended.append(self._transaction.close_record())
+        if self._spool is None:
+            self._ended.append(self._transaction.close_record())
 
     def _count(self, length: int) -> None:
         self._received += length
@@ -239,6 +259,8 @@ class Ingest:
         self._parser.close()
         if self._receiving:
             self._end_part([])
+        if self._spool is not None:
+            self._assemble(self._spool)
         self.read_ended()
         if not self._accepted:
             self.abort()
@@ -249,13 +271,32 @@ class Ingest:
                 self._result.failed.append(already_stored(item))
             else:
                 self._result.stored.append(item)
-        self._waiting.close()
+        self._close()
         return self._result
+
+    def _assemble(self, spool: PartSpool) -> None:
+        """Each dataset of the metadata becomes a record, as if its Part 10 file had been received."""
+        for made in assembled(spool, self._part_type):
+            if isinstance(made, FailedItem):
+                self._result.failed.append(made)
+                continue
+            self._received = 0
+            self._count(made.length)
+            self._transaction.open_record()
+            for chunk in made.chunks():
+                self._transaction.write([chunk])
+            self._ended.append(self._transaction.close_record())
+            self.read_ended()
 
     def abort(self) -> None:
         """Leave nothing behind. Does nothing after a commit."""
-        self._waiting.close()
+        self._close()
         self._transaction.abort()
+
+    def _close(self) -> None:
+        self._waiting.close()
+        if self._spool is not None:
+            self._spool.close()
 
 
 def already_stored(item: StoredItem) -> FailedItem:

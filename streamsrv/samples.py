@@ -21,14 +21,13 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from streamsrv.dicom.elementwriting import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+
 ROWS = 979
 COLUMNS = 985
 BACKGROUND = (195, 195, 195)
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 STUDY_UID = "1.2.826.0.1.3680043.8.498.13230779778012324449356534479549187420"
-# Made from a UUID, which needs no registration (PS3.5 B.2).
-IMPLEMENTATION_CLASS_UID = "2.25.1654476643511246558269671314570338076"
-IMPLEMENTATION_VERSION_NAME = "STREAMSRV"
 
 Mask = npt.NDArray[np.bool_]
 Grid = npt.NDArray[np.int64]

@@ -92,7 +92,7 @@ def test_a_single_part_is_the_whole_body(store: Store) -> None:
         "text/plain",
         "multipart/form-data; boundary=x",
         "multipart/related",
-        'multipart/related; type="application/dicom+json"; boundary=x',
+        'multipart/related; type="application/fhir+json"; boundary=x',
     ],
 )
 def test_a_body_of_another_type_is_refused_before_it_is_read(store: Store, content_type: str | None) -> None:

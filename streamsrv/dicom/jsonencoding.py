@@ -10,44 +10,40 @@ Rules
 - Text is UTF-8 in JSON. If it is ASCII the dataset keeps its Specific Character Set, else it says ISO_IR 192;
   items inherit it and have none of their own.
 - Group 0002 is no part of a dataset: it is kept as facts. Group lengths are left out.
-- Numbers may be given as text (F.2.3). A DS has 16 characters at most (PS3.5 6.2): digits beyond are rounded.
 """
 
 from __future__ import annotations
 
-import binascii
 import re
-import struct
-from base64 import b64decode
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from streamsrv.dicom import tags
-from streamsrv.dicom.elements import BINARY_VRS, LONG_VRS, SHORT_VRS
+from streamsrv.dicom.elements import LONG_VRS, SHORT_VRS
+from streamsrv.dicom.elementwriting import (
+    ITEM,
+    ITEM_END,
+    LONGEST,
+    SEQUENCE_END,
+    UNDEFINED,
+    element_head,
+    fragments,
+    padding,
+    whole_element,
+)
 from streamsrv.dicom.explicit import Copy
 from streamsrv.dicom.jsontext import LARGE, JsonReader
-from streamsrv.dicom.values import NUMBERS
+from streamsrv.dicom.jsonvalues import inline_bytes, value_bytes
 from streamsrv.errors import InstanceRefused, NotDicom
 
 MAX_DEPTH = 64
-# PS3.5 7.1: lengths are even and 0xFFFFFFFF means undefined.
-LONGEST = 0xFFFFFFFE
-LONGEST_SHORT = 0xFFFE
-
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
+# PS3.5 6.2: those whose characters Specific Character Set decides.
+_TEXT_VRS = frozenset(("LO", "LT", "PN", "SH", "ST", "UC", "UT"))
 _VRS = frozenset((*SHORT_VRS.values(), *LONG_VRS.values()))
-_SHORT = frozenset(SHORT_VRS.values())
-_NUL_PADDED = frozenset(("UI", *BINARY_VRS))
 _FACTS = frozenset((tags.SOP_CLASS_UID, tags.SOP_INSTANCE_UID, tags.AVAILABLE_TRANSFER_SYNTAX_UID))
 _TABLES = frozenset((tags.EXTENDED_OFFSET_TABLE, tags.EXTENDED_OFFSET_TABLE_LENGTHS))
-_ITEM, _ITEM_END = b"\xfe\xff\x00\xe0\xff\xff\xff\xff", b"\xfe\xff\x0d\xe0\0\0\0\0"
-_SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
-_DS_LENGTH = 16
-
-_short = struct.Struct("<HH2sH").pack
-_long = struct.Struct("<HH2sHI").pack
-_item = struct.Struct("<HHI").pack
 
 
 @dataclass(slots=True)
@@ -101,7 +97,7 @@ class DatasetEncoder:
         if not self._placed:
             yield self._character_set
         yield from self._tables
-        utf8 = self._encoded(tags.SPECIFIC_CHARACTER_SET, "CS", ["ISO_IR 192"])
+        utf8 = whole_element(tags.SPECIFIC_CHARACTER_SET, "CS", b"ISO_IR 192")
         self._character_set.content = self._own_set if self._ascii else utf8
 
     def _top_level(self, reader: JsonReader, tag: str, element: Any) -> Iterator[Piece]:
@@ -115,7 +111,7 @@ class DatasetEncoder:
             values = element.get("Value") or [""]
             self.facts[tag] = str(values[0]).strip(" \0")
         if tag == tags.SPECIFIC_CHARACTER_SET:
-            self._own_set = b"".join(self._element_bytes(tag, element))
+            self._own_set = self._element_bytes(tag, element)
         elif tag in _TABLES:
             self._tables += self._attribute(reader, tag, element, tag)
         else:
@@ -143,7 +139,7 @@ class DatasetEncoder:
         elif _vr(tag, element) == "SQ":
             yield from self._sequence(tag, element.get("Value"), path)
         else:
-            yield from self._element_bytes(tag, element)
+            yield self._element_bytes(tag, element)
 
     def _long_attribute(self, reader: JsonReader, tag: str, path: str) -> Iterator[Piece]:
         """One whose text is long: a sequence is read item by item."""
@@ -151,10 +147,10 @@ class DatasetEncoder:
         done = False
         for name in reader.members():
             if name == "Value" and _vr(tag, rest) == "SQ":
-                yield _head(tag, "SQ", 0xFFFFFFFF)
+                yield element_head(tag, "SQ", UNDEFINED)
                 for number, _ in enumerate(reader.elements()):
                     yield from self._item(self._members_of(reader, f"{path}/{number}"))
-                yield _SEQUENCE_END
+                yield SEQUENCE_END
                 done = True
             else:
                 rest[name] = reader.value(None)
@@ -171,10 +167,10 @@ class DatasetEncoder:
                 yield from self._attribute(reader, tag, element, f"{path}/{tag}")
 
     def _sequence(self, tag: str, items: Any, path: str) -> Iterator[Piece]:
-        yield _head(tag, "SQ", 0xFFFFFFFF)
+        yield element_head(tag, "SQ", UNDEFINED)
         for number, item in enumerate(_array(tag, items)):
             yield from self._item(self._short_item(tag, item or {}, f"{path}/{number}"))
-        yield _SEQUENCE_END
+        yield SEQUENCE_END
 
     def _short_item(self, tag: str, item: Any, path: str) -> Iterator[Piece]:
         for each, element in _sorted(item, tag):
@@ -185,9 +181,9 @@ class DatasetEncoder:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise NotDicom(f"sequences nest deeper than {MAX_DEPTH} levels")
-        yield _ITEM
+        yield ITEM
         yield from content
-        yield _ITEM_END
+        yield ITEM_END
         self._depth -= 1
 
     # Bulk data
@@ -200,72 +196,23 @@ class DatasetEncoder:
         length = bulk.length
         if length > LONGEST:
             raise InstanceRefused("a bulk value is longer than an element can be", tag=tag)
-        yield _head(tag, vr, length + length % 2)
+        yield element_head(tag, vr, length + length % 2)
         yield from bulk.ranges
-        if length % 2:
-            yield b"\0" if vr in _NUL_PADDED else b" "
+        yield padding(vr, length)
 
     # Values
 
-    def _element_bytes(self, tag: str, element: Any) -> Iterator[bytes]:
-        vr = _vr(tag, element)
-        inline = element.get("InlineBinary")
+    def _element_bytes(self, tag: str, content: Any) -> bytes:
+        vr = _vr(tag, content)
+        inline = content.get("InlineBinary")
         if inline is not None:
-            yield self._padded(tag, vr, _decoded(tag, inline))
-            return
-        yield self._encoded(tag, vr, _array(tag, element.get("Value")))
-
-    def _encoded(self, tag: str, vr: str, values: list[Any]) -> bytes:
-        try:
-            if vr in NUMBERS:
-                value = _numbers(vr, values)
-            elif vr == "AT":
-                value = b"".join(struct.pack("<HH", *divmod(int(each, 16), 0x10000)) for each in values)
-            elif vr in BINARY_VRS and values:
-                raise ValueError("a binary value is no list of values")
-            else:
-                text = "\\".join(_TEXTS.get(vr, _text)(each) for each in values)
-                self._ascii = self._ascii and text.isascii()
-                value = text.encode()
-        except (ValueError, TypeError, AttributeError, struct.error, OverflowError):
-            raise NotDicom(f"a value that no {vr} can have", tag=tag) from None
-        return self._padded(tag, vr, value)
-
-    def _padded(self, tag: str, vr: str, value: bytes) -> bytes:
-        if len(value) % 2:
-            value += b"\0" if vr in _NUL_PADDED else b" "
-        return _head(tag, vr, len(value)) + value
+            return whole_element(tag, vr, inline_bytes(tag, inline))
+        value = value_bytes(tag, vr, _array(tag, content.get("Value")))
+        self._ascii = self._ascii and (vr not in _TEXT_VRS or value.isascii())
+        return whole_element(tag, vr, value)
 
 
 _NO_READER = JsonReader(())
-
-
-def fragments(ranges: Sequence[Copy]) -> Iterator[Piece]:
-    """Pixel Data of one fragment a frame. The basic offset table counts in 32 bits; beyond, the extended one
-    goes before Pixel Data (PS3.3 C.7.6.3.1.8) and the basic one is empty."""
-    if any(each.length > LONGEST for each in ranges):
-        raise InstanceRefused("a frame is longer than a fragment can be", tag=tags.PIXEL_DATA)
-    offsets, at = [], 0
-    for each in ranges:
-        offsets.append(at)
-        at += 8 + each.length + each.length % 2
-    basic = b""
-    if offsets[-1] <= LONGEST:
-        basic = struct.pack(f"<{len(offsets)}I", *offsets)
-    else:
-        lengths = [each.length for each in ranges]
-        for tag, table in (
-            (tags.EXTENDED_OFFSET_TABLE, offsets),
-            (tags.EXTENDED_OFFSET_TABLE_LENGTHS, lengths),
-        ):
-            yield _head(tag, "OV", 8 * len(table)) + struct.pack(f"<{len(table)}Q", *table)
-    yield _head(tags.PIXEL_DATA, "OB", 0xFFFFFFFF) + _item(0xFFFE, 0xE000, len(basic)) + basic
-    for each in ranges:
-        yield _item(0xFFFE, 0xE000, each.length + each.length % 2)
-        yield each
-        if each.length % 2:
-            yield b"\0"
-    yield _SEQUENCE_END
 
 
 # Reading
@@ -318,69 +265,3 @@ def _vr(tag: str, element: dict[str, Any]) -> str:
     if vr not in _VRS:
         raise NotDicom(f"{str(vr)[:10]!r} is not a value representation", tag=tag)
     return str(vr)
-
-
-# Values to bytes
-
-
-def _head(tag: str, vr: str, length: int) -> bytes:
-    number = int(tag, 16)
-    if vr in _SHORT:
-        if length <= LONGEST_SHORT:
-            return _short(number >> 16, number & 0xFFFF, vr.encode(), length)
-        vr = "UN"  # PS3.5 6.2.2
-    return _long(number >> 16, number & 0xFFFF, vr.encode(), 0, length)
-
-
-def _decoded(tag: str, inline: Any) -> bytes:
-    try:
-        return b64decode(inline, validate=True)
-    except (binascii.Error, ValueError, TypeError):
-        raise NotDicom("InlineBinary is not base64", tag=tag) from None
-
-
-def _numbers(vr: str, values: list[Any]) -> bytes:
-    code, _ = NUMBERS[vr]
-    read: Callable[[Any], float] = float if vr[0] == "F" else _integer
-    return struct.pack(f"<{len(values)}{code}", *map(read, values))
-
-
-def _integer(value: Any) -> int:
-    number = int(value)
-    if isinstance(value, bool) or (isinstance(value, float) and number != value):
-        raise ValueError("not a whole number")
-    return number
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise TypeError("not a text")
-    return value
-
-
-def _integer_text(value: Any) -> str:
-    return value if isinstance(value, str) else "" if value is None else str(_integer(value))
-
-
-def _decimal_text(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    text = repr(value + 0)  # a bool is no number
-    digits = _DS_LENGTH
-    while len(text) > _DS_LENGTH:
-        text = f"{value:.{digits}g}"
-        digits -= 1
-    return text
-
-
-def _name(value: Any) -> str:
-    """The component groups, trailing empty ones left out."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    groups = [_text(value.get(group)) for group in ("Alphabetic", "Ideographic", "Phonetic")]
-    return "=".join(groups).rstrip("=")
-
-
-_TEXTS: dict[str, Callable[[Any], str]] = {"IS": _integer_text, "DS": _decimal_text, "PN": _name}

@@ -28,7 +28,15 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from streamsrv.errors import ContentTooLarge, MultipartError, UnsupportedMediaType
-from streamsrv.wire.mediatypes import DICOM, MULTIPART, MediaType, media_type_text, parse_media_type
+from streamsrv.wire.mediatypes import (
+    DICOM,
+    DICOM_JSON,
+    DICOM_XML,
+    MULTIPART,
+    MediaType,
+    media_type_text,
+    parse_media_type,
+)
 
 Buffer: TypeAlias = bytes | bytearray
 
@@ -44,7 +52,7 @@ _FORBIDDEN = re.compile(rb"[\0\r\n]")
 _UNSAFE = re.compile(r"[\r\n\0]")
 _BOUNDARY = re.compile(r"[\x20-\x7e\x80-\xff]+")
 
-STORABLE = (f'{MULTIPART}; type="{DICOM}"', DICOM)
+STORABLE = (*(f'{MULTIPART}; type="{each}"' for each in (DICOM, DICOM_JSON, DICOM_XML)), DICOM)
 
 
 @dataclass(frozen=True, slots=True)

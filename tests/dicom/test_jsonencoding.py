@@ -11,8 +11,9 @@ from made_files import read, readable_paths
 from pydicom.dataset import Dataset
 
 from streamsrv.dicom import jsontext
+from streamsrv.dicom.elementwriting import fragments
 from streamsrv.dicom.explicit import Copy
-from streamsrv.dicom.jsonencoding import Bulk, DatasetEncoder, Later, fragments
+from streamsrv.dicom.jsonencoding import Bulk, DatasetEncoder, Later
 from streamsrv.dicom.jsontext import JsonReader
 from streamsrv.errors import InstanceRefused, NotDicom
 

@@ -1,0 +1,201 @@
+"""Part 10 instances made of metadata and bulk data parts (PS3.18 10.5.2, 8.6.1.2).
+
+Strategy: metadata are read from the spool, dataset by dataset, and each becomes a list of pieces: bytes, and
+ranges of the spool. The list is short (long literals go into the spool too), its length is known, and it is
+written to a record in chunks. XML becomes JSON text on the way.
+
+Rules
+- A bulk part belongs to the BulkDataURI that equals its Content-Location (or `cid:` and its Content-ID).
+  Frames of Pixel Data may come in several parts: with the same location, in their order, or with
+  `/frames/{number}` behind it, or in its place behind the URL of the instance, as retrieve answers have it.
+- Compressed pixels are told by the transfer syntax of their part, else by that of the metadata (0002,0010 or
+  0008,3002) if it fits the media type, else by the default of the media type (Table 8.7.3-4 and -5).
+- A dataset that cannot be made costs that dataset. Only malformed text costs what follows it in its part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from streamsrv.dicom import tags
+from streamsrv.dicom.elementwriting import part10_head
+from streamsrv.dicom.explicit import Copy
+from streamsrv.dicom.jsonencoding import Bulk, DatasetEncoder, Later, Piece
+from streamsrv.dicom.jsontext import LARGE, JsonReader
+from streamsrv.dicom.nativexml_reading import json_text
+from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, lookup
+from streamsrv.errors import InstanceError, InstanceRefused, NotDicom
+from streamsrv.partspool import PartSpool, SpooledPart
+from streamsrv.store_response import FailedItem
+from streamsrv.wire.accept import MEDIA_SYNTAXES
+from streamsrv.wire.mediatypes import DICOM_JSON, DICOM_XML, JSON, OCTETS, parse_media_type
+from streamsrv.wire.ranges import canonical
+
+# What may be called metadata, by the `type` of the body.
+METADATA_TYPES = {DICOM_JSON: (DICOM_JSON, JSON), DICOM_XML: (DICOM_XML, "application/xml", "text/xml")}
+LITERAL = 256 * 1024  # of one dataset in memory; what is more goes into the spool
+_FRAME = re.compile(r"(.+)/frames/([0-9]{1,10})")
+_PIXEL_DATA_PATH = f"/bulkdata/{tags.PIXEL_DATA}"
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A Part 10 file."""
+
+    spool: PartSpool
+    pieces: list[bytes | Copy]
+
+    @property
+    def length(self) -> int:
+        return sum(len(each) if isinstance(each, bytes) else each.length for each in self.pieces)
+
+    def chunks(self) -> Iterator[bytes]:
+        for piece in self.pieces:
+            if isinstance(piece, bytes):
+                yield piece
+            else:
+                yield from self.spool.chunks(piece)
+
+
+def assembled(spool: PartSpool, body_type: str) -> Iterator[Assembled | FailedItem]:
+    """What each dataset of a whole body has become. Take each before the next one."""
+    metadata, bulk = [], BulkParts()
+    for number, part in enumerate(spool.parts):
+        media_type = part.headers.get("content-type", body_type if not number else OCTETS)
+        if media_type.partition(";")[0].strip().lower() in METADATA_TYPES[body_type]:
+            metadata.append(part)
+        else:
+            bulk.add(part)
+    if spool.parts and not metadata:
+        yield FailedItem(NotDicom.failure_reason, f"no part of the body is {body_type}")
+    for part in metadata:
+        try:
+            text = spool.chunks(part.range)
+            reader = JsonReader(json_text(text) if body_type == DICOM_XML else text)
+            yield from _instances(reader, spool, bulk)
+        except InstanceError as error:
+            yield FailedItem(error.failure_reason, error.detail)
+
+
+def _instances(reader: JsonReader, spool: PartSpool, bulk: BulkParts) -> Iterator[Assembled | FailedItem]:
+    """One dataset, or an array of them."""
+    several: Iterator[None] = reader.elements() if reader.peek() == "[" else iter([None])
+    for _ in several:
+        one, whole = reader, reader.value()
+        if whole is not LARGE:
+            one = JsonReader([reader.last.encode()])
+        instance = _Instance(spool, bulk)
+        try:
+            yield instance.assembled(one)
+        except InstanceError as error:
+            facts = instance.encoder.facts
+            yield FailedItem(
+                error.failure_reason,
+                error.detail,
+                facts.get(tags.SOP_CLASS_UID, "")[:64],
+                facts.get(tags.SOP_INSTANCE_UID, "")[:64],
+            )
+            if whole is LARGE:
+                raise NotDicom("what follows in this metadata part was not read") from None
+    reader.end()
+
+
+class _Instance:
+    """One dataset on its way to a Part 10 file."""
+
+    def __init__(self, spool: PartSpool, bulk: BulkParts) -> None:
+        self._spool = spool
+        self._bulk = bulk
+        self._syntax = EXPLICIT_VR_LITTLE_ENDIAN
+        self._held = 0
+        self.encoder = DatasetEncoder(self._resolve)
+
+    def assembled(self, reader: JsonReader) -> Assembled:
+        collected: list[Piece] = []
+        literal = bytearray()
+        for piece in self.encoder.pieces(reader):
+            if isinstance(piece, bytes):
+                literal += piece
+            if len(literal) > LITERAL or not isinstance(piece, bytes):
+                collected.append(self._kept(literal))
+                literal = bytearray()
+            if not isinstance(piece, bytes):
+                collected.append(piece)
+        collected.append(self._kept(literal))
+        facts = self.encoder.facts
+        head = part10_head(
+            facts.get(tags.SOP_CLASS_UID, ""), facts.get(tags.SOP_INSTANCE_UID, ""), self._syntax
+        )
+        pieces = (each.content if isinstance(each, Later) else each for each in collected)
+        return Assembled(self._spool, [head, *pieces])
+
+    def _kept(self, literal: bytearray) -> bytes | Copy:
+        """In memory while it is little."""
+        self._held += len(literal)
+        return bytes(literal) if self._held <= LITERAL else self._spool.append(bytes(literal))
+
+    def _resolve(self, path: str, uri: str) -> Bulk:
+        parts = self._bulk.of(uri, path)
+        if not parts:
+            raise InstanceRefused(
+                f"no part of the body has the Content-Location {uri[:200]!r}", tag=path[-8:]
+            )
+        compressed = path == tags.PIXEL_DATA and self._compressed(parts)
+        return Bulk([part.range for part in parts], frames=compressed)
+
+    def _compressed(self, parts: list[SpooledPart]) -> bool:
+        """Whether these are compressed frames; then the instance has their transfer syntax."""
+        syntaxes = {self._syntax_of(part) for part in parts}
+        if len(syntaxes) > 1:
+            raise NotDicom("the frames have several transfer syntaxes", tag=tags.PIXEL_DATA)
+        syntax = syntaxes.pop()
+        if syntax in (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN):
+            return False  # the same bytes in both
+        if not lookup(syntax).encapsulated:
+            raise NotDicom(f"Pixel Data cannot be sent in transfer syntax {syntax[:64]}", tag=tags.PIXEL_DATA)
+        self._syntax = syntax
+        return True
+
+    def _syntax_of(self, part: SpooledPart) -> str:
+        media = parse_media_type(part.headers.get("content-type", OCTETS))
+        if media is None:
+            raise NotDicom("a bulk data part has a malformed Content-Type", tag=tags.PIXEL_DATA)
+        named = media.parameters.get("transfer-syntax", "")
+        if named and named != "*":
+            return named
+        media_type = canonical(media.type)
+        facts = self.encoder.facts
+        for stated in (facts.get(tags.TRANSFER_SYNTAX_UID), facts.get(tags.AVAILABLE_TRANSFER_SYNTAX_UID)):
+            if stated and (media_type == OCTETS or canonical(lookup(stated).media_type) == media_type):
+                return stated
+        if media_type not in MEDIA_SYNTAXES:
+            raise NotDicom(f"{media_type[:80]} is not a media type of pixel data", tag=tags.PIXEL_DATA)
+        return MEDIA_SYNTAXES[media_type][0]
+
+
+class BulkParts:
+    """Bulk data parts by what names them."""
+
+    def __init__(self) -> None:
+        self._located: dict[str, list[SpooledPart]] = {}
+        self._frames: dict[str, list[tuple[int, SpooledPart]]] = {}
+
+    def add(self, part: SpooledPart) -> None:
+        location = part.headers.get("content-location", "").strip().strip("<>")
+        if location:
+            self._located.setdefault(location, []).append(part)
+            if frame := _FRAME.fullmatch(location):
+                self._frames.setdefault(frame[1], []).append((int(frame[2]), part))
+        if identity := part.headers.get("content-id", "").strip().strip("<>"):
+            self._located.setdefault(f"cid:{identity}", []).append(part)
+
+    def of(self, uri: str, path: str) -> list[SpooledPart]:
+        """The parts of a BulkDataURI, in the order of their bytes."""
+        uri = uri.strip()
+        found = self._located.get(uri)
+        if found is None and path == tags.PIXEL_DATA:
+            frames = self._frames.get(uri) or self._frames.get(uri.removesuffix(_PIXEL_DATA_PATH))
+            found = [part for _, part in sorted(frames or (), key=lambda each: each[0])]
+        return found or []
