@@ -26,6 +26,8 @@ from streamsrv.errors import StreamsrvError
 from streamsrv.settings import Settings, Value
 
 PREFIX = "STREAMSRV_"
+# Variables that begin so are no settings: tests make a process die or wait by them (store/failpoints.py).
+FAILPOINTS = "STREAMSRV_FAILPOINT"
 MACHINES = frozenset(("x86_64", "aarch64", "arm64"))
 
 
@@ -85,7 +87,7 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Value]:
     """STREAMSRV_NAME=text; lists are separated by commas."""
     values: dict[str, Value] = {}
     for variable, text in environment.items():
-        if variable.startswith(PREFIX):
+        if variable.startswith(PREFIX) and not variable.startswith(FAILPOINTS):
             name = known(variable.removeprefix(PREFIX).lower(), f"in the environment ({variable})")
             values[name] = checked(name, text, variable)
     return values

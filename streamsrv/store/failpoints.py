@@ -1,8 +1,11 @@
-"""Named points at which a test makes this process die or wait; without STREAMSRV_FAILPOINT they do nothing.
+"""Named points at which a test makes this process die or wait, if the environment says so.
 
     STREAMSRV_FAILPOINT = NAME[@COUNT][=ACTION]     e.g.  after-data-sync   mid-body@20   in-delete=pause:2.5
     STREAMSRV_FAILPOINT_ONCE = PATH                 act only if PATH does not exist yet, and create it: so the
                                                     worker that takes the place of the killed one lives
+    STREAMSRV_FAILPOINT_FILE = PATH                 what the first of these would say stands in this file, if
+                                                    there is one: so a test arms a running server, by a rename.
+                                                    Whoever acts removes it first: one process acts
 
 COUNT is the how-manieth time (from 1) that the process passes the point; ACTION is `kill` (SIGKILL to itself,
 the default) or `pause:SECONDS`. The points are the members of POINTS; another name is an error at import, so
@@ -15,7 +18,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 POINTS = frozenset(
     (
@@ -57,6 +60,7 @@ class Failpoint:
             self._act()
 
     def _first(self) -> bool:
+        """Of all processes, where only one may act."""
         if not self._once:
             return True
         try:
@@ -71,11 +75,55 @@ class Failpoint:
         time.sleep(self._seconds)
 
 
+class FileOfPoints:
+    """The point that a file names, for as long as the file is there."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._version = 0
+        self._point: Failpoint | None = None
+        self._lock = threading.Lock()
+
+    def passed(self, name: str) -> None:
+        try:
+            version = os.stat(self._path).st_mtime_ns
+            with self._lock:
+                if version != self._version:
+                    self._version, self._point = version, _Removing(self._path)
+                point = self._point
+        except FileNotFoundError:
+            return
+        if point is not None:
+            point.passed(name)
+
+
+class _Removing(Failpoint):
+    """Acts if it was this process that removed the file."""
+
+    def __init__(self, path: str) -> None:
+        with open(path, encoding="ascii") as file:
+            super().__init__(file.read().strip())
+        self._path = path
+
+    def _first(self) -> bool:
+        try:
+            os.unlink(self._path)
+        except FileNotFoundError:
+            return False
+        return True
+
+
 def _nothing(name: str) -> None:
     """No point is armed."""
 
 
-_spec = os.environ.get("STREAMSRV_FAILPOINT", "")
-hit: Callable[[str], None] = (
-    Failpoint(_spec, os.environ.get("STREAMSRV_FAILPOINT_ONCE", "")).passed if _spec else _nothing
-)
+def armed(environment: Mapping[str, str]) -> Callable[[str], None]:
+    """What a passage of a point does in this environment."""
+    spec = environment.get("STREAMSRV_FAILPOINT", "")
+    if spec:
+        return Failpoint(spec, environment.get("STREAMSRV_FAILPOINT_ONCE", "")).passed
+    path = environment.get("STREAMSRV_FAILPOINT_FILE", "")
+    return FileOfPoints(path).passed if path else _nothing
+
+
+hit = armed(os.environ)

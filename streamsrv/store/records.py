@@ -1,13 +1,21 @@
 """The layout of a segment: records back to back, each a header of 104 bytes and its payload.
 
-    offset  bytes 0      8   marker: derived from the store's secret, so that nobody can plant it in an
-    uploaded file 8      1   format version, 1 9      1   kind: 1 PENDING, 2 INSTANCE, 3 VOID, 4 TOMBSTONE 10
-    6   zero 16     16   record id, unique for ever 32     16   id of the record that this one replaces, or
-    zeros: a tombstone that is valid exactly when its record is 48      8   stored at, microseconds since 1970
-    UTC 56      8   payload length 64     16   xxh3-128 of the payload 80      8   where in the segment the
-    request began that wrote this record 88     16   check: BLAKE2b keyed with the secret over bytes 0-87, the
-    segment's id and the record's own offset 104          payload: INSTANCE and VOID: the Part 10 file as
-    received; TOMBSTONE: record ids, 16 bytes each
+    offset  bytes
+       0      8   marker: derived from the store's secret, so that nobody can plant it in an uploaded file
+       8      1   format version, 1
+       9      1   kind: 1 PENDING, 2 INSTANCE, 3 VOID, 4 TOMBSTONE
+      10      6   zero
+      16     16   record id, unique for ever
+      32     16   id of the record that this one replaces, or zeros: a tombstone that is valid exactly when its
+                  record is
+      48      8   stored at, microseconds since 1970 UTC
+      56      8   payload length
+      64     16   xxh3-128 of the payload
+      80      8   where in the segment the request began that wrote this record
+      88     16   check: BLAKE2b keyed with the secret over bytes 0-87, the segment's id and the record's
+                  own offset
+     104          payload: INSTANCE and VOID: the Part 10 file as received; TOMBSTONE: record ids, 16 bytes
+                  each
 
 All numbers are little endian.
 

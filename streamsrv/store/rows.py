@@ -1,6 +1,8 @@
-"""The values that cross the seam between the store and everyone above it. No file, no LMDB, no behaviour beyond packing.
+"""The values that cross the seam between the store and everyone above it. No file, no LMDB, no behaviour
+beyond packing.
 
-A *location* names bytes for ever: segments are append-only, so (segment, offset, length) is either those bytes or SegmentGone.
+A *location* names bytes for ever: segments are append-only, so (segment, offset, length) is either those
+bytes or SegmentGone.
 """
 
 from __future__ import annotations
@@ -57,8 +59,9 @@ class InstanceRow:
 
 @dataclass(slots=True)
 class NewInstance:
-    """One instance on its way into the index. `metadata` are zstd frames, each of at most METADATA_CHUNK bytes of JSON text with
-    slots; `frame_table` as Frames.table; `attributes` the top-level elements that searches match or return, as DICOM JSON."""
+    """One instance on its way into the index. `metadata` are zstd frames, each of at most METADATA_CHUNK
+    bytes of JSON text with slots; `frame_table` as Frames.table; `attributes` the top-level elements that
+    searches match or return, as DICOM JSON."""
 
     row: InstanceRow
     metadata: list[bytes]
@@ -72,8 +75,9 @@ METADATA_CHUNK = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class SegmentRow:
-    """A segment as the index knows it. What lies behind `committed_end` was never acknowledged; `live` and `dead` count bytes of
-    payloads, `dead` also what its writer declared dead (voids, tombstones); a sealed segment takes no more records."""
+    """A segment as the index knows it. What lies behind `committed_end` was never acknowledged; `live` and
+    `dead` count bytes of payloads, `dead` also what its writer declared dead (voids, tombstones); a sealed
+    segment takes no more records."""
 
     segment: int
     committed_end: int = 0

@@ -6,10 +6,12 @@ import time
 
 import pytest
 
+from streamsrv.config import load
 from streamsrv.store import failpoints
-from streamsrv.store.failpoints import POINTS, Failpoint
+from streamsrv.store.failpoints import POINTS, Failpoint, armed
 
 SCRIPT = """
+from streamsrv.config import load
 from streamsrv.store import failpoints
 for name in ("mid-body", "mid-body", "after-commit"):
     print(name, flush=True)
@@ -60,3 +62,42 @@ def test_pause():
 def test_a_wrong_spec_is_an_error(spec):
     with pytest.raises(ValueError):
         Failpoint(spec)
+
+
+def test_a_file_arms_a_running_process(tmp_path):
+    path = tmp_path / "point"
+    hit = armed({"STREAMSRV_FAILPOINT_FILE": str(path)})
+    other = armed({"STREAMSRV_FAILPOINT_FILE": str(path)})
+
+    def seconds(passed, name):
+        started = time.monotonic()
+        passed(name)
+        return time.monotonic() - started
+
+    assert seconds(hit, "mid-body") < 0.1
+    for _ in range(2):  # and arms it again
+        path.write_text("mid-body@2=pause:0.2")
+        assert seconds(hit, "mid-body") < 0.1
+        assert seconds(hit, "after-commit") < 0.1
+        assert seconds(other, "mid-body") < 0.1
+        assert seconds(hit, "mid-body") >= 0.2
+        assert not path.exists()
+        assert seconds(other, "mid-body") < 0.1
+        time.sleep(0.01)  # a file is told from the one before by its time
+
+
+def test_of_two_only_one_acts(tmp_path):
+    path = tmp_path / "point"
+    path.write_text("mid-body=pause:0.2")
+    one, other = (armed({"STREAMSRV_FAILPOINT_FILE": str(path)}) for _ in range(2))
+    one("after-commit")
+    other("after-commit")
+    path.rename(tmp_path / "taken")  # by a third
+    started = time.monotonic()
+    one("mid-body")
+    other("mid-body")
+    assert time.monotonic() - started < 0.1
+
+
+def test_a_failpoint_is_no_setting():
+    assert load(environment={"STREAMSRV_FAILPOINT": "mid-body", "STREAMSRV_FAILPOINT_ONCE": "x"}) == load()
