@@ -3,56 +3,136 @@ compressed or not.
 
 Strategy: the instances are a stream of (row, JSON text); `lean` cuts each text to what was asked for, an
 envelope makes one body of them (a JSON array, or multipart with a document each), a coding compresses the
-body. The whole JSON array has a length that is known beforehand; all else is made at once if it is short, and
-while it is being sent if it is not.
+body. The length of the whole JSON array is arithmetic over rows; any other body is made at once if its text
+is short, and while it is being sent if it is not. What was compressed is kept in the cache that pictures
+share, by its ETag: viewers ask for the metadata of a series again and again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import partial
+from typing import Protocol
 
 from streamsrv.dicom.nativexml import native_xml
-from streamsrv.retrieve.answering import CACHING, Retrieval
+from streamsrv.retrieve.answering import Retrieval
+from streamsrv.retrieve.lean import Fields, fields_of, lean_text
 from streamsrv.retrieve.metadata import AT_ONCE, instance_texts, metadata_piece
+from streamsrv.store.rows import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Literal, Piece, Stream
+from streamsrv.wire.codings import IDENTITY, choose_coding, encoded
 from streamsrv.wire.conditional import etag_of, evaluate, not_modified
 from streamsrv.wire.mediatypes import DICOM_XML
 from streamsrv.wire.multipart import boundary_from, closing, multipart_type, part_head
 from streamsrv.wire.resources import instance_url
 
+CACHING = (("Vary", "Accept, Accept-Encoding"), ("Cache-Control", "private, no-cache"))
+# Shorter texts go out as they are: the head of the answer weighs as much.
+WORTH_COMPRESSING = 1_024
+# A compressed body up to this long is kept while it is being sent, for the next who asks: 3,000 CT instances
+# have 1 MB.
+KEPT = 4 << 20
+
 Body = Callable[[], Iterator[bytes]]  # the same bytes at each call
 
 
+class Cache(Protocol):
+    def get(self, key: Hashable) -> bytes | None: ...
+    def put(self, key: Hashable, value: bytes) -> None: ...
+
+
 def metadata(retrieval: Retrieval) -> Answer:
-    request, selection, store = retrieval.request, retrieval.selection, retrieval.store
+    request, selection = retrieval.request, retrieval.selection
     offer = accept.choose_json(retrieval.ranges(), accept.METADATA_OFFERS)
-    etag = etag_of([selection.digest], offer.media_type, request.base_url)
-    boundary = boundary_from(store.secret, etag)
+    fields = fields_of(request.query)
+    length = sum(row.metadata_length for row in selection.rows())
+    coding = (
+        choose_coding(request.headers.get("accept-encoding")) if length >= WORTH_COMPRESSING else IDENTITY
+    )
+    etag = etag_of([selection.digest], offer.media_type, request.base_url, fields.identity, coding)
+    boundary = boundary_from(retrieval.store.secret, etag)
     content_type = multipart_type(boundary, offer.media_type) if offer.multipart else offer.media_type
     headers = [("Content-Type", content_type), *CACHING]
+    headers += [("Content-Encoding", coding)] if coding else []
+    headers += [("Warning", f'299 streamsrv "{text}"') for text in fields.warnings]
     if not_modified(request, etag):
         return evaluate(request, Answer(200, headers), etag)
-    if offer.media_type == DICOM_XML:
-        piece = body_piece(retrieval, partial(xml_body, retrieval, boundary))
+    body = body_of(retrieval, fields, offer.media_type, boundary)
+    if coding:
+        piece = compressed_piece(body, coding, length <= AT_ONCE, retrieval.pool.cache, etag)
+    elif fields.tree is None and not offer.multipart:
+        piece = metadata_piece(retrieval.store, selection, request.base_url)
     else:
-        piece = metadata_piece(store, selection, request.base_url)
+        piece = made_piece(body, length <= AT_ONCE)
     return evaluate(request, Answer(200, headers, (piece,), piece.length), etag)
 
 
-def body_piece(retrieval: Retrieval, body: Body) -> Piece:
-    """A literal if the text that it is made of is short."""
-    if sum(row.metadata_length for row in retrieval.selection.rows()) <= AT_ONCE:
-        return Literal(b"".join(body()))
-    return Stream(lambda start, stop: body(), None)
+# Bodies
 
 
-def xml_body(retrieval: Retrieval, boundary: bytes) -> Iterator[bytes]:
+def body_of(retrieval: Retrieval, fields: Fields, media_type: str, boundary: bytes) -> Body:
+    if media_type == DICOM_XML:
+        return partial(xml_body, retrieval, fields, boundary)
+    return partial(json_body, retrieval, fields)
+
+
+def texts(retrieval: Retrieval, fields: Fields) -> Iterator[tuple[InstanceRow, Iterator[bytes]]]:
+    """Each instance with its JSON text, cut to the fields."""
+    for row, text in instance_texts(retrieval.store, retrieval.selection, retrieval.request.base_url):
+        yield row, text if fields.tree is None else lean_text(text, fields.tree)
+
+
+def json_body(retrieval: Retrieval, fields: Fields) -> Iterator[bytes]:
+    begin = b"["
+    for _, text in texts(retrieval, fields):
+        yield begin
+        yield from text
+        begin = b","
+    yield b"]"
+
+
+def xml_body(retrieval: Retrieval, fields: Fields, boundary: bytes) -> Iterator[bytes]:
     """A part with a document for each instance."""
-    base_url = retrieval.request.base_url
-    for row, text in instance_texts(retrieval.store, retrieval.selection, base_url):
-        location = f"{instance_url(base_url, *row.key)}/metadata"
+    for row, text in texts(retrieval, fields):
+        location = f"{instance_url(retrieval.request.base_url, *row.key)}/metadata"
         yield part_head(boundary, {"Content-Type": DICOM_XML, "Content-Location": location})
         yield from native_xml(text)
     yield closing(boundary)
+
+
+# Pieces
+
+
+def made_piece(body: Body, at_once: bool) -> Piece:
+    if at_once:
+        return Literal(b"".join(body()))
+    return Stream(lambda start, stop: encoded(body(), IDENTITY), None)
+
+
+def compressed_piece(body: Body, coding: str, at_once: bool, cache: Cache, etag: str) -> Piece:
+    """From the cache, or made at once, or made while it is sent."""
+    key = ("metadata", etag)
+    kept = cache.get(key)
+    if kept is not None:
+        return Literal(kept)
+    if at_once:
+        made = Literal(b"".join(encoded(body(), coding)))
+        cache.put(key, made.payload)
+        return made
+    return Stream(lambda start, stop: keeping(encoded(body(), coding), cache, key), None)
+
+
+def keeping(chunks: Iterator[bytes], cache: Cache, key: Hashable) -> Iterator[bytes]:
+    """The chunks, put into the cache once the last one has gone out."""
+    kept: list[bytes] = []
+    length = 0
+    for chunk in chunks:
+        length += len(chunk)
+        if length <= KEPT:
+            kept.append(chunk)
+        else:
+            kept.clear()
+        yield chunk
+    if length <= KEPT:
+        cache.put(key, b"".join(kept))

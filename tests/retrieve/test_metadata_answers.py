@@ -1,7 +1,11 @@
 """Metadata in every representation, without HTTP."""
 
+import zlib
+
 import orjson
 import pytest
+import retrieve_world
+import zstandard
 from retrieve_world import (
     SERIES,
     STUDY,
@@ -17,6 +21,7 @@ from retrieve_world import (
 from xml_models import check_model, json_of, parsed
 
 from streamsrv.errors import NotAcceptable
+from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve import metadata, metadata_answers
 from streamsrv.wire.answers import Stream
 
@@ -78,3 +83,110 @@ def test_the_whole_array_has_a_length_and_ranges(study, monkeypatch):
     assert answer.status == 206
     (piece,) = answer.plan
     assert b"".join(piece.chunks(0, piece.length)) == whole[100:3000]
+
+
+# Codings
+
+
+def plain(answer):
+    decode = {"gzip": gunzip, "zstd": unzstd, None: lambda payload: payload}
+    return decode[header(answer, "content-encoding")](payload(answer))
+
+
+def gunzip(payload):
+    return zlib.decompress(payload, 31)
+
+
+def unzstd(payload):
+    return zstandard.ZstdDecompressor().decompressobj().decompress(payload)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("accept", ["application/dicom+json", XML])
+@pytest.mark.parametrize("query", ["", "?includefield=OpticalPathSequence"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_compressed_bodies(study, monkeypatch, coding, accept, query, at_once):
+    monkeypatch.setattr(retrieve_world, "POOL", PixelPool(1))
+    path = f"{LEVELS[0]}/metadata{query}"
+    whole = ask(study, path, accept=accept)
+    if not at_once:
+        monkeypatch.setattr(metadata_answers, "AT_ONCE", 10)
+    first = ask(study, path, accept=accept, accept_encoding=coding)
+    assert (first.length is not None) is at_once
+    assert header(first, "content-encoding") == coding
+    assert header(first, "vary") == header(whole, "vary") == "Accept, Accept-Encoding"
+    assert header(first, "etag") != header(whole, "etag")
+    sent = payload(first)
+    assert len(sent) < 2_000
+    again = ask(study, path, accept=accept, accept_encoding=coding)
+    assert again.length == len(sent)  # kept
+    assert payload(again) == sent
+    if accept is not XML:  # whose boundary follows the ETag
+        assert (gunzip if coding == "gzip" else unzstd)(sent) == payload(whole)
+    part = ask(study, path, accept=accept, accept_encoding=coding, range="bytes=10-19")
+    assert (part.status, payload(part)) == (206, sent[10:20])
+    known = ask(study, path, accept=accept, accept_encoding=coding, if_none_match=header(first, "etag"))
+    assert known.status == 304
+
+
+def test_a_long_compressed_body_is_not_kept(study, monkeypatch):
+    monkeypatch.setattr(retrieve_world, "POOL", PixelPool(1))
+    monkeypatch.setattr(metadata_answers, "AT_ONCE", 10)
+    monkeypatch.setattr(metadata_answers, "KEPT", 100)
+    for _ in range(2):
+        answer = ask(study, f"{LEVELS[0]}/metadata", accept_encoding="gzip")
+        assert answer.length is None
+        assert len(orjson.loads(plain(answer))) == 3
+
+
+def test_short_bodies_are_not_compressed(study, monkeypatch):
+    monkeypatch.setattr(metadata_answers, "WORTH_COMPRESSING", 1 << 20)
+    answer = ask(study, f"{LEVELS[2]}/metadata", accept_encoding="gzip")
+    assert header(answer, "content-encoding") is None
+    assert len(orjson.loads(payload(answer))) == 1
+
+
+def test_head_says_what_get_says(study):
+    for headers in ({}, {"accept_encoding": "gzip"}, {"accept": XML}):
+        get = ask(study, f"{LEVELS[0]}/metadata", **headers)
+        head = ask(study, f"{LEVELS[0]}/metadata", method="HEAD", **headers)
+        assert (head.status, head.length, head.headers) == (200, get.length, get.headers)
+        assert list(head.plan) == []
+
+
+# Lean
+
+
+@pytest.mark.parametrize("accept", ["application/dicom+json", XML])
+def test_lean_metadata(study, accept):
+    path = (
+        f"{LEVELS[0]}/metadata?includefield=PatientName&includefield=OpticalPathSequence.ICCProfile,Modality"
+    )
+    answer = ask(study, path, accept=accept)
+    if accept is XML:
+        found = [json_of(parsed(document)) for _, document in parts_of(answer)]
+    else:
+        found = orjson.loads(payload(answer))
+    assert [item["00080018"]["Value"] for item in found] == [[f"1.2.3.4.{number}"] for number in (1, 2, 3)]
+    expected = ["00080016", "00080018", "00080060", "00100010", "0020000D", "0020000E", "00480105"]
+    assert all(list(item) == expected for item in found)
+    (optical,) = found[0]["00480105"]["Value"]
+    assert list(optical) == ["00282000"]
+    assert optical["00282000"]["BulkDataURI"].startswith("http://h/v2/studies/")
+    assert header(answer, "warning") is None
+
+
+def test_lean_metadata_is_another_representation(study):
+    etags = {
+        header(ask(study, f"{LEVELS[0]}/metadata{query}"), "etag")
+        for query in ("", "?includefield=PatientName", "?includefield=PatientID", "?includefield=all")
+    }
+    assert len(etags) == 3
+
+
+def test_unknown_fields_are_said(study):
+    answer = ask(study, f"{LEVELS[2]}/metadata?includefield=PatientNam")
+    assert (
+        header(answer, "warning") == '299 streamsrv "the includefield PatientNam is unknown and was ignored"'
+    )
+    assert list(orjson.loads(payload(answer))[0]) == ["00080016", "00080018", "0020000D", "0020000E"]

@@ -1,0 +1,86 @@
+"""Content codings of answers: which one a client takes (RFC 9110 12.5.3), and the coding itself in pieces.
+
+Rules
+- zstd before gzip where both are as welcome: at level 1 it is three times as fast and no larger. A coding is
+  taken only if the client names it, by name or by `*`, and likes it no less than none.
+- Level 1: a metadata answer shrinks to a tenth already, and higher levels cost more than the network saves.
+- The same text gives the same bytes: no time and no name in the gzip header (RFC 1952 2.3).
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+import zstandard
+
+IDENTITY = ""
+LEVEL = 1
+PIECE = 64 << 10
+GZIP = 31  # zlib's wbits for a gzip member
+_ALIASES = {"x-gzip": "gzip"}
+_QUALITY = re.compile(r"q[ \t]*=[ \t]*(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\Z", re.IGNORECASE)
+
+
+class Encoder(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+    def flush(self) -> bytes: ...
+
+
+# In our order.
+ENCODERS: dict[str, Callable[[], Encoder]] = {
+    "zstd": lambda: zstandard.ZstdCompressor(level=LEVEL).compressobj(),
+    "gzip": lambda: zlib.compressobj(LEVEL, zlib.DEFLATED, GZIP),
+}
+
+
+class Gatherer:
+    """No coding: the same bytes in pieces of at least PIECE."""
+
+    def __init__(self) -> None:
+        self._waiting: list[bytes] = []
+        self._length = 0
+
+    def compress(self, data: bytes, /) -> bytes:
+        self._waiting.append(data)
+        self._length += len(data)
+        return self.flush() if self._length >= PIECE else b""
+
+    def flush(self) -> bytes:
+        whole = b"".join(self._waiting)
+        self._waiting, self._length = [], 0
+        return whole
+
+
+def choose_coding(accept_encoding: str | None) -> str:
+    """The name of the coding to use, IDENTITY for none."""
+    qualities = _qualities(accept_encoding or "")
+    least = qualities.get("identity", 0.0)
+    named = [(qualities.get(name, qualities.get("*", 0.0)), name) for name in ENCODERS]
+    liked = [(quality, name) for quality, name in named if quality > 0 and quality >= least]
+    return max(liked, key=lambda each: each[0])[1] if liked else IDENTITY
+
+
+def _qualities(header: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for element in header.split(","):
+        name, *parameters = (part.strip() for part in element.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            matched = _QUALITY.match(parameter)
+            quality = float(matched[1]) if matched else 0.0
+        if name:
+            found[_ALIASES.get(name.lower(), name.lower())] = quality
+    return found
+
+
+def encoded(chunks: Iterable[bytes], coding: str) -> Iterator[bytes]:
+    """The chunks in a coding, in fewer pieces; no piece is empty."""
+    encoder = ENCODERS[coding]() if coding else Gatherer()
+    for chunk in chunks:
+        if piece := encoder.compress(chunk):
+            yield piece
+    if piece := encoder.flush():
+        yield piece
