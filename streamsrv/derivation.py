@@ -12,6 +12,7 @@ import zstandard
 
 from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.part10 import read_instance
+from streamsrv.dicom.repeats import Repeats
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.store.query import KEEP
 from streamsrv.store.rows import METADATA_CHUNK, InstanceKey, InstanceRow, Location, NewInstance
@@ -31,11 +32,19 @@ class Source(Protocol):
     def pread(self, offset: int, length: int) -> bytes: ...
 
 
-def derive(source: Source, limits: ReadLimits | None = None) -> tuple[SOPInstance, NewInstance]:
+def derive(
+    source: Source, limits: ReadLimits | None = None, repeats: Repeats | None = None
+) -> tuple[SOPInstance, NewInstance]:
     """Read a Part 10 file where it lies. Raises InstanceError."""
     metadata = MetadataChunks()
-    length = source.location.length
-    learned = read_instance(source.pread, length, keep=KEEP, emit=metadata.add, limits=limits or ReadLimits())
+    learned = read_instance(
+        source.pread,
+        source.location.length,
+        keep=KEEP,
+        emit=metadata.add,
+        limits=limits or ReadLimits(),
+        repeats=repeats,
+    )
     frames, bulk = learned.frames, learned.bulk
     return learned, NewInstance(
         row_of(source, learned), metadata.finish(), frames.table, bulk, learned.attributes

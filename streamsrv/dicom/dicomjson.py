@@ -32,7 +32,7 @@ SLOT = orjson.Fragment(b'"\0"')  # the instance's own URL
 SPILL = 128 * 1024  # estimated bytes of pending text
 PIECE = 256 * 1024  # at most so much is emitted at once
 _OVERHEAD = 48  # of one element: tag, vr, brackets
-_SPECIFIC_CHARACTER_SET = 0x00080005
+SPECIFIC_CHARACTER_SET = 0x00080005
 
 
 _NO_MEMBERS: JsonDataset = {}
@@ -67,13 +67,13 @@ class MetadataWriter:
         limits: ReadLimits,
         little: bool,
     ) -> None:
+        self.keep = keep
         self.kept: JsonDataset = {}
         self.bulk: list[BulkValue] = []
         self.warnings: list[AttributeWarning] = []
         self.length = 0
         self.slots = 0
         self._emit = emit
-        self._keep = keep
         self._extra = extra
         self._limits = limits
         self._little = little
@@ -86,6 +86,17 @@ class MetadataWriter:
     def element(self, key: str) -> JsonElement | None:
         """A top-level element of `keep` that has been read already."""
         return self._stack[0].members.get(key) or self.kept.get(key)
+
+    def repeat(self, members: JsonDataset, length: int) -> None:
+        """Top-level elements that have been converted before, of `length` bytes. While `write` runs, between
+        two events."""
+        self._stack[0].members.update(members)
+        self._pending += length + _OVERHEAD * len(members)
+
+    def unwritten(self) -> JsonDataset:
+        """The top-level elements so far; none if some have been written out already."""
+        top = self._stack[0]
+        return {} if top.filled else top.members
 
     def write(self, events: Iterable[Event]) -> None:
         """The one loop over all elements; structure and oddities leave it for methods."""
@@ -109,7 +120,7 @@ class MetadataWriter:
             except (ValueError, struct.error):
                 members[key] = self._odd(key, vr, value)
             pending += length + _OVERHEAD
-            if tag == _SPECIFIC_CHARACTER_SET:
+            if tag == SPECIFIC_CHARACTER_SET:
                 convert = self._character_set(members[key])
             elif pending > SPILL:
                 pending = 0
@@ -216,7 +227,7 @@ class MetadataWriter:
                 del members[key]
                 self.warn(key, "out of order: left out of the metadata")
         if node is self._stack[0]:
-            for key in self._keep & members.keys():
+            for key in self.keep & members.keys():
                 self.kept[key] = members[key]
             for key in [key for key in self._extra if boundary is None or key < boundary]:
                 members[key] = self._extra.pop(key)

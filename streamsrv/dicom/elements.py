@@ -87,7 +87,9 @@ class Elements:
         count = 0
         while True:
             level = levels[-1]
-            if count + self._count > limit_count:
+            self._count += count
+            count = 0
+            if self._count > limit_count:
                 raise InstanceRefused(f"more than {limit_count:,} elements", offset=self.position)
             buffer, base = window.buffer, window.start
             at = self.position - base
@@ -127,6 +129,16 @@ class Elements:
                 at = self.position - base
             else:
                 self.position = base + at
+
+    def one(self) -> Iterator[Event]:
+        """The events of the next element of the dataset, and of all that it holds."""
+        for event in self.walk():
+            if event[4] is not None and len(self.levels) == 1:
+                self.position = event[2] + event[3]
+            yield event
+            if len(self.levels) == 1:
+                break
+        self._count += 1
 
     def _refill(self, level: Level) -> bool:
         """Have the next header in the window. False: `level` has ended here."""

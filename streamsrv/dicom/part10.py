@@ -24,6 +24,7 @@ from streamsrv.dicom.filemeta import Encoding, encoding_of, read_file_meta
 from streamsrv.dicom.fragments import scan_items
 from streamsrv.dicom.frames import Encapsulated, Geometry, native_frames, whole_value
 from streamsrv.dicom.instance import BulkValue, FrameKind, Frames, JsonDataset, SOPInstance
+from streamsrv.dicom.repeats import Repeats
 from streamsrv.dicom.syntaxes import (
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
@@ -67,10 +68,17 @@ def open_dataset(
 
 
 def read_instance(
-    pread: Pread, size: int, *, keep: frozenset[str], emit: Callable[[bytes], None], limits: ReadLimits
+    pread: Pread,
+    size: int,
+    *,
+    keep: frozenset[str],
+    emit: Callable[[bytes], None],
+    limits: ReadLimits,
+    repeats: Repeats | None = None,
 ) -> SOPInstance:
     """Read the Part 10 file of `size` bytes behind `pread`. `emit` gets its DICOM JSON, with slots, in pieces
-    of at most 256 kB. Of `keep` what is there is returned; a sequence too long to be held is not."""
+    of at most 256 kB. Of `keep` what is there is returned; a sequence too long to be held is not. `repeats`
+    makes it faster for instances that resemble those before: always with the same `keep` and `limits`."""
     window = Window(pread, size)
     meta = read_file_meta(window, size, limits)
     encoding = encoding_of(meta, window)
@@ -78,7 +86,7 @@ def read_instance(
     if encoding.deflated:
         window = Window(dataset, end)
     reader = _Reader(dataset, encoding, keep, emit, limits)
-    reader.walk(window, start, end)
+    reader.walk(window, start, end, repeats)
     return reader.instance(keep, start)
 
 
@@ -106,7 +114,7 @@ class _Reader:
         if encoding.warning:
             self._writer.warn(tags.TRANSFER_SYNTAX_UID, encoding.warning)
 
-    def walk(self, window: Window, start: int, end: int) -> None:
+    def walk(self, window: Window, start: int, end: int, repeats: Repeats | None) -> None:
         encoding = self._encoding
         self._elements = Elements(
             window,
@@ -117,7 +125,8 @@ class _Reader:
             limits=self._limits,
             skip_fragments=self._skip_fragments,
         )
-        self._writer.write(self._elements.walk())
+        elements = self._elements
+        self._writer.write(repeats.events(elements, self._writer) if repeats else elements.walk())
 
     def _skip_fragments(self, tag: int, start: int, end: int, little: bool) -> int:
         """Fragments begin at `start`: lay out the frames if these are the instance's Pixel Data."""

@@ -1,0 +1,214 @@
+"""What an instance repeats of the one before: the instances of a series differ in a dozen elements of a
+hundred.
+
+Strategy: one instance is *learned*: the bytes of its top-level elements lie back to back in *runs*, together
+with what was made of them. Of the next instances, bytes equal to a run's are passed over by one comparison.
+Where they differ, the run is split around the element that differs, which is read anew from then on. So after
+a few instances what is left are the elements that always differ, and long runs between them.
+
+Rules
+- Reading with and without gives the same, whatever the bytes (of more than 128 kB of elements out of order
+  others may be left out). A run holds only what its own bytes decide, together with the character set, whose
+  change forgets every run: no bulk values, whose offsets differ; no values that cost a warning; nothing whose
+  VR other elements help to find (PS3.5 6.2.2, 7.1.3).
+- A run's members are shared by many instances: nobody may change them.
+- It goes with one thread and one set of limits, and holds at most MOST_BYTES of a dataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, cast
+
+import orjson
+
+from streamsrv.dicom.dicomjson import SPECIFIC_CHARACTER_SET, MetadataWriter
+from streamsrv.dicom.elements import LONG_VRS, SHORT_VRS, Elements, Event
+from streamsrv.dicom.instance import JsonDataset, JsonElement
+from streamsrv.dicom.levels import Level
+from streamsrv.dicom.tags import KEYS, vr_of_number
+
+FIRST_LEARNED = 2  # the first instance of a request is often the only one
+# Longer headers hold mostly what differs; and splitting costs the square of the number.
+MOST_BYTES = 64 * 1024
+MOST_PIECES = 1_000
+MOST_WARNINGS = 20
+MOST_SINGLES = 500  # of elements read one by one, at three times the cost
+
+
+class _Piece(NamedTuple):
+    """A top-level element: its bytes, and what metadata and the VRs of others take from it."""
+
+    tag: int
+    raw: bytes
+    members: JsonDataset  # one, or none of a group length
+    notes: dict[int, bytes]
+
+
+class _Run:
+    """Neighbours, compared at once."""
+
+    __slots__ = ("first", "last", "members", "notes", "pieces", "raw")
+
+    def __init__(self, pieces: list[_Piece]) -> None:
+        self.pieces = pieces
+        self.first, self.last = pieces[0].tag, pieces[-1].tag
+        self.raw = b"".join(piece.raw for piece in pieces)
+        self.members: JsonDataset = {}
+        self.notes: dict[int, bytes] = {}
+        for piece in pieces:
+            self.members |= piece.members
+            self.notes |= piece.notes
+
+    def split(self, buffer: bytes, at: int) -> list[_Run]:
+        """What goes before and behind the first element that the bytes at `at` do not repeat."""
+        number = 0
+        while number < len(self.pieces) - 1 and buffer.startswith(self.pieces[number].raw, at):
+            at += len(self.pieces[number].raw)
+            number += 1
+        return [_Run(pieces) for pieces in (self.pieces[:number], self.pieces[number + 1 :]) if pieces]
+
+
+class Repeats:
+    """Hand the same one to `read_instance` for one instance after the other."""
+
+    def __init__(self) -> None:
+        self._instances = 0
+        self._runs: list[_Run] = []
+        self._encoding = (True, True)  # explicit VR, little endian
+
+    def events(self, elements: Elements, writer: MetadataWriter) -> Iterator[Event]:
+        """Those of `elements.walk()`, but what is known goes straight to the writer."""
+        top = elements.levels[0]
+        encoding = (top.explicit, top.little)
+        self._instances += 1
+        if self._runs and encoding == self._encoding:
+            return self._known(elements, writer)
+        if self._instances < FIRST_LEARNED:
+            return elements.walk()
+        self._encoding = encoding
+        return self._learned(elements, writer)
+
+    def _known(self, elements: Elements, writer: MetadataWriter) -> Iterator[Event]:
+        window, notes = elements.window, elements.levels[0].notes
+        runs, number, singles = self._runs, 0, 0
+        while number < len(runs) and singles < MOST_SINGLES:
+            run = runs[number]
+            window.load(elements.position, len(run.raw))
+            at = elements.position - window.start
+            if window.buffer.startswith(run.raw, at):
+                number += 1
+                if run.first == SPECIFIC_CHARACTER_SET:
+                    yield from elements.one()
+                    continue
+                writer.repeat(run.members, len(run.raw))
+                notes.update(run.notes)
+                elements.position += len(run.raw)
+                continue
+            tag = _next_tag(elements)
+            if SPECIFIC_CHARACTER_SET in (tag, run.first):
+                runs.clear()  # what is known was in another character set
+            elif tag < 0:
+                break
+            elif tag < run.first:
+                singles += 1
+                yield from elements.one()
+            else:
+                runs[number : number + 1] = run.split(window.buffer, at) if tag <= run.last else ()
+        if singles > sum(len(run.pieces) for run in runs):
+            runs.clear()  # so little is known that the next one is learned
+        yield from elements.walk()
+
+    def _learned(self, elements: Elements, writer: MetadataWriter) -> Iterator[Event]:
+        lesson = _Lesson(elements)
+        walk = elements.walk()
+        for event in walk:
+            yield event
+            if not lesson.take(event):
+                break
+        self._runs = lesson.runs(writer)
+        yield from walk
+
+
+class _Lesson:
+    """The top-level elements of one walk."""
+
+    def __init__(self, elements: Elements) -> None:
+        self._elements = elements
+        self._explicit = elements.levels[0].explicit
+        self._end = elements.position  # of the element before
+        self._tag = self._last = -1  # of the element that is open, and of the one before
+        self._own = True  # no other element has a say in the VRs of the open one
+        self._found: list[tuple[int, bytes, dict[int, bytes]] | None] = []  # None: a gap
+        self._length = 0
+
+    def take(self, event: Event) -> bool:
+        """False when no more can be learned."""
+        tag, _, offset, length, value = event
+        elements = self._elements
+        if self._tag < 0:
+            self._tag, self._own = tag, self._explicit or not _depends(tag)
+        elif self._own:
+            self._own = not _depends(tag)
+        if len(elements.levels) > 1:
+            return True
+        tag, self._tag = self._tag, -1
+        if tag <= self._last:
+            return False
+        begin, end = self._end, elements.position if value is None else offset + length
+        at = begin - elements.window.start
+        raw = elements.window.buffer[at : at + end - begin] if at >= 0 and end - begin <= MOST_BYTES else b""
+        known = self._own and len(raw) == end - begin and (not self._explicit or _says_its_vr(raw, value))
+        self._found.append((tag, raw, _notes(tag, value)) if known else None)
+        self._last, self._end, self._length = tag, end, self._length + len(raw)
+        return self._length < MOST_BYTES and len(self._found) < MOST_PIECES
+
+    def runs(self, writer: MetadataWriter) -> list[_Run]:
+        """What was learned; nothing if some of it was written out already."""
+        members = writer.unwritten()
+        if not members or len(writer.warnings) > MOST_WARNINGS:
+            return []
+        paths = [each.path for each in writer.bulk] + [each.tag for each in writer.warnings]
+        unfit = {int(path[:8], 16) for path in paths}
+        groups: list[list[_Piece]] = [[]]
+        for found in self._found:
+            if found is None or found[0] in unfit:
+                groups.append([])
+                continue
+            tag, raw, notes = found
+            key = KEYS.get(tag) or f"{tag:08X}"
+            member = {key: members[key]} if key in members else {}
+            if member and key not in writer.keep:
+                member[key] = cast(JsonElement, orjson.Fragment(orjson.dumps(members[key])))
+            if tag == SPECIFIC_CHARACTER_SET:  # stands alone
+                groups += [_Piece(tag, raw, member, notes)], []
+            else:
+                groups[-1].append(_Piece(tag, raw, member, notes))
+        return [_Run(pieces) for pieces in groups if pieces]
+
+
+def _next_tag(elements: Elements) -> int:
+    """-1 near the end of the dataset."""
+    level, at = elements.levels[0], elements.position
+    head = elements.window.bytes_at(at, min(8, level.end - at))
+    order: Literal["little", "big"] = "little" if level.little else "big"
+    if len(head) < 8:
+        return -1
+    return int.from_bytes(head[:2], order) << 16 | int.from_bytes(head[2:4], order)
+
+
+def _depends(tag: int) -> bool:
+    """Whether other elements decide the VR of this one if it does not say it itself."""
+    return bool(tag >> 16 & 1) or len(vr_of_number(tag) or "") > 2
+
+
+def _says_its_vr(raw: bytes, value: bytes | None) -> bool:
+    """Of an element of an explicit VR dataset. UN says nothing, nor does it in a sequence."""
+    vr = raw[4:6]
+    return (vr in SHORT_VRS or vr in LONG_VRS) and vr != b"UN" and (value is not None or b"UN" not in raw)
+
+
+def _notes(tag: int, value: bytes | None) -> dict[int, bytes]:
+    level = Level(0, 0, items=False, delimited=False, explicit=True, little=True)
+    level.note(tag, value or b"")
+    return level.notes
