@@ -8,9 +8,9 @@ the queue instead of being reset.
 
 Rules of this file
 - Workers are exec'd, never forked off: a forked child would keep locks and index state of its parent.
-- A worker that dies is restarted at once if it had lived, else with growing pauses; START_ATTEMPTS deaths in
-  a row before readiness, or one at the very beginning, end the server with an exit code: whoever started it
-  has to know.
+- A worker that dies is restarted at once if it had lived, else with growing pauses. START_ATTEMPTS deaths in
+  a row before readiness, or an exit with a code before all have been ready once, end the server with an exit
+  code: whoever started it has to know.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ class Supervisor:
         lived = worker.ready and time.monotonic() - worker.started > LIVED
         place.failures = 0 if lived else place.failures + 1
         log.error("worker %d ended with %s", worker.process.pid, describe(code))
-        if place.failures >= START_ATTEMPTS or (not self.serving and not worker.ready):
+        hopeless = not self.serving and not worker.ready and code > 0
+        if hopeless or place.failures >= START_ATTEMPTS:
             log.error("giving up: workers cannot start")
             self.exit_code = EXIT_FAILED
             self._end()

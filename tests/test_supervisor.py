@@ -1,5 +1,6 @@
 """The server as processes: started, restarted, drained, refused."""
 
+import contextlib
 import dataclasses
 import os
 import selectors
@@ -77,6 +78,7 @@ def test_ctrl_c_ends_it_too(server_factory):
 def test_a_worker_that_dies_is_replaced_and_nobody_is_refused(server):
     before = set(workers_of(server))
     os.kill(min(before), signal.SIGKILL)
+    eventually(lambda: min(before) not in workers_of(server))
     for _ in range(50):
         assert fetch(server, "/health/ready")[0] == 200
     after = eventually(lambda: len(workers_of(server)) == 2 and set(workers_of(server)))
@@ -84,9 +86,27 @@ def test_a_worker_that_dies_is_replaced_and_nobody_is_refused(server):
     assert "ended with signal SIGKILL" in server.log.read_text()
 
 
+def test_no_worker_takes_every_connection_of_a_burst(server):
+    def sockets(pid):
+        links = (os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd"))
+        return sum(link.startswith("socket:") for link in links)
+
+    eventually(lambda: len(workers_of(server)) == 2 and "try: curl" in server.log.read_text())
+    before = {pid: sockets(pid) for pid in workers_of(server)}
+    text = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        burst = [stack.enter_context(raw(server, text)) for _ in range(40)]
+        assert all(sock.recv(4096).startswith(b"HTTP/1.1 200 ") for sock in burst)
+        taken = [sockets(pid) - count for pid, count in before.items()]
+    assert sum(taken) == 40
+    assert min(taken) >= 5
+
+
 def test_all_workers_may_die_at_once(server):
-    for pid in workers_of(server):
+    workers = workers_of(server)
+    for pid in workers:
         os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not set(workers) & set(workers_of(server)))
     assert fetch(server, "/health/live") == (200, b"alive\n")  # waits in the queue meanwhile
 
 
@@ -231,11 +251,11 @@ def supervised():
     """A supervisor with one place, and a function by which its worker dies."""
     one = Supervisor(Settings(), [], lambda: None, selectors.DefaultSelector(), [Place()])
 
-    def die(*, ready=False, age=0.0):
+    def die(*, ready=False, age=0.0, code=-9):
         read, write = os.pipe()
         os.close(write)
         place = one.places[0]
-        place.worker = supervisor.Worker(Fake(-9), read, time.monotonic() - age, ready)
+        place.worker = supervisor.Worker(Fake(code), read, time.monotonic() - age, ready)
         one.selector.register(read, selectors.EVENT_READ, place)
         one._heard(place, read)
         return place
@@ -267,9 +287,11 @@ def test_a_worker_that_had_lived_is_replaced_at_once(supervised):
     assert one.ending is None
 
 
-def test_a_death_before_anybody_was_ready_ends_it(supervised):
+def test_an_exit_before_anybody_was_ready_ends_it(supervised):
     one, die = supervised
-    die()
+    die()  # killed by a signal: that says nothing of the next one
+    assert one.ending is None
+    die(code=1)
     assert one.exit_code == supervisor.EXIT_FAILED
 
 

@@ -50,7 +50,7 @@ async def _serve(
     enabled = logging.getLogger("streamsrv").isEnabledFor(logging.INFO)
     app = App(settings, actions, AccessLog(sys.stderr, json=settings.log_format == "json", enabled=enabled))
     server = Server(app, settings)
-    acceptor = Acceptor(listeners, server, settings.max_connections)
+    acceptor = Acceptor(listeners, server, settings.max_connections, alone=settings.workers == 1)
     acceptor.start()
     on_ready()
     await stop.wait()

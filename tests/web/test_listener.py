@@ -81,6 +81,19 @@ async def test_a_client_that_has_gone_is_nobodys_fault(http_server, bound, fault
     acceptor.stop()
 
 
+async def test_one_of_several_workers_stands_back_after_each_connection(http_server, bound):
+    acceptor = Acceptor([bound], Server(http_server.app, settings_of()), limit=10, alone=False)
+    acceptor.start()
+    port = bound.getsockname()[1]
+    clients = [await Raw.connect(port) for _ in range(10)]
+    for raw in clients:
+        assert await served(raw)
+    assert not acceptor._accepting  # full
+    await clients[0].close()
+    assert await served(await Raw.connect(port))
+    acceptor.stop()
+
+
 async def test_the_watch_forgets_connections_that_ended(http_server, port):
     for _ in range(5):
         raw = await Raw.connect(port)
