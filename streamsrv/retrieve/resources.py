@@ -17,6 +17,7 @@ from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, lookup
 from streamsrv.errors import NotFound
 from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve import payloads, transcoding
+from streamsrv.retrieve.all_bulk import PIXEL_DATA, all_bulk_data, all_pixel_data
 from streamsrv.retrieve.answering import Retrieval
 from streamsrv.retrieve.datasets import transcoded_instance
 from streamsrv.retrieve.metadata_answers import metadata
@@ -29,8 +30,6 @@ from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Piece, Request
 from streamsrv.wire.mediatypes import DICOM, OCTETS
 from streamsrv.wire.resources import Kind, Level, Target, bulk_url, frame_url, instance_url
-
-PIXEL_DATA = frozenset(("7FE00010", "7FE00008", "7FE00009"))
 
 
 def answer(store: Store, request: Request, target: Target, pool: PixelPool) -> Answer:
@@ -136,7 +135,7 @@ def frames_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]
 def bulk_data(retrieval: Retrieval) -> Answer:
     path = retrieval.target.bulk
     if path is None:
-        raise NotFound("name one bulk value: /bulkdata/{path}, as the metadata's BulkDataURI does")
+        return all_bulk_data(retrieval)
     row = next(retrieval.selection.rows())
     value = retrieval.store.bulk_value(row.key, path)
     if value is None:
@@ -162,6 +161,7 @@ KINDS: dict[Kind, Callable[[Retrieval], Answer]] = {
     Kind.METADATA: metadata,
     Kind.FRAMES: frames,
     Kind.BULKDATA: bulk_data,
+    Kind.PIXELDATA: all_pixel_data,
     Kind.RENDERED: rendered,
     Kind.THUMBNAIL: thumbnail,
 }

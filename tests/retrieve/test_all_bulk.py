@@ -1,0 +1,156 @@
+"""/bulkdata and /pixeldata at each level, without HTTP."""
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.encaps import encapsulate
+from retrieve_world import (
+    SECRET,
+    SERIES,
+    STUDY,
+    ask,
+    dataset_of,
+    header,
+    instance_path,
+    keep,
+    part10,
+    parts_of,
+    payload,
+)
+
+from streamsrv.errors import NotAcceptable, NotFound
+from streamsrv.retrieve import all_bulk
+from streamsrv.retrieve.parts import LazyPlan
+
+ICC = "00480105/0/00282000"
+RLE = "1.2.840.10008.1.2.5"
+INSTANCES = [f"1.2.3.4.{number}" for number in (1, 2)]
+LEVELS = [f"/studies/{STUDY}", f"/studies/{STUDY}/series/{SERIES}", instance_path("1.2.3.4.1")]
+
+
+def pixels(number):
+    return bytes([number, 1]) * 16
+
+
+@pytest.fixture
+def study(store):
+    """Two CTs with a nested bulk value, one of two frames; and an instance without pixel data."""
+    one, two, none = (
+        dataset_of(INSTANCES[0], pixels=pixels(1)),
+        dataset_of(INSTANCES[1]),
+        dataset_of("1.2.3.4.3"),
+    )
+    two.NumberOfFrames, two.PixelData = 2, pixels(2) + pixels(3)
+    two.add_new(0x00420011, "OB", b"document" * 300)
+    del none.PixelData
+    none.OpticalPathSequence = []
+    keep(store, part10(one), part10(two), part10(none))
+    return store
+
+
+def url(instance, below):
+    return f"http://h/v2{instance_path(instance)}/{below}"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_all_bulk_data(study, level):
+    expected = [(url(INSTANCES[0], f"bulkdata/{ICC}"), SECRET)]
+    if level is not LEVELS[2]:
+        expected += [
+            (url(INSTANCES[1], "bulkdata/00420011"), b"document" * 300),
+            (url(INSTANCES[1], f"bulkdata/{ICC}"), SECRET),
+        ]
+    answer = ask(study, f"{level}/bulkdata")
+    assert answer.length is not None
+    found = parts_of(answer)
+    assert [(headers["content-location"], content) for headers, content in found] == expected
+    label = "application/octet-stream; transfer-syntax=1.2.840.10008.1.2.1"
+    assert {headers["content-type"] for headers, _ in found} == {label}
+
+
+def test_pages_of_bulk_values(study, monkeypatch):
+    whole = parts_of(ask(study, f"{LEVELS[0]}/bulkdata"))
+    monkeypatch.setattr(all_bulk, "VALUES_AT_ONCE", 1)
+    assert parts_of(ask(study, f"{LEVELS[0]}/bulkdata")) == whole
+
+
+def test_each_bulk_value_is_what_its_location_answers(study):
+    for headers, content in parts_of(ask(study, f"{LEVELS[0]}/bulkdata")):
+        path = headers["content-location"].removeprefix("http://h/v2")
+        assert payload(ask(study, path, accept="application/octet-stream")) == content
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_all_pixel_data(study, level):
+    expected = [(url(INSTANCES[0], "frames/1"), pixels(1))]
+    if level is not LEVELS[2]:
+        expected += [(url(INSTANCES[1], f"frames/{n}"), pixels(n + 1)) for n in (1, 2)]
+    answer = ask(study, f"{level}/pixeldata")
+    assert isinstance(answer.plan, LazyPlan)
+    found = [(headers["content-location"], content) for headers, content in parts_of(answer)]
+    assert found == expected
+
+
+def compressed(instance, frames):
+    dataset = dataset_of(instance)
+    dataset.NumberOfFrames = len(frames)
+    encoded = []
+    for frame in frames:
+        one = dataset_of(instance, pixels=frame)
+        part10(one)
+        one.compress(RLE, encoding_plugin="pydicom")
+        encoded += pydicom.encaps.generate_frames(one.PixelData, number_of_frames=1)
+    dataset.PixelData = encapsulate(list(encoded))
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    return part10(dataset, RLE), encoded
+
+
+def test_compressed_frames_as_stored(study):
+    content, encoded = compressed("1.2.3.4.5", [pixels(5), pixels(6)])
+    keep(study, content)
+    star = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
+    path = f"{instance_path('1.2.3.4.5')}/pixeldata"
+    found = parts_of(ask(study, path, accept="*/*"))
+    assert [part for _, part in found] == encoded
+    assert {headers["content-type"] for headers, _ in found} == {f"image/dicom-rle; transfer-syntax={RLE}"}
+    # Of several syntaxes each part says its own.
+    mixed = ask(study, f"{LEVELS[0]}/pixeldata", accept=f"{star}, */*;q=0.1")
+    assert len(list(mixed.plan)) == 2 * 5 + 1
+    mixed.release()
+
+
+def test_compressed_frames_decoded(study):
+    content, _ = compressed("1.2.3.4.5", [pixels(5), pixels(6)])
+    keep(study, content)
+    answer = ask(study, f"{instance_path('1.2.3.4.5')}/pixeldata")
+    assert answer.length is not None
+    frames = [part for _, part in parts_of(answer)]
+    assert [np.frombuffer(frame, "<u2").tolist() for frame in frames] == [
+        np.frombuffer(pixels(n), "<u2").tolist() for n in (5, 6)
+    ]
+
+
+def test_nothing_to_send_is_404(study):
+    for kind in ("bulkdata", "pixeldata"):
+        with pytest.raises(NotFound):
+            ask(study, f"{instance_path('1.2.3.4.3')}/{kind}")
+        with pytest.raises(NotFound):
+            ask(study, f"{instance_path('1.2.3.4.99')}/{kind}")
+
+
+def test_what_comes_in_parts_only(study):
+    for kind in ("bulkdata", "pixeldata"):
+        with pytest.raises(NotAcceptable):
+            ask(study, f"{LEVELS[2]}/{kind}", accept="application/octet-stream")
+
+
+def test_ranges_and_etags(study):
+    whole = ask(study, f"{LEVELS[0]}/bulkdata")
+    text = payload(whole)
+    part = ask(study, f"{LEVELS[0]}/bulkdata", range="bytes=1000-4999", if_range=header(whole, "etag"))
+    assert (part.status, payload(part)) == (206, text[1000:5000])
+    tags = {
+        header(ask(study, f"{LEVELS[0]}/{kind}"), "etag") for kind in ("bulkdata", "pixeldata", "metadata")
+    }
+    assert len(tags) == 3
