@@ -57,7 +57,7 @@ class _Open:
 
 class MetadataWriter:
     """Writes one instance. `kept` afterwards holds the top-level elements of `keep` that were met, `bulk` the
-    values left out."""
+    values left out, `repeated` the tags that `repeat` brought."""
 
     def __init__(
         self,
@@ -69,6 +69,7 @@ class MetadataWriter:
     ) -> None:
         self.keep = keep
         self.kept: JsonDataset = {}
+        self.repeated: set[str] = set()
         self.bulk: list[BulkValue] = []
         self.warnings: list[AttributeWarning] = []
         self.length = 0
@@ -91,6 +92,7 @@ class MetadataWriter:
         """Top-level elements that have been converted before, of `length` bytes. While `write` runs, between
         two events."""
         self._stack[0].members.update(members)
+        self.repeated.update(members)
         self._pending += length + _OVERHEAD * len(members)
 
     def unwritten(self) -> JsonDataset:

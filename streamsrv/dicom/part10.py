@@ -221,7 +221,7 @@ class _Reader:
         frames = self._layout(geometry, *pixels) if pixels else Frames()
         attributes = {key: plain(writer.kept[key]) for key in sorted(keep & writer.kept.keys())}
         for key, element in attributes.items():
-            if reason := broken_rule(element):
+            if key not in writer.repeated and (reason := broken_rule(element)):
                 writer.warn(key, reason)
         value = pixels[1] if pixels else None
         return SOPInstance(

@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple, cast
 
 import orjson
 
+from streamsrv.dicom.checks import broken_rule
 from streamsrv.dicom.dicomjson import SPECIFIC_CHARACTER_SET, MetadataWriter
 from streamsrv.dicom.elements import LONG_VRS, SHORT_VRS, Elements, Event
 from streamsrv.dicom.instance import JsonDataset, JsonElement
@@ -169,15 +170,15 @@ class _Lesson:
         if not members or len(writer.warnings) > MOST_WARNINGS:
             return []
         paths = [each.path for each in writer.bulk] + [each.tag for each in writer.warnings]
-        unfit = {int(path[:8], 16) for path in paths}
+        unfit = {path[:8] for path in paths}
         groups: list[list[_Piece]] = [[]]
         for found in self._found:
-            if found is None or found[0] in unfit:
-                groups.append([])
-                continue
-            tag, raw, notes = found
+            tag, raw, notes = found or (0, b"", {})
             key = KEYS.get(tag) or f"{tag:08X}"
             member = {key: members[key]} if key in members else {}
+            if not raw or key in unfit or (member and broken_rule(members[key])):
+                groups.append([])
+                continue
             if member and key not in writer.keep:
                 member[key] = cast(JsonElement, orjson.Fragment(orjson.dumps(members[key])))
             if tag == SPECIFIC_CHARACTER_SET:  # stands alone

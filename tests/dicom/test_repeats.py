@@ -173,8 +173,8 @@ def test_elements_that_come_go_and_change_places():
 
 
 def test_values_that_cost_a_warning_cost_it_each_time():
-    bad = part10(identity() + element(0x00200013, "IS", b"many"))
-    assert len(outcome(bad, compared([bad] * 4))[0].warnings) == 2
+    bad = part10(identity() + element(0x00200013, "IS", b"many") + element(0x00081140, "CS", b"low case"))
+    assert len(outcome(bad, compared([bad] * 4))[0].warnings) == 3
 
 
 def test_every_pydicom_file_behind_every_other():
