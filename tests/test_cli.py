@@ -1,11 +1,13 @@
 """The verbs, their flags and their exit codes."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from live_server import ROOT, environment
+from live_server import ROOT, environment, start_server
 
 from streamsrv import __version__, cli, config, samples
 from streamsrv.cli import FAILED, LOCKED, USAGE, VERBS, main
@@ -20,13 +22,23 @@ def bare_environment(monkeypatch):
         monkeypatch.delenv(config.PREFIX + name.upper(), raising=False)
 
 
-@pytest.fixture
-def store(server, tmp_path):
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
     """The folder of a store with the three samples in it, whose server has ended."""
-    for path in samples.write_samples(tmp_path / "samples"):
-        assert main(["store", str(path), "--url", server.url]) == 0
-    server.end()
+    folder = tmp_path_factory.mktemp("template")
+    server = start_server(folder / "server", workers=1)
+    try:
+        paths = [str(path) for path in samples.write_samples(folder / "samples")]
+        assert main(["store", *paths, "--url", server.url]) == 0
+    finally:
+        server.end()
     return server.data
+
+
+@pytest.fixture
+def store(template, tmp_path):
+    """A copy of it, to be spoilt."""
+    return Path(shutil.copytree(template, tmp_path / "store"))
 
 
 def test_without_a_verb_the_verbs_are_told(capsys):
