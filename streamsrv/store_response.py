@@ -2,7 +2,7 @@
 
 Rules of this file
 - An item is kept as one small tuple while the request runs; JSON is made when the answer is sent, an item at
-  a time, so that the answer to 100,000 parts is never held.
+  a time, so that the answer to 100,000 parts is never held. XML is made of that JSON (nativexml.py).
 - v2 adds Failed Attributes Sequence (0074,1048) to every item, empty when there is nothing to say, and warns
   with 202; v1 does neither.
 """
@@ -15,14 +15,16 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from streamsrv.dicom.nativexml import native_xml
+from streamsrv.errors import NotAcceptable
+from streamsrv.wire.accept import STORE_OFFERS, Offer, choose_json, parse_accept
 from streamsrv.wire.answers import Answer, Literal, Request, Stream
+from streamsrv.wire.codings import IDENTITY, encoded
+from streamsrv.wire.mediatypes import DICOM_JSON, DICOM_XML
 
 WARNING_ATTRIBUTES = 1  # v2: some attributes break the rules of their VR
-JSON_MEDIA_TYPE = "application/dicom+json"
 # A response up to this many items is made at once and goes out with its length; above it, it is streamed.
 ITEMS_AT_ONCE = 2_000
-# A streamed response goes out in chunks of about so many bytes: an item alone would cost more than it weighs.
-CHUNK = 64 << 10
 
 
 class StoredItem(NamedTuple):
@@ -56,18 +58,29 @@ class StoreResult:
         return 200
 
 
+def acceptable(request: Request) -> Offer:
+    """How the response will go out. Raises NotAcceptable: ask before the body is read."""
+    queries = [value for name, value in request.query if name == "accept"]
+    return choose_json(parse_accept(request.headers.get("accept"), queries), STORE_OFFERS)
+
+
 def answer(result: StoreResult, request: Request) -> Answer:
     status = result.status(request.version)
     if status == 204:
         return Answer(204)
-    headers = [("Content-Type", JSON_MEDIA_TYPE)]
-    if len(result.stored) + len(result.failed) <= ITEMS_AT_ONCE:
-        payload = b"".join(dataset_text(result, request.base_url, request.version))
-        return Answer(status, headers, (Literal(payload),), len(payload))
+    try:
+        media_type = acceptable(request).media_type
+    except NotAcceptable:  # what is stored is stored, and has to be told
+        media_type = DICOM_JSON
 
     def chunks(start: int, stop: int | None) -> Iterator[bytes]:
-        return joined(dataset_text(result, request.base_url, request.version))
+        text = dataset_text(result, request.base_url, request.version)
+        return encoded(native_xml(text) if media_type == DICOM_XML else text, IDENTITY)
 
+    headers = [("Content-Type", media_type)]
+    if len(result.stored) + len(result.failed) <= ITEMS_AT_ONCE:
+        payload = b"".join(chunks(0, None))
+        return Answer(status, headers, (Literal(payload),), len(payload))
     return Answer(status, headers, (Stream(chunks, None),), None)
 
 
@@ -90,18 +103,6 @@ def dataset_text(result: StoreResult, base_url: str, version: int) -> Iterator[b
             yield b","
         yield from part
     yield b"}"
-
-
-def joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes in fewer chunks."""
-    waiting, length = [], 0
-    for piece in pieces:
-        waiting.append(piece)
-        length += len(piece)
-        if length >= CHUNK:
-            yield b"".join(waiting)
-            waiting, length = [], 0
-    yield b"".join(waiting)
 
 
 def _sequence(tag: bytes, items: Iterator[bytes]) -> Iterator[bytes]:

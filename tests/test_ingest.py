@@ -10,14 +10,15 @@ import orjson
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from xml_models import check_model, json_of, parsed
 
 from streamsrv import ingest as ingest_room
 from streamsrv import spill
-from streamsrv.errors import ContentTooLarge, MultipartError, UnsupportedMediaType
+from streamsrv.errors import ContentTooLarge, MultipartError, NotAcceptable, UnsupportedMediaType
 from streamsrv.ingest import Ingest, IngestLimits
 from streamsrv.store.rows import OnDuplicate
 from streamsrv.store.store import Store, StoreOptions
-from streamsrv.store_response import FailedItem, StoredItem, StoreResult, answer
+from streamsrv.store_response import FailedItem, StoredItem, StoreResult, acceptable, answer
 from streamsrv.wire.answers import Literal, Request, Stream
 
 STUDY = "1.2.3"
@@ -296,6 +297,31 @@ def test_statuses() -> None:
 def test_no_study_url_when_several_were_stored() -> None:
     other = StoredItem("1.2.840.1", "9.9", "1.4", "1.8")
     assert "00081190" not in dataset_of(StoreResult([RESULT.stored[0], other]), 2)
+
+
+def answered(accept: str) -> tuple[str, bytes]:
+    asked = Request("POST", "/studies", (), {"accept": accept}, "http://h/v2", 2)
+    made = answer(RESULT, asked)
+    (piece,) = made.plan
+    assert isinstance(piece, Literal)
+    return dict(made.headers)["Content-Type"], piece.payload
+
+
+def test_the_response_dataset_in_xml() -> None:
+    media_type, payload = answered("application/dicom+xml, application/json;q=0.5")
+    assert media_type == "application/dicom+xml"
+    root = parsed(payload)
+    check_model(root)
+    assert json_of(root) == orjson.loads(answered("application/dicom+json")[1])
+
+
+def test_media_types_of_the_response() -> None:
+    assert answered("application/json")[0] == "application/json"
+    assert answered("*/*")[0] == "application/dicom+json"
+    # Too late to refuse: it is stored.
+    assert answered("image/png")[0] == "application/dicom+json"
+    with pytest.raises(NotAcceptable):
+        acceptable(Request("POST", "/studies", (), {"accept": "image/png"}, "http://h/v2", 2))
 
 
 def test_a_long_response_is_streamed() -> None:
