@@ -21,6 +21,7 @@ from typing import Protocol
 from streamsrv.assembly import METADATA_TYPES, assembled
 from streamsrv.derivation import derive
 from streamsrv.dicom.instance import SOPInstance
+from streamsrv.dicom.repeats import Repeats
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import ContentTooLarge, InstanceError, NotDicom, StudyMismatch, UnsupportedMediaType
 from streamsrv.partspool import PartSpool
@@ -130,6 +131,7 @@ class Ingest:
         self._receiving = False  # between the begin and the end of a part that is being written
         self._received = 0  # bytes of that part
         self._ended: list[Record] = []  # whole parts whose dataset is still to be read
+        self._repeats = Repeats()
         self._result = StoreResult()
         self._accepted: list[StoredItem] = []  # on their way to the commit, in order
         self._waiting = Spill()
@@ -225,7 +227,7 @@ class Ingest:
         for record in ended:
             learned: SOPInstance | None = None
             try:
-                learned, new = derive(record, self._limits.reading)
+                learned, new = derive(record, self._limits.reading, self._repeats)
                 if self._study is not None and learned.study_uid != self._study:
                     raise StudyMismatch(
                         "the Study Instance UID (0020,000D) differs from the study of the target URI"
@@ -276,7 +278,10 @@ class Ingest:
 
     def _assemble(self, spool: PartSpool) -> None:
         """Each dataset of the metadata becomes a record, as if its Part 10 file had been received."""
-        for made in assembled(spool, self._part_type):
+        limit = self._limits.multipart.parts
+        for number, made in enumerate(assembled(spool, self._part_type)):
+            if number == limit:
+                raise ContentTooLarge(f"the metadata describe more than {limit} instances")
             if isinstance(made, FailedItem):
                 self._result.failed.append(made)
                 continue
