@@ -26,6 +26,7 @@ from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import ContentTooLarge, InstanceError, NotDicom, StudyMismatch, UnsupportedMediaType
 from streamsrv.partspool import PartSpool
 from streamsrv.spill import Spill
+from streamsrv.store.index_batch import prepare
 from streamsrv.store.rows import NewInstance, OnDuplicate, Outcome
 from streamsrv.store.store import Store
 from streamsrv.store.transaction import Record
@@ -247,7 +248,7 @@ class Ingest:
                 learned.sop_class_uid, learned.study_uid, learned.series_uid, learned.instance_uid, comments
             )
         )
-        self._waiting.append((record, new))
+        self._waiting.append((record, prepare(new)))
 
     def _refuse(self, error: InstanceError, learned: SOPInstance | None = None) -> None:
         sop_class, instance = (learned.sop_class_uid, learned.instance_uid) if learned else ("", "")

@@ -12,23 +12,23 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO
 
-from streamsrv.store.rows import NewInstance
+from streamsrv.store.index_batch import Prepared
 from streamsrv.store.transaction import Record
 
-# Instances kept in memory: 512 of a CT hold about 2 MB.
+# Instances kept in memory: 512 of a CT hold 2 MB.
 SPILL_AFTER = 512
 
 
 class Spill:
-    """A queue of (Record, NewInstance) that holds at most SPILL_AFTER of them in memory; the rest wait in an
+    """A queue of (Record, Prepared) that holds at most SPILL_AFTER of them in memory; the rest wait in an
     unnamed file."""
 
     def __init__(self) -> None:
-        self._recent: list[tuple[Record, NewInstance]] = []
+        self._recent: list[tuple[Record, Prepared]] = []
         self._file: IO[bytes] | None = None
         self._records: list[Record] = []  # records hold descriptors: they stay, their instances spill
 
-    def append(self, pair: tuple[Record, NewInstance]) -> None:
+    def append(self, pair: tuple[Record, Prepared]) -> None:
         self._recent.append(pair)
         if len(self._recent) >= SPILL_AFTER:
             self._spill()
@@ -41,7 +41,7 @@ class Spill:
             pickle.dump(new, self._file, pickle.HIGHEST_PROTOCOL)
         self._recent = []
 
-    def __iter__(self) -> Iterator[tuple[Record, NewInstance]]:
+    def __iter__(self) -> Iterator[tuple[Record, Prepared]]:
         if self._file is not None:
             self._file.seek(0)
             for record in self._records:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from streamsrv.store.fileops import FileOps
-from streamsrv.store.index_batch import Batch, prepare
+from streamsrv.store.index_batch import Batch, Prepared, prepare
 from streamsrv.store.index_environment import DATABASES, Environment
 from streamsrv.store.index_lists import Budget
 from streamsrv.store.index_reading import ROWS_A_BATCH, Reading
@@ -49,7 +49,7 @@ class Index(Reading):
 
     def commit(
         self,
-        new: Sequence[NewInstance],
+        new: Sequence[NewInstance | Prepared],
         *,
         segment: int,
         committed_end: int,
@@ -58,7 +58,7 @@ class Index(Reading):
     ) -> None:
         """All of `new` or nothing, in one transaction: callers come with at most some 1,000. `dead_bytes` are
         those of `segment` that never lived (voids); what was replaced is counted as dead here."""
-        prepared = [prepare(instance) for instance in new]
+        prepared = [each if isinstance(each, Prepared) else prepare(each) for each in new]
         self._writer.submit(
             lambda batch: batch.store(prepared, segment, committed_end, dead_bytes, replaced),
             instances=len(prepared),

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from streamsrv.dicom.instance import BulkValue
 from streamsrv.errors import StoreCorrupt, StoreError
 from streamsrv.store import index_answers
 from streamsrv.store.index_environment import Transaction
@@ -48,9 +49,12 @@ _BY_SERIAL = ("metadata", "frames", "bulk")
 @dataclass(slots=True)
 class Prepared:
     """A NewInstance packed for the index: made in the thread of its request, so that the writer thread only
-    puts."""
+    puts. It takes a tenth of the memory, since its attributes are bytes."""
 
-    new: NewInstance
+    row: InstanceRow
+    metadata: list[bytes]
+    frame_table: bytes
+    bulk: list[BulkValue]
     key: bytes
     variant: bytes
     variant_text: bytes
@@ -61,7 +65,8 @@ class Prepared:
 def prepare(new: NewInstance) -> Prepared:
     text, digest = index_answers.variant_of(new.attributes)
     packed = pack_instance(new.row, digest, index_answers.instance_text(new.row, new.attributes))
-    return Prepared(new, triple(new.row.key), digest, text, packed, size_of(new))
+    key = triple(new.row.key)
+    return Prepared(new.row, new.metadata, new.frame_table, new.bulk, key, digest, text, packed, size_of(new))
 
 
 @dataclass(slots=True)
@@ -170,22 +175,22 @@ class Batch:
 
     def _check_new(self, prepared: Prepared, replaced: dict[InstanceKey, bytes]) -> bytes | None:
         value = self._get("instances", prepared.key)
-        if value is not None and replaced.get(prepared.new.row.key) != record_id_of(value):
+        if value is not None and replaced.get(prepared.row.key) != record_id_of(value):
             raise StoreCorrupt("an instance to be stored is in the index already")
         return value
 
     def _store_one(self, prepared: Prepared, old: bytes | None) -> None:
-        row = prepared.new.row
+        row = prepared.row
         if old is not None:
             self._remove(unpack_instance(row.key, old), prepared.key, old)
         self._change(ChangeKind.STORED if old is None else ChangeKind.REPLACED, row, prepared.key)
         serial = self._sequence
         self._put("instances", prepared.key, with_serial(serial, prepared.packed))
-        for chunk, frame in enumerate(prepared.new.metadata):
+        for chunk, frame in enumerate(prepared.metadata):
             self._append("metadata", chunk_key(serial, chunk), frame)
-        for chunk, pairs in enumerate(frame_chunks(prepared.new.frame_table)):
+        for chunk, pairs in enumerate(frame_chunks(prepared.frame_table)):
             self._append("frames", chunk_key(serial, chunk), pairs)
-        bulk = {bulk_path_key(value.path): pack_bulk(value) for value in prepared.new.bulk}
+        bulk = {bulk_path_key(value.path): pack_bulk(value) for value in prepared.bulk}
         for path in sorted(bulk):
             self._append("bulk", number_key(serial) + path, bulk[path])
         self._put("uids", b"i" + row.key.instance.encode(), f"{row.key.study}\0{row.key.series}".encode())

@@ -27,13 +27,14 @@ import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import xxhash
 
 from streamsrv.errors import StoreError
 from streamsrv.store import failpoints
 from streamsrv.store.fileops import Buffer
+from streamsrv.store.index_batch import Prepared
 from streamsrv.store.leases import Readers
 from streamsrv.store.records import HEADER, NO_DIGEST, NO_ID, Header, Kind, RecordFormat
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance, OnDuplicate, Outcome
@@ -46,13 +47,16 @@ COMPARE_WINDOW = 1 << 20
 NONCE = 10  # a record id is a nonce of its transaction and the record's number in it
 
 
+New: TypeAlias = NewInstance | Prepared
+
+
 class CommitIndex(Protocol):
     """What a commit needs of the index."""
 
     def existing(self, keys: Sequence[InstanceKey]) -> list[InstanceRow | None]: ...
     def commit(
         self,
-        new: Sequence[NewInstance],
+        new: Sequence[New],
         *,
         segment: int,
         committed_end: int,
@@ -203,7 +207,7 @@ class Transaction:
         self._segment.give_back()
 
     def commit(
-        self, instances: Iterable[tuple[Record, NewInstance]], on_duplicate: OnDuplicate = OnDuplicate.REFUSE
+        self, instances: Iterable[tuple[Record, New]], on_duplicate: OnDuplicate = OnDuplicate.REFUSE
     ) -> list[Outcome]:
         """Make the instances durable and found, a slice at a time; the outcomes in their order. The
         transaction ends."""
@@ -217,16 +221,14 @@ class Transaction:
             self._segment.give_back()
         return outcomes
 
-    def _commit_slice(
-        self, portion: list[tuple[Record, NewInstance]], on_duplicate: OnDuplicate
-    ) -> list[Outcome]:
+    def _commit_slice(self, portion: list[tuple[Record, New]], on_duplicate: OnDuplicate) -> list[Outcome]:
         claims = self._segment.claims
         claims.take(new.row.key for _, new in portion)
         self._segments.settle(self._segment)
         existing = self._index.existing([new.row.key for _, new in portion])
         firsts: dict[InstanceKey, Record] = {}
         outcomes: list[Outcome] = []
-        winners: list[tuple[Record, NewInstance]] = []
+        winners: list[tuple[Record, New]] = []
         replaced: list[InstanceRow] = []
         for (record, new), row in zip(portion, existing, strict=True):
             outcome = self._outcome(record, firsts.get(new.row.key), row, on_duplicate)
@@ -271,7 +273,7 @@ class Transaction:
                 for at in range(0, location.length, COMPARE_WINDOW)
             )
 
-    def _make_valid(self, winners: list[tuple[Record, NewInstance]], replaced: list[InstanceRow]) -> None:
+    def _make_valid(self, winners: list[tuple[Record, New]], replaced: list[InstanceRow]) -> None:
         end = winners[-1][0].end
         voids = {at: begin for at, begin in self._lost.items() if at < end}
         segment = self._segment
@@ -309,9 +311,9 @@ class Transaction:
         return self._form.pack(header, self._segment.segment, record.begin)
 
 
-def slices(instances: Iterable[tuple[Record, NewInstance]]) -> Iterator[list[tuple[Record, NewInstance]]]:
+def slices(instances: Iterable[tuple[Record, New]]) -> Iterator[list[tuple[Record, New]]]:
     """Portions of at most SLICE_INSTANCES, or SLICE_BYTES of index entries, nearly."""
-    portion: list[tuple[Record, NewInstance]] = []
+    portion: list[tuple[Record, New]] = []
     size = 0
     for record, new in instances:
         portion.append((record, new))
