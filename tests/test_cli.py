@@ -1,6 +1,7 @@
 """The verbs, their flags and their exit codes."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -168,3 +169,14 @@ def test_a_pipe_that_is_closed_is_no_crash(store):
         check=False,
     )
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, BrokenPipeError])
+def test_what_ends_a_verb_from_outside(monkeypatch, fault):
+    def run(args):
+        raise fault
+
+    monkeypatch.setitem(VERBS, "info", VERBS["info"]._replace(run=run))
+    monkeypatch.setattr(sys, "stdout", open(os.devnull, "w"))  # noqa: SIM115 - closed by the test's end
+    assert main(["info"]) == FAILED
+    sys.stdout.close()

@@ -4,12 +4,13 @@ import asyncio
 import gzip
 import os
 import random
+import threading
 
 import pytest
 from web_world import DEADLINE, Raw, eventually, settings_of, text
 
-from streamsrv.errors import NotFound, Overloaded
-from streamsrv.wire.answers import Answer, Literal, Stream
+from streamsrv.errors import NotFound, Overloaded, WouldBlock
+from streamsrv.wire.answers import Answer, Literal, Span, Stream
 
 DICOM = "Content-Type: application/dicom"
 
@@ -450,3 +451,159 @@ async def test_no_descriptor_is_left_behind(port, world):
     for _ in range(20):
         await round_of_ends()
     await eventually(lambda: len(os.listdir("/proc/self/fd")) <= count)
+
+
+# Rare ways
+
+
+def span_answer(path, *spans, length=None):
+    source = os.open(path, os.O_RDONLY)
+    total = sum(span.length for span in spans)
+    return Answer(
+        200,
+        [],
+        (Literal(b"<"), *spans, Literal(b">")),
+        total + 2 if length is None else length,
+        descriptor=lambda segment: source,
+        release=lambda: os.close(source),
+    )
+
+
+@pytest.mark.parametrize("warm", [True, False])
+async def test_small_spans_go_out_with_their_head(port, world, tmp_path, monkeypatch, warm):
+    if not warm:
+        monkeypatch.setattr("streamsrv.web.writer.warm_bytes", lambda *_: 0)
+    (tmp_path / "segment").write_bytes(b"0123456789")
+    world.answers["1"] = lambda: span_answer(tmp_path / "segment", Span(1, 2, 3), Span(1, 0, 1))
+    raw = await Raw.connect(port)
+    await raw.send(message("GET /v2/studies/1"))
+    assert (await raw.answer())[2] == b"<2340>"
+    await raw.close()
+
+
+async def test_a_segment_that_ends_too_early_is_our_fault(port, world, tmp_path):
+    (tmp_path / "segment").write_bytes(b"0123456789")
+    world.answers["1"] = lambda: span_answer(tmp_path / "segment", Span(1, 8, 3))
+    raw = await Raw.connect(port)
+    await raw.send(message("GET /v2/studies/1"))
+    assert (await raw.answer())[0] == 500
+    await raw.close()
+
+
+async def test_spans_without_anybody_who_opens_them_are_a_bug(port, world):
+    world.answers["1"] = lambda: Answer(200, [], (Span(1, 0, 10),), 10)
+    raw = await Raw.connect(port)
+    await raw.send(message("GET /v2/studies/1"))
+    assert b"\r\n\r\n" in await raw.rest()
+    await raw.close()
+
+
+async def test_what_would_block_the_loop_is_computed_in_a_thread(port, world):
+    threads = []
+
+    def compute():
+        threads.append(threading.current_thread())
+        if len(threads) == 1:
+            raise WouldBlock("pixels have to be decoded")
+        return text(b"decoded")
+
+    world.answers["1.4"] = compute
+    raw = await Raw.connect(port)
+    await raw.send(message("GET /v2/studies/1.2/series/1.3/instances/1.4"))
+    assert (await raw.answer())[2] == b"decoded"
+    assert threads[0] is threading.main_thread()
+    assert threads[1] is not threading.main_thread()
+    await raw.close()
+
+
+async def test_an_error_of_an_inline_answer_is_a_problem_too(port, world):
+    def compute():
+        raise NotFound("nothing there")
+
+    world.answers["1.4"] = compute
+    raw = await Raw.connect(port)
+    await raw.send(message("GET /v2/studies/1.2/series/1.3/instances/1.4"))
+    assert (await raw.answer())[0] == 404
+    await raw.close()
+
+
+async def test_searches_go_to_the_search(port, world):
+    raw = await Raw.connect(port)
+    await raw.send(message("GET /v2/studies?PatientID=1"))
+    assert (await raw.answer())[0] == 204
+    assert world.requests[0][0].query == (("PatientID", "1"),)
+    await raw.close()
+
+
+async def test_a_client_that_goes_while_its_answer_is_made(port, world, lines):
+    gate, released = threading.Event(), []
+
+    def slow():
+        gate.wait(DEADLINE)
+        answer = Answer(200, [], (Stream(lambda start, stop: iter([b"x"]), 1),), 1)
+        answer.release = lambda: released.append(True)
+        return answer
+
+    world.answers["metadata"] = slow
+    raw = await Raw.connect(port)
+    await raw.send(message("GET /v2/studies/1.2/metadata"))
+    await eventually(lambda: world.requests)
+    await raw.close()
+    gate.set()
+    await eventually(lambda: released)
+    await eventually(lambda: lines.text)
+    assert '"GET /v2/studies/1.2/metadata" 499 0 ' in lines.text
+
+
+async def test_an_upload_that_cannot_be_undone_is_logged(port, world, caplog):
+    raw = await Raw.connect(port)
+    world.abort_fails = True
+    await raw.send(post(b"REFUSE"))
+    assert (await raw.answer())[0] == 400
+    assert "could not be undone" in caplog.text
+    await raw.close()
+
+
+async def test_a_refused_client_that_goes_on_for_ever_is_cut_off(port, world, monkeypatch):
+    for module in ("exchange", "farewell"):
+        monkeypatch.setattr(f"streamsrv.web.{module}.LINGER_BYTES", 1_000_000)
+    for framing in ("Content-Length: 1000000000", "Transfer-Encoding: chunked"):
+        raw = await Raw.connect(port)
+        await raw.send(message("POST /v2/studies", DICOM, framing) + b"a\r\nREFUSE1234\r\n")
+
+        async def flood(raw=raw):
+            while True:
+                await raw.send(b"100000\r\n" + b"x" * 0x100000 + b"\r\n")
+
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(flood(), DEADLINE)
+        await raw.close()
+
+
+async def test_a_refused_client_that_lingers_is_cut_off(port, world, monkeypatch):
+    monkeypatch.setattr("streamsrv.web.exchange.LINGER_SECONDS", 0.1)
+    for framing in ("Content-Length: 1000000000", "Transfer-Encoding: chunked"):
+        raw = await Raw.connect(port)
+        await raw.send(message("POST /v2/studies", DICOM, framing) + b"a\r\nREFUSE1234\r\n")
+        assert (await raw.answer())[0] == 400
+        assert await raw.rest() == b""
+
+        async def writing(raw=raw):
+            while True:
+                await raw.send(b"x")
+                await asyncio.sleep(0.01)
+
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(writing(), DEADLINE)
+        await raw.close()
+
+
+async def test_a_refused_client_that_is_gone_already(port, world, lines):
+    gate = threading.Event()
+    world.before_reading = lambda: gate.wait(DEADLINE)
+    raw = await Raw.connect(port)
+    await raw.send(message("POST /v2/studies", DICOM, "Content-Length: 100") + b"SLOW")
+    await eventually(lambda: world.threads)
+    raw.writer.transport.abort()
+    gate.set()
+    await eventually(lambda: world.aborted)

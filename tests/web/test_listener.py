@@ -81,6 +81,12 @@ async def test_a_client_that_has_gone_is_nobodys_fault(http_server, bound, fault
     acceptor.stop()
 
 
+async def test_other_faults_of_accept_are_not_hidden(http_server, bound):
+    acceptor = Acceptor([], Server(http_server.app, settings_of()), limit=10)
+    with pytest.raises(OSError, match="Input/output"):
+        acceptor._accept(Failing(bound, errno.EIO, 1))
+
+
 async def test_one_of_several_workers_stands_back_after_each_connection(http_server, bound):
     acceptor = Acceptor([bound], Server(http_server.app, settings_of()), limit=10, alone=False)
     acceptor.start()

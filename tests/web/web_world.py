@@ -55,6 +55,8 @@ class Recorder:
 
     def abort(self):
         self.calls.append("abort")
+        if self.world.abort_fails:
+            raise OSError("the disk is broken")
         self.world.aborted.append(len(self.body))
 
 
@@ -72,7 +74,7 @@ class World:
         self.recorders = []
         self.sync_after = 1 << 30
         self.before_reading = lambda: None
-        self.full = False
+        self.full = self.abort_fails = False
 
     def retrieve(self, request, target):
         self.requests.append((request, target))
