@@ -16,6 +16,7 @@ from streamsrv.dicom.nativexml import native_xml
 from streamsrv.errors import ContentTooLarge, InsufficientStorage, MultipartError
 from streamsrv.ingest import Ingest, IngestLimits
 from streamsrv.store.store import Store, StoreOptions
+from streamsrv.wire.multipart import MultipartLimits
 
 STUDY, SERIES = "1.2.3", "1.2.3.4"
 JPEG, JPEG_LOSSLESS = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.70"
@@ -279,6 +280,14 @@ def test_limits(store):
     assert send(store, described(metadata()), ICC, PIXELS, limits=limits).status(2) == 200
     with pytest.raises(ContentTooLarge):
         send(store, described(metadata("1.2.3.4.2")), ICC, bulk(bytes(1_900), "b/1"), limits=limits)
+
+
+def test_a_part_may_describe_only_so_many_instances(store):
+    """Each is answered for: three bytes of JSON cost a hundred times as much."""
+    limits = IngestLimits(multipart=MultipartLimits(parts=3))
+    assert len(send(store, described({}, {}, {}), limits=limits).failed) == 3
+    with pytest.raises(ContentTooLarge, match="describe more than 3 instances"):
+        send(store, described({}, {}, {}, {}), limits=limits)
 
 
 def test_a_full_disk_is_told(store, monkeypatch):

@@ -1,5 +1,6 @@
 """Clients that stall: in the head, in the body, in reading. They cost a connection, and nobody else."""
 
+import functools
 import socket
 import time
 
@@ -30,6 +31,7 @@ LARGE = 4 << 20
 COMMITS = 100
 
 
+@functools.cache
 def large_study(world):
     """Its UID; 24 MB of pixels and 8 MB of metadata."""
     uid, series = new_uid(), new_uid()

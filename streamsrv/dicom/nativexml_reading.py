@@ -194,8 +194,18 @@ class _Model:
         self._attributes[-1].content["InlineBinary"] = "".join("".join(self._text).split())
 
 
+# What expat reads by itself.
+_ENCODINGS = frozenset(("UTF-8", "UTF-16", "ISO-8859-1", "US-ASCII"))
+
+
 def _refuse_doctype(*arguments: object) -> None:
     raise NotDicom("the XML metadata has a document type declaration")
+
+
+def _check_declaration(version: str, encoding: str | None, standalone: int) -> None:
+    """Other encodings are Python's business, which would fail in its own words."""
+    if encoding is not None and encoding.upper() not in _ENCODINGS:
+        raise NotDicom(f"the XML metadata are in {encoding[:40]}, not in UTF-8")
 
 
 def json_text(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -206,6 +216,7 @@ def json_text(pieces: Iterable[bytes]) -> Iterator[bytes]:
     parser.StartElementHandler = model.start
     parser.EndElementHandler = model.end
     parser.CharacterDataHandler = model.text
+    parser.XmlDeclHandler = _check_declaration
     parser.StartDoctypeDeclHandler = _refuse_doctype
     try:
         for piece in pieces:

@@ -101,6 +101,9 @@ def test_inline_binary_may_have_line_ends():
         model("</DicomAttribute>"),
         b'<!DOCTYPE x [<!ENTITY a "aaaa">]><NativeDicomModel/>',
         model("&undefined;"),
+        b'<?xml version="1.0" encoding="no-such"?>' + model(""),
+        b'<?xml version="1.0" encoding="EUC-JP"?>' + model(""),
+        b'<?xml version="1.0" encoding="UTF-16"?>' + model(""),
     ],
 )
 def test_what_is_no_model_is_refused(document):
