@@ -31,7 +31,9 @@ from streamsrv.store.rows import OnDuplicate
 from streamsrv.store.store import Store, StoreOptions
 from streamsrv.web.actions import Actions
 from streamsrv.web.worker import run
+from streamsrv.wire.answers import Request
 from streamsrv.wire.multipart import MultipartLimits
+from streamsrv.wire.resources import Target
 
 STDIN = 0
 LOG_LINE = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -69,17 +71,22 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
     """The rooms of floor 3 as functions of a request."""
     limits, on_duplicate = ingest_limits(settings), OnDuplicate(settings.on_duplicate)
     search_limits = SearchLimits(default=settings.search_limit, most=settings.max_search_limit)
-    return Actions(
-        retrieve=lambda request, target: retrieving.answer(store, request, target, pool),
-        search=lambda request, target: search.answer(store, request, target, search_limits),
-        delete=store.delete,
-        ingest=lambda request, target: Ingest(
+
+    def ingest(request: Request, target: Target) -> Ingest:
+        store_response.acceptable(request)  # 406 before the body is read, not after it is stored
+        return Ingest(
             store,
             content_type=request.headers.get("content-type"),
             study=target.study,
             limits=limits,
             on_duplicate=on_duplicate,
-        ),
+        )
+
+    return Actions(
+        retrieve=lambda request, target: retrieving.answer(store, request, target, pool),
+        search=lambda request, target: search.answer(store, request, target, search_limits),
+        delete=store.delete,
+        ingest=ingest,
         stored=store_response.answer,
     )
 

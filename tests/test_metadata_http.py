@@ -176,3 +176,11 @@ def test_the_response_in_xml(served):
     root = parsed(payload)
     check_model(root)
     assert json_of(root)["00081198"]["Value"][0]["00081197"]["Value"] == [45070]
+
+
+def test_a_response_that_nobody_takes_is_refused_before_anything_is_stored(served):
+    body, headers = stored_body(served, 9, "json")
+    status, _, payload = ask(served, "/studies", "POST", body, headers | {"Accept": "image/png"})
+    assert status == 406
+    assert b"application/dicom+json" in payload
+    assert ask(served, f"{SERIES_PATH}/instances/1.2.3.4.9")[0] == 404
