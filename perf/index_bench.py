@@ -206,6 +206,7 @@ QUERIES = {
 @dataclass
 class Holder:
     index: Index
+    secret: bytes = b"secret"
 
 
 def searches(index: Index) -> dict[str, Any]:

@@ -70,7 +70,12 @@ def pixel_pool(settings: Settings) -> PixelPool:
 def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
     """The rooms of floor 3 as functions of a request."""
     limits, on_duplicate = ingest_limits(settings), OnDuplicate(settings.on_duplicate)
-    search_limits = SearchLimits(default=settings.search_limit, most=settings.max_search_limit)
+    search_limits = SearchLimits(
+        default=settings.search_limit,
+        most=settings.max_search_limit,
+        rows=settings.search_rows,
+        metadata=settings.search_metadata,
+    )
 
     def ingest(request: Request, target: Target) -> Ingest:
         store_response.acceptable(request)  # 406 before the body is read, not after it is stored

@@ -175,6 +175,17 @@ class Settings:
     max_search_limit: int = setting(
         5000, "results", "A larger limit is lowered to this, with a Warning header."
     )
+    search_rows: int = setting(
+        1_000_000,
+        "rows",
+        "Looked at by one search, some seconds of one core; a broader one is answered with 413.",
+    )
+    search_metadata: int = setting(
+        256 << 20,
+        "bytes",
+        "Of DICOM JSON read by one search for attributes that are not indexed; a broader one is answered "
+        "with 413.",
+    )
     cache_max_age: int = setting(
         0,
         "seconds",

@@ -113,22 +113,26 @@ class Lists:
                 if value is not None
             )
 
-    def walk(self, low: bytes, high: bytes) -> Iterator[tuple[str, LevelRow]]:
-        """All studies in order, those whose study dates are between two keys of their list."""
-        at: tuple[bytes, bytes] | None = None
+    def walk(
+        self, low: bytes, high: bytes, at: tuple[bytes, bytes] | None = None
+    ) -> Iterator[tuple[str, LevelRow]]:
+        """All studies in order, those whose study dates are between two keys of their list; from `at` on, a
+        key and a study that need not be there."""
+        at = at if at and at[0] <= high + b"\xff" else None
         size = FIRST_ROWS
         more = True
         while more:
             batch: list[tuple[str, LevelRow]] = []
             with self._environment.reading("walking through studies") as transaction:
                 cursor = transaction.cursor(db=self._handles["attributes"])
-                more = _begin(cursor, high) if at is None else _behind(cursor, *at)
+                more = _begin(cursor, high) if at is None else _go_on(cursor, *at)
                 more = more and cursor.key() >= low
                 while more and len(batch) < size:
-                    at = cursor.item()
-                    value = transaction.get(at[1], db=self._handles["studies"])
+                    day, study = cursor.item()
+                    at = day, study + b"\0"
+                    value = transaction.get(study, db=self._handles["studies"])
                     if value is not None:
-                        batch.append((at[1].decode(), LevelRow.unpack(value)))
+                        batch.append((study.decode(), LevelRow.unpack(value)))
                     more = _back(cursor) and cursor.key() >= low
             self._budget.spend(rows=len(batch))
             yield from batch
@@ -162,9 +166,9 @@ def _begin(cursor: Cursor, high: bytes) -> bool:
     return bool(there and cursor.first_dup())
 
 
-def _behind(cursor: Cursor, day: bytes, study: bytes) -> bool:
-    """To the study behind `study`, which may have gone meanwhile."""
-    if cursor.set_range_dup(day, study + b"\0"):
+def _go_on(cursor: Cursor, day: bytes, study: bytes) -> bool:
+    """To the first study from `study` on, which need not be there."""
+    if cursor.set_range_dup(day, study):
         return True
     return _begin_before(cursor, day)
 

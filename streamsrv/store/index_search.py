@@ -28,6 +28,7 @@ from streamsrv.store.index_rows import LevelRow, chunk_key, json_object, number_
 from streamsrv.store.index_terms import ORDERING
 from streamsrv.store.query import Level
 from streamsrv.store.query_conditions import Query
+from streamsrv.store.query_values import cut
 
 FEW = 200  # a list that offers no more is used at once
 ROWS_A_BATCH = 500
@@ -126,11 +127,32 @@ class Search:
         if candidates is None:
             candidates = self._listed()
         if candidates is None:
-            yield from self._lists.walk(*self._days())
+            walked = self._lists.walk(*self._days(), self._resume())
+            yield from ((study, row) for study, row in walked if not self._is_past(study))
             return
         rows = list(self._lists.rows(sorted(candidates)))
         rows.sort(key=lambda found: study_date(found[1]), reverse=True)  # stable: by UID within a day
-        yield from rows
+        yield from ((study, row) for study, row in rows if self._lies_ahead(study, row))
+
+    def _resume(self) -> tuple[bytes, bytes] | None:
+        """The day and the first study behind `after`, which may itself have more series or instances."""
+        after = self._query.after
+        if after is None:
+            return None
+        inside = self._query.level > Level.STUDY
+        return ALL_DAYS[0] + cut(after.date), after.study.encode() + (b"" if inside else b"\0")
+
+    def _is_past(self, study: str) -> bool:
+        """Met already, although its date may have changed since."""
+        after = self._query.after
+        return after is not None and study == after.study and self._query.level is Level.STUDY
+
+    def _lies_ahead(self, study: str, row: LevelRow) -> bool:
+        after = self._query.after
+        if after is None or study == after.study:
+            return not self._is_past(study)
+        date = study_date(row)
+        return date < after.date or (date == after.date and study > after.study)
 
     def _named(self) -> set[str] | None:
         """The studies that UIDs in path and parameters leave, None if there are no UIDs."""
@@ -175,24 +197,38 @@ class Search:
 
     def _series_rows(self, study: str) -> Iterator[tuple[str, LevelRow]]:
         only = _allowed(self._query.series, self._query.uids.get(Level.SERIES))
-        for key, value in self._under("series", prefix(study), only):
+        start = prefix(study)
+        for key, value in self._under("series", start, only, self._behind(Level.SERIES, start)):
             yield key[len(study) + 1 :].decode(), LevelRow.unpack(value)
 
     def _instance_rows(self, study: str, series: str) -> Iterator[tuple[str, bytes]]:
         start = prefix(study, series)
-        for key, value in self._under("instances", start, self._query.uids.get(Level.INSTANCE)):
+        only = self._query.uids.get(Level.INSTANCE)
+        for key, value in self._under("instances", start, only, self._behind(Level.INSTANCE, start)):
             yield key[len(start) :].decode(), value
 
-    def _under(self, name: str, start: bytes, only: frozenset[str] | None) -> Iterator[tuple[bytes, bytes]]:
-        """The rows whose keys begin with `start`, or of these the ones that `only` names."""
+    def _behind(self, level: Level, start: bytes) -> bytes:
+        """Where the rows under `start` begin that lie behind `after`."""
+        after = self._query.after
+        if after is None:
+            return start
+        *above, uid = (after.study, after.series, after.instance)[: level + 1]
+        if uid is None or prefix(*(each or "" for each in above)) != start:
+            return start
+        return start + uid.encode() + (b"\0" if level is self._query.level else b"")
+
+    def _under(
+        self, name: str, start: bytes, only: frozenset[str] | None, first: bytes
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """The rows whose keys begin with `start`, or of these the ones that `only` names; from `first` on."""
         if only is not None:
-            keys = [start + uid.encode() for uid in sorted(only)]
+            keys = [key for key in (start + uid.encode() for uid in sorted(only)) if key >= first]
             with self._environment.reading("reading rows by UID") as transaction:
                 values = [transaction.get(key, db=self._handles[name]) for key in keys]
             self._budget.spend(rows=len(keys))
             yield from ((key, value) for key, value in zip(keys, values, strict=True) if value is not None)
             return
-        at: bytes | None = start
+        at: bytes | None = first
         while at is not None:
             batch: list[tuple[bytes, bytes]] = []
             with self._environment.reading("paging through rows") as transaction:

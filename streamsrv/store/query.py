@@ -18,6 +18,7 @@ import enum
 import functools
 import hashlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Path = tuple[str, ...]  # tags from the outermost sequence inwards
 
@@ -26,6 +27,16 @@ class Level(enum.IntEnum):
     STUDY = 0
     SERIES = 1
     INSTANCE = 2
+
+
+class Position(NamedTuple):
+    """A place in the order in which the index is searched: a study date, and UIDs as far down as the search
+    goes. A search may go on behind it."""
+
+    date: str
+    study: str
+    series: str | None = None
+    instance: str | None = None
 
 
 class Returned(enum.IntEnum):

@@ -20,7 +20,7 @@ from streamsrv.dicom.instance import JsonDataset, JsonElement
 from streamsrv.dicom.tags import tag_of, vr_of
 from streamsrv.errors import BadRequest
 from streamsrv.store.index_terms import elements_at
-from streamsrv.store.query import BY_TAG, Level, Path, QueryAttribute
+from streamsrv.store.query import BY_TAG, Level, Path, Position, QueryAttribute
 from streamsrv.store.query_matching import Matcher, Moments, OneOf, Probe, Range, Universal, matcher_of
 
 UID_LEVELS = {"0020000D": Level.STUDY, "0020000E": Level.SERIES, "00080018": Level.INSTANCE}
@@ -104,7 +104,7 @@ class ByStoredVR:
 class Query:
     """`study` and `series` come from the target's path, `uids` from parameters; `wanted` is how many results
     will be taken, and helps to choose the shorter way; `asked` are the paths of all matching keys: answers
-    return them."""
+    return them; the search goes on behind `after`."""
 
     level: Level
     study: str | None = None
@@ -113,6 +113,7 @@ class Query:
     conditions: tuple[Condition, ...] = ()
     asked: tuple[Path, ...] = ()
     wanted: int = 1 << 62
+    after: Position | None = None
 
     def at(self, level: Level) -> list[Condition]:
         return [condition for condition in self.conditions if condition.row and condition.row.level is level]

@@ -1,0 +1,167 @@
+"""What an answer says of a match: attributes joined from the rows of the index and from metadata.
+
+Strategy: what a level always returns is ready DICOM JSON in its row. Where nothing else is asked for, the
+texts of a page go out as they are, with their slots filled; else they are read, joined and written again.
+
+Rules
+- A match holds the attributes of the level that the resource lists and of the levels above it that the path
+  does not name, every attribute that was matched, and those of `includefield`.
+- Of a path into a sequence only what it names is returned, in as many items as there are.
+- An attribute of a level below, or of none, comes from the series or instance that met the conditions, else
+  from the first one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+import orjson
+
+from streamsrv.dicom.instance import JsonDataset, JsonElement
+from streamsrv.store.index import Index
+from streamsrv.store.index_answers import expand, fill, fill_page
+from streamsrv.store.index_rows import instance_answer, json_object
+from streamsrv.store.index_search import Hit
+from streamsrv.store.query import BY_TAG, QUERY_ATTRIBUTES, Level, Path, Returned, attributes_at
+from streamsrv.store.query_conditions import Query
+from streamsrv.store.rows import InstanceKey
+
+# Tags that are wanted, each with those wanted of its items; None: all of it.
+Tree = dict[str, "Tree | None"]
+
+# Sequences of which the index keeps only the attributes that have rows.
+_PARTIAL = {row.path[0] for row in QUERY_ATTRIBUTES if len(row.path) > 1}
+
+
+def tree_of(paths: Iterable[Path]) -> Tree:
+    root: Tree = {}
+    for path in sorted(set(paths), key=len):
+        node: Tree | None = root
+        for tag in path[:-1]:
+            if node is not None:
+                node = node.setdefault(tag, {})
+        if node is not None:
+            node[path[-1]] = None
+    return root
+
+
+def pruned(dataset: JsonDataset, tree: Tree) -> JsonDataset:
+    return {tag: _pruned_element(dataset[tag], below) for tag, below in tree.items() if tag in dataset}
+
+
+def _pruned_element(element: JsonElement, below: Tree | None) -> JsonElement:
+    if below is None:
+        return element
+    items = [item for item in element.get("Value", ()) if isinstance(item, dict)]
+    return {"vr": element["vr"], "Value": [pruned(item, below) for item in items]}
+
+
+class Attributes:
+    """The datasets of one answer's matches. `deep` ones need metadata, one instance a match."""
+
+    def __init__(
+        self, index: Index, query: Query, included: Sequence[Path], everything: bool, base_url: str
+    ) -> None:
+        self._index = index
+        self._base_url = orjson.dumps(base_url)[1:-1]
+        self._levels = _levels(query)
+        self._level = query.level
+        self._everything = everything
+        # By the highest level that has a row for it; what has none is in the metadata.
+        elsewhere: dict[Level, list[Path]] = {}
+        unknown: list[Path] = []
+        for path in {*query.asked, *included} - self._given():
+            row = None if path[0] in _PARTIAL and len(path) == 1 else BY_TAG.get(".".join(path))
+            (elsewhere.setdefault(row.level, []) if row else unknown).append(path)
+        self._elsewhere = {level: tree_of(paths) for level, paths in elsewhere.items()}
+        self._unknown = tree_of([*unknown, *self._kept_beside(unknown)])
+        self.deep = bool(unknown) or (everything and query.level is Level.INSTANCE)
+        self._ready = not elsewhere and not unknown and not everything and len(self._levels) == 1
+        self._last: dict[Level, tuple[tuple[str, str | None], tuple[JsonDataset, JsonDataset]]] = {}
+
+    def _given(self) -> set[Path]:
+        rows = [row for level in self._levels for row in attributes_at(level)]
+        return {row.path for row in rows if row.returned is not Returned.ASKED and row.tag not in _PARTIAL}
+
+    def _kept_beside(self, unknown: Iterable[Path]) -> set[Path]:
+        """What the answer holds of the same sequences anyway."""
+        sequences = {path[0] for path in unknown}
+        return {path for path in self._given() if len(path) > 1 and path[0] in sequences}
+
+    def texts(self, hits: Iterable[Hit]) -> Iterator[bytes]:
+        """JSON objects, or several of them separated by commas."""
+        if not self._ready:
+            return (orjson.dumps(self._joined(hit), option=orjson.OPT_SORT_KEYS) for hit in hits)
+        if self._level is Level.INSTANCE:
+            return (
+                self._series_page(list(page))
+                for _, page in itertools.groupby(hits, lambda hit: _key(hit)[:2])
+            )
+        rows = ((hit, hit.study_row if self._level is Level.STUDY else hit.series_row) for hit in hits)
+        return (fill(row.answer, self._base_url, _key(hit)) for hit, row in rows if row)
+
+    def _series_page(self, hits: list[Hit]) -> bytes:
+        texts = (instance_answer(hit.instance_row or b"") for hit in hits)
+        return fill_page(texts, (hit.instance or "" for hit in hits), self._base_url, _key(hits[0]))
+
+    def _joined(self, hit: Hit) -> JsonDataset:
+        joined: JsonDataset = {}
+        for level in self._levels:
+            joined.update(self._rows(hit, level)[0])
+        if self._everything:
+            for level in self._levels:
+                joined.update(self._rows(hit, level)[1])
+        for level, tree in self._elsewhere.items():
+            source = self._down_to(hit, level)
+            for found in self._rows(source, level) if source else ():
+                joined.update(pruned(found, tree))
+        return self._with_metadata(hit, joined) if self.deep else joined
+
+    def _with_metadata(self, hit: Hit, joined: JsonDataset) -> JsonDataset:
+        metadata = self._metadata(hit)
+        found = metadata if self._everything else pruned(metadata, self._unknown)
+        # Of these the rows hold less than was asked for; of all else they know better.
+        return found | {tag: each for tag, each in joined.items() if tag not in _PARTIAL or tag not in found}
+
+    def _rows(self, hit: Hit, level: Level) -> tuple[JsonDataset, JsonDataset]:
+        """What the row of a level says: what is always returned, and what only when asked for."""
+        if level is Level.INSTANCE:
+            return self._read(expand(instance_answer(hit.instance_row or b"")), hit), {}
+        # Neighbours have the study and the series in common.
+        key = (hit.study, hit.series if level is Level.SERIES else None)
+        if level not in self._last or self._last[level][0] != key:
+            row = hit.study_row if level is Level.STUDY else hit.series_row
+            texts = (self._read(row.answer, hit), json_object(row.more)) if row else ({}, {})
+            self._last[level] = (key, texts)
+        return self._last[level][1]
+
+    def _down_to(self, hit: Hit, level: Level) -> Hit | None:
+        """The match, or the first series or instance below it that the match does not name yet."""
+        has = Level.INSTANCE if hit.instance else Level.SERIES if hit.series else Level.STUDY
+        if has >= level:
+            return hit
+        if level is Level.SERIES:
+            first = self._index.first_series(hit.study)
+            return Hit(hit.study, hit.study_row, *first) if first else None
+        return next(self._index.search(Query(level, hit.study, hit.series)), None)
+
+    def _metadata(self, hit: Hit) -> JsonDataset:
+        rows = self._index.lookup(hit.study, hit.series, hit.instance, limit=1)
+        text = b"".join(self._index.metadata(rows))
+        key = rows[0].key if rows else _key(hit)
+        url = f"/studies/{key.study}/series/{key.series}/instances/{key.instance}".encode()
+        return json_object(text.replace(b"\0", self._base_url + url))
+
+    def _read(self, text: bytes, hit: Hit) -> JsonDataset:
+        return json_object(fill(text, self._base_url, _key(hit)))
+
+
+def _levels(query: Query) -> list[Level]:
+    """Those that the path does not name."""
+    named = 2 if query.series is not None else 1 if query.study is not None else 0
+    return [level for level in Level if named <= level <= query.level]
+
+
+def _key(hit: Hit) -> InstanceKey:
+    return InstanceKey(hit.study, hit.series or "", hit.instance or "")

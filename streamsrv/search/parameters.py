@@ -1,0 +1,126 @@
+"""The query string of a search, sorted out (PS3.18 8.3.4).
+
+Rules
+- What looks like an attribute is one, or a 400 that names it: ignoring it would match everything. Keywords
+  begin with a capital letter and tags are hex digits; no other parameter of the standard does.
+- An unknown other parameter is ignored, with a warning; so is an unknown includefield.
+- `orderby` and `after` are extensions: a wrong one is a 400, because a page in another order than the one
+  that was asked for would be taken for the right one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from streamsrv.errors import BadRequest
+from streamsrv.store.query import Level, Path, attributes_at
+from streamsrv.store.query_conditions import path_of
+
+_KEYWORD = re.compile(r"[A-Z0-9]|.*\.")
+_LOWER = frozenset(row.keyword.lower() for level in Level for row in attributes_at(level))
+_SPEAKABLE = re.compile(r"[A-Za-z0-9_.-]{1,80}")
+_BOOLEAN = {"true": True, "false": False}
+
+# For descriptions of this service: name -> what it does. All that are no attribute.
+PARAMETERS = {
+    "limit": "how many results an answer holds at most",
+    "offset": "how many results are left out before the first one",
+    "fuzzymatching": "true: every word of a name begins a word of a stored one, without case and accents",
+    "includefield": "attributes that answers hold besides: keywords, tags, paths joined by dots, or `all`",
+    "orderby": "attributes that results are ordered by; `-` before one: descending. An extension",
+    "after": "where the page before ended, as its Link header says. An extension",
+    "accept": "acceptable media types; beats the Accept header",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SearchLimits:
+    default: int = 200
+    most: int = 5000
+    rows: int = 1_000_000  # looked at by one search: some seconds of one core
+    metadata: int = 256 << 20  # bytes of JSON text read by one search, the same
+
+
+@dataclass(slots=True)
+class Parameters:
+    """`warnings` are sentences for Warning headers; `orderby` names attributes, perhaps with a `-`."""
+
+    limit: int
+    offset: int = 0
+    fuzzy: bool = False
+    everything: bool = False  # includefield=all
+    after: str = ""
+    orderby: list[str] = field(default_factory=list)
+    included: list[Path] = field(default_factory=list)
+    matching: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def parameters_of(pairs: Sequence[tuple[str, str]], limits: SearchLimits) -> Parameters:
+    """Raises BadRequest for values that break the rules of their parameter."""
+    found = Parameters(limits.default)
+    for name, value in pairs:
+        if read := _READERS.get(name):
+            read(found, name, value)
+        elif _names_attribute(name):
+            found.matching.append((name, value))
+        elif name != "accept":
+            found.warnings.append(f"the parameter {_said(name)} is not supported and was ignored")
+    if found.limit > limits.most:
+        found.warnings.append(f"the limit was lowered to {limits.most}")
+        found.limit = limits.most
+    return found
+
+
+def _names_attribute(name: str) -> bool:
+    """A keyword in lower case is an attribute too, and unknown."""
+    return bool(_KEYWORD.match(name)) or path_of(name) is not None or name.lower() in _LOWER
+
+
+def _number(found: Parameters, name: str, value: str) -> None:
+    if not re.fullmatch(r"[0-9]{1,18}", value.strip()):
+        raise BadRequest(f"{name} must be a whole number")
+    setattr(found, name, int(value))
+
+
+def _fuzzy(found: Parameters, name: str, value: str) -> None:
+    known = _BOOLEAN.get(value.strip().lower())
+    if known is None:
+        raise BadRequest(f"{name} must be true or false")
+    found.fuzzy = known
+
+
+def _include(found: Parameters, _: str, value: str) -> None:
+    for name in (part.strip() for part in value.split(",")):
+        path = path_of(name)
+        if name.lower() == "all":
+            found.everything = True
+        elif path is not None:
+            found.included.append(path)
+        elif name:
+            found.warnings.append(f"the includefield {_said(name)} is unknown and was ignored")
+
+
+def _order(found: Parameters, _: str, value: str) -> None:
+    found.orderby += [name for part in value.split(",") if (name := part.strip())]
+
+
+def _after(found: Parameters, _: str, value: str) -> None:
+    found.after = value.strip()
+
+
+_READERS = {
+    "limit": _number,
+    "offset": _number,
+    "fuzzymatching": _fuzzy,
+    "includefield": _include,
+    "orderby": _order,
+    "after": _after,
+}
+
+
+def _said(name: str) -> str:
+    """A client's word in a header: only if it is harmless there."""
+    return name if _SPEAKABLE.fullmatch(name) else "given"
