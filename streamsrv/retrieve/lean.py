@@ -80,6 +80,11 @@ def lean_text(pieces: Iterable[bytes], tree: Tree) -> Iterator[bytes]:
     return _dataset(JsonReader(pieces), tree)
 
 
+def lean_whole(text: bytes, tree: Tree) -> bytes:
+    """The same of a text that is short enough to be parsed at once."""
+    return orjson.dumps(selected(orjson.loads(text), tree))
+
+
 def _dataset(reader: JsonReader, tree: Tree) -> Iterator[bytes]:
     """An empty tree means all of it."""
     whole = reader.value()

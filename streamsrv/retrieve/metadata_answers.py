@@ -14,9 +14,10 @@ from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from typing import Protocol
 
+from streamsrv.dicom.jsontext import WHOLE
 from streamsrv.dicom.nativexml import native_xml
 from streamsrv.retrieve.answering import Retrieval
-from streamsrv.retrieve.lean import Fields, fields_of, lean_text
+from streamsrv.retrieve.lean import Fields, fields_of, lean_text, lean_whole
 from streamsrv.retrieve.metadata import AT_ONCE, instance_texts, metadata_piece
 from streamsrv.store.rows import InstanceRow
 from streamsrv.wire import accept
@@ -80,7 +81,12 @@ def body_of(retrieval: Retrieval, fields: Fields, media_type: str, boundary: byt
 def texts(retrieval: Retrieval, fields: Fields) -> Iterator[tuple[InstanceRow, Iterator[bytes]]]:
     """Each instance with its JSON text, cut to the fields."""
     for row, text in instance_texts(retrieval.store, retrieval.selection, retrieval.request.base_url):
-        yield row, text if fields.tree is None else lean_text(text, fields.tree)
+        if fields.tree is None:
+            yield row, text
+        elif row.metadata_length <= WHOLE:
+            yield row, iter([lean_whole(b"".join(text), fields.tree)])
+        else:
+            yield row, lean_text(text, fields.tree)
 
 
 def json_body(retrieval: Retrieval, fields: Fields) -> Iterator[bytes]:

@@ -157,8 +157,10 @@ def test_head_says_what_get_says(study):
 # Lean
 
 
+@pytest.mark.parametrize("whole", [0, 1 << 18])
 @pytest.mark.parametrize("accept", ["application/dicom+json", XML])
-def test_lean_metadata(study, accept):
+def test_lean_metadata(study, accept, whole, monkeypatch):
+    monkeypatch.setattr(metadata_answers, "WHOLE", whole)
     path = (
         f"{LEVELS[0]}/metadata?includefield=PatientName&includefield=OpticalPathSequence.ICCProfile,Modality"
     )
