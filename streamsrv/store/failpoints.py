@@ -4,7 +4,7 @@
     STREAMSRV_FAILPOINT_ONCE = PATH                 act only if PATH does not exist yet, and create it: so the
                                                     worker that takes the place of the killed one lives
     STREAMSRV_FAILPOINT_FILE = PATH                 what the first of these would say stands in this file, if
-                                                    there is one: so a test arms a running server, by a rename.
+                                                    there is one: so a test arms a running server by a rename.
                                                     Whoever acts removes it first: one process acts
 
 COUNT is the how-manieth time (from 1) that the process passes the point; ACTION is `kill` (SIGKILL to itself,

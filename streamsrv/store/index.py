@@ -81,6 +81,11 @@ class Index(Reading):
             lambda batch: batch.relocate(moves, segment, committed_end), instances=len(moves)
         )
 
+    def catch_up(self) -> None:
+        """See all that was ever committed. Readers may miss the last commit of a process that was killed in
+        the middle of it; whoever decides by what there is asks for this first."""
+        self._writer.catch_up()
+
     def add_segment(self) -> int:
         return self._writer.submit(Batch.add_segment)
 

@@ -157,6 +157,16 @@ class Environment:
         with translated(doing), self.lmdb.begin() as transaction:
             yield transaction
 
+    def unseen(self) -> int:
+        """The number of a commit that the file holds and readers are not shown yet, or 0.
+
+        LMDB's writer first makes its commit durable and then lets readers know. Between the two it may die,
+        and then readers go on seeing the state before, until the next writer begins.
+        """
+        with self.reading("looking for commits") as transaction:
+            last: int = self.lmdb.info()["last_txnid"]
+            return last if transaction.id() < last else 0
+
     def close_map(self) -> None:
         self.lmdb.close()
 

@@ -5,6 +5,9 @@ So requests queue; the thread takes all that wait (up to SLICE_INSTANCES or SLIC
 transaction, commits it durably, and wakes each of them with its result or its exception. While it commits,
 the next ones gather.
 
+Who is about to decide something asks `catch_up` first: a commit that its writer did not live to announce is
+seen by nobody until another writer begins.
+
 A request that is refused before it wrote anything fails alone. If a write fails, the transaction is given up
 and its requests are tried again one by one, so that only the one at fault fails.
 """
@@ -43,6 +46,10 @@ class _Job(Generic[Result]):
         self.done.release()
 
 
+def _nothing(batch: Batch) -> None:
+    """To have begun is enough."""
+
+
 class Writer:
     """`submit` from any thread. The writer thread starts with the first request."""
 
@@ -52,6 +59,12 @@ class Writer:
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._own = 0  # the number of our latest commit, known before readers are shown it
+
+    def catch_up(self) -> None:
+        """Whatever was committed, by writers that have died too, is seen from here on."""
+        if self._environment.unseen() not in (0, self._own):
+            self.submit(_nothing, instances=0)
 
     def submit(self, apply: Callable[[Batch], Result], *, instances: int = 1, size: int = 0) -> Result:
         """Blocks until the transaction that holds the request is durable."""
@@ -122,7 +135,11 @@ class Writer:
                             raise
                         refused.append((job, error))
                 batch.finish()
+                # One that writes nothing leaves its number to the next.
+                wrote = any(job.apply is not _nothing for job in applied)
+                self._own = transaction.id() if wrote else 0
         except BaseException as error:
+            self._own = 0
             if len(jobs) > 1:
                 return False
             words = in_our_words(error, "writing to the index") if isinstance(error, lmdb.Error) else error

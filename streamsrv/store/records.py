@@ -6,8 +6,8 @@
        9      1   kind: 1 PENDING, 2 INSTANCE, 3 VOID, 4 TOMBSTONE
       10      6   zero
       16     16   record id, unique for ever
-      32     16   id of the record that this one replaces, or zeros: a tombstone that is valid exactly when its
-                  record is
+      32     16   id of the record that this one replaces, or zeros: a tombstone that is valid exactly when
+                  its record is
       48      8   stored at, microseconds since 1970 UTC
       56      8   payload length
       64     16   xxh3-128 of the payload

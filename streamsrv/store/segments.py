@@ -39,6 +39,7 @@ LIST_AGE = 1.0
 class SegmentIndex(Protocol):
     """What segments need of the index."""
 
+    def catch_up(self) -> None: ...
     def segment(self, segment: int) -> SegmentRow | None: ...
     def segments(self) -> dict[int, SegmentRow]: ...
     def add_segment(self) -> int: ...
@@ -127,12 +128,12 @@ class Segments:
             self.forget(segment)
             return None
         try:
-            self._cut_back(fd, row, claims)
+            row = self._cut_back(fd, row, claims)
         except OSError:
             os.close(fd)
             self.seal(segment)
             return None
-        except StoreCorrupt:
+        except BaseException:
             os.close(fd)
             raise
         return Borrowed(self, claims, row, fd, reserve)
@@ -150,14 +151,19 @@ class Segments:
             return None
         return fd
 
-    def _cut_back(self, fd: int, row: SegmentRow, claims: Claims) -> None:
+    def _cut_back(self, fd: int, row: SegmentRow, claims: Claims) -> SegmentRow:
+        """Returns the row by which it was cut: its writer may have died in a commit that we had not seen."""
         length = os.fstat(fd).st_size
+        if length > row.committed_end:
+            self._index.catch_up()
+            row = self._index.segment(row.segment) or row
         if length > row.committed_end:
             self._require_one_request(fd, row, length)
             self.ops.truncate(fd, row.committed_end)
             if not row.sealed:
                 self.ops.sync(fd)
         claims.clear_doubt(row.segment)
+        return row
 
     def _require_one_request(self, fd: int, row: SegmentRow, length: int) -> None:
         """What died uncommitted is one request. A later one shows that the index is older than the segment:

@@ -28,6 +28,7 @@ from streamsrv.store.transaction import CLOCK, SLICE_INSTANCES
 class DeleteIndex(Protocol):
     """What a delete needs of the index."""
 
+    def catch_up(self) -> None: ...
     def existing(self, keys: Sequence[InstanceKey]) -> list[InstanceRow | None]: ...
     def lookup(
         self,
@@ -85,6 +86,7 @@ class Deletion:
 
     def _slice(self, segment: Borrowed, keys: list[InstanceKey]) -> int:
         segment.claims.take(keys)
+        self._index.catch_up()
         self._segments.settle(segment)
         rows = [row for row in self._index.existing(keys) if row is not None]
         if rows:

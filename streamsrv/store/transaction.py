@@ -6,7 +6,7 @@ of them exist, rewrite each header as INSTANCE or VOID, sync, commit to the inde
 race for a key exactly one wins, and a segment never holds two living records of one key.
 
     append headers and payloads            PENDING
-    claim keys; settle the dead's doubts; look up
+    claim keys; see the dead's commits, settle their doubts; look up
     set doubt; rewrite headers             INSTANCE, or VOID
     sync the segment
     commit to the index                    acknowledged from here on
@@ -53,6 +53,7 @@ New: TypeAlias = NewInstance | Prepared
 class CommitIndex(Protocol):
     """What a commit needs of the index."""
 
+    def catch_up(self) -> None: ...
     def existing(self, keys: Sequence[InstanceKey]) -> list[InstanceRow | None]: ...
     def commit(
         self,
@@ -224,6 +225,7 @@ class Transaction:
     def _commit_slice(self, portion: list[tuple[Record, New]], on_duplicate: OnDuplicate) -> list[Outcome]:
         claims = self._segment.claims
         claims.take(new.row.key for _, new in portion)
+        self._index.catch_up()
         self._segments.settle(self._segment)
         existing = self._index.existing([new.row.key for _, new in portion])
         firsts: dict[InstanceKey, Record] = {}
