@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from streamsrv.derivation import derive
 from streamsrv.errors import StoreLocked, StreamsrvError
 from streamsrv.server import read_limits, store_options
 from streamsrv.settings import Settings
-from streamsrv.store.check import Severity, check
+from streamsrv.store.check import Finding, Severity, check
 from streamsrv.store.compact import compact, info
 from streamsrv.store.reindex import reindex
 from streamsrv.store.rows import NewInstance
@@ -101,35 +101,27 @@ def run_serve(args: argparse.Namespace) -> int:
 
 def run_check(args: argparse.Namespace) -> int:
     settings = settings_of(args)
-    findings, errors = [], 0
     with open_store(settings, read_only=True) as store:
-        for finding in check(store, deriver(settings)):
-            errors += finding.severity is Severity.ERROR
-            findings.append(
-                {"severity": finding.severity.value, "where": finding.where, "what": finding.what}
-            )
-            if not args.json:
-                print(finding)
-    if args.json:
-        print(json.dumps({"ok": not errors, "errors": errors, "findings": findings}))
-    else:
-        print(f"{errors} errors" if errors else "all is well")
-    return FAILED if errors else 0
+        return tell_findings(args, check(store, deriver(settings)), {})
 
 
 def run_reindex(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     report = reindex(Path(settings.data), deriver(settings))
-    tell(args, report)
-    return 0
+    counts = {"instances": report.instances, "segments": report.segments}
+    return tell_findings(args, report.findings, counts)
 
 
 def run_compact(args: argparse.Namespace) -> int:
+    """With --all it is not well if something deleted may still lie on the disk."""
     settings = settings_of(args)
     with open_store(settings, read_only=False) as store:
         report = compact(store, everything=args.everything)
-    tell(args, report)
-    return 0
+    tell(args, vars_of(report))
+    if not args.everything or (report.index_rewritten and not report.busy):
+        return 0
+    reason = "the index was not rewritten, because another process has the store open: stop the server first"
+    return complain(reason if not report.index_rewritten else "some segments were being written to", FAILED)
 
 
 def run_info(args: argparse.Namespace) -> int:
@@ -152,14 +144,30 @@ def deriver(settings: Settings) -> Callable[[Record], NewInstance]:
     return lambda record: derive(record, limits)[1]
 
 
-def tell(args: argparse.Namespace, report: Any) -> None:
+def tell(args: argparse.Namespace, values: Mapping[str, Any]) -> None:
     """A report as text, a line a value, or as one JSON document."""
-    values = report if isinstance(report, dict) else vars_of(report)
     if args.json:
         print(json.dumps(values, default=str))
         return
     for name, value in flattened(values):
         print(f"{name}: {value}")
+
+
+def tell_findings(args: argparse.Namespace, findings: Iterable[Finding], counts: Mapping[str, int]) -> int:
+    """Findings as they come, then the verdict; returns the exit code."""
+    errors, kept = 0, []
+    for finding in findings:
+        errors += finding.severity is Severity.ERROR
+        if args.json:
+            kept.append(vars_of(finding))
+        else:
+            print(finding)
+    if args.json:
+        print(json.dumps({"ok": not errors, "errors": errors, **counts, "findings": kept}, default=str))
+    else:
+        tell(args, counts)
+        print(f"{errors} errors" if errors else "all is well")
+    return FAILED if errors else 0
 
 
 def vars_of(report: Any) -> dict[str, Any]:

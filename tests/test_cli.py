@@ -13,6 +13,8 @@ from live_server import ROOT, environment, start_server
 from streamsrv import __version__, cli, config, samples
 from streamsrv.cli import FAILED, LOCKED, USAGE, VERBS, main
 from streamsrv.config import FIELDS
+from streamsrv.store.check import Finding, Severity
+from streamsrv.store.reindex import Reindexing
 
 DEADLINE = 60.0
 
@@ -148,6 +150,20 @@ def test_reindex_rebuilds_what_was_lost(store, capsys):
     assert main(["reindex", "--data", str(store), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["instances"] == 3
     assert main(["check", "--data", str(store)]) == 0
+
+
+def test_what_reindex_has_lost_is_an_error(monkeypatch, store, capsys):
+    lost = Finding(Severity.ERROR, "segment 1, byte 2", "a record is gone")
+    monkeypatch.setattr(cli, "reindex", lambda *_: Reindexing(instances=1, segments=2, findings=[lost]))
+    capsys.readouterr()
+    assert main(["reindex", "--data", str(store)]) == FAILED
+    expected = "error: segment 1, byte 2: a record is gone\ninstances: 1\nsegments: 2\n1 errors\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_beside_a_server_nothing_deleted_may_be_left_is_not_promised(server, capsys):
+    assert main(["compact", "--all", "--data", str(server.data)]) == FAILED
+    assert "stop the server first" in capsys.readouterr().err
 
 
 def test_beside_a_running_server(server, capsys):
