@@ -1,5 +1,4 @@
-"""The processes that decode, encode and render pixels, as floor 3 uses them: blocking calls, our errors, one
-cache.
+"""The processes that decode, encode and render pixels, as floor 3 uses them: orders, our errors, two caches.
 
 Strategy: frames are foreign bytes and their decoders C code, so nothing of it runs in a server process
 (framecodecs.pool says how a crash costs one answer). The pool starts with the first frame that needs it: a
@@ -8,17 +7,21 @@ bytes, because viewers ask for the same frame again: a thumbnail each time a lis
 frame once a range.
 
 Rules of this file
-- Nobody waits for ever: the queue is bounded (Overloaded, 503), every order has a deadline.
-- What cannot be decoded is the client's to know (NotAcceptable names what can be had), not an error of ours.
+- Nobody waits for ever: the queue is bounded (Overloaded, 503), every order has a deadline that grows with
+  its pixels. An answer that has begun waits for a place in the queue instead of being cut off.
+- What cannot be decoded is the client's to know (NotAcceptable), not an error of ours.
+- Whoever walks away from `in_turn` cancels what is under way.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
-from typing import Any
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from framecodecs import errors as codec_errors
 from framecodecs.pool import FramePool, PoolLimits
@@ -27,52 +30,115 @@ from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError, 
 
 # With a full queue of short orders one second is enough for some to be done.
 RETRY_AFTER = 1
+# The slowest codec (lossy JPEG 2000 of colour) makes over 10 MB of pixels a second on an idle core.
+SLOWEST = 2 << 20
+# How long an answer that has begun waits for a place in the queue, and how often it looks.
+PATIENCE = 30.0
+PAUSE = 0.02
+DESCRIPTIONS = 16 << 20  # bytes of parsed descriptions; a CT's takes about 10 kB
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+Tag = TypeVar("Tag")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """`work` is a function of framecodecs.work; `pixels` are the decoded bytes that it will handle."""
+
+    work: Callable[..., Any]
+    frames: Sequence[bytes]
+    arguments: tuple[Any, ...]
+    pixels: int
 
 
 class PixelPool:
-    """Thread-safe. `workers` processes at most, `cached` bytes of results kept. `loop` is the thread that must
-    never wait: there an order is WouldBlock."""
+    """Thread-safe. `workers` processes at most, `cached` bytes of results kept. `loop` is the thread that
+    must never wait: there an order is WouldBlock."""
 
     def __init__(
         self, workers: int, limits: PoolLimits | None = None, cached: int = 64 << 20, loop: int = 0
     ) -> None:
         self._loop = loop
         self._workers = workers
-        self._limits = limits
+        self._limits = limits or PoolLimits()
         self._pool: FramePool | None = None
         self._lock = threading.Lock()
-        self.cache = ByteCache(cached)
+        self.cache: SizedCache[Hashable, bytes] = SizedCache(cached, len)
+        self.descriptions: SizedCache[bytes, Any] = SizedCache(DESCRIPTIONS, lambda one: int(one.size))
 
-    def submit(
-        self, work: Callable[..., Any], frames: Sequence[bytes], *arguments: Any
-    ) -> Future[list[Result]]:
-        """An order; wait for it with `results`."""
+    def must_not_block(self) -> None:
+        """Raises WouldBlock in the thread of the loop: what follows takes more than some microseconds."""
         if threading.get_ident() == self._loop:
             raise WouldBlock("pixels are made in other processes")
+
+    def submit(self, order: Order) -> Future[list[Result]]:
+        """Wait for it with `results`."""
+        self.must_not_block()
         with self._lock:
             if self._pool is None:
                 self._pool = FramePool(self._workers, self._limits)
+            pool = self._pool
+        deadline = self._limits.deadline + order.pixels / SLOWEST
         try:
-            return self._pool.submit(work, frames, *arguments)
+            return pool.submit(order.work, order.frames, *order.arguments, deadline=deadline)
         except codec_errors.FrameCodecError as error:
-            raise translated(error, ()) from error
+            raise translated(error) from error
 
-    def results(self, order: Future[list[Result]], instead: Sequence[str] = ()) -> list[Result]:
-        """Wait for an order. `instead` names the representations that can be had if this one cannot."""
+    def results(self, order: Future[list[Result]]) -> list[Result]:
+        """Wait for an order."""
         try:
             return order.result()
         except codec_errors.FrameCodecError as error:
-            raise translated(error, instead) from error
+            raise translated(error) from error
+        except CancelledError as error:
+            raise StoreError("the work was cancelled") from error
 
-    def run(
-        self, work: Callable[..., Any], frames: Sequence[bytes], *arguments: Any, instead: Sequence[str] = ()
-    ) -> list[Result]:
-        return self.results(self.submit(work, frames, *arguments), instead)
+    def run(self, order: Order) -> list[Result]:
+        return self.results(self.submit(order))
+
+    def in_turn(
+        self, tasks: Iterable[tuple[Tag, Order | None]]
+    ) -> Iterator[tuple[Tag, Future[list[Result]] | None]]:
+        """The tasks in their order, with their orders under way: as many ahead as keep all processes busy.
+        A task without an order only takes its turn."""
+        ahead: deque[tuple[Tag, Future[list[Result]] | None]] = deque()
+        begun = False
+        try:
+            for tag, order in tasks:
+                future = None
+                while len(ahead) > self._workers or (
+                    order is not None and (future := self._placed(order, bool(ahead), begun)) is None
+                ):
+                    begun = True
+                    yield ahead.popleft()
+                ahead.append((tag, future))
+            while ahead:
+                yield ahead.popleft()
+        finally:
+            for _, future in ahead:
+                if future is not None:
+                    self.cancel(future)
+
+    def _placed(self, order: Order, ahead: bool, begun: bool) -> Future[list[Result]] | None:
+        """The order under way; None if what is ahead of it has to be taken first."""
+        end = time.monotonic() + (PATIENCE if begun else 0)
+        while True:
+            try:
+                return self.submit(order)
+            except Overloaded:
+                if ahead:
+                    return None
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(PAUSE)
 
     def cancel(self, order: Future[list[Result]]) -> None:
         """Nobody waits for it any more."""
-        if self._pool is not None:
-            self._pool.cancel(order)
+        with self._lock:
+            pool = self._pool
+        if pool is not None and not order.done():
+            pool.cancel(order)
 
     def close(self) -> None:
         with self._lock:
@@ -81,7 +147,7 @@ class PixelPool:
             pool.close()
 
 
-def translated(error: codec_errors.FrameCodecError, instead: Sequence[str]) -> StreamsrvError:
+def translated(error: codec_errors.FrameCodecError) -> StreamsrvError:
     """Their error as one of ours, with its HTTP status."""
     match error:
         case codec_errors.QueueFull():
@@ -91,32 +157,35 @@ def translated(error: codec_errors.FrameCodecError, instead: Sequence[str]) -> S
         case codec_errors.WorkCancelled():
             return StoreError("the work was cancelled")
         case _:
-            return NotAcceptable(f"the pixels cannot be sent in this form: {error.detail}", instead)
+            return NotAcceptable(f"the pixels cannot be sent in this form: {error.detail}", ())
 
 
-class ByteCache:
-    """The results asked for last, up to `limit` bytes. Thread-safe."""
+class SizedCache(Generic[Key, Value]):
+    """What was asked for last, up to `limit` bytes. Thread-safe."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, size: Callable[[Value], int]) -> None:
         self._limit = limit
+        self._size = size
         self._held = 0
-        self._entries: OrderedDict[Hashable, bytes] = OrderedDict()
+        self._entries: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable) -> bytes | None:
+    def get(self, key: Key) -> Value | None:
         with self._lock:
             found = self._entries.get(key)
-            if found is not None:
-                self._entries.move_to_end(key)
-            return found
+            if found is None:
+                return None
+            self._entries.move_to_end(key)
+            return found[0]
 
-    def put(self, key: Hashable, value: bytes) -> None:
-        if len(value) > self._limit // 4:  # one large result would push out everything else
+    def put(self, key: Key, value: Value) -> None:
+        size = self._size(value)
+        if size > self._limit // 4:  # one large result would push out everything else
             return
         with self._lock:
-            old = self._entries.pop(key, b"")
-            self._entries[key] = value
-            self._held += len(value) - len(old)
+            _, before = self._entries.pop(key, (value, 0))
+            self._entries[key] = value, size
+            self._held += size - before
             while self._held > self._limit:
-                _, gone = self._entries.popitem(last=False)
-                self._held -= len(gone)
+                _, (_, gone) = self._entries.popitem(last=False)
+                self._held -= gone

@@ -63,7 +63,7 @@ def pixel_pool(settings: Settings) -> PixelPool:
     """Called in the thread of the loop, which the pool will refuse to keep waiting."""
     cores = os.cpu_count() or 1
     workers = settings.pixel_workers or max(1, cores // max(settings.workers or cores, 1))
-    limits = PoolLimits(deadline=settings.pixel_deadline, memory=settings.pixel_memory)
+    limits = PoolLimits(settings.pixel_queue, settings.pixel_deadline, settings.pixel_memory)
     return PixelPool(workers, limits, settings.pixel_cache, loop=threading.get_ident())
 
 

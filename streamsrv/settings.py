@@ -158,8 +158,17 @@ class Settings:
         "That decode, encode and render frames, for each worker, started with the first frame that needs "
         "one. 0: as many as make one a core over all workers.",
     )
+    pixel_queue: int = setting(
+        32,
+        "orders a worker",
+        "Batches of frames that may wait for a pixel process; the next is answered with 503 and Retry-After. "
+        "Each that waits holds a thread.",
+    )
     pixel_deadline: float = setting(
-        20.0, "seconds", "For one batch of frames; a codestream may be made to take for ever."
+        20.0,
+        "seconds",
+        "For one batch of frames, and a second more for each 2 MB of pixels; a codestream may be made to take "
+        "for ever.",
     )
     pixel_memory: int = setting(
         2 << 30,

@@ -171,9 +171,15 @@ def rendered(
 
 
 def animated(
-    frames: Sequence[bytes], syntax_uid: str, info: FrameInfo, request: PictureRequest, words: bool = False
+    frames: Sequence[bytes],
+    syntax_uid: str,
+    info: FrameInfo,
+    requests: Sequence[PictureRequest],
+    words: bool = False,
 ) -> bytes:
-    """Frames as one animated GIF."""
-    return animation_file(
-        [shown(frame, syntax_uid, info, request, words) for frame in frames], request.milliseconds
-    )
+    """Frames as one animated GIF, each shown as its own request says; the first says how fast."""
+    pictures = [
+        shown(frame, syntax_uid, info, request, words)
+        for frame, request in zip(frames, requests, strict=True)
+    ]
+    return animation_file(pictures, requests[0].milliseconds)

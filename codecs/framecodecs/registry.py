@@ -91,10 +91,10 @@ _ROWS = (
     ("1.2.840.10008.1.2.4.110", "JPEG XL Lossless", "jpeg xl", "image/jxl", False),
     (JPEG_XL_RECOMPRESSION, "JPEG XL JPEG Recompression", "jpeg xl recompression", "image/jxl", True),
     ("1.2.840.10008.1.2.4.112", "JPEG XL", "jpeg xl lossy", "image/jxl", True),
-    ("1.2.840.10008.1.2.4.100", "MPEG2 Main Profile / Main Level", "video", "video/mpeg", True),
-    ("1.2.840.10008.1.2.4.100.1", "Fragmentable MPEG2 Main / Main", "video", "video/mpeg", True),
-    ("1.2.840.10008.1.2.4.101", "MPEG2 Main Profile / High Level", "video", "video/mpeg", True),
-    ("1.2.840.10008.1.2.4.101.1", "Fragmentable MPEG2 Main / High", "video", "video/mpeg", True),
+    ("1.2.840.10008.1.2.4.100", "MPEG2 Main Profile / Main Level", "video", "video/mpeg2", True),
+    ("1.2.840.10008.1.2.4.100.1", "Fragmentable MPEG2 Main / Main", "video", "video/mpeg2", True),
+    ("1.2.840.10008.1.2.4.101", "MPEG2 Main Profile / High Level", "video", "video/mpeg2", True),
+    ("1.2.840.10008.1.2.4.101.1", "Fragmentable MPEG2 Main / High", "video", "video/mpeg2", True),
     ("1.2.840.10008.1.2.4.102", "MPEG-4 AVC/H.264 High 4.1", "video", "video/mp4", True),
     ("1.2.840.10008.1.2.4.102.1", "Fragmentable MPEG-4 AVC/H.264 High 4.1", "video", "video/mp4", True),
     ("1.2.840.10008.1.2.4.103", "MPEG-4 AVC/H.264 BD-compatible", "video", "video/mp4", True),
@@ -105,8 +105,8 @@ _ROWS = (
     ("1.2.840.10008.1.2.4.105.1", "Fragmentable MPEG-4 AVC/H.264 4.2 3D", "video", "video/mp4", True),
     ("1.2.840.10008.1.2.4.106", "MPEG-4 AVC/H.264 Stereo High 4.2", "video", "video/mp4", True),
     ("1.2.840.10008.1.2.4.106.1", "Fragmentable MPEG-4 AVC/H.264 Stereo", "video", "video/mp4", True),
-    ("1.2.840.10008.1.2.4.107", "HEVC/H.265 Main 5.1", "video", "video/mp4", True),
-    ("1.2.840.10008.1.2.4.108", "HEVC/H.265 Main 10 5.1", "video", "video/mp4", True),
+    ("1.2.840.10008.1.2.4.107", "HEVC/H.265 Main 5.1", "video", "video/H265", True),
+    ("1.2.840.10008.1.2.4.108", "HEVC/H.265 Main 10 5.1", "video", "video/H265", True),
 )
 SYNTAXES: dict[str, FrameSyntax] = {row[0]: FrameSyntax(*row) for row in _ROWS}
 

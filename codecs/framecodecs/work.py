@@ -46,7 +46,11 @@ def render_frames(
 
 
 def animate_frames(
-    frames: Sequence[bytes], uid: str, info: FrameInfo, request: PictureRequest, words: bool = False
+    frames: Sequence[bytes],
+    uid: str,
+    info: FrameInfo,
+    requests: Sequence[PictureRequest],
+    words: bool = False,
 ) -> list[Result]:
-    """One animated GIF of all frames."""
-    return [(pictures.animated(frames, uid, info, request, words), None)]
+    """One animated GIF of all frames, a request for each."""
+    return [(pictures.animated(frames, uid, info, requests, words), None)]

@@ -1,52 +1,98 @@
 """What every retrieve answer is made of: one request as a value, single-part and multipart answers with their
-validators."""
+validators.
+
+Rules of this file
+- A client that has the representation already is told so before anything is read or made.
+- What is made while it is sent begins before the answer does: until then what goes wrong is a status.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve.parts import PartSource, multipart_plan, total_length
 from streamsrv.retrieve.selection import Selection
 from streamsrv.store.store import Store
 from streamsrv.wire import accept
-from streamsrv.wire.answers import Answer, Piece, Request
-from streamsrv.wire.conditional import etag_of, evaluate
+from streamsrv.wire.answers import Answer, Piece, Request, Stream
+from streamsrv.wire.conditional import etag_of, evaluate, not_modified
 from streamsrv.wire.multipart import boundary_from, multipart_type
 from streamsrv.wire.resources import Target
 
 # Viewers revalidate with If-None-Match; a shared cache keeps nothing of a patient.
 CACHING = (("Vary", "Accept"), ("Cache-Control", "private, no-cache"))
 
+Body = Callable[[bytes], Generator[bytes, None, None]]  # of a boundary; the same bytes at each call
+
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """One retrieve transaction: what is asked for, of which instances, and with what it can be made."""
+    """One retrieve transaction: what is asked for, of which instances, and with what it can be made.
+    `endings` is closed when its answer is not needed any more."""
 
     store: Store
     pool: PixelPool
     request: Request
     target: Target
     selection: Selection
+    endings: ExitStack = field(default_factory=ExitStack)
 
     def ranges(self) -> Sequence[accept.AcceptableRange]:
         queries = [value for name, value in self.request.query if name == "accept"]
         return accept.parse_accept(self.request.headers.get("accept"), queries)
 
     def single_part(self, media_type: str, pieces: Iterable[Piece], *representation: str) -> Answer:
-        """`representation` is whatever the bytes depend on beyond the path and the media type."""
+        """`representation` is whatever the bytes depend on beyond the path and the media type. A generator of
+        pieces is run only if they are wanted."""
         etag = etag_of([self.selection.digest], self.request.path, media_type, *representation)
-        plan = list(pieces)
+        plan = [] if not_modified(self.request, etag) else list(pieces)
         built = Answer(200, [("Content-Type", media_type), *CACHING], plan, total_length(plan))
         return evaluate(self.request, built, etag)
 
     def multipart(self, representation: tuple[str, ...], parts: PartSource, count: int) -> Answer:
         """`representation` begins with the media type of the parts and tells it from every other of the
         same instances."""
+        etag, boundary, built = self._multipart(representation)
+        if not not_modified(self.request, etag):
+            built.plan, built.length = multipart_plan(parts, count, boundary)
+        return evaluate(self.request, built, etag)
+
+    def made_multipart(self, representation: tuple[str, ...], body: Body) -> Answer:
+        """Multipart, its body made while it is sent, of a length that only its end tells."""
+        etag, boundary, built = self._multipart(representation)
+        if not not_modified(self.request, etag):
+            opened = Opened(body, boundary)
+            self.endings.callback(opened.close)
+            built.plan, built.length = [Stream(opened.chunks, None)], None
+        return evaluate(self.request, built, etag)
+
+    def _multipart(self, representation: tuple[str, ...]) -> tuple[str, bytes, Answer]:
         etag = etag_of([self.selection.digest], self.request.base_url, *representation)
         boundary = boundary_from(self.store.secret, etag)
-        plan, length = multipart_plan(parts, count, boundary)
         content_type = multipart_type(boundary, representation[0])
-        built = Answer(200, [("Content-Type", content_type), *CACHING], plan, length)
-        return evaluate(self.request, built, etag)
+        return etag, boundary, Answer(200, [("Content-Type", content_type), *CACHING])
+
+
+class Opened:
+    """A body whose first chunk is there."""
+
+    def __init__(self, body: Body, boundary: bytes) -> None:
+        self._body = body
+        self._boundary = boundary
+        self._chunks = body(boundary)
+        self._first: bytes | None = next(self._chunks, b"")
+
+    def chunks(self, start: int, stop: int | None) -> Iterator[bytes]:
+        first, self._first = self._first, None
+        if first is None:  # walked before: anew
+            self._chunks = self._body(self._boundary)
+        else:
+            yield first
+        yield from self._chunks
+
+    def close(self) -> None:
+        """Cancels what is under way. Only when no thread is in it."""
+        self._chunks.close()

@@ -1,32 +1,36 @@
 """Part 10 instances in another transfer syntax: the dataset encoded anew, with what it says of its pixels
 changed to what they now are, and the frames made while they are sent.
 
-What changes (PS3.3 C.7.6.3, C.7.6.1.1.5; PS3.5 A.4): Photometric Interpretation and Planar Configuration as
-the codec left them; Lossy Image Compression, its ratio and method are added when pixels lost something on
-their way; Pixel Data; extended offset tables go, because the new fragments lie elsewhere. The SOP Instance
-UID stays: the pixels mean the same (lossless), and where they were compressed with loss on request the
-dataset says so. The basic offset table is empty, as PS3.5 A.4 allows: the lengths of frames are not known
-before they are made.
+What changes (PS3.3 C.7.6.3, C.7.6.1.1.5; PS3.5 A.4):
+- Photometric Interpretation and Planar Configuration are as the codec left them.
+- Lossy Image Compression, its ratio and method are added when pixels lost something on their way; a JPEG
+  that did not say so says it when it is decoded.
+- Extended offset tables go, because the new fragments lie elsewhere. The basic one is there if the frames
+  are made before the answer begins, else it is empty, as A.4 allows.
+- An icon that is compressed by the old syntax goes.
+The SOP Instance UID stays: the pixels mean the same (lossless), and where they were compressed with loss on
+request the dataset says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from struct import Struct
+
+import numpy as np
 
 from framecodecs import registry
 from framecodecs.frameinfo import FrameInfo
 from streamsrv.dicom.explicit import Changes, Here, changed_pieces
 from streamsrv.dicom.instance import JsonDataset
-from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
+from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable
-from streamsrv.retrieve.answering import Retrieval
 from streamsrv.retrieve.payloads import as_piece, reader
-from streamsrv.retrieve.pixels import metadata_of
-from streamsrv.retrieve.rendered import has_frames
-from streamsrv.retrieve.transcoding import AT_ONCE, Transcoder, transcoder
-from streamsrv.store.rows import InstanceRow
+from streamsrv.retrieve.pixels import ICON_IMAGES, describe, values
+from streamsrv.retrieve.transcoding import AT_ONCE, Transcoder
 from streamsrv.wire.answers import Literal, Piece, Stream
 
 PIXEL_DATA = 0x7FE00010
@@ -39,6 +43,8 @@ METHODS = {  # PS3.3 C.7.6.1.1.5.1
     "1.2.840.10008.1.2.4.203": "ISO_15444_15",
     "1.2.840.10008.1.2.4.112": "ISO_18181_1",
 }
+# Stored in one of these, pixels have lost something, whatever the dataset says.
+ALWAYS_LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.111")
 _element = Struct("<HH2sHI").pack
 _item = Struct("<HHI").pack
 UNDEFINED = 0xFFFFFFFF
@@ -46,96 +52,172 @@ SEQUENCE_END = _item(0xFFFE, 0xE0DD, 0)
 # Native pixel data of explicit VR has 32 bits of length (PS3.5 A.2); longer ones go out compressed only.
 LONGEST_NATIVE = 0xFFFFFFFE
 
+Change = tuple[str, bytes] | Here | None
 
-def transcoded_instance(retrieval: Retrieval, row: InstanceRow, syntax: str) -> Sequence[Piece]:
-    """The Part 10 file of an instance in `syntax`. Its first frame is made at once: it says what the pixels
-    now are, and that they can be decoded at all."""
-    selection = retrieval.selection
-    if not has_frames(row):
-        return without_pixels(retrieval, row)
-    made = transcoder(retrieval.store, selection, row, retrieval.pool, syntax)
-    frame, info = made.first()
-    changes = pixel_changes(metadata_of(retrieval.store, row), made, info, len(frame))
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An instance whose first frames are made: they say what the pixels now are."""
+
+    made: Transcoder
+    frames: Sequence[bytes]
+    info: FrameInfo
+
+    @property
+    def number(self) -> int:
+        return self.made.row.number_of_frames
+
+    def batches(self) -> Iterator[list[bytes]]:
+        return self.made.batches(range(self.number), self.frames)
+
+
+def instance_pieces(begun: Begun) -> list[Piece]:
+    """The Part 10 file of an instance."""
+    row, selection = begun.made.row, begun.made.selection
+    changes = Changes(begun.made.target, pixel_changes(begun))
     pieces: list[Piece] = []
-    for piece in changed_pieces(reader(selection, row), row.location.length, Changes(syntax, changes)):
+    for piece in changed_pieces(reader(selection, row), row.location.length, changes):
         if isinstance(piece, Here):
-            pieces += pixel_data(made, info)
+            pieces += pixel_data(begun)
         else:
             pieces.append(as_piece(selection, row, piece))
     return pieces
 
 
-def without_pixels(retrieval: Retrieval, row: InstanceRow) -> Sequence[Piece]:
-    """An instance without pixel data has nothing to transcode: it goes out as it is, in Explicit VR Little
-    Endian."""
-    changes = Changes(EXPLICIT_VR_LITTLE_ENDIAN, {})
-    made = changed_pieces(reader(retrieval.selection, row), row.location.length, changes)
-    return [as_piece(retrieval.selection, row, piece) for piece in made if not isinstance(piece, Here)]
-
-
-def pixel_changes(
-    dataset: JsonDataset, made: Transcoder, info: FrameInfo, first_length: int
-) -> Mapping[int, tuple[str, bytes] | Here | None]:
-    changes: dict[int, tuple[str, bytes] | Here | None] = dict.fromkeys(OFFSET_TABLES)
+def pixel_changes(begun: Begun) -> Mapping[int, Change]:
+    made, info = begun.made, begun.info
+    dataset = describe(made.store, made.row, made.pool).dataset
+    changes: dict[int, Change] = dict.fromkeys(OFFSET_TABLES)
     changes[0x00280004] = ("CS", info.photometric_interpretation.encode())
     if info.samples_per_pixel > 1:
         changes[0x00280006] = ("US", info.planar_configuration.to_bytes(2, "little"))
     if (info.bits_stored, info.high_bit) != (made.info.bits_stored, made.info.high_bit):
         changes[0x00280101] = ("US", info.bits_stored.to_bytes(2, "little"))
         changes[0x00280102] = ("US", info.high_bit.to_bytes(2, "little"))
-    if registry.SYNTAXES[made.target].lossy and made.target in METHODS:
-        ratio = made.decoded_length / max(first_length, 1)
-        changes[0x00282110] = ("CS", b"01")
-        changes[0x00282112] = ("DS", appended(dataset, "00282112", f"{ratio:.2f}"))
-        changes[0x00282114] = ("CS", appended(dataset, "00282114", METHODS[made.target]))
+    changes |= loss(begun, dataset)
+    if ICON_IMAGES in dataset and icon_is_compressed(made):
+        changes[int(ICON_IMAGES, 16)] = None
     changes[PIXEL_DATA] = Here(PIXEL_DATA)
     return changes
 
 
+def loss(begun: Begun, dataset: JsonDataset) -> dict[int, Change]:
+    """What the dataset has to say of loss (C.7.6.1.1.5): ratios and methods list each step in its order."""
+    made, changes = begun.made, dict[int, Change]()
+    stored = made.row.transfer_syntax
+    if made.target in METHODS and (stored, made.target) not in registry.DIRECT:
+        ratio = made.decoded_length / max(len(begun.frames[0]), 1)
+        changes[0x00282112] = ("DS", appended(dataset, "00282112", f"{ratio:.2f}"))
+        changes[0x00282114] = ("CS", appended(dataset, "00282114", METHODS[made.target]))
+    if changes or stored in ALWAYS_LOSSY:
+        changes[0x00282110] = ("CS", b"01")
+    return changes
+
+
 def appended(dataset: JsonDataset, tag: str, value: str) -> bytes:
-    """Ratios and methods list each lossy step in its order (C.7.6.1.1.5.2)."""
-    before = [str(one) for one in dataset.get(tag, {}).get("Value", ()) if one is not None]
+    before = [str(one) for one in values(dataset, tag) if one is not None]
     return "\\".join([*before, value]).encode()
 
 
-def pixel_data(made: Transcoder, info: FrameInfo) -> list[Piece]:
-    number = made.row.number_of_frames
-    if made.target == EXPLICIT_VR_LITTLE_ENDIAN:
-        return native_pixel_data(made, info, number)
-    head = _element(0x7FE0, 0x0010, b"OB", 0, UNDEFINED) + _item(0xFFFE, 0xE000, 0)
-    if number * made.decoded_length <= AT_ONCE:
-        return [Literal(head + b"".join(items(made, number)) + SEQUENCE_END)]
-    return [Literal(head), Stream(partial(item_chunks, made, number), None), Literal(SEQUENCE_END)]
+def icon_is_compressed(made: Transcoder) -> bool:
+    """Its pixel data may be encapsulated where the image's are; a native syntax has no place for that."""
+    value = made.store.bulk_value(made.row.key, f"{ICON_IMAGES}/0/7FE00010")
+    if value is None or not lookup(made.row.transfer_syntax).encapsulated:
+        return False
+    return made.selection.pread(made.row, value.offset - 4, 4) == UNDEFINED.to_bytes(4, "little")
 
 
-def native_pixel_data(made: Transcoder, info: FrameInfo, number: int) -> list[Piece]:
-    length = number * made.decoded_length
+# Pixel data
+
+
+def pixel_data(begun: Begun) -> list[Piece]:
+    if begun.made.native:
+        return native_pixel_data(begun)
+    if begun.number * begun.made.decoded_length <= AT_ONCE:
+        return [Literal(whole_pixel_data([frame for batch in begun.batches() for frame in batch]))]
+    return [Literal(opening(b"")), Stream(partial(item_chunks, begun), None), Literal(SEQUENCE_END)]
+
+
+def opening(offsets: bytes) -> bytes:
+    """The head of encapsulated pixel data with its basic offset table."""
+    head = _element(0x7FE0, 0x0010, b"OB", 0, UNDEFINED)
+    return head + _item(0xFFFE, 0xE000, len(offsets)) + offsets
+
+
+def whole_pixel_data(frames: Sequence[bytes]) -> bytes:
+    items = [fragment(frame) for frame in frames]
+    offsets = accumulate((len(one) for one in items[:-1]), initial=0)
+    table = np.fromiter(offsets, "<u4", len(items)).tobytes()
+    return b"".join((opening(table), *items, SEQUENCE_END))
+
+
+def fragment(frame: bytes) -> bytes:
+    """A frame as one item of even length (PS3.5 A.4)."""
+    odd = len(frame) % 2
+    return _item(0xFFFE, 0xE000, len(frame) + odd) + frame + bytes(odd)
+
+
+def item_chunks(begun: Begun, start: int, stop: int | None) -> Iterator[bytes]:
+    for batch in begun.batches():
+        yield b"".join(map(fragment, batch))
+
+
+def native_pixel_data(begun: Begun) -> list[Piece]:
+    length = native_length(begun)
     padding = length % 2
     if length + padding > LONGEST_NATIVE:
-        raise NotAcceptable("uncompressed, its pixel data would be longer than 4 GB", ("transfer-syntax=*",))
-    vr = b"OW" if info.bits_allocated > 8 else b"OB"
+        raise NotAcceptable("uncompressed, its pixel data would be longer than 4 GB", ())
+    vr = b"OW" if begun.info.bits_allocated > 8 else b"OB"
     head = _element(0x7FE0, 0x0010, vr, 0, length + padding)
-    return [Literal(head), Stream(partial(native_chunks, made, number), length), Literal(bytes(padding))]
+    if length <= AT_ONCE:
+        return [Literal(b"".join((head, *native_chunks(begun, 0, None), bytes(padding))))]
+    return [Literal(head), Stream(partial(native_chunks, begun), length), Literal(bytes(padding))]
 
 
-def items(made: Transcoder, number: int) -> Iterator[bytes]:
-    """Each frame as one fragment of even length (PS3.5 A.4)."""
-    for frame in made.all(range(number)):
-        odd = len(frame) % 2
-        yield _item(0xFFFE, 0xE000, len(frame) + odd) + frame + bytes(odd)
+def loose_bits(begun: Begun) -> int:
+    """Bits of each frame if frames of 1-bit pixels do not end at a byte; else 0."""
+    info = begun.info
+    bits = info.rows * info.columns
+    return bits if info.bits_allocated == 1 and bits % 8 and begun.number > 1 else 0
 
 
-def item_chunks(made: Transcoder, number: int, start: int, stop: int | None) -> Iterator[bytes]:
-    return items(made, number)
+def native_length(begun: Begun) -> int:
+    bits = loose_bits(begun)
+    return (begun.number * bits + 7) // 8 if bits else begun.number * begun.made.decoded_length
 
 
-def native_chunks(made: Transcoder, number: int, start: int, stop: int | None) -> Iterator[bytes]:
+def native_chunks(begun: Begun, start: int, stop: int | None) -> Iterator[bytes]:
     """The bytes [start, stop) of all frames back to back; frames before `start` are not made."""
-    length = made.decoded_length
-    end = number * length if stop is None else stop
-    at = start - start % length
-    for frame in made.all(range(at // length, number)):
-        if at >= end:
+    end = native_length(begun) if stop is None else stop
+    if loose_bits(begun):
+        yield from cut(packed(begun.batches(), loose_bits(begun)), start, end)
+        return
+    length = begun.made.decoded_length
+    first = start // length
+    done = begun.frames[first:]
+    frames = begun.made.batches(range(first, min(-(-end // length), begun.number)), done)
+    yield from cut(map(b"".join, frames), start - first * length, end - first * length)
+
+
+def packed(batches: Iterator[list[bytes]], bits: int) -> Iterator[bytes]:
+    """Frames of 1-bit pixels one after another without a gap (PS3.5 8.1.1: a frame may begin inside a
+    byte)."""
+    rest = np.empty(0, np.uint8)
+    for batch in batches:
+        frames = [np.unpackbits(np.frombuffer(one, np.uint8), bitorder="little")[:bits] for one in batch]
+        loose = np.concatenate([rest, *frames])
+        even = len(loose) - len(loose) % 8
+        yield np.packbits(loose[:even], bitorder="little").tobytes()
+        rest = loose[even:]
+    yield np.packbits(rest, bitorder="little").tobytes()
+
+
+def cut(chunks: Iterator[bytes], start: int, stop: int) -> Iterator[bytes]:
+    at = 0
+    for chunk in chunks:
+        part = chunk[max(start - at, 0) : max(stop - at, 0)]
+        at += len(chunk)
+        if part:
+            yield part
+        if at >= stop:
             return
-        yield frame[max(start - at, 0) : end - at]
-        at += length

@@ -167,7 +167,10 @@ def reader(selection: Selection, row: InstanceRow) -> Pread:
 
 def dataset_reader(selection: Selection, row: InstanceRow) -> Pread:
     """Reads the dataset in the offsets that the index has. That of a deflated one (PS3.5 A.5) is reached from
-    its start only, so a value costs what lies before it: make one reader for each Stream."""
+    its start only, so a value costs what lies before it; frame after frame goes on where the last one
+    ended."""
     if not row.deflated:
         return reader(selection, row)
-    return explicit.inflater(reader(selection, row), row.location.length).pread
+    return selection.inflated(
+        row, lambda: explicit.inflater(reader(selection, row), row.location.length).pread
+    )

@@ -1,40 +1,63 @@
-"""Answers to requests for rendered resources and thumbnails (PS3.18 10.4.1.1.3, 10.4.1.1.4)."""
+"""Answers to requests for rendered resources and thumbnails (PS3.18 10.4.1.1.3, 10.4.1.1.4).
+
+Rules of this file
+- A picture a frame. One frame asked for, or one that stands for all: a single part, made before its answer
+  begins.
+- Several frames: parts, made while they are sent, those of the next frames under way.
+- A document and a video are shown as they are stored: a browser knows what to do with them.
+- What has no pixels is not acceptable in any rendered form: 406, never 500.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
+from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
+from streamsrv.pixelpool import Order
 from streamsrv.retrieve.answering import Retrieval
+from streamsrv.retrieve.frames import check_frames
 from streamsrv.retrieve.parts import Part
+from streamsrv.retrieve.payloads import frame_pieces
 from streamsrv.retrieve.rendered import (
     IMAGE_TYPES,
     PDF_STORAGE,
     THUMBNAIL_TYPES,
     Renderer,
+    can_be_drawn,
+    check_drawable,
     encapsulated_pdf,
-    has_frames,
-    renderer,
     representative,
     thumbnail_wishes,
 )
 from streamsrv.retrieve.showing import Wishes, wishes_of
+from streamsrv.retrieve.transcoding import has_frames
 from streamsrv.store.rows import InstanceRow
 from streamsrv.wire import accept
-from streamsrv.wire.answers import Answer, Literal, Stream
+from streamsrv.wire.answers import Answer, Literal, Piece
+from streamsrv.wire.multipart import closing, part_head
 from streamsrv.wire.resources import Level, frame_url, instance_url
 
 PDF = "application/pdf"
+GIF = "image/gif"
 
 
 def thumbnail(retrieval: Retrieval) -> Answer:
-    offer = accept.choose_image(retrieval.ranges(), THUMBNAIL_TYPES)
     wishes = thumbnail_wishes(wishes_of(retrieval.request.query))
+    offer = accept.choose_image(retrieval.ranges(), THUMBNAIL_TYPES)
     numbers = retrieval.target.frames
-    row, index = representative(retrieval.selection)
     if numbers:
-        index = numbers[0] - 1
+        row, index = next(retrieval.selection.rows()), numbers[0] - 1
+        check_there(row, numbers)
+    else:
+        row, index = representative(retrieval.store, retrieval.pool, retrieval.selection)
     return one_picture(retrieval, row, index, wishes, offer)
+
+
+def check_there(row: InstanceRow, numbers: Sequence[int]) -> None:
+    if not has_frames(row):
+        raise NotFound("this SOP instance has no frames")
+    check_frames(row, numbers)
 
 
 def rendered(retrieval: Retrieval) -> Answer:
@@ -42,17 +65,24 @@ def rendered(retrieval: Retrieval) -> Answer:
     if retrieval.target.level is not Level.INSTANCE:
         offer = accept.choose_image(retrieval.ranges(), IMAGE_TYPES, single=False)
         return many_pictures(retrieval, wishes, offer.media_type)
-    row = next(retrieval.selection.rows())
-    if row.sop_class_uid == PDF_STORAGE:
-        return pdf(retrieval, row)
-    numbers = retrieval.target.frames or range(1, row.number_of_frames + 1)
-    if not has_frames(row):
-        raise NotAcceptable("this SOP instance has no pixels that could be rendered", ())
+    row, numbers = next(retrieval.selection.rows()), retrieval.target.frames
+    if numbers:
+        check_there(row, numbers)
+    elif row.sop_class_uid == PDF_STORAGE:
+        return as_it_is(retrieval, row, PDF)
+    if is_video(row):
+        return as_it_is(retrieval, row, lookup(row.transfer_syntax).media_type)
+    check_drawable(row)
+    return pictures(retrieval, row, wishes, numbers or range(1, row.number_of_frames + 1))
+
+
+def pictures(retrieval: Retrieval, row: InstanceRow, wishes: Wishes, numbers: Sequence[int]) -> Answer:
     offer = image_offer(retrieval, single=len(numbers) == 1)
     if len(numbers) > 1 and offer.multipart:
         return many_pictures(retrieval, wishes, offer.media_type, numbers)
     if len(numbers) > 1 and offer.media_type in accept.ANIMATED:
-        return animation(retrieval, row, wishes, numbers)
+        pieces = animated_piece(renderer(retrieval, row, wishes, GIF), numbers)
+        return retrieval.single_part(GIF, pieces, repr(wishes))
     return one_picture(retrieval, row, numbers[0] - 1, wishes, offer)
 
 
@@ -67,60 +97,92 @@ def image_offer(retrieval: Retrieval, *, single: bool) -> accept.Offer:
         return accept.choose_image(retrieval.ranges(), IMAGE_TYPES, single=True)
 
 
+def renderer(retrieval: Retrieval, row: InstanceRow, wishes: Wishes, media_type: str) -> Renderer:
+    return Renderer(retrieval.store, retrieval.selection, row, retrieval.pool, wishes, media_type)
+
+
 def one_picture(
     retrieval: Retrieval, row: InstanceRow, index: int, wishes: Wishes, offer: accept.Offer
 ) -> Answer:
-    if index >= row.number_of_frames:
-        raise NotFound(f"frame {index + 1} is not there: the instance has {row.number_of_frames} frames")
-    one = renderer(retrieval.store, retrieval.selection, row, retrieval.pool, wishes, offer.media_type)
-    pieces = [Literal(one.picture(index))]
+    check_drawable(row)
+    one = renderer(retrieval, row, wishes, offer.media_type)
     if not offer.multipart:
-        return retrieval.single_part(offer.media_type, pieces, repr(wishes))
-    url = f"{frame_url(retrieval.request.base_url, *row.key, index + 1)}/rendered"
-    parts = [Part(offer.media_type, url, pieces)]
+        return retrieval.single_part(offer.media_type, picture_piece(one, index), repr(wishes))
+    url = picture_url(retrieval, row, index + 1)
+    parts = (Part(offer.media_type, url, picture_piece(one, index)) for _ in range(1))
     return retrieval.multipart((offer.media_type, url, repr(wishes)), lambda: parts, 1)
 
 
-def animation(retrieval: Retrieval, row: InstanceRow, wishes: Wishes, numbers: Sequence[int]) -> Answer:
-    media_type = "image/gif"
-    one = renderer(retrieval.store, retrieval.selection, row, retrieval.pool, wishes, media_type)
-    picture = one.animation([number - 1 for number in numbers])
-    return retrieval.single_part(media_type, [Literal(picture)], repr(wishes))
+def picture_url(retrieval: Retrieval, row: InstanceRow, number: int) -> str:
+    return f"{frame_url(retrieval.request.base_url, *row.key, number)}/rendered"
+
+
+def picture_piece(one: Renderer, index: int) -> Iterator[Piece]:
+    yield Literal(one.picture(index))
+
+
+def animated_piece(one: Renderer, numbers: Sequence[int]) -> Iterator[Piece]:
+    yield Literal(one.animation([number - 1 for number in numbers]))
+
+
+# Many
 
 
 def many_pictures(
     retrieval: Retrieval, wishes: Wishes, media_type: str, numbers: Sequence[int] = ()
 ) -> Answer:
-    """A part for each frame of each instance that has pixels; each picture is made when its part is sent."""
-    base_url = retrieval.request.base_url
-
-    def parts() -> Iterator[Part]:
-        for row in filter(has_frames, retrieval.selection.rows()):
-            one = renderer(retrieval.store, retrieval.selection, row, retrieval.pool, wishes, media_type)
-            for number in numbers or range(1, row.number_of_frames + 1):
-                url = f"{frame_url(base_url, *row.key, number)}/rendered"
-                yield Part(media_type, url, [later(one, number - 1)])
-
-    count = sum(
-        len(numbers) or row.number_of_frames for row in filter(has_frames, retrieval.selection.rows())
-    )
-    if not count:
+    """A part for each frame of each instance that can be drawn."""
+    if not any(map(can_be_drawn, retrieval.selection.rows())):
         raise NotAcceptable("nothing here has pixels that could be rendered", ())
+    retrieval.pool.must_not_block()
     representation = (media_type, "rendered", ",".join(map(str, numbers)), repr(wishes))
-    return retrieval.multipart(representation, parts, count)
+    return retrieval.made_multipart(
+        representation, lambda boundary: pictures_body(retrieval, wishes, media_type, numbers, boundary)
+    )
 
 
-def later(one: Renderer, index: int) -> Stream:
-    def chunks(start: int, stop: int | None) -> Iterator[bytes]:
-        yield one.picture(index)[start:stop]
+def pictures_body(
+    retrieval: Retrieval, wishes: Wishes, media_type: str, numbers: Sequence[int], boundary: bytes
+) -> Generator[bytes, None, None]:
+    pool = retrieval.pool
+    for (row, batch), future in pool.in_turn(picture_tasks(retrieval, wishes, media_type, numbers)):
+        if future is None:
+            continue
+        text: list[bytes] = []
+        for index, (picture, _) in zip(batch, pool.results(future), strict=True):
+            url = picture_url(retrieval, row, index + 1)
+            text += (part_head(boundary, {"Content-Type": media_type, "Content-Location": url}), picture)
+        yield b"".join(text)
+    yield closing(boundary)
 
-    return Stream(chunks, None)
+
+def picture_tasks(
+    retrieval: Retrieval, wishes: Wishes, media_type: str, numbers: Sequence[int]
+) -> Iterator[tuple[tuple[InstanceRow, Sequence[int]], Order]]:
+    for row in filter(can_be_drawn, retrieval.selection.rows()):
+        indices = [number - 1 for number in numbers] or range(row.number_of_frames)
+        for batch, order in renderer(retrieval, row, wishes, media_type).orders(indices):
+            yield (row, batch), order
 
 
-def pdf(retrieval: Retrieval, row: InstanceRow) -> Answer:
-    offer = accept.choose_image(retrieval.ranges(), (PDF,))
-    pieces = encapsulated_pdf(retrieval.store, retrieval.selection, row)
+# What is shown as it is stored
+
+
+def is_video(row: InstanceRow) -> bool:
+    return has_frames(row) and lookup(row.transfer_syntax).media_type.startswith("video/")
+
+
+def as_it_is(retrieval: Retrieval, row: InstanceRow, media_type: str) -> Answer:
+    offer = accept.choose_image(retrieval.ranges(), (media_type,))
+    pieces = stored_pieces(retrieval, row)
     if not offer.multipart:
-        return retrieval.single_part(PDF, pieces)
+        return retrieval.single_part(media_type, pieces)
     url = f"{instance_url(retrieval.request.base_url, *row.key)}/rendered"
-    return retrieval.multipart((PDF, "rendered"), lambda: [Part(PDF, url, pieces)], 1)
+    parts = [Part(media_type, url, pieces)]
+    return retrieval.multipart((media_type, "rendered"), lambda: parts, 1)
+
+
+def stored_pieces(retrieval: Retrieval, row: InstanceRow) -> Sequence[Piece]:
+    if row.sop_class_uid == PDF_STORAGE:
+        return encapsulated_pdf(retrieval.store, retrieval.selection, row, retrieval.pool)
+    return next(frame_pieces(retrieval.store, retrieval.selection, row, [0]))

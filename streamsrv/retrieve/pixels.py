@@ -1,14 +1,17 @@
 """What a SOP instance says about its pixels: the Image Pixel Module, and how it wants to be shown.
 
-It is read from the stored DICOM JSON, so a dataset is never parsed twice. Of a long enhanced multi-frame only
-what stands before the Per-Frame Functional Groups is read: a million items would be parsed for the window of
-one frame.
+Strategy: it is read from the stored DICOM JSON, so a dataset is never parsed twice, and only the attributes
+in KEPT are kept: a Description of a CT is a tenth of its dataset, and the ones used last stay in memory. Of
+the Per-Frame Functional Groups each frame keeps two groups, as text, and equal ones share it.
+
+Rule: datasets are foreign. A value of another type than its VR promises counts as absent, never as an error.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -16,87 +19,188 @@ import orjson
 from framecodecs.errors import FrameCodecError
 from framecodecs.frameinfo import FrameInfo
 from streamsrv.dicom.instance import JsonDataset
+from streamsrv.dicom.jsontext import LARGE, JsonReader
 from streamsrv.errors import NotAcceptable
+from streamsrv.pixelpool import PixelPool
+from streamsrv.retrieve.lean import Tree, lean_text
 from streamsrv.store.rows import InstanceRow
 from streamsrv.store.store import Store
 
-# Text up to this long is read whole, per-frame groups too: 30 ms.
+# Text up to this long is parsed whole (30 ms); a longer one is cut down first, and read item by item.
 WHOLE = 4 << 20
-PER_FRAME_GROUPS = "52009230"
-_CUT = b',"52009230":'
+# Text up to this long may be parsed in the thread of the loop: 0.3 ms.
+QUICK = 32 << 10
+SHARED_GROUPS, PER_FRAME_GROUPS = "52009229", "52009230"
+VOI_GROUP, TRANSFORMATION_GROUP = "00289132", "00289145"
+GROUPS = (VOI_GROUP, TRANSFORMATION_GROUP)
+OPTICAL_PATHS, ICON_IMAGES = "00480105", "00880200"
+# Image Pixel, and what marks floating-point pixels
+_PIXELS = "00280002 00280004 00280006 00280010 00280011 00280100 00280101 00280102 00280103 7FE00008 7FE00009"
+_GREY = "00281050 00281051 00281052 00281053 00281056 00283000 00283010 20500020 00280120 00280121"
+_COLOUR = "00281101 00281102 00281103 00281201 00281202 00281203 00281221 00281222 00281223 00282000"
+# Optical paths, icon, times of a loop, lossy compression, functional groups, kind of image, document
+_OTHER = "00480105 00880200 00181063 00082144 00180040 00282110 00282112 00282114 52009229 52009230 00080008"
+_DOCUMENT = "00420011 00420015"
+KEPT = frozenset(" ".join((_PIXELS, _GREY, _COLOUR, _OTHER, _DOCUMENT)).split())
+_BY_GROUPS = {tag: {key: Tree() for key in GROUPS} for tag in (SHARED_GROUPS, PER_FRAME_GROUPS)}
+_TREE: Tree = {**{tag: Tree() for tag in KEPT}, **_BY_GROUPS}
 
 
-def metadata_of(store: Store, row: InstanceRow) -> JsonDataset:
-    """The dataset as DICOM JSON, its URL slots empty; without Per-Frame Functional Groups if it is long."""
-    if row.metadata_length <= WHOLE:
-        text = b"".join(store.metadata([row]))
-    else:
-        text = until_per_frame(store.metadata([row]))
-    loaded: JsonDataset = orjson.loads(text.replace(b"\0", b""))
-    return loaded
+@dataclass(frozen=True, slots=True)
+class Description:
+    """`dataset` holds the attributes in KEPT but the Per-Frame Functional Groups, of which `frames` has what
+    is in GROUPS, a JSON object a frame. `size` is about what it takes in memory."""
+
+    dataset: JsonDataset
+    frames: Sequence[bytes]
+    size: int
+
+    def in_group(self, frame_index: int, group: str, tags: Sequence[str]) -> Mapping[str, Any]:
+        """Where the attributes `tags` of a frame stand: in its own functional group, in the shared one, or at
+        the top (PS3.3 C.7.6.16.1)."""
+        own = orjson.loads(self.frames[frame_index]) if frame_index < len(self.frames) else {}
+        for groups in (own, item(self.dataset, SHARED_GROUPS)):
+            found = item(groups, group)
+            if any(tag in found for tag in tags):
+                return found
+        return self.dataset
 
 
-def until_per_frame(chunks: Iterator[bytes]) -> bytes:
-    text = b""
-    for chunk in chunks:
-        text += chunk
-        found = text.find(_CUT)
-        if found >= 0:
-            return text[:found] + b"}"
-    return text
+def describe(store: Store, row: InstanceRow, pool: PixelPool) -> Description:
+    """Raises WouldBlock in the loop if the text is long and not known yet."""
+    known: Description | None = pool.descriptions.get(row.record_id)
+    if known is None:
+        if row.metadata_length > QUICK:
+            pool.must_not_block()
+        known = description_of(store.metadata([row]), row.metadata_length)
+        pool.descriptions.put(row.record_id, known)
+    return known
+
+
+def description_of(chunks: Iterable[bytes], length: int) -> Description:
+    """From the DICOM JSON of one instance, its URL slots empty."""
+    if length > WHOLE:
+        return _described(_read(JsonReader(lean_text(chunks, _TREE))))
+    text = orjson.loads(b"".join(chunks).replace(b"\0", b""))
+    return _described(_pairs(text))
+
+
+def _read(reader: JsonReader) -> Iterator[tuple[str, Any]]:
+    """As `_pairs`, from text that is not held."""
+    dataset = reader.value()
+    if dataset is not LARGE:
+        yield from _pairs(dataset)
+        return
+    for tag in reader.members():
+        element = reader.value()
+        if element is not LARGE:
+            yield from _pairs({tag: element})
+        elif tag != PER_FRAME_GROUPS:
+            yield tag, reader.value(None)
+        else:
+            for name in reader.members():
+                if reader.value() is LARGE and name == "Value":
+                    yield from ((tag, reader.value(None)) for _ in reader.elements())
+
+
+def _pairs(text: JsonDataset) -> Iterator[tuple[str, Any]]:
+    """Elements in KEPT; the items of the Per-Frame Functional Groups one by one."""
+    for tag, element in text.items():
+        if tag == PER_FRAME_GROUPS:
+            yield from ((tag, groups) for groups in values(text, tag))
+        elif tag in KEPT:
+            yield tag, element
+
+
+def _described(pairs: Iterable[tuple[str, Any]]) -> Description:
+    dataset: JsonDataset = {}
+    frames: list[bytes] = []
+    texts: dict[bytes, bytes] = {}
+    for tag, value in pairs:
+        if tag == PER_FRAME_GROUPS:
+            text = orjson.dumps(_groups_of(value))
+            frames.append(texts.setdefault(text, text))
+        else:
+            dataset[tag] = value
+    if SHARED_GROUPS in dataset:
+        dataset[SHARED_GROUPS] = {"Value": [_groups_of(item(dataset, SHARED_GROUPS))]}
+    if OPTICAL_PATHS in dataset:
+        profile = {key: one for key, one in item(dataset, OPTICAL_PATHS).items() if key == "00282000"}
+        dataset[OPTICAL_PATHS] = {"Value": [profile]}
+    # Parsed JSON takes about five times its text.
+    size = 5 * len(orjson.dumps(dataset)) + 8 * len(frames) + sum(map(len, texts)) + 64 * len(texts)
+    return Description(dataset, tuple(frames), size)
+
+
+def _groups_of(groups: object) -> JsonDataset:
+    given = groups if isinstance(groups, dict) else {}
+    return {tag: given[tag] for tag in GROUPS if tag in given}
+
+
+# Values
 
 
 def values(dataset: Mapping[str, Any], tag: str) -> list[Any]:
-    return list(dataset.get(tag, {}).get("Value", ()))
+    element = dataset.get(tag)
+    found = element.get("Value") if isinstance(element, dict) else None
+    return found if isinstance(found, list) else []
 
 
-def first(dataset: Mapping[str, Any], tag: str, default: Any = None) -> Any:
+def item(dataset: Mapping[str, Any], tag: str) -> Mapping[str, Any]:
+    """The first item of a sequence; empty without."""
     found = values(dataset, tag)
-    return default if not found or found[0] is None else found[0]
+    return found[0] if found and isinstance(found[0], dict) else {}
+
+
+def number(dataset: Mapping[str, Any], tag: str) -> float | None:
+    """The first value, if it is a number or says one."""
+    found = values(dataset, tag)
+    return as_number(found[0]) if found else None
+
+
+def as_number(value: object) -> float | None:
+    if isinstance(value, (int, float)):
+        return value
+    try:
+        return float(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def whole(dataset: Mapping[str, Any], tag: str, default: int) -> int:
+    found = number(dataset, tag)
+    return default if found is None or found != found or abs(found) > 1 << 62 else int(found)
+
+
+def text(dataset: Mapping[str, Any], tag: str, default: str = "") -> str:
+    found = values(dataset, tag)
+    return found[0].strip() if found and isinstance(found[0], str) else default
 
 
 def inline_binary(dataset: Mapping[str, Any], tag: str) -> bytes:
     """The value of an element with InlineBinary; empty without."""
-    return base64.b64decode(dataset.get(tag, {}).get("InlineBinary", ""))
+    element = dataset.get(tag)
+    found = element.get("InlineBinary") if isinstance(element, dict) else None
+    return base64.b64decode(found) if isinstance(found, str) else b""
 
 
 def frame_info(dataset: JsonDataset) -> FrameInfo:
     """The attributes that frames cannot be read without. Raises NotAcceptable if they make no sense."""
-    allocated = int(first(dataset, "00280100", 8))
-    stored = int(first(dataset, "00280101", allocated))
-    samples = int(first(dataset, "00280002", 1))
+    allocated = whole(dataset, "00280100", 8)
+    stored = whole(dataset, "00280101", allocated)
+    samples = whole(dataset, "00280002", 1)
     try:
         return FrameInfo(
-            rows=int(first(dataset, "00280010", 0)),
-            columns=int(first(dataset, "00280011", 0)),
+            rows=whole(dataset, "00280010", 0),
+            columns=whole(dataset, "00280011", 0),
             samples_per_pixel=samples,
             bits_allocated=allocated,
             bits_stored=stored,
-            high_bit=int(first(dataset, "00280102", stored - 1)),
-            pixel_representation=int(first(dataset, "00280103", 0)),
-            planar_configuration=int(first(dataset, "00280006", 0)),
-            photometric_interpretation=str(
-                first(dataset, "00280004", "MONOCHROME2" if samples == 1 else "RGB")
-            ).strip(),
+            high_bit=whole(dataset, "00280102", stored - 1),
+            pixel_representation=whole(dataset, "00280103", 0),
+            planar_configuration=whole(dataset, "00280006", 0) if samples > 1 else 0,
+            photometric_interpretation=text(dataset, "00280004", "MONOCHROME2" if samples == 1 else "RGB"),
             floating="7FE00008" in dataset or "7FE00009" in dataset,
         )
     except FrameCodecError as error:
         raise NotAcceptable(f"the instance's pixels cannot be read: {error.detail}", ()) from error
-
-
-def functional_group(dataset: JsonDataset, frame_index: int, tag: str) -> JsonDataset | None:
-    """The first item of a functional group macro: the frame's own, else the shared one (PS3.3 C.7.6.16.1)."""
-    per_frame = values(dataset, PER_FRAME_GROUPS)
-    own = per_frame[frame_index] if frame_index < len(per_frame) else {}
-    shared = first(dataset, "52009229", {})
-    for groups in (own, shared):
-        item = first(groups or {}, tag)
-        if item:
-            return dict(item)
-    return None
-
-
-def in_group(dataset: JsonDataset, frame_index: int, group: str, tags: Sequence[str]) -> Mapping[str, Any]:
-    """Where the attributes `tags` of a frame stand: in its functional group, else at the top."""
-    item = functional_group(dataset, frame_index, group)
-    return item if item is not None and any(tag in item for tag in tags) else dataset

@@ -1,26 +1,31 @@
-"""Rendered resources and thumbnails as answers (PS3.18 10.4.1.1.3, 10.4.1.1.4): a picture a frame.
+"""Pictures of frames, and what stands for a study, a series or an instance (PS3.18 10.4.1.1.3, 10.4.1.1.4).
 
-Rules of this file
-- One frame asked for, or one that stands for all: a single part, made before its answer begins.
-- Several frames: parts, made while they are sent, a batch ahead.
-- What has no pixels, and is no encapsulated PDF, is not acceptable in any rendered form: 406, never 500.
+Rule: the frames of one order are shown alike; where per-frame windows differ, a batch ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from framecodecs import work
-from framecodecs.pictures import Viewport
-from streamsrv.dicom.instance import FrameKind, JsonDataset
+from framecodecs import registry, work
+from framecodecs.pictures import PictureRequest, Viewport
+from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
-from streamsrv.pixelpool import PixelPool
+from streamsrv.pixelpool import Order, PixelPool
 from streamsrv.retrieve.payloads import bulk_piece
-from streamsrv.retrieve.pixels import first, frame_info, inline_binary, metadata_of
+from streamsrv.retrieve.pixels import Description, describe, frame_info, inline_binary, whole
 from streamsrv.retrieve.selection import Selection
 from streamsrv.retrieve.showing import Wishes, picture_request
-from streamsrv.retrieve.transcoding import piece_bytes, stored_frames, stored_syntax
+from streamsrv.retrieve.transcoding import (
+    batches,
+    decoded_length,
+    has_frames,
+    piece_chunks,
+    stored_frames,
+    stored_syntax,
+)
 from streamsrv.store.rows import InstanceRow
 from streamsrv.store.store import Store
 from streamsrv.wire.answers import Literal, Piece
@@ -29,8 +34,14 @@ IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp", "image/jp2"
 THUMBNAIL_TYPES = ("image/jpeg", "image/png")
 THUMBNAIL_SIDE = 200  # pixels, where no viewport is asked for
 PDF_STORAGE = "1.2.840.10008.5.1.4.1.1.104.1"
+WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 # Frames of one animated GIF: all of them are held while it is made.
 ANIMATED_FRAMES = 200
+ANIMATED_BYTES = 64 << 20
+# Look-up tables and ICC profiles have under 1 MB; what claims more is left aside.
+LARGEST_TABLE = 16 << 20
+# Slides whose kind is looked up for the thumbnail of a series.
+SLIDES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,60 +52,121 @@ class Renderer:
     selection: Selection
     row: InstanceRow
     pool: PixelPool
-    dataset: JsonDataset
     wishes: Wishes
     media_type: str
 
-    def picture(self, frame_index: int) -> bytes:
-        key = (self.row.record_id, frame_index, self.media_type, self.wishes)
-        kept = self.pool.cache.get(key)
-        if kept is None:
-            (kept,) = self._made(work.render_frames, [frame_index])
-            self.pool.cache.put(key, kept)
-        return kept
+    @property
+    def description(self) -> Description:
+        return describe(self.store, self.row, self.pool)
 
-    def animation(self, indices: Sequence[int]) -> bytes:
-        (picture,) = self._made(work.animate_frames, indices[:ANIMATED_FRAMES])
+    def picture(self, index: int) -> bytes:
+        """Made or remembered. Blocking."""
+        key = (self.row.record_id, index, self.media_type, self.wishes)
+        picture = self.pool.cache.get(key)
+        if picture is None:
+            self.pool.must_not_block()
+            ((picture, _),) = self.pool.run(self.order([index], self.request(index)))
+            self.pool.cache.put(key, picture)
         return picture
 
-    def _made(self, task: Callable[..., object], indices: Sequence[int]) -> list[bytes]:
-        frames = list(stored_frames(self.store, self.selection, self.row, indices))
-        request = picture_request(self.dataset, indices[0], self.wishes, self.media_type, self._bulk)
-        info = frame_info(self.dataset)
-        made = self.pool.run(task, frames, stored_syntax(self.row), info, request)
-        return [picture for picture, _ in made]
+    def request(self, index: int) -> PictureRequest:
+        return picture_request(self.description, index, self.wishes, self.media_type, self._bulk)
+
+    def order(self, indices: Sequence[int], request: PictureRequest) -> Order:
+        return self._order(work.render_frames, indices, request)
+
+    def orders(self, indices: Sequence[int]) -> Iterator[tuple[Sequence[int], Order]]:
+        """Batches of frames that are shown alike."""
+        for batch in batches(frame_info(self.description.dataset), indices):
+            start, request = 0, self.request(batch[0])
+            for place in range(1, len(batch) + 1):
+                following = self.request(batch[place]) if place < len(batch) else None
+                if following != request:
+                    yield batch[start:place], self.order(batch[start:place], request)
+                    start, request = place, following or request
+
+    def animation(self, indices: Sequence[int]) -> bytes:
+        """A GIF of as many frames as may be held; of a longer loop evenly spaced ones, in the same time."""
+        self.pool.must_not_block()
+        chosen = spaced(indices, self._held_at_once())
+        slower = len(indices) / len(chosen)
+        requests = [self.request(index) for index in chosen]
+        shown = [replace(one, milliseconds=one.milliseconds * slower) for one in requests]
+        ((picture, _),) = self.pool.run(self._order(work.animate_frames, chosen, shown))
+        return picture
+
+    def _held_at_once(self) -> int:
+        length = decoded_length(frame_info(self.description.dataset))
+        return max(1, min(ANIMATED_FRAMES, ANIMATED_BYTES // max(length, 1)))
+
+    def _order(self, task: Callable[..., Any], indices: Sequence[int], how: object) -> Order:
+        info = frame_info(self.description.dataset)
+        length = decoded_length(info)
+        frames = stored_frames(self.store, self.selection, self.row, indices, length)
+        return Order(task, frames, (stored_syntax(self.row), info, how), len(indices) * length)
 
     def _bulk(self, path: str) -> bytes:
         value = self.store.bulk_value(self.row.key, path)
-        if value is None:
+        if value is None or value.length > LARGEST_TABLE:
             return b""
-        return piece_bytes(self.selection, bulk_piece(self.selection, self.row, value))
+        return b"".join(piece_chunks(self.selection, bulk_piece(self.selection, self.row, value)))
 
 
-def renderer(
-    store: Store, selection: Selection, row: InstanceRow, pool: PixelPool, wishes: Wishes, media_type: str
-) -> Renderer:
+def spaced(indices: Sequence[int], most: int) -> list[int]:
+    """At most `most` of them, evenly."""
+    count = min(len(indices), most)
+    return [indices[place * len(indices) // count] for place in range(count)]
+
+
+def can_be_drawn(row: InstanceRow) -> bool:
+    return has_frames(row) and registry.decodable(stored_syntax(row))
+
+
+def check_drawable(row: InstanceRow) -> None:
+    """Raises NotAcceptable."""
     if not has_frames(row):
         raise NotAcceptable("this SOP instance has no pixels that could be rendered", ())
-    return Renderer(store, selection, row, pool, metadata_of(store, row), wishes, media_type)
+    if not can_be_drawn(row):
+        raise NotAcceptable(f"{lookup(stored_syntax(row)).name} cannot be decoded here", ())
 
 
-def has_frames(row: InstanceRow) -> bool:
-    return row.frame_kind not in (FrameKind.NONE, FrameKind.EMPTY) and row.number_of_frames > 0
+# What stands for many
 
 
-def representative(selection: Selection) -> tuple[InstanceRow, int]:
-    """The instance and frame index that stand for all: the middle one of those that have pixels."""
+def representative(store: Store, pool: PixelPool, selection: Selection) -> tuple[InstanceRow, int]:
+    """The instance and frame index that stand for all: the middle one of those that can be drawn."""
     middle = selection.count // 2
     chosen: InstanceRow | None = None
-    for number, row in enumerate(selection.rows()):
-        if has_frames(row):
+    for place, row in enumerate(selection.rows()):
+        if can_be_drawn(row):
             chosen = row
-            if number >= middle:
+            if place >= middle:
                 break
     if chosen is None:
         raise NotAcceptable("nothing here has pixels that could be rendered", ())
+    if chosen.sop_class_uid == WHOLE_SLIDE and selection.count > 1:
+        chosen = overview(store, pool, selection, chosen)
     return chosen, chosen.number_of_frames // 2
+
+
+def overview(store: Store, pool: PixelPool, selection: Selection, otherwise: InstanceRow) -> InstanceRow:
+    """Of a slide in several resolutions and with a photograph of its label: the picture that was made to be
+    its thumbnail, else the smallest whole (PS3.3 C.8.12.4.1.1)."""
+    slides = [row for row in selection.rows() if can_be_drawn(row) and row.sop_class_uid == WHOLE_SLIDE]
+    slides.sort(key=lambda row: row.number_of_frames)
+    kinds = [(slide_kind(describe(store, row, pool)), row) for row in slides[:SLIDES]]
+    for wanted in ("THUMBNAIL", "VOLUME", "OVERVIEW"):
+        for kind, row in kinds:
+            if kind == wanted:
+                return row
+    return otherwise
+
+
+def slide_kind(description: Description) -> str:
+    """The third value of Image Type."""
+    element = description.dataset.get("00080008", {})
+    found = element.get("Value", ()) if isinstance(element, dict) else ()
+    return str(found[2]).strip() if isinstance(found, list) and len(found) > 2 else ""
 
 
 def thumbnail_wishes(wishes: Wishes) -> Wishes:
@@ -102,15 +174,17 @@ def thumbnail_wishes(wishes: Wishes) -> Wishes:
     return Wishes(viewport=wishes.viewport or Viewport(THUMBNAIL_SIDE, THUMBNAIL_SIDE, enlarge=False))
 
 
-def encapsulated_pdf(store: Store, selection: Selection, row: InstanceRow) -> list[Piece]:
+# What is not drawn, but shown
+
+
+def encapsulated_pdf(store: Store, selection: Selection, row: InstanceRow, pool: PixelPool) -> list[Piece]:
     """The document of an Encapsulated PDF, without its padding byte."""
-    dataset = metadata_of(store, row)
     value = store.bulk_value(row.key, "00420011")
     if value is None:
-        inline = inline_binary(dataset, "00420011")
+        inline = inline_binary(describe(store, row, pool).dataset, "00420011")
         if not inline:
             raise NotFound("the encapsulated document is empty")
         return [Literal(inline)]
-    length = int(first(dataset, "00420015", value.length))
-    shortened = value if length >= value.length else type(value)(value.path, value.vr, value.offset, length)
+    length = whole(describe(store, row, pool).dataset, "00420015", value.length)
+    shortened = value if not 0 < length < value.length else replace(value, length=length)
     return [bulk_piece(selection, row, shortened)]

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import xxhash
 
+from streamsrv.dicom.window import Pread
 from streamsrv.errors import NotFound, SegmentGone, StoreError
 from streamsrv.store.leases import SegmentLease
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location
@@ -40,6 +41,7 @@ class Selection:
         self.count = 0
         self.syntaxes: set[str] = set()  # transfer syntaxes as stored
         self.digest = b""  # of all record ids in order: the same digest means the same stored bytes
+        self._inflated: tuple[bytes, Pread] | None = None
         self.lease = self._pin()
 
     def _pin(self) -> SegmentLease:
@@ -96,6 +98,13 @@ class Selection:
     def pread(self, row: InstanceRow, offset: int, length: int) -> bytes:
         """Bytes of one instance's Part 10 file."""
         return self.lease.pread(row.location.segment, row.location.offset + offset, length)
+
+    def inflated(self, row: InstanceRow, make: Callable[[], Pread]) -> Pread:
+        """The reader of a deflated dataset that was used last, or a new one. An answer is made by one thread
+        at a time."""
+        if self._inflated is None or self._inflated[0] != row.record_id:
+            self._inflated = row.record_id, make()
+        return self._inflated[1]
 
     def release(self) -> None:
         self.lease.release()

@@ -1,8 +1,13 @@
-"""How an instance wants to be shown, and how a client wants to see it: from DICOM JSON and query parameters
-to a PictureRequest (PS3.18 8.3.5, PS3.4 N.2).
+"""How an instance wants to be shown, and how a client wants to see it: from a Description and query
+parameters to a PictureRequest (PS3.18 8.3.5, PS3.4 N.2).
 
-The way of a grey value is modality LUT or rescale, VOI LUT or window, polarity; each may stand at the top of
-the dataset or in a functional group of the frame. A query's window wins over the dataset's.
+Rules of this file
+- The way of a grey value is modality LUT or rescale, VOI LUT or window, polarity; each may stand at the top
+  of the dataset or in a functional group of the frame. A query's window wins over the dataset's, and a
+  dataset's LUT over its windows, which only approximate it.
+- A query parameter that makes no sense is a 400 that names it. A dataset's value that makes none is as good
+  as absent.
+- MONOCHROME1 and a Presentation LUT Shape of INVERSE say the same (PS3.3 C.8.11.3): they never cancel out.
 """
 
 from __future__ import annotations
@@ -20,12 +25,26 @@ from framecodecs.pictures import PictureRequest, Viewport
 from framecodecs.rendering import Rendering
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.errors import BadRequest
-from streamsrv.retrieve.pixels import first, in_group, inline_binary, values
+from streamsrv.retrieve.pixels import (
+    OPTICAL_PATHS,
+    TRANSFORMATION_GROUP,
+    VOI_GROUP,
+    Description,
+    as_number,
+    inline_binary,
+    item,
+    number,
+    text,
+    values,
+    whole,
+)
 
 BulkReader = Callable[[str], bytes]  # path of a bulk value -> its bytes
 DEFAULT_QUALITY = 90
 FUNCTIONS = {"linear": "LINEAR", "linear-exact": "LINEAR_EXACT", "sigmoid": "SIGMOID"}
-_NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,2})?\Z")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15})(?:[eE][+-]?[0-9]{1,2})?\Z")
+_QUALITY = re.compile(r"0*([1-9][0-9]?|100)\Z")
+FARTHEST = 65_535  # Rows and Columns have 16 bits
 _PALETTE = (
     ("00281101", "00281201", "00281221"),
     ("00281102", "00281202", "00281222"),
@@ -35,26 +54,24 @@ _PALETTE = (
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """The query parameters of a rendered resource (PS3.18 8.3.5.1), checked."""
+    """The query parameters of a rendered resource (PS3.18 8.3.5.1), checked. Without an ICC profile wish the
+    picture has the profile that the instance has."""
 
     viewport: Viewport | None = None
     window: Window | None = None
     quality: int = DEFAULT_QUALITY
-    icc_profile: str = "yes"
+    icc_profile: str = ""
 
 
 def wishes_of(query: tuple[tuple[str, str], ...]) -> Wishes:
     """Raises BadRequest naming the parameter."""
     given = dict(query)
-    try:
-        return Wishes(
-            _viewport(given["viewport"]) if "viewport" in given else None,
-            _window(given["window"]) if "window" in given else None,
-            _quality(given.get("quality", str(DEFAULT_QUALITY))),
-            _icc_profile(given.get("iccprofile", "yes")),
-        )
-    except RenderingError as error:
-        raise BadRequest(f"the query cannot be drawn: {error.detail}") from error
+    return Wishes(
+        _viewport(given["viewport"]) if "viewport" in given else None,
+        _window(given["window"]) if "window" in given else None,
+        _quality(given["quality"]) if "quality" in given else DEFAULT_QUALITY,
+        _icc_profile(given["iccprofile"]) if "iccprofile" in given else "",
+    )
 
 
 def _number(text: str, name: str) -> float:
@@ -63,17 +80,30 @@ def _number(text: str, name: str) -> float:
     return float(text)
 
 
+def _pixels(text: str) -> int | None:
+    if not text.strip():
+        return None
+    found = _number(text, "viewport")
+    if abs(found) > FARTHEST:
+        raise BadRequest(f"the parameter viewport goes to {FARTHEST} pixels")
+    return round(found)
+
+
 def _viewport(text: str) -> Viewport:
     """vw,vh or vw,vh,sx,sy,sw,sh; the last four may be empty (8.3.5.1.3)."""
-    numbers = [None if not part.strip() else round(_number(part, "viewport")) for part in text.split(",")]
+    numbers = [_pixels(part) for part in text.split(",")]
     width, height, *region = numbers
     if len(numbers) not in (2, 6) or width is None or height is None:
         raise BadRequest("the parameter viewport is width,height or width,height,left,top,width,height")
-    if not any(part is not None for part in region):
-        return Viewport(width, height)
-    left, top, wide, high = region
-    # An empty size reaches to the edge: `fitted` cuts what lies beyond.
-    return Viewport(width, height, (left or 0, top or 0, wide or 65_535, high or 65_535))
+    try:
+        if all(part is None for part in region):
+            return Viewport(width, height)
+        left, top, wide, high = region
+        # An empty size reaches to the edge: `fitted` cuts what lies beyond.
+        sizes = (FARTHEST if wide is None else wide, FARTHEST if high is None else high)
+        return Viewport(width, height, (left or 0, top or 0, *sizes))
+    except RenderingError as error:
+        raise BadRequest(f"the parameter viewport cannot be drawn: {error.detail}") from error
 
 
 def _window(text: str) -> Window:
@@ -84,13 +114,17 @@ def _window(text: str) -> Window:
     name = parts[2].strip().lower() if len(parts) == 3 else "linear"
     if name not in FUNCTIONS:
         raise BadRequest(f"the parameter window knows the functions {', '.join(FUNCTIONS)}")
-    return Window(_number(parts[0], "window"), _number(parts[1], "window"), FUNCTIONS[name])
+    try:
+        return Window(_number(parts[0], "window"), _number(parts[1], "window"), FUNCTIONS[name])
+    except RenderingError as error:
+        raise BadRequest(f"the parameter window cannot be drawn: {error.detail}") from error
 
 
 def _quality(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 100:
+    found = _QUALITY.match(text.strip())
+    if found is None:
         raise BadRequest("the parameter quality is a whole number from 1 to 100")
-    return int(text)
+    return int(found[1])
 
 
 def _icc_profile(text: str) -> str:
@@ -100,81 +134,104 @@ def _icc_profile(text: str) -> str:
 
 
 def picture_request(
-    dataset: JsonDataset, frame_index: int, wishes: Wishes, media_type: str, bulk: BulkReader
+    description: Description, frame_index: int, wishes: Wishes, media_type: str, bulk: BulkReader
 ) -> PictureRequest:
-    profile = icc_profile_of(dataset, bulk) if wishes.icc_profile != "no" else None
+    dataset = description.dataset
+    profile = None if wishes.icc_profile == "no" else icc_profile_of(dataset, bulk)
+    # Who insists on a profile where there is none gets the one that the picture will be taken to have.
+    assumed = wishes.icc_profile == "yes" and profile is None
     return PictureRequest(
-        rendering=rendering_of(dataset, frame_index, wishes.window, bulk),
+        rendering=rendering_of(description, frame_index, wishes.window, bulk),
         viewport=wishes.viewport,
         media_type=media_type,
         quality=wishes.quality,
         icc_profile=profile,
-        convert_to_srgb=wishes.icc_profile == "srgb",
+        convert_to_srgb=wishes.icc_profile == "srgb" or assumed,
         milliseconds=milliseconds_of(dataset),
     )
 
 
 def rendering_of(
-    dataset: JsonDataset, frame_index: int, window: Window | None, bulk: BulkReader
+    description: Description, frame_index: int, window: Window | None, bulk: BulkReader
 ) -> Rendering:
-    transformation = in_group(dataset, frame_index, "00289145", ("00281052", "00281053"))
-    voi = in_group(dataset, frame_index, "00289132", ("00281050", "00281051"))
-    voi_lut = _lut(first(dataset, "00283010"), bulk, "00283010/0/") if window is None else None
+    dataset = description.dataset
+    transformation = description.in_group(frame_index, TRANSFORMATION_GROUP, ("00281052", "00281053"))
+    voi = description.in_group(frame_index, VOI_GROUP, ("00281050", "00281051"))
+    signed = whole(dataset, "00280103", 0) == 1
+    voi_lut = None if window else _lut(item(dataset, "00283010"), bulk, "00283010/0/", signed)
+    slope, intercept = number(transformation, "00281053"), number(transformation, "00281052")
     return Rendering(
-        slope=float(first(transformation, "00281053", 1.0)),
-        intercept=float(first(transformation, "00281052", 0.0)),
-        modality_lut=_lut(first(dataset, "00283000"), bulk, "00283000/0/"),
-        window=window or _stored_window(voi),
-        voi_lut=None if _stored_window(voi) else voi_lut,
+        slope=1.0 if slope is None else slope,
+        intercept=0.0 if intercept is None else intercept,
+        modality_lut=_lut(item(dataset, "00283000"), bulk, "00283000/0/", signed),
+        window=window or (None if voi_lut else _stored_window(voi)),
+        voi_lut=voi_lut,
         palette=_palette(dataset, bulk),
         padding=_padding(dataset),
-        inverse=str(first(dataset, "20500020", "")).strip() == "INVERSE",
+        inverse=text(dataset, "20500020") == "INVERSE" and text(dataset, "00280004") != "MONOCHROME1",
     )
 
 
 def _stored_window(dataset: Mapping[str, Any]) -> Window | None:
     """The first of the dataset's windows. One without sense is as good as none."""
-    function = str(first(dataset, "00281056", "LINEAR")).strip()
+    center, width = number(dataset, "00281050"), number(dataset, "00281051")
+    if center is None or width is None:
+        return None
+    function = text(dataset, "00281056") or "LINEAR"
     try:
-        return Window(float(first(dataset, "00281050")), float(first(dataset, "00281051")), function)
-    except (TypeError, ValueError, RenderingError):
+        return Window(center, width, function if function in FUNCTIONS.values() else "LINEAR")
+    except RenderingError:
         return None
 
 
-def _lut(item: Mapping[str, Any] | None, bulk: BulkReader, path: str) -> Lut | None:
-    """A LUT item: descriptor (entries, first value, bits) and data (PS3.3 C.11.1, C.11.2)."""
-    descriptor = values(item or {}, "00283002")
-    if not item or len(descriptor) != 3:
+def _numbers(dataset: Mapping[str, Any], tag: str) -> list[int]:
+    found = [as_number(value) for value in values(dataset, tag)]
+    return [int(value) for value in found if value is not None and abs(value) <= FARTHEST]
+
+
+def _lut(given: Mapping[str, Any], bulk: BulkReader, path: str, signed: bool) -> Lut | None:
+    """A LUT item: descriptor (entries, first value, bits) and data (PS3.3 C.11.1, C.11.2). A first value of
+    US for signed pixels is meant as SS."""
+    descriptor = _numbers(given, "00283002")
+    if len(descriptor) != 3:
         return None
-    words = values(item, "00283006") or np.frombuffer(_binary(item, "00283006", bulk, path), "<u2").tolist()
-    return (
-        Lut.of(int(descriptor[1]), [int(word) & 0xFFFF for word in words], int(descriptor[2]))
-        if words
-        else None
-    )
+    entries, first, bits = descriptor[0] or 65_536, descriptor[1], descriptor[2]
+    first -= 65_536 * (signed and first > 32_767)
+    words: Any = [word & 0xFFFF for word in _numbers(given, "00283006")]
+    if not words:
+        data = _binary(given, "00283006", bulk, path)
+        words = (
+            np.frombuffer(data, np.uint8 if len(data) == entries and bits <= 8 else "<u2", entries)
+            if (len(data) >= entries)
+            else ()
+        )
+    try:
+        return Lut.of(first, words, bits) if len(words) else None
+    except RenderingError:
+        return None
 
 
 def _palette(dataset: JsonDataset, bulk: BulkReader) -> Palette | None:
-    descriptor = values(dataset, "00281101")
+    descriptor = _numbers(dataset, "00281101")
     if len(descriptor) != 3:
         return None
     segmented = "00281221" in dataset
     tables = [_binary(dataset, row[2 if segmented else 1], bulk, "") for row in _PALETTE]
-    return palette_of([int(number) for number in descriptor], tables, segmented=segmented)
+    return palette_of(descriptor, tables, segmented=segmented)
 
 
 def _padding(dataset: JsonDataset) -> tuple[int, int] | None:
     """Pixel Padding Value and its range's other end (PS3.3 C.7.5.1.1.2)."""
-    one = first(dataset, "00280120")
-    if one is None:
+    if number(dataset, "00280120") is None:
         return None
-    other = first(dataset, "00280121", one)
-    return min(int(one), int(other)), max(int(one), int(other))
+    one = whole(dataset, "00280120", 0)
+    other = whole(dataset, "00280121", one)
+    return min(one, other), max(one, other)
 
 
 def icc_profile_of(dataset: JsonDataset, bulk: BulkReader) -> bytes | None:
     """Of the image, or of the first optical path of a whole slide image."""
-    for holder, path in ((dataset, ""), (first(dataset, "00480105", {}), "00480105/0/")):
+    for holder, path in ((dataset, ""), (item(dataset, OPTICAL_PATHS), f"{OPTICAL_PATHS}/0/")):
         if "00282000" in holder:
             return _binary(holder, "00282000", bulk, path) or None
     return None
@@ -182,10 +239,10 @@ def icc_profile_of(dataset: JsonDataset, bulk: BulkReader) -> bytes | None:
 
 def milliseconds_of(dataset: JsonDataset) -> float:
     """Between two frames of a loop: Frame Time, else Recommended Display or Cine Rate, else 25 a second."""
-    if first(dataset, "00181063"):
-        return float(first(dataset, "00181063"))
-    rate = first(dataset, "00082144") or first(dataset, "00180040") or 25
-    return 1000 / max(float(rate), 0.1)
+    frame_time = number(dataset, "00181063")
+    rate = number(dataset, "00082144") or number(dataset, "00180040") or 25
+    milliseconds = frame_time if frame_time and frame_time > 0 else 1000 / max(rate, 0.1)
+    return min(milliseconds, 60_000.0)
 
 
 def _binary(dataset: Mapping[str, Any], tag: str, bulk: BulkReader, path: str) -> bytes:

@@ -1,45 +1,43 @@
 """Stored frames into frames of another transfer syntax, in bounded memory, by the pixel pool.
 
 Strategy: frames are handed over in batches, because a hand-over costs as much for eight small frames as for
-one. While one batch is being sent the next is being made, so all cores work for one client and no more than
-two batches of it are ever held. A single frame is made before its answer begins, so that what cannot be
-decoded is a 406 and not a broken connection.
+one. While one batch is being sent the next ones are being made, so all cores work for one client and no more
+than a few batches of it are ever held. What comes first is made before its answer begins, so that what cannot
+be decoded is a 406 and not a broken connection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 from framecodecs import registry, work
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.options import EncodeOptions
 from framecodecs.wireform import Result
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, lookup
-from streamsrv.errors import StoreCorrupt
-from streamsrv.pixelpool import PixelPool
+from streamsrv.errors import NotAcceptable, StoreCorrupt, StoreError
+from streamsrv.pixelpool import Order, PixelPool
 from streamsrv.retrieve.payloads import frame_pieces
-from streamsrv.retrieve.pixels import frame_info, metadata_of
+from streamsrv.retrieve.pixels import describe, frame_info
 from streamsrv.retrieve.selection import Selection
 from streamsrv.store.rows import InstanceRow
 from streamsrv.store.store import Store
 from streamsrv.wire.answers import Literal, Piece, Stream
 
-PiecesSource = Callable[[], Iterator[list[Piece]]]
-
 # A batch: enough to spread the cost of a hand-over, little enough to begin sending soon.
-BATCH_FRAMES = 8
-BATCH_BYTES = 4 << 20
+BATCH_FRAMES = 32
+BATCH_BYTES = 2 << 20
 # Frames up to this size together are made before their answer begins.
 AT_ONCE = 4 << 20
-# The syntaxes that can be made: the encapsulated ones for which there is an encoder, and the uncompressed
-# one.
+# No honest codestream is so much longer than the pixels in it; a few hold a preview or a profile besides.
+LONGEST_STORED, BESIDES = 4, 16 << 20
+READ = 1 << 20  # of a segment at a time
+# What might be made: the uncompressed syntax, and the encapsulated ones.
 TARGETS = (
     EXPLICIT_VR_LITTLE_ENDIAN,
-    *(uid for uid, row in registry.SYNTAXES.items() if row.encapsulated and row.encode_libraries),
+    *(uid for uid, row in registry.SYNTAXES.items() if row.encapsulated),
 )
 
 
@@ -48,18 +46,38 @@ def stored_syntax(row: InstanceRow) -> str:
     return row.transfer_syntax if row.frame_kind is FrameKind.TABLE else EXPLICIT_VR_LITTLE_ENDIAN
 
 
-@lru_cache(maxsize=1024)  # which libraries are installed does not change while we run
+@lru_cache(maxsize=512)
 def targets(syntax: str, info: FrameInfo | None = None) -> tuple[str, ...]:
     """The transfer syntaxes into which frames of `syntax` can be made here; with `info` those that such
-    pixels fit."""
+    pixels fit. Floating-point pixels are never encapsulated (PS3.5 A.4)."""
+    if info is not None and info.floating:
+        return ()
     return tuple(uid for uid in TARGETS if uid != syntax and registry.transcodable(syntax, uid, info))
 
 
-def instance_targets(stored: str) -> tuple[str, ...]:
+def instance_targets(stored: str, info: FrameInfo | None = None) -> tuple[str, ...]:
     """The transfer syntaxes into which instances of `stored` can be made. A native one goes out as Explicit
     VR Little Endian at no cost."""
     native = not lookup(stored).encapsulated
-    return targets(EXPLICIT_VR_LITTLE_ENDIAN if native else stored) + (EXPLICIT_VR_LITTLE_ENDIAN,) * native
+    made = targets(EXPLICIT_VR_LITTLE_ENDIAN if native else stored, info)
+    return (EXPLICIT_VR_LITTLE_ENDIAN, *made) if native else made
+
+
+def has_frames(row: InstanceRow) -> bool:
+    return row.frame_kind not in (FrameKind.NONE, FrameKind.EMPTY) and row.number_of_frames > 0
+
+
+def decoded_length(info: FrameInfo) -> int:
+    """Of each frame when it is decoded: interleaved, every pixel with all its samples."""
+    if info.bits_allocated == 1:
+        return info.frame_length
+    return info.rows * info.columns * info.samples_per_pixel * info.bits_allocated // 8
+
+
+def batches(info: FrameInfo, indices: Sequence[int]) -> Iterator[Sequence[int]]:
+    size = max(1, min(BATCH_FRAMES, BATCH_BYTES // max(decoded_length(info), 1)))
+    for at in range(0, len(indices), size):
+        yield indices[at : at + size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,119 +90,98 @@ class Transcoder:
     pool: PixelPool
     info: FrameInfo
     target: str
-    options: EncodeOptions | None = None
 
     @property
     def decoded_length(self) -> int:
-        """Of each frame when it is decoded: interleaved, every pixel with all its samples."""
-        info = self.info
-        if info.bits_allocated == 1:
-            return info.frame_length
-        return info.rows * info.columns * info.samples_per_pixel * info.bits_allocated // 8
+        return decoded_length(self.info)
 
     @property
-    def length(self) -> int | None:
-        """Of each made frame, where that is known beforehand."""
-        return self.decoded_length if self.target == EXPLICIT_VR_LITTLE_ENDIAN else None
+    def native(self) -> bool:
+        return self.target == EXPLICIT_VR_LITTLE_ENDIAN
 
-    def one(self, index: int) -> Result:
-        """A single frame and what it is now. Blocking."""
-        key = (self.row.record_id, index, self.target, self.options)
-        kept = self.pool.cache.get(key)
-        if kept is not None:
-            return kept, None
-        (result,) = self.pool.results(self._order([index]))
-        self.pool.cache.put(key, result[0])
-        return result
+    def order(self, indices: Sequence[int]) -> Order:
+        frames = stored_frames(self.store, self.selection, self.row, indices, self.decoded_length)
+        syntax, pixels = stored_syntax(self.row), len(indices) * self.decoded_length
+        if self.native:
+            return Order(work.decode_frames, frames, (syntax, self.info), pixels)
+        return Order(work.transcode_frames, frames, (syntax, self.target, self.info), pixels)
 
-    def first(self) -> tuple[bytes, FrameInfo]:
-        """The first frame, and what all frames now are. Blocking."""
-        (result,) = self.pool.results(self._order([0]))
-        frame, info = result
-        return frame, info or self.info
+    def first_order(self) -> Order:
+        """The first batch of all frames."""
+        return self.order(next(batches(self.info, range(self.row.number_of_frames))))
 
-    def _order(self, indices: Sequence[int]) -> Future[list[Result]]:
-        frames = list(stored_frames(self.store, self.selection, self.row, indices))
-        syntax = stored_syntax(self.row)
-        if self.target == EXPLICIT_VR_LITTLE_ENDIAN:
-            return self.pool.submit(work.decode_frames, frames, syntax, self.info)
-        return self.pool.submit(work.transcode_frames, frames, syntax, self.target, self.info, self.options)
+    def made(self, results: Sequence[Result]) -> list[bytes]:
+        """The frames among results, held to their length."""
+        frames = [frame for frame, _ in results]
+        if self.native and any(len(frame) != self.decoded_length for frame in frames):
+            raise StoreError("a decoded frame has not the length that its attributes give it")
+        return frames
 
-    def batches(self, indices: Sequence[int]) -> Iterator[Sequence[int]]:
-        size = max(1, min(BATCH_FRAMES, BATCH_BYTES // max(self.decoded_length, 1)))
-        for at in range(0, len(indices), size):
-            yield indices[at : at + size]
-
-    def all(self, indices: Sequence[int]) -> Iterator[bytes]:
-        """The frames in order, a batch ahead. Blocking; closing the iterator cancels what is under way."""
-        ahead: Future[list[Result]] | None = None
-        try:
-            for batch in self.batches(indices):
-                order, ahead = ahead, self._order(batch)
-                if order is not None:
-                    yield from (frame for frame, _ in self.pool.results(order))
-            if ahead is not None:
-                yield from (frame for frame, _ in self.pool.results(ahead))
-        finally:
-            if ahead is not None and not ahead.done():
-                self.pool.cancel(ahead)
+    def batches(self, indices: Sequence[int], done: Sequence[bytes] = ()) -> Iterator[list[bytes]]:
+        """The frames in order, batch by batch, the first of them `done` already. Blocking; closing the
+        iterator cancels what is under way."""
+        if done:
+            yield list(done)
+        rest = batches(self.info, indices[len(done) :])
+        orders = ((None, self.order(batch)) for batch in rest)
+        for _, future in self.pool.in_turn(orders):
+            if future is not None:
+                yield self.made(self.pool.results(future))
 
 
 def transcoder(
     store: Store, selection: Selection, row: InstanceRow, pool: PixelPool, target: str
 ) -> Transcoder:
-    info = frame_info(metadata_of(store, row))
-    return Transcoder(store, selection, row, pool, info, target)
+    return Transcoder(store, selection, row, pool, frame_info(describe(store, row, pool).dataset), target)
+
+
+def check_fits(made: Transcoder) -> None:
+    """Raises NotAcceptable if such pixels have no place in the target."""
+    if made.target not in targets(stored_syntax(made.row), made.info):
+        raise NotAcceptable(f"these pixels cannot be sent as {lookup(made.target).name}", ())
+
+
+def frame_key(row: InstanceRow, index: int, target: str) -> tuple[bytes, int, str]:
+    """Of a made frame in the pool's cache."""
+    return row.record_id, index, target
+
+
+def one_frame(made: Transcoder, index: int) -> bytes:
+    """A single frame, made or remembered. Blocking."""
+    key = frame_key(made.row, index, made.target)
+    frame = made.pool.cache.get(key)
+    if frame is None:
+        made.pool.must_not_block()
+        (frame,) = made.made(made.pool.run(made.order([index])))
+        made.pool.cache.put(key, frame)
+    return frame
+
+
+# Stored bytes
 
 
 def stored_frames(
-    store: Store, selection: Selection, row: InstanceRow, indices: Sequence[int]
-) -> Iterator[bytes]:
+    store: Store, selection: Selection, row: InstanceRow, indices: Sequence[int], decoded: int
+) -> list[bytes]:
+    """`decoded` is the length of each frame when it is decoded."""
+    frames = []
     for pieces in frame_pieces(store, selection, row, indices):
-        yield b"".join(piece_bytes(selection, piece) for piece in pieces)
+        if sum(piece.length or 0 for piece in pieces) > LONGEST_STORED * decoded + BESIDES:
+            raise NotAcceptable("a compressed frame is longer than any encoder makes it", ())
+        frames.append(b"".join(chunk for piece in pieces for chunk in piece_chunks(selection, piece)))
+    return frames
 
 
-def piece_bytes(selection: Selection, piece: Piece) -> bytes:
-    """The bytes of a piece of one frame."""
+def piece_chunks(selection: Selection, piece: Piece) -> Iterator[bytes]:
+    """The bytes of a piece, for what is not sent by the kernel."""
     if isinstance(piece, Literal):
-        return piece.payload
-    if isinstance(piece, Stream):
-        return b"".join(piece.chunks(0, piece.length))
-    payload = selection.lease.pread(piece.segment, piece.offset, piece.length)
-    if len(payload) != piece.length:
-        raise StoreCorrupt(f"segment {piece.segment} ends before a frame that the index knows")
-    return payload
-
-
-class Made:
-    """The made frames, pulled one after another by the pieces of one walk over a plan. A piece may be
-    skipped."""
-
-    def __init__(self, transcoder: Transcoder, indices: Sequence[int]) -> None:
-        self._transcoder = transcoder
-        self._indices = indices
-        self._next = -1
-        self._frames: Iterator[bytes] = iter(())
-
-    def pieces(self) -> Iterator[list[Piece]]:
-        """For each frame its piece."""
-        for position in range(len(self._indices)):
-            yield [Stream(partial(self._chunks, position), self._transcoder.length)]
-
-    def _chunks(self, position: int, start: int, stop: int | None) -> Iterator[bytes]:
-        if position != self._next:
-            self._next, self._frames = position, self._transcoder.all(self._indices[position:])
-        self._next += 1
-        yield next(self._frames)[start:stop]
-
-
-def made_frames(transcoder: Transcoder, indices: Sequence[int]) -> PiecesSource:
-    """The frames as pieces, anew at each call. A few are made at once: their length is known then, and what
-    cannot be decoded is told before the answer begins."""
-    if len(indices) == 1:
-        frame, _ = transcoder.one(indices[0])
-        return lambda: iter([[Literal(frame)]])
-    if len(indices) * transcoder.decoded_length <= AT_ONCE:
-        kept: list[list[Piece]] = [[Literal(frame)] for frame in transcoder.all(indices)]
-        return lambda: iter(kept)
-    return lambda: Made(transcoder, indices).pieces()
+        yield piece.payload
+    elif isinstance(piece, Stream):
+        yield from piece.chunks(0, piece.length)
+    else:
+        for at in range(0, piece.length, READ):
+            size = min(READ, piece.length - at)
+            chunk = selection.lease.pread(piece.segment, piece.offset + at, size)
+            if len(chunk) != size:
+                raise StoreCorrupt(f"segment {piece.segment} ends before a value that the index knows")
+            yield chunk

@@ -1,7 +1,8 @@
 """Who answers which kind of target resource.
 
-INLINE holds those whose look-up is a few microseconds of index and no more: a turn through a thread costs
-about 100. All else, whatever walks a series or a study or searches, is answered in a thread.
+`is_inline` names those whose look-up is a few microseconds of index and no more: a turn through a thread
+costs about 100. What of them has to be made after all says WouldBlock, and goes to a thread. All else,
+whatever walks a series or a study or searches, is answered in a thread.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from streamsrv.store_response import StoreResult
 from streamsrv.web.stow import Receiver
 from streamsrv.wire.answers import Answer, Request
 from streamsrv.wire.resources import Kind, Level, Target
+
+INLINE = frozenset((Kind.INSTANCES, Kind.FRAMES, Kind.RENDERED, Kind.THUMBNAIL))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +33,7 @@ class Actions:
 
 
 def is_inline(method: str, target: Target) -> bool:
-    return (
-        method in ("GET", "HEAD")
-        and target.level is Level.INSTANCE
-        and target.kind in (Kind.INSTANCES, Kind.FRAMES)
-    )
+    return method in ("GET", "HEAD") and target.level is Level.INSTANCE and target.kind in INLINE
 
 
 def compute(actions: Actions, request: Request, target: Target) -> Answer:

@@ -111,9 +111,9 @@ def test_nonsense_is_refused(make):
 def test_animations_have_all_frames():
     frames = [noise(GREY_8, seed) for seed in range(5)]
     request = PictureRequest(media_type="image/gif", viewport=Viewport(40, 32), milliseconds=100)
-    image = opened(pictures.animated(frames, LITTLE, GREY_8, request))
+    image = opened(pictures.animated(frames, LITTLE, GREY_8, [request] * len(frames)))
     assert (image.n_frames, image.info["duration"], image.size) == (5, 100, (40, 32))
-    assert opened(pictures.animated(frames[:1], LITTLE, GREY_8, request)).n_frames == 1
+    assert opened(pictures.animated(frames[:1], LITTLE, GREY_8, [request])).n_frames == 1
 
 
 @pytest.mark.parametrize("uid", [J2K, RPCL])

@@ -76,8 +76,8 @@ def test_pictures_are_made(pool):
     frames = [picture_like(GREY_12, seed) for seed in range(2)]
     results = pool.submit(work.render_frames, frames, LITTLE, GREY_12, request).result(30)
     assert [frame[:3] for frame, _ in results] == [b"\xff\xd8\xff"] * 2
-    request = PictureRequest(media_type="image/gif")
-    ((gif, _),) = pool.submit(work.animate_frames, frames, LITTLE, GREY_12, request).result(30)
+    requests = [PictureRequest(media_type="image/gif")] * len(frames)
+    ((gif, _),) = pool.submit(work.animate_frames, frames, LITTLE, GREY_12, requests).result(30)
     assert gif[:6] == b"GIF89a"
 
 

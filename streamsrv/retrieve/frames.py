@@ -1,0 +1,171 @@
+"""Answers to requests for frames (PS3.18 10.4.1.1.2): as stored, or made in another transfer syntax.
+
+The representation is chosen by `wire.accept`; the pixels are looked at only if nothing stored will do. Where
+a frame cannot be made after all, and as stored it is acceptable too, it goes out so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Iterator, Sequence
+
+from streamsrv.dicom.instance import FrameKind
+from streamsrv.dicom.syntaxes import lookup
+from streamsrv.errors import NotAcceptable, NotFound
+from streamsrv.retrieve import payloads, transcoding
+from streamsrv.retrieve.answering import Retrieval
+from streamsrv.retrieve.parts import Part
+from streamsrv.retrieve.pixels import describe, frame_info
+from streamsrv.retrieve.transcoding import AT_ONCE, Transcoder
+from streamsrv.store.rows import InstanceRow
+from streamsrv.wire import accept
+from streamsrv.wire.accept import Offer
+from streamsrv.wire.answers import Answer, Literal, Piece
+from streamsrv.wire.multipart import closing, part_head
+from streamsrv.wire.resources import frame_url
+
+
+def frames(retrieval: Retrieval) -> Answer:
+    row = next(retrieval.selection.rows())
+    if row.frame_kind is FrameKind.NONE:
+        raise NotFound("this SOP instance has no pixel data")
+    numbers = retrieval.target.frames or range(1, row.number_of_frames + 1)
+    check_frames(row, numbers)
+    return frames_answer(retrieval, row, numbers)
+
+
+def check_frames(row: InstanceRow, numbers: Sequence[int]) -> None:
+    last = max(numbers, default=0)
+    if last > row.number_of_frames:
+        raise NotFound(f"frame {last} is not there: the instance has {row.number_of_frames} frames")
+
+
+def frames_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]) -> Answer:
+    stored = transcoding.stored_syntax(row)
+    offer = chosen(retrieval, row, numbers)
+    if offer.syntax == stored:
+        return stored_answer(retrieval, row, numbers, offer)
+    try:
+        return made_answer(retrieval, row, numbers, offer)
+    except NotAcceptable as error:
+        try:
+            kept = choose(retrieval, row, numbers, ())
+        except NotAcceptable as refusal:
+            raise NotAcceptable(error.detail, refusal.acceptable) from error
+        return stored_answer(retrieval, row, numbers, kept)
+
+
+def chosen(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]) -> Offer:
+    stored = transcoding.stored_syntax(row)
+    try:
+        offer = choose(retrieval, row, numbers, transcoding.targets(stored))
+        if offer.syntax == stored:
+            return offer
+    except NotAcceptable:
+        pass  # told again below, with what these pixels fit
+    try:
+        info = frame_info(describe(retrieval.store, row, retrieval.pool).dataset)
+        possible = transcoding.targets(stored, info)
+    except NotAcceptable:
+        possible = ()
+    return choose(retrieval, row, numbers, possible)
+
+
+def choose(
+    retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int], possible: Collection[str]
+) -> Offer:
+    stored = transcoding.stored_syntax(row)
+    return accept.choose_frames(
+        retrieval.ranges(),
+        stored,
+        lookup(stored).media_type,
+        transcodable=possible,
+        single=len(numbers) == 1,
+        keep=True,
+    )
+
+
+def stored_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int], offer: Offer) -> Answer:
+    indices = [number - 1 for number in numbers]
+
+    def pieces() -> Iterator[list[Piece]]:
+        return payloads.frame_pieces(retrieval.store, retrieval.selection, row, indices)
+
+    if not offer.multipart:
+        return retrieval.single_part(offer.content_type, next(pieces()))
+
+    def parts() -> Iterator[Part]:
+        for number, made in zip(numbers, pieces(), strict=True):
+            yield frame_part(retrieval, row, number, offer, made)
+
+    return retrieval.multipart(representation(offer, numbers), parts, len(numbers))
+
+
+def frame_part(
+    retrieval: Retrieval, row: InstanceRow, number: int, offer: Offer, pieces: Sequence[Piece]
+) -> Part:
+    location = frame_url(retrieval.request.base_url, *row.key, number)
+    return Part(offer.content_type, location, pieces)
+
+
+def representation(offer: Offer, numbers: Sequence[int]) -> tuple[str, ...]:
+    return offer.media_type, offer.syntax, ",".join(map(str, numbers))
+
+
+# Made frames
+
+
+def made_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int], offer: Offer) -> Answer:
+    made = transcoding.transcoder(retrieval.store, retrieval.selection, row, retrieval.pool, offer.syntax)
+    if len(numbers) == 1 and not offer.multipart:
+        return retrieval.single_part(offer.content_type, one_piece(made, numbers[0]))
+    if len(numbers) * made.decoded_length > AT_ONCE and len(numbers) > 1:
+        retrieval.pool.must_not_block()
+        return retrieval.made_multipart(
+            representation(offer, numbers),
+            lambda boundary: made_body(retrieval, made, numbers, offer, boundary),
+        )
+
+    def parts() -> Iterator[Part]:
+        for number, frame in zip(numbers, at_once(made, numbers), strict=True):
+            yield frame_part(retrieval, row, number, offer, [Literal(frame)])
+
+    # They are few and short, so that their plan is kept and made once.
+    return retrieval.multipart(representation(offer, numbers), parts, 1)
+
+
+def one_piece(made: Transcoder, number: int) -> Iterator[Piece]:
+    yield Literal(transcoding.one_frame(made, number - 1))
+
+
+def at_once(made: Transcoder, numbers: Sequence[int]) -> list[bytes]:
+    if len(numbers) == 1:
+        return [transcoding.one_frame(made, numbers[0] - 1)]
+    made.pool.must_not_block()
+    return [frame for batch in made.batches([number - 1 for number in numbers]) for frame in batch]
+
+
+def made_body(
+    retrieval: Retrieval, made: Transcoder, numbers: Sequence[int], offer: Offer, boundary: bytes
+) -> Generator[bytes, None, None]:
+    batches = made.batches([number - 1 for number in numbers])
+    yield from part_texts(retrieval, made.row, numbers, offer, batches, boundary)
+    yield closing(boundary)
+
+
+def part_texts(
+    retrieval: Retrieval,
+    row: InstanceRow,
+    numbers: Sequence[int],
+    offer: Offer,
+    batches: Iterator[list[bytes]],
+    boundary: bytes,
+) -> Iterator[bytes]:
+    """A part a frame, a batch a chunk."""
+    waiting = iter(numbers)
+    for batch in batches:
+        text: list[bytes] = []
+        for frame, number in zip(batch, waiting, strict=False):
+            location = frame_url(retrieval.request.base_url, *row.key, number)
+            head = {"Content-Type": offer.content_type, "Content-Location": location}
+            text += (part_head(boundary, head), frame)
+        yield b"".join(text)

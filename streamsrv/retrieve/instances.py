@@ -1,0 +1,221 @@
+"""Answers to requests for Part 10 instances (PS3.18 10.4.1.1.1): as stored, or in another transfer syntax.
+
+Rules of the choice
+- What was not asked for by name goes out as stored where its pixels cannot be made otherwise, labelled so.
+- Of several instances those that cannot be had in the named syntax go out as stored, labelled so: a gap would
+  go unseen. Only if that is true of all of them it is a 406.
+- An instance without pixels goes out as Explicit VR Little Endian, whatever syntax was named.
+- What fits is told by representatives: one for each kind of pixels among the instances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+from streamsrv.dicom.instance import FrameKind
+from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, lookup
+from streamsrv.errors import NotAcceptable
+from streamsrv.pixelpool import Order
+from streamsrv.retrieve import datasets, payloads, transcoding
+from streamsrv.retrieve.answering import Retrieval
+from streamsrv.retrieve.parts import Part
+from streamsrv.retrieve.pixels import describe, frame_info
+from streamsrv.retrieve.transcoding import Transcoder, has_frames, piece_chunks
+from streamsrv.store.rows import InstanceRow
+from streamsrv.wire import accept
+from streamsrv.wire.accept import INSTANCE_SENT_AS, InstancesChoice
+from streamsrv.wire.answers import Answer, Piece
+from streamsrv.wire.mediatypes import DICOM
+from streamsrv.wire.multipart import closing, part_head
+from streamsrv.wire.resources import Level, instance_url
+
+# Kinds of pixels in one answer that are looked at; real studies have a few.
+REPRESENTATIVES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """An instance on its way out: as stored, or by `made`, unless something is in the way."""
+
+    row: InstanceRow
+    syntax: str
+    made: Transcoder | None = None
+    obstacle: NotAcceptable | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    row: InstanceRow
+    syntax: str
+    pieces: Sequence[Piece]
+
+    @property
+    def label(self) -> str:
+        return f"{DICOM}; transfer-syntax={self.syntax}"
+
+    def part(self, base_url: str) -> Part:
+        return Part(self.label, instance_url(base_url, *self.row.key), self.pieces)
+
+
+def instances(retrieval: Retrieval) -> Answer:
+    choice, base_url = chosen(retrieval), retrieval.request.base_url
+    representation = (DICOM, ",".join(sorted(f"{stored}>{sent}" for stored, sent in choice.syntaxes.items())))
+    makes = any(is_made(*pair) for pair in choice.syntaxes.items())
+    if retrieval.target.level is Level.INSTANCE:
+        (one,) = sent(retrieval, choice)
+        if not choice.multipart:
+            return retrieval.single_part(one.label, one.pieces)
+        return retrieval.multipart((*representation, one.syntax), lambda: [one.part(base_url)], 1)
+    if makes:
+        return retrieval.made_multipart(representation, lambda boundary: body(retrieval, choice, boundary))
+
+    def parts() -> Iterator[Part]:
+        return (one.part(base_url) for one in sent(retrieval, choice))
+
+    return retrieval.multipart(representation, parts, retrieval.selection.count)
+
+
+def body(retrieval: Retrieval, choice: InstancesChoice, boundary: bytes) -> Generator[bytes, None, None]:
+    """All parts, the first frames of the next instances under way."""
+    for one in sent(retrieval, choice):
+        part = one.part(retrieval.request.base_url)
+        yield part_head(boundary, {"Content-Type": part.media_type, "Content-Location": part.location})
+        for piece in part.pieces:
+            yield from piece_chunks(retrieval.selection, piece)
+    yield closing(boundary)
+
+
+def sent(retrieval: Retrieval, choice: InstancesChoice) -> Iterator[Sent]:
+    if not any(is_made(*pair) for pair in choice.syntaxes.items()):
+        for row in retrieval.selection.rows():
+            yield as_chosen(retrieval, row, choice.syntaxes[row.transfer_syntax])
+        return
+    pool = retrieval.pool
+    pool.must_not_block()
+    for task, order in pool.in_turn(tasks(retrieval, choice)):
+        if task.made is None or order is None:
+            yield otherwise(retrieval, task)
+            continue
+        try:
+            results = pool.results(order)
+            begun = datasets.Begun(task.made, task.made.made(results), results[0][1] or task.made.info)
+            yield Sent(task.row, task.syntax, datasets.instance_pieces(begun))
+        except NotAcceptable as error:
+            yield as_stored(retrieval, task.row, error)
+
+
+def tasks(retrieval: Retrieval, choice: InstancesChoice) -> Iterator[tuple[Task, Order | None]]:
+    for row in retrieval.selection.rows():
+        syntax = choice.syntaxes[row.transfer_syntax]
+        if not is_made(row.transfer_syntax, syntax) or not has_frames(row):
+            yield Task(row, syntax), None
+            continue
+        try:
+            made = transcoding.transcoder(retrieval.store, retrieval.selection, row, retrieval.pool, syntax)
+            transcoding.check_fits(made)
+            yield Task(row, syntax, made), made.first_order()
+        except NotAcceptable as error:
+            yield Task(row, syntax, obstacle=error), None
+
+
+def otherwise(retrieval: Retrieval, task: Task) -> Sent:
+    """What has no frames to be made, or none that can be."""
+    row = task.row
+    if task.obstacle is not None:
+        return as_stored(retrieval, row, task.obstacle)
+    if not is_made(row.transfer_syntax, task.syntax):
+        return as_chosen(retrieval, row, task.syntax)
+    if row.frame_kind is not FrameKind.NONE and lookup(row.transfer_syntax).encapsulated:
+        return as_chosen(retrieval, row, row.transfer_syntax)  # fragments of which no frame can be made
+    return as_chosen(retrieval, row, EXPLICIT_VR_LITTLE_ENDIAN)
+
+
+def as_chosen(retrieval: Retrieval, row: InstanceRow, syntax: str) -> Sent:
+    return Sent(row, syntax, payloads.instance_pieces(retrieval.selection, row, syntax))
+
+
+def as_stored(retrieval: Retrieval, row: InstanceRow, error: NotAcceptable) -> Sent:
+    """Instead of what could not be made; of a single instance only if that is acceptable too."""
+    if retrieval.target.level is Level.INSTANCE:
+        try:
+            accept.choose_instances(retrieval.ranges(), [row.transfer_syntax], single=True, keep=True)
+        except NotAcceptable as refusal:
+            raise NotAcceptable(error.detail, refusal.acceptable) from error
+    return as_chosen(retrieval, row, sent_as(row.transfer_syntax))
+
+
+def sent_as(stored: str) -> str:
+    """The syntax in which an instance goes out that nothing is made of."""
+    return INSTANCE_SENT_AS.get(stored, stored)
+
+
+def is_made(stored: str, syntax: str) -> bool:
+    """Whether that costs more than a new header."""
+    native = not lookup(stored).encapsulated
+    return syntax != stored and not (native and syntax == EXPLICIT_VR_LITTLE_ENDIAN)
+
+
+# The choice
+
+
+def chosen(retrieval: Retrieval) -> InstancesChoice:
+    """For each stored syntax the one in which its instances go out. The pixels are looked at only if some
+    have to be made."""
+    ranges, syntaxes = retrieval.ranges(), sorted(retrieval.selection.syntaxes)
+    single = retrieval.target.level is Level.INSTANCE
+    possible: dict[str, Collection[str]] = {uid: transcoding.instance_targets(uid) for uid in syntaxes}
+    try:
+        choice = accept.choose_instances(ranges, syntaxes, transcodable=possible, single=single, keep=True)
+        if not any(is_made(*pair) for pair in choice.syntaxes.items()):
+            return choice
+    except NotAcceptable:
+        if single and has_frames(next(retrieval.selection.rows())):
+            raise
+    return _fitting(retrieval, ranges, syntaxes, single)
+
+
+def _fitting(
+    retrieval: Retrieval, ranges: Sequence[accept.AcceptableRange], syntaxes: Sequence[str], single: bool
+) -> InstancesChoice:
+    multipart, sent, refusals = True, dict[str, str](), list[NotAcceptable]()
+    for stored, possible in possible_targets(retrieval, syntaxes).items():
+        try:
+            choice = accept.choose_instances(
+                ranges, [stored], transcodable={stored: possible}, single=single, keep=True
+            )
+            multipart, sent[stored] = choice.multipart, choice.syntaxes[stored]
+        except NotAcceptable as refusal:
+            refusals.append(refusal)
+            sent[stored] = sent_as(stored)
+    if len(refusals) == len(sent):
+        raise refusals[0]
+    return InstancesChoice(multipart, sent)
+
+
+def possible_targets(retrieval: Retrieval, syntaxes: Sequence[str]) -> dict[str, Collection[str]]:
+    """For each stored syntax what some of its instances can be made into."""
+    kinds: dict[tuple[object, ...], InstanceRow] = {}
+    for row in retrieval.selection.rows():
+        pixels = has_frames(row), row.bits_allocated, row.samples_per_pixel
+        kind = (row.transfer_syntax, row.key.series, *pixels)
+        kinds.setdefault(kind, row)
+        if len(kinds) >= REPRESENTATIVES:
+            break
+    possible: dict[str, dict[str, None]] = {uid: {} for uid in syntaxes}
+    for row in kinds.values():
+        possible[row.transfer_syntax] |= dict.fromkeys(_targets_of(retrieval, row))
+    return {uid: tuple(found) for uid, found in possible.items()}
+
+
+def _targets_of(retrieval: Retrieval, row: InstanceRow) -> Sequence[str]:
+    if not has_frames(row):
+        return transcoding.TARGETS
+    try:
+        info = frame_info(describe(retrieval.store, row, retrieval.pool).dataset)
+    except NotAcceptable:
+        info = None
+    native = not lookup(row.transfer_syntax).encapsulated
+    if info is None:
+        return (EXPLICIT_VR_LITTLE_ENDIAN,) if native else ()
+    return transcoding.instance_targets(row.transfer_syntax, info)
