@@ -56,17 +56,17 @@ def evaluate(request: Request, answer: Answer, etag: str) -> Answer:
     if answer.status != 200:
         return answer
     headers = [*answer.headers, ("ETag", etag)]
-    if not_modified(request, etag):
+    if "if-none-match" in request.headers and not_modified(request, etag):
         kept = [(name, value) for name, value in headers if name.lower() in _KEPT_IN_304]
         return replace(answer, status=304, headers=kept, plan=(), length=0)
     if answer.length is not None:
         headers.append(("Accept-Ranges", "bytes"))
-    whole = replace(answer, headers=headers)
     if request.method == "HEAD":
-        return replace(whole, plan=())
-    asked = _range_of(request, etag)
+        return replace(answer, headers=headers, plan=())
+    asked = _range_of(request, etag) if "range" in request.headers else None
     if asked is None or answer.length is None:
-        return whole
+        answer.headers = headers
+        return answer
     start, stop = asked.within(answer.length)
     if start >= stop:
         if answer.release:

@@ -15,11 +15,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from streamsrv.wire.mediatypes import MULTIPART, media_type_text, parse_media_type, split_list
 
 ANY = "*/*"
+# Clients have few headers and send them again and again; a longer one is read each time.
+LONGEST_REMEMBERED = 512
 # Names of earlier editions of PS3.18 that clients still use.
 _ALIASES = {
     "image/dicom+jpeg": "image/jpeg",
@@ -65,11 +68,19 @@ def parse_accept(header: str | None, query: Sequence[str] = ()) -> list[Acceptab
     """`query` are the decoded values of the `accept` query parameter. In the order of the client, those of
     the query first.
     """
+    if not query and header is not None and len(header) <= LONGEST_REMEMBERED:
+        return list(_remembered(header))
     # A plus sign that was not encoded arrives as a blank: `accept=application/dicom+json`.
     mended = (re.sub(r"(?<=[a-z]) (?=[a-z])", "+", value) for value in query)
     asked = [(text, True) for value in mended for text in split_list(value)]
     asked += [(text, False) for text in split_list(header or "")]
     return [found for text, from_query in asked if (found := _range_of(text, from_query))]
+
+
+@lru_cache(maxsize=256)
+def _remembered(header: str) -> tuple[AcceptableRange, ...]:
+    found = (_range_of(text, False) for text in split_list(header))
+    return tuple(each for each in found if each)
 
 
 def _range_of(text: str, from_query: bool) -> AcceptableRange | None:
