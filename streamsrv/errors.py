@@ -1,7 +1,7 @@
 """Every error that streamsrv raises on purpose.
 
     StreamsrvError
-    |-- WouldBlock                   never sent: what was to be computed in the loop has to wait, so it goes to a thread
+    |-- WouldBlock                   never sent: what was to be computed in the loop goes to a thread
     |-- RequestError                 the request as a whole is refused: 4xx, `status` says which
     |   |-- BadRequest               400  malformed UID, parameter or body
     |   |   `-- MultipartError       400  malformed multipart body
@@ -15,7 +15,7 @@
     |   |-- UnsupportedMediaType     415  `supported` lists what would do
     |   |-- RangeNotSatisfiable      416
     |   `-- HeadersTooLarge          431
-    |-- InstanceError                one SOP instance is refused, the request goes on: `failure_reason` (0008,1197)
+    |-- InstanceError                one SOP instance is refused, the request goes on: `failure_reason`
     |   |-- NotDicom                 43264 (A900) not a Part 10 file, unreadable, a UID missing or malformed
     |   |-- StudyMismatch            43265 (A901) the study differs from the one in the target URI
     |   |-- AlreadyStored            45070 (B00E) the triple study, series, SOP instance UID is there already
@@ -28,7 +28,8 @@
             |-- StoreCorrupt              bytes on disk are not what was written
             `-- SegmentGone               a segment was unlinked by compaction: look up again
 
-`detail` is a sentence for the user: what is wrong and where (tag, byte offset). It never holds a value of a patient's attribute.
+`detail` is a sentence for the user: what is wrong and where (tag, byte offset). It never holds a value of a
+patient's attribute.
 """
 
 from __future__ import annotations
@@ -137,7 +138,8 @@ class HeadersTooLarge(RequestError):
 
 
 class InstanceError(StreamsrvError):
-    """One instance is refused. `offset` counts bytes from the start of its Part 10 file, `tag` is eight hex digits."""
+    """One instance is refused. `offset` counts bytes from the start of its Part 10 file, `tag` is eight hex
+    digits; `failure_reason` is for (0008,1197)."""
 
     status = 409
     title = "Conflict"

@@ -1,7 +1,8 @@
 """An answer is a value: status, headers and a plan of where the bytes of its payload lie.
 
-A plan is a sequence of pieces. Its length is the sum of theirs and is known before the first byte is sent, unless a Stream without
-a length is among them. Nothing here opens a file: a Span names bytes of a segment, whoever writes the answer finds them.
+A plan is a sequence of pieces. Its length is the sum of theirs and is known before the first byte is sent,
+unless a Stream without a length is among them. Nothing here opens a file: a Span names bytes of a segment,
+whoever writes the answer finds them.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Bytes made while they are sent, in bounded memory. `chunks(start, stop)` yields exactly the bytes [start, stop) of the piece, and
-    blocks: it is called in a thread, a chunk at a time. `length` is None where only the end tells; `stop` is then None too."""
+    """Bytes made while they are sent, in bounded memory. `chunks(start, stop)` yields exactly the bytes
+    [start, stop) of the piece, and blocks: it is called in a thread, a chunk at a time. `length` is None
+    where only the end tells; `stop` is then None too."""
 
     chunks: Callable[[int, int | None], Iterator[bytes]]
     length: int | None
@@ -45,8 +47,9 @@ Piece: TypeAlias = Literal | Span | Stream
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What an answer is made from. `path` is percent-encoded as sent, `query` the decoded pairs in their order; header names are lower
-    case; `base_url` is the absolute URL of the service with its version and without a trailing slash ("http://h:1/v2")."""
+    """What an answer is made from. `path` is percent-encoded as sent, `query` the decoded pairs in their
+    order; header names are lower case; `base_url` is the absolute URL of the service with its version and
+    without a trailing slash ("http://h:1/v2")."""
 
     method: str
     path: str
@@ -59,7 +62,8 @@ class Request:
 
 @dataclass(slots=True)
 class Answer:
-    """`headers` in the order in which they go out; Content-Length is not among them: the writer derives it from the plan."""
+    """`headers` in the order in which they go out; Content-Length is not among them: the writer derives it
+    from the plan."""
 
     status: int
     headers: list[tuple[str, str]] = field(default_factory=list)
