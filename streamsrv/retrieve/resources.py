@@ -9,6 +9,7 @@ Rules of this file
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from streamsrv.dicom.instance import BulkValue, FrameKind
@@ -24,11 +25,12 @@ from streamsrv.retrieve.instances import instances
 from streamsrv.retrieve.metadata_answers import metadata
 from streamsrv.retrieve.parts import Part
 from streamsrv.retrieve.pictures import rendered, thumbnail
-from streamsrv.retrieve.selection import select
+from streamsrv.retrieve.selection import Selection, select
 from streamsrv.store.rows import InstanceRow
 from streamsrv.store.store import Store
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Request
+from streamsrv.wire.conditional import dated
 from streamsrv.wire.mediatypes import OCTETS
 from streamsrv.wire.resources import Kind, Target, bulk_url
 
@@ -45,7 +47,14 @@ def answer(store: Store, request: Request, target: Target, pool: PixelPool) -> A
         retrieval.endings.close()
         raise
     built.descriptor, built.release = selection.lease.fd, retrieval.endings.close
-    return built
+    return built if target.instance is None else _dated(request, built, selection)
+
+
+def _dated(request: Request, built: Answer, selection: Selection) -> Answer:
+    """One instance changes only by being replaced. What a study or series holds may also change by a
+    deletion, which leaves no date."""
+    row = next(selection.rows())
+    return dated(request, built, row.stored_at / 1e6, time.time())
 
 
 # Bulk data

@@ -21,7 +21,7 @@ from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConn
 
 from streamsrv.errors import BadRequest, ContentTooLarge, Forbidden, Overloaded, ServerError, StreamsrvError
 from streamsrv.settings import Settings
-from streamsrv.web import capabilities, health
+from streamsrv.web import capabilities, health, openapi
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import Actions, compute, is_inline
 from streamsrv.web.admission import Buffers, Intake, Job
@@ -34,7 +34,7 @@ from streamsrv.web.stow import Upload, decoder_for
 from streamsrv.wire.answers import Answer, Request
 from streamsrv.wire.problems import problem_answer
 from streamsrv.wire.ranges import parse_accept
-from streamsrv.wire.resources import Kind, Target, base_url, parse_query, target_of
+from streamsrv.wire.resources import Kind, Route, Target, base_url, parse_query, target_of
 
 API_VERSIONS = "1, 2"
 # Threads for everything that blocks: commits, syncs, cold reads, searches. They wait more than they work.
@@ -122,19 +122,14 @@ class App(HTTPServerConnectionDelegate):
             raise BadRequest("an HTTP/1.1 request has a Host header")
         origin = self._hosts.origin(head.headers, head.host or "localhost", head.peer)
         if head.path == "*":
-            return Job(
-                lambda: capabilities.describe(base_url(origin.base, 2), None), inline=True
-            ), origin.client
+            return self._capabilities(head, base_url(origin.base, 2), None), origin.client
         target = target_of(head.path)
         target.check_method(head.method)
         return self._admit_target(head, length, origin, target), origin.client
 
     def _admit_target(self, head: Head, length: int, origin: Origin, target: Target) -> Job | Intake:
         if head.method == "OPTIONS":
-            return Job(
-                lambda: capabilities.describe(base_url(origin.base, target.version), target.route),
-                inline=True,
-            )
+            return self._capabilities(head, base_url(origin.base, target.version), target.route)
         if target.kind is Kind.LIVE:
             return Job(health.live, inline=True)
         if target.kind is Kind.READY:
@@ -142,13 +137,20 @@ class App(HTTPServerConnectionDelegate):
         if head.method in WRITING and self.settings.read_only:
             raise Forbidden("this server is read-only")
         request = head.request(base_url(origin.base, target.version), parse_query(head.query), target.version)
+        if target.kind in (Kind.OPENAPI, Kind.YAML):
+            return Job(lambda: openapi.answer(request, target.kind), inline=True)
         if head.method == "POST":
             return self._intake(request, target, length)
         return Job(lambda: self._compute(request, target), inline=is_inline(head.method, target))
 
+    def _capabilities(self, head: Head, base: str, route: Route | None) -> Job:
+        ranges = parse_accept(head.headers.get("accept"))
+        return Job(lambda: capabilities.describe(base, route, ranges), inline=True)
+
     def _compute(self, request: Request, target: Target) -> Answer:
         answer = compute(self._actions, request, target)
-        if self.settings.cache_max_age:
+        # What was acknowledged is found by the next search, so searches are asked each time.
+        if self.settings.cache_max_age and target.kind is not Kind.SEARCH:
             answer.headers = [self._cached(name, value) for name, value in answer.headers]
         return answer
 

@@ -16,13 +16,12 @@ from streamsrv.wire.answers import Answer
 ALLOW_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 # `*` would not cover Authorization.
 ALLOW_HEADERS = (
-    "authorization, accept, content-type, content-encoding, if-match, if-none-match, if-range, range, "
-    "x-request-id"
+    "authorization, accept, content-type, content-encoding, if-modified-since, if-none-match, if-range, "
+    "range, x-request-id"
 )
 EXPOSE_HEADERS = (
-    "Accept-Ranges, Content-Length, Content-Location, Content-Range, ETag, Location, Retry-After, Warning, "
-    "X-Request-ID,"
-    "X-Total-Count, api-supported-versions"
+    "Accept-Ranges, Allow, Content-Length, Content-Location, Content-Range, ETag, Last-Modified, Link, "
+    "Retry-After, Warning, X-Request-ID, X-Total-Count, api-supported-versions"
 )
 
 

@@ -9,6 +9,8 @@ Rules
   ETag: a date never is.
 - One range of bytes gives 206, multipart answers included; several give the whole answer; one that is all
   behind the end gives 416; what is no range of bytes is ignored (RFC 9110 14.2).
+- Last-Modified has whole seconds. It goes out only when no second change can fall into the same one any more,
+  so that it is as exact as an ETag; If-Modified-Since counts only where there is no If-None-Match.
 - A plan is sliced while it is walked, never before: it may be made lazily, and long.
 """
 
@@ -18,6 +20,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from email.utils import formatdate, parsedate_to_datetime
 from typing import NamedTuple
 
 from streamsrv.errors import RangeNotSatisfiable
@@ -28,7 +31,11 @@ _ETAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 # int-range or suffix-range (RFC 9110 14.1.2), any length: int() takes 4,300 digits.
 _RANGE = re.compile(r"([0-9]{1,4000})[ \t]*-[ \t]*([0-9]{1,4000})?|-[ \t]*([0-9]{1,4000})")
 # What a 304 carries of the headers of the 200 (RFC 9110 15.4.5).
-_KEPT_IN_304 = frozenset(("cache-control", "content-location", "date", "etag", "expires", "vary"))
+_KEPT_IN_304 = frozenset(
+    ("cache-control", "content-location", "date", "etag", "expires", "last-modified", "vary")
+)
+# Seconds after which a change is dated: its own second is over, and clocks may differ by one.
+SETTLED = 2
 
 
 def etag_of(record_ids: Iterable[bytes], *representation: str) -> str:
@@ -75,6 +82,27 @@ def evaluate(request: Request, answer: Answer, etag: str) -> Answer:
     headers.append(("Content-Range", f"bytes {start}-{stop - 1}/{answer.length}"))
     sliced = SlicedPlan(answer.plan, start, stop)
     return replace(answer, status=206, headers=headers, plan=sliced, length=stop - start)
+
+
+def dated(request: Request, answer: Answer, changed: float, now: float) -> Answer:
+    """The answer with Last-Modified, or 304 if it has not been modified since the client's date. `changed`
+    and `now` are seconds since 1970. Takes `answer` over."""
+    if answer.status not in (200, 206, 304) or now - changed < SETTLED:
+        return answer
+    headers = [*answer.headers, ("Last-Modified", formatdate(int(changed), usegmt=True))]
+    since = request.headers.get("if-modified-since")
+    if since and "if-none-match" not in request.headers and _seconds(since) >= int(changed):
+        kept = [(name, value) for name, value in headers if name.lower() in _KEPT_IN_304]
+        return replace(answer, status=304, headers=kept, plan=(), length=0)
+    return replace(answer, headers=headers)
+
+
+def _seconds(date: str) -> float:
+    """-1 for what is no date: RFC 9110 13.1.3 ignores it."""
+    try:
+        return parsedate_to_datetime(date).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return -1
 
 
 class _Range(NamedTuple):

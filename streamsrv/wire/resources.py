@@ -54,6 +54,8 @@ class Kind(enum.StrEnum):
     THUMBNAIL = "thumbnail"
     BULKDATA = "bulkdata"
     PIXELDATA = "pixeldata"
+    OPENAPI = "openapi"
+    YAML = "yaml"
     LIVE = "live"
     READY = "ready"
 
@@ -131,6 +133,8 @@ def _rows() -> Iterator[Route]:
             yield Route(kind, level, template + below, _GET, representation)
     for kind, below, representation in _BELOW_INSTANCE:
         yield Route(kind, Level.INSTANCE, _LEVELS[-1][1] + below, _GET, representation)
+    yield Route(Kind.OPENAPI, Level.NONE, "/openapi.json", _GET, "application/json")
+    yield Route(Kind.YAML, Level.NONE, "/api.yaml", _GET, "application/yaml")
 
 
 # Below /v1 and /v2.

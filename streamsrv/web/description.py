@@ -1,0 +1,239 @@
+"""What this service can be asked, and what it answers: each operation as a value, made from the table of
+routes and a few tables beside it.
+
+Strategy: everything that describes the service to machines (the capabilities of PS3.18 8.9, OpenAPI) is
+written from these values; tests hold them against a running server. A status that is not listed here is a
+fault, of the server or of this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamsrv.retrieve.rendered import IMAGE_TYPES, THUMBNAIL_TYPES
+from streamsrv.search.parameters import PARAMETERS
+from streamsrv.store.query import QUERY_ATTRIBUTES
+from streamsrv.wire.accept import MEDIA_SYNTAXES
+from streamsrv.wire.mediatypes import DICOM, DICOM_JSON, DICOM_XML, JSON, MULTIPART, OCTETS
+from streamsrv.wire.problems import PROBLEM, TEXT
+from streamsrv.wire.resources import ROUTES, UNVERSIONED, Kind, Level, Route
+
+WADL = "application/vnd.sun.wadl+xml"
+YAML = "application/yaml"
+PDF = "application/pdf"
+_UID = {"type": "string", "pattern": r"^(?=.{1,64}$)[0-9]+(\.[0-9]+)*$"}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """`place` is path, query or header, `schema` a JSON schema."""
+
+    name: str
+    place: str
+    text: str
+    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string"})
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`answers` has the media types of each status; an empty tuple means no body."""
+
+    method: str
+    route: Route
+    summary: str
+    parameters: tuple[Parameter, ...]
+    takes: tuple[str, ...]
+    answers: Mapping[int, tuple[str, ...]]
+
+
+# -- parameters
+
+_PATH = {
+    "study": Parameter("study", "path", "Study Instance UID", _UID),
+    "series": Parameter("series", "path", "Series Instance UID", _UID),
+    "instance": Parameter("instance", "path", "SOP Instance UID", _UID),
+    "frames": Parameter(
+        "frames",
+        "path",
+        "frame numbers from 1; order and repeats are kept",
+        {"type": "string", "pattern": "^[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*$"},
+    ),
+    "frame": Parameter(
+        "frame", "path", "a frame number from 1", {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}
+    ),
+    "path": Parameter(
+        "path",
+        "path",
+        "tags in hex, with item numbers from 0 between them; the slashes may be sent as they are",
+        {"type": "string", "pattern": "^[0-9A-Fa-f]{8}(/[0-9]{1,10}/[0-9A-Fa-f]{8})*$"},
+    ),
+}
+_ACCEPT = Parameter("accept", "query", PARAMETERS["accept"])
+_NUMBER = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
+_SCHEMAS: dict[str, Mapping[str, Any]] = {
+    "limit": _NUMBER,
+    "offset": _NUMBER,
+    "fuzzymatching": {"type": "boolean"},
+}
+_SEARCH = tuple(
+    Parameter(name, "query", text, _SCHEMAS.get(name, {"type": "string"}))
+    for name, text in PARAMETERS.items()
+)
+_PICTURE = (
+    Parameter("viewport", "query", "width,height, or width,height,left,top,width,height (PS3.18 8.3.5.1.3)"),
+    Parameter("window", "query", "center,width,function: linear, linear-exact or sigmoid (8.3.5.1.4)"),
+    Parameter("quality", "query", "of lossy pictures", {"type": "integer", "minimum": 1, "maximum": 100}),
+    Parameter("iccprofile", "query", "no, yes, srgb, adobergb or rommrgb (8.3.5.1.5)"),
+)
+_THUMBNAIL = _PICTURE[:1]
+_FIELDS = (Parameter("includefield", "query", "only these attributes: keywords, tags, paths joined by dots"),)
+_HEADERS = (
+    Parameter("If-None-Match", "header", "answered with 304 if the ETag is still the same"),
+    Parameter("Range", "header", "one range of bytes"),
+    Parameter("If-Range", "header", "the ETag for which the range is meant"),
+)
+_BY_KIND: dict[Kind, tuple[Parameter, ...]] = {
+    Kind.METADATA: _FIELDS,
+    Kind.RENDERED: _PICTURE,
+    Kind.THUMBNAIL: _THUMBNAIL,
+}
+
+
+def matching_keys(route: Route) -> Iterator[Parameter]:
+    """The attributes that a search of this level must match; it matches all others too."""
+    for row in QUERY_ATTRIBUTES:
+        if row.required and row.level < route.level and "." not in row.tag:
+            yield Parameter(row.keyword, "query", f"{row.tag}, {row.vr}")
+
+
+# -- answers
+
+_PIXELS = (*(name for name in MEDIA_SYNTAXES if name != OCTETS), OCTETS)
+_REPRESENTATIONS: dict[Kind, tuple[str, ...]] = {
+    Kind.SEARCH: (DICOM_JSON, JSON, MULTIPART),
+    Kind.INSTANCES: (MULTIPART, DICOM),
+    Kind.METADATA: (DICOM_JSON, JSON, MULTIPART),
+    Kind.FRAMES: (MULTIPART, *_PIXELS),
+    Kind.RENDERED: (*IMAGE_TYPES, MULTIPART, PDF),
+    Kind.THUMBNAIL: (*THUMBNAIL_TYPES, MULTIPART),
+    Kind.BULKDATA: (MULTIPART, *_PIXELS),
+    Kind.PIXELDATA: (MULTIPART, *_PIXELS),
+    Kind.LIVE: (TEXT,),
+    Kind.READY: (TEXT,),
+    Kind.OPENAPI: (JSON,),
+    Kind.YAML: (YAML,),
+}
+_ERRORS = (PROBLEM, TEXT)
+STORE_TYPES = (MULTIPART, DICOM)
+RESPONSES = (DICOM_JSON, JSON, DICOM_XML)
+# Of every operation, and of those of each method.
+_ALWAYS = (400, 403, 404, 413, 414, 431, 500, 503)
+_REFUSALS = {
+    "GET": (406, 416),
+    "HEAD": (406,),
+    "POST": (406, 408, 415, 507),
+    "DELETE": (507,),
+    "OPTIONS": (406,),
+}
+_NO_CONTENT = {"POST": (204,), "DELETE": (204,), "OPTIONS": (204,)}
+_DESCRIBED = frozenset((Kind.LIVE, Kind.READY, Kind.OPENAPI, Kind.YAML))
+
+_WORDS = {
+    Kind.SERVICE: "the service",
+    Kind.INSTANCES: "SOP instances",
+    Kind.METADATA: "metadata",
+    Kind.FRAMES: "frames",
+    Kind.RENDERED: "pictures",
+    Kind.THUMBNAIL: "a thumbnail",
+    Kind.BULKDATA: "bulk data",
+    Kind.PIXELDATA: "pixel data",
+    Kind.LIVE: "whether the process answers",
+    Kind.READY: "whether requests are welcome",
+    Kind.OPENAPI: "this description, as JSON",
+    Kind.YAML: "this description, as YAML",
+}
+_VERBS = {
+    "POST": "Store SOP instances",
+    "DELETE": "Delete the SOP instances",
+    "OPTIONS": "Capabilities of this resource and those below it; with Origin a CORS preflight",
+}
+
+
+def operations(route: Route) -> list[Operation]:
+    """All that may be asked of a resource."""
+    return [_operation(method, route) for method in route.allow]
+
+
+def described_routes() -> Iterable[Route]:
+    return (*ROUTES, *UNVERSIONED)
+
+
+def _operation(method: str, route: Route) -> Operation:
+    takes = STORE_TYPES if method == "POST" else ()
+    return Operation(
+        method,
+        route,
+        _summary(method, route),
+        tuple(_parameters(method, route)),
+        takes,
+        _answers(method, route),
+    )
+
+
+def _summary(method: str, route: Route) -> str:
+    if method in _VERBS:
+        return _VERBS[method]
+    verb = "Retrieve" if method == "GET" else "The headers of a GET:"
+    if route.kind is Kind.SEARCH:
+        what = {Level.STUDY: "studies", Level.SERIES: "series"}.get(route.level, "SOP instances")
+        return f"Search for {what}" if method == "GET" else f"{verb} search for {what}"
+    return f"{verb} {_WORDS[route.kind]}"
+
+
+def _parameters(method: str, route: Route) -> Iterator[Parameter]:
+    for segment in route.template.split("/"):
+        if segment.startswith("{"):
+            yield _PATH[segment[1:-1]]
+    if method not in ("GET", "HEAD") or route.kind in _DESCRIBED:
+        return
+    if route.kind is Kind.SEARCH:
+        yield from matching_keys(route)
+        yield from _SEARCH
+    else:
+        yield _ACCEPT
+        yield from _BY_KIND.get(route.kind, ())
+    if method == "GET":
+        yield from _HEADERS
+
+
+def _answers(method: str, route: Route) -> dict[int, tuple[str, ...]]:
+    found: dict[int, tuple[str, ...]] = dict.fromkeys(_NO_CONTENT.get(method, ()), ())
+    if method == "OPTIONS":
+        found[200] = (WADL, JSON)
+    elif method == "POST":
+        found |= dict.fromkeys((200, 202, 409), RESPONSES)
+    elif method in ("GET", "HEAD"):
+        found |= _read(method, route)
+    errors = dict.fromkeys((*_ALWAYS, *_REFUSALS[method]), _ERRORS)
+    found |= {status: types for status, types in errors.items() if status not in found}
+    if method == "HEAD":
+        found = dict.fromkeys(found, ())
+    if method == "POST":
+        found[409] = (*RESPONSES, *_ERRORS)
+    return dict(sorted(found.items()))
+
+
+def _read(method: str, route: Route) -> dict[int, tuple[str, ...]]:
+    types = _REPRESENTATIONS[route.kind]
+    found: dict[int, tuple[str, ...]] = {200: types, 304: ()}
+    if route.kind in (Kind.LIVE, Kind.READY):
+        del found[304]
+    elif method == "GET":
+        found[206] = types
+    if route.kind is Kind.SEARCH:
+        found[204] = ()
+    if route.kind is Kind.READY:
+        found[503] = types
+    return found

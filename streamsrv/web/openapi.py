@@ -1,0 +1,184 @@
+"""The service as an OpenAPI 3.1 document, in JSON and in YAML.
+
+A static text but for the URL of the server: tools read it to call the service, and the tests let one do so.
+The YAML says the same in the block style, with every text quoted: nothing in it can be taken for a number, a
+date or a `no`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from streamsrv import __version__
+from streamsrv.web.description import YAML, Operation, Parameter, described_routes, operations
+from streamsrv.wire.answers import Answer, Literal, Request
+from streamsrv.wire.conditional import etag_of, evaluate
+from streamsrv.wire.mediatypes import DICOM_JSON, JSON
+from streamsrv.wire.problems import PROBLEM
+from streamsrv.wire.resources import UNVERSIONED, Kind, Route
+
+_REASONS = {
+    200: "done",
+    202: "some instances were not stored, or stored with a warning",
+    204: "done, and nothing to say",
+    206: "the range that was asked for",
+    304: "the representation is the one that the client has",
+    400: "a malformed UID, parameter or body; `detail` says which",
+    403: "this Host is not expected, or the server is read-only",
+    404: "nothing there",
+    406: "no acceptable representation; those that there are, are listed",
+    408: "the body arrived too slowly",
+    409: "nothing was stored",
+    413: "over a limit",
+    414: "the URL is too long",
+    415: "the media type or coding of the body is not supported; those that are, are listed",
+    416: "the range lies outside the representation",
+    431: "the headers are too long",
+    500: "the server failed",
+    503: "busy or not ready: come again after Retry-After",
+    507: "the disk is nearly full",
+}
+_TEXT = {"type": "string"}
+_STRINGS = {"type": "array", "items": _TEXT}
+_ATTRIBUTE = {
+    "type": "object",
+    "required": ["vr"],
+    "properties": {
+        "vr": {"type": "string", "pattern": "^[A-Z]{2}$"},
+        "Value": {"type": "array"},
+        "BulkDataURI": _TEXT,
+        "InlineBinary": _TEXT,
+    },
+}
+_DATASET = {
+    "type": "object",
+    "description": "DICOM JSON (PS3.18 Annex F)",
+    "patternProperties": {"^[0-9A-F]{8}$": _ATTRIBUTE},
+    "additionalProperties": False,
+}
+_PROBLEM = {
+    "type": "object",
+    "description": "RFC 9457",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": _TEXT,
+        "title": _TEXT,
+        "status": {"type": "integer"},
+        "detail": _TEXT,
+        "instance": {"type": "string", "description": "the request id"},
+        "acceptable": _STRINGS,
+        "supported": _STRINGS,
+        "allow": _STRINGS,
+        "offset": {"type": "integer"},
+        "tag": _TEXT,
+    },
+}
+_SCHEMAS = {
+    "Dataset": _DATASET,
+    "Datasets": {"type": "array", "items": {"$ref": "#/components/schemas/Dataset"}},
+    "Problem": _PROBLEM,
+}
+
+
+def document(base: str) -> dict[str, Any]:
+    """`base` is the URL of the service with its version."""
+    routes = list(described_routes())
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "streamsrv",
+            "version": __version__,
+            "summary": "DICOMweb (PS3.18): store, retrieve, search, delete",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": base}],
+        "paths": {route.template or "/": _path(base, route) for route in routes},
+        "components": {"schemas": _SCHEMAS},
+    }
+
+
+def _path(base: str, route: Route) -> dict[str, Any]:
+    found: dict[str, Any] = {each.method.lower(): _described(each) for each in operations(route)}
+    if route in UNVERSIONED:
+        found["servers"] = [{"url": base.rpartition("/")[0]}]
+    return found
+
+
+def _described(operation: Operation) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "summary": operation.summary,
+        "tags": [str(operation.route.kind)],
+        "parameters": [_parameter(each) for each in operation.parameters],
+        "responses": {
+            str(status): {"description": _REASONS[status], **_content(types, status, operation)}
+            for status, types in operation.answers.items()
+        },
+    }
+    if operation.takes:
+        body = {media_type: {"schema": _TEXT} for media_type in operation.takes}
+        found["requestBody"] = {"required": True, "content": body}
+    return found
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    return {
+        "name": parameter.name,
+        "in": parameter.place,
+        "required": parameter.place == "path",
+        "description": parameter.text,
+        "schema": dict(parameter.schema),
+    }
+
+
+def _content(types: tuple[str, ...], status: int, operation: Operation) -> dict[str, Any]:
+    if not types:
+        return {}
+    return {"content": {each: {"schema": _schema(each, status, operation)} for each in types}}
+
+
+def _schema(media_type: str, status: int, operation: Operation) -> Mapping[str, Any]:
+    if media_type == PROBLEM:
+        return {"$ref": "#/components/schemas/Problem"}
+    if media_type in (DICOM_JSON, JSON) and status != 206 and operation.route.kind is not Kind.OPENAPI:
+        if operation.method == "GET":
+            return {"$ref": "#/components/schemas/Datasets"}
+        if operation.method == "POST":
+            return {"$ref": "#/components/schemas/Dataset"}
+    return {}
+
+
+# -- as answers
+
+
+def json_text(base: str) -> bytes:
+    return json.dumps(document(base), indent=1).encode() + b"\n"
+
+
+def yaml_text(base: str) -> bytes:
+    return ("\n".join(_yaml(document(base), 0)) + "\n").encode()
+
+
+def answer(request: Request, kind: Kind) -> Answer:
+    body, media_type = (
+        (yaml_text(request.base_url), YAML) if kind is Kind.YAML else (json_text(request.base_url), JSON)
+    )
+    headers = [("Content-Type", media_type), ("Cache-Control", "no-cache")]
+    built = Answer(200, headers, (Literal(body),), len(body))
+    return evaluate(request, built, etag_of((), body.decode()))
+
+
+def _yaml(value: Any, depth: int) -> Iterator[str]:
+    """Block style; leaves and keys are JSON, which is YAML too (YAML 1.2.2, 1.3)."""
+    indent = "  " * depth
+    if isinstance(value, Mapping):
+        pairs = [(f"{indent}{json.dumps(str(key))}:", each) for key, each in value.items()]
+    else:
+        pairs = [(f"{indent}-", each) for each in value]
+    for begin, each in pairs:
+        if isinstance(each, (Mapping, list, tuple)) and each:
+            yield begin
+            yield from _yaml(each, depth + 1)
+        else:
+            yield f"{begin} {json.dumps(each)}"
