@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from streamsrv import __version__, client, config, samples, supervisor
 from streamsrv.config import SettingsError
-from streamsrv.derivation import derive
 from streamsrv.errors import StoreLocked, StreamsrvError
+from streamsrv.ingest.derivation import derive
 from streamsrv.server import read_limits, store_options
 from streamsrv.settings import Settings
 from streamsrv.store.check import Finding, Severity, check

@@ -19,11 +19,12 @@ from contextlib import closing
 from pathlib import Path
 
 from framecodecs.pool import PoolLimits
-from streamsrv import config, search, store_response
+from streamsrv import config, search
 from streamsrv import retrieve as retrieving
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import StreamsrvError
 from streamsrv.ingest import Ingest, IngestLimits
+from streamsrv.ingest import response as store_response
 from streamsrv.pixelpool import PixelPool
 from streamsrv.search import SearchLimits
 from streamsrv.settings import Settings

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from streamsrv.errors import NotFound
-from streamsrv.store_response import StoreResult
+from streamsrv.ingest.response import StoreResult
 from streamsrv.web.stow import Receiver
 from streamsrv.wire.answers import Answer, Request
 from streamsrv.wire.resources import Kind, Level, Target

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple, Protocol
 
-from streamsrv.store_response import StoreResult
+from streamsrv.ingest.response import StoreResult
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.head import Head
 from streamsrv.web.pace import Watch

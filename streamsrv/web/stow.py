@@ -20,7 +20,7 @@ from concurrent.futures import Executor
 from typing import Protocol, TypeVar
 
 from streamsrv.errors import BadRequest, ContentTooLarge, UnsupportedMediaType
-from streamsrv.store_response import StoreResult
+from streamsrv.ingest.response import StoreResult
 
 # What a gzip decoder yields, and is given, at a time.
 INFLATED = 1 << 20

@@ -8,8 +8,8 @@ import dataclasses
 import threading
 
 from streamsrv.errors import BadRequest, InsufficientStorage, UnsupportedMediaType
+from streamsrv.ingest.response import StoreResult
 from streamsrv.settings import Settings
-from streamsrv.store_response import StoreResult
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import Actions
 from streamsrv.wire.answers import Answer, Literal

@@ -12,13 +12,11 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from xml_models import check_model, json_of, parsed
 
-from streamsrv import ingest as ingest_room
-from streamsrv import spill
 from streamsrv.errors import ContentTooLarge, MultipartError, NotAcceptable, UnsupportedMediaType
-from streamsrv.ingest import Ingest, IngestLimits
+from streamsrv.ingest import Ingest, IngestLimits, spill, transaction
+from streamsrv.ingest.response import FailedItem, StoredItem, StoreResult, acceptable, answer
 from streamsrv.store.rows import OnDuplicate
 from streamsrv.store.store import Store, StoreOptions
-from streamsrv.store_response import FailedItem, StoredItem, StoreResult, acceptable, answer
 from streamsrv.wire.answers import Literal, Request, Stream
 
 STUDY = "1.2.3"
@@ -179,7 +177,7 @@ def test_what_waits_for_the_commit_spills(store: Store, monkeypatch: pytest.Monk
 
 
 def test_long_instances_are_read_in_a_thread(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest_room, "HEAVY_INSTANCE", 700)
+    monkeypatch.setattr(transaction, "HEAVY_INSTANCE", 700)
     ingest = Ingest(store, content_type="application/dicom")
     ingest.feed(part10("1.2.3.4.1", pixels=bytes(1000)))
     assert (ingest.pending, ingest.heavy) == (False, False)
@@ -199,7 +197,7 @@ def test_a_chunk_of_very_many_parts_is_taken_in_turns(store: Store) -> None:
     while ingest.pending:
         ingest.read_ended()
         turns += 1
-    assert turns > 4000 / ingest_room.EVENTS_AT_ONCE
+    assert turns > 4000 / transaction.EVENTS_AT_ONCE
     result = ingest.finish()
     assert (len(result.stored), len(result.failed)) == (3, 2000)
 

@@ -10,11 +10,10 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 
-from streamsrv import assembly
 from streamsrv.dicom import jsontext
 from streamsrv.dicom.nativexml import native_xml
 from streamsrv.errors import ContentTooLarge, InsufficientStorage, MultipartError
-from streamsrv.ingest import Ingest, IngestLimits
+from streamsrv.ingest import Ingest, IngestLimits, assembly
 from streamsrv.store.store import Store, StoreOptions
 from streamsrv.wire.multipart import MultipartLimits
 
@@ -138,7 +137,7 @@ def test_long_datasets_are_made_in_steps(store, monkeypatch):
     monkeypatch.setattr(jsontext.JsonReader.value, "__defaults__", (60,))
     monkeypatch.setattr(jsontext, "STEP", 1)
     monkeypatch.setattr(assembly, "LITERAL", 50)
-    monkeypatch.setattr("streamsrv.partspool.CHUNK", 7)
+    monkeypatch.setattr("streamsrv.ingest.partspool.CHUNK", 7)
     assert send(store, described(metadata("1.2.3.4.2")), ICC, PIXELS).status(2) == 200
     assert content_of(store, "1.2.3.4.2") == content_of(store).replace(b"1.2.3.4.1", b"1.2.3.4.2")
 
@@ -248,7 +247,7 @@ def test_malformed_text_costs_what_follows_it(store):
 def test_a_long_dataset_that_fails_says_that_the_rest_was_not_read(store, monkeypatch):
     monkeypatch.setattr(jsontext.JsonReader.value, "__defaults__", (60,))
     monkeypatch.setattr(jsontext, "STEP", 1)
-    monkeypatch.setattr("streamsrv.partspool.CHUNK", 7)
+    monkeypatch.setattr("streamsrv.ingest.partspool.CHUNK", 7)
     bad = metadata(x00280010={"vr": "US", "Value": ["tall"]})
     result = send(store, described(bad, metadata("1.2.3.4.2")), ICC, PIXELS)
     assert [item.instance for item in result.failed] == ["1.2.3.4.1", ""]
@@ -294,7 +293,7 @@ def test_a_full_disk_is_told(store, monkeypatch):
     def full():
         raise InsufficientStorage("nearly full")
 
-    monkeypatch.setattr("streamsrv.partspool.ASK_EVERY", 100)
+    monkeypatch.setattr("streamsrv.ingest.partspool.ASK_EVERY", 100)
     ingest = Ingest(store, content_type=JSON_BODY)
     monkeypatch.setattr(store.segments, "require_space", full)
     with pytest.raises(InsufficientStorage):

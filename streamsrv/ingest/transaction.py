@@ -18,19 +18,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from streamsrv.assembly import METADATA_TYPES, assembled
-from streamsrv.derivation import derive
 from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.repeats import Repeats
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import ContentTooLarge, InstanceError, NotDicom, StudyMismatch, UnsupportedMediaType
-from streamsrv.partspool import PartSpool
-from streamsrv.spill import Spill
+from streamsrv.ingest.assembly import METADATA_TYPES, assembled
+from streamsrv.ingest.derivation import derive
+from streamsrv.ingest.partspool import PartSpool
+from streamsrv.ingest.response import FailedItem, StoredItem, StoreResult
+from streamsrv.ingest.spill import Spill
 from streamsrv.store.index_batch import prepare
 from streamsrv.store.rows import NewInstance, OnDuplicate, Outcome
 from streamsrv.store.store import Store
 from streamsrv.store.transaction import Record
-from streamsrv.store_response import FailedItem, StoredItem, StoreResult
 from streamsrv.wire.mediatypes import DICOM
 from streamsrv.wire.multipart import (
     STORABLE,

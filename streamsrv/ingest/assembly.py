@@ -27,8 +27,8 @@ from streamsrv.dicom.jsontext import LARGE, JsonReader
 from streamsrv.dicom.nativexml_reading import json_text
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, lookup
 from streamsrv.errors import InstanceError, InstanceRefused, NotDicom
-from streamsrv.partspool import PartSpool, SpooledPart
-from streamsrv.store_response import FailedItem
+from streamsrv.ingest.partspool import PartSpool, SpooledPart
+from streamsrv.ingest.response import FailedItem
 from streamsrv.wire.accept import MEDIA_SYNTAXES
 from streamsrv.wire.mediatypes import DICOM_JSON, DICOM_XML, JSON, OCTETS, parse_media_type
 from streamsrv.wire.ranges import canonical
