@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve.parts import PartSource, multipart_plan, total_length
@@ -20,12 +21,28 @@ from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Piece, Request, Stream
 from streamsrv.wire.conditional import etag_of, evaluate, not_modified
 from streamsrv.wire.multipart import boundary_from, multipart_type
+from streamsrv.wire.ranges import LONGEST_REMEMBERED
 from streamsrv.wire.resources import Target
 
 # Viewers revalidate with If-None-Match; a shared cache keeps nothing of a patient.
 CACHING = (("Vary", "Accept"), ("Cache-Control", "private, no-cache"))
 
 Body = Callable[[bytes], Generator[bytes, None, None]]  # of a boundary; the same bytes at each call
+
+
+class Accepted(NamedTuple):
+    """What the client accepts, in its own words."""
+
+    header: str | None
+    queries: tuple[str, ...]
+
+    def ranges(self) -> Sequence[accept.AcceptableRange]:
+        return accept.parse_accept(self.header, self.queries)
+
+    @property
+    def is_short(self) -> bool:
+        """Such choices are worth remembering, and bounded when there are many of them."""
+        return not self.queries and len(self.header or "") <= LONGEST_REMEMBERED
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +57,12 @@ class Retrieval:
     selection: Selection
     endings: ExitStack = field(default_factory=ExitStack)
 
+    def accepted(self) -> Accepted:
+        queries = tuple(value for name, value in self.request.query if name == "accept")
+        return Accepted(self.request.headers.get("accept"), queries)
+
     def ranges(self) -> Sequence[accept.AcceptableRange]:
-        queries = [value for name, value in self.request.query if name == "accept"]
-        return accept.parse_accept(self.request.headers.get("accept"), queries)
+        return self.accepted().ranges()
 
     def single_part(self, media_type: str, pieces: Iterable[Piece], *representation: str) -> Answer:
         """`representation` is whatever the bytes depend on beyond the path and the media type. A generator of

@@ -7,12 +7,13 @@ a frame cannot be made after all, and as stored it is acceptable too, it goes ou
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator, Sequence
+from functools import lru_cache
 
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
 from streamsrv.retrieve import payloads, transcoding
-from streamsrv.retrieve.answering import Retrieval
+from streamsrv.retrieve.answering import Accepted, Retrieval
 from streamsrv.retrieve.parts import Part
 from streamsrv.retrieve.pixels import describe, frame_info
 from streamsrv.retrieve.transcoding import AT_ONCE, Transcoder
@@ -56,8 +57,9 @@ def frames_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]
 
 def chosen(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]) -> Offer:
     stored = transcoding.stored_syntax(row)
+    accepted = retrieval.accepted()
     try:
-        offer = choose(retrieval, row, numbers, transcoding.targets(stored))
+        offer = (remembered if accepted.is_short else hoped)(accepted, stored, len(numbers) == 1)
         if offer.syntax == stored:
             return offer
     except NotAcceptable:
@@ -68,6 +70,17 @@ def chosen(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]) -> Of
     except NotAcceptable:
         possible = ()
     return choose(retrieval, row, numbers, possible)
+
+
+def hoped(accepted: Accepted, stored: str, single: bool) -> Offer:
+    """The choice if these pixels are like most."""
+    possible, media_type = transcoding.targets(stored), lookup(stored).media_type
+    return accept.choose_frames(
+        accepted.ranges(), stored, media_type, transcodable=possible, single=single, keep=True
+    )
+
+
+remembered = lru_cache(maxsize=256)(hoped)
 
 
 def choose(

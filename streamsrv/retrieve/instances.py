@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, lookup
 from streamsrv.errors import NotAcceptable
 from streamsrv.pixelpool import Order
 from streamsrv.retrieve import datasets, payloads, transcoding
-from streamsrv.retrieve.answering import Retrieval
+from streamsrv.retrieve.answering import Accepted, Retrieval
 from streamsrv.retrieve.parts import Part
 from streamsrv.retrieve.pixels import describe, frame_info
 from streamsrv.retrieve.transcoding import Transcoder, has_frames, piece_chunks
@@ -162,17 +163,28 @@ def is_made(stored: str, syntax: str) -> bool:
 def chosen(retrieval: Retrieval) -> InstancesChoice:
     """For each stored syntax the one in which its instances go out. The pixels are looked at only if some
     have to be made."""
-    ranges, syntaxes = retrieval.ranges(), sorted(retrieval.selection.syntaxes)
+    accepted, syntaxes = retrieval.accepted(), tuple(sorted(retrieval.selection.syntaxes))
     single = retrieval.target.level is Level.INSTANCE
-    possible: dict[str, Collection[str]] = {uid: transcoding.instance_targets(uid) for uid in syntaxes}
+    few = accepted.is_short and len(syntaxes) == 1
     try:
-        choice = accept.choose_instances(ranges, syntaxes, transcodable=possible, single=single, keep=True)
+        choice = (remembered if few else hoped)(accepted, syntaxes, single)
         if not any(is_made(*pair) for pair in choice.syntaxes.items()):
             return choice
     except NotAcceptable:
         if single and has_frames(next(retrieval.selection.rows())):
             raise
-    return _fitting(retrieval, ranges, syntaxes, single)
+    return _fitting(retrieval, accepted.ranges(), syntaxes, single)
+
+
+def hoped(accepted: Accepted, syntaxes: tuple[str, ...], single: bool) -> InstancesChoice:
+    """The choice if these pixels are like most."""
+    possible: dict[str, Collection[str]] = {uid: transcoding.instance_targets(uid) for uid in syntaxes}
+    return accept.choose_instances(
+        accepted.ranges(), syntaxes, transcodable=possible, single=single, keep=True
+    )
+
+
+remembered = lru_cache(maxsize=256)(hoped)
 
 
 def _fitting(

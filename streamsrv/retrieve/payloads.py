@@ -83,7 +83,10 @@ def encapsulated_frames(
     store: Store, selection: Selection, row: InstanceRow, indices: Sequence[int]
 ) -> Iterator[list[Piece]]:
     for at in range(0, len(indices), FRAMES_AT_ONCE):
-        for offset, length in store.frame_entries(row, indices[at : at + FRAMES_AT_ONCE]):
+        batch = indices[at : at + FRAMES_AT_ONCE]
+        # Those of the request came with the row.
+        entries = selection.entries if batch == selection.frames else store.frame_entries(row, batch)
+        for offset, length in entries:
             if length & FRAGMENTED:
                 fragments = fragment_spans(reader(selection, row), offset, length)
                 yield [span(row, start, size) for start, size in fragments]

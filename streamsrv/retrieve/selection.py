@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import xxhash
 
@@ -26,6 +26,9 @@ ROWS_KEPT = 4_096  # about 1 kB each
 PAGE = 1_000
 # Compaction may unlink a segment between the look-up and its opening; it swaps a segment at most once a pass.
 ATTEMPTS = 5
+# Frames whose entries are read together with the row.
+ENTRIES_AT_ONCE = 64
+NOT_THERE = "there is no such SOP instance, series or study in this store"
 
 _PIN = struct.Struct("<16sIQQ")
 
@@ -33,8 +36,16 @@ _PIN = struct.Struct("<16sIQQ")
 class Selection:
     """Use as a context manager only while planning; afterwards `release` belongs to the answer."""
 
-    def __init__(self, store: Store, study: str, series: str | None, instance: str | None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        study: str,
+        series: str | None,
+        instance: str | None,
+        frames: Sequence[int] = (),
+    ) -> None:
         self._store = store
+        self.frames = frames
         self._target = (study, series, instance)
         self._kept: list[InstanceRow] = []
         self._pins = bytearray()
@@ -42,6 +53,8 @@ class Selection:
         self.syntaxes: set[str] = set()  # transfer syntaxes as stored
         self.digest = b""  # of all record ids in order: the same digest means the same stored bytes
         self._inflated: tuple[bytes, Pread] | None = None
+        # Entries of the frame table of a single instance that were read with its row: those of `frames`.
+        self.entries: list[tuple[int, int]] = []
         self.lease = self._pin()
 
     def _pin(self) -> SegmentLease:
@@ -54,6 +67,9 @@ class Selection:
 
     def _learn(self) -> set[int]:
         """Walk the pages once; returns the segments that hold the instances."""
+        study, series, instance = self._target
+        if series is not None and instance is not None:
+            return self._learn_one(InstanceKey(study, series, instance))
         self._kept, self._pins, self.count, self.syntaxes = [], bytearray(), 0, set()
         digest, segments = xxhash.xxh3_128(), set()
         for row in self._pages():
@@ -65,9 +81,18 @@ class Selection:
                 self._kept.append(row)
             self._pins += _PIN.pack(row.record_id, *row.location)
         if not self.count:
-            raise NotFound("there is no such SOP instance, series or study in this store")
+            raise NotFound(NOT_THERE)
         self.digest = digest.digest()
         return segments
+
+    def _learn_one(self, key: InstanceKey) -> set[int]:
+        found = self._store.instance(key, self.frames)
+        if found is None:
+            raise NotFound(NOT_THERE)
+        row, self.entries = found
+        self._kept, self.count, self.syntaxes = [row], 1, {row.transfer_syntax}
+        self.digest = xxhash.xxh3_128_digest(row.record_id)
+        return {row.location.segment}
 
     def _pages(self) -> Iterator[InstanceRow]:
         after: InstanceKey | None = None
@@ -114,4 +139,5 @@ def select(store: Store, target: Target) -> Selection:
     """Raises NotFound where the whole path names nothing: an instance under another series is not there."""
     if target.study is None:
         raise NotFound("the target resource names no study")
-    return Selection(store, target.study, target.series, target.instance)
+    frames = [number - 1 for number in target.frames] if len(target.frames) <= ENTRIES_AT_ONCE else ()
+    return Selection(store, target.study, target.series, target.instance, frames)

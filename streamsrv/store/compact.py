@@ -255,6 +255,7 @@ class _Compactor:
             self._report.busy.append(victim)
             return
         self._store.ops.unlink(self._store.layout.segment(victim))
+        self._store.readers.gone(victim)
         self._store.ops.sync_folder(self._store.layout.segments)
         failpoints.hit("in-compaction")
         self._index.drop_segment(victim)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import zstandard
 
-from streamsrv.dicom.instance import BulkValue
+from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import SegmentGone, StoreCorrupt
 from streamsrv.store.index_environment import Environment, Transaction
 from streamsrv.store.index_rows import (
@@ -29,6 +29,8 @@ from streamsrv.store.index_rows import (
 )
 from streamsrv.store.rows import METADATA_CHUNK, InstanceKey, InstanceRow
 
+# Rows of single instances that are kept unpacked, 2 kB each with the value that they were made of.
+ROWS_KEPT = 2048
 ROWS_A_BATCH = 1000  # read in one transaction: some milliseconds
 CHUNKS_A_BATCH = 64  # of metadata: at most 16 MB of text
 
@@ -37,6 +39,33 @@ class Reading:
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self._handles = environment.handles
+        self._unpacked: dict[InstanceKey, tuple[bytes, InstanceRow]] = {}
+
+    def instance(
+        self, key: InstanceKey, frames: Sequence[int] = ()
+    ) -> tuple[InstanceRow, list[tuple[int, int]]] | None:
+        """An instance, and if it has a frame table the entries of these frames (those that are there), as of
+        one moment."""
+        with self._environment.reading("looking up an instance") as transaction:
+            value = transaction.get(triple(key), db=self._handles["instances"])
+            if value is None:
+                return None
+            row, entries = self._row(key, value), []
+            if row.frame_kind is FrameKind.TABLE:
+                there = [index for index in frames if index < row.number_of_frames]
+                entries = self._entries(transaction, serial_of(value), there)
+        return row, entries
+
+    def _row(self, key: InstanceKey, value: bytes) -> InstanceRow:
+        """Unpacked anew only if its value is another than last time."""
+        known = self._unpacked.get(key)
+        if known is not None and known[0] == value:
+            return known[1]
+        row = unpack_instance(key, value)
+        if len(self._unpacked) >= ROWS_KEPT:
+            self._unpacked.clear()
+        self._unpacked[key] = value, row
+        return row
 
     def existing(self, keys: Sequence[InstanceKey]) -> list[InstanceRow | None]:
         with self._environment.reading("looking up instances") as transaction:
@@ -123,15 +152,19 @@ class Reading:
 
     def frame_entries(self, row: InstanceRow, indices: Sequence[int]) -> list[tuple[int, int]]:
         """The entries (offset, length) of a frame table, as they are stored."""
+        with self._environment.reading("reading a frame table") as transaction:
+            return self._entries(transaction, self._serial(transaction, row), indices)
+
+    def _entries(
+        self, transaction: Transaction, serial: int, indices: Sequence[int]
+    ) -> list[tuple[int, int]]:
         chunks: dict[int, bytes | None] = {}
         entries = []
-        with self._environment.reading("reading a frame table") as transaction:
-            serial = self._serial(transaction, row)
-            for index in indices:
-                number, within = divmod(index, FRAMES_A_CHUNK)
-                if number not in chunks:
-                    chunks = {number: transaction.get(chunk_key(serial, number), db=self._handles["frames"])}
-                entries.append(_frame_entry(chunks[number], within))
+        for index in indices:
+            number, within = divmod(index, FRAMES_A_CHUNK)
+            if number not in chunks:
+                chunks = {number: transaction.get(chunk_key(serial, number), db=self._handles["frames"])}
+            entries.append(_frame_entry(chunks[number], within))
         return entries
 
     def metadata(self, rows: Sequence[InstanceRow]) -> Iterator[bytes]:

@@ -71,7 +71,7 @@ def triple(key: InstanceKey) -> bytes:
     """The key of `instances`. UIDs were checked at the door; a malformed one here would break the order of
     keys."""
     text = "\0".join(key)
-    if not _TRIPLE.fullmatch(text):
+    if _TRIPLE.fullmatch(text) is None:
         raise StoreError("a UID that is not digits and dots, 64 at most, cannot be indexed")
     return text.encode()
 

@@ -6,18 +6,23 @@ Rules of this file
   opened any more is SegmentGone, and whoever wanted it looks the instances up again.
 - Segments are never mapped: a read error on a mapping kills the process, and mapped pages count as its
   memory.
-- Nothing is kept open for later: opening costs 5 us, and a descriptor too many keeps a compacted segment's
-  bytes on the disk.
+- A segment that nobody reads any more stays open for LINGER seconds, because the next request mostly wants
+  the same one and opening it costs as much as finding a frame. No longer: a descriptor keeps the bytes of a
+  compacted segment on the disk.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterable
 
 from streamsrv.errors import SegmentGone
 from streamsrv.store.folder import Layout
+
+LINGER = 0.5
+MOST_LINGERING = 64
 
 
 class SegmentLease:
@@ -53,6 +58,9 @@ class Readers:
         self._layout = layout
         self._lock = threading.Lock()
         self._open: dict[int, tuple[int, int]] = {}  # segment -> descriptor, leases
+        self._lingering: dict[int, tuple[int, float]] = {}  # segment -> descriptor, since; the longest first
+        self._unlinked: set[int] = set()  # of the open ones
+        self._timer: threading.Timer | None = None
 
     def open(self, segments: Iterable[int]) -> SegmentLease:
         """SegmentGone if one has been unlinked: look the instances up again."""
@@ -70,6 +78,8 @@ class Readers:
         with self._lock:
             fd, leases = self._open.get(segment, (-1, 0))
             if fd < 0:
+                fd, _ = self._lingering.pop(segment, (-1, 0.0))
+            if fd < 0:
                 try:
                     fd = os.open(self._layout.segment(segment), os.O_RDONLY | os.O_CLOEXEC)
                 except FileNotFoundError:
@@ -85,4 +95,50 @@ class Readers:
                 if leases > 1:
                     self._open[segment] = (fd, leases - 1)
                 else:
-                    os.close(fd)
+                    self._linger(segment, fd)
+
+    def _linger(self, segment: int, fd: int) -> None:
+        if segment in self._unlinked or len(self._lingering) >= MOST_LINGERING:
+            self._unlinked.discard(segment)
+            os.close(fd)
+            return
+        self._lingering[segment] = fd, time.monotonic()
+        if self._timer is None:
+            self._wait(LINGER)
+
+    def _wait(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._sweep)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _sweep(self) -> None:
+        """Close what has lingered long enough; come back for the rest."""
+        with self._lock:
+            if self._timer is not threading.current_thread():
+                return  # forgotten
+            self._timer, now = None, time.monotonic()
+            for segment, (fd, since) in list(self._lingering.items()):
+                if now - since < LINGER:
+                    self._wait(since + LINGER - now)
+                    return
+                del self._lingering[segment]
+                os.close(fd)
+
+    def gone(self, segment: int) -> None:
+        """It has been unlinked: nobody opens it any more."""
+        with self._lock:
+            if segment in self._open:
+                self._unlinked.add(segment)
+            elif segment in self._lingering:
+                os.close(self._lingering.pop(segment)[0])
+
+    def forget(self) -> None:
+        """Close at once what nobody reads."""
+        with self._lock:
+            timer, self._timer = self._timer, None
+            for fd, _ in self._lingering.values():
+                os.close(fd)
+            self._lingering.clear()
+        if timer is not None:
+            timer.cancel()
+            timer.join()

@@ -91,6 +91,7 @@ class Store:
 
     def close(self) -> None:
         """Safe to call twice."""
+        self.readers.forget()
         self._held.close()
 
     def __enter__(self) -> Store:
@@ -136,6 +137,12 @@ class Store:
     ) -> list[InstanceRow]:
         """The instances of the target resource in the order of their keys."""
         return self.index.lookup(study, series, instance, after=after, limit=limit)
+
+    def instance(
+        self, key: InstanceKey, frames: Sequence[int] = ()
+    ) -> tuple[InstanceRow, list[tuple[int, int]]] | None:
+        """An instance with the entries of these frames, in one look."""
+        return self.index.instance(key, frames)
 
     def frame_entries(self, row: InstanceRow, indices: Sequence[int]) -> list[tuple[int, int]]:
         return self.index.frame_entries(row, indices)

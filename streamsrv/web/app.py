@@ -32,9 +32,10 @@ from streamsrv.web.hosts import Hosts, Origin
 from streamsrv.web.pace import Watch
 from streamsrv.web.stow import Upload, decoder_for
 from streamsrv.wire.answers import Answer, Request
+from streamsrv.wire.hot_paths import target_of
 from streamsrv.wire.problems import problem_answer
 from streamsrv.wire.ranges import parse_accept
-from streamsrv.wire.resources import Kind, Route, Target, base_url, parse_query, target_of
+from streamsrv.wire.resources import Kind, Route, Target, base_url, parse_query
 
 API_VERSIONS = "1, 2"
 # Threads for everything that blocks: commits, syncs, cold reads, searches. They wait more than they work.

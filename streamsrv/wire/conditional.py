@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from email.utils import formatdate, parsedate_to_datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 from streamsrv.errors import RangeNotSatisfiable
@@ -89,12 +90,18 @@ def dated(request: Request, answer: Answer, changed: float, now: float) -> Answe
     and `now` are seconds since 1970. Takes `answer` over."""
     if answer.status not in (200, 206, 304) or now - changed < SETTLED:
         return answer
-    headers = [*answer.headers, ("Last-Modified", formatdate(int(changed), usegmt=True))]
+    headers = [*answer.headers, ("Last-Modified", _date(int(changed)))]
     since = request.headers.get("if-modified-since")
     if since and "if-none-match" not in request.headers and _seconds(since) >= int(changed):
         kept = [(name, value) for name, value in headers if name.lower() in _KEPT_IN_304]
         return replace(answer, status=304, headers=kept, plan=(), length=0)
-    return replace(answer, headers=headers)
+    answer.headers = headers
+    return answer
+
+
+@lru_cache(maxsize=256)
+def _date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)
 
 
 def _seconds(date: str) -> float:

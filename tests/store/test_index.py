@@ -66,6 +66,28 @@ def test_lookup_pages_by_key(index: Index) -> None:
     assert index.lookup(*keys[0], after=keys[0]) == []
 
 
+def test_an_instance_with_entries_of_its_frame_table(index: Index) -> None:
+    table = b"".join(struct.pack("<QQ", number * 10, number) for number in range(1500))
+    many = new_instance(A, table=table, frame_kind=FrameKind.TABLE, number_of_frames=1500)
+    commit(index, many, new_instance(B, 2, frame_kind=FrameKind.NATIVE))
+    assert index.instance(A, [1499, 0, 1500]) == (index.lookup(*A)[0], [(14990, 1499), (0, 0)])
+    assert index.instance(A) == (index.lookup(*A)[0], [])
+    assert index.instance(B, [0]) == (index.lookup(*B)[0], [])
+    assert index.instance(InstanceKey("1", "2", "3"), [0]) is None
+
+
+def test_a_row_that_was_replaced_is_unpacked_anew(index: Index) -> None:
+    commit(index, new_instance(A))
+    found = index.instance(A)
+    assert found is not None
+    assert index.instance(A) == found
+    index.commit([new_instance(A, 2)], segment=1, committed_end=0, replaced=[found[0]])
+    again = index.instance(A)
+    assert again is not None
+    assert again[0].record_id != found[0].record_id
+    assert again[0] == index.lookup(*A)[0]
+
+
 def test_frame_entries_over_chunks(index: Index) -> None:
     table = b"".join(struct.pack("<QQ", number * 10, number) for number in range(5000))
     commit(index, new_instance(A, table=table), new_instance(B, 2, table=table[:160]))
