@@ -22,6 +22,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 from framecodecs import errors as codec_errors
 from framecodecs.pool import FramePool, PoolLimits
@@ -35,6 +36,8 @@ SLOWEST = 2 << 20
 # How long an answer that has begun waits for a place in the queue, and how often it looks.
 PATIENCE = 30.0
 PAUSE = 0.02
+# Pixels of an order that take a second or so: as long as starting another process.
+WORTH_A_PROCESS = 16 << 20
 DESCRIPTIONS = 16 << 20  # bytes of parsed descriptions; a CT's takes about 10 kB
 
 Key = TypeVar("Key", bound=Hashable)
@@ -65,6 +68,7 @@ class PixelPool:
         self._pool: FramePool | None = None
         self._lock = threading.Lock()
         self.cache: SizedCache[Hashable, bytes] = SizedCache(cached, len)
+        self._under_way: WeakKeyDictionary[Future[list[Result]], int] = WeakKeyDictionary()
         self.descriptions: SizedCache[bytes, Any] = SizedCache(DESCRIPTIONS, lambda one: int(one.size))
 
     def must_not_block(self) -> None:
@@ -81,9 +85,11 @@ class PixelPool:
             pool = self._pool
         deadline = self._limits.deadline + order.pixels / SLOWEST
         try:
-            return pool.submit(order.work, order.frames, *order.arguments, deadline=deadline)
+            future = pool.submit(order.work, order.frames, *order.arguments, deadline=deadline)
         except codec_errors.FrameCodecError as error:
             raise translated(error) from error
+        self._under_way[future] = order.pixels
+        return future
 
     def results(self, order: Future[list[Result]]) -> list[Result]:
         """Wait for an order."""
@@ -134,10 +140,12 @@ class PixelPool:
             time.sleep(PAUSE)
 
     def cancel(self, order: Future[list[Result]]) -> None:
-        """Nobody waits for it any more."""
+        """Nobody waits for it any more. One that is being worked on costs its process, and another has to be
+        started: only long work is worth that."""
+        pixels = self._under_way.get(order, 0)
         with self._lock:
             pool = self._pool
-        if pool is not None and not order.done():
+        if pool is not None and not order.cancel() and pixels > WORTH_A_PROCESS:
             pool.cancel(order)
 
     def close(self) -> None:

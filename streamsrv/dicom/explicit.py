@@ -250,8 +250,12 @@ class _Encoder:
     def _walk(self, elements: Elements, changes: Changes) -> Iterator[Piece | Here]:
         waiting = sorted(changes.elements.items(), reverse=True)
         levels = elements.levels
+        left_out = False  # the items of a sequence that goes
         for event in elements.walk():
             tag, vr = event[0], event[1]
+            if left_out:
+                left_out = len(levels) > 1
+                continue
             if tag == _BITS_ALLOCATED and len(levels) == 1 and event[4]:
                 self._bits_allocated = event[4][0] or event[4][-1]
             # A sequence has opened its level when its event arrives.
@@ -259,6 +263,7 @@ class _Encoder:
                 while waiting and waiting[-1][0] <= tag:
                     yield from _changed(*waiting.pop())
                 if tag in changes.elements:
+                    left_out = vr == "SQ" and len(levels) > 1
                     continue
             yield from self._encoded(event, levels[-1].little)
         while waiting:

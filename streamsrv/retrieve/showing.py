@@ -92,13 +92,13 @@ def _pixels(text: str) -> int | None:
 def _viewport(text: str) -> Viewport:
     """vw,vh or vw,vh,sx,sy,sw,sh; the last four may be empty (8.3.5.1.3)."""
     numbers = [_pixels(part) for part in text.split(",")]
-    width, height, *region = numbers
+    width, height, *region = *numbers, None
     if len(numbers) not in (2, 6) or width is None or height is None:
         raise BadRequest("the parameter viewport is width,height or width,height,left,top,width,height")
     try:
         if all(part is None for part in region):
             return Viewport(width, height)
-        left, top, wide, high = region
+        left, top, wide, high, _ = region
         # An empty size reaches to the edge: `fitted` cuts what lies beyond.
         sizes = (FARTHEST if wide is None else wide, FARTHEST if high is None else high)
         return Viewport(width, height, (left or 0, top or 0, *sizes))

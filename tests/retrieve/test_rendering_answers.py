@@ -1,0 +1,502 @@
+"""Rendered resources and thumbnails without HTTP: what is drawn is what pydicom says, and who asks how gets
+what."""
+
+import io
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image, ImageCms
+from pixel_world import (
+    DEFLATED,
+    JPEG_LS,
+    KINDS,
+    LITTLE,
+    PALETTE,
+    RLE,
+    Kind,
+    arrays_of,
+    image,
+    opened,
+    stored_as,
+)
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.sequence import Sequence
+from retrieve_world import (
+    SERIES,
+    STUDY,
+    ask,
+    dataset_of,
+    header,
+    instance_path,
+    keep,
+    part10,
+    parts_of,
+    payload,
+)
+
+from streamsrv.errors import BadRequest, NotAcceptable, NotFound
+from streamsrv.retrieve import pixels, rendered
+from streamsrv.retrieve.showing import wishes_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+
+ONE = instance_path("1.2.3.4.1")
+LEVELS = [f"/studies/{STUDY}", f"/studies/{STUDY}/series/{SERIES}", ONE]
+GREY = Kind(rows=60, columns=80)
+
+
+def stored(store, dataset, syntax=LITTLE, frames=None):
+    keep(store, stored_as(dataset, syntax, frames))
+
+
+def picture_of(content):
+    opened_picture = Image.open(io.BytesIO(content))
+    opened_picture.load()
+    return opened_picture
+
+
+def picture(store, path, accept="image/png"):
+    answer = ask(store, path, accept=accept)
+    assert header(answer, "content-type") == accept
+    return picture_of(payload(answer))
+
+
+def by_pydicom(dataset, values):
+    """What pydicom draws, stretched to 8 bits."""
+    shown = apply_voi_lut(apply_modality_lut(values, dataset), dataset).astype(float)
+    if "VOILUTSequence" in dataset:
+        low, high = 0, (1 << dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
+    else:
+        low, high = output_range(dataset)
+    grey = (shown - low) / (high - low) * 255
+    return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
+
+
+def output_range(dataset):
+    """To which apply_voi_lut maps a window (its own rule: the range of the stored bits, rescaled)."""
+    bits = dataset.BitsStored
+    low, high = (
+        (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if dataset.PixelRepresentation else (0, (1 << bits) - 1)
+    )
+    slope, intercept = dataset.get("RescaleSlope", 1), dataset.get("RescaleIntercept", 0)
+    if "ModalityLUTSequence" in dataset:
+        return 0, (1 << dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
+    if "RescaleSlope" in dataset:
+        return low * slope + intercept, high * slope + intercept
+    return low, high
+
+
+def lut(first, entries, bits):
+    item = Dataset()
+    item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [len(entries), first, bits])
+    item.add_new("LUTData", "OW", np.asarray(entries, "<u2").tobytes())
+    return Sequence([item])
+
+
+ROOT = np.round(np.sqrt(np.arange(4096) / 4095) * 65535)
+SHOWN = {
+    "window": {"WindowCenter": 2000, "WindowWidth": 900},
+    "first of two windows": {"WindowCenter": [1500, 10], "WindowWidth": [3000, 20]},
+    "exact": {"WindowCenter": 2000, "WindowWidth": 900, "VOILUTFunction": "LINEAR_EXACT"},
+    "sigmoid": {"WindowCenter": 2000, "WindowWidth": 900, "VOILUTFunction": "SIGMOID"},
+    "rescaled": {"RescaleSlope": 2, "RescaleIntercept": -1024, "WindowCenter": 3000, "WindowWidth": 4000},
+    "VOI LUT": {"VOILUTSequence": lut(0, ROOT, 16)},
+    "VOI LUT and window": {"VOILUTSequence": lut(0, ROOT, 16), "WindowCenter": 5, "WindowWidth": 9},
+    "short VOI LUT": {"VOILUTSequence": lut(1000, ROOT[::4] // 64, 10)},
+    "modality LUT": {"ModalityLUTSequence": lut(0, ROOT, 16), "WindowCenter": 30000, "WindowWidth": 50000},
+}
+
+
+@pytest.mark.parametrize("how", SHOWN)
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+def test_rendered_is_what_pydicom_draws(store, how, photometric):
+    kind = Kind(photometric, rows=60, columns=80)
+    arrays = arrays_of(kind, 1)
+    dataset = image(kind, arrays, **SHOWN[how])
+    stored(store, dataset)
+    drawn = np.asarray(picture(store, f"{ONE}/rendered"), float)
+    assert np.abs(drawn - by_pydicom(dataset, arrays[0])).max() <= 1
+    assert np.unique(drawn).size > 10
+
+
+def test_signed_pixels_compressed(store):
+    kind = KINDS["signed 16"]
+    arrays = arrays_of(kind, 1)
+    dataset = image(kind, arrays, WindowCenter=-4000, WindowWidth=30000)
+    expected = by_pydicom(dataset, arrays[0])
+    stored(store, dataset, DEFLATED)
+    drawn = np.asarray(picture(store, f"{ONE}/rendered"), float)
+    assert np.abs(drawn - expected).max() <= 1
+
+
+def test_a_window_of_the_query_wins(store):
+    arrays = arrays_of(GREY, 1)
+    stored(store, image(GREY, arrays, VOILUTSequence=lut(0, ROOT, 16), WindowCenter=5, WindowWidth=9))
+    for function, name in (("linear", "LINEAR"), ("linear-exact", "LINEAR_EXACT"), ("sigmoid", "SIGMOID")):
+        asked = image(GREY, arrays, WindowCenter=1800.5, WindowWidth=700, VOILUTFunction=name)
+        drawn = np.asarray(picture(store, f"{ONE}/rendered?window=1800.5,700,{function}"), float)
+        assert np.abs(drawn - by_pydicom(asked, arrays[0])).max() <= 1
+    assert picture(store, f"{ONE}/rendered?window=1800.5,700") == picture(
+        store, f"{ONE}/rendered?window=1800.5,700,linear"
+    )
+
+
+def groups(**attributes):
+    item = Dataset()
+    for keyword, values in attributes.items():
+        inner = Dataset()
+        for name, value in values.items():
+            setattr(inner, name, value)
+        setattr(item, keyword, Sequence([inner]))
+    return item
+
+
+def enhanced(arrays):
+    """A window a frame, one rescale for all."""
+    dataset = image(GREY, arrays)
+    rescale = {"RescaleSlope": 1, "RescaleIntercept": -100, "RescaleType": "HU"}
+    dataset.SharedFunctionalGroupsSequence = [groups(PixelValueTransformationSequence=rescale)]
+    dataset.PerFrameFunctionalGroupsSequence = [
+        groups(FrameVOILUTSequence={"WindowCenter": 1000 + 300 * number, "WindowWidth": 500})
+        for number in range(len(arrays))
+    ]
+    return dataset
+
+
+@pytest.mark.parametrize("longest", [1, 4 << 20])
+def test_windows_of_frames(store, monkeypatch, longest):
+    monkeypatch.setattr(pixels, "WHOLE", longest)
+    arrays = arrays_of(GREY, 4)
+    stored(store, enhanced(arrays))
+    flat = image(GREY, arrays, RescaleSlope=1, RescaleIntercept=-100)
+    found = parts_of(ask(store, f"{ONE}/rendered", accept='multipart/related; type="image/png"'))
+    assert len(found) == 4
+    for number, (_, content) in enumerate(found):
+        flat.WindowCenter, flat.WindowWidth = 1000 + 300 * number, 500
+        drawn = np.asarray(picture_of(content), float)
+        assert np.abs(drawn - by_pydicom(flat, arrays[number])).max() <= 1
+    animation = picture(store, f"{ONE}/rendered", "image/gif")
+    animation.seek(3)
+    assert np.abs(np.asarray(animation.convert("L"), float) - drawn).max() <= 2
+
+
+def test_one_inversion_is_enough(store):
+    """MONOCHROME1 and Presentation LUT Shape INVERSE go together (PS3.3 C.8.11.3)."""
+    arrays = arrays_of(GREY, 1)
+    shown = {}
+    for number, (photometric, shape) in enumerate(
+        [
+            ("MONOCHROME2", "IDENTITY"),
+            ("MONOCHROME2", "INVERSE"),
+            ("MONOCHROME1", "INVERSE"),
+            ("MONOCHROME1", ""),
+        ]
+    ):
+        kind = Kind(photometric, rows=60, columns=80)
+        window = {"WindowCenter": 2000, "WindowWidth": 4000}
+        stored(store, image(kind, arrays, f"1.2.3.4.{number}", PresentationLUTShape=shape, **window))
+        shown[photometric, shape] = np.asarray(
+            picture(store, f"{instance_path(f'1.2.3.4.{number}')}/rendered")
+        )
+    plain = shown.pop(("MONOCHROME2", "IDENTITY"))
+    assert all(np.array_equal(255 - plain, inverse) for inverse in shown.values())
+
+
+def test_palette(store):
+    kind = KINDS["palette"]
+    arrays = arrays_of(kind, 1)
+    stored(store, image(kind, arrays))
+    drawn = np.asarray(picture(store, f"{ONE}/rendered"))
+    assert np.array_equal(drawn, np.stack([table[arrays[0]] >> 8 for table in PALETTE], -1))
+
+
+@pytest.mark.parametrize("name", ["RGB", "RGB by plane", "YBR_FULL"])
+def test_colours(store, name):
+    kind = KINDS[name]
+    arrays = arrays_of(kind, 1)
+    stored(store, image(kind, arrays))
+    drawn = np.asarray(picture(store, f"{ONE}/rendered"), float)
+    rgb = arrays[0]
+    if name == "YBR_FULL":
+        rgb = pydicom.pixels.convert_color_space(rgb, "YBR_FULL", "RGB")
+    assert np.abs(drawn - rgb).max() <= 1
+
+
+def test_shared_chrominance(store):
+    pairs = np.array([[[50, 60, 90, 200], [200, 210, 128, 128]]], "u1")
+    dataset = image(Kind("YBR_FULL", 8, 8, rows=1, columns=4), np.zeros((1, 1, 4, 3), "u1"))
+    dataset.PhotometricInterpretation, dataset.PixelData = "YBR_FULL_422", pairs.tobytes()
+    stored(store, dataset)
+    drawn = np.asarray(picture(store, f"{ONE}/rendered"), float)
+    full = pairs[..., [[0, 2, 3], [1, 2, 3]]].reshape(1, 4, 3)
+    assert np.abs(drawn - pydicom.pixels.convert_color_space(full, "YBR_FULL", "RGB")).max() <= 1
+
+
+# Query parameters
+
+
+def test_viewport(store):
+    kind = KINDS["RGB"]
+    arrays = arrays_of(kind, 1)
+    stored(store, image(kind, arrays))
+    assert picture(store, f"{ONE}/rendered?viewport=17,100").size == (17, 20)
+    assert picture(store, f"{ONE}/rendered?viewport=340,400").size == (340, 400)
+    part = np.asarray(picture(store, f"{ONE}/rendered?viewport=10,12,5,6,10,12"))
+    assert np.array_equal(part, arrays[0][6:18, 5:15])
+    turned = np.asarray(picture(store, f"{ONE}/rendered?viewport=10,12,5,6,-10,12"))
+    assert np.array_equal(turned, part[:, ::-1])
+    rest = np.asarray(picture(store, f"{ONE}/rendered?viewport=14,20,20,20,,"))
+    assert np.array_equal(rest, arrays[0][20:, 20:])
+
+
+def test_quality(store):
+    stored(store, image(GREY, arrays_of(GREY, 1)))
+    sizes = [
+        len(payload(ask(store, f"{ONE}/rendered?quality={q}", accept="image/jpeg"))) for q in (5, 60, 100)
+    ]
+    assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("viewport=", "viewport"),
+        ("viewport=1", "viewport"),
+        ("viewport=1,2,3", "viewport"),
+        ("viewport=0,5", "viewport"),
+        ("viewport=5,99999", "viewport"),
+        ("viewport=5,5,-1,0,5,5", "viewport"),
+        ("viewport=5,5,0,0,0,5", "viewport"),
+        ("viewport=a,b", "viewport"),
+        ("viewport=1e99,1", "viewport"),
+        ("window=", "window"),
+        ("window=5", "window"),
+        ("window=5,0", "window"),
+        ("window=nan,5", "window"),
+        ("window=5,5,cubic", "window"),
+        (f"window={'9' * 400},5", "window"),
+        ("quality=0", "quality"),
+        ("quality=101", "quality"),
+        ("quality=high", "quality"),
+        (f"quality={'9' * 6000}", "quality"),
+        ("iccprofile=mine", "iccprofile"),
+    ],
+)
+@pytest.mark.parametrize("resource", ["rendered", "thumbnail"])
+def test_parameters_without_sense_are_named(store, query, named, resource):
+    stored(store, image(GREY, arrays_of(GREY, 1)))
+    with pytest.raises(BadRequest, match=f"parameter {named} "):
+        ask(store, f"{ONE}/{resource}?{query}", accept="image/jpeg")
+
+
+def test_a_region_outside_the_image(store):
+    stored(store, image(GREY, arrays_of(GREY, 1)))
+    with pytest.raises(BadRequest):
+        ask(store, f"{ONE}/rendered?viewport=5,5,500,500,5,5", accept="image/jpeg")
+
+
+def test_numbers_of_parameters():
+    assert wishes_of((("window", ".5,+1e2"),)).window.width == 100
+    assert wishes_of((("quality", "007"),)).quality == 7
+
+
+def test_icc_profile(store):
+    kind = KINDS["RGB"]
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    stored(store, image(kind, arrays_of(kind, 1)))
+    stored(store, image(kind, arrays_of(kind, 1), "1.2.3.4.2", ICCProfile=profile))
+
+    def profile_of(number, query):
+        path = f"{instance_path(f'1.2.3.4.{number}')}/rendered{query}"
+        return picture(store, path, "image/jpeg").info.get("icc_profile")
+
+    assert profile_of(1, "") is None
+    assert b"RGB XYZ" in profile_of(1, "?iccprofile=yes")
+    assert profile_of(1, "?iccprofile=no") is None
+    assert profile_of(2, "") == profile_of(2, "?iccprofile=yes") == profile
+    assert profile_of(2, "?iccprofile=no") is None
+
+
+# Who asks for what
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_several_frames_are_parts_in_order(store, level):
+    arrays = arrays_of(GREY, 3)
+    stored(store, image(GREY, arrays, WindowCenter=2000, WindowWidth=4000))
+    found = parts_of(ask(store, f"{level}/rendered"))
+    assert [headers["content-type"] for headers, _ in found] == ["image/jpeg"] * 3
+    assert [headers["content-location"] for headers, _ in found] == [
+        f"http://h/v2{ONE}/frames/{number}/rendered" for number in (1, 2, 3)
+    ]
+    for (_, content), values in zip(found, arrays, strict=True):
+        assert np.abs(np.asarray(picture_of(content), float) - values / 4095 * 255).mean() < 4
+
+
+def test_frame_lists_keep_order_and_repeats(store):
+    stored(store, image(GREY, arrays_of(GREY, 3), WindowCenter=2000, WindowWidth=4000))
+    several = parts_of(
+        ask(store, f"{ONE}/frames/3,1,3/rendered", accept='multipart/related; type="image/png"')
+    )
+    alone = [payload(ask(store, f"{ONE}/frames/{n}/rendered", accept="image/png")) for n in (3, 1, 3)]
+    assert [content for _, content in several] == alone
+    assert alone[0] != alone[1]
+    for path in ("frames/4/rendered", "frames/1,4/rendered", "frames/4/thumbnail"):
+        with pytest.raises(NotFound):
+            ask(store, f"{ONE}/{path}", accept="*/*")
+
+
+def test_instances_without_pixels_are_left_out(store):
+    report = dataset_of("1.2.3.4.2")
+    for keyword in ("PixelData", "Rows", "Columns"):
+        delattr(report, keyword)
+    keep(store, part10(report))
+    for path in (
+        f"/studies/{STUDY}/rendered",
+        f"{instance_path('1.2.3.4.2')}/rendered",
+        f"{LEVELS[1]}/thumbnail",
+    ):
+        with pytest.raises(NotAcceptable):
+            ask(store, path)
+    for path in ("frames/1/rendered", "frames/1/thumbnail"):
+        with pytest.raises(NotFound):
+            ask(store, f"{instance_path('1.2.3.4.2')}/{path}")
+    stored(store, image(GREY, arrays_of(GREY, 1)))
+    assert len(parts_of(ask(store, f"/studies/{STUDY}/rendered"))) == 1
+    assert header(ask(store, f"/studies/{STUDY}/thumbnail"), "content-type") == "image/jpeg"
+
+
+def test_animation(store):
+    arrays = arrays_of(GREY, 6)
+    stored(store, image(GREY, arrays, FrameTime=100, WindowCenter=2000, WindowWidth=4000))
+    shown = picture(store, f"{ONE}/rendered", "image/gif")
+    assert (shown.n_frames, shown.info["duration"], shown.info["loop"]) == (6, 100, 0)
+    shown = picture(store, f"{ONE}/frames/2,5/rendered", "image/gif")
+    assert shown.n_frames == 2
+
+
+def test_a_long_animation_is_shown_in_the_same_time(store, monkeypatch):
+    monkeypatch.setattr(rendered, "ANIMATED_FRAMES", 3)
+    stored(store, image(GREY, arrays_of(GREY, 12), FrameTime=50, WindowCenter=2000, WindowWidth=4000))
+    shown = picture(store, f"{ONE}/rendered", "image/gif")
+    assert (shown.n_frames, shown.info["duration"]) == (3, 200)
+    assert rendered.spaced(range(10), 3) == [0, 3, 6]
+    assert rendered.spaced(range(2), 3) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("path", "accept"),
+    [
+        (f"{ONE}/rendered?accept=image/jpeg", 'multipart/related; type="application/octet-stream"'),
+        (f"{ONE}/thumbnail?accept=image/jpeg", "image/jxl,image/avif,image/webp,*/*;q=0.8"),
+        (f"{ONE}/thumbnail?viewport=256,256", "image/jpeg"),
+        (f"{LEVELS[1]}/thumbnail?viewport=256,256", "image/jpeg"),
+        (f"{ONE}/thumbnail", "image/avif,image/webp,image/apng,*/*;q=0.8"),
+    ],
+)
+@pytest.mark.parametrize("frames", [1, 5])
+def test_what_viewers_ask_for(store, path, accept, frames):
+    stored(store, image(GREY, arrays_of(GREY, frames)))
+    answer = ask(store, path, accept=accept)
+    assert (answer.status, header(answer, "content-type")) == (200, "image/jpeg")
+    assert answer.length
+    picture_of(payload(answer))
+
+
+@pytest.mark.parametrize("path", [f"{level}/thumbnail" for level in LEVELS] + [f"{ONE}/frames/2/thumbnail"])
+def test_thumbnails_are_small(store, path):
+    kind = Kind(rows=500, columns=300)
+    stored(store, image(kind, arrays_of(kind, 3)))
+    assert picture(store, path, "image/jpeg").size == (120, 200)
+    assert picture(store, f"{path}?viewport=64,64", "image/png").size == (38, 64)
+
+
+def test_the_middle_stands_for_all(store):
+    for number in range(1, 6):
+        level = np.full((1, 60, 80), 700 * number, "u2")
+        stored(store, image(GREY, level, f"1.2.3.4.{number}", WindowCenter=2048, WindowWidth=4096))
+    drawn = np.asarray(picture(store, f"/studies/{STUDY}/thumbnail"))
+    assert abs(int(drawn.mean()) - 2100 * 255 // 4095) <= 1
+
+
+def test_a_slide_is_shown_by_its_overview(store):
+    kind = Kind("RGB", 8, 8, rows=20, columns=20)
+    for number, (flavour, level, frames) in enumerate(
+        [("LABEL", 10, 1), ("VOLUME", 60, 4), ("VOLUME", 110, 1), ("THUMBNAIL", 160, 1), ("VOLUME", 210, 9)]
+    ):
+        dataset = image(kind, np.full((frames, 20, 20, 3), level, "u1"), f"1.2.3.4.{number}")
+        dataset.SOPClassUID = rendered.WHOLE_SLIDE
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", flavour, "NONE"]
+        stored(store, dataset)
+    assert np.asarray(picture(store, f"{LEVELS[1]}/thumbnail")).mean() == 160
+    store.delete(STUDY, SERIES, "1.2.3.4.3")
+    assert np.asarray(picture(store, f"{LEVELS[1]}/thumbnail")).mean() == 110
+
+
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
+
+
+@pytest.mark.parametrize(
+    ("query", "accept"),
+    [("", None), ("", BROWSER), ("?accept=application/pdf", BROWSER), ("", "application/pdf"), ("", "*/*")],
+)
+@pytest.mark.parametrize("length", [901, 5001])
+def test_a_document_is_shown_as_pdf(store, query, accept, length):
+    document = b"%PDF-1.7" + bytes(length - 8)
+    dataset = dataset_of("1.2.3.4.1")
+    for keyword in ("PixelData", "Rows", "Columns"):
+        delattr(dataset, keyword)
+    dataset.SOPClassUID = rendered.PDF_STORAGE
+    dataset.EncapsulatedDocument, dataset.EncapsulatedDocumentLength = document + b"\0", length
+    keep(store, part10(dataset))
+    headers = {"accept": accept} if accept else {}
+    answer = ask(store, f"{ONE}/rendered{query}", **headers)
+    assert header(answer, "content-type") == "application/pdf"
+    assert payload(answer) in (document, document + b"\0" * (length < 1024))
+    with pytest.raises(NotAcceptable) as refusal:
+        ask(store, f"{ONE}/rendered", accept="image/jpeg")
+    assert "application/pdf" in refusal.value.acceptable
+    with pytest.raises(NotFound):
+        ask(store, f"{ONE}/frames/1/rendered")
+
+
+@pytest.mark.parametrize("media_type", ["image/jpeg", "image/png", "image/gif", "image/webp", "image/jp2"])
+def test_every_type_of_picture(store, media_type):
+    kind = KINDS["RGB"]
+    stored(store, image(kind, arrays_of(kind, 1)))
+    assert picture(store, f"{ONE}/rendered", media_type).size == (34, 40)
+    with pytest.raises(NotAcceptable) as refusal:
+        ask(store, f"{ONE}/rendered", accept="image/tiff")
+    assert media_type in refusal.value.acceptable
+
+
+def test_broken_pixels_are_not_acceptable(store):
+    kind = KINDS["8 bit"]
+    stored(store, image(kind, arrays_of(kind, 1)), JPEG_LS, [b"\xff\xd8 no JPEG-LS"])
+    for path in (f"{ONE}/rendered", f"{ONE}/thumbnail", f"/studies/{STUDY}/rendered"):
+        with pytest.raises(NotAcceptable):
+            ask(store, path)
+
+
+def test_values_without_sense_cost_no_picture(store):
+    """A window, a rescale and a LUT that say nothing; a palette that is not there is a 400."""
+    dataset = image(GREY, arrays_of(GREY, 1))
+    dataset.add_new("WindowCenter", "LO", "middle")
+    dataset.add_new("WindowWidth", "LO", "wide")
+    dataset.add_new("RescaleSlope", "LO", "steep")
+    dataset.add_new("VOILUTSequence", "LO", "no sequence")
+    dataset.add_new("ModalityLUTSequence", "SQ", [Dataset()])
+    dataset.add_new("PixelPaddingValue", "LO", "black")
+    dataset.add_new("SharedFunctionalGroupsSequence", "LO", "none")
+    dataset.add_new("FrameTime", "LO", "slow")
+    with pydicom.config.disable_value_validation():
+        stored(store, dataset)
+    assert picture(store, f"{ONE}/rendered", "image/jpeg").size == (80, 60)
+    assert opened(payload(ask(store, ONE, accept="application/dicom; transfer-syntax=*"))).Rows == 60
+    bare = image(Kind("PALETTE COLOR", 8, 8), arrays_of(KINDS["8 bit"], 1), "1.2.3.4.2")
+    del bare.RedPaletteColorLookupTableDescriptor
+    stored(store, bare, RLE, [b"\0" * 64])
+    with pytest.raises((BadRequest, NotAcceptable)):
+        ask(store, f"{instance_path('1.2.3.4.2')}/rendered")
