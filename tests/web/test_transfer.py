@@ -206,8 +206,15 @@ async def test_pages_that_are_not_in_memory_are_sent_from_a_thread(http_server, 
     one = line([Span(1, 0, SIZE)])
     os.fsync(one.source)
     os.posix_fadvise(one.source, 0, 0, os.POSIX_FADV_DONTNEED)
-    if warm_bytes(one.source, 0, SIZE) == SIZE:
-        pytest.skip("this file system does not forget its pages when asked to")
+    # The first probe is made to find nothing: whether the disk's pages are really gone, and still are, is the
+    # kernel's to say (a probe alone may bring them back).
+    probed = []
+
+    def probe(*asked):
+        probed.append(asked)
+        return 0 if len(probed) == 1 else warm_bytes(*asked)
+
+    monkeypatch.setattr("streamsrv.web.transfer.warm_bytes", probe)
     assert await one.run() == segment[1]
     assert sent
     assert threading.main_thread() not in sent
