@@ -13,6 +13,8 @@ import re
 import secrets
 from collections.abc import Mapping
 
+from tornado.httputil import HTTPHeaders
+
 from streamsrv.errors import BadRequest, HeadersTooLarge, URITooLong
 from streamsrv.wire.answers import Request
 
@@ -32,10 +34,15 @@ class Head:
     def __init__(self, method: str, target: str, version: str, headers: Mapping[str, str], peer: str) -> None:
         self.method = method
         self.version = version
-        self.headers = {name.lower(): value for name, value in headers.items()}
+        self.headers = lowered = dict[str, str]()
+        size = len(target)
+        for name, value in headers.get_all() if isinstance(headers, HTTPHeaders) else headers.items():
+            size += len(name) + len(value) + 4
+            key = name.lower()
+            lowered[key] = f"{lowered[key]},{value}" if key in lowered else value  # RFC 9110 5.3
         self.peer = peer
-        self.size = len(target) + sum(len(name) + len(value) + 4 for name, value in headers.items())
-        self.host = self.headers.get("host", "")
+        self.size = size
+        self.host = lowered.get("host", "")
         absolute = ABSOLUTE.fullmatch(target) if not target.startswith("/") else None
         if absolute:  # RFC 9112 3.2.2: its authority counts instead of Host
             self.host = absolute[1]

@@ -36,6 +36,13 @@ PAUSE = 0.25
 NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
+class Stream(IOStream):
+    """Sends at once, always: what belongs together is handed to the kernel in one piece, or with MSG_MORE."""
+
+    def set_nodelay(self, value: bool) -> None:
+        """Tornado switches it on and off again for each answer: two system calls."""
+
+
 class Server(HTTPServer):
     """Tells the app when a connection has ended: HTTPServer keeps that to itself."""
 
@@ -112,7 +119,8 @@ class Acceptor:
         elif not self._alone:
             self._pause()
             self._loop.call_later(STAND_BACK, self._resume)
-        stream = IOStream(connection, max_buffer_size=self._server.max_buffer_size, read_chunk_size=CHUNK)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        stream = Stream(connection, max_buffer_size=self._server.max_buffer_size, read_chunk_size=CHUNK)
         self._server.handle_stream(stream, address)
 
     def _resume(self) -> None:

@@ -14,13 +14,14 @@ Rules of this file
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from http import HTTPStatus
 
-from tornado.httputil import HTTPConnection
+from tornado.http1connection import HTTP1Connection
 from tornado.iostream import IOStream
 
 from streamsrv.errors import StoreCorrupt
@@ -110,12 +111,20 @@ def small_payload(answer: Answer) -> bytes | None:
     return payload
 
 
-def send_now(connection: HTTPConnection, outgoing: Outgoing) -> int | None:
+def send_now(connection: HTTP1Connection, outgoing: Outgoing) -> int | None:
     """Send it in one write and finish; returns the payload's length. None: not possible, nothing was sent."""
     payload = small_payload(outgoing.answer) if outgoing.body else b""
     if payload is None:
         return None
-    connection.write(outgoing.head + payload)
+    text = outgoing.head + payload
+    sent = 0
+    stream = connection.stream
+    if not stream.closed() and not stream.writing():
+        # The socket mostly takes all of it; then nothing has to remember what is still to be written.
+        with contextlib.suppress(OSError):  # full, or broken: the stream finds out which
+            sent = stream.socket.send(text)
+    if sent < len(text):
+        connection.write(text[sent:])
     connection.finish()
     return len(payload)
 

@@ -302,6 +302,8 @@ def percent_decoded(text: str) -> str:
 
 def parse_query(query: str) -> tuple[tuple[str, str], ...]:
     """The pairs of a query in their order; `+` is a blank."""
+    if not query:
+        return ()
     if query.count("&") >= MAX_PARAMETERS:
         raise URITooLong(f"a query may hold at most {MAX_PARAMETERS} parameters")
     pairs = (pair.partition("=") for pair in query.replace("+", " ").split("&") if pair)
