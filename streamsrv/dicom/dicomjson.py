@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import orjson
 
@@ -55,9 +56,25 @@ class _Open:
         self.through = ""  # of a dataset: the last tag that is out
 
 
+class Known:
+    """Neighbours at the top level that were converted before, all of them sound: each by itself in `members`,
+    those to be kept in `kept`. `joined` is one member whose text goes on through all of them."""
+
+    __slots__ = ("joined", "kept", "members")
+
+    def __init__(self, members: JsonDataset, keep: frozenset[str]) -> None:
+        self.members = members
+        self.kept = {key: plain(members[key]) for key in keep & members.keys()}
+        self.joined: JsonDataset = {}
+        if members:
+            first = next(iter(members))
+            text = orjson.dumps(members)[len(first) + 4 : -1]  # {"first":
+            self.joined[first] = cast(JsonElement, orjson.Fragment(text))
+
+
 class MetadataWriter:
     """Writes one instance. `kept` afterwards holds the top-level elements of `keep` that were met, `bulk` the
-    values left out, `repeated` the tags that `repeat` brought."""
+    values left out, `sound` the tags in `kept` that are known to keep the rules of their VR."""
 
     def __init__(
         self,
@@ -69,13 +86,14 @@ class MetadataWriter:
     ) -> None:
         self.keep = keep
         self.kept: JsonDataset = {}
-        self.repeated: set[str] = set()
+        self.sound: set[str] = set()
         self.bulk: list[BulkValue] = []
         self.warnings: list[AttributeWarning] = []
         self.length = 0
         self.slots = 0
         self._emit = emit
         self._extra = extra
+        self.extra = frozenset(extra)
         self._limits = limits
         self._little = little
         codecs, _ = codecs_of(())
@@ -83,17 +101,27 @@ class MetadataWriter:
         self._stack[0].written = True
         self._out: list[bytes] = []
         self._pending = 0
+        self._known: list[Known] = []
 
     def element(self, key: str) -> JsonElement | None:
         """A top-level element of `keep` that has been read already."""
-        return self._stack[0].members.get(key) or self.kept.get(key)
+        element = self._stack[0].members.get(key)
+        return self.kept.get(key) if element is None or isinstance(element, orjson.Fragment) else element
 
-    def repeat(self, members: JsonDataset, length: int) -> None:
-        """Top-level elements that have been converted before, of `length` bytes. While `write` runs, between
-        two events."""
-        self._stack[0].members.update(members)
-        self.repeated.update(members)
-        self._pending += length + _OVERHEAD * len(members)
+    def repeat(self, known: Known, length: int) -> None:
+        """Elements of `length` bytes, behind all others so far. While `write` runs, between two events."""
+        self._stack[0].members.update(known.joined)
+        self._known.append(known)
+        self.kept.update(known.kept)
+        self.sound.update(known.kept)
+        self._pending += length + _OVERHEAD * len(known.members)
+
+    def part(self) -> None:
+        """What is known stands element by element from here on, because others may go between."""
+        for known in self._known:
+            self._stack[0].members.update(known.members)
+        self._known.clear()
+        self.sound.clear()
 
     def unwritten(self) -> JsonDataset:
         """The top-level elements so far; none if some have been written out already."""
@@ -198,6 +226,7 @@ class MetadataWriter:
     def _spill(self) -> None:
         """Write all that is complete, from the outermost container to the innermost, and open what is
         not."""
+        self.part()
         stack = self._stack
         self._pending = 0
         for node, inner in zip(stack, [*stack[1:], None], strict=True):
@@ -230,7 +259,8 @@ class MetadataWriter:
                 self.warn(key, "out of order: left out of the metadata")
         if node is self._stack[0]:
             for key in self.keep & members.keys():
-                self.kept[key] = members[key]
+                if not isinstance(members[key], orjson.Fragment):
+                    self.kept[key] = members[key]
             for key in [key for key in self._extra if boundary is None or key < boundary]:
                 members[key] = self._extra.pop(key)
         if members:

@@ -219,9 +219,12 @@ class _Reader:
             self._number_of_frames(),
         )
         frames = self._layout(geometry, *pixels) if pixels else Frames()
-        attributes = {key: plain(writer.kept[key]) for key in sorted(keep & writer.kept.keys())}
+        kept, sound = writer.kept, writer.sound
+        attributes = {
+            key: kept[key] if key in sound else plain(kept[key]) for key in sorted(keep & kept.keys())
+        }
         for key, element in attributes.items():
-            if key not in writer.repeated and (reason := broken_rule(element)):
+            if key not in sound and (reason := broken_rule(element)):
                 writer.warn(key, reason)
         value = pixels[1] if pixels else None
         return SOPInstance(

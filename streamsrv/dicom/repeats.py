@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple, cast
 import orjson
 
 from streamsrv.dicom.checks import broken_rule
-from streamsrv.dicom.dicomjson import SPECIFIC_CHARACTER_SET, MetadataWriter
+from streamsrv.dicom.dicomjson import SPECIFIC_CHARACTER_SET, Known, MetadataWriter
 from streamsrv.dicom.elements import LONG_VRS, SHORT_VRS, Elements, Event
 from streamsrv.dicom.instance import JsonDataset, JsonElement
 from streamsrv.dicom.levels import Level
@@ -49,17 +49,19 @@ class _Piece(NamedTuple):
 class _Run:
     """Neighbours, compared at once."""
 
-    __slots__ = ("first", "last", "members", "notes", "pieces", "raw")
+    __slots__ = ("first", "keep", "known", "last", "notes", "pieces", "raw")
 
-    def __init__(self, pieces: list[_Piece]) -> None:
+    def __init__(self, pieces: list[_Piece], keep: frozenset[str]) -> None:
         self.pieces = pieces
+        self.keep = keep
         self.first, self.last = pieces[0].tag, pieces[-1].tag
         self.raw = b"".join(piece.raw for piece in pieces)
-        self.members: JsonDataset = {}
+        members: JsonDataset = {}
         self.notes: dict[int, bytes] = {}
         for piece in pieces:
-            self.members |= piece.members
+            members |= piece.members
             self.notes |= piece.notes
+        self.known = Known(members, keep)
 
     def split(self, buffer: bytes, at: int) -> list[_Run]:
         """What goes before and behind the first element that the bytes at `at` do not repeat."""
@@ -67,7 +69,8 @@ class _Run:
         while number < len(self.pieces) - 1 and buffer.startswith(self.pieces[number].raw, at):
             at += len(self.pieces[number].raw)
             number += 1
-        return [_Run(pieces) for pieces in (self.pieces[:number], self.pieces[number + 1 :]) if pieces]
+        parts = self.pieces[:number], self.pieces[number + 1 :]
+        return [_Run(pieces, self.keep) for pieces in parts if pieces]
 
 
 class Repeats:
@@ -93,6 +96,7 @@ class Repeats:
     def _known(self, elements: Elements, writer: MetadataWriter) -> Iterator[Event]:
         window, notes = elements.window, elements.levels[0].notes
         runs, number, singles = self._runs, 0, 0
+        last = -1  # of what is known so far
         while number < len(runs) and singles < MOST_SINGLES:
             run = runs[number]
             window.load(elements.position, len(run.raw))
@@ -102,15 +106,16 @@ class Repeats:
                 if run.first == SPECIFIC_CHARACTER_SET:
                     yield from elements.one()
                     continue
-                writer.repeat(run.members, len(run.raw))
+                writer.repeat(run.known, len(run.raw))
                 notes.update(run.notes)
                 elements.position += len(run.raw)
+                last = run.last
                 continue
             tag = _next_tag(elements)
+            if tag <= last:
+                break
             if SPECIFIC_CHARACTER_SET in (tag, run.first):
                 runs.clear()  # what is known was in another character set
-            elif tag < 0:
-                break
             elif tag < run.first:
                 singles += 1
                 yield from elements.one()
@@ -118,7 +123,14 @@ class Repeats:
                 runs[number : number + 1] = run.split(window.buffer, at) if tag <= run.last else ()
         if singles > sum(len(run.pieces) for run in runs):
             runs.clear()  # so little is known that the next one is learned
-        yield from elements.walk()
+        rest = elements.walk()
+        for event in rest:
+            if event[0] <= last:  # perhaps out of order
+                writer.part()
+                yield event
+                break
+            yield event
+        yield from rest
 
     def _learned(self, elements: Elements, writer: MetadataWriter) -> Iterator[Event]:
         lesson = _Lesson(elements)
@@ -170,13 +182,17 @@ class _Lesson:
         if not members or len(writer.warnings) > MOST_WARNINGS:
             return []
         paths = [each.path for each in writer.bulk] + [each.tag for each in writer.warnings]
-        unfit = {path[:8] for path in paths}
+        unfit = {*writer.extra, *(path[:8] for path in paths)}
         groups: list[list[_Piece]] = [[]]
+        last = ""
         for found in self._found:
             tag, raw, notes = found or (0, b"", {})
             key = KEYS.get(tag) or f"{tag:08X}"
             member = {key: members[key]} if key in members else {}
-            if not raw or key in unfit or (member and broken_rule(members[key])):
+            if any(last < extra <= key for extra in writer.extra):
+                groups.append([])
+            last = key
+            if not raw or key in unfit or key < "0003" or (member and broken_rule(members[key])):
                 groups.append([])
                 continue
             if member and key not in writer.keep:
@@ -185,7 +201,7 @@ class _Lesson:
                 groups += [_Piece(tag, raw, member, notes)], []
             else:
                 groups[-1].append(_Piece(tag, raw, member, notes))
-        return [_Run(pieces) for pieces in groups if pieces]
+        return [_Run(pieces, writer.keep) for pieces in groups if pieces]
 
 
 def _next_tag(elements: Elements) -> int:
