@@ -1,0 +1,40 @@
+"""docs/transfer-syntaxes.md is what the registry says, and the registry is what the server says."""
+
+import pytest
+from live_server import ROOT
+
+from framecodecs import syntax_table
+from framecodecs.registry import SYNTAXES
+from streamsrv.dicom.syntaxes import lookup
+from streamsrv.retrieve import transcoding
+
+PAGE = (ROOT / "docs" / "transfer-syntaxes.md").read_text(encoding="utf-8")
+
+
+def test_the_page_holds_the_tables_of_the_registry():
+    assert syntax_table.syntaxes_markdown() in PAGE
+    assert syntax_table.libraries_markdown() in PAGE
+
+
+@pytest.mark.parametrize("row", SYNTAXES.values(), ids=lambda row: row.name)
+def test_a_row_is_what_answers_say(row):
+    known = lookup(row.uid)
+    assert (known.media_type, known.lossy, known.encapsulated) == (
+        row.media_type,
+        row.lossy,
+        row.encapsulated,
+    )
+
+
+@pytest.mark.parametrize("row", SYNTAXES.values(), ids=lambda row: row.name)
+def test_what_has_an_encoder_can_be_asked_for(row):
+    """From every syntax that has a decoder; tests/retrieve/test_transcoding.py does it."""
+    sources = [uid for uid in SYNTAXES if row.uid in transcoding.instance_targets(uid)]
+    if not row.encapsulated and row.uid != transcoding.EXPLICIT_VR_LITTLE_ENDIAN:
+        assert not sources  # never sent (PS3.18 8.7.3), or as good as uncompressed
+    elif row.encode_libraries:
+        others = [other.uid for other in SYNTAXES.values() if other.decode_libraries]
+        own = [] if row.uid == transcoding.EXPLICIT_VR_LITTLE_ENDIAN else [row.uid]
+        assert set(sources) == set(others) - set(own)
+    else:
+        assert sources == (["1.2.840.10008.1.2.4.50"] if row.decode_libraries else [])
