@@ -16,10 +16,11 @@ from streamsrv.retrieve.selection import Selection
 from streamsrv.store.rows import InstanceRow
 from streamsrv.store.store import Store
 from streamsrv.wire.answers import Literal, Piece, Stream
+from streamsrv.wire.codings import IDENTITY, encoded
 from streamsrv.wire.resources import instance_url
 
-# An answer up to this long is one literal: the metadata of about 150 CT instances.
-AT_ONCE = 1 << 20
+# An answer up to this long is one literal: the metadata of about 700 CT instances, made in ten milliseconds.
+AT_ONCE = 4 << 20
 ROWS_AT_ONCE = 256
 
 
@@ -37,7 +38,9 @@ def metadata_piece(store: Store, selection: Selection, base_url: str) -> Piece:
         return Literal(b"".join(metadata_text(store, selection, base_url)))
 
     def chunks(start: int, stop: int | None) -> Iterator[bytes]:
-        return within(metadata_text(store, selection, base_url), start, length if stop is None else stop)
+        # In few pieces: each costs a turn through a thread.
+        text = encoded(metadata_text(store, selection, base_url), IDENTITY)
+        return within(text, start, length if stop is None else stop)
 
     return Stream(chunks, length)
 

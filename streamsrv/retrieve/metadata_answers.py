@@ -5,7 +5,8 @@ Strategy: the instances are a stream of (row, JSON text); `lean` cuts each text 
 envelope makes one body of them (a JSON array, or multipart with a document each), a coding compresses the
 body. The length of the whole JSON array is arithmetic over rows; any other body is made at once if its text
 is short, and while it is being sent if it is not. What was compressed is kept in the cache that pictures
-share, by its ETag: viewers ask for the metadata of a series again and again.
+share, by its ETag, and so is text that was made at once: viewers ask for the metadata of a series again and
+again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from streamsrv.dicom.jsontext import WHOLE
 from streamsrv.dicom.nativexml import native_xml
 from streamsrv.retrieve.answering import Retrieval
 from streamsrv.retrieve.lean import Fields, fields_of, lean_text, lean_whole
-from streamsrv.retrieve.metadata import AT_ONCE, instance_texts, metadata_piece
+from streamsrv.retrieve.metadata import instance_texts, metadata_piece
 from streamsrv.store.rows import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Literal, Piece, Stream
@@ -29,6 +30,10 @@ from streamsrv.wire.multipart import boundary_from, closing, multipart_type, par
 from streamsrv.wire.resources import instance_url
 
 CACHING = (("Vary", "Accept, Accept-Encoding"), ("Cache-Control", "private, no-cache"))
+# A body whose text is up to this long is cut or compressed at once: the metadata of about 150 CT instances.
+AT_ONCE = 1 << 20
+# The text of an instance up to this long is made in the loop.
+INLINE = 16 << 10
 # Shorter texts go out as they are: the head of the answer weighs as much.
 WORTH_COMPRESSING = 1_024
 # A compressed body up to this long is kept while it is being sent, for the next who asks: 3,000 CT instances
@@ -59,11 +64,13 @@ def metadata(retrieval: Retrieval) -> Answer:
     headers += [("Warning", f'299 streamsrv "{text}"') for text in fields.warnings]
     if not_modified(request, etag):
         return evaluate(request, Answer(200, headers), etag)
+    if length > INLINE or fields.tree is not None or offer.multipart:
+        retrieval.pool.must_not_block()
     body = body_of(retrieval, fields, offer.media_type, boundary)
     if coding:
         piece = compressed_piece(body, coding, length <= AT_ONCE, retrieval.pool.cache, etag)
     elif fields.tree is None and not offer.multipart:
-        piece = metadata_piece(retrieval.store, selection, request.base_url)
+        piece = text_piece(retrieval, etag)
     else:
         piece = made_piece(body, length <= AT_ONCE)
     return evaluate(request, Answer(200, headers, (piece,), piece.length), etag)
@@ -114,6 +121,18 @@ def made_piece(body: Body, at_once: bool) -> Piece:
     if at_once:
         return Literal(b"".join(body()))
     return Stream(lambda start, stop: encoded(body(), IDENTITY), None)
+
+
+def text_piece(retrieval: Retrieval, etag: str) -> Piece:
+    """The whole array. It is kept as it goes out, unless it is so short that making it costs little more."""
+    key = ("metadata", etag)
+    kept = retrieval.pool.cache.get(key)
+    if kept is not None:
+        return Literal(kept)
+    piece = metadata_piece(retrieval.store, retrieval.selection, retrieval.request.base_url)
+    if isinstance(piece, Literal) and piece.length > INLINE:
+        retrieval.pool.cache.put(key, piece.payload)
+    return piece
 
 
 def compressed_piece(body: Body, coding: str, at_once: bool, cache: Cache, etag: str) -> Piece:

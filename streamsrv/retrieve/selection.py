@@ -12,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary
 
 import xxhash
 
@@ -31,6 +33,24 @@ ENTRIES_AT_ONCE = 64
 NOT_THERE = "there is no such SOP instance, series or study in this store"
 
 _PIN = struct.Struct("<16sIQQ")
+
+
+class Learned(NamedTuple):
+    """What a walk over the pages of a study or series has found: true until the next commit, and not to be
+    changed."""
+
+    moment: int
+    rows: list[InstanceRow]
+    syntaxes: set[str]
+    digest: bytes
+    segments: set[int]
+
+
+# Viewers ask for the metadata of a series and then for its instances, and several of them do.
+SELECTIONS_REMEMBERED = 8
+ROWS_REMEMBERED = 1_000
+_Memory: TypeAlias = dict[tuple[str, str | None, str | None], Learned]
+_memories: WeakKeyDictionary[Store, _Memory] = WeakKeyDictionary()
 
 
 class Selection:
@@ -66,10 +86,26 @@ class Selection:
         raise StoreError("segments were replaced again and again while they were being opened")
 
     def _learn(self) -> set[int]:
-        """Walk the pages once; returns the segments that hold the instances."""
+        """What there is; returns the segments that hold it."""
         study, series, instance = self._target
         if series is not None and instance is not None:
             return self._learn_one(InstanceKey(study, series, instance))
+        moment, memory = self._store.moment(), _memories.setdefault(self._store, {})
+        learned = memory.get(self._target)
+        if learned is None or learned.moment != moment:
+            segments = self._walk()
+            learned = Learned(moment, self._kept, self.syntaxes, self.digest, segments)
+            if self.count <= ROWS_REMEMBERED:
+                while len(memory) >= SELECTIONS_REMEMBERED:
+                    memory.pop(next(iter(memory)), None)
+                memory[self._target] = learned
+        else:
+            self._kept, self.count = learned.rows, len(learned.rows)
+            self.syntaxes, self.digest = learned.syntaxes, learned.digest
+        return learned.segments
+
+    def _walk(self) -> set[int]:
+        """Over the pages, once."""
         self._kept, self._pins, self.count, self.syntaxes = [], bytearray(), 0, set()
         digest, segments = xxhash.xxh3_128(), set()
         for row in self._pages():

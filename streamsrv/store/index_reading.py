@@ -67,6 +67,12 @@ class Reading:
         self._unpacked[key] = value, row
         return row
 
+    def moment(self) -> int:
+        """As long as it stays the same, so does everything that can be read."""
+        with self._environment.reading("looking for changes") as transaction:
+            number: int = transaction.id()
+        return number
+
     def existing(self, keys: Sequence[InstanceKey]) -> list[InstanceRow | None]:
         with self._environment.reading("looking up instances") as transaction:
             values = [transaction.get(triple(key), db=self._handles["instances"]) for key in keys]

@@ -144,6 +144,10 @@ class Store:
         """An instance with the entries of these frames, in one look."""
         return self.index.instance(key, frames)
 
+    def moment(self) -> int:
+        """Changes with every commit, of any process."""
+        return self.index.moment()
+
     def frame_entries(self, row: InstanceRow, indices: Sequence[int]) -> list[tuple[int, int]]:
         return self.index.frame_entries(row, indices)
 

@@ -16,7 +16,7 @@ from streamsrv.web.stow import Receiver
 from streamsrv.wire.answers import Answer, Request
 from streamsrv.wire.resources import Kind, Level, Target
 
-INLINE = frozenset((Kind.INSTANCES, Kind.FRAMES, Kind.RENDERED, Kind.THUMBNAIL))
+INLINE = frozenset((Kind.INSTANCES, Kind.METADATA, Kind.FRAMES, Kind.RENDERED, Kind.THUMBNAIL))
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,3 +192,20 @@ def test_unknown_fields_are_said(study):
         header(answer, "warning") == '299 streamsrv "the includefield PatientNam is unknown and was ignored"'
     )
     assert list(orjson.loads(payload(answer))[0]) == ["00080016", "00080018", "0020000D", "0020000E"]
+
+
+def test_text_is_made_once_as_long_as_nothing_is_stored(store, monkeypatch):
+    monkeypatch.setattr(metadata_answers, "INLINE", 10)
+    keep(store, part10(dataset_of("1.5.1")), part10(dataset_of("1.5.2")))
+    path = f"/studies/{STUDY}/series/{SERIES}/metadata"
+    first = payload(ask(store, path))
+    monkeypatch.setattr(type(store), "lookup", None)  # nobody walks
+    monkeypatch.setattr(type(store), "metadata", None)  # or reads texts
+    assert payload(ask(store, path)) == first
+    monkeypatch.undo()
+    keep(store, part10(dataset_of("1.5.3")))
+    third = payload(ask(store, path))
+    assert len(third) > len(first)
+    assert third[: len(first) - 1] == first[:-1]
+    store.delete(STUDY, SERIES, "1.5.3")
+    assert payload(ask(store, path)) == first
