@@ -23,7 +23,7 @@ from streamsrv.wire.resources import ROUTES, UNVERSIONED, Kind, Level, Route
 WADL = "application/vnd.sun.wadl+xml"
 YAML = "application/yaml"
 PDF = "application/pdf"
-_UID = {"type": "string", "pattern": r"^(?=.{1,64}$)[0-9]+(\.[0-9]+)*$"}
+_UID = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)*$", "maxLength": 64}
 
 
 @dataclass(frozen=True, slots=True)
