@@ -49,7 +49,7 @@ LONG_VRS = {vr.encode(): vr for row in ("OB OD OF OL OV OW SQ SV UC UN UR UT UV"
 BINARY_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "UN"))
 _NO_VRS: dict[bytes, str] = {}
 
-_HEADERS = {True: Struct("<HH2sH").unpack_from, False: Struct(">HH2sH").unpack_from}
+HEADERS = {True: Struct("<HH2sH").unpack_from, False: Struct(">HH2sH").unpack_from}
 _TAGS = {True: Struct("<HHI").unpack_from, False: Struct(">HHI").unpack_from}
 _WORDS = {True: Struct("<I").unpack_from, False: Struct(">I").unpack_from}
 
@@ -104,7 +104,7 @@ class Elements:
             if level.items:
                 yield self._item(level, buffer, at)
                 continue
-            unpack, notes = _HEADERS[level.little], level.notes
+            unpack, notes = HEADERS[level.little], level.notes
             vrs = SHORT_VRS if level.explicit else _NO_VRS
             while at + 8 <= limit:
                 group, element, vr, length = unpack(buffer, at)

@@ -18,13 +18,13 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import orjson
 
 from streamsrv.dicom.checks import broken_rule
 from streamsrv.dicom.dicomjson import SPECIFIC_CHARACTER_SET, Known, MetadataWriter
-from streamsrv.dicom.elements import LONG_VRS, SHORT_VRS, Elements, Event
+from streamsrv.dicom.elements import HEADERS, LONG_VRS, SHORT_VRS, Elements, Event
 from streamsrv.dicom.instance import JsonDataset, JsonElement
 from streamsrv.dicom.levels import Level
 from streamsrv.dicom.tags import KEYS, vr_of_number
@@ -111,14 +111,18 @@ class Repeats:
                 elements.position += len(run.raw)
                 last = run.last
                 continue
-            tag = _next_tag(elements)
+            tag, short = _next(elements)
             if tag <= last:
                 break
             if SPECIFIC_CHARACTER_SET in (tag, run.first):
                 runs.clear()  # what is known was in another character set
             elif tag < run.first:
                 singles += 1
-                yield from elements.one()
+                if short is None:
+                    yield from elements.one()
+                else:
+                    elements.position += 8 + short[3]
+                    yield short
             else:
                 runs[number : number + 1] = run.split(window.buffer, at) if tag <= run.last else ()
         if singles > sum(len(run.pieces) for run in runs):
@@ -204,14 +208,20 @@ class _Lesson:
         return [_Run(pieces, writer.keep) for pieces in groups if pieces]
 
 
-def _next_tag(elements: Elements) -> int:
-    """-1 near the end of the dataset."""
-    level, at = elements.levels[0], elements.position
-    head = elements.window.bytes_at(at, min(8, level.end - at))
-    order: Literal["little", "big"] = "little" if level.little else "big"
-    if len(head) < 8:
-        return -1
-    return int.from_bytes(head[:2], order) << 16 | int.from_bytes(head[2:4], order)
+def _next(elements: Elements) -> tuple[int, Event | None]:
+    """The tag of the next element, -1 near the end of the dataset; and its event if it is an ordinary one: of
+    a short VR, not private, all in the window."""
+    level, window, position = elements.levels[0], elements.window, elements.position
+    held = window.load(position, 8)
+    if held < 8 or level.end - position < 8:
+        return -1, None
+    buffer, at = window.buffer, position - window.start
+    group, number, vr, length = HEADERS[level.little](buffer, at)
+    tag = group << 16 | number
+    name = SHORT_VRS.get(vr) if level.explicit else None
+    if name is None or group & 1 or 8 + length > min(held, level.end - position):
+        return tag, None
+    return tag, (tag, name, position + 8, length, buffer[at + 8 : at + 8 + length])
 
 
 def _depends(tag: int) -> bool:
