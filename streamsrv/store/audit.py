@@ -30,13 +30,16 @@ import zstandard
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import SegmentGone, StoreCorrupt
 from streamsrv.store.index import Index
+from streamsrv.store.index_environment import ABOUT
 from streamsrv.store.index_rows import (
     record_id_of,
+    row_name,
     serial_of,
     split_triple,
     triple,
     unpack_change,
     unpack_instance,
+    without_sum,
 )
 from streamsrv.store.rows import METADATA_CHUNK, ChangeKind, InstanceRow, NewInstance, SegmentRow
 
@@ -186,6 +189,18 @@ class Audit:
                 if chunk != expected:
                     yield Difference(database, f"serial {serial}, chunk {chunk}", "is out of order", "")
                 expected = chunk + 1
+
+    def sums(self) -> Iterator[Difference]:
+        """Rows of which only their checksum says what they were; changes and metadata are told later."""
+        missing = ABOUT - {key.decode("ascii", "replace") for key, _ in rows_of(self._index, "about")}
+        for name in sorted(missing):
+            yield Difference("about", name, "is missing", "")
+        for database in ("about", "segments"):
+            for key, value in rows_of(self._index, database):
+                try:
+                    without_sum(database, key, value)
+                except StoreCorrupt:
+                    yield Difference(database, row_name(database, key), "its checksum is wrong", "")
 
     def _gaps(self) -> Iterator[Difference]:
         """Changes that cannot be read or are missing."""

@@ -32,6 +32,7 @@ from streamsrv.errors import InstanceError, SegmentGone, StoreCorrupt, StoreLock
 from streamsrv.store.audit import Audit
 from streamsrv.store.claims import Claims
 from streamsrv.store.folder import Held
+from streamsrv.store.index_rows import unpack_segment
 from streamsrv.store.leases import SegmentLease
 from streamsrv.store.records import HEADER, NO_ID, Damage, Found, Kind, unpack_ids
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
@@ -41,6 +42,7 @@ from streamsrv.store.transaction import Record
 Derive: TypeAlias = Callable[[Record], NewInstance]
 
 HASH_WINDOW = 1 << 20
+WHOLE_SEGMENT = 1 << 62
 
 
 class Severity(enum.StrEnum):
@@ -138,7 +140,9 @@ class _Checker:
         self._others: dict[int, int] = {}  # segment -> bytes of its voids and tombstones
 
     def run(self) -> Iterator[Finding]:
-        rows = self._index.segments()
+        for difference in self._audit.sums():
+            yield error(f"index database {difference.database}, {difference.row}", difference.what)
+        rows = self._segments()
         yield from self._files(rows)
         for row in rows.values():
             self._audit.segment(row)
@@ -150,11 +154,29 @@ class _Checker:
 
     # Segments
 
+    def _segments(self) -> dict[int, SegmentRow]:
+        """Those whose rows can be read. Of the others nothing can be said."""
+        rows: dict[int, SegmentRow] = {}
+        for key, value in self._index.dump("segments"):
+            try:
+                row = unpack_segment(key, value)
+            except StoreCorrupt:
+                self._audit.unreadable(int.from_bytes(key, "big"), 0, WHOLE_SEGMENT)
+            else:
+                rows[row.segment] = row
+        return rows
+
     def _files(self, rows: dict[int, SegmentRow]) -> Iterator[Finding]:
         for segment, path in self._store.layout.segment_files().items():
-            if segment not in rows and self._index.segment(segment) is None and path.stat().st_size:
+            if segment not in rows and not self._known(segment) and path.stat().st_size:
                 what = "its file is not in the index, which may be an older one: run reindex"
                 yield error(f"segment {segment}", what)
+
+    def _known(self, segment: int) -> bool:
+        try:
+            return self._index.segment(segment) is not None
+        except StoreCorrupt:
+            return True  # and told
 
     def _segment(self, row: SegmentRow) -> Iterator[Finding]:
         try:
@@ -223,7 +245,7 @@ class _Checker:
 
     def _counts(self, rows: dict[int, SegmentRow]) -> Iterator[Finding]:
         """Live and dead bytes, of the segments in which nothing has happened since the check began."""
-        for segment, row in self._index.segments().items():
+        for segment, row in self._segments().items():
             if segment not in self._payloads or rows.get(segment) != row:
                 continue
             live = self._audit.live.get(segment, 0)
@@ -243,7 +265,7 @@ class _Checker:
         for record_id, (location, key) in self._suspects.items():
             row = self._index.existing([key])[0]
             indexed = row is not None and row.record_id == record_id
-            if not indexed and self._index.segment(location.segment) is not None:
+            if not indexed and self._known(location.segment):
                 yield error(
                     f"index database instances, {'/'.join(key)}",
                     f"the record at {at(*location[:2])} is whole, not deleted or replaced, and has no row",

@@ -22,7 +22,13 @@ from streamsrv.store.index_environment import DATABASES, Environment
 from streamsrv.store.index_lists import Budget
 from streamsrv.store.index_reading import ROWS_A_BATCH, Reading
 from streamsrv.store.index_rewrite import dump, rewrite
-from streamsrv.store.index_rows import number_key, segment_key, unpack_change, unpack_segment
+from streamsrv.store.index_rows import (
+    number_key,
+    segment_key,
+    unpack_change,
+    unpack_segment,
+    without_sum,
+)
 from streamsrv.store.index_search import Hit, Search
 from streamsrv.store.index_writer import Writer
 from streamsrv.store.query import Level
@@ -148,7 +154,7 @@ class Index(Reading):
         """schema, table (of attributes), epoch, next_segment."""
         with self._environment.reading("reading about the index") as transaction:
             rows = list(transaction.cursor(db=self._handles["about"]))
-        return {key.decode(): value.decode() for key, value in rows}
+        return {key.decode(): without_sum("about", key, value).decode() for key, value in rows}
 
     @property
     def epoch(self) -> str:

@@ -40,10 +40,13 @@ from streamsrv.store.index_rows import (
     unpack_segment,
     variant_of,
     with_serial,
+    with_sum,
+    without_sum,
 )
 from streamsrv.store.rows import ChangeKind, InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
 
 _BY_SERIAL = ("metadata", "frames", "bulk")
+NEXT_SEGMENT = b"next_segment"
 
 
 @dataclass(slots=True)
@@ -150,17 +153,20 @@ class Batch:
 
     def add_segment(self) -> int:
         """Numbers are never used again: a location names bytes for ever."""
-        text = self._get("about", b"next_segment")
-        if text is None:
+        number = self._next_segment()
+        if number is None:
             raise StoreCorrupt("the index does not say which segment comes next: run reindex")
-        self.put_segment(SegmentRow(int(text)))
-        return int(text)
+        self.put_segment(SegmentRow(number))
+        return number
 
     def put_segment(self, row: SegmentRow) -> None:
         self._segments[row.segment] = _Account(row.committed_end, row.live, row.dead, row.sealed)
-        text = self._get("about", b"next_segment") or b"1"
-        following = max(int(text), row.segment + 1)
-        self._put("about", b"next_segment", b"%d" % following)
+        following = max(self._next_segment() or 1, row.segment + 1)
+        self._put("about", NEXT_SEGMENT, with_sum(NEXT_SEGMENT, b"%d" % following))
+
+    def _next_segment(self) -> int | None:
+        stored = self._get("about", NEXT_SEGMENT)
+        return int(without_sum("about", NEXT_SEGMENT, stored)) if stored else None
 
     def seal(self, segment: int) -> None:
         self._segment(segment).sealed = True
@@ -187,7 +193,8 @@ class Batch:
         serial = self._sequence
         self._put("instances", prepared.key, with_serial(serial, prepared.packed))
         for chunk, frame in enumerate(prepared.metadata):
-            self._append("metadata", chunk_key(serial, chunk), frame)
+            key = chunk_key(serial, chunk)
+            self._append("metadata", key, with_sum(key, frame))
         for chunk, pairs in enumerate(frame_chunks(prepared.frame_table)):
             self._append("frames", chunk_key(serial, chunk), pairs)
         bulk = {bulk_path_key(value.path): pack_bulk(value) for value in prepared.bulk}
@@ -212,7 +219,8 @@ class Batch:
 
     def _change(self, kind: ChangeKind, row: InstanceRow, key: bytes) -> None:
         self._sequence += 1
-        self._append("changes", number_key(self._sequence), pack_change(kind, self._at, row.record_id, key))
+        value = pack_change(self._sequence, kind, self._at, row.record_id, key)
+        self._append("changes", number_key(self._sequence), value)
 
     def _last_sequence(self) -> int:
         cursor = self._transaction.cursor(db=self._handles["changes"])

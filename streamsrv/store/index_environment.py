@@ -21,9 +21,10 @@ from typing import Any, TypeAlias
 import lmdb
 
 from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError, StoreLocked, StreamsrvError
+from streamsrv.store.index_rows import with_sum, without_sum
 from streamsrv.store.query import TABLE_DIGEST
 
-SCHEMA = "1"
+SCHEMA = "2"
 
 Transaction: TypeAlias = Any  # lmdb.Transaction and lmdb.Cursor: py-lmdb's stubs are not read
 Cursor: TypeAlias = Any
@@ -160,7 +161,9 @@ class Environment:
         except lmdb.NotFoundError as error:
             raise StoreError("the index lacks a database: run reindex") from error
         for name, expected in (("schema", SCHEMA), ("table", TABLE_DIGEST)):
-            if found[name] != expected.encode():
+            stored = found[name] or b""
+            # Schema 1 had no checksums.
+            if stored == b"1" or without_sum("about", name.encode(), stored) != expected.encode():
                 raise StoreError(f"the index was made by another version ({name} differs): run reindex")
 
     def _found(self) -> None:
@@ -171,7 +174,7 @@ class Environment:
             for name, several in DATABASES.items():
                 handle = self.lmdb.open_db(name.encode(), txn=transaction, dupsort=several)
             for name, text in _birth().items():
-                transaction.put(name.encode(), text.encode(), db=handle)
+                transaction.put(name.encode(), with_sum(name.encode(), text.encode()), db=handle)
 
     def reading(self, doing: str) -> ReadTransaction:
         """A read transaction for one batch."""
@@ -207,6 +210,9 @@ class Environment:
             yield
         finally:
             fcntl.flock(self._users, fcntl.LOCK_SH)
+
+
+ABOUT = frozenset(("schema", "table", "epoch", "next_segment"))
 
 
 def _birth() -> dict[str, str]:

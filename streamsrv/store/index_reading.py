@@ -26,6 +26,7 @@ from streamsrv.store.index_rows import (
     triple,
     unpack_bulk,
     unpack_instance,
+    without_sum,
 )
 from streamsrv.store.rows import METADATA_CHUNK, InstanceKey, InstanceRow
 
@@ -200,7 +201,7 @@ class Reading:
         found: list[bytes] = []
         more = cursor.set_range(chunk_key(serial, chunk))
         while more and len(found) < limit and cursor.key().startswith(start):
-            found.append(cursor.value())
+            found.append(without_sum("metadata", cursor.key(), cursor.value()))
             more = cursor.next()
         return found
 

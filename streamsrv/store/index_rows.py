@@ -13,6 +13,9 @@
     segments    segment u32                   -> committed end, live, dead, sealed
     about       name                          -> text
 
+Behind the values of metadata, changes, segments and about stands a checksum of key and value (xxh32): no
+record says what they should be, to the byte. It is verified whenever one is read.
+
 Integers in keys are big-endian, so that they sort; those in values little-endian.
 
 The *serial* of an instance is the sequence of the change that stored it. Three databases are keyed by it
@@ -25,7 +28,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +48,7 @@ from streamsrv.store.rows import (
 )
 
 FRAMES_A_CHUNK = 1024
+LONGEST_PATH = 400  # of a bulk value, that is part of its key
 _PAIR = 16
 ORDER_BYTES = 24
 VARIANT_BYTES = 16
@@ -65,6 +69,35 @@ _INSTANCE = struct.Struct("<IQQ16sQ16sQ?QQIIHHBQQQQI16sBB")
 _VARIANT_AT = _SERIAL.size + _INSTANCE.size - VARIANT_BYTES - 2
 _FRAME_KIND = 11  # among the facts behind the location
 _ORDER_AT = _SERIAL.size + 20  # record id, then stored_at
+
+
+_ROW_NAMES: dict[str, Callable[[bytes], str]] = {
+    "metadata": lambda key: (
+        f"serial {int.from_bytes(key[:8], 'big')}, chunk {int.from_bytes(key[8:], 'big')}"
+    ),
+    "changes": lambda key: f"change {int.from_bytes(key, 'big')}",
+    "segments": lambda key: f"segment {int.from_bytes(key, 'big')}",
+    "about": lambda key: key.decode("ascii", "replace"),
+}
+_SUM = 4
+
+
+def with_sum(key: bytes, value: bytes) -> bytes:
+    return value + xxhash.xxh32_digest(key + value)
+
+
+def without_sum(database: str, key: bytes, stored: bytes) -> bytes:
+    """The value; StoreCorrupt, with the name of the row, unless key and value are those that were written."""
+    value = stored[:-_SUM]
+    if xxhash.xxh32_digest(key + value) != stored[-_SUM:]:
+        where = f"index database {database}, {row_name(database, key)}"
+        raise StoreCorrupt(f"{where}: its checksum is wrong: run check, then reindex")
+    return value
+
+
+def row_name(database: str, key: bytes) -> str:
+    """For people."""
+    return _ROW_NAMES[database](key)
 
 
 def triple(key: InstanceKey) -> bytes:
@@ -104,18 +137,23 @@ def chunk_key(serial: int, chunk: int) -> bytes:
 
 def bulk_path_key(path: str) -> bytes:
     """Nesting can make a path longer than a key may be: then its digest stands for it."""
-    return path.encode() if len(path) <= 400 else b"#" + xxhash.xxh3_128_digest(path.encode())
+    return path.encode() if len(path) <= LONGEST_PATH else b"#" + xxhash.xxh3_128_digest(path.encode())
 
 
 def pack_bulk(value: BulkValue) -> bytes:
-    tail = value.path.encode() if len(value.path) > 400 else b""
+    tail = value.path.encode() if len(value.path) > LONGEST_PATH else b""
     return _BULK.pack(value.vr.encode(), value.offset, value.length) + tail
 
 
 def unpack_bulk(path_key: bytes, value: bytes) -> BulkValue:
-    vr, offset, length = _BULK.unpack_from(value)
-    path = value[_BULK.size :] or path_key
-    return BulkValue(path.decode(), vr.decode(), offset, length)
+    try:
+        vr, offset, length = _BULK.unpack_from(value)
+        path = (value[_BULK.size :] or path_key).decode()
+        if bulk_path_key(path) != path_key:
+            raise ValueError
+        return BulkValue(path, vr.decode(), offset, length)
+    except (struct.error, ValueError) as error:
+        raise StoreCorrupt("a row of the database bulk cannot be read: run check, then reindex") from error
 
 
 def frame_chunks(table: bytes) -> Iterator[bytes]:
@@ -255,11 +293,12 @@ class Variant:
         return cls(count, latest, value[_VARIANT.size :], latest)
 
 
-def pack_change(kind: ChangeKind, at: int, record_id: bytes, key: bytes) -> bytes:
-    return _CHANGE.pack(kind, at, record_id) + key
+def pack_change(sequence: int, kind: ChangeKind, at: int, record_id: bytes, key: bytes) -> bytes:
+    return with_sum(number_key(sequence), _CHANGE.pack(kind, at, record_id) + key)
 
 
-def unpack_change(sequence: int, value: bytes) -> Change:
+def unpack_change(sequence: int, stored: bytes) -> Change:
+    value = without_sum("changes", number_key(sequence), stored)
     try:
         kind, at, record_id = _CHANGE.unpack_from(value)
         return Change(sequence, ChangeKind(kind), split_triple(value[_CHANGE.size :]), record_id, at)
@@ -268,10 +307,12 @@ def unpack_change(sequence: int, value: bytes) -> Change:
 
 
 def pack_segment(row: SegmentRow) -> bytes:
-    return _SEGMENT.pack(row.committed_end, row.live, row.dead, row.sealed)
+    value = _SEGMENT.pack(row.committed_end, row.live, row.dead, row.sealed)
+    return with_sum(segment_key(row.segment), value)
 
 
-def unpack_segment(key: bytes, value: bytes) -> SegmentRow:
+def unpack_segment(key: bytes, stored: bytes) -> SegmentRow:
+    value = without_sum("segments", key, stored)
     try:
         (segment,) = struct.unpack(">I", key)
         return SegmentRow(segment, *_SEGMENT.unpack(value))

@@ -24,7 +24,15 @@ from streamsrv.errors import StoreCorrupt
 from streamsrv.store.index_answers import instance_attributes, level_attributes
 from streamsrv.store.index_environment import Environment
 from streamsrv.store.index_lists import ALL_DAYS, Budget, Lists, study_date
-from streamsrv.store.index_rows import LevelRow, chunk_key, json_object, number_key, prefix, serial_of
+from streamsrv.store.index_rows import (
+    LevelRow,
+    chunk_key,
+    json_object,
+    number_key,
+    prefix,
+    serial_of,
+    without_sum,
+)
 from streamsrv.store.index_terms import ORDERING
 from streamsrv.store.query import Level
 from streamsrv.store.query_conditions import Query
@@ -111,7 +119,7 @@ class Search:
             cursor = transaction.cursor(db=self._handles["metadata"])
             more = cursor.set_range(chunk_key(serial, 0))
             while more and cursor.key().startswith(start):
-                frames.append(cursor.value())
+                frames.append(without_sum("metadata", cursor.key(), cursor.value()))
                 more = cursor.next()
         try:
             text = b"".join(self._inflate.decompress(frame) for frame in frames)

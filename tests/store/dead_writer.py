@@ -1,7 +1,8 @@
 """A process that dies in the middle of a commit: the file has it, readers have not been told.
 
-LMDB's writer makes a commit durable, and then writes its number into the lock file, where readers look. A process that
-holds the writer's lock is killed, and that number is set back meanwhile: this is what a death between the two leaves."""
+LMDB's writer makes a commit durable, and then writes its number into the lock file, where readers look. A
+process that holds the writer's lock is killed, and that number is set back meanwhile: this is what a death
+between the two leaves."""
 
 import mmap
 import os

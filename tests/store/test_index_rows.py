@@ -61,9 +61,10 @@ def test_values_that_mean_nothing_are_told() -> None:
     for each in damaged:
         with pytest.raises(StoreCorrupt):
             index_rows.unpack_instance(KEY, each)
-    change = index_rows.pack_change(ChangeKind.STORED, 1, bytes(16), b"1\x002\x003")
+    change = index_rows.pack_change(1, ChangeKind.STORED, 1, bytes(16), b"1\x002\x003")[:-4]
+    key = index_rows.number_key(1)
     with pytest.raises(StoreCorrupt):
-        index_rows.unpack_change(1, b"\x09" + change[1:])
+        index_rows.unpack_change(1, index_rows.with_sum(key, b"\x09" + change[1:]))
 
 
 def test_the_lists_of_attributes_are_apart() -> None:
