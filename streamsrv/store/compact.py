@@ -6,6 +6,9 @@ copied within the kernel to a borrowed segment in slices, synced, and swapped in
 then the tombstones that are still needed; then the file is unlinked. It runs beside a live server: readers
 that have the file open keep it, others look up again.
 
+Which records live in a segment is found by walking the whole index. So victims are taken in groups, with one
+walk for each: as many as the disk has room for before the first of them is unlinked.
+
 A crash leaves at most copies that the index does not point to (they are cut off with the segment that was
 borrowed for them, or are dead in it), and a victim that the next compaction takes up again. Copies keep their
 record id, so whatever kills one kills both.
@@ -36,6 +39,10 @@ from streamsrv.store.transaction import SLICE_INSTANCES
 
 # Copying a segment that is half alive frees as much as it writes; below that it costs more than it gives.
 MOSTLY_DEAD = 0.5
+# Of what is free on the disk, the share that the copies of one group may take.
+GROUP_SHARE = 4
+# Victims whose headers may be open at once: a process may have 1,024 descriptors.
+GROUP_MOST = 512
 # Copied and synced at once: bounds what a crash wastes, and how far a segment can grow over its size.
 SLICE_BYTES = 256 << 20
 
@@ -81,8 +88,8 @@ class _Compactor:
         victims = [row.segment for row in self._chosen(everything) if self._sealed(row, everything)]
         self._find_holders(victims)
         try:
-            for victim in victims:
-                self._compact_one(victim)
+            for group in self._groups(victims):
+                self._compact_group(group)
         finally:
             self._give_back()
         if everything:
@@ -100,8 +107,9 @@ class _Compactor:
 
     def _chosen(self, everything: bool) -> Iterator[SegmentRow]:
         for row in self._index.segments().values():
-            if row.committed_end and not row.live and not self._store.layout.segment(row.segment).exists():
-                self._index.drop_segment(row.segment)  # unlinked by a compaction that came no further
+            if row.committed_end and not self._store.layout.segment(row.segment).exists():
+                if not row.live:
+                    self._index.drop_segment(row.segment)  # unlinked by a compaction that came no further
             elif row.committed_end and (everything or self._worth_it(row)):
                 yield row
 
@@ -179,25 +187,47 @@ class _Compactor:
 
     # Moving
 
-    def _compact_one(self, victim: int) -> None:
-        with self._store.open_segments([victim]) as lease:
-            portion: list[InstanceRow] = []
-            size = 0
-            for row in self._index.instances_in(victim):
-                portion.append(row)
-                size += row.location.length
-                if len(portion) == SLICE_INSTANCES or size >= SLICE_BYTES:
-                    self._move(lease, portion)
-                    portion, size = [], 0
-            if portion:
-                self._move(lease, portion)
-        self._keep_tombstones(victim)
-        self._unlink(victim)
+    def _groups(self, victims: list[int]) -> Iterator[list[int]]:
+        """What lives in the victims of a group is copied before any of them goes."""
+        rows = self._index.segments()
+        group: list[int] = []
+        size = 0
+        for victim in victims:
+            live = rows[victim].live if victim in rows else 0
+            free, _ = self._store.ops.space(self._store.layout.root)
+            room = max(free // GROUP_SHARE, self._store.segments.size)
+            if group and (size + live > room or len(group) == GROUP_MOST):
+                yield group
+                group, size = [], 0
+            group.append(victim)
+            size += live
+        if group:
+            yield group
 
-    def _move(self, lease: SegmentLease, rows: list[InstanceRow]) -> None:
+    def _compact_group(self, victims: list[int]) -> None:
+        for rows in self._portions(frozenset(victims)):
+            self._move(rows)
+        for victim in victims:
+            self._keep_tombstones(victim)
+            self._unlink(victim)
+
+    def _portions(self, victims: frozenset[int]) -> Iterator[list[InstanceRow]]:
+        portion: list[InstanceRow] = []
+        size = 0
+        for row in self._index.instances_in(victims):
+            portion.append(row)
+            size += row.location.length
+            if len(portion) == SLICE_INSTANCES or size >= SLICE_BYTES:
+                yield portion
+                portion, size = [], 0
+        if portion:
+            yield portion
+
+    def _move(self, rows: list[InstanceRow]) -> None:
         output = self._room()
         output.doubt()
-        moves = [(row, self._copy(lease, row, output)) for row in rows]
+        with self._store.open_segments({row.location.segment for row in rows}) as lease:
+            moves = [(row, self._copy(lease, row, output)) for row in rows]
         output.sync()
         failpoints.hit("in-compaction")
         output.claims.take(row.key for row in rows)

@@ -6,7 +6,7 @@ is handed out. Pages go on behind a key, so they are right whatever is stored or
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import zstandard
 
@@ -21,6 +21,7 @@ from streamsrv.store.index_rows import (
     number_key,
     prefix,
     record_id_of,
+    segment_in,
     serial_of,
     split_triple,
     triple,
@@ -108,13 +109,14 @@ class Reading:
             for key, value in self._page("instances", b"", after, limit)
         ]
 
-    def instances_in(self, segment: int) -> Iterator[InstanceRow]:
-        """Every instance that lies in a segment, by walking the whole index."""
+    def instances_in(self, segments: Collection[int]) -> Iterator[InstanceRow]:
+        """Every instance that lies in one of the segments, by one walk through the whole index."""
         after: InstanceKey | None = None
         while page := self._page("instances", b"", after, ROWS_A_BATCH):
             after = split_triple(page[-1][0])
-            rows = (unpack_instance(split_triple(key), value) for key, value in page)
-            yield from (row for row in rows if row.location.segment == segment)
+            for key, value in page:
+                if segment_in(value) in segments:
+                    yield unpack_instance(split_triple(key), value)
 
     def _page(
         self, name: str, start: bytes, after: InstanceKey | None, limit: int

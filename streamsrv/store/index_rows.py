@@ -206,6 +206,11 @@ def record_id_of(value: bytes | memoryview) -> bytes:
     return bytes(value[_ORDER_AT : _ORDER_AT + 16])
 
 
+def segment_in(value: bytes) -> int:
+    """Where the instance of a row lies, without unpacking all of it; 0 if it cannot be read."""
+    return int.from_bytes(value[_SERIAL.size : _SERIAL.size + 4], "little")
+
+
 def order_in(value: bytes | memoryview) -> bytes:
     record_id, stored_at = struct.unpack_from("<16sQ", value, _ORDER_AT)
     return _ORDER.pack(stored_at, record_id)

@@ -385,3 +385,55 @@ def test_a_segment_without_its_file_keeps_nothing_from_compaction(store):
     put(store, payload_of(key_of(3)))
     store.layout.segment(1).unlink()
     assert {3, 4} <= set(compact(store).segments)
+
+
+@pytest.fixture
+def many(memory):
+    """Sixty segments of five instances each, three of them dead."""
+    ops = FullDiskFileOps()
+    with open_store(memory, options=SMALL, fileops=ops) as store:
+        for study in range(1, 61):
+            put(store, *(payload_of(key_of(study, 1, instance), 300) for instance in range(5)))
+        for study in range(1, 61):
+            for instance in range(3):
+                store.delete(*key_of(study, 1, instance))
+        yield store
+
+
+@pytest.mark.parametrize(
+    ("most", "free", "walks"),
+    [
+        (512, None, 1),
+        (7, None, 10),  # descriptors
+        (512, 40_000, 4),  # a fourth of the free space is room for 16 victims with 600 living bytes each
+        (512, 0, 20),  # room for 2,000 bytes, a segment's size, is taken for granted
+    ],
+)
+def test_many_segments_take_few_walks_through_the_index(many, memory, monkeypatch, most, free, walks):
+    monkeypatch.setattr(compaction, "GROUP_MOST", most)
+    many.ops.free = free
+    victims = [row.segment for row in many.index.segments().values() if row.live]
+    counted, walk = [], many.index.instances_in
+
+    def instances_in(segments):
+        counted.append(len(segments))
+        return walk(segments)
+
+    monkeypatch.setattr(many.index, "instances_in", instances_in)
+    report = compact(many)
+    assert set(victims) <= set(report.segments)
+    assert report.moved == 120
+    assert abs(len(counted) - walks) <= 1, counted  # segments that hold nothing but tombstones are victims too
+    many.ops.free = None
+    assert well(many)
+    for study in range(1, 61):
+        for instance in range(5):
+            key = key_of(study, 1, instance)
+            assert get(many, key) == (payload_of(key, 300) if instance > 2 else None)
+
+
+def test_a_missing_segment_keeps_nothing_from_being_compacted(store):
+    store.layout.segment(1).unlink()
+    report = compact(store, everything=True)
+    assert {2, 3, 4} <= set(report.segments)
+    assert 1 in store.index.segments()
