@@ -14,6 +14,7 @@ from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
 from streamsrv.retrieve import payloads, transcoding
 from streamsrv.retrieve.answering import Accepted, Retrieval
+from streamsrv.retrieve.hot_frames import learn
 from streamsrv.retrieve.parts import Part
 from streamsrv.retrieve.pixels import describe, frame_info
 from streamsrv.retrieve.transcoding import AT_ONCE, Transcoder
@@ -44,6 +45,8 @@ def frames_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]
     stored = transcoding.stored_syntax(row)
     offer = chosen(retrieval, row, numbers)
     if offer.syntax == stored:
+        if len(numbers) == 1:
+            learn(retrieval, row, offer)
         return stored_answer(retrieval, row, numbers, offer)
     try:
         return made_answer(retrieval, row, numbers, offer)

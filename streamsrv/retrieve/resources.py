@@ -21,6 +21,7 @@ from streamsrv.retrieve.all_bulk import PIXEL_DATA, all_bulk_data
 from streamsrv.retrieve.all_pixels import all_pixel_data
 from streamsrv.retrieve.answering import Retrieval
 from streamsrv.retrieve.frames import frames, frames_answer
+from streamsrv.retrieve.hot_frames import hot_frame
 from streamsrv.retrieve.instances import instances
 from streamsrv.retrieve.metadata_answers import metadata
 from streamsrv.retrieve.parts import Part
@@ -38,6 +39,9 @@ from streamsrv.wire.resources import Kind, Target, bulk_url
 def answer(store: Store, request: Request, target: Target, pool: PixelPool) -> Answer:
     """The answer to a GET of instances, metadata, frames, bulk data or pictures. Blocking. Raises
     RequestError."""
+    hot = hot_frame(store, request, target)
+    if hot is not None:
+        return hot
     selection = select(store, target)
     retrieval = Retrieval(store, pool, request, target, selection)
     retrieval.endings.callback(selection.release)

@@ -1,0 +1,120 @@
+"""Single frames that go out as stored, in one part: tiles of a slide, pictures of a series.
+
+Strategy: `frames` finds out how the frames of an instance go out to whoever accepts what, and hands that over
+(`learn`). The next frame of the same instance for the same words is answered from it: its row is looked up
+as ever, and counts only if it is still the very same; then an entry of the frame table, an ETag and a
+boundary are all that is left to find.
+
+Rules
+- The answer is the one that `frames` would give, byte for byte; whatever is not plain is left to it.
+- What is remembered says nothing of bytes, and is bounded: SHAPES entries of about 1 kB.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple, TypeAlias
+
+from streamsrv.dicom.instance import FRAGMENTED, FrameKind
+from streamsrv.dicom.syntaxes import lookup
+from streamsrv.errors import SegmentGone
+from streamsrv.retrieve.answering import CACHING, Retrieval
+from streamsrv.retrieve.parts import Part, pieces_of, total_length
+from streamsrv.retrieve.payloads import span
+from streamsrv.store.leases import SegmentLease
+from streamsrv.store.rows import InstanceKey, InstanceRow
+from streamsrv.store.store import Store
+from streamsrv.wire.accept import Offer
+from streamsrv.wire.answers import Answer, Request, Span
+from streamsrv.wire.conditional import dated, etag_of, evaluate, not_modified
+from streamsrv.wire.multipart import boundary_from, multipart_type
+from streamsrv.wire.resources import Kind, Target, instance_url
+
+SHAPES = 1024
+
+_Key: TypeAlias = tuple[InstanceKey, str, str | None]
+
+
+class Shape(NamedTuple):
+    """How the frames of an instance go out."""
+
+    row: InstanceRow
+    digest: bytes
+    media_type: str
+    syntax: str
+    label: str
+    url: str
+
+
+_shapes: dict[_Key, Shape] = {}
+
+
+def learn(retrieval: Retrieval, row: InstanceRow, offer: Offer) -> None:
+    """The offer that was chosen for one frame, as stored."""
+    if not offer.multipart or not is_plain(row) or not retrieval.accepted().is_short:
+        return
+    url = instance_url(retrieval.request.base_url, *row.key)
+    shape = Shape(row, retrieval.selection.digest, offer.media_type, offer.syntax, offer.content_type, url)
+    while len(_shapes) >= SHAPES:
+        _shapes.pop(next(iter(_shapes)), None)
+    _shapes[_key(retrieval.request, row.key)] = shape
+
+
+def is_plain(row: InstanceRow) -> bool:
+    """Its frames lie in the segment as they go out."""
+    if row.frame_kind is FrameKind.TABLE:
+        return not row.deflated
+    return (
+        row.frame_kind is FrameKind.NATIVE and not row.deflated and lookup(row.transfer_syntax).little_endian
+    )
+
+
+def _key(request: Request, key: InstanceKey) -> _Key:
+    return key, request.base_url, request.headers.get("accept")
+
+
+def hot_frame(store: Store, request: Request, target: Target) -> Answer | None:
+    """The answer, or None if it takes more than is remembered."""
+    if target.kind is not Kind.FRAMES or len(target.frames) != 1 or request.query:
+        return None
+    key = InstanceKey(target.study or "", target.series or "", target.instance or "")
+    shape = _shapes.get(_key(request, key))
+    if shape is None:
+        return None
+    number = target.frames[0]
+    found = store.instance(key, (number - 1,))
+    if found is None or found[0] is not shape.row or number > shape.row.number_of_frames:
+        return None
+    piece = _span(shape.row, number, found[1])
+    if piece is None:
+        return None
+    try:
+        lease = store.open_segments((piece.segment,))
+    except SegmentGone:
+        return None
+    try:
+        return _answer(store, request, shape, number, piece, lease)
+    except BaseException:
+        lease.release()
+        raise
+
+
+def _span(row: InstanceRow, number: int, entries: list[tuple[int, int]]) -> Span | None:
+    if row.frame_kind is FrameKind.NATIVE:
+        return span(row, row.frame_base + (number - 1) * row.frame_stride, row.frame_stride)
+    ((offset, length),) = entries
+    return None if length & FRAGMENTED else span(row, offset, length)
+
+
+def _answer(
+    store: Store, request: Request, shape: Shape, number: int, piece: Span, lease: SegmentLease
+) -> Answer:
+    etag = etag_of([shape.digest], request.base_url, shape.media_type, shape.syntax, str(number))
+    boundary = boundary_from(store.secret, etag)
+    built = Answer(200, [("Content-Type", multipart_type(boundary, shape.media_type)), *CACHING])
+    if not not_modified(request, etag):
+        part = Part(shape.label, f"{shape.url}/frames/{number}", (piece,))
+        built.plan = plan = list(pieces_of((part,), boundary))
+        built.length = total_length(plan)
+    built.descriptor, built.release = lease.fd, lease.release
+    return dated(request, evaluate(request, built, etag), shape.row.stored_at / 1e6, time.time())
