@@ -188,19 +188,18 @@ class _Compactor:
     # Moving
 
     def _groups(self, victims: list[int]) -> Iterator[list[int]]:
-        """What lives in the victims of a group is copied before any of them goes."""
-        rows = self._index.segments()
+        """What lives in the victims of a group is copied before any of them goes. Those that give the most
+        for the least copying come first: the disk may be full."""
+        live = {victim: row.live for victim, row in self._index.segments().items()}
         group: list[int] = []
         size = 0
-        for victim in victims:
-            live = rows[victim].live if victim in rows else 0
+        for victim in sorted(victims, key=lambda victim: live[victim]):
             free, _ = self._store.ops.space(self._store.layout.root)
-            room = max(free // GROUP_SHARE, self._store.segments.size)
-            if group and (size + live > room or len(group) == GROUP_MOST):
+            if group and (size + live[victim] > free // GROUP_SHARE or len(group) == GROUP_MOST):
                 yield group
                 group, size = [], 0
             group.append(victim)
-            size += live
+            size += live[victim]
         if group:
             yield group
 

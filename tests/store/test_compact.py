@@ -75,7 +75,7 @@ def test_mostly_dead_segments_go_and_the_living_move(store, memory):
     before = contents(store)
     rows = {row.key: row for row in store.lookup("1.1")}
     report = compact(store)
-    assert report.segments[:2] == [1, 2]
+    assert {1, 2} <= set(report.segments)
     assert report.moved == 2
     assert report.freed > 8 * 300
     assert contents(store) == before
@@ -406,7 +406,7 @@ def many(memory):
         (512, None, 1),
         (7, None, 10),  # descriptors
         (512, 40_000, 4),  # a fourth of the free space is room for 16 victims with 600 living bytes each
-        (512, 0, 20),  # room for 2,000 bytes, a segment's size, is taken for granted
+        (512, 0, 60),  # one by one
     ],
 )
 def test_many_segments_take_few_walks_through_the_index(many, memory, monkeypatch, most, free, walks):
@@ -423,8 +423,10 @@ def test_many_segments_take_few_walks_through_the_index(many, memory, monkeypatc
     report = compact(many)
     assert set(victims) <= set(report.segments)
     assert report.moved == 120
-    assert abs(len(counted) - walks) <= 1, counted  # segments that hold nothing but tombstones are victims too
+    # Segments that hold nothing but tombstones are victims, too.
+    assert walks <= len(counted) <= walks + 1 + (free == 0) * 5, counted
     many.ops.free = None
+    assert report.segments[0] not in victims  # those that only free come first
     assert well(many)
     for study in range(1, 61):
         for instance in range(5):
