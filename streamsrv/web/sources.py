@@ -73,6 +73,21 @@ def warm_bytes(source: int, offset: int, length: int) -> int:
     return length
 
 
+def read_warm(source: int, target: memoryview, offset: int) -> bool:
+    """Fill `target` from memory, in one call; False if some is not there, StoreCorrupt if it is nowhere."""
+    try:
+        count = os.preadv(source, [target], offset, os.RWF_NOWAIT)
+        if count < len(target) and os.fstat(source).st_size < offset + len(target):
+            raise StoreCorrupt(f"a segment ends at byte {offset + count}, before the end of a record")
+        return count == len(target)
+    except BlockingIOError:
+        return not target
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return False
+
+
 def send_cold(sock: int, source: int, offset: int, length: int) -> int | None:
     """In a thread: waits for the disk, yet not for the socket. None if the socket is full."""
     os.posix_fadvise(source, offset, READ_AHEAD, os.POSIX_FADV_WILLNEED)

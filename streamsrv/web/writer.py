@@ -15,7 +15,6 @@ Rules of this file
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -26,7 +25,7 @@ from tornado.iostream import IOStream
 
 from streamsrv.errors import StoreCorrupt
 from streamsrv.web.pace import Watch
-from streamsrv.web.sources import warm_bytes
+from streamsrv.web.sources import read_warm
 from streamsrv.web.transfer import Transfer
 from streamsrv.wire.answers import Answer, Literal, Span
 
@@ -90,43 +89,53 @@ def _date() -> str:
     return _second[1]
 
 
-def small_payload(answer: Answer) -> bytes | None:
-    """The whole payload, if it is short and at hand; None if it has to be transferred."""
+# What small spans are read into, on their way from the page cache to the socket. Only the loop uses it.
+_buffer = bytearray(SMALL)
+
+
+def small_parts(answer: Answer) -> list[bytes | memoryview] | None:
+    """The whole payload, if it is short and at hand; None if it has to be transferred. Views are good until
+    the next call."""
     if answer.length is None or answer.length > SMALL or not isinstance(answer.plan, (tuple, list)):
         return None
-    parts = []
+    parts: list[bytes | memoryview] = []
+    used = length = 0
     for piece in answer.plan:
         if isinstance(piece, Literal):
             parts.append(piece.payload)
+            length += len(piece.payload)
         elif isinstance(piece, Span) and answer.descriptor is not None:
-            source = answer.descriptor(piece.segment)
-            if warm_bytes(source, piece.offset, piece.length) < piece.length:
+            if used + piece.length > SMALL:
+                break
+            view = memoryview(_buffer)[used : used + piece.length]
+            if not read_warm(answer.descriptor(piece.segment), view, piece.offset):
                 return None
-            parts.append(os.pread(source, piece.length, piece.offset))
+            parts.append(view)
+            used += piece.length
+            length += piece.length
         else:
             return None
-    payload = b"".join(parts)
-    if len(payload) != answer.length:
-        raise StoreCorrupt(f"an answer of {answer.length} bytes would have {len(payload)}")
-    return payload
+    if length != answer.length:
+        raise StoreCorrupt(f"an answer of {answer.length} bytes would have {length}")
+    return parts
 
 
 def send_now(connection: HTTP1Connection, outgoing: Outgoing) -> int | None:
     """Send it in one write and finish; returns the payload's length. None: not possible, nothing was sent."""
-    payload = small_payload(outgoing.answer) if outgoing.body else b""
-    if payload is None:
+    parts = small_parts(outgoing.answer) if outgoing.body else []
+    if parts is None:
         return None
-    text = outgoing.head + payload
-    sent = 0
-    stream = connection.stream
+    parts.insert(0, outgoing.head)
+    sent, stream = 0, connection.stream
     if not stream.closed() and not stream.writing():
         # The socket mostly takes all of it; then nothing has to remember what is still to be written.
         with contextlib.suppress(OSError):  # full, or broken: the stream finds out which
-            sent = stream.socket.send(text)
-    if sent < len(text):
-        connection.write(text[sent:])
+            sent = stream.socket.sendmsg(parts)
+    length = sum(map(len, parts))
+    if sent < length:
+        connection.write(b"".join(parts)[sent:])
     connection.finish()
-    return len(payload)
+    return length - len(outgoing.head)
 
 
 def begin_transfer(stream: IOStream, outgoing: Outgoing, pool: Executor, watch: Watch) -> Transfer:

@@ -472,7 +472,7 @@ def span_answer(path, *spans, length=None):
 @pytest.mark.parametrize("warm", [True, False])
 async def test_small_spans_go_out_with_their_head(port, world, tmp_path, monkeypatch, warm):
     if not warm:
-        monkeypatch.setattr("streamsrv.web.writer.warm_bytes", lambda *_: 0)
+        monkeypatch.setattr("streamsrv.web.writer.read_warm", lambda *_: False)
     (tmp_path / "segment").write_bytes(b"0123456789")
     world.answers["1"] = lambda: span_answer(tmp_path / "segment", Span(1, 2, 3), Span(1, 0, 1))
     raw = await Raw.connect(port)

@@ -14,7 +14,7 @@ from web_world import DEADLINE, eventually
 from streamsrv.errors import StoreCorrupt
 from streamsrv.web import sources
 from streamsrv.web.pace import Meter
-from streamsrv.web.sources import PROBE_STEP, warm_bytes
+from streamsrv.web.sources import PROBE_STEP, read_warm, warm_bytes
 from streamsrv.web.transfer import PIECES_AT_ONCE, SLICE, Transfer
 from streamsrv.wire.answers import Answer, Literal, Span, Stream
 
@@ -351,3 +351,33 @@ async def test_others_get_their_turn_between_slices(http_server, line, segment):
     await counting
     assert len(received) == 20 * SIZE
     assert turns >= 20 * SIZE // SLICE
+
+
+def test_read_warm_reads_all_or_says_so(tmp_path, monkeypatch):
+    path = tmp_path / "segment"
+    path.write_bytes(b"0123456789")
+    source = os.open(path, os.O_RDONLY)
+    buffer = bytearray(4)
+    assert read_warm(source, memoryview(buffer), 3)
+    assert buffer == b"3456"
+    with pytest.raises(StoreCorrupt):
+        read_warm(source, memoryview(buffer), 8)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "preadv", lambda *_: 3)  # the next page is not there
+        assert not read_warm(source, memoryview(buffer), 3)
+    assert read_warm(source, memoryview(bytearray()), 8)
+
+    def refuse(error):
+        def preadv(*_):
+            raise error
+
+        return preadv
+
+    monkeypatch.setattr(os, "preadv", refuse(BlockingIOError()))
+    assert not read_warm(source, memoryview(buffer), 0)
+    monkeypatch.setattr(os, "preadv", refuse(OSError(errno.EOPNOTSUPP, "no")))
+    assert not read_warm(source, memoryview(buffer), 0)
+    monkeypatch.setattr(os, "preadv", refuse(OSError(errno.EIO, "broken")))
+    with pytest.raises(OSError, match="broken"):
+        read_warm(source, memoryview(buffer), 0)
+    os.close(source)
