@@ -7,7 +7,7 @@ PORT ?= 8943
 DATA ?= data
 WORKERS ?= 2
 
-.PHONY: run test lint format coverage perf soak wheel clean
+.PHONY: run test lint format perf soak wheel clean
 
 # A stamp that is newer than pyproject.toml means: the environment fits it.
 $(VENV)/ready: pyproject.toml
@@ -20,7 +20,12 @@ run: $(VENV)/ready
 	exec $(BIN)/streamsrv serve --host $(HOST) --port $(PORT) --data $(DATA) --workers $(WORKERS)
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage report
+
+# Longer counts of what goes by chance, with new seeds: SOAK=100 make soak.
+soak: $(VENV)/ready
+	SOAK=$${SOAK:-20} $(BIN)/python -m pytest -s -x tests/test_kill.py tests/test_operations.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -30,10 +35,6 @@ lint: $(VENV)/ready
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-coverage: $(VENV)/ready
-	$(BIN)/coverage run -m pytest
-	$(BIN)/coverage report
 
 perf: $(VENV)/ready
 	$(BIN)/python -m perf
