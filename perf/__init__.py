@@ -6,6 +6,7 @@
     measures  large bodies in and out, and the index
     small     rates and latency of small answers
     memory    the promise of bounded memory
+    pixels    frames that have to be made
     report    JSON, table and plot in perf/results/
 
 Rules of this room

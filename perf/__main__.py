@@ -12,6 +12,7 @@ from pathlib import Path
 
 from perf.measures import Size, ct_study, indexing, single_posts
 from perf.memory import MemorySize, bounded_memory
+from perf.pixels import pixels
 from perf.report import Finding, Report
 from perf.small import latency, small_answers
 
@@ -21,6 +22,7 @@ MEASURES: dict[str, Callable[[Size], Iterator[Finding]]] = {
     "index": indexing,
     "small": small_answers,
     "latency": latency,
+    "pixels": pixels,
 }
 
 

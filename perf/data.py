@@ -70,7 +70,7 @@ def keys_of(study: int, number: int) -> Keys:
 
 def ct_study(study: int, instances: int, pixels: int = CT_PIXELS) -> Body:
     """One series of CT slices; 512 x 512 gives 526 kB an instance."""
-    head = _head(_ct_dataset(pixels), EXPLICIT_VR_LITTLE_ENDIAN)
+    head = head_of(ct_dataset(pixels), EXPLICIT_VR_LITTLE_ENDIAN)
     picture = noise(pixels)
     length = instances * (len(PART_HEAD) + len(head) + 12 + pixels) + len(CLOSING)
 
@@ -78,7 +78,7 @@ def ct_study(study: int, instances: int, pixels: int = CT_PIXELS) -> Body:
         for number in range(instances):
             own = number.to_bytes(8, "little")
             pixel_head = b"\xe0\x7f\x10\x00OW\0\0" + pixels.to_bytes(4, "little")
-            yield b"".join((PART_HEAD, _numbered(head, study, number), pixel_head, own, picture[8:]))
+            yield b"".join((PART_HEAD, numbered(head, study, number), pixel_head, own, picture[8:]))
         yield CLOSING
 
     return Body(length, chunks, [keys_of(study, number) for number in range(instances)])
@@ -87,9 +87,9 @@ def ct_study(study: int, instances: int, pixels: int = CT_PIXELS) -> Body:
 def multi_frame(study: int, frames: int, frame_size: int) -> Body:
     """One instance with encapsulated frames, one fragment each, under an empty basic offset table: a slide,
     or a loop of any length. The frames only look like JPEG."""
-    dataset = _ct_dataset(CT_PIXELS)
+    dataset = ct_dataset(CT_PIXELS)
     dataset.NumberOfFrames = frames
-    head = _numbered(_head(dataset, JPEG_BASELINE), study, 0)
+    head = numbered(head_of(dataset, JPEG_BASELINE), study, 0)
     item = bytearray(b"\xfe\xff\x00\xe0" + frame_size.to_bytes(4, "little") + noise(frame_size))
     item[8:12], item[-2:] = b"\xff\xd8\xff\xe0", b"\xff\xd9"
     opening = b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0"
@@ -119,7 +119,7 @@ def noise(size: int) -> bytes:
     return (slope + random.normal(0, 20, count)).astype("<u2").tobytes()[:size]
 
 
-def _numbered(head: bytes, study: int, number: int) -> bytes:
+def numbered(head: bytes, study: int, number: int) -> bytes:
     keys = keys_of(study, number)
     for placeholder, uid in zip((_STUDY, _SERIES, _INSTANCE), keys, strict=True):
         head = head.replace(placeholder.encode(), uid.encode())
@@ -128,7 +128,7 @@ def _numbered(head: bytes, study: int, number: int) -> bytes:
     )
 
 
-def _head(dataset: Dataset, transfer_syntax: str) -> bytes:
+def head_of(dataset: Dataset, transfer_syntax: str) -> bytes:
     """The Part 10 file up to Pixel Data."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = UID(CT_STORAGE)
@@ -147,7 +147,7 @@ def _code(value: str, scheme: str, meaning: str) -> Sequence:
     return Sequence([item])
 
 
-def _ct_dataset(pixels: int) -> Dataset:
+def ct_dataset(pixels: int) -> Dataset:
     """Eighty attributes and some sequences, as scanners write them."""
     dataset = Dataset()
     for keyword, value in _CT_ATTRIBUTES.items():

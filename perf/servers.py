@@ -27,6 +27,9 @@ READY_WITHIN = 60.0
 END_WITHIN = 60.0
 SAMPLES_A_SECOND = 20
 ORTHANC_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+# For what Orthanc itself does not decode. The packaged one crashes on every syntax that it encodes, so it is
+# kept to JPEG 2000.
+ORTHANC_CODECS = Path("/usr/share/orthanc/plugins/libOrthancGdcm.so")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,8 @@ def orthanc(folder: Path) -> Iterator[Server | None]:
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False,
         "DicomServerEnabled": False,
-        "Plugins": [str(ORTHANC_PLUGIN)],
+        "Plugins": [str(path) for path in (ORTHANC_PLUGIN, ORTHANC_CODECS) if path.exists()],
+        "Gdcm": {"RestrictTransferSyntaxes": ["1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"]},
         "DicomWeb": {"Enable": True},
     }
     (folder / "orthanc.json").write_text(json.dumps(settings))

@@ -8,7 +8,7 @@ import pydicom
 import pytest
 from pydicom.encaps import generate_frames
 
-from perf import data
+from perf import data, pixel_data
 from perf.report import Claim
 
 
@@ -55,3 +55,13 @@ def test_a_claim_holds_within_its_limits():
     assert not Claim("", 0.49, "x", at_least=0.5).holds
     assert Claim("", 50, "MB", at_most=50).holds
     assert not Claim("", 51, "MB", at_most=50).holds
+
+
+@pytest.mark.parametrize("make", [pixel_data.native_loop, pixel_data.jpeg_slide, pixel_data.long_loop])
+def test_pixels_that_can_be_decoded(make):
+    (part,) = parts_of(make(9, 20))
+    instance = pydicom.dcmread(io.BytesIO(part))
+    assert int(instance.NumberOfFrames) == 20
+    frames = instance.pixel_array
+    assert frames.shape[:3] == (20, instance.Rows, instance.Columns)
+    assert frames[3].std() > 10

@@ -17,7 +17,7 @@ from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
 from streamsrv.pixelpool import Order
 from streamsrv.retrieve import payloads, transcoding
-from streamsrv.retrieve.answering import Retrieval
+from streamsrv.retrieve.answering import MAKER, Retrieval
 from streamsrv.retrieve.frames import part_texts
 from streamsrv.retrieve.parts import PARTS_KEPT, Part
 from streamsrv.retrieve.transcoding import Transcoder, has_frames, piece_chunks
@@ -52,7 +52,9 @@ def all_pixel_data(retrieval: Retrieval) -> Answer:
     chosen = ",".join(sorted(f"{stored}>{offer.syntax}" for stored, offer in offers.items()))
     representation = (next(iter(offers.values())).media_type, "pixeldata", chosen)
     if any(offer.syntax != stored for stored, offer in offers.items()):
-        return retrieval.made_multipart(representation, lambda boundary: body(retrieval, offers, boundary))
+        return retrieval.made_multipart(
+            (*representation, MAKER), lambda boundary: body(retrieval, offers, boundary)
+        )
 
     def parts() -> Iterator[Part]:
         for row in with_frames(retrieval):

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from streamsrv import __version__
 from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve.parts import PartSource, multipart_plan, total_length
 from streamsrv.retrieve.selection import Selection
@@ -26,6 +27,9 @@ from streamsrv.wire.resources import Target
 
 # Viewers revalidate with If-None-Match; a shared cache keeps nothing of a patient.
 CACHING = (("Vary", "Accept"), ("Cache-Control", "private, no-cache"))
+
+# What is made may come out otherwise in another version, and ranges of the two must not be glued together.
+MAKER = f"streamsrv {__version__}"
 
 Body = Callable[[bytes], Generator[bytes, None, None]]  # of a boundary; the same bytes at each call
 

@@ -13,7 +13,7 @@ from streamsrv.dicom.instance import FrameKind
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
 from streamsrv.retrieve import payloads, transcoding
-from streamsrv.retrieve.answering import Accepted, Retrieval
+from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval
 from streamsrv.retrieve.hot_frames import learn
 from streamsrv.retrieve.parts import Part
 from streamsrv.retrieve.pixels import describe, frame_info
@@ -133,11 +133,12 @@ def representation(offer: Offer, numbers: Sequence[int]) -> tuple[str, ...]:
 def made_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int], offer: Offer) -> Answer:
     made = transcoding.transcoder(retrieval.store, retrieval.selection, row, retrieval.pool, offer.syntax)
     if len(numbers) == 1 and not offer.multipart:
-        return retrieval.single_part(offer.content_type, one_piece(made, numbers[0]))
+        return retrieval.single_part(offer.content_type, one_piece(made, numbers[0]), MAKER)
+    said = (*representation(offer, numbers), MAKER)
     if len(numbers) * made.decoded_length > AT_ONCE and len(numbers) > 1:
         retrieval.pool.must_not_block()
         return retrieval.made_multipart(
-            representation(offer, numbers),
+            said,
             lambda boundary: made_body(retrieval, made, numbers, offer, boundary),
         )
 
@@ -146,7 +147,7 @@ def made_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int], 
             yield frame_part(retrieval, row, number, offer, [Literal(frame)])
 
     # They are few and short, so that their plan is kept and made once.
-    return retrieval.multipart(representation(offer, numbers), parts, 1)
+    return retrieval.multipart(said, parts, 1)
 
 
 def one_piece(made: Transcoder, number: int) -> Iterator[Piece]:

@@ -19,7 +19,7 @@ from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, lookup
 from streamsrv.errors import NotAcceptable
 from streamsrv.pixelpool import Order
 from streamsrv.retrieve import datasets, payloads, transcoding
-from streamsrv.retrieve.answering import Accepted, Retrieval
+from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval
 from streamsrv.retrieve.parts import Part
 from streamsrv.retrieve.pixels import describe, frame_info
 from streamsrv.retrieve.transcoding import Transcoder, has_frames, piece_chunks
@@ -63,13 +63,16 @@ def instances(retrieval: Retrieval) -> Answer:
     choice, base_url = chosen(retrieval), retrieval.request.base_url
     representation = (DICOM, ",".join(sorted(f"{stored}>{sent}" for stored, sent in choice.syntaxes.items())))
     makes = any(is_made(*pair) for pair in choice.syntaxes.items())
+    maker = (MAKER,) if makes else ()
     if retrieval.target.level is Level.INSTANCE:
         (one,) = sent(retrieval, choice)
         if not choice.multipart:
-            return retrieval.single_part(one.label, one.pieces)
-        return retrieval.multipart((*representation, one.syntax), lambda: [one.part(base_url)], 1)
+            return retrieval.single_part(one.label, one.pieces, *maker)
+        return retrieval.multipart((*representation, one.syntax, *maker), lambda: [one.part(base_url)], 1)
     if makes:
-        return retrieval.made_multipart(representation, lambda boundary: body(retrieval, choice, boundary))
+        return retrieval.made_multipart(
+            (*representation, MAKER), lambda boundary: body(retrieval, choice, boundary)
+        )
 
     def parts() -> Iterator[Part]:
         return (one.part(base_url) for one in sent(retrieval, choice))

@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterator, Sequence
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
 from streamsrv.pixelpool import Order
-from streamsrv.retrieve.answering import Retrieval
+from streamsrv.retrieve.answering import MAKER, Retrieval
 from streamsrv.retrieve.frames import check_frames
 from streamsrv.retrieve.parts import Part
 from streamsrv.retrieve.payloads import frame_pieces
@@ -82,7 +82,7 @@ def pictures(retrieval: Retrieval, row: InstanceRow, wishes: Wishes, numbers: Se
         return many_pictures(retrieval, wishes, offer.media_type, numbers)
     if len(numbers) > 1 and offer.media_type in accept.ANIMATED:
         pieces = animated_piece(renderer(retrieval, row, wishes, GIF), numbers)
-        return retrieval.single_part(GIF, pieces, repr(wishes))
+        return retrieval.single_part(GIF, pieces, drawn_as(wishes))
     return one_picture(retrieval, row, numbers[0] - 1, wishes, offer)
 
 
@@ -107,10 +107,15 @@ def one_picture(
     check_drawable(row)
     one = renderer(retrieval, row, wishes, offer.media_type)
     if not offer.multipart:
-        return retrieval.single_part(offer.media_type, picture_piece(one, index), repr(wishes))
+        return retrieval.single_part(offer.media_type, picture_piece(one, index), drawn_as(wishes))
     url = picture_url(retrieval, row, index + 1)
     parts = (Part(offer.media_type, url, picture_piece(one, index)) for _ in range(1))
-    return retrieval.multipart((offer.media_type, url, repr(wishes)), lambda: parts, 1)
+    return retrieval.multipart((offer.media_type, url, drawn_as(wishes)), lambda: parts, 1)
+
+
+def drawn_as(wishes: Wishes) -> str:
+    """What an ETag has to know of a picture besides its frame and type."""
+    return f"{wishes!r} {MAKER}"
 
 
 def picture_url(retrieval: Retrieval, row: InstanceRow, number: int) -> str:
@@ -135,7 +140,7 @@ def many_pictures(
     if not any(map(can_be_drawn, retrieval.selection.rows())):
         raise NotAcceptable("nothing here has pixels that could be rendered", ())
     retrieval.pool.must_not_block()
-    representation = (media_type, "rendered", ",".join(map(str, numbers)), repr(wishes))
+    representation = (media_type, "rendered", ",".join(map(str, numbers)), drawn_as(wishes))
     return retrieval.made_multipart(
         representation, lambda boundary: pictures_body(retrieval, wishes, media_type, numbers, boundary)
     )

@@ -1,6 +1,9 @@
 """Frames and instances in other transfer syntaxes, without HTTP: every row of the registry, both ways."""
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import pydicom
@@ -45,10 +48,13 @@ from retrieve_world import (
 
 from framecodecs import registry
 from framecodecs.frameinfo import FrameInfo
-from streamsrv.errors import NotAcceptable, NotFound
+from streamsrv import retrieve
+from streamsrv.errors import NotAcceptable, NotFound, WouldBlock
+from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve import frames as frame_answers
 from streamsrv.retrieve import instances, transcoding
-from streamsrv.wire.answers import Stream
+from streamsrv.wire.answers import Request, Stream
+from streamsrv.wire.resources import target_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 
@@ -535,6 +541,32 @@ def test_what_the_client_has_is_not_made_again(store, monkeypatch):
         answer = ask(store, path, accept=accept, if_none_match=header(before, "etag"))
         assert (answer.status, payload(answer)) == (304, b"")
     assert len({header(answer, "etag") for answer in answers}) == len(asked)
+
+
+def test_the_loop_never_makes_and_remembers(store):
+    """What has to be made goes to a thread (WouldBlock); what was made is answered in the loop."""
+    kind = KINDS["12 in 16"]
+    keep(store, stored_as(image(kind, arrays_of(kind)), LITTLE))
+    asked = [
+        (f"{ONE}/frames/2", frames_of_type("image/jls", JPEG_LS), True),
+        (f"{ONE}/frames/2/rendered", "image/png", True),
+        (f"{ONE}/thumbnail", "image/jpeg", True),
+        (ONE, of_syntax(JPEG_LS), False),
+        (f"{ONE}/rendered", "image/gif", False),
+        (f"{ONE}/frames/1,2", frames_of_type("image/jls", JPEG_LS), False),
+    ]
+    with closing(PixelPool(1, loop=threading.get_ident())) as pool, ThreadPoolExecutor(1) as threads:
+        for path, accept, remembered in asked:
+            with pytest.raises(WouldBlock):
+                ask_of(pool, store, path, accept)
+            made = threads.submit(lambda *asked: payload(ask_of(*asked)), pool, store, path, accept).result()
+            if remembered:
+                assert payload(ask_of(pool, store, path, accept)) == made
+
+
+def ask_of(pool, store, path, accept):
+    request = Request("GET", f"/v2{path}", (), {"accept": accept}, "http://h/v2", 2)
+    return retrieve.answer(store, request, target_of(f"/v2{path}"), pool)
 
 
 def test_long_answers_are_made_while_they_are_sent(store, monkeypatch):

@@ -1,0 +1,172 @@
+"""The pool of pixel processes as floor 3 uses it; without processes, but for the last tests."""
+
+import threading
+import time
+from concurrent.futures import Future
+
+import pytest
+
+from framecodecs import errors as codec_errors
+from framecodecs import work
+from framecodecs.frameinfo import FrameInfo
+from framecodecs.pool import PoolLimits
+from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError, WouldBlock
+from streamsrv.pixelpool import Order, PixelPool, SizedCache, translated
+
+LITTLE = "1.2.840.10008.1.2.1"
+
+
+def order(number=0, pixels=1):
+    return Order(work.decode_frames, [number], (), pixels)
+
+
+class FakePool:
+    """Takes `room` orders at a time; they are done when a test says so."""
+
+    def __init__(self, room=100):
+        self.room = room
+        self.taken = []
+        self.cancelled = []
+
+    def submit(self, work, frames, *arguments, deadline):
+        if sum(not future.done() for future in self.taken) >= self.room:
+            raise codec_errors.QueueFull("full")
+        self.taken.append(Future())
+        return self.taken[-1]
+
+    def cancel(self, future):
+        self.cancelled.append(future)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    pool = PixelPool(2)
+    pool._pool = FakePool()
+    return pool
+
+
+def test_a_few_orders_are_ahead_and_no_more(fake):
+    taken = fake._pool.taken
+    turns = fake.in_turn((number, order(number)) for number in range(10))
+    tag, first = next(turns)
+    assert (tag, len(taken)) == (0, 3)
+    assert first is taken[0]
+    assert next(turns)[0] == 1
+    assert len(taken) == 4
+    assert [tag for tag, _ in turns] == list(range(2, 10))
+
+
+def test_tasks_without_orders_keep_their_place(fake):
+    tasks = [(number, order() if number % 3 == 0 else None) for number in range(8)]
+    found = list(fake.in_turn(tasks))
+    assert [tag for tag, _ in found] == list(range(8))
+    assert [future is not None for _, future in found] == [number % 3 == 0 for number in range(8)]
+
+
+def test_who_leaves_cancels(fake):
+    turns = fake.in_turn((number, order(pixels=number << 30)) for number in range(10))
+    next(turns)
+    first, *others = fake._pool.taken
+    others[1].set_running_or_notify_cancel()
+    turns.close()
+    assert not first.cancelled()
+    assert others[0].cancelled()
+    # One that is being worked on costs its process, if it is long.
+    assert fake._pool.cancelled == [others[1]]
+
+
+def test_a_short_order_that_is_being_worked_on_is_let_be(fake):
+    future = fake.submit(order(pixels=5))
+    future.set_running_or_notify_cancel()
+    fake.cancel(future)
+    assert fake._pool.cancelled == []
+    assert not future.cancelled()
+
+
+def test_a_full_queue_refuses_what_has_not_begun(fake):
+    fake._pool.room = 0
+    with pytest.raises(Overloaded) as refusal:
+        next(fake.in_turn([(0, order())]))
+    assert refusal.value.retry_after == 1
+
+
+def test_what_has_begun_waits_for_a_place(fake):
+    fake._pool.room = 1
+    turns = fake.in_turn((number, order()) for number in range(3))
+    _, first = next(turns)
+    threading.Timer(0.2, first.set_result, [[]]).start()
+    began = time.monotonic()
+    _, second = next(turns)
+    assert time.monotonic() - began > 0.1
+    second.set_result([])
+    assert next(turns)[0] == 2
+
+
+def test_the_loop_never_waits():
+    pool = PixelPool(1, loop=threading.get_ident())
+    for wait in (pool.must_not_block, lambda: pool.submit(order())):
+        with pytest.raises(WouldBlock):
+            wait()
+    raised = []
+    thread = threading.Thread(target=lambda: raised.append(pool.must_not_block()))
+    thread.start()
+    thread.join()
+    assert raised == [None]
+
+
+@pytest.mark.parametrize(
+    ("error", "ours"),
+    [
+        (codec_errors.QueueFull("x"), Overloaded),
+        (codec_errors.RenderingError("x"), BadRequest),
+        (codec_errors.WorkCancelled("x"), StoreError),
+        (codec_errors.WorkerCrashed("x", -11), NotAcceptable),
+        (codec_errors.DeadlineExceeded("x"), NotAcceptable),
+        (codec_errors.MemoryExceeded("x"), NotAcceptable),
+        (codec_errors.Unsupported("x", "pip install y"), NotAcceptable),
+        (codec_errors.GeometryError("x"), NotAcceptable),
+    ],
+)
+def test_errors(fake, error, ours):
+    assert type(translated(error)) is ours
+    future = fake.submit(order())
+    future.set_exception(error)
+    with pytest.raises(ours):
+        fake.results(future)
+
+
+def test_cancelled_work_is_an_error_of_ours(fake):
+    future = fake.submit(order())
+    future.cancel()
+    with pytest.raises(StoreError):
+        fake.results(future)
+
+
+def test_the_cache_is_limited_in_bytes():
+    cache = SizedCache(100, len)
+    for number in range(10):
+        cache.put(number, bytes(20))
+    assert [number for number in range(10) if cache.get(number)] == [5, 6, 7, 8, 9]
+    cache.put(5, bytes(10))  # replaced, and used last
+    cache.put(11, bytes(25))
+    cache.put(12, bytes(26))  # more than a quarter: never kept
+    assert cache.get(12) is None
+    assert [number for number in (5, 6, 7, 8, 9, 11) if cache.get(number)] == [5, 7, 8, 9, 11]
+
+
+def test_deadlines_grow_with_pixels(monkeypatch):
+    info = FrameInfo(4, 4)
+    pool = PixelPool(1, PoolLimits(deadline=3.0))
+    asked = []
+    try:
+        ((frame, now),) = pool.run(Order(work.decode_frames, [bytes(range(16))], (LITTLE, info), 16))
+        assert (frame, now) == (bytes(range(16)), info)
+        monkeypatch.setattr(pool._pool, "submit", lambda *a, deadline: asked.append(deadline) or Future())
+        pool.submit(order(pixels=20 << 20))
+        assert asked == [13.0]
+    finally:
+        pool.close()
+    pool.close()
