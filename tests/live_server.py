@@ -78,8 +78,9 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start_server(folder, *flags, workers=2, port=None):
-    """Starts a server with its data in `folder`/data and waits until it is ready. Its caller ends it."""
+def start_server(folder, *flags, workers=2, port=None, variables=None):
+    """Starts a server with its data in `folder`/data and waits until it is ready. Its caller ends it.
+    `variables` are added to its environment."""
     port = port or free_port()
     folder.mkdir(parents=True, exist_ok=True)
     data, log = folder / "data", folder / "server.log"
@@ -87,7 +88,12 @@ def start_server(folder, *flags, workers=2, port=None):
     command += ["--data", str(data), "--workers", str(workers), *flags]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, cwd=folder, env=environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            command,
+            cwd=folder,
+            env=environment() | (variables or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
         )
     server = RunningServer(process, f"http://127.0.0.1:{port}", data, log)
     server.wait_until_ready()
