@@ -24,6 +24,7 @@ from streamsrv.errors import NotDicom
 PREAMBLE = 128
 PREFIX = b"DICM"
 GROUP_LENGTH = 0x00020000
+INSTANCE_UID = 0x00020003
 TRANSFER_SYNTAX_UID = 0x00020010
 _GROUP = b"\2\0"
 
@@ -36,6 +37,7 @@ class FileMeta:
     elements: list[tuple[int, str, bytes]]
     end: int
     syntax: str
+    instance_uid: range = range(0)  # where the value of Media Storage SOP Instance UID lies
 
 
 @dataclass(slots=True)
@@ -71,6 +73,8 @@ def read_file_meta(window: Window, size: int, limits: ReadLimits) -> FileMeta:
             meta.elements.append((tag, vr, value))
         if tag == GROUP_LENGTH and length == 4 and value:
             counted = meta.end + int.from_bytes(value, "little")
+        elif tag == INSTANCE_UID:
+            meta.instance_uid = range(offset, offset + length)
         elif tag == TRANSFER_SYNTAX_UID and value:
             meta.syntax = value.decode("latin-1").strip(" \0")
         at = meta.end - window.start

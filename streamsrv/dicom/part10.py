@@ -80,7 +80,7 @@ def read_instance(
     of at most 256 kB. Of `keep` what is there is returned; a sequence too long to be held is not. `repeats`
     makes it faster for instances that resemble those before: always with the same `keep` and `limits`."""
     window = Window(pread, size)
-    meta = read_file_meta(window, size, limits)
+    meta = (repeats.file_meta if repeats else read_file_meta)(window, size, limits)
     encoding = encoding_of(meta, window)
     dataset, start, end = open_dataset(pread, size, meta.end, encoding, limits)
     if encoding.deflated:

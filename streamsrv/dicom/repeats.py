@@ -25,15 +25,18 @@ import orjson
 from streamsrv.dicom.checks import broken_rule
 from streamsrv.dicom.dicomjson import SPECIFIC_CHARACTER_SET, Known, MetadataWriter
 from streamsrv.dicom.elements import HEADERS, LONG_VRS, SHORT_VRS, Elements, Event
+from streamsrv.dicom.filemeta import PREAMBLE, FileMeta, read_file_meta
 from streamsrv.dicom.instance import JsonDataset, JsonElement
 from streamsrv.dicom.levels import Level
 from streamsrv.dicom.tags import KEYS, vr_of_number
+from streamsrv.dicom.window import ReadLimits, Window
 
 FIRST_LEARNED = 2  # the first instance of a request is often the only one
 # Longer headers hold mostly what differs; and splitting costs the square of the number.
 MOST_BYTES = 64 * 1024
 MOST_PIECES = 1_000
 MOST_WARNINGS = 20
+MOST_METAS = 8  # UIDs of a series have two or three lengths
 MOST_SINGLES = 500  # of elements read one by one, at three times the cost
 
 
@@ -44,6 +47,16 @@ class _Piece(NamedTuple):
     raw: bytes
     members: JsonDataset  # one, or none of a group length
     notes: dict[int, bytes]
+
+
+class _Meta(NamedTuple):
+    """A file meta information, whose Media Storage SOP Instance UID of `length` bytes stands between `head`
+    and `tail`. The tail goes on into the dataset, so that it ends for certain where it has ended."""
+
+    head: bytes
+    length: int
+    tail: bytes
+    meta: FileMeta
 
 
 class _Run:
@@ -80,6 +93,23 @@ class Repeats:
         self._instances = 0
         self._runs: list[_Run] = []
         self._encoding = (True, True)  # explicit VR, little endian
+        self._metas: list[_Meta] = []
+
+    def file_meta(self, window: Window, size: int, limits: ReadLimits) -> FileMeta:
+        """What read_file_meta says, but for its elements."""
+        window.load(PREAMBLE, 4)
+        at = PREAMBLE - window.start
+        for known in self._metas:
+            end = at + len(known.head) + known.length
+            if window.buffer.startswith(known.head, at) and window.buffer.startswith(known.tail, end):
+                return known.meta
+        meta = read_file_meta(window, size, limits)
+        uid, end = meta.instance_uid, meta.end + 2
+        if uid and end <= window.start + len(window.buffer) and len(self._metas) < MOST_METAS:
+            head = window.bytes_at(PREAMBLE, uid.start - PREAMBLE)
+            tail = window.bytes_at(uid.stop, end - uid.stop)
+            self._metas.append(_Meta(head, len(uid), tail, FileMeta([], meta.end, meta.syntax)))
+        return meta
 
     def events(self, elements: Elements, writer: MetadataWriter) -> Iterator[Event]:
         """Those of `elements.walk()`, but what is known goes straight to the writer."""

@@ -13,6 +13,7 @@ from made_files import (
     IMPLICIT,
     ITEM,
     ITEM_END,
+    JPEG,
     SEQUENCE_END,
     element,
     identity,
@@ -181,6 +182,24 @@ def test_every_pydicom_file_behind_every_other():
     short = [content for content in contents if len(content) < 300_000]
     assert len(short) > 50
     compared(content for content in short for _ in range(3))
+
+
+def test_file_metas():
+    """Whatever differs in one: it is only Media Storage SOP Instance UID that says nothing of the rest."""
+    uid, version = element(0x00020003, "UI", b"1.2.3.4\0"), element(0x00020012, "UI", b"1.2.3\0")
+    syntaxes = [element(0x00020010, "UI", padded(syntax)) for syntax in (EXPLICIT, JPEG, EXPLICIT + ".77")]
+    other = element(0x00020003, "UI", b"9.9\0\2\0\1\0")
+    metas = [uid + syntax + version for syntax in syntaxes] + [other + syntax for syntax in syntaxes]
+    metas += [
+        syntaxes[1] + uid,
+        uid + uid + syntaxes[0],
+        element(0x00020003, "UI", padded(JPEG)) + syntaxes[0],
+    ]
+    metas += [uid, syntaxes[1], b"", uid + syntaxes[1] + element(0x00030001, "LO", b"")]
+    files = [part10(identity(), "", meta) for meta in metas]
+    files += [part10(identity(), "", meta)[:-1] for meta in metas] + [part10(identity(), DEFLATED, uid)]
+    for first in files:
+        compared([first] * 2 + files)
 
 
 def test_headers_longer_than_what_is_learned():
