@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from streamsrv.dicom.syntaxes import SYNTAXES
 from streamsrv.retrieve.rendered import IMAGE_TYPES, THUMBNAIL_TYPES
 from streamsrv.search.parameters import PARAMETERS
 from streamsrv.store.query import QUERY_ATTRIBUTES
 from streamsrv.wire.accept import MEDIA_SYNTAXES
-from streamsrv.wire.mediatypes import DICOM, DICOM_JSON, DICOM_XML, JSON, MULTIPART, OCTETS
+from streamsrv.wire.mediatypes import DICOM, DICOM_JSON, DICOM_XML, JSON, MULTIPART
 from streamsrv.wire.problems import PROBLEM, TEXT
 from streamsrv.wire.resources import ROUTES, UNVERSIONED, Kind, Level, Route
 
@@ -85,7 +86,7 @@ _PICTURE = (
     Parameter("viewport", "query", "width,height, or width,height,left,top,width,height (PS3.18 8.3.5.1.3)"),
     Parameter("window", "query", "center,width,function: linear, linear-exact or sigmoid (8.3.5.1.4)"),
     Parameter("quality", "query", "of lossy pictures", {"type": "integer", "minimum": 1, "maximum": 100}),
-    Parameter("iccprofile", "query", "no, yes, srgb, adobergb or rommrgb (8.3.5.1.5)"),
+    Parameter("iccprofile", "query", "no, yes or srgb (8.3.5.1.5)"),
 )
 _THUMBNAIL = _PICTURE[:1]
 _FIELDS = (Parameter("includefield", "query", "only these attributes: keywords, tags, paths joined by dots"),)
@@ -110,13 +111,14 @@ def matching_keys(route: Route) -> Iterator[Parameter]:
 
 # -- answers
 
-_PIXELS = (*(name for name in MEDIA_SYNTAXES if name != OCTETS), OCTETS)
+_PIXELS = tuple(dict.fromkeys((*MEDIA_SYNTAXES, *(row.media_type for row in SYNTAXES.values()))))
+_VIDEOS = tuple(name for name in _PIXELS if name.startswith("video/"))
 _REPRESENTATIONS: dict[Kind, tuple[str, ...]] = {
     Kind.SEARCH: (DICOM_JSON, JSON, MULTIPART),
     Kind.INSTANCES: (MULTIPART, DICOM),
     Kind.METADATA: (DICOM_JSON, JSON, MULTIPART),
     Kind.FRAMES: (MULTIPART, *_PIXELS),
-    Kind.RENDERED: (*IMAGE_TYPES, MULTIPART, PDF),
+    Kind.RENDERED: (*IMAGE_TYPES, MULTIPART, PDF, *_VIDEOS),
     Kind.THUMBNAIL: (*THUMBNAIL_TYPES, MULTIPART),
     Kind.BULKDATA: (MULTIPART, *_PIXELS),
     Kind.PIXELDATA: (MULTIPART, *_PIXELS),

@@ -125,7 +125,8 @@ def _refused(offers: Iterable[Offer]) -> NotAcceptable:
 JSON_OFFERS = (Offer(DICOM_JSON), Offer(JSON))
 METADATA_OFFERS = (*JSON_OFFERS, Offer(DICOM_XML, multipart=True))
 STORE_OFFERS = (*JSON_OFFERS, Offer(DICOM_XML))
-IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif")
+IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp", "image/jp2")
+THUMBNAIL_TYPES = IMAGE_TYPES[:2]
 # Types that hold many frames in one part.
 ANIMATED = frozenset(("image/gif",))
 
@@ -136,7 +137,8 @@ def decision_table() -> list[tuple[str, str, str]]:
     for resource, offers in (
         ("metadata, search", METADATA_OFFERS),
         ("store response", STORE_OFFERS),
-        ("rendered, thumbnail", [Offer(media_type) for media_type in IMAGE_TYPES]),
+        ("rendered", [Offer(media_type) for media_type in IMAGE_TYPES]),
+        ("thumbnail", [Offer(media_type) for media_type in THUMBNAIL_TYPES]),
         ("bulk data", [Offer(OCTETS, multipart=True), Offer(OCTETS)]),
     ):
         rows += [

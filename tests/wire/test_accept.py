@@ -12,6 +12,7 @@ from streamsrv.wire.accept import (
     METADATA_OFFERS,
     RULES,
     STORE_OFFERS,
+    THUMBNAIL_TYPES,
     InstancesChoice,
     Offer,
     Resource,
@@ -361,7 +362,8 @@ def test_wildcard_in_parts_is_taken_where_nothing_comes_in_parts() -> None:
             'multipart/related; type="image/png"',
             'multipart/related; type="image/png"',
         ),
-        ("image/webp", (), None, None),
+        ("image/webp", (), "image/webp", None),
+        ("image/tiff", (), None, None),
         ("image/jpeg;q=0, image/*", (), "image/png", "image/gif"),
     ],
 )
@@ -439,6 +441,7 @@ def test_rules_hold_for_a_stored_syntax() -> None:
 
 def test_documentation_gets_every_decision() -> None:
     table = decision_table()
-    assert len(table) == len(RULES) + len(METADATA_OFFERS) + len(STORE_OFFERS) + len(IMAGE_TYPES) + 2
+    images = len(IMAGE_TYPES) + len(THUMBNAIL_TYPES)
+    assert len(table) == len(RULES) + len(METADATA_OFFERS) + len(STORE_OFFERS) + images + 2
     assert ("frames", "application/octet-stream; transfer-syntax=*", "as stored") in table
     assert ("metadata, search", "application/dicom+json", "default") in table

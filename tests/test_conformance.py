@@ -1,0 +1,34 @@
+"""docs/conformance.md and docs/negotiation.md say what the tables of the code say."""
+
+import re
+
+import pytest
+from conformance_tables import DOCS, TABLES, filled, tables_of
+
+from streamsrv.retrieve import rendered
+from streamsrv.wire import accept
+
+PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("conformance.md", "negotiation.md")}
+WRITTEN = {name: text for page in PAGES.values() for name, text in tables_of(page).items()}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_that_of_the_code(name):
+    """`python tests/conformance_tables.py` writes them."""
+    assert WRITTEN[name] == TABLES[name]()
+
+
+def test_every_table_of_a_page_is_known():
+    assert set(WRITTEN) == set(TABLES)
+    assert all(filled(page) == page for page in PAGES.values())
+
+
+def test_nothing_is_refused_in_a_table():
+    for page in PAGES.values():
+        cells = {cell.strip().lower() for cell in re.findall(r"(?<=\|)[^|\n]*(?=\|)", page)}
+        assert not cells & {"no", "n", "none", "not supported", "-"}
+
+
+def test_the_pictures_are_those_that_are_offered():
+    assert accept.IMAGE_TYPES == rendered.IMAGE_TYPES
+    assert accept.THUMBNAIL_TYPES == rendered.THUMBNAIL_TYPES
