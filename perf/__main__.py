@@ -14,7 +14,7 @@ from perf.measures import Size, ct_study, indexing, single_posts
 from perf.memory import MemorySize, bounded_memory
 from perf.pixels import pixels
 from perf.report import Finding, Report
-from perf.small import latency, small_answers
+from perf.small import fairness, latency, small_answers
 
 MEASURES: dict[str, Callable[[Size], Iterator[Finding]]] = {
     "study": ct_study,
@@ -22,6 +22,7 @@ MEASURES: dict[str, Callable[[Size], Iterator[Finding]]] = {
     "index": indexing,
     "small": small_answers,
     "latency": latency,
+    "fairness": fairness,
     "pixels": pixels,
 }
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from perf import data, servers
 from perf.load import AS_STORED, FRAME, Client, answers_a_second, pinging, together
 from perf.measures import Size, missing, store_study, stored
+from perf.ping import pinging_apart
 from perf.report import Claim, Finding, Row
 from perf.servers import Server
 
@@ -101,6 +102,64 @@ def _latency_while_cold(server: Server, study: str, name: str, path: str, accept
         note = f"median {p50:.2f}, longest {ranked[-1] * 1e3:.1f}, {len(ranked)} requests in {seconds:.1f} s"
         yield Row(measure, subject, p99, "ms at p99", note)
     yield Claim(f"99 % of {name} answered while a study streams cold", p99, "ms", at_most=50)
+
+
+BULK_CLIENTS = 8
+
+
+def fairness(size: Size) -> Iterator[Finding]:
+    """Single frames while eight clients upload studies and eight download them, from memory and from disk."""
+    study = data.ct_study(7, min(size.instances, 200))
+    with servers.streamsrv(size.folder / "fair") as server:
+        body = study.write(size.folder / "fair.body")
+        store_study(server, body)
+        frame = f"{server.prefix}{study.keys[0].path}/frames/1"
+        with pinging_apart(server.address, frame, FRAME) as idle:
+            time.sleep(1 + 2 * size.seconds)
+        yield _percentiles("one frame at a time", "streamsrv, idle", idle)
+        for number, (name, cold) in enumerate((("in memory", False), ("on disk", True))):
+            busy = _while_bulk_moves(server, study, 20 + 50 * number, cold)
+            measure = f"one frame at a time, {BULK_CLIENTS} uploads and {BULK_CLIENTS} downloads, {name}"
+            yield _percentiles(measure, "streamsrv, busy", busy)
+            ratio = percentile(busy, 0.99) / percentile(idle, 0.99)
+            yield Claim(f"p99 of one frame, in relation to idle, bulk data {name}", ratio, "x", at_most=10)
+
+
+def _while_bulk_moves(server: Server, study: data.Body, first: int, cold: bool) -> list[float]:
+    """Seconds of each frame meanwhile."""
+    whole = f"{server.prefix}/studies/{study.keys[0].study}"
+
+    def upload(number: int) -> Callable[[Client], None]:
+        body = data.ct_study(first + number, len(study.keys))
+
+        def run(client: Client) -> None:
+            response = client.post_chunks(
+                f"{server.prefix}/studies", data.CONTENT_TYPE, body.length, body.chunks()
+            )
+            stored(response.status, "an upload")
+
+        return run
+
+    def download(client: Client) -> None:
+        for _ in range(20):
+            if cold:
+                drop_from_memory(server.folder)
+            stored(client.get(whole, AS_STORED).status, "a download")
+
+    work = [each for number in range(BULK_CLIENTS) for each in (upload(number), download)]
+    with pinging_apart(server.address, f"{server.prefix}{study.keys[0].path}/frames/1", FRAME) as busy:
+        together(2 * BULK_CLIENTS, server.address, work)
+    return busy
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[int(len(values) * share)]
+
+
+def _percentiles(measure: str, subject: str, values: Sequence[float]) -> Row:
+    p50, p99 = (percentile(values, share) * 1e3 for share in (0.5, 0.99))
+    note = f"median {p50:.2f}, longest {max(values) * 1e3:.1f}, {len(values)} requests"
+    return Row(measure, subject, p99, "ms at p99", note)
 
 
 def drop_from_memory(folder: Path) -> None:

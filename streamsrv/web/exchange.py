@@ -147,7 +147,8 @@ class Exchange(HTTPMessageDelegate):
         # The stream counts our buffer as its own; at all other times its own stays small.
         usual, stream.max_buffer_size = stream.max_buffer_size, 2 * len(buffer)
         while left:
-            count = await stream.read_into(cast(bytearray, view[:left]), partial=True)
+            most = min(left, self._service.watch.share(len(buffer)))
+            count = await stream.read_into(cast(bytearray, view[:most]), partial=True)
             left -= count
             meter.moved += count
             meter.pause()

@@ -44,6 +44,12 @@ class Meter:
         return now - self._at >= window
 
 
+# What all bodies together may move in one turn of the loop, about three milliseconds of it, and what each may
+# in any case.
+TURN = 4 << 20
+LEAST = 256 << 10
+
+
 class Watch:
     """All waiting of one worker."""
 
@@ -69,6 +75,11 @@ class Watch:
     def waiting(self) -> list[Callable[[], None]]:
         """What closes each connection that owes us a head."""
         return [close for _, close in self._heads.values()]
+
+    def share(self, most: int) -> int:
+        """How much one body may move in a turn: the less, the more of them there are, because a small request
+        waits for one turn of each."""
+        return min(most, max(LEAST, TURN // (len(self._meters) or 1)))
 
     def meter(self, on_stall: Callable[[], None]) -> Meter:
         """A Meter that counts; `add` it when there is something to wait for."""

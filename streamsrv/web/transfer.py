@@ -30,7 +30,8 @@ from streamsrv.web.pace import Meter
 from streamsrv.web.sources import StreamReader, close_iterator, send_cold, warm_bytes
 from streamsrv.wire.answers import Answer, Literal, Piece, Span
 
-# A small request waits for one slice of each big answer: 2 MB take about a millisecond.
+# A small request waits for one slice of each big answer, 2 MB take about a millisecond: so `share` makes them
+# smaller where there are many.
 SLICE = 2 << 20
 # What a piece costs besides its bytes, in bytes: a turn sends at most SLICE / PIECE_COST pieces.
 PIECE_COST = 16 << 10
@@ -59,6 +60,7 @@ class Transfer:
         *,
         prefix: bytes = b"",
         chunked: bool = False,
+        share: Callable[[], int] = lambda: SLICE,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
@@ -67,6 +69,7 @@ class Transfer:
         self._pool = pool
         self._meter = meter
         self._chunked = chunked
+        self._share = share
         self.done: asyncio.Future[None] = self._loop.create_future()
         self.sent = 0
         self._watching = False
@@ -101,7 +104,7 @@ class Transfer:
 
     def _ready(self) -> None:
         """One turn: until the socket is full, the budget is spent, or a thread has to fetch something."""
-        budget = SLICE
+        budget = self._share()
         try:
             while budget > 0:
                 if self._text:

@@ -26,7 +26,7 @@ from tornado.iostream import IOStream
 from streamsrv.errors import StoreCorrupt
 from streamsrv.web.pace import Watch
 from streamsrv.web.sources import read_warm
-from streamsrv.web.transfer import Transfer
+from streamsrv.web.transfer import SLICE, Transfer
 from streamsrv.wire.answers import Answer, Literal, Span
 
 # Up to this size copying is cheaper than a second system call and a turn of the loop.
@@ -144,7 +144,15 @@ def begin_transfer(stream: IOStream, outgoing: Outgoing, pool: Executor, watch: 
     slow = TimeoutError("the client reads more slowly than the minimum rate")
     meter = watch.meter(lambda: transfer.abort(slow))
     answer = outgoing.answer if outgoing.body else Answer(outgoing.answer.status)
-    transfer = Transfer(stream.socket, answer, pool, meter, prefix=outgoing.head, chunked=outgoing.chunked)
+    transfer = Transfer(
+        stream.socket,
+        answer,
+        pool,
+        meter,
+        prefix=outgoing.head,
+        chunked=outgoing.chunked,
+        share=lambda: watch.share(SLICE),
+    )
     transfer.start()
     if not transfer.done.done():
         watch.add(meter)

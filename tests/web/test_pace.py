@@ -6,7 +6,7 @@ import threading
 import pytest
 from web_world import DEADLINE, Raw, eventually, settings_of
 
-from streamsrv.web.pace import Meter, Watch
+from streamsrv.web.pace import LEAST, TURN, Meter, Watch
 from streamsrv.wire.answers import Answer, Stream
 
 DICOM = "Content-Type: application/dicom"
@@ -146,4 +146,15 @@ async def test_heads_are_due_in_their_order(http_server):
     await eventually(lambda: len(closed) == 4)
     assert closed == [0, 1, 3, 4]
     assert watch.waiting() == []
+    watch.stop()
+
+
+async def test_many_bodies_share_a_turn():
+    watch = Watch(60, 30, 1024)
+    assert watch.share(2 << 20) == 2 << 20
+    meters = [watch.meter(lambda: None) for _ in range(64)]
+    for count, expected in ((1, 2 << 20), (2, 2 << 20), (8, TURN // 8), (64, LEAST)):
+        for meter in meters[:count]:
+            watch.add(meter)
+        assert watch.share(2 << 20) == expected
     watch.stop()
