@@ -21,9 +21,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from dicomweb_client import LOST, Client, NotSent, file_of, key_of
 from histories import FOR_EVER, Operation, last_states
 from live_server import environment, executable, free_port, start_server
+from small_client import LOST, Client, NotSent, file_of, key_of
 
 from streamsrv import cli
 
@@ -328,7 +328,7 @@ class World:
         told = self.answers()
         self.stop()
         self.lose_the_index()
-        self.serve(self.replacing)
+        self.serve(not self.replacing)  # which has no say in it
         assert self.answers() == told
         return told
 

@@ -6,9 +6,9 @@ import shutil
 import subprocess
 
 import pytest
-from dicomweb_client import Client, file_of, key_of
 from kill_world import verb, waited
 from live_server import start_server
+from small_client import Client, file_of, key_of
 
 DISK = 64 << 20
 SIZE = 1 << 20

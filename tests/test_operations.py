@@ -11,9 +11,9 @@ import shutil
 import time
 from collections import Counter
 
-from dicomweb_client import Client, file_of, key_of, path_of
 from kill_world import verb
 from live_server import free_port, start_server
+from small_client import Client, file_of, key_of, path_of
 
 SOAK = int(os.environ.get("SOAK", "1"))
 SEED = int(os.environ.get("SEED", "7")) if SOAK == 1 else random.SystemRandom().randrange(1 << 32)
