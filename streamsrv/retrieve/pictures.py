@@ -63,7 +63,8 @@ def check_there(row: InstanceRow, numbers: Sequence[int]) -> None:
 def rendered(retrieval: Retrieval) -> Answer:
     wishes = wishes_of(retrieval.request.query)
     if retrieval.target.level is not Level.INSTANCE:
-        offer = accept.choose_image(retrieval.ranges(), IMAGE_TYPES, single=False)
+        # In parts only: pictures of several instances need not have one size, so they are no animation.
+        offer = accept.choose_bulk(retrieval.ranges(), IMAGE_TYPES, single=False)
         return many_pictures(retrieval, wishes, offer.media_type)
     row, numbers = next(retrieval.selection.rows()), retrieval.target.frames
     if numbers:

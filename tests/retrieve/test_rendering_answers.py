@@ -377,6 +377,14 @@ def test_animation(store):
     assert shown.n_frames == 2
 
 
+def test_several_instances_are_no_animation(store):
+    stored(store, image(GREY, arrays_of(GREY, 2)))
+    with pytest.raises(NotAcceptable) as refusal:
+        ask(store, f"/studies/{STUDY}/rendered", accept="image/gif")
+    assert 'multipart/related; type="image/gif"' in refusal.value.acceptable
+    assert len(parts_of(ask(store, f"/studies/{STUDY}/rendered", accept="image/gif, */*;q=0.1"))) == 2
+
+
 def test_a_long_animation_is_shown_in_the_same_time(store, monkeypatch):
     monkeypatch.setattr(rendered, "ANIMATED_FRAMES", 3)
     stored(store, image(GREY, arrays_of(GREY, 12), FrameTime=50, WindowCenter=2000, WindowWidth=4000))
