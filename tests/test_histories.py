@@ -50,7 +50,7 @@ def test_ends(operations, replacing, ends):
 
 def test_a_long_history():
     """Three operations at any time, and five that were never answered."""
-    answered = [store(str(number), number, number + 2.5) for number in range(300)]
-    lost = [store(f"lost {number}", number * 50, FOR_EVER, None) for number in range(5)]
+    answered = [store(str(number), number, number + 2.5) for number in range(100)]
+    lost = [store(f"lost {number}", number * 20, FOR_EVER, None) for number in range(5)]
     last = read("lost 3", 400, 401)
     assert "lost 3" in last_states([*answered, *lost, last], None, replacing=True)
