@@ -14,6 +14,7 @@ from perf.measures import Size, ct_study, indexing, single_posts
 from perf.memory import MemorySize, bounded_memory
 from perf.pixels import pixels
 from perf.report import Finding, Report
+from perf.search import QUICK_STAGES, STAGES, search
 from perf.small import fairness, latency, small_answers
 
 MEASURES: dict[str, Callable[[Size], Iterator[Finding]]] = {
@@ -29,9 +30,13 @@ MEASURES: dict[str, Callable[[Size], Iterator[Finding]]] = {
 
 def arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m perf", description=__doc__)
-    names = [*MEASURES, "memory"]
+    names = [*MEASURES, "memory", "search"]
+    usual = names[:-1]
     parser.add_argument(
-        "measures", nargs="*", metavar="MEASURE", help=f"some of {', '.join(names)} (default: all)"
+        "measures",
+        nargs="*",
+        metavar="MEASURE",
+        help=f"some of {', '.join(names)} (default: all but search, which takes half an hour)",
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of everything, for a look")
     parser.add_argument(
@@ -45,7 +50,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     unknown = set(args.measures) - set(names)
     if unknown:
         parser.error(f"there is no measure {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    args.measures = args.measures or names
+    args.measures = args.measures or usual
     return args
 
 
@@ -66,6 +71,8 @@ def memory_size(args: argparse.Namespace, folder: Path) -> MemorySize:
 
 
 def findings_of(name: str, args: argparse.Namespace, folder: Path) -> Iterator[Finding]:
+    if name == "search":
+        return search(folder, QUICK_STAGES if args.quick else STAGES)
     if name == "memory":
         return bounded_memory(memory_size(args, folder))
     return MEASURES[name](study_size(args, folder))

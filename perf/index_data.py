@@ -77,6 +77,9 @@ def dataset(study: int, series: int, instance: int, seed: int = 1) -> JsonDatase
         "00280010": ("US", 512),
         "00280011": ("US", 512),
         "00280100": ("US", 16),
+        "00400244": ("DA", date),
+        "00400245": ("TM", "101000"),
+        "00400275": ("SQ", _request(study)),
     }
     values |= {
         tag: (vr, own.randrange(1000) if vr in ("DS", "IS") else f"VALUE {numbers.randrange(10**6)}")
@@ -85,6 +88,13 @@ def dataset(study: int, series: int, instance: int, seed: int = 1) -> JsonDatase
     return {
         tag: {"vr": vr, "Value": value if isinstance(value, list) else [value]}
         for tag, (vr, value) in sorted(values.items())
+    }
+
+
+def _request(study: int) -> JsonDataset:
+    return {
+        "00400009": {"vr": "SH", "Value": [f"SPS{study}"]},
+        "00401001": {"vr": "SH", "Value": [f"RP{study}"]},
     }
 
 
