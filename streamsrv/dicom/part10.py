@@ -171,9 +171,11 @@ class _Reader:
 
     def _uid(self, key: str) -> str:
         value = self._value(key)
-        if not isinstance(value, str) or not value.strip(" \0"):
+        if isinstance(value, str) and _UID.fullmatch(value):
+            return value
+        uid = value.strip(" \0") if isinstance(value, str) else ""
+        if not uid:
             raise NotDicom(f"{tags.keyword_of(key)} is missing", tag=key)
-        uid = value.strip(" \0")
         if not _UID.fullmatch(uid):
             raise NotDicom(f"{tags.keyword_of(key)} is malformed: digits and dots, at most 64", tag=key)
         return uid
