@@ -158,8 +158,10 @@ class Upload:
     async def finish(self) -> StoreResult:
         receiver = self._begun()
         self._decoder.close()
-        await self._synced()
-        result = await self._in_thread(receiver.finish)
+        try:
+            result = await self._in_thread(receiver.finish)
+        finally:
+            await self._synced()  # if it failed, its error says why `finish` did
         self._receiver = None
         return result
 

@@ -9,7 +9,7 @@ import zlib
 import pytest
 from web_world import Recorder, World
 
-from streamsrv.errors import BadRequest, ContentTooLarge, UnsupportedMediaType
+from streamsrv.errors import BadRequest, ContentTooLarge, StoreError, UnsupportedMediaType
 from streamsrv.web import stow
 from streamsrv.web.stow import INFLATED, Gzip, Identity, Upload, decoder_for
 
@@ -103,6 +103,10 @@ class _Broken:
     def sync_so_far(self):
         raise OSError("the disk is broken")
 
+    def finish(self):
+        self.calls.append("finish")
+        raise StoreError("could not be synced before")
+
     def abort(self):
         self.calls.append("abort")
 
@@ -123,6 +127,17 @@ async def test_a_sync_that_fails_refuses_the_rest_and_is_undone(http_server):
     await again.feed(b"x", 1)
     await again.abort()  # a sync that fails meanwhile does not matter any more
     assert receiver.calls == ["feed", "abort"]
+
+
+async def test_a_sync_that_fails_while_the_end_is_near_is_the_error(http_server):
+    receiver = _Broken()
+    upload = Upload(http_server.app.pool, lambda: receiver, Identity(), 0)
+    await upload.begin()
+    await upload.feed(b"x", 1)
+    with pytest.raises(OSError, match="the disk is broken"):
+        await upload.finish()
+    await upload.abort()
+    assert receiver.calls == ["feed", "finish", "abort"]
 
 
 class _Dense(Recorder):
