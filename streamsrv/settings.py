@@ -167,8 +167,8 @@ class Settings:
     pixel_deadline: float = setting(
         20.0,
         "seconds",
-        "For one batch of frames, and a second more for each 2 MB of pixels; a codestream may be made to take "
-        "for ever.",
+        "For one batch of frames, and a second more for each 2 MB of pixels; a codestream may be made to "
+        "take for ever.",
     )
     pixel_memory: int = setting(
         2 << 30,
