@@ -17,7 +17,7 @@ from streamsrv.store.index_terms import ORDERING, term_prefix
 from streamsrv.store.query import BY_TAG
 from streamsrv.store.query_conditions import Condition
 from streamsrv.store.query_matching import Probe
-from streamsrv.store.query_values import cut, date_form
+from streamsrv.store.query_values import NORMAL_BYTES, cut, date_form
 
 CANDIDATES = 5_000  # a list that offers more is not used: walking in order is as fast then
 ROWS_A_BATCH = 500
@@ -84,7 +84,8 @@ class Lists:
         """One batch of keys; returns where the next one begins, None at the end."""
         # Forms are UTF-8, which never holds 0xFF: behind all that begin with `high`.
         end = at if probe.exact else start + probe.high + b"\xff"
-        seen, accepts, begin = 0, probe.accepts, len(start)
+        seen, accepts, needle, begin = 0, probe.accepts, probe.needle, len(start)
+        long = begin + NORMAL_BYTES - 3  # a form that may have been cut, perhaps within a character
         with self._environment.reading("searching a list of values") as transaction:
             keys, entries = (transaction.cursor(db=self._handles["attributes"]) for _ in range(2))
             if not keys.set_range(at):
@@ -93,6 +94,8 @@ class Lists:
                 if key > end or seen >= KEYS_A_BATCH or len(found) > CANDIDATES:
                     break
                 seen += 1
+                if needle not in key and len(key) < long:
+                    continue
                 if accepts is None or accepts(key[begin:].decode("utf-8", "replace")):
                     entries.set_key(key)
                     seen += _take(entries, found)

@@ -13,13 +13,14 @@ from index_examples import element, name
 from streamsrv.errors import BadRequest
 from streamsrv.store.query_glob import Glob
 from streamsrv.store.query_matching import Matcher, Moments, OneOf, Probe, Range, Universal, matcher_of
-from streamsrv.store.query_values import cut, normal_forms
+from streamsrv.store.query_values import NORMAL_BYTES, cut, normal_forms
 
 
 def accepted_by(probe: Probe, key: bytes) -> bool:
     if probe.exact:
         return key == probe.low
     inside = key >= probe.low and (key <= probe.high or key.startswith(probe.high))
+    inside = inside and (probe.needle in key or len(key) >= NORMAL_BYTES - 3)
     return inside and (probe.accepts is None or probe.accepts(key.decode("utf-8", "replace")))
 
 
@@ -203,3 +204,20 @@ def test_lists_of_uids_are_probed_one_by_one() -> None:
     matcher = matcher_of("key", "UI", "1.2,1.1")
     assert matcher == OneOf("UI", frozenset(("1.1", "1.2")))
     assert matcher.probes() == [Probe(b"1.1", exact=True), Probe(b"1.2", exact=True)]
+
+
+@pytest.mark.parametrize(
+    ("vr", "asked", "needle"),
+    [
+        ("LO", "*sawi*", b"sawi"),
+        ("LO", "a*bcd?ef*", b"bcd"),
+        ("PN", "*Doe^*", b"doe"),
+        ("PN", "Doe^*^M\u00fcller*", b"muller"),
+        ("PN", "* ^?*x", b"x"),
+    ],
+)
+def test_what_every_match_must_hold(vr: str, asked: str, needle: bytes) -> None:
+    (probe,) = matcher_of("x", vr, asked).probes()
+    assert probe.needle == needle
+    (fuzzy,) = matcher_of("x", "PN", "M\u00dcll Jo", fuzzy=True).probes()
+    assert fuzzy.needle == b"mull"
