@@ -18,6 +18,10 @@ from perf.load import AS_STORED, Client, together
 from perf.report import Claim, Finding, Row, median_row
 from perf.servers import MemorySampler, Server
 
+# A virtual disk is fast until it has spent its budget of bytes; then `cp` falls to a quarter, and comparing
+# says nothing. So long it has to fill up again between two rounds of 400 MB.
+REST = 3.0
+
 
 @dataclass(frozen=True, slots=True)
 class Size:
@@ -71,10 +75,13 @@ def copy_and_sync(source: Path, target: Path) -> float:
     return seconds
 
 
-def in_turns(rounds: int, subjects: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Each subject once a round; one round before them is thrown away."""
+def in_turns(
+    rounds: int, subjects: dict[str, Callable[[], float]], rest: float = 0.0
+) -> dict[str, list[float]]:
+    """Each subject once a round; one round before them is thrown away. `rest`: seconds before each round."""
     values: dict[str, list[float]] = {name: [] for name in subjects}
     for number in range(rounds + 1):
+        time.sleep(rest)
         for name, measure in subjects.items():
             value = measure()
             if number:
@@ -123,7 +130,7 @@ def _store(
     subjects: dict[str, Callable[[], float]] = {"streamsrv": partial(rate, ours)}
     subjects["cp + fsync"] = lambda: megabytes / copy_and_sync(path, size.folder / "copy")
     with MemorySampler(ours.pid) as memory:
-        values = in_turns(size.rounds, subjects)
+        values = in_turns(size.rounds, subjects, REST)
     # Orthanc is much slower and rewrites its own files: apart, so that it disturbs nobody.
     values |= {name: [rate(server) for _ in range(2)] for name, server in others.items()}
     for name, rates in values.items():
