@@ -47,9 +47,9 @@ from streamsrv.wire.multipart import (
 
 # Reading a dataset of a megabyte of small elements takes about 50 ms: longer instances are read in a thread.
 HEAVY_INSTANCE = 1 << 20
-# Datasets read in one turn, 4 ms for those of CTs. What they share is in the processor's caches then; half a
-# megabyte received between two of them throws it out: one by one, each takes a fifth longer.
-READ_TOGETHER = 32
+# Datasets read in one turn, 2 ms for those of CTs. What they share is in the processor's caches then; half a
+# megabyte received between two of them throws it out: one by one, each takes a tenth longer.
+READ_TOGETHER = 16
 # Events taken in one call: a megabyte may hold 100,000 parts, which would stop everybody else for seconds.
 EVENTS_AT_ONCE = 256
 # A thread syncs each time so much has arrived, so that the last sync, which the client waits for, is short:
