@@ -78,6 +78,15 @@ def findings_of(name: str, args: argparse.Namespace, folder: Path) -> Iterator[F
     return MEASURES[name](study_size(args, folder))
 
 
+def repeatable(words: list[str]) -> list[str]:
+    """The command line without the folder: where a machine keeps its disk is nobody else's."""
+    kept = [word for word in words if not word.startswith("--folder=")]
+    while "--folder" in kept:
+        at = kept.index("--folder")
+        del kept[at : at + 2]
+    return kept
+
+
 def main(words: list[str]) -> int:
     args = arguments(words)
     # Whoever ends a measurement ends its servers too.
@@ -91,7 +100,7 @@ def main(words: list[str]) -> int:
                 report.add(findings_of(name, args, Path(folder)))
             except (RuntimeError, OSError) as fault:
                 report.broke(name, fault)
-    paths = report.write(args.name, " ".join(words))
+    paths = report.write(args.name, " ".join(repeatable(words)))
     print("\n".join(["", *report.table(), "", *map(str, paths)]))
     return 0 if report.holds else 1
 

@@ -9,6 +9,7 @@ import pytest
 from pydicom.encaps import generate_frames
 
 from perf import data, pixel_data
+from perf.__main__ import repeatable
 from perf.report import Claim
 
 
@@ -65,3 +66,15 @@ def test_pixels_that_can_be_decoded(make):
     frames = instance.pixel_array
     assert frames.shape[:3] == (20, instance.Rows, instance.Columns)
     assert frames[3].std() > 10
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["study", "--folder", "/somewhere", "--quick"], ["study", "--quick"]),
+        (["--folder=/somewhere", "study"], ["study"]),
+        (["study"], ["study"]),
+    ],
+)
+def test_results_keep_no_folder_of_the_machine(words, kept):
+    assert repeatable(words) == kept
