@@ -22,6 +22,7 @@ from streamsrv.wire.mediatypes import parse_media_type
 from streamsrv.wire.multipart import (
     MAX_BOUNDARY,
     MAX_PADDING,
+    WINDOW,
     BodyEnd,
     MultipartLimits,
     MultipartParser,
@@ -377,7 +378,24 @@ def test_only_a_tail_that_could_begin_a_delimiter_is_kept_back() -> None:
         assert len(payload.view) == 3 + len(tail) - kept
 
 
-@pytest.mark.parametrize("filler", [b"\0", b"\r\n--boundary-", b"\r\n", b"-", b"y"])
+@pytest.mark.parametrize("filler", [b"\0", b"yrad", b"\0\0d", b"\r\n--boundar"])
+def test_delimiters_anywhere_in_large_chunks(filler: bytes) -> None:
+    """Around the ends of the windows in which they are searched, and one right behind the other."""
+    delimiter, reach = b"\r\n--boundary\r\n\r\n", 24
+    payload = filler * (3 * WINDOW // len(filler))
+    for place in (*range(WINDOW - reach, WINDOW + reach), *range(2 * WINDOW - reach, 2 * WINDOW + reach)):
+        for second in (payload[:3], payload):
+            body = b"--boundary\r\n\r\n" + payload[:place] + delimiter + second + b"\r\n--boundary--"
+            stale = bytearray(body + delimiter)
+            parts = [
+                event.view
+                for event in MultipartParser(B).feed(stale, len(body))
+                if isinstance(event, Payload)
+            ]
+            assert parts == [payload[:place], second]
+
+
+@pytest.mark.parametrize("filler", [b"\0", b"d", b"yrad", b"\0d", b"\r\n--boundary-", b"\r\n", b"-", b"y"])
 def test_large_payload_is_parsed_faster_than_a_disk_writes(filler: bytes) -> None:
     chunk = filler * ((1 << 20) // len(filler))
     best = 0.0
