@@ -2,9 +2,8 @@
 8.7.3, PS3.5 A.2).
 
 Strategy: the dataset is walked as for storing; headers and small values become literals, large values and
-Pixel Data `Copy` or `Swap` pieces that name their bytes in the source. The pieces of one file are the same
-each time, so the total length comes from a first walk that reads headers only. Memory: a window and one
-literal.
+Pixel Data `Copy` or `Swap` pieces that name their bytes in the source. So the total length is known before
+any of these is read. Memory: a window and one literal.
 
 Rules:
 - Sequences and items get undefined length and delimiters (PS3.5 7.5): their new lengths need not be known
@@ -148,12 +147,6 @@ def _encoded_anew(
     yield from encoder.pieces(elements, changes, head)
 
 
-def explicit_length(pread: Pread, size: int, limits: ReadLimits = _DEFAULT_LIMITS) -> int:
-    """The length of the file that `explicit_pieces` makes; reads headers only (a deflated dataset has to be
-    inflated)."""
-    return sum(piece_length(piece) for piece in explicit_pieces(pread, size, limits))
-
-
 def inflater(pread: Pread, size: int, limits: ReadLimits = _DEFAULT_LIMITS) -> Inflater:
     """What the pieces, frames and bulk values of a deflated file are read from."""
     return Inflater(pread, read_file_meta(Window(pread, size), size, limits).end, size, limits.max_inflated)
@@ -164,21 +157,6 @@ def swap_width(vr: str, bits_allocated: int = 0) -> int:
     if vr == "OW" and bits_allocated in (32, 64):
         return bits_allocated // 8
     return WORDS.get(vr, 1)
-
-
-def piece_length(piece: Piece) -> int:
-    return len(piece) if isinstance(piece, bytes) else piece.length
-
-
-def piece_bytes(pread: Pread, piece: Piece) -> Iterator[bytes]:
-    """The bytes of a piece, at most 256 kB at a time. `pread` must not return fewer bytes than there are."""
-    if isinstance(piece, bytes):
-        yield piece
-        return
-    end = piece.offset + piece.length
-    width = piece.width if isinstance(piece, Swap) else 1
-    for at in range(piece.offset, end, CHUNK):
-        yield swapped(pread(at, min(CHUNK, end - at)), width)
 
 
 def file_meta(meta: FileMeta, syntax: str) -> bytes:

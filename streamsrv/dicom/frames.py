@@ -60,11 +60,6 @@ def native_frame_bits(geometry: Geometry) -> int:
     return geometry.rows * geometry.columns * samples * geometry.bits_allocated
 
 
-def native_frame_length(geometry: Geometry) -> int:
-    """Bytes of one uncompressed frame, its last byte maybe shared with the next frame."""
-    return (native_frame_bits(geometry) + 7) // 8
-
-
 def native_frames(geometry: Geometry, offset: int, length: int) -> Frames:
     """Frames of native Pixel Data. A padding byte at the end belongs to none."""
     bits = native_frame_bits(geometry)

@@ -21,6 +21,7 @@ from streamsrv.wire.accept import STORE_OFFERS, Offer, choose_json, parse_accept
 from streamsrv.wire.answers import Answer, Literal, Request, Stream
 from streamsrv.wire.codings import IDENTITY, encoded
 from streamsrv.wire.mediatypes import DICOM_JSON, DICOM_XML
+from streamsrv.wire.resources import instance_url, study_url
 
 WARNING_ATTRIBUTES = 1  # v2: some attributes break the rules of their VR
 # A response up to this many items is made at once and goes out with its length; above it, it is streamed.
@@ -89,8 +90,8 @@ def dataset_text(result: StoreResult, base_url: str, version: int) -> Iterator[b
     parts: list[Iterator[bytes]] = []
     studies = {item.study for item in result.stored}
     if len(studies) == 1:
-        url = f"{base_url}/studies/{studies.pop()}"
-        parts.append(iter([b'"00081190":' + orjson.dumps(_element("UR", url))]))
+        url = _element("UR", study_url(base_url, studies.pop()))
+        parts.append(iter([b'"00081190":' + orjson.dumps(url)]))
     if result.failed:
         items = (orjson.dumps(_failed(item, version)) for item in result.failed)
         parts.append(_sequence(b"00081198", items))
@@ -117,7 +118,7 @@ def _element(vr: str, *values: Any) -> dict[str, Any]:
 
 
 def _stored(item: StoredItem, base_url: str, version: int) -> dict[str, Any]:
-    url = f"{base_url}/studies/{item.study}/series/{item.series}/instances/{item.instance}"
+    url = instance_url(base_url, item.study, item.series, item.instance)
     dataset = {
         "00081150": _element("UI", item.sop_class_uid),
         "00081155": _element("UI", item.instance),

@@ -151,15 +151,11 @@ class Index(Reading):
         return found
 
     def about(self) -> dict[str, str]:
-        """schema, table (of attributes), epoch, next_segment."""
+        """schema, table (of attributes), epoch, next_segment. Sequences of changes count within an epoch; a
+        rebuilt index has another."""
         with self._environment.reading("reading about the index") as transaction:
             rows = list(transaction.cursor(db=self._handles["about"]))
         return {key.decode(): without_sum("about", key, value).decode() for key, value in rows}
-
-    @property
-    def epoch(self) -> str:
-        """Sequences of changes count within it; a rebuilt index has another."""
-        return self.about()["epoch"]
 
     def dump(self, name: str) -> Iterator[tuple[bytes, bytes]]:
         """Every raw key and value of a database (`index_rows` draws them), in order; in batches, beside

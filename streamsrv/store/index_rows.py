@@ -50,7 +50,6 @@ from streamsrv.store.rows import (
 FRAMES_A_CHUNK = 1024
 LONGEST_PATH = 400  # of a bulk value, that is part of its key
 _PAIR = 16
-ORDER_BYTES = 24
 VARIANT_BYTES = 16
 
 _TRIPLE = re.compile(r"[0-9.]{1,64}\0[0-9.]{1,64}\0[0-9.]{1,64}")

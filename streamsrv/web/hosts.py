@@ -14,13 +14,11 @@ import ipaddress
 import re
 import socket
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from streamsrv.errors import BadRequest, Forbidden
 from streamsrv.settings import Settings
-
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 # uri-host and port of RFC 9112 3.2, without user information.

@@ -13,7 +13,9 @@ import orjson
 import pydicom
 from pydicom.data import get_charset_files, get_testdata_files
 
+from streamsrv.dicom.explicit import CHUNK, Swap
 from streamsrv.dicom.part10 import ReadLimits, read_instance
+from streamsrv.dicom.values import swapped
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 IMPLICIT = "1.2.840.10008.1.2"
@@ -65,6 +67,21 @@ def read(content, keep=frozenset(), limits=None, pieces=None):
     assert len(text) == instance.metadata_length
     assert text.count(b"\0") == instance.metadata_slots
     return instance, orjson.loads(text.replace(b"\0", b"<slot>"))
+
+
+def piece_length(piece):
+    return len(piece) if isinstance(piece, bytes) else piece.length
+
+
+def piece_bytes(pread, piece):
+    """The bytes of a piece of a file encoded anew, CHUNK at a time."""
+    if isinstance(piece, bytes):
+        yield piece
+        return
+    end = piece.offset + piece.length
+    width = piece.width if isinstance(piece, Swap) else 1
+    for at in range(piece.offset, end, CHUNK):
+        yield swapped(pread(at, min(CHUNK, end - at)), width)
 
 
 def pydicom_read(content, force=False):

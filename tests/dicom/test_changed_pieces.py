@@ -4,10 +4,11 @@ import io
 
 import pydicom
 import pytest
+from made_files import piece_bytes
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage
 
-from streamsrv.dicom.explicit import Changes, Here, changed_pieces, piece_bytes
+from streamsrv.dicom.explicit import Changes, Here, changed_pieces
 
 EXPLICIT, IMPLICIT, DEFLATED = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99"
 J2K = "1.2.840.10008.1.2.4.90"

@@ -32,7 +32,7 @@ from pydicom.pixels.utils import get_expected_length
 
 from streamsrv.dicom.explicit import inflater
 from streamsrv.dicom.fragments import fragment_spans
-from streamsrv.dicom.frames import Geometry, native_frame_bits, native_frame_length, native_frames
+from streamsrv.dicom.frames import Geometry, native_frame_bits, native_frames
 from streamsrv.dicom.instance import FRAGMENTED, FrameKind
 from streamsrv.dicom.part10 import ReadLimits, read_instance
 from streamsrv.errors import NotDicom
@@ -117,9 +117,8 @@ def test_native_layout(geometry, length, expected):
     assert frames.base == (100 if frames.number else 0)
 
 
-def test_native_frame_length_rounds_bits_up():
+def test_native_frames_are_measured_in_bits():
     assert native_frame_bits(Geometry(3, 3, 1, 1)) == 9
-    assert native_frame_length(Geometry(3, 3, 1, 1)) == 2
 
 
 @pytest.mark.parametrize(("tag", "vr", "size"), [(0x7FE00008, "OF", 4), (0x7FE00009, "OD", 8)])

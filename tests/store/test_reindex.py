@@ -64,14 +64,14 @@ def overwrite(folder, offset, body):
 def test_the_answers_are_the_same(folder, lost):
     before = answers(folder)
     with open_store(folder) as store:
-        epoch = store.index.epoch
+        epoch = store.index.about()["epoch"]
     if lost:
         shutil.rmtree(folder / "index")
     report = reindex(folder, derive)
     assert (report.instances, report.segments, report.findings) == (7, 1, [])
     assert answers(folder) == before
     with open_store(folder) as store:
-        assert store.index.epoch != epoch
+        assert store.index.about()["epoch"] != epoch
         assert [change.key for change in store.changes()] == [
             KEYS[0], *KEYS[3:], key_of(6), KEYS[1], key_of(7),
         ]  # fmt: skip
