@@ -1,7 +1,10 @@
 """Clients that stall: in the head, in the body, in reading. They cost a connection, and nobody else."""
 
+import contextlib
 import functools
 import socket
+import subprocess
+import sys
 import time
 
 import lmdb
@@ -24,7 +27,9 @@ from hostile_world import (
 )
 
 UPLOADS, DOWNLOADS, PROBES = 50, 200, 200
-PROBED_WITHIN = 2.0  # seconds; the 99th percentile is told, not asserted: this machine may be loaded
+# Seconds. Measured alone, 99 of 100 take 2 ms; a machine that tests other things meanwhile is slower.
+PROBED_WITHIN = 2.0
+MOSTLY_WITHIN = 0.5
 RECEIVE_BUFFER = 4096
 # More than the kernel's buffers take on both sides, so that what is not read is not sent.
 LARGE = 4 << 20
@@ -78,6 +83,24 @@ def everything(sock):
     return bytes(received)
 
 
+HOLD = """
+import sys, lmdb
+with lmdb.open(sys.argv[1], readonly=True, max_readers=1024).begin():
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def reading(world):
+    """Hold a read transaction on the index, in a process of its own."""
+    command = [sys.executable, "-c", HOLD, str(world.server.data / "index")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield
+        process.stdin.close()
+
+
 def open_readers(world):
     """Read transactions that some process holds on the index."""
     index = world.server.data / "index"
@@ -112,10 +135,13 @@ def test_stalled_transfers_stop_nobody(patient, record_property):
             while len(probes.seconds) < PROBES and not probes.failures:
                 time.sleep(0.01)
         assert max(probes.seconds) < PROBED_WITHIN
+        assert probes.percentile(0.99) < MOSTLY_WITHIN
         told, most = (round(seconds * 1000, 1) for seconds in (probes.percentile(0.99), max(probes.seconds)))
         record_property("health_live_p99_ms", told)
         print(f"/health/live beside stalled transfers: p99 {told} ms, at most {most} ms")
         assert open_readers(patient) == []
+        with reading(patient):
+            assert len(open_readers(patient)) == 1  # so it would be seen
         assert grown_by_commits(patient) < 8 << 20
         assert_still_stalled(stalled)
         # Whoever goes on reading gets all of it.
