@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import random
@@ -11,7 +12,7 @@ from typing import Any
 import orjson
 import zstandard
 
-from streamsrv.dicom.instance import BulkValue, FrameKind, JsonDataset
+from streamsrv.dicom.instance import BulkValue, FrameKind, JsonDataset, JsonElement
 from streamsrv.store.query import KEEP
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance
 
@@ -44,22 +45,36 @@ SYLLABLES = (
 _FILLER = [
     (f"0018{number:04X}", ("DS", "IS", "CS", "LO", "SH")[number % 5]) for number in range(0x1100, 0x1150)
 ]
+_NUMBERS = ("DS", "IS")
 
 
 def dataset(study: int, series: int, instance: int, seed: int = 1) -> JsonDataset:
+    own = random.Random(instance)
+    values: JsonDataset = _of_study(study, seed) | {
+        "00080018": _element("UI", f"{ROOT}.{study}.{series}.{instance}"),
+        "00080060": _element("CS", ("CT", "MR")[series % 2]),
+        "0020000E": _element("UI", f"{ROOT}.{study}.{series}"),
+        "00200011": _element("IS", series),
+        "00200013": _element("IS", instance),
+        "00200032": _element("DS", [-250.5, -249.25, instance * 1.5]),
+    }
+    values |= {tag: _element(vr, own.randrange(1000)) for tag, vr in _FILLER if vr in _NUMBERS}
+    return dict(sorted(values.items()))
+
+
+@functools.lru_cache(maxsize=16)
+def _of_study(study: int, seed: int) -> JsonDataset:
+    """What all instances of a study have in common."""
     numbers = random.Random(seed + study)
     name = "".join(numbers.choices(SYLLABLES, k=3)) + "^" + "".join(numbers.choices(SYLLABLES, k=2))
     date = f"20{numbers.randrange(26):02d}{numbers.randrange(1, 13):02d}{numbers.randrange(1, 29):02d}"
-    own = random.Random(instance)
     values: dict[str, tuple[str, Any]] = {
         "00080016": ("UI", CT),
-        "00080018": ("UI", f"{ROOT}.{study}.{series}.{instance}"),
         "00080020": ("DA", date),
         "00080021": ("DA", date),
         "00080030": ("TM", "101530"),
         "00080031": ("TM", "101530"),
         "00080050": ("SH", f"A{study:07d}"),
-        "00080060": ("CS", ("CT", "MR")[series % 2]),
         "00080070": ("LO", "Manufacturer of scanners"),
         "00080090": ("PN", {"Alphabetic": "Referrer^Rita"}),
         "00081030": ("LO", "Thorax and abdomen with contrast"),
@@ -69,11 +84,7 @@ def dataset(study: int, series: int, instance: int, seed: int = 1) -> JsonDatase
         "00100030": ("DA", "19700101"),
         "00100040": ("CS", "F"),
         "0020000D": ("UI", f"{ROOT}.{study}"),
-        "0020000E": ("UI", f"{ROOT}.{study}.{series}"),
         "00200010": ("SH", f"S{study}"),
-        "00200011": ("IS", series),
-        "00200013": ("IS", instance),
-        "00200032": ("DS", [-250.5, -249.25, instance * 1.5]),
         "00280010": ("US", 512),
         "00280011": ("US", 512),
         "00280100": ("US", 16),
@@ -81,14 +92,12 @@ def dataset(study: int, series: int, instance: int, seed: int = 1) -> JsonDatase
         "00400245": ("TM", "101000"),
         "00400275": ("SQ", _request(study)),
     }
-    values |= {
-        tag: (vr, own.randrange(1000) if vr in ("DS", "IS") else f"VALUE {numbers.randrange(10**6)}")
-        for tag, vr in _FILLER
-    }
-    return {
-        tag: {"vr": vr, "Value": value if isinstance(value, list) else [value]}
-        for tag, (vr, value) in sorted(values.items())
-    }
+    values |= {tag: (vr, f"VALUE {numbers.randrange(10**6)}") for tag, vr in _FILLER if vr not in _NUMBERS}
+    return {tag: _element(vr, value) for tag, (vr, value) in values.items()}
+
+
+def _element(vr: str, value: Any) -> JsonElement:
+    return {"vr": vr, "Value": value if isinstance(value, list) else [value]}
 
 
 def _request(study: int) -> JsonDataset:

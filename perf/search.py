@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import random
 import statistics
 import time
@@ -24,7 +25,7 @@ from perf.load import Address, Client
 from perf.report import Claim, Finding, Row
 from streamsrv.store.rows import NewInstance
 from streamsrv.store.store import Store, StoreOptions
-from streamsrv.store.transaction import Record
+from streamsrv.store.transaction import Record, Transaction
 
 STAGES = (10_000, 100_000, 1_000_000)
 QUICK_STAGES = (1_000, 10_000, 100_000)
@@ -182,24 +183,45 @@ def upload(address: Address, prefix: str, seed: int, stop: Event, stored: object
 
 
 def grow(folder: Path, first: int, last: int) -> None:
-    """The studies from `first` to `last`, ten to a transaction."""
+    """The studies from `first` to `last`, by as many processes as there are cores."""
+    Store.open(folder, StoreOptions(min_free=0)).close()
+    count = len(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("spawn")
+    growers = [
+        context.Process(target=_grow, args=(folder, range(first + number * 10, last, count * 10), last))
+        for number in range(count)
+    ]
+    for grower in growers:
+        grower.start()
+    for grower in growers:
+        grower.join()
+        if grower.exitcode:
+            raise RuntimeError("the archive could not be grown")
+
+
+def _grow(folder: Path, begins: range, last: int) -> None:
+    """Ten studies to a transaction."""
     with Store.open(folder, StoreOptions(min_free=0)) as store:
-        for study in range(first, last, 10):
+        for study in begins:
             transaction = store.begin()
-            waiting: list[tuple[Record, NewInstance]] = []
-            for number in range(min(10, last - study) * A_STUDY):
-                within = number % A_STUDY
-                series, instance = divmod(within, A_STUDY // 2)
-                new = new_instance(study + number // A_STUDY, series + 1, instance, number)
-                transaction.open_record()
-                transaction.write([b"what a search never reads"])
-                record = transaction.close_record()
-                new.row = replace(
-                    new.row,
-                    location=record.location,
-                    record_id=record.record_id,
-                    stored_at=record.stored_at,
-                    digest=record.digest,
-                )
-                waiting.append((record, new))
-            transaction.commit(waiting)
+            transaction.commit([_received(transaction, new) for new in _ten(study, last)])
+
+
+def _ten(study: int, last: int) -> Iterator[NewInstance]:
+    for number in range(min(10, last - study) * A_STUDY):
+        series, instance = divmod(number % A_STUDY, A_STUDY // 2)
+        yield new_instance(study + number // A_STUDY, series + 1, instance, number)
+
+
+def _received(transaction: Transaction, new: NewInstance) -> tuple[Record, NewInstance]:
+    transaction.open_record()
+    transaction.write([b"what a search never reads"])
+    record = transaction.close_record()
+    new.row = replace(
+        new.row,
+        location=record.location,
+        record_id=record.record_id,
+        stored_at=record.stored_at,
+        digest=record.digest,
+    )
+    return record, new
