@@ -69,14 +69,14 @@ def assembled(spool: PartSpool, body_type: str) -> Iterator[Assembled | FailedIt
         else:
             bulk.add(part)
     if spool.parts and not metadata:
-        yield FailedItem(NotDicom.failure_reason, f"no part of the body is {body_type}")
+        yield FailedItem.of(NotDicom(f"no part of the body is {body_type}"))
     for part in metadata:
         try:
             text = spool.chunks(part.range)
             reader = JsonReader(json_text(text) if body_type == DICOM_XML else text)
             yield from _instances(reader, spool, bulk)
         except InstanceError as error:
-            yield FailedItem(error.failure_reason, error.detail)
+            yield FailedItem.of(error)
 
 
 def _instances(reader: JsonReader, spool: PartSpool, bulk: BulkParts) -> Iterator[Assembled | FailedItem]:
@@ -91,12 +91,10 @@ def _instances(reader: JsonReader, spool: PartSpool, bulk: BulkParts) -> Iterato
             yield instance.assembled(one)
         except InstanceError as error:
             facts = instance.encoder.facts
-            yield FailedItem(
-                error.failure_reason,
-                error.detail,
-                facts.get(tags.SOP_CLASS_UID, "")[:64],
-                facts.get(tags.SOP_INSTANCE_UID, "")[:64],
+            sop_class, sop_instance = (
+                facts.get(tag, "")[:64] for tag in (tags.SOP_CLASS_UID, tags.SOP_INSTANCE_UID)
             )
+            yield FailedItem.of(error, sop_class, sop_instance)
             if whole is LARGE:
                 raise NotDicom("what follows in this metadata part was not read") from None
     reader.end()

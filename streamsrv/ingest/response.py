@@ -5,10 +5,14 @@ Rules of this file
   a time, so that the answer to 100,000 parts is never held. XML is made of that JSON (nativexml.py).
 - v2 adds Failed Attributes Sequence (0074,1048) to every item, empty when there is nothing to say, and warns
   with 202; v1 does neither.
+- Error Comment (0000,0902) is an LO, which holds 64 characters: a longer sentence goes on in the next item of
+  the sequence, so that joined with blanks the comments are the sentence.
 """
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -16,7 +20,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from streamsrv.dicom.nativexml import native_xml
-from streamsrv.errors import NotAcceptable
+from streamsrv.errors import InstanceError, NotAcceptable
 from streamsrv.wire.accept import STORE_OFFERS, Offer, choose_json, parse_accept
 from streamsrv.wire.answers import Answer, Literal, Request, Stream
 from streamsrv.wire.codings import IDENTITY, encoded
@@ -26,6 +30,8 @@ from streamsrv.wire.resources import instance_url, study_url
 WARNING_ATTRIBUTES = 1  # v2: some attributes break the rules of their VR
 # A response up to this many items is made at once and goes out with its length; above it, it is streamed.
 ITEMS_AT_ONCE = 2_000
+LONGEST_LO = 64  # PS3.5 6.2, and what no LO holds
+_NO_LO = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
 class StoredItem(NamedTuple):
@@ -41,6 +47,10 @@ class FailedItem(NamedTuple):
     comment: str
     sop_class_uid: str = ""
     instance: str = ""
+
+    @classmethod
+    def of(cls, error: InstanceError, sop_class_uid: str = "", instance: str = "") -> FailedItem:
+        return cls(error.failure_reason, error.detail, sop_class_uid, instance)
 
 
 @dataclass(slots=True)
@@ -144,5 +154,12 @@ def _failed(item: FailedItem, version: int) -> dict[str, Any]:
 
 
 def _comments(comments: tuple[str, ...]) -> dict[str, Any]:
-    """Failed Attributes Sequence: an item with an Error Comment (0000,0902) for each."""
-    return _element("SQ", *({"00000902": _element("LO", comment)} for comment in comments))
+    """Failed Attributes Sequence: an item with an Error Comment (0000,0902) for each, or several."""
+    lines = (line for comment in comments for line in _lines(comment))
+    return _element("SQ", *({"00000902": _element("LO", line)} for line in lines))
+
+
+def _lines(comment: str) -> list[str]:
+    """Broken between words, into what an LO holds."""
+    text = _NO_LO.sub("?", comment)
+    return [text] if len(text) <= LONGEST_LO else textwrap.wrap(text, LONGEST_LO, break_on_hyphens=False)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
+import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.valuerep import validate_value
 from xml_models import check_model, json_of, parsed
 
-from streamsrv.errors import ContentTooLarge, MultipartError, NotAcceptable, UnsupportedMediaType
+from streamsrv.errors import ContentTooLarge, MultipartError, NotAcceptable, NotDicom, UnsupportedMediaType
 from streamsrv.ingest import Ingest, IngestLimits, spill, transaction
 from streamsrv.ingest.response import FailedItem, StoredItem, StoreResult, acceptable, answer
 from streamsrv.store.rows import OnDuplicate
@@ -277,6 +280,25 @@ def test_the_response_dataset_of_version_2() -> None:
             "00741048": {"vr": "SQ", "Value": [{"00000902": {"vr": "LO", "Value": ["there"]}}]},
         },
     ]
+
+
+def test_a_comment_goes_on_where_an_lo_ends() -> None:
+    """PS3.5 6.2: 64 characters, no backslash, no control character. pydicom says so, too."""
+    error = NotDicom("a fragment of Pixel Data is longer than what holds it", offset=12345678, tag="7FE00010")
+    unbroken = "no part has the Content-Location '" + "x" * 200 + "'"
+    failed = [
+        FailedItem.of(error),
+        FailedItem(272, unbroken),
+        FailedItem(272, "a\\b\tc"),
+        FailedItem(272, ""),
+    ]
+    items: Any = dataset_of(StoreResult(failed=failed), 2)["00081198"]["Value"]
+    said = [[row["00000902"]["Value"][0] for row in item["00741048"].get("Value", [])] for item in items]
+    assert " ".join(said[0]) == error.detail
+    assert "".join(said[1]).replace(" ", "") == unbroken.replace(" ", "")
+    assert said[2:] == [["a?b?c"], []]
+    for comment in (one for each in said for one in each):
+        validate_value("LO", comment, pydicom.config.RAISE)
 
 
 def test_version_1_has_neither_warnings_nor_comments() -> None:
