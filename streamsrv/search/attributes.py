@@ -144,7 +144,7 @@ class Attributes:
         if level is Level.SERIES:
             first = self._index.first_series(hit.study)
             return Hit(hit.study, hit.study_row, *first) if first else None
-        return next(self._index.search(Query(level, hit.study, hit.series)), None)
+        return next(self._index.search(Query(level, hit.study, hit.series, wanted=1)), None)
 
     def _metadata(self, hit: Hit) -> JsonDataset:
         rows = self._index.lookup(hit.study, hit.series, hit.instance, limit=1)

@@ -118,11 +118,16 @@ class Index(Reading):
         if query.conditions or query.uids:
             return None
         if query.study is None:
-            return self.statistics()[("studies", "series", "instances")[query.level]]
+            return self._entries_of(("studies", "series", "instances")[query.level])
         if query.level is Level.INSTANCE:
             return self.count(query.study, query.series)
         row = self._level_row("studies", query.study)
         return row.series if row else 0
+
+    def _entries_of(self, name: str) -> int:
+        with self._environment.reading("counting") as transaction:
+            entries: int = transaction.stat(self._handles[name])["entries"]
+        return entries
 
     # -- segments, changes, the index itself
 

@@ -6,22 +6,25 @@ Everything looked at is charged to the budget of the search.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from streamsrv.errors import ContentTooLarge
 from streamsrv.store.index_environment import Cursor, Environment
 from streamsrv.store.index_rows import LevelRow
 from streamsrv.store.index_terms import ORDERING, term_prefix
-from streamsrv.store.query import BY_TAG
+from streamsrv.store.query import BY_TAG, Level
 from streamsrv.store.query_conditions import Condition
 from streamsrv.store.query_matching import Probe
 from streamsrv.store.query_values import NORMAL_BYTES, cut, date_form
 
 CANDIDATES = 5_000  # a list that offers more is not used: walking in order is as fast then
 ROWS_A_BATCH = 500
-FIRST_ROWS = 32  # in the first batch: a page of a study list wants few, who goes on wants many
+FIRST_KEYS = 64  # in the first batch: most ranges are short
 KEYS_A_BATCH = 5_000
 
 _DATE_AT = re.compile(rb'"00080020":\{"vr":"DA","Value":\["([^"]*)"')
@@ -67,42 +70,45 @@ class Lists:
             count: int = transaction.stat(self._handles["studies"])["entries"]
         return count
 
-    def collect(self, condition: Condition, probes: list[Probe]) -> set[str] | None:
-        """The studies in the list of a condition's attribute that its probes offer, None if they are too
-        many."""
+    def collect(self, condition: Condition, most: int) -> set[str] | None:
+        """The studies in the list of a condition's attribute that its probes offer, None if there are more
+        entries than `most`."""
         assert condition.row is not None
         start, found = term_prefix(condition.row), set[str]()
-        for probe in probes:
-            at: bytes | None = start + probe.low
-            while at is not None:
-                at = self._collect_batch(start, probe, at, found)
-                if len(found) > CANDIDATES:
+        for probe in condition.probes():
+            for keys in [[start + probe.low]] if probe.exact else self._keys(start, probe):
+                if not self._take(keys, condition.row.level, found, most):
                     return None
         return found
 
-    def _collect_batch(self, start: bytes, probe: Probe, at: bytes, found: set[str]) -> bytes | None:
-        """One batch of keys; returns where the next one begins, None at the end."""
+    def _take(self, keys: list[bytes], level: Level, found: set[str], most: int) -> bool:
+        """Gather the studies that are listed under these keys; False if they are too many."""
+        before = len(found)
+        with self._environment.reading("reading a list of studies") as transaction:
+            cursor = transaction.cursor(db=self._handles["attributes"])
+            for key in keys:
+                if cursor.set_key(key):
+                    if len(found) + cursor.count() > most:
+                        return False
+                    found.update(_STUDIES[level](cursor.iternext_dup()))
+        self._budget.spend(rows=(len(keys) + len(found) - before) // 8)
+        return True
+
+    def _keys(self, start: bytes, probe: Probe) -> Iterator[list[bytes]]:
+        """Those that the probe accepts, batch by batch."""
         # Forms are UTF-8, which never holds 0xFF: behind all that begin with `high`.
-        end = at if probe.exact else start + probe.high + b"\xff"
-        seen, accepts, needle, begin = 0, probe.accepts, probe.needle, len(start)
-        long = begin + NORMAL_BYTES - 3  # a form that may have been cut, perhaps within a character
-        with self._environment.reading("searching a list of values") as transaction:
-            keys, entries = (transaction.cursor(db=self._handles["attributes"]) for _ in range(2))
-            if not keys.set_range(at):
-                return None
-            for key in keys.iternext_nodup(keys=True, values=False):
-                if key > end or seen >= KEYS_A_BATCH or len(found) > CANDIDATES:
-                    break
-                seen += 1
-                if needle not in key and len(key) < long:
-                    continue
-                if accepts is None or accepts(key[begin:].decode("utf-8", "replace")):
-                    entries.set_key(key)
-                    seen += _take(entries, found)
-            else:
-                key = end + b"\xff"
-        self._budget.spend(rows=seen // 8)
-        return None if key > end else bytes(key)
+        at, end, size = start + probe.low, start + probe.high + b"\xff", FIRST_KEYS
+        more = True
+        while more:
+            with self._environment.reading("searching a list of values") as transaction:
+                cursor = transaction.cursor(db=self._handles["attributes"])
+                there = cursor.set_range(at)
+                following = cursor.iternext_nodup(keys=True, values=False) if there else iter(())
+                batch: list[bytes] = list(itertools.islice(following, size))
+            more = len(batch) == size and batch[-1] < end
+            at, size = batch[-1] + b"\0" if batch else at, KEYS_A_BATCH
+            self._budget.spend(rows=len(batch) // 8)
+            yield _accepted(batch[: bisect.bisect(batch, end)], probe, len(start))
 
     def rows(self, studies: list[str]) -> Iterator[tuple[str, LevelRow]]:
         for first in range(0, len(studies), ROWS_A_BATCH):
@@ -117,12 +123,12 @@ class Lists:
             )
 
     def walk(
-        self, low: bytes, high: bytes, at: tuple[bytes, bytes] | None = None
+        self, low: bytes, high: bytes, at: tuple[bytes, bytes] | None, wanted: int
     ) -> Iterator[tuple[str, LevelRow]]:
         """All studies in order, those whose study dates are between two keys of their list; from `at` on, a
         key and a study that need not be there."""
         at = at if at and at[0] <= high + b"\xff" else None
-        size = FIRST_ROWS
+        sizes = batch_sizes(wanted)
         more = True
         while more:
             batch: list[tuple[str, LevelRow]] = []
@@ -130,6 +136,7 @@ class Lists:
                 cursor = transaction.cursor(db=self._handles["attributes"])
                 more = _begin(cursor, high) if at is None else _go_on(cursor, *at)
                 more = more and cursor.key() >= low
+                size = next(sizes)
                 while more and len(batch) < size:
                     day, study = cursor.item()
                     at = day, study + b"\0"
@@ -139,7 +146,14 @@ class Lists:
                     more = _back(cursor) and cursor.key() >= low
             self._budget.spend(rows=len(batch))
             yield from batch
-            size = ROWS_A_BATCH
+
+
+def batch_sizes(wanted: int) -> Iterator[int]:
+    """As many as are wanted; then, because few of them match, ever more."""
+    size = min(wanted, ROWS_A_BATCH)
+    while True:
+        yield size
+        size = min(size * 4, ROWS_A_BATCH)
 
 
 def study_date(row: LevelRow) -> str:
@@ -148,15 +162,22 @@ def study_date(row: LevelRow) -> str:
     return (date_form(found[1].decode()) or "") if found else ""
 
 
-def _take(cursor: Cursor, found: set[str]) -> int:
-    """The studies under the cursor's key, as many as candidates may be."""
-    taken = 0
-    for value in cursor.iternext_dup():
-        found.add(value.split(b"\0")[0].decode())
-        taken += 1
-        if len(found) > CANDIDATES:
-            break
-    return taken
+def _accepted(keys: list[bytes], probe: Probe, begin: int) -> list[bytes]:
+    """Those whose forms, from `begin` on, the probe accepts."""
+    long = begin + NORMAL_BYTES - 3  # a form that may have been cut, perhaps within a character
+    needle, accepts = probe.needle, probe.accepts
+    if needle:
+        keys = [key for key in keys if needle in key or len(key) >= long]
+    if accepts:
+        keys = [key for key in keys if accepts(key[begin:].decode("utf-8", "replace"))]
+    return keys
+
+
+# From the entries of a list: a study, or a study and a series.
+_STUDIES: dict[Level, Callable[[Iterable[bytes]], Iterable[str]]] = {
+    Level.STUDY: partial(map, bytes.decode),
+    Level.SERIES: lambda entries: {entry.partition(b"\0")[0].decode() for entry in entries},
+}
 
 
 # The list of study dates is walked backwards by day, forwards within a day.

@@ -13,6 +13,7 @@ Everything looked at is charged to a budget, and a search that would cost more e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from streamsrv.dicom.instance import JsonDataset
 from streamsrv.errors import StoreCorrupt
 from streamsrv.store.index_answers import instance_attributes, level_attributes
 from streamsrv.store.index_environment import Environment
-from streamsrv.store.index_lists import ALL_DAYS, Budget, Lists, study_date
+from streamsrv.store.index_lists import ALL_DAYS, CANDIDATES, Budget, Lists, batch_sizes, study_date
 from streamsrv.store.index_rows import (
     LevelRow,
     chunk_key,
@@ -39,7 +40,6 @@ from streamsrv.store.query_conditions import Query
 from streamsrv.store.query_values import cut
 
 FEW = 200  # a list that offers no more is used at once
-ROWS_A_BATCH = 500
 
 
 @dataclass(slots=True)
@@ -135,7 +135,7 @@ class Search:
         if candidates is None:
             candidates = self._listed()
         if candidates is None:
-            walked = self._lists.walk(*self._days(), self._resume())
+            walked = self._lists.walk(*self._days(), self._resume(), self._query.wanted)
             yield from ((study, row) for study, row in walked if not self._is_past(study))
             return
         rows = list(self._lists.rows(sorted(candidates)))
@@ -177,21 +177,25 @@ class Search:
         """The studies that all short inverted lists have in common; None where walking in order is less
         work."""
         conditions = [each for each in self._query.conditions if each.row and each.row.indexed]
-        total = self._lists.studies() if conditions else 0
+        if not conditions or [each.row.tag for each in conditions if each.row] == [ORDERING]:
+            return None
+        total = self._lists.studies()
+        # The walk reads rows until it has found as many as are wanted, the list reads all of its own.
+        short = max(math.isqrt(self._query.wanted * total), FEW)
+        # Several lists may have few studies in common, however long each of them is.
+        most = CANDIDATES if len(conditions) > 1 else min(CANDIDATES, short)
         found: set[str] | None = None
         for scans in (False, True):
             # Looking at every value of a list costs an eighth of reading as many rows.
             if scans and found is not None and len(found) <= max(FEW, total // 8):
                 break
             for condition in conditions:
-                probes = condition.probes()
-                if any(probe.scans for probe in probes) is scans:
-                    listed = self._lists.collect(condition, probes)
+                if any(probe.scans for probe in condition.probes()) is scans:
+                    listed = self._lists.collect(condition, most)
                     found = listed if found is None else found & (found if listed is None else listed)
                 if found is not None and len(found) <= FEW:
                     return found
-        # The walk reads rows until it has found as many as are wanted, the list reads all of its own.
-        return None if found is not None and len(found) ** 2 > self._query.wanted * total else found
+        return None if found is not None and len(found) > short else found
 
     def _days(self) -> tuple[bytes, bytes]:
         """The first and the last key of the study date list that may match."""
@@ -236,18 +240,20 @@ class Search:
             self._budget.spend(rows=len(keys))
             yield from ((key, value) for key, value in zip(keys, values, strict=True) if value is not None)
             return
-        at: bytes | None = first
-        while at is not None:
+        at = first
+        for size in batch_sizes(self._query.wanted):
             batch: list[tuple[bytes, bytes]] = []
             with self._environment.reading("paging through rows") as transaction:
                 cursor = transaction.cursor(db=self._handles[name])
                 more = cursor.set_range(at)
-                while more and len(batch) < ROWS_A_BATCH and cursor.key().startswith(start):
+                while more and len(batch) < size and cursor.key().startswith(start):
                     batch.append(cursor.item())
                     more = cursor.next()
-            at = batch[-1][0] + b"\0" if len(batch) == ROWS_A_BATCH else None
             self._budget.spend(rows=len(batch))
             yield from batch
+            if len(batch) < size:
+                return
+            at = batch[-1][0] + b"\0"
 
 
 def _allowed(one: str | None, several: frozenset[str] | None) -> frozenset[str] | None:

@@ -190,11 +190,10 @@ def test_pages_and_small_lists_change_nothing(index: Index, monkeypatch: pytest.
     """The same answers when every batch is tiny and every list is too long."""
     queries = [query_of(level, None, None, [row[:2]]) for level in Level for row in CONDITIONS]
     before = [keys_found(index, query) for query in queries]
-    monkeypatch.setattr(index_lists, "CANDIDATES", 2)
+    monkeypatch.setattr(index_search, "CANDIDATES", 2)
     monkeypatch.setattr(index_lists, "ROWS_A_BATCH", 3)
-    monkeypatch.setattr(index_lists, "FIRST_ROWS", 1)
+    monkeypatch.setattr(index_lists, "FIRST_KEYS", 1)
     monkeypatch.setattr(index_lists, "KEYS_A_BATCH", 2)
-    monkeypatch.setattr(index_search, "ROWS_A_BATCH", 2)
     assert [keys_found(index, query) for query in queries] == before
 
 
@@ -252,7 +251,6 @@ def test_the_same_uid_key_twice_is_a_list() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_walking_while_studies_go(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is deleted behind or before the walk changes nothing for the others."""
-    monkeypatch.setattr(index_lists, "FIRST_ROWS", size)
     monkeypatch.setattr(index_lists, "ROWS_A_BATCH", size)
     index = Index.open(tmp_path)
     index.add_segment()
