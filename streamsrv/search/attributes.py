@@ -1,7 +1,8 @@
 """What an answer says of a match: attributes joined from the rows of the index and from metadata.
 
 Strategy: what a level always returns is ready DICOM JSON in its row. Where nothing else is asked for, the
-texts of a page go out as they are, with their slots filled; else they are read, joined and written again.
+texts of a page go out as they are, with their slots filled; else they are read, joined and written again,
+unless the very same texts were joined lately.
 
 Rules
 - A match holds the attributes of the level that the resource lists and of the levels above it that the path
@@ -13,6 +14,7 @@ Rules
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -21,11 +23,14 @@ import orjson
 from streamsrv.dicom.instance import JsonDataset, JsonElement
 from streamsrv.store.index import Index
 from streamsrv.store.index_answers import expand, fill, fill_page
-from streamsrv.store.index_rows import instance_answer, json_object
+from streamsrv.store.index_rows import LevelRow, instance_answer, json_object
 from streamsrv.store.index_search import Hit
 from streamsrv.store.query import BY_TAG, QUERY_ATTRIBUTES, Level, Path, Returned, attributes_at
 from streamsrv.store.query_conditions import Query
 from streamsrv.store.rows import InstanceKey
+
+PAGE = 100  # matches looked at together
+REMEMBERED = 1024  # texts, 4 kB each with what they were made of
 
 # Tags that are wanted, each with those wanted of its items; None: all of it.
 Tree = dict[str, "Tree | None"]
@@ -57,6 +62,29 @@ def _pruned_element(element: JsonElement, below: Tree | None) -> JsonElement:
     return {"vr": element["vr"], "Value": [pruned(item, below) for item in items]}
 
 
+# What a row says: what is always returned, and what only when asked for.
+Texts = tuple[bytes, bytes]
+# Paths that are wanted of a row that answers hold nothing else of.
+Part = tuple[tuple[Path, ...], Texts]
+
+
+def joined(given: Iterable[bytes], elsewhere: Iterable[Part]) -> JsonDataset:
+    found: JsonDataset = {}
+    for text in given:
+        found.update(json_object(text))
+    for paths, texts in elsewhere:
+        tree = tree_of(paths)
+        for text in texts:
+            found.update(pruned(json_object(text), tree))
+    return found
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def joined_text(given: tuple[bytes, ...], elsewhere: tuple[Part, ...]) -> bytes:
+    """The first page is asked for again and again, and few of its studies change between two times."""
+    return orjson.dumps(joined(given, elsewhere), option=orjson.OPT_SORT_KEYS)
+
+
 class Attributes:
     """The datasets of one answer's matches. `deep` ones need metadata, one instance a match."""
 
@@ -71,14 +99,14 @@ class Attributes:
         # By the highest level that has a row for it; what has none is in the metadata.
         elsewhere: dict[Level, list[Path]] = {}
         unknown: list[Path] = []
-        for path in {*query.asked, *included} - self._given():
+        for path in sorted({*query.asked, *included} - self._given()):
             row = None if path[0] in _PARTIAL and len(path) == 1 else BY_TAG.get(".".join(path))
             (elsewhere.setdefault(row.level, []) if row else unknown).append(path)
-        self._elsewhere = {level: tree_of(paths) for level, paths in elsewhere.items()}
+        self._elsewhere = {level: tuple(paths) for level, paths in elsewhere.items()}
         self._unknown = tree_of([*unknown, *self._kept_beside(unknown)])
         self.deep = bool(unknown) or (everything and query.level is Level.INSTANCE)
         self._ready = not elsewhere and not unknown and not everything and len(self._levels) == 1
-        self._last: dict[Level, tuple[tuple[str, str | None], tuple[JsonDataset, JsonDataset]]] = {}
+        self._last: dict[Level, tuple[tuple[str, str | None], Texts]] = {}
 
     def _given(self) -> set[Path]:
         rows = [row for level in self._levels for row in attributes_at(level)]
@@ -92,7 +120,8 @@ class Attributes:
     def texts(self, hits: Iterable[Hit]) -> Iterator[bytes]:
         """JSON objects, or several of them separated by commas."""
         if not self._ready:
-            return (orjson.dumps(self._joined(hit), option=orjson.OPT_SORT_KEYS) for hit in hits)
+            pages = map(self._with_first, _pages(hits))
+            return itertools.starmap(self._text, itertools.chain.from_iterable(pages))
         if self._level is Level.INSTANCE:
             return (
                 self._series_page(list(page))
@@ -105,45 +134,56 @@ class Attributes:
         texts = (instance_answer(hit.instance_row or b"") for hit in hits)
         return fill_page(texts, (hit.instance or "" for hit in hits), self._base_url, _key(hits[0]))
 
-    def _joined(self, hit: Hit) -> JsonDataset:
-        joined: JsonDataset = {}
-        for level in self._levels:
-            joined.update(self._rows(hit, level)[0])
-        if self._everything:
-            for level in self._levels:
-                joined.update(self._rows(hit, level)[1])
-        for level, tree in self._elsewhere.items():
-            source = self._down_to(hit, level)
-            for found in self._rows(source, level) if source else ():
-                joined.update(pruned(found, tree))
-        return self._with_metadata(hit, joined) if self.deep else joined
+    def _with_first(self, hits: list[Hit]) -> Iterable[tuple[Hit, Hit | None]]:
+        """With each match the series that attributes of series come from: the first one, unless one is
+        named."""
+        if Level.SERIES not in self._elsewhere:
+            return ((hit, None) for hit in hits)
+        studies = [hit.study for hit in hits if hit.series is None]
+        firsts = self._index.first_series(studies)
+        return ((hit, _with_series(hit, firsts.get(hit.study))) for hit in hits)
 
-    def _with_metadata(self, hit: Hit, joined: JsonDataset) -> JsonDataset:
+    def _text(self, hit: Hit, first: Hit | None) -> bytes:
+        texts = [self._texts(hit, level) for level in self._levels]
+        given = tuple(answer for answer, _ in texts)
+        if self._everything:
+            given += tuple(more for _, more in texts)
+        elsewhere = tuple(self._parts(hit, first))
+        if not self.deep and self._level is not Level.INSTANCE:
+            return joined_text(given, elsewhere)
+        found = joined(given, elsewhere)
+        return orjson.dumps(
+            self._with_metadata(hit, found) if self.deep else found, option=orjson.OPT_SORT_KEYS
+        )
+
+    def _parts(self, hit: Hit, first: Hit | None) -> Iterator[Part]:
+        for level, paths in self._elsewhere.items():
+            source = first if level is Level.SERIES else self._down_to(hit, level)
+            if source:
+                yield paths, self._texts(source, level)
+
+    def _with_metadata(self, hit: Hit, found_in_rows: JsonDataset) -> JsonDataset:
         metadata = self._metadata(hit)
         found = metadata if self._everything else pruned(metadata, self._unknown)
         # Of these the rows hold less than was asked for; of all else they know better.
-        return found | {tag: each for tag, each in joined.items() if tag not in _PARTIAL or tag not in found}
+        return found | {
+            tag: each for tag, each in found_in_rows.items() if tag not in _PARTIAL or tag not in found
+        }
 
-    def _rows(self, hit: Hit, level: Level) -> tuple[JsonDataset, JsonDataset]:
-        """What the row of a level says: what is always returned, and what only when asked for."""
+    def _texts(self, hit: Hit, level: Level) -> Texts:
         if level is Level.INSTANCE:
-            return self._read(expand(instance_answer(hit.instance_row or b"")), hit), {}
+            return self._filled(expand(instance_answer(hit.instance_row or b"")), hit), b""
         # Neighbours have the study and the series in common.
         key = (hit.study, hit.series if level is Level.SERIES else None)
         if level not in self._last or self._last[level][0] != key:
             row = hit.study_row if level is Level.STUDY else hit.series_row
-            texts = (self._read(row.answer, hit), json_object(row.more)) if row else ({}, {})
-            self._last[level] = (key, texts)
+            self._last[level] = (key, (self._filled(row.answer, hit), row.more) if row else (b"", b""))
         return self._last[level][1]
 
     def _down_to(self, hit: Hit, level: Level) -> Hit | None:
-        """The match, or the first series or instance below it that the match does not name yet."""
-        has = Level.INSTANCE if hit.instance else Level.SERIES if hit.series else Level.STUDY
-        if has >= level:
+        """The match, or the first instance below it where the match names none."""
+        if hit.instance or level is Level.STUDY:
             return hit
-        if level is Level.SERIES:
-            first = self._index.first_series(hit.study)
-            return Hit(hit.study, hit.study_row, *first) if first else None
         return next(self._index.search(Query(level, hit.study, hit.series, wanted=1)), None)
 
     def _metadata(self, hit: Hit) -> JsonDataset:
@@ -153,8 +193,20 @@ class Attributes:
         url = f"/studies/{key.study}/series/{key.series}/instances/{key.instance}".encode()
         return json_object(text.replace(b"\0", self._base_url + url))
 
-    def _read(self, text: bytes, hit: Hit) -> JsonDataset:
-        return json_object(fill(text, self._base_url, _key(hit)))
+    def _filled(self, text: bytes, hit: Hit) -> bytes:
+        return fill(text, self._base_url, _key(hit))
+
+
+def _pages(hits: Iterable[Hit]) -> Iterator[list[Hit]]:
+    waiting = iter(hits)
+    while page := list(itertools.islice(waiting, PAGE)):
+        yield page
+
+
+def _with_series(hit: Hit, first: tuple[str, LevelRow] | None) -> Hit | None:
+    if hit.series is not None:
+        return hit
+    return Hit(hit.study, hit.study_row, *first) if first else None
 
 
 def _levels(query: Query) -> list[Level]:

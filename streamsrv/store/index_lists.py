@@ -166,8 +166,8 @@ def _accepted(keys: list[bytes], probe: Probe, begin: int) -> list[bytes]:
     """Those whose forms, from `begin` on, the probe accepts."""
     long = begin + NORMAL_BYTES - 3  # a form that may have been cut, perhaps within a character
     needle, accepts = probe.needle, probe.accepts
-    if needle:
-        keys = [key for key in keys if needle in key or len(key) >= long]
+    if needle and max(map(len, keys), default=0) < long:
+        keys = [key for key in keys if needle in key]
     if accepts:
         keys = [key for key in keys if accepts(key[begin:].decode("utf-8", "replace"))]
     return keys

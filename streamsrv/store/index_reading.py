@@ -6,7 +6,7 @@ is handed out. Pages go on behind a key, so they are right whatever is stored or
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import zstandard
 
@@ -141,10 +141,17 @@ class Reading:
         row = self._level_row(name, key)
         return row.instances if row else 0
 
-    def first_series(self, study: str) -> tuple[str, LevelRow] | None:
-        """The first series of a study, in the order of their UIDs."""
-        page = self._page("series", prefix(study), None, 1)
-        return (page[0][0][len(prefix(study)) :].decode(), LevelRow.unpack(page[0][1])) if page else None
+    def first_series(self, studies: Iterable[str]) -> dict[str, tuple[str, LevelRow]]:
+        """The first series of each study, in the order of their UIDs."""
+        found: dict[str, tuple[str, LevelRow]] = {}
+        with self._environment.reading("looking up series") as transaction:
+            cursor = transaction.cursor(db=self._handles["series"])
+            for study in studies:
+                start = prefix(study)
+                if cursor.set_range(start) and cursor.key().startswith(start):
+                    uid = cursor.key()[len(start) :].decode()
+                    found[study] = uid, LevelRow.unpack(cursor.value())
+        return found
 
     def _level_row(self, name: str, key: str) -> LevelRow | None:
         with self._environment.reading("counting instances") as transaction:

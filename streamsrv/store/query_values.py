@@ -16,6 +16,7 @@ have none: they are stored and returned, yet not found by their value.
 from __future__ import annotations
 
 import datetime
+import functools
 import math
 import re
 import unicodedata
@@ -55,6 +56,7 @@ def name_groups(value: Any) -> list[str]:
     return [value[name] for name in NAME_GROUPS if isinstance(value.get(name), str) and value[name]]
 
 
+@functools.lru_cache(maxsize=1024)
 def date_form(text: str) -> str | None:
     found = _DATE.fullmatch(text.strip())
     if not found:
@@ -63,6 +65,7 @@ def date_form(text: str) -> str | None:
     return year + month + day if "01" <= month <= "12" and "01" <= day <= "31" else None
 
 
+@functools.lru_cache(maxsize=1024)
 def time_span(text: str) -> tuple[str, str] | None:
     """The first and the last microsecond that the text may mean: "1030" is a whole minute."""
     found = _TIME.fullmatch(text.strip())
