@@ -36,7 +36,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
         "measures",
         nargs="*",
         metavar="MEASURE",
-        help=f"some of {', '.join(names)} (default: all but search, which takes half an hour)",
+        help=f"some of {', '.join(names)} (default: all but search, which takes ten minutes)",
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of everything, for a look")
     parser.add_argument(
@@ -45,6 +45,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--large", metavar="BYTES", type=int, help="of memory's one instance (10 GB)")
     parser.add_argument("--instances", metavar="N", type=int, help="of memory's study (2000)")
     parser.add_argument("--each", metavar="BYTES", type=int, help="of each of memory's eight uploads (1 GB)")
+    parser.add_argument("--archive", type=Path, help="holds the data folder that search measures as it is")
     parser.add_argument("--name", default="latest", help="of the files in perf/results (latest)")
     args = parser.parse_args(words)
     unknown = set(args.measures) - set(names)
@@ -72,18 +73,19 @@ def memory_size(args: argparse.Namespace, folder: Path) -> MemorySize:
 
 def findings_of(name: str, args: argparse.Namespace, folder: Path) -> Iterator[Finding]:
     if name == "search":
-        return search(folder, QUICK_STAGES if args.quick else STAGES)
+        return search(folder, QUICK_STAGES if args.quick else STAGES, args.archive)
     if name == "memory":
         return bounded_memory(memory_size(args, folder))
     return MEASURES[name](study_size(args, folder))
 
 
 def repeatable(words: list[str]) -> list[str]:
-    """The command line without the folder: where a machine keeps its disk is nobody else's."""
-    kept = [word for word in words if not word.startswith("--folder=")]
-    while "--folder" in kept:
-        at = kept.index("--folder")
-        del kept[at : at + 2]
+    """The command line without folders: where a machine keeps its disk is nobody else's."""
+    kept = [word for word in words if not word.startswith(("--folder=", "--archive="))]
+    for flag in ("--folder", "--archive"):
+        while flag in kept:
+            at = kept.index(flag)
+            del kept[at : at + 2]
     return kept
 
 

@@ -36,6 +36,10 @@ def test_it_grows_by_studies(store):
     assert figures["instances"] == STUDIES * measure.A_STUDY
 
 
+def test_an_archive_says_how_large_it_is(store):
+    assert measure.grown(store) == STUDIES * measure.A_STUDY
+
+
 @pytest.mark.parametrize("name", measure.KEYS)
 def test_a_key_finds_something(store, name):
     url = measure.KEYS[name](random.Random(1), STUDIES)
