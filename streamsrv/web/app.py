@@ -12,6 +12,7 @@ Rules of this file
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -36,6 +37,8 @@ from streamsrv.wire.hot_paths import target_of
 from streamsrv.wire.problems import problem_answer
 from streamsrv.wire.ranges import parse_accept
 from streamsrv.wire.resources import Kind, Route, Target, base_url, parse_query
+
+log = logging.getLogger("streamsrv.web")
 
 API_VERSIONS = "1, 2"
 # Threads for everything that blocks: commits, syncs, cold reads, searches. They wait more than they work.
@@ -103,11 +106,13 @@ class App(HTTPServerConnectionDelegate):
         )
 
     def problem(self, error: Exception, head: Head) -> Answer:
-        known = (
-            error
-            if isinstance(error, StreamsrvError)
-            else ServerError("the server failed; its log knows more")
-        )
+        """What went wrong, in words for the client; if it was our fault, in full for the log."""
+        known = error
+        if not isinstance(known, StreamsrvError):
+            log.error("[%s] unexpected", head.request_id, exc_info=error)
+            known = ServerError("the server failed; its log knows more")
+        elif known.status >= 500:
+            log.warning("[%s] %s: %s", head.request_id, type(error).__name__, known.detail)
         return problem_answer(known, parse_accept(head.headers.get("accept")), head.request_id)
 
     # Who may come in

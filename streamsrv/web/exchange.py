@@ -2,9 +2,9 @@
 
     head -> admitted or refused -> [100 Continue] -> body into an Upload -> answer computed -> sent -> ended
 
-Strategy: a body of known length is read here, by read_into with one reused buffer, before Tornado looks for
-it; Content-Length is removed from the head afterwards, so that Tornado finds no body left. A chunked body
-comes through `data_received`, which Tornado awaits.
+Strategy: a body of known length is read before Tornado looks for it (body.py); Content-Length is removed from
+the head afterwards, so that Tornado finds no body left. A chunked body comes through `data_received`, which
+Tornado awaits.
 
 Rules of this file
 - Unless a body was consumed to its last byte, its connection ends: what is left of it would be parsed as
@@ -12,8 +12,9 @@ Rules of this file
   from HTTP first. A request that Tornado still finds in the buffer of a closed stream is ignored.
 - A refusal is sent, our side is shut, and what the client still sends is read and thrown away for a while:
   closing at once would reset the connection and the client might never see the refusal (RFC 9112 9.6).
-- `end` runs once for every request whose head arrived: it gives back the upload slot and writes the line in
-  the log.
+- A client that has shut its side gets its whole answer: the stream holds the socket until then (stream.py).
+- `_end` runs once for every request whose head arrived: it gives back the upload slot, lets the socket go and
+  writes the line in the log.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ from typing import cast
 
 from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import StreamClosedError
 
-from streamsrv.errors import ContentTooLarge, RequestTimeout, StreamsrvError, WouldBlock
+from streamsrv.errors import BadRequest, ContentTooLarge, RequestTimeout, WouldBlock
 from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.admission import Intake, Job, Service
+from streamsrv.web.body import feed, read_body
 from streamsrv.web.farewell import GONE, LINGER_BYTES, LINGER_SECONDS, discard, reset, say_last
-from streamsrv.web.head import CHUNKED, Head, body_length
+from streamsrv.web.head import CHUNKED, UNREADABLE, Head, body_length
 from streamsrv.web.pace import Meter
-from streamsrv.web.stow import Upload
+from streamsrv.web.stream import Stream
 from streamsrv.web.transfer import Transfer
 from streamsrv.web.writer import Outgoing, begin_transfer, release, send_now
 from streamsrv.wire.answers import Answer
@@ -55,6 +57,7 @@ class Exchange(HTTPMessageDelegate):
     def __init__(self, service: Service, connection: HTTP1Connection, key: object) -> None:
         self._service = service
         self._connection = connection
+        self._stream = stream = cast(Stream, connection.stream)
         self._key = key
         self._head: Head | None = None
         self._began = 0.0
@@ -64,7 +67,8 @@ class Exchange(HTTPMessageDelegate):
         self._over = False  # answered, refused or gone: what still arrives is dropped
         self._to_drop = 0  # bytes of a refused chunked body that are still read
         self._ended = False
-        self.client = ""
+        self.client = str(getattr(connection.context, "remote_ip", "-"))
+        stream.malformed = self._malformed
         service.watch.head_awaited(key, connection.close)
 
     # What Tornado calls
@@ -72,15 +76,12 @@ class Exchange(HTTPMessageDelegate):
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
-        self._service.watch.head_arrived(self._key)
-        if self._connection.stream.closed():
+        if self._stream.closed():
             self._over = True
             return None
         line = cast(RequestStartLine, start_line)
-        self.client = str(getattr(self._connection.context, "remote_ip", "-"))
-        self._head = head = Head(line.method, line.path, line.version, headers, self.client)
-        self._began = asyncio.get_running_loop().time()
-        self._service.begun(self)
+        head = Head(line.method, line.path, line.version, headers, self.client)
+        self._begin(head)
         length = CHUNKED  # until it is known, there may be one
         try:
             length = body_length(head)
@@ -95,18 +96,24 @@ class Exchange(HTTPMessageDelegate):
             return self._refuse_head(error, has_body=length != 0)
         return None
 
+    def _begin(self, head: Head) -> None:
+        self._service.watch.head_arrived(self._key)
+        self._head, self._began = head, asyncio.get_running_loop().time()
+        self._stream.hold()
+        self._service.begun(self)
+
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         if self._over:
             self._drop(len(chunk))
         elif self._intake is not None:
-            return self._feed(self._intake.upload, chunk)
+            return self._feed(self._intake, chunk)
         return None
 
     def finish(self) -> None:
         """The whole message has been read."""
         self._stop_meter()
         if self._over:
-            self._connection.close()
+            self._stream.close()
         elif self._intake is not None:
             self._service.spawn(self._answer_stored(self._intake))
         elif self._job is not None:
@@ -115,7 +122,7 @@ class Exchange(HTTPMessageDelegate):
     def on_connection_close(self) -> None:
         """Only while the message is being read; afterwards the close callback tells."""
         if not self._over:
-            self._service.spawn(self._vanish(CLIENT_GONE))
+            self._service.spawn(self._break_off())
 
     # Receiving
 
@@ -124,7 +131,7 @@ class Exchange(HTTPMessageDelegate):
         try:
             await intake.upload.begin()
             if head.expects_continue:
-                await self._connection.stream.write(CONTINUE)
+                await self._stream.write(CONTINUE)
             headers.pop("Expect", None)  # said, or not asked for: Tornado has nothing to say any more
             self._meter = self._service.watch.meter(lambda: self._service.spawn(self._time_out()))
             self._service.watch.add(self._meter)
@@ -132,51 +139,33 @@ class Exchange(HTTPMessageDelegate):
                 self._connection.set_max_body_size(NO_LIMIT)
                 self._connection.set_body_timeout(NO_LIMIT)
                 return
-            await self._read_body(intake.upload, length)
+            await read_body(self._service, self._stream, length, intake.upload, self._meter)
             del headers["Content-Length"]
         except GONE:
-            await self._vanish(CLIENT_GONE)
+            await self._break_off()
         except Exception as error:
             await self._refuse(error)
 
-    async def _read_body(self, upload: Upload, length: int) -> None:
-        """The hot loop of an upload."""
-        stream, meter = self._connection.stream, cast(Meter, self._meter)
-        buffer = self._service.buffers.take()
-        view, left = memoryview(buffer), length
-        # The stream counts our buffer as its own; at all other times its own stays small.
-        usual, stream.max_buffer_size = stream.max_buffer_size, 2 * len(buffer)
-        while left:
-            most = min(left, self._service.watch.share(len(buffer)))
-            count = await stream.read_into(cast(bytearray, view[:most]), partial=True)
-            left -= count
-            meter.moved += count
-            meter.pause()
-            await upload.feed(buffer, count)
-            meter.resume()
-        # After an error the stream may still hold the buffer: then it is left to the garbage collector.
-        stream.max_buffer_size = usual
-        view.release()
-        self._service.buffers.give(buffer)
-
-    async def _feed(self, upload: Upload, chunk: bytes) -> None:
-        meter = cast(Meter, self._meter)
-        meter.moved += len(chunk)
-        meter.pause()
+    async def _feed(self, intake: Intake, chunk: bytes) -> None:
         try:
-            await upload.feed(chunk, len(chunk))
+            await feed(intake.upload, chunk, len(chunk), cast(Meter, self._meter))
         except Exception as error:
             await self._refuse_within(error)
-        meter.resume()
 
     async def _time_out(self) -> None:
         """Tell why and close; the read that waits then ends with StreamClosedError."""
-        if self._over:
-            return
-        error = RequestTimeout("the body arrives more slowly than this server's minimum rate")
+        if not self._over:
+            self._over = True
+            await self._say_last(RequestTimeout("the body arrives more slowly than the minimum rate"))
+            await self._vanish(RequestTimeout.status)
+
+    async def _break_off(self) -> None:
+        """No more comes, and the body is not whole. A client that has shut its side only is told."""
         self._over = True
-        await self._say_last(self._connection.stream, error)
-        await self._vanish(error.status)
+        await self._abort()
+        if self._stream.half_closed:
+            await self._say_last(BadRequest("the connection was shut before the end of the body"))
+        await self._vanish(CLIENT_GONE)
 
     async def _vanish(self, status: int) -> None:
         """The client is gone, or has to go."""
@@ -191,7 +180,7 @@ class Exchange(HTTPMessageDelegate):
             try:
                 await self._intake.upload.abort()
             except Exception:
-                log.exception("[%s] an upload could not be undone", self._request_id)
+                log.exception("[%s] an upload could not be undone", cast(Head, self._head).request_id)
 
     # Refusing
 
@@ -206,14 +195,26 @@ class Exchange(HTTPMessageDelegate):
         self._over = True
         await self._abort()
         # From here on Tornado reads nothing from this connection: no byte of the body can become a request.
-        stream = self._connection.detach()
-        timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, stream.close)
+        self._connection.detach()
+        await self._leave(error)
+
+    async def _malformed(self, error: BaseException | None) -> None:
+        """Tornado cannot parse the head, or the chunks of the body, and will close when this has ended."""
+        if not self._over:
+            if self._head is None:
+                self._begin(Head(*UNREADABLE, {}, self.client))
+            self._over = True
+            await self._abort()
+            await self._leave(BadRequest(f"this is not HTTP/1.1: {error or 'malformed message'}"[:200]))
+
+    async def _leave(self, error: Exception) -> None:
+        timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._stream.close)
         try:
-            await self._say_last(stream, error)
-            await discard(stream)
+            await self._say_last(error)
+            await discard(self._stream)
         finally:
             timer.cancel()
-            stream.close()
+            self._stream.close()
 
     async def _refuse_within(self, error: Exception) -> None:
         """Within a chunked body: Tornado goes on reading it to its end, and we drop what it brings."""
@@ -221,11 +222,11 @@ class Exchange(HTTPMessageDelegate):
         self._to_drop = LINGER_BYTES
         asyncio.get_running_loop().call_later(LINGER_SECONDS, self._connection.close)
         await self._abort()
-        await self._say_last(self._connection.stream, error)
+        await self._say_last(error)
 
-    async def _say_last(self, stream: IOStream, error: Exception) -> None:
+    async def _say_last(self, error: Exception) -> None:
         outgoing = self._outgoing(self._problem(error), keep_alive=False)
-        self._end(outgoing.answer.status, await say_last(stream, outgoing))
+        self._end(outgoing.answer.status, await say_last(self._stream, outgoing))
 
     def _drop(self, count: int) -> None:
         self._to_drop -= count
@@ -272,7 +273,7 @@ class Exchange(HTTPMessageDelegate):
             outgoing = self._outgoing(answer, keep_alive=head.keep_alive and not self._service.draining)
             # Tornado ends the connection when the client has asked for it; when we have, we must.
             ours = outgoing.close and head.keep_alive
-            sent = None if ours else send_now(self._connection, outgoing)
+            sent = None if ours or self._stream.closed() else send_now(self._connection, outgoing)
         except Exception as error:
             release(answer)
             answer = self._problem(error)
@@ -284,8 +285,8 @@ class Exchange(HTTPMessageDelegate):
             self._end(answer.status, sent)
 
     def _transfer(self, outgoing: Outgoing, *, close: bool) -> None:
-        stream = self._connection.stream
-        if stream.closed():
+        stream = self._stream
+        if stream.closed() and not stream.half_closed:
             release(outgoing.answer)
             self._end(CLIENT_GONE, 0)
             return
@@ -293,7 +294,12 @@ class Exchange(HTTPMessageDelegate):
         if transfer.done.done():
             self._transferred(transfer, outgoing, close)
         else:
-            self._connection.set_close_callback(lambda: transfer.abort(StreamClosedError()))
+
+            def closed() -> None:
+                if not stream.half_closed:
+                    transfer.abort(StreamClosedError())
+
+            self._connection.set_close_callback(closed)
             transfer.done.add_done_callback(lambda _: self._transferred(transfer, outgoing, close))
 
     def _transferred(self, transfer: Transfer, outgoing: Outgoing, close: bool) -> None:
@@ -305,10 +311,10 @@ class Exchange(HTTPMessageDelegate):
             status, close = CLIENT_GONE, True
         else:
             text = "[%s] the answer was cut short after %d bytes"
-            log.error(text, self._request_id, sent, exc_info=error)
+            log.error(text, cast(Head, self._head).request_id, sent, exc_info=error)
             close = True
             if outgoing.until_close:
-                reset(self._connection.stream)
+                reset(self._stream)
         release(outgoing.answer)
         if close:
             self._connection.close()
@@ -316,21 +322,12 @@ class Exchange(HTTPMessageDelegate):
 
     # Around
 
-    @property
-    def _request_id(self) -> str:
-        return self._head.request_id if self._head else "-"
-
     def _outgoing(self, answer: Answer, *, keep_alive: bool) -> Outgoing:
         head = cast(Head, self._head)
         extra = self._service.standard_headers(head)
         return Outgoing(answer, extra, method=head.method, version=head.version, keep_alive=keep_alive)
 
     def _problem(self, error: Exception) -> Answer:
-        """What went wrong, in words for the client; if it was our fault, in full for the log."""
-        if not isinstance(error, StreamsrvError):
-            log.error("[%s] unexpected", self._request_id, exc_info=error)
-        elif error.status >= 500:
-            log.warning("[%s] %s: %s", self._request_id, type(error).__name__, error.detail)
         return self._service.problem(error, cast(Head, self._head))
 
     def _stop_meter(self) -> None:
@@ -341,6 +338,7 @@ class Exchange(HTTPMessageDelegate):
         if self._ended or self._head is None:
             return
         self._ended = self._over = True
+        self._stream.let_go()
         self._service.ended(self, self._intake is not None)
         seconds = asyncio.get_running_loop().time() - self._began
         head = self._head

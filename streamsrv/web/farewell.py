@@ -10,8 +10,9 @@ from __future__ import annotations
 import socket
 import struct
 
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import StreamClosedError
 
+from streamsrv.web.stream import Stream
 from streamsrv.web.writer import Outgoing
 from streamsrv.wire.answers import Literal
 
@@ -21,11 +22,15 @@ LINGER_BYTES = 64 << 20
 GONE = (StreamClosedError, ConnectionError)
 
 
-async def say_last(stream: IOStream, outgoing: Outgoing) -> int:
+async def say_last(stream: Stream, outgoing: Outgoing) -> int:
     """Send a refusal as the last thing on this connection and shut our side; returns the payload's length."""
     payload = b"".join(piece.payload for piece in outgoing.answer.plan if isinstance(piece, Literal))
+    text = outgoing.head + payload if outgoing.body else outgoing.head
     try:
-        await stream.write(outgoing.head + payload if outgoing.body else outgoing.head)
+        if stream.half_closed:
+            stream.socket.send(text)  # nothing else is on its way, so the kernel takes it
+        else:
+            await stream.write(text)
         if not stream.closed():
             stream.socket.shutdown(socket.SHUT_WR)
     except (*GONE, OSError):
@@ -33,14 +38,14 @@ async def say_last(stream: IOStream, outgoing: Outgoing) -> int:
     return len(payload) if outgoing.body else 0
 
 
-def reset(stream: IOStream) -> None:
+def reset(stream: Stream) -> None:
     """Make the close a reset: to a client that waits for the end of the connection a plain close would look
     like the end of the answer. It costs what the client has not yet read."""
-    if not stream.closed():
+    if not stream.closed() or stream.half_closed:
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-async def discard(stream: IOStream) -> None:
+async def discard(stream: Stream) -> None:
     """Read and throw away, until the client has closed or LINGER_BYTES have come."""
     buffer, dropped = bytearray(64 << 10), 0
     try:

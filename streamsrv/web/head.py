@@ -24,6 +24,7 @@ SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 DIGITS = re.compile(r"[0-9]{1,18}")
 ABSOLUTE = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE)
 CHUNKED = -1  # the body's length when only its end tells
+UNREADABLE = "-", "-", "HTTP/1.1"  # method, target and version where there is no knowing
 
 
 class Head:

@@ -19,13 +19,15 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable, Sequence
+from typing import cast
 
+from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
-from tornado.iostream import IOStream
 
 from streamsrv.settings import Settings
 from streamsrv.web.app import App
 from streamsrv.web.exchange import DROPPED_BODY
+from streamsrv.web.stream import Stream
 
 # Tornado reads into blocks of this size; larger ones slow every small request.
 CHUNK = 64 << 10
@@ -34,13 +36,6 @@ STAND_BACK = 0.0002
 # How long to wait for a descriptor when there are none.
 PAUSE = 0.25
 NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
-
-
-class Stream(IOStream):
-    """Sends at once, always: what belongs together is handed to the kernel in one piece, or with MSG_MORE."""
-
-    def set_nodelay(self, value: bool) -> None:
-        """Tornado switches it on and off again for each answer: two system calls."""
 
 
 class Server(HTTPServer):
@@ -64,7 +59,7 @@ class Server(HTTPServer):
     def on_close(self, server_conn: object) -> None:
         super().on_close(server_conn)
         self.app.on_close(server_conn)
-        self.on_free()
+        cast(Stream, cast(HTTP1ServerConnection, server_conn).stream).when_free(self.on_free)
 
 
 class Acceptor:

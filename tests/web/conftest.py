@@ -8,6 +8,7 @@ from web_world import Lines, Raw, World, access_log, settings_of
 
 from streamsrv.web.app import App
 from streamsrv.web.listener import Server
+from streamsrv.web.stream import Stream
 
 
 @pytest.fixture
@@ -36,12 +37,19 @@ def io_loop():
     loop.close(all_fds=True)
 
 
+class TestedServer(Server):
+    """Over the streams that Acceptor makes: Tornado's own accepting knows IOStreams only."""
+
+    def handle_stream(self, stream, address):
+        super().handle_stream(Stream(stream.socket, max_buffer_size=self.max_buffer_size), address)
+
+
 @pytest.fixture
 def http_server(io_loop, http_server_port, world, lines, settings):
     listener, _ = http_server_port
 
     async def make():
-        server = Server(App(settings, world.actions(), access_log(lines)), settings)
+        server = TestedServer(App(settings, world.actions(), access_log(lines)), settings)
         server.add_socket(listener)
         return server
 

@@ -4,6 +4,8 @@ import asyncio
 import gzip
 import os
 import random
+import socket
+import struct
 import threading
 
 import pytest
@@ -217,7 +219,24 @@ async def test_a_body_that_breaks_off_leaves_nothing(port, world, lines, framing
     assert not world.stored
     assert world.recorders[0].calls == ["abort"]
     await eventually(lambda: lines.text)
-    assert '"POST /v2/studies" 499 0 ' in lines.text
+    assert '"POST /v2/studies" 400 ' in lines.text  # told, for it might have listened
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_a_client_that_shuts_its_side_within_a_body_is_told(port, world, lines, framing):
+    raw = await Raw.connect(port)
+    begun = {"length": "Content-Length: 1000", "chunked": "Transfer-Encoding: chunked"}[framing]
+    await raw.send(message("POST /v2/studies", DICOM, begun) + b"3e8\r\n" + b"x" * 500)
+    raw.writer.write_eof()
+    status, headers, payload = await raw.answer()
+    assert (status, headers["connection"]) == (400, "close")
+    assert b"before the end of the body" in payload
+    assert await raw.rest() == b""
+    await raw.close()
+    assert not world.stored
+    assert world.recorders[0].calls == ["abort"]
+    await eventually(lambda: lines.text)
+    assert '"POST /v2/studies" 400 158 ' in lines.text
 
 
 async def test_what_is_found_wrong_at_the_end_leaves_the_connection_open(port, world):
@@ -548,11 +567,80 @@ async def test_a_client_that_goes_while_its_answer_is_made(port, world, lines):
     raw = await Raw.connect(port)
     await raw.send(message("GET /v2/studies/1.2/metadata"))
     await eventually(lambda: world.requests)
+    linger = struct.pack("ii", 1, 0)  # a reset: an end would be taken for half of one
+    raw.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     await raw.close()
+    await asyncio.sleep(0.05)
     gate.set()
     await eventually(lambda: released)
     await eventually(lambda: lines.text)
     assert '"GET /v2/studies/1.2/metadata" 499 0 ' in lines.text
+
+
+LONG = b"0123456789" * 500_000
+
+
+@pytest.mark.parametrize("kind", ["small", "long", "of unknown length"])
+async def test_a_client_that_has_shut_its_side_gets_its_whole_answer(port, world, lines, kind):
+    """RFC 9112 9.6; `nc -N` does so. Its shutting arrives while the answer is being made, in a thread."""
+    gate = threading.Event()
+    plan, length = {
+        "small": ((Literal(b"small"),), 5),
+        "long": ((Stream(lambda start, stop: iter([LONG[:100], LONG[100:]]), len(LONG)),), len(LONG)),
+        "of unknown length": ((Stream(lambda start, stop: iter([LONG, b"end"]), None),), None),
+    }[kind]
+
+    def slow():
+        gate.wait(DEADLINE)
+        return Answer(200, [], plan, length)
+
+    world.answers = {"metadata": slow, "1.3": lambda: Answer(200, [], plan, length)}
+    expected = {"small": b"small", "long": LONG, "of unknown length": LONG + b"end"}[kind]
+    for path in ("1.2/metadata", "1.3"):
+        gate.clear()
+        raw = await Raw.connect(port)
+        await raw.send(message(f"GET /v2/studies/{path}"))
+        raw.writer.write_eof()
+        await asyncio.sleep(0.05)
+        gate.set()
+        assert (await raw.answer())[2] == expected
+        assert await raw.rest() == b""
+        await raw.close()
+    await eventually(lambda: lines.text.count(" 200 ") == 2)
+
+
+async def test_a_client_that_has_shut_its_side_behind_a_body_and_more(port, world):
+    gate = threading.Event()
+    world.before_reading = lambda: gate.wait(DEADLINE)
+    raw = await Raw.connect(port)
+    await raw.send(post(b"SLOW") + message("GET /v2/studies/1.2/metadata"))
+    raw.writer.write_eof()
+    await asyncio.sleep(0.05)
+    gate.set()
+    assert (await raw.answer())[2] == b"stored 4"
+    assert (await raw.answer())[2] == b"hello"
+    assert await raw.rest() == b""
+    await raw.close()
+
+
+async def test_an_answer_to_nobody_ends_soon(port, world, lines):
+    """A client that is gone for good looks like one that has shut its side only, until it is sent
+    something."""
+    released = []
+
+    def endless(start, stop):
+        while True:
+            yield b"x" * 100_000
+
+    answer = Answer(200, [], (Stream(endless, None),), None, release=lambda: released.append(True))
+    world.answers["1"] = lambda: answer
+    raw = await Raw.connect(port)
+    await raw.send(message("GET /v2/studies/1"))
+    await raw.reader.readexactly(1_000_000)
+    await raw.close()
+    await eventually(lambda: released)
+    await eventually(lambda: lines.text)
+    assert '"GET /v2/studies/1" 499 ' in lines.text
 
 
 async def test_an_upload_that_cannot_be_undone_is_logged(port, world, caplog):

@@ -100,6 +100,30 @@ async def test_one_of_several_workers_stands_back_after_each_connection(http_ser
     acceptor.stop()
 
 
+async def test_who_has_shut_its_side_counts_until_it_is_answered(http_server, bound, world):
+    gate = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow():
+        asyncio.run_coroutine_threadsafe(gate.wait(), loop).result(DEADLINE)
+        return text(b"slow")
+
+    world.answers["metadata"] = slow
+    acceptor = Acceptor([bound], Server(http_server.app, settings_of()), limit=1)
+    acceptor.start()
+    port = bound.getsockname()[1]
+    first, second = await Raw.connect(port), await Raw.connect(port)
+    await first.send(HEAD.replace(b"1.2", b"1.2/metadata"))
+    first.writer.write_eof()
+    await second.send(HEAD)
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(second.reader.readexactly(1), 0.1)
+    gate.set()
+    assert (await first.answer())[2] == b"slow"
+    assert (await second.answer())[2] == b"hello"
+    acceptor.stop()
+
+
 async def test_the_watch_forgets_connections_that_ended(http_server, port):
     for _ in range(5):
         raw = await Raw.connect(port)

@@ -2,6 +2,7 @@
 must arrive although the client is still sending."""
 
 import asyncio
+import json
 import re
 
 import pytest
@@ -134,14 +135,15 @@ async def test_chunks_are_of_http_1_1(port, world, version):
     assert not world.stored
 
 
-@pytest.mark.parametrize("size", [b"-5", b"0x5", b"5;" + b"a" * 100, b"g", b"", b" 5", b"5 "])
+@pytest.mark.parametrize("size", [b"-5", b"0x5", b"5;" + b"a" * 9, b"g", b"", b" 5", b"5 "])
 async def test_a_malformed_chunk_ends_the_connection_and_leaves_nothing(port, world, size):
     head = message("POST /v2/studies", DICOM, "Transfer-Encoding: chunked") + b"\r\n\r\n"
     raw = await Raw.connect(port)
     await raw.send(head + b"5\r\nfirst\r\n" + size + b"\r\nsecond\r\n" + PLANTED)
     everything = await raw.rest()
     await raw.close()
-    assert answers_in(everything) <= 1
+    assert answers_in(everything) == 1
+    assert b"this is not HTTP/1.1: invalid chunk size" in everything
     await eventually(lambda: world.aborted)
     assert not world.stored
     assert not world.deleted
@@ -251,12 +253,27 @@ async def test_a_head_that_is_far_too_long_ends_the_connection(port):
 
 
 @pytest.mark.parametrize(
-    "line", [b"GET  /v2/studies HTTP/1.1", b"GET /v2/st\x01udies HTTP/1.1", b"hello", b"\x16\x03\x01"]
+    ("line", "said"),
+    [
+        (b"GET  /v2/studies HTTP/1.1", "Malformed HTTP request line"),
+        (b"GET /v2/st\x01udies HTTP/1.1", "Malformed HTTP request line"),
+        (b"hello", "Malformed HTTP request line"),
+        (b"\x16\x03\x01", "Malformed HTTP request line"),
+        (b"GET /v2/studies HTTP/2.0", "Unexpected HTTP version 'HTTP/2.0'"),
+        (b"GET /v2/studies HTTP/1.1\r\nAccept */*", "no colon in header line"),
+    ],
 )
-async def test_what_is_not_http_is_refused(port, line):
+async def test_what_is_not_http_is_told_what_is_wrong(port, lines, line, said):
     raw = await Raw.connect(port)
     await raw.send(line + b"\r\nHost: localhost\r\n\r\n" + PLANTED)
     everything = await raw.rest()
     assert everything.startswith(b"HTTP/1.1 400 ")
     assert answers_in(everything) == 1
+    head, _, payload = everything.partition(b"\r\n\r\n")
+    assert b"\r\nContent-Type: application/problem+json\r\n" in head
+    told = json.loads(payload)
+    assert told["detail"] == f"this is not HTTP/1.1: {said}"
+    assert told["instance"] in head.decode()
+    await eventually(lambda: lines.text)
+    assert lines.text.startswith('127.0.0.1 "- -" 400 ', lines.text.index("Z ") + 2)
     await raw.close()
