@@ -11,7 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from framecodecs import htj2k, jpeg, jpeg_2000, jpeg_ls, jpeg_xl, native_syntaxes, rle_lossless
+from framecodecs import (
+    htj2k,
+    jpeg,
+    jpeg_2000,
+    jpeg_lossless,
+    jpeg_ls,
+    jpeg_xl,
+    native_syntaxes,
+    rle_lossless,
+)
 from framecodecs.errors import Unsupported
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.libraries import BUILT_IN
@@ -112,7 +121,7 @@ FAMILIES = {
     "jpeg lossless": Family(
         jpeg.lossless_header,
         {jpeg.LIBRARY: jpeg.decode_lossless},
-        {jpeg.LIBRARY: jpeg.encode_lossless},
+        {BUILT_IN: jpeg_lossless.encode, jpeg.LIBRARY: jpeg.encode_lossless},
         LOSSLESS_2_16,
     ),
     "jpeg-ls": Family(

@@ -150,7 +150,14 @@ def test_rle_and_jpeg_2000_need_no_imagecodecs(monkeypatch, uid, info):
     assert back == frame or SYNTAXES[uid].lossy
 
 
-@pytest.mark.parametrize("uid", [BASELINE, LOSSLESS, JPEG_LS, JXL])
+def test_jpeg_lossless_is_written_without_any_library(monkeypatch):
+    Missing(monkeypatch)
+    coded, now = encode(noise(GREY_8), LOSSLESS, GREY_8)
+    monkeypatch.undo()
+    assert decode(coded, LOSSLESS, now) == (noise(GREY_8), GREY_8)
+
+
+@pytest.mark.parametrize("uid", [BASELINE, JPEG_LS, JXL])
 def test_what_is_missing_is_named(monkeypatch, uid):
     coded, now = encode(noise(GREY_8), uid, GREY_8)
     Missing(monkeypatch)
