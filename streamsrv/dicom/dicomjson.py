@@ -91,10 +91,11 @@ class MetadataWriter:
         self.warnings: list[AttributeWarning] = []
         self.length = 0
         self.slots = 0
+        self.flushed = b""  # the text that was written out last
         self._emit = emit
         self._extra = extra
-        self.extra = frozenset(extra)
-        self._limits = limits
+        self.extra = dict(extra)  # all of them
+        self.limits = limits
         self._little = little
         codecs, _ = codecs_of(())
         self._stack = [_Open("", codecs, converters_for(codecs, little))]
@@ -102,6 +103,11 @@ class MetadataWriter:
         self._out: list[bytes] = []
         self._pending = 0
         self._known: list[Known] = []
+
+    @property
+    def converters(self) -> dict[str, Converter]:
+        """Of the dataset's character set, as far as it has been read."""
+        return self._stack[0].convert
 
     def element(self, key: str) -> JsonElement | None:
         """A top-level element of `keep` that has been read already."""
@@ -206,7 +212,7 @@ class MetadataWriter:
         return element
 
     def warn(self, tag: str, reason: str) -> None:
-        if len(self.warnings) < self._limits.max_warnings:
+        if len(self.warnings) < self.limits.max_warnings:
             self.warnings.append(AttributeWarning(tag, reason))
 
     def _close_item(self, node: _Open, sequence: _Open) -> None:
@@ -286,12 +292,12 @@ class MetadataWriter:
             self.bulk = list({value.path: value for value in self.bulk}.values())
 
     def _flush(self) -> None:
-        text = b"".join(self._out)
+        self.flushed = text = b"".join(self._out)
         self._out.clear()
         self.length += len(text)
         self.slots += text.count(b"\0")
-        if self.length > self._limits.max_metadata:
-            raise InstanceRefused(f"more than {self._limits.max_metadata:,} bytes of metadata")
+        if self.length > self.limits.max_metadata:
+            raise InstanceRefused(f"more than {self.limits.max_metadata:,} bytes of metadata")
         for at in range(0, len(text), PIECE):
             self._emit(text[at : at + PIECE])
 

@@ -12,7 +12,6 @@ Rules:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +23,7 @@ from streamsrv.dicom.filemeta import Encoding, encoding_of, read_file_meta
 from streamsrv.dicom.fragments import scan_items
 from streamsrv.dicom.frames import Encapsulated, Geometry, native_frames, whole_value
 from streamsrv.dicom.instance import BulkValue, FrameKind, Frames, JsonDataset, SOPInstance
+from streamsrv.dicom.mould import UID, Layout
 from streamsrv.dicom.repeats import Repeats
 from streamsrv.dicom.syntaxes import (
     EXPLICIT_VR_BIG_ENDIAN,
@@ -55,7 +55,6 @@ _FACTS = frozenset(
     )
 )
 _NEVER_SENT = (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN)  # PS3.18 8.7.3
-_UID = re.compile(r"[0-9.]{1,64}")
 
 
 def open_dataset(
@@ -81,13 +80,19 @@ def read_instance(
     makes it faster for instances that resemble those before: always with the same `keep` and `limits`."""
     window = Window(pread, size)
     meta = (repeats.file_meta if repeats else read_file_meta)(window, size, limits)
+    if repeats and (known := repeats.cast(pread, size, window, meta)):
+        emit(known[1])
+        return known[0]
     encoding = encoding_of(meta, window)
     dataset, start, end = open_dataset(pread, size, meta.end, encoding, limits)
     if encoding.deflated:
         window = Window(dataset, end)
     reader = _Reader(dataset, encoding, keep, emit, limits)
     reader.walk(window, start, end, repeats)
-    return reader.instance(keep, start)
+    instance = reader.instance(keep, start)
+    if repeats:
+        repeats.make_mould(pread, size, window, reader.writer, instance, reader.layout())
+    return instance
 
 
 class _Reader:
@@ -110,9 +115,9 @@ class _Reader:
             tags.RETRIEVE_URL: {"vr": "UR", "Value": [SLOT]},
             tags.AVAILABLE_TRANSFER_SYNTAX_UID: {"vr": "UI", "Value": [available]},
         }
-        self._writer = MetadataWriter(emit, keep | _FACTS, extra, limits, encoding.little)
+        self.writer = MetadataWriter(emit, keep | _FACTS, extra, limits, encoding.little)
         if encoding.warning:
-            self._writer.warn(tags.TRANSFER_SYNTAX_UID, encoding.warning)
+            self.writer.warn(tags.TRANSFER_SYNTAX_UID, encoding.warning)
 
     def walk(self, window: Window, start: int, end: int, repeats: Repeats | None) -> None:
         encoding = self._encoding
@@ -126,28 +131,32 @@ class _Reader:
             skip_fragments=self._skip_fragments,
         )
         elements = self._elements
-        self._writer.write(repeats.events(elements, self._writer) if repeats else elements.walk())
+        self.writer.write(repeats.events(elements, self.writer) if repeats else elements.walk())
 
     def _skip_fragments(self, tag: int, start: int, end: int, little: bool) -> int:
         """Fragments begin at `start`: lay out the frames if these are the instance's Pixel Data."""
         if f"{tag:08X}" not in _PIXELS or len(self._elements.levels) > 1:
             return scan_items(self._pread, start, end, self._limits.max_fragments, little=little).end
-        pixels = Encapsulated(
-            self._pread,
-            start,
-            end,
-            self._number_of_frames(),
-            self._limits.max_fragments,
-            single=lookup(self._encoding.syntax).media_type.startswith("video/"),
-            extended=self._extended_offset_table(),
-            seekable=not self._encoding.deflated,
-            little=little,
-        )
+        pixels = self._encapsulated()(self._pread, start, end)
+        pixels.extended = self._extended_offset_table()
+        pixels.seekable = not self._encoding.deflated
+        pixels.little = little
         self._frames, delimiter = pixels.layout()
         return delimiter
 
+    def _encapsulated(self) -> Callable[[Pread, int, int], Encapsulated]:
+        number, limit = self._number_of_frames(), self._limits.max_fragments
+        single = lookup(self._encoding.syntax).media_type.startswith("video/")
+        return lambda pread, start, end: Encapsulated(pread, start, end, number, limit, single)
+
+    def layout(self) -> Layout:
+        """How to find the frames of an instance like this one, little endian and without an extended offset
+        table."""
+        encapsulated = self._encapsulated()
+        return lambda pread, start, end: encapsulated(pread, start, end).layout()
+
     def _extended_offset_table(self) -> tuple[bytes, bytes] | None:
-        found = {value.path: value for value in self._writer.bulk}
+        found = {value.path: value for value in self.writer.bulk}
         tables = [found.get(tags.EXTENDED_OFFSET_TABLE), found.get(tags.EXTENDED_OFFSET_TABLE_LENGTHS)]
         limit = 8 * self._limits.max_fragments
         values = [
@@ -156,7 +165,7 @@ class _Reader:
         return (values[0], values[1]) if len(values) == 2 and not self._encoding.deflated else None
 
     def _value(self, key: str) -> Any:
-        element = self._writer.element(key)
+        element = self.writer.element(key)
         values = element.get("Value") if element else None
         return values[0] if values else None
 
@@ -171,20 +180,20 @@ class _Reader:
 
     def _uid(self, key: str) -> str:
         value = self._value(key)
-        if isinstance(value, str) and _UID.fullmatch(value):
+        if isinstance(value, str) and UID.fullmatch(value):
             return value
         uid = value.strip(" \0") if isinstance(value, str) else ""
         if not uid:
             raise NotDicom(f"{tags.keyword_of(key)} is missing", tag=key)
-        if not _UID.fullmatch(uid):
+        if not UID.fullmatch(uid):
             raise NotDicom(f"{tags.keyword_of(key)} is malformed: digits and dots, at most 64", tag=key)
         return uid
 
     def _pixel_data(self) -> tuple[str, BulkValue | None] | None:
         """The pixel data element that is there, and its value unless it is empty."""
         for key in _PIXELS:
-            if self._writer.element(key):
-                return key, next((value for value in self._writer.bulk if value.path == key), None)
+            if self.writer.element(key):
+                return key, next((value for value in self.writer.bulk if value.path == key), None)
         return None
 
     def _layout(self, geometry: Geometry, key: str, value: BulkValue | None) -> Frames:
@@ -194,14 +203,14 @@ class _Reader:
             return self._frames
         if lookup(self._encoding.syntax).encapsulated and lookup(self._encoding.syntax).name != "Unknown":
             # Compressed, yet not in fragments: one frame can be found, several cannot.
-            self._writer.warn(key, "compressed Pixel Data of defined length")
+            self.writer.warn(key, "compressed Pixel Data of defined length")
             one = geometry.number in (None, 1)
             return whole_value(value.offset, value.length) if one else Frames(FrameKind.EMPTY)
         return native_frames(geometry, value.offset, value.length)
 
     def instance(self, keep: frozenset[str], start: int) -> SOPInstance:
         """What was learned."""
-        writer = self._writer
+        writer = self.writer
         study, series, instance, sop_class = (
             self._uid(key)
             for key in (

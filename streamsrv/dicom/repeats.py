@@ -4,7 +4,8 @@ hundred.
 Strategy: one instance is *learned*: the bytes of its top-level elements lie back to back in *runs*, together
 with what was made of them. Of the next instances, bytes equal to a run's are passed over by one comparison.
 Where they differ, the run is split around the element that differs, which is read anew from then on. So after
-a few instances what is left are the elements that always differ, and long runs between them.
+a few instances what is left are the elements that always differ, and long runs between them. When these
+elements are simple ones, a mould is made of it all (mould.py), which the next instances are cast in.
 
 Rules
 - Reading with and without gives the same, whatever the bytes (of more than 128 kB of elements out of order
@@ -26,10 +27,11 @@ from streamsrv.dicom.checks import broken_rule
 from streamsrv.dicom.dicomjson import SPECIFIC_CHARACTER_SET, Known, MetadataWriter
 from streamsrv.dicom.elements import HEADERS, LONG_VRS, SHORT_VRS, Elements, Event
 from streamsrv.dicom.filemeta import PREAMBLE, FileMeta, read_file_meta
-from streamsrv.dicom.instance import JsonDataset, JsonElement
-from streamsrv.dicom.levels import Level
+from streamsrv.dicom.instance import JsonDataset, JsonElement, SOPInstance
+from streamsrv.dicom.levels import LUT_DESCRIPTOR, PIXEL_REPRESENTATION, Level
+from streamsrv.dicom.mould import Layout, Mould, Piece, Track
 from streamsrv.dicom.tags import KEYS, vr_of_number
-from streamsrv.dicom.window import ReadLimits, Window
+from streamsrv.dicom.window import Pread, ReadLimits, Window
 
 FIRST_LEARNED = 2  # the first instance of a request is often the only one
 # Longer headers hold mostly what differs; and splitting costs the square of the number.
@@ -38,6 +40,11 @@ MOST_PIECES = 1_000
 MOST_WARNINGS = 20
 MOST_METAS = 8  # UIDs of a series have two or three lengths
 MOST_SINGLES = 500  # of elements read one by one, at three times the cost
+# Making a mould costs as much as reading an instance.
+FIRST_TRIES = 8
+CASTS_A_TRY = 16
+_SHORT = frozenset(SHORT_VRS.values())
+_DECIDING = (PIXEL_REPRESENTATION, LUT_DESCRIPTOR)
 
 
 class _Piece(NamedTuple):
@@ -62,7 +69,7 @@ class _Meta(NamedTuple):
 class _Run:
     """Neighbours, compared at once."""
 
-    __slots__ = ("first", "keep", "known", "last", "notes", "pieces", "raw")
+    __slots__ = ("first", "keep", "known", "last", "notes", "piece", "pieces", "raw")
 
     def __init__(self, pieces: list[_Piece], keep: frozenset[str]) -> None:
         self.pieces = pieces
@@ -75,6 +82,7 @@ class _Run:
             members |= piece.members
             self.notes |= piece.notes
         self.known = Known(members, keep)
+        self.piece = Piece(self.raw, next(iter(members), ""), orjson.dumps(members)[1:-1])
 
     def split(self, buffer: bytes, at: int) -> list[_Run]:
         """What goes before and behind the first element that the bytes at `at` do not repeat."""
@@ -94,6 +102,10 @@ class Repeats:
         self._runs: list[_Run] = []
         self._encoding = (True, True)  # explicit VR, little endian
         self._metas: list[_Meta] = []
+        self._track: Track | None = None  # of the reading that goes on
+        self._mould: Mould | None = None
+        self._syntax = ""  # what the file meta information of that reading says
+        self._casts = self._tries = 0
 
     def file_meta(self, window: Window, size: int, limits: ReadLimits) -> FileMeta:
         """What read_file_meta says, but for its elements."""
@@ -111,6 +123,40 @@ class Repeats:
             self._metas.append(_Meta(head, len(uid), tail, FileMeta([], meta.end, meta.syntax)))
         return meta
 
+    def cast(
+        self, pread: Pread, size: int, window: Window, meta: FileMeta
+    ) -> tuple[SOPInstance, bytes] | None:
+        """The instance and its JSON text, if it fits the mould that there is."""
+        self._track, self._syntax = None, meta.syntax
+        if self._mould is None or self._mould.syntax != meta.syntax:
+            return None
+        found = self._mould.cast(pread, size, window, meta.end)
+        self._casts += found is not None
+        return found
+
+    def make_mould(
+        self,
+        pread: Pread,
+        size: int,
+        window: Window,
+        writer: MetadataWriter,
+        instance: SOPInstance,
+        layout: Layout,
+    ) -> None:
+        """Of the instance that has just been read, if it lends itself; of a kind that never fits only
+        sometimes."""
+        track = self._track
+        if track is None or self._tries > FIRST_TRIES + self._casts // CASTS_A_TRY:
+            return
+        explicit, little = self._encoding
+        mould = track.mould(window, writer, instance, layout, explicit=explicit) if little else None
+        if mould is not None:
+            self._tries += 1
+            again = mould.cast(pread, size, window.again(), instance.dataset_offset)
+            if again == (instance, writer.flushed):
+                mould.syntax = self._syntax
+                self._mould = mould
+
     def events(self, elements: Elements, writer: MetadataWriter) -> Iterator[Event]:
         """Those of `elements.walk()`, but what is known goes straight to the writer."""
         top = elements.levels[0]
@@ -126,6 +172,7 @@ class Repeats:
     def _known(self, elements: Elements, writer: MetadataWriter) -> Iterator[Event]:
         window, notes = elements.window, elements.levels[0].notes
         runs, number, singles = self._runs, 0, 0
+        track = self._track = Track(elements.position)
         last = -1  # of what is known so far
         while number < len(runs) and singles < MOST_SINGLES:
             run = runs[number]
@@ -133,6 +180,7 @@ class Repeats:
             at = elements.position - window.start
             if window.buffer.startswith(run.raw, at):
                 number += 1
+                track.parts.append(run.piece)
                 if run.first == SPECIFIC_CHARACTER_SET:
                     yield from elements.one()
                     continue
@@ -149,17 +197,23 @@ class Repeats:
             elif tag < run.first:
                 singles += 1
                 if short is None:
+                    track.simple = False
                     yield from elements.one()
                 else:
-                    elements.position += 8 + short[3]
+                    track.hole(short, elements)
+                    elements.position = short[2] + short[3]
                     yield short
             else:
                 runs[number : number + 1] = run.split(window.buffer, at) if tag <= run.last else ()
         if singles > sum(len(run.pieces) for run in runs):
             runs.clear()  # so little is known that the next one is learned
+        track.end = elements.position
         rest = elements.walk()
         for event in rest:
+            if len(track.rest) < 2:
+                track.rest.append(event)
             if event[0] <= last:  # perhaps out of order
+                track.simple = False
                 writer.part()
                 yield event
                 break
@@ -240,7 +294,7 @@ class _Lesson:
 
 def _next(elements: Elements) -> tuple[int, Event | None]:
     """The tag of the next element, -1 near the end of the dataset; and its event if it is an ordinary one: of
-    a short VR, not private, all in the window."""
+    a short VR that only itself or its tag decides, all in the window."""
     level, window, position = elements.levels[0], elements.window, elements.position
     held = window.load(position, 8)
     if held < 8 or level.end - position < 8:
@@ -248,8 +302,13 @@ def _next(elements: Elements) -> tuple[int, Event | None]:
     buffer, at = window.buffer, position - window.start
     group, number, vr, length = HEADERS[level.little](buffer, at)
     tag = group << 16 | number
-    name = SHORT_VRS.get(vr) if level.explicit else None
-    if name is None or group & 1 or 8 + length > min(held, level.end - position):
+    if level.explicit:
+        name = SHORT_VRS.get(vr) if not group & 1 or number > 0xFF else None
+    else:
+        plain = level.little and group > 2 and not group & 1 and tag not in _DECIDING
+        name = vr_of_number(tag) if plain else None
+        name, length = name if name in _SHORT else None, int.from_bytes(buffer[at + 4 : at + 8], "little")
+    if name is None or 8 + length > min(held, level.end - position):
         return tag, None
     return tag, (tag, name, position + 8, length, buffer[at + 8 : at + 8 + length])
 
