@@ -10,6 +10,7 @@
     |   |-- MethodNotAllowed         405  `allow` lists the methods of the resource
     |   |-- NotAcceptable            406  `acceptable` lists the representations that would do
     |   |-- RequestTimeout           408  the client is slower than the minimum rate
+    |   |-- PreconditionFailed       412  If-Match, If-None-Match or If-Unmodified-Since does not hold
     |   |-- ContentTooLarge          413  a limit of the settings was exceeded
     |   |-- URITooLong               414
     |   |-- UnsupportedMediaType     415  `supported` lists what would do
@@ -100,6 +101,11 @@ class NotAcceptable(RequestError):
 class RequestTimeout(RequestError):
     status = 408
     title = "Request Timeout"
+
+
+class PreconditionFailed(RequestError):
+    status = 412
+    title = "Precondition Failed"
 
 
 class ContentTooLarge(RequestError):

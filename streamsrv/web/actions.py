@@ -8,13 +8,17 @@ whatever walks a series or a study or searches, is answered in a thread.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from streamsrv.errors import NotFound
+from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed
 from streamsrv.ingest.response import StoreResult
 from streamsrv.web.stow import Receiver
 from streamsrv.wire.answers import Answer, Request
 from streamsrv.wire.resources import Kind, Level, Target
+
+# If-Modified-Since counts for GET alone.
+CONDITIONS = frozenset(("if-match", "if-none-match", "if-unmodified-since"))
+CHOOSING = frozenset(("accept", "accept-encoding"))
 
 INLINE = frozenset((Kind.INSTANCES, Kind.METADATA, Kind.FRAMES, Kind.RENDERED, Kind.THUMBNAIL))
 
@@ -39,10 +43,38 @@ def is_inline(method: str, target: Target) -> bool:
 def compute(actions: Actions, request: Request, target: Target) -> Answer:
     """The answer to anything but a store."""
     if request.method == "DELETE":
+        check_preconditions(actions, request, target)
         return delete(actions, target)
     if target.kind is Kind.SEARCH:
         return actions.search(request, target)
     return actions.retrieve(request, target)
+
+
+def check_preconditions(actions: Actions, request: Request, target: Target) -> None:
+    """Of what changes something, by the representation that a GET with the same Accept would get (RFC 9110
+    13.1, 13.2.1). Raises PreconditionFailed, and NotFound where there is nothing to delete. What comes
+    between this and the change is not noticed."""
+    if CONDITIONS.isdisjoint(request.headers):
+        return
+    headers = {name: value for name, value in request.headers.items() if name in (*CONDITIONS, *CHOOSING)}
+    asked = replace(request, method="HEAD", query=(), headers=headers)
+    try:
+        found = compute(actions, asked, target)
+    except NotAcceptable:  # meant for the answer of the change itself
+        found = compute(actions, replace(asked, headers=headers | {"accept": "*/*"}), target)
+    except NotFound:
+        if request.method == "DELETE":
+            raise
+        if "if-match" in headers:
+            raise PreconditionFailed("there is nothing that If-Match could match") from None
+        return
+    if found.release is not None:
+        found.release()
+    if found.status == 304:
+        raise PreconditionFailed("there is what If-None-Match says that there must not be")
+    tagged = any(name == "ETag" for name, _ in found.headers)
+    if not tagged and headers.get("if-match", "*").strip() != "*":
+        raise PreconditionFailed("the target resource has no entity tag now")
 
 
 def delete(actions: Actions, target: Target) -> Answer:

@@ -24,14 +24,14 @@ from streamsrv.errors import BadRequest, ContentTooLarge, Forbidden, Overloaded,
 from streamsrv.settings import Settings
 from streamsrv.web import capabilities, health, openapi
 from streamsrv.web.access_log import AccessLog
-from streamsrv.web.actions import Actions, compute, is_inline
+from streamsrv.web.actions import Actions, check_preconditions, compute, is_inline
 from streamsrv.web.admission import Buffers, Intake, Job
 from streamsrv.web.cors import Cors
 from streamsrv.web.exchange import Exchange
 from streamsrv.web.head import Head, check_size, check_target
 from streamsrv.web.hosts import Hosts, Origin
 from streamsrv.web.pace import Watch
-from streamsrv.web.stow import Upload, decoder_for
+from streamsrv.web.stow import Receiver, Upload, decoder_for
 from streamsrv.wire.answers import Answer, Request
 from streamsrv.wire.hot_paths import target_of
 from streamsrv.wire.problems import problem_answer
@@ -172,9 +172,13 @@ class App(HTTPServerConnectionDelegate):
         decoder = decoder_for(request.headers.get("content-encoding", ""), self.settings.max_inflated_body)
         if self._uploads >= self.settings.max_uploads:
             raise Overloaded(f"{self._uploads} uploads are being received; try again", retry_after=2)
-        upload = Upload(self.pool, lambda: self._actions.ingest(request, target), decoder, limit)
+        upload = Upload(self.pool, lambda: self._begin_store(request, target), decoder, limit)
         self._uploads += 1
         return Intake(upload, lambda result: self._actions.stored(result, request))
+
+    def _begin_store(self, request: Request, target: Target) -> Receiver:
+        check_preconditions(self._actions, request, target)
+        return self._actions.ingest(request, target)
 
     # The end
 

@@ -16,8 +16,8 @@ from streamsrv.wire.answers import Answer
 ALLOW_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 # `*` would not cover Authorization.
 ALLOW_HEADERS = (
-    "authorization, accept, content-type, content-encoding, if-modified-since, if-none-match, if-range, "
-    "range, x-request-id"
+    "authorization, accept, content-type, content-encoding, if-match, if-modified-since, if-none-match, "
+    "if-range, if-unmodified-since, range, x-request-id"
 )
 EXPOSE_HEADERS = (
     "Accept-Ranges, Allow, Content-Length, Content-Location, Content-Range, ETag, Last-Modified, Link, "

@@ -91,6 +91,7 @@ _PICTURE = (
 _THUMBNAIL = _PICTURE[:1]
 _FIELDS = (Parameter("includefield", "query", "only these attributes: keywords, tags, paths joined by dots"),)
 _HEADERS = (
+    Parameter("If-Match", "header", "answered with 412 unless the ETag is still one of these"),
     Parameter("If-None-Match", "header", "answered with 304 if the ETag is still the same"),
     Parameter("Range", "header", "one range of bytes"),
     Parameter("If-Range", "header", "the ETag for which the range is meant"),
@@ -133,10 +134,10 @@ RESPONSES = (DICOM_JSON, JSON, DICOM_XML)
 # Of every operation, and of those of each method.
 _ALWAYS = (400, 403, 404, 413, 414, 431, 500, 503)
 _REFUSALS = {
-    "GET": (406, 416),
-    "HEAD": (406,),
-    "POST": (406, 408, 415, 507),
-    "DELETE": (507,),
+    "GET": (406, 412, 416),
+    "HEAD": (406, 412),
+    "POST": (406, 408, 412, 415, 507),
+    "DELETE": (412, 507),
     "OPTIONS": (406,),
 }
 _NO_CONTENT = {"POST": (204,), "DELETE": (204,), "OPTIONS": (204,)}

@@ -4,7 +4,9 @@ plan.
 Rules
 - ETags are strong: they come from the ids of the records whose bytes go out and from everything else that
   shapes the representation.
-- If-None-Match goes first; it compares weakly and takes lists and `*` (RFC 9110 13.1.2).
+- If-Match goes first, or in its absence If-Unmodified-Since: 412 where it does not hold (RFC 9110 13.2.2). It
+  compares strongly. A date counts only where there is one.
+- Then If-None-Match; it compares weakly (13.1.2). Both take lists and `*`.
 - A range counts only with GET, for an answer of 200 whose length is known, and if its If-Range is exactly the
   ETag: a date never is.
 - One range of bytes gives 206, multipart answers included; several give the whole answer; one that is all
@@ -24,7 +26,7 @@ from email.utils import formatdate, parsedate_to_datetime
 from functools import lru_cache
 from typing import NamedTuple
 
-from streamsrv.errors import RangeNotSatisfiable
+from streamsrv.errors import PreconditionFailed, RangeNotSatisfiable
 from streamsrv.wire.answers import Answer, Literal, Piece, Request, Span, Stream
 
 # entity-tag (RFC 9110 8.8.3)
@@ -59,10 +61,12 @@ def not_modified(request: Request, etag: str) -> bool:
 
 def evaluate(request: Request, answer: Answer, etag: str) -> Answer:
     """The answer with its validators, cut to what the request's conditions and range leave of it. Takes
-    `answer` over: its `release` goes along, or is called if RangeNotSatisfiable is raised. For HEAD the plan
-    is empty and the length kept."""
+    `answer` over: its `release` goes along, or is called if PreconditionFailed or RangeNotSatisfiable is
+    raised. For HEAD the plan is empty and the length kept."""
     if answer.status != 200:
         return answer
+    if "if-match" in request.headers and not _matches(request.headers["if-match"], etag):
+        raise _failed(answer, "none of the entity tags in If-Match is that of the representation")
     headers = [*answer.headers, ("ETag", etag)]
     if "if-none-match" in request.headers and not_modified(request, etag):
         kept = [(name, value) for name, value in headers if name.lower() in _KEPT_IN_304]
@@ -87,8 +91,13 @@ def evaluate(request: Request, answer: Answer, etag: str) -> Answer:
 
 def dated(request: Request, answer: Answer, changed: float, now: float) -> Answer:
     """The answer with Last-Modified, or 304 if it has not been modified since the client's date. `changed`
-    and `now` are seconds since 1970. Takes `answer` over."""
-    if answer.status not in (200, 206, 304) or now - changed < SETTLED:
+    and `now` are seconds since 1970. Takes `answer` over, as `evaluate` does."""
+    if answer.status not in (200, 206, 304):
+        return answer
+    before = request.headers.get("if-unmodified-since")
+    if before and "if-match" not in request.headers and 0 <= _seconds(before) < int(changed):
+        raise _failed(answer, "the representation has been modified since the date in If-Unmodified-Since")
+    if now - changed < SETTLED:
         return answer
     headers = [*answer.headers, ("Last-Modified", _date(int(changed)))]
     since = request.headers.get("if-modified-since")
@@ -97,6 +106,16 @@ def dated(request: Request, answer: Answer, changed: float, now: float) -> Answe
         return replace(answer, status=304, headers=kept, plan=(), length=0)
     answer.headers = headers
     return answer
+
+
+def _matches(known: str, etag: str) -> bool:
+    return known.strip() == "*" or any(tag[0] == etag for tag in _ETAG.finditer(known))
+
+
+def _failed(answer: Answer, detail: str) -> PreconditionFailed:
+    if answer.release:
+        answer.release()
+    return PreconditionFailed(detail)
 
 
 @lru_cache(maxsize=256)

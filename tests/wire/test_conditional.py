@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamsrv.errors import RangeNotSatisfiable
+from streamsrv.errors import PreconditionFailed, RangeNotSatisfiable
 from streamsrv.wire.answers import Answer, Literal, Piece, Request, Span, Stream
 from streamsrv.wire.conditional import SlicedPlan, etag_of, evaluate, not_modified, slice_plan
 
@@ -104,6 +104,24 @@ def test_if_none_match_that_holds_is_304(known: str, method: str) -> None:
 def test_if_none_match_that_fails_gives_the_answer(known: str) -> None:
     answered = evaluate(request(if_none_match=known), answer(), ETAG)
     assert (answered.status, written(answered.plan)) == (200, WHOLE)
+
+
+@pytest.mark.parametrize("known", [ETAG, '"x", "abc"', "*", " * "])
+def test_if_match_that_holds_changes_nothing(known: str) -> None:
+    answered = evaluate(request(if_match=known), answer(), ETAG)
+    assert (answered.status, written(answered.plan)) == (200, WHOLE)
+    assert evaluate(request(if_match=known, if_none_match=ETAG), answer(), ETAG).status == 304
+    assert evaluate(request(if_match=known, range="bytes=0-1"), answer(), ETAG).status == 206
+
+
+@pytest.mark.parametrize("known", ["", "abc", '"ABC"', '"x", "y"', f"W/{ETAG}", '"*"', "W/*"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_if_match_that_fails_is_412_before_all_else(known: str, method: str) -> None:
+    released: list[int] = []
+    asked = request(method, if_match=known, if_none_match=ETAG, range="bytes=0-1")
+    with pytest.raises(PreconditionFailed):
+        evaluate(asked, answer(release=lambda: released.append(1)), ETAG)
+    assert released == [1]
 
 
 def test_validators_are_added() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from streamsrv.errors import PreconditionFailed
 from streamsrv.wire.answers import Answer, Literal, Request
 from streamsrv.wire.conditional import SETTLED, dated
 
@@ -43,6 +44,17 @@ def test_not_modified_since(date: str) -> None:
 @pytest.mark.parametrize("date", [EARLIER, "yesterday", "", "Tue, 99 Nov 2023 22:13:20 GMT"])
 def test_modified_since_or_no_date(date: str) -> None:
     assert ask(if_modified_since=date).status == 200
+
+
+@pytest.mark.parametrize("status", [200, 206, 304])
+def test_unmodified_since(status: int) -> None:
+    for date in (DATE, LATER, "yesterday", ""):
+        assert ask(status, if_unmodified_since=date).status == status
+    for now in (CHANGED, CHANGED + 60):
+        with pytest.raises(PreconditionFailed):
+            ask(status, now, if_unmodified_since=EARLIER)
+    assert ask(status, if_unmodified_since=EARLIER, if_match="*").status == status
+    assert ask(404, if_unmodified_since=EARLIER).status == 404
 
 
 def test_an_etag_is_more_exact() -> None:
