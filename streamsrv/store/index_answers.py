@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import orjson
@@ -216,6 +216,17 @@ def level_attributes(row: LevelRow) -> JsonDataset:
     """Everything that the row of a study or series says, computed values too. What slots stand for is
     missing."""
     return json_object(row.answer.translate(None, _CONTROLS)) | json_object(row.more)
+
+
+def reader_of(level: Level, tags: Iterable[str]) -> Callable[[LevelRow], JsonDataset]:
+    """Of what `level_attributes` reads at least what it says of these attributes: half of the row mostly says
+    nothing of them."""
+    asked = {tag in _ASKED[level] for tag in tags}
+    if asked == {True}:
+        return lambda row: json_object(row.more)
+    if asked == {False}:
+        return lambda row: json_object(row.answer.translate(None, _CONTROLS))
+    return level_attributes
 
 
 def instance_attributes(value: bytes) -> JsonDataset:

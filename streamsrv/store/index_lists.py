@@ -28,6 +28,7 @@ FIRST_KEYS = 64  # in the first batch: most ranges are short
 KEYS_A_BATCH = 5_000
 
 _DATE_AT = re.compile(rb'"00080020":\{"vr":"DA","Value":\["([^"]*)"')
+_BETWEEN = b"\xff" * 6  # in no key: forms are UTF-8, and before them are five bytes
 ALL_DAYS = term_prefix(BY_TAG[ORDERING]), term_prefix(BY_TAG[ORDERING]) + cut("\uffff")
 
 
@@ -167,10 +168,24 @@ def _accepted(keys: list[bytes], probe: Probe, begin: int) -> list[bytes]:
     long = begin + NORMAL_BYTES - 3  # a form that may have been cut, perhaps within a character
     needle, accepts = probe.needle, probe.accepts
     if needle and max(map(len, keys), default=0) < long:
-        keys = [key for key in keys if needle in key]
+        keys = _holding(keys, needle)
     if accepts:
         keys = [key for key in keys if accepts(key[begin:].decode("utf-8", "replace"))]
     return keys
+
+
+def _holding(keys: list[bytes], needle: bytes) -> list[bytes]:
+    """Those that hold the needle. In one text it is found ten times as fast as in thousands."""
+    text = _BETWEEN.join([b"", *keys, b""])
+    if text.count(needle) > len(keys) // 8:
+        return [key for key in keys if needle in key]
+    found = []
+    at = text.find(needle)
+    while at >= 0:
+        end = text.index(_BETWEEN, at)
+        found.append(text[text.rindex(_BETWEEN, 0, at) + len(_BETWEEN) : end])
+        at = text.find(needle, end)
+    return found
 
 
 # From the entries of a list: a study, or a study and a series.

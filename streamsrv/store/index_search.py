@@ -13,8 +13,9 @@ Everything looked at is charged to a budget, and a search that would cost more e
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ import zstandard
 
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.errors import StoreCorrupt
-from streamsrv.store.index_answers import instance_attributes, level_attributes
+from streamsrv.store.index_answers import instance_attributes, reader_of
 from streamsrv.store.index_environment import Environment
 from streamsrv.store.index_lists import ALL_DAYS, CANDIDATES, Budget, Lists, batch_sizes, study_date
 from streamsrv.store.index_rows import (
@@ -63,6 +64,7 @@ class Search:
         self._budget = budget
         self._lists = Lists(environment, budget)
         self._conditions = {level: query.at(level) for level in Level}
+        self._read = {level: self._reader(level) for level in Level}
         self._inflate = zstandard.ZstdDecompressor()
         self._on_metadata = query.on_metadata
         at_instances = self._conditions[Level.INSTANCE] or self._on_metadata
@@ -74,13 +76,13 @@ class Search:
 
     def hits(self) -> Iterator[Hit]:
         for study, row in self._studies():
-            if self._accepts(Level.STUDY, level_attributes, row):
+            if self._accepts(Level.STUDY, row):
                 hit = Hit(study, row)
                 yield from self._once(Level.STUDY, self._series(hit)) if self._depth > Level.STUDY else (hit,)
 
     def _series(self, above: Hit) -> Iterator[Hit]:
         for series, row in self._series_rows(above.study):
-            if self._accepts(Level.SERIES, level_attributes, row):
+            if self._accepts(Level.SERIES, row):
                 hit = Hit(above.study, above.study_row, series, row)
                 yield from (
                     self._once(Level.SERIES, self._instances(hit)) if self._depth > Level.SERIES else (hit,)
@@ -88,7 +90,7 @@ class Search:
 
     def _instances(self, above: Hit) -> Iterator[Hit]:
         for instance, value in self._instance_rows(above.study, above.series or ""):
-            if self._accepts(Level.INSTANCE, instance_attributes, value) and self._accepts_metadata(value):
+            if self._accepts(Level.INSTANCE, value) and self._accepts_metadata(value):
                 yield Hit(above.study, above.study_row, above.series, above.series_row, instance, value)
 
     def _once(self, level: Level, below: Iterator[Hit]) -> Iterator[Hit]:
@@ -100,11 +102,17 @@ class Search:
 
     # -- deciding
 
-    def _accepts(self, level: Level, attributes: Any, row: Any) -> bool:
+    def _reader(self, level: Level) -> Callable[[Any], JsonDataset]:
+        """What a row says of all that is asked at its level."""
+        if level is Level.INSTANCE:
+            return instance_attributes
+        return reader_of(level, (tag for condition in self._conditions[level] for tag in condition.tags))
+
+    def _accepts(self, level: Level, row: Any) -> bool:
         conditions = self._conditions[level]
         if not conditions:
             return True
-        found: JsonDataset = attributes(row)
+        found = self._read[level](row)
         return all(condition.accepts(found) for condition in conditions)
 
     def _accepts_metadata(self, value: bytes) -> bool:
@@ -245,10 +253,10 @@ class Search:
             batch: list[tuple[bytes, bytes]] = []
             with self._environment.reading("paging through rows") as transaction:
                 cursor = transaction.cursor(db=self._handles[name])
-                more = cursor.set_range(at)
-                while more and len(batch) < size and cursor.key().startswith(start):
-                    batch.append(cursor.item())
-                    more = cursor.next()
+                for row in itertools.islice(cursor.iternext(), size) if cursor.set_range(at) else ():
+                    if not row[0].startswith(start):
+                        break
+                    batch.append(row)
             self._budget.spend(rows=len(batch))
             yield from batch
             if len(batch) < size:

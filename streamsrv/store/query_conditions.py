@@ -39,11 +39,14 @@ _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 
 
 class Condition(Protocol):
-    """`row` is None where the metadata must be read; `matcher` is what its inverted list can be asked
-    with."""
+    """`row` is None where the metadata must be read; `tags` are those of the outermost elements that are
+    looked at."""
 
     @property
     def row(self) -> QueryAttribute | None: ...
+
+    @property
+    def tags(self) -> tuple[str, ...]: ...
 
     def accepts(self, attributes: JsonDataset) -> bool: ...
 
@@ -55,6 +58,10 @@ class ValueCondition:
     path: Path
     row: QueryAttribute | None
     matcher: Matcher
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return self.path[:1]
 
     def accepts(self, attributes: JsonDataset) -> bool:
         return self.matcher.matches(elements_at(attributes, self.path))
@@ -72,6 +79,10 @@ class MomentCondition:
     row: QueryAttribute | None
     moments: Moments
     days: Range
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return self.date[0], self.time[0]
 
     def accepts(self, attributes: JsonDataset) -> bool:
         return self.moments.accepts(elements_at(attributes, self.date), elements_at(attributes, self.time))
