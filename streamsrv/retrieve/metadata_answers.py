@@ -23,7 +23,7 @@ from streamsrv.retrieve.metadata import instance_texts, metadata_piece
 from streamsrv.store.rows import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Literal, Piece, Stream
-from streamsrv.wire.codings import IDENTITY, choose_coding, encoded
+from streamsrv.wire.codings import IDENTITY, WORTH_CODING, choose_coding, encoded
 from streamsrv.wire.conditional import etag_of, evaluate, not_modified
 from streamsrv.wire.mediatypes import DICOM_XML
 from streamsrv.wire.multipart import boundary_from, closing, multipart_type, part_head
@@ -34,8 +34,6 @@ CACHING = (("Vary", "Accept, Accept-Encoding"), ("Cache-Control", "private, no-c
 AT_ONCE = 1 << 20
 # The text of an instance up to this long is made in the loop.
 INLINE = 16 << 10
-# Shorter texts go out as they are: the head of the answer weighs as much.
-WORTH_COMPRESSING = 1_024
 # A compressed body up to this long is kept while it is being sent, for the next who asks: 3,000 CT instances
 # have 1 MB.
 KEPT = 4 << 20
@@ -53,9 +51,7 @@ def metadata(retrieval: Retrieval) -> Answer:
     offer = accept.choose_json(retrieval.ranges(), accept.METADATA_OFFERS)
     fields = fields_of(request.query)
     length = sum(row.metadata_length for row in selection.rows())
-    coding = (
-        choose_coding(request.headers.get("accept-encoding")) if length >= WORTH_COMPRESSING else IDENTITY
-    )
+    coding = choose_coding(request.headers.get("accept-encoding")) if length >= WORTH_CODING else IDENTITY
     etag = etag_of([selection.digest], offer.media_type, request.base_url, fields.identity, coding)
     boundary = boundary_from(retrieval.store.secret, etag)
     content_type = multipart_type(boundary, offer.media_type) if offer.multipart else offer.media_type

@@ -14,6 +14,7 @@ from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed
 from streamsrv.ingest.response import StoreResult
 from streamsrv.web.stow import Receiver
 from streamsrv.wire.answers import Answer, Request
+from streamsrv.wire.coded import coded
 from streamsrv.wire.resources import Kind, Level, Target
 
 # If-Modified-Since counts for GET alone.
@@ -46,7 +47,7 @@ def compute(actions: Actions, request: Request, target: Target) -> Answer:
         check_preconditions(actions, request, target)
         return delete(actions, target)
     if target.kind is Kind.SEARCH:
-        return actions.search(request, target)
+        return coded(request, lambda asked: actions.search(asked, target))
     return actions.retrieve(request, target)
 
 

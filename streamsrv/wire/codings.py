@@ -19,6 +19,8 @@ import zstandard
 IDENTITY = ""
 LEVEL = 1
 PIECE = 64 << 10
+# Shorter texts go out as they are: the head of the answer weighs as much.
+WORTH_CODING = 1_024
 GZIP = 31  # zlib's wbits for a gzip member
 _ALIASES = {"x-gzip": "gzip"}
 _QUALITY = re.compile(r"q[ \t]*=[ \t]*(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\Z", re.IGNORECASE)

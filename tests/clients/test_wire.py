@@ -4,9 +4,11 @@ table, and everything that caches, ranges and other origins need."""
 import email.utils
 import json
 import re
+import zlib
 
 import clinic as world
 import pytest
+import zstandard
 from clinic import (
     CT_INSTANCES,
     CT_SERIES,
@@ -105,6 +107,33 @@ def test_etags_differ_by_representation(clinic):
     # Answers hold absolute URLs, so the version and the host are part of the representation.
     other = ask(f"{clinic.origin}/v1{INSTANCE}/metadata", Accept=kinds[0])
     assert other.headers["etag"] != ask(metadata, Accept=kinds[0]).headers["etag"]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("query", ["", "?includefield=PatientName"])
+@pytest.mark.parametrize(
+    "accept", ["application/dicom+json", 'multipart/related; type="application/dicom+xml"']
+)
+def test_search_results_in_a_coding(clinic, coding, query, accept):
+    url = f"{clinic.url}/instances{query}"
+    plain = ask(url, Accept=accept)
+    packed = ask(url, Accept=accept, Accept_Encoding=coding)
+    assert plain.headers["vary"] == packed.headers["vary"] == "Accept, Accept-Encoding"
+    assert packed.headers["content-encoding"] == coding
+    undone = zlib.decompress(packed.body, 31) if coding == "gzip" else zstd_undone(packed.body)
+    assert undone == plain.body
+    assert len(packed.body) < len(plain.body)
+    head = ask(url, "HEAD", Accept=accept, Accept_Encoding=coding)
+    assert (head.headers["content-encoding"], head.body) == (coding, b"")
+    etag = packed.headers["etag"]
+    assert head.headers["etag"] == etag != plain.headers["etag"]
+    again = ask(url, Accept=accept, Accept_Encoding=coding, If_None_Match=etag)
+    assert (again.status, again.headers["etag"], again.body) == (304, etag, b"")
+    assert ask(url, Accept=accept, Accept_Encoding=coding, Range="bytes=0-9").body == plain.body[:10]
+
+
+def zstd_undone(body):
+    return zstandard.ZstdDecompressor().decompressobj().decompress(body)
 
 
 @pytest.mark.parametrize(

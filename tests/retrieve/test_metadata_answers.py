@@ -140,7 +140,7 @@ def test_a_long_compressed_body_is_not_kept(study, monkeypatch):
 
 
 def test_short_bodies_are_not_compressed(study, monkeypatch):
-    monkeypatch.setattr(metadata_answers, "WORTH_COMPRESSING", 1 << 20)
+    monkeypatch.setattr(metadata_answers, "WORTH_CODING", 1 << 20)
     answer = ask(study, f"{LEVELS[2]}/metadata", accept_encoding="gzip")
     assert header(answer, "content-encoding") is None
     assert len(orjson.loads(payload(answer))) == 1
