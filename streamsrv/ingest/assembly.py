@@ -122,12 +122,18 @@ class _Instance:
             if not isinstance(piece, bytes):
                 collected.append(piece)
         collected.append(self._kept(literal))
-        facts = self.encoder.facts
-        head = part10_head(
-            facts.get(tags.SOP_CLASS_UID, ""), facts.get(tags.SOP_INSTANCE_UID, ""), self._syntax
-        )
+        sop_class, sop_instance = (self._fact(tag) for tag in (tags.SOP_CLASS_UID, tags.SOP_INSTANCE_UID))
+        head = part10_head(sop_class, sop_instance, self._syntax)
         pieces = (each.content if isinstance(each, Later) else each for each in collected)
         return Assembled(self._spool, [head, *pieces])
+
+    def _fact(self, tag: str) -> str:
+        """Its absence is told here: written first, and read again, a hundred thousand empty datasets would
+        cost five times as much."""
+        value = self.encoder.facts.get(tag)
+        if not value:
+            raise NotDicom(f"{tags.keyword_of(tag)} is missing", tag=tag)
+        return value
 
     def _kept(self, literal: bytearray) -> bytes | Copy:
         """In memory while it is little."""

@@ -322,3 +322,32 @@ def test_memory_is_bounded(store):
     assert result.status(2) == 200
     assert store.lookup(STUDY)[0].pixel_length == 40 << 20
     assert peak < 24 << 20
+
+
+@pytest.mark.parametrize("media_type", ["application/octet-stream", "image/jpeg"])
+def test_what_no_length_can_tell_is_refused(store, monkeypatch, media_type):
+    """Of 4 GiB or more, were it not for the patience of whoever waits for tests."""
+    for module in ("elementwriting", "jsonencoding"):
+        monkeypatch.setattr(f"streamsrv.dicom.{module}.LONGEST", 9)
+    for length, status in ((8, 200), (10, 409)):
+        result = send(store, described(metadata()), ICC, bulk(b"x" * length, "b/1", media_type))
+        assert result.status(2) == status
+    (failed,) = result.failed
+    assert (failed.failure_reason, failed.instance) == (272, "1.2.3.4.1")
+    assert "longer than a" in failed.comment
+    assert "at tag 7FE00010" in failed.comment
+
+
+@pytest.mark.parametrize(
+    "keyword", ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
+)
+def test_a_dataset_without_its_uids(store, keyword):
+    """It costs itself; the next one is stored."""
+    tag = f"{pydicom.datadict.tag_for_keyword(keyword):08X}"
+    lacking = metadata("1.9.9", pixels=None)
+    del lacking[tag]
+    result = send(store, described(lacking, metadata()), ICC, PIXELS)
+    assert len(result.stored) == 1
+    assert [(item.failure_reason, item.comment) for item in result.failed] == [
+        (43264, f"{keyword} is missing (at tag {tag})")
+    ]
