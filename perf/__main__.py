@@ -15,6 +15,7 @@ from perf.memory import MemorySize, bounded_memory
 from perf.pixels import pixels
 from perf.report import Finding, Report
 from perf.search import QUICK_STAGES, STAGES, search
+from perf.search_peers import search_peers
 from perf.small import fairness, latency, small_answers
 
 MEASURES: dict[str, Callable[[Size], Iterator[Finding]]] = {
@@ -25,6 +26,7 @@ MEASURES: dict[str, Callable[[Size], Iterator[Finding]]] = {
     "latency": latency,
     "fairness": fairness,
     "pixels": pixels,
+    "searches": search_peers,
 }
 
 

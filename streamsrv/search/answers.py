@@ -3,7 +3,8 @@
 Strategy: the parameters become a query (`store.query_conditions`), the index walks to what matches
 (`store.index_search`), and each match is already DICOM JSON there. All matches are found before the status is
 decided. Up to KEPT of them are kept and answered as one literal, with an ETag; more are found once more while
-the answer is being sent, so memory does not grow with the limit but for a number a match.
+the answer is being sent, so memory does not grow with the limit but for a number a match. What was one
+literal is kept until the next commit (`pages`).
 
 Rules
 - What is sent is what was found first: of the second walk only the matches of the first one count, so that
@@ -18,7 +19,8 @@ import hashlib
 import heapq
 import itertools
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
 from urllib.parse import quote
@@ -29,6 +31,7 @@ from streamsrv.dicom.nativexml import native_xml
 from streamsrv.errors import BadRequest
 from streamsrv.search.attributes import Attributes
 from streamsrv.search.order import Order, order_of
+from streamsrv.search.pages import Pages
 from streamsrv.search.parameters import Parameters, SearchLimits, parameters_of
 from streamsrv.store.index import Index
 from streamsrv.store.index_lists import Budget
@@ -60,7 +63,35 @@ class Indexed(Protocol):
 
 def answer(store: Indexed, request: Request, target: Target, limits: SearchLimits | None = None) -> Answer:
     """Raises RequestError."""
-    limits = limits or SearchLimits()
+    limits, index = limits or SearchLimits(), store.index
+    moment, pages = index.moment(), _pages.setdefault(index, Pages())
+    key = (request.path, request.query, request.headers.get("accept"), request.base_url, limits)
+    page = pages.get(moment, key)
+    if page is None:
+        made = _made(store, request, target, limits)
+        if isinstance(made, Answer):
+            return made
+        pages.put(moment, key, made, len(made.body))
+        page = made
+    built = Answer(page.status, list(page.headers), (Literal(page.body),), len(page.body))
+    return evaluate(request, built, page.etag) if page.etag else Answer(page.status, built.headers)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Page:
+    """An answer as it is before the conditions of its request are looked at."""
+
+    status: int
+    headers: Sequence[tuple[str, str]]
+    body: bytes = b""
+    etag: str = ""
+
+
+# The pages of each open index.
+_pages: weakref.WeakKeyDictionary[Index, Pages[_Page]] = weakref.WeakKeyDictionary()
+
+
+def _made(store: Indexed, request: Request, target: Target, limits: SearchLimits) -> _Page | Answer:
     accepted = [value for name, value in request.query if name == "accept"]
     offer = choose_json(parse_accept(request.headers.get("accept"), accepted), METADATA_OFFERS)
     parameters = parameters_of(request.query, limits)
@@ -72,24 +103,21 @@ def answer(store: Indexed, request: Request, target: Target, limits: SearchLimit
     if found.more:
         headers.append(("Link", f'<{_next_url(request, order.cursor(found.last))}>; rel="next"'))
     if not found.count:
-        return Answer(204, headers)
+        return _Page(204, headers)
     attributes = Attributes(store.index, query, parameters.included, parameters.everything, request.base_url)
     if found.count > KEPT or attributes.deep:
         return _streamed(found, attributes, offer.media_type, headers)
-    return _at_once(store.secret, request, list(attributes.texts(found.hits())), offer.media_type, headers)
+    return _at_once(store.secret, list(attributes.texts(found.hits())), offer.media_type, headers)
 
 
-def _at_once(
-    secret: bytes, request: Request, texts: list[bytes], media_type: str, headers: list[tuple[str, str]]
-) -> Answer:
+def _at_once(secret: bytes, texts: list[bytes], media_type: str, headers: list[tuple[str, str]]) -> _Page:
     body = b"[" + b",".join(texts) + b"]"
     etag = etag_of([hashlib.blake2b(body, digest_size=16).digest()], media_type)
     content_type = media_type
     if media_type == DICOM_XML:
         boundary = boundary_from(secret, etag)
         content_type, body = multipart_type(boundary, media_type), b"".join(_models(boundary, texts))
-    built = Answer(200, [("Content-Type", content_type), *headers], (Literal(body),), len(body))
-    return evaluate(request, built, etag)
+    return _Page(200, [("Content-Type", content_type), *headers], body, etag)
 
 
 def _streamed(

@@ -238,6 +238,7 @@ def test_long_answers_are_streamed(store: Holder, monkeypatch: pytest.MonkeyPatc
     whole = [body_of(ask(store, url)) for url in urls]
     monkeypatch.setattr(answers, "KEPT", 1)
     monkeypatch.setattr(answers, "PAGE", 2)
+    answers._pages.clear()
     for url, expected in zip(urls, whole, strict=True):
         answer = ask(store, url)
         assert answer.length is None
