@@ -21,7 +21,14 @@ from typing import Protocol
 from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.repeats import Repeats
 from streamsrv.dicom.window import ReadLimits
-from streamsrv.errors import ContentTooLarge, InstanceError, NotDicom, StudyMismatch, UnsupportedMediaType
+from streamsrv.errors import (
+    AlreadyStored,
+    ContentTooLarge,
+    InstanceError,
+    NotDicom,
+    StudyMismatch,
+    UnsupportedMediaType,
+)
 from streamsrv.ingest.assembly import METADATA_TYPES, assembled
 from streamsrv.ingest.derivation import derive
 from streamsrv.ingest.partspool import PartSpool
@@ -310,4 +317,6 @@ class Ingest:
 
 
 def already_stored(item: StoredItem) -> FailedItem:
-    return FailedItem(45070, "this SOP instance is already stored", item.sop_class_uid, item.instance)
+    return FailedItem(
+        AlreadyStored.failure_reason, "this SOP instance is already stored", item.sop_class_uid, item.instance
+    )
