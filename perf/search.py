@@ -31,7 +31,7 @@ from streamsrv.store.transaction import Record, Transaction
 STAGES = (10_000, 100_000, 1_000_000)
 QUICK_STAGES = (1_000, 10_000, 100_000)
 A_STUDY = 100  # instances, in two series
-ROUNDS = 500  # requests for each key
+ROUNDS = 300  # requests for each key
 PAUSE = 0.004  # seconds between two requests
 WARMING = 20  # more before them, which do not count
 UPLOADED = 10  # instances in one POST
