@@ -54,7 +54,8 @@ def identity(**uids):
     values = {"sop_class": SECONDARY_CAPTURE} | {name: new_uid() for name in ("instance", "study", "series")}
     found = {UIDS[name]: value for name, value in (values | uids).items() if value is not None}
     elements = {tag: element(tag, "UI", padded(value)) for tag, value in found.items()}
-    return elements | {0x00100010: element(0x00100010, "PN", padded(SECRET, b" "))}
+    patient = {0x00100010: element(0x00100010, "PN", padded(SECRET, b" "))}
+    return elements | patient | {0x00100020: element(0x00100020, "LO", b"ID")}
 
 
 def dataset(more=None, **uids):

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from streamsrv.dicom import tags
+from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.nativexml import native_xml
 from streamsrv.errors import InstanceError, NotAcceptable
 from streamsrv.wire.accept import STORE_OFFERS, Offer, choose_json, parse_accept
@@ -40,6 +42,20 @@ class StoredItem(NamedTuple):
     series: str
     instance: str
     comments: tuple[str, ...] = ()  # attribute warnings
+
+    @classmethod
+    def of(cls, learned: SOPInstance) -> StoredItem:
+        uids = learned.sop_class_uid, learned.study_uid, learned.series_uid, learned.instance_uid
+        return cls(*uids, remarks(learned))
+
+
+def remarks(learned: SOPInstance) -> tuple[str, ...]:
+    """What there is to say of an instance that is stored all the same: attributes that break the rules of
+    their VR, and a Patient ID that nobody can search for."""
+    said = [f"({each.tag[:4]},{each.tag[4:]}) {each.reason}" for each in learned.warnings]
+    if not learned.attributes.get(tags.PATIENT_ID, {}).get("Value"):
+        said.append("(0010,0020) is absent or empty")
+    return tuple(said)
 
 
 class FailedItem(NamedTuple):

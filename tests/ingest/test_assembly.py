@@ -35,6 +35,7 @@ def metadata(instance="1.2.3.4.1", pixels="b/1", **more):
         "00080016": {"vr": "UI", "Value": ["1.2.840.10008.5.1.4.1.1.7"]},
         "00080018": {"vr": "UI", "Value": [instance]},
         "00100010": {"vr": "PN", "Value": [{"Alphabetic": "Müller^Jane", "Ideographic": "山田"}]},
+        "00100020": {"vr": "LO", "Value": ["ID"]},
         "0020000D": {"vr": "UI", "Value": [STUDY]},
         "0020000E": {"vr": "UI", "Value": [SERIES]},
         "00280002": {"vr": "US", "Value": [1]},
