@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 
-import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
@@ -18,18 +17,17 @@ from streamsrv.store.query import KEEP
 UIDS = (CTImageStorage, "1.2.3", "1.2.3.4", "1.5")
 
 
-def learned(patient: str | None, modality: str = "CT") -> SOPInstance:
+def learned(patient: str | None, modality: bytes = b"CT") -> SOPInstance:
     dataset = Dataset()
     dataset.SOPClassUID, dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID = UIDS
-    dataset.Modality = modality
+    dataset.Modality = "CT"
     if patient is not None:
         dataset.PatientID = patient
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     buffer = io.BytesIO()
-    with pydicom.config.disable_value_validation():
-        dataset.save_as(buffer, enforce_file_format=True)
-    payload = buffer.getvalue()
+    dataset.save_as(buffer, enforce_file_format=True)
+    payload = buffer.getvalue().replace(b"CS\2\0CT", b"CS\2\0" + modality)
     return read_instance(
         lambda offset, length: payload[offset : offset + length],
         len(payload),
@@ -49,5 +47,5 @@ def test_a_patient_that_nobody_can_search_for(patient: str | None) -> None:
 
 
 def test_broken_rules() -> None:
-    (comment,) = StoredItem.of(learned("ID1", modality="ct")).comments
+    (comment,) = StoredItem.of(learned("ID1", modality=b"ct")).comments
     assert comment.startswith("(0008,0060) not a code string")
