@@ -26,6 +26,7 @@ from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import StreamsrvError
 from streamsrv.ingest import Ingest, IngestLimits
 from streamsrv.ingest import response as store_response
+from streamsrv.ingest.derivation import Remembered
 from streamsrv.pixelpool import PixelPool
 from streamsrv.search import SearchLimits
 from streamsrv.settings import Settings
@@ -72,6 +73,7 @@ def pixel_pool(settings: Settings) -> PixelPool:
 def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
     """The rooms of floor 3 as functions of a request."""
     limits, on_duplicate = ingest_limits(settings), OnDuplicate(settings.on_duplicate)
+    remembered = Remembered()
     search_limits = SearchLimits(
         default=settings.search_limit,
         most=settings.max_search_limit,
@@ -87,6 +89,7 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
             study=target.study,
             limits=limits,
             on_duplicate=on_duplicate,
+            remembered=remembered,
         )
 
     return Actions(

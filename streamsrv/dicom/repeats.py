@@ -105,7 +105,7 @@ class Repeats:
         self._track: Track | None = None  # of the reading that goes on
         self._mould: Mould | None = None
         self._syntax = ""  # what the file meta information of that reading says
-        self._casts = self._tries = 0
+        self.casts = self._tries = 0  # instances that were cast, and moulds that were made
 
     def file_meta(self, window: Window, size: int, limits: ReadLimits) -> FileMeta:
         """What read_file_meta says, but for its elements."""
@@ -131,7 +131,7 @@ class Repeats:
         if self._mould is None or self._mould.syntax != meta.syntax:
             return None
         found = self._mould.cast(pread, size, window, meta.end)
-        self._casts += found is not None
+        self.casts += found is not None
         return found
 
     def make_mould(
@@ -146,7 +146,7 @@ class Repeats:
         """Of the instance that has just been read, if it lends itself; of a kind that never fits only
         sometimes."""
         track = self._track
-        if track is None or self._tries > FIRST_TRIES + self._casts // CASTS_A_TRY:
+        if track is None or self._tries > FIRST_TRIES + self.casts // CASTS_A_TRY:
             return
         explicit, little = self._encoding
         mould = track.mould(window, writer, instance, layout, explicit=explicit) if little else None

@@ -18,6 +18,8 @@ from streamsrv.dicom.window import ReadLimits
 from streamsrv.store.query import KEEP
 from streamsrv.store.rows import METADATA_CHUNK, InstanceKey, InstanceRow, Location, NewInstance
 
+MOST_REMEMBERED = 8  # about 200 kB each
+
 
 class Source(Protocol):
     """A record: a Part 10 file in a segment."""
@@ -31,6 +33,24 @@ class Source(Protocol):
     @property
     def digest(self) -> bytes: ...
     def pread(self, offset: int, length: int) -> bytes: ...
+
+
+class Remembered:
+    """Repeats that wait for the next request: a PACS that sends a series may send each instance by itself.
+    Threads may share it; what has been taken belongs to one of them."""
+
+    def __init__(self) -> None:
+        self._idle: list[Repeats] = []
+
+    def take(self) -> Repeats:
+        try:
+            return self._idle.pop()  # the latest: those who send one after the other get the same
+        except IndexError:
+            return Repeats()
+
+    def give(self, repeats: Repeats) -> None:
+        if len(self._idle) < MOST_REMEMBERED:
+            self._idle.append(repeats)
 
 
 def derive(

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from streamsrv.dicom.instance import SOPInstance
-from streamsrv.dicom.repeats import Repeats
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import (
     AlreadyStored,
@@ -30,7 +29,7 @@ from streamsrv.errors import (
     UnsupportedMediaType,
 )
 from streamsrv.ingest.assembly import METADATA_TYPES, assembled
-from streamsrv.ingest.derivation import derive
+from streamsrv.ingest.derivation import Remembered, derive
 from streamsrv.ingest.partspool import PartSpool
 from streamsrv.ingest.response import FailedItem, StoredItem, StoreResult
 from streamsrv.ingest.spill import Spill
@@ -135,7 +134,10 @@ class Ingest:
         study: str | None = None,
         limits: IngestLimits | None = None,
         on_duplicate: OnDuplicate = OnDuplicate.REFUSE,
+        remembered: Remembered | None = None,
     ) -> None:
+        """`remembered` goes with one `limits.reading`."""
+        self._remembered = remembered or Remembered()
         self._limits = limits or IngestLimits()
         self._parser, self._part_type = parser_for(content_type, self._limits.multipart)
         self._study = study
@@ -143,7 +145,7 @@ class Ingest:
         self._receiving = False  # between the begin and the end of a part that is being written
         self._received = 0  # bytes of that part
         self._ended: list[Record] = []  # whole parts whose dataset is still to be read
-        self._repeats = Repeats()
+        self._repeats = self._remembered.take()
         self._result = StoreResult()
         self._accepted: list[StoredItem] = []  # on their way to the commit, in order
         self._waiting = Spill()
@@ -276,6 +278,7 @@ class Ingest:
         if self._spool is not None:
             self._assemble(self._spool)
         self.read_ended()
+        self._remembered.give(self._repeats)  # nobody reads for this request any more
         if not self._accepted:
             self.abort()
             return self._result

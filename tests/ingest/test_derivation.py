@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import zstandard
 
-from streamsrv.ingest.derivation import MetadataChunks
+from streamsrv.dicom.repeats import Repeats
+from streamsrv.ingest.derivation import MOST_REMEMBERED, MetadataChunks, Remembered
 from streamsrv.store.rows import METADATA_CHUNK
 
 
@@ -35,3 +36,16 @@ def test_eight_threads_at_once() -> None:
 
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(work, range(8)))
+
+
+def test_what_one_request_has_learned_the_next_one_has() -> None:
+    remembered = Remembered()
+    first, second = remembered.take(), remembered.take()
+    assert first is not second
+    remembered.give(first)
+    assert remembered.take() is first
+    many = [Repeats() for _ in range(MOST_REMEMBERED + 3)]
+    for each in many:
+        remembered.give(each)
+    taken = [remembered.take() for _ in many]
+    assert sum(each in many for each in taken) == MOST_REMEMBERED

@@ -17,6 +17,7 @@ from xml_models import check_model, json_of, parsed
 
 from streamsrv.errors import ContentTooLarge, MultipartError, NotAcceptable, NotDicom, UnsupportedMediaType
 from streamsrv.ingest import Ingest, IngestLimits, spill, transaction
+from streamsrv.ingest.derivation import Remembered
 from streamsrv.ingest.response import FailedItem, StoredItem, StoreResult, acceptable, answer
 from streamsrv.store.rows import OnDuplicate
 from streamsrv.store.store import Store, StoreOptions
@@ -177,6 +178,20 @@ def test_what_waits_for_the_commit_spills(store: Store, monkeypatch: pytest.Monk
     result = send(store, body(*files))
     assert len(result.stored) == 10
     assert len(store.lookup(STUDY)) == 10
+
+
+def test_a_series_that_comes_one_by_one_teaches_the_next_request(store: Store) -> None:
+    remembered = Remembered()
+    own = remembered.take()
+    remembered.give(own)
+    for number in range(6):
+        part = part10(f"1.2.3.4.{number}", pixels=bytes([number]) * 32)
+        result = send(store, part, content_type="application/dicom", remembered=remembered)
+        assert result.status(2) == 200
+    refused = send(store, b"no DICOM", content_type="application/dicom", remembered=remembered)
+    assert refused.status(2) == 409
+    assert remembered.take() is own
+    assert own.casts > 0
 
 
 def test_long_instances_are_read_in_a_thread(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
