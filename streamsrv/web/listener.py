@@ -43,7 +43,6 @@ class Server(HTTPServer):
 
     def initialize(self, app: App, settings: Settings) -> None:  # type: ignore[override]
         self.app = app
-        self._settings = settings
         self.on_free: Callable[[], None] = _nothing
         super().initialize(
             app,
