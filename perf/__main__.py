@@ -14,6 +14,9 @@ from perf.measures import Size, ct_study, indexing, single_posts
 from perf.memory import MemorySize, bounded_memory
 from perf.pixels import pixels
 from perf.report import Finding, Report
+from perf.scale import QUICK_STAGES as QUICK_SIZES
+from perf.scale import STAGES as SIZES
+from perf.scale import scale
 from perf.search import QUICK_STAGES, STAGES, search
 from perf.search_peers import search_peers
 from perf.small import fairness, latency, small_answers
@@ -32,13 +35,13 @@ MEASURES: dict[str, Callable[[Size], Iterator[Finding]]] = {
 
 def arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m perf", description=__doc__)
-    names = [*MEASURES, "memory", "search"]
-    usual = names[:-1]
+    names = [*MEASURES, "memory", "search", "scale"]
+    usual = names[:-2]
     parser.add_argument(
         "measures",
         nargs="*",
         metavar="MEASURE",
-        help=f"some of {', '.join(names)} (default: all but search, which takes ten minutes)",
+        help=f"some of {', '.join(names)} (default: all but search and scale, which take ten minutes each)",
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of everything, for a look")
     parser.add_argument(
@@ -76,6 +79,8 @@ def memory_size(args: argparse.Namespace, folder: Path) -> MemorySize:
 def findings_of(name: str, args: argparse.Namespace, folder: Path) -> Iterator[Finding]:
     if name == "search":
         return search(folder, QUICK_STAGES if args.quick else STAGES, args.archive)
+    if name == "scale":
+        return scale(folder, QUICK_SIZES if args.quick else SIZES)
     if name == "memory":
         return bounded_memory(memory_size(args, folder))
     return MEASURES[name](study_size(args, folder))

@@ -2,7 +2,8 @@
 
 Strategy: every result has a place, made of the values that it is ordered by and its UIDs, so no two have the
 same. A cursor is the place of the last result of a page, and the next page is what lies behind that place.
-Whatever arrives or goes meanwhile, a result whose values stay is on exactly one page.
+Whatever arrives or goes meanwhile, a result whose values stay is on exactly one page. One whose values change
+is at its new place: across the cursor it is missed or comes again. Where it stood before, no row tells.
 
 Rules
 - By default newest StudyDate first, then by UID: the order in which the index walks, so that a page costs
