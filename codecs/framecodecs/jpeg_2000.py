@@ -13,6 +13,7 @@ import threading
 import numpy as np
 
 from framecodecs import samples
+from framecodecs.cores import allowed
 from framecodecs.errors import CodestreamError, DecodeError, EncodeError
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.jpeg2000_header import Jpeg2000Header, read_jpeg2000_header
@@ -44,7 +45,9 @@ def finished(decoded: Samples, info: FrameInfo, header: Jpeg2000Header) -> tuple
 
 def decode(frame: bytes, info: FrameInfo, header: Jpeg2000Header) -> tuple[bytes, FrameInfo]:
     with guarded(DecodeError, "JPEG 2000"):
-        decoded = load("imagecodecs").jpeg2k_decode(header.codestream(frame), planar=False, numthreads=1)
+        decoded = load("imagecodecs").jpeg2k_decode(
+            header.codestream(frame), planar=False, numthreads=allowed()
+        )
         decoded = decoded.reshape(info.shape)
     return finished(decoded, info, header)
 
@@ -104,7 +107,7 @@ def _encode(frame: bytes, info: FrameInfo, quality: int | None) -> tuple[bytes, 
             reversible=quality is None,
             planar=False,
             mct=transform,
-            numthreads=1,
+            numthreads=allowed(),
         )
     return with_depth(encoded, info), out
 

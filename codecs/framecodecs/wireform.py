@@ -1,8 +1,9 @@
 """How the pool and its workers talk: small messages through a socket pair, frames through a memory file
 beside it.
 
-    pool -> worker   pickle: Order(function, arguments, sizes of the frames, deadline)
+    pool -> worker   pickle: Order(function, arguments, sizes of the frames, deadline, cores)
     worker -> pool   JSON: {"sizes": [...], "infos": [...]} or {"error": name, "detail": ..., "hint": ...}
+                     an info is the values of a FrameInfo, in the order of its fields
 
 The frames of an order lie back to back in the worker's memory file, and so do those of its answer. Both sides
 use pread and pwrite: a page is copied once on each side and nothing is mapped, so a worker that cuts the file
@@ -15,7 +16,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any
 
 from framecodecs.errors import BY_NAME, FrameCodecError, Unsupported, WorkerCrashed
@@ -23,17 +25,19 @@ from framecodecs.frameinfo import FrameInfo
 
 Result = tuple[bytes, FrameInfo | None]
 Work = Callable[..., Sequence[Result]]
+_values = attrgetter(*(field.name for field in fields(FrameInfo)))
 KEPT_BYTES = 16 * 2**20  # a memory file that grew beyond this is emptied after its answer
 
 
 @dataclass(frozen=True)
 class Order:
-    """`work` is a function of a module, called with the frames and the arguments."""
+    """`work` is a function of a module, called with the frames and the arguments; `cores` it may use."""
 
     work: Work
     arguments: tuple[Any, ...]
     sizes: tuple[int, ...]
     deadline: float
+    cores: int = 1
 
 
 def put_frames(file: int, frames: Sequence[bytes | memoryview]) -> tuple[int, ...]:
@@ -68,7 +72,7 @@ def get_frames(file: int, sizes: Sequence[int]) -> list[bytes]:
 
 
 def answer_of(results: Sequence[Result], sizes: Sequence[int]) -> bytes:
-    infos = [None if info is None else asdict(info) for _, info in results]
+    infos = [None if info is None else _values(info) for _, info in results]
     return json.dumps({"sizes": list(sizes), "infos": infos}).encode()
 
 
@@ -83,7 +87,7 @@ def read_answer(message: bytes, file: int) -> list[Result]:
     try:
         said = json.loads(message)
         if "error" not in said:
-            infos = [None if info is None else FrameInfo(**info) for info in said["infos"]]
+            infos = [None if info is None else FrameInfo(*info) for info in said["infos"]]
             return list(zip(get_frames(file, [int(n) for n in said["sizes"]]), infos, strict=True))
         name, detail, hint = str(said["error"]), str(said["detail"]), str(said["hint"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError) as error:

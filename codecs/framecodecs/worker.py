@@ -1,13 +1,15 @@
 """The process that touches foreign bytes: `python -m framecodecs.worker SOCKET FILE MEMORY`.
 
-It takes one order at a time until the socket ends. Limits are the kernel's, so that C code that hangs or
-grows is stopped too: address space (what the process has after its imports, plus MEMORY bytes) and an alarm a
-little after each deadline, in case the pool that should have killed it is gone. No core is ever dumped: it
-would hold pixels.
+It takes one order at a time until the socket ends. The libraries, a third of its start, are imported while
+no order is there; one that is needed earlier is imported by need. Limits are the kernel's, so that C code
+that hangs or grows is stopped too: address space (what the process has before its first order, plus MEMORY
+bytes) and an alarm a little after each deadline, in case the pool that should have killed it is gone. No core
+is ever dumped: it would hold pixels.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import os
@@ -15,9 +17,10 @@ import pickle
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 
+from framecodecs import cores
 from framecodecs.errors import FrameCodecError, MemoryExceeded
 from framecodecs.libraries import LIBRARIES, available
 from framecodecs.wireform import Order, Result, answer_of, answer_of_error, get_frames, put_frames
@@ -26,13 +29,14 @@ READY = b"ready"
 ALARM_GRACE = 5  # seconds that the pool has to notice a deadline first
 
 
-def preload() -> None:
-    """Imports what decoding needs before the first order and before memory is limited."""
-    importlib.import_module("framecodecs.registry")
-    importlib.import_module("framecodecs.pictures")
+def preload(wanted: Callable[[], bool]) -> None:
+    """Imports the libraries one by one, until somebody wants something."""
     for package, library in LIBRARIES.items():
+        if wanted():
+            return
         if available(package):
-            importlib.import_module(library.module)
+            with contextlib.suppress(ImportError):  # said again, in words, to whoever needs it
+                importlib.import_module(library.module)
 
 
 def limit_memory(extra: int) -> None:
@@ -81,6 +85,7 @@ def serve(connection: Connection, file: int) -> None:
             return
         order = pickle.loads(message)
         signal.alarm(math.ceil(order.deadline) + ALARM_GRACE)
+        cores.allow(order.cores)
         answer = answered(order, file)
         signal.alarm(0)
         connection.send_bytes(answer)
@@ -91,11 +96,12 @@ def main(arguments: Sequence[str]) -> None:
     for asked in (signal.SIGINT, signal.SIGTERM):  # these reach the whole group; the pool says when we end
         signal.signal(asked, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    preload()
-    limit_memory(memory)
+    importlib.import_module("framecodecs.work")  # what every order asks for
     connection = Connection(socket)
     fall_silent()
     connection.send_bytes(READY)
+    preload(connection.poll)
+    limit_memory(memory)
     serve(connection, file)
 
 

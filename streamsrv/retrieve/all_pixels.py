@@ -88,7 +88,11 @@ def frame_parts(retrieval: Retrieval, row: InstanceRow, offer: Offer) -> Iterato
 
 def body(retrieval: Retrieval, offers: dict[str, Offer], boundary: bytes) -> Generator[bytes, None, None]:
     retrieval.pool.must_not_block()
-    for task, future in retrieval.pool.in_turn(tasks(retrieval, offers)):
+    for turn in retrieval.pool.in_turn(tasks(retrieval, offers)):
+        if turn is None:
+            yield b""  # nothing yet
+            continue
+        task, future = turn
         made, row, number = task.made, task.row, task.row.number_of_frames
         try:
             done = made.made(retrieval.pool.results(future)) if made and future else []

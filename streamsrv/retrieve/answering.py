@@ -107,7 +107,8 @@ class Opened:
         self._body = body
         self._boundary = boundary
         self._chunks = body(boundary)
-        self._first: bytes | None = next(self._chunks, b"")
+        # An empty chunk says that nothing is ready yet: what cannot be made has to be a status.
+        self._first: bytes | None = next(filter(None, self._chunks), b"")
 
     def chunks(self, start: int, stop: int | None) -> Iterator[bytes]:
         first, self._first = self._first, None

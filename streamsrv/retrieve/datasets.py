@@ -217,7 +217,7 @@ def cut(chunks: Iterator[bytes], start: int, stop: int) -> Iterator[bytes]:
     for chunk in chunks:
         part = chunk[max(start - at, 0) : max(stop - at, 0)]
         at += len(chunk)
-        if part:
+        if part or not chunk:  # an empty one says that the next is not ready yet
             yield part
         if at >= stop:
             return

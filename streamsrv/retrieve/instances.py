@@ -65,7 +65,7 @@ def instances(retrieval: Retrieval) -> Answer:
     makes = any(is_made(*pair) for pair in choice.syntaxes.items())
     maker = (MAKER,) if makes else ()
     if retrieval.target.level is Level.INSTANCE:
-        (one,) = sent(retrieval, choice)
+        (one,) = filter(None, sent(retrieval, choice))
         if not choice.multipart:
             return retrieval.single_part(one.label, one.pieces, *maker)
         return retrieval.multipart((*representation, one.syntax, *maker), lambda: [one.part(base_url)], 1)
@@ -75,7 +75,7 @@ def instances(retrieval: Retrieval) -> Answer:
         )
 
     def parts() -> Iterator[Part]:
-        return (one.part(base_url) for one in sent(retrieval, choice))
+        return (one.part(base_url) for one in filter(None, sent(retrieval, choice)))
 
     return retrieval.multipart(representation, parts, retrieval.selection.count)
 
@@ -83,6 +83,9 @@ def instances(retrieval: Retrieval) -> Answer:
 def body(retrieval: Retrieval, choice: InstancesChoice, boundary: bytes) -> Generator[bytes, None, None]:
     """All parts, the first frames of the next instances under way."""
     for one in sent(retrieval, choice):
+        if one is None:
+            yield b""
+            continue
         part = one.part(retrieval.request.base_url)
         yield part_head(boundary, {"Content-Type": part.media_type, "Content-Location": part.location})
         for piece in part.pieces:
@@ -90,14 +93,19 @@ def body(retrieval: Retrieval, choice: InstancesChoice, boundary: bytes) -> Gene
     yield closing(boundary)
 
 
-def sent(retrieval: Retrieval, choice: InstancesChoice) -> Iterator[Sent]:
+def sent(retrieval: Retrieval, choice: InstancesChoice) -> Iterator[Sent | None]:
+    """None: the next one is not ready yet."""
     if not any(is_made(*pair) for pair in choice.syntaxes.items()):
         for row in retrieval.selection.rows():
             yield as_chosen(retrieval, row, choice.syntaxes[row.transfer_syntax])
         return
     pool = retrieval.pool
     pool.must_not_block()
-    for task, order in pool.in_turn(tasks(retrieval, choice)):
+    for turn in pool.in_turn(tasks(retrieval, choice)):
+        if turn is None:
+            yield None
+            continue
+        task, order = turn
         if task.made is None or order is None:
             yield otherwise(retrieval, task)
             continue

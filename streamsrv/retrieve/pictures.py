@@ -151,9 +151,12 @@ def pictures_body(
     retrieval: Retrieval, wishes: Wishes, media_type: str, numbers: Sequence[int], boundary: bytes
 ) -> Generator[bytes, None, None]:
     pool = retrieval.pool
-    for (row, batch), future in pool.in_turn(picture_tasks(retrieval, wishes, media_type, numbers)):
-        if future is None:
+    for turn in pool.in_turn(picture_tasks(retrieval, wishes, media_type, numbers)):
+        future = turn[1] if turn else None
+        if turn is None or future is None:
+            yield b""  # nothing yet
             continue
+        row, batch = turn[0]
         text: list[bytes] = []
         for index, (picture, _) in zip(batch, pool.results(future), strict=True):
             url = picture_url(retrieval, row, index + 1)

@@ -43,6 +43,8 @@ def answer(store: Store, request: Request, target: Target, pool: PixelPool) -> A
     if hot is not None:
         return hot
     selection = select(store, target)
+    if target.kind is Kind.METADATA:
+        pool.warm()  # a viewer asks for frames next
     retrieval = Retrieval(store, pool, request, target, selection)
     retrieval.endings.callback(selection.release)
     try:

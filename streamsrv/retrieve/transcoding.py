@@ -118,15 +118,17 @@ class Transcoder:
         return frames
 
     def batches(self, indices: Sequence[int], done: Sequence[bytes] = ()) -> Iterator[list[bytes]]:
-        """The frames in order, batch by batch, the first of them `done` already. Blocking; closing the
-        iterator cancels what is under way."""
+        """The frames in order, batch by batch, the first of them `done` already; an empty batch where none is
+        ready yet. Blocking; closing the iterator cancels what is under way."""
         if done:
             yield list(done)
         rest = batches(self.info, indices[len(done) :])
         orders = ((None, self.order(batch)) for batch in rest)
-        for _, future in self.pool.in_turn(orders):
-            if future is not None:
-                yield self.made(self.pool.results(future))
+        for turn in self.pool.in_turn(orders):
+            if turn is None:
+                yield []
+            elif turn[1] is not None:
+                yield self.made(self.pool.results(turn[1]))
 
 
 def transcoder(

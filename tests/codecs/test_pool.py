@@ -140,7 +140,7 @@ def test_a_worker_that_speaks_nonsense_is_replaced(single, job):
 
 
 def test_half_a_message_ends_too(monkeypatch):
-    monkeypatch.setattr("framecodecs.pool.HALF_A_MESSAGE", 1)
+    monkeypatch.setattr("framecodecs.process.HALF_A_MESSAGE", 1)
     with FramePool(1, SMALL) as pool:
         assert isinstance(pool.submit(pool_works.half_a_message, []).exception(30), WorkerCrashed)
         assert still_works(pool)
@@ -153,7 +153,8 @@ def test_half_a_message_ends_too(monkeypatch):
         b"{}",
         b"[]",
         b'{"sizes": [5], "infos": [null]}',
-        b'{"sizes": [0], "infos": [{"rows": "x"}]}',
+        b'{"sizes": [0], "infos": [["x"]]}',
+        b'{"sizes": [0], "infos": [7]}',
         b"\xff",
     ],
 )

@@ -21,10 +21,11 @@ def order(number=0, pixels=1):
 
 
 class FakePool:
-    """Takes `room` orders at a time; they are done when a test says so."""
+    """Takes `room` orders at a time; they are done at once, or when a test says so."""
 
-    def __init__(self, room=100):
+    def __init__(self, room=100, idle=False):
         self.room = room
+        self.idle = idle
         self.taken = []
         self.cancelled = []
 
@@ -32,6 +33,8 @@ class FakePool:
         if sum(not future.done() for future in self.taken) >= self.room:
             raise codec_errors.QueueFull("full")
         self.taken.append(Future())
+        if not self.idle:
+            self.taken[-1].set_result([])
         return self.taken[-1]
 
     def cancel(self, future):
@@ -46,6 +49,14 @@ def fake(monkeypatch):
     pool = PixelPool(2)
     pool._pool = FakePool()
     return pool
+
+
+@pytest.fixture
+def idle(fake, monkeypatch):
+    """Nothing is ever done by itself, and a turn is short."""
+    monkeypatch.setattr("streamsrv.pixelpool.TURN", 0.01)
+    fake._pool.idle = True
+    return fake
 
 
 def test_a_few_orders_are_ahead_and_no_more(fake):
@@ -66,24 +77,36 @@ def test_tasks_without_orders_keep_their_place(fake):
     assert [future is not None for _, future in found] == [number % 3 == 0 for number in range(8)]
 
 
-def test_who_leaves_cancels(fake):
-    turns = fake.in_turn((number, order(pixels=number << 30)) for number in range(10))
-    next(turns)
-    first, *others = fake._pool.taken
+def test_who_leaves_cancels(idle):
+    turns = idle.in_turn((number, order(pixels=number << 30)) for number in range(10))
+    assert next(turns) is None
+    first, *others = idle._pool.taken
     others[1].set_running_or_notify_cancel()
+    first.set_result([])
+    assert next(turns)[0] == 0
     turns.close()
     assert not first.cancelled()
     assert others[0].cancelled()
     # One that is being worked on costs its process, if it is long.
-    assert fake._pool.cancelled == [others[1]]
+    assert idle._pool.cancelled == [others[1]]
 
 
-def test_a_short_order_that_is_being_worked_on_is_let_be(fake):
-    future = fake.submit(order(pixels=5))
+def test_a_short_order_that_is_being_worked_on_is_let_be(idle):
+    future = idle.submit(order(pixels=5))
     future.set_running_or_notify_cancel()
-    fake.cancel(future)
-    assert fake._pool.cancelled == []
+    idle.cancel(future)
+    assert idle._pool.cancelled == []
     assert not future.cancelled()
+
+
+def test_nobody_holds_a_thread_while_nothing_is_ready(idle):
+    turns = idle.in_turn((number, order()) for number in range(3))
+    began = time.monotonic()
+    assert [next(turns) for _ in range(5)] == [None] * 5
+    assert time.monotonic() - began < 5
+    for future in idle._pool.taken:
+        future.set_result([])
+    assert [turn[0] for turn in turns] == [0, 1, 2]
 
 
 def test_a_full_queue_refuses_what_has_not_begun(fake):
@@ -93,16 +116,31 @@ def test_a_full_queue_refuses_what_has_not_begun(fake):
     assert refusal.value.retry_after == 1
 
 
-def test_what_has_begun_waits_for_a_place(fake):
-    fake._pool.room = 1
-    turns = fake.in_turn((number, order()) for number in range(3))
-    _, first = next(turns)
-    threading.Timer(0.2, first.set_result, [[]]).start()
-    began = time.monotonic()
-    _, second = next(turns)
-    assert time.monotonic() - began > 0.1
-    second.set_result([])
-    assert next(turns)[0] == 2
+def begun(idle):
+    """An answer that has begun, and whose next order finds the queue full."""
+    idle._pool.room = 1
+    turns = idle.in_turn((number, order()) for number in range(3))
+    assert next(turns) is None
+    idle._pool.taken[0].set_result([])
+    assert next(turns)[0] == 0
+    idle._pool.submit(None, [], deadline=1)  # somebody else's
+    return turns
+
+
+def test_what_has_begun_waits_for_a_place(idle):
+    turns = begun(idle)
+    assert [next(turns) for _ in range(5)] == [None] * 5
+    idle._pool.taken[1].set_result([])
+    assert next(turns) is None
+    idle._pool.idle = False
+    idle._pool.taken[2].set_result([])
+    assert [turn[0] for turn in turns] == [1, 2]
+
+
+def test_and_not_for_ever(idle, monkeypatch):
+    monkeypatch.setattr("streamsrv.pixelpool.PATIENCE", 0.05)
+    with pytest.raises(Overloaded):
+        list(begun(idle))
 
 
 def test_the_loop_never_waits():
@@ -132,17 +170,33 @@ def test_the_loop_never_waits():
 )
 def test_errors(fake, error, ours):
     assert type(translated(error)) is ours
+    fake._pool.idle = True
     future = fake.submit(order())
     future.set_exception(error)
     with pytest.raises(ours):
         fake.results(future)
 
 
-def test_cancelled_work_is_an_error_of_ours(fake):
-    future = fake.submit(order())
+def test_cancelled_work_is_an_error_of_ours(idle):
+    future = idle.submit(order())
     future.cancel()
     with pytest.raises(StoreError):
-        fake.results(future)
+        idle.results(future)
+
+
+def test_processes_start_before_they_are_needed():
+    pool = PixelPool(1)
+    try:
+        pool.warm()
+        pool.warm()
+        end = time.monotonic() + 30
+        while pool._pool is None and time.monotonic() < end:
+            time.sleep(0.01)
+        assert pool._pool.wait_until_ready(30)
+    finally:
+        pool.close()
+    with pytest.raises(StoreError):
+        pool.submit(order())
 
 
 def test_the_cache_is_limited_in_bytes():
