@@ -48,6 +48,7 @@ def metadata(number):
         "00080016": ui("1.2.840.10008.5.1.4.1.1.7"),
         "00080018": ui(f"1.2.3.4.{number}"),
         "00100010": {"vr": "PN", "Value": [{"Alphabetic": "Müller^Jane"}]},
+        "00100020": {"vr": "LO", "Value": ["P1"]},
         "00104000": {"vr": "LT", "Value": ["a long comment " * 200]},
         "0020000D": ui(STUDY),
         "0020000E": ui(SERIES),
@@ -184,3 +185,23 @@ def test_a_response_that_nobody_takes_is_refused_before_anything_is_stored(serve
     assert status == 406
     assert b"application/dicom+json" in payload
     assert ask(served, f"{SERIES_PATH}/instances/1.2.3.4.9")[0] == 404
+
+
+@pytest.mark.parametrize("patient", [None, {"vr": "LO"}])
+def test_a_patient_without_id_is_stored_with_a_warning(served, patient):
+    described = metadata(9) | {"00080018": {"vr": "UI", "Value": ["1.2.3.4.9"]}, "00100020": patient}
+    if patient is None:
+        del described["00100020"]
+    body = b"--e\r\nContent-Type: application/dicom+json\r\n\r\n%b\r\n--e--" % orjson.dumps(
+        [{key: element for key, element in described.items() if "BulkDataURI" not in element}]
+    )
+    headers = {"Content-Type": 'multipart/related; type="application/dicom+json"; boundary=e'}
+    try:
+        status, _, payload = ask(served, "/studies", "POST", body, headers)
+        (stored,) = orjson.loads(payload)["00081199"]["Value"]
+        assert status == 202
+        assert stored["00081196"]["Value"] == [1]
+        comments = [item["00000902"]["Value"] for item in stored["00741048"]["Value"]]
+        assert comments == [["(0010,0020) is absent or empty"]]
+    finally:
+        assert ask(served, f"{SERIES_PATH}/instances/1.2.3.4.9", "DELETE")[0] == 204

@@ -101,11 +101,12 @@ def stored_of(dataset: JsonDataset) -> Iterator[str]:
 
 
 def failures_of(dataset: JsonDataset) -> Iterator[tuple[str, int, str]]:
-    """SOP Instance UID (or ""), Failure Reason and Error Comments of Failed SOP Sequence."""
+    """SOP Instance UID (or ""), Failure Reason and Error Comments of Failed SOP Sequence: an LO is short, a
+    sentence goes on in the next one."""
     for item in _values(dataset, "00081198"):
         comments = (_text(row, "00000902") for row in _values(item, "00741048"))
         reason = _text(item, "00081197")
-        yield _text(item, "00081155"), int(reason) if reason.isdecimal() else 0, "; ".join(comments)
+        yield _text(item, "00081155"), int(reason) if reason.isdecimal() else 0, " ".join(comments)
 
 
 class Connection:

@@ -255,17 +255,12 @@ class Ingest:
             self._take(self._parser.feed(b"", most=EVENTS_AT_ONCE))
 
     def _accept(self, record: Record, learned: SOPInstance, new: NewInstance) -> None:
-        comments = tuple(f"({w.tag[:4]},{w.tag[4:]}) {w.reason}" for w in learned.warnings)
-        self._accepted.append(
-            StoredItem(
-                learned.sop_class_uid, learned.study_uid, learned.series_uid, learned.instance_uid, comments
-            )
-        )
+        self._accepted.append(StoredItem.of(learned))
         self._waiting.append((record, prepare(new)))
 
     def _refuse(self, error: InstanceError, learned: SOPInstance | None = None) -> None:
         sop_class, instance = (learned.sop_class_uid, learned.instance_uid) if learned else ("", "")
-        self._result.failed.append(FailedItem(error.failure_reason, error.detail, sop_class, instance))
+        self._result.failed.append(FailedItem.of(error, sop_class, instance))
 
     # The end
 
@@ -320,6 +315,5 @@ class Ingest:
 
 
 def already_stored(item: StoredItem) -> FailedItem:
-    return FailedItem(
-        AlreadyStored.failure_reason, "this SOP instance is already stored", item.sop_class_uid, item.instance
-    )
+    error = AlreadyStored("this SOP instance is already stored")
+    return FailedItem.of(error, item.sop_class_uid, item.instance)
