@@ -20,7 +20,7 @@ Rules
 from __future__ import annotations
 
 import enum
-import hmac
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -318,7 +318,7 @@ def boundary_from(secret: bytes, *identity: str) -> bytes:
     """A boundary that is the same for the same representation, and that nobody without the secret can plant
     in a file."""
     key = "\0".join(identity).encode()
-    return hmac.digest(secret, key, "sha256").hex()[:40].encode("ascii")
+    return hashlib.blake2b(key, key=secret, digest_size=20).hexdigest().encode("ascii")
 
 
 def multipart_type(boundary: bytes, part_type: str) -> str:
