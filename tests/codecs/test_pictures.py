@@ -140,3 +140,13 @@ def test_grey_pictures_carry_no_colour_profile():
         media_type="image/png", icc_profile=pictures.srgb_profile(), convert_to_srgb=True
     )
     assert "icc_profile" not in opened(pictures.rendered(picture_like(GREY_8), LITTLE, GREY_8, request)).info
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (40, 33), (40, 33, 3)])
+@pytest.mark.parametrize("profile", [None, b"any"])
+def test_png_is_exact_by_either_library(shape, profile, monkeypatch):
+    picture = np.random.default_rng(4).integers(0, 256, shape, np.uint8)
+    made = [pictures.picture_file(picture, "image/png", icc_profile=profile)]
+    monkeypatch.setattr(pictures, "available", lambda package: False)
+    made.append(pictures.picture_file(picture, "image/png", icc_profile=profile))
+    assert all(np.array_equal(np.asarray(Image.open(io.BytesIO(one))), picture) for one in made)

@@ -1,0 +1,186 @@
+"""Questions about one frame of a CT that has to be made: beside Orthanc, beside the codec library called
+directly, and by one, two and four clients at once.
+
+Strategy: each slice is asked of all in turn: of the server, of Orthanc, and of the library with the array
+ready in memory and nothing else to do, in one thread. No frame is asked for twice, so no cache answers; what
+a cache does is a row of its own. Latency of one client on an idle machine is half waking up of processors, so
+processor time a frame stands beside it: of the server's whole process tree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import imagecodecs
+
+from framecodecs.libraries import load
+from perf import data, pixel_data
+from perf.load import Client, together
+from perf.measures import Size, missing, store_study
+from perf.report import Claim, Finding, Row, median_row
+from perf.servers import Server, family_of
+
+WARM = 3  # requests before those that count
+CLIENTS = (1, 2, 4)
+AT_LEAST, AT_MOST = 2.0, 1.3  # of Orthanc's speed; of the library's time
+LIBRARY = "library called directly"
+
+
+class Question(NamedTuple):
+    """`accepts` is what both servers take; `peer` says whether Orthanc's package survives it; `direct` is the
+    library's own call; `at_least` is what is claimed in relation to Orthanc."""
+
+    name: str
+    path: str  # below an instance, with {n} for the number of the request
+    accept: str
+    peer: bool = True
+    direct: Callable[[Any], object] | None = None
+    at_least: float | None = None
+
+
+def frames_as(media_type: str, uid: str) -> str:
+    return f'multipart/related; type="{media_type}"; transfer-syntax={uid}'
+
+
+def _jpeg_ls(picture: Any) -> object:
+    return load("pyjpegls").encode_buffer(picture.tobytes(), *picture.shape, 1, 12, 0, 0)
+
+
+_jpeg_lossless = partial(imagecodecs.jpeg8_encode, lossless=True, predictor=1, bitspersample=12)
+_jpeg_extended = partial(imagecodecs.jpeg8_encode, level=90, bitspersample=12)
+_jpeg_2000 = partial(
+    imagecodecs.jpeg2k_encode, codecformat="j2k", bitspersample=12, reversible=True, mct=False, numthreads=1
+)
+_htj2k = partial(imagecodecs.htj2k_encode, resolutions=3, reversible=True, tlm=True, tilepart=1)
+CT = [
+    Question(name, "/frames/1", frames_as(media_type, uid), peer, direct, AT_LEAST if peer else None)
+    for name, media_type, uid, peer, direct in (
+        ("JPEG lossless", "image/jpeg", "1.2.840.10008.1.2.4.70", True, _jpeg_lossless),
+        ("JPEG-LS", "image/jls", "1.2.840.10008.1.2.4.80", True, _jpeg_ls),
+        ("JPEG extended", "image/jpeg", "1.2.840.10008.1.2.4.51", True, _jpeg_extended),
+        ("JPEG 2000", "image/jp2", "1.2.840.10008.1.2.4.90", False, _jpeg_2000),
+        ("HTJ2K RPCL", "image/jphc", "1.2.840.10008.1.2.4.202", False, _htj2k),
+        ("RLE", "image/dicom-rle", "1.2.840.10008.1.2.5", False, None),
+    )
+]
+CT += [
+    Question("rendered as JPEG", "/rendered", "image/jpeg", at_least=1.0),
+    Question("rendered as PNG", "/rendered", "image/png", at_least=10.0),
+]
+
+
+def ct(size: Size, both: Sequence[Server], rounds: int) -> Iterator[Finding]:
+    study = pixel_data.ct_slices(70, rounds + WARM)
+    many = pixel_data.ct_slices(71, len(CLIENTS) * 2 * rounds)
+    for number, body in enumerate((study, many)):
+        path = body.write(size.folder / f"ct{number}.body")
+        for server in both:
+            store_study(server, path)
+        path.unlink()
+    for question in CT:
+        yield from _compared(question, both, study.keys)
+        yield from _rates(question, both, many.keys)
+
+
+def _compared(question: Question, both: Sequence[Server], keys: Sequence[data.Keys]) -> Iterator[Finding]:
+    """The first requests warm processes up. A peer that fails or closes the connection says so."""
+    measure, times = f"CT of 524 kB: {question.name}", dict[str, list[float]]()
+    failures: dict[str, str] = {}
+    for number, key in enumerate(keys):
+        for server in _asked(question, both):
+            if server.name in failures:
+                continue
+            try:
+                took = once(server, key.path + question.path, question.accept)
+                times.setdefault(server.name, []).append(took * 1e3)
+            except (OSError, RuntimeError) as error:
+                failures[server.name] = f"failed: {str(error)[:60]}"
+        if question.direct is not None:
+            times.setdefault(LIBRARY, []).append(_called(question.direct, number) * 1e3)
+    counted = {name: values[WARM:] for name, values in times.items() if name not in failures}
+    yield from (median_row(measure, name, values, "ms") for name, values in counted.items())
+    yield from (Row(measure, name, None, "ms", why) for name, why in failures.items())
+    if not question.peer:
+        yield Row(measure, "Orthanc", None, "ms", "its package crashes on this or does not know it")
+    elif len(both) == 1:
+        yield missing(measure, "Orthanc", "ms")
+    yield median_row(measure, "streamsrv, asked again", _again(question, both[0], keys[WARM:]), "ms")
+    yield from claimed(question, measure, counted)
+
+
+def _again(question: Question, server: Server, keys: Sequence[data.Keys]) -> list[float]:
+    """Twice on one connection, because each worker has a cache of its own."""
+    with Client(server.address) as client:
+        paths = [server.prefix + key.path + question.path for key in keys for _ in range(2)]
+        return [client.get(path, question.accept, keep=True).seconds * 1e3 for path in paths][1::2]
+
+
+def _asked(question: Question, both: Sequence[Server]) -> Sequence[Server]:
+    return both if question.peer else both[:1]
+
+
+def _called(direct: Callable[[Any], object], number: int) -> float:
+    picture = pixel_data.ct_pictures()[number % pixel_data.SLICES]
+    started = time.perf_counter()
+    direct(picture)
+    return time.perf_counter() - started
+
+
+def claimed(question: Question, measure: str, times: dict[str, list[float]]) -> Iterator[Finding]:
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    ours = medians.get("streamsrv")
+    if ours and question.at_least and "Orthanc" in medians:
+        ratio, least = medians["Orthanc"] / ours, question.at_least
+        yield Claim(f"{measure}, in relation to Orthanc", ratio, "x", at_least=least)
+    if ours and LIBRARY in medians:
+        ratio = ours / medians[LIBRARY]
+        yield Claim(f"{measure}, in relation to the {LIBRARY}", ratio, "x", at_most=AT_MOST)
+
+
+def once(server: Server, path: str, accept: str) -> float:
+    with Client(server.address) as client:
+        client.get("/health/live" if server.name == "streamsrv" else "/system")  # the connection is there
+        response = client.get(server.prefix + path, accept, keep=True)
+    if response.status != 200:
+        raise RuntimeError(f"{server.name} answered {response.status}")
+    return response.seconds
+
+
+def _rates(question: Question, both: Sequence[Server], keys: Sequence[data.Keys]) -> Iterator[Finding]:
+    """Different frames by several clients: how well the cores are used, and what a frame costs."""
+    measure, count = f"CT frames a second: {question.name}", len(keys) // len(CLIENTS)
+    for turn, clients in enumerate(CLIENTS):
+        for server in _asked(question, both):
+
+            def ask(path: str, client: Client, server: Server = server) -> None:
+                if client.get(server.prefix + path, question.accept, keep=True).status != 200:
+                    raise RuntimeError(path)
+
+            part = keys[turn * count : (turn + 1) * count]
+            before = processor_seconds(server.pid)
+            try:
+                work = [partial(ask, key.path + question.path) for key in part]
+                rate = count / together(clients, server.address, work)
+            except (OSError, RuntimeError) as error:
+                yield Row(measure, f"{server.name}, {clients} at once", None, "a second", f"failed: {error}")
+                continue
+            spent = (processor_seconds(server.pid) - before) / count * 1e3
+            note = f"{rate * 0.524:.0f} MB/s, {spent:.2f} ms of processor time each"
+            yield Row(measure, f"{server.name}, {clients} at once", rate, "a second", note)
+
+
+def processor_seconds(pid: int) -> float:
+    """Of the process tree, threads that have ended included."""
+    ticks = 0
+    for process in family_of(pid):
+        with contextlib.suppress(OSError):
+            text = Path(f"/proc/{process}/stat").read_text()
+            ticks += sum(map(int, text.rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
