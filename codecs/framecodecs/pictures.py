@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from framecodecs import registry
+from framecodecs.annotations import Notes, annotated
 from framecodecs.errors import EncodeError, RenderingError, Unsupported
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.libraries import available, guarded, load
@@ -26,6 +27,7 @@ PNG_LEVEL, ONLY_RUNS = 1, 3  # zlib's Z_RLE
 # One filter for all rows instead of trying five on each: half the time again, a twentieth more bytes.
 PNG_UP, PNG_AVERAGE = 0x20, 0x40
 DEFAULT_QUALITY = 90
+NO_NOTES = Notes()
 
 SaveOptions = Callable[[int], dict[str, Any]]
 FORMATS: dict[str, tuple[str, SaveOptions]] = {
@@ -162,19 +164,20 @@ class PictureRequest:
     icc_profile: bytes | None = None
     convert_to_srgb: bool = False
     milliseconds: float = 40.0
+    notes: Notes = NO_NOTES
 
 
 def shown(
     frame: bytes, syntax_uid: str, info: FrameInfo, request: PictureRequest, words: bool = False
 ) -> Picture:
-    """One frame, decoded, made displayable, fitted."""
+    """One frame, decoded, made displayable, fitted, annotated."""
     native, now = registry.decode(frame, syntax_uid, info, words=words)
     picture = displayable(native, now, request.rendering)
     if request.viewport is not None:
         picture = fitted(picture, request.viewport)
     if request.convert_to_srgb and request.icc_profile is not None and picture.ndim == 3:
         picture = to_srgb(picture, request.icc_profile)
-    return picture
+    return annotated(picture, request.notes)
 
 
 def rendered(

@@ -38,6 +38,7 @@ from streamsrv.retrieve.pixels import (
     values,
     whole,
 )
+from streamsrv.retrieve.showing_notes import annotations_of, notes_of
 
 BulkReader = Callable[[str], bytes]  # path of a bulk value -> its bytes
 DEFAULT_QUALITY = 90
@@ -61,6 +62,7 @@ class Wishes:
     window: Window | None = None
     quality: int = DEFAULT_QUALITY
     icc_profile: str = ""
+    annotations: tuple[str, ...] = ()
 
 
 def wishes_of(query: tuple[tuple[str, str], ...]) -> Wishes:
@@ -71,6 +73,7 @@ def wishes_of(query: tuple[tuple[str, str], ...]) -> Wishes:
         _window(given["window"]) if "window" in given else None,
         _quality(given["quality"]) if "quality" in given else DEFAULT_QUALITY,
         _icc_profile(given["iccprofile"]) if "iccprofile" in given else "",
+        annotations_of(given["annotation"]) if "annotation" in given else (),
     )
 
 
@@ -140,14 +143,16 @@ def picture_request(
     profile = None if wishes.icc_profile == "no" else icc_profile_of(dataset, bulk)
     # Who insists on a profile where there is none gets the one that the picture will be taken to have.
     assumed = wishes.icc_profile == "yes" and profile is None
+    rendering = rendering_of(description, frame_index, wishes.window, bulk)
     return PictureRequest(
-        rendering=rendering_of(description, frame_index, wishes.window, bulk),
+        rendering=rendering,
         viewport=wishes.viewport,
         media_type=media_type,
         quality=wishes.quality,
         icc_profile=profile,
         convert_to_srgb=wishes.icc_profile == "srgb" or assumed,
         milliseconds=milliseconds_of(dataset),
+        notes=notes_of(dataset, wishes.annotations, frame_index, rendering),
     )
 
 

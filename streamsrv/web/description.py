@@ -87,6 +87,7 @@ _PICTURE = (
     Parameter("window", "query", "center,width,function: linear, linear-exact or sigmoid (8.3.5.1.4)"),
     Parameter("quality", "query", "of lossy pictures", {"type": "integer", "minimum": 1, "maximum": 100}),
     Parameter("iccprofile", "query", "no, yes or srgb (8.3.5.1.5)"),
+    Parameter("annotation", "query", "patient, technique, or both with a comma (8.3.5.1.1)"),
 )
 _THUMBNAIL = _PICTURE[:1]
 _FIELDS = (Parameter("includefield", "query", "only these attributes: keywords, tags, paths joined by dots"),)

@@ -36,9 +36,11 @@ from retrieve_world import (
     payload,
 )
 
+from framecodecs.annotations import Notes
+from framecodecs.luts import Window
 from streamsrv.errors import BadRequest, NotAcceptable, NotFound
 from streamsrv.retrieve import pixels, rendered
-from streamsrv.retrieve.showing import wishes_of
+from streamsrv.retrieve.showing import Wishes, picture_request, wishes_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 
@@ -282,6 +284,9 @@ def test_quality(store):
         ("quality=high", "quality"),
         (f"quality={'9' * 6000}", "quality"),
         ("iccprofile=mine", "iccprofile"),
+        ("annotation=", "annotation"),
+        ("annotation=doctor", "annotation"),
+        ("annotation=patient,,technique", "annotation"),
     ],
 )
 @pytest.mark.parametrize("resource", ["rendered", "thumbnail"])
@@ -300,6 +305,78 @@ def test_a_region_outside_the_image(store):
 def test_numbers_of_parameters():
     assert wishes_of((("window", ".5,+1e2"),)).window.width == 100
     assert wishes_of((("quality", "007"),)).quality == 7
+
+
+def annotated_dataset(kind=GREY, frames=1):
+    dataset = image(kind, arrays_of(kind, frames), NumberOfFrames=frames)
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.PatientName, dataset.PatientID = "Yamada^Tarou^^Dr=山田^太郎", "P 17"
+    dataset.PatientBirthDate, dataset.PatientSex, dataset.StudyDate = "19600229", "M", "20240131"
+    dataset.StudyTime, dataset.StudyDescription = "101500.123", "Thorax"
+    dataset.KVP, dataset.SliceThickness, dataset.SliceLocation = "120", "1.50", "-1250.5"
+    dataset.SeriesNumber, dataset.InstanceNumber = "4", "12"
+    dataset.WindowCenter, dataset.WindowWidth = [40, -600], [400, 1200]
+    return dataset
+
+
+def notes(store, dataset, kinds, index=0, **wished):
+    stored(store, dataset)
+    (row,) = store.lookup(dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID)
+    description = pixels.description_of(store.metadata([row]), row.metadata_length)
+    wishes = Wishes(annotations=kinds, **wished)
+    return picture_request(description, index, wishes, "image/png", lambda path: b"").notes
+
+
+def test_annotations_say_who_and_how(store):
+    made = notes(store, annotated_dataset(frames=3), ("patient", "technique"), 1)
+    assert made.upper == (
+        "Yamada, Tarou Dr",
+        "ID P 17",
+        "born 1960-02-29  M",
+        "Study 2024-01-31  10:15  Thorax",
+    )
+    assert made.lower == (
+        "OT",
+        "Series 4  image 12  frame 2 of 3",
+        "120 kV  slice 1.5 mm  at -1250.5 mm",
+        "W 400  C 40",
+    )
+
+
+def test_annotations_name_the_window_that_is_shown(store):
+    made = notes(store, annotated_dataset(), ("technique",), window=Window(50.5, 350, "LINEAR"))
+    assert made.upper == ()
+    assert made.lower[-1] == "W 350  C 50.5"
+
+
+def test_what_is_absent_is_not_annotated(store):
+    dataset = image(GREY, arrays_of(GREY, 1))
+    dataset.PatientName = dataset.PatientID = None
+    for keyword in ("WindowCenter", "WindowWidth"):
+        if keyword in dataset:
+            delattr(dataset, keyword)
+    assert notes(store, dataset, ("patient", "technique")) == Notes((), ("OT",))
+
+
+def test_annotations_are_drawn_by_request_alone(store):
+    stored(store, annotated_dataset(Kind(rows=200, columns=200)))
+    plain = np.asarray(picture(store, f"{ONE}/rendered"))
+    drawn = {
+        query: np.asarray(picture(store, f"{ONE}/rendered?annotation={query}"))
+        for query in ("patient", "technique", "technique,patient", "patient,technique")
+    }
+    above, below = (drawn[query] != plain for query in ("patient", "technique"))
+    assert above[:100].any()
+    assert not above[130:].any()
+    assert below[100:].any()
+    assert not below[:70].any()
+    assert np.array_equal(drawn["technique,patient"], drawn["patient,technique"])
+    tags = {
+        header(ask(store, f"{ONE}/rendered{query}", accept="image/png"), "etag")
+        for query in ("", "?annotation=patient", "?annotation=technique")
+    }
+    assert len(tags) == 3
+    assert np.array_equal(np.asarray(picture(store, f"{ONE}/thumbnail?annotation=patient")), plain)
 
 
 def test_icc_profile(store):
