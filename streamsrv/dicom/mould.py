@@ -10,11 +10,13 @@ Rules
   decides, which decides nothing for others (character set, geometry), and whose value converts without a
   warning.
 - A mould is used only if the instance that it was made of comes out of it unchanged.
+- All ascends by tag, as the members of the text do: else values that happen to be equal would change places.
 - Behind the last hole only Pixel Data may follow, to the end of the file.
 """
 
 from __future__ import annotations
 
+import operator
 import re
 import struct
 from collections.abc import Callable
@@ -106,7 +108,7 @@ class Track:
             for part in parts
         ]
         length = self.end - self.start
-        if not self.simple or not can_be_cast(made, instance):
+        if not self.simple or not can_be_cast(made, instance, writer.extra):
             return None
         return Mould(made, writer.extra, instance, layout, writer.limits, explicit=explicit, length=length)
 
@@ -275,12 +277,15 @@ class Mould:
         )
 
 
-def can_be_cast(parts: list[Piece | Hole], instance: SOPInstance) -> bool:
+def can_be_cast(parts: list[Piece | Hole], instance: SOPInstance, extra: JsonDataset) -> bool:
     holes = [part.key for part in parts if isinstance(part, Hole)]
+    keys = [part.key for part in parts if part.key]
     return (
         isinstance(parts[0], Piece)  # which shows how the dataset is encoded
         and len(holes) <= MOST_HOLES
+        and all(map(operator.lt, keys, keys[1:]))
         and DECIDING.isdisjoint(holes)
+        and extra.keys().isdisjoint(holes)
         and all(key > tags.SPECIFIC_CHARACTER_SET and key[4:] != "0000" for key in holes)
         and not any(warning.tag in holes for warning in instance.warnings)
         and [value.offset for value in instance.bulk] == [instance.pixel_offset] * len(instance.bulk)

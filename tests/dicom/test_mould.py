@@ -186,6 +186,27 @@ def test_fragments_that_are_not_what_they_were():
     compared(series + [slice_of(30, JPEG, each) for each in pixels] + series)
 
 
+def test_values_out_of_order_that_were_equal_once():
+    def out_of_order(number, one, other, *, turned):
+        pair = [element(0x00400301 + at, "IS", padded(str(n), b" ")) for at, n in enumerate((one, other))]
+        behind = element(0x00400400, "LT", b"same")
+        return slice_of(number, before=b"".join(reversed(pair) if turned else pair) + behind)
+
+    series = [out_of_order(number, number, number + 3, turned=False) for number in range(8, 13)]
+    equal = [out_of_order(number, number, number, turned=True) for number in range(14, 18)]
+    compared([*series, *equal, *(out_of_order(n, n, n + 5, turned=True) for n in range(20, 24))])
+
+
+@pytest.mark.parametrize(("tag", "vr"), [(0x00083002, "UI"), (0x00081190, "LO")])
+def test_what_the_server_adds_is_in_the_file(tag, vr):
+    def with_it(number):
+        behind = element(0x00100010, "PN", b"M\xfcller^A ")
+        return slice_of(number).replace(behind, element(tag, vr, padded(f"1.2.{number}")) + behind)
+
+    files = [with_it(number) for number in range(8, 16)]
+    compared(files)
+
+
 def test_another_transfer_syntax_of_the_same_length():
     series = [slice_of(number) for number in range(8, 13)]
     other = [content.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.7\0") for content in series]
