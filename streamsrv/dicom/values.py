@@ -59,6 +59,7 @@ _NAME_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 _DECIMAL = b"0123456789+-.eE \\"
 _SURELY_FINITE = 4  # longer numerals may be beyond what a double holds ("1e999")
 _INTEGER = b"0123456789+- \\"
+_BEYOND = 1 << 63
 
 
 def swapped(value: bytes, width: int) -> bytes:
@@ -160,6 +161,12 @@ def _finite_number(text: str) -> float:
     return number
 
 
+def _whole_number(text: str) -> float:
+    """What no 64 bits hold is a double, as the JSON parser reads it too: JSON text can say nothing else."""
+    number = int(text)
+    return number if -_BEYOND <= number < _BEYOND else _finite_number(text)
+
+
 def _numbers(vr: str, order: str) -> Converter:
     code, width = NUMBERS[vr]
     single = struct.Struct(order + code).unpack
@@ -223,7 +230,7 @@ def converters_for(codecs: tuple[str, ...], little: bool, lenient: bool = False)
     }
     table |= {"AE": _titles, "AT": _tags(order), "PN": _names(decode), "UR": _locator}
     table["DS"] = _numeral("DS", _DECIMAL, _finite_number)
-    table["IS"] = _numeral("IS", _INTEGER, int)
+    table["IS"] = _numeral("IS", _INTEGER, _whole_number)
     return table
 
 
@@ -252,7 +259,8 @@ def _any_numeral(vr: str, value: bytes) -> JsonElement:
         if number is None or number * 0 != 0:
             values.append(text or None)
         else:
-            values.append(int(number) if vr == "IS" and number.is_integer() else number)
+            whole = vr == "IS" and number.is_integer() and abs(number) < _BEYOND
+            values.append(int(number) if whole else number)
     return _element(vr, values)
 
 
