@@ -155,8 +155,8 @@ class Settings:
     pixel_workers: int = setting(
         0,
         "processes",
-        "That decode, encode and render frames, for each worker, started with the first frame that needs "
-        "one. 0: as many as make one a core over all workers.",
+        "That decode, encode and render frames, for each worker, started when metadata or a frame "
+        "are asked for. 0: as many as make one a core over all workers.",
     )
     pixel_queue: int = setting(
         32,
