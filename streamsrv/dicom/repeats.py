@@ -255,6 +255,8 @@ class _Lesson:
             return True
         tag, self._tag = self._tag, -1
         if tag <= self._last:
+            # The writer has it already: one of the same tag before it says what its bytes do not.
+            self._found = [None if found and found[0] == tag else found for found in self._found]
             return False
         begin, end = self._end, elements.position if value is None else offset + length
         at = begin - elements.window.start

@@ -111,6 +111,21 @@ def test_one_instance_alone_teaches_nothing(monkeypatch):
     assert outcome(slice_of(1), Repeats()) == outcome(slice_of(1))
 
 
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+@pytest.mark.parametrize("tag", [0x00080016, 0x00100010, 0x00400275])
+def test_an_element_that_is_there_twice_teaches_nothing(syntax, tag):
+    def twice(number):
+        again = {
+            0x00080016: element(tag, "UI", b"1.2.9\0", syntax),
+            0x00400275: sequence(tag, [], syntax),
+            0x00100010: element(tag, "PN", b"Z^Z ", syntax),
+        }[tag]
+        behind = element(0x7FE00010, "OW", bytes(4), syntax)
+        return slice_of(number, syntax).replace(behind, behind + again)
+
+    compared([slice_of(8, syntax), twice(9), *(slice_of(number, syntax) for number in range(10, 14))])
+
+
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, DEFLATED, BIG])
 def test_a_character_set_that_changes(syntax):
     if syntax == BIG:
