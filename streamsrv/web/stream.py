@@ -37,7 +37,8 @@ class Stream(IOStream):
         return self._held and self._ended and self.closed()
 
     def hold(self) -> None:
-        self._held = True
+        """Of a stream that is closed already no socket is left to hold."""
+        self._held = not self.closed()
 
     def let_go(self) -> None:
         half_closed, self._held = self.half_closed, False
