@@ -146,7 +146,7 @@ class Repeats:
         """Of the instance that has just been read, if it lends itself; of a kind that never fits only
         sometimes."""
         track = self._track
-        if track is None or self._tries > FIRST_TRIES + self.casts // CASTS_A_TRY:
+        if track is None or self._tries > FIRST_TRIES + (self.casts + self._instances) // CASTS_A_TRY:
             return
         explicit, little = self._encoding
         mould = track.mould(window, writer, instance, layout, explicit=explicit) if little else None

@@ -257,3 +257,15 @@ def test_random_changes(kind, changes):
     series = [slice_of(number, syntax, pixels(number)) for number in range(8, 13)]
     odd = [mutated(series[at % 5], each) for at, each in enumerate(changes)]
     compared([*series, *odd, *series, *odd])
+
+
+def test_after_many_that_never_fitted_there_are_moulds_still(read):
+    """What one request has learned is handed on for as long as the server runs."""
+    repeats = Repeats()
+    for number in range(8, 208):
+        outcome(slice_of(number, pixels=bytes(2 * number)), repeats)
+    for number in range(208, 240):
+        outcome(slice_of(number), repeats)
+    read.clear()
+    outcome(slice_of(240), repeats)
+    assert not read
