@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import cast
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, cast
 
 from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
@@ -198,11 +198,14 @@ class Exchange(HTTPMessageDelegate):
         self._connection.detach()
         await self._leave(error)
 
-    async def _malformed(self, error: BaseException | None) -> None:
+    def _malformed(self, error: BaseException | None) -> Coroutine[Any, Any, None]:
         """Tornado cannot parse the head, or the chunks of the body, and will close when this has ended."""
+        if not self._over and self._head is None:
+            self._begin(Head(*UNREADABLE, {}, self.client))  # at once: a task might find the stream closed
+        return self._refuse_malformed(error)
+
+    async def _refuse_malformed(self, error: BaseException | None) -> None:
         if not self._over:
-            if self._head is None:
-                self._begin(Head(*UNREADABLE, {}, self.client))
             self._over = True
             await self._abort()
             await self._leave(BadRequest(f"this is not HTTP/1.1: {error or 'malformed message'}"[:200]))

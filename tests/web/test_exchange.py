@@ -609,6 +609,17 @@ async def test_a_client_that_has_shut_its_side_gets_its_whole_answer(port, world
     await eventually(lambda: lines.text.count(" 200 ") == 2)
 
 
+async def test_a_client_that_has_shut_its_side_behind_what_is_no_http_is_told(port, lines):
+    for _ in range(50):  # the end may arrive before a task begins, or later
+        raw = await Raw.connect(port)
+        await raw.send(b"hello\r\n\r\n")
+        raw.writer.write_eof()
+        assert (await raw.answer())[0] == 400
+        assert await raw.rest() == b""
+        await raw.close()
+    await eventually(lambda: lines.text.count(" 400 ") == 50)
+
+
 async def test_a_client_that_has_shut_its_side_behind_a_body_and_more(port, world):
     gate = threading.Event()
     world.before_reading = lambda: gate.wait(DEADLINE)
