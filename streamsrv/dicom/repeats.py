@@ -117,7 +117,9 @@ class Repeats:
                 return known.meta
         meta = read_file_meta(window, size, limits)
         uid, end = meta.instance_uid, meta.end + 2
-        if uid and end <= window.start + len(window.buffer) and len(self._metas) < MOST_METAS:
+        if uid and end <= window.start + len(window.buffer):
+            if len(self._metas) == MOST_METAS:
+                del self._metas[0]
             head = window.bytes_at(PREAMBLE, uid.start - PREAMBLE)
             tail = window.bytes_at(uid.stop, end - uid.stop)
             self._metas.append(_Meta(head, len(uid), tail, FileMeta([], meta.end, meta.syntax)))

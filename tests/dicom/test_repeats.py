@@ -217,6 +217,21 @@ def test_file_metas():
         compared([first] * 2 + files)
 
 
+def test_of_many_file_metas_the_latest_are_known(monkeypatch):
+    looked = []
+    original = module.read_file_meta
+    monkeypatch.setattr(module, "read_file_meta", lambda *given: (looked.append(1), original(*given))[1])
+    metas = [
+        element(0x00020003, "UI", b"1.2.3\0") + element(0x00020016, "AE", b"A" * n) for n in range(2, 40, 2)
+    ]
+    files = [part10(identity(), EXPLICIT, meta) for meta in metas]
+    repeats = compared(files)
+    looked.clear()
+    for content in files[-module.MOST_METAS :]:
+        outcome(content, repeats)
+    assert not looked
+
+
 def test_headers_longer_than_what_is_learned():
     many = b"".join(element(0x00210000 + n, "LO", b"v" * 60) for n in range(0x1000, 0x1800))
     long = b"".join(element(tag, "LT", b"x" * 30_000) for tag in (0x00204000, 0x00324000, 0x00380500))
