@@ -14,6 +14,7 @@ from streamsrv.dicom.tags import private_vr, vr_of_number
 
 PIXEL_REPRESENTATION = 0x00280103
 LUT_DESCRIPTOR = 0x00283002
+NOTED = (PIXEL_REPRESENTATION, LUT_DESCRIPTOR)  # standard elements that decide how others are read
 
 _NOTHING: dict[int, bytes] = {}  # a sequence has no elements of its own
 
@@ -38,7 +39,7 @@ class Level:
 
     def note(self, tag: int, value: bytes) -> None:
         """Remember a value that decides how others are read."""
-        if tag in (PIXEL_REPRESENTATION, LUT_DESCRIPTOR):
+        if tag in NOTED:
             self.notes[tag] = value
         elif tag >> 16 & 1 and 0x10 <= tag & 0xFFFF < 0x100:
             self.notes[tag >> 16 << 8 | tag & 0xFF] = value

@@ -30,7 +30,7 @@ from streamsrv.dicom.checks import broken_rule
 from streamsrv.dicom.dicomjson import MetadataWriter
 from streamsrv.dicom.elements import Elements, Event
 from streamsrv.dicom.instance import BulkValue, Frames, JsonDataset, JsonElement, SOPInstance
-from streamsrv.dicom.levels import LUT_DESCRIPTOR
+from streamsrv.dicom.levels import NOTED
 from streamsrv.dicom.values import Converter
 from streamsrv.dicom.window import Pread, ReadLimits, Window
 from streamsrv.errors import NotDicom
@@ -45,20 +45,17 @@ MOST_HOLES = 200
 SLACK = 1024
 UID = re.compile(r"[0-9.]{1,64}")
 UIDS = (tags.STUDY_INSTANCE_UID, tags.SERIES_INSTANCE_UID, tags.SOP_INSTANCE_UID, tags.SOP_CLASS_UID)
-# Values that decide how others, or the pixels, are read.
-DECIDING = frozenset(
-    (
-        tags.SPECIFIC_CHARACTER_SET,
-        tags.SAMPLES_PER_PIXEL,
-        tags.PHOTOMETRIC_INTERPRETATION,
-        tags.NUMBER_OF_FRAMES,
-        tags.ROWS,
-        tags.COLUMNS,
-        tags.BITS_ALLOCATED,
-        tags.PIXEL_REPRESENTATION,
-        f"{LUT_DESCRIPTOR:08X}",
-    )
+# How the pixels are read.
+GEOMETRY = (
+    tags.SAMPLES_PER_PIXEL,
+    tags.PHOTOMETRIC_INTERPRETATION,
+    tags.NUMBER_OF_FRAMES,
+    tags.ROWS,
+    tags.COLUMNS,
+    tags.BITS_ALLOCATED,
 )
+# Values that decide how others, or the pixels, are read.
+DECIDING = frozenset((tags.SPECIFIC_CHARACTER_SET, *GEOMETRY, *(f"{tag:08X}" for tag in NOTED)))
 _UNDEFINED = b"\xff\xff\xff\xff"
 _DELIMITER = 8  # bytes
 _LENGTHS = {2: struct.Struct("<H").unpack_from, 4: struct.Struct("<I").unpack_from}

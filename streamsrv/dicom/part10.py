@@ -23,7 +23,7 @@ from streamsrv.dicom.filemeta import Encoding, encoding_of, read_file_meta
 from streamsrv.dicom.fragments import scan_items
 from streamsrv.dicom.frames import Encapsulated, Geometry, native_frames, whole_value
 from streamsrv.dicom.instance import BulkValue, FrameKind, Frames, JsonDataset, SOPInstance
-from streamsrv.dicom.mould import UID, Layout
+from streamsrv.dicom.mould import GEOMETRY, UID, UIDS, Layout
 from streamsrv.dicom.repeats import Repeats
 from streamsrv.dicom.syntaxes import (
     EXPLICIT_VR_BIG_ENDIAN,
@@ -39,21 +39,7 @@ __all__ = ["Pread", "ReadLimits", "open_dataset", "read_instance"]
 # Pixel Data and its floating point kin: tag -> bits a sample where the tag fixes them (PS3.3 C.7.6.24,
 # C.7.6.25).
 _PIXELS = {tags.PIXEL_DATA: 0, tags.FLOAT_PIXEL_DATA: 32, tags.DOUBLE_FLOAT_PIXEL_DATA: 64}
-_FACTS = frozenset(
-    (
-        tags.STUDY_INSTANCE_UID,
-        tags.SERIES_INSTANCE_UID,
-        tags.SOP_INSTANCE_UID,
-        tags.SOP_CLASS_UID,
-        tags.SAMPLES_PER_PIXEL,
-        tags.PHOTOMETRIC_INTERPRETATION,
-        tags.NUMBER_OF_FRAMES,
-        tags.ROWS,
-        tags.COLUMNS,
-        tags.BITS_ALLOCATED,
-        *_PIXELS,
-    )
-)
+_FACTS = frozenset((*UIDS, *GEOMETRY, *_PIXELS))
 _NEVER_SENT = (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN)  # PS3.18 8.7.3
 
 
@@ -211,15 +197,7 @@ class _Reader:
     def instance(self, keep: frozenset[str], start: int) -> SOPInstance:
         """What was learned."""
         writer = self.writer
-        study, series, instance, sop_class = (
-            self._uid(key)
-            for key in (
-                tags.STUDY_INSTANCE_UID,
-                tags.SERIES_INSTANCE_UID,
-                tags.SOP_INSTANCE_UID,
-                tags.SOP_CLASS_UID,
-            )
-        )
+        study, series, instance, sop_class = map(self._uid, UIDS)
         pixels = self._pixel_data()
         geometry = Geometry(
             self._unsigned(tags.ROWS),

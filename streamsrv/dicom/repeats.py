@@ -28,7 +28,7 @@ from streamsrv.dicom.dicomjson import SPECIFIC_CHARACTER_SET, Known, MetadataWri
 from streamsrv.dicom.elements import HEADERS, LONG_VRS, SHORT_VRS, Elements, Event
 from streamsrv.dicom.filemeta import PREAMBLE, FileMeta, read_file_meta
 from streamsrv.dicom.instance import JsonDataset, JsonElement, SOPInstance
-from streamsrv.dicom.levels import LUT_DESCRIPTOR, PIXEL_REPRESENTATION, Level
+from streamsrv.dicom.levels import NOTED, Level
 from streamsrv.dicom.mould import Layout, Mould, Piece, Track
 from streamsrv.dicom.tags import KEYS, vr_of_number
 from streamsrv.dicom.window import Pread, ReadLimits, Window
@@ -44,7 +44,6 @@ MOST_SINGLES = 500  # of elements read one by one, at three times the cost
 FIRST_TRIES = 8
 CASTS_A_TRY = 16
 _SHORT = frozenset(SHORT_VRS.values())
-_DECIDING = (PIXEL_REPRESENTATION, LUT_DESCRIPTOR)
 
 
 class _Piece(NamedTuple):
@@ -309,7 +308,7 @@ def _next(elements: Elements) -> tuple[int, Event | None]:
     if level.explicit:
         name = SHORT_VRS.get(vr) if not group & 1 or number > 0xFF else None
     else:
-        plain = level.little and group > 2 and not group & 1 and tag not in _DECIDING
+        plain = level.little and group > 2 and not group & 1 and tag not in NOTED
         name = vr_of_number(tag) if plain else None
         name, length = name if name in _SHORT else None, int.from_bytes(buffer[at + 4 : at + 8], "little")
     if name is None or 8 + length > min(held, level.end - position):
