@@ -182,48 +182,111 @@ def together(count: int, address: Address, work: Iterable[Callable[[Client], obj
     return time.perf_counter() - started
 
 
+def percentile(values: Sequence[float], share: float) -> float:
+    ranked = sorted(values)
+    return ranked[min(len(ranked) - 1, int(len(ranked) * share))]
+
+
+class Answered(NamedTuple):
+    """What many requests came to; percentiles of the time of one answer are milliseconds."""
+
+    rate: float  # answers a second
+    p50: float
+    p95: float
+    p99: float
+    megabytes: float  # a second
+
+    @classmethod
+    def of(cls, milliseconds: Sequence[float], seconds: float, length: int) -> Answered:
+        if not milliseconds:
+            raise RuntimeError(f"nothing was answered within {seconds:.1f} s")
+        p50, p95, p99 = (percentile(milliseconds, share) for share in (0.5, 0.95, 0.99))
+        return cls(len(milliseconds) / seconds, p50, p95, p99, length / 1e6 / seconds)
+
+    @property
+    def note(self) -> str:
+        return f"p50 {self.p50:.3g}, p95 {self.p95:.3g}, p99 {self.p99:.3g} ms"
+
+
 def answers_a_second(
     address: Address, paths: Sequence[str], accept: str, clients: int, seconds: float
 ) -> float:
     """GETs over the paths in turn."""
+    return answered(address, paths, accept, clients, seconds).rate
+
+
+def answered(address: Address, paths: Sequence[str], accept: str, clients: int, seconds: float) -> Answered:
+    """GETs of small answers over the paths in turn; for large ones there is `perf.flood`."""
     if shutil.which("wrk"):
         return _by_wrk(address, paths, accept, clients, seconds)
+    return _by_threads(address, paths, accept, clients, seconds)
+
+
+def _by_threads(
+    address: Address, paths: Sequence[str], accept: str, clients: int, seconds: float
+) -> Answered:
     deadline = time.perf_counter() + seconds
-    counts = [0] * clients
+    answers: list[list[Response]] = [[] for _ in range(clients)]
 
     def run(number: int) -> None:
         with Client(address) as client:
             while time.perf_counter() < deadline:
-                client.get(paths[(counts[number] * clients + number) % len(paths)], accept)
-                counts[number] += 1
+                turn = len(answers[number]) * clients + number
+                answers[number].append(client.get(paths[turn % len(paths)], accept))
 
     started = time.perf_counter()
     with ThreadPoolExecutor(clients) as threads:
         for future in [threads.submit(run, number) for number in range(clients)]:
             future.result()
-    return sum(counts) / (time.perf_counter() - started)
+    took = time.perf_counter() - started
+    every = [answer for some in answers for answer in some]
+    return Answered.of([one.seconds * 1e3 for one in every], took, sum(one.length for one in every))
 
 
-def _by_wrk(address: Address, paths: Sequence[str], accept: str, clients: int, seconds: float) -> float:
-    quoted = ",".join('"' + path + '"' for path in paths)
-    script = (
-        f"local paths = {{{quoted}}}\nlocal turn = 0\n"
-        f"wrk.headers['Accept'] = [[{accept}]]\n"
-        "request = function()\n  turn = turn % #paths + 1\n  return wrk.format('GET', paths[turn])\nend\n"
-    )
+# Requests are made beforehand: making one costs wrk more than sending it. One thread: on two cores a second
+# one would only take the server's.
+_WRK = """
+local paths = {%s}
+local requests, turn = {}, 0
+wrk.headers["Accept"] = [[%s]]
+init = function()
+  for place, path in ipairs(paths) do requests[place] = wrk.format("GET", path) end
+end
+request = function()
+  turn = turn %% #requests + 1
+  return requests[turn]
+end
+done = function(summary, latency)
+  local errors = summary.errors
+  local failed = errors.status + errors.connect + errors.timeout
+  io.write(string.format("answered %%d %%d %%d %%d %%f %%f %%f\\n", summary.requests, summary.duration,
+    summary.bytes, failed, latency:percentile(50), latency:percentile(95), latency:percentile(99)))
+end
+"""
+
+
+def _by_wrk(address: Address, paths: Sequence[str], accept: str, clients: int, seconds: float) -> Answered:
+    script = _WRK % (",".join(f'"{path}"' for path in paths), accept)
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
         file.write(script)
         file.flush()
         command = ["wrk", "-t", "1", "-c", str(clients), "-d", f"{max(1, round(seconds))}s", "-s", file.name]
         command.append(f"http://{address[0]}:{address[1]}")
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", printed)
-    if refused:
-        raise RuntimeError(f"{refused[1]} of the answers were refusals: {paths[0]}")
-    rate = re.search(r"Requests/sec:\s*([\d.]+)", printed)
-    if rate is None:
-        raise RuntimeError(f"wrk printed no rate:\n{printed}")
-    return float(rate[1])
+    return wrk_said(printed)
+
+
+def wrk_said(printed: str) -> Answered:
+    """Of the line that `_WRK` prints. Raises RuntimeError if it is missing or any request failed."""
+    found = re.search(r"^answered (\d+) (\d+) (\d+) (\d+) ([\d.]+) ([\d.]+) ([\d.]+)$", printed, re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"wrk printed no figures:\n{printed}")
+    requests, microseconds, length, failed = map(int, found.groups()[:4])
+    if failed or not requests:
+        raise RuntimeError(f"{failed} of {requests} requests failed or were refused")
+    seconds = microseconds / 1e6
+    p50, p95, p99 = (float(one) / 1e3 for one in found.groups()[4:])
+    return Answered(requests / seconds, p50, p95, p99, length / 1e6 / seconds)
 
 
 @contextmanager
