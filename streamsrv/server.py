@@ -71,7 +71,9 @@ def pixel_pool(settings: Settings) -> PixelPool:
 
 
 def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
-    """The rooms of floor 3 as functions of a request."""
+    """The rooms of floor 3 as functions of a request. Called in the thread of the loop, where searches have
+    to be brief."""
+    loop = threading.get_ident()
     limits, on_duplicate = ingest_limits(settings), OnDuplicate(settings.on_duplicate)
     remembered = Remembered()
     search_limits = SearchLimits(
@@ -94,7 +96,9 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
 
     return Actions(
         retrieve=lambda request, target: retrieving.answer(store, request, target, pool),
-        search=lambda request, target: search.answer(store, request, target, search_limits),
+        search=lambda request, target: search.answer(
+            store, request, target, search_limits, brief=threading.get_ident() == loop
+        ),
         delete=store.delete,
         ingest=ingest,
         stored=store_response.answer,

@@ -6,6 +6,9 @@ decided. Up to KEPT of them are kept and answered as one literal, with an ETag; 
 the answer is being sent, so memory does not grow with the limit but for a number a match. What was one
 literal is kept until the next commit (`pages`).
 
+A search that looks at a few rows is answered in the loop, because a turn through a thread takes as long as
+it does. It is given a Brief instead of a Budget, and what is more than that says WouldBlock.
+
 Rules
 - What is sent is what was found first: of the second walk only the matches of the first one count, so that
   a page never reaches beyond the cursor in its Link header, or stops before it.
@@ -15,40 +18,47 @@ Rules
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import heapq
 import itertools
 import secrets
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Protocol
 from urllib.parse import quote
 
 import orjson
 
 from streamsrv.dicom.nativexml import native_xml
-from streamsrv.errors import BadRequest
+from streamsrv.errors import BadRequest, WouldBlock
 from streamsrv.search.attributes import Attributes
 from streamsrv.search.order import Order, order_of
 from streamsrv.search.pages import Pages
 from streamsrv.search.parameters import Parameters, SearchLimits, parameters_of
+from streamsrv.store.budget import BRIEF_ROWS, Brief, Budget
 from streamsrv.store.index import Index
-from streamsrv.store.index_lists import Budget
 from streamsrv.store.index_search import Hit
 from streamsrv.store.query import Level
 from streamsrv.store.query_conditions import Query, query_of
-from streamsrv.wire.accept import METADATA_OFFERS, choose_json, parse_accept
+from streamsrv.wire.accept import METADATA_OFFERS, Offer, choose_json, parse_accept
 from streamsrv.wire.answers import Answer, Literal, Request, Stream
+from streamsrv.wire.codings import choose_coding
 from streamsrv.wire.conditional import etag_of, evaluate
 from streamsrv.wire.mediatypes import DICOM_XML
 from streamsrv.wire.multipart import boundary_from, closing, multipart_type, part_head
+from streamsrv.wire.ranges import LONGEST_REMEMBERED
 from streamsrv.wire.resources import Target
 
 KEPT = 500  # matches in memory: about 1 MB
 PAGE = 100  # matches made into text at once while streaming
 # Matches that an order other than the index's must hold before the first one that is sent.
 FARTHEST_SORTED = 10_000
+# In the loop: bytes of a query string, whose patterns have to be made; of a body that is going to be
+# compressed; and what making a dataset costs, in rows read.
+LONGEST_QUERY = 512
+LONGEST_CODED = 16 << 10
+JOINED, MODEL = 2, 16
 
 
 class Indexed(Protocol):
@@ -61,18 +71,28 @@ class Indexed(Protocol):
     def secret(self) -> bytes: ...
 
 
-def answer(store: Indexed, request: Request, target: Target, limits: SearchLimits | None = None) -> Answer:
-    """Raises RequestError."""
+def answer(
+    store: Indexed,
+    request: Request,
+    target: Target,
+    limits: SearchLimits | None = None,
+    *,
+    brief: bool = False,
+) -> Answer:
+    """Raises RequestError; `brief`, for the loop: WouldBlock where it would take more than about half a
+    millisecond."""
     limits, index = limits or SearchLimits(), store.index
     moment, pages = index.moment(), _pages.setdefault(index, Pages())
     key = (request.path, request.query, request.headers.get("accept"), request.base_url, limits)
     page = pages.get(moment, key)
     if page is None:
-        made = _made(store, request, target, limits)
+        made = _made(store, request, target, limits, _brief(request, limits) if brief else None)
         if isinstance(made, Answer):
             return made
         pages.put(moment, key, made, len(made.body))
         page = made
+    if brief and len(page.body) > LONGEST_CODED and choose_coding(request.headers.get("accept-encoding")):
+        raise WouldBlock("a long page is compressed in a thread")
     built = Answer(page.status, list(page.headers), (Literal(page.body),), len(page.body))
     return evaluate(request, built, page.etag) if page.etag else Answer(page.status, built.headers)
 
@@ -91,23 +111,46 @@ class _Page:
 _pages: weakref.WeakKeyDictionary[Index, Pages[_Page]] = weakref.WeakKeyDictionary()
 
 
-def _made(store: Indexed, request: Request, target: Target, limits: SearchLimits) -> _Page | Answer:
-    accepted = [value for name, value in request.query if name == "accept"]
-    offer = choose_json(parse_accept(request.headers.get("accept"), accepted), METADATA_OFFERS)
+def _brief(request: Request, limits: SearchLimits) -> Brief:
+    if sum(len(name) + len(value) for name, value in request.query) > LONGEST_QUERY:
+        raise WouldBlock("a long query is read in a thread")
+    return Brief(min(BRIEF_ROWS, limits.rows))
+
+
+def _made(
+    store: Indexed, request: Request, target: Target, limits: SearchLimits, brief: Brief | None
+) -> _Page | Answer:
+    offer = _offer(request)
     parameters = parameters_of(request.query, limits)
     level = Level[target.level.name]
     query = query_of(level, target.study, target.series, parameters.matching, fuzzy=parameters.fuzzy)
     order = order_of(parameters.orderby, level)
-    found = _find(store.index, query, order, parameters, limits)
+    budget = brief or Budget(limits.rows, limits.metadata)
+    found = _find(store.index, query, order, parameters, budget)
     headers = [("Vary", "Accept"), ("Cache-Control", "private, no-cache"), *_facts(found, parameters)]
     if found.more:
         headers.append(("Link", f'<{_next_url(request, order.cursor(found.last))}>; rel="next"'))
     if not found.count:
         return _Page(204, headers)
     attributes = Attributes(store.index, query, parameters.included, parameters.everything, request.base_url)
+    if brief:
+        dearness = (not attributes.ready) * JOINED + (offer.media_type == DICOM_XML) * MODEL
+        brief.spend(rows=found.count * dearness, metadata=int(attributes.deep))
     if found.count > KEPT or attributes.deep:
         return _streamed(found, attributes, offer.media_type, headers)
     return _at_once(store.secret, list(attributes.texts(found.hits())), offer.media_type, headers)
+
+
+def _offer(request: Request) -> Offer:
+    header = request.headers.get("accept", "")
+    accepted = tuple(value for name, value in request.query if name == "accept")
+    long = len(header) + sum(map(len, accepted)) > LONGEST_REMEMBERED
+    return _chosen.__wrapped__(header, accepted) if long else _chosen(header, accepted)
+
+
+@functools.lru_cache(maxsize=64)
+def _chosen(header: str, accepted: tuple[str, ...]) -> Offer:
+    return choose_json(parse_accept(header or None, accepted), METADATA_OFFERS)
 
 
 def _at_once(secret: bytes, texts: list[bytes], media_type: str, headers: list[tuple[str, str]]) -> _Page:
@@ -123,11 +166,11 @@ def _at_once(secret: bytes, texts: list[bytes], media_type: str, headers: list[t
 def _streamed(
     found: _Found, attributes: Attributes, media_type: str, headers: list[tuple[str, str]]
 ) -> Answer:
-    content_type, chunks = media_type, partial(_json_chunks, found, attributes)
+    content_type, chunks = media_type, functools.partial(_json_chunks, found, attributes)
     if media_type == DICOM_XML:
         boundary = secrets.token_hex(20).encode()
         content_type = multipart_type(boundary, media_type)
-        chunks = partial(_xml_chunks, boundary, found, attributes)
+        chunks = functools.partial(_xml_chunks, boundary, found, attributes)
     stream = Stream(lambda start, stop: chunks(), None)
     return Answer(200, [("Content-Type", content_type), *headers], (stream,), None)
 
@@ -195,12 +238,11 @@ class _Found:
         return self.end
 
 
-def _find(index: Index, query: Query, order: Order, parameters: Parameters, limits: SearchLimits) -> _Found:
-    budget = Budget(limits.rows, limits.metadata)
+def _find(index: Index, query: Query, order: Order, parameters: Parameters, budget: Budget) -> _Found:
     if order.walked:
         after = order.position(parameters.after) if parameters.after else None
         wanted = parameters.offset + parameters.limit + 1
-        return _walk(index, dataclasses.replace(query, wanted=wanted, after=after), order, parameters, budget)
+        return _walk(index, query.page(wanted, after), order, parameters, budget)
     return _sort(index, query, order, parameters, budget)
 
 
@@ -210,7 +252,7 @@ def _walk(index: Index, query: Query, order: Order, parameters: Parameters, budg
     page = itertools.islice(matches, first, first + limit)
     kept = list(itertools.islice(page, KEPT))
     end, count = kept[-1] if kept else None, len(kept)
-    chosen = set(map(_identity, kept))
+    chosen = set(map(_identity, kept)) if count == KEPT else set()
     for end in page:
         count += 1
         chosen.add(_identity(end))
@@ -219,8 +261,8 @@ def _walk(index: Index, query: Query, order: Order, parameters: Parameters, budg
     if total is None and not more and query.after is None and (count or not first):
         total = first + count
     remaining = total - first - count if total is not None and query.after is None else None
-    again = partial(_again, index, query, order, chosen, end)
-    hits = partial(iter, kept) if count <= KEPT else again
+    again = functools.partial(_again, index, query, order, chosen, end)
+    hits = functools.partial(iter, kept) if count <= KEPT else again
     return _Found(count, more, total, remaining if remaining and remaining > 0 else None, hits, end)
 
 
@@ -259,4 +301,6 @@ def _sort(index: Index, query: Query, order: Order, parameters: Parameters, budg
     kept = smallest[first:]
     remaining = max(counts[1] - first - len(kept), 0)
     more = remaining > 0 and len(kept) == limit > 0
-    return _Found(len(kept), more, counts[0], remaining, partial(iter, kept), kept[-1] if kept else None)
+    return _Found(
+        len(kept), more, counts[0], remaining, functools.partial(iter, kept), kept[-1] if kept else None
+    )

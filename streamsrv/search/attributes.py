@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import orjson
 
@@ -24,13 +24,14 @@ from streamsrv.dicom.instance import JsonDataset, JsonElement
 from streamsrv.store.index import Index
 from streamsrv.store.index_answers import expand, fill, fill_page
 from streamsrv.store.index_rows import LevelRow, instance_answer, json_object
-from streamsrv.store.index_search import Hit
+from streamsrv.store.index_search import LEVELS, Hit
 from streamsrv.store.query import BY_TAG, QUERY_ATTRIBUTES, Level, Path, Returned, attributes_at
 from streamsrv.store.query_conditions import Query
 from streamsrv.store.rows import InstanceKey
 
 PAGE = 100  # matches looked at together
 REMEMBERED = 1024  # texts, 4 kB each with what they were made of
+SHAPES = 256  # of searches: those of an application name the same attributes each time
 
 # Tags that are wanted, each with those wanted of its items; None: all of it.
 Tree = dict[str, "Tree | None"]
@@ -85,8 +86,34 @@ def joined_text(given: tuple[bytes, ...], elsewhere: tuple[Part, ...]) -> bytes:
     return orjson.dumps(joined(given, elsewhere), option=orjson.OPT_SORT_KEYS)
 
 
+@functools.cache
+def _given(levels: tuple[Level, ...]) -> frozenset[Path]:
+    rows = [row for level in levels for row in attributes_at(level)]
+    return frozenset(
+        row.path for row in rows if row.returned is not Returned.ASKED and row.tag not in _PARTIAL
+    )
+
+
+@functools.lru_cache(maxsize=SHAPES)
+def _sources(
+    levels: tuple[Level, ...], wanted: tuple[Path, ...]
+) -> tuple[Mapping[Level, tuple[Path, ...]], Tree]:
+    """Where what is wanted comes from, beyond what answers of these levels hold anyway: the highest level
+    that has a row for it, and what has none is in the metadata."""
+    elsewhere: dict[Level, list[Path]] = {}
+    unknown: list[Path] = []
+    for path in sorted(set(wanted) - _given(levels)):
+        row = None if path[0] in _PARTIAL and len(path) == 1 else BY_TAG.get(".".join(path))
+        (elsewhere.setdefault(row.level, []) if row else unknown).append(path)
+    # What the answer holds of the same sequences anyway.
+    sequences = {path[0] for path in unknown}
+    beside = [path for path in _given(levels) if len(path) > 1 and path[0] in sequences]
+    return {level: tuple(paths) for level, paths in elsewhere.items()}, tree_of([*unknown, *beside])
+
+
 class Attributes:
-    """The datasets of one answer's matches. `deep` ones need metadata, one instance a match."""
+    """The datasets of one answer's matches. `deep` ones need metadata, one instance a match; `ready` ones are
+    in the rows as they go out."""
 
     def __init__(
         self, index: Index, query: Query, included: Sequence[Path], everything: bool, base_url: str
@@ -96,30 +123,14 @@ class Attributes:
         self._levels = _levels(query)
         self._level = query.level
         self._everything = everything
-        # By the highest level that has a row for it; what has none is in the metadata.
-        elsewhere: dict[Level, list[Path]] = {}
-        unknown: list[Path] = []
-        for path in sorted({*query.asked, *included} - self._given()):
-            row = None if path[0] in _PARTIAL and len(path) == 1 else BY_TAG.get(".".join(path))
-            (elsewhere.setdefault(row.level, []) if row else unknown).append(path)
-        self._elsewhere = {level: tuple(paths) for level, paths in elsewhere.items()}
-        self._unknown = tree_of([*unknown, *self._kept_beside(unknown)])
-        self.deep = bool(unknown) or (everything and query.level is Level.INSTANCE)
-        self._ready = not elsewhere and not unknown and not everything and len(self._levels) == 1
+        self._elsewhere, self._unknown = _sources(self._levels, (*query.asked, *included))
+        self.deep = bool(self._unknown) or (everything and query.level is Level.INSTANCE)
+        self.ready = not (self._elsewhere or self._unknown or everything) and len(self._levels) == 1
         self._last: dict[Level, tuple[tuple[str, str | None], Texts]] = {}
-
-    def _given(self) -> set[Path]:
-        rows = [row for level in self._levels for row in attributes_at(level)]
-        return {row.path for row in rows if row.returned is not Returned.ASKED and row.tag not in _PARTIAL}
-
-    def _kept_beside(self, unknown: Iterable[Path]) -> set[Path]:
-        """What the answer holds of the same sequences anyway."""
-        sequences = {path[0] for path in unknown}
-        return {path for path in self._given() if len(path) > 1 and path[0] in sequences}
 
     def texts(self, hits: Iterable[Hit]) -> Iterator[bytes]:
         """JSON objects, or several of them separated by commas."""
-        if not self._ready:
+        if not self.ready:
             pages = map(self._with_first, _pages(hits))
             return itertools.starmap(self._text, itertools.chain.from_iterable(pages))
         if self._level is Level.INSTANCE:
@@ -209,10 +220,10 @@ def _with_series(hit: Hit, first: tuple[str, LevelRow] | None) -> Hit | None:
     return Hit(hit.study, hit.study_row, *first) if first else None
 
 
-def _levels(query: Query) -> list[Level]:
+def _levels(query: Query) -> tuple[Level, ...]:
     """Those that the path does not name."""
     named = 2 if query.series is not None else 1 if query.study is not None else 0
-    return [level for level in Level if named <= level <= query.level]
+    return LEVELS[named : query.level + 1]
 
 
 def _key(hit: Hit) -> InstanceKey:

@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from streamsrv.store.budget import Budget
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.index_batch import Batch, Prepared, prepare
 from streamsrv.store.index_environment import DATABASES, Environment
-from streamsrv.store.index_lists import Budget
 from streamsrv.store.index_reading import ROWS_A_BATCH, Reading
 from streamsrv.store.index_rewrite import dump, rewrite
 from streamsrv.store.index_rows import (

@@ -10,10 +10,9 @@ import bisect
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
-from streamsrv.errors import ContentTooLarge
+from streamsrv.store.budget import Budget
 from streamsrv.store.index_environment import Cursor, Environment
 from streamsrv.store.index_rows import LevelRow
 from streamsrv.store.index_terms import ORDERING, term_prefix
@@ -32,23 +31,6 @@ _BETWEEN = b"\xff" * 6  # in no key: forms are UTF-8, and before them are five b
 ALL_DAYS = term_prefix(BY_TAG[ORDERING]), term_prefix(BY_TAG[ORDERING]) + cut("\uffff")
 
 
-@dataclass(slots=True)
-class Budget:
-    """What one search may look at: some seconds of one core."""
-
-    rows: int = 1_000_000
-    metadata: int = 256 << 20  # bytes of JSON text
-
-    def spend(self, *, rows: int = 0, metadata: int = 0) -> None:
-        self.rows -= rows
-        self.metadata -= metadata
-        if self.rows < 0 or self.metadata < 0:
-            raise ContentTooLarge(
-                "this search would have to look at too much: "
-                "narrow it by StudyDate, PatientID, AccessionNumber or a UID"
-            )
-
-
 class Lists:
     def __init__(self, environment: Environment, budget: Budget) -> None:
         self._environment = environment
@@ -57,12 +39,13 @@ class Lists:
 
     def studies_of(self, kind: bytes, uids: frozenset[str]) -> set[str]:
         found: set[str] = set()
+        self._budget.spend(rows=len(uids))
         with self._environment.reading("looking up UIDs") as transaction:
             cursor = transaction.cursor(db=self._handles["uids"])
             for uid in uids:
                 if cursor.set_key(kind + uid.encode()):
+                    self._budget.spend(rows=cursor.count())
                     found |= {value.split(b"\0")[0].decode() for value in cursor.iternext_dup()}
-        self._budget.spend(rows=len(uids) + len(found))
         return found
 
     def studies(self) -> int:
@@ -84,15 +67,16 @@ class Lists:
 
     def _take(self, keys: list[bytes], level: Level, found: set[str], most: int) -> bool:
         """Gather the studies that are listed under these keys; False if they are too many."""
-        before = len(found)
         with self._environment.reading("reading a list of studies") as transaction:
             cursor = transaction.cursor(db=self._handles["attributes"])
             for key in keys:
                 if cursor.set_key(key):
-                    if len(found) + cursor.count() > most:
+                    count = cursor.count()
+                    if len(found) + count > most:
                         return False
+                    self._budget.spend(rows=count // 8)
                     found.update(_STUDIES[level](cursor.iternext_dup()))
-        self._budget.spend(rows=(len(keys) + len(found) - before) // 8)
+        self._budget.spend(rows=1 + len(keys) // 8)
         return True
 
     def _keys(self, start: bytes, probe: Probe) -> Iterator[list[bytes]]:
@@ -101,6 +85,7 @@ class Lists:
         at, end, size = start + probe.low, start + probe.high + b"\xff", FIRST_KEYS
         more = True
         while more:
+            size = min(size, self._budget.portion(size) * 8)
             with self._environment.reading("searching a list of values") as transaction:
                 cursor = transaction.cursor(db=self._handles["attributes"])
                 there = cursor.set_range(at)
@@ -114,9 +99,9 @@ class Lists:
     def rows(self, studies: list[str]) -> Iterator[tuple[str, LevelRow]]:
         for first in range(0, len(studies), ROWS_A_BATCH):
             batch = studies[first : first + ROWS_A_BATCH]
+            self._budget.spend(rows=len(batch))
             with self._environment.reading("reading studies") as transaction:
                 values = [transaction.get(study.encode(), db=self._handles["studies"]) for study in batch]
-            self._budget.spend(rows=len(batch))
             yield from (
                 (study, LevelRow.unpack(value))
                 for study, value in zip(batch, values, strict=True)
@@ -137,7 +122,7 @@ class Lists:
                 cursor = transaction.cursor(db=self._handles["attributes"])
                 more = _begin(cursor, high) if at is None else _go_on(cursor, *at)
                 more = more and cursor.key() >= low
-                size = next(sizes)
+                size = self._budget.portion(next(sizes))
                 while more and len(batch) < size:
                     day, study = cursor.item()
                     at = day, study + b"\0"

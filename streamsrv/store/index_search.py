@@ -23,9 +23,10 @@ import zstandard
 
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.errors import StoreCorrupt
+from streamsrv.store.budget import Budget
 from streamsrv.store.index_answers import instance_attributes, reader_of
 from streamsrv.store.index_environment import Environment
-from streamsrv.store.index_lists import ALL_DAYS, CANDIDATES, Budget, Lists, batch_sizes, study_date
+from streamsrv.store.index_lists import ALL_DAYS, CANDIDATES, Lists, batch_sizes, study_date
 from streamsrv.store.index_rows import (
     LevelRow,
     chunk_key,
@@ -37,10 +38,11 @@ from streamsrv.store.index_rows import (
 )
 from streamsrv.store.index_terms import ORDERING
 from streamsrv.store.query import Level
-from streamsrv.store.query_conditions import Query
+from streamsrv.store.query_conditions import Condition, Query
 from streamsrv.store.query_values import cut
 
 FEW = 200  # a list that offers no more is used at once
+LEVELS = tuple(Level)  # going through an enumeration takes a microsecond each time
 
 
 @dataclass(slots=True)
@@ -63,10 +65,12 @@ class Search:
         self._query = query
         self._budget = budget
         self._lists = Lists(environment, budget)
-        self._conditions = {level: query.at(level) for level in Level}
-        self._read = {level: self._reader(level) for level in Level}
-        self._inflate = zstandard.ZstdDecompressor()
-        self._on_metadata = query.on_metadata
+        self._conditions: dict[Level, list[Condition]] = {level: [] for level in LEVELS}
+        self._on_metadata: list[Condition] = []
+        for condition in query.conditions:
+            known = self._conditions[condition.row.level] if condition.row else self._on_metadata
+            known.append(condition)
+        self._read = {level: self._reader(level) for level in LEVELS if self._conditions[level]}
         at_instances = self._conditions[Level.INSTANCE] or self._on_metadata
         instances = bool(at_instances or Level.INSTANCE in query.uids)
         series = bool(instances or self._conditions[Level.SERIES] or Level.SERIES in query.uids)
@@ -122,6 +126,7 @@ class Search:
         return all(condition.accepts(found) for condition in self._on_metadata)
 
     def _metadata(self, serial: int) -> JsonDataset:
+        self._budget.spend(metadata=1)  # a search that may read none reads none
         start, frames = number_key(serial), []
         with self._environment.reading("searching metadata") as transaction:
             cursor = transaction.cursor(db=self._handles["metadata"])
@@ -130,7 +135,8 @@ class Search:
                 frames.append(without_sum("metadata", cursor.key(), cursor.value()))
                 more = cursor.next()
         try:
-            text = b"".join(self._inflate.decompress(frame) for frame in frames)
+            inflate = zstandard.ZstdDecompressor()
+            text = b"".join(inflate.decompress(frame) for frame in frames)
         except zstandard.ZstdError as error:
             raise StoreCorrupt("stored metadata cannot be read: run check, then reindex") from error
         self._budget.spend(metadata=len(text))
@@ -187,6 +193,10 @@ class Search:
         conditions = [each for each in self._query.conditions if each.row and each.row.indexed]
         if not conditions or [each.row.tag for each in conditions if each.row] == [ORDERING]:
             return None
+        if len(conditions) == 1 and all(probe.exact for probe in conditions[0].probes()):
+            few = self._lists.collect(conditions[0], FEW)
+            if few is not None:
+                return few
         total = self._lists.studies()
         # The walk reads rows until it has found as many as are wanted, the list reads all of its own.
         short = max(math.isqrt(self._query.wanted * total), FEW)
@@ -243,13 +253,14 @@ class Search:
         """The rows whose keys begin with `start`, or of these the ones that `only` names; from `first` on."""
         if only is not None:
             keys = [key for key in (start + uid.encode() for uid in sorted(only)) if key >= first]
+            self._budget.spend(rows=len(keys))
             with self._environment.reading("reading rows by UID") as transaction:
                 values = [transaction.get(key, db=self._handles[name]) for key in keys]
-            self._budget.spend(rows=len(keys))
             yield from ((key, value) for key, value in zip(keys, values, strict=True) if value is not None)
             return
         at = first
-        for size in batch_sizes(self._query.wanted):
+        for usual in batch_sizes(self._query.wanted):
+            size = self._budget.portion(usual)
             batch: list[tuple[bytes, bytes]] = []
             with self._environment.reading("paging through rows") as transaction:
                 cursor = transaction.cursor(db=self._handles[name])

@@ -126,12 +126,11 @@ class Query:
     wanted: int = 1 << 62
     after: Position | None = None
 
-    def at(self, level: Level) -> list[Condition]:
-        return [condition for condition in self.conditions if condition.row and condition.row.level is level]
-
-    @property
-    def on_metadata(self) -> list[Condition]:
-        return [condition for condition in self.conditions if condition.row is None]
+    def page(self, wanted: int, after: Position | None) -> Query:
+        """The same from `after` on, of which so many results will be taken."""
+        return Query(
+            self.level, self.study, self.series, self.uids, self.conditions, self.asked, wanted, after
+        )
 
 
 def path_of(name: str) -> Path | None:
@@ -191,6 +190,8 @@ def _matcher(path: Path, row: QueryAttribute | None, name: str, text: str, fuzzy
 def _with_moments(found: dict[Path, ValueCondition]) -> tuple[Condition, ...]:
     """Pairs of date and time ranges become one condition each."""
     conditions: dict[Path, Condition] = {**found}
+    if len(found) < 2:
+        return tuple(conditions.values())
     for date, time in _MOMENTS.items():
         days, hours = _range_in(found.get((date,))), _range_in(found.get((time,)))
         if days and hours:

@@ -1,8 +1,8 @@
 """Who answers which kind of target resource.
 
 `is_inline` names those whose look-up is a few microseconds of index and no more: a turn through a thread
-costs about 100. What of them has to be made after all says WouldBlock, and goes to a thread. All else,
-whatever walks a series or a study or searches, is answered in a thread.
+costs about 100. What of them has to be made after all says WouldBlock, and goes to a thread; so does a search
+that looks at more than a few rows. All else, whatever walks a series or a study, is answered in a thread.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Actions:
 
 
 def is_inline(method: str, target: Target) -> bool:
-    return method in ("GET", "HEAD") and target.level is Level.INSTANCE and target.kind in INLINE
+    if method not in ("GET", "HEAD"):
+        return False
+    return target.kind is Kind.SEARCH or (target.level is Level.INSTANCE and target.kind in INLINE)
 
 
 def compute(actions: Actions, request: Request, target: Target) -> Answer:

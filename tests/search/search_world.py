@@ -99,11 +99,18 @@ class Holder:
     secret: bytes = b"secret"
 
 
-def ask(store: Holder, url: str, limits: search.SearchLimits | None = None, **headers: str) -> Answer:
+def ask(
+    store: Holder,
+    url: str,
+    limits: search.SearchLimits | None = None,
+    *,
+    brief: bool = False,
+    **headers: str,
+) -> Answer:
     path, _, query = url.partition("?")
     pairs = tuple(parse_qsl(query, keep_blank_values=True))
     request = Request("GET", f"/v2{path}", pairs, headers, BASE, 2)
-    return search.answer(store, request, target_of(request.path), limits)
+    return search.answer(store, request, target_of(request.path), limits, brief=brief)
 
 
 def body_of(answer: Answer) -> bytes:

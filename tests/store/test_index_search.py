@@ -18,8 +18,8 @@ from index_model import Model
 
 from streamsrv.errors import BadRequest, ContentTooLarge, StoreCorrupt
 from streamsrv.store import index_lists, index_search
+from streamsrv.store.budget import Budget
 from streamsrv.store.index import Index
-from streamsrv.store.index_lists import Budget
 from streamsrv.store.query import Level
 from streamsrv.store.query_conditions import MomentCondition, Query, path_of, query_of
 from streamsrv.store.rows import InstanceKey, NewInstance

@@ -1,0 +1,72 @@
+"""What one search may look at, counted and never timed.
+
+Strategy: whatever reads rows asks for a portion of them, and spends it. A Budget ends a search that would
+keep a core busy for seconds (413, PS3.18 10.6.3: the query was too broad). A Brief is for a search in the
+loop, where everybody waits meanwhile: what is more than about half a millisecond, or has to wait for the
+disk, says WouldBlock and is done again in a thread, with a Budget.
+
+Rules of this file: one unit is a row that is read and decided on, some 5 us. What is cheaper is counted in
+eighths, what is dearer several times.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from streamsrv.errors import ContentTooLarge, WouldBlock
+
+BRIEF_ROWS = 64
+# Read before the disk is asked about: each may lie on a page that is not in memory.
+BRIEF_PORTION = 16
+
+
+@dataclass(slots=True)
+class Budget:
+    """What one search may look at: some seconds of one core."""
+
+    rows: int = 1_000_000
+    metadata: int = 256 << 20  # bytes of JSON text
+
+    def portion(self, rows: int) -> int:
+        """Of so many rows those to read next: one more than can be paid for tells that there are more."""
+        return min(rows, self.rows + 1)
+
+    def spend(self, *, rows: int = 0, metadata: int = 0) -> None:
+        self.rows -= rows
+        self.metadata -= metadata
+        if self.rows < 0 or self.metadata < 0:
+            raise ContentTooLarge(
+                "this search would have to look at too much: "
+                "narrow it by StudyDate, PatientID, AccessionNumber or a UID"
+            )
+
+
+def waits_for_disk() -> int:
+    """How often this thread has waited for a page of a file that was not in memory."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
+
+
+@dataclass(slots=True)
+class Brief(Budget):
+    """For a search in the loop: a few rows, no metadata, nothing from the disk."""
+
+    rows: int = BRIEF_ROWS
+    metadata: int = 0
+    waits: Callable[[], int] = waits_for_disk
+    waited: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.waited = self.waits()
+
+    def portion(self, rows: int) -> int:
+        return min(rows, self.rows + 1, BRIEF_PORTION)
+
+    def spend(self, *, rows: int = 0, metadata: int = 0) -> None:
+        self.rows -= rows
+        self.metadata -= metadata
+        if self.rows < 0 or self.metadata < 0:
+            raise WouldBlock("this search looks at more than a few rows")
+        if self.waits() != self.waited:
+            raise WouldBlock("this search waits for the disk")

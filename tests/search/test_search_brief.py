@@ -1,0 +1,153 @@
+"""Searches in the loop: those that look at a few rows are answered there, all others say so early."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from search_world import Holder, ask, body_of, element, instance, patient
+
+from streamsrv.errors import WouldBlock
+from streamsrv.search import answers
+from streamsrv.store import index_reading, index_search
+from streamsrv.store.budget import BRIEF_PORTION, BRIEF_ROWS, Brief
+from streamsrv.store.index import Index
+from streamsrv.store.index_environment import ReadTransaction
+from streamsrv.store.index_rows import LevelRow
+from streamsrv.store.rows import NewInstance
+
+STUDIES = 600
+
+BRIEF = [
+    "/studies?PatientID=P7",
+    "/studies?AccessionNumber=AP7",
+    "/studies?PatientID=nobody",
+    "/studies?limit=20",
+    "/studies?PatientName=Name7^*",
+    "/studies?Modality=MR",
+    "/studies?PatientID=P7&includefield=SeriesDescription,PatientAge",
+    "/studies?StudyInstanceUID=1.7",
+    "/studies?SeriesInstanceUID=1.7.0",
+    "/studies/1.7/series",
+    "/studies/1.7/instances",
+    "/studies/1.7/series/1.7.0/instances",
+    "/series?PatientID=P7",
+    "/instances?PatientID=P7&SOPClassUID=1.2.840.10008.5.1.4.1.1.2",
+]
+LONG = [
+    "/studies",
+    "/studies?limit=100",
+    "/series",
+    "/instances",
+    "/studies?Modality=CT",
+    "/studies?PatientName=*ame*&limit=700",
+    "/studies?PatientName=*nothing*",
+    "/studies?PatientName=nothing&fuzzymatching=true",
+    "/studies?PatientBirthDate=19700101",
+    "/studies?orderby=PatientName",
+    "/instances?DetectorType=nothing",
+    "/instances?PatientID=P7&includefield=DetectorType",
+    "/instances?includefield=all&limit=1",
+    "/studies?limit=40&includefield=SeriesDescription",
+    "/studies?PatientID=" + ",".join(f"P{number}" for number in range(200)),
+    "/studies?StudyInstanceUID=" + ",".join(f"1.{number}" for number in range(100)),
+    "/studies?InstanceNumber=99",
+]
+
+
+def archive() -> Iterator[NewInstance]:
+    for study in range(STUDIES):
+        date = f"2024{study % 12 + 1:02d}{study % 28 + 1:02d}"
+        attributes = patient(f"Name{study}^Jane", f"P{study}", date) | {
+            "00080060": element("CS", "CT"),
+            "0008103E": element("LO", "thorax"),
+        }
+        for at in range(3):
+            key = (f"1.{study}", f"1.{study}.0", f"1.{study}.0.{at}")
+            yield instance(key, 3 * study + at + 1, attributes)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Holder]:
+    index = Index.open(tmp_path_factory.mktemp("index"))
+    index.add_segment()
+    index.commit(list(archive()), segment=1, committed_end=0)
+    yield Holder(index)
+    index.close()
+
+
+class Counted:
+    """Rows and transactions of searches."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows = self.transactions = self.texts = 0
+        unpack, begin, text = LevelRow.unpack, ReadTransaction.__enter__, index_search.json_object
+
+        def unpacking(value: bytes) -> LevelRow:
+            self.rows += 1
+            return unpack(value)
+
+        def beginning(reading: ReadTransaction) -> object:
+            self.transactions += 1
+            return begin(reading)
+
+        def read(value: bytes) -> object:
+            self.texts += 1
+            return text(value)
+
+        for module in (index_search, index_reading):
+            monkeypatch.setattr(module.LevelRow, "unpack", staticmethod(unpacking))
+        monkeypatch.setattr(ReadTransaction, "__enter__", beginning)
+        monkeypatch.setattr(index_search, "json_object", read)
+
+
+@pytest.mark.parametrize("url", BRIEF)
+def test_a_brief_search_is_answered_in_the_loop(large: Holder, url: str) -> None:
+    brief = ask(large, url, brief=True)
+    answers._pages.clear()
+    whole = ask(large, url)
+    assert (brief.status, brief.headers, body_of(brief)) == (whole.status, whole.headers, body_of(whole))
+
+
+@pytest.mark.parametrize("url", LONG)
+def test_a_long_search_is_given_up_early(large: Holder, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(monkeypatch)
+    with pytest.raises(WouldBlock):
+        ask(large, url, brief=True)
+    assert counted.rows <= 2 * BRIEF_ROWS + BRIEF_PORTION
+    assert counted.transactions <= 2 * BRIEF_ROWS
+    assert counted.texts == 0
+
+
+def test_a_long_search_whose_page_is_kept_is_answered_in_the_loop(large: Holder) -> None:
+    ask(large, "/studies?limit=100")
+    assert ask(large, "/studies?limit=100", brief=True).status == 200
+
+
+def test_a_long_page_is_compressed_elsewhere(large: Holder) -> None:
+    ask(large, "/studies?limit=100")
+    for header in ("gzip", "zstd;q=0.5"):
+        with pytest.raises(WouldBlock):
+            ask(large, "/studies?limit=100", brief=True, **{"accept-encoding": header})
+    assert ask(large, "/studies?PatientID=P1", brief=True, **{"accept-encoding": "gzip"}).status == 200
+    assert ask(large, "/studies?limit=100", brief=True, **{"accept-encoding": "gzip;q=0"}).status == 200
+
+
+def test_xml_of_many_is_made_elsewhere(large: Holder) -> None:
+    xml = 'multipart/related; type="application/dicom+xml"'
+    assert ask(large, "/studies?PatientID=P1", brief=True, accept=xml).status == 200
+    with pytest.raises(WouldBlock):
+        ask(large, "/studies?limit=20", brief=True, accept=xml)
+
+
+def test_what_waits_for_the_disk_does_so_elsewhere(large: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = iter(range(100))
+    monkeypatch.setattr(Brief, "__post_init__", lambda brief: setattr(brief, "waited", 0))
+    monkeypatch.setattr(answers, "Brief", lambda rows: Brief(rows, waits=lambda: next(waits) // 2))
+    with pytest.raises(WouldBlock, match="disk"):
+        ask(large, "/studies?limit=20", brief=True)
+
+
+def test_it_is_no_longer_than_the_setting_allows(large: Holder) -> None:
+    with pytest.raises(WouldBlock):
+        ask(large, "/studies?limit=20", answers.SearchLimits(rows=5), brief=True)
