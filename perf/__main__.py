@@ -10,8 +10,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from perf.measures import Size, ct_study, indexing, single_posts
+from perf.frames import small_answers
+from perf.large import large
+from perf.lists import frame_lists
+from perf.measures import Size, indexing, single_posts
 from perf.memory import MemorySize, bounded_memory
+from perf.metadata import study_metadata
+from perf.mixed import mixed_load
 from perf.pixels import pixels
 from perf.report import Finding, Report
 from perf.scale import QUICK_STAGES as QUICK_SIZES
@@ -19,13 +24,18 @@ from perf.scale import STAGES as SIZES
 from perf.scale import scale
 from perf.search import QUICK_STAGES, STAGES, search
 from perf.search_peers import search_peers
-from perf.small import fairness, latency, small_answers
+from perf.small import fairness, latency
+from perf.study import ct_study
 
 MEASURES: dict[str, Callable[[Size], Iterator[Finding]]] = {
     "study": ct_study,
+    "large": large,
     "single": single_posts,
     "index": indexing,
-    "small": small_answers,
+    "frames": small_answers,
+    "lists": frame_lists,
+    "metadata": study_metadata,
+    "mixed": mixed_load,
     "latency": latency,
     "fairness": fairness,
     "pixels": pixels,
@@ -61,9 +71,22 @@ def arguments(words: list[str]) -> argparse.Namespace:
 
 
 def study_size(args: argparse.Namespace, folder: Path) -> Size:
-    if args.quick:
-        return Size(folder, 100, 3, 1.0, 2_000, 400, 200 << 20)
-    return Size(folder)
+    if not args.quick:
+        return Size(folder)
+    return Size(
+        folder,
+        instances=100,
+        rounds=3,
+        seconds=1.0,
+        small_instances=2_000,
+        tiles=400,
+        cold_bytes=200 << 20,
+        large=226_000_000,
+        largest=0,
+        loop=2_000,
+        slide=10_000,
+        rest=0.5,
+    )
 
 
 def memory_size(args: argparse.Namespace, folder: Path) -> MemorySize:
@@ -106,10 +129,11 @@ def main(words: list[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="perf-", dir=args.folder or Path.cwd()) as folder:
             print(name, flush=True)
             try:
-                report.add(findings_of(name, args, Path(folder)))
+                report.add(name, findings_of(name, args, Path(folder)))
             except (RuntimeError, OSError) as fault:
                 report.broke(name, fault)
-    paths = report.write(args.name, " ".join(repeatable(words)))
+        # After each: half an hour of figures should not be lost with the last one.
+        paths = report.write(args.name, " ".join(repeatable(words)))
     print("\n".join(["", *report.table(), "", *map(str, paths)]))
     return 0 if report.holds else 1
 

@@ -84,12 +84,12 @@ def ct_study(study: int, instances: int, pixels: int = CT_PIXELS) -> Body:
     return Body(length, chunks, [keys_of(study, number) for number in range(instances)])
 
 
-def multi_frame(study: int, frames: int, frame_size: int) -> Body:
+def multi_frame(study: int, frames: int, frame_size: int, number: int = 0) -> Body:
     """One instance with encapsulated frames, one fragment each, under an empty basic offset table: a slide,
     or a loop of any length. The frames only look like JPEG."""
     dataset = ct_dataset(CT_PIXELS)
     dataset.NumberOfFrames = frames
-    head = numbered(head_of(dataset, JPEG_BASELINE), study, 0)
+    head = numbered(head_of(dataset, JPEG_BASELINE), study, number)
     item = bytearray(b"\xfe\xff\x00\xe0" + frame_size.to_bytes(4, "little") + noise(frame_size))
     item[8:12], item[-2:] = b"\xff\xd8\xff\xe0", b"\xff\xd9"
     opening = b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0"
@@ -108,7 +108,31 @@ def multi_frame(study: int, frames: int, frame_size: int) -> Body:
             yield bytes(many[: count * len(item)])
         yield end + CLOSING
 
-    return Body(length, chunks, [keys_of(study, 0)])
+    return Body(length, chunks, [keys_of(study, number)])
+
+
+def pyramid(study: int, tiles: int, tile_size: int) -> Body:
+    """A whole slide: one series of an instance a level, each a quarter of the tiles of the one before."""
+    levels: list[Body] = []
+    left = tiles
+    while left:
+        count = max(1, left * 3 // 4)
+        levels.append(multi_frame(study, count, tile_size, number=len(levels)))
+        left -= count
+    return joined(levels)
+
+
+def joined(bodies: list[Body]) -> Body:
+    """One body of all their instances."""
+    length = sum(body.length - len(CLOSING) for body in bodies) + len(CLOSING)
+
+    def chunks() -> Iterator[bytes | memoryview]:
+        for body in bodies:
+            for chunk in body.chunks():
+                yield bytes(chunk).removesuffix(CLOSING)
+        yield CLOSING
+
+    return Body(length, chunks, [key for body in bodies for key in body.keys])
 
 
 def noise(size: int) -> bytes:

@@ -65,6 +65,9 @@ class Client:
 
     def post_file(self, path: str, content_type: str, body: Path) -> Response:
         """The file's bytes go to the socket inside the kernel."""
+        return self._send_file("POST", path, content_type, body)
+
+    def _send_file(self, method: str, path: str, content_type: str, body: Path) -> Response:
         with body.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
 
@@ -72,7 +75,10 @@ class Client:
                 self.socket.sendfile(stream)
 
             headers = {"Content-Type": content_type, "Content-Length": str(size)}
-            return self._exchange("POST", path, headers, send=send, keep=True)
+            return self._exchange(method, path, headers, send=send, keep=True)
+
+    def put_file(self, path: str, body: Path) -> Response:
+        return self._send_file("PUT", path, "application/octet-stream", body)
 
     def post_chunks(
         self, path: str, content_type: str, length: int, chunks: Iterable[bytes | memoryview]

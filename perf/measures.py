@@ -3,19 +3,19 @@ claims."""
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from perf import data, servers
-from perf.load import AS_STORED, Client, together
-from perf.report import Claim, Finding, Row, median_row
+from perf.load import Client, together
+from perf.report import Claim, Finding, Row
 from perf.servers import MemorySampler, Server
 
 # A virtual disk is fast until it has spent its budget of bytes; then `cp` falls to a quarter, and comparing
@@ -35,6 +35,11 @@ class Size:
     small_instances: int = 20_000
     tiles: int = 4_000
     cold_bytes: int = 2 << 30
+    large: int = 2_260_000_000  # bytes of one instance, beside all peers
+    largest: int = 10_000_000_000  # bytes of one instance, beside cp; 0 for none
+    loop: int = 20_000  # frames
+    slide: int = 100_000  # tiles of all levels
+    rest: float = REST
 
 
 def stored(response_status: int, what: str) -> None:
@@ -50,18 +55,16 @@ def store_study(server: Server, body: Path) -> float:
     return response.seconds
 
 
-def forget(server: Server, study: str) -> None:
-    """Orthanc's DICOMweb has no DELETE; its own interface has, and answers the look-up with its
-    identifiers."""
+def forget(server: Server, study: str) -> float:
+    """Seconds that the deletion took. Orthanc's DICOMweb has no DELETE; its own interface has, and answers
+    the look-up, which is not counted, with its identifiers."""
     with Client(server.address) as client:
         if server.name != "Orthanc":
-            client.delete(f"{server.prefix}/studies/{study}")
-            return
+            return client.delete(f"{server.prefix}/studies/{study}").seconds
         query = f'{{"Level":"Study","Query":{{"StudyInstanceUID":"{study}"}}}}'.encode()
         found = client.post_chunks("/tools/find", "application/json", len(query), [query])
-        for identifier in found.payload.decode().strip('[] \n"').split('"'):
-            if identifier.strip(", \n"):
-                client.delete(f"/studies/{identifier}")
+        identifiers = json.loads(found.payload)
+        return sum(client.delete(f"/studies/{identifier}").seconds for identifier in identifiers)
 
 
 def copy_and_sync(source: Path, target: Path) -> float:
@@ -115,104 +118,21 @@ def ratio(values: dict[str, list[float]], one: str, other: str) -> float:
     return statistics.median(a / b for a, b in zip(values[one], values[other], strict=True))
 
 
+def beside(values: dict[str, list[float]], other: str, text: str, at_least: float) -> Iterator[Claim]:
+    """The claim that our rate is so many times another's; none if that one is not there. Of what ran in turns
+    the rounds are compared one by one, else the medians."""
+    if not values.get(other):
+        return
+    ours, theirs = values["streamsrv"], values[other]
+    if len(ours) == len(theirs):
+        relation = ratio(values, "streamsrv", other)
+    else:
+        relation = statistics.median(ours) / statistics.median(theirs)
+    yield Claim(text, relation, "x", at_least=at_least)
+
+
 def missing(measure: str, name: str, unit: str) -> Row:
     return Row(measure, name, None, unit, "not installed")
-
-
-# --- store and retrieve a CT study ---
-
-
-def ct_study(size: Size) -> Iterator[Finding]:
-    """400 instances of 526 kB: in by one POST, out by one GET, beside disk, nginx and Orthanc."""
-    body = data.ct_study(1, size.instances)
-    with ExitStack() as stack:
-        ours = stack.enter_context(servers.streamsrv(size.folder / "ct"))
-        files = size.folder / "nginx"
-        files.mkdir()
-        path = body.write(files / "study.body")
-        megabytes = body.length / 1e6
-        peers = [stack.enter_context(servers.orthanc(size.folder / "peer"))]
-        others = {peer.name: peer for peer in peers if peer is not None}
-        yield from _store(size, ours, others, body, path, megabytes)
-        web = stack.enter_context(servers.nginx(files))
-        yield from _retrieve(size, ours, others, web, body)
-
-
-def _store(
-    size: Size, ours: Server, others: dict[str, Server], body: data.Body, path: Path, megabytes: float
-) -> Iterator[Finding]:
-    measure = f"store {size.instances} CT instances of 526 kB, one POST"
-
-    def rate(server: Server) -> float:
-        seconds = store_study(server, path)
-        forget(server, body.keys[0].study)
-        return megabytes / seconds
-
-    subjects: dict[str, Callable[[], float]] = {"streamsrv": partial(rate, ours)}
-    subjects["cp + fsync"] = lambda: megabytes / copy_and_sync(path, size.folder / "copy")
-    with MemorySampler(ours.pid) as memory:
-        values = in_turns(2 * size.rounds + 1, subjects, REST, partial(warm_memory, size.folder))
-    # Orthanc is much slower and rewrites its own files: apart, so that it disturbs nobody.
-    values |= {name: [rate(server) for _ in range(2)] for name, server in others.items()}
-    for name, rates in values.items():
-        yield median_row(measure, name, rates, "MB/s")
-    if not others:
-        yield missing(measure, "Orthanc", "MB/s")
-    yield Claim(
-        "the CT study is stored at half the speed of cp + fsync or better",
-        ratio(values, "streamsrv", "cp + fsync"),
-        "x",
-        at_least=0.5,
-    )
-    yield Row(
-        "memory while the CT study is stored",
-        "streamsrv",
-        memory.growth / 1e6,
-        "MB",
-        "growth, RssAnon + RssShmem",
-    )
-    for server in (ours, *others.values()):
-        store_study(server, path)
-
-
-def _retrieve(
-    size: Size, ours: Server, others: dict[str, Server], web: Server | None, body: data.Body
-) -> Iterator[Finding]:
-    url = f"/studies/{body.keys[0].study}"
-
-    def rate(server: Server, path: str, clients: int) -> float:
-        lengths: list[int] = []
-
-        def fetch(client: Client) -> None:
-            response = client.get(path, AS_STORED)
-            stored(response.status, f"{server.name}'s retrieve")
-            lengths.append(response.length)
-
-        seconds = together(clients, server.address, [fetch] * (2 * clients))
-        return sum(lengths) / 1e6 / seconds
-
-    for clients in (1, 4):
-        measure = f"retrieve the study, {clients} at once"
-        subjects: dict[str, Callable[[], float]] = {
-            "streamsrv": partial(rate, ours, ours.prefix + url, clients)
-        }
-        if web is not None:
-            subjects["nginx"] = partial(rate, web, "/study.body", clients)
-        values = in_turns(size.rounds, subjects)
-        values |= {
-            name: [rate(peer, peer.prefix + url, clients) for _ in range(2)] for name, peer in others.items()
-        }
-        for name, rates in values.items():
-            yield median_row(measure, name, rates, "MB/s")
-        if web is None:
-            yield missing(measure, "nginx", "MB/s")
-        elif clients == 1:
-            yield Claim(
-                "the CT study is retrieved at 0.8 of nginx's sendfile or better",
-                ratio(values, "streamsrv", "nginx"),
-                "x",
-                at_least=0.8,
-            )
 
 
 # --- one instance a request ---

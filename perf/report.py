@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,28 +19,41 @@ from typing import TypeAlias
 from matplotlib import pyplot
 
 RESULTS = Path(__file__).resolve().parent / "results"
+# BBR paces what it sends by timers, on loopback too: what it allows may be less than a server could give.
+CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure of one server (or of the disk). `value` is None where `note` says why there is none."""
+    """One figure of one server (or of the disk). `value` is None where `note` says why there is none;
+    `rounds` are what it is the median of."""
 
     measure: str
     subject: str
     value: float | None
     unit: str
     note: str = ""
+    rounds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A figure with a limit."""
+    """A figure with a limit. `text` is the same in every run, so that runs can be compared."""
 
     text: str
     value: float
     unit: str
     at_least: float | None = None
     at_most: float | None = None
+    note: str = ""
+
+    @property
+    def reached(self) -> float:
+        """How much of what is wanted: 1 and more holds."""
+        if self.at_least is not None:
+            return self.value / self.at_least
+        assert self.at_most is not None
+        return self.at_most / self.value if self.value > 0 else math.inf
 
     @property
     def holds(self) -> bool:
@@ -55,29 +70,40 @@ Finding: TypeAlias = Row | Claim
 
 def median_row(measure: str, subject: str, values: Sequence[float], unit: str, note: str = "") -> Row:
     spread = f"{min(values):.4g} to {max(values):.4g} in {len(values)} rounds"
-    return Row(measure, subject, statistics.median(values), unit, f"{spread}; {note}" if note else spread)
+    text = f"{spread}; {note}" if note else spread
+    rounds = tuple(float(f"{value:.6g}") for value in values)
+    return Row(measure, subject, statistics.median(values), unit, text, rounds)
 
 
 @dataclass(slots=True)
 class Report:
+    """`rows_of` and `claims_of` name the measure that each came from; `seconds` is what a measure took."""
+
     rows: list[Row] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
+    rows_of: list[str] = field(default_factory=list)
+    claims_of: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
     complete: bool = True
 
-    def add(self, findings: Iterable[Finding]) -> None:
-        """Shown one by one, because measuring takes its time."""
+    def add(self, name: str, findings: Iterable[Finding]) -> None:
+        """Shown one by one, because measuring takes its time. `name`: of the measure."""
+        began = time.monotonic()
         for finding in findings:
             if isinstance(finding, Row):
                 self.rows.append(finding)
-                print(f"  {_line(finding)}", flush=True)
+                self.rows_of.append(name)
+                print(f"  {finding.measure}: {_line(finding)}", flush=True)
             else:
                 self.claims.append(finding)
+                self.claims_of.append(name)
                 print(f"  {_verdict(finding)}", flush=True)
+        self.seconds[name] = round(self.seconds.get(name, 0) + time.monotonic() - began, 1)
 
-    def broke(self, measure: str, fault: Exception) -> None:
+    def broke(self, name: str, fault: Exception) -> None:
         """A measure that could not be finished; the others go on."""
         self.complete = False
-        self.add([Row(measure, "not finished", None, "", f"{type(fault).__name__}: {fault}")])
+        self.add(name, [Row(name, "not finished", None, "", f"{type(fault).__name__}: {fault}")])
 
     @property
     def holds(self) -> bool:
@@ -89,8 +115,12 @@ class Report:
         content = {
             "machine": machine(),
             "arguments": arguments,
-            "rows": [asdict(row) for row in self.rows],
-            "claims": [{**asdict(claim), "holds": claim.holds} for claim in self.claims],
+            "seconds": self.seconds,
+            "rows": [{"of": name, **asdict(row)} for name, row in zip(self.rows_of, self.rows, strict=True)],
+            "claims": [
+                {"of": name, **asdict(claim), "holds": claim.holds}
+                for name, claim in zip(self.claims_of, self.claims, strict=True)
+            ],
         }
         paths[0].write_text(json.dumps(content, indent=2) + "\n")
         paths[1].write_text("\n".join(self.table()) + "\n")
@@ -99,7 +129,7 @@ class Report:
 
     def table(self) -> Iterator[str]:
         facts = machine()
-        yield f"{facts['date']}, {facts['processor']}, {facts['cores']} cores, {facts['system']}"
+        yield machine_line(facts)
         for measure in dict.fromkeys(row.measure for row in self.rows):
             yield ""
             yield measure
@@ -150,7 +180,15 @@ def _number(row: Row) -> str:
 
 def _verdict(claim: Claim) -> str:
     word = "holds" if claim.holds else "FAILS"
-    return f"{word}  {claim.text}: {claim.value:.3g} {claim.unit} (wanted {claim.limit})"
+    note = f"; {claim.note}" if claim.note else ""
+    return f"{word}  {claim.text}: {claim.value:.3g} {claim.unit} (wanted {claim.limit}{note})"
+
+
+def machine_line(facts: Mapping[str, str]) -> str:
+    """Of the facts in a result file; those written before there was one of them lack it."""
+    words = [facts["date"], facts["processor"], f"{facts['cores']} cores", facts.get("memory", "")]
+    words += [facts["system"], facts.get("congestion control", ""), f"commit {facts['commit']}"]
+    return ", ".join(word for word in words if word)
 
 
 def machine() -> dict[str, str]:
@@ -163,7 +201,9 @@ def machine() -> dict[str, str]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "processor": processor or platform.machine(),
         "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.0f} GB",
         "system": f"{platform.system()} {platform.release()}",
+        "congestion control": CONGESTION_CONTROL.read_text().strip(),
         "python": platform.python_version(),
         "tornado": version("tornado"),
         "lmdb": version("lmdb"),

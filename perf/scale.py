@@ -9,7 +9,6 @@ whom; system calls are counted by strace, in a pass of their own, because it slo
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 import statistics
@@ -25,7 +24,7 @@ from perf.load import AS_STORED, FRAME, Client, answers_a_second, together
 from perf.measures import forget, in_turns, missing, nothing, ratio, store_study, stored, warm_memory
 from perf.report import Claim, Finding, Row
 from perf.search import A_STUDY, grow
-from perf.servers import Server, family_of, private_bytes
+from perf.servers import Server, cpu_seconds, family_of, private_bytes
 from streamsrv.store.store import Store, StoreOptions
 
 STAGES = (10_000, 100_000, 1_000_000)
@@ -213,15 +212,6 @@ def _costs(server: Server, bodies: dict[int, Path], stage: int) -> Iterator[Find
         )
     yield Row("memory of the server", size, private_bytes(server.pid) / 1e6, "MB", "three processes")
     yield from _calls(server, bodies[MOVED], size)
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its descendants."""
-    ticks = 0
-    for process in family_of(pid):
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _calls(server: Server, body: Path, size: str) -> Iterator[Finding]:

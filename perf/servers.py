@@ -61,7 +61,8 @@ def streamsrv(folder: Path, *flags: str) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def nginx(folder: Path) -> Iterator[Server | None]:
-    """Serves the files of the folder with sendfile; None if it is not installed."""
+    """Serves the files of the folder with sendfile, those under many/ without a cache of open files, and
+    takes PUTs under put/; None if it is not installed."""
     executable = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if executable is None:
         yield None
@@ -92,10 +93,18 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
+    client_max_body_size 0;
+    client_body_buffer_size 1m;
     open_file_cache max=1000;
+    gzip_static on;
     server {{
         listen 127.0.0.1:{port};
         root {folder};
+        location /many/ {{ open_file_cache off; }}
+        location /put/ {{
+            dav_methods PUT;
+            create_full_put_path on;
+        }}
     }}
 }}
 """.replace("{{user}}", "user root;" if os.geteuid() == 0 else "")
@@ -195,6 +204,24 @@ def private_bytes(pid: int) -> int:
                 if line.startswith(("RssAnon:", "RssShmem:")):
                     total += int(line.split()[1]) * 1024
     return total
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process and its descendants; of threads that have ended too."""
+    ticks = 0
+    for process in family_of(pid):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def available_memory() -> int:
+    """Bytes that programs could have without anything being moved to swap."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/meminfo names no MemAvailable")
 
 
 class MemorySampler:

@@ -5,63 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 
 from perf import data, servers
-from perf.load import AS_STORED, FRAME, Client, answers_a_second, pinging, together
-from perf.measures import Size, missing, store_study, stored
+from perf.load import AS_STORED, FRAME, Client, pinging, together
+from perf.measures import Size, store_study, stored
 from perf.ping import pinging_apart
 from perf.report import Claim, Finding, Row
 from perf.servers import Server
 
 JSON = "application/dicom+json"
-
-
-# --- frames and other small answers ---
-
-
-def small_answers(size: Size) -> Iterator[Finding]:
-    """Frames of 512 kB and tiles of 21 kB, and the metadata of one instance; nginx serves files of their
-    size."""
-    study = data.ct_study(4, min(size.instances, 100))
-    slide = data.multi_frame(5, size.tiles, 21_000)
-    files = size.folder / "small"
-    with ExitStack() as stack:
-        server = stack.enter_context(servers.streamsrv(size.folder / "frames"))
-        web = stack.enter_context(servers.nginx(files)) if _files_for_nginx(files) else None
-        store_study(server, study.write(size.folder / "frames.body"))
-        store_study(server, slide.write(size.folder / "slide.body"))
-        frames = [f"{server.prefix}{key.path}/frames/1" for key in study.keys]
-        tiles = [f"{server.prefix}{slide.keys[0].path}/frames/{n * 7 % size.tiles + 1}" for n in range(500)]
-        metadata = [f"{server.prefix}{key.path}/metadata" for key in study.keys]
-        yield from _rates(
-            size, server, web, f"frames of 524 kB of {len(frames)} instances", frames, FRAME, "524288"
-        )
-        yield from _rates(size, server, web, "frames of 21 kB of one instance", tiles, FRAME, "21000")
-        yield from _rates(size, server, web, "metadata of one instance", metadata, JSON, "5300")
-
-
-def _files_for_nginx(folder: Path) -> bool:
-    folder.mkdir()
-    for length in (524_288, 21_000, 5_300):
-        (folder / str(length)).write_bytes(data.noise(length))
-    return True
-
-
-def _rates(
-    size: Size, ours: Server, web: Server | None, what: str, paths: Sequence[str], accept: str, file: str
-) -> Iterator[Finding]:
-    for clients in (1, 16, 64):
-        measure = f"{what}, {clients} at once"
-        rate = answers_a_second(ours.address, paths, accept, clients, size.seconds)
-        yield Row(measure, "streamsrv", rate, "a second")
-        if web is None:
-            yield missing(measure, "nginx", "a second")
-        else:
-            rate = answers_a_second(web.address, [f"/{file}"], "*/*", clients, size.seconds)
-            yield Row(measure, "nginx", rate, "a second", "one static file of that size")
 
 
 # --- others meanwhile ---

@@ -2,7 +2,8 @@
 
 import os
 
-from perf.scale import calls_in, cpu_seconds
+from perf.scale import calls_in
+from perf.servers import cpu_seconds
 
 SUMMARY = """% time     seconds  usecs/call     calls    errors syscall
 ------ ----------- ----------- --------- --------- ----------------
