@@ -11,7 +11,7 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from streamsrv.dicom.jsontext import WHOLE
 from streamsrv.dicom.nativexml import native_xml
 from streamsrv.retrieve.answering import Retrieval
 from streamsrv.retrieve.lean import Fields, fields_of, lean_text, lean_whole
-from streamsrv.retrieve.metadata import instance_texts, metadata_piece
+from streamsrv.retrieve.metadata import instance_texts, json_array, metadata_length, metadata_text, within
 from streamsrv.store.rows import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Literal, Piece, Stream
@@ -32,6 +32,8 @@ from streamsrv.wire.resources import instance_url
 CACHING = (("Vary", "Accept, Accept-Encoding"), ("Cache-Control", "private, no-cache"))
 # A body whose text is up to this long is cut or compressed at once: the metadata of about 150 CT instances.
 AT_ONCE = 1 << 20
+# An array without a coding up to this long is one piece.
+TEXT_AT_ONCE = 128 << 10
 # The text of an instance up to this long is made in the loop.
 INLINE = 16 << 10
 # A compressed body up to this long is kept while it is being sent, for the next who asks: 3,000 CT instances
@@ -81,7 +83,7 @@ def body_of(retrieval: Retrieval, fields: Fields, media_type: str, boundary: byt
     return partial(json_body, retrieval, fields)
 
 
-def texts(retrieval: Retrieval, fields: Fields) -> Iterator[tuple[InstanceRow, Iterator[bytes]]]:
+def texts(retrieval: Retrieval, fields: Fields) -> Iterator[tuple[InstanceRow, Iterable[bytes]]]:
     """Each instance with its JSON text, cut to the fields."""
     for row, text in instance_texts(retrieval.store, retrieval.selection, retrieval.request.base_url):
         if fields.tree is None:
@@ -93,12 +95,7 @@ def texts(retrieval: Retrieval, fields: Fields) -> Iterator[tuple[InstanceRow, I
 
 
 def json_body(retrieval: Retrieval, fields: Fields) -> Iterator[bytes]:
-    begin = b"["
-    for _, text in texts(retrieval, fields):
-        yield begin
-        yield from text
-        begin = b","
-    yield b"]"
+    return json_array(text for _, text in texts(retrieval, fields))
 
 
 def xml_body(retrieval: Retrieval, fields: Fields, boundary: bytes) -> Iterator[bytes]:
@@ -121,14 +118,25 @@ def made_piece(body: Body, at_once: bool) -> Piece:
 
 def text_piece(retrieval: Retrieval, etag: str) -> Piece:
     """The whole array. It is kept as it goes out, unless it is so short that making it costs little more."""
-    key = ("metadata", etag)
-    kept = retrieval.pool.cache.get(key)
+    key, cache = ("metadata", etag), retrieval.pool.cache
+    kept = cache.get(key)
     if kept is not None:
         return Literal(kept)
-    piece = metadata_piece(retrieval.store, retrieval.selection, retrieval.request.base_url)
-    if isinstance(piece, Literal) and piece.length > INLINE:
-        retrieval.pool.cache.put(key, piece.payload)
-    return piece
+    store, selection, base_url = retrieval.store, retrieval.selection, retrieval.request.base_url
+    length = metadata_length(selection, base_url)
+    if length <= TEXT_AT_ONCE:
+        piece = Literal(b"".join(metadata_text(store, selection, base_url)))
+        if length > INLINE:
+            cache.put(key, piece.payload)
+        return piece
+
+    def chunks(start: int, stop: int | None) -> Iterator[bytes]:
+        text, end = metadata_text(store, selection, base_url), length if stop is None else stop
+        if end - start == length <= KEPT:
+            return keeping(text, cache, key, length)
+        return within(text, start, end)
+
+    return Stream(chunks, length)
 
 
 def compressed_piece(body: Body, coding: str, at_once: bool, cache: Cache, etag: str) -> Piece:
@@ -144,8 +152,11 @@ def compressed_piece(body: Body, coding: str, at_once: bool, cache: Cache, etag:
     return Stream(lambda start, stop: keeping(encoded(body(), coding), cache, key), None)
 
 
-def keeping(chunks: Iterator[bytes], cache: Cache, key: Hashable) -> Iterator[bytes]:
-    """The chunks, put into the cache once the last one has gone out."""
+def keeping(
+    chunks: Iterable[bytes], cache: Cache, key: Hashable, total: int | None = None
+) -> Iterator[bytes]:
+    """The chunks, put into the cache behind the last one; if they are known to have `total` bytes in all,
+    before it: then nobody asks whether there are more."""
     kept: list[bytes] = []
     length = 0
     for chunk in chunks:
@@ -154,6 +165,8 @@ def keeping(chunks: Iterator[bytes], cache: Cache, key: Hashable) -> Iterator[by
             kept.append(chunk)
         else:
             kept.clear()
+        if length == total:
+            cache.put(key, b"".join(kept))
         yield chunk
-    if length <= KEPT:
+    if total is None and length <= KEPT:
         cache.put(key, b"".join(kept))

@@ -9,7 +9,7 @@ silent gap); one that compaction has moved is still read where it was, under the
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
@@ -108,14 +108,13 @@ class Selection:
         """Over the pages, once."""
         self._kept, self._pins, self.count, self.syntaxes = [], bytearray(), 0, set()
         digest, segments = xxhash.xxh3_128(), set()
-        for row in self._pages():
-            self.count += 1
-            digest.update(row.record_id)
-            segments.add(row.location.segment)
-            self.syntaxes.add(row.transfer_syntax)
-            if self.count <= ROWS_KEPT:
-                self._kept.append(row)
-            self._pins += _PIN.pack(row.record_id, *row.location)
+        for page in self._pages():
+            self.count += len(page)
+            digest.update(b"".join([row.record_id for row in page]))
+            segments.update({row.location.segment for row in page})
+            self.syntaxes.update({row.transfer_syntax for row in page})
+            self._kept += page[: max(ROWS_KEPT - len(self._kept), 0)]
+            self._pins += b"".join([_PIN.pack(row.record_id, *row.location) for row in page])
         if not self.count:
             raise NotFound(NOT_THERE)
         self.digest = digest.digest()
@@ -130,10 +129,10 @@ class Selection:
         self.digest = xxhash.xxh3_128_digest(row.record_id)
         return {row.location.segment}
 
-    def _pages(self) -> Iterator[InstanceRow]:
+    def _pages(self) -> Iterator[list[InstanceRow]]:
         after: InstanceKey | None = None
         while page := self._store.lookup(*self._target, after=after, limit=PAGE):
-            yield from page
+            yield page
             if len(page) < PAGE:
                 return
             after = page[-1].key
@@ -145,12 +144,12 @@ class Selection:
             return
         pins = _PIN.iter_unpack(bytes(self._pins))
         number = 0
-        for row in self._pages():
+        for row in itertools.chain.from_iterable(self._pages()):
             record_id, *location = next(pins, (b"", 0, 0, 0))
             if row.record_id != record_id:
                 raise StoreError(f"instance {number + 1} of the answer has changed while it was being sent")
             number += 1
-            yield dataclasses.replace(row, location=Location(*location))
+            yield row._replace(location=Location(*location))
         if number != self.count:
             raise StoreError(
                 f"{self.count - number} instances of the answer were deleted while it was being sent"

@@ -35,6 +35,10 @@ from streamsrv.store.rows import METADATA_CHUNK, InstanceKey, InstanceRow
 ROWS_KEPT = 2048
 ROWS_A_BATCH = 1000  # read in one transaction: some milliseconds
 CHUNKS_A_BATCH = 64  # of metadata: at most 16 MB of text
+# Instances whose metadata are one chunk are read together: so many, and so much of text.
+SHORT_A_BATCH = 256
+SHORT_BYTES = 16 << 20
+CHANGED = "an instance was deleted or replaced while it was being read"
 
 
 class Reading:
@@ -163,7 +167,7 @@ class Reading:
         again."""
         value = transaction.get(triple(row.key), db=self._handles["instances"])
         if value is None or record_id_of(value) != row.record_id:
-            raise SegmentGone("an instance was deleted or replaced while it was being read")
+            raise SegmentGone(CHANGED)
         return serial_of(value)
 
     def frame_entries(self, row: InstanceRow, indices: Sequence[int]) -> list[tuple[int, int]]:
@@ -187,6 +191,27 @@ class Reading:
         """For each row in turn its JSON text in chunks of at most METADATA_CHUNK; `metadata_length` tells
         where one ends."""
         inflate = zstandard.ZstdDecompressor()
+        for run in _runs(rows):
+            short = len(run) > 1 or 0 < run[0].metadata_length <= METADATA_CHUNK
+            frames = self._single_chunks(run) if short else None
+            for frame in frames or self._all_chunks(run):
+                yield _inflated(inflate, frame)
+
+    def _single_chunks(self, rows: Sequence[InstanceRow]) -> list[bytes] | None:
+        """Of rows that have one chunk each, in two looks; None where one is missing."""
+        keys = [triple(row.key) for row in rows]
+        with self._environment.reading("reading metadata") as transaction:
+            values = transaction.cursor(db=self._handles["instances"]).getmulti(keys)
+            found = [value for _, value in values]
+            if [record_id_of(value) for value in found] != [row.record_id for row in rows]:
+                raise SegmentGone(CHANGED)
+            wanted = [chunk_key(serial_of(value), 0) for value in found]
+            chunks = transaction.cursor(db=self._handles["metadata"]).getmulti(wanted)
+        if len(chunks) != len(rows):
+            return None
+        return [without_sum("metadata", key, value) for key, value in chunks]
+
+    def _all_chunks(self, rows: Sequence[InstanceRow]) -> Iterator[bytes]:
         waiting = iter(rows)
         row, chunk = next(waiting, None), 0
         while row is not None:
@@ -198,8 +223,7 @@ class Reading:
                     chunk += len(page)
                     if len(frames) < CHUNKS_A_BATCH:
                         row, chunk = next(waiting, None), 0
-            for frame in frames:
-                yield _inflated(inflate, frame)
+            yield from frames
 
     def _metadata_chunks(
         self, transaction: Transaction, row: InstanceRow, chunk: int, limit: int
@@ -237,6 +261,24 @@ class Reading:
                 found.append(unpack_bulk(cursor.key()[len(start) :], cursor.value()))
                 more = cursor.next()
         return found
+
+
+def _runs(rows: Iterable[InstanceRow]) -> Iterator[list[InstanceRow]]:
+    """Neighbours whose metadata are one chunk each; every other row by itself."""
+    run: list[InstanceRow] = []
+    length = 0
+    for row in rows:
+        single = 0 < row.metadata_length <= METADATA_CHUNK
+        if run and (not single or len(run) == SHORT_A_BATCH or length >= SHORT_BYTES):
+            yield run
+            run, length = [], 0
+        if single:
+            run.append(row)
+            length += row.metadata_length
+        else:
+            yield [row]
+    if run:
+        yield run
 
 
 def _frame_entry(chunk: bytes | None, within: int) -> tuple[int, int]:

@@ -30,9 +30,9 @@ class Location(NamedTuple):
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceRow:
-    """What a retrieve needs to know of one instance: the fixed struct of the `instances` database."""
+class InstanceRow(NamedTuple):
+    """What a retrieve needs to know of one instance: the fixed struct of the `instances` database. A tuple,
+    because thousands are made for an answer."""
 
     key: InstanceKey
     location: Location

@@ -23,7 +23,7 @@ from xml_models import check_model, json_of, parsed
 from streamsrv.errors import NotAcceptable
 from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve import metadata, metadata_answers
-from streamsrv.wire.answers import Stream
+from streamsrv.wire.answers import Literal, Stream
 
 XML = 'multipart/related; type="application/dicom+xml"'
 LEVELS = [f"/studies/{STUDY}", f"/studies/{STUDY}/series/{SERIES}", instance_path("1.2.3.4.1")]
@@ -78,11 +78,45 @@ def test_etags_tell_representations_apart(study):
 
 def test_the_whole_array_has_a_length_and_ranges(study, monkeypatch):
     whole = payload(ask(study, f"{LEVELS[0]}/metadata"))
-    monkeypatch.setattr(metadata, "AT_ONCE", 10)
+    monkeypatch.setattr(metadata_answers, "TEXT_AT_ONCE", 10)
     answer = ask(study, f"{LEVELS[0]}/metadata", range="bytes=100-2999")
     assert answer.status == 206
     (piece,) = answer.plan
     assert b"".join(piece.chunks(0, piece.length)) == whole[100:3000]
+
+
+@pytest.mark.parametrize("size", [1, 3_000, 1 << 20])
+def test_a_long_array_goes_out_in_pieces_and_is_kept(study, monkeypatch, size):
+    whole = payload(ask(study, f"{LEVELS[0]}/metadata"))
+    monkeypatch.setattr(retrieve_world, "POOL", PixelPool(1))
+    monkeypatch.setattr(metadata_answers, "TEXT_AT_ONCE", 10)
+    monkeypatch.setattr(metadata, "FIRST_PIECE", 1)
+    monkeypatch.setattr(metadata, "PIECE", size)
+    part = ask(study, f"{LEVELS[0]}/metadata", range="bytes=0-99")
+    assert payload(part) == whole[:100]
+    for kind in (Stream, Literal):  # a part is not kept, the whole is
+        answer = ask(study, f"{LEVELS[0]}/metadata")
+        (piece,) = answer.plan
+        assert isinstance(piece, kind)
+        assert answer.length == len(whole)
+        sent = piece.payload if kind is Literal else whole_of(piece)
+        assert sent == whole
+
+
+def whole_of(stream):
+    """Read as it is sent: a stream of known length is not asked for its end."""
+    sent, chunks = b"", stream.chunks(0, stream.length)
+    while len(sent) < stream.length:
+        sent += next(chunks)
+    return sent
+
+
+def test_pieces_are_of_some_size(monkeypatch):
+    monkeypatch.setattr(metadata, "FIRST_PIECE", 10)
+    monkeypatch.setattr(metadata, "PIECE", 20)
+    pieces = list(metadata.json_array([(b"aaaa", b"bbbb"), (b"cccc",), (b"d" * 30, b"e"), (b"f",)]))
+    assert pieces == [b"[aaaabbbb,cccc", b"," + b"d" * 30, b"e,f]"]
+    assert list(metadata.json_array([(b"a",)])) == [b"[a]"]
 
 
 # Codings

@@ -4,7 +4,6 @@ from the code."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -73,7 +72,7 @@ def clinic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Holder]:
         instance((f"1.{number}", f"1.{number}.1", f"1.{number}.1.1"), number, dataset(number - 1))
         for number in (1, 2, 3)
     ]
-    new[0].row = dataclasses.replace(new[0].row, sop_class_uid=f"{CT}.9")
+    new[0].row = new[0].row._replace(sop_class_uid=f"{CT}.9")
     names = (
         {"Alphabetic": "Yamada^Tarou", "Ideographic": "山田^太郎", "Phonetic": "やまだ^たろう"},
         "Müller^Jörg",

@@ -358,7 +358,7 @@ def test_many_pages(tmp_path, monkeypatch):
 def test_native_pixels_have_no_frame_table(tmp_path):
     def native(record):
         new = derive(record)
-        row = dataclasses.replace(new.row, frame_kind=FrameKind.NATIVE)
+        row = new.row._replace(frame_kind=FrameKind.NATIVE)
         return dataclasses.replace(new, row=row, frame_table=b"")
 
     with open_store(tmp_path) as store:

@@ -13,6 +13,7 @@ from index_examples import new_instance, record_id
 
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import SegmentGone, StoreCorrupt, StoreError
+from streamsrv.store import index_reading
 from streamsrv.store.index import Index
 from streamsrv.store.rows import ChangeKind, InstanceKey, Location, NewInstance, SegmentRow
 
@@ -111,6 +112,37 @@ def test_metadata_in_order_and_in_chunks(index: Index) -> None:
     assert max(map(len, chunks)) <= 256 * 1024
     assert b"".join(chunks) == b"".join(texts.values())
     assert list(index.metadata([])) == []
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 1 << 20), (2, 1 << 20), (256, 1), (256, 1 << 20)])
+def test_short_metadata_are_read_together(
+    index: Index, monkeypatch: pytest.MonkeyPatch, rows: int, size: int
+) -> None:
+    monkeypatch.setattr(index_reading, "SHORT_A_BATCH", rows)
+    monkeypatch.setattr(index_reading, "SHORT_BYTES", size)
+    lengths = [5, 9, 256 * 1024, 256 * 1024 + 1, 7, 600_000, 600_001, 5, 6, 7, 8]
+    keys = [InstanceKey("1.1", "1.1.1", f"9.{number:02d}") for number in range(len(lengths))]
+    texts = [(b'{"%02d' % number).ljust(length, b"x") for number, length in enumerate(lengths)]
+    commit(
+        index,
+        *(
+            new_instance(key, number, text=text)
+            for number, (key, text) in enumerate(zip(keys, texts, strict=True))
+        ),
+    )
+    assert b"".join(index.metadata(index.lookup("1.1"))) == b"".join(texts)
+    assert list(index.metadata(index.lookup("1.1")[7:][::-1])) == texts[7:][::-1]
+
+
+def test_one_stale_row_among_many_is_told(index: Index) -> None:
+    keys = [InstanceKey("1.1", "1.1.1", f"9.{number}") for number in range(5)]
+    commit(index, *(new_instance(key, number) for number, key in enumerate(keys)))
+    rows = index.lookup("1.1")
+    index.delete(rows[2:3], segment=1, committed_end=0, dead_bytes=0)
+    with pytest.raises(SegmentGone):
+        list(index.metadata(rows))
+    with pytest.raises(SegmentGone):
+        list(index.metadata([*rows[:2], rows[3]._replace(record_id=bytes(16)), rows[4]]))
 
 
 def test_metadata_of_more_instances_than_a_batch(index: Index) -> None:
