@@ -18,7 +18,8 @@ from perf.memory import MemorySize, bounded_memory
 from perf.metadata import study_metadata
 from perf.mixed import mixed_load
 from perf.pixels import pixels
-from perf.report import Finding, Report
+from perf.plots import blocks
+from perf.report import Finding, Report, machine, machine_line
 from perf.scale import QUICK_STAGES as QUICK_SIZES
 from perf.scale import STAGES as SIZES
 from perf.scale import scale
@@ -134,6 +135,8 @@ def main(words: list[str]) -> int:
                 report.broke(name, fault)
         # After each: half an hour of figures should not be lost with the last one.
         paths = report.write(args.name, " ".join(repeatable(words)))
+    paths.append(paths[0].with_suffix(".svg"))
+    blocks(paths[-1], report.rows, machine_line(machine()))
     print("\n".join(["", *report.table(), "", *map(str, paths)]))
     return 0 if report.holds else 1
 

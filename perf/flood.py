@@ -50,7 +50,6 @@ class Asker:
         self.turn = first
         self.sink = bytearray(DRAIN)
         self.due = 0.0
-        self.asking = False
         self.connect()
 
     def connect(self) -> None:
@@ -61,7 +60,7 @@ class Asker:
     def ask(self, due: float) -> None:
         path = self.order.paths[self.turn % len(self.order.paths)]
         self.turn += self.order.clients
-        self.due, self.asking = due, True
+        self.due = due
         self.head, self.left, self.ending, self.length = b"", -1, False, 0
         lines = [f"GET {path} HTTP/1.1", f"Host: 127.0.0.1:{self.order.port}", f"Accept: {self.order.accept}"]
         lines.append(f"Accept-Encoding: {self.order.encoding}")
@@ -108,11 +107,19 @@ class Asker:
 
 
 def run(order: Order) -> tuple[float, int, list[float]]:
-    """Seconds, bytes of payload, and the seconds of each answer."""
+    """Seconds, bytes of payload, and the seconds of each answer. Raises as `Asker.receive`."""
+    askers = [Asker(order, number) for number in range(order.clients)]
+    try:
+        return _run(order, askers)
+    finally:
+        for asker in askers:
+            asker.socket.close()
+
+
+def _run(order: Order, askers: Sequence[Asker]) -> tuple[float, int, list[float]]:
     latencies: list[float] = []
-    total = 0
+    total, ended = 0, False
     with selectors.DefaultSelector() as selector:
-        askers = [Asker(order, number) for number in range(order.clients)]
         for asker in askers:
             selector.register(asker.socket, selectors.EVENT_READ, asker)
         if not order.seconds:
@@ -120,39 +127,32 @@ def run(order: Order) -> tuple[float, int, list[float]]:
         began = now = time.perf_counter()
         # Viewers do not all ask at the same moment.
         waiting = {asker: began + order.pause * n / order.clients for n, asker in enumerate(askers)}
-        while not order.seconds or now < began + order.seconds:
+        while not ended and (not order.seconds or now < began + order.seconds):
             for asker in [asker for asker, due in waiting.items() if due <= now]:
                 asker.ask(waiting.pop(asker))
-            wait = max(0.0, min(waiting.values(), default=now + 0.1) - now)
-            for key, _ in selector.select(wait):
-                if key.data is None:
-                    return _ended(askers, began, total, latencies)
+            for key, _ in selector.select(max(0.0, min(waiting.values(), default=now + 0.1) - now)):
                 asker = key.data
-                if not asker.receive():
-                    continue
-                now = time.perf_counter()
-                latencies.append(now - asker.due)
-                total += asker.length
-                if asker.ending:
-                    selector.unregister(asker.socket)
-                    asker.socket.close()
-                    asker.connect()
-                    selector.register(asker.socket, selectors.EVENT_READ, asker)
-                if order.pause:
-                    waiting[asker] = asker.due + order.pause
-                else:
-                    asker.ask(now)
+                if asker is None:
+                    ended = True
+                elif asker.receive():
+                    now = time.perf_counter()
+                    latencies.append(now - asker.due)
+                    total += asker.length
+                    if asker.ending:
+                        _connect_anew(selector, asker)
+                    if order.pause:
+                        waiting[asker] = asker.due + order.pause
+                    else:
+                        asker.ask(now)
             now = time.perf_counter()
-        return _ended(askers, began, total, latencies)
+    return now - began, total, latencies
 
 
-def _ended(
-    askers: Sequence[Asker], began: float, total: int, latencies: list[float]
-) -> tuple[float, int, list[float]]:
-    seconds = time.perf_counter() - began
-    for asker in askers:
-        asker.socket.close()
-    return seconds, total, latencies
+def _connect_anew(selector: selectors.BaseSelector, asker: Asker) -> None:
+    selector.unregister(asker.socket)
+    asker.socket.close()
+    asker.connect()
+    selector.register(asker.socket, selectors.EVENT_READ, asker)
 
 
 def flood(

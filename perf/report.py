@@ -1,4 +1,4 @@
-"""What was measured, as values; and as JSON, table and plot in perf/results/."""
+"""What was measured, as values; and as JSON and table in perf/results/."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeAlias
-
-from matplotlib import pyplot
+from typing import Any, TypeAlias, TypeVar
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # BBR paces what it sends by timers, on loopback too: what it allows may be less than a server could give.
@@ -66,6 +64,7 @@ class Claim:
 
 
 Finding: TypeAlias = Row | Claim
+Made = TypeVar("Made", Row, Claim)
 
 
 def median_row(measure: str, subject: str, values: Sequence[float], unit: str, note: str = "") -> Row:
@@ -110,8 +109,9 @@ class Report:
         return self.complete and all(claim.holds for claim in self.claims)
 
     def write(self, name: str, arguments: str) -> list[Path]:
+        """NAME.json and NAME.txt in perf/results."""
         RESULTS.mkdir(parents=True, exist_ok=True)
-        paths = [RESULTS / f"{name}.{ending}" for ending in ("json", "txt", "svg")]
+        paths = [RESULTS / f"{name}.{ending}" for ending in ("json", "txt")]
         content = {
             "machine": machine(),
             "arguments": arguments,
@@ -124,7 +124,6 @@ class Report:
         }
         paths[0].write_text(json.dumps(content, indent=2) + "\n")
         paths[1].write_text("\n".join(self.table()) + "\n")
-        self.plot(paths[2])
         return paths
 
     def table(self) -> Iterator[str]:
@@ -137,45 +136,44 @@ class Report:
         yield ""
         yield from (_verdict(claim) for claim in self.claims)
 
-    def plot(self, path: Path) -> None:
-        """A panel a measure, a bar a subject."""
-        drawn = [row for row in self.rows if row.value is not None]
-        measures = {row.measure: [other for other in drawn if other.measure == row.measure] for row in drawn}
-        heights = [1.5 + len(rows) for rows in measures.values()] or [1.0]
-        pyplot.switch_backend("svg")
-        pyplot.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "perf"})  # small, and the same again
-        figure, panels = pyplot.subplots(
-            len(heights),
-            figsize=(9, 0.3 * sum(heights)),
-            height_ratios=heights,
-            squeeze=False,
-            layout="constrained",
-        )
-        for panel, (measure, rows) in zip(panels[:, 0], measures.items(), strict=False):
-            ours = ("tab:blue" if self.is_ours(row) else "tab:gray" for row in rows)
-            bars = panel.barh([row.subject for row in rows], [row.value for row in rows], color=list(ours))
-            panel.bar_label(bars, labels=[_number(row) for row in rows], padding=3, fontsize=8)
-            panel.set_title(f"{measure} ({rows[0].unit})", loc="left", fontsize=9)
-            panel.spines[["top", "right"]].set_visible(False)
-            panel.tick_params(labelsize=8)
-            panel.invert_yaxis()
-            panel.margins(x=0.12)
-        figure.savefig(path, metadata={"Date": None})
-        pyplot.close(figure)
 
-    @staticmethod
-    def is_ours(row: Row) -> bool:
-        return row.subject not in ("nginx", "Orthanc", "cp + fsync")
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a file of results says."""
+
+    machine: Mapping[str, str]
+    arguments: str
+    rows: Sequence[Row]
+    claims: Sequence[Claim]
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Raises ValueError if the file holds no results."""
+        try:
+            content = json.loads(path.read_text())
+            rows = [_made(Row, each) for each in content["rows"]]
+            claims = [_made(Claim, each) for each in content["claims"]]
+            return cls(content["machine"], content["arguments"], rows, claims)
+        except (KeyError, TypeError) as fault:
+            raise ValueError(f"{path} holds no results: {fault!r}") from None
+
+
+def _made(kind: type[Made], content: Mapping[str, Any]) -> Made:
+    known = {each.name for each in fields(kind)}
+    made: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+    }
+    return kind(**{name: value for name, value in made.items() if name in known})
 
 
 def _line(row: Row) -> str:
-    return f"{row.subject:<28} {_number(row):>10} {row.unit:<14} {row.note}".rstrip()
+    return f"{row.subject:<28} {number(row.value):>10} {row.unit:<14} {row.note}".rstrip()
 
 
-def _number(row: Row) -> str:
-    if row.value is None:
+def number(value: float | None) -> str:
+    if value is None:
         return "-"
-    return f"{row.value:,.0f}" if row.value >= 100 else f"{row.value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _verdict(claim: Claim) -> str:
@@ -187,7 +185,9 @@ def _verdict(claim: Claim) -> str:
 def machine_line(facts: Mapping[str, str]) -> str:
     """Of the facts in a result file; those written before there was one of them lack it."""
     words = [facts["date"], facts["processor"], f"{facts['cores']} cores", facts.get("memory", "")]
-    words += [facts["system"], facts.get("congestion control", ""), f"commit {facts['commit']}"]
+    words += [facts["system"], facts.get("congestion control", "")]
+    if facts["commit"]:
+        words.append(f"commit {facts['commit']}")
     return ", ".join(word for word in words if word)
 
 
