@@ -16,7 +16,6 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -245,8 +244,7 @@ def _received(transaction: Transaction, new: NewInstance) -> tuple[Record, NewIn
     transaction.open_record()
     transaction.write([b"what a search never reads"])
     record = transaction.close_record()
-    new.row = replace(
-        new.row,
+    new.row = new.row._replace(
         location=record.location,
         record_id=record.record_id,
         stored_at=record.stored_at,
