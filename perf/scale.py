@@ -19,16 +19,21 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from perf import data, servers
+from perf import data, pixel_data, servers
+from perf.flood import flood
 from perf.load import AS_STORED, FRAME, Client, answers_a_second, together
 from perf.measures import forget, in_turns, missing, nothing, ratio, store_study, stored, warm_memory
 from perf.report import Claim, Finding, Row
 from perf.search import A_STUDY, grow
+from perf.search import grown as grown_to
 from perf.servers import Server, cpu_seconds, family_of, private_bytes
+from perf.transcodes import frames_as
 from streamsrv.store.store import Store, StoreOptions
 
 STAGES = (10_000, 100_000, 1_000_000)
 QUICK_STAGES = (1_000, 10_000)
+MAKING = 40  # frames or pictures a round that have to be made
+TILES = 1_000
 STUDY = 400  # instances of 526 kB
 SMALL_STUDY = 100
 SINGLES = 40  # stores of one instance, by each client
@@ -38,28 +43,34 @@ SECONDS = 1.0
 FRAMES = 20_000  # of a slide
 LEAST = 0.5  # of the figure without an archive
 JSON = "application/dicom+json"
+SLICES_MADE = MAKING * (ROUNDS + 1)
+AS_JPEG_LS = frames_as("image/jls", "1.2.840.10008.1.2.4.80")
 SYNCS = ("fsync", "fdatasync", "msync", "sync_file_range")
 WRITES = ("write", "writev", "pwrite64", "pwritev", "pwritev2")
 # Numbers of studies (perf.data): those that stay, and those that are stored to be deleted.
-LARGE, SMALL, MOVED, DELETED, SINGLY = range(1, 6)
+LARGE, SMALL, MOVED, DELETED, SINGLY, SLIDE, SLICES, OPENED = range(1, 9)
 
 
-def scale(folder: Path, stages: tuple[int, ...]) -> Iterator[Finding]:
+def scale(folder: Path, stages: tuple[int, ...], archive: Path | None = None) -> Iterator[Finding]:
+    """`archive` holds the data folder of one that was grown before: measured as it is, at its one size; what
+    is stored beside is deleted again."""
     made, least = 0, math.inf
-    bodies = {
-        number: data.ct_study(number, size).write(folder / f"{number}.body")
-        for number, size in ((LARGE, STUDY), (SMALL, SMALL_STUDY), (MOVED, STUDY), (DELETED, SMALL_STUDY))
-    }
+    bodies = _bodies(folder)
     yield from _frame_bytes(folder / "slide")
+    if archive is not None:
+        with Store.open(archive / "data", StoreOptions(min_free=0), read_only=True) as store:
+            stages = (grown_to(store),)
+    holding = archive or folder / "with"
     for stage in stages:
-        grow(folder / "with" / "data", made // A_STUDY, stage // A_STUDY)
+        if archive is None:
+            grow(holding / "data", made // A_STUDY, stage // A_STUDY)
         made = stage
-        yield from _index_bytes(folder / "with" / "data", stage)
+        yield from _index_bytes(holding / "data", stage)
         with (
             servers.streamsrv(folder / "without", "--workers", "2") as without,
-            servers.streamsrv(folder / "with", "--workers", "2") as grown,
+            servers.streamsrv(holding, "--workers", "2") as grown,
         ):
-            kept = [(server, number) for server in (without, grown) for number in (LARGE, SMALL)]
+            kept = [(server, number) for server in (without, grown) for number in KEPT]
             for server, number in kept:
                 store_study(server, bodies[number])
             relations = yield from _compared(without, grown, bodies, stage)
@@ -70,6 +81,22 @@ def scale(folder: Path, stages: tuple[int, ...]) -> Iterator[Finding]:
         yield Row("rates in relation to those without: the least", f"{stage:,} instances", least, "x", what)
     text = f"each of these rates with {made:,} instances in the index, in relation to none"
     yield Claim(text, least, "x", at_least=LEAST)
+
+
+KEPT = (LARGE, SMALL, SLIDE, SLICES)
+
+
+def _bodies(folder: Path) -> dict[int, Path]:
+    bodies = {
+        LARGE: data.ct_study(LARGE, STUDY),
+        SMALL: data.ct_study(SMALL, SMALL_STUDY),
+        MOVED: data.ct_study(MOVED, STUDY),
+        DELETED: data.ct_study(DELETED, STUDY),
+        SLIDE: pixel_data.jpeg_slide(SLIDE, TILES),
+        SLICES: pixel_data.ct_slices(SLICES, SLICES_MADE),
+        OPENED: data.ct_study(OPENED, STUDY),
+    }
+    return {number: body.write(folder / f"{number}.body") for number, body in bodies.items()}
 
 
 def _compared(
@@ -116,23 +143,73 @@ Rate = Callable[[Server], float]
 
 
 def _measures(bodies: dict[int, Path]) -> Iterator[tuple[str, Rate, str]]:
-    large, small = data.keys_of(LARGE, 0).study, data.keys_of(SMALL, 0).study
+    (large, series, _), small = data.keys_of(LARGE, 0), data.keys_of(SMALL, 0).study
     keys = [data.keys_of(SMALL, number) for number in range(SMALL_STUDY)]
     frames = [f"{key.path}/frames/1" for key in keys]
     metadata = [f"{key.path}/metadata" for key in keys]
     yield f"store a study of {STUDY}", partial(_store, bodies[MOVED]), "MB/s"
     yield f"retrieve a study of {STUDY}", partial(_retrieve, f"/studies/{large}"), "MB/s"
     yield "frames of 524 kB, 16 at once", partial(_answers, frames, FRAME), "a second"
+    tiles = [f"{data.keys_of(SLIDE, 0).path}/frames/{number + 1}" for number in range(TILES)]
+    yield "frames of a slide, 16 at once", partial(_answers, tiles, FRAME), "a second"
     yield "metadata of an instance, 16 at once", partial(_answers, metadata, JSON), "a second"
+    yield f"metadata of {STUDY} instances", partial(_metadata, large), "a second"
+    yield (
+        f"metadata of {STUDY} instances, the first request after the store",
+        partial(_first_metadata, bodies[OPENED]),
+        "a second",
+    )
+    yield from _made(tiles)
     for what, path in (
         ("PatientID", "/studies?PatientID=P0012345"),
         ("StudyInstanceUID", f"/studies?StudyInstanceUID={small}"),
         ("the series of a study", f"/studies/{small}/series?Modality=CT"),
+        ("the instances of a series", f"/studies/{large}/series/{series}/instances?includefield=00280010"),
     ):
         yield f"search, one client: {what}", partial(_searches, path), "a second"
-    yield f"delete a study of {SMALL_STUDY}", partial(_delete, bodies[DELETED]), "a second"
+    yield f"delete a study of {STUDY}", partial(_delete, bodies[DELETED]), "a second"
     for clients in (1, 8):
         yield f"store one CT instance a POST, {clients} at once", partial(_singly, clients), "a second"
+
+
+def _made(tiles: Sequence[str]) -> Iterator[tuple[str, Rate, str]]:
+    """Frames and pictures that have to be made; each is asked for once, so that no cache answers."""
+    slices = [data.keys_of(SLICES, number).path for number in range(SLICES_MADE)]
+    decoded = frames_as("application/octet-stream", data.EXPLICIT_VR_LITTLE_ENDIAN)
+    for what, paths, accept in (
+        ("tiles of a slide decoded, one client", tiles, decoded),
+        ("CT slices as JPEG-LS, one client", [f"{path}/frames/1" for path in slices], AS_JPEG_LS),
+        ("CT slices rendered as JPEG, one client", [f"{path}/rendered" for path in slices], "image/jpeg"),
+        ("CT slices rendered as PNG, one client", [f"{path}/rendered" for path in slices], "image/png"),
+    ):
+        yield what, partial(_each_once, paths, accept, dict[int, int]()), "a second"
+
+
+def _each_once(paths: Sequence[str], accept: str, asked: dict[int, int], server: Server) -> float:
+    """`asked`: how many each server, by its process, has been asked for before."""
+    first = asked.setdefault(server.pid, 0)
+    asked[server.pid] += MAKING
+    chosen = paths[first : first + MAKING]
+    with Client(server.address) as client:
+        began = time.perf_counter()
+        for path in chosen:
+            stored(client.get(server.prefix + path, accept, keep=True).status, "a frame that is made")
+        return len(chosen) / (time.perf_counter() - began)
+
+
+def _metadata(study: str, server: Server) -> float:
+    path = f"{server.prefix}/studies/{study}/metadata"
+    return flood(server.address, [path], JSON, 1, SECONDS).rate
+
+
+def _first_metadata(body: Path, server: Server) -> float:
+    store_study(server, body)
+    study = data.keys_of(OPENED, 0).study
+    with Client(server.address) as client:
+        response = client.get(f"{server.prefix}/studies/{study}/metadata", JSON, keep=True)
+    stored(response.status, "metadata")
+    forget(server, study)
+    return 1 / response.seconds
 
 
 def _store(body: Path, server: Server) -> float:
@@ -168,9 +245,7 @@ def _searches(path: str, server: Server) -> float:
 
 def _delete(body: Path, server: Server) -> float:
     store_study(server, body)
-    began = time.perf_counter()
-    forget(server, data.keys_of(DELETED, 0).study)
-    return 1 / (time.perf_counter() - began)
+    return 1 / forget(server, data.keys_of(DELETED, 0).study)
 
 
 def _singly(clients: int, server: Server) -> float:
