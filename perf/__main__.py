@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from perf.fairness import fairness
 from perf.frames import small_answers
 from perf.large import large
 from perf.lists import frame_lists
@@ -25,7 +26,7 @@ from perf.scale import STAGES as SIZES
 from perf.scale import scale
 from perf.search import QUICK_STAGES, STAGES, search
 from perf.search_peers import search_peers
-from perf.small import fairness, latency
+from perf.small import latency
 from perf.study import ct_study
 
 MEASURES: dict[str, Callable[[Size], Iterator[Finding]]] = {
@@ -61,7 +62,9 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--large", metavar="BYTES", type=int, help="of memory's one instance (10 GB)")
     parser.add_argument("--instances", metavar="N", type=int, help="of memory's study (2000)")
     parser.add_argument("--each", metavar="BYTES", type=int, help="of each of memory's eight uploads (1 GB)")
-    parser.add_argument("--archive", type=Path, help="holds the data folder that search measures as it is")
+    parser.add_argument(
+        "--archive", type=Path, help="holds the data folder that search or scale measures as it is"
+    )
     parser.add_argument("--name", default="latest", help="of the files in perf/results (latest)")
     args = parser.parse_args(words)
     unknown = set(args.measures) - set(names)
@@ -104,7 +107,7 @@ def findings_of(name: str, args: argparse.Namespace, folder: Path) -> Iterator[F
     if name == "search":
         return search(folder, QUICK_STAGES if args.quick else STAGES, args.archive)
     if name == "scale":
-        return scale(folder, QUICK_SIZES if args.quick else SIZES)
+        return scale(folder, QUICK_SIZES if args.quick else SIZES, args.archive)
     if name == "memory":
         return bounded_memory(memory_size(args, folder))
     return MEASURES[name](study_size(args, folder))
