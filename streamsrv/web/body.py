@@ -1,7 +1,7 @@
 """The body of one store request on its way from the connection into an Upload.
 
-Strategy: one of known length is read here, by read_into with one reused buffer, before Tornado looks for it.
-A chunked body comes through Tornado, chunk by chunk.
+Strategy: one of known length is read here, by read_into with one reused buffer, before Tornado looks for it,
+a slice when its turn comes. A chunked body comes through Tornado, chunk by chunk.
 
 Rules of this file
 - While the Upload works the client is not waited for: the meter is paused.
@@ -10,7 +10,11 @@ Rules of this file
 
 from __future__ import annotations
 
+import asyncio
+from asyncio import Future
 from typing import cast
+
+from tornado.ioloop import IOLoop
 
 from streamsrv.web.admission import Service
 from streamsrv.web.pace import Meter
@@ -18,17 +22,50 @@ from streamsrv.web.stow import Buffer, Upload
 from streamsrv.web.stream import Stream
 
 
+class Listening:
+    """Whether the loop looks at the stream's socket. While a body is fed it must not: the stream would read
+    on, 64 kB in each turn of the loop, into a buffer of its own that has to be copied."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._paused = False
+
+    def pause(self) -> None:
+        if not self._paused and not self._stream.closed():
+            # remove_reader tells whether there was one; update_handler makes Tornado know of it.
+            self._paused = asyncio.get_running_loop().remove_reader(self._stream.fileno())
+            if self._paused:
+                self._stream.io_loop.update_handler(self._stream.fileno(), 0)
+
+    def resume(self) -> None:
+        if self._paused and not self._stream.closed():
+            self._stream.io_loop.update_handler(self._stream.fileno(), IOLoop.READ | IOLoop.ERROR)
+        self._paused = False
+
+
 async def read_body(service: Service, stream: Stream, length: int, upload: Upload, meter: Meter) -> None:
     """The hot loop of an upload."""
     buffer = service.buffers.take()
-    view, left = memoryview(buffer), length
+    view, left, turns = memoryview(buffer), length, service.watch.turns
     # The stream counts our buffer as its own; at all other times its own stays small.
     usual, stream.max_buffer_size = stream.max_buffer_size, 2 * len(buffer)
-    while left:
-        most = min(left, service.watch.share(len(buffer)))
-        count = await stream.read_into(cast(bytearray, view[:most]), partial=True)
-        left -= count
-        await feed(upload, buffer, count, meter)
+    listening = Listening(stream)
+    listening.pause()
+    try:
+        while left:
+            await turns.mine()
+            most = min(left, service.watch.share(len(buffer)))
+            read = cast(Future[int], stream.read_into(cast(bytearray, view[:most]), partial=True))
+            if not read.done():
+                listening.resume()
+                await read
+                listening.pause()
+                await turns.mine()
+            count = read.result()
+            left -= count
+            await feed(upload, buffer, count, meter)
+    finally:
+        listening.resume()
     stream.max_buffer_size = usual
     view.release()
     service.buffers.give(buffer)

@@ -16,6 +16,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Hashable
 
+from streamsrv.web.turns import Turns
+
 
 class Meter:
     """Bytes of one body as they pass. `on_stall` is called once, from the loop, when they have passed too
@@ -44,10 +46,8 @@ class Meter:
         return now - self._at >= window
 
 
-# What all bodies together may move in one turn of the loop, about three milliseconds of it, and what each may
-# in any case.
-TURN = 4 << 20
-LEAST = 256 << 10
+# What an upload takes in one turn of the loop while other bodies move as well: half a millisecond of it.
+SHARED = 512 << 10
 
 
 class Watch:
@@ -64,6 +64,7 @@ class Watch:
         self._meters: set[Meter] = set()
         self._interval = min(1.0, idle_timeout / 4, stall_timeout / 4)
         self._timer = self._loop.call_later(self._interval, self._sweep)
+        self.turns = Turns()
 
     def head_awaited(self, key: Hashable, close: Callable[[], None]) -> None:
         self._heads.pop(key, None)
@@ -77,9 +78,8 @@ class Watch:
         return [close for _, close in self._heads.values()]
 
     def share(self, most: int) -> int:
-        """How much one body may move in a turn: the less, the more of them there are, because a small request
-        waits for one turn of each."""
-        return min(most, max(LEAST, TURN // (len(self._meters) or 1)))
+        """How much of `most` an upload may move in its turn."""
+        return most if len(self._meters) <= 1 else min(most, SHARED)
 
     def meter(self, on_stall: Callable[[], None]) -> Meter:
         """A Meter that counts; `add` it when there is something to wait for."""

@@ -59,17 +59,20 @@ def close_iterator(iterator: Iterator[object]) -> None:
 
 
 def warm_bytes(source: int, offset: int, length: int) -> int:
-    """How many of the next bytes are in memory, judging by one page in each PROBE_STEP."""
-    probe = [bytearray(1)]
-    for at in range(offset, offset + length, PROBE_STEP):
+    """How many of the next bytes are in memory, judging by the first page and the last of each PROBE_STEP:
+    what the disk brings at a time is longer, and where one page is, the next ones may be on their way."""
+    probe, end = [bytearray(1)], offset + length
+    warm = 0
+    for at in (offset, *range(offset + PROBE_STEP - 1, end - 1, PROBE_STEP), end - 1):
         try:
             os.preadv(source, probe, at, os.RWF_NOWAIT)
         except BlockingIOError:
-            return at - offset
+            return warm
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
             return 0  # a file system that cannot tell: always from a thread
+        warm = at + 1 - offset if at > offset else 0
     return length
 
 

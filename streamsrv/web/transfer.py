@@ -1,11 +1,11 @@
 """One answer's plan on its way into a socket, in the order of its pieces.
 
 Strategy: a state machine that the loop's writer callback drives on a dup of the socket, so that the stream
-that HTTP runs on keeps its own registration. Spans go from the page cache to the socket by sendfile, at most
-SLICE bytes a turn, so that others wait a few milliseconds at most. A page that is not in memory is never
-waited for in the loop: a one-byte read with RWF_NOWAIT tells, and the slice goes out from a thread. Streams
-and lazy plans are pulled in a thread, one chunk ahead of the socket and no further: that is the
-back-pressure.
+that HTTP runs on keeps its own registration. Spans go from the page cache to the socket by sendfile, SLICE
+bytes at a time, and of the long answers one in each turn of the loop, so that others wait for one slice. A
+page that is not in memory is never waited for in the loop: a one-byte read with RWF_NOWAIT tells, and the
+slice goes out from a thread. Streams and lazy plans are pulled in a thread, one chunk ahead of the socket and
+no further: that is the back-pressure.
 
 Rules of this file
 - Everything here runs in the loop, except the functions handed to the pool; at most one of those runs for a
@@ -28,11 +28,13 @@ from typing import TypeVar
 from streamsrv.errors import StoreCorrupt
 from streamsrv.web.pace import Meter
 from streamsrv.web.sources import StreamReader, close_iterator, send_cold, warm_bytes
+from streamsrv.web.turns import Turns
 from streamsrv.wire.answers import Answer, Literal, Piece, Span
 
-# A small request waits for one slice of each big answer, 2 MB take about a millisecond: so `share` makes them
-# smaller where there are many.
+# A small request waits for one slice: 2 MB take half a millisecond.
 SLICE = 2 << 20
+# Answers up to this length, a frame or two, wait for nobody's turn.
+SHORT = 1 << 20
 # What a piece costs besides its bytes, in bytes: a turn sends at most SLICE / PIECE_COST pieces.
 PIECE_COST = 16 << 10
 # Pieces of a lazy plan that are made at a time, in a thread; their literals are small next to the spans
@@ -57,10 +59,10 @@ class Transfer:
         answer: Answer,
         pool: Executor,
         meter: Meter,
+        turns: Turns,
         *,
         prefix: bytes = b"",
         chunked: bool = False,
-        share: Callable[[], int] = lambda: SLICE,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
@@ -69,7 +71,9 @@ class Transfer:
         self._pool = pool
         self._meter = meter
         self._chunked = chunked
-        self._share = share
+        self._turns = turns
+        self._queued = False  # its turn will come
+        self._short = answer.length is not None and answer.length <= SHORT
         self.done: asyncio.Future[None] = self._loop.create_future()
         self.sent = 0
         self._watching = False
@@ -90,7 +94,7 @@ class Transfer:
 
     def start(self) -> None:
         """Send what the socket takes at once; the loop does the rest."""
-        self._ready()
+        self._move()
 
     def abort(self, error: BaseException) -> None:
         """Stop as soon as no thread is at work."""
@@ -103,8 +107,24 @@ class Transfer:
     # The turn
 
     def _ready(self) -> None:
-        """One turn: until the socket is full, the budget is spent, or a thread has to fetch something."""
-        budget = self._share()
+        """Move now if it is short, or nobody else has in this turn of the loop; else when its turn comes."""
+        if self._queued:
+            return
+        if self._short or self._turns.take():
+            self._move()
+        else:
+            self._queued = True
+            self._unwatch()
+            self._turns.queue(self._called)
+
+    def _called(self) -> None:
+        self._queued = False
+        if not self.done.done() and self._stopped is None:
+            self._move()
+
+    def _move(self) -> None:
+        """One slice: until the socket is full, the budget is spent, or a thread has to fetch something."""
+        budget = SLICE
         try:
             while budget > 0:
                 if self._text:

@@ -26,7 +26,7 @@ from tornado.iostream import IOStream
 from streamsrv.errors import StoreCorrupt
 from streamsrv.web.pace import Watch
 from streamsrv.web.sources import read_warm
-from streamsrv.web.transfer import SLICE, Transfer
+from streamsrv.web.transfer import Transfer
 from streamsrv.wire.answers import Answer, Literal, Span
 
 # Up to this size copying is cheaper than a second system call and a turn of the loop.
@@ -149,9 +149,9 @@ def begin_transfer(stream: IOStream, outgoing: Outgoing, pool: Executor, watch: 
         answer,
         pool,
         meter,
+        watch.turns,
         prefix=outgoing.head,
         chunked=outgoing.chunked,
-        share=lambda: watch.share(SLICE),
     )
     transfer.start()
     if not transfer.done.done():

@@ -6,7 +6,7 @@ import threading
 import pytest
 from web_world import DEADLINE, Raw, eventually, settings_of
 
-from streamsrv.web.pace import LEAST, TURN, Meter, Watch
+from streamsrv.web.pace import SHARED, Meter, Watch
 from streamsrv.wire.answers import Answer, Stream
 
 DICOM = "Content-Type: application/dicom"
@@ -149,12 +149,13 @@ async def test_heads_are_due_in_their_order(http_server):
     watch.stop()
 
 
-async def test_many_bodies_share_a_turn():
+async def test_an_upload_beside_others_takes_less():
     watch = Watch(60, 30, 1024)
-    assert watch.share(2 << 20) == 2 << 20
-    meters = [watch.meter(lambda: None) for _ in range(64)]
-    for count, expected in ((1, 2 << 20), (2, 2 << 20), (8, TURN // 8), (64, LEAST)):
-        for meter in meters[:count]:
-            watch.add(meter)
+    meters = [watch.meter(lambda: None) for _ in range(2)]
+    for meter, expected in zip(meters, (2 << 20, SHARED), strict=True):
+        watch.add(meter)
         assert watch.share(2 << 20) == expected
+        assert watch.share(1000) == 1000
+    watch.drop(meters[0])
+    assert watch.share(2 << 20) == 2 << 20
     watch.stop()

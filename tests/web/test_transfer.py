@@ -15,7 +15,8 @@ from streamsrv.errors import StoreCorrupt
 from streamsrv.web import sources
 from streamsrv.web.pace import Meter
 from streamsrv.web.sources import PROBE_STEP, read_warm, warm_bytes
-from streamsrv.web.transfer import PIECES_AT_ONCE, SLICE, Transfer
+from streamsrv.web.transfer import PIECES_AT_ONCE, SHORT, SLICE, Transfer
+from streamsrv.web.turns import Turns
 from streamsrv.wire.answers import Answer, Literal, Span, Stream
 
 SIZE = 6 << 20
@@ -47,8 +48,10 @@ class Line:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
         self.client, self.ours = theirs, ours
         self.meter = Meter(lambda: None, 0.0)
-        answer = Answer(200, [], plan, None, descriptor=lambda number: self.source)
-        self.transfer = Transfer(ours, answer, pool, self.meter, **options)
+        turns = options.pop("turns", None) or Turns()
+        length = options.pop("length", None)
+        answer = Answer(200, [], plan, length, descriptor=lambda number: self.source)
+        self.transfer = Transfer(ours, answer, pool, self.meter, turns, **options)
 
     async def read(self, chunk=1 << 20, turns=0):
         """Everything that arrives; `turns` of the loop go by before each read."""
@@ -240,19 +243,24 @@ async def test_other_faults_of_the_disk_end_the_transfer(http_server, line, monk
         await line([Span(1, 0, SIZE)]).run()
 
 
-def test_warm_bytes_stop_at_the_first_cold_page(segment, monkeypatch):
-    asked = []
-
+def test_warm_bytes_stop_before_the_step_with_a_cold_page(segment, monkeypatch):
     def preadv(source, buffers, at, flags):
-        asked.append(at)
-        if at >= 3 * PROBE_STEP:
+        if at // 4096 in cold:
             raise BlockingIOError
         return 1
 
     monkeypatch.setattr(os, "preadv", preadv)
-    assert warm_bytes(0, PROBE_STEP, SIZE) == 2 * PROBE_STEP
+    step = PROBE_STEP // 4096
+    cold = {3 * step}
     assert warm_bytes(0, PROBE_STEP, PROBE_STEP + 5) == PROBE_STEP + 5
+    assert warm_bytes(0, PROBE_STEP, 2 * PROBE_STEP) == 2 * PROBE_STEP
     assert warm_bytes(0, 3 * PROBE_STEP, 10) == 0
+    assert warm_bytes(0, 3 * PROBE_STEP - 1, 2) == 0
+    assert warm_bytes(0, 3 * PROBE_STEP - 1, 1) == 1
+    cold = {4 * step - 1}  # the first page of the step is there, the last on its way
+    assert warm_bytes(0, PROBE_STEP, SIZE) == 2 * PROBE_STEP
+    assert warm_bytes(0, 3 * PROBE_STEP, PROBE_STEP) == 0
+    assert warm_bytes(0, 3 * PROBE_STEP, PROBE_STEP - 4096) == PROBE_STEP - 4096
 
 
 @pytest.mark.parametrize("cold", [False, True])
@@ -351,6 +359,49 @@ async def test_others_get_their_turn_between_slices(http_server, line, segment):
     await counting
     assert len(received) == 20 * SIZE
     assert turns >= 20 * SIZE // SLICE
+
+
+async def test_long_answers_move_one_in_each_turn_of_the_loop(http_server, line, segment):
+    """The sockets take little, so that each has to wait again and again."""
+    turns, moves = Turns(), []
+    lines = [line([Span(1, 0, SIZE)], turns=turns) for _ in range(3)]
+    for number, one in enumerate(lines):
+        move = one.transfer._move
+        one.transfer._move = lambda number=number, move=move: (moves.append(number), move())
+    reads = [asyncio.ensure_future(one.run()) for one in lines]
+    in_one_turn = 0
+    while not all(one.transfer.done.done() for one in lines):
+        before = len(moves)
+        await asyncio.sleep(0)
+        if len(moves) > len(lines):  # all have begun
+            in_one_turn = max(in_one_turn, len(moves) - before)
+    assert in_one_turn == 1
+    assert set(moves[-6:]) == {0, 1, 2}
+    assert await asyncio.gather(*reads) == [segment[1]] * 3
+
+
+async def test_short_answers_wait_for_nobodys_turn(http_server, line, segment):
+    turns = Turns()
+    turns.queue(lambda: None)
+    short = line([Span(1, 0, SHORT)], turns=turns, length=SHORT)
+    turns.take = turns.queue = lambda *_: pytest.fail("a short answer asked for its turn")
+    assert await short.run() == segment[1][:SHORT]
+
+
+async def test_an_answer_that_is_aborted_in_the_queue_moves_no_more(http_server, line):
+    turns = Turns()
+    one = line([Span(1, 0, SIZE)], turns=turns)
+    one.start()
+    turns.take = lambda: False
+    one.client.recv(1 << 20)  # so that the socket takes more
+    await eventually(lambda: one.transfer._queued)
+    sent = one.transfer.sent
+    one.transfer.abort(TimeoutError("too slow"))
+    for move in turns._waiting:
+        move()
+    assert one.transfer.sent == sent
+    with pytest.raises(TimeoutError):
+        await one.transfer.done
 
 
 def test_read_warm_reads_all_or_says_so(tmp_path, monkeypatch):
