@@ -36,8 +36,9 @@ format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Half an hour; PERF="--quick" make perf for a look.
 perf: $(VENV)/ready
-	$(BIN)/python -m perf
+	$(BIN)/python -m perf $(PERF)
 
 wheel: $(VENV)/ready
 	$(BIN)/python -m hatchling build
