@@ -45,15 +45,17 @@ MEASURES: dict[str, Callable[[Size], Iterator[Finding]]] = {
 }
 
 
+LONG = ("search", "scale")
+NAMES = (*MEASURES, "memory", *LONG)
+
+
 def arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m perf", description=__doc__)
-    names = [*MEASURES, "memory", "search", "scale"]
-    usual = names[:-2]
     parser.add_argument(
         "measures",
         nargs="*",
         metavar="MEASURE",
-        help=f"some of {', '.join(names)} (default: all but search and scale, which take ten minutes each)",
+        help=f"some of {', '.join(NAMES)} (default: all but search and scale, which take ten minutes each)",
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of everything, for a look")
     parser.add_argument(
@@ -67,10 +69,10 @@ def arguments(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--name", default="latest", help="of the files in perf/results (latest)")
     args = parser.parse_args(words)
-    unknown = set(args.measures) - set(names)
+    unknown = set(args.measures) - set(NAMES)
     if unknown:
-        parser.error(f"there is no measure {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    args.measures = args.measures or usual
+        parser.error(f"there is no measure {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    args.measures = args.measures or [name for name in NAMES if name not in LONG]
     return args
 
 

@@ -3,6 +3,8 @@
 import email
 import email.policy
 import io
+import re
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from pydicom.encaps import generate_frames
 
 from perf import data, pixel_data
-from perf.__main__ import repeatable
+from perf.__main__ import LONG, NAMES, arguments, repeatable
 from perf.report import Claim
 
 
@@ -93,3 +95,16 @@ def test_pixels_that_can_be_decoded(make):
 )
 def test_results_keep_no_folder_of_the_machine(words, kept):
     assert repeatable(words) == kept
+
+
+def test_the_documentation_names_every_measure():
+    text = (Path(__file__).parents[1] / "docs" / "performance.md").read_text(encoding="utf-8")
+    table = text[text.index("| measure | question |") : text.index("Claims are figures")]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == sorted(NAMES)
+
+
+def test_what_takes_long_runs_only_if_it_is_named():
+    assert arguments([]).measures == [name for name in NAMES if name not in LONG]
+    assert arguments(["scale"]).measures == ["scale"]
+    with pytest.raises(SystemExit):
+        arguments(["everything"])
