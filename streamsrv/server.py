@@ -28,6 +28,7 @@ from streamsrv.ingest import Ingest, IngestLimits
 from streamsrv.ingest import response as store_response
 from streamsrv.ingest.derivation import Remembered
 from streamsrv.pixelpool import PixelPool
+from streamsrv.retrieve.hot_frames import hot_frames
 from streamsrv.search import SearchLimits
 from streamsrv.settings import Settings
 from streamsrv.store.rows import OnDuplicate
@@ -102,6 +103,7 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
         delete=store.delete,
         ingest=ingest,
         stored=store_response.answer,
+        hot=lambda request, target: hot_frames(store, request, target),
     )
 
 

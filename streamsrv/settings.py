@@ -96,6 +96,12 @@ class Settings:
         "connections a worker",
         "Over it new connections wait in the kernel's queue. Each costs about 20 kB and a descriptor.",
     )
+    express_lane: bool = setting(
+        True,
+        "yes or no",
+        "Frames that are asked for again and again, in the same words, are answered before the request is "
+        "parsed: several times as many a second.",
+    )
     drain_timeout: float = setting(
         30.0, "seconds", "After SIGTERM: how long answers and bodies in flight may take to finish."
     )

@@ -8,6 +8,8 @@ boundary are all that is left to find.
 Rules
 - The answer is the one that `frames` would give, byte for byte; whatever is not plain is left to it.
 - What is remembered says nothing of bytes, and is bounded: SHAPES entries of about 1 kB.
+- `hot_frames` hands what is remembered to whoever answers the same words again, with what to ask before each
+  answer.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from streamsrv.store.rows import InstanceKey, InstanceRow
 from streamsrv.store.store import Store
 from streamsrv.wire.accept import Offer
 from streamsrv.wire.answers import Answer, Request, Span
-from streamsrv.wire.conditional import dated, etag_of, evaluate, not_modified
+from streamsrv.wire.conditional import SETTLED, dated, etag_of, evaluate, not_modified
 from streamsrv.wire.multipart import boundary_from, multipart_type
 from streamsrv.wire.resources import Kind, Target, instance_url
 
@@ -99,6 +101,73 @@ def hot_frame(store: Store, request: Request, target: Target) -> Answer | None:
         raise
 
 
+def hot_frames(store: Store, request: Request, target: Target) -> HotFrames | None:
+    """For as long as they are asked for in the very same words; None unless `hot_frame` would answer with the
+    whole frame, or if it would say something else a moment later."""
+    if target.kind is not Kind.FRAMES or len(target.frames) != 1 or request.query:
+        return None
+    shape = _shapes.get(
+        _key(request, InstanceKey(target.study or "", target.series or "", target.instance or ""))
+    )
+    if shape is None or time.time() - shape.row.stored_at / 1e6 < SETTLED:
+        return None
+    return HotFrames(store, request, shape)
+
+
+class Placed(NamedTuple):
+    """One frame as stored, and what its answer says of it."""
+
+    etag: bytes
+    boundary: bytes
+    span: Span
+
+
+class HotFrames:
+    """The single frames of one instance for one client's words."""
+
+    def __init__(self, store: Store, request: Request, shape: Shape) -> None:
+        self._store = store
+        self._request = request
+        self._shape = shape
+        self._moment = -1
+
+    def current(self) -> bool:
+        """Whether the instance is still the one that was learnt: looked up again after each commit."""
+        moment = self._store.moment()
+        if moment != self._moment:
+            found = self._store.instance(self._shape.row.key)
+            if found is None or found[0] is not self._shape.row:
+                return False
+            self._moment = moment
+        return True
+
+    def at(self, number: int) -> Placed | None:
+        """Where frame `number` lies; None if it is not there, or not in one piece."""
+        row = self._shape.row
+        if not 0 < number <= row.number_of_frames:
+            return None
+        try:
+            table = row.frame_kind is FrameKind.TABLE
+            piece = _span(row, number, self._store.frame_entries(row, (number - 1,)) if table else [])
+        except SegmentGone:
+            return None
+        if piece is None:
+            return None
+        etag = _etag(self._request, self._shape, number)
+        return Placed(etag.encode("ascii"), boundary_from(self._store.secret, etag), piece)
+
+    def lease(self, segment: int) -> SegmentLease | None:
+        """None if it is gone."""
+        try:
+            return self._store.open_segments((segment,))
+        except SegmentGone:
+            return None
+
+    def answer(self, number: str, etag: str, boundary: bytes) -> Answer:
+        """What is said of a frame that has no bytes."""
+        return _built(self._request, self._shape, number, etag, boundary, Span(0, 0, 0))
+
+
 def _span(row: InstanceRow, number: int, entries: list[tuple[int, int]]) -> Span | None:
     if row.frame_kind is FrameKind.NATIVE:
         return span(row, row.frame_base + (number - 1) * row.frame_stride, row.frame_stride)
@@ -109,12 +178,20 @@ def _span(row: InstanceRow, number: int, entries: list[tuple[int, int]]) -> Span
 def _answer(
     store: Store, request: Request, shape: Shape, number: int, piece: Span, lease: SegmentLease
 ) -> Answer:
-    etag = etag_of([shape.digest], request.base_url, shape.media_type, shape.syntax, str(number))
-    boundary = boundary_from(store.secret, etag)
+    etag = _etag(request, shape, number)
+    built = _built(request, shape, str(number), etag, boundary_from(store.secret, etag), piece)
+    built.descriptor, built.release = lease.fd, lease.release
+    return built
+
+
+def _etag(request: Request, shape: Shape, number: int) -> str:
+    return etag_of([shape.digest], request.base_url, shape.media_type, shape.syntax, str(number))
+
+
+def _built(request: Request, shape: Shape, number: str, etag: str, boundary: bytes, piece: Span) -> Answer:
     built = Answer(200, [("Content-Type", multipart_type(boundary, shape.media_type)), *CACHING])
     if not not_modified(request, etag):
         part = Part(shape.label, f"{shape.url}/frames/{number}", (piece,))
         built.plan = plan = list(pieces_of((part,), boundary))
         built.length = total_length(plan)
-    built.descriptor, built.release = lease.fd, lease.release
     return dated(request, evaluate(request, built, etag), shape.row.stored_at / 1e6, time.time())

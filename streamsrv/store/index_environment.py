@@ -180,6 +180,17 @@ class Environment:
         """A read transaction for one batch."""
         return ReadTransaction(self.lmdb, doing)
 
+    def moment(self) -> int:
+        """The number of the last commit that readers are shown. As long as it stays the same, so does
+        everything that can be read."""
+        try:
+            transaction = self.lmdb.begin()
+        except lmdb.Error as error:
+            raise in_our_words(error, "looking for changes") from error
+        number: int = transaction.id()
+        transaction.abort()
+        return number
+
     def unseen(self) -> int:
         """The number of a commit that the file holds and readers are not shown yet, or 0.
 

@@ -30,11 +30,19 @@ class AccessLog:
     def add(
         self, client: str, method: str, path: str, status: int, sent: int, seconds: float, request_id: str
     ) -> None:
+        if self._enabled:
+            self.add_line(self.line(client, method, path, status, sent), seconds, request_id)
+
+    def line(self, client: str, method: str, path: str, status: int, sent: int) -> str:
+        """What stays the same when the same request is answered again, for `add_line`."""
+        return self._format(client, method, path, status, sent)
+
+    def add_line(self, line: str, seconds: float, request_id: str) -> None:
         if not self._enabled:
             return
         if not self._lines:
             asyncio.get_running_loop().call_later(FLUSH_EVERY, self.flush)
-        self._lines.append(self._format(self._now(), client, method, path, status, sent, seconds, request_id))
+        self._lines.append(line % (self._now(), seconds, request_id))
 
     def flush(self) -> None:
         lines, self._lines = self._lines, []
@@ -50,26 +58,15 @@ class AccessLog:
         return self._second[1]
 
 
-def _text_line(
-    at: str, client: str, method: str, path: str, status: int, sent: int, seconds: float, request_id: str
-) -> str:
-    return f'{at} {_tame(client)} "{method} {_tame(path)}" {status} {sent} {seconds:.4f} {request_id}\n'
+def _text_line(client: str, method: str, path: str, status: int, sent: int) -> str:
+    line = f'{_tame(client)} "{method} {_tame(path)}" {status} {sent}'.replace("%", "%%")
+    return f"%s {line} %.4f %s\n"
 
 
-def _json_line(
-    at: str, client: str, method: str, path: str, status: int, sent: int, seconds: float, request_id: str
-) -> str:
-    line = {
-        "at": at,
-        "client": client,
-        "method": method,
-        "path": path,
-        "status": status,
-        "bytes": sent,
-        "seconds": round(seconds, 4),
-        "request_id": request_id,
-    }
-    return orjson.dumps(line).decode() + "\n"
+def _json_line(client: str, method: str, path: str, status: int, sent: int) -> str:
+    line = {"client": client, "method": method, "path": path, "status": status, "bytes": sent}
+    text = orjson.dumps(line).decode()[1:-1].replace("%", "%%")
+    return f'{{"at":"%s",{text},"seconds":%.4f,"request_id":"%s"}}\n'
 
 
 def _tame(text: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed
 from streamsrv.ingest.response import StoreResult
+from streamsrv.web.lane import Frames
 from streamsrv.web.stow import Receiver
 from streamsrv.wire.answers import Answer, Request
 from streamsrv.wire.coded import coded
@@ -24,10 +25,14 @@ CHOOSING = frozenset(("accept", "accept-encoding"))
 INLINE = frozenset((Kind.INSTANCES, Kind.METADATA, Kind.FRAMES, Kind.RENDERED, Kind.THUMBNAIL))
 
 
+def _nothing(request: Request, target: Target) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Actions:
     """The rooms below, as functions of a request. Each blocks; `ingest` raises what refuses a body before
-    it is read.
+    it is read. `hot` knows single frames that were answered lately.
     """
 
     retrieve: Callable[[Request, Target], Answer]
@@ -35,6 +40,7 @@ class Actions:
     delete: Callable[[str, str | None, str | None], int]
     ingest: Callable[[Request, Target], Receiver]
     stored: Callable[[StoreResult, Request], Answer]
+    hot: Callable[[Request, Target], Frames | None] = _nothing
 
 
 def is_inline(method: str, target: Target) -> bool:

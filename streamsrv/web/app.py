@@ -30,8 +30,12 @@ from streamsrv.web.cors import Cors
 from streamsrv.web.exchange import Exchange
 from streamsrv.web.head import Head, check_size, check_target
 from streamsrv.web.hosts import Hosts, Origin
+from streamsrv.web.lane import Frames, Lane
 from streamsrv.web.pace import Watch
 from streamsrv.web.stow import Receiver, Upload, decoder_for
+from streamsrv.web.stream import Stream
+from streamsrv.web.transfer import Transfer
+from streamsrv.web.writer import Outgoing, transfer
 from streamsrv.wire.answers import Answer, Request
 from streamsrv.wire.hot_paths import target_of
 from streamsrv.wire.problems import problem_answer
@@ -55,6 +59,7 @@ class App(HTTPServerConnectionDelegate):
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="streamsrv")
         self.watch = Watch(settings.idle_timeout, settings.stall_timeout, settings.min_rate)
         self.buffers = Buffers()
+        self.lane = Lane(access_log, self._begin_transfer) if settings.express_lane else None
         self.draining = False
         self.store_open = True
         self._actions = actions
@@ -97,6 +102,24 @@ class App(HTTPServerConnectionDelegate):
         self._uploads -= intake
         if not self._active:
             self._idle.set()
+
+    def learn(self, asked: bytes, head: Head, client: str) -> None:
+        """This request was answered with success."""
+        if self.lane is not None:
+            self.lane.learn(asked, head, client, self)
+
+    def _begin_transfer(self, stream: Stream, answer: Answer, head: bytes) -> Transfer:
+        return transfer(stream, answer, self.pool, self.watch, prefix=head)
+
+    def hot(self, head: Head) -> Frames | None:
+        target = target_of(head.path)
+        base = self._hosts.origin(head.headers, head.host, head.peer).base
+        return self._actions.hot(head.request(base_url(base, target.version), (), target.version), target)
+
+    def outgoing(self, head: Head, answer: Answer) -> Outgoing:
+        extra = self.standard_headers(head)
+        self._let_cache(answer)
+        return Outgoing(answer, extra, method=head.method, version=head.version, keep_alive=True)
 
     def standard_headers(self, head: Head) -> Sequence[tuple[str, str]]:
         return (
@@ -156,9 +179,13 @@ class App(HTTPServerConnectionDelegate):
     def _compute(self, request: Request, target: Target) -> Answer:
         answer = compute(self._actions, request, target)
         # What was acknowledged is found by the next search, so searches are asked each time.
-        if self.settings.cache_max_age and target.kind is not Kind.SEARCH:
-            answer.headers = [self._cached(name, value) for name, value in answer.headers]
+        if target.kind is not Kind.SEARCH:
+            self._let_cache(answer)
         return answer
+
+    def _let_cache(self, answer: Answer) -> None:
+        if self.settings.cache_max_age:
+            answer.headers = [self._cached(name, value) for name, value in answer.headers]
 
     def _cached(self, name: str, value: str) -> tuple[str, str]:
         """By default a cache asks each time; the setting lets it trust its copy for a while."""
@@ -203,5 +230,7 @@ class App(HTTPServerConnectionDelegate):
 
     def stop(self) -> None:
         self.watch.stop()
+        if self.lane is not None:
+            self.lane.close()
         self.access_log.flush()
         self.pool.shutdown(wait=True)

@@ -35,8 +35,8 @@ from streamsrv.web.body import feed, read_body
 from streamsrv.web.farewell import GONE, LINGER_BYTES, LINGER_SECONDS, discard, reset, say_last
 from streamsrv.web.head import CHUNKED, UNREADABLE, Head, body_length
 from streamsrv.web.pace import Meter
-from streamsrv.web.stream import Stream
 from streamsrv.web.transfer import Transfer
+from streamsrv.web.waiting import Waiting
 from streamsrv.web.writer import Outgoing, begin_transfer, release, send_now
 from streamsrv.wire.answers import Answer
 
@@ -49,16 +49,13 @@ DROPPED_BODY = 64 << 10
 NO_LIMIT = 1 << 62
 
 
-class Exchange(HTTPMessageDelegate):
+class Exchange(Waiting, HTTPMessageDelegate):
     """Created when the connection begins to wait for a head; `key` is the connection's, the same for all
     its exchanges.
     """
 
     def __init__(self, service: Service, connection: HTTP1Connection, key: object) -> None:
-        self._service = service
-        self._connection = connection
-        self._stream = stream = cast(Stream, connection.stream)
-        self._key = key
+        super().__init__(service, connection, key)
         self._head: Head | None = None
         self._began = 0.0
         self._job: Job | None = None
@@ -67,9 +64,7 @@ class Exchange(HTTPMessageDelegate):
         self._over = False  # answered, refused or gone: what still arrives is dropped
         self._to_drop = 0  # bytes of a refused chunked body that are still read
         self._ended = False
-        self.client = str(getattr(connection.context, "remote_ip", "-"))
-        stream.malformed = self._malformed
-        service.watch.head_awaited(key, connection.close)
+        self._stream.malformed = self._malformed
 
     # What Tornado calls
 
@@ -341,6 +336,8 @@ class Exchange(HTTPMessageDelegate):
         if self._ended or self._head is None:
             return
         self._ended = self._over = True
+        if self._asked is not None and status == 200:
+            self._service.learn(self._asked, self._head, self.client)
         self._stream.let_go()
         self._service.ended(self, self._intake is not None)
         seconds = asyncio.get_running_loop().time() - self._began

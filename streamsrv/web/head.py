@@ -51,7 +51,7 @@ class Head:
             target = absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]
         self.path, _, self.query = target.partition("?")
         given = self.headers.get("x-request-id", "")
-        self.request_id = given if given and SANE_ID.fullmatch(given) else _new_id()
+        self.request_id = given if given and SANE_ID.fullmatch(given) else new_id()
 
     @property
     def keep_alive(self) -> bool:
@@ -75,7 +75,7 @@ class Head:
 _numbers = itertools.count(int.from_bytes(secrets.token_bytes(8)))
 
 
-def _new_id() -> str:
+def new_id() -> str:
     """One that no other request has. It is no secret: asking the kernel for each costs more than all of a
     line in the log."""
     return f"{next(_numbers) % (1 << 64):016x}"

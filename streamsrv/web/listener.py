@@ -27,10 +27,8 @@ from tornado.httpserver import HTTPServer
 from streamsrv.settings import Settings
 from streamsrv.web.app import App
 from streamsrv.web.exchange import DROPPED_BODY
-from streamsrv.web.stream import Stream
+from streamsrv.web.stream import CHUNK, Stream
 
-# Tornado reads into blocks of this size; larger ones slow every small request.
-CHUNK = 64 << 10
 # How long a worker stands back after it has accepted. The loop rounds it up to a millisecond when it is idle.
 STAND_BACK = 0.0002
 # How long to wait for a descriptor when there are none.

@@ -7,6 +7,8 @@ Rules of this file
   for the answer (`curl`, `nc -N`). IOStream takes it for the end and closes. Between `hold` and `let_go`,
   which is from a request's head to the end of its answer, its socket outlives that and can still be sent on.
   Whether anybody listens shows when something is sent.
+- What comes first of a request is shown to `express` before IOStream has it, and if that takes it, IOStream
+  never knows. `pause` holds the next ones back meanwhile.
 - Of a message that it cannot parse Tornado says nothing but 400, in one piece. Where it says so, `malformed`
   speaks instead.
 """
@@ -15,18 +17,26 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 
 # What Tornado says in HTTP1Connection; should it ever say something else, that goes out as it is.
+# Tornado reads into blocks of this size; larger ones slow every small request.
+CHUNK = 64 << 10
 BARE_400 = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 
 
 class Stream(IOStream):
     # Told the error; says the last of this connection.
     malformed: Callable[[BaseException | None], Coroutine[Any, Any, None]] | None = None
+    # Told what comes first of a request; whether it has answered it.
+    express: Callable[[bytes], bool] | None = None
+    _awaited = False  # a request, and nothing of it has come
+    _first = b""  # has come, and is for Tornado
+    _paused = _muted = False
     _held = False
     _ended = False  # no more will come from the client
     _freed: Callable[[], None] | None = None
@@ -55,16 +65,78 @@ class Stream(IOStream):
         else:
             freed()
 
+    def pause(self) -> None:
+        """Nothing is read until `resume`."""
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+        if self._muted and not self.closed():
+            self.io_loop.update_handler(self.fileno(), IOLoop.READ | IOLoop.ERROR)
+        self._muted = False
+
     # What Tornado calls
 
     def set_nodelay(self, value: bool) -> None:
         """Tornado switches it on and off again for each answer: two system calls."""
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        if self._paused or (self._awaited and not self._first and self._taken()):
+            return None  # as if nothing had come
+        if self._first:
+            first, self._first = self._first, b""
+            buf[: len(first)] = first
+            return len(first)
         count = super().read_from_fd(buf)
         if count == 0:
             self._ended = True
+        elif count:
+            self._awaited = False
         return count
+
+    def _handle_events(self, fd: Any, events: int) -> None:
+        """What the loop calls; besides the buffer all that is used here of what is Tornado's own. A request
+        that the lane knows is answered before any of the machinery turns for those that it does not know."""
+        if self._paused:
+            self._muted = True
+            self.io_loop.update_handler(fd, 0)
+        elif not (self._awaited and events == IOLoop.READ and self._taken()):
+            super()._handle_events(fd, events)
+
+    def _taken(self) -> bool:
+        """Whether nothing is left of what has come."""
+        if self.writing():
+            return False
+        try:
+            asked = self.socket.recv(CHUNK)
+        except OSError:
+            return False  # IOStream finds out
+        if not asked:
+            return False
+        self._awaited = False
+        if self.express is not None and self.express(asked):
+            self._awaited = True
+            return True
+        self._first = asked
+        return False
+
+    def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
+        """Tornado reads heads so, and nothing else."""
+        self._awaited = self.express is not None and (not self._read_buffer_size or self._early_taken())
+        return super().read_until_regex(regex, max_bytes)
+
+    def _early_taken(self) -> bool:
+        """Of what had come before anything was awaited, as `_taken`."""
+        size = self._read_buffer_size
+        if (
+            size > CHUNK
+            or self.writing()
+            or self.express is None
+            or not self.express(bytes(self._read_buffer))
+        ):
+            return False
+        self._consume(size)
+        return True
 
     def close_fd(self) -> None:
         if not (self._held and self._ended):

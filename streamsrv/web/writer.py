@@ -68,7 +68,7 @@ class Outgoing:
 
 
 def head_bytes(answer: Answer, extra: Sequence[tuple[str, str]]) -> bytes:
-    lines = [f"HTTP/1.1 {answer.status} {REASONS.get(answer.status, 'Unknown')}", f"Date: {_date()}"]
+    lines = [f"HTTP/1.1 {answer.status} {REASONS.get(answer.status, 'Unknown')}", f"Date: {date()}"]
     lines += [f"{name}: {value}" for name, value in answer.headers]
     lines += [f"{name}: {value}" for name, value in extra]
     text = "\r\n".join(lines)
@@ -77,16 +77,25 @@ def head_bytes(answer: Answer, extra: Sequence[tuple[str, str]]) -> bytes:
     return text.encode("latin-1", "replace") + b"\r\n\r\n"
 
 
-_second = (0, "")
+_second = (0, "", b"")
 
 
-def _date() -> str:
+def date() -> str:
     """IMF-fixdate of RFC 9110 5.6.7, made once a second."""
+    return _this_second()[1]
+
+
+def date_bytes() -> bytes:
+    return _this_second()[2]
+
+
+def _this_second() -> tuple[int, str, bytes]:
     global _second
     now = int(time.time())
     if now != _second[0]:
-        _second = now, time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now))
-    return _second[1]
+        text = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now))
+        _second = now, text, text.encode("ascii")
+    return _second
 
 
 # What small spans are read into, on their way from the page cache to the socket. Only the loop uses it.
@@ -139,25 +148,30 @@ def send_now(connection: HTTP1Connection, outgoing: Outgoing) -> int | None:
 
 
 def begin_transfer(stream: IOStream, outgoing: Outgoing, pool: Executor, watch: Watch) -> Transfer:
-    """Send head and payload, as far as the socket takes them at once. A client that reads too slowly later
-    ends the transfer with TimeoutError."""
-    slow = TimeoutError("the client reads more slowly than the minimum rate")
-    meter = watch.meter(lambda: transfer.abort(slow))
+    """Send head and payload, as far as the socket takes them at once."""
     answer = outgoing.answer if outgoing.body else Answer(outgoing.answer.status)
-    transfer = Transfer(
-        stream.socket,
-        answer,
-        pool,
-        meter,
-        watch.turns,
-        prefix=outgoing.head,
-        chunked=outgoing.chunked,
-    )
-    transfer.start()
-    if not transfer.done.done():
+    return transfer(stream, answer, pool, watch, prefix=outgoing.head, chunked=outgoing.chunked)
+
+
+def transfer(
+    stream: IOStream,
+    answer: Answer,
+    pool: Executor,
+    watch: Watch,
+    *,
+    prefix: bytes = b"",
+    chunked: bool = False,
+) -> Transfer:
+    """`prefix`, then the payload. A client that reads too slowly later ends the transfer with
+    TimeoutError."""
+    slow = TimeoutError("the client reads more slowly than the minimum rate")
+    meter = watch.meter(lambda: begun.abort(slow))
+    begun = Transfer(stream.socket, answer, pool, meter, watch.turns, prefix=prefix, chunked=chunked)
+    begun.start()
+    if not begun.done.done():
         watch.add(meter)
-        transfer.done.add_done_callback(lambda _: watch.drop(meter))
-    return transfer
+        begun.done.add_done_callback(lambda _: watch.drop(meter))
+    return begun
 
 
 def release(answer: Answer) -> None:

@@ -1,0 +1,310 @@
+"""The express lane: frames that are asked for in words that were understood before.
+
+A viewer sends thousands of requests that differ in a number. The first two of them take the usual way:
+Tornado, the checks, the rooms below. What was found out is kept by the exact bytes of the request with the
+number left out, as a template of the answer; a third request of the very same bytes is answered from it
+before Tornado sees it.
+
+    bytes from the socket -> known? -- yes -> number -> where the frame lies -> template filled in, sent
+                              no  -> Tornado, unchanged
+
+Why nothing is parsed, and nothing can be smuggled: the lane takes only what came as one whole request, when
+the connection waits for one and holds no other byte; and only bytes that Tornado has read as exactly one
+request without a body, and the app has let in, from the same peer. All else goes to Tornado as it came, so
+there is no hand-over and no way back: the connection is Tornado's all the time.
+
+Rules of this file
+- The template is the handlers' own answer, rendered once with marks where answers differ; only Date, the
+  entity tag, the boundary, the request id, the length and the number are filled in.
+- Conditions, ranges, request ids of the client's: the usual way.
+- After each commit the instance is looked up again: what was deleted or replaced is forgotten.
+- A small frame that is not in memory goes the usual way; a large one is sent by a Transfer, as ever, and
+  nothing is read from the connection meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from streamsrv.web.access_log import CLIENT_GONE, AccessLog
+from streamsrv.web.head import Head, new_id
+from streamsrv.web.sources import read_warm
+from streamsrv.web.stream import Stream
+from streamsrv.web.transfer import Transfer
+from streamsrv.web.writer import SMALL, Outgoing, date_bytes
+from streamsrv.wire.answers import Answer, Literal, Span
+
+# How much is remembered, by each worker: answers of some 2 kB, templates of 3 kB, requests seen once.
+READY = 4096
+TEMPLATES = 512
+ONCE = 2048
+LONGEST = 4096  # bytes of a request
+# How long a segment stays open that is not read any more, at most twice.
+LINGER = 0.5
+
+DATE_LENGTH, ID_LENGTH = 29, 16
+BEFORE_NUMBER = b"/frames/"
+_REQUEST = re.compile(rb"GET (/[!-~]*/frames/)([1-9][0-9]{0,9}) HTTP/1\.1\r\n(?:[^\r\n]+\r\n)+\r\n")
+# Of these each request has another, or an answer of its own.
+PARTICULAR = frozenset(
+    ("content-length", "expect", "range", "te", "trailer", "transfer-encoding", "upgrade", "x-request-id")
+)
+
+# What stands in a template until it is filled in; nobody outside knows them.
+_TAG, _BOUNDARY, _ID, _NUMBER = (secrets.token_hex(20) for _ in range(4))
+_FIELDS = {f'"{_TAG}"': b"%(etag)b", _BOUNDARY: b"%(boundary)b", _NUMBER: b"%(number)b"}
+_DATE = re.compile(rb"(?<=\r\nDate: )[^\r]+")
+
+
+class Lease(Protocol):
+    def fd(self, segment: int) -> int: ...
+    def release(self) -> None: ...
+
+
+class Frame(Protocol):
+    """Where one frame lies, and what its answer says of it."""
+
+    @property
+    def etag(self) -> bytes: ...
+    @property
+    def boundary(self) -> bytes: ...
+    @property
+    def span(self) -> Span: ...
+
+
+class Frames(Protocol):
+    """The single frames of one instance for one client's words; the room below makes it."""
+
+    def current(self) -> bool: ...
+    def at(self, number: int) -> Frame | None: ...
+    def lease(self, segment: int) -> Lease | None: ...
+    def answer(self, number: str, etag: str, boundary: bytes) -> Answer: ...
+
+
+class Knowledge(Protocol):
+    """What the lane learns from; the app."""
+
+    def hot(self, head: Head) -> Frames | None:
+        """If the request of this head was answered with one of them."""
+        ...
+
+    def outgoing(self, head: Head, answer: Answer) -> Outgoing: ...
+
+
+class Template(NamedTuple):
+    """Of the answers for one instance. Between the texts go the date, the request id and the frame. `length`
+    is that of the payload without the frame and its number."""
+
+    frames: Frames
+    client: str
+    texts: tuple[bytes, bytes, bytes, bytes]
+    length: int
+
+
+class Ready(NamedTuple):
+    """All of an answer but its date, its request id and the bytes of the frame."""
+
+    peer: str
+    client: str
+    path: str
+    frames: Frames
+    before: bytes
+    middle: bytes
+    after: bytes
+    span: Span
+    tail: bytes
+    length: int  # of everything, with a date and a request id
+    line: str  # of the log
+
+
+_Key: TypeAlias = tuple[str, bytes]  # peer; the request without its number
+
+
+class Lane:
+    """Of one worker."""
+
+    def __init__(self, access_log: AccessLog, begin: Callable[[Stream, Answer, bytes], Transfer]) -> None:
+        self._begin = begin
+        self._log = access_log
+        self._ready: dict[bytes, Ready] = {}
+        self._templates: dict[_Key, Template] = {}
+        self._once: dict[_Key, None] = {}
+        self._leases: dict[int, Lease] = {}
+        self._idle: set[int] = set()  # segments that were not read since the last sweep
+        self._timer: asyncio.TimerHandle | None = None
+        self._buffer = memoryview(bytearray(SMALL))
+        self.answered = 0
+
+    # Answering
+
+    def answer(self, stream: Stream, peer: str, asked: bytes) -> Transfer | bool:
+        """Whether the request has been answered; if not, nothing was sent. A Transfer is at it, or was."""
+        began = time.perf_counter()
+        ready = self._ready.get(asked)
+        if ready is None or ready.peer != peer:
+            ready = self._make_ready(peer, asked)
+            if ready is None:
+                return False
+        if not ready.frames.current():
+            self._forget(ready.frames)
+            return False
+        identifier = new_id()
+        head: list[bytes | memoryview]
+        head = [ready.before, date_bytes(), ready.middle, identifier.encode(), ready.after]
+        if ready.span.length > SMALL:
+            return self._transfer(stream, ready, b"".join(head), began, identifier)
+        view = self._read(ready.frames, ready.span)
+        if view is None:
+            return False
+        head += (view, ready.tail)
+        self.answered += 1
+        try:
+            sent = stream.socket.sendmsg(head)
+        except OSError:  # full, or broken: the stream finds out which
+            sent = 0
+        if sent != ready.length:
+            stream.write(b"".join(head)[sent:])
+        self._log.add_line(ready.line, time.perf_counter() - began, identifier)
+        return True
+
+    def _transfer(
+        self, stream: Stream, ready: Ready, head: bytes, began: float, identifier: str
+    ) -> Transfer | bool:
+        lease = ready.frames.lease(ready.span.segment)
+        if lease is None:
+            return False
+        answer = Answer(200, [], (ready.span, Literal(ready.tail)), descriptor=lease.fd)
+        self.answered += 1
+        transfer = self._begin(stream, answer, head)
+
+        def ended(_: object) -> None:
+            lease.release()
+            error = transfer.done.exception()
+            line = ready.line
+            if error is not None:
+                sent = max(0, transfer.sent - len(head))
+                line = self._log.line(ready.client, "GET", ready.path, CLIENT_GONE, sent)
+            self._log.add_line(line, time.perf_counter() - began, identifier)
+
+        if transfer.done.done():
+            ended(transfer.done)
+        else:
+            transfer.done.add_done_callback(ended)
+        return transfer
+
+    def _make_ready(self, peer: str, asked: bytes) -> Ready | None:
+        at = asked.find(BEFORE_NUMBER, 0, LONGEST) + 8
+        end = asked.find(b" ", at)
+        template = self._templates.get((peer, asked[:at] + asked[end:]))
+        number = asked[at:end]
+        if template is None or not number.isdigit() or len(number) > 10 or number[0] == 48:
+            return None
+        frame = template.frames.at(int(number)) if template.frames.current() else None
+        if frame is None:
+            return None
+        payload = template.length + len(number) + frame.span.length
+        fields = {
+            b"etag": frame.etag,
+            b"boundary": frame.boundary,
+            b"number": number,
+            b"length": b"%d" % payload,
+        }
+        before, middle, after, tail = texts = [text % fields for text in template.texts]
+        length = sum(map(len, texts)) + frame.span.length + DATE_LENGTH + ID_LENGTH
+        client, path = template.client, asked[4:end].decode("ascii")
+        line = self._log.line(client, "GET", path, 200, payload)
+        ready = Ready(
+            peer, client, path, template.frames, before, middle, after, frame.span, tail, length, line
+        )
+        if len(self._ready) >= READY:
+            self._ready.clear()
+        self._ready[asked] = ready
+        return ready
+
+    def _forget(self, frames: Frames) -> None:
+        """The instance is another now, or gone."""
+        for asked in [asked for asked, ready in self._ready.items() if ready.frames is frames]:
+            del self._ready[asked]
+        for key in [key for key, template in self._templates.items() if template.frames is frames]:
+            del self._templates[key]
+
+    def _read(self, frames: Frames, span: Span) -> memoryview | None:
+        lease = self._leases.get(span.segment)
+        if lease is None:
+            lease = frames.lease(span.segment)
+            if lease is None:
+                return None
+            self._leases[span.segment] = lease
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(LINGER, self._sweep)
+        self._idle.discard(span.segment)
+        view = self._buffer[: span.length]
+        return view if read_warm(lease.fd(span.segment), view, span.offset) else None
+
+    # Learning
+
+    @staticmethod
+    def may_learn(asked: bytes) -> bool:
+        return BEFORE_NUMBER in asked and len(asked) <= LONGEST
+
+    def learn(self, asked: bytes, head: Head, client: str, known: Knowledge) -> None:
+        """A request that was answered the usual way, with success. Nothing is made for one that is never
+        asked again, so its first time is only noted. `client` is named in the log."""
+        found = _REQUEST.fullmatch(asked)
+        if found is None or _is_particular(head):
+            return
+        key = head.peer, asked[: found.end(1)] + asked[found.end(2) :]
+        if key not in self._once:
+            _make_room(self._once, ONCE)
+            self._once[key] = None
+            return
+        frames = known.hot(head)
+        if frames is not None:
+            _make_room(self._templates, TEMPLATES)
+            self._templates[key] = render(frames, head, client, known)
+
+    # The end
+
+    def _sweep(self) -> None:
+        for segment in self._idle:
+            self._leases.pop(segment).release()
+        self._idle = set(self._leases)
+        self._timer = asyncio.get_running_loop().call_later(LINGER, self._sweep) if self._leases else None
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        while self._leases:
+            self._leases.popitem()[1].release()
+
+
+def _make_room(kept: dict[Any, Any], most: int) -> None:
+    while len(kept) >= most:
+        del kept[next(iter(kept))]
+
+
+def _is_particular(head: Head) -> bool:
+    names = head.headers.keys()
+    conditional = any(name.startswith("if-") for name in names)
+    return conditional or not head.keep_alive or not PARTICULAR.isdisjoint(names)
+
+
+def render(frames: Frames, head: Head, client: str, known: Knowledge) -> Template:
+    """The usual answer, with marks where another one differs."""
+    answer = frames.answer(_NUMBER, f'"{_TAG}"', _BOUNDARY.encode())
+    marked = Head("GET", head.path, head.version, {**head.headers, "x-request-id": _ID}, head.peer)
+    pieces = [piece.payload for piece in answer.plan if isinstance(piece, Literal)]
+    text = (known.outgoing(marked, answer).head + pieces[0]).replace(b"%", b"%%")
+    framing = b"\r\nContent-Length: %d\r\n" % (answer.length or 0)
+    text = text.replace(framing, b"\r\nContent-Length: %(length)b\r\n", 1)
+    tail = pieces[-1].replace(b"%", b"%%")
+    for mark, field in _FIELDS.items():
+        text, tail = text.replace(mark.encode(), field), tail.replace(mark.encode(), field)
+    before, _, rest = _DATE.sub(b"\0", text, 1).partition(b"\0")
+    middle, _, after = rest.partition(_ID.encode())
+    return Template(frames, client, (before, middle, after, tail), (answer.length or 0) - len(_NUMBER))

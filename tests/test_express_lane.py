@@ -1,0 +1,554 @@
+"""The express lane (streamsrv/web/lane.py) over real sockets, against the usual way: the same answers, the
+same lines in the log, and nothing that a request could carry over from one to the other."""
+
+import asyncio
+import dataclasses
+import io
+import os
+import re
+import socket
+import threading
+import time
+
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
+
+from streamsrv.ingest import Ingest
+from streamsrv.pixelpool import PixelPool
+from streamsrv.retrieve import hot_frames
+from streamsrv.server import actions
+from streamsrv.settings import Settings
+from streamsrv.store.store import Store, StoreOptions
+from streamsrv.web import lane as lanes
+from streamsrv.web.access_log import AccessLog
+from streamsrv.web.app import App
+from streamsrv.web.listener import Acceptor, Server
+from streamsrv.wire import conditional
+
+SERIES = "/v2/studies/1.2.3/series/1.2.3.4/instances"
+SMALL, NATIVE, LARGE = "1.2.3.4.1", "1.2.3.4.2", "1.2.3.4.3"
+FRAME = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
+DEADLINE = 20.0
+
+
+def part10(instance, frames, *, native=False, side=64):
+    """Frames of random bytes, encapsulated or native."""
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, instance
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2.3", "1.2.3.4"
+    dataset.PatientID, dataset.Modality, dataset.NumberOfFrames = "ID1", "CT", len(frames)
+    dataset.Rows = dataset.Columns = side
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PixelRepresentation = 7, 0
+    dataset.PixelData = b"".join(frames) if native else encapsulate(frames)
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = not native
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if native else JPEGBaseline8Bit
+    dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = instance
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+TILES = [b"\xff\xd8" + os.urandom(1000 + 2 * number) + b"\xff\xd9" for number in range(12)]
+SLICES = [os.urandom(64 * 64) for _ in range(3)]
+PICTURES = [os.urandom(1 << 20) for _ in range(6)]
+FILES = [
+    part10(SMALL, TILES),
+    part10(NATIVE, SLICES, native=True),
+    part10(LARGE, PICTURES, native=True, side=1024),
+]
+
+
+class Lines:
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+class Local:
+    """A worker in a thread of its own."""
+
+    def __init__(self, store, **values):
+        self.settings = dataclasses.replace(Settings(), port=0, workers=1, **values)
+        self.store, self.lines = store, Lines()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.ready = threading.Event()
+        self.thread = threading.Thread(target=lambda: asyncio.run(self.serve()))
+        self.thread.start()
+        assert self.ready.wait(DEADLINE)
+
+    async def serve(self):
+        self.loop, self.stopped = asyncio.get_running_loop(), asyncio.Event()
+        work = actions(self.store, self.settings, PixelPool(1))
+        log = AccessLog(self.lines, json=self.settings.log_format == "json")
+        self.app = App(self.settings, work, log)
+        server = Server(self.app, self.settings)
+        acceptor = Acceptor([self.listener], server, 100)
+        acceptor.start()
+        self.ready.set()
+        await self.stopped.wait()
+        acceptor.stop()
+        self.drained = await self.app.drain(DEADLINE)
+        await server.close_all_connections()
+        self.app.stop()
+
+    def stop(self):
+        if self.thread.is_alive():
+            self.loop.call_soon_threadsafe(self.stopped.set)
+        self.thread.join(DEADLINE)
+        self.listener.close()
+        assert not self.thread.is_alive()
+
+    @property
+    def answered(self):
+        return self.app.lane.answered if self.app.lane else 0
+
+    def connect(self, **options):
+        return Connection(self.port, **options)
+
+
+class Connection:
+    opened = []  # closed at the end of each test  # noqa: RUF012 - meant to be shared
+
+    def __init__(self, port, receive_buffer=0):
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(DEADLINE)
+        self.socket.connect(("127.0.0.1", port))
+        self.stream = self.socket.makefile("rb")
+        Connection.opened.append(self)
+
+    def send(self, *requests):
+        self.socket.sendall(b"".join(requests))
+
+    def answer(self, body=True):
+        """Head and payload, as they came."""
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            line = self.stream.readline()
+            assert line, f"the connection ended after {head!r}"
+            head += line
+        length = re.search(rb"\r\nContent-Length: (\d+)", head)
+        return head, self.stream.read(int(length[1])) if body and length else b""
+
+    def ask(self, request):
+        self.send(request)
+        return self.answer()
+
+    def ended(self):
+        return self.stream.read(1) == b""
+
+    def close(self):
+        self.stream.close()
+        self.socket.close()
+
+
+def get(instance, number, *headers, method="GET", host="localhost"):
+    lines = [f"{method} {SERIES}/{instance}/frames/{number} HTTP/1.1", f"Host: {host}", f"Accept: {FRAME}"]
+    return "\r\n".join([*lines, *headers, "", ""]).encode()
+
+
+def comparable(answer):
+    head, payload = answer
+    payload = re.sub(rb'"instance": ?"[^"]*"', b"", payload) if b"problem+json" in head else payload
+    return re.sub(rb"(Date|X-Request-ID): [^\r]*", rb"\1", head), payload
+
+
+def payload_of(answer):
+    """The frame: what is between the part's head and the closing boundary."""
+    return answer[1].partition(b"\r\n\r\n")[2].rpartition(b"\r\n--")[0]
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setattr(conditional, "SETTLED", -1)
+    monkeypatch.setattr(hot_frames, "SETTLED", -1)
+    monkeypatch.setattr(hot_frames, "_shapes", {})
+    with Store.open(tmp_path / "data", StoreOptions(min_free=0)) as opened:
+        keep(opened, *FILES)
+        yield opened
+
+
+def keep(store, *contents):
+    for content in contents:
+        ingest = Ingest(store, content_type="application/dicom")
+        ingest.feed(content)
+        assert not ingest.finish().failed
+
+
+@pytest.fixture
+def start(store):
+    running = []
+
+    def begin(**values):
+        running.append(Local(store, **values))
+        return running[-1]
+
+    yield begin
+    while Connection.opened:
+        Connection.opened.pop().close()
+    for one in running:
+        one.stop()
+
+
+def eventually(condition):
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)
+
+
+def warm(local, connection, *requests):
+    """Asked for often enough to be known."""
+    for request in requests:
+        for _ in range(3):
+            connection.ask(request)
+    before = local.answered
+    for request in requests:
+        connection.ask(request)
+    assert local.answered == before + len(requests)
+
+
+# The same answers
+
+REQUESTS = [
+    *(get(SMALL, number) for number in range(1, 13)),
+    *(get(NATIVE, number) for number in (1, 2, 3)),
+    *(get(LARGE, number) for number in (1, 6)),
+    get(SMALL, 1, "Origin: https://viewer.example"),
+    get(SMALL, 2, "Accept-Encoding: gzip, deflate, br", "Connection: keep-alive"),
+    get(SMALL, 3, "Accept-Language: de%20s"),
+    get(SMALL, 5, "Forwarded: for=192.0.2.7;proto=https;host=localhost"),
+]
+PARTICULAR = [
+    get(SMALL, 0),
+    get(SMALL, "01"),
+    get(SMALL, 13),
+    get(SMALL, 99999999999),
+    get(SMALL, "1,2"),
+    get(SMALL, 1, "Range: bytes=5-90"),
+    get(SMALL, 1, 'If-None-Match: "x"'),
+    get(SMALL, 1, "If-Modified-Since: Fri, 01 Jan 2100 00:00:00 GMT"),
+    get(SMALL, 1, "Accept: text/html"),
+    get(SMALL, 1, host="evil.example"),
+    get(SMALL, 1, "X-Request-ID: mine"),
+    get(SMALL, 1, "Content-Length: 0"),
+    get(SMALL, "1?accept=image/jpeg"),
+    get("1.2.3.4.9", 1),
+    get(SMALL, 1, method="HEAD"),
+]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"cors_origins": ("*",)},
+        {"cors_origins": ("https://viewer.example",), "cache_max_age": 60},
+        {"public_url": "https://pacs.example/100%25/", "log_format": "json"},
+        {"trusted_proxies": ("127.0.0.1",)},
+    ],
+    ids=lambda values: "+".join(values) or "as it is",
+)
+def test_every_request_has_the_same_answer_without_the_lane(start, values):
+    fast, slow = start(**values), start(express_lane=False, **values)
+    one, other = fast.connect(), slow.connect()
+    for request in [*REQUESTS, *PARTICULAR]:
+        for _ in range(4):
+            body = not request.startswith(b"HEAD")
+            one.send(request)
+            other.send(request)
+            assert comparable(one.answer(body)) == comparable(other.answer(body)), request
+    # Each of the first ones but those whose words are new takes the lane from its third time on.
+    assert fast.answered >= 2 * len(REQUESTS)
+    assert slow.answered == 0
+    eventually(lambda: len(logged(fast)) == len(logged(slow)))
+    assert logged(fast) == logged(slow)
+
+
+def logged(local):
+    """The lines of the log without the time, the seconds and the request id."""
+    own = r'^\S+ | [\d.]+ [\w-]+$|"at":"[^"]*"|"seconds":[\d.]+|"request_id":"[^"]*"'
+    return [re.sub(own, "", line) for line in local.lines.text.splitlines()]
+
+
+def test_the_frames_are_the_stored_ones(start):
+    local = start()
+    connection = local.connect()
+    for instance, frames in ((SMALL, TILES), (NATIVE, SLICES), (LARGE, PICTURES)):
+        for _ in range(3):
+            for number, frame in enumerate(frames, 1):
+                assert payload_of(connection.ask(get(instance, number))) == frame
+    assert local.answered >= 2 * (len(TILES) + len(SLICES) + len(PICTURES)) - 6
+
+
+def test_each_answer_has_a_request_id_of_its_own_that_the_log_names(start):
+    local = start()
+    connection = local.connect()
+    heads = [connection.ask(get(SMALL, 1))[0] for _ in range(20)]
+    identifiers = [re.search(rb"X-Request-ID: (\w+)\r\n", head)[1].decode() for head in heads]
+    assert len(set(identifiers)) == 20
+    assert local.answered == 18
+    eventually(lambda: all(identifier in local.lines.text for identifier in identifiers))
+
+
+# On one connection with everything else
+
+
+def test_a_browser_mixes_preflights_frames_and_searches_on_one_connection(start):
+    local = start(cors_origins=("*",))
+    connection = local.connect()
+    origin = "Origin: https://viewer.example"
+    preflight = get(SMALL, 1, origin, "Access-Control-Request-Method: GET", method="OPTIONS")
+    search = f"GET /v2/studies?limit=1 HTTP/1.1\r\nHost: localhost\r\n{origin}\r\n\r\n".encode()
+    for turn in range(100):
+        assert connection.ask(preflight)[0].startswith(b"HTTP/1.1 204 ")
+        assert payload_of(connection.ask(get(SMALL, turn % 12 + 1, origin))) == TILES[turn % 12]
+        assert b"0020000D" in connection.ask(search)[1]
+    assert local.answered >= 95
+
+
+def test_pipelined_requests_are_answered_in_order(start):
+    local = start()
+    connection = local.connect()
+    warm(local, connection, get(SMALL, 1), get(LARGE, 1))
+    for gap in (0, 0.002):
+        wanted = []
+        for number in (1, 2, 3, 4, 5, 6) * 4:
+            for instance, frames in ((SMALL, TILES), (LARGE, PICTURES)):
+                connection.send(get(instance, number))
+                wanted.append(frames[number - 1])
+                time.sleep(gap)
+        for frame in wanted:
+            assert payload_of(connection.answer()) == frame
+
+
+def test_a_large_frame_holds_back_what_was_sent_after_it(start):
+    """A client that reads nothing until it has sent everything, over a small window."""
+    local = start()
+    known = local.connect()
+    warm(local, known, get(SMALL, 1), get(LARGE, 1))
+    slow = local.connect(receive_buffer=4096)
+    before = local.answered
+    slow.send(get(LARGE, 2))
+    eventually(lambda: local.answered == before + 1)
+    slow.send(get(SMALL, 3))
+    slow.send(get(LARGE, 3), get(SMALL, 4))
+    time.sleep(0.05)
+    assert payload_of(known.ask(get(SMALL, 2))) == TILES[1]
+    for frame in (PICTURES[1], TILES[2], PICTURES[2], TILES[3]):
+        assert payload_of(slow.answer()) == frame
+
+
+def test_a_request_in_pieces_goes_the_usual_way(start):
+    local = start()
+    connection = local.connect()
+    request = get(SMALL, 1)
+    warm(local, connection, request)
+    before = local.answered
+    for at in (1, 20, len(request) - 3, len(request) - 1):
+        connection.send(request[:at])
+        time.sleep(0.01)
+        connection.send(request[at:])
+        assert payload_of(connection.answer()) == TILES[0]
+    assert local.answered == before
+    assert payload_of(connection.ask(request)) == TILES[0]
+    assert local.answered == before + 1
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        b"Content-Length: %d\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: \x0bchunked\r\n",
+        b"Content-Length: +%d\r\n",
+    ],
+)
+def test_no_body_becomes_a_request(start, hidden):
+    """The words of a known request with a body behind it that looks like another."""
+    local = start()
+    connection = local.connect()
+    request = get(SMALL, 1)
+    warm(local, connection, request)
+    before = local.answered
+    length = hidden.replace(b"%d", b"%d" % len(request))
+    connection.send(request[:-2] + length + b"\r\n" + request)
+    connection.socket.shutdown(socket.SHUT_WR)
+    received = connection.stream.read()
+    assert local.answered == before
+    assert received.count(TILES[0]) == (hidden == b"Content-Length: %d\r\n")
+    again = local.connect()
+    assert payload_of(again.ask(request)) == TILES[0]
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\n", b"\n\r\n", b"\r\r\n\r\n"])
+def test_odd_line_ends_are_never_learnt(start, end):
+    local = start()
+    odd = get(SMALL, 1)[:-4] + end
+    for _ in range(4):
+        connection = local.connect()
+        connection.send(odd)
+        connection.socket.shutdown(socket.SHUT_WR)
+        connection.answer()
+        connection.close()
+    assert local.answered == 0
+
+
+def test_words_in_the_query_or_the_headers_are_no_frame(start):
+    local = start()
+    connection = local.connect()
+    for line in (
+        b"GET /v2/studies?StudyInstanceUID=1/frames/1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /v2/studies HTTP/1.1\r\nHost: localhost\r\nReferer: x/frames/1 HTTP/1.1\r\n\r\n",
+    ):
+        answers = [comparable(connection.ask(line)) for _ in range(4)]
+        assert len(set(answers)) == 1
+    assert local.answered == 0
+
+
+# What changes
+
+
+def test_what_was_deleted_is_not_found(start, store):
+    local = start()
+    connection = local.connect()
+    warm(local, connection, get(SMALL, 1), get(LARGE, 1))
+    store.delete("1.2.3", "1.2.3.4", SMALL)
+    assert connection.ask(get(SMALL, 1))[0].startswith(b"HTTP/1.1 404 ")
+    assert connection.ask(get(SMALL, 2))[0].startswith(b"HTTP/1.1 404 ")
+    assert payload_of(connection.ask(get(LARGE, 1))) == PICTURES[0]
+    store.delete("1.2.3")
+    assert connection.ask(get(LARGE, 1))[0].startswith(b"HTTP/1.1 404 ")
+
+
+def test_what_was_replaced_is_the_new_one(start, store):
+    local = start()
+    connection = local.connect()
+    warm(local, connection, get(SMALL, 1))
+    old = connection.ask(get(SMALL, 1))
+    store.delete("1.2.3", "1.2.3.4", SMALL)
+    keep(store, part10(SMALL, TILES[::-1]))
+    new = connection.ask(get(SMALL, 1))
+    assert payload_of(new) == TILES[-1]
+    assert re.search(rb"ETag: .*", new[0])[0] != re.search(rb"ETag: .*", old[0])[0]
+    warm(local, connection, get(SMALL, 1))
+    assert comparable(connection.ask(get(SMALL, 1))) == comparable(new)
+
+
+def test_a_commit_elsewhere_keeps_the_lane(start, store):
+    local = start()
+    connection = local.connect()
+    warm(local, connection, get(SMALL, 1))
+    before = local.answered
+    keep(store, part10("1.2.3.4.7", TILES))
+    assert payload_of(connection.ask(get(SMALL, 1))) == TILES[0]
+    assert local.answered == before + 1
+
+
+def test_segments_are_given_back(start, store, monkeypatch):
+    monkeypatch.setattr(lanes, "LINGER", 0.02)
+    local = start()
+    connection = local.connect()
+    warm(local, connection, get(SMALL, 1), get(LARGE, 1))
+    eventually(lambda: not store.readers._open)
+
+
+def test_little_is_remembered(start, monkeypatch):
+    for name, most in (("READY", 5), ("TEMPLATES", 2), ("ONCE", 4)):
+        monkeypatch.setattr(lanes, name, most)
+    local = start()
+    connection = local.connect()
+    for turn in range(3):
+        for words in range(8):
+            for number in (1, 2, 3):
+                answer = connection.ask(get(SMALL, number, f"Accept-Language: l{words}"))
+                assert payload_of(answer) == TILES[number - 1], turn
+    lane = local.app.lane
+    assert len(lane._ready) <= 5
+    assert len(lane._templates) <= 2
+    assert len(lane._once) <= 4
+    assert local.answered
+
+
+def test_cold_frames_go_the_usual_way(start, monkeypatch):
+    local = start()
+    connection = local.connect()
+    warm(local, connection, get(SMALL, 1))
+    before = local.answered
+    monkeypatch.setattr(lanes, "read_warm", lambda *_: False)
+    assert payload_of(connection.ask(get(SMALL, 1))) == TILES[0]
+    assert local.answered == before
+
+
+# Clients that leave, and a server that ends
+
+
+def test_a_client_that_has_shut_its_side_gets_its_frame(start):
+    local = start()
+    known = local.connect()
+    warm(local, known, get(SMALL, 1), get(LARGE, 1))
+    for instance, frames in ((SMALL, TILES), (LARGE, PICTURES)):
+        connection = local.connect()
+        connection.send(get(instance, 1))
+        connection.socket.shutdown(socket.SHUT_WR)
+        assert payload_of(connection.answer()) == frames[0]
+        assert connection.ended()
+        connection.close()
+
+
+def test_a_client_that_leaves_within_a_frame(start, store):
+    local = start()
+    known = local.connect()
+    warm(local, known, get(LARGE, 1))
+    for _ in range(3):
+        gone = local.connect(receive_buffer=4096)
+        gone.send(get(LARGE, 1))
+        gone.socket.recv(100)
+        gone.close()
+    assert payload_of(known.ask(get(LARGE, 2))) == PICTURES[1]
+    eventually(lambda: local.lines.text.count(" 499 ") == 3)
+    eventually(lambda: not local.app._active)
+
+
+def test_a_drained_worker_ends_a_frame_and_closes(start):
+    local = start()
+    known = local.connect()
+    warm(local, known, get(LARGE, 1))
+    slow = local.connect(receive_buffer=4096)
+    before = local.answered
+    slow.send(get(LARGE, 1))
+    eventually(lambda: local.answered == before + 1)
+    local.loop.call_soon_threadsafe(local.stopped.set)
+    assert payload_of(slow.answer()) == PICTURES[0]
+    assert slow.ended()
+    assert known.ended()
+    local.thread.join(DEADLINE)
+    assert local.drained
+
+
+def test_an_idle_connection_is_closed_and_a_busy_one_is_not(start):
+    local = start(idle_timeout=0.4)
+    busy, idle = local.connect(), local.connect()
+    warm(local, busy, get(SMALL, 1))
+    idle.ask(get(SMALL, 1))
+    began = time.monotonic()
+    while time.monotonic() - began < 1.2:
+        assert payload_of(busy.ask(get(SMALL, 1))) == TILES[0]
+        time.sleep(0.02)
+    assert idle.ended()
+    assert busy.ended()
