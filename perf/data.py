@@ -8,6 +8,7 @@ be sent which no disk holds; its length is known beforehand. Deterministic.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -54,9 +55,12 @@ class Body(NamedTuple):
     keys: list[Keys]
 
     def write(self, path: Path) -> Path:
+        """Synced, so that it is not on its way to the disk while that is measured."""
         with path.open("wb") as stream:
             for chunk in self.chunks():
                 stream.write(chunk)
+            stream.flush()
+            os.fsync(stream.fileno())
         return path
 
 

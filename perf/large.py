@@ -33,7 +33,8 @@ from perf.study import STORED_GROWTH, Stored, costs, deletes, put, retrieved
 
 STORE, STORE_PEER = 0.7, 8.0
 TIMES_IN_MEMORY = 4  # what Orthanc takes
-REST = 2  # times that of a study: the disk's budget has more to recover from
+# Bytes, in and copied, that the rest between rounds is meant for: the disk's budget has more to recover from.
+RESTED_FOR = 840e6
 FRAMES = 50
 FRAME_LENGTH = 512 * 1024
 
@@ -67,16 +68,18 @@ def _large(size: Size) -> Iterator[Finding]:
 
 def _stored(size: Size, what: str, ours: Server, body: data.Body, path: Path) -> Iterator[Finding]:
     mine = Stored(ours, body.keys[0].study, path)
-    yield from _beside_cp(size, f"store {what}", mine, max(2, size.rounds - 3))
+    yield from _beside_cp(size, f"store {what}", mine, max(2, size.rounds - 3), 1)
     yield from deletes(f"delete {what}", {"streamsrv": mine.deletes})
 
 
-def _beside_cp(size: Size, measure: str, mine: Stored, rounds: int) -> Iterator[Finding]:
+def _beside_cp(size: Size, measure: str, mine: Stored, rounds: int, thrown_away: int) -> Iterator[Finding]:
     path, megabytes = mine.path, mine.path.stat().st_size / 1e6
     subjects: dict[str, Callable[[], float]] = {"streamsrv": mine.rate}
     subjects["cp + fsync"] = lambda: megabytes / copy_and_sync(path, size.folder / "copy")
     with MemorySampler(mine.server.pid) as memory:
-        values = in_turns(rounds, subjects, REST * size.rest, partial(warm_memory, size.folder))
+        rest = size.rest * max(1.0, 2e6 * megabytes / RESTED_FOR)
+        warm = partial(warm_memory, size.folder)
+        values = in_turns(rounds, subjects, rest, warm, thrown_away)
     for name, rates in values.items():
         yield median_row(measure, name, rates, "MB/s")
     yield from beside(values, "cp + fsync", f"{measure}, in relation to cp + fsync", STORE)
@@ -140,6 +143,6 @@ def _largest(size: Size) -> Iterator[Finding]:
     path = body.write(size.folder / "largest.body")
     with servers.streamsrv(size.folder / "largest") as server:
         mine = Stored(server, body.keys[0].study, path)
-        yield from _beside_cp(size, what, mine, 1)
+        yield from _beside_cp(size, what, mine, 1, 0)
         took = statistics.median(mine.deletes)
         yield Row(what.replace("store", "delete"), "streamsrv", took, "ms")

@@ -99,16 +99,17 @@ def in_turns(
     subjects: dict[str, Callable[[], float]],
     rest: float = 0.0,
     before: Callable[[], None] = nothing,
+    thrown_away: int = 1,
 ) -> dict[str, list[float]]:
-    """Each subject once a round; one round before them is thrown away. `rest`: seconds before each round;
+    """Each subject once a round; the first rounds are thrown away. `rest`: seconds before each round;
     `before` is called before each subject."""
     values: dict[str, list[float]] = {name: [] for name in subjects}
-    for number in range(rounds + 1):
+    for number in range(thrown_away + rounds):
         time.sleep(rest)
         for name, measure in subjects.items():
             before()
             value = measure()
-            if number:
+            if number >= thrown_away:
                 values[name].append(value)
     return values
 
