@@ -3,13 +3,16 @@ directly, and by one, two and four clients at once.
 
 Strategy: each slice is asked of all in turn: of the server, of Orthanc, and of the library with the array
 ready in memory and nothing else to do, in one thread. No frame is asked for twice, so no cache answers; what
-a cache does is a row of its own. Latency of one client on an idle machine is half waking up of processors, so
-processor time a frame stands beside it: of the server's whole process tree.
+a cache does is a row of its own. Single frames are asked for in scattered order, where nothing can be made
+ahead; what a client gets that goes through the series frame after frame, as viewers do, stands beside it.
+Latency of one client on an idle machine is half waking up of processors, so processor time a frame stands
+beside it: of the server's whole process tree.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import statistics
 import time
@@ -28,7 +31,9 @@ from perf.report import Claim, Finding, Row, median_row
 from perf.servers import Server, family_of
 
 WARM = 3  # requests before those that count
-CLIENTS = (1, 2, 4)
+CLIENTS = (2, 4)
+SERIES = 16  # times the rounds of single frames: 400 instances
+TURN = 25  # frames that one client asks of one server before the other's turn
 AT_LEAST, AT_MOST = 2.0, 1.3  # of Orthanc's speed; of the library's time
 LIBRARY = "library called directly"
 
@@ -78,20 +83,34 @@ CT += [
 
 def ct(size: Size, both: Sequence[Server], rounds: int) -> Iterator[Finding]:
     study = pixel_data.ct_slices(70, rounds + WARM)
-    many = pixel_data.ct_slices(71, len(CLIENTS) * 2 * rounds)
+    many = pixel_data.ct_slices(71, SERIES * rounds)
     for number, body in enumerate((study, many)):
         path = body.write(size.folder / f"ct{number}.body")
         for server in both:
             store_study(server, path)
         path.unlink()
     for question in CT:
-        yield from _compared(question, both, study.keys)
-        yield from _rates(question, both, many.keys)
+        times = dict[str, list[float]]()
+        yield from _compared(question, both, scattered(study.keys), times)
+        quarter = len(many.keys) // 4
+        walking, others, *shared = (many.keys[at : at + quarter] for at in range(0, 4 * quarter, quarter))
+        yield from _by_one(question, both, walking, times)
+        yield from _by_one(question, both, scattered(others), times, IN_RANDOM_ORDER)
+        yield from _rates(question, both, shared)
 
 
-def _compared(question: Question, both: Sequence[Server], keys: Sequence[data.Keys]) -> Iterator[Finding]:
+def scattered(keys: Sequence[data.Keys]) -> list[data.Keys]:
+    """None near one that was asked for a little before."""
+    count = len(keys)
+    stride = next(step for step in range(count * 3 // 8, count) if math.gcd(step, count) == 1)
+    return [keys[number * stride % count] for number in range(count)]
+
+
+def _compared(
+    question: Question, both: Sequence[Server], keys: Sequence[data.Keys], times: dict[str, list[float]]
+) -> Iterator[Finding]:
     """The first requests warm processes up. A peer that fails or closes the connection says so."""
-    measure, times = f"CT of 524 kB: {question.name}", dict[str, list[float]]()
+    measure = f"CT of 524 kB: {question.name}"
     failures: dict[str, str] = {}
     for number, key in enumerate(keys):
         for server in _asked(question, both):
@@ -112,7 +131,7 @@ def _compared(question: Question, both: Sequence[Server], keys: Sequence[data.Ke
     elif len(both) == 1:
         yield missing(measure, "Orthanc", "ms")
     yield median_row(measure, "streamsrv, asked again", _again(question, both[0], keys[WARM:]), "ms")
-    yield from claimed(question, measure, counted)
+    yield from claimed(question, measure, counted) if question.direct is None else ()
 
 
 def _again(question: Question, server: Server, keys: Sequence[data.Keys]) -> list[float]:
@@ -153,25 +172,76 @@ def once(server: Server, path: str, accept: str) -> float:
     return response.seconds
 
 
-def _rates(question: Question, both: Sequence[Server], keys: Sequence[data.Keys]) -> Iterator[Finding]:
+IN_RANDOM_ORDER = "in random order"
+
+
+def _by_one(
+    question: Question,
+    both: Sequence[Server],
+    keys: Sequence[data.Keys],
+    times: dict[str, list[float]],
+    order: str = "",
+) -> Iterator[Finding]:
+    """One client, one connection, in turns of some frames; its first frames start what has to be started.
+    Claims are made of the walk; the other order shows what is left where nothing can be made ahead."""
+    measure = f"CT frames a second, one client: {question.name}"
+    rates, order = dict[str, float](), order or "frame after frame"
+    servers = _asked(question, both)
+    spent, seconds = dict.fromkeys(servers, 0.0), dict.fromkeys(servers, 0.0)
+    counted = keys[TURN:]
+    with contextlib.ExitStack() as stack:
+        clients = {server: stack.enter_context(Client(server.address)) for server in servers}
+        for at in range(0, len(keys), TURN):
+            for server, client in clients.items():
+                before, started = processor_seconds(server.pid), time.perf_counter()
+                for key in keys[at : at + TURN]:
+                    _get(question, server, key, client)
+                if at:
+                    seconds[server] += time.perf_counter() - started
+                    spent[server] += processor_seconds(server.pid) - before
+            if not at:
+                time.sleep(STARTING)
+    for server in servers:
+        rates[server.name] = rate = len(counted) / seconds[server]
+        note = f"{rate * 0.524:.0f} MB/s, {spent[server] / len(counted) * 1e3:.2f} ms of processor time each"
+        yield Row(measure, f"{server.name}, {order}", rate, "a second", note)
+    if question.direct is not None and order != IN_RANDOM_ORDER:
+        yield from _claims_of_walk(question, rates, statistics.median(times[LIBRARY][WARM:]))
+
+
+STARTING = 0.5  # seconds
+
+
+def _claims_of_walk(question: Question, rates: dict[str, float], library: float) -> Iterator[Finding]:
+    text = f"CT frames, one client, frame after frame: {question.name}"
+    if question.at_least and "Orthanc" in rates:
+        ratio = rates["streamsrv"] / rates["Orthanc"]
+        yield Claim(f"{text}, in relation to Orthanc", ratio, "x", at_least=question.at_least)
+    ratio = 1e3 / rates["streamsrv"] / library
+    yield Claim(f"{text}, time in relation to the {LIBRARY}", ratio, "x", at_most=AT_MOST)
+
+
+def _get(question: Question, server: Server, key: data.Keys, client: Client) -> None:
+    path = key.path + question.path
+    if client.get(server.prefix + path, question.accept, keep=True).status != 200:
+        raise RuntimeError(path)
+
+
+def _rates(
+    question: Question, both: Sequence[Server], parts: Sequence[Sequence[data.Keys]]
+) -> Iterator[Finding]:
     """Different frames by several clients: how well the cores are used, and what a frame costs."""
-    measure, count = f"CT frames a second: {question.name}", len(keys) // len(CLIENTS)
-    for turn, clients in enumerate(CLIENTS):
+    measure = f"CT frames a second, several clients: {question.name}"
+    for clients, part in zip(CLIENTS, parts, strict=True):
         for server in _asked(question, both):
-
-            def ask(path: str, client: Client, server: Server = server) -> None:
-                if client.get(server.prefix + path, question.accept, keep=True).status != 200:
-                    raise RuntimeError(path)
-
-            part = keys[turn * count : (turn + 1) * count]
             before = processor_seconds(server.pid)
             try:
-                work = [partial(ask, key.path + question.path) for key in part]
-                rate = count / together(clients, server.address, work)
+                work = [partial(_get, question, server, key) for key in part]
+                rate = len(part) / together(clients, server.address, work)
             except (OSError, RuntimeError) as error:
                 yield Row(measure, f"{server.name}, {clients} at once", None, "a second", f"failed: {error}")
                 continue
-            spent = (processor_seconds(server.pid) - before) / count * 1e3
+            spent = (processor_seconds(server.pid) - before) / len(part) * 1e3
             note = f"{rate * 0.524:.0f} MB/s, {spent:.2f} ms of processor time each"
             yield Row(measure, f"{server.name}, {clients} at once", rate, "a second", note)
 

@@ -36,6 +36,7 @@ patient's attribute.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 
 class StreamsrvError(Exception):
@@ -50,7 +51,11 @@ class StreamsrvError(Exception):
 
 
 class WouldBlock(StreamsrvError):
-    pass
+    """With `until`, a future, no thread has to wait: once that is done, the loop can compute it."""
+
+    def __init__(self, detail: str, until: Future[bytes] | None = None) -> None:
+        super().__init__(detail)
+        self.until = until
 
 
 class RequestError(StreamsrvError):

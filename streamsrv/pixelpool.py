@@ -7,6 +7,8 @@ what it has stored never pays for it. What was made last is kept up to a limit i
 for the same frame again: a thumbnail each time a list is shown, a progressive frame once a range.
 
 Rules of this file
+- One frame is made once, however many ask for it meanwhile (`made`). The thread of the loop never waits: it
+  is told what to wait for (WouldBlock.until) and asks again.
 - Nobody waits for ever: the queue is bounded (Overloaded, 503), every order has a deadline that grows with
   its pixels. An answer that has begun waits for a place in the queue instead of being cut off.
 - An answer that has begun never holds a thread for longer than a TURN: `in_turn` yields None where nothing is
@@ -26,13 +28,15 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 from framecodecs import errors as codec_errors
 from framecodecs.pool import FramePool, PoolLimits
 from framecodecs.wireform import Result
 from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError, StreamsrvError, WouldBlock
+from streamsrv.pixelwishes import Wishes
+from streamsrv.sizedcache import SizedCache as SizedCache
 
 # With a full queue of short orders one second is enough for some to be done.
 RETRY_AFTER = 1
@@ -44,11 +48,11 @@ PATIENCE = 30.0
 TURN = 0.1
 # Pixels of an order that take a second or so: as long as starting another process.
 WORTH_A_PROCESS = 16 << 20
+OUTCOMES = 64  # that wait to be fetched
 DESCRIPTIONS = 16 << 20  # bytes of parsed descriptions; a CT's takes about 10 kB
 
-Key = TypeVar("Key", bound=Hashable)
-Value = TypeVar("Value")
 Tag = TypeVar("Tag")
+Submitted = TypeVar("Submitted", Future[list[Result]], Future[list[Result]] | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,16 @@ class Order:
     frames: Sequence[bytes]
     arguments: tuple[Any, ...]
     pixels: int
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """How a frame or picture comes about: `order` reads what is stored, and `finish` makes bytes of results.
+    In the loop `order` raises WouldBlock where it would wait for the disk."""
+
+    key: Hashable
+    order: Callable[[], Order]
+    finish: Callable[[list[Result]], bytes]
 
 
 class Full(enum.Enum):
@@ -78,11 +92,17 @@ def _waited(order: Future[list[Result]] | None) -> Iterator[None]:
 
 
 class PixelPool:
-    """Thread-safe. `workers` processes at most, `cached` bytes of results kept. `loop` is the thread that
-    must never wait: there an order is WouldBlock."""
+    """Thread-safe. `workers` processes at most, the first of them with the first order and each other one
+    when there is something for it to do; `cached` bytes of results kept; `read_ahead` frames made before they
+    are asked for. `loop` is the thread that must never wait."""
 
     def __init__(
-        self, workers: int, limits: PoolLimits | None = None, cached: int = 64 << 20, loop: int = 0
+        self,
+        workers: int,
+        limits: PoolLimits | None = None,
+        cached: int = 64 << 20,
+        loop: int = 0,
+        read_ahead: int = 0,
     ) -> None:
         self._loop = loop
         self._workers = workers
@@ -92,12 +112,21 @@ class PixelPool:
         self._lock = threading.Lock()
         self.cache: SizedCache[Hashable, bytes] = SizedCache(cached, len)
         self._under_way: WeakKeyDictionary[Future[list[Result]], int] = WeakKeyDictionary()
+        self._makings: dict[Hashable, Future[bytes]] = {}
+        # What the loop will ask for again and the cache does not have: failures, and what is too large.
+        self._outcomes: OrderedDict[Hashable, Future[bytes]] = OrderedDict()
         self.descriptions: SizedCache[bytes, Any] = SizedCache(DESCRIPTIONS, lambda one: int(one.size))
+        self.read_ahead = read_ahead
+        self.wishes: Wishes[Making] = Wishes(self._look, self._is_idle, self._make_ahead)
 
     def must_not_block(self) -> None:
         """Raises WouldBlock in the thread of the loop: what follows takes more than some microseconds."""
-        if threading.get_ident() == self._loop:
+        if self.in_loop:
             raise WouldBlock("pixels are made in other processes")
+
+    @property
+    def in_loop(self) -> bool:
+        return threading.get_ident() == self._loop
 
     def warm(self) -> None:
         """Pixels will be asked for soon: starts the processes in the background."""
@@ -113,7 +142,7 @@ class PixelPool:
             if self._pool is None:
                 if self._closed:
                     raise StoreError("the server is ending")
-                self._pool = FramePool(self._workers, self._limits)
+                self._pool = FramePool(self._workers, self._limits, first=1, idle=self.wishes.look)
             return self._pool
 
     def _deadline(self, order: Order) -> float:
@@ -121,13 +150,15 @@ class PixelPool:
 
     def submit(self, order: Order) -> Future[list[Result]]:
         """Wait for it with `results`."""
-        self.must_not_block()
-        pool, deadline = self._running(), self._deadline(order)
+        return self._submitted(self._running().submit, order)
+
+    def _submitted(self, submit: Callable[..., Submitted], order: Order) -> Submitted:
         try:
-            future = pool.submit(order.work, order.frames, *order.arguments, deadline=deadline)
+            future = submit(order.work, order.frames, *order.arguments, deadline=self._deadline(order))
         except codec_errors.FrameCodecError as error:
             raise translated(error) from error
-        self._under_way[future] = order.pixels
+        if future is not None:
+            self._under_way[future] = order.pixels
         return future
 
     def results(self, order: Future[list[Result]]) -> list[Result]:
@@ -140,15 +171,91 @@ class PixelPool:
             raise StoreError("the work was cancelled") from error
 
     def run(self, order: Order) -> list[Result]:
-        """One order, by the shortest way."""
+        """One order, and wait for it."""
         self.must_not_block()
-        pool, deadline = self._running(), self._deadline(order)
+        return self.results(self.submit(order))
+
+    # One frame, for all who want it
+
+    def made(self, making: Making, then: Callable[[], None] = lambda: None) -> bytes:
+        """Remembered or made; `then` is called as soon as it is there or under way. In the loop WouldBlock,
+        `until` it is there: asked again, the loop gets it, or the error, whatever the cache has room for."""
+        found = self.cache.get(making.key)
+        if found is None:
+            with self._lock:
+                under_way = self._outcomes.pop(making.key, None) or self._makings.get(making.key)
+            under_way = under_way or self._begun(making, self.submit, for_loop=self.in_loop)
+        then()
+        if found is not None:
+            return found
+        if not under_way.done() and self.in_loop:
+            raise WouldBlock("a frame is being made", under_way)
+        return under_way.result()
+
+    def _begun(
+        self, making: Making, submit: Callable[[Order], Future[list[Result]]], *, for_loop: bool = False
+    ) -> Future[bytes]:
+        order = making.order()
+        with self._lock:
+            under_way = self._makings.get(making.key)
+            if under_way is not None:
+                return under_way
+            self._makings[making.key] = begun = Future[bytes]()
         try:
-            return pool.perform(order.work, order.frames, *order.arguments, deadline=deadline)
-        except codec_errors.FrameCodecError as error:
-            raise translated(error) from error
-        except CancelledError as error:
-            raise StoreError("the work was cancelled") from error
+            submit(order).add_done_callback(lambda done: self._finish(making, begun, done, for_loop))
+        except StreamsrvError as error:
+            self._done_with(making.key)
+            begun.set_exception(error)  # for those who have found it meanwhile
+            raise
+        return begun
+
+    def _finish(
+        self, making: Making, begun: Future[bytes], done: Future[list[Result]], for_loop: bool
+    ) -> None:
+        """In a thread of the pool."""
+        try:
+            made = making.finish(self.results(done))
+        except Exception as error:
+            self._done_with(making.key, begun if for_loop else None)
+            begun.set_exception(error)
+        else:
+            self.cache.put(making.key, made)
+            kept = len(made) <= self.cache.largest
+            self._done_with(making.key, begun if for_loop and not kept else None)
+            begun.set_result(made)
+
+    def _done_with(self, key: Hashable, outcome: Future[bytes] | None = None) -> None:
+        with self._lock:
+            del self._makings[key]
+            if outcome is not None:
+                self._outcomes[key] = outcome
+                while len(self._outcomes) > OUTCOMES:
+                    self._outcomes.popitem(last=False)
+
+    # Ahead
+
+    def worth_making_ahead(self, pixels: int) -> bool:
+        """Whether a frame of so many decoded bytes is short work, and would be kept."""
+        return bool(self.read_ahead) and pixels <= min(WORTH_A_PROCESS, self.cache.largest)
+
+    def _look(self) -> None:
+        if (pool := self._pool) is not None:
+            pool.look()
+
+    def _is_idle(self) -> bool:
+        pool = self._pool
+        return pool is not None and pool.is_idle
+
+    def _make_ahead(self, making: Making) -> None:
+        """By a process that would be idle."""
+        if self.cache.get(making.key) is None and making.key not in self._makings:
+            self._begun(making, self._submit_if_idle)
+
+    def _submit_if_idle(self, order: Order) -> Future[list[Result]]:
+        future = self._submitted(self._running().submit_if_idle, order)
+        if future is None:
+            raise Overloaded("no process is idle", RETRY_AFTER)
+        return future
 
     def in_turn(self, tasks: Iterable[tuple[Tag, Order | None]]) -> Iterator[Turn[Tag]]:
         """The tasks in their order, each when its order is done: as many ahead as keep all processes busy. A
@@ -199,6 +306,7 @@ class PixelPool:
         with self._lock:
             pool, self._pool = self._pool, None
             self._closed = True
+        self.wishes.close()
         if pool is not None:
             pool.close()
 
@@ -214,34 +322,3 @@ def translated(error: codec_errors.FrameCodecError) -> StreamsrvError:
             return StoreError("the work was cancelled")
         case _:
             return NotAcceptable(f"the pixels cannot be sent in this form: {error.detail}", ())
-
-
-class SizedCache(Generic[Key, Value]):
-    """What was asked for last, up to `limit` bytes. Thread-safe."""
-
-    def __init__(self, limit: int, size: Callable[[Value], int]) -> None:
-        self._limit = limit
-        self._size = size
-        self._held = 0
-        self._entries: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Key) -> Value | None:
-        with self._lock:
-            found = self._entries.get(key)
-            if found is None:
-                return None
-            self._entries.move_to_end(key)
-            return found[0]
-
-    def put(self, key: Key, value: Value) -> None:
-        size = self._size(value)
-        if size > self._limit // 4:  # one large result would push out everything else
-            return
-        with self._lock:
-            _, before = self._entries.pop(key, (value, 0))
-            self._entries[key] = value, size
-            self._held += size - before
-            while self._held > self._limit:
-                _, (_, gone) = self._entries.popitem(last=False)
-                self._held -= gone

@@ -66,9 +66,11 @@ def ingest_limits(settings: Settings) -> IngestLimits:
 def pixel_pool(settings: Settings) -> PixelPool:
     """Called in the thread of the loop, which the pool will refuse to keep waiting."""
     cores = os.cpu_count() or 1
-    workers = settings.pixel_workers or max(1, cores // max(settings.workers or cores, 1))
+    share = cores // max(settings.workers or cores, 1)
+    workers = settings.pixel_workers or max(min(cores, 2), share)
     limits = PoolLimits(settings.pixel_queue, settings.pixel_deadline, settings.pixel_memory)
-    return PixelPool(workers, limits, settings.pixel_cache, loop=threading.get_ident())
+    loop = threading.get_ident()
+    return PixelPool(workers, limits, settings.pixel_cache, loop=loop, read_ahead=settings.read_ahead)
 
 
 def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:

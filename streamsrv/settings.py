@@ -161,8 +161,9 @@ class Settings:
     pixel_workers: int = setting(
         0,
         "processes",
-        "That decode, encode and render frames, for each worker, started when metadata or a frame "
-        "are asked for. 0: as many as make one a core over all workers.",
+        "That decode, encode and render frames, at most, for each worker: one is started when metadata or a "
+        "frame are asked for, others when there is work for them. 0: as many as make one a core over all "
+        "workers, and two at least, so that one client can keep two cores busy.",
     )
     pixel_queue: int = setting(
         32,
@@ -185,6 +186,12 @@ class Settings:
         64 << 20,
         "bytes",
         "Made frames and pictures kept by each worker: viewers ask for the same ones again.",
+    )
+    read_ahead: int = setting(
+        2,
+        "frames",
+        "Made before they are asked for, for whoever asks for one after the other, by pixel processes that "
+        "would be idle. 0: none.",
     )
     search_limit: int = setting(200, "results", "Where a search names no limit.")
     max_search_limit: int = setting(

@@ -1,5 +1,5 @@
 """JPEG-LS (ISO/IEC 14495-1) by CharLS: imagecodecs carries the newer one for decoding, pyjpegls can say the
-depth for encoding.
+depth for encoding (and so does the newer one, where its C interface is found: charls.py).
 
 JPEG-LS has no sign: signed pixels travel as unsigned numbers of Bits Stored bits, and are extended again.
 Near-lossless coding of such numbers could turn the largest value into the smallest, so signed pixels are
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from framecodecs import samples
+from framecodecs import charls, samples
 from framecodecs.errors import CodestreamError, DecodeError, EncodeError
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.jpeg_header import JPEG_LS, JpegHeader, read_jpeg_header
@@ -58,6 +58,9 @@ def _prepared(frame: bytes, info: FrameInfo) -> tuple[Samples, FrameInfo]:
 
 def _encode(frame: bytes, info: FrameInfo, near: int) -> tuple[bytes, FrameInfo]:
     values, info = _prepared(frame, info)
+    encoded = charls.encode(values, info, near)
+    if encoded is not None:
+        return encoded, info
     with guarded(EncodeError, "JPEG-LS"):
         encoded = load("pyjpegls").encode_buffer(
             values.tobytes(),

@@ -1,15 +1,14 @@
 """A pool of decoding processes: a codestream that crashes, hangs or grows costs one answer and nobody else's.
 
-    submit -> bounded queue -> a thread -> an idle worker process (process.py, wireform) -> Future
-    perform -> an idle worker process -> results
+    submit -> an idle worker process, else a bounded queue -> the thread of a slot -> Future
 
 - Processes are started by executing Python anew, never forked, so they inherit no locks, no index, no
-  sockets.
+  sockets. `first` of them at once; each of the others when an order has to wait for the ones before it.
 - Whoever has taken an idle slot has its worker alone and waits for it. Past the deadline, or when the work is
   cancelled, the process is killed and another one started; the answer is an error. A worker that died of its
   work is replaced the same way.
-- `perform` is for a caller who would wait anyway: with a slot free for it, it does without the queue, another
-  thread and two turns of the scheduler, which on an idle machine take as long as a small frame.
+- `submit` never waits: an order for a worker that is ready is sent by its caller, so that the process works
+  before any other thread has woken up; the slot's thread waits for the answer.
 - Futures are `concurrent.futures.Future`, so an event loop can wait for them without this module knowing any.
 - One order holds several frames: hand-over costs the same for one frame as for eight small ones.
 """
@@ -17,11 +16,13 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,14 +36,27 @@ Answer = Future[list[Result]]
 UNWANTED = "nobody waits for this any more"
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
+    """`begun` says that its order was sent, or that sending it failed, for which there is `error` then."""
+
     work: Work
     frames: Sequence[bytes | memoryview]
     arguments: tuple[Any, ...]
     deadline: float
     future: Answer = field(default_factory=Future)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    begun: bool = False
+    error: Exception | None = None
+
+
+class _Look(enum.Enum):
+    """Nothing to do but to call `idle`."""
+
+    LOOK = 0
+
+
+LOOK = _Look.LOOK
 
 
 class _Slot:
@@ -53,6 +67,8 @@ class _Slot:
         self.worker: WorkerProcess | None = None
         self.job: _Job | None = None
         self.lock = threading.Lock()
+        # For the slot's thread; None is the end.
+        self.inbox: queue.SimpleQueue[_Job | _Look | None] = queue.SimpleQueue()
 
     def start(self) -> WorkerProcess:
         """A worker that may still be importing."""
@@ -71,14 +87,37 @@ class _Slot:
             raise
         return worker
 
-    def perform(self, job: _Job, cores: int) -> list[Result]:
+    def begin(self, job: _Job, cores: int) -> None:
+        """By whoever submits it: sends the order to a worker that is ready. Otherwise the thread does."""
+        worker = self.worker
+        if worker is None or not worker.ready or worker.is_spent(self.limits.lifetime):
+            return
+        if not job.future.set_running_or_notify_cancel():
+            return
+        job.begun = True
         try:
-            worker = self.ready_worker()
-            with self.lock:
-                self.job = job
-            if job.cancelled.is_set():
+            self._send(worker, job, cores)
+        except Exception as error:
+            job.error = error
+
+    def _send(self, worker: WorkerProcess, job: _Job, cores: int) -> None:
+        with self.lock:
+            self.job = job
+        if job.cancelled.is_set():
+            raise WorkCancelled(UNWANTED)
+        worker.send(job.work, job.frames, job.arguments, job.deadline, cores)
+        job.frames = ()  # they are in the worker's memory file
+
+    def perform(self, job: _Job, cores: int) -> list[Result]:
+        """Blocking: the whole of it, or what is left when it has begun."""
+        try:
+            if not job.begun:
+                self._send(self.ready_worker(), job, cores)
+            elif job.error is not None:
+                raise job.error
+            if self.worker is None:
                 raise WorkCancelled(UNWANTED)
-            return worker.perform(job.work, job.frames, job.arguments, job.deadline, cores)
+            return self.worker.receive(job.deadline)
         except (WorkerCrashed, DeadlineExceeded, OSError) as error:
             self.stop_worker()
             if job.cancelled.is_set():
@@ -104,25 +143,38 @@ class _Slot:
 
 
 class FramePool:
-    """`workers` processes, started at once in the background. Thread-safe; use it as a context manager or
-    close it."""
+    """`workers` processes at most, `first` of them (all, if it is not said) started at once in the
+    background. `idle` is called, by the thread of a process, when that has nothing to do. Thread-safe; use it
+    as a context manager or close it."""
 
-    def __init__(self, workers: int, limits: PoolLimits | None = None) -> None:
+    def __init__(
+        self,
+        workers: int,
+        limits: PoolLimits | None = None,
+        *,
+        first: int | None = None,
+        idle: Callable[[], None] = lambda: None,
+    ) -> None:
         self.limits = limits or PoolLimits()
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._slots = [_Slot(self.limits) for _ in range(workers)]
-        # The one used last comes first: its memory is in a cache.
-        self._idle: queue.LifoQueue[_Slot] = queue.LifoQueue()
+        self._unstarted = deque(self._slots)
+        self._idle: list[_Slot] = []  # the one used last is taken first: its memory is in a cache
+        self._waiting: deque[_Job] = deque()
         self._open: dict[Answer, _Job] = {}
         self._lock = threading.Lock()
+        self._given_back = threading.Condition(self._lock)
         self._closed = False
+        self._tell_idle = idle
         self._cores = len(os.sched_getaffinity(0))
-        self._threads = [
-            threading.Thread(target=self._serve, args=(slot,), name=f"frames-{number}", daemon=True)
-            for number, slot in enumerate(self._slots)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        for _ in range(workers if first is None else first):
+            self._start_next()
+
+    def _start_next(self) -> None:
+        slot, number = self._unstarted.popleft(), len(self._threads)
+        thread = threading.Thread(target=self._serve, args=(slot,), name=f"frames-{number}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def __enter__(self) -> FramePool:
         return self
@@ -135,6 +187,25 @@ class FramePool:
         """Orders that are waiting or being worked on."""
         return len(self._open)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether a process has nothing to do, and so nobody waits."""
+        return bool(self._idle)
+
+    def look(self) -> None:
+        """Has `idle` called by the thread of a process that has nothing to do. If there is none, another one
+        is started as long as there may be more."""
+        with self._lock:
+            if self._idle:
+                self._idle[-1].inbox.put(LOOK)
+            elif not self._closed:
+                self._grow(len(self._open) + 1)
+
+    def _grow(self, wanted: int) -> None:
+        """Processes that are still starting count."""
+        if self._unstarted and wanted > len(self._threads):
+            self._start_next()
+
     def submit(
         self,
         work: Work,
@@ -145,67 +216,96 @@ class FramePool:
         """Has `work(frames, *arguments)` done by a worker; QueueFull instead of waiting longer than `waiting`
         orders."""
         job = _Job(work, frames, arguments, deadline or self.limits.deadline)
-        self._admit(job)
-        self._jobs.put(job)
+        slot = self._admit(job)
+        if slot is not None:
+            self._begin(slot, job)
         return job.future
 
-    def perform(
+    def submit_if_idle(
         self,
         work: Work,
         frames: Sequence[bytes | memoryview],
         *arguments: Any,
         deadline: float | None = None,
-    ) -> list[Result]:
-        """As `submit`, and waits: by the caller's own thread if a slot is free for it."""
+    ) -> Answer | None:
+        """As `submit`, by a process that has nothing to do; None if there is none."""
         job = _Job(work, frames, arguments, deadline or self.limits.deadline)
-        if self._admit(job) <= len(self._slots):
-            self._do(job)
-        else:
-            self._jobs.put(job)
-        return job.future.result()
+        slot = self._admit(job, waits=False)
+        if slot is None:
+            return None
+        self._begin(slot, job)
+        return job.future
 
-    def _admit(self, job: _Job) -> int:
-        """How many orders there are with this one. Up to the number of slots, one is free or about to be."""
+    def _begin(self, slot: _Slot, job: _Job) -> None:
+        slot.begin(job, self._cores_for_one())
+        slot.inbox.put(job)
+
+    def _admit(self, job: _Job, *, waits: bool = True) -> _Slot | None:
+        """A slot for it, else if it waits a place in the queue."""
         with self._lock:
             if self._closed:
                 raise PoolError("the pool is closed")
             if len(self._open) >= self.limits.waiting + len(self._slots):
                 raise QueueFull(f"{len(self._open)} orders are waiting already")
+            slot = self._idle.pop() if self._idle else None
+            if slot is None and not waits:
+                return None
             self._open[job.future] = job
-            count = len(self._open)
+            if slot is None:
+                self._waiting.append(job)
+                self._grow(len(self._open))
         job.future.add_done_callback(self._finished)
-        return count
+        return slot
 
     def _finished(self, future: Answer) -> None:
         with self._lock:
-            self._open.pop(future, None)
+            job = self._open.pop(future, None)
+            if job is not None and future.cancelled() and job in self._waiting:
+                self._waiting.remove(job)
 
     def _serve(self, slot: _Slot) -> None:
-        """A thread of the pool. The first order should not wait for imports."""
+        """The thread of a slot. The first order should not wait for imports."""
         with contextlib.suppress(PoolError, OSError):
             slot.ready_worker()
-        self._idle.put(slot)
-        while (job := self._jobs.get()) is not None:
-            self._do(job)
+        self._give_back(slot)
+        while (job := slot.inbox.get()) is not None:
+            if isinstance(job, _Job):
+                self._answer(slot, job)
+            else:
+                self._tell_idle()
 
-    def _do(self, job: _Job) -> None:
-        slot = self._idle.get()
+    def _answer(self, slot: _Slot, job: _Job) -> None:
+        """Blocking; the slot is free afterwards."""
         try:
-            if job.future.set_running_or_notify_cancel():
-                self._answer(job, slot)
+            if job.begun or job.future.set_running_or_notify_cancel():
+                self._fulfil(job, slot)
         finally:
             with contextlib.suppress(OSError):
                 if not self._closed:
                     slot.start()  # imports while nobody waits for it
-            self._idle.put(slot)
+            self._give_back(slot)
 
-    def _answer(self, job: _Job, slot: _Slot) -> None:
+    def _fulfil(self, job: _Job, slot: _Slot) -> None:
         try:
-            results = slot.perform(job, self._cores if len(self._open) == 1 else 1)
+            results = slot.perform(job, self._cores_for_one())
         except BaseException as error:
             job.future.set_exception(error)
         else:
             job.future.set_result(results)
+
+    def _cores_for_one(self) -> int:
+        """For the libraries that can use several: all while nobody else waits for one."""
+        return self._cores if len(self._open) == 1 else 1
+
+    def _give_back(self, slot: _Slot) -> None:
+        """To whoever has waited longest."""
+        with self._lock:
+            if self._waiting and not self._closed:
+                slot.inbox.put(self._waiting.popleft())
+                return
+            self._idle.append(slot)
+            self._given_back.notify_all()
+        self._tell_idle()
 
     def cancel(self, future: Answer) -> None:
         """Nobody wants this answer: takes it from the queue, or kills the worker that is busy with it."""
@@ -218,7 +318,7 @@ class FramePool:
             slot.stop(job)
 
     def wait_until_ready(self, seconds: float = 60.0) -> bool:
-        """Whether all processes have started within that time."""
+        """Whether all processes, also those that nobody needed so far, have started within that time."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if all(slot.worker is not None and slot.worker.ready for slot in self._slots):
@@ -233,9 +333,11 @@ class FramePool:
             jobs = list(self._open)
         for future in jobs:
             self.cancel(future)
-        for _ in self._threads:
-            self._jobs.put(None)
+        with self._lock:
+            self._given_back.wait_for(lambda: len(self._idle) == len(self._threads))
+        for slot in self._slots:
+            slot.inbox.put(None)
         for thread in self._threads:
             thread.join()
-        for _ in self._slots:  # callers of `perform` give theirs back
-            self._idle.get().stop_worker()
+        for slot in self._slots:
+            slot.stop_worker()

@@ -92,21 +92,24 @@ class WorkerProcess:
         code = self.process.poll()
         return WorkerCrashed(f"the worker ended with {code}", code)
 
-    def perform(
+    def send(
         self,
         work: Work,
         frames: Sequence[bytes | memoryview],
         arguments: tuple[Any, ...],
         deadline: float,
         cores: int,
-    ) -> list[Result]:
-        """Sends an order and waits for its answer."""
+    ) -> None:
+        """An order; its answer has to be received before the next one."""
         self.orders += 1
         order = Order(work, arguments, put_frames(self.file, frames), deadline, cores)
         try:
             self.connection.send_bytes(pickle.dumps(order, pickle.HIGHEST_PROTOCOL))
         except OSError as error:
             raise self._died() from error
+
+    def receive(self, deadline: float) -> list[Result]:
+        """Waits for the answer, `deadline` seconds at most."""
         return read_answer(self._receive(deadline, "answer"), self.file)
 
     def is_spent(self, lifetime: int) -> bool:

@@ -17,6 +17,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -25,6 +26,7 @@ from framecodecs.frameinfo import FrameInfo
 
 Result = tuple[bytes, FrameInfo | None]
 Work = Callable[..., Sequence[Result]]
+_info_of = lru_cache(maxsize=64)(FrameInfo)  # what a worker says is checked once
 _values = attrgetter(*(field.name for field in fields(FrameInfo)))
 KEPT_BYTES = 16 * 2**20  # a memory file that grew beyond this is emptied after its answer
 
@@ -87,7 +89,7 @@ def read_answer(message: bytes, file: int) -> list[Result]:
     try:
         said = json.loads(message)
         if "error" not in said:
-            infos = [None if info is None else FrameInfo(*info) for info in said["infos"]]
+            infos = [None if info is None else _info_of(*info) for info in said["infos"]]
             return list(zip(get_frames(file, [int(n) for n in said["sizes"]]), infos, strict=True))
         name, detail, hint = str(said["error"]), str(said["detail"]), str(said["hint"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError) as error:

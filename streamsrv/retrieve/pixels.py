@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -187,13 +188,17 @@ def inline_binary(dataset: Mapping[str, Any], tag: str) -> bytes:
     return base64.b64decode(found) if isinstance(found, str) else b""
 
 
+# The instances of a series agree on it.
+_info_of = lru_cache(maxsize=256)(FrameInfo)
+
+
 def frame_info(dataset: JsonDataset) -> FrameInfo:
     """The attributes that frames cannot be read without. Raises NotAcceptable if they make no sense."""
     allocated = whole(dataset, "00280100", 8)
     stored = whole(dataset, "00280101", allocated)
     samples = whole(dataset, "00280002", 1)
     try:
-        return FrameInfo(
+        return _info_of(
             rows=whole(dataset, "00280010", 0),
             columns=whole(dataset, "00280011", 0),
             samples_per_pixel=samples,

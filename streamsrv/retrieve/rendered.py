@@ -13,12 +13,14 @@ from framecodecs import registry, work
 from framecodecs.pictures import PictureRequest, Viewport
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
-from streamsrv.pixelpool import Order, PixelPool
+from streamsrv.pixelpool import Making, Order, PixelPool
 from streamsrv.retrieve.payloads import bulk_piece
 from streamsrv.retrieve.pixels import Description, describe, frame_info, inline_binary, whole
+from streamsrv.retrieve.reading_ahead import asked
 from streamsrv.retrieve.selection import Selection
 from streamsrv.retrieve.showing import Wishes, picture_request
 from streamsrv.retrieve.transcoding import (
+    at_hand_of,
     batches,
     decoded_length,
     has_frames,
@@ -54,20 +56,31 @@ class Renderer:
     pool: PixelPool
     wishes: Wishes
     media_type: str
+    waits: bool = True  # for the disk, where it may
 
     @property
     def description(self) -> Description:
         return describe(self.store, self.row, self.pool)
 
     def picture(self, index: int) -> bytes:
-        """Made or remembered. Blocking."""
-        key = (self.row.record_id, index, self.media_type, self.wishes)
-        picture = self.pool.cache.get(key)
-        if picture is None:
-            self.pool.must_not_block()
-            ((picture, _),) = self.pool.run(self.order([index], self.request(index)))
-            self.pool.cache.put(key, picture)
-        return picture
+        """Made or remembered. In the loop it raises WouldBlock rather than wait."""
+        return self.pool.made(self.making(index), lambda: self._look_ahead(index))
+
+    def _look_ahead(self, index: int) -> None:
+        if self.pool.worth_making_ahead(decoded_length(frame_info(self.description.dataset))):
+            representation = self.media_type, self.wishes
+            asked(self.store, self.pool, self.row, index, representation, self._neighbour)
+
+    def making(self, index: int) -> Making:
+        return Making(
+            (self.row.record_id, index, self.media_type, self.wishes),
+            lambda: self.order([index], self.request(index)),
+            lambda results: results[0][0],
+        )
+
+    def _neighbour(self, selection: Selection, row: InstanceRow, index: int) -> Making:
+        check_drawable(row)
+        return replace(self, selection=selection, row=row, waits=False).making(index)
 
     def request(self, index: int) -> PictureRequest:
         return picture_request(self.description, index, self.wishes, self.media_type, self._bulk)
@@ -102,10 +115,12 @@ class Renderer:
     def _order(self, task: Callable[..., Any], indices: Sequence[int], how: object) -> Order:
         info = frame_info(self.description.dataset)
         length = decoded_length(info)
-        frames = stored_frames(self.store, self.selection, self.row, indices, length)
+        at_hand = at_hand_of(self.pool, self.waits)
+        frames = stored_frames(self.store, self.selection, self.row, indices, length, at_hand)
         return Order(task, frames, (stored_syntax(self.row), info, how), len(indices) * length)
 
     def _bulk(self, path: str) -> bytes:
+        self.pool.must_not_block()
         value = self.store.bulk_value(self.row.key, path)
         if value is None or value.length > LARGEST_TABLE:
             return b""

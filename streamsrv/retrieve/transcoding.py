@@ -8,8 +8,9 @@ be decoded is a 406 and not a broken connection.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from framecodecs import registry, work
@@ -17,14 +18,15 @@ from framecodecs.frameinfo import FrameInfo
 from framecodecs.wireform import Result
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, lookup
-from streamsrv.errors import NotAcceptable, StoreCorrupt, StoreError
-from streamsrv.pixelpool import Order, PixelPool
+from streamsrv.errors import NotAcceptable, StoreCorrupt, StoreError, WouldBlock
+from streamsrv.pixelpool import Making, Order, PixelPool
 from streamsrv.retrieve.payloads import frame_pieces
 from streamsrv.retrieve.pixels import describe, frame_info
+from streamsrv.retrieve.reading_ahead import asked
 from streamsrv.retrieve.selection import Selection
 from streamsrv.store.rows import InstanceRow
 from streamsrv.store.store import Store
-from streamsrv.wire.answers import Literal, Piece, Stream
+from streamsrv.wire.answers import Literal, Piece, Span, Stream
 
 # A batch: enough to spread the cost of a hand-over, little enough to begin sending soon.
 BATCH_FRAMES = 32
@@ -34,6 +36,9 @@ AT_ONCE = 4 << 20
 # No honest codestream is so much longer than the pixels in it; a few hold a preview or a profile besides.
 LONGEST_STORED, BESIDES = 4, 16 << 20
 READ = 1 << 20  # of a segment at a time
+QUICK = 1 << 20  # what the loop copies: 0.1 ms
+LONGEST_AHEAD = 16 << 20  # stored bytes of a frame that nobody has asked for
+PROBE_STEP = 128 << 10  # readahead brings at least so much at once
 # What might be made: the uncompressed syntax, and the encapsulated ones.
 TARGETS = (
     EXPLICIT_VR_LITTLE_ENDIAN,
@@ -90,6 +95,7 @@ class Transcoder:
     pool: PixelPool
     info: FrameInfo
     target: str
+    waits: bool = True  # for the disk, where it may
 
     @property
     def decoded_length(self) -> int:
@@ -100,11 +106,16 @@ class Transcoder:
         return self.target == EXPLICIT_VR_LITTLE_ENDIAN
 
     def order(self, indices: Sequence[int]) -> Order:
-        frames = stored_frames(self.store, self.selection, self.row, indices, self.decoded_length)
+        frames = stored_frames(
+            self.store, self.selection, self.row, indices, self.decoded_length, self._most_at_hand()
+        )
         syntax, pixels = stored_syntax(self.row), len(indices) * self.decoded_length
         if self.native:
             return Order(work.decode_frames, frames, (syntax, self.info), pixels)
         return Order(work.transcode_frames, frames, (syntax, self.target, self.info), pixels)
+
+    def _most_at_hand(self) -> int | None:
+        return at_hand_of(self.pool, self.waits)
 
     def first_order(self) -> Order:
         """The first batch of all frames."""
@@ -149,29 +160,76 @@ def frame_key(row: InstanceRow, index: int, target: str) -> tuple[bytes, int, st
 
 
 def one_frame(made: Transcoder, index: int) -> bytes:
-    """A single frame, made or remembered. Blocking."""
-    key = frame_key(made.row, index, made.target)
-    frame = made.pool.cache.get(key)
-    if frame is None:
-        made.pool.must_not_block()
-        (frame,) = made.made(made.pool.run(made.order([index])))
-        made.pool.cache.put(key, frame)
-    return frame
+    """A single frame, made or remembered. In the loop it raises WouldBlock rather than wait."""
+    store, pool, target = made.store, made.pool, made.target
+
+    def neighbour(selection: Selection, row: InstanceRow, index: int) -> Making:
+        other = replace(transcoder(store, selection, row, pool, target), waits=False)
+        check_fits(other)
+        return making_of(other, index)
+
+    def look_ahead() -> None:
+        if pool.worth_making_ahead(made.decoded_length):
+            asked(store, pool, made.row, index, target, neighbour)
+
+    return pool.made(making_of(made, index), look_ahead)
+
+
+def making_of(made: Transcoder, index: int) -> Making:
+    return Making(
+        frame_key(made.row, index, made.target),
+        lambda: made.order([index]),
+        lambda results: made.made(results)[0],
+    )
 
 
 # Stored bytes
 
 
 def stored_frames(
-    store: Store, selection: Selection, row: InstanceRow, indices: Sequence[int], decoded: int
+    store: Store,
+    selection: Selection,
+    row: InstanceRow,
+    indices: Sequence[int],
+    decoded: int,
+    at_hand: int | None = None,
 ) -> list[bytes]:
-    """`decoded` is the length of each frame when it is decoded."""
+    """`decoded` is the length of each frame when it is decoded. With `at_hand`, a frame that is longer or not
+    in memory is WouldBlock."""
     frames = []
     for pieces in frame_pieces(store, selection, row, indices):
         if sum(piece.length or 0 for piece in pieces) > LONGEST_STORED * decoded + BESIDES:
             raise NotAcceptable("a compressed frame is longer than any encoder makes it", ())
+        if at_hand is not None and not are_at_hand(selection, pieces, at_hand):
+            raise WouldBlock("stored frames have to be read")
         frames.append(b"".join(chunk for piece in pieces for chunk in piece_chunks(selection, piece)))
     return frames
+
+
+def at_hand_of(pool: PixelPool, waits: bool) -> int | None:
+    """How long a frame may be that is read from memory alone; None where the disk may be waited for."""
+    if pool.in_loop:
+        return QUICK
+    return None if waits else LONGEST_AHEAD
+
+
+def are_at_hand(selection: Selection, pieces: Sequence[Piece], most: int) -> bool:
+    """Whether reading them is but a copy from memory, judging by a page in each PROBE_STEP."""
+    if sum(piece.length or most + 1 for piece in pieces) > most:
+        return False
+    return all(isinstance(piece, Literal) or _is_warm(selection, piece) for piece in pieces)
+
+
+def _is_warm(selection: Selection, piece: Piece) -> bool:
+    if not isinstance(piece, Span):
+        return False  # made of what has to be read first
+    descriptor, page = selection.lease.fd(piece.segment), [bytearray(1)]
+    try:
+        for at in range(0, piece.length, PROBE_STEP):
+            os.preadv(descriptor, page, piece.offset + at, os.RWF_NOWAIT)
+    except OSError:  # it is not in memory, or the file system cannot tell
+        return False
+    return True
 
 
 def piece_chunks(selection: Selection, piece: Piece) -> Iterator[bytes]:

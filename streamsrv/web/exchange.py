@@ -30,7 +30,7 @@ from tornado.iostream import StreamClosedError
 
 from streamsrv.errors import BadRequest, ContentTooLarge, RequestTimeout, WouldBlock
 from streamsrv.web.access_log import CLIENT_GONE
-from streamsrv.web.admission import Intake, Job, Service
+from streamsrv.web.admission import Intake, Job, Service, when_made
 from streamsrv.web.body import feed, read_body
 from streamsrv.web.farewell import GONE, LINGER_BYTES, LINGER_SECONDS, discard, reset, say_last
 from streamsrv.web.head import CHUNKED, UNREADABLE, Head, body_length
@@ -234,13 +234,13 @@ class Exchange(Waiting, HTTPMessageDelegate):
     # Answering
 
     def _answer_job(self, job: Job) -> None:
-        if not job.inline:
-            self._service.spawn(self._answer_later(job))
-            return
         try:
+            if not job.inline:
+                raise WouldBlock("this is answered in a thread")
             answer = job.compute()
-        except WouldBlock:
-            self._service.spawn(self._answer_later(job))
+        except WouldBlock as blocked:
+            if not when_made(blocked.until, job, self._answer_job):
+                self._service.spawn(self._answer_later(job))
             return
         except Exception as error:
             answer = self._problem(error)

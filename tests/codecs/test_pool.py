@@ -1,7 +1,9 @@
 """The pool of processes: whatever a worker does, its caller gets an answer, and others do not notice."""
 
 import os
+import queue
 import signal
+import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 
@@ -276,3 +278,65 @@ def test_a_pool_that_cannot_start_says_so():
     with FramePool(1, PoolLimits(starting=0.001)) as pool:
         assert not pool.wait_until_ready(0.5)
         assert isinstance(pool.submit(pool_works.echo, []).exception(10), DeadlineExceeded)
+
+
+def test_processes_are_started_when_there_is_work_for_them():
+    with FramePool(3, SMALL, first=1) as pool:
+        assert len(pool._threads) == 1
+        assert still_works(pool)
+        assert still_works(pool)
+        assert len(pool._threads) == 1  # one after the other
+        naps = [pool.submit(pool_works.nap, [b"x"], 0.2) for _ in range(2)]
+        assert len(pool._threads) == 2
+        assert [nap.result(30) for nap in naps] == [[(b"x", None)]] * 2
+
+
+def test_an_order_for_idle_processes_only():
+    told = threading.Event()
+    with FramePool(1, SMALL, idle=told.set) as pool:
+        assert told.wait(30)
+        assert pool.is_idle
+        nap = pool.submit(pool_works.nap, [b"x"], 0.2)
+        assert not pool.is_idle
+        told.clear()
+        assert pool.submit_if_idle(pool_works.echo, [b"y"]) is None
+        assert pool.unfinished == 1
+        assert nap.result(30) == [(b"x", None)]
+        assert told.wait(30)
+        assert pool.submit_if_idle(pool_works.echo, [b"y"]).result(30) == [(b"y", None)]
+
+
+def test_idle_is_called_when_somebody_asks_to_look():
+    looked = threading.Semaphore(0)
+    with FramePool(2, SMALL, first=1, idle=looked.release) as pool:
+        assert looked.acquire(timeout=30)
+        pool.look()
+        assert looked.acquire(timeout=30)
+        nap = pool.submit(pool_works.nap, [], 0.2)
+        pool.look()  # another one is started
+        assert len(pool._threads) == 2
+        assert looked.acquire(timeout=30)
+        assert nap.result(30) == []
+
+
+def test_an_order_goes_out_at_once_to_a_process_that_is_ready():
+    with FramePool(1, SMALL) as pool:
+        assert still_works(pool)
+        (slot,) = pool._slots
+        held = slot.inbox
+        slot.inbox = queue.SimpleQueue()  # the slot's thread hears nothing of it
+        future = pool.submit(pool_works.echo, [b"x"])
+        assert slot.worker.receive(30) == [(b"x", None)]
+        future.set_exception(PoolError("taken by the test"))
+        pool._give_back(slot)
+        slot.inbox = held
+        assert still_works(pool)
+
+
+def test_who_leaves_gives_up_the_place_in_the_queue(single):
+    busy = single.submit(pool_works.nap, [], 0.2)
+    for _ in range(50):  # more than may wait
+        assert single.submit(pool_works.echo, []).cancel()
+    assert not single._waiting
+    assert busy.result(30) == []
+    assert still_works(single)

@@ -145,7 +145,7 @@ def test_and_not_for_ever(idle, monkeypatch):
 
 def test_the_loop_never_waits():
     pool = PixelPool(1, loop=threading.get_ident())
-    for wait in (pool.must_not_block, lambda: pool.submit(order())):
+    for wait in (pool.must_not_block, lambda: pool.run(order())):
         with pytest.raises(WouldBlock):
             wait()
     raised = []

@@ -1,0 +1,195 @@
+"""Frames and pictures made before they are asked for: whoever scrolls asks for one after the other.
+
+Strategy: of each walk, which is a series or a multi-frame instance in one representation, the places that
+were asked for last are remembered. A request for the neighbour of one of them is a step; what lies on behind
+it is then wished for (pixelwishes.py) and made by processes that would be idle. So the next request finds its
+frame made, or being made, and a single client keeps several cores busy.
+
+Rules of this file
+- Instances of a series follow one another by Instance Number, in either direction. The order is looked up
+  when a second instance is asked for, and kept: it only chooses whom to make, whose row is looked up anew.
+- Whoever jumps wishes for nothing, and what was wished for that walk is dropped.
+- All memory is bounded: WALKS walks of a few places each, SERIES orders of at most LONGEST instances.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+from weakref import WeakKeyDictionary
+
+from streamsrv.pixelpool import Making, PixelPool
+from streamsrv.retrieve.pixels import whole
+from streamsrv.retrieve.selection import Selection
+from streamsrv.store.index_answers import instance_attributes
+from streamsrv.store.query import Level
+from streamsrv.store.query_conditions import Query
+from streamsrv.store.rows import InstanceRow
+from streamsrv.store.store import Store
+
+WALKS = 64
+# Several clients may walk through the same series, each with a last place of its own.
+PLACES = 4
+# Places that were wished for last, and need not be looked at again.
+WISHED = 8
+SERIES, LONGEST = 8, 2_000
+INSTANCE_NUMBER = "00200013"
+LAST = 1 << 40  # those without a number
+
+Place: TypeAlias = int | str  # a frame index, or a SOP instance UID
+Make: TypeAlias = Callable[[Selection, InstanceRow, int], Making]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The instances of a series as they follow one another."""
+
+    uids: Sequence[str]
+    places: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """What was asked for last, and what was wished for."""
+
+    visited: deque[Place]
+    wished: deque[Place]
+
+    def wish(self, place: Place) -> bool:
+        """Whether it is a new one."""
+        if place in self.wished:
+            return False
+        self.wished.append(place)
+        return True
+
+
+def step_of(here: int, before: Iterable[int]) -> int:
+    """1 or -1 if `here` is the neighbour of a place before it, the latest first; else 0."""
+    return next((here - place for place in before if abs(here - place) == 1), 0)
+
+
+def order_of(store: Store, study: str, series: str) -> Order:
+    """By Instance Number, then UID; empty if there are too many."""
+    query = Query(Level.INSTANCE, study, series, wanted=LONGEST + 1)
+    numbered = [
+        (whole(instance_attributes(hit.instance_row), INSTANCE_NUMBER, LAST), hit.instance)
+        for hit, _ in zip(store.index.search(query), range(LONGEST + 1), strict=False)
+        if hit.instance is not None and hit.instance_row is not None
+    ]
+    uids = [uid for _, uid in sorted(numbered)] if len(numbered) <= LONGEST else []
+    return Order(uids, {uid: place for place, uid in enumerate(uids)})
+
+
+class Walks:
+    """Thread-safe. Those of one pool."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._visited: OrderedDict[Hashable, Walk] = OrderedDict()
+        self._orders: OrderedDict[tuple[str, str], Order] = OrderedDict()
+
+    def visit(self, walk: Hashable, here: Place) -> Sequence[Place]:
+        """The places before this one, the latest first; none if it is the latest itself: a request may be
+        looked at twice."""
+        with self._lock:
+            visited = self.walk(walk).visited
+            self._visited.move_to_end(walk)
+            while len(self._visited) > WALKS:
+                self._visited.popitem(last=False)
+            if visited and visited[-1] == here:
+                return ()
+            before = [place for place in reversed(visited) if place != here]
+            visited.append(here)
+            return before
+
+    def walk(self, walk: Hashable) -> Walk:
+        return self._visited.setdefault(walk, Walk(deque(maxlen=PLACES), deque(maxlen=WISHED)))
+
+    def order(self, row: InstanceRow) -> Order | None:
+        """Of the row's series, if it is known and the instance has a place in it (unless it is too long)."""
+        order = self._orders.get(row.key[:2])
+        has_place = order is not None and (not order.uids or row.key.instance in order.places)
+        return order if has_place else None
+
+    def learn(self, store: Store, row: InstanceRow) -> Order:
+        order = self.order(row)
+        if order is None:
+            order = order_of(store, *row.key[:2])
+            with self._lock:
+                self._orders[row.key[:2]] = order
+                while len(self._orders) > SERIES:
+                    self._orders.popitem(last=False)
+        return order
+
+
+_walks: WeakKeyDictionary[PixelPool, Walks] = WeakKeyDictionary()
+
+
+def asked(
+    store: Store, pool: PixelPool, row: InstanceRow, index: int, representation: Hashable, make: Make
+) -> None:
+    """A frame was asked for, in a representation that `make` gives to others. Costs microseconds."""
+    walks = _walks.setdefault(pool, Walks())
+    if row.number_of_frames > 1:
+        walk: Hashable = (row.record_id, representation)
+        before = walks.visit(walk, index)
+        steps = step_of(index, (place for place in before if isinstance(place, int)))
+        wish = _frames(store, walks.walk(walk), row, index, steps, pool.read_ahead, make) if steps else None
+    else:
+        walk = (row.key[:2], representation)
+        before = walks.visit(walk, row.key.instance)
+        known = walks.order(row)
+        steps = step_in(known, row, before) if known else 1  # whether it is one will be seen
+        wish = _instances(store, walks, walk, row, before, pool.read_ahead, make) if steps else None
+    if before:
+        if wish is None:
+            pool.wishes.drop(walk)
+        else:
+            pool.wishes.put(walk, wish)
+
+
+def step_in(order: Order, row: InstanceRow, before: Iterable[Place]) -> int:
+    if row.key.instance not in order.places:
+        return 0
+    places = (order.places[uid] for uid in before if isinstance(uid, str) and uid in order.places)
+    return step_of(order.places[row.key.instance], places)
+
+
+def _frames(
+    store: Store, walk: Walk, row: InstanceRow, index: int, step: int, count: int, make: Make
+) -> Iterator[Making]:
+    for number in range(1, count + 1):
+        following = index + number * step
+        if 0 <= following < row.number_of_frames and walk.wish(following):
+            yield from _making(store, row.key, following, make)
+
+
+def _instances(
+    store: Store,
+    walks: Walks,
+    walk: Hashable,
+    row: InstanceRow,
+    before: Sequence[Place],
+    count: int,
+    make: Make,
+) -> Iterator[Making]:
+    order = walks.learn(store, row)
+    step = step_in(order, row, before)
+    for number in range(1, count + 1) if step else ():
+        following = order.places[row.key.instance] + number * step
+        if 0 <= following < len(order.uids) and walks.walk(walk).wish(order.uids[following]):
+            yield from _making(store, (*row.key[:2], order.uids[following]), 0, make)
+
+
+def _making(store: Store, key: tuple[str, str, str], index: int, make: Make) -> Iterator[Making]:
+    """What it is made of is held until the next one is asked for."""
+    selection = Selection(store, *key, [index])
+    try:
+        row = next(selection.rows())
+        if index < row.number_of_frames:
+            yield make(selection, row, index)
+    finally:
+        selection.release()

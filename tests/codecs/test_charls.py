@@ -1,0 +1,70 @@
+"""CharLS by its C interface: the bytes that pyjpegls writes, and pyjpegls where it is not found."""
+
+import numpy as np
+import pytest
+from frame_makers import GREY_12, JPEG_LS, picture_like
+
+from framecodecs import charls, registry
+from framecodecs.errors import EncodeError
+from framecodecs.frameinfo import FrameInfo
+from framecodecs.libraries import load
+
+RGB = FrameInfo(50, 61, 3, photometric_interpretation="RGB")
+
+
+@pytest.fixture(autouse=True)
+def found_again():
+    yield
+    charls._library.cache_clear()
+
+
+def numbers(info):
+    random = np.random.default_rng(7)
+    return random.integers(0, 1 << info.bits_stored, info.shape).astype(
+        "u1" if info.bits_stored <= 8 else "<u2"
+    )
+
+
+@pytest.mark.parametrize("near", [0, 3])
+@pytest.mark.parametrize("bits", [2, 5, 8, 9, 12, 15, 16])
+def test_it_writes_what_pyjpegls_writes(bits, near):
+    info = FrameInfo(40, 34, 1, 8 if bits <= 8 else 16, bits, bits - 1)
+    near = min(near, max((1 << bits) // 2 - 1, 1)) if near else 0
+    values = numbers(info)
+    other = load("pyjpegls").encode_buffer(values.tobytes(), 40, 34, 1, bits, near, 0)
+    assert charls.encode(values, info, near) == bytes(other)
+
+
+@pytest.mark.parametrize("near", [0, 2])
+def test_colour_too(near):
+    values = numbers(RGB)
+    other = load("pyjpegls").encode_buffer(values.tobytes(), 50, 61, 3, 8, near, 2)
+    assert charls.encode(values, RGB, near) == bytes(other)
+
+
+def test_a_single_pixel_fits():
+    info = FrameInfo(1, 1)
+    coded = charls.encode(np.array([[200]], "u1"), info, 0)
+    assert registry.decode(coded, JPEG_LS, info)[0] == b"\xc8"
+
+
+def test_what_it_refuses_is_an_error_in_words():
+    with pytest.raises(EncodeError, match="set_near_lossless"):
+        charls.encode(numbers(GREY_12), GREY_12, 1000)
+
+
+@pytest.mark.parametrize("missing", ["package", "file", "another version"])
+def test_without_it_pyjpegls_does_the_work(monkeypatch, tmp_path, missing):
+    charls._library.cache_clear()
+    if missing == "package":
+        monkeypatch.setattr(charls, "available", lambda package: False)
+    elif missing == "file":
+        monkeypatch.setattr(charls, "Path", lambda path: tmp_path / "a" / "b")
+        (tmp_path / "imagecodecs.libs").mkdir()
+        (tmp_path / "imagecodecs.libs" / "libcharls.so").write_bytes(b"no library")
+    else:
+        monkeypatch.setattr(charls, "MAJOR", 3)
+    assert charls.encode(numbers(GREY_12), GREY_12, 0) is None
+    frame = picture_like(GREY_12, 1)
+    coded, now = registry.encode(frame, JPEG_LS, GREY_12)
+    assert registry.decode(coded, JPEG_LS, now)[0] == frame

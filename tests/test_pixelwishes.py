@@ -1,0 +1,108 @@
+"""Wishes: fulfilled by whoever is idle, the latest walk first, and never more than a few of them."""
+
+import pytest
+
+from streamsrv import pixelwishes
+from streamsrv.errors import StoreError
+from streamsrv.pixelwishes import WALKS, Wishes
+
+
+class Workshop:
+    """Idle or not as a test says; `made` is what was fulfilled."""
+
+    def __init__(self, idle=True):
+        self.idle = idle
+        self.made = []
+        self.wishes = Wishes(lambda: self.wishes.look(), lambda: self.idle, self.made.append)
+
+    def begin(self):
+        self.idle = True
+        self.wishes.look()
+
+
+@pytest.fixture
+def workshop():
+    return Workshop()
+
+
+def test_a_wish_is_fulfilled_step_by_step(workshop):
+    workshop.wishes.put("walk", iter([1, 2, 3]))
+    assert workshop.made == [1, 2, 3]
+
+
+def test_nothing_is_looked_at_while_nobody_is_idle(workshop):
+    looked = []
+
+    def wish():
+        looked.append("at")
+        yield 1
+
+    workshop.idle = False
+    workshop.wishes.put("walk", wish())
+    workshop.wishes.put("other", iter([2]))
+    assert (looked, workshop.made) == ([], [])
+    workshop.begin()
+    assert (looked, workshop.made) == (["at"], [2, 1])  # the latest first
+
+
+def test_the_next_wish_of_a_walk_takes_the_place_of_the_one_before(workshop):
+    workshop.idle = False
+    for number in range(5):
+        workshop.wishes.put("walk", iter([number]))
+    workshop.begin()
+    assert workshop.made == [4]
+
+
+def test_a_dropped_wish_is_never_fulfilled(workshop):
+    workshop.idle = False
+    workshop.wishes.put("walk", iter([1]))
+    workshop.wishes.drop("walk")
+    workshop.wishes.drop("walk")
+    workshop.wishes.put("other", iter([2]))
+    workshop.begin()
+    assert workshop.made == [2]
+
+
+def test_few_walks_are_remembered(workshop):
+    workshop.idle = False
+    for number in range(3 * WALKS):
+        workshop.wishes.put(number, iter([number]))
+    workshop.begin()
+    assert workshop.made == list(range(3 * WALKS - 1, 2 * WALKS - 1, -1))
+
+
+def test_what_fails_is_forgotten(workshop, monkeypatch):
+    told = []
+    monkeypatch.setattr(pixelwishes.log, "exception", told.append)
+
+    def failing(error):
+        yield 1
+        raise error
+
+    workshop.wishes.put("known", failing(StoreError("gone")))
+    workshop.wishes.put("unknown", failing(KeyError("bug")))
+    workshop.wishes.put("next", iter([2]))
+    assert workshop.made == [1, 1, 2]
+    assert len(told) == 1
+
+
+def test_after_the_end_nothing_is_wished(workshop):
+    workshop.idle = False
+    workshop.wishes.put("walk", iter([1]))
+    workshop.wishes.close()
+    workshop.wishes.put("walk", iter([2]))
+    workshop.begin()
+    assert workshop.made == []
+
+
+def test_one_looks_at_a_time_and_looks_again(workshop):
+    """Whoever becomes idle while another one looks is seen by that one."""
+
+    def wish():
+        workshop.wishes.look()  # another thread would find the same
+        yield 1
+        workshop.wishes.put("other", iter([2]))
+        yield 3
+
+    workshop.wishes.put("walk", wish())
+    assert workshop.made == [1, 3, 2]
