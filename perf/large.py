@@ -7,6 +7,7 @@ comes out of the disk again is not compared.
 
 from __future__ import annotations
 
+import mmap
 import shutil
 import statistics
 from collections.abc import Callable, Iterator
@@ -25,7 +26,6 @@ from perf.measures import (
     missing,
     store_study,
     stored,
-    warm_memory,
 )
 from perf.report import Claim, Finding, Row, median_row
 from perf.servers import MemorySampler, Server
@@ -37,6 +37,7 @@ TIMES_IN_MEMORY = 4  # what Orthanc takes
 RESTED_FOR = 840e6
 FRAMES = 50
 FRAME_LENGTH = 512 * 1024
+_BLOCK = bytes(2 << 20)
 
 
 def large(size: Size) -> Iterator[Finding]:
@@ -78,13 +79,21 @@ def _beside_cp(size: Size, measure: str, mine: Stored, rounds: int, thrown_away:
     subjects["cp + fsync"] = lambda: megabytes / copy_and_sync(path, size.folder / "copy")
     with MemorySampler(mine.server.pid) as memory:
         rest = size.rest * max(1.0, 2e6 * megabytes / RESTED_FOR)
-        warm = partial(warm_memory, size.folder)
-        values = in_turns(rounds, subjects, rest, warm, thrown_away)
+        values = in_turns(rounds, subjects, rest, partial(_warm, path.stat().st_size), thrown_away)
     for name, rates in values.items():
         yield median_row(measure, name, rates, "MB/s")
     yield from beside(values, "cp + fsync", f"{measure}, in relation to cp + fsync", STORE)
     yield from costs(measure, {"streamsrv": (mine.processor, memory)})
     yield Claim(f"memory growth, {measure}", memory.growth / 1e6, "MB", at_most=STORED_GROWTH)
+
+
+def _warm(length: int) -> None:
+    """As `measures.warm_memory`, without the disk: so much memory is used and freed again before each of the
+    two, as far as it is there."""
+    length = min(length, servers.available_memory() // 2)
+    with mmap.mmap(-1, length) as memory:
+        for start in range(0, length, len(_BLOCK)):
+            memory[start : start + len(_BLOCK)] = _BLOCK[: length - start]
 
 
 def _beside_orthanc(
