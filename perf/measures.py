@@ -9,13 +9,16 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import lmdb
+
 from perf import data, servers
 from perf.load import Client, together
-from perf.report import Claim, Finding, Row
+from perf.report import Claim, Finding, Row, median_row
 from perf.servers import MemorySampler, Server
 
 # A virtual disk is fast until it has spent its budget of bytes; then `cp` falls to a quarter, and comparing
@@ -140,28 +143,65 @@ def missing(measure: str, name: str, unit: str) -> Row:
 
 
 def single_posts(size: Size) -> Iterator[Finding]:
-    """What a PACS does that sends each instance by itself: each answer waits for its own sync."""
-    body = data.ct_study(2, size.instances)
-    parts = [bytes(chunk) for chunk in body.chunks()][:-1]
-    with servers.streamsrv(size.folder / "single") as server:
-        path = f"{server.prefix}/studies"
-
-        def post(part: bytes, client: Client) -> None:
-            chunks = [part, data.CLOSING]
-            response = client.post_chunks(path, data.CONTENT_TYPE, sum(map(len, chunks)), chunks)
-            stored(response.status, "the store of one instance")
-
-        for clients in (1, 8):
-            half = parts[: len(parts) // 2] if clients == 1 else parts[len(parts) // 2 :]
-            seconds = together(clients, server.address, [partial(post, part) for part in half])
-            rate = sum(map(len, half)) / 1e6 / seconds
-            yield Row(
-                f"store CT instances one a POST, {clients} at once",
-                "streamsrv",
-                rate,
-                "MB/s",
-                f"{len(half) / seconds:.0f} POSTs a second",
+    """What a PACS does that sends each instance by itself: each answer waits for its own sync. Beside it
+    Orthanc, which syncs each file and not its index, and the floor: what the disk takes for one instance."""
+    count = min(size.instances, 100)
+    with ExitStack() as stack:
+        ours = stack.enter_context(servers.streamsrv(size.folder / "single"))
+        peer = stack.enter_context(servers.orthanc(size.folder / "peer"))
+        both = [server for server in (ours, peer) if server is not None]
+        for clients, ratio_wanted in ((1, 1.0), (8, 2.0)):
+            body = data.ct_study(2 + clients, count)
+            parts = [bytes(chunk) for chunk in body.chunks()][:-1]
+            subjects: dict[str, Callable[[], float]] = {
+                server.name: partial(_posts_a_second, server, parts, clients) for server in both
+            }
+            if clients == 1:
+                subjects["append, sync, commit"] = partial(_appends_a_second, size.folder / "floor", parts)
+            values = in_turns(size.rounds, subjects, 1.0)
+            measure = f"store CT instances one a POST, {clients} at once"
+            for name, rates in values.items():
+                yield median_row(measure, name, rates, "POSTs a second")
+            if peer is None:
+                yield missing(measure, "Orthanc", "POSTs a second")
+                continue
+            yield Claim(
+                f"{measure}, in relation to Orthanc",
+                ratio(values, "streamsrv", "Orthanc"),
+                "x",
+                at_least=ratio_wanted,
             )
+
+
+def _posts_a_second(server: Server, parts: list[bytes], clients: int) -> float:
+    """Of a study that is deleted again."""
+
+    def post(part: bytes, client: Client) -> None:
+        chunks = [part, data.CLOSING]
+        length = sum(map(len, chunks))
+        response = client.post_chunks(f"{server.prefix}/studies", data.CONTENT_TYPE, length, chunks)
+        stored(response.status, "the store of one instance")
+
+    seconds = together(clients, server.address, [partial(post, part) for part in parts])
+    forget(server, data.keys_of(2 + clients, 0).study)
+    return len(parts) / seconds
+
+
+def _appends_a_second(folder: Path, parts: list[bytes]) -> float:
+    """The instance to the end of a file, synced; then 6 kB to an index, committed."""
+    folder.mkdir(exist_ok=True)
+    file = os.open(folder / "segment", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    index = lmdb.open(str(folder), map_size=1 << 30)
+    started = time.perf_counter()
+    for number, part in enumerate(parts):
+        os.write(file, part)
+        os.fdatasync(file)
+        with index.begin(write=True) as transaction:
+            transaction.put(b"%d-%f" % (number, started), part[:6000])
+    seconds = time.perf_counter() - started
+    index.close()
+    os.close(file)
+    return len(parts) / seconds
 
 
 # --- the index ---
