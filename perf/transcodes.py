@@ -100,9 +100,10 @@ def ct(size: Size, both: Sequence[Server], rounds: int) -> Iterator[Finding]:
 
 
 def scattered(keys: Sequence[data.Keys]) -> list[data.Keys]:
-    """None near one that was asked for a little before."""
+    """Neighbours as far from one another as can be by steps of one length."""
     count = len(keys)
-    stride = next(step for step in range(count * 3 // 8, count) if math.gcd(step, count) == 1)
+    strides = [step for step in range(1, count + 1) if math.gcd(step, count) == 1]
+    stride = max(strides, key=lambda step: min((place := pow(step, -1, count)), count - place))
     return [keys[number * stride % count] for number in range(count)]
 
 
@@ -188,13 +189,14 @@ def _by_one(
     rates, order = dict[str, float](), order or "frame after frame"
     servers = _asked(question, both)
     spent, seconds = dict.fromkeys(servers, 0.0), dict.fromkeys(servers, 0.0)
-    counted = keys[TURN:]
+    turn = min(TURN, len(keys) // 2)
+    counted = keys[turn:]
     with contextlib.ExitStack() as stack:
         clients = {server: stack.enter_context(Client(server.address)) for server in servers}
-        for at in range(0, len(keys), TURN):
+        for at in range(0, len(keys), turn):
             for server, client in clients.items():
                 before, started = processor_seconds(server.pid), time.perf_counter()
-                for key in keys[at : at + TURN]:
+                for key in keys[at : at + turn]:
                     _get(question, server, key, client)
                 if at:
                     seconds[server] += time.perf_counter() - started
