@@ -8,6 +8,8 @@ frame made, or being made, and a single client keeps several cores busy.
 Rules of this file
 - Instances of a series follow one another by Instance Number, in either direction. The order is looked up
   when a second instance is asked for, and kept: it only chooses whom to make, whose row is looked up anew.
+- No more is wished for than was asked for in a row: clients whose requests are spread over several workers
+  walk with gaps in each of them, and what is made for them in vain stays little.
 - Whoever jumps wishes for nothing, and what was wished for that walk is dropped.
 - All memory is bounded: WALKS walks of a few places each, SERIES orders of at most LONGEST instances.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 from weakref import WeakKeyDictionary
@@ -66,9 +68,14 @@ class Walk:
         return True
 
 
-def step_of(here: int, before: Iterable[int]) -> int:
-    """1 or -1 if `here` is the neighbour of a place before it, the latest first; else 0."""
-    return next((here - place for place in before if abs(here - place) == 1), 0)
+def following(here: int, before: Collection[int], most: int) -> list[int]:
+    """The places behind `here` on its way, as many as were visited in a row before it; none if it is the
+    neighbour of none of those, the latest of which comes first."""
+    step = next((here - place for place in before if abs(here - place) == 1), 0)
+    run = 0
+    while step and here - (run + 1) * step in before:
+        run += 1
+    return [here + number * step for number in range(1, min(run, most) + 1)]
 
 
 def order_of(store: Store, study: str, series: str) -> Order:
@@ -132,39 +139,38 @@ def asked(
     store: Store, pool: PixelPool, row: InstanceRow, index: int, representation: Hashable, make: Make
 ) -> None:
     """A frame was asked for, in a representation that `make` gives to others. Costs microseconds."""
-    walks = _walks.setdefault(pool, Walks())
+    walks, most = _walks.setdefault(pool, Walks()), pool.read_ahead
+    wish: Iterator[Making] | None = None
     if row.number_of_frames > 1:
         walk: Hashable = (row.record_id, representation)
         before = walks.visit(walk, index)
-        steps = step_of(index, (place for place in before if isinstance(place, int)))
-        wish = _frames(store, walks.walk(walk), row, index, steps, pool.read_ahead, make) if steps else None
+        if places := following(index, [place for place in before if isinstance(place, int)], most):
+            wish = _frames(store, walks.walk(walk), row, places, make)
     else:
         walk = (row.key[:2], representation)
         before = walks.visit(walk, row.key.instance)
-        known = walks.order(row)
-        steps = step_in(known, row, before) if known else 1  # whether it is one will be seen
-        wish = _instances(store, walks, walk, row, before, pool.read_ahead, make) if steps else None
-    if before:
-        if wish is None:
-            pool.wishes.drop(walk)
-        else:
-            pool.wishes.put(walk, wish)
+        order = walks.order(row)
+        if order is None or _following(order, row, before, most):  # whether it is a step will be seen
+            wish = _instances(store, walks, walk, row, before, most, make)
+    if before and wish is not None:
+        pool.wishes.put(walk, wish)
+    elif before:
+        pool.wishes.drop(walk)
 
 
-def step_in(order: Order, row: InstanceRow, before: Iterable[Place]) -> int:
+def _following(order: Order, row: InstanceRow, before: Iterable[Place], most: int) -> list[int]:
     if row.key.instance not in order.places:
-        return 0
-    places = (order.places[uid] for uid in before if isinstance(uid, str) and uid in order.places)
-    return step_of(order.places[row.key.instance], places)
+        return []
+    places = [order.places[uid] for uid in before if isinstance(uid, str) and uid in order.places]
+    return following(order.places[row.key.instance], places, most)
 
 
 def _frames(
-    store: Store, walk: Walk, row: InstanceRow, index: int, step: int, count: int, make: Make
+    store: Store, walk: Walk, row: InstanceRow, places: Iterable[int], make: Make
 ) -> Iterator[Making]:
-    for number in range(1, count + 1):
-        following = index + number * step
-        if 0 <= following < row.number_of_frames and walk.wish(following):
-            yield from _making(store, row.key, following, make)
+    for place in places:
+        if 0 <= place < row.number_of_frames and walk.wish(place):
+            yield from _making(store, row.key, place, make)
 
 
 def _instances(
@@ -173,15 +179,13 @@ def _instances(
     walk: Hashable,
     row: InstanceRow,
     before: Sequence[Place],
-    count: int,
+    most: int,
     make: Make,
 ) -> Iterator[Making]:
     order = walks.learn(store, row)
-    step = step_in(order, row, before)
-    for number in range(1, count + 1) if step else ():
-        following = order.places[row.key.instance] + number * step
-        if 0 <= following < len(order.uids) and walks.walk(walk).wish(order.uids[following]):
-            yield from _making(store, (*row.key[:2], order.uids[following]), 0, make)
+    for place in _following(order, row, before, most):
+        if 0 <= place < len(order.uids) and walks.walk(walk).wish(order.uids[place]):
+            yield from _making(store, (*row.key[:2], order.uids[place]), 0, make)
 
 
 def _making(store: Store, key: tuple[str, str, str], index: int, make: Make) -> Iterator[Making]:

@@ -27,7 +27,7 @@ from streamsrv import retrieve
 from streamsrv.errors import NotAcceptable, WouldBlock
 from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve import reading_ahead
-from streamsrv.retrieve.reading_ahead import step_of
+from streamsrv.retrieve.reading_ahead import following
 from streamsrv.wire.answers import Request
 from streamsrv.wire.resources import parse_query, target_of
 
@@ -144,8 +144,9 @@ def both(series, loop):
 @pytest.mark.parametrize("numbers", [UP, DOWN])
 def test_whoever_walks_finds_the_next_ones_made(both, pool, ask, numbers):
     """The first step shows where to; the third frame is there when it is asked for, and all behind it."""
-    assert walked(both, pool, ask, numbers[:2]) == (2, 2)
-    assert walked(both, pool, ask, numbers[2:]) == (2, COUNT - 2)
+    assert walked(both, pool, ask, numbers[:2]) == (2, 1)
+    assert walked(both, pool, ask, numbers[2:3]) == (2, 3)
+    assert walked(both, pool, ask, numbers[3:]) == (2, COUNT - 2)
 
 
 @WAYS
@@ -164,10 +165,10 @@ def test_whoever_jumps_causes_nothing(both, pool, ask, numbers):
 
 @WAYS
 def test_turning_round_is_a_walk_too(both, pool, ask):
-    walked(both, pool, ask, [4, 5])  # and so 6 and 7
-    assert pool._pool.ahead == 2
+    walked(both, pool, ask, [4, 5])  # and so 6
+    assert pool._pool.ahead == 1
     walked(both, pool, ask, [4])
-    assert pool._pool.ahead == 4  # 3 and 2
+    assert pool._pool.ahead == 2  # 3
     assert walked(both, pool, ask, [3, 2])[0] == 2
 
 
@@ -259,7 +260,7 @@ def test_one_that_came_later_finds_its_place(series, pool):
     walked(series, pool, of_series, [COUNT])
     before = pool._pool.ahead
     walked(series, pool, of_series, [COUNT - 1])
-    assert pool._pool.ahead == before + 2
+    assert pool._pool.ahead == before + 1
 
 
 def test_a_series_that_is_too_long_has_no_order(series, pool, monkeypatch):
@@ -294,12 +295,15 @@ def test_memory_is_bounded(series, pool, monkeypatch):
     assert len(walks._orders) == 2
 
 
-def test_steps():
-    assert step_of(5, [4]) == 1
-    assert step_of(5, [6]) == -1
-    assert step_of(5, [9, 6, 4]) == -1
-    assert step_of(5, [5, 7, 3]) == 0
-    assert step_of(5, []) == 0
+def test_as_many_follow_as_were_visited_in_a_row():
+    assert following(5, [4], 2) == [6]
+    assert following(5, [4, 3], 2) == [6, 7]
+    assert following(5, [4, 3, 2, 1], 2) == [6, 7]
+    assert following(5, [4, 2, 3], 3) == [6, 7, 8]
+    assert following(5, [6], 2) == [4]
+    assert following(5, [9, 6, 4], 2) == [4]
+    assert following(5, [5, 7, 3], 2) == []
+    assert following(5, [], 2) == []
 
 
 def test_instances_as_a_whole_are_no_walk(series, pool):
