@@ -7,6 +7,7 @@ import argparse
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -136,7 +137,8 @@ def main(words: list[str]) -> int:
             print(name, flush=True)
             try:
                 report.add(name, findings_of(name, args, Path(folder)))
-            except (RuntimeError, OSError) as fault:
+            except Exception as fault:  # whatever it is: the others go on
+                traceback.print_exc()
                 report.broke(name, fault)
         # After each: half an hour of figures should not be lost with the last one.
         paths = report.write(args.name, " ".join(repeatable(words)))

@@ -88,16 +88,21 @@ class Report:
     def add(self, name: str, findings: Iterable[Finding]) -> None:
         """Shown one by one, because measuring takes its time. `name`: of the measure."""
         began = time.monotonic()
-        for finding in findings:
-            if isinstance(finding, Row):
-                self.rows.append(finding)
-                self.rows_of.append(name)
-                print(f"  {finding.measure}: {_line(finding)}", flush=True)
-            else:
-                self.claims.append(finding)
-                self.claims_of.append(name)
-                print(f"  {_verdict(finding)}", flush=True)
-        self.seconds[name] = round(self.seconds.get(name, 0) + time.monotonic() - began, 1)
+        try:
+            for finding in findings:
+                self._take(name, finding)
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0) + time.monotonic() - began, 1)
+
+    def _take(self, name: str, finding: Finding) -> None:
+        if isinstance(finding, Row):
+            self.rows.append(finding)
+            self.rows_of.append(name)
+            print(f"  {finding.measure}: {_line(finding)}", flush=True)
+        else:
+            self.claims.append(finding)
+            self.claims_of.append(name)
+            print(f"  {_verdict(finding)}", flush=True)
 
     def broke(self, name: str, fault: Exception) -> None:
         """A measure that could not be finished; the others go on."""

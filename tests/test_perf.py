@@ -12,9 +12,10 @@ import pydicom
 import pytest
 from pydicom.encaps import generate_frames
 
-from perf import data, pixel_data
+from perf import __main__ as perf_main
+from perf import data, pixel_data, report
 from perf.__main__ import LONG, NAMES, arguments, repeatable
-from perf.report import Claim
+from perf.report import Claim, Row
 
 
 def parts_of(body):
@@ -108,3 +109,26 @@ def test_what_takes_long_runs_only_if_it_is_named():
     assert arguments(["scale"]).measures == ["scale"]
     with pytest.raises(SystemExit):
         arguments(["everything"])
+
+
+def test_what_breaks_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    def breaks(size):
+        yield Row("a", "streamsrv", 1.0, "ms")
+        raise ZeroDivisionError("nothing was asked")
+
+    def works(size):
+        yield Claim("b", 2, "x", at_least=1)
+
+    monkeypatch.setattr(perf_main.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(perf_main, "MEASURES", {"study": breaks, "large": works})
+    assert perf_main.main(["study", "large", "--name", "try", "--folder", str(tmp_path)]) == 1
+    found = report.Results.load(tmp_path / "results" / "try.json")
+    assert [(row.measure, row.subject, row.note) for row in found.rows] == [
+        ("a", "streamsrv", ""),
+        ("study", "not finished", "ZeroDivisionError: nothing was asked"),
+    ]
+    assert [claim.text for claim in found.claims] == ["b"]
+    assert (tmp_path / "results" / "try.txt").read_text().endswith("holds  b: 2 x (wanted >= 1)\n")
+    assert "streamsrv" in (tmp_path / "results" / "try.svg").read_text()
+    assert "ZeroDivisionError" in capsys.readouterr().err
