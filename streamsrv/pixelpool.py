@@ -203,7 +203,7 @@ class PixelPool:
             self._makings[making.key] = begun = Future[bytes]()
         try:
             submit(order).add_done_callback(lambda done: self._finish(making, begun, done, for_loop))
-        except StreamsrvError as error:
+        except Exception as error:
             self._done_with(making.key)
             begun.set_exception(error)  # for those who have found it meanwhile
             raise
@@ -260,6 +260,7 @@ class PixelPool:
     def in_turn(self, tasks: Iterable[tuple[Tag, Order | None]]) -> Iterator[Turn[Tag]]:
         """The tasks in their order, each when its order is done: as many ahead as keep all processes busy. A
         task without an order only takes its turn. None: nothing yet; come back."""
+        self.must_not_block()
         ahead: deque[tuple[Tag, Future[list[Result]] | None]] = deque()
         begun = False
         try:

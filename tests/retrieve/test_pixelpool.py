@@ -2,7 +2,7 @@
 
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -11,7 +11,7 @@ from framecodecs import work
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.pool import PoolLimits
 from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError, WouldBlock
-from streamsrv.pixelpool import Order, PixelPool, SizedCache, translated
+from streamsrv.pixelpool import OUTCOMES, Making, Order, PixelPool, SizedCache, translated
 
 LITTLE = "1.2.840.10008.1.2.1"
 
@@ -145,7 +145,8 @@ def test_and_not_for_ever(idle, monkeypatch):
 
 def test_the_loop_never_waits():
     pool = PixelPool(1, loop=threading.get_ident())
-    for wait in (pool.must_not_block, lambda: pool.run(order())):
+    in_turn = pool.in_turn([(0, order())])
+    for wait in (pool.must_not_block, lambda: pool.run(order()), lambda: next(in_turn)):
         with pytest.raises(WouldBlock):
             wait()
     raised = []
@@ -182,6 +183,43 @@ def test_cancelled_work_is_an_error_of_ours(idle):
     future.cancel()
     with pytest.raises(StoreError):
         idle.results(future)
+
+
+def test_what_cannot_be_begun_is_told_and_forgotten(fake, monkeypatch):
+    """Whoever has found it meanwhile is told too, and the next one tries again."""
+    making = Making("key", order, lambda results: b"made")
+    found = []
+
+    def failing(*arguments, deadline):
+        found.append(fake._makings["key"])
+        raise RuntimeError("no thread can be started")
+
+    monkeypatch.setattr(fake._pool, "submit", failing)
+    with pytest.raises(RuntimeError):
+        fake.made(making)
+    assert isinstance(found[0].exception(0), RuntimeError)
+    monkeypatch.undo()
+    assert fake.made(making) == b"made"
+
+
+def test_one_making_for_all_who_ask(idle):
+    making = Making("key", order, lambda results: b"made")
+    with ThreadPoolExecutor(4) as threads:
+        asked = [threads.submit(idle.made, making) for _ in range(4)]
+        while not idle._pool.taken:
+            time.sleep(0.001)
+        idle._pool.taken[0].set_result([])
+        assert [one.result(10) for one in asked] == [b"made"] * 4
+    assert len(idle._pool.taken) == 1
+
+
+def test_outcomes_that_nobody_fetches_are_few(fake):
+    fake._loop = threading.get_ident()
+    fake.cache = SizedCache(0, len)
+    for number in range(OUTCOMES + 5):
+        assert fake.made(Making(number, order, lambda results: b"made")) == b"made"
+    assert len(fake._outcomes) == OUTCOMES
+    assert not fake._makings
 
 
 def test_processes_start_before_they_are_needed():
