@@ -3,18 +3,23 @@ same lines in the log, and nothing that a request could carry over from one to t
 
 import asyncio
 import dataclasses
+import gc
 import io
+import logging
 import os
 import re
 import socket
 import threading
 import time
+import weakref
 
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
+from tornado.iostream import IOStream
 
+from streamsrv.errors import StoreCorrupt
 from streamsrv.ingest import Ingest
 from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve import hot_frames
@@ -22,9 +27,11 @@ from streamsrv.server import actions
 from streamsrv.settings import Settings
 from streamsrv.store.store import Store, StoreOptions
 from streamsrv.web import lane as lanes
+from streamsrv.web import transfer as transfers
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.app import App
 from streamsrv.web.listener import Acceptor, Server
+from streamsrv.web.stream import Stream
 from streamsrv.wire import conditional
 
 SERIES = "/v2/studies/1.2.3/series/1.2.3.4/instances"
@@ -117,6 +124,17 @@ class Local:
 
     def connect(self, **options):
         return Connection(self.port, **options)
+
+    def call(self, work):
+        """In the loop, with the streams of the connections that wait for a request."""
+        over = threading.Event()
+
+        def run():
+            work([key.stream for key in self.app.watch._heads])
+            over.set()
+
+        self.loop.call_soon_threadsafe(run)
+        assert over.wait(DEADLINE)
 
 
 class Connection:
@@ -493,6 +511,232 @@ def test_cold_frames_go_the_usual_way(start, monkeypatch):
     monkeypatch.setattr(lanes, "read_warm", lambda *_: False)
     assert payload_of(connection.ask(get(SMALL, 1))) == TILES[0]
     assert local.answered == before
+
+
+def test_few_segments_are_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(conditional, "SETTLED", -1)
+    monkeypatch.setattr(hot_frames, "SETTLED", -1)
+    monkeypatch.setattr(lanes, "SEGMENTS", 2)
+    instances = [f"1.2.3.4.{number}" for number in range(10, 16)]
+    with Store.open(tmp_path / "data", StoreOptions(min_free=0, segment_size=1)) as store:
+        keep(store, *(part10(instance, TILES) for instance in instances))
+        local = Local(store)
+        try:
+            connection = local.connect()
+            for _ in range(4):
+                for instance in instances:
+                    assert payload_of(connection.ask(get(instance, 1))) == TILES[0]
+            assert local.answered >= 2 * len(instances)
+            assert len(local.app.lane._leases) == 2
+            assert len(store.readers._open) <= 2
+        finally:
+            connection.close()
+            local.stop()
+
+
+# What fails
+
+
+def fail(*_):
+    raise StoreCorrupt("not as it was written")
+
+
+@pytest.mark.parametrize("what", ["read_warm", "current", "at", "lease"])
+def test_what_fails_in_the_lane_goes_the_usual_way(start, monkeypatch, what):
+    local = start()
+    connection = local.connect()
+    warm(local, connection, get(SMALL, 1))
+    before = local.answered
+    where = lanes if what == "read_warm" else hot_frames.HotFrames
+    local.call(lambda _: local.app.lane.close())  # so that it has to lease
+    monkeypatch.setattr(where, what, fail)
+    assert payload_of(connection.ask(get(SMALL, 2))) == TILES[1]
+    connection.send(get(SMALL, 1), get(SMALL, 2), get(SMALL, 3))
+    for number in range(3):
+        assert payload_of(connection.answer()) == TILES[number]
+    assert local.answered == before
+
+
+def test_a_frame_that_is_cut_short_is_logged_as_ever(start, monkeypatch):
+    lines = []
+    for values in ({}, {"express_lane": False}):
+        local = start(**values)
+        connection = local.connect()
+        for _ in range(3):
+            connection.ask(get(LARGE, 1))
+        with monkeypatch.context() as context:
+            context.setattr(transfers, "warm_bytes", fail)
+            connection.send(get(LARGE, 1))
+            received = connection.stream.read()
+        assert b"\r\nContent-Length: " in received
+        eventually(lambda local=local: len(logged(local)) == 4)
+        lines.append(logged(local)[-1])
+    assert lines[0] == lines[1]
+    assert " 200 " in lines[0]
+
+
+def test_nothing_behind_the_last_request_is_answered(start, caplog):
+    local = start()
+    known = local.connect()
+    warm(local, known, get(SMALL, 1), get(LARGE, 1))
+    before = local.answered
+    for instance in (SMALL, LARGE):
+        connection = local.connect()
+        connection.send(get(SMALL, 2, "Connection: close"), get(instance, 1))
+        assert payload_of(connection.answer()) == TILES[1]
+        assert connection.ended()
+    known.ask(get(SMALL, 1))
+    assert local.answered == before + 1
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+# Clients that are slow, and what is not sent at once
+
+
+@pytest.fixture(params=[True, False], ids=["express", "usual"])
+def narrow(request, start, store):
+    """A worker that knows a frame, and a client that it can send only a part of it at once."""
+    keep(store, part10("1.2.3.4.8", WIDE))
+
+    def begin(**values):
+        local = start(express_lane=request.param, **values)
+        known = local.connect()
+        for _ in range(4):
+            known.ask(get("1.2.3.4.8", 1))
+        known.close()
+        eventually(lambda: not local.app.watch._heads)
+        connection = local.connect(receive_buffer=2048)
+        eventually(lambda: local.app.watch._heads)
+        local.call(lambda streams: streams[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096))
+        connection.send(get("1.2.3.4.8", 1))
+        eventually(lambda: local.app._active)
+        assert (local.answered > 0) == request.param
+        return local, connection
+
+    return begin
+
+
+WIDE = [b"\xff\xd8" + os.urandom(60000) + b"\xff\xd9" for _ in range(2)]
+
+
+def test_a_small_frame_goes_on_after_the_client_has_shut_its_side(narrow):
+    _, connection = narrow()
+    connection.socket.shutdown(socket.SHUT_WR)
+    time.sleep(0.05)
+    assert payload_of(connection.answer()) == WIDE[0]
+    assert connection.ended()
+
+
+def test_a_small_frame_is_ended_before_the_worker_is(narrow):
+    local, connection = narrow()
+    local.loop.call_soon_threadsafe(local.stopped.set)
+    time.sleep(0.05)
+    assert payload_of(connection.answer()) == WIDE[0]
+    local.thread.join(DEADLINE)
+    assert local.drained
+
+
+def test_who_reads_nothing_of_a_small_frame_is_cut_off(narrow):
+    local, connection = narrow(stall_timeout=0.2)
+    eventually(lambda: " 499 " in local.lines.text)
+    assert len(connection.stream.read()) < len(WIDE[0])
+
+
+def test_frames_in_a_row_over_a_narrow_way(narrow):
+    _, connection = narrow()
+    for turn in range(1, 6):
+        connection.send(get("1.2.3.4.8", turn % 2 + 1))
+        time.sleep(0.02)
+    for turn in range(6):
+        assert payload_of(connection.answer()) == WIDE[turn % 2]
+
+
+# The stream, and what it uses of Tornado
+
+
+def test_a_stream_of_a_closed_connection_is_nobodys(start):
+    local = start()
+    streams = []
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            connection = local.connect()
+            connection.ask(get(SMALL, 1))
+            eventually(lambda: local.app.watch._heads)
+            local.call(lambda found: streams.extend(map(weakref.ref, found)))
+            connection.close()
+            eventually(lambda: not local.app.watch._heads)
+        eventually(lambda: not any(stream() for stream in streams))
+    finally:
+        gc.enable()
+    assert len(streams) == 3
+
+
+def test_a_stream_that_pauses_lets_the_loop_rest():
+    async def run():
+        near, far = socket.socketpair()
+        stream, asked = Stream(near), []
+        stream.read_from_fd = lambda buffer: asked.append(1) or Stream.read_from_fd(stream, buffer)
+        stream.express = lambda _: False
+        head = stream.read_until_regex(b"\r\n\r\n")
+        stream.pause()
+        far.send(b"GET\r\n\r\n")
+        await asyncio.sleep(0.05)
+        assert len(asked) <= 2
+        stream.resume()
+        assert await asyncio.wait_for(head, DEADLINE) == b"GET\r\n\r\n"
+        stream.close()
+        far.close()
+
+    asyncio.run(run())
+
+
+def test_a_stream_that_paused_goes_on_writing():
+    """Although it stood in the loop as one that waits to write, when it did no more."""
+
+    async def run():
+        near, far = socket.socketpair()
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        far.settimeout(0)
+        stream = Stream(near)
+        stream.express = lambda _: False
+        stream.read_until_regex(b"\r\n\r\n")
+        stream.write(bytes(50000))
+        while stream.writing():
+            far.recv(1 << 16)
+            stream.write(b"")
+        stream.pause()
+        far.send(b"GET")
+        await asyncio.sleep(0.05)
+        stream.resume()
+        stream.write(bytes(50000))
+        left = 50000
+        while left:
+            left -= len(await asyncio.wait_for(asyncio.get_running_loop().sock_recv(far, 1 << 16), DEADLINE))
+        stream.close()
+        far.close()
+
+    asyncio.run(run())
+
+
+def test_tornado_has_what_the_stream_uses():
+    async def run():
+        near, far = socket.socketpair()
+        stream = IOStream(near)
+        assert callable(stream._handle_events)
+        assert (stream._read_buffer, stream._read_buffer_size, stream._state) == (bytearray(), 0, None)
+        head = stream.read_until_regex(b"\n")
+        assert stream._state == stream.io_loop.READ | stream.io_loop.ERROR
+        far.send(b"one\ntwo")
+        assert await asyncio.wait_for(head, DEADLINE) == b"one\n"
+        assert (stream._read_buffer, stream._read_buffer_size) == (bytearray(b"two"), 3)
+        assert stream._consume(3) == b"two"
+        assert (stream._read_buffer, stream._read_buffer_size) == (bytearray(), 0)
+        stream.close()
+        far.close()
+
+    asyncio.run(run())
 
 
 # Clients that leave, and a server that ends

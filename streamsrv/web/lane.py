@@ -18,13 +18,15 @@ Rules of this file
   entity tag, the boundary, the request id, the length and the number are filled in.
 - Conditions, ranges, request ids of the client's: the usual way.
 - After each commit the instance is looked up again: what was deleted or replaced is forgotten.
-- A small frame that is not in memory goes the usual way; a large one is sent by a Transfer, as ever, and
-  nothing is read from the connection meanwhile.
+- A small frame that is not in memory goes the usual way; a large one is sent by a Transfer, as ever, and so
+  is what the socket does not take at once. Nothing is read from the connection meanwhile.
+- `answer` raises only as long as nothing was sent; then the usual way answers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import secrets
 import time
@@ -32,12 +34,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from streamsrv.web.access_log import CLIENT_GONE, AccessLog
+from streamsrv.web.farewell import GONE
 from streamsrv.web.head import Head, new_id
 from streamsrv.web.sources import read_warm
 from streamsrv.web.stream import Stream
 from streamsrv.web.transfer import Transfer
 from streamsrv.web.writer import SMALL, Outgoing, date_bytes
 from streamsrv.wire.answers import Answer, Literal, Span
+
+log = logging.getLogger("streamsrv.web")
 
 # How much is remembered, by each worker: answers of some 2 kB, templates of 3 kB, requests seen once.
 READY = 4096
@@ -46,10 +51,12 @@ ONCE = 2048
 LONGEST = 4096  # bytes of a request
 # How long a segment stays open that is not read any more, at most twice.
 LINGER = 0.5
+# Segments that are open at a time: an archive may have more than a process may open files.
+SEGMENTS = 64
 
 DATE_LENGTH, ID_LENGTH = 29, 16
 BEFORE_NUMBER = b"/frames/"
-_REQUEST = re.compile(rb"GET (/[!-~]*/frames/)([1-9][0-9]{0,9}) HTTP/1\.1\r\n(?:[^\r\n]+\r\n)+\r\n")
+_REQUEST = re.compile(rb"GET (/[!->@-~]*/frames/)([1-9][0-9]{0,9}) HTTP/1\.1\r\n(?:[^\r\n]+\r\n)+\r\n")
 # Of these each request has another, or an answer of its own.
 PARTICULAR = frozenset(
     ("content-length", "expect", "range", "te", "trailer", "transfer-encoding", "upgrade", "x-request-id")
@@ -119,6 +126,7 @@ class Ready(NamedTuple):
     span: Span
     tail: bytes
     length: int  # of everything, with a date and a request id
+    payload: int
     line: str  # of the log
 
 
@@ -144,6 +152,8 @@ class Lane:
 
     def answer(self, stream: Stream, peer: str, asked: bytes) -> Transfer | bool:
         """Whether the request has been answered; if not, nothing was sent. A Transfer is at it, or was."""
+        if len(asked) > LONGEST:
+            return False
         began = time.perf_counter()
         ready = self._ready.get(asked)
         if ready is None or ready.peer != peer:
@@ -165,12 +175,16 @@ class Lane:
         self.answered += 1
         try:
             sent = stream.socket.sendmsg(head)
-        except OSError:  # full, or broken: the stream finds out which
+        except OSError:  # full, or broken: the transfer finds out which
             sent = 0
-        if sent != ready.length:
-            stream.write(b"".join(head)[sent:])
-        self._log.add_line(ready.line, time.perf_counter() - began, identifier)
-        return True
+        if sent == ready.length:
+            self._log.add_line(ready.line, time.perf_counter() - began, identifier)
+            return True
+        rest = Literal(b"".join(head)[sent:])
+        transfer = self._begin(stream, Answer(200, [], (rest,), length=rest.length), b"")
+        transfer.sent += sent
+        self._follow(transfer, ready, began, identifier, None)
+        return transfer
 
     def _transfer(
         self, stream: Stream, ready: Ready, head: bytes, began: float, identifier: str
@@ -178,24 +192,35 @@ class Lane:
         lease = ready.frames.lease(ready.span.segment)
         if lease is None:
             return False
-        answer = Answer(200, [], (ready.span, Literal(ready.tail)), descriptor=lease.fd)
+        span, tail = ready.span, Literal(ready.tail)
+        answer = Answer(200, [], (span, tail), length=span.length + tail.length, descriptor=lease.fd)
         self.answered += 1
         transfer = self._begin(stream, answer, head)
+        self._follow(transfer, ready, began, identifier, lease)
+        return transfer
+
+    def _follow(
+        self, transfer: Transfer, ready: Ready, began: float, identifier: str, lease: Lease | None
+    ) -> None:
+        """To its end, which the log tells."""
 
         def ended(_: object) -> None:
-            lease.release()
-            error = transfer.done.exception()
-            line = ready.line
+            if lease is not None:
+                lease.release()
+            line, error = ready.line, transfer.done.exception()
             if error is not None:
-                sent = max(0, transfer.sent - len(head))
-                line = self._log.line(ready.client, "GET", ready.path, CLIENT_GONE, sent)
+                sent = max(0, transfer.sent - (ready.length - ready.payload))
+                gone = isinstance(error, (*GONE, TimeoutError))
+                if not gone:
+                    text = "[%s] the answer was cut short after %d bytes"
+                    log.error(text, identifier, sent, exc_info=error)
+                line = self._log.line(ready.client, "GET", ready.path, CLIENT_GONE if gone else 200, sent)
             self._log.add_line(line, time.perf_counter() - began, identifier)
 
         if transfer.done.done():
             ended(transfer.done)
         else:
             transfer.done.add_done_callback(ended)
-        return transfer
 
     def _make_ready(self, peer: str, asked: bytes) -> Ready | None:
         at = asked.find(BEFORE_NUMBER, 0, LONGEST) + 8
@@ -216,10 +241,10 @@ class Lane:
         }
         before, middle, after, tail = texts = [text % fields for text in template.texts]
         length = sum(map(len, texts)) + frame.span.length + DATE_LENGTH + ID_LENGTH
-        client, path = template.client, asked[4:end].decode("ascii")
+        client, frames, path = template.client, template.frames, asked[4:end].decode("ascii")
         line = self._log.line(client, "GET", path, 200, payload)
         ready = Ready(
-            peer, client, path, template.frames, before, middle, after, frame.span, tail, length, line
+            peer, client, path, frames, before, middle, after, frame.span, tail, length, payload, line
         )
         if len(self._ready) >= READY:
             self._ready.clear()
@@ -239,6 +264,8 @@ class Lane:
             lease = frames.lease(span.segment)
             if lease is None:
                 return None
+            while len(self._leases) >= SEGMENTS:
+                self._give_back(next(iter(self._leases)))
             self._leases[span.segment] = lease
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(LINGER, self._sweep)
@@ -270,9 +297,13 @@ class Lane:
 
     # The end
 
+    def _give_back(self, segment: int) -> None:
+        self._idle.discard(segment)
+        self._leases.pop(segment).release()
+
     def _sweep(self) -> None:
-        for segment in self._idle:
-            self._leases.pop(segment).release()
+        for segment in list(self._idle):
+            self._give_back(segment)
         self._idle = set(self._leases)
         self._timer = asyncio.get_running_loop().call_later(LINGER, self._sweep) if self._leases else None
 

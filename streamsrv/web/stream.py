@@ -23,9 +23,9 @@ from typing import Any
 from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 
-# What Tornado says in HTTP1Connection; should it ever say something else, that goes out as it is.
 # Tornado reads into blocks of this size; larger ones slow every small request.
 CHUNK = 64 << 10
+# What Tornado says in HTTP1Connection; should it ever say something else, that goes out as it is.
 BARE_400 = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 
 
@@ -59,7 +59,7 @@ class Stream(IOStream):
 
     def when_free(self, freed: Callable[[], None]) -> None:
         """Call `freed` when the socket of this closed stream is no more: now, or when it is let go."""
-        self.malformed = None  # an exchange, which holds this stream
+        self.malformed = self.express = None  # an exchange, which holds this stream
         if self.half_closed:
             self._freed = freed
         else:
@@ -72,7 +72,7 @@ class Stream(IOStream):
     def resume(self) -> None:
         self._paused = False
         if self._muted and not self.closed():
-            self.io_loop.update_handler(self.fileno(), IOLoop.READ | IOLoop.ERROR)
+            self.io_loop.update_handler(self.fileno(), self._state or 0)
         self._muted = False
 
     # What Tornado calls
@@ -95,9 +95,10 @@ class Stream(IOStream):
         return count
 
     def _handle_events(self, fd: Any, events: int) -> None:
-        """What the loop calls; besides the buffer all that is used here of what is Tornado's own. A request
-        that the lane knows is answered before any of the machinery turns for those that it does not know."""
-        if self._paused:
+        """What the loop calls; besides the buffer and `_state`, the events that are waited for, all that is
+        used here of what is Tornado's own. A request that the lane knows is answered before any of the
+        machinery turns for those that it does not know."""
+        if self._paused and events == IOLoop.READ:
             self._muted = True
             self.io_loop.update_handler(fd, 0)
         elif not (self._awaited and events == IOLoop.READ and self._taken()):
@@ -126,10 +127,12 @@ class Stream(IOStream):
         return super().read_until_regex(regex, max_bytes)
 
     def _early_taken(self) -> bool:
-        """Of what had come before anything was awaited, as `_taken`."""
+        """Of what had come before anything was awaited, as `_taken`. What stands behind a last request is
+        never answered."""
         size = self._read_buffer_size
         if (
             size > CHUNK
+            or self.closed()
             or self.writing()
             or self.express is None
             or not self.express(bytes(self._read_buffer))

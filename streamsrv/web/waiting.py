@@ -13,7 +13,6 @@ from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 
 from streamsrv.web.admission import Service
-from streamsrv.web.farewell import GONE
 from streamsrv.web.stream import Stream
 from streamsrv.web.transfer import Transfer
 
@@ -39,7 +38,11 @@ class Waiting:
         lane = self._service.lane
         if lane is None or self._service.draining:
             return False
-        taken = lane.answer(self._stream, self.client, asked)
+        try:
+            taken = lane.answer(self._stream, self.client, asked)
+        except Exception as error:  # nothing was sent, and the usual way tells the client what is wrong
+            log.warning("the express lane stood back: %s", error)
+            taken = False
         if not taken:
             self._asked = asked if lane.may_learn(asked) else None
             return False
@@ -67,10 +70,7 @@ class Waiting:
         transfer.done.add_done_callback(done)
 
     def _expressed(self, transfer: Transfer) -> None:
-        error = transfer.done.exception()
-        if error is None:
+        if transfer.done.exception() is None:
             self._wait()
-            return
-        if not isinstance(error, (*GONE, TimeoutError)):
-            log.error("an answer was cut short after %d bytes", transfer.sent, exc_info=error)
-        self._connection.close()
+        else:
+            self._connection.close()

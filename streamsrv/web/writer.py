@@ -1,8 +1,8 @@
 """From an Answer to bytes on a connection: status line, headers, framing, and the way that its payload takes.
 
 Strategy: a small answer (literals, and spans that are in memory) goes out with its head in one write.
-Everything else goes by a Transfer on a dup of the socket, head first, so that the kernel sends head and first
-bytes in one segment.
+Everything else, and what that write leaves, goes by a Transfer on a dup of the socket, head first, so that
+the kernel sends head and first bytes in one segment.
 
 Rules of this file
 - The framing comes from the plan alone: Content-Length where the length is known, else chunked, else
@@ -41,7 +41,7 @@ REASONS = {status.value: status.phrase for status in HTTPStatus} | {
 class Outgoing:
     """An answer with everything that its head needs besides."""
 
-    __slots__ = ("answer", "body", "chunked", "close", "head", "until_close")
+    __slots__ = ("answer", "body", "chunked", "close", "head", "rest", "sent", "until_close")
 
     def __init__(
         self, answer: Answer, extra: Sequence[tuple[str, str]], *, method: str, version: str, keep_alive: bool
@@ -53,6 +53,7 @@ class Outgoing:
         self.until_close = self.body and answer.length is None and not self.chunked
         self.close = not keep_alive or self.until_close
         self.head = head_bytes(answer, [*extra, *self._framing(version)])
+        self.sent, self.rest = 0, b""  # if it was begun: bytes of head and payload, and what they left
 
     def _framing(self, version: str) -> list[tuple[str, str]]:
         headers = []
@@ -130,27 +131,37 @@ def small_parts(answer: Answer) -> list[bytes | memoryview] | None:
 
 
 def send_now(connection: HTTP1Connection, outgoing: Outgoing) -> int | None:
-    """Send it in one write and finish; returns the payload's length. None: not possible, nothing was sent."""
+    """Send it at once and finish; returns the payload's length. None: not possible, or not all of it, and
+    `begin_transfer` does the rest."""
     parts = small_parts(outgoing.answer) if outgoing.body else []
     if parts is None:
         return None
     parts.insert(0, outgoing.head)
-    sent, stream = 0, connection.stream
-    if not stream.closed() and not stream.writing():
-        # The socket mostly takes all of it; then nothing has to remember what is still to be written.
-        with contextlib.suppress(OSError):  # full, or broken: the stream finds out which
-            sent = stream.socket.sendmsg(parts)
-    length = sum(map(len, parts))
-    if sent < length:
-        connection.write(b"".join(parts)[sent:])
+    stream, length = connection.stream, sum(map(len, parts))
+    if stream.writing():
+        connection.write(b"".join(parts))  # behind what Tornado has to say
+    else:
+        with contextlib.suppress(OSError):  # full, or broken: the transfer finds out which
+            outgoing.sent = stream.socket.sendmsg(parts)
+        if outgoing.sent < length:
+            outgoing.rest = b"".join(parts)[outgoing.sent :]
+            return None
     connection.finish()
     return length - len(outgoing.head)
 
 
 def begin_transfer(stream: IOStream, outgoing: Outgoing, pool: Executor, watch: Watch) -> Transfer:
-    """Send head and payload, as far as the socket takes them at once."""
+    """Send head and payload, or what is left of them, as far as the socket takes them at once."""
+    if outgoing.rest:
+        return transfer_rest(stream, outgoing.sent, outgoing.rest, pool, watch)
     answer = outgoing.answer if outgoing.body else Answer(outgoing.answer.status)
     return transfer(stream, answer, pool, watch, prefix=outgoing.head, chunked=outgoing.chunked)
+
+
+def transfer_rest(stream: IOStream, sent: int, rest: bytes, pool: Executor, watch: Watch) -> Transfer:
+    """The rest of an answer of which so many bytes are sent."""
+    answer = Answer(200, [], (Literal(rest),), length=len(rest))
+    return transfer(stream, answer, pool, watch, sent=sent)
 
 
 def transfer(
@@ -161,12 +172,14 @@ def transfer(
     *,
     prefix: bytes = b"",
     chunked: bool = False,
+    sent: int = 0,
 ) -> Transfer:
-    """`prefix`, then the payload. A client that reads too slowly later ends the transfer with
-    TimeoutError."""
+    """`prefix`, then the payload; `sent` counts on. A client that reads too slowly later ends the transfer
+    with TimeoutError."""
     slow = TimeoutError("the client reads more slowly than the minimum rate")
     meter = watch.meter(lambda: begun.abort(slow))
     begun = Transfer(stream.socket, answer, pool, meter, watch.turns, prefix=prefix, chunked=chunked)
+    begun.sent = sent
     begun.start()
     if not begun.done.done():
         watch.add(meter)
