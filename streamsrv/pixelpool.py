@@ -181,13 +181,13 @@ class PixelPool:
         """Remembered or made; `then` is called as soon as it is there or under way. In the loop WouldBlock,
         `until` it is there: asked again, the loop gets it, or the error, whatever the cache has room for."""
         found = self.cache.get(making.key)
-        if found is None:
-            with self._lock:
-                under_way = self._outcomes.pop(making.key, None) or self._makings.get(making.key)
-            under_way = under_way or self._begun(making, self.submit, for_loop=self.in_loop)
-        then()
         if found is not None:
+            then()
             return found
+        with self._lock:
+            under_way = self._outcomes.pop(making.key, None) or self._makings.get(making.key)
+        under_way = under_way or self._begun(making, self.submit, for_loop=self.in_loop)
+        then()
         if not under_way.done() and self.in_loop:
             raise WouldBlock("a frame is being made", under_way)
         return under_way.result()

@@ -195,6 +195,8 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setattr(conditional, "SETTLED", -1)
     monkeypatch.setattr(hot_frames, "SETTLED", -1)
     monkeypatch.setattr(hot_frames, "_shapes", {})
+    # The system may take pages out of memory at any time, and what is counted here would be another number.
+    monkeypatch.setattr(os, "RWF_NOWAIT", 0)
     with Store.open(tmp_path / "data", StoreOptions(min_free=0)) as opened:
         keep(opened, *FILES)
         yield opened
@@ -319,7 +321,7 @@ def test_each_answer_has_a_request_id_of_its_own_that_the_log_names(start):
     heads = [connection.ask(get(SMALL, 1))[0] for _ in range(20)]
     identifiers = [re.search(rb"X-Request-ID: (\w+)\r\n", head)[1].decode() for head in heads]
     assert len(set(identifiers)) == 20
-    assert local.answered == 18
+    assert local.answered == 18, local.lines.text
     eventually(lambda: all(identifier in local.lines.text for identifier in identifiers))
 
 
@@ -566,6 +568,7 @@ def test_a_frame_that_is_cut_short_is_logged_as_ever(start, monkeypatch):
             connection.ask(get(LARGE, 1))
         with monkeypatch.context() as context:
             context.setattr(transfers, "warm_bytes", fail)
+            context.setattr(lanes, "send_warm", lambda *_: 0)
             connection.send(get(LARGE, 1))
             received = connection.stream.read()
         assert b"\r\nContent-Length: " in received
@@ -755,7 +758,8 @@ def test_a_client_that_has_shut_its_side_gets_its_frame(start):
         connection.close()
 
 
-def test_a_client_that_leaves_within_a_frame(start, store):
+def test_a_client_that_leaves_within_a_frame(start, monkeypatch):
+    monkeypatch.setattr(lanes, "send_warm", lambda *_: 0)  # the socket might take all of it at once
     local = start()
     known = local.connect()
     warm(local, known, get(LARGE, 1))

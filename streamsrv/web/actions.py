@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed
 from streamsrv.ingest.response import StoreResult
-from streamsrv.web.lane import Frames
 from streamsrv.web.stow import Receiver
+from streamsrv.web.templates import Frames
 from streamsrv.wire.answers import Answer, Request
 from streamsrv.wire.coded import coded
 from streamsrv.wire.resources import Kind, Level, Target

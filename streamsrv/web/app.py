@@ -30,10 +30,11 @@ from streamsrv.web.cors import Cors
 from streamsrv.web.exchange import Exchange
 from streamsrv.web.head import Head, check_size, check_target
 from streamsrv.web.hosts import Hosts, Origin
-from streamsrv.web.lane import Frames, Lane
+from streamsrv.web.lane import Lane
 from streamsrv.web.pace import Watch
 from streamsrv.web.stow import Receiver, Upload, decoder_for
 from streamsrv.web.stream import Stream
+from streamsrv.web.templates import Frames
 from streamsrv.web.transfer import Transfer
 from streamsrv.web.writer import Outgoing, transfer
 from streamsrv.wire.answers import Answer, Request
@@ -108,8 +109,8 @@ class App(HTTPServerConnectionDelegate):
         if self.lane is not None:
             self.lane.learn(asked, head, client, self)
 
-    def _begin_transfer(self, stream: Stream, answer: Answer, head: bytes) -> Transfer:
-        return transfer(stream, answer, self.pool, self.watch, prefix=head)
+    def _begin_transfer(self, stream: Stream, answer: Answer) -> Transfer:
+        return transfer(stream, answer, self.pool, self.watch)
 
     def hot(self, head: Head) -> Frames | None:
         target = target_of(head.path)

@@ -28,19 +28,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import secrets
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from streamsrv.web.access_log import CLIENT_GONE, AccessLog
 from streamsrv.web.farewell import GONE
 from streamsrv.web.head import Head, new_id
-from streamsrv.web.sources import read_warm
+from streamsrv.web.sources import read_warm, send_warm
 from streamsrv.web.stream import Stream
-from streamsrv.web.transfer import Transfer
-from streamsrv.web.writer import SMALL, Outgoing, date_bytes
+from streamsrv.web.templates import Frames, Knowledge, Lease, Template, render
+from streamsrv.web.transfer import SHORT, Transfer
+from streamsrv.web.writer import SMALL, date_bytes
 from streamsrv.wire.answers import Answer, Literal, Span
+from streamsrv.wire.conditional import slice_plan
 
 log = logging.getLogger("streamsrv.web")
 
@@ -61,56 +62,6 @@ _REQUEST = re.compile(rb"GET (/[!->@-~]*/frames/)([1-9][0-9]{0,9}) HTTP/1\.1\r\n
 PARTICULAR = frozenset(
     ("content-length", "expect", "range", "te", "trailer", "transfer-encoding", "upgrade", "x-request-id")
 )
-
-# What stands in a template until it is filled in; nobody outside knows them.
-_TAG, _BOUNDARY, _ID, _NUMBER = (secrets.token_hex(20) for _ in range(4))
-_FIELDS = {f'"{_TAG}"': b"%(etag)b", _BOUNDARY: b"%(boundary)b", _NUMBER: b"%(number)b"}
-_DATE = re.compile(rb"(?<=\r\nDate: )[^\r]+")
-
-
-class Lease(Protocol):
-    def fd(self, segment: int) -> int: ...
-    def release(self) -> None: ...
-
-
-class Frame(Protocol):
-    """Where one frame lies, and what its answer says of it."""
-
-    @property
-    def etag(self) -> bytes: ...
-    @property
-    def boundary(self) -> bytes: ...
-    @property
-    def span(self) -> Span: ...
-
-
-class Frames(Protocol):
-    """The single frames of one instance for one client's words; the room below makes it."""
-
-    def current(self) -> bool: ...
-    def at(self, number: int) -> Frame | None: ...
-    def lease(self, segment: int) -> Lease | None: ...
-    def answer(self, number: str, etag: str, boundary: bytes) -> Answer: ...
-
-
-class Knowledge(Protocol):
-    """What the lane learns from; the app."""
-
-    def hot(self, head: Head) -> Frames | None:
-        """If the request of this head was answered with one of them."""
-        ...
-
-    def outgoing(self, head: Head, answer: Answer) -> Outgoing: ...
-
-
-class Template(NamedTuple):
-    """Of the answers for one instance. Between the texts go the date, the request id and the frame. `length`
-    is that of the payload without the frame and its number."""
-
-    frames: Frames
-    client: str
-    texts: tuple[bytes, bytes, bytes, bytes]
-    length: int
 
 
 class Ready(NamedTuple):
@@ -136,7 +87,7 @@ _Key: TypeAlias = tuple[str, bytes]  # peer; the request without its number
 class Lane:
     """Of one worker."""
 
-    def __init__(self, access_log: AccessLog, begin: Callable[[Stream, Answer, bytes], Transfer]) -> None:
+    def __init__(self, access_log: AccessLog, begin: Callable[[Stream, Answer], Transfer]) -> None:
         self._begin = begin
         self._log = access_log
         self._ready: dict[bytes, Ready] = {}
@@ -181,7 +132,7 @@ class Lane:
             self._log.add_line(ready.line, time.perf_counter() - began, identifier)
             return True
         rest = Literal(b"".join(head)[sent:])
-        transfer = self._begin(stream, Answer(200, [], (rest,), length=rest.length), b"")
+        transfer = self._begin(stream, Answer(200, [], (rest,), length=rest.length))
         transfer.sent += sent
         self._follow(transfer, ready, began, identifier, None)
         return transfer
@@ -189,13 +140,23 @@ class Lane:
     def _transfer(
         self, stream: Stream, ready: Ready, head: bytes, began: float, identifier: str
     ) -> Transfer | bool:
-        lease = ready.frames.lease(ready.span.segment)
+        """A large frame: mostly the socket takes all of it; a Transfer sends what it does not take."""
+        span, tail = ready.span, ready.tail
+        lease = ready.frames.lease(span.segment)
         if lease is None:
             return False
-        span, tail = ready.span, Literal(ready.tail)
-        answer = Answer(200, [], (span, tail), length=span.length + tail.length, descriptor=lease.fd)
         self.answered += 1
-        transfer = self._begin(stream, answer, head)
+        sent = (
+            send_warm(stream.socket, lease.fd(span.segment), head, span, tail) if span.length <= SHORT else 0
+        )
+        if sent == ready.length:
+            lease.release()
+            self._log.add_line(ready.line, time.perf_counter() - began, identifier)
+            return True
+        rest = tuple(slice_plan((Literal(head), span, Literal(tail)), sent, ready.length))
+        answer = Answer(200, [], rest, length=ready.length - sent, descriptor=lease.fd)
+        transfer = self._begin(stream, answer)
+        transfer.sent += sent
         self._follow(transfer, ready, began, identifier, lease)
         return transfer
 
@@ -323,19 +284,3 @@ def _is_particular(head: Head) -> bool:
     names = head.headers.keys()
     conditional = any(name.startswith("if-") for name in names)
     return conditional or not head.keep_alive or not PARTICULAR.isdisjoint(names)
-
-
-def render(frames: Frames, head: Head, client: str, known: Knowledge) -> Template:
-    """The usual answer, with marks where another one differs."""
-    answer = frames.answer(_NUMBER, f'"{_TAG}"', _BOUNDARY.encode())
-    marked = Head("GET", head.path, head.version, {**head.headers, "x-request-id": _ID}, head.peer)
-    pieces = [piece.payload for piece in answer.plan if isinstance(piece, Literal)]
-    text = (known.outgoing(marked, answer).head + pieces[0]).replace(b"%", b"%%")
-    framing = b"\r\nContent-Length: %d\r\n" % (answer.length or 0)
-    text = text.replace(framing, b"\r\nContent-Length: %(length)b\r\n", 1)
-    tail = pieces[-1].replace(b"%", b"%%")
-    for mark, field in _FIELDS.items():
-        text, tail = text.replace(mark.encode(), field), tail.replace(mark.encode(), field)
-    before, _, rest = _DATE.sub(b"\0", text, 1).partition(b"\0")
-    middle, _, after = rest.partition(_ID.encode())
-    return Template(frames, client, (before, middle, after, tail), (answer.length or 0) - len(_NUMBER))

@@ -4,12 +4,14 @@ disk.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import socket
 from collections.abc import Generator, Iterator
 
 from streamsrv.errors import StoreCorrupt
-from streamsrv.wire.answers import Stream
+from streamsrv.wire.answers import Span, Stream
 
 # How far apart pages are probed: readahead brings at least so much at once.
 PROBE_STEP = 128 << 10
@@ -89,6 +91,20 @@ def read_warm(source: int, target: memoryview, offset: int) -> bool:
         if error.errno != errno.EOPNOTSUPP:
             raise
         return False
+
+
+def send_warm(sock: socket.socket, source: int, head: bytes, span: Span, tail: bytes) -> int:
+    """What the socket takes at once of `head`, the span and `tail`, in bytes; 0 if the span is not in memory.
+    What ended it, an error too, shows again when the rest is sent."""
+    sent = 0
+    if warm_bytes(source, span.offset, span.length) == span.length:
+        with contextlib.suppress(OSError):
+            sent = sock.send(head, socket.MSG_MORE)
+            if sent == len(head):
+                sent += os.sendfile(sock.fileno(), source, span.offset, span.length)
+                if sent == len(head) + span.length:
+                    sent += sock.send(tail)
+    return sent
 
 
 def send_cold(sock: int, source: int, offset: int, length: int) -> int | None:

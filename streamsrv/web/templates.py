@@ -1,0 +1,82 @@
+"""Answers with marks where the next ones differ: what the express lane remembers, and what it asks of the app
+and of the room below.
+
+A template is the usual answer, rendered once by what renders all others, for a frame that has no bytes and
+names that nobody outside knows.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import NamedTuple, Protocol
+
+from streamsrv.web.head import Head
+from streamsrv.web.writer import Outgoing
+from streamsrv.wire.answers import Answer, Literal, Span
+
+# What stands in a template until it is filled in; nobody outside knows them.
+_TAG, _BOUNDARY, _ID, _NUMBER = (secrets.token_hex(20) for _ in range(4))
+_FIELDS = {f'"{_TAG}"': b"%(etag)b", _BOUNDARY: b"%(boundary)b", _NUMBER: b"%(number)b"}
+_DATE = re.compile(rb"(?<=\r\nDate: )[^\r]+")
+
+
+class Lease(Protocol):
+    def fd(self, segment: int) -> int: ...
+    def release(self) -> None: ...
+
+
+class Frame(Protocol):
+    """Where one frame lies, and what its answer says of it."""
+
+    @property
+    def etag(self) -> bytes: ...
+    @property
+    def boundary(self) -> bytes: ...
+    @property
+    def span(self) -> Span: ...
+
+
+class Frames(Protocol):
+    """The single frames of one instance for one client's words; the room below makes it."""
+
+    def current(self) -> bool: ...
+    def at(self, number: int) -> Frame | None: ...
+    def lease(self, segment: int) -> Lease | None: ...
+    def answer(self, number: str, etag: str, boundary: bytes) -> Answer: ...
+
+
+class Knowledge(Protocol):
+    """What the lane learns from; the app."""
+
+    def hot(self, head: Head) -> Frames | None:
+        """If the request of this head was answered with one of them."""
+        ...
+
+    def outgoing(self, head: Head, answer: Answer) -> Outgoing: ...
+
+
+class Template(NamedTuple):
+    """Of the answers for one instance. Between the texts go the date, the request id and the frame. `length`
+    is that of the payload without the frame and its number."""
+
+    frames: Frames
+    client: str
+    texts: tuple[bytes, bytes, bytes, bytes]
+    length: int
+
+
+def render(frames: Frames, head: Head, client: str, known: Knowledge) -> Template:
+    """The usual answer, with marks where another one differs."""
+    answer = frames.answer(_NUMBER, f'"{_TAG}"', _BOUNDARY.encode())
+    marked = Head("GET", head.path, head.version, {**head.headers, "x-request-id": _ID}, head.peer)
+    pieces = [piece.payload for piece in answer.plan if isinstance(piece, Literal)]
+    text = (known.outgoing(marked, answer).head + pieces[0]).replace(b"%", b"%%")
+    framing = b"\r\nContent-Length: %d\r\n" % (answer.length or 0)
+    text = text.replace(framing, b"\r\nContent-Length: %(length)b\r\n", 1)
+    tail = pieces[-1].replace(b"%", b"%%")
+    for mark, field in _FIELDS.items():
+        text, tail = text.replace(mark.encode(), field), tail.replace(mark.encode(), field)
+    before, _, rest = _DATE.sub(b"\0", text, 1).partition(b"\0")
+    middle, _, after = rest.partition(_ID.encode())
+    return Template(frames, client, (before, middle, after, tail), (answer.length or 0) - len(_NUMBER))
