@@ -52,7 +52,6 @@ MAX_PADDING = 64
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t]*\Z")
 _FOLD = re.compile(rb"\r\n[ \t]+")  # obs-fold, RFC 5322 2.2.3
 _FORBIDDEN = re.compile(rb"[\0\r\n]")
-_UNSAFE = re.compile(r"[\r\n\0]")
 _BOUNDARY = re.compile(r"[\x20-\x7e\x80-\xff]+")
 
 STORABLE = (*(f'{MULTIPART}; type="{each}"' for each in (DICOM, DICOM_JSON, DICOM_XML)), DICOM)
@@ -339,10 +338,10 @@ def part_head(boundary: bytes, headers: Mapping[str, str]) -> bytes:
 
     The first part's begins with CRLF too, which makes an empty preamble.
     """
-    lines = [f"{name}: {value}" for name, value in headers.items()]
-    if any(map(_UNSAFE.search, lines)):
+    text = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if text.count("\r") != len(headers) or text.count("\n") != len(headers) or "\0" in text:
         raise ValueError("a part header holds a line end")
-    return b"\r\n--%b\r\n%b\r\n" % (boundary, "".join([line + "\r\n" for line in lines]).encode("utf-8"))
+    return b"\r\n--%b\r\n%b\r\n" % (boundary, text.encode("utf-8"))
 
 
 def closing(boundary: bytes) -> bytes:
