@@ -24,6 +24,7 @@ from streamsrv.store.index_rows import (
     bulk_path_key,
     chunk_key,
     frame_chunks,
+    is_of,
     moved,
     number_key,
     order_of,
@@ -122,7 +123,7 @@ class Batch:
             key = triple(row.key)
             value = self._get("instances", key)
             if value is not None and record_id_of(value) == row.record_id:
-                current = unpack_instance(row.key, value)
+                current = row if is_of(value, row) else unpack_instance(row.key, value)
                 self._remove(current, key, value)
                 self._change(ChangeKind.DELETED, current, key)
                 gone.append(current)

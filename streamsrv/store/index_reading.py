@@ -18,6 +18,7 @@ from streamsrv.store.index_rows import (
     LevelRow,
     bulk_path_key,
     chunk_key,
+    is_of,
     number_key,
     prefix,
     record_id_of,
@@ -82,6 +83,16 @@ class Reading:
             values = [transaction.get(triple(key), db=self._handles["instances"]) for key in keys]
         return [
             unpack_instance(key, value) if value else None for key, value in zip(keys, values, strict=True)
+        ]
+
+    def still(self, rows: Sequence[InstanceRow]) -> list[InstanceRow]:
+        """What is there now of these instances; only those that are others now are unpacked."""
+        with self._environment.reading("looking up instances") as transaction:
+            values = [transaction.get(triple(row.key), db=self._handles["instances"]) for row in rows]
+        return [
+            row if is_of(value, row) else unpack_instance(row.key, value)
+            for row, value in zip(rows, values, strict=True)
+            if value is not None
         ]
 
     def lookup(

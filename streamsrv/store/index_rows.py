@@ -206,6 +206,11 @@ def record_id_of(value: bytes | memoryview) -> bytes:
     return bytes(value[_ORDER_AT : _ORDER_AT + 16])
 
 
+def is_of(value: bytes, row: InstanceRow) -> bool:
+    """Whether the row is what unpacking the value would give: the same record, where it was."""
+    return record_id_of(value) == row.record_id and value == moved(value, row.location)
+
+
 def segment_in(value: bytes) -> int:
     """Where the instance of a row lies, without unpacking all of it; 0 if it cannot be read."""
     return int.from_bytes(value[_SERIAL.size : _SERIAL.size + 4], "little")

@@ -29,7 +29,7 @@ class DeleteIndex(Protocol):
     """What a delete needs of the index."""
 
     def catch_up(self) -> None: ...
-    def existing(self, keys: Sequence[InstanceKey]) -> list[InstanceRow | None]: ...
+    def still(self, rows: Sequence[InstanceRow]) -> list[InstanceRow]: ...
     def lookup(
         self,
         study: str,
@@ -78,17 +78,17 @@ class Deletion:
         segment = self._segments.borrow()
         try:
             while rows:
-                removed += self._slice(segment, [row.key for row in rows])
+                removed += self._slice(segment, rows)
                 rows = self._index.lookup(study, series, instance, after=rows[-1].key, limit=SLICE_INSTANCES)
         finally:
             segment.give_back()
         return removed
 
-    def _slice(self, segment: Borrowed, keys: list[InstanceKey]) -> int:
-        segment.claims.take(keys)
+    def _slice(self, segment: Borrowed, found: list[InstanceRow]) -> int:
+        segment.claims.take([row.key for row in found])
         self._index.catch_up()
         self._segments.settle(segment)
-        rows = [row for row in self._index.existing(keys) if row is not None]
+        rows = self._index.still(found)
         if rows:
             dead = bury(segment, self._form, [row.record_id for row in rows])
             segment.sync()
