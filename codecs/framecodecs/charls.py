@@ -20,6 +20,10 @@ from framecodecs.samples import Samples
 
 MAJOR = 2
 BESIDES = 4096  # bytes of markers, and of a few pixels that grow
+# Noise that fills its containers grows by a sixth. No sample takes more than four times its bits (LIMIT in
+# ISO/IEC 14495-1 A.2.1), a bit is stuffed behind each FF: what finds no room gets as much as there can be.
+ROOM = (1.25, 5.0)
+NO_ROOM = 3  # CHARLS_JPEGLS_ERRC_DESTINATION_BUFFER_TOO_SMALL
 INTERLEAVED_BY_SAMPLE = 2
 
 
@@ -58,16 +62,28 @@ def encode(values: Samples, info: FrameInfo, near: int) -> bytes | None:
     if library is None:
         return None
     values = np.ascontiguousarray(values)
-    out = ctypes.create_string_buffer(values.nbytes + BESIDES)
+    for room in ROOM:
+        out = np.empty(int(room * values.nbytes) + BESIDES, np.uint8)
+        step, code, written = _encoded(library, values, info, near, out)
+        if not code:
+            return out[:written].tobytes()
+        if code != NO_ROOM:
+            break
+    raise EncodeError(f"CharLS: {step} failed with {code}")
+
+
+def _encoded(
+    library: ctypes.CDLL, values: Samples, info: FrameInfo, near: int, out: Samples
+) -> tuple[str, int, int]:
+    """The last step that was taken and its error code, and how many bytes of `out` were written."""
     frame = _FrameInfo(info.columns, info.rows, info.bits_stored, info.samples_per_pixel)
     written = ctypes.c_size_t()
-    encoder = ctypes.c_void_p(library.charls_jpegls_encoder_create())
     mode = INTERLEAVED_BY_SAMPLE if info.samples_per_pixel > 1 else 0
     steps = (
         ("set_frame_info", ctypes.byref(frame)),
         ("set_near_lossless", ctypes.c_int32(near)),
         ("set_interleave_mode", ctypes.c_int32(mode)),
-        ("set_destination_buffer", out, ctypes.c_size_t(len(out))),
+        ("set_destination_buffer", ctypes.c_void_p(out.ctypes.data), ctypes.c_size_t(out.nbytes)),
         (
             "encode_from_buffer",
             ctypes.c_void_p(values.ctypes.data),
@@ -76,11 +92,13 @@ def encode(values: Samples, info: FrameInfo, near: int) -> bytes | None:
         ),
         ("get_bytes_written", ctypes.byref(written)),
     )
+    encoder = ctypes.c_void_p(library.charls_jpegls_encoder_create())
+    name, code = "", 0
     try:
         for name, *arguments in steps:
             code = getattr(library, f"charls_jpegls_encoder_{name}")(encoder, *arguments)
             if code:
-                raise EncodeError(f"CharLS: {name} failed with {code}")
+                break
     finally:
         library.charls_jpegls_encoder_destroy(encoder)
-    return bytes(memoryview(out)[: written.value])
+    return name, code, written.value

@@ -48,6 +48,30 @@ def test_a_single_pixel_fits():
     assert registry.decode(coded, JPEG_LS, info)[0] == b"\xc8"
 
 
+@pytest.mark.parametrize(
+    "info",
+    [
+        FrameInfo(300, 300),
+        FrameInfo(300, 300, 1, 16, 16, 15),
+        FrameInfo(300, 300, 3, photometric_interpretation="RGB"),
+    ],
+    ids=["8 bits", "16 bits", "colour"],
+)
+@pytest.mark.parametrize("room", [charls.ROOM, (0.5, 5.0)], ids=["at once", "after all"])
+def test_noise_that_grows_has_room(monkeypatch, info, room):
+    monkeypatch.setattr(charls, "ROOM", room)
+    frame = numbers(info).tobytes()
+    coded, now = registry.encode(frame, JPEG_LS, info)
+    assert len(coded) > len(frame) + charls.BESIDES
+    assert registry.decode(coded, JPEG_LS, now)[0] == frame
+
+
+def test_what_grows_without_end_is_an_error(monkeypatch):
+    monkeypatch.setattr(charls, "ROOM", (0.0, 0.1))
+    with pytest.raises(EncodeError, match="encode_from_buffer"):
+        charls.encode(numbers(RGB), RGB, 0)
+
+
 def test_what_it_refuses_is_an_error_in_words():
     with pytest.raises(EncodeError, match="set_near_lossless"):
         charls.encode(numbers(GREY_12), GREY_12, 1000)
