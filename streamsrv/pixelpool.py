@@ -8,7 +8,7 @@ for the same frame again: a thumbnail each time a list is shown, a progressive f
 
 Rules of this file
 - One frame is made once, however many ask for it meanwhile (`made`). The thread of the loop never waits: it
-  is told what to wait for (WouldBlock.until) and asks again.
+  is told what to wait for (WouldBlock.until) and asks again (pixelmakings.py).
 - Nobody waits for ever: the queue is bounded (Overloaded, 503), every order has a deadline that grows with
   its pixels. An answer that has begun waits for a place in the queue instead of being cut off.
 - An answer that has begun never holds a thread for longer than a TURN: `in_turn` yields None where nothing is
@@ -24,7 +24,7 @@ import contextlib
 import enum
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
@@ -35,6 +35,7 @@ from framecodecs import errors as codec_errors
 from framecodecs.pool import FramePool, PoolLimits
 from framecodecs.wireform import Result
 from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError, StreamsrvError, WouldBlock
+from streamsrv.pixelmakings import Makings, UnderWay
 from streamsrv.pixelwishes import Wishes
 from streamsrv.sizedcache import SizedCache as SizedCache
 
@@ -48,7 +49,6 @@ PATIENCE = 30.0
 TURN = 0.1
 # Pixels of an order that take a second or so: as long as starting another process.
 WORTH_A_PROCESS = 16 << 20
-OUTCOMES = 64  # that wait to be fetched
 DESCRIPTIONS = 16 << 20  # bytes of parsed descriptions; a CT's takes about 10 kB
 
 Tag = TypeVar("Tag")
@@ -73,6 +73,10 @@ class Making:
     key: Hashable
     order: Callable[[], Order]
     finish: Callable[[list[Result]], bytes]
+
+
+class _NobodyIdle(Overloaded):
+    """What was to be made ahead has not begun."""
 
 
 class Full(enum.Enum):
@@ -112,9 +116,7 @@ class PixelPool:
         self._lock = threading.Lock()
         self.cache: SizedCache[Hashable, bytes] = SizedCache(cached, len)
         self._under_way: WeakKeyDictionary[Future[list[Result]], int] = WeakKeyDictionary()
-        self._makings: dict[Hashable, Future[bytes]] = {}
-        # What the loop will ask for again and the cache does not have: failures, and what is too large.
-        self._outcomes: OrderedDict[Hashable, Future[bytes]] = OrderedDict()
+        self.makings = Makings()
         self.descriptions: SizedCache[bytes, Any] = SizedCache(DESCRIPTIONS, lambda one: int(one.size))
         self.read_ahead = read_ahead
         self.wishes: Wishes[Making] = Wishes(self._look, self._is_idle, self._make_ahead)
@@ -184,53 +186,40 @@ class PixelPool:
         if found is not None:
             then()
             return found
-        with self._lock:
-            under_way = self._outcomes.pop(making.key, None) or self._makings.get(making.key)
-        under_way = under_way or self._begun(making, self.submit, for_loop=self.in_loop)
+        under_way = self.makings.find(making.key) or self._begun(making, self.submit)
         then()
-        if not under_way.done() and self.in_loop:
+        if self.in_loop and self.makings.await_again(making.key, under_way):
             raise WouldBlock("a frame is being made", under_way)
-        return under_way.result()
-
-    def _begun(
-        self, making: Making, submit: Callable[[Order], Future[list[Result]]], *, for_loop: bool = False
-    ) -> Future[bytes]:
-        order = making.order()
-        with self._lock:
-            under_way = self._makings.get(making.key)
-            if under_way is not None:
-                return under_way
-            self._makings[making.key] = begun = Future[bytes]()
         try:
-            submit(order).add_done_callback(lambda done: self._finish(making, begun, done, for_loop))
+            return under_way.result()
+        except _NobodyIdle:
+            return self.made(making)
+
+    def _begun(self, making: Making, submit: Callable[[Order], Future[list[Result]]]) -> UnderWay:
+        order = making.order()
+        begun, is_ours = self.makings.begin(making.key)
+        if not is_ours:
+            return begun
+        try:
+            submit(order).add_done_callback(lambda done: self._finish(making, begun, done))
         except Exception as error:
-            self._done_with(making.key)
+            self.makings.end(making.key)
             begun.set_exception(error)  # for those who have found it meanwhile
             raise
         return begun
 
-    def _finish(
-        self, making: Making, begun: Future[bytes], done: Future[list[Result]], for_loop: bool
-    ) -> None:
+    def _finish(self, making: Making, begun: UnderWay, done: Future[list[Result]]) -> None:
         """In a thread of the pool."""
         try:
             made = making.finish(self.results(done))
         except Exception as error:
-            self._done_with(making.key, begun if for_loop else None)
+            self.makings.end(making.key, keep=True)
             begun.set_exception(error)
         else:
             self.cache.put(making.key, made)
-            kept = len(made) <= self.cache.largest
-            self._done_with(making.key, begun if for_loop and not kept else None)
+            begun.size = len(made)
+            self.makings.end(making.key, keep=begun.size > self.cache.largest)
             begun.set_result(made)
-
-    def _done_with(self, key: Hashable, outcome: Future[bytes] | None = None) -> None:
-        with self._lock:
-            del self._makings[key]
-            if outcome is not None:
-                self._outcomes[key] = outcome
-                while len(self._outcomes) > OUTCOMES:
-                    self._outcomes.popitem(last=False)
 
     # Ahead
 
@@ -248,13 +237,13 @@ class PixelPool:
 
     def _make_ahead(self, making: Making) -> None:
         """By a process that would be idle."""
-        if self.cache.get(making.key) is None and making.key not in self._makings:
+        if self.cache.get(making.key) is None and making.key not in self.makings:
             self._begun(making, self._submit_if_idle)
 
     def _submit_if_idle(self, order: Order) -> Future[list[Result]]:
         future = self._submitted(self._running().submit_if_idle, order)
         if future is None:
-            raise Overloaded("no process is idle", RETRY_AFTER)
+            raise _NobodyIdle("no process is idle", RETRY_AFTER)
         return future
 
     def in_turn(self, tasks: Iterable[tuple[Tag, Order | None]]) -> Iterator[Turn[Tag]]:

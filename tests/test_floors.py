@@ -34,6 +34,7 @@ FLOORS = {
     "streamsrv.retrieve": 3,
     "streamsrv.search": 3,
     "streamsrv.pixelpool": 3,
+    "streamsrv.pixelmakings": 3,
     "streamsrv.pixelwishes": 3,
     "streamsrv.sizedcache": 3,
     "streamsrv.web": 4,

@@ -11,7 +11,8 @@ from framecodecs import work
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.pool import PoolLimits
 from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError, WouldBlock
-from streamsrv.pixelpool import OUTCOMES, Making, Order, PixelPool, SizedCache, translated
+from streamsrv.pixelmakings import OUTCOMES
+from streamsrv.pixelpool import Making, Order, PixelPool, SizedCache, translated
 
 LITTLE = "1.2.840.10008.1.2.1"
 
@@ -191,7 +192,7 @@ def test_what_cannot_be_begun_is_told_and_forgotten(fake, monkeypatch):
     found = []
 
     def failing(*arguments, deadline):
-        found.append(fake._makings["key"])
+        found.append(fake.makings.find("key"))
         raise RuntimeError("no thread can be started")
 
     monkeypatch.setattr(fake._pool, "submit", failing)
@@ -213,13 +214,88 @@ def test_one_making_for_all_who_ask(idle):
     assert len(idle._pool.taken) == 1
 
 
-def test_outcomes_that_nobody_fetches_are_few(fake):
-    fake._loop = threading.get_ident()
-    fake.cache = SizedCache(0, len)
-    for number in range(OUTCOMES + 5):
-        assert fake.made(Making(number, order, lambda results: b"made")) == b"made"
-    assert len(fake._outcomes) == OUTCOMES
-    assert not fake._makings
+@pytest.fixture
+def looping(idle):
+    """As the thread of the loop sees it."""
+    idle._loop = threading.get_ident()
+    return idle
+
+
+def told_to_wait(pool, making, times=1):
+    for _ in range(times):
+        with pytest.raises(WouldBlock):
+            pool.made(making)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_one_making_for_all_who_wait_in_the_loop(looping, fails):
+    """A failure, or what the cache has no room for; whoever comes later has it made anew."""
+    looping.cache = SizedCache(0, len)
+    making = Making("key", order, lambda results: b"made")
+    told_to_wait(looping, making, 5)
+    (only,) = looping._pool.taken
+    if fails:
+        only.set_exception(codec_errors.WorkerCrashed("it died", -11))
+    else:
+        only.set_result([])
+    for _ in range(5):
+        if fails:
+            with pytest.raises(NotAcceptable):
+                looping.made(making)
+        else:
+            assert looping.made(making) == b"made"
+    assert len(looping._pool.taken) == 1
+    assert not looping.makings.outcomes
+    told_to_wait(looping, making)
+    assert len(looping._pool.taken) == 2
+
+
+def test_a_failure_that_came_at_once_is_not_kept(looping):
+    def failing(results):
+        raise codec_errors.WorkerCrashed("it died", -11)
+
+    looping._pool.idle = False
+    for number in range(3):
+        with pytest.raises(codec_errors.WorkerCrashed):
+            looping.made(Making("key", order, failing))
+        assert len(looping._pool.taken) == number + 1
+    assert not looping.makings.outcomes
+    assert "key" not in looping.makings
+
+
+def abandoned(pool, count, made):
+    """Waited for, and never fetched: deleted meanwhile."""
+    for number in range(count):
+        told_to_wait(pool, Making(number, order, lambda results: made))
+        pool._pool.taken[-1].set_result([])
+
+
+def test_outcomes_that_nobody_fetches_are_few(looping, monkeypatch):
+    looping.cache = SizedCache(0, len)
+    abandoned(looping, OUTCOMES + 5, b"made")
+    assert len(looping.makings.outcomes) == OUTCOMES
+    monkeypatch.setattr("streamsrv.pixelmakings.OUTCOMES_BYTES", 20)
+    abandoned(looping, 5, b"a larger one")
+    assert looping.makings.outcomes == [4]  # the last one always
+
+
+def test_what_nobody_was_idle_for_is_made_for_who_has_found_it(idle):
+    """It was about to be made ahead when somebody asked, and the process was taken by somebody else."""
+    making = Making("key", order, lambda results: b"made")
+    with ThreadPoolExecutor(1) as threads:
+
+        def nobody(*arguments, deadline):
+            asked.append(threads.submit(idle.made, making))
+            while not asked[0].running():
+                time.sleep(0.001)
+            time.sleep(0.02)  # until it has found what is about to begin
+
+        asked = []
+        idle._pool.idle = False
+        idle._pool.submit_if_idle = nobody
+        with pytest.raises(Overloaded):
+            idle._make_ahead(making)
+        assert asked[0].result(10) == b"made"
 
 
 def test_processes_start_before_they_are_needed():
