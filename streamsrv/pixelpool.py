@@ -36,7 +36,7 @@ from framecodecs.pool import FramePool, PoolLimits
 from framecodecs.wireform import Result
 from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError, StreamsrvError, WouldBlock
 from streamsrv.pixelmakings import Makings, UnderWay
-from streamsrv.pixelwishes import Wishes
+from streamsrv.pixelwishes import Lookout, Wishes
 from streamsrv.sizedcache import SizedCache as SizedCache
 
 # With a full queue of short orders one second is enough for some to be done.
@@ -120,6 +120,7 @@ class PixelPool:
         self.descriptions: SizedCache[bytes, Any] = SizedCache(DESCRIPTIONS, lambda one: int(one.size))
         self.read_ahead = read_ahead
         self.wishes: Wishes[Making] = Wishes(self._look, self._is_idle, self._make_ahead)
+        self._lookout = Lookout(self.wishes.look)
 
     def must_not_block(self) -> None:
         """Raises WouldBlock in the thread of the loop: what follows takes more than some microseconds."""
@@ -144,7 +145,7 @@ class PixelPool:
             if self._pool is None:
                 if self._closed:
                     raise StoreError("the server is ending")
-                self._pool = FramePool(self._workers, self._limits, first=1, idle=self.wishes.look)
+                self._pool = FramePool(self._workers, self._limits, first=1, idle=self._became_idle)
             return self._pool
 
     def _deadline(self, order: Order) -> float:
@@ -231,6 +232,11 @@ class PixelPool:
         if (pool := self._pool) is not None:
             pool.look()
 
+    def _became_idle(self) -> None:
+        """A process has nothing to do; the thread of it has to be free for what comes next."""
+        if self.wishes:
+            self._lookout.call()
+
     def _is_idle(self) -> bool:
         pool = self._pool
         return pool is not None and pool.is_idle
@@ -297,6 +303,7 @@ class PixelPool:
             pool, self._pool = self._pool, None
             self._closed = True
         self.wishes.close()
+        self._lookout.close()
         if pool is not None:
             pool.close()
 

@@ -1,8 +1,9 @@
 """What will be asked for next, if those who walk go on: made ahead by processes that would be idle.
 
 Strategy: a wish is an iterator that yields one thing after another, and may look things up before each.
-Whoever watches over something idle calls `look`, and takes a step of the latest wish as long as there is
-something idle: so no thread is kept for it, and nothing is ever ahead of what is really asked for.
+Whoever calls `look` takes a step of the latest wish as long as there is something idle, so nothing is ever
+ahead of what is really asked for. A step looks things up and reads: that is for a thread of its own
+(Lookout), because answers come through those of the processes.
 
 Rules of this file
 - A wish is a walk's own: its next one takes its place, and whoever goes elsewhere drops it. At most WALKS are
@@ -12,6 +13,7 @@ Rules of this file
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import OrderedDict
@@ -27,8 +29,42 @@ WALKS = 8
 Wished = TypeVar("Wished")
 
 
+class Lookout:
+    """A thread that calls `look` when it is called itself; started by the first call."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self._look = look
+        self._called = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def call(self) -> None:
+        """Returns at once."""
+        with self._lock:
+            if self._thread is None and not self._closed:
+                thread = threading.Thread(target=self._serve, name="pixels-ahead", daemon=True)
+                with contextlib.suppress(RuntimeError):  # no thread can be started: nothing is made ahead
+                    thread.start()
+                    self._thread = thread
+        self._called.set()
+
+    def _serve(self) -> None:
+        while self._called.wait() and not self._closed:
+            self._called.clear()
+            self._look()
+
+    def close(self) -> None:
+        """Waits for the step that is being taken."""
+        with self._lock:
+            self._closed = True
+        self._called.set()
+        if self._thread is not None:
+            self._thread.join()
+
+
 class Wishes(Generic[Wished]):
-    """Thread-safe. `call` has `look` called by a thread that watches; `may` says whether something is idle
+    """Thread-safe. `call` has `look` called by a thread that may read; `may` says whether something is idle
     now; `fulfil` begins the work and does not wait for it."""
 
     def __init__(
@@ -51,6 +87,9 @@ class Wishes(Generic[Wished]):
             while len(self._wishes) > WALKS:
                 self._wishes.popitem(last=False)
         self._call()
+
+    def __bool__(self) -> bool:
+        return bool(self._wishes)
 
     def drop(self, walk: Hashable) -> None:
         with self._lock:

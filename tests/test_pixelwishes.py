@@ -1,10 +1,12 @@
 """Wishes: fulfilled by whoever is idle, the latest walk first, and never more than a few of them."""
 
+import threading
+
 import pytest
 
 from streamsrv import pixelwishes
 from streamsrv.errors import StoreError
-from streamsrv.pixelwishes import WALKS, Wishes
+from streamsrv.pixelwishes import WALKS, Lookout, Wishes
 
 
 class Workshop:
@@ -106,3 +108,55 @@ def test_one_looks_at_a_time_and_looks_again(workshop):
 
     workshop.wishes.put("walk", wish())
     assert workshop.made == [1, 3, 2]
+
+
+def test_a_lookout_looks_in_a_thread_of_its_own():
+    looked = threading.Semaphore(0)
+    names = []
+
+    def look():
+        names.append(threading.current_thread().name)
+        looked.release()
+
+    lookout = Lookout(look)
+    for _ in range(2):
+        lookout.call()
+        assert looked.acquire(timeout=30)
+    assert names == ["pixels-ahead"] * 2
+    lookout.close()
+    lookout.call()
+    lookout.close()
+    assert len(names) == 2
+
+
+def test_who_closes_a_lookout_waits_for_it():
+    begun, go_on = threading.Event(), threading.Event()
+    ended = []
+
+    def look():
+        begun.set()
+        go_on.wait(30)
+        ended.append(True)
+
+    lookout = Lookout(look)
+    lookout.call()
+    assert begun.wait(30)
+    lookout.call()  # never looked for: it ends
+    threading.Timer(0.05, go_on.set).start()
+    lookout.close()
+    assert ended == [True]
+
+
+def test_without_a_thread_nobody_looks(monkeypatch):
+    def failing(self):
+        raise RuntimeError("can't start new thread")
+
+    looked = threading.Event()
+    lookout = Lookout(looked.set)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", failing)
+        lookout.call()
+        assert not looked.is_set()
+    lookout.call()
+    assert looked.wait(30)
+    lookout.close()

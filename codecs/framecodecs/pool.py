@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import os
 import queue
 import threading
@@ -50,15 +49,6 @@ class _Job:
     error: Exception | None = None
 
 
-class _Look(enum.Enum):
-    """Nothing to do but to call `idle`."""
-
-    LOOK = 0
-
-
-LOOK = _Look.LOOK
-
-
 class _Slot:
     """A place for one worker; used by one thread at a time, but for `stop`."""
 
@@ -68,7 +58,7 @@ class _Slot:
         self.job: _Job | None = None
         self.lock = threading.Lock()
         # For the slot's thread; None is the end.
-        self.inbox: queue.SimpleQueue[_Job | _Look | None] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
 
     def start(self) -> WorkerProcess:
         """A worker that may still be importing."""
@@ -144,8 +134,8 @@ class _Slot:
 
 class FramePool:
     """`workers` processes at most, `first` of them (all, if it is not said) started at once in the
-    background. `idle` is called, by the thread of a process, when that has nothing to do. Thread-safe; use it
-    as a context manager or close it."""
+    background. `idle` is called when a process has nothing to do, by its thread: an order that came meanwhile
+    would wait, so it returns at once. Thread-safe; use it as a context manager or close it."""
 
     def __init__(
         self,
@@ -193,13 +183,14 @@ class FramePool:
         return bool(self._idle)
 
     def look(self) -> None:
-        """Has `idle` called by the thread of a process that has nothing to do. If there is none, another one
-        is started as long as there may be more."""
+        """Calls `idle` if a process has nothing to do. If there is none, another one is started as long as
+        there may be more."""
         with self._lock:
-            if self._idle:
-                self._idle[-1].inbox.put(LOOK)
-            elif not self._closed:
+            is_idle = self.is_idle
+            if not is_idle and not self._closed:
                 self._grow(len(self._open) + 1)
+        if is_idle:
+            self._tell_idle()
 
     def _grow(self, wanted: int) -> None:
         """Processes that are still starting count."""
@@ -269,10 +260,7 @@ class FramePool:
             slot.ready_worker()
         self._give_back(slot)
         while (job := slot.inbox.get()) is not None:
-            if isinstance(job, _Job):
-                self._answer(slot, job)
-            else:
-                self._tell_idle()
+            self._answer(slot, job)
 
     def _answer(self, slot: _Slot, job: _Job) -> None:
         """Blocking; the slot is free afterwards."""

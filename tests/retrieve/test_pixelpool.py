@@ -313,6 +313,30 @@ def test_processes_start_before_they_are_needed():
         pool.submit(order())
 
 
+def test_who_asks_does_not_wait_for_what_is_looked_up_ahead():
+    """The one process is idle, and what it could do next takes long to be found."""
+    pool = PixelPool(1, read_ahead=2)
+    looking, found = threading.Event(), threading.Event()
+
+    def wish():
+        looking.set()
+        found.wait(30)
+        yield from ()
+
+    try:
+        info = FrameInfo(4, 4)
+        asked = Order(work.decode_frames, [bytes(16)], (LITTLE, info), 16)
+        pool.run(asked)
+        pool.wishes.put("walk", wish())
+        assert looking.wait(30)
+        assert pool.submit(asked).result(10) == [(bytes(16), info)]
+        assert not found.is_set()
+    finally:
+        found.set()
+        pool.close()
+    assert not pool.wishes
+
+
 def test_the_cache_is_limited_in_bytes():
     cache = SizedCache(100, len)
     for number in range(10):
