@@ -293,6 +293,34 @@ def test_memory_is_bounded(series, pool, monkeypatch):
         row = series.lookup("1.2.3")[0]
         walks.learn(series, row._replace(key=row.key._replace(series=f"1.2.{number}")))
     assert len(walks._orders) == 2
+    monkeypatch.setattr(reading_ahead, "INSTANCES", COUNT - 1)
+    walks.learn(series, row)
+    assert not walks._orders
+
+
+def test_the_order_that_was_needed_last_is_kept(series, monkeypatch):
+    monkeypatch.setattr(reading_ahead, "SERIES", 2)
+    walks = reading_ahead.Walks()
+    row = series.lookup("1.2.3")[0]
+    other, third = (row._replace(key=row.key._replace(series=number)) for number in ("1.2.1", "1.2.2"))
+    for one in (row, other, row, third):
+        walks.learn(series, one)
+    assert list(walks._orders) == [row.key[:2], third.key[:2]]
+
+
+def test_each_order_is_looked_up_once(store, pool, monkeypatch):
+    """However many walk through as many series by turns."""
+    orders, series = [], range(12)
+    order_of = reading_ahead.order_of
+    monkeypatch.setattr(reading_ahead, "order_of", lambda *key: orders.append(key) or order_of(*key))
+    for one in series:
+        for number in range(4):
+            uids = {"SeriesInstanceUID": f"1.2.9.{one}", "InstanceNumber": number}
+            keep(store, stored_as(image(KIND, arrays_of(KIND, 1), f"1.2.9.{one}.{number}", **uids), LITTLE))
+    for number in range(4):
+        for one in series:
+            get(store, pool, f"{instance_path(f'1.2.9.{one}.{number}', f'1.2.9.{one}')}/frames/1")
+    assert len(orders) == len(series)
 
 
 def test_as_many_follow_as_were_visited_in_a_row():
