@@ -161,10 +161,12 @@ class FramePool:
             self._start_next()
 
     def _start_next(self) -> None:
-        slot, number = self._unstarted.popleft(), len(self._threads)
+        """Raises RuntimeError if no thread can be started, and nothing has changed then."""
+        slot, number = self._unstarted[0], len(self._threads)
         thread = threading.Thread(target=self._serve, args=(slot,), name=f"frames-{number}", daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
+        self._unstarted.popleft()
 
     def __enter__(self) -> FramePool:
         return self
@@ -195,7 +197,8 @@ class FramePool:
     def _grow(self, wanted: int) -> None:
         """Processes that are still starting count."""
         if self._unstarted and wanted > len(self._threads):
-            self._start_next()
+            with contextlib.suppress(RuntimeError):  # those that are there do it
+                self._start_next()
 
     def submit(
         self,
@@ -265,7 +268,7 @@ class FramePool:
     def _answer(self, slot: _Slot, job: _Job) -> None:
         """Blocking; the slot is free afterwards."""
         try:
-            if job.begun or job.future.set_running_or_notify_cancel():
+            if job.begun or (not job.future.cancelled() and job.future.set_running_or_notify_cancel()):
                 self._fulfil(job, slot)
         finally:
             with contextlib.suppress(OSError):

@@ -53,20 +53,16 @@ class WorkerProcess:
     """A process with its socket and memory file."""
 
     def __init__(self, limits: PoolLimits) -> None:
-        ours, theirs = socket.socketpair()
-        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", HALF_A_MESSAGE, 0))
-        self.file = os.memfd_create("frames")
-        keep = (theirs.fileno(), self.file)
-        arguments = [*map(str, keep), str(limits.memory)]
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "framecodecs.worker", *arguments],
-                pass_fds=keep,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=_environment(),
-            )
+        with contextlib.ExitStack() as undone:  # where no process can be started
+            ours, theirs = socket.socketpair()
+            undone.enter_context(ours)
+            with theirs:
+                for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+                    ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", HALF_A_MESSAGE, 0))
+                self.file = os.memfd_create("frames")
+                undone.callback(os.close, self.file)
+                self.process = _started(theirs.fileno(), self.file, limits.memory)
+            undone.pop_all()
         self.connection = Connection(ours.detach())
         self._arrival = select.poll()
         self._arrival.register(self.connection.fileno(), select.POLLIN)
@@ -126,6 +122,17 @@ class WorkerProcess:
         self.process.wait()
         self.connection.close()
         os.close(self.file)
+
+
+def _started(*arguments: int) -> subprocess.Popen[bytes]:
+    """Of a socket, a memory file and a limit."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "framecodecs.worker", *map(str, arguments)],
+        pass_fds=arguments[:2],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env=_environment(),
+    )
 
 
 def _environment() -> dict[str, str]:

@@ -92,7 +92,7 @@ def read_answer(message: bytes, file: int) -> list[Result]:
             infos = [None if info is None else _info_of(*info) for info in said["infos"]]
             return list(zip(get_frames(file, [int(n) for n in said["sizes"]]), infos, strict=True))
         name, detail, hint = str(said["error"]), str(said["detail"]), str(said["hint"])
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, OSError) as error:
         raise WorkerCrashed("the worker's answer cannot be read") from error
     kind = BY_NAME.get(name, FrameCodecError)
     raise Unsupported(detail, hint) if kind is Unsupported else kind(detail)

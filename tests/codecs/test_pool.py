@@ -1,8 +1,10 @@
 """The pool of processes: whatever a worker does, its caller gets an answer, and others do not notice."""
 
+import errno
 import os
 import queue
 import signal
+import subprocess
 import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
@@ -24,7 +26,8 @@ from framecodecs.errors import (
     WorkerCrashed,
 )
 from framecodecs.pictures import PictureRequest
-from framecodecs.pool import FramePool, PoolLimits
+from framecodecs.pool import FramePool, PoolLimits, _Slot
+from framecodecs.process import WorkerProcess
 from framecodecs.wireform import KEPT_BYTES, read_answer
 
 SMALL = PoolLimits(waiting=8, deadline=10, memory=256 * 2**20, lifetime=1000)
@@ -155,6 +158,7 @@ def test_half_a_message_ends_too(monkeypatch):
         b"{}",
         b"[]",
         b'{"sizes": [5], "infos": [null]}',
+        b'{"sizes": [4000000000000], "infos": [null]}',
         b'{"sizes": [0], "infos": [["x"]]}',
         b'{"sizes": [0], "infos": [7]}',
         b"\xff",
@@ -289,6 +293,51 @@ def test_processes_are_started_when_there_is_work_for_them():
         naps = [pool.submit(pool_works.nap, [b"x"], 0.2) for _ in range(2)]
         assert len(pool._threads) == 2
         assert [nap.result(30) for nap in naps] == [[(b"x", None)]] * 2
+
+
+def test_without_another_thread_those_that_are_there_do_it(monkeypatch):
+    def failing(self):
+        raise RuntimeError("can't start new thread")
+
+    with FramePool(2, SMALL, first=1) as pool:
+        nap = pool.submit(pool_works.nap, [b"x"], 0.1)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", failing)
+            other = pool.submit(pool_works.nap, [b"y"], 0.1)
+            pool.look()
+        assert (nap.result(30), other.result(30)) == ([(b"x", None)], [(b"y", None)])
+        assert still_works(pool)
+        assert pool.unfinished == 0
+        naps = [pool.submit(pool_works.nap, [b"x"], 0.1) for _ in range(2)]
+        assert len(pool._threads) == 2
+        assert [nap.result(30) for nap in naps] == [[(b"x", None)]] * 2
+
+
+def test_a_process_that_cannot_be_started_leaves_nothing_open(monkeypatch):
+    def failing(*arguments, **keywords):
+        raise BlockingIOError(errno.EAGAIN, "no more processes")
+
+    monkeypatch.setattr(subprocess, "Popen", failing)
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        with pytest.raises(BlockingIOError):
+            WorkerProcess(SMALL)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_an_order_that_is_cancelled_while_it_is_submitted(single, monkeypatch):
+    """As `close` does. The slot's thread goes on."""
+    begin = _Slot.begin
+
+    def cancelled(slot, job, cores):
+        job.future.cancel()
+        begin(slot, job, cores)
+
+    assert still_works(single)
+    with monkeypatch.context() as patched:
+        patched.setattr(_Slot, "begin", cancelled)
+        assert single.submit(pool_works.echo, [b"x"]).cancelled()
+    assert still_works(single)
 
 
 def test_an_order_for_idle_processes_only():
