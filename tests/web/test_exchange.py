@@ -7,6 +7,7 @@ import random
 import socket
 import struct
 import threading
+from concurrent.futures import Future
 
 import pytest
 from web_world import DEADLINE, Raw, eventually, settings_of, text
@@ -533,6 +534,61 @@ async def test_what_would_block_the_loop_is_computed_in_a_thread(port, world):
     assert threads[0] is threading.main_thread()
     assert threads[1] is not threading.main_thread()
     await raw.close()
+
+
+class Made:
+    """An answer that the loop has to ask for again: `until` it is made."""
+
+    def __init__(self, world):
+        self.until = Future()
+        self.threads = []
+        self.released = 0
+        world.answers["1.4"] = self.compute
+
+    def compute(self):
+        self.threads.append(threading.current_thread())
+        if not self.until.done():
+            raise WouldBlock("a frame is being made", self.until)
+        return text(self.until.result(), release=self.release)
+
+    def release(self):
+        self.released += 1
+
+
+MADE = message("GET /v2/studies/1.2/series/1.3/instances/1.4")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_is_being_made_is_asked_for_again_in_the_loop(port, world, fails):
+    made, clients = Made(world), [await Raw.connect(port) for _ in range(2)]
+    for raw in clients:
+        await raw.send(MADE)
+    await eventually(lambda: len(made.threads) == 2)
+    if fails:
+        threading.Thread(target=made.until.set_exception, args=(NotFound("it is gone"),)).start()
+    else:
+        threading.Thread(target=made.until.set_result, args=(b"made",)).start()
+    for raw in clients:
+        status, _, body = await raw.answer()
+        assert (status, b"gone" in body) == ((404, True) if fails else (200, False))
+        await raw.send(message("GET /v2/studies/1"))  # the connection goes on
+        assert (await raw.answer())[2] == b"hello"
+        await raw.close()
+    assert made.threads == [threading.main_thread()] * 4
+    assert made.released == (0 if fails else 2)
+
+
+async def test_who_has_left_while_it_was_made_gets_nothing(port, world, http_server):
+    """And what its answer holds is given back, once."""
+    made, raw = Made(world), await Raw.connect(port)
+    await raw.send(MADE)
+    await eventually(lambda: made.threads)
+    await raw.close()
+    await asyncio.sleep(0.05)
+    made.until.set_result(b"made")
+    await eventually(lambda: made.released)
+    await eventually(lambda: not http_server.app._active)
+    assert (len(made.threads), made.released) == (2, 1)
 
 
 async def test_an_error_of_an_inline_answer_is_a_problem_too(port, world):
