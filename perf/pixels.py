@@ -31,6 +31,9 @@ DECODED_TILE = Question(
     "/frames/{n}",
     frames_as("application/octet-stream", "1.2.840.10008.1.2.1"),
 )
+RENDERED_TILE = Question(
+    "a JPEG tile of a slide rendered", "/frames/{n}/rendered", "image/jpeg", at_least=50.0
+)
 TRANSCODED_FRAME = Question(
     "a frame of a multi-frame as JPEG-LS",
     "/frames/{n}",
@@ -55,7 +58,7 @@ def _multi_frames(size: Size, both: Sequence[Server], rounds: int) -> Iterator[F
     frames = size.instances * 5 // 2
     for body, count, questions in (
         (native_loop(72, frames), frames, (RENDERED_FRAME, TRANSCODED_FRAME)),
-        (jpeg_slide(73, size.tiles), size.tiles, (DECODED_TILE,)),
+        (jpeg_slide(73, size.tiles), size.tiles, (DECODED_TILE, RENDERED_TILE)),
     ):
         path = body.write(size.folder / "multi.body")
         for server in both:
