@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from framecodecs import registry, work
+from framecodecs.frameinfo import FrameInfo
 from framecodecs.pictures import PictureRequest, Viewport
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
@@ -62,12 +63,25 @@ class Renderer:
     def description(self) -> Description:
         return describe(self.store, self.row, self.pool)
 
+    @property
+    def info(self) -> FrameInfo:
+        return frame_info(self.description.dataset)
+
+    @property
+    def _scaled(self) -> int:
+        """Bytes of a picture that fills the viewport: a small frame may be enlarged, and takes as long as a
+        large one then."""
+        viewport = self.wishes.viewport
+        if viewport is None or not viewport.enlarge:
+            return 0
+        return viewport.width * viewport.height * self.info.samples_per_pixel
+
     def picture(self, index: int) -> bytes:
         """Made or remembered. In the loop it raises WouldBlock rather than wait."""
         return self.pool.made(self.making(index), lambda: self._look_ahead(index))
 
     def _look_ahead(self, index: int) -> None:
-        if self.pool.worth_making_ahead(decoded_length(frame_info(self.description.dataset))):
+        if self.pool.worth_making_ahead(max(decoded_length(self.info), self._scaled)):
             representation = self.media_type, self.wishes
             asked(self.store, self.pool, self.row, index, representation, self._neighbour)
 
@@ -90,7 +104,7 @@ class Renderer:
 
     def orders(self, indices: Sequence[int]) -> Iterator[tuple[Sequence[int], Order]]:
         """Batches of frames that are shown alike."""
-        for batch in batches(frame_info(self.description.dataset), indices):
+        for batch in batches(self.info, indices, self._scaled):
             start, request = 0, self.request(batch[0])
             for place in range(1, len(batch) + 1):
                 following = self.request(batch[place]) if place < len(batch) else None
@@ -109,15 +123,15 @@ class Renderer:
         return picture
 
     def _held_at_once(self) -> int:
-        length = decoded_length(frame_info(self.description.dataset))
+        length = decoded_length(self.info)
         return max(1, min(ANIMATED_FRAMES, ANIMATED_BYTES // max(length, 1)))
 
     def _order(self, task: Callable[..., Any], indices: Sequence[int], how: object) -> Order:
-        info = frame_info(self.description.dataset)
-        length = decoded_length(info)
+        info, length = self.info, decoded_length(self.info)
         at_hand = at_hand_of(self.pool, self.waits)
         frames = stored_frames(self.store, self.selection, self.row, indices, length, at_hand)
-        return Order(task, frames, (stored_syntax(self.row), info, how), len(indices) * length)
+        pixels = len(indices) * max(length, self._scaled)
+        return Order(task, frames, (stored_syntax(self.row), info, how), pixels)
 
     def _bulk(self, path: str) -> bytes:
         self.pool.must_not_block()

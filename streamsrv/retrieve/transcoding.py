@@ -79,8 +79,9 @@ def decoded_length(info: FrameInfo) -> int:
     return info.rows * info.columns * info.samples_per_pixel * info.bits_allocated // 8
 
 
-def batches(info: FrameInfo, indices: Sequence[int]) -> Iterator[Sequence[int]]:
-    size = max(1, min(BATCH_FRAMES, BATCH_BYTES // max(decoded_length(info), 1)))
+def batches(info: FrameInfo, indices: Sequence[int], least: int = 0) -> Iterator[Sequence[int]]:
+    """`least` is what each frame takes if it takes more than its decoded pixels."""
+    size = max(1, min(BATCH_FRAMES, BATCH_BYTES // max(decoded_length(info), least, 1)))
     for at in range(0, len(indices), size):
         yield indices[at : at + size]
 

@@ -23,9 +23,10 @@ from pixel_world import (
 from retrieve_world import SERIES, instance_path, keep
 
 from framecodecs.errors import WorkerCrashed
+from framecodecs.pool import PoolLimits
 from streamsrv import retrieve
 from streamsrv.errors import NotAcceptable, WouldBlock
-from streamsrv.pixelpool import PixelPool
+from streamsrv.pixelpool import SLOWEST, PixelPool
 from streamsrv.retrieve import reading_ahead
 from streamsrv.retrieve.reading_ahead import following
 from streamsrv.wire.answers import Request
@@ -238,6 +239,20 @@ def test_pictures_are_made_ahead_as_they_were_asked_for(both, pool):
         for number in UP:
             get(both, pool, f"{instance_path(uid(number))}/rendered{query}", "image/png")
         assert pool._pool.asked - before == 4
+
+
+@pytest.mark.parametrize(("viewport", "ahead"), [("200,200", 4), ("400,400", 0), ("200,800", 0)])
+def test_a_small_frame_that_is_enlarged_is_no_short_work(both, viewport, ahead):
+    """Nor would its picture be kept. What it is allowed to take grows with the viewport, too."""
+    pool = pool_of(cached=400_000)
+    deadlines = []
+    submit = pool._pool.submit
+    pool._pool.submit = lambda *what, deadline: deadlines.append(deadline) or submit(*what, deadline=deadline)
+    for number in range(4):
+        get(both, pool, f"{LOOP}/frames/{number + 1}/rendered?viewport={viewport}", "image/jpeg")
+    assert pool._pool.ahead == ahead
+    width, height = map(int, viewport.split(","))
+    assert deadlines[0] == PoolLimits().deadline + width * height / SLOWEST
 
 
 def test_a_walk_over_an_instance_that_is_gone(series, pool):
