@@ -148,7 +148,9 @@ class FramePool:
         self.limits = limits or PoolLimits()
         self._slots = [_Slot(self.limits) for _ in range(workers)]
         self._unstarted = deque(self._slots)
-        self._idle: list[_Slot] = []  # the one used last is taken first: its memory is in a cache
+        # The one used last is taken first: its memory is in a cache. One whose process has just been replaced
+        # is taken last, because an order waits for its start.
+        self._idle: list[_Slot] = []
         self._waiting: deque[_Job] = deque()
         self._open: dict[Answer, _Job] = {}
         self._lock = threading.Lock()
@@ -294,7 +296,8 @@ class FramePool:
             if self._waiting and not self._closed:
                 slot.inbox.put(self._waiting.popleft())
                 return
-            self._idle.append(slot)
+            is_ready = slot.worker is not None and slot.worker.ready
+            self._idle.insert(len(self._idle) if is_ready else 0, slot)
             self._given_back.notify_all()
         self._tell_idle()
 

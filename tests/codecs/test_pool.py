@@ -192,6 +192,25 @@ def test_terminating_the_group_is_left_to_the_pool(single):
     assert single.submit(pool_works.ignore_terminate, [b"x"]).result(30) == [(b"x", None)]
 
 
+def test_nobody_waits_for_a_new_process_while_another_one_is_ready():
+    with FramePool(2, SMALL) as pool:
+        assert eventually(lambda: len(pool._idle) == 2)
+        before = {slot.worker.process.pid for slot in pool._slots}
+        assert pool.submit(pool_works.crash, [b"x"]).exception(30) is not None
+        assert eventually(lambda: len(pool._idle) == 2)
+        (pid, _), *_ = pool.submit(pool_works.who, []).result(30)
+        assert int(pid) in before
+        naps = [pool.submit(pool_works.nap, [b"x"], 0.1) for _ in range(2)]
+        assert [nap.result(30) for nap in naps] == [[(b"x", None)]] * 2
+
+
+def eventually(condition):
+    end = time.monotonic() + 30
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    return condition()
+
+
 def test_a_worker_that_died_while_idle_costs_nothing(single):
     pid = int(single.submit(pool_works.who, []).result(30)[0][0])
     os.kill(pid, signal.SIGKILL)
