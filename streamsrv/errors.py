@@ -35,7 +35,7 @@ patient's attribute.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 
@@ -51,11 +51,15 @@ class StreamsrvError(Exception):
 
 
 class WouldBlock(StreamsrvError):
-    """With `until`, a future, no thread has to wait: once that is done, the loop can compute it."""
+    """With `until`, a future, no thread has to wait: once that is done, the loop can compute it. Who does not
+    want it any more calls `leave`, once, which says whether it was given up."""
 
-    def __init__(self, detail: str, until: Future[bytes] | None = None) -> None:
+    def __init__(
+        self, detail: str, until: Future[bytes] | None = None, leave: Callable[[], bool] = lambda: False
+    ) -> None:
         super().__init__(detail)
         self.until = until
+        self.leave = leave
 
 
 class RequestError(StreamsrvError):

@@ -9,19 +9,22 @@ Rule: what is never fetched, because the instance was deleted meanwhile, is boun
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from concurrent.futures import Future
+from typing import Any
 
 OUTCOMES, OUTCOMES_BYTES = 64, 64 << 20
 
 
 class UnderWay(Future[bytes]):
-    """`again` is how many were told to ask again; `size` is the length of what was made."""
+    """`again` is how many were told to ask again, `threads` how many wait for it; `size` is the length of
+    what was made, `order` what makes it."""
 
-    again = 0
-    size = 0
+    again = threads = size = 0
+    order: Future[Any] | None = None
 
 
 class Makings:
@@ -66,10 +69,36 @@ class Makings:
             under_way.again += is_under_way
             return is_under_way
 
-    def end(self, key: Hashable, *, keep: bool = False) -> None:
+    def leave(self, key: Hashable, under_way: UnderWay) -> bool:
+        """One of those who were told to ask again will not. What nobody wants and nobody has begun is
+        cancelled, and then this is True; what has begun is made to its end and kept for the next one."""
+        with self._lock:
+            under_way.again -= 1
+            if under_way.again or under_way.threads:
+                return False
+            self._outcomes.pop(key, None)
+            order = under_way.order
+            if self._under_way.get(key) is not under_way or order is None or order.running() or order.done():
+                return False
+            del self._under_way[key]
+        return order.cancel()
+
+    @contextlib.contextmanager
+    def wanted(self, under_way: UnderWay) -> Iterator[None]:
+        """By a thread, until the end of the block."""
+        with self._lock:
+            under_way.threads += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                under_way.threads -= 1
+
+    def end(self, key: Hashable, ended: UnderWay, *, keep: bool = False) -> None:
         """Its result has to be set now; `keep` if the cache will not have it."""
         with self._lock:
-            ended = self._under_way.pop(key)
+            if self._under_way.get(key) is ended:
+                del self._under_way[key]
             if keep and ended.again:
                 self._outcomes[key] = ended
                 while len(self._outcomes) > 1 and self._too_much_waits():

@@ -190,9 +190,11 @@ class PixelPool:
         under_way = self.makings.find(making.key) or self._begun(making, self.submit)
         then()
         if self.in_loop and self.makings.await_again(making.key, under_way):
-            raise WouldBlock("a frame is being made", under_way)
+            key = making.key
+            raise WouldBlock("a frame is being made", under_way, lambda: self.makings.leave(key, under_way))
         try:
-            return under_way.result()
+            with self.makings.wanted(under_way):
+                return under_way.result()
         except _NobodyIdle:
             return self.made(making)
 
@@ -202,9 +204,10 @@ class PixelPool:
         if not is_ours:
             return begun
         try:
-            submit(order).add_done_callback(lambda done: self._finish(making, begun, done))
+            begun.order = submit(order)
+            begun.order.add_done_callback(lambda done: self._finish(making, begun, done))
         except Exception as error:
-            self.makings.end(making.key)
+            self.makings.end(making.key, begun)
             begun.set_exception(error)  # for those who have found it meanwhile
             raise
         return begun
@@ -214,12 +217,12 @@ class PixelPool:
         try:
             made = making.finish(self.results(done))
         except Exception as error:
-            self.makings.end(making.key, keep=True)
+            self.makings.end(making.key, begun, keep=True)
             begun.set_exception(error)
         else:
             self.cache.put(making.key, made)
             begun.size = len(made)
-            self.makings.end(making.key, keep=begun.size > self.cache.largest)
+            self.makings.end(making.key, begun, keep=begun.size > self.cache.largest)
             begun.set_result(made)
 
     # Ahead

@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from typing import Any, NamedTuple, Protocol
 
 from streamsrv.ingest.response import StoreResult
@@ -31,21 +29,6 @@ class Job(NamedTuple):
 
     compute: Callable[[], Answer]
     inline: bool
-
-
-def when_made(until: Future[bytes] | None, job: Job, answer: Callable[[Job], None]) -> bool:
-    """Calls `answer` in the loop as soon as `until` is done, so that no thread has to wait for it. False if
-    there is nothing to wait for."""
-    if until is None:
-        return False
-    loop = asyncio.get_running_loop()
-
-    def made(until: Future[bytes]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(answer, job)
-
-    until.add_done_callback(made)
-    return True
 
 
 class Intake(NamedTuple):

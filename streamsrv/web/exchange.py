@@ -30,10 +30,11 @@ from tornado.iostream import StreamClosedError
 
 from streamsrv.errors import BadRequest, ContentTooLarge, RequestTimeout, WouldBlock
 from streamsrv.web.access_log import CLIENT_GONE
-from streamsrv.web.admission import Intake, Job, Service, when_made
+from streamsrv.web.admission import Intake, Job, Service
 from streamsrv.web.body import feed, read_body
 from streamsrv.web.farewell import GONE, LINGER_BYTES, LINGER_SECONDS, discard, reset, say_last
 from streamsrv.web.head import CHUNKED, UNREADABLE, Head, body_length
+from streamsrv.web.made import when_made
 from streamsrv.web.pace import Meter
 from streamsrv.web.transfer import Transfer
 from streamsrv.web.waiting import Waiting
@@ -239,7 +240,7 @@ class Exchange(Waiting, HTTPMessageDelegate):
                 raise WouldBlock("this is answered in a thread")
             answer = job.compute()
         except WouldBlock as blocked:
-            if not when_made(blocked.until, job, self._answer_job):
+            if not when_made(self._connection, blocked, job, self._answer_job):
                 self._service.spawn(self._answer_later(job))
             return
         except Exception as error:

@@ -250,6 +250,41 @@ def test_one_making_for_all_who_wait_in_the_loop(looping, fails):
     assert len(looping._pool.taken) == 2
 
 
+def blocked_by(pool, making):
+    with pytest.raises(WouldBlock) as blocked:
+        pool.made(making)
+    return blocked.value
+
+
+def test_what_nobody_wants_any_more_is_never_begun(looping):
+    making = Making("key", order, lambda results: b"made")
+    one, other = blocked_by(looping, making), blocked_by(looping, making)
+    (only,) = looping._pool.taken
+    assert not one.leave()
+    assert not only.cancelled()
+    assert other.leave()
+    assert only.cancelled()
+    assert isinstance(other.until.exception(10), StoreError)
+    assert "key" not in looping.makings
+    assert not looping.makings.outcomes
+    again = blocked_by(looping, making)
+    looping._pool.taken[1].set_result([])
+    assert again.until.result(10) == looping.made(making) == b"made"
+
+
+def test_what_was_begun_or_is_wanted_by_a_thread_is_made(looping):
+    making = Making("key", order, lambda results: b"made")
+    blocked = blocked_by(looping, making)
+    (only,) = looping._pool.taken
+    with looping.makings.wanted(blocked.until):
+        assert not blocked.leave()
+    blocked = blocked_by(looping, making)
+    only.set_running_or_notify_cancel()
+    assert not blocked.leave()
+    only.set_result([])
+    assert looping.made(making) == b"made"
+
+
 def test_a_failure_that_came_at_once_is_not_kept(looping):
     def failing(results):
         raise codec_errors.WorkerCrashed("it died", -11)

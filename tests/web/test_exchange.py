@@ -12,7 +12,7 @@ from concurrent.futures import Future
 import pytest
 from web_world import DEADLINE, Raw, eventually, settings_of, text
 
-from streamsrv.errors import NotFound, Overloaded, WouldBlock
+from streamsrv.errors import NotFound, Overloaded, StoreError, WouldBlock
 from streamsrv.wire.answers import Answer, Literal, Span, Stream
 
 DICOM = "Content-Type: application/dicom"
@@ -542,14 +542,21 @@ class Made:
     def __init__(self, world):
         self.until = Future()
         self.threads = []
-        self.released = 0
+        self.released = self.left = 0
+        self.begun = True
         world.answers["1.4"] = self.compute
 
     def compute(self):
         self.threads.append(threading.current_thread())
         if not self.until.done():
-            raise WouldBlock("a frame is being made", self.until)
+            raise WouldBlock("a frame is being made", self.until, self.leave)
         return text(self.until.result(), release=self.release)
+
+    def leave(self):
+        self.left += 1
+        if not self.begun:
+            self.until.set_exception(StoreError("the work was cancelled"))
+        return not self.begun
 
     def release(self):
         self.released += 1
@@ -589,6 +596,35 @@ async def test_who_has_left_while_it_was_made_gets_nothing(port, world, http_ser
     await eventually(lambda: made.released)
     await eventually(lambda: not http_server.app._active)
     assert (len(made.threads), made.released) == (2, 1)
+
+
+@pytest.mark.parametrize("listens", [False, True])
+async def test_nothing_is_begun_for_who_has_left(port, world, http_server, listens):
+    """Who has shut its side only looks the same, and is told."""
+    made, raw = Made(world), await Raw.connect(port)
+    made.begun = False
+    await raw.send(MADE)
+    await eventually(lambda: made.threads)
+    if listens:
+        raw.writer.write_eof()
+        status, headers, body = await raw.answer()
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert b"before the turn" in body
+        assert await raw.rest() == b""
+    await raw.close()
+    await eventually(lambda: not http_server.app._active)
+    assert (len(made.threads), made.left) == (1, 1)
+
+
+async def test_who_has_shut_its_side_gets_what_was_begun(port, world):
+    made, raw = Made(world), await Raw.connect(port)
+    await raw.send(MADE)
+    await eventually(lambda: made.threads)
+    raw.writer.write_eof()
+    await eventually(lambda: made.left)
+    made.until.set_result(b"made")
+    assert (await raw.answer())[2] == b"made"
+    await raw.close()
 
 
 async def test_an_error_of_an_inline_answer_is_a_problem_too(port, world):

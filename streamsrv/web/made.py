@@ -1,0 +1,45 @@
+"""Answers that wait for something to be made: no thread waits, and nothing is begun for who has left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from tornado.http1connection import HTTP1Connection
+
+from streamsrv.errors import Overloaded, WouldBlock
+from streamsrv.web.admission import Job
+from streamsrv.wire.answers import Answer
+
+
+def when_made(
+    connection: HTTP1Connection, blocked: WouldBlock, job: Job, answer: Callable[[Job], None]
+) -> bool:
+    """Calls `answer` in the loop as soon as it is there; False if there is nothing to wait for. It is given
+    up if the client shut its side, or left, before anybody had begun it. Nobody can tell the two apart, so
+    whoever still listens is told."""
+    if blocked.until is None:
+        return False
+    loop, given_up = asyncio.get_running_loop(), False
+
+    def left() -> None:
+        nonlocal given_up
+        given_up = blocked.leave()
+
+    def resume() -> None:
+        connection.set_close_callback(None)
+        answer(Job(_refuse, inline=True) if given_up else job)
+
+    def made(_: Future[bytes]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(resume)
+
+    connection.set_close_callback(left)
+    blocked.until.add_done_callback(made)
+    return True
+
+
+def _refuse() -> Answer:
+    raise Overloaded("the connection was shut before the turn of this request came", retry_after=1)
