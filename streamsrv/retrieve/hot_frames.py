@@ -75,16 +75,21 @@ def _key(request: Request, key: InstanceKey) -> _Key:
     return key, request.base_url, request.headers.get("accept")
 
 
-def hot_frame(store: Store, request: Request, target: Target) -> Answer | None:
-    """The answer, or None if it takes more than is remembered."""
+def _shape_of(request: Request, target: Target) -> Shape | None:
+    """What is remembered of the instance, if the target resource is one frame of it."""
     if target.kind is not Kind.FRAMES or len(target.frames) != 1 or request.query:
         return None
     key = InstanceKey(target.study or "", target.series or "", target.instance or "")
-    shape = _shapes.get(_key(request, key))
+    return _shapes.get(_key(request, key))
+
+
+def hot_frame(store: Store, request: Request, target: Target) -> Answer | None:
+    """The answer, or None if it takes more than is remembered."""
+    shape = _shape_of(request, target)
     if shape is None:
         return None
     number = target.frames[0]
-    found = store.instance(key, (number - 1,))
+    found = store.instance(shape.row.key, (number - 1,))
     if found is None or found[0] is not shape.row or number > shape.row.number_of_frames:
         return None
     piece = _span(shape.row, number, found[1])
@@ -104,11 +109,7 @@ def hot_frame(store: Store, request: Request, target: Target) -> Answer | None:
 def hot_frames(store: Store, request: Request, target: Target) -> HotFrames | None:
     """For as long as they are asked for in the very same words; None unless `hot_frame` would answer with the
     whole frame, or if it would say something else a moment later."""
-    if target.kind is not Kind.FRAMES or len(target.frames) != 1 or request.query:
-        return None
-    shape = _shapes.get(
-        _key(request, InstanceKey(target.study or "", target.series or "", target.instance or ""))
-    )
+    shape = _shape_of(request, target)
     if shape is None or time.time() - shape.row.stored_at / 1e6 < SETTLED:
         return None
     return HotFrames(store, request, shape)

@@ -109,8 +109,8 @@ class App(HTTPServerConnectionDelegate):
         if self.lane is not None:
             self.lane.learn(asked, head, client, self)
 
-    def _begin_transfer(self, stream: Stream, answer: Answer) -> Transfer:
-        return transfer(stream, answer, self.pool, self.watch)
+    def _begin_transfer(self, stream: Stream, answer: Answer, sent: int) -> Transfer:
+        return transfer(stream, answer, self.pool, self.watch, sent=sent)
 
     def hot(self, head: Head) -> Frames | None:
         target = target_of(head.path)

@@ -45,7 +45,8 @@ from streamsrv.wire.conditional import slice_plan
 
 log = logging.getLogger("streamsrv.web")
 
-# How much is remembered, by each worker: answers of some 2 kB, templates of 3 kB, requests seen once.
+# How much is remembered, by each worker: answers of some 2 kB, templates of 3 kB, requests seen once. With
+# requests as long as they may be it is 40 MB in all.
 READY = 4096
 TEMPLATES = 512
 ONCE = 2048
@@ -87,7 +88,7 @@ _Key: TypeAlias = tuple[str, bytes]  # peer; the request without its number
 class Lane:
     """Of one worker."""
 
-    def __init__(self, access_log: AccessLog, begin: Callable[[Stream, Answer], Transfer]) -> None:
+    def __init__(self, access_log: AccessLog, begin: Callable[[Stream, Answer, int], Transfer]) -> None:
         self._begin = begin
         self._log = access_log
         self._ready: dict[bytes, Ready] = {}
@@ -132,8 +133,7 @@ class Lane:
             self._log.add_line(ready.line, time.perf_counter() - began, identifier)
             return True
         rest = Literal(b"".join(head)[sent:])
-        transfer = self._begin(stream, Answer(200, [], (rest,), length=rest.length))
-        transfer.sent += sent
+        transfer = self._begin(stream, Answer(200, [], (rest,), length=rest.length), sent)
         self._follow(transfer, ready, began, identifier, None)
         return transfer
 
@@ -155,8 +155,7 @@ class Lane:
             return True
         rest = tuple(slice_plan((Literal(head), span, Literal(tail)), sent, ready.length))
         answer = Answer(200, [], rest, length=ready.length - sent, descriptor=lease.fd)
-        transfer = self._begin(stream, answer)
-        transfer.sent += sent
+        transfer = self._begin(stream, answer, sent)
         self._follow(transfer, ready, began, identifier, lease)
         return transfer
 
