@@ -52,7 +52,7 @@ NEXT_SEGMENT = b"next_segment"
 
 @dataclass(slots=True)
 class Prepared:
-    """A NewInstance packed for the index: made in the thread of its request, so that the writer thread only
+    """A NewInstance packed for the index: made in the thread of its request, so that whoever commits only
     puts. It takes a tenth of the memory, since its attributes are bytes."""
 
     row: InstanceRow

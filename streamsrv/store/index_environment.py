@@ -2,7 +2,7 @@
 
 Strategy: opened once a process, after the process has started (nothing forks later). Readers begin a
 transaction for each batch and end it with the batch: an open one would pin every page that was freed since,
-and the file would grow. Writes belong to the one writer thread of the process (`index_writer`).
+and the file would grow. Writes go through `index_writer`, one at a time.
 
 Rules of this file: LMDB's own words and exceptions do not leave it and its companions.
 """

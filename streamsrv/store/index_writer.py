@@ -1,9 +1,9 @@
-"""The one thread of a process that writes to the index, and the group commit.
+"""Who of a process writes to the index, and the group commit.
 
-Strategy: LMDB's writer is bound to its thread, and one commit costs one wait for the disk whatever it holds.
-So requests queue; the thread takes all that wait (up to SLICE_INSTANCES or SLICE_BYTES), applies them in one
-transaction, commits it durably, and wakes each of them with its result or its exception. While it commits,
-the next ones gather.
+Strategy: one commit costs one wait for the disk whatever it holds. So requests queue, and the first of them
+leads: in its own thread it begins a transaction, applies all that wait by then (up to SLICE_INSTANCES or
+SLICE_BYTES), commits it durably, and wakes each of them with its result or its exception. While it commits,
+the next ones gather; the first of those leads then. Nothing is handed to another thread by who is alone.
 
 Who is about to decide something asks `catch_up` first: a commit that its writer did not live to announce is
 seen by nobody until another writer begins.
@@ -14,9 +14,9 @@ and its requests are tried again one by one, so that only the one at fault fails
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -34,16 +34,20 @@ Result = TypeVar("Result")
 
 @dataclass(slots=True)
 class _Job(Generic[Result]):
+    """`turn` is released when the job is over, or when its thread has to lead."""
+
     apply: Callable[[Batch], Result]
     instances: int
     size: int
-    done: Any = field(default_factory=threading.Lock)
+    turn: Any = field(default_factory=threading.Lock)
+    over: bool = False
     result: Result | None = None
     error: BaseException | None = None
 
     def finish(self, error: BaseException | None) -> None:
         self.error = error
-        self.done.release()
+        self.over = True
+        self.turn.release()
 
 
 def _nothing(batch: Batch) -> None:
@@ -51,13 +55,14 @@ def _nothing(batch: Batch) -> None:
 
 
 class Writer:
-    """`submit` from any thread. The writer thread starts with the first request."""
+    """`submit` from any thread."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self._queue: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
-        self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._guard = threading.Lock()
+        self._idle = threading.Condition(self._guard)
+        self._waiting: deque[_Job[Any]] = deque()
+        self._led = False  # some thread leads, or has been told to
         self._closed = False
         self._own = 0  # the number of our latest commit, known before readers are shown it
 
@@ -69,61 +74,67 @@ class Writer:
     def submit(self, apply: Callable[[Batch], Result], *, instances: int = 1, size: int = 0) -> Result:
         """Blocks until the transaction that holds the request is durable."""
         job: _Job[Result] = _Job(apply, instances, size)
-        job.done.acquire()
-        with self._starting:
+        job.turn.acquire()
+        with self._guard:
             if self._closed or self._environment.read_only:
                 raise StoreError(
                     "the index is closed" if self._closed else "the index is open for reading only"
                 )
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="index-writer", daemon=True)
-                self._thread.start()
-            self._queue.put(job)
-        job.done.acquire()
+            self._waiting.append(job)
+            leads, self._led = not self._led, True
+        if not leads:
+            job.turn.acquire()
+        if not job.over:
+            self._lead()
         if job.error is not None:
             raise job.error
-        return job.result  # type: ignore[return-value]  # set by the writer thread unless there is an error
+        return job.result  # type: ignore[return-value]  # set by who led unless there is an error
 
     def close(self) -> None:
         """What was submitted before is committed first."""
-        with self._starting:
+        with self._guard:
             self._closed = True
-            self._queue.put(None)
-        if self._thread is not None:
-            self._thread.join()
+            while self._led:
+                self._idle.wait()
 
-    def _run(self) -> None:
-        for jobs in self._slices():
-            if self._commit(jobs):
-                continue
-            for job in jobs:
+    def _lead(self) -> None:
+        """Called by the first of those that wait."""
+        try:
+            for job in self._commit(None):
                 self._commit([job])
+        finally:
+            self._leave()
 
-    def _slices(self) -> Iterator[list[_Job[Any]]]:
-        held: _Job[Any] | None = None
-        while (job := held or self._queue.get()) is not None:
-            jobs, instances, size, held = [job], job.instances, job.size, None
-            while instances < SLICE_INSTANCES and size < SLICE_BYTES:
-                try:
-                    held = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if held is None:
-                    yield jobs
-                    return
-                instances, size = instances + held.instances, size + held.size
-                if instances > SLICE_INSTANCES or size > SLICE_BYTES:
-                    break
-                jobs.append(held)
-                held = None
-            yield jobs
+    def _leave(self) -> None:
+        with self._guard:
+            if self._waiting:
+                self._waiting[0].turn.release()
+            else:
+                self._led = False
+                self._idle.notify_all()
 
-    def _commit(self, jobs: list[_Job[Any]]) -> bool:
-        """False if a transaction of several failed and nobody has been told: to be tried one by one."""
+    def _slice(self) -> list[_Job[Any]]:
+        """What one transaction takes of those that wait: the first, and as many more as there is room for."""
+        jobs: list[_Job[Any]] = []
+        instances = size = 0
+        with self._guard:
+            while self._waiting:
+                job = self._waiting[0]
+                instances, size = instances + job.instances, size + job.size
+                if jobs and (instances > SLICE_INSTANCES or size > SLICE_BYTES):
+                    break
+                jobs.append(self._waiting.popleft())
+        return jobs
+
+    def _commit(self, chosen: list[_Job[Any]] | None) -> list[_Job[Any]]:
+        """Commit these jobs, or a slice of those that wait. Returns those of a transaction that failed, if
+        they were several and nobody has been told: to be tried one by one."""
         refused: list[tuple[_Job[Any], BaseException]] = []
-        environment = self._environment
+        jobs, environment = chosen, self._environment
         try:
             with environment.lmdb.begin(write=True) as transaction:
+                # Until here another process may have written: some more have come meanwhile.
+                jobs = jobs or self._slice()
                 batch = Batch(transaction, environment.handles)
                 applied = []
                 for job in jobs:
@@ -140,14 +151,15 @@ class Writer:
                 self._own = transaction.id() if wrote else 0
         except BaseException as error:
             self._own = 0
+            jobs = jobs or self._slice()
             if len(jobs) > 1:
-                return False
+                return jobs
             words = in_our_words(error, "writing to the index") if isinstance(error, lmdb.Error) else error
             for job in jobs:
                 job.finish(words)
-            return True
+            return []
         for job in applied:
             job.finish(None)
         for job, reason in refused:
             job.finish(reason)
-        return True
+        return []

@@ -30,7 +30,7 @@ def environment(tmp_path: Path) -> Iterator[Environment]:
 
 
 class Gate:
-    """Holds the writer thread inside a transaction, so that what comes meanwhile shares the next one."""
+    """Holds a thread that leads inside its transaction, so that what comes meanwhile shares the next one."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
@@ -48,7 +48,7 @@ class Gate:
         assert self._entered.wait(10)
         for number, request in enumerate(requests):
             self._start(number, request, instances, size)
-        while self._writer._queue.qsize() < len(requests):  # submitted, and in the queue
+        while len(self._writer._waiting) < len(requests):  # submitted, and in the queue
             threading.Event().wait(0.001)
         self._leave.set()
         for thread in self._threads:
@@ -136,6 +136,15 @@ def test_small_requests_share_a_transaction(environment: Environment) -> None:
     Gate(writer).run(*[note] * 20)
     writer.close()
     assert len(seen) == 1
+
+
+def test_who_is_alone_commits_in_its_own_thread(environment: Environment) -> None:
+    threads: list[int] = []
+    writer = Writer(environment)
+    for _ in range(3):
+        writer.submit(lambda _: threads.append(threading.get_ident()))
+    writer.close()
+    assert threads == [threading.get_ident()] * 3
 
 
 def test_what_waits_when_the_index_is_closed_is_committed(environment: Environment) -> None:
