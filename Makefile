@@ -19,8 +19,9 @@ $(VENV)/ready: pyproject.toml
 run: $(VENV)/ready
 	exec $(BIN)/streamsrv serve --host $(HOST) --port $(PORT) --data $(DATA) --workers $(WORKERS)
 
+# On the cores that there are, four at most: each has servers of its own besides.
 test: $(VENV)/ready
-	$(BIN)/coverage run -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --cov --cov-report=
 	$(BIN)/coverage report
 
 # Longer counts of what goes by chance, with new seeds: SOAK=100 make soak.
