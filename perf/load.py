@@ -57,8 +57,10 @@ class Client:
     def __exit__(self, *exc: object) -> None:
         self.socket.close()
 
-    def get(self, path: str, accept: str = "*/*", *, keep: bool = False) -> Response:
-        return self._exchange("GET", path, {"Accept": accept}, keep=keep)
+    def get(
+        self, path: str, accept: str = "*/*", encoding: str = "identity", *, keep: bool = False
+    ) -> Response:
+        return self._exchange("GET", path, {"Accept": accept, "Accept-Encoding": encoding}, keep=keep)
 
     def delete(self, path: str) -> Response:
         return self._exchange("DELETE", path, {}, keep=True)

@@ -85,7 +85,7 @@ def _again(
     subjects = {"streamsrv": (ours, ours.prefix + url)}
     if web is not None:
         subjects["nginx"] = (web, "/metadata.json")
-    _known_to_all(ours, url)
+    _known_to_all(ours, url, encoding)
     found: dict[str, list[Answered]] = {name: [] for name in subjects}
     for _ in range(ROUNDS):
         for name, (server, path) in subjects.items():
@@ -105,12 +105,12 @@ def _again(
         yield _peer_row(measure, peer, url)
 
 
-def _known_to_all(ours: Server, url: str) -> None:
+def _known_to_all(ours: Server, url: str, encoding: str) -> None:
     """Each worker makes the text once, and sends it in chunks while it does; later answers have a length."""
     in_a_row = 0
     while in_a_row < 16:
         with Client(ours.address) as client:
-            answer = client.get(ours.prefix + url, JSON, keep=True)
+            answer = client.get(ours.prefix + url, JSON, encoding, keep=True)
         in_a_row = in_a_row + 1 if "content-length" in answer.headers else 0
 
 
