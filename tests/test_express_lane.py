@@ -31,6 +31,7 @@ from streamsrv.web import transfer as transfers
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.app import App
 from streamsrv.web.listener import Acceptor, Server
+from streamsrv.web.loop import Loop
 from streamsrv.web.stream import Stream
 from streamsrv.wire import conditional
 
@@ -83,6 +84,11 @@ class Lines:
         pass
 
 
+def run_in_ours(work):
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(work)
+
+
 class Local:
     """A worker in a thread of its own."""
 
@@ -92,7 +98,7 @@ class Local:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.ready = threading.Event()
-        self.thread = threading.Thread(target=lambda: asyncio.run(self.serve()))
+        self.thread = threading.Thread(target=lambda: run_in_ours(self.serve()))
         self.thread.start()
         assert self.ready.wait(DEADLINE)
 
@@ -681,7 +687,7 @@ def test_a_stream_that_pauses_lets_the_loop_rest():
         near, far = socket.socketpair()
         stream, asked = Stream(near), []
         stream.read_from_fd = lambda buffer: asked.append(1) or Stream.read_from_fd(stream, buffer)
-        stream.express = lambda _: False
+        stream.express = lambda *_: False
         head = stream.read_until_regex(b"\r\n\r\n")
         stream.pause()
         far.send(b"GET\r\n\r\n")
@@ -703,7 +709,7 @@ def test_a_stream_that_paused_goes_on_writing():
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         far.settimeout(0)
         stream = Stream(near)
-        stream.express = lambda _: False
+        stream.express = lambda *_: False
         stream.read_until_regex(b"\r\n\r\n")
         stream.write(bytes(50000))
         while stream.writing():

@@ -132,9 +132,13 @@ class HotFrames:
         self._shape = shape
         self._moment = -1
 
-    def current(self) -> bool:
-        """Whether the instance is still the one that was learnt: looked up again after each commit."""
-        moment = self._store.moment()
+    def moment(self) -> int:
+        """The number of the index's last commit."""
+        return self._store.moment()
+
+    def current(self, moment: int) -> bool:
+        """Whether the instance is still the one that was learnt: looked up again after each commit, of which
+        `moment` is the last."""
         if moment != self._moment:
             found = self._store.instance(self._shape.row.key)
             if found is None or found[0] is not self._shape.row:

@@ -31,18 +31,18 @@ class AccessLog:
         self, client: str, method: str, path: str, status: int, sent: int, seconds: float, request_id: str
     ) -> None:
         if self._enabled:
-            self.add_line(self.line(client, method, path, status, sent), seconds, request_id)
+            self.add_line(self.line(client, method, path, status, sent), self.now(), seconds, request_id)
 
     def line(self, client: str, method: str, path: str, status: int, sent: int) -> str:
         """What stays the same when the same request is answered again, for `add_line`."""
         return self._format(client, method, path, status, sent)
 
-    def add_line(self, line: str, seconds: float, request_id: str) -> None:
+    def add_line(self, line: str, at: str, seconds: float, request_id: str) -> None:
         if not self._enabled:
             return
         if not self._lines:
             asyncio.get_running_loop().call_later(FLUSH_EVERY, self.flush)
-        self._lines.append(line % (self._now(), seconds, request_id))
+        self._lines.append(line % (at, seconds, request_id))
 
     def flush(self) -> None:
         lines, self._lines = self._lines, []
@@ -50,7 +50,7 @@ class AccessLog:
             self._target.write("".join(lines))
             self._target.flush()
 
-    def _now(self) -> str:
+    def now(self) -> str:
         """RFC 3339 in UTC, made once a second."""
         second = int(time.time())
         if second != self._second[0]:

@@ -36,7 +36,7 @@ from streamsrv.web.access_log import CLIENT_GONE, AccessLog
 from streamsrv.web.farewell import GONE
 from streamsrv.web.head import Head, new_id
 from streamsrv.web.sources import read_warm, send_warm
-from streamsrv.web.stream import Stream
+from streamsrv.web.stream import Look, Stream
 from streamsrv.web.templates import Frames, Knowledge, Lease, Template, render
 from streamsrv.web.transfer import SHORT, Transfer
 from streamsrv.web.writer import SMALL, date_bytes
@@ -102,24 +102,25 @@ class Lane:
 
     # Answering
 
-    def answer(self, stream: Stream, peer: str, asked: bytes) -> Transfer | bool:
+    def answer(self, stream: Stream, peer: str, asked: bytes, look: Look) -> Transfer | bool:
         """Whether the request has been answered; if not, nothing was sent. A Transfer is at it, or was."""
         if len(asked) > LONGEST:
             return False
-        began = time.perf_counter()
         ready = self._ready.get(asked)
         if ready is None or ready.peer != peer:
-            ready = self._make_ready(peer, asked)
+            ready = self._make_ready(peer, asked, look)
             if ready is None:
                 return False
-        if not ready.frames.current():
+        if not look.date:
+            self._begin_look(look, ready.frames)
+        if not ready.frames.current(look.moment):
             self._forget(ready.frames)
             return False
         identifier = new_id()
         head: list[bytes | memoryview]
-        head = [ready.before, date_bytes(), ready.middle, identifier.encode(), ready.after]
+        head = [ready.before, look.date, ready.middle, identifier.encode(), ready.after]
         if ready.span.length > SMALL:
-            return self._transfer(stream, ready, b"".join(head), began, identifier)
+            return self._transfer(stream, ready, b"".join(head), look, identifier)
         view = self._read(ready.frames, ready.span)
         if view is None:
             return False
@@ -130,15 +131,18 @@ class Lane:
         except OSError:  # full, or broken: the transfer finds out which
             sent = 0
         if sent == ready.length:
-            self._log.add_line(ready.line, time.perf_counter() - began, identifier)
+            self._log.add_line(ready.line, look.stamp, time.monotonic() - look.began, identifier)
             return True
         rest = Literal(b"".join(head)[sent:])
         transfer = self._begin(stream, Answer(200, [], (rest,), length=rest.length), sent)
-        self._follow(transfer, ready, began, identifier, None)
+        self._follow(transfer, ready, look.began, identifier, None)
         return transfer
 
+    def _begin_look(self, look: Look, frames: Frames) -> None:
+        look.moment, look.stamp, look.date = frames.moment(), self._log.now(), date_bytes()
+
     def _transfer(
-        self, stream: Stream, ready: Ready, head: bytes, began: float, identifier: str
+        self, stream: Stream, ready: Ready, head: bytes, look: Look, identifier: str
     ) -> Transfer | bool:
         """A large frame: mostly the socket takes all of it; a Transfer sends what it does not take."""
         span, tail = ready.span, ready.tail
@@ -151,12 +155,12 @@ class Lane:
         )
         if sent == ready.length:
             lease.release()
-            self._log.add_line(ready.line, time.perf_counter() - began, identifier)
+            self._log.add_line(ready.line, look.stamp, time.monotonic() - look.began, identifier)
             return True
         rest = tuple(slice_plan((Literal(head), span, Literal(tail)), sent, ready.length))
         answer = Answer(200, [], rest, length=ready.length - sent, descriptor=lease.fd)
         transfer = self._begin(stream, answer, sent)
-        self._follow(transfer, ready, began, identifier, lease)
+        self._follow(transfer, ready, look.began, identifier, lease)
         return transfer
 
     def _follow(
@@ -175,21 +179,23 @@ class Lane:
                     text = "[%s] the answer was cut short after %d bytes"
                     log.error(text, identifier, sent, exc_info=error)
                 line = self._log.line(ready.client, "GET", ready.path, CLIENT_GONE if gone else 200, sent)
-            self._log.add_line(line, time.perf_counter() - began, identifier)
+            self._log.add_line(line, self._log.now(), time.monotonic() - began, identifier)
 
         if transfer.done.done():
             ended(transfer.done)
         else:
             transfer.done.add_done_callback(ended)
 
-    def _make_ready(self, peer: str, asked: bytes) -> Ready | None:
+    def _make_ready(self, peer: str, asked: bytes, look: Look) -> Ready | None:
         at = asked.find(BEFORE_NUMBER, 0, LONGEST) + 8
         end = asked.find(b" ", at)
         template = self._templates.get((peer, asked[:at] + asked[end:]))
         number = asked[at:end]
         if template is None or not number.isdigit() or len(number) > 10 or number[0] == 48:
             return None
-        frame = template.frames.at(int(number)) if template.frames.current() else None
+        if not look.date:
+            self._begin_look(look, template.frames)
+        frame = template.frames.at(int(number)) if template.frames.current(look.moment) else None
         if frame is None:
             return None
         payload = template.length + len(number) + frame.span.length

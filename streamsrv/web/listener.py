@@ -27,6 +27,7 @@ from tornado.httpserver import HTTPServer
 from streamsrv.settings import Settings
 from streamsrv.web.app import App
 from streamsrv.web.exchange import DROPPED_BODY
+from streamsrv.web.loop import waiting_here
 from streamsrv.web.stream import CHUNK, Stream
 
 # How long a worker stands back after it has accepted. The loop rounds it up to a millisecond when it is idle.
@@ -66,6 +67,7 @@ class Acceptor:
         self, listeners: Sequence[socket.socket], server: Server, limit: int, *, alone: bool = True
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._waiting = waiting_here()
         self._listeners = listeners
         self._server = server
         self._limit = limit
@@ -113,6 +115,7 @@ class Acceptor:
             self._loop.call_later(STAND_BACK, self._resume)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         stream = Stream(connection, max_buffer_size=self._server.max_buffer_size, read_chunk_size=CHUNK)
+        stream.waiting = self._waiting
         self._server.handle_stream(stream, address)
 
     def _resume(self) -> None:

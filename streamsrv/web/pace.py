@@ -70,6 +70,12 @@ class Watch:
         self._heads.pop(key, None)
         self._heads[key] = (self._loop.time(), close)
 
+    def head_awaited_again(self, key: Hashable, now: float) -> None:
+        """As of `now`, of one that was awaited: its head came and was answered at once."""
+        awaited = self._heads.pop(key, None)
+        if awaited is not None:
+            self._heads[key] = now, awaited[1]
+
     def head_arrived(self, key: Hashable) -> None:
         self._heads.pop(key, None)
 

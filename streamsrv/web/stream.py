@@ -8,7 +8,8 @@ Rules of this file
   which is from a request's head to the end of its answer, its socket outlives that and can still be sent on.
   Whether anybody listens shows when something is sent.
 - What comes first of a request is shown to `express` before IOStream has it, and if that takes it, IOStream
-  never knows. `pause` holds the next ones back meanwhile.
+  never knows: by our loop, for all streams that have something to read (loop.py), else when IOStream reads.
+  `pause` holds the next ones back meanwhile.
 - Of a message that it cannot parse Tornado says nothing but 400, in one piece. Where it says so, `malformed`
   speaks instead.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -29,11 +31,26 @@ CHUNK = 64 << 10
 BARE_400 = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 
 
+class Look:
+    """One look at all requests that have come: what is the same for each of them. `date` is empty until
+    somebody asks."""
+
+    __slots__ = ("began", "date", "moment", "stamp")
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.date = b""
+        self.stamp = ""
+        self.moment = -1
+
+
 class Stream(IOStream):
     # Told the error; says the last of this connection.
     malformed: Callable[[BaseException | None], Coroutine[Any, Any, None]] | None = None
     # Told what comes first of a request; whether it has answered it.
-    express: Callable[[bytes], bool] | None = None
+    express: Callable[[bytes, Look], bool] | None = None
+    # Streams of this loop that await a request, by descriptor.
+    waiting: dict[int, Stream] | None = None
     _awaited = False  # a request, and nothing of it has come
     _first = b""  # has come, and is for Tornado
     _paused = _muted = False
@@ -91,41 +108,56 @@ class Stream(IOStream):
         if count == 0:
             self._ended = True
         elif count:
-            self._awaited = False
+            self._await(False)
         return count
 
     def _handle_events(self, fd: Any, events: int) -> None:
         """What the loop calls; besides the buffer and `_state`, the events that are waited for, all that is
-        used here of what is Tornado's own. A request that the lane knows is answered before any of the
-        machinery turns for those that it does not know."""
+        used here of what is Tornado's own."""
         if self._paused and events == IOLoop.READ:
             self._muted = True
             self.io_loop.update_handler(fd, 0)
-        elif not (self._awaited and events == IOLoop.READ and self._taken()):
+        else:
             super()._handle_events(fd, events)
 
     def _taken(self) -> bool:
         """Whether nothing is left of what has come."""
-        if self.writing():
-            return False
+        asked = self.arrived()
+        return asked is None or (bool(asked) and self.show(asked, Look()))
+
+    def arrived(self) -> bytes | None:
+        """What has come of an awaited request: None if nothing has, empty if IOStream has to look."""
+        if self._paused or self.writing():
+            return b""
         try:
-            asked = self.socket.recv(CHUNK)
+            return self.socket.recv(CHUNK)
         except BlockingIOError:
-            return True  # a second look might find what the lane has not seen
+            return None  # a second look might find what the lane has not seen
         except OSError:
-            return False  # IOStream finds out
-        if not asked:
-            return False
-        self._awaited = False
-        if self.express is not None and self.express(asked):
-            self._awaited = True
+            return b""
+
+    def show(self, asked: bytes, look: Look) -> bool:
+        """Whether it is answered; else IOStream reads it next."""
+        if not self._awaited:
+            return False  # closed, since it came
+        if self.express is not None and self.express(asked, look):
             return True
+        self._await(False)
         self._first = asked
         return False
 
+    def _await(self, awaited: bool) -> None:
+        self._awaited = awaited
+        if self.waiting is None or self.closed():
+            return
+        if awaited:
+            self.waiting[self.socket.fileno()] = self
+        else:
+            self.waiting.pop(self.socket.fileno(), None)
+
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
         """Tornado reads heads so, and nothing else."""
-        self._awaited = self.express is not None and (not self._read_buffer_size or self._early_taken())
+        self._await(self.express is not None and (not self._read_buffer_size or self._early_taken()))
         return super().read_until_regex(regex, max_bytes)
 
     def _early_taken(self) -> bool:
@@ -137,13 +169,14 @@ class Stream(IOStream):
             or self.closed()
             or self.writing()
             or self.express is None
-            or not self.express(bytes(self._read_buffer))
+            or not self.express(bytes(self._read_buffer), Look())
         ):
             return False
         self._consume(size)
         return True
 
     def close_fd(self) -> None:
+        self._await(False)
         if not (self._held and self._ended):
             super().close_fd()
 

@@ -13,7 +13,7 @@ from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 
 from streamsrv.web.admission import Service
-from streamsrv.web.stream import Stream
+from streamsrv.web.stream import Look, Stream
 from streamsrv.web.transfer import Transfer
 
 log = logging.getLogger("streamsrv.web")
@@ -33,13 +33,13 @@ class Waiting:
     def _wait(self) -> None:
         self._service.watch.head_awaited(self._key, self._connection.close)
 
-    def _express(self, asked: bytes) -> bool:
+    def _express(self, asked: bytes, look: Look) -> bool:
         """Whether the lane has answered what has come; then this goes on waiting."""
         lane = self._service.lane
         if lane is None or self._service.draining:
             return False
         try:
-            taken = lane.answer(self._stream, self.client, asked)
+            taken = lane.answer(self._stream, self.client, asked, look)
         except Exception as error:  # nothing was sent, and the usual way tells the client what is wrong
             log.warning("the express lane stood back: %s", error)
             taken = False
@@ -47,7 +47,7 @@ class Waiting:
             self._asked = asked if lane.may_learn(asked) else None
             return False
         if taken is True:
-            self._wait()
+            self._service.watch.head_awaited_again(self._key, look.began)
         elif taken.done.done():
             self._expressed(taken)
         else:

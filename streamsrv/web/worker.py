@@ -18,6 +18,7 @@ from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import Actions
 from streamsrv.web.app import App
 from streamsrv.web.listener import Acceptor, Server
+from streamsrv.web.loop import Loop
 
 log = logging.getLogger("streamsrv.worker")
 
@@ -31,7 +32,8 @@ def run(
     lifeline: int | None = None,
 ) -> bool:
     """Serve until told to stop; False if requests had to be cut off."""
-    return asyncio.run(_serve(settings, listeners, actions, on_ready, lifeline))
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        return runner.run(_serve(settings, listeners, actions, on_ready, lifeline))
 
 
 async def _serve(
