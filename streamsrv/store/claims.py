@@ -1,7 +1,9 @@
 """Who may write what: byte-range locks on DATA/claims; each writer opens the file for itself.
 
     range of the file        meaning of an exclusive lock on a byte
-    0 .. 2^62-1              the holder is deciding about the instance keys whose hash is this byte's offset
+    0 .. 2^62-1              the holder is deciding about the instance keys whose hash is this byte's offset;
+                             those of one study have the 30 bits above the lowest 32 in common, so that a
+                             range of bytes stands for all of it
     2^62 + segment           the holder has borrowed the segment: nobody else appends to it or cuts it
     2^62 + 2^61              the holder compacts
 
@@ -34,6 +36,7 @@ from streamsrv.store.fileops import FileOps
 from streamsrv.store.rows import InstanceKey
 
 KEYS = 0
+STUDY = 1 << 32
 SEGMENTS = 1 << 62
 COMPACTION = SEGMENTS + (1 << 61)
 
@@ -41,9 +44,14 @@ COMPACTION = SEGMENTS + (1 << 61)
 _FLOCK = struct.Struct("=hh4xqqi4x")
 
 
+def study_offset(study: str) -> int:
+    """Where the range of a study's keys begins. The same in every process."""
+    return xxhash.xxh3_64_intdigest(study.encode()) >> 34 << 32
+
+
 def key_offset(key: InstanceKey) -> int:
-    """62 bits; the same in every process."""
-    return xxhash.xxh3_64_intdigest("\0".join(key).encode()) >> 2
+    """62 bits."""
+    return study_offset(key.study) | xxhash.xxh3_64_intdigest("\0".join(key).encode()) >> 32
 
 
 class Claims:
@@ -86,6 +94,11 @@ class Claims:
         for offset in sorted({key_offset(key) for key in keys}):
             self._wait(KEYS + offset)
 
+    def take_study(self, study: str) -> bool:
+        """Get all keys that the study has or may have, unless somebody decides about one of them now. With
+        many others at it that may never come about, so it is not waited for."""
+        return self._try(study_offset(study), STUDY)
+
     def release(self) -> None:
         """Give up the keys; borrowed segments stay."""
         self._unlock(KEYS, SEGMENTS)
@@ -113,9 +126,9 @@ class Claims:
 
     # Locks
 
-    def _try(self, offset: int) -> bool:
+    def _try(self, offset: int, length: int = 1) -> bool:
         try:
-            self._lock(fcntl.F_OFD_SETLK, fcntl.F_WRLCK, offset, 1)
+            self._lock(fcntl.F_OFD_SETLK, fcntl.F_WRLCK, offset, length)
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, says POSIX
             return False
         return True

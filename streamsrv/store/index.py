@@ -23,6 +23,7 @@ from streamsrv.store.index_environment import DATABASES, Environment
 from streamsrv.store.index_reading import ROWS_A_BATCH, Reading
 from streamsrv.store.index_rewrite import dump, rewrite
 from streamsrv.store.index_rows import (
+    PackedRow,
     number_key,
     segment_key,
     unpack_change,
@@ -71,10 +72,9 @@ class Index(Reading):
             size=sum(each.size for each in prepared),
         )
 
-    def delete(
-        self, rows: Sequence[InstanceRow], *, segment: int, committed_end: int, dead_bytes: int
-    ) -> list[InstanceRow]:
-        """Those that were still there, and are not any more. `segment` holds their tombstone."""
+    def delete(self, rows: Sequence[PackedRow], *, segment: int, committed_end: int, dead_bytes: int) -> int:
+        """How many were still there, and are not any more. `rows` are what `packed` found, in its order;
+        `segment` holds their tombstone."""
         return self._writer.submit(
             lambda batch: batch.delete(rows, segment, committed_end, dead_bytes), instances=len(rows)
         )

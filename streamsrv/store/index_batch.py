@@ -20,11 +20,12 @@ from streamsrv.errors import StoreCorrupt, StoreError
 from streamsrv.store import index_answers
 from streamsrv.store.index_environment import Transaction
 from streamsrv.store.index_levels import Levels
+from streamsrv.store.index_removing import Removing, pack_deletions
 from streamsrv.store.index_rows import (
+    PackedRow,
     bulk_path_key,
     chunk_key,
     frame_chunks,
-    is_of,
     moved,
     number_key,
     order_of,
@@ -34,19 +35,16 @@ from streamsrv.store.index_rows import (
     pack_segment,
     record_id_of,
     segment_key,
-    serial_of,
     size_of,
     triple,
     unpack_instance,
     unpack_segment,
-    variant_of,
     with_serial,
     with_sum,
     without_sum,
 )
 from streamsrv.store.rows import ChangeKind, InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
 
-_BY_SERIAL = ("metadata", "frames", "bulk")
 NEXT_SEGMENT = b"next_segment"
 
 
@@ -88,6 +86,7 @@ class Batch:
         self._transaction = transaction
         self._handles = handles
         self._levels = Levels(transaction, handles)
+        self._removing = Removing(transaction, handles, self._levels)
         self._segments: dict[int, _Account] = {}
         self._at = time.time_ns() // 1000
         self._sequence = self._last_sequence()
@@ -116,20 +115,18 @@ class Batch:
         self._account(segment, end=end, dead=dead)
         self.writing = False
 
-    def delete(self, rows: Sequence[InstanceRow], segment: int, end: int, dead: int) -> list[InstanceRow]:
+    def delete(self, rows: Sequence[PackedRow], segment: int, end: int, dead: int) -> int:
+        """`rows` in the order of their keys."""
         self._segment(segment)
-        self.writing, gone = True, []
-        for row in rows:
-            key = triple(row.key)
-            value = self._get("instances", key)
-            if value is not None and record_id_of(value) == row.record_id:
-                current = row if is_of(value, row) else unpack_instance(row.key, value)
-                self._remove(current, key, value)
-                self._change(ChangeKind.DELETED, current, key)
-                gone.append(current)
+        there = self._removing.still(rows)
+        self.writing = True
+        self._remove(there)
+        changes = pack_deletions(self._sequence + 1, self._at, there)
+        self._transaction.cursor(db=self._handles["changes"]).putmulti(changes, append=True)
+        self._sequence += len(changes)
         self._account(segment, end=end, dead=dead)
         self.writing = False
-        return gone
+        return len(there)
 
     def relocate(self, moves: Sequence[tuple[InstanceRow, Location]], segment: int, end: int) -> list[bool]:
         """An instance moves only if it still lies where the caller saw it."""
@@ -189,7 +186,7 @@ class Batch:
     def _store_one(self, prepared: Prepared, old: bytes | None) -> None:
         row = prepared.row
         if old is not None:
-            self._remove(unpack_instance(row.key, old), prepared.key, old)
+            self._remove([(prepared.key, old)])
         self._change(ChangeKind.STORED if old is None else ChangeKind.REPLACED, row, prepared.key)
         serial = self._sequence
         self._put("instances", prepared.key, with_serial(serial, prepared.packed))
@@ -205,18 +202,10 @@ class Batch:
         self._levels.add(row.key, order_of(row), prepared.variant, prepared.variant_text, row.sop_class_uid)
         self._account(row.location.segment, live=row.location.length)
 
-    def _remove(self, row: InstanceRow, key: bytes, value: bytes) -> None:
-        start = number_key(serial_of(value))
-        for name in _BY_SERIAL:
-            cursor = self._transaction.cursor(db=self._handles[name])
-            more = cursor.set_range(start)
-            while more and cursor.key().startswith(start):
-                more = cursor.delete()
-        self._transaction.delete(key, db=self._handles["instances"])
-        parent = f"{row.key.study}\0{row.key.series}".encode()
-        self._transaction.delete(b"i" + row.key.instance.encode(), parent, db=self._handles["uids"])
-        self._levels.remove(row.key, order_of(row), variant_of(value), row.sop_class_uid)
-        self._account(row.location.segment, live=-row.location.length, dead=row.location.length)
+    def _remove(self, rows: Sequence[PackedRow]) -> None:
+        """Instances that are there, in the order of their keys."""
+        for segment, length in self._removing.remove(rows).items():
+            self._account(segment, live=-length, dead=length)
 
     def _change(self, kind: ChangeKind, row: InstanceRow, key: bytes) -> None:
         self._sequence += 1

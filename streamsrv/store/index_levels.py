@@ -16,7 +16,7 @@ Rules of this file: everything happens inside the writer's transaction; nothing 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -76,7 +76,7 @@ class Levels:
         self._series: dict[tuple[str, str], _Series] = {}
 
     def add(self, key: InstanceKey, order: bytes, digest: bytes, text: bytes, sop_class: str) -> None:
-        series = self._touched(key)
+        series = self._touched(key.study, key.series)
         variant = self._variant(series, digest)
         if variant is None:
             variant = series.variants[digest] = Variant(0, _NEVER, text)
@@ -89,15 +89,21 @@ class Levels:
         series.oldest = min(series.oldest, order)
         series.classes[sop_class] += 1
 
-    def remove(self, key: InstanceKey, order: bytes, digest: bytes, sop_class: str) -> None:
-        series = self._touched(key)
-        variant = self._variant(series, digest)
-        if variant is not None:
-            variant.count -= 1
-            if order == variant.latest:
-                series.unsettled.add(digest)
-        series.removed += 1
-        series.classes[sop_class] -= 1
+    def remove(self, key: bytes, values: Sequence[bytes], classes: Mapping[bytes, int]) -> None:
+        """Instances of one series (study \\0 series), by the values of their rows; `classes` counts them by
+        SOP class."""
+        study, _, uid = key.decode().partition("\0")
+        series = self._touched(study, uid)
+        for digest, count in Counter(map(variant_of, values)).items():
+            variant = self._variant(series, digest)
+            if variant is not None:
+                variant.count -= count
+                orders = (order_in(value) for value in values if variant_of(value) == digest)
+                if variant.count <= 0 or variant.latest in orders:
+                    series.unsettled.add(digest)
+        series.removed += len(values)
+        for sop_class, count in classes.items():
+            series.classes[sop_class.decode()] -= count
 
     def flush(self) -> None:
         """Write every touched series, then every touched study."""
@@ -112,12 +118,12 @@ class Levels:
 
     # -- series
 
-    def _touched(self, key: InstanceKey) -> _Series:
-        series = self._series.get(key[:2])
+    def _touched(self, study: str, uid: str) -> _Series:
+        series = self._series.get((study, uid))
         if series is None:
-            value = self._get("series", f"{key.study}\0{key.series}".encode())
-            series = _Series(key.study, key.series, LevelRow.unpack(value) if value else None)
-            self._series[key[:2]] = series
+            value = self._get("series", f"{study}\0{uid}".encode())
+            series = _Series(study, uid, LevelRow.unpack(value) if value else None)
+            self._series[study, uid] = series
         return series
 
     def _variant(self, series: _Series, digest: bytes) -> Variant | None:

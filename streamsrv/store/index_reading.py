@@ -7,6 +7,7 @@ is handed out. Pages go on behind a key, so they are right whatever is stored or
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
 
 import zstandard
 
@@ -16,9 +17,9 @@ from streamsrv.store.index_environment import Environment, Transaction
 from streamsrv.store.index_rows import (
     FRAMES_A_CHUNK,
     LevelRow,
+    PackedRow,
     bulk_path_key,
     chunk_key,
-    is_of,
     number_key,
     prefix,
     record_id_of,
@@ -35,6 +36,7 @@ from streamsrv.store.rows import METADATA_CHUNK, InstanceKey, InstanceRow
 # Rows of single instances that are kept unpacked, 2 kB each with the value that they were made of.
 ROWS_KEPT = 2048
 ROWS_A_BATCH = 1000  # read in one transaction: some milliseconds
+RUN = 64  # of them taken in one go: so many too many are read at most
 CHUNKS_A_BATCH = 64  # of metadata: at most 16 MB of text
 # Instances whose metadata are one chunk are read together: so many, and so much of text.
 SHORT_A_BATCH = 256
@@ -85,15 +87,27 @@ class Reading:
             unpack_instance(key, value) if value else None for key, value in zip(keys, values, strict=True)
         ]
 
-    def still(self, rows: Sequence[InstanceRow]) -> list[InstanceRow]:
-        """What is there now of these instances; only those that are others now are unpacked."""
+    def packed(
+        self,
+        study: str,
+        series: str | None = None,
+        instance: str | None = None,
+        *,
+        after: InstanceKey | None = None,
+        limit: int = ROWS_A_BATCH,
+    ) -> list[PackedRow]:
+        """What `lookup` finds, its rows not unpacked: that takes five times as long as finding them."""
+        if series is not None and instance is not None:
+            key = InstanceKey(study, series, instance)
+            return [] if after is not None and key <= after else self.packed_rows([key])
+        return self._page("instances", prefix(study, series), after, limit)
+
+    def packed_rows(self, keys: Iterable[InstanceKey]) -> list[PackedRow]:
+        """Those that are there."""
         with self._environment.reading("looking up instances") as transaction:
-            values = [transaction.get(triple(row.key), db=self._handles["instances"]) for row in rows]
-        return [
-            row if is_of(value, row) else unpack_instance(row.key, value)
-            for row, value in zip(rows, values, strict=True)
-            if value is not None
-        ]
+            cursor = transaction.cursor(db=self._handles["instances"])
+            found: list[PackedRow] = cursor.getmulti([triple(key) for key in keys])
+        return found
 
     def lookup(
         self,
@@ -131,21 +145,20 @@ class Reading:
                 if segment_in(value) in segments:
                     yield unpack_instance(split_triple(key), value)
 
-    def _page(
-        self, name: str, start: bytes, after: InstanceKey | None, limit: int
-    ) -> list[tuple[bytes, bytes]]:
-        found: list[tuple[bytes, bytes]] = []
+    def _page(self, name: str, start: bytes, after: InstanceKey | None, limit: int) -> list[PackedRow]:
+        found: list[PackedRow] = []
         # UIDs hold no byte below 0x2E, so a NUL behind a key is before every later one.
-        first = triple(after) + b"\0" if after is not None else start
+        first = max(triple(after) + b"\0" if after is not None else b"", start)
         with self._environment.reading("paging through instances") as transaction:
             cursor = transaction.cursor(db=self._handles[name])
-            more = limit > 0 and cursor.set_range(max(first, start)) if first or start else cursor.first()
-            while more and len(found) < limit:
-                key = cursor.key()
-                if not key.startswith(start):
+            there = cursor.set_range(first) if first else cursor.first()
+            rows = cursor.iternext() if there else iter(())
+            while run := list(islice(rows, min(limit - len(found), RUN))):
+                found += run
+                if not run[-1][0].startswith(start):
                     break
-                found.append((key, cursor.value()))
-                more = cursor.next()
+        while found and not found[-1][0].startswith(start):
+            found.pop()
         return found
 
     def count(self, study: str, series: str | None = None) -> int:

@@ -30,7 +30,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 import xxhash
@@ -52,11 +52,13 @@ LONGEST_PATH = 400  # of a bulk value, that is part of its key
 _PAIR = 16
 VARIANT_BYTES = 16
 
+PackedRow: TypeAlias = tuple[bytes, bytes]  # of `instances`, as it stands there
+
 _TRIPLE = re.compile(r"[0-9.]{1,64}\0[0-9.]{1,64}\0[0-9.]{1,64}")
 _SERIAL = struct.Struct("<Q")
 _CHUNK_KEY = struct.Struct(">QI")
 _BULK = struct.Struct("<2sQQ")
-_CHANGE = struct.Struct("<BQ16s")
+CHANGE = struct.Struct("<BQ16s")
 _SEGMENT = struct.Struct("<QQQ?")
 _VARIANT = struct.Struct("<Q24s")
 _LEVEL = struct.Struct("<QQ24sII")
@@ -65,11 +67,14 @@ _ORDER = struct.Struct(">Q16s")
 # location, record id, stored at, digest; dataset offset, deflated; pixels; geometry; frames; metadata;
 # variant; lengths of what follows
 _INSTANCE = struct.Struct("<IQQ16sQ16sQ?QQIIHHBQQQQI16sBB")
-_VARIANT_AT = _SERIAL.size + _INSTANCE.size - VARIANT_BYTES - 2
+UIDS_AT = _SERIAL.size + _INSTANCE.size  # SOP class and syntax, in an instance's row
+_VARIANT_AT = UIDS_AT - VARIANT_BYTES - 2
 _FRAME_KIND = 14  # among these
 _FRAME_KINDS = {int(kind): kind for kind in FrameKind}  # calling the enumeration takes three times as long
 _ORDER_AT = _SERIAL.size + 20  # record id, then stored_at
 
+
+UNREADABLE = "a row of the database instances cannot be read: run check, then reindex"
 
 _ROW_NAMES: dict[str, Callable[[bytes], str]] = {
     "metadata": lambda key: (
@@ -206,11 +211,6 @@ def record_id_of(value: bytes | memoryview) -> bytes:
     return bytes(value[_ORDER_AT : _ORDER_AT + 16])
 
 
-def is_of(value: bytes, row: InstanceRow) -> bool:
-    """Whether the row is what unpacking the value would give: the same record, where it was."""
-    return record_id_of(value) == row.record_id and value == moved(value, row.location)
-
-
 def segment_in(value: bytes) -> int:
     """Where the instance of a row lies, without unpacking all of it; 0 if it cannot be read."""
     return int.from_bytes(value[_SERIAL.size : _SERIAL.size + 4], "little")
@@ -229,13 +229,10 @@ def unpack_instance(key: InstanceKey, value: bytes) -> InstanceRow:
     try:
         facts = _INSTANCE.unpack_from(value, _SERIAL.size)
         kind = _FRAME_KINDS[facts[_FRAME_KIND]]
-        at = _SERIAL.size + _INSTANCE.size
         sop_class, syntax = facts[-2:]
-        uids = value[at : at + sop_class + syntax].decode()
+        uids = value[UIDS_AT : UIDS_AT + sop_class + syntax].decode()
     except (struct.error, LookupError, ValueError) as error:
-        raise StoreCorrupt(
-            "a row of the database instances cannot be read: run check, then reindex"
-        ) from error
+        raise StoreCorrupt(UNREADABLE) from error
     syntaxes = uids[:sop_class], uids[sop_class:]
     others = *facts[6:_FRAME_KIND], kind, *facts[_FRAME_KIND + 1 : -3]
     return InstanceRow._make((key, Location(*facts[:3]), *facts[3:6], *syntaxes, *others))
@@ -248,8 +245,7 @@ def moved(value: bytes, location: Location) -> bytes:
 
 def instance_answer(value: bytes) -> bytes:
     """The search answer at the end of an instance row."""
-    at = _SERIAL.size + _INSTANCE.size
-    return value[at + value[at - 2] + value[at - 1] :]
+    return value[UIDS_AT + value[UIDS_AT - 2] + value[UIDS_AT - 1] :]
 
 
 @dataclass(slots=True)
@@ -303,14 +299,14 @@ class Variant:
 
 
 def pack_change(sequence: int, kind: ChangeKind, at: int, record_id: bytes, key: bytes) -> bytes:
-    return with_sum(number_key(sequence), _CHANGE.pack(kind, at, record_id) + key)
+    return with_sum(number_key(sequence), CHANGE.pack(kind, at, record_id) + key)
 
 
 def unpack_change(sequence: int, stored: bytes) -> Change:
     value = without_sum("changes", number_key(sequence), stored)
     try:
-        kind, at, record_id = _CHANGE.unpack_from(value)
-        return Change(sequence, ChangeKind(kind), split_triple(value[_CHANGE.size :]), record_id, at)
+        kind, at, record_id = CHANGE.unpack_from(value)
+        return Change(sequence, ChangeKind(kind), split_triple(value[CHANGE.size :]), record_id, at)
     except (struct.error, ValueError, TypeError) as error:
         raise StoreCorrupt(f"change {sequence} cannot be read") from error
 

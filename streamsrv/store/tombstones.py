@@ -12,15 +12,16 @@ Rules of this file
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import xxhash
 
 from streamsrv.store import failpoints
 from streamsrv.store.borrowed import Borrowed
+from streamsrv.store.index_rows import PackedRow, record_id_of, split_triple
 from streamsrv.store.records import ID_LENGTH, Header, Kind, RecordFormat, pack_ids
-from streamsrv.store.rows import InstanceKey, InstanceRow
+from streamsrv.store.rows import InstanceKey
 from streamsrv.store.segments import Segments
 from streamsrv.store.transaction import CLOCK, SLICE_INSTANCES
 
@@ -29,8 +30,7 @@ class DeleteIndex(Protocol):
     """What a delete needs of the index."""
 
     def catch_up(self) -> None: ...
-    def still(self, rows: Sequence[InstanceRow]) -> list[InstanceRow]: ...
-    def lookup(
+    def packed(
         self,
         study: str,
         series: str | None = None,
@@ -38,10 +38,11 @@ class DeleteIndex(Protocol):
         *,
         after: InstanceKey | None = None,
         limit: int = 1000,
-    ) -> list[InstanceRow]: ...
+    ) -> list[PackedRow]: ...
+    def packed_rows(self, keys: Iterable[InstanceKey]) -> list[PackedRow]: ...
     def delete(
-        self, rows: Sequence[InstanceRow], *, segment: int, committed_end: int, dead_bytes: int
-    ) -> list[InstanceRow]: ...
+        self, rows: Sequence[PackedRow], *, segment: int, committed_end: int, dead_bytes: int
+    ) -> int: ...
 
 
 def bury(segment: Borrowed, form: RecordFormat, ids: Sequence[bytes]) -> int:
@@ -61,6 +62,14 @@ def bury(segment: Borrowed, form: RecordFormat, ids: Sequence[bytes]) -> int:
     return len(head) + len(payload)
 
 
+class Target(NamedTuple):
+    """A study, series or instance."""
+
+    study: str
+    series: str | None
+    instance: str | None
+
+
 class Deletion:
     """The delete of one target resource."""
 
@@ -71,31 +80,47 @@ class Deletion:
 
     def run(self, study: str, series: str | None, instance: str | None) -> int:
         """How many instances were there and are gone, durably."""
-        rows = self._index.lookup(study, series, instance, limit=SLICE_INSTANCES)
-        if not rows:
+        target = Target(study, series, instance)
+        if not self._index.packed(*target, limit=1):
             return 0
         removed = 0
+        after: InstanceKey | None = None
         segment = self._segments.borrow()
         try:
-            while rows:
-                removed += self._slice(segment, rows)
-                rows = self._index.lookup(study, series, instance, after=rows[-1].key, limit=SLICE_INSTANCES)
+            while rows := self._claimed(segment, target, after):
+                removed += self._bury(segment, rows)
+                segment.claims.release()
+                after = split_triple(rows[-1][0])
         finally:
             segment.give_back()
         return removed
 
-    def _slice(self, segment: Borrowed, found: list[InstanceRow]) -> int:
-        segment.claims.take([row.key for row in found])
+    def _claimed(self, segment: Borrowed, target: Target, after: InstanceKey | None) -> list[PackedRow]:
+        """The next slice of the target resource. Nobody replaces any of it until the claims are released."""
+        if target.instance is None and segment.claims.take_study(target.study):
+            self._settle(segment)
+            return self._rows(target, after)
+        while page := self._rows(target, after):
+            keys = [split_triple(key) for key, _ in page]
+            segment.claims.take(keys)
+            self._settle(segment)
+            if rows := self._index.packed_rows(keys):
+                return rows
+            segment.claims.release()
+            after = keys[-1]
+        return []
+
+    def _rows(self, target: Target, after: InstanceKey | None) -> list[PackedRow]:
+        return self._index.packed(*target, after=after, limit=SLICE_INSTANCES)
+
+    def _settle(self, segment: Borrowed) -> None:
         self._index.catch_up()
         self._segments.settle(segment)
-        rows = self._index.still(found)
-        if rows:
-            dead = bury(segment, self._form, [row.record_id for row in rows])
-            segment.sync()
-            failpoints.hit("in-delete")
-            rows = self._index.delete(
-                rows, segment=segment.segment, committed_end=segment.end, dead_bytes=dead
-            )
-            segment.commit_up_to(segment.end)
-        segment.claims.release()
-        return len(rows)
+
+    def _bury(self, segment: Borrowed, rows: list[PackedRow]) -> int:
+        dead = bury(segment, self._form, [record_id_of(value) for _, value in rows])
+        segment.sync()
+        failpoints.hit("in-delete")
+        count = self._index.delete(rows, segment=segment.segment, committed_end=segment.end, dead_bytes=dead)
+        segment.commit_up_to(segment.end)
+        return count

@@ -5,7 +5,7 @@ import time
 import pytest
 from store_world import key_of
 
-from streamsrv.store.claims import SEGMENTS, Claims, key_offset
+from streamsrv.store.claims import SEGMENTS, STUDY, Claims, key_offset, study_offset
 from streamsrv.store.fileops import FileOps
 
 
@@ -94,6 +94,23 @@ def test_crossing_takers_do_not_wait_in_a_circle(claims):
     assert done == [True, True]
 
 
+def test_a_study_is_taken_whole(claims):
+    first, second = claims(), claims()
+    assert first.take_study("1.1")
+    assert not second.take_study("1.1")
+    assert second.take_study("1.2")
+    second.take([key_of(3), key_of(4)])
+    got = []
+    waiter = threading.Thread(target=lambda: (second.take([key_of(1, 7, 7)]), got.append(True)))
+    waiter.start()
+    time.sleep(0.1)
+    assert got == []
+    first.release()
+    waiter.join(5)
+    assert got == [True]
+    assert not first.take_study("1.1")
+
+
 def test_a_segment_can_be_waited_for(claims):
     first, second = claims(), claims()
     first.borrow(9)
@@ -116,9 +133,10 @@ def test_doubts(claims):
 
 
 def test_key_offsets_stay_in_their_range():
-    offsets = {key_offset(key_of(a, b, c)) for a in range(5) for b in range(5) for c in range(5)}
-    assert len(offsets) == 125
-    assert all(0 <= offset < SEGMENTS for offset in offsets)
+    keys = [key_of(a, b, c) for a in range(5) for b in range(5) for c in range(5)]
+    assert len({key_offset(key) for key in keys}) == 125
+    assert all(0 <= key_offset(key) < SEGMENTS for key in keys)
+    assert all(0 <= key_offset(key) - study_offset(key.study) < STUDY for key in keys)
 
 
 def test_two_workers_make_the_file_at_once(tmp_path):

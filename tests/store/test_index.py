@@ -138,7 +138,7 @@ def test_one_stale_row_among_many_is_told(index: Index) -> None:
     keys = [InstanceKey("1.1", "1.1.1", f"9.{number}") for number in range(5)]
     commit(index, *(new_instance(key, number) for number, key in enumerate(keys)))
     rows = index.lookup("1.1")
-    index.delete(rows[2:3], segment=1, committed_end=0, dead_bytes=0)
+    index.delete(index.packed("1.1")[2:3], segment=1, committed_end=0, dead_bytes=0)
     with pytest.raises(SegmentGone):
         list(index.metadata(rows))
     with pytest.raises(SegmentGone):
@@ -215,8 +215,7 @@ def test_segments_keep_count(index: Index) -> None:
         replaced=index.lookup(*A),
     )
     assert index.segments() == {1: SegmentRow(1, 2900, 900, 977, False), 2: SegmentRow(2, 200, 50, 0, False)}
-    gone = index.delete(index.lookup("1.1"), segment=2, committed_end=300, dead_bytes=11)
-    assert [row.key for row in gone] == [A, B]
+    assert index.delete(index.packed("1.1"), segment=2, committed_end=300, dead_bytes=11) == 2
     assert index.segments() == {1: SegmentRow(1, 2900, 0, 1877, False), 2: SegmentRow(2, 300, 0, 61, False)}
     index.seal(1)
     assert index.segments()[1].sealed
@@ -240,11 +239,31 @@ def test_segments_that_are_not_there(index: Index) -> None:
 
 def test_delete_leaves_what_was_replaced_meanwhile(index: Index) -> None:
     commit(index, new_instance(A), new_instance(B, 2))
-    stale = index.lookup("1.1")
-    index.commit([new_instance(A, 3)], segment=1, committed_end=0, replaced=stale[:1])
-    assert [row.key for row in index.delete(stale, segment=1, committed_end=0, dead_bytes=0)] == [B]
+    stale = index.packed("1.1")
+    index.commit([new_instance(A, 3)], segment=1, committed_end=0, replaced=index.lookup(*A))
+    assert index.delete(stale, segment=1, committed_end=0, dead_bytes=0) == 1
     assert [row.record_id for row in index.lookup("1.1")] == [record_id(3)]
-    assert index.delete(stale, segment=1, committed_end=0, dead_bytes=0) == []
+    assert index.delete(stale, segment=1, committed_end=0, dead_bytes=0) == 0
+
+
+def test_delete_goes_where_an_instance_was_moved_to(index: Index) -> None:
+    commit(index, new_instance(A), new_instance(B, 2))
+    stale = index.packed("1.1")
+    index.add_segment()
+    index.relocate([(index.lookup(*A)[0], Location(2, 64, 900))], segment=2, committed_end=2000)
+    assert index.delete(stale, segment=1, committed_end=0, dead_bytes=0) == 2
+    assert index.segments()[2] == SegmentRow(2, 2000, 0, 900, False)
+
+
+def test_a_page_ends_where_its_target_does(index: Index) -> None:
+    keys = [InstanceKey(study, "1.1.1", f"9.{n:03}") for study in ("1.1", "1.10", "1.2") for n in range(130)]
+    commit(index, *(new_instance(key, number) for number, key in enumerate(keys)))
+    for study in ("1.1", "1.10", "1.2"):
+        own = [key for key in keys if key.study == study]
+        assert [row.key for row in index.lookup(study)] == own
+        assert [row.key for row in index.lookup(study, after=own[3], limit=70)] == own[4:74]
+        assert [row.key for row in index.lookup(study, after=own[100], limit=70)] == own[101:]
+        assert index.lookup(study, limit=0) == []
 
 
 def test_deleting_everything_leaves_no_row(index: Index) -> None:
@@ -255,7 +274,7 @@ def test_deleting_everything_leaves_no_row(index: Index) -> None:
         *(new_instance(key, number, table=bytes(16 * 2000), bulk=bulk) for number, key in enumerate(keys)),
     )
     for key in keys:
-        index.delete(index.lookup(*key), segment=1, committed_end=0, dead_bytes=0)
+        index.delete(index.packed(*key), segment=1, committed_end=0, dead_bytes=0)
     left = {
         name: count for name, count in index.statistics().items() if count and not name.startswith("bytes")
     }
@@ -279,7 +298,7 @@ def test_relocate_is_compare_and_set(index: Index) -> None:
 def test_changes_are_in_commit_order(index: Index) -> None:
     commit(index, new_instance(B, 1), new_instance(A, 2))
     index.commit([new_instance(A, 3)], segment=1, committed_end=0, replaced=index.lookup(*A))
-    index.delete(index.lookup(*B), segment=1, committed_end=0, dead_bytes=0)
+    index.delete(index.packed(*B), segment=1, committed_end=0, dead_bytes=0)
     changes = index.changes()
     assert [(change.sequence, change.kind, change.key) for change in changes] == [
         (1, ChangeKind.STORED, B),

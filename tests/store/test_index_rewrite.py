@@ -57,8 +57,8 @@ def test_indexes_of_the_same_instances_have_equal_rows(index: Index, tmp_path: P
     fill(other, range(100, 120))
     for part in (range(30, 60), range(30)):
         fill(other, part)
-    rows = [row for row in other.rows() if int(row.key.instance.split(".")[1]) >= 100]
-    other.delete(rows, segment=1, committed_end=0, dead_bytes=0)
+    keys = [row.key for row in other.rows() if int(row.key.instance.split(".")[1]) >= 100]
+    other.delete(other.packed_rows(keys), segment=1, committed_end=0, dead_bytes=0)
     one, two = everything(index), everything(other)
     for database in ("variants", "studies", "series", "attributes", "uids"):
         assert one[database] == two[database]
@@ -73,7 +73,7 @@ def test_rewrite_forgets(index: Index, tmp_path: Path) -> None:
     key = InstanceKey("1.3", "1.3.1", "8.8")
     fill(index)
     index.commit([new_instance(key, 900, secret, text=b'{"x":"Unforgettable"}')], segment=1, committed_end=0)
-    index.delete(index.lookup(*key), segment=1, committed_end=0, dead_bytes=0)
+    index.delete(index.packed(*key), segment=1, committed_end=0, dead_bytes=0)
     before = everything(index)
     assert b"Unforgettable" in (tmp_path / "index/data.mdb").read_bytes()
     index.rewrite()

@@ -263,7 +263,7 @@ def test_walking_while_studies_go(tmp_path: Path, size: int, monkeypatch: pytest
     for number, hit in enumerate(index.search(Query(Level.STUDY))):
         seen.append(hit.study)
         if number % 2 == 0:
-            index.delete(index.lookup(hit.study), segment=1, committed_end=0, dead_bytes=0)
+            index.delete(index.packed(hit.study), segment=1, committed_end=0, dead_bytes=0)
     assert seen == order
     assert [hit.study for hit in index.search(Query(Level.STUDY))] == order[1::2]
     index.close()
@@ -287,7 +287,7 @@ def test_damage_is_told(tmp_path: Path) -> None:
         query = query_of(Level.INSTANCE, None, None, [("DetectorType", "x")])
         with pytest.raises(StoreCorrupt, match="reindex"):
             list(index.search(query))
-        index.delete(index.lookup("1.1"), segment=1, committed_end=0, dead_bytes=0)
+        index.delete(index.packed("1.1"), segment=1, committed_end=0, dead_bytes=0)
     index.close()
 
 

@@ -173,7 +173,7 @@ def test_a_full_map_is_insufficient_storage(tmp_path: Path, monkeypatch: pytest.
         index.commit([big], segment=1, committed_end=0)
     assert index.count("1.1") == 1
     index.commit([new_instance(("1.1", "1.2", "1.5"), 3)], segment=1, committed_end=0)
-    assert len(index.delete(index.lookup("1.1"), segment=1, committed_end=0, dead_bytes=0)) == 2
+    assert index.delete(index.packed("1.1"), segment=1, committed_end=0, dead_bytes=0) == 2
     index.close()
 
 

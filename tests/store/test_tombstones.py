@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 from disks import FullDiskFileOps
@@ -67,6 +68,35 @@ def test_many_slices(store, monkeypatch):
     monkeypatch.setattr(tombstones, "SLICE_INSTANCES", 4)
     assert store.delete("1.1") == 6
     assert [len(ids) for ids in tombstones_of(store)] == [4, 2]
+    assert store.lookup("1.1") == []
+
+
+def test_a_study_that_somebody_stores_to(store, monkeypatch):
+    """Then its instances are claimed one by one, a slice after the other."""
+    monkeypatch.setattr(tombstones, "SLICE_INSTANCES", 2)
+    other = store.segments.borrow()
+    other.claims.take([key_of(1, 9, 9)])
+    assert store.delete("1.1", "1.1.2") == 3
+    assert store.delete("1.1") == 3
+    assert store.lookup("1.1") == []
+    other.give_back()
+
+
+def test_a_slice_that_another_has_deleted(store, monkeypatch):
+    """What comes behind it is deleted all the same."""
+    monkeypatch.setattr(tombstones, "SLICE_INSTANCES", 2)
+    other = store.segments.borrow()
+    other.claims.take([KEYS[0]])
+    deleted = []
+    waiter = threading.Thread(target=lambda: deleted.append(store.delete("1.1")))
+    waiter.start()
+    time.sleep(0.1)
+    assert deleted == []
+    first = store.index.packed_rows(KEYS[:2])
+    store.index.delete(first, segment=1, committed_end=0, dead_bytes=0)
+    other.give_back()
+    waiter.join(5)
+    assert deleted == [4]
     assert store.lookup("1.1") == []
 
 
