@@ -19,7 +19,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
 from tornado.iostream import IOStream
 
-from streamsrv.errors import StoreCorrupt
+from streamsrv.errors import StoreCorrupt, WouldBlock
 from streamsrv.ingest import Ingest
 from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve import hot_frames
@@ -28,12 +28,15 @@ from streamsrv.settings import Settings
 from streamsrv.store.store import Store, StoreOptions
 from streamsrv.web import lane as lanes
 from streamsrv.web import transfer as transfers
+from streamsrv.web import words as known_words
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.app import App
+from streamsrv.web.exchange import Exchange
 from streamsrv.web.listener import Acceptor, Server
 from streamsrv.web.loop import Loop
 from streamsrv.web.stream import Stream
 from streamsrv.wire import conditional
+from streamsrv.wire.answers import Answer
 
 SERIES = "/v2/studies/1.2.3/series/1.2.3.4/instances"
 SMALL, NATIVE, LARGE = "1.2.3.4.1", "1.2.3.4.2", "1.2.3.4.3"
@@ -597,6 +600,145 @@ def test_nothing_behind_the_last_request_is_answered(start, caplog):
     known.ask(get(SMALL, 1))
     assert local.answered == before + 1
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+# Known words for another target
+
+
+def ask_for(target, *headers):
+    lines = [f"GET {target} HTTP/1.1", "Host: localhost", *headers]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+OTHERS = [
+    "/v2/studies",
+    "/v2/studies?PatientID=ID1",
+    "/v2/studies?PatientID=nobody",
+    "/v2/studies?PatientID=%",
+    "/v2/studies?nothing=1&limit=0",
+    "/v2/studies/1.2.3/series",
+    f"{SERIES}?limit=1",
+    f"{SERIES}/{SMALL}/metadata",
+    f"{SERIES}/{SMALL}",
+    f"{SERIES}/{LARGE}",
+    f"{SERIES}/{NATIVE}/frames/1,3",
+    "/v2/studies/x",
+    "/v2/nothing",
+    "/health/live",
+    "/v2/openapi.json",
+    "//evil.example/v2/studies",
+]
+
+
+@pytest.fixture
+def read_by_tornado(monkeypatch):
+    """The targets of the requests that it has read."""
+    seen, usual = [], Exchange.headers_received
+
+    def received(exchange, start_line, headers):
+        seen.append(start_line.path)
+        return usual(exchange, start_line, headers)
+
+    monkeypatch.setattr(Exchange, "headers_received", received)
+    return seen
+
+
+@pytest.mark.parametrize("headers", [(), ("Accept-Encoding: gzip", "Origin: https://viewer.example")])
+def test_known_words_are_answered_as_by_tornado(start, read_by_tornado, headers):
+    fast, slow = start(cors_origins=("*",)), start(cors_origins=("*",), express_lane=False)
+    one, other = fast.connect(), slow.connect()
+    expected = [comparable(other.ask(ask_for(target, *headers))) for target in OTHERS]
+    one.ask(ask_for("/v2/studies?limit=7", *headers))
+    del read_by_tornado[:]
+    for _ in range(2):
+        for target, answer in zip(OTHERS, expected, strict=True):
+            assert comparable(one.ask(ask_for(target, *headers))) == answer, target
+    assert not read_by_tornado
+    eventually(lambda: len(logged(fast)) == 1 + 2 * len(OTHERS))
+    assert logged(fast)[1 : 1 + len(OTHERS)] == logged(slow)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /v2/studies HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n",
+        b"GET /v2/studies HTTP/1.1\r\nHost: localhost\r\nRange: bytes=0-1\r\n\r\n",
+        b"GET /v2/studies HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: mine\r\n\r\n",
+        b"GET /v2/studies HTTP/1.1\r\nHost: localhost\r\nIf-None-Match: *\r\n\r\n",
+        b"GET http://localhost/v2/studies HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /v2/studies HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n",
+        b"HEAD /v2/studies HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n",
+    ],
+)
+def test_particular_words_are_read_each_time(start, read_by_tornado, request_):
+    connection = start().connect()
+    for _ in range(3):
+        connection.send(request_)
+        connection.answer(body=not request_.startswith(b"HEAD"))
+    assert len(read_by_tornado) == 3
+
+
+@pytest.mark.parametrize("target", ["/v2/studies\x0c", "/v2/studies?PatientID=\xff", "/v2/stud ies"])
+def test_odd_targets_in_known_words_are_tornados(start, read_by_tornado, target):
+    connection = start().connect()
+    connection.ask(ask_for("/v2/studies"))
+    connection.send(ask_for(target).decode().encode("latin-1"))
+    assert connection.answer()[0].startswith((b"HTTP/1.1 400", b"HTTP/1.1 404"))
+
+
+def test_a_first_line_within_known_words_is_not_taken_for_one(start, read_by_tornado):
+    connection = start().connect()
+    connection.ask(ask_for("/v2/studies"))
+    connection.send(b"GET /v2/studies?a=1\r\nX: HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert connection.answer()[0].startswith(b"HTTP/1.1 400 ")
+
+
+def test_what_would_block_is_not_tried_twice(start, store, monkeypatch, read_by_tornado):
+    asked = []
+    local = start()
+    usual = local.app._actions.search
+
+    def search(request, target):
+        here = threading.current_thread() is local.thread
+        asked.append(here)
+        if here:
+            raise WouldBlock("longer")
+        return usual(request, target)
+
+    connection = local.connect()
+    connection.ask(ask_for("/v2/studies"))
+    local.app._actions = dataclasses.replace(local.app._actions, search=search)
+    for _ in range(3):
+        assert connection.ask(ask_for("/v2/studies?PatientID=ID1"))[0].startswith(b"HTTP/1.1 200 ")
+    assert asked == [True, False] * 3
+
+
+def test_an_unexpected_failure_in_known_words_is_told(start, caplog):
+    local = start()
+    connection = local.connect()
+    connection.ask(ask_for("/v2/studies"))
+    local.app._actions = dataclasses.replace(local.app._actions, search=lambda *_: 1 // 0)
+    assert connection.ask(ask_for("/v2/studies"))[0].startswith(b"HTTP/1.1 500 ")
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
+
+
+def test_an_answer_that_cannot_be_written_is_made_once_more(start, caplog):
+    local = start()
+    connection = local.connect()
+    connection.ask(ask_for("/v2/studies"))
+    split = Answer(200, [("X", "a\r\nb")])
+    local.app._actions = dataclasses.replace(local.app._actions, search=lambda *_: split)
+    assert connection.ask(ask_for("/v2/studies"))[0].startswith(b"HTTP/1.1 500 ")
+    assert any("once more" in record.message for record in caplog.records)
+
+
+def test_few_words_are_remembered(start, monkeypatch):
+    monkeypatch.setattr(known_words, "KNOWN", 2)
+    local = start()
+    connection = local.connect()
+    for number in range(5):
+        connection.ask(ask_for("/v2/studies", f"X-Viewer: {number}"))
+    assert len(local.app.lane.words._known) == 2
 
 
 # Clients that are slow, and what is not sent at once

@@ -236,6 +236,9 @@ class Exchange(Waiting, HTTPMessageDelegate):
 
     def _answer_job(self, job: Job) -> None:
         try:
+            blocked, self._blocked = self._blocked, None
+            if blocked is not None:
+                raise blocked
             if not job.inline:
                 raise WouldBlock("this is answered in a thread")
             answer = job.compute()
@@ -337,7 +340,7 @@ class Exchange(Waiting, HTTPMessageDelegate):
         if self._ended or self._head is None:
             return
         self._ended = self._over = True
-        if self._asked is not None and status == 200:
+        if self._asked is not None and 200 <= status < 300:
             self._service.learn(self._asked, self._head, self.client)
         self._stream.let_go()
         self._service.ended(self, self._intake is not None)

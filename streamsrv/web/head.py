@@ -53,6 +53,16 @@ class Head:
         given = self.headers.get("x-request-id", "")
         self.request_id = given if given and SANE_ID.fullmatch(given) else new_id()
 
+    def again(self, target: str, peer: str, size: int) -> Head:
+        """The same for another target, a path with or without a query. `size` is this head's without its
+        own; it has no request id of the client's."""
+        head = Head.__new__(Head)
+        head.method, head.version, head.headers = self.method, self.version, self.headers
+        head.peer, head.size, head.host = peer, size + len(target), self.host
+        head.path, _, head.query = target.partition("?")
+        head.request_id = new_id()
+        return head
+
     @property
     def keep_alive(self) -> bool:
         """As Tornado decides it, so that both sides of this process agree on when the connection ends."""

@@ -39,6 +39,7 @@ from streamsrv.web.sources import read_warm, send_warm
 from streamsrv.web.stream import Look, Stream
 from streamsrv.web.templates import Frames, Knowledge, Lease, Template, render
 from streamsrv.web.transfer import SHORT, Transfer
+from streamsrv.web.words import LONGEST, Words, is_particular
 from streamsrv.web.writer import SMALL, date_bytes
 from streamsrv.wire.answers import Answer, Literal, Span
 from streamsrv.wire.conditional import slice_plan
@@ -50,7 +51,6 @@ log = logging.getLogger("streamsrv.web")
 READY = 4096
 TEMPLATES = 512
 ONCE = 2048
-LONGEST = 4096  # bytes of a request
 # How long a segment stays open that is not read any more, at most twice.
 LINGER = 0.5
 # Segments that are open at a time: an archive may have more than a process may open files.
@@ -59,10 +59,6 @@ SEGMENTS = 64
 DATE_LENGTH, ID_LENGTH = 29, 16
 BEFORE_NUMBER = b"/frames/"
 _REQUEST = re.compile(rb"GET (/[!->@-~]*/frames/)([1-9][0-9]{0,9}) HTTP/1\.1\r\n(?:[^\r\n]+\r\n)+\r\n")
-# Of these each request has another, or an answer of its own.
-PARTICULAR = frozenset(
-    ("content-length", "expect", "range", "te", "trailer", "transfer-encoding", "upgrade", "x-request-id")
-)
 
 
 class Ready(NamedTuple):
@@ -98,6 +94,7 @@ class Lane:
         self._idle: set[int] = set()  # segments that were not read since the last sweep
         self._timer: asyncio.TimerHandle | None = None
         self._buffer = memoryview(bytearray(SMALL))
+        self.words = Words()
         self.answered = 0
 
     # Answering
@@ -243,13 +240,18 @@ class Lane:
 
     @staticmethod
     def may_learn(asked: bytes) -> bool:
-        return BEFORE_NUMBER in asked and len(asked) <= LONGEST
+        return asked.startswith(b"GET /") and len(asked) <= LONGEST
+
+    @staticmethod
+    def may_learn_frames(asked: bytes) -> bool:
+        return BEFORE_NUMBER in asked
 
     def learn(self, asked: bytes, head: Head, client: str, known: Knowledge) -> None:
         """A request that was answered the usual way, with success. Nothing is made for one that is never
         asked again, so its first time is only noted. `client` is named in the log."""
-        found = _REQUEST.fullmatch(asked)
-        if found is None or _is_particular(head):
+        self.words.learn(asked, head)
+        found = _REQUEST.fullmatch(asked) if BEFORE_NUMBER in asked else None
+        if found is None or is_particular(head):
             return
         key = head.peer, asked[: found.end(1)] + asked[found.end(2) :]
         if key not in self._once:
@@ -283,9 +285,3 @@ class Lane:
 def _make_room(kept: dict[Any, Any], most: int) -> None:
     while len(kept) >= most:
         del kept[next(iter(kept))]
-
-
-def _is_particular(head: Head) -> bool:
-    names = head.headers.keys()
-    conditional = any(name.startswith("if-") for name in names)
-    return conditional or not head.keep_alive or not PARTICULAR.isdisjoint(names)

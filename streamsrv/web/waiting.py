@@ -1,20 +1,28 @@
 """A connection that waits for a request: what an exchange is until its head arrives.
 
-Requests that the lane knows are answered here, one after the other, and the connection goes on waiting; the
-first that it does not know goes on to Tornado, and becomes the exchange's.
+Requests that the lane knows are answered here, one after the other, and the connection goes on waiting. So
+are those whose head was read before (words.py), if their answer is short: nothing of them has to pass through
+Tornado. All others go on to it, and become the exchange's; what was found to take longer is not tried twice.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from typing import cast
 
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 
-from streamsrv.web.admission import Service
+from streamsrv.errors import WouldBlock
+from streamsrv.web.access_log import CLIENT_GONE
+from streamsrv.web.admission import Job, Service
+from streamsrv.web.farewell import GONE
+from streamsrv.web.head import Head
+from streamsrv.web.lane import Lane
 from streamsrv.web.stream import Look, Stream
 from streamsrv.web.transfer import Transfer
+from streamsrv.web.writer import Outgoing, begin_transfer, release, send_small
 
 log = logging.getLogger("streamsrv.web")
 
@@ -26,6 +34,7 @@ class Waiting:
         self._stream = stream = cast(Stream, connection.stream)
         self._key = key
         self._asked: bytes | None = None  # what came first, if the lane may learn it
+        self._blocked: WouldBlock | None = None  # why it was not answered here
         self.client = str(getattr(connection.context, "remote_ip", "-"))
         stream.express = self._express if service.lane is not None else None
         self._wait()
@@ -43,6 +52,7 @@ class Waiting:
         except Exception as error:  # nothing was sent, and the usual way tells the client what is wrong
             log.warning("the express lane stood back: %s", error)
             taken = False
+        taken = taken or self._known(lane, asked, look)
         if not taken:
             self._asked = asked if lane.may_learn(asked) else None
             return False
@@ -53,6 +63,58 @@ class Waiting:
         else:
             self._wait_for(taken)
         return True
+
+    def _known(self, lane: Lane, asked: bytes, look: Look) -> Transfer | bool:
+        """As the lane's `answer`, of any request whose words are known and whose answer is short."""
+        head = lane.words.head(asked, self.client)
+        if head is None:
+            return False
+        service, client = self._service, self.client
+        try:
+            admitted, client = service.admit(head, 0)
+            if not isinstance(admitted, Job) or not admitted.inline:
+                return False
+            answer = admitted.compute()
+        except WouldBlock as blocked:
+            self._blocked = blocked
+            return False
+        except Exception as error:
+            answer = service.problem(error, head)
+        try:
+            extra = service.standard_headers(head)
+            outgoing = Outgoing(answer, extra, method=head.method, version=head.version, keep_alive=True)
+            sent = send_small(self._stream, outgoing)
+        except Exception as error:  # nothing was sent
+            log.warning("[%s] an answer is made once more: %s", head.request_id, error)
+            release(answer)
+            return False
+        if answer.status == 200 and lane.may_learn_frames(asked):
+            service.learn(asked, head, client)
+        if sent is not None:
+            release(answer)
+            self._log(head, client, answer.status, sent, look)
+            return True
+        transfer = begin_transfer(self._stream, outgoing, service.pool, service.watch)
+        if transfer.done.done():
+            self._sent(transfer, outgoing, head, client, look)
+        else:
+            transfer.done.add_done_callback(lambda _: self._sent(transfer, outgoing, head, client, look))
+        return transfer
+
+    def _sent(self, transfer: Transfer, outgoing: Outgoing, head: Head, client: str, look: Look) -> None:
+        release(outgoing.answer)
+        error = transfer.done.exception()
+        status, sent = outgoing.answer.status, max(0, transfer.sent - len(outgoing.head))
+        if isinstance(error, (*GONE, TimeoutError)):
+            status = CLIENT_GONE
+        elif error is not None:
+            text = "[%s] the answer was cut short after %d bytes"
+            log.error(text, head.request_id, sent, exc_info=error)
+        self._log(head, client, status, sent, look)
+
+    def _log(self, head: Head, client: str, status: int, sent: int, look: Look) -> None:
+        seconds = time.monotonic() - look.began
+        self._service.access_log.add(client, head.method, head.path, status, sent, seconds, head.request_id)
 
     def _wait_for(self, transfer: Transfer) -> None:
         """Nothing is read before the answer is complete."""

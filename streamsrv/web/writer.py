@@ -133,20 +133,32 @@ def small_parts(answer: Answer) -> list[bytes | memoryview] | None:
 def send_now(connection: HTTP1Connection, outgoing: Outgoing) -> int | None:
     """Send it at once and finish; returns the payload's length. None: not possible, or not all of it, and
     `begin_transfer` does the rest."""
+    stream = connection.stream
+    if stream.writing():
+        parts = small_parts(outgoing.answer) if outgoing.body else []
+        if parts is None:
+            return None
+        connection.write(b"".join((outgoing.head, *parts)))  # behind what Tornado has to say
+        sent: int | None = sum(map(len, parts))
+    else:
+        sent = send_small(stream, outgoing)
+    if sent is not None:
+        connection.finish()
+    return sent
+
+
+def send_small(stream: IOStream, outgoing: Outgoing) -> int | None:
+    """The same on a stream to which nobody writes, as far as it can be."""
     parts = small_parts(outgoing.answer) if outgoing.body else []
     if parts is None:
         return None
     parts.insert(0, outgoing.head)
-    stream, length = connection.stream, sum(map(len, parts))
-    if stream.writing():
-        connection.write(b"".join(parts))  # behind what Tornado has to say
-    else:
-        with contextlib.suppress(OSError):  # full, or broken: the transfer finds out which
-            outgoing.sent = stream.socket.sendmsg(parts)
-        if outgoing.sent < length:
-            outgoing.rest = b"".join(parts)[outgoing.sent :]
-            return None
-    connection.finish()
+    length = sum(map(len, parts))
+    with contextlib.suppress(OSError):  # full, or broken: the transfer finds out which
+        outgoing.sent = stream.socket.sendmsg(parts)
+    if outgoing.sent < length:
+        outgoing.rest = b"".join(parts)[outgoing.sent :]
+        return None
     return length - len(outgoing.head)
 
 
