@@ -11,13 +11,15 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from perf import data, servers
+from perf.load import Client, together
 from perf.measures import Size, store_study
 from perf.pixel_data import LOOP_FRAMES, jpeg_slide, long_loop, native_loop
 from perf.report import Claim, Finding, Row, median_row
 from perf.servers import MemorySampler, Server
-from perf.transcodes import Question, claimed, ct, frames_as, once
+from perf.transcodes import CLIENTS, Question, claimed, ct, frames_as, once
 
 ROUNDS = 25
 LOOP_GROWTH = 100  # MB, the pixel processes included
@@ -66,6 +68,8 @@ def _multi_frames(size: Size, both: Sequence[Server], rounds: int) -> Iterator[F
         for question in questions:
             measure = f"{question.name} ({count} frames, {body.length / 1e6:.0f} MB)"
             yield from _one_of_many(measure, question, both, rounds, body, count)
+            if question is RENDERED_TILE:
+                yield from _many_at_once(measure, question, both, rounds, body, count)
 
 
 def _one_of_many(
@@ -82,6 +86,25 @@ def _one_of_many(
         ours = statistics.median(times["streamsrv"])
         yield Claim(f"{question.name} takes a few milliseconds", ours, "ms", at_most=TILE_MILLISECONDS)
     yield from claimed(question, measure, times)
+
+
+def _many_at_once(
+    measure: str, question: Question, both: Sequence[Server], rounds: int, body: data.Body, count: int
+) -> Iterator[Finding]:
+    """Other ones, by several clients: each asks Orthanc once, and this server as often as alone."""
+    for clients in CLIENTS:
+        for server in both:
+            asked = rounds * clients if server.name == "streamsrv" else clients
+            numbers = [count - (clients * rounds + n) * 7 % count for n in range(asked)]
+            paths = [body.keys[0].path + question.path.format(n=number) for number in numbers]
+            work = [partial(_asked, server, path, question.accept) for path in paths]
+            rate = asked / together(clients, server.address, work)
+            yield Row(measure, f"{server.name}, {clients} at once", rate, "a second")
+
+
+def _asked(server: Server, path: str, accept: str, client: Client) -> None:
+    if client.get(server.prefix + path, accept, keep=True).status != 200:
+        raise RuntimeError(path)
 
 
 def _loop(size: Size) -> Iterator[Finding]:

@@ -1,20 +1,21 @@
 """The processes that decode, encode and render pixels, as floor 3 uses them: orders, our errors, two caches.
 
 Strategy: frames are foreign bytes and their decoders C code, so nothing of it runs in a server process
-(framecodecs.pool says how a crash costs one answer). The pool starts with the first frame that needs it, or a
-little earlier, when a client asks for what comes before frames (`warm`): a server that only takes and sends
-what it has stored never pays for it. What was made last is kept up to a limit in bytes, because viewers ask
-for the same frame again: a thumbnail each time a list is shown, a progressive frame once a range.
+(framecodecs.pool says how a crash costs one answer). All workers of a server share the processes. The first
+of them starts with the first frame that needs it, or a little earlier, when a client asks for what comes
+before frames (`warm`): a server that only takes and sends what it has stored never pays for it. What was made
+last is kept up to a limit in bytes, because viewers ask for the same frame again: a thumbnail each time a
+list is shown, a progressive frame once a range.
 
 Rules of this file
 - One frame is made once, however many ask for it meanwhile (`made`). The thread of the loop never waits: it
-  is told what to wait for (WouldBlock.until) and asks again (pixelmakings.py).
+  is told what to wait for (WouldBlock.until) and asks again (pixelmakings.py). Short work that it has ordered
+  comes straight to it (`watch`): no other thread has to wake up in between.
 - Nobody waits for ever: the queue is bounded (Overloaded, 503), every order has a deadline that grows with
   its pixels. An answer that has begun waits for a place in the queue instead of being cut off.
 - An answer that has begun never holds a thread for longer than a TURN: `in_turn` yields None where nothing is
   ready, its answer sends nothing then, and its thread is free for others. However many downloads wait for the
   pixel processes, commits and searches go on.
-- What cannot be decoded is the client's to know (NotAcceptable), not an error of ours.
 - Whoever walks away from `in_turn` cancels what is under way.
 """
 
@@ -28,19 +29,20 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 from framecodecs import errors as codec_errors
 from framecodecs.pool import FramePool, PoolLimits
+from framecodecs.processes import Entrance
 from framecodecs.wireform import Result
-from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError, StreamsrvError, WouldBlock
+from streamsrv.errors import Overloaded, StoreError, WouldBlock
 from streamsrv.pixelmakings import Makings, UnderWay
+from streamsrv.pixelprocesses import RETRY_AFTER, translated
 from streamsrv.pixelwishes import Lookout, Wishes
 from streamsrv.sizedcache import SizedCache as SizedCache
 
-# With a full queue of short orders one second is enough for some to be done.
-RETRY_AFTER = 1
 # The slowest codec (lossy JPEG 2000 of colour) makes over 10 MB of pixels a second on an idle core.
 SLOWEST = 2 << 20
 # How long an answer that has begun waits for a place in the queue.
@@ -49,6 +51,8 @@ PATIENCE = 30.0
 TURN = 0.1
 # Pixels of an order that take a second or so: as long as starting another process.
 WORTH_A_PROCESS = 16 << 20
+# Pixels of an order whose answer the loop takes in itself: a copy of 0.2 ms.
+TAKEN_IN_LOOP = 2 << 20
 DESCRIPTIONS = 16 << 20  # bytes of parsed descriptions; a CT's takes about 10 kB
 
 Tag = TypeVar("Tag")
@@ -95,10 +99,14 @@ def _waited(order: Future[list[Result]] | None) -> Iterator[None]:
         yield None
 
 
+Watch: TypeAlias = Callable[[int, Callable[[], None]], object]
+
+
 class PixelPool:
-    """Thread-safe. `workers` processes at most, the first of them with the first order and each other one
-    when there is something for it to do; `cached` bytes of results kept; `read_ahead` frames made before they
-    are asked for. `loop` is the thread that must never wait."""
+    """Thread-safe. `workers` processes at most, those of `entrance` if there is one: the first of them with
+    the first order and each other one when there is something for it to do; `cached` bytes of results kept;
+    `read_ahead` frames made before they are asked for. `loop` is the thread that must never wait; `watch`,
+    called there, has it call a function whenever a descriptor can be read."""
 
     def __init__(
         self,
@@ -107,9 +115,15 @@ class PixelPool:
         cached: int = 64 << 20,
         loop: int = 0,
         read_ahead: int = 0,
+        *,
+        entrance: Entrance | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._loop = loop
+        self._watch = watch
+        self._watched = False
         self._workers = workers
+        self._entrance = entrance
         self._limits = limits or PoolLimits()
         self._pool: FramePool | None = None
         self._closed = False
@@ -145,7 +159,11 @@ class PixelPool:
             if self._pool is None:
                 if self._closed:
                     raise StoreError("the server is ending")
-                self._pool = FramePool(self._workers, self._limits, first=1, idle=self._became_idle)
+                idle = self._became_idle
+                self._pool = FramePool(
+                    self._workers, self._limits, first=1, idle=idle, entrance=self._entrance
+                )
+                self._pool.warm()
             return self._pool
 
     def _deadline(self, order: Order) -> float:
@@ -153,7 +171,12 @@ class PixelPool:
 
     def submit(self, order: Order) -> Future[list[Result]]:
         """Wait for it with `results`."""
-        return self._submitted(self._running().submit, order)
+        pool, watch = self._running(), self._watch
+        here = watch is not None and self.in_loop and order.pixels <= TAKEN_IN_LOOP
+        if watch is not None and here and not self._watched:
+            watch(pool.arrivals.fileno(), pool.receive)
+            self._watched = True
+        return self._submitted(partial(pool.submit, here=True) if here else pool.submit, order)
 
     def _submitted(self, submit: Callable[..., Submitted], order: Order) -> Submitted:
         try:
@@ -241,8 +264,12 @@ class PixelPool:
             self._lookout.call()
 
     def _is_idle(self) -> bool:
-        pool = self._pool
-        return pool is not None and pool.is_idle
+        return (pool := self._pool) is not None and pool.is_idle_but(self._kept())
+
+    def _kept(self) -> int:
+        """How many processes are left idle: none for whoever walks alone. While others are about, one of them
+        might ask for something else, and would have to wait for what nobody has asked for."""
+        return 0 if self.wishes.is_alone else 1
 
     def _make_ahead(self, making: Making) -> None:
         """By a process that would be idle."""
@@ -250,7 +277,7 @@ class PixelPool:
             self._begun(making, self._submit_if_idle)
 
     def _submit_if_idle(self, order: Order) -> Future[list[Result]]:
-        future = self._submitted(self._running().submit_if_idle, order)
+        future = self._submitted(partial(self._running().submit_if_idle, kept=self._kept()), order)
         if future is None:
             raise _NobodyIdle("no process is idle", RETRY_AFTER)
         return future
@@ -309,16 +336,3 @@ class PixelPool:
         self._lookout.close()
         if pool is not None:
             pool.close()
-
-
-def translated(error: codec_errors.FrameCodecError) -> StreamsrvError:
-    """Their error as one of ours, with its HTTP status."""
-    match error:
-        case codec_errors.QueueFull():
-            return Overloaded("too many frames are waiting to be decoded", RETRY_AFTER)
-        case codec_errors.RenderingError():
-            return BadRequest(f"this cannot be drawn: {error.detail}")
-        case codec_errors.WorkCancelled():
-            return StoreError("the work was cancelled")
-        case _:
-            return NotAcceptable(f"the pixels cannot be sent in this form: {error.detail}", ())

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
@@ -25,6 +26,7 @@ from streamsrv.errors import StreamsrvError
 log = logging.getLogger("streamsrv.pixels")
 
 WALKS = 8
+COMPANY = 1.0  # seconds
 
 Wished = TypeVar("Wished")
 
@@ -77,6 +79,20 @@ class Wishes(Generic[Wished]):
         self._lock = threading.Lock()
         self._stepping = threading.Lock()
         self._closed = False
+        self._seen: tuple[Hashable, float] = (None, -COMPANY)
+        self._another = -COMPANY  # when the walk was another one than just before
+
+    def see(self, walk: Hashable) -> None:
+        """Something of it was asked for."""
+        now, (before, when) = time.monotonic(), self._seen
+        if walk != before:
+            self._another = when
+        self._seen = walk, now
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody has gone another way lately."""
+        return time.monotonic() - self._another > COMPANY
 
     def put(self, walk: Hashable, wish: Iterator[Wished]) -> None:
         with self._lock:

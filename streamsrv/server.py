@@ -8,6 +8,7 @@ the supervisor is gone. One byte on `--status` says ready.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import logging
 import os
@@ -19,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from framecodecs.pool import PoolLimits
+from framecodecs.processes import Entrance
 from streamsrv import config, search
 from streamsrv import retrieve as retrieving
 from streamsrv.dicom.window import ReadLimits
@@ -28,6 +29,7 @@ from streamsrv.ingest import Ingest, IngestLimits
 from streamsrv.ingest import response as store_response
 from streamsrv.ingest.derivation import Remembered
 from streamsrv.pixelpool import PixelPool
+from streamsrv.pixelprocesses import pixel_limits, pixel_processes
 from streamsrv.retrieve.hot_frames import hot_frames
 from streamsrv.search import SearchLimits
 from streamsrv.settings import Settings
@@ -63,14 +65,18 @@ def ingest_limits(settings: Settings) -> IngestLimits:
     )
 
 
-def pixel_pool(settings: Settings) -> PixelPool:
-    """Called in the thread of the loop, which the pool will refuse to keep waiting."""
-    cores = os.cpu_count() or 1
-    share = cores // max(settings.workers or cores, 1)
-    workers = settings.pixel_workers or max(min(cores, 2), share)
-    limits = PoolLimits(settings.pixel_queue, settings.pixel_deadline, settings.pixel_memory)
-    loop = threading.get_ident()
-    return PixelPool(workers, limits, settings.pixel_cache, loop=loop, read_ahead=settings.read_ahead)
+def pixel_pool(settings: Settings, entrance: Entrance | None = None) -> PixelPool:
+    """Called in the thread of the loop, which the pool will refuse to keep waiting. Without an entrance to
+    the processes that all workers share, it has processes of its own."""
+    return PixelPool(
+        pixel_processes(settings),
+        pixel_limits(settings),
+        settings.pixel_cache,
+        threading.get_ident(),
+        settings.read_ahead,
+        entrance=entrance,
+        watch=lambda descriptor, call: asyncio.get_running_loop().add_reader(descriptor, call),
+    )
 
 
 def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
@@ -140,20 +146,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--listen", type=int, action="append", required=True, help="descriptor of a listening socket"
     )
+    parser.add_argument(
+        "--pixels",
+        type=int,
+        nargs=len(Entrance._fields),
+        help="descriptors by which pixel processes are reached",
+    )
     parser.add_argument("--status", type=int, required=True, help="descriptor to report readiness to")
     parsed = parser.parse_args(arguments)
-    for descriptor in (*parsed.listen, parsed.status):
+    for descriptor in (*parsed.listen, *(parsed.pixels or ()), parsed.status):
         os.set_inheritable(descriptor, False)
     settings = read_settings(STDIN)
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_LINE, stream=sys.stderr)
     raise_descriptor_limit()
     listeners = [socket.socket(fileno=descriptor) for descriptor in parsed.listen]
+    entrance = Entrance(*parsed.pixels) if parsed.pixels else None
     # What is there now stays: looking through all of it again and again stopped the loop for 40 ms each time.
     gc.freeze()
     try:
         with (
             Store.open(Path(settings.data), store_options(settings), read_only=settings.read_only) as store,
-            closing(pixel_pool(settings)) as pool,
+            closing(pixel_pool(settings, entrance)) as pool,
         ):
             run(
                 settings,

@@ -161,9 +161,8 @@ class Settings:
     pixel_workers: int = setting(
         0,
         "processes",
-        "That decode, encode and render frames, at most, for each worker: one is started when metadata or a "
-        "frame are asked for, others when there is work for them. 0: as many as make one a core over all "
-        "workers, and two at least, so that one client can keep two cores busy.",
+        "That decode, encode and render frames, at most, for all workers together: one is started when "
+        "metadata or a frame are asked for, others when there is work for them. 0: one a core.",
     )
     pixel_queue: int = setting(
         32,

@@ -1,5 +1,5 @@
 """The parent of the workers: holds the store's lock and the listening sockets, starts workers, restarts those
-that die, ends them all.
+that die, ends them all. So does it with the pixel processes, which all workers share (framecodecs.processes).
 
 Strategy: one loop over a few descriptors, without threads and without SIGCHLD. Each worker has a status pipe:
 a byte on it says ready, its end says that the worker is gone. Signals arrive through a wake-up pipe. The
@@ -11,10 +11,12 @@ Rules of this file
 - A worker that dies is restarted at once if it had lived, else with growing pauses. START_ATTEMPTS deaths in
   a row before readiness, or an exit with a code before all have been ready once, end the server with an exit
   code: whoever started it has to know.
+- Pixel processes end after the workers, which may have answers to finish.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import selectors
@@ -27,8 +29,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from framecodecs.processes import Processes
 from streamsrv import __version__, config
 from streamsrv.errors import StreamsrvError
+from streamsrv.pixelprocesses import pixel_limits, pixel_processes
 from streamsrv.settings import Settings
 from streamsrv.store.store import Store
 from streamsrv.web.hosts import is_loopback
@@ -77,15 +81,18 @@ class Supervisor:
     serving: bool = False  # all workers have been ready once
     ending: float | None = None  # when patience ends
     exit_code: int = 0
+    pixels: Processes | None = None
 
     def run(self) -> int:
         """Until told to end, or until workers cannot start; returns the exit code."""
         self.places = [Place() for _ in range(worker_count(self.settings))]
-        with wake_up_pipe(self.selector):
+        limits, count = pixel_limits(self.settings), pixel_processes(self.settings)
+        self.pixels = Processes(count, limits, self.selector, pixel_process_died)
+        with wake_up_pipe(self.selector), contextlib.closing(self.pixels):
             while self.ending is None or any(place.worker for place in self.places):
                 self._start_due()
                 for key, _ in self.selector.select(self._patience()):
-                    self._heard(key.data, key.fd)
+                    key.data() if callable(key.data) else self._heard(key.data, key.fd)
                 self._kill_late()
         self.selector.close()
         return self.exit_code
@@ -105,8 +112,11 @@ class Supervisor:
         command = [sys.executable, "-m", "streamsrv.server", "--status", str(their_status)]
         for descriptor in listening:
             command += ["--listen", str(descriptor)]
+        pixels = self.pixels.entrance if self.pixels is not None else ()
+        command += ["--pixels", *map(str, pixels)] if pixels else []
+        passed = (*listening, *pixels, their_status)
         try:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(*listening, their_status))
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=passed)
         finally:
             os.close(their_status)
         assert process.stdin is not None
@@ -210,6 +220,10 @@ class wake_up_pipe:
         self._selector.unregister(self._read)
         os.close(self._read)
         os.close(self._write)
+
+
+def pixel_process_died(pid: int, code: int) -> None:
+    log.warning("pixel process %d ended with %s", pid, describe(code))
 
 
 def describe(code: int) -> str:

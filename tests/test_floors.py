@@ -35,6 +35,7 @@ FLOORS = {
     "streamsrv.search": 3,
     "streamsrv.pixelpool": 3,
     "streamsrv.pixelmakings": 3,
+    "streamsrv.pixelprocesses": 3,
     "streamsrv.pixelwishes": 3,
     "streamsrv.sizedcache": 3,
     "streamsrv.web": 4,

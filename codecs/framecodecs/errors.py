@@ -9,9 +9,10 @@
     |-- RenderingError       what was asked for cannot be drawn: a window, viewport or table without sense
     `-- PoolError            the work was not done, whatever it was
         |-- QueueFull        too much is waiting already: try again later
+        |-- Unavailable      no process is there for it, or can be started: try again later
         |-- DeadlineExceeded the worker was stopped after its time was over
         |-- MemoryExceeded   the worker asked for more memory than it may have
-        |-- WorkerCrashed    the worker died of the work (`exit_code` is negative for a signal)
+        |-- WorkerCrashed    the worker died of the work
         `-- WorkCancelled    nobody wanted the answer any more
 
 Nothing else comes out of decode, encode, transcode or the pool's futures, whatever bytes go in. No message
@@ -65,6 +66,10 @@ class QueueFull(PoolError):
     pass
 
 
+class Unavailable(PoolError):
+    pass
+
+
 class DeadlineExceeded(PoolError):
     pass
 
@@ -74,11 +79,7 @@ class MemoryExceeded(PoolError):
 
 
 class WorkerCrashed(PoolError):
-    """`exit_code` as the operating system reports it: negative is the number of a signal."""
-
-    def __init__(self, detail: str, exit_code: int | None = None) -> None:
-        super().__init__(detail)
-        self.exit_code = exit_code
+    pass
 
 
 class WorkCancelled(PoolError):

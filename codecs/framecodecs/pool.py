@@ -1,180 +1,95 @@
 """A pool of decoding processes: a codestream that crashes, hangs or grows costs one answer and nobody else's.
 
-    submit -> an idle worker process, else a bounded queue -> the thread of a slot -> Future
+    submit -> queue of the kernel -> an idle process -> socket of the order -> Submitted, which is a Future
 
-- Processes are started by executing Python anew, never forked, so they inherit no locks, no index, no
-  sockets. `first` of them at once; each of the others when an order has to wait for the ones before it.
-- Whoever has taken an idle slot has its worker alone and waits for it. Past the deadline, or when the work is
-  cancelled, the process is killed and another one started; the answer is an error. A worker that died of its
-  work is replaced the same way.
-- `submit` never waits: an order for a worker that is ready is sent by its caller, so that the process works
-  before any other thread has woken up; the slot's thread waits for the answer.
-- Futures are `concurrent.futures.Future`, so an event loop can wait for them without this module knowing any.
+- Several pools may share processes, by an Entrance (processes.py). Without one, a pool has its own.
+- An order waits in the kernel, with its frames in a memory file, and any process takes it. So whoever submits
+  it wakes the process, and no process is ever idle while there is an order.
+- A process that died of its work, or was ended at its deadline, closes the socket of that order, and that is
+  the answer. When a pool dies, its orders are dropped as soon as a process comes upon them.
+- `submit` never waits. One thread waits for all answers; those of orders that are submitted `here` come when
+  whoever has a loop, and watches `arrivals`, calls `receive`: no thread has to wake up in between.
 - One order holds several frames: hand-over costs the same for one frame as for eight small ones.
 """
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
-import queue
+import select
+import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
-from framecodecs.errors import DeadlineExceeded, PoolError, QueueFull, WorkCancelled, WorkerCrashed
-from framecodecs.process import PoolLimits as PoolLimits
-from framecodecs.process import WorkerProcess
-from framecodecs.wireform import Result, Work
+from framecodecs.errors import PoolError, QueueFull, Unavailable, WorkCancelled, WorkerCrashed
+from framecodecs.memoryfiles import MemoryFiles
+from framecodecs.orders import Submitted
+from framecodecs.processes import ABSENT, BUSY, END, FIRST, IDLE, LATE, MORE, STARTING, Entrance, Processes
+from framecodecs.processes import PoolLimits as PoolLimits
+from framecodecs.wireform import Order, Result, Work, put_frames
 
 Answer = Future[list[Result]]
-UNWANTED = "nobody waits for this any more"
-
-
-@dataclass(eq=False)
-class _Job:
-    """`begun` says that its order was sent, or that sending it failed, for which there is `error` then."""
-
-    work: Work
-    frames: Sequence[bytes | memoryview]
-    arguments: tuple[Any, ...]
-    deadline: float
-    future: Answer = field(default_factory=Future)
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    begun: bool = False
-    error: Exception | None = None
-
-
-class _Slot:
-    """A place for one worker; used by one thread at a time, but for `stop`."""
-
-    def __init__(self, limits: PoolLimits) -> None:
-        self.limits = limits
-        self.worker: WorkerProcess | None = None
-        self.job: _Job | None = None
-        self.lock = threading.Lock()
-        # For the slot's thread; None is the end.
-        self.inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-
-    def start(self) -> WorkerProcess:
-        """A worker that may still be importing."""
-        if self.worker is not None and self.worker.is_spent(self.limits.lifetime):
-            self.stop_worker()
-        if self.worker is None:
-            self.worker = WorkerProcess(self.limits)
-        return self.worker
-
-    def ready_worker(self) -> WorkerProcess:
-        worker = self.start()
-        try:
-            worker.wait_until_ready(self.limits.starting)
-        except PoolError:
-            self.stop_worker()
-            raise
-        return worker
-
-    def begin(self, job: _Job, cores: int) -> None:
-        """By whoever submits it: sends the order to a worker that is ready. Otherwise the thread does."""
-        worker = self.worker
-        if worker is None or not worker.ready or worker.is_spent(self.limits.lifetime):
-            return
-        if not job.future.set_running_or_notify_cancel():
-            return
-        job.begun = True
-        try:
-            self._send(worker, job, cores)
-        except Exception as error:
-            job.error = error
-
-    def _send(self, worker: WorkerProcess, job: _Job, cores: int) -> None:
-        with self.lock:
-            self.job = job
-        if job.cancelled.is_set():
-            raise WorkCancelled(UNWANTED)
-        worker.send(job.work, job.frames, job.arguments, job.deadline, cores)
-        job.frames = ()  # they are in the worker's memory file
-
-    def perform(self, job: _Job, cores: int) -> list[Result]:
-        """Blocking: the whole of it, or what is left when it has begun."""
-        try:
-            if not job.begun:
-                self._send(self.ready_worker(), job, cores)
-            elif job.error is not None:
-                raise job.error
-            if self.worker is None:
-                raise WorkCancelled(UNWANTED)
-            return self.worker.receive(job.deadline)
-        except (WorkerCrashed, DeadlineExceeded, OSError) as error:
-            self.stop_worker()
-            if job.cancelled.is_set():
-                raise WorkCancelled(UNWANTED) from error
-            raise error if isinstance(error, PoolError) else WorkerCrashed(str(error)) from error
-        finally:
-            with self.lock:
-                self.job = None
-            if job.cancelled.is_set():
-                self.stop_worker()  # it may have been killed just after it had answered
-
-    def stop_worker(self) -> None:
-        with self.lock:
-            worker, self.worker = self.worker, None
-        if worker is not None:
-            worker.close()
-
-    def stop(self, job: _Job) -> None:
-        """From any thread: kills the worker if it is busy with this job."""
-        with self.lock:
-            if self.job is job and self.worker is not None:
-                self.worker.kill()
+Frames = Sequence[bytes | memoryview]
+TICK = 0.25  # seconds between looks at what does not tell by itself, as long as there is something to look at
+GRACE = 2.0  # seconds after its deadline that a process has to end by its own timer
 
 
 class FramePool:
-    """`workers` processes at most, `first` of them (all, if it is not said) started at once in the
-    background. `idle` is called when a process has nothing to do, by its thread: an order that came meanwhile
-    would wait, so it returns at once. Thread-safe; use it as a context manager or close it."""
+    """`workers` processes of its own at most, `first` of them (all, if it is not said) started at once; or
+    those of `entrance`. `idle` is called when a process has nothing to do, by the thread that others wait
+    for: it returns at once. Thread-safe; use it as a context manager or close it."""
 
     def __init__(
         self,
-        workers: int,
+        workers: int | None = None,
         limits: PoolLimits | None = None,
         *,
         first: int | None = None,
         idle: Callable[[], None] = lambda: None,
+        entrance: Entrance | None = None,
     ) -> None:
         self.limits = limits or PoolLimits()
-        self._slots = [_Slot(self.limits) for _ in range(workers)]
-        self._unstarted = deque(self._slots)
-        # The one used last is taken first: its memory is in a cache. One whose process has just been replaced
-        # is taken last, because an order waits for its start.
-        self._idle: list[_Slot] = []
-        self._waiting: deque[_Job] = deque()
-        self._open: dict[Answer, _Job] = {}
-        self._lock = threading.Lock()
-        self._given_back = threading.Condition(self._lock)
-        self._closed = False
+        self._own: threading.Thread | None = None
+        if entrance is None:
+            entrance = self._own_processes(workers or 1, first)
+        self._board = mmap.mmap(entrance.board, 0)
+        self._queue = socket.socket(fileno=os.dup(entrance.orders))
+        self._asking = os.dup(entrance.asking)
         self._tell_idle = idle
+        self._open: dict[int, Submitted] = {}  # by the descriptor of its socket
+        self._files = MemoryFiles()
+        self._lock = threading.Lock()
+        self._closed = False
         self._cores = len(os.sched_getaffinity(0))
-        self._threads: list[threading.Thread] = []
-        for _ in range(workers if first is None else first):
-            self._start_next()
+        self._looking = self._asleep = False
+        self._last_there = time.monotonic()
+        self._wake = os.eventfd(0)
+        self._answers, self.arrivals = select.epoll(), select.epoll()
+        self._answers.register(self._wake, select.EPOLLIN)
+        self._thread = threading.Thread(target=self._serve, name="frames", daemon=True)
+        self._thread.start()
 
-    def _start_next(self) -> None:
-        """Raises RuntimeError if no thread can be started, and nothing has changed then."""
-        slot, number = self._unstarted[0], len(self._threads)
-        thread = threading.Thread(target=self._serve, args=(slot,), name=f"frames-{number}", daemon=True)
-        thread.start()
-        self._threads.append(thread)
-        self._unstarted.popleft()
+    def _own_processes(self, workers: int, first: int | None) -> Entrance:
+        processes = Processes(workers, self.limits)
+        processes.start(workers if first is None else first)
+        self._own = threading.Thread(target=processes.serve, name="frames-processes", daemon=True)
+        self._own.start()
+        return processes.entrance
 
     def __enter__(self) -> FramePool:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @property
+    def most(self) -> int:
+        """Processes."""
+        return len(self._board)
 
     @property
     def unfinished(self) -> int:
@@ -184,154 +99,252 @@ class FramePool:
     @property
     def is_idle(self) -> bool:
         """Whether a process has nothing to do, and so nobody waits."""
-        return bool(self._idle)
+        return self.is_idle_but(0)
+
+    def is_idle_but(self, kept: int) -> bool:
+        """Whether more than `kept` processes have nothing to do. While other pools have orders under way, one
+        more is theirs: whoever sends the next one should not wait for what is done in advance."""
+        board, waiting = self._board[:], self._waiting()
+        have_others = board.count(BUSY) > len(self._open) - waiting
+        return board.count(IDLE) - waiting > kept + have_others
+
+    def _waiting(self) -> int:
+        return sum(order.begun() is None for order in list(self._open.values()))
+
+    def _ask(self, how_many: bytes) -> None:
+        with contextlib.suppress(OSError):  # whoever is there does it
+            os.write(self._asking, how_many)
+
+    def warm(self) -> None:
+        """Orders will come soon: one process is started, if there is none."""
+        self._ask(FIRST)
 
     def look(self) -> None:
-        """Calls `idle` if a process has nothing to do. If there is none, another one is started as long as
-        there may be more."""
-        with self._lock:
-            is_idle = self.is_idle
-            if not is_idle and not self._closed:
-                self._grow(len(self._open) + 1)
-        if is_idle:
+        """Calls `idle` if a process has nothing to do, or soon after one has. If there is none, another one
+        is started as long as there may be more."""
+        if self.is_idle:
             self._tell_idle()
+            return
+        self._looking = True
+        self._grow(1)
+        self._rouse()
 
-    def _grow(self, wanted: int) -> None:
-        """Processes that are still starting count."""
-        if self._unstarted and wanted > len(self._threads):
-            with contextlib.suppress(RuntimeError):  # those that are there do it
-                self._start_next()
+    def _grow(self, more: int = 0) -> None:
+        board = self._board[:]
+        there = board.count(IDLE) + board.count(STARTING)
+        if ABSENT in board and self._waiting() + more > there:
+            self._ask(MORE)
+
+    def _rouse(self) -> None:
+        if self._asleep:
+            os.eventfd_write(self._wake, 1)
+
+    # Orders
 
     def submit(
-        self,
-        work: Work,
-        frames: Sequence[bytes | memoryview],
-        *arguments: Any,
-        deadline: float | None = None,
+        self, work: Work, frames: Frames, *arguments: Any, deadline: float | None = None, here: bool = False
     ) -> Answer:
-        """Has `work(frames, *arguments)` done by a worker; QueueFull instead of waiting longer than `waiting`
-        orders."""
-        job = _Job(work, frames, arguments, deadline or self.limits.deadline)
-        slot = self._admit(job)
-        if slot is not None:
-            self._begin(slot, job)
-        return job.future
+        """Has `work(frames, *arguments)` done by a process; raises QueueFull if `waiting` orders of this pool
+        wait already, Unavailable if nobody could take it. `here`: who watches `arrivals` will receive it."""
+        self._check_place()
+        return self._submitted(work, frames, arguments, deadline, self.arrivals if here else self._answers)
 
     def submit_if_idle(
+        self, work: Work, frames: Frames, *arguments: Any, deadline: float | None = None, kept: int = 0
+    ) -> Answer | None:
+        """As `submit`, by a process that has nothing to do; None if there are no more than `kept`."""
+        if self._closed or not self.is_idle_but(kept):
+            return None
+        return self._submitted(work, frames, arguments, deadline, self._answers, in_advance=True)
+
+    def _check_place(self) -> None:
+        """Those that were sent in advance take nobody's place."""
+        if self._closed:
+            raise Unavailable("the pool is closed")
+        if (
+            sum(not order.in_advance for order in list(self._open.values()))
+            >= self.limits.waiting + self.most
+        ):
+            raise QueueFull(f"{self.limits.waiting} orders are waiting already")
+
+    def _submitted(
         self,
         work: Work,
-        frames: Sequence[bytes | memoryview],
-        *arguments: Any,
-        deadline: float | None = None,
-    ) -> Answer | None:
-        """As `submit`, by a process that has nothing to do; None if there is none."""
-        job = _Job(work, frames, arguments, deadline or self.limits.deadline)
-        slot = self._admit(job, waits=False)
-        if slot is None:
-            return None
-        self._begin(slot, job)
-        return job.future
-
-    def _begin(self, slot: _Slot, job: _Job) -> None:
-        slot.begin(job, self._cores_for_one())
-        slot.inbox.put(job)
-
-    def _admit(self, job: _Job, *, waits: bool = True) -> _Slot | None:
-        """A slot for it, else if it waits a place in the queue."""
-        with self._lock:
-            if self._closed:
-                raise PoolError("the pool is closed")
-            if len(self._open) >= self.limits.waiting + len(self._slots):
-                raise QueueFull(f"{len(self._open)} orders are waiting already")
-            slot = self._idle.pop() if self._idle else None
-            if slot is None and not waits:
-                return None
-            self._open[job.future] = job
-            if slot is None:
-                self._waiting.append(job)
-                self._grow(len(self._open))
-        job.future.add_done_callback(self._finished)
-        return slot
-
-    def _finished(self, future: Answer) -> None:
-        with self._lock:
-            job = self._open.pop(future, None)
-            if job is not None and future.cancelled() and job in self._waiting:
-                self._waiting.remove(job)
-
-    def _serve(self, slot: _Slot) -> None:
-        """The thread of a slot. The first order should not wait for imports."""
-        with contextlib.suppress(PoolError, OSError):
-            slot.ready_worker()
-        self._give_back(slot)
-        while (job := slot.inbox.get()) is not None:
-            self._answer(slot, job)
-
-    def _answer(self, slot: _Slot, job: _Job) -> None:
-        """Blocking; the slot is free afterwards."""
+        frames: Frames,
+        arguments: tuple[Any, ...],
+        deadline: float | None,
+        told: select.epoll,
+        in_advance: bool = False,
+    ) -> Submitted:
+        file = self._files.take()
         try:
-            if job.begun or (not job.future.cancelled() and job.future.set_running_or_notify_cancel()):
-                self._fulfil(job, slot)
-        finally:
-            with contextlib.suppress(OSError):
-                if not self._closed:
-                    slot.start()  # imports while nobody waits for it
-            self._give_back(slot)
-
-    def _fulfil(self, job: _Job, slot: _Slot) -> None:
-        try:
-            results = slot.perform(job, self._cores_for_one())
-        except BaseException as error:
-            job.future.set_exception(error)
-        else:
-            job.future.set_result(results)
+            seconds = self.limits.deadline if deadline is None else deadline
+            what = Order(work, arguments, put_frames(file, frames), seconds, self._cores_for_one())
+            order = Submitted(file, what, told, in_advance)
+        except BaseException:
+            os.close(file)
+            raise
+        order.add_done_callback(self._taken_back)
+        self._send(order)
+        return order
 
     def _cores_for_one(self) -> int:
         """For the libraries that can use several: all while nobody else waits for one."""
-        return self._cores if len(self._open) == 1 else 1
+        return 1 if self._open or BUSY in self._board[:] else self._cores
 
-    def _give_back(self, slot: _Slot) -> None:
-        """To whoever has waited longest."""
+    def _send(self, order: Submitted) -> None:
         with self._lock:
-            if self._waiting and not self._closed:
-                slot.inbox.put(self._waiting.popleft())
-                return
-            is_ready = slot.worker is not None and slot.worker.ready
-            self._idle.insert(len(self._idle) if is_ready else 0, slot)
-            self._given_back.notify_all()
-        self._tell_idle()
+            if self._closed:
+                os.close(order.close())
+                raise Unavailable("the pool is closed")
+            self._open[order.descriptor] = order
+            order.told.register(order.descriptor, select.EPOLLIN)
+        try:
+            order.send(self._queue)
+        except BlockingIOError:
+            self._end(order)
+            raise QueueFull("orders of others are waiting already") from None
+        except OSError as error:
+            self._end(order)
+            raise Unavailable(f"no process can take it: {error.strerror}") from error
+        self._grow()
+        self._rouse()
 
-    def cancel(self, future: Answer) -> None:
-        """Nobody wants this answer: takes it from the queue, or kills the worker that is busy with it."""
+    def _taken_back(self, order: Answer) -> None:
+        """A process that comes upon it drops it."""
+        if order.cancelled() and isinstance(order, Submitted):
+            order.set_running_or_notify_cancel()  # tells those who wait
+            self._end(order)
+
+    def _claim(self, order: Submitted) -> bool:
+        """Whether it is the caller's to end."""
         with self._lock:
-            job = self._open.get(future)
-        if job is None or future.cancel():
+            if self._open.get(order.descriptor) is not order:
+                return False
+            del self._open[order.descriptor]
+            order.told.unregister(order.descriptor)
+            return True
+
+    def _end(self, order: Submitted) -> bool:
+        """Without an answer; whether it was still under way. A process may yet write into its file."""
+        if not self._claim(order):
+            return False
+        os.close(order.close())
+        return True
+
+    def cancel(self, order: Answer) -> None:
+        """Nobody wants this answer: takes it from the queue, or kills the process that is busy with it."""
+        if order.cancel() or order.done() or not isinstance(order, Submitted):
             return
-        job.cancelled.set()
-        for slot in self._slots:
-            slot.stop(job)
+        order.kill()
+        self._fail(order, WorkCancelled("nobody waits for this any more"))
+
+    def _fail(self, order: Submitted, error: PoolError) -> None:
+        if self._end(order):
+            with contextlib.suppress(InvalidStateError):  # it was cancelled just now
+                order.set_exception(error)
+
+    # Answers
+
+    def receive(self) -> None:
+        """Whatever has come to `arrivals`; returns at once."""
+        for descriptor, _ in self.arrivals.poll(0):
+            self._receive(descriptor)
+
+    def _receive(self, descriptor: int) -> None:
+        order = self._open.get(descriptor)
+        message = None if order is None else order.received()
+        if order is None or message is None or not self._claim(order):
+            return
+        results, error = [], None
+        if not message and order.may_be_sent_anew():
+            self._send_anew(order)
+            return
+        try:
+            results = order.results(message)
+        except Exception as raised:
+            error = raised
+        # A process that has answered has the file no more, if it can be believed.
+        done_with = os.close if not message or isinstance(error, WorkerCrashed) else self._files.give_back
+        done_with(order.close())
+        with contextlib.suppress(InvalidStateError):  # it was cancelled just now
+            order.set_exception(error) if error else order.set_result(results)
+        if self.is_idle:
+            self._tell_idle()
+
+    def _send_anew(self, order: Submitted) -> None:
+        """A process that was about to end had taken it."""
+        try:
+            order.connection.close()
+            order.connect()
+            self._send(order)
+        except PoolError as error:
+            with contextlib.suppress(InvalidStateError):
+                order.set_exception(error)
+
+    def _serve(self) -> None:
+        """The thread. It sleeps when nothing has happened for a while and nobody waits."""
+        looked = time.monotonic()
+        while not self._closed:
+            came = self._answers.poll(None if self._asleep else TICK)
+            for descriptor, _ in came:
+                if descriptor == self._wake:
+                    os.eventfd_read(self._wake)
+                    self._asleep = False
+                else:
+                    self._receive(descriptor)
+            if time.monotonic() - looked >= TICK:
+                looked = time.monotonic()
+                self._look_around()
+            if not came:
+                self._asleep = True
+                self._asleep = not (self._open or self._looking)  # whoever came meanwhile has roused us
+
+    def _look_around(self) -> None:
+        if self._looking and self.is_idle:
+            self._looking = False
+            self._tell_idle()
+        now, board = time.monotonic(), self._board[:]
+        if IDLE in board or BUSY in board:
+            self._last_there = now
+        elif self._waiting():
+            self._ask(LATE)
+        for order in list(self._open.values()):
+            begun = order.begun()
+            if begun is not None and now > begun.at + order.deadline + GRACE:
+                order.kill()
+                self._fail(order, order.too_late())
+            elif begun is None and now > max(order.sent, self._last_there) + self.limits.starting:
+                self._fail(order, Unavailable("no process could be started"))
+        self._grow()
 
     def wait_until_ready(self, seconds: float = 60.0) -> bool:
         """Whether all processes, also those that nobody needed so far, have started within that time."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if all(slot.worker is not None and slot.worker.ready for slot in self._slots):
+            if not self._board[:].strip(IDLE + BUSY):
                 return True
             time.sleep(0.01)
         return False
 
     def close(self) -> None:
-        """Cancels everything and ends all processes."""
+        """Cancels everything, and ends the processes if they are its own."""
         with self._lock:
-            self._closed = True
-            jobs = list(self._open)
-        for future in jobs:
-            self.cancel(future)
-        with self._lock:
-            self._given_back.wait_for(lambda: len(self._idle) == len(self._threads))
-        for slot in self._slots:
-            slot.inbox.put(None)
-        for thread in self._threads:
-            thread.join()
-        for slot in self._slots:
-            slot.stop_worker()
+            already, self._closed = self._closed, True
+        if already:
+            return
+        if self._own is not None:
+            self._ask(END)
+            self._own.join()
+        for order in list(self._open.values()):
+            if not order.cancel():
+                self._fail(order, WorkCancelled("the pool is closed"))
+        os.eventfd_write(self._wake, 1)
+        self._thread.join()
+        self._files.close()
+        self._queue.close()
+        self._answers.close()
+        self.arrivals.close()
+        self._board.close()
+        os.close(self._asking)
+        os.close(self._wake)

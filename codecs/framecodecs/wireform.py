@@ -1,34 +1,43 @@
-"""How the pool and its workers talk: small messages through a socket pair, frames through a memory file
-beside it.
+"""How pools and processes talk: a small message through a socket, all else in a memory file of the order.
 
-    pool -> worker   pickle: Order(function, arguments, sizes of the frames, deadline, cores)
-    worker -> pool   JSON: {"sizes": [...], "infos": [...]} or {"error": name, "detail": ..., "hint": ...}
+    pool -> queue    PLACES: where the order lies in its file; with it go two descriptors, the file and one
+                     end of a socket pair
+    process -> pool  PLACES: where the answer lies in the file; through that socket, which ends unsaid with
+                     the process, and with it the order
+
+    the file         BEGUN | frames, back to back | what is said of them
+    of an order      pickle: Order(function, arguments, sizes of the frames, deadline, cores)
+    of an answer     JSON: {"sizes": [...], "infos": [...]} or {"error": name, "detail": ..., "hint": ...}
                      an info is the values of a FrameInfo, in the order of its fields
+    BEGUN            the process that has taken the order, and when, by the monotonic clock; zeros before
 
-The frames of an order lie back to back in the worker's memory file, and so do those of its answer. Both sides
-use pread and pwrite: a page is copied once on each side and nothing is mapped, so a worker that cuts the file
-short gives a short read here, not a bus error. A worker has decoded foreign bytes, so nothing that it says is
-unpickled.
+Both sides use pread and pwrite: a page is copied once on each side and nothing is mapped, so a process that
+cuts the file short gives a short read here, not a bus error. A process has decoded foreign bytes, so nothing
+that it says is unpickled. A file is handed to one process only, so none can touch the frames of another.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from framecodecs.errors import BY_NAME, FrameCodecError, Unsupported, WorkerCrashed
 from framecodecs.frameinfo import FrameInfo
 
 Result = tuple[bytes, FrameInfo | None]
 Work = Callable[..., Sequence[Result]]
-_info_of = lru_cache(maxsize=64)(FrameInfo)  # what a worker says is checked once
+_info_of = lru_cache(maxsize=64)(FrameInfo)  # what a process says is checked once
 _values = attrgetter(*(field.name for field in fields(FrameInfo)))
-KEPT_BYTES = 16 * 2**20  # a memory file that grew beyond this is emptied after its answer
+PLACES = struct.Struct("<QQ")  # offset and length in the file
+_BEGUN = struct.Struct("<qd")
+FRAMES_AT = _BEGUN.size
+LONGEST_SAID = 2**24  # bytes; some thousand frames an order
 
 
 @dataclass(frozen=True)
@@ -42,16 +51,54 @@ class Order:
     cores: int = 1
 
 
+class Begun(NamedTuple):
+    """`pid` is 0 before."""
+
+    pid: int
+    at: float
+
+
+def put_begun(file: int, begun: Begun) -> None:
+    os.pwrite(file, _BEGUN.pack(*begun), 0)
+
+
+def get_begun(file: int) -> Begun:
+    text = os.pread(file, _BEGUN.size, 0)
+    return Begun(*_BEGUN.unpack(text)) if len(text) == _BEGUN.size else Begun(0, 0.0)
+
+
 def put_frames(file: int, frames: Sequence[bytes | memoryview]) -> tuple[int, ...]:
-    """Writes the frames to the beginning of the memory file."""
-    offset = 0
+    """Writes the frames to the file, and gives their sizes."""
+    offset = FRAMES_AT
     for frame in frames:
-        rest = memoryview(frame).cast("B")
-        while rest:
-            written = os.pwrite(file, rest, offset)
-            rest = rest[written:]
-            offset += written
+        offset = _put(file, frame, offset)
     return tuple(memoryview(frame).nbytes for frame in frames)
+
+
+def _put(file: int, what: bytes | memoryview, offset: int) -> int:
+    rest = memoryview(what).cast("B")
+    while rest:
+        written = os.pwrite(file, rest, offset)
+        rest = rest[written:]
+        offset += written
+    return offset
+
+
+def put_said(file: int, text: bytes, sizes: Sequence[int]) -> bytes:
+    """Writes what is said of the frames behind them, and gives the message that tells where."""
+    offset = FRAMES_AT + sum(sizes)
+    _put(file, text, offset)
+    return PLACES.pack(offset, len(text))
+
+
+def get_said(file: int, message: bytes) -> bytes:
+    """Raises WorkerCrashed if the message is none, or too little is there."""
+    if len(message) != PLACES.size:
+        raise WorkerCrashed("a message of another length was promised")
+    offset, size = PLACES.unpack(message)
+    if size > LONGEST_SAID:
+        raise WorkerCrashed("more is said than anybody would")
+    return _get(file, size, offset)
 
 
 def _get(file: int, size: int, offset: int) -> bytes:
@@ -63,13 +110,10 @@ def _get(file: int, size: int, offset: int) -> bytes:
 
 
 def get_frames(file: int, sizes: Sequence[int]) -> list[bytes]:
-    """The frames that lie at the beginning of the memory file, which is emptied if it has grown large."""
-    frames, offset = [], 0
+    frames, offset = [], FRAMES_AT
     for size in sizes:
         frames.append(_get(file, size, offset))
         offset += size
-    if offset > KEPT_BYTES:
-        os.ftruncate(file, 0)
     return frames
 
 
@@ -85,9 +129,9 @@ def answer_of_error(error: FrameCodecError) -> bytes:
 
 
 def read_answer(message: bytes, file: int) -> list[Result]:
-    """The results; raises the worker's error, or WorkerCrashed if the worker speaks nonsense."""
+    """The results; raises the process's error, or WorkerCrashed if it speaks nonsense."""
     try:
-        said = json.loads(message)
+        said = json.loads(get_said(file, message))
         if "error" not in said:
             infos = [None if info is None else _info_of(*info) for info in said["infos"]]
             return list(zip(get_frames(file, [int(n) for n in said["sizes"]]), infos, strict=True))

@@ -1,42 +1,106 @@
-"""The process that touches foreign bytes: `python -m framecodecs.worker SOCKET FILE MEMORY`.
+"""The process that touches foreign bytes: `python -m framecodecs.worker QUEUE BOARD PLACE MEMORY LIFETIME`.
 
-It takes one order at a time until the socket ends. The libraries, a third of its start, are imported while
-no order is there; one that is needed earlier is imported by need. Limits are the kernel's, so that C code
-that hangs or grows is stopped too: address space (what the process has before its first order, plus MEMORY
-bytes) and an alarm a little after each deadline, in case the pool that should have killed it is gone. No core
-is ever dumped: it would hold pixels.
+It takes one order at a time from the queue, until that ends or it has done LIFETIME of them. The libraries, a
+third of its start, are imported while no order is there; one that is needed earlier is imported by need.
+Limits are the kernel's, so that C code that hangs or grows is stopped too: a timer that ends the process at
+each deadline, and address space (what the process has before its first order, plus MEMORY bytes). No core is
+ever dumped: it would hold pixels.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
-import math
+import mmap
 import os
 import pickle
 import resource
+import select
 import signal
+import socket
 import sys
-from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
+import time
+from collections.abc import Iterator, Sequence
 
 from framecodecs import cores
 from framecodecs.errors import FrameCodecError, MemoryExceeded
 from framecodecs.libraries import LIBRARIES, available
-from framecodecs.wireform import Order, Result, answer_of, answer_of_error, get_frames, put_frames
+from framecodecs.processes import BUSY, IDLE
+from framecodecs.wireform import (
+    PLACES,
+    Begun,
+    Order,
+    Result,
+    answer_of,
+    answer_of_error,
+    get_frames,
+    get_said,
+    put_begun,
+    put_frames,
+    put_said,
+)
 
-READY = b"ready"
-ALARM_GRACE = 5  # seconds that the pool has to notice a deadline first
+DESCRIPTORS = 2  # with an order: its file, its socket
 
 
-def preload(wanted: Callable[[], bool]) -> None:
-    """Imports the libraries one by one, until somebody wants something."""
-    for package, library in LIBRARIES.items():
-        if wanted():
-            return
-        if available(package):
-            with contextlib.suppress(ImportError):  # said again, in words, to whoever needs it
-                importlib.import_module(library.module)
+class Taken:
+    """An order that this process has taken: the socket for its answer and the memory file."""
+
+    def __init__(self, message: bytes, descriptors: Sequence[int]) -> None:
+        self.message = message
+        connection, self.file = descriptors
+        self._connection = socket.socket(fileno=connection)
+        self._leaving = select.poll()
+        self._leaving.register(connection, 0)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody still waits for the answer."""
+        return not self._leaving.poll(0)
+
+    def answer(self, message: bytes) -> None:
+        """Whoever wants this process killed for its order has the file locked, and does so before it can take
+        another one."""
+        fcntl.lockf(self.file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # nobody waits for it any more
+            self._connection.send(message, socket.MSG_DONTWAIT)
+
+    def close(self) -> None:
+        self._connection.close()
+        os.close(self.file)
+
+
+class Queue:
+    """Orders of all pools. Of those who wait for the next one, one gets it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+
+    def take(self, flags: int = 0) -> Taken | None:
+        """None at the end; BlockingIOError with MSG_DONTWAIT if there is none now."""
+        message, descriptors, _, _ = socket.recv_fds(self._socket, PLACES.size, DESCRIPTORS, flags)
+        return Taken(message, descriptors) if len(descriptors) == DESCRIPTORS else None
+
+    def __iter__(self) -> Iterator[Taken]:
+        """Before the first order libraries are imported, one after the other."""
+        for package, library in LIBRARIES.items():
+            try:
+                first = self.take(socket.MSG_DONTWAIT)
+                break
+            except BlockingIOError:
+                _preload(package, library.module)
+        else:
+            first = self.take()
+        if first is not None:
+            yield first
+            yield from iter(self.take, None)
+
+
+def _preload(package: str, module: str) -> None:
+    if available(package):
+        with contextlib.suppress(ImportError):  # said again, in words, to whoever needs it
+            importlib.import_module(module)
 
 
 def limit_memory(extra: int) -> None:
@@ -67,42 +131,50 @@ def perform(order: Order, frames: Sequence[bytes]) -> Sequence[Result]:
 
 
 def answered(order: Order, file: int) -> bytes:
-    """The answer to one order, its frames put into the memory file."""
+    """The message that tells of the answer, which is in the file by then."""
+    sizes: tuple[int, ...] = ()
     try:
         results = perform(order, get_frames(file, order.sizes))
-        return answer_of(results, put_frames(file, [frame for frame, _ in results]))
+        sizes = put_frames(file, [frame for frame, _ in results])
+        text = answer_of(results, sizes)
     except FrameCodecError as error:
-        return answer_of_error(error)
+        sizes, text = (), answer_of_error(error)
     except MemoryError:
-        return answer_of_error(MemoryExceeded("out of memory"))
+        sizes, text = (), answer_of_error(MemoryExceeded("out of memory"))
+    return put_said(file, text, sizes)
 
 
-def serve(connection: Connection, file: int) -> None:
-    while True:
-        try:
-            message = connection.recv_bytes()
-        except (EOFError, OSError):
-            return
-        order = pickle.loads(message)
-        signal.alarm(math.ceil(order.deadline) + ALARM_GRACE)
-        cores.allow(order.cores)
-        answer = answered(order, file)
-        signal.alarm(0)
-        connection.send_bytes(answer)
+def serve(taken: Taken) -> bytes:
+    put_begun(taken.file, Begun(os.getpid(), time.monotonic()))
+    order = pickle.loads(get_said(taken.file, taken.message))
+    signal.setitimer(signal.ITIMER_REAL, order.deadline)
+    cores.allow(order.cores)
+    message = answered(order, taken.file)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return message
 
 
 def main(arguments: Sequence[str]) -> None:
-    socket, file, memory = (int(argument) for argument in arguments)
-    for asked in (signal.SIGINT, signal.SIGTERM):  # these reach the whole group; the pool says when we end
+    queue, file, place, memory, lifetime = (int(argument) for argument in arguments)
+    for asked in (signal.SIGINT, signal.SIGTERM):  # these reach the whole group; the queue says when we end
         signal.signal(asked, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     importlib.import_module("framecodecs.work")  # what every order asks for
-    connection = Connection(socket)
+    board = mmap.mmap(file, 0)
+    os.close(file)
     fall_silent()
-    connection.send_bytes(READY)
-    preload(connection.poll)
-    limit_memory(memory)
-    serve(connection, file)
+    board[place] = IDLE[0]
+    for number, taken in enumerate(Queue(queue)):
+        board[place] = BUSY[0]
+        if not number:
+            limit_memory(memory)
+        message = serve(taken) if taken.is_wanted else b""
+        if number + 1 < lifetime:
+            board[place] = IDLE[0]  # before anybody knows that it is
+        taken.answer(message)
+        taken.close()
+        if number + 1 >= lifetime:
+            return
 
 
 if __name__ == "__main__":

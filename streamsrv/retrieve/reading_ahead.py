@@ -11,6 +11,7 @@ Rules of this file
 - No more is wished for than was asked for in a row: clients whose requests are spread over several workers
   walk with gaps in each of them, and what is made for them in vain stays little.
 - Whoever jumps wishes for nothing, and what was wished for that walk is dropped.
+- Whoever walks alone may keep all processes busy; while others are about, one of them stays free.
 - All memory is bounded: WALKS walks of a few places each, SERIES orders of INSTANCES instances together.
 """
 
@@ -109,7 +110,9 @@ class Walks:
                 self._visited.popitem(last=False)
             if visited and visited[-1] == here:
                 return ()
-            before = [place for place in reversed(visited) if place != here]
+            if here in visited:  # another client's request came between two looks
+                visited.remove(here)
+            before = list(reversed(visited))
             visited.append(here)
             return before
 
@@ -160,6 +163,7 @@ def asked(
         order = walks.order(row)
         if order is None or _following(order, row, before, most):  # whether it is a step will be seen
             wish = _instances(store, walks, walk, row, before, most, make)
+    pool.wishes.see(walk)
     if before and wish is not None:
         pool.wishes.put(walk, wish)
     elif before:

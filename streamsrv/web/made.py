@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -22,7 +23,7 @@ def when_made(
     whoever still listens is told."""
     if blocked.until is None:
         return False
-    loop, given_up = asyncio.get_running_loop(), False
+    loop, given_up, here = asyncio.get_running_loop(), False, threading.get_ident()
 
     def left() -> None:
         nonlocal given_up
@@ -33,8 +34,9 @@ def when_made(
         answer(Job(_refuse, inline=True) if given_up else job)
 
     def made(_: Future[bytes]) -> None:
+        call = loop.call_soon if threading.get_ident() == here else loop.call_soon_threadsafe
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(resume)
+            call(resume)
 
     connection.set_close_callback(left)
     blocked.until.add_done_callback(made)

@@ -161,9 +161,10 @@ def test_the_loop_never_waits():
     ("error", "ours"),
     [
         (codec_errors.QueueFull("x"), Overloaded),
+        (codec_errors.Unavailable("x"), Overloaded),
         (codec_errors.RenderingError("x"), BadRequest),
         (codec_errors.WorkCancelled("x"), StoreError),
-        (codec_errors.WorkerCrashed("x", -11), NotAcceptable),
+        (codec_errors.WorkerCrashed("x"), NotAcceptable),
         (codec_errors.DeadlineExceeded("x"), NotAcceptable),
         (codec_errors.MemoryExceeded("x"), NotAcceptable),
         (codec_errors.Unsupported("x", "pip install y"), NotAcceptable),
@@ -235,7 +236,7 @@ def test_one_making_for_all_who_wait_in_the_loop(looping, fails):
     told_to_wait(looping, making, 5)
     (only,) = looping._pool.taken
     if fails:
-        only.set_exception(codec_errors.WorkerCrashed("it died", -11))
+        only.set_exception(codec_errors.WorkerCrashed("it died"))
     else:
         only.set_result([])
     for _ in range(5):
@@ -287,7 +288,7 @@ def test_what_was_begun_or_is_wanted_by_a_thread_is_made(looping):
 
 def test_a_failure_that_came_at_once_is_not_kept(looping):
     def failing(results):
-        raise codec_errors.WorkerCrashed("it died", -11)
+        raise codec_errors.WorkerCrashed("it died")
 
     looping._pool.idle = False
     for number in range(3):
@@ -319,7 +320,7 @@ def test_what_nobody_was_idle_for_is_made_for_who_has_found_it(idle):
     making = Making("key", order, lambda results: b"made")
     with ThreadPoolExecutor(1) as threads:
 
-        def nobody(*arguments, deadline):
+        def nobody(*arguments, deadline, kept):
             asked.append(threads.submit(idle.made, making))
             while not asked[0].running():
                 time.sleep(0.001)

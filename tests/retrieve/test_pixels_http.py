@@ -5,8 +5,10 @@ of this server are taught (by a sitecustomize) to do so when a codestream begins
 """
 
 import email
+import http.client
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +16,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import imagecodecs
@@ -71,9 +75,7 @@ BAD = {"CRASH": "1.2.3.4.91", "HANGS": "1.2.3.4.92", "GROWS": "1.2.3.4.93"}
 OTHER = "1.2.4"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pixels")
+def taught_server(folder, workers):
     (folder / "sitecustomize.py").write_text(TEACHING)
     path = os.pathsep.join(map(str, (folder, ROOT, ROOT / "codecs")))
     script = folder / "streamsrv"
@@ -81,7 +83,12 @@ def server(tmp_path_factory):
     script.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STREAMSRV", str(script))
-        running = start_server(folder / "server", *FLAGS, workers=1)
+        return start_server(folder / "server", *FLAGS, workers=workers)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    running = taught_server(tmp_path_factory.mktemp("pixels"), workers=1)
     try:
         fill(running)
         yield running
@@ -362,6 +369,107 @@ def test_downloads_that_wait_for_pixels_hold_nobody_up(server, loop):
             head = connection.recv(1 << 16)
             refused = head.startswith(b"HTTP/1.1 503 ") and b"Retry-After" in head
             assert refused or head.startswith(b"HTTP/1.1 200 ")
+
+
+# Processes for all workers
+
+
+@pytest.fixture
+def crowd(tmp_path):
+    """A server of three workers, which share two pixel processes."""
+    running = taught_server(tmp_path, workers=3)
+    try:
+        fill(running)
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.end()
+
+
+def children(server, word):
+    """Process ids of those whose command line has the word."""
+    found = family(server.process.pid)[1:]
+    return {pid for pid in found if word in Path(f"/proc/{pid}/cmdline").read_bytes()}
+
+
+WORKERS, PROCESSES = b"streamsrv.server", b"framecodecs.worker"
+HANGING = f"{instance_path(BAD['HANGS'], study='1.2.5')}/frames/1/rendered"
+
+
+def frames_by_many(server, numbers, clients=6):
+    """Statuses; each request has a connection of its own, so all workers take part."""
+    with ThreadPoolExecutor(clients) as threads:
+        paths = [f"{ONE}/frames/{number}" for number in numbers]
+        return {status for status, _, _ in threads.map(partial(get, server, accept=LS), paths)}
+
+
+LS = frames_of_type("image/jls", JPEG_LS)
+
+
+def test_all_workers_share_the_processes(crowd):
+    assert not children(crowd, PROCESSES)
+    assert frames_by_many(crowd, range(1, 41), clients=3) == {200}
+    assert frames_by_many(crowd, range(1, 41), clients=3) == {200}
+    assert 1 <= len(children(crowd, PROCESSES)) <= 2
+    supervisor = crowd.process.pid
+    parents = {Path(f"/proc/{pid}/stat").read_text().split()[3] for pid in children(crowd, PROCESSES)}
+    assert parents == {str(supervisor)}
+
+
+def test_a_crash_in_one_worker_costs_no_answer_of_another(crowd):
+    crash = f"{instance_path(BAD['CRASH'], study='1.2.5')}/frames/1/rendered"
+    with ThreadPoolExecutor(2) as threads:
+        paths = [f"{crash}?quality={10 + number}" for number in range(6)]
+        crashed = threads.map(lambda path: get(crowd, path, "image/jpeg")[0], paths)
+        assert frames_by_many(crowd, range(1, 21), clients=1) == {200}
+        assert set(crashed) == {406}
+
+
+def test_a_worker_that_dies_takes_no_process_with_it(crowd):
+    assert frames_by_many(crowd, range(1, 5)) <= {200, 503}
+    processes, workers = children(crowd, PROCESSES), children(crowd, WORKERS)
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(get_or_fail, crowd, f"{HANGING}?quality=30")
+        time.sleep(0.3)
+        for pid in workers:  # whoever waits for it
+            os.kill(pid, signal.SIGKILL)
+        end = time.monotonic() + 30
+        while children(crowd, WORKERS) & workers and time.monotonic() < end:
+            time.sleep(0.02)
+        assert frames_by_many(crowd, range(5, 20), clients=1) == {200}
+    assert len(children(crowd, PROCESSES) & processes) >= len(processes) - 1  # the other one hung
+
+
+def get_or_fail(server, path):
+    with suppress(OSError, http.client.HTTPException):
+        get(server, path, "image/jpeg")
+
+
+def test_processes_end_with_the_supervisor(crowd):
+    assert frames_by_many(crowd, range(1, 5), clients=1) == {200}
+    processes = children(crowd, PROCESSES)
+    assert processes
+    crowd.process.kill()
+    crowd.process.wait()
+    end = time.monotonic() + 30
+    while any(map(is_there, processes)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(map(is_there, processes))
+
+
+def is_there(pid):
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    return False
+
+
+def test_what_is_being_made_is_finished_when_the_server_ends(crowd):
+    with asked_meanwhile(crowd, f"{HANGING}?quality=40", "image/jpeg") as answer:
+        time.sleep(0.5)
+        processes = children(crowd, PROCESSES)
+        assert crowd.end() == 0
+    assert answer[0] == 406
+    assert not any(map(is_there, processes))
 
 
 # dcmtk

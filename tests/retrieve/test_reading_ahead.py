@@ -24,7 +24,7 @@ from retrieve_world import SERIES, instance_path, keep
 
 from framecodecs.errors import WorkerCrashed
 from framecodecs.pool import PoolLimits
-from streamsrv import retrieve
+from streamsrv import pixelwishes, retrieve
 from streamsrv.errors import NotAcceptable, WouldBlock
 from streamsrv.pixelpool import SLOWEST, PixelPool
 from streamsrv.retrieve import reading_ahead
@@ -49,9 +49,10 @@ class Processes:
         self.asked = 0
         self.ahead = 0
         self.broken = False
+        self.kept = None
 
-    @property
-    def is_idle(self):
+    def is_idle_but(self, kept):
+        self.kept = kept
         return self.idle
 
     def look(self):
@@ -61,14 +62,14 @@ class Processes:
         self.asked += 1
         return self._done(work(frames, *arguments))
 
-    def submit_if_idle(self, work, frames, *arguments, deadline):
+    def submit_if_idle(self, work, frames, *arguments, deadline, kept):
         self.ahead += 1
         return self._done(None if self.broken else work(frames, *arguments))
 
     def _done(self, results):
         future = Future()
         if results is None:
-            future.set_exception(WorkerCrashed("it died", -11))
+            future.set_exception(WorkerCrashed("it died"))
         else:
             future.set_result(results)
         return future
@@ -176,6 +177,28 @@ def test_turning_round_is_a_walk_too(both, pool, ask):
 @WAYS
 def test_two_clients_walk_through_the_same(both, pool, ask):
     assert walked(both, pool, ask, [0, 8, 1, 9, 2, 10]) == (4, 5)  # 2 to 4 and 10 to 11
+
+
+def test_two_clients_have_a_place_each():
+    """A request that waits is looked at twice, and the other client's in between."""
+    walks = reading_ahead.Walks()
+    for number in range(3):
+        for place in (number, 50 + number) * 2:
+            before = walks.visit("walk", place)
+    assert list(walks.walk("walk").visited) == [1, 51, 2, 52]
+    assert following(52, before, 2) == [53]
+
+
+@WAYS
+def test_one_process_stays_free_while_others_are_about(both, pool, ask, monkeypatch):
+    walked(both, pool, ask, UP[:3])
+    assert pool._pool.kept == 0
+    ask(both, pool, 0, frames_of_type("image/jp2", J2K))
+    walked(both, pool, ask, UP[3:5])
+    assert pool._pool.kept == 1
+    monkeypatch.setattr(pixelwishes, "COMPANY", 0.0)  # that was long ago
+    walked(both, pool, ask, UP[5:7])
+    assert pool._pool.kept == 0
 
 
 @WAYS
@@ -383,7 +406,7 @@ def test_the_loop_waits_for_what_is_being_made(series):
     with pytest.raises(WouldBlock):
         of_series(series, pool, 0)
     assert len(waiting) == 2
-    waiting[1][0].set_exception(WorkerCrashed("it died", -11))
+    waiting[1][0].set_exception(WorkerCrashed("it died"))
     with pytest.raises(NotAcceptable):
         of_series(series, pool, 0)
     with pytest.raises(WouldBlock):

@@ -1,0 +1,134 @@
+"""One order of a pool that was sent: a future with a memory file and a socket of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pickle
+import select
+import signal
+import socket
+import threading
+import time
+from array import array
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from framecodecs.errors import DeadlineExceeded, PoolError, Unavailable, WorkerCrashed
+from framecodecs.wireform import PLACES, Begun, Order, Result, get_begun, put_begun, put_said, read_answer
+
+TIMES = 3
+EARLY = 0.05  # seconds by which a timer of the kernel may seem to be early
+
+
+class Submitted(Future[list[Result]]):
+    """`cancel` takes it back as long as no process has begun it. `told` waits for its answer;
+    `in_advance` says that nobody does so far."""
+
+    def __init__(self, file: int, order: Order, told: select.epoll, in_advance: bool) -> None:
+        super().__init__()
+        self.file = file
+        self.told = told
+        self.in_advance = in_advance
+        self.deadline = order.deadline
+        self.sent = time.monotonic()
+        self._lock = threading.Lock()  # held while the descriptors are looked at
+        self._closed = False
+        self._sent_times = 0
+        put_begun(file, Begun(0, 0.0))
+        self._message = put_said(file, pickle.dumps(order, pickle.HIGHEST_PROTOCOL), order.sizes)
+        self.connect()
+
+    def connect(self) -> None:
+        """Before it is sent, for the first time or anew."""
+        self._sent_times += 1
+        self.connection, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.descriptor = self.connection.fileno()
+
+    def may_be_sent_anew(self) -> bool:
+        """Whether the process that had taken it has ended before it had begun it, which is not its fault."""
+        return self._sent_times < TIMES and self.begun() is None
+
+    def send(self, queue: socket.socket) -> None:
+        """Raises OSError; BlockingIOError if there is no room."""
+        with self._theirs as theirs:
+            rights = array("i", (theirs.fileno(), self.file))
+            handed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+            queue.sendmsg([self._message], handed, socket.MSG_DONTWAIT)
+
+    def begun(self) -> Begun | None:
+        """By whom and when; None if by nobody, or if it has been answered."""
+        with self._lock:
+            begun = Begun(0, 0.0) if self._closed else get_begun(self.file)
+        return begun if begun.pid else None
+
+    def running(self) -> bool:
+        return self.begun() is not None and not self.done()
+
+    def cancel(self) -> bool:
+        return not self.running() and super().cancel()
+
+    def received(self) -> bytes | None:
+        """What has come from the process, which is nothing at its end; None if nothing has come so far."""
+        with self._lock:
+            if self._closed:
+                return None
+            try:
+                return self.connection.recv(PLACES.size + 1, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return None
+            except OSError:
+                return b""
+
+    def results(self, message: bytes) -> list[Result]:
+        """Of what was received, by whoever closes it next; raises a FrameCodecError."""
+        if message:
+            return read_answer(message, self.file)
+        begun = get_begun(self.file)
+        if not begun.pid:
+            raise Unavailable("the processes ended before one of them had begun this")
+        if time.monotonic() - begun.at > self.deadline - EARLY:
+            raise self.too_late()
+        raise WorkerCrashed("the process that worked on it died")
+
+    def too_late(self) -> PoolError:
+        return DeadlineExceeded(f"it took more than {self.deadline:g} s")
+
+    def kill(self) -> None:
+        """Ends the process that works on it. One that is about to answer has locked the file (worker.py), so
+        it is never one that works for somebody else by now."""
+        with self._lock, contextlib.suppress(OSError):
+            if self._closed:
+                return
+            begun = get_begun(self.file)
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                if begun.pid and self._is_unanswered():
+                    _kill(begun.pid, self._is_unanswered)
+            finally:
+                fcntl.lockf(self.file, fcntl.LOCK_UN)
+
+    def _is_unanswered(self) -> bool:
+        try:
+            self.connection.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        return False
+
+    def close(self) -> int:
+        """The file is the caller's from now on."""
+        with self._lock:
+            self._closed = True
+            self.connection.close()
+            self._theirs.close()  # where it was not sent
+        return self.file
+
+
+def _kill(pid: int, is_there: Callable[[], bool]) -> None:
+    process = os.pidfd_open(pid)
+    try:
+        if is_there():  # still, so it is the one that was opened
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+    finally:
+        os.close(process)

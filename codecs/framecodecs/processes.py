@@ -1,0 +1,208 @@
+"""The processes of a pool: at most `most`, started when one is asked for, replaced when they die.
+
+    pools  --orders-->  one queue, kept by the kernel  --the next one-->  whichever process is idle
+
+Whoever owns them (Processes) starts and replaces them, and takes no part in orders. Pools, in this process or
+in others, know them by an Entrance: three descriptors that a child may inherit.
+- `orders`: a socket. Whatever is sent into it is received by one process; those that are idle wait at its
+  other end, and the kernel wakes one of them. So any idle process takes the next order of any pool.
+- `board`: a sealed memory file with a byte for each place: what the process there is doing.
+- `asking`: a pipe. FIRST wants one process, MORE another one; LATE says that nothing starts, END that none is
+  wanted any more.
+
+Rules of this file
+- Processes are started by executing Python anew, never forked, so they inherit no locks, no index, no
+  network connections: only the queue and the board.
+- They end with the queue: when the owner and all pools are gone, whatever has ended them.
+- One that could not start is not tried again before PAUSE is over.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+ABSENT, STARTING, IDLE, BUSY = b"\0", b"s", b"i", b"b"
+FIRST, MORE, LATE, END = b"f", b"m", b"l", b"e"
+PAUSE = 1.0  # seconds
+QUEUE_BYTES = 1 << 20  # of orders of some bytes each; the kernel counts 800 for one
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+SETTINGS = {
+    # One thread a worker: numpy would start its own.
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    # glibc gives freed frames back to the kernel and faults them in again: half the time of a small frame.
+    "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+}
+
+
+@dataclass(frozen=True)
+class PoolLimits:
+    """`waiting` orders of one pool may queue; `deadline` is seconds of work an order, unless it brings its
+    own; `memory` is bytes a process may take beyond what its libraries need (a 2 GB frame is not decoded in a
+    process of 1 GiB); `starting` is seconds that an order waits while no process can be started; `lifetime`
+    is orders before a process is replaced, so that leaks end."""
+
+    waiting: int = 64
+    deadline: float = 20.0
+    memory: int = 2 * 2**30
+    starting: float = 60.0
+    lifetime: int = 20_000
+
+
+class Entrance(NamedTuple):
+    """Where orders go in, what the processes are doing, and where more of them are asked for: descriptors."""
+
+    orders: int
+    board: int
+    asking: int
+
+
+class _Running(NamedTuple):
+    process: subprocess.Popen[bytes]
+    place: int
+    started: float
+
+
+class Processes:
+    """`selector` tells what happens to them: `data` of its events is a function to call. Who has no loop of
+    its own calls `serve` in a thread. `ended` is told the process id and exit code of each that ended
+    otherwise than by itself. One thread uses it, but for `close` while another one serves."""
+
+    def __init__(
+        self,
+        most: int,
+        limits: PoolLimits | None = None,
+        selector: selectors.BaseSelector | None = None,
+        ended: Callable[[int, int], None] = lambda pid, code: None,
+    ) -> None:
+        self.most = most
+        self._limits = limits or PoolLimits()
+        self._ended = ended
+        self._is_served = selector is None
+        self._selector = selector or selectors.DefaultSelector()
+        self._running: dict[int, _Running] = {}
+        self._due = 0.0
+        self._closed = False
+        sending, self._receiving = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sending.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_BYTES)
+        self._receiving.shutdown(socket.SHUT_WR)  # nobody can say anything to a pool through it
+        self._asked, asking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        file = os.memfd_create("board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.truncate(file, most)
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALS)  # so that nobody can cut it short under a mapping
+        self._board = mmap.mmap(file, most)
+        self.entrance = Entrance(sending.detach(), file, asking)
+        self._selector.register(self._asked, selectors.EVENT_READ, self._hear)
+
+    def start(self, count: int = 1) -> None:
+        """As many more, if there may be more. One that cannot be started now is tried again when it is asked
+        for."""
+        for _ in range(count):
+            place = self._board[:].find(ABSENT)
+            if place < 0 or self._closed or time.monotonic() < self._due:
+                return
+            try:
+                self._start(place)
+            except OSError:
+                self._board[place] = ABSENT[0]
+                self._due = time.monotonic() + PAUSE
+
+    def _start(self, place: int) -> None:
+        self._board[place] = STARTING[0]
+        arguments = (self._receiving.fileno(), self.entrance.board, place)
+        process = _started(*arguments, self._limits.memory, self._limits.lifetime)
+        try:
+            ending = os.pidfd_open(process.pid)
+        except OSError:
+            process.kill()
+            process.wait()
+            raise
+        self._running[ending] = _Running(process, place, time.monotonic())
+        self._selector.register(ending, selectors.EVENT_READ, partial(self._died, ending))
+
+    def _hear(self) -> None:
+        asked = os.read(self._asked, 1 << 16)
+        if END in asked:
+            self.close()
+            return
+        if LATE in asked:
+            self._end_those_that_never_start()
+        none_is_there = not self._board[:].strip(ABSENT)
+        self.start(asked.count(MORE) or (FIRST in asked and none_is_there))
+
+    def _end_those_that_never_start(self) -> None:
+        latest = time.monotonic() - self._limits.starting
+        for one in self._running.values():
+            if self._board[one.place] == STARTING[0] and one.started < latest:
+                one.process.kill()
+
+    def _died(self, ending: int) -> None:
+        process, place, _ = self._forget(ending)
+        code = process.wait()
+        had_started = self._board[place] != STARTING[0]
+        self._board[place] = ABSENT[0]
+        if code:
+            self._ended(process.pid, code)
+        if had_started:
+            self.start()
+        else:
+            self._due = time.monotonic() + PAUSE
+
+    def _forget(self, ending: int) -> _Running:
+        self._selector.unregister(ending)
+        os.close(ending)
+        return self._running.pop(ending)
+
+    def serve(self) -> None:
+        """Until it is closed, or told to by END in the pipe."""
+        while not self._closed:
+            for key, _ in self._selector.select():
+                if not self._closed:
+                    key.data()
+
+    def close(self) -> None:
+        """Ends all processes at once, whatever they are doing."""
+        if self._closed:
+            return
+        self._closed = True
+        for ending in list(self._running):
+            process = self._forget(ending).process
+            process.kill()
+            process.wait()
+        self._selector.unregister(self._asked)
+        if self._is_served:
+            self._selector.close()
+        self._receiving.close()
+        self._board.close()
+        for descriptor in (self._asked, *self.entrance):
+            os.close(descriptor)
+
+
+def _started(queue: int, board: int, *numbers: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "framecodecs.worker", *map(str, (queue, board, *numbers))],
+        pass_fds=(queue, board),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env=_environment(),
+    )
+
+
+def _environment() -> dict[str, str]:
+    """Modules are found where the pool's are found."""
+    package = str(Path(__file__).parent.parent)
+    path = os.pathsep.join([package, *(entry for entry in sys.path if entry)])
+    return os.environ | SETTINGS | {"PYTHONPATH": path}
