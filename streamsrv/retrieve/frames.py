@@ -16,7 +16,7 @@ from streamsrv.retrieve import payloads, transcoding
 from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval
 from streamsrv.retrieve.hot_frames import learn
 from streamsrv.retrieve.parts import Part
-from streamsrv.retrieve.pixels import describe, frame_info
+from streamsrv.retrieve.pixels import describe
 from streamsrv.retrieve.transcoding import AT_ONCE, Transcoder
 from streamsrv.store.rows import InstanceRow
 from streamsrv.wire import accept
@@ -52,52 +52,37 @@ def frames_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]
         return made_answer(retrieval, row, numbers, offer)
     except NotAcceptable as error:
         try:
-            kept = choose(retrieval, row, numbers, ())
+            kept = fit(retrieval.accepted(), transcoding.stored_syntax(row), len(numbers) == 1, ())
         except NotAcceptable as refusal:
             raise NotAcceptable(error.detail, refusal.acceptable) from error
         return stored_answer(retrieval, row, numbers, kept)
 
 
 def chosen(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]) -> Offer:
-    stored = transcoding.stored_syntax(row)
-    accepted = retrieval.accepted()
+    stored, accepted, single = transcoding.stored_syntax(row), retrieval.accepted(), len(numbers) == 1
+    choose = remembered if accepted.is_short else fit
     try:
-        offer = (remembered if accepted.is_short else hoped)(accepted, stored, len(numbers) == 1)
+        offer = choose(accepted, stored, single, transcoding.targets(stored))  # if these pixels are like most
         if offer.syntax == stored:
             return offer
     except NotAcceptable:
         pass  # told again below, with what these pixels fit
     try:
-        info = frame_info(describe(retrieval.store, row, retrieval.pool).dataset)
-        possible = transcoding.targets(stored, info)
+        possible = transcoding.targets(stored, describe(retrieval.store, row, retrieval.pool).info)
     except NotAcceptable:
         possible = ()
-    return choose(retrieval, row, numbers, possible)
+    return choose(accepted, stored, single, possible)
 
 
-def hoped(accepted: Accepted, stored: str, single: bool) -> Offer:
-    """The choice if these pixels are like most."""
-    possible, media_type = transcoding.targets(stored), lookup(stored).media_type
+def fit(accepted: Accepted, stored: str, single: bool, possible: Collection[str]) -> Offer:
+    """The choice, if frames can be had as stored and in `possible` syntaxes."""
+    media_type = lookup(stored).media_type
     return accept.choose_frames(
         accepted.ranges(), stored, media_type, transcodable=possible, single=single, keep=True
     )
 
 
-remembered = lru_cache(maxsize=256)(hoped)
-
-
-def choose(
-    retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int], possible: Collection[str]
-) -> Offer:
-    stored = transcoding.stored_syntax(row)
-    return accept.choose_frames(
-        retrieval.ranges(),
-        stored,
-        lookup(stored).media_type,
-        transcodable=possible,
-        single=len(numbers) == 1,
-        keep=True,
-    )
+remembered = lru_cache(maxsize=256)(fit)
 
 
 def stored_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int], offer: Offer) -> Answer:

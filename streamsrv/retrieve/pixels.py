@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import orjson
@@ -50,7 +50,7 @@ _BY_GROUPS = {tag: {key: Tree() for key in GROUPS} for tag in (SHARED_GROUPS, PE
 _TREE: Tree = {**{tag: Tree() for tag in KEPT}, **_BY_GROUPS}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Description:
     """`dataset` holds the attributes in KEPT but the Per-Frame Functional Groups, of which `frames` has what
     is in GROUPS, a JSON object a frame. `size` is about what it takes in memory."""
@@ -58,6 +58,11 @@ class Description:
     dataset: JsonDataset
     frames: Sequence[bytes]
     size: int
+
+    @cached_property
+    def info(self) -> FrameInfo:
+        """Raises NotAcceptable."""
+        return frame_info(self.dataset)
 
     def in_group(self, frame_index: int, group: str, tags: Sequence[str]) -> Mapping[str, Any]:
         """Where the attributes `tags` of a frame stand: in its own functional group, in the shared one, or at

@@ -16,7 +16,7 @@ from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
 from streamsrv.pixelpool import Making, Order, PixelPool
 from streamsrv.retrieve.payloads import bulk_piece
-from streamsrv.retrieve.pixels import Description, describe, frame_info, inline_binary, whole
+from streamsrv.retrieve.pixels import Description, describe, inline_binary, whole
 from streamsrv.retrieve.reading_ahead import asked
 from streamsrv.retrieve.selection import Selection
 from streamsrv.retrieve.showing import Wishes, picture_request
@@ -65,7 +65,7 @@ class Renderer:
 
     @property
     def info(self) -> FrameInfo:
-        return frame_info(self.description.dataset)
+        return self.description.info
 
     @property
     def _scaled(self) -> int:
