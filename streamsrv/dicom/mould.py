@@ -20,7 +20,6 @@ import operator
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import orjson
@@ -225,7 +224,7 @@ class Mould:
         """Pixel Data whose value begins at `at` and ends with the file."""
         like = self._like
         if not like.bulk:
-            return (replace(like.frames), []) if at == size else None
+            return (self._frames(like.frames.base), []) if at == size else None
         value = like.bulk[0]
         if self._fragments:
             try:
@@ -234,11 +233,14 @@ class Mould:
                 return None  # whoever reads it says it better
             length, rest = end - at, _DELIMITER
         else:
-            frames, length, rest = replace(like.frames), value.length, 0
-            frames.base = at if like.frames.base else 0
+            frames, length, rest = self._frames(at if like.frames.base else 0), value.length, 0
         if at + length + rest != size:
             return None
         return frames, [BulkValue(value.path, value.vr, at, length)]
+
+    def _frames(self, base: int) -> Frames:
+        like = self._like.frames
+        return Frames(like.kind, like.number, base, like.stride, like.table)
 
     def _instance(
         self,

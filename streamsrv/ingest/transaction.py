@@ -1,8 +1,9 @@
 """A store transaction: body bytes in, SOP instances in the store, one outcome a part.
 
 Strategy: `feed` is the hot path. It runs inline between two reads of the socket, parses the multipart body
-and hands views of the very buffer that the socket filled to the transaction's writev. When a part has ended,
-its dataset is read in place (`read_ended`), from the page cache where it has just landed. Nothing is synced
+and hands views of the very buffer that the socket filled to the transaction's writev: one for as many bytes
+as may wait, because one for each part takes half as long again. When a part has been written, its dataset is
+read in place (`read_ended`), from the page cache where it has just landed. Nothing is synced
 or indexed before `finish`, so a body that breaks off, or is no multipart body, leaves nothing behind: a store
 transaction answers for all its parts or for none (PS3.18 10.5).
 
@@ -16,19 +17,12 @@ Rules of this file
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.window import ReadLimits
-from streamsrv.errors import (
-    AlreadyStored,
-    ContentTooLarge,
-    InstanceError,
-    NotDicom,
-    StudyMismatch,
-    UnsupportedMediaType,
-)
+from streamsrv.errors import AlreadyStored, ContentTooLarge, InstanceError, NotDicom, StudyMismatch
 from streamsrv.ingest.assembly import METADATA_TYPES, assembled
+from streamsrv.ingest.bodies import parser_for
 from streamsrv.ingest.derivation import Remembered, derive
 from streamsrv.ingest.partspool import PartSpool
 from streamsrv.ingest.response import FailedItem, StoredItem, StoreResult
@@ -37,25 +31,16 @@ from streamsrv.store.index_batch import prepare
 from streamsrv.store.rows import NewInstance, OnDuplicate, Outcome
 from streamsrv.store.store import Store
 from streamsrv.store.transaction import Record
-from streamsrv.wire.mediatypes import DICOM
-from streamsrv.wire.multipart import (
-    STORABLE,
-    Buffer,
-    Event,
-    MultipartLimits,
-    MultipartParser,
-    PartBegin,
-    PartEnd,
-    Payload,
-    boundary_of,
-    content_type_of,
-)
+from streamsrv.wire.multipart import Buffer, Event, MultipartLimits, PartBegin, PartEnd, Payload
 
 # Reading a dataset of a megabyte of small elements takes about 50 ms: longer instances are read in a thread.
 HEAVY_INSTANCE = 1 << 20
 # Datasets read in one turn, 2 ms for those of CTs. What they share is in the processor's caches then; half a
 # megabyte received between two of them throws it out: one by one, each takes a tenth longer.
 READ_TOGETHER = 16
+# What waits to be written in one call at most, in bytes and in pieces.
+WRITE_BYTES = 4 << 20
+WRITE_PIECES = 512
 # Events taken in one call: a megabyte may hold 100,000 parts, which would stop everybody else for seconds.
 EVENTS_AT_ONCE = 256
 # A thread syncs each time so much has arrived, so that the last sync, which the client waits for, is short:
@@ -72,51 +57,6 @@ class IngestLimits:
     instance_bytes: int = 0
     multipart: MultipartLimits = field(default_factory=MultipartLimits)
     reading: ReadLimits = field(default_factory=ReadLimits)
-
-
-class BodyParser(Protocol):
-    """What turns body bytes into parts: a MultipartParser, or WholeBody for a single part."""
-
-    @property
-    def more(self) -> bool: ...
-
-    def feed(self, chunk: Buffer, size: int | None = None, *, most: int) -> list[Event]: ...
-
-    def close(self) -> None: ...
-
-
-class WholeBody:
-    """The body is one application/dicom instance (a store of a single part)."""
-
-    more = False
-
-    def __init__(self) -> None:
-        self._begun = False
-
-    def feed(self, chunk: Buffer, size: int | None = None, *, most: int) -> list[Event]:
-        payload = Payload(memoryview(chunk)[:size])
-        if self._begun:
-            return [payload]
-        self._begun = True
-        return [PartBegin({"content-type": DICOM}), payload]
-
-    def close(self) -> None:
-        """A single part has no end of its own to miss: the reader of its dataset finds what is missing."""
-
-
-def parser_for(content_type: str | None, limits: MultipartLimits) -> tuple[BodyParser, str]:
-    """The parser, and the type of the parts. Raises UnsupportedMediaType unless the body is multipart/related
-    of application/dicom or of metadata and bulk data, or one application/dicom."""
-    media_type = content_type_of(content_type)
-    if media_type.type == DICOM:
-        return WholeBody(), DICOM
-    boundary = boundary_of(media_type)
-    part_type = media_type.parameters.get("type", DICOM).lower()
-    if part_type != DICOM and part_type not in METADATA_TYPES:
-        raise UnsupportedMediaType(
-            f"parts of type {media_type.parameters['type']} cannot be stored", STORABLE
-        )
-    return MultipartParser(boundary, limits), part_type
 
 
 class Ingest:
@@ -144,7 +84,8 @@ class Ingest:
         self._on_duplicate = on_duplicate
         self._receiving = False  # between the begin and the end of a part that is being written
         self._received = 0  # bytes of that part
-        self._ended: list[Record] = []  # whole parts whose dataset is still to be read
+        self._closed: list[Record] = []  # whole parts that are still to be written
+        self._ended: list[Record] = []  # written parts whose dataset is still to be read
         self._repeats = self._remembered.take()
         self._result = StoreResult()
         self._accepted: list[StoredItem] = []  # on their way to the commit, in order
@@ -159,36 +100,41 @@ class Ingest:
 
     # Receiving
 
-    def feed(self, chunk: Buffer, size: int | None = None) -> None:
-        """Take the next bytes of the body: `chunk`, or its first `size` bytes. No view of it is kept after
-        the return. Of a chunk with very many parts the rest is copied, and taken by `read_ended`."""
+    def feed(self, chunk: Buffer, size: int | None = None, *, start: int = 0, stays: bool = False) -> None:
+        """Take the next bytes of the body: `chunk`, or `size` bytes of it from `start` on. No view of any
+        chunk is kept after the return, unless this one `stays` as it is until the next one that does not.
+        Of a chunk with very many parts the rest is copied, and taken by `read_ended`."""
         self._take_rest()
-        self._take(self._parser.feed(chunk, size, most=EVENTS_AT_ONCE))
+        self._take(self._parser.feed(chunk, size, start=start, most=EVENTS_AT_ONCE), stays)
 
     def _take_rest(self) -> None:
         while self._parser.more:
             self._take(self._parser.feed(b"", most=EVENTS_AT_ONCE))
 
-    def _take(self, events: list[Event]) -> None:
-        views: list[bytes | memoryview] = []
+    def _take(self, events: list[Event], stays: bool = False) -> None:
         for event in events:
             if isinstance(event, Payload):
                 if self._receiving:
-                    views.append(event.view)
-                    self._count(len(event.view))
+                    self._take_payload(event.view)
             elif isinstance(event, PartBegin):
                 self._begin_part(event.headers)
             elif isinstance(event, PartEnd) and self._receiving:
-                self._end_part(views)
-                views = []
-        if views:
-            self._write(views)
+                self._end_part()
+        pieces, length = self._transaction.gathered
+        if not stays or pieces >= WRITE_PIECES or length >= WRITE_BYTES:
+            self._write()
 
-    def _write(self, views: list[bytes | memoryview]) -> None:
+    def _take_payload(self, view: bytes | memoryview) -> None:
+        self._count(len(view))
         if self._spool is None:
-            self._transaction.write(views)
+            self._transaction.gather(view)
         else:
-            self._spool.write(views)
+            self._spool.write([view])
+
+    def _write(self) -> None:
+        self._transaction.write()
+        self._ended += self._closed
+        self._closed.clear()
 
     def _begin_part(self, headers: dict[str, str]) -> None:
         if self._spool is not None:
@@ -203,12 +149,10 @@ class Ingest:
         self._transaction.open_record()
         self._receiving, self._received = True, 0
 
-    def _end_part(self, views: list[bytes | memoryview]) -> None:
-        if views:
-            self._write(views)
+    def _end_part(self) -> None:
         self._receiving = False
         if self._spool is None:
-            self._ended.append(self._transaction.close_record())
+            self._closed.append(self._transaction.close_record())
 
     def _count(self, length: int) -> None:
         self._received += length
@@ -269,7 +213,8 @@ class Ingest:
         self._take_rest()
         self._parser.close()
         if self._receiving:
-            self._end_part([])
+            self._end_part()
+        self._write()
         if self._spool is not None:
             self._assemble(self._spool)
         self.read_ended()

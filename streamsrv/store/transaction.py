@@ -1,6 +1,7 @@
 """A store transaction: records appended to one borrowed segment, made valid together.
 
-Strategy: `write` hands the socket's own views to the kernel and to the running digest, and copies nothing.
+Strategy: the socket's own views go to the running digest and are gathered, headers between them, until one
+`write` hands them all to the kernel; nothing is copied.
 Records stay PENDING until `commit`, which goes through the instances in slices: claim their keys, see which
 of them exist, rewrite each header as INSTANCE or VOID, sync, commit to the index. So of two requests that
 race for a key exactly one wins, and a segment never holds two living records of one key.
@@ -141,7 +142,8 @@ class Transaction:
         self._nonce = secrets.token_bytes(NONCE)
         self._number = 0
         self._open_at = -1  # where the open record begins, or -1
-        self._head = b""  # its header, until the first write takes it along
+        self._gathered: list[Buffer] = []  # what the next write takes along
+        self._gathered_length = 0
         self._hash = xxhash.xxh3_128()
         self._lost: dict[int, int] = {}  # end -> begin of ranges that were dropped or refused
 
@@ -159,34 +161,48 @@ class Transaction:
     def open_record(self) -> None:
         if self._open_at >= 0:
             raise StoreError("a record is open already")
-        self._open_at = self._segment.end
+        self._open_at = self.end
         self._number += 1
         header = Header(Kind.PENDING, self._record_id(), 0, 0, NO_DIGEST, self._segment.began)
-        self._head = self._form.pack(header, self._segment.segment, self._open_at)
+        self._gathered.append(self._form.pack(header, self._segment.segment, self._open_at))
+        self._gathered_length += HEADER
         self._hash.reset()
+
+    @property
+    def end(self) -> int:
+        """Where the next byte goes."""
+        return self._segment.end + self._gathered_length
 
     def _record_id(self) -> bytes:
         return self._nonce + self._number.to_bytes(16 - NONCE, "big")
 
-    def write(self, pieces: Sequence[Buffer]) -> None:
-        """Append to the open record. The views are not kept."""
-        update = self._hash.update
+    def gather(self, piece: Buffer) -> None:
+        """Append to the open record with the next `write`; until then the piece has to stay as it is."""
+        self._hash.update(piece)
+        self._gathered.append(piece)
+        self._gathered_length += len(piece)
+
+    @property
+    def gathered(self) -> tuple[int, int]:
+        """How many pieces wait for the next `write`, and their bytes."""
+        return len(self._gathered), self._gathered_length
+
+    def write(self, pieces: Sequence[Buffer] = ()) -> None:
+        """Append to the open record; what was gathered goes first. No view is kept."""
         for piece in pieces:
-            update(piece)
-        if self._head:
-            pieces = [self._head, *pieces]
-            self._head = b""
-        self._segment.append(pieces)
-        failpoints.hit("mid-body")
+            self.gather(piece)
+        gathered, self._gathered, self._gathered_length = self._gathered, [], 0
+        if gathered:
+            self._segment.append(gathered)
+            failpoints.hit("mid-body")
 
     def close_record(self) -> Record:
+        """It can be read when what was gathered has been written."""
         if self._open_at < 0:
             raise StoreError("no record is open")
-        if self._head:
-            self.write(())
         payload = self._open_at + HEADER
         self._open_at = -1
-        location = Location(self._segment.segment, payload, self._segment.end - payload)
+        location = Location(self._segment.segment, payload, self.end - payload)
         return Record(
             self._segment, self._number, location, self._record_id(), self._hash.digest(), CLOCK.now()
         )
@@ -194,7 +210,7 @@ class Transaction:
     def drop_record(self, record: Record) -> None:
         """The record is not wanted: its bytes go, at once if nothing was written behind it."""
         self._lose(record)
-        if self._open_at < 0 and self._segment.end in self._lost:
+        if self._open_at < 0 and not self._gathered and self._segment.end in self._lost:
             self._segment.set_back(self._lost.pop(self._segment.end))
 
     def _lose(self, record: Record) -> None:
@@ -216,6 +232,7 @@ class Transaction:
         try:
             if self._open_at >= 0:
                 raise StoreError("a record is still open")
+            self.write()
             for portion in slices(instances):
                 outcomes += self._commit_slice(portion, on_duplicate)
         finally:

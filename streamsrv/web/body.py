@@ -1,7 +1,8 @@
 """The body of one store request on its way from the connection into an Upload.
 
 Strategy: one of known length is read here, by read_into with one reused buffer, before Tornado looks for it,
-a slice when its turn comes. A chunked body comes through Tornado, chunk by chunk.
+a slice when its turn comes; what is in the buffer is written when it is full. A chunked body comes through
+Tornado, chunk by chunk.
 
 Rules of this file
 - While the Upload works the client is not waited for: the meter is paused.
@@ -20,6 +21,9 @@ from streamsrv.web.admission import Service
 from streamsrv.web.pace import Meter
 from streamsrv.web.stow import Buffer, Upload
 from streamsrv.web.stream import Stream
+
+# Read in one turn of the loop, if nobody else moves.
+SLICE = 2 << 20
 
 
 class Listening:
@@ -46,7 +50,7 @@ class Listening:
 async def read_body(service: Service, stream: Stream, length: int, upload: Upload, meter: Meter) -> None:
     """The hot loop of an upload."""
     buffer = service.buffers.take()
-    view, left, turns = memoryview(buffer), length, service.watch.turns
+    view, at, left, turns = memoryview(buffer), 0, length, service.watch.turns
     # The stream counts our buffer as its own; at all other times its own stays small.
     usual, stream.max_buffer_size = stream.max_buffer_size, 2 * len(buffer)
     listening = Listening(stream)
@@ -54,8 +58,8 @@ async def read_body(service: Service, stream: Stream, length: int, upload: Uploa
     try:
         while left:
             await turns.mine()
-            most = min(left, service.watch.share(len(buffer)))
-            read = cast(Future[int], stream.read_into(cast(bytearray, view[:most]), partial=True))
+            most = min(left, service.watch.share(SLICE))
+            read = cast(Future[int], stream.read_into(cast(bytearray, view[at : at + most]), partial=True))
             if not read.done():
                 listening.resume()
                 await read
@@ -63,7 +67,12 @@ async def read_body(service: Service, stream: Stream, length: int, upload: Uploa
                 await turns.mine()
             count = read.result()
             left -= count
-            await feed(upload, buffer, count, meter)
+            filled = at + count
+            # Beside others it is written at once: all of it would keep them waiting for a millisecond or two.
+            full = min(len(buffer) - SLICE + 1, service.watch.share(len(buffer)))
+            stays = filled < full and left > 0
+            await feed(upload, buffer, count, meter, start=at, stays=stays)
+            at = filled if stays else 0
     finally:
         listening.resume()
     stream.max_buffer_size = usual
@@ -71,10 +80,12 @@ async def read_body(service: Service, stream: Stream, length: int, upload: Uploa
     service.buffers.give(buffer)
 
 
-async def feed(upload: Upload, chunk: Buffer, size: int, meter: Meter) -> None:
+async def feed(
+    upload: Upload, chunk: Buffer, size: int, meter: Meter, *, start: int = 0, stays: bool = False
+) -> None:
     meter.moved += size
     meter.pause()
     try:
-        await upload.feed(chunk, size)
+        await upload.feed(chunk, size, start=start, stays=stays)
     finally:
         meter.resume()

@@ -41,7 +41,9 @@ class Receiver(Protocol):
     def heavy(self) -> bool: ...
     @property
     def sync_due(self) -> bool: ...
-    def feed(self, chunk: Buffer, size: int | None = None) -> None: ...
+    def feed(
+        self, chunk: Buffer, size: int | None = None, *, start: int = 0, stays: bool = False
+    ) -> None: ...
     def read_ended(self) -> None: ...
     def sync_so_far(self) -> None: ...
     def finish(self) -> StoreResult: ...
@@ -51,8 +53,9 @@ class Receiver(Protocol):
 class Identity:
     """No Content-Encoding: the body is what it is."""
 
-    def decode(self, chunk: Buffer, size: int) -> Iterator[tuple[Buffer, int]]:
-        yield chunk, size
+    def decode(self, chunk: Buffer, size: int, start: int = 0) -> Iterator[tuple[Buffer, int, int]]:
+        """What has become of `size` bytes of `chunk` from `start` on: chunks, where in them, how many."""
+        yield chunk, start, size
 
     def close(self) -> None:
         pass
@@ -68,12 +71,13 @@ class Gzip:
         self._member = zlib.decompressobj(wbits=31)
         self._begun = False
 
-    def decode(self, chunk: Buffer, size: int) -> Iterator[tuple[Buffer, int]]:
+    def decode(self, chunk: Buffer, size: int, start: int = 0) -> Iterator[tuple[Buffer, int, int]]:
         # The decoder copies what follows a member: of a whole megabyte that would be too much for each.
-        for at in range(0, size, PACKED):
-            yield from self._decode(bytes(chunk[at : min(at + PACKED, size)]))
+        end = start + size
+        for at in range(start, end, PACKED):
+            yield from self._decode(bytes(chunk[at : min(at + PACKED, end)]))
 
-    def _decode(self, rest: bytes) -> Iterator[tuple[Buffer, int]]:
+    def _decode(self, rest: bytes) -> Iterator[tuple[Buffer, int, int]]:
         while True:
             try:
                 piece = self._member.decompress(rest, INFLATED)
@@ -86,7 +90,7 @@ class Gzip:
                 self._next_member()
             if piece:
                 self._count(len(piece))
-                yield piece, len(piece)
+                yield piece, 0, len(piece)
             # A full piece may have left some of its output in the decoder, with all input taken.
             if not rest and len(piece) < INFLATED:
                 return
@@ -138,16 +142,17 @@ class Upload:
         InsufficientStorage."""
         self._receiver = await self._in_thread(self._begin)
 
-    async def feed(self, chunk: Buffer, size: int) -> None:
-        """Take the first `size` bytes of `chunk`, as sent; they are not used after the return."""
+    async def feed(self, chunk: Buffer, size: int, *, start: int = 0, stays: bool = False) -> None:
+        """Take `size` bytes of `chunk` from `start` on, as sent. After the return no chunk is used any more,
+        unless this one `stays` as it is until the next one that does not: many are written at once then."""
         receiver = self._begun()
         self._received += size
         if self._max_body and self._received > self._max_body:
             raise ContentTooLarge(
                 f"the body is longer than the {self._max_body} bytes that this server accepts"
             )
-        for piece, length in self._decoder.decode(chunk, size):
-            receiver.feed(piece, length)
+        for piece, at, length in self._decoder.decode(chunk, size, start):
+            receiver.feed(piece, length, start=at, stays=stays or isinstance(piece, bytes))
             while receiver.pending:
                 await self._read_ended(receiver)
                 await asyncio.sleep(0)

@@ -97,8 +97,7 @@ class BodyEnd:
 
 Event: TypeAlias = PartBegin | Payload | PartEnd | BodyEnd
 
-_PART_END = PartEnd()
-_BODY_END = BodyEnd()
+_PART_END, _BODY_END = PartEnd(), BodyEnd()
 
 
 class _State(enum.Enum):
@@ -129,6 +128,7 @@ class MultipartParser:
         self._base = 0  # body offset of index 0 of the buffer in hand
         self._lead = 0  # bytes at the reading position that are no payload: the CRLF of a blank line
         self._parts = 0
+        self._block, self._block_headers = b"", dict[str, str]()  # those of the last part
         self.more = False  # the last `feed` stopped at `most`: feed b"" for what it left
         self._steps = {
             _State.PREAMBLE: self._preamble,
@@ -138,29 +138,27 @@ class MultipartParser:
         }
 
     def feed(
-        self, chunk: bytes | bytearray | memoryview, size: int | None = None, *, most: int = NO_LIMIT
+        self, chunk: Buffer | memoryview, size: int | None = None, *, start: int = 0, most: int = NO_LIMIT
     ) -> list[Event]:
-        """Take the next bytes of the body: `chunk`, or only its first `size` bytes. A memoryview is copied
-        once, because nothing can be searched for in one: a reused bytearray is best passed as it is, with the
-        size that was filled.
-
+        """Take the next bytes of the body: `chunk`, or only `size` bytes of it from `start` on. A memoryview
+        is copied, because nothing can be searched for in one: a reused bytearray is best passed as it is.
         With about `most` events it stops: a megabyte may hold 100,000 parts. Then `more` is set, and b"" has
         to be fed until it is not, before the next chunk."""
         buffer = bytes(chunk) if isinstance(chunk, memoryview) else chunk
-        end = len(buffer) if size is None else size
+        end = len(buffer) if size is None else start + size
         events: list[Event] = []
         kept, at = len(self._held), 0
         if kept:
-            seam = self._held + buffer[: min(end, self._reach)]
+            seam = self._held + buffer[start : min(end, start + self._reach)]
             self._base = self._fed - kept
             at = self._run(seam, len(seam), 0, kept, events, most) - kept
         if at < 0:  # still undecided, with all of the chunk in the seam
             self._held = seam[kept + at :]
         else:
-            self._base = self._fed
-            at = self._run(buffer, end, at, end, events, most)
+            self._base = self._fed - start
+            at = self._run(buffer, end, start + at, end, events, most)
             self._held = bytes(buffer[at:end])
-        self._fed += end
+        self._fed += end - start
         self.more = len(events) >= most
         return events
 
@@ -201,7 +199,10 @@ class MultipartParser:
             )
         if stop < 0:
             return at
-        events.append(PartBegin(self._parse_headers(bytes(buffer[first:stop]), self._base + first)))
+        block = bytes(buffer[first:stop])
+        if block != self._block:  # mostly each part says the same
+            self._block, self._block_headers = block, self._parse_headers(block, self._base + first)
+        events.append(PartBegin(self._block_headers))
         if after:
             events.append(_PART_END)
             return self._delimited(buffer, after, events)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from streamsrv.errors import ContentTooLarge, MultipartError, NotAcceptable, Not
 from streamsrv.ingest import Ingest, IngestLimits, spill, transaction
 from streamsrv.ingest.derivation import Remembered
 from streamsrv.ingest.response import FailedItem, StoredItem, StoreResult, acceptable, answer
-from streamsrv.store.rows import OnDuplicate
+from streamsrv.store.fileops import Buffer, FileOps
+from streamsrv.store.rows import InstanceKey, OnDuplicate
 from streamsrv.store.store import Store, StoreOptions
 from streamsrv.wire.answers import Literal, Request, Stream
 
@@ -228,6 +229,54 @@ def test_whoever_does_not_take_turns_loses_nothing(store: Store) -> None:
     ingest.feed(payload[5000:])
     result = ingest.finish()
     assert (len(result.stored), len(result.failed)) == (3, 1000)
+
+
+class Writes(FileOps):
+    """Counts the writes to segments by their pieces."""
+
+    def __init__(self) -> None:
+        self.pieces: list[int] = []
+
+    def write(self, fd: int, pieces: Sequence[Buffer], offset: int) -> int:
+        self.pieces.append(len(pieces))
+        return super().write(fd, pieces, offset)
+
+
+def test_what_stays_is_written_with_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transaction, "READ_TOGETHER", 1)
+    files = [part10(f"1.2.3.4.{number}", pixels=bytes([number]) * 3000) for number in range(5)]
+    payload, ops = body(*files), Writes()
+    with Store.open(tmp_path / "data", StoreOptions(min_free=0), fileops=ops) as store:
+        ingest = Ingest(store, content_type=f"multipart/related; boundary={BOUNDARY}")
+        ops.pieces.clear()
+        buffer, half = bytearray(payload), len(payload) // 2
+        ingest.feed(buffer, half, stays=True)
+        assert not ops.pieces
+        assert not ingest.pending
+        ingest.feed(buffer, len(payload) - half, start=half)
+        buffer[:] = bytes(len(buffer))  # it may be used again
+        assert len(ops.pieces) == 1
+        assert ingest.pending
+        result = ingest.finish()
+        assert len(result.stored) == 5
+        for item, file in zip(result.stored, files, strict=True):
+            row = store.index.existing([InstanceKey(item.study, item.series, item.instance)])[0]
+            assert row is not None
+            with store.readers.open([row.location.segment]) as lease:
+                assert lease.pread(row.location.segment, row.location.offset, row.location.length) == file
+
+
+@pytest.mark.parametrize(("limit", "most"), [("WRITE_BYTES", 4000), ("WRITE_PIECES", 2)])
+def test_what_waits_to_be_written_is_bounded(
+    store: Store, monkeypatch: pytest.MonkeyPatch, limit: str, most: int
+) -> None:
+    monkeypatch.setattr(transaction, limit, most)
+    ingest = Ingest(store, content_type=f"multipart/related; boundary={BOUNDARY}")
+    payload = body(part10("1.2.3.4.1", pixels=bytes(20_000)))
+    for at in range(0, len(payload), 1000):
+        ingest.feed(payload[at : at + 1000], stays=True)
+    assert sum(path.stat().st_size for path in store.layout.segments.iterdir()) > 15_000
+    assert len(ingest.finish().stored) == 1
 
 
 def test_what_a_part_calls_itself_is_kept_in_short(store: Store) -> None:

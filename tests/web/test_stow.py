@@ -18,7 +18,7 @@ def inflate(packed, sizes, limit=0):
     decoder, out = Gzip(limit), bytearray()
     at = 0
     for size in sizes:
-        for piece, length in decoder.decode(packed[at : at + size], len(packed[at : at + size])):
+        for piece, _, length in decoder.decode(packed[at : at + size], len(packed[at : at + size])):
             assert length <= INFLATED
             out += piece[:length]
         at += size
@@ -40,7 +40,15 @@ def test_a_buffer_that_is_not_full():
     decoder = Gzip(0)
     pieces = list(decoder.decode(buffer, len(buffer) - 7))
     decoder.close()
-    assert pieces == [(b"body", 4)]
+    assert pieces == [(b"body", 0, 4)]
+
+
+def test_a_chunk_within_its_buffer():
+    packed = gzip.compress(b"body")
+    decoder = Gzip(0)
+    assert list(decoder.decode(b"rubbish" + packed + b"rubbish", len(packed), 7)) == [(b"body", 0, 4)]
+    decoder.close()
+    assert list(Identity().decode(b"rubbish", 3, 2)) == [(b"rubbish", 2, 3)]
 
 
 def test_a_piece_that_is_exactly_full_is_not_the_end():
@@ -97,7 +105,7 @@ class _Broken:
     def __init__(self):
         self.calls = []
 
-    def feed(self, chunk, size=None):
+    def feed(self, chunk, size=None, *, start=0, stays=False):
         self.calls.append("feed")
 
     def sync_so_far(self):
@@ -147,7 +155,7 @@ class _Dense(Recorder):
         super().__init__(world)
         self.readings = readings
 
-    def feed(self, chunk, size=None):
+    def feed(self, chunk, size=None, *, start=0, stays=False):
         self.pending = True
 
     def read_ended(self):

@@ -27,8 +27,8 @@ class Recorder:
         self.pending = self.heavy = self.sync_due = False
         self.calls = []
 
-    def feed(self, chunk, size=None):
-        self.body += chunk[:size]
+    def feed(self, chunk, size=None, *, start=0, stays=False):
+        self.body += chunk[start : start + size]
         if b"REFUSE" in self.body:
             raise BadRequest("the body holds REFUSE")
         if b"BREAK" in self.body:

@@ -395,6 +395,21 @@ def test_delimiters_anywhere_in_large_chunks(filler: bytes) -> None:
             assert parts == [payload[:place], second]
 
 
+@pytest.mark.parametrize("step", [1, 13, 100])
+def test_a_chunk_may_be_anywhere_in_its_buffer(step):
+    """What lies around it does not count."""
+    body = b"--boundary\r\nA: b\r\n\r\nfirst\r\n--boundary\r\n\r\nsecond\r\n--boundary--"
+    parser, events = MultipartParser(B), []
+    for at in range(0, len(body), step):
+        piece = body[at : at + step]
+        buffer = bytearray(b"\r\n--boundary\r\n" + piece + b"\r\n--boundary--")
+        for event in parser.feed(buffer, len(piece), start=14):
+            events.append(bytes(event.view) if isinstance(event, Payload) else type(event))
+    parser.close()
+    texts = b"".join(event if isinstance(event, bytes) else b"|" for event in events)
+    assert texts == b"|first||second||"
+
+
 @pytest.mark.parametrize("filler", [b"\0", b"d", b"yrad", b"\0d", b"\r\n--boundary-", b"\r\n", b"-", b"y"])
 def test_large_payload_is_parsed_faster_than_a_disk_writes(filler: bytes) -> None:
     chunk = filler * ((1 << 20) // len(filler))
