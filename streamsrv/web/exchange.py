@@ -236,11 +236,10 @@ class Exchange(Waiting, HTTPMessageDelegate):
 
     def _answer_job(self, job: Job) -> None:
         try:
-            blocked, self._blocked = self._blocked, None
+            blocked = self._blocked if job.inline else WouldBlock("this is answered in a thread")
+            self._blocked = None
             if blocked is not None:
                 raise blocked
-            if not job.inline:
-                raise WouldBlock("this is answered in a thread")
             answer = job.compute()
         except WouldBlock as blocked:
             if not when_made(self._connection, blocked, job, self._answer_job):
