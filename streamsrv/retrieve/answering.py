@@ -31,6 +31,7 @@ CACHING = (("Vary", "Accept"), ("Cache-Control", "private, no-cache"))
 # What is made may come out otherwise in another version, and ranges of the two must not be glued together.
 MAKER = f"streamsrv {__version__}"
 
+Planner = Callable[[bytes], tuple[Iterable[Piece], int | None]]  # of a boundary: plan and length
 Body = Callable[[bytes], Generator[bytes, None, None]]  # of a boundary; the same bytes at each call
 
 
@@ -79,9 +80,13 @@ class Retrieval:
     def multipart(self, representation: tuple[str, ...], parts: PartSource, count: int) -> Answer:
         """`representation` begins with the media type of the parts and tells it from every other of the
         same instances."""
+        return self.planned(representation, lambda boundary: multipart_plan(parts, count, boundary))
+
+    def planned(self, representation: tuple[str, ...], planner: Planner) -> Answer:
+        """The same of whatever plans the parts."""
         etag, boundary, built = self._multipart(representation)
         if not not_modified(self.request, etag):
-            built.plan, built.length = multipart_plan(parts, count, boundary)
+            built.plan, built.length = planner(boundary)
         return evaluate(self.request, built, etag)
 
     def made_multipart(self, representation: tuple[str, ...], body: Body) -> Answer:

@@ -22,17 +22,21 @@ from streamsrv.retrieve import datasets, payloads, transcoding
 from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval
 from streamsrv.retrieve.parts import Part
 from streamsrv.retrieve.pixels import describe, frame_info
+from streamsrv.retrieve.selection import Found
 from streamsrv.retrieve.transcoding import Transcoder, has_frames, piece_chunks
+from streamsrv.store.index_places import PLACE, syntax_in
+from streamsrv.store.index_rows import split_triple
 from streamsrv.store.rows import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.accept import INSTANCE_SENT_AS, InstancesChoice
-from streamsrv.wire.answers import Answer, Piece
+from streamsrv.wire.answers import Answer, Piece, Place, StoredParts
 from streamsrv.wire.mediatypes import DICOM
 from streamsrv.wire.multipart import closing, part_head
 from streamsrv.wire.resources import Level, instance_url
 
 # Kinds of pixels in one answer that are looked at; real studies have a few.
 REPRESENTATIVES = 64
+END_OF_HEAD = b"\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +57,14 @@ class Sent:
 
     @property
     def label(self) -> str:
-        return f"{DICOM}; transfer-syntax={self.syntax}"
+        return label_of(self.syntax)
 
     def part(self, base_url: str) -> Part:
         return Part(self.label, instance_url(base_url, *self.row.key), self.pieces)
+
+
+def label_of(syntax: str) -> str:
+    return f"{DICOM}; transfer-syntax={syntax}"
 
 
 def instances(retrieval: Retrieval) -> Answer:
@@ -68,16 +76,62 @@ def instances(retrieval: Retrieval) -> Answer:
         (one,) = filter(None, sent(retrieval, choice))
         if not choice.multipart:
             return retrieval.single_part(one.label, one.pieces, *maker)
-        return retrieval.multipart((*representation, one.syntax, *maker), lambda: [one.part(base_url)], 1)
+        whole = (*representation, one.syntax, *maker)
+        if one.row.transfer_syntax == one.syntax:
+            return retrieval.planned(whole, lambda boundary: stored_part(one.row, base_url, boundary))
+        return retrieval.multipart(whole, lambda: [one.part(base_url)], 1)
     if makes:
         return retrieval.made_multipart(
             (*representation, MAKER), lambda boundary: body(retrieval, choice, boundary)
         )
 
+    found = retrieval.selection.found
+    if found is not None and all(stored == sent for stored, sent in choice.syntaxes.items()):
+        return retrieval.planned(representation, lambda boundary: stored_parts(found, base_url, boundary))
+    retrieval.pool.must_not_block()
+
     def parts() -> Iterator[Part]:
         return (one.part(base_url) for one in filter(None, sent(retrieval, choice)))
 
     return retrieval.multipart(representation, parts, retrieval.selection.count)
+
+
+def stored_parts(found: Found, base_url: str, boundary: bytes) -> tuple[StoredParts, int]:
+    """The plan of instances that go out as they are stored, and its length. Whoever asks again before the
+    next commit gets the same one."""
+    known = found.plan
+    if known is None or known[0] != boundary:
+        known = found.plan = boundary, StoredParts(*parts_of(found, base_url, boundary), closing(boundary))
+    return known[1], known[1].length
+
+
+def parts_of(found: Found, base_url: str, boundary: bytes) -> tuple[list[bytes], list[Place]]:
+    """Of each part its head and its place."""
+    heads: list[bytes] = []
+    one = next(iter(found.syntaxes)) if len(found.syntaxes) == 1 else ""
+    kind, before = (b"", ""), b""  # what the heads of one series begin with
+    for row in found.packed:
+        above, _, uid = row[0].rpartition(b"\0")
+        syntax = one or syntax_in(row)
+        if kind != (above, syntax):
+            kind, before = (above, syntax), head_of(boundary, syntax, base_url, *split_triple(row[0])[:2])
+        heads.append(before + uid + END_OF_HEAD)
+    return heads, [place[:3] for place in PLACE.iter_unpack(found.places)]
+
+
+def stored_part(row: InstanceRow, base_url: str, boundary: bytes) -> tuple[StoredParts, int]:
+    """The same of one instance."""
+    before = head_of(boundary, row.transfer_syntax, base_url, *row.key[:2])
+    head = before + row.key.instance.encode() + END_OF_HEAD
+    plan = StoredParts([head], [row.location], closing(boundary))
+    return plan, plan.length
+
+
+def head_of(boundary: bytes, syntax: str, base_url: str, study: str, series: str) -> bytes:
+    """The head of each part of a series up to its SOP Instance UID."""
+    location = instance_url(base_url, study, series, "")
+    head = part_head(boundary, {"Content-Type": label_of(syntax), "Content-Location": location})
+    return head.removesuffix(END_OF_HEAD)
 
 
 def body(retrieval: Retrieval, choice: InstancesChoice, boundary: bytes) -> Generator[bytes, None, None]:
@@ -184,6 +238,8 @@ def chosen(retrieval: Retrieval) -> InstancesChoice:
     except NotAcceptable:
         if single and has_frames(next(retrieval.selection.rows())):
             raise
+    if not single:
+        retrieval.pool.must_not_block()
     return _fitting(retrieval, accepted.ranges(), syntaxes, single)
 
 

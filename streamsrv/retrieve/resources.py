@@ -42,7 +42,7 @@ def answer(store: Store, request: Request, target: Target, pool: PixelPool) -> A
     hot = hot_frame(store, request, target)
     if hot is not None:
         return hot
-    selection = select(store, target)
+    selection = select(store, target, brief=pool.in_loop)
     if target.kind is Kind.METADATA:
         pool.warm()  # a viewer asks for frames next
     retrieval = Retrieval(store, pool, request, target, selection)

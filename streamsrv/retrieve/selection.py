@@ -1,27 +1,30 @@
 """The SOP instances of a target resource, pinned for as long as their answer is being sent.
 
-Strategy: one pass over the index pages learns how many there are, where their bytes lie and what the ETag is;
-a lease keeps their segments open. Up to ROWS_KEPT rows stay in memory. Of a longer study only 36 bytes an
-instance are kept (its record id and location), and the rows are looked up again, page by page, while the
-answer is sent. An instance that has vanished by then ends the answer (the connection is closed, never a
-silent gap); one that compaction has moved is still read where it was, under the lease.
+Strategy: one pass over the index pages learns how many there are, where their bytes lie and what the ETag is,
+from fixed places in their rows; a lease keeps their segments open. Up to ROWS_KEPT rows stay in memory,
+packed, and are unpacked when more has to be known of them. Of a longer study only 36 bytes an instance are
+kept (its place), and the rows are looked up again, page by page, while the answer is sent. An instance that
+has vanished by then ends the answer (the connection is closed, never a silent gap); one that compaction has
+moved is still read where it was, under the lease.
 """
 
 from __future__ import annotations
 
 import itertools
-import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
 import xxhash
 
 from streamsrv.dicom.window import Pread
-from streamsrv.errors import NotFound, SegmentGone, StoreError
+from streamsrv.errors import NotFound, SegmentGone, StoreError, WouldBlock
+from streamsrv.store.index_places import PLACE, places_in, syntax_in, unpacked
+from streamsrv.store.index_rows import PackedRow, split_triple
 from streamsrv.store.leases import SegmentLease
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location
 from streamsrv.store.store import Store
+from streamsrv.wire.answers import StoredParts
 from streamsrv.wire.resources import Target
 
 ROWS_KEPT = 4_096  # about 1 kB each
@@ -32,24 +35,49 @@ ATTEMPTS = 5
 ENTRIES_AT_ONCE = 64
 NOT_THERE = "there is no such SOP instance, series or study in this store"
 
-_PIN = struct.Struct("<16sIQQ")
 
+class Found:
+    """What a walk over the pages of a target resource has found: true until the next commit, and not to be
+    changed. `packed` are the rows of all if they are few enough to be kept, else none; `places` of all."""
 
-class Learned(NamedTuple):
-    """What a walk over the pages of a study or series has found: true until the next commit, and not to be
-    changed."""
+    __slots__ = ("_rows", "count", "digest", "moment", "packed", "places", "plan", "segments", "syntaxes")
 
-    moment: int
-    rows: list[InstanceRow]
-    syntaxes: set[str]
-    digest: bytes
-    segments: set[int]
+    def __init__(self, moment: int, pages: Iterator[list[PackedRow]]) -> None:
+        self.moment = moment
+        self.count = 0
+        self.packed: list[PackedRow] = []
+        self.places = bytearray()
+        self.syntaxes: set[str] = set()  # transfer syntaxes as stored
+        self.segments: set[int] = set()
+        self.plan: tuple[bytes, StoredParts] | None = None  # made last of it: boundary and plan
+        self._rows: list[InstanceRow] | None = None
+        digest = xxhash.xxh3_128()
+        for page in pages:
+            places = places_in(page)
+            facts = list(PLACE.iter_unpack(places))
+            self.count += len(page)
+            self.places += places
+            self.packed += page[: ROWS_KEPT + 1 - len(self.packed)]
+            self.syntaxes.update(map(syntax_in, page))
+            self.segments.update([segment for segment, _, _, _ in facts])
+            digest.update(b"".join([record_id for _, _, _, record_id in facts]))
+        if not self.count:
+            raise NotFound(NOT_THERE)
+        if self.count > ROWS_KEPT:
+            self.packed = []
+        self.digest = digest.digest()
+
+    def rows(self) -> list[InstanceRow]:
+        """Those that are kept."""
+        if self._rows is None:
+            self._rows = list(map(unpacked, self.packed))
+        return self._rows
 
 
 # Viewers ask for the metadata of a series and then for its instances, and several of them do.
 SELECTIONS_REMEMBERED = 8
 ROWS_REMEMBERED = 1_000
-_Memory: TypeAlias = dict[tuple[str, str | None, str | None], Learned]
+_Memory: TypeAlias = dict[tuple[str, str | None, str | None], Found]
 _memories: WeakKeyDictionary[Store, _Memory] = WeakKeyDictionary()
 
 
@@ -63,12 +91,15 @@ class Selection:
         series: str | None,
         instance: str | None,
         frames: Sequence[int] = (),
+        *,
+        brief: bool = False,
     ) -> None:
         self._store = store
+        self._brief = brief
         self.frames = frames
         self._target = (study, series, instance)
-        self._kept: list[InstanceRow] = []
-        self._pins = bytearray()
+        self._found: Found | None = None  # of a study or series
+        self._one: list[InstanceRow] = []  # else
         self.count = 0
         self.syntaxes: set[str] = set()  # transfer syntaxes as stored
         self.digest = b""  # of all record ids in order: the same digest means the same stored bytes
@@ -90,62 +121,54 @@ class Selection:
         study, series, instance = self._target
         if series is not None and instance is not None:
             return self._learn_one(InstanceKey(study, series, instance))
+        found = self._found = self._remembered()
+        self.count, self.syntaxes, self.digest = found.count, found.syntaxes, found.digest
+        return found.segments
+
+    def _remembered(self) -> Found:
+        """What there is, looked up again after a commit."""
         moment, memory = self._store.moment(), _memories.setdefault(self._store, {})
-        learned = memory.get(self._target)
-        if learned is None or learned.moment != moment:
-            segments = self._walk()
-            learned = Learned(moment, self._kept, self.syntaxes, self.digest, segments)
-            if self.count <= ROWS_REMEMBERED:
+        found = memory.get(self._target)
+        if found is None or found.moment != moment:
+            if self._brief:
+                raise WouldBlock("a study or series is looked up in a thread")
+            found = Found(moment, self._pages())
+            if found.count <= ROWS_REMEMBERED:
                 while len(memory) >= SELECTIONS_REMEMBERED:
                     memory.pop(next(iter(memory)), None)
-                memory[self._target] = learned
-        else:
-            self._kept, self.count = learned.rows, len(learned.rows)
-            self.syntaxes, self.digest = learned.syntaxes, learned.digest
-        return learned.segments
-
-    def _walk(self) -> set[int]:
-        """Over the pages, once."""
-        self._kept, self._pins, self.count, self.syntaxes = [], bytearray(), 0, set()
-        digest, segments = xxhash.xxh3_128(), set()
-        for page in self._pages():
-            self.count += len(page)
-            digest.update(b"".join([row.record_id for row in page]))
-            segments.update({row.location.segment for row in page})
-            self.syntaxes.update({row.transfer_syntax for row in page})
-            self._kept += page[: max(ROWS_KEPT - len(self._kept), 0)]
-            self._pins += b"".join([_PIN.pack(row.record_id, *row.location) for row in page])
-        if not self.count:
-            raise NotFound(NOT_THERE)
-        self.digest = digest.digest()
-        return segments
+                memory[self._target] = found
+        return found
 
     def _learn_one(self, key: InstanceKey) -> set[int]:
         found = self._store.instance(key, self.frames)
         if found is None:
             raise NotFound(NOT_THERE)
         row, self.entries = found
-        self._kept, self.count, self.syntaxes = [row], 1, {row.transfer_syntax}
+        self._one, self.count, self.syntaxes = [row], 1, {row.transfer_syntax}
         self.digest = xxhash.xxh3_128_digest(row.record_id)
         return {row.location.segment}
 
-    def _pages(self) -> Iterator[list[InstanceRow]]:
+    def _pages(self) -> Iterator[list[PackedRow]]:
+        study, series, _ = self._target
         after: InstanceKey | None = None
-        while page := self._store.lookup(*self._target, after=after, limit=PAGE):
+        while page := self._store.packed(study, series, after=after, limit=PAGE):
             yield page
             if len(page) < PAGE:
                 return
-            after = page[-1].key
+            after = split_triple(page[-1][0])
 
     def rows(self) -> Iterator[InstanceRow]:
         """The rows in key order, as they were when the selection was made."""
-        if self.count <= ROWS_KEPT:
-            yield from self._kept
+        if self._found is None:
+            yield from self._one
             return
-        pins = _PIN.iter_unpack(bytes(self._pins))
+        if self._found.packed:
+            yield from self._found.rows()
+            return
+        places = PLACE.iter_unpack(bytes(self._found.places))
         number = 0
-        for row in itertools.chain.from_iterable(self._pages()):
-            record_id, *location = next(pins, (b"", 0, 0, 0))
+        for row in map(unpacked, itertools.chain.from_iterable(self._pages())):
+            *location, record_id = next(places, (0, 0, 0, b""))
             if row.record_id != record_id:
                 raise StoreError(f"instance {number + 1} of the answer has changed while it was being sent")
             number += 1
@@ -154,6 +177,11 @@ class Selection:
             raise StoreError(
                 f"{self.count - number} instances of the answer were deleted while it was being sent"
             )
+
+    @property
+    def found(self) -> Found | None:
+        """Of a study or series that is not long: its rows, packed."""
+        return self._found if self._found is not None and self._found.packed else None
 
     def pread(self, row: InstanceRow, offset: int, length: int) -> bytes:
         """Bytes of one instance's Part 10 file."""
@@ -170,9 +198,10 @@ class Selection:
         self.lease.release()
 
 
-def select(store: Store, target: Target) -> Selection:
-    """Raises NotFound where the whole path names nothing: an instance under another series is not there."""
+def select(store: Store, target: Target, *, brief: bool = False) -> Selection:
+    """Raises NotFound where the whole path names nothing: an instance under another series is not there;
+    WouldBlock if it is to be brief and that takes more than what is remembered, or one instance."""
     if target.study is None:
         raise NotFound("the target resource names no study")
     frames = [number - 1 for number in target.frames] if len(target.frames) <= ENTRIES_AT_ONCE else ()
-    return Selection(store, target.study, target.series, target.instance, frames)
+    return Selection(store, target.study, target.series, target.instance, frames, brief=brief)

@@ -14,6 +14,7 @@ import zstandard
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import SegmentGone, StoreCorrupt
 from streamsrv.store.index_environment import Environment, Transaction
+from streamsrv.store.index_places import unpacked
 from streamsrv.store.index_rows import (
     FRAMES_A_CHUNK,
     LevelRow,
@@ -123,18 +124,11 @@ class Reading:
         if series is not None and instance is not None:
             key = InstanceKey(study, series, instance)
             return [] if after is not None and key <= after else [row for row in self.existing([key]) if row]
-        start = prefix(study, series)
-        return [
-            unpack_instance(split_triple(key), value)
-            for key, value in self._page("instances", start, after, limit)
-        ]
+        return [unpacked(row) for row in self.packed(study, series, after=after, limit=limit)]
 
     def rows(self, after: InstanceKey | None = None, limit: int = ROWS_A_BATCH) -> list[InstanceRow]:
         """Pages through all instances, in key order."""
-        return [
-            unpack_instance(split_triple(key), value)
-            for key, value in self._page("instances", b"", after, limit)
-        ]
+        return [unpacked(row) for row in self._page("instances", b"", after, limit)]
 
     def instances_in(self, segments: Collection[int]) -> Iterator[InstanceRow]:
         """Every instance that lies in one of the segments, by one walk through the whole index."""

@@ -18,6 +18,7 @@ from streamsrv.store import folder as folders
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.folder import Held, Identity, Layout
 from streamsrv.store.index import Index
+from streamsrv.store.index_rows import PackedRow
 from streamsrv.store.leases import Readers, SegmentLease
 from streamsrv.store.records import RecordFormat
 from streamsrv.store.rows import Change, InstanceKey, InstanceRow
@@ -137,6 +138,12 @@ class Store:
     ) -> list[InstanceRow]:
         """The instances of the target resource in the order of their keys."""
         return self.index.lookup(study, series, instance, after=after, limit=limit)
+
+    def packed(
+        self, study: str, series: str | None, *, after: InstanceKey | None = None, limit: int = 1000
+    ) -> list[PackedRow]:
+        """The same of a study or series, not unpacked."""
+        return self.index.packed(study, series, after=after, limit=limit)
 
     def instance(
         self, key: InstanceKey, frames: Sequence[int] = ()

@@ -2,7 +2,8 @@
 
 `is_inline` names those whose look-up is a few microseconds of index and no more: a turn through a thread
 costs about 100. What of them has to be made after all says WouldBlock, and goes to a thread; so does a search
-that looks at more than a few rows. All else, whatever walks a series or a study, is answered in a thread.
+that looks at more than a few rows, and a study or series that is not remembered. All else, whatever walks
+one, is answered in a thread.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class Actions:
 def is_inline(method: str, target: Target) -> bool:
     if method not in ("GET", "HEAD"):
         return False
-    return target.kind is Kind.SEARCH or (target.level is Level.INSTANCE and target.kind in INLINE)
+    if target.kind in (Kind.SEARCH, Kind.INSTANCES):
+        return True
+    return target.level is Level.INSTANCE and target.kind in INLINE
 
 
 def compute(actions: Actions, request: Request, target: Target) -> Answer:

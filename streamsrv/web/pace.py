@@ -64,7 +64,7 @@ class Watch:
         self._meters: set[Meter] = set()
         self._interval = min(1.0, idle_timeout / 4, stall_timeout / 4)
         self._timer = self._loop.call_later(self._interval, self._sweep)
-        self.turns = Turns()
+        self.turns = Turns(lambda: len(self._meters) <= 1)
 
     def head_awaited(self, key: Hashable, close: Callable[[], None]) -> None:
         self._heads.pop(key, None)

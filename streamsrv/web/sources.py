@@ -13,8 +13,11 @@ from collections.abc import Generator, Iterator
 from streamsrv.errors import StoreCorrupt
 from streamsrv.wire.answers import Span, Stream
 
+PAGE = os.sysconf("SC_PAGE_SIZE")
 # How far apart pages are probed: readahead brings at least so much at once.
 PROBE_STEP = 128 << 10
+# The same within an answer that has been in memory so far: what is missing of it is mostly all the rest.
+LONG_STEP = 1 << 20
 # What the disk is asked for in advance when a page was missing.
 READ_AHEAD = 8 << 20
 
@@ -60,14 +63,26 @@ def close_iterator(iterator: Iterator[object]) -> None:
         iterator.close()
 
 
-def warm_bytes(source: int, offset: int, length: int) -> int:
+# What is read in the loop, and at once handed on.
+_probe = [bytearray(1)]
+_lead = memoryview(bytearray(PAGE))
+
+
+def warm_bytes(source: int, offset: int, length: int, so_far: bool = False) -> int:
     """How many of the next bytes are in memory, judging by the first page and the last of each PROBE_STEP:
-    what the disk brings at a time is longer, and where one page is, the next ones may be on their way."""
-    probe, end = [bytearray(1)], offset + length
-    warm = 0
-    for at in (offset, *range(offset + PROBE_STEP - 1, end - 1, PROBE_STEP), end - 1):
+    what the disk brings at a time is longer, and where one page is, the next ones may be on their way. Where
+    all was in memory `so_far`, by the last page of each LONG_STEP, if these are."""
+    if so_far and _warm_until(source, offset, length, LONG_STEP) == length:
+        return length
+    return _warm_until(source, offset, length, PROBE_STEP)
+
+
+def _warm_until(source: int, offset: int, length: int, step: int) -> int:
+    end, warm = offset + length, 0
+    probed = (*range(offset + step - 1, end - 1, step), end - 1)
+    for at in probed if step > PROBE_STEP else (offset, *probed):
         try:
-            os.preadv(source, probe, at, os.RWF_NOWAIT)
+            os.preadv(source, _probe, at, os.RWF_NOWAIT)
         except BlockingIOError:
             return warm
         except OSError as error:
@@ -76,6 +91,15 @@ def warm_bytes(source: int, offset: int, length: int) -> int:
             return 0  # a file system that cannot tell: always from a thread
         warm = at + 1 - offset if at > offset else 0
     return length
+
+
+def to_page(source: int, offset: int, length: int) -> bytes:
+    """The bytes before the first whole page of a span, if they are in memory, else none. They are to go out
+    with the head: where a head is followed by half a page, the kernel takes a quarter longer for the pages
+    behind it."""
+    lead = min(-offset % PAGE, length)
+    view = _lead[:lead]
+    return bytes(view) if lead and read_warm(source, view, offset) else b""
 
 
 def read_warm(source: int, target: memoryview, offset: int) -> bool:
@@ -96,13 +120,15 @@ def read_warm(source: int, target: memoryview, offset: int) -> bool:
 def send_warm(sock: socket.socket, source: int, head: bytes, span: Span, tail: bytes) -> int:
     """What the socket takes at once of `head`, the span and `tail`, in bytes; 0 if the span is not in memory.
     What ended it, an error too, shows again when the rest is sent."""
-    sent = 0
-    if warm_bytes(source, span.offset, span.length) == span.length:
+    sent, lead = 0, to_page(source, span.offset, span.length)
+    offset, length = span.offset + len(lead), span.length - len(lead)
+    if warm_bytes(source, offset, length) == length:
+        head += lead
         with contextlib.suppress(OSError):
             sent = sock.send(head, socket.MSG_MORE)
             if sent == len(head):
-                sent += os.sendfile(sock.fileno(), source, span.offset, span.length)
-                if sent == len(head) + span.length:
+                sent += os.sendfile(sock.fileno(), source, offset, length)
+                if sent == len(head) + length:
                     sent += sock.send(tail)
     return sent
 

@@ -27,9 +27,9 @@ from typing import TypeVar
 
 from streamsrv.errors import StoreCorrupt
 from streamsrv.web.pace import Meter
-from streamsrv.web.sources import StreamReader, close_iterator, send_cold, warm_bytes
+from streamsrv.web.sources import StreamReader, close_iterator, send_cold, to_page, warm_bytes
 from streamsrv.web.turns import Turns
-from streamsrv.wire.answers import Answer, Literal, Piece, Span
+from streamsrv.wire.answers import Answer, Literal, Piece, Place, Span, StoredParts
 
 # A small request waits for one slice: 2 MB take half a millisecond.
 SLICE = 2 << 20
@@ -80,16 +80,17 @@ class Transfer:
         self._stopped: BaseException | None = None
         self._busy = False  # a thread works for us
         self._plan = iter(answer.plan)
-        self._lazy = not isinstance(answer.plan, (tuple, list))
+        self._parts = answer.plan.parts() if isinstance(answer.plan, StoredParts) else None
+        self._lazy = not isinstance(answer.plan, (tuple, list, StoredParts))
         self._batch: Iterator[Piece] = iter(()) if self._lazy else self._plan
         self._ahead: Piece | None = None  # taken from the plan, not begun
         self._ended = False
-        self._text = memoryview(prefix)
+        self._text = memoryview(prefix if self._parts is None else b"")
+        self._prefix = b"" if self._parts is None else prefix  # goes out with the head of the first part
         self._more = True  # something follows the text, so the kernel may wait for it
         self._suffix = b""  # closes the chunk that is being sent
-        self._source = -1  # descriptor of the span that is being sent
-        self._offset = 0
-        self._left = 0
+        self._source, self._offset, self._left = -1, 0, 0  # what is being sent, by its descriptor
+        self._in_memory = False  # so far all of it was
         self._stream: StreamReader | None = None
 
     def start(self) -> None:
@@ -151,7 +152,9 @@ class Transfer:
         return moved
 
     def _send_span(self, budget: int) -> int:
-        warm = warm_bytes(self._source, self._offset, min(self._left, budget))
+        length = min(self._left, budget)
+        warm = warm_bytes(self._source, self._offset, length, self._in_memory)
+        self._in_memory = warm == length
         if not warm:
             target, source = self._own(), self._source
             offset, length = self._offset, min(self._left, SLICE)
@@ -189,6 +192,8 @@ class Transfer:
             self._say(self._suffix)
             self._suffix = b""
             return True
+        if self._parts is not None:
+            return self._begin_part(self._parts)
         if self._stream is not None:
             return self._advance_stream(self._stream)
         piece = self._take()
@@ -197,7 +202,7 @@ class Transfer:
         if isinstance(piece, Literal):
             self._begin_literals(piece)
         elif isinstance(piece, Span):
-            self._begin_span(piece)
+            self._begin_span(piece.segment, piece.offset, piece.length)
         else:
             self._stream = StreamReader(piece)
         return True
@@ -207,6 +212,19 @@ class Transfer:
             piece, self._ahead = self._ahead, None
             return piece
         return next(self._batch, None)
+
+    def _begin_part(self, parts: Iterator[tuple[bytes, Place]]) -> bool:
+        """Head and span of a part at once; behind the last one the end."""
+        for head, place in parts:
+            self._begin_span(*place)
+            lead = to_page(self._source, self._offset, self._left)
+            self._offset += len(lead)
+            self._left -= len(lead)
+            self._say(self._prefix + head + lead, more=self._left > 0)
+            self._prefix = b""
+            return True
+        self._end()
+        return False
 
     def _begin_literals(self, piece: Literal) -> None:
         """Join it with the literals behind it, as far as they are at hand."""
@@ -222,16 +240,15 @@ class Transfer:
         if text:
             self._say(self._framed(text), more=isinstance(self._ahead, Span))
 
-    def _begin_span(self, piece: Span) -> None:
-        descriptor = self._answer.descriptor
-        if descriptor is None:
+    def _begin_span(self, segment: int, offset: int, length: int) -> None:
+        if self._answer.descriptor is None:
             raise StoreCorrupt("an answer with spans names nobody who opens them")
-        if not piece.length:
+        if not length:
             return
-        self._source, self._offset, self._left = descriptor(piece.segment), piece.offset, piece.length
+        self._source, self._offset, self._left = self._answer.descriptor(segment), offset, length
         if self._chunked:
             self._suffix = b"\r\n"
-            self._say(b"%x\r\n" % piece.length)
+            self._say(b"%x\r\n" % length)
 
     def _framed(self, text: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(text), text) if self._chunked else text

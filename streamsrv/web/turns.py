@@ -13,9 +13,11 @@ from collections.abc import Callable
 
 
 class Turns:
-    """Must be made inside the running loop."""
+    """Must be made inside the running loop. `alone` tells that one body moves at most: then no turn is
+    counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, alone: Callable[[], bool] = lambda: False) -> None:
+        self._alone = alone
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Callable[[], None]] = deque()
         self._taken = False
@@ -24,6 +26,8 @@ class Turns:
         """True if nobody has moved in this turn of the loop: then it is the caller's."""
         if self._taken:
             return False
+        if self._alone():
+            return True
         self._taken = True
         self._loop.call_soon(self._next)
         return True

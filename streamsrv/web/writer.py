@@ -27,10 +27,11 @@ from streamsrv.errors import StoreCorrupt
 from streamsrv.web.pace import Watch
 from streamsrv.web.sources import read_warm
 from streamsrv.web.transfer import Transfer
-from streamsrv.wire.answers import Answer, Literal, Span
+from streamsrv.wire.answers import Answer, Literal, Span, StoredParts
 
 # Up to this size copying is cheaper than a second system call and a turn of the loop.
 SMALL = 64 << 10
+MADE = (tuple, list, StoredParts)  # plans that are there, and not made while they are walked
 BODILESS = frozenset((204, 304))
 REASONS = {status.value: status.phrase for status in HTTPStatus} | {
     413: "Content Too Large",
@@ -106,7 +107,7 @@ _buffer = bytearray(SMALL)
 def small_parts(answer: Answer) -> list[bytes | memoryview] | None:
     """The whole payload, if it is short and at hand; None if it has to be transferred. Views are good until
     the next call."""
-    if answer.length is None or answer.length > SMALL or not isinstance(answer.plan, (tuple, list)):
+    if answer.length is None or answer.length > SMALL or not isinstance(answer.plan, MADE):
         return None
     parts: list[bytes | memoryview] = []
     used = length = 0

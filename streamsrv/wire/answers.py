@@ -7,7 +7,7 @@ whoever writes the answer finds them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -43,6 +43,34 @@ class Stream:
 
 
 Piece: TypeAlias = Literal | Span | Stream
+
+
+Place: TypeAlias = tuple[int, int, int]  # segment, offset, length
+
+
+class StoredParts:
+    """The plan of a multipart answer whose parts go out as they are stored: the head of each, the place of
+    each, and the close delimiter. A study has hundreds of parts, and objects for each would take longer to
+    make than the first byte may."""
+
+    __slots__ = ("closing", "heads", "length", "places")
+
+    def __init__(self, heads: Sequence[bytes], places: Sequence[Place], closing: bytes) -> None:
+        self.heads = heads
+        self.places = places
+        self.closing = closing
+        self.length = sum(map(len, heads)) + sum([length for _, _, length in places]) + len(closing)
+
+    def parts(self) -> Iterator[tuple[bytes, Place]]:
+        """Heads and places in turn; the close delimiter is the head of nothing."""
+        yield from zip(self.heads, self.places, strict=True)
+        yield self.closing, (0, 0, 0)
+
+    def __iter__(self) -> Iterator[Piece]:
+        for head, place in zip(self.heads, self.places, strict=True):
+            yield Literal(head)
+            yield Span(*place)
+        yield Literal(self.closing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from web_world import DEADLINE, eventually
 from streamsrv.errors import StoreCorrupt
 from streamsrv.web import sources
 from streamsrv.web.pace import Meter
-from streamsrv.web.sources import PROBE_STEP, read_warm, warm_bytes
+from streamsrv.web.sources import LONG_STEP, PROBE_STEP, read_warm, to_page, warm_bytes
 from streamsrv.web.transfer import PIECES_AT_ONCE, SHORT, SLICE, Transfer
 from streamsrv.web.turns import Turns
-from streamsrv.wire.answers import Answer, Literal, Span, Stream
+from streamsrv.wire.answers import Answer, Literal, Span, StoredParts, Stream
 
 SIZE = 6 << 20
 
@@ -158,6 +158,66 @@ async def test_chunked_it_is_the_same(http_server, line, segment, seed, lazy):
     plan = iter(pieces) if lazy else tuple(pieces)
     received = await line(plan, prefix=b"", chunked=True).run()
     assert unchunked(received) == expected
+
+
+@pytest.mark.parametrize("cold", [False, True])
+@pytest.mark.parametrize("seed", range(12))
+async def test_parts_as_they_are_stored_arrive_whole(http_server, line, segment, monkeypatch, seed, cold):
+    draw, heads, places, expected = random.Random(seed), [], [], []
+    for number in range(draw.randrange(60)):
+        size = draw.choice((0, 1, 100, 4_096, 5_000, 300_000, 2_500_000))
+        at = draw.choice((4_096, draw.randrange(SIZE - size)))
+        heads.append(b"head %d\r\n" % number * draw.choice((1, 50)))
+        places.append((1, at, size))
+        expected += [heads[-1], segment[1][at : at + size]]
+    plan = StoredParts(heads, places, b"the end")
+    if cold:  # sometimes
+        monkeypatch.setattr(
+            "streamsrv.web.transfer.warm_bytes",
+            lambda *asked: 0 if draw.random() < 0.3 else sources.warm_bytes(*asked),
+        )
+    reading = draw.choice(({}, {"chunk": 10_000}, {"chunk": 50_000, "turns": 3}))
+    one = line(plan, prefix=b"HEAD", length=plan.length)
+    assert await one.run(**reading) == b"".join([b"HEAD", *expected, b"the end"])
+    assert one.transfer.sent == one.meter.moved == plan.length + 4
+
+
+def test_the_lead_of_a_span_ends_where_a_page_begins(segment, monkeypatch):
+    path, content = segment
+    source = os.open(path, os.O_RDONLY)
+    page = sources.PAGE
+    assert to_page(source, 2 * page, 100) == b""
+    assert to_page(source, 2 * page - 30, 100) == content[2 * page - 30 : 2 * page]
+    assert to_page(source, 2 * page - 30, 10) == content[2 * page - 30 : 2 * page - 20]
+    with pytest.raises(StoreCorrupt):
+        to_page(source, SIZE + 5, 10)
+    monkeypatch.setattr(os, "preadv", cold_preadv)
+    assert to_page(source, 2 * page - 30, 100) == b""
+    os.close(source)
+
+
+def cold_preadv(*asked):
+    raise BlockingIOError
+
+
+def test_what_is_in_memory_is_probed_less_often(monkeypatch):
+    asked = []
+
+    def preadv(source, buffers, at, flags):
+        asked.append(at)
+        if at == missing:
+            raise BlockingIOError
+        return 1
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    missing = -1
+    assert warm_bytes(0, 0, SLICE) == SLICE
+    assert len(asked) == SLICE // PROBE_STEP + 1
+    asked.clear()
+    assert warm_bytes(0, 0, SLICE, True) == SLICE
+    assert asked == [*range(LONG_STEP - 1, SLICE, LONG_STEP)]
+    missing = SLICE - 1
+    assert warm_bytes(0, 0, SLICE, True) == SLICE - PROBE_STEP
 
 
 async def test_long_lazy_plans_are_made_a_batch_at_a_time(http_server, line, segment):

@@ -14,6 +14,16 @@ async def test_who_is_alone_waits_for_nobody():
         await asyncio.sleep(0)
 
 
+async def test_who_is_known_to_be_alone_takes_no_turns():
+    several = False
+    turns = Turns(lambda: not several)
+    assert turns.take()
+    assert turns.take()
+    several = True
+    assert turns.take()
+    assert not turns.take()
+
+
 async def test_one_in_each_turn_of_the_loop_in_order():
     turns, moved = Turns(), []
     assert turns.take()
