@@ -13,7 +13,7 @@ One process opens a folder once; several processes may have it open at the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from streamsrv.store.budget import Budget
@@ -72,11 +72,21 @@ class Index(Reading):
             size=sum(each.size for each in prepared),
         )
 
-    def delete(self, rows: Sequence[PackedRow], *, segment: int, committed_end: int, dead_bytes: int) -> int:
+    def delete(
+        self,
+        rows: Sequence[PackedRow],
+        *,
+        segment: int,
+        committed_end: int,
+        dead_bytes: int,
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> int:
         """How many were still there, and are not any more. `rows` are what `packed` found, in its order;
-        `segment` holds their tombstone."""
+        `segment` holds their tombstone. `before_commit` is called when all is ready: nothing is deleted if it
+        raises."""
         return self._writer.submit(
-            lambda batch: batch.delete(rows, segment, committed_end, dead_bytes), instances=len(rows)
+            lambda batch: batch.delete(rows, segment, committed_end, dead_bytes, before_commit),
+            instances=len(rows),
         )
 
     def relocate(

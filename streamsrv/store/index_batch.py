@@ -11,7 +11,7 @@ transaction must be given up.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +115,14 @@ class Batch:
         self._account(segment, end=end, dead=dead)
         self.writing = False
 
-    def delete(self, rows: Sequence[PackedRow], segment: int, end: int, dead: int) -> int:
+    def delete(
+        self,
+        rows: Sequence[PackedRow],
+        segment: int,
+        end: int,
+        dead: int,
+        before_commit: Callable[[], None],
+    ) -> int:
         """`rows` in the order of their keys."""
         self._segment(segment)
         there = self._removing.still(rows)
@@ -125,6 +132,7 @@ class Batch:
         self._transaction.cursor(db=self._handles["changes"]).putmulti(changes, append=True)
         self._sequence += len(changes)
         self._account(segment, end=end, dead=dead)
+        before_commit()
         self.writing = False
         return len(there)
 

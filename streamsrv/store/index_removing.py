@@ -9,11 +9,11 @@ once a series.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from itertools import groupby, islice
-from operator import attrgetter
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
 
 import xxhash
 
@@ -22,11 +22,11 @@ from streamsrv.store.index_environment import Cursor, Transaction
 from streamsrv.store.index_levels import Levels
 from streamsrv.store.index_rows import (
     CHANGE,
-    UIDS_AT,
     UNREADABLE,
     PackedRow,
     number_key,
     record_id_of,
+    sop_class_in,
 )
 from streamsrv.store.rows import ChangeKind
 
@@ -34,36 +34,10 @@ _BY_SERIAL = ("metadata", "frames", "bulk")
 _PLACED = struct.Struct("<QI8xQ")  # what an instance's row begins with: serial, segment, (offset,) length
 
 
-class Removal(NamedTuple):
-    """What has to be known of an instance to remove everything that belongs to it."""
-
-    series: bytes  # study \0 series
-    instance: bytes
-    serial: int
-    segment: int
-    length: int
-    sop_class: bytes
-    value: bytes
-
-
-def removals(rows: Iterable[PackedRow]) -> list[Removal]:
-    """Of each row, in order."""
-    found = []
-    try:
-        for key, value in rows:
-            series, _, instance = key.rpartition(b"\0")
-            serial, segment, length = _PLACED.unpack_from(value)
-            sop_class = value[UIDS_AT : UIDS_AT + value[UIDS_AT - 2]]
-            found.append(Removal(series, instance, serial, segment, length, sop_class, value))
-    except (struct.error, IndexError) as error:
-        raise StoreCorrupt(UNREADABLE) from error
-    return found
-
-
 def pack_deletions(first: int, at: int, rows: Iterable[PackedRow]) -> list[PackedRow]:
     """Changes, with their keys, that say of each row that it was deleted; `first` is the sequence of the
     first of them."""
-    number, pack, digest = number_key, CHANGE.pack, xxhash.xxh32_digest
+    number, pack, digest = struct.Struct(">Q").pack, CHANGE.pack, xxhash.xxh32_digest
     kind, found = int(ChangeKind.DELETED), []
     for sequence, (key, value) in enumerate(rows, first):
         change, head = pack(kind, at, record_id_of(value)) + key, number(sequence)
@@ -92,20 +66,30 @@ class Removing:
     def remove(self, rows: Sequence[PackedRow]) -> dict[int, int]:
         """Instances that are there, in the order of their keys. Returns the bytes of their payloads by
         segment."""
-        gone = removals(rows)
-        self._delete_instances([key for key, _ in rows])
-        self._delete_uids(gone)
-        serials = [number_key(serial) for serial in sorted(each.serial for each in gone)]
+        keys, values = [key for key, _ in rows], [value for _, value in rows]
+        try:
+            placed = [_PLACED.unpack_from(value) for value in values]
+            self._tell_levels(keys, values)
+        except (struct.error, IndexError) as error:
+            raise StoreCorrupt(UNREADABLE) from error
+        self._delete_instances(keys)
+        self._delete_uids(keys)
+        serials = sorted([serial for serial, _, _ in placed])
         for name in _BY_SERIAL:
             self._delete_owned(name, serials)
         lengths: dict[int, int] = defaultdict(int)
-        for each in gone:
-            lengths[each.segment] += each.length
-        for series, group in groupby(gone, key=attrgetter("series")):
-            parts = list(group)
-            classes = Counter(each.sop_class for each in parts)
-            self._levels.remove(series, [each.value for each in parts], classes)
+        for _, segment, length in placed:
+            lengths[segment] += length
         return lengths
+
+    def _tell_levels(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        start = 0
+        while start < len(keys):
+            series, _, _ = keys[start].rpartition(b"\0")
+            end = bisect_left(keys, series + b"\1", start)
+            own = values[start:end]
+            self._levels.remove(series, own, Counter([sop_class_in(value) for value in own]))
+            start = end
 
     def _delete_instances(self, keys: Sequence[bytes]) -> None:
         cursor = self._cursor("instances")
@@ -114,19 +98,36 @@ class Removing:
                 cursor.set_key(key)
             cursor.delete()
 
-    def _delete_uids(self, gone: Sequence[Removal]) -> None:
-        uids = self._handles["uids"]
-        for each in gone:
-            self._transaction.delete(b"i" + each.instance, each.series, db=uids)
+    def _delete_uids(self, keys: Sequence[bytes]) -> None:
+        cursor = self._cursor("uids")
+        for key in keys:
+            series, _, instance = key.rpartition(b"\0")
+            pair = b"i" + instance, series
+            if cursor.item() == pair or cursor.set_key_dup(*pair):
+                cursor.delete()
 
-    def _delete_owned(self, name: str, serials: Sequence[bytes]) -> None:
+    def _delete_owned(self, name: str, serials: Sequence[int]) -> None:
         """The rows of these serials, in their order; each has any number of them."""
         cursor = self._cursor(name)
-        for serial in serials:
-            if cursor.key() < serial and not cursor.set_range(serial):
+        for first, last in _runs(serials):
+            start, end = number_key(first), number_key(last + 1)
+            if cursor.key() < start and not cursor.set_range(start):
                 return
-            while cursor.key().startswith(serial):
+            while b"" < cursor.key() < end:
                 cursor.delete()
 
     def _cursor(self, name: str) -> Cursor:
         return self._transaction.cursor(db=self._handles[name])
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First and last of numbers that follow one another, in ascending order."""
+    if not numbers:
+        return
+    first = last = numbers[0]
+    for number in numbers:
+        if number > last + 1:
+            yield first, last
+            first = number
+        last = number
+    yield first, last

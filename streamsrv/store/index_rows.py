@@ -56,6 +56,7 @@ PackedRow: TypeAlias = tuple[bytes, bytes]  # of `instances`, as it stands there
 
 _TRIPLE = re.compile(r"[0-9.]{1,64}\0[0-9.]{1,64}\0[0-9.]{1,64}")
 _SERIAL = struct.Struct("<Q")
+_NUMBER = struct.Struct(">Q")
 _CHUNK_KEY = struct.Struct(">QI")
 _BULK = struct.Struct("<2sQQ")
 CHANGE = struct.Struct("<BQ16s")
@@ -63,15 +64,18 @@ _SEGMENT = struct.Struct("<QQQ?")
 _VARIANT = struct.Struct("<Q24s")
 _LEVEL = struct.Struct("<QQ24sII")
 _ORDER = struct.Struct(">Q16s")
+_ID_AND_TIME = struct.Struct("<16sQ")
 
 # location, record id, stored at, digest; dataset offset, deflated; pixels; geometry; frames; metadata;
 # variant; lengths of what follows
 _INSTANCE = struct.Struct("<IQQ16sQ16sQ?QQIIHHBQQQQI16sBB")
 UIDS_AT = _SERIAL.size + _INSTANCE.size  # SOP class and syntax, in an instance's row
 _VARIANT_AT = UIDS_AT - VARIANT_BYTES - 2
+_VARIANT_END = _VARIANT_AT + VARIANT_BYTES
 _FRAME_KIND = 14  # among these
 _FRAME_KINDS = {int(kind): kind for kind in FrameKind}  # calling the enumeration takes three times as long
 _ORDER_AT = _SERIAL.size + 20  # record id, then stored_at
+_ID_END = _ORDER_AT + 16
 
 
 UNREADABLE = "a row of the database instances cannot be read: run check, then reindex"
@@ -129,7 +133,7 @@ def order_of(row: InstanceRow) -> bytes:
 
 
 def number_key(number: int) -> bytes:
-    return struct.pack(">Q", number)
+    return _NUMBER.pack(number)
 
 
 def segment_key(segment: int) -> bytes:
@@ -208,7 +212,7 @@ def serial_of(value: bytes | memoryview) -> int:
 
 
 def record_id_of(value: bytes | memoryview) -> bytes:
-    return bytes(value[_ORDER_AT : _ORDER_AT + 16])
+    return bytes(value[_ORDER_AT:_ID_END])
 
 
 def segment_in(value: bytes) -> int:
@@ -216,13 +220,17 @@ def segment_in(value: bytes) -> int:
     return int.from_bytes(value[_SERIAL.size : _SERIAL.size + 4], "little")
 
 
+def sop_class_in(value: bytes) -> bytes:
+    return value[UIDS_AT : UIDS_AT + value[UIDS_AT - 2]]
+
+
 def order_in(value: bytes | memoryview) -> bytes:
-    record_id, stored_at = struct.unpack_from("<16sQ", value, _ORDER_AT)
+    record_id, stored_at = _ID_AND_TIME.unpack_from(value, _ORDER_AT)
     return _ORDER.pack(stored_at, record_id)
 
 
 def variant_of(value: bytes | memoryview) -> bytes:
-    return bytes(value[_VARIANT_AT : _VARIANT_AT + VARIANT_BYTES])
+    return bytes(value[_VARIANT_AT:_VARIANT_END])
 
 
 def unpack_instance(key: InstanceKey, value: bytes) -> InstanceRow:

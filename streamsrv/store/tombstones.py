@@ -12,7 +12,8 @@ Rules of this file
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import xxhash
@@ -41,7 +42,13 @@ class DeleteIndex(Protocol):
     ) -> list[PackedRow]: ...
     def packed_rows(self, keys: Iterable[InstanceKey]) -> list[PackedRow]: ...
     def delete(
-        self, rows: Sequence[PackedRow], *, segment: int, committed_end: int, dead_bytes: int
+        self,
+        rows: Sequence[PackedRow],
+        *,
+        segment: int,
+        committed_end: int,
+        dead_bytes: int,
+        before_commit: Callable[[], None],
     ) -> int: ...
 
 
@@ -119,8 +126,36 @@ class Deletion:
 
     def _bury(self, segment: Borrowed, rows: list[PackedRow]) -> int:
         dead = bury(segment, self._form, [record_id_of(value) for _, value in rows])
-        segment.sync()
-        failpoints.hit("in-delete")
-        count = self._index.delete(rows, segment=segment.segment, committed_end=segment.end, dead_bytes=dead)
+        syncing = _Syncing(segment)
+        count = self._index.delete(
+            rows,
+            segment=segment.segment,
+            committed_end=segment.end,
+            dead_bytes=dead,
+            before_commit=syncing.wait,
+        )
         segment.commit_up_to(segment.end)
         return count
+
+
+class _Syncing:
+    """A sync in a thread, while the rows of the dead are removed."""
+
+    def __init__(self, segment: Borrowed) -> None:
+        self._segment = segment
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="tombstone-sync")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._segment.sync()
+        except BaseException as error:
+            self._error = error
+
+    def wait(self) -> None:
+        """Until the tombstone is on the disk; raises what the sync raised."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        failpoints.hit("in-delete")

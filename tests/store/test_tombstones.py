@@ -1,3 +1,4 @@
+import errno
 import threading
 import time
 
@@ -5,6 +6,7 @@ import pytest
 from disks import FullDiskFileOps
 from store_world import get, key_of, open_store, payload_of, put
 
+from streamsrv.errors import StoreError
 from streamsrv.store import tombstones
 from streamsrv.store.records import HEADER, Kind, unpack_ids
 from streamsrv.store.rows import ChangeKind, OnDuplicate
@@ -113,6 +115,20 @@ def test_deleting_goes_on_when_storing_is_refused(tmp_path):
         put(store, payload_of(key_of(1)))
         ops.free = 10
         assert store.delete("1.1") == 1
+
+
+def test_nothing_goes_when_its_tombstone_cannot_be_synced(tmp_path):
+    ops = FullDiskFileOps()
+    with open_store(tmp_path, fileops=ops) as store:
+        put(store, payload_of(KEYS[0]), payload_of(KEYS[1]))
+        before = {name: list(store.index.dump(name)) for name in ("instances", "changes", "studies")}
+        ops.sync_error = errno.EIO
+        with pytest.raises(StoreError, match="syncing segment 1"):
+            store.delete("1.1")
+        assert {name: list(store.index.dump(name)) for name in before} == before
+        assert store.index.segment(1).sealed
+        ops.sync_error = None
+        assert store.delete("1.1") == 2
 
 
 def test_deletes_race_with_replacements(store):
