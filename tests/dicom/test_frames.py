@@ -1,7 +1,6 @@
 """Frames against pydicom.encaps on every test file, and on made files with every table, true and lying."""
 
 import struct
-import time
 
 import numpy as np
 import pytest
@@ -371,33 +370,30 @@ class Slide:
 
 
 def read_slide(slide):
-    started = time.perf_counter()
-    instance = read_instance(slide.pread, slide.size, keep=frozenset(), emit=len, limits=ReadLimits())
-    return instance, time.perf_counter() - started
+    return read_instance(slide.pread, slide.size, keep=frozenset(), emit=len, limits=ReadLimits())
 
 
 @pytest.mark.parametrize("table", ["basic", "extended"])
 def test_a_table_of_many_frames_costs_a_handful_of_reads(table):
     slide = Slide(100_000, 10_000, table)
-    instance, seconds = read_slide(slide)
+    instance = read_slide(slide)
     expected = np.arange(100_000, dtype="<u8") * np.uint64(slide.step) + np.uint64(len(slide.head) + 8)
     found = np.frombuffer(instance.frames.table, "<u8").reshape(-1, 2)
     assert (found[:, 0] == expected).all()
     assert (found[:, 1] == 10_000).all()
     assert slide.reads < 90
-    assert seconds < 0.5
 
 
 def test_an_empty_table_costs_one_short_read_a_frame():
     slide = Slide(20_000, 20_000, "empty")
-    instance, _ = read_slide(slide)
+    instance = read_slide(slide)
     assert instance.frames.number == 20_000
     assert slide.reads < 20_100
 
 
 def test_over_four_gigabytes_in_fragments():
     slide = Slide(3000, 2_000_000, "extended")
-    instance, _ = read_slide(slide)
+    instance = read_slide(slide)
     assert slide.size > 1 << 32
     assert table_of(instance)[-1] == (slide.end - 2_000_000, 2_000_000)
     assert instance.pixel_length == slide.end - instance.pixel_offset

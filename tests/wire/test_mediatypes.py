@@ -93,8 +93,9 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     "text",
     ['a/b;x="' + "\\" * 60_000, "a/b" + "; " * 60_000 + "x", "a/b;" + " " * 60_000 + "!", '"' * 60_001],
 )
-def test_long_nonsense_is_refused_at_once(text: str) -> None:
-    begun = time.perf_counter()
+def test_long_nonsense_is_refused_without_a_second_try(text: str) -> None:
+    """A pattern that goes back over what it has matched would take minutes."""
+    begun = time.thread_time()
     assert parse_media_type(text) is None
     split_list(text)
-    assert time.perf_counter() - begun < 1
+    assert time.thread_time() - begun < 5

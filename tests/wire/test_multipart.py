@@ -411,18 +411,19 @@ def test_a_chunk_may_be_anywhere_in_its_buffer(step):
 
 
 @pytest.mark.parametrize("filler", [b"\0", b"d", b"yrad", b"\0d", b"\r\n--boundary-", b"\r\n", b"-", b"y"])
-def test_large_payload_is_parsed_faster_than_a_disk_writes(filler: bytes) -> None:
+def test_a_large_payload_takes_time_in_proportion(filler: bytes) -> None:
+    """A search that begins again for each byte would take a thousand times as long."""
     chunk = filler * ((1 << 20) // len(filler))
     best = 0.0
     for _ in range(5):
         parser = MultipartParser(B)
         parser.feed(b"--boundary\r\n\r\n")
-        begun = time.perf_counter()
+        begun = time.thread_time()
         for _ in range(20):
             parser.feed(chunk)
-        best = max(best, 20 * len(chunk) / (time.perf_counter() - begun))
-    # The measured figure is 10 GB/s, 0.6 on near misses alone; the bound leaves room for a busy machine.
-    assert best > 200e6
+        best = max(best, 20 * len(chunk) / (time.thread_time() - begun))
+    # Bytes a second of this thread: 10 GB, 0.6 on near misses alone.
+    assert best > 20e6
 
 
 # Properties
