@@ -51,7 +51,7 @@ def test_after_a_commit_it_is_searched_for_again(own: Holder) -> None:
     new = instance(("1.9", "1.9.0", "1.9.0.0"), 900, {"00080020": element("DA", "20991231")})
     own.index.commit([new], segment=1, committed_end=0)
     assert values(results(own, "/studies"), "0020000D") == ["1.9", *before]
-    own.index.delete(own.index.lookup("1.9"), segment=1, committed_end=0, dead_bytes=0)
+    own.index.delete(own.index.packed("1.9"), segment=1, committed_end=0, dead_bytes=0)
     assert values(results(own, "/studies"), "0020000D") == before
 
 

@@ -181,7 +181,7 @@ class Clinic:
 
     def go(self) -> None:
         study = self.numbers.choice(sorted(self.present))
-        self.index.delete(self.index.lookup(study), segment=1, committed_end=0, dead_bytes=0)
+        self.index.delete(self.index.packed(study), segment=1, committed_end=0, dead_bytes=0)
         self.present.discard(study)
 
 
