@@ -145,7 +145,6 @@ def answered(order: Order, file: int) -> bytes:
 
 
 def serve(taken: Taken) -> bytes:
-    put_begun(taken.file, Begun(os.getpid(), time.monotonic()))
     order = pickle.loads(get_said(taken.file, taken.message))
     signal.setitimer(signal.ITIMER_REAL, order.deadline)
     cores.allow(order.cores)
@@ -165,9 +164,10 @@ def main(arguments: Sequence[str]) -> None:
     fall_silent()
     board[place] = IDLE[0]
     for number, taken in enumerate(Queue(queue)):
-        board[place] = BUSY[0]
         if not number:
             limit_memory(memory)
+        put_begun(taken.file, Begun(os.getpid(), time.monotonic()))
+        board[place] = BUSY[0]  # after that: nobody is to take it for an order of somebody else
         message = serve(taken) if taken.is_wanted else b""
         if number + 1 < lifetime:
             board[place] = IDLE[0]  # before anybody knows that it is

@@ -405,7 +405,7 @@ def test_an_order_for_idle_processes_only():
 def test_what_was_sent_in_advance_takes_nobodys_place():
     with FramePool(2, PoolLimits(waiting=1)) as pool:
         assert pool.wait_until_ready()
-        ahead = [pool.submit_if_idle(pool_works.nap, [b"x"], 0.2) for _ in range(2)]
+        ahead = [pool.submit_if_idle(pool_works.nap, [b"x"], 1.0) for _ in range(2)]
         asked = [pool.submit(pool_works.echo, [b"y"]) for _ in range(3)]
         with pytest.raises(QueueFull):
             pool.submit(pool_works.echo, [b"y"])
@@ -415,7 +415,7 @@ def test_what_was_sent_in_advance_takes_nobodys_place():
 def test_as_many_as_are_kept_stay_idle(shared):
     with FramePool(entrance=shared) as one, FramePool(entrance=shared) as other:
         assert one.wait_until_ready()
-        ahead = one.submit_if_idle(pool_works.nap, [b"x"], 0.3, kept=1)
+        ahead = one.submit_if_idle(pool_works.nap, [b"x"], 1.0, kept=1)
         assert ahead is not None
         assert one.submit_if_idle(pool_works.echo, [], kept=1) is None
         assert eventually(ahead.running)
@@ -431,11 +431,11 @@ def test_idle_is_called_when_somebody_asks_to_look():
         assert eventually(lambda: pool.is_idle)
         pool.look()
         assert looked.acquire(timeout=30)
-        nap = pool.submit(pool_works.hang, [], deadline=5)
+        hanging = pool.submit(pool_works.hang, [], deadline=60)
         pool.look()  # another one is started
-        assert looked.acquire(timeout=4)
+        assert looked.acquire(timeout=30)
         assert processes_of(pool) == 2
-        assert not nap.done()
+        assert not hanging.done()
 
 
 def test_answers_come_to_whoever_watches():
@@ -511,11 +511,22 @@ def test_any_process_takes_the_next_order_of_any_pool(shared):
         assert len(pids) == 2  # both of them work for one pool
         assert other.submit(pool_works.who, []).result(30)[0][0] in pids
         assert processes_of(one) == processes_of(other) == 2
-        busy = [one.submit(pool_works.nap, [], 0.3) for _ in range(2)]
+        busy = [one.submit(pool_works.nap, [], 1.0) for _ in range(2)]
         assert eventually(lambda: all(nap.running() for nap in busy))
         assert not other.is_idle
         assert other.submit_if_idle(pool_works.echo, []) is None
         assert still_works(other)
+
+
+def test_orders_are_taken_though_whoever_was_woken_dies(shared):
+    with FramePool(entrance=shared) as pool:
+        assert pool.wait_until_ready()
+        for pid in [int(pid) for pid in who_they_are(pool)]:
+            answers = [pool.submit(pool_works.echo, [b"x"]) for _ in range(4)]
+            os.kill(pid, signal.SIGKILL)
+            for answer in answers:
+                assert answer.exception(30) is None or isinstance(answer.exception(), WorkerCrashed)
+            assert still_works(pool)
 
 
 def test_a_crash_costs_no_answer_of_another_pool(shared):
@@ -537,7 +548,7 @@ from framecodecs.pool import FramePool
 from framecodecs.processes import Entrance
 pool = FramePool(entrance=Entrance(*map(int, sys.argv[1:])))
 pool.wait_until_ready()
-orders = [pool.submit(pool_works.nap, [b"x"], 0.3) for _ in range(8)]
+orders = [pool.submit(pool_works.nap, [b"x"], 1.0) for _ in range(8)]
 while not any(order.running() for order in orders):
     pass
 print("begun", flush=True)
@@ -563,7 +574,7 @@ def test_a_pool_that_dies_harms_nobody(shared):
         other.wait()
         began = time.monotonic()
         assert still_works(pool)
-        assert time.monotonic() - began < 0.9  # the eight naps of the dead would take 1.2 s
+        assert time.monotonic() - began < 3.5  # the eight naps of the dead would take 4 s
         assert who_they_are(pool) == before
         other.stdin.close()
         other.stdout.close()
