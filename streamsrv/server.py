@@ -28,6 +28,7 @@ from streamsrv.errors import StreamsrvError
 from streamsrv.ingest import Ingest, IngestLimits
 from streamsrv.ingest import response as store_response
 from streamsrv.ingest.derivation import Remembered
+from streamsrv.ingest.together import ShortBody, Together
 from streamsrv.pixelpool import PixelPool
 from streamsrv.pixelprocesses import pixel_limits, pixel_processes
 from streamsrv.retrieve.hot_frames import hot_frames
@@ -103,6 +104,12 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
             remembered=remembered,
         )
 
+    together = Together(store, limits=limits, on_duplicate=on_duplicate, remembered=remembered)
+
+    def short(request: Request, target: Target) -> ShortBody | None:
+        store_response.acceptable(request)
+        return together.body(request.headers.get("content-type"), target.study)
+
     return Actions(
         retrieve=lambda request, target: retrieving.answer(store, request, target, pool),
         search=lambda request, target: search.answer(
@@ -112,6 +119,8 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
         ingest=ingest,
         stored=store_response.answer,
         hot=lambda request, target: hot_frames(store, request, target),
+        short=short,
+        store_together=together.store,
     )
 
 

@@ -16,21 +16,22 @@ Rules of this file
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import AlreadyStored, ContentTooLarge, InstanceError, NotDicom, StudyMismatch
 from streamsrv.ingest.assembly import METADATA_TYPES, assembled
-from streamsrv.ingest.bodies import parser_for
+from streamsrv.ingest.bodies import BodyParser, parser_for
 from streamsrv.ingest.derivation import Remembered, derive
 from streamsrv.ingest.partspool import PartSpool
 from streamsrv.ingest.response import FailedItem, StoredItem, StoreResult
 from streamsrv.ingest.spill import Spill
-from streamsrv.store.index_batch import prepare
-from streamsrv.store.rows import NewInstance, OnDuplicate, Outcome
+from streamsrv.store.index_batch import Prepared, prepare
+from streamsrv.store.rows import InstanceKey, NewInstance, OnDuplicate, Outcome
 from streamsrv.store.store import Store
-from streamsrv.store.transaction import Record
+from streamsrv.store.transaction import Record, Transaction
 from streamsrv.wire.multipart import Buffer, Event, MultipartLimits, PartBegin, PartEnd, Payload
 
 # Reading a dataset of a megabyte of small elements takes about 50 ms: longer instances are read in a thread.
@@ -70,16 +71,19 @@ class Ingest:
         self,
         store: Store,
         *,
-        content_type: str | None,
+        content_type: str | None = None,
+        parser: tuple[BodyParser, str] | None = None,
         study: str | None = None,
         limits: IngestLimits | None = None,
         on_duplicate: OnDuplicate = OnDuplicate.REFUSE,
         remembered: Remembered | None = None,
+        transaction: Transaction | None = None,
     ) -> None:
-        """`remembered` goes with one `limits.reading`."""
+        """`remembered` goes with one `limits.reading`. `parser`: what parser_for made of the Content-Type. A
+        `transaction` that is given is shared with others, and ended by whoever began it."""
         self._remembered = remembered or Remembered()
         self._limits = limits or IngestLimits()
-        self._parser, self._part_type = parser_for(content_type, self._limits.multipart)
+        self._parser, self._part_type = parser or parser_for(content_type, self._limits.multipart)
         self._study = study
         self._on_duplicate = on_duplicate
         self._receiving = False  # between the begin and the end of a part that is being written
@@ -93,7 +97,7 @@ class Ingest:
         # Metadata and bulk data wait here until the body has ended.
         self._spool = PartSpool(store) if self._part_type in METADATA_TYPES else None
         try:
-            self._transaction = store.begin()
+            self._transaction = transaction or store.begin()
         except BaseException:
             self._close()
             raise
@@ -210,6 +214,13 @@ class Ingest:
 
     def finish(self) -> StoreResult:
         """Sync, index, and tell what became of each part. Blocking; durable when it returns."""
+        self._read_to_end()
+        if not self._accepted:
+            self.abort()
+            return self._result
+        return self.conclude(iter(self._transaction.commit(self.waiting, self._on_duplicate)))
+
+    def _read_to_end(self) -> None:
         self._take_rest()
         self._parser.close()
         if self._receiving:
@@ -219,12 +230,11 @@ class Ingest:
             self._assemble(self._spool)
         self.read_ended()
         self._remembered.give(self._repeats)  # nobody reads for this request any more
-        if not self._accepted:
-            self.abort()
-            return self._result
-        outcomes = self._transaction.commit(iter(self._waiting), self._on_duplicate)
-        for item, outcome in zip(self._accepted, outcomes, strict=True):
-            if outcome is Outcome.DUPLICATE:
+
+    def conclude(self, outcomes: Iterator[Outcome]) -> StoreResult:
+        """Tell what became of each part, by the next of the commit's outcomes."""
+        for item in self._accepted:
+            if next(outcomes) is Outcome.DUPLICATE:
                 self._result.failed.append(already_stored(item))
             else:
                 self._result.stored.append(item)
@@ -257,6 +267,22 @@ class Ingest:
         self._waiting.close()
         if self._spool is not None:
             self._spool.close()
+
+    def take_whole(self, events: list[Event]) -> None:
+        """Of a transaction that is shared: all that the parser has found, instead of `feed` and `finish`.
+        Blocking."""
+        self._parser.close()
+        self._take(events)
+        self._read_to_end()
+
+    @property
+    def waiting(self) -> Iterator[tuple[Record, Prepared]]:
+        """What is to be committed."""
+        return iter(self._waiting)
+
+    @property
+    def keys(self) -> set[InstanceKey]:
+        return {new.row.key for _, new in self._waiting}
 
 
 def already_stored(item: StoredItem) -> FailedItem:

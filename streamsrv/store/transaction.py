@@ -207,6 +207,12 @@ class Transaction:
             self._segment, self._number, location, self._record_id(), self._hash.digest(), CLOCK.now()
         )
 
+    def back_to(self, end: int) -> None:
+        """Forget what was written from `end` on, where a record ended: whole records, and an open one."""
+        self._segment.set_back(end)
+        self._lost = {at: begin for at, begin in self._lost.items() if at <= end}
+        self._open_at, self._gathered, self._gathered_length = -1, [], 0
+
     def drop_record(self, record: Record) -> None:
         """The record is not wanted: its bytes go, at once if nothing was written behind it."""
         self._lose(record)

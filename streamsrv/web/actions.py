@@ -8,11 +8,12 @@ one, is answered in a thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed
 from streamsrv.ingest.response import StoreResult
+from streamsrv.ingest.together import ShortBody
 from streamsrv.web.stow import Receiver
 from streamsrv.web.templates import Frames
 from streamsrv.wire.answers import Answer, Request
@@ -30,10 +31,15 @@ def _nothing(request: Request, target: Target) -> None:
     return None
 
 
+def _none(bodies: Sequence[ShortBody]) -> None:
+    """Of none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Actions:
     """The rooms below, as functions of a request. Each blocks; `ingest` raises what refuses a body before
-    it is read. `hot` knows single frames that were answered lately.
+    it is read. `hot` knows single frames that were answered lately. `short` does not block: it makes what
+    `store_together` takes, or None of what has to be taken by `ingest`, and raises what refuses a body.
     """
 
     retrieve: Callable[[Request, Target], Answer]
@@ -42,6 +48,8 @@ class Actions:
     ingest: Callable[[Request, Target], Receiver]
     stored: Callable[[StoreResult, Request], Answer]
     hot: Callable[[Request, Target], Frames | None] = _nothing
+    short: Callable[[Request, Target], ShortBody | None] = _nothing
+    store_together: Callable[[Sequence[ShortBody]], None] = _none
 
 
 def is_inline(method: str, target: Target) -> bool:

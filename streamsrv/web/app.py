@@ -21,18 +21,20 @@ from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConnectionDelegate
 
 from streamsrv.errors import BadRequest, ContentTooLarge, Forbidden, Overloaded, ServerError, StreamsrvError
+from streamsrv.ingest.together import SHORT_BODY
 from streamsrv.settings import Settings
 from streamsrv.web import capabilities, health, openapi
 from streamsrv.web.access_log import AccessLog
-from streamsrv.web.actions import Actions, check_preconditions, compute, is_inline
+from streamsrv.web.actions import CONDITIONS, Actions, check_preconditions, compute, is_inline
 from streamsrv.web.admission import Buffers, Intake, Job
 from streamsrv.web.cors import Cors
 from streamsrv.web.exchange import Exchange
+from streamsrv.web.gathering import Gathering
 from streamsrv.web.head import Head, check_size, check_target
 from streamsrv.web.hosts import Hosts, Origin
 from streamsrv.web.lane import Lane
 from streamsrv.web.pace import Watch
-from streamsrv.web.stow import Receiver, Upload, decoder_for
+from streamsrv.web.stow import Identity, Receiver, ShortUpload, Upload, decoder_for
 from streamsrv.web.stream import Stream
 from streamsrv.web.templates import Frames
 from streamsrv.web.transfer import Transfer
@@ -49,6 +51,7 @@ API_VERSIONS = "1, 2"
 # Threads for everything that blocks: commits, syncs, cold reads, searches. They wait more than they work.
 THREADS = 64
 WRITING = frozenset(("POST", "DELETE"))
+ASKING = CONDITIONS | {"expect"}
 
 
 class App(HTTPServerConnectionDelegate):
@@ -60,6 +63,7 @@ class App(HTTPServerConnectionDelegate):
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="streamsrv")
         self.watch = Watch(settings.idle_timeout, settings.stall_timeout, settings.min_rate)
         self.buffers = Buffers()
+        self.gathering = Gathering(actions.store_together)
         self.lane = Lane(access_log, self._begin_transfer) if settings.express_lane else None
         self.draining = False
         self.store_open = True
@@ -197,12 +201,24 @@ class App(HTTPServerConnectionDelegate):
         limit = self.settings.max_body
         if limit and length > limit:
             raise ContentTooLarge(f"the body has {length} bytes; this server accepts {limit}")
-        decoder = decoder_for(request.headers.get("content-encoding", ""), self.settings.max_inflated_body)
         if self._uploads >= self.settings.max_uploads:
             raise Overloaded(f"{self._uploads} uploads are being received; try again", retry_after=2)
-        upload = Upload(self.pool, lambda: self._begin_store(request, target), decoder, limit)
+        upload = self._upload(request, target, length)
         self._uploads += 1
         return Intake(upload, lambda result: self._actions.stored(result, request))
+
+    def _upload(self, request: Request, target: Target, length: int) -> Upload:
+        decoder = decoder_for(request.headers.get("content-encoding", ""), self.settings.max_inflated_body)
+
+        def begin() -> Receiver:
+            return self._begin_store(request, target)
+
+        # Whoever waits for 100 Continue, or has conditions, wants to know more than the head tells.
+        if 0 < length <= SHORT_BODY and ASKING.isdisjoint(request.headers) and isinstance(decoder, Identity):
+            body = self._actions.short(request, target)
+            if body is not None:
+                return ShortUpload(self.pool, begin, self.gathering, body)
+        return Upload(self.pool, begin, decoder, self.settings.max_body)
 
     def _begin_store(self, request: Request, target: Target) -> Receiver:
         check_preconditions(self._actions, request, target)
@@ -234,4 +250,5 @@ class App(HTTPServerConnectionDelegate):
         if self.lane is not None:
             self.lane.close()
         self.access_log.flush()
+        self.gathering.close()
         self.pool.shutdown(wait=True)

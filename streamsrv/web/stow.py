@@ -2,7 +2,8 @@
 
 Strategy: bytes are fed inline, between two reads of the socket; what may take long (beginning, reading a
 large dataset, syncing, the commit) runs in a thread. One sync may run beside the receiving, so that the last
-one, for which the client waits, is short.
+one, for which the client waits, is short. A short body is received whole, and stored together with others
+that have come meanwhile (gathering.py).
 
 Rules of this file
 - Whoever begins an Upload ends it, by `finish` or by `abort`, exactly once, whatever happens; an aborted one
@@ -17,10 +18,12 @@ import asyncio
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 from streamsrv.errors import BadRequest, ContentTooLarge, UnsupportedMediaType
 from streamsrv.ingest.response import StoreResult
+from streamsrv.ingest.together import ShortBody
+from streamsrv.web.gathering import Gathering
 
 # What a gzip decoder yields, and is given, at a time.
 INFLATED = 1 << 20
@@ -205,3 +208,42 @@ class Upload:
 
     def _in_thread(self, work: Callable[[], Result]) -> asyncio.Future[Result]:
         return asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+class ShortUpload(Upload):
+    """One whose body is short: `arrived` instead of `feed`. What has too many parts to be stored together
+    with others is an Upload after all."""
+
+    def __init__(
+        self, pool: Executor, begin: Callable[[], Receiver], gathering: Gathering, body: ShortBody
+    ) -> None:
+        super().__init__(pool, begin, Identity(), 0)
+        self._gathering = gathering
+        self._body = body
+
+    async def begin(self) -> None:
+        """What refuses the body is known already."""
+
+    def arrived(self, buffer: bytearray, size: int, give_back: Callable[[bytearray], None]) -> None:
+        """The body is the first `size` bytes of `buffer`, which are left alone until it is given back.
+        Raises what refuses it."""
+        self._buffer, self._size, self._give_back = buffer, size, give_back
+        self._body.received(buffer, size)
+
+    async def finish(self) -> StoreResult:
+        try:
+            return await (self._alone() if self._body.long else self._together(self._body))
+        finally:
+            self._body.events = []
+            self._give_back(self._buffer)
+
+    async def _together(self, body: ShortBody) -> StoreResult:
+        await self._gathering.add(body)
+        if body.error is not None:
+            raise body.error
+        return cast(StoreResult, body.result)
+
+    async def _alone(self) -> StoreResult:
+        await super().begin()
+        await self.feed(self._buffer, self._size)
+        return await super().finish()
