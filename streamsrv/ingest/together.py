@@ -108,7 +108,7 @@ class Together:
                     later.append(body)
             self._commit(transaction, taken)
         except Exception as error:
-            _fail([body for body, _ in taken], error)
+            _fail([body for body in bodies if body.error is None and body not in later], error)
         finally:
             transaction.abort()
         return later

@@ -205,3 +205,15 @@ def test_a_store_that_cannot_be_begun_is_told_to_all(store: Store, monkeypatch: 
     bodies = [short(together, body(part10(f"1.2.3.4.{number}"))) for number in range(2)]
     together.store(bodies)
     assert [type(each.error) for each in bodies] == [InsufficientStorage, InsufficientStorage]
+
+
+def test_nobody_is_forgotten_when_something_else_fails(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def back_to(transaction: Transaction, end: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    together = Together(store)
+    bodies = [short(together, body(part10("1.2.3.4.1")))]
+    bodies += [short(together, b"rubbish"), short(together, body(part10("1.2.3.4.2")))]
+    monkeypatch.setattr(Transaction, "back_to", back_to)
+    together.store(bodies)
+    assert [type(each.error) for each in bodies] == [OSError, MultipartError, OSError]
