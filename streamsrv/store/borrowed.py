@@ -100,7 +100,8 @@ class Borrowed:
             self._doubtful = True
 
     def sync(self) -> None:
-        """All that was appended is on the disk. May run in a thread beside `append`."""
+        """All that was appended is on the disk. May run in a thread beside `append`, and while the index is
+        being written: a segment whose sync has failed is sealed when it is given back."""
         with self._guard:
             if self.fd < 0:
                 return
@@ -111,7 +112,6 @@ class Borrowed:
                 self._ops.sync(self.fd)
             except OSError as error:
                 self._failed = True
-                self._owner.seal(self.segment)
                 raise refused(error, "syncing", self.segment) from error
 
     def commit_up_to(self, end: int) -> None:
@@ -126,6 +126,8 @@ class Borrowed:
             if self.fd < 0:
                 return
             try:
+                if self._failed:
+                    self._owner.seal(self.segment)
                 self._cut()
             except (OSError, StoreError):
                 # Left as it is: the next borrower cuts it, and until then the doubt stays for others to see.
