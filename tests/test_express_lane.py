@@ -906,13 +906,22 @@ def test_a_client_that_has_shut_its_side_gets_its_frame(start):
         connection.close()
 
 
+def narrow_sockets(streams):
+    """Their sockets do not take a large frame at once."""
+    for stream in streams:
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
+
+
 def test_a_client_that_leaves_within_a_frame(start, monkeypatch):
     monkeypatch.setattr(lanes, "send_warm", lambda *_: 0)  # the socket might take all of it at once
     local = start()
     known = local.connect()
     warm(local, known, get(LARGE, 1))
     for _ in range(3):
+        eventually(lambda: len(local.app.watch._heads) == 1)
         gone = local.connect(receive_buffer=4096)
+        eventually(lambda: len(local.app.watch._heads) == 2)
+        local.call(narrow_sockets)
         gone.send(get(LARGE, 1))
         gone.socket.recv(100)
         gone.close()

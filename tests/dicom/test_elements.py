@@ -1,7 +1,6 @@
 """The walk itself: nesting, delimiters, implicit and explicit mixed, lies, limits."""
 
 import struct
-import time
 import tracemalloc
 
 import pytest
@@ -290,15 +289,13 @@ def test_a_nesting_bomb_of_a_million_sequences():
 
 
 @pytest.mark.parametrize("shape", ["elements", "items"])
-def test_a_million_empty_elements_or_items_in_bounded_time_and_memory(shape):
+def test_a_million_empty_elements_or_items_in_bounded_memory(shape):
     def content(count):
         empty = element(0x00091000, "LO") if shape == "elements" else item(b"")
         return empty * count if shape == "elements" else sequence(0x00081140, [empty * count])
 
     million = content(1_000_000)
-    started = time.process_time()
     assert sum(1 for _ in walker(million).walk()) >= 1_000_000
-    assert time.process_time() - started < 20
     walk_less = walker(content(50_000))
     tracemalloc.start()
     assert sum(1 for _ in walk_less.walk()) >= 50_000
