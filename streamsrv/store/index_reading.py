@@ -121,10 +121,7 @@ class Reading:
     ) -> list[InstanceRow]:
         """Everything under a target resource, in key order; the next page begins `after` the last key of this
         one."""
-        if series is not None and instance is not None:
-            key = InstanceKey(study, series, instance)
-            return [] if after is not None and key <= after else [row for row in self.existing([key]) if row]
-        return [unpacked(row) for row in self.packed(study, series, after=after, limit=limit)]
+        return [unpacked(row) for row in self.packed(study, series, instance, after=after, limit=limit)]
 
     def rows(self, after: InstanceKey | None = None, limit: int = ROWS_A_BATCH) -> list[InstanceRow]:
         """Pages through all instances, in key order."""
