@@ -32,7 +32,7 @@ from streamsrv.errors import BadRequest, ContentTooLarge, RequestTimeout, WouldB
 from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.admission import Intake, Job, Service
 from streamsrv.web.body import feed, read_body
-from streamsrv.web.farewell import GONE, LINGER_BYTES, LINGER_SECONDS, discard, reset, say_last
+from streamsrv.web.farewell import GONE, LINGER_BYTES, LINGER_SECONDS, discard, reset, say_last, sent_as
 from streamsrv.web.head import CHUNKED, UNREADABLE, Head, body_length
 from streamsrv.web.made import when_made
 from streamsrv.web.pace import Meter
@@ -304,17 +304,13 @@ class Exchange(Waiting, HTTPMessageDelegate):
             transfer.done.add_done_callback(lambda _: self._transferred(transfer, outgoing, close))
 
     def _transferred(self, transfer: Transfer, outgoing: Outgoing, close: bool) -> None:
-        error = transfer.done.exception()
-        status, sent = outgoing.answer.status, max(0, transfer.sent - len(outgoing.head))
+        error, sent = transfer.done.exception(), max(0, transfer.sent - len(outgoing.head))
+        status = sent_as(error, outgoing.answer.status, cast(Head, self._head).request_id, sent)
         if error is None:
             self._connection.finish()
-        elif isinstance(error, (*GONE, TimeoutError)):
-            status, close = CLIENT_GONE, True
         else:
-            text = "[%s] the answer was cut short after %d bytes"
-            log.error(text, cast(Head, self._head).request_id, sent, exc_info=error)
             close = True
-            if outgoing.until_close:
+            if outgoing.until_close and status != CLIENT_GONE:
                 reset(self._stream)
         release(outgoing.answer)
         if close:

@@ -7,11 +7,13 @@ is read and thrown away for a while (RFC 9112 9.6).
 
 from __future__ import annotations
 
+import logging
 import socket
 import struct
 
 from tornado.iostream import StreamClosedError
 
+from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.stream import Stream
 from streamsrv.web.writer import Outgoing
 from streamsrv.wire.answers import Literal
@@ -20,6 +22,18 @@ from streamsrv.wire.answers import Literal
 LINGER_SECONDS = 5.0
 LINGER_BYTES = 64 << 20
 GONE = (StreamClosedError, ConnectionError)
+
+log = logging.getLogger("streamsrv.web")
+
+
+def sent_as(error: BaseException | None, status: int, request_id: str, sent: int) -> int:
+    """The status that the log has of an answer whose transfer ended so, `sent` bytes of payload behind it;
+    what was cut short by us is told."""
+    if isinstance(error, (*GONE, TimeoutError)):
+        return CLIENT_GONE
+    if error is not None:
+        log.error("[%s] the answer was cut short after %d bytes", request_id, sent, exc_info=error)
+    return status
 
 
 async def say_last(stream: Stream, outgoing: Outgoing) -> int:

@@ -26,14 +26,13 @@ Rules of this file
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-from streamsrv.web.access_log import CLIENT_GONE, AccessLog
-from streamsrv.web.farewell import GONE
+from streamsrv.web.access_log import AccessLog
+from streamsrv.web.farewell import sent_as
 from streamsrv.web.head import Head, new_id
 from streamsrv.web.sources import read_warm, send_warm
 from streamsrv.web.stream import Look, Stream
@@ -43,8 +42,6 @@ from streamsrv.web.words import LONGEST, Words, is_particular
 from streamsrv.web.writer import SMALL, date_bytes
 from streamsrv.wire.answers import Answer, Literal, Span
 from streamsrv.wire.conditional import slice_plan
-
-log = logging.getLogger("streamsrv.web")
 
 # How much is remembered, by each worker: answers of some 2 kB, templates of 3 kB, requests seen once. With
 # requests as long as they may be it is 40 MB in all.
@@ -171,11 +168,8 @@ class Lane:
             line, error = ready.line, transfer.done.exception()
             if error is not None:
                 sent = max(0, transfer.sent - (ready.length - ready.payload))
-                gone = isinstance(error, (*GONE, TimeoutError))
-                if not gone:
-                    text = "[%s] the answer was cut short after %d bytes"
-                    log.error(text, identifier, sent, exc_info=error)
-                line = self._log.line(ready.client, "GET", ready.path, CLIENT_GONE if gone else 200, sent)
+                status = sent_as(error, 200, identifier, sent)
+                line = self._log.line(ready.client, "GET", ready.path, status, sent)
             self._log.add_line(line, self._log.now(), time.monotonic() - began, identifier)
 
         if transfer.done.done():

@@ -15,9 +15,8 @@ from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 
 from streamsrv.errors import WouldBlock
-from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.admission import Job, Service
-from streamsrv.web.farewell import GONE
+from streamsrv.web.farewell import sent_as
 from streamsrv.web.head import Head
 from streamsrv.web.lane import Lane
 from streamsrv.web.stream import Look, Stream
@@ -103,13 +102,8 @@ class Waiting:
 
     def _sent(self, transfer: Transfer, outgoing: Outgoing, head: Head, client: str, look: Look) -> None:
         release(outgoing.answer)
-        error = transfer.done.exception()
-        status, sent = outgoing.answer.status, max(0, transfer.sent - len(outgoing.head))
-        if isinstance(error, (*GONE, TimeoutError)):
-            status = CLIENT_GONE
-        elif error is not None:
-            text = "[%s] the answer was cut short after %d bytes"
-            log.error(text, head.request_id, sent, exc_info=error)
+        sent = max(0, transfer.sent - len(outgoing.head))
+        status = sent_as(transfer.done.exception(), outgoing.answer.status, head.request_id, sent)
         self._log(head, client, status, sent, look)
 
     def _log(self, head: Head, client: str, status: int, sent: int, look: Look) -> None:
