@@ -68,15 +68,20 @@ def cropped(picture: Picture, region: tuple[int, int, int, int]) -> Picture:
     return part[:: 1 if height > 0 else -1, :: 1 if width > 0 else -1]
 
 
+def fitted_size(viewport: Viewport, rows: int, columns: int) -> tuple[int, int]:
+    """Columns and rows of such a picture at the viewport's size, proportions kept."""
+    scale = min(viewport.width / columns, viewport.height / rows)
+    if scale > 1 and not viewport.enlarge:
+        scale = 1
+    return max(round(columns * scale), 1), max(round(rows * scale), 1)
+
+
 def fitted(picture: Picture, viewport: Viewport) -> Picture:
     """The viewport's region at the viewport's size, proportions kept."""
     if viewport.region is not None:
         picture = cropped(picture, viewport.region)
     rows, columns = picture.shape[:2]
-    scale = min(viewport.width / columns, viewport.height / rows)
-    if scale > 1 and not viewport.enlarge:
-        scale = 1
-    size = (max(round(columns * scale), 1), max(round(rows * scale), 1))
+    size = fitted_size(viewport, rows, columns)
     if size == (columns, rows):
         return picture
     with guarded(EncodeError, "scaling"):

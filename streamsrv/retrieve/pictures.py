@@ -2,7 +2,7 @@
 
 Rules of this file
 - A picture a frame. One frame asked for, or one that stands for all: a single part, made before its answer
-  begins.
+  begins, or sent as it is stored where that is the very picture.
 - Several frames: parts, made while they are sent, those of the next frames under way.
 - A document and a video are shown as they are stored: a browser knows what to do with them.
 - What has no pixels is not acceptable in any rendered form: 406, never 500.
@@ -10,7 +10,7 @@ Rules of this file
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
@@ -24,6 +24,7 @@ from streamsrv.retrieve.rendered import (
     PDF_STORAGE,
     THUMBNAIL_TYPES,
     Renderer,
+    Turn,
     can_be_drawn,
     check_drawable,
     encapsulated_pdf,
@@ -31,7 +32,7 @@ from streamsrv.retrieve.rendered import (
     thumbnail_wishes,
 )
 from streamsrv.retrieve.showing import Wishes, wishes_of
-from streamsrv.retrieve.transcoding import has_frames
+from streamsrv.retrieve.transcoding import READ, has_frames, piece_chunks
 from streamsrv.store.rows import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Literal, Piece
@@ -108,9 +109,9 @@ def one_picture(
     check_drawable(row)
     one = renderer(retrieval, row, wishes, offer.media_type)
     if not offer.multipart:
-        return retrieval.single_part(offer.media_type, picture_piece(one, index), drawn_as(wishes))
+        return retrieval.single_part(offer.media_type, picture_pieces(one, index), drawn_as(wishes))
     url = picture_url(retrieval, row, index + 1)
-    parts = (Part(offer.media_type, url, picture_piece(one, index)) for _ in range(1))
+    parts = (Part(offer.media_type, url, picture_pieces(one, index)) for _ in range(1))
     return retrieval.multipart((offer.media_type, url, drawn_as(wishes)), lambda: parts, 1)
 
 
@@ -123,8 +124,9 @@ def picture_url(retrieval: Retrieval, row: InstanceRow, number: int) -> str:
     return f"{frame_url(retrieval.request.base_url, *row.key, number)}/rendered"
 
 
-def picture_piece(one: Renderer, index: int) -> Iterator[Piece]:
-    yield Literal(one.picture(index))
+def picture_pieces(one: Renderer, index: int) -> Iterator[Piece]:
+    stored = one.stored(index)
+    yield from (Literal(one.picture(index)),) if stored is None else stored
 
 
 def animated_piece(one: Renderer, numbers: Sequence[int]) -> Iterator[Piece]:
@@ -152,26 +154,50 @@ def pictures_body(
 ) -> Generator[bytes, None, None]:
     pool = retrieval.pool
     for turn in pool.in_turn(picture_tasks(retrieval, wishes, media_type, numbers)):
-        future = turn[1] if turn else None
-        if turn is None or future is None:
+        if turn is None:
             yield b""  # nothing yet
             continue
-        row, batch = turn[0]
-        text: list[bytes] = []
-        for index, (picture, _) in zip(batch, pool.results(future), strict=True):
-            url = picture_url(retrieval, row, index + 1)
-            text += (part_head(boundary, {"Content-Type": media_type, "Content-Location": url}), picture)
-        yield b"".join(text)
+        (row, (indices, stored)), future = turn
+        made = stored if future is None else [[Literal(picture)] for picture, _ in pool.results(future)]
+        yield from gathered(
+            part_chunks(retrieval, row, media_type, boundary, zip(indices, made, strict=True))
+        )
     yield closing(boundary)
+
+
+def part_chunks(
+    retrieval: Retrieval,
+    row: InstanceRow,
+    media_type: str,
+    boundary: bytes,
+    pictures: Iterable[tuple[int, Sequence[Piece]]],
+) -> Iterator[bytes]:
+    for index, pieces in pictures:
+        url = picture_url(retrieval, row, index + 1)
+        yield part_head(boundary, {"Content-Type": media_type, "Content-Location": url})
+        for piece in pieces:
+            yield from piece_chunks(retrieval.selection, piece)
+
+
+def gathered(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in chunks of some size: each takes a turn through a thread."""
+    waiting, length = [], 0
+    for chunk in chunks:
+        waiting.append(chunk)
+        length += len(chunk)
+        if length >= READ:
+            yield b"".join(waiting)
+            waiting, length = [], 0
+    yield b"".join(waiting)
 
 
 def picture_tasks(
     retrieval: Retrieval, wishes: Wishes, media_type: str, numbers: Sequence[int]
-) -> Iterator[tuple[tuple[InstanceRow, Sequence[int]], Order]]:
+) -> Iterator[tuple[tuple[InstanceRow, Turn], Order | None]]:
     for row in filter(can_be_drawn, retrieval.selection.rows()):
         indices = [number - 1 for number in numbers] or range(row.number_of_frames)
-        for batch, order in renderer(retrieval, row, wishes, media_type).orders(indices):
-            yield (row, batch), order
+        for turn, order in renderer(retrieval, row, wishes, media_type).turns(indices):
+            yield (row, turn), order
 
 
 # What is shown as it is stored

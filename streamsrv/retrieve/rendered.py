@@ -1,13 +1,15 @@
 """Pictures of frames, and what stands for a study, a series or an instance (PS3.18 10.4.1.1.3, 10.4.1.1.4).
 
-Rule: the frames of one order are shown alike; where per-frame windows differ, a batch ends.
+Rule: the frames of one order are shown alike; where per-frame windows differ, a batch ends. Frames that are
+pictures as they are stored are in no order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 from framecodecs import registry, work
 from framecodecs.frameinfo import FrameInfo
@@ -20,6 +22,7 @@ from streamsrv.retrieve.pixels import Description, describe, inline_binary, whol
 from streamsrv.retrieve.reading_ahead import asked
 from streamsrv.retrieve.selection import Selection
 from streamsrv.retrieve.showing import Wishes, picture_request
+from streamsrv.retrieve.stored_pictures import LARGEST_TABLE, StoredPictures, may_be
 from streamsrv.retrieve.transcoding import (
     at_hand_of,
     batches,
@@ -41,10 +44,15 @@ WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 # Frames of one animated GIF: all of them are held while it is made.
 ANIMATED_FRAMES = 200
 ANIMATED_BYTES = 64 << 20
-# Look-up tables and ICC profiles have under 1 MB; what claims more is left aside.
-LARGEST_TABLE = 16 << 20
 # Slides whose kind is looked up for the thumbnail of a series.
 SLIDES = 16
+
+
+class Turn(NamedTuple):
+    """Frames whose pictures come together; `stored` are those that are sent as they are stored, else none."""
+
+    indices: Sequence[int]
+    stored: Sequence[Sequence[Piece]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,15 @@ class Renderer:
             return 0
         return viewport.width * viewport.height * self.info.samples_per_pixel
 
+    def stored(self, index: int) -> Sequence[Piece] | None:
+        """The picture of a frame that is one as it is stored, else None. In the loop it raises WouldBlock
+        rather than wait."""
+        if not may_be(self.row, self.wishes, self.media_type):
+            return None
+        brief = self.pool.in_loop
+        one = StoredPictures(self.store, self.selection, self.row, self.description, self.wishes, brief)
+        return one.at(index)
+
     def picture(self, index: int) -> bytes:
         """Made or remembered. In the loop it raises WouldBlock rather than wait."""
         return self.pool.made(self.making(index), lambda: self._look_ahead(index))
@@ -102,15 +119,25 @@ class Renderer:
     def order(self, indices: Sequence[int], request: PictureRequest) -> Order:
         return self._order(work.render_frames, indices, request)
 
-    def orders(self, indices: Sequence[int]) -> Iterator[tuple[Sequence[int], Order]]:
-        """Batches of frames that are shown alike."""
+    def turns(self, indices: Sequence[int]) -> Iterator[tuple[Turn, Order | None]]:
+        """Batches of frames that are shown alike, each to be made; and frames as they are stored."""
         for batch in batches(self.info, indices, self._scaled):
-            start, request = 0, self.request(batch[0])
-            for place in range(1, len(batch) + 1):
-                following = self.request(batch[place]) if place < len(batch) else None
-                if following != request:
-                    yield batch[start:place], self.order(batch[start:place], request)
-                    start, request = place, following or request
+            found = [(index, self.stored(index)) for index in batch]
+            for to_be_made, run in groupby(found, lambda one: one[1] is None):
+                frames = list(run)
+                alike = [index for index, _ in frames]
+                if to_be_made:
+                    yield from self._orders(alike)
+                else:
+                    yield Turn(alike, [pieces for _, pieces in frames if pieces is not None]), None
+
+    def _orders(self, batch: Sequence[int]) -> Iterator[tuple[Turn, Order]]:
+        requests = [self.request(index) for index in batch]
+        start = 0
+        for place in range(1, len(batch) + 1):
+            if place == len(batch) or requests[place] != requests[start]:
+                yield Turn(batch[start:place]), self.order(batch[start:place], requests[start])
+                start = place
 
     def animation(self, indices: Sequence[int]) -> bytes:
         """A GIF of as many frames as may be held; of a longer loop evenly spaced ones, in the same time."""

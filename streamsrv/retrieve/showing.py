@@ -56,11 +56,11 @@ _PALETTE = (
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """The query parameters of a rendered resource (PS3.18 8.3.5.1), checked. Without an ICC profile wish the
-    picture has the profile that the instance has."""
+    picture has the profile that the instance has; without a quality it may go out as it is stored."""
 
     viewport: Viewport | None = None
     window: Window | None = None
-    quality: int = DEFAULT_QUALITY
+    quality: int | None = None
     icc_profile: str = ""
     annotations: tuple[str, ...] = ()
 
@@ -71,7 +71,7 @@ def wishes_of(query: tuple[tuple[str, str], ...]) -> Wishes:
     return Wishes(
         _viewport(given["viewport"]) if "viewport" in given else None,
         _window(given["window"]) if "window" in given else None,
-        _quality(given["quality"]) if "quality" in given else DEFAULT_QUALITY,
+        _quality(given["quality"]) if "quality" in given else None,
         _icc_profile(given["iccprofile"]) if "iccprofile" in given else "",
         annotations_of(given["annotation"]) if "annotation" in given else (),
     )
@@ -148,7 +148,7 @@ def picture_request(
         rendering=rendering,
         viewport=wishes.viewport,
         media_type=media_type,
-        quality=wishes.quality,
+        quality=DEFAULT_QUALITY if wishes.quality is None else wishes.quality,
         icc_profile=profile,
         convert_to_srgb=wishes.icc_profile == "srgb" or assumed,
         milliseconds=milliseconds_of(dataset),
@@ -236,10 +236,14 @@ def _padding(dataset: JsonDataset) -> tuple[int, int] | None:
 
 def icc_profile_of(dataset: JsonDataset, bulk: BulkReader) -> bytes | None:
     """Of the image, or of the first optical path of a whole slide image."""
-    for holder, path in ((dataset, ""), (item(dataset, OPTICAL_PATHS), f"{OPTICAL_PATHS}/0/")):
-        if "00282000" in holder:
-            return _binary(holder, "00282000", bulk, path) or None
-    return None
+    holder, path = icc_profile_place(dataset)
+    return _binary(holder, "00282000", bulk, path) or None
+
+
+def icc_profile_place(dataset: JsonDataset) -> tuple[Mapping[str, Any], str]:
+    """The dataset or item that has it, if there is one, and what stands before its tag in its bulk path."""
+    own = "00282000" in dataset
+    return (dataset, "") if own else (item(dataset, OPTICAL_PATHS), f"{OPTICAL_PATHS}/0/")
 
 
 def milliseconds_of(dataset: JsonDataset) -> float:

@@ -1,0 +1,157 @@
+"""Frames that are pictures as they are stored: JPEG, shown without being decoded and encoded again.
+
+Strategy: what a client asks for and what the dataset says is looked at first (`may_be`, `is_unchanged`), then
+the first few kilobytes of the frame (`framecodecs.jpeg_pictures`). If the picture would come out as it went
+in, but for a second loss, its stored bytes are the answer, sent by the kernel; PS3.18 8.3.5.1.2 allows it. A
+colour profile of the dataset is put in at its place, itself as it is stored.
+
+Rules of this file
+- Whatever is asked for that needs pixels (a window, a viewport that scales, a quality, annotations, other
+  colours) is drawn, and so is whatever is doubtful.
+- It depends on stored bytes and on words of the request alone: the same answer each time, by every worker.
+- Only the head and the end are looked at: a scan that is damaged goes out as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from framecodecs.frameinfo import FrameInfo
+from framecodecs.jpeg_pictures import LONGEST_HEAD, PictureHead, is_unchanged, picture_head, profile_parts
+from framecodecs.pictures import fitted_size
+from framecodecs.rendering import AS_STORED
+from streamsrv.dicom.instance import FrameKind
+from streamsrv.errors import WouldBlock
+from streamsrv.retrieve.payloads import bulk_piece, frame_pieces
+from streamsrv.retrieve.pixels import Description, inline_binary
+from streamsrv.retrieve.selection import Selection
+from streamsrv.retrieve.showing import Wishes, icc_profile_place, rendering_of
+from streamsrv.retrieve.transcoding import QUICK, are_at_hand
+from streamsrv.store.rows import InstanceRow
+from streamsrv.store.store import Store
+from streamsrv.wire.answers import Literal, Piece, Span
+
+JPEG = "image/jpeg"
+SYNTAXES = frozenset(("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"))
+# An end that is padded to an even length.
+END = 8
+# Look-up tables and ICC profiles have under 1 MB; what claims more is left aside.
+LARGEST_TABLE = 16 << 20
+LOOK_UP_TABLES = ("00283000", "00283010")
+
+
+def may_be(row: InstanceRow, wishes: Wishes, media_type: str) -> bool:
+    """Whether it is worth a look."""
+    return (
+        media_type == JPEG
+        and row.transfer_syntax in SYNTAXES
+        and row.frame_kind is FrameKind.TABLE
+        and not row.deflated
+        and wishes.quality is None
+        and wishes.window is None
+        and not wishes.annotations
+    )
+
+
+def keeps_size(info: FrameInfo, wishes: Wishes) -> bool:
+    viewport = wishes.viewport
+    if viewport is None:
+        return True
+    whole = info.columns, info.rows
+    return viewport.region is None and fitted_size(viewport, info.rows, info.columns) == whole
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPictures:
+    """Of one instance that `may_be`. In the loop (`brief`) it raises WouldBlock rather than wait."""
+
+    store: Store
+    selection: Selection
+    row: InstanceRow
+    description: Description
+    wishes: Wishes
+    brief: bool
+
+    def at(self, index: int) -> Sequence[Piece] | None:
+        """The picture of one frame; None if it has to be drawn. Raises NotAcceptable."""
+        info = self.description.info
+        if not keeps_size(info, self.wishes) or not self._is_unchanged(index):
+            return None
+        pieces = next(frame_pieces(self.store, self.selection, self.row, [index]))
+        spans = [piece for piece in pieces if isinstance(piece, Span)]
+        head = self._head(spans, info)
+        return None if head is None else self._coloured(spans, head)
+
+    def _is_unchanged(self, index: int) -> bool:
+        info = self.description.info
+        if info.samples_per_pixel > 1:
+            return is_unchanged(info, AS_STORED)
+        if any(tag in self.description.dataset for tag in LOOK_UP_TABLES):
+            return False
+        return is_unchanged(info, rendering_of(self.description, index, None, lambda path: b""))
+
+    def _head(self, spans: Sequence[Span], info: FrameInfo) -> PictureHead | None:
+        last = spans[-1]
+        tail = Span(last.segment, last.offset + max(last.length - END, 0), min(END, last.length))
+        looked_at = [*first_bytes(spans, LONGEST_HEAD), tail]
+        if self.brief and not are_at_hand(self.selection, looked_at, QUICK):
+            raise WouldBlock("the head of a frame has to be read")
+        *start, end = [self.selection.lease.pread(one.segment, one.offset, one.length) for one in looked_at]
+        return picture_head(b"".join(start), end, info)
+
+    def _coloured(self, spans: Sequence[Span], head: PictureHead) -> Sequence[Piece] | None:
+        """With the colour profile that is asked for (PS3.18 8.3.5.1.5): the dataset's, else its own."""
+        wish = self.wishes.icc_profile
+        if self.description.info.samples_per_pixel == 1:
+            return None if head.has_profile else spans
+        if wish == "srgb" or (wish == "no" and head.has_profile):
+            return None
+        profile = None if wish == "no" else self._profile()
+        if profile is None:
+            return None if wish == "yes" and not head.has_profile else spans
+        parts = profile_parts(profile.length or 0)
+        if head.has_profile or not parts:
+            return None
+        made: list[Piece] = [*first_bytes(spans, head.profile_at)]
+        for marker, offset, length in parts:
+            made += (Literal(marker), part_of(profile, offset, length))
+        return [*made, *but_first_bytes(spans, head.profile_at)]
+
+    def _profile(self) -> Literal | Span | None:
+        """As it is stored."""
+        holder, path = icc_profile_place(self.description.dataset)
+        if "BulkDataURI" not in holder.get("00282000", {}):
+            inline = inline_binary(holder, "00282000")
+            return Literal(inline) if inline else None
+        value = self.store.bulk_value(self.row.key, f"{path}00282000")
+        if value is None or not 0 < value.length <= LARGEST_TABLE:
+            return None
+        piece = bulk_piece(self.selection, self.row, value)
+        return piece if isinstance(piece, Span) else None
+
+
+def first_bytes(spans: Sequence[Span], most: int) -> list[Span]:
+    found = []
+    for one in spans:
+        if most <= 0:
+            break
+        found.append(replace(one, length=min(one.length, most)))
+        most -= one.length
+    return found
+
+
+def but_first_bytes(spans: Sequence[Span], count: int) -> list[Span]:
+    rest = []
+    for one in spans:
+        left = min(one.length, count)
+        count -= left
+        if left < one.length:
+            rest.append(Span(one.segment, one.offset + left, one.length - left))
+    return rest
+
+
+def part_of(piece: Literal | Span, offset: int, length: int) -> Literal | Span:
+    if isinstance(piece, Literal):
+        return Literal(piece.payload[offset : offset + length])
+    return Span(piece.segment, piece.offset + offset, length)
