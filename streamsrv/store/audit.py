@@ -30,6 +30,7 @@ import zstandard
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import SegmentGone, StoreCorrupt
 from streamsrv.store.index import Index
+from streamsrv.store.index_changes import unpack_changes
 from streamsrv.store.index_environment import ABOUT
 from streamsrv.store.index_rows import (
     record_id_of,
@@ -37,7 +38,6 @@ from streamsrv.store.index_rows import (
     serial_of,
     split_triple,
     triple,
-    unpack_change,
     unpack_instance,
     without_sum,
 )
@@ -207,12 +207,13 @@ class Audit:
         expected = 1
         for key, value in rows_of(self._index, "changes"):
             sequence = int.from_bytes(key, "big")
-            if sequence != expected:
-                yield Difference("changes", f"change {expected}", "is missing", "")
             try:
-                unpack_change(sequence, value)
+                first = unpack_changes(sequence, value)[0].sequence
             except StoreCorrupt as reason:
                 yield Difference("changes", f"change {sequence}", reason.detail, "")
+            else:
+                if first != expected:
+                    yield Difference("changes", f"change {expected}", "is missing", "")
             expected = sequence + 1
 
     def _origins(self, serials: array[int]) -> Iterator[Difference]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from streamsrv.store.budget import Budget
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.index_batch import Batch, Prepared, prepare
+from streamsrv.store.index_changes import unpack_changes
 from streamsrv.store.index_environment import DATABASES, Environment
 from streamsrv.store.index_reading import ROWS_A_BATCH, Reading
 from streamsrv.store.index_rewrite import dump, rewrite
@@ -26,7 +27,6 @@ from streamsrv.store.index_rows import (
     PackedRow,
     number_key,
     segment_key,
-    unpack_change,
     unpack_segment,
     without_sum,
 )
@@ -80,12 +80,14 @@ class Index(Reading):
         committed_end: int,
         dead_bytes: int,
         before_commit: Callable[[], None] = lambda: None,
+        as_of: int = 0,
     ) -> int:
         """How many were still there, and are not any more. `rows` are what `packed` found, in its order;
         `segment` holds their tombstone. `before_commit` is called when all is ready: nothing is deleted if it
-        raises."""
+        raises. `as_of` is a moment before they were found: they are looked at again only if something was
+        committed since."""
         return self._writer.submit(
-            lambda batch: batch.delete(rows, segment, committed_end, dead_bytes, before_commit),
+            lambda batch: batch.delete(rows, segment, committed_end, dead_bytes, before_commit, as_of),
             instances=len(rows),
         )
 
@@ -161,9 +163,10 @@ class Index(Reading):
             cursor = transaction.cursor(db=self._handles["changes"])
             more = cursor.set_range(number_key(after + 1))
             while more and len(found) < limit:
-                found.append(unpack_change(int.from_bytes(cursor.key(), "big"), cursor.value()))
+                several = unpack_changes(int.from_bytes(cursor.key(), "big"), cursor.value())
+                found += [change for change in several if change.sequence > after]
                 more = cursor.next()
-        return found
+        return found[:limit]
 
     def about(self) -> dict[str, str]:
         """schema, table (of attributes), epoch, next_segment. Sequences of changes count within an epoch; a

@@ -18,9 +18,10 @@ from typing import Any
 from streamsrv.dicom.instance import BulkValue
 from streamsrv.errors import StoreCorrupt, StoreError
 from streamsrv.store import index_answers
+from streamsrv.store.index_changes import pack_change, pack_deletions
 from streamsrv.store.index_environment import Transaction
 from streamsrv.store.index_levels import Levels
-from streamsrv.store.index_removing import Removing, pack_deletions
+from streamsrv.store.index_removing import Removing
 from streamsrv.store.index_rows import (
     PackedRow,
     bulk_path_key,
@@ -30,7 +31,6 @@ from streamsrv.store.index_rows import (
     number_key,
     order_of,
     pack_bulk,
-    pack_change,
     pack_instance,
     pack_segment,
     record_id_of,
@@ -91,6 +91,7 @@ class Batch:
         self._at = time.time_ns() // 1000
         self._sequence = self._last_sequence()
         self.writing = False
+        self._written = False  # any instance, in this transaction
 
     def finish(self) -> None:
         self._levels.flush()
@@ -109,7 +110,7 @@ class Batch:
         old = [self._check_new(prepared, expected) for prepared in new]
         if len({prepared.key for prepared in new}) != len(new):
             raise StoreCorrupt("an instance occurs twice in one commit")
-        self.writing = True
+        self.writing = self._written = True
         for prepared, value in zip(new, old, strict=True):
             self._store_one(prepared, value)
         self._account(segment, end=end, dead=dead)
@@ -122,15 +123,18 @@ class Batch:
         end: int,
         dead: int,
         before_commit: Callable[[], None],
+        as_of: int,
     ) -> int:
-        """`rows` in the order of their keys."""
+        """`rows` in the order of their keys, as they were when the index was at that moment, or later."""
         self._segment(segment)
-        there = self._removing.still(rows)
-        self.writing = True
-        self._remove(there)
-        changes = pack_deletions(self._sequence + 1, self._at, there)
-        self._transaction.cursor(db=self._handles["changes"]).putmulti(changes, append=True)
-        self._sequence += len(changes)
+        same = not self._written and self._transaction.id() == as_of + 1
+        there = rows if same else self._removing.still(rows)
+        self.writing = self._written = True
+        if there:
+            ids = self._remove(there)
+            self._sequence += len(there)
+            changes = pack_deletions(self._sequence, self._at, ids, [key for key, _ in there])
+            self._append("changes", number_key(self._sequence), changes)
         self._account(segment, end=end, dead=dead)
         before_commit()
         self.writing = False
@@ -139,7 +143,8 @@ class Batch:
     def relocate(self, moves: Sequence[tuple[InstanceRow, Location]], segment: int, end: int) -> list[bool]:
         """An instance moves only if it still lies where the caller saw it."""
         self._segment(segment)
-        self.writing, done = True, []
+        self.writing = self._written = True
+        done = []
         for row, location in moves:
             key = triple(row.key)
             value = self._get("instances", key)
@@ -210,10 +215,12 @@ class Batch:
         self._levels.add(row.key, order_of(row), prepared.variant, prepared.variant_text, row.sop_class_uid)
         self._account(row.location.segment, live=row.location.length)
 
-    def _remove(self, rows: Sequence[PackedRow]) -> None:
-        """Instances that are there, in the order of their keys."""
-        for segment, length in self._removing.remove(rows).items():
+    def _remove(self, rows: Sequence[PackedRow]) -> Sequence[bytes]:
+        """Instances that are there, in the order of their keys; returns their record ids."""
+        ids, lengths = self._removing.remove(rows)
+        for segment, length in lengths.items():
             self._account(segment, live=-length, dead=length)
+        return ids
 
     def _change(self, kind: ChangeKind, row: InstanceRow, key: bytes) -> None:
         self._sequence += 1

@@ -18,16 +18,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import orjson
 
 from streamsrv.dicom.instance import JsonDataset, JsonElement
 from streamsrv.store.index_answers import at_level, dataset_attributes, level_texts, recounted
 from streamsrv.store.index_environment import Transaction
-from streamsrv.store.index_rows import LevelRow, Variant, json_object, order_in, prefix, variant_of
+from streamsrv.store.index_rows import (
+    LevelRow,
+    Variant,
+    json_object,
+    order_from,
+    order_in,
+    prefix,
+    variant_of,
+)
 from streamsrv.store.index_terms import terms
 from streamsrv.store.query import Level
 from streamsrv.store.rows import InstanceKey
+
+Leaving: TypeAlias = tuple[bytes, int, bytes]  # variant, stored at, record id of an instance
 
 _NEVER = bytes(24)  # before every order
 _MODALITY = "00080060"
@@ -89,19 +100,19 @@ class Levels:
         series.oldest = min(series.oldest, order)
         series.classes[sop_class] += 1
 
-    def remove(self, key: bytes, values: Sequence[bytes], classes: Mapping[bytes, int]) -> None:
-        """Instances of one series (study \\0 series), by the values of their rows; `classes` counts them by
-        SOP class."""
+    def remove(self, key: bytes, leaving: Sequence[Leaving], classes: Mapping[bytes, int]) -> None:
+        """Instances of one series (study \\0 series); `classes` counts them by SOP class."""
         study, _, uid = key.decode().partition("\0")
         series = self._touched(study, uid)
-        for digest, count in Counter(map(variant_of, values)).items():
+        counts = Counter([digest for digest, _, _ in leaving])
+        orders = leaving if len(counts) == 1 else set(leaving)
+        for digest, count in counts.items():
             variant = self._variant(series, digest)
             if variant is not None:
                 variant.count -= count
-                orders = (order_in(value) for value in values if variant_of(value) == digest)
-                if variant.count <= 0 or variant.latest in orders:
+                if variant.count <= 0 or (digest, *order_from(variant.latest)) in orders:
                     series.unsettled.add(digest)
-        series.removed += len(values)
+        series.removed += len(leaving)
         for sop_class, count in classes.items():
             series.classes[sop_class.decode()] -= count
 

@@ -2,8 +2,8 @@
 
 Strategy: the rows of a study lie side by side, and so do those that are found by the serials of what was
 stored at once. One cursor a database deletes its way through them: behind a row that is deleted it stands on
-the next. Nothing of an instance's row is unpacked but what its removal needs, and `index_levels` hears of it
-once a series.
+the next. Nothing of an instance's row is unpacked but what its removal needs, once, and `index_levels` hears
+of it once a series.
 """
 
 from __future__ import annotations
@@ -11,38 +11,27 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-import xxhash
-
 from streamsrv.errors import StoreCorrupt
 from streamsrv.store.index_environment import Cursor, Transaction
-from streamsrv.store.index_levels import Levels
+from streamsrv.store.index_levels import Leaving, Levels
 from streamsrv.store.index_rows import (
-    CHANGE,
+    UIDS_AT,
     UNREADABLE,
+    VARIANT_AT,
     PackedRow,
     number_key,
     record_id_of,
     sop_class_in,
 )
-from streamsrv.store.rows import ChangeKind
 
 _BY_SERIAL = ("metadata", "frames", "bulk")
-_PLACED = struct.Struct("<QI8xQ")  # what an instance's row begins with: serial, segment, (offset,) length
-
-
-def pack_deletions(first: int, at: int, rows: Iterable[PackedRow]) -> list[PackedRow]:
-    """Changes, with their keys, that say of each row that it was deleted; `first` is the sequence of the
-    first of them."""
-    number, pack, digest = struct.Struct(">Q").pack, CHANGE.pack, xxhash.xxh32_digest
-    kind, found = int(ChangeKind.DELETED), []
-    for sequence, (key, value) in enumerate(rows, first):
-        change, head = pack(kind, at, record_id_of(value)) + key, number(sequence)
-        found.append((head, change + digest(head + change)))
-    return found
+# Serial, segment, (offset,) length, record id, stored at, ..., variant: an instance's row begins with them.
+_PLACED = struct.Struct("<QI8xQ16sQ")
+_FACTS = struct.Struct(f"{_PLACED.format}{VARIANT_AT - _PLACED.size}x16s")
 
 
 class Removing:
@@ -63,32 +52,32 @@ class Removing:
         now = [(key, cursor.get(key), record_id_of(value)) for key, value in rows]
         return [(key, value) for key, value, record in now if value and record_id_of(value) == record]
 
-    def remove(self, rows: Sequence[PackedRow]) -> dict[int, int]:
-        """Instances that are there, in the order of their keys. Returns the bytes of their payloads by
-        segment."""
-        keys, values = [key for key, _ in rows], [value for _, value in rows]
+    def remove(self, rows: Sequence[PackedRow]) -> tuple[Sequence[bytes], Mapping[int, int]]:
+        """Instances that are there, one at least, in the order of their keys. Returns their record ids, and
+        the bytes of their payloads by segment."""
+        keys, values = zip(*rows, strict=True)
         try:
-            placed = [_PLACED.unpack_from(value) for value in values]
-            self._tell_levels(keys, values)
+            facts = [_FACTS.unpack_from(value) for value in values]
+            serials, segments, lengths, ids, times, variants = zip(*facts, strict=True)
+            self._tell_levels(keys, values, list(zip(variants, times, ids, strict=True)))
         except (struct.error, IndexError) as error:
             raise StoreCorrupt(UNREADABLE) from error
         self._delete_instances(keys)
         self._delete_uids(keys)
-        serials = sorted([serial for serial, _, _ in placed])
+        ascending = sorted(serials)
         for name in _BY_SERIAL:
-            self._delete_owned(name, serials)
-        lengths: dict[int, int] = defaultdict(int)
-        for _, segment, length in placed:
-            lengths[segment] += length
-        return lengths
+            self._delete_owned(name, ascending)
+        freed: dict[int, int] = defaultdict(int)
+        for segment, length in zip(segments, lengths, strict=True):
+            freed[segment] += length
+        return ids, freed
 
-    def _tell_levels(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+    def _tell_levels(self, keys: Sequence[bytes], values: Sequence[bytes], leaving: list[Leaving]) -> None:
         start = 0
         while start < len(keys):
             series, _, _ = keys[start].rpartition(b"\0")
             end = bisect_left(keys, series + b"\1", start)
-            own = values[start:end]
-            self._levels.remove(series, own, Counter([sop_class_in(value) for value in own]))
+            self._levels.remove(series, leaving[start:end], _classes(values[start:end]))
             start = end
 
     def _delete_instances(self, keys: Sequence[bytes]) -> None:
@@ -118,6 +107,15 @@ class Removing:
 
     def _cursor(self, name: str) -> Cursor:
         return self._transaction.cursor(db=self._handles[name])
+
+
+def _classes(values: Sequence[bytes]) -> Mapping[bytes, int]:
+    """How many instances have each SOP class. Those of a series mostly have one."""
+    first = sop_class_in(values[0])
+    lengths, end = UIDS_AT - 2, UIDS_AT + len(first)
+    if len({(value[lengths], value[UIDS_AT:end]) for value in values}) == 1:
+        return {first: len(values)}
+    return Counter([sop_class_in(value) for value in values])
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,7 @@
     series      study \\0 series              -> LevelRow
     attributes  level u8, tag u32, normal form -> study, or study \\0 series (several)
     uids        "i" instance / "s" series     -> study \\0 series / study (several)
-    changes     sequence u64                  -> kind u8, at u64, record id, study \\0 series \\0 instance
+    changes     sequence u64                  -> one change, or several (`index_changes`)
     segments    segment u32                   -> committed end, live, dead, sealed
     about       name                          -> text
 
@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -38,8 +38,6 @@ import xxhash
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import StoreCorrupt, StoreError
 from streamsrv.store.rows import (
-    Change,
-    ChangeKind,
     InstanceKey,
     InstanceRow,
     Location,
@@ -59,7 +57,6 @@ _SERIAL = struct.Struct("<Q")
 _NUMBER = struct.Struct(">Q")
 _CHUNK_KEY = struct.Struct(">QI")
 _BULK = struct.Struct("<2sQQ")
-CHANGE = struct.Struct("<BQ16s")
 _SEGMENT = struct.Struct("<QQQ?")
 _VARIANT = struct.Struct("<Q24s")
 _LEVEL = struct.Struct("<QQ24sII")
@@ -70,8 +67,8 @@ _ID_AND_TIME = struct.Struct("<16sQ")
 # variant; lengths of what follows
 _INSTANCE = struct.Struct("<IQQ16sQ16sQ?QQIIHHBQQQQI16sBB")
 UIDS_AT = _SERIAL.size + _INSTANCE.size  # SOP class and syntax, in an instance's row
-_VARIANT_AT = UIDS_AT - VARIANT_BYTES - 2
-_VARIANT_END = _VARIANT_AT + VARIANT_BYTES
+VARIANT_AT = UIDS_AT - VARIANT_BYTES - 2
+_VARIANT_END = VARIANT_AT + VARIANT_BYTES
 _FRAME_KIND = 14  # among these
 _FRAME_KINDS = {int(kind): kind for kind in FrameKind}  # calling the enumeration takes three times as long
 _ORDER_AT = _SERIAL.size + 20  # record id, then stored_at
@@ -215,6 +212,10 @@ def record_id_of(value: bytes | memoryview) -> bytes:
     return bytes(value[_ORDER_AT:_ID_END])
 
 
+def record_ids_of(rows: Sequence[PackedRow]) -> list[bytes]:
+    return [value[_ORDER_AT:_ID_END] for _, value in rows]
+
+
 def segment_in(value: bytes) -> int:
     """Where the instance of a row lies, without unpacking all of it; 0 if it cannot be read."""
     return int.from_bytes(value[_SERIAL.size : _SERIAL.size + 4], "little")
@@ -229,8 +230,14 @@ def order_in(value: bytes | memoryview) -> bytes:
     return _ORDER.pack(stored_at, record_id)
 
 
+def order_from(order: bytes) -> tuple[int, bytes]:
+    """Stored at, and record id."""
+    stored_at, record_id = _ORDER.unpack(order)
+    return stored_at, record_id
+
+
 def variant_of(value: bytes | memoryview) -> bytes:
-    return bytes(value[_VARIANT_AT:_VARIANT_END])
+    return bytes(value[VARIANT_AT:_VARIANT_END])
 
 
 def unpack_instance(key: InstanceKey, value: bytes) -> InstanceRow:
@@ -304,19 +311,6 @@ class Variant:
         except struct.error as error:
             raise StoreCorrupt("a row of the database variants cannot be read") from error
         return cls(count, latest, value[_VARIANT.size :], latest)
-
-
-def pack_change(sequence: int, kind: ChangeKind, at: int, record_id: bytes, key: bytes) -> bytes:
-    return with_sum(number_key(sequence), CHANGE.pack(kind, at, record_id) + key)
-
-
-def unpack_change(sequence: int, stored: bytes) -> Change:
-    value = without_sum("changes", number_key(sequence), stored)
-    try:
-        kind, at, record_id = CHANGE.unpack_from(value)
-        return Change(sequence, ChangeKind(kind), split_triple(value[CHANGE.size :]), record_id, at)
-    except (struct.error, ValueError, TypeError) as error:
-        raise StoreCorrupt(f"change {sequence} cannot be read") from error
 
 
 def pack_segment(row: SegmentRow) -> bytes:

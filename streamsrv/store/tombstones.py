@@ -12,15 +12,15 @@ Rules of this file
 from __future__ import annotations
 
 import secrets
-import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import xxhash
 
 from streamsrv.store import failpoints
 from streamsrv.store.borrowed import Borrowed
-from streamsrv.store.index_rows import PackedRow, record_id_of, split_triple
+from streamsrv.store.index_rows import PackedRow, record_ids_of, split_triple
 from streamsrv.store.records import ID_LENGTH, Header, Kind, RecordFormat, pack_ids
 from streamsrv.store.rows import InstanceKey
 from streamsrv.store.segments import Segments
@@ -31,6 +31,7 @@ class DeleteIndex(Protocol):
     """What a delete needs of the index."""
 
     def catch_up(self) -> None: ...
+    def moment(self) -> int: ...
     def packed(
         self,
         study: str,
@@ -49,6 +50,7 @@ class DeleteIndex(Protocol):
         committed_end: int,
         dead_bytes: int,
         before_commit: Callable[[], None],
+        as_of: int,
     ) -> int: ...
 
 
@@ -69,12 +71,25 @@ def bury(segment: Borrowed, form: RecordFormat, ids: Sequence[bytes]) -> int:
     return len(head) + len(payload)
 
 
+# To start a thread for each sync takes as long as half of the sync.
+SYNCING = ThreadPoolExecutor(8, thread_name_prefix="tombstone-sync")
+
+
 class Target(NamedTuple):
     """A study, series or instance."""
 
     study: str
     series: str | None
     instance: str | None
+
+
+class Claimed(NamedTuple):
+    """A slice of a target resource, of which nobody replaces anything until its claims are released."""
+
+    rows: list[PackedRow]
+    moment: int  # of the index, before they were read
+    last: InstanceKey | None  # the next slice lies behind it
+    more: bool  # there may be one
 
 
 class Deletion:
@@ -90,72 +105,54 @@ class Deletion:
         target = Target(study, series, instance)
         if not self._index.packed(*target, limit=1):
             return 0
-        removed = 0
+        removed, more = 0, True
         after: InstanceKey | None = None
         segment = self._segments.borrow()
         try:
-            while rows := self._claimed(segment, target, after):
-                removed += self._bury(segment, rows)
+            while more:
+                claimed = self._claimed(segment, target, after)
+                if claimed.rows:
+                    removed += self._bury(segment, claimed)
                 segment.claims.release()
-                after = split_triple(rows[-1][0])
+                after, more = claimed.last, claimed.more
         finally:
             segment.give_back()
         return removed
 
-    def _claimed(self, segment: Borrowed, target: Target, after: InstanceKey | None) -> list[PackedRow]:
-        """The next slice of the target resource. Nobody replaces any of it until the claims are released."""
-        if target.instance is None and segment.claims.take_study(target.study):
+    def _claimed(self, segment: Borrowed, target: Target, after: InstanceKey | None) -> Claimed:
+        """The next slice of the target resource."""
+        whole = target.instance is None and segment.claims.take_study(target.study)
+        if whole:
             self._settle(segment)
-            return self._rows(target, after)
-        while page := self._rows(target, after):
-            keys = [split_triple(key) for key, _ in page]
+        moment = self._index.moment()
+        rows = self._index.packed(*target, after=after, limit=SLICE_INSTANCES)
+        last, more = split_triple(rows[-1][0]) if rows else None, len(rows) == SLICE_INSTANCES
+        if rows and not whole:
+            keys = [split_triple(key) for key, _ in rows]
             segment.claims.take(keys)
             self._settle(segment)
-            if rows := self._index.packed_rows(keys):
-                return rows
-            segment.claims.release()
-            after = keys[-1]
-        return []
-
-    def _rows(self, target: Target, after: InstanceKey | None) -> list[PackedRow]:
-        return self._index.packed(*target, after=after, limit=SLICE_INSTANCES)
+            moment, rows = self._index.moment(), self._index.packed_rows(keys)
+        return Claimed(rows, moment, last, more)
 
     def _settle(self, segment: Borrowed) -> None:
         self._index.catch_up()
         self._segments.settle(segment)
 
-    def _bury(self, segment: Borrowed, rows: list[PackedRow]) -> int:
-        dead = bury(segment, self._form, [record_id_of(value) for _, value in rows])
-        syncing = _Syncing(segment)
+    def _bury(self, segment: Borrowed, claimed: Claimed) -> int:
+        dead = bury(segment, self._form, record_ids_of(claimed.rows))
+        syncing = SYNCING.submit(segment.sync)  # while the rows of the dead are removed
+
+        def synced() -> None:
+            syncing.result()
+            failpoints.hit("in-delete")
+
         count = self._index.delete(
-            rows,
+            claimed.rows,
             segment=segment.segment,
             committed_end=segment.end,
             dead_bytes=dead,
-            before_commit=syncing.wait,
+            before_commit=synced,
+            as_of=claimed.moment,
         )
         segment.commit_up_to(segment.end)
         return count
-
-
-class _Syncing:
-    """A sync in a thread, while the rows of the dead are removed."""
-
-    def __init__(self, segment: Borrowed) -> None:
-        self._segment = segment
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="tombstone-sync")
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._segment.sync()
-        except BaseException as error:
-            self._error = error
-
-    def wait(self) -> None:
-        """Until the tombstone is on the disk; raises what the sync raised."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        failpoints.hit("in-delete")

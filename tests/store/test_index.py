@@ -311,6 +311,42 @@ def test_changes_are_in_commit_order(index: Index) -> None:
     assert index.changes(after=4) == []
 
 
+def test_changes_of_instances_deleted_together(index: Index) -> None:
+    """A page may begin and end among them."""
+    commit(index, *(new_instance(InstanceKey("1.1", "1.2", f"1.3.{n}"), n) for n in range(1, 6)))
+    index.delete(index.packed("1.1"), segment=1, committed_end=0, dead_bytes=0)
+    changes = index.changes(5)
+    assert [change.sequence for change in changes] == [6, 7, 8, 9, 10]
+    assert [change.kind for change in changes] == [ChangeKind.DELETED] * 5
+    assert [change.record_id for change in changes] == [record_id(number) for number in range(1, 6)]
+    assert [index.changes(after, 2) for after in (5, 6, 9)] == [changes[:2], changes[1:3], changes[4:]]
+    assert index.statistics()["changes"] == 6
+
+
+@pytest.mark.parametrize("between", ["nothing", "a commit", "the same transaction"])
+def test_a_delete_looks_again_if_anything_was_committed(index: Index, between: str) -> None:
+    """Rows that were read before somebody else moved or replaced what they say are not believed."""
+    index.add_segment()
+    commit(index, new_instance(A, 1), new_instance(B, 2), end=2000)
+    moment, rows = index.moment(), index.packed("1.1")
+    move = [(index.lookup(*A)[0], Location(2, 64, 900))]
+    if between == "a commit":
+        assert index.relocate(move, segment=2, committed_end=1000) == [True]
+    if between == "the same transaction":
+        index._writer.submit(
+            lambda batch: (
+                batch.relocate(move, 2, 1000),
+                batch.delete(rows, 1, 2000, 0, lambda: None, moment),
+            )
+        )
+    else:
+        assert index.delete(rows, segment=1, committed_end=2000, dead_bytes=0, as_of=moment) == 2
+    assert index.packed("1.1") == []
+    dead = [1800, 0] if between == "nothing" else [1800, 900]
+    assert [index.segments()[number].dead for number in (1, 2)] == dead
+    assert [index.segments()[number].live for number in (1, 2)] == [0, 0]
+
+
 def test_reopening_finds_everything(tmp_path: Path) -> None:
     first = Index.open(tmp_path)
     first.add_segment()
