@@ -37,6 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 
 class StreamsrvError(Exception):
@@ -52,7 +53,8 @@ class StreamsrvError(Exception):
 
 class WouldBlock(StreamsrvError):
     """With `until`, a future, no thread has to wait: once that is done, the loop can compute it. Who does not
-    want it any more calls `leave`, once, which says whether it was given up."""
+    want it any more calls `leave`, once, which says whether it was given up. With `finish`, which makes the
+    answer of what was made, nothing has to be computed anew."""
 
     def __init__(
         self, detail: str, until: Future[bytes] | None = None, leave: Callable[[], bool] = lambda: False
@@ -60,6 +62,12 @@ class WouldBlock(StreamsrvError):
         super().__init__(detail)
         self.until = until
         self.leave = leave
+        self.finish: Callable[[bytes], Any] | None = None
+
+    def then(self, step: Callable[[Any], Any]) -> None:
+        """What is done with the answer besides, by whoever let this pass."""
+        if (finish := self.finish) is not None:
+            self.finish = lambda made: step(finish(made))
 
 
 class RequestError(StreamsrvError):

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from streamsrv import __version__
+from streamsrv.errors import WouldBlock
 from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve.parts import PartSource, multipart_plan, total_length
 from streamsrv.retrieve.selection import Selection
 from streamsrv.store.store import Store
 from streamsrv.wire import accept
-from streamsrv.wire.answers import Answer, Piece, Request, Stream
+from streamsrv.wire.answers import Answer, Literal, Piece, Request, Stream
 from streamsrv.wire.conditional import etag_of, evaluate, not_modified
 from streamsrv.wire.multipart import boundary_from, multipart_type
 from streamsrv.wire.ranges import LONGEST_REMEMBERED
@@ -103,6 +104,16 @@ class Retrieval:
         boundary = boundary_from(self.store.secret, etag)
         content_type = multipart_type(boundary, representation[0])
         return etag, boundary, Answer(200, [("Content-Type", content_type), *CACHING])
+
+
+def finished(answer: Callable[[Iterable[Piece]], Answer], pieces: Iterable[Piece]) -> Answer:
+    """The answer of one piece that may have to be waited for. Whoever has waited finishes it with what was
+    made, and nothing is looked up a second time."""
+    try:
+        return answer(pieces)
+    except WouldBlock as blocked:
+        blocked.finish = lambda made: answer((Literal(made),))
+        raise
 
 
 class Opened:

@@ -6,14 +6,14 @@ a frame cannot be made after all, and as stored it is acceptable too, it goes ou
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
 from streamsrv.retrieve import payloads, transcoding
-from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval
+from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval, finished
 from streamsrv.retrieve.hot_frames import learn
 from streamsrv.retrieve.parts import Part
 from streamsrv.retrieve.pixels import describe
@@ -102,7 +102,7 @@ def stored_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]
 
 
 def frame_part(
-    retrieval: Retrieval, row: InstanceRow, number: int, offer: Offer, pieces: Sequence[Piece]
+    retrieval: Retrieval, row: InstanceRow, number: int, offer: Offer, pieces: Iterable[Piece]
 ) -> Part:
     location = frame_url(retrieval.request.base_url, *row.key, number)
     return Part(offer.content_type, location, pieces)
@@ -117,10 +117,10 @@ def representation(offer: Offer, numbers: Sequence[int]) -> tuple[str, ...]:
 
 def made_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int], offer: Offer) -> Answer:
     made = transcoding.transcoder(retrieval.store, retrieval.selection, row, retrieval.pool, offer.syntax)
-    if len(numbers) == 1 and not offer.multipart:
-        return retrieval.single_part(offer.content_type, one_piece(made, numbers[0]), MAKER)
+    if len(numbers) == 1:
+        return finished(partial(one_made, retrieval, row, numbers[0], offer), one_piece(made, numbers[0]))
     said = (*representation(offer, numbers), MAKER)
-    if len(numbers) * made.decoded_length > AT_ONCE and len(numbers) > 1:
+    if len(numbers) * made.decoded_length > AT_ONCE:
         retrieval.pool.must_not_block()
         return retrieval.made_multipart(
             said,
@@ -135,13 +135,21 @@ def made_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int], 
     return retrieval.multipart(said, parts, 1)
 
 
+def one_made(
+    retrieval: Retrieval, row: InstanceRow, number: int, offer: Offer, pieces: Iterable[Piece]
+) -> Answer:
+    """Needs nothing of the store."""
+    if not offer.multipart:
+        return retrieval.single_part(offer.content_type, pieces, MAKER)
+    part = frame_part(retrieval, row, number, offer, pieces)
+    return retrieval.multipart((*representation(offer, (number,)), MAKER), lambda: (part,), 1)
+
+
 def one_piece(made: Transcoder, number: int) -> Iterator[Piece]:
     yield Literal(transcoding.one_frame(made, number - 1))
 
 
 def at_once(made: Transcoder, numbers: Sequence[int]) -> list[bytes]:
-    if len(numbers) == 1:
-        return [transcoding.one_frame(made, numbers[0] - 1)]
     made.pool.must_not_block()
     return [frame for batch in made.batches([number - 1 for number in numbers]) for frame in batch]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
-from streamsrv.errors import NotFound
+from streamsrv.errors import NotFound, WouldBlock
 from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve import payloads
 from streamsrv.retrieve.all_bulk import PIXEL_DATA, all_bulk_data
@@ -49,17 +49,21 @@ def answer(store: Store, request: Request, target: Target, pool: PixelPool) -> A
     retrieval.endings.callback(selection.release)
     try:
         built = KINDS[target.kind](retrieval)
-    except BaseException:
+    except BaseException as error:
         retrieval.endings.close()
+        if isinstance(error, WouldBlock):
+            error.then(lambda built: _dated(request, built, selection))
         raise
     built.descriptor, built.release = selection.lease.fd, retrieval.endings.close
-    return built if target.instance is None else _dated(request, built, selection)
+    return _dated(request, built, selection)
 
 
 def _dated(request: Request, built: Answer, selection: Selection) -> Answer:
     """One instance changes only by being replaced. What a study or series holds may also change by a
     deletion, which leaves no date."""
-    row = next(selection.rows())
+    row = selection.one
+    if row is None:
+        return built
     return dated(request, built, row.stored_at / 1e6, time.time())
 
 

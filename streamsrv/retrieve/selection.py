@@ -179,6 +179,11 @@ class Selection:
             )
 
     @property
+    def one(self) -> InstanceRow | None:
+        """The row, if a single instance is selected."""
+        return self._one[0] if self._one else None
+
+    @property
     def found(self) -> Found | None:
         """Of a study or series that is not long: its rows, packed."""
         return self._found if self._found is not None and self._found.packed else None

@@ -20,7 +20,15 @@ from typing import Any, cast
 from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConnectionDelegate
 
-from streamsrv.errors import BadRequest, ContentTooLarge, Forbidden, Overloaded, ServerError, StreamsrvError
+from streamsrv.errors import (
+    BadRequest,
+    ContentTooLarge,
+    Forbidden,
+    Overloaded,
+    ServerError,
+    StreamsrvError,
+    WouldBlock,
+)
 from streamsrv.ingest.together import SHORT_BODY
 from streamsrv.settings import Settings
 from streamsrv.web import capabilities, health, openapi
@@ -182,15 +190,18 @@ class App(HTTPServerConnectionDelegate):
         return Job(lambda: capabilities.describe(base, route, ranges), inline=True)
 
     def _compute(self, request: Request, target: Target) -> Answer:
-        answer = compute(self._actions, request, target)
+        try:
+            answer = compute(self._actions, request, target)
+        except WouldBlock as blocked:
+            blocked.then(self._let_cache)
+            raise
         # What was acknowledged is found by the next search, so searches are asked each time.
-        if target.kind is not Kind.SEARCH:
-            self._let_cache(answer)
-        return answer
+        return answer if target.kind is Kind.SEARCH else self._let_cache(answer)
 
-    def _let_cache(self, answer: Answer) -> None:
+    def _let_cache(self, answer: Answer) -> Answer:
         if self.settings.cache_max_age:
             answer.headers = [self._cached(name, value) for name, value in answer.headers]
+        return answer
 
     def _cached(self, name: str, value: str) -> tuple[str, str]:
         """By default a cache asks each time; the setting lets it trust its copy for a while."""

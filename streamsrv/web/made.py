@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import cast
 
 from tornado.http1connection import HTTP1Connection
 
@@ -18,12 +19,13 @@ from streamsrv.wire.answers import Answer
 def when_made(
     connection: HTTP1Connection, blocked: WouldBlock, job: Job, answer: Callable[[Job], None]
 ) -> bool:
-    """Calls `answer` in the loop as soon as it is there; False if there is nothing to wait for. It is given
-    up if the client shut its side, or left, before anybody had begun it. Nobody can tell the two apart, so
-    whoever still listens is told."""
+    """Calls `answer` in the loop as soon as it is there, with what finishes it, or else with the same job
+    again; False if there is nothing to wait for. It is given up if the client shut its side, or left, before
+    anybody had begun it. Nobody can tell the two apart, so whoever still listens is told."""
     if blocked.until is None:
         return False
-    loop, given_up, here = asyncio.get_running_loop(), False, threading.get_ident()
+    loop, here = asyncio.get_running_loop(), threading.get_ident()
+    given_up: bool | None = None  # None: still there
 
     def left() -> None:
         nonlocal given_up
@@ -31,7 +33,10 @@ def when_made(
 
     def resume() -> None:
         connection.set_close_callback(None)
-        answer(Job(_refuse, inline=True) if given_up else job)
+        if given_up:
+            answer(Job(_refuse, inline=True))
+        else:
+            answer((_finishing(blocked) if given_up is None else None) or job)
 
     def made(_: Future[bytes]) -> None:
         call = loop.call_soon if threading.get_ident() == here else loop.call_soon_threadsafe
@@ -41,6 +46,15 @@ def when_made(
     connection.set_close_callback(left)
     blocked.until.add_done_callback(made)
     return True
+
+
+def _finishing(blocked: WouldBlock) -> Job | None:
+    """None where it has failed, or has to be computed anew: then it is asked for again."""
+    until, finish = blocked.until, blocked.finish
+    if until is None or finish is None or until.cancelled() or until.exception() is not None:
+        return None
+    blocked.leave()
+    return Job(lambda: cast(Answer, finish(until.result())), inline=True)
 
 
 def _refuse() -> Answer:

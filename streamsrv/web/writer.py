@@ -1,6 +1,7 @@
 """From an Answer to bytes on a connection: status line, headers, framing, and the way that its payload takes.
 
-Strategy: a small answer (literals, and spans that are in memory) goes out with its head in one write.
+Strategy: a small answer (literals, and spans that are in memory) goes out with its head in one write, and so
+does a frame or picture that was made.
 Everything else, and what that write leaves, goes by a Transfer on a dup of the socket, head first, so that
 the kernel sends head and first bytes in one segment.
 
@@ -26,11 +27,12 @@ from tornado.iostream import IOStream
 from streamsrv.errors import StoreCorrupt
 from streamsrv.web.pace import Watch
 from streamsrv.web.sources import read_warm
-from streamsrv.web.transfer import Transfer
+from streamsrv.web.transfer import SHORT, Transfer
 from streamsrv.wire.answers import Answer, Literal, Span, StoredParts
 
 # Up to this size copying is cheaper than a second system call and a turn of the loop.
 SMALL = 64 << 10
+PIECES = 64  # literals of one answer that are sent at once
 MADE = (tuple, list, StoredParts)  # plans that are there, and not made while they are walked
 BODILESS = frozenset((204, 304))
 REASONS = {status.value: status.phrase for status in HTTPStatus} | {
@@ -108,7 +110,7 @@ def small_parts(answer: Answer) -> list[bytes | memoryview] | None:
     """The whole payload, if it is short and at hand; None if it has to be transferred. Views are good until
     the next call."""
     if answer.length is None or answer.length > SMALL or not isinstance(answer.plan, MADE):
-        return None
+        return _literals(answer)
     parts: list[bytes | memoryview] = []
     used = length = 0
     for piece in answer.plan:
@@ -128,6 +130,19 @@ def small_parts(answer: Answer) -> list[bytes | memoryview] | None:
             return None
     if length != answer.length:
         raise StoreCorrupt(f"an answer of {answer.length} bytes would have {length}")
+    return parts
+
+
+def _literals(answer: Answer) -> list[bytes | memoryview] | None:
+    """The whole of a longer payload that is in memory: the kernel takes it as it is, at once."""
+    plan = answer.plan
+    if answer.length is None or answer.length > SHORT or not isinstance(plan, (tuple, list)):
+        return None
+    if len(plan) > PIECES or not all(isinstance(piece, Literal) for piece in plan):
+        return None
+    parts: list[bytes | memoryview] = [piece.payload for piece in plan if isinstance(piece, Literal)]
+    if sum(map(len, parts)) != answer.length:
+        raise StoreCorrupt(f"an answer of {answer.length} bytes would have {sum(map(len, parts))}")
     return parts
 
 

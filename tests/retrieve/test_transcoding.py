@@ -49,7 +49,7 @@ from retrieve_world import (
 from framecodecs import registry
 from framecodecs.frameinfo import FrameInfo
 from streamsrv import retrieve
-from streamsrv.errors import NotAcceptable, NotFound, WouldBlock
+from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed, WouldBlock
 from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve import frames as frame_answers
 from streamsrv.retrieve import instances, transcoding
@@ -564,8 +564,36 @@ def test_the_loop_never_makes_and_remembers(store):
                 assert payload(ask_of(pool, store, path, accept)) == made
 
 
-def ask_of(pool, store, path, accept):
-    request = Request("GET", f"/v2{path}", (), {"accept": accept}, "http://h/v2", 2)
+@pytest.mark.parametrize("accept", [frames_of_type("image/jls", JPEG_LS), "image/jls"])
+def test_what_was_made_finishes_the_answer_that_waited_for_it(store, accept, monkeypatch):
+    """It is the very answer that whoever asks again gets; nothing of the store is looked at for it."""
+    kind = KINDS["12 in 16"]
+    keep(store, stored_as(image(kind, arrays_of(kind)), LITTLE))
+    arrivals = []
+    pool = PixelPool(
+        1, cached=0, loop=threading.get_ident(), watch=lambda _, receive: arrivals.append(receive)
+    )
+    with closing(pool):
+        for asked in ({}, {"range": "bytes=10-99"}, {"if-match": '"another"'}):
+            with pytest.raises(WouldBlock) as blocked:
+                ask_of(pool, store, f"{ONE}/frames/2", accept, **asked)
+            while not blocked.value.until.done():
+                arrivals[0]()
+            made = blocked.value.until.result()
+            with monkeypatch.context() as context:
+                context.setattr(store, "instance", lambda *_: pytest.fail("looked up again"))
+                try:
+                    finished = blocked.value.finish(made)
+                except PreconditionFailed:
+                    assert "if-match" in asked
+                    continue
+            again = ask_of(pool, store, f"{ONE}/frames/2", accept, **asked)
+            assert (finished.status, finished.headers) == (again.status, again.headers)
+            assert (finished.length, payload(finished)) == (again.length, payload(again))
+
+
+def ask_of(pool, store, path, accept, **headers):
+    request = Request("GET", f"/v2{path}", (), {"accept": accept, **headers}, "http://h/v2", 2)
     return retrieve.answer(store, request, target_of(f"/v2{path}"), pool)
 
 

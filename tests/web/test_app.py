@@ -3,10 +3,12 @@
 import asyncio
 import json
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import Future
 
 import pytest
 from web_world import DEADLINE, Raw, eventually, settings_of
 
+from streamsrv.errors import WouldBlock
 from streamsrv.web.access_log import AccessLog
 from streamsrv.wire.answers import Answer, Stream
 from streamsrv.wire.resources import ROUTES
@@ -83,6 +85,17 @@ class TestMaxAge:
         world.answers["2"] = lambda: Answer(200, [("Cache-Control", "no-store")], (), 0)
         assert (await ask(port, "GET /v2/studies/1"))[1]["cache-control"] == "private, max-age=60"
         assert (await ask(port, "GET /v2/studies/2"))[1]["cache-control"] == "no-store"
+
+    async def test_also_an_answer_that_was_waited_for(self, port, world):
+        def blocks():
+            blocked = WouldBlock("a frame is being made", until := Future())
+            blocked.finish = lambda made: Answer(200, [("Cache-Control", "private, no-cache")], (), 0)
+            until.set_result(b"made")
+            raise blocked
+
+        world.answers["1.4"] = blocks
+        found = await ask(port, "GET /v2/studies/1.2/series/1.3/instances/1.4")
+        assert found[1]["cache-control"] == "private, max-age=60"
 
 
 # The end

@@ -13,6 +13,7 @@ import pytest
 from web_world import DEADLINE, Raw, eventually, settings_of, text
 
 from streamsrv.errors import NotFound, Overloaded, StoreError, WouldBlock
+from streamsrv.web.transfer import SHORT
 from streamsrv.wire.answers import Answer, Literal, Span, Stream
 
 DICOM = "Content-Type: application/dicom"
@@ -598,6 +599,54 @@ async def test_who_has_left_while_it_was_made_gets_nothing(port, world, http_ser
     assert (len(made.threads), made.released) == (2, 1)
 
 
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_was_made_finishes_an_answer_and_nothing_is_computed_anew(port, world, fails):
+    """Unless it has failed: then the error is asked for."""
+    made, raw = Made(world), await Raw.connect(port)
+
+    def compute():
+        try:
+            return made.compute()
+        except WouldBlock as blocked:
+            blocked.finish = lambda payload: text(b"finished: " + payload)
+            raise
+
+    world.answers["1.4"] = compute
+    await raw.send(MADE)
+    await eventually(lambda: made.threads)
+    if fails:
+        made.until.set_exception(NotFound("it is gone"))
+    else:
+        made.until.set_result(b"made")
+    status, _, body = await raw.answer()
+    if fails:
+        assert (status, len(made.threads), made.left) == (404, 2, 0)
+    else:
+        assert (status, body, len(made.threads), made.left) == (200, b"finished: made", 1, 1)
+    await raw.close()
+
+
+async def test_who_has_shut_its_side_leaves_once(port, world):
+    made, raw = Made(world), await Raw.connect(port)
+
+    def compute():
+        try:
+            return made.compute()
+        except WouldBlock as blocked:
+            blocked.finish = lambda payload: pytest.fail("what it was counted for is left")
+            raise
+
+    world.answers["1.4"] = compute
+    await raw.send(MADE)
+    await eventually(lambda: made.threads)
+    raw.writer.write_eof()
+    await eventually(lambda: made.left)
+    made.until.set_result(b"made")
+    assert (await raw.answer())[2] == b"made"
+    assert (len(made.threads), made.left) == (2, 1)
+    await raw.close()
+
+
 @pytest.mark.parametrize("listens", [False, True])
 async def test_nothing_is_begun_for_who_has_left(port, world, http_server, listens):
     """Who has shut its side only looks the same, and is told."""
@@ -624,6 +673,22 @@ async def test_who_has_shut_its_side_gets_what_was_begun(port, world):
     await eventually(lambda: made.left)
     made.until.set_result(b"made")
     assert (await raw.answer())[2] == b"made"
+    await raw.close()
+
+
+@pytest.mark.parametrize("length", [100_000, 700_000, 3_000_000])
+async def test_a_long_answer_that_is_in_memory_arrives_whole(port, world, length):
+    """And one that is shorter than it says is never begun."""
+    texts, more = (b"before", bytes(length // 2) + b"x" * (length // 2), b"after"), [0, 1]
+    world.answers["1.4"] = lambda: Answer(
+        200, [], tuple(map(Literal, texts)), sum(map(len, texts)) + more.pop(0)
+    )
+    raw = await Raw.connect(port)
+    await raw.send(MADE)
+    assert (await raw.answer())[2] == b"".join(texts)
+    if length < SHORT:
+        await raw.send(MADE)
+        assert (await raw.answer())[0] == 500
     await raw.close()
 
 
