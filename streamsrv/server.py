@@ -31,7 +31,7 @@ from streamsrv.ingest.derivation import Remembered
 from streamsrv.ingest.together import ShortBody, Together
 from streamsrv.pixelpool import PixelPool
 from streamsrv.pixelprocesses import pixel_limits, pixel_processes
-from streamsrv.retrieve.hot_frames import hot_frames
+from streamsrv.retrieve.hot_pictures import hot_answers
 from streamsrv.search import SearchLimits
 from streamsrv.settings import Settings
 from streamsrv.store.rows import OnDuplicate
@@ -118,7 +118,7 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
         delete=store.delete,
         ingest=ingest,
         stored=store_response.answer,
-        hot=lambda request, target: hot_frames(store, request, target),
+        hot=lambda request, target: hot_answers(store, request, target),
         short=short,
         store_together=together.store,
     )

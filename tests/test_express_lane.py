@@ -14,6 +14,7 @@ import time
 import weakref
 
 import pytest
+from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
@@ -22,7 +23,7 @@ from tornado.iostream import IOStream
 from streamsrv.errors import StoreCorrupt, WouldBlock
 from streamsrv.ingest import Ingest
 from streamsrv.pixelpool import PixelPool
-from streamsrv.retrieve import hot_frames
+from streamsrv.retrieve import hot_frames, hot_pictures
 from streamsrv.server import actions
 from streamsrv.settings import Settings
 from streamsrv.store.store import Store, StoreOptions
@@ -39,7 +40,7 @@ from streamsrv.wire import conditional
 from streamsrv.wire.answers import Answer
 
 SERIES = "/v2/studies/1.2.3/series/1.2.3.4/instances"
-SMALL, NATIVE, LARGE = "1.2.3.4.1", "1.2.3.4.2", "1.2.3.4.3"
+SMALL, NATIVE, LARGE, SHOWN = "1.2.3.4.1", "1.2.3.4.2", "1.2.3.4.3", "1.2.3.4.4"
 FRAME = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 DEADLINE = 20.0
 
@@ -66,6 +67,18 @@ def part10(instance, frames, *, native=False, side=64):
     return buffer.getvalue()
 
 
+def codestreams():
+    """Pictures as they stand, but for one that has to be drawn."""
+    made = []
+    for number in range(6):
+        out = io.BytesIO()
+        shades = Image.linear_gradient("L").resize((64, 64)).rotate(60 * number)
+        shades.save(out, "JPEG", progressive=number == 4)
+        made.append(out.getvalue() + b"\0" * (out.tell() % 2))
+    return made
+
+
+SHADES = codestreams()
 TILES = [b"\xff\xd8" + os.urandom(1000 + 2 * number) + b"\xff\xd9" for number in range(12)]
 SLICES = [os.urandom(64 * 64) for _ in range(3)]
 PICTURES = [os.urandom(1 << 20) for _ in range(6)]
@@ -73,6 +86,7 @@ FILES = [
     part10(SMALL, TILES),
     part10(NATIVE, SLICES, native=True),
     part10(LARGE, PICTURES, native=True, side=1024),
+    part10(SHOWN, SHADES),
 ]
 
 
@@ -183,9 +197,13 @@ class Connection:
         self.socket.close()
 
 
-def get(instance, number, *headers, method="GET", host="localhost"):
-    lines = [f"{method} {SERIES}/{instance}/frames/{number} HTTP/1.1", f"Host: {host}", f"Accept: {FRAME}"]
+def get(instance, number, *headers, method="GET", host="localhost", accept=FRAME):
+    lines = [f"{method} {SERIES}/{instance}/frames/{number} HTTP/1.1", f"Host: {host}", f"Accept: {accept}"]
     return "\r\n".join([*lines, *headers, "", ""]).encode()
+
+
+def shown(number, *headers, **words):
+    return get(SHOWN, f"{number}/rendered", *headers, **{"accept": "image/jpeg", **words})
 
 
 def comparable(answer):
@@ -204,6 +222,8 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setattr(conditional, "SETTLED", -1)
     monkeypatch.setattr(hot_frames, "SETTLED", -1)
     monkeypatch.setattr(hot_frames, "_shapes", {})
+    monkeypatch.setattr(hot_pictures, "SETTLED", -1)
+    monkeypatch.setattr(hot_pictures, "_shapes", {})
     # The system may take pages out of memory at any time, and what is counted here would be another number.
     monkeypatch.setattr(os, "RWF_NOWAIT", 0)
     with Store.open(tmp_path / "data", StoreOptions(min_free=0)) as opened:
@@ -261,6 +281,9 @@ REQUESTS = [
     get(SMALL, 2, "Accept-Encoding: gzip, deflate, br", "Connection: keep-alive"),
     get(SMALL, 3, "Accept-Language: de%20s"),
     get(SMALL, 5, "Forwarded: for=192.0.2.7;proto=https;host=localhost"),
+    *(shown(number) for number in (1, 2, 3, 4, 6)),
+    shown(2, accept="*/*"),
+    shown(3, "Origin: https://viewer.example"),
 ]
 PARTICULAR = [
     get(SMALL, 0),
@@ -278,6 +301,17 @@ PARTICULAR = [
     get(SMALL, "1?accept=image/jpeg"),
     get("1.2.3.4.9", 1),
     get(SMALL, 1, method="HEAD"),
+    shown(5),
+    shown(7),
+    shown("1,2", accept="multipart/related; type=image/jpeg"),
+    shown(1, accept="multipart/related; type=image/jpeg"),
+    shown(1, "Range: bytes=5-90"),
+    shown(1, 'If-None-Match: "x"'),
+    shown(1, method="HEAD"),
+    get(SHOWN, "1/rendered?quality=90", accept="image/jpeg"),
+    get(SHOWN, "1/thumbnail", accept="image/jpeg"),
+    get(SHOWN, "1/rendered/", accept="image/jpeg"),
+    get(SHOWN, "/rendered", accept="image/jpeg"),
 ]
 
 
@@ -322,6 +356,40 @@ def test_the_frames_are_the_stored_ones(start):
             for number, frame in enumerate(frames, 1):
                 assert payload_of(connection.ask(get(instance, number))) == frame
     assert local.answered >= 2 * (len(TILES) + len(SLICES) + len(PICTURES)) - 6
+
+
+def test_the_pictures_are_the_stored_frames(start):
+    local = start()
+    connection = local.connect()
+    for _ in range(3):
+        for number, picture in enumerate(SHADES, 1):
+            head, made = connection.ask(shown(number))
+            assert b"\r\nContent-Type: image/jpeg\r\n" in head
+            assert (made == picture) is (number != 5)
+            assert Image.open(io.BytesIO(made)).size == (64, 64)
+    assert local.answered >= 2 * (len(SHADES) - 1) - 2
+
+
+def test_a_replaced_picture_is_the_new_one(start, store):
+    local = start()
+    connection = local.connect()
+    warm(local, connection, shown(1), shown(2))
+    store.delete("1.2.3", "1.2.3.4", SHOWN)
+    assert connection.ask(shown(1))[0].startswith(b"HTTP/1.1 404 ")
+    keep(store, part10(SHOWN, SHADES[::-1]))
+    assert connection.ask(shown(1))[1] == SHADES[-1]
+    assert Image.open(io.BytesIO(connection.ask(shown(2))[1])).size == (64, 64)
+    warm(local, connection, shown(1))
+
+
+def test_a_cold_head_goes_the_usual_way(start, monkeypatch):
+    local = start()
+    connection = local.connect()
+    warm(local, connection, shown(1))
+    before = local.answered
+    monkeypatch.setattr(hot_pictures, "head_at_hand", lambda *_: None)
+    assert connection.ask(shown(2))[1] == SHADES[1]
+    assert local.answered == before
 
 
 def test_each_answer_has_a_request_id_of_its_own_that_the_log_names(start):

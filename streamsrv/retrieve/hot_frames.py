@@ -123,13 +123,12 @@ class Placed(NamedTuple):
     span: Span
 
 
-class HotFrames:
-    """The single frames of one instance for one client's words."""
+class HotInstance:
+    """One instance, as long as it is the one that was learnt."""
 
-    def __init__(self, store: Store, request: Request, shape: Shape) -> None:
+    def __init__(self, store: Store, row: InstanceRow) -> None:
         self._store = store
-        self._request = request
-        self._shape = shape
+        self._row = row
         self._moment = -1
 
     def moment(self) -> int:
@@ -140,26 +139,11 @@ class HotFrames:
         """Whether the instance is still the one that was learnt: looked up again after each commit, of which
         `moment` is the last."""
         if moment != self._moment:
-            found = self._store.instance(self._shape.row.key)
-            if found is None or found[0] is not self._shape.row:
+            found = self._store.instance(self._row.key)
+            if found is None or found[0] is not self._row:
                 return False
             self._moment = moment
         return True
-
-    def at(self, number: int) -> Placed | None:
-        """Where frame `number` lies; None if it is not there, or not in one piece."""
-        row = self._shape.row
-        if not 0 < number <= row.number_of_frames:
-            return None
-        try:
-            table = row.frame_kind is FrameKind.TABLE
-            piece = _span(row, number, self._store.frame_entries(row, (number - 1,)) if table else [])
-        except SegmentGone:
-            return None
-        if piece is None:
-            return None
-        etag = _etag(self._request, self._shape, number)
-        return Placed(etag.encode("ascii"), boundary_from(self._store.secret, etag), piece)
 
     def lease(self, segment: int) -> SegmentLease | None:
         """None if it is gone."""
@@ -168,9 +152,43 @@ class HotFrames:
         except SegmentGone:
             return None
 
+    def at(self, number: int) -> Placed | None:
+        """Where frame `number` lies; None if it is not there, or not in one piece."""
+        raise NotImplementedError
+
     def answer(self, number: str, etag: str, boundary: bytes) -> Answer:
         """What is said of a frame that has no bytes."""
+        raise NotImplementedError
+
+
+class HotFrames(HotInstance):
+    """The single frames of one instance for one client's words."""
+
+    def __init__(self, store: Store, request: Request, shape: Shape) -> None:
+        super().__init__(store, shape.row)
+        self._request = request
+        self._shape = shape
+
+    def at(self, number: int) -> Placed | None:
+        piece = place_of(self._store, self._shape.row, number)
+        if piece is None:
+            return None
+        etag = _etag(self._request, self._shape, number)
+        return Placed(etag.encode("ascii"), boundary_from(self._store.secret, etag), piece)
+
+    def answer(self, number: str, etag: str, boundary: bytes) -> Answer:
         return _built(self._request, self._shape, number, etag, boundary, Span(0, 0, 0))
+
+
+def place_of(store: Store, row: InstanceRow, number: int) -> Span | None:
+    """Of one frame, if it is there, in one piece."""
+    if not 0 < number <= row.number_of_frames:
+        return None
+    try:
+        table = row.frame_kind is FrameKind.TABLE
+        return _span(row, number, store.frame_entries(row, (number - 1,)) if table else [])
+    except SegmentGone:
+        return None
 
 
 def _span(row: InstanceRow, number: int, entries: list[tuple[int, int]]) -> Span | None:

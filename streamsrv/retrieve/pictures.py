@@ -17,6 +17,7 @@ from streamsrv.errors import NotAcceptable, NotFound
 from streamsrv.pixelpool import Order
 from streamsrv.retrieve.answering import MAKER, Retrieval
 from streamsrv.retrieve.frames import check_frames
+from streamsrv.retrieve.hot_pictures import learn
 from streamsrv.retrieve.parts import Part
 from streamsrv.retrieve.payloads import frame_pieces
 from streamsrv.retrieve.rendered import (
@@ -109,7 +110,8 @@ def one_picture(
     check_drawable(row)
     one = renderer(retrieval, row, wishes, offer.media_type)
     if not offer.multipart:
-        return retrieval.single_part(offer.media_type, picture_pieces(one, index), drawn_as(wishes))
+        pieces = single_picture(retrieval, one, index)
+        return retrieval.single_part(offer.media_type, pieces, drawn_as(wishes))
     url = picture_url(retrieval, row, index + 1)
     parts = (Part(offer.media_type, url, picture_pieces(one, index)) for _ in range(1))
     return retrieval.multipart((offer.media_type, url, drawn_as(wishes)), lambda: parts, 1)
@@ -127,6 +129,16 @@ def picture_url(retrieval: Retrieval, row: InstanceRow, number: int) -> str:
 def picture_pieces(one: Renderer, index: int) -> Iterator[Piece]:
     stored = one.stored(index)
     yield from (Literal(one.picture(index)),) if stored is None else stored
+
+
+def single_picture(retrieval: Retrieval, one: Renderer, index: int) -> Iterator[Piece]:
+    """The same, remembered where it is as it is stored."""
+    stored = one.stored(index)
+    if stored is None:
+        yield Literal(one.picture(index))
+    else:
+        learn(retrieval, one.row, one.description, stored, drawn_as(one.wishes))
+        yield from stored
 
 
 def animated_piece(one: Renderer, numbers: Sequence[int]) -> Iterator[Piece]:

@@ -14,6 +14,7 @@ Rules of this file
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -27,7 +28,6 @@ from streamsrv.retrieve.payloads import bulk_piece, frame_pieces
 from streamsrv.retrieve.pixels import Description, inline_binary
 from streamsrv.retrieve.selection import Selection
 from streamsrv.retrieve.showing import Wishes, icc_profile_place, rendering_of
-from streamsrv.retrieve.transcoding import QUICK, are_at_hand
 from streamsrv.store.rows import InstanceRow
 from streamsrv.store.store import Store
 from streamsrv.wire.answers import Literal, Piece, Span
@@ -92,13 +92,17 @@ class StoredPictures:
         return is_unchanged(info, rendering_of(self.description, index, None, lambda path: b""))
 
     def _head(self, spans: Sequence[Span], info: FrameInfo) -> PictureHead | None:
-        last = spans[-1]
-        tail = Span(last.segment, last.offset + max(last.length - END, 0), min(END, last.length))
-        looked_at = [*first_bytes(spans, LONGEST_HEAD), tail]
-        if self.brief and not are_at_hand(self.selection, looked_at, QUICK):
-            raise WouldBlock("the head of a frame has to be read")
-        *start, end = [self.selection.lease.pread(one.segment, one.offset, one.length) for one in looked_at]
+        *start, end = [self._read(one) for one in (*first_bytes(spans, LONGEST_HEAD), tail_of(spans[-1]))]
         return picture_head(b"".join(start), end, info)
+
+    def _read(self, one: Span) -> bytes:
+        lease = self.selection.lease
+        if not self.brief:
+            return lease.pread(one.segment, one.offset, one.length)
+        found = at_hand(lease.fd(one.segment), one)
+        if found is None:
+            raise WouldBlock("the head of a frame has to be read")
+        return found
 
     def _coloured(self, spans: Sequence[Span], head: PictureHead) -> Sequence[Piece] | None:
         """With the colour profile that is asked for (PS3.18 8.3.5.1.5): the dataset's, else its own."""
@@ -129,6 +133,28 @@ class StoredPictures:
             return None
         piece = bulk_piece(self.selection, self.row, value)
         return piece if isinstance(piece, Span) else None
+
+
+def head_at_hand(descriptor: int, frame: Span, info: FrameInfo) -> PictureHead | None:
+    """Of a frame in one piece; None if it is no picture as it stands, or not in memory."""
+    start = at_hand(descriptor, replace(frame, length=min(frame.length, LONGEST_HEAD)))
+    end = at_hand(descriptor, tail_of(frame))
+    return None if start is None or end is None else picture_head(start, end, info)
+
+
+def at_hand(descriptor: int, one: Span) -> bytes | None:
+    """A few bytes of a segment, if they are in memory."""
+    found = bytearray(one.length)
+    try:
+        count = os.preadv(descriptor, [found], one.offset, os.RWF_NOWAIT)
+    except OSError:  # they are not, or the file system cannot tell
+        return None
+    return bytes(found) if count == one.length else None
+
+
+def tail_of(one: Span) -> Span:
+    length = min(END, one.length)
+    return Span(one.segment, one.offset + one.length - length, length)
 
 
 def first_bytes(spans: Sequence[Span], most: int) -> list[Span]:

@@ -1,4 +1,5 @@
-"""The express lane: frames that are asked for in words that were understood before.
+"""The express lane: frames, and pictures that are stored frames, asked for in words that were understood
+before.
 
 A viewer sends thousands of requests that differ in a number. The first two of them take the usual way:
 Tornado, the checks, the rooms below. What was found out is kept by the exact bytes of the request with the
@@ -54,8 +55,10 @@ LINGER = 0.5
 SEGMENTS = 64
 
 DATE_LENGTH, ID_LENGTH = 29, 16
-BEFORE_NUMBER = b"/frames/"
-_REQUEST = re.compile(rb"GET (/[!->@-~]*/frames/)([1-9][0-9]{0,9}) HTTP/1\.1\r\n(?:[^\r\n]+\r\n)+\r\n")
+BEFORE_NUMBER, AS_PICTURE = b"/frames/", b"/rendered"
+_REQUEST = re.compile(
+    rb"GET (/[!->@-~]*/frames/)([1-9][0-9]{0,9})(?:/rendered)? HTTP/1\.1\r\n(?:[^\r\n]+\r\n)+\r\n"
+)
 
 
 class Ready(NamedTuple):
@@ -179,7 +182,9 @@ class Lane:
 
     def _make_ready(self, peer: str, asked: bytes, look: Look) -> Ready | None:
         at = asked.find(BEFORE_NUMBER, 0, LONGEST) + 8
-        end = asked.find(b" ", at)
+        stop = end = asked.find(b" ", at)
+        if asked.endswith(AS_PICTURE, at, stop):
+            end -= len(AS_PICTURE)
         template = self._templates.get((peer, asked[:at] + asked[end:]))
         number = asked[at:end]
         if template is None or not number.isdigit() or len(number) > 10 or number[0] == 48:
@@ -189,7 +194,7 @@ class Lane:
         frame = template.frames.at(int(number)) if template.frames.current(look.moment) else None
         if frame is None:
             return None
-        payload = template.length + len(number) + frame.span.length
+        payload = template.length + template.numbered * len(number) + frame.span.length
         fields = {
             b"etag": frame.etag,
             b"boundary": frame.boundary,
@@ -198,7 +203,7 @@ class Lane:
         }
         before, middle, after, tail = texts = [text % fields for text in template.texts]
         length = sum(map(len, texts)) + frame.span.length + DATE_LENGTH + ID_LENGTH
-        client, frames, path = template.client, template.frames, asked[4:end].decode("ascii")
+        client, frames, path = template.client, template.frames, asked[4:stop].decode("ascii")
         line = self._log.line(client, "GET", path, 200, payload)
         ready = Ready(
             peer, client, path, frames, before, middle, after, frame.span, tail, length, payload, line

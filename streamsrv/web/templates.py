@@ -59,25 +59,29 @@ class Knowledge(Protocol):
 
 class Template(NamedTuple):
     """Of the answers for one instance. Between the texts go the date, the request id and the frame. `length`
-    is that of the payload without the frame and its number."""
+    is that of the payload without the frame and its number, which is in it `numbered` times."""
 
     frames: Frames
     client: str
     texts: tuple[bytes, bytes, bytes, bytes]
     length: int
+    numbered: int
 
 
 def render(frames: Frames, head: Head, client: str, known: Knowledge) -> Template:
     """The usual answer, with marks where another one differs."""
     answer = frames.answer(_NUMBER, f'"{_TAG}"', _BOUNDARY.encode())
     marked = Head("GET", head.path, head.version, {**head.headers, "x-request-id": _ID}, head.peer)
-    pieces = [piece.payload for piece in answer.plan if isinstance(piece, Literal)]
+    # A single part is the frame and nothing else.
+    pieces = [piece.payload for piece in answer.plan if isinstance(piece, Literal)] or [b""]
+    numbered = b"".join(pieces).count(_NUMBER.encode())
     text = (known.outgoing(marked, answer).head + pieces[0]).replace(b"%", b"%%")
     framing = b"\r\nContent-Length: %d\r\n" % (answer.length or 0)
     text = text.replace(framing, b"\r\nContent-Length: %(length)b\r\n", 1)
-    tail = pieces[-1].replace(b"%", b"%%")
+    tail = pieces[-1].replace(b"%", b"%%") if len(pieces) > 1 else b""
     for mark, field in _FIELDS.items():
         text, tail = text.replace(mark.encode(), field), tail.replace(mark.encode(), field)
     before, _, rest = _DATE.sub(b"\0", text, 1).partition(b"\0")
     middle, _, after = rest.partition(_ID.encode())
-    return Template(frames, client, (before, middle, after, tail), (answer.length or 0) - len(_NUMBER))
+    length = (answer.length or 0) - numbered * len(_NUMBER)
+    return Template(frames, client, (before, middle, after, tail), length, numbered)

@@ -461,7 +461,7 @@ def in_loop(store, path):
 def test_the_loop_answers_what_is_in_memory(store, monkeypatch):
     (frame,) = stored(store, COLOUR, coded(COLOUR))
     assert unpadded(payload(in_loop(store, f"{ONE}/frames/1/rendered"))) == frame
-    monkeypatch.setattr(stored_pictures, "are_at_hand", lambda *_: False)
+    monkeypatch.setattr(stored_pictures, "at_hand", lambda *_: None)
     with pytest.raises(WouldBlock):
         in_loop(store, f"{ONE}/frames/1/rendered")
     assert is_stored(store, f"{ONE}/frames/1/rendered", frame)  # in a thread
