@@ -63,7 +63,8 @@ class Removing:
         except (struct.error, IndexError) as error:
             raise StoreCorrupt(UNREADABLE) from error
         self._delete_instances(keys)
-        self._delete_uids(keys)
+        for series, start, end in _by_series(keys):
+            self._delete_uids(series, keys[start:end])
         ascending = sorted(serials)
         for name in _BY_SERIAL:
             self._delete_owned(name, ascending)
@@ -73,12 +74,8 @@ class Removing:
         return ids, freed
 
     def _tell_levels(self, keys: Sequence[bytes], values: Sequence[bytes], leaving: list[Leaving]) -> None:
-        start = 0
-        while start < len(keys):
-            series, _, _ = keys[start].rpartition(b"\0")
-            end = bisect_left(keys, series + b"\1", start)
+        for series, start, end in _by_series(keys):
             self._levels.remove(series, leaving[start:end], _classes(values[start:end]))
-            start = end
 
     def _delete_instances(self, keys: Sequence[bytes]) -> None:
         cursor = self._cursor("instances")
@@ -87,11 +84,11 @@ class Removing:
                 cursor.set_key(key)
             cursor.delete()
 
-    def _delete_uids(self, keys: Sequence[bytes]) -> None:
-        cursor = self._cursor("uids")
+    def _delete_uids(self, series: bytes, keys: Sequence[bytes]) -> None:
+        """Of instances of one series (study \\0 series)."""
+        cursor, begin = self._cursor("uids"), len(series) + 1
         for key in keys:
-            series, _, instance = key.rpartition(b"\0")
-            pair = b"i" + instance, series
+            pair = b"i" + key[begin:], series
             if cursor.item() == pair or cursor.set_key_dup(*pair):
                 cursor.delete()
 
@@ -109,11 +106,21 @@ class Removing:
         return self._transaction.cursor(db=self._handles[name])
 
 
+def _by_series(keys: Sequence[bytes]) -> Iterator[tuple[bytes, int, int]]:
+    """Of keys in order: study \\0 series, where its instances begin and where they end."""
+    start = 0
+    while start < len(keys):
+        series, _, _ = keys[start].rpartition(b"\0")
+        end = bisect_left(keys, series + b"\1", start)
+        yield series, start, end
+        start = end
+
+
 def _classes(values: Sequence[bytes]) -> Mapping[bytes, int]:
     """How many instances have each SOP class. Those of a series mostly have one."""
     first = sop_class_in(values[0])
-    lengths, end = UIDS_AT - 2, UIDS_AT + len(first)
-    if len({(value[lengths], value[UIDS_AT:end]) for value in values}) == 1:
+    begin, end = UIDS_AT - 2, UIDS_AT + len(first)  # lengths of SOP class and syntax stand before them
+    if len({value[begin:end] for value in values}) == 1:
         return {first: len(values)}
     return Counter([sop_class_in(value) for value in values])
 
