@@ -20,8 +20,9 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
+from tornado.httputil import HTTPInputError
 from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 
@@ -29,6 +30,9 @@ from tornado.iostream import IOStream
 CHUNK = 64 << 10
 # What Tornado says in HTTP1Connection; should it ever say something else, that goes out as it is.
 BARE_400 = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+
+# The line with the size of a chunk (RFC 9112 7.1), or its first 64 bytes if it is longer.
+CHUNK_SIZE = rb"(?s)\A(?:.{0,62}?\r\n|.{64})"
 
 
 class Look:
@@ -160,6 +164,13 @@ class Stream(IOStream):
         self._await(self.express is not None and (not self._read_buffer_size or self._early_taken()))
         return super().read_until_regex(regex, max_bytes)
 
+    def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
+        """Tornado reads the size of a chunk so, and nothing else; without an end within 64 bytes it would
+        close the connection and say nothing."""
+        line = cast("asyncio.Future[bytes]", super().read_until_regex(CHUNK_SIZE))
+        is_there = line.done() and line.exception() is None and line.result().endswith(b"\r\n")
+        return line if is_there else _with_its_end(line)
+
     def _early_taken(self) -> bool:
         """Of what had come before anything was awaited, as `_taken`. What stands behind a last request is
         never answered."""
@@ -184,3 +195,10 @@ class Stream(IOStream):
         if data == BARE_400 and self.malformed is not None:
             return asyncio.ensure_future(self.malformed(sys.exc_info()[1]))
         return super().write(data)
+
+
+async def _with_its_end(line: Awaitable[bytes]) -> bytes:
+    found = await line
+    if not found.endswith(b"\r\n"):
+        raise HTTPInputError("a chunk's size has no end within 64 bytes")
+    return found

@@ -149,6 +149,34 @@ async def test_a_malformed_chunk_ends_the_connection_and_leaves_nothing(port, wo
     assert not world.deleted
 
 
+@pytest.mark.parametrize("size", [b"0" * 62 + b"5", b"a" * 64, b"\r" * 70, bytes(200_000)])
+@pytest.mark.parametrize("later", [0, 40])
+async def test_a_chunk_size_without_an_end_is_told(port, world, size, later):
+    head = message("POST /v2/studies", DICOM, "Transfer-Encoding: chunked") + b"\r\n\r\n"
+    sent = head + b"5\r\nfirst\r\n" + size + b"\r\nsecond\r\n" + PLANTED
+    at = len(sent) - later * (len(PLANTED) + len(size)) // 40
+    raw = await Raw.connect(port)
+    await raw.send(sent[:at])
+    await asyncio.sleep(0.01 * bool(later))
+    await raw.send(sent[at:])
+    everything = await raw.rest()
+    await raw.close()
+    assert everything.startswith(b"HTTP/1.1 400 ")
+    assert answers_in(everything) == 1
+    assert b"a chunk's size has no end within 64 bytes" in everything
+    await eventually(lambda: world.aborted)
+    assert not world.stored
+    assert not world.deleted
+
+
+@pytest.mark.parametrize("size", [b"5", b"0" * 61 + b"5"])
+async def test_a_chunk_size_may_have_62_digits(port, world, size):
+    head = message("POST /v2/studies", DICOM, "Transfer-Encoding: chunked", "Connection: close") + b"\r\n\r\n"
+    status, _ = await one_answer(port, head, size + b"\r\nfirst\r\n0\r\n\r\n")
+    assert status == 200
+    assert world.stored
+
+
 async def test_a_host_that_is_not_expected(port, world):
     body = PLANTED
     head = (
