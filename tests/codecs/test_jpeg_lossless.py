@@ -61,6 +61,21 @@ def test_differences_of_every_length():
     assert all(wide)
 
 
+@pytest.mark.parametrize("bits", [12, 16])
+def test_differences_that_only_the_rest_of_a_large_frame_has(bits):
+    """Every fifth is counted; here these are zeros."""
+    columns = 400
+    values = np.zeros((columns, columns), np.int64)
+    places = np.arange(2, columns * columns - 2, 5)
+    jumps = np.array([(1 << n) - 1 for n in range(bits + 1)])
+    values.reshape(-1)[places] = np.random.default_rng(bits).choice(jumps, places.size)
+    values = values.astype("<u2")
+    differences = jpeg_lossless.differences_of(values, bits)
+    assert not differences[jpeg_lossless.SAMPLE :: jpeg_lossless.SAMPLE].any()
+    assert np.count_nonzero(jpeg_lossless.category_counts(differences)) == bits + 1
+    assert np.array_equal(written(values, bits)[1], values)
+
+
 def test_more_differences_than_a_block():
     count = 2 * jpeg_lossless.BLOCK + 5
     values = np.random.default_rng(5).integers(0, 4096, (1, count))
