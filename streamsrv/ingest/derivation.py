@@ -6,17 +6,15 @@ compares, `reindex` derives them all.
 
 from __future__ import annotations
 
-import threading
 from typing import Protocol
-
-import zstandard
 
 from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.part10 import read_instance
 from streamsrv.dicom.repeats import Repeats
 from streamsrv.dicom.window import ReadLimits
+from streamsrv.store.index_texts import compressed
 from streamsrv.store.query import KEEP
-from streamsrv.store.rows import METADATA_CHUNK, InstanceKey, InstanceRow, Location, NewInstance
+from streamsrv.store.rows import METADATA_CHUNK, SHORT_TEXT, InstanceKey, InstanceRow, Location, NewInstance
 
 MOST_REMEMBERED = 8  # about 200 kB each
 
@@ -66,10 +64,8 @@ def derive(
         limits=limits or ReadLimits(),
         repeats=repeats,
     )
-    frames, bulk = learned.frames, learned.bulk
-    return learned, NewInstance(
-        row_of(source, learned), metadata.finish(), frames.table, bulk, learned.attributes
-    )
+    row, table, (chunks, text) = row_of(source, learned), learned.frames.table, metadata.finish()
+    return learned, NewInstance(row, chunks, table, learned.bulk, learned.attributes, text)
 
 
 def row_of(source: Source, learned: SOPInstance) -> InstanceRow:
@@ -99,19 +95,9 @@ def row_of(source: Source, learned: SOPInstance) -> InstanceRow:
     )
 
 
-class _Compressors(threading.local):
-    """A compressor is used by one thread: two at once write over each other's memory."""
-
-    def __init__(self) -> None:
-        # Level 1: 10 us for a CT's 5.3 kB; higher levels save 8 % at twice the time.
-        self.mine = zstandard.ZstdCompressor(level=1, write_content_size=True)
-
-
-_compressors = _Compressors()
-
-
 class MetadataChunks:
-    """Collects pieces of JSON text and compresses them, a zstd frame for each METADATA_CHUNK bytes."""
+    """Collects pieces of JSON text. What has more than SHORT_TEXT bytes is compressed, a zstd frame for each
+    METADATA_CHUNK bytes."""
 
     def __init__(self) -> None:
         self._text: list[bytes] = []
@@ -130,9 +116,12 @@ class MetadataChunks:
 
     def _cut(self) -> None:
         if self._text:
-            self._chunks.append(_compressors.mine.compress(b"".join(self._text)))
+            self._chunks.append(compressed(b"".join(self._text)))
         self._text, self._length = [], 0
 
-    def finish(self) -> list[bytes]:
+    def finish(self) -> tuple[list[bytes], bytes]:
+        """Frames, and text: one of the two is empty."""
+        if not self._chunks and self._length <= SHORT_TEXT:
+            return [], b"".join(self._text)
         self._cut()
-        return self._chunks
+        return self._chunks, b""

@@ -27,6 +27,7 @@ class Spill:
         self._recent: list[tuple[Record, Prepared]] = []
         self._file: IO[bytes] | None = None
         self._records: list[Record] = []  # records hold descriptors: they stay, their instances spill
+        self._portions = 0  # in the file
 
     def append(self, pair: tuple[Record, Prepared]) -> None:
         self._recent.append(pair)
@@ -36,19 +37,21 @@ class Spill:
     def _spill(self) -> None:
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="streamsrv-")  # noqa: SIM115 - closed by close()
-        for record, new in self._recent:
-            self._records.append(record)
-            pickle.dump(new, self._file, pickle.HIGHEST_PROTOCOL)
+        self._records += (record for record, _ in self._recent)
+        # In one go, for neighbours share the text that they keep together.
+        pickle.dump([new for _, new in self._recent], self._file, pickle.HIGHEST_PROTOCOL)
+        self._portions += 1
         self._recent = []
 
     def __iter__(self) -> Iterator[tuple[Record, Prepared]]:
         if self._file is not None:
             self._file.seek(0)
-            for record in self._records:
-                yield record, pickle.load(self._file)
+            records = iter(self._records)
+            for _ in range(self._portions):
+                yield from ((next(records), new) for new in pickle.load(self._file))
         yield from self._recent
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-        self._file, self._recent, self._records = None, [], []
+        self._file, self._recent, self._records, self._portions = None, [], [], 0

@@ -186,6 +186,7 @@ class Ingest:
     def read_ended(self) -> None:
         """Read the dataset of each part that has ended, in place; then take some more of what was fed."""
         ended, self._ended = self._ended, []
+        read: list[tuple[Record, NewInstance]] = []
         for record in ended:
             learned: SOPInstance | None = None
             try:
@@ -198,13 +199,17 @@ class Ingest:
                 self._transaction.drop_record(record)
                 self._refuse(error, learned)
                 continue
-            self._accept(record, learned, new)
+            self._accepted.append(StoredItem.of(learned))
+            read.append((record, new))
+        self._wait_for_commit(read)
         if self._parser.more:
             self._take(self._parser.feed(b"", most=EVENTS_AT_ONCE))
 
-    def _accept(self, record: Record, learned: SOPInstance, new: NewInstance) -> None:
-        self._accepted.append(StoredItem.of(learned))
-        self._waiting.append((record, prepare(new)))
+    def _wait_for_commit(self, read: list[tuple[Record, NewInstance]]) -> None:
+        """What is read together keeps its metadata together."""
+        prepared = prepare([new for _, new in read])
+        for (record, _), new in zip(read, prepared, strict=True):
+            self._waiting.append((record, new))
 
     def _refuse(self, error: InstanceError, learned: SOPInstance | None = None) -> None:
         sop_class, instance = (learned.sop_class_uid, learned.instance_uid) if learned else ("", "")

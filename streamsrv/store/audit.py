@@ -21,11 +21,9 @@ import operator
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice, starmap
 from pathlib import Path
 from typing import TypeAlias
-
-import zstandard
 
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import SegmentGone, StoreCorrupt
@@ -41,7 +39,8 @@ from streamsrv.store.index_rows import (
     unpack_instance,
     without_sum,
 )
-from streamsrv.store.rows import METADATA_CHUNK, ChangeKind, InstanceRow, NewInstance, SegmentRow
+from streamsrv.store.index_texts import Inflating, numbers_in, texts_at
+from streamsrv.store.rows import ChangeKind, InstanceRow, NewInstance, SegmentRow
 
 Pair: TypeAlias = tuple[bytes, bytes]
 
@@ -88,7 +87,7 @@ class Audit:
         """A living record. What else is known of it has been compared already."""
         segment, _, length = new.row.location
         self.live[segment] = self.live.get(segment, 0) + length
-        self._waiting.append(replace(new, metadata=[], frame_table=b"", bulk=[]))
+        self._waiting.append(replace(new, metadata=[], text=b"", frame_table=b"", bulk=[]))
         if len(self._waiting) >= PAGE:
             self._flush()
 
@@ -115,9 +114,8 @@ class Audit:
                 yield database, "differs from what the record says"
 
     def _metadata(self, row: InstanceRow, new: NewInstance) -> bool:
-        inflate = zstandard.ZstdDecompressor()
-        expected = [inflate.decompress(chunk, max_output_size=METADATA_CHUNK) for chunk in new.metadata]
-        return b"".join(self._index.metadata([row])) == b"".join(expected)
+        expected = new.text or b"".join(map(Inflating().frame, new.metadata))
+        return b"".join(self._index.metadata([row])) == expected
 
     def _frames(self, row: InstanceRow, new: NewInstance) -> bool:
         if row.frame_kind is not FrameKind.TABLE:
@@ -179,8 +177,9 @@ class Audit:
         """Rows that are found by an instance's serial: each must have its instance, chunks no gap."""
         owners = iter(sorted(serials))
         owner, expected = next(owners, -1), 0
-        for key, _ in rows_of(self._index, database):
-            serial, chunk = int.from_bytes(key[:SERIAL], "big"), int.from_bytes(key[SERIAL:], "big")
+        rows = rows_of(self._index, database)
+        texts = chain.from_iterable(starmap(texts_at, rows))
+        for serial, chunk in texts if database == "metadata" else (numbers_in(key) for key, _ in rows):
             while 0 <= owner < serial:
                 owner, expected = next(owners, -1), 0
             if serial != owner and serial <= self._began:

@@ -65,7 +65,7 @@ class Index(Reading):
     ) -> None:
         """All of `new` or nothing, in one transaction: callers come with at most some 1,000. `dead_bytes` are
         those of `segment` that never lived (voids); what was replaced is counted as dead here."""
-        prepared = [each if isinstance(each, Prepared) else prepare(each) for each in new]
+        prepared = prepare(new)
         self._writer.submit(
             lambda batch: batch.store(prepared, segment, committed_end, dead_bytes, replaced),
             instances=len(prepared),

@@ -11,8 +11,9 @@ transaction must be given up.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from streamsrv.dicom.instance import BulkValue
@@ -35,7 +36,6 @@ from streamsrv.store.index_rows import (
     pack_segment,
     record_id_of,
     segment_key,
-    size_of,
     triple,
     unpack_instance,
     unpack_segment,
@@ -43,6 +43,7 @@ from streamsrv.store.index_rows import (
     with_sum,
     without_sum,
 )
+from streamsrv.store.index_texts import Place, compressed, together
 from streamsrv.store.rows import ChangeKind, InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
 
 NEXT_SEGMENT = b"next_segment"
@@ -55,6 +56,7 @@ class Prepared:
 
     row: InstanceRow
     metadata: list[bytes]
+    place: Place | None  # of the text, where it is kept with those of its neighbours instead
     frame_table: bytes
     bulk: list[BulkValue]
     key: bytes
@@ -64,11 +66,33 @@ class Prepared:
     size: int
 
 
-def prepare(new: NewInstance) -> Prepared:
+def prepare(new: Sequence[NewInstance | Prepared]) -> list[Prepared]:
+    """Neighbours keep their short texts together. What is prepared already stays as it is."""
+    places = together([b"" if isinstance(each, Prepared) else each.text for each in new])
+    return [
+        each if isinstance(each, Prepared) else _prepared(each, place)
+        for each, place in zip(new, places, strict=True)
+    ]
+
+
+def _prepared(new: NewInstance, place: Place | None) -> Prepared:
     text, digest = index_answers.variant_of(new.attributes)
     packed = pack_instance(new.row, digest, index_answers.instance_text(new.row, new.attributes))
-    key = triple(new.row.key)
-    return Prepared(new.row, new.metadata, new.frame_table, new.bulk, key, digest, text, packed, size_of(new))
+    metadata = [compressed(new.text)] if new.text and place is None else new.metadata
+    key, size = triple(new.row.key), new.size
+    return Prepared(new.row, metadata, place, new.frame_table, new.bulk, key, digest, text, packed, size)
+
+
+def metadata_rows(new: Sequence[Prepared]) -> Iterator[list[bytes]]:
+    """For each of them what stands under its serial: its own chunks, or a row with its text and those of the
+    next ones; nothing if its text is in such a row."""
+    for texts, sharing in groupby(new, lambda each: each.place and each.place.texts):
+        if texts is None:
+            yield from (each.metadata for each in sharing)
+            continue
+        numbers = [each.place.number for each in sharing if each.place]
+        yield [texts.of(numbers)]
+        yield from ([] for _ in numbers[1:])
 
 
 @dataclass(slots=True)
@@ -111,8 +135,11 @@ class Batch:
         if len({prepared.key for prepared in new}) != len(new):
             raise StoreCorrupt("an instance occurs twice in one commit")
         self.writing = self._written = True
-        for prepared, value in zip(new, old, strict=True):
-            self._store_one(prepared, value)
+        gone = sorted((each.key, value) for each, value in zip(new, old, strict=True) if value)
+        if gone:
+            self._remove(gone)
+        for prepared, value, chunks in zip(new, old, metadata_rows(new), strict=True):
+            self._store_one(prepared, ChangeKind.REPLACED if value else ChangeKind.STORED, chunks)
         self._account(segment, end=end, dead=dead)
         self.writing = False
 
@@ -196,14 +223,12 @@ class Batch:
             raise StoreCorrupt("an instance to be stored is in the index already")
         return value
 
-    def _store_one(self, prepared: Prepared, old: bytes | None) -> None:
+    def _store_one(self, prepared: Prepared, kind: ChangeKind, chunks: Sequence[bytes]) -> None:
         row = prepared.row
-        if old is not None:
-            self._remove([(prepared.key, old)])
-        self._change(ChangeKind.STORED if old is None else ChangeKind.REPLACED, row, prepared.key)
+        self._change(kind, row, prepared.key)
         serial = self._sequence
         self._put("instances", prepared.key, with_serial(serial, prepared.packed))
-        for chunk, frame in enumerate(prepared.metadata):
+        for chunk, frame in enumerate(chunks):
             key = chunk_key(serial, chunk)
             self._append("metadata", key, with_sum(key, frame))
         for chunk, pairs in enumerate(frame_chunks(prepared.frame_table)):

@@ -24,7 +24,9 @@ from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError, Stor
 from streamsrv.store.index_rows import with_sum, without_sum
 from streamsrv.store.query import TABLE_DIGEST
 
-SCHEMA = "2"
+SCHEMA = "3"
+# Texts were kept one by one: such rows are read as ever. Whoever opens it for writing makes it ours.
+OLDER = "2"
 
 Transaction: TypeAlias = Any  # lmdb.Transaction and lmdb.Cursor: py-lmdb's stubs are not read
 Cursor: TypeAlias = Any
@@ -160,21 +162,28 @@ class Environment:
                 found = {name: transaction.get(name.encode()) for name in ("schema", "table")}
         except lmdb.NotFoundError as error:
             raise StoreError("the index lacks a database: run reindex") from error
-        for name, expected in (("schema", SCHEMA), ("table", TABLE_DIGEST)):
+        for name, expected in (("schema", (SCHEMA, OLDER)), ("table", (TABLE_DIGEST,))):
             stored = found[name] or b""
             # Schema 1 had no checksums.
-            if stored == b"1" or without_sum("about", name.encode(), stored) != expected.encode():
+            if stored == b"1" or without_sum("about", name.encode(), stored).decode() not in expected:
                 raise StoreError(f"the index was made by another version ({name} differs): run reindex")
 
     def _found(self) -> None:
         """A new folder gets its databases, and what `about`, the last of them, says, in one transaction."""
         with self.lmdb.begin(write=True) as transaction:
             if transaction.stat()["entries"]:
+                self._renew(transaction)
                 return
             for name, several in DATABASES.items():
                 handle = self.lmdb.open_db(name.encode(), txn=transaction, dupsort=several)
             for name, text in _birth().items():
                 transaction.put(name.encode(), with_sum(name.encode(), text.encode()), db=handle)
+
+    def _renew(self, transaction: Transaction) -> None:
+        """From here on it may hold rows that older versions cannot read."""
+        about = self.lmdb.open_db(b"about", txn=transaction, create=False)
+        if transaction.get(b"schema", db=about) == with_sum(b"schema", OLDER.encode()):
+            transaction.put(b"schema", with_sum(b"schema", SCHEMA.encode()), db=about)
 
     def reading(self, doing: str) -> ReadTransaction:
         """A read transaction for one batch."""

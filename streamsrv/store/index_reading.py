@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 
-import zstandard
-
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import SegmentGone, StoreCorrupt
 from streamsrv.store.index_environment import Environment, Transaction
@@ -32,6 +30,7 @@ from streamsrv.store.index_rows import (
     unpack_instance,
     without_sum,
 )
+from streamsrv.store.index_texts import Inflating, Kept, find_texts
 from streamsrv.store.rows import METADATA_CHUNK, InstanceKey, InstanceRow
 
 # Rows of single instances that are kept unpacked, 2 kB each with the value that they were made of.
@@ -203,14 +202,16 @@ class Reading:
     def metadata(self, rows: Sequence[InstanceRow]) -> Iterator[bytes]:
         """For each row in turn its JSON text in chunks of at most METADATA_CHUNK; `metadata_length` tells
         where one ends."""
-        inflate = zstandard.ZstdDecompressor()
+        texts = Inflating()
         for run in _runs(rows):
             short = len(run) > 1 or 0 < run[0].metadata_length <= METADATA_CHUNK
-            frames = self._single_chunks(run) if short else None
-            for frame in frames or self._all_chunks(run):
-                yield _inflated(inflate, frame)
+            found = self._single_chunks(run) if short else None
+            if found is None:
+                yield from map(texts.frame, self._all_chunks(run))
+            else:
+                yield from map(texts.text, found)
 
-    def _single_chunks(self, rows: Sequence[InstanceRow]) -> list[bytes] | None:
+    def _single_chunks(self, rows: Sequence[InstanceRow]) -> list[Kept] | None:
         """Of rows that have one chunk each, in two looks; None where one is missing."""
         keys = [triple(row.key) for row in rows]
         with self._environment.reading("reading metadata") as transaction:
@@ -218,11 +219,7 @@ class Reading:
             found = [value for _, value in values]
             if [record_id_of(value) for value in found] != [row.record_id for row in rows]:
                 raise SegmentGone(CHANGED)
-            wanted = [chunk_key(serial_of(value), 0) for value in found]
-            chunks = transaction.cursor(db=self._handles["metadata"]).getmulti(wanted)
-        if len(chunks) != len(rows):
-            return None
-        return [without_sum("metadata", key, value) for key, value in chunks]
+            return find_texts(transaction.cursor(db=self._handles["metadata"]), list(map(serial_of, found)))
 
     def _all_chunks(self, rows: Sequence[InstanceRow]) -> Iterator[bytes]:
         waiting = iter(rows)
@@ -299,10 +296,3 @@ def _frame_entry(chunk: bytes | None, within: int) -> tuple[int, int]:
     if len(pair) < 16:
         raise StoreCorrupt("a frame table is shorter than its instance says: run check, then reindex")
     return int.from_bytes(pair[:8], "little"), int.from_bytes(pair[8:], "little")
-
-
-def _inflated(inflate: zstandard.ZstdDecompressor, frame: bytes) -> bytes:
-    try:
-        return inflate.decompress(frame, max_output_size=METADATA_CHUNK)
-    except zstandard.ZstdError as error:
-        raise StoreCorrupt("stored metadata cannot be read: run check, then reindex") from error

@@ -27,8 +27,9 @@ from streamsrv.store.index_rows import (
     record_id_of,
     sop_class_in,
 )
+from streamsrv.store.index_texts import remove_texts
 
-_BY_SERIAL = ("metadata", "frames", "bulk")
+_BY_SERIAL = ("frames", "bulk")
 # Serial, segment, (offset,) length, record id, stored at, ..., variant: an instance's row begins with them.
 _PLACED = struct.Struct("<QI8xQ16sQ")
 _FACTS = struct.Struct(f"{_PLACED.format}{VARIANT_AT - _PLACED.size}x16s")
@@ -66,6 +67,7 @@ class Removing:
         for series, start, end in _by_series(keys):
             self._delete_uids(series, keys[start:end])
         ascending = sorted(serials)
+        remove_texts(self._cursor("metadata"), ascending)
         for name in _BY_SERIAL:
             self._delete_owned(name, ascending)
         freed: dict[int, int] = defaultdict(int)

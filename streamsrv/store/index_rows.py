@@ -1,7 +1,7 @@
 """How the index's rows are packed: every key and value of every database, and nothing else.
 
     instances   study \\0 series \\0 instance -> the struct below, SOP class and syntax, search answer
-    metadata    serial u64, chunk u32         -> one zstd frame of DICOM JSON text
+    metadata    serial u64, chunk u32         -> a zstd frame of DICOM JSON text, or of several (index_texts)
     frames      serial u64, chunk u32         -> up to 1,024 pairs (offset u64, length u64)
     bulk        serial u64, path              -> VR, offset u64, length u64, path where the key is its digest
     variants    study \\0 series \\0 digest   -> count u64, order of the latest, the attributes as JSON
@@ -41,7 +41,6 @@ from streamsrv.store.rows import (
     InstanceKey,
     InstanceRow,
     Location,
-    NewInstance,
     SegmentRow,
 )
 
@@ -325,11 +324,6 @@ def unpack_segment(key: bytes, stored: bytes) -> SegmentRow:
         return SegmentRow(segment, *_SEGMENT.unpack(value))
     except struct.error as error:
         raise StoreCorrupt("a row of the database segments cannot be read") from error
-
-
-def size_of(new: NewInstance) -> int:
-    """Bytes that an instance adds to a transaction, nearly."""
-    return 1500 + sum(map(len, new.metadata)) + len(new.frame_table) + 64 * len(new.bulk)
 
 
 def json_object(text: bytes) -> dict[str, Any]:

@@ -19,10 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import zstandard
-
 from streamsrv.dicom.instance import JsonDataset
-from streamsrv.errors import StoreCorrupt
 from streamsrv.store.budget import Budget
 from streamsrv.store.index_answers import instance_attributes, reader_of
 from streamsrv.store.index_environment import Environment
@@ -37,6 +34,7 @@ from streamsrv.store.index_rows import (
     without_sum,
 )
 from streamsrv.store.index_terms import ORDERING
+from streamsrv.store.index_texts import Inflating, find_texts
 from streamsrv.store.query import Level
 from streamsrv.store.query_conditions import Condition, Query
 from streamsrv.store.query_values import cut
@@ -65,6 +63,7 @@ class Search:
         self._query = query
         self._budget = budget
         self._lists = Lists(environment, budget)
+        self._texts = Inflating()
         self._conditions: dict[Level, list[Condition]] = {level: [] for level in LEVELS}
         self._on_metadata: list[Condition] = []
         for condition in query.conditions:
@@ -130,15 +129,12 @@ class Search:
         start, frames = number_key(serial), []
         with self._environment.reading("searching metadata") as transaction:
             cursor = transaction.cursor(db=self._handles["metadata"])
-            more = cursor.set_range(chunk_key(serial, 0))
+            kept = find_texts(cursor, [serial])
+            more = cursor.set_range(chunk_key(serial, 1))
             while more and cursor.key().startswith(start):
                 frames.append(without_sum("metadata", cursor.key(), cursor.value()))
                 more = cursor.next()
-        try:
-            inflate = zstandard.ZstdDecompressor()
-            text = b"".join(inflate.decompress(frame) for frame in frames)
-        except zstandard.ZstdError as error:
-            raise StoreCorrupt("stored metadata cannot be read: run check, then reindex") from error
+        text = b"".join((*map(self._texts.text, kept or ()), *map(self._texts.frame, frames)))
         self._budget.spend(metadata=len(text))
         return json_object(text.replace(b"\0", b""))
 

@@ -274,7 +274,7 @@ class _Batch:
 
     def add(self, new: NewInstance) -> None:
         self._waiting[new.row.key] = new
-        self._size += sum(map(len, new.metadata)) + len(new.frame_table)
+        self._size += new.size
         if len(self._waiting) == SLICE_INSTANCES or self._size >= SLICE_BYTES:
             self.flush()
 

@@ -61,16 +61,25 @@ class InstanceRow(NamedTuple):
 class NewInstance:
     """One instance on its way into the index. `metadata` are zstd frames, each of at most METADATA_CHUNK
     bytes of JSON text with slots; `frame_table` as Frames.table; `attributes` the top-level elements that
-    searches match or return, as DICOM JSON."""
+    searches match or return, as DICOM JSON. `text` is the JSON text itself, instead of `metadata`, where that
+    has at most SHORT_TEXT bytes."""
 
     row: InstanceRow
     metadata: list[bytes]
     frame_table: bytes
     bulk: list[BulkValue]
     attributes: JsonDataset
+    text: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it adds to a transaction, nearly."""
+        metadata = len(self.text) + sum(map(len, self.metadata))
+        return 1500 + metadata + len(self.frame_table) + 64 * len(self.bulk)
 
 
 METADATA_CHUNK = 256 * 1024
+SHORT_TEXT = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)

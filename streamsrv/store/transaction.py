@@ -342,7 +342,7 @@ def slices(instances: Iterable[tuple[Record, New]]) -> Iterator[list[tuple[Recor
     size = 0
     for record, new in instances:
         portion.append((record, new))
-        size += len(new.frame_table) + sum(map(len, new.metadata))
+        size += new.size
         if len(portion) == SLICE_INSTANCES or size >= SLICE_BYTES:
             yield portion
             portion, size = [], 0

@@ -7,14 +7,17 @@ import zstandard
 
 from streamsrv.dicom.repeats import Repeats
 from streamsrv.ingest.derivation import MOST_REMEMBERED, MetadataChunks, Remembered
-from streamsrv.store.rows import METADATA_CHUNK
+from streamsrv.store.rows import METADATA_CHUNK, SHORT_TEXT
 
 
 def chunks_of(text: bytes, step: int) -> list[bytes]:
     chunks = MetadataChunks()
     for at in range(0, len(text), step):
         chunks.add(text[at : at + step])
-    return chunks.finish()
+    frames, short = chunks.finish()
+    assert not (frames and short)
+    assert len(short) <= SHORT_TEXT
+    return [*frames, *([zstandard.compress(short)] if short else [])]
 
 
 def test_chunks_hold_the_text_and_no_more_than_they_may() -> None:

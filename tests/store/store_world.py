@@ -2,8 +2,6 @@
 
 import json
 
-import zstandard
-
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import NotDicom
 from streamsrv.store.rows import InstanceKey, InstanceRow, NewInstance, OnDuplicate
@@ -59,8 +57,8 @@ def learn(read, row_facts):
         **row_facts,
     )
     table = (100).to_bytes(8, "little") + (length - 100).to_bytes(8, "little")
-    frames = [zstandard.compress(metadata)]
-    return NewInstance(row, frames, table, [BulkValue("7FE00010", "OW", 100, length - 100)], attributes)
+    bulk = [BulkValue("7FE00010", "OW", 100, length - 100)]
+    return NewInstance(row, [], table, bulk, attributes, metadata)
 
 
 def derive(record):

@@ -14,6 +14,8 @@ from streamsrv.store.check import check
 from streamsrv.store.claims import Claims
 from streamsrv.store.compact import compact
 from streamsrv.store.index_environment import DATABASES
+from streamsrv.store.index_rows import with_sum
+from streamsrv.store.index_texts import Inflating, lengths_in, packed
 from streamsrv.store.records import HEADER, Header, Kind
 from streamsrv.store.reindex import reindex
 from streamsrv.store.rows import OnDuplicate
@@ -236,6 +238,35 @@ def test_a_flipped_byte_in_the_key_of_a_long_path(memory, monkeypatch):
     (pair,) = rows(memory, "bulk")
     change_row(memory, "bulk", pair, (flipped(pair[0], len(pair[0]) - 1), pair[1]))
     assert any("index database bulk" in line for line in checked(memory))
+
+
+def kept_together(folder):
+    """Rows of several texts."""
+    return [pair for pair in rows(folder, "metadata") if len(lengths_in(pair[1])) > 1]
+
+
+def changed_texts(pair, change):
+    """The same row with other texts."""
+    key, stored = pair
+    texts = Inflating().texts(stored[:-4])
+    change(texts)
+    return key, with_sum(key, packed(texts))
+
+
+def test_texts_that_are_kept_together(folder):
+    """One that is missing, one that is another's, one that belongs to nobody."""
+    first = kept_together(folder)[0]
+    for change in (lambda texts: texts.pop(0), lambda texts: texts.__setitem__(0, b"")):
+        other = changed_texts(first, change)
+        change_row(folder, "metadata", first, other)
+        assert any("index database metadata, of 1." in line for line in checked(folder))
+        change_row(folder, "metadata", other, first)
+    with_gap = next(pair for pair in kept_together(folder) if 0 in lengths_in(pair[1]))
+    gone = lengths_in(with_gap[1]).index(0)
+    other = changed_texts(with_gap, lambda texts: texts.__setitem__(gone, b"{}"))
+    change_row(folder, "metadata", with_gap, other)
+    serial = int.from_bytes(with_gap[0][:8], "big") + gone
+    assert checked(folder) == [f"error: index database metadata, serial {serial}: belongs to no instance"]
 
 
 def test_an_index_without_checksums_is_an_older_one(folder):

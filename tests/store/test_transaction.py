@@ -130,7 +130,7 @@ def test_many_slices(store, monkeypatch):
 
 
 def test_slices_by_size(store, monkeypatch):
-    monkeypatch.setattr(transactions, "SLICE_BYTES", 100)
+    monkeypatch.setattr(transactions, "SLICE_BYTES", 3_200)
     transaction = store.begin()
     pairs = [add(transaction, payload_of(key_of(1, 1, n))) for n in range(5)]
     assert [len(portion) for portion in transactions.slices(iter(pairs))] == [2, 2, 1]

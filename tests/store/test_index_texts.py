@@ -1,0 +1,242 @@
+"""Metadata texts that are kept together: rows, what is found in them, what goes."""
+
+import random
+
+import lmdb
+import pytest
+from index_examples import new_instance
+
+from streamsrv.errors import SegmentGone, StoreCorrupt
+from streamsrv.store import index_texts
+from streamsrv.store.index import Index
+from streamsrv.store.index_batch import metadata_rows, prepare
+from streamsrv.store.index_environment import OLDER, SCHEMA
+from streamsrv.store.index_rows import chunk_key, with_sum
+from streamsrv.store.index_texts import (
+    Inflating,
+    find_texts,
+    lengths_in,
+    packed,
+    remove_texts,
+    texts_at,
+    together,
+)
+from streamsrv.store.rows import InstanceKey
+
+TEXTS = [b'{"n":%d}' % number for number in range(40)]
+
+
+def key_of(number, study="1.1"):
+    return InstanceKey(study, f"{study}.1", f"9.{number:04}")
+
+
+def short(number, text=None, study="1.1", **facts):
+    """An instance whose text is kept with others'."""
+    made = new_instance(key_of(number, study), number + 1, text=text or TEXTS[number % 40], **facts)
+    made.text, made.metadata = text or TEXTS[number % 40], []
+    return made
+
+
+@pytest.fixture
+def index(memory):
+    opened = Index.open(memory)
+    opened.add_segment()
+    yield opened
+    opened.close()
+
+
+def commit(index, *new, replaced=()):
+    index.commit(new, segment=1, committed_end=0, replaced=replaced)
+
+
+def delete(index, *numbers):
+    rows = index.packed_rows([key_of(number) for number in numbers])
+    return index.delete(rows, segment=1, committed_end=0, dead_bytes=0)
+
+
+def rows_of(index):
+    return list(index.dump("metadata"))
+
+
+def texts(index, study="1.1"):
+    return {row.key: text for row in index.lookup(study) for text in index.metadata([row])}
+
+
+# Which texts are kept together
+
+
+def counts(sizes):
+    places = together([bytes(size) for size in sizes])
+    return [place and (place.number, place.texts.count) for place in places]
+
+
+def test_neighbours_are_kept_together_and_no_text_alone(monkeypatch):
+    assert counts([]) == []
+    assert counts([5]) == [None]
+    assert counts([5, 5]) == [(0, 2), (1, 2)]
+    assert counts([5, 0, 5, 5]) == [None, None, (0, 2), (1, 2)]
+    assert counts([0, 0]) == [None, None]
+    monkeypatch.setattr(index_texts, "TEXTS_TOGETHER", 3)
+    assert counts([1] * 7) == [(0, 3), (1, 3), (2, 3), (0, 3), (1, 3), (2, 3), None]
+    monkeypatch.setattr(index_texts, "BYTES_TOGETHER", 10)
+    assert counts([6, 4, 1, 11, 9, 1]) == [(0, 2), (1, 2), None, None, (0, 2), (1, 2)]
+
+
+def test_those_that_lost_leave_the_row():
+    """A duplicate that is refused is not among the instances of a commit."""
+    prepared = prepare([short(number) for number in range(5)])
+    for chosen in ([0, 1, 2, 3, 4], [0, 2, 4], [1, 2], [3]):
+        rows = list(metadata_rows([prepared[number] for number in chosen]))
+        assert rows[1:] == [[]] * (len(chosen) - 1)
+        assert Inflating().texts(rows[0][0]) == [TEXTS[number] for number in chosen]
+    assert prepare(prepared) == prepared
+
+
+def test_long_and_short_ones_side_by_side(index):
+    long = b'{"x":"' + b"y" * 600_000 + b'"}'
+    commit(index, short(0), short(1), new_instance(key_of(2), 3, text=long), short(3), short(4), short(5))
+    assert [int.from_bytes(key[:8], "big") for key, _ in rows_of(index)] == [1, 3, 3, 3, 4]
+    expected = [TEXTS[0], TEXTS[1], long, *TEXTS[3:6]]
+    assert b"".join(index.metadata(index.lookup("1.1"))) == b"".join(expected)
+    assert b"".join(index.metadata(index.lookup("1.1")[::-1])) == b"".join(expected[::-1])
+
+
+# What goes
+
+
+def test_a_text_goes_with_its_instance_and_the_row_with_its_last(index):
+    commit(index, *(short(number) for number in range(20)))
+    assert len(rows_of(index)) == 2
+    assert delete(index, 0, 7, 15, 17) == 4
+    held = [text for _, value in rows_of(index) for text in Inflating().texts(value[:-4])]
+    assert [text for text in held if text] == [TEXTS[n] for n in range(20) if n not in (0, 7, 15, 17)]
+    assert list(texts(index).values()) == [TEXTS[n] for n in range(20) if n not in (0, 7, 15, 17)]
+    assert delete(index, *(n for n in range(16) if n not in (0, 7, 15))) == 13
+    assert len(rows_of(index)) == 1
+    assert delete(index, 16, 18, 19) == 3
+    assert rows_of(index) == []
+
+
+def test_what_is_replaced_goes_too(index):
+    commit(index, *(short(number) for number in range(6)))
+    new = [
+        short(number, b'{"new":%d}' % number, location=index.lookup(*key_of(5))[0].location)
+        for number in (1, 3)
+    ]
+    for each in new:
+        each.row = each.row._replace(record_id=bytes([each.row.record_id[0]]) * 16)
+    old = index.existing([each.row.key for each in new])
+    commit(index, *new, replaced=old)
+    assert list(texts(index).values()) == [TEXTS[0], b'{"new":1}', TEXTS[2], b'{"new":3}', *TEXTS[4:6]]
+    with pytest.raises(SegmentGone):
+        list(index.metadata([*index.lookup("1.1")[:1], old[0]]))
+    held = b"".join(text for _, value in rows_of(index) for text in Inflating().texts(value[:-4]))
+    assert TEXTS[1] not in held
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_order_of_storing_and_deleting(index, monkeypatch, seed):
+    monkeypatch.setattr(index_texts, "TEXTS_TOGETHER", 4)
+    monkeypatch.setattr(index_texts, "ROWS_REMEMBERED", 2)
+    draw, model, number = random.Random(seed), {}, 0
+    for _ in range(60):
+        if model and draw.random() < 0.5:
+            gone = sorted(draw.sample(sorted(model), draw.randint(1, min(len(model), 9))))
+            assert index.delete(index.packed_rows(gone), segment=1, committed_end=0, dead_bytes=0) == len(
+                gone
+            )
+            for key in gone:
+                del model[key]
+        else:
+            new = []
+            for _ in range(draw.randint(1, 11)):
+                number += 1
+                text = b"{%d}" % number if draw.random() < 0.9 else b"x" * draw.choice((300_000, 20_000))
+                study = draw.choice(("1.1", "1.2"))
+                key = InstanceKey(study, f"{study}.1", f"9.{draw.randrange(10**6)}")
+                made = new_instance(key, number, text=text)
+                if len(text) < 100:
+                    made.text, made.metadata = text, []
+                if key not in model and key not in {each.row.key for each in new}:
+                    new.append(made)
+                    model[key] = text
+            commit(index, *new)
+        for study in ("1.1", "1.2"):
+            rows = index.lookup(study)
+            assert b"".join(index.metadata(rows)) == b"".join(model[row.key] for row in rows)
+        owners = [owner for pair in rows_of(index) for owner in texts_at(*pair) if not owner[1]]
+        assert len(owners) == len(set(owners)) == len(model)
+
+
+# Damage
+
+
+def world(memory, *pairs):
+    environment = lmdb.open(str(memory / "rows"), max_dbs=1)
+    handle = environment.open_db(b"metadata")
+    with environment.begin(write=True, db=handle) as transaction:
+        for key, value in pairs:
+            transaction.put(key, with_sum(key, value))
+    return environment, handle
+
+
+def test_what_is_not_there_is_not_found(memory):
+    both = packed(TEXTS[:2])
+    environment, handle = world(
+        memory, (chunk_key(5, 0), both), (chunk_key(9, 1), both), (chunk_key(20, 0), b"(")
+    )
+    with environment.begin(write=True, db=handle) as transaction:
+        found = lambda *serials: find_texts(transaction.cursor(), serials)  # noqa: E731
+        assert found(5, 6) == [(both, 0), (both, 1)]
+        assert found(6) == [(both, 1)]
+        assert found(20, 6, 5, 6) == [(b"(", 0), (both, 1), (both, 0), (both, 1)]
+        for serial in (4, 7, 8, 9, 10, 19, 21):
+            assert found(serial) is None
+        remove_texts(transaction.cursor(), [1, 7, 21])
+        assert len(list(transaction.cursor())) == 3
+    environment.close()
+
+
+@pytest.mark.parametrize(
+    "value", [b"\0", b"\0\5", b"\0\2" + bytes(8) + b"no frame", packed([b"a", b"b"])[:-1], b"x"]
+)
+def test_a_row_that_cannot_be_read_is_told(value):
+    with pytest.raises(StoreCorrupt, match="reindex"):
+        Inflating().text((value, 0))
+
+
+def test_lengths_that_are_not_those_of_the_texts_are_told():
+    value = bytearray(packed([b"abc", b"de"]))
+    value[2] += 1
+    with pytest.raises(StoreCorrupt, match="reindex"):
+        Inflating().texts(bytes(value))
+    assert lengths_in(b"(") == (1,)
+    assert list(texts_at(chunk_key(3, 0), b"\0\7")) == [(3, 0)]
+
+
+# Older ones
+
+
+def change_about(memory, schema):
+    with lmdb.open(str(memory), max_dbs=20) as environment:
+        about = environment.open_db(b"about", create=False)
+        with environment.begin(write=True, db=about) as transaction:
+            transaction.put(b"schema", with_sum(b"schema", schema))
+
+
+def test_an_older_index_is_read_and_becomes_ours_when_it_is_written_to(memory):
+    index = Index.open(memory)
+    index.add_segment()
+    commit(index, *(new_instance(key_of(number), number + 1, text=TEXTS[number]) for number in range(5)))
+    index.close()
+    change_about(memory, OLDER.encode())
+    index = Index.open(memory, read_only=True)
+    assert (index.about()["schema"], list(texts(index).values())) == (OLDER, TEXTS[:5])
+    index.close()
+    index = Index.open(memory)
+    assert index.about()["schema"] == SCHEMA
+    commit(index, *(short(number) for number in range(5, 9)))
+    assert list(texts(index).values()) == TEXTS[:9]
+    assert delete(index, 3, 4, 5) == 3
+    assert list(texts(index).values()) == [*TEXTS[:3], *TEXTS[6:9]]
+    index.close()
