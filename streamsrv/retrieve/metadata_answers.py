@@ -19,7 +19,7 @@ from streamsrv.dicom.jsontext import WHOLE
 from streamsrv.dicom.nativexml import native_xml
 from streamsrv.retrieve.answering import Retrieval
 from streamsrv.retrieve.lean import Fields, fields_of, lean_text, lean_whole
-from streamsrv.retrieve.metadata import instance_texts, json_array, metadata_length, metadata_text, within
+from streamsrv.retrieve.metadata import instance_texts, json_array, lengths, metadata_text, within
 from streamsrv.store.rows import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Literal, Piece, Stream
@@ -52,7 +52,7 @@ def metadata(retrieval: Retrieval) -> Answer:
     request, selection = retrieval.request, retrieval.selection
     offer = accept.choose_json(retrieval.ranges(), accept.METADATA_OFFERS)
     fields = fields_of(request.query)
-    length = sum(row.metadata_length for row in selection.rows())
+    length, whole = lengths(selection, request.base_url)
     coding = choose_coding(request.headers.get("accept-encoding")) if length >= WORTH_CODING else IDENTITY
     etag = etag_of([selection.digest], offer.media_type, request.base_url, fields.identity, coding)
     boundary = boundary_from(retrieval.store.secret, etag)
@@ -68,7 +68,7 @@ def metadata(retrieval: Retrieval) -> Answer:
     if coding:
         piece = compressed_piece(body, coding, length <= AT_ONCE, retrieval.pool.cache, etag)
     elif fields.tree is None and not offer.multipart:
-        piece = text_piece(retrieval, etag)
+        piece = text_piece(retrieval, etag, whole)
     else:
         piece = made_piece(body, length <= AT_ONCE)
     return evaluate(request, Answer(200, headers, (piece,), piece.length), etag)
@@ -83,9 +83,10 @@ def body_of(retrieval: Retrieval, fields: Fields, media_type: str, boundary: byt
     return partial(json_body, retrieval, fields)
 
 
-def texts(retrieval: Retrieval, fields: Fields) -> Iterator[tuple[InstanceRow, Iterable[bytes]]]:
+def cut_texts(retrieval: Retrieval, fields: Fields) -> Iterator[tuple[InstanceRow, Iterable[bytes]]]:
     """Each instance with its JSON text, cut to the fields."""
-    for row, text in instance_texts(retrieval.store, retrieval.selection, retrieval.request.base_url):
+    rows, base_url = retrieval.selection.rows(), retrieval.request.base_url
+    for row, text in instance_texts(retrieval.store, rows, base_url):
         if fields.tree is None:
             yield row, text
         elif row.metadata_length <= WHOLE:
@@ -95,12 +96,14 @@ def texts(retrieval: Retrieval, fields: Fields) -> Iterator[tuple[InstanceRow, I
 
 
 def json_body(retrieval: Retrieval, fields: Fields) -> Iterator[bytes]:
-    return json_array(text for _, text in texts(retrieval, fields))
+    if fields.tree is None:
+        return metadata_text(retrieval.store, retrieval.selection, retrieval.request.base_url)
+    return json_array(text for _, text in cut_texts(retrieval, fields))
 
 
 def xml_body(retrieval: Retrieval, fields: Fields, boundary: bytes) -> Iterator[bytes]:
     """A part with a document for each instance."""
-    for row, text in texts(retrieval, fields):
+    for row, text in cut_texts(retrieval, fields):
         location = f"{instance_url(retrieval.request.base_url, *row.key)}/metadata"
         yield part_head(boundary, {"Content-Type": DICOM_XML, "Content-Location": location})
         yield from native_xml(text)
@@ -116,14 +119,13 @@ def made_piece(body: Body, at_once: bool) -> Piece:
     return Stream(lambda start, stop: encoded(body(), IDENTITY), None)
 
 
-def text_piece(retrieval: Retrieval, etag: str) -> Piece:
+def text_piece(retrieval: Retrieval, etag: str, length: int) -> Piece:
     """The whole array. It is kept as it goes out, unless it is so short that making it costs little more."""
     key, cache = ("metadata", etag), retrieval.pool.cache
     kept = cache.get(key)
     if kept is not None:
         return Literal(kept)
     store, selection, base_url = retrieval.store, retrieval.selection, retrieval.request.base_url
-    length = metadata_length(selection, base_url)
     if length <= TEXT_AT_ONCE:
         piece = Literal(b"".join(metadata_text(store, selection, base_url)))
         if length > INLINE:

@@ -19,7 +19,7 @@ import xxhash
 
 from streamsrv.dicom.window import Pread
 from streamsrv.errors import NotFound, SegmentGone, StoreError, WouldBlock
-from streamsrv.store.index_places import PLACE, places_in, syntax_in, unpacked
+from streamsrv.store.index_places import PLACE, metadata_in, places_in, syntax_in, unpacked
 from streamsrv.store.index_rows import PackedRow, split_triple
 from streamsrv.store.leases import SegmentLease
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location
@@ -40,7 +40,18 @@ class Found:
     """What a walk over the pages of a target resource has found: true until the next commit, and not to be
     changed. `packed` are the rows of all if they are few enough to be kept, else none; `places` of all."""
 
-    __slots__ = ("_rows", "count", "digest", "moment", "packed", "places", "plan", "segments", "syntaxes")
+    __slots__ = (
+        "_metadata",
+        "_rows",
+        "count",
+        "digest",
+        "moment",
+        "packed",
+        "places",
+        "plan",
+        "segments",
+        "syntaxes",
+    )
 
     def __init__(self, moment: int, pages: Iterator[list[PackedRow]]) -> None:
         self.moment = moment
@@ -51,6 +62,7 @@ class Found:
         self.segments: set[int] = set()
         self.plan: tuple[bytes, StoredParts] | None = None  # made last of it: boundary and plan
         self._rows: list[InstanceRow] | None = None
+        self._metadata: list[tuple[int, int]] | None = None
         digest = xxhash.xxh3_128()
         for page in pages:
             places = places_in(page)
@@ -66,6 +78,12 @@ class Found:
         if self.count > ROWS_KEPT:
             self.packed = []
         self.digest = digest.digest()
+
+    def metadata(self) -> list[tuple[int, int]]:
+        """Length and slots of each row that is kept."""
+        if self._metadata is None:
+            self._metadata = metadata_in(self.packed)
+        return self._metadata
 
     def rows(self) -> list[InstanceRow]:
         """Those that are kept."""

@@ -1,5 +1,5 @@
-"""What a plan of whole instances reads from rows that stay packed: where each record lies, which one it is,
-and its transfer syntax. Unpacking a row takes ten times as long.
+"""What plans read from rows that stay packed: where each record lies, which one it is, its transfer syntax,
+and how long its metadata are. Unpacking a row takes ten times as long.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from streamsrv.errors import StoreCorrupt
 from streamsrv.store.index_rows import (
+    METADATA_AT,
     UIDS_AT,
     UNREADABLE,
     PackedRow,
@@ -22,6 +23,7 @@ from streamsrv.store.rows import InstanceRow
 PLACE = struct.Struct("<IQQ16s")
 _START = len(with_serial(0, b""))
 _END = _START + PLACE.size
+_METADATA = struct.Struct("<QI")
 
 
 def places_in(rows: Sequence[PackedRow]) -> bytes:
@@ -30,6 +32,14 @@ def places_in(rows: Sequence[PackedRow]) -> bytes:
     if len(places) != PLACE.size * len(rows):
         raise StoreCorrupt(UNREADABLE)
     return places
+
+
+def metadata_in(rows: Sequence[PackedRow]) -> list[tuple[int, int]]:
+    """Of each row metadata_length and metadata_slots."""
+    try:
+        return [_METADATA.unpack_from(value, METADATA_AT) for _, value in rows]
+    except struct.error as error:
+        raise StoreCorrupt(UNREADABLE) from error
 
 
 def syntax_in(row: PackedRow) -> str:

@@ -211,6 +211,14 @@ class Reading:
             else:
                 yield from map(texts.text, found)
 
+    def texts(self, rows: Sequence[PackedRow]) -> Iterator[bytes] | None:
+        """The JSON text of each row, which are not many, and short; None where one is longer, or its instance
+        has gone: `metadata` tells."""
+        with self._environment.reading("reading metadata") as transaction:
+            cursor = transaction.cursor(db=self._handles["metadata"])
+            found = find_texts(cursor, [serial_of(value) for _, value in rows])
+        return None if found is None else map(Inflating().text, found)
+
     def _single_chunks(self, rows: Sequence[InstanceRow]) -> list[Kept] | None:
         """Of rows that have one chunk each, in two looks; None where one is missing."""
         keys = [triple(row.key) for row in rows]

@@ -68,6 +68,7 @@ _INSTANCE = struct.Struct("<IQQ16sQ16sQ?QQIIHHBQQQQI16sBB")
 UIDS_AT = _SERIAL.size + _INSTANCE.size  # SOP class and syntax, in an instance's row
 VARIANT_AT = UIDS_AT - VARIANT_BYTES - 2
 _VARIANT_END = VARIANT_AT + VARIANT_BYTES
+METADATA_AT = VARIANT_AT - 12  # its length u64, its slots u32
 _FRAME_KIND = 14  # among these
 _FRAME_KINDS = {int(kind): kind for kind in FrameKind}  # calling the enumeration takes three times as long
 _ORDER_AT = _SERIAL.size + 20  # record id, then stored_at

@@ -171,6 +171,7 @@ def find_texts(cursor: Cursor, serials: Sequence[int]) -> list[Kept] | None:
     found: list[Kept] = []
     first = end = 0
     value = b""
+    lengths: Sequence[int] = ()
     for serial in serials:
         if not first <= serial < end:
             if not _stand(cursor, serial):
@@ -178,9 +179,12 @@ def find_texts(cursor: Cursor, serials: Sequence[int]) -> list[Kept] | None:
             key, stored = cursor.item()
             value = without_sum("metadata", key, stored)
             first, chunk = numbers_in(key)
-            end = first + len(lengths_in(value))
+            lengths = lengths_in(value)
+            end = first + len(lengths)
             if chunk or not first <= serial < end:
                 return None
+        if not lengths[serial - first]:
+            return None
         found.append((value, serial - first))
     return found
 

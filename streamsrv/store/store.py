@@ -161,6 +161,10 @@ class Store:
     def metadata(self, rows: Sequence[InstanceRow]) -> Iterator[bytes]:
         return self.index.metadata(rows)
 
+    def texts(self, rows: Sequence[PackedRow]) -> Iterator[bytes] | None:
+        """The JSON text of each row; None where that is not known at once."""
+        return self.index.texts(rows)
+
     def bulk_value(self, key: InstanceKey, path: str) -> BulkValue | None:
         return self.index.bulk_value(key, path)
 

@@ -20,9 +20,11 @@ from retrieve_world import (
 )
 from xml_models import check_model, json_of, parsed
 
-from streamsrv.errors import NotAcceptable
+from streamsrv.errors import NotAcceptable, SegmentGone, StoreCorrupt
 from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve import metadata, metadata_answers
+from streamsrv.retrieve.selection import Selection
+from streamsrv.store.rows import SHORT_TEXT
 from streamsrv.wire.answers import Literal, Stream
 
 XML = 'multipart/related; type="application/dicom+xml"'
@@ -117,6 +119,41 @@ def test_pieces_are_of_some_size(monkeypatch):
     pieces = list(metadata.json_array([(b"aaaa", b"bbbb"), (b"cccc",), (b"d" * 30, b"e"), (b"f",)]))
     assert pieces == [b"[aaaabbbb,cccc", b"," + b"d" * 30, b"e,f]"]
     assert list(metadata.json_array([(b"a",)])) == [b"[a]"]
+
+
+def test_texts_are_those_of_the_rows_one_by_one(study, monkeypatch):
+    """However they are kept: together, by themselves, or long ones among them."""
+    keep(study, part10(dataset_of("1.2.3.4.0")))
+    long = dataset_of("1.2.3.4.5")
+    long.ImageComments = long.PatientComments = "x" * 10_000
+    keep(study, part10(long), part10(dataset_of("1.2.3.4.6")))
+    selection = Selection(study, STUDY, None, None)
+    rows = list(selection.rows())
+    assert sorted(row.metadata_length > SHORT_TEXT for row in rows) == [False] * 5 + [True]
+    expected = [b"".join(text) for _, text in metadata.instance_texts(study, rows, "http://h/100%25")]
+    for size in (1, 2, 256):
+        monkeypatch.setattr(metadata, "ROWS_AT_ONCE", size)
+        found = metadata.texts(study, selection, "http://h/100%25")
+        assert [b"".join(text) for text in found] == expected
+    whole = b"[" + b",".join(expected) + b"]"
+    assert metadata.lengths(selection, "http://h/100%25")[1] == len(whole)
+    selection.release()
+
+
+def test_an_instance_that_goes_before_its_text_is_read_ends_the_answer(study):
+    selection = Selection(study, STUDY, None, None)
+    study.delete(STUDY, SERIES, "1.2.3.4.2")
+    with pytest.raises(SegmentGone):
+        list(metadata.texts(study, selection, "http://h"))
+    selection.release()
+
+
+def test_a_text_of_another_length_ends_the_answer(study, monkeypatch):
+    selection = Selection(study, STUDY, None, None)
+    monkeypatch.setattr(study, "texts", lambda rows: iter([b"{}"] * len(rows)))
+    with pytest.raises(StoreCorrupt, match="not the"):
+        list(metadata.texts(study, selection, "http://h"))
+    selection.release()
 
 
 # Codings

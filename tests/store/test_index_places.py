@@ -6,7 +6,7 @@ import pytest
 from index_examples import row
 
 from streamsrv.errors import StoreCorrupt
-from streamsrv.store.index_places import PLACE, places_in, syntax_in, unpacked
+from streamsrv.store.index_places import PLACE, metadata_in, places_in, syntax_in, unpacked
 from streamsrv.store.index_rows import PackedRow, pack_instance, with_serial
 from streamsrv.store.rows import InstanceKey, InstanceRow
 
@@ -26,6 +26,14 @@ def test_places_and_syntax_are_those_of_the_row() -> None:
     places = list(PLACE.iter_unpack(places_in(stored)))
     assert places == [(*each.location, each.record_id) for each in rows]
     assert places_in([]) == b""
+
+
+def test_how_long_metadata_are() -> None:
+    rows = [row(key, number, text=b"\0" * number + b"{}") for number, key in enumerate(KEYS)]
+    assert metadata_in(list(map(packed, rows))) == [(2, 0), (3, 1), (4, 2)]
+    assert metadata_in([]) == []
+    with pytest.raises(StoreCorrupt):
+        metadata_in([(b"1\x001\x001", packed(rows[0])[1][:120])])
 
 
 def test_rows_that_are_cut_short_are_told() -> None:
