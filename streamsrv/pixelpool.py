@@ -53,6 +53,8 @@ TURN = 0.1
 WORTH_A_PROCESS = 16 << 20
 # Pixels of an order whose answer the loop takes in itself: a copy of 0.2 ms.
 TAKEN_IN_LOOP = 2 << 20
+# Pixels of the orders that one answer has ahead, however many processes there are: three large mammograms.
+AHEAD = 128 << 20
 DESCRIPTIONS = 16 << 20  # bytes of parsed descriptions; a CT's takes about 10 kB
 
 Tag = TypeVar("Tag")
@@ -283,17 +285,24 @@ class PixelPool:
         return future
 
     def in_turn(self, tasks: Iterable[tuple[Tag, Order | None]]) -> Iterator[Turn[Tag]]:
-        """The tasks in their order, each when its order is done: as many ahead as keep all processes busy. A
-        task without an order only takes its turn. None: nothing yet; come back."""
+        """The tasks in their order, each when its order is done: as many ahead as keep all processes busy, if
+        they are no more than AHEAD bytes. A task without an order only takes its turn. None: nothing yet;
+        come back."""
         self.must_not_block()
         ahead: deque[tuple[Tag, Future[list[Result]] | None]] = deque()
+        held: deque[int] = deque()  # pixels of each
         begun = False
         try:
             for tag, order in tasks:
-                turns = 0
-                while len(ahead) > self._workers or (future := self._placed(order)) is FULL:
+                turns, pixels = 0, order.pixels if order is not None else 0
+                while (
+                    len(ahead) > self._workers
+                    or (ahead and sum(held) + pixels > AHEAD)
+                    or (future := self._placed(order)) is FULL
+                ):
                     if ahead:
                         yield from _waited(ahead[0][1])
+                        held.popleft()
                         yield ahead.popleft()
                     elif not begun or turns * TURN > PATIENCE:
                         raise Overloaded("too many frames are waiting to be decoded", RETRY_AFTER)
@@ -303,6 +312,7 @@ class PixelPool:
                         yield None
                     begun = True
                 ahead.append((tag, future))
+                held.append(pixels)
             while ahead:
                 yield from _waited(ahead[0][1])
                 yield ahead.popleft()

@@ -12,7 +12,7 @@ from framecodecs.frameinfo import FrameInfo
 from framecodecs.pool import PoolLimits
 from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError, WouldBlock
 from streamsrv.pixelmakings import OUTCOMES
-from streamsrv.pixelpool import Making, Order, PixelPool, SizedCache, translated
+from streamsrv.pixelpool import AHEAD, Making, Order, PixelPool, SizedCache, translated
 
 LITTLE = "1.2.840.10008.1.2.1"
 
@@ -71,6 +71,18 @@ def test_a_few_orders_are_ahead_and_no_more(fake):
     assert [tag for tag, _ in turns] == list(range(2, 10))
 
 
+def test_what_is_ahead_is_bounded_in_bytes_however_many_processes_there_are():
+    pool = PixelPool(64)
+    pool._pool = FakePool()
+    sizes, ahead = [30 << 20, 0, 50 << 20, 20 << 20, 60 << 20, 300 << 20, 1, 2] * 20, []
+    turns = pool.in_turn((pixels, order(pixels=pixels)) for pixels in sizes)
+    for number, _ in enumerate(turns, 1):
+        ahead.append(sum(sizes[number : len(pool._pool.taken)]))
+    assert len(ahead) == len(sizes)
+    assert 100 << 20 < max(ahead) <= AHEAD
+    assert len(pool._pool.taken) == len(sizes)  # what is larger than that goes alone
+
+
 def test_tasks_without_orders_keep_their_place(fake):
     tasks = [(number, order() if number % 3 == 0 else None) for number in range(8)]
     found = list(fake.in_turn(tasks))
@@ -79,7 +91,7 @@ def test_tasks_without_orders_keep_their_place(fake):
 
 
 def test_who_leaves_cancels(idle):
-    turns = idle.in_turn((number, order(pixels=number << 30)) for number in range(10))
+    turns = idle.in_turn((number, order(pixels=number << 24)) for number in range(10))
     assert next(turns) is None
     first, *others = idle._pool.taken
     others[1].set_running_or_notify_cancel()
