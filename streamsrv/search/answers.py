@@ -36,6 +36,7 @@ from streamsrv.search.attributes import Attributes
 from streamsrv.search.order import Order, order_of
 from streamsrv.search.pages import Pages
 from streamsrv.search.parameters import Parameters, SearchLimits, parameters_of
+from streamsrv.search.pointed import pointed
 from streamsrv.store.budget import BRIEF_ROWS, Brief, Budget
 from streamsrv.store.index import Index
 from streamsrv.store.index_search import Hit
@@ -59,6 +60,7 @@ FARTHEST_SORTED = 10_000
 LONGEST_QUERY = 512
 LONGEST_CODED = 16 << 10
 JOINED, MODEL = 2, 16
+_HEADERS = (("Vary", "Accept"), ("Cache-Control", "private, no-cache"))
 
 
 class Indexed(Protocol):
@@ -121,13 +123,17 @@ def _made(
     store: Indexed, request: Request, target: Target, limits: SearchLimits, brief: Brief | None
 ) -> _Page | Answer:
     offer = _offer(request)
+    texts = None if offer.media_type == DICOM_XML else pointed(store.index, request, target, limits)
+    if texts is not None:
+        headers = [*_HEADERS, ("X-Total-Count", str(len(texts)))]
+        return _at_once(store.secret, texts, offer.media_type, headers) if texts else _Page(204, headers)
     parameters = parameters_of(request.query, limits)
     level = Level[target.level.name]
     query = query_of(level, target.study, target.series, parameters.matching, fuzzy=parameters.fuzzy)
     order = order_of(parameters.orderby, level)
     budget = brief or Budget(limits.rows, limits.metadata)
     found = _find(store.index, query, order, parameters, budget)
-    headers = [("Vary", "Accept"), ("Cache-Control", "private, no-cache"), *_facts(found, parameters)]
+    headers = [*_HEADERS, *_facts(found, parameters)]
     if found.more:
         headers.append(("Link", f'<{_next_url(request, order.cursor(found.last))}>; rel="next"'))
     if not found.count:

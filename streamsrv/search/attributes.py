@@ -94,6 +94,11 @@ def _given(levels: tuple[Level, ...]) -> frozenset[Path]:
     )
 
 
+def returned_anyway(path: Path, level: Level) -> bool:
+    """Whether every answer of this level holds it."""
+    return path in _given((level,))
+
+
 @functools.lru_cache(maxsize=SHAPES)
 def _sources(
     levels: tuple[Level, ...], wanted: tuple[Path, ...]

@@ -24,6 +24,7 @@ from streamsrv.store.index_environment import DATABASES, Environment
 from streamsrv.store.index_reading import ROWS_A_BATCH, Reading
 from streamsrv.store.index_rewrite import dump, rewrite
 from streamsrv.store.index_rows import (
+    LevelRow,
     PackedRow,
     number_key,
     segment_key,
@@ -31,9 +32,11 @@ from streamsrv.store.index_rows import (
     without_sum,
 )
 from streamsrv.store.index_search import Hit, Search
+from streamsrv.store.index_terms import term_prefix
 from streamsrv.store.index_writer import Writer
-from streamsrv.store.query import Level
+from streamsrv.store.query import Level, QueryAttribute
 from streamsrv.store.query_conditions import Query
+from streamsrv.store.query_values import cut
 from streamsrv.store.rows import Change, InstanceRow, Location, NewInstance, SegmentRow
 
 
@@ -123,6 +126,19 @@ class Index(Reading):
     def search(self, query: Query, budget: Budget | None = None) -> Iterator[Hit]:
         """What matches, newest study first. ContentTooLarge when the budget is spent."""
         return Search(self._environment, query, budget or Budget()).hits()
+
+    def listed(self, attribute: QueryAttribute, form: str, most: int) -> list[tuple[str, LevelRow]] | None:
+        """The studies that stand in the list of a study attribute under one normal form, by UID, in one look;
+        None if there are more. Of long values the list tells the beginning only: the row decides."""
+        with self._environment.reading("looking up studies by a value") as transaction:
+            cursor = transaction.cursor(db=self._handles["attributes"])
+            if not cursor.set_key(term_prefix(attribute) + cut(form)):
+                return []
+            if cursor.count() > most:
+                return None
+            studies = self._handles["studies"]
+            found = [(study, transaction.get(study, db=studies)) for study in cursor.iternext_dup()]
+        return [(study.decode(), LevelRow.unpack(value)) for study, value in found if value is not None]
 
     def total(self, query: Query) -> int | None:
         """How many there are of what the query asks for, where that is known without looking: no
