@@ -16,7 +16,7 @@ from streamsrv.retrieve import payloads, transcoding
 from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval, finished
 from streamsrv.retrieve.hot_frames import learn
 from streamsrv.retrieve.parts import Part
-from streamsrv.retrieve.pixels import describe
+from streamsrv.retrieve.pixel_info import pixel_info
 from streamsrv.retrieve.transcoding import AT_ONCE, Transcoder
 from streamsrv.store.rows import InstanceRow
 from streamsrv.wire import accept
@@ -68,7 +68,7 @@ def chosen(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]) -> Of
     except NotAcceptable:
         pass  # told again below, with what these pixels fit
     try:
-        possible = transcoding.targets(stored, describe(retrieval.store, row, retrieval.pool).info)
+        possible = transcoding.targets(stored, pixel_info(retrieval.store, row, retrieval.pool))
     except NotAcceptable:
         possible = ()
     return choose(accepted, stored, single, possible)

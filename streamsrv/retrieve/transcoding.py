@@ -21,7 +21,7 @@ from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, lookup
 from streamsrv.errors import NotAcceptable, StoreCorrupt, StoreError, WouldBlock
 from streamsrv.pixelpool import Making, Order, PixelPool
 from streamsrv.retrieve.payloads import frame_pieces
-from streamsrv.retrieve.pixels import describe
+from streamsrv.retrieve.pixel_info import pixel_info
 from streamsrv.retrieve.reading_ahead import asked
 from streamsrv.retrieve.selection import Selection
 from streamsrv.store.rows import InstanceRow
@@ -146,7 +146,7 @@ class Transcoder:
 def transcoder(
     store: Store, selection: Selection, row: InstanceRow, pool: PixelPool, target: str
 ) -> Transcoder:
-    return Transcoder(store, selection, row, pool, describe(store, row, pool).info, target)
+    return Transcoder(store, selection, row, pool, pixel_info(store, row, pool), target)
 
 
 def check_fits(made: Transcoder) -> None:
