@@ -38,6 +38,7 @@ SYNTAXES = frozenset(("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"))
 END = 8
 # Look-up tables and ICC profiles have under 1 MB; what claims more is left aside.
 LARGEST_TABLE = 16 << 20
+SHORT_PROFILE = 64 << 10
 LOOK_UP_TABLES = ("00283000", "00283010")
 
 
@@ -80,8 +81,9 @@ class StoredPictures:
             return None
         pieces = next(frame_pieces(self.store, self.selection, self.row, [index]))
         spans = [piece for piece in pieces if isinstance(piece, Span)]
-        head = self._head(spans, info)
-        return None if head is None else self._coloured(spans, head)
+        start = b"".join(map(self._read, first_bytes(spans, LONGEST_HEAD)))
+        head = picture_head(start, self._read(tail_of(spans[-1])), info)
+        return None if head is None else self._coloured(spans, start, head)
 
     def _is_unchanged(self, index: int) -> bool:
         info = self.description.info
@@ -90,10 +92,6 @@ class StoredPictures:
         if any(tag in self.description.dataset for tag in LOOK_UP_TABLES):
             return False
         return is_unchanged(info, rendering_of(self.description, index, None, lambda path: b""))
-
-    def _head(self, spans: Sequence[Span], info: FrameInfo) -> PictureHead | None:
-        *start, end = [self._read(one) for one in (*first_bytes(spans, LONGEST_HEAD), tail_of(spans[-1]))]
-        return picture_head(b"".join(start), end, info)
 
     def _read(self, one: Span) -> bytes:
         lease = self.selection.lease
@@ -104,7 +102,7 @@ class StoredPictures:
             raise WouldBlock("the head of a frame has to be read")
         return found
 
-    def _coloured(self, spans: Sequence[Span], head: PictureHead) -> Sequence[Piece] | None:
+    def _coloured(self, spans: Sequence[Span], start: bytes, head: PictureHead) -> Sequence[Piece] | None:
         """With the colour profile that is asked for (PS3.18 8.3.5.1.5): the dataset's, else its own."""
         wish = self.wishes.icc_profile
         if self.description.info.samples_per_pixel == 1:
@@ -114,16 +112,22 @@ class StoredPictures:
         profile = None if wish == "no" else self._profile()
         if profile is None:
             return None if wish == "yes" and not head.has_profile else spans
-        parts = profile_parts(profile.length or 0)
+        parts = profile_parts(profile.length)
         if head.has_profile or not parts:
             return None
-        made: list[Piece] = [*first_bytes(spans, head.profile_at)]
-        for marker, offset, length in parts:
-            made += (Literal(marker), part_of(profile, offset, length))
-        return [*made, *but_first_bytes(spans, head.profile_at)]
+        before = start[: head.profile_at]
+        rest = but_first_bytes(spans, head.profile_at)
+        if isinstance(profile, Literal):
+            text = profile.payload
+            inserted = (part for marker, at, length in parts for part in (marker, text[at : at + length]))
+            return [Literal(before + b"".join(inserted)), *rest]
+        made: list[Piece] = [Literal(before)]
+        for marker, at, length in parts:
+            made += (Literal(marker), Span(profile.segment, profile.offset + at, length))
+        return [*made, *rest]
 
     def _profile(self) -> Literal | Span | None:
-        """As it is stored."""
+        """As it is stored; a short one is sent together with what stands before it."""
         holder, path = icc_profile_place(self.description.dataset)
         if "BulkDataURI" not in holder.get("00282000", {}):
             inline = inline_binary(holder, "00282000")
@@ -132,7 +136,9 @@ class StoredPictures:
         if value is None or not 0 < value.length <= LARGEST_TABLE:
             return None
         piece = bulk_piece(self.selection, self.row, value)
-        return piece if isinstance(piece, Span) else None
+        if not isinstance(piece, Span):
+            return None
+        return Literal(self._read(piece)) if piece.length <= SHORT_PROFILE else piece
 
 
 def head_at_hand(descriptor: int, frame: Span, info: FrameInfo) -> PictureHead | None:
@@ -175,9 +181,3 @@ def but_first_bytes(spans: Sequence[Span], count: int) -> list[Span]:
         if left < one.length:
             rest.append(Span(one.segment, one.offset + left, one.length - left))
     return rest
-
-
-def part_of(piece: Literal | Span, offset: int, length: int) -> Literal | Span:
-    if isinstance(piece, Literal):
-        return Literal(piece.payload[offset : offset + length])
-    return Span(piece.segment, piece.offset + offset, length)
