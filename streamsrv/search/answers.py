@@ -84,7 +84,7 @@ def answer(
     """Raises RequestError; `brief`, for the loop: WouldBlock where it would take more than about half a
     millisecond."""
     limits, index = limits or SearchLimits(), store.index
-    moment, pages = index.moment(), _pages.setdefault(index, Pages())
+    moment, pages = index.moment(), _pages.get(index) or _pages.setdefault(index, Pages())
     key = (request.path, request.query, request.headers.get("accept"), request.base_url, limits)
     page = pages.get(moment, key)
     if page is None:

@@ -1,9 +1,9 @@
 """The search that is asked most often: the studies of a patient, or of an accession number.
 
 Strategy: one parameter, of one value, of a study attribute that has an inverted list. Then there is nothing
-to plan: one look finds the studies in the list and their rows, each row decides, and its text goes out as it
-is. That takes a third of the work of a query, a walk and a page, and says the same. Whatever is more than
-that, or finds more than a few studies, is none of this module's.
+to plan: one look finds the studies in the list and their rows as of one moment, so that a list which holds all
+of a value decides, and the text of each row goes out as it is. That is a third of the work of a query, a walk
+and a page, and says the same. What is more than that, or finds more than a few studies, is not for this module.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from streamsrv.store.index_terms import elements_at
 from streamsrv.store.query import BY_TAG, Level, QueryAttribute
 from streamsrv.store.query_conditions import path_of
 from streamsrv.store.query_matching import OneOf, matcher_of
+from streamsrv.store.query_values import NORMAL_BYTES
 from streamsrv.store.rows import InstanceKey
 from streamsrv.wire.answers import Request
 from streamsrv.wire.resources import Level as TargetLevel
@@ -67,12 +68,12 @@ def pointed(index: Index, request: Request, target: Target, limits: SearchLimits
     if not isinstance(matcher, OneOf) or len(matcher.forms) != 1:
         return None
     (form,) = matcher.forms
-    listed = index.listed(point.row, form, BRIEF_PORTION)
-    if listed is None:
+    found = index.listed(point.row, form, BRIEF_PORTION)
+    if found is None:
         return None
-    found = [
-        (study, row) for study, row in listed if matcher.matches(elements_at(point.read(row), point.row.path))
-    ]
+    if len(form) * 4 >= NORMAL_BYTES:  # of a long value the list holds the beginning
+        elements = ((study, row, elements_at(point.read(row), point.row.path)) for study, row in found)
+        found = [(study, row) for study, row, values in elements if matcher.matches(values)]
     if len(found) > 1:
         found.sort(key=lambda each: study_date(each[1]), reverse=True)  # stable: by UID within a day
     base = orjson.dumps(request.base_url)[1:-1]

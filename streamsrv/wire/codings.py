@@ -9,12 +9,15 @@ Rules
 
 from __future__ import annotations
 
+import functools
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import zstandard
+
+from streamsrv.wire.ranges import LONGEST_REMEMBERED
 
 IDENTITY = ""
 LEVEL = 1
@@ -58,7 +61,13 @@ class Gatherer:
 
 def choose_coding(accept_encoding: str | None) -> str:
     """The name of the coding to use, IDENTITY for none."""
-    qualities = _qualities(accept_encoding or "")
+    header = accept_encoding or ""
+    return (_chosen if len(header) <= LONGEST_REMEMBERED else _chosen.__wrapped__)(header)
+
+
+@functools.lru_cache(maxsize=64)
+def _chosen(header: str) -> str:
+    qualities = _qualities(header)
     least = qualities.get("identity", 0.0)
     named = [(qualities.get(name, qualities.get("*", 0.0)), name) for name in ENCODERS]
     liked = [(quality, name) for quality, name in named if quality > 0 and quality >= least]
