@@ -92,6 +92,10 @@ def to_array(frame: bytes, info: FrameInfo) -> Samples:
         return raw.view(info.sample_type)
     if info.bits_allocated == 1 or (info.bits_stored == info.bits_allocated):
         return raw.view(info.sample_type) if info.pixel_representation else raw
+    if not info.pixel_representation:
+        spare = info.high_bit + 1 - info.bits_stored
+        values: Samples = (raw >> spare if spare else raw) & raw.dtype.type((1 << info.bits_stored) - 1)
+        return values
     above = info.bits_allocated - 1 - info.high_bit
     down = info.bits_allocated - info.bits_stored
     return np.ascontiguousarray(raw << above).view(info.sample_type) >> down
