@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 
+from framecodecs.pictures import ICC_FORMATS
 from streamsrv.dicom.syntaxes import lookup
-from streamsrv.errors import NotAcceptable, NotFound
+from streamsrv.errors import BadRequest, NotAcceptable, NotFound
 from streamsrv.pixelpool import Order
 from streamsrv.retrieve.answering import MAKER, Retrieval
 from streamsrv.retrieve.frames import check_frames
@@ -45,7 +46,10 @@ GIF = "image/gif"
 
 
 def thumbnail(retrieval: Retrieval) -> Answer:
-    wishes = thumbnail_wishes(wishes_of(retrieval.request.query))
+    asked = wishes_of(retrieval.request.query)
+    if asked.viewport is not None and asked.viewport.region is not None:
+        raise BadRequest("the parameter viewport of a thumbnail is width,height")
+    wishes = thumbnail_wishes(asked)
     offer = accept.choose_image(retrieval.ranges(), THUMBNAIL_TYPES)
     numbers = retrieval.target.frames
     if numbers:
@@ -67,6 +71,7 @@ def rendered(retrieval: Retrieval) -> Answer:
     if retrieval.target.level is not Level.INSTANCE:
         # In parts only: pictures of several instances need not have one size, so they are no animation.
         offer = accept.choose_bulk(retrieval.ranges(), IMAGE_TYPES, single=False)
+        check_profile(wishes, offer.media_type)
         return many_pictures(retrieval, wishes, offer.media_type)
     row, numbers = next(retrieval.selection.rows()), retrieval.target.frames
     if numbers:
@@ -81,12 +86,19 @@ def rendered(retrieval: Retrieval) -> Answer:
 
 def pictures(retrieval: Retrieval, row: InstanceRow, wishes: Wishes, numbers: Sequence[int]) -> Answer:
     offer = image_offer(retrieval, single=len(numbers) == 1)
+    check_profile(wishes, offer.media_type)
     if len(numbers) > 1 and offer.multipart:
         return many_pictures(retrieval, wishes, offer.media_type, numbers)
     if len(numbers) > 1 and offer.media_type in accept.ANIMATED:
         pieces = animated_piece(renderer(retrieval, row, wishes, GIF), numbers)
         return retrieval.single_part(GIF, pieces, drawn_as(wishes))
     return one_picture(retrieval, row, numbers[0] - 1, wishes, offer)
+
+
+def check_profile(wishes: Wishes, media_type: str) -> None:
+    """PS3.18 8.3.5.1.5: who asks for a profile is told where there is no place for one."""
+    if wishes.icc_profile in ("yes", "srgb") and media_type not in ICC_FORMATS:
+        raise BadRequest(f"the parameter iccprofile is no for {media_type}: it holds no profile here")
 
 
 def image_offer(retrieval: Retrieval, *, single: bool) -> accept.Offer:

@@ -10,6 +10,7 @@ Rule: datasets are foreign. A value of another type than its VR promises counts 
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -168,12 +169,14 @@ def number(dataset: Mapping[str, Any], tag: str) -> float | None:
 
 
 def as_number(value: object) -> float | None:
+    """What is not finite says nothing."""
     if isinstance(value, (int, float)):
         return value
     try:
-        return float(value) if isinstance(value, str) else None
+        found = float(value) if isinstance(value, str) else math.nan
     except ValueError:
         return None
+    return found if math.isfinite(found) else None
 
 
 def whole(dataset: Mapping[str, Any], tag: str, default: int) -> int:

@@ -396,6 +396,32 @@ def test_icc_profile(store):
     assert profile_of(2, "?iccprofile=no") is None
 
 
+@pytest.mark.parametrize("media_type", ["image/gif", "image/jp2", "image/png", "image/webp"])
+def test_types_without_a_place_for_a_profile(store, media_type):
+    """PS3.18 8.3.5.1.5"""
+    kind = KINDS["RGB"]
+    stored(store, image(kind, arrays_of(kind, 2)))
+    has_place = media_type in ("image/png", "image/webp")
+    for query in ("yes", "srgb"):
+        for path in (f"{ONE}/frames/1/rendered", f"{ONE}/rendered", f"/studies/{STUDY}/rendered"):
+            asked = media_type if "frames" in path else f'multipart/related; type="{media_type}"'
+            if has_place:
+                payload(ask(store, f"{path}?iccprofile={query}", accept=asked))
+            else:
+                with pytest.raises(BadRequest, match="parameter iccprofile "):
+                    ask(store, f"{path}?iccprofile={query}", accept=asked)
+    assert picture(store, f"{ONE}/frames/1/rendered?iccprofile=no", media_type).size == (34, 40)
+
+
+def test_a_thumbnail_has_no_region(store):
+    """PS3.18 8.3.5.1.3"""
+    stored(store, image(GREY, arrays_of(GREY, 1)))
+    for path in (f"{ONE}/thumbnail", f"/studies/{STUDY}/thumbnail"):
+        with pytest.raises(BadRequest, match="parameter viewport "):
+            ask(store, f"{path}?viewport=9,9,0,0,5,5", accept="image/jpeg")
+        assert picture(store, f"{path}?viewport=20,20,,,,", "image/jpeg").size == (20, 15)
+
+
 # Who asks for what
 
 
@@ -452,6 +478,32 @@ def test_animation(store):
     assert (shown.n_frames, shown.info["duration"], shown.info["loop"]) == (6, 100, 0)
     shown = picture(store, f"{ONE}/frames/2,5/rendered", "image/gif")
     assert shown.n_frames == 2
+
+
+@pytest.mark.parametrize("odd", ["nan", "inf", "-inf", "1e400"])
+def test_numbers_that_are_none_say_nothing(store, odd):
+    """Neither in a loop's times nor in the way of a grey value."""
+    arrays = arrays_of(GREY, 2)
+    dataset = image(GREY, arrays, WindowCenter=2000, WindowWidth=4000)
+    plain = image(GREY, arrays, "1.2.3.4.2", WindowCenter=2000, WindowWidth=4000)
+    for keyword in (
+        "FrameTime",
+        "CineRate",
+        "RecommendedDisplayFrameRate",
+        "RescaleSlope",
+        "RescaleIntercept",
+    ):
+        dataset.add_new(keyword, "LO", odd)
+    stored(store, dataset)
+    stored(store, plain)
+    shown = picture(store, f"{ONE}/rendered", "image/gif")
+    assert (shown.n_frames, shown.info["duration"]) == (2, 40)
+    drawn, expected = (
+        np.asarray(picture(store, f"{instance_path(f'1.2.3.4.{number}')}/frames/1/rendered"))
+        for number in (1, 2)
+    )
+    assert np.array_equal(drawn, expected)
+    assert np.unique(drawn).size > 10
 
 
 def test_several_instances_are_no_animation(store):
