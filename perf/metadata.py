@@ -62,7 +62,7 @@ def _first(size: Size, ours: Server, peer: Server | None) -> Iterator[Finding]:
             store_study(server, body.write(size.folder / "study.body"))
             path = f"{server.prefix}/studies/{body.keys[0].study}/metadata"
             with Client(server.address) as client:
-                response = client.get(path, JSON, keep=True)
+                response = client.get(path, JSON)
             stored(response.status, f"{server.name}'s metadata")
             times.append(response.seconds * 1e3)
             forget(server, body.keys[0].study)

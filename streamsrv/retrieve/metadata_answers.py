@@ -39,6 +39,9 @@ INLINE = 16 << 10
 # A compressed body up to this long is kept while it is being sent, for the next who asks: 3,000 CT instances
 # have 1 MB.
 KEPT = 4 << 20
+# Stands for a whole array that was asked for once. It is kept when it is asked for again: the pieces of an
+# answer that is not kept share their memory, and fresh memory costs more than making the text.
+ASKED = b"asked for once".ljust(256)
 
 Body = Callable[[], Iterator[bytes]]  # the same bytes at each call
 
@@ -120,10 +123,11 @@ def made_piece(body: Body, at_once: bool) -> Piece:
 
 
 def text_piece(retrieval: Retrieval, etag: str, length: int) -> Piece:
-    """The whole array. It is kept as it goes out, unless it is so short that making it costs little more."""
+    """The whole array. It is kept as it goes out for the second time, or if it is one piece; not if it is so
+    short that making it costs little more."""
     key, cache = ("metadata", etag), retrieval.pool.cache
     kept = cache.get(key)
-    if kept is not None:
+    if kept not in (None, ASKED):
         return Literal(kept)
     store, selection, base_url = retrieval.store, retrieval.selection, retrieval.request.base_url
     if length <= TEXT_AT_ONCE:
@@ -131,10 +135,12 @@ def text_piece(retrieval: Retrieval, etag: str, length: int) -> Piece:
         if length > INLINE:
             cache.put(key, piece.payload)
         return piece
+    if kept is None and length <= KEPT:
+        cache.put(key, ASKED)
 
     def chunks(start: int, stop: int | None) -> Iterator[bytes]:
         text, end = metadata_text(store, selection, base_url), length if stop is None else stop
-        if end - start == length <= KEPT:
+        if kept is ASKED and end - start == length <= KEPT:
             return keeping(text, cache, key, length)
         return within(text, start, end)
 

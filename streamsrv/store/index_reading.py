@@ -209,7 +209,7 @@ class Reading:
             if found is None:
                 yield from map(texts.frame, self._all_chunks(run))
             else:
-                yield from map(texts.text, found)
+                yield from texts.each(found)
 
     def texts(self, rows: Sequence[PackedRow]) -> Iterator[bytes] | None:
         """The JSON text of each row, which are not many, and short; None where one is longer, or its instance
@@ -217,7 +217,7 @@ class Reading:
         with self._environment.reading("reading metadata") as transaction:
             cursor = transaction.cursor(db=self._handles["metadata"])
             found = find_texts(cursor, [serial_of(value) for _, value in rows])
-        return None if found is None else map(Inflating().text, found)
+        return None if found is None else Inflating().each(found)
 
     def _single_chunks(self, rows: Sequence[InstanceRow]) -> list[Kept] | None:
         """Of rows that have one chunk each, in two looks; None where one is missing."""

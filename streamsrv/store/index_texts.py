@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import accumulate, pairwise
 from typing import NamedTuple, TypeAlias
@@ -153,6 +153,16 @@ class Inflating:
         if len(whole) != sum(lengths):
             raise StoreCorrupt(UNREADABLE)
         return [whole[start:end] for start, end in pairwise(accumulate(lengths, initial=0))]
+
+    def each(self, kept: Sequence[Kept]) -> Iterator[bytes]:
+        """One text after the other. What is not asked for again is forgotten at once: its memory serves the
+        next one."""
+        left = Counter([value for value, _ in kept])
+        for value, number in kept:
+            yield self.text((value, number))
+            left[value] -= 1
+            if not left[value]:
+                self._known.pop(value, None)
 
     def text(self, kept: Kept) -> bytes:
         value, number = kept

@@ -168,6 +168,16 @@ def test_any_order_of_storing_and_deleting(index, monkeypatch, seed):
         assert len(owners) == len(set(owners)) == len(model)
 
 
+def test_texts_are_forgotten_when_nobody_asks_for_them_again():
+    rows = [packed(TEXTS[:3]), packed(TEXTS[3:6])]
+    asked = [(rows[0], 0), (rows[1], 2), (rows[0], 2), (rows[0], 2), (rows[1], 0)]
+    texts, held = Inflating(), []
+    for text in texts.each(asked):
+        held.append((text, len(texts._known)))
+    assert held == [(TEXTS[0], 1), (TEXTS[5], 2), (TEXTS[2], 2), (TEXTS[2], 2), (TEXTS[3], 1)]
+    assert texts._known == {}
+
+
 # Damage
 
 
