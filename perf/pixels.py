@@ -36,6 +36,10 @@ DECODED_TILE = Question(
 RENDERED_TILE = Question(
     "a JPEG tile of a slide rendered", "/frames/{n}/rendered", "image/jpeg", at_least=50.0
 )
+# With a quality it is made, without one it goes out as it is stored.
+REMADE_TILE = Question(
+    "a JPEG tile of a slide rendered, quality 90", "/frames/{n}/rendered?quality=90", "image/jpeg"
+)
 TRANSCODED_FRAME = Question(
     "a frame of a multi-frame as JPEG-LS",
     "/frames/{n}",
@@ -60,7 +64,7 @@ def _multi_frames(size: Size, both: Sequence[Server], rounds: int) -> Iterator[F
     frames = size.instances * 5 // 2
     for body, count, questions in (
         (native_loop(72, frames), frames, (RENDERED_FRAME, TRANSCODED_FRAME)),
-        (jpeg_slide(73, size.tiles), size.tiles, (DECODED_TILE, RENDERED_TILE)),
+        (jpeg_slide(73, size.tiles), size.tiles, (DECODED_TILE, REMADE_TILE, RENDERED_TILE)),
     ):
         path = body.write(size.folder / "multi.body")
         for server in both:
