@@ -204,16 +204,18 @@ def _lut(given: Mapping[str, Any], bulk: BulkReader, path: str, signed: bool) ->
     first -= 65_536 * (signed and first > 32_767)
     words: Any = [word & 0xFFFF for word in _numbers(given, "00283006")]
     if not words:
-        data = _binary(given, "00283006", bulk, path)
-        words = (
-            np.frombuffer(data, np.uint8 if len(data) == entries and bits <= 8 else "<u2", entries)
-            if (len(data) >= entries)
-            else ()
-        )
+        words = _entries(_binary(given, "00283006", bulk, path), entries, bits)
     try:
         return Lut.of(first, words, bits) if len(words) else None
     except RenderingError:
         return None
+
+
+def _entries(data: bytes, count: int, bits: int) -> Any:
+    """In words, or in bytes where there are no more; empty where they are too few."""
+    if len(data) >= 2 * count:
+        return np.frombuffer(data, "<u2", count)
+    return np.frombuffer(data, np.uint8, count) if len(data) >= count and bits <= 8 else ()
 
 
 def _palette(dataset: JsonDataset, bulk: BulkReader) -> Palette | None:

@@ -617,6 +617,39 @@ def test_broken_pixels_are_not_acceptable(store):
             ask(store, path)
 
 
+@pytest.mark.parametrize(
+    ("entries", "bits", "length", "used"),
+    [
+        (256, 8, 256, True),  # in bytes
+        (255, 8, 256, True),  # in bytes, padded
+        (256, 8, 512, True),
+        (256, 8, 300, True),
+        (256, 8, 254, False),
+        (256, 16, 256, False),
+        (256, 16, 300, False),
+        (256, 99, 256, False),
+        (256, 99, 512, False),
+    ],
+)
+@pytest.mark.parametrize("table", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_tables_of_odd_lengths(store, table, entries, bits, length, used):
+    """Inverted ones; one that is too short says nothing."""
+    kind = Kind(allocated=8, stored=8)
+    item = Dataset()
+    values = np.arange(entries)[::-1].astype("u1" if length < 2 * entries else "<u2").tobytes()
+    item.add_new("LUTDescriptor", "US", [entries, 0, bits])
+    item.add_new("LUTData", "OW", values[:length].ljust(length, b"\0"))
+    arrays = arrays_of(kind, 1)
+    dataset = image(kind, arrays, WindowCenter=128, WindowWidth=256)
+    if table == "VOILUTSequence":
+        del dataset.WindowCenter
+    setattr(dataset, table, Sequence([item]))
+    stored(store, dataset)
+    drawn = np.asarray(picture(store, f"{ONE}/rendered"), int)
+    expected = np.maximum(entries - 1 - arrays[0].astype(int), 0) if used else arrays[0].astype(int)
+    assert np.abs(drawn - expected).max() <= 1
+
+
 def test_values_without_sense_cost_no_picture(store):
     """A window, a rescale and a LUT that say nothing; a palette that is not there is a 400."""
     dataset = image(GREY, arrays_of(GREY, 1))
