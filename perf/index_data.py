@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import orjson
-import zstandard
 
 from streamsrv.dicom.instance import BulkValue, FrameKind, JsonDataset, JsonElement
 from streamsrv.store.query import KEEP
@@ -140,9 +139,7 @@ def new_instance(study: int, series: int, instance: int, number: int) -> NewInst
         1,
     )
     kept = {tag: element for tag, element in found.items() if tag in KEEP}
-    return NewInstance(
-        row, [zstandard.compress(text)], b"", [BulkValue("7FE00010", "OW", 1_500, 524_288)], kept
-    )
+    return NewInstance(row, [], b"", [BulkValue("7FE00010", "OW", 1_500, 524_288)], kept, text)
 
 
 def batches(instances: int) -> Iterator[list[NewInstance]]:
