@@ -1,9 +1,10 @@
 """The search that is asked most often: the studies of a patient, or of an accession number.
 
 Strategy: one parameter, of one value, of a study attribute that has an inverted list. Then there is nothing
-to plan: one look finds the studies in the list and their rows as of one moment, so that a list which holds all
-of a value decides, and the text of each row goes out as it is. That is a third of the work of a query, a walk
-and a page, and says the same. What is more than that, or finds more than a few studies, is not for this module.
+to plan: one look finds the studies in the list and their rows, as of one moment, so that a list which holds
+the whole value decides, and the text of each row goes out as it is. That is less than half the work of a
+query, a walk and a page, and says the same. What is more than that, or finds more than a few studies, is not
+for this module.
 """
 
 from __future__ import annotations
