@@ -325,6 +325,9 @@ class World:
     def same_answers_without_index(self):
         """The index is lost and made again: every search, metadata and instance is what it was."""
         self.serve(self.replacing)
+        with Load(self) as load:
+            self._go_on(load)
+        self.verify(load)
         told = self.answers()
         self.stop()
         self.lose_the_index()

@@ -3,6 +3,7 @@ import os
 import random
 import shutil
 import threading
+import time
 
 import lmdb
 import pytest
@@ -20,6 +21,7 @@ from streamsrv.store.records import HEADER, Header, Kind
 from streamsrv.store.reindex import reindex
 from streamsrv.store.rows import OnDuplicate
 
+PATIENCE = 30.0
 KEYS = [key_of(study, series, instance) for study in (1, 2) for series in (1, 2) for instance in (1, 2, 3)]
 
 
@@ -321,7 +323,10 @@ def test_beside_a_live_server_nothing_is_alarming(folder):
         threads = [threading.Thread(target=work, args=(number,)) for number in (1, 20)]
         for thread in threads:
             thread.start()
-        found = [line for _ in range(5) for line in findings(store)]
+        found, looks, until = [], 0, time.monotonic() + PATIENCE
+        while (looks < 5 or counts[0] <= 10) and time.monotonic() < until:
+            found += findings(store)
+            looks += 1
         stop.set()
         for thread in threads:
             thread.join()
