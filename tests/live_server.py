@@ -1,6 +1,8 @@
 """A real server for the tests that need one: `python -m streamsrv serve` on a free loopback port and a
 temporary folder, ready before the test begins and ended by its process id."""
 
+import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -73,9 +75,16 @@ def environment():
     return variables
 
 
+# Below the ports that the kernel hands out: one of those could be somebody else's before the server that it
+# is meant for has started. Each process of a test run has its own thousand.
+_FIRST_PORT = 10_000 + 1_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 16)
+_PORTS = itertools.cycle(range(_FIRST_PORT, _FIRST_PORT + 1_000))
+
+
 def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    while True:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", next(_PORTS))) as listener:
+            return listener.getsockname()[1]
 
 
 def start_server(folder, *flags, workers=2, port=None, variables=None):
