@@ -25,7 +25,7 @@ from perf.servers import Server
 JSON = "application/dicom+json"
 CLIENTS = (1, 16, 64)
 FEWER = (1, 16)
-ROUNDS = 3
+ROUNDS = 5
 TILE = 21_000
 INSTANCES, TILES = 100, 500  # different ones that are asked for
 LARGE = 100_000  # bytes from which on wrk would be what is measured

@@ -8,6 +8,7 @@ comes out of the disk again is not compared.
 from __future__ import annotations
 
 import mmap
+import os
 import shutil
 import statistics
 import time
@@ -48,15 +49,25 @@ def large(size: Size) -> Iterator[Finding]:
 
 
 def _large(size: Size) -> Iterator[Finding]:
-    """Native frames: a DICOM element of that form ends at 4 GB."""
+    """Native frames: a DICOM element of that form ends at 4 GB. What is measured once comes first, while the
+    disk has done nothing yet."""
     body = pixel_data.native_loop(80, max(2, size.large // data.CT_PIXELS))
     what = f"one instance of {body.length / 1e9:.3g} GB"
     files = size.folder / "nginx"
     files.mkdir()
     path = body.write(files / "large.body")
+    os.sync()
+    fits = servers.available_memory() > TIMES_IN_MEMORY * body.length + (1 << 30)
     with ExitStack() as stack:
         ours = stack.enter_context(servers.streamsrv(size.folder / "large"))
         web = stack.enter_context(servers.nginx(files))
+        peer = stack.enter_context(servers.orthanc(size.folder / "peer")) if fits else None
+        if peer is not None:
+            yield from _stored_there(size, what, ours, peer, body, path)
+        elif fits:
+            yield missing(f"store {what}", "Orthanc", "MB/s")
+        else:
+            yield Row(f"store {what}", "Orthanc", None, "MB/s", "takes more memory than there is")
         yield from _stored(size, what, ours, body, path)
         if web is not None:
             yield median_row(
@@ -65,7 +76,8 @@ def _large(size: Size) -> Iterator[Finding]:
                 [put(web, path) for _ in range(2)],
                 "MB/s",
             )
-        yield from _beside_orthanc(size, what, ours, web, body, path)
+        store_study(ours, path)
+        yield from _retrieved(size, what, ours, peer, web, body)
 
 
 def _stored(size: Size, what: str, ours: Server, body: data.Body, path: Path) -> Iterator[Finding]:
@@ -88,6 +100,11 @@ def _beside_cp(size: Size, measure: str, mine: Stored, rounds: int, thrown_away:
     yield Claim(f"memory growth, {measure}", memory.growth / 1e6, "MB", at_most=STORED_GROWTH)
 
 
+def _rest(size: Size, length: int) -> float:
+    """Seconds before a round, which writes it twice."""
+    return size.rest * max(1.0, 2 * length / RESTED_FOR)
+
+
 def _warm(length: int) -> None:
     """As `measures.warm_memory`, without the disk: so much memory is used and freed again before each of the
     two, as far as it is there."""
@@ -97,57 +114,43 @@ def _warm(length: int) -> None:
             memory[start : start + len(_BLOCK)] = _BLOCK[: length - start]
 
 
-def _beside_orthanc(
-    size: Size, what: str, ours: Server, web: Server | None, body: data.Body, path: Path
+def _retrieved(
+    size: Size, what: str, ours: Server, peer: Server | None, web: Server | None, body: data.Body
 ) -> Iterator[Finding]:
-    fits = servers.available_memory() > TIMES_IN_MEMORY * body.length + (1 << 30)
-    if not fits:
-        yield Row(f"store {what}", "Orthanc", None, "MB/s", "takes more memory than there is")
-    with ExitStack() as stack:
-        peer = stack.enter_context(servers.orthanc(size.folder / "peer")) if fits else None
-        if peer is not None:
-            yield from _stored_there(size, what, ours, peer, body, path)
-        else:
-            store_study(ours, path)
-            if fits:
-                yield missing(f"store {what}", "Orthanc", "MB/s")
-        paths = (f"/studies/{body.keys[0].study}", "/large.body")
-        rounds = size.rounds + 3
-        yield from retrieved(f"retrieve {what}", rounds, ours, peer, web, paths, 1, peer_rounds=1)
-        measure = f"one frame of {what}"
-        yield median_row(measure, "streamsrv", _frames(ours, body, FRAMES), "ms")
-        if peer is not None:
-            yield median_row(measure, "Orthanc", _frames(peer, body, 1), "ms")
-            took = forget(peer, body.keys[0].study) * 1e3
-            yield Row(f"delete {what}", "Orthanc", took, "ms")
+    paths = (f"/studies/{body.keys[0].study}", "/large.body")
+    yield from retrieved(f"retrieve {what}", size.rounds + 3, ours, peer, web, paths, 1, peer_rounds=1)
+    measure = f"one frame of {what}"
+    yield median_row(measure, "streamsrv", _frames(ours, body, FRAMES), "ms")
+    if peer is not None:
+        yield median_row(measure, "Orthanc", _frames(peer, body, 1), "ms")
+        took = forget(peer, body.keys[0].study) * 1e3
+        yield Row(f"delete {what}", "Orthanc", took, "ms")
 
 
 def _stored_there(
     size: Size, what: str, ours: Server, peer: Server, body: data.Body, path: Path
 ) -> Iterator[Finding]:
     """Orthanc once, and this server before and after: the disk is at no time the same as a minute ago. Each
-    begins with a disk that has rested."""
-    study, rest = body.keys[0].study, _rest(size, body.length)
-    time.sleep(rest)
-    own = [store_study(ours, path)]
-    time.sleep(rest)
+    begins with a disk that has rested, and with warm memory."""
+
+    def seconds(server: Server) -> float:
+        time.sleep(_rest(size, body.length))
+        _warm(body.length)
+        return store_study(server, path)
+
+    own = [seconds(ours)]
+    forget(ours, body.keys[0].study)
     with MemorySampler(peer.pid) as memory:
-        took = store_study(peer, path)
-    forget(ours, study)
-    time.sleep(rest)
-    own.append(store_study(ours, path))
+        took = seconds(peer)
+    own.append(seconds(ours))
+    forget(ours, body.keys[0].study)
     megabytes = body.length / 1e6
     note = f"memory grew by {memory.growth / 1e6:.0f} MB"
     yield Row(f"store {what}", "Orthanc", megabytes / took, "MB/s", note)
     measure = f"store {what}, before and after Orthanc"
-    yield median_row(measure, "streamsrv", [megabytes / seconds for seconds in own], "MB/s")
+    yield median_row(measure, "streamsrv", [megabytes / one for one in own], "MB/s")
     text = f"store {what}, in relation to Orthanc"
     yield Claim(text, took / statistics.median(own), "x", at_least=STORE_PEER)
-
-
-def _rest(size: Size, length: int) -> float:
-    """Seconds: a round writes it twice."""
-    return size.rest * max(1.0, 2 * length / RESTED_FOR)
 
 
 def _frames(server: Server, body: data.Body, count: int) -> list[float]:
