@@ -2,6 +2,8 @@
 
 usage: python -m perf.publish NAME... (for perf/results/NAME.json; the runs of one machine)
 
+What several of them measured counts as the last named of them has it.
+
 Writes perf/results/targets.svg and rates.svg, and the part of README between the two lines that mark it. A
 test compares README with what this would write.
 """
@@ -64,14 +66,26 @@ def shown(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
+def claims_of(runs: Sequence[Results]) -> list[Claim]:
+    return list({claim.text: claim for run in runs for claim in run.claims}.values())
+
+
+def rows_of(runs: Sequence[Results]) -> list[Row]:
+    measures: dict[str, list[Row]] = {}
+    for run in runs:
+        again = dict.fromkeys(row.measure for row in run.rows)
+        measures |= {measure: [row for row in run.rows if row.measure == measure] for measure in again}
+    return [row for rows in measures.values() for row in rows]
+
+
 def section(names: Sequence[str], runs: Sequence[Results]) -> str:
     """The part of README, without the lines that mark it."""
-    claims = [claim for run in runs for claim in run.claims]
+    claims = claims_of(runs)
     lines = [_machine(names, runs), ""]
     lines += ["![what is wanted and what is reached](perf/results/targets.svg)", ""]
     lines += _claims(claims)
     lines += ["", "![rates beside the peers](perf/results/rates.svg)", ""]
-    lines += _table(shown([row for run in runs for row in run.rows]))
+    lines += _table(shown(rows_of(runs)))
     return "\n".join(lines) + "\n"
 
 
@@ -144,8 +158,8 @@ def main(names: list[str]) -> int:
         print(fault, file=sys.stderr)
         return 2
     heading = machine_line(runs[0].machine)
-    plots.targets(RESULTS / "targets.svg", [claim for run in runs for claim in run.claims], heading)
-    plots.blocks(RESULTS / "rates.svg", shown([row for run in runs for row in run.rows]), heading)
+    plots.targets(RESULTS / "targets.svg", claims_of(runs), heading)
+    plots.blocks(RESULTS / "rates.svg", shown(rows_of(runs)), heading)
     return 0
 
 

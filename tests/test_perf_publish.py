@@ -67,6 +67,15 @@ def test_the_section():
     assert f"| {FRAMES}, a second | 100 | nginx, one file 900 | |" in lines
 
 
+def test_what_was_measured_again_counts():
+    rows = [Row(FRAMES, "streamsrv", 300.0, "a second"), Row(FRAMES, "nginx, one file", 500.0, "a second")]
+    again = Results(MACHINE, "", rows, [Claim("delete", 6.0, "ms", at_most=5)])
+    lines = publish.section(["full", "again"], [RUN, again]).splitlines()
+    assert "0 of 2 claims hold: green above is reached, red is not. These fail:" in lines
+    assert f"| {FRAMES}, a second | 300 | nginx, one file 500 | |" in lines
+    assert f"| {STORE}, MB/s | 880 | cp + fsync 1,539 | 115 |" in lines
+
+
 def test_rewriting_leaves_the_rest_as_it_is():
     before = "# a\n\n<!-- python -m perf.publish old -->\nold\n<!-- published -->\n\n## b\n"
     after = publish.rewritten(before, ["full"], [RUN])
