@@ -42,6 +42,7 @@ SHOWN = [
         r"CT of 524 kB: (JPEG lossless|JPEG-LS|JPEG 2000|rendered as JPEG|rendered as PNG)",
         r"a frame of a multi-frame rendered.*",
         r"a JPEG tile of a slide decoded.*",
+        r"a JPEG tile of a slide rendered \(.*",
         r"delete \d+ CT instances of 526 kB",
         r"delete one instance of .* GB",
         r"mixed load: (stored|a frame)",
@@ -58,6 +59,7 @@ def shown(rows: Sequence[Row]) -> list[Row]:
             block = [row for row in rows if row.measure == measure and row.value is not None]
             for peer in (OWN, "cp + fsync", "nginx", "Orthanc"):
                 there = [row for row in block if row.subject.partition(", ")[0] == peer]
+                there = [row for row in there if row.unit == block[0].unit]
                 if peer == OWN:
                     there = [row for row in there if row.subject == OWN]
                 if there:
@@ -71,11 +73,7 @@ def claims_of(runs: Sequence[Results]) -> list[Claim]:
 
 
 def rows_of(runs: Sequence[Results]) -> list[Row]:
-    measures: dict[str, list[Row]] = {}
-    for run in runs:
-        again = dict.fromkeys(row.measure for row in run.rows)
-        measures |= {measure: [row for row in run.rows if row.measure == measure] for measure in again}
-    return [row for rows in measures.values() for row in rows]
+    return list({(row.measure, row.subject): row for run in runs for row in run.rows}.values())
 
 
 def section(names: Sequence[str], runs: Sequence[Results]) -> str:
