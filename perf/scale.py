@@ -285,7 +285,7 @@ def _costs(server: Server, bodies: dict[int, Path], stage: int) -> Iterator[Find
         yield Row(
             f"CPU time to {what}", size, statistics.median(seconds) / gigabytes, "s/GB", "user and system"
         )
-    yield Row("memory of the server", size, private_bytes(server.pid) / 1e6, "MB", "all processes, those for pixels included")
+    yield Row("memory of the server", size, private_bytes(server.pid) / 1e6, "MB", "those for pixels too")
     yield from _calls(server, bodies[MOVED], size)
 
 
