@@ -29,7 +29,8 @@ def world(tmp_path_factory):
     began = time.monotonic()
     yield world
     world.stop()
-    assert world.counts["acknowledged"] > 500
+    # Some 25 times as many, but for a process that runs a few of these tests, in a world of its own.
+    assert world.counts["acknowledged"] > world.counts["checks"]
     print(f"in {time.monotonic() - began:.0f} s, seed {SEED}:", dict(world.counts))
 
 
