@@ -222,7 +222,6 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setattr(conditional, "SETTLED", -1)
     monkeypatch.setattr(hot_frames, "SETTLED", -1)
     monkeypatch.setattr(hot_frames, "_shapes", {})
-    monkeypatch.setattr(hot_pictures, "SETTLED", -1)
     monkeypatch.setattr(hot_pictures, "_shapes", {})
     # The system may take pages out of memory at any time, and what is counted here would be another number.
     monkeypatch.setattr(os, "RWF_NOWAIT", 0)

@@ -15,7 +15,8 @@ Rules
 from __future__ import annotations
 
 import time
-from typing import NamedTuple, TypeAlias
+from abc import ABC, abstractmethod
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from streamsrv.dicom.instance import FRAGMENTED, FrameKind
 from streamsrv.dicom.syntaxes import lookup
@@ -34,7 +35,8 @@ from streamsrv.wire.resources import Kind, Target, instance_url
 
 SHAPES = 1024
 
-_Key: TypeAlias = tuple[InstanceKey, str, str | None]
+Key: TypeAlias = tuple[InstanceKey, str, str | None]
+S = TypeVar("S")
 
 
 class Shape(NamedTuple):
@@ -48,7 +50,7 @@ class Shape(NamedTuple):
     url: str
 
 
-_shapes: dict[_Key, Shape] = {}
+_shapes: dict[Key, Shape] = {}
 
 
 def learn(retrieval: Retrieval, row: InstanceRow, offer: Offer) -> None:
@@ -57,9 +59,27 @@ def learn(retrieval: Retrieval, row: InstanceRow, offer: Offer) -> None:
         return
     url = instance_url(retrieval.request.base_url, *row.key)
     shape = Shape(row, retrieval.selection.digest, offer.media_type, offer.syntax, offer.content_type, url)
-    while len(_shapes) >= SHAPES:
-        _shapes.pop(next(iter(_shapes)), None)
-    _shapes[_key(retrieval.request, row.key)] = shape
+    remember(_shapes, retrieval.request, row.key, shape)
+
+
+def remember(shapes: dict[Key, S], request: Request, key: InstanceKey, shape: S) -> None:
+    """How the frames of an instance go out for these words; what was remembered first is forgotten."""
+    while len(shapes) >= SHAPES:
+        shapes.pop(next(iter(shapes)), None)
+    shapes[_key(request, key)] = shape
+
+
+def remembered(shapes: dict[Key, S], request: Request, target: Target) -> S | None:
+    """What is remembered of the instance, if the target resource is one frame of it."""
+    if len(target.frames) != 1 or request.query:
+        return None
+    key = InstanceKey(target.study or "", target.series or "", target.instance or "")
+    return shapes.get(_key(request, key))
+
+
+def is_settled(row: InstanceRow) -> bool:
+    """Whether an answer says the same a moment later."""
+    return time.time() - row.stored_at / 1e6 >= SETTLED
 
 
 def is_plain(row: InstanceRow) -> bool:
@@ -71,16 +91,12 @@ def is_plain(row: InstanceRow) -> bool:
     )
 
 
-def _key(request: Request, key: InstanceKey) -> _Key:
+def _key(request: Request, key: InstanceKey) -> Key:
     return key, request.base_url, request.headers.get("accept")
 
 
 def _shape_of(request: Request, target: Target) -> Shape | None:
-    """What is remembered of the instance, if the target resource is one frame of it."""
-    if target.kind is not Kind.FRAMES or len(target.frames) != 1 or request.query:
-        return None
-    key = InstanceKey(target.study or "", target.series or "", target.instance or "")
-    return _shapes.get(_key(request, key))
+    return remembered(_shapes, request, target) if target.kind is Kind.FRAMES else None
 
 
 def hot_frame(store: Store, request: Request, target: Target) -> Answer | None:
@@ -110,7 +126,7 @@ def hot_frames(store: Store, request: Request, target: Target) -> HotFrames | No
     """For as long as they are asked for in the very same words; None unless `hot_frame` would answer with the
     whole frame, or if it would say something else a moment later."""
     shape = _shape_of(request, target)
-    if shape is None or time.time() - shape.row.stored_at / 1e6 < SETTLED:
+    if shape is None or not is_settled(shape.row):
         return None
     return HotFrames(store, request, shape)
 
@@ -123,7 +139,7 @@ class Placed(NamedTuple):
     span: Span
 
 
-class HotInstance:
+class HotInstance(ABC):
     """One instance, as long as it is the one that was learnt."""
 
     def __init__(self, store: Store, row: InstanceRow) -> None:
@@ -152,13 +168,13 @@ class HotInstance:
         except SegmentGone:
             return None
 
+    @abstractmethod
     def at(self, number: int) -> Placed | None:
         """Where frame `number` lies; None if it is not there, or not in one piece."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer(self, number: str, etag: str, boundary: bytes) -> Answer:
         """What is said of a frame that has no bytes."""
-        raise NotImplementedError
 
 
 class HotFrames(HotInstance):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from framecodecs.frameinfo import FrameInfo
 from streamsrv.retrieve import hot_frames
@@ -21,13 +21,11 @@ from streamsrv.retrieve.answering import CACHING, Retrieval
 from streamsrv.retrieve.hot_frames import HotInstance, Placed, place_of
 from streamsrv.retrieve.pixels import Description
 from streamsrv.retrieve.stored_pictures import JPEG, head_at_hand
-from streamsrv.store.rows import InstanceKey, InstanceRow
+from streamsrv.store.rows import InstanceRow
 from streamsrv.store.store import Store
 from streamsrv.wire.answers import Answer, Piece, Request, Span
-from streamsrv.wire.conditional import SETTLED, dated, etag_of, evaluate
+from streamsrv.wire.conditional import dated, etag_of, evaluate
 from streamsrv.wire.resources import Kind, Target
-
-_Key: TypeAlias = tuple[InstanceKey, str, str | None]
 
 
 class PictureShape(NamedTuple):
@@ -39,7 +37,7 @@ class PictureShape(NamedTuple):
     drawn_as: str
 
 
-_shapes: dict[_Key, PictureShape] = {}
+_shapes: dict[hot_frames.Key, PictureShape] = {}
 
 
 def learn(
@@ -56,21 +54,16 @@ def learn(
         return
     if description.frames and description.info.samples_per_pixel == 1:
         return  # each may have a window of its own
-    while len(_shapes) >= hot_frames.SHAPES:
-        _shapes.pop(next(iter(_shapes)), None)
     shape = PictureShape(row, retrieval.selection.digest, description.info, drawn_as)
-    _shapes[row.key, request.base_url, request.headers.get("accept")] = shape
+    hot_frames.remember(_shapes, request, row.key, shape)
 
 
 def hot_answers(store: Store, request: Request, target: Target) -> HotInstance | None:
     """Of single frames, or of single frames as pictures; None of anything else."""
     if target.kind is not Kind.RENDERED:
         return hot_frames.hot_frames(store, request, target)
-    if len(target.frames) != 1 or request.query:
-        return None
-    key = InstanceKey(target.study or "", target.series or "", target.instance or "")
-    shape = _shapes.get((key, request.base_url, request.headers.get("accept")))
-    if shape is None or time.time() - shape.row.stored_at / 1e6 < SETTLED:
+    shape = hot_frames.remembered(_shapes, request, target)
+    if shape is None or not hot_frames.is_settled(shape.row):
         return None
     return HotPictures(store, request, shape)
 

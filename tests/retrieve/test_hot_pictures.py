@@ -25,7 +25,7 @@ ONE = "1.2.3.4.1"
 def nothing_known(monkeypatch):
     monkeypatch.setattr(hot_pictures, "_shapes", {})
     monkeypatch.setattr(hot_frames, "_shapes", {})
-    for module in (hot_pictures, hot_frames, conditional):
+    for module in (hot_frames, conditional):
         monkeypatch.setattr(module, "SETTLED", -1)
 
 
@@ -142,7 +142,7 @@ def test_a_lease_is_given_back(store):
 def test_what_was_stored_just_now_is_not_settled(store, monkeypatch):
     stored(store, coded(1))
     assert learnt(store)
-    monkeypatch.setattr(hot_pictures, "SETTLED", 3600)
+    monkeypatch.setattr(hot_frames, "SETTLED", 3600)
     assert known(store) is None
 
 
