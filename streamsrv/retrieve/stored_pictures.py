@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.jpeg_pictures import LONGEST_HEAD, PictureHead, is_unchanged, picture_head, profile_parts
@@ -31,6 +31,7 @@ from streamsrv.retrieve.showing import Wishes, icc_profile_place, rendering_of
 from streamsrv.store.rows import InstanceRow
 from streamsrv.store.store import Store
 from streamsrv.wire.answers import Literal, Piece, Span
+from streamsrv.wire.conditional import slice_plan
 
 JPEG = "image/jpeg"
 SYNTAXES = frozenset(("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"))
@@ -81,7 +82,7 @@ class StoredPictures:
             return None
         pieces = next(frame_pieces(self.store, self.selection, self.row, [index]))
         spans = [piece for piece in pieces if isinstance(piece, Span)]
-        start = b"".join(map(self._read, first_bytes(spans, LONGEST_HEAD)))
+        start = b"".join(map(self._read, cut(spans, 0, LONGEST_HEAD)))
         head = picture_head(start, self._read(tail_of(spans[-1])), info)
         return None if head is None else self._coloured(spans, start, head)
 
@@ -116,7 +117,7 @@ class StoredPictures:
         if head.has_profile or not parts:
             return None
         before = start[: head.profile_at]
-        rest = but_first_bytes(spans, head.profile_at)
+        rest = cut(spans, head.profile_at, sum(one.length for one in spans))
         if isinstance(profile, Literal):
             text = profile.payload
             inserted = (part for marker, at, length in parts for part in (marker, text[at : at + length]))
@@ -143,7 +144,7 @@ class StoredPictures:
 
 def head_at_hand(descriptor: int, frame: Span, info: FrameInfo) -> PictureHead | None:
     """Of a frame in one piece; None if it is no picture as it stands, or not in memory."""
-    start = at_hand(descriptor, replace(frame, length=min(frame.length, LONGEST_HEAD)))
+    start = at_hand(descriptor, Span(frame.segment, frame.offset, min(frame.length, LONGEST_HEAD)))
     end = at_hand(descriptor, tail_of(frame))
     return None if start is None or end is None else picture_head(start, end, info)
 
@@ -159,25 +160,10 @@ def at_hand(descriptor: int, one: Span) -> bytes | None:
 
 
 def tail_of(one: Span) -> Span:
-    length = min(END, one.length)
-    return Span(one.segment, one.offset + one.length - length, length)
+    (tail,) = cut((one,), one.length - END, one.length) or (one,)
+    return tail
 
 
-def first_bytes(spans: Sequence[Span], most: int) -> list[Span]:
-    found = []
-    for one in spans:
-        if most <= 0:
-            break
-        found.append(replace(one, length=min(one.length, most)))
-        most -= one.length
-    return found
-
-
-def but_first_bytes(spans: Sequence[Span], count: int) -> list[Span]:
-    rest = []
-    for one in spans:
-        left = min(one.length, count)
-        count -= left
-        if left < one.length:
-            rest.append(Span(one.segment, one.offset + left, one.length - left))
-    return rest
+def cut(spans: Sequence[Span], start: int, stop: int) -> list[Span]:
+    """Those that hold the bytes [start, stop) of a frame in so many pieces."""
+    return [piece for piece in slice_plan(spans, start, stop) if isinstance(piece, Span)]
