@@ -10,7 +10,7 @@ Rules of this file
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 from framecodecs.pictures import ICC_FORMATS
 from streamsrv.dicom.syntaxes import lookup
@@ -122,8 +122,11 @@ def one_picture(
     check_drawable(row)
     one = renderer(retrieval, row, wishes, offer.media_type)
     if not offer.multipart:
-        pieces = single_picture(retrieval, one, index)
-        return retrieval.single_part(offer.media_type, pieces, drawn_as(wishes))
+        said = drawn_as(wishes)
+        pieces = picture_pieces(
+            one, index, lambda stored: learn(retrieval, row, one.description, stored, said)
+        )
+        return retrieval.single_part(offer.media_type, pieces, said)
     url = picture_url(retrieval, row, index + 1)
     parts = (Part(offer.media_type, url, picture_pieces(one, index)) for _ in range(1))
     return retrieval.multipart((offer.media_type, url, drawn_as(wishes)), lambda: parts, 1)
@@ -138,18 +141,15 @@ def picture_url(retrieval: Retrieval, row: InstanceRow, number: int) -> str:
     return f"{frame_url(retrieval.request.base_url, *row.key, number)}/rendered"
 
 
-def picture_pieces(one: Renderer, index: int) -> Iterator[Piece]:
-    stored = one.stored(index)
-    yield from (Literal(one.picture(index)),) if stored is None else stored
-
-
-def single_picture(retrieval: Retrieval, one: Renderer, index: int) -> Iterator[Piece]:
-    """The same, remembered where it is as it is stored."""
+def picture_pieces(
+    one: Renderer, index: int, learnt: Callable[[Sequence[Piece]], None] = lambda stored: None
+) -> Iterator[Piece]:
+    """`learnt` is told of a picture that goes out as it is stored."""
     stored = one.stored(index)
     if stored is None:
         yield Literal(one.picture(index))
     else:
-        learn(retrieval, one.row, one.description, stored, drawn_as(one.wishes))
+        learnt(stored)
         yield from stored
 
 
