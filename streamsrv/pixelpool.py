@@ -289,21 +289,19 @@ class PixelPool:
         they are no more than AHEAD bytes. A task without an order only takes its turn. None: nothing yet;
         come back."""
         self.must_not_block()
-        ahead: deque[tuple[Tag, Future[list[Result]] | None]] = deque()
-        held: deque[int] = deque()  # pixels of each
+        ahead: deque[tuple[Tag, Future[list[Result]] | None, int]] = deque()  # with their pixels
         begun = False
         try:
             for tag, order in tasks:
                 turns, pixels = 0, order.pixels if order is not None else 0
                 while (
                     len(ahead) > self._workers
-                    or (ahead and sum(held) + pixels > AHEAD)
+                    or (ahead and sum(held for _, _, held in ahead) + pixels > AHEAD)
                     or (future := self._placed(order)) is FULL
                 ):
                     if ahead:
                         yield from _waited(ahead[0][1])
-                        held.popleft()
-                        yield ahead.popleft()
+                        yield ahead.popleft()[:2]
                     elif not begun or turns * TURN > PATIENCE:
                         raise Overloaded("too many frames are waiting to be decoded", RETRY_AFTER)
                     else:
@@ -311,13 +309,12 @@ class PixelPool:
                         time.sleep(TURN)
                         yield None
                     begun = True
-                ahead.append((tag, future))
-                held.append(pixels)
+                ahead.append((tag, future, pixels))
             while ahead:
                 yield from _waited(ahead[0][1])
-                yield ahead.popleft()
+                yield ahead.popleft()[:2]
         finally:
-            for _, waiting in ahead:
+            for _, waiting, _ in ahead:
                 if waiting is not None:
                     self.cancel(waiting)
 
