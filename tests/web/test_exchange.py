@@ -566,6 +566,16 @@ class Made:
 MADE = message("GET /v2/studies/1.2/series/1.3/instances/1.4")
 
 
+async def shut_while_it_is_made(raw, made):
+    """The client shuts its side, and gets what was made."""
+    await raw.send(MADE)
+    await eventually(lambda: made.threads)
+    raw.writer.write_eof()
+    await eventually(lambda: made.left)
+    made.until.set_result(b"made")
+    assert (await raw.answer())[2] == b"made"
+
+
 @pytest.mark.parametrize("fails", [False, True])
 async def test_what_is_being_made_is_asked_for_again_in_the_loop(port, world, fails):
     made, clients = Made(world), [await Raw.connect(port) for _ in range(2)]
@@ -637,12 +647,7 @@ async def test_who_has_shut_its_side_leaves_once(port, world):
             raise
 
     world.answers["1.4"] = compute
-    await raw.send(MADE)
-    await eventually(lambda: made.threads)
-    raw.writer.write_eof()
-    await eventually(lambda: made.left)
-    made.until.set_result(b"made")
-    assert (await raw.answer())[2] == b"made"
+    await shut_while_it_is_made(raw, made)
     assert (len(made.threads), made.left) == (2, 1)
     await raw.close()
 
@@ -667,12 +672,7 @@ async def test_nothing_is_begun_for_who_has_left(port, world, http_server, liste
 
 async def test_who_has_shut_its_side_gets_what_was_begun(port, world):
     made, raw = Made(world), await Raw.connect(port)
-    await raw.send(MADE)
-    await eventually(lambda: made.threads)
-    raw.writer.write_eof()
-    await eventually(lambda: made.left)
-    made.until.set_result(b"made")
-    assert (await raw.answer())[2] == b"made"
+    await shut_while_it_is_made(raw, made)
     await raw.close()
 
 
