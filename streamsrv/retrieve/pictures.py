@@ -11,12 +11,13 @@ Rules of this file
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
 
 from framecodecs.pictures import ICC_FORMATS
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import BadRequest, NotAcceptable, NotFound
 from streamsrv.pixelpool import Order
-from streamsrv.retrieve.answering import MAKER, Retrieval
+from streamsrv.retrieve.answering import MAKER, Retrieval, finished
 from streamsrv.retrieve.frames import check_frames
 from streamsrv.retrieve.hot_pictures import learn
 from streamsrv.retrieve.parts import Part
@@ -120,16 +121,30 @@ def one_picture(
     retrieval: Retrieval, row: InstanceRow, index: int, wishes: Wishes, offer: accept.Offer
 ) -> Answer:
     check_drawable(row)
-    one = renderer(retrieval, row, wishes, offer.media_type)
+    one, said = renderer(retrieval, row, wishes, offer.media_type), drawn_as(wishes)
+
+    def learnt(stored: Sequence[Piece]) -> None:
+        if not offer.multipart:
+            learn(retrieval, row, one.description, stored, said)
+
+    pieces = picture_pieces(one, index, learnt)
+    return finished(partial(drawn, retrieval, row, index, offer, said), pieces)
+
+
+def drawn(
+    retrieval: Retrieval,
+    row: InstanceRow,
+    index: int,
+    offer: accept.Offer,
+    said: str,
+    pieces: Iterable[Piece],
+) -> Answer:
+    """Needs nothing of the store."""
     if not offer.multipart:
-        said = drawn_as(wishes)
-        pieces = picture_pieces(
-            one, index, lambda stored: learn(retrieval, row, one.description, stored, said)
-        )
         return retrieval.single_part(offer.media_type, pieces, said)
     url = picture_url(retrieval, row, index + 1)
-    parts = (Part(offer.media_type, url, picture_pieces(one, index)) for _ in range(1))
-    return retrieval.multipart((offer.media_type, url, drawn_as(wishes)), lambda: parts, 1)
+    part = Part(offer.media_type, url, pieces)
+    return retrieval.multipart((offer.media_type, url, said), lambda: (part,), 1)
 
 
 def drawn_as(wishes: Wishes) -> str:
@@ -141,9 +156,7 @@ def picture_url(retrieval: Retrieval, row: InstanceRow, number: int) -> str:
     return f"{frame_url(retrieval.request.base_url, *row.key, number)}/rendered"
 
 
-def picture_pieces(
-    one: Renderer, index: int, learnt: Callable[[Sequence[Piece]], None] = lambda stored: None
-) -> Iterator[Piece]:
+def picture_pieces(one: Renderer, index: int, learnt: Callable[[Sequence[Piece]], None]) -> Iterator[Piece]:
     """`learnt` is told of a picture that goes out as it is stored."""
     stored = one.stored(index)
     if stored is None:

@@ -564,8 +564,17 @@ def test_the_loop_never_makes_and_remembers(store):
                 assert payload(ask_of(pool, store, path, accept)) == made
 
 
-@pytest.mark.parametrize("accept", [frames_of_type("image/jls", JPEG_LS), "image/jls"])
-def test_what_was_made_finishes_the_answer_that_waited_for_it(store, accept, monkeypatch):
+@pytest.mark.parametrize(
+    ("path", "accept"),
+    [
+        ("frames/2", frames_of_type("image/jls", JPEG_LS)),
+        ("frames/2", "image/jls"),
+        ("frames/2/rendered", "image/png"),
+        ("frames/2/rendered", 'multipart/related; type="image/jpeg"'),
+        ("thumbnail", "image/jpeg"),
+    ],
+)
+def test_what_was_made_finishes_the_answer_that_waited_for_it(store, path, accept, monkeypatch):
     """It is the very answer that whoever asks again gets; nothing of the store is looked at for it."""
     kind = KINDS["12 in 16"]
     keep(store, stored_as(image(kind, arrays_of(kind)), LITTLE))
@@ -576,7 +585,7 @@ def test_what_was_made_finishes_the_answer_that_waited_for_it(store, accept, mon
     with closing(pool):
         for asked in ({}, {"range": "bytes=10-99"}, {"if-match": '"another"'}):
             with pytest.raises(WouldBlock) as blocked:
-                ask_of(pool, store, f"{ONE}/frames/2", accept, **asked)
+                ask_of(pool, store, f"{ONE}/{path}", accept, **asked)
             while not blocked.value.until.done():
                 arrivals[0]()
             made = blocked.value.until.result()
@@ -587,7 +596,7 @@ def test_what_was_made_finishes_the_answer_that_waited_for_it(store, accept, mon
                 except PreconditionFailed:
                     assert "if-match" in asked
                     continue
-            again = ask_of(pool, store, f"{ONE}/frames/2", accept, **asked)
+            again = ask_of(pool, store, f"{ONE}/{path}", accept, **asked)
             assert (finished.status, finished.headers) == (again.status, again.headers)
             assert (finished.length, payload(finished)) == (again.length, payload(again))
 
