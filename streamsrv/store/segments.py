@@ -78,16 +78,17 @@ class Segments:
         if free < reserve:
             raise InsufficientStorage(f"less than {reserve} bytes are free on the disk of the store")
 
-    def borrow(self, *, reserve: bool = False) -> Borrowed:
+    def borrow(self, *, reserve: bool = False, tombstones: bool = False) -> Borrowed:
         """A segment to append to: one that nobody has, else a new one. With `reserve`, InsufficientStorage
-        rather than fill the disk."""
+        rather than fill the disk. For `tombstones` alone one that is full will do: to make a new one takes
+        six more syncs, and they are short."""
         if reserve:
             self.require_space()
         claims = Claims(self._layout.claims, self.ops)
         try:
             for segment in self._candidates():
                 if claims.borrow(segment):
-                    borrowed = self._adopt(claims, segment, reserve)
+                    borrowed = self._adopt(claims, segment, reserve, full=tombstones)
                     if borrowed:
                         return borrowed
                     claims.give_back(segment)
@@ -113,14 +114,14 @@ class Segments:
         self._unsealed = sorted(row.segment for row in rows if not row.sealed)
         self._listed = time.monotonic()
 
-    def _adopt(self, claims: Claims, segment: int, reserve: bool) -> Borrowed | None:
-        """Make a segment whose lock we have fit for appending; None if it is full, sealed, gone or
-        damaged."""
+    def _adopt(self, claims: Claims, segment: int, reserve: bool, *, full: bool) -> Borrowed | None:
+        """Make a segment whose lock we have fit for appending; None if it is sealed, gone or damaged, or
+        full, unless it may be `full`."""
         row = self._index.segment(segment)
         if row is None or row.sealed:
             self.forget(segment)
             return None
-        if row.committed_end >= self.size:
+        if row.committed_end >= self.size and not full:
             self.seal(segment)
             return None
         fd = self._open_for_writing(row)

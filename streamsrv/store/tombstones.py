@@ -107,7 +107,7 @@ class Deletion:
             return 0
         removed, more = 0, True
         after: InstanceKey | None = None
-        segment = self._segments.borrow()
+        segment = self._segments.borrow(tombstones=True)
         try:
             while more:
                 claimed = self._claimed(segment, target, after)

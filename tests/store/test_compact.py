@@ -181,7 +181,7 @@ def test_a_segment_that_is_written_to_is_busy(store):
     for key in keys(2):
         store.delete(*key)
     last = max(store.layout.segment_files())
-    borrowed = store.segments.borrow()
+    borrowed = store.segments.borrow(tombstones=True)
     assert borrowed.segment == last
     report = compact(store)
     assert report.busy == [last]
@@ -232,7 +232,7 @@ def test_what_changes_meanwhile_stays_as_it_became(store, memory, monkeypatch):
     assert after_reindex(store, memory) == after
 
 
-@pytest.mark.parametrize("passage", range(1, 7))
+@pytest.mark.parametrize("passage", range(1, 6))
 def test_a_crash_at_any_point_is_harmless(store, memory, monkeypatch, passage):
     class Died(BaseException):
         pass
@@ -389,14 +389,18 @@ def test_a_segment_without_its_file_keeps_nothing_from_compaction(store):
 
 @pytest.fixture
 def many(memory):
-    """Sixty segments of five instances each, three of them dead."""
+    """Sixty segments of five instances each, three of them dead; and ten in which nothing lives."""
     ops = FullDiskFileOps()
     with open_store(memory, options=SMALL, fileops=ops) as store:
         for study in range(1, 61):
             put(store, *(payload_of(key_of(study, 1, instance), 300) for instance in range(5)))
+        for study in range(61, 71):
+            put(store, *(payload_of(key_of(study, 1, instance), 300) for instance in range(5)))
         for study in range(1, 61):
             for instance in range(3):
                 store.delete(*key_of(study, 1, instance))
+        for study in range(61, 71):
+            store.delete(f"1.{study}")
         yield store
 
 
@@ -423,8 +427,7 @@ def test_many_segments_take_few_walks_through_the_index(many, memory, monkeypatc
     report = compact(many)
     assert set(victims) <= set(report.segments)
     assert report.moved == 120
-    # Segments that hold nothing but tombstones are victims, too.
-    assert walks <= len(counted) <= walks + 1 + (free == 0) * 5, counted
+    assert walks <= len(counted) <= walks + 1 + (free == 0) * 10, counted
     many.ops.free = None
     assert report.segments[0] not in victims  # those that only free come first
     assert well(many)

@@ -106,6 +106,20 @@ def test_a_full_segment_is_sealed_when_borrowed(tmp_path):
         assert length_of(store, 1) > 2000
 
 
+def test_a_full_segment_still_takes_tombstones(tmp_path):
+    """Who deletes waits for no new segment: that takes two more commits, and two syncs."""
+    with open_store(tmp_path, options=StoreOptions(segment_size=1000, min_free=0)) as store:
+        put(store, payload_of(key_of(1), 2000))
+        assert store.delete("1.1") == 1
+        assert [(row.segment, row.sealed) for row in store.index.segments().values()] == [(1, False)]
+        put(store, payload_of(key_of(2), 100))
+        assert [(row.segment, row.sealed) for row in store.index.segments().values()] == [(1, True), (2, False)]
+    assert reindex(tmp_path, derive).findings == []
+    with open_store(tmp_path) as store:
+        assert [row.key for row in store.lookup("1.2")] == [key_of(2)]
+        assert not store.lookup("1.1")
+
+
 def test_a_segment_shorter_than_committed_is_not_used(store):
     put(store, payload_of(key_of(1)))
     os.truncate(store.layout.segment(1), 10)
