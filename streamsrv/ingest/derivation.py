@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from streamsrv.dicom.arriving import Arriving
 from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.part10 import read_instance
 from streamsrv.dicom.repeats import Repeats
@@ -52,12 +53,15 @@ class Remembered:
 
 
 def derive(
-    source: Source, limits: ReadLimits | None = None, repeats: Repeats | None = None
+    source: Source,
+    limits: ReadLimits | None = None,
+    repeats: Repeats | None = None,
+    arriving: Arriving | None = None,
 ) -> tuple[SOPInstance, NewInstance]:
-    """Read a Part 10 file where it lies. Raises InstanceError."""
+    """Read a Part 10 file where it lies, with what was seen of it while it arrived. Raises InstanceError."""
     metadata = MetadataChunks()
     learned = read_instance(
-        source.pread,
+        arriving.reading(source.pread) if arriving else source.pread,
         source.location.length,
         keep=KEEP,
         emit=metadata.add,

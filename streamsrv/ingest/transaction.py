@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from streamsrv.dicom.arriving import Arriving, what_arrives
 from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import AlreadyStored, ContentTooLarge, InstanceError, NotDicom, StudyMismatch
@@ -39,6 +40,9 @@ HEAVY_INSTANCE = 1 << 20
 # Datasets read in one turn, 2 ms for those of CTs. What they share is in the processor's caches then; half a
 # megabyte received between two of them throws it out: one by one, each takes a tenth longer.
 READ_TOGETHER = 16
+# What an instance has beyond so much is not kept in the page cache, if it belongs to one long value: a slide
+# of gigabytes would push out all that viewers look at, and is stored faster so (docs/performance.md).
+KEPT = 128 << 20
 # What waits to be written in one call at most, in bytes and in pieces.
 WRITE_BYTES = 4 << 20
 WRITE_PIECES = 512
@@ -88,6 +92,9 @@ class Ingest:
         self._on_duplicate = on_duplicate
         self._receiving = False  # between the begin and the end of a part that is being written
         self._received = 0  # bytes of that part
+        self._looked = False  # whether it was seen what it is that arrives
+        self._arriving: Arriving | None = None
+        self._seen: dict[int, Arriving] = {}  # of whole parts, by the number of the record
         self._closed: list[Record] = []  # whole parts that are still to be written
         self._ended: list[Record] = []  # written parts whose dataset is still to be read
         self._repeats = self._remembered.take()
@@ -129,6 +136,8 @@ class Ingest:
             self._write()
 
     def _take_payload(self, view: bytes | memoryview) -> None:
+        if self._arriving is not None:
+            self._arriving.take(view, self._received)
         self._count(len(view))
         if self._spool is None:
             self._transaction.gather(view)
@@ -136,7 +145,8 @@ class Ingest:
             self._spool.write([view])
 
     def _write(self) -> None:
-        self._transaction.write()
+        arriving = self._arriving
+        self._transaction.write(keep=arriving is None or not arriving.holds(self._received))
         self._ended += self._closed
         self._closed.clear()
 
@@ -151,12 +161,15 @@ class Ingest:
             self._refuse(NotDicom(f"a part says that it is {media_type[:80]}, not application/dicom"))
             return
         self._transaction.open_record()
-        self._receiving, self._received = True, 0
+        self._receiving, self._received, self._looked = True, 0, False
 
     def _end_part(self) -> None:
         self._receiving = False
         if self._spool is None:
-            self._closed.append(self._transaction.close_record())
+            record = self._transaction.close_record()
+            self._closed.append(record)
+            if self._arriving is not None:
+                self._seen[record.number], self._arriving = self._arriving, None
 
     def _count(self, length: int) -> None:
         self._received += length
@@ -174,7 +187,18 @@ class Ingest:
     @property
     def heavy(self) -> bool:
         """`read_ended` may take long: call it in a thread."""
-        return any(record.location.length > HEAVY_INSTANCE for record in self._ended)
+        return self._look_due or any(record.location.length > HEAVY_INSTANCE for record in self._ended)
+
+    @property
+    def _look_due(self) -> bool:
+        return self._receiving and not self._looked and self._spool is None and self._received >= KEPT
+
+    def _look(self) -> None:
+        """See what the long part is that is being received."""
+        self._looked = True
+        self._write()
+        received = self._transaction.received()
+        self._arriving = what_arrives(received.pread, self._received, self._limits.reading)
 
     @property
     def sync_due(self) -> bool:
@@ -185,12 +209,15 @@ class Ingest:
 
     def read_ended(self) -> None:
         """Read the dataset of each part that has ended, in place; then take some more of what was fed."""
+        if self._look_due:
+            self._look()
         ended, self._ended = self._ended, []
         read: list[tuple[Record, NewInstance]] = []
         for record in ended:
             learned: SOPInstance | None = None
             try:
-                learned, new = derive(record, self._limits.reading, self._repeats)
+                seen = self._seen.pop(record.number, None)
+                learned, new = derive(record, self._limits.reading, self._repeats, seen)
                 if self._study is not None and learned.study_uid != self._study:
                     raise StudyMismatch(
                         "the Study Instance UID (0020,000D) differs from the study of the target URI"

@@ -57,10 +57,11 @@ class Borrowed:
         self._next_space_check = row.committed_end + SPACE_CHECK
         self._guard = threading.Lock()  # a sync may run in a thread; the descriptor must outlive it
 
-    def append(self, pieces: Sequence[Buffer]) -> None:
-        """Write behind the end. InsufficientStorage when the disk is full or falls under the reserve."""
+    def append(self, pieces: Sequence[Buffer], *, keep: bool = True) -> None:
+        """Write behind the end, and `keep` it in the page cache. InsufficientStorage when the disk is full or
+        falls under the reserve."""
         try:
-            length = write_all(self._ops, self.fd, pieces, self.end)
+            length = write_all(self._ops, self.fd, pieces, self.end, keep=keep)
         except OSError as error:
             self._reach = os.fstat(self.fd).st_size
             raise refused(error, "writing to", self.segment) from error

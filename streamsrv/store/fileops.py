@@ -23,6 +23,9 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 # Linux takes at most 1,024 buffers a call (IOV_MAX).
 MAX_BUFFERS = 1024
 COPY_WINDOW = 1 << 20
+# Linux 6.14: what is written leaves the page cache as soon as it is on the disk. Where a kernel or a file
+# system does not know it, it says EOPNOTSUPP.
+RWF_DONTCACHE = 0x80
 # File systems that cannot copy within the kernel say so in one of these ways.
 NO_KERNEL_COPY = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP))
 
@@ -38,8 +41,15 @@ class FileOps:
         """An existing file, open for reading and writing."""
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
-    def write(self, fd: int, pieces: Sequence[Buffer], offset: int) -> int:
-        """Write at most MAX_BUFFERS pieces at `offset`; the count that was written may be short."""
+    def write(self, fd: int, pieces: Sequence[Buffer], offset: int, *, keep: bool = True) -> int:
+        """Write at most MAX_BUFFERS pieces at `offset`; the count that was written may be short. Unless the
+        page cache is to `keep` it, it does not, where it can be told so."""
+        if not keep:
+            try:
+                return os.pwritev(fd, pieces[:MAX_BUFFERS], offset, RWF_DONTCACHE)
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
         return os.pwritev(fd, pieces[:MAX_BUFFERS], offset)
 
     def sync(self, fd: int) -> None:
@@ -90,12 +100,12 @@ class FileOps:
         return figures.f_bavail * figures.f_frsize, figures.f_blocks * figures.f_frsize
 
 
-def write_all(ops: FileOps, fd: int, pieces: Sequence[Buffer], offset: int) -> int:
+def write_all(ops: FileOps, fd: int, pieces: Sequence[Buffer], offset: int, *, keep: bool = True) -> int:
     """Write every piece at `offset`, over as many calls as it takes; returns the bytes written."""
     length = sum(map(len, pieces))
-    done = ops.write(fd, pieces, offset) if length else 0
+    done = ops.write(fd, pieces, offset, keep=keep) if length else 0
     while done < length:
-        done += _step(ops.write(fd, _rest(pieces, done), offset + done))
+        done += _step(ops.write(fd, _rest(pieces, done), offset + done, keep=keep))
     return length
 
 

@@ -79,13 +79,7 @@ class Record:
     __slots__ = ("_source", "digest", "location", "number", "record_id", "replaced", "stored_at")
 
     def __init__(
-        self,
-        source: Source,
-        number: int,
-        location: Location,
-        record_id: bytes,
-        digest: bytes,
-        stored_at: int,
+        self, source: Source, number: int, location: Location, record_id: bytes, digest: bytes, stored_at: int
     ) -> None:
         self._source = source
         self.number = number
@@ -187,21 +181,26 @@ class Transaction:
         """How many pieces wait for the next `write`, and their bytes."""
         return len(self._gathered), self._gathered_length
 
-    def write(self, pieces: Sequence[Buffer] = ()) -> None:
-        """Append to the open record; what was gathered goes first. No view is kept."""
+    def write(self, pieces: Sequence[Buffer] = (), *, keep: bool = True) -> None:
+        """Append to the open record; what was gathered goes first. No view is kept. `keep`: in the page
+        cache."""
         for piece in pieces:
             self.gather(piece)
         gathered, self._gathered, self._gathered_length = self._gathered, [], 0
         if gathered:
-            self._segment.append(gathered)
+            self._segment.append(gathered, keep=keep)
             failpoints.hit("mid-body")
 
     def close_record(self) -> Record:
         """It can be read when what was gathered has been written."""
+        record, self._open_at = self.received(), -1
+        return record
+
+    def received(self) -> Record:
+        """The open record as it is; of that what has been written can be read."""
         if self._open_at < 0:
             raise StoreError("no record is open")
         payload = self._open_at + HEADER
-        self._open_at = -1
         location = Location(self._segment.segment, payload, self.end - payload)
         return Record(
             self._segment, self._number, location, self._record_id(), self._hash.digest(), CLOCK.now()

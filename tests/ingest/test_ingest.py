@@ -11,14 +11,16 @@ import orjson
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.encaps import encapsulate
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
 from pydicom.valuerep import validate_value
 from xml_models import check_model, json_of, parsed
 
 from streamsrv.errors import ContentTooLarge, MultipartError, NotAcceptable, NotDicom, UnsupportedMediaType
 from streamsrv.ingest import Ingest, IngestLimits, spill, transaction
-from streamsrv.ingest.derivation import Remembered
+from streamsrv.ingest.derivation import Remembered, derive
 from streamsrv.ingest.response import FailedItem, StoredItem, StoreResult, acceptable, answer
+from streamsrv.store.check import check
 from streamsrv.store.fileops import Buffer, FileOps
 from streamsrv.store.rows import InstanceKey, OnDuplicate
 from streamsrv.store.store import Store, StoreOptions
@@ -236,10 +238,14 @@ class Writes(FileOps):
 
     def __init__(self) -> None:
         self.pieces: list[int] = []
+        self.kept = bytearray()
+        self.passed = bytearray()
 
-    def write(self, fd: int, pieces: Sequence[Buffer], offset: int) -> int:
+    def write(self, fd: int, pieces: Sequence[Buffer], offset: int, *, keep: bool = True) -> int:
         self.pieces.append(len(pieces))
-        return super().write(fd, pieces, offset)
+        for piece in pieces:
+            (self.kept if keep else self.passed).extend(piece)
+        return super().write(fd, pieces, offset, keep=keep)
 
 
 def test_what_stays_is_written_with_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +282,59 @@ def test_what_waits_to_be_written_is_bounded(
     for at in range(0, len(payload), 1000):
         ingest.feed(payload[at : at + 1000], stays=True)
     assert sum(path.stat().st_size for path in store.layout.segments.iterdir()) > 15_000
+    assert len(ingest.finish().stored) == 1
+
+
+def slide(instance: str, tiles: list[bytes]) -> bytes:
+    dataset = pydicom.dcmread(io.BytesIO(part10(instance)))
+    dataset.NumberOfFrames = len(tiles)
+    dataset.PixelData = encapsulate(tiles, has_bot=False)
+    dataset["PixelData"].VR = "OB"
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def test_the_rest_of_a_long_value_is_not_kept_in_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transaction, "KEPT", 5000)
+    loop = part10("1.2.3.4.1", pixels=b"loop" * 10_000)
+    tiled = slide("1.2.3.4.2", [b"\xff\xd8tile%4d" % number * 90 for number in range(40)])
+    short = part10("1.2.3.4.3", pixels=b"kept" * 8)
+    no_dicom = b"noise" * 3000
+    files, ops = [loop, short, tiled, no_dicom], Writes()
+    with Store.open(tmp_path / "data", StoreOptions(min_free=0), fileops=ops) as store:
+        assert len(send(store, body(*files), step=1000).stored) == 3
+        assert len(send(store, tiled, step=777, content_type="application/dicom").failed) == 1
+        assert 2000 > ops.kept.count(b"loop") > 1000
+        assert ops.passed.count(b"loop") > 8000
+        assert ops.passed.count(b"tile") > 3000
+        assert 2 * 700 > ops.kept.count(b"tile") > 2 * 200
+        assert ops.kept.count(b"kept") == 8
+        assert ops.kept.count(b"noise") > 2990
+        rows = store.index.existing([InstanceKey(STUDY, "1.2.3.4", f"1.2.3.4.{n}") for n in (1, 2, 3)])
+        for row, file in zip(rows, (loop, tiled, short), strict=True):
+            assert row is not None
+            with store.readers.open([row.location.segment]) as lease:
+                assert lease.pread(row.location.segment, row.location.offset, row.location.length) == file
+        assert rows[1] is not None
+        assert rows[1].number_of_frames == 40
+        assert [str(finding) for finding in check(store, lambda record: derive(record)[1])] == []
+
+
+def test_a_long_part_is_looked_at_once_and_in_a_thread(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transaction, "KEPT", 5000)
+    ingest = Ingest(store, content_type="application/dicom")
+    file = part10("1.2.3.4.1", pixels=bytes(20_000))
+    ingest.feed(file[:4000])
+    assert (ingest.pending, ingest.heavy) == (False, False)
+    ingest.feed(file[4000:6000])
+    assert (ingest.pending, ingest.heavy) == (True, True)
+    ingest.read_ended()
+    ingest.feed(file[6000:])
+    assert (ingest.pending, ingest.heavy) == (False, False)
     assert len(ingest.finish().stored) == 1
 
 

@@ -40,10 +40,10 @@ class Counting(FileOps):
             raise self.sync_error
         super().sync(fd)
 
-    def write(self, fd: int, pieces: Sequence[Buffer], offset: int) -> int:
+    def write(self, fd: int, pieces: Sequence[Buffer], offset: int, *, keep: bool = True) -> int:
         if any(self.full_at in bytes(piece) for piece in pieces):
             raise OSError(28, "No space left on device")
-        return super().write(fd, pieces, offset)
+        return super().write(fd, pieces, offset, keep=keep)
 
 
 @pytest.fixture

@@ -21,14 +21,14 @@ class FullDiskFileOps(FileOps):
         self.sync_error = sync_error
         self.syncs = []
 
-    def write(self, fd, pieces, offset):
+    def write(self, fd, pieces, offset, *, keep=True):
         length = sum(map(len, pieces))
         if self.room is None or length <= self.room:
-            written = super().write(fd, pieces, offset)
+            written = super().write(fd, pieces, offset, keep=keep)
         elif self.room == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         else:  # a disk writes what still fits
-            written = super().write(fd, [b"".join(pieces)[: self.room]], offset)
+            written = super().write(fd, [b"".join(pieces)[: self.room]], offset, keep=keep)
         if self.room is not None:
             self.room -= written
         return written
@@ -77,8 +77,8 @@ class RecordingFileOps(FileOps):
         self._note("create", path)
         return fd
 
-    def write(self, fd, pieces, offset):
-        written = super().write(fd, pieces, offset)
+    def write(self, fd, pieces, offset, *, keep=True):
+        written = super().write(fd, pieces, offset, keep=keep)
         self._note("write", path_of(fd), offset, b"".join(pieces)[:written])
         return written
 

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from streamsrv.store.fileops import COPY_WINDOW, MAX_BUFFERS, FileOps, copy_all, write_all
+from streamsrv.store.fileops import COPY_WINDOW, MAX_BUFFERS, RWF_DONTCACHE, FileOps, copy_all, write_all
 
 
 class ShortFileOps(FileOps):
@@ -13,7 +13,7 @@ class ShortFileOps(FileOps):
         self.step = step
         self.calls = 0
 
-    def write(self, fd, pieces, offset):
+    def write(self, fd, pieces, offset, *, keep=True):
         self.calls += 1
         joined = b"".join(pieces[:MAX_BUFFERS])[: self.step]
         return os.pwrite(fd, joined, offset)
@@ -40,6 +40,31 @@ def test_short_writes_are_continued(file, step):
     assert write_all(ops, file, pieces, 5) == 9
     assert content(file) == bytes(5) + b"abcdefghi"
     assert ops.calls == -(-9 // step)
+
+
+def test_what_is_not_to_be_kept_is_written_all_the_same(file):
+    assert write_all(FileOps(), file, [b"abc", b"defgh"], 5, keep=False) == 8
+    assert content(file) == bytes(5) + b"abcdefgh"
+
+
+def test_a_kernel_that_keeps_everything(file, monkeypatch):
+    write, flags = os.pwritev, []
+
+    def older(fd, pieces, offset, *given):
+        flags.append(given)
+        if given:
+            raise OSError(refusal, os.strerror(refusal))
+        return write(fd, pieces, offset)
+
+    monkeypatch.setattr(os, "pwritev", older)
+    refusal = errno.EOPNOTSUPP
+    assert write_all(FileOps(), file, [b"abc"], 0, keep=False) == 3
+    assert content(file) == b"abc"
+    assert flags == [(RWF_DONTCACHE,), ()]
+    refusal = errno.ENOSPC
+    with pytest.raises(OSError, match="space"):
+        write_all(FileOps(), file, [b"abc"], 0, keep=False)
+    assert len(flags) == 3
 
 
 def test_more_pieces_than_one_call_takes(file):
