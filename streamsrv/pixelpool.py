@@ -36,7 +36,7 @@ from weakref import WeakKeyDictionary
 from framecodecs import errors as codec_errors
 from framecodecs.pool import FramePool, PoolLimits
 from framecodecs.processes import Entrance
-from framecodecs.wireform import Result
+from framecodecs.wireform import Frame, Result
 from streamsrv.errors import Overloaded, StoreError, WouldBlock
 from streamsrv.pixelmakings import Makings, UnderWay
 from streamsrv.pixelprocesses import RETRY_AFTER, translated
@@ -66,7 +66,7 @@ class Order:
     """`work` is a function of framecodecs.work; `pixels` are the decoded bytes that it will handle."""
 
     work: Callable[..., Any]
-    frames: Sequence[bytes]
+    frames: Sequence[Frame]
     arguments: tuple[Any, ...]
     pixels: int
 

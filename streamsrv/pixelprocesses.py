@@ -10,7 +10,14 @@ import os
 
 from framecodecs import errors as codec_errors
 from framecodecs.processes import PoolLimits
-from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError, StreamsrvError
+from streamsrv.errors import (
+    BadRequest,
+    NotAcceptable,
+    Overloaded,
+    StoreCorrupt,
+    StoreError,
+    StreamsrvError,
+)
 from streamsrv.settings import Settings
 
 # With a full queue of short orders one second is enough for some to be done.
@@ -36,5 +43,7 @@ def translated(error: codec_errors.FrameCodecError) -> StreamsrvError:
             return BadRequest(f"this cannot be drawn: {error.detail}")
         case codec_errors.WorkCancelled():
             return StoreError("the work was cancelled")
+        case codec_errors.FrameUnread():
+            return StoreCorrupt(error.detail)
         case _:
             return NotAcceptable(f"the pixels cannot be sent in this form: {error.detail}", ())

@@ -7,6 +7,7 @@
     |-- DecodeError          the library refused the codestream
     |-- EncodeError          the library refused the pixels
     |-- RenderingError       what was asked for cannot be drawn: a window, viewport or table without sense
+    |-- FrameUnread          the frame is not there as a whole, or cannot be read where it is stored
     `-- PoolError            the work was not done, whatever it was
         |-- QueueFull        too much is waiting already: try again later
         |-- Unavailable      no process is there for it, or can be started: try again later
@@ -58,6 +59,10 @@ class RenderingError(FrameCodecError):
     pass
 
 
+class FrameUnread(FrameCodecError):
+    pass
+
+
 class PoolError(FrameCodecError):
     pass
 
@@ -96,6 +101,7 @@ BY_NAME: dict[str, type[FrameCodecError]] = {
         DecodeError,
         EncodeError,
         RenderingError,
+        FrameUnread,
         PoolError,
         MemoryExceeded,
     )

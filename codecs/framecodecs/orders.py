@@ -12,11 +12,20 @@ import socket
 import threading
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from framecodecs.errors import DeadlineExceeded, PoolError, Unavailable, WorkerCrashed
-from framecodecs.wireform import PLACES, Begun, Order, Result, get_begun, put_begun, put_said, read_answer
+from framecodecs.wireform import (
+    LONGEST_MESSAGE,
+    Begun,
+    Order,
+    Result,
+    get_begun,
+    put_begun,
+    put_said,
+    read_answer,
+)
 
 TIMES = 3
 EARLY = 0.05  # seconds by which a timer of the kernel may seem to be early
@@ -24,9 +33,11 @@ EARLY = 0.05  # seconds by which a timer of the kernel may seem to be early
 
 class Submitted(Future[list[Result]]):
     """`cancel` takes it back as long as no process has begun it. `told` waits for its answer;
-    `in_advance` says that nobody does so far."""
+    `in_advance` says that nobody does so far. `stored` are descriptors of the files that it reads from."""
 
-    def __init__(self, file: int, order: Order, told: select.epoll, in_advance: bool) -> None:
+    def __init__(
+        self, file: int, order: Order, told: select.epoll, in_advance: bool, stored: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.file = file
         self.told = told
@@ -37,8 +48,10 @@ class Submitted(Future[list[Result]]):
         self._closed = False
         self._sent_times = 0
         put_begun(file, Begun(0, 0.0))
-        self._message = put_said(file, pickle.dumps(order, pickle.HIGHEST_PROTOCOL), order.sizes)
+        self._message = put_said(file, pickle.dumps(order, pickle.HIGHEST_PROTOCOL), order.places)
         self.connect()
+        # Whoever has opened them may close them as soon as the order is sent; it may be sent anew.
+        self._stored = [os.dup(one) for one in stored]
 
     def connect(self) -> None:
         """Before it is sent, for the first time or anew."""
@@ -53,7 +66,7 @@ class Submitted(Future[list[Result]]):
     def send(self, queue: socket.socket) -> None:
         """Raises OSError; BlockingIOError if there is no room."""
         with self._theirs as theirs:
-            rights = array("i", (theirs.fileno(), self.file))
+            rights = array("i", (theirs.fileno(), self.file, *self._stored))
             handed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
             queue.sendmsg([self._message], handed, socket.MSG_DONTWAIT)
 
@@ -75,7 +88,7 @@ class Submitted(Future[list[Result]]):
             if self._closed:
                 return None
             try:
-                return self.connection.recv(PLACES.size + 1, socket.MSG_DONTWAIT)
+                return self.connection.recv(LONGEST_MESSAGE + 1, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return None
             except OSError:
@@ -122,6 +135,8 @@ class Submitted(Future[list[Result]]):
             self._closed = True
             self.connection.close()
             self._theirs.close()  # where it was not sent
+            while self._stored:
+                os.close(self._stored.pop())
         return self.file
 
 

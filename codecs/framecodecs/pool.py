@@ -3,8 +3,8 @@
     submit -> queue of the kernel -> an idle process -> socket of the order -> Submitted, which is a Future
 
 - Several pools may share processes, by an Entrance (processes.py). Without one, a pool has its own.
-- An order waits in the kernel, with its frames in a memory file, and any process takes it. So whoever submits
-  it wakes the process, and no process is ever idle while there is an order.
+- An order waits in the kernel, with its frames in a memory file or where they are stored, and any process
+  takes it. So whoever submits it wakes the process, and no process is ever idle while there is an order.
 - A process that died of its work, or was ended at its deadline, closes the socket of that order, and that is
   the answer. When a pool dies, its orders are dropped as soon as a process comes upon them.
 - `submit` never waits. One thread waits for all answers; those of orders that are submitted `here` come when
@@ -30,10 +30,10 @@ from framecodecs.memoryfiles import MemoryFiles
 from framecodecs.orders import Submitted
 from framecodecs.processes import ABSENT, BUSY, END, FIRST, IDLE, LATE, MORE, STARTING, Entrance, Processes
 from framecodecs.processes import PoolLimits as PoolLimits
-from framecodecs.wireform import Order, Result, Work, put_frames
+from framecodecs.wireform import Frame, Order, Result, Work, put_frames
 
 Answer = Future[list[Result]]
-Frames = Sequence[bytes | memoryview]
+Frames = Sequence[Frame]
 TICK = 0.25  # seconds between looks at what does not tell by itself, as long as there is something to look at
 GRACE = 2.0  # seconds after its deadline that a process has to end by its own timer
 
@@ -161,10 +161,8 @@ class FramePool:
         """Those that were sent in advance take nobody's place."""
         if self._closed:
             raise Unavailable("the pool is closed")
-        if (
-            sum(not order.in_advance for order in list(self._open.values()))
-            >= self.limits.waiting + self.most
-        ):
+        placed = sum(not order.in_advance for order in list(self._open.values()))
+        if placed >= self.limits.waiting + self.most:
             raise QueueFull(f"{self.limits.waiting} orders are waiting already")
 
     def _submitted(
@@ -179,8 +177,9 @@ class FramePool:
         file = self._files.take()
         try:
             seconds = self.limits.deadline if deadline is None else deadline
-            what = Order(work, arguments, put_frames(file, frames), seconds, self._cores_for_one())
-            order = Submitted(file, what, told, in_advance)
+            places, stored = put_frames(file, frames)
+            what = Order(work, arguments, places, seconds, self._cores_for_one())
+            order = Submitted(file, what, told, in_advance, stored)
         except BaseException:
             os.close(file)
             raise
@@ -266,9 +265,9 @@ class FramePool:
             error = raised
         # A process that has answered has the file no more, if it can be believed.
         done_with = os.close if not message or isinstance(error, WorkerCrashed) else self._files.give_back
-        done_with(order.close())
         with contextlib.suppress(InvalidStateError):  # it was cancelled just now
             order.set_exception(error) if error else order.set_result(results)
+        done_with(order.close())  # those who waited have gone on
         if self.is_idle:
             self._tell_idle()
 

@@ -1,12 +1,12 @@
 """How pools and processes talk: a small message through a socket, all else in a memory file of the order.
 
-    pool -> queue    PLACES: where the order lies in its file; with it go two descriptors, the file and one
-                     end of a socket pair
-    process -> pool  PLACES: where the answer lies in the file; through that socket, which ends unsaid with
-                     the process, and with it the order
+    pool -> queue    PLACES: where the order lies in its file, or zeros and the order itself, if it is short;
+                     with it go the file, one end of a socket pair, and the files that frames are stored in
+    process -> pool  PLACES: where the answer lies in the file, or zeros and the answer; through that socket,
+                     which ends unsaid with the process, and with it the order
 
     the file         BEGUN | frames, back to back | what is said of them
-    of an order      pickle: Order(function, arguments, sizes of the frames, deadline, cores)
+    of an order      pickle: Order(function, arguments, places of the frames, deadline, cores)
     of an answer     JSON: {"sizes": [...], "infos": [...]} or {"error": name, "detail": ..., "hint": ...}
                      an info is the values of a FrameInfo, in the order of its fields
     BEGUN            the process that has taken the order, and when, by the monotonic clock; zeros before
@@ -14,6 +14,7 @@
 Both sides use pread and pwrite: a page is copied once on each side and nothing is mapped, so a process that
 cuts the file short gives a short read here, not a bus error. A process has decoded foreign bytes, so nothing
 that it says is unpickled. A file is handed to one process only, so none can touch the frames of another.
+A frame that is Stored is not copied at all: the process reads it from where it lies.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ import json
 import os
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from framecodecs.errors import BY_NAME, FrameCodecError, Unsupported, WorkerCrashed
+from framecodecs.errors import BY_NAME, FrameCodecError, FrameUnread, Unsupported, WorkerCrashed
 from framecodecs.frameinfo import FrameInfo
 
 Result = tuple[bytes, FrameInfo | None]
@@ -38,15 +39,37 @@ PLACES = struct.Struct("<QQ")  # offset and length in the file
 _BEGUN = struct.Struct("<qd")
 FRAMES_AT = _BEGUN.size
 LONGEST_SAID = 2**24  # bytes; some thousand frames an order
+SHORT_SAID = 2048  # bytes that go with the message
+LONGEST_MESSAGE = PLACES.size + SHORT_SAID
+IN_MESSAGE = PLACES.pack(0, 0)
+STORED_FILES = 16  # that may go with an order; the frames of an instance lie in one
 
 
-@dataclass(frozen=True)
-class Order:
+class Stored(NamedTuple):
+    """A frame in a file that others keep as it is, of which `descriptor` is open for reading."""
+
+    descriptor: int
+    offset: int
+    length: int
+
+
+Frame = bytes | memoryview | Stored
+
+
+class Place(NamedTuple):
+    """Where a frame of an order lies: in its memory file, or in one of the files that go with it (from 1)."""
+
+    file: int
+    offset: int
+    length: int
+
+
+class Order(NamedTuple):
     """`work` is a function of a module, called with the frames and the arguments; `cores` it may use."""
 
     work: Work
     arguments: tuple[Any, ...]
-    sizes: tuple[int, ...]
+    places: tuple[Place, ...]
     deadline: float
     cores: int = 1
 
@@ -67,12 +90,22 @@ def get_begun(file: int) -> Begun:
     return Begun(*_BEGUN.unpack(text)) if len(text) == _BEGUN.size else Begun(0, 0.0)
 
 
-def put_frames(file: int, frames: Sequence[bytes | memoryview]) -> tuple[int, ...]:
-    """Writes the frames to the file, and gives their sizes."""
-    offset = FRAMES_AT
+def put_frames(file: int, frames: Sequence[Frame]) -> tuple[tuple[Place, ...], list[int]]:
+    """Writes the frames to the file, but those that are Stored. Gives their places, and the descriptors of
+    the files that these are stored in."""
+    places, stored, offset = list[Place](), list[int](), FRAMES_AT
     for frame in frames:
-        offset = _put(file, frame, offset)
-    return tuple(memoryview(frame).nbytes for frame in frames)
+        if isinstance(frame, Stored):
+            if frame.descriptor not in stored:
+                stored.append(frame.descriptor)
+                if len(stored) > STORED_FILES:
+                    raise ValueError(f"the frames of an order are stored in more than {STORED_FILES} files")
+            places.append(Place(1 + stored.index(frame.descriptor), frame.offset, frame.length))
+        else:
+            end = _put(file, frame, offset)
+            places.append(Place(0, offset, end - offset))
+            offset = end
+    return tuple(places), stored
 
 
 def _put(file: int, what: bytes | memoryview, offset: int) -> int:
@@ -84,15 +117,19 @@ def _put(file: int, what: bytes | memoryview, offset: int) -> int:
     return offset
 
 
-def put_said(file: int, text: bytes, sizes: Sequence[int]) -> bytes:
-    """Writes what is said of the frames behind them, and gives the message that tells where."""
-    offset = FRAMES_AT + sum(sizes)
+def put_said(file: int, text: bytes, places: Sequence[Place]) -> bytes:
+    """The message: with what is said of the frames, or telling where it was written, which is behind them."""
+    if len(text) <= SHORT_SAID:
+        return IN_MESSAGE + text
+    offset = max((place.offset + place.length for place in places if not place.file), default=FRAMES_AT)
     _put(file, text, offset)
     return PLACES.pack(offset, len(text))
 
 
 def get_said(file: int, message: bytes) -> bytes:
     """Raises WorkerCrashed if the message is none, or too little is there."""
+    if message.startswith(IN_MESSAGE):
+        return message[PLACES.size :]
     if len(message) != PLACES.size:
         raise WorkerCrashed("a message of another length was promised")
     offset, size = PLACES.unpack(message)
@@ -109,17 +146,27 @@ def _get(file: int, size: int, offset: int) -> bytes:
     return piece
 
 
-def get_frames(file: int, sizes: Sequence[int]) -> list[bytes]:
-    frames, offset = [], FRAMES_AT
-    for size in sizes:
-        frames.append(_get(file, size, offset))
-        offset += size
-    return frames
+def get_frames(files: Sequence[int], places: Sequence[Place]) -> list[bytes]:
+    """From the memory file and those that frames are stored in. Raises FrameUnread."""
+    return [
+        _stored(files[at], length, offset) if at else _get(files[0], length, offset)
+        for at, offset, length in places
+    ]
 
 
-def answer_of(results: Sequence[Result], sizes: Sequence[int]) -> bytes:
+def _stored(file: int, size: int, offset: int) -> bytes:
+    try:
+        frame = os.pread(file, size, offset)
+    except OSError as error:
+        raise FrameUnread(f"a stored frame cannot be read: {error.strerror}") from error
+    if len(frame) != size:
+        raise FrameUnread(f"a stored frame has {size} bytes, {len(frame)} are there")
+    return frame
+
+
+def answer_of(results: Sequence[Result]) -> bytes:
     infos = [None if info is None else _values(info) for _, info in results]
-    return json.dumps({"sizes": list(sizes), "infos": infos}).encode()
+    return json.dumps({"sizes": [len(frame) for frame, _ in results], "infos": infos}).encode()
 
 
 def answer_of_error(error: FrameCodecError) -> bytes:
@@ -134,9 +181,17 @@ def read_answer(message: bytes, file: int) -> list[Result]:
         said = json.loads(get_said(file, message))
         if "error" not in said:
             infos = [None if info is None else _info_of(*info) for info in said["infos"]]
-            return list(zip(get_frames(file, [int(n) for n in said["sizes"]]), infos, strict=True))
+            return list(zip(_back_to_back(file, [int(n) for n in said["sizes"]]), infos, strict=True))
         name, detail, hint = str(said["error"]), str(said["detail"]), str(said["hint"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, OSError) as error:
         raise WorkerCrashed("the worker's answer cannot be read") from error
     kind = BY_NAME.get(name, FrameCodecError)
     raise Unsupported(detail, hint) if kind is Unsupported else kind(detail)
+
+
+def _back_to_back(file: int, sizes: Sequence[int]) -> list[bytes]:
+    frames, offset = [], FRAMES_AT
+    for size in sizes:
+        frames.append(_get(file, size, offset))
+        offset += size
+    return frames

@@ -28,9 +28,11 @@ from framecodecs.errors import FrameCodecError, MemoryExceeded
 from framecodecs.libraries import LIBRARIES, available
 from framecodecs.processes import BUSY, IDLE
 from framecodecs.wireform import (
-    PLACES,
+    LONGEST_MESSAGE,
+    STORED_FILES,
     Begun,
     Order,
+    Place,
     Result,
     answer_of,
     answer_of_error,
@@ -41,16 +43,18 @@ from framecodecs.wireform import (
     put_said,
 )
 
-DESCRIPTORS = 2  # with an order: its file, its socket
+DESCRIPTORS = 2  # with an order: its socket, its file
 
 
 class Taken:
-    """An order that this process has taken: the socket for its answer and the memory file."""
+    """An order that this process has taken: the socket for its answer, the memory file, and the files that
+    its frames are stored in."""
 
     def __init__(self, message: bytes, descriptors: Sequence[int]) -> None:
         self.message = message
-        connection, self.file = descriptors
-        self._connection = socket.socket(fileno=connection)
+        connection, *self.files = descriptors
+        self.file = self.files[0]
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, connection)
         self._leaving = select.poll()
         self._leaving.register(connection, 0)
 
@@ -68,7 +72,8 @@ class Taken:
 
     def close(self) -> None:
         self._connection.close()
-        os.close(self.file)
+        for file in self.files:
+            os.close(file)
 
 
 class Queue:
@@ -79,8 +84,10 @@ class Queue:
 
     def take(self, flags: int = 0) -> Taken | None:
         """None at the end; BlockingIOError with MSG_DONTWAIT if there is none now."""
-        message, descriptors, _, _ = socket.recv_fds(self._socket, PLACES.size, DESCRIPTORS, flags)
-        return Taken(message, descriptors) if len(descriptors) == DESCRIPTORS else None
+        message, descriptors, _, _ = socket.recv_fds(
+            self._socket, LONGEST_MESSAGE, DESCRIPTORS + STORED_FILES, flags
+        )
+        return Taken(message, descriptors) if len(descriptors) >= DESCRIPTORS else None
 
     def __iter__(self) -> Iterator[Taken]:
         """Before the first order libraries are imported, one after the other."""
@@ -130,25 +137,25 @@ def perform(order: Order, frames: Sequence[bytes]) -> Sequence[Result]:
         raise FrameCodecError(f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
-def answered(order: Order, file: int) -> bytes:
-    """The message that tells of the answer, which is in the file by then."""
-    sizes: tuple[int, ...] = ()
+def answered(order: Order, files: Sequence[int]) -> bytes:
+    """The message with the answer, or that tells of it; frames are in the memory file by then."""
+    places: tuple[Place, ...] = ()
     try:
-        results = perform(order, get_frames(file, order.sizes))
-        sizes = put_frames(file, [frame for frame, _ in results])
-        text = answer_of(results, sizes)
+        results = perform(order, get_frames(files, order.places))
+        places, _ = put_frames(files[0], [frame for frame, _ in results])
+        text = answer_of(results)
     except FrameCodecError as error:
-        sizes, text = (), answer_of_error(error)
+        places, text = (), answer_of_error(error)
     except MemoryError:
-        sizes, text = (), answer_of_error(MemoryExceeded("out of memory"))
-    return put_said(file, text, sizes)
+        places, text = (), answer_of_error(MemoryExceeded("out of memory"))
+    return put_said(files[0], text, places)
 
 
 def serve(taken: Taken) -> bytes:
     order = pickle.loads(get_said(taken.file, taken.message))
     signal.setitimer(signal.ITIMER_REAL, order.deadline)
     cores.allow(order.cores)
-    message = answered(order, taken.file)
+    message = answered(order, taken.files)
     signal.setitimer(signal.ITIMER_REAL, 0)
     return message
 

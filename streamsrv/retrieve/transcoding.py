@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from framecodecs import registry, work
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.wireform import Result
+from framecodecs.wireform import Frame, Result, Stored
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, lookup
 from streamsrv.errors import NotAcceptable, StoreCorrupt, StoreError, WouldBlock
@@ -37,6 +37,7 @@ AT_ONCE = 4 << 20
 LONGEST_STORED, BESIDES = 4, 16 << 20
 READ = 1 << 20  # of a segment at a time
 QUICK = 1 << 20  # what the loop copies: 0.1 ms
+PLACED = 32 << 10  # bytes from which on a frame in memory is not copied, but read by who works on it
 LONGEST_AHEAD = 16 << 20  # stored bytes of a frame that nobody has asked for
 PROBE_STEP = 128 << 10  # readahead brings at least so much at once
 # What might be made: the uncompressed syntax, and the encapsulated ones.
@@ -194,17 +195,28 @@ def stored_frames(
     indices: Sequence[int],
     decoded: int,
     at_hand: int | None = None,
-) -> list[bytes]:
+) -> list[Frame]:
     """`decoded` is the length of each frame when it is decoded. With `at_hand`, a frame that is longer or not
-    in memory is WouldBlock."""
-    frames = []
+    in memory is WouldBlock. None of them waits for the disk any more."""
+    frames = list[Frame]()
     for pieces in frame_pieces(store, selection, row, indices):
         if sum(piece.length or 0 for piece in pieces) > LONGEST_STORED * decoded + BESIDES:
             raise NotAcceptable("a compressed frame is longer than any encoder makes it", ())
-        if at_hand is not None and not are_at_hand(selection, pieces, at_hand):
+        is_at_hand = are_at_hand(selection, pieces, LONGEST_AHEAD if at_hand is None else at_hand)
+        if at_hand is not None and not is_at_hand:
             raise WouldBlock("stored frames have to be read")
-        frames.append(b"".join(chunk for piece in pieces for chunk in piece_chunks(selection, piece)))
+        placed = placed_frame(selection, pieces) if is_at_hand else None
+        frames.append(
+            placed or b"".join(chunk for piece in pieces for chunk in piece_chunks(selection, piece))
+        )
     return frames
+
+
+def placed_frame(selection: Selection, pieces: Sequence[Piece]) -> Stored | None:
+    """A frame that lies in one piece, and is not so short that it is copied sooner."""
+    if len(pieces) != 1 or not isinstance(piece := pieces[0], Span) or piece.length < PLACED:
+        return None
+    return Stored(selection.lease.fd(piece.segment), piece.offset, piece.length)
 
 
 def at_hand_of(pool: PixelPool, waits: bool) -> int | None:

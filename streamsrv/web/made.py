@@ -26,9 +26,11 @@ def when_made(
         return False
     loop, here = asyncio.get_running_loop(), threading.get_ident()
     given_up: bool | None = None  # None: still there
+    waiting = False
 
     def left() -> None:
-        nonlocal given_up
+        nonlocal given_up, waiting
+        waiting = False  # what is given up ends within `leave`
         given_up = blocked.leave()
 
     def resume() -> None:
@@ -39,12 +41,17 @@ def when_made(
             answer((_finishing(blocked) if given_up is None else None) or job)
 
     def made(_: Future[bytes]) -> None:
-        call = loop.call_soon if threading.get_ident() == here else loop.call_soon_threadsafe
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            call(resume)
+        if threading.get_ident() != here:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(resume)
+        elif waiting:
+            resume()  # the loop itself has taken it in: the answer goes out at once
+        else:
+            loop.call_soon(resume)
 
     connection.set_close_callback(left)
     blocked.until.add_done_callback(made)
+    waiting = True
     return True
 
 

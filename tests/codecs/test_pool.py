@@ -22,6 +22,7 @@ from framecodecs.errors import (
     CodestreamError,
     DeadlineExceeded,
     FrameCodecError,
+    FrameUnread,
     MemoryExceeded,
     PoolError,
     QueueFull,
@@ -34,7 +35,7 @@ from framecodecs.memoryfiles import KEPT_BYTES, KEPT_FILES, MemoryFiles
 from framecodecs.pictures import PictureRequest
 from framecodecs.pool import FramePool, PoolLimits
 from framecodecs.processes import ABSENT, END, IDLE, Processes
-from framecodecs.wireform import PLACES, put_said, read_answer
+from framecodecs.wireform import PLACES, SHORT_SAID, STORED_FILES, Stored, put_said, read_answer
 
 SMALL = PoolLimits(waiting=8, deadline=10, memory=256 * 2**20, lifetime=1000)
 
@@ -172,11 +173,61 @@ def test_messages_that_lead_nowhere(message, tmp_path):
         read_answer(message, file.fileno())
 
 
+@pytest.mark.parametrize("size", [0, SHORT_SAID, SHORT_SAID + 1])
+def test_what_is_said_is_short_or_lies_in_the_file(size, tmp_path):
+    said = b'{"error": "DecodeError", "detail": "%s", "hint": ""}' % (b"x" * size)
+    with open(tmp_path / "frames", "wb+") as file:
+        message = put_said(file.fileno(), said, ())
+        assert (len(message) == PLACES.size) == bool(os.fstat(file.fileno()).st_size)
+        with pytest.raises(FrameCodecError) as caught:
+            read_answer(message, file.fileno())
+    assert caught.value.detail == "x" * size
+
+
 def test_error_names_that_nobody_knows(tmp_path):
     said = b'{"error": "SystemExit", "detail": "x", "hint": ""}'
     with open(tmp_path / "frames", "wb+") as file, pytest.raises(FrameCodecError) as caught:
         read_answer(put_said(file.fileno(), said, ()), file.fileno())
     assert type(caught.value) is FrameCodecError
+
+
+def test_long_arguments_are_sent(single):
+    assert single.submit(pool_works.echo, [b"x"], bytes(10 * SHORT_SAID)).result(30) == [(b"x", None)]
+
+
+def test_frames_are_read_where_they_are_stored(single, tmp_path):
+    """Whoever has opened the files may close them at once, and they may be gone by then."""
+    paths = [tmp_path / name for name in "ab"]
+    for path in paths:
+        path.write_bytes(path.name.encode() * 5000 + b"0123456789")
+    busy = single.submit(pool_works.nap_and_say_who, [], 0.2)
+    files = [os.open(path, os.O_RDONLY) for path in paths]
+    frames = [Stored(files[1], 5000, 10), b"between", Stored(files[0], 4999, 3), Stored(files[1], 0, 1)]
+    order = single.submit(pool_works.echo, frames)
+    for file, path in zip(files, paths, strict=True):
+        os.close(file)
+        path.unlink()
+    assert [frame for frame, _ in order.result(30)] == [b"0123456789", b"between", b"a01", b"b"]
+    assert busy.result(30)
+
+
+def test_frames_that_are_not_there_as_a_whole(single, tmp_path):
+    (tmp_path / "cut").write_bytes(b"12345")
+    for path, complaint in ((tmp_path / "cut", "has 6 bytes, 4 are there"), (tmp_path, "cannot be read")):
+        file = os.open(path, os.O_RDONLY)
+        with pytest.raises(FrameUnread, match=complaint):
+            single.submit(pool_works.echo, [Stored(file, 1, 6)]).result(30)
+        os.close(file)
+    assert still_works(single)
+
+
+def test_frames_in_more_files_than_go_with_an_order(single, tmp_path):
+    files = [os.open(tmp_path, os.O_RDONLY) for _ in range(STORED_FILES + 1)]
+    with pytest.raises(ValueError, match="16 files"):
+        single.submit(pool_works.echo, [Stored(file, 0, 1) for file in files])
+    for file in files:
+        os.close(file)
+    assert single.unfinished == 0
 
 
 def test_arguments_that_cannot_be_sent(single):

@@ -1,5 +1,6 @@
 """Frames and instances in other transfer syntaxes, without HTTP: every row of the registry, both ways."""
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +50,7 @@ from retrieve_world import (
 from framecodecs import registry
 from framecodecs.frameinfo import FrameInfo
 from streamsrv import retrieve
-from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed, WouldBlock
+from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed, StoreCorrupt, WouldBlock
 from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve import frames as frame_answers
 from streamsrv.retrieve import instances, transcoding
@@ -599,6 +600,20 @@ def test_what_was_made_finishes_the_answer_that_waited_for_it(store, path, accep
             again = ask_of(pool, store, f"{ONE}/{path}", accept, **asked)
             assert (finished.status, finished.headers) == (again.status, again.headers)
             assert (finished.length, payload(finished)) == (again.length, payload(again))
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_a_segment_that_ends_within_a_frame_is_corrupt(store, size, monkeypatch):
+    """Whether the frame is copied, or read by the process that works on it."""
+    monkeypatch.setattr(transcoding, "PLACED", size)
+    kind = KINDS["12 in 16"]
+    keep(store, stored_as(image(kind, arrays_of(kind)), LITTLE))
+    accept = frames_of_type("image/jls", JPEG_LS)
+    (segment,) = store.layout.segment_files().values()
+    os.truncate(segment, segment.stat().st_size - 3)
+    assert ask(store, f"{ONE}/frames/1", accept=accept).status == 200
+    with pytest.raises(StoreCorrupt):
+        ask(store, f"{ONE}/frames/{len(arrays_of(kind))}", accept=accept)
 
 
 def ask_of(pool, store, path, accept, **headers):
