@@ -2,8 +2,8 @@
 
 Strategy: the text was made when the instance was stored, with one byte 0x00 wherever the instance's own URL
 belongs. So the length of the answer is arithmetic over the rows, and making it is decompressing and one
-`bytes.replace` a chunk. It goes out in pieces of some hundred kilobytes: while one is made the one before is
-being sent, and the memory that they are made in is used again.
+`bytes.replace` a chunk. It goes out in pieces about as long as the texts that are kept together: such a piece
+is made and sent within the processor's cache, and the next one in the same memory.
 """
 
 from __future__ import annotations
@@ -14,36 +14,35 @@ from itertools import chain, islice
 from streamsrv.errors import StoreCorrupt
 from streamsrv.retrieve.selection import Selection
 from streamsrv.store.index_places import unpacked
+from streamsrv.store.index_rows import PackedRow
 from streamsrv.store.rows import SHORT_TEXT, InstanceRow
 from streamsrv.store.store import Store
 from streamsrv.wire.resources import instance_url
 
 ROWS_AT_ONCE = 256
-# The first piece comes soon; each of the others costs a turn through a thread.
-FIRST_PIECE = 64 << 10
-PIECE = 384 << 10
+PIECE = 64 << 10
 WRONG = "the metadata of an instance is not the %d bytes that its row says"
 
 
 def lengths(selection: Selection, base_url: str) -> tuple[int, int]:
     """Of all texts as they are kept, and of the array of them with URLs in it."""
-    around = len(instance_url(base_url, "", "", "")) - 1
+    # A URL takes the place of a byte; in the key of a row there are two more between its UIDs.
+    around, found = len(instance_url(base_url, "", "", "")) - 1, selection.found
     kept = urls = 0
-    for length, slots, uids in _facts(selection):
-        kept += length
-        urls += slots * (around + uids)
-    return kept, kept + urls + 2 + max(selection.count - 1, 0)
-
-
-def _facts(selection: Selection) -> Iterator[tuple[int, int, int]]:
-    """Of each instance the length of its text, its slots, and the length of its UIDs."""
-    found = selection.found
     if found is None:
         for row in selection.rows():
-            yield row.metadata_length, row.metadata_slots, sum(map(len, row.key))
+            kept += row.metadata_length
+            urls += row.metadata_slots * (around + sum(map(len, row.key)))
     else:
-        for (length, slots), (key, _) in zip(found.metadata(), found.packed, strict=True):
-            yield length, slots, len(key) - 2  # without what stands between them
+        facts = found.metadata()
+        kept = sum([length for length, _ in facts])
+        urls = sum(
+            [
+                slots * (around - 2 + len(key))
+                for (_, slots), (key, _) in zip(facts, found.packed, strict=True)
+            ]
+        )
+    return kept, kept + urls + 2 + max(selection.count - 1, 0)
 
 
 def metadata_text(store: Store, selection: Selection, base_url: str) -> Iterator[bytes]:
@@ -51,7 +50,8 @@ def metadata_text(store: Store, selection: Selection, base_url: str) -> Iterator
 
 
 def texts(store: Store, selection: Selection, base_url: str) -> Iterator[Iterable[bytes]]:
-    """The chunks of each instance's JSON text, to be taken before the next one is."""
+    """The chunks of each instance's JSON text, or of several with commas between them, to be taken before
+    the next one is."""
     found = selection.found
     if found is None:
         yield from (text for _, text in instance_texts(store, selection.rows(), base_url))
@@ -64,30 +64,41 @@ def texts(store: Store, selection: Selection, base_url: str) -> Iterator[Iterabl
         if kept is None:
             yield from (text for _, text in instance_texts(store, map(unpacked, rows), base_url))
             continue
-        for (key, _), (length, slots), text in zip(rows, facts, kept, strict=True):
-            if len(text) != length:
-                raise StoreCorrupt(WRONG % length)
-            yield (text.replace(b"\0", url_of(base_url, key)) if slots else text,)
+        urls, at = urls_of(base_url, rows), 0
+        for some in kept:
+            end = at + len(some)
+            if list(map(len, some)) != [length for length, _ in facts[at:end]]:
+                raise StoreCorrupt(WRONG % facts[at][0])
+            pairs = zip(some, urls[at:end], strict=True)
+            yield (b",".join([text.replace(b"\0", url) for text, url in pairs]),)
+            at = end
 
 
-def url_of(base_url: str, key: bytes) -> bytes:
-    """Of an instance, by its packed key."""
-    study, series, instance = key.split(b"\0")
-    return b"%b/studies/%b/series/%b/instances/%b" % (base_url.encode(), study, series, instance)
+def urls_of(base_url: str, rows: Iterable[PackedRow]) -> list[bytes]:
+    """Of instances, by their packed keys."""
+    found: list[bytes] = []
+    known, before = None, b""
+    for key, _ in rows:
+        above, _, instance = key.rpartition(b"\0")
+        if above != known:
+            study, series = above.decode().split("\0")
+            known, before = above, instance_url(base_url, study, series, "").encode()
+        found.append(before + instance)
+    return found
 
 
 def json_array(texts: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
     """An array of what the texts are, in pieces."""
-    waiting, length, enough = [b"["], 1, FIRST_PIECE
+    waiting, length = [b"["], 1
     for number, text in enumerate(texts):
         if number:
             waiting.append(b",")
         for chunk in text:
             waiting.append(chunk)
             length += len(chunk)
-            if length >= enough:
+            if length >= PIECE:
                 yield b"".join(waiting)
-                waiting, length, enough = [], 0, PIECE
+                waiting, length = [], 0
     waiting.append(b"]")
     yield b"".join(waiting)
 

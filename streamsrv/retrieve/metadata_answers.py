@@ -144,7 +144,7 @@ def text_piece(retrieval: Retrieval, etag: str, length: int) -> Piece:
             return keeping(text, cache, key, length)
         return within(text, start, end)
 
-    return Stream(chunks, length)
+    return Stream(chunks, length, quick=True)
 
 
 def compressed_piece(body: Body, coding: str, at_once: bool, cache: Cache, etag: str) -> Piece:

@@ -7,7 +7,7 @@ is handed out. Pages go on behind a key, so they are right whatever is stored or
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import SegmentGone, StoreCorrupt
@@ -24,13 +24,14 @@ from streamsrv.store.index_rows import (
     record_id_of,
     segment_in,
     serial_of,
+    serials_of,
     split_triple,
     triple,
     unpack_bulk,
     unpack_instance,
     without_sum,
 )
-from streamsrv.store.index_texts import Inflating, Kept, find_texts
+from streamsrv.store.index_texts import Inflating, Run, find_texts
 from streamsrv.store.rows import METADATA_CHUNK, InstanceKey, InstanceRow
 
 # Rows of single instances that are kept unpacked, 2 kB each with the value that they were made of.
@@ -209,17 +210,17 @@ class Reading:
             if found is None:
                 yield from map(texts.frame, self._all_chunks(run))
             else:
-                yield from texts.each(found)
+                yield from chain.from_iterable(texts.each(found))
 
-    def texts(self, rows: Sequence[PackedRow]) -> Iterator[bytes] | None:
-        """The JSON text of each row, which are not many, and short; None where one is longer, or its instance
-        has gone: `metadata` tells."""
+    def texts(self, rows: Sequence[PackedRow]) -> Iterator[list[bytes]] | None:
+        """The JSON texts of the rows, which are not many, and short: some at a time; None where one is
+        longer, or its instance has gone: `metadata` tells."""
         with self._environment.reading("reading metadata") as transaction:
             cursor = transaction.cursor(db=self._handles["metadata"])
-            found = find_texts(cursor, [serial_of(value) for _, value in rows])
+            found = find_texts(cursor, serials_of(rows))
         return None if found is None else Inflating().each(found)
 
-    def _single_chunks(self, rows: Sequence[InstanceRow]) -> list[Kept] | None:
+    def _single_chunks(self, rows: Sequence[InstanceRow]) -> list[Run] | None:
         """Of rows that have one chunk each, in two looks; None where one is missing."""
         keys = [triple(row.key) for row in rows]
         with self._environment.reading("reading metadata") as transaction:

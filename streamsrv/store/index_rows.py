@@ -208,6 +208,10 @@ def serial_of(value: bytes | memoryview) -> int:
     return serial
 
 
+def serials_of(rows: Sequence[PackedRow]) -> tuple[int, ...]:
+    return struct.unpack(f"<{len(rows)}Q", b"".join([value[: _SERIAL.size] for _, value in rows]))
+
+
 def record_id_of(value: bytes | memoryview) -> bytes:
     return bytes(value[_ORDER_AT:_ID_END])
 

@@ -22,7 +22,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import accumulate, pairwise
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import zstandard
 
@@ -116,7 +116,13 @@ def packed(texts: Sequence[bytes]) -> bytes:
 
 UNREADABLE = "stored metadata cannot be read: run check, then reindex"
 
-Kept: TypeAlias = tuple[bytes, int]  # a row, and which of its texts
+
+class Run(NamedTuple):
+    """Texts that stand one behind the other: so many of a row, from this one on."""
+
+    value: bytes
+    first: int
+    many: int
 
 
 def lengths_in(value: bytes) -> tuple[int, ...]:
@@ -154,35 +160,37 @@ class Inflating:
             raise StoreCorrupt(UNREADABLE)
         return [whole[start:end] for start, end in pairwise(accumulate(lengths, initial=0))]
 
-    def each(self, kept: Sequence[Kept]) -> Iterator[bytes]:
-        """One text after the other. What is not asked for again is forgotten at once: its memory serves the
-        next one."""
-        left = Counter([value for value, _ in kept])
-        for value, number in kept:
-            yield self.text((value, number))
+    def each(self, runs: Sequence[Run]) -> Iterator[list[bytes]]:
+        """The texts of one run after the other. What is not asked for again is forgotten at once: its memory
+        serves the next one."""
+        left = Counter([run.value for run in runs])
+        for value, first, many in runs:
             left[value] -= 1
-            if not left[value]:
-                self._known.pop(value, None)
+            yield self._all(value, keep=left[value] > 0)[first : first + many]
 
-    def text(self, kept: Kept) -> bytes:
-        value, number = kept
-        texts = self._known.get(value)
-        if texts is None:
-            texts = self.texts(value)
-            if len(texts) > 1:
-                if len(self._known) == ROWS_REMEMBERED:
-                    self._known.clear()
-                self._known[value] = texts
-        return texts[number]
+    def _all(self, value: bytes, *, keep: bool) -> list[bytes]:
+        texts = self._known.get(value) or self.texts(value)
+        if not keep or len(texts) == 1:
+            self._known.pop(value, None)
+        elif value not in self._known:
+            if len(self._known) == ROWS_REMEMBERED:
+                self._known.clear()
+            self._known[value] = texts
+        return texts
+
+    def text(self, run: Run) -> bytes:
+        """Of a run of one."""
+        return self._all(run.value, keep=True)[run.first]
 
 
-def find_texts(cursor: Cursor, serials: Sequence[int]) -> list[Kept] | None:
-    """For each serial the row that holds its text; None if one is nowhere."""
-    found: list[Kept] = []
-    first = end = 0
+def find_texts(cursor: Cursor, serials: Sequence[int]) -> list[Run] | None:
+    """For each serial in turn the row that holds its text; None if one is nowhere."""
+    found: list[Run] = []
+    at = first = end = 0
     value = b""
     lengths: Sequence[int] = ()
-    for serial in serials:
+    while at < len(serials):
+        serial = serials[at]
         if not first <= serial < end:
             if not _stand(cursor, serial):
                 return None
@@ -193,10 +201,20 @@ def find_texts(cursor: Cursor, serials: Sequence[int]) -> list[Kept] | None:
             end = first + len(lengths)
             if chunk or not first <= serial < end:
                 return None
-        if not lengths[serial - first]:
+        run = Run(value, serial - first, _in_a_row(serials[at : at + end - serial]))
+        if not all(lengths[run.first : run.first + run.many]):
             return None
-        found.append((value, serial - first))
+        found.append(run)
+        at += run.many
     return found
+
+
+def _in_a_row(serials: Sequence[int]) -> int:
+    """How many of these follow each other, from the first on."""
+    expected = range(serials[0], serials[0] + len(serials))
+    if list(serials) == list(expected):
+        return len(serials)
+    return next(number for number, serial in enumerate(expected) if serials[number] != serial)
 
 
 def numbers_in(key: bytes) -> tuple[int, int]:

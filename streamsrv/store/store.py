@@ -161,7 +161,7 @@ class Store:
     def metadata(self, rows: Sequence[InstanceRow]) -> Iterator[bytes]:
         return self.index.metadata(rows)
 
-    def texts(self, rows: Sequence[PackedRow]) -> Iterator[bytes] | None:
+    def texts(self, rows: Sequence[PackedRow]) -> Iterator[list[bytes]] | None:
         """The JSON text of each row; None where that is not known at once."""
         return self.index.texts(rows)
 

@@ -4,8 +4,8 @@ Strategy: a state machine that the loop's writer callback drives on a dup of the
 that HTTP runs on keeps its own registration. Spans go from the page cache to the socket by sendfile, SLICE
 bytes at a time, and of the long answers one in each turn of the loop, so that others wait for one slice. A
 page that is not in memory is never waited for in the loop: a one-byte read with RWF_NOWAIT tells, and the
-slice goes out from a thread. Streams and lazy plans are pulled in a thread, one chunk ahead of the socket and
-no further: that is the back-pressure.
+slice goes out from a thread. Lazy plans are walked in a thread. So are streams, and the thread sends what it
+makes, as long as the socket takes it and no further: that is the back-pressure.
 
 Rules of this file
 - Everything here runs in the loop, except the functions handed to the pool; at most one of those runs for a
@@ -204,7 +204,7 @@ class Transfer:
         elif isinstance(piece, Span):
             self._begin_span(piece.segment, piece.offset, piece.length)
         else:
-            self._stream = StreamReader(piece)
+            self._stream = StreamReader(piece, chunked=self._chunked)
         return True
 
     def _take(self) -> Piece | None:
@@ -257,24 +257,20 @@ class Transfer:
         self._text, self._more = memoryview(text), more
 
     def _advance_stream(self, stream: StreamReader) -> bool:
-        chunk = stream.take()
-        if chunk is None and stream.ended:
+        if stream.ended:
             stream.close()
             self._stream = None
             return True
-        if not stream.ended and not self._busy:
-            self._in_thread(stream.pull, self._pulled)
-        if chunk is None:
-            return False
-        if chunk:
-            self._say(self._framed(chunk), more=False)
-        return True
+        self._own()
+        sock = self._sock
+        self._in_thread(lambda: stream.forward(sock), self._forwarded)
+        return False
 
-    def _pulled(self, chunk: bytes | None) -> None:
-        assert self._stream is not None
-        self._stream.put(chunk)
-        if not self._watching:  # the socket waits for the stream, not the stream for the socket
-            self._ready()
+    def _forwarded(self, found: tuple[int, bytes]) -> None:
+        sent, rest = found
+        self._count(sent)
+        self._say(rest, more=False)
+        self._ready()
 
     def _conclude(self) -> bool:
         """The batch is used up: fetch the next one of a lazy plan, or end."""

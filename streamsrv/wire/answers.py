@@ -36,10 +36,12 @@ class Span:
 class Stream:
     """Bytes made while they are sent, in bounded memory. `chunks(start, stop)` yields exactly the bytes
     [start, stop) of the piece, and blocks: it is called in a thread, a chunk at a time. `length` is None
-    where only the end tells; `stop` is then None too."""
+    where only the end tells; `stop` is then None too. Of what is `quick` the next chunk costs less than a
+    system call, so several go out together."""
 
     chunks: Callable[[int, int | None], Iterator[bytes]]
     length: int | None
+    quick: bool = False
 
 
 Piece: TypeAlias = Literal | Span | Stream

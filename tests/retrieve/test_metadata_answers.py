@@ -92,7 +92,6 @@ def test_a_long_array_goes_out_in_pieces_and_is_kept_when_it_is_asked_for_again(
     whole = payload(ask(study, f"{LEVELS[0]}/metadata"))
     monkeypatch.setattr(retrieve_world, "POOL", PixelPool(1))
     monkeypatch.setattr(metadata_answers, "TEXT_AT_ONCE", 10)
-    monkeypatch.setattr(metadata, "FIRST_PIECE", 1)
     monkeypatch.setattr(metadata, "PIECE", size)
     for _ in range(2):
         part = ask(study, f"{LEVELS[0]}/metadata", range="bytes=0-99")
@@ -116,8 +115,7 @@ def whole_of(stream):
 
 
 def test_pieces_are_of_some_size(monkeypatch):
-    monkeypatch.setattr(metadata, "FIRST_PIECE", 10)
-    monkeypatch.setattr(metadata, "PIECE", 20)
+    monkeypatch.setattr(metadata, "PIECE", 13)
     pieces = list(metadata.json_array([(b"aaaa", b"bbbb"), (b"cccc",), (b"d" * 30, b"e"), (b"f",)]))
     assert pieces == [b"[aaaabbbb,cccc", b"," + b"d" * 30, b"e,f]"]
     assert list(metadata.json_array([(b"a",)])) == [b"[a]"]
@@ -136,7 +134,7 @@ def test_texts_are_those_of_the_rows_one_by_one(study, monkeypatch):
     for size in (1, 2, 256):
         monkeypatch.setattr(metadata, "ROWS_AT_ONCE", size)
         found = metadata.texts(study, selection, "http://h/100%25")
-        assert [b"".join(text) for text in found] == expected
+        assert b",".join(b"".join(text) for text in found) == b",".join(expected)
     whole = b"[" + b",".join(expected) + b"]"
     assert metadata.lengths(selection, "http://h/100%25")[1] == len(whole)
     selection.release()
@@ -152,7 +150,7 @@ def test_an_instance_that_goes_before_its_text_is_read_ends_the_answer(study):
 
 def test_a_text_of_another_length_ends_the_answer(study, monkeypatch):
     selection = Selection(study, STUDY, None, None)
-    monkeypatch.setattr(study, "texts", lambda rows: iter([b"{}"] * len(rows)))
+    monkeypatch.setattr(study, "texts", lambda rows: iter([[b"{}"] * len(rows)]))
     with pytest.raises(StoreCorrupt, match="not the"):
         list(metadata.texts(study, selection, "http://h"))
     selection.release()

@@ -14,6 +14,7 @@ from streamsrv.store.index_environment import OLDER, SCHEMA
 from streamsrv.store.index_rows import chunk_key, with_sum
 from streamsrv.store.index_texts import (
     Inflating,
+    Run,
     find_texts,
     lengths_in,
     packed,
@@ -170,12 +171,23 @@ def test_any_order_of_storing_and_deleting(index, monkeypatch, seed):
 
 def test_texts_are_forgotten_when_nobody_asks_for_them_again():
     rows = [packed(TEXTS[:3]), packed(TEXTS[3:6])]
-    asked = [(rows[0], 0), (rows[1], 2), (rows[0], 2), (rows[0], 2), (rows[1], 0)]
+    asked = [
+        Run(rows[0], 0, 2),
+        Run(rows[1], 2, 1),
+        Run(rows[0], 2, 1),
+        Run(rows[0], 2, 1),
+        Run(rows[1], 0, 3),
+    ]
     texts, held = Inflating(), []
-    for text in texts.each(asked):
-        held.append((text, len(texts._known)))
-    assert held == [(TEXTS[0], 1), (TEXTS[5], 2), (TEXTS[2], 2), (TEXTS[2], 2), (TEXTS[3], 1)]
-    assert texts._known == {}
+    for some in texts.each(asked):
+        held.append((some, len(texts._known)))
+    assert held == [
+        (TEXTS[:2], 1),
+        (TEXTS[5:6], 2),
+        (TEXTS[2:3], 2),
+        (TEXTS[2:3], 1),
+        (TEXTS[3:6], 0),
+    ]
 
 
 # Damage
@@ -197,9 +209,11 @@ def test_what_is_not_there_is_not_found(memory):
     )
     with environment.begin(write=True, db=handle) as transaction:
         found = lambda *serials: find_texts(transaction.cursor(), serials)  # noqa: E731
-        assert found(5, 6) == [(both, 0), (both, 1)]
-        assert found(6) == [(both, 1)]
-        assert found(20, 6, 5, 6) == [(b"(", 0), (both, 1), (both, 0), (both, 1)]
+        assert found() == []
+        assert found(5, 6) == [(both, 0, 2)]
+        assert found(6) == [(both, 1, 1)]
+        assert found(20, 6, 5, 6) == [(b"(", 0, 1), (both, 1, 1), (both, 0, 2)]
+        assert found(5, 5, 6, 20) == [(both, 0, 1), (both, 0, 2), (b"(", 0, 1)]
         for serial in (4, 7, 8, 9, 10, 19, 21):
             assert found(serial) is None
         remove_texts(transaction.cursor(), [1, 7, 21])
@@ -212,7 +226,7 @@ def test_what_is_not_there_is_not_found(memory):
 )
 def test_a_row_that_cannot_be_read_is_told(value):
     with pytest.raises(StoreCorrupt, match="reindex"):
-        Inflating().text((value, 0))
+        Inflating().text(Run(value, 0, 1))
 
 
 def test_lengths_that_are_not_those_of_the_texts_are_told():

@@ -7,6 +7,7 @@ import random
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from web_world import DEADLINE, eventually
@@ -14,7 +15,7 @@ from web_world import DEADLINE, eventually
 from streamsrv.errors import StoreCorrupt
 from streamsrv.web import sources
 from streamsrv.web.pace import Meter
-from streamsrv.web.sources import LONG_STEP, PROBE_STEP, read_warm, to_page, warm_bytes
+from streamsrv.web.sources import LONG_STEP, PROBE_STEP, StreamReader, read_warm, to_page, warm_bytes
 from streamsrv.web.transfer import PIECES_AT_ONCE, SHORT, SLICE, Transfer
 from streamsrv.web.turns import Turns
 from streamsrv.wire.answers import Answer, Literal, Span, StoredParts, Stream
@@ -239,7 +240,7 @@ async def test_long_lazy_plans_are_made_a_batch_at_a_time(http_server, line, seg
     assert len(received) == 10 * PIECES_AT_ONCE * 10_010
 
 
-async def test_a_stream_is_pulled_one_chunk_ahead_and_no_further(http_server, line):
+async def test_a_stream_is_made_as_the_socket_takes_it_and_no_further(http_server, line):
     pulled = []
 
     def chunks(start, stop):
@@ -249,13 +250,40 @@ async def test_a_stream_is_pulled_one_chunk_ahead_and_no_further(http_server, li
 
     one = line([Stream(chunks, 50 << 20)])
     one.start()
-    await eventually(lambda: len(pulled) == 2)
+    await eventually(lambda: one.transfer._watching)
     for _ in range(50):
         await asyncio.sleep(0.001)
-    assert len(pulled) == 2
+    assert len(pulled) == 1
     received = await one.read()
     assert received == b"".join(bytes([number]) * (1 << 20) for number in range(50))
     await one.transfer.done
+
+
+@pytest.mark.parametrize(("quick", "calls"), [(True, [30_000, 30_000, 10_000, 20_000]), (False, 9)])
+def test_quick_chunks_go_out_together(monkeypatch, quick, calls):
+    """As many as make TOGETHER, without waiting for one that is not ready yet."""
+    content, sent = random.Random(2).randbytes(90_000), []
+    monkeypatch.setattr(sources, "TOGETHER", 25_000)
+    plan = [10_000] * 7 + [0] + [10_000] * 2
+    expected = calls if quick else [10_000] * calls
+
+    class Counted:
+        def sendmsg(self, parts):
+            sent.append(sum(map(len, parts)))
+            return ours.sendmsg(parts)
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        stream = stream_of(content, plan, len(content))
+        reader = StreamReader(replace(stream, quick=quick), chunked=False)
+        if not quick:  # the loop is told that one is not ready
+            assert reader.forward(Counted()) == (70_000, b"")
+            assert not reader.ended
+        assert reader.forward(Counted()) == ((90_000 if quick else 20_000), b"")
+        assert reader.ended
+        assert theirs.recv(1 << 20, socket.MSG_WAITALL | socket.MSG_DONTWAIT) == content
+    assert sent == expected
 
 
 async def test_pages_that_are_not_in_memory_are_sent_from_a_thread(http_server, line, segment, monkeypatch):
