@@ -36,6 +36,7 @@ from streamsrv.search import SearchLimits
 from streamsrv.settings import Settings
 from streamsrv.store.rows import OnDuplicate
 from streamsrv.store.store import Store, StoreOptions
+from streamsrv.store.sweeping import Sweeper
 from streamsrv.web.actions import Actions
 from streamsrv.web.worker import run
 from streamsrv.wire.answers import Request
@@ -61,6 +62,7 @@ def read_limits(settings: Settings) -> ReadLimits:
 def ingest_limits(settings: Settings) -> IngestLimits:
     return IngestLimits(
         instance_bytes=settings.max_instance,
+        kept_bytes=settings.keep_in_memory,
         multipart=MultipartLimits(header_bytes=settings.max_part_head, parts=settings.max_parts),
         reading=read_limits(settings),
     )
@@ -80,7 +82,9 @@ def pixel_pool(settings: Settings, entrance: Entrance | None = None) -> PixelPoo
     )
 
 
-def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
+def actions(
+    store: Store, settings: Settings, pool: PixelPool, deleted: Callable[[], None] | None = None
+) -> Actions:
     """The rooms of floor 3 as functions of a request. Called in the thread of the loop, where searches have
     to be brief."""
     loop = threading.get_ident()
@@ -121,6 +125,7 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
         hot=lambda request, target: hot_answers(store, request, target),
         short=short,
         store_together=together.store,
+        deleted=deleted,
     )
 
 
@@ -175,12 +180,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with (
             Store.open(Path(settings.data), store_options(settings), read_only=settings.read_only) as store,
+            closing(Sweeper(store.sweep)) as sweeper,
             closing(pixel_pool(settings, entrance)) as pool,
         ):
             run(
                 settings,
                 listeners,
-                actions(store, settings, pool),
+                actions(store, settings, pool, sweeper.tell),
                 on_ready=say_ready(parsed.status),
                 lifeline=STDIN,
             )

@@ -16,11 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from streamsrv.store import failpoints
 from streamsrv.store.budget import Budget
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.index_batch import Batch, Prepared, prepare
 from streamsrv.store.index_changes import unpack_changes
-from streamsrv.store.index_environment import DATABASES, Environment
+from streamsrv.store.index_environment import Environment
+from streamsrv.store.index_leaving import Left, unpack_serials
 from streamsrv.store.index_reading import ROWS_A_BATCH, Reading
 from streamsrv.store.index_rewrite import dump, rewrite
 from streamsrv.store.index_rows import (
@@ -28,12 +30,13 @@ from streamsrv.store.index_rows import (
     PackedRow,
     number_key,
     segment_key,
+    triple,
     unpack_segment,
     without_sum,
 )
 from streamsrv.store.index_search import Hit, Search
 from streamsrv.store.index_terms import term_prefix
-from streamsrv.store.index_writer import Writer
+from streamsrv.store.index_writer import SLICE_INSTANCES, Writer
 from streamsrv.store.query import Level, QueryAttribute
 from streamsrv.store.query_conditions import Query
 from streamsrv.store.query_values import cut
@@ -85,14 +88,32 @@ class Index(Reading):
         before_commit: Callable[[], None] = lambda: None,
         as_of: int = 0,
     ) -> int:
-        """How many were still there, and are not any more. `rows` are what `packed` found, in its order;
-        `segment` holds their tombstone. `before_commit` is called when all is ready: nothing is deleted if it
-        raises. `as_of` is a moment before they were found: they are looked at again only if something was
-        committed since."""
+        """How many were still there, and are not any more; `sweep` removes what nobody sees of them. `rows`
+        are what `packed` found, in its order; `segment` holds their tombstone. `before_commit` is called when
+        all is ready: nothing is deleted if it raises. `as_of` is a moment before they were found: they are
+        looked at again only if something was committed since."""
         return self._writer.submit(
             lambda batch: batch.delete(rows, segment, committed_end, dead_bytes, before_commit, as_of),
             instances=len(rows),
         )
+
+    def sweep(self) -> None:
+        """Remove what deletions have left behind. Nobody sees the difference, and `delete` does not do it:
+        whoever deletes calls this when there is time."""
+        while self._entries_of("leaving"):
+            failpoints.hit("before-sweep")
+            self._writer.submit(Batch.sweep, instances=SLICE_INSTANCES)
+
+    def leaving(self) -> list[Left]:
+        """What deletions have left behind, and nobody has swept yet."""
+        rows = [(int.from_bytes(key, "big"), stored) for key, stored in self.dump("leaving")]
+        return [self._left(sequence, stored) for sequence, stored in rows]
+
+    def _left(self, sequence: int, stored: bytes) -> Left:
+        with self._environment.reading("reading a change") as transaction:
+            changes = transaction.get(number_key(sequence), db=self._handles["changes"]) or b""
+        keys = [triple(change.key) for change in unpack_changes(sequence, changes)]
+        return Left(keys, unpack_serials(sequence, stored))
 
     def relocate(
         self, moves: Sequence[tuple[InstanceRow, Location]], *, segment: int, committed_end: int
@@ -153,6 +174,8 @@ class Index(Reading):
         return row.series if row else 0
 
     def _entries_of(self, name: str) -> int:
+        if name not in self._handles:
+            return 0
         with self._environment.reading("counting") as transaction:
             entries: int = transaction.stat(self._handles[name])["entries"]
         return entries
@@ -205,7 +228,7 @@ class Index(Reading):
     def statistics(self) -> dict[str, int]:
         """Rows in each database, and the bytes of the index file in use and in all."""
         with self._environment.reading("measuring the index") as transaction:
-            rows = {name: transaction.stat(self._handles[name]) for name in DATABASES}
+            rows = {name: transaction.stat(handle) for name, handle in self._handles.items()}
         info, page = self._environment.lmdb.info(), self._environment.lmdb.stat()["psize"]
         pages = sum(
             stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in rows.values()

@@ -19,10 +19,11 @@ from typing import Any
 from streamsrv.dicom.instance import BulkValue
 from streamsrv.errors import StoreCorrupt, StoreError
 from streamsrv.store import index_answers
-from streamsrv.store.index_changes import pack_change, pack_deletions
+from streamsrv.store.index_changes import pack_change, pack_deletions, unpack_changes
 from streamsrv.store.index_environment import Transaction
+from streamsrv.store.index_leaving import Left, pack_serials, unpack_serials
 from streamsrv.store.index_levels import Levels
-from streamsrv.store.index_removing import Removing
+from streamsrv.store.index_removing import Gone, Removing
 from streamsrv.store.index_rows import (
     PackedRow,
     bulk_path_key,
@@ -47,6 +48,7 @@ from streamsrv.store.index_texts import Place, compressed, together
 from streamsrv.store.rows import ChangeKind, InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
 
 NEXT_SEGMENT = b"next_segment"
+SWEPT = 1000  # instances in one transaction, or one deletion's
 
 
 @dataclass(slots=True)
@@ -112,6 +114,7 @@ class Batch:
         self._levels = Levels(transaction, handles)
         self._removing = Removing(transaction, handles, self._levels)
         self._segments: dict[int, _Account] = {}
+        self._awaited: list[Callable[[], None]] = []
         self._at = time.time_ns() // 1000
         self._sequence = self._last_sequence()
         self.writing = False
@@ -123,6 +126,8 @@ class Batch:
             row = SegmentRow(segment, found.end, found.live, found.dead, found.sealed)
             self._put("segments", segment_key(segment), pack_segment(row))
         self._segments = {}
+        while self._awaited:
+            self._awaited.pop()()
 
     # -- requests
 
@@ -137,7 +142,7 @@ class Batch:
         self.writing = self._written = True
         gone = sorted((each.key, value) for each, value in zip(new, old, strict=True) if value)
         if gone:
-            self._remove(gone)
+            self._removing.sweep(self._remove(gone).left)
         for prepared, value, chunks in zip(new, old, metadata_rows(new), strict=True):
             self._store_one(prepared, ChangeKind.REPLACED if value else ChangeKind.STORED, chunks)
         self._account(segment, end=end, dead=dead)
@@ -152,20 +157,40 @@ class Batch:
         before_commit: Callable[[], None],
         as_of: int,
     ) -> int:
-        """`rows` in the order of their keys, as they were when the index was at that moment, or later."""
+        """`rows` in the order of their keys, as they were when the index was at that moment, or later. All
+        that is seen of them goes, the rest with `sweep`. `before_commit` is called by `finish`."""
         self._segment(segment)
         same = not self._written and self._transaction.id() == as_of + 1
         there = rows if same else self._removing.still(rows)
         self.writing = self._written = True
         if there:
-            ids = self._remove(there)
+            ids, _, left = self._remove(there)
             self._sequence += len(there)
-            changes = pack_deletions(self._sequence, self._at, ids, [key for key, _ in there])
-            self._append("changes", number_key(self._sequence), changes)
+            key = number_key(self._sequence)
+            self._append("changes", key, pack_deletions(self._sequence, self._at, ids, left.keys))
+            self._append("leaving", key, pack_serials(self._sequence, left.serials))
         self._account(segment, end=end, dead=dead)
-        before_commit()
+        self._awaited.append(before_commit)
         self.writing = False
         return len(there)
+
+    def sweep(self) -> None:
+        """What deletions have left behind: of the first one there is, and more while they are short. Each is
+        whole by itself: that another cannot be read makes no difference to it."""
+        swept = 0
+        while swept < SWEPT:
+            cursor = self._transaction.cursor(db=self._handles["leaving"])
+            if not cursor.first():
+                return
+            key, stored = cursor.item()
+            sequence = int.from_bytes(key, "big")
+            serials = unpack_serials(sequence, stored)
+            changes = unpack_changes(sequence, self._get("changes", key) or b"")
+            self.writing = True
+            self._removing.sweep(Left([triple(change.key) for change in changes], serials))
+            cursor.delete()
+            self.writing = False
+            swept += len(serials)
 
     def relocate(self, moves: Sequence[tuple[InstanceRow, Location]], segment: int, end: int) -> list[bool]:
         """An instance moves only if it still lies where the caller saw it."""
@@ -240,12 +265,12 @@ class Batch:
         self._levels.add(row.key, order_of(row), prepared.variant, prepared.variant_text, row.sop_class_uid)
         self._account(row.location.segment, live=row.location.length)
 
-    def _remove(self, rows: Sequence[PackedRow]) -> Sequence[bytes]:
-        """Instances that are there, in the order of their keys; returns their record ids."""
-        ids, lengths = self._removing.remove(rows)
-        for segment, length in lengths.items():
+    def _remove(self, rows: Sequence[PackedRow]) -> Gone:
+        """Instances that are there, in the order of their keys."""
+        gone = self._removing.remove(rows)
+        for segment, length in gone.freed.items():
             self._account(segment, live=-length, dead=length)
-        return ids
+        return gone
 
     def _change(self, kind: ChangeKind, row: InstanceRow, key: bytes) -> None:
         self._sequence += 1

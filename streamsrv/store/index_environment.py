@@ -24,9 +24,12 @@ from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError, Stor
 from streamsrv.store.index_rows import with_sum, without_sum
 from streamsrv.store.query import TABLE_DIGEST
 
-SCHEMA = "3"
-# Texts were kept one by one: such rows are read as ever. Whoever opens it for writing makes it ours.
-OLDER = "2"
+SCHEMA = "4"
+# Read as ever: texts were kept one by one (2), deletions left nothing behind (2, 3). Whoever opens one of
+# these for writing makes it ours.
+OLDER = ("2", "3")
+# Databases that they lack.
+ADDED = frozenset(("leaving",))
 
 Transaction: TypeAlias = Any  # lmdb.Transaction and lmdb.Cursor: py-lmdb's stubs are not read
 Cursor: TypeAlias = Any
@@ -46,6 +49,7 @@ DATABASES: dict[str, bool] = {
     "attributes": True,
     "uids": True,
     "changes": False,
+    "leaving": False,
     "segments": False,
     "about": False,
 }
@@ -101,7 +105,8 @@ class ReadTransaction:
 
 
 class Environment:
-    """The open index folder. `handles` maps the name of a database to what LMDB wants to hear."""
+    """The open index folder. `handles` maps the name of a database to what LMDB wants to hear; an index of
+    an older schema that is open for reading only may lack some."""
 
     def __init__(self, folder: Path, *, read_only: bool) -> None:
         self.folder = folder
@@ -157,12 +162,13 @@ class Environment:
             if not self.read_only:
                 self._found()
             for name, several in DATABASES.items():
-                self.handles[name] = self.lmdb.open_db(name.encode(), dupsort=several, create=False)
+                with contextlib.suppress(*((lmdb.NotFoundError,) if name in ADDED else ())):
+                    self.handles[name] = self.lmdb.open_db(name.encode(), dupsort=several, create=False)
             with self.lmdb.begin(self.handles["about"]) as transaction:
                 found = {name: transaction.get(name.encode()) for name in ("schema", "table")}
         except lmdb.NotFoundError as error:
             raise StoreError("the index lacks a database: run reindex") from error
-        for name, expected in (("schema", (SCHEMA, OLDER)), ("table", (TABLE_DIGEST,))):
+        for name, expected in (("schema", (SCHEMA, *OLDER)), ("table", (TABLE_DIGEST,))):
             stored = found[name] or b""
             # Schema 1 had no checksums.
             if stored == b"1" or without_sum("about", name.encode(), stored).decode() not in expected:
@@ -182,7 +188,9 @@ class Environment:
     def _renew(self, transaction: Transaction) -> None:
         """From here on it may hold rows that older versions cannot read."""
         about = self.lmdb.open_db(b"about", txn=transaction, create=False)
-        if transaction.get(b"schema", db=about) == with_sum(b"schema", OLDER.encode()):
+        if transaction.get(b"schema", db=about) in [with_sum(b"schema", each.encode()) for each in OLDER]:
+            for name in ADDED:
+                self.lmdb.open_db(name.encode(), txn=transaction, dupsort=DATABASES[name])
             transaction.put(b"schema", with_sum(b"schema", SCHEMA.encode()), db=about)
 
     def reading(self, doing: str) -> ReadTransaction:

@@ -1,4 +1,5 @@
-"""Instances that go: every row that belongs to them, in all databases.
+"""Instances that go: every row that belongs to them, in all databases; what is seen of them first, the rest
+now or in another transaction (`index_leaving`).
 
 Strategy: the rows of a study lie side by side, and so do those that are found by the serials of what was
 stored at once. One cursor a database deletes its way through them: behind a row that is deleted it stands on
@@ -13,10 +14,11 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from streamsrv.errors import StoreCorrupt
 from streamsrv.store.index_environment import Cursor, Transaction
+from streamsrv.store.index_leaving import Left, runs
 from streamsrv.store.index_levels import Leaving, Levels
 from streamsrv.store.index_rows import (
     UIDS_AT,
@@ -33,6 +35,14 @@ _BY_SERIAL = ("frames", "bulk")
 # Serial, segment, (offset,) length, record id, stored at, ..., variant: an instance's row begins with them.
 _PLACED = struct.Struct("<QI8xQ16sQ")
 _FACTS = struct.Struct(f"{_PLACED.format}{VARIANT_AT - _PLACED.size}x16s")
+
+
+class Gone(NamedTuple):
+    """What was seen of instances, and is not any more."""
+
+    ids: Sequence[bytes]  # of their records
+    freed: Mapping[int, int]  # bytes of their payloads by segment
+    left: Left
 
 
 class Removing:
@@ -53,9 +63,8 @@ class Removing:
         now = [(key, cursor.get(key), record_id_of(value)) for key, value in rows]
         return [(key, value) for key, value, record in now if value and record_id_of(value) == record]
 
-    def remove(self, rows: Sequence[PackedRow]) -> tuple[Sequence[bytes], Mapping[int, int]]:
-        """Instances that are there, one at least, in the order of their keys. Returns their record ids, and
-        the bytes of their payloads by segment."""
+    def remove(self, rows: Sequence[PackedRow]) -> Gone:
+        """Instances that are there, one at least, in the order of their keys: all that is seen of them."""
         keys, values = zip(*rows, strict=True)
         try:
             facts = [_FACTS.unpack_from(value) for value in values]
@@ -64,16 +73,20 @@ class Removing:
         except (struct.error, IndexError) as error:
             raise StoreCorrupt(UNREADABLE) from error
         self._delete_instances(keys)
-        for series, start, end in _by_series(keys):
-            self._delete_uids(series, keys[start:end])
-        ascending = sorted(serials)
-        remove_texts(self._cursor("metadata"), ascending)
-        for name in _BY_SERIAL:
-            self._delete_owned(name, ascending)
         freed: dict[int, int] = defaultdict(int)
         for segment, length in zip(segments, lengths, strict=True):
             freed[segment] += length
-        return ids, freed
+        return Gone(ids, freed, Left(keys, sorted(serials)))
+
+    def sweep(self, left: Left) -> None:
+        """What is not seen of instances that are gone."""
+        again = {key for key, _ in self._cursor("instances").getmulti(left.keys)}
+        keys = [key for key in left.keys if key not in again]  # their entries are those of others now
+        for series, start, end in _by_series(keys):
+            self._delete_uids(series, keys[start:end])
+        remove_texts(self._cursor("metadata"), left.serials)
+        for name in _BY_SERIAL:
+            self._delete_owned(name, left.serials)
 
     def _tell_levels(self, keys: Sequence[bytes], values: Sequence[bytes], leaving: list[Leaving]) -> None:
         for series, start, end in _by_series(keys):
@@ -97,7 +110,7 @@ class Removing:
     def _delete_owned(self, name: str, serials: Sequence[int]) -> None:
         """The rows of these serials, in their order; each has any number of them."""
         cursor = self._cursor(name)
-        for first, last in _runs(serials):
+        for first, last in runs(serials):
             start, end = number_key(first), number_key(last + 1)
             if cursor.key() < start and not cursor.set_range(start):
                 return
@@ -125,16 +138,3 @@ def _classes(values: Sequence[bytes]) -> Mapping[bytes, int]:
     if len({value[begin:end] for value in values}) == 1:
         return {first: len(values)}
     return Counter([sop_class_in(value) for value in values])
-
-
-def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """First and last of numbers that follow one another, in ascending order."""
-    if not numbers:
-        return
-    first = last = numbers[0]
-    for number in numbers:
-        if number > last + 1:
-            yield first, last
-            first = number
-        last = number
-    yield first, last

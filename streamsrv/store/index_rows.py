@@ -10,11 +10,12 @@
     attributes  level u8, tag u32, normal form -> study, or study \\0 series (several)
     uids        "i" instance / "s" series     -> study \\0 series / study (several)
     changes     sequence u64                  -> one change, or several (`index_changes`)
+    leaving     sequence u64                  -> what a deletion has left behind (`index_leaving`)
     segments    segment u32                   -> committed end, live, dead, sealed
     about       name                          -> text
 
-Behind the values of metadata, changes, segments and about stands a checksum of key and value (xxh32): no
-record says what they should be, to the byte. It is verified whenever one is read.
+Behind the values of metadata, changes, leaving, segments and about stands a checksum of key and value
+(xxh32): no record says what they should be, to the byte. It is verified whenever one is read.
 
 Integers in keys are big-endian, so that they sort; those in values little-endian.
 
@@ -82,6 +83,7 @@ _ROW_NAMES: dict[str, Callable[[bytes], str]] = {
         f"serial {int.from_bytes(key[:8], 'big')}, chunk {int.from_bytes(key[8:], 'big')}"
     ),
     "changes": lambda key: f"change {int.from_bytes(key, 'big')}",
+    "leaving": lambda key: f"change {int.from_bytes(key, 'big')}",
     "segments": lambda key: f"segment {int.from_bytes(key, 'big')}",
     "about": lambda key: key.decode("ascii", "replace"),
 }

@@ -7,13 +7,14 @@ segments and transaction for how.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from streamsrv.dicom.instance import BulkValue
-from streamsrv.errors import Forbidden
+from streamsrv.errors import Forbidden, StreamsrvError
 from streamsrv.store import folder as folders
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.folder import Held, Identity, Layout
@@ -25,6 +26,8 @@ from streamsrv.store.rows import Change, InstanceKey, InstanceRow
 from streamsrv.store.segments import SEGMENT_SIZE, Segments
 from streamsrv.store.tombstones import Deletion
 from streamsrv.store.transaction import Transaction
+
+log = logging.getLogger("streamsrv.store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Store:
         self.segments = Segments(layout, index, self.form, ops, options.segment_size, options.min_free)
         self.readers = Readers(layout)
         self._held = contextlib.ExitStack()
+        self._closed = False
 
     @classmethod
     def open(
@@ -83,6 +87,7 @@ class Store:
             if not read_only:
                 store.segments.settle_all()
             store._held = held.pop_all()
+            store._try_to_sweep()
             return store
 
     @staticmethod
@@ -92,6 +97,9 @@ class Store:
 
     def close(self) -> None:
         """Safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            self._try_to_sweep()
         self.readers.forget()
         self._held.close()
 
@@ -112,9 +120,23 @@ class Store:
         return Transaction(self.segments, self.readers, self.index, self.form)
 
     def delete(self, study: str, series: str | None = None, instance: str | None = None) -> int:
-        """Delete the target resource, durably; returns how many instances it had."""
+        """Delete the target resource, durably; returns how many instances it had. What nobody sees of them
+        any more is left to `sweep`."""
         self._require_writable()
         return Deletion(self.segments, self.index, self.form).run(study, series, instance)
+
+    def sweep(self) -> None:
+        """Remove from the index what deletions have left behind, of this process or another. May be called
+        at any time, by any thread; opening and closing a store does it too."""
+        self.index.sweep()
+
+    def _try_to_sweep(self) -> None:
+        """What cannot be swept now, on a full disk or beside a damaged row, stays for the next time."""
+        if not self.read_only:
+            try:
+                self.sweep()
+            except StreamsrvError as error:
+                log.warning("what was deleted is not swept from the index: %s", error.detail)
 
     def _require_writable(self) -> None:
         if self.read_only:

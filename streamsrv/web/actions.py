@@ -40,6 +40,7 @@ class Actions:
     """The rooms below, as functions of a request. Each blocks; `ingest` raises what refuses a body before
     it is read. `hot` knows single frames that were answered lately. `short` does not block: it makes what
     `store_together` takes, or None of what has to be taken by `ingest`, and raises what refuses a body.
+    `deleted` does not block: it is told that the answer to a delete is on its way.
     """
 
     retrieve: Callable[[Request, Target], Answer]
@@ -50,6 +51,7 @@ class Actions:
     hot: Callable[[Request, Target], Frames | None] = _nothing
     short: Callable[[Request, Target], ShortBody | None] = _nothing
     store_together: Callable[[Sequence[ShortBody]], None] = _none
+    deleted: Callable[[], None] | None = None
 
 
 def is_inline(method: str, target: Target) -> bool:
@@ -102,4 +104,4 @@ def delete(actions: Actions, target: Target) -> Answer:
         raise NotFound("the target resource names no study")
     if not actions.delete(target.study, target.series, target.instance):
         raise NotFound("there is no such SOP instance, series or study in this store")
-    return Answer(204)
+    return Answer(204, release=actions.deleted)

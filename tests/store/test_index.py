@@ -275,6 +275,8 @@ def test_deleting_everything_leaves_no_row(index: Index) -> None:
     )
     for key in keys:
         index.delete(index.packed(*key), segment=1, committed_end=0, dead_bytes=0)
+    assert index.statistics()["leaving"] == 4
+    index.sweep()
     left = {
         name: count for name, count in index.statistics().items() if count and not name.startswith("bytes")
     }

@@ -52,7 +52,9 @@ def commit(index, *new, replaced=()):
 
 def delete(index, *numbers):
     rows = index.packed_rows([key_of(number) for number in numbers])
-    return index.delete(rows, segment=1, committed_end=0, dead_bytes=0)
+    count = index.delete(rows, segment=1, committed_end=0, dead_bytes=0)
+    index.sweep()
+    return count
 
 
 def rows_of(index):
@@ -146,6 +148,7 @@ def test_any_order_of_storing_and_deleting(index, monkeypatch, seed):
             assert index.delete(index.packed_rows(gone), segment=1, committed_end=0, dead_bytes=0) == len(
                 gone
             )
+            index.sweep()
             for key in gone:
                 del model[key]
         else:
@@ -248,14 +251,26 @@ def change_about(memory, schema):
             transaction.put(b"schema", with_sum(b"schema", schema))
 
 
-def test_an_older_index_is_read_and_becomes_ours_when_it_is_written_to(memory):
+def remove_database(memory, name):
+    with lmdb.open(str(memory), max_dbs=20) as environment:
+        handle = environment.open_db(name, create=False)
+        with environment.begin(write=True) as transaction:
+            transaction.drop(handle)
+
+
+@pytest.mark.parametrize("schema", OLDER)
+def test_an_older_index_is_read_and_becomes_ours_when_it_is_written_to(memory, schema):
     index = Index.open(memory)
     index.add_segment()
     commit(index, *(new_instance(key_of(number), number + 1, text=TEXTS[number]) for number in range(5)))
     index.close()
-    change_about(memory, OLDER.encode())
+    change_about(memory, schema.encode())
+    remove_database(memory, b"leaving")
     index = Index.open(memory, read_only=True)
-    assert (index.about()["schema"], list(texts(index).values())) == (OLDER, TEXTS[:5])
+    assert (index.about()["schema"], list(texts(index).values())) == (schema, TEXTS[:5])
+    assert "leaving" not in index.statistics()
+    assert (list(index.dump("leaving")), index.leaving()) == ([], [])
+    index.sweep()
     index.close()
     index = Index.open(memory)
     assert index.about()["schema"] == SCHEMA

@@ -111,9 +111,9 @@ def test_a_full_segment_still_takes_tombstones(tmp_path):
     with open_store(tmp_path, options=StoreOptions(segment_size=1000, min_free=0)) as store:
         put(store, payload_of(key_of(1), 2000))
         assert store.delete("1.1") == 1
-        assert [(row.segment, row.sealed) for row in store.index.segments().values()] == [(1, False)]
+        assert {row.segment: row.sealed for row in store.index.segments().values()} == {1: False}
         put(store, payload_of(key_of(2), 100))
-        assert [(row.segment, row.sealed) for row in store.index.segments().values()] == [(1, True), (2, False)]
+        assert {row.segment: row.sealed for row in store.index.segments().values()} == {1: True, 2: False}
     assert reindex(tmp_path, derive).findings == []
     with open_store(tmp_path) as store:
         assert [row.key for row in store.lookup("1.2")] == [key_of(2)]
