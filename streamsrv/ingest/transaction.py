@@ -40,9 +40,6 @@ HEAVY_INSTANCE = 1 << 20
 # Datasets read in one turn, 2 ms for those of CTs. What they share is in the processor's caches then; half a
 # megabyte received between two of them throws it out: one by one, each takes a tenth longer.
 READ_TOGETHER = 16
-# What an instance has beyond so much is not kept in the page cache, if it belongs to one long value: a slide
-# of gigabytes would push out all that viewers look at, and is stored faster so (docs/performance.md).
-KEPT = 128 << 20
 # What waits to be written in one call at most, in bytes and in pieces.
 WRITE_BYTES = 4 << 20
 WRITE_PIECES = 512
@@ -60,6 +57,8 @@ class IngestLimits:
     """Each None or 0 means no limit."""
 
     instance_bytes: int = 0
+    # What an instance has beyond so much is not kept in the page cache, if it belongs to one long value.
+    kept_bytes: int = 0
     multipart: MultipartLimits = field(default_factory=MultipartLimits)
     reading: ReadLimits = field(default_factory=ReadLimits)
 
@@ -191,7 +190,9 @@ class Ingest:
 
     @property
     def _look_due(self) -> bool:
-        return self._receiving and not self._looked and self._spool is None and self._received >= KEPT
+        kept = self._limits.kept_bytes
+        due = self._receiving and not self._looked and self._spool is None
+        return due and 0 < kept <= self._received
 
     def _look(self) -> None:
         """See what the long part is that is being received."""

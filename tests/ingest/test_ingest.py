@@ -296,18 +296,17 @@ def slide(instance: str, tiles: list[bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def test_the_rest_of_a_long_value_is_not_kept_in_the_page_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(transaction, "KEPT", 5000)
+def test_the_rest_of_a_long_value_is_not_kept_in_the_page_cache(tmp_path: Path) -> None:
+    limits = IngestLimits(kept_bytes=5000)
     loop = part10("1.2.3.4.1", pixels=b"loop" * 10_000)
     tiled = slide("1.2.3.4.2", [b"\xff\xd8tile%4d" % number * 90 for number in range(40)])
     short = part10("1.2.3.4.3", pixels=b"kept" * 8)
     no_dicom = b"noise" * 3000
     files, ops = [loop, short, tiled, no_dicom], Writes()
     with Store.open(tmp_path / "data", StoreOptions(min_free=0), fileops=ops) as store:
-        assert len(send(store, body(*files), step=1000).stored) == 3
-        assert len(send(store, tiled, step=777, content_type="application/dicom").failed) == 1
+        assert len(send(store, body(*files), step=1000, limits=limits).stored) == 3
+        again = send(store, tiled, step=777, content_type="application/dicom", limits=limits)
+        assert len(again.failed) == 1
         assert 2000 > ops.kept.count(b"loop") > 1000
         assert ops.passed.count(b"loop") > 8000
         assert ops.passed.count(b"tile") > 3000
@@ -324,9 +323,22 @@ def test_the_rest_of_a_long_value_is_not_kept_in_the_page_cache(
         assert [str(finding) for finding in check(store, lambda record: derive(record)[1])] == []
 
 
-def test_a_long_part_is_looked_at_once_and_in_a_thread(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transaction, "KEPT", 5000)
-    ingest = Ingest(store, content_type="application/dicom")
+def test_everything_is_kept_that_is_meant_to_be(tmp_path: Path) -> None:
+    ops = Writes()
+    with Store.open(tmp_path / "data", StoreOptions(min_free=0), fileops=ops) as store:
+        assert (
+            len(
+                send(
+                    store, part10("1.2.3.4.1", pixels=bytes(50_000)), content_type="application/dicom"
+                ).stored
+            )
+            == 1
+        )
+    assert not ops.passed
+
+
+def test_a_long_part_is_looked_at_once_and_in_a_thread(store: Store) -> None:
+    ingest = Ingest(store, content_type="application/dicom", limits=IngestLimits(kept_bytes=5000))
     file = part10("1.2.3.4.1", pixels=bytes(20_000))
     ingest.feed(file[:4000])
     assert (ingest.pending, ingest.heavy) == (False, False)
