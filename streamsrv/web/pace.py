@@ -46,8 +46,9 @@ class Meter:
         return now - self._at >= window
 
 
-# What an upload takes in one turn of the loop while other bodies move as well: half a millisecond of it.
-SHARED = 512 << 10
+# What an upload takes in one turn of the loop while other bodies move as well: a quarter of a millisecond of
+# it, a few where memory is written for the first time.
+SHARED = 256 << 10
 
 
 class Watch:
