@@ -89,9 +89,9 @@ class Settings:
     keep_in_memory: int = setting(
         128 << 20,
         "bytes",
-        "So much of an instance that is stored stays in the system's page cache. What a long value (Pixel "
-        "Data) has beyond is written past it, by Linux 6.14 or later: a slide of 10 GB does not push out what "
-        "viewers look at. 0: everything.",
+        "So much of an instance that is stored stays in the system's page cache. What a long value "
+        "(Pixel Data) has beyond is written past it, by Linux 6.14 or later: a slide of 10 GB does not push "
+        "out what viewers look at. 0: everything.",
     )
 
     # Processes
