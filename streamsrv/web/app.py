@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from tornado.http1connection import HTTP1Connection
@@ -45,6 +44,7 @@ from streamsrv.web.pace import Watch
 from streamsrv.web.stow import Identity, Receiver, ShortUpload, Upload, decoder_for
 from streamsrv.web.stream import Stream
 from streamsrv.web.templates import Frames
+from streamsrv.web.threads import Threads
 from streamsrv.web.transfer import Transfer
 from streamsrv.web.writer import Outgoing, transfer
 from streamsrv.wire.answers import Answer, Request
@@ -68,7 +68,7 @@ class App(HTTPServerConnectionDelegate):
     def __init__(self, settings: Settings, actions: Actions, access_log: AccessLog) -> None:
         self.settings = settings
         self.access_log = access_log
-        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="streamsrv")
+        self.pool = Threads(THREADS, "streamsrv")
         self.watch = Watch(settings.idle_timeout, settings.stall_timeout, settings.min_rate)
         self.buffers = Buffers()
         self.gathering = Gathering(actions.store_together)

@@ -36,6 +36,7 @@ from streamsrv.web.farewell import GONE, LINGER_BYTES, LINGER_SECONDS, discard, 
 from streamsrv.web.head import CHUNKED, UNREADABLE, Head, body_length
 from streamsrv.web.made import when_made
 from streamsrv.web.pace import Meter
+from streamsrv.web.threads import from_thread
 from streamsrv.web.transfer import Transfer
 from streamsrv.web.waiting import Waiting
 from streamsrv.web.writer import Outgoing, begin_transfer, release, send_now
@@ -243,15 +244,11 @@ class Exchange(Waiting, HTTPMessageDelegate):
             answer = job.compute()
         except WouldBlock as blocked:
             if not when_made(self._connection, blocked, job, self._answer_job):
-                self._service.spawn(self._answer_later(job))
+                from_thread(self._service.pool, lambda: self._computed(job.compute), self._answer)
             return
         except Exception as error:
             answer = self._problem(error)
         self._answer(answer)
-
-    async def _answer_later(self, job: Job) -> None:
-        loop = asyncio.get_running_loop()
-        self._answer(await loop.run_in_executor(self._service.pool, self._computed, job.compute))
 
     async def _answer_stored(self, intake: Intake) -> None:
         try:

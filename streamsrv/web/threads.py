@@ -1,0 +1,112 @@
+"""The threads of a worker for all that blocks.
+
+Strategy: whoever became idle last works next, because its memory is still in the processor's caches, and it
+alone is woken. (ThreadPoolExecutor wakes the one that has slept longest, and that one another, which finds
+nothing to do and takes the interpreter from the first.) A way to a thread and back takes the loop some 110 us
+instead of 160.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import ParamSpec, TypeAlias, TypeVar
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+_Job: TypeAlias = Callable[[], None]
+
+
+class _Thread:
+    def __init__(self, job: _Job) -> None:
+        self.job: _Job | None = job
+        self.turn = threading.Lock()
+        self.turn.acquire()
+
+
+class Threads(Executor):
+    """At most so many; each is started when no other one is idle."""
+
+    def __init__(self, most: int, name: str) -> None:
+        self._most = most
+        self._name = name
+        self._guard = threading.Lock()
+        self._started: list[threading.Thread] = []
+        self._idle: list[_Thread] = []
+        self._waiting: deque[_Job] = deque()
+        self._closed = False
+
+    def submit(
+        self, call: Callable[Given, Result], /, *given: Given.args, **named: Given.kwargs
+    ) -> Future[Result]:
+        future: Future[Result] = Future()
+
+        def job() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = call(*given, **named)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self._begin(job)
+        return future
+
+    def _begin(self, job: _Job) -> None:
+        with self._guard:
+            if self._closed:
+                raise RuntimeError("the threads have ended")
+            if self._idle:
+                thread = self._idle.pop()
+                thread.job = job
+                thread.turn.release()
+            elif len(self._started) < self._most:
+                self._start(_Thread(job))
+            else:
+                self._waiting.append(job)
+
+    def _start(self, thread: _Thread) -> None:
+        name = f"{self._name}-{len(self._started)}"
+        started = threading.Thread(target=self._run, args=(thread,), name=name, daemon=True)
+        self._started.append(started)
+        started.start()
+
+    def _run(self, thread: _Thread) -> None:
+        while thread.job is not None:
+            thread.job()
+            with self._guard:
+                thread.job = self._waiting.popleft() if self._waiting else None
+                if thread.job is not None:
+                    continue
+                if self._closed:
+                    return
+                self._idle.append(thread)
+            thread.turn.acquire()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """What was submitted is done first, whatever `cancel_futures` says. Safe to call twice."""
+        with self._guard:
+            self._closed = True
+            while self._idle:
+                self._idle.pop().turn.release()
+        for started in self._started if wait else ():
+            started.join()
+
+
+def from_thread(threads: Executor, work: Callable[[], Result], told: Callable[[Result], None]) -> None:
+    """`told` hears in this loop what a thread has made of `work`, which raises nothing; nobody does if the
+    loop has ended meanwhile."""
+    loop = asyncio.get_running_loop()
+
+    def made() -> None:
+        result = work()
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(told, result)
+
+    threads.submit(made)
