@@ -12,6 +12,7 @@ Rules of this file
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
@@ -140,7 +141,15 @@ class Deletion:
 
     def _bury(self, segment: Borrowed, claimed: Claimed) -> int:
         dead = bury(segment, self._form, record_ids_of(claimed.rows))
-        syncing = SYNCING.submit(segment.sync)  # while the rows of the dead are removed
+        begun = threading.Lock()
+        begun.acquire()
+
+        def sync() -> None:
+            begun.release()
+            segment.sync()
+
+        syncing = SYNCING.submit(sync)  # while the rows of the dead are removed
+        begun.acquire()  # else it might wait for the interpreter until they are
 
         def synced() -> None:
             syncing.result()
