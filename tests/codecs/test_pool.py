@@ -444,8 +444,9 @@ def test_an_order_for_idle_processes_only():
     with FramePool(1, SMALL, idle=told.set) as pool:
         assert pool.wait_until_ready()
         assert pool.is_idle
-        nap = pool.submit(pool_works.nap, [b"x"], 0.2)
-        assert not pool.is_idle
+        nap = pool.submit(pool_works.nap, [b"x"], 1.0)
+        assert eventually(nap.running)  # it says whose order it has, and then that it is busy
+        assert eventually(lambda: not pool.is_idle)
         assert pool.submit_if_idle(pool_works.echo, [b"y"]) is None
         assert pool.unfinished == 1
         assert nap.result(30) == [(b"x", None)]
