@@ -7,6 +7,7 @@ threads, which are slower than the server then and say so in their name.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -191,8 +192,9 @@ def together(count: int, address: Address, work: Iterable[Callable[[Client], obj
 
 
 def percentile(values: Sequence[float], share: float) -> float:
+    """The nearest rank: the least value that so large a share of them does not exceed."""
     ranked = sorted(values)
-    return ranked[min(len(ranked) - 1, int(len(ranked) * share))]
+    return ranked[max(0, math.ceil(len(ranked) * share - 1e-9) - 1)]
 
 
 class Answered(NamedTuple):
