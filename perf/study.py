@@ -177,7 +177,7 @@ def _retrieve(
     url = f"/studies/{body.keys[0].study}"
     for clients in (1, 4):
         what = f"retrieve the study, {clients} at once"
-        yield from retrieved(what, size.rounds, ours, peer, web, (url, "/study.body"), clients)
+        yield from retrieved(what, 2 * size.rounds + 1, ours, peer, web, (url, "/study.body"), clients)
     series = Fetched(ours, f"{url}/series/{body.keys[0].series}", 1)
     yield median_row("retrieve its series", "streamsrv", [series.rate() for _ in range(size.rounds)], "MB/s")
 
