@@ -13,20 +13,18 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from dataclasses import replace
-from struct import Struct
 from typing import Protocol
 
 from streamsrv.dicom import tags
 from streamsrv.dicom.elements import Elements
 from streamsrv.dicom.filemeta import encoding_of, read_file_meta
-from streamsrv.dicom.fragments import ITEM, UNDEFINED, scan_items
+from streamsrv.dicom.fragments import HEADER, ITEM, UNDEFINED, scan_items
 from streamsrv.dicom.window import UNKNOWN_END, Pread, ReadLimits, Window
 from streamsrv.errors import InstanceError
 
 # A header with more elements is not worth reading twice: so many take about a tenth of a second.
 MOST_ELEMENTS = 100_000
 
-_HEAD = Struct("<II")
 _PIXEL_DATA = int(tags.PIXEL_DATA, 16)
 
 
@@ -72,8 +70,8 @@ class Fragments:
 
     def catch_up(self, pread: Pread, received: int) -> None:
         """With what came before `received`."""
-        while not self._ended and self._next + _HEAD.size <= received:
-            self._item(*_HEAD.unpack(pread(self._next, _HEAD.size)))
+        while not self._ended and self._next + HEADER.size <= received:
+            self._item(*HEADER.unpack(pread(self._next, HEADER.size)))
         if not self._ended and self._next < received:
             self._head = pread(self._next, received - self._next)
 
@@ -81,14 +79,14 @@ class Fragments:
         end = offset + len(view)
         while not self._ended and self._next < end:
             at = self._next - offset
-            if at >= 0 and at + _HEAD.size <= len(view):
-                self._item(*_HEAD.unpack_from(view, at))
+            if at >= 0 and at + HEADER.size <= len(view):
+                self._item(*HEADER.unpack_from(view, at))
                 continue
-            self._head += view[max(0, at) : at + _HEAD.size]
-            if len(self._head) < _HEAD.size:
+            self._head += view[max(0, at) : at + HEADER.size]
+            if len(self._head) < HEADER.size:
                 return
             head, self._head = self._head, b""
-            self._item(*_HEAD.unpack(head))
+            self._item(*HEADER.unpack(head))
 
     def _item(self, tag: int, length: int) -> None:
         if tag != ITEM or length == UNDEFINED or len(self._offsets) >= self._most:
@@ -96,7 +94,7 @@ class Fragments:
             return
         self._offsets.append(self._next)
         self._lengths.append(length)
-        self._next += _HEAD.size + length
+        self._next += HEADER.size + length
 
     def holds(self, end: int) -> bool:
         return not self._ended
@@ -107,7 +105,7 @@ class Fragments:
         def known(offset: int, length: int) -> bytes:
             place = bisect_left(offsets, offset)
             if place < len(offsets) and offsets[place] == offset:
-                return _HEAD.pack(ITEM, lengths[place])[:length]
+                return HEADER.pack(ITEM, lengths[place])[:length]
             return pread(offset, length)
 
         return known

@@ -22,7 +22,8 @@ _BIG_ITEM = 0xFFFEE000
 _BIG_SEQUENCE_END = 0xFFFEE0DD
 UNDEFINED = 0xFFFFFFFF
 
-_LITTLE = Struct("<II").unpack_from
+HEADER = Struct("<II")  # tag, length
+_LITTLE = HEADER.unpack_from
 _BIG = Struct(">II").unpack_from
 _WINDOW = 256 * 1024
 _SHORT = 64

@@ -17,17 +17,15 @@ Numbers that disagree: never more frames than NumberOfFrames says, never one tha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from struct import Struct
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamsrv.dicom.fragments import ITEM, Items, scan_items
+from streamsrv.dicom.fragments import HEADER, ITEM, Items, scan_items
 from streamsrv.dicom.instance import FRAGMENTED, FrameKind, Frames
 from streamsrv.dicom.window import Pread
 from streamsrv.errors import NotDicom
 
-_HEADER = Struct("<II")
 Numbers = NDArray[np.uint64]
 
 _ALL = 1024  # up to so many frames every item header is looked at
@@ -141,7 +139,7 @@ class Encapsulated:
     def _length_at(self, position: int) -> int | None:
         """The length of the item at `position`, None if there is no item."""
         head = self.pread(position, 8)
-        tag, length = _HEADER.unpack(head) if len(head) == 8 else (0, 0)
+        tag, length = HEADER.unpack(head) if len(head) == 8 else (0, 0)
         return length if tag == ITEM else None
 
     def _believed(self, starts: Numbers, lengths: Numbers, slack: int) -> tuple[Frames, int] | None:

@@ -22,7 +22,7 @@ from streamsrv.store.fileops import FileOps
 from streamsrv.store.index_batch import Batch, Prepared, prepare
 from streamsrv.store.index_changes import unpack_changes
 from streamsrv.store.index_environment import Environment
-from streamsrv.store.index_leaving import Left, unpack_serials
+from streamsrv.store.index_leaving import Left, unpack_left
 from streamsrv.store.index_reading import ROWS_A_BATCH, Reading
 from streamsrv.store.index_rewrite import dump, rewrite
 from streamsrv.store.index_rows import (
@@ -30,7 +30,6 @@ from streamsrv.store.index_rows import (
     PackedRow,
     number_key,
     segment_key,
-    triple,
     unpack_segment,
     without_sum,
 )
@@ -112,8 +111,7 @@ class Index(Reading):
     def _left(self, sequence: int, stored: bytes) -> Left:
         with self._environment.reading("reading a change") as transaction:
             changes = transaction.get(number_key(sequence), db=self._handles["changes"]) or b""
-        keys = [triple(change.key) for change in unpack_changes(sequence, changes)]
-        return Left(keys, unpack_serials(sequence, stored))
+        return unpack_left(sequence, stored, changes)
 
     def relocate(
         self, moves: Sequence[tuple[InstanceRow, Location]], *, segment: int, committed_end: int

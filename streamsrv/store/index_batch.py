@@ -19,9 +19,9 @@ from typing import Any
 from streamsrv.dicom.instance import BulkValue
 from streamsrv.errors import StoreCorrupt, StoreError
 from streamsrv.store import index_answers
-from streamsrv.store.index_changes import pack_change, pack_deletions, unpack_changes
+from streamsrv.store.index_changes import pack_change, pack_deletions
 from streamsrv.store.index_environment import Transaction
-from streamsrv.store.index_leaving import Left, pack_serials, unpack_serials
+from streamsrv.store.index_leaving import pack_serials, unpack_left
 from streamsrv.store.index_levels import Levels
 from streamsrv.store.index_removing import Gone, Removing
 from streamsrv.store.index_rows import (
@@ -184,13 +184,12 @@ class Batch:
                 return
             key, stored = cursor.item()
             sequence = int.from_bytes(key, "big")
-            serials = unpack_serials(sequence, stored)
-            changes = unpack_changes(sequence, self._get("changes", key) or b"")
+            left = unpack_left(sequence, stored, self._get("changes", key) or b"")
             self.writing = True
-            self._removing.sweep(Left([triple(change.key) for change in changes], serials))
+            self._removing.sweep(left)
             cursor.delete()
             self.writing = False
-            swept += len(serials)
+            swept += len(left.serials)
 
     def relocate(self, moves: Sequence[tuple[InstanceRow, Location]], segment: int, end: int) -> list[bool]:
         """An instance moves only if it still lies where the caller saw it."""

@@ -20,7 +20,8 @@ from itertools import chain, starmap
 from typing import NamedTuple
 
 from streamsrv.errors import StoreCorrupt
-from streamsrv.store.index_rows import number_key, with_sum, without_sum
+from streamsrv.store.index_changes import unpack_changes
+from streamsrv.store.index_rows import number_key, triple, with_sum, without_sum
 
 _RUN = struct.Struct("<QQ")
 
@@ -36,6 +37,12 @@ def pack_serials(sequence: int, serials: Sequence[int]) -> bytes:
     """Ascending, one at least."""
     packed = b"".join(starmap(_RUN.pack, runs(serials)))
     return with_sum(number_key(sequence), packed)
+
+
+def unpack_left(sequence: int, stored: bytes, changes: bytes) -> Left:
+    """Of a row, and the change of the same sequence."""
+    serials = unpack_serials(sequence, stored)
+    return Left([triple(change.key) for change in unpack_changes(sequence, changes)], serials)
 
 
 def unpack_serials(sequence: int, stored: bytes) -> list[int]:
