@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
 from framecodecs.errors import EncodeError
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.libraries import available, load
+from framecodecs.libraries import carried
 from framecodecs.samples import Samples
 
 MAJOR = 2
@@ -40,16 +39,12 @@ class _FrameInfo(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    if not available("imagecodecs"):
-        return None
-    beside = Path(str(load("imagecodecs").__file__)).parent.parent / "imagecodecs.libs"
-    for path in beside.glob("libcharls*.so*"):
+    for found in carried("imagecodecs", "libcharls*.so*"):
         try:
-            found = ctypes.CDLL(str(path))
             major = ctypes.c_int32()
             found.charls_get_version_number(ctypes.byref(major), None, None)
             found.charls_jpegls_encoder_create.restype = ctypes.c_void_p
-        except (OSError, AttributeError):
+        except AttributeError:
             continue
         if major.value == MAJOR:
             return found

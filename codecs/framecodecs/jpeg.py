@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from framecodecs import samples
+from framecodecs import libjpeg, samples
 from framecodecs.errors import CodestreamError, DecodeError, EncodeError
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.jpeg_header import BASELINE, EXTENDED, LOSSLESS, PROGRESSIVE, JpegHeader, read_jpeg_header
@@ -73,6 +73,10 @@ def encode_lossy(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tuple
     precision = 8 if info.bits_stored <= 8 else 12
     values = samples.to_array(frame, info).astype("u1" if precision == 8 else "<u2", copy=False)
     info = samples.stored_low(info)
+    if precision == 12 and info.samples_per_pixel == 1:
+        encoded = libjpeg.encode(values, options.quality)
+        if encoded is not None:
+            return encoded, info
     arguments: dict[str, str] = {}
     if info.samples_per_pixel == 3:
         given = "RGB" if info.photometric_interpretation == "RGB" else "YCBCR"

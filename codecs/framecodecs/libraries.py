@@ -8,12 +8,14 @@ processes is for.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 from framecodecs.errors import DecodeError, EncodeError, FrameCodecError, MemoryExceeded, Unsupported
@@ -66,6 +68,16 @@ def load(package: str, submodule: str = "") -> ModuleType:
 
 def first_available(packages: tuple[str, ...]) -> str | None:
     return next((package for package in packages if available(package)), None)
+
+
+def carried(package: str, names: str) -> Iterator[ctypes.CDLL]:
+    """Shared libraries that the wheel of a library brings along, to be called by their C interfaces: those
+    whose file names are like `names`, and that load."""
+    if available(package):
+        beside = Path(str(load(package).__file__)).parent.parent / f"{package}.libs"
+        for path in sorted(beside.glob(names)):
+            with suppress(OSError):
+                yield ctypes.CDLL(str(path))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from frame_makers import GREY_12, JPEG_LS, picture_like
 
-from framecodecs import charls, registry
+from framecodecs import charls, libraries, registry
 from framecodecs.errors import EncodeError
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.libraries import load
@@ -81,14 +81,16 @@ def test_what_it_refuses_is_an_error_in_words():
 def test_without_it_pyjpegls_does_the_work(monkeypatch, tmp_path, missing):
     charls._library.cache_clear()
     if missing == "package":
-        monkeypatch.setattr(charls, "available", lambda package: False)
+        monkeypatch.setattr(libraries, "available", lambda package: False)
     elif missing == "file":
-        monkeypatch.setattr(charls, "Path", lambda path: tmp_path / "a" / "b")
+        monkeypatch.setattr(libraries, "Path", lambda path: tmp_path / "a" / "b")
         (tmp_path / "imagecodecs.libs").mkdir()
         (tmp_path / "imagecodecs.libs" / "libcharls.so").write_bytes(b"no library")
     else:
         monkeypatch.setattr(charls, "MAJOR", 3)
     assert charls.encode(numbers(GREY_12), GREY_12, 0) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(charls, "_library", lambda: None)
     frame = picture_like(GREY_12, 1)
     coded, now = registry.encode(frame, JPEG_LS, GREY_12)
     assert registry.decode(coded, JPEG_LS, now)[0] == frame
