@@ -9,9 +9,11 @@ import logging
 import os
 import re
 import socket
+import struct
 import threading
 import time
 import weakref
+from concurrent.futures import Future
 
 import pytest
 from PIL import Image
@@ -20,7 +22,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
 from tornado.iostream import IOStream
 
-from streamsrv.errors import StoreCorrupt, WouldBlock
+from streamsrv.errors import NotFound, StoreCorrupt, StoreError, WouldBlock
 from streamsrv.ingest import Ingest
 from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve import hot_frames, hot_pictures
@@ -37,7 +39,7 @@ from streamsrv.web.listener import Acceptor, Server
 from streamsrv.web.loop import Loop
 from streamsrv.web.stream import Stream
 from streamsrv.wire import conditional
-from streamsrv.wire.answers import Answer
+from streamsrv.wire.answers import Answer, Literal
 
 SERIES = "/v2/studies/1.2.3/series/1.2.3.4/instances"
 SMALL, NATIVE, LARGE, SHOWN = "1.2.3.4.1", "1.2.3.4.2", "1.2.3.4.3", "1.2.3.4.4"
@@ -182,8 +184,14 @@ class Connection:
             line = self.stream.readline()
             assert line, f"the connection ended after {head!r}"
             head += line
+        if body and b"\r\nTransfer-Encoding: chunked\r\n" in head:
+            return head, b"".join(iter(self.chunk, b""))
         length = re.search(rb"\r\nContent-Length: (\d+)", head)
         return head, self.stream.read(int(length[1])) if body and length else b""
+
+    def chunk(self):
+        length = int(self.stream.readline(), 16)
+        return self.stream.read(length + 2)[:length]
 
     def ask(self, request):
         self.send(request)
@@ -689,6 +697,10 @@ OTHERS = [
     f"{SERIES}/{SMALL}",
     f"{SERIES}/{LARGE}",
     f"{SERIES}/{NATIVE}/frames/1,3",
+    f"{SERIES}/{NATIVE}/rendered",
+    SERIES.removesuffix("/instances"),
+    "/v2/studies/1.2.3/metadata",
+    "/v2/studies/1.2.3?accept=text/css",
     "/v2/studies/x",
     "/v2/nothing",
     "/health/live",
@@ -797,6 +809,136 @@ def test_an_answer_that_cannot_be_written_is_made_once_more(start, caplog):
     local.app._actions = dataclasses.replace(local.app._actions, search=lambda *_: split)
     assert connection.ask(ask_for("/v2/studies"))[0].startswith(b"HTTP/1.1 500 ")
     assert any("once more" in record.message for record in caplog.records)
+
+
+class Made:
+    """What searches wait for; they are computed in the loop when it is there."""
+
+    def __init__(self, local):
+        self.until, self.left, self.begun = Future(), 0, True
+        self.local, self.asked = local, []
+        local.app._actions = dataclasses.replace(local.app._actions, search=self.search)
+
+    def search(self, request, target):
+        self.asked.append(threading.current_thread() is self.local.thread)
+        if not self.until.done():
+            raise WouldBlock("it is being made", self.until, self.leave)
+        return Answer(200, [], (Literal(self.until.result()),), 4)
+
+    def leave(self):
+        self.left += 1
+        if not self.begun:
+            self.until.set_exception(StoreError("nobody wanted it"))
+        return not self.begun
+
+
+@pytest.fixture
+def made(start):
+    local = start()
+    connection = local.connect()
+    connection.ask(ask_for("/v2/studies"))
+    return local, connection, Made(local)
+
+
+WAITING = ask_for("/v2/studies?PatientID=ID1")
+
+
+def test_what_is_made_for_known_words_is_not_tornados(made, read_by_tornado):
+    """What came behind it waits for its turn."""
+    local, connection, making = made
+    connection.send(WAITING)
+    eventually(lambda: making.asked)
+    connection.send(ask_for("/health/live"))
+    connection.socket.settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        connection.socket.recv(1)
+    connection.socket.settimeout(DEADLINE)
+    making.until.set_result(b"made")
+    assert connection.answer()[1] == b"made"
+    assert connection.answer()[0].startswith(b"HTTP/1.1 200 ")
+    assert (making.asked, making.left, read_by_tornado) == ([True, True], 0, [])
+    assert not local.app._active
+
+
+def test_why_it_could_not_be_made_is_told(made):
+    _, connection, making = made
+    connection.send(WAITING)
+    eventually(lambda: making.asked)
+    making.until.set_exception(NotFound("it is gone"))
+    head, body = connection.answer()
+    assert head.startswith(b"HTTP/1.1 404 ")
+    assert b"it is gone" in body
+    assert connection.ask(ask_for("/health/live"))[0].startswith(b"HTTP/1.1 200 ")
+
+
+def test_what_was_begun_for_who_has_shut_its_side_is_sent(made):
+    _, connection, making = made
+    connection.send(WAITING)
+    eventually(lambda: making.asked)
+    connection.socket.shutdown(socket.SHUT_WR)
+    eventually(lambda: making.left)
+    making.until.set_result(b"made")
+    assert connection.answer()[1] == b"made"
+    assert connection.ended()
+    assert making.left == 1
+
+
+def test_nothing_is_begun_for_who_has_shut_its_side(made):
+    local, connection, making = made
+    making.begun = False
+    connection.send(WAITING)
+    eventually(lambda: making.asked)
+    connection.socket.shutdown(socket.SHUT_WR)
+    head, body = connection.answer()
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"before the turn" in body
+    assert connection.ended()
+    eventually(lambda: not local.app._active)
+    assert (making.asked, making.left) == ([True], 1)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_who_has_broken_off_leaves_once(made, begun):
+    local, connection, making = made
+    making.begun = begun
+    connection.send(WAITING)
+    eventually(lambda: making.asked)
+    connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+    eventually(lambda: making.left)
+    if begun:
+        making.until.set_result(b"made")
+    eventually(lambda: not local.app._active)
+    eventually(lambda: " 499 " in local.lines.text)
+    assert making.left == 1
+
+
+def test_a_drained_worker_sends_what_was_waited_for_and_closes(made):
+    local, connection, making = made
+    connection.send(WAITING)
+    eventually(lambda: making.asked)
+    local.loop.call_soon_threadsafe(local.stopped.set)
+    eventually(lambda: local.app.draining)
+    making.until.set_result(b"made")
+    head, body = connection.answer()
+    assert b"\r\nConnection: close\r\n" in head
+    assert body == b"made"
+    assert connection.ended()
+    local.thread.join(DEADLINE)
+    assert local.drained
+
+
+def test_what_was_waited_for_and_cannot_be_written_is_told(made, caplog):
+    local, connection, making = made
+    released = []
+    making.search = lambda *_: Answer(200, [("X", "a\r\nb")], release=lambda: released.append(1))
+    connection.send(WAITING)
+    eventually(lambda: making.asked)
+    local.app._actions = dataclasses.replace(local.app._actions, search=making.search)
+    making.until.set_result(b"made")
+    assert connection.answer()[0].startswith(b"HTTP/1.1 500 ")
+    assert released == [1]
+    assert any(record.exc_info for record in caplog.records)
 
 
 def test_few_words_are_remembered(start, monkeypatch):

@@ -21,22 +21,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any, cast
 
 from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
 from tornado.iostream import StreamClosedError
 
-from streamsrv.errors import BadRequest, ContentTooLarge, RequestTimeout, WouldBlock
+from streamsrv.errors import BadRequest, ContentTooLarge, RequestTimeout
 from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.admission import Intake, Job, Service
 from streamsrv.web.body import feed, read_body
 from streamsrv.web.farewell import GONE, LINGER_BYTES, LINGER_SECONDS, discard, reset, say_last, sent_as
 from streamsrv.web.head import CHUNKED, UNREADABLE, Head, body_length
-from streamsrv.web.made import when_made
+from streamsrv.web.made import Answering
 from streamsrv.web.pace import Meter
-from streamsrv.web.threads import from_thread
 from streamsrv.web.transfer import Transfer
 from streamsrv.web.waiting import Waiting
 from streamsrv.web.writer import Outgoing, begin_transfer, release, send_now
@@ -236,19 +235,8 @@ class Exchange(Waiting, HTTPMessageDelegate):
     # Answering
 
     def _answer_job(self, job: Job) -> None:
-        try:
-            blocked = self._blocked if job.inline else WouldBlock("this is answered in a thread")
-            self._blocked = None
-            if blocked is not None:
-                raise blocked
-            answer = job.compute()
-        except WouldBlock as blocked:
-            if not when_made(self._connection, blocked, job, self._answer_job):
-                from_thread(self._service.pool, lambda: self._computed(job.compute), self._answer)
-            return
-        except Exception as error:
-            answer = self._problem(error)
-        self._answer(answer)
+        listen = self._connection.set_close_callback
+        Answering(self._service, cast(Head, self._head), listen, self._answer).begin(job)
 
     async def _answer_stored(self, intake: Intake) -> None:
         try:
@@ -257,12 +245,6 @@ class Exchange(Waiting, HTTPMessageDelegate):
             await self._abort()
             answer = self._problem(error)
         self._answer(answer)
-
-    def _computed(self, compute: Callable[[], Answer]) -> Answer:
-        try:
-            return compute()
-        except Exception as error:
-            return self._problem(error)
 
     def _answer(self, answer: Answer) -> None:
         """Send it at once if that can be, else in a task."""

@@ -1,4 +1,7 @@
-"""Answers that wait for something to be made: no thread waits, and nothing is begun for who has left."""
+"""Answers that are computed: at once where that is short, when something was made, or else by a thread.
+
+While something is made no thread waits for it, and nothing is begun for who has left.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,62 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import cast
-
-from tornado.http1connection import HTTP1Connection
+from typing import TypeAlias, cast
 
 from streamsrv.errors import Overloaded, WouldBlock
-from streamsrv.web.admission import Job
+from streamsrv.web.admission import Job, Service
+from streamsrv.web.head import Head
+from streamsrv.web.threads import from_thread
 from streamsrv.wire.answers import Answer
 
+# Takes whom to tell that the client has left, or shut its side; or None.
+Listen: TypeAlias = Callable[[Callable[[], None] | None], object]
 
-def when_made(
-    connection: HTTP1Connection, blocked: WouldBlock, job: Job, answer: Callable[[Job], None]
-) -> bool:
+
+class Answering:
+    """One request of which a job is computed; `answer` hears in the loop what came of it, or the problem."""
+
+    def __init__(
+        self, service: Service, head: Head, listen: Listen, answer: Callable[[Answer], None]
+    ) -> None:
+        self._service = service
+        self._head = head
+        self._listen = listen
+        self._answer = answer
+
+    def begin(self, job: Job) -> None:
+        """At once, if that is short."""
+        if not job.inline:
+            self._from_thread(job)
+            return
+        try:
+            computed = job.compute()
+        except WouldBlock as blocked:
+            self.wait(job, blocked)
+            return
+        except Exception as error:
+            computed = self._problem(error)
+        self._answer(computed)
+
+    def wait(self, job: Job, blocked: WouldBlock) -> None:
+        """For what was in its way here."""
+        if not when_made(self._listen, blocked, job, self.begin):
+            self._from_thread(job)
+
+    def _from_thread(self, job: Job) -> None:
+        from_thread(self._service.pool, lambda: self._computed(job), self._answer)
+
+    def _computed(self, job: Job) -> Answer:
+        try:
+            return job.compute()
+        except Exception as error:
+            return self._problem(error)
+
+    def _problem(self, error: Exception) -> Answer:
+        return self._service.problem(error, self._head)
+
+
+def when_made(listen: Listen, blocked: WouldBlock, job: Job, answer: Callable[[Job], None]) -> bool:
     """Calls `answer` in the loop as soon as it is there, with what finishes it, or else with the same job
     again; False if there is nothing to wait for. It is given up if the client shut its side, or left, before
     anybody had begun it. Nobody can tell the two apart, so whoever still listens is told."""
@@ -34,7 +81,7 @@ def when_made(
         given_up = blocked.leave()
 
     def resume() -> None:
-        connection.set_close_callback(None)
+        listen(None)
         if given_up:
             answer(Job(_refuse, inline=True))
         else:
@@ -49,7 +96,7 @@ def when_made(
         else:
             loop.call_soon(resume)
 
-    connection.set_close_callback(left)
+    listen(left)
     blocked.until.add_done_callback(made)
     waiting = True
     return True

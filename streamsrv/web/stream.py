@@ -17,6 +17,7 @@ Rules of this file
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -53,6 +54,9 @@ class Stream(IOStream):
     malformed: Callable[[BaseException | None], Coroutine[Any, Any, None]] | None = None
     # Told what comes first of a request; whether it has answered it.
     express: Callable[[bytes, Look], bool] | None = None
+    # Told, while this is paused, that the client has shut its side. What it has sent behind its request hides
+    # that.
+    shut: Callable[[], None] | None = None
     # Streams of this loop that await a request, by descriptor.
     waiting: dict[int, Stream] | None = None
     _awaited = False  # a request, and nothing of it has come
@@ -80,7 +84,7 @@ class Stream(IOStream):
 
     def when_free(self, freed: Callable[[], None]) -> None:
         """Call `freed` when the socket of this closed stream is no more: now, or when it is let go."""
-        self.malformed = self.express = None  # an exchange, which holds this stream
+        self.malformed = self.express = self.shut = None  # an exchange, which holds this stream
         if self.half_closed:
             self._freed = freed
         else:
@@ -121,8 +125,19 @@ class Stream(IOStream):
         if self._paused and events == IOLoop.READ:
             self._muted = True
             self.io_loop.update_handler(fd, 0)
+            if self.shut is not None and self._has_been_shut():
+                self.shut()
         else:
             super()._handle_events(fd, events)
+
+    def _has_been_shut(self) -> bool:
+        """Whether nothing is left to read, and nothing will come."""
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def _taken(self) -> bool:
         """Whether nothing is left of what has come."""
