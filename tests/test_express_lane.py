@@ -20,6 +20,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
+from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 
 from streamsrv.errors import NotFound, StoreCorrupt, StoreError, WouldBlock
@@ -1046,6 +1047,29 @@ def test_a_stream_that_pauses_lets_the_loop_rest():
         assert len(asked) <= 2
         stream.resume()
         assert await asyncio.wait_for(head, DEADLINE) == b"GET\r\n\r\n"
+        stream.close()
+        far.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET"])
+def test_a_paused_stream_tells_that_its_client_has_shut_its_side(sent):
+    """Although it was told of what had been read meanwhile; what was sent behind a request hides it."""
+
+    async def run():
+        near, far = socket.socketpair()
+        stream, told = Stream(near), []
+        stream.shut = lambda: told.append(1)
+        stream.express = lambda *_: False
+        stream.read_until_regex(b"\r\n\r\n")
+        stream.pause()
+        stream._handle_events(near.fileno(), IOLoop.READ)
+        await asyncio.sleep(0.01)
+        far.sendall(sent)
+        far.shutdown(socket.SHUT_WR)
+        await asyncio.sleep(0.05)
+        assert told == [1] * (not sent)
         stream.close()
         far.close()
 

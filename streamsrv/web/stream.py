@@ -123,21 +123,22 @@ class Stream(IOStream):
         """What the loop calls; besides the buffer and `_state`, the events that are waited for, all that is
         used here of what is Tornado's own."""
         if self._paused and events == IOLoop.READ:
-            self._muted = True
-            self.io_loop.update_handler(fd, 0)
-            if self.shut is not None and self._has_been_shut():
-                self.shut()
+            self._hold_back(fd)
         else:
             super()._handle_events(fd, events)
 
-    def _has_been_shut(self) -> bool:
-        """Whether nothing is left to read, and nothing will come."""
+    def _hold_back(self, fd: Any) -> None:
+        """What has come while this is paused, until `resume`; unless it has been read since it was told of."""
         try:
-            return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            more = bool(self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         except BlockingIOError:
-            return False
+            return
         except OSError:
-            return True
+            more = False
+        self._muted = True
+        self.io_loop.update_handler(fd, 0)
+        if not more and self.shut is not None:
+            self.shut()
 
     def _taken(self) -> bool:
         """Whether nothing is left of what has come."""
