@@ -1,11 +1,10 @@
-"""One order of a pool that was sent: a future with a memory file and a socket of its own."""
+"""One order of a pool that was sent: a future with a memory file and a pipe of its own."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
-import pickle
 import select
 import signal
 import socket
@@ -25,9 +24,11 @@ from framecodecs.wireform import (
     put_begun,
     put_said,
     read_answer,
+    text_of,
 )
 
 TIMES = 3
+NONE = -1  # no descriptor
 EARLY = 0.05  # seconds by which a timer of the kernel may seem to be early
 
 
@@ -48,27 +49,44 @@ class Submitted(Future[list[Result]]):
         self._closed = False
         self._sent_times = 0
         put_begun(file, Begun(0, 0.0))
-        self._message = put_said(file, pickle.dumps(order, pickle.HIGHEST_PROTOCOL), order.places)
-        self.connect()
-        # Whoever has opened them may close them as soon as the order is sent; it may be sent anew.
-        self._stored = [os.dup(one) for one in stored]
+        self._message = put_said(file, text_of(order), order.places)
+        self.descriptor = self._theirs = NONE
+        self._stored: list[int] = []
+        try:
+            self._connect()
+            # Whoever has opened them may close them as soon as the order is sent; it may be sent anew.
+            self._stored.extend(map(os.dup, stored))
+        except OSError:
+            self.close()
+            raise
 
-    def connect(self) -> None:
-        """Before it is sent, for the first time or anew."""
+    def _connect(self) -> None:
         self._sent_times += 1
-        self.connection, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.descriptor = self.connection.fileno()
+        self.descriptor, self._theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def may_be_sent_anew(self) -> bool:
         """Whether the process that had taken it has ended before it had begun it, which is not its fault."""
         return self._sent_times < TIMES and self.begun() is None
 
+    def connect_anew(self) -> None:
+        """Nobody has the other end any more. Then it can be sent once more."""
+        os.close(self.descriptor)
+        self.descriptor = NONE
+        self._connect()
+
     def send(self, queue: socket.socket) -> None:
         """Raises OSError; BlockingIOError if there is no room."""
-        with self._theirs as theirs:
-            rights = array("i", (theirs.fileno(), self.file, *self._stored))
-            handed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+        rights = array("i", (self._theirs, self.file, *self._stored))
+        handed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+        try:
             queue.sendmsg([self._message], handed, socket.MSG_DONTWAIT)
+        finally:
+            self._close_theirs()
+
+    def _close_theirs(self) -> None:
+        theirs, self._theirs = self._theirs, NONE
+        if theirs != NONE:
+            os.close(theirs)
 
     def begun(self) -> Begun | None:
         """By whom and when; None if by nobody, or if it has been answered."""
@@ -88,7 +106,7 @@ class Submitted(Future[list[Result]]):
             if self._closed:
                 return None
             try:
-                return self.connection.recv(LONGEST_MESSAGE + 1, socket.MSG_DONTWAIT)
+                return os.read(self.descriptor, LONGEST_MESSAGE + 1)
             except BlockingIOError:
                 return None
             except OSError:
@@ -123,18 +141,17 @@ class Submitted(Future[list[Result]]):
                 fcntl.lockf(self.file, fcntl.LOCK_UN)
 
     def _is_unanswered(self) -> bool:
-        try:
-            self.connection.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        return False
+        answer = select.poll()
+        answer.register(self.descriptor, select.POLLIN)
+        return not answer.poll(0)
 
     def close(self) -> int:
         """The file is the caller's from now on."""
         with self._lock:
             self._closed = True
-            self.connection.close()
-            self._theirs.close()  # where it was not sent
+            self._close_theirs()  # where it was not sent
+            if self.descriptor != NONE:
+                os.close(self.descriptor)
             while self._stored:
                 os.close(self._stored.pop())
         return self.file

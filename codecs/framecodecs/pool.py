@@ -1,11 +1,11 @@
 """A pool of decoding processes: a codestream that crashes, hangs or grows costs one answer and nobody else's.
 
-    submit -> queue of the kernel -> an idle process -> socket of the order -> Submitted, which is a Future
+    submit -> queue of the kernel -> an idle process -> pipe of the order -> Submitted, which is a Future
 
 - Several pools may share processes, by an Entrance (processes.py). Without one, a pool has its own.
 - An order waits in the kernel, with its frames in a memory file or where they are stored, and any process
   takes it. So whoever submits it wakes the process, and no process is ever idle while there is an order.
-- A process that died of its work, or was ended at its deadline, closes the socket of that order, and that is
+- A process that died of its work, or was ended at its deadline, closes the pipe of that order, and that is
   the answer. When a pool dies, its orders are dropped as soon as a process comes upon them.
 - `submit` never waits. One thread waits for all answers; those of orders that are submitted `here` come when
   whoever has a loop, and watches `arrivals`, calls `receive`: no thread has to wake up in between.
@@ -60,7 +60,7 @@ class FramePool:
         self._queue = socket.socket(fileno=os.dup(entrance.orders))
         self._asking = os.dup(entrance.asking)
         self._tell_idle = idle
-        self._open: dict[int, Submitted] = {}  # by the descriptor of its socket
+        self._open: dict[int, Submitted] = {}  # by the descriptor of its pipe
         self._files = MemoryFiles()
         self._lock = threading.Lock()
         self._closed = False
@@ -104,9 +104,12 @@ class FramePool:
     def is_idle_but(self, kept: int) -> bool:
         """Whether more than `kept` processes have nothing to do. While other pools have orders under way, one
         more is theirs: whoever sends the next one should not wait for what is done in advance."""
-        board, waiting = self._board[:], self._waiting()
+        board = self._board[:]
+        if (idle := board.count(IDLE)) <= kept:
+            return False  # mostly, and no order has to be looked at
+        waiting = self._waiting()
         have_others = board.count(BUSY) > len(self._open) - waiting
-        return board.count(IDLE) - waiting > kept + have_others
+        return idle - waiting > kept + have_others
 
     def _waiting(self) -> int:
         return sum(order.begun() is None for order in list(self._open.values()))
@@ -131,8 +134,7 @@ class FramePool:
 
     def _grow(self, more: int = 0) -> None:
         board = self._board[:]
-        there = board.count(IDLE) + board.count(STARTING)
-        if ABSENT in board and self._waiting() + more > there:
+        if ABSENT in board and self._waiting() + more > board.count(IDLE) + board.count(STARTING):
             self._ask(MORE)
 
     def _rouse(self) -> None:
@@ -274,8 +276,7 @@ class FramePool:
     def _send_anew(self, order: Submitted) -> None:
         """A process that was about to end had taken it."""
         try:
-            order.connection.close()
-            order.connect()
+            order.connect_anew()
             self._send(order)
         except PoolError as error:
             with contextlib.suppress(InvalidStateError):

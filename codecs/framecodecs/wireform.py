@@ -1,12 +1,12 @@
-"""How pools and processes talk: a small message through a socket, all else in a memory file of the order.
+"""How pools and processes talk: small messages, all else in a memory file of the order.
 
     pool -> queue    PLACES: where the order lies in its file, or zeros and the order itself, if it is short;
-                     with it go the file, one end of a socket pair, and the files that frames are stored in
-    process -> pool  PLACES: where the answer lies in the file, or zeros and the answer; through that socket,
+                     with it go one end of a pipe, the file, and the files that frames are stored in
+    process -> pool  PLACES: where the answer lies in the file, or zeros and the answer; through that pipe,
                      which ends unsaid with the process, and with it the order
 
     the file         BEGUN | frames, back to back | what is said of them
-    of an order      pickle: Order(function, arguments, places of the frames, deadline, cores)
+    of an order      deadline, cores, places of the frames, pickle: (function, arguments)
     of an answer     JSON: {"sizes": [...], "infos": [...]} or {"error": name, "detail": ..., "hint": ...}
                      an info is the values of a FrameInfo, in the order of its fields
     BEGUN            the process that has taken the order, and when, by the monotonic clock; zeros before
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -72,6 +73,53 @@ class Order(NamedTuple):
     places: tuple[Place, ...]
     deadline: float
     cores: int = 1
+
+
+_ORDER = struct.Struct("<dII")
+_PLACE = struct.Struct("<IQQ")
+_What = tuple[Work, tuple[Any, ...]]
+# The frames of a series are asked for in the same words: they are pickled once, and unpickled once.
+KNOWN = 16
+_unpickled: dict[bytes, _What] = {}
+
+
+@lru_cache(maxsize=KNOWN)
+def _pickled(work: Work, arguments: tuple[Any, ...]) -> bytes:
+    return pickle.dumps((work, arguments), pickle.HIGHEST_PROTOCOL)
+
+
+def text_of(order: Order) -> bytes:
+    what, places = (order.work, order.arguments), order.places
+    is_value = _is_value(order.arguments)
+    text = _pickled(*what) if is_value else pickle.dumps(what, pickle.HIGHEST_PROTOCOL)
+    head = _ORDER.pack(order.deadline, order.cores, len(places))
+    return b"".join((head, *(_PLACE.pack(*place) for place in places), text))
+
+
+def order_in(text: bytes) -> Order:
+    """As `text_of` wrote it: by a pool, never by a process."""
+    deadline, cores, count = _ORDER.unpack_from(text)
+    end = _ORDER.size + count * _PLACE.size
+    places = tuple(map(Place._make, _PLACE.iter_unpack(text[_ORDER.size : end])))
+    pickled = text[end:]
+    what = _unpickled.get(pickled)
+    if what is None:
+        what = pickle.loads(pickled)
+        if _is_value(what[1]) and len(pickled) <= SHORT_SAID:
+            if len(_unpickled) == KNOWN:
+                _unpickled.clear()
+            _unpickled[pickled] = what
+    work, arguments = what
+    return Order(work, arguments, places, deadline, cores)
+
+
+def _is_value(arguments: tuple[Any, ...]) -> bool:
+    """Whether nothing of them can be changed by whoever works with them."""
+    try:
+        hash(arguments)
+    except TypeError:
+        return False
+    return True
 
 
 class Begun(NamedTuple):

@@ -14,7 +14,6 @@ import fcntl
 import importlib
 import mmap
 import os
-import pickle
 import resource
 import select
 import signal
@@ -38,25 +37,25 @@ from framecodecs.wireform import (
     answer_of_error,
     get_frames,
     get_said,
+    order_in,
     put_begun,
     put_frames,
     put_said,
 )
 
-DESCRIPTORS = 2  # with an order: its socket, its file
+DESCRIPTORS = 2  # with an order: its pipe, its file
 
 
 class Taken:
-    """An order that this process has taken: the socket for its answer, the memory file, and the files that
+    """An order that this process has taken: the pipe for its answer, the memory file, and the files that
     its frames are stored in."""
 
     def __init__(self, message: bytes, descriptors: Sequence[int]) -> None:
         self.message = message
-        connection, *self.files = descriptors
+        self._pipe, *self.files = descriptors
         self.file = self.files[0]
-        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, connection)
         self._leaving = select.poll()
-        self._leaving.register(connection, 0)
+        self._leaving.register(self._pipe, 0)
 
     @property
     def is_wanted(self) -> bool:
@@ -68,12 +67,11 @@ class Taken:
         another one."""
         fcntl.lockf(self.file, fcntl.LOCK_EX)
         with contextlib.suppress(OSError):  # nobody waits for it any more
-            self._connection.send(message, socket.MSG_DONTWAIT)
+            os.write(self._pipe, message)
 
     def close(self) -> None:
-        self._connection.close()
-        for file in self.files:
-            os.close(file)
+        for descriptor in (self._pipe, *self.files):
+            os.close(descriptor)
 
 
 class Queue:
@@ -152,7 +150,7 @@ def answered(order: Order, files: Sequence[int]) -> bytes:
 
 
 def serve(taken: Taken) -> bytes:
-    order = pickle.loads(get_said(taken.file, taken.message))
+    order = order_in(get_said(taken.file, taken.message))
     signal.setitimer(signal.ITIMER_REAL, order.deadline)
     cores.allow(order.cores)
     message = answered(order, taken.files)

@@ -16,8 +16,10 @@ from contextlib import suppress
 import pool_works
 import pytest
 from frame_makers import GREY_12, J2K, LITTLE, RPCL, picture_like
+from hypothesis import given
+from hypothesis import strategies as st
 
-from framecodecs import work
+from framecodecs import wireform, work
 from framecodecs.errors import (
     CodestreamError,
     DeadlineExceeded,
@@ -35,7 +37,19 @@ from framecodecs.memoryfiles import KEPT_BYTES, KEPT_FILES, MemoryFiles
 from framecodecs.pictures import PictureRequest
 from framecodecs.pool import FramePool, PoolLimits
 from framecodecs.processes import ABSENT, END, IDLE, Processes
-from framecodecs.wireform import PLACES, SHORT_SAID, STORED_FILES, Stored, put_said, read_answer
+from framecodecs.wireform import (
+    KNOWN,
+    PLACES,
+    SHORT_SAID,
+    STORED_FILES,
+    Order,
+    Place,
+    Stored,
+    order_in,
+    put_said,
+    read_answer,
+    text_of,
+)
 
 SMALL = PoolLimits(waiting=8, deadline=10, memory=256 * 2**20, lifetime=1000)
 
@@ -235,6 +249,33 @@ def test_arguments_that_cannot_be_sent(single):
         single.submit(pool_works.echo, [], lambda: None)
     assert single.unfinished == 0
     assert still_works(single)
+
+
+words = st.one_of(st.integers(), st.text(max_size=5), st.booleans(), st.none())
+orders = st.builds(
+    Order,
+    st.sampled_from([pool_works.echo, pool_works.who]),
+    st.lists(words | st.lists(words, max_size=3), max_size=4).map(tuple),
+    st.lists(st.builds(Place, *[st.integers(0, 2**31)] * 3), max_size=4).map(tuple),
+    st.floats(0.0, 1e9),
+    st.integers(1, 2**31),
+)
+
+
+@given(orders)
+def test_an_order_is_read_as_it_was_written(order):
+    assert order_in(text_of(order)) == order
+
+
+def test_what_could_be_changed_is_read_anew_for_each_order():
+    """All else once for all orders in the same words, of which few are remembered."""
+    texts = [text_of(Order(pool_works.echo, (value,), (), 1.0)) for value in ("a" * 99, ["a" * 99])]
+    value, changeable = ([order_in(text).arguments[0] for _ in range(2)] for text in texts)
+    assert value[0] is value[1]
+    assert changeable[0] is not changeable[1]
+    for number in range(3 * KNOWN):
+        order_in(text_of(Order(pool_works.echo, (number,), (), 1.0)))
+        assert len(wireform._unpickled) <= KNOWN
 
 
 def test_workers_know_nothing_of_the_server_and_are_silent(single, capfd):
