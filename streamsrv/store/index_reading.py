@@ -11,6 +11,7 @@ from itertools import chain, islice
 
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import SegmentGone, StoreCorrupt
+from streamsrv.sizedcache import SizedCache
 from streamsrv.store.index_environment import Environment, Transaction
 from streamsrv.store.index_places import unpacked
 from streamsrv.store.index_rows import (
@@ -31,9 +32,12 @@ from streamsrv.store.index_rows import (
     unpack_instance,
     without_sum,
 )
-from streamsrv.store.index_texts import Inflating, Run, find_texts
+from streamsrv.store.index_texts import Inflating, Run, Texts, find_texts
 from streamsrv.store.rows import METADATA_CHUNK, InstanceKey, InstanceRow
 
+# Texts that were decompressed for the sake of a neighbour: whoever asks for one instance asks for others of
+# its series, in any order. That is a CT of 700 slices.
+TEXTS_KEPT = 4 << 20
 # Rows of single instances that are kept unpacked, 2 kB each with the value that they were made of.
 ROWS_KEPT = 2048
 ROWS_A_BATCH = 1000  # read in one transaction: some milliseconds
@@ -50,6 +54,7 @@ class Reading:
         self._environment = environment
         self._handles = environment.handles
         self._unpacked: dict[InstanceKey, tuple[bytes, InstanceRow]] = {}
+        self._texts: SizedCache[bytes, Texts] = SizedCache(TEXTS_KEPT, lambda texts: texts.size)
 
     def instance(
         self, key: InstanceKey, frames: Sequence[int] = ()
@@ -203,7 +208,7 @@ class Reading:
     def metadata(self, rows: Sequence[InstanceRow]) -> Iterator[bytes]:
         """For each row in turn its JSON text in chunks of at most METADATA_CHUNK; `metadata_length` tells
         where one ends."""
-        texts = Inflating()
+        texts = Inflating(self._texts if len(rows) == 1 else None)
         for run in _runs(rows):
             short = len(run) > 1 or 0 < run[0].metadata_length <= METADATA_CHUNK
             found = self._single_chunks(run) if short else None

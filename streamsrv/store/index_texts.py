@@ -27,6 +27,7 @@ from typing import NamedTuple
 import zstandard
 
 from streamsrv.errors import StoreCorrupt
+from streamsrv.sizedcache import SizedCache
 from streamsrv.store.index_environment import Cursor
 from streamsrv.store.index_rows import chunk_key, with_sum, without_sum
 from streamsrv.store.rows import METADATA_CHUNK
@@ -135,12 +136,20 @@ def lengths_in(value: bytes) -> tuple[int, ...]:
         raise StoreCorrupt(UNREADABLE) from error
 
 
-class Inflating:
-    """Texts of rows, one after the other. Used by one thread."""
+class Texts(list[bytes]):
+    """All that a row holds; `size` is about what it takes in memory, with the row."""
 
-    def __init__(self) -> None:
+    size: int
+
+
+class Inflating:
+    """Texts of rows, one after the other. Used by one thread. What others may ask for is taken from `shared`,
+    by its row, and put there."""
+
+    def __init__(self, shared: SizedCache[bytes, Texts] | None = None) -> None:
         self._decompressor: zstandard.ZstdDecompressor | None = None
         self._known: dict[bytes, list[bytes]] = {}
+        self._shared = shared
 
     def frame(self, frame: bytes) -> bytes:
         if self._decompressor is None:
@@ -169,7 +178,7 @@ class Inflating:
             yield self._all(value, keep=left[value] > 0)[first : first + many]
 
     def _all(self, value: bytes, *, keep: bool) -> list[bytes]:
-        texts = self._known.get(value) or self.texts(value)
+        texts = self._known.get(value) or self._shared_texts(value)
         if not keep or len(texts) == 1:
             self._known.pop(value, None)
         elif value not in self._known:
@@ -177,6 +186,16 @@ class Inflating:
                 self._known.clear()
             self._known[value] = texts
         return texts
+
+    def _shared_texts(self, value: bytes) -> list[bytes]:
+        if self._shared is None or value[:1] != MARKED:
+            return self.texts(value)
+        shared = self._shared.get(value)
+        if shared is None:
+            shared = Texts(self.texts(value))
+            shared.size = sum(map(len, shared)) + len(value)
+            self._shared.put(value, shared)
+        return shared
 
     def text(self, run: Run) -> bytes:
         """Of a run of one."""

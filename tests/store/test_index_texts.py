@@ -104,6 +104,28 @@ def test_long_and_short_ones_side_by_side(index):
     assert b"".join(index.metadata(index.lookup("1.1")[::-1])) == b"".join(expected[::-1])
 
 
+def test_who_asks_for_one_finds_its_neighbours_read(index, monkeypatch):
+    """Whoever asks for many does not push them out."""
+    commit(index, *(short(number) for number in range(6)))
+    inflated, usual = [], Inflating.texts
+    monkeypatch.setattr(Inflating, "texts", lambda self, value: inflated.append(1) or usual(self, value))
+    for number in (4, 1, 4, 0):
+        assert b"".join(index.metadata(index.lookup(*key_of(number)))) == TEXTS[number]
+    assert len(inflated) == 1
+    assert b"".join(index.metadata(index.lookup("1.1"))) == b"".join(TEXTS[:6])
+    assert len(inflated) == 2
+
+
+def test_what_was_read_for_a_neighbour_is_not_found_when_it_has_gone(index):
+    commit(index, *(short(number) for number in range(6)))
+    rows = [index.lookup(*key_of(number)) for number in range(6)]
+    assert b"".join(index.metadata(rows[2])) == TEXTS[2]
+    delete(index, 3)
+    with pytest.raises(SegmentGone):
+        list(index.metadata(rows[3]))
+    assert b"".join(index.metadata(rows[2])) == TEXTS[2]
+
+
 # What goes
 
 
