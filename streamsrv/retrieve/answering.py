@@ -21,7 +21,7 @@ from streamsrv.retrieve.selection import Selection
 from streamsrv.store.store import Store
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Literal, Piece, Request, Stream
-from streamsrv.wire.conditional import etag_of, evaluate, not_modified
+from streamsrv.wire.conditional import etag_of, evaluate, is_conditional, not_modified
 from streamsrv.wire.multipart import boundary_from, multipart_type
 from streamsrv.wire.ranges import LONGEST_REMEMBERED
 from streamsrv.wire.resources import Target
@@ -106,11 +106,14 @@ class Retrieval:
         return etag, boundary, Answer(200, [("Content-Type", content_type), *CACHING])
 
 
-def finished(answer: Callable[[Iterable[Piece]], Answer], pieces: Iterable[Piece]) -> Answer:
+def finished(
+    request: Request, answer: Callable[[Iterable[Piece]], Answer], pieces: Iterable[Piece]
+) -> Answer:
     """The answer of one piece that may have to be waited for. Whoever has waited finishes it with what was
-    made, and nothing is looked up a second time."""
+    made, and nothing is looked up a second time. Whatever else an answer needs comes after it, unless its
+    conditions may show that nothing has to be made."""
     try:
-        return answer(pieces)
+        return answer(pieces if is_conditional(request) else tuple(pieces))
     except WouldBlock as blocked:
         blocked.finish = lambda made: answer((Literal(made),))
         raise

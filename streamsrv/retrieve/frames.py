@@ -118,7 +118,8 @@ def representation(offer: Offer, numbers: Sequence[int]) -> tuple[str, ...]:
 def made_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int], offer: Offer) -> Answer:
     made = transcoding.transcoder(retrieval.store, retrieval.selection, row, retrieval.pool, offer.syntax)
     if len(numbers) == 1:
-        return finished(partial(one_made, retrieval, row, numbers[0], offer), one_piece(made, numbers[0]))
+        answer = partial(one_made, retrieval, row, numbers[0], offer)
+        return finished(retrieval.request, answer, one_piece(made, numbers[0]))
     said = (*representation(offer, numbers), MAKER)
     if len(numbers) * made.decoded_length > AT_ONCE:
         retrieval.pool.must_not_block()

@@ -128,7 +128,7 @@ def one_picture(
             learn(retrieval, row, one.description, stored, said)
 
     pieces = picture_pieces(one, index, learnt)
-    return finished(partial(drawn, retrieval, row, index, offer, said), pieces)
+    return finished(retrieval.request, partial(drawn, retrieval, row, index, offer, said), pieces)
 
 
 def drawn(

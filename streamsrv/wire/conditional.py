@@ -59,6 +59,11 @@ def not_modified(request: Request, etag: str) -> bool:
     return known.strip() == "*" or etag in _ETAG.findall(known)
 
 
+def is_conditional(request: Request) -> bool:
+    """Whether it has headers of RFC 9110 13.1, so that its answer may be none of what it asks for."""
+    return any(name.startswith("if-") for name in request.headers)
+
+
 def evaluate(request: Request, answer: Answer, etag: str) -> Answer:
     """The answer with its validators, cut to what the request's conditions and range leave of it. Takes
     `answer` over: its `release` goes along, or is called if PreconditionFailed or RangeNotSatisfiable is

@@ -52,8 +52,8 @@ from framecodecs.frameinfo import FrameInfo
 from streamsrv import retrieve
 from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed, StoreCorrupt, WouldBlock
 from streamsrv.pixelpool import PixelPool
+from streamsrv.retrieve import answering, instances, transcoding
 from streamsrv.retrieve import frames as frame_answers
-from streamsrv.retrieve import instances, transcoding
 from streamsrv.wire.answers import Request, Stream
 from streamsrv.wire.resources import target_of
 
@@ -600,6 +600,21 @@ def test_what_was_made_finishes_the_answer_that_waited_for_it(store, path, accep
             again = ask_of(pool, store, f"{ONE}/{path}", accept, **asked)
             assert (finished.status, finished.headers) == (again.status, again.headers)
             assert (finished.length, payload(finished)) == (again.length, payload(again))
+
+
+@pytest.mark.parametrize(("conditions", "times"), [({}, 0), ({"if-none-match": '"another"'}, 1)])
+def test_what_has_to_be_waited_for_comes_first(store, conditions, times, monkeypatch):
+    """Unless the answer may be that the client has it."""
+    kind, tags = KINDS["12 in 16"], []
+    keep(store, stored_as(image(kind, arrays_of(kind)), LITTLE))
+    monkeypatch.setattr(answering, "etag_of", lambda *said: tags.append(said) or '"tag"')
+    with closing(PixelPool(1, cached=0, loop=threading.get_ident())) as pool:
+        with pytest.raises(WouldBlock) as blocked:
+            ask_of(pool, store, f"{ONE}/frames/2", "image/jls", **conditions)
+        blocked.value.until.result(30)
+        assert len(tags) == times
+        blocked.value.finish(b"made")
+    assert len(tags) == times + 1
 
 
 @pytest.mark.parametrize("size", [1, 1 << 20])
