@@ -128,7 +128,7 @@ class Stream(IOStream):
             super()._handle_events(fd, events)
 
     def _hold_back(self, fd: Any) -> None:
-        """What has come while this is paused, until `resume`; unless it has been read since it was told of."""
+        """What has come while this is paused, until `resume`; unless it has been read by now."""
         try:
             more = bool(self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         except BlockingIOError:
