@@ -1,13 +1,15 @@
 """JPEG lossless, process 14 with selection value 1 (ISO/IEC 10918-1 annex H), written with array operations.
 
 Strategy: every difference to the left neighbour becomes one number, its Huffman code with the bits of its
-value behind it, found in one table of all 65,536 differences. Then neighbours are joined, twice where four of
-them fit into 64 bits, and what is left is moved to its place in words of 64 bits: all by whole arrays, in
-blocks that stay in a core's cache. It takes a third of the time of libjpeg-turbo, which goes pixel by pixel.
+value behind it, from the top of a word of 64 bits, and in the lowest bits of that word how many they are: one
+look into a table of all 65,536 differences. Then neighbours are joined, two and two, and twice where four of
+them fit into a word. What is left is moved to its place; what has its place in the same word is added up, by
+sums over all of them and differences of these sums where a word ends. All of it by whole arrays, which are
+read in the order in which they lie: the first, second, third and fourth of each four apart.
 
-Rules: one Huffman table for all components, made for this frame (K.2) or for every fifth difference of a
-large one, no code longer than 16 bits and none all ones (C). Components are called R, G and B, so that no
-reader converts them.
+Rules: one Huffman table for all components, made for this frame (K.2) or for some rows of a large one, no
+code longer than 16 bits and none all ones (C). Components are called R, G and B, so that no reader converts
+them.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ from framecodecs.frameinfo import FrameInfo
 from framecodecs.options import EncodeOptions
 from framecodecs.samples import Samples
 
-BLOCK = 1 << 16  # differences at a time, a multiple of 4
-SAMPLE = 5  # no factor of a usual width
-CATEGORIES = 17  # bit lengths of differences modulo 65,536
-LONGEST_CODE = 16
+BLOCK = 1 << 16  # differences at a time, about: whole rows
+SAMPLE = 16  # of so many rows one is counted
+LENGTHS = 16
 WORD = 64
-LENGTH = 8  # bits of a table's entry that say how many the others are
+NUMBER = np.uint64(63)  # the bits of a word that say how many of the others are used
+TEXT = ~NUMBER
+LONGEST_TEXT = 58
 COMPONENTS = {1: b"\x01", 3: b"RGB"}
 PAIR, QUAD = 2, 4
 
@@ -37,57 +40,62 @@ Words = NDArray[np.uint64]
 Code = tuple[int, int]  # a Huffman code and its length
 _Branch = tuple[int, int, tuple[int, ...]]  # count, order among equals, categories
 
+CATEGORIES = 17
+_MAGNITUDES = np.minimum(np.arange(1 << 16), np.arange(1 << 16, 0, -1))
+CATEGORY = np.searchsorted(1 << np.arange(16), _MAGNITUDES, side="right").astype(np.uint8)
+"""The bit length of each difference modulo 65,536 (table H.2)."""
+_VALUES = np.arange(1 << 15, dtype=np.uint64)
+
 
 def encode(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tuple[bytes, FrameInfo]:
     if info.samples_per_pixel not in COMPONENTS:
         raise EncodeError(f"JPEG lossless of {info.samples_per_pixel} samples a pixel is not written here")
     values = samples.unsigned(samples.to_array(frame, info), info.bits_stored).astype("<u2", copy=False)
-    differences = differences_of(values, info.bits_stored)
-    counts = _likely_counts(differences, info.bits_stored)
-    lengths, order = code_lengths(counts)
-    codes = canonical_codes(lengths, order)
-    head = _head(info, lengths, order)
-    return head + _entropy_coded(differences, codes) + b"\xff\xd9", samples.stored_low(info)
+    lengths, order = code_lengths(likely_counts(values, info.bits_stored), longest_code(info.bits_stored))
+    table = _table(canonical_codes(lengths, order), info.bits_stored)
+    pieces = _entropy_coded(values, info.bits_stored, table)
+    return b"".join((_head(info, lengths, order), *pieces, b"\xff\xd9")), samples.stored_low(info)
 
 
-def differences_of(values: Samples, precision: int) -> NDArray[np.uint16]:
-    """Modulo 65,536, in the order of the scan: to the left neighbour, of the first column to the one above,
-    of the very first to half of the range (H.1.2.1)."""
-    out = np.empty(values.shape, np.uint16)
-    np.subtract(values[:, 1:], values[:, :-1], out=out[:, 1:])
-    np.subtract(values[1:, 0], values[:-1, 0], out=out[1:, 0])
-    out[0, 0] = values[0, 0] - np.full_like(values[0, 0], 1 << (precision - 1))
-    return out.reshape(-1)
+def differences_of(
+    values: Samples, precision: int, start: int = 0, stop: int | None = None
+) -> NDArray[np.uint16]:
+    """Of some rows, modulo 65,536, in the order of the scan: to the left neighbour, of the first column to
+    the one above, of the very first to half of the range (H.1.2.1)."""
+    rows = values.reshape(len(values), -1)[:stop]
+    across, flat = values[0, 0].size, rows[start:].reshape(-1)
+    out = np.empty(flat.size, np.uint16)
+    np.subtract(flat[across:], flat[:-across], out=out[across:])
+    first = out.reshape(-1, rows.shape[1])[:, :across]
+    below = max(start, 1)
+    np.subtract(rows[below:, :across], rows[below - 1 : -1, :across], out=first[below - start :])
+    if not start:
+        first[0] = rows[0, :across] - np.full(across, 1 << (precision - 1), np.uint16)
+    return out
 
 
-def _blocks(differences: NDArray[np.uint16]) -> Sequence[NDArray[np.uint16]]:
-    return [differences[at : at + BLOCK] for at in range(0, differences.size, BLOCK)]
-
-
-def _ranges(category: int) -> tuple[slice, slice]:
-    """The differences of a category: the positive ones, the negative ones (table H.2)."""
-    if category in (0, CATEGORIES - 1):
-        one = 0 if category == 0 else 1 << 15
-        return slice(one, one + 1), slice(0, 0)
-    half = 1 << (category - 1)
-    return slice(half, 2 * half), slice((1 << 16) - 2 * half + 1, (1 << 16) - half + 1)
-
-
-def _likely_counts(differences: NDArray[np.uint16], precision: int) -> list[int]:
-    """Of a large frame one difference in SAMPLE is counted, and every bit length that there may be."""
-    if differences.size <= BLOCK:
-        return category_counts(differences)
-    counts = category_counts(differences[::SAMPLE])
+def likely_counts(values: Samples, precision: int) -> list[int]:
+    """How many differences there are of each bit length. Of a large frame those within one row in SAMPLE are
+    counted, and every bit length that there may be."""
+    if values.size <= BLOCK or len(values) < 2 * SAMPLE:
+        return category_counts(differences_of(values, precision))
+    rows = values[SAMPLE // 2 :: SAMPLE]
+    counts = category_counts(rows[:, 1:] - rows[:, :-1])
     return [max(count, category <= precision) for category, count in enumerate(counts)]
 
 
-def category_counts(differences: NDArray[np.uint16]) -> list[int]:
+def category_counts(differences: Samples) -> list[int]:
     """How many differences there are of each bit length."""
-    counts = np.bincount(differences, minlength=1 << 16)
-    return [int(sum(counts[part].sum() for part in _ranges(category))) for category in range(CATEGORIES)]
+    categories = CATEGORY.take(differences.reshape(-1), mode="clip")
+    return [int(count) for count in np.bincount(categories, minlength=CATEGORIES)]
 
 
-def code_lengths(counts: Sequence[int]) -> tuple[list[int], list[int]]:
+def longest_code(precision: int) -> int:
+    """So that two differences fit into a word beside their number of bits."""
+    return min(LENGTHS, LONGEST_TEXT // PAIR - min(precision, CATEGORIES - 2))
+
+
+def code_lengths(counts: Sequence[int], longest: int = LENGTHS) -> tuple[list[int], list[int]]:
     """How many codes there are of each length from 1 to 16, and the categories in the order of their codes.
     One more symbol takes part and is left out again: the code of ones alone is its own."""
     depths = dict.fromkeys((category for category, count in enumerate(counts) if count), 0)
@@ -100,25 +108,25 @@ def code_lengths(counts: Sequence[int]) -> tuple[list[int], list[int]]:
         for category in left + right:
             depths[category] += 1
         heapq.heappush(heap, (one + other, tie, left + right))
-    lengths = _shortened([list(depths.values()).count(depth) for depth in range(max(depths.values()) + 1)])
+    by_depth = [list(depths.values()).count(depth) for depth in range(max(depths.values()) + 1)]
+    lengths = _shortened(by_depth, longest)
     del depths[CATEGORIES]
     return lengths, sorted(depths, key=lambda category: (depths[category], category))
 
 
-def _shortened(lengths: list[int]) -> list[int]:
-    """No code longer than 16: pairs move up, a shorter one makes room for them (figure K.3). The last and
+def _shortened(lengths: list[int], longest: int) -> list[int]:
+    """No code longer than that: pairs move up, a shorter one makes room for them (figure K.3). The last and
     longest is the reserved one."""
-    lengths += [0] * (LONGEST_CODE + 1 - len(lengths))
-    for length in range(len(lengths) - 1, LONGEST_CODE, -1):
+    lengths += [0] * (LENGTHS + 1 - len(lengths))
+    for length in range(len(lengths) - 1, longest, -1):
         while lengths[length]:
             shorter = next(at for at in range(length - 2, 0, -1) if lengths[at])
             lengths[length] -= 2
             lengths[length - 1] += 1
             lengths[shorter + 1] += 2
             lengths[shorter] -= 1
-    longest = max(length for length, count in enumerate(lengths) if count)
-    lengths[longest] -= 1
-    return lengths[1 : LONGEST_CODE + 1]
+    lengths[max(length for length, count in enumerate(lengths) if count)] -= 1
+    return lengths[1 : LENGTHS + 1]
 
 
 def canonical_codes(lengths: Sequence[int], order: Sequence[int]) -> dict[int, Code]:
@@ -133,80 +141,83 @@ def canonical_codes(lengths: Sequence[int], order: Sequence[int]) -> dict[int, C
     return codes
 
 
-def _table(codes: dict[int, Code]) -> Words:
-    """What is written for each difference: bits, and in the lowest byte how many."""
-    table = np.zeros(1 << 16, np.uint64)
+def _table(codes: dict[int, Code], precision: int) -> Words:
+    """What is written for each difference that there may be: bits from the top, and in NUMBER how many. A
+    positive one is written as it is behind its code, a negative one with all of its bits inverted."""
+    shifts, zeros, ones = np.zeros((3, CATEGORIES), np.uint64)
     for category, (code, length) in codes.items():
         behind = category if category < CATEGORIES - 1 else 0
-        positive, negative = _ranges(category)
-        half = np.arange(positive.stop - positive.start, dtype=np.uint64)
-        texts = (half << LENGTH) + np.uint64((code << behind << LENGTH) + length + behind)
-        table[negative] = texts[: negative.stop - negative.start]
-        table[positive] = texts + np.uint64(half.size << LENGTH if behind else 0)
+        shifts[category] = shift = WORD - length - behind
+        zeros[category] = (code << behind << shift) + length + behind
+        ones[category] = zeros[category] + np.uint64(((1 << behind) - 1) << shift)
+    table = np.empty(1 << 16, np.uint64)
+    count = min(1 << precision, 1 << 15)
+    categories = CATEGORY[:count]
+    texts = _VALUES[:count] << shifts[categories]
+    np.add(zeros[categories], texts, out=table[:count])
+    np.subtract(ones[categories[:0:-1]], texts[:0:-1], out=table[table.size - count + 1 :])
+    table[1 << 15] = zeros[-1]
     return table
 
 
-def _entropy_coded(differences: NDArray[np.uint16], codes: dict[int, Code]) -> bytes:
+def _entropy_coded(values: Samples, precision: int, table: Words) -> list[bytes]:
     """All differences as bits; the last byte is filled with ones, FF is followed by 00 (F.1.2.3)."""
-    table = _table(codes)
-    blocks = [_packed(*_joined(table.take(block, mode="clip"))) for block in _blocks(differences)]
-    words, end = _one_behind_the_other(blocks)
-    if end % WORD:
-        words[end // WORD] |= np.uint64((1 << (WORD - end % WORD)) - 1)
-    return words.byteswap(inplace=True).tobytes()[: -(-end // 8)].replace(b"\xff", b"\xff\x00")
+    height = max(BLOCK // values[0].size, 1)
+    pieces, begun, offset = list[bytes](), 0, 0
+    for start in range(0, len(values), height):
+        texts, numbers = _joined(differences_of(values, precision, start, start + height), table)
+        words, offset = _packed(texts, numbers, offset)
+        words[0] |= np.uint64(begun)
+        begun = int(words[-1])
+        pieces.append(words[:-1].byteswap(inplace=True).tobytes())
+    begun |= (1 << (WORD - offset)) - 1
+    pieces.append(begun.to_bytes(8, "big")[: -(-offset // 8)])
+    return [piece.replace(b"\xff", b"\xff\x00") for piece in pieces]
 
 
-def _joined(coded: Words) -> tuple[Words, Words]:
-    """Bits and their number: of two neighbours as one, or of four if none of them is longer than a word."""
-    if spare := -coded.size % QUAD:
-        coded = np.pad(coded, (0, spare))
-    lengths = coded & np.uint64((1 << LENGTH) - 1)
-    coded >>= np.uint64(LENGTH)
-    pairs, of_pairs = _two_as_one(coded, lengths)
-    quads, of_quads = _two_as_one(pairs, of_pairs)
-    return (pairs, of_pairs) if of_quads.max() > WORD else (quads, of_quads)
+def _joined(differences: NDArray[np.uint16], table: Words) -> tuple[Words, Words]:
+    """Bits from the top, and their number: of four neighbours as one, or of two if four are too long."""
+    coded = np.empty((PAIR, PAIR, -(-differences.size // QUAD)), np.uint64)
+    for place in range(QUAD):
+        found, there = differences[place::QUAD], coded[place % PAIR, place // PAIR]
+        table.take(found, mode="clip", out=there[: found.size])
+        there[found.size :] = 0
+    pairs, seconds = coded
+    numbers = (pairs + seconds) & NUMBER
+    seconds >>= pairs & NUMBER
+    pairs |= seconds  # what they say of their number is mixed up now
+    of_quads = numbers[0] + numbers[1]
+    if of_quads.max() > LONGEST_TEXT:
+        return (pairs & TEXT).T.reshape(-1), numbers.T.reshape(-1)
+    quads = pairs[1] >> numbers[0]
+    quads |= pairs[0]
+    quads &= TEXT
+    return quads, of_quads
 
 
-def _two_as_one(texts: Words, lengths: Words) -> tuple[Words, Words]:
-    behind = lengths[1::PAIR]
-    joined = texts[::PAIR] << behind
-    joined |= texts[1::PAIR]
-    return joined, lengths[::PAIR] + behind
-
-
-def _packed(texts: Words, counts: Words) -> tuple[Words, int]:
-    """Texts of up to 64 bits as words, one behind the other, and how many bits they have.
+def _packed(texts: Words, numbers: Words, offset: int) -> tuple[Words, int]:
+    """Texts one behind the other as words, the first of them from bit `offset` on; and how many bits of the
+    last word, which is not full, are used.
 
     No text is longer than a word, so one begins in every word, and of those only the last can reach into
     the next one.
     """
-    ends = np.cumsum(counts)
-    starts = ends - counts
-    np.subtract(WORD, counts, out=counts)
-    texts <<= counts  # a shift by 64 gives nothing, and nothing is what an empty text is
-    word = starts >> np.uint64(6)
+    numbers[0] += np.uint64(offset)
+    ends = np.cumsum(numbers)
+    numbers[0] -= np.uint64(offset)
+    end = int(ends[-1])
+    starts = np.subtract(ends, numbers, out=numbers)
+    word = np.right_shift(starts, np.uint64(6), out=ends)
     starts &= np.uint64(WORD - 1)
-    first = np.flatnonzero(word[1:] != word[:-1]) + 1
-    first = np.concatenate(([0], first))
-    last = np.append(first[1:], texts.size) - 1
-    beyond = (texts[last] << np.uint64(1)) << (np.uint64(WORD - 1) - starts[last])
-    words = np.zeros(first.size + 1, np.uint64)
+    last = np.append(np.flatnonzero(word[1:] != word[:-1]), word.size - 1)
+    beyond = (texts.take(last) << np.uint64(1)) << (np.uint64(WORD - 1) - starts.take(last))
     texts >>= starts
-    words[:-1] = np.bitwise_or.reduceat(texts, first)
+    sums = np.cumsum(texts).take(last)
+    words = np.zeros(last.size + 1, np.uint64)
+    words[0] = sums[0]
+    np.subtract(sums[1:], sums[:-1], out=words[1:-1])
     words[1:] |= beyond
-    return words, int(ends[-1])
-
-
-def _one_behind_the_other(blocks: Sequence[tuple[Words, int]]) -> tuple[Words, int]:
-    """The same of all blocks."""
-    words = np.zeros(sum(-(-bits // WORD) for _, bits in blocks) + 2, np.uint64)
-    end = 0
-    for block, bits in blocks:
-        at, offset = end // WORD, np.uint64(end % WORD)
-        words[at : at + block.size] |= block >> offset
-        words[at + 1 : at + 1 + block.size] |= (block << np.uint64(1)) << (np.uint64(WORD - 1) - offset)
-        end += bits
-    return words, end
+    return words[: end // WORD + 1], end % WORD
 
 
 def _head(info: FrameInfo, lengths: Sequence[int], order: Sequence[int]) -> bytes:

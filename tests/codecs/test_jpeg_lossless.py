@@ -63,36 +63,57 @@ def test_differences_of_every_length():
 
 @pytest.mark.parametrize("bits", [12, 16])
 def test_differences_that_only_the_rest_of_a_large_frame_has(bits):
-    """Every fifth is counted; here these are zeros."""
-    columns = 400
-    values = np.zeros((columns, columns), np.int64)
-    places = np.arange(2, columns * columns - 2, 5)
+    """The rows that are counted are zeros."""
+    values = np.zeros((400, 400), np.int64)
     jumps = np.array([(1 << n) - 1 for n in range(bits + 1)])
-    values.reshape(-1)[places] = np.random.default_rng(bits).choice(jumps, places.size)
+    values[:, 2:-2:2] = np.random.default_rng(bits).choice(jumps, (400, 198))
+    values[jpeg_lossless.SAMPLE // 2 :: jpeg_lossless.SAMPLE] = 0
     values = values.astype("<u2")
-    differences = jpeg_lossless.differences_of(values, bits)
-    assert not differences[jpeg_lossless.SAMPLE :: jpeg_lossless.SAMPLE].any()
-    assert np.count_nonzero(jpeg_lossless.category_counts(differences)) == bits + 1
+    everything = jpeg_lossless.category_counts(jpeg_lossless.differences_of(values, bits))
+    assert np.count_nonzero(everything) == bits + 1
+    assert jpeg_lossless.likely_counts(values, bits)[1:] == [1] * bits + [0] * (16 - bits)
     assert np.array_equal(written(values, bits)[1], values)
 
 
-def test_more_differences_than_a_block():
-    count = 2 * jpeg_lossless.BLOCK + 5
-    values = np.random.default_rng(5).integers(0, 4096, (1, count))
-    for wide in (values[:, :65_535], values.reshape(-1)[: count // 3 * 3].reshape(3, -1)):
-        assert np.array_equal(written(wide.astype("<u2"), 12)[1], wide)
+@pytest.mark.parametrize("bits", [3, 12, 16])
+@pytest.mark.parametrize("shape", [(3, 65_535), (1009, 401), (331, 257, 3)], ids=str)
+def test_more_differences_than_a_block(shape, bits):
+    """Noise of 16 bits: two of them fill a word, four of 3 bits do not."""
+    values = np.random.default_rng(bits).integers(0, 1 << bits, shape)
+    assert values.size > jpeg_lossless.BLOCK
+    values = values.astype("u1" if bits <= 8 else "<u2")
+    assert np.array_equal(written(values, bits)[1], values)
 
 
-def test_codes_are_never_longer_than_sixteen_bits_nor_all_ones():
+def test_differences_of_some_rows_are_those_of_all():
+    values = np.random.default_rng(2).integers(0, 1 << 16, (9, 7, 3)).astype("<u2")
+    whole = jpeg_lossless.differences_of(values, 16)
+    parts = [jpeg_lossless.differences_of(values, 16, start, start + 4) for start in (0, 4, 8)]
+    assert np.array_equal(np.concatenate(parts), whole)
+    expected = np.diff(values.astype(int), axis=1, prepend=0)
+    expected[1:, 0] = np.diff(values[:, 0].astype(int), axis=0)
+    expected[0, 0] -= 1 << 15
+    assert np.array_equal(whole, (expected % (1 << 16)).reshape(-1))
+
+
+@pytest.mark.parametrize("value", range(-33_000, 33_000, 997))
+def test_the_bit_length_of_a_difference(value):
+    length = min(value % (1 << 16), -value % (1 << 16)).bit_length()
+    assert jpeg_lossless.CATEGORY[value % (1 << 16)] == length
+
+
+@pytest.mark.parametrize("longest", [16, jpeg_lossless.longest_code(16)])
+def test_codes_are_never_longer_than_they_may_be_nor_all_ones(longest):
     """Counts that grow as Fibonacci's numbers do make the deepest tree."""
     counts = [1, 1]
     while len(counts) < jpeg_lossless.CATEGORIES:
         counts.append(counts[-1] + counts[-2])
-    lengths, order = jpeg_lossless.code_lengths(counts)
+    lengths, order = jpeg_lossless.code_lengths(counts, longest)
     codes = jpeg_lossless.canonical_codes(lengths, order)
     assert len(lengths) == 16
     assert set(codes) == set(range(17))
     assert all(0 <= code < (1 << length) - 1 for code, length in codes.values())
+    assert max(length for _, length in codes.values()) == longest
     texts = [f"{code:0{length}b}" for code, length in codes.values()]
     assert not any(a != b and b.startswith(a) for a in texts for b in texts)
     by_count = sorted(codes, key=lambda category: -counts[category])
