@@ -94,7 +94,10 @@ def to_array(frame: bytes, info: FrameInfo) -> Samples:
         return raw.view(info.sample_type) if info.pixel_representation else raw
     if not info.pixel_representation:
         spare = info.high_bit + 1 - info.bits_stored
-        values: Samples = (raw >> spare if spare else raw) & raw.dtype.type((1 << info.bits_stored) - 1)
+        greatest = (1 << info.bits_stored) - 1
+        if not spare and raw.max() <= greatest:  # nearly always so, and found sooner than a copy is made
+            return raw
+        values: Samples = (raw >> spare if spare else raw) & raw.dtype.type(greatest)
         return values
     above = info.bits_allocated - 1 - info.high_bit
     down = info.bits_allocated - info.bits_stored
@@ -106,8 +109,8 @@ def unsigned(samples: Samples, bits: int) -> Samples:
     if samples.dtype.kind == "u":
         return samples
     mask = np.array((1 << bits) - 1, f"u{samples.itemsize}")
-    masked: Samples = samples.view(mask.dtype) & mask
-    return masked
+    whole: Samples = samples.view(mask.dtype)
+    return whole if bits == 8 * samples.itemsize else whole & mask
 
 
 def sign_extended(samples: Samples, bits: int) -> Samples:

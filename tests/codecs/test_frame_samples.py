@@ -48,6 +48,18 @@ def test_unsigned_values_lose_what_lies_above_the_high_bit():
     assert samples.to_array(np.array([0xFABC, 0x1001], "<u2").tobytes(), info).tolist() == [[0xABC, 1]]
 
 
+def test_what_has_nothing_to_lose_is_not_copied():
+    info = FrameInfo(1, 2, 1, 16, 12, 11)
+    frame = np.array([0xFFF, 1], "<u2").tobytes()
+    array = samples.to_array(frame, info)
+    assert array.tolist() == [[0xFFF, 1]]
+    assert np.shares_memory(array, np.frombuffer(frame, "<u2"))
+    signed = np.array([-1, 1], "<i2")
+    assert samples.unsigned(signed, 16).tolist() == [0xFFFF, 1]
+    assert np.shares_memory(samples.unsigned(signed, 16), signed)
+    assert samples.unsigned(signed, 12).tolist() == [0xFFF, 1]
+
+
 def test_a_high_bit_that_is_not_the_lowest_possible_shifts():
     info = FrameInfo(1, 1, 1, 16, 12, 15)
     assert samples.to_array(np.array([0xABC0], "<u2").tobytes(), info).tolist() == [[0xABC]]
