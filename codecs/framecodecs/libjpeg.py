@@ -3,8 +3,8 @@
 imagecodecs itself offers one way to encode such a frame: the integer transform, which goes value by value for
 12 bits, and a pass over the whole frame to find the Huffman tables before the one that writes it. Here the
 transform is that of floating point, which is faster and nearer to the exact one, and the tables are found in
-every eighth row of blocks: a third of the time, and some tenths of a percent more bytes. A small frame, and
-one that turns out to be unlike its sample, is read whole to find them.
+every eighth row of blocks: a third of the time, and some tenths of a percent more bytes. A frame that is
+small, or becomes so, or turns out to be unlike its sample is read whole to find them.
 
 Where the library is not found (imagecodecs built otherwise, another interface), or the frame is not for it,
 `encode` gives None, and imagecodecs does the work.
@@ -34,6 +34,7 @@ LARGEST = 2**26  # pixels; beyond it, running out of memory has to be told in wo
 BLOCK = 8
 SAMPLE = 8  # one row of blocks in so many
 SMALL = 1024  # blocks: of fewer a sample says little
+LITTLE = 20_000  # bytes: of fewer, codes for all symbols there might be are too large a part
 UNLIKE = 1.5  # times the bytes that the sample promised
 # 64 codes of 16 bits with up to 15 bits behind each, a byte stuffed behind each: no block takes more bytes.
 ROOM = 512
@@ -179,7 +180,7 @@ def encode(values: Samples, quality: int) -> bytes | None:
         if sample.size:
             promised = encoder.write(sample, optimize=True) * rows.size / sample.size
             encoder.complete_tables()
-            if encoder.write(rows, optimize=False) <= UNLIKE * promised:
+            if promised > LITTLE and encoder.write(rows, optimize=False) <= UNLIKE * promised:
                 return encoder.written()
         encoder.write(rows, optimize=True)
         return encoder.written()

@@ -144,7 +144,7 @@ def pictures(draw):
 def test_tables_of_a_sample_write_the_same_coefficients(values, quality, every):
     with pytest.MonkeyPatch.context() as patch:
         whole = libjpeg.encode(values, quality)
-        for name, value in (("SMALL", 1), ("SAMPLE", every), ("UNLIKE", 1e9)):
+        for name, value in (("SMALL", 1), ("LITTLE", 0), ("SAMPLE", every), ("UNLIKE", 1e9)):
             patch.setattr(libjpeg, name, value)
         sampled = libjpeg.encode(values, quality)
         assert (sampled != whole) == (values.shape[0] // 8 >= every)
@@ -171,6 +171,12 @@ def test_a_picture_unlike_its_sample_is_read_whole():
     for row in range(libjpeg.SAMPLE // 2, 64, libjpeg.SAMPLE):
         values[8 * row : 8 * row + 8] = 7
     assert libjpeg.encode(values, 90) == libjpeg_of_two_passes(values, 90)
+
+
+def test_a_picture_with_little_in_it_is_read_whole():
+    values = soft(512, 512) >> 6
+    assert len(libjpeg.encode(values, 50)) < libjpeg.LITTLE
+    assert libjpeg.encode(values, 50) == libjpeg_of_two_passes(values, 50)
 
 
 def test_rows_may_lie_apart():
