@@ -40,7 +40,7 @@ from framecodecs.wireform import Frame, Result
 from streamsrv.errors import Overloaded, StoreError, WouldBlock
 from streamsrv.pixelmakings import Makings, UnderWay
 from streamsrv.pixelprocesses import RETRY_AFTER, translated
-from streamsrv.pixelwishes import Lookout, Wishes
+from streamsrv.pixelwishes import Company, Lookout, Wishes
 from streamsrv.sizedcache import SizedCache as SizedCache
 
 # The slowest codec (lossy JPEG 2000 of colour) makes over 10 MB of pixels a second on an idle core.
@@ -136,6 +136,7 @@ class PixelPool:
         self.descriptions: SizedCache[bytes, Any] = SizedCache(DESCRIPTIONS, lambda one: int(one.size))
         self.read_ahead = read_ahead
         self.wishes: Wishes[Making] = Wishes(self._look, self._is_idle, self._make_ahead)
+        self._company = Company(self.wishes)
         self._lookout = Lookout(self.wishes.look)
 
     def must_not_block(self) -> None:
@@ -256,6 +257,10 @@ class PixelPool:
         """Whether a frame of so many decoded bytes is short work, and would be kept."""
         return bool(self.read_ahead) and pixels <= min(WORTH_A_PROCESS, self.cache.largest)
 
+    def see(self, walk: Hashable) -> None:
+        """Something of it was asked for."""
+        self._company.see(walk, self._pool)
+
     def _look(self) -> None:
         if (pool := self._pool) is not None:
             pool.look()
@@ -266,12 +271,7 @@ class PixelPool:
             self._lookout.call()
 
     def _is_idle(self) -> bool:
-        return (pool := self._pool) is not None and pool.is_idle_but(self._kept())
-
-    def _kept(self) -> int:
-        """How many processes are left idle: none for whoever walks alone. While others are about, one of them
-        might ask for something else, and would have to wait for what nobody has asked for."""
-        return 0 if self.wishes.is_alone else 1
+        return (pool := self._pool) is not None and pool.is_idle_but(self._company.kept(pool))
 
     def _make_ahead(self, making: Making) -> None:
         """By a process that would be idle."""
@@ -279,9 +279,11 @@ class PixelPool:
             self._begun(making, self._submit_if_idle)
 
     def _submit_if_idle(self, order: Order) -> Future[list[Result]]:
-        future = self._submitted(partial(self._running().submit_if_idle, kept=self._kept()), order)
+        pool = self._running()
+        future = self._submitted(partial(pool.submit_if_idle, kept=self._company.kept(pool)), order)
         if future is None:
             raise _NobodyIdle("no process is idle", RETRY_AFTER)
+        self._company.make_ahead(future)
         return future
 
     def in_turn(self, tasks: Iterable[tuple[Tag, Order | None]]) -> Iterator[Turn[Tag]]:

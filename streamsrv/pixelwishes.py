@@ -8,6 +8,8 @@ ahead of what is really asked for. A step looks things up and reads: that is for
 Rules of this file
 - A wish is a walk's own: its next one takes its place, and whoever goes elsewhere drops it. At most WALKS are
   remembered.
+- What is less certain than a walk is kept until it is fulfilled, and has its turn when no walk wishes for
+  anything.
 - What fails is forgotten. Whoever asks for it will be told.
 """
 
@@ -19,7 +21,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from typing import Generic, TypeVar
+from concurrent.futures import Future
+from typing import Any, Generic, Protocol, TypeVar
 
 from streamsrv.errors import StreamsrvError
 
@@ -27,6 +30,7 @@ log = logging.getLogger("streamsrv.pixels")
 
 WALKS = 8
 COMPANY = 1.0  # seconds
+SURE = 8  # requests; half of them may deceive
 
 Wished = TypeVar("Wished")
 
@@ -76,6 +80,7 @@ class Wishes(Generic[Wished]):
         self._may = may
         self._fulfil = fulfil
         self._wishes: OrderedDict[Hashable, Iterator[Wished]] = OrderedDict()
+        self._uncertain: OrderedDict[Hashable, Iterator[Wished]] = OrderedDict()
         self._lock = threading.Lock()
         self._stepping = threading.Lock()
         self._closed = False
@@ -94,26 +99,45 @@ class Wishes(Generic[Wished]):
         """Whether nobody has gone another way lately."""
         return time.monotonic() - self._another > COMPANY
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether the next step is a walk's."""
+        return bool(self._wishes)
+
     def put(self, walk: Hashable, wish: Iterator[Wished]) -> None:
         with self._lock:
-            if self._closed:
-                return
-            self._wishes[walk] = wish
-            self._wishes.move_to_end(walk)
-            while len(self._wishes) > WALKS:
-                self._wishes.popitem(last=False)
+            self._remember(self._wishes, walk, wish)
         self._call()
 
+    def keep(self, key: Hashable, wish: Iterator[Wished]) -> None:
+        """What is less certain than a walk, unless there is one of this key already."""
+        with self._lock:
+            if key in self._uncertain:
+                return
+            self._remember(self._uncertain, key, wish)
+        self._call()
+
+    def _remember(
+        self, wishes: OrderedDict[Hashable, Iterator[Wished]], key: Hashable, wish: Iterator[Wished]
+    ) -> None:
+        if self._closed:
+            return
+        wishes[key] = wish
+        wishes.move_to_end(key)
+        while len(wishes) > WALKS:
+            wishes.popitem(last=False)
+
     def __bool__(self) -> bool:
-        return bool(self._wishes)
+        return bool(self._wishes or self._uncertain)
 
     def drop(self, walk: Hashable) -> None:
         with self._lock:
             self._wishes.pop(walk, None)
+            self._uncertain.pop(walk, None)
 
     def look(self) -> None:
         """Something may be idle. One thread at a time takes steps; it looks again after each."""
-        while self._wishes and self._may() and self._stepping.acquire(blocking=False):
+        while self and self._may() and self._stepping.acquire(blocking=False):
             try:
                 self._step_of_latest()
             finally:
@@ -123,15 +147,17 @@ class Wishes(Generic[Wished]):
         with self._lock:
             self._closed = True
             self._wishes.clear()
+            self._uncertain.clear()
 
     def _step_of_latest(self) -> None:
         with self._lock:
-            latest = next(reversed(self._wishes.items()), None)
+            wishes = self._wishes or self._uncertain
+            latest = next(reversed(wishes.items()), None)
         if latest is None or self._step(latest[1]):
             return
         with self._lock:
-            if self._wishes.get(latest[0]) is latest[1]:
-                del self._wishes[latest[0]]
+            if wishes.get(latest[0]) is latest[1]:
+                del wishes[latest[0]]
 
     def _step(self, wish: Iterator[Wished]) -> bool:
         """Whether there may be another one."""
@@ -144,3 +170,55 @@ class Wishes(Generic[Wished]):
         except Exception:
             log.exception("something that nobody has asked for yet could not be made")
         return False
+
+
+class Processes(Protocol):
+    """As a FramePool tells of them: how many there may be, whether one is idle, and how many orders of this
+    pool are under way."""
+
+    @property
+    def most(self) -> int: ...
+    @property
+    def is_idle(self) -> bool: ...
+    @property
+    def unfinished(self) -> int: ...
+
+
+class Company:
+    """Who else is about, and so how many processes are left idle. Thread-safe: a wrong look is outvoted."""
+
+    def __init__(self, wishes: Wishes[Any]) -> None:
+        self._wishes = wishes
+        self._ahead: set[Future[Any]] = set()
+        self._beside = 0  # rises with each request beside others, and falls with each without
+
+    def make_ahead(self, order: Future[Any]) -> None:
+        """It is under way, and nobody has asked for it."""
+        self._ahead.add(order)
+        order.add_done_callback(self._ahead.discard)
+
+    def see(self, walk: Hashable, processes: Processes | None) -> None:
+        """Something of it was asked for."""
+        self._wishes.see(walk)
+        if processes is not None and self._is_beside_others(processes):
+            self._beside = min(self._beside + 1, SURE)
+        else:
+            self._beside = max(self._beside - 1, 0)
+
+    def _is_beside_others(self, processes: Processes) -> bool:
+        """Of this worker, or of one that has taken the processes which this one has not."""
+        theirs = not processes.is_idle and processes.unfinished < processes.most
+        return theirs or self._asked_for(processes) > 1
+
+    def _asked_for(self, processes: Processes) -> int:
+        return processes.unfinished - len(self._ahead)
+
+    def kept(self, processes: Processes) -> int:
+        """None for whoever walks alone. While others are about, one of them might ask for something else, and
+        would have to wait for what nobody has asked for. Where nobody walks one works on what was asked for,
+        or is left idle as well."""
+        is_alone = self._wishes.is_alone
+        if self._wishes.is_certain:
+            return 0 if is_alone else 1
+        has_company = not is_alone or self._beside > SURE // 2
+        return (self._asked_for(processes) < 1) + has_company

@@ -197,7 +197,9 @@ class Settings:
         2,
         "frames",
         "Made before they are asked for, for whoever asks for one after the other, by pixel processes that "
-        "would be idle; never more than were asked for in a row, nor more than 4. 0: none.",
+        "would be idle; never more than were asked for in a row, nor more than 4. For whoever takes many of "
+        "a series in another order some of the others are made, never more in vain than were asked for. "
+        "0: none.",
     )
     search_limit: int = setting(200, "results", "Where a search names no limit.")
     max_search_limit: int = setting(

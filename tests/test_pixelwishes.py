@@ -1,12 +1,14 @@
 """Wishes: fulfilled by whoever is idle, the latest walk first, and never more than a few of them."""
 
 import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 import pytest
 
 from streamsrv import pixelwishes
 from streamsrv.errors import StoreError
-from streamsrv.pixelwishes import WALKS, Lookout, Wishes
+from streamsrv.pixelwishes import SURE, WALKS, Company, Lookout, Wishes
 
 
 class Workshop:
@@ -108,6 +110,76 @@ def test_one_looks_at_a_time_and_looks_again(workshop):
 
     workshop.wishes.put("walk", wish())
     assert workshop.made == [1, 3, 2]
+
+
+def test_what_is_less_certain_comes_last_and_is_kept(workshop):
+    workshop.idle = False
+    workshop.wishes.keep("any", iter([1, 2]))
+    workshop.wishes.keep("any", iter([3]))  # there is one already
+    workshop.wishes.put("walk", iter([4]))
+    assert workshop.wishes.is_certain
+    workshop.begin()
+    assert workshop.made == [4, 1, 2]
+    assert not workshop.wishes
+    workshop.wishes.keep("any", iter([5]))
+    assert workshop.made == [4, 1, 2, 5]
+
+
+def test_what_is_less_certain_is_bounded_dropped_and_closed(workshop):
+    workshop.idle = False
+    for number in range(3 * WALKS):
+        workshop.wishes.keep(number, iter([number]))
+    workshop.wishes.drop(3 * WALKS - 1)
+    workshop.begin()
+    assert workshop.made == list(range(3 * WALKS - 2, 2 * WALKS - 1, -1))
+    workshop.idle = False
+    workshop.wishes.keep("any", iter([1]))
+    workshop.wishes.close()
+    workshop.wishes.keep("other", iter([2]))
+    assert not workshop.wishes
+
+
+@dataclass
+class Some:
+    """Processes; orders of this pool."""
+
+    most: int = 2
+    is_idle: bool = True
+    unfinished: int = 0
+
+
+def test_one_process_works_on_what_was_asked_for_or_is_free_for_it(workshop):
+    company = Company(workshop.wishes)
+    assert company.kept(Some()) == 1
+    assert company.kept(Some(unfinished=1)) == 0
+    ahead = Future()
+    company.make_ahead(ahead)
+    assert company.kept(Some(unfinished=1)) == 1
+    assert company.kept(Some(unfinished=2)) == 0
+    ahead.set_result(None)
+    assert company.kept(Some(unfinished=1)) == 0
+    workshop.idle = False
+    workshop.wishes.put("walk", iter([1]))
+    assert company.kept(Some()) == 0
+
+
+@pytest.mark.parametrize("beside", [Some(unfinished=2), Some(is_idle=False, unfinished=1)])
+def test_others_are_left_another_process(workshop, beside):
+    """Of this worker, or of another one. One look may deceive, and they may go away."""
+    company, alone = Company(workshop.wishes), Some(unfinished=1)
+    company.see("a", beside)
+    company.see("a", beside)
+    assert company.kept(alone) == 0
+    for _ in range(SURE):
+        company.see("a", beside)
+    assert company.kept(alone) == 1
+    assert company.kept(Some()) == 2
+    for _ in range(SURE):
+        company.see("a", alone)
+    assert company.kept(alone) == 0
+    company.see("a", None)
+    company.see("b", alone)
+    assert company.kept(alone) == 1  # it went another way just now
 
 
 def test_a_lookout_looks_in_a_thread_of_its_own():

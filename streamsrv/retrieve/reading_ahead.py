@@ -1,18 +1,22 @@
-"""Frames and pictures made before they are asked for: whoever scrolls asks for one after the other.
+"""Frames and pictures made before they are asked for: whoever scrolls asks for one after the other, and
+whoever takes a whole series asks for all of them.
 
 Strategy: of each walk, which is a series or a multi-frame instance in one representation, the places that
 were asked for last are remembered. A request for the neighbour of one of them is a step; what lies on behind
 it is then wished for (pixelwishes.py) and made by processes that would be idle. So the next request finds its
-frame made, or being made, and a single client keeps several cores busy.
+frame made, or being made, and a single client keeps several cores busy. Of whoever asks for many that are no
+neighbours, all that was asked for tells what else is worth making (coverage.py).
 
 Rules of this file
-- Instances of a series follow one another by Instance Number, in either direction. The order is looked up
-  when a second instance is asked for, and kept: it only chooses whom to make, whose row is looked up anew.
-- No more is wished for than was asked for in a row: clients whose requests are spread over several workers
-  walk with gaps in each of them, and what is made for them in vain stays little.
-- Whoever jumps wishes for nothing, and what was wished for that walk is dropped.
-- Whoever walks alone may keep all processes busy; while others are about, one of them stays free.
-- All memory is bounded: WALKS walks of a few places each, SERIES orders of INSTANCES instances together.
+- Instances of a series follow one another as series_orders.py says; the order is looked up when a second
+  instance is asked for.
+- On a walk no more is wished for than was asked for in a row: clients whose requests are spread over several
+  workers walk with gaps in each of them, and what is made for them in vain stays little.
+- Whoever jumps drops what was wished for on that walk.
+- Whoever walks alone may keep all processes busy; while others are about, one of them stays free. Where
+  nobody walks it is less certain what will be asked for: one works on what was asked for, or is free for it,
+  and while others are about, another one.
+- All memory is bounded: WALKS walks of a few places each, and what the other two files say.
 """
 
 from __future__ import annotations
@@ -20,16 +24,16 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
+from framecodecs.wireform import Result
 from streamsrv.pixelpool import Making, PixelPool
-from streamsrv.retrieve.pixels import whole
+from streamsrv.retrieve.coverage import Coverage, Coverages
 from streamsrv.retrieve.selection import Selection
-from streamsrv.store.index_answers import instance_attributes
-from streamsrv.store.query import Level
-from streamsrv.store.query_conditions import Query
+from streamsrv.retrieve.series_orders import Order, Orders
 from streamsrv.store.rows import InstanceRow
 from streamsrv.store.store import Store
 
@@ -38,21 +42,9 @@ WALKS = 64
 PLACES = 4
 # Places that were wished for last, and need not be looked at again.
 WISHED = 8
-# An order of 300 instances is looked up in 5 ms, and takes 40 kB.
-SERIES, LONGEST, INSTANCES = 64, 2_000, 20_000
-INSTANCE_NUMBER = "00200013"
-LAST = 1 << 40  # those without a number
 
 Place: TypeAlias = int | str  # a frame index, or a SOP instance UID
 Make: TypeAlias = Callable[[Selection, InstanceRow, int], Making]
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """The instances of a series as they follow one another."""
-
-    uids: Sequence[str]
-    places: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +72,9 @@ def following(here: int, before: Collection[int], most: int) -> list[int]:
     return [here + number * step for number in range(1, min(run, most) + 1)]
 
 
-def order_of(store: Store, study: str, series: str) -> Order:
-    """By Instance Number, then UID; empty if there are too many."""
-    query = Query(Level.INSTANCE, study, series, wanted=LONGEST + 1)
-    numbered = [
-        (whole(instance_attributes(hit.instance_row), INSTANCE_NUMBER, LAST), hit.instance)
-        for hit, _ in zip(store.index.search(query), range(LONGEST + 1), strict=False)
-        if hit.instance is not None and hit.instance_row is not None
-    ]
-    uids = [uid for _, uid in sorted(numbered)] if len(numbered) <= LONGEST else []
-    return Order(uids, {uid: place for place, uid in enumerate(uids)})
+def _is_walk(places: Sequence[int]) -> bool:
+    """A single step may be one by chance."""
+    return len(places) > 1
 
 
 class Walks:
@@ -98,7 +83,8 @@ class Walks:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._visited: OrderedDict[Hashable, Walk] = OrderedDict()
-        self._orders: OrderedDict[tuple[str, str], Order] = OrderedDict()
+        self.orders = Orders()
+        self.coverages = Coverages()
 
     def visit(self, walk: Hashable, here: Place) -> Sequence[Place]:
         """The places before this one, the latest first; none if it is the latest itself: a request may be
@@ -119,29 +105,6 @@ class Walks:
     def walk(self, walk: Hashable) -> Walk:
         return self._visited.setdefault(walk, Walk(deque(maxlen=PLACES), deque(maxlen=WISHED)))
 
-    def order(self, row: InstanceRow) -> Order | None:
-        """Of the row's series, if it is known and the instance has a place in it (unless it is too long)."""
-        with self._lock:
-            order = self._orders.get(row.key[:2])
-            if order is not None:
-                self._orders.move_to_end(row.key[:2])
-        has_place = order is not None and (not order.uids or row.key.instance in order.places)
-        return order if has_place else None
-
-    def learn(self, store: Store, row: InstanceRow) -> Order:
-        order = self.order(row)
-        if order is None:
-            order = order_of(store, *row.key[:2])
-            with self._lock:
-                self._orders[row.key[:2]] = order
-                self._orders.move_to_end(row.key[:2])
-                while len(self._orders) > SERIES or self._instances() > INSTANCES:
-                    self._orders.popitem(last=False)
-        return order
-
-    def _instances(self) -> int:
-        return sum(len(order.uids) for order in self._orders.values())
-
 
 _walks: WeakKeyDictionary[PixelPool, Walks] = WeakKeyDictionary()
 
@@ -150,54 +113,144 @@ def asked(
     store: Store, pool: PixelPool, row: InstanceRow, index: int, representation: Hashable, make: Make
 ) -> None:
     """A frame was asked for, in a representation that `make` gives to others. Costs microseconds."""
-    walks, most = _walks.setdefault(pool, Walks()), pool.read_ahead
-    wish: Iterator[Making] | None = None
+    walks = _walks.setdefault(pool, Walks())
     if row.number_of_frames > 1:
-        walk: Hashable = (row.record_id, representation)
-        before = walks.visit(walk, index)
-        if places := following(index, [place for place in before if isinstance(place, int)], most):
-            wish = _frames(store, walks.walk(walk), row, places, make)
+        _Asked(store, pool, walks, row, make, (row.record_id, representation)).frame(index)
     else:
-        walk = (row.key[:2], representation)
-        before = walks.visit(walk, row.key.instance)
-        order = walks.order(row)
-        if order is None or _following(order, row, before, most):  # whether it is a step will be seen
-            wish = _instances(store, walks, walk, row, before, most, make)
-    pool.wishes.see(walk)
-    if before and wish is not None:
-        pool.wishes.put(walk, wish)
-    elif before:
-        pool.wishes.drop(walk)
+        _Asked(store, pool, walks, row, make, (row.key[:2], representation)).instance()
 
 
-def _following(order: Order, row: InstanceRow, before: Iterable[Place], most: int) -> list[int]:
-    if row.key.instance not in order.places:
-        return []
-    places = [order.places[uid] for uid in before if isinstance(uid, str) and uid in order.places]
-    return following(order.places[row.key.instance], places, most)
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """`what` is the multi-frame instance or the series, in one representation."""
 
+    store: Store
+    pool: PixelPool
+    walks: Walks
+    row: InstanceRow
+    make: Make
+    what: Hashable
 
-def _frames(
-    store: Store, walk: Walk, row: InstanceRow, places: Iterable[int], make: Make
-) -> Iterator[Making]:
-    for place in places:
-        if 0 <= place < row.number_of_frames and walk.wish(place):
-            yield from _making(store, row.key, place, make)
+    def frame(self, index: int) -> None:
+        before = self.walks.visit(self.what, index)
+        places = following(index, [place for place in before if isinstance(place, int)], PLACES)
+        coverage = None
+        if not _is_walk(places):
+            coverage = self.walks.coverages.ask(self.what, None, self.row.number_of_frames, index)
+        others = self._others(coverage, self._frame) if coverage is not None else None
+        self._wish(before, places, self._frames(places) if places else None, others)
 
+    def instance(self) -> None:
+        before = self.walks.visit(self.what, self.row.key.instance)
+        order, others = self.walks.orders.known(self.row), None
+        places = self._following(order, before) if order is not None else []
+        if order is not None and not _is_walk(places):
+            coverage = self._coverage(order, ())
+            others = self._others(coverage, partial(self._instance, order)) if coverage is not None else None
+        # Whether it is a step will be seen where the order is not known yet.
+        wish = self._instances(before) if order is None or places else None
+        self._wish(before, places, wish, others)
 
-def _instances(
-    store: Store,
-    walks: Walks,
-    walk: Hashable,
-    row: InstanceRow,
-    before: Sequence[Place],
-    most: int,
-    make: Make,
-) -> Iterator[Making]:
-    order = walks.learn(store, row)
-    for place in _following(order, row, before, most):
-        if 0 <= place < len(order.uids) and walks.walk(walk).wish(order.uids[place]):
-            yield from _making(store, (*row.key[:2], order.uids[place]), 0, make)
+    def _wish(
+        self,
+        before: Sequence[Place],
+        places: Sequence[int],
+        wish: Iterator[Making] | None,
+        others: Iterator[Making] | None,
+    ) -> None:
+        wishes, in_any_order = self.pool.wishes, (self.what, "in any order")
+        if _is_walk(places):
+            wishes.see(self.what)
+            wishes.drop(in_any_order)
+        else:
+            self.pool.see(self.what)
+        if before and wish is not None:
+            wishes.put(self.what, wish)
+        elif before:
+            wishes.drop(self.what)
+        if before and others is not None:
+            wishes.keep(in_any_order, others)
+
+    # Walks
+
+    def _following(self, order: Order, before: Iterable[Place]) -> list[int]:
+        if self.row.key.instance not in order.places:
+            return []
+        places = [order.places[uid] for uid in before if isinstance(uid, str) and uid in order.places]
+        return following(order.places[self.row.key.instance], places, PLACES)
+
+    def _frames(self, places: Sequence[int]) -> Iterator[Making]:
+        walk = self.walks.walk(self.what)
+        for place in places[: self.pool.read_ahead]:
+            if 0 <= place < self.row.number_of_frames and walk.wish(place):
+                yield from self._step(places, place, self._frame)
+
+    def _instances(self, before: Sequence[Place]) -> Iterator[Making]:
+        order = self.walks.orders.learn(self.store, self.row)
+        places = self._following(order, before)
+        if not _is_walk(places):
+            self._coverage(order, before)
+        for place in places[: self.pool.read_ahead]:
+            if 0 <= place < len(order.uids) and self.walks.walk(self.what).wish(order.uids[place]):
+                yield from self._step(places, place, partial(self._instance, order))
+
+    def _step(
+        self, places: Sequence[int], place: int, makings: Callable[[int], Iterator[Making]]
+    ) -> Iterator[Making]:
+        """Perhaps it is one by chance, of whoever takes frames in any order."""
+        coverage = None if _is_walk(places) else self.walks.coverages.taken(self.what, place)
+        if coverage is None:
+            yield from makings(place)
+        else:
+            yield from self._tried(coverage, place, makings(place))
+
+    # In any order
+
+    def _coverage(self, order: Order, before: Iterable[Place]) -> Coverage | None:
+        """If others of the series are worth making; `before` may have been asked for when there was no order
+        yet."""
+        uids = (*(uid for uid in before if isinstance(uid, str)), self.row.key.instance)
+        places = [order.places[uid] for uid in uids if uid in order.places]
+        if not places:
+            return None
+        return self.walks.coverages.ask(self.what, order.mark, len(order.uids), *places)
+
+    def _others(self, coverage: Coverage, makings: Callable[[int], Iterator[Making]]) -> Iterator[Making]:
+        coverages, most = self.walks.coverages, self.pool.cache.largest
+        while (place := coverages.choose(coverage, most)) is not None:
+            for making in self._tried(coverage, place, makings(place)):
+                if self._is_there(making):
+                    coverages.passes(coverage, place, was_there=True)
+                    return
+                yield making
+                if not self._is_there(making):
+                    return  # whoever asks for something else has another one tried
+
+    def _tried(self, coverage: Coverage, place: int, makings: Iterator[Making]) -> Iterator[Making]:
+        """The coverage learns how large it is, or that it could not be made."""
+        begun: Making | None = None
+        try:
+            for making in makings:
+                begun = making
+                yield replace(making, finish=partial(self._finish, coverage, making))
+        finally:
+            if begun is None or not self._is_there(begun):
+                self.walks.coverages.passes(coverage, place)
+
+    def _finish(self, coverage: Coverage, making: Making, results: list[Result]) -> bytes:
+        made = making.finish(results)
+        self.walks.coverages.made(coverage, len(made))
+        return made
+
+    def _is_there(self, making: Making) -> bool:
+        """Or is being made."""
+        return making.key in self.pool.makings or self.pool.cache.get(making.key) is not None
+
+    def _frame(self, index: int) -> Iterator[Making]:
+        return _making(self.store, self.row.key, index, self.make)
+
+    def _instance(self, order: Order, place: int) -> Iterator[Making]:
+        return _making(self.store, (*self.row.key[:2], order.uids[place]), 0, self.make)
 
 
 def _making(store: Store, key: tuple[str, str, str], index: int, make: Make) -> Iterator[Making]:

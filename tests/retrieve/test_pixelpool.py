@@ -27,6 +27,7 @@ class FakePool:
     def __init__(self, room=100, idle=False):
         self.room = room
         self.idle = idle
+        self.unfinished = 0
         self.taken = []
         self.cancelled = []
 

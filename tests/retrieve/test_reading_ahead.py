@@ -27,7 +27,7 @@ from framecodecs.pool import PoolLimits
 from streamsrv import pixelwishes, retrieve
 from streamsrv.errors import NotAcceptable, WouldBlock
 from streamsrv.pixelpool import SLOWEST, PixelPool
-from streamsrv.retrieve import reading_ahead
+from streamsrv.retrieve import coverage, reading_ahead, series_orders
 from streamsrv.retrieve.reading_ahead import following
 from streamsrv.wire.answers import Request
 from streamsrv.wire.resources import parse_query, target_of
@@ -46,10 +46,16 @@ class Processes:
     def __init__(self, pool):
         self.pool = pool
         self.idle = True
+        self.most = 2
+        self.unfinished = 0
         self.asked = 0
         self.ahead = 0
         self.broken = False
         self.kept = None
+
+    @property
+    def is_idle(self):
+        return self.idle
 
     def is_idle_but(self, kept):
         self.kept = kept
@@ -302,7 +308,7 @@ def test_one_that_came_later_finds_its_place(series, pool):
 
 
 def test_a_series_that_is_too_long_has_no_order(series, pool, monkeypatch):
-    monkeypatch.setattr(reading_ahead, "LONGEST", COUNT - 1)
+    monkeypatch.setattr(series_orders, "LONGEST", COUNT - 1)
     assert walked(series, pool, of_series, UP) == (COUNT, 0)
 
 
@@ -315,10 +321,9 @@ def test_neighbours_that_cannot_be_made(store, pool):
         of_series(store, pool, 2, LS)
 
 
-def test_memory_is_bounded(series, pool, monkeypatch):
+def test_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(reading_ahead, "WALKS", 3)
-    monkeypatch.setattr(reading_ahead, "SERIES", 2)
-    walks = reading_ahead._walks.setdefault(pool, reading_ahead.Walks())
+    walks = reading_ahead.Walks()
     for number in range(10):
         walks.visit(number, "1")
         for place in range(30):
@@ -327,30 +332,13 @@ def test_memory_is_bounded(series, pool, monkeypatch):
     assert len(walks._visited) == 3
     assert len(walks.walk(9).visited) == reading_ahead.PLACES
     assert len(walks.walk(9).wished) == reading_ahead.WISHED
-    for number in range(5):
-        row = series.lookup("1.2.3")[0]
-        walks.learn(series, row._replace(key=row.key._replace(series=f"1.2.{number}")))
-    assert len(walks._orders) == 2
-    monkeypatch.setattr(reading_ahead, "INSTANCES", COUNT - 1)
-    walks.learn(series, row)
-    assert not walks._orders
-
-
-def test_the_order_that_was_needed_last_is_kept(series, monkeypatch):
-    monkeypatch.setattr(reading_ahead, "SERIES", 2)
-    walks = reading_ahead.Walks()
-    row = series.lookup("1.2.3")[0]
-    other, third = (row._replace(key=row.key._replace(series=number)) for number in ("1.2.1", "1.2.2"))
-    for one in (row, other, row, third):
-        walks.learn(series, one)
-    assert list(walks._orders) == [row.key[:2], third.key[:2]]
 
 
 def test_each_order_is_looked_up_once(store, pool, monkeypatch):
     """However many walk through as many series by turns."""
     orders, series = [], range(12)
-    order_of = reading_ahead.order_of
-    monkeypatch.setattr(reading_ahead, "order_of", lambda *key: orders.append(key) or order_of(*key))
+    order_of = series_orders.order_of
+    monkeypatch.setattr(series_orders, "order_of", lambda *key: orders.append(key) or order_of(*key))
     for one in series:
         for number in range(4):
             uids = {"SeriesInstanceUID": f"1.2.9.{one}", "InstanceNumber": number}
@@ -370,6 +358,140 @@ def test_as_many_follow_as_were_visited_in_a_row():
     assert following(5, [9, 6, 4], 2) == [4]
     assert following(5, [5, 7, 3], 2) == []
     assert following(5, [], 2) == []
+
+
+# In any order
+
+JUMPS = [0, 6, 2, 10]  # no neighbours, no steps of one length
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """Evidence is enough as soon as there is some."""
+    monkeypatch.setattr(coverage, "ENOUGH", 3)
+
+
+def are_ahead(pool):
+    """The places that were made and not asked for, of each series and instance."""
+    known = reading_ahead._walks[pool].coverages._coverages.values()
+    return [{place for place in range(COUNT) if one.ahead >> place & 1} for one in known]
+
+
+@WAYS
+def test_whoever_takes_many_in_any_order_finds_others_made(both, pool, ask, soon):
+    assert walked(both, pool, ask, JUMPS[:2]) == (2, 0)
+    assert walked(both, pool, ask, JUMPS[2:3]) == (3, 3)
+    assert are_ahead(pool) == [{1, 3, 4}]
+    assert walked(both, pool, ask, JUMPS[3:]) == (4, 4)
+    assert are_ahead(pool) == [{1, 3, 4, 11}]
+    assert walked(both, pool, ask, [8, 4, 11, 1]) == (5, 7)  # and all that are left by then
+
+
+@WAYS
+def test_what_was_made_is_what_would_have_been_made(both, pool, ask, soon):
+    other = pool_of(read_ahead=0)
+    for number in [5, 0, 10, 3, 8, 1, 6, 11, 4, 9, 2, 7]:
+        assert ask(both, pool, number) == ask(both, other, number)
+    assert pool._pool.asked + pool._pool.ahead == other._pool.asked == COUNT
+    assert are_ahead(pool) == [set()]
+
+
+@WAYS
+def test_in_any_order_it_can_be_switched_off_too(both, ask, soon):
+    pool = pool_of(read_ahead=0)
+    assert walked(both, pool, ask, JUMPS) == (4, 0)
+
+
+@WAYS
+def test_in_any_order_nothing_is_made_while_no_process_is_idle(both, pool, ask, soon):
+    walked(both, pool, ask, JUMPS[:2])  # that there is an order is known
+    pool._pool.idle = False
+    assert walked(both, pool, ask, JUMPS[2:]) == (4, 0)
+    pool._pool.idle = True
+    pool.wishes.look()
+    assert are_ahead(pool) == [{11, 9, 8, 7}]  # about the last one
+
+
+@WAYS
+def test_a_walk_goes_first(both, pool, ask, soon):
+    walked(both, pool, ask, JUMPS[:2])
+    pool._pool.idle = False
+    walked(both, pool, ask, JUMPS[2:])
+    get(both, pool, f"{LOOP}/frames/1", frames_of_type("image/jp2", J2K))
+    get(both, pool, f"{LOOP}/frames/2", frames_of_type("image/jp2", J2K))
+    made = []
+    pool.wishes._fulfil = lambda making: made.append(making.key[1:])
+    pool._pool.idle = True
+    pool.wishes.look()
+    assert made[0] == (2, J2K)
+    assert {target for _, target in made[1:]} == {JPEG_LS}
+
+
+@WAYS
+def test_whoever_begins_to_walk_is_only_a_walker(both, pool, ask, soon):
+    pool._pool.idle = False
+    walked(both, pool, ask, [*JUMPS, 5, 6, 7])
+    pool._pool.idle = True
+    pool.wishes.look()
+    assert pool._pool.ahead == 2  # 8 and 9
+
+
+@WAYS
+def test_several_walkers_are_walkers(both, pool, ask, soon):
+    """Each with a place of its own; what one has made is not made again for another one."""
+    asked, ahead = walked(both, pool, ask, [0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11])
+    assert asked + ahead == COUNT
+    assert ahead >= 6
+
+
+@WAYS
+def test_a_crash_in_any_order_is_tried_once(both, pool, ask, soon):
+    pool._pool.broken = True
+    assert walked(both, pool, ask, JUMPS) == (4, 2)  # for each request one
+    assert are_ahead(pool) == [set()]
+    pool._pool.broken = False
+    assert walked(both, pool, ask, [8, 3, 11]) == (7, 7)  # 3 and 11 had been tried
+
+
+@WAYS
+def test_it_stays_within_a_share_of_the_cache(both, ask, soon, monkeypatch):
+    pool, lengths = pool_of(), []
+    finish = reading_ahead._Asked._finish
+
+    def measured(*what):
+        made = finish(*what)
+        lengths.append(len(made))
+        return made
+
+    monkeypatch.setattr(reading_ahead._Asked, "_finish", measured)
+    monkeypatch.setattr(type(pool.cache), "largest", 2 * len(ask(both, pool_of(), 0)) + 100)
+    walked(both, pool, ask, JUMPS)
+    assert len(are_ahead(pool)[0]) == 2
+    assert sum(lengths) <= pool.cache.largest
+
+
+def test_one_that_was_deleted_is_passed_over(series, pool, soon):
+    walked(series, pool, of_series, JUMPS[:2])
+    series.delete("1.2.3", SERIES, uid(3))
+    walked(series, pool, of_series, JUMPS[2:])
+    assert 3 not in are_ahead(pool)[0]
+    assert pool._pool.ahead == 4
+
+
+def test_a_series_that_is_too_long_has_no_coverage(series, pool, soon, monkeypatch):
+    monkeypatch.setattr(series_orders, "LONGEST", COUNT - 1)
+    assert walked(series, pool, of_series, JUMPS) == (4, 0)
+
+
+def test_a_loop_that_is_too_long_has_no_coverage(loop, pool, soon, monkeypatch):
+    monkeypatch.setattr(coverage, "LONGEST", COUNT - 1)
+    assert walked(loop, pool, of_loop, JUMPS) == (4, 0)
+
+
+def test_a_frame_that_has_to_be_read_from_the_disk_is_not_made(series, pool, soon, monkeypatch):
+    monkeypatch.setattr("streamsrv.retrieve.transcoding._is_warm", lambda selection, piece: False)
+    assert walked(series, pool, of_series, JUMPS) == (4, 0)
+    assert are_ahead(pool) == [set()]
 
 
 def test_instances_as_a_whole_are_no_walk(series, pool):

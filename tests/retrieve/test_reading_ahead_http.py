@@ -1,0 +1,83 @@
+"""How many orders reach the pixel processes of a real server. They count them, taught by a sitecustomize."""
+
+import http.client
+import os
+import random
+import sys
+import urllib.request
+from contextlib import contextmanager
+
+import pytest
+from live_server import ROOT, start_server
+from pixel_world import JPEG_LS, KINDS, LITTLE, arrays_of, frames_of_type, image, stored_as
+from retrieve_world import instance_path
+
+COUNTING = """
+import os, sys
+if "framecodecs.worker" in sys.orig_argv:
+    from framecodecs import work
+    known = work.transcode_frames
+    def transcode_frames(*arguments):
+        with open(os.environ["COUNTED"], "ab", 0) as counted:
+            counted.write(b".")
+        return known(*arguments)
+    transcode_frames.__module__, transcode_frames.__qualname__ = known.__module__, known.__qualname__
+    work.transcode_frames = transcode_frames
+"""
+FRAMES, ASKED = 1_000, 20
+KIND = KINDS["12 in 16"]
+
+
+@contextmanager
+def counting_server(folder, *flags):
+    (folder / "sitecustomize.py").write_text(COUNTING)
+    path = os.pathsep.join(map(str, (folder, ROOT, ROOT / "codecs")))
+    script = folder / "streamsrv"
+    script.write_text(
+        f'#!/bin/sh\nCOUNTED={folder}/counted PYTHONPATH={path} exec {sys.executable} -m streamsrv "$@"\n'
+    )
+    script.chmod(0o755)
+    (folder / "counted").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STREAMSRV", str(script))
+        server = start_server(folder / "server", "--pixel-workers", "2", *flags, workers=1)
+    try:
+        yield server
+    finally:
+        server.end()
+
+
+def orders(folder):
+    return (folder / "counted").stat().st_size
+
+
+def post(server, content):
+    request = urllib.request.Request(f"{server.url}/studies", content, {"Content-Type": "application/dicom"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert answer.status == 200
+
+
+def take(server, numbers):
+    """Frames, by one client."""
+    connection = http.client.HTTPConnection(server.origin.removeprefix("http://"), timeout=60)
+    for number in numbers:
+        path = f"/v2{instance_path('1.2.3.4.1')}/frames/{number}"
+        connection.request("GET", path, headers={"Accept": frames_of_type("image/jls", JPEG_LS)})
+        answer = connection.getresponse()
+        assert (answer.status, bool(answer.read())) == (200, True)
+    connection.close()
+
+
+@pytest.mark.parametrize("ahead", [2, 0])
+def test_how_many_are_made_for_who_takes_frames_in_any_order(tmp_path, ahead):
+    """Some are made ahead as soon as there are two processes, and never more in vain than were asked for."""
+    in_any_order = random.Random(4).sample(range(1, FRAMES + 1), FRAMES)
+    with counting_server(tmp_path, "--read-ahead", str(ahead)) as server:
+        post(server, stored_as(image(KIND, arrays_of(KIND, FRAMES)), LITTLE))
+        for asked in range(ASKED, FRAMES, ASKED):
+            take(server, in_any_order[asked - ASKED : asked])
+            assert orders(tmp_path) <= (2 if ahead else 1) * asked
+            if ahead and orders(tmp_path) > asked:
+                return
+        assert not ahead
+        assert orders(tmp_path) == asked
