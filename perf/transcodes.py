@@ -3,17 +3,21 @@ directly, and by one, two and four clients at once.
 
 Strategy: each slice is asked of all in turn: of the server, of Orthanc, and of the library with the array
 ready in memory and nothing else to do, in one thread. No frame is asked for twice, so no cache answers; what
-a cache does is a row of its own. Single frames are asked for in scattered order, where nothing can be made
-ahead; what a client gets that goes through the series frame after frame, as viewers do, stands beside it.
-Latency of one client on an idle machine is half waking up of processors, so processor time a frame stands
-beside it: of the server's whole process tree.
+a cache does is a row of its own. Single frames are few and far between in a long series: nothing is made
+ahead of them. What a client gets stands beside it that takes a whole series frame after frame, as viewers do,
+or in random order, as data loaders do: shuffled with a fixed seed, neighbours now and then as chance has it.
+The server makes some of those ahead, so each turn is a whole series that is new to all, and nothing is left
+to be made between two turns. The same without any of that, by a server with `read_ahead` = 0, is a row of its
+own. Latency of one client on an idle machine is half waking up of processors, so processor time a frame
+stands beside it: of the server's whole process tree.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
+import dataclasses
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +28,7 @@ from typing import Any, NamedTuple
 import imagecodecs
 
 from framecodecs.libraries import load
-from perf import data, pixel_data
+from perf import data, pixel_data, servers
 from perf.load import Client, together
 from perf.measures import Size, missing, store_study
 from perf.report import Claim, Finding, Row, median_row
@@ -32,8 +36,8 @@ from perf.servers import Server, family_of
 
 WARM = 3  # requests before those that count
 CLIENTS = (2, 4)
-SERIES = 16  # times the rounds of single frames: 400 instances
-TURN = 25  # frames that one client asks of one server before the other's turn
+LENGTH = 4  # of a series that somebody takes, times the rounds of single frames: 100 instances
+TURNS = 3  # series that one client takes from each server, before and after the others' turns
 AT_LEAST, AT_MOST = 2.0, 1.3  # of Orthanc's speed; of the library's time
 LIBRARY = "library called directly"
 
@@ -74,7 +78,7 @@ CT = [
         peer,
         direct,
         AT_LEAST if peer else None,
-        name == "JPEG lossless",
+        peer,
     )
     for name, media_type, uid, peer, direct in (
         ("JPEG lossless", "image/jpeg", "1.2.840.10008.1.2.4.70", True, _jpeg_lossless),
@@ -92,29 +96,44 @@ CT += [
 
 
 def ct(size: Size, both: Sequence[Server], rounds: int) -> Iterator[Finding]:
-    study = pixel_data.ct_slices(70, rounds + WARM)
-    many = pixel_data.ct_slices(71, SERIES * rounds)
-    for number, body in enumerate((study, many)):
-        path = body.write(size.folder / f"ct{number}.body")
-        for server in both:
-            store_study(server, path)
-        path.unlink()
-    for question in CT:
-        times = dict[str, list[float]]()
-        yield from _compared(question, both, scattered(study.keys), times)
-        quarter = len(many.keys) // 4
-        walking, others, *shared = (many.keys[at : at + quarter] for at in range(0, 4 * quarter, quarter))
-        yield from _by_one(question, both, walking, times)
-        yield from _by_one(question, both, scattered(others), times, IN_RANDOM_ORDER)
-        yield from _rates(question, both, shared)
+    with servers.streamsrv(size.folder / "nothing-ahead", "--read-ahead=0") as plain:
+        plain = dataclasses.replace(plain, name=NOTHING_AHEAD)
+        all_of_them = [*both, plain]
+        apart = [
+            _stored(size, both, FIRST + number, pixel_data.SLICES)[number % pixel_data.SLICES]
+            for number in range(rounds + WARM)
+        ]
+        warm = _stored(size, all_of_them, 70, rounds)
+        walked, jumped, shared = (
+            [_stored(size, all_of_them, study, LENGTH * rounds) for study in range(first, first + count)]
+            for first, count in ((80, TURNS), (90, TURNS), (100, len(CLIENTS)))
+        )
+        jumped = [shuffled(keys) for keys in jumped]
+        for question in CT:
+            times = dict[str, list[float]]()
+            yield from _compared(question, both, apart, times)
+            yield from _by_one(question, _asked(question, both), warm, walked, times)
+            asked = [*_asked(question, both), plain]
+            yield from _by_one(question, asked, warm, jumped, times, IN_RANDOM_ORDER)
+            yield from _rates(question, both, shared)
 
 
-def scattered(keys: Sequence[data.Keys]) -> list[data.Keys]:
-    """Neighbours as far from one another as can be by steps of one length."""
-    count = len(keys)
-    strides = [step for step in range(1, count + 1) if math.gcd(step, count) == 1]
-    stride = max(strides, key=lambda step: min((place := pow(step, -1, count)), count - place))
-    return [keys[number * stride % count] for number in range(count)]
+FIRST = 300  # of the studies of which one slice each is asked for
+NOTHING_AHEAD = "streamsrv with read_ahead = 0"
+
+
+def _stored(size: Size, those: Sequence[Server], study: int, instances: int) -> Sequence[data.Keys]:
+    body = pixel_data.ct_slices(study, instances)
+    path = body.write(size.folder / "ct.body")
+    for server in those:
+        store_study(server, path)
+    path.unlink()
+    return body.keys
+
+
+def shuffled(keys: Sequence[data.Keys]) -> list[data.Keys]:
+    """The same order whenever it is measured."""
+    return random.Random(len(keys)).sample(keys, len(keys))
 
 
 def _compared(
@@ -188,32 +207,30 @@ IN_RANDOM_ORDER = "in random order"
 
 def _by_one(
     question: Question,
-    both: Sequence[Server],
-    keys: Sequence[data.Keys],
+    those: Sequence[Server],
+    warm: Sequence[data.Keys],
+    series: Sequence[Sequence[data.Keys]],
     times: dict[str, list[float]],
     order: str = "",
 ) -> Iterator[Finding]:
-    """One client, one connection, in turns of some frames; its first frames start what has to be started.
-    The other order shows what is left where nothing can be made ahead."""
+    """One client, one connection, a whole series of each server in turn. It comes when nobody has been there
+    for a moment, and whatever has to be started is there."""
     measure = f"CT frames a second, one client: {question.name}"
     rates, order = dict[str, float](), order or "frame after frame"
-    servers = _asked(question, both)
-    spent, seconds = dict.fromkeys(servers, 0.0), dict.fromkeys(servers, 0.0)
-    turn = min(TURN, len(keys) // 2)
-    counted = keys[turn:]
-    with contextlib.ExitStack() as stack:
-        clients = {server: stack.enter_context(Client(server.address)) for server in servers}
-        for at in range(0, len(keys), turn):
-            for server, client in clients.items():
+    spent, seconds = dict.fromkeys(those, 0.0), dict.fromkeys(those, 0.0)
+    for server in those:
+        together(2, server.address, [partial(_get, question, server, key) for key in warm])
+    for keys in series:
+        for server in those:
+            time.sleep(ALONE)
+            with Client(server.address) as client:
                 before, started = processor_seconds(server.pid), time.perf_counter()
-                for key in keys[at : at + turn]:
+                for key in keys:
                     _get(question, server, key, client)
-                if at:
-                    seconds[server] += time.perf_counter() - started
-                    spent[server] += processor_seconds(server.pid) - before
-            if not at:
-                time.sleep(STARTING)
-    for server in servers:
+                seconds[server] += time.perf_counter() - started
+                spent[server] += processor_seconds(server.pid) - before
+    counted = [key for keys in series for key in keys]
+    for server in those:
         rates[server.name] = rate = len(counted) / seconds[server]
         note = f"{rate * 0.524:.0f} MB/s, {spent[server] / len(counted) * 1e3:.2f} ms of processor time each"
         yield Row(measure, f"{server.name}, {order}", rate, "a second", note)
@@ -224,7 +241,7 @@ def _by_one(
         yield Claim(text, rates["streamsrv"] / rates["Orthanc"], "x", at_least=AT_LEAST)
 
 
-STARTING = 0.5  # seconds
+ALONE = 1.2  # seconds
 
 
 def _claims_of_walk(question: Question, rates: dict[str, float], library: float) -> Iterator[Finding]:
