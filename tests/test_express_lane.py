@@ -942,6 +942,18 @@ def test_what_was_waited_for_and_cannot_be_written_is_told(made, caplog):
     assert any(record.exc_info for record in caplog.records)
 
 
+def test_what_has_to_be_made_is_nothing_for_the_lane(start):
+    local = start()
+    connection = local.connect()
+    for kind, noted in (("image/jls", 0), ("application/octet-stream", 1)):
+        accept = f'multipart/related; type="{kind}"'
+        assert connection.ask(ask_for("/health/live", f"Accept: {accept}"))[0].startswith(b"HTTP/1.1 200 ")
+        for number in (1, 2):
+            head = connection.ask(get(NATIVE, number, accept=accept))[0]
+            assert head.startswith(b"HTTP/1.1 200 ")
+        assert len(local.app.lane._once) == noted
+
+
 def test_few_words_are_remembered(start, monkeypatch):
     monkeypatch.setattr(known_words, "KNOWN", 2)
     local = start()

@@ -21,6 +21,7 @@ from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.admission import Job, Service
 from streamsrv.web.farewell import sent_as
 from streamsrv.web.head import Head
+from streamsrv.web.lane import lies_in_store
 from streamsrv.web.made import Answering
 from streamsrv.web.stream import Look, Stream
 from streamsrv.web.transfer import Transfer
@@ -121,7 +122,7 @@ class Known:
     def _over(self, answer: Answer, status: int, sent: int) -> None:
         release(answer)
         head, seconds = self._head, time.monotonic() - self._look.began
-        if status == 200 and self._asked is not None:
+        if status == 200 and self._asked is not None and lies_in_store(answer):
             self._service.learn(self._asked, head, self._client)
         self._service.access_log.add(
             self._client, head.method, head.path, status, sent, seconds, head.request_id

@@ -281,6 +281,12 @@ class Lane:
             self._leases.popitem()[1].release()
 
 
+def lies_in_store(answer: Answer) -> bool:
+    """Whether what the lane could send is among its pieces: it knows no frame that has to be made."""
+    plan = answer.plan
+    return isinstance(plan, (tuple, list)) and any(isinstance(piece, Span) for piece in plan)
+
+
 def _make_room(kept: dict[Any, Any], most: int) -> None:
     while len(kept) >= most:
         del kept[next(iter(kept))]

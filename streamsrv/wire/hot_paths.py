@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from streamsrv.errors import RequestError
 from streamsrv.wire import resources
-from streamsrv.wire.resources import ROUTES, Kind, Level, Target
+from streamsrv.wire.resources import ROUTES, VERSIONS, Kind, Level, Target
 
 # Three UIDs of full length make 230 characters.
 LONGEST = 320
@@ -20,6 +20,9 @@ ENTRIES = 2048
 
 _FRAMES = next(route for route in ROUTES if route.kind is Kind.FRAMES)
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}\Z")
+# Such a path is what it says; any other one is looked at more closely.
+_PLAIN_UID = r"((?=[0-9.]{1,64}(?:/|\Z))[0-9]+(?:\.[0-9]+)*)"
+_PLAIN = re.compile(f"/v([1-9])/studies/{_PLAIN_UID}/series/{_PLAIN_UID}/instances/{_PLAIN_UID}")
 
 
 def target_of(path: str) -> Target:
@@ -40,6 +43,9 @@ _remembered = lru_cache(ENTRIES)(resources.target_of)
 @lru_cache(ENTRIES)
 def _instance_of(path: str) -> tuple[int, str | None, str | None, str | None] | None:
     """Version and UIDs, if it is the path of an instance."""
+    plain = _PLAIN.fullmatch(path)
+    if plain is not None and (version := int(plain[1])) in VERSIONS:
+        return version, plain[2], plain[3], plain[4]
     try:
         found = resources.target_of(path)
     except RequestError:

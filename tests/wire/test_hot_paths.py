@@ -37,6 +37,22 @@ PATHS = [
     "/v1/studies/%/series/3.4/instances/5.6/frames/7",
     "/v2/studies/1.x/series/3.4/instances/5.6/frames/7",
     "/v3/studies/1.2/series/3.4/instances/5.6/frames/7",
+    *(
+        f"/v2/studies/{study}/series/3.4/instances/{instance}/frames/7"
+        for study, instance in (
+            (".", "5"),
+            ("1.", "5"),
+            ("1..2", "5"),
+            ("1", ".5"),
+            ("1", "5."),
+            ("1" * 64, "5" * 64),
+            ("1" * 65, "5"),
+            ("1", "5" * 65),
+            ("1\n", "5"),
+            ("1", "5\n"),
+            ("\u0661", "5"),
+        )
+    ),
     "/v2/studies",
     "/health/live",
     "/frames/1",
