@@ -898,6 +898,18 @@ def test_nothing_is_begun_for_who_has_shut_its_side(made):
     assert (making.asked, making.left) == ([True], 1)
 
 
+def test_who_has_shut_its_side_and_is_cut_off_leaves_once(made):
+    local, connection, making = made
+    connection.send(WAITING)
+    eventually(lambda: making.asked)
+    connection.socket.shutdown(socket.SHUT_WR)
+    eventually(lambda: making.left)
+    local.loop.call_soon_threadsafe(lambda: [request._connection.close() for request in local.app._active])
+    making.until.set_result(b"made")
+    eventually(lambda: not local.app._active)
+    assert making.left == 1
+
+
 @pytest.mark.parametrize("begun", [True, False])
 def test_who_has_broken_off_leaves_once(made, begun):
     local, connection, making = made
@@ -927,6 +939,51 @@ def test_a_drained_worker_sends_what_was_waited_for_and_closes(made):
     assert connection.ended()
     local.thread.join(DEADLINE)
     assert local.drained
+
+
+def test_what_was_sent_behind_it_does_not_reset_a_drained_connection(made):
+    local, connection, making = made
+    connection.send(WAITING)
+    eventually(lambda: making.asked)
+    connection.send(ask_for("/health/live"))
+    local.loop.call_soon_threadsafe(local.stopped.set)
+    eventually(lambda: local.app.draining)
+    making.until.set_result(b"made")
+    local.thread.join(DEADLINE)
+    assert connection.answer()[1] == b"made"
+    assert connection.ended()
+
+
+def test_without_a_thread_a_request_is_told_and_its_worker_lives(start, monkeypatch, caplog):
+    local = start()
+    connection, other = local.connect(), local.connect()
+    for each in (connection, other):
+        each.ask(ask_for("/health/live"))
+    refused = [True]
+    start_thread = threading.Thread.start
+
+    def refuse(thread):
+        if refused and thread.name.startswith("streamsrv-"):
+            raise RuntimeError("can't start new thread")
+        start_thread(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert connection.ask(ask_for("/v2/studies/1.2.3/metadata"))[0].startswith(b"HTTP/1.1 500 ")
+    assert other.ask(ask_for("/v2/studies"))[0].startswith(b"HTTP/1.1 200 ")
+    del refused[:]
+    assert connection.ask(ask_for("/v2/studies/1.2.3/metadata"))[0].startswith(b"HTTP/1.1 200 ")
+
+
+def test_what_fails_behind_an_answer_is_logged_and_the_connection_goes_on(start, caplog):
+    local = start()
+    connection = local.connect()
+    connection.ask(ask_for("/v2/studies"))
+    failing = Answer(200, [], (Literal(b"said"),), 4, release=lambda: 1 // 0)
+    local.app._actions = dataclasses.replace(local.app._actions, search=lambda *_: failing)
+    for _ in range(2):
+        assert connection.ask(ask_for("/v2/studies"))[1] == b"said"
+    eventually(lambda: len(logged(local)) == 3)
+    assert sum(bool(record.exc_info) for record in caplog.records) == 2
 
 
 def test_what_was_waited_for_and_cannot_be_written_is_told(made, caplog):

@@ -11,6 +11,7 @@ Rules of this file
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -27,6 +28,8 @@ from streamsrv.web.stream import Look, Stream
 from streamsrv.web.transfer import Transfer
 from streamsrv.web.writer import Outgoing, begin_transfer, release, send_small
 from streamsrv.wire.answers import Answer
+
+log = logging.getLogger("streamsrv.web")
 
 
 class Known:
@@ -90,11 +93,19 @@ class Known:
             outgoing, sent = self._begin(answer)
         if sent is not None:
             self._over(answer, answer.status, sent)
-            self._tell_over(StreamClosedError() if outgoing.close else None)
+            self._tell_over(self._last(outgoing))
             return
         self._transfer = transfer = self._begin_transfer(outgoing)
-        close = StreamClosedError() if outgoing.close else None
-        transfer.done.add_done_callback(lambda _: self._tell_over(transfer.done.exception() or close))
+        transfer.done.add_done_callback(
+            lambda _: self._tell_over(transfer.done.exception() or self._last(outgoing))
+        )
+
+    def _last(self, outgoing: Outgoing) -> StreamClosedError | None:
+        """What ends the connection after an answer that said so."""
+        if not outgoing.close:
+            return None
+        self._stream.drop_arrived()
+        return StreamClosedError()
 
     # Sending
 
@@ -120,10 +131,14 @@ class Known:
         return transfer
 
     def _over(self, answer: Answer, status: int, sent: int) -> None:
-        release(answer)
+        """Raises nothing: all is sent."""
         head, seconds = self._head, time.monotonic() - self._look.began
-        if status == 200 and self._asked is not None and lies_in_store(answer):
-            self._service.learn(self._asked, head, self._client)
         self._service.access_log.add(
             self._client, head.method, head.path, status, sent, seconds, head.request_id
         )
+        try:
+            release(answer)
+            if status == 200 and self._asked is not None and lies_in_store(answer):
+                self._service.learn(self._asked, head, self._client)
+        except Exception:
+            log.exception("[%s] something failed behind the answer", head.request_id)

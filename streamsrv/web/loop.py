@@ -14,10 +14,13 @@ Rules of this file
 from __future__ import annotations
 
 import asyncio
+import logging
 import selectors
 from selectors import EVENT_READ, SelectorKey
 
 from streamsrv.web.stream import Look, Stream
+
+log = logging.getLogger("streamsrv.web")
 
 
 class FirstLook(selectors.EpollSelector):
@@ -52,8 +55,18 @@ def _look(ready: list[Stream]) -> set[int]:
     return {
         descriptor
         for stream, descriptor, asked in arrived
-        if asked is None or (asked and stream.show(asked, look))
+        if asked is None or (asked and _is_taken(stream, asked, look))
     }
+
+
+def _is_taken(stream: Stream, asked: bytes, look: Look) -> bool:
+    """What goes wrong with one stream ends its connection, and not the loop of all."""
+    try:
+        return stream.show(asked, look)
+    except Exception:
+        log.exception("a request that had come could not be looked at")
+        stream.close()
+        return True
 
 
 class Loop(asyncio.SelectorEventLoop):

@@ -53,7 +53,10 @@ class Answering:
             self._from_thread(job)
 
     def _from_thread(self, job: Job) -> None:
-        from_thread(self._service.pool, lambda: self._computed(job), self._answer)
+        try:
+            from_thread(self._service.pool, lambda: self._computed(job), self._answer)
+        except RuntimeError as error:  # there is no thread, and none can be started
+            asyncio.get_running_loop().call_soon(self._answer, self._problem(error))
 
     def _computed(self, job: Job) -> Answer:
         try:
@@ -77,8 +80,9 @@ def when_made(listen: Listen, blocked: WouldBlock, job: Job, answer: Callable[[J
 
     def left() -> None:
         nonlocal given_up, waiting
-        waiting = False  # what is given up ends within `leave`
-        given_up = blocked.leave()
+        if given_up is None:
+            waiting = False  # what is given up ends within `leave`
+            given_up = blocked.leave()
 
     def resume() -> None:
         listen(None)

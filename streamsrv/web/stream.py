@@ -17,6 +17,7 @@ Rules of this file
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import sys
 import time
@@ -99,6 +100,13 @@ class Stream(IOStream):
         if self._muted and not self.closed():
             self.io_loop.update_handler(self.fileno(), self._state or 0)
         self._muted = False
+
+    def drop_arrived(self) -> None:
+        """Of a paused stream that is going to be closed. What was not read would make that a reset, which may
+        overtake what was sent last (farewell.py)."""
+        with contextlib.suppress(OSError):
+            while self.socket.recv(CHUNK, socket.MSG_DONTWAIT):
+                pass
 
     # What Tornado calls
 

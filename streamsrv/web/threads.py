@@ -66,16 +66,21 @@ class Threads(Executor):
                 thread = self._idle.pop()
                 thread.job = job
                 thread.turn.release()
-            elif len(self._started) < self._most:
-                self._start(_Thread(job))
-            else:
+            elif len(self._started) >= self._most or not self._start(_Thread(job)):
                 self._waiting.append(job)
 
-    def _start(self, thread: _Thread) -> None:
+    def _start(self, thread: _Thread) -> bool:
+        """False if no more can be started now; RuntimeError if there is none that could do it later."""
         name = f"{self._name}-{len(self._started)}"
         started = threading.Thread(target=self._run, args=(thread,), name=name, daemon=True)
+        try:
+            started.start()
+        except RuntimeError:
+            if not self._started:
+                raise
+            return False
         self._started.append(started)
-        started.start()
+        return True
 
     def _run(self, thread: _Thread) -> None:
         while thread.job is not None:

@@ -136,6 +136,23 @@ def test_a_stream_that_is_closed_within_a_look_is_shown_nothing():
     in_ours(work)
 
 
+def test_what_goes_wrong_with_one_stream_ends_only_that(caplog):
+    async def work(world):
+        broken, other = world.connect(), world.connect()
+        world.known.add(other)
+        await turns()
+        streams = [stream for stream, _ in world.clients]
+        streams[0].express = lambda asked, look: 1 // 0
+        world.send(broken, b"GET 0" + END)
+        world.send(other, b"GET 1" + END)
+        await turns()
+        assert [stream.closed() for stream in streams] == [True, False]
+        assert (other, b"GET 1" + END) in world.shown
+
+    in_ours(work)
+    assert [record.exc_info[0] for record in caplog.records] == [ZeroDivisionError]
+
+
 def test_a_stream_that_pauses_is_shown_nothing_until_it_goes_on():
     async def work(world):
         number = world.connect()

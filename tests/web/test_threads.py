@@ -97,3 +97,22 @@ def test_nobody_hears_it_when_the_loop_has_ended(threads):
     gate.set()
     threads.shutdown()
     assert heard == []
+
+
+def test_where_no_more_threads_can_be_started_those_that_there_are_do_it(threads, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            threads.submit(divmod, 7, 2)
+    gate = threading.Event()
+    first = threads.submit(gate.wait, PATIENCE)
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", refuse)
+        second = threads.submit(divmod, 7, 2)
+    gate.set()
+    assert first.result(PATIENCE)
+    assert second.result(PATIENCE) == (3, 1)
+    assert len(threads._started) == 1
