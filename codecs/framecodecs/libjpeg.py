@@ -218,6 +218,7 @@ class _Encoder:
         ctypes.c_void_p.from_buffer(self._error).value = _abort()
         blocks = prod(-(-side // BLOCK) for side in shape)
         self._room = np.empty(ROOM * blocks + BESIDES, np.uint8)  # pages that are not written to cost nothing
+        np.empty(BLOCK * BLOCK * blocks + BESIDES, np.uint16)  # MemoryError sooner than libjpeg's error_exit
         self._length = ctypes.c_ulong()
         self._fields = _Compressor(err=ctypes.addressof(self._error))
         self._compressor = ctypes.byref(self._fields)

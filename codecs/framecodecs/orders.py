@@ -69,10 +69,14 @@ class Submitted(Future[list[Result]]):
         return self._sent_times < TIMES and self.begun() is None
 
     def connect_anew(self) -> None:
-        """Nobody has the other end any more. Then it can be sent once more."""
+        """Nobody has the other end any more. It can be sent once more then. Raises Unavailable, closed."""
         os.close(self.descriptor)
         self.descriptor = NONE
-        self._connect()
+        try:
+            self._connect()
+        except OSError as error:
+            os.close(self.close())
+            raise Unavailable(f"there is no pipe for it: {error.strerror}") from error
 
     def send(self, queue: socket.socket) -> None:
         """Raises OSError; BlockingIOError if there is no room."""

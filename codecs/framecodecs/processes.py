@@ -202,7 +202,8 @@ def _started(queue: int, board: int, *numbers: int) -> subprocess.Popen[bytes]:
 
 
 def _environment() -> dict[str, str]:
-    """Modules are found where the pool's are found."""
+    """Modules are found where the pool's are found. libjpeg would take a limit of its own from JPEGMEM."""
     package = str(Path(__file__).parent.parent)
     path = os.pathsep.join([package, *(entry for entry in sys.path if entry)])
-    return os.environ | SETTINGS | {"PYTHONPATH": path}
+    inherited = {name: value for name, value in os.environ.items() if name != "JPEGMEM"}
+    return inherited | SETTINGS | {"PYTHONPATH": path}

@@ -263,3 +263,28 @@ def test_an_error_all_the_same_ends_the_process():
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert (ended.returncode, ended.stdout) == (-signal.SIGABRT, b"")
+
+
+def test_where_memory_is_short_python_says_so():
+    """And not libjpeg, which would end the process: whatever the limit, down to where there is hardly any."""
+    program = """
+import resource
+import numpy as np
+from framecodecs import libjpeg
+
+half = np.zeros((2048, 2048), np.uint16)
+rest = np.random.default_rng(1).integers(0, 4096, (2048, 2048), np.uint16)
+values = np.where(np.arange(2048)[:, None] % 64 < 32, half, rest)
+libjpeg.encode(values[:64, :64].copy(), 90)
+have = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+said = set()
+for extra in range(0, 120, 3):
+    resource.setrlimit(resource.RLIMIT_AS, (have + (extra << 20), resource.RLIM_INFINITY))
+    try:
+        said.add(type(libjpeg.encode(values, 90)).__name__)
+    except MemoryError:
+        said.add("MemoryError")
+print(*sorted(said))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout.split()) == (0, [b"MemoryError", b"bytes"]), ended.stderr

@@ -278,6 +278,29 @@ def test_what_could_be_changed_is_read_anew_for_each_order():
         assert len(wireform._unpickled) <= KNOWN
 
 
+def test_an_order_that_finds_no_pipe_when_it_is_sent_anew_fails_alone(single, monkeypatch):
+    """As if a process had ended just before it began it."""
+    order = single.submit(pool_works.nap_and_say_who, [], 0.3)
+    usual = os.pipe2
+
+    def refuse(flags):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    eventually(lambda: order.begun() is not None)
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "pipe2", refuse)
+    monkeypatch.setattr(type(order), "received", lambda order: b"")
+    monkeypatch.setattr(type(order), "may_be_sent_anew", lambda order: True)
+    single._receive(order.descriptor)
+    with pytest.raises(Unavailable, match="no pipe"):
+        order.result(30)
+    monkeypatch.undo()
+    assert os.pipe2 is usual
+    assert single.unfinished == 0
+    assert len(os.listdir("/proc/self/fd")) < before
+    assert still_works(single)
+
+
 def test_workers_know_nothing_of_the_server_and_are_silent(single, capfd):
     modules = single.submit(pool_works.environment, []).result(30)[0][0].decode().split(",")
     assert {name.partition(".")[0] for name in modules}.isdisjoint({"tornado", "lmdb", "streamsrv", "pytest"})
