@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from framecodecs import libjpeg, samples
 from framecodecs.errors import CodestreamError, DecodeError, EncodeError
 from framecodecs.frameinfo import FrameInfo
@@ -57,6 +59,9 @@ def decode_lossy(frame: bytes, info: FrameInfo, header: JpegHeader) -> tuple[byt
         photometric = "RGB"
     with guarded(DecodeError, "JPEG"):
         decoded = load(LIBRARY).jpeg8_decode(header.codestream(frame), **colour)
+    if info.high_bit + 1 == info.bits_stored < header.precision and not info.pixel_representation:
+        # What is lost may lie above the largest number that there is, and would be cut to a small one.
+        decoded = np.minimum(decoded, (1 << info.bits_stored) - 1)
     return samples.to_frame(Decoded(decoded, header.precision, False, photometric), info)
 
 

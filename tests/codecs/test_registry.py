@@ -536,3 +536,15 @@ def test_first_kilobytes_of_rpcl_hold_small_pictures():
         small = decoder(coded[:end], planar=False, skipres=levels - step)
         assert small.shape == (64 << step, 64 << step)
         assert np.array_equal(small, decoder(coded, planar=False, skipres=levels - step))
+
+
+def test_what_is_lost_does_not_turn_white_to_black():
+    """JPEG knows 12 bits above 8, and a lossy one gives back numbers that these pixels do not have."""
+    info = FrameInfo(64, 64, 1, 16, 10, 9)
+    y, x = np.mgrid[:64, :64]
+    values = np.where((x // 3 + y // 5) % 2, 1023, 0).astype("<u2")
+    coded, _ = registry.encode(values.tobytes(), EXTENDED, info, options=EncodeOptions(quality=50))
+    assert libraries.load("imagecodecs").jpeg8_decode(coded).max() > 1023
+    decoded = np.frombuffer(registry.decode(coded, EXTENDED, info)[0], "<u2")
+    assert decoded.max() == 1023
+    assert abs(decoded.astype(int) - values.ravel()).mean() < 60
