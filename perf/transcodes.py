@@ -1,5 +1,5 @@
 """Questions about one frame of a CT that has to be made: beside Orthanc, beside the codec library called
-directly, and by one, two and four clients at once.
+directly, by one, two and four clients at once, and on one core.
 
 Strategy: each slice is asked of all in turn: of the server, of Orthanc, and of the library with the array
 ready in memory and nothing else to do, in one thread. No frame is asked for twice, so no cache answers; what
@@ -45,7 +45,7 @@ LIBRARY = "library called directly"
 class Question(NamedTuple):
     """`accepts` is what both servers take; `peer` says whether Orthanc's package survives it; `direct` is the
     library's own call; `at_least` is what is claimed in relation to Orthanc, `scattered` whether that is
-    claimed in random order, too."""
+    claimed in random order, of several clients and on one core, too."""
 
     name: str
     path: str  # below an instance, with {n} for the number of the request
@@ -104,9 +104,9 @@ def ct(size: Size, both: Sequence[Server], rounds: int) -> Iterator[Finding]:
             for number in range(rounds + WARM)
         ]
         warm = _stored(size, all_of_them, 70, rounds)
-        walked, jumped, shared = (
-            [_stored(size, all_of_them, study, LENGTH * rounds) for study in range(first, first + count)]
-            for first, count in ((80, TURNS), (90, TURNS), (100, len(CLIENTS)))
+        walked, jumped, *shared = (
+            [_stored(size, all_of_them, study, LENGTH * rounds) for study in range(first, first + TURNS)]
+            for first in range(80, 100 + 10 * len(CLIENTS), 10)
         )
         jumped = [shuffled(keys) for keys in jumped]
         for question in CT:
@@ -115,7 +115,9 @@ def ct(size: Size, both: Sequence[Server], rounds: int) -> Iterator[Finding]:
             yield from _by_one(question, _asked(question, both), warm, walked, times)
             asked = [*_asked(question, both), plain]
             yield from _by_one(question, asked, warm, jumped, times, IN_RANDOM_ORDER)
-            yield from _rates(question, both, shared)
+            for clients, series in zip(CLIENTS, shared, strict=True):
+                yield from _by_several(question, _asked(question, both), series, clients)
+    yield from _on_one_core(size, rounds)
 
 
 FIRST = 300  # of the studies of which one slice each is asked for
@@ -259,23 +261,58 @@ def _get(question: Question, server: Server, key: data.Keys, client: Client) -> 
         raise RuntimeError(path)
 
 
-def _rates(
-    question: Question, both: Sequence[Server], parts: Sequence[Sequence[data.Keys]]
+def _by_several(
+    question: Question,
+    those: Sequence[Server],
+    series: Sequence[Sequence[data.Keys]],
+    clients: int,
+    where: str = "several clients",
 ) -> Iterator[Finding]:
-    """Different frames by several clients: how well the cores are used, and what a frame costs."""
-    measure = f"CT frames a second, several clients: {question.name}"
-    for clients, part in zip(CLIENTS, parts, strict=True):
-        for server in _asked(question, both):
+    """Different frames by several clients, of each server in turn: how well the cores are used, and what a
+    frame costs."""
+    measure = f"CT frames a second, {where}: {question.name}"
+    seconds, spent = dict.fromkeys(those, 0.0), dict.fromkeys(those, 0.0)
+    failed: dict[Server, str] = {}
+    for keys in series:
+        for server in those:
             before = processor_seconds(server.pid)
+            work = [partial(_get, question, server, key) for key in keys]
             try:
-                work = [partial(_get, question, server, key) for key in part]
-                rate = len(part) / together(clients, server.address, work)
+                seconds[server] += together(clients, server.address, work)
             except (OSError, RuntimeError) as error:
-                yield Row(measure, f"{server.name}, {clients} at once", None, "a second", f"failed: {error}")
-                continue
-            spent = (processor_seconds(server.pid) - before) / len(part) * 1e3
-            note = f"{rate * 0.524:.0f} MB/s, {spent:.2f} ms of processor time each"
-            yield Row(measure, f"{server.name}, {clients} at once", rate, "a second", note)
+                failed[server] = f"failed: {error}"
+            spent[server] += processor_seconds(server.pid) - before
+    count, rates = sum(map(len, series)), dict[str, float]()
+    for server in those:
+        if server in failed:
+            yield Row(measure, f"{server.name}, {clients} at once", None, "a second", failed[server])
+            continue
+        rates[server.name] = rate = count / seconds[server]
+        note = f"{rate * 0.524:.0f} MB/s, {spent[server] / count * 1e3:.2f} ms of processor time each"
+        yield Row(measure, f"{server.name}, {clients} at once", rate, "a second", note)
+    if question.scattered and clients == CLIENTS[-1] and {"streamsrv", "Orthanc"} <= rates.keys():
+        text = f"CT frames, {where}, {clients} at once: {question.name}, in relation to Orthanc"
+        yield Claim(text, rates["streamsrv"] / rates["Orthanc"], "x", at_least=AT_LEAST)
+
+
+def _on_one_core(size: Size, rounds: int) -> Iterator[Finding]:
+    """The servers share it in turns; their clients have the others."""
+    cores = os.sched_getaffinity(0)
+    first = {min(cores)}
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.sched_setaffinity, 0, cores)
+        os.sched_setaffinity(0, first)
+        ours = stack.enter_context(servers.streamsrv(size.folder / "one-core"))
+        peer = stack.enter_context(servers.orthanc(size.folder / "one-core-peer"))
+        os.sched_setaffinity(0, cores - first or cores)
+        both = [server for server in (ours, peer) if server is not None]
+        warm = _stored(size, both, 70, rounds)
+        series = [_stored(size, both, study, LENGTH * rounds) for study in range(80, 80 + TURNS)]
+        for question in CT:
+            if question.scattered:
+                for server in both:
+                    together(2, server.address, [partial(_get, question, server, key) for key in warm])
+                yield from _by_several(question, both, series, CLIENTS[-1], "one core")
 
 
 def processor_seconds(pid: int) -> float:
