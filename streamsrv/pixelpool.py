@@ -257,9 +257,9 @@ class PixelPool:
         """Whether a frame of so many decoded bytes is short work, and would be kept."""
         return bool(self.read_ahead) and pixels <= min(WORTH_A_PROCESS, self.cache.largest)
 
-    def see(self, walk: Hashable) -> None:
-        """Something of it was asked for."""
-        self._company.see(walk, self._pool)
+    def see(self, walk: Hashable) -> bool:
+        """Something of it was asked for; whether others of it, in any order, may be worth making."""
+        return self._company.see(walk, self._pool)
 
     def _look(self) -> None:
         if (pool := self._pool) is not None:

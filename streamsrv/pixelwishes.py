@@ -197,13 +197,15 @@ class Company:
         self._ahead.add(order)
         order.add_done_callback(self._ahead.discard)
 
-    def see(self, walk: Hashable, processes: Processes | None) -> None:
-        """Something of it was asked for."""
+    def see(self, walk: Hashable, processes: Processes | None) -> bool:
+        """Something of it was asked for; whether there are so many processes that one may be left for what is
+        less certain than a walk."""
         self._wishes.see(walk)
         if processes is not None and self._is_beside_others(processes):
             self._beside = min(self._beside + 1, SURE)
         else:
             self._beside = max(self._beside - 1, 0)
+        return processes is None or processes.most > 1 + self._has_company
 
     def _is_beside_others(self, processes: Processes) -> bool:
         """Of this worker, or of one that has taken the processes which this one has not."""
@@ -217,8 +219,10 @@ class Company:
         """None for whoever walks alone. While others are about, one of them might ask for something else, and
         would have to wait for what nobody has asked for. Where nobody walks one works on what was asked for,
         or is left idle as well."""
-        is_alone = self._wishes.is_alone
         if self._wishes.is_certain:
-            return 0 if is_alone else 1
-        has_company = not is_alone or self._beside > SURE // 2
-        return (self._asked_for(processes) < 1) + has_company
+            return 0 if self._wishes.is_alone else 1
+        return (self._asked_for(processes) < 1) + self._has_company
+
+    @property
+    def _has_company(self) -> bool:
+        return not self._wishes.is_alone or self._beside > SURE // 2

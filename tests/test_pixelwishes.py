@@ -182,6 +182,18 @@ def test_others_are_left_another_process(workshop, beside):
     assert company.kept(alone) == 1  # it went another way just now
 
 
+def test_where_no_process_can_be_left_nobody_has_to_keep_account(workshop):
+    """None of one; none of two while others are about. Before there are any, there may be enough."""
+    company, beside = Company(workshop.wishes), Some(unfinished=2)
+    assert company.see("a", None)
+    assert company.see("a", Some())
+    assert not company.see("a", Some(most=1))
+    for _ in range(SURE):
+        company.see("a", beside)
+    assert not company.see("a", beside)
+    assert company.see("a", Some(most=3, unfinished=3))
+
+
 def test_a_lookout_looks_in_a_thread_of_its_own():
     looked = threading.Semaphore(0)
     names = []

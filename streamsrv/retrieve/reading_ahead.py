@@ -134,42 +134,45 @@ class _Asked:
     def frame(self, index: int) -> None:
         before = self.walks.visit(self.what, index)
         places = following(index, [place for place in before if isinstance(place, int)], PLACES)
-        coverage = None
-        if not _is_walk(places):
+        others = None
+        if self._see(places):
             coverage = self.walks.coverages.ask(self.what, None, self.row.number_of_frames, index)
-        others = self._others(coverage, self._frame) if coverage is not None else None
-        self._wish(before, places, self._frames(places) if places else None, others)
+            others = self._others(coverage, self._frame) if coverage is not None else None
+        self._wish(before, self._frames(places) if places else None, others)
 
     def instance(self) -> None:
         before = self.walks.visit(self.what, self.row.key.instance)
         order, others = self.walks.orders.known(self.row), None
         places = self._following(order, before) if order is not None else []
-        if order is not None and not _is_walk(places):
+        if self._see(places) and order is not None:
             coverage = self._coverage(order, ())
             others = self._others(coverage, partial(self._instance, order)) if coverage is not None else None
         # Whether it is a step will be seen where the order is not known yet.
         wish = self._instances(before) if order is None or places else None
-        self._wish(before, places, wish, others)
+        self._wish(before, wish, others)
+
+    def _see(self, places: Sequence[int]) -> bool:
+        """Whether this is no walk, and others of the series may be worth making."""
+        if not _is_walk(places):
+            return self.pool.see(self.what)
+        self.pool.wishes.see(self.what)
+        self.pool.wishes.drop(self._in_any_order)
+        return False
+
+    @property
+    def _in_any_order(self) -> Hashable:
+        return self.what, "in any order"
 
     def _wish(
-        self,
-        before: Sequence[Place],
-        places: Sequence[int],
-        wish: Iterator[Making] | None,
-        others: Iterator[Making] | None,
+        self, before: Sequence[Place], wish: Iterator[Making] | None, others: Iterator[Making] | None
     ) -> None:
-        wishes, in_any_order = self.pool.wishes, (self.what, "in any order")
-        if _is_walk(places):
-            wishes.see(self.what)
-            wishes.drop(in_any_order)
-        else:
-            self.pool.see(self.what)
+        wishes = self.pool.wishes
         if before and wish is not None:
             wishes.put(self.what, wish)
         elif before:
             wishes.drop(self.what)
         if before and others is not None:
-            wishes.keep(in_any_order, others)
+            wishes.keep(self._in_any_order, others)
 
     # Walks
 
