@@ -113,7 +113,7 @@ def finished(
     made, and nothing is looked up a second time. Whatever else an answer needs comes after it, unless its
     conditions may show that nothing has to be made."""
     try:
-        return answer(pieces if is_conditional(request) else tuple(pieces))
+        return answer(pieces if is_conditional(request.headers) else tuple(pieces))
     except WouldBlock as blocked:
         blocked.finish = lambda made: answer((Literal(made),))
         raise

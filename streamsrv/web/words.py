@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 
 from streamsrv.web.head import Head
+from streamsrv.wire.conditional import is_conditional
 
 # With requests as long as they may be it is 8 MB.
 KNOWN = 512
@@ -32,8 +33,7 @@ _PARTICULAR = frozenset(
 def is_particular(head: Head) -> bool:
     """Hardly anybody asks in these words again, or more than the head is to be read."""
     names = head.headers.keys()
-    conditional = any(name.startswith("if-") for name in names)
-    return conditional or not head.keep_alive or not _PARTICULAR.isdisjoint(names)
+    return is_conditional(names) or not head.keep_alive or not _PARTICULAR.isdisjoint(names)
 
 
 class Words:

@@ -59,9 +59,10 @@ def not_modified(request: Request, etag: str) -> bool:
     return known.strip() == "*" or etag in _ETAG.findall(known)
 
 
-def is_conditional(request: Request) -> bool:
-    """Whether it has headers of RFC 9110 13.1, so that its answer may be none of what it asks for."""
-    return any(name.startswith("if-") for name in request.headers)
+def is_conditional(names: Iterable[str]) -> bool:
+    """Whether headers of RFC 9110 13.1 are among these (in lower case), so that the answer may be none of
+    what is asked for."""
+    return any(name.startswith("if-") for name in names)
 
 
 def evaluate(request: Request, answer: Answer, etag: str) -> Answer:
