@@ -89,11 +89,10 @@ def _pickled(work: Work, arguments: tuple[Any, ...]) -> bytes:
 
 
 def text_of(order: Order) -> bytes:
-    what, places = (order.work, order.arguments), order.places
-    is_value = _is_value(order.arguments)
-    text = _pickled(*what) if is_value else pickle.dumps(what, pickle.HIGHEST_PROTOCOL)
-    head = _ORDER.pack(order.deadline, order.cores, len(places))
-    return b"".join((head, *(_PLACE.pack(*place) for place in places), text))
+    what = _pickled if _is_value(order.arguments) else _pickled.__wrapped__
+    head = _ORDER.pack(order.deadline, order.cores, len(order.places))
+    places = (_PLACE.pack(*place) for place in order.places)
+    return b"".join((head, *places, what(order.work, order.arguments)))
 
 
 def order_in(text: bytes) -> Order:
