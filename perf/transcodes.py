@@ -231,11 +231,10 @@ def _by_one(
                     _get(question, server, key, client)
                 seconds[server] += time.perf_counter() - started
                 spent[server] += processor_seconds(server.pid) - before
-    counted = [key for keys in series for key in keys]
+    count = sum(map(len, series))
     for server in those:
-        rates[server.name] = rate = len(counted) / seconds[server]
-        note = f"{rate * 0.524:.0f} MB/s, {spent[server] / len(counted) * 1e3:.2f} ms of processor time each"
-        yield Row(measure, f"{server.name}, {order}", rate, "a second", note)
+        rates[server.name] = rate = count / seconds[server]
+        yield _rate_row(measure, f"{server.name}, {order}", rate, spent[server] / count)
     if question.direct is not None and order != IN_RANDOM_ORDER:
         yield from _claims_of_walk(question, rates, statistics.median(times[LIBRARY][WARM:]))
     if question.scattered and order == IN_RANDOM_ORDER and "Orthanc" in rates:
@@ -288,11 +287,16 @@ def _by_several(
             yield Row(measure, f"{server.name}, {clients} at once", None, "a second", failed[server])
             continue
         rates[server.name] = rate = count / seconds[server]
-        note = f"{rate * 0.524:.0f} MB/s, {spent[server] / count * 1e3:.2f} ms of processor time each"
-        yield Row(measure, f"{server.name}, {clients} at once", rate, "a second", note)
+        yield _rate_row(measure, f"{server.name}, {clients} at once", rate, spent[server] / count)
     if question.scattered and clients == CLIENTS[-1] and {"streamsrv", "Orthanc"} <= rates.keys():
         text = f"CT frames, {where}, {clients} at once: {question.name}, in relation to Orthanc"
         yield Claim(text, rates["streamsrv"] / rates["Orthanc"], "x", at_least=AT_LEAST)
+
+
+def _rate_row(measure: str, subject: str, rate: float, spent: float) -> Row:
+    """`spent` are seconds of processor time a frame."""
+    note = f"{rate * 0.524:.0f} MB/s, {spent * 1e3:.2f} ms of processor time each"
+    return Row(measure, subject, rate, "a second", note)
 
 
 def _on_one_core(size: Size, rounds: int) -> Iterator[Finding]:
