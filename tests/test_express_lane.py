@@ -834,21 +834,21 @@ class Made:
 
 
 @pytest.fixture
-def made(start):
+def made(start, read_by_tornado):
+    """A request in known words has come, and waits for what is being made."""
     local = start()
     connection = local.connect()
     connection.ask(ask_for("/v2/studies"))
-    return local, connection, Made(local)
-
-
-WAITING = ask_for("/v2/studies?PatientID=ID1")
+    making = Made(local)
+    del read_by_tornado[:]
+    connection.send(ask_for("/v2/studies?PatientID=ID1"))
+    eventually(lambda: making.asked)
+    return local, connection, making
 
 
 def test_what_is_made_for_known_words_is_not_tornados(made, read_by_tornado):
     """What came behind it waits for its turn."""
     local, connection, making = made
-    connection.send(WAITING)
-    eventually(lambda: making.asked)
     connection.send(ask_for("/health/live"))
     connection.socket.settimeout(0.05)
     with pytest.raises(TimeoutError):
@@ -863,8 +863,6 @@ def test_what_is_made_for_known_words_is_not_tornados(made, read_by_tornado):
 
 def test_why_it_could_not_be_made_is_told(made):
     _, connection, making = made
-    connection.send(WAITING)
-    eventually(lambda: making.asked)
     making.until.set_exception(NotFound("it is gone"))
     head, body = connection.answer()
     assert head.startswith(b"HTTP/1.1 404 ")
@@ -874,8 +872,6 @@ def test_why_it_could_not_be_made_is_told(made):
 
 def test_what_was_begun_for_who_has_shut_its_side_is_sent(made):
     _, connection, making = made
-    connection.send(WAITING)
-    eventually(lambda: making.asked)
     connection.socket.shutdown(socket.SHUT_WR)
     eventually(lambda: making.left)
     making.until.set_result(b"made")
@@ -887,8 +883,6 @@ def test_what_was_begun_for_who_has_shut_its_side_is_sent(made):
 def test_nothing_is_begun_for_who_has_shut_its_side(made):
     local, connection, making = made
     making.begun = False
-    connection.send(WAITING)
-    eventually(lambda: making.asked)
     connection.socket.shutdown(socket.SHUT_WR)
     head, body = connection.answer()
     assert head.startswith(b"HTTP/1.1 503 ")
@@ -900,8 +894,6 @@ def test_nothing_is_begun_for_who_has_shut_its_side(made):
 
 def test_who_has_shut_its_side_and_is_cut_off_leaves_once(made):
     local, connection, making = made
-    connection.send(WAITING)
-    eventually(lambda: making.asked)
     connection.socket.shutdown(socket.SHUT_WR)
     eventually(lambda: making.left)
     local.loop.call_soon_threadsafe(lambda: [request._connection.close() for request in local.app._active])
@@ -914,8 +906,6 @@ def test_who_has_shut_its_side_and_is_cut_off_leaves_once(made):
 def test_who_has_broken_off_leaves_once(made, begun):
     local, connection, making = made
     making.begun = begun
-    connection.send(WAITING)
-    eventually(lambda: making.asked)
     connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
     eventually(lambda: making.left)
@@ -928,8 +918,6 @@ def test_who_has_broken_off_leaves_once(made, begun):
 
 def test_a_drained_worker_sends_what_was_waited_for_and_closes(made):
     local, connection, making = made
-    connection.send(WAITING)
-    eventually(lambda: making.asked)
     local.loop.call_soon_threadsafe(local.stopped.set)
     eventually(lambda: local.app.draining)
     making.until.set_result(b"made")
@@ -943,8 +931,6 @@ def test_a_drained_worker_sends_what_was_waited_for_and_closes(made):
 
 def test_what_was_sent_behind_it_does_not_reset_a_drained_connection(made):
     local, connection, making = made
-    connection.send(WAITING)
-    eventually(lambda: making.asked)
     connection.send(ask_for("/health/live"))
     local.loop.call_soon_threadsafe(local.stopped.set)
     eventually(lambda: local.app.draining)
@@ -990,8 +976,6 @@ def test_what_was_waited_for_and_cannot_be_written_is_told(made, caplog):
     local, connection, making = made
     released = []
     making.search = lambda *_: Answer(200, [("X", "a\r\nb")], release=lambda: released.append(1))
-    connection.send(WAITING)
-    eventually(lambda: making.asked)
     local.app._actions = dataclasses.replace(local.app._actions, search=making.search)
     making.until.set_result(b"made")
     assert connection.answer()[0].startswith(b"HTTP/1.1 500 ")
