@@ -51,13 +51,17 @@ class StreamsrvError(Exception):
         self.detail = detail
 
 
+def _left() -> bool:
+    return False
+
+
 class WouldBlock(StreamsrvError):
     """With `until`, a future, no thread has to wait: once that is done, the loop can compute it. Who does not
     want it any more calls `leave`, once, which says whether it was given up. With `finish`, which makes the
     answer of what was made, nothing has to be computed anew."""
 
     def __init__(
-        self, detail: str, until: Future[bytes] | None = None, leave: Callable[[], bool] = lambda: False
+        self, detail: str, until: Future[bytes] | None = None, leave: Callable[[], bool] = _left
     ) -> None:
         super().__init__(detail)
         self.until = until
@@ -68,6 +72,11 @@ class WouldBlock(StreamsrvError):
         """What is done with the answer besides, by whoever let this pass."""
         if (finish := self.finish) is not None:
             self.finish = lambda made: step(finish(made))
+
+    def forget(self) -> None:
+        """What was waited for is there. It calls back whoever waited, who holds this: without `forget` each
+        holds the other, and all that was made, until the garbage collector comes."""
+        self.until, self.finish, self.leave = None, None, _left
 
 
 class RequestError(StreamsrvError):

@@ -240,6 +240,7 @@ class PixelPool:
 
     def _finish(self, making: Making, begun: UnderWay, done: Future[list[Result]]) -> None:
         """In a thread of the pool."""
+        begun.order = None  # it holds this call, and so all that was made, until the collector comes
         try:
             made = making.finish(self.results(done))
         except Exception as error:

@@ -25,9 +25,9 @@ from tornado.iostream import IOStream
 
 from streamsrv.errors import NotFound, StoreCorrupt, StoreError, WouldBlock
 from streamsrv.ingest import Ingest
-from streamsrv.pixelpool import PixelPool
+from streamsrv.pixelmakings import UnderWay
 from streamsrv.retrieve import hot_frames, hot_pictures
-from streamsrv.server import actions
+from streamsrv.server import actions, pixel_pool
 from streamsrv.settings import Settings
 from streamsrv.store.store import Store, StoreOptions
 from streamsrv.web import lane as lanes
@@ -36,6 +36,7 @@ from streamsrv.web import words as known_words
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.app import App
 from streamsrv.web.exchange import Exchange
+from streamsrv.web.known import Known
 from streamsrv.web.listener import Acceptor, Server
 from streamsrv.web.loop import Loop
 from streamsrv.web.stream import Stream
@@ -124,7 +125,8 @@ class Local:
 
     async def serve(self):
         self.loop, self.stopped = asyncio.get_running_loop(), asyncio.Event()
-        work = actions(self.store, self.settings, PixelPool(1))
+        pool = pixel_pool(self.settings)
+        work = actions(self.store, self.settings, pool)
         log = AccessLog(self.lines, json=self.settings.log_format == "json")
         self.app = App(self.settings, work, log)
         server = Server(self.app, self.settings)
@@ -136,6 +138,7 @@ class Local:
         self.drained = await self.app.drain(DEADLINE)
         await server.close_all_connections()
         self.app.stop()
+        pool.close()
 
     def stop(self):
         if self.thread.is_alive():
@@ -993,6 +996,27 @@ def test_what_has_to_be_made_is_nothing_for_the_lane(start):
             head = connection.ask(get(NATIVE, number, accept=accept))[0]
             assert head.startswith(b"HTTP/1.1 200 ")
         assert len(local.app.lane._once) == noted
+
+
+def test_what_was_made_leaves_nothing_to_the_garbage_collector(start):
+    """Nor does it stay in memory until that comes."""
+    connection = start().connect()
+    accept = 'multipart/related; type="image/jls"'
+    connection.ask(get(NATIVE, 1, accept=accept))
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for number in (2, 3):
+            assert connection.ask(get(NATIVE, number, accept=accept))[0].startswith(b"HTTP/1.1 200 ")
+        connection.ask(ask_for("/health/live"))
+        gc.collect()
+        left = [one for one in gc.garbage if isinstance(one, (WouldBlock, Known, UnderWay))]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not left
 
 
 def test_few_words_are_remembered(start, monkeypatch):

@@ -74,6 +74,7 @@ def when_made(listen: Listen, blocked: WouldBlock, job: Job, answer: Callable[[J
     anybody had begun it. Nobody can tell the two apart, so whoever still listens is told."""
     if blocked.until is None:
         return False
+    blocked.__traceback__ = None  # its frames hold this request, which holds it
     loop, here = asyncio.get_running_loop(), threading.get_ident()
     given_up: bool | None = None  # None: still there
     waiting = False
@@ -87,9 +88,11 @@ def when_made(listen: Listen, blocked: WouldBlock, job: Job, answer: Callable[[J
     def resume() -> None:
         listen(None)
         if given_up:
-            answer(Job(_refuse, inline=True))
+            next_one = Job(_refuse, inline=True)
         else:
-            answer((_finishing(blocked) if given_up is None else None) or job)
+            next_one = (_finishing(blocked) if given_up is None else None) or job
+        blocked.forget()
+        answer(next_one)
 
     def made(_: Future[bytes]) -> None:
         if threading.get_ident() != here:
