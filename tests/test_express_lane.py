@@ -998,20 +998,23 @@ def test_what_has_to_be_made_is_nothing_for_the_lane(start):
         assert len(local.app.lane._once) == noted
 
 
-def test_what_was_made_leaves_nothing_to_the_garbage_collector(start):
-    """Nor does it stay in memory until that comes."""
-    connection = start().connect()
-    accept = 'multipart/related; type="image/jls"'
-    connection.ask(get(NATIVE, 1, accept=accept))
+@pytest.mark.parametrize("express_lane", [True, False])
+@pytest.mark.parametrize(("instance", "kind"), [(NATIVE, "image/jls"), (LARGE, "application/octet-stream")])
+def test_an_answer_leaves_nothing_to_the_garbage_collector(start, instance, kind, express_lane):
+    """Nor does anything that was made, or is sent by a Transfer, stay in memory until that comes."""
+    connection = start(express_lane=express_lane).connect()
+    accept = f'multipart/related; type="{kind}"'
+    connection.ask(get(instance, 1, accept=accept))
     gc.collect()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
         for number in (2, 3):
-            assert connection.ask(get(NATIVE, number, accept=accept))[0].startswith(b"HTTP/1.1 200 ")
+            assert connection.ask(get(instance, number, accept=accept))[0].startswith(b"HTTP/1.1 200 ")
         connection.ask(ask_for("/health/live"))
         gc.collect()
-        left = [one for one in gc.garbage if isinstance(one, (WouldBlock, Known, UnderWay))]
+        kinds = (WouldBlock, Known, Exchange, UnderWay, transfers.Transfer)
+        left = [one for one in gc.garbage if isinstance(one, kinds)]
     finally:
         gc.set_debug(0)
         gc.garbage.clear()

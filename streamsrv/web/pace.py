@@ -19,6 +19,10 @@ from collections.abc import Callable, Hashable
 from streamsrv.web.turns import Turns
 
 
+def _nobody() -> None:
+    """Waits any more."""
+
+
 class Meter:
     """Bytes of one body as they pass. `on_stall` is called once, from the loop, when they have passed too
     slowly."""
@@ -96,7 +100,9 @@ class Watch:
         self._meters.add(meter)
 
     def drop(self, meter: Meter) -> None:
+        """Nobody is told any more: who was to be told has the meter, and is in no cycle with it now."""
         self._meters.discard(meter)
+        meter.on_stall = _nobody
 
     def stop(self) -> None:
         self._timer.cancel()

@@ -34,6 +34,7 @@ from streamsrv.wire.answers import Answer, Literal, Span, StoredParts
 SMALL = 64 << 10
 PIECES = 64  # literals of one answer that are sent at once
 MADE = (tuple, list, StoredParts)  # plans that are there, and not made while they are walked
+TOO_SLOW = "the client reads more slowly than the minimum rate"
 BODILESS = frozenset((204, 304))
 REASONS = {status.value: status.phrase for status in HTTPStatus} | {
     413: "Content Too Large",
@@ -204,12 +205,13 @@ def transfer(
 ) -> Transfer:
     """`prefix`, then the payload; `sent` counts on. A client that reads too slowly later ends the transfer
     with TimeoutError."""
-    slow = TimeoutError("the client reads more slowly than the minimum rate")
-    meter = watch.meter(lambda: begun.abort(slow))
+    meter = watch.meter(lambda: begun.abort(TimeoutError(TOO_SLOW)))
     begun = Transfer(stream.socket, answer, pool, meter, watch.turns, prefix=prefix, chunked=chunked)
     begun.sent = sent
     begun.start()
-    if not begun.done.done():
+    if begun.done.done():
+        watch.drop(meter)
+    else:
         watch.add(meter)
         begun.done.add_done_callback(lambda _: watch.drop(meter))
     return begun
