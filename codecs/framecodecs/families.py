@@ -47,15 +47,19 @@ class Encodable:
 
     def check(self, info: FrameInfo, name: str) -> None:
         """Unsupported, saying which attribute stands in the way."""
-        for holds, what in (
-            (info.floating <= self.floating, "floating-point samples"),
-            (info.bits_allocated in self.allocated, f"Bits Allocated {info.bits_allocated}"),
-            (info.bits_stored in self.stored, f"Bits Stored {info.bits_stored}"),
-            (info.pixel_representation <= self.signed, "signed samples"),
-            (info.photometric_interpretation in self.colours, info.photometric_interpretation),
-        ):
-            if not holds:
-                raise Unsupported(f"{name} cannot hold {what}")
+        if info.floating > self.floating:
+            what = "floating-point samples"
+        elif info.bits_allocated not in self.allocated:
+            what = f"Bits Allocated {info.bits_allocated}"
+        elif info.bits_stored not in self.stored:
+            what = f"Bits Stored {info.bits_stored}"
+        elif info.pixel_representation > self.signed:
+            what = "signed samples"
+        elif info.photometric_interpretation not in self.colours:
+            what = info.photometric_interpretation
+        else:
+            return
+        raise Unsupported(f"{name} cannot hold {what}")
 
 
 ANYTHING = Encodable(frozenset({1, 8, 16, 32, 64}), range(1, 65), True, GREY | COLOUR | PALETTE, True)

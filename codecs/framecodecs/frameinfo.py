@@ -90,8 +90,9 @@ class FrameInfo:
     @property
     def frame_length(self) -> int:
         """Bytes of one native frame, without a padding byte."""
-        samples = 2 if self.subsampled else self.samples_per_pixel
-        columns = self.columns + self.columns % 2 if self.subsampled else self.columns
+        samples, columns = self.samples_per_pixel, self.columns
+        if self.subsampled:
+            samples, columns = 2, columns + columns % 2
         return (self.rows * columns * samples * self.bits_allocated + 7) // 8
 
     @property

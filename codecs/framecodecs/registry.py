@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from framecodecs import jpeg, jpeg_xl
 from framecodecs.codestream import agree
@@ -25,6 +26,7 @@ from framecodecs.options import EncodeOptions
 JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 JPEG_XL_RECOMPRESSION = "1.2.840.10008.1.2.4.111"
 OCTETS = "application/octet-stream"
+USUAL = EncodeOptions()
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class FrameSyntax:
     media_type: str
     lossy: bool = False
 
-    @property
+    @cached_property
     def family(self) -> Family:
         return FAMILIES[self.family_name]
 
@@ -47,12 +49,12 @@ class FrameSyntax:
     def encapsulated(self) -> bool:
         return self.family_name not in ("little endian", "big endian")
 
-    @property
+    @cached_property
     def decode_libraries(self) -> tuple[str, ...]:
         """By preference; empty: passes through, never decoded."""
         return tuple(self.family.decoders)
 
-    @property
+    @cached_property
     def encode_libraries(self) -> tuple[str, ...]:
         return tuple(self.family.encoders)
 
@@ -164,13 +166,14 @@ def decoded_info(info: FrameInfo) -> FrameInfo:
     return info.with_colour("RGB") if transformed else info
 
 
-def _chosen(libraries: tuple[str, ...], row: FrameSyntax, verb: str) -> str:
+def _installed(libraries: tuple[str, ...], row: FrameSyntax, verb: str) -> tuple[str, ...]:
+    """Those of the libraries that are: one at least."""
+    installed = tuple(filter(available, libraries))
+    if installed:
+        return installed
     if not libraries:
         raise Unsupported(f"{row.name} is passed through, it cannot be {verb}d here")
-    chosen = first_available(libraries)
-    if chosen is None:
-        raise Unsupported(f"no library to {verb} {row.name} is installed", _hint(libraries))
-    return chosen
+    raise Unsupported(f"no library to {verb} {row.name} is installed", _hint(libraries))
 
 
 def decode(
@@ -181,7 +184,7 @@ def decode(
     `words` says that big-endian pixel data was VR OW; `library` overrules the preference of the row.
     """
     row = syntax_of(syntax_uid)
-    chosen = library or _chosen(row.decode_libraries, row, "decode")
+    chosen = library or _installed(row.decode_libraries, row, "decode")[0]
     if info.floating and row.encapsulated:
         raise CodestreamError(f"{row.name} never holds floating-point samples")
     if row.family_name == "big endian" and words and info.bits_allocated <= 8:
@@ -201,15 +204,16 @@ def encode(
 ) -> tuple[bytes, FrameInfo]:
     """One native little-endian frame (by pixel or by plane) to a codestream, without padding."""
     row = syntax_of(syntax_uid)
-    _chosen(row.encode_libraries, row, "encode")
+    libraries = _installed(row.encode_libraries, row, "encode")
     row.family.encodable.check(info, row.name)
-    libraries = (library,) if library else tuple(filter(available, row.encode_libraries))
+    if library:
+        libraries = (library,)
     for chosen in libraries[:-1]:
         try:
-            return row.family.encoders[chosen](frame, info, options or EncodeOptions())
+            return row.family.encoders[chosen](frame, info, options or USUAL)
         except EncodeError:
             continue  # some libraries refuse very small frames: the next one may not
-    return row.family.encoders[libraries[-1]](frame, info, options or EncodeOptions())
+    return row.family.encoders[libraries[-1]](frame, info, options or USUAL)
 
 
 def transcode(

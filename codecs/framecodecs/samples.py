@@ -12,6 +12,7 @@ signs.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,7 @@ def native(frame: bytes, info: FrameInfo) -> tuple[bytes, FrameInfo]:
     return raw_array(frame, info).tobytes(), interleaved_info(info)
 
 
+@lru_cache(maxsize=64)
 def stored_low(info: FrameInfo) -> FrameInfo:
     """The attributes of pixels that `to_array` has shifted down."""
     return replace(interleaved_info(info), high_bit=info.bits_stored - 1)
