@@ -36,8 +36,7 @@ patient's attribute.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 
 
 class StreamsrvError(Exception):
@@ -51,18 +50,25 @@ class StreamsrvError(Exception):
         self.detail = detail
 
 
+class Until(Protocol):
+    """What a Future tells, or an Outcome (framecodecs)."""
+
+    def cancelled(self) -> bool: ...
+    def result(self) -> bytes: ...
+    def exception(self) -> BaseException | None: ...
+    def add_done_callback(self, callback: Callable[[Any], object], /) -> None: ...
+
+
 def _left() -> bool:
     return False
 
 
 class WouldBlock(StreamsrvError):
-    """With `until`, a future, no thread has to wait: once that is done, the loop can compute it. Who does not
-    want it any more calls `leave`, once, which says whether it was given up. With `finish`, which makes the
-    answer of what was made, nothing has to be computed anew."""
+    """With `until` no thread has to wait: once that is done, the loop can compute it. Who does not want it
+    any more calls `leave`, once, which says whether it was given up. With `finish`, which makes the answer of
+    what was made, nothing has to be computed anew."""
 
-    def __init__(
-        self, detail: str, until: Future[bytes] | None = None, leave: Callable[[], bool] = _left
-    ) -> None:
+    def __init__(self, detail: str, until: Until | None = None, leave: Callable[[], bool] = _left) -> None:
         super().__init__(detail)
         self.until = until
         self.leave = leave

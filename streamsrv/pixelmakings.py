@@ -13,18 +13,19 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
-from concurrent.futures import Future
 from typing import Any
+
+from framecodecs.outcomes import Outcome
 
 OUTCOMES, OUTCOMES_BYTES = 64, 64 << 20
 
 
-class UnderWay(Future[bytes]):
+class UnderWay(Outcome[bytes]):
     """`again` is how many were told to ask again, `threads` how many wait for it; `size` is the length of
     what was made, `order` what makes it."""
 
     again = threads = size = 0
-    order: Future[Any] | None = None
+    order: Outcome[Any] | None = None
 
 
 class Makings:

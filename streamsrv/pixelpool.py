@@ -27,14 +27,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from functools import partial
+from threading import get_ident
 from typing import Any, TypeAlias, TypeVar
-from weakref import WeakKeyDictionary
 
 from framecodecs import errors as codec_errors
-from framecodecs.pool import FramePool, PoolLimits
+from framecodecs.pool import Answer, FramePool, PoolLimits
 from framecodecs.processes import Entrance
 from framecodecs.wireform import Frame, Result
 from streamsrv.errors import Overloaded, StoreError, WouldBlock
@@ -58,10 +58,9 @@ AHEAD = 128 << 20
 DESCRIPTIONS = 16 << 20  # bytes of parsed descriptions; a CT's takes about 10 kB
 
 Tag = TypeVar("Tag")
-Submitted = TypeVar("Submitted", Future[list[Result]], Future[list[Result]] | None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Order:
     """`work` is a function of framecodecs.work; `pixels` are the decoded bytes that it will handle."""
 
@@ -71,7 +70,7 @@ class Order:
     pixels: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Making:
     """How a frame or picture comes about: `order` reads what is stored, and `finish` makes bytes of results.
     In the loop `order` raises WouldBlock where it would wait for the disk."""
@@ -92,12 +91,12 @@ class Full(enum.Enum):
 
 
 FULL = Full.FULL
-Turn: TypeAlias = tuple[Tag, Future[list[Result]] | None] | None
+Turn: TypeAlias = tuple[Tag, Answer | None] | None
 
 
-def _waited(order: Future[list[Result]] | None) -> Iterator[None]:
+def _waited(order: Answer | None) -> Iterator[None]:
     """None for each turn until it is done."""
-    while order is not None and not wait((order,), TURN).done:
+    while order is not None and not order.wait(TURN):
         yield None
 
 
@@ -131,7 +130,6 @@ class PixelPool:
         self._closed = False
         self._lock = threading.Lock()
         self.cache: SizedCache[Hashable, bytes] = SizedCache(cached, len)
-        self._under_way: WeakKeyDictionary[Future[list[Result]], int] = WeakKeyDictionary()
         self.makings = Makings()
         self.descriptions: SizedCache[bytes, Any] = SizedCache(DESCRIPTIONS, lambda one: int(one.size))
         self.read_ahead = read_ahead
@@ -146,7 +144,7 @@ class PixelPool:
 
     @property
     def in_loop(self) -> bool:
-        return threading.get_ident() == self._loop
+        return get_ident() == self._loop
 
     def warm(self) -> None:
         """Pixels will be asked for soon: starts the processes in the background."""
@@ -172,25 +170,21 @@ class PixelPool:
     def _deadline(self, order: Order) -> float:
         return self._limits.deadline + order.pixels / SLOWEST
 
-    def submit(self, order: Order) -> Future[list[Result]]:
+    def submit(self, order: Order) -> Answer:
         """Wait for it with `results`."""
-        pool, watch = self._running(), self._watch
-        here = watch is not None and self.in_loop and order.pixels <= TAKEN_IN_LOOP
-        if watch is not None and here and not self._watched:
-            watch(pool.arrivals.fileno(), pool.receive)
-            self._watched = True
-        return self._submitted(partial(pool.submit, here=True) if here else pool.submit, order)
-
-    def _submitted(self, submit: Callable[..., Submitted], order: Order) -> Submitted:
+        pool, told = self._pool or self._running(), {}
+        if self._watch is not None and order.pixels <= TAKEN_IN_LOOP and get_ident() == self._loop:
+            told = {"here": True}
+            if not self._watched:
+                self._watch(pool.arrivals.fileno(), pool.receive)
+                self._watched = True
+        deadline = self._deadline(order)
         try:
-            future = submit(order.work, order.frames, *order.arguments, deadline=self._deadline(order))
+            return pool.submit(order.work, order.frames, *order.arguments, deadline=deadline, **told)
         except codec_errors.FrameCodecError as error:
             raise translated(error) from error
-        if future is not None:
-            self._under_way[future] = order.pixels
-        return future
 
-    def results(self, order: Future[list[Result]]) -> list[Result]:
+    def results(self, order: Answer) -> list[Result]:
         """Wait for an order."""
         try:
             return order.result()
@@ -215,30 +209,30 @@ class PixelPool:
             return found
         under_way = self.makings.find(making.key) or self._begun(making, self.submit)
         then()
-        if self.in_loop and self.makings.await_again(making.key, under_way):
-            key = making.key
-            raise WouldBlock("a frame is being made", under_way, lambda: self.makings.leave(key, under_way))
+        if get_ident() == self._loop and self.makings.await_again(making.key, under_way):
+            leave = partial(self.makings.leave, making.key, under_way)
+            raise WouldBlock("a frame is being made", under_way, leave)
         try:
             with self.makings.wanted(under_way):
                 return under_way.result()
         except _NobodyIdle:
             return self.made(making)
 
-    def _begun(self, making: Making, submit: Callable[[Order], Future[list[Result]]]) -> UnderWay:
+    def _begun(self, making: Making, submit: Callable[[Order], Answer]) -> UnderWay:
         order = making.order()
         begun, is_ours = self.makings.begin(making.key)
         if not is_ours:
             return begun
         try:
-            begun.order = submit(order)
-            begun.order.add_done_callback(lambda done: self._finish(making, begun, done))
+            begun.order = submitted = submit(order)
+            submitted.add_done_callback(partial(self._finish, making, begun))
         except Exception as error:
             self.makings.end(making.key, begun)
             begun.set_exception(error)  # for those who have found it meanwhile
             raise
         return begun
 
-    def _finish(self, making: Making, begun: UnderWay, done: Future[list[Result]]) -> None:
+    def _finish(self, making: Making, begun: UnderWay, done: Answer) -> None:
         """In a thread of the pool."""
         begun.order = None  # it holds this call, and so all that was made, until the collector comes
         try:
@@ -267,8 +261,8 @@ class PixelPool:
             pool.look()
 
     def _became_idle(self) -> None:
-        """A process has nothing to do; the thread of it has to be free for what comes next."""
-        if self.wishes:
+        """A process may have nothing to do; the thread of it has to be free for what comes next."""
+        if self.wishes and self._is_idle():
             self._lookout.call()
 
     def _is_idle(self) -> bool:
@@ -279,20 +273,26 @@ class PixelPool:
         if self.cache.get(making.key) is None and making.key not in self.makings:
             self._begun(making, self._submit_if_idle)
 
-    def _submit_if_idle(self, order: Order) -> Future[list[Result]]:
+    def _submit_if_idle(self, order: Order) -> Answer:
         pool = self._running()
-        future = self._submitted(partial(pool.submit_if_idle, kept=self._company.kept(pool)), order)
-        if future is None:
+        kept, deadline = self._company.kept(pool), self._deadline(order)
+        try:
+            answer = pool.submit_if_idle(
+                order.work, order.frames, *order.arguments, deadline=deadline, kept=kept
+            )
+        except codec_errors.FrameCodecError as error:
+            raise translated(error) from error
+        if answer is None:
             raise _NobodyIdle("no process is idle", RETRY_AFTER)
-        self._company.make_ahead(future)
-        return future
+        self._company.make_ahead(answer)
+        return answer
 
     def in_turn(self, tasks: Iterable[tuple[Tag, Order | None]]) -> Iterator[Turn[Tag]]:
         """The tasks in their order, each when its order is done: as many ahead as keep all processes busy, if
         they are no more than AHEAD bytes. A task without an order only takes its turn. None: nothing yet;
         come back."""
         self.must_not_block()
-        ahead: deque[tuple[Tag, Future[list[Result]] | None, int]] = deque()  # with their pixels
+        ahead: deque[tuple[Tag, Answer | None, int]] = deque()  # with their pixels
         begun = False
         try:
             for tag, order in tasks:
@@ -317,11 +317,11 @@ class PixelPool:
                 yield from _waited(ahead[0][1])
                 yield ahead.popleft()[:2]
         finally:
-            for _, waiting, _ in ahead:
+            for _, waiting, pixels in ahead:
                 if waiting is not None:
-                    self.cancel(waiting)
+                    self.cancel(waiting, pixels)
 
-    def _placed(self, order: Order | None) -> Future[list[Result]] | Full | None:
+    def _placed(self, order: Order | None) -> Answer | Full | None:
         if order is None:
             return None
         try:
@@ -329,10 +329,9 @@ class PixelPool:
         except Overloaded:
             return FULL
 
-    def cancel(self, order: Future[list[Result]]) -> None:
+    def cancel(self, order: Answer, pixels: int) -> None:
         """Nobody waits for it any more. One that is being worked on costs its process, and another has to be
         started: only long work is worth that."""
-        pixels = self._under_way.get(order, 0)
         with self._lock:
             pool = self._pool
         if pool is not None and not order.cancel() and pixels > WORTH_A_PROCESS:

@@ -21,9 +21,9 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import Future
 from typing import Any, Generic, Protocol, TypeVar
 
+from framecodecs.outcomes import Outcome
 from streamsrv.errors import StreamsrvError
 
 log = logging.getLogger("streamsrv.pixels")
@@ -131,6 +131,8 @@ class Wishes(Generic[Wished]):
         return bool(self._wishes or self._uncertain)
 
     def drop(self, walk: Hashable) -> None:
+        if not self._wishes and not self._uncertain:
+            return  # mostly, where nobody walks
         with self._lock:
             self._wishes.pop(walk, None)
             self._uncertain.pop(walk, None)
@@ -189,10 +191,10 @@ class Company:
 
     def __init__(self, wishes: Wishes[Any]) -> None:
         self._wishes = wishes
-        self._ahead: set[Future[Any]] = set()
+        self._ahead: set[Outcome[Any]] = set()
         self._beside = 0  # rises with each request beside others, and falls with each without
 
-    def make_ahead(self, order: Future[Any]) -> None:
+    def make_ahead(self, order: Outcome[Any]) -> None:
         """It is under way, and nobody has asked for it."""
         self._ahead.add(order)
         order.add_done_callback(self._ahead.discard)
@@ -202,15 +204,18 @@ class Company:
         less certain than a walk."""
         self._wishes.see(walk)
         if processes is not None and self._is_beside_others(processes):
-            self._beside = min(self._beside + 1, SURE)
+            self._beside += self._beside < SURE
         else:
-            self._beside = max(self._beside - 1, 0)
-        return processes is None or processes.most > 1 + self._has_company
+            self._beside -= self._beside > 0
+        if processes is None or processes.most > 2:
+            return True
+        return processes.most > 1 + self._has_company
 
     def _is_beside_others(self, processes: Processes) -> bool:
         """Of this worker, or of one that has taken the processes which this one has not."""
-        theirs = not processes.is_idle and processes.unfinished < processes.most
-        return theirs or self._asked_for(processes) > 1
+        if self._asked_for(processes) > 1:
+            return True
+        return processes.unfinished < processes.most and not processes.is_idle
 
     def _asked_for(self, processes: Processes) -> int:
         return processes.unfinished - len(self._ahead)

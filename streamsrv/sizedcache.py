@@ -16,15 +16,12 @@ class SizedCache(Generic[Key, Value]):
 
     def __init__(self, limit: int, size: Callable[[Value], int]) -> None:
         self._limit = limit
+        # What is larger is not kept: it would push out everything else.
+        self.largest = limit // 4
         self._size = size
         self._held = 0
         self._entries: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
         self._lock = threading.Lock()
-
-    @property
-    def largest(self) -> int:
-        """What is larger is not kept: it would push out everything else."""
-        return self._limit // 4
 
     def get(self, key: Key) -> Value | None:
         with self._lock:

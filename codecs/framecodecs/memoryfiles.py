@@ -18,16 +18,16 @@ class MemoryFiles:
 
     def take(self) -> int:
         """A descriptor; whoever has it closes it or gives it back."""
-        with self._lock:
-            if self._spare:
-                return self._spare.pop()
-        return os.memfd_create("frames", os.MFD_CLOEXEC)
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return os.memfd_create("frames", os.MFD_CLOEXEC)
 
     def give_back(self, file: int) -> None:
         """Nobody else has it any more. It is emptied if it has grown large."""
         with self._lock:
             if not self._closed and len(self._spare) < KEPT_FILES:
-                if os.fstat(file).st_size > KEPT_BYTES:
+                if os.lseek(file, 0, os.SEEK_END) > KEPT_BYTES:  # fstat would tell ten things more
                     os.ftruncate(file, 0)
                 self._spare.append(file)
                 return

@@ -1,27 +1,26 @@
-"""One order of a pool that was sent: a future with a memory file and a pipe of its own."""
+"""One order of a pool that was sent: what will come of it, with a memory file and a pipe of its own."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
 import signal
 import socket
-import threading
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 
 from framecodecs.errors import DeadlineExceeded, PoolError, Unavailable, WorkerCrashed
+from framecodecs.outcomes import Outcome
 from framecodecs.wireform import (
     LONGEST_MESSAGE,
     Begun,
     Order,
     Result,
     get_begun,
-    put_begun,
     put_said,
     read_answer,
     text_of,
@@ -30,14 +29,29 @@ from framecodecs.wireform import (
 TIMES = 3
 NONE = -1  # no descriptor
 EARLY = 0.05  # seconds by which a timer of the kernel may seem to be early
+PIPE = os.O_CLOEXEC | os.O_NONBLOCK
+SOCKET, RIGHTS, AT_ONCE = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS), int(socket.MSG_DONTWAIT)
 
 
-class Submitted(Future[list[Result]]):
-    """`cancel` takes it back as long as no process has begun it. `told` waits for its answer;
-    `in_advance` says that nobody does so far. `stored` are descriptors of the files that it reads from."""
+class Submitted(Outcome[list[Result]]):
+    """`cancel` takes it back as long as no process has begun it, and calls `taken_back`. `told` waits for its
+    answer; `in_advance` says that nobody does so far. `stored` are descriptors of the files that it reads
+    from."""
+
+    # Its lock is held while the descriptors are looked at, too.
+    descriptor = _theirs = NONE
+    _closed = False
+    _sent_times = 1
+    _stored: Sequence[int] = ()
 
     def __init__(
-        self, file: int, order: Order, told: select.epoll, in_advance: bool, stored: Sequence[int] = ()
+        self,
+        file: int,
+        order: Order,
+        told: select.epoll,
+        taken_back: Callable[[Submitted], object],
+        in_advance: bool,
+        stored: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.file = file
@@ -45,24 +59,21 @@ class Submitted(Future[list[Result]]):
         self.in_advance = in_advance
         self.deadline = order.deadline
         self.sent = time.monotonic()
-        self._lock = threading.Lock()  # held while the descriptors are looked at
-        self._closed = False
-        self._sent_times = 0
-        put_begun(file, Begun(0, 0.0))
+        self._taken_back = taken_back
         self._message = put_said(file, text_of(order), order.places)
-        self.descriptor = self._theirs = NONE
-        self._stored: list[int] = []
+        self.descriptor, self._theirs = os.pipe2(PIPE)
+        if stored:
+            self._keep(stored)
+
+    def _keep(self, stored: Sequence[int]) -> None:
+        """Whoever has opened them may close them as soon as the order is sent; it may be sent anew."""
+        kept = self._stored = list[int]()
         try:
-            self._connect()
-            # Whoever has opened them may close them as soon as the order is sent; it may be sent anew.
-            self._stored.extend(map(os.dup, stored))
+            for descriptor in stored:
+                kept.append(os.dup(descriptor))
         except OSError:
             self.close()
             raise
-
-    def _connect(self) -> None:
-        self._sent_times += 1
-        self.descriptor, self._theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def may_be_sent_anew(self) -> bool:
         """Whether the process that had taken it has ended before it had begun it, which is not its fault."""
@@ -73,36 +84,42 @@ class Submitted(Future[list[Result]]):
         os.close(self.descriptor)
         self.descriptor = NONE
         try:
-            self._connect()
+            self.descriptor, self._theirs = os.pipe2(PIPE)
+            self._sent_times += 1
         except OSError as error:
             os.close(self.close())
             raise Unavailable(f"there is no pipe for it: {error.strerror}") from error
 
     def send(self, queue: socket.socket) -> None:
         """Raises OSError; BlockingIOError if there is no room."""
-        rights = array("i", (self._theirs, self.file, *self._stored))
-        handed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.EBADF, "it was taken back")
+            theirs, self._theirs = self._theirs, NONE  # the answer may be there before it is closed here
+            rights = array("i", (theirs, self.file, *self._stored))
         try:
-            queue.sendmsg([self._message], handed, socket.MSG_DONTWAIT)
+            queue.sendmsg((self._message,), ((SOCKET, RIGHTS, rights),), AT_ONCE)
         finally:
-            self._close_theirs()
-
-    def _close_theirs(self) -> None:
-        theirs, self._theirs = self._theirs, NONE
-        if theirs != NONE:
             os.close(theirs)
 
     def begun(self) -> Begun | None:
         """By whom and when; None if by nobody, or if it has been answered."""
         with self._lock:
-            begun = Begun(0, 0.0) if self._closed else get_begun(self.file)
-        return begun if begun.pid else None
+            return None if self._closed else self._begun()
+
+    def _begun(self) -> Begun | None:
+        """What the file says of a time before this was sent was said of the order that had it before."""
+        begun = get_begun(self.file)
+        return begun if begun.pid and begun.at >= self.sent else None
 
     def running(self) -> bool:
         return self.begun() is not None and not self.done()
 
     def cancel(self) -> bool:
-        return not self.running() and super().cancel()
+        if self.running() or not super().cancel():
+            return False
+        self._taken_back(self)
+        return True
 
     def received(self) -> bytes | None:
         """What has come from the process, which is nothing at its end; None if nothing has come so far."""
@@ -120,8 +137,8 @@ class Submitted(Future[list[Result]]):
         """Of what was received, by whoever closes it next; raises a FrameCodecError."""
         if message:
             return read_answer(message, self.file)
-        begun = get_begun(self.file)
-        if not begun.pid:
+        begun = self._begun()
+        if begun is None:
             raise Unavailable("the processes ended before one of them had begun this")
         if time.monotonic() - begun.at > self.deadline - EARLY:
             raise self.too_late()
@@ -136,10 +153,10 @@ class Submitted(Future[list[Result]]):
         with self._lock, contextlib.suppress(OSError):
             if self._closed:
                 return
-            begun = get_begun(self.file)
+            begun = self._begun()
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
-                if begun.pid and self._is_unanswered():
+                if begun is not None and self._is_unanswered():
                     _kill(begun.pid, self._is_unanswered)
             finally:
                 fcntl.lockf(self.file, fcntl.LOCK_UN)
@@ -153,11 +170,13 @@ class Submitted(Future[list[Result]]):
         """The file is the caller's from now on."""
         with self._lock:
             self._closed = True
-            self._close_theirs()  # where it was not sent
+            if self._theirs != NONE:  # it was not sent
+                os.close(self._theirs)
             if self.descriptor != NONE:
                 os.close(self.descriptor)
-            while self._stored:
-                os.close(self._stored.pop())
+            for descriptor in self._stored:
+                os.close(descriptor)
+            self._theirs, self._stored = NONE, ()
         return self.file
 
 

@@ -1,6 +1,6 @@
 """A pool of decoding processes: a codestream that crashes, hangs or grows costs one answer and nobody else's.
 
-    submit -> queue of the kernel -> an idle process -> pipe of the order -> Submitted, which is a Future
+    submit -> queue of the kernel -> an idle process -> pipe of the order -> Submitted, which is an Outcome
 
 - Several pools may share processes, by an Entrance (processes.py). Without one, a pool has its own.
 - An order waits in the kernel, with its frames in a memory file or where they are stored, and any process
@@ -22,17 +22,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from framecodecs.errors import PoolError, QueueFull, Unavailable, WorkCancelled, WorkerCrashed
 from framecodecs.memoryfiles import MemoryFiles
 from framecodecs.orders import Submitted
+from framecodecs.outcomes import Outcome
 from framecodecs.processes import ABSENT, BUSY, END, FIRST, IDLE, LATE, MORE, STARTING, Entrance, Processes
 from framecodecs.processes import PoolLimits as PoolLimits
 from framecodecs.wireform import Frame, Order, Result, Work, put_frames
 
-Answer = Future[list[Result]]
+Answer = Outcome[list[Result]]
 Frames = Sequence[Frame]
 TICK = 0.25  # seconds between looks at what does not tell by itself, as long as there is something to look at
 GRACE = 2.0  # seconds after its deadline that a process has to end by its own timer
@@ -40,8 +40,9 @@ GRACE = 2.0  # seconds after its deadline that a process has to end by its own t
 
 class FramePool:
     """`workers` processes of its own at most, `first` of them (all, if it is not said) started at once; or
-    those of `entrance`. `idle` is called when a process has nothing to do, by the thread that others wait
-    for: it returns at once. Thread-safe; use it as a context manager or close it."""
+    those of `entrance`, `most` in all. `idle` is called after each answer, when a process may have nothing to
+    do, by the thread that others wait for: it returns at once. Thread-safe; use it as a context manager or
+    close it."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class FramePool:
         if entrance is None:
             entrance = self._own_processes(workers or 1, first)
         self._board = mmap.mmap(entrance.board, 0)
+        self.most = len(self._board)
         self._queue = socket.socket(fileno=os.dup(entrance.orders))
         self._asking = os.dup(entrance.asking)
         self._tell_idle = idle
@@ -85,11 +87,6 @@ class FramePool:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    @property
-    def most(self) -> int:
-        """Processes."""
-        return len(self._board)
 
     @property
     def unfinished(self) -> int:
@@ -130,7 +127,8 @@ class FramePool:
             return
         self._looking = True
         self._grow(1)
-        self._rouse()
+        if self._asleep:
+            self._rouse()
 
     def _grow(self, more: int = 0) -> None:
         board = self._board[:]
@@ -138,8 +136,7 @@ class FramePool:
             self._ask(MORE)
 
     def _rouse(self) -> None:
-        if self._asleep:
-            os.eventfd_write(self._wake, 1)
+        os.eventfd_write(self._wake, 1)
 
     # Orders
 
@@ -163,8 +160,10 @@ class FramePool:
         """Those that were sent in advance take nobody's place."""
         if self._closed:
             raise Unavailable("the pool is closed")
-        placed = sum(not order.in_advance for order in list(self._open.values()))
-        if placed >= self.limits.waiting + self.most:
+        most = self.limits.waiting + self.most
+        if len(self._open) < most:
+            return
+        if sum(not order.in_advance for order in list(self._open.values())) >= most:
             raise QueueFull(f"{self.limits.waiting} orders are waiting already")
 
     def _submitted(
@@ -180,18 +179,16 @@ class FramePool:
         try:
             seconds = self.limits.deadline if deadline is None else deadline
             places, stored = put_frames(file, frames)
-            what = Order(work, arguments, places, seconds, self._cores_for_one())
-            order = Submitted(file, what, told, in_advance, stored)
+            # For the libraries that can use several: all while nobody else waits for one.
+            cores = 1 if self._open or BUSY in self._board[:] else self._cores
+            what = Order(work, arguments, places, seconds, cores)
+            # A process that comes upon one that was taken back drops it.
+            order = Submitted(file, what, told, self._end, in_advance, stored)
         except BaseException:
             os.close(file)
             raise
-        order.add_done_callback(self._taken_back)
         self._send(order)
         return order
-
-    def _cores_for_one(self) -> int:
-        """For the libraries that can use several: all while nobody else waits for one."""
-        return 1 if self._open or BUSY in self._board[:] else self._cores
 
     def _send(self, order: Submitted) -> None:
         with self._lock:
@@ -208,14 +205,10 @@ class FramePool:
         except OSError as error:
             self._end(order)
             raise Unavailable(f"no process can take it: {error.strerror}") from error
-        self._grow()
-        self._rouse()
-
-    def _taken_back(self, order: Answer) -> None:
-        """A process that comes upon it drops it."""
-        if order.cancelled() and isinstance(order, Submitted):
-            order.set_running_or_notify_cancel()  # tells those who wait
-            self._end(order)
+        if ABSENT in self._board[:]:
+            self._grow()
+        if self._asleep:
+            self._rouse()
 
     def _claim(self, order: Submitted) -> bool:
         """Whether it is the caller's to end."""
@@ -223,8 +216,7 @@ class FramePool:
             if self._open.get(order.descriptor) is not order:
                 return False
             del self._open[order.descriptor]
-            order.told.unregister(order.descriptor)
-            return True
+            return True  # closing it takes it out of the epoll as well
 
     def _end(self, order: Submitted) -> bool:
         """Without an answer; whether it was still under way. A process may yet write into its file."""
@@ -242,8 +234,7 @@ class FramePool:
 
     def _fail(self, order: Submitted, error: PoolError) -> None:
         if self._end(order):
-            with contextlib.suppress(InvalidStateError):  # it was cancelled just now
-                order.set_exception(error)
+            order.set_exception(error)
 
     # Answers
 
@@ -257,21 +248,23 @@ class FramePool:
         message = None if order is None else order.received()
         if order is None or message is None or not self._claim(order):
             return
-        results, error = [], None
         if not message and order.may_be_sent_anew():
             self._send_anew(order)
             return
+        has_answered = bool(message)
         try:
             results = order.results(message)
-        except Exception as raised:
-            error = raised
-        # A process that has answered has the file no more, if it can be believed.
-        done_with = os.close if not message or isinstance(error, WorkerCrashed) else self._files.give_back
-        with contextlib.suppress(InvalidStateError):  # it was cancelled just now
-            order.set_exception(error) if error else order.set_result(results)
-        done_with(order.close())  # those who waited have gone on
-        if self.is_idle:
-            self._tell_idle()
+        except Exception as error:
+            has_answered = has_answered and not isinstance(error, WorkerCrashed)
+            order.set_exception(error)
+        else:
+            order.set_result(results)  # unless it was cancelled just now
+        file = order.close()  # those who waited have gone on
+        if has_answered:  # and has the file no more, if it can be believed
+            self._files.give_back(file)
+        else:
+            os.close(file)
+        self._tell_idle()
 
     def _send_anew(self, order: Submitted) -> None:
         """A process that was about to end had taken it."""
@@ -279,8 +272,7 @@ class FramePool:
             order.connect_anew()
             self._send(order)
         except PoolError as error:
-            with contextlib.suppress(InvalidStateError):
-                order.set_exception(error)
+            order.set_exception(error)
 
     def _serve(self) -> None:
         """The thread. It sleeps when nothing has happened for a while and nobody waits."""

@@ -9,7 +9,8 @@
     of an order      deadline, cores, places of the frames, pickle: (function, arguments)
     of an answer     JSON: {"sizes": [...], "infos": [...]} or {"error": name, "detail": ..., "hint": ...}
                      an info is the values of a FrameInfo, in the order of its fields
-    BEGUN            the process that has taken the order, and when, by the monotonic clock; zeros before
+    BEGUN            the process that has taken the order, and when, by the monotonic clock; before that,
+                     what was said of an order that had the file earlier, or zeros
 
 Both sides use pread and pwrite: a page is copied once on each side and nothing is mapped, so a process that
 cuts the file short gives a short read here, not a bus error. A process has decoded foreign bytes, so nothing

@@ -47,7 +47,7 @@ Place: TypeAlias = int | str  # a frame index, or a SOP instance UID
 Make: TypeAlias = Callable[[Selection, InstanceRow, int], Making]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Walk:
     """What was asked for last, and what was wished for."""
 
@@ -65,9 +65,13 @@ class Walk:
 def following(here: int, before: Collection[int], most: int) -> list[int]:
     """The places behind `here` on its way, as many as were visited in a row before it; none if it is the
     neighbour of none of those, the latest of which comes first."""
-    step = next((here - place for place in before if abs(here - place) == 1), 0)
-    run = 0
-    while step and here - (run + 1) * step in before:
+    for place in before:
+        if (step := here - place) == 1 or step == -1:
+            break
+    else:
+        return []
+    run = 1
+    while here - (run + 1) * step in before:
         run += 1
     return [here + number * step for number in range(1, min(run, most) + 1)]
 
@@ -90,7 +94,8 @@ class Walks:
         """The places before this one, the latest first; none if it is the latest itself: a request may be
         looked at twice."""
         with self._lock:
-            visited = self.walk(walk).visited
+            known = self._visited.get(walk)
+            visited = (self.walk(walk) if known is None else known).visited
             self._visited.move_to_end(walk)
             while len(self._visited) > WALKS:
                 self._visited.popitem(last=False)
@@ -98,7 +103,7 @@ class Walks:
                 return ()
             if here in visited:  # another client's request came between two looks
                 visited.remove(here)
-            before = list(reversed(visited))
+            before = tuple(reversed(visited))
             visited.append(here)
             return before
 
@@ -113,14 +118,16 @@ def asked(
     store: Store, pool: PixelPool, row: InstanceRow, index: int, representation: Hashable, make: Make
 ) -> None:
     """A frame was asked for, in a representation that `make` gives to others. Costs microseconds."""
-    walks = _walks.setdefault(pool, Walks())
+    walks = _walks.get(pool)
+    if walks is None:
+        walks = _walks.setdefault(pool, Walks())
     if row.number_of_frames > 1:
         _Asked(store, pool, walks, row, make, (row.record_id, representation)).frame(index)
     else:
         _Asked(store, pool, walks, row, make, (row.key[:2], representation)).instance()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Asked:
     """`what` is the multi-frame instance or the series, in one representation."""
 
@@ -135,7 +142,7 @@ class _Asked:
         before = self.walks.visit(self.what, index)
         places = following(index, [place for place in before if isinstance(place, int)], PLACES)
         others = None
-        if self._see(places):
+        if self._is_in_any_order(places):
             coverage = self.walks.coverages.ask(self.what, None, self.row.number_of_frames, index)
             others = self._others(coverage, self._frame) if coverage is not None else None
         self._wish(before, self._frames(places) if places else None, others)
@@ -144,14 +151,14 @@ class _Asked:
         before = self.walks.visit(self.what, self.row.key.instance)
         order, others = self.walks.orders.known(self.row), None
         places = self._following(order, before) if order is not None else []
-        if self._see(places) and order is not None:
+        if self._is_in_any_order(places) and order is not None:
             coverage = self._coverage(order, ())
             others = self._others(coverage, partial(self._instance, order)) if coverage is not None else None
         # Whether it is a step will be seen where the order is not known yet.
         wish = self._instances(before) if order is None or places else None
         self._wish(before, wish, others)
 
-    def _see(self, places: Sequence[int]) -> bool:
+    def _is_in_any_order(self, places: Sequence[int]) -> bool:
         """Whether this is no walk, and others of the series may be worth making."""
         if not _is_walk(places):
             return self.pool.see(self.what)
@@ -177,10 +184,14 @@ class _Asked:
     # Walks
 
     def _following(self, order: Order, before: Iterable[Place]) -> list[int]:
-        if self.row.key.instance not in order.places:
+        here = order.places.get(self.row.key.instance)
+        if here is None:
             return []
-        places = [order.places[uid] for uid in before if isinstance(uid, str) and uid in order.places]
-        return following(order.places[self.row.key.instance], places, PLACES)
+        places = []
+        for uid in before:
+            if isinstance(uid, str) and (place := order.places.get(uid)) is not None:
+                places.append(place)
+        return following(here, places, PLACES)
 
     def _frames(self, places: Sequence[int]) -> Iterator[Making]:
         walk = self.walks.walk(self.what)

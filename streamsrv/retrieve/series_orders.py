@@ -56,12 +56,13 @@ class Orders:
 
     def known(self, row: InstanceRow) -> Order | None:
         """Of the row's series, if it is known and the instance has a place in it (unless it is too long)."""
+        series = row.key[:2]
         with self._lock:
-            order = self._orders.get(row.key[:2])
-            if order is not None:
-                self._orders.move_to_end(row.key[:2])
-        has_place = order is not None and (not order.uids or row.key.instance in order.places)
-        return order if has_place else None
+            order = self._orders.get(series)
+            if order is None:
+                return None
+            self._orders.move_to_end(series)
+        return order if not order.uids or row.key.instance in order.places else None
 
     def learn(self, store: Store, row: InstanceRow) -> Order:
         order = self.known(row)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 
 import pool_works
@@ -348,7 +348,7 @@ def test_the_queue_is_bounded(single):
     futures = [single.submit(pool_works.nap, [], 0.05) for _ in range(9)]
     with pytest.raises(QueueFull):
         single.submit(pool_works.echo, [])
-    wait(futures, 30)
+    assert [future.exception(30) for future in futures] == [None] * 9
     assert single.unfinished == 0
     assert still_works(single)
 
@@ -361,6 +361,18 @@ def test_waiting_work_can_be_cancelled(single):
         waiting.result(1)
     assert busy.result(30) == []
     assert still_works(single)
+
+
+def test_a_file_that_is_used_again_says_nothing_of_the_next_order(single):
+    for answer in [single.submit(pool_works.echo, [b"x"]) for _ in range(3)]:
+        assert answer.result(30)
+    busy = single.submit(pool_works.nap, [], 0.2)
+    waiting = [single.submit(pool_works.echo, [b"y"]) for _ in range(2)]
+    assert eventually(busy.running)
+    assert [order.begun() for order in waiting] == [None, None]
+    assert waiting[0].cancel()
+    assert not busy.cancel()
+    assert waiting[1].result(30) == [(b"y", None)]
 
 
 def test_running_work_can_be_cancelled(single):

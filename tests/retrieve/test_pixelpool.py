@@ -2,13 +2,14 @@
 
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from framecodecs import errors as codec_errors
 from framecodecs import work
 from framecodecs.frameinfo import FrameInfo
+from framecodecs.outcomes import Outcome
 from framecodecs.pool import PoolLimits
 from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError, WouldBlock
 from streamsrv.pixelmakings import OUTCOMES
@@ -19,6 +20,18 @@ LITTLE = "1.2.840.10008.1.2.1"
 
 def order(number=0, pixels=1):
     return Order(work.decode_frames, [number], (), pixels)
+
+
+class Answer(Outcome):
+    """Of a process that has begun it when a test says so."""
+
+    begun = False
+
+    def running(self):
+        return self.begun and not self.done()
+
+    def cancel(self):
+        return not self.running() and super().cancel()
 
 
 class FakePool:
@@ -34,7 +47,7 @@ class FakePool:
     def submit(self, work, frames, *arguments, deadline):
         if sum(not future.done() for future in self.taken) >= self.room:
             raise codec_errors.QueueFull("full")
-        self.taken.append(Future())
+        self.taken.append(Answer())
         if not self.idle:
             self.taken[-1].set_result([])
         return self.taken[-1]
@@ -95,7 +108,7 @@ def test_who_leaves_cancels(idle):
     turns = idle.in_turn((number, order(pixels=number << 24)) for number in range(10))
     assert next(turns) is None
     first, *others = idle._pool.taken
-    others[1].set_running_or_notify_cancel()
+    others[1].begun = True
     first.set_result([])
     assert next(turns)[0] == 0
     turns.close()
@@ -107,8 +120,8 @@ def test_who_leaves_cancels(idle):
 
 def test_a_short_order_that_is_being_worked_on_is_let_be(idle):
     future = idle.submit(order(pixels=5))
-    future.set_running_or_notify_cancel()
-    idle.cancel(future)
+    future.begun = True
+    idle.cancel(future, 5)
     assert idle._pool.cancelled == []
     assert not future.cancelled()
 
@@ -293,7 +306,7 @@ def test_what_was_begun_or_is_wanted_by_a_thread_is_made(looping):
     with looping.makings.wanted(blocked.until):
         assert not blocked.leave()
     blocked = blocked_by(looping, making)
-    only.set_running_or_notify_cancel()
+    only.begun = True
     assert not blocked.leave()
     only.set_result([])
     assert looping.made(making) == b"made"
@@ -405,7 +418,7 @@ def test_deadlines_grow_with_pixels(monkeypatch):
     try:
         ((frame, now),) = pool.run(Order(work.decode_frames, [bytes(range(16))], (LITTLE, info), 16))
         assert (frame, now) == (bytes(range(16)), info)
-        monkeypatch.setattr(pool._pool, "submit", lambda *a, deadline: asked.append(deadline) or Future())
+        monkeypatch.setattr(pool._pool, "submit", lambda *a, deadline: asked.append(deadline) or Outcome())
         pool.submit(order(pixels=20 << 20))
         assert asked == [13.0]
     finally:

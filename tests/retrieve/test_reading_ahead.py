@@ -5,7 +5,6 @@ waits for anything.
 """
 
 import threading
-from concurrent.futures import Future
 
 import pytest
 from pixel_world import (
@@ -23,6 +22,7 @@ from pixel_world import (
 from retrieve_world import SERIES, instance_path, keep
 
 from framecodecs.errors import WorkerCrashed
+from framecodecs.outcomes import Outcome
 from framecodecs.pool import PoolLimits
 from streamsrv import pixelwishes, retrieve
 from streamsrv.errors import NotAcceptable, WouldBlock
@@ -73,7 +73,7 @@ class Processes:
         return self._done(None if self.broken else work(frames, *arguments))
 
     def _done(self, results):
-        future = Future()
+        future = Outcome()
         if results is None:
             future.set_exception(WorkerCrashed("it died"))
         else:
@@ -464,7 +464,7 @@ def test_it_stays_within_a_share_of_the_cache(both, ask, soon, monkeypatch):
         return made
 
     monkeypatch.setattr(reading_ahead._Asked, "_finish", measured)
-    monkeypatch.setattr(type(pool.cache), "largest", 2 * len(ask(both, pool_of(), 0)) + 100)
+    monkeypatch.setattr(pool.cache, "largest", 2 * len(ask(both, pool_of(), 0)) + 100)
     walked(both, pool, ask, JUMPS)
     assert len(are_ahead(pool)[0]) == 2
     assert sum(lengths) <= pool.cache.largest
@@ -508,7 +508,7 @@ def test_the_loop_waits_for_what_is_being_made(series):
     waiting = []
 
     def submit(work, frames, *arguments, deadline):
-        waiting.append((Future(), lambda: work(frames, *arguments)))
+        waiting.append((Outcome(), lambda: work(frames, *arguments)))
         return waiting[-1][0]
 
     pool._pool.submit = submit
