@@ -129,6 +129,7 @@ def new_instance(study: int, series: int, instance: int, number: int) -> NewInst
         524_288,
         512,
         512,
+        0,
         1,
         16,
         FrameKind.NATIVE,

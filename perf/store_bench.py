@@ -47,6 +47,7 @@ def described(record: Record, number: int) -> NewInstance:
         pixel_length=record.location.length - 1_000,
         rows=512,
         columns=512,
+        pixel_facts=0,
         samples_per_pixel=1,
         bits_allocated=16,
         frame_kind=FrameKind.NATIVE,

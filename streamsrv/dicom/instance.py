@@ -93,6 +93,7 @@ class SOPInstance:
     columns: int
     samples_per_pixel: int
     bits_allocated: int
+    pixel_facts: int  # as pixelfacts.py says; 0 if not known
     frames: Frames
     attributes: JsonDataset
     metadata_length: int  # of the JSON text, each slot counted as one byte

@@ -48,10 +48,14 @@ UIDS = (tags.STUDY_INSTANCE_UID, tags.SERIES_INSTANCE_UID, tags.SOP_INSTANCE_UID
 GEOMETRY = (
     tags.SAMPLES_PER_PIXEL,
     tags.PHOTOMETRIC_INTERPRETATION,
+    tags.PLANAR_CONFIGURATION,
     tags.NUMBER_OF_FRAMES,
     tags.ROWS,
     tags.COLUMNS,
     tags.BITS_ALLOCATED,
+    tags.BITS_STORED,
+    tags.HIGH_BIT,
+    tags.PIXEL_REPRESENTATION,
 )
 # Values that decide how others, or the pixels, are read.
 DECIDING = frozenset((tags.SPECIFIC_CHARACTER_SET, *GEOMETRY, *(f"{tag:08X}" for tag in NOTED)))
@@ -267,6 +271,7 @@ class Mould:
             like.columns,
             like.samples_per_pixel,
             like.bits_allocated,
+            like.pixel_facts,
             frames,
             attributes,
             length,

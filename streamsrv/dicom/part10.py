@@ -24,6 +24,7 @@ from streamsrv.dicom.fragments import scan_items
 from streamsrv.dicom.frames import Encapsulated, Geometry, native_frames, whole_value
 from streamsrv.dicom.instance import BulkValue, FrameKind, Frames, JsonDataset, SOPInstance
 from streamsrv.dicom.mould import GEOMETRY, UID, UIDS, Layout
+from streamsrv.dicom.pixelfacts import facts_in
 from streamsrv.dicom.repeats import Repeats
 from streamsrv.dicom.syntaxes import (
     EXPLICIT_VR_BIG_ENDIAN,
@@ -230,6 +231,7 @@ class _Reader:
             columns=geometry.columns,
             samples_per_pixel=geometry.samples_per_pixel,
             bits_allocated=geometry.bits_allocated,
+            pixel_facts=facts_in(writer.element),
             frames=frames,
             attributes=attributes,
             metadata_length=writer.length,

@@ -90,6 +90,7 @@ def row_of(source: Source, learned: SOPInstance) -> InstanceRow:
         columns=learned.columns,
         samples_per_pixel=learned.samples_per_pixel,
         bits_allocated=learned.bits_allocated,
+        pixel_facts=learned.pixel_facts,
         frame_kind=frames.kind,
         number_of_frames=frames.number,
         frame_base=frames.base,

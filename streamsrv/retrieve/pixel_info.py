@@ -1,8 +1,10 @@
-"""How the frames of an instance are stored, cut out of its metadata without reading the rest.
+"""How the frames of an instance are stored, without reading its metadata, or all of them.
 
-Strategy: the attributes that frames cannot be read without stand next to one another in the DICOM JSON, from
-Samples per Pixel to Pixel Representation, and the instances of a series have the very same text there. So
-that piece is found by its tags, and what it says is remembered by its bytes.
+Strategy: the index row says it (`dicom.pixelfacts`), and what its numbers say is remembered. Where it does
+not, as in rows that older versions wrote, it is cut out of the DICOM JSON: the attributes that frames cannot
+be read without stand next to one another there, from Samples per Pixel to Pixel Representation, and the
+instances of a series have the very same text. So that piece is found by its tags, and what it says is
+remembered by its bytes.
 
 Rule: where the piece could mean anything else than the dataset does, all of it is read (`pixels.describe`):
 a tag that stands elsewhere too, sequences in between, numbers that the index does not know.
@@ -15,10 +17,12 @@ from typing import NamedTuple
 
 import orjson
 
+from framecodecs.errors import FrameCodecError
 from framecodecs.frameinfo import FrameInfo
+from streamsrv.dicom.pixelfacts import unpacked
 from streamsrv.errors import NotAcceptable
 from streamsrv.pixelpool import PixelPool
-from streamsrv.retrieve.pixels import QUICK, Description, describe, frame_info
+from streamsrv.retrieve.pixels import QUICK, Description, describe, frame_info, info_of
 from streamsrv.store.rows import InstanceRow
 from streamsrv.store.store import Store
 
@@ -37,7 +41,36 @@ class Known(NamedTuple):
 
 
 def pixel_info(store: Store, row: InstanceRow, pool: PixelPool) -> FrameInfo:
-    """Raises NotAcceptable; WouldBlock in the loop if the text is long and not known yet."""
+    """Raises NotAcceptable; WouldBlock in the loop if a text has to be read that is long and not known
+    yet."""
+    info = info_in_row(row.rows, row.columns, row.samples_per_pixel, row.bits_allocated, row.pixel_facts)
+    return _read(store, row, pool) if info is None else info
+
+
+@lru_cache(maxsize=256)
+def info_in_row(rows: int, columns: int, samples: int, allocated: int, facts: int) -> FrameInfo | None:
+    """What `describe` would find. None if the row does not say it, or if it makes no sense."""
+    said = unpacked(facts)
+    if said is None:
+        return None
+    try:
+        return info_of(
+            rows=rows,
+            columns=columns,
+            samples_per_pixel=samples,
+            bits_allocated=allocated,
+            bits_stored=said.bits_stored,
+            high_bit=said.bits_stored - 1,
+            pixel_representation=said.pixel_representation,
+            planar_configuration=said.planar_configuration,
+            photometric_interpretation=said.photometric_interpretation,
+            floating=False,
+        )
+    except FrameCodecError:
+        return None  # `describe` says why
+
+
+def _read(store: Store, row: InstanceRow, pool: PixelPool) -> FrameInfo:
     key = row.record_id + b"info"
     known: Known | Description | None = pool.descriptions.get(key) or pool.descriptions.get(row.record_id)
     if known is None and row.metadata_length <= QUICK:

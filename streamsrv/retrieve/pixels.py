@@ -197,7 +197,7 @@ def inline_binary(dataset: Mapping[str, Any], tag: str) -> bytes:
 
 
 # The instances of a series agree on it.
-_info_of = lru_cache(maxsize=256)(FrameInfo)
+info_of = lru_cache(maxsize=256)(FrameInfo)
 
 
 def frame_info(dataset: JsonDataset) -> FrameInfo:
@@ -206,7 +206,7 @@ def frame_info(dataset: JsonDataset) -> FrameInfo:
     stored = whole(dataset, "00280101", allocated)
     samples = whole(dataset, "00280002", 1)
     try:
-        return _info_of(
+        return info_of(
             rows=whole(dataset, "00280010", 0),
             columns=whole(dataset, "00280011", 0),
             samples_per_pixel=samples,

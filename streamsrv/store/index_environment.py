@@ -24,10 +24,10 @@ from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError, Stor
 from streamsrv.store.index_rows import with_sum, without_sum
 from streamsrv.store.query import TABLE_DIGEST
 
-SCHEMA = "4"
-# Read as ever: texts were kept one by one (2), deletions left nothing behind (2, 3). Whoever opens one of
-# these for writing makes it ours.
-OLDER = ("2", "3")
+SCHEMA = "5"
+# Read as ever: texts were kept one by one (2), deletions left nothing behind (2, 3), rows of instances had no
+# pixel facts (2, 3, 4). Whoever opens one of these for writing makes it ours.
+OLDER = ("2", "3", "4")
 # Databases that they lack.
 ADDED = frozenset(("leaving",))
 

@@ -19,6 +19,9 @@ Behind the values of metadata, changes, leaving, segments and about stands a che
 
 Integers in keys are big-endian, so that they sort; those in values little-endian.
 
+The columns of an instance's row are two bytes, and the two behind them its pixel facts (dicom/pixelfacts.py).
+Before schema 5 the columns had all four: such a row says 0, which is "not known".
+
 The *serial* of an instance is the sequence of the change that stored it. Three databases are keyed by it
 instead of by the triple: that saves 180 bytes a key, and makes their rows land at the end of the tree, in
 arrival order, on full pages. The *order* of an instance (stored_at, record id) says which of two is the later
@@ -63,14 +66,14 @@ _LEVEL = struct.Struct("<QQ24sII")
 _ORDER = struct.Struct(">Q16s")
 _ID_AND_TIME = struct.Struct("<16sQ")
 
-# location, record id, stored at, digest; dataset offset, deflated; pixels; geometry; frames; metadata;
-# variant; lengths of what follows
-_INSTANCE = struct.Struct("<IQQ16sQ16sQ?QQIIHHBQQQQI16sBB")
+# location, record id, stored at, digest; dataset offset, deflated; pixels; geometry and pixel facts; frames;
+# metadata; variant; lengths of what follows
+_INSTANCE = struct.Struct("<IQQ16sQ16sQ?QQIHHHHBQQQQI16sBB")
 UIDS_AT = _SERIAL.size + _INSTANCE.size  # SOP class and syntax, in an instance's row
 VARIANT_AT = UIDS_AT - VARIANT_BYTES - 2
 _VARIANT_END = VARIANT_AT + VARIANT_BYTES
 METADATA_AT = VARIANT_AT - 12  # its length u64, its slots u32
-_FRAME_KIND = 14  # among these
+_FRAME_KIND = 15  # among these
 _FRAME_KINDS = {int(kind): kind for kind in FrameKind}  # calling the enumeration takes three times as long
 _ORDER_AT = _SERIAL.size + 20  # record id, then stored_at
 _ID_END = _ORDER_AT + 16
@@ -184,6 +187,7 @@ def pack_instance(row: InstanceRow, variant: bytes, answer: bytes) -> bytes:
             row.pixel_length,
             row.rows,
             row.columns,
+            row.pixel_facts,
             row.samples_per_pixel,
             row.bits_allocated,
             row.frame_kind,

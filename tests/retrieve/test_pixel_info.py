@@ -1,4 +1,4 @@
-"""How frames are stored, cut out of DICOM JSON: the same as all of it says, or nothing."""
+"""How frames are stored, said by the row or cut out of DICOM JSON: the same as all of it says, or nothing."""
 
 import random
 
@@ -6,8 +6,11 @@ import orjson
 import pytest
 
 from framecodecs.frameinfo import FrameInfo
+from streamsrv.dicom.pixelfacts import facts_in
+from streamsrv.errors import NotAcceptable, WouldBlock
 from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve import pixel_info as cutting
+from streamsrv.retrieve import pixels
 from streamsrv.retrieve.pixels import description_of, frame_info
 
 MODULE = {
@@ -39,9 +42,10 @@ def text_of(given):
 
 
 class Row:
-    """What an index knows of it."""
+    """What an index knows of it; an old one by default."""
 
-    def __init__(self, given):
+    def __init__(self, given, pixel_facts=0):
+        self.pixel_facts = pixel_facts
         self.record_id, self.metadata_length = bytes(16), len(text_of(given))
         for name, tag in (
             ("rows", "10"),
@@ -64,6 +68,10 @@ class Texts:
         yield from (self.text[at : at + 100] for at in range(0, len(self.text), 100))
 
 
+def refused():
+    raise WouldBlock("a thread has to")
+
+
 def info_of(given):
     return cutting.pixel_info(Texts(given), Row(given), PixelPool(1))
 
@@ -75,6 +83,49 @@ def test_a_ct_is_cut_out_of_its_dataset_and_remembered(monkeypatch):
     assert found == [FrameInfo(5, 6, 1, 16, 12, 11, 1, photometric_interpretation="MONOCHROME1")] * 2
     assert texts.asked == 1
     assert found[0] == frame_info(CT)
+
+
+def test_what_the_row_says_is_not_looked_up():
+    """The very object that the metadata would have given."""
+    texts = Texts(CT)
+    info = cutting.pixel_info(texts, Row(CT, facts_in(CT.get)), PixelPool(1))
+    assert info is frame_info(CT)
+    assert texts.asked == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"00280010": {"vr": "US", "Value": [0]}},
+        {"00280100": {"vr": "US", "Value": [12]}},
+        {"00280004": {"vr": "CS", "Value": ["RGB"]}},
+    ],
+)
+def test_what_makes_no_sense_in_the_row_is_told_from_the_metadata(changes):
+    given, facts = CT | changes, facts_in((CT | {"00280004": changes.get("00280004", CT["00280004"])}).get)
+    assert facts
+    with pytest.raises(NotAcceptable) as said:
+        cutting.pixel_info(Texts(given), Row(given, facts), PixelPool(1))
+    with pytest.raises(NotAcceptable) as expected:
+        frame_info(given)
+    assert str(said.value) == str(expected.value)
+
+
+def test_facts_of_a_later_version_are_not_guessed():
+    texts = Texts(CT)
+    assert cutting.pixel_info(texts, Row(CT, 12 | 0x7F << 9), PixelPool(1)) == frame_info(CT)
+    assert texts.asked == 1
+
+
+def test_a_row_that_says_it_needs_no_text_in_the_loop(monkeypatch):
+    """Of an old one with a long text a thread has to read it."""
+    monkeypatch.setattr(pixels, "QUICK", 10)
+    monkeypatch.setattr(cutting, "QUICK", 10)
+    pool = PixelPool(1)
+    monkeypatch.setattr(pool, "must_not_block", refused)
+    with pytest.raises(WouldBlock):
+        cutting.pixel_info(Texts(CT), Row(CT), pool)
+    assert cutting.pixel_info(Texts(CT), Row(CT, facts_in(CT.get)), pool) == frame_info(CT)
 
 
 ICON = {"00880200": {"vr": "SQ", "Value": [MODULE | {"00280010": {"vr": "US", "Value": [64]}}]}}

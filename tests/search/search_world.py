@@ -40,6 +40,7 @@ def instance(key: tuple[str, str, str], number: int, attributes: JsonDataset) ->
         0,
         16,
         16,
+        0,
         1,
         16,
         FrameKind.NONE,

@@ -57,6 +57,7 @@ def row(key: InstanceKey, number: int = 1, *, text: bytes = b"{}", **facts: Any)
         "pixel_length": 500,
         "rows": 512,
         "columns": 512,
+        "pixel_facts": 12 | 2 << 9,
         "samples_per_pixel": 1,
         "bits_allocated": 16,
         "frame_kind": FrameKind.NATIVE,

@@ -9,6 +9,7 @@ from streamsrv.store.store import Store, StoreOptions
 
 OPTIONS = StoreOptions(segment_size=64 << 10, min_free=0)
 HEAD = b"made-up instance\n"
+PIXEL_FACTS = 8 | 2 << 9
 
 
 def key_of(study, series=1, instance=1):
@@ -46,6 +47,7 @@ def learn(read, row_facts):
         pixel_length=length - 100,
         rows=2,
         columns=3,
+        pixel_facts=PIXEL_FACTS,
         samples_per_pixel=1,
         bits_allocated=8,
         frame_kind=FrameKind.TABLE,

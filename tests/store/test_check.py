@@ -2,12 +2,13 @@ import dataclasses
 import os
 import random
 import shutil
+import struct
 import threading
 import time
 
 import lmdb
 import pytest
-from store_world import derive, get, key_of, open_store, payload_of, put
+from store_world import PIXEL_FACTS, derive, get, key_of, open_store, payload_of, put
 
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.errors import NotDicom, SegmentGone, StoreCorrupt, StoreError, StoreLocked
@@ -16,7 +17,7 @@ from streamsrv.store.claims import Claims
 from streamsrv.store.compact import compact
 from streamsrv.store.index import Index
 from streamsrv.store.index_environment import DATABASES
-from streamsrv.store.index_rows import with_sum
+from streamsrv.store.index_rows import split_triple, with_sum
 from streamsrv.store.index_texts import Inflating, lengths_in, packed
 from streamsrv.store.records import HEADER, Header, Kind
 from streamsrv.store.reindex import reindex
@@ -325,6 +326,26 @@ def test_an_index_without_checksums_is_an_older_one(folder):
     with pytest.raises(StoreError, match="made by another version"):
         checked(folder)
     assert reindex(folder, derive).findings == []
+    assert checked(folder) == []
+
+
+def test_rows_of_an_older_index_lack_pixel_facts(folder):
+    """That is no damage; other facts are. A rebuild gives them what they lack."""
+    whole = rows(folder, "instances")
+    columns_and_facts = struct.pack("<HH", 3, PIXEL_FACTS)
+    for number, (key, value) in enumerate(whole):
+        at = value.index(columns_and_facts) + 2
+        if number % 2:
+            change_row(folder, "instances", (key, value), (key, value[:at] + bytes(2) + value[at + 2 :]))
+    assert checked(folder) == []
+    with open_store(folder) as store:
+        facts = [row.pixel_facts for row in store.index.existing([split_triple(key) for key, _ in whole])]
+    assert facts == [0 if number % 2 else PIXEL_FACTS for number in range(len(whole))]
+    key, value = rows(folder, "instances")[0]
+    change_row(folder, "instances", (key, value), (key, flipped(value, value.index(columns_and_facts) + 2)))
+    assert any("index database instances" in line for line in checked(folder))
+    assert reindex(folder, derive).findings == []
+    assert [value[8:] for _, value in rows(folder, "instances")] == [value[8:] for _, value in whole]
     assert checked(folder) == []
 
 

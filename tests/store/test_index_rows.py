@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from index_examples import row
 
 from streamsrv.dicom.instance import FrameKind
@@ -15,6 +19,7 @@ from streamsrv.store.query import KEEP, QUERY_ATTRIBUTES, Level, attributes_at
 from streamsrv.store.rows import ChangeKind, InstanceKey, Location
 
 KEY = InstanceKey("1.1", "1.2", "1.3")
+U16 = st.integers(0, 0xFFFF)
 
 
 def test_an_instance_row_in_its_parts() -> None:
@@ -31,9 +36,44 @@ def test_an_instance_row_in_its_parts() -> None:
     assert index_rows.instance_answer(moved) == b"answer"
 
 
-def test_facts_that_do_not_fit_are_refused() -> None:
+@given(
+    rows=st.integers(0, 0xFFFFFFFF),
+    columns=U16,
+    pixel_facts=U16,
+    samples_per_pixel=U16,
+    bits_allocated=U16,
+    deflated=st.booleans(),
+    pixel_length=st.integers(0, (1 << 64) - 1),
+)
+def test_whatever_fits_comes_back(**facts: Any) -> None:
+    given_row = row(KEY, 7, **facts)
+    value = index_rows.with_serial(1, index_rows.pack_instance(given_row, b"v" * 16, b"answer"))
+    assert index_rows.unpack_instance(KEY, value) == given_row
+
+
+# As rows were packed before schema 5.
+WITHOUT_FACTS = struct.Struct("<QIQQ16sQ16sQ?QQIIHHBQQQQI16sBB")
+
+
+@given(rows=U16, columns=U16, samples_per_pixel=U16, bits_allocated=U16, deflated=st.booleans())
+def test_rows_that_older_versions_wrote(**facts: Any) -> None:
+    """They are of the same length and say the same, but no pixel facts."""
+    expected = row(KEY, 7, pixel_facts=0, **facts)
+    names = expected._fields[2:5] + expected._fields[7:]
+    values = [getattr(expected, name) for name in names if name != "pixel_facts"]
+    uids = expected.sop_class_uid.encode(), expected.transfer_syntax.encode()
+    head = WITHOUT_FACTS.pack(99, *expected.location, *values, b"v" * 16, *map(len, uids))
+    value = b"".join((head, *uids, b"answer"))
+    assert index_rows.unpack_instance(KEY, value) == expected
+    assert value == index_rows.with_serial(99, index_rows.pack_instance(expected, b"v" * 16, b"answer"))
+    assert index_rows.instance_answer(value) == b"answer"
+    assert index_rows.variant_of(value) == b"v" * 16
+
+
+@pytest.mark.parametrize("name", ["rows", "columns", "pixel_facts", "samples_per_pixel"])
+def test_facts_that_do_not_fit_are_refused(name: str) -> None:
     with pytest.raises(StoreError, match="does not fit"):
-        index_rows.pack_instance(row(KEY, rows=1 << 40), b"v" * 16, b"")
+        index_rows.pack_instance(row(KEY, **{name: 1 << 40}), b"v" * 16, b"")
 
 
 @pytest.mark.parametrize(

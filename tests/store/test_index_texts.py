@@ -1,13 +1,14 @@
 """Metadata texts that are kept together: rows, what is found in them, what goes."""
 
 import random
+import struct
 
 import lmdb
 import pytest
 from index_examples import new_instance
 
-from streamsrv.errors import SegmentGone, StoreCorrupt
-from streamsrv.store import index_texts
+from streamsrv.errors import SegmentGone, StoreCorrupt, StoreError
+from streamsrv.store import index_environment, index_texts
 from streamsrv.store.index import Index
 from streamsrv.store.index_batch import metadata_rows, prepare
 from streamsrv.store.index_environment import OLDER, SCHEMA
@@ -22,7 +23,7 @@ from streamsrv.store.index_texts import (
     texts_at,
     together,
 )
-from streamsrv.store.rows import InstanceKey
+from streamsrv.store.rows import InstanceKey, Location
 
 TEXTS = [b'{"n":%d}' % number for number in range(40)]
 
@@ -300,4 +301,54 @@ def test_an_older_index_is_read_and_becomes_ours_when_it_is_written_to(memory, s
     assert list(texts(index).values()) == TEXTS[:9]
     assert delete(index, 3, 4, 5) == 3
     assert list(texts(index).values()) == [*TEXTS[:3], *TEXTS[6:9]]
+    index.close()
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_later_index_is_refused_and_stays_as_it_is(memory, monkeypatch, read_only):
+    """One of ours by a version that knew schema 4, too: it would take pixel facts for columns."""
+    index = Index.open(memory)
+    index.add_segment()
+    commit(index, short(0))
+    index.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(index_environment, "SCHEMA", "4")
+        patch.setattr(index_environment, "OLDER", ("2", "3"))
+        with pytest.raises(StoreError, match="made by another version"):
+            Index.open(memory, read_only=read_only)
+    index = Index.open(memory)
+    assert (index.about()["schema"], list(texts(index).values())) == (SCHEMA, TEXTS[:1])
+    index.close()
+    change_about(memory, str(int(SCHEMA) + 1).encode())
+    with pytest.raises(StoreError, match="made by another version"):
+        Index.open(memory, read_only=read_only)
+
+
+def test_rows_of_an_index_without_pixel_facts_are_as_before(memory):
+    """Those that are written from then on have them."""
+    index = Index.open(memory)
+    index.add_segment()
+    commit(index, short(0), short(1))
+    whole = index.existing([key_of(0), key_of(1)])
+    index.close()
+    with lmdb.open(str(memory), max_dbs=20) as environment:
+        instances = environment.open_db(b"instances", create=False)
+        with environment.begin(write=True, db=instances) as transaction:
+            facts = struct.pack("<HH", whole[0].columns, whole[0].pixel_facts)
+            for key, value in list(transaction.cursor()):
+                assert value.count(facts) == 1
+                transaction.put(key, value.replace(facts, struct.pack("<I", whole[0].columns)))
+    change_about(memory, b"4")
+    for read_only in (True, False):
+        index = Index.open(memory, read_only=read_only)
+        assert index.existing([key_of(0), key_of(1)]) == [row._replace(pixel_facts=0) for row in whole]
+        assert list(texts(index).values()) == TEXTS[:2]
+        assert index.about()["schema"] == ("4" if read_only else SCHEMA)
+        if read_only:
+            index.close()
+    commit(index, short(2))
+    assert [row.pixel_facts for row in index.lookup(*key_of(2))] == [whole[0].pixel_facts]
+    moved = Location(1, 77, whole[0].location.length)
+    assert index.relocate([(index.existing([key_of(0)])[0], moved)], segment=1, committed_end=1000) == [True]
+    assert index.existing([key_of(0)]) == [whole[0]._replace(pixel_facts=0, location=moved)]
     index.close()

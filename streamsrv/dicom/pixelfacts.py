@@ -1,0 +1,93 @@
+"""How the samples of an image are stored, as one number that stands beside its rows, columns, samples a pixel
+and bits allocated (PS3.3 C.7.6.3):
+
+    bits 0 to 6  Bits Stored            bit 8         Planar Configuration
+    bit 7        Pixel Representation   bits 9 to 15  number of the Photometric Interpretation
+
+Rule: the dataset says all of it plainly, each attribute with one value of its VR, High Bit the one below Bits
+Stored; else the number is 0, and the dataset has to be asked. Index rows hold it: what a number means stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from streamsrv.dicom import tags
+from streamsrv.dicom.instance import JsonElement
+
+UNKNOWN = 0
+# PS3.3 C.7.6.3.1.2. New ones at the end.
+PHOTOMETRIC_INTERPRETATIONS = (
+    "",
+    "MONOCHROME1",
+    "MONOCHROME2",
+    "PALETTE COLOR",
+    "RGB",
+    "YBR_FULL",
+    "YBR_FULL_422",
+    "YBR_PARTIAL_422",
+    "YBR_PARTIAL_420",
+    "YBR_ICT",
+    "YBR_RCT",
+    "XYB",
+)
+_NUMBERS = {term: number for number, term in enumerate(PHOTOMETRIC_INTERPRETATIONS) if term}
+_MOST_BITS = 0x7F
+_SIGN, _PLANES, _COLOUR = 7, 8, 9
+_BESIDE = (tags.ROWS, tags.COLUMNS, tags.BITS_ALLOCATED)
+
+Element = Callable[[str], JsonElement | None]
+
+
+class PixelFacts(NamedTuple):
+    """Planar Configuration is 0 where a pixel has one sample."""
+
+    bits_stored: int
+    pixel_representation: int
+    planar_configuration: int
+    photometric_interpretation: str
+
+
+def facts_in(element: Element) -> int:
+    """Of a dataset whose top-level elements `element` finds by tag; UNKNOWN unless it says them plainly.
+    Floating-point pixels (PS3.3 C.7.6.24, C.7.6.25) are stored otherwise."""
+    if element(tags.FLOAT_PIXEL_DATA) or element(tags.DOUBLE_FLOAT_PIXEL_DATA):
+        return UNKNOWN
+    stored, samples = _unsigned(element, tags.BITS_STORED), _unsigned(element, tags.SAMPLES_PER_PIXEL)
+    sign = _unsigned(element, tags.PIXEL_REPRESENTATION)
+    planes = _unsigned(element, tags.PLANAR_CONFIGURATION) if samples > 1 else 0
+    term = _value(element, tags.PHOTOMETRIC_INTERPRETATION, "CS")
+    colour = _NUMBERS.get(term.strip(), 0) if isinstance(term, str) else 0
+    plain = (
+        0 < stored <= _MOST_BITS
+        and _unsigned(element, tags.HIGH_BIT) == stored - 1
+        and 0 <= sign <= 1
+        and 0 <= planes <= 1
+        and colour
+        and samples > 0
+        and all(_unsigned(element, tag) > 0 for tag in _BESIDE)
+    )
+    return stored | sign << _SIGN | planes << _PLANES | colour << _COLOUR if plain else UNKNOWN
+
+
+def unpacked(facts: int) -> PixelFacts | None:
+    """None if it says nothing."""
+    stored, colour = facts & _MOST_BITS, facts >> _COLOUR
+    if not stored or not 0 < colour < len(PHOTOMETRIC_INTERPRETATIONS):
+        return None
+    term = PHOTOMETRIC_INTERPRETATIONS[colour]
+    return PixelFacts(stored, facts >> _SIGN & 1, facts >> _PLANES & 1, term)
+
+
+def _value(element: Element, tag: str, vr: str) -> Any:
+    """The only one; None unless there is one of this VR."""
+    found = element(tag)
+    values = found.get("Value") if found and found["vr"] == vr else None
+    return values[0] if values and len(values) == 1 else None
+
+
+def _unsigned(element: Element, tag: str) -> int:
+    """-1 unless it is plain."""
+    value = _value(element, tag, "US")
+    return value if isinstance(value, int) else -1
