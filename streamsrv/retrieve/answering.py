@@ -9,7 +9,6 @@ Rules of this file
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -54,14 +53,21 @@ class Accepted(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Retrieval:
     """One retrieve transaction: what is asked for, of which instances, and with what it can be made.
-    `endings` is closed when its answer is not needed any more."""
+    `end` is called when its answer is not needed any more: it calls `endings`, the last one first."""
 
     store: Store
     pool: PixelPool
     request: Request
     target: Target
     selection: Selection
-    endings: ExitStack = field(default_factory=ExitStack)
+    endings: list[Callable[[], None]] = field(default_factory=list)
+
+    def end(self) -> None:
+        if self.endings:
+            try:
+                self.endings.pop()()
+            finally:
+                self.end()
 
     def accepted(self) -> Accepted:
         queries = tuple(value for name, value in self.request.query if name == "accept")
@@ -95,7 +101,7 @@ class Retrieval:
         etag, boundary, built = self._multipart(representation)
         if not not_modified(self.request, etag):
             opened = Opened(body, boundary)
-            self.endings.callback(opened.close)
+            self.endings.append(opened.close)
             built.plan, built.length = [Stream(opened.chunks, None)], None
         return evaluate(self.request, built, etag)
 

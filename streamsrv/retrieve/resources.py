@@ -45,16 +45,15 @@ def answer(store: Store, request: Request, target: Target, pool: PixelPool) -> A
     selection = select(store, target, brief=pool.in_loop)
     if target.kind is Kind.METADATA:
         pool.warm()  # a viewer asks for frames next
-    retrieval = Retrieval(store, pool, request, target, selection)
-    retrieval.endings.callback(selection.release)
+    retrieval = Retrieval(store, pool, request, target, selection, [selection.release])
     try:
         built = KINDS[target.kind](retrieval)
     except BaseException as error:
-        retrieval.endings.close()
+        retrieval.end()
         if isinstance(error, WouldBlock):
             error.then(lambda built: _dated(request, built, selection))
         raise
-    built.descriptor, built.release = selection.lease.fd, retrieval.endings.close
+    built.descriptor, built.release = selection.lease.fd, retrieval.end
     return _dated(request, built, selection)
 
 

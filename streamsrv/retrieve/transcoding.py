@@ -108,16 +108,14 @@ class Transcoder:
         return self.target == EXPLICIT_VR_LITTLE_ENDIAN
 
     def order(self, indices: Sequence[int]) -> Order:
+        length = self.decoded_length
         frames = stored_frames(
-            self.store, self.selection, self.row, indices, self.decoded_length, self._most_at_hand()
+            self.store, self.selection, self.row, indices, length, at_hand_of(self.pool, self.waits)
         )
-        syntax, pixels = stored_syntax(self.row), len(indices) * self.decoded_length
+        syntax, pixels = stored_syntax(self.row), len(indices) * length
         if self.native:
             return Order(work.decode_frames, frames, (syntax, self.info), pixels)
         return Order(work.transcode_frames, frames, (syntax, self.target, self.info), pixels)
-
-    def _most_at_hand(self) -> int | None:
-        return at_hand_of(self.pool, self.waits)
 
     def first_order(self) -> Order:
         """The first batch of all frames."""

@@ -57,9 +57,10 @@ class Actions:
 def is_inline(method: str, target: Target) -> bool:
     if method not in ("GET", "HEAD"):
         return False
-    if target.kind in (Kind.SEARCH, Kind.INSTANCES):
+    route = target.route
+    if route.kind in (Kind.SEARCH, Kind.INSTANCES):
         return True
-    return target.level is Level.INSTANCE and target.kind in INLINE
+    return route.level is Level.INSTANCE and route.kind in INLINE
 
 
 def compute(actions: Actions, request: Request, target: Target) -> Answer:

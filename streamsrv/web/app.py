@@ -172,15 +172,16 @@ class App(HTTPServerConnectionDelegate):
     def _admit_target(self, head: Head, length: int, origin: Origin, target: Target) -> Job | Intake:
         if head.method == "OPTIONS":
             return self._capabilities(head, base_url(origin.base, target.version), target.route)
-        if target.kind is Kind.LIVE:
+        kind = target.kind
+        if kind is Kind.LIVE:
             return Job(health.live, inline=True)
-        if target.kind is Kind.READY:
+        if kind is Kind.READY:
             return Job(lambda: health.ready(draining=self.draining, store_open=self.store_open), inline=True)
         if head.method in WRITING and self.settings.read_only:
             raise Forbidden("this server is read-only")
         request = head.request(base_url(origin.base, target.version), parse_query(head.query), target.version)
-        if target.kind in (Kind.OPENAPI, Kind.YAML):
-            return Job(lambda: openapi.answer(request, target.kind), inline=True)
+        if kind in (Kind.OPENAPI, Kind.YAML):
+            return Job(lambda: openapi.answer(request, kind), inline=True)
         if head.method == "POST":
             return self._intake(request, target, length)
         return Job(lambda: self._compute(request, target), inline=is_inline(head.method, target))

@@ -37,6 +37,7 @@ _RANGE = re.compile(r"([0-9]{1,4000})[ \t]*-[ \t]*([0-9]{1,4000})?|-[ \t]*([0-9]
 _KEPT_IN_304 = frozenset(
     ("cache-control", "content-location", "date", "etag", "expires", "last-modified", "vary")
 )
+_CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "if-range"))
 # Seconds after which a change is dated: its own second is over, and clocks may differ by one.
 SETTLED = 2
 
@@ -62,7 +63,7 @@ def not_modified(request: Request, etag: str) -> bool:
 def is_conditional(names: Iterable[str]) -> bool:
     """Whether headers of RFC 9110 13.1 are among these (in lower case), so that the answer may be none of
     what is asked for."""
-    return any(name.startswith("if-") for name in names)
+    return not _CONDITIONS.isdisjoint(names)
 
 
 def evaluate(request: Request, answer: Answer, etag: str) -> Answer:

@@ -125,7 +125,7 @@ class Offer(NamedTuple):
     @property
     def content_type(self) -> str:
         """Of the single part, or of each part: with its transfer syntax."""
-        return media_type_text(self.media_type, {"transfer-syntax": self.syntax} if self.syntax else {})
+        return _content_type(self.media_type, self.syntax)
 
     def __str__(self) -> str:
         """As a client asks for it."""
@@ -133,6 +133,11 @@ class Offer(NamedTuple):
             return self.content_type
         text = f'{MULTIPART}; type="{self.media_type}"'
         return f"{text}; transfer-syntax={self.syntax}" if self.syntax else text
+
+
+@lru_cache(maxsize=256)
+def _content_type(media_type: str, syntax: str) -> str:
+    return media_type_text(media_type, {"transfer-syntax": syntax} if syntax else {})
 
 
 def elect(
