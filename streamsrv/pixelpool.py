@@ -172,15 +172,14 @@ class PixelPool:
 
     def submit(self, order: Order) -> Answer:
         """Wait for it with `results`."""
-        pool, told = self._pool or self._running(), {}
-        if self._watch is not None and order.pixels <= TAKEN_IN_LOOP and get_ident() == self._loop:
-            told = {"here": True}
+        pool, deadline = self._pool or self._running(), self._deadline(order)
+        try:
+            if self._watch is None or order.pixels > TAKEN_IN_LOOP or get_ident() != self._loop:
+                return pool.submit(order.work, order.frames, *order.arguments, deadline=deadline)
             if not self._watched:
                 self._watch(pool.arrivals.fileno(), pool.receive)
                 self._watched = True
-        deadline = self._deadline(order)
-        try:
-            return pool.submit(order.work, order.frames, *order.arguments, deadline=deadline, **told)
+            return pool.submit(order.work, order.frames, *order.arguments, deadline=deadline, here=True)
         except codec_errors.FrameCodecError as error:
             raise translated(error) from error
 

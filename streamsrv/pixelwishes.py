@@ -204,18 +204,15 @@ class Company:
         less certain than a walk."""
         self._wishes.see(walk)
         if processes is not None and self._is_beside_others(processes):
-            self._beside += self._beside < SURE
+            self._beside = min(self._beside + 1, SURE)
         else:
-            self._beside -= self._beside > 0
-        if processes is None or processes.most > 2:
-            return True
-        return processes.most > 1 + self._has_company
+            self._beside = max(self._beside - 1, 0)
+        return processes is None or processes.most > 2 or processes.most > 1 + self._has_company
 
     def _is_beside_others(self, processes: Processes) -> bool:
         """Of this worker, or of one that has taken the processes which this one has not."""
-        if self._asked_for(processes) > 1:
-            return True
-        return processes.unfinished < processes.most and not processes.is_idle
+        unfinished = processes.unfinished
+        return unfinished - len(self._ahead) > 1 or (unfinished < processes.most and not processes.is_idle)
 
     def _asked_for(self, processes: Processes) -> int:
         return processes.unfinished - len(self._ahead)
@@ -230,4 +227,4 @@ class Company:
 
     @property
     def _has_company(self) -> bool:
-        return not self._wishes.is_alone or self._beside > SURE // 2
+        return self._beside > SURE // 2 or not self._wishes.is_alone

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar, cast
 log = logging.getLogger("framecodecs")
 
 PENDING, DONE, FAILED, CANCELLED = range(4)
+FAILED_TO_HEAR = "who was told of an outcome failed"
 
 Value = TypeVar("Value")
 
@@ -62,7 +63,10 @@ class Outcome(Generic[Value]):
         if self._waiting is not None:
             self._waiting.set()
         for callback in callbacks:
-            self._call(callback)
+            try:
+                callback(self)
+            except Exception:
+                log.exception(FAILED_TO_HEAR)
         return True
 
     def add_done_callback(self, callback: Callable[[Any], object]) -> None:
@@ -71,13 +75,10 @@ class Outcome(Generic[Value]):
             if self._state == PENDING:
                 self._callbacks += (callback,)
                 return
-        self._call(callback)
-
-    def _call(self, callback: Callable[[Any], object]) -> None:
         try:
             callback(self)
         except Exception:
-            log.exception("who was told of an outcome failed")
+            log.exception(FAILED_TO_HEAR)
 
     def wait(self, seconds: float | None = None) -> bool:
         """Whether it is done within that time."""

@@ -59,6 +59,7 @@ class FramePool:
             entrance = self._own_processes(workers or 1, first)
         self._board = mmap.mmap(entrance.board, 0)
         self.most = len(self._board)
+        self._most_open = self.limits.waiting + self.most
         self._queue = socket.socket(fileno=os.dup(entrance.orders))
         self._asking = os.dup(entrance.asking)
         self._tell_idle = idle
@@ -145,7 +146,10 @@ class FramePool:
     ) -> Answer:
         """Has `work(frames, *arguments)` done by a process; raises QueueFull if `waiting` orders of this pool
         wait already, Unavailable if nobody could take it. `here`: who watches `arrivals` will receive it."""
-        self._check_place()
+        if self._closed:
+            raise Unavailable("the pool is closed")
+        if len(self._open) >= self._most_open:
+            self._check_place()
         return self._submitted(work, frames, arguments, deadline, self.arrivals if here else self._answers)
 
     def submit_if_idle(
@@ -158,12 +162,7 @@ class FramePool:
 
     def _check_place(self) -> None:
         """Those that were sent in advance take nobody's place."""
-        if self._closed:
-            raise Unavailable("the pool is closed")
-        most = self.limits.waiting + self.most
-        if len(self._open) < most:
-            return
-        if sum(not order.in_advance for order in list(self._open.values())) >= most:
+        if sum(not order.in_advance for order in list(self._open.values())) >= self._most_open:
             raise QueueFull(f"{self.limits.waiting} orders are waiting already")
 
     def _submitted(

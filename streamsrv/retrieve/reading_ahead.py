@@ -117,14 +117,42 @@ _walks: WeakKeyDictionary[PixelPool, Walks] = WeakKeyDictionary()
 def asked(
     store: Store, pool: PixelPool, row: InstanceRow, index: int, representation: Hashable, make: Make
 ) -> None:
-    """A frame was asked for, in a representation that `make` gives to others. Costs microseconds."""
+    """A frame was asked for, in a representation that `make` gives to others. Costs microseconds, and less
+    than anything else where nobody walks and no process may be left for others of the series."""
     walks = _walks.get(pool)
     if walks is None:
         walks = _walks.setdefault(pool, Walks())
+    order: Order | None = None
     if row.number_of_frames > 1:
-        _Asked(store, pool, walks, row, make, (row.record_id, representation)).frame(index)
+        what: Hashable = row.record_id, representation
+        before = walks.visit(what, index)
+        places = following(index, [place for place in before if isinstance(place, int)], PLACES)
     else:
-        _Asked(store, pool, walks, row, make, (row.key[:2], representation)).instance()
+        what = row.key[:2], representation
+        before = walks.visit(what, row.key.instance)
+        order = walks.orders.known(row)
+        places = _following(order, row.key.instance, before) if order is not None else []
+    any_order = not _is_walk(places) and pool.see(what)
+    if places or any_order or (order is None and row.number_of_frames <= 1):
+        one = _Asked(store, pool, walks, row, make, what)
+        if row.number_of_frames > 1:
+            one.frame(index, before, places, any_order)
+        else:
+            one.instance(order, before, places, any_order)
+    elif before:
+        pool.wishes.drop(what)
+
+
+def _following(order: Order, here: str, before: Iterable[Place]) -> list[int]:
+    """Of the instance `here`, where it has a place."""
+    place = order.places.get(here)
+    if place is None:
+        return []
+    visited = []
+    for uid in before:
+        if isinstance(uid, str) and (other := order.places.get(uid)) is not None:
+            visited.append(other)
+    return following(place, visited, PLACES)
 
 
 @dataclass(slots=True, eq=False)
@@ -138,60 +166,44 @@ class _Asked:
     make: Make
     what: Hashable
 
-    def frame(self, index: int) -> None:
-        before = self.walks.visit(self.what, index)
-        places = following(index, [place for place in before if isinstance(place, int)], PLACES)
+    def frame(self, index: int, before: Sequence[Place], places: Sequence[int], any_order: bool) -> None:
+        """`places` lead on; `any_order`: others of the instance may be worth making."""
         others = None
-        if self._is_in_any_order(places):
+        if any_order:
             coverage = self.walks.coverages.ask(self.what, None, self.row.number_of_frames, index)
             others = self._others(coverage, self._frame) if coverage is not None else None
-        self._wish(before, self._frames(places) if places else None, others)
+        self._wish(before, places, self._frames(places) if places else None, others)
 
-    def instance(self) -> None:
-        before = self.walks.visit(self.what, self.row.key.instance)
-        order, others = self.walks.orders.known(self.row), None
-        places = self._following(order, before) if order is not None else []
-        if self._is_in_any_order(places) and order is not None:
+    def instance(
+        self, order: Order | None, before: Sequence[Place], places: Sequence[int], any_order: bool
+    ) -> None:
+        """The same of the series. Whether it is a step will be seen where the order is not known yet."""
+        others = None
+        if any_order and order is not None:
             coverage = self._coverage(order, ())
             others = self._others(coverage, partial(self._instance, order)) if coverage is not None else None
-        # Whether it is a step will be seen where the order is not known yet.
         wish = self._instances(before) if order is None or places else None
-        self._wish(before, wish, others)
-
-    def _is_in_any_order(self, places: Sequence[int]) -> bool:
-        """Whether this is no walk, and others of the series may be worth making."""
-        if not _is_walk(places):
-            return self.pool.see(self.what)
-        self.pool.wishes.see(self.what)
-        self.pool.wishes.drop(self._in_any_order)
-        return False
-
-    @property
-    def _in_any_order(self) -> Hashable:
-        return self.what, "in any order"
+        self._wish(before, places, wish, others)
 
     def _wish(
-        self, before: Sequence[Place], wish: Iterator[Making] | None, others: Iterator[Making] | None
+        self,
+        before: Sequence[Place],
+        places: Sequence[int],
+        wish: Iterator[Making] | None,
+        others: Iterator[Making] | None,
     ) -> None:
-        wishes = self.pool.wishes
+        wishes, in_any_order = self.pool.wishes, (self.what, "in any order")
+        if _is_walk(places):
+            wishes.see(self.what)
+            wishes.drop(in_any_order)
         if before and wish is not None:
             wishes.put(self.what, wish)
         elif before:
             wishes.drop(self.what)
         if before and others is not None:
-            wishes.keep(self._in_any_order, others)
+            wishes.keep(in_any_order, others)
 
     # Walks
-
-    def _following(self, order: Order, before: Iterable[Place]) -> list[int]:
-        here = order.places.get(self.row.key.instance)
-        if here is None:
-            return []
-        places = []
-        for uid in before:
-            if isinstance(uid, str) and (place := order.places.get(uid)) is not None:
-                places.append(place)
-        return following(here, places, PLACES)
 
     def _frames(self, places: Sequence[int]) -> Iterator[Making]:
         walk = self.walks.walk(self.what)
@@ -201,7 +213,7 @@ class _Asked:
 
     def _instances(self, before: Sequence[Place]) -> Iterator[Making]:
         order = self.walks.orders.learn(self.store, self.row)
-        places = self._following(order, before)
+        places = _following(order, self.row.key.instance, before)
         if not _is_walk(places):
             self._coverage(order, before)
         for place in places[: self.pool.read_ahead]:
