@@ -7,8 +7,9 @@
 
     the file         BEGUN | frames, back to back | what is said of them
     of an order      deadline, cores, places of the frames, pickle: (function, arguments)
-    of an answer     JSON: {"sizes": [...], "infos": [...]} or {"error": name, "detail": ..., "hint": ...}
-                     an info is the values of a FrameInfo, in the order of its fields
+    of an answer     the lengths of the frames in decimal, a line feed, JSON: [info, ...]; or JSON:
+                     {"error": name, "detail": ..., "hint": ...}
+                     an info is null or the values of a FrameInfo, in the order of its fields
     BEGUN            the process that has taken the order, and when, by the monotonic clock; before that,
                      what was said of an order that had the file earlier, or zeros
 
@@ -213,8 +214,20 @@ def _stored(file: int, size: int, offset: int) -> bytes:
 
 
 def answer_of(results: Sequence[Result]) -> bytes:
-    infos = [None if info is None else _values(info) for _, info in results]
-    return json.dumps({"sizes": [len(frame) for frame, _ in results], "infos": infos}).encode()
+    sizes = " ".join([str(len(frame)) for frame, _ in results])
+    infos = ",".join([_text_of_info(info) for _, info in results])
+    return f"{sizes}\n[{infos}]".encode()
+
+
+@lru_cache(maxsize=64)
+def _text_of_info(info: FrameInfo | None) -> str:
+    return json.dumps(None if info is None else _values(info))
+
+
+@lru_cache(maxsize=64)
+def _infos_in(text: bytes) -> tuple[FrameInfo | None, ...]:
+    """What is said in the same words is read once."""
+    return tuple(None if values is None else _info_of(*values) for values in json.loads(text))
 
 
 def answer_of_error(error: FrameCodecError) -> bytes:
@@ -226,12 +239,14 @@ def answer_of_error(error: FrameCodecError) -> bytes:
 def read_answer(message: bytes, file: int) -> list[Result]:
     """The results; raises the process's error, or WorkerCrashed if it speaks nonsense."""
     try:
-        said = json.loads(get_said(file, message))
-        if "error" not in said:
-            infos = [None if info is None else _info_of(*info) for info in said["infos"]]
-            return list(zip(_back_to_back(file, [int(n) for n in said["sizes"]]), infos, strict=True))
+        text = get_said(file, message)
+        if not text.startswith(b"{"):
+            sizes, _, infos = text.partition(b"\n")
+            read = _infos_in if len(infos) <= SHORT_SAID else _infos_in.__wrapped__
+            return list(zip(_back_to_back(file, list(map(int, sizes.split()))), read(infos), strict=True))
+        said = json.loads(text)
         name, detail, hint = str(said["error"]), str(said["detail"]), str(said["hint"])
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, MemoryError, OSError) as error:
         raise WorkerCrashed("the worker's answer cannot be read") from error
     kind = BY_NAME.get(name, FrameCodecError)
     raise Unsupported(detail, hint) if kind is Unsupported else kind(detail)

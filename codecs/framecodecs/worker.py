@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 
 from framecodecs import cores
@@ -44,6 +45,7 @@ from framecodecs.wireform import (
 )
 
 DESCRIPTORS = 2  # with an order: its pipe, its file
+ROOM_FOR_DESCRIPTORS = socket.CMSG_SPACE((DESCRIPTORS + STORED_FILES) * array("i").itemsize)
 
 
 class Taken:
@@ -82,9 +84,8 @@ class Queue:
 
     def take(self, flags: int = 0) -> Taken | None:
         """None at the end; BlockingIOError with MSG_DONTWAIT if there is none now."""
-        message, descriptors, _, _ = socket.recv_fds(
-            self._socket, LONGEST_MESSAGE, DESCRIPTORS + STORED_FILES, flags
-        )
+        message, handed, _, _ = self._socket.recvmsg(LONGEST_MESSAGE, ROOM_FOR_DESCRIPTORS, flags)
+        descriptors = array("i", handed[0][2]) if handed else ()
         return Taken(message, descriptors) if len(descriptors) >= DESCRIPTORS else None
 
     def __iter__(self) -> Iterator[Taken]:
@@ -168,10 +169,11 @@ def main(arguments: Sequence[str]) -> None:
     os.close(file)
     fall_silent()
     board[place] = IDLE[0]
+    pid = os.getpid()
     for number, taken in enumerate(Queue(queue)):
         if not number:
             limit_memory(memory)
-        put_begun(taken.file, Begun(os.getpid(), time.monotonic()))
+        put_begun(taken.file, Begun(pid, time.monotonic()))
         board[place] = BUSY[0]  # after that: nobody is to take it for an order of somebody else
         message = serve(taken) if taken.is_wanted else b""
         if number + 1 < lifetime:
