@@ -22,7 +22,7 @@ from streamsrv.dicom.elements import Elements
 from streamsrv.dicom.filemeta import Encoding, encoding_of, read_file_meta
 from streamsrv.dicom.fragments import scan_items
 from streamsrv.dicom.frames import Encapsulated, Geometry, native_frames, whole_value
-from streamsrv.dicom.instance import BulkValue, FrameKind, Frames, JsonDataset, SOPInstance
+from streamsrv.dicom.instance import BulkValue, FrameKind, Frames, JsonDataset, JsonElement, SOPInstance
 from streamsrv.dicom.mould import GEOMETRY, UID, UIDS, Layout
 from streamsrv.dicom.pixelfacts import facts_in
 from streamsrv.dicom.repeats import Repeats
@@ -103,6 +103,7 @@ class _Reader:
             tags.AVAILABLE_TRANSFER_SYNTAX_UID: {"vr": "UI", "Value": [available]},
         }
         self.writer = MetadataWriter(emit, keep | _FACTS, extra, limits, encoding.little)
+        self._element: Callable[[str], JsonElement | None] = self.writer.element
         if encoding.warning:
             self.writer.warn(tags.TRANSFER_SYNTAX_UID, encoding.warning)
 
@@ -119,6 +120,7 @@ class _Reader:
         )
         elements = self._elements
         self.writer.write(repeats.events(elements, self.writer) if repeats else elements.walk())
+        self._element = self.writer.kept.get  # by now they are all there
 
     def _skip_fragments(self, tag: int, start: int, end: int, little: bool) -> int:
         """Fragments begin at `start`: lay out the frames if these are the instance's Pixel Data."""
@@ -152,7 +154,7 @@ class _Reader:
         return (values[0], values[1]) if len(values) == 2 and not self._encoding.deflated else None
 
     def _value(self, key: str) -> Any:
-        element = self.writer.element(key)
+        element = self._element(key)
         values = element.get("Value") if element else None
         return values[0] if values else None
 
@@ -179,7 +181,7 @@ class _Reader:
     def _pixel_data(self) -> tuple[str, BulkValue | None] | None:
         """The pixel data element that is there, and its value unless it is empty."""
         for key in _PIXELS:
-            if self.writer.element(key):
+            if self._element(key):
                 return key, next((value for value in self.writer.bulk if value.path == key), None)
         return None
 
@@ -231,7 +233,7 @@ class _Reader:
             columns=geometry.columns,
             samples_per_pixel=geometry.samples_per_pixel,
             bits_allocated=geometry.bits_allocated,
-            pixel_facts=facts_in(writer.element),
+            pixel_facts=facts_in(self._element),
             frames=frames,
             attributes=attributes,
             metadata_length=writer.length,

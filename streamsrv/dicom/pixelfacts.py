@@ -32,10 +32,18 @@ PHOTOMETRIC_INTERPRETATIONS = (
     "YBR_RCT",
     "XYB",
 )
-_NUMBERS = {term: number for number, term in enumerate(PHOTOMETRIC_INTERPRETATIONS) if term}
+_COLOURS: dict[Any, int] = {term: number for number, term in enumerate(PHOTOMETRIC_INTERPRETATIONS) if term}
 _MOST_BITS = 0x7F
 _SIGN, _PLANES, _COLOUR = 7, 8, 9
-_BESIDE = (tags.ROWS, tags.COLUMNS, tags.BITS_ALLOCATED)
+_NUMBERS = (
+    tags.ROWS,
+    tags.COLUMNS,
+    tags.BITS_ALLOCATED,
+    tags.SAMPLES_PER_PIXEL,
+    tags.BITS_STORED,
+    tags.HIGH_BIT,
+    tags.PIXEL_REPRESENTATION,
+)
 
 Element = Callable[[str], JsonElement | None]
 
@@ -52,21 +60,27 @@ class PixelFacts(NamedTuple):
 def facts_in(element: Element) -> int:
     """Of a dataset whose top-level elements `element` finds by tag; UNKNOWN unless it says them plainly.
     Floating-point pixels (PS3.3 C.7.6.24, C.7.6.25) are stored otherwise."""
-    if element(tags.FLOAT_PIXEL_DATA) or element(tags.DOUBLE_FLOAT_PIXEL_DATA):
-        return UNKNOWN
-    stored, samples = _unsigned(element, tags.BITS_STORED), _unsigned(element, tags.SAMPLES_PER_PIXEL)
-    sign = _unsigned(element, tags.PIXEL_REPRESENTATION)
-    planes = _unsigned(element, tags.PLANAR_CONFIGURATION) if samples > 1 else 0
-    term = _value(element, tags.PHOTOMETRIC_INTERPRETATION, "CS")
-    colour = _NUMBERS.get(term.strip(), 0) if isinstance(term, str) else 0
+    values = []
+    for tag in _NUMBERS:
+        value = _only(element(tag), "US")
+        if value is None:
+            return UNKNOWN
+        values.append(value)
+    rows, columns, allocated, samples, stored, high, sign = values
+    planes = _only(element(tags.PLANAR_CONFIGURATION), "US") if samples > 1 else 0
+    colour = _COLOURS.get(_only(element(tags.PHOTOMETRIC_INTERPRETATION), "CS"), 0)
     plain = (
-        0 < stored <= _MOST_BITS
-        and _unsigned(element, tags.HIGH_BIT) == stored - 1
-        and 0 <= sign <= 1
-        and 0 <= planes <= 1
-        and colour
-        and samples > 0
-        and all(_unsigned(element, tag) > 0 for tag in _BESIDE)
+        colour
+        and planes in (0, 1)
+        and sign in (0, 1)
+        and 0 < stored <= _MOST_BITS
+        and high == stored - 1
+        and rows
+        and columns
+        and allocated
+        and samples
+        and not element(tags.FLOAT_PIXEL_DATA)
+        and not element(tags.DOUBLE_FLOAT_PIXEL_DATA)
     )
     return stored | sign << _SIGN | planes << _PLANES | colour << _COLOUR if plain else UNKNOWN
 
@@ -80,14 +94,7 @@ def unpacked(facts: int) -> PixelFacts | None:
     return PixelFacts(stored, facts >> _SIGN & 1, facts >> _PLANES & 1, term)
 
 
-def _value(element: Element, tag: str, vr: str) -> Any:
-    """The only one; None unless there is one of this VR."""
-    found = element(tag)
-    values = found.get("Value") if found and found["vr"] == vr else None
+def _only(element: JsonElement | None, vr: str) -> Any:
+    """Its value; None unless there is one, of this VR."""
+    values = element.get("Value") if element and element["vr"] == vr else None
     return values[0] if values and len(values) == 1 else None
-
-
-def _unsigned(element: Element, tag: str) -> int:
-    """-1 unless it is plain."""
-    value = _value(element, tag, "US")
-    return value if isinstance(value, int) else -1

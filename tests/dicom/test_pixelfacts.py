@@ -65,7 +65,7 @@ SAID = {
     ),
     "planes": (COLOUR, PixelFacts(12, 0, 1, "RGB"), 12 | 1 << 8 | 4 << 9),
     "planes of one sample": (CT | {"00280006": us(1)}, PixelFacts(12, 0, 0, "MONOCHROME2"), 12 | 2 << 9),
-    "blanks": (CT | {"00280004": cs(" XYB")}, PixelFacts(12, 0, 0, "XYB"), 12 | 11 << 9),
+    "another colour": (CT | {"00280004": cs("XYB")}, PixelFacts(12, 0, 0, "XYB"), 12 | 11 << 9),
 }
 
 
@@ -91,6 +91,7 @@ ODD = {
     "no word about planes": {tag: one for tag, one in COLOUR.items() if tag != "00280006"},
     "an unknown colour": CT | {"00280004": cs("HSV")},
     "the colour that none is": CT | {"00280004": cs("")},
+    "a colour with a blank": CT | {"00280004": cs(" MONOCHROME2")},
     "no colour": {tag: one for tag, one in CT.items() if tag != "00280004"},
     "a colour as number": CT | {"00280004": us(1)},
     "no samples": CT | {"00280002": us(0)},
