@@ -127,6 +127,9 @@ class Wishes(Generic[Wished]):
         while len(wishes) > WALKS:
             wishes.popitem(last=False)
 
+    def __contains__(self, walk: Hashable) -> bool:
+        return walk in self._wishes
+
     def __bool__(self) -> bool:
         return bool(self._wishes or self._uncertain)
 

@@ -133,7 +133,10 @@ def asked(
         order = walks.orders.known(row)
         places = _following(order, row.key.instance, before) if order is not None else []
     any_order = not _is_walk(places) and pool.see(what)
-    if places or any_order or (order is None and row.number_of_frames <= 1):
+    is_known = order is not None or row.number_of_frames > 1
+    if not is_known and what in pool.wishes and row not in walks.orders:
+        return  # nobody had time yet to look up the order: what is wished for already will do
+    if places or any_order or not is_known:
         one = _Asked(store, pool, walks, row, make, what)
         if row.number_of_frames > 1:
             one.frame(index, before, places, any_order)
@@ -178,11 +181,13 @@ class _Asked:
         self, order: Order | None, before: Sequence[Place], places: Sequence[int], any_order: bool
     ) -> None:
         """The same of the series. Whether it is a step will be seen where the order is not known yet."""
-        others = None
+        wish, others = None, None
         if any_order and order is not None:
-            coverage = self._coverage(order, ())
+            coverage = self._coverage(order, (self.row.key.instance,))
             others = self._others(coverage, partial(self._instance, order)) if coverage is not None else None
-        wish = self._instances(before) if order is None or places else None
+        wish = (
+            self._first_instances() if order is None else self._instances(order, places) if places else None
+        )
         self._wish(before, places, wish, others)
 
     def _wish(
@@ -211,11 +216,16 @@ class _Asked:
             if 0 <= place < self.row.number_of_frames and walk.wish(place):
                 yield from self._step(places, place, self._frame)
 
-    def _instances(self, before: Sequence[Place]) -> Iterator[Making]:
+    def _first_instances(self) -> Iterator[Making]:
+        """Of a series whose order is not known yet. Others may have been asked for until it is."""
         order = self.walks.orders.learn(self.store, self.row)
-        places = _following(order, self.row.key.instance, before)
+        uids = [uid for uid in self.walks.walk(self.what).visited.copy() if isinstance(uid, str)]
+        places = _following(order, uids[-1], uids[-2::-1]) if uids else []
         if not _is_walk(places):
-            self._coverage(order, before)
+            self._coverage(order, uids)
+        yield from self._instances(order, places)
+
+    def _instances(self, order: Order, places: Sequence[int]) -> Iterator[Making]:
         for place in places[: self.pool.read_ahead]:
             if 0 <= place < len(order.uids) and self.walks.walk(self.what).wish(order.uids[place]):
                 yield from self._step(places, place, partial(self._instance, order))
@@ -232,10 +242,8 @@ class _Asked:
 
     # In any order
 
-    def _coverage(self, order: Order, before: Iterable[Place]) -> Coverage | None:
-        """If others of the series are worth making; `before` may have been asked for when there was no order
-        yet."""
-        uids = (*(uid for uid in before if isinstance(uid, str)), self.row.key.instance)
+    def _coverage(self, order: Order, uids: Iterable[str]) -> Coverage | None:
+        """If others of the series are worth making. Those were asked for, the latest one last."""
         places = [order.places[uid] for uid in uids if uid in order.places]
         if not places:
             return None

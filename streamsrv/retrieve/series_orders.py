@@ -54,6 +54,10 @@ class Orders:
         self._lock = threading.Lock()
         self._orders: OrderedDict[tuple[str, str], Order] = OrderedDict()
 
+    def __contains__(self, row: InstanceRow) -> bool:
+        """Whether there is one of its series, be it from before this instance came."""
+        return row.key[:2] in self._orders
+
     def known(self, row: InstanceRow) -> Order | None:
         """Of the row's series, if it is known and the instance has a place in it (unless it is too long)."""
         series = row.key[:2]
