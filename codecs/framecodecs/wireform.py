@@ -28,6 +28,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import lru_cache
+from itertools import starmap
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -91,10 +92,12 @@ def _pickled(work: Work, arguments: tuple[Any, ...]) -> bytes:
 
 
 def text_of(order: Order) -> bytes:
-    what = _pickled if _is_value(order.arguments) else _pickled.__wrapped__
+    try:
+        what = _pickled(order.work, order.arguments)
+    except TypeError:  # something of them can be changed, and has no hash
+        what = _pickled.__wrapped__(order.work, order.arguments)
     head = _ORDER.pack(order.deadline, order.cores, len(order.places))
-    places = (_PLACE.pack(*place) for place in order.places)
-    return b"".join((head, *places, what(order.work, order.arguments)))
+    return b"".join((head, *starmap(_PLACE.pack, order.places), what))
 
 
 def order_in(text: bytes) -> Order:
