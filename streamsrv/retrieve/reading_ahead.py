@@ -181,13 +181,15 @@ class _Asked:
         self, order: Order | None, before: Sequence[Place], places: Sequence[int], any_order: bool
     ) -> None:
         """The same of the series. Whether it is a step will be seen where the order is not known yet."""
-        wish, others = None, None
+        wish: Iterator[Making] | None = None
+        others: Iterator[Making] | None = None
         if any_order and order is not None:
             coverage = self._coverage(order, (self.row.key.instance,))
             others = self._others(coverage, partial(self._instance, order)) if coverage is not None else None
-        wish = (
-            self._first_instances() if order is None else self._instances(order, places) if places else None
-        )
+        if order is None:
+            wish = self._first_instances()
+        elif places:
+            wish = self._instances(order, places)
         self._wish(before, places, wish, others)
 
     def _wish(
