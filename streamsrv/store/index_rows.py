@@ -77,7 +77,7 @@ _FRAME_KIND = 15  # among these
 _FRAME_KINDS = {int(kind): kind for kind in FrameKind}  # calling the enumeration takes three times as long
 _ORDER_AT = _SERIAL.size + 20  # record id, then stored_at
 _ID_END = _ORDER_AT + 16
-
+_new = tuple.__new__  # of a named tuple whose parts are all there: calling its class takes longer
 
 UNREADABLE = "a row of the database instances cannot be read: run check, then reindex"
 
@@ -260,7 +260,7 @@ def unpack_instance(key: InstanceKey, value: bytes) -> InstanceRow:
         raise StoreCorrupt(UNREADABLE) from error
     syntaxes = uids[:sop_class], uids[sop_class:]
     others = *facts[6:_FRAME_KIND], kind, *facts[_FRAME_KIND + 1 : -3]
-    return InstanceRow._make((key, Location(*facts[:3]), *facts[3:6], *syntaxes, *others))
+    return _new(InstanceRow, (key, _new(Location, facts[:3]), *facts[3:6], *syntaxes, *others))
 
 
 def moved(value: bytes, location: Location) -> bytes:
