@@ -8,7 +8,9 @@ chrominance samples for every two pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -83,11 +85,15 @@ class FrameInfo:
             (self.frame_length <= MAX_FRAME_BYTES, f"a frame would take {self.frame_length} bytes"),
         )
 
-    @property
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes alone: equal ones are pickled to the same bytes, whatever was asked of them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @cached_property
     def subsampled(self) -> bool:
         return self.photometric_interpretation in ("YBR_FULL_422", "YBR_PARTIAL_422")
 
-    @property
+    @cached_property
     def frame_length(self) -> int:
         """Bytes of one native frame, without a padding byte."""
         samples, columns = self.samples_per_pixel, self.columns
@@ -95,18 +101,18 @@ class FrameInfo:
             samples, columns = 2, columns + columns % 2
         return (self.rows * columns * samples * self.bits_allocated + 7) // 8
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Rows, columns and, for colour, samples: the interleaved array."""
         plane = (self.rows, self.columns)
         return plane if self.samples_per_pixel == 1 else (*plane, self.samples_per_pixel)
 
-    @property
+    @cached_property
     def container(self) -> np.dtype[np.generic]:
         """The unsigned little-endian type that one sample is allocated in; a byte for one bit, unpacked."""
         return np.dtype(f"<u{max(self.bits_allocated // 8, 1)}")
 
-    @property
+    @cached_property
     def sample_type(self) -> np.dtype[np.generic]:
         """The type that gives a native sample its value."""
         kind = "f" if self.floating else "iu"[self.pixel_representation == 0]

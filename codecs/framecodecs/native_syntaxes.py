@@ -27,7 +27,9 @@ def whole_header(frame: bytes, info: FrameInfo) -> Header:
     return Header(info.rows, info.columns, info.samples_per_pixel, info.bits_allocated, 0, len(frame))
 
 
-def decode_little_endian(frame: bytes, info: FrameInfo, header: Header) -> tuple[bytes, FrameInfo]:
+def decode_little_endian(
+    frame: bytes, info: FrameInfo, header: Header | None = None
+) -> tuple[bytes, FrameInfo]:
     return native(frame, info)
 
 

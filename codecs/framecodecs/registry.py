@@ -20,7 +20,7 @@ from framecodecs.errors import CodestreamError, EncodeError, Unsupported
 from framecodecs.families import FAMILIES, Family
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.libraries import LIBRARIES, available, first_available
-from framecodecs.native_syntaxes import swap_words
+from framecodecs.native_syntaxes import decode_little_endian, swap_words
 from framecodecs.options import EncodeOptions
 
 JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
@@ -111,6 +111,7 @@ _ROWS = (
     ("1.2.840.10008.1.2.4.108", "HEVC/H.265 Main 10 5.1", "video", "video/H265", True),
 )
 SYNTAXES: dict[str, FrameSyntax] = {row[0]: FrameSyntax(*row) for row in _ROWS}
+LITTLE_ENDIAN = frozenset(uid for uid, row in SYNTAXES.items() if row.family_name == "little endian")
 
 Direct = Callable[[bytes, FrameInfo], tuple[bytes, FrameInfo]]
 DIRECT: dict[tuple[str, str], Direct] = {
@@ -183,6 +184,8 @@ def decode(
 
     `words` says that big-endian pixel data was VR OW; `library` overrules the preference of the row.
     """
+    if syntax_uid in LITTLE_ENDIAN:
+        return decode_little_endian(frame, info)  # there is no header to be compared
     row = syntax_of(syntax_uid)
     chosen = library or _installed(row.decode_libraries, row, "decode")[0]
     if info.floating and row.encapsulated:

@@ -1,5 +1,6 @@
 """FrameInfo: what can be true of a frame, and what its attributes mean in bytes."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -62,3 +63,12 @@ def test_renaming_a_colour_also_says_interleaved():
     planar = replace(RGB_8, planar_configuration=1)
     assert planar.with_colour("RGB") == RGB_8
     assert RGB_8.with_colour("RGB") is RGB_8
+
+
+def test_what_was_asked_of_it_changes_neither_words_nor_value():
+    asked, other = replace(GREY_12, rows=65), replace(GREY_12, rows=65)
+    words = pickle.dumps(asked)
+    assert (asked.frame_length, asked.container, asked.sample_type) == (65 * 80 * 2, "<u2", "<u2")
+    assert pickle.dumps(asked) == words
+    assert asked == other == pickle.loads(words)
+    assert hash(asked) == hash(other)
