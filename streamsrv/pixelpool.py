@@ -132,6 +132,7 @@ class PixelPool:
         self.cache: SizedCache[Hashable, bytes] = SizedCache(cached, len)
         self.makings = Makings()
         self.descriptions: SizedCache[bytes, Any] = SizedCache(DESCRIPTIONS, lambda one: int(one.size))
+        self.kept: dict[type, Any] = {}  # what others remember as long as there is this pool
         self.read_ahead = read_ahead
         self.wishes: Wishes[Making] = Wishes(self._look, self._is_idle, self._make_ahead)
         self._company = Company(self.wishes)

@@ -22,7 +22,6 @@ from framecodecs.wireform import (
     Result,
     get_begun,
     put_said,
-    read_answer,
     text_of,
 )
 
@@ -133,16 +132,14 @@ class Submitted(Outcome[list[Result]]):
             except OSError:
                 return b""
 
-    def results(self, message: bytes) -> list[Result]:
-        """Of what was received, by whoever closes it next; raises a FrameCodecError."""
-        if message:
-            return read_answer(message, self.file)
+    def why_not(self) -> PoolError:
+        """Nobody has the other end any more, and nothing has come."""
         begun = self._begun()
         if begun is None:
-            raise Unavailable("the processes ended before one of them had begun this")
+            return Unavailable("the processes ended before one of them had begun this")
         if time.monotonic() - begun.at > self.deadline - EARLY:
-            raise self.too_late()
-        raise WorkerCrashed("the process that worked on it died")
+            return self.too_late()
+        return WorkerCrashed("the process that worked on it died")
 
     def too_late(self) -> PoolError:
         return DeadlineExceeded(f"it took more than {self.deadline:g} s")

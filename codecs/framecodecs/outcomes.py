@@ -43,17 +43,15 @@ class Outcome(Generic[Value]):
         """Nothing tells."""
         return False
 
-    def set_result(self, value: Value) -> bool:
-        return self._end(DONE, value)
-
     def set_exception(self, error: BaseException) -> bool:
-        return self._end(FAILED, error)
+        return self.set_result(error, FAILED)
 
     def cancel(self) -> bool:
         """Whether it is cancelled now."""
-        return self._end(CANCELLED, None) or self._state == CANCELLED
+        return self.set_result(None, CANCELLED) or self._state == CANCELLED
 
-    def _end(self, state: int, value: Any) -> bool:
+    def set_result(self, value: Value | BaseException | None, state: int = DONE) -> bool:
+        """The `state` is for the other two."""
         with self._lock:
             if self._state != PENDING:
                 return False

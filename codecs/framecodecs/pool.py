@@ -30,7 +30,7 @@ from framecodecs.orders import Submitted
 from framecodecs.outcomes import Outcome
 from framecodecs.processes import ABSENT, BUSY, END, FIRST, IDLE, LATE, MORE, STARTING, Entrance, Processes
 from framecodecs.processes import PoolLimits as PoolLimits
-from framecodecs.wireform import Frame, Order, Result, Work, put_frames
+from framecodecs.wireform import Frame, Order, Result, Work, put_frames, read_answer
 
 Answer = Outcome[list[Result]]
 Frames = Sequence[Frame]
@@ -250,19 +250,20 @@ class FramePool:
         if not message and order.may_be_sent_anew():
             self._send_anew(order)
             return
-        has_answered = bool(message)
+        # A process that has answered has the file no more, if it can be believed.
+        done_with: Callable[[int], None] = os.close
         try:
-            results = order.results(message)
+            if not message:
+                raise order.why_not()
+            results = read_answer(message, order.file)
         except Exception as error:
-            has_answered = has_answered and not isinstance(error, WorkerCrashed)
+            if message and not isinstance(error, WorkerCrashed):
+                done_with = self._files.give_back
             order.set_exception(error)
         else:
+            done_with = self._files.give_back
             order.set_result(results)  # unless it was cancelled just now
-        file = order.close()  # those who waited have gone on
-        if has_answered:  # and has the file no more, if it can be believed
-            self._files.give_back(file)
-        else:
-            os.close(file)
+        done_with(order.close())  # those who waited have gone on
         self._tell_idle()
 
     def _send_anew(self, order: Submitted) -> None:

@@ -27,7 +27,6 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
-from weakref import WeakKeyDictionary
 
 from framecodecs.wireform import Result
 from streamsrv.pixelpool import Making, PixelPool
@@ -111,17 +110,14 @@ class Walks:
         return self._visited.setdefault(walk, Walk(deque(maxlen=PLACES), deque(maxlen=WISHED)))
 
 
-_walks: WeakKeyDictionary[PixelPool, Walks] = WeakKeyDictionary()
-
-
 def asked(
     store: Store, pool: PixelPool, row: InstanceRow, index: int, representation: Hashable, make: Make
 ) -> None:
     """A frame was asked for, in a representation that `make` gives to others. Costs microseconds, and less
     than anything else where nobody walks and no process may be left for others of the series."""
-    walks = _walks.get(pool)
+    walks: Walks | None = pool.kept.get(Walks)
     if walks is None:
-        walks = _walks.setdefault(pool, Walks())
+        walks = pool.kept.setdefault(Walks, Walks())
     order: Order | None = None
     if row.number_of_frames > 1:
         what: Hashable = row.record_id, representation

@@ -373,7 +373,7 @@ def soon(monkeypatch):
 
 def are_ahead(pool):
     """The places that were made and not asked for, of each series and instance."""
-    known = reading_ahead._walks[pool].coverages._coverages.values()
+    known = pool.kept[reading_ahead.Walks].coverages._coverages.values()
     return [{place for place in range(COUNT) if one.ahead >> place & 1} for one in known]
 
 
