@@ -32,6 +32,7 @@ from streamsrv.ingest.together import ShortBody, Together
 from streamsrv.pixelpool import PixelPool
 from streamsrv.pixelprocesses import pixel_limits, pixel_processes
 from streamsrv.retrieve.hot_pictures import hot_answers
+from streamsrv.retrieve.hot_series import hot_series
 from streamsrv.search import SearchLimits
 from streamsrv.settings import Settings
 from streamsrv.store.rows import OnDuplicate
@@ -123,6 +124,7 @@ def actions(
         ingest=ingest,
         stored=store_response.answer,
         hot=lambda request, target: hot_answers(store, request, target),
+        hot_series=lambda request, target: hot_series(store, request, target, pool),
         short=short,
         store_together=together.store,
         deleted=deleted,

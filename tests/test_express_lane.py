@@ -15,6 +15,7 @@ import time
 import weakref
 from concurrent.futures import Future
 
+import imagecodecs
 import pytest
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -26,11 +27,13 @@ from tornado.iostream import IOStream
 from streamsrv.errors import NotFound, StoreCorrupt, StoreError, WouldBlock
 from streamsrv.ingest import Ingest
 from streamsrv.pixelmakings import UnderWay
-from streamsrv.retrieve import hot_frames, hot_pictures
+from streamsrv.pixelpool import PixelPool
+from streamsrv.retrieve import hot_frames, hot_pictures, hot_series
 from streamsrv.server import actions, pixel_pool
 from streamsrv.settings import Settings
 from streamsrv.store.store import Store, StoreOptions
 from streamsrv.web import lane as lanes
+from streamsrv.web import series as series_lane
 from streamsrv.web import transfer as transfers
 from streamsrv.web import words as known_words
 from streamsrv.web.access_log import AccessLog
@@ -40,6 +43,7 @@ from streamsrv.web.known import Known
 from streamsrv.web.listener import Acceptor, Server
 from streamsrv.web.loop import Loop
 from streamsrv.web.stream import Stream
+from streamsrv.web.templates import SeriesTemplate
 from streamsrv.wire import conditional
 from streamsrv.wire.answers import Answer, Literal
 
@@ -235,6 +239,7 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setattr(hot_frames, "SETTLED", -1)
     monkeypatch.setattr(hot_frames, "_shapes", {})
     monkeypatch.setattr(hot_pictures, "_shapes", {})
+    monkeypatch.setattr(hot_series, "_shapes", {})
     # The system may take pages out of memory at any time, and what is counted here would be another number.
     monkeypatch.setattr(os, "RWF_NOWAIT", 0)
     with Store.open(tmp_path / "data", StoreOptions(min_free=0)) as opened:
@@ -1020,6 +1025,188 @@ def test_an_answer_leaves_nothing_to_the_garbage_collector(start, instance, kind
         gc.garbage.clear()
         gc.enable()
     assert not left
+
+
+# Series whose frames are made
+
+TWIN = "1.2.3.4.5"  # with pixels like those of NATIVE
+TO_MAKE = 'multipart/related; type="image/jls"'
+
+
+def to_make(instance, number, *headers, **words):
+    return get(instance, number, *headers, **{"accept": TO_MAKE, **words})
+
+
+@pytest.fixture
+def twin(store):
+    keep(store, part10(TWIN, SLICES[::-1], native=True))
+
+
+@pytest.fixture
+def hot(monkeypatch):
+    """The paths of the requests that were answered from what was learnt of others of their series."""
+    seen, usual = [], SeriesTemplate.written
+
+    def written(template, head, *what):
+        seen.append(head.path)
+        return usual(template, head, *what)
+
+    monkeypatch.setattr(SeriesTemplate, "written", written)
+    return seen
+
+
+SERIES_TO_MAKE = [
+    *(to_make(instance, number) for instance in (NATIVE, TWIN) for number in (1, 2, 3)),
+    to_make(TWIN, 1, "Origin: https://viewer.example"),
+    to_make(TWIN, 2, "Origin: https://viewer.example"),
+]
+NOT_ALIKE = [
+    to_make(LARGE, 1),
+    to_make(SMALL, 1),
+    to_make(SHOWN, 2),
+    to_make("1.2.3.4.9", 1),
+    to_make("1.2.3..4", 1),
+    to_make(NATIVE, 4),
+    to_make(NATIVE, 0),
+    to_make(NATIVE, "01"),
+    to_make(NATIVE, "1,2"),
+    to_make(NATIVE, "1?accept=image/jls"),
+    to_make(NATIVE, 1, "Range: bytes=5-90"),
+    to_make(NATIVE, 1, 'If-None-Match: "x"'),
+    to_make(NATIVE, 1, host="evil.example"),
+    to_make(NATIVE, 1, method="HEAD"),
+    to_make(NATIVE, "1/rendered"),
+]
+
+
+@pytest.mark.parametrize("settled", [-1, 3600], ids=["dated", "new"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"cors_origins": ("https://viewer.example",), "cache_max_age": 60},
+        {"public_url": "https://pacs.example/100%25/", "log_format": "json"},
+        {"trusted_proxies": ("127.0.0.1",)},
+    ],
+    ids=lambda values: "+".join(values) or "as it is",
+)
+def test_a_frame_of_a_known_series_has_the_same_answer(start, twin, hot, monkeypatch, values, settled):
+    monkeypatch.setattr(conditional, "SETTLED", settled)
+    monkeypatch.setattr(hot_frames, "SETTLED", settled)
+    fast, slow = start(**values), start(express_lane=False, **values)
+    one, other = fast.connect(), slow.connect()
+    for _ in range(3):
+        for request in [*SERIES_TO_MAKE, *NOT_ALIKE]:
+            body = not request.startswith(b"HEAD")
+            one.send(request)
+            other.send(request)
+            answer = comparable(one.answer(body))
+            assert answer == comparable(other.answer(body)), request
+            assert (b"\r\nLast-Modified: " in answer[0]) is (settled < 0) or request not in SERIES_TO_MAKE
+    # The first one in its words is Tornado's, and what is learnt from the second holds until one with other
+    # pixels is made.
+    assert len(hot) >= 2 * len(SERIES_TO_MAKE)
+    eventually(lambda: len(logged(fast)) == len(logged(slow)))
+    assert logged(fast) == logged(slow)
+
+
+def test_frames_of_a_known_series_are_those_that_are_stored(start, twin, hot):
+    connection = start().connect()
+    for _ in range(2):
+        for instance, frames in ((NATIVE, SLICES), (TWIN, SLICES[::-1])):
+            for number, frame in enumerate(frames, 1):
+                made = payload_of(connection.ask(to_make(instance, number)))
+                assert imagecodecs.jpegls_decode(made).tobytes() == frame
+    assert len(hot) == 10
+
+
+def test_what_was_deleted_or_replaced_in_a_known_series_is_not_told(start, store, twin, hot):
+    connection = start().connect()
+    for _ in range(3):
+        connection.ask(to_make(NATIVE, 1))
+    before = comparable(connection.ask(to_make(TWIN, 1)))
+    store.delete("1.2.3", "1.2.3.4", TWIN)
+    assert connection.ask(to_make(TWIN, 1))[0].startswith(b"HTTP/1.1 404 ")
+    keep(store, part10(TWIN, SLICES, native=True))
+    after = comparable(connection.ask(to_make(TWIN, 1)))
+    assert (after[0] == before[0], payload_of(after) == payload_of(before)) == (False, False)
+    assert payload_of(after) == payload_of(connection.ask(to_make(NATIVE, 1)))
+
+
+def test_why_a_frame_of_a_known_series_cannot_be_made_is_told(start, twin, hot, monkeypatch):
+    connection = start().connect()
+    for _ in range(3):
+        connection.ask(to_make(NATIVE, 1))
+
+    def torn(*_):
+        raise StoreCorrupt("it is torn")
+
+    monkeypatch.setattr(hot_series, "one_frame", torn)
+    head, told = connection.ask(to_make(TWIN, 1))
+    assert head.startswith(b"HTTP/1.1 500 ")
+    assert b"it is torn" in told
+
+
+def test_a_frame_that_cannot_be_made_is_tried_once_in_a_known_series(start, store, hot, monkeypatch):
+    """Its pixels are said to be like those of the others."""
+    keep(store, part10(TWIN, [SHADES[0], TILES[0], SHADES[1]]))
+    local, tried = start(), []
+    usual = PixelPool.submit
+    monkeypatch.setattr(PixelPool, "submit", lambda pool, order: tried.append(order) or usual(pool, order))
+    connection = local.connect()
+    for number in (1, 3, 1):
+        assert connection.ask(to_make(TWIN, number))[0].startswith(b"HTTP/1.1 200 ")
+    assert len(hot) == 1
+    del tried[:]
+    head, told = connection.ask(to_make(TWIN, 2))
+    assert head.startswith(b"HTTP/1.1 406 ")
+    assert b"no marker at byte 2" in told
+    assert len(tried) == 1
+    assert payload_of(connection.ask(to_make(TWIN, 2, accept=f"{TO_MAKE}, {FRAME}"))) == TILES[0]
+    assert payload_of(connection.ask(to_make(TWIN, 2, accept=f"{TO_MAKE}, {FRAME}"))) == TILES[0]
+    assert len(local.app.series._templates) == 1
+
+
+def test_a_frame_of_a_known_series_has_a_limit_to_its_url(start, twin, hot):
+    long = f"{TWIN}.{'1' * 40}"
+    limit = len(SERIES) + len(long) + len("//frames/1") - 1
+    connection = start(max_url=limit).connect()
+    for _ in range(3):
+        connection.ask(to_make(NATIVE, 1))
+    assert connection.ask(to_make(long, 1))[0].startswith(b"HTTP/1.1 414 ")
+    assert connection.ask(to_make(long[:-1], 1))[0].startswith(b"HTTP/1.1 404 ")
+
+
+def test_a_drained_worker_sends_a_frame_of_a_known_series_and_closes(start, twin, hot, monkeypatch):
+    """It is being made while the end comes."""
+    local = start()
+    connection = local.connect()
+    for _ in range(3):
+        connection.ask(to_make(NATIVE, 1))
+    begun, go_on = [], hot_series.HotSeries._made
+
+    def made(series, *what):
+        begun.append(what)
+        local.app.draining = True
+        return go_on(series, *what)
+
+    monkeypatch.setattr(hot_series.HotSeries, "_made", made)
+    head, payload = connection.ask(to_make(TWIN, 1))
+    assert head.endswith(b"\r\nConnection: close\r\n\r\n")
+    assert imagecodecs.jpegls_decode(payload_of((head, payload))).tobytes() == SLICES[-1]
+    assert connection.ended()
+    assert begun
+
+
+def test_little_is_remembered_of_series(start, twin, hot, monkeypatch):
+    monkeypatch.setattr(series_lane, "TEMPLATES", 2)
+    monkeypatch.setattr(hot_series, "SHAPES", 2)
+    local = start()
+    connection = local.connect()
+    for number in range(5):
+        for _ in range(3):
+            connection.ask(to_make(NATIVE, 1, f"X-Viewer: {number}", accept=f"{TO_MAKE}; q=0.{number + 1}"))
+    assert len(local.app.series._templates) == len(hot_series._shapes) == 2
 
 
 def test_few_words_are_remembered(start, monkeypatch):

@@ -12,9 +12,8 @@ from functools import lru_cache, partial
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
-from streamsrv.retrieve import payloads, transcoding
+from streamsrv.retrieve import hot_frames, hot_series, payloads, transcoding
 from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval, finished
-from streamsrv.retrieve.hot_frames import learn
 from streamsrv.retrieve.parts import Part
 from streamsrv.retrieve.pixel_info import pixel_info
 from streamsrv.retrieve.transcoding import AT_ONCE, Transcoder
@@ -46,7 +45,7 @@ def frames_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]
     offer = chosen(retrieval, row, numbers)
     if offer.syntax == stored:
         if len(numbers) == 1:
-            learn(retrieval, row, offer)
+            hot_frames.learn(retrieval, row, offer)
         return stored_answer(retrieval, row, numbers, offer)
     try:
         return made_answer(retrieval, row, numbers, offer)
@@ -118,6 +117,7 @@ def representation(offer: Offer, numbers: Sequence[int]) -> tuple[str, ...]:
 def made_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int], offer: Offer) -> Answer:
     made = transcoding.transcoder(retrieval.store, retrieval.selection, row, retrieval.pool, offer.syntax)
     if len(numbers) == 1:
+        hot_series.learn(retrieval, row, made.info, offer)
         answer = partial(one_made, retrieval, row, numbers[0], offer)
         return finished(retrieval.request, answer, one_piece(made, numbers[0]))
     said = (*representation(offer, numbers), MAKER)

@@ -15,7 +15,7 @@ from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed
 from streamsrv.ingest.response import StoreResult
 from streamsrv.ingest.together import ShortBody
 from streamsrv.web.stow import Receiver
-from streamsrv.web.templates import Frames
+from streamsrv.web.templates import Frames, Series
 from streamsrv.wire.answers import Answer, Request
 from streamsrv.wire.coded import coded
 from streamsrv.wire.resources import Kind, Level, Target
@@ -38,9 +38,10 @@ def _none(bodies: Sequence[ShortBody]) -> None:
 @dataclass(frozen=True, slots=True)
 class Actions:
     """The rooms below, as functions of a request. Each blocks; `ingest` raises what refuses a body before
-    it is read. `hot` knows single frames that were answered lately. `short` does not block: it makes what
-    `store_together` takes, or None of what has to be taken by `ingest`, and raises what refuses a body.
-    `deleted` does not block: it is told that the answer to a delete is on its way.
+    it is read. `hot` knows single frames that were answered lately, `hot_series` series of which one was
+    made. `short` does not block: it makes what `store_together` takes, or None of what has to be taken by
+    `ingest`, and raises what refuses a body. `deleted` does not block: it is told that the answer to a delete
+    is on its way.
     """
 
     retrieve: Callable[[Request, Target], Answer]
@@ -49,6 +50,7 @@ class Actions:
     ingest: Callable[[Request, Target], Receiver]
     stored: Callable[[StoreResult, Request], Answer]
     hot: Callable[[Request, Target], Frames | None] = _nothing
+    hot_series: Callable[[Request, Target], Series | None] = _nothing
     short: Callable[[Request, Target], ShortBody | None] = _nothing
     store_together: Callable[[Sequence[ShortBody]], None] = _none
     deleted: Callable[[], None] | None = None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Any, cast
 
 from tornado.http1connection import HTTP1Connection
@@ -41,9 +42,10 @@ from streamsrv.web.head import Head, check_size, check_target
 from streamsrv.web.hosts import Hosts, Origin
 from streamsrv.web.lane import Lane
 from streamsrv.web.pace import Watch
+from streamsrv.web.series import HotSeries
 from streamsrv.web.stow import Identity, Receiver, ShortUpload, Upload, decoder_for
 from streamsrv.web.stream import Stream
-from streamsrv.web.templates import Frames
+from streamsrv.web.templates import Frames, Series
 from streamsrv.web.threads import Threads
 from streamsrv.web.transfer import Transfer
 from streamsrv.web.writer import Outgoing, transfer
@@ -72,6 +74,7 @@ class App(HTTPServerConnectionDelegate):
         self.watch = Watch(settings.idle_timeout, settings.stall_timeout, settings.min_rate)
         self.buffers = Buffers()
         self.gathering = Gathering(actions.store_together)
+        self.series = HotSeries(settings.max_url, settings.max_head)
         self.lane = Lane(access_log, self._begin_transfer) if settings.express_lane else None
         self.draining = False
         self.store_open = True
@@ -121,13 +124,32 @@ class App(HTTPServerConnectionDelegate):
         if self.lane is not None:
             self.lane.learn(asked, head, client, self)
 
+    def again(self, head: Head) -> tuple[Job, str] | None:
+        """What to do with a request in known words, and the client's address for the log, without letting it
+        in anew: another one of its series was."""
+        return self.series.job(head, partial(self._usual, head))
+
+    def _usual(self, head: Head) -> Answer:
+        admitted, _ = self.admit(head, 0)
+        return cast(Job, admitted).compute()
+
+    def learn_made(self, head: Head, client: str) -> None:
+        """A frame was made for this request, and sent."""
+        self.series.learn(head, client, self)
+
     def _begin_transfer(self, stream: Stream, answer: Answer, sent: int) -> Transfer:
         return transfer(stream, answer, self.pool, self.watch, sent=sent)
 
     def hot(self, head: Head) -> Frames | None:
+        return self._actions.hot(*self._asked(head))
+
+    def hot_series(self, head: Head) -> Series | None:
+        return self._actions.hot_series(*self._asked(head))
+
+    def _asked(self, head: Head) -> tuple[Request, Target]:
         target = target_of(head.path)
         base = self._hosts.origin(head.headers, head.host, head.peer).base
-        return self._actions.hot(head.request(base_url(base, target.version), (), target.version), target)
+        return head.request(base_url(base, target.version), (), target.version), target
 
     def outgoing(self, head: Head, answer: Answer) -> Outgoing:
         extra = self.standard_headers(head)

@@ -31,7 +31,18 @@ class Head:
     """`headers` by lower-case name. Never raises: what is wrong with it is told by the functions below, once
     it has a request id."""
 
-    __slots__ = ("headers", "host", "method", "path", "peer", "query", "request_id", "size", "version")
+    __slots__ = (
+        "headers",
+        "host",
+        "method",
+        "path",
+        "peer",
+        "query",
+        "request_id",
+        "size",
+        "version",
+        "words",
+    )
 
     def __init__(self, method: str, target: str, version: str, headers: Mapping[str, str], peer: str) -> None:
         self.method = method
@@ -44,6 +55,7 @@ class Head:
             lowered[key] = f"{lowered[key]},{value}" if key in lowered else value  # RFC 9110 5.3
         self.peer = peer
         self.size = size
+        self.words = b""  # all of the request but its target, once that is remembered (words.py)
         self.host = lowered.get("host", "")
         absolute = ABSOLUTE.fullmatch(target) if not target.startswith("/") else None
         if absolute:  # RFC 9112 3.2.2: its authority counts instead of Host
@@ -58,6 +70,7 @@ class Head:
         own; it has no request id of the client's."""
         head = Head.__new__(Head)
         head.method, head.version, head.headers = self.method, self.version, self.headers
+        head.words = self.words
         head.peer, head.size, head.host = peer, size + len(target), self.host
         head.path, _, head.query = target.partition("?")
         head.request_id = new_id()

@@ -62,4 +62,5 @@ class Words:
             return
         while len(self._known) >= KNOWN:
             del self._known[next(iter(self._known))]
+        head.words = found[2]
         self._known[found[2]] = head, head.size - len(found[1])

@@ -106,7 +106,7 @@ def dated(request: Request, answer: Answer, changed: float, now: float) -> Answe
         raise _failed(answer, "the representation has been modified since the date in If-Unmodified-Since")
     if now - changed < SETTLED:
         return answer
-    headers = [*answer.headers, ("Last-Modified", _date(int(changed)))]
+    headers = [*answer.headers, ("Last-Modified", http_date(int(changed)))]
     since = request.headers.get("if-modified-since")
     if since and "if-none-match" not in request.headers and _seconds(since) >= int(changed):
         kept = [(name, value) for name, value in headers if name.lower() in _KEPT_IN_304]
@@ -126,7 +126,8 @@ def _failed(answer: Answer, detail: str) -> PreconditionFailed:
 
 
 @lru_cache(maxsize=256)
-def _date(seconds: int) -> str:
+def http_date(seconds: int) -> str:
+    """IMF-fixdate (RFC 9110 5.6.7) of seconds since 1970."""
     return formatdate(seconds, usegmt=True)
 
 
