@@ -8,7 +8,7 @@ ahead of them. What a client gets stands beside it that takes a whole series fra
 or in random order, as data loaders do: shuffled with a fixed seed, neighbours now and then as chance has it.
 The server makes some of those ahead, so each turn is a whole series that is new to all, and nothing is left
 to be made between two turns. The same without any of that, by a server with `read_ahead` = 0, is a row of its
-own. Latency of one client on an idle machine is half waking up of processors, so processor time a frame
+own. Clients of these throw frames away in the kernel: they share the cores that they measure. Latency of one client on an idle machine is half waking up of processors, so processor time a frame
 stands beside it: of the server's whole process tree.
 """
 
@@ -256,7 +256,7 @@ def _claims_of_walk(question: Question, rates: dict[str, float], library: float)
 
 def _get(question: Question, server: Server, key: data.Keys, client: Client) -> None:
     path = key.path + question.path
-    if client.get(server.prefix + path, question.accept, keep=True).status != 200:
+    if client.get(server.prefix + path, question.accept).status != 200:
         raise RuntimeError(path)
 
 
