@@ -8,8 +8,9 @@ ahead of them. What a client gets stands beside it that takes a whole series fra
 or in random order, as data loaders do: shuffled with a fixed seed, neighbours now and then as chance has it.
 The server makes some of those ahead, so each turn is a whole series that is new to all, and nothing is left
 to be made between two turns. The same without any of that, by a server with `read_ahead` = 0, is a row of its
-own. Clients of these throw frames away in the kernel: they share the cores that they measure. Latency of one client on an idle machine is half waking up of processors, so processor time a frame
-stands beside it: of the server's whole process tree.
+own. Clients of these throw frames away in the kernel: they share the cores that they measure. Latency of one
+client on an idle machine is half waking up of processors, so processor time a frame stands beside it: of the
+server's whole process tree.
 """
 
 from __future__ import annotations
