@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 
@@ -36,5 +37,6 @@ class MemoryFiles:
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            while self._spare:
-                os.close(self._spare.pop())
+            with contextlib.suppress(IndexError):  # others may take some meanwhile
+                while True:
+                    os.close(self._spare.pop())

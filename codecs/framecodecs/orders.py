@@ -80,8 +80,9 @@ class Submitted(Outcome[list[Result]]):
 
     def connect_anew(self) -> None:
         """Nobody has the other end any more. It can be sent once more then. Raises Unavailable, closed."""
-        os.close(self.descriptor)
-        self.descriptor = NONE
+        with self._lock:
+            os.close(self.descriptor)
+            self.descriptor = NONE
         try:
             self.descriptor, self._theirs = os.pipe2(PIPE)
             self._sent_times += 1

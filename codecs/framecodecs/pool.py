@@ -190,13 +190,13 @@ class FramePool:
         return order
 
     def _send(self, order: Submitted) -> None:
-        with self._lock:
-            if self._closed:
-                os.close(order.close())
-                raise Unavailable("the pool is closed")
-            self._open[order.descriptor] = order
-            order.told.register(order.descriptor, select.EPOLLIN)
         try:
+            with self._lock:
+                if self._closed:
+                    os.close(order.close())
+                    raise Unavailable("the pool is closed")
+                self._open[order.descriptor] = order
+                order.told.register(order.descriptor, select.EPOLLIN)
             order.send(self._queue)
         except BlockingIOError:
             self._end(order)

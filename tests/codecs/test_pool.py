@@ -373,6 +373,31 @@ def test_waiting_work_can_be_cancelled(single):
     assert still_works(single)
 
 
+class Full:
+    """An epoll that takes no more."""
+
+    def __init__(self, epoll):
+        self._epoll = epoll
+
+    def __getattr__(self, name):
+        return getattr(self._epoll, name)
+
+    def register(self, *_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_order_whose_answer_cannot_be_awaited_fails_alone(single, monkeypatch):
+    assert single.submit(pool_works.echo, [b"x"]).result(30)
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patched:
+        patched.setattr(single, "_answers", Full(single._answers))
+        with pytest.raises(Unavailable, match="No space"):
+            single.submit(pool_works.echo, [b"x"])
+    assert single.unfinished == 0
+    assert len(os.listdir("/proc/self/fd")) <= before
+    assert still_works(single)
+
+
 def test_a_file_that_is_used_again_says_nothing_of_the_next_order(single):
     for answer in [single.submit(pool_works.echo, [b"x"]) for _ in range(3)]:
         assert answer.result(30)
