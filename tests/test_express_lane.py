@@ -1200,7 +1200,7 @@ def test_a_drained_worker_sends_a_frame_of_a_known_series_and_closes(start, twin
 
 def test_little_is_remembered_of_series(start, twin, hot, monkeypatch):
     monkeypatch.setattr(series_lane, "TEMPLATES", 2)
-    monkeypatch.setattr(hot_series, "SHAPES", 2)
+    monkeypatch.setattr(hot_frames, "SHAPES", 2)
     local = start()
     connection = local.connect()
     for number in range(5):

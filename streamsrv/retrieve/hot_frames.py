@@ -14,6 +14,7 @@ Rules
 
 from __future__ import annotations
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from typing import NamedTuple, TypeAlias, TypeVar
@@ -36,7 +37,9 @@ from streamsrv.wire.resources import Kind, Target, instance_url
 SHAPES = 1024
 
 Key: TypeAlias = tuple[InstanceKey, str, str | None]
+K = TypeVar("K")
 S = TypeVar("S")
+_lock = threading.Lock()
 
 
 class Shape(NamedTuple):
@@ -63,10 +66,16 @@ def learn(retrieval: Retrieval, row: InstanceRow, offer: Offer) -> None:
 
 
 def remember(shapes: dict[Key, S], request: Request, key: InstanceKey, shape: S) -> None:
-    """How the frames of an instance go out for these words; what was remembered first is forgotten."""
-    while len(shapes) >= SHAPES:
-        shapes.pop(next(iter(shapes)), None)
-    shapes[_key(request, key)] = shape
+    """How the frames of an instance go out for these words."""
+    keep(shapes, _key(request, key), shape)
+
+
+def keep(shapes: dict[K, S], key: K, shape: S) -> None:
+    """What was kept first is forgotten. Thread-safe."""
+    with _lock:
+        while len(shapes) >= SHAPES and key not in shapes:
+            del shapes[next(iter(shapes))]
+        shapes[key] = shape
 
 
 def remembered(shapes: dict[Key, S], request: Request, target: Target) -> S | None:

@@ -8,7 +8,7 @@ an ETag, a boundary and a date are all that is left to find.
 
 Rules
 - The answer is the one that `frames` would give, byte for byte; whatever is not plain is left to it.
-- What is remembered says nothing of bytes, and is bounded: SHAPES entries of about 1 kB.
+- What is remembered says nothing of bytes, and is bounded as in hot_frames.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from framecodecs.frameinfo import FrameInfo
 from streamsrv.errors import NotFound, WouldBlock
 from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve.answering import CACHING, MAKER, Retrieval
-from streamsrv.retrieve.hot_frames import SHAPES, is_settled
+from streamsrv.retrieve.hot_frames import is_settled, keep
 from streamsrv.retrieve.parts import Part, pieces_of, total_length
 from streamsrv.retrieve.selection import Selection
 from streamsrv.retrieve.transcoding import Transcoder, one_frame
@@ -74,12 +74,10 @@ def learn(retrieval: Retrieval, row: InstanceRow, info: FrameInfo, offer: Offer)
     request = retrieval.request
     if not offer.multipart or not row.pixel_facts or request.query or not retrieval.accepted().is_short:
         return
-    key = _key(request, retrieval.target)
-    if key in _shapes and _shapes[key].pixels == _pixels_of(row):
-        return
-    while len(_shapes) >= SHAPES:
-        _shapes.pop(next(iter(_shapes)), None)
-    _shapes[key] = Shape(_pixels_of(row), info, offer.media_type, offer.syntax, offer.content_type)
+    key, pixels = _key(request, retrieval.target), _pixels_of(row)
+    known = _shapes.get(key)
+    if known is None or known.pixels != pixels:
+        keep(_shapes, key, Shape(pixels, info, offer.media_type, offer.syntax, offer.content_type))
 
 
 def _key(request: Request, target: Target) -> Key:

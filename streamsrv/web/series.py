@@ -57,9 +57,10 @@ class HotSeries:
         series = known.hot_series(head) if found is not None else None
         if found is None or series is None:
             return
-        while len(self._templates) >= TEMPLATES:
+        key = head.words, head.peer, found[1]
+        while len(self._templates) >= TEMPLATES and key not in self._templates:
             del self._templates[next(iter(self._templates))]
-        self._templates[head.words, head.peer, found[1]] = render_series(series, head, client, known)
+        self._templates[key] = render_series(series, head, client, known)
 
 
 class _Asked:
