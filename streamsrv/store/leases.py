@@ -61,6 +61,7 @@ class Readers:
         self._lingering: dict[int, tuple[int, float]] = {}  # segment -> descriptor, since; the longest first
         self._unlinked: set[int] = set()  # of the open ones
         self._timer: threading.Timer | None = None
+        self._ended = False
 
     def open(self, segments: Iterable[int]) -> SegmentLease:
         """SegmentGone if one has been unlinked: look the instances up again."""
@@ -98,7 +99,7 @@ class Readers:
                     self._linger(segment, fd)
 
     def _linger(self, segment: int, fd: int) -> None:
-        if segment in self._unlinked or len(self._lingering) >= MOST_LINGERING:
+        if self._ended or segment in self._unlinked or len(self._lingering) >= MOST_LINGERING:
             self._unlinked.discard(segment)
             os.close(fd)
             return
@@ -131,6 +132,13 @@ class Readers:
                 self._unlinked.add(segment)
             elif segment in self._lingering:
                 os.close(self._lingering.pop(segment)[0])
+
+    def end(self) -> None:
+        """Nothing lingers from now on. Where the interpreter ends no timer starts any more, and whoever
+        waited for that would wait for ever."""
+        with self._lock:
+            self._ended = True
+        self.forget()
 
     def forget(self) -> None:
         """Close at once what nobody reads."""

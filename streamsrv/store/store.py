@@ -100,7 +100,7 @@ class Store:
         if not self._closed:
             self._closed = True
             self._try_to_sweep()
-        self.readers.forget()
+        self.readers.end()
         self._held.close()
 
     def __enter__(self) -> Store:

@@ -46,6 +46,15 @@ def test_descriptors_are_shared_and_closed_with_the_last_lease(readers):
     assert open_descriptors() == before
 
 
+def test_nothing_lingers_after_the_end(readers):
+    before, threads = open_descriptors(), threading.active_count()
+    lease = readers.open([1])
+    readers.end()
+    assert lease.pread(1, 0, 7) == b"segment"
+    lease.release()
+    assert (open_descriptors(), threading.active_count()) == (before, threads)
+
+
 def test_the_next_reader_finds_it_open_for_a_moment(readers):
     before = open_descriptors()
     with readers.open([1]) as lease:
