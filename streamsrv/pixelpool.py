@@ -229,6 +229,7 @@ class PixelPool:
         except Exception as error:
             self.makings.end(making.key, begun)
             begun.set_exception(error)  # for those who have found it meanwhile
+            del begun  # the error's traceback holds this frame, and all that waits above it
             raise
         return begun
 

@@ -1,8 +1,11 @@
 """The pool of pixel processes as floor 3 uses it; without processes, but for the last tests."""
 
+import gc
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -424,3 +427,21 @@ def test_deadlines_grow_with_pixels(monkeypatch):
     finally:
         pool.close()
     pool.close()
+
+
+def test_what_could_not_be_begun_is_held_by_nobody():
+    """The error of it holds the frames that it passed."""
+    pool, held = PixelPool(1), threading.Event()
+    pool._pool = FakePool(room=0)
+    there = weakref.ref(held)
+    making = Making("key", lambda held=held: order(), lambda results: b"")
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(Overloaded):
+            pool.made(making)
+        del held, making
+        assert there() is None
+    finally:
+        gc.enable()
+        pool.close()
