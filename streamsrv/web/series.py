@@ -29,6 +29,11 @@ _UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 _Key = tuple[bytes, str, str]  # words, peer, path of the series
 
 
+def _frame_in(head: Head) -> re.Match[str] | None:
+    """What a request in known words asks for, if that is one frame."""
+    return _FRAME.fullmatch(head.path) if head.words and not head.query else None
+
+
 class HotSeries:
     """Of one worker. Longer URLs and heads than these are refused the usual way."""
 
@@ -39,7 +44,7 @@ class HotSeries:
     def job(self, head: Head, usual: Callable[[], Answer]) -> tuple[Job, str] | None:
         """What to do with a request, and the client's address for the log; None unless its series is known.
         `usual` computes what it would be without."""
-        found = _FRAME.fullmatch(head.path) if head.words and not head.query else None
+        found = _frame_in(head)
         if found is None:
             return None
         series, instance, number = found.groups()
@@ -53,7 +58,7 @@ class HotSeries:
 
     def learn(self, head: Head, client: str, known: Knowledge) -> None:
         """A frame was made for this request, and sent."""
-        found = _FRAME.fullmatch(head.path) if head.words and not head.query else None
+        found = _frame_in(head)
         series = known.hot_series(head) if found is not None else None
         if found is None or series is None:
             return
