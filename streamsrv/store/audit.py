@@ -211,7 +211,7 @@ class Audit:
         missing = ABOUT - {key.decode("ascii", "replace") for key, _ in rows_of(self._index, "about")}
         for name in sorted(missing):
             yield Difference("about", name, "is missing", "")
-        for database in ("about", "leaving", "segments"):
+        for database in ("about", "leaving", "damage", "segments"):
             for key, value in rows_of(self._index, database):
                 try:
                     without_sum(database, key, value)

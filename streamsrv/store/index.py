@@ -18,6 +18,7 @@ from pathlib import Path
 
 from streamsrv.store import failpoints
 from streamsrv.store.budget import Budget
+from streamsrv.store.damage import DamagedRecord
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.index_batch import Batch, Prepared, prepare
 from streamsrv.store.index_changes import unpack_changes
@@ -121,6 +122,15 @@ class Index(Reading):
             lambda batch: batch.relocate(moves, segment, committed_end), instances=len(moves)
         )
 
+    def register_damage(self, records: Sequence[DamagedRecord]) -> list[bool]:
+        """Durably: from here on no process serves their bytes. True for each that is new; a record that has
+        been replaced or deleted meanwhile is left out."""
+        return self._writer.submit(lambda batch: batch.damage.register(records), instances=len(records))
+
+    def forget_damage(self, ids: Sequence[bytes]) -> int:
+        """Their bytes are whole. Returns how many of them were registered."""
+        return self._writer.submit(lambda batch: batch.damage.forget(ids), instances=len(ids))
+
     def catch_up(self) -> None:
         """See all that was ever committed. Readers may miss the last commit of a process that was killed in
         the middle of it; whoever decides by what there is asks for this first."""
@@ -172,8 +182,6 @@ class Index(Reading):
         return row.series if row else 0
 
     def _entries_of(self, name: str) -> int:
-        if name not in self._handles:
-            return 0
         with self._environment.reading("counting") as transaction:
             entries: int = transaction.stat(self._handles[name])["entries"]
         return entries

@@ -19,6 +19,7 @@ from typing import Any
 from streamsrv.dicom.instance import BulkValue
 from streamsrv.errors import StoreCorrupt, StoreError
 from streamsrv.store import index_answers
+from streamsrv.store.damage import DamageWriter
 from streamsrv.store.index_changes import pack_change, pack_deletions
 from streamsrv.store.index_environment import Transaction
 from streamsrv.store.index_leaving import pack_serials, unpack_left
@@ -113,6 +114,7 @@ class Batch:
         self._handles = handles
         self._levels = Levels(transaction, handles)
         self._removing = Removing(transaction, handles, self._levels)
+        self.damage = DamageWriter(transaction, handles)
         self._segments: dict[int, _Account] = {}
         self._awaited: list[Callable[[], None]] = []
         self._at = time.time_ns() // 1000
@@ -269,6 +271,7 @@ class Batch:
         gone = self._removing.remove(rows)
         for segment, length in gone.freed.items():
             self._account(segment, live=-length, dead=length)
+        self.damage.forget(gone.ids)
         return gone
 
     def _change(self, kind: ChangeKind, row: InstanceRow, key: bytes) -> None:

@@ -24,12 +24,7 @@ from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError, Stor
 from streamsrv.store.index_rows import with_sum, without_sum
 from streamsrv.store.query import TABLE_DIGEST
 
-SCHEMA = "5"
-# Read as ever: texts were kept one by one (2), deletions left nothing behind (2, 3), rows of instances had no
-# pixel facts (2, 3, 4). Whoever opens one of these for writing makes it ours.
-OLDER = ("2", "3", "4")
-# Databases that they lack.
-ADDED = frozenset(("leaving",))
+SCHEMA = "6"
 
 Transaction: TypeAlias = Any  # lmdb.Transaction and lmdb.Cursor: py-lmdb's stubs are not read
 Cursor: TypeAlias = Any
@@ -50,6 +45,7 @@ DATABASES: dict[str, bool] = {
     "uids": True,
     "changes": False,
     "leaving": False,
+    "damage": False,
     "segments": False,
     "about": False,
 }
@@ -105,8 +101,7 @@ class ReadTransaction:
 
 
 class Environment:
-    """The open index folder. `handles` maps the name of a database to what LMDB wants to hear; an index of
-    an older schema that is open for reading only may lack some."""
+    """The open index folder. `handles` maps the name of a database to its LMDB handle."""
 
     def __init__(self, folder: Path, *, read_only: bool) -> None:
         self.folder = folder
@@ -162,36 +157,26 @@ class Environment:
             if not self.read_only:
                 self._found()
             for name, several in DATABASES.items():
-                with contextlib.suppress(*((lmdb.NotFoundError,) if name in ADDED else ())):
-                    self.handles[name] = self.lmdb.open_db(name.encode(), dupsort=several, create=False)
+                self.handles[name] = self.lmdb.open_db(name.encode(), dupsort=several, create=False)
             with self.lmdb.begin(self.handles["about"]) as transaction:
                 found = {name: transaction.get(name.encode()) for name in ("schema", "table")}
         except lmdb.NotFoundError as error:
             raise StoreError("the index lacks a database: run reindex") from error
-        for name, expected in (("schema", (SCHEMA, *OLDER)), ("table", (TABLE_DIGEST,))):
+        for name, expected in (("schema", SCHEMA), ("table", TABLE_DIGEST)):
             stored = found[name] or b""
             # Schema 1 had no checksums.
-            if stored == b"1" or without_sum("about", name.encode(), stored).decode() not in expected:
+            if stored == b"1" or without_sum("about", name.encode(), stored).decode() != expected:
                 raise StoreError(f"the index was made by another version ({name} differs): run reindex")
 
     def _found(self) -> None:
         """A new folder gets its databases, and what `about`, the last of them, says, in one transaction."""
         with self.lmdb.begin(write=True) as transaction:
             if transaction.stat()["entries"]:
-                self._renew(transaction)
                 return
             for name, several in DATABASES.items():
                 handle = self.lmdb.open_db(name.encode(), txn=transaction, dupsort=several)
             for name, text in _birth().items():
                 transaction.put(name.encode(), with_sum(name.encode(), text.encode()), db=handle)
-
-    def _renew(self, transaction: Transaction) -> None:
-        """From here on it may hold rows that older versions cannot read."""
-        about = self.lmdb.open_db(b"about", txn=transaction, create=False)
-        if transaction.get(b"schema", db=about) in [with_sum(b"schema", each.encode()) for each in OLDER]:
-            for name in ADDED:
-                self.lmdb.open_db(name.encode(), txn=transaction, dupsort=DATABASES[name])
-            transaction.put(b"schema", with_sum(b"schema", SCHEMA.encode()), db=about)
 
     def reading(self, doing: str) -> ReadTransaction:
         """A read transaction for one batch."""

@@ -12,6 +12,7 @@ from itertools import chain, islice
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import SegmentGone, StoreCorrupt
 from streamsrv.sizedcache import SizedCache
+from streamsrv.store.damage import DamagedRecord, DamageReader
 from streamsrv.store.index_environment import Environment, Transaction
 from streamsrv.store.index_places import unpacked
 from streamsrv.store.index_rows import (
@@ -55,6 +56,7 @@ class Reading:
         self._handles = environment.handles
         self._unpacked: dict[InstanceKey, tuple[bytes, InstanceRow]] = {}
         self._texts: SizedCache[bytes, Texts] = SizedCache(TEXTS_KEPT, lambda texts: texts.size)
+        self._damage = DamageReader(environment.handles)
 
     def instance(
         self, key: InstanceKey, frames: Sequence[int] = ()
@@ -69,7 +71,8 @@ class Reading:
             if row.frame_kind is FrameKind.TABLE:
                 there = [index for index in frames if index < row.number_of_frames]
                 entries = self._entries(transaction, serial_of(value), there)
-        return row, entries
+            damaged = self._damage.has(transaction, row.record_id)
+        return row._replace(damaged=True) if damaged else row, entries
 
     def _row(self, key: InstanceKey, value: bytes) -> InstanceRow:
         """Unpacked anew only if its value is another than last time."""
@@ -81,6 +84,16 @@ class Reading:
             self._unpacked.clear()
         self._unpacked[key] = value, row
         return row
+
+    def damaged_among(self, ids: Sequence[bytes]) -> list[bytes]:
+        """Those of the records that are registered as damaged."""
+        with self._environment.reading("looking for damaged records") as transaction:
+            return self._damage.among(transaction, ids)
+
+    def damage(self, after: bytes = b"", limit: int = ROWS_A_BATCH) -> list[DamagedRecord]:
+        """The register of damaged records in the order of their ids; a page begins behind the id `after`."""
+        with self._environment.reading("listing damaged records") as transaction:
+            return self._damage.page(transaction, after, limit)
 
     def moment(self) -> int:
         """As long as it stays the same, so does everything that can be read."""

@@ -32,8 +32,6 @@ def dump(environment: Environment, name: str) -> Iterator[Pair]:
     while more:
         batch: list[Pair] = []
         with environment.reading(f"reading the database {name}") as transaction:
-            if name not in environment.handles:
-                return
             cursor = transaction.cursor(db=environment.handles[name])
             there = cursor.first() if last is None else _behind(cursor, last, several=DATABASES[name])
             while there and len(batch) < PAIRS_A_BATCH:

@@ -11,16 +11,16 @@
     uids        "i" instance / "s" series     -> study \\0 series / study (several)
     changes     sequence u64                  -> one change, or several (`index_changes`)
     leaving     sequence u64                  -> what a deletion has left behind (`index_leaving`)
+    damage      record id                     -> a record whose bytes are damaged (`damage`)
     segments    segment u32                   -> committed end, live, dead, sealed
     about       name                          -> text
 
-Behind the values of metadata, changes, leaving, segments and about stands a checksum of key and value
+Behind the values of metadata, changes, leaving, damage, segments and about stands a checksum of key and value
 (xxh32): no record says what they should be, to the byte. It is verified whenever one is read.
 
 Integers in keys are big-endian, so that they sort; those in values little-endian.
 
 The columns of an instance's row are two bytes, and the two behind them its pixel facts (dicom/pixelfacts.py).
-Before schema 5 the columns had all four: such a row says 0, which is "not known".
 
 The *serial* of an instance is the sequence of the change that stored it. Three databases are keyed by it
 instead of by the triple: that saves 180 bytes a key, and makes their rows land at the end of the tree, in
@@ -87,6 +87,7 @@ _ROW_NAMES: dict[str, Callable[[bytes], str]] = {
     ),
     "changes": lambda key: f"change {int.from_bytes(key, 'big')}",
     "leaving": lambda key: f"change {int.from_bytes(key, 'big')}",
+    "damage": lambda key: f"record {key.hex()}",
     "segments": lambda key: f"segment {int.from_bytes(key, 'big')}",
     "about": lambda key: key.decode("ascii", "replace"),
 }
@@ -260,7 +261,7 @@ def unpack_instance(key: InstanceKey, value: bytes) -> InstanceRow:
         raise StoreCorrupt(UNREADABLE) from error
     syntaxes = uids[:sop_class], uids[sop_class:]
     others = *facts[6:_FRAME_KIND], kind, *facts[_FRAME_KIND + 1 : -3]
-    return _new(InstanceRow, (key, _new(Location, facts[:3]), *facts[3:6], *syntaxes, *others))
+    return _new(InstanceRow, (key, _new(Location, facts[:3]), *facts[3:6], *syntaxes, *others, False))
 
 
 def moved(value: bytes, location: Location) -> bytes:

@@ -56,6 +56,7 @@ class InstanceRow(NamedTuple):
     frame_stride: int
     metadata_length: int
     metadata_slots: int
+    damaged: bool = False  # registered as damaged (damage.py); only `Index.instance` says so
 
 
 @dataclass(slots=True)

@@ -177,6 +177,10 @@ class Store:
         """Changes with every commit, of any process."""
         return self.index.moment()
 
+    def damaged_among(self, ids: Sequence[bytes]) -> list[bytes]:
+        """Those of the record ids whose bytes are registered as damaged."""
+        return self.index.damaged_among(ids)
+
     def frame_entries(self, row: InstanceRow, indices: Sequence[int]) -> list[tuple[int, int]]:
         return self.index.frame_entries(row, indices)
 

@@ -15,6 +15,7 @@ from streamsrv.errors import NotDicom, SegmentGone, StoreCorrupt, StoreError, St
 from streamsrv.store.check import check
 from streamsrv.store.claims import Claims
 from streamsrv.store.compact import compact
+from streamsrv.store.damage import DamagedRecord
 from streamsrv.store.index import Index
 from streamsrv.store.index_environment import DATABASES
 from streamsrv.store.index_rows import split_triple, with_sum
@@ -221,7 +222,19 @@ def test_a_flipped_byte_in_each_value(folder, database):
     assert checked(folder) == []
 
 
-OTHERS = [name for name in DATABASES if name != "leaving"]  # in which something stands
+OTHERS = [name for name in DATABASES if name not in ("leaving", "damage")]  # in which something stands
+
+
+def test_a_flipped_byte_in_the_register_of_damaged_records(folder):
+    with open_store(folder) as store:
+        row = store.lookup(*KEYS[0])[0]
+        store.index.register_damage([DamagedRecord(row.record_id, KEYS[0], row.location, "a reason", 1)])
+    (pair,) = rows(folder, "damage")
+    for at in range(len(pair[1])):
+        change_row(folder, "damage", pair, (pair[0], flipped(pair[1], at)))
+        where = f"error: index database damage, record {pair[0].hex()}: its checksum is wrong"
+        assert where in checked(folder)
+        change_row(folder, "damage", (pair[0], flipped(pair[1], at)), pair)
 
 
 def test_what_a_deletion_has_left_behind_is_known_or_told(unswept):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -49,25 +48,6 @@ def test_whatever_fits_comes_back(**facts: Any) -> None:
     given_row = row(KEY, 7, **facts)
     value = index_rows.with_serial(1, index_rows.pack_instance(given_row, b"v" * 16, b"answer"))
     assert index_rows.unpack_instance(KEY, value) == given_row
-
-
-# As rows were packed before schema 5.
-WITHOUT_FACTS = struct.Struct("<QIQQ16sQ16sQ?QQIIHHBQQQQI16sBB")
-
-
-@given(rows=U16, columns=U16, samples_per_pixel=U16, bits_allocated=U16, deflated=st.booleans())
-def test_rows_that_older_versions_wrote(**facts: Any) -> None:
-    """They are of the same length and say the same, but no pixel facts."""
-    expected = row(KEY, 7, pixel_facts=0, **facts)
-    names = expected._fields[2:5] + expected._fields[7:]
-    values = [getattr(expected, name) for name in names if name != "pixel_facts"]
-    uids = expected.sop_class_uid.encode(), expected.transfer_syntax.encode()
-    head = WITHOUT_FACTS.pack(99, *expected.location, *values, b"v" * 16, *map(len, uids))
-    value = b"".join((head, *uids, b"answer"))
-    assert index_rows.unpack_instance(KEY, value) == expected
-    assert value == index_rows.with_serial(99, index_rows.pack_instance(expected, b"v" * 16, b"answer"))
-    assert index_rows.instance_answer(value) == b"answer"
-    assert index_rows.variant_of(value) == b"v" * 16
 
 
 @pytest.mark.parametrize("name", ["rows", "columns", "pixel_facts", "samples_per_pixel"])

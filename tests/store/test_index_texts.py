@@ -1,17 +1,16 @@
 """Metadata texts that are kept together: rows, what is found in them, what goes."""
 
 import random
-import struct
 
 import lmdb
 import pytest
 from index_examples import new_instance
 
 from streamsrv.errors import SegmentGone, StoreCorrupt, StoreError
-from streamsrv.store import index_environment, index_texts
+from streamsrv.store import index_texts
 from streamsrv.store.index import Index
 from streamsrv.store.index_batch import metadata_rows, prepare
-from streamsrv.store.index_environment import OLDER, SCHEMA
+from streamsrv.store.index_environment import SCHEMA
 from streamsrv.store.index_rows import chunk_key, with_sum
 from streamsrv.store.index_texts import (
     Inflating,
@@ -23,7 +22,7 @@ from streamsrv.store.index_texts import (
     texts_at,
     together,
 )
-from streamsrv.store.rows import InstanceKey, Location
+from streamsrv.store.rows import InstanceKey
 
 TEXTS = [b'{"n":%d}' % number for number in range(40)]
 
@@ -281,74 +280,17 @@ def remove_database(memory, name):
             transaction.drop(handle)
 
 
-@pytest.mark.parametrize("schema", OLDER)
-def test_an_older_index_is_read_and_becomes_ours_when_it_is_written_to(memory, schema):
-    index = Index.open(memory)
-    index.add_segment()
-    commit(index, *(new_instance(key_of(number), number + 1, text=TEXTS[number]) for number in range(5)))
-    index.close()
-    change_about(memory, schema.encode())
-    remove_database(memory, b"leaving")
-    index = Index.open(memory, read_only=True)
-    assert (index.about()["schema"], list(texts(index).values())) == (schema, TEXTS[:5])
-    assert "leaving" not in index.statistics()
-    assert (list(index.dump("leaving")), index.leaving()) == ([], [])
-    index.sweep()
-    index.close()
-    index = Index.open(memory)
-    assert index.about()["schema"] == SCHEMA
-    commit(index, *(short(number) for number in range(5, 9)))
-    assert list(texts(index).values()) == TEXTS[:9]
-    assert delete(index, 3, 4, 5) == 3
-    assert list(texts(index).values()) == [*TEXTS[:3], *TEXTS[6:9]]
-    index.close()
-
-
+@pytest.mark.parametrize("other", [str(int(SCHEMA) - 1), str(int(SCHEMA) + 1)])
 @pytest.mark.parametrize("read_only", [True, False])
-def test_a_later_index_is_refused_and_stays_as_it_is(memory, monkeypatch, read_only):
-    """One of ours by a version that knew schema 4, too: it would take pixel facts for columns."""
+def test_an_index_of_another_schema_is_refused_and_stays_as_it_is(memory, read_only, other):
     index = Index.open(memory)
     index.add_segment()
     commit(index, short(0))
     index.close()
-    with monkeypatch.context() as patch:
-        patch.setattr(index_environment, "SCHEMA", "4")
-        patch.setattr(index_environment, "OLDER", ("2", "3"))
-        with pytest.raises(StoreError, match="made by another version"):
-            Index.open(memory, read_only=read_only)
-    index = Index.open(memory)
-    assert (index.about()["schema"], list(texts(index).values())) == (SCHEMA, TEXTS[:1])
-    index.close()
-    change_about(memory, str(int(SCHEMA) + 1).encode())
+    change_about(memory, other.encode())
     with pytest.raises(StoreError, match="made by another version"):
         Index.open(memory, read_only=read_only)
-
-
-def test_rows_of_an_index_without_pixel_facts_are_as_before(memory):
-    """Those that are written from then on have them."""
+    change_about(memory, SCHEMA.encode())
     index = Index.open(memory)
-    index.add_segment()
-    commit(index, short(0), short(1))
-    whole = index.existing([key_of(0), key_of(1)])
-    index.close()
-    with lmdb.open(str(memory), max_dbs=20) as environment:
-        instances = environment.open_db(b"instances", create=False)
-        with environment.begin(write=True, db=instances) as transaction:
-            facts = struct.pack("<HH", whole[0].columns, whole[0].pixel_facts)
-            for key, value in list(transaction.cursor()):
-                assert value.count(facts) == 1
-                transaction.put(key, value.replace(facts, struct.pack("<I", whole[0].columns)))
-    change_about(memory, b"4")
-    for read_only in (True, False):
-        index = Index.open(memory, read_only=read_only)
-        assert index.existing([key_of(0), key_of(1)]) == [row._replace(pixel_facts=0) for row in whole]
-        assert list(texts(index).values()) == TEXTS[:2]
-        assert index.about()["schema"] == ("4" if read_only else SCHEMA)
-        if read_only:
-            index.close()
-    commit(index, short(2))
-    assert [row.pixel_facts for row in index.lookup(*key_of(2))] == [whole[0].pixel_facts]
-    moved = Location(1, 77, whole[0].location.length)
-    assert index.relocate([(index.existing([key_of(0)])[0], moved)], segment=1, committed_end=1000) == [True]
-    assert index.existing([key_of(0)]) == [whole[0]._replace(pixel_facts=0, location=moved)]
+    assert (index.about()["schema"], list(texts(index).values())) == (SCHEMA, TEXTS[:1])
     index.close()
