@@ -54,6 +54,7 @@ AT_LEAST: dict[str, float] = {
     "idle_timeout": 0.1,
     "stall_timeout": 0.1,
     "max_depth": 1,
+    "max_rendered_pixels": 1,
 }
 
 

@@ -26,9 +26,8 @@ import enum
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
 from typing import Any, TypeAlias, TypeVar
@@ -36,15 +35,16 @@ from typing import Any, TypeAlias, TypeVar
 from framecodecs import errors as codec_errors
 from framecodecs.pool import Answer, FramePool, PoolLimits
 from framecodecs.processes import Entrance
-from framecodecs.wireform import Frame, Result
+from framecodecs.wireform import Result
 from streamsrv.errors import Overloaded, StoreError, WouldBlock
 from streamsrv.pixelmakings import Makings, UnderWay
+from streamsrv.pixelorders import Making as Making
+from streamsrv.pixelorders import Order as Order
+from streamsrv.pixelorders import deadline_of
 from streamsrv.pixelprocesses import RETRY_AFTER, translated
 from streamsrv.pixelwishes import Company, Lookout, Wishes
 from streamsrv.sizedcache import SizedCache as SizedCache
 
-# The slowest codec (lossy JPEG 2000 of colour) makes over 10 MB of pixels a second on an idle core.
-SLOWEST = 2 << 20
 # How long an answer that has begun waits for a place in the queue.
 PATIENCE = 30.0
 # How long it holds a thread meanwhile. Coming back costs 0.1 ms; 200 of them make 64 threads wait 0.3 s.
@@ -58,26 +58,6 @@ AHEAD = 128 << 20
 DESCRIPTIONS = 16 << 20  # bytes of parsed descriptions; a CT's takes about 10 kB
 
 Tag = TypeVar("Tag")
-
-
-@dataclass(slots=True, eq=False)
-class Order:
-    """`work` is a function of framecodecs.work; `pixels` are the decoded bytes that it will handle."""
-
-    work: Callable[..., Any]
-    frames: Sequence[Frame]
-    arguments: tuple[Any, ...]
-    pixels: int
-
-
-@dataclass(slots=True, eq=False)
-class Making:
-    """How a frame or picture comes about: `order` reads what is stored, and `finish` makes bytes of results.
-    In the loop `order` raises WouldBlock where it would wait for the disk."""
-
-    key: Hashable
-    order: Callable[[], Order]
-    finish: Callable[[list[Result]], bytes]
 
 
 class _NobodyIdle(Overloaded):
@@ -117,6 +97,7 @@ class PixelPool:
         loop: int = 0,
         read_ahead: int = 0,
         *,
+        max_rendered_pixels: int = 16 << 20,
         entrance: Entrance | None = None,
         watch: Watch | None = None,
     ) -> None:
@@ -134,6 +115,7 @@ class PixelPool:
         self.descriptions: SizedCache[bytes, Any] = SizedCache(DESCRIPTIONS, lambda one: int(one.size))
         self.kept: dict[type, Any] = {}  # what others remember as long as there is this pool
         self.read_ahead = read_ahead
+        self.max_rendered_pixels = max_rendered_pixels
         self.wishes: Wishes[Making] = Wishes(self._look, self._is_idle, self._make_ahead)
         self._company = Company(self.wishes)
         self._lookout = Lookout(self.wishes.look)
@@ -169,7 +151,7 @@ class PixelPool:
             return self._pool
 
     def _deadline(self, order: Order) -> float:
-        return self._limits.deadline + order.pixels / SLOWEST
+        return deadline_of(order, self._limits.deadline)
 
     def submit(self, order: Order) -> Answer:
         """Wait for it with `results`."""

@@ -78,6 +78,7 @@ def pixel_pool(settings: Settings, entrance: Entrance | None = None) -> PixelPoo
         settings.pixel_cache,
         threading.get_ident(),
         settings.read_ahead,
+        max_rendered_pixels=settings.max_rendered_pixels,
         entrance=entrance,
         watch=lambda descriptor, call: asyncio.get_running_loop().add_reader(descriptor, call),
     )

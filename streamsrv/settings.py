@@ -178,10 +178,17 @@ class Settings:
         "Each that waits holds a thread.",
     )
     pixel_deadline: float = setting(
-        20.0,
+        30.0,
         "seconds",
-        "For one batch of frames, and a second more for each 2 MB of pixels; a codestream may be made to "
-        "take for ever.",
+        "The most that one batch of frames may take. A batch of few pixels has less: 5 seconds, and a second "
+        "more for each 2 MB of pixels. A codestream may be made to take for ever.",
+    )
+    max_rendered_pixels: int = setting(
+        16 << 20,
+        "pixels",
+        "The largest picture that a viewport may ask for, unless the frame itself is larger; 400 over it. "
+        "All frames of an animation together have four times as many at most. 4096 x 4096 are twice a 4K "
+        "screen.",
     )
     pixel_memory: int = setting(
         2 << 30,

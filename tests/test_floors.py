@@ -36,6 +36,7 @@ FLOORS = {
     "streamsrv.search": 3,
     "streamsrv.pixelpool": 3,
     "streamsrv.pixelmakings": 3,
+    "streamsrv.pixelorders": 3,
     "streamsrv.pixelprocesses": 3,
     "streamsrv.pixelwishes": 3,
     "streamsrv.web": 4,

@@ -8,13 +8,13 @@ size without changing its proportions.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from framecodecs import registry
+from framecodecs import animations, registry
 from framecodecs.annotations import Notes, annotated
 from framecodecs.errors import EncodeError, RenderingError, Unsupported
 from framecodecs.frameinfo import FrameInfo
@@ -26,6 +26,8 @@ MAX_SIDE = 16_384  # pixels of a scaled picture; a screen has under 8,000
 PNG_LEVEL, ONLY_RUNS = 1, 3  # zlib's Z_RLE
 # One filter for all rows instead of trying five on each: half the time again, a twentieth more bytes.
 PNG_UP, PNG_AVERAGE = 0x20, 0x40
+# The palette of a GIF is chosen by a sample of its pixels: a choice by all 16 million takes most of a minute.
+PALETTE_SIDE = 256
 DEFAULT_QUALITY = 90
 NO_NOTES = Notes()
 
@@ -36,7 +38,7 @@ FORMATS: dict[str, tuple[str, SaveOptions]] = {
         lambda quality: {"quality": quality, "subsampling": "4:4:4" if quality > 90 else -1},
     ),
     "image/png": ("PNG", lambda quality: {"compress_level": PNG_LEVEL, "compress_type": ONLY_RUNS}),
-    "image/gif": ("GIF", lambda quality: {}),
+    "image/gif": ("GIF", lambda quality: {"optimize": False}),
     "image/webp": ("WEBP", lambda quality: {"quality": quality, "method": 2}),
     "image/jp2": ("JPEG2000", lambda quality: {"quality_mode": "dB", "quality_layers": [27.5 + quality / 4]}),
 }
@@ -76,6 +78,18 @@ def fitted_size(viewport: Viewport, rows: int, columns: int) -> tuple[int, int]:
     return max(round(columns * scale), 1), max(round(rows * scale), 1)
 
 
+def picture_size(viewport: Viewport | None, rows: int, columns: int) -> tuple[int, int]:
+    """Columns and rows of the picture of a frame, as `fitted` makes it. A region outside the frame counts as
+    one pixel."""
+    if viewport is None:
+        return columns, rows
+    if viewport.region is not None:
+        left, top, width, height = viewport.region
+        columns = max(min(abs(width), columns - left), 1)
+        rows = max(min(abs(height), rows - top), 1)
+    return fitted_size(viewport, rows, columns)
+
+
 def fitted(picture: Picture, viewport: Viewport) -> Picture:
     """The viewport's region at the viewport's size, proportions kept."""
     if viewport.region is not None:
@@ -108,7 +122,8 @@ def picture_file(
         keywords["icc_profile"] = icc_profile
     out = io.BytesIO()
     with guarded(EncodeError, name):
-        _image(picture).save(out, name, **keywords)
+        image = _gif_image(picture) if name == "GIF" else _image(picture)
+        image.save(out, name, **keywords)
     return out.getvalue()
 
 
@@ -124,23 +139,16 @@ def _png(picture: Picture) -> bytes:
     return bytes(encoded)
 
 
-def animation_file(pictures: Sequence[Picture], milliseconds: float) -> bytes:
-    """An endless GIF; browsers slow down what is faster than 20 ms a picture."""
-    if not pictures:
-        raise RenderingError("no frames to animate")
-    out = io.BytesIO()
-    with guarded(EncodeError, "GIF"):
-        first, *others = (_image(picture) for picture in pictures)
-        first.save(
-            out,
-            "GIF",
-            save_all=True,
-            append_images=others,
-            duration=max(milliseconds, 20),
-            loop=0,
-            optimize=False,
-        )
-    return out.getvalue()
+def _gif_image(picture: Picture) -> Any:
+    """Grey as it is; of colours the 256 that fit best."""
+    image = _image(picture)
+    if picture.ndim == 2:
+        return image
+    pillow = load("pillow")
+    size = tuple(min(side, PALETTE_SIDE) for side in image.size)
+    sample = image.resize(size, pillow.Resampling.NEAREST)
+    palette = sample.quantize(256, method=pillow.Quantize.MEDIANCUT)
+    return image.quantize(palette=palette, dither=pillow.Dither.NONE)
 
 
 def to_srgb(picture: Picture, icc_profile: bytes) -> Picture:
@@ -196,15 +204,8 @@ def rendered(
 
 
 def animated(
-    frames: Sequence[bytes],
-    syntax_uid: str,
-    info: FrameInfo,
-    requests: Sequence[PictureRequest],
-    words: bool = False,
+    frame: bytes, syntax_uid: str, info: FrameInfo, request: PictureRequest, words: bool = False
 ) -> bytes:
-    """Frames as one animated GIF, each shown as its own request says; the first says how fast."""
-    pictures = [
-        shown(frame, syntax_uid, info, request, words)
-        for frame, request in zip(frames, requests, strict=True)
-    ]
-    return animation_file(pictures, requests[0].milliseconds)
+    """One frame of an animated GIF (animations.py)."""
+    picture = shown(frame, syntax_uid, info, request, words)
+    return animations.frame_block(picture_file(picture, "image/gif"), request.milliseconds)

@@ -46,11 +46,7 @@ def render_frames(
 
 
 def animate_frames(
-    frames: Sequence[bytes],
-    uid: str,
-    info: FrameInfo,
-    requests: Sequence[PictureRequest],
-    words: bool = False,
+    frames: Sequence[bytes], uid: str, info: FrameInfo, request: PictureRequest, words: bool = False
 ) -> list[Result]:
-    """One animated GIF of all frames, a request for each."""
-    return [(pictures.animated(frames, uid, info, requests, words), None)]
+    """A block of an animated GIF for each frame."""
+    return [(pictures.animated(frame, uid, info, request, words), None) for frame in frames]

@@ -99,6 +99,15 @@ class Retrieval:
     def made_multipart(self, representation: tuple[str, ...], body: Body) -> Answer:
         """Multipart, its body made while it is sent, of a length that only its end tells."""
         etag, boundary, built = self._multipart(representation)
+        return self._made(etag, boundary, built, body)
+
+    def made_single(self, representation: tuple[str, ...], body: Body) -> Answer:
+        """A single part, made in the same way. `representation` begins with its media type."""
+        etag = etag_of([self.selection.digest], self.request.path, *representation)
+        built = Answer(200, [("Content-Type", representation[0]), *CACHING])
+        return self._made(etag, b"", built, body)
+
+    def _made(self, etag: str, boundary: bytes, built: Answer, body: Body) -> Answer:
         if not not_modified(self.request, etag):
             opened = Opened(body, boundary)
             self.endings.append(opened.close)

@@ -17,6 +17,7 @@ from framecodecs.pictures import ICC_FORMATS
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import BadRequest, NotAcceptable, NotFound
 from streamsrv.pixelpool import Order
+from streamsrv.retrieve.animation import animated_frames, animation
 from streamsrv.retrieve.answering import MAKER, Retrieval, finished
 from streamsrv.retrieve.frames import check_frames
 from streamsrv.retrieve.hot_pictures import learn
@@ -30,6 +31,7 @@ from streamsrv.retrieve.rendered import (
     Turn,
     can_be_drawn,
     check_drawable,
+    check_size,
     encapsulated_pdf,
     representative,
     thumbnail_wishes,
@@ -91,8 +93,7 @@ def pictures(retrieval: Retrieval, row: InstanceRow, wishes: Wishes, numbers: Se
     if len(numbers) > 1 and offer.multipart:
         return many_pictures(retrieval, wishes, offer.media_type, numbers)
     if len(numbers) > 1 and offer.media_type in accept.ANIMATED:
-        pieces = animated_piece(renderer(retrieval, row, wishes, GIF), numbers)
-        return retrieval.single_part(GIF, pieces, drawn_as(wishes))
+        return animated(retrieval, renderer(retrieval, row, wishes, GIF), numbers)
     return one_picture(retrieval, row, numbers[0] - 1, wishes, offer)
 
 
@@ -121,6 +122,7 @@ def one_picture(
     retrieval: Retrieval, row: InstanceRow, index: int, wishes: Wishes, offer: accept.Offer
 ) -> Answer:
     check_drawable(row)
+    check_size(row, wishes, retrieval.pool.max_rendered_pixels)
     one, said = renderer(retrieval, row, wishes, offer.media_type), drawn_as(wishes)
 
     def learnt(stored: Sequence[Piece]) -> None:
@@ -166,8 +168,11 @@ def picture_pieces(one: Renderer, index: int, learnt: Callable[[Sequence[Piece]]
         yield from stored
 
 
-def animated_piece(one: Renderer, numbers: Sequence[int]) -> Iterator[Piece]:
-    yield Literal(one.animation([number - 1 for number in numbers]))
+def animated(retrieval: Retrieval, one: Renderer, numbers: Sequence[int]) -> Answer:
+    retrieval.pool.must_not_block()
+    indices = animated_frames(one, numbers)
+    said = (GIF, drawn_as(one.wishes))
+    return retrieval.made_single(said, lambda _: animation(one, indices, len(numbers)))
 
 
 # Many
@@ -177,8 +182,13 @@ def many_pictures(
     retrieval: Retrieval, wishes: Wishes, media_type: str, numbers: Sequence[int] = ()
 ) -> Answer:
     """A part for each frame of each instance that can be drawn."""
-    if not any(map(can_be_drawn, retrieval.selection.rows())):
+    drawable = filter(can_be_drawn, retrieval.selection.rows())
+    first, most = next(drawable, None), retrieval.pool.max_rendered_pixels
+    if first is None:
         raise NotAcceptable("nothing here has pixels that could be rendered", ())
+    if wishes.viewport is not None and wishes.viewport.width * wishes.viewport.height > most:
+        for row in (first, *drawable):
+            check_size(row, wishes, most)
     retrieval.pool.must_not_block()
     representation = (media_type, "rendered", ",".join(map(str, numbers)), drawn_as(wishes))
     return retrieval.made_multipart(

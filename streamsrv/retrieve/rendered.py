@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from framecodecs import registry, work
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.pictures import PictureRequest, Viewport
+from framecodecs.pictures import PictureRequest, Viewport, picture_size
 from streamsrv.dicom.syntaxes import lookup
-from streamsrv.errors import NotAcceptable, NotFound
+from streamsrv.errors import BadRequest, NotAcceptable, NotFound
 from streamsrv.pixelpool import Making, Order, PixelPool
 from streamsrv.retrieve.payloads import bulk_piece
 from streamsrv.retrieve.pixels import Description, describe, inline_binary, whole
@@ -41,9 +41,6 @@ THUMBNAIL_TYPES = ("image/jpeg", "image/png")
 THUMBNAIL_SIDE = 200  # pixels, where no viewport is asked for
 PDF_STORAGE = "1.2.840.10008.5.1.4.1.1.104.1"
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
-# Frames of one animated GIF: all of them are held while it is made.
-ANIMATED_FRAMES = 200
-ANIMATED_BYTES = 64 << 20
 # Slides whose kind is looked up for the thumbnail of a series.
 SLIDES = 16
 
@@ -76,13 +73,13 @@ class Renderer:
         return self.description.info
 
     @property
-    def _scaled(self) -> int:
-        """Bytes of a picture that fills the viewport: a small frame may be enlarged, and takes as long as a
-        large one then."""
-        viewport = self.wishes.viewport
-        if viewport is None or not viewport.enlarge:
+    def scaled(self) -> int:
+        """Bytes of the picture, if a viewport was asked for: a frame that is enlarged takes as long as a
+        large one."""
+        if self.wishes.viewport is None:
             return 0
-        return viewport.width * viewport.height * self.info.samples_per_pixel
+        columns, rows = picture_size(self.wishes.viewport, self.info.rows, self.info.columns)
+        return columns * rows * self.info.samples_per_pixel
 
     def stored(self, index: int) -> Sequence[Piece] | None:
         """The picture of a frame that is one as it is stored, else None. In the loop it raises WouldBlock
@@ -98,7 +95,7 @@ class Renderer:
         return self.pool.made(self.making(index), lambda: self._look_ahead(index))
 
     def _look_ahead(self, index: int) -> None:
-        if self.pool.worth_making_ahead(max(decoded_length(self.info), self._scaled)):
+        if self.pool.worth_making_ahead(max(decoded_length(self.info), self.scaled)):
             representation = self.media_type, self.wishes
             asked(self.store, self.pool, self.row, index, representation, self._neighbour)
 
@@ -117,11 +114,11 @@ class Renderer:
         return picture_request(self.description, index, self.wishes, self.media_type, self._bulk)
 
     def order(self, indices: Sequence[int], request: PictureRequest) -> Order:
-        return self._order(work.render_frames, indices, request)
+        return self.drawn(work.render_frames, indices, request)
 
     def turns(self, indices: Sequence[int]) -> Iterator[tuple[Turn, Order | None]]:
         """Batches of frames that are shown alike, each to be made; and frames as they are stored."""
-        for batch in batches(self.info, indices, self._scaled):
+        for batch in batches(self.info, indices, self.scaled):
             found = [(index, self.stored(index)) for index in batch]
             for to_be_made, run in groupby(found, lambda one: one[1] is None):
                 frames = list(run)
@@ -139,25 +136,12 @@ class Renderer:
                 yield Turn(batch[start:place]), self.order(batch[start:place], requests[start])
                 start = place
 
-    def animation(self, indices: Sequence[int]) -> bytes:
-        """A GIF of as many frames as may be held; of a longer loop evenly spaced ones, in the same time."""
-        self.pool.must_not_block()
-        chosen = spaced(indices, self._held_at_once())
-        slower = len(indices) / len(chosen)
-        requests = [self.request(index) for index in chosen]
-        shown = [replace(one, milliseconds=one.milliseconds * slower) for one in requests]
-        ((picture, _),) = self.pool.run(self._order(work.animate_frames, chosen, shown))
-        return picture
-
-    def _held_at_once(self) -> int:
-        length = decoded_length(self.info)
-        return max(1, min(ANIMATED_FRAMES, ANIMATED_BYTES // max(length, 1)))
-
-    def _order(self, task: Callable[..., Any], indices: Sequence[int], how: object) -> Order:
+    def drawn(self, task: Callable[..., Any], indices: Sequence[int], how: object) -> Order:
+        """`task` is a function of framecodecs.work that takes `how` these frames are shown."""
         info, length = self.info, decoded_length(self.info)
         at_hand = at_hand_of(self.pool, self.waits)
         frames = stored_frames(self.store, self.selection, self.row, indices, length, at_hand)
-        pixels = len(indices) * max(length, self._scaled)
+        pixels = len(indices) * max(length, self.scaled)
         return Order(task, frames, (stored_syntax(self.row), info, how), pixels)
 
     def _bulk(self, path: str) -> bytes:
@@ -166,12 +150,6 @@ class Renderer:
         if value is None or value.length > LARGEST_TABLE:
             return b""
         return b"".join(piece_chunks(self.selection, bulk_piece(self.selection, self.row, value)))
-
-
-def spaced(indices: Sequence[int], most: int) -> list[int]:
-    """At most `most` of them, evenly."""
-    count = min(len(indices), most)
-    return [indices[place * len(indices) // count] for place in range(count)]
 
 
 def can_be_drawn(row: InstanceRow) -> bool:
@@ -184,6 +162,17 @@ def check_drawable(row: InstanceRow) -> None:
         raise NotAcceptable("this SOP instance has no pixels that could be rendered", ())
     if not can_be_drawn(row):
         raise NotAcceptable(f"{lookup(stored_syntax(row)).name} cannot be decoded here", ())
+
+
+def check_size(row: InstanceRow, wishes: Wishes, most: int) -> None:
+    """Raises BadRequest if the viewport asks for a picture of more than `most` pixels, and of more than the
+    frame has."""
+    columns, rows = picture_size(wishes.viewport, row.rows, row.columns)
+    if columns * rows > max(most, row.rows * row.columns):
+        raise BadRequest(
+            f"the parameter viewport asks for a picture of {columns} x {rows} pixels; "
+            f"this server makes at most {most}"
+        )
 
 
 # What stands for many

@@ -414,16 +414,17 @@ def test_the_cache_is_limited_in_bytes():
     assert [number for number in (5, 6, 7, 8, 9, 11) if cache.get(number)] == [5, 7, 8, 9, 11]
 
 
-def test_deadlines_grow_with_pixels(monkeypatch):
+def test_deadlines_grow_with_pixels_up_to_a_limit(monkeypatch):
     info = FrameInfo(4, 4)
-    pool = PixelPool(1, PoolLimits(deadline=3.0))
+    pool = PixelPool(1, PoolLimits(deadline=30.0))
     asked = []
     try:
         ((frame, now),) = pool.run(Order(work.decode_frames, [bytes(range(16))], (LITTLE, info), 16))
         assert (frame, now) == (bytes(range(16)), info)
         monkeypatch.setattr(pool._pool, "submit", lambda *a, deadline: asked.append(deadline) or Outcome())
-        pool.submit(order(pixels=20 << 20))
-        assert asked == [13.0]
+        for pixels in (0, 2 << 20, 20 << 20, 768_000_000):
+            pool.submit(order(pixels=pixels))
+        assert asked == [5.0, 6.0, 15.0, 30.0]
     finally:
         pool.close()
     pool.close()

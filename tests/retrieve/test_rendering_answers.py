@@ -24,6 +24,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.sequence import Sequence
 from retrieve_world import (
+    POOL,
     SERIES,
     STUDY,
     ask,
@@ -39,7 +40,7 @@ from retrieve_world import (
 from framecodecs.annotations import Notes
 from framecodecs.luts import Window
 from streamsrv.errors import BadRequest, NotAcceptable, NotFound
-from streamsrv.retrieve import pixels, rendered
+from streamsrv.retrieve import animation, pixels, rendered
 from streamsrv.retrieve.showing import Wishes, picture_request, wishes_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
@@ -515,12 +516,54 @@ def test_several_instances_are_no_animation(store):
 
 
 def test_a_long_animation_is_shown_in_the_same_time(store, monkeypatch):
-    monkeypatch.setattr(rendered, "ANIMATED_FRAMES", 3)
+    monkeypatch.setattr(animation, "ANIMATED_FRAMES", 3)
     stored(store, image(GREY, arrays_of(GREY, 12), FrameTime=50, WindowCenter=2000, WindowWidth=4000))
     shown = picture(store, f"{ONE}/rendered", "image/gif")
     assert (shown.n_frames, shown.info["duration"]) == (3, 200)
-    assert rendered.spaced(range(10), 3) == [0, 3, 6]
-    assert rendered.spaced(range(2), 3) == [0, 1]
+    assert animation.spaced(range(10), 3) == [0, 3, 6]
+    assert animation.spaced(range(2), 3) == [0, 1]
+
+
+LIMIT = 16 << 20
+
+
+@pytest.mark.parametrize("resource", ["rendered", "thumbnail", "frames/2/rendered", "frames/2/thumbnail"])
+def test_a_viewport_of_too_many_pixels_is_refused(store, resource):
+    stored(store, image(Kind(rows=60, columns=60), arrays_of(Kind(rows=60, columns=60), 2)))
+    for viewport in ("8000,8000", "4097,4097", "8000,8000,0,0,3,3"):
+        if resource.endswith("thumbnail") and viewport.count(",") > 1:
+            continue
+        with pytest.raises(BadRequest, match=f"parameter viewport .*{LIMIT}"):
+            ask(store, f"{ONE}/{resource}?viewport={viewport}", accept="image/jpeg")
+    with pytest.raises(BadRequest, match=f"parameter viewport .*{4 * LIMIT}"):
+        ask(store, f"{ONE}/rendered?viewport=8000,8000", accept="image/gif")
+
+
+def test_a_study_is_refused_a_viewport_of_too_many_pixels_for_one_of_its_instances(store):
+    """Proportions are kept, so that the same viewport may do for another one."""
+    narrow, square = Kind(rows=60, columns=2), Kind(rows=60, columns=60)
+    stored(store, image(narrow, arrays_of(narrow, 1)))
+    assert len(parts_of(ask(store, f"/studies/{STUDY}/rendered?viewport=6000,6000"))) == 1
+    stored(store, image(square, arrays_of(square, 1), "1.2.3.4.2"))
+    with pytest.raises(BadRequest, match=f"parameter viewport .*6000 x 6000 .*{LIMIT}"):
+        ask(store, f"/studies/{STUDY}/rendered?viewport=6000,6000")
+
+
+def test_a_frame_that_is_larger_than_the_limit_is_drawn(store, monkeypatch):
+    monkeypatch.setattr(POOL, "max_rendered_pixels", 1000)
+    stored(store, image(GREY, arrays_of(GREY, 3), FrameTime=50))
+    assert picture(store, f"{ONE}/frames/1/rendered").size == (80, 60)
+    assert picture(store, f"{ONE}/frames/1/rendered?viewport=80,80").size == (80, 60)
+    with pytest.raises(BadRequest, match="parameter viewport"):
+        ask(store, f"{ONE}/frames/1/rendered?viewport=81,81", accept="image/png")
+    shown = picture(store, f"{ONE}/rendered", "image/gif")
+    assert (shown.n_frames, shown.size) == (1, (80, 60))
+    shown = picture(store, f"{ONE}/rendered?viewport=40,40", "image/gif")
+    assert (shown.n_frames, shown.size, shown.info["duration"]) == (3, (40, 30), 50)
+    shown = picture(store, f"{ONE}/rendered?viewport=60,60", "image/gif")
+    assert shown.n_frames == 1
+    with pytest.raises(BadRequest, match=r"parameter viewport .*3 frames of 88 x 66 pixels"):
+        ask(store, f"{ONE}/rendered?viewport=88,88", accept="image/gif")
 
 
 @pytest.mark.parametrize(
