@@ -27,6 +27,7 @@
         `-- StoreError               500  the store cannot do what was asked
             |-- StoreLocked               another process holds the store
             |-- StoreCorrupt              bytes on disk are not what was written
+            |   `-- WrongStore            a file belongs to another store
             `-- SegmentGone               a segment was unlinked by compaction: look up again
 
 `detail` is a sentence for the user: what is wrong and where (tag, byte offset). It never holds a value of a
@@ -237,6 +238,10 @@ class StoreLocked(StoreError):
 
 
 class StoreCorrupt(StoreError):
+    pass
+
+
+class WrongStore(StoreCorrupt):
     pass
 
 

@@ -36,6 +36,7 @@ from streamsrv.store.index_rows import unpack_segment
 from streamsrv.store.leases import SegmentLease
 from streamsrv.store.records import HEADER, NO_ID, Damage, Found, Kind, unpack_ids
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
+from streamsrv.store.segment_header import damaged_headers
 from streamsrv.store.store import Store
 from streamsrv.store.transaction import Record
 
@@ -143,6 +144,9 @@ class _Checker:
         for difference in self._audit.sums():
             yield error(f"index database {difference.database}, {difference.row}", difference.what)
         rows = self._segments()
+        files = self._store.layout.segment_files()
+        for segment, reason in damaged_headers(files, self._store.form):
+            yield error(at(segment, 0), f"{reason}: run reindex")
         yield from self._files(rows)
         for row in rows.values():
             self._audit.segment(row)
@@ -183,7 +187,7 @@ class _Checker:
             with self._store.open_segments([row.segment]) as lease:
                 fd = lease.fd(row.segment)
                 length = os.fstat(fd).st_size
-                if length < row.committed_end:
+                if length < row.committed_end and not row.empty:
                     yield error(
                         at(row.segment, length), f"the file ends here; the index says {row.committed_end}"
                     )
@@ -192,7 +196,7 @@ class _Checker:
                     yield from self._step(fd, row.segment, step)
         except SegmentGone:
             current = self._index.segment(row.segment)
-            if current is not None and current.committed_end and current.live:
+            if current is not None and current.live:
                 yield error(f"segment {row.segment}", "its file is missing")
 
     def _step(self, fd: int, segment: int, step: Found | Damage) -> Iterator[Finding]:

@@ -108,10 +108,10 @@ class _Compactor:
 
     def _chosen(self, everything: bool) -> Iterator[SegmentRow]:
         for row in self._index.segments().values():
-            if row.committed_end and not self._store.layout.segment(row.segment).exists():
+            if not row.empty and not self._store.layout.segment(row.segment).exists():
                 if not row.live:
                     self._index.drop_segment(row.segment)  # unlinked by a compaction that came no further
-            elif row.committed_end and (everything or self._worth_it(row)):
+            elif not row.empty and (everything or self._worth_it(row)):
                 yield row
 
     def _worth_it(self, row: SegmentRow) -> bool:

@@ -1,15 +1,19 @@
 """The folder of a store: what lies where, who it is, and the locks on it as a whole.
 
-    DATA/store.toml        store id, secret, format version; written once, mode 0600
-    DATA/lock              flock: exclusive by the server (its supervisor) of the folder, and by reindex
+    DATA/store.toml        store id, secret, format version, checksum; written once, mode 0600
     DATA/claims            byte-range locks of writers (see claims)
     DATA/segments/NNNNNNNN.seg
     DATA/index/            LMDB; index.new while reindex builds another, index.old while they change places
     DATA/index.check/      what check compares the index with, while it runs
 
+The *fingerprint* of a store is a digest of its id and secret. The index and the header of each segment have
+it, so that a file of another store is refused before anything is written.
+
 Rules of this file
-- store.toml is flocked too: shared by everything that has the store open, exclusive by reindex. So no
-  forgotten worker, compaction or check goes on with an index that has been replaced.
+- The locks on the store as a whole are flocks on folders, which cannot be tidied away as a lock file can.
+  The one server (its supervisor) or reindex has DATA. Everything that has the store open shares
+  DATA/segments, and reindex has it alone. So no forgotten worker, compaction or check goes on with an index
+  that has been replaced.
 - A folder that has segments but no index is never opened: an empty index would say that nothing in them was
   ever committed.
 """
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import secrets
 import tomllib
@@ -41,10 +46,6 @@ class Layout:
     @property
     def identity(self) -> Path:
         return self.root / "store.toml"
-
-    @property
-    def lock(self) -> Path:
-        return self.root / "lock"
 
     @property
     def claims(self) -> Path:
@@ -84,13 +85,26 @@ class Identity:
     store_id: str
     secret: bytes
 
+    @property
+    def fingerprint(self) -> bytes:
+        """16 bytes that tell nothing of the secret."""
+        whole = self.store_id.encode() + b"\0" + self.secret
+        return hashlib.blake2b(whole, digest_size=16, person=b"streamsrv store").digest()
+
     def text(self) -> str:
+        secret = self.secret.hex()
         return (
             "# The identity of this store. Keep a copy: without the secret its segments cannot be read.\n"
             f'store_id = "{self.store_id}"\n'
-            f'secret = "{self.secret.hex()}"\n'
+            f'secret = "{secret}"\n'
             f"format_version = {FORMAT_VERSION}\n"
+            f'checksum = "{_checksum(self.store_id, secret, FORMAT_VERSION)}"\n'
         )
+
+
+def _checksum(store_id: str, secret: str, version: int) -> str:
+    """Of the values in store.toml as they are written there."""
+    return hashlib.blake2b(f"{store_id}\n{secret}\n{version}\n".encode(), digest_size=16).hexdigest()
 
 
 class Held:
@@ -117,9 +131,10 @@ def prepare(layout: Layout, ops: FileOps) -> None:
     ops.make_folder(layout.segments)
     if layout.identity.exists():
         return
-    if layout.segment_files():
+    if layout.segment_files() or layout.index.exists():
         raise StoreCorrupt(
-            f"{layout.root} has segments but no store.toml: without its secret they cannot be read"
+            f"{layout.root} has segments or an index but no store.toml: without its secret they cannot be "
+            "read. Bring back the copy that you keep of it"
         )
     # Written whole under another name, then linked: of several workers one wins, and no half of it is ever
     # seen.
@@ -143,13 +158,21 @@ def identity_of(layout: Layout) -> Identity:
     try:
         settings = tomllib.loads(layout.identity.read_text())
         version = settings["format_version"]
+        if version != FORMAT_VERSION:
+            raise StoreError(
+                f"{layout.root} has format version {version}; this program knows {FORMAT_VERSION}"
+            )
+        expected = _checksum(settings["store_id"], settings["secret"], version)
         identity = Identity(settings["store_id"], bytes.fromhex(settings["secret"]))
+        if settings["checksum"] != expected:
+            raise StoreCorrupt(
+                f"{layout.identity}: the checksum is wrong, so a value in it has changed. "
+                "Nothing was written; bring back the copy that you keep of it"
+            )
     except FileNotFoundError:
         raise StoreError(f"{layout.root} is not the folder of a store: it has no store.toml") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreCorrupt(f"{layout.identity} cannot be read: {error}") from error
-    if version != FORMAT_VERSION:
-        raise StoreError(f"{layout.root} has format version {version}; this program knows {FORMAT_VERSION}")
     if len(identity.secret) != SECRET_LENGTH:
         raise StoreCorrupt(f"{layout.identity}: the secret is not {SECRET_LENGTH} bytes")
     return identity
@@ -172,42 +195,44 @@ def ensure_index(layout: Layout, ops: FileOps) -> None:
 def lock(layout: Layout, ops: FileOps) -> Held:
     """The one server of the folder, or reindex; StoreLocked if there is another."""
     ops.make_folder(layout.root)
-    fd = _open_lock(layout, ops)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with contextlib.suppress(OSError):  # it serves on a full disk, too
-            ops.truncate(fd, 0)
-            write_all(ops, fd, [f"process {os.getpid()}\n".encode()], 0)
-    except BlockingIOError:
-        owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+    fd = os.open(layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if not _locked(fd, fcntl.LOCK_EX):
+        owner = _holder(fd)
         os.close(fd)
-        raise StoreLocked(
-            f"{layout.root} is in use by another streamsrv process ({owner or 'starting'}): stop it first"
-        ) from None
-    except BaseException:
-        os.close(fd)
-        raise
+        raise StoreLocked(f"{layout.root} is in use by another streamsrv process ({owner}): stop it first")
     return Held(fd)
-
-
-def _open_lock(layout: Layout, ops: FileOps) -> int:
-    with contextlib.suppress(FileNotFoundError):
-        return ops.open(layout.lock)
-    with contextlib.suppress(FileExistsError):
-        return ops.create(layout.lock)
-    return ops.open(layout.lock)  # made by another in between
 
 
 def use(layout: Layout, *, exclusive: bool = False) -> Held:
     """Have the store open, beside others, or for reindex without others."""
-    fd = os.open(layout.identity, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fd = os.open(layout.segments, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise StoreCorrupt(f"{layout.root} has no folder of segments: bring it back from a backup") from None
+    if not _locked(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH):
         os.close(fd)
         raise StoreLocked(
             f"{layout.root} is open in another process: end it first"
             if exclusive
             else f"{layout.root} is being reindexed"
-        ) from None
+        )
     return Held(fd)
+
+
+def _locked(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(fd: int) -> str:
+    """The process that has the flock, as the kernel tells it."""
+    inode = str(os.fstat(fd).st_ino)
+    with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii") as table:
+        for line in table:
+            fields = line.split()
+            if fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == inode:
+                return f"process {fields[4]}"
+    return "which one is not known"

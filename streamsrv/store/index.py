@@ -49,9 +49,10 @@ class Index(Reading):
         self._writer = Writer(environment)
 
     @classmethod
-    def open(cls, folder: Path, *, read_only: bool = False) -> Index:
-        """A folder without an index gets an empty one, unless opened for reading only."""
-        return cls(Environment(folder, read_only=read_only))
+    def open(cls, folder: Path, *, read_only: bool = False, store: bytes = b"") -> Index:
+        """A folder without an index gets an empty one, unless opened for reading only. `store` is the
+        fingerprint of the store that it belongs to; WrongStore if it belongs to another."""
+        return cls(Environment(folder, read_only=read_only, store=store))
 
     def close(self) -> None:
         """Waiting writes are finished first."""
@@ -214,8 +215,8 @@ class Index(Reading):
         return found[:limit]
 
     def about(self) -> dict[str, str]:
-        """schema, table (of attributes), epoch, next_segment. Sequences of changes count within an epoch; a
-        rebuilt index has another."""
+        """schema, table (of attributes), epoch, next_segment, store (its fingerprint). Sequences of changes
+        count within an epoch; a rebuilt index has another."""
         with self._environment.reading("reading about the index") as transaction:
             rows = list(transaction.cursor(db=self._handles["about"]))
         return {key.decode(): without_sum("about", key, value).decode() for key, value in rows}

@@ -14,13 +14,21 @@ import errno
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import lmdb
 
-from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError, StoreLocked, StreamsrvError
+from streamsrv.errors import (
+    InsufficientStorage,
+    StoreCorrupt,
+    StoreError,
+    StoreLocked,
+    StreamsrvError,
+    WrongStore,
+)
 from streamsrv.store.index_rows import with_sum, without_sum
 from streamsrv.store.query import TABLE_DIGEST
 
@@ -30,6 +38,7 @@ Transaction: TypeAlias = Any  # lmdb.Transaction and lmdb.Cursor: py-lmdb's stub
 Cursor: TypeAlias = Any
 
 MAP_SIZE = 1 << 40  # sparse: address space, not disk
+STARTING = 2.0  # seconds that another process may take to create its lock file
 MAX_READERS = 1024  # one for each thread that reads, of all processes; LMDB's default is 126
 
 # Name -> several values a key.
@@ -103,9 +112,12 @@ class ReadTransaction:
 class Environment:
     """The open index folder. `handles` maps the name of a database to its LMDB handle."""
 
-    def __init__(self, folder: Path, *, read_only: bool) -> None:
+    def __init__(self, folder: Path, *, read_only: bool, store: bytes = b"") -> None:
+        """`store` is the fingerprint of the store; WrongStore if the index has another."""
         self.folder = folder
         self.read_only = read_only
+        self._store = store.hex()
+        self._paths = [str(folder / name) for name in ("data.mdb", "lock.mdb")]
         self.handles: dict[str, Any] = {}
         if not read_only:
             folder.mkdir(parents=True, exist_ok=True)
@@ -120,18 +132,45 @@ class Environment:
             raise
 
     def _join(self) -> int:
-        """Every opener shares a lock on `users`, so that a rewrite can tell whether it is alone. It ends with
-        the process."""
-        path = self.folder / "users"
-        # A folder that cannot be written to has no writer either: nothing to tell anybody.
-        writable = os.access(self.folder, os.W_OK)
-        descriptor = os.open(
-            path if writable else self.folder,
-            os.O_RDWR | os.O_CREAT | os.O_CLOEXEC if writable else os.O_RDONLY,
-            0o600,
-        )
+        """Every opener shares a lock on the folder, so that a rewrite can tell whether it is alone. It ends
+        with the process."""
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if os.access(self.folder, os.W_OK):  # else there is no writer, and no lock file
+                self._require_their_lock(descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         return descriptor
+
+    def _require_their_lock(self, descriptor: int) -> None:
+        """Others have the index open. If LMDB's lock file is gone, a new one would allow two writers."""
+        deadline = time.monotonic() + STARTING
+        while (self.folder / "data.mdb").exists() and not (self.folder / "lock.mdb").exists():
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise StoreLocked(
+                    f"{self.folder / 'lock.mdb'} was removed while another process has the index open: end "
+                    "that process first"
+                )
+            time.sleep(0.01)
+
+    def require_files(self) -> None:
+        """StoreError unless the files under these names are those that are open: a write would be lost, or
+        would meet another writer."""
+        try:
+            found = self._file_numbers()
+        except FileNotFoundError:
+            found = ()
+        if found != self._files:
+            raise StoreError(
+                f"a file in {self.folder} was removed or replaced while the index is open: nothing is "
+                "written any more. Stop all processes that have the store open, and start again"
+            )
+
+    def _file_numbers(self) -> tuple[int, ...]:
+        """Of data and locks: numbers that change when a file is replaced."""
+        return tuple(os.stat(each).st_ino for each in self._paths)
 
     def open_map(self) -> None:
         lock = not self.read_only or os.access(self.folder, os.W_OK)
@@ -147,6 +186,7 @@ class Environment:
         try:
             if lock:
                 self.lmdb.reader_check()  # slots of processes that died
+            self._files = () if self.read_only else self._file_numbers()
             self._open_databases()
         except BaseException:
             self.lmdb.close()
@@ -159,7 +199,7 @@ class Environment:
             for name, several in DATABASES.items():
                 self.handles[name] = self.lmdb.open_db(name.encode(), dupsort=several, create=False)
             with self.lmdb.begin(self.handles["about"]) as transaction:
-                found = {name: transaction.get(name.encode()) for name in ("schema", "table")}
+                found = {name: transaction.get(name.encode()) for name in ("schema", "table", "store")}
         except lmdb.NotFoundError as error:
             raise StoreError("the index lacks a database: run reindex") from error
         for name, expected in (("schema", SCHEMA), ("table", TABLE_DIGEST)):
@@ -167,6 +207,11 @@ class Environment:
             # Schema 1 had no checksums.
             if stored == b"1" or without_sum("about", name.encode(), stored).decode() != expected:
                 raise StoreError(f"the index was made by another version ({name} differs): run reindex")
+        if without_sum("about", b"store", found["store"] or b"").decode() != self._store:
+            raise WrongStore(
+                f"{self.folder} is the index of another store, or store.toml is another store's: nothing was "
+                "changed. Bring back the file that belongs here, or move a foreign index away and run reindex"
+            )
 
     def _found(self) -> None:
         """A new folder gets its databases, and what `about`, the last of them, says, in one transaction."""
@@ -175,7 +220,7 @@ class Environment:
                 return
             for name, several in DATABASES.items():
                 handle = self.lmdb.open_db(name.encode(), txn=transaction, dupsort=several)
-            for name, text in _birth().items():
+            for name, text in (_birth() | {"store": self._store}).items():
                 transaction.put(name.encode(), with_sum(name.encode(), text.encode()), db=handle)
 
     def reading(self, doing: str) -> ReadTransaction:
@@ -225,7 +270,7 @@ class Environment:
             fcntl.flock(self._users, fcntl.LOCK_SH)
 
 
-ABOUT = frozenset(("schema", "table", "epoch", "next_segment"))
+ABOUT = frozenset(("schema", "table", "epoch", "next_segment", "store"))
 
 
 def _birth() -> dict[str, str]:

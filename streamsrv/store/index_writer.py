@@ -132,6 +132,7 @@ class Writer:
         refused: list[tuple[_Job[Any], BaseException]] = []
         jobs, environment = chosen, self._environment
         try:
+            environment.require_files()
             with environment.lmdb.begin(write=True) as transaction:
                 # Until here another process may have written: some more have come meanwhile.
                 jobs = jobs or self._slice()

@@ -1,8 +1,9 @@
-"""The layout of a segment: records back to back, each a header of 104 bytes and its payload.
+"""The layout of records in a segment: back to back behind the header of the file (see segment_header), each
+a header of 104 bytes and its payload.
 
     offset  bytes
        0      8   marker: derived from the store's secret, so that nobody can plant it in an uploaded file
-       8      1   format version, 1
+       8      1   format version, 2
        9      1   kind: 1 PENDING, 2 INSTANCE, 3 VOID, 4 TOMBSTONE
       10      6   zero
       16     16   record id, unique for ever
@@ -41,7 +42,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-FORMAT_VERSION = 1
+from streamsrv.store.rows import FIRST_RECORD
+
+FORMAT_VERSION = 2
 ID_LENGTH = 16
 NO_ID = bytes(ID_LENGTH)
 NO_DIGEST = bytes(16)
@@ -107,10 +110,11 @@ class HeaderDamaged(ValueError):
 
 
 class RecordFormat:
-    """Headers of one store: the layout together with its secret."""
+    """Headers of one store: the layout with its secret. `fingerprint` is that of the store (see folder)."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: bytes, fingerprint: bytes = bytes(16)) -> None:
         self._secret = secret
+        self.fingerprint = fingerprint
         self.marker = hashlib.blake2b(b"streamsrv record", key=secret, digest_size=8).digest()
 
     def pack(self, header: Header, segment: int, offset: int) -> bytes:
@@ -164,7 +168,9 @@ class RecordFormat:
             raise HeaderDamaged(f"its payload of {header.length} bytes runs past the end")
         return header
 
-    def walk(self, fd: int, segment: int, end: int, *, start: int = 0, mend: bool = False) -> Iterator[Step]:
+    def walk(
+        self, fd: int, segment: int, end: int, *, start: int = FIRST_RECORD, mend: bool = False
+    ) -> Iterator[Step]:
         """Every record from `start` up to `end`, and every damaged range between; ends after a PENDING one.
 
         With `mend`, a damaged header that differs from a valid one in a single byte is told in Damage.mended.

@@ -26,11 +26,12 @@ from pathlib import Path
 
 import numpy
 
-from streamsrv.errors import InstanceError
+from streamsrv.errors import InstanceError, StoreError, WrongStore
 from streamsrv.store import folder as folders
+from streamsrv.store import segment_header
 from streamsrv.store.check import Derive, Finding, Severity, at, digest_of, stored_record
 from streamsrv.store.fileops import FileOps, write_all
-from streamsrv.store.folder import Layout
+from streamsrv.store.folder import Identity, Layout
 from streamsrv.store.index import Index
 from streamsrv.store.records import (
     HEADER,
@@ -44,7 +45,8 @@ from streamsrv.store.records import (
     Step,
     unpack_ids,
 )
-from streamsrv.store.rows import InstanceKey, InstanceRow, NewInstance, SegmentRow
+from streamsrv.store.rows import FIRST_RECORD, InstanceKey, InstanceRow, NewInstance, SegmentRow
+from streamsrv.store.segment_header import damaged_headers
 from streamsrv.store.transaction import SLICE_BYTES, SLICE_INSTANCES
 
 
@@ -63,9 +65,10 @@ class _Segment:
 
     fd: int
     last: int  # where its last request began
-    end: int = 0
+    end: int = FIRST_RECORD
     dead: int = 0  # bytes of voids and tombstones, and of instances that do not live
     damaged: bool = False
+    new_header: bool = False  # that of the file is damaged
     headers: dict[int, Header] = field(default_factory=dict)  # to be written in the end, by offset
 
 
@@ -74,11 +77,25 @@ def reindex(folder: Path, derive: Derive, *, fileops: FileOps | None = None) -> 
     ops, layout = fileops or FileOps(), Layout(folder)
     identity = folders.identity_of(layout)
     with folders.lock(layout, ops), folders.use(layout, exclusive=True):
-        builder = _Builder(layout, RecordFormat(identity.secret), derive, ops)
+        _refuse_index_of_another_store(layout, identity)
+        form = RecordFormat(identity.secret, identity.fingerprint)
+        builder = _Builder(layout, form, derive, ops)
         try:
             return builder.run()
         finally:
             builder.close()
+
+
+def _refuse_index_of_another_store(layout: Layout, identity: Identity) -> None:
+    """WrongStore says so. An index that is damaged or of another version is no reason not to rebuild it."""
+    if not layout.index.exists():
+        return
+    try:
+        Index.open(layout.index, read_only=True, store=identity.fingerprint).close()
+    except WrongStore:
+        raise
+    except StoreError:
+        return
 
 
 class _Builder:
@@ -98,11 +115,16 @@ class _Builder:
             os.close(segment.fd)
 
     def run(self) -> Reindexing:
-        for number, path in self._layout.segment_files().items():
+        files = self._layout.segment_files()
+        damaged = dict(damaged_headers(files, self._form))  # raises if a file is foreign, before any change
+        for number, path in files.items():
             self._open(number, path)
+            if number in damaged:
+                self._find(Severity.NOTE, at(number, 0), f"{damaged[number]}: written again")
+                self._segments[number].new_header = True
             self._scan(number)
         self._ops.remove_folder(self._layout.new_index)
-        index = Index.open(self._layout.new_index)
+        index = Index.open(self._layout.new_index, store=self._form.fingerprint)
         try:
             self._fill(index)
         finally:
@@ -118,7 +140,7 @@ class _Builder:
     # Walking
 
     def _open(self, number: int, path: Path) -> None:
-        segment = self._segments[number] = _Segment(self._ops.open(path), 0)
+        segment = self._segments[number] = _Segment(self._ops.open(path), FIRST_RECORD)
         for found in self._walk(number):
             if isinstance(found, Found):
                 segment.last = found.header.began
@@ -245,7 +267,9 @@ class _Builder:
         for number, segment in self._segments.items():
             for offset, header in segment.headers.items():
                 write_all(self._ops, segment.fd, [self._form.pack(header, number, offset)], offset)
-            if segment.headers:
+            if segment.new_header:
+                write_all(self._ops, segment.fd, [segment_header.pack(self._form, number)], 0)
+            if segment.headers or segment.new_header:
                 self._ops.sync(segment.fd)
 
     def _exchange(self) -> None:

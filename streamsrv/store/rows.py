@@ -80,6 +80,8 @@ class NewInstance:
         return 1500 + metadata + len(self.frame_table) + 64 * len(self.bulk)
 
 
+# Where the first record of a segment begins: behind the header of the file (see segment_header).
+FIRST_RECORD = 64
 METADATA_CHUNK = 256 * 1024
 SHORT_TEXT = 16 * 1024
 
@@ -91,10 +93,15 @@ class SegmentRow:
     segment takes no more records."""
 
     segment: int
-    committed_end: int = 0
+    committed_end: int = FIRST_RECORD
     live: int = 0
     dead: int = 0
     sealed: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Nothing has been committed to it, so it may have no file yet."""
+        return self.committed_end <= FIRST_RECORD
 
 
 class OnDuplicate(enum.StrEnum):

@@ -23,9 +23,10 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError
+from streamsrv.store import segment_header
 from streamsrv.store.borrowed import Borrowed, refused
 from streamsrv.store.claims import Claims
-from streamsrv.store.fileops import FileOps
+from streamsrv.store.fileops import FileOps, write_all
 from streamsrv.store.folder import Layout
 from streamsrv.store.records import Found, RecordFormat
 from streamsrv.store.rows import SegmentRow
@@ -144,8 +145,8 @@ class Segments:
             fd = self.ops.open(self._layout.segment(row.segment))
         except FileNotFoundError:
             # Its maker died between the index and the file.
-            return self._create_file(row.segment) if row.committed_end == 0 else None
-        if row.committed_end == 0:  # its maker may have died before the name was durable
+            return self._create_file(row.segment) if row.empty else None
+        if row.empty:  # its creator may have died before header and name were durable
             self._make_durable(row.segment, fd)
         if os.fstat(fd).st_size < row.committed_end:
             os.close(fd)
@@ -197,8 +198,9 @@ class Segments:
         return fd
 
     def _make_durable(self, segment: int, fd: int) -> None:
-        """The name of a segment is on the disk before anything in it can be committed."""
+        """Header and name of a segment are on the disk before anything in it can be committed."""
         try:
+            write_all(self.ops, fd, [segment_header.pack(self._form, segment)], 0)
             self.ops.sync(fd)
             self.ops.sync_folder(self._layout.segments)
         except OSError as error:

@@ -23,6 +23,7 @@ from streamsrv.store.index_rows import PackedRow
 from streamsrv.store.leases import Readers, SegmentLease
 from streamsrv.store.records import RecordFormat
 from streamsrv.store.rows import Change, InstanceKey, InstanceRow
+from streamsrv.store.segment_header import damaged_headers
 from streamsrv.store.segments import SEGMENT_SIZE, Segments
 from streamsrv.store.tombstones import Deletion
 from streamsrv.store.transaction import Transaction
@@ -54,7 +55,7 @@ class Store:
         self.read_only = read_only
         self.ops = ops
         self.index = index
-        self.form = RecordFormat(identity.secret)
+        self.form = RecordFormat(identity.secret, identity.fingerprint)
         self.segments = Segments(layout, index, self.form, ops, options.segment_size, options.min_free)
         self.readers = Readers(layout)
         self._held = contextlib.ExitStack()
@@ -81,9 +82,11 @@ class Store:
             identity = folders.identity_of(layout)
             held.enter_context(folders.use(layout))
             folders.ensure_index(layout, ops)
-            index = Index.open(layout.index, read_only=read_only)
+            index = Index.open(layout.index, read_only=read_only, store=identity.fingerprint)
             held.callback(index.close)
             store = cls(layout, identity, index, options or StoreOptions(), ops, read_only)
+            for segment, reason in damaged_headers(layout.segment_files(), store.form):
+                log.error("segment %d: %s: run check", segment, reason)
             if not read_only:
                 store.segments.settle_all()
             store._held = held.pop_all()

@@ -22,7 +22,7 @@ from streamsrv.store.index_rows import split_triple, with_sum
 from streamsrv.store.index_texts import Inflating, lengths_in, packed
 from streamsrv.store.records import HEADER, Header, Kind
 from streamsrv.store.reindex import reindex
-from streamsrv.store.rows import OnDuplicate
+from streamsrv.store.rows import FIRST_RECORD, OnDuplicate
 
 PATIENCE = 30.0
 KEYS = [key_of(study, series, instance) for study in (1, 2) for series in (1, 2) for instance in (1, 2, 3)]
@@ -385,7 +385,10 @@ def test_an_instance_that_cannot_be_read(memory):
             raise NotDicom("no preamble")
 
         (finding,) = check(store, refuse)
-    assert str(finding) == f"error: segment 1, byte {HEADER}: instance cannot be read: no preamble"
+    assert (
+        str(finding)
+        == f"error: segment 1, byte {FIRST_RECORD + HEADER}: instance cannot be read: no preamble"
+    )
 
 
 def test_beside_a_live_server_nothing_is_alarming(folder):

@@ -52,15 +52,29 @@ def test_a_broken_identity_is_told(layout, old, new):
 
 
 def test_a_short_secret_is_told(layout):
-    layout.identity.write_text('store_id = "x"\nsecret = "00"\nformat_version = 1\n')
+    layout.identity.write_text(folder.Identity("x", b"short").text())
     with pytest.raises(StoreCorrupt, match="32 bytes"):
         folder.identity_of(layout)
 
 
-def test_another_version_is_told(layout):
-    text = layout.identity.read_text().replace("format_version = 1", "format_version = 2")
+def test_every_wrong_character_of_a_value_is_told(layout):
+    """Nothing else in the file means anything, so only values count."""
+    text, values = layout.identity.read_text(), set()
+    for line in text.splitlines()[1:]:
+        values.update(range(text.index(line) + line.index("= ") + 2, text.index(line) + len(line)))
+    for place in sorted(values):
+        other = "7" if text[place] != "7" else "8"
+        layout.identity.write_text(text[:place] + other + text[place + 1 :])
+        with pytest.raises(StoreError):
+            folder.identity_of(layout)
     layout.identity.write_text(text)
-    with pytest.raises(StoreError, match="version 2"):
+    folder.identity_of(layout)
+
+
+def test_another_version_is_told(layout):
+    text = layout.identity.read_text().replace("format_version = 2", "format_version = 3")
+    layout.identity.write_text(text)
+    with pytest.raises(StoreError, match="version 3"):
         folder.identity_of(layout)
 
 

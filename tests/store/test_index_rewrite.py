@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,7 +85,7 @@ def test_rewrite_forgets(index: Index, tmp_path: Path) -> None:
     assert everything(index) == before
     fill(index, range(200, 210))
     assert len(index.rows(limit=100)) == 70
-    assert sorted(path.name for path in (tmp_path / "index").iterdir()) == ["data.mdb", "lock.mdb", "users"]
+    assert sorted(path.name for path in (tmp_path / "index").iterdir()) == ["data.mdb", "lock.mdb"]
 
 
 def test_what_an_interrupted_rewrite_left_is_removed(index: Index, tmp_path: Path) -> None:
@@ -153,3 +154,27 @@ def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("streamsrv.store.index_environment.TABLE_DIGEST", "changed")
     with pytest.raises(StoreError, match=r"another version.*reindex"):
         Index.open(tmp_path / "index")
+
+
+def test_a_lock_file_that_is_removed_allows_no_second_writer(index: Index, tmp_path: Path) -> None:
+    """LMDB would make another one, and two processes would write at once."""
+    fill(index)
+    (tmp_path / "index/lock.mdb").unlink()
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "index")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "lock.mdb was removed while another process has the index open" in ended.stderr
+    with pytest.raises(StoreError, match="removed or replaced"):
+        fill(index, range(100, 101))
+    assert len(index.rows()) == 60
+
+
+@pytest.mark.parametrize("name", ["data.mdb", "lock.mdb"])
+def test_a_file_that_is_replaced_is_not_written_to(index: Index, tmp_path: Path, name: str) -> None:
+    fill(index)
+    (tmp_path / "index" / name).rename(tmp_path / "aside")
+    shutil.copy(tmp_path / "aside", tmp_path / "index" / name)
+    with pytest.raises(StoreError, match="removed or replaced"):
+        fill(index, range(100, 101))
+    (tmp_path / "aside").rename(tmp_path / "index" / name)
+    fill(index, range(100, 101))
+    assert len(index.rows()) == 61

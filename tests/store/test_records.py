@@ -17,6 +17,7 @@ from streamsrv.store.records import (
     pack_ids,
     unpack_ids,
 )
+from streamsrv.store.rows import FIRST_RECORD
 
 FORM = RecordFormat(b"s" * 32)
 SEGMENT = 7
@@ -31,7 +32,7 @@ class File:
 
     def __init__(self, path):
         self.path = path
-        self.bytes = bytearray()
+        self.bytes = bytearray(FIRST_RECORD)  # the file's own header
 
     def add(self, payload, kind=Kind.INSTANCE, **fields):
         found = Found(len(self.bytes), header(len(payload), kind, **fields))
@@ -58,7 +59,7 @@ def test_the_layout_as_drawn():
     )
     assert len(packed) == HEADER == 104
     assert packed[:8] == FORM.marker
-    assert packed[8:16] == b"\1\4" + bytes(6)
+    assert packed[8:16] == b"\2\4" + bytes(6)
     assert packed[16:48] == b"i" * 16 + b"r" * 16
     assert packed[48:64] == b"\2\1" + bytes(6) + b"\4\3" + bytes(6)
     assert packed[64:88] == b"x" * 16 + b"\6\5" + bytes(6)

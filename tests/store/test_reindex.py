@@ -6,10 +6,11 @@ from disks import RecordingFileOps
 from store_world import derive, describe, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import NotDicom, StoreError, StoreLocked
+from streamsrv.store import segment_header
 from streamsrv.store.check import Severity, check
 from streamsrv.store.records import HEADER, Header, Kind
 from streamsrv.store.reindex import reindex
-from streamsrv.store.rows import OnDuplicate
+from streamsrv.store.rows import FIRST_RECORD, OnDuplicate
 from streamsrv.store.store import Store
 
 KEYS = [key_of(study, 1, instance) for study in (1, 2) for instance in (1, 2, 3)]
@@ -145,7 +146,7 @@ def test_a_destroyed_header_costs_its_own_instance(folder):
     with open_store(folder) as store:
         assert [key for key in KEYS if get(store, key) is None] == [KEYS[0], KEYS[2]]
         # The damage stays where it is, and is told.
-        assert [str(finding)[:25] for finding in check(store, derive)] == ["error: segment 1, byte 0:"]
+        assert [str(finding)[:25] for finding in check(store, derive)] == ["error: segment 1, byte 64"]
         assert store.index.segment(1).sealed
 
 
@@ -154,7 +155,7 @@ def test_a_decayed_payload_is_kept_and_told(folder):
     overwrite(folder, found[0].end - 5, b"decay")
     report = reindex(folder, derive)
     assert [str(finding) for finding in report.findings] == [
-        f"error: segment 1, byte {HEADER}: payload: its checksum is wrong"
+        f"error: segment 1, byte {FIRST_RECORD + HEADER}: payload: its checksum is wrong"
     ]
     with open_store(folder) as store:
         assert get(store, KEYS[0]).endswith(b"decay")
@@ -254,13 +255,13 @@ def test_two_living_records_of_one_key(folder):
         mine.open_record()
         mine.write([payload])
         record = mine.close_record()
-        header = Header(Kind.INSTANCE, record.record_id, record.stored_at, 500, record.digest, 0)
+        header = Header(Kind.INSTANCE, record.record_id, record.stored_at, 500, record.digest, FIRST_RECORD)
         mine.abort()
         segment = record.location.segment
     packed = Store.open(folder)
-    body = packed.form.pack(header, segment, 0) + payload
+    body = segment_header.pack(packed.form, segment) + packed.form.pack(header, segment, FIRST_RECORD)
     packed.close()
-    (folder / "segments" / f"{segment:08d}.seg").write_bytes(body)
+    (folder / "segments" / f"{segment:08d}.seg").write_bytes(body + payload)
     (finding,) = reindex(folder, derive).findings
     assert finding.severity is Severity.NOTE
     with open_store(folder) as store:

@@ -9,6 +9,7 @@ from store_world import derive, get, key_of, open_store, payload_of, put
 from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError
 from streamsrv.store.claims import Claims
 from streamsrv.store.reindex import reindex
+from streamsrv.store.rows import FIRST_RECORD
 from streamsrv.store.segments import Segments
 from streamsrv.store.store import StoreOptions
 
@@ -89,12 +90,15 @@ def test_a_doubt_of_the_dead_is_settled_and_one_of_the_living_is_not(store):
         borrowed.doubt()
     dying.claims.close()  # as if its process had died
     store.segments.settle(own)
-    assert (length_of(store, living.segment), length_of(store, dying.segment)) == (100, 0)
+    assert (length_of(store, living.segment), length_of(store, dying.segment)) == (
+        FIRST_RECORD + 100,
+        FIRST_RECORD,
+    )
     assert own.claims.doubts() == [living.segment]
     os.close(dying.fd)
     own.give_back()
     living.give_back()
-    assert length_of(store, living.segment) == 0
+    assert length_of(store, living.segment) == FIRST_RECORD
 
 
 def test_a_full_segment_is_sealed_when_borrowed(tmp_path):
@@ -355,8 +359,8 @@ def test_a_cut_that_fails_when_given_back_leaves_the_doubt(tmp_path, monkeypatch
             patch.setattr(ops, "truncate", refuse)
             borrowed.give_back()
         assert own.claims.doubts() == [2]
-        assert length_of(store, 2) == 100
+        assert length_of(store, 2) == FIRST_RECORD + 100
         store.segments.settle(own)
         assert own.claims.doubts() == []
-        assert length_of(store, 2) == 0
+        assert length_of(store, 2) == FIRST_RECORD
         own.give_back()

@@ -9,7 +9,7 @@ from store_world import get, key_of, open_store, payload_of, put
 from streamsrv.errors import StoreError
 from streamsrv.store import tombstones
 from streamsrv.store.records import HEADER, Kind, unpack_ids
-from streamsrv.store.rows import ChangeKind, OnDuplicate
+from streamsrv.store.rows import FIRST_RECORD, ChangeKind, OnDuplicate
 from streamsrv.store.store import StoreOptions
 
 KEYS = [key_of(1, series, instance) for series in (1, 2) for instance in (1, 2, 3)] + [key_of(2)]
@@ -57,7 +57,8 @@ def test_bytes_live_and_dead(store):
     row = store.index.segment(1)
     assert row.live == 4 * 200
     assert row.dead == 3 * 200 + HEADER + 3 * 16
-    assert row.live + row.dead + 7 * HEADER == row.committed_end == store.layout.segment(1).stat().st_size
+    used = FIRST_RECORD + row.live + row.dead + 7 * HEADER
+    assert used == row.committed_end == store.layout.segment(1).stat().st_size
 
 
 def test_changes_are_recorded(store):

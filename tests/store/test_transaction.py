@@ -11,7 +11,7 @@ from streamsrv.store import transaction as transactions
 from streamsrv.store.borrowed import Borrowed
 from streamsrv.store.records import HEADER, Kind
 from streamsrv.store.reindex import reindex
-from streamsrv.store.rows import OnDuplicate, Outcome
+from streamsrv.store.rows import FIRST_RECORD, OnDuplicate, Outcome
 
 STORED, DUPLICATE, IDENTICAL, REPLACED = Outcome
 
@@ -90,13 +90,13 @@ def test_records_open_and_close_in_turn(store):
         transaction.open_record()
     with pytest.raises(StoreError, match="still open"):
         transaction.commit([])
-    assert length_of(store) == 0
+    assert length_of(store) == FIRST_RECORD
 
 
 def test_a_transaction_of_nothing(store):
     transaction = store.begin()
     assert transaction.commit([]) == []
-    assert length_of(store) == 0
+    assert length_of(store) == FIRST_RECORD
 
 
 def test_record_ids_and_times_are_all_different(store):
@@ -163,7 +163,7 @@ def test_dropped_in_between_becomes_void(store):
     assert kinds(store) == [Kind.INSTANCE, Kind.VOID, Kind.INSTANCE, Kind.VOID, Kind.INSTANCE]
     row = store.index.segment(1)
     assert row.dead == 3 * (200 + HEADER)
-    assert row.live + row.dead + 3 * HEADER == row.committed_end == length_of(store)
+    assert FIRST_RECORD + row.live + row.dead + 3 * HEADER == row.committed_end == length_of(store)
 
 
 def test_dropped_while_another_is_open(store):
@@ -322,7 +322,7 @@ def test_an_index_that_refuses_leaves_nothing_valid(store, monkeypatch):
         patch.setattr(store.index, "commit", refuse)
         with pytest.raises(StoreCorrupt):
             put(store, payload_of(key_of(1)))
-    assert length_of(store) == 0
+    assert length_of(store) == FIRST_RECORD
     assert put(store, payload_of(key_of(1))) == [STORED]
 
 

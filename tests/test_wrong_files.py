@@ -1,0 +1,97 @@
+"""A folder with a file that does not belong there: every verb and the server refuse it with a sentence, and
+nothing in it changes."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+from kill_world import verb
+from live_server import END_WITHIN, environment, executable, free_port, start_server
+from small_client import Client, file_of, key_of
+
+OWN_OF_LMDB = {"lock.mdb"}  # locks: it holds nothing
+VERBS = ("check", "reindex", "compact", "info", "serve")
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """Two stores of one instance each, whose servers have ended."""
+    made = []
+    for number in (1, 2):
+        server = start_server(tmp_path_factory.mktemp(f"store{number}"), workers=1)
+        try:
+            client = Client(server.origin)
+            assert client.outcomes([file_of(key_of(number, 1, 1), "1", 3_000)])
+            client.close()
+        finally:
+            server.end()
+        made.append(server.data)
+    return made
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in OWN_OF_LMDB
+    }
+
+
+def run(name, folder):
+    """(exit code, words) of a verb or the server."""
+    if name != "serve":
+        return verb(name, "--data", str(folder))
+    command = [*executable(), "serve", "--port", str(free_port()), "--data", str(folder), "--workers", "2"]
+    ended = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=END_WITHIN, check=False
+    )
+    return ended.returncode, ended.stderr
+
+
+def wrong_digit(folder, other):
+    text = (folder / "store.toml").read_text()
+    place = text.index('secret = "') + 20
+    digit = "0" if text[place] != "0" else "1"
+    (folder / "store.toml").write_text(text[:place] + digit + text[place + 1 :])
+    return "the checksum is wrong"
+
+
+def another_identity(folder, other):
+    shutil.copy(other / "store.toml", folder / "store.toml")
+    return "another store"
+
+
+def another_identity_without_index(folder, other):
+    shutil.rmtree(folder / "index")
+    return another_identity(folder, other)
+
+
+def another_index(folder, other):
+    shutil.rmtree(folder / "index")
+    shutil.copytree(other / "index", folder / "index")
+    return "another store"
+
+
+def another_segment(folder, other):
+    shutil.copy(other / "segments" / "00000001.seg", folder / "segments" / "00000005.seg")
+    return "another store"
+
+
+CASES = (wrong_digit, another_identity, another_identity_without_index, another_index, another_segment)
+
+
+@pytest.mark.parametrize("spoil", CASES)
+def test_every_verb_refuses_and_changes_nothing(stores, tmp_path, spoil):
+    folder = shutil.copytree(stores[0], tmp_path / "store")
+    sentence = spoil(folder, stores[1])
+    before = contents(folder)
+    for name in VERBS:
+        code, said = run(name, folder)
+        # Without an index that is said first.
+        missing = spoil is another_identity_without_index and name != "reindex"
+        assert code == 1, (name, code, said)
+        assert ("index" if missing else sentence) in said, (name, said)
+        assert "Traceback" not in said
+        assert contents(folder) == before, name
+    assert os.listdir(folder / "segments")
