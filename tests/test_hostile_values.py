@@ -6,7 +6,7 @@ import urllib.parse
 
 import pytest
 from hostile_files import EXPLICIT, LONG_VRS, SECRET, SHORT_VRS, element, instance, new_uid, padded
-from hostile_world import World
+from hostile_world import DICOM, World, post
 
 PRIVATE = 0x70010000  # behind everything else that these files hold
 
@@ -136,6 +136,53 @@ def test_a_transfer_syntax_that_nobody_knows(hostile):
         if reply.status != 409:
             assert hostile.get(f"/v2/studies/{uid}", "Accept: */*").status in (200, 406)
             assert hostile.get(f"/v2/studies/{uid}/metadata").status == 200
+
+
+# Texts that answers repeat in header fields: transfer syntax and UIDs. Nothing else of a dataset gets there.
+FIELD_TEXTS = {
+    "a line feed": "{uid}\n",
+    "CR and LF": "{uid}\r\n",
+    "a whole field": "{uid}\r\nSet-Cookie: a=b",
+    "NUL within": "{uid}\0.1",
+    "DEL": "{uid}\x7f",
+    "Latin-1": "{uid}\xe9",
+    "a parameter": '{uid}"; x=y',
+    "a comma": "{uid}, text/html",
+    "65 characters": "1" * 65,
+    "2,000 characters": "1." * 1000,
+}
+
+
+@pytest.mark.parametrize("kind", FIELD_TEXTS)
+@pytest.mark.parametrize("name", ["syntax", "sop_class", "instance", "study", "series"])
+def test_a_text_that_no_header_field_can_hold_costs_its_instance(hostile, name, kind):
+    """Beside it a good instance of the same study is stored, and every answer about the study works."""
+    study, uid = new_uid(), EXPLICIT if name == "syntax" else "1.2.3"
+    text = FIELD_TEXTS[kind].format(uid=uid).encode("latin-1")
+    bad = instance(**({"study": study} | {name: text}))
+    reply = hostile.store(instance(study=study), bad)
+    assert reply.status == 202, reply
+    ((reason, comment),) = reply.failures()
+    assert reason == 43264
+    assert "is malformed: digits and dots, at most 64" in comment
+    for resource, accept in (("", "application/dicom; transfer-syntax=*"), ("/metadata", "*/*")):
+        whole = hostile.get(
+            f"/v2/studies/{study}{resource}",
+            f'Accept: multipart/related; type="{accept.partition(";")[0]}"; transfer-syntax=*, */*',
+        )
+        assert whole.status == 200
+    assert b"Set-Cookie" not in reply.body
+
+
+def test_file_meta_information_is_bounded(hostile):
+    """All of its elements are held while an instance is read."""
+    meta = b"".join(element(0x00020100 + at, "SH", b"meta") for at in range(1_200))
+    whole = instance()
+    at = whole.index(struct.pack("<HH2s", 8, 0x16, b"UI"))
+    reply = hostile.answered(post(DICOM, whole[:at] + meta + whole[at:]))
+    assert reply.status == 409
+    assert reply.failures()[0][0] == 272
+    assert "more than 1,000 elements in the file meta information" in reply.failures()[0][1]
 
 
 def test_no_refusal_repeats_a_patients_value(hostile):

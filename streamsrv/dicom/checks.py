@@ -6,7 +6,12 @@ from __future__ import annotations
 
 import re
 
+from streamsrv.dicom import tags
 from streamsrv.dicom.instance import JsonElement
+from streamsrv.errors import NotDicom
+
+# PS3.5 9.1. `fullmatch` it: such a text may go into a header field.
+UID = re.compile(r"[0-9.]{1,64}")
 
 _LINE = r"[^\\\x00-\x1a\x1c-\x1f]"  # ESC may stand in text
 _TIME = r"([01]\d|2[0-3])([0-5]\d([0-5]\d|60)?)?"
@@ -34,6 +39,13 @@ RULES: dict[str, tuple[re.Pattern[str], str]] = {
     )
 }
 _GROUP_LENGTH = 64
+
+
+def well_formed_uid(tag: str, text: str) -> str:
+    """The text of a UID, if it is one. Raises NotDicom."""
+    if not UID.fullmatch(text):
+        raise NotDicom(f"{tags.keyword_of(tag)} is malformed: digits and dots, at most 64", tag=tag)
+    return text
 
 
 def broken_rule(element: JsonElement) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from streamsrv.dicom.checks import UID
 from streamsrv.dicom.elements import LONG_VRS, SHORT_VRS, Elements
 from streamsrv.dicom.syntaxes import (
     EXPLICIT_VR_BIG_ENDIAN,
@@ -19,7 +20,7 @@ from streamsrv.dicom.syntaxes import (
     lookup,
 )
 from streamsrv.dicom.window import ReadLimits, Window
-from streamsrv.errors import NotDicom
+from streamsrv.errors import InstanceRefused, NotDicom
 
 PREAMBLE = 128
 PREFIX = b"DICM"
@@ -27,6 +28,7 @@ GROUP_LENGTH = 0x00020000
 INSTANCE_UID = 0x00020003
 TRANSFER_SYNTAX_UID = 0x00020010
 _GROUP = b"\2\0"
+MOST_ELEMENTS = 1_000  # all of them are held; PS3.10 Table 7.1-1 has about twenty
 
 
 @dataclass(slots=True)
@@ -70,18 +72,35 @@ def read_file_meta(window: Window, size: int, limits: ReadLimits) -> FileMeta:
             raise NotDicom("a sequence in the file meta information", offset=offset, tag=f"{tag:08X}")
         meta.end = offset + length
         if value is not None:
+            if len(meta.elements) == MOST_ELEMENTS:
+                raise InstanceRefused(
+                    f"more than {MOST_ELEMENTS:,} elements in the file meta information", offset=offset
+                )
             meta.elements.append((tag, vr, value))
         if tag == GROUP_LENGTH and length == 4 and value:
             counted = meta.end + int.from_bytes(value, "little")
         elif tag == INSTANCE_UID:
             meta.instance_uid = range(offset, offset + length)
-        elif tag == TRANSFER_SYNTAX_UID and value:
-            meta.syntax = value.decode("latin-1").strip(" \0")
+        elif tag == TRANSFER_SYNTAX_UID and length:
+            meta.syntax = _syntax(value, offset)
         at = meta.end - window.start
         group = window.buffer[at : at + 2] if at + 2 <= len(window.buffer) else window.bytes_at(meta.end, 2)
         if group != _GROUP or (meta.end == counted and lookup(meta.syntax).deflated):
             break
     return meta
+
+
+def _syntax(value: bytes | None, offset: int) -> str:
+    """The transfer syntax UID, without padding. Answers name it in header fields, so nothing else passes.
+    Raises NotDicom."""
+    syntax = value.decode("latin-1").strip(" \0") if value is not None else "too long"
+    if syntax and not UID.fullmatch(syntax):
+        raise NotDicom(
+            "the Transfer Syntax UID is malformed: digits and dots, at most 64",
+            offset=offset,
+            tag=f"{TRANSFER_SYNTAX_UID:08X}",
+        )
+    return syntax
 
 
 def _no_fragments(tag: int, start: int, end: int, little: bool) -> int:

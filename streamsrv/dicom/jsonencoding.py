@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from streamsrv.dicom import tags
@@ -33,7 +34,7 @@ from streamsrv.dicom.elementwriting import (
     whole_element,
 )
 from streamsrv.dicom.explicit import Copy
-from streamsrv.dicom.jsontext import LARGE, JsonReader
+from streamsrv.dicom.jsontext import AMBIGUOUS, LARGE, JsonReader
 from streamsrv.dicom.jsonvalues import inline_bytes, value_bytes
 from streamsrv.errors import InstanceRefused, NotDicom
 
@@ -42,6 +43,7 @@ _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 # PS3.5 6.2: those whose characters Specific Character Set decides.
 _TEXT_VRS = frozenset(("LO", "LT", "PN", "SH", "ST", "UC", "UT"))
 _VRS = frozenset((*SHORT_VRS.values(), *LONG_VRS.values()))
+_NO_ARRAY = "the value of an attribute is no array"
 _FACTS = frozenset((tags.SOP_CLASS_UID, tags.SOP_INSTANCE_UID, tags.AVAILABLE_TRANSFER_SYNTAX_UID))
 _TABLES = frozenset((tags.EXTENDED_OFFSET_TABLE, tags.EXTENDED_OFFSET_TABLE_LENGTHS))
 
@@ -107,9 +109,10 @@ class DatasetEncoder:
         fact = tag in _FACTS or tag.startswith("0002")
         if element is LARGE and (fact or tag == tags.SPECIFIC_CHARACTER_SET):
             element = reader.value(None)
+            _checked(tag, element)
         if fact:
-            values = element.get("Value") or [""]
-            self.facts[tag] = str(values[0]).strip(" \0")
+            stated = next(iter(_array(tag, element.get("Value"))), None)
+            self.facts[tag] = stated.strip(" \0") if isinstance(stated, str) else ""
         if tag == tags.SPECIFIC_CHARACTER_SET:
             self._own_set = self._element_bytes(tag, element)
         elif tag in _TABLES:
@@ -129,13 +132,16 @@ class DatasetEncoder:
     def _attribute(self, reader: JsonReader, tag: str, element: Any, path: str) -> Iterator[Piece]:
         if tag.startswith(("0000", "0002")) or tag.endswith("0000"):
             if element is LARGE:
-                _skip(reader)
+                reader.skip()
         elif tag.startswith("FFFE"):
             raise NotDicom("a delimiter is no attribute", tag=tag)
         elif element is LARGE:
             yield from self._long_attribute(reader, tag, path)
         elif "BulkDataURI" in element:
-            yield from self._bulk(tag, _vr(tag, element), str(element["BulkDataURI"]), path)
+            uri = element["BulkDataURI"]
+            if not isinstance(uri, str):
+                raise NotDicom("BulkDataURI is no text", tag=tag)
+            yield from self._bulk(tag, _vr(tag, element), uri, path)
         elif _vr(tag, element) == "SQ":
             yield from self._sequence(tag, element.get("Value"), path)
         else:
@@ -146,7 +152,10 @@ class DatasetEncoder:
         rest: dict[str, Any] = {}
         done = False
         for name in reader.members():
+            if name in rest or (done and name == "Value"):
+                raise NotDicom("an attribute is an object in which a name occurs twice", tag=tag)
             if name == "Value" and _vr(tag, rest) == "SQ":
+                _expect(reader, "[", _NO_ARRAY, tag)
                 yield element_head(tag, "SQ", UNDEFINED)
                 for number, _ in enumerate(reader.elements()):
                     yield from self._item(self._members_of(reader, f"{path}/{number}"))
@@ -169,7 +178,8 @@ class DatasetEncoder:
     def _sequence(self, tag: str, items: Any, path: str) -> Iterator[Piece]:
         yield element_head(tag, "SQ", UNDEFINED)
         for number, item in enumerate(_array(tag, items)):
-            yield from self._item(self._short_item(tag, item or {}, f"{path}/{number}"))
+            content = {} if item is None else item
+            yield from self._item(self._short_item(tag, content, f"{path}/{number}"))
         yield SEQUENCE_END
 
     def _short_item(self, tag: str, item: Any, path: str) -> Iterator[Piece]:
@@ -225,43 +235,53 @@ def _members(reader: JsonReader) -> Iterator[tuple[str, Any]]:
     if whole is not LARGE:
         yield from _sorted(whole, "")
         return
+    _expect(reader, "{", "a dataset is no JSON object")
     for name in reader.members():
         element = reader.value()
-        yield _checked(name, element), element
+        tag = _checked(name, element)
+        if element is LARGE:
+            _expect(reader, "{", "an attribute is no JSON object", tag)
+        yield tag, element
+
+
+def _expect(reader: JsonReader, opening: str, otherwise: str, tag: str | None = None) -> None:
+    if reader.peek() != opening:
+        raise NotDicom(otherwise, tag=tag)
 
 
 def _sorted(dataset: Any, tag: str) -> list[tuple[str, Any]]:
     if not isinstance(dataset, dict):
-        raise NotDicom("a dataset is no JSON object", tag=tag or None)
-    return sorted(
-        ((_checked(name, element), element) for name, element in dataset.items()), key=lambda each: each[0]
-    )
+        raise NotDicom(f"a dataset is {_no_object(dataset)}", tag=tag or None)
+    found = [(_checked(name, element), element) for name, element in dataset.items()]
+    found.sort(key=lambda each: each[0])
+    for (one, _), (other, _) in pairwise(found):
+        if one == other:
+            raise NotDicom("an attribute occurs twice in a dataset", tag=one)
+    return found
 
 
 def _checked(name: str, element: Any) -> str:
     if not _TAG.fullmatch(name):
         raise NotDicom(f"{name[:40]!r} is not the tag of an attribute: eight hex digits")
     if element is not LARGE and not isinstance(element, dict):
-        raise NotDicom("an attribute is no JSON object", tag=name.upper())
+        raise NotDicom(f"an attribute is {_no_object(element)}", tag=name.upper())
     return name.upper()
+
+
+def _no_object(value: Any) -> str:
+    return "an object in which a name occurs twice" if value is AMBIGUOUS else "no JSON object"
 
 
 def _array(tag: str, values: Any) -> list[Any]:
     if values is not None and not isinstance(values, list):
-        raise NotDicom("the value of an attribute is no array", tag=tag)
+        raise NotDicom(_NO_ARRAY, tag=tag)
     return values or []
-
-
-def _skip(reader: JsonReader) -> None:
-    several = reader.members() if reader.peek() == "{" else reader.elements()
-    for _ in several:
-        if reader.value() is LARGE:
-            _skip(reader)
 
 
 def _vr(tag: str, element: dict[str, Any]) -> str:
     """Where the JSON has none, the dictionary's."""
-    vr = element.get("vr") or tags.vr_of(tag) or "UN"
-    if vr not in _VRS:
+    stated = element.get("vr")
+    vr = (tags.vr_of(tag) or "UN") if stated is None or stated == "" else stated
+    if not isinstance(vr, str) or vr not in _VRS:
         raise NotDicom(f"{str(vr)[:10]!r} is not a value representation", tag=tag)
-    return str(vr)
+    return vr

@@ -7,7 +7,7 @@ read item by item.
 
 Rules
 - Text comes as UTF-8 in pieces of any size. Strings and numbers are read whole, whatever their length.
-- NaN and Infinity are no JSON (RFC 8259 section 6). What is malformed raises NotDicom with its place, a
+- What is malformed raises NotDicom with its place, a
   single value over LONGEST InstanceRefused.
 """
 
@@ -29,40 +29,72 @@ STEP = 64 * 1024  # at least so much is taken from the pieces at a time
 
 _NUMBER = re.compile(r"[-+.0-9eE]+")
 _BLANKS = re.compile(r"[ \t\r\n]*")
+_STRUCTURE = re.compile(r'[^"{}\[\]]*+(?:"(?:[^"\\]|\\.)*+"|[{}\[\]])', re.DOTALL)
+_DEEPER = {"{": 1, "[": 1, "}": -1, "]": -1}
+_OPENING = ("{", "[")
 
 
 class Large:
-    """Of a value: too long to be parsed at once."""
+    """Of a value: too long, or too deep, to be parsed at once."""
+
+
+class Ambiguous:
+    """Stands for an object in which a name occurs twice: readers disagree about its value (RFC 8259
+    section 4)."""
+
+
+class NoNumber:
+    """Stands for NaN and Infinity, which are no JSON (RFC 8259 section 6)."""
 
 
 LARGE: Final = Large()
+AMBIGUOUS: Final = Ambiguous()
+NO_NUMBER: Final = NoNumber()
 
 
 def _no_number(text: str) -> Any:
     raise ValueError(f"{text} is no JSON number")
 
 
+def _unambiguous(pairs: list[tuple[str, Any]]) -> Any:
+    members = dict(pairs)
+    return members if len(members) == len(pairs) else AMBIGUOUS
+
+
 _parse = json.JSONDecoder(parse_constant=_no_number, strict=False).raw_decode
+_parse_foreign = json.JSONDecoder(
+    parse_constant=lambda text: NO_NUMBER, strict=False, object_pairs_hook=_unambiguous
+).raw_decode
 
 
 class JsonReader:
-    """`last` is the text of the value parsed last."""
+    """`last` is the text of the value parsed last, `depth` the number of objects and arrays that are open.
+    In `foreign` text, which others wrote, an object with a repeated name is AMBIGUOUS, and NaN NO_NUMBER."""
 
-    def __init__(self, pieces: Iterable[bytes]) -> None:
+    def __init__(self, pieces: Iterable[bytes], *, foreign: bool = False) -> None:
         self._pieces = iter(pieces)
+        self._parse = _parse_foreign if foreign else _parse
+        self.depth = 0
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self._text = ""
         self._at = 0
         self._passed = 0  # characters before the text in hand
         self._ended = False
+        self._broken = False
         self.last = ""
 
     def value(self, limit: int | None = WHOLE) -> Any:
-        """The next value, or LARGE if it is an object or array longer than `limit` characters."""
+        """The next value, or LARGE if it is an object or array longer than `limit` characters, or too deep.
+        With a `limit` of None it is never LARGE: what is too deep raises NotDicom."""
         first = self.peek()
-        container = first in ("{", "[")
+        container = first in _OPENING
         while True:
-            complete = self._parsed()
+            try:
+                complete = self._parsed()
+            except RecursionError:
+                if limit is None:
+                    raise NotDicom("the JSON text nests too deeply") from None
+                return LARGE
             if complete is not None:
                 found, end = complete
                 if container or first == '"' or not self._may_go_on() or not self._more():
@@ -80,11 +112,9 @@ class JsonReader:
 
     def _parsed(self) -> tuple[Any, int] | None:
         try:
-            return _parse(self._text, self._at)
+            return self._parse(self._text, self._at)
         except ValueError:
             return None
-        except RecursionError:
-            raise NotDicom("the JSON text nests too deeply") from None
 
     def members(self) -> Iterator[str]:
         """The names of the object that comes next. Take the value of each before the next one."""
@@ -126,6 +156,29 @@ class JsonReader:
         if self.peek() != character:
             raise self.malformed()
         self._at += 1
+        self.depth += _DEEPER.get(character, 0)
+
+    def skip(self) -> None:
+        """Leave the next value out, whatever it is."""
+        if self.peek() not in _OPENING:
+            self.value()
+            return
+        depth = self.depth
+        self._take(self.peek())
+        self.leave(depth)
+
+    def leave(self, depth: int) -> None:
+        """Leave out the rest of the objects and arrays that are open below `depth`. Raises NotDicom in
+        malformed text, where their ends cannot be found."""
+        if self._broken:
+            raise NotDicom("what follows in this JSON text was not read")
+        while self.depth > depth:
+            found = _STRUCTURE.match(self._text, self._at)
+            if found is not None:
+                self._at = found.end()
+                self.depth += _DEEPER.get(self._text[self._at - 1], 0)
+            elif not self._more():
+                raise self.malformed()
 
     def _more(self) -> bool:
         """Take pieces, as much again as is in hand; False at their end."""
@@ -146,4 +199,5 @@ class JsonReader:
         return length > 0
 
     def malformed(self) -> NotDicom:
+        self._broken = True
         return NotDicom(f"malformed JSON at character {self._passed + self._at}")

@@ -17,7 +17,6 @@ Rules
 from __future__ import annotations
 
 import operator
-import re
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from typing import NamedTuple
 import orjson
 
 from streamsrv.dicom import tags
-from streamsrv.dicom.checks import broken_rule
+from streamsrv.dicom.checks import UID, broken_rule
 from streamsrv.dicom.dicomjson import MetadataWriter
 from streamsrv.dicom.elements import Elements, Event
 from streamsrv.dicom.instance import BulkValue, Frames, JsonDataset, JsonElement, SOPInstance
@@ -42,7 +41,6 @@ LONGEST_TEXT = 128 * 1024
 MOST_HOLES = 200
 # How much longer than in the first instance all holes may be together.
 SLACK = 1024
-UID = re.compile(r"[0-9.]{1,64}")
 UIDS = (tags.STUDY_INSTANCE_UID, tags.SERIES_INSTANCE_UID, tags.SOP_INSTANCE_UID, tags.SOP_CLASS_UID)
 # How the pixels are read.
 GEOMETRY = (

@@ -16,14 +16,14 @@ from collections.abc import Callable
 from typing import Any
 
 from streamsrv.dicom import tags
-from streamsrv.dicom.checks import broken_rule
+from streamsrv.dicom.checks import UID, broken_rule, well_formed_uid
 from streamsrv.dicom.dicomjson import SLOT, MetadataWriter, plain
 from streamsrv.dicom.elements import Elements
 from streamsrv.dicom.filemeta import Encoding, encoding_of, read_file_meta
 from streamsrv.dicom.fragments import scan_items
 from streamsrv.dicom.frames import Encapsulated, Geometry, native_frames, whole_value
 from streamsrv.dicom.instance import BulkValue, FrameKind, Frames, JsonDataset, JsonElement, SOPInstance
-from streamsrv.dicom.mould import GEOMETRY, UID, UIDS, Layout
+from streamsrv.dicom.mould import GEOMETRY, UIDS, Layout
 from streamsrv.dicom.pixelfacts import facts_in
 from streamsrv.dicom.repeats import Repeats
 from streamsrv.dicom.syntaxes import (
@@ -174,9 +174,7 @@ class _Reader:
         uid = value.strip(" \0") if isinstance(value, str) else ""
         if not uid:
             raise NotDicom(f"{tags.keyword_of(key)} is missing", tag=key)
-        if not UID.fullmatch(uid):
-            raise NotDicom(f"{tags.keyword_of(key)} is malformed: digits and dots, at most 64", tag=key)
-        return uid
+        return well_formed_uid(key, uid)
 
     def _pixel_data(self) -> tuple[str, BulkValue | None] | None:
         """The pixel data element that is there, and its value unless it is empty."""

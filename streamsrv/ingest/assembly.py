@@ -11,6 +11,7 @@ Rules
 - Compressed pixels are told by the transfer syntax of their part, else by that of the metadata (0002,0010 or
   0008,3002) if it fits the media type, else by the default of the media type (Table 8.7.3-4 and -5).
 - A dataset that cannot be made costs that dataset. Only malformed text costs what follows it in its part.
+  Wrong JSON types are no malformed text.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from streamsrv.dicom import tags
+from streamsrv.dicom.checks import UID, well_formed_uid
 from streamsrv.dicom.elementwriting import part10_head
 from streamsrv.dicom.explicit import Copy
 from streamsrv.dicom.jsonencoding import Bulk, DatasetEncoder, Later, Piece
@@ -73,7 +75,7 @@ def assembled(spool: PartSpool, body_type: str) -> Iterator[Assembled | FailedIt
     for part in metadata:
         try:
             text = spool.chunks(part.range)
-            reader = JsonReader(json_text(text) if body_type == DICOM_XML else text)
+            reader = JsonReader(json_text(text) if body_type == DICOM_XML else text, foreign=True)
             yield from _instances(reader, spool, bulk)
         except InstanceError as error:
             yield FailedItem.of(error)
@@ -83,20 +85,18 @@ def _instances(reader: JsonReader, spool: PartSpool, bulk: BulkParts) -> Iterato
     """One dataset, or an array of them."""
     several: Iterator[None] = reader.elements() if reader.peek() == "[" else iter([None])
     for _ in several:
+        depth = reader.depth
         one, whole = reader, reader.value()
         if whole is not LARGE:
-            one = JsonReader([reader.last.encode()])
+            one = JsonReader([reader.last.encode()], foreign=True)
         instance = _Instance(spool, bulk)
         try:
             yield instance.assembled(one)
         except InstanceError as error:
             facts = instance.encoder.facts
-            sop_class, sop_instance = (
-                facts.get(tag, "")[:64] for tag in (tags.SOP_CLASS_UID, tags.SOP_INSTANCE_UID)
-            )
-            yield FailedItem.of(error, sop_class, sop_instance)
-            if whole is LARGE:
-                raise NotDicom("what follows in this metadata part was not read") from None
+            stated = (facts.get(tag, "") for tag in (tags.SOP_CLASS_UID, tags.SOP_INSTANCE_UID))
+            yield FailedItem.of(error, *(uid if UID.fullmatch(uid) else "" for uid in stated))
+            reader.leave(depth)
     reader.end()
 
 
@@ -133,7 +133,7 @@ class _Instance:
         value = self.encoder.facts.get(tag)
         if not value:
             raise NotDicom(f"{tags.keyword_of(tag)} is missing", tag=tag)
-        return value
+        return well_formed_uid(tag, value)
 
     def _kept(self, literal: bytearray) -> bytes | Copy:
         """In memory while it is little."""

@@ -177,5 +177,5 @@ def _comments(comments: tuple[str, ...]) -> dict[str, Any]:
 
 def _lines(comment: str) -> list[str]:
     """Broken between words, into what an LO holds."""
-    text = _NO_LO.sub("?", comment)
+    text = _NO_LO.sub("?", comment).encode("utf-8", "replace").decode()  # a lone surrogate is no UTF-8
     return [text] if len(text) <= LONGEST_LO else textwrap.wrap(text, LONGEST_LO, break_on_hyphens=False)

@@ -9,7 +9,7 @@ Rules of this file
 - The framing comes from the plan alone: Content-Length where the length is known, else chunked, else
   (HTTP/1.0) the end of the connection. HEAD, 204 and 304 have no body, and 204 no Content-Length either (RFC
   9110 8.6).
-- A header value with a line break is a bug of ours and raises: it is never sent.
+- A header field that is not printable ASCII is an error of the server and raises: it is never sent.
 - Whatever happens, the answer's `release` is called, once.
 """
 
@@ -30,6 +30,7 @@ from streamsrv.web.pace import Watch
 from streamsrv.web.sources import read_warm
 from streamsrv.web.transfer import SHORT, Transfer
 from streamsrv.wire.answers import Answer, Literal, Span, StoredParts
+from streamsrv.wire.fields import field_lines
 
 # Up to this size copying is cheaper than a second system call and a turn of the loop.
 SMALL = 64 << 10
@@ -84,13 +85,8 @@ class Outgoing:
 
 
 def head_bytes(answer: Answer, extra: Sequence[tuple[str, str]]) -> bytes:
-    lines = [f"HTTP/1.1 {answer.status} {REASONS.get(answer.status, 'Unknown')}", f"Date: {date()}"]
-    lines += [f"{name}: {value}" for name, value in answer.headers]
-    lines += [f"{name}: {value}" for name, value in extra]
-    text = "\r\n".join(lines)
-    if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1:
-        raise ValueError("a response header holds a line break")
-    return text.encode("latin-1", "replace") + b"\r\n\r\n"
+    fields = field_lines([("Date", date()), *answer.headers, *extra])
+    return f"HTTP/1.1 {answer.status} {REASONS.get(answer.status, 'Unknown')}\r\n{fields}\r\n".encode("ascii")
 
 
 _second = (0, "", b"")

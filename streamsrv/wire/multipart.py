@@ -28,6 +28,7 @@ from functools import lru_cache
 from typing import TypeAlias
 
 from streamsrv.errors import ContentTooLarge, MultipartError, UnsupportedMediaType
+from streamsrv.wire.fields import field_lines
 from streamsrv.wire.mediatypes import (
     DICOM,
     DICOM_JSON,
@@ -339,10 +340,8 @@ def part_head(boundary: bytes, headers: Mapping[str, str]) -> bytes:
 
     The first part's begins with CRLF too, which makes an empty preamble.
     """
-    text = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    if text.count("\r") != len(headers) or text.count("\n") != len(headers) or "\0" in text:
-        raise ValueError("a part header holds a line end")
-    return b"\r\n--%b\r\n%b\r\n" % (boundary, text.encode("utf-8"))
+    text = field_lines(list(headers.items()))
+    return b"\r\n--%b\r\n%b\r\n" % (boundary, text.encode("ascii"))
 
 
 def closing(boundary: bytes) -> bytes:

@@ -245,12 +245,22 @@ def test_malformed_text_costs_what_follows_it(store):
     assert [item.failure_reason for item in result.failed] == [43264]
 
 
-def test_a_long_dataset_that_fails_says_that_the_rest_was_not_read(store, monkeypatch):
+def test_a_long_dataset_that_fails_costs_itself(store, monkeypatch):
     monkeypatch.setattr(jsontext.JsonReader.value, "__defaults__", (60,))
     monkeypatch.setattr(jsontext, "STEP", 1)
     monkeypatch.setattr("streamsrv.ingest.partspool.CHUNK", 7)
     bad = metadata(x00280010={"vr": "US", "Value": ["tall"]})
     result = send(store, described(bad, metadata("1.2.3.4.2")), ICC, PIXELS)
+    assert [item.instance for item in result.failed] == ["1.2.3.4.1"]
+    assert [item.instance for item in result.stored] == ["1.2.3.4.2"]
+
+
+def test_a_long_dataset_that_is_malformed_costs_what_follows_it(store, monkeypatch):
+    monkeypatch.setattr(jsontext.JsonReader.value, "__defaults__", (60,))
+    monkeypatch.setattr(jsontext, "STEP", 1)
+    monkeypatch.setattr("streamsrv.ingest.partspool.CHUNK", 7)
+    text = orjson.dumps([metadata(), metadata("1.2.3.4.2")]).replace(b'"vr":"PN"', b'"vr" "PN"', 1)
+    result = send(store, part(text, "application/dicom+json"), ICC, PIXELS)
     assert [item.instance for item in result.failed] == ["1.2.3.4.1", ""]
     assert "not read" in result.failed[1].comment
 
