@@ -7,7 +7,7 @@ PORT ?= 8943
 DATA ?= data
 WORKERS ?= 2
 
-.PHONY: run test lint format perf soak wheel clean
+.PHONY: run test lint format perf soak fuzz wheel clean
 
 # A stamp that is newer than pyproject.toml means: the environment fits it.
 $(VENV)/ready: pyproject.toml
@@ -26,7 +26,12 @@ test: $(VENV)/ready
 
 # Longer counts of what goes by chance, with new seeds: SOAK=100 make soak.
 soak: $(VENV)/ready
-	SOAK=$${SOAK:-20} $(BIN)/python -m pytest -s -x tests/test_kill.py tests/test_operations.py
+	SOAK=$${SOAK:-20} $(BIN)/python -m pytest -s -x tests/test_kill.py tests/test_operations.py tests/fuzz
+
+# SECONDS for each reader: SECONDS=600 make fuzz. Without atheris it goes on unguided.
+fuzz: $(VENV)/ready
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]'
+	$(BIN)/python tests/fuzz/run_fuzz.py --seconds $${SECONDS:-60}
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -78,9 +78,10 @@ def wishes_of(query: tuple[tuple[str, str], ...]) -> Wishes:
 
 
 def _number(text: str, name: str) -> float:
-    if not _NUMBER.match(text.strip()):
+    stripped = text.strip()
+    if not _NUMBER.match(stripped):
         raise BadRequest(f"the parameter {name} holds something that is no number")
-    return float(text)
+    return float(stripped)
 
 
 def _pixels(text: str) -> int | None:

@@ -80,9 +80,10 @@ def _names_attribute(name: str) -> bool:
 
 
 def _number(found: Parameters, name: str, value: str) -> None:
-    if not re.fullmatch(r"[0-9]{1,18}", value.strip()):
+    text = value.strip()
+    if not re.fullmatch(r"[0-9]{1,18}", text):
         raise BadRequest(f"{name} must be a whole number")
-    setattr(found, name, int(value))
+    setattr(found, name, int(text))
 
 
 def _fuzzy(found: Parameters, name: str, value: str) -> None:

@@ -1,0 +1,81 @@
+"""Readers of codestream headers, and of what a pixel process says."""
+
+import os
+
+from fuzz_targets import target
+
+from framecodecs.codestream import agree
+from framecodecs.errors import CodestreamError, FrameCodecError
+from framecodecs.frameinfo import FrameInfo
+from framecodecs.jpeg2000_header import read_jpeg2000_header
+from framecodecs.jpeg_header import read_jpeg_header
+from framecodecs.jpegxl_header import read_jpegxl_header
+from framecodecs.rle_header import read_rle_header
+from framecodecs.wireform import FRAMES_AT, read_answer
+
+INFO = FrameInfo(16, 16)
+MARKERS = [
+    b"\xff\xd8",
+    b"\xff\xd9",
+    b"\xff\xc0",
+    b"\xff\xc3",
+    b"\xff\xda",
+    b"\xff\xc4",
+    b"\xff\xf7",
+    b"\xff\xff",
+]
+
+
+def header_fits(header, content):
+    assert 0 <= header.start <= header.end <= len(content)
+    agree(header, INFO)
+
+
+@target(CodestreamError, words=MARKERS)
+def jpeg_header(content):
+    header_fits(read_jpeg_header(content), content)
+
+
+@target(
+    CodestreamError,
+    words=[b"\xffO\xffQ", b"\xffR", b"\xff\\", b"\xff\x90", b"\xff\x93", b"\xff\xd9", b"jp2c", b"\xffP"],
+)
+def jpeg2000_header(content):
+    header_fits(read_jpeg2000_header(content), content)
+
+
+@target(CodestreamError, words=[b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n", b"jxlc", b"jxlp", b"ftypjxl "])
+def jpegxl_header(content):
+    header_fits(read_jpegxl_header(content), content)
+
+
+@target(CodestreamError, words=[b"\1\0\0\0", b"\x40\0\0\0"])
+def rle_header(content):
+    header_fits(read_rle_header(content, INFO), content)
+
+
+@target(
+    FrameCodecError,
+    words=[
+        bytes(16),
+        b"[null]",
+        b'{"error":',
+        b'"detail":',
+        b'"hint":""}',
+        b"Unsupported",
+        b"\n",
+        b" ",
+        b"1e9",
+        b"[",
+        b"null",
+    ],
+)
+def pixel_answer(content):
+    """A message of a pixel process. First byte: how long the memory file is."""
+    file = os.memfd_create("answer")
+    try:
+        os.pwrite(file, b"x" * content[0] if content else b"", FRAMES_AT)
+        for frame, _ in read_answer(content[1:], file):
+            assert isinstance(frame, bytes)
+    finally:
+        os.close(file)
