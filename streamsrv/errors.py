@@ -28,6 +28,7 @@
             |-- StoreLocked               another process holds the store
             |-- StoreCorrupt              bytes on disk are not what was written
             |   `-- WrongStore            a file belongs to another store
+            |-- IndexFailed          503  this process cannot use the index any more, and has to end
             `-- SegmentGone               a segment was unlinked by compaction: look up again
 
 `detail` is a sentence for the user: what is wrong and where (tag, byte offset). It never holds a value of a
@@ -36,6 +37,7 @@ patient's attribute.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -245,5 +247,26 @@ class WrongStore(StoreCorrupt):
     pass
 
 
+class IndexFailed(StoreError):
+    """LMDB refuses every further transaction of this process. A new process can open the index again."""
+
+    status = 503
+    title = "Service Unavailable"
+    retry_after = 1  # seconds
+
+
 class SegmentGone(StoreError):
     pass
+
+
+NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT))
+NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
+
+
+def system_error(error: OSError, doing: str) -> ServerError:
+    """What a failed system call means for a client. `doing` says what failed, without a path."""
+    if error.errno in NO_SPACE:
+        return InsufficientStorage(f"the disk is full ({doing})")
+    if error.errno in NO_DESCRIPTORS:
+        return Overloaded("the server has no file descriptor left: try again")
+    return StoreError(f"{doing} failed: {error.strerror}")

@@ -2,13 +2,15 @@
 
 Started by the supervisor, by exec, so that nothing is forked after a lock or the index was opened. Its
 settings come as one line of JSON on standard input, which then stays open as a lifeline: its end means that
-the supervisor is gone. One byte on `--status` says ready.
+the supervisor is gone. One byte on `--status` says ready; further ones say that the loop turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -38,6 +40,7 @@ from streamsrv.settings import Settings
 from streamsrv.store.rows import OnDuplicate
 from streamsrv.store.store import Store, StoreOptions
 from streamsrv.store.sweeping import Sweeper
+from streamsrv.supervisor import DUMP
 from streamsrv.web.actions import Actions
 from streamsrv.web.worker import run
 from streamsrv.wire.answers import Request
@@ -129,6 +132,7 @@ def actions(
         short=short,
         store_together=together.store,
         deleted=deleted,
+        probe=store.probe,
     )
 
 
@@ -143,11 +147,22 @@ def read_settings(descriptor: int) -> Settings:
     return config.from_json(line.decode())
 
 
-def say_ready(descriptor: int) -> Callable[[], None]:
+def sign_of_life(descriptor: int) -> Callable[[], None]:
+    """Writes a byte to the supervisor: the first one says ready, each further one that the loop turns."""
+    os.set_blocking(descriptor, False)
+
     def say() -> None:
-        os.write(descriptor, b"r")
+        with contextlib.suppress(BlockingIOError):  # the supervisor has been stopped for hours
+            os.write(descriptor, b"b")
 
     return say
+
+
+def log_crashes() -> None:
+    """A fatal signal (SIGBUS: a page of the index could not be read) writes the stack of each thread to
+    standard error. So does DUMP, after which the process goes on."""
+    faulthandler.enable(sys.stderr)
+    faulthandler.register(DUMP, sys.stderr)
 
 
 def raise_descriptor_limit() -> None:
@@ -175,11 +190,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.set_inheritable(descriptor, False)
     settings = read_settings(STDIN)
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_LINE, stream=sys.stderr)
+    log_crashes()
     raise_descriptor_limit()
     listeners = [socket.socket(fileno=descriptor) for descriptor in parsed.listen]
     entrance = Entrance(*parsed.pixels) if parsed.pixels else None
     # What is there now stays: looking through all of it again and again stopped the loop for 40 ms each time.
     gc.freeze()
+    say = sign_of_life(parsed.status)
     try:
         with (
             Store.open(Path(settings.data), store_options(settings), read_only=settings.read_only) as store,
@@ -190,7 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 settings,
                 listeners,
                 actions(store, settings, pool, sweeper.tell),
-                on_ready=say_ready(parsed.status),
+                on_ready=say,
+                on_beat=say,
                 lifeline=STDIN,
             )
     except StreamsrvError as error:

@@ -109,6 +109,12 @@ class Settings:
         "Frames that are asked for again and again, in the same words, are answered before the request is "
         "parsed: several times as many a second.",
     )
+    hang_timeout: float = setting(
+        60.0,
+        "seconds",
+        "A worker whose event loop has not turned for so long is killed and replaced; the log has the stack "
+        "of each of its threads. 0: never.",
+    )
     drain_timeout: float = setting(
         30.0, "seconds", "After SIGTERM: how long answers and bodies in flight may take to finish."
     )

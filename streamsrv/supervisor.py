@@ -2,15 +2,18 @@
 that die, ends them all. So does it with the pixel processes, which all workers share (framecodecs.processes).
 
 Strategy: one loop over a few descriptors, without threads and without SIGCHLD. Each worker has a status pipe:
-a byte on it says ready, its end says that the worker is gone. Signals arrive through a wake-up pipe. The
-sockets are bound here and stay open here, so that a connection that arrives while a worker restarts waits in
-the queue instead of being reset.
+the first byte on it says ready, each further one that its loop turns, its end that the worker is gone.
+Signals arrive through a wake-up pipe. The sockets are bound here and stay open here, so that a connection
+that arrives while a worker restarts waits in the queue instead of being reset.
 
 Rules of this file
 - Workers are exec'd, never forked off: a forked child would keep locks and index state of its parent.
-- A worker that dies is restarted at once if it had lived, else with growing pauses. START_ATTEMPTS deaths in
-  a row before readiness, or an exit with a code before all have been ready once, end the server with an exit
-  code: whoever started it has to know.
+- A worker that dies is restarted at once if it had lived, else with growing pauses, up to LONGEST_PAUSE.
+  Until all workers have been ready once, START_ATTEMPTS deaths in a row or an exit with a code end the
+  server with an exit code. Later it tries for ever: a disk that fails now may work again.
+- A worker whose loop has not turned for `hang_timeout` seconds writes the stacks of its threads to the log,
+  and is killed. Time in which this process itself was stopped (Ctrl-Z) does not count.
+- SIGHUP has no effect, on workers and pixel processes neither: they inherit that.
 - Pixel processes end after the workers, which may have answers to finish.
 """
 
@@ -43,11 +46,19 @@ EXIT_FAILED = 1
 BACKLOG = 1024
 # A worker that lived so long died of something new.
 LIVED = 10.0
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 START_ATTEMPTS = 6
 # After the drain time-out: how long a worker has to close its store before it is killed.
 GRACE = 10.0
 ENDING = (signal.SIGTERM, signal.SIGINT)
+# A worker that gets this writes the stack of each of its threads to standard error.
+DUMP = signal.SIGUSR1
+# Seconds that a worker has to do so before it is killed.
+DUMP_TIME = 1.0
+# A turn of this loop that takes so many seconds longer than it waits for: this process was stopped.
+STOPPED = 1.0
+# Signals whose reason is known.
+REASONS = {signal.SIGBUS: "the index could not be read from the disk, or the disk is full"}
 
 
 class CannotServe(StreamsrvError):
@@ -60,6 +71,8 @@ class Worker:
     status: int  # read end of its status pipe
     started: float
     ready: bool = False
+    heard: float = 0.0  # when its last sign of life came
+    kill_at: float | None = None  # it hangs
 
 
 @dataclass
@@ -68,7 +81,7 @@ class Place:
 
     worker: Worker | None = None
     due: float = 0.0
-    failures: int = 0  # deaths in a row before readiness
+    failures: int = 0  # deaths in a row of workers that had not lived
 
 
 @dataclass
@@ -91,8 +104,12 @@ class Supervisor:
         with wake_up_pipe(self.selector), contextlib.closing(self.pixels):
             while self.ending is None or any(place.worker for place in self.places):
                 self._start_due()
-                for key, _ in self.selector.select(self._patience()):
+                began, patience = time.monotonic(), self._patience()
+                for key, _ in self.selector.select(patience):
                     key.data() if callable(key.data) else self._heard(key.data, key.fd)
+                if patience is not None and time.monotonic() - began > patience + STOPPED:
+                    self._forgive()
+                self._end_hanging()
                 self._kill_late()
         self.selector.close()
         return self.exit_code
@@ -134,13 +151,18 @@ class Supervisor:
         if place is None:
             self._signalled(received)
         elif received:
-            self._became_ready(place)
+            self._lives(place)
         else:
             self._died(place)
 
-    def _became_ready(self, place: Place) -> None:
+    def _lives(self, place: Place) -> None:
         assert place.worker is not None
-        place.worker.ready, place.failures = True, 0
+        place.worker.heard = time.monotonic()
+        if not place.worker.ready:
+            self._became_ready(place.worker)
+
+    def _became_ready(self, worker: Worker) -> None:
+        worker.ready = True
         if not self.serving and all(each.worker and each.worker.ready for each in self.places):
             self.serving = True
             self.on_ready()
@@ -158,8 +180,8 @@ class Supervisor:
         lived = worker.ready and time.monotonic() - worker.started > LIVED
         place.failures = 0 if lived else place.failures + 1
         log.error("worker %d ended with %s", worker.process.pid, describe(code))
-        hopeless = not self.serving and not worker.ready and code > 0
-        if hopeless or place.failures >= START_ATTEMPTS:
+        hopeless = place.failures >= START_ATTEMPTS or (not worker.ready and code > 0)
+        if hopeless and not self.serving:
             log.error("giving up: workers cannot start")
             self.exit_code = EXIT_FAILED
             self._end()
@@ -173,6 +195,28 @@ class Supervisor:
                 self.ending = time.monotonic()
             else:
                 self._end()
+
+    # Hanging
+
+    def _end_hanging(self) -> None:
+        """Kills workers whose loop has not turned for too long, a moment after their stacks are in the
+        log."""
+        limit, now = self.settings.hang_timeout, time.monotonic()
+        if not limit or self.ending is not None:
+            return
+        for worker in self._workers():
+            if worker.kill_at is not None and worker.kill_at <= now:
+                worker.process.kill()
+            elif worker.kill_at is None and worker.ready and worker.heard + limit <= now:
+                log.error("worker %d hangs: it gave no sign of life for %g s", worker.process.pid, limit)
+                worker.process.send_signal(DUMP)
+                worker.kill_at = now + DUMP_TIME
+
+    def _forgive(self) -> None:
+        """This process was stopped: signs of life may wait in the pipes, and workers may have been stopped
+        too."""
+        for worker in self._workers():
+            worker.heard = time.monotonic()
 
     # Ending
 
@@ -197,6 +241,8 @@ class Supervisor:
         if self.ending is not None:
             return max(0.05, self.ending - time.monotonic())
         due = [place.due for place in self.places if place.worker is None]
+        if limit := self.settings.hang_timeout:
+            due += [worker.kill_at or worker.heard + limit for worker in self._workers() if worker.ready]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
 
@@ -210,6 +256,7 @@ class wake_up_pipe:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._former = {number: signal.signal(number, lambda *_: None) for number in ENDING}
+        self._former[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._wakeup = signal.set_wakeup_fd(self._write)
         self._selector.register(self._read, selectors.EVENT_READ, None)
 
@@ -227,7 +274,10 @@ def pixel_process_died(pid: int, code: int) -> None:
 
 
 def describe(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    if code >= 0:
+        return f"exit code {code}"
+    number = signal.Signals(-code)
+    return f"signal {number.name}" + (f": {REASONS[number]}" if number in REASONS else "")
 
 
 def worker_count(settings: Settings) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import pty
 import selectors
 import signal
 import socket
@@ -148,6 +149,82 @@ def test_what_does_not_finish_in_time_is_cut_off(server_factory):
     assert "cut off" in server.log.read_text()
 
 
+def test_the_end_of_its_terminal_does_not_end_it(tmp_path):
+    """SIGHUP reaches the whole session; standard error cannot be written to any more."""
+    port = free_port()
+    words = ["serve", "--data", str(tmp_path / "data"), "--port", str(port), "--workers", "1"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, [sys.executable, "-m", "streamsrv", *words], environment())
+    origin = f"http://127.0.0.1:{port}/health/ready"
+
+    def is_ready():
+        with contextlib.suppress(OSError), urllib.request.urlopen(origin, timeout=5) as answer:
+            return answer.status == 200
+
+    try:
+        eventually(is_ready)
+        os.close(terminal)
+        time.sleep(0.5)
+        for _ in range(5):
+            assert is_ready()
+            time.sleep(0.1)
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        assert os.waitpid(pid, 0)[1] == 0
+
+
+def all_are_ready(server):
+    eventually(lambda: "try: curl" in server.log.read_text())
+
+
+def test_a_worker_that_is_stopped_is_noticed_and_replaced(server_factory):
+    server = server_factory("--hang-timeout", "3")
+    all_are_ready(server)
+    before = set(workers_of(server))
+    os.kill(min(before), signal.SIGSTOP)
+    eventually(lambda: min(before) not in workers_of(server) and len(workers_of(server)) == 2)
+    assert max(before) in workers_of(server)
+    assert f"worker {min(before)} hangs: it gave no sign of life for 3 s" in server.log.read_text()
+
+
+def test_a_worker_whose_loop_is_blocked_is_replaced_and_its_stack_is_logged(server_factory, tmp_path):
+    point = tmp_path / "point"
+    variables = {"STREAMSRV_FAILPOINT_FILE": str(point)}
+    server = server_factory("--hang-timeout", "3", workers=1, variables=variables)
+    (worker,) = workers_of(server)
+    draft = tmp_path / "draft"
+    draft.write_text("mid-body=pause:60")
+    draft.rename(point)
+    sock = raw(
+        server,
+        b"POST /v2/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/dicom\r\n"
+        b"Content-Length: 9000000\r\n\r\n" + bytes(128) + b"DICM" + bytes(5_000_000),
+    )
+    eventually(lambda: len(workers_of(server)) == 1 and workers_of(server) != [worker])
+    assert fetch(server, "/health/ready")[0] == 200
+    sock.close()
+    said = server.log.read_text()
+    assert f"worker {worker} hangs" in said
+    assert "failpoints.py" in said  # where it was
+    assert "ended with signal SIGKILL" in said
+
+
+def test_workers_outlive_a_stop_of_the_whole_server(server_factory):
+    """Ctrl-Z and fg."""
+    server = server_factory("--hang-timeout", "2")
+    all_are_ready(server)
+    stopped = [server.process.pid, *workers_of(server)]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(3.5)
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    time.sleep(1)
+    assert {*workers_of(server)} == {*stopped[1:]}
+    assert "hangs" not in server.log.read_text()
+
+
 def command(*words):
     return subprocess.run(
         [sys.executable, "-m", "streamsrv", *words],
@@ -199,6 +276,7 @@ def test_a_folder_that_is_not_there_is_not_served_read_only(tmp_path):
 def test_how_a_process_ended():
     assert describe(-9) == "signal SIGKILL"
     assert describe(3) == "exit code 3"
+    assert describe(-signal.SIGBUS).startswith("signal SIGBUS: the index could not be read from the disk")
 
 
 def test_one_worker_a_core_unless_told():
@@ -264,18 +342,28 @@ def supervised():
     one.selector.close()
 
 
+def pauses_between(die, times):
+    """After deaths of workers that had not lived, in tenths of a second."""
+    found = []
+    for _ in range(times):
+        place = die()
+        found.append(round(place.due - time.monotonic(), 1))
+        assert place.worker is None
+    return found
+
+
 def test_pauses_between_restarts_grow_until_it_gives_up(supervised):
     one, die = supervised
-    one.serving = True
-    pauses = []
-    for _ in range(supervisor.START_ATTEMPTS):
-        place = die()
-        pauses.append(place.due - time.monotonic())
-        assert place.worker is None
-    growing = [round(pause, 1) for pause in pauses[:-1]]
-    assert growing == [0.1, 0.2, 0.4, 0.8, 1.6]
+    assert pauses_between(die, supervisor.START_ATTEMPTS)[:-1] == [0.1, 0.2, 0.4, 0.8, 1.6]
     assert one.exit_code == supervisor.EXIT_FAILED
     assert one.ending is not None
+
+
+def test_a_server_that_has_served_never_gives_up(supervised):
+    one, die = supervised
+    one.serving = True
+    assert pauses_between(die, 9) == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0, 2.0]
+    assert one.ending is None
 
 
 def test_a_worker_that_had_lived_is_replaced_at_once(supervised):

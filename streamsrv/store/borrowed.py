@@ -10,20 +10,18 @@ Rules of this file
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections.abc import Sequence
 from typing import Protocol
 
-from streamsrv.errors import InsufficientStorage, StoreError
+from streamsrv.errors import ServerError, StoreError, system_error
 from streamsrv.store.claims import Claims
 from streamsrv.store.fileops import Buffer, FileOps, copy_all, write_all
 from streamsrv.store.rows import SegmentRow
 
 # Free space is looked at each time so much has been appended.
 SPACE_CHECK = 64 << 20
-NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
 class Owner(Protocol):
@@ -150,8 +148,6 @@ class Borrowed:
             self.claims.clear_doubt(self.segment)
 
 
-def refused(error: OSError, doing: str, segment: int) -> StoreError | InsufficientStorage:
-    """What the user hears of a system call that failed."""
-    if error.errno in NO_SPACE:
-        return InsufficientStorage(f"the disk is full ({doing} segment {segment})")
-    return StoreError(f"{doing} segment {segment} failed: {error.strerror}")
+def refused(error: OSError, doing: str, segment: int) -> ServerError:
+    """The error for the client of a system call on a segment that failed."""
+    return system_error(error, f"{doing} segment {segment}")

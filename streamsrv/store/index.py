@@ -214,6 +214,12 @@ class Index(Reading):
                 more = cursor.next()
         return found[:limit]
 
+    def probe(self) -> None:
+        """Read one row in a transaction. Raises IndexFailed, or another StoreError, if that fails."""
+        with self._environment.reading("reading the schema") as transaction:
+            stored = transaction.get(b"schema", db=self._handles["about"])
+        without_sum("about", b"schema", stored or b"")
+
     def about(self) -> dict[str, str]:
         """schema, table (of attributes), epoch, next_segment, store (its fingerprint). Sequences of changes
         count within an epoch; a rebuilt index has another."""

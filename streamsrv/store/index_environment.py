@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 import lmdb
 
 from streamsrv.errors import (
+    IndexFailed,
     InsufficientStorage,
     StoreCorrupt,
     StoreError,
@@ -84,6 +85,8 @@ def in_our_words(error: lmdb.Error, doing: str) -> StoreError | InsufficientStor
         return InsufficientStorage(f"no space left while {doing}")
     if isinstance(error, _CORRUPT):
         return StoreCorrupt(f"the index is damaged ({error}), found while {doing}: run reindex")
+    if isinstance(error, lmdb.PanicError):
+        return IndexFailed(f"the index could not be written to before ({doing}: {error})")
     return StoreError(f"the index failed while {doing}: {error}")
 
 

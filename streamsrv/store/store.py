@@ -184,6 +184,10 @@ class Store:
         """Those of the record ids whose bytes are registered as damaged."""
         return self.index.damaged_among(ids)
 
+    def probe(self) -> None:
+        """Raises a StoreError if the index cannot be read."""
+        self.index.probe()
+
     def frame_entries(self, row: InstanceRow, indices: Sequence[int]) -> list[tuple[int, int]]:
         return self.index.frame_entries(row, indices)
 

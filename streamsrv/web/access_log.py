@@ -10,6 +10,7 @@ A status of 499 says that the client was gone before its answer was complete.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import IO
 
@@ -47,8 +48,9 @@ class AccessLog:
     def flush(self) -> None:
         lines, self._lines = self._lines, []
         if lines:
-            self._target.write("".join(lines))
-            self._target.flush()
+            with contextlib.suppress(OSError):  # the terminal has been closed, or the disk of the log is full
+                self._target.write("".join(lines))
+                self._target.flush()
 
     def now(self) -> str:
         """RFC 3339 in UTC, made once a second."""

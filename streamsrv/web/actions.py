@@ -31,6 +31,10 @@ def _nothing(request: Request, target: Target) -> None:
     return None
 
 
+def _well() -> None:
+    pass
+
+
 def _none(bodies: Sequence[ShortBody]) -> None:
     """Of none."""
 
@@ -41,7 +45,7 @@ class Actions:
     it is read. `hot` knows single frames that were answered lately, `hot_series` series of which one was
     made. `short` does not block: it makes what `store_together` takes, or None of what has to be taken by
     `ingest`, and raises what refuses a body. `deleted` does not block: it is told that the answer to a delete
-    is on its way.
+    is on its way. `probe` does not block: it raises a StreamsrvError if the store cannot be read.
     """
 
     retrieve: Callable[[Request, Target], Answer]
@@ -54,6 +58,7 @@ class Actions:
     short: Callable[[Request, Target], ShortBody | None] = _nothing
     store_together: Callable[[Sequence[ShortBody]], None] = _none
     deleted: Callable[[], None] | None = None
+    probe: Callable[[], None] = _well
 
 
 def is_inline(method: str, target: Target) -> bool:

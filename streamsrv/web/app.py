@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -21,13 +21,17 @@ from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConnectionDelegate
 
 from streamsrv.errors import (
+    NO_DESCRIPTORS,
+    NO_SPACE,
     BadRequest,
     ContentTooLarge,
     Forbidden,
+    IndexFailed,
     Overloaded,
     ServerError,
     StreamsrvError,
     WouldBlock,
+    system_error,
 )
 from streamsrv.ingest.together import SHORT_BODY
 from streamsrv.settings import Settings
@@ -65,9 +69,17 @@ ASKING = CONDITIONS | {"expect"}
 
 
 class App(HTTPServerConnectionDelegate):
-    """Must be made inside the running loop. `store_open` is cleared by whoever closes the store."""
+    """Must be made inside the running loop. `store_open` is cleared before the store is closed.
+    `on_failure` is called, by any thread, when a request finds that this process cannot use the index any
+    more."""
 
-    def __init__(self, settings: Settings, actions: Actions, access_log: AccessLog) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        actions: Actions,
+        access_log: AccessLog,
+        on_failure: Callable[[IndexFailed], None] = lambda error: None,
+    ) -> None:
         self.settings = settings
         self.access_log = access_log
         self.pool = Threads(THREADS, "streamsrv")
@@ -78,6 +90,7 @@ class App(HTTPServerConnectionDelegate):
         self.lane = Lane(access_log, self._begin_transfer) if settings.express_lane else None
         self.draining = False
         self.store_open = True
+        self.on_failure = on_failure
         self._actions = actions
         self._hosts = Hosts(settings)
         self._cors = Cors(settings)
@@ -166,11 +179,15 @@ class App(HTTPServerConnectionDelegate):
     def problem(self, error: Exception, head: Head) -> Answer:
         """What went wrong, in words for the client; if it was our fault, in full for the log."""
         known = error
+        if isinstance(error, OSError) and error.errno in NO_SPACE | NO_DESCRIPTORS:
+            known = system_error(error, "answering the request")
         if not isinstance(known, StreamsrvError):
             log.error("[%s] unexpected", head.request_id, exc_info=error)
             known = ServerError("the server failed; its log knows more")
         elif known.status >= 500:
             log.warning("[%s] %s: %s", head.request_id, type(error).__name__, known.detail)
+        if isinstance(known, IndexFailed):
+            self.on_failure(known)
         return problem_answer(known, parse_accept(head.headers.get("accept")), head.request_id)
 
     # Who may come in
@@ -198,7 +215,7 @@ class App(HTTPServerConnectionDelegate):
         if kind is Kind.LIVE:
             return Job(health.live, inline=True)
         if kind is Kind.READY:
-            return Job(lambda: health.ready(draining=self.draining, store_open=self.store_open), inline=True)
+            return Job(self._ready, inline=True)
         if head.method in WRITING and self.settings.read_only:
             raise Forbidden("this server is read-only")
         request = head.request(base_url(origin.base, target.version), parse_query(head.query), target.version)
@@ -207,6 +224,9 @@ class App(HTTPServerConnectionDelegate):
         if head.method == "POST":
             return self._intake(request, target, length)
         return Job(lambda: self._compute(request, target), inline=is_inline(head.method, target))
+
+    def _ready(self) -> Answer:
+        return health.ready(self._actions.probe, draining=self.draining, store_open=self.store_open)
 
     def _capabilities(self, head: Head, base: str, route: Route | None) -> Job:
         ranges = parse_accept(head.headers.get("accept"))

@@ -1,9 +1,10 @@
-"""Whether this worker is alive, and whether it should be sent requests: two answers for whoever supervises
-it.
-"""
+"""Health of this worker, for probes: alive, and ready for requests."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from streamsrv.errors import StreamsrvError
 from streamsrv.wire.answers import Answer, Literal
 
 HEADERS = (("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store"))
@@ -14,11 +15,16 @@ def live() -> Answer:
     return _text(200, b"alive\n")
 
 
-def ready(*, draining: bool, store_open: bool) -> Answer:
+def ready(probe: Callable[[], None], *, draining: bool, store_open: bool) -> Answer:
+    """503 while the worker drains, or if `probe` cannot read the store."""
     if draining:
         return _text(503, b"draining\n", ("Retry-After", "5"))
     if not store_open:
         return _text(503, b"the store is not open\n", ("Retry-After", "1"))
+    try:
+        probe()
+    except StreamsrvError as error:
+        return _text(503, f"the store cannot be read: {error.detail}\n".encode(), ("Retry-After", "1"))
     return _text(200, b"ready\n")
 
 

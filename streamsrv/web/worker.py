@@ -1,7 +1,8 @@
 """One worker's life: listen, serve, drain when told to, end.
 
-Told to by SIGTERM, or by the end of `lifeline`: a pipe whose other end only the supervisor holds, so that
-no worker outlives it.
+SIGTERM stops it, and so does the end of `lifeline`, a pipe whose other end only the supervisor holds: no
+worker outlives the supervisor. It also stops when the index of this process has failed, because only a new
+process can open that again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 
+from streamsrv.errors import IndexFailed, StreamsrvError
 from streamsrv.settings import Settings
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import Actions
@@ -22,6 +24,11 @@ from streamsrv.web.loop import Loop
 
 log = logging.getLogger("streamsrv.worker")
 
+# Seconds between two signs of life.
+BEAT = 0.5
+# Seconds that requests in flight have when the index has failed. Meanwhile nothing is accepted here.
+FAILED_DRAIN = 0.3
+
 
 def run(
     settings: Settings,
@@ -29,11 +36,38 @@ def run(
     actions: Actions,
     *,
     on_ready: Callable[[], None],
+    on_beat: Callable[[], None] = lambda: None,
     lifeline: int | None = None,
 ) -> bool:
-    """Serve until told to stop; False if requests had to be cut off."""
+    """Serve until told to stop; returns False if requests were cut off. Raises IndexFailed if this process
+    cannot use the index any more. The loop calls `on_beat` every BEAT seconds."""
     with asyncio.Runner(loop_factory=Loop) as runner:
-        return runner.run(_serve(settings, listeners, actions, on_ready, lifeline))
+        return runner.run(_serve(settings, listeners, actions, on_ready, on_beat, lifeline))
+
+
+class _Stop:
+    """When the worker stops, and why."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.event = asyncio.Event()
+        self.failure: IndexFailed | None = None
+
+    def fail(self, error: IndexFailed) -> None:
+        """May be called by any thread."""
+        self.failure = self.failure or error
+        self._loop.call_soon_threadsafe(self.event.set)
+
+    def beat(self, probe: Callable[[], None], on_beat: Callable[[], None]) -> None:
+        """Tells that the loop turns, and looks whether the index can be used."""
+        on_beat()
+        try:
+            probe()
+        except IndexFailed as error:
+            self.fail(error)
+        except StreamsrvError:
+            pass  # readiness tells
+        self._loop.call_later(BEAT, self.beat, probe, on_beat)
 
 
 async def _serve(
@@ -41,33 +75,37 @@ async def _serve(
     listeners: Sequence[socket.socket],
     actions: Actions,
     on_ready: Callable[[], None],
+    on_beat: Callable[[], None],
     lifeline: int | None,
 ) -> bool:
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop, stop = asyncio.get_running_loop(), _Stop()
+    loop.add_signal_handler(signal.SIGTERM, stop.event.set)
     # Ctrl-C reaches the whole foreground group; the supervisor turns it into SIGTERM for all.
     loop.add_signal_handler(signal.SIGINT, _nothing)
     if lifeline is not None:
-        loop.add_reader(lifeline, stop.set)
+        loop.add_reader(lifeline, stop.event.set)
     enabled = logging.getLogger("streamsrv").isEnabledFor(logging.INFO)
-    app = App(settings, actions, AccessLog(sys.stderr, json=settings.log_format == "json", enabled=enabled))
+    access_log = AccessLog(sys.stderr, json=settings.log_format == "json", enabled=enabled)
+    app = App(settings, actions, access_log, stop.fail)
     server = Server(app, settings)
     acceptor = Acceptor(listeners, server, settings.max_connections, alone=settings.workers == 1)
     acceptor.start()
     on_ready()
-    await stop.wait()
+    stop.beat(actions.probe, on_beat)
+    await stop.event.wait()
     if lifeline is not None:
         loop.remove_reader(lifeline)
     acceptor.stop()
     for listener in listeners:
         listener.close()
-    finished = await app.drain(settings.drain_timeout)
+    patience = FAILED_DRAIN if stop.failure else settings.drain_timeout
+    finished = await app.drain(patience)
     await server.close_all_connections()
     app.stop()
     if not finished:
-        log.warning(
-            "requests were cut off: they took longer than %s seconds to finish", settings.drain_timeout
-        )
+        log.warning("requests were cut off: they took longer than %s seconds to finish", patience)
+    if stop.failure:
+        raise stop.failure
     return finished
 
 

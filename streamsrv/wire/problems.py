@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from streamsrv.errors import (
+    IndexFailed,
     InstanceError,
     MethodNotAllowed,
     MultipartError,
@@ -79,7 +80,7 @@ def _headers(error: StreamsrvError) -> list[tuple[str, str]]:
     match error:
         case MethodNotAllowed(allow=allow):
             return [("Allow", ", ".join(allow))]
-        case Overloaded(retry_after=seconds):
+        case Overloaded(retry_after=seconds) | IndexFailed(retry_after=seconds):
             return [("Retry-After", str(seconds))]
         case RangeNotSatisfiable(length=length):
             return [("Content-Range", f"bytes */{length}")]
