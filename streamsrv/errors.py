@@ -261,6 +261,8 @@ class SegmentGone(StoreError):
 
 NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT))
 NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
+# Of the machine, not of this program.
+OUTSIDE = NO_SPACE | NO_DESCRIPTORS | {errno.EIO, errno.EROFS}
 
 
 def system_error(error: OSError, doing: str) -> ServerError:

@@ -86,7 +86,7 @@ def in_our_words(error: lmdb.Error, doing: str) -> StoreError | InsufficientStor
     if isinstance(error, _CORRUPT):
         return StoreCorrupt(f"the index is damaged ({error}), found while {doing}: run reindex")
     if isinstance(error, lmdb.PanicError):
-        return IndexFailed(f"the index could not be written to before ({doing}: {error})")
+        return IndexFailed(f"the index of this process cannot be used any more ({doing}: {error})")
     return StoreError(f"the index failed while {doing}: {error}")
 
 

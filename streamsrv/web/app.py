@@ -21,8 +21,7 @@ from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConnectionDelegate
 
 from streamsrv.errors import (
-    NO_DESCRIPTORS,
-    NO_SPACE,
+    OUTSIDE,
     BadRequest,
     ContentTooLarge,
     Forbidden,
@@ -179,7 +178,7 @@ class App(HTTPServerConnectionDelegate):
     def problem(self, error: Exception, head: Head) -> Answer:
         """What went wrong, in words for the client; if it was our fault, in full for the log."""
         known = error
-        if isinstance(error, OSError) and error.errno in NO_SPACE | NO_DESCRIPTORS:
+        if isinstance(error, OSError) and error.errno in OUTSIDE:
             known = system_error(error, "answering the request")
         if not isinstance(known, StreamsrvError):
             log.error("[%s] unexpected", head.request_id, exc_info=error)

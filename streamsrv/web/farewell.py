@@ -13,6 +13,7 @@ import struct
 
 from tornado.iostream import StreamClosedError
 
+from streamsrv.errors import OUTSIDE
 from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.stream import Stream
 from streamsrv.web.writer import Outgoing
@@ -31,7 +32,9 @@ def sent_as(error: BaseException | None, status: int, request_id: str, sent: int
     what was cut short by us is told."""
     if isinstance(error, (*GONE, TimeoutError)):
         return CLIENT_GONE
-    if error is not None:
+    if isinstance(error, OSError) and error.errno in OUTSIDE:
+        log.error("[%s] the answer was cut short after %d bytes: %s", request_id, sent, error.strerror)
+    elif error is not None:
         log.error("[%s] the answer was cut short after %d bytes", request_id, sent, exc_info=error)
     return status
 

@@ -315,8 +315,12 @@ class Transfer:
     def _watch(self) -> None:
         self._meter.resume()
         if not self._watching:
-            self._watching = True
-            self._loop.add_writer(self._own(), self._ready)
+            try:
+                self._loop.add_writer(self._own(), self._ready)
+            except OSError as error:  # no descriptor is left
+                self.abort(error)
+            else:
+                self._watching = True
 
     def _unwatch(self) -> None:
         """What now goes by is our time, not the client's."""

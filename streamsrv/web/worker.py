@@ -55,7 +55,9 @@ class _Stop:
 
     def fail(self, error: IndexFailed) -> None:
         """May be called by any thread."""
-        self.failure = self.failure or error
+        if self.failure is None:
+            self.failure = error
+            log.error("%s: this worker ends, and another one takes its place", error.detail)
         self._loop.call_soon_threadsafe(self.event.set)
 
     def beat(self, probe: Callable[[], None], on_beat: Callable[[], None]) -> None:
