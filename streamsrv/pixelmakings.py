@@ -12,26 +12,29 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 from framecodecs.outcomes import Outcome
+from streamsrv.pixelorders import QUICK
 
 OUTCOMES, OUTCOMES_BYTES = 64, 64 << 20
 
 
 class UnderWay(Outcome[bytes]):
     """`again` is how many were told to ask again, `threads` how many wait for it; `size` is the length of
-    what was made, `order` what makes it."""
+    the result, `order` makes it, of `pixels` bytes."""
 
-    again = threads = size = 0
+    again = threads = size = pixels = 0
     order: Outcome[Any] | None = None
 
 
 class Makings:
-    """Thread-safe."""
+    """Thread-safe. `stop` ends an order of so many bytes of pixels, if that is worth while, and says whether
+    it has."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Callable[[Outcome[Any], int], bool]) -> None:
+        self._stop = stop
         self._lock = threading.Lock()
         self._under_way: dict[Hashable, UnderWay] = {}
         self._outcomes: OrderedDict[Hashable, UnderWay] = OrderedDict()
@@ -71,18 +74,25 @@ class Makings:
             return is_under_way
 
     def leave(self, key: Hashable, under_way: UnderWay) -> bool:
-        """One of those who were told to ask again will not. What nobody wants and nobody has begun is
-        cancelled, and then this is True; what has begun is made to its end and kept for the next one."""
+        """One of those who were told to ask again will not. Returns whether it is given up."""
         with self._lock:
             under_way.again -= 1
+        return self.give_up(key, under_way)
+
+    def give_up(self, key: Hashable, under_way: UnderWay) -> bool:
+        """Stops it if no request waits for it, and returns whether it has. Short work that has begun is made
+        to its end and kept for the next request."""
+        with self._lock:
             if under_way.again or under_way.threads:
                 return False
             self._outcomes.pop(key, None)
             order = under_way.order
-            if self._under_way.get(key) is not under_way or order is None or order.running() or order.done():
+            if self._under_way.get(key) is not under_way or order is None or order.done():
                 return False
-            del self._under_way[key]
-        return order.cancel()
+            if order.running() and under_way.pixels <= QUICK:
+                return False
+            del self._under_way[key]  # a later request has it made again
+        return self._stop(order, under_way.pixels)
 
     @contextlib.contextmanager
     def wanted(self, under_way: UnderWay) -> Iterator[None]:

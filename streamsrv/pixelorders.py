@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from framecodecs.wireform import Frame, Result
+from streamsrv.wire.answers import Requester
 
 # Bytes of pixels a second of the slowest codec. Lossy JPEG 2000 of colour makes over 10 MB on an idle core.
 SLOWEST = 2 << 20
 # Seconds for an order without pixels: a process may be starting, and others may use its core.
 SHORTEST_DEADLINE = 5.0
+# Bytes of pixels that mostly take a second or less. More is long work, for processes of its own.
+QUICK = 16 << 20
+NOBODY = Requester()  # of what is made ahead
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +26,7 @@ class Order:
     frames: Sequence[Frame]
     arguments: tuple[Any, ...]
     pixels: int
+    requester: Requester = NOBODY
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +37,7 @@ class Making:
     key: Hashable
     order: Callable[[], Order]
     finish: Callable[[list[Result]], bytes]
+    requester: Requester = NOBODY
 
 
 def deadline_of(order: Order, most: float) -> float:

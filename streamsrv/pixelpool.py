@@ -22,15 +22,13 @@ Rules of this file
 from __future__ import annotations
 
 import contextlib
-import enum
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from functools import partial
 from threading import get_ident
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from framecodecs import errors as codec_errors
 from framecodecs.pool import Answer, FramePool, PoolLimits
@@ -38,46 +36,22 @@ from framecodecs.processes import Entrance
 from framecodecs.wireform import Result
 from streamsrv.errors import Overloaded, StoreError, WouldBlock
 from streamsrv.pixelmakings import Makings, UnderWay
+from streamsrv.pixelorders import QUICK, deadline_of
 from streamsrv.pixelorders import Making as Making
 from streamsrv.pixelorders import Order as Order
-from streamsrv.pixelorders import deadline_of
-from streamsrv.pixelprocesses import RETRY_AFTER, translated
+from streamsrv.pixelprocesses import RETRY_AFTER, slow_limits, translated
+from streamsrv.pixelqueue import CLIENTS, FairQueue, Queued
+from streamsrv.pixelturns import TURN, Tag, Turn, in_turn, left_early
 from streamsrv.pixelwishes import Company, Lookout, Wishes
 from streamsrv.sizedcache import SizedCache as SizedCache
 
-# How long an answer that has begun waits for a place in the queue.
-PATIENCE = 30.0
-# How long it holds a thread meanwhile. Coming back costs 0.1 ms; 200 of them make 64 threads wait 0.3 s.
-TURN = 0.1
-# Pixels of an order that take a second or so: as long as starting another process.
-WORTH_A_PROCESS = 16 << 20
 # Pixels of an order whose answer the loop takes in itself: a copy of 0.2 ms.
 TAKEN_IN_LOOP = 2 << 20
-# Pixels of the orders that one answer has ahead, however many processes there are: three large mammograms.
-AHEAD = 128 << 20
 DESCRIPTIONS = 16 << 20  # bytes of parsed descriptions; a CT's takes about 10 kB
-
-Tag = TypeVar("Tag")
 
 
 class _NobodyIdle(Overloaded):
     """What was to be made ahead has not begun."""
-
-
-class Full(enum.Enum):
-    """No place in the queue."""
-
-    FULL = 0
-
-
-FULL = Full.FULL
-Turn: TypeAlias = tuple[Tag, Answer | None] | None
-
-
-def _waited(order: Answer | None) -> Iterator[None]:
-    """None for each turn until it is done."""
-    while order is not None and not order.wait(TURN):
-        yield None
 
 
 Watch: TypeAlias = Callable[[int, Callable[[], None]], object]
@@ -99,6 +73,7 @@ class PixelPool:
         *,
         max_rendered_pixels: int = 16 << 20,
         entrance: Entrance | None = None,
+        slow_entrance: Entrance | None = None,
         watch: Watch | None = None,
     ) -> None:
         self._loop = loop
@@ -107,11 +82,16 @@ class PixelPool:
         self._workers = workers
         self._entrance = entrance
         self._limits = limits or PoolLimits()
+        self._slow_entrance = slow_entrance
         self._pool: FramePool | None = None
+        self._slow_pool: FramePool | None = None
+        # One more than there are processes, so that none of them waits for this one.
+        waiting = max(self._limits.waiting - 1, 0)
+        self._queue, self._slow_queue = (FairQueue(workers + 1, waiting) for _ in range(2))
         self._closed = False
         self._lock = threading.Lock()
         self.cache: SizedCache[Hashable, bytes] = SizedCache(cached, len)
-        self.makings = Makings()
+        self.makings = Makings(self.stop)
         self.descriptions: SizedCache[bytes, Any] = SizedCache(DESCRIPTIONS, lambda one: int(one.size))
         self.kept: dict[type, Any] = {}  # what others remember as long as there is this pool
         self.read_ahead = read_ahead
@@ -141,30 +121,58 @@ class PixelPool:
     def _running(self) -> FramePool:
         with self._lock:
             if self._pool is None:
-                if self._closed:
-                    raise StoreError("the server is ending")
-                idle = self._became_idle
-                self._pool = FramePool(
-                    self._workers, self._limits, first=1, idle=idle, entrance=self._entrance
-                )
+                self._pool = self._opened(self._limits, self._entrance, self._became_idle)
                 self._pool.warm()
             return self._pool
+
+    def _running_slow(self) -> FramePool:
+        with self._lock:
+            if self._slow_pool is None:
+                limits = slow_limits(self._limits)
+                self._slow_pool = self._opened(limits, self._slow_entrance, lambda: None)
+            return self._slow_pool
+
+    def _opened(self, limits: PoolLimits, entrance: Entrance | None, idle: Callable[[], None]) -> FramePool:
+        if self._closed:
+            raise StoreError("the server is ending")
+        # The fair queue limits what a client may have waiting.
+        limits = replace(limits, waiting=limits.waiting * CLIENTS)
+        return FramePool(self._workers, limits, first=1, idle=idle, entrance=entrance)
 
     def _deadline(self, order: Order) -> float:
         return deadline_of(order, self._limits.deadline)
 
     def submit(self, order: Order) -> Answer:
-        """Wait for it with `results`."""
-        pool, deadline = self._pool or self._running(), self._deadline(order)
+        """Wait for it with `results`. Long work goes to processes of its own."""
+        is_slow = order.pixels > QUICK
+        queue = self._slow_queue if is_slow else self._queue
+        send = self._send_slow if is_slow else self._send_here if self._is_taken_here(order) else self._send
         try:
-            if self._watch is None or order.pixels > TAKEN_IN_LOOP or get_ident() != self._loop:
-                return pool.submit(order.work, order.frames, *order.arguments, deadline=deadline)
-            if not self._watched:
-                self._watch(pool.arrivals.fileno(), pool.receive)
-                self._watched = True
-            return pool.submit(order.work, order.frames, *order.arguments, deadline=deadline, here=True)
+            return queue.submit(order.requester.address, order, send)
         except codec_errors.FrameCodecError as error:
             raise translated(error) from error
+
+    def _is_taken_here(self, order: Order) -> bool:
+        if self._watch is None or order.pixels > TAKEN_IN_LOOP or get_ident() != self._loop:
+            return False
+        if not self._watched:
+            pool = self._pool or self._running()
+            self._watch(pool.arrivals.fileno(), pool.receive)
+            self._watched = True
+        return True
+
+    def _send(self, order: Order) -> Answer:
+        pool, deadline = self._pool or self._running(), self._deadline(order)
+        return pool.submit(order.work, order.frames, *order.arguments, deadline=deadline)
+
+    def _send_here(self, order: Order) -> Answer:
+        """Its answer comes to the loop."""
+        pool, deadline = self._pool or self._running(), self._deadline(order)
+        return pool.submit(order.work, order.frames, *order.arguments, deadline=deadline, here=True)
+
+    def _send_slow(self, order: Order) -> Answer:
+        pool, deadline = self._slow_pool or self._running_slow(), self._deadline(order)
+        return pool.submit(order.work, order.frames, *order.arguments, deadline=deadline)
 
     def results(self, order: Answer) -> list[Result]:
         """Wait for an order."""
@@ -174,11 +182,6 @@ class PixelPool:
             raise translated(error) from error
         except CancelledError as error:
             raise StoreError("the work was cancelled") from error
-
-    def run(self, order: Order) -> list[Result]:
-        """One order, and wait for it."""
-        self.must_not_block()
-        return self.results(self.submit(order))
 
     # One frame, for all who want it
 
@@ -196,7 +199,11 @@ class PixelPool:
             raise WouldBlock("a frame is being made", under_way, leave)
         try:
             with self.makings.wanted(under_way):
-                return under_way.result()
+                while not under_way.wait(TURN) and not making.requester.left:
+                    pass
+            if making.requester.left and self.makings.give_up(making.key, under_way):
+                raise left_early()
+            return under_way.result()
         except _NobodyIdle:
             return self.made(making)
 
@@ -205,6 +212,7 @@ class PixelPool:
         begun, is_ours = self.makings.begin(making.key)
         if not is_ours:
             return begun
+        begun.pixels = order.pixels
         try:
             begun.order = submitted = submit(order)
             submitted.add_done_callback(partial(self._finish, making, begun))
@@ -233,7 +241,7 @@ class PixelPool:
 
     def worth_making_ahead(self, pixels: int) -> bool:
         """Whether a frame of so many decoded bytes is short work, and would be kept."""
-        return bool(self.read_ahead) and pixels <= min(WORTH_A_PROCESS, self.cache.largest)
+        return bool(self.read_ahead) and pixels <= min(QUICK, self.cache.largest)
 
     def see(self, walk: Hashable) -> bool:
         """Something of it was asked for; whether others of it, in any order, may be worth making."""
@@ -271,60 +279,29 @@ class PixelPool:
         return answer
 
     def in_turn(self, tasks: Iterable[tuple[Tag, Order | None]]) -> Iterator[Turn[Tag]]:
-        """The tasks in their order, each when its order is done: as many ahead as keep all processes busy, if
-        they are no more than AHEAD bytes. A task without an order only takes its turn. None: nothing yet;
-        come back."""
+        """The tasks in their order, as many ahead as keep all processes busy (pixelturns.py)."""
         self.must_not_block()
-        ahead: deque[tuple[Tag, Answer | None, int]] = deque()  # with their pixels
-        begun = False
-        try:
-            for tag, order in tasks:
-                turns, pixels = 0, order.pixels if order is not None else 0
-                while (
-                    len(ahead) > self._workers
-                    or (ahead and sum(held for _, _, held in ahead) + pixels > AHEAD)
-                    or (future := self._placed(order)) is FULL
-                ):
-                    if ahead:
-                        yield from _waited(ahead[0][1])
-                        yield ahead.popleft()[:2]
-                    elif not begun or turns * TURN > PATIENCE:
-                        raise Overloaded("too many frames are waiting to be decoded", RETRY_AFTER)
-                    else:
-                        turns += 1
-                        time.sleep(TURN)
-                        yield None
-                    begun = True
-                ahead.append((tag, future, pixels))
-            while ahead:
-                yield from _waited(ahead[0][1])
-                yield ahead.popleft()[:2]
-        finally:
-            for _, waiting, pixels in ahead:
-                if waiting is not None:
-                    self.cancel(waiting, pixels)
+        yield from in_turn(self, self._workers, tasks)
 
-    def _placed(self, order: Order | None) -> Answer | Full | None:
-        if order is None:
-            return None
-        try:
-            return self.submit(order)
-        except Overloaded:
-            return FULL
-
-    def cancel(self, order: Answer, pixels: int) -> None:
-        """Nobody waits for it any more. One that is being worked on costs its process, and another has to be
-        started: only long work is worth that."""
-        with self._lock:
-            pool = self._pool
-        if pool is not None and not order.cancel() and pixels > WORTH_A_PROCESS:
-            pool.cancel(order)
+    def stop(self, answer: Answer, pixels: int) -> bool:
+        """No request waits for it. Returns whether it is stopped: an order that waits leaves the queue, long
+        work that has begun costs its process, and other work is made to its end."""
+        if answer.cancel():
+            return True
+        pool = self._slow_pool
+        if pixels <= QUICK or pool is None:
+            return False
+        pool.cancel(answer.sent or answer if isinstance(answer, Queued) else answer)
+        return answer.done()
 
     def close(self) -> None:
         with self._lock:
-            pool, self._pool = self._pool, None
+            pools, self._pool, self._slow_pool = (self._pool, self._slow_pool), None, None
             self._closed = True
         self.wishes.close()
         self._lookout.close()
-        if pool is not None:
-            pool.close()
+        for queue in (self._queue, self._slow_queue):
+            queue.close()
+        for pool in pools:
+            if pool is not None:
+                pool.close()

@@ -7,6 +7,7 @@ Rule: what cannot be decoded is the client's to know (NotAcceptable), not an err
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from framecodecs import errors as codec_errors
 from framecodecs.processes import PoolLimits
@@ -22,6 +23,9 @@ from streamsrv.settings import Settings
 
 # With a full queue of short orders one second is enough for some to be done.
 RETRY_AFTER = 1
+# By how much long work is less urgent to the kernel: it gets a tenth of a core that others want.
+LONG_WORK_NICE = 10
+LONG_WORK_LIFETIME = 1_000  # orders
 
 
 def pixel_processes(settings: Settings) -> int:
@@ -30,6 +34,11 @@ def pixel_processes(settings: Settings) -> int:
 
 def pixel_limits(settings: Settings) -> PoolLimits:
     return PoolLimits(settings.pixel_queue, settings.pixel_deadline, settings.pixel_memory)
+
+
+def slow_limits(limits: PoolLimits) -> PoolLimits:
+    """Of the processes for long work. They are replaced often, because what they took stays with them."""
+    return replace(limits, nice=LONG_WORK_NICE, lifetime=LONG_WORK_LIFETIME)
 
 
 def translated(error: codec_errors.FrameCodecError) -> StreamsrvError:

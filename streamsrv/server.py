@@ -72,9 +72,11 @@ def ingest_limits(settings: Settings) -> IngestLimits:
     )
 
 
-def pixel_pool(settings: Settings, entrance: Entrance | None = None) -> PixelPool:
-    """Called in the thread of the loop, which the pool will refuse to keep waiting. Without an entrance to
-    the processes that all workers share, it has processes of its own."""
+def pixel_pool(
+    settings: Settings, entrance: Entrance | None = None, slow_entrance: Entrance | None = None
+) -> PixelPool:
+    """Called in the thread of the loop, which the pool will refuse to keep waiting. Without entrances to the
+    processes that all workers share, for quick and for long work, it has processes of its own."""
     return PixelPool(
         pixel_processes(settings),
         pixel_limits(settings),
@@ -83,6 +85,7 @@ def pixel_pool(settings: Settings, entrance: Entrance | None = None) -> PixelPoo
         settings.read_ahead,
         max_rendered_pixels=settings.max_rendered_pixels,
         entrance=entrance,
+        slow_entrance=slow_entrance,
         watch=lambda descriptor, call: asyncio.get_running_loop().add_reader(descriptor, call),
     )
 
@@ -181,8 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--pixels",
         type=int,
-        nargs=len(Entrance._fields),
-        help="descriptors by which pixel processes are reached",
+        nargs=2 * len(Entrance._fields),
+        help="descriptors by which pixel processes are reached: for quick work, then for long work",
     )
     parser.add_argument("--status", type=int, required=True, help="descriptor to report readiness to")
     parsed = parser.parse_args(arguments)
@@ -193,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_crashes()
     raise_descriptor_limit()
     listeners = [socket.socket(fileno=descriptor) for descriptor in parsed.listen]
-    entrance = Entrance(*parsed.pixels) if parsed.pixels else None
+    each = len(Entrance._fields)
+    entrances = (Entrance(*parsed.pixels[:each]), Entrance(*parsed.pixels[each:])) if parsed.pixels else ()
     # What is there now stays: looking through all of it again and again stopped the loop for 40 ms each time.
     gc.freeze()
     say = sign_of_life(parsed.status)
@@ -201,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with (
             Store.open(Path(settings.data), store_options(settings), read_only=settings.read_only) as store,
             closing(Sweeper(store.sweep)) as sweeper,
-            closing(pixel_pool(settings, entrance)) as pool,
+            closing(pixel_pool(settings, *entrances)) as pool,
         ):
             run(
                 settings,

@@ -175,13 +175,15 @@ class Settings:
         0,
         "processes",
         "That decode, encode and render frames, at most, for all workers together: one is started when "
-        "metadata or a frame are asked for, others when there is work for them. 0: one a core.",
+        "metadata or a frame are asked for, others when there is work for them. As many again, of low "
+        "priority, do work on over 16 MB of pixels, so that a small picture never waits for a large one. "
+        "0: one a core.",
     )
     pixel_queue: int = setting(
         32,
-        "orders a worker",
+        "orders a client and worker",
         "Batches of frames that may wait for a pixel process; the next is answered with 503 and Retry-After. "
-        "Each that waits holds a thread.",
+        "Clients take turns. Each that waits may hold a thread.",
     )
     pixel_deadline: float = setting(
         30.0,

@@ -35,7 +35,7 @@ from pathlib import Path
 from framecodecs.processes import Processes
 from streamsrv import __version__, config
 from streamsrv.errors import StreamsrvError
-from streamsrv.pixelprocesses import pixel_limits, pixel_processes
+from streamsrv.pixelprocesses import pixel_limits, pixel_processes, slow_limits
 from streamsrv.settings import Settings
 from streamsrv.store.store import Store
 from streamsrv.web.hosts import is_loopback
@@ -94,14 +94,18 @@ class Supervisor:
     serving: bool = False  # all workers have been ready once
     ending: float | None = None  # when patience ends
     exit_code: int = 0
-    pixels: Processes | None = None
+    pixels: Sequence[Processes] = ()  # for quick work and for long work
 
     def run(self) -> int:
         """Until told to end, or until workers cannot start; returns the exit code."""
         self.places = [Place() for _ in range(worker_count(self.settings))]
         limits, count = pixel_limits(self.settings), pixel_processes(self.settings)
-        self.pixels = Processes(count, limits, self.selector, pixel_process_died)
-        with wake_up_pipe(self.selector), contextlib.closing(self.pixels):
+        quick, slow = (
+            Processes(count, each, self.selector, pixel_process_died)
+            for each in (limits, slow_limits(limits))
+        )
+        self.pixels = quick, slow
+        with wake_up_pipe(self.selector), contextlib.closing(quick), contextlib.closing(slow):
             while self.ending is None or any(place.worker for place in self.places):
                 self._start_due()
                 began, patience = time.monotonic(), self._patience()
@@ -129,7 +133,7 @@ class Supervisor:
         command = [sys.executable, "-m", "streamsrv.server", "--status", str(their_status)]
         for descriptor in listening:
             command += ["--listen", str(descriptor)]
-        pixels = self.pixels.entrance if self.pixels is not None else ()
+        pixels = [descriptor for each in self.pixels for descriptor in each.entrance]
         command += ["--pixels", *map(str, pixels)] if pixels else []
         passed = (*listening, *pixels, their_status)
         try:

@@ -38,6 +38,8 @@ FLOORS = {
     "streamsrv.pixelmakings": 3,
     "streamsrv.pixelorders": 3,
     "streamsrv.pixelprocesses": 3,
+    "streamsrv.pixelqueue": 3,
+    "streamsrv.pixelturns": 3,
     "streamsrv.pixelwishes": 3,
     "streamsrv.web": 4,
     "streamsrv.samples": 5,

@@ -53,13 +53,15 @@ class PoolLimits:
     """`waiting` orders of one pool may queue; `deadline` is seconds of work an order, unless it brings its
     own; `memory` is bytes a process may take beyond what its libraries need (a 2 GB frame is not decoded in a
     process of 1 GiB); `starting` is seconds that an order waits while no process can be started; `lifetime`
-    is orders before a process is replaced, so that leaks end."""
+    is orders before a process is replaced, so that leaks end; `nice` lowers the priority of the
+    processes (setpriority(2))."""
 
     waiting: int = 64
     deadline: float = 20.0
     memory: int = 2 * 2**30
     starting: float = 60.0
     lifetime: int = 20_000
+    nice: int = 0
 
 
 class Entrance(NamedTuple):
@@ -125,6 +127,8 @@ class Processes:
         arguments = (self._receiving.fileno(), self.entrance.board, place)
         process = _started(*arguments, self._limits.memory, self._limits.lifetime)
         try:
+            if self._limits.nice:
+                os.setpriority(os.PRIO_PROCESS, process.pid, self._limits.nice)
             ending = os.pidfd_open(process.pid)
         except OSError:
             process.kill()

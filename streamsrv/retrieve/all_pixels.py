@@ -110,6 +110,7 @@ def body(retrieval: Retrieval, offers: dict[str, Offer], boundary: bytes) -> Gen
 
 
 def tasks(retrieval: Retrieval, offers: dict[str, Offer]) -> Iterator[tuple[Task, Order | None]]:
+    requester = retrieval.request.requester
     for row in with_frames(retrieval):
         stored = transcoding.stored_syntax(row)
         offer = offers[stored]
@@ -118,7 +119,7 @@ def tasks(retrieval: Retrieval, offers: dict[str, Offer]) -> Iterator[tuple[Task
             continue
         try:
             made = transcoding.transcoder(
-                retrieval.store, retrieval.selection, row, retrieval.pool, offer.syntax
+                retrieval.store, retrieval.selection, row, retrieval.pool, offer.syntax, requester
             )
             transcoding.check_fits(made)
             yield Task(row, offer, made), made.first_order()

@@ -115,7 +115,10 @@ def representation(offer: Offer, numbers: Sequence[int]) -> tuple[str, ...]:
 
 
 def made_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int], offer: Offer) -> Answer:
-    made = transcoding.transcoder(retrieval.store, retrieval.selection, row, retrieval.pool, offer.syntax)
+    requester = retrieval.request.requester
+    made = transcoding.transcoder(
+        retrieval.store, retrieval.selection, row, retrieval.pool, offer.syntax, requester
+    )
     if len(numbers) == 1:
         hot_series.learn(retrieval, row, made.info, offer)
         answer = partial(one_made, retrieval, row, numbers[0], offer)

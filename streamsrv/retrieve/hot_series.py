@@ -28,7 +28,7 @@ from streamsrv.retrieve.transcoding import Transcoder, one_frame
 from streamsrv.store.rows import InstanceRow
 from streamsrv.store.store import Store
 from streamsrv.wire.accept import Offer
-from streamsrv.wire.answers import Answer, Literal, Request
+from streamsrv.wire.answers import Answer, Literal, Request, Requester
 from streamsrv.wire.conditional import etag_of, evaluate, http_date
 from streamsrv.wire.multipart import boundary_from, multipart_type
 from streamsrv.wire.resources import Kind, Target, instance_url
@@ -115,7 +115,10 @@ class HotSeries:
             row, shape = selection.one, self._shape
             if row is None or number > row.number_of_frames or _pixels_of(row) != shape.pixels:
                 return None
-            made = Transcoder(self._store, selection, row, self._pool, shape.info, shape.syntax)
+            requester = Requester(self._request.requester.address)
+            made = Transcoder(
+                self._store, selection, row, self._pool, shape.info, shape.syntax, requester=requester
+            )
             finish = partial(self._made, row, selection.digest, number)
             try:
                 return finish(one_frame(made, number - 1))

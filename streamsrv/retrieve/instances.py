@@ -172,13 +172,16 @@ def sent(retrieval: Retrieval, choice: InstancesChoice) -> Iterator[Sent | None]
 
 
 def tasks(retrieval: Retrieval, choice: InstancesChoice) -> Iterator[tuple[Task, Order | None]]:
+    requester = retrieval.request.requester
     for row in retrieval.selection.rows():
         syntax = choice.syntaxes[row.transfer_syntax]
         if not is_made(row.transfer_syntax, syntax) or not has_frames(row):
             yield Task(row, syntax), None
             continue
         try:
-            made = transcoding.transcoder(retrieval.store, retrieval.selection, row, retrieval.pool, syntax)
+            made = transcoding.transcoder(
+                retrieval.store, retrieval.selection, row, retrieval.pool, syntax, requester
+            )
             transcoding.check_fits(made)
             yield Task(row, syntax, made), made.first_order()
         except NotAcceptable as error:

@@ -115,7 +115,10 @@ def image_offer(retrieval: Retrieval, *, single: bool) -> accept.Offer:
 
 
 def renderer(retrieval: Retrieval, row: InstanceRow, wishes: Wishes, media_type: str) -> Renderer:
-    return Renderer(retrieval.store, retrieval.selection, row, retrieval.pool, wishes, media_type)
+    requester = retrieval.request.requester
+    return Renderer(
+        retrieval.store, retrieval.selection, row, retrieval.pool, wishes, media_type, requester=requester
+    )
 
 
 def one_picture(

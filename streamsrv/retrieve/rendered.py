@@ -16,6 +16,7 @@ from framecodecs.frameinfo import FrameInfo
 from framecodecs.pictures import PictureRequest, Viewport, picture_size
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import BadRequest, NotAcceptable, NotFound
+from streamsrv.pixelorders import NOBODY
 from streamsrv.pixelpool import Making, Order, PixelPool
 from streamsrv.retrieve.payloads import bulk_piece
 from streamsrv.retrieve.pixels import Description, describe, inline_binary, whole
@@ -34,7 +35,7 @@ from streamsrv.retrieve.transcoding import (
 )
 from streamsrv.store.rows import InstanceRow
 from streamsrv.store.store import Store
-from streamsrv.wire.answers import Literal, Piece
+from streamsrv.wire.answers import Literal, Piece, Requester
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp", "image/jp2")
 THUMBNAIL_TYPES = ("image/jpeg", "image/png")
@@ -63,6 +64,7 @@ class Renderer:
     wishes: Wishes
     media_type: str
     waits: bool = True  # for the disk, where it may
+    requester: Requester = NOBODY
 
     @property
     def description(self) -> Description:
@@ -104,11 +106,13 @@ class Renderer:
             (self.row.record_id, index, self.media_type, self.wishes),
             lambda: self.order([index], self.request(index)),
             lambda results: results[0][0],
+            self.requester,
         )
 
     def _neighbour(self, selection: Selection, row: InstanceRow, index: int) -> Making:
         check_drawable(row)
-        return replace(self, selection=selection, row=row, waits=False).making(index)
+        other = replace(self, selection=selection, row=row, waits=False, requester=NOBODY)
+        return other.making(index)
 
     def request(self, index: int) -> PictureRequest:
         return picture_request(self.description, index, self.wishes, self.media_type, self._bulk)
@@ -142,7 +146,7 @@ class Renderer:
         at_hand = at_hand_of(self.pool, self.waits)
         frames = stored_frames(self.store, self.selection, self.row, indices, length, at_hand)
         pixels = len(indices) * max(length, self.scaled)
-        return Order(task, frames, (stored_syntax(self.row), info, how), pixels)
+        return Order(task, frames, (stored_syntax(self.row), info, how), pixels, self.requester)
 
     def _bulk(self, path: str) -> bytes:
         self.pool.must_not_block()

@@ -19,6 +19,7 @@ from framecodecs.wireform import Frame, Result, Stored
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, lookup
 from streamsrv.errors import NotAcceptable, StoreCorrupt, StoreError, WouldBlock
+from streamsrv.pixelorders import NOBODY
 from streamsrv.pixelpool import Making, Order, PixelPool
 from streamsrv.retrieve.payloads import frame_pieces
 from streamsrv.retrieve.pixel_info import pixel_info
@@ -26,7 +27,7 @@ from streamsrv.retrieve.reading_ahead import asked
 from streamsrv.retrieve.selection import Selection
 from streamsrv.store.rows import InstanceRow
 from streamsrv.store.store import Store
-from streamsrv.wire.answers import Literal, Piece, Span, Stream
+from streamsrv.wire.answers import Literal, Piece, Requester, Span, Stream
 
 # A batch: enough to spread the cost of a hand-over, little enough to begin sending soon.
 BATCH_FRAMES = 32
@@ -98,6 +99,7 @@ class Transcoder:
     info: FrameInfo
     target: str
     waits: bool = True  # for the disk, where it may
+    requester: Requester = NOBODY
 
     @property
     def decoded_length(self) -> int:
@@ -114,8 +116,9 @@ class Transcoder:
         )
         syntax, pixels = stored_syntax(self.row), len(indices) * length
         if self.native:
-            return Order(work.decode_frames, frames, (syntax, self.info), pixels)
-        return Order(work.transcode_frames, frames, (syntax, self.target, self.info), pixels)
+            return Order(work.decode_frames, frames, (syntax, self.info), pixels, self.requester)
+        arguments = (syntax, self.target, self.info)
+        return Order(work.transcode_frames, frames, arguments, pixels, self.requester)
 
     def first_order(self) -> Order:
         """The first batch of all frames."""
@@ -143,9 +146,15 @@ class Transcoder:
 
 
 def transcoder(
-    store: Store, selection: Selection, row: InstanceRow, pool: PixelPool, target: str
+    store: Store,
+    selection: Selection,
+    row: InstanceRow,
+    pool: PixelPool,
+    target: str,
+    requester: Requester = NOBODY,
 ) -> Transcoder:
-    return Transcoder(store, selection, row, pool, pixel_info(store, row, pool), target)
+    info = pixel_info(store, row, pool)
+    return Transcoder(store, selection, row, pool, info, target, requester=requester)
 
 
 def check_fits(made: Transcoder) -> None:
@@ -180,6 +189,7 @@ def making_of(made: Transcoder, index: int) -> Making:
         frame_key(made.row, index, made.target),
         lambda: made.order([index]),
         lambda results: made.made(results)[0],
+        made.requester,
     )
 
 

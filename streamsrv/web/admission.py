@@ -24,11 +24,17 @@ BUFFER = 4 << 20
 BUFFERS_KEPT = 8
 
 
+def _nothing() -> None:
+    pass
+
+
 class Job(NamedTuple):
-    """`inline`: so short that a turn through a thread would cost more."""
+    """`inline`: so short that a turn through a thread would cost more. `left` is called if the client leaves
+    while a thread computes."""
 
     compute: Callable[[], Answer]
     inline: bool
+    left: Callable[[], None] = _nothing
 
 
 class Intake(NamedTuple):

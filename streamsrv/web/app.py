@@ -160,8 +160,9 @@ class App(HTTPServerConnectionDelegate):
 
     def _asked(self, head: Head) -> tuple[Request, Target]:
         target = target_of(head.path)
-        base = self._hosts.origin(head.headers, head.host, head.peer).base
-        return head.request(base_url(base, target.version), (), target.version), target
+        origin = self._hosts.origin(head.headers, head.host, head.peer)
+        base = base_url(origin.base, target.version)
+        return head.request(base, (), target.version, origin.client), target
 
     def outgoing(self, head: Head, answer: Answer) -> Outgoing:
         extra = self.standard_headers(head)
@@ -217,12 +218,14 @@ class App(HTTPServerConnectionDelegate):
             return Job(self._ready, inline=True)
         if head.method in WRITING and self.settings.read_only:
             raise Forbidden("this server is read-only")
-        request = head.request(base_url(origin.base, target.version), parse_query(head.query), target.version)
+        base = base_url(origin.base, target.version)
+        request = head.request(base, parse_query(head.query), target.version, origin.client)
         if kind in (Kind.OPENAPI, Kind.YAML):
             return Job(lambda: openapi.answer(request, kind), inline=True)
         if head.method == "POST":
             return self._intake(request, target, length)
-        return Job(lambda: self._compute(request, target), inline=is_inline(head.method, target))
+        inline = is_inline(head.method, target)
+        return Job(lambda: self._compute(request, target), inline, request.requester.leave)
 
     def _ready(self) -> Answer:
         return health.ready(self._actions.probe, draining=self.draining, store_open=self.store_open)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from tornado.httputil import HTTPHeaders
 
 from streamsrv.errors import BadRequest, HeadersTooLarge, URITooLong
-from streamsrv.wire.answers import Request
+from streamsrv.wire.answers import Request, Requester
 
 # A request id from outside goes into logs and headers, so it must be tame.
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -90,9 +90,14 @@ class Head:
     def expects_continue(self) -> bool:
         return self.version == "HTTP/1.1" and self.headers.get("expect", "").lower() == "100-continue"
 
-    def request(self, base_url: str, query: tuple[tuple[str, str], ...], version: int) -> Request:
-        """The description that answers are made from."""
-        return Request(self.method, self.path, query, self.headers, base_url, version, self.request_id)
+    def request(
+        self, base_url: str, query: tuple[tuple[str, str], ...], version: int, client: str
+    ) -> Request:
+        """The description that answers are made from. `client` is the address of the requester."""
+        requester = Requester(client)
+        return Request(
+            self.method, self.path, query, self.headers, base_url, version, self.request_id, requester
+        )
 
 
 _numbers = itertools.count(int.from_bytes(secrets.token_bytes(8)))

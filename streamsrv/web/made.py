@@ -1,6 +1,7 @@
 """Answers that are computed: at once where that is short, when something was made, or else by a thread.
 
-While something is made no thread waits for it, and nothing is begun for who has left.
+While something is made no thread waits for it, and nothing is begun for who has left. A thread that computes
+is told when the client leaves.
 """
 
 from __future__ import annotations
@@ -53,10 +54,15 @@ class Answering:
             self._from_thread(job)
 
     def _from_thread(self, job: Job) -> None:
+        self._listen(job.left)
         try:
-            from_thread(self._service.pool, lambda: self._computed(job), self._answer)
+            from_thread(self._service.pool, lambda: self._computed(job), self._from_there)
         except RuntimeError as error:  # there is no thread, and none can be started
-            asyncio.get_running_loop().call_soon(self._answer, self._problem(error))
+            asyncio.get_running_loop().call_soon(self._from_there, self._problem(error))
+
+    def _from_there(self, answer: Answer) -> None:
+        self._listen(None)
+        self._answer(answer)
 
     def _computed(self, job: Job) -> Answer:
         try:

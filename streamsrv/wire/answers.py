@@ -75,6 +75,18 @@ class StoredParts:
         yield Literal(self.closing)
 
 
+@dataclass(slots=True, eq=False)
+class Requester:
+    """The client of one request. `address` is empty if no client asks; `left` says that it has shut or closed
+    the connection before the answer began."""
+
+    address: str = ""
+    left: bool = False
+
+    def leave(self) -> None:
+        self.left = True
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What an answer is made from. `path` is percent-encoded as sent, `query` the decoded pairs in their
@@ -88,6 +100,7 @@ class Request:
     base_url: str
     version: int
     request_id: str = ""
+    requester: Requester = field(default_factory=Requester)
 
 
 @dataclass(slots=True)

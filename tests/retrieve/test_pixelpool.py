@@ -16,13 +16,20 @@ from framecodecs.outcomes import Outcome
 from framecodecs.pool import PoolLimits
 from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError, WouldBlock
 from streamsrv.pixelmakings import OUTCOMES
-from streamsrv.pixelpool import AHEAD, Making, Order, PixelPool, SizedCache, translated
+from streamsrv.pixelpool import Making, Order, PixelPool, SizedCache, translated
+from streamsrv.pixelturns import AHEAD
 
 LITTLE = "1.2.840.10008.1.2.1"
 
 
 def order(number=0, pixels=1):
     return Order(work.decode_frames, [number], (), pixels)
+
+
+def done():
+    answer = Outcome()
+    answer.set_result([])
+    return answer
 
 
 class Answer(Outcome):
@@ -65,14 +72,14 @@ class FakePool:
 @pytest.fixture
 def fake(monkeypatch):
     pool = PixelPool(2)
-    pool._pool = FakePool()
+    pool._pool = pool._slow_pool = FakePool()
     return pool
 
 
 @pytest.fixture
 def idle(fake, monkeypatch):
     """Nothing is ever done by itself, and a turn is short."""
-    monkeypatch.setattr("streamsrv.pixelpool.TURN", 0.01)
+    monkeypatch.setattr("streamsrv.pixelturns.TURN", 0.01)
     fake._pool.idle = True
     return fake
 
@@ -90,7 +97,7 @@ def test_a_few_orders_are_ahead_and_no_more(fake):
 
 def test_what_is_ahead_is_bounded_in_bytes_however_many_processes_there_are():
     pool = PixelPool(64)
-    pool._pool = FakePool()
+    pool._pool = pool._slow_pool = FakePool()
     sizes, ahead = [30 << 20, 0, 50 << 20, 20 << 20, 60 << 20, 300 << 20, 1, 2] * 20, []
     turns = pool.in_turn((pixels, order(pixels=pixels)) for pixels in sizes)
     for number, _ in enumerate(turns, 1):
@@ -124,7 +131,7 @@ def test_who_leaves_cancels(idle):
 def test_a_short_order_that_is_being_worked_on_is_let_be(idle):
     future = idle.submit(order(pixels=5))
     future.begun = True
-    idle.cancel(future, 5)
+    assert not idle.stop(future, 5)
     assert idle._pool.cancelled == []
     assert not future.cancelled()
 
@@ -168,7 +175,7 @@ def test_what_has_begun_waits_for_a_place(idle):
 
 
 def test_and_not_for_ever(idle, monkeypatch):
-    monkeypatch.setattr("streamsrv.pixelpool.PATIENCE", 0.05)
+    monkeypatch.setattr("streamsrv.pixelturns.PATIENCE", 0.05)
     with pytest.raises(Overloaded):
         list(begun(idle))
 
@@ -176,7 +183,7 @@ def test_and_not_for_ever(idle, monkeypatch):
 def test_the_loop_never_waits():
     pool = PixelPool(1, loop=threading.get_ident())
     in_turn = pool.in_turn([(0, order())])
-    for wait in (pool.must_not_block, lambda: pool.run(order()), lambda: next(in_turn)):
+    for wait in (pool.must_not_block, lambda: next(in_turn)):
         with pytest.raises(WouldBlock):
             wait()
     raised = []
@@ -391,7 +398,7 @@ def test_who_asks_does_not_wait_for_what_is_looked_up_ahead():
     try:
         info = FrameInfo(4, 4)
         asked = Order(work.decode_frames, [bytes(16)], (LITTLE, info), 16)
-        pool.run(asked)
+        pool.results(pool.submit(asked))
         pool.wishes.put("walk", wish())
         assert looking.wait(30)
         assert pool.submit(asked).result(10) == [(bytes(16), info)]
@@ -419,13 +426,17 @@ def test_deadlines_grow_with_pixels_up_to_a_limit(monkeypatch):
     pool = PixelPool(1, PoolLimits(deadline=30.0))
     asked = []
     try:
-        ((frame, now),) = pool.run(Order(work.decode_frames, [bytes(range(16))], (LITTLE, info), 16))
+        ((frame, now),) = pool.results(
+            pool.submit(Order(work.decode_frames, [bytes(range(16))], (LITTLE, info), 16))
+        )
         assert (frame, now) == (bytes(range(16)), info)
-        monkeypatch.setattr(pool._pool, "submit", lambda *a, deadline: asked.append(deadline) or Outcome())
+        pool._slow_pool, slow = pool._pool, pool._slow_pool
+        monkeypatch.setattr(pool._pool, "submit", lambda *a, deadline: asked.append(deadline) or done())
         for pixels in (0, 2 << 20, 20 << 20, 768_000_000):
             pool.submit(order(pixels=pixels))
         assert asked == [5.0, 6.0, 15.0, 30.0]
     finally:
+        pool._slow_pool = slow
         pool.close()
     pool.close()
 

@@ -26,7 +26,8 @@ from framecodecs.outcomes import Outcome
 from framecodecs.pool import PoolLimits
 from streamsrv import pixelwishes, retrieve
 from streamsrv.errors import NotAcceptable, WouldBlock
-from streamsrv.pixelpool import SLOWEST, PixelPool
+from streamsrv.pixelorders import SLOWEST
+from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve import coverage, reading_ahead, series_orders
 from streamsrv.retrieve.reading_ahead import following
 from streamsrv.wire.answers import Request
