@@ -153,8 +153,8 @@ class MultipartParser:
             seam = self._held + buffer[start : min(end, start + self._reach)]
             self._base = self._fed - kept
             at = self._run(seam, len(seam), 0, kept, events, most) - kept
-        if at < 0:  # still undecided, with all of the chunk in the seam
-            self._held = seam[kept + at :]
+        if at < 0:  # The seam is undecided and holds the whole chunk, or `most` stopped the run within it.
+            self._held = seam[kept + at :] + bytes(buffer[start + len(seam) - kept : end])
         else:
             self._base = self._fed - start
             at = self._run(buffer, end, start + at, end, events, most)

@@ -69,13 +69,19 @@ def chunked(body: bytes, cuts: Iterable[int]) -> Iterator[bytes]:
     return (body[a:b] for a, b in itertools.pairwise(edges))
 
 
-def read(chunks: Iterable[bytes], boundary: bytes = B, limits: MultipartLimits | None = None) -> list[object]:
-    """Everything that the parser says, adjacent payloads joined, an error as the last element."""
+def read(
+    chunks: Iterable[bytes],
+    boundary: bytes = B,
+    limits: MultipartLimits | None = None,
+    most: int | None = None,
+) -> list[object]:
+    """Everything that the parser says, adjacent payloads joined, an error as the last element. With `most`
+    about that many events come from one call."""
     said: list[object] = []
     parser = MultipartParser(boundary, limits)
     try:
         for chunk in chunks:
-            for event in parser.feed(chunk):
+            for event in parser.feed(chunk) if most is None else stopping(parser, chunk, most):
                 if isinstance(event, Payload):
                     assert len(event.view) > 0
                     if said and isinstance(said[-1], bytes):
@@ -88,6 +94,12 @@ def read(chunks: Iterable[bytes], boundary: bytes = B, limits: MultipartLimits |
     except RequestError as error:
         said.append((type(error), str(error)))
     return said
+
+
+def stopping(parser: MultipartParser, chunk: bytes, most: int) -> Iterator[object]:
+    yield from parser.feed(chunk, most=most)
+    while parser.more:
+        yield from parser.feed(b"", most=most)
 
 
 def parts_of(said: list[object]) -> list[Part]:
@@ -455,6 +467,22 @@ def test_any_bytes_are_read_alike_however_split(body: bytes, cuts: list[int]) ->
     assert split[-1:] == slowly[-1:]
     if not (slowly and isinstance(slowly[-1], tuple)):
         assert split == slowly == read([body], limits=limits)
+
+
+# Cuts fall between these, among them one within a delimiter line and one before a long chunk.
+PIECES = FRAGMENTS | st.sampled_from([b"\r\n--boundary\r", b"\n\r\n", b"\r\n\r\n", b"x" * 120, closing(B)])
+
+
+@settings(max_examples=600, derandomize=True, deadline=None)
+@given(st.lists(st.lists(PIECES, max_size=12).map(b"".join), max_size=6), st.integers(1, 4))
+@example([b"--boundary\r\n\r\nx\r\n--boundary\r", b"\n\r\n" + b"x" * 300 + closing(B)], 1)
+def test_no_byte_is_lost_however_split_and_wherever_it_stops(chunks: list[bytes], most: int) -> None:
+    """`most` may stop a call within the bytes that the call before kept back, before a long chunk."""
+    limits = MultipartLimits(header_bytes=24, headers=2, parts=100, preamble=30)
+    whole, stopped = read(chunks, limits=limits), read(chunks, limits=limits, most=most)
+    assert stopped[-1:] == whole[-1:]
+    if not (whole and isinstance(whole[-1], tuple)):  # an error hides the events of its own call
+        assert stopped == whole
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)
