@@ -39,6 +39,7 @@ FIELDS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in data
 
 # Values that are one of a few words, and numbers that have a lower bound other than 0.
 CHOICES: dict[str, tuple[str, ...]] = {
+    "forwarded_headers": ("x-forwarded", "forwarded"),
     "on_duplicate": ("refuse", "accept-identical", "replace"),
     "log_format": ("text", "json"),
     "log_level": ("debug", "info", "warning", "error"),

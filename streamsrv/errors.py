@@ -10,6 +10,7 @@
     |   |-- MethodNotAllowed         405  `allow` lists the methods of the resource
     |   |-- NotAcceptable            406  `acceptable` lists the representations that would do
     |   |-- RequestTimeout           408  the client is slower than the minimum rate
+    |   |-- LengthRequired           411  the request says neither the length of its body nor `chunked`
     |   |-- PreconditionFailed       412  If-Match, If-None-Match or If-Unmodified-Since does not hold
     |   |-- ContentTooLarge          413  a limit of the settings was exceeded
     |   |-- URITooLong               414
@@ -136,6 +137,11 @@ class NotAcceptable(RequestError):
 class RequestTimeout(RequestError):
     status = 408
     title = "Request Timeout"
+
+
+class LengthRequired(RequestError):
+    status = 411
+    title = "Length Required"
 
 
 class PreconditionFailed(RequestError):

@@ -52,8 +52,14 @@ class Settings:
     trusted_proxies: tuple[str, ...] = setting(
         (),
         "addresses or networks",
-        "Whose Forwarded and X-Forwarded-* headers are believed. From anyone else they are ignored: anyone "
-        "can send them.",
+        "Peers that are proxies: their forwarding headers are believed. From other peers these are ignored: "
+        "anyone can send them.",
+    )
+    forwarded_headers: str = setting(
+        "x-forwarded",
+        "x-forwarded | forwarded",
+        "The family that the trusted proxies write: X-Forwarded-For, -Host and -Proto, or Forwarded "
+        "(RFC 7239). The other family is ignored: a proxy passes on what a client wrote there.",
     )
     cors_origins: tuple[str, ...] = setting(
         (),
@@ -124,13 +130,22 @@ class Settings:
         16384, "bytes", "Answered with 414. Lists of frames and UIDs make long URLs, 16 kB hold 250 UIDs."
     )
     max_head: int = setting(
-        32768, "bytes", "Request line and headers; answered with 431. Tokens and cookies fit in half of it."
+        16384,
+        "bytes",
+        "All headers of a request, and at most 100 lines; answered with 431. Tokens and cookies fit in half "
+        "of it.",
     )
     max_body: int = setting(
         0, "bytes", "0: any size, because bodies are streamed. Otherwise answered with 413."
     )
     max_inflated_body: int = setting(
-        64 << 30, "bytes", "A gzip body unpacks to a thousand times its size: a bomb ends here, with 413."
+        64 << 30, "bytes", "What a gzip body may unpack to; answered with 413. 0: any size."
+    )
+    max_inflation: int = setting(
+        100,
+        "times its size",
+        "How much larger than itself a gzip body may get, counted beyond 256 MB; answered with 413. Images "
+        "reach 20, gzip 1000. 0: any ratio.",
     )
     max_instance: int = setting(0, "bytes", "0: any size. One SOP instance; answered with 413.")
     max_parts: int = setting(

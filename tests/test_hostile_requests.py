@@ -116,14 +116,16 @@ BOMBS = {
 def test_a_head_over_the_limit(hostile, kind):
     reply = hostile.refused(post(RELATED, PLANT + marked(), *BOMBS[kind]))
     assert reply.status == 431
-    assert "this server accepts 32768" in reply.problem()
+    assert "this server accepts 16384" in reply.problem()
 
 
 @pytest.mark.parametrize(
     "line", ["X-Long: " + "x" * 1_000_000, "X: y\r\n" * 200_000, "\r\n".join(["a:"] * 50_000)]
 )
-def test_a_head_far_over_the_limit_ends_the_connection(hostile, line):
-    assert converse(hostile.origin, head("POST /v2/studies", line) + PLANT) == b""
+def test_a_head_far_over_the_limit(hostile, line):
+    reply = hostile.refused(head("POST /v2/studies", line))
+    assert reply.status == 431
+    assert "this server accepts 16384" in reply.problem()
 
 
 @pytest.mark.parametrize("size", [16_385, 30_000])
@@ -133,7 +135,7 @@ def test_a_long_url(hostile, shape, size):
     reply = hostile.refused(post(RELATED, PLANT, line=f"POST {path}"))
     assert reply.status == 414
     assert "this server accepts 16384" in reply.problem()
-    assert hostile.get(path).status == 414
+    assert hostile.refused(head(f"GET {path}")).status == 414
 
 
 # Targets
@@ -304,9 +306,9 @@ def test_a_target_that_is_neither_path_nor_url(hostile, target):
         ("application/dicom+json", ""),
         ("text/html;q=1, image/svg+xml", ""),
         ("nonsense", ""),
-        ("," * 20_000, ""),
-        ("a/b;" * 7_000, ""),
-        ('"\\' * 14_000, ""),
+        ("," * 63, ""),
+        ("a/b;" * 4_000, ""),
+        ('"\\' * 8_000, ""),
     ],
 )
 def test_a_representation_that_is_not_to_be_had(hostile, accept, where):

@@ -26,6 +26,7 @@ from streamsrv.errors import (
     ContentTooLarge,
     Forbidden,
     IndexFailed,
+    LengthRequired,
     Overloaded,
     ServerError,
     StreamsrvError,
@@ -41,7 +42,7 @@ from streamsrv.web.admission import Buffers, Intake, Job
 from streamsrv.web.cors import Cors
 from streamsrv.web.exchange import Exchange
 from streamsrv.web.gathering import Gathering
-from streamsrv.web.head import Head, check_size, check_target
+from streamsrv.web.head import Head, acceptable, check_lists, check_target, check_url
 from streamsrv.web.hosts import Hosts, Origin
 from streamsrv.web.lane import Lane
 from streamsrv.web.pace import Watch
@@ -85,7 +86,7 @@ class App(HTTPServerConnectionDelegate):
         self.watch = Watch(settings.idle_timeout, settings.stall_timeout, settings.min_rate)
         self.buffers = Buffers()
         self.gathering = Gathering(actions.store_together)
-        self.series = HotSeries(settings.max_url, settings.max_head)
+        self.series = HotSeries(settings.max_url)
         self.lane = Lane(access_log, self._begin_transfer) if settings.express_lane else None
         self.draining = False
         self.store_open = True
@@ -188,7 +189,7 @@ class App(HTTPServerConnectionDelegate):
             log.warning("[%s] %s: %s", head.request_id, type(error).__name__, known.detail)
         if isinstance(known, IndexFailed):
             self.on_failure(known)
-        return problem_answer(known, parse_accept(head.headers.get("accept")), head.request_id)
+        return problem_answer(known, acceptable(head), head.request_id)
 
     # Who may come in
 
@@ -197,7 +198,8 @@ class App(HTTPServerConnectionDelegate):
         preflight = self._cors.preflight(head.method, head.headers)
         if preflight is not None:
             return Job(lambda: preflight, inline=True), head.peer
-        check_size(head, self.settings.max_url, self.settings.max_head)
+        check_url(head, self.settings.max_url)
+        check_lists(head)
         check_target(head)
         if not head.host and head.version == "HTTP/1.1":
             raise BadRequest("an HTTP/1.1 request has a Host header")
@@ -254,6 +256,8 @@ class App(HTTPServerConnectionDelegate):
         return (name, f"private, max-age={self.settings.cache_max_age}") if stale else (name, value)
 
     def _intake(self, request: Request, target: Target, length: int) -> Intake:
+        if not length and "content-length" not in request.headers:
+            raise LengthRequired("a store request says how long its body is, or sends it chunked")
         limit = self.settings.max_body
         if limit and length > limit:
             raise ContentTooLarge(f"the body has {length} bytes; this server accepts {limit}")
@@ -264,7 +268,8 @@ class App(HTTPServerConnectionDelegate):
         return Intake(upload, lambda result: self._actions.stored(result, request))
 
     def _upload(self, request: Request, target: Target, length: int) -> Upload:
-        decoder = decoder_for(request.headers.get("content-encoding", ""), self.settings.max_inflated_body)
+        settings, coding = self.settings, request.headers.get("content-encoding", "")
+        decoder = decoder_for(coding, settings.max_inflated_body, settings.max_inflation)
 
         def begin() -> Receiver:
             return self._begin_store(request, target)
@@ -274,7 +279,7 @@ class App(HTTPServerConnectionDelegate):
             body = self._actions.short(request, target)
             if body is not None:
                 return ShortUpload(self.pool, begin, self.gathering, body)
-        return Upload(self.pool, begin, decoder, self.settings.max_body)
+        return Upload(self.pool, begin, decoder, settings.max_body)
 
     def _begin_store(self, request: Request, target: Target) -> Receiver:
         check_preconditions(self._actions, request, target)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Coroutine
 from typing import Any, cast
 
@@ -28,12 +29,12 @@ from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
 from tornado.iostream import StreamClosedError
 
-from streamsrv.errors import BadRequest, ContentTooLarge, RequestTimeout
+from streamsrv.errors import BadRequest, ContentTooLarge, LengthRequired, RequestError, RequestTimeout
 from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.admission import Intake, Job, Service
 from streamsrv.web.body import feed, read_body
 from streamsrv.web.farewell import GONE, LINGER_BYTES, LINGER_SECONDS, discard, reset, say_last, sent_as
-from streamsrv.web.head import CHUNKED, UNREADABLE, Head, body_length
+from streamsrv.web.head import CHUNKED, UNREADABLE, Head, HeadRefused, body_length
 from streamsrv.web.made import Answering
 from streamsrv.web.pace import Meter
 from streamsrv.web.transfer import Transfer
@@ -89,7 +90,8 @@ class Exchange(Waiting, HTTPMessageDelegate):
                 raise ContentTooLarge("this resource takes no body")
             self._job = admitted
         except Exception as error:
-            return self._refuse_head(error, has_body=length != 0)
+            # Behind a head without a length a body may follow all the same.
+            return self._refuse_head(error, has_body=length != 0 or isinstance(error, LengthRequired))
         return None
 
     def _begin(self, head: Head) -> None:
@@ -196,15 +198,17 @@ class Exchange(Waiting, HTTPMessageDelegate):
 
     def _malformed(self, error: BaseException | None) -> Coroutine[Any, Any, None]:
         """Tornado cannot parse the head, or the chunks of the body, and will close when this has ended."""
+        refused = error if isinstance(error, HeadRefused) else None
         if not self._over and self._head is None:
-            self._begin(Head(*UNREADABLE, {}, self.client))  # at once: a task might find the stream closed
-        return self._refuse_malformed(error)
+            line = refused.line if refused else UNREADABLE
+            self._begin(Head(*line, {}, self.client))  # at once: a task might find the stream closed
+        return self._refuse_malformed(refused.reason if refused else malformed(error))
 
-    async def _refuse_malformed(self, error: BaseException | None) -> None:
+    async def _refuse_malformed(self, reason: RequestError) -> None:
         if not self._over:
             self._over = True
             await self._abort()
-            await self._leave(BadRequest(f"this is not HTTP/1.1: {error or 'malformed message'}"[:200]))
+            await self._leave(reason)
 
     async def _leave(self, error: Exception) -> None:
         timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._stream.close)
@@ -252,7 +256,7 @@ class Exchange(Waiting, HTTPMessageDelegate):
         try:
             outgoing = self._outgoing(answer, keep_alive=head.keep_alive and not self._service.draining)
             # Tornado ends the connection when the client has asked for it; when we have, we must.
-            ours = outgoing.close and head.keep_alive
+            ours = outgoing.close and not head.tornado_closes
             sent = None if ours or self._stream.closed() else send_now(self._connection, outgoing)
         except Exception as error:
             release(answer)
@@ -323,3 +327,10 @@ class Exchange(Waiting, HTTPMessageDelegate):
         self._service.access_log.add(
             self.client, head.method, head.path, status, sent, seconds, head.request_id
         )
+
+
+def malformed(error: BaseException | None) -> BadRequest:
+    """Tornado's words for what it cannot parse, without the text of the client in them: a header may hold a
+    token."""
+    said = re.split(r"""['":]""", str(error or "malformed message"), maxsplit=1)[0].strip()
+    return BadRequest(f"this is not HTTP/1.1: {said}"[:200])

@@ -1,8 +1,10 @@
 """Under which name a request reached this server, over which scheme, and from whom.
 
 Rules of this file
-- `Forwarded` (RFC 7239) and `X-Forwarded-*` count only from a peer in `trusted_proxies`; of several hops the
-  last one counts, because it alone was written by the proxy that we trust.
+- Forwarding headers count only from a peer in `trusted_proxies`, and only those of one family, `Forwarded`
+  (RFC 7239) or `X-Forwarded-*`: of the other one a proxy passes on what the client wrote.
+- Of several hops the last one counts, because the trusted proxy wrote it. A client in it that is neither an
+  address nor a name of RFC 7239 6 is ignored: it would stand in the log.
 - A Host that is not expected is refused, whoever sent it: a page that made its own name point here (DNS
   rebinding) is then told nothing. An address instead of a name is always fine on a server that listens to
   others, because rebinding needs a name.
@@ -23,6 +25,11 @@ from streamsrv.settings import Settings
 LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 # uri-host and port of RFC 9112 3.2, without user information.
 AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::([0-9]{0,5}))?")
+# An address with or without a port; of IPv6 in brackets, or bare as X-Forwarded-For has it.
+_NODE = re.compile(
+    r"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+(?=:[0-9]{1,5}\Z|\Z)|[0-9A-Fa-f:.]+)(?::[0-9]{1,5})?"
+)
+_OBFUSCATED = re.compile(r"unknown|_[A-Za-z0-9._-]{1,63}")
 _PAIR = re.compile(r'(\w+)=("[^"]*"|[^;,\s]*)')
 
 
@@ -39,6 +46,7 @@ class Hosts:
 
     def __init__(self, settings: Settings) -> None:
         self._public = settings.public_url.rstrip("/")
+        self._forwarded = forwarded if settings.forwarded_headers == "forwarded" else x_forwarded
         self._proxies = tuple(ipaddress.ip_network(item, strict=False) for item in settings.trusted_proxies)
         self._names = LOOPBACK_NAMES | expected_names(settings)
         self._any_address = not is_loopback(settings.host)
@@ -47,12 +55,12 @@ class Hosts:
     def origin(self, headers: Mapping[str, str], host: str, peer: str) -> Origin:
         """Raises BadRequest or Forbidden for a Host that is malformed or not expected."""
         scheme, client = "http", peer
-        if self._proxies and self._trusted(peer):
-            scheme, host, client = forwarded(headers, host, peer)
+        if self._proxies and self.trusted(peer):
+            scheme, host, client = self._forwarded(headers, host, peer)
         self._check(host)
         return Origin(self._public or f"{scheme}://{host}", client)
 
-    def _trusted(self, peer: str) -> bool:
+    def trusted(self, peer: str) -> bool:
         try:
             address = ipaddress.ip_address(peer)
         except ValueError:
@@ -102,15 +110,44 @@ def is_loopback(host: str) -> bool:
     return is_address(host) and ipaddress.ip_address(host).is_loopback
 
 
-def forwarded(headers: Mapping[str, str], host: str, peer: str) -> tuple[str, str, str]:
-    """Scheme, host and client as the trusted proxy saw them."""
+def x_forwarded(headers: Mapping[str, str], host: str, peer: str) -> tuple[str, str, str]:
+    """Scheme, host and client as the trusted proxy saw them, from X-Forwarded-*."""
     scheme = _last(headers.get("x-forwarded-proto", "http"))
     host = _last(headers.get("x-forwarded-host", host))
-    client = _last(headers.get("x-forwarded-for", peer))
-    if "forwarded" in headers:
-        hop = dict(_unquoted(_PAIR.findall(_last(headers["forwarded"]))))
-        scheme, host, client = hop.get("proto", scheme), hop.get("host", host), hop.get("for", client)
-    return ("https" if scheme.lower() == "https" else "http"), host, client[:64]
+    return _scheme(scheme), host, _client(_last(headers.get("x-forwarded-for", peer)), peer)
+
+
+def forwarded(headers: Mapping[str, str], host: str, peer: str) -> tuple[str, str, str]:
+    """The same from Forwarded (RFC 7239 4)."""
+    hop = dict(_unquoted(_PAIR.findall(_last(headers.get("forwarded", "")))))
+    return _scheme(hop.get("proto", "http")), hop.get("host", host), _client(hop.get("for", peer), peer)
+
+
+def _scheme(word: str) -> str:
+    return "https" if word.lower() == "https" else "http"
+
+
+def _client(node: str, peer: str) -> str:
+    """The address of a node without its port, or its obfuscated name (RFC 7239 6.3); else the peer."""
+    if _OBFUSCATED.fullmatch(node):
+        return node
+    found = _NODE.fullmatch(node)
+    address = (found[1] or found[2]) if found else ""
+    return address if is_address(address) else peer
+
+
+def party(client: str) -> str:
+    """Which clients count as one where slots and connections are shared out: the address, of IPv6 the
+    network of 64 bits, which one machine mostly has for itself."""
+    try:
+        address = ipaddress.ip_address(client)
+    except ValueError:
+        return client
+    if isinstance(address, ipaddress.IPv4Address):
+        return client
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Address(int(address) >> 64 << 64))
 
 
 def _last(value: str) -> str:

@@ -9,8 +9,7 @@ as 32 and 32, give or take 3).
 Rules of this file
 - Over `limit` connections, or without descriptors, nothing is accepted: newcomers wait in the kernel's
   queue.
-- Heads longer than Tornado's limit end their connection without an answer; ours is half of it and is
-  answered with 431.
+- Heads over a limit are answered with 414 or 431 before they are parsed, and end their connection.
 """
 
 from __future__ import annotations
@@ -19,14 +18,17 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable, Sequence
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
 
 from streamsrv.settings import Settings
 from streamsrv.web.app import App
 from streamsrv.web.exchange import DROPPED_BODY
+from streamsrv.web.head import check_block, most_bytes
 from streamsrv.web.loop import waiting_here
 from streamsrv.web.stream import CHUNK, Stream
 
@@ -43,16 +45,22 @@ class Server(HTTPServer):
     def initialize(self, app: App, settings: Settings) -> None:  # type: ignore[override]
         self.app = app
         self.on_free: Callable[[], None] = _nothing
+        self._check = partial(check_block, max_url=settings.max_url, max_head=settings.max_head)
+        longest = most_bytes(settings.max_url, settings.max_head)
         super().initialize(
             app,
             chunk_size=CHUNK,
-            max_header_size=2 * settings.max_head,
-            max_buffer_size=2 * settings.max_head + CHUNK,
+            max_header_size=longest,
+            max_buffer_size=longest + CHUNK,
             max_body_size=DROPPED_BODY,
             body_timeout=settings.stall_timeout,
         )
         # Slow heads are the watch's business: one sweep for all instead of a timer for each.
         self.conn_params.header_timeout = None
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        cast(Stream, stream).check = self._check
+        super().handle_stream(stream, address)
 
     def on_close(self, server_conn: object) -> None:
         super().on_close(server_conn)

@@ -31,6 +31,7 @@ _REASONS = {
     406: "no acceptable representation; those that there are, are listed",
     408: "the body arrived too slowly",
     409: "nothing was stored",
+    411: "the length of the body is missing",
     412: "a precondition does not hold; nothing was done",
     413: "over a limit",
     414: "the URL is too long",

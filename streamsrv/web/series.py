@@ -35,10 +35,10 @@ def _frame_in(head: Head) -> re.Match[str] | None:
 
 
 class HotSeries:
-    """Of one worker. Longer URLs and heads than these are refused the usual way."""
+    """Of one worker. A longer URL than `max_url` bytes is refused the usual way."""
 
-    def __init__(self, max_url: int, max_head: int) -> None:
-        self._max_url, self._max_head = max_url, max_head
+    def __init__(self, max_url: int) -> None:
+        self._max_url = max_url
         self._templates: dict[_Key, SeriesTemplate] = {}
 
     def job(self, head: Head, usual: Callable[[], Answer]) -> tuple[Job, str] | None:
@@ -51,7 +51,7 @@ class HotSeries:
         template = self._templates.get((head.words, head.peer, series))
         if template is None or _UID.fullmatch(instance) is None:
             return None
-        if len(head.path) > self._max_url or head.size > self._max_head:
+        if len(head.path) > self._max_url:
             return None
         asked = _Asked(template, head, instance, number, usual)
         return Job(asked.compute, inline=True), template.client

@@ -8,8 +8,8 @@ that have come meanwhile (gathering.py).
 Rules of this file
 - Whoever begins an Upload ends it, by `finish` or by `abort`, exactly once, whatever happens; an aborted one
   leaves nothing behind.
-- Content-Encoding is undone on the fly, in pieces, under a limit of its own (a gzip bomb unpacks to a
-  thousand times its size).
+- Content-Encoding is undone on the fly, in pieces, under limits of its own, in bytes and as a ratio: gzip
+  unpacks to a thousand times its size at most.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from streamsrv.web.gathering import Gathering
 # What a gzip decoder yields, and is given, at a time.
 INFLATED = 1 << 20
 PACKED = 64 << 10
+# The ratio counts only beyond so many bytes: short texts and empty pictures compress better than anything.
+RATIO_FROM = 256 << 20
 # A gzip body may hold empty members without end: each costs a decoder.
 MAX_MEMBERS = 10_000
 
@@ -65,10 +67,13 @@ class Identity:
 
 
 class Gzip:
-    """RFC 1952: one or more members, each checked by its own CRC."""
+    """RFC 1952: one or more members, each checked by its own CRC. Raises ContentTooLarge over `limit` bytes,
+    or over `ratio` times the size of the body; 0 is no limit."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, ratio: int) -> None:
         self._limit = limit
+        self._ratio = ratio
+        self._packed = 0
         self._inflated = 0
         self._members = 0
         self._member = zlib.decompressobj(wbits=31)
@@ -78,7 +83,9 @@ class Gzip:
         # The decoder copies what follows a member: of a whole megabyte that would be too much for each.
         end = start + size
         for at in range(start, end, PACKED):
-            yield from self._decode(bytes(chunk[at : min(at + PACKED, end)]))
+            stop = min(at + PACKED, end)
+            self._packed += stop - at
+            yield from self._decode(bytes(chunk[at:stop]))
 
     def _decode(self, rest: bytes) -> Iterator[tuple[Buffer, int, int]]:
         while True:
@@ -111,18 +118,23 @@ class Gzip:
             raise ContentTooLarge(
                 f"the body unpacks to more than the {self._limit} bytes that this server accepts"
             )
+        if self._ratio and self._inflated > max(RATIO_FROM, self._ratio * self._packed):
+            raise ContentTooLarge(
+                f"the body unpacks to more than {self._ratio} times its size; send it without "
+                "Content-Encoding"
+            )
 
     def close(self) -> None:
         if self._begun or not self._members:
             raise BadRequest("the gzip body ends before its end")
 
 
-def decoder_for(content_encoding: str, limit: int) -> Identity | Gzip:
+def decoder_for(content_encoding: str, limit: int, ratio: int) -> Identity | Gzip:
     coding = content_encoding.strip().lower()
     if coding in ("", "identity"):
         return Identity()
     if coding in ("gzip", "x-gzip"):
-        return Gzip(limit)
+        return Gzip(limit, ratio)
     raise UnsupportedMediaType(f"Content-Encoding {coding[:40]!r} is not supported", ("gzip", "identity"))
 
 

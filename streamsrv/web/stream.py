@@ -12,12 +12,17 @@ Rules of this file
   `pause` holds the next ones back meanwhile.
 - Of a message that it cannot parse Tornado says nothing but 400, in one piece. Where it says so, `malformed`
   speaks instead.
+- IOStream drops a connection whose head is over the limit. Here all that has come is handed on as the head:
+  `check` refuses it, and the refusal is sent.
+- IOStream reads on until it has found the end of a head, and a client may shut its side meanwhile. The end of
+  the connection is not reported before a head that is complete has been handed on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import sys
 import time
@@ -26,12 +31,15 @@ from typing import Any, cast
 
 from tornado.httputil import HTTPInputError
 from tornado.ioloop import IOLoop
-from tornado.iostream import IOStream
+from tornado.iostream import IOStream, UnsatisfiableReadError
 
 # Tornado reads into blocks of this size; larger ones slow every small request.
 CHUNK = 64 << 10
 # What Tornado says in HTTP1Connection; should it ever say something else, that goes out as it is.
 BARE_400 = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+
+# The end of a head, as Tornado looks for it.
+HEAD_END = re.compile(rb"\r?\n\r?\n")
 
 # The line with the size of a chunk (RFC 9112 7.1), or its first 64 bytes if it is longer.
 CHUNK_SIZE = rb"(?s)\A(?:.{0,62}?\r\n|.{64})"
@@ -51,6 +59,8 @@ class Look:
 
 
 class Stream(IOStream):
+    # Called with the bytes of each head before Tornado parses it. Raises HTTPInputError to refuse it.
+    check: Callable[[bytes], None] | None = None
     # Told the error; says the last of this connection.
     malformed: Callable[[BaseException | None], Coroutine[Any, Any, None]] | None = None
     # Told what comes first of a request; whether it has answered it.
@@ -62,6 +72,7 @@ class Stream(IOStream):
     waiting: dict[int, Stream] | None = None
     _awaited = False  # a request, and nothing of it has come
     _first = b""  # has come, and is for Tornado
+    _head: asyncio.Future[bytes] | None = None  # the head that Tornado waits for
     _paused = _muted = False
     _held = False
     _ended = False  # no more will come from the client
@@ -122,14 +133,16 @@ class Stream(IOStream):
             return len(first)
         count = super().read_from_fd(buf)
         if count == 0:
+            if self._head is not None and not self._head.done() and HEAD_END.search(self._read_buffer):
+                return None  # IOStream finds the head now; the end is still there at the next read
             self._ended = True
         elif count:
             self._await(False)
         return count
 
     def _handle_events(self, fd: Any, events: int) -> None:
-        """What the loop calls; besides the buffer and `_state`, the events that are waited for, all that is
-        used here of what is Tornado's own."""
+        """What the loop calls. Of Tornado's private names only this, the buffer, `_read_from_buffer` and
+        `_state` (the events that are waited for) are used here."""
         if self._paused and events == IOLoop.READ:
             self._hold_back(fd)
         else:
@@ -186,7 +199,24 @@ class Stream(IOStream):
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
         """Tornado reads heads so, and nothing else."""
         self._await(self.express is not None and (not self._read_buffer_size or self._early_taken()))
-        return super().read_until_regex(regex, max_bytes)
+        self._head = cast("asyncio.Future[bytes]", super().read_until_regex(regex, max_bytes))
+        return self._checked(self._head)
+
+    async def _checked(self, head: Awaitable[bytes]) -> bytes:
+        try:
+            block = await head
+        finally:
+            self._head = None
+            del head  # Breaks the cycle future -> exception -> traceback -> this frame -> future.
+        if self.check is not None:
+            self.check(block)
+        return block
+
+    def close(self, exc_info: Any = False) -> None:
+        if isinstance(exc_info, UnsatisfiableReadError) and self.check is not None and not self.closed():
+            self._read_from_buffer(self._read_buffer_size)
+        else:
+            super().close(exc_info)
 
     def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
         """Tornado reads the size of a chunk so, and nothing else; without an end within 64 bytes it would
@@ -224,5 +254,5 @@ class Stream(IOStream):
 async def _with_its_end(line: Awaitable[bytes]) -> bytes:
     found = await line
     if not found.endswith(b"\r\n"):
-        raise HTTPInputError("a chunk's size has no end within 64 bytes")
+        raise HTTPInputError("the size of a chunk has no end within 64 bytes")
     return found

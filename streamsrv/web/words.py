@@ -40,8 +40,8 @@ class Words:
     """Of one worker."""
 
     def __init__(self) -> None:
-        # What follows the target -> its head, and how long that is without a target.
-        self._known: dict[bytes, tuple[Head, int]] = {}
+        # What follows the target -> its head.
+        self._known: dict[bytes, Head] = {}
 
     def head(self, asked: bytes, peer: str) -> Head | None:
         """None unless all of its words are known."""
@@ -50,8 +50,7 @@ class Words:
         found = _TARGET.fullmatch(asked, 0, end) if known else None
         if known is None or found is None:
             return None
-        head, size = known
-        return head.again(found[1].decode("ascii"), peer, size)
+        return known.again(found[1].decode("ascii"), peer)
 
     def learn(self, asked: bytes, head: Head) -> None:
         """Tornado has read this as one request, and it was answered with success."""
@@ -63,4 +62,4 @@ class Words:
         while len(self._known) >= KNOWN:
             del self._known[next(iter(self._known))]
         head.words = found[2]
-        self._known[found[2]] = head, head.size - len(found[1])
+        self._known[found[2]] = head

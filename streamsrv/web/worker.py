@@ -41,6 +41,8 @@ def run(
 ) -> bool:
     """Serve until told to stop; returns False if requests were cut off. Raises IndexFailed if this process
     cannot use the index any more. The loop calls `on_beat` every BEAT seconds."""
+    # At level INFO Tornado logs malformed headers with their values, and these may be tokens.
+    logging.getLogger("tornado.general").setLevel(logging.WARNING)
     with asyncio.Runner(loop_factory=Loop) as runner:
         return runner.run(_serve(settings, listeners, actions, on_ready, on_beat, lifeline))
 

@@ -39,6 +39,10 @@ _QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
 _ELEMENT = re.compile(r'(?:"(?:[^"\\]|\\.)*(?:"|\\?$)|[^",])+', re.DOTALL)
 
 
+# Of one media type; PS3.18 has five. With more it is none.
+MAX_PARAMETERS = 32
+
+
 class MediaType(NamedTuple):
     """`type` in lower case ("multipart/related"), parameter names too; values as they were given."""
 
@@ -52,7 +56,7 @@ class MediaType(NamedTuple):
 def parse_media_type(text: str) -> MediaType | None:
     """None if it is not a media type. Wildcards (`*/*`) are media types to this function."""
     head = _TYPE.match(text)
-    if head is None:
+    if head is None or text.count(";") > MAX_PARAMETERS:
         return None
     parameters: dict[str, str] = {}
     at, end = head.end(), len(text)

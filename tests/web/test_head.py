@@ -4,7 +4,20 @@ import pytest
 from tornado.httputil import HTTPHeaders
 
 from streamsrv.errors import BadRequest, HeadersTooLarge, URITooLong
-from streamsrv.web.head import CHUNKED, Head, body_length, check_size
+from streamsrv.web.head import (
+    CHUNKED,
+    LINE_SLACK,
+    MAX_LINES,
+    UNREADABLE,
+    Head,
+    HeadRefused,
+    body_length,
+    check_block,
+    check_lists,
+    check_url,
+    most_bytes,
+)
+from streamsrv.wire.ranges import MAX_RANGES
 
 
 def head(method="GET", target="/v2/studies", version="HTTP/1.1", **headers):
@@ -47,12 +60,57 @@ def test_transfer_encodings_that_are_refused(headers, version):
         body_length(head(version=version, **headers))
 
 
-def test_sizes():
-    check_size(head(target="/" + "a" * 99), max_url=100, max_head=1000)
+def test_length_of_the_url():
+    check_url(head(target="/" + "a" * 99), max_url=100)
     with pytest.raises(URITooLong, match="101 bytes"):
-        check_size(head(target="/" + "a" * 98 + "?bb"), max_url=100, max_head=1000)
-    with pytest.raises(HeadersTooLarge):
-        check_size(head(X="y" * 1000), max_url=100, max_head=1000)
+        check_url(head(target="/" + "a" * 98 + "?bb"), max_url=100)
+
+
+def block(*lines, target="/v2", method="GET"):
+    return "\r\n".join([f"{method} {target} HTTP/1.1", *lines, "", ""]).encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    "accepted",
+    [
+        block(),
+        b"\r\n" + block(),
+        block(*["a: b"] * MAX_LINES),
+        block("a: " + "b" * 993),
+        block("a: " + "b" * 993, target="/" + "a" * 99, method="GETGET"),
+        b"\n\n",
+    ],
+)
+def test_heads_within_the_limits(accepted):
+    check_block(accepted, max_url=100, max_head=1000)
+    assert len(accepted) <= most_bytes(100, 1000)
+
+
+@pytest.mark.parametrize(
+    ("refused", "kind", "words", "line"),
+    [
+        (block(*["a: b"] * (MAX_LINES + 1)), HeadersTooLarge, "101 header lines", ("GET", "/v2", "HTTP/1.1")),
+        (block("a: " + "b" * 996), HeadersTooLarge, "accepts 1000", ("GET", "/v2", "HTTP/1.1")),
+        (block("a: b")[:-2] + b"c" * 2000, HeadersTooLarge, "accepts 1000", ("GET", "/v2", "HTTP/1.1")),
+        (block(target="/" + "a" * 100), URITooLong, "accepts 100", ("GET", "/" + "a" * 100, "HTTP/1.1")),
+        (b"GET /" + b"a" * 2000, URITooLong, "accepts 100", UNREADABLE),
+        (block(method="G" * (LINE_SLACK + 100)), BadRequest, "request line", UNREADABLE),
+        (b"G" * 2000, BadRequest, "request line", UNREADABLE),
+    ],
+)
+def test_heads_over_the_limits(refused, kind, words, line):
+    with pytest.raises(HeadRefused) as caught:
+        check_block(refused, max_url=100, max_head=1000)
+    assert type(caught.value.reason) is kind
+    assert words in caught.value.reason.detail
+    assert caught.value.line == line
+
+
+@pytest.mark.parametrize("name", ["Accept", "Accept_Encoding", "Range"])
+def test_lists_are_short(name):
+    check_lists(head(**{name: ",".join(["a/b"] * MAX_RANGES)}))
+    with pytest.raises(HeadersTooLarge, match=name.lower().replace("_", "-")):
+        check_lists(head(**{name: ",".join(["a/b"] * (MAX_RANGES + 1))}))
 
 
 @pytest.mark.parametrize(
@@ -80,6 +138,10 @@ def test_targets(target, path, query, host):
         ("HTTP/1.1", "GET", {}, True),
         ("HTTP/1.1", "GET", {"Connection": "CLOSE"}, False),
         ("HTTP/1.1", "GET", {"Connection": "upgrade"}, True),
+        ("HTTP/1.1", "GET", {"Connection": "close, x"}, False),
+        ("HTTP/1.1", "GET", {"Connection": "x ,\tClose"}, False),
+        ("HTTP/1.1", "GET", {"Connection": "closed, x"}, True),
+        ("HTTP/1.0", "GET", {"Connection": "keep-alive, close"}, False),
         ("HTTP/1.0", "GET", {}, False),
         ("HTTP/1.0", "GET", {"Connection": "Keep-Alive"}, True),
         ("HTTP/1.0", "POST", {"Connection": "keep-alive"}, False),

@@ -6,7 +6,7 @@ import pytest
 from web_world import settings_of
 
 from streamsrv.errors import BadRequest, Forbidden
-from streamsrv.web.hosts import Hosts, is_loopback
+from streamsrv.web.hosts import Hosts, is_loopback, party
 
 REMOTE = {"host": "0.0.0.0"}
 PROXY = {"trusted_proxies": ("10.0.0.0/8", "::1"), "allowed_hosts": ("pacs.example",)}
@@ -75,17 +75,54 @@ def test_the_base_of_urls():
         ({"x-forwarded-proto": "https"}, "https://pacs.example", "10.1.1.1"),
         ({"x-forwarded-host": "evil, pacs.example:8"}, "http://pacs.example:8", "10.1.1.1"),
         ({"x-forwarded-for": "6.6.6.6, 1.2.3.4"}, "http://pacs.example", "1.2.3.4"),
+        ({"x-forwarded-for": "1.2.3.4:55555"}, "http://pacs.example", "1.2.3.4"),
+        ({"x-forwarded-for": "2001:db8::7"}, "http://pacs.example", "2001:db8::7"),
+        ({"x-forwarded-for": "[2001:db8::7]:80"}, "http://pacs.example", "2001:db8::7"),
+        ({"x-forwarded-for": "Bearer secret"}, "http://pacs.example", "10.1.1.1"),
+        ({"forwarded": "for=6.6.6.6;proto=https;host=evil.example"}, "http://pacs.example", "10.1.1.1"),
+    ],
+)
+def test_what_a_trusted_proxy_says_counts(headers, base, client):
+    assert origin("pacs.example", "10.1.1.1", headers, **PROXY) == (base, client)
+
+
+@pytest.mark.parametrize(
+    ("headers", "base", "client"),
+    [
         (
             {"forwarded": 'for=6.6.6.6, for="1.2.3.4";proto=https;host=pacs.example'},
             "https://pacs.example",
             "1.2.3.4",
         ),
-        ({"forwarded": "Proto=HTTPS", "x-forwarded-proto": "http"}, "https://pacs.example", "10.1.1.1"),
+        ({"forwarded": "Proto=HTTPS"}, "https://pacs.example", "10.1.1.1"),
         ({"forwarded": "nonsense"}, "http://pacs.example", "10.1.1.1"),
+        ({"forwarded": 'for="[2001:db8::7]:4711"'}, "http://pacs.example", "2001:db8::7"),
+        ({"forwarded": "for=_hidden-1"}, "http://pacs.example", "_hidden-1"),
+        ({"forwarded": "for=sEcReT"}, "http://pacs.example", "10.1.1.1"),
+        (
+            {"x-forwarded-for": "6.6.6.6", "x-forwarded-proto": "https", "x-forwarded-host": "evil.example"},
+            "http://pacs.example",
+            "10.1.1.1",
+        ),
     ],
 )
-def test_what_a_trusted_proxy_says_counts(headers, base, client):
-    assert origin("pacs.example", "10.1.1.1", headers, **PROXY) == (base, client)
+def test_the_other_family_counts_where_the_setting_names_it(headers, base, client):
+    found = origin("pacs.example", "10.1.1.1", headers, forwarded_headers="forwarded", **PROXY)
+    assert found == (base, client)
+
+
+@pytest.mark.parametrize(
+    ("client", "counted"),
+    [
+        ("1.2.3.4", "1.2.3.4"),
+        ("::ffff:1.2.3.4", "1.2.3.4"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2::", "2001:db8:1:2::"),
+        ("_hidden", "_hidden"),
+    ],
+)
+def test_who_counts_as_one_client(client, counted):
+    assert party(client) == counted
 
 
 def test_what_others_say_does_not_count():

@@ -15,7 +15,7 @@ from streamsrv.web.stow import INFLATED, Gzip, Identity, Upload, decoder_for
 
 
 def inflate(packed, sizes, limit=0):
-    decoder, out = Gzip(limit), bytearray()
+    decoder, out = Gzip(limit, 0), bytearray()
     at = 0
     for size in sizes:
         for piece, _, length in decoder.decode(packed[at : at + size], len(packed[at : at + size])):
@@ -37,7 +37,7 @@ def test_gzip_is_undone_however_it_is_cut(seed):
 
 def test_a_buffer_that_is_not_full():
     buffer = bytearray(gzip.compress(b"body") + b"rubbish")
-    decoder = Gzip(0)
+    decoder = Gzip(0, 0)
     pieces = list(decoder.decode(buffer, len(buffer) - 7))
     decoder.close()
     assert pieces == [(b"body", 0, 4)]
@@ -45,10 +45,29 @@ def test_a_buffer_that_is_not_full():
 
 def test_a_chunk_within_its_buffer():
     packed = gzip.compress(b"body")
-    decoder = Gzip(0)
+    decoder = Gzip(0, 0)
     assert list(decoder.decode(b"rubbish" + packed + b"rubbish", len(packed), 7)) == [(b"body", 0, 4)]
     decoder.close()
     assert list(Identity().decode(b"rubbish", 3, 2)) == [(b"rubbish", 2, 3)]
+
+
+def test_the_ratio_counts_beyond_a_number_of_bytes(monkeypatch):
+    monkeypatch.setattr(stow, "RATIO_FROM", 2 * INFLATED)
+    zeros, noise = gzip.compress(bytes(16 * INFLATED)), gzip.compress(os.urandom(INFLATED))
+    for ratio, packed, fits in (
+        (100, gzip.compress(bytes(2 * INFLATED)), True),
+        (100, zeros, False),
+        (2000, zeros, True),
+        (0, zeros, True),
+        (100, noise + zeros, True),  # 17 times its size
+        (100, zeros + noise, False),
+    ):
+        decoder = Gzip(0, ratio)
+        if fits:
+            assert sum(length for _, _, length in decoder.decode(packed, len(packed))) >= 2 * INFLATED
+        else:
+            with pytest.raises(ContentTooLarge, match="more than 100 times its size"):
+                list(decoder.decode(packed, len(packed)))
 
 
 def test_a_piece_that_is_exactly_full_is_not_the_end():
@@ -86,13 +105,13 @@ def test_bombs():
     ("value", "kind"), [("", Identity), ("identity", Identity), (" GZIP ", Gzip), ("x-gzip", Gzip)]
 )
 def test_codings(value, kind):
-    assert isinstance(decoder_for(value, 0), kind)
+    assert isinstance(decoder_for(value, 0, 0), kind)
 
 
 @pytest.mark.parametrize("value", ["br", "deflate", "gzip, gzip", "zstd"])
 def test_other_codings_are_refused(value):
     with pytest.raises(UnsupportedMediaType) as caught:
-        decoder_for(value, 0)
+        decoder_for(value, 0, 0)
     assert caught.value.supported == ("gzip", "identity")
 
 
@@ -167,7 +186,7 @@ class _Dense(Recorder):
 async def test_others_have_their_turn_while_one_chunk_is_taken(http_server, bomb):
     """A megabyte may hold 100,000 parts, or a gigabyte of gzip."""
     receiver = _Dense(World(), 20 if bomb == "parts" else 1)
-    decoder = Identity() if bomb == "parts" else Gzip(0)
+    decoder = Identity() if bomb == "parts" else Gzip(0, 0)
     chunk = b"x" if bomb == "parts" else gzip.compress(bytes(20 << 20), 1)
     turns = 0
 
