@@ -100,7 +100,7 @@ class Request:
     base_url: str
     version: int
     request_id: str = ""
-    requester: Requester = field(default_factory=Requester)
+    requester: Requester = field(default_factory=Requester, compare=False)
 
 
 @dataclass(slots=True)
