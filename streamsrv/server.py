@@ -33,6 +33,7 @@ from streamsrv.ingest.derivation import Remembered
 from streamsrv.ingest.together import ShortBody, Together
 from streamsrv.pixelpool import PixelPool
 from streamsrv.pixelprocesses import pixel_limits, pixel_processes
+from streamsrv.privileges import protect
 from streamsrv.retrieve.hot_pictures import hot_answers
 from streamsrv.retrieve.hot_series import hot_series
 from streamsrv.search import SearchLimits
@@ -191,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     for descriptor in (*parsed.listen, *(parsed.pixels or ()), parsed.status):
         os.set_inheritable(descriptor, False)
+    protect()
     settings = read_settings(STDIN)
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_LINE, stream=sys.stderr)
     log_crashes()

@@ -36,6 +36,7 @@ from framecodecs.processes import Processes
 from streamsrv import __version__, config
 from streamsrv.errors import StreamsrvError
 from streamsrv.pixelprocesses import pixel_limits, pixel_processes, slow_limits
+from streamsrv.privileges import protect, remarks
 from streamsrv.settings import Settings
 from streamsrv.store.store import Store
 from streamsrv.web.hosts import is_loopback
@@ -318,6 +319,9 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> int:
             f"{settings.host} can be reached by others, and there is no authentication: everyone could read "
             "and delete every study. If that is meant, say --allow-remote-without-authentication"
         )
+    protect()
+    for remark in remarks():
+        log.warning(remark)
     with Store.lock(Path(settings.data)):
         listeners = bind(settings.host, settings.port)
         origin = origin_of(settings, listeners)

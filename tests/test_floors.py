@@ -41,6 +41,7 @@ FLOORS = {
     "streamsrv.pixelqueue": 3,
     "streamsrv.pixelturns": 3,
     "streamsrv.pixelwishes": 3,
+    "streamsrv.privileges": 5,
     "streamsrv.web": 4,
     "streamsrv.samples": 5,
     "streamsrv.client": 5,

@@ -38,6 +38,7 @@ FIRST, MORE, LATE, END = b"f", b"m", b"l", b"e"
 PAUSE = 1.0  # seconds
 QUEUE_BYTES = 1 << 20  # of orders of some bytes each; the kernel counts 800 for one
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+INHERITED = ("LD_LIBRARY_PATH", "PYTHONHOME")  # where Python and its libraries are
 SETTINGS = {
     # One thread a worker: numpy would start its own.
     "OPENBLAS_NUM_THREADS": "1",
@@ -54,7 +55,7 @@ class PoolLimits:
     own; `memory` is bytes a process may take beyond what its libraries need (a 2 GB frame is not decoded in a
     process of 1 GiB); `starting` is seconds that an order waits while no process can be started; `lifetime`
     is orders before a process is replaced, so that leaks end; `nice` lowers the priority of the
-    processes (setpriority(2))."""
+    processes (setpriority(2)); `modules` hold functions that do work, beside framecodecs.work."""
 
     waiting: int = 64
     deadline: float = 20.0
@@ -62,6 +63,7 @@ class PoolLimits:
     starting: float = 60.0
     lifetime: int = 20_000
     nice: int = 0
+    modules: tuple[str, ...] = ()
 
 
 class Entrance(NamedTuple):
@@ -125,7 +127,8 @@ class Processes:
     def _start(self, place: int) -> None:
         self._board[place] = STARTING[0]
         arguments = (self._receiving.fileno(), self.entrance.board, place)
-        process = _started(*arguments, self._limits.memory, self._limits.lifetime)
+        limits = self._limits
+        process = _started(*arguments, limits.memory, limits.lifetime, *limits.modules)
         try:
             if self._limits.nice:
                 os.setpriority(os.PRIO_PROCESS, process.pid, self._limits.nice)
@@ -195,9 +198,9 @@ class Processes:
             os.close(descriptor)
 
 
-def _started(queue: int, board: int, *numbers: int) -> subprocess.Popen[bytes]:
+def _started(queue: int, board: int, *others: int | str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "framecodecs.worker", *map(str, (queue, board, *numbers))],
+        [sys.executable, "-m", "framecodecs.worker", *map(str, (queue, board, *others))],
         pass_fds=(queue, board),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -206,8 +209,8 @@ def _started(queue: int, board: int, *numbers: int) -> subprocess.Popen[bytes]:
 
 
 def _environment() -> dict[str, str]:
-    """Modules are found where the pool's are found. libjpeg would take a limit of its own from JPEGMEM."""
+    """Nothing that a secret may stand in. Modules are found where the pool's are found."""
     package = str(Path(__file__).parent.parent)
     path = os.pathsep.join([package, *(entry for entry in sys.path if entry)])
-    inherited = {name: value for name, value in os.environ.items() if name != "JPEGMEM"}
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
     return inherited | SETTINGS | {"PYTHONPATH": path}

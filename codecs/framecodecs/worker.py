@@ -1,20 +1,18 @@
-"""The process that touches foreign bytes: `python -m framecodecs.worker QUEUE BOARD PLACE MEMORY LIFETIME`.
+"""The process that decodes foreign bytes: `python -m framecodecs.worker QUEUE BOARD PLACE MEMORY LIFETIME
+[MODULE ...]`.
 
-It takes one order at a time from the queue, until that ends or it has done LIFETIME of them. The libraries, a
-third of its start, are imported while no order is there; one that is needed earlier is imported by need.
-Limits are the kernel's, so that C code that hangs or grows is stopped too: a timer that ends the process at
-each deadline, and address space (what the process has before its first order, plus MEMORY bytes). No core is
-ever dumped: it would hold pixels.
+It loads all libraries and the modules (preparation.py), and then gives up everything that decoding does not
+need (confinement.py). Only then it takes orders from the queue, one at a time, until the queue ends or it has
+done LIFETIME of them. The kernel stops C code that hangs or grows: a timer ends the process at each deadline,
+and its address space is limited to the size at the start plus MEMORY bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib
 import mmap
 import os
-import resource
 import select
 import signal
 import socket
@@ -24,8 +22,9 @@ from array import array
 from collections.abc import Iterator, Sequence
 
 from framecodecs import cores
+from framecodecs.confinement import confine
 from framecodecs.errors import FrameCodecError, MemoryExceeded
-from framecodecs.libraries import LIBRARIES, available
+from framecodecs.preparation import prepare
 from framecodecs.processes import BUSY, IDLE
 from framecodecs.wireform import (
     LONGEST_MESSAGE,
@@ -82,39 +81,14 @@ class Queue:
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=descriptor)
 
-    def take(self, flags: int = 0) -> Taken | None:
-        """None at the end; BlockingIOError with MSG_DONTWAIT if there is none now."""
-        message, handed, _, _ = self._socket.recvmsg(LONGEST_MESSAGE, ROOM_FOR_DESCRIPTORS, flags)
+    def take(self) -> Taken | None:
+        """None at the end."""
+        message, handed, _, _ = self._socket.recvmsg(LONGEST_MESSAGE, ROOM_FOR_DESCRIPTORS)
         descriptors = array("i", handed[0][2]) if handed else ()
         return Taken(message, descriptors) if len(descriptors) >= DESCRIPTORS else None
 
     def __iter__(self) -> Iterator[Taken]:
-        """Before the first order libraries are imported, one after the other."""
-        for package, library in LIBRARIES.items():
-            try:
-                first = self.take(socket.MSG_DONTWAIT)
-                break
-            except BlockingIOError:
-                _preload(package, library.module)
-        else:
-            first = self.take()
-        if first is not None:
-            yield first
-            yield from iter(self.take, None)
-
-
-def _preload(package: str, module: str) -> None:
-    if available(package):
-        with contextlib.suppress(ImportError):  # said again, in words, to whoever needs it
-            importlib.import_module(module)
-
-
-def limit_memory(extra: int) -> None:
-    with open("/proc/self/statm", "rb") as statm:
-        have = int(statm.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (have + extra, have + extra))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (extra, extra))  # the memory file is memory too
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        return iter(self.take, None)
 
 
 def fall_silent() -> None:
@@ -160,19 +134,18 @@ def serve(taken: Taken) -> bytes:
 
 
 def main(arguments: Sequence[str]) -> None:
-    queue, file, place, memory, lifetime = (int(argument) for argument in arguments)
+    descriptor, file, place, memory, lifetime = map(int, arguments[:5])
     for asked in (signal.SIGINT, signal.SIGTERM):  # these reach the whole group; the queue says when we end
         signal.signal(asked, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    importlib.import_module("framecodecs.work")  # what every order asks for
+    prepare(arguments[5:])
     board = mmap.mmap(file, 0)
     os.close(file)
+    queue, pid = Queue(descriptor), os.getpid()
     fall_silent()
+    confine(memory)
     board[place] = IDLE[0]
-    pid = os.getpid()
-    for number, taken in enumerate(Queue(queue)):
-        if not number:
-            limit_memory(memory)
+    for number, taken in enumerate(queue):
         put_begun(taken.file, Begun(pid, time.monotonic()))
         board[place] = BUSY[0]  # after that: nobody is to take it for an order of somebody else
         message = serve(taken) if taken.is_wanted else b""

@@ -123,7 +123,7 @@ class Environment:
         self._paths = [str(folder / name) for name in ("data.mdb", "lock.mdb")]
         self.handles: dict[str, Any] = {}
         if not read_only:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         elif not (folder / "data.mdb").exists():
             raise StoreError("there is no index: run reindex")
         self._users = self._join()

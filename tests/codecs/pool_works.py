@@ -45,7 +45,7 @@ def leave(frames):
 
 def hang(frames):
     """In C, holding the interpreter's lock, as a library that loops does."""
-    ctypes.PyDLL(None).pause()
+    ctypes.PyDLL(None).poll(None, 0, -1)
 
 
 def nap(frames, seconds):
@@ -92,7 +92,7 @@ def ignore_terminate(frames):
 
 def write_rubbish(frames):
     """What a worker might say that a codestream has taken over."""
-    for fd in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2}:
+    for fd in range(3, 32):
         try:
             os.write(fd, b"\0\0\0\x08rubbish!")
         except OSError:

@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 
 import pool_works
 import pytest
@@ -51,7 +52,8 @@ from framecodecs.wireform import (
     text_of,
 )
 
-SMALL = PoolLimits(waiting=8, deadline=10, memory=256 * 2**20, lifetime=1000)
+Limits = partial(PoolLimits, modules=("pool_works",))
+SMALL = Limits(waiting=8, deadline=10, memory=256 * 2**20, lifetime=1000)
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +350,7 @@ def test_a_process_that_died_while_idle_costs_nothing(single):
 
 
 def test_processes_are_replaced_after_their_lifetime():
-    with FramePool(1, PoolLimits(lifetime=2)) as pool:
+    with FramePool(1, Limits(lifetime=2)) as pool:
         pids = [pool.submit(pool_works.who, []).result(30)[0][0] for _ in range(4)]
     assert pids[0] == pids[1] != pids[2] == pids[3]
 
@@ -441,7 +443,7 @@ def test_cancelling_at_any_moment_harms_nobody_else():
 
 
 def test_many_threads_share_a_pool():
-    with FramePool(2, PoolLimits(waiting=100)) as pool, ThreadPoolExecutor(8) as threads:
+    with FramePool(2, Limits(waiting=100)) as pool, ThreadPoolExecutor(8) as threads:
         frames = [str(number).encode() * 1000 for number in range(200)]
         answers = threads.map(lambda frame: pool.submit(pool_works.echo, [frame]).result(30), frames)
         assert list(answers) == [[(frame, None)] for frame in frames]
@@ -483,7 +485,7 @@ def failing(monkeypatch):
 
 
 def test_a_pool_that_cannot_start_says_so(failing):
-    with FramePool(1, PoolLimits(starting=0.3)) as pool:
+    with FramePool(1, Limits(starting=0.3)) as pool:
         assert not pool.wait_until_ready(0.1)
         assert isinstance(pool.submit(pool_works.echo, []).exception(10), Unavailable)
 
@@ -493,7 +495,7 @@ def test_a_process_that_ends_while_it_starts_is_not_tried_all_the_time(monkeypat
     script.write_text(f"#!/bin/sh\necho >> {tmp_path}/started\nexit 1\n")
     script.chmod(0o755)
     monkeypatch.setattr("framecodecs.processes.sys.executable", str(script))
-    with FramePool(1, PoolLimits(starting=0.5)) as pool:
+    with FramePool(1, Limits(starting=0.5)) as pool:
         assert isinstance(pool.submit(pool_works.echo, []).exception(10), Unavailable)
     assert (tmp_path / "started").read_text().count("\n") <= 2
 
@@ -504,7 +506,7 @@ def test_a_process_that_starts_for_ever_is_killed(monkeypatch, tmp_path):
     script.chmod(0o755)
     with monkeypatch.context() as patched:
         patched.setattr("framecodecs.processes.sys.executable", str(script))
-        pool = FramePool(1, PoolLimits(starting=2.0))
+        pool = FramePool(1, Limits(starting=2.0))
         assert isinstance(pool.submit(pool_works.echo, []).exception(10), Unavailable)
     with pool:
         assert still_works_in_the_end(pool)
@@ -566,7 +568,7 @@ def test_an_order_for_idle_processes_only():
 
 
 def test_what_was_sent_in_advance_takes_nobodys_place():
-    with FramePool(2, PoolLimits(waiting=1)) as pool:
+    with FramePool(2, Limits(waiting=1)) as pool:
         assert pool.wait_until_ready()
         ahead = [pool.submit_if_idle(pool_works.nap, [b"x"], 1.0) for _ in range(2)]
         asked = [pool.submit(pool_works.echo, [b"y"]) for _ in range(3)]
