@@ -139,7 +139,7 @@ def test_files_and_folders_are_for_their_owner_alone(tmp_path, umask):
 
 def assert_private(data):
     found = [data, *itertools.chain(data.rglob("*"))]
-    assert {"store.toml", "data.mdb", "lock.mdb", "lock", "claims"} <= {path.name for path in found}
+    assert {"store.toml", "data.mdb", "lock.mdb"} <= {path.name for path in found}
     for path in found:
         mode = stat.S_IMODE(path.lstat().st_mode)
         assert mode == (0o700 if path.is_dir() else 0o600), f"{path}: {mode:o}"

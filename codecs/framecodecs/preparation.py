@@ -60,4 +60,4 @@ def _use_format(media_type: str, info: FrameInfo) -> None:
         profiled = replace(request, icc_profile=pictures.srgb_profile(), convert_to_srgb=True)
         for one in (request, profiled):
             pictures.rendered(bytes(info.frame_length), NATIVE, info, one)
-        pictures.animated([bytes(info.frame_length)] * 2, NATIVE, info, [request] * 2)
+        pictures.animated(bytes(info.frame_length), NATIVE, info, request)
