@@ -250,14 +250,14 @@ class World:
     def kill_compaction(self, passage):
         """A compaction dies where it passes its point, beside the server and its clients."""
         with Load(self) as load:
-            process = self._compaction({"STREAMSRV_FAILPOINT": f"in-compaction@{passage}"})
+            process = self.compaction({"STREAMSRV_FAILPOINT": f"in-compaction@{passage}"})
             waited(lambda: load.check() or process.poll() is not None, "the death of a compaction")
             assert process.returncode == -signal.SIGKILL, process.returncode
             self._go_on(load)
         self.counts["in-compaction"] += 1
         self.verify(load)
 
-    def _compaction(self, variables):
+    def compaction(self, variables):
         command = [*executable(), "compact", "--all", "--data", str(self.data)]
         silent = subprocess.DEVNULL
         return subprocess.Popen(command, env=environment() | variables, stdout=silent, stderr=silent)
@@ -265,7 +265,7 @@ class World:
     def kill_a_worker(self):
         """At a random moment; sometimes with the other one, or with a compaction at work."""
         with Load(self) as load:
-            compaction = self._compaction({}) if self.choice.random() < 0.1 else None
+            compaction = self.compaction({}) if self.choice.random() < 0.1 else None
             time.sleep(self.choice.uniform(0, 0.8 if compaction else 0.25))
             for victim in self.choice.sample(self.ready_workers(), self.choice.choice((1, 1, 1, 1, 2))):
                 os.kill(victim, signal.SIGKILL)
