@@ -28,7 +28,8 @@
         `-- StoreError               500  the store cannot do what was asked
             |-- StoreLocked               another process holds the store
             |-- StoreCorrupt              bytes on disk are not what was written
-            |   `-- WrongStore            a file belongs to another store
+            |   |-- WrongStore            a file belongs to another store
+            |   `-- InstanceDamaged       those of an instance: `study`, `series` and `sop_instance` name it
             |-- IndexFailed          503  this process cannot use the index any more, and has to end
             `-- SegmentGone               a segment was unlinked by compaction: look up again
 
@@ -259,6 +260,19 @@ class IndexFailed(StoreError):
     status = 503
     title = "Service Unavailable"
     retry_after = 1  # seconds
+
+
+class InstanceDamaged(StoreCorrupt):
+    """The stored bytes of an instance are not those that arrived. The first of `count` instances is named."""
+
+    def __init__(self, study: str, series: str, sop_instance: str, reason: str, count: int = 1) -> None:
+        others = f"; {count} instances of the target resource are damaged" if count > 1 else ""
+        super().__init__(
+            f"the stored bytes of SOP instance {sop_instance} are damaged ({reason}): store it again{others}"
+        )
+        self.study = study
+        self.series = series
+        self.sop_instance = sop_instance
 
 
 class SegmentGone(StoreError):

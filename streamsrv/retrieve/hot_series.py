@@ -113,7 +113,9 @@ class HotSeries:
             return None
         try:
             row, shape = selection.one, self._shape
-            if row is None or number > row.number_of_frames or _pixels_of(row) != shape.pixels:
+            if row is None or row.damaged or number > row.number_of_frames:
+                return None
+            if _pixels_of(row) != shape.pixels:
                 return None
             requester = Requester(self._request.requester.address)
             made = Transcoder(

@@ -47,6 +47,8 @@ def answer(store: Store, request: Request, target: Target, pool: PixelPool) -> A
         pool.warm()  # a viewer asks for frames next
     retrieval = Retrieval(store, pool, request, target, selection, [selection.release])
     try:
+        if target.kind is not Kind.METADATA:
+            selection.require_undamaged()
         built = KINDS[target.kind](retrieval)
     except BaseException as error:
         retrieval.end()

@@ -19,13 +19,15 @@ import xxhash
 
 from streamsrv.dicom.window import Pread
 from streamsrv.errors import NotFound, SegmentGone, StoreError, WouldBlock
+from streamsrv.store.damage import DamagedRecord
 from streamsrv.store.index_places import PLACE, metadata_in, places_in, syntax_in, unpacked
 from streamsrv.store.index_rows import PackedRow, split_triple
 from streamsrv.store.leases import SegmentLease
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location
 from streamsrv.store.store import Store
+from streamsrv.store.verifying import MISSING_SEGMENT, damaged_record, refusal
 from streamsrv.wire.answers import StoredParts
-from streamsrv.wire.resources import Target
+from streamsrv.wire.resources import Kind, Target
 
 ROWS_KEPT = 4_096  # about 1 kB each
 PAGE = 1_000
@@ -38,12 +40,14 @@ NOT_THERE = "there is no such SOP instance, series or study in this store"
 
 class Found:
     """What a walk over the pages of a target resource has found: true until the next commit, and not to be
-    changed. `packed` are the rows of all if they are few enough to be kept, else none; `places` of all."""
+    changed. `packed` are the rows of all if they are few enough to be kept, else none; `places` of all;
+    `damaged` are those whose bytes are registered as damaged."""
 
     __slots__ = (
         "_metadata",
         "_rows",
         "count",
+        "damaged",
         "digest",
         "moment",
         "packed",
@@ -53,7 +57,7 @@ class Found:
         "syntaxes",
     )
 
-    def __init__(self, moment: int, pages: Iterator[list[PackedRow]]) -> None:
+    def __init__(self, store: Store, moment: int, pages: Iterator[list[PackedRow]]) -> None:
         self.moment = moment
         self.count = 0
         self.packed: list[PackedRow] = []
@@ -78,6 +82,12 @@ class Found:
         if self.count > ROWS_KEPT:
             self.packed = []
         self.digest = digest.digest()
+        self.damaged: list[DamagedRecord] = store.damaged_among(self._ids())
+
+    def _ids(self) -> Iterator[bytes]:
+        """Of all records."""
+        for _, _, _, record_id in PLACE.iter_unpack(bytes(self.places)):
+            yield record_id
 
     def metadata(self) -> list[tuple[int, int]]:
         """Length and slots of each row that is kept."""
@@ -111,9 +121,11 @@ class Selection:
         frames: Sequence[int] = (),
         *,
         brief: bool = False,
+        reads: bool = True,
     ) -> None:
         self._store = store
         self._brief = brief
+        self._reads = reads  # bytes of segments
         self.frames = frames
         self._target = (study, series, instance)
         self._found: Found | None = None  # of a study or series
@@ -129,10 +141,29 @@ class Selection:
     def _pin(self) -> SegmentLease:
         for _ in range(ATTEMPTS):
             try:
-                return self._store.open_segments(self._learn())
+                segments = self._learn()
+                return self._store.open_segments(segments if self._reads else ())
             except SegmentGone:
                 continue
-        raise StoreError("segments were replaced again and again while they were being opened")
+        raise self._missing()
+
+    def _missing(self) -> StoreError:
+        """Why segments cannot be opened, again and again."""
+        for row in self.rows():
+            try:
+                self._store.open_segments([row.location.segment]).release()
+            except SegmentGone:
+                return refusal([damaged_record(row, MISSING_SEGMENT)])
+        return StoreError("segments were replaced again and again while they were being opened")
+
+    def require_undamaged(self) -> None:
+        """Raises InstanceDamaged if the bytes of an instance are known to be damaged."""
+        if self._found is not None:
+            damaged = self._found.damaged
+        else:
+            damaged = self._store.damaged_among([row.record_id for row in self._one if row.damaged])
+        if damaged:
+            raise refusal(damaged)
 
     def _learn(self) -> set[int]:
         """What there is; returns the segments that hold it."""
@@ -150,7 +181,7 @@ class Selection:
         if found is None or found.moment != moment:
             if self._brief:
                 raise WouldBlock("a study or series is looked up in a thread")
-            found = Found(moment, self._pages())
+            found = Found(self._store, moment, self._pages())
             if found.count <= ROWS_REMEMBERED:
                 while len(memory) >= SELECTIONS_REMEMBERED:
                     memory.pop(next(iter(memory)), None)
@@ -227,4 +258,6 @@ def select(store: Store, target: Target, *, brief: bool = False) -> Selection:
     if target.study is None:
         raise NotFound("the target resource names no study")
     frames = [number - 1 for number in target.frames] if len(target.frames) <= ENTRIES_AT_ONCE else ()
-    return Selection(store, target.study, target.series, target.instance, frames, brief=brief)
+    reads = target.kind is not Kind.METADATA  # they come from the index
+    path = target.study, target.series, target.instance
+    return Selection(store, *path, frames, brief=brief, reads=reads)

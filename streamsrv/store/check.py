@@ -26,8 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import xxhash
-
 from streamsrv.errors import InstanceError, SegmentGone, StoreCorrupt, StoreLocked
 from streamsrv.store.audit import Audit
 from streamsrv.store.claims import Claims
@@ -39,10 +37,10 @@ from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance
 from streamsrv.store.segment_header import damaged_headers
 from streamsrv.store.store import Store
 from streamsrv.store.transaction import Record
+from streamsrv.store.verifying import digest_of
 
 Derive: TypeAlias = Callable[[Record], NewInstance]
 
-HASH_WINDOW = 1 << 20
 WHOLE_SEGMENT = 1 << 62
 
 
@@ -69,6 +67,10 @@ def at(segment: int, offset: int) -> str:
     return f"segment {segment}, byte {offset}"
 
 
+def wrong_payload(location: Location) -> str:
+    return f"payload of {location.length} bytes: its checksum is not that of its arrival"
+
+
 @dataclass(slots=True)
 class Descriptor:
     """What a Record reads from."""
@@ -81,14 +83,6 @@ def stored_record(fd: int, segment: int, found: Found) -> Record:
     header = found.header
     location = Location(segment, found.payload, header.length)
     return Record(Descriptor(fd), 0, location, header.record_id, header.digest, header.stored_at)
-
-
-def digest_of(fd: int, offset: int, length: int) -> bytes:
-    """xxh3-128 of a range, through a window."""
-    running = xxhash.xxh3_128()
-    for start in range(offset, offset + length, HASH_WINDOW):
-        running.update(os.pread(fd, min(HASH_WINDOW, offset + length - start), start))
-    return running.digest()
 
 
 def check(store: Store, derive: Derive) -> Iterator[Finding]:
@@ -137,6 +131,8 @@ class _Checker:
         self._audit = audit
         # Whole records that the index does not point to: id -> where, and whose. They must have been killed.
         self._suspects: dict[bytes, tuple[Location, InstanceKey]] = {}
+        # Records whose payload is damaged: id -> where. Nothing is lost if they have been killed.
+        self._damaged: dict[bytes, Location] = {}
         self._payloads: dict[int, int] = {}  # segment -> bytes of its instances' payloads, dead or alive
         self._others: dict[int, int] = {}  # segment -> bytes of its voids and tombstones
 
@@ -214,13 +210,18 @@ class _Checker:
             yield error(at(segment, step.offset), "record header: pending, before the committed end")
         if kind in (Kind.INSTANCE, Kind.TOMBSTONE):
             if digest_of(fd, step.payload, step.header.length) != step.header.digest:
-                yield error(
-                    at(segment, step.payload),
-                    f"payload of {step.header.length} bytes: its checksum is not that of its arrival",
-                )
-                self._unreadable(segment, step.offset, step.end)
+                yield from self._wrong(segment, step)
             elif kind is Kind.INSTANCE:
                 yield from self._instance(fd, segment, step)
+
+    def _wrong(self, segment: int, found: Found) -> Iterator[Finding]:
+        """A payload that is not the one that arrived. Of an instance it is told later."""
+        self._unreadable(segment, found.offset, found.end)
+        location = Location(segment, found.payload, found.header.length)
+        if found.header.kind is Kind.INSTANCE:
+            self._damaged[found.header.record_id] = location
+        else:
+            yield error(at(segment, found.payload), wrong_payload(location))
 
     def _unreadable(self, segment: int, begin: int, end: int) -> None:
         self._audit.unreadable(segment, begin, end)
@@ -263,9 +264,16 @@ class _Checker:
     # Records without a row
 
     def _lost(self) -> Iterator[Finding]:
-        if self._suspects:
+        damaged = dict(self._damaged)
+        if self._suspects or damaged:
             for segment in list(self._store.layout.segment_files()):
                 self._absolve(segment)
+        for record_id, location in damaged.items():
+            if record_id in self._damaged:
+                yield error(at(*location[:2]), wrong_payload(location))
+            else:
+                what = f"{wrong_payload(location)}; it was deleted or stored again"
+                yield Finding(Severity.NOTE, at(*location[:2]), what)
         for record_id, (location, key) in self._suspects.items():
             row = self._index.existing([key])[0]
             indexed = row is not None and row.record_id == record_id
@@ -281,6 +289,7 @@ class _Checker:
             with self._store.open_segments([segment]) as lease:
                 for record_id in self._killed(lease, segment):
                     self._suspects.pop(record_id, None)
+                    self._damaged.pop(record_id, None)
         except SegmentGone:
             return
 

@@ -17,7 +17,7 @@ payload when the damage was found. Behind a row stands a checksum (`index_rows`)
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -73,12 +73,13 @@ class DamageReader:
     def has(self, transaction: Any, record_id: bytes) -> bool:
         return self.any(transaction) and transaction.get(record_id, db=self._handles["damage"]) is not None
 
-    def among(self, transaction: Any, ids: Sequence[bytes]) -> list[bytes]:
-        """Those of the record ids that are registered."""
+    def among(self, transaction: Any, ids: Iterable[bytes]) -> list[DamagedRecord]:
+        """Those of the records that are registered."""
         if not self.any(transaction):
             return []
         handle = self._handles["damage"]
-        return [each for each in ids if transaction.get(each, db=handle) is not None]
+        found = ((each, transaction.get(each, db=handle)) for each in ids)
+        return [unpack_damaged(each, value) for each, value in found if value is not None]
 
     def page(self, transaction: Any, after: bytes, limit: int) -> list[DamagedRecord]:
         """In the order of their ids, from behind `after`; each with its location as of now."""

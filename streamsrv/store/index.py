@@ -54,6 +54,10 @@ class Index(Reading):
         fingerprint of the store that it belongs to; WrongStore if it belongs to another."""
         return cls(Environment(folder, read_only=read_only, store=store))
 
+    @property
+    def read_only(self) -> bool:
+        return self._environment.read_only
+
     def close(self) -> None:
         """Waiting writes are finished first."""
         self._writer.close()

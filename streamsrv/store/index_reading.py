@@ -85,7 +85,7 @@ class Reading:
         self._unpacked[key] = value, row
         return row
 
-    def damaged_among(self, ids: Sequence[bytes]) -> list[bytes]:
+    def damaged_among(self, ids: Iterable[bytes]) -> list[DamagedRecord]:
         """Those of the records that are registered as damaged."""
         with self._environment.reading("looking for damaged records") as transaction:
             return self._damage.among(transaction, ids)

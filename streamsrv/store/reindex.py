@@ -29,7 +29,7 @@ import numpy
 from streamsrv.errors import InstanceError, StoreError, WrongStore
 from streamsrv.store import folder as folders
 from streamsrv.store import segment_header
-from streamsrv.store.check import Derive, Finding, Severity, at, digest_of, stored_record
+from streamsrv.store.check import Derive, Finding, Severity, at, stored_record
 from streamsrv.store.fileops import FileOps, write_all
 from streamsrv.store.folder import Identity, Layout
 from streamsrv.store.index import Index
@@ -48,6 +48,7 @@ from streamsrv.store.records import (
 from streamsrv.store.rows import FIRST_RECORD, InstanceKey, InstanceRow, NewInstance, SegmentRow
 from streamsrv.store.segment_header import damaged_headers
 from streamsrv.store.transaction import SLICE_BYTES, SLICE_INSTANCES
+from streamsrv.store.verifying import digest_of
 
 
 @dataclass(slots=True)

@@ -16,6 +16,8 @@ from types import TracebackType
 from streamsrv.dicom.instance import BulkValue
 from streamsrv.errors import Forbidden, StreamsrvError
 from streamsrv.store import folder as folders
+from streamsrv.store import verifying
+from streamsrv.store.damage import DamagedRecord
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.folder import Held, Identity, Layout
 from streamsrv.store.index import Index
@@ -180,13 +182,22 @@ class Store:
         """Changes with every commit, of any process."""
         return self.index.moment()
 
-    def damaged_among(self, ids: Sequence[bytes]) -> list[bytes]:
-        """Those of the record ids whose bytes are registered as damaged."""
+    def damaged_among(self, ids: Iterable[bytes]) -> list[DamagedRecord]:
+        """Those of the records that are registered as damaged."""
         return self.index.damaged_among(ids)
 
     def probe(self) -> None:
         """Raises a StoreError if the index cannot be read."""
         self.index.probe()
+
+    def require_whole(self, row: InstanceRow, lease: SegmentLease) -> None:
+        """Read all bytes of an instance. Raises InstanceDamaged, and registers it, if they are not those that
+        arrived."""
+        reason = verifying.damage_of(self.form, lease.fd(row.location.segment), row)
+        if reason:
+            found = [verifying.damaged_record(row, reason)]
+            verifying.register(self.index, found)
+            raise verifying.refusal(found)
 
     def frame_entries(self, row: InstanceRow, indices: Sequence[int]) -> list[tuple[int, int]]:
         return self.index.frame_entries(row, indices)

@@ -34,6 +34,8 @@ import xxhash
 
 from streamsrv.errors import StoreError
 from streamsrv.store import failpoints
+from streamsrv.store.damage import DamagedRecord
+from streamsrv.store.duplicates import Duplicates
 from streamsrv.store.fileops import Buffer
 from streamsrv.store.index_batch import Prepared
 from streamsrv.store.leases import Readers
@@ -44,7 +46,6 @@ from streamsrv.store.segments import Segments
 # A commit's slice: what one index transaction takes, and how long others may wait for a key.
 SLICE_INSTANCES = 1_000
 SLICE_BYTES = 16 << 20
-COMPARE_WINDOW = 1 << 20
 NONCE = 10  # a record id is a nonce of its transaction and the record's number in it
 
 
@@ -56,6 +57,7 @@ class CommitIndex(Protocol):
 
     def catch_up(self) -> None: ...
     def existing(self, keys: Sequence[InstanceKey]) -> list[InstanceRow | None]: ...
+    def damaged_among(self, ids: Iterable[bytes]) -> list[DamagedRecord]: ...
     def commit(
         self,
         new: Sequence[New],
@@ -129,7 +131,7 @@ class Transaction:
 
     def __init__(self, segments: Segments, readers: Readers, index: CommitIndex, form: RecordFormat) -> None:
         self._segments = segments
-        self._readers = readers
+        self._duplicates = Duplicates(readers, index, form)
         self._index = index
         self._form = form
         self._segment = segments.borrow(reserve=True)
@@ -255,7 +257,8 @@ class Transaction:
         winners: list[tuple[Record, New]] = []
         replaced: list[InstanceRow] = []
         for (record, new), row in zip(portion, existing, strict=True):
-            outcome = self._outcome(record, firsts.get(new.row.key), row, on_duplicate)
+            first = firsts.get(new.row.key) or self._own(row)
+            outcome = self._duplicates.outcome(record, first, row, on_duplicate)
             outcomes.append(outcome)
             if outcome not in (Outcome.STORED, Outcome.REPLACED):
                 self._lose(record)
@@ -270,32 +273,9 @@ class Transaction:
         claims.release()
         return outcomes
 
-    def _outcome(
-        self, record: Record, first: Record | None, row: InstanceRow | None, on_duplicate: OnDuplicate
-    ) -> Outcome:
-        other = first or row
-        if other is None:
-            return Outcome.STORED
-        if on_duplicate is OnDuplicate.ACCEPT_IDENTICAL and self._identical(record, other):
-            return Outcome.IDENTICAL
-        if on_duplicate is OnDuplicate.REPLACE and other.record_id[:NONCE] != self._nonce:
-            return Outcome.REPLACED
-        return Outcome.DUPLICATE
-
-    def _identical(self, record: Record, other: Record | InstanceRow) -> bool:
-        """The same bytes: digests first, then every byte. Nobody moves the other record while we hold its
-        key."""
-        location = other.location
-        if other.digest != record.digest or location.length != record.location.length:
-            return False
-        with self._readers.open([location.segment]) as lease:
-            return all(
-                record.pread(at, COMPARE_WINDOW)
-                == lease.pread(
-                    location.segment, location.offset + at, min(COMPARE_WINDOW, location.length - at)
-                )
-                for at in range(0, location.length, COMPARE_WINDOW)
-            )
+    def _own(self, row: InstanceRow | None) -> InstanceRow | None:
+        """The row, if an earlier slice of this commit wrote it."""
+        return row if row is not None and row.record_id[:NONCE] == self._nonce else None
 
     def _make_valid(self, winners: list[tuple[Record, New]], replaced: list[InstanceRow]) -> None:
         end = winners[-1][0].end

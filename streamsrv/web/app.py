@@ -26,6 +26,7 @@ from streamsrv.errors import (
     ContentTooLarge,
     Forbidden,
     IndexFailed,
+    InstanceDamaged,
     LengthRequired,
     Overloaded,
     ServerError,
@@ -186,7 +187,8 @@ class App(HTTPServerConnectionDelegate):
             log.error("[%s] unexpected", head.request_id, exc_info=error)
             known = ServerError("the server failed; its log knows more")
         elif known.status >= 500:
-            log.warning("[%s] %s: %s", head.request_id, type(error).__name__, known.detail)
+            level = logging.ERROR if isinstance(known, InstanceDamaged) else logging.WARNING
+            log.log(level, "[%s] %s: %s", head.request_id, type(error).__name__, known.detail)
         if isinstance(known, IndexFailed):
             self.on_failure(known)
         return problem_answer(known, acceptable(head), head.request_id)

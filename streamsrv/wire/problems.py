@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from streamsrv.errors import (
     IndexFailed,
+    InstanceDamaged,
     InstanceError,
     MethodNotAllowed,
     MultipartError,
@@ -37,6 +38,7 @@ MEMBERS: Mapping[type[StreamsrvError], tuple[str, ...]] = {
     MethodNotAllowed: ("allow",),
     MultipartError: ("offset",),
     InstanceError: ("offset", "tag"),
+    InstanceDamaged: ("study", "series", "sop_instance"),
 }
 
 
@@ -94,6 +96,6 @@ def _text(members: Mapping[str, object]) -> bytes:
     for name, value in members.items():
         if isinstance(value, tuple):
             lines += [f"{name}: {item}" for item in value]
-        elif name in ("instance", "offset", "tag"):
+        elif name in ("instance", "offset", "tag", "study", "series", "sop_instance"):
             lines.append(f"{name}: {value}")
     return "\n".join((*lines, "")).encode("utf-8", "replace")

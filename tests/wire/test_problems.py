@@ -115,6 +115,7 @@ def test_every_error_can_be_told() -> None:
         "NotAcceptable": (["a/b"],),
         "UnsupportedMediaType": (["a/b"],),
         "MultipartError": (1,),
+        "InstanceDamaged": ("series", "instance", "reason"),
         "RangeNotSatisfiable": (1,),
     }
     kinds = [kind for kind in every_error() if kind.__module__ == errors.__name__]

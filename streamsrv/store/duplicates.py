@@ -1,0 +1,105 @@
+"""Which of two records of one SOP instance stays: the stored one, or the one that has arrived.
+
+Rules of this file
+- An instance is refused as a duplicate only after its stored bytes have been read and are whole. If they are
+  damaged or missing, the new ones take their place, whatever `on_duplicate` says.
+- Bytes that the system cannot read now may be whole: they stay, unless they are registered as damaged.
+- The caller holds the key of the instance, so nothing moves or removes the stored record meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Protocol
+
+from streamsrv.errors import SegmentGone
+from streamsrv.store.damage import DamagedRecord
+from streamsrv.store.leases import Readers
+from streamsrv.store.records import RecordFormat
+from streamsrv.store.rows import InstanceRow, Location, OnDuplicate, Outcome
+from streamsrv.store.verifying import MISSING_SEGMENT, damage_of, damaged_record, described
+
+log = logging.getLogger("streamsrv.store")
+
+COMPARE_WINDOW = 1 << 20
+
+
+class Arrived(Protocol):
+    """A record that has been received whole."""
+
+    location: Location
+    digest: bytes
+
+    def pread(self, offset: int, length: int) -> bytes: ...
+
+
+class Placed(Protocol):
+    """Where the payload of a record is, and its digest."""
+
+    @property
+    def location(self) -> Location: ...
+    @property
+    def digest(self) -> bytes: ...
+
+
+class Register(Protocol):
+    def damaged_among(self, ids: Iterable[bytes]) -> list[DamagedRecord]: ...
+
+
+class Duplicates:
+    def __init__(self, readers: Readers, index: Register, form: RecordFormat) -> None:
+        self._readers = readers
+        self._index = index
+        self._form = form
+
+    def outcome(
+        self, arrived: Arrived, first: Placed | None, row: InstanceRow | None, on_duplicate: OnDuplicate
+    ) -> Outcome:
+        """`first` is a record of the same instance earlier in the request, `row` the instance as stored."""
+        other = first or row
+        if other is None:
+            return Outcome.STORED
+        if on_duplicate is OnDuplicate.ACCEPT_IDENTICAL and self._identical(arrived, other):
+            return Outcome.IDENTICAL
+        if first is not None or row is None:
+            return Outcome.DUPLICATE
+        replaces = on_duplicate is OnDuplicate.REPLACE or self._is_damaged(row)
+        return Outcome.REPLACED if replaces else Outcome.DUPLICATE
+
+    def _identical(self, arrived: Arrived, other: Placed) -> bool:
+        """The same bytes: digests first, then every byte."""
+        location = other.location
+        if other.digest != arrived.digest or location.length != arrived.location.length:
+            return False
+        try:
+            with self._readers.open([location.segment]) as lease:
+                return all(
+                    arrived.pread(at, COMPARE_WINDOW)
+                    == lease.pread(
+                        location.segment, location.offset + at, min(COMPARE_WINDOW, location.length - at)
+                    )
+                    for at in range(0, location.length, COMPARE_WINDOW)
+                )
+        except (SegmentGone, OSError):
+            return False  # `_is_damaged` looks again
+
+    def _is_damaged(self, row: InstanceRow) -> bool:
+        found = self._index.damaged_among([row.record_id])
+        if not found:
+            reason = self._damage(row)
+            found = [damaged_record(row, reason)] if reason else []
+        for record in found:
+            log.error("damaged, and stored again: %s", described(record))
+        return bool(found)
+
+    def _damage(self, row: InstanceRow) -> str:
+        segment = row.location.segment
+        try:
+            with self._readers.open([segment]) as lease:
+                return damage_of(self._form, lease.fd(segment), row)
+        except SegmentGone:
+            return MISSING_SEGMENT
+        except OSError as error:
+            log.error("instance %s cannot be read: %s", "/".join(row.key), error.strerror)
+            return ""
