@@ -83,7 +83,7 @@ def part10(content):
     file = bytes(128) + b"DICM" + content
     instance, metadata = read(file)
     uids = instance.study_uid, instance.series_uid, instance.instance_uid, instance.sop_class_uid
-    for text in uids:
+    for text in (*uids, instance.transfer_syntax):
         assert text.isascii(), text
         assert text.isprintable(), text
         assert len(text) <= 64, text

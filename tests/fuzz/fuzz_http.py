@@ -25,7 +25,16 @@ from streamsrv.search.parameters import SearchLimits, parameters_of
 from streamsrv.settings import Settings
 from streamsrv.store.query import Level
 from streamsrv.store.query_conditions import query_of
-from streamsrv.web.head import CHUNKED, Head, body_length, check_size, check_target
+from streamsrv.web.head import (
+    CHUNKED,
+    Head,
+    HeadRefused,
+    body_length,
+    check_block,
+    check_lists,
+    check_target,
+    check_url,
+)
 from streamsrv.web.hosts import Hosts
 from streamsrv.wire import hot_paths
 from streamsrv.wire.accept import choose_bulk, choose_frames, choose_image, choose_instances, choose_json
@@ -387,10 +396,31 @@ def head(content):
     found = Head(method, target, version, headers, "127.0.0.1")
     assert is_speakable(found.request_id)
     check_target(found)
-    check_size(found, 500, 2000)
+    check_url(found, 500)
+    check_lists(found)
     assert body_length(found) >= 0 or body_length(found) == CHUNKED
     assert found.keep_alive in (True, False)
     assert found.expects_continue in (True, False)
-    for proxies in ((), ("127.0.0.0/8",)):
-        origin = Hosts(Settings(trusted_proxies=proxies)).origin(found.headers, found.host, found.peer)
-        assert is_speakable(origin.base), origin
+    for family in ("forwarded", "x-forwarded"):
+        for proxies in ((), ("127.0.0.0/8",)):
+            hosts = Hosts(Settings(trusted_proxies=proxies, forwarded_headers=family))
+            origin = hosts.origin(found.headers, found.host, found.peer)
+            assert is_speakable(origin.base + origin.client), origin
+
+
+@target(
+    HeadRefused,
+    words=[
+        b"GET ",
+        b" HTTP/1.1\r\n",
+        b"\r\n",
+        b"\r\n\r\n",
+        b"A: 1\r\n",
+        b"A: 1\r\n" * 101,
+        b"x" * 300,
+        b"/" * 99,
+        b" ",
+    ],
+)
+def head_block(content):
+    check_block(content, 100, 400)
