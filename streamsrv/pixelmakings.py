@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 from framecodecs.outcomes import Outcome
-from streamsrv.pixelorders import QUICK
+from streamsrv.pixelorders import WORTH_A_PROCESS
 
 OUTCOMES, OUTCOMES_BYTES = 64, 64 << 20
 
@@ -89,7 +89,7 @@ class Makings:
             order = under_way.order
             if self._under_way.get(key) is not under_way or order is None or order.done():
                 return False
-            if order.running() and under_way.pixels <= QUICK:
+            if order.running() and under_way.pixels <= WORTH_A_PROCESS:
                 return False
             del self._under_way[key]  # a later request has it made again
         return self._stop(order, under_way.pixels)

@@ -13,8 +13,10 @@ from streamsrv.wire.answers import Requester
 SLOWEST = 2 << 20
 # Seconds for an order without pixels: a process may be starting, and others may use its core.
 SHORTEST_DEADLINE = 5.0
-# Bytes of pixels that mostly take a second or less. More is long work, for processes of its own.
-QUICK = 16 << 20
+# Bytes of pixels that take the slowest codec a third of a second. More has processes of its own.
+QUICK = 4 << 20
+# Bytes that mostly take a second or so: as long as starting another process. More is worth stopping.
+WORTH_A_PROCESS = 16 << 20
 NOBODY = Requester()  # of what is made ahead
 
 

@@ -36,7 +36,7 @@ from framecodecs.processes import Entrance
 from framecodecs.wireform import Result
 from streamsrv.errors import Overloaded, StoreError, WouldBlock
 from streamsrv.pixelmakings import Makings, UnderWay
-from streamsrv.pixelorders import QUICK, deadline_of
+from streamsrv.pixelorders import QUICK, WORTH_A_PROCESS, deadline_of
 from streamsrv.pixelorders import Making as Making
 from streamsrv.pixelorders import Order as Order
 from streamsrv.pixelprocesses import RETRY_AFTER, slow_limits, translated
@@ -241,7 +241,7 @@ class PixelPool:
 
     def worth_making_ahead(self, pixels: int) -> bool:
         """Whether a frame of so many decoded bytes is short work, and would be kept."""
-        return bool(self.read_ahead) and pixels <= min(QUICK, self.cache.largest)
+        return bool(self.read_ahead) and pixels <= min(WORTH_A_PROCESS, self.cache.largest)
 
     def see(self, walk: Hashable) -> bool:
         """Something of it was asked for; whether others of it, in any order, may be worth making."""
@@ -289,7 +289,7 @@ class PixelPool:
         if answer.cancel():
             return True
         pool = self._slow_pool
-        if pixels <= QUICK or pool is None:
+        if pixels <= WORTH_A_PROCESS or pool is None:
             return False
         pool.cancel(answer.sent or answer if isinstance(answer, Queued) else answer)
         return answer.done()

@@ -191,7 +191,7 @@ class Settings:
         "processes",
         "That decode, encode and render frames, at most, for all workers together: one is started when "
         "metadata or a frame are asked for, others when there is work for them. As many again, of low "
-        "priority, do work on over 16 MB of pixels, so that a small picture never waits for a large one. "
+        "priority, do work on over 4 MB of pixels, so that a small picture never waits for a large one. "
         "0: one a core.",
     )
     pixel_queue: int = setting(

@@ -27,7 +27,7 @@ PNG_LEVEL, ONLY_RUNS = 1, 3  # zlib's Z_RLE
 # One filter for all rows instead of trying five on each: half the time again, a twentieth more bytes.
 PNG_UP, PNG_AVERAGE = 0x20, 0x40
 # The palette of a GIF is chosen by a sample of its pixels: a choice by all 16 million takes most of a minute.
-PALETTE_SIDE = 256
+PALETTE_SIDE = 128
 DEFAULT_QUALITY = 90
 NO_NOTES = Notes()
 

@@ -36,6 +36,7 @@ class StreamReader:
         self._got = 0
         self._together = TOGETHER if stream.quick else 1
         self._chunked = chunked
+        self._asked = False  # the client whether it is there, since the last chunk
         self.ended = stream.length == 0
 
     def forward(self, sock: socket.socket) -> tuple[int, bytes]:
@@ -46,7 +47,9 @@ class StreamReader:
         while not self.ended and sent < FORWARDED:
             parts, length = self._some()
             if not length:
+                sent += 0 if self.ended else self._ask(sock)
                 break
+            self._asked = False
             if self._chunked:
                 parts = [b"%x\r\n" % length, *parts, b"\r\n"]
             try:
@@ -57,6 +60,21 @@ class StreamReader:
             if count < sum(map(len, parts)):
                 return sent, b"".join(parts)[count:]
         return sent, b""
+
+    def _ask(self, sock: socket.socket) -> int:
+        """Finds out whether a client that has shut its side of the connection is still there, by sending the
+        first digit of the next chunk size; returns the bytes sent. A size may begin with zeros (RFC 9112
+        7.1). A client that has closed the connection answers by a reset, which raises OSError next time."""
+        try:
+            has_shut = not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+        if self._asked or not has_shut or not self._chunked:
+            return 0
+        self._asked = True
+        with contextlib.suppress(BlockingIOError):
+            return sock.send(b"0")
+        return 0
 
     def _some(self) -> tuple[list[bytes], int]:
         """The next chunks, and their length; empty where one is not ready yet, or at the end."""

@@ -10,7 +10,7 @@ from framecodecs.errors import DecodeError, QueueFull
 from framecodecs.outcomes import Outcome
 from framecodecs.wireform import Stored
 from streamsrv.errors import Overloaded, StoreError, WouldBlock
-from streamsrv.pixelorders import QUICK, Making, Order
+from streamsrv.pixelorders import QUICK, WORTH_A_PROCESS, Making, Order
 from streamsrv.pixelpool import PixelPool
 from streamsrv.pixelqueue import CLIENTS, FairQueue
 from streamsrv.wire.answers import Requester
@@ -219,7 +219,7 @@ def test_long_work_has_processes_of_its_own(pool):
     assert len(pool._pool.sent.orders) == len(pool._slow_pool.sent.orders) == 1
 
 
-@pytest.mark.parametrize("pixels", [QUICK, QUICK + 1])
+@pytest.mark.parametrize("pixels", [QUICK, QUICK + 1, WORTH_A_PROCESS + 1])
 @pytest.mark.parametrize("waits", [False, True])
 def test_what_is_stopped(pool, pixels, waits):
     """An order that waits leaves the queue. One that has begun is stopped if it is long."""
@@ -232,9 +232,10 @@ def test_what_is_stopped(pool, pixels, waits):
         assert len(processes.sent.answers) == 3
         processes.sent.answers[0].set_result([])
     processes.sent.answers[-1].begun = True
-    assert pool.stop(answer, pixels) is (pixels > QUICK)
-    assert processes.killed == [processes.sent.answers[-1]] * (pixels > QUICK)
-    assert answer.done() is (pixels > QUICK)
+    is_long = pixels > WORTH_A_PROCESS
+    assert pool.stop(answer, pixels) is is_long
+    assert processes.killed == [processes.sent.answers[-1]] * is_long
+    assert answer.done() is is_long
 
 
 @pytest.mark.parametrize("pixels", [1, QUICK + 1])
@@ -260,7 +261,7 @@ def test_a_thread_whose_client_has_left_waits_no_longer(pool, pixels):
 
 def test_in_the_loop_long_work_that_has_begun_is_stopped(pool):
     pool._loop = threading.get_ident()
-    making = Making("key", lambda: order(QUICK + 1), lambda results: b"made")
+    making = Making("key", lambda: order(WORTH_A_PROCESS + 1), lambda results: b"made")
     with pytest.raises(WouldBlock) as blocked:
         pool.made(making)
     (only,) = pool._slow_pool.sent.answers

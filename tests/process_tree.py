@@ -1,0 +1,49 @@
+"""What the processes of a server use, from /proc."""
+
+import time
+from contextlib import suppress
+from pathlib import Path
+
+
+def family(pid):
+    """The process and all that descend from it."""
+    found = [pid]
+    for parent in found:
+        with suppress(OSError):  # a process or thread has ended meanwhile
+            for task in Path(f"/proc/{parent}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def private_bytes(server):
+    """RssAnon + RssShmem of the process tree."""
+    total = 0
+    for pid in family(server.process.pid):
+        with suppress(OSError):
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                if line.startswith(("RssAnon:", "RssShmem:")):
+                    total += int(line.split()[1]) << 10
+    return total
+
+
+def busy_ticks(server, word=b""):
+    """Of processor time that those of the process tree have used whose command line has the word."""
+    total = 0
+    for pid in family(server.process.pid):
+        with suppress(OSError):
+            if word in Path(f"/proc/{pid}/cmdline").read_bytes():
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                total += sum(map(int, fields[11:13]))
+    return total
+
+
+def seconds_until_idle(server, patience):
+    """How long the pixel processes work on; None if longer than `patience` seconds. One that ends meanwhile
+    seems to give ticks back, so that does not count as idle."""
+    began = time.monotonic()
+    while time.monotonic() - began < patience:
+        before = busy_ticks(server, b"framecodecs.worker")
+        time.sleep(0.4)
+        if 0 <= busy_ticks(server, b"framecodecs.worker") - before <= 2:
+            return time.monotonic() - began - 0.4
+    return None
