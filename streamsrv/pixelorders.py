@@ -11,8 +11,8 @@ from streamsrv.wire.answers import Requester
 
 # Bytes of pixels a second of the slowest codec. Lossy JPEG 2000 of colour makes over 10 MB on an idle core.
 SLOWEST = 2 << 20
-# Seconds for an order without pixels: a process may be starting, and others may use its core.
-SHORTEST_DEADLINE = 5.0
+# Seconds for an order without pixels: others may use the core.
+SHORTEST_DEADLINE = 3.0
 # Bytes of pixels that take the slowest codec a third of a second. More has processes of its own.
 QUICK = 4 << 20
 # Bytes that mostly take a second or so: as long as starting another process. More is worth stopping.
@@ -43,5 +43,6 @@ class Making:
 
 
 def deadline_of(order: Order, most: float) -> float:
-    """Seconds: by the size of the order, and never more than `most`."""
-    return min(SHORTEST_DEADLINE + order.pixels / SLOWEST, most)
+    """Seconds: for quick work by its size, and never more than `most`. Long work keeps no small picture
+    waiting, and has `most`."""
+    return most if order.pixels > QUICK else min(SHORTEST_DEADLINE + order.pixels / SLOWEST, most)

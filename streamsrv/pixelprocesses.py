@@ -23,8 +23,8 @@ from streamsrv.settings import Settings
 
 # With a full queue of short orders one second is enough for some to be done.
 RETRY_AFTER = 1
-# By how much long work is less urgent to the kernel: it gets a tenth of a core that others want.
-LONG_WORK_NICE = 10
+# By how much long work is less urgent to the kernel: it gets a quarter of a core that another process wants.
+LONG_WORK_NICE = 5
 LONG_WORK_LIFETIME = 1_000  # orders
 
 

@@ -203,8 +203,8 @@ class Settings:
     pixel_deadline: float = setting(
         30.0,
         "seconds",
-        "The most that one batch of frames may take. A batch of few pixels has less: 5 seconds, and a second "
-        "more for each 2 MB of pixels. A codestream may be made to take for ever.",
+        "The most that one batch of frames may take; up to 4 MB of pixels have 3 to 5 seconds. A codestream "
+        "may be made to take for ever.",
     )
     max_rendered_pixels: int = setting(
         16 << 20,

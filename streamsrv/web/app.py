@@ -44,7 +44,7 @@ from streamsrv.web.cors import Cors
 from streamsrv.web.exchange import Exchange
 from streamsrv.web.gathering import Gathering
 from streamsrv.web.head import Head, acceptable, check_lists, check_target, check_url
-from streamsrv.web.hosts import Hosts, Origin
+from streamsrv.web.hosts import Hosts, Origin, party
 from streamsrv.web.lane import Lane
 from streamsrv.web.pace import Watch
 from streamsrv.web.series import HotSeries
@@ -164,7 +164,7 @@ class App(HTTPServerConnectionDelegate):
         target = target_of(head.path)
         origin = self._hosts.origin(head.headers, head.host, head.peer)
         base = base_url(origin.base, target.version)
-        return head.request(base, (), target.version, origin.client), target
+        return head.request(base, (), target.version, party(origin.client)), target
 
     def outgoing(self, head: Head, answer: Answer) -> Outgoing:
         extra = self.standard_headers(head)
@@ -223,7 +223,7 @@ class App(HTTPServerConnectionDelegate):
         if head.method in WRITING and self.settings.read_only:
             raise Forbidden("this server is read-only")
         base = base_url(origin.base, target.version)
-        request = head.request(base, parse_query(head.query), target.version, origin.client)
+        request = head.request(base, parse_query(head.query), target.version, party(origin.client))
         if kind in (Kind.OPENAPI, Kind.YAML):
             return Job(lambda: openapi.answer(request, kind), inline=True)
         if head.method == "POST":

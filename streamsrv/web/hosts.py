@@ -16,6 +16,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -136,6 +137,7 @@ def _client(node: str, peer: str) -> str:
     return address if is_address(address) else peer
 
 
+@lru_cache(maxsize=4096)
 def party(client: str) -> str:
     """Which clients count as one where slots and connections are shared out: the address, of IPv6 the
     network of 64 bits, which one machine mostly has for itself."""

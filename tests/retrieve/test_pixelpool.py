@@ -432,9 +432,9 @@ def test_deadlines_grow_with_pixels_up_to_a_limit(monkeypatch):
         assert (frame, now) == (bytes(range(16)), info)
         pool._slow_pool, slow = pool._pool, pool._slow_pool
         monkeypatch.setattr(pool._pool, "submit", lambda *a, deadline: asked.append(deadline) or done())
-        for pixels in (0, 2 << 20, 20 << 20, 768_000_000):
+        for pixels in (0, 2 << 20, 4 << 20, 5 << 20, 768_000_000):
             pool.submit(order(pixels=pixels))
-        assert asked == [5.0, 6.0, 15.0, 30.0]
+        assert asked == [3.0, 4.0, 5.0, 30.0, 30.0]
     finally:
         pool._slow_pool = slow
         pool.close()
