@@ -16,19 +16,18 @@ from functools import partial
 from framecodecs.pictures import ICC_FORMATS
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import BadRequest, NotAcceptable, NotFound
-from streamsrv.pixelpool import Order
 from streamsrv.retrieve.animation import animated_frames, animation
 from streamsrv.retrieve.answering import MAKER, Retrieval, finished
 from streamsrv.retrieve.frames import check_frames
 from streamsrv.retrieve.hot_pictures import learn
 from streamsrv.retrieve.parts import Part
 from streamsrv.retrieve.payloads import frame_pieces
+from streamsrv.retrieve.picture_parts import picture_url, pictures_body
 from streamsrv.retrieve.rendered import (
     IMAGE_TYPES,
     PDF_STORAGE,
     THUMBNAIL_TYPES,
     Renderer,
-    Turn,
     can_be_drawn,
     check_drawable,
     check_size,
@@ -37,12 +36,11 @@ from streamsrv.retrieve.rendered import (
     thumbnail_wishes,
 )
 from streamsrv.retrieve.showing import Wishes, wishes_of
-from streamsrv.retrieve.transcoding import READ, has_frames, piece_chunks
+from streamsrv.retrieve.transcoding import has_frames
 from streamsrv.store.rows import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Literal, Piece
-from streamsrv.wire.multipart import closing, part_head
-from streamsrv.wire.resources import Level, frame_url, instance_url
+from streamsrv.wire.resources import Level, instance_url
 
 PDF = "application/pdf"
 GIF = "image/gif"
@@ -157,10 +155,6 @@ def drawn_as(wishes: Wishes) -> str:
     return f"{wishes!r} {MAKER}"
 
 
-def picture_url(retrieval: Retrieval, row: InstanceRow, number: int) -> str:
-    return f"{frame_url(retrieval.request.base_url, *row.key, number)}/rendered"
-
-
 def picture_pieces(one: Renderer, index: int, learnt: Callable[[Sequence[Piece]], None]) -> Iterator[Piece]:
     """`learnt` is told of a picture that goes out as it is stored."""
     stored = one.stored(index)
@@ -194,60 +188,21 @@ def many_pictures(
             check_size(row, wishes, most)
     retrieval.pool.must_not_block()
     representation = (media_type, "rendered", ",".join(map(str, numbers)), drawn_as(wishes))
-    return retrieval.made_multipart(
-        representation, lambda boundary: pictures_body(retrieval, wishes, media_type, numbers, boundary)
-    )
+
+    def body(boundary: bytes) -> Generator[bytes, None, None]:
+        drawn = renderers(retrieval, wishes, media_type, numbers)
+        return pictures_body(retrieval, media_type, drawn, boundary)
+
+    return retrieval.made_multipart(representation, body)
 
 
-def pictures_body(
-    retrieval: Retrieval, wishes: Wishes, media_type: str, numbers: Sequence[int], boundary: bytes
-) -> Generator[bytes, None, None]:
-    pool = retrieval.pool
-    for turn in pool.in_turn(picture_tasks(retrieval, wishes, media_type, numbers)):
-        if turn is None:
-            yield b""  # nothing yet
-            continue
-        (row, (indices, stored)), future = turn
-        made = stored if future is None else [[Literal(picture)] for picture, _ in pool.results(future)]
-        yield from gathered(
-            part_chunks(retrieval, row, media_type, boundary, zip(indices, made, strict=True))
-        )
-    yield closing(boundary)
-
-
-def part_chunks(
-    retrieval: Retrieval,
-    row: InstanceRow,
-    media_type: str,
-    boundary: bytes,
-    pictures: Iterable[tuple[int, Sequence[Piece]]],
-) -> Iterator[bytes]:
-    for index, pieces in pictures:
-        url = picture_url(retrieval, row, index + 1)
-        yield part_head(boundary, {"Content-Type": media_type, "Content-Location": url})
-        for piece in pieces:
-            yield from piece_chunks(retrieval.selection, piece)
-
-
-def gathered(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in chunks of some size: each takes a turn through a thread."""
-    waiting, length = [], 0
-    for chunk in chunks:
-        waiting.append(chunk)
-        length += len(chunk)
-        if length >= READ:
-            yield b"".join(waiting)
-            waiting, length = [], 0
-    yield b"".join(waiting)
-
-
-def picture_tasks(
+def renderers(
     retrieval: Retrieval, wishes: Wishes, media_type: str, numbers: Sequence[int]
-) -> Iterator[tuple[tuple[InstanceRow, Turn], Order | None]]:
+) -> Iterator[tuple[Renderer, Sequence[int]]]:
+    """One for each instance that can be drawn, with the indices of its frames."""
     for row in filter(can_be_drawn, retrieval.selection.rows()):
         indices = [number - 1 for number in numbers] or range(row.number_of_frames)
-        for turn, order in renderer(retrieval, row, wishes, media_type).turns(indices):
-            yield (row, turn), order
+        yield renderer(retrieval, row, wishes, media_type), indices
 
 
 # What is shown as it is stored

@@ -15,7 +15,7 @@ from framecodecs import registry, work
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.pictures import PictureRequest, Viewport, picture_size
 from streamsrv.dicom.syntaxes import lookup
-from streamsrv.errors import BadRequest, NotAcceptable, NotFound
+from streamsrv.errors import BadRequest, NotAcceptable, NotFound, StreamsrvError
 from streamsrv.pixelorders import NOBODY
 from streamsrv.pixelpool import Making, Order, PixelPool
 from streamsrv.retrieve.payloads import bulk_piece
@@ -47,10 +47,12 @@ SLIDES = 16
 
 
 class Turn(NamedTuple):
-    """Frames whose pictures come together; `stored` are those that are sent as they are stored, else none."""
+    """Frames whose pictures come together; `stored` are those that are sent as they are stored, else none.
+    `error` says why the only frame cannot be drawn."""
 
     indices: Sequence[int]
     stored: Sequence[Sequence[Piece]] = ()
+    error: StreamsrvError | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,11 @@ def problem_answer(
     return Answer(error.status, headers, (Literal(body),), len(body))
 
 
+def problem_text(error: StreamsrvError) -> bytes:
+    """The problem document of a part of an answer. It is the same for each request."""
+    return json.dumps(_members(error, "")).encode("ascii")
+
+
 def _wants_text(ranges: Sequence[AcceptableRange]) -> bool:
     chosen = elect(ranges, lambda asked: [offer for offer in _OFFERS if asked.covers(offer.media_type)])
     return chosen is not None and chosen.media_type == TEXT

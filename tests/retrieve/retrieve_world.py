@@ -95,8 +95,8 @@ def header(answer, name):
     return values[0] if values else None
 
 
-def parts_of(answer):
-    """(headers, bytes) of each part of a multipart answer."""
+def parts_of(answer, besides=()):
+    """(headers, bytes) of each part of a multipart answer. Media types `besides` its own may occur."""
     media = content_type_of(header(answer, "content-type"))
     assert media.type == "multipart/related"
     parser = MultipartParser(media.parameters["boundary"].encode())
@@ -110,5 +110,6 @@ def parts_of(answer):
             assert isinstance(event, PartEnd) or event is not None
     parser.close()
     for headers, _ in parts:
-        assert re.match(re.escape(media.parameters["type"]), headers["content-type"])
+        label = headers["content-type"]
+        assert label in besides or re.match(re.escape(media.parameters["type"]), label)
     return [(headers, bytes(text)) for headers, text in parts]

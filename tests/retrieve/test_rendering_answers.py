@@ -2,6 +2,7 @@
 what."""
 
 import io
+import json
 
 import numpy as np
 import pydicom
@@ -37,9 +38,11 @@ from retrieve_world import (
     payload,
 )
 
+from framecodecs import registry
 from framecodecs.annotations import Notes
+from framecodecs.frameinfo import FrameInfo
 from framecodecs.luts import Window
-from streamsrv.errors import BadRequest, NotAcceptable, NotFound
+from streamsrv.errors import BadRequest, NotAcceptable, NotFound, Overloaded
 from streamsrv.retrieve import animation, pixels, rendered
 from streamsrv.retrieve.showing import Wishes, picture_request, wishes_of
 
@@ -713,3 +716,82 @@ def test_values_without_sense_cost_no_picture(store):
     stored(store, bare, RLE, [b"\0" * 64])
     with pytest.raises((BadRequest, NotAcceptable)):
         ask(store, f"{instance_path('1.2.3.4.2')}/rendered")
+
+
+# Frames that cannot be drawn, among others
+
+
+def codestreams(kind, count, broken):
+    info = FrameInfo(kind.rows, kind.columns)
+    made = [registry.encode(one.tobytes(), JPEG_LS, info)[0] for one in arrays_of(kind, count)]
+    return [one[: len(one) // 3] if index in broken else one for index, one in enumerate(made)]
+
+
+def stored_broken(store, count, broken, instance="1.2.3.4.1"):
+    kind = KINDS["8 bit"]
+    dataset = image(kind, arrays_of(kind, count), instance)
+    stored(store, dataset, JPEG_LS, codestreams(kind, count, broken))
+
+
+def told(answer):
+    """The type and URL of each part, and its payload."""
+    found = parts_of(answer, besides=["application/problem+json"])
+    return [(head["content-type"], head["content-location"], body) for head, body in found]
+
+
+@pytest.mark.parametrize("broken", [{0}, {5}, {39}, {0, 1, 2, 33, 34}])
+def test_a_frame_that_cannot_be_drawn_costs_its_own_part(store, broken):
+    stored_broken(store, 40, broken)
+    found = told(ask(store, f"{ONE}/rendered"))
+    assert [url for _, url, _ in found] == [
+        f"http://h/v2{ONE}/frames/{number}/rendered" for number in range(1, 41)
+    ]
+    for index, (media_type, _, body) in enumerate(found):
+        if index in broken:
+            assert media_type == "application/problem+json"
+            problem = json.loads(body)
+            assert (problem["status"], "instance" in problem) == (406, False)
+            assert problem["detail"]
+        else:
+            assert media_type == "image/jpeg"
+            assert picture_of(body).size == (34, 40)
+    again = told(ask(store, f"{ONE}/rendered"))
+    assert again == found
+
+
+def test_an_instance_that_cannot_be_drawn_costs_its_own_parts(store):
+    stored_broken(store, 1, {0}, "1.2.3.4.1")
+    stored(store, image(GREY, arrays_of(GREY, 1), "1.2.3.4.2"))
+    stored_broken(store, 3, {0, 1, 2}, "1.2.3.4.3")
+    types = [media_type for media_type, _, _ in told(ask(store, f"/studies/{STUDY}/rendered"))]
+    assert types == ["application/problem+json", "image/jpeg"] + ["application/problem+json"] * 3
+
+
+def test_an_answer_without_any_picture_is_an_error(store):
+    stored_broken(store, 40, set(range(40)))
+    with pytest.raises(NotAcceptable):
+        ask(store, f"{ONE}/rendered")
+    with pytest.raises(NotAcceptable):
+        ask(store, f"{ONE}/frames/2,3/rendered", accept='multipart/related; type="image/png"')
+
+
+def test_an_instance_whose_attributes_say_nonsense_costs_its_own_parts(store):
+    kind = KINDS["8 bit"]
+    odd = image(kind, arrays_of(kind, 2), "1.2.3.4.1")
+    odd.BitsStored = 99
+    stored(store, odd)
+    stored(store, image(GREY, arrays_of(GREY, 1), "1.2.3.4.2"))
+    types = [media_type for media_type, _, _ in told(ask(store, f"/studies/{STUDY}/rendered"))]
+    assert types == ["application/problem+json"] * 2 + ["image/jpeg"]
+
+
+def test_what_may_succeed_a_moment_later_ends_the_answer(store, monkeypatch):
+    """A part of the same answer is never once a picture and once a problem."""
+    stored_broken(store, 2, {1})
+
+    def unavailable(future):
+        raise Overloaded("no process can be started", 1)
+
+    monkeypatch.setattr(POOL, "results", unavailable)
+    with pytest.raises(Overloaded):
+        ask(store, f"{ONE}/rendered")
