@@ -18,6 +18,7 @@ from typing import Protocol
 from streamsrv.errors import ServerError, StoreError, system_error
 from streamsrv.store.claims import Claims
 from streamsrv.store.fileops import Buffer, FileOps, copy_all, write_all
+from streamsrv.store.manifest import Slot, State
 from streamsrv.store.rows import SegmentRow
 
 # Free space is looked at each time so much has been appended.
@@ -42,8 +43,7 @@ class Borrowed:
         self.segment = row.segment
         self.fd = fd
         self.claims = claims
-        self.began = row.committed_end
-        self.committed = row.committed_end
+        self.committed = row.committed_end  # also where the request begins, for the headers of its records
         self.end = row.committed_end  # where the next byte goes
         self.unsynced = 0
         self._reach = row.committed_end  # the file's length: `end` may have been set back since
@@ -114,10 +114,10 @@ class Borrowed:
                 raise refused(error, "syncing", self.segment) from error
 
     def commit_up_to(self, end: int) -> None:
-        """The index has durably taken everything before `end`."""
+        """The index has durably taken everything before `end`. The manifest takes note."""
         self.committed = end
         self._doubtful = False
-        self.claims.clear_doubt(self.segment)
+        self.claims.put(self.segment, Slot(State.GROWING, end))
 
     def give_back(self) -> None:
         """Cut off what is not committed, and let others have the segment. Safe to call twice."""
@@ -145,7 +145,8 @@ class Borrowed:
         if self._doubtful:
             if not self._failed:
                 self._ops.sync(self.fd)
-            self.claims.clear_doubt(self.segment)
+            state = State.SEALED if self._failed else State.GROWING
+            self.claims.put(self.segment, Slot(state, self.committed))
 
 
 def refused(error: OSError, doing: str, segment: int) -> ServerError:

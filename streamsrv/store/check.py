@@ -32,9 +32,9 @@ from streamsrv.store.claims import Claims
 from streamsrv.store.folder import Held
 from streamsrv.store.index_rows import unpack_segment
 from streamsrv.store.leases import SegmentLease
+from streamsrv.store.opening import problems
 from streamsrv.store.records import HEADER, NO_ID, Damage, Found, Kind, unpack_ids
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
-from streamsrv.store.segment_header import damaged_headers
 from streamsrv.store.store import Store
 from streamsrv.store.transaction import Record
 from streamsrv.store.verifying import digest_of
@@ -98,7 +98,7 @@ def check(store: Store, derive: Derive) -> Iterator[Finding]:
 def _undisturbed(store: Store) -> Claims | Held:
     """Compaction moves records about: not now. A folder that cannot be written to has none."""
     try:
-        claims = Claims(store.layout.claims, store.ops)
+        claims = Claims(store.manifest)
     except PermissionError:
         return Held(-1)
     if claims.compact():
@@ -140,9 +140,9 @@ class _Checker:
         for difference in self._audit.sums():
             yield error(f"index database {difference.database}, {difference.row}", difference.what)
         rows = self._segments()
-        files = self._store.layout.segment_files()
-        for segment, reason in damaged_headers(files, self._store.form):
-            yield error(at(segment, 0), f"{reason}: run reindex")
+        store = self._store
+        for problem in problems(store.layout, store.form, store.manifest, self._index):
+            yield error(*problem)
         yield from self._files(rows)
         for row in rows.values():
             self._audit.segment(row)
@@ -183,17 +183,11 @@ class _Checker:
             with self._store.open_segments([row.segment]) as lease:
                 fd = lease.fd(row.segment)
                 length = os.fstat(fd).st_size
-                if length < row.committed_end and not row.empty:
-                    yield error(
-                        at(row.segment, length), f"the file ends here; the index says {row.committed_end}"
-                    )
                 self._payloads[row.segment] = self._others[row.segment] = 0
                 for step in self._store.form.walk(fd, row.segment, min(row.committed_end, length)):
                     yield from self._step(fd, row.segment, step)
         except SegmentGone:
-            current = self._index.segment(row.segment)
-            if current is not None and current.live:
-                yield error(f"segment {row.segment}", "its file is missing")
+            return  # told, if it should be there
 
     def _step(self, fd: int, segment: int, step: Found | Damage) -> Iterator[Finding]:
         if isinstance(step, Damage):

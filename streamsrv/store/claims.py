@@ -1,21 +1,20 @@
-"""Who may write what: byte-range locks on DATA/claims; each writer opens the file for itself.
+"""Who may decide about which instance: byte-range locks on DATA/manifest; each writer opens it for itself.
 
     range of the file        meaning of an exclusive lock on a byte
     0 .. 2^62-1              the holder is deciding about the instance keys whose hash is this byte's offset;
                              those of one study have the 30 bits above the lowest 32 in common, so that a
                              range of bytes stands for all of it
-    2^62 + segment           the holder has borrowed the segment: nobody else appends to it or cuts it
     2^62 + 2^61              the holder compacts
 
-Open-file-description locks (F_OFD_SETLK; Linux) vanish with the last descriptor, whatever killed its process,
-and all at once: whoever gets a dead writer's key can also get the segment that the writer had borrowed.
-Threads exclude each other as processes do.
+Open-file-description locks (F_OFD_SETLK; Linux) vanish with the last descriptor, whatever killed its process.
+Threads exclude each other as processes do. The lock of a segment's one writer is a flock on the segment file
+itself (see segments), which lies where the bytes lie: there is no lock file that can be tidied away.
 
-The contents of the file, one byte a segment, say where a writer *may* have made records valid that the index
-does not know yet: the *doubt* byte is set before, and cleared after. Whoever finds the doubt of a writer that
-has died cuts its segment back before it decides about any key. Without that, a record that was never
-acknowledged could outlive, in its segment, a later one of the same key, and reindex would bring it back. The
-contents need not survive a power loss: opening a store looks at every unsealed segment.
+The *doubt* byte in a segment's slot of the manifest says that a writer *may* have made records valid that the
+index does not know yet: it is set before, and cleared after. A writer that finds the doubt of one that has
+died cuts its segment back before it decides about any key. Without that, a record that was never
+acknowledged could outlive, in its segment, a later one of the same key, and reindex would bring it back.
+Doubts need not survive a power loss: opening a store looks at every unsealed segment.
 
 Rules of this file
 - Keys are locked in ascending order of their hash and released together, so nobody waits in a circle.
@@ -28,17 +27,16 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterable
-from pathlib import Path
 
 import xxhash
 
-from streamsrv.store.fileops import FileOps
+from streamsrv.store.manifest import HEADER_LENGTH, SLOT, Manifest, Slot, slot_offset
 from streamsrv.store.rows import InstanceKey
 
 KEYS = 0
 STUDY = 1 << 32
-SEGMENTS = 1 << 62
-COMPACTION = SEGMENTS + (1 << 61)
+END_OF_KEYS = 1 << 62
+COMPACTION = END_OF_KEYS + (1 << 61)
 
 # struct flock of 64-bit Linux: type, whence, start, length, pid (0 for such locks).
 _FLOCK = struct.Struct("=hh4xqqi4x")
@@ -57,35 +55,16 @@ def key_offset(key: InstanceKey) -> int:
 class Claims:
     """The locks of one writer. Closing it gives all of them up."""
 
-    def __init__(self, path: Path, ops: FileOps) -> None:
-        self._ops = ops
-        try:
-            self._fd = ops.open(path)
-        except FileNotFoundError:
-            self._fd = self._make(path)
-
-    def _make(self, path: Path) -> int:
-        try:
-            return self._ops.create(path)
-        except FileExistsError:  # another worker was first
-            return self._ops.open(path)
+    def __init__(self, manifest: Manifest) -> None:
+        """StoreError if the manifest was removed or replaced."""
+        self._ops = manifest.ops
+        self._form = manifest.form
+        self._fd = manifest.descriptor()
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
-
-    # Segments
-
-    def borrow(self, segment: int) -> bool:
-        """Get the segment unless another writer has it."""
-        return self._try(SEGMENTS + segment)
-
-    def borrow_waiting(self, segment: int) -> None:
-        self._wait(SEGMENTS + segment)
-
-    def give_back(self, segment: int) -> None:
-        self._unlock(SEGMENTS + segment, 1)
 
     # Keys
 
@@ -100,8 +79,8 @@ class Claims:
         return self._try(study_offset(study), STUDY)
 
     def release(self) -> None:
-        """Give up the keys; borrowed segments stay."""
-        self._unlock(KEYS, SEGMENTS)
+        """Give up the keys."""
+        self._unlock(KEYS, END_OF_KEYS)
 
     # Compaction
 
@@ -109,20 +88,35 @@ class Claims:
         """Be the only one who compacts, until closed."""
         return self._try(COMPACTION)
 
-    # Doubt
+    # Slots of the manifest
+
+    def slot(self, segment: int) -> tuple[bool, Slot | None]:
+        """Whether there is doubt, and what the slot says; None if it is damaged."""
+        raw = os.pread(self._fd, SLOT, slot_offset(segment)).ljust(SLOT, b"\0")
+        return raw[0] != 0, self._form.unpack(segment, raw)
+
+    def put(self, segment: int, slot: Slot) -> None:
+        """Also clears the doubt."""
+        self._ops.write(self._fd, [self._form.pack(segment, slot)], slot_offset(segment))
+
+    def ensure(self, segment: int, slot: Slot) -> None:
+        """As `put`, but writes only what is not there already."""
+        if self.slot(segment) != (False, slot):
+            self.put(segment, slot)
+
+    def sync(self) -> None:
+        self._ops.sync(self._fd)
 
     def set_doubt(self, segment: int) -> None:
-        self._ops.write(self._fd, [b"\1"], segment)
-
-    def clear_doubt(self, segment: int) -> None:
-        self._ops.write(self._fd, [b"\0"], segment)
+        self._ops.write(self._fd, [b"\1"], slot_offset(segment))
 
     def doubts(self) -> list[int]:
         """The segments whose doubt byte is set, by living writers or dead ones."""
-        contents = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
-        if contents.count(0) == len(contents):
+        length = os.fstat(self._fd).st_size - HEADER_LENGTH
+        bytes_of_doubt = os.pread(self._fd, length, HEADER_LENGTH)[::SLOT] if length > 0 else b""
+        if bytes_of_doubt.count(0) == len(bytes_of_doubt):
             return []
-        return [segment for segment, doubt in enumerate(contents) if doubt]
+        return [segment for segment, doubt in enumerate(bytes_of_doubt) if doubt]
 
     # Locks
 

@@ -16,7 +16,8 @@ record id, so whatever kills one kills both.
 Rules of this file
 - A tombstone goes with its segment only if no other segment holds a record that it kills. Where a damaged
   header might hide such a record, all are kept.
-- A victim is unlinked only when the index says that nothing lives in it.
+- A victim is unlinked only when the index says that nothing lives in it. If something in it cannot be read,
+  its file is moved to lost+found instead.
 """
 
 from __future__ import annotations
@@ -27,11 +28,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streamsrv.errors import SegmentGone, StoreLocked
-from streamsrv.store import failpoints
+from streamsrv.store import failpoints, lost_and_found
 from streamsrv.store.borrowed import Borrowed
 from streamsrv.store.claims import Claims
 from streamsrv.store.leases import SegmentLease
-from streamsrv.store.records import HEADER, NO_ID, Damage, Found, Header, HeaderDamaged, Kind, unpack_ids
+from streamsrv.store.manifest import Slot, State
+from streamsrv.store.records import (
+    HEADER,
+    NO_DIGEST,
+    NO_ID,
+    Damage,
+    Found,
+    Header,
+    HeaderDamaged,
+    Kind,
+    unpack_ids,
+)
 from streamsrv.store.rows import InstanceRow, Location, SegmentRow
 from streamsrv.store.store import Store
 from streamsrv.store.tombstones import bury
@@ -65,7 +77,7 @@ def compact(store: Store, everything: bool = False) -> Compaction:
 
     StoreLocked while another compaction runs. The index is rewritten only if no other process has it open.
     """
-    claims = Claims(store.layout.claims, store.ops)
+    claims = Claims(store.manifest)
     try:
         if not claims.compact():
             raise StoreLocked("another compaction is running on this store")
@@ -82,6 +94,7 @@ class _Compactor:
         self._report = Compaction()
         self._holders: dict[bytes, set[int]] = {}  # of ids that victims' tombstones kill
         self._certain = True
+        self._damaged: set[int] = set()  # victims in which something cannot be read
         self._output: Borrowed | None = None
 
     def run(self, everything: bool) -> Compaction:
@@ -109,7 +122,8 @@ class _Compactor:
     def _chosen(self, everything: bool) -> Iterator[SegmentRow]:
         for row in self._index.segments().values():
             if not row.empty and not self._store.layout.segment(row.segment).exists():
-                if not row.live:
+                _, slot = self._claims.slot(row.segment)
+                if not row.live and slot is not None and slot.state is State.REMOVED:
                     self._index.drop_segment(row.segment)  # unlinked by a compaction that came no further
             elif not row.empty and (everything or self._worth_it(row)):
                 yield row
@@ -123,14 +137,10 @@ class _Compactor:
         """Nobody writes to it from here on; False if somebody does now."""
         if row.sealed:
             return True
-        if waiting:
-            self._claims.borrow_waiting(row.segment)
-        elif not self._claims.borrow(row.segment):
-            self._report.busy.append(row.segment)
-            return False
-        self._store.segments.seal(row.segment)
-        self._claims.give_back(row.segment)
-        return True
+        if self._store.segments.seal_growing(row.segment, waiting=waiting):
+            return True
+        self._report.busy.append(row.segment)
+        return False
 
     # Tombstones
 
@@ -145,6 +155,7 @@ class _Compactor:
             for step in self._walk(segment):
                 if isinstance(step, Damage):
                     self._certain = False
+                    self._damaged.add(segment)
                 elif step.header.kind is Kind.INSTANCE and step.header.record_id in self._holders:
                     self._holders[step.header.record_id].add(segment)
 
@@ -162,6 +173,7 @@ class _Compactor:
         with self._store.open_segments([segment]) as lease:
             for step in self._walk(segment):
                 if isinstance(step, Damage):
+                    self._damaged.add(segment)
                     continue
                 if step.header.kind is Kind.TOMBSTONE:
                     yield step, unpack_ids(lease.pread(segment, step.payload, step.header.length))
@@ -225,9 +237,12 @@ class _Compactor:
 
     def _move(self, rows: list[InstanceRow]) -> None:
         output = self._room()
-        output.doubt()
         with self._store.open_segments({row.location.segment for row in rows}) as lease:
             moves = [(row, self._copy(lease, row, output)) for row in rows]
+            output.sync()
+            output.doubt()
+            for row, moved in moves:
+                self._validate(lease, row, moved, output)
         output.sync()
         failpoints.hit("in-compaction")
         output.claims.take(row.key for row in rows)
@@ -241,20 +256,22 @@ class _Compactor:
         self._report.moved += sum(done)
 
     def _copy(self, lease: SegmentLease, row: InstanceRow, output: Borrowed) -> Location:
+        """PENDING: what a crash leaves of a long copy is cut off, and takes no room in lost+found."""
         segment, offset, length = row.location
-        header = Header(
-            Kind.INSTANCE,
-            row.record_id,
-            row.stored_at,
-            length,
-            row.digest,
-            output.began,
-            self._replaced_by(lease, row),
-        )
+        header = Header(Kind.PENDING, row.record_id, 0, 0, NO_DIGEST, output.committed)
         output.append([self._store.form.pack(header, output.segment, output.end)])
         moved = Location(output.segment, output.end, length)
         output.append_copy(lease.fd(segment), offset, length)
         return moved
+
+    def _validate(self, lease: SegmentLease, row: InstanceRow, moved: Location, output: Borrowed) -> None:
+        replaced = self._replaced_by(lease, row)
+        began = output.committed
+        header = Header(
+            Kind.INSTANCE, row.record_id, row.stored_at, moved.length, row.digest, began, replaced
+        )
+        at = moved.offset - HEADER
+        output.overwrite(self._store.form.pack(header, output.segment, at), at)
 
     def _replaced_by(self, lease: SegmentLease, row: InstanceRow) -> bytes:
         """From the header; one that is damaged is made anew from the index, and its victim's tombstones are
@@ -284,7 +301,12 @@ class _Compactor:
         if row is None or row.live:
             self._report.busy.append(victim)
             return
-        self._store.ops.unlink(self._store.layout.segment(victim))
+        self._claims.put(victim, Slot(State.REMOVED, row.committed_end))
+        self._claims.sync()
+        if victim in self._damaged:
+            lost_and_found.take_file(self._store.layout, self._store.ops, victim, row.committed_end)
+        else:
+            self._store.ops.unlink(self._store.layout.segment(victim))
         self._store.readers.gone(victim)
         self._store.ops.sync_folder(self._store.layout.segments)
         failpoints.hit("in-compaction")

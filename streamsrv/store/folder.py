@@ -1,9 +1,10 @@
 """The folder of a store: what lies where, who it is, and the locks on it as a whole.
 
     DATA/store.toml        store id, secret, format version, checksum; written once, mode 0600
-    DATA/claims            byte-range locks of writers (see claims)
+    DATA/manifest          segments and their acknowledged ends; locks of writers (see manifest, claims)
     DATA/segments/NNNNNNNN.seg
-    DATA/index/            LMDB; index.new while reindex builds another, index.old while they change places
+    DATA/index/            LMDB; index.new while reindex builds another, index.old the one before it
+    DATA/lost+found/       what recovery has cut off segments (see lost_and_found)
     DATA/index.check/      what check compares the index with, while it runs
 
 The *fingerprint* of a store is a digest of its id and secret. The index and the header of each segment have
@@ -32,6 +33,7 @@ from pathlib import Path
 
 from streamsrv.errors import StoreCorrupt, StoreError, StoreLocked
 from streamsrv.store.fileops import FileOps, write_all
+from streamsrv.store.manifest import Manifest
 from streamsrv.store.records import FORMAT_VERSION
 
 SECRET_LENGTH = 32
@@ -48,8 +50,12 @@ class Layout:
         return self.root / "store.toml"
 
     @property
-    def claims(self) -> Path:
-        return self.root / "claims"
+    def manifest(self) -> Path:
+        return self.root / "manifest"
+
+    @property
+    def lost_and_found(self) -> Path:
+        return self.root / "lost+found"
 
     @property
     def segments(self) -> Path:
@@ -131,9 +137,10 @@ def prepare(layout: Layout, ops: FileOps) -> None:
     ops.make_folder(layout.segments)
     if layout.identity.exists():
         return
-    if layout.segment_files() or layout.index.exists():
+    if layout.segment_files() or layout.index.exists() or layout.manifest.exists():
         raise StoreCorrupt(
-            f"{layout.root} has segments or an index but no store.toml: without its secret they cannot be "
+            f"{layout.root} has segments, index or manifest, but no store.toml: without its secret they "
+            f"cannot be "
             "read. Bring back the copy that you keep of it"
         )
     # Written whole under another name, then linked: of several workers one wins, and no half of it is ever
@@ -151,6 +158,13 @@ def prepare(layout: Layout, ops: FileOps) -> None:
         ops.link(draft, layout.identity)
     ops.unlink(draft)
     ops.sync_folder(layout.root)
+
+
+def prepare_manifest(layout: Layout, manifest: Manifest) -> None:
+    """Make the manifest of a new store. One that is lost is made again by reindex."""
+    used = layout.index.exists() or bool(layout.segment_files())
+    if not used and not layout.manifest.exists():
+        manifest.create()
 
 
 def identity_of(layout: Layout) -> Identity:

@@ -148,8 +148,9 @@ class Index(Reading):
         """For a rebuild: the segment is there already, with this number."""
         self._writer.submit(lambda batch: batch.put_segment(row))
 
-    def seal(self, segment: int) -> None:
-        self._writer.submit(lambda batch: batch.seal(segment))
+    def seal(self, segment: int, *, committed_end: int = 0, dead_bytes: int = 0) -> None:
+        """It takes no more records. With a SEAL record at its end, its new end and those dead bytes."""
+        self._writer.submit(lambda batch: batch.seal(segment, committed_end, dead_bytes))
 
     def drop_segment(self, segment: int) -> None:
         """StoreError while instances still live in it."""

@@ -232,7 +232,8 @@ class Batch:
         stored = self._get("about", NEXT_SEGMENT)
         return int(without_sum("about", NEXT_SEGMENT, stored)) if stored else None
 
-    def seal(self, segment: int) -> None:
+    def seal(self, segment: int, end: int = 0, dead: int = 0) -> None:
+        self._account(segment, end=end, dead=dead)
         self._segment(segment).sealed = True
 
     def drop_segment(self, segment: int) -> None:

@@ -4,7 +4,7 @@ a header of 104 bytes and its payload.
     offset  bytes
        0      8   marker: derived from the store's secret, so that nobody can plant it in an uploaded file
        8      1   format version, 2
-       9      1   kind: 1 PENDING, 2 INSTANCE, 3 VOID, 4 TOMBSTONE
+       9      1   kind: 1 PENDING, 2 INSTANCE, 3 VOID, 4 TOMBSTONE, 5 SEAL
       10      6   zero
       16     16   record id, unique for ever
       32     16   id of the record that this one replaces, or zeros: a tombstone that is valid exactly when
@@ -12,7 +12,8 @@ a header of 104 bytes and its payload.
       48      8   stored at, microseconds since 1970 UTC
       56      8   payload length
       64     16   xxh3-128 of the payload
-      80      8   where in the segment the request began that wrote this record
+      80      8   began: everything in the segment before this place had been committed when this header was
+                  made valid
       88     16   check: BLAKE2b keyed with the secret over bytes 0-87, the segment's id and the record's
                   own offset
      104          payload: INSTANCE and VOID: the Part 10 file as received; TOMBSTONE: record ids, 16 bytes
@@ -27,9 +28,9 @@ Rules of this file
   either the new record is there and the old one dead, or neither.
 - A damaged header costs its own record: the walk finds the next header by its marker and check. Bytes of a
   payload cannot pass for a header, nor can a header that was copied elsewhere.
-- Requests follow each other in a segment, and each is synced before the next one begins. So only records of
-  the last request in a segment can be torn by a power loss; damage anywhere else is decay. That is what
-  `began` is for.
+- Commits follow each other in a segment, and each is synced before the next one begins. So only records of
+  the last commit in a segment can be torn by a power loss; damage anywhere else is decay. That is what
+  `began` is for. A SEAL record without payload ends a full segment, so that it also proves the last commit.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Kind(enum.IntEnum):
     INSTANCE = 2
     VOID = 3
     TOMBSTONE = 4
+    SEAL = 5
 
 
 @dataclass(frozen=True, slots=True)

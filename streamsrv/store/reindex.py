@@ -33,6 +33,7 @@ from streamsrv.store.check import Derive, Finding, Severity, at, stored_record
 from streamsrv.store.fileops import FileOps, write_all
 from streamsrv.store.folder import Identity, Layout
 from streamsrv.store.index import Index
+from streamsrv.store.manifest import Manifest, Slot, State
 from streamsrv.store.records import (
     HEADER,
     NO_DIGEST,
@@ -69,6 +70,7 @@ class _Segment:
     end: int = FIRST_RECORD
     dead: int = 0  # bytes of voids and tombstones, and of instances that do not live
     damaged: bool = False
+    sealed: bool = False
     new_header: bool = False  # that of the file is damaged
     headers: dict[int, Header] = field(default_factory=dict)  # to be written in the end, by offset
 
@@ -132,6 +134,7 @@ class _Builder:
             index.close()
         self._rewrite_headers()
         self._exchange()
+        self._write_manifest()
         self._report.segments = len(self._segments)
         return self._report
 
@@ -180,7 +183,9 @@ class _Builder:
     def _whole(self, number: int, found: Found) -> bool:
         """An older instance is hashed when its turn comes: a wrong checksum does not cost it its place."""
         segment, header = self._segments[number], found.header
-        if header.kind is Kind.VOID or (header.kind is Kind.INSTANCE and found.offset < segment.last):
+        if header.kind in (Kind.VOID, Kind.SEAL) or (
+            header.kind is Kind.INSTANCE and found.offset < segment.last
+        ):
             return True
         return digest_of(segment.fd, found.payload, header.length) == header.digest
 
@@ -202,6 +207,7 @@ class _Builder:
                 self._killed.add(header.replaced)
             return
         segment.dead += found.end - found.offset
+        segment.sealed |= header.kind is Kind.SEAL
         if header.kind is Kind.TOMBSTONE:
             self._killed.update(unpack_ids(os.pread(segment.fd, header.length, found.payload)))
 
@@ -209,7 +215,7 @@ class _Builder:
 
     def _fill(self, index: Index) -> None:
         for number, segment in self._segments.items():
-            index.put_segment(SegmentRow(number, segment.end, sealed=segment.damaged))
+            index.put_segment(SegmentRow(number, segment.end, sealed=segment.damaged or segment.sealed))
         batch = _Batch(index)
         for number, offset in self._in_stored_order():
             segment = self._segments[number]
@@ -283,6 +289,13 @@ class _Builder:
         ops.rename(layout.new_index, layout.index)
         ops.sync_folder(layout.root)
         ops.remove_folder(layout.old_index)
+
+    def _write_manifest(self) -> None:
+        slots = {
+            number: Slot(State.SEALED if segment.damaged or segment.sealed else State.GROWING, segment.end)
+            for number, segment in self._segments.items()
+        }
+        Manifest(self._layout.manifest, self._ops, self._form.fingerprint).replace(slots)
 
 
 class _Batch:

@@ -1,13 +1,12 @@
 """Segments as writers see them: borrowed by one at a time, appended to, given back.
 
-Strategy: a writer borrows a segment (a lock that dies with it, see claims), finds its committed end in the
-index *after* it has the lock, and cuts off what lies behind: the leftovers of a writer that died. It appends
-behind that end, and whatever it has not committed when it gives the segment back is cut off again. A segment
-that is over its size when borrowed is sealed instead: nobody appends to it any more.
+Strategy: a writer borrows a segment by a flock on its file, which dies with it. It finds the committed end in
+the index *after* it has the lock, and cuts off the bytes behind: leftovers of a writer that died. It appends
+behind that end, and what it has not committed when it gives the segment back is cut off again. A segment
+that is over its size when borrowed is sealed instead, with a SEAL record: nothing is appended to it any
+more.
 
 Rules of this file
-- What is cut off and may hold valid records is synced at once: a cut that a power loss undoes would bring
-  them back.
 - After a failed sync the segment is sealed and never synced again: the kernel reports a lost page once, and
   success from then on.
 - A segment's id is never used twice, and what lies before its committed end never changes: a location names
@@ -16,6 +15,9 @@ Rules of this file
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import logging
 import os
 import threading
 import time
@@ -28,8 +30,12 @@ from streamsrv.store.borrowed import Borrowed, refused
 from streamsrv.store.claims import Claims
 from streamsrv.store.fileops import FileOps, write_all
 from streamsrv.store.folder import Layout
-from streamsrv.store.records import Found, RecordFormat
-from streamsrv.store.rows import SegmentRow
+from streamsrv.store.leftovers import Leftovers
+from streamsrv.store.manifest import Manifest, Slot, State
+from streamsrv.store.records import HEADER, NO_DIGEST, NO_ID, Header, Kind, RecordFormat
+from streamsrv.store.rows import FIRST_RECORD, SegmentRow
+
+log = logging.getLogger("streamsrv.store")
 
 # A segment is one file: an inode for some thousand instances, and small enough that compacting one is short.
 SEGMENT_SIZE = 1 << 30
@@ -44,7 +50,7 @@ class SegmentIndex(Protocol):
     def segment(self, segment: int) -> SegmentRow | None: ...
     def segments(self) -> dict[int, SegmentRow]: ...
     def add_segment(self) -> int: ...
-    def seal(self, segment: int) -> None: ...
+    def seal(self, segment: int, *, committed_end: int = 0, dead_bytes: int = 0) -> None: ...
 
 
 class Segments:
@@ -53,6 +59,7 @@ class Segments:
     def __init__(
         self,
         layout: Layout,
+        manifest: Manifest,
         index: SegmentIndex,
         form: RecordFormat,
         ops: FileOps,
@@ -61,10 +68,12 @@ class Segments:
     ) -> None:
         self.ops = ops
         self._layout = layout
+        self.manifest = manifest
         self._index = index
         self._form = form
         self.size = segment_size
         self._min_free = min_free
+        self._leftovers = Leftovers(layout, index, form, ops)
         self._lock = threading.Lock()
         self._unsealed: list[int] = []  # those that may take more records, as far as we know
         self._listed = 0.0
@@ -85,14 +94,11 @@ class Segments:
         six more syncs, and they are short."""
         if reserve:
             self.require_space()
-        claims = Claims(self._layout.claims, self.ops)
+        claims = Claims(self.manifest)
         try:
             for segment in self._candidates():
-                if claims.borrow(segment):
-                    borrowed = self._adopt(claims, segment, reserve, full=tombstones)
-                    if borrowed:
-                        return borrowed
-                    claims.give_back(segment)
+                if borrowed := self._adopt(claims, segment, reserve, full=tombstones):
+                    return borrowed
             return self._create(claims, reserve)
         except BaseException:
             claims.close()
@@ -116,21 +122,13 @@ class Segments:
         self._listed = time.monotonic()
 
     def _adopt(self, claims: Claims, segment: int, reserve: bool, *, full: bool) -> Borrowed | None:
-        """Make a segment whose lock we have fit for appending; None if it is sealed, gone or damaged, or
-        full, unless it may be `full`."""
-        row = self._index.segment(segment)
-        if row is None or row.sealed:
-            self.forget(segment)
-            return None
-        if row.committed_end >= self.size and not full:
-            self.seal(segment)
-            return None
-        fd = self._open_for_writing(row)
+        """Borrow a segment that is there; None if another writer has it, or if it is sealed, gone or damaged,
+        or full, unless it may be `full`."""
+        fd = self._open_locked(segment)
         if fd is None:
-            self.forget(segment)
             return None
         try:
-            row = self._cut_back(fd, row, claims)
+            row = self._made_fit(fd, claims, segment, full=full)
         except OSError:
             os.close(fd)
             self.seal(segment)
@@ -138,75 +136,133 @@ class Segments:
         except BaseException:
             os.close(fd)
             raise
+        if row is None:
+            os.close(fd)
+            self.forget(segment)
+            return None
         return Borrowed(self, claims, row, fd, reserve)
 
-    def _open_for_writing(self, row: SegmentRow) -> int | None:
+    def _open_locked(self, segment: int) -> int | None:
+        """The file of a segment, locked; None if another writer has it, or if it is gone."""
         try:
-            fd = self.ops.open(self._layout.segment(row.segment))
+            fd = self.ops.open(self._layout.segment(segment))
         except FileNotFoundError:
-            # Its maker died between the index and the file.
-            return self._create_file(row.segment) if row.empty else None
-        if row.empty:  # its creator may have died before header and name were durable
-            self._make_durable(row.segment, fd)
-        if os.fstat(fd).st_size < row.committed_end:
+            row = self._index.segment(segment)
+            if row is None or row.sealed or not row.empty:
+                self.forget(segment)
+                return None
+            try:  # its creator died between the index and the file
+                fd = self._create_file(segment)
+            except FileExistsError:
+                return None  # another writer was first
+        return fd if self._lock_file(fd) else None
+
+    def _lock_file(self, fd: int, *, waiting: bool = False) -> bool:
+        """Be its only writer, until the descriptor is closed; else it is closed at once."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if waiting else fcntl.LOCK_NB))
+        except BlockingIOError:
             os.close(fd)
+            return False
+        return True
+
+    def _made_fit(self, fd: int, claims: Claims, segment: int, *, full: bool) -> SegmentRow | None:
+        """Cut back, with a header, and known to the manifest; None if nothing can be appended."""
+        row = self._index.segment(segment)
+        if row is None or row.sealed:
             return None
-        return fd
-
-    def _cut_back(self, fd: int, row: SegmentRow, claims: Claims) -> SegmentRow:
-        """Returns the row by which it was cut: its writer may have died in a commit that we had not seen."""
-        length = os.fstat(fd).st_size
-        if length > row.committed_end:
-            self._index.catch_up()
-            row = self._index.segment(row.segment) or row
-        if length > row.committed_end:
-            self._require_one_request(fd, row, length)
-            self.ops.truncate(fd, row.committed_end)
-            if not row.sealed:
-                self.ops.sync(fd)
-        claims.clear_doubt(row.segment)
+        if row.empty:  # its creator may have died before all of it was durable
+            self._make_durable(segment, fd, claims)
+        if os.fstat(fd).st_size < row.committed_end:
+            return None
+        row = self._leftovers.cut(fd, row, claims)
+        if row.committed_end >= self.size and not full:
+            self._seal_full(fd, row, claims)
+            return None
         return row
-
-    def _require_one_request(self, fd: int, row: SegmentRow, length: int) -> None:
-        """What died uncommitted is one request. A later one shows that the index is older than the segment:
-        a copy that was brought back, say. What it does not know is not to be destroyed then."""
-        for step in self._form.walk(fd, row.segment, length, start=row.committed_end):
-            if isinstance(step, Found) and step.header.began > row.committed_end:
-                raise StoreCorrupt(
-                    f"segment {row.segment} holds requests that the index does not know, from byte "
-                    f"{step.header.began} on: the index is an older one, run `streamsrv reindex`"
-                )
 
     def _create(self, claims: Claims, reserve: bool) -> Borrowed:
         while True:
             segment = self._index.add_segment()
-            if claims.borrow(segment):
+            fd = self._new_file(segment)
+            if fd is not None and self._lock_file(fd):
                 break
-        fd = self._create_file(segment)
+        try:
+            self._make_durable(segment, fd, claims)
+        except BaseException:
+            os.close(fd)
+            raise
         with self._lock:
             self._unsealed.append(segment)
         return Borrowed(self, claims, SegmentRow(segment), fd, reserve)
 
+    def _new_file(self, segment: int) -> int | None:
+        """None if another writer has found the row, and was first; StoreCorrupt if the file is an old one."""
+        with contextlib.suppress(FileExistsError):
+            return self._create_file(segment)
+        row = self._index.segment(segment)
+        if row is not None and row.empty and self._is_strange(segment):
+            if (fd := self._open_locked(segment)) is None:
+                return None
+            os.close(fd)
+            raise StoreCorrupt(f"segment {segment} has a file that the index does not know")
+        return None
+
+    def _is_strange(self, segment: int) -> bool:
+        """Not what a writer leaves that dies while it makes a segment."""
+        with self._layout.segment(segment).open("rb") as file:
+            found = file.read(FIRST_RECORD + 1)
+        header = segment_header.pack(self._form, segment)
+        return any(found) and not header.startswith(found)
+
     def _create_file(self, segment: int) -> int:
+        """Raises FileExistsError."""
         try:
-            fd = self.ops.create(self._layout.segment(segment))
+            return self.ops.create(self._layout.segment(segment))
         except FileExistsError:
-            raise StoreCorrupt(f"segment {segment} has a file that the index does not know") from None
+            raise
         except OSError as error:
             raise refused(error, "creating", segment) from error
-        self._make_durable(segment, fd)
-        return fd
 
-    def _make_durable(self, segment: int, fd: int) -> None:
-        """Header and name of a segment are on the disk before anything in it can be committed."""
+    def _make_durable(self, segment: int, fd: int, claims: Claims) -> None:
+        """Header, name and slot of a segment are on the disk before anything in it can be committed."""
         try:
             write_all(self.ops, fd, [segment_header.pack(self._form, segment)], 0)
             self.ops.sync(fd)
             self.ops.sync_folder(self._layout.segments)
+            claims.ensure(segment, Slot(State.GROWING, FIRST_RECORD))
+            claims.sync()
         except OSError as error:
-            os.close(fd)
             self.seal(segment)
             raise refused(error, "creating", segment) from error
+
+    def _seal_full(self, fd: int, row: SegmentRow, claims: Claims) -> None:
+        """With a SEAL record, so that its acknowledged end is known even without index and manifest."""
+        header = Header(Kind.SEAL, NO_ID, 0, 0, NO_DIGEST, row.committed_end)
+        end = row.committed_end + HEADER
+        write_all(self.ops, fd, [self._form.pack(header, row.segment, row.committed_end)], row.committed_end)
+        self.ops.sync(fd)
+        self._index.seal(row.segment, committed_end=end, dead_bytes=HEADER)
+        claims.put(row.segment, Slot(State.SEALED, end))
+        claims.sync()
+
+    def seal_growing(self, segment: int, *, waiting: bool) -> bool:
+        """Nothing is appended to it from here on, because it will be compacted; False if a writer has it, and
+        that is not waited for."""
+        fd = self.ops.open(self._layout.segment(segment))
+        if not self._lock_file(fd, waiting=waiting):
+            return False
+        claims = Claims(self.manifest)
+        try:
+            row = self._index.segment(segment)
+            if row is not None and not row.sealed:
+                row = self._leftovers.cut(fd, row, claims)
+                self.seal(segment)
+                claims.put(segment, Slot(State.SEALED, row.committed_end))
+        finally:
+            claims.close()
+            os.close(fd)
+        return True
 
     def committed_end(self, segment: int) -> int:
         row = self._index.segment(segment)
@@ -231,30 +287,38 @@ class Segments:
         """Cut back the segments of writers that died while the index did not know their valid records yet."""
         for segment in own.claims.doubts():
             if segment != own.segment:
-                self._cut_if_free(segment, own.claims)
+                try:
+                    self._cut_if_free(segment, own.claims)
+                except OSError as error:
+                    raise refused(error, "cutting back", segment) from error
 
     def settle_all(self) -> None:
-        """Cut back every segment that nobody has borrowed: when a store is opened."""
-        claims = Claims(self._layout.claims, self.ops)
+        """Cut back every segment that no writer has: when a store is opened. One that cannot be cut now, on a
+        full disk for example, is left as it is."""
+        claims = Claims(self.manifest)
         try:
             with self._lock:
                 self.refresh()
                 unsealed = list(self._unsealed)
             for segment in unsealed:
-                self._cut_if_free(segment, claims)
+                try:
+                    self._cut_if_free(segment, claims)
+                except OSError as error:
+                    log.error("segment %d cannot be cut back: %s", segment, error.strerror)
         finally:
             claims.close()
 
     def _cut_if_free(self, segment: int, claims: Claims) -> None:
-        if not claims.borrow(segment):
-            return  # its writer lives, or its next one has cut it back
+        """Nothing to do if its writer lives, or its next one has cut it back."""
+        try:
+            fd = self.ops.open(self._layout.segment(segment))
+        except FileNotFoundError:
+            return
+        if not self._lock_file(fd):
+            return
         try:
             row = self._index.segment(segment)
-            if row is not None and self._layout.segment(segment).exists():
-                fd = self.ops.open(self._layout.segment(segment))
-                try:
-                    self._cut_back(fd, row, claims)
-                finally:
-                    os.close(fd)
+            if row is not None:
+                self._leftovers.cut(fd, row, claims)
         finally:
-            claims.give_back(segment)
+            os.close(fd)

@@ -14,18 +14,20 @@ from pathlib import Path
 from types import TracebackType
 
 from streamsrv.dicom.instance import BulkValue
-from streamsrv.errors import Forbidden, StreamsrvError
+from streamsrv.errors import Forbidden, StoreError, StreamsrvError
 from streamsrv.store import folder as folders
 from streamsrv.store import verifying
 from streamsrv.store.damage import DamagedRecord
+from streamsrv.store.claims import Claims
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.folder import Held, Identity, Layout
 from streamsrv.store.index import Index
 from streamsrv.store.index_rows import PackedRow
 from streamsrv.store.leases import Readers, SegmentLease
+from streamsrv.store.manifest import Manifest
+from streamsrv.store.opening import problems
 from streamsrv.store.records import RecordFormat
 from streamsrv.store.rows import Change, InstanceKey, InstanceRow
-from streamsrv.store.segment_header import damaged_headers
 from streamsrv.store.segments import SEGMENT_SIZE, Segments
 from streamsrv.store.tombstones import Deletion
 from streamsrv.store.transaction import Transaction
@@ -46,6 +48,7 @@ class Store:
         self,
         layout: Layout,
         identity: Identity,
+        manifest: Manifest,
         index: Index,
         options: StoreOptions,
         ops: FileOps,
@@ -56,9 +59,12 @@ class Store:
         self.secret = identity.secret
         self.read_only = read_only
         self.ops = ops
+        self.manifest = manifest
         self.index = index
         self.form = RecordFormat(identity.secret, identity.fingerprint)
-        self.segments = Segments(layout, index, self.form, ops, options.segment_size, options.min_free)
+        self.segments = Segments(
+            layout, manifest, index, self.form, ops, options.segment_size, options.min_free
+        )
         self.readers = Readers(layout)
         self._held = contextlib.ExitStack()
         self._closed = False
@@ -84,11 +90,15 @@ class Store:
             identity = folders.identity_of(layout)
             held.enter_context(folders.use(layout))
             folders.ensure_index(layout, ops)
+            manifest = Manifest(layout.manifest, ops, identity.fingerprint)
+            if not read_only:
+                folders.prepare_manifest(layout, manifest)
+            manifest.open()
             index = Index.open(layout.index, read_only=read_only, store=identity.fingerprint)
             held.callback(index.close)
-            store = cls(layout, identity, index, options or StoreOptions(), ops, read_only)
-            for segment, reason in damaged_headers(layout.segment_files(), store.form):
-                log.error("segment %d: %s: run check", segment, reason)
+            store = cls(layout, identity, manifest, index, options or StoreOptions(), ops, read_only)
+            for problem in problems(layout, store.form, manifest, index):
+                log.error("%s", problem)
             if not read_only:
                 store.segments.settle_all()
             store._held = held.pop_all()
@@ -105,6 +115,7 @@ class Store:
         if not self._closed:
             self._closed = True
             self._try_to_sweep()
+            self._sync_manifest()
         self.readers.end()
         self._held.close()
 
@@ -142,6 +153,14 @@ class Store:
                 self.sweep()
             except StreamsrvError as error:
                 log.warning("what was deleted is not swept from the index: %s", error.detail)
+
+    def _sync_manifest(self) -> None:
+        if not self.read_only:
+            with (
+                contextlib.suppress(OSError, StoreError),
+                contextlib.closing(Claims(self.manifest)) as claims,
+            ):
+                claims.sync()
 
     def _require_writable(self) -> None:
         if self.read_only:

@@ -64,7 +64,7 @@ def bury(segment: Borrowed, form: RecordFormat, ids: Sequence[bytes]) -> int:
         CLOCK.now(),
         len(payload),
         xxhash.xxh3_128_digest(payload),
-        segment.began,
+        segment.committed,
     )
     segment.doubt()
     head = form.pack(header, segment.segment, segment.end)

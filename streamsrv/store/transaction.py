@@ -159,7 +159,7 @@ class Transaction:
             raise StoreError("a record is open already")
         self._open_at = self.end
         self._number += 1
-        header = Header(Kind.PENDING, self._record_id(), 0, 0, NO_DIGEST, self._segment.began)
+        header = Header(Kind.PENDING, self._record_id(), 0, 0, NO_DIGEST, self._segment.committed)
         self._gathered.append(self._form.pack(header, self._segment.segment, self._open_at))
         self._gathered_length += HEADER
         self._hash.reset()
@@ -285,7 +285,7 @@ class Transaction:
         for record, _ in winners:
             segment.overwrite(self._winner(record), record.begin)
         for at, begin in voids.items():
-            void = Header(Kind.VOID, NO_ID, 0, at - begin - HEADER, NO_DIGEST, segment.began)
+            void = Header(Kind.VOID, NO_ID, 0, at - begin - HEADER, NO_DIGEST, segment.committed)
             segment.overwrite(self._form.pack(void, segment.segment, begin), begin)
         failpoints.hit("before-data-sync")
         segment.sync()
@@ -309,7 +309,7 @@ class Transaction:
             record.stored_at,
             record.location.length,
             record.digest,
-            self._segment.began,
+            self._segment.committed,
             record.replaced,
         )
         return self._form.pack(header, self._segment.segment, record.begin)

@@ -213,7 +213,7 @@ class Replay:
                 "all": [],
                 "torn": [one for one in content.pending if choice.random() < 0.6],
             }[loss]
-            if path != "claims" or loss == "none":
-                (folder / path).write_bytes(content.apply(kept))
+            (folder / path).parent.mkdir(exist_ok=True)
+            (folder / path).write_bytes(content.apply(kept))
         if self.index is not None:
             shutil.copytree(self.index, folder / "index", dirs_exist_ok=True)

@@ -1,20 +1,23 @@
-import os
 import threading
 import time
 
 import pytest
 from store_world import key_of
 
-from streamsrv.store.claims import SEGMENTS, STUDY, Claims, key_offset, study_offset
+from streamsrv.store.claims import END_OF_KEYS, STUDY, Claims, key_offset, study_offset
 from streamsrv.store.fileops import FileOps
+from streamsrv.store.manifest import Manifest, Slot, State
 
 
 @pytest.fixture
 def claims(tmp_path):
     made = []
+    manifest = Manifest(tmp_path / "manifest", FileOps(), b"f" * 16)
+    manifest.create()
+    manifest.open()
 
     def make():
-        made.append(Claims(tmp_path / "claims", FileOps()))
+        made.append(Claims(manifest))
         return made[-1]
 
     yield make
@@ -22,35 +25,22 @@ def claims(tmp_path):
         one.close()
 
 
-def test_a_segment_is_borrowed_by_one(claims):
-    first, second = claims(), claims()
-    assert first.borrow(3)
-    assert not second.borrow(3)
-    assert second.borrow(4)
-    first.give_back(3)
-    assert second.borrow(3)
-
-
 def test_closing_gives_everything_up(claims):
     first, second = claims(), claims()
-    first.borrow(3)
     first.take([key_of(1)])
     assert first.compact()
     assert not second.compact()
     first.close()
     first.close()
-    assert second.borrow(3)
     assert second.compact()
     second.take([key_of(1)])
 
 
-def test_releasing_keys_keeps_segments(claims):
+def test_keys_are_released_together(claims):
     first, second = claims(), claims()
-    first.borrow(3)
-    first.take([key_of(1)])
+    first.take([key_of(1), key_of(2)])
     first.release()
-    second.take([key_of(1)])
-    assert not second.borrow(3)
+    second.take([key_of(1), key_of(2)])
 
 
 def test_other_keys_are_not_waited_for(claims):
@@ -111,41 +101,29 @@ def test_a_study_is_taken_whole(claims):
     assert not first.take_study("1.1")
 
 
-def test_a_segment_can_be_waited_for(claims):
-    first, second = claims(), claims()
-    first.borrow(9)
-    timer = threading.Timer(0.1, first.close)
-    timer.start()
-    second.borrow_waiting(9)
-    assert not claims().borrow(9)
-    timer.join()
-
-
 def test_doubts(claims):
     one, other = claims(), claims()
     assert one.doubts() == []
     one.set_doubt(5)
     other.set_doubt(300)
     assert claims().doubts() == [5, 300]
-    one.clear_doubt(5)
-    other.clear_doubt(300)
+    one.put(5, Slot(State.GROWING, 100))
+    other.put(300, Slot(State.SEALED, 200))
     assert claims().doubts() == []
+
+
+def test_a_doubt_leaves_the_slot_as_it_is(claims):
+    one = claims()
+    one.put(5, Slot(State.GROWING, 100))
+    one.set_doubt(5)
+    assert one.slot(5) == (True, Slot(State.GROWING, 100))
+    one.ensure(5, Slot(State.GROWING, 100))
+    assert one.slot(5) == (False, Slot(State.GROWING, 100))
+    assert one.slot(77) == (False, Slot(State.NONE, 0))
 
 
 def test_key_offsets_stay_in_their_range():
     keys = [key_of(a, b, c) for a in range(5) for b in range(5) for c in range(5)]
     assert len({key_offset(key) for key in keys}) == 125
-    assert all(0 <= key_offset(key) < SEGMENTS for key in keys)
+    assert all(0 <= key_offset(key) < END_OF_KEYS for key in keys)
     assert all(0 <= key_offset(key) - study_offset(key.study) < STUDY for key in keys)
-
-
-def test_two_workers_make_the_file_at_once(tmp_path):
-    path = tmp_path / "claims"
-
-    class Late(FileOps):
-        def create(self, path):
-            os.close(FileOps().create(path))
-            return super().create(path)
-
-    Claims(path, Late()).close()
-    assert path.exists()

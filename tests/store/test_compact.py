@@ -10,6 +10,7 @@ from streamsrv.store import compact as compaction
 from streamsrv.store.check import check
 from streamsrv.store.claims import Claims
 from streamsrv.store.compact import compact, info
+from streamsrv.store.manifest import Slot, State
 from streamsrv.store.records import Kind, unpack_ids
 from streamsrv.store.reindex import reindex
 from streamsrv.store.rows import OnDuplicate, SegmentRow
@@ -267,13 +268,16 @@ def test_a_crash_at_any_point_is_harmless(store, memory, monkeypatch, passage):
 def test_a_row_without_its_file_is_dropped(store):
     store.delete("1.1")
     store.segments.seal(1)
+    claims = Claims(store.manifest)
+    claims.put(1, Slot(State.REMOVED, 0))
+    claims.close()
     store.layout.segment(1).unlink()
     compact(store)
     assert 1 not in store.index.segments()
 
 
 def test_one_compaction_at_a_time(store):
-    claims = Claims(store.layout.claims, store.ops)
+    claims = Claims(store.manifest)
     assert claims.compact()
     with pytest.raises(StoreLocked):
         compact(store)

@@ -70,7 +70,7 @@ class Recording:
         self.store = open_store(self.folder, fileops=self.ops, options=OPTIONS)
         self.ready = len(self.ops.log)
         index = RecordedIndex(self.store.index, self.ops, folder / "snapshots")
-        self.store.index = self.store.segments._index = index
+        self.store.index = self.store.segments._index = self.store.segments._leftovers._index = index
         self.steps = []
         self.model = {}
 

@@ -7,7 +7,6 @@ from disks import FullDiskFileOps, RecordingFileOps
 from store_world import derive, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError
-from streamsrv.store.claims import Claims
 from streamsrv.store.reindex import reindex
 from streamsrv.store.rows import FIRST_RECORD
 from streamsrv.store.segments import Segments
@@ -36,7 +35,7 @@ def test_a_segment_is_borrowed_by_one_writer_and_reused(store):
 
 
 def test_segments_of_other_processes_are_found(store):
-    others = Segments(store.layout, store.index, store.form, store.ops, 1 << 20, 0)
+    others = Segments(store.layout, store.manifest, store.index, store.form, store.ops, 1 << 20, 0)
     mine, theirs = store.segments.borrow(), others.borrow()
     assert (mine.segment, theirs.segment) == (1, 2)
     theirs.give_back()
@@ -89,13 +88,13 @@ def test_a_doubt_of_the_dead_is_settled_and_one_of_the_living_is_not(store):
         borrowed.append([b"x" * 100])
         borrowed.doubt()
     dying.claims.close()  # as if its process had died
+    os.close(dying.fd)
     store.segments.settle(own)
     assert (length_of(store, living.segment), length_of(store, dying.segment)) == (
         FIRST_RECORD + 100,
         FIRST_RECORD,
     )
     assert own.claims.doubts() == [living.segment]
-    os.close(dying.fd)
     own.give_back()
     living.give_back()
     assert length_of(store, living.segment) == FIRST_RECORD
@@ -262,19 +261,20 @@ def test_what_others_sealed_or_dropped_is_passed_over(store):
 def test_two_workers_make_a_segment_at_once(store, monkeypatch):
     """Another one has got hold of the new segment first: it is left to it."""
     add = store.index.add_segment
-    others = Claims(store.layout.claims, store.ops)
+    others = []
 
     def add_and_lose():
         segment = add()
         if segment == 1:
-            others.borrow(segment)
+            others.append(Segments(store.layout, store.manifest, store.index, store.form, store.ops, 99, 0))
+            others.append(others[0].borrow())
         return segment
 
     monkeypatch.setattr(store.index, "add_segment", add_and_lose)
     borrowed = store.segments.borrow()
-    assert borrowed.segment == 2
+    assert (others[1].segment, borrowed.segment) == (1, 2)
     borrowed.give_back()
-    others.close()
+    others[1].give_back()
 
 
 def test_a_cut_that_fails_seals_the_segment(tmp_path):
@@ -300,7 +300,11 @@ def test_a_name_that_may_not_be_durable_is_synced_again(tmp_path):
     ops = RecordingFileOps(tmp_path)
     with open_store(tmp_path, fileops=ops) as store:
         store.segments.borrow().give_back()
-    assert [operation.kind for operation in ops.log][-3:] == ["sync", "sync_folder", "write"]
+    names = [(operation.kind, operation.path) for operation in ops.log if operation.kind != "make_folder"]
+    segment, manifest = "segments/00000001.seg", "manifest"
+    begin = names.index(("write", segment))
+    assert names[begin : begin + 3] == [("write", segment), ("sync", segment), ("sync_folder", "segments")]
+    assert ("sync", manifest) in names[begin:]
 
 
 def test_requests_that_the_index_does_not_know_are_not_cut_off_later_either(store):
