@@ -22,7 +22,8 @@ from streamsrv.ingest.derivation import derive
 from streamsrv.server import read_limits, store_options
 from streamsrv.settings import Settings
 from streamsrv.store.check import Finding, Severity, check
-from streamsrv.store.compact import compact, info
+from streamsrv.store.compact import compact
+from streamsrv.store.info import info
 from streamsrv.store.reindex import reindex
 from streamsrv.store.rows import NewInstance
 from streamsrv.store.store import Store
@@ -117,7 +118,10 @@ def run_compact(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     with open_store(settings, read_only=False) as store:
         report = compact(store, everything=args.everything)
+        kept = [path.name for path in (store.layout.lost_and_found, store.layout.old_index) if path.exists()]
     tell(args, vars_of(report))
+    if args.everything and kept:
+        return complain(f"something deleted may still lie in {' and '.join(kept)}: remove it by hand", FAILED)
     if not args.everything or (report.index_rewritten and not report.busy):
         return 0
     reason = "the index was not rewritten, because another process has the store open: stop the server first"
@@ -126,8 +130,9 @@ def run_compact(args: argparse.Namespace) -> int:
 
 def run_info(args: argparse.Namespace) -> int:
     with open_store(settings_of(args), read_only=True) as store:
-        tell(args, info(store))
-    return 0
+        told = info(store)
+    tell(args, told)
+    return FAILED if told["problems"] else 0
 
 
 def open_store(settings: Settings, *, read_only: bool) -> Store:

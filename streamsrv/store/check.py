@@ -21,7 +21,7 @@ import contextlib
 import enum
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -33,7 +33,7 @@ from streamsrv.store.folder import Held
 from streamsrv.store.index_rows import unpack_segment
 from streamsrv.store.leases import SegmentLease
 from streamsrv.store.opening import problems
-from streamsrv.store.records import HEADER, NO_ID, Damage, Found, Kind, unpack_ids
+from streamsrv.store.records import HEADER, NO_ID, Damage, Found, Kind, TombstoneDamaged, unpack_ids
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
 from streamsrv.store.store import Store
 from streamsrv.store.transaction import Record
@@ -121,6 +121,14 @@ def _scratch(store: Store) -> Iterator[Path]:
         yield beside
     finally:
         store.ops.remove_folder(beside)
+
+
+def readable_ids(payload: bytes) -> Sequence[bytes]:
+    """Those of a tombstone that can be told."""
+    try:
+        return unpack_ids(payload)
+    except TombstoneDamaged as reason:
+        return reason.certain
 
 
 class _Checker:
@@ -293,6 +301,6 @@ class _Checker:
             if isinstance(step, Damage):
                 continue
             if step.header.kind is Kind.TOMBSTONE:
-                yield from unpack_ids(os.pread(fd, step.header.length, step.payload))
+                yield from readable_ids(os.pread(fd, step.header.length, step.payload))
             elif step.header.kind is Kind.INSTANCE and step.header.replaced != NO_ID:
                 yield step.header.replaced

@@ -17,15 +17,15 @@ Rules of this file
 - A tombstone goes with its segment only if no other segment holds a record that it kills. Where a damaged
   header might hide such a record, all are kept.
 - A victim is unlinked only when the index says that nothing lives in it. If something in it cannot be read,
-  its file is moved to lost+found instead.
+  it may hide a tombstone, and stays. When every segment is compacted no other can hold whom that kills:
+  then its file is moved to lost+found.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from streamsrv.errors import SegmentGone, StoreLocked
 from streamsrv.store import failpoints, lost_and_found
@@ -42,6 +42,7 @@ from streamsrv.store.records import (
     Header,
     HeaderDamaged,
     Kind,
+    TombstoneDamaged,
     unpack_ids,
 )
 from streamsrv.store.rows import InstanceRow, Location, SegmentRow
@@ -61,10 +62,11 @@ SLICE_BYTES = 256 << 20
 
 @dataclass(slots=True)
 class Compaction:
-    """What a compaction did. `busy` are segments that a request was writing to; `index_rewritten` is None if
-    it was not asked for."""
+    """What a compaction did. `damaged` are segments that stay, because something in them cannot be read;
+    `busy` are segments that a request was writing to; `index_rewritten` is None if it was not asked for."""
 
     segments: list[int] = field(default_factory=list)
+    damaged: list[int] = field(default_factory=list)
     busy: list[int] = field(default_factory=list)
     moved: int = 0
     freed: int = 0
@@ -94,10 +96,12 @@ class _Compactor:
         self._report = Compaction()
         self._holders: dict[bytes, set[int]] = {}  # of ids that victims' tombstones kill
         self._certain = True
+        self._everything = False
         self._damaged: set[int] = set()  # victims in which something cannot be read
         self._output: Borrowed | None = None
 
     def run(self, everything: bool) -> Compaction:
+        self._everything = everything
         victims = [row.segment for row in self._chosen(everything) if self._sealed(row, everything)]
         self._find_holders(victims)
         try:
@@ -122,11 +126,19 @@ class _Compactor:
     def _chosen(self, everything: bool) -> Iterator[SegmentRow]:
         for row in self._index.segments().values():
             if not row.empty and not self._store.layout.segment(row.segment).exists():
-                _, slot = self._claims.slot(row.segment)
-                if not row.live and slot is not None and slot.state is State.REMOVED:
-                    self._index.drop_segment(row.segment)  # unlinked by a compaction that came no further
+                if not row.live:
+                    self._drop_missing(row, everything)
             elif not row.empty and (everything or self._worth_it(row)):
                 yield row
+
+    def _drop_missing(self, row: SegmentRow, everything: bool) -> None:
+        """It was unlinked by a compaction that came no further. Or its file is lost and nothing lives in it
+        any more: when every segment is compacted, none can hold whom its tombstones killed."""
+        _, slot = self._claims.slot(row.segment)
+        if everything or (slot is not None and slot.state is State.REMOVED):
+            self._claims.ensure(row.segment, Slot(State.REMOVED, row.committed_end))
+            self._claims.sync()
+            self._index.drop_segment(row.segment)
 
     def _worth_it(self, row: SegmentRow) -> bool:
         """One that still grows is left alone while it has little to give."""
@@ -168,7 +180,7 @@ class _Compactor:
         except SegmentGone:
             return
 
-    def _kills(self, segment: int) -> Iterator[tuple[Found, list[bytes]]]:
+    def _kills(self, segment: int) -> Iterator[tuple[Found, Sequence[bytes]]]:
         """The records of a segment that kill others, and whom."""
         with self._store.open_segments([segment]) as lease:
             for step in self._walk(segment):
@@ -176,9 +188,17 @@ class _Compactor:
                     self._damaged.add(segment)
                     continue
                 if step.header.kind is Kind.TOMBSTONE:
-                    yield step, unpack_ids(lease.pread(segment, step.payload, step.header.length))
+                    yield step, self._ids(segment, lease.pread(segment, step.payload, step.header.length))
                 elif step.header.kind is Kind.INSTANCE and step.header.replaced != NO_ID:
                     yield step, [step.header.replaced]
+
+    def _ids(self, segment: int, payload: bytes) -> Sequence[bytes]:
+        try:
+            return unpack_ids(payload)
+        except TombstoneDamaged as reason:
+            self._certain = False
+            self._damaged.add(segment)
+            return reason.certain
 
     def _keep_tombstones(self, victim: int) -> None:
         """A living record has taken along whom it replaces, too: once more does no harm."""
@@ -206,7 +226,7 @@ class _Compactor:
         live = {victim: row.live for victim, row in self._index.segments().items()}
         group: list[int] = []
         size = 0
-        for victim in sorted(victims, key=lambda victim: live[victim]):
+        for victim in sorted(victims, key=lambda victim: (victim in self._damaged, live[victim])):
             free, _ = self._store.ops.space(self._store.layout.root)
             if group and (size + live[victim] > free // GROUP_SHARE or len(group) == GROUP_MOST):
                 yield group
@@ -301,6 +321,9 @@ class _Compactor:
         if row is None or row.live:
             self._report.busy.append(victim)
             return
+        if victim in self._damaged and not self._everything:
+            self._report.damaged.append(victim)
+            return
         self._claims.put(victim, Slot(State.REMOVED, row.committed_end))
         self._claims.sync()
         if victim in self._damaged:
@@ -315,22 +338,3 @@ class _Compactor:
             holders.discard(victim)
         self._report.segments.append(victim)
         self._report.freed += row.committed_end
-
-
-def info(store: Store) -> dict[str, Any]:
-    """What the store is and holds, for people and scripts."""
-    rows = store.index.segments().values()
-    free, total = store.ops.space(store.layout.root)
-    return {
-        "store_id": store.store_id,
-        "folder": str(store.layout.root),
-        "about": store.index.about(),
-        "index": store.index.statistics(),
-        "segments": len(rows),
-        "sealed": sum(row.sealed for row in rows),
-        "bytes": sum(row.committed_end for row in rows),
-        "live": sum(row.live for row in rows),
-        "dead": sum(row.dead for row in rows),
-        "disk_free": free,
-        "disk_total": total,
-    }

@@ -192,15 +192,18 @@ def identity_of(layout: Layout) -> Identity:
     return identity
 
 
-def ensure_index(layout: Layout, ops: FileOps) -> None:
-    """Refuse segments without their index, and undo an exchange of indexes that was cut short."""
-    if layout.index.exists():
-        return
-    if layout.old_index.exists():
+def undo_exchange(layout: Layout, ops: FileOps) -> None:
+    """One of indexes that was cut short: the new one has not got its name yet. An old index that is alone may
+    be months old, and is left where it is."""
+    if not layout.index.exists() and layout.old_index.exists() and layout.new_index.exists():
         with contextlib.suppress(FileNotFoundError):  # another worker was first
             ops.rename(layout.old_index, layout.index)
-        return
-    if layout.segment_files():
+
+
+def ensure_index(layout: Layout, ops: FileOps) -> None:
+    """Refuse segments without their index, and undo an exchange of indexes that was cut short."""
+    undo_exchange(layout, ops)
+    if not layout.index.exists() and layout.segment_files():
         raise StoreCorrupt(
             f"{layout.root} has segments but no index: run `streamsrv reindex --data {layout.root}`"
         )

@@ -17,7 +17,7 @@ a header of 104 bytes and its payload.
       88     16   check: BLAKE2b keyed with the secret over bytes 0-87, the segment's id and the record's
                   own offset
      104          payload: INSTANCE and VOID: the Part 10 file as received; TOMBSTONE: record ids, 16 bytes
-                  each
+                  each, their xxh3-128, and the same ids again
 
 All numbers are little endian.
 
@@ -43,12 +43,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import xxhash
+
 from streamsrv.store.rows import FIRST_RECORD
 
 FORMAT_VERSION = 2
 ID_LENGTH = 16
 NO_ID = bytes(ID_LENGTH)
 NO_DIGEST = bytes(16)
+_DIGEST_LENGTH = 16
+# Of a digest between two equal copies. If both copies had changed alike, about half of its 128 bits would.
+_MOST_FLIPPED = 8
 
 _FIELDS = struct.Struct("<8sBB6x16s16sQQ16sQ")
 _PLACE = struct.Struct("<QQ")
@@ -221,10 +226,43 @@ class RecordFormat:
         return True
 
 
+class TombstoneDamaged(ValueError):
+    """The ids in a tombstone cannot be told. The message is the reason; `certain` are those that can."""
+
+    def __init__(self, reason: str, certain: Sequence[bytes] = ()) -> None:
+        super().__init__(reason)
+        self.certain = certain
+
+
 def pack_ids(ids: Sequence[bytes]) -> bytes:
-    """The payload of a tombstone."""
-    return b"".join(ids)
+    """The payload of a tombstone: the ids, their xxh3-128, and the ids again. So one flipped bit, or one lost
+    sector of a long one, brings no instance back."""
+    body = b"".join(ids)
+    return body + xxhash.xxh3_128_digest(body) + body
 
 
 def unpack_ids(payload: bytes) -> list[bytes]:
-    return [payload[at : at + ID_LENGTH] for at in range(0, len(payload), ID_LENGTH)]
+    """Raises TombstoneDamaged unless a copy of the ids is whole."""
+    count, odd = divmod(len(payload) - _DIGEST_LENGTH, 2 * ID_LENGTH)
+    if count < 0 or odd:
+        raise TombstoneDamaged(f"its length of {len(payload)} bytes is wrong")
+    middle = count * ID_LENGTH
+    first, digest = payload[:middle], payload[middle : middle + _DIGEST_LENGTH]
+    second = payload[middle + _DIGEST_LENGTH :]
+    for body in (first, second):
+        if xxhash.xxh3_128_digest(body) == digest:
+            return _split(body)
+    if first == second and _differing_bits(xxhash.xxh3_128_digest(first), digest) <= _MOST_FLIPPED:
+        return _split(first)
+    pairs = zip(_split(first), _split(second), strict=True)
+    raise TombstoneDamaged(
+        "both copies of its ids are damaged", [one for one, other in pairs if one == other]
+    )
+
+
+def _differing_bits(one: bytes, other: bytes) -> int:
+    return (int.from_bytes(one) ^ int.from_bytes(other)).bit_count()
+
+
+def _split(body: bytes) -> list[bytes]:
+    return [body[at : at + ID_LENGTH] for at in range(0, len(body), ID_LENGTH)]

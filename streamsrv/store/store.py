@@ -17,8 +17,8 @@ from streamsrv.dicom.instance import BulkValue
 from streamsrv.errors import Forbidden, StoreError, StreamsrvError
 from streamsrv.store import folder as folders
 from streamsrv.store import verifying
-from streamsrv.store.damage import DamagedRecord
 from streamsrv.store.claims import Claims
+from streamsrv.store.damage import DamagedRecord
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.folder import Held, Identity, Layout
 from streamsrv.store.index import Index

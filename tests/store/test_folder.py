@@ -109,10 +109,20 @@ def test_a_missing_index(layout):
 def test_an_exchange_that_was_cut_short_is_undone(layout):
     layout.segment(1).touch()
     layout.old_index.mkdir()
+    layout.new_index.mkdir()
     (layout.old_index / "file").touch()
     folder.ensure_index(layout, OPS)
     assert (layout.index / "file").exists()
     assert not layout.old_index.exists()
+
+
+def test_an_old_index_that_is_alone_is_left_where_it_is(layout):
+    """It may be months old."""
+    layout.segment(1).touch()
+    layout.old_index.mkdir()
+    with pytest.raises(StoreCorrupt, match="streamsrv reindex"):
+        folder.ensure_index(layout, OPS)
+    assert layout.old_index.exists()
 
 
 def test_an_exchange_that_another_worker_undoes(layout):
@@ -122,6 +132,7 @@ def test_an_exchange_that_another_worker_undoes(layout):
             super().rename(old, new)
 
     layout.old_index.mkdir()
+    layout.new_index.mkdir()
     folder.ensure_index(layout, Late())
     assert layout.index.exists()
 

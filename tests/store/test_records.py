@@ -14,6 +14,7 @@ from streamsrv.store.records import (
     HeaderDamaged,
     Kind,
     RecordFormat,
+    TombstoneDamaged,
     pack_ids,
     unpack_ids,
 )
@@ -175,8 +176,29 @@ def test_every_truncation_is_told(file):
         )
 
 
+def test_a_tombstone_survives_a_flipped_bit_anywhere():
+    ids = [bytes([n]) * 16 for n in range(5)]
+    packed = pack_ids(ids)
+    for place in range(len(packed)):
+        wrong = packed[:place] + bytes([packed[place] ^ 4]) + packed[place + 1 :]
+        assert unpack_ids(wrong) == ids
+
+
+def test_a_tombstone_of_which_both_copies_are_damaged_still_tells_most():
+    ids = [bytes([n]) * 16 for n in range(5)]
+    wrong = bytearray(pack_ids(ids))
+    wrong[3] ^= 1
+    wrong[5 * 16 + 16 + 20] ^= 1
+    with pytest.raises(TombstoneDamaged) as caught:
+        unpack_ids(bytes(wrong))
+    assert caught.value.certain == ids[2:]
+    for length in (0, 15, 17, 47, 49):
+        with pytest.raises(TombstoneDamaged, match="length"):
+            unpack_ids(bytes(length))
+
+
 def test_ids():
     ids = [bytes([n]) * 16 for n in range(5)]
     assert unpack_ids(pack_ids(ids)) == ids
-    assert unpack_ids(b"") == []
+    assert unpack_ids(pack_ids([])) == []
     assert len(NO_ID) == 16

@@ -56,7 +56,7 @@ def test_bytes_live_and_dead(store):
     store.delete("1.1", "1.1.1")
     row = store.index.segment(1)
     assert row.live == 4 * 200
-    assert row.dead == 3 * 200 + HEADER + 3 * 16
+    assert row.dead == 3 * 200 + HEADER + 2 * 3 * 16 + 16
     used = FIRST_RECORD + row.live + row.dead + 7 * HEADER
     assert used == row.committed_end == store.layout.segment(1).stat().st_size
 
