@@ -53,6 +53,7 @@ AT_LEAST: dict[str, float] = {
     "max_part_head": 256,
     "max_uploads": 1,
     "idle_timeout": 0.1,
+    "head_timeout": 0.1,
     "stall_timeout": 0.1,
     "max_depth": 1,
     "max_rendered_pixels": 1,

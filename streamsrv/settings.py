@@ -107,7 +107,14 @@ class Settings:
     max_connections: int = setting(
         4000,
         "connections a worker",
-        "Over it new connections wait in the kernel's queue. Each costs about 20 kB and a descriptor.",
+        "At this number a new connection replaces the one that has waited longest for a request; if none "
+        "waits, it stays in the kernel's queue. Each costs about 20 kB and a descriptor.",
+    )
+    max_connections_per_client: int = setting(
+        1000,
+        "connections a worker",
+        "The same for one address (of IPv6: one /64 network), so that one client cannot take all. A trusted "
+        "proxy has no such limit. 0: none.",
     )
     express_lane: bool = setting(
         True,
@@ -157,15 +164,26 @@ class Settings:
     max_uploads: int = setting(
         32,
         "uploads a worker",
-        "At once; the next is answered with 503 and Retry-After. Each holds a 1 MB buffer and a segment.",
+        "At once, three quarters of them for one client; the next is answered with 503 and Retry-After. Each "
+        "holds a 4 MB buffer and a segment.",
+    )
+    slow_upload_rate: int = setting(
+        16384,
+        "bytes a second",
+        "While three quarters of max_uploads are taken, slower uploads end with 408, the slowest first. "
+        "0: no upload ends for another.",
     )
 
     # How slow a client may be
     idle_timeout: float = setting(
         60.0,
         "seconds",
-        "From the end of an answer, or from connecting, to the end of the next request's headers: for idle "
-        "connections and slow heads alike.",
+        "From the end of an answer to the end of the next request's headers.",
+    )
+    head_timeout: float = setting(
+        20.0,
+        "seconds",
+        "From the first byte of a request's headers, or from connecting, to their end.",
     )
     stall_timeout: float = setting(
         30.0,

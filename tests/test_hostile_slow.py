@@ -202,6 +202,7 @@ def _complete(received):
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory):
     flags = {"--max-uploads": 3, "--idle-timeout": 1, "--stall-timeout": 1, "--min-rate": 5000}
+    flags["--slow-upload-rate"] = 0
     words = (str(word) for pair in flags.items() for word in pair)
     world = World(tmp_path_factory.mktemp("impatient"), *words, workers=1)
     yield world

@@ -28,7 +28,6 @@ from streamsrv.errors import (
     IndexFailed,
     InstanceDamaged,
     LengthRequired,
-    Overloaded,
     ServerError,
     StreamsrvError,
     WouldBlock,
@@ -53,6 +52,7 @@ from streamsrv.web.stream import Stream
 from streamsrv.web.templates import Frames, Series
 from streamsrv.web.threads import Threads
 from streamsrv.web.transfer import Transfer
+from streamsrv.web.uploads import Slot, Uploads
 from streamsrv.web.writer import Outgoing, transfer
 from streamsrv.wire.answers import Answer, Request
 from streamsrv.wire.hot_paths import target_of
@@ -84,7 +84,9 @@ class App(HTTPServerConnectionDelegate):
         self.settings = settings
         self.access_log = access_log
         self.pool = Threads(THREADS, "streamsrv")
-        self.watch = Watch(settings.idle_timeout, settings.stall_timeout, settings.min_rate)
+        self.watch = Watch(
+            settings.idle_timeout, settings.stall_timeout, settings.min_rate, settings.head_timeout
+        )
         self.buffers = Buffers()
         self.gathering = Gathering(actions.store_together)
         self.series = HotSeries(settings.max_url)
@@ -95,7 +97,9 @@ class App(HTTPServerConnectionDelegate):
         self._actions = actions
         self._hosts = Hosts(settings)
         self._cors = Cors(settings)
-        self._uploads = 0
+        clock = asyncio.get_running_loop().time
+        self._uploads = Uploads(settings.max_uploads, settings.slow_upload_rate, clock)
+        self.watch.on_sweep = self._uploads.sweep
         self._active: set[object] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -113,6 +117,10 @@ class App(HTTPServerConnectionDelegate):
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         return Exchange(self, cast(HTTP1Connection, request_conn), server_conn)
 
+    def party(self, peer: str) -> str:
+        """The client that a connection counts for; empty for a proxy, which has many."""
+        return "" if self._hosts.trusted(peer) else party(peer)
+
     def on_close(self, server_conn: object) -> None:
         self.watch.head_arrived(server_conn)
 
@@ -127,9 +135,10 @@ class App(HTTPServerConnectionDelegate):
         self._active.add(exchange)
         self._idle.clear()
 
-    def ended(self, exchange: object, intake: bool) -> None:
+    def ended(self, exchange: object, slot: Slot | None) -> None:
         self._active.discard(exchange)
-        self._uploads -= intake
+        if slot is not None:
+            self._uploads.free(slot)
         if not self._active:
             self._idle.set()
 
@@ -263,11 +272,9 @@ class App(HTTPServerConnectionDelegate):
         limit = self.settings.max_body
         if limit and length > limit:
             raise ContentTooLarge(f"the body has {length} bytes; this server accepts {limit}")
-        if self._uploads >= self.settings.max_uploads:
-            raise Overloaded(f"{self._uploads} uploads are being received; try again", retry_after=2)
         upload = self._upload(request, target, length)
-        self._uploads += 1
-        return Intake(upload, lambda result: self._actions.stored(result, request))
+        slot = self._uploads.take(request.requester.address)
+        return Intake(upload, lambda result: self._actions.stored(result, request), slot)
 
     def _upload(self, request: Request, target: Target, length: int) -> Upload:
         settings, coding = self.settings, request.headers.get("content-encoding", "")

@@ -45,6 +45,7 @@ from streamsrv.wire.answers import Answer
 log = logging.getLogger("streamsrv.web")
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+TOO_SLOW = "the body arrives more slowly than the minimum rate"
 # Bodies of requests that take none are read and dropped up to this size.
 DROPPED_BODY = 64 << 10
 # Tornado's own limit for chunked bodies; ours is told as a problem.
@@ -131,8 +132,9 @@ class Exchange(Waiting, HTTPMessageDelegate):
             if head.expects_continue:
                 await self._stream.write(CONTINUE)
             headers.pop("Expect", None)  # said, or not asked for: Tornado has nothing to say any more
-            self._meter = self._service.watch.meter(lambda: self._service.spawn(self._time_out()))
+            self._meter = self._service.watch.meter(lambda: self._time_out(TOO_SLOW))
             self._service.watch.add(self._meter)
+            intake.slot.watch(self._meter, self._time_out)
             if length == CHUNKED:
                 self._connection.set_max_body_size(NO_LIMIT)
                 self._connection.set_body_timeout(NO_LIMIT)
@@ -150,12 +152,15 @@ class Exchange(Waiting, HTTPMessageDelegate):
         except Exception as error:
             await self._refuse_within(error)
 
-    async def _time_out(self) -> None:
+    def _time_out(self, reason: str) -> None:
+        self._service.spawn(self._end_slow(RequestTimeout(reason)))
+
+    async def _end_slow(self, error: RequestTimeout) -> None:
         """Tell why and close; the read that waits then ends with StreamClosedError."""
         if not self._over:
             self._over = True
-            await self._say_last(RequestTimeout("the body arrives more slowly than the minimum rate"))
-            await self._vanish(RequestTimeout.status)
+            await self._say_last(error)
+            await self._vanish(error.status)
 
     async def _break_off(self) -> None:
         """No more comes, and the body is not whole. A client that has shut its side only is told."""
@@ -321,7 +326,7 @@ class Exchange(Waiting, HTTPMessageDelegate):
         if self._asked is not None and 200 <= status < 300:
             self._service.learn(self._asked, self._head, self.client)
         self._stream.let_go()
-        self._service.ended(self, self._intake is not None)
+        self._service.ended(self, self._intake.slot if self._intake else None)
         seconds = asyncio.get_running_loop().time() - self._began
         head = self._head
         self._service.access_log.add(

@@ -65,6 +65,10 @@ class Stream(IOStream):
     malformed: Callable[[BaseException | None], Coroutine[Any, Any, None]] | None = None
     # Told what comes first of a request; whether it has answered it.
     express: Callable[[bytes, Look], bool] | None = None
+    # Called when a part of the head that Tornado waits for has come.
+    begun: Callable[[], None] | None = None
+    party = ""  # the client that this connection counts for
+    is_new = True  # no request was awaited yet
     # Told, while this is paused, that the client has shut its side. What it has sent behind its request hides
     # that.
     shut: Callable[[], None] | None = None
@@ -96,7 +100,7 @@ class Stream(IOStream):
 
     def when_free(self, freed: Callable[[], None]) -> None:
         """Call `freed` when the socket of this closed stream is no more: now, or when it is let go."""
-        self.malformed = self.express = self.shut = None  # an exchange, which holds this stream
+        self.malformed = self.express = self.shut = self.begun = None  # an exchange, which holds this stream
         if self.half_closed:
             self._freed = freed
         else:
@@ -145,8 +149,13 @@ class Stream(IOStream):
         `_state` (the events that are waited for) are used here."""
         if self._paused and events == IOLoop.READ:
             self._hold_back(fd)
-        else:
-            super()._handle_events(fd, events)
+            return
+        super()._handle_events(fd, events)
+        self._tell_begun()
+
+    def _tell_begun(self) -> None:
+        if self._head is not None and self._read_buffer_size and self.begun and not self._head.done():
+            self.begun()
 
     def _hold_back(self, fd: Any) -> None:
         """What has come while this is paused, until `resume`; unless it has been read by now."""
@@ -200,7 +209,8 @@ class Stream(IOStream):
         """Tornado reads heads so, and nothing else."""
         self._await(self.express is not None and (not self._read_buffer_size or self._early_taken()))
         self._head = cast("asyncio.Future[bytes]", super().read_until_regex(regex, max_bytes))
-        return self._checked(self._head)
+        self._tell_begun()
+        return self._checked(self._head) if self.check is not None else self._head
 
     async def _checked(self, head: Awaitable[bytes]) -> bytes:
         try:

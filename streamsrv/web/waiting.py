@@ -35,10 +35,13 @@ class Waiting:
         self._asked: bytes | None = None  # what came first, if the lane may learn it
         self.client = str(getattr(connection.context, "remote_ip", "-"))
         stream.express = self._express if service.lane is not None else None
+        stream.begun = partial(service.watch.head_begun, key)
         self._wait()
 
     def _wait(self) -> None:
-        self._service.watch.head_awaited(self._key, self._connection.close)
+        stream = self._stream
+        self._service.watch.head_awaited(self._key, self._connection.close, stream.party, new=stream.is_new)
+        stream.is_new = False
 
     def _express(self, asked: bytes, look: Look) -> bool:
         """Whether the lane has answered what has come; then this goes on waiting."""
@@ -102,7 +105,7 @@ class Waiting:
         self._service.begun(self)
 
     def _resume(self, error: BaseException | None) -> None:
-        self._service.ended(self, False)
+        self._service.ended(self, None)
         self._stream.set_close_callback(None)
         self._stream.resume()
         self._go_on(error)

@@ -92,7 +92,13 @@ async def _serve(
     access_log = AccessLog(sys.stderr, json=settings.log_format == "json", enabled=enabled)
     app = App(settings, actions, access_log, stop.fail)
     server = Server(app, settings)
-    acceptor = Acceptor(listeners, server, settings.max_connections, alone=settings.workers == 1)
+    acceptor = Acceptor(
+        listeners,
+        server,
+        settings.max_connections,
+        settings.max_connections_per_client,
+        alone=settings.workers == 1,
+    )
     acceptor.start()
     on_ready()
     stop.beat(actions.probe, on_beat)

@@ -136,7 +136,7 @@ def test_a_meter_looks_at_windows():
 
 
 async def test_heads_are_due_in_their_order(http_server):
-    watch = Watch(idle_timeout=0.2, stall_timeout=100, min_rate=1)
+    watch = Watch(idle_timeout=0.2, stall_timeout=100, min_rate=1, head_timeout=100)
     closed = []
     for number in range(5):
         watch.head_awaited(number, lambda number=number: closed.append(number))
@@ -150,7 +150,7 @@ async def test_heads_are_due_in_their_order(http_server):
 
 
 async def test_an_upload_beside_others_takes_less():
-    watch = Watch(60, 30, 1024)
+    watch = Watch(60, 30, 1024, 20)
     meters = [watch.meter(lambda: None) for _ in range(2)]
     for meter, expected in zip(meters, (2 << 20, SHARED), strict=True):
         watch.add(meter)
@@ -158,4 +158,25 @@ async def test_an_upload_beside_others_takes_less():
         assert watch.share(1000) == 1000
     watch.drop(meters[0])
     assert watch.share(2 << 20) == 2 << 20
+    watch.stop()
+
+
+async def test_heads_that_have_begun_are_due_first():
+    watch = Watch(idle_timeout=100, stall_timeout=100, min_rate=1, head_timeout=0.2)
+    closed = []
+    for key in ("new", "begun", "idle", "answered", "known"):
+        new = key in ("new", "answered", "known")
+        watch.head_awaited(key, lambda key=key: closed.append(key), "party", new=new)
+    watch.head_begun("begun")
+    watch.head_begun("unknown")
+    watch.head_arrived("answered")
+    watch.head_awaited_again("known", asyncio.get_running_loop().time())
+    await eventually(lambda: len(closed) == 2)
+    await asyncio.sleep(0.3)
+    assert closed == ["new", "begun"]
+    assert not watch.end_longest("another party")
+    assert watch.end_longest("party")
+    assert watch.end_longest()
+    assert not watch.end_longest()
+    assert closed == ["new", "begun", "idle", "known"]
     watch.stop()
