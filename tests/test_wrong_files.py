@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from kill_world import verb
 from live_server import END_WITHIN, environment, executable, free_port, start_server
-from small_client import Client, file_of, key_of
+from small_client import WHOLE, Client, file_of, key_of, path_of
 
 OWN_OF_LMDB = {"lock.mdb"}  # locks: it holds nothing
 VERBS = ("check", "reindex", "compact", "info", "serve")
@@ -95,3 +95,56 @@ def test_every_verb_refuses_and_changes_nothing(stores, tmp_path, spoil):
         assert "Traceback" not in said
         assert contents(folder) == before, name
     assert os.listdir(folder / "segments")
+
+
+def read(server, key):
+    """(status, body)"""
+    client = Client(server.origin)
+    try:
+        reply = client.ask("GET", path_of(key), Accept=WHOLE)
+        return reply.status, reply.body
+    finally:
+        client.close()
+
+
+def test_a_missing_segment_is_named_and_its_instances_answer_500(tmp_path):
+    """Before a reindex and after it, until its file comes back."""
+    files = {key_of(1, 1, number): file_of(key_of(1, 1, number), "1", 40_000) for number in range(1, 7)}
+    server = start_server(tmp_path, "--segment-size", "65536", workers=1)
+    try:
+        client = Client(server.origin)
+        for key, body in files.items():
+            assert client.outcomes([body]) == {key[2]: True}
+        client.close()
+    finally:
+        server.end()
+    data = server.data
+    first, second = sorted((data / "segments").iterdir())[:2]
+    first.rename(tmp_path / "aside")
+    for reindexed in (False, True):
+        if reindexed:
+            code, said = verb("reindex", "--data", str(data))
+            assert (code, "segment 1: its file is missing" in said) == (1, True)
+            assert "instances: 6" in said
+        for name in ("check", "info"):
+            code, said = verb(name, "--data", str(data))
+            assert (code, "its file is missing" in said) == (1, True), said
+        server = start_server(tmp_path, workers=1)
+        try:
+            answers = {key: read(server, key) for key in files}
+        finally:
+            server.end()
+        assert "ERROR streamsrv.store segment 1: its file is missing" in server.log.read_text()
+        refused = [key for key, (status, _) in answers.items() if status != 200]
+        assert 0 < len(refused) < len(files)
+        assert {answers[key][0] for key in refused} == {500}
+        assert all(answers[key] == (200, body) for key, body in files.items() if key not in refused)
+    (tmp_path / "aside").rename(first)
+    assert verb("reindex", "--data", str(data))[0] == 0
+    assert verb("check", "--data", str(data)) == (0, "all is well\n")
+    assert second.exists()
+    server = start_server(tmp_path, workers=1)
+    try:
+        assert {key: read(server, key) for key in files} == {key: (200, body) for key, body in files.items()}
+    finally:
+        server.end()
