@@ -101,7 +101,7 @@ class Claims:
 
     def ensure(self, segment: int, slot: Slot) -> None:
         """As `put`, but writes only what is not there already."""
-        if self.slot(segment) != (False, slot):
+        if os.pread(self._fd, SLOT, slot_offset(segment)) != self._form.pack(segment, slot):
             self.put(segment, slot)
 
     def sync(self) -> None:

@@ -120,6 +120,8 @@ class Environment:
         self.folder = folder
         self.read_only = read_only
         self._store = store.hex()
+        self._files: tuple[int, ...] = ()
+        self._unchanged_since = 0
         self._paths = [str(folder / name) for name in ("data.mdb", "lock.mdb")]
         self.handles: dict[str, Any] = {}
         if not read_only:
@@ -161,11 +163,16 @@ class Environment:
     def require_files(self) -> None:
         """StoreError unless the files under these names are those that are open: a write would be lost, or
         would meet another writer."""
+        moment = os.fstat(self._users).st_mtime_ns  # of the folder: a change of names in it changes this
+        if moment == self._unchanged_since:
+            return
         try:
             found = self._file_numbers()
         except FileNotFoundError:
             found = ()
-        if found != self._files:
+        if found == self._files:
+            self._unchanged_since = moment
+        else:
             raise StoreError(
                 f"a file in {self.folder} was removed or replaced while the index is open: nothing is "
                 "written any more. Stop all processes that have the store open, and start again"
@@ -189,6 +196,7 @@ class Environment:
         try:
             if lock:
                 self.lmdb.reader_check()  # slots of processes that died
+            self._unchanged_since = 0
             self._files = () if self.read_only else self._file_numbers()
             self._open_databases()
         except BaseException:

@@ -10,7 +10,6 @@ Rules of this file
 
 from __future__ import annotations
 
-import os
 from typing import Protocol
 
 from streamsrv.errors import StoreCorrupt
@@ -39,10 +38,9 @@ class Leftovers:
         self._form = form
         self._ops = ops
 
-    def cut(self, fd: int, row: SegmentRow, claims: Claims) -> SegmentRow:
-        """Cut the segment, whose lock the caller has. Returns the row by which it was cut: its writer may
-        have died in a commit that readers had not seen. Raises StoreCorrupt, OSError."""
-        length = os.fstat(fd).st_size
+    def cut(self, fd: int, row: SegmentRow, length: int, claims: Claims) -> SegmentRow:
+        """Cut the segment, of this length, whose lock the caller has. Returns the row by which it was cut:
+        its writer may have died in a commit that readers had not seen. Raises StoreCorrupt, OSError."""
         if length > row.committed_end:
             self._index.catch_up()
             row = self._index.segment(row.segment) or row

@@ -173,9 +173,10 @@ class Segments:
             return None
         if row.empty:  # its creator may have died before all of it was durable
             self._make_durable(segment, fd, claims)
-        if os.fstat(fd).st_size < row.committed_end:
+        length = os.fstat(fd).st_size
+        if length < row.committed_end:
             return None
-        row = self._leftovers.cut(fd, row, claims)
+        row = self._leftovers.cut(fd, row, length, claims)
         if row.committed_end >= self.size and not full:
             self._seal_full(fd, row, claims)
             return None
@@ -256,7 +257,7 @@ class Segments:
         try:
             row = self._index.segment(segment)
             if row is not None and not row.sealed:
-                row = self._leftovers.cut(fd, row, claims)
+                row = self._leftovers.cut(fd, row, os.fstat(fd).st_size, claims)
                 self.seal(segment)
                 claims.put(segment, Slot(State.SEALED, row.committed_end))
         finally:
@@ -319,6 +320,6 @@ class Segments:
         try:
             row = self._index.segment(segment)
             if row is not None:
-                self._leftovers.cut(fd, row, claims)
+                self._leftovers.cut(fd, row, os.fstat(fd).st_size, claims)
         finally:
             os.close(fd)
