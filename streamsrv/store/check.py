@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -99,7 +100,9 @@ def _undisturbed(store: Store) -> Claims | Held:
     """Compaction moves records about: not now. A folder that cannot be written to has none."""
     try:
         claims = Claims(store.manifest)
-    except PermissionError:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         return Held(-1)
     if claims.compact():
         return claims

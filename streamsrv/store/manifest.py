@@ -38,6 +38,7 @@ import enum
 import os
 import secrets
 import struct
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +53,7 @@ from streamsrv.store.rows import FIRST_RECORD
 MAGIC = b"SRVMANIF"
 HEADER_LENGTH = 64
 SLOT = 16
+READ_AGAIN = 3
 _HEADER = struct.Struct("<8sH6x16s")
 _SLOT = struct.Struct("<BQ")
 _CHECKED = struct.Struct("<16sQBQ")
@@ -193,7 +195,13 @@ class Manifest:
 
     def read(self) -> Slots:
         """FileNotFoundError if there is none, WrongStore if it is another store's."""
-        return self.form.slots(self.path.read_bytes())
+        slots = self.form.slots(self.path.read_bytes())
+        for _ in range(READ_AGAIN if slots.damaged else 0):
+            # A slot that is being written may be read half. One that is damaged stays so.
+            time.sleep(0.001)
+            again = self.form.slots(self.path.read_bytes())
+            slots = again._replace(damaged=sorted(set(again.damaged) & set(slots.damaged)))
+        return slots
 
     def descriptor(self) -> int:
         """One that is open for reading and writing, for locks of its own; the caller closes it. StoreError

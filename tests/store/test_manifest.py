@@ -69,6 +69,16 @@ def flip(path, offset, mask=4):
     path.write_bytes(raw)
 
 
+def test_a_slot_that_is_being_written_is_read_again(manifest, monkeypatch):
+    manifest.replace({2: GROWING, 3: GROWING})
+    whole = manifest.path.read_bytes()
+    half = bytearray(whole)
+    half[slot_offset(2) + 3] ^= 1
+    bodies = iter([bytes(half), whole, whole, whole])
+    monkeypatch.setattr(type(manifest.path), "read_bytes", lambda path: next(bodies))
+    assert manifest.read() == ({2: GROWING, 3: GROWING}, [], False)
+
+
 @pytest.mark.parametrize("place", [0, 8, 20, 40])
 def test_a_damaged_header_leaves_the_slots(manifest, place):
     manifest.replace({2: GROWING})

@@ -19,7 +19,7 @@ from streamsrv.store.compact import compact
 from streamsrv.store.manifest import slot_offset
 from streamsrv.store.records import HEADER, Kind
 from streamsrv.store.reindex import reindex
-from streamsrv.store.rows import OnDuplicate
+from streamsrv.store.rows import OnDuplicate, Outcome
 from streamsrv.store.store import StoreOptions
 
 SOAK = int(os.environ.get("SOAK", "1"))
@@ -156,6 +156,27 @@ def test_one_flipped_bit_in_each_kind_of_record(world, memory, witnesses):
             shutil.rmtree(folder)
             checked += 1
     assert checked > 20
+
+
+def test_a_store_that_is_started_cuts_nothing_and_check_is_as_strict_as_reindex(world, memory):
+    origin, expected = world
+    choice = random.Random(12)
+    for segment, records in segments_of(origin).items():
+        for offset, context in places(records, choice):
+            folder = shutil.copytree(origin, memory / "store")
+            path = path_of(folder, segment)
+            flip(path, offset)
+            before = {each: path_of(folder, each).read_bytes() for each in (2, 3, 4)}
+            with open_store(folder, options=OPTIONS) as store:
+                assert put(store, payload_of(key_of(7))) == [Outcome.STORED], context
+                told = complaints(store)
+            for each, body in before.items():
+                assert path_of(folder, each).read_bytes()[: len(body)] == body, (context, each)
+            report = reindex(folder, derive)
+            strict = any(finding.severity is Severity.ERROR for finding in report.findings)
+            assert told != [] or not strict, (context, report.findings)
+            assert report.instances == len(expected) + 1
+            shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("witnesses", ["all", "manifest", "index"])
