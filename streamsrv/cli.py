@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,8 +145,10 @@ def open_store(settings: Settings, *, read_only: bool) -> Store:
 
 
 def deriver(settings: Settings) -> Callable[[Record], NewInstance]:
-    """What a record's row should be, under the limits that the server reads with."""
-    limits = read_limits(settings)
+    """What a record's row should be, by the thresholds that the server reads with. Limits of size do not
+    count: what was stored under other limits stays."""
+    unlimited = 1 << 62
+    limits = replace(read_limits(settings), max_attributes=0, max_metadata=unlimited, max_elements=unlimited)
     return lambda record: derive(record, limits)[1]
 
 

@@ -60,6 +60,7 @@ def read_limits(settings: Settings) -> ReadLimits:
     return ReadLimits(
         bulk_threshold=settings.bulk_threshold,
         max_depth=settings.max_depth,
+        max_attributes=settings.max_attributes,
         max_metadata=settings.max_metadata,
     )
 

@@ -201,8 +201,17 @@ class Settings:
     max_depth: int = setting(
         64, "levels", "Of sequences in sequences. Real ones end at about 8; a bomb nests by the thousand."
     )
+    max_attributes: int = setting(
+        20_000,
+        "attributes",
+        "At the top level of one dataset; 0: any number. Real ones have some hundred, and each takes memory "
+        "in searches. In items of sequences there may be millions.",
+    )
     max_metadata: int = setting(
-        64 << 20, "bytes", "DICOM JSON of one instance; an enhanced multi-frame CT has about 10 MB."
+        256 << 20,
+        "bytes",
+        "DICOM JSON of one instance; an enhanced multi-frame CT has about 10 MB, a slide of 190,000 frames "
+        "150 MB.",
     )
     pixel_workers: int = setting(
         0,

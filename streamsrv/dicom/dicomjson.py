@@ -103,6 +103,7 @@ class MetadataWriter:
         self._out: list[bytes] = []
         self._pending = 0
         self._known: list[Known] = []
+        self._attributes = 0  # of the top level, that are written
 
     @property
     def converters(self) -> dict[str, Converter]:
@@ -243,6 +244,7 @@ class MetadataWriter:
             else:
                 self._write_members(node, inner.key if inner else max(node.members, default=""))
             if inner and (inner.count or not inner.key) and not inner.written:
+                self._count_attributes(node is stack[0])
                 self._comma(node)
                 self._out.append(b'"%s":{"vr":"SQ","Value":[' % inner.key.encode() if inner.key else b"{")
                 inner.written = True
@@ -264,6 +266,7 @@ class MetadataWriter:
                 del members[key]
                 self.warn(key, "out of order: left out of the metadata")
         if node is self._stack[0]:
+            self._count_attributes(len(members) + sum(max(0, len(each.members) - 1) for each in self._known))
             for key in self.keep & members.keys():
                 if not isinstance(members[key], orjson.Fragment):
                     self.kept[key] = members[key]
@@ -278,6 +281,16 @@ class MetadataWriter:
                 self._out.append(orjson.dumps(ordered)[1:-1])
                 node.through = max(node.through, next(reversed(ordered)))
             members.clear()
+
+    def _count_attributes(self, number: int) -> None:
+        """More attributes of the dataset itself, as opposed to those of its items, are about to be
+        written."""
+        self._attributes += number
+        limit = self.limits.max_attributes
+        if limit and self._attributes > limit:
+            raise InstanceRefused(
+                f"more than {limit:,} attributes at the top level of the dataset (max_attributes)"
+            )
 
     def _comma(self, node: _Open) -> None:
         if node.filled:

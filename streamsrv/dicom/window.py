@@ -41,10 +41,11 @@ class ReadLimits:
         64  # sequences within sequences; structured reports, the deepest there are, use about ten
     )
     max_elements: int = (
-        4_000_000  # elements and items; 10,000 frames of an enhanced instance have 500,000; read in seconds
+        10_000_000  # elements and items; a slide of 190,000 frames has 5 million; read at 3 us each
     )
+    max_attributes: int = 20_000  # at the top level, 0: any number; the largest modules have some hundred
     max_fragments: int = 2_000_000  # a slide has under a million tiles; two 64-bit numbers are kept for each
-    max_metadata: int = 64 * 1024 * 1024  # of DICOM JSON text; the largest seen in practice is about 20 MB
+    max_metadata: int = 256 * 1024 * 1024  # of DICOM JSON text; 5 million elements have about 150 MB
     max_inflated: int = (
         2 * 1024**3
     )  # of a deflated dataset: a few seconds of inflating; it may be a thousandth of that on disk

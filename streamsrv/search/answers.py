@@ -183,21 +183,33 @@ def _streamed(
 
 def _json_chunks(found: _Found, attributes: Attributes) -> Iterator[bytes]:
     hits, before = found.hits(), b"["
-    while page := list(itertools.islice(hits, PAGE)):
-        yield before + b",".join(attributes.texts(page))
-        before = b","
+    if attributes.deep:
+        for pieces in attributes.datasets(hits):
+            yield before
+            yield from pieces
+            before = b","
+    else:
+        while page := list(itertools.islice(hits, PAGE)):
+            yield before + b",".join(attributes.texts(page))
+            before = b","
     yield b"]" if before == b"," else b"[]"
 
 
 def _xml_chunks(boundary: bytes, found: _Found, attributes: Attributes) -> Iterator[bytes]:
-    return _models(boundary, attributes.texts(found.hits()))
+    if not attributes.deep:
+        return _models(boundary, attributes.texts(found.hits()))
+    return _documents(boundary, attributes.datasets(found.hits()))
 
 
 def _models(boundary: bytes, texts: Iterable[bytes]) -> Iterator[bytes]:
-    for text in texts:
-        for dataset in orjson.loads(b"[" + text + b"]"):
-            yield part_head(boundary, {"Content-Type": DICOM_XML})
-            yield from native_xml([orjson.dumps(dataset)])
+    datasets = (dataset for text in texts for dataset in orjson.loads(b"[" + text + b"]"))
+    return _documents(boundary, ([orjson.dumps(dataset)] for dataset in datasets))
+
+
+def _documents(boundary: bytes, datasets: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
+    for pieces in datasets:
+        yield part_head(boundary, {"Content-Type": DICOM_XML})
+        yield from native_xml(pieces)
     yield closing(boundary)
 
 

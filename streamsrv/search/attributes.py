@@ -21,13 +21,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import orjson
 
 from streamsrv.dicom.instance import JsonDataset, JsonElement
+from streamsrv.dicom.jsonmembers import members
 from streamsrv.store.index import Index
 from streamsrv.store.index_answers import expand, fill, fill_page
 from streamsrv.store.index_rows import LevelRow, instance_answer, json_object
 from streamsrv.store.index_search import LEVELS, Hit
 from streamsrv.store.query import BY_TAG, QUERY_ATTRIBUTES, Level, Path, Returned, attributes_at
 from streamsrv.store.query_conditions import Query
-from streamsrv.store.rows import InstanceKey
+from streamsrv.store.rows import InstanceKey, InstanceRow
+from streamsrv.store.searched_metadata import SHORT, attributes_in
 
 PAGE = 100  # matches looked at together
 REMEMBERED = 1024  # texts, 4 kB each with what they were made of
@@ -159,32 +161,51 @@ class Attributes:
         firsts = self._index.first_series(studies)
         return ((hit, _with_series(hit, firsts.get(hit.study))) for hit in hits)
 
+    def datasets(self, hits: Iterable[Hit]) -> Iterator[Iterator[bytes]]:
+        """Each match as the pieces of one JSON object. What is `deep` may be as long as the metadata of an
+        instance, and is never held whole. Take all pieces of each before the next one."""
+        if not self.deep:
+            return (iter((text,)) for text in self.texts(hits))
+        pages = map(self._with_first, _pages(hits))
+        return itertools.starmap(self._deep_pieces, itertools.chain.from_iterable(pages))
+
     def _text(self, hit: Hit, first: Hit | None) -> bytes:
+        if self.deep:
+            return b"".join(self._deep_pieces(hit, first))
+        rows = self._rows(hit, first)
+        if self._level is not Level.INSTANCE:
+            return joined_text(*rows)
+        return orjson.dumps(joined(*rows), option=orjson.OPT_SORT_KEYS)
+
+    def _rows(self, hit: Hit, first: Hit | None) -> tuple[tuple[bytes, ...], tuple[Part, ...]]:
+        """What the rows say, to be joined."""
         texts = [self._texts(hit, level) for level in self._levels]
         given = tuple(answer for answer, _ in texts)
         if self._everything:
             given += tuple(more for _, more in texts)
-        elsewhere = tuple(self._parts(hit, first))
-        if not self.deep and self._level is not Level.INSTANCE:
-            return joined_text(given, elsewhere)
-        found = joined(given, elsewhere)
-        return orjson.dumps(
-            self._with_metadata(hit, found) if self.deep else found, option=orjson.OPT_SORT_KEYS
-        )
+        return given, tuple(self._parts(hit, first))
+
+    def _deep_pieces(self, hit: Hit, first: Hit | None) -> Iterator[bytes]:
+        found = joined(*self._rows(hit, first))
+        rows = self._index.lookup(hit.study, hit.series, hit.instance, limit=1)
+        length = rows[0].metadata_length if rows else 0
+        pieces = functools.partial(self._metadata, rows, _key(hit))
+        if length <= SHORT:
+            metadata = json_object(b"".join(pieces()))
+            kept = metadata if self._everything else pruned(metadata, self._unknown)
+            yield _sorted_text(_over(found, kept))
+        elif self._everything:
+            yield from merged(pieces(), found)
+        else:
+            with attributes_in(pieces, self._unknown, self._index.parsing, length) as metadata:
+                text = _sorted_text(_over(found, pruned(metadata, self._unknown)))
+            yield text
 
     def _parts(self, hit: Hit, first: Hit | None) -> Iterator[Part]:
         for level, paths in self._elsewhere.items():
             source = first if level is Level.SERIES else self._down_to(hit, level)
             if source:
                 yield paths, self._texts(source, level)
-
-    def _with_metadata(self, hit: Hit, found_in_rows: JsonDataset) -> JsonDataset:
-        metadata = self._metadata(hit)
-        found = metadata if self._everything else pruned(metadata, self._unknown)
-        # Of these the rows hold less than was asked for; of all else they know better.
-        return found | {
-            tag: each for tag, each in found_in_rows.items() if tag not in _PARTIAL or tag not in found
-        }
 
     def _texts(self, hit: Hit, level: Level) -> Texts:
         if level is Level.INSTANCE:
@@ -202,15 +223,47 @@ class Attributes:
             return hit
         return next(self._index.search(Query(level, hit.study, hit.series, wanted=1)), None)
 
-    def _metadata(self, hit: Hit) -> JsonDataset:
-        rows = self._index.lookup(hit.study, hit.series, hit.instance, limit=1)
-        text = b"".join(self._index.metadata(rows))
-        key = rows[0].key if rows else _key(hit)
-        url = f"/studies/{key.study}/series/{key.series}/instances/{key.instance}".encode()
-        return json_object(text.replace(b"\0", self._base_url + url))
+    def _metadata(self, rows: Sequence[InstanceRow], named: InstanceKey) -> Iterator[bytes]:
+        key = rows[0].key if rows else named
+        url = self._base_url + f"/studies/{key.study}/series/{key.series}/instances/{key.instance}".encode()
+        return (piece.replace(b"\0", url) for piece in self._index.metadata(rows))
 
     def _filled(self, text: bytes, hit: Hit) -> bytes:
         return fill(text, self._base_url, _key(hit))
+
+
+def _over(rows: JsonDataset, metadata: JsonDataset) -> JsonDataset:
+    """Both together. Rows hold less of some sequences than was asked for; of all else they know better."""
+    return metadata | {tag: each for tag, each in rows.items() if tag not in _PARTIAL or tag not in metadata}
+
+
+def _sorted_text(dataset: JsonDataset) -> bytes:
+    return orjson.dumps(dataset, option=orjson.OPT_SORT_KEYS)
+
+
+def merged(metadata: Iterable[bytes], rows: JsonDataset) -> Iterator[bytes]:
+    """As the text of `_over`, in pieces and without parsing the metadata."""
+    waiting = sorted(rows.items(), reverse=True)
+    before, comma, kept = "", b"{", False
+    for tag, piece in members(metadata):
+        if tag == before:
+            if kept:
+                yield piece
+            continue
+        while waiting and waiting[-1][0] < tag:
+            yield comma + _sorted_text(dict([waiting.pop()]))[1:-1]
+            comma = b","
+        known = bool(waiting) and waiting[-1][0] == tag
+        before, kept = tag, not known or tag in _PARTIAL
+        if known and kept:
+            waiting.pop()
+        if kept:
+            yield comma + b'"%b":' % tag.encode() + piece
+            comma = b","
+    for each in reversed(waiting):
+        yield comma + _sorted_text(dict([each]))[1:-1]
+        comma = b","
+    yield b"}" if comma == b"," else b"{}"
 
 
 def _pages(hits: Iterable[Hit]) -> Iterator[list[Hit]]:

@@ -11,15 +11,20 @@ eighths, what is dearer several times.
 
 from __future__ import annotations
 
+import contextlib
 import resource
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from streamsrv.errors import ContentTooLarge, WouldBlock
+from streamsrv.errors import ContentTooLarge, Overloaded, WouldBlock
 
 BRIEF_ROWS = 64
 # Read before the disk is asked about: each may lie on a page that is not in memory.
 BRIEF_PORTION = 16
+# JSON text that is parsed at the same time in a worker, in bytes: as Python objects up to 24 times as much.
+PARSED_BYTES = 16 << 20
+PARSED_WAIT = 5.0  # seconds that a search waits for others
 
 
 @dataclass(slots=True)
@@ -70,3 +75,30 @@ class Brief(Budget):
             raise WouldBlock("this search looks at more than a few rows")
         if self.waits() != self.waited:
             raise WouldBlock("this search waits for the disk")
+
+
+class Parsing:
+    """What the searches of a worker may hold parsed at the same time. Any thread may use it."""
+
+    def __init__(self, most: int = PARSED_BYTES, wait: float = PARSED_WAIT) -> None:
+        """`most` bytes of JSON text; a search waits at most `wait` seconds for others."""
+        self.most = most
+        self._wait = wait
+        self._free = most
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def hold(self, length: int) -> Iterator[None]:
+        """Keep room for so many bytes, at most for all there is. Overloaded if others do not leave in
+        time."""
+        length = min(length, self.most)
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._free >= length, self._wait):
+                raise Overloaded("too many searches read long metadata at the same time", retry_after=5)
+            self._free -= length
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += length
+                self._changed.notify_all()

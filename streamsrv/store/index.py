@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from streamsrv.store import failpoints
-from streamsrv.store.budget import Budget
+from streamsrv.store.budget import Budget, Parsing
 from streamsrv.store.damage import DamagedRecord
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.index_batch import Batch, Prepared, prepare
@@ -47,6 +47,7 @@ class Index(Reading):
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         self._writer = Writer(environment)
+        self.parsing = Parsing()  # of all searches
 
     @classmethod
     def open(cls, folder: Path, *, read_only: bool = False, store: bytes = b"") -> Index:
@@ -160,7 +161,7 @@ class Index(Reading):
 
     def search(self, query: Query, budget: Budget | None = None) -> Iterator[Hit]:
         """What matches, newest study first. ContentTooLarge when the budget is spent."""
-        return Search(self._environment, query, budget or Budget()).hits()
+        return Search(self._environment, query, budget or Budget(), self.parsing).hits()
 
     def listed(self, attribute: QueryAttribute, form: str, most: int) -> list[tuple[str, LevelRow]] | None:
         """The studies that stand in the list of a study attribute under one normal form, by UID, in one look;

@@ -20,24 +20,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamsrv.dicom.instance import JsonDataset
-from streamsrv.store.budget import Budget
+from streamsrv.store.budget import Budget, Parsing
 from streamsrv.store.index_answers import instance_attributes, reader_of
 from streamsrv.store.index_environment import Environment
 from streamsrv.store.index_lists import ALL_DAYS, CANDIDATES, Lists, batch_sizes, study_date
-from streamsrv.store.index_rows import (
-    LevelRow,
-    chunk_key,
-    json_object,
-    number_key,
-    prefix,
-    serial_of,
-    without_sum,
-)
+from streamsrv.store.index_rows import LevelRow, prefix, serial_of
 from streamsrv.store.index_terms import ORDERING
-from streamsrv.store.index_texts import Inflating, find_texts
 from streamsrv.store.query import Level
 from streamsrv.store.query_conditions import Condition, Query
 from streamsrv.store.query_values import cut
+from streamsrv.store.searched_metadata import SearchedMetadata
 
 FEW = 200  # a list that offers no more is used at once
 LEVELS = tuple(Level)  # going through an enumeration takes a microsecond each time
@@ -57,20 +49,22 @@ class Hit:
 
 
 class Search:
-    def __init__(self, environment: Environment, query: Query, budget: Budget) -> None:
+    def __init__(
+        self, environment: Environment, query: Query, budget: Budget, parsing: Parsing | None = None
+    ) -> None:
         self._environment = environment
         self._handles = environment.handles
         self._query = query
         self._budget = budget
         self._lists = Lists(environment, budget)
-        self._texts = Inflating()
         self._conditions: dict[Level, list[Condition]] = {level: [] for level in LEVELS}
-        self._on_metadata: list[Condition] = []
+        on_metadata: list[Condition] = []
         for condition in query.conditions:
-            known = self._conditions[condition.row.level] if condition.row else self._on_metadata
+            known = self._conditions[condition.row.level] if condition.row else on_metadata
             known.append(condition)
+        self._metadata = SearchedMetadata(environment, budget, parsing or Parsing(), on_metadata)
         self._read = {level: self._reader(level) for level in LEVELS if self._conditions[level]}
-        at_instances = self._conditions[Level.INSTANCE] or self._on_metadata
+        at_instances = self._conditions[Level.INSTANCE] or on_metadata
         instances = bool(at_instances or Level.INSTANCE in query.uids)
         series = bool(instances or self._conditions[Level.SERIES] or Level.SERIES in query.uids)
         # How deep the conditions reach, or the target does.
@@ -93,7 +87,7 @@ class Search:
 
     def _instances(self, above: Hit) -> Iterator[Hit]:
         for instance, value in self._instance_rows(above.study, above.series or ""):
-            if self._accepts(Level.INSTANCE, value) and self._accepts_metadata(value):
+            if self._accepts(Level.INSTANCE, value) and self._metadata.accept(serial_of(value)):
                 yield Hit(above.study, above.study_row, above.series, above.series_row, instance, value)
 
     def _once(self, level: Level, below: Iterator[Hit]) -> Iterator[Hit]:
@@ -117,26 +111,6 @@ class Search:
             return True
         found = self._read[level](row)
         return all(condition.accepts(found) for condition in conditions)
-
-    def _accepts_metadata(self, value: bytes) -> bool:
-        if not self._on_metadata:
-            return True
-        found = self._metadata(serial_of(value))
-        return all(condition.accepts(found) for condition in self._on_metadata)
-
-    def _metadata(self, serial: int) -> JsonDataset:
-        self._budget.spend(metadata=1)  # a search that may read none reads none
-        start, frames = number_key(serial), []
-        with self._environment.reading("searching metadata") as transaction:
-            cursor = transaction.cursor(db=self._handles["metadata"])
-            kept = find_texts(cursor, [serial])
-            more = cursor.set_range(chunk_key(serial, 1))
-            while more and cursor.key().startswith(start):
-                frames.append(without_sum("metadata", cursor.key(), cursor.value()))
-                more = cursor.next()
-        text = b"".join((*map(self._texts.text, kept or ()), *map(self._texts.frame, frames)))
-        self._budget.spend(metadata=len(text))
-        return json_object(text.replace(b"\0", b""))
 
     # -- studies
 

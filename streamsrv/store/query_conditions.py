@@ -40,13 +40,16 @@ _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 
 class Condition(Protocol):
     """`row` is None where the metadata must be read; `tags` are those of the outermost elements that are
-    looked at."""
+    looked at, and `values` those of which values are compared, and not items."""
 
     @property
     def row(self) -> QueryAttribute | None: ...
 
     @property
     def tags(self) -> tuple[str, ...]: ...
+
+    @property
+    def values(self) -> tuple[str, ...]: ...
 
     def accepts(self, attributes: JsonDataset) -> bool: ...
 
@@ -62,6 +65,10 @@ class ValueCondition:
     @property
     def tags(self) -> tuple[str, ...]:
         return self.path[:1]
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        return self.path if len(self.path) == 1 else ()
 
     def accepts(self, attributes: JsonDataset) -> bool:
         return self.matcher.matches(elements_at(attributes, self.path))
@@ -83,6 +90,10 @@ class MomentCondition:
     @property
     def tags(self) -> tuple[str, ...]:
         return self.date[0], self.time[0]
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        return self.tags
 
     def accepts(self, attributes: JsonDataset) -> bool:
         return self.moments.accepts(elements_at(attributes, self.date), elements_at(attributes, self.time))

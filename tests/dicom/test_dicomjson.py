@@ -22,6 +22,7 @@ from made_files import (
 
 from streamsrv.dicom import dicomjson
 from streamsrv.dicom.part10 import ReadLimits, read_instance
+from streamsrv.dicom.repeats import Repeats
 from streamsrv.errors import InstanceRefused
 
 
@@ -265,6 +266,43 @@ def test_metadata_have_a_limit():
     )
     with pytest.raises(InstanceRefused, match="more than 100,000 bytes of metadata"):
         text_of(content, max_metadata=100_000)
+
+
+@pytest.mark.parametrize("number", [500, 501])
+@pytest.mark.parametrize("repeats", [False, True])
+def test_attributes_at_the_top_level_have_a_limit(number, repeats):
+    """Exactly. Those of items do not count."""
+    known = Repeats() if repeats else None
+    items = sequence(0x00081140, [item(element(0x00081150, "UI", b"1.2\0"))] * 1_000)
+
+    def content(attributes):
+        tags = ((0x7001 + 2 * (at >> 15)) << 16 | 0x1000 + (at & 0x7FFF) for at in range(attributes))
+        return part10(identity() + items + b"".join(element(tag, "LO") for tag in tags))
+
+    first = len(read(content(0))[1]) - 2
+    if repeats:  # what instances have in common counts as well
+        for _ in range(3):
+            again(content(100), known)
+    if number > 500:
+        with pytest.raises(
+            InstanceRefused, match=r"more than 500 attributes at the top level.*max_attributes"
+        ):
+            again(content(number - first), known)
+    else:
+        assert len(again(content(number - first), known)) == number + 2
+
+
+def again(content, repeats):
+    pieces = []
+    read_instance(
+        pread_of(content),
+        len(content),
+        keep=frozenset(),
+        emit=pieces.append,
+        limits=ReadLimits(max_attributes=500),
+        repeats=repeats,
+    )
+    return orjson.loads(b"".join(pieces).replace(b"\0", b""))
 
 
 def test_nul_characters_in_text_are_no_slots():

@@ -50,7 +50,9 @@ def instance(key: tuple[str, str, str], number: int, attributes: JsonDataset) ->
         0,
         0,
     )
-    text = json.dumps({**attributes, "7FE00010": {"vr": "OW", "BulkDataURI": "\0/bulkdata/7FE00010"}})
+    text = json.dumps(
+        {**attributes, "7FE00010": {"vr": "OW", "BulkDataURI": "\0/bulkdata/7FE00010"}}, separators=(",", ":")
+    )
     text = text.replace("\\u0000", "\0")
     return NewInstance(row, [zstandard.compress(text.encode())], b"", [], attributes)
 

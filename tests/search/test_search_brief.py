@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import pytest
 from search_world import Holder, ask, body_of, element, instance, patient
 
 from streamsrv.errors import WouldBlock
 from streamsrv.search import answers
-from streamsrv.store import index_reading, index_search
+from streamsrv.store import index_reading, index_search, searched_metadata
 from streamsrv.store.budget import BRIEF_PORTION, BRIEF_ROWS, Brief
 from streamsrv.store.index import Index
 from streamsrv.store.index_environment import ReadTransaction
@@ -81,7 +81,7 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows = self.transactions = self.texts = 0
-        unpack, begin, text = LevelRow.unpack, ReadTransaction.__enter__, index_search.json_object
+        unpack, begin, names = LevelRow.unpack, ReadTransaction.__enter__, searched_metadata.names_any
 
         def unpacking(value: bytes) -> LevelRow:
             self.rows += 1
@@ -91,14 +91,14 @@ class Counted:
             self.transactions += 1
             return begin(reading)
 
-        def read(value: bytes) -> object:
+        def read(pieces: Iterable[bytes], tags: Collection[str]) -> bool:
             self.texts += 1
-            return text(value)
+            return names(pieces, tags)
 
         for module in (index_search, index_reading):
             monkeypatch.setattr(module.LevelRow, "unpack", staticmethod(unpacking))
         monkeypatch.setattr(ReadTransaction, "__enter__", beginning)
-        monkeypatch.setattr(index_search, "json_object", read)
+        monkeypatch.setattr(searched_metadata, "names_any", read)
 
 
 @pytest.mark.parametrize("url", BRIEF)

@@ -279,7 +279,7 @@ def test_an_empty_index(tmp_path: Path) -> None:
 def test_damage_is_told(tmp_path: Path) -> None:
     index = Index.open(tmp_path)
     index.add_segment()
-    broken = new_instance(("1.1", "1.2", "1.3"), 1, text=b"{")
+    broken = new_instance(("1.1", "1.2", "1.3"), 1, text=b'{"00187004":{')
     torn = new_instance(("1.1", "1.2", "1.4"), 2)
     torn.metadata = [b"nonsense"]
     for new in (broken, torn):

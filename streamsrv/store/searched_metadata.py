@@ -1,0 +1,117 @@
+"""Attributes without a row in the index, as a search reads them: from the metadata of an instance.
+
+Strategy: the tag is looked for in the JSON text as bytes; most texts do not have it, and are not parsed. A
+short text that has it is parsed whole. Of a long one only the attribute is (dicom/jsonmembers.py), within
+the bytes that all searches of a worker may hold parsed together (budget.Parsing).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
+from streamsrv.dicom.instance import JsonDataset
+from streamsrv.dicom.jsonmembers import elements_in, names_any
+from streamsrv.errors import ContentTooLarge
+from streamsrv.store.budget import Budget, Parsing
+from streamsrv.store.index_environment import Environment
+from streamsrv.store.index_rows import chunk_key, json_object, number_key, without_sum
+from streamsrv.store.index_texts import Inflating, Run, find_texts
+from streamsrv.store.query_conditions import Condition
+from streamsrv.store.rows import METADATA_CHUNK
+
+SHORT = 64 << 10  # bytes of a text that is parsed whole: at most 2 MB of objects
+
+
+@contextlib.contextmanager
+def attributes_in(
+    pieces: Callable[[], Iterable[bytes]],
+    tags: Collection[str],
+    parsing: Parsing,
+    length: int,
+    no_sequences: Collection[str] = (),
+) -> Iterator[JsonDataset]:
+    """For as long as the block lasts, the attributes with these tags at the top level of a text of `length`
+    bytes, without its slots; those of `no_sequences` only if they are none. Raises ContentTooLarge if they
+    are longer than may be parsed, and Overloaded as `parsing` does."""
+    found = elements_in(pieces(), tags, SHORT, no_sequences)
+    if found is not None:
+        yield _parsed(found)
+        return
+    with parsing.hold(length):
+        found = elements_in(pieces(), tags, parsing.most, no_sequences)
+        if found is None:
+            raise ContentTooLarge(
+                f"an instance has more than {parsing.most:,} bytes of metadata in "
+                f"{', '.join(sorted(tags))}: narrow the search by a UID"
+            )
+        yield _parsed(found)
+
+
+def _parsed(found: Mapping[str, bytes]) -> JsonDataset:
+    return {tag: json_object(text.replace(b"\0", b"")) for tag, text in found.items()}
+
+
+class SearchedMetadata:
+    """Used by one search."""
+
+    def __init__(
+        self, environment: Environment, budget: Budget, parsing: Parsing, conditions: Sequence[Condition]
+    ) -> None:
+        self._environment = environment
+        self._handle = environment.handles["metadata"]
+        self._budget = budget
+        self._parsing = parsing
+        self._conditions = conditions
+        self._tags = frozenset(tag for condition in conditions for tag in condition.tags)
+        through = {tag for each in conditions for tag in each.tags if tag not in each.values}
+        self._values = self._tags - through
+        self._texts = Inflating()
+
+    def accept(self, serial: int) -> bool:
+        """Whether the metadata of the instance meet all conditions. ContentTooLarge when the budget is
+        spent."""
+        if not self._conditions:
+            return True
+        self._budget.spend(metadata=1)  # a search that may read none reads none
+        first, frames = self._stored(serial)
+        pieces = self._pieces(first, frames)
+        if not frames:
+            text = b"".join(pieces())
+            if not names_any([text], self._tags):
+                return self._decide({})
+            if len(text) <= SHORT:
+                return self._decide(json_object(text.replace(b"\0", b"")))
+        elif not names_any(pieces(), self._tags):
+            return self._decide({})
+        length = (1 + len(frames)) * METADATA_CHUNK
+        with attributes_in(pieces, self._tags, self._parsing, length, self._values) as found:
+            return self._decide(found)
+
+    def _decide(self, found: JsonDataset) -> bool:
+        return all(condition.accepts(found) for condition in self._conditions)
+
+    def _stored(self, serial: int) -> tuple[list[Run], list[bytes]]:
+        """What the text begins with, and the compressed chunks that follow it."""
+        start, frames = number_key(serial), []
+        with self._environment.reading("searching metadata") as transaction:
+            cursor = transaction.cursor(db=self._handle)
+            first = find_texts(cursor, [serial])
+            more = cursor.set_range(chunk_key(serial, 1))
+            while more and cursor.key().startswith(start):
+                frames.append(without_sum("metadata", cursor.key(), cursor.value()))
+                more = cursor.next()
+        return first or [], frames
+
+    def _pieces(self, first: Sequence[Run], frames: Sequence[bytes]) -> Callable[[], Iterator[bytes]]:
+        def pieces() -> Iterator[bytes]:
+            for run in first:
+                yield self._charged(self._texts.text(run))
+            for frame in frames:
+                yield self._charged(self._texts.frame(frame))
+
+        return pieces
+
+    def _charged(self, text: bytes) -> bytes:
+        self._budget.spend(metadata=len(text))
+        return text
