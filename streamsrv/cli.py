@@ -27,6 +27,7 @@ from streamsrv.store.compact import compact
 from streamsrv.store.info import info
 from streamsrv.store.reindex import reindex
 from streamsrv.store.rows import NewInstance
+from streamsrv.store.scrub import Pace, check_segments
 from streamsrv.store.store import Store
 from streamsrv.store.transaction import Record
 
@@ -69,6 +70,33 @@ def add_store_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_check_arguments(parser: argparse.ArgumentParser) -> None:
+    add_store_arguments(parser)
+    parser.add_argument(
+        "--segments",
+        action="store_true",
+        help="only read the bytes of all segments, past the page cache, and compare them with their digests; "
+        "damaged instances are registered, so that the server refuses to serve them",
+    )
+    parser.add_argument(
+        "--rate",
+        type=byte_count,
+        default=0,
+        metavar="BYTES",
+        help="with --segments: read at most so much a second; K, M and G count in 1,024s [default: no limit]",
+    )
+
+
+def byte_count(text: str) -> int:
+    """`100M` as a number of bytes. ValueError for anything else."""
+    unit = text[-1:].upper()
+    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(unit)
+    number = int(text[:-1]) * factor if factor else int(text)
+    if number <= 0:
+        raise ValueError(text)
+    return number
+
+
 def add_compact_arguments(parser: argparse.ArgumentParser) -> None:
     add_store_arguments(parser)
     parser.add_argument(
@@ -103,6 +131,11 @@ def run_serve(args: argparse.Namespace) -> int:
 
 def run_check(args: argparse.Namespace) -> int:
     settings = settings_of(args)
+    if args.rate and not args.segments:
+        return complain("--rate goes with --segments", USAGE)
+    if args.segments:
+        with open_store(settings, read_only=not os.access(settings.data, os.W_OK)) as store:
+            return tell_findings(args, check_segments(store, Pace(args.rate)), {})
     with open_store(settings, read_only=True) as store:
         return tell_findings(args, check(store, deriver(settings)), {})
 
@@ -196,7 +229,7 @@ VERBS: dict[str, Verb] = {
     ),
     "store": Verb("send files and folders to a DICOMweb server", client.add_arguments, client.run),
     "samples": Verb("write the sample files of the tutorial", samples.add_arguments, samples.run),
-    "check": Verb("verify every byte and every row of a store", add_store_arguments, run_check),
+    "check": Verb("verify every byte and every row of a store", add_check_arguments, run_check),
     "reindex": Verb("rebuild the index of a store from its segments", add_store_arguments, run_reindex),
     "compact": Verb("give back the space of what was deleted", add_compact_arguments, run_compact),
     "info": Verb("what a store is and holds", add_store_arguments, run_info),

@@ -194,6 +194,20 @@ class Settings:
         1024, "bytes a second", "Slower bodies are cut off. The slowest modem was faster."
     )
 
+    # Bit rot
+    scrub_days: float = setting(
+        30.0,
+        "days",
+        "Within this time every stored byte is read from the disk and compared with its digest: disks change "
+        "bytes unasked. 0: never.",
+    )
+    scrub_rate: int = setting(
+        20 << 20,
+        "bytes a second",
+        "At most this much is read by the scrub, past the page cache. Over 50 TB in 30 days; a disk reads "
+        "five to a hundred times as fast. 0: no limit.",
+    )
+
     # What readers and searches may cost
     bulk_threshold: int = setting(
         1024, "bytes", "Longer binary values are left out of the metadata and named by a BulkDataURI instead."

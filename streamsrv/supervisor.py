@@ -15,6 +15,7 @@ Rules of this file
   and is killed. Time in which this process itself was stopped (Ctrl-Z) does not count.
 - SIGHUP has no effect, on workers and pixel processes neither: they inherit that.
 - Pixel processes end after the workers, which may have answers to finish.
+- The scrub process starts when all workers are ready, and is killed before they end.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from streamsrv import __version__, config
 from streamsrv.errors import StreamsrvError
 from streamsrv.pixelprocesses import pixel_limits, pixel_processes, slow_limits
 from streamsrv.privileges import protect, remarks
+from streamsrv.scrub_process import ScrubProcess
 from streamsrv.settings import Settings
 from streamsrv.store.store import Store
 from streamsrv.web.hosts import is_loopback
@@ -96,6 +98,7 @@ class Supervisor:
     ending: float | None = None  # when patience ends
     exit_code: int = 0
     pixels: Sequence[Processes] = ()  # for quick work and for long work
+    scrub: ScrubProcess | None = None
 
     def run(self) -> int:
         """Until told to end, or until workers cannot start; returns the exit code."""
@@ -106,6 +109,7 @@ class Supervisor:
             for each in (limits, slow_limits(limits))
         )
         self.pixels = quick, slow
+        self.scrub = ScrubProcess(self.settings, self.selector)
         with wake_up_pipe(self.selector), contextlib.closing(quick), contextlib.closing(slow):
             while self.ending is None or any(place.worker for place in self.places):
                 self._start_due()
@@ -127,6 +131,8 @@ class Supervisor:
             if self.ending is None and place.worker is None and place.due <= now:
                 place.worker = self._start()
                 self.selector.register(place.worker.status, selectors.EVENT_READ, place)
+        if self.scrub and self.serving and self.ending is None:
+            self.scrub.start_if_due()
 
     def _start(self) -> Worker:
         status, their_status = os.pipe()
@@ -230,6 +236,8 @@ class Supervisor:
         self.ending = time.monotonic() + self.settings.drain_timeout + GRACE
         for listener in self.listeners:
             listener.close()
+        if self.scrub:
+            self.scrub.close()
         for worker in self._workers():
             worker.process.send_signal(signal.SIGTERM)
 
@@ -248,6 +256,7 @@ class Supervisor:
         due = [place.due for place in self.places if place.worker is None]
         if limit := self.settings.hang_timeout:
             due += [worker.kill_at or worker.heard + limit for worker in self._workers() if worker.ready]
+        due += self.scrub.waits() if self.scrub and self.serving else []
         return max(0.0, min(due) - time.monotonic()) if due else None
 
 

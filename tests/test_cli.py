@@ -196,3 +196,21 @@ def test_what_ends_a_verb_from_outside(monkeypatch, fault):
     monkeypatch.setattr(sys, "stdout", open(os.devnull, "w"))  # noqa: SIM115 - closed by the test's end
     assert main(["info"]) == FAILED
     sys.stdout.close()
+
+
+@pytest.mark.parametrize(
+    "flags", [("--rate", "5"), ("--segments", "--rate", "fast"), ("--segments", "--rate", "0")]
+)
+def test_check_refuses_a_rate_that_makes_no_sense(store, flags):
+    try:
+        code = main(["check", "--data", str(store), *flags])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+
+
+@pytest.mark.parametrize("text", ["1048576", "1024K", "1m"])
+def test_check_segments_takes_a_rate(store, text, capsys):
+    capsys.readouterr()
+    assert main(["check", "--data", str(store), "--segments", "--rate", text]) == 0
+    assert capsys.readouterr().out == "all is well\n"

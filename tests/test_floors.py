@@ -44,6 +44,8 @@ FLOORS = {
     "streamsrv.privileges": 5,
     "streamsrv.web": 4,
     "streamsrv.samples": 5,
+    "streamsrv.scrub_process": 5,
+    "streamsrv.scrubber": 5,
     "streamsrv.client": 5,
     "streamsrv.supervisor": 5,
     "streamsrv.server": 5,

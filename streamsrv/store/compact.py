@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 
 from streamsrv.errors import SegmentGone, StoreLocked
 from streamsrv.store import failpoints, lost_and_found
-from streamsrv.store.borrowed import Borrowed
+from streamsrv.store.borrowed import Borrowed, refused
 from streamsrv.store.claims import Claims
 from streamsrv.store.leases import SegmentLease
 from streamsrv.store.manifest import Slot, State
@@ -40,7 +40,6 @@ from streamsrv.store.records import (
     Damage,
     Found,
     Header,
-    HeaderDamaged,
     Kind,
     TombstoneDamaged,
     unpack_ids,
@@ -49,6 +48,7 @@ from streamsrv.store.rows import InstanceRow, Location, SegmentRow
 from streamsrv.store.store import Store
 from streamsrv.store.tombstones import bury
 from streamsrv.store.transaction import SLICE_INSTANCES
+from streamsrv.store.verifying import damage_of, damaged_record, header_of, register
 
 # Copying a segment that is half alive frees as much as it writes; below that it costs more than it gives.
 MOSTLY_DEAD = 0.5
@@ -69,6 +69,7 @@ class Compaction:
     damaged: list[int] = field(default_factory=list)
     busy: list[int] = field(default_factory=list)
     moved: int = 0
+    damaged_instances: int = 0
     freed: int = 0
     index_rewritten: bool | None = None
 
@@ -281,27 +282,28 @@ class _Compactor:
         header = Header(Kind.PENDING, row.record_id, 0, 0, NO_DIGEST, output.committed)
         output.append([self._store.form.pack(header, output.segment, output.end)])
         moved = Location(output.segment, output.end, length)
+        self._verify(lease.fd(segment), row)
         output.append_copy(lease.fd(segment), offset, length)
         return moved
 
+    def _verify(self, fd: int, row: InstanceRow) -> None:
+        """A damaged instance moves as it is, with the digest of its arrival: it stays known as damaged."""
+        try:
+            reason = damage_of(self._store.form, fd, row)
+        except OSError as error:
+            raise refused(error, "reading", row.location.segment) from error
+        if reason:
+            register(self._index, [damaged_record(row, reason)])
+            self._report.damaged_instances += 1
+
     def _validate(self, lease: SegmentLease, row: InstanceRow, moved: Location, output: Borrowed) -> None:
-        replaced = self._replaced_by(lease, row)
+        """A damaged header is made again from the index, and its victim's tombstones are all kept then."""
+        old = header_of(self._store.form, lease.fd(row.location.segment), row)
+        digest, replaced = (old.digest, old.replaced) if old else (row.digest, NO_ID)
         began = output.committed
-        header = Header(
-            Kind.INSTANCE, row.record_id, row.stored_at, moved.length, row.digest, began, replaced
-        )
+        header = Header(Kind.INSTANCE, row.record_id, row.stored_at, moved.length, digest, began, replaced)
         at = moved.offset - HEADER
         output.overwrite(self._store.form.pack(header, output.segment, at), at)
-
-    def _replaced_by(self, lease: SegmentLease, row: InstanceRow) -> bytes:
-        """From the header; one that is damaged is made anew from the index, and its victim's tombstones are
-        all kept then."""
-        segment, offset, length = row.location
-        try:
-            fd, at = lease.fd(segment), offset - HEADER
-            return self._store.form.header_at(fd, segment, at, offset + length).replaced
-        except HeaderDamaged:
-            return NO_ID
 
     def _room(self) -> Borrowed:
         """The segment that takes the copies, another one when it is full."""

@@ -6,6 +6,7 @@
     DATA/index/            LMDB; index.new while reindex builds another, index.old the one before it
     DATA/lost+found/       what recovery has cut off segments (see lost_and_found)
     DATA/index.check/      what check compares the index with, while it runs
+    DATA/scrub.json        when the bytes of each segment were last verified (see scrub_state)
 
 The *fingerprint* of a store is a digest of its id and secret. The index and the header of each segment have
 it, so that a file of another store is refused before anything is written.
@@ -76,6 +77,10 @@ class Layout:
     @property
     def scratch_index(self) -> Path:
         return self.root / "index.check"
+
+    @property
+    def scrub_state(self) -> Path:
+        return self.root / "scrub.json"
 
     def segment(self, segment: int) -> Path:
         return self.segments / f"{segment:08d}.seg"

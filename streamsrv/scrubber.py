@@ -1,0 +1,79 @@
+"""The process that scrubs: it reads segments that are due, and ends when none is due soon.
+
+Started by the supervisor, by exec. Its settings come as one line of JSON on standard input, which then stays
+open: its end means that the supervisor is gone. Before it ends it writes to standard output in how many
+seconds the next segment is due. It may be killed at any moment: a walk goes on where it was.
+
+Rules of this file
+- It runs at the lowest priority of the scheduler and of the disk.
+- The supervisor never waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from streamsrv.errors import StreamsrvError
+from streamsrv.privileges import protect
+from streamsrv.server import LOG_LINE, STDIN, read_settings, store_options
+from streamsrv.settings import Settings
+from streamsrv.store.check import Severity
+from streamsrv.store.scrub import Pace, Scrub
+from streamsrv.store.scrub_state import DAY
+from streamsrv.store.store import Store
+
+log = logging.getLogger("streamsrv.scrub")
+
+# A process that waits longer than STAY ends instead; LONGEST is how long new segments may go unseen.
+STAY, LONGEST, PAUSE = 20.0, 3600.0, 1.0
+
+
+class SupervisorGone(Exception):
+    pass
+
+
+def sleep(seconds: float) -> None:
+    """Raises SupervisorGone when standard input has ended."""
+    if select.select([STDIN], [], [], max(seconds, 0.0))[0] and not os.read(STDIN, 1):
+        raise SupervisorGone
+
+
+def scrub_due(store: Store, settings: Settings, wait: Callable[[float], None] = sleep) -> float:
+    """Walk the segments that are due; returns in how many seconds the next one is."""
+    scrub = Scrub(store, Pace(settings.scrub_rate, sleep=wait))
+    while True:
+        segment, seconds = scrub.due(settings.scrub_days * DAY) or (0, LONGEST)
+        if seconds > STAY:
+            return min(seconds, LONGEST)
+        wait(max(seconds, PAUSE))
+        for finding in scrub.run(segment):
+            level = logging.ERROR if finding.severity is Severity.ERROR else logging.INFO
+            log.log(level, "scrub: %s: %s", finding.where, finding.what)
+        log.info("scrub: segment %d is verified", segment)
+
+
+def main() -> int:
+    protect()
+    settings = read_settings(STDIN)
+    logging.basicConfig(level=settings.log_level.upper(), format=LOG_LINE, stream=sys.stderr)
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    try:
+        with Store.open(Path(settings.data), store_options(settings)) as store:
+            print(scrub_due(store, settings), flush=True)
+    except SupervisorGone:
+        return 0
+    except StreamsrvError as error:
+        log.error("scrub: %s", error.detail)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""When each byte of each segment was last verified: DATA/scrub.json, and which segment is due when.
+
+    {"segments": {"7": {"at": 1732940000.0, "end": 1073741824}},
+     "current": {"segment": 8, "offset": 524288, "began": 1732950000.0},
+     "next": 1732960000.0}
+
+Times are in seconds since 1970, UTC. `at` is when the last whole walk of a segment began, and `end` how far
+it came: bytes before `end` were verified after `at`. Of a segment that was never walked `end` is 0, and `at`
+is when it was first seen. `current` is a walk that was interrupted. `next` is when the next walk begins.
+
+Rules of this file
+- Nothing depends on it: a file that is missing or cannot be read means that nothing was verified yet.
+- Segments are spread over the period: the next one is due when its share of the time has passed, so that
+  every segment is walked within a period after its last walk, or after it was first seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from streamsrv.store.fileops import FileOps, write_all
+from streamsrv.store.rows import FIRST_RECORD, SegmentRow
+
+DAY = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    at: float
+    end: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WalkPosition:
+    """Records of the segment before `offset` are verified, in a walk that began then."""
+
+    segment: int
+    offset: int
+    began: float
+
+
+@dataclass(slots=True)
+class ScrubState:
+    segments: dict[int, Verified] = field(default_factory=dict)
+    current: WalkPosition | None = None
+    next: float = 0.0
+
+    @classmethod
+    def load(cls, path: Path) -> ScrubState:
+        try:
+            stored = json.loads(path.read_bytes())
+            segments = {
+                int(number): Verified(float(each["at"]), int(each["end"]))
+                for number, each in stored["segments"].items()
+            }
+            current = stored["current"]
+            position = current and WalkPosition(
+                int(current["segment"]), int(current["offset"]), float(current["began"])
+            )
+            return cls(segments, position, float(stored["next"]))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return cls()
+
+    def save(self, ops: FileOps, path: Path) -> None:
+        """The file is the old one or the new one, whatever happens. Raises OSError."""
+        fresh = path.with_suffix(".new")
+        if fresh.exists():
+            ops.unlink(fresh)
+        fd = ops.create(fresh)
+        try:
+            write_all(ops, fd, [json.dumps(asdict(self)).encode()], 0)
+            ops.sync(fd)
+        finally:
+            os.close(fd)
+        ops.rename(fresh, path)
+
+    def see(self, rows: Mapping[int, SegmentRow], now: float) -> None:
+        """New segments begin to wait; those that are gone are forgotten."""
+        self.segments = {number: self.segments.get(number, Verified(now)) for number in rows}
+        if self.current is not None and self.current.segment not in rows:
+            self.current = None
+
+    def walked(self, segment: int, began: float, end: int) -> None:
+        self.segments[segment] = Verified(began, end)
+        self.current = None
+
+    def due(self, rows: Mapping[int, SegmentRow], now: float, period: float) -> tuple[int, float] | None:
+        """The segment to walk next, and in how many seconds; None if there is none. `period` in seconds."""
+        waiting = [row for row in rows.values() if row.committed_end > FIRST_RECORD]
+        if not waiting:
+            return None
+        waiting.sort(key=lambda row: self.segments[row.segment].at)
+        if self.current is not None:
+            return self.current.segment, 0.0
+        # Bytes a second, so that each is walked before a period has passed since its last walk.
+        needed, total = 0.0, 0
+        for row in waiting:
+            total += row.committed_end
+            left = self.segments[row.segment].at + period - now
+            needed = max(needed, total / max(left, 0.001))
+        share = waiting[0].committed_end / needed
+        self.next = min(self.next or now + share, now + share)
+        return waiting[0].segment, max(self.next - now, 0.0)
+
+
+def verified_until(state: ScrubState, rows: Mapping[int, SegmentRow]) -> tuple[float | None, int]:
+    """When the oldest byte that was verified was, or None; and how many bytes never were."""
+    times: list[float] = []
+    never = 0
+    for number, row in rows.items():
+        known = state.segments.get(number, Verified(0.0))
+        never += max(row.committed_end - max(known.end, FIRST_RECORD), 0)
+        times += [known.at] if known.end else []
+    return (min(times) if times else None), never

@@ -1,0 +1,151 @@
+"""Scrub and `check --segments` on a real server: bytes are flipped under it, found, refused, stored again."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from live_server import environment, executable
+from small_client import WHOLE, Client, file_of, key_of
+
+PATIENCE = 30.0
+KEYS = [key_of(1, 1, number) for number in range(1, 5)]
+BAD = KEYS[1]
+# All is due at once, again and again.
+OFTEN = ("--scrub-days", "0.0001", "--scrub-rate", "0")
+
+
+def path_of(key):
+    return "/studies/{}/series/{}/instances/{}".format(*key)
+
+
+def run(verb, server, *flags):
+    command = [*executable(), verb, "--data", str(server.data), *flags]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
+
+
+def info(server):
+    return json.loads(run("info", server, "--json").stdout)
+
+
+def fill(server, client):
+    assert client.store([file_of(key, 1, 20_000) for key in KEYS]).status == 200
+
+
+def flip(server, key=BAD, version=1, size=20_000):
+    """Flip a bit in the middle of its pixels, where the file is found by its last bytes."""
+    content = file_of(key, version, size)
+    for path in sorted((Path(server.data) / "segments").iterdir()):
+        begin = path.read_bytes().find(content)
+        if begin >= 0:
+            with path.open("r+b") as file:
+                file.seek(begin + len(content) - 500)
+                (byte,) = file.read(1)
+                file.seek(begin + len(content) - 500)
+                file.write(bytes([byte ^ 4]))
+            return
+    raise AssertionError("it is not there")
+
+
+def until(true):
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def scrubbers(server):
+    """Pids of the scrub processes of the server."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            command = (folder / "cmdline").read_bytes().split(b"\0") if folder.name.isdecimal() else []
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1] if command else ""
+            if b"streamsrv.scrubber" in command and int(parent) == server.process.pid:
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.fixture
+def client_of():
+    with contextlib.ExitStack() as opened:
+
+        def connect(server):
+            return opened.enter_context(contextlib.closing(Client(server.origin)))
+
+        yield connect
+
+
+def test_check_segments_beside_a_server(server, client_of):
+    client = client_of(server)
+    fill(server, client)
+    sound = run("check", server, "--segments", "--rate", "100M")
+    assert (sound.returncode, sound.stdout) == (0, "all is well\n")
+    flip(server)
+    tag = client.ask("GET", path_of(BAD), Accept=WHOLE).headers["ETag"]
+    assert tag  # nothing has read the bytes: they go out as if they were right
+    found = run("check", server, "--segments", "--json")
+    assert (found.returncode, json.loads(found.stdout)["errors"]) == (1, 1)
+    assert "/".join(BAD) in json.loads(found.stdout)["findings"][0]["what"]
+    assert "/".join(BAD) in found.stderr  # at level ERROR
+    refused = client.ask("GET", path_of(BAD), Accept=WHOLE, If_None_Match=tag)
+    assert (refused.status, refused.json()["sop_instance"]) == (500, BAD[2])
+    assert client.ask("GET", path_of(KEYS[0]), Accept=WHOLE).status == 200
+    told = info(server)
+    assert told["damaged"] == 1
+    assert WRONG in told["damaged_instances"]["/".join(BAD)]
+    assert "damaged instances " + "/".join(BAD) in run("info", server).stdout
+    assert client.store([file_of(BAD, 1, 20_000)]).status == 200
+    assert client.ask("GET", path_of(BAD), Accept=WHOLE).body == file_of(BAD, 1, 20_000)
+    for flags in ((), ("--segments",)):
+        well = run("check", server, *flags)
+        assert (well.returncode, well.stdout.splitlines()[-1]) == (0, "all is well"), well.stdout
+    assert info(server)["damaged"] == 0
+
+
+WRONG = "its checksum is not that of its arrival"
+
+
+def test_the_server_finds_damage_by_itself_and_goes_on_after_a_kill(server_factory, client_of):
+    server = server_factory(*OFTEN)
+    client = client_of(server)
+    fill(server, client)
+    until(lambda: "segment 1 is verified" in server.log.read_text())
+    until(lambda: scrubbers(server))
+    (pid,) = scrubbers(server)
+    assert os.sched_getscheduler(pid) == os.SCHED_IDLE
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: f"the scrub process {pid} ended with code -9" in server.log.read_text())
+    assert client.ask("GET", path_of(BAD), Accept=WHOLE).status == 200
+    flip(server)
+    assert server.end() == 0
+    assert not scrubbers(server)
+    again = server_factory(*OFTEN)
+    client = client_of(again)
+    until(lambda: client.ask("GET", path_of(BAD), Accept=WHOLE).status == 500)
+    text = again.log.read_text()
+    assert f"ERROR streamsrv.store damaged: instance {'/'.join(BAD)}" in text
+    assert client.store([file_of(BAD, 1, 20_000)]).status == 200
+    assert client.ask("GET", path_of(BAD), Accept=WHOLE).status == 200
+    scrub = info(again)["scrub"]
+    assert scrub["oldest_verified_at"] is not None
+
+
+def test_no_scrub_where_it_is_switched_off(server_factory, client_of):
+    server = server_factory("--scrub-days", "0")
+    fill(server, client_of(server))
+    time.sleep(0.5)
+    assert scrubbers(server) == []
+
+
+def test_a_server_that_is_killed_takes_its_scrub_process_along(server_factory, client_of):
+    server = server_factory("--scrub-days", "0.0001", "--scrub-rate", "1")
+    fill(server, client_of(server))
+    until(lambda: scrubbers(server))
+    (pid,) = scrubbers(server)
+    server.process.kill()
+    until(lambda: not Path(f"/proc/{pid}").exists() or "Z (" in Path(f"/proc/{pid}/stat").read_text())
