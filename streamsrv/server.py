@@ -185,13 +185,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--pixels",
-        type=int,
-        nargs=2 * len(Entrance._fields),
+        type=Entrance.of,
+        action="append",
+        default=[],
         help="descriptors by which pixel processes are reached: for quick work, then for long work",
     )
     parser.add_argument("--status", type=int, required=True, help="descriptor to report readiness to")
     parsed = parser.parse_args(arguments)
-    for descriptor in (*parsed.listen, *(parsed.pixels or ()), parsed.status):
+    pixels = (descriptor for entrance in parsed.pixels for descriptor in entrance.descriptors)
+    for descriptor in (*parsed.listen, *pixels, parsed.status):
         os.set_inheritable(descriptor, False)
     protect()
     settings = read_settings(STDIN)
@@ -199,8 +201,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_crashes()
     raise_descriptor_limit()
     listeners = [socket.socket(fileno=descriptor) for descriptor in parsed.listen]
-    each = len(Entrance._fields)
-    entrances = (Entrance(*parsed.pixels[:each]), Entrance(*parsed.pixels[each:])) if parsed.pixels else ()
     # What is there now stays: looking through all of it again and again stopped the loop for 40 ms each time.
     gc.freeze()
     say = sign_of_life(parsed.status)
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with (
             Store.open(Path(settings.data), store_options(settings), read_only=settings.read_only) as store,
             closing(Sweeper(store.sweep)) as sweeper,
-            closing(pixel_pool(settings, *entrances)) as pool,
+            closing(pixel_pool(settings, *parsed.pixels)) as pool,
         ):
             run(
                 settings,

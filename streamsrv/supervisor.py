@@ -140,8 +140,9 @@ class Supervisor:
         command = [sys.executable, "-m", "streamsrv.server", "--status", str(their_status)]
         for descriptor in listening:
             command += ["--listen", str(descriptor)]
-        pixels = [descriptor for each in self.pixels for descriptor in each.entrance]
-        command += ["--pixels", *map(str, pixels)] if pixels else []
+        for each in self.pixels:
+            command += ["--pixels", each.entrance.text]
+        pixels = [descriptor for each in self.pixels for descriptor in each.entrance.descriptors]
         passed = (*listening, *pixels, their_status)
         try:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=passed)

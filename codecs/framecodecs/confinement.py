@@ -94,7 +94,7 @@ def _limit_resources(memory: int) -> None:
         tasks = int(loadavg.read().split()[3].partition(b"/")[2])
     for what, most in (
         (resource.RLIMIT_AS, have + memory),
-        (resource.RLIMIT_FSIZE, memory),  # the memory file is memory too
+        (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, DESCRIPTORS),
         (resource.RLIMIT_NPROC, tasks + THREADS),
     ):

@@ -101,8 +101,6 @@ BY_NAME: dict[str, type[FrameCodecError]] = {
         DecodeError,
         EncodeError,
         RenderingError,
-        FrameUnread,
-        PoolError,
         MemoryExceeded,
     )
 }

@@ -3,8 +3,11 @@
     submit -> queue of the kernel -> an idle process -> pipe of the order -> Submitted, which is an Outcome
 
 - Several pools may share processes, by an Entrance (processes.py). Without one, a pool has its own.
-- An order waits in the kernel, with its frames in a memory file or where they are stored, and any process
-  takes it. So whoever submits it wakes the process, and no process is ever idle while there is an order.
+- An order waits in the kernel, with its frames in a pipe, and any process takes it. So `submit` wakes the
+  process, and no process is ever idle while there is an order. Frames that do not fit into the pipe follow
+  when the process has read from it.
+- A process may have been taken over by a codestream. So each order has pipes of its own, the pool believes
+  what the kernel says about a process (orders.py), and it checks what the process itself says (wireform.py).
 - A process that died of its work, or was ended at its deadline, closes the pipe of that order, and that is
   the answer. When a pool dies, its orders are dropped as soon as a process comes upon them.
 - `submit` never waits. One thread waits for all answers; those of orders that are submitted `here` come when
@@ -15,27 +18,37 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import select
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
-from framecodecs.errors import PoolError, QueueFull, Unavailable, WorkCancelled, WorkerCrashed
-from framecodecs.memoryfiles import MemoryFiles
-from framecodecs.orders import Submitted
+from framecodecs.board import ABSENT, BUSY, IDLE, STARTING, Board
+from framecodecs.errors import (
+    FrameCodecError,
+    FrameUnread,
+    PoolError,
+    QueueFull,
+    Unavailable,
+    WorkCancelled,
+    WorkerCrashed,
+)
+from framecodecs.orders import NONE, Submitted
 from framecodecs.outcomes import Outcome
-from framecodecs.processes import ABSENT, BUSY, END, FIRST, IDLE, LATE, MORE, STARTING, Entrance, Processes
+from framecodecs.pipes import Frame, length_of
+from framecodecs.processes import END, FIRST, LATE, MORE, RENEW, Entrance, Processes
 from framecodecs.processes import PoolLimits as PoolLimits
-from framecodecs.wireform import Frame, Order, Result, Work, put_frames, read_answer
+from framecodecs.wireform import Order, Result, Work
 
 Answer = Outcome[list[Result]]
 Frames = Sequence[Frame]
 TICK = 0.25  # seconds between looks at what does not tell by itself, as long as there is something to look at
 GRACE = 2.0  # seconds after its deadline that a process has to end by its own timer
+HIDDEN = 10.0  # seconds after a later order has begun that an earlier one has to begin
 
 
 class FramePool:
@@ -57,15 +70,18 @@ class FramePool:
         self._own: threading.Thread | None = None
         if entrance is None:
             entrance = self._own_processes(workers or 1, first)
-        self._board = mmap.mmap(entrance.board, 0)
+        self._board = Board(entrance.boards)
         self.most = len(self._board)
         self._most_open = self.limits.waiting + self.most
         self._queue = socket.socket(fileno=os.dup(entrance.orders))
         self._asking = os.dup(entrance.asking)
         self._tell_idle = idle
         self._open: dict[int, Submitted] = {}  # by the descriptor of its pipe
-        self._files = MemoryFiles()
+        self._filling: dict[int, Submitted] = {}  # by the descriptor of the pipe that was full
+        self._numbers = count(1)
+        self._latest_begun = 0
         self._lock = threading.Lock()
+        self._sending = threading.Lock()
         self._closed = False
         self._cores = len(os.sched_getaffinity(0))
         self._looking = self._asleep = False
@@ -102,7 +118,7 @@ class FramePool:
     def is_idle_but(self, kept: int) -> bool:
         """Whether more than `kept` processes have nothing to do. While other pools have orders under way, one
         more is theirs: whoever sends the next one should not wait for what is done in advance."""
-        board = self._board[:]
+        board = self._board.states()
         if (idle := board.count(IDLE)) <= kept:
             return False  # mostly, and no order has to be looked at
         waiting = self._waiting()
@@ -132,7 +148,7 @@ class FramePool:
             self._rouse()
 
     def _grow(self, more: int = 0) -> None:
-        board = self._board[:]
+        board = self._board.states()
         if ABSENT in board and self._waiting() + more > board.count(IDLE) + board.count(STARTING):
             self._ask(MORE)
 
@@ -174,18 +190,12 @@ class FramePool:
         told: select.epoll,
         in_advance: bool = False,
     ) -> Submitted:
-        file = self._files.take()
-        try:
-            seconds = self.limits.deadline if deadline is None else deadline
-            places, stored = put_frames(file, frames)
-            # For the libraries that can use several: all while nobody else waits for one.
-            cores = 1 if self._open or BUSY in self._board[:] else self._cores
-            what = Order(work, arguments, places, seconds, cores)
-            # A process that comes upon one that was taken back drops it.
-            order = Submitted(file, what, told, self._end, in_advance, stored)
-        except BaseException:
-            os.close(file)
-            raise
+        seconds = self.limits.deadline if deadline is None else deadline
+        # For the libraries that can use several: all while no other order waits for one.
+        cores = 1 if self._open or BUSY in self._board.states() else self._cores
+        what = Order(work, arguments, tuple(map(length_of, frames)), seconds, cores)
+        # A process that comes upon one that was taken back drops it.
+        order = Submitted(what, frames, told, self._end, in_advance, self.limits.memory)
         self._send(order)
         return order
 
@@ -193,18 +203,23 @@ class FramePool:
         try:
             with self._lock:
                 if self._closed:
-                    os.close(order.close())
+                    order.close()
                     raise Unavailable("the pool is closed")
                 self._open[order.descriptor] = order
                 order.told.register(order.descriptor, select.EPOLLIN)
-            order.send(self._queue)
+            if order.filling != NONE:
+                self._filling[order.filling] = order
+                self._answers.register(order.filling, select.EPOLLOUT)
+            with self._sending:
+                order.number = next(self._numbers)
+                order.send(self._queue)
         except BlockingIOError:
             self._end(order)
             raise QueueFull("orders of others are waiting already") from None
         except OSError as error:
             self._end(order)
             raise Unavailable(f"no process can take it: {error.strerror}") from error
-        if ABSENT in self._board[:]:
+        if ABSENT in self._board.states():
             self._grow()
         if self._asleep:
             self._rouse()
@@ -218,22 +233,27 @@ class FramePool:
             return True  # closing it takes it out of the epoll as well
 
     def _end(self, order: Submitted) -> bool:
-        """Without an answer; whether it was still under way. A process may yet write into its file."""
+        """Without an answer; whether it was still under way."""
         if not self._claim(order):
             return False
-        os.close(order.close())
+        self._filling.pop(order.filling, None)
+        order.close()
         return True
 
     def cancel(self, order: Answer) -> None:
         """Nobody wants this answer: takes it from the queue, or kills the process that is busy with it."""
         if order.cancel() or order.done() or not isinstance(order, Submitted):
             return
-        order.kill()
+        self._kill(order)
         self._fail(order, WorkCancelled("nobody waits for this any more"))
 
-    def _fail(self, order: Submitted, error: PoolError) -> None:
+    def _fail(self, order: Submitted, error: FrameCodecError) -> None:
         if self._end(order):
             order.set_exception(error)
+
+    def _kill(self, order: Submitted) -> None:
+        if not order.kill():
+            self._ask(RENEW)  # one of the processes hides from the kernel's lock, and nothing says which
 
     # Answers
 
@@ -244,27 +264,47 @@ class FramePool:
 
     def _receive(self, descriptor: int) -> None:
         order = self._open.get(descriptor)
-        message = None if order is None else order.received()
-        if order is None or message is None or not self._claim(order):
+        if order is None:
             return
-        if not message and order.may_be_sent_anew():
-            self._send_anew(order)
-            return
-        # A process that has answered has the file no more, if it can be believed.
-        done_with: Callable[[int], None] = os.close
+        error: FrameCodecError | None = None
+        results: list[Result] | None = None
         try:
-            if not message:
-                raise order.why_not()
-            results = read_answer(message, order.file)
-        except Exception as error:
-            if message and not isinstance(error, WorkerCrashed):
-                done_with = self._files.give_back
-            order.set_exception(error)
-        else:
-            done_with = self._files.give_back
+            if (results := order.received()) is None:
+                return
+        except EOFError:
+            if order.may_be_sent_anew():
+                if self._claim(order):
+                    self._send_anew(order)
+                return
+            error = order.why_not()
+        except FrameCodecError as told:
+            error = told
+        except OSError as failed:
+            error = WorkerCrashed(f"the worker's answer cannot be read: {failed.strerror}")
+        if not self._claim(order):
+            return
+        self._latest_begun = max(self._latest_begun, order.number)
+        if error is None:
             order.set_result(results)  # unless it was cancelled just now
-        done_with(order.close())  # those who waited have gone on
+        else:
+            order.set_exception(error)
+        self._filling.pop(order.filling, None)
+        order.close()  # those who waited have gone on
         self._tell_idle()
+
+    def _fill(self, pipe: int) -> None:
+        """More of an order that did not fit into its pipe."""
+        order = self._filling.get(pipe)
+        if order is None:
+            return
+        try:
+            if not order.fill():
+                return
+        except FrameUnread as error:
+            self._fail(order, error)
+        except OSError as error:
+            self._fail(order, Unavailable(f"the order cannot be sent: {error.strerror}"))
+        self._filling.pop(pipe, None)
 
     def _send_anew(self, order: Submitted) -> None:
         """A process that was about to end had taken it."""
@@ -283,6 +323,8 @@ class FramePool:
                 if descriptor == self._wake:
                     os.eventfd_read(self._wake)
                     self._asleep = False
+                elif descriptor in self._filling:
+                    self._fill(descriptor)
                 else:
                     self._receive(descriptor)
             if time.monotonic() - looked >= TICK:
@@ -296,25 +338,37 @@ class FramePool:
         if self._looking and self.is_idle:
             self._looking = False
             self._tell_idle()
-        now, board = time.monotonic(), self._board[:]
+        now, board = time.monotonic(), self._board.states()
         if IDLE in board or BUSY in board:
             self._last_there = now
         elif self._waiting():
             self._ask(LATE)
         for order in list(self._open.values()):
             begun = order.begun()
-            if begun is not None and now > begun.at + order.deadline + GRACE:
-                order.kill()
+            if begun is None:
+                self._look_at_waiting(order, now)
+                continue
+            self._latest_begun = max(self._latest_begun, order.number)
+            if now > begun + order.deadline + GRACE:
+                self._kill(order)
                 self._fail(order, order.too_late())
-            elif begun is None and now > max(order.sent, self._last_there) + self.limits.starting:
-                self._fail(order, Unavailable("no process could be started"))
         self._grow()
+
+    def _look_at_waiting(self, order: Submitted, now: float) -> None:
+        """The queue hands orders out in turn, so one that was overtaken was taken."""
+        if order.number < self._latest_begun:
+            order.overtaken = order.overtaken or now
+        if order.overtaken is not None and now > order.overtaken + HIDDEN:
+            self._fail(order, WorkerCrashed("a process has taken this and does not work on it"))
+            self._ask(RENEW)
+        elif now > max(order.sent, self._last_there) + self.limits.starting:
+            self._fail(order, Unavailable("no process could be started"))
 
     def wait_until_ready(self, seconds: float = 60.0) -> bool:
         """Whether all processes, also those that nobody needed so far, have started within that time."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if not self._board[:].strip(IDLE + BUSY):
+            if not self._board.states().strip(IDLE + BUSY):
                 return True
             time.sleep(0.01)
         return False
@@ -333,7 +387,6 @@ class FramePool:
                 self._fail(order, WorkCancelled("the pool is closed"))
         os.eventfd_write(self._wake, 1)
         self._thread.join()
-        self._files.close()
         self._queue.close()
         self._answers.close()
         self.arrivals.close()

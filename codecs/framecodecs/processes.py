@@ -3,26 +3,25 @@
     pools  --orders-->  one queue, kept by the kernel  --the next one-->  whichever process is idle
 
 Whoever owns them (Processes) starts and replaces them, and takes no part in orders. Pools, in this process or
-in others, know them by an Entrance: three descriptors that a child may inherit.
+in others, know them by an Entrance: descriptors that a child may inherit.
 - `orders`: a socket. Whatever is sent into it is received by one process; those that are idle wait at its
   other end, and the kernel wakes one of them. So any idle process takes the next order of any pool.
-- `board`: a sealed memory file with a byte for each place: what the process there is doing.
-- `asking`: a pipe. FIRST wants one process, MORE another one; LATE says that nothing starts, END that none is
-  wanted any more.
+- `asking`: a pipe. FIRST wants one process, MORE another one; LATE says that nothing starts, RENEW that one
+  of the processes hides its work, so all are replaced; END that none is wanted any more.
+- `boards`: for each place a memory file that says what the process there is doing (board.py).
 
 Rules of this file
 - Processes are started by executing Python anew, never forked, so they inherit no locks, no index, no
-  network connections: only the queue and the board.
+  network connections, no secrets of the environment: only the queue and their own file of the board.
 - They end with the queue: when the owner and all pools are gone, whatever has ended them.
 - One that could not start is not tried again before PAUSE is over.
 """
 
 from __future__ import annotations
 
-import fcntl
-import mmap
 import os
 import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -33,11 +32,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-ABSENT, STARTING, IDLE, BUSY = b"\0", b"s", b"i", b"b"
-FIRST, MORE, LATE, END = b"f", b"m", b"l", b"e"
+from framecodecs.board import ABSENT, STARTING, Board, make_files
+
+FIRST, MORE, LATE, RENEW, END = b"f", b"m", b"l", b"r", b"e"
 PAUSE = 1.0  # seconds
 QUEUE_BYTES = 1 << 20  # of orders of some bytes each; the kernel counts 800 for one
-SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 INHERITED = ("LD_LIBRARY_PATH", "PYTHONHOME")  # where Python and its libraries are
 SETTINGS = {
     # One thread a worker: numpy would start its own.
@@ -67,11 +66,25 @@ class PoolLimits:
 
 
 class Entrance(NamedTuple):
-    """Where orders go in, what the processes are doing, and where more of them are asked for: descriptors."""
+    """Where orders go in, where processes are asked for, and what each of them is doing: descriptors."""
 
     orders: int
-    board: int
     asking: int
+    boards: tuple[int, ...]
+
+    @classmethod
+    def of(cls, text: str) -> Entrance:
+        """As `text` wrote it, for a command line."""
+        orders, asking, *boards = map(int, text.split(","))
+        return cls(orders, asking, tuple(boards))
+
+    @property
+    def text(self) -> str:
+        return ",".join(map(str, self.descriptors))
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        return self.orders, self.asking, *self.boards
 
 
 class _Running(NamedTuple):
@@ -104,31 +117,29 @@ class Processes:
         sending.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_BYTES)
         self._receiving.shutdown(socket.SHUT_WR)  # nobody can say anything to a pool through it
         self._asked, asking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        file = os.memfd_create("board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.truncate(file, most)
-        fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALS)  # so that nobody can cut it short under a mapping
-        self._board = mmap.mmap(file, most)
-        self.entrance = Entrance(sending.detach(), file, asking)
+        boards = make_files(most)
+        self._board = Board(boards)
+        self.entrance = Entrance(sending.detach(), asking, boards)
         self._selector.register(self._asked, selectors.EVENT_READ, self._hear)
 
     def start(self, count: int = 1) -> None:
         """As many more, if there may be more. One that cannot be started now is tried again when it is asked
         for."""
         for _ in range(count):
-            place = self._board[:].find(ABSENT)
-            if place < 0 or self._closed or time.monotonic() < self._due:
+            free = set(range(self.most)) - {one.place for one in self._running.values()}
+            if not free or self._closed or time.monotonic() < self._due:
                 return
+            place = min(free)
             try:
                 self._start(place)
             except OSError:
-                self._board[place] = ABSENT[0]
+                self._board[place] = ABSENT
                 self._due = time.monotonic() + PAUSE
 
     def _start(self, place: int) -> None:
-        self._board[place] = STARTING[0]
-        arguments = (self._receiving.fileno(), self.entrance.board, place)
-        limits = self._limits
-        process = _started(*arguments, limits.memory, limits.lifetime, *limits.modules)
+        self._board[place] = STARTING
+        queue, board, limits = self._receiving.fileno(), self.entrance.boards[place], self._limits
+        process = _started(queue, board, limits.memory, limits.lifetime, *limits.modules)
         try:
             if self._limits.nice:
                 os.setpriority(os.PRIO_PROCESS, process.pid, self._limits.nice)
@@ -147,20 +158,22 @@ class Processes:
             return
         if LATE in asked:
             self._end_those_that_never_start()
-        none_is_there = not self._board[:].strip(ABSENT)
-        self.start(asked.count(MORE) or (FIRST in asked and none_is_there))
+        if RENEW in asked:
+            for ending in self._running:
+                signal.pidfd_send_signal(ending, signal.SIGKILL)
+        self.start(asked.count(MORE) or (FIRST in asked and not self._running))
 
     def _end_those_that_never_start(self) -> None:
         latest = time.monotonic() - self._limits.starting
-        for one in self._running.values():
-            if self._board[one.place] == STARTING[0] and one.started < latest:
-                one.process.kill()
+        for ending, one in self._running.items():
+            if self._board[one.place] == STARTING and one.started < latest:
+                signal.pidfd_send_signal(ending, signal.SIGKILL)
 
     def _died(self, ending: int) -> None:
         process, place, _ = self._forget(ending)
         code = process.wait()
-        had_started = self._board[place] != STARTING[0]
-        self._board[place] = ABSENT[0]
+        had_started = self._board[place] != STARTING
+        self._board[place] = ABSENT
         if code:
             self._ended(process.pid, code)
         if had_started:
@@ -194,7 +207,7 @@ class Processes:
             self._selector.close()
         self._receiving.close()
         self._board.close()
-        for descriptor in (self._asked, *self.entrance):
+        for descriptor in (self._asked, *self.entrance.descriptors):
             os.close(descriptor)
 
 

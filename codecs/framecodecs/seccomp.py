@@ -45,7 +45,7 @@ class Architecture(NamedTuple):
     plain: tuple[int, ...]  # allowed with any arguments
 
 
-# read write close poll/ppoll brk munmap mremap madvise pread64 pwrite64 readv writev recvmsg vmsplice
+# read write close poll/ppoll brk munmap mremap madvise readv writev recvmsg vmsplice
 # rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack setitimer futex sched_yield sched_getaffinity
 # nanosleep clock_nanosleep clock_gettime clock_getres getpid gettid exit exit_group restart_syscall
 # set_robust_list rseq getrandom
@@ -53,14 +53,14 @@ class Architecture(NamedTuple):
 ARCHITECTURES = {
     "x86_64": Architecture(
         0xC000003E, 317, 56, 435, 72, 62, 234, 9, 10,
-        (0, 1, 3, 7, 271, 12, 11, 25, 28, 17, 18, 19, 20, 47, 278,
+        (0, 1, 3, 7, 271, 12, 11, 25, 28, 19, 20, 47, 278,
          13, 14, 15, 131, 38, 202, 24, 204,
          35, 230, 228, 229, 39, 186, 60, 231, 219,
          273, 334, 318),
     ),
     "aarch64": Architecture(
         0xC00000B7, 277, 220, 435, 25, 129, 131, 222, 226,
-        (63, 64, 57, 73, 214, 215, 216, 233, 67, 68, 65, 66, 212, 75,
+        (63, 64, 57, 73, 214, 215, 216, 233, 65, 66, 212, 75,
          134, 135, 139, 132, 103, 98, 124, 123,
          101, 115, 113, 114, 172, 178, 93, 94, 128,
          99, 293, 278),

@@ -1,4 +1,4 @@
-"""The process that decodes foreign bytes: `python -m framecodecs.worker QUEUE BOARD PLACE MEMORY LIFETIME
+"""The process that decodes foreign bytes: `python -m framecodecs.worker QUEUE BOARD MEMORY LIFETIME
 [MODULE ...]`.
 
 It loads all libraries and the modules (preparation.py), and then gives up everything that decoding does not
@@ -9,83 +9,104 @@ and its address space is limited to the size at the start plus MEMORY bytes.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import mmap
 import os
 import select
 import signal
 import socket
 import sys
-import time
 from array import array
+from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from framecodecs import cores
+from framecodecs.board import BUSY, IDLE, Board
 from framecodecs.confinement import confine
 from framecodecs.errors import FrameCodecError, MemoryExceeded
+from framecodecs.pipes import MOST_ROOM, Outgoing, make_room, receive_whole
 from framecodecs.preparation import prepare
-from framecodecs.processes import BUSY, IDLE
-from framecodecs.wireform import (
-    LONGEST_MESSAGE,
-    STORED_FILES,
-    Begun,
-    Order,
-    Place,
-    Result,
-    answer_of,
-    answer_of_error,
-    get_frames,
-    get_said,
-    order_in,
-    put_begun,
-    put_frames,
-    put_said,
-)
+from framecodecs.wireform import ANSWERING, HEAD, WORKING, Order, Result, answer_of, answer_of_error, order_in
 
-DESCRIPTORS = 2  # with an order: its pipe, its file
-ROOM_FOR_DESCRIPTORS = socket.CMSG_SPACE((DESCRIPTORS + STORED_FILES) * array("i").itemsize)
+DESCRIPTORS = 2  # with an order: the read end of IN, the write end of OUT
+MOST_LENT = 2  # answers of which some may be unread
 
 
 class Taken:
-    """An order that this process has taken: the pipe for its answer, the memory file, and the files that
-    its frames are stored in."""
+    """An order that this process has taken."""
+
+    pieces: Sequence[bytes] = ()  # of the answer, which stay as they are until the pool has read them
 
     def __init__(self, message: bytes, descriptors: Sequence[int]) -> None:
-        self.message = message
-        self._pipe, *self.files = descriptors
-        self.file = self.files[0]
+        (self._length,) = HEAD.unpack(message)
+        self._input, self.output = descriptors
         self._leaving = select.poll()
-        self._leaving.register(self._pipe, 0)
+        self._leaving.register(self.output, 0)
 
     @property
     def is_wanted(self) -> bool:
-        """Whether somebody still waits for the answer."""
+        """Whether the pool still waits for the answer, and has not read it."""
         return not self._leaving.poll(0)
 
-    def answer(self, message: bytes) -> None:
-        """Whoever wants this process killed for its order has the file locked, and does so before it can take
-        another one."""
-        fcntl.lockf(self.file, fcntl.LOCK_EX)
-        with contextlib.suppress(OSError):  # nobody waits for it any more
-            os.write(self._pipe, message)
+    def read(self) -> tuple[Order, list[bytes]]:
+        """The order and its frames. Raises EOFError if it is taken back meanwhile."""
+        fcntl.lockf(self.output, fcntl.LOCK_EX, 1, WORKING)
+        order = order_in(receive_whole(self._input, self._length))
+        signal.setitimer(signal.ITIMER_REAL, order.deadline)
+        return order, [receive_whole(self._input, length) for length in order.lengths]
+
+    def answer(self, text: bytes, frames: Sequence[bytes]) -> None:
+        """The pool kills this process for an order only while it can lock ANSWERING, and WORKING is locked
+        here: never when the process may have another order."""
+        self.pieces = HEAD.pack(len(text)), text, *frames
+        make_room(self.output, self.size)
+        fcntl.lockf(self.output, fcntl.LOCK_EX, 1, ANSWERING)
+        outgoing = Outgoing(self.pieces)
+        with suppress(OSError):  # nothing waits for it any more
+            while not outgoing.send(self.output):
+                pass
+        fcntl.lockf(self.output, fcntl.LOCK_UN, 2, WORKING)
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.pieces))
+
+    def wait_until_read(self) -> None:
+        self._leaving.poll()
+
+    def close_input(self) -> None:
+        os.close(self._input)
 
     def close(self) -> None:
-        for descriptor in (self._pipe, *self.files):
-            os.close(descriptor)
+        os.close(self.output)
+
+
+class Lent:
+    """Answers whose memory is in pipes until the pool has read it."""
+
+    def __init__(self) -> None:
+        self._held: deque[Taken] = deque()
+
+    def add(self, taken: Taken) -> None:
+        self._held.append(taken)
+        if len(self._held) > MOST_LENT or taken.size > MOST_ROOM:
+            self._held[-1 if taken.size > MOST_ROOM else 0].wait_until_read()
+        while self._held and not self._held[0].is_wanted:
+            self._held.popleft().close()
 
 
 class Queue:
-    """Orders of all pools. Of those who wait for the next one, one gets it."""
+    """Orders of all pools. Of the processes that wait for the next one, one gets it."""
 
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=descriptor)
+        self._room = socket.CMSG_SPACE(DESCRIPTORS * array("i").itemsize)
 
     def take(self) -> Taken | None:
         """None at the end."""
-        message, handed, _, _ = self._socket.recvmsg(LONGEST_MESSAGE, ROOM_FOR_DESCRIPTORS)
+        message, handed, _, _ = self._socket.recvmsg(HEAD.size, self._room)
         descriptors = array("i", handed[0][2]) if handed else ()
-        return Taken(message, descriptors) if len(descriptors) >= DESCRIPTORS else None
+        return Taken(message, descriptors) if len(descriptors) == DESCRIPTORS else None
 
     def __iter__(self) -> Iterator[Taken]:
         return iter(self.take, None)
@@ -110,51 +131,50 @@ def perform(order: Order, frames: Sequence[bytes]) -> Sequence[Result]:
         raise FrameCodecError(f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
-def answered(order: Order, files: Sequence[int]) -> bytes:
-    """The message with the answer, or that tells of it; frames are in the memory file by then."""
-    places: tuple[Place, ...] = ()
+def answered(taken: Taken) -> tuple[bytes, list[bytes]]:
+    """The text of the answer, and its frames. Raises EOFError if it is not wanted any more."""
     try:
-        results = perform(order, get_frames(files, order.places))
-        places, _ = put_frames(files[0], [frame for frame, _ in results])
-        text = answer_of(results)
+        order, frames = taken.read()
+        cores.allow(order.cores)
+        results = perform(order, frames)
+        return answer_of(results), [bytes(frame) for frame, _ in results]
     except FrameCodecError as error:
-        places, text = (), answer_of_error(error)
+        return answer_of_error(error), []
     except MemoryError:
-        places, text = (), answer_of_error(MemoryExceeded("out of memory"))
-    return put_said(files[0], text, places)
-
-
-def serve(taken: Taken) -> bytes:
-    order = order_in(get_said(taken.file, taken.message))
-    signal.setitimer(signal.ITIMER_REAL, order.deadline)
-    cores.allow(order.cores)
-    message = answered(order, taken.files)
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    return message
+        return answer_of_error(MemoryExceeded("out of memory")), []
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def main(arguments: Sequence[str]) -> None:
-    descriptor, file, place, memory, lifetime = map(int, arguments[:5])
+    descriptor, file, memory, lifetime = map(int, arguments[:4])
     for asked in (signal.SIGINT, signal.SIGTERM):  # these reach the whole group; the queue says when we end
         signal.signal(asked, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    prepare(arguments[5:])
-    board = mmap.mmap(file, 0)
+    prepare(arguments[4:])
+    board, queue, lent = Board([file]), Queue(descriptor), Lent()
     os.close(file)
-    queue, pid = Queue(descriptor), os.getpid()
     fall_silent()
     confine(memory)
-    board[place] = IDLE[0]
-    for number, taken in enumerate(queue):
-        put_begun(taken.file, Begun(pid, time.monotonic()))
-        board[place] = BUSY[0]  # after that: nobody is to take it for an order of somebody else
-        message = serve(taken) if taken.is_wanted else b""
-        if number + 1 < lifetime:
-            board[place] = IDLE[0]  # before anybody knows that it is
-        taken.answer(message)
-        taken.close()
-        if number + 1 >= lifetime:
+    board[0] = IDLE
+    for number, taken in enumerate(queue, 1):
+        board[0] = BUSY
+        serve(taken, board, number < lifetime)
+        lent.add(taken)
+        if number >= lifetime:
             return
+
+
+def serve(taken: Taken, board: Board, goes_on: bool) -> None:
+    text, frames = None, list[bytes]()
+    with suppress(EOFError):
+        if taken.is_wanted:
+            text, frames = answered(taken)
+    taken.close_input()
+    if goes_on:
+        board[0] = IDLE  # before the pool knows that it is
+    if text is not None:
+        taken.answer(text, frames)
 
 
 if __name__ == "__main__":

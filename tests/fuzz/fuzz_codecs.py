@@ -1,6 +1,7 @@
 """Readers of codestream headers, and of what a pixel process says."""
 
 import os
+from contextlib import suppress
 
 from fuzz_targets import target
 
@@ -11,7 +12,7 @@ from framecodecs.jpeg2000_header import read_jpeg2000_header
 from framecodecs.jpeg_header import read_jpeg_header
 from framecodecs.jpegxl_header import read_jpegxl_header
 from framecodecs.rle_header import read_rle_header
-from framecodecs.wireform import FRAMES_AT, read_answer
+from framecodecs.wireform import HEAD, AnswerReader
 
 INFO = FrameInfo(16, 16)
 MARKERS = [
@@ -71,11 +72,15 @@ def rle_header(content):
     ],
 )
 def pixel_answer(content):
-    """A message of a pixel process. First byte: how long the memory file is."""
-    file = os.memfd_create("answer")
+    """The answer of a pixel process: its text without the head, a zero byte, its frames."""
+    text, _, frames = content.partition(b"\0")
+    receiving, sending = os.pipe2(os.O_NONBLOCK)
     try:
-        os.pwrite(file, b"x" * content[0] if content else b"", FRAMES_AT)
-        for frame, _ in read_answer(content[1:], file):
-            assert isinstance(frame, bytes)
+        with suppress(BlockingIOError):
+            os.write(sending, HEAD.pack(len(text)) + text + frames)
+        os.close(sending)
+        with suppress(EOFError):
+            for frame, _ in AnswerReader(4, 1 << 16).read(receiving) or ():
+                assert isinstance(frame, bytes)
     finally:
-        os.close(file)
+        os.close(receiving)
