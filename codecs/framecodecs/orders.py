@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from framecodecs.errors import DeadlineExceeded, PoolError, Unavailable, WorkerCrashed
 from framecodecs.outcomes import Outcome
 from framecodecs.pipes import WITHOUT_WAITING, Frame, Outgoing, make_room, unread_in
+from framecodecs.processes import PoolLimits
 from framecodecs.wireform import ANSWERING, HEAD, WORKING, AnswerReader, Order, Result, text_of
 
 TIMES = 3
@@ -30,6 +31,9 @@ NONE = -1  # no descriptor
 EARLY = 0.05  # seconds by which a timer of the kernel may seem to be early
 PIPE = os.O_CLOEXEC | os.O_NONBLOCK
 SOCKET, RIGHTS, AT_ONCE = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS), int(socket.MSG_DONTWAIT)
+GRACE = 2.0  # seconds after its deadline that a process has to end by its own timer
+HIDDEN = 10.0  # seconds after a later order has begun that an earlier one has to begin
+TAKEN_AND_LEFT = "a process has taken this and does not work on it"
 LOCK_PATIENCE = 20  # milliseconds; an answer that fits into the pipe takes microseconds
 _LOCK = struct.Struct("hhqqi4x")  # struct flock, on 64 bits: type, whence, start, length, process
 
@@ -42,7 +46,7 @@ class Submitted(Outcome[list[Result]]):
     # The lock of an Outcome is held while the descriptors are looked at, too.
     descriptor = _theirs = _input = filling = NONE
     number = 0  # of the pool, in the order in which the queue has them
-    overtaken: float | None = None  # when it was first seen that a later one had begun
+    _overtaken: float | None = None  # when it was first seen that a later one had begun
     _closed = False
     _sent_times = 1
     _begun_at: float | None = None
@@ -149,9 +153,16 @@ class Submitted(Outcome[list[Result]]):
 
     def received(self) -> list[Result] | None:
         """The answer; None as long as parts of it are missing. Raises EOFError if the process has ended
-        before, and errors of the answer."""
-        with self._lock:
-            return None if self._closed else self._answer.read(self.descriptor)
+        before it had begun this, so that it can be sent once more; FrameCodecError if there is no result."""
+        try:
+            with self._lock:
+                return None if self._closed else self._answer.read(self.descriptor)
+        except EOFError:
+            if self.may_be_sent_anew():
+                raise
+            raise self.why_not() from None
+        except OSError as error:
+            raise WorkerCrashed(f"the worker's answer cannot be read: {error.strerror}") from error
 
     def why_not(self) -> PoolError:
         """No process has the other end any more, and no answer has come."""
@@ -162,6 +173,23 @@ class Submitted(Outcome[list[Result]]):
             return self.too_late()
         return WorkerCrashed("the process that worked on it died")
 
+    def overdue(
+        self, now: float, latest_begun: int, last_there: float, limits: PoolLimits
+    ) -> PoolError | None:
+        """The error of an order that has worked or waited too long. `latest_begun` is the number of an order
+        of the same pool, `last_there` when there was a process. The queue hands orders out in turn, so one
+        that was overtaken was taken."""
+        begun = self.begun()
+        if begun is not None:
+            return self.too_late() if now > begun + self.deadline + GRACE else None
+        if self.number < latest_begun:
+            self._overtaken = self._overtaken or now
+        if self._overtaken is not None and now > self._overtaken + HIDDEN:
+            return WorkerCrashed(TAKEN_AND_LEFT)
+        if now > max(self.sent, last_there) + limits.starting:
+            return Unavailable("no process could be started")
+        return None
+
     def too_late(self) -> PoolError:
         return DeadlineExceeded(f"it took more than {self.deadline:g} s")
 
@@ -169,8 +197,10 @@ class Submitted(Outcome[list[Result]]):
         """Ends the process that works on it, and no other: it cannot answer and take another order meanwhile.
         False if a process works on it that hides from this."""
         with self._lock, contextlib.suppress(OSError):
-            if self._closed or self._begun() is None:
+            if self._closed:
                 return True
+            if self._begun() is None:
+                return self._overtaken is None
             self._keep_from_answering()
             try:
                 return self._kill() or not self._is_unanswered()

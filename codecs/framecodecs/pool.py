@@ -24,20 +24,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 
 from framecodecs.board import ABSENT, BUSY, IDLE, STARTING, Board
-from framecodecs.errors import (
-    FrameCodecError,
-    FrameUnread,
-    PoolError,
-    QueueFull,
-    Unavailable,
-    WorkCancelled,
-    WorkerCrashed,
-)
-from framecodecs.orders import NONE, Submitted
+from framecodecs.errors import FrameCodecError, PoolError, QueueFull, Unavailable, WorkCancelled
+from framecodecs.feeding import Feeder
+from framecodecs.orders import Submitted
 from framecodecs.outcomes import Outcome
 from framecodecs.pipes import Frame, length_of
 from framecodecs.processes import END, FIRST, LATE, MORE, RENEW, Entrance, Processes
@@ -47,8 +41,6 @@ from framecodecs.wireform import Order, Result, Work
 Answer = Outcome[list[Result]]
 Frames = Sequence[Frame]
 TICK = 0.25  # seconds between looks at what does not tell by itself, as long as there is something to look at
-GRACE = 2.0  # seconds after its deadline that a process has to end by its own timer
-HIDDEN = 10.0  # seconds after a later order has begun that an earlier one has to begin
 
 
 class FramePool:
@@ -77,7 +69,6 @@ class FramePool:
         self._asking = os.dup(entrance.asking)
         self._tell_idle = idle
         self._open: dict[int, Submitted] = {}  # by the descriptor of its pipe
-        self._filling: dict[int, Submitted] = {}  # by the descriptor of the pipe that was full
         self._numbers = count(1)
         self._latest_begun = 0
         self._lock = threading.Lock()
@@ -89,6 +80,7 @@ class FramePool:
         self._wake = os.eventfd(0)
         self._answers, self.arrivals = select.epoll(), select.epoll()
         self._answers.register(self._wake, select.EPOLLIN)
+        self._feeder = Feeder(self._answers)
         self._thread = threading.Thread(target=self._serve, name="frames", daemon=True)
         self._thread.start()
 
@@ -194,7 +186,6 @@ class FramePool:
         # For the libraries that can use several: all while no other order waits for one.
         cores = 1 if self._open or BUSY in self._board.states() else self._cores
         what = Order(work, arguments, tuple(map(length_of, frames)), seconds, cores)
-        # A process that comes upon one that was taken back drops it.
         order = Submitted(what, frames, told, self._end, in_advance, self.limits.memory)
         self._send(order)
         return order
@@ -207,9 +198,7 @@ class FramePool:
                     raise Unavailable("the pool is closed")
                 self._open[order.descriptor] = order
                 order.told.register(order.descriptor, select.EPOLLIN)
-            if order.filling != NONE:
-                self._filling[order.filling] = order
-                self._answers.register(order.filling, select.EPOLLOUT)
+            self._feeder.add(order)
             with self._sending:
                 order.number = next(self._numbers)
                 order.send(self._queue)
@@ -236,7 +225,7 @@ class FramePool:
         """Without an answer; whether it was still under way."""
         if not self._claim(order):
             return False
-        self._filling.pop(order.filling, None)
+        self._feeder.forget(order)
         order.close()
         return True
 
@@ -266,45 +255,23 @@ class FramePool:
         order = self._open.get(descriptor)
         if order is None:
             return
-        error: FrameCodecError | None = None
-        results: list[Result] | None = None
         try:
             if (results := order.received()) is None:
                 return
+            tell = partial(order.set_result, results)  # unless it is cancelled just now
         except EOFError:
-            if order.may_be_sent_anew():
-                if self._claim(order):
-                    self._send_anew(order)
-                return
-            error = order.why_not()
-        except FrameCodecError as told:
-            error = told
-        except OSError as failed:
-            error = WorkerCrashed(f"the worker's answer cannot be read: {failed.strerror}")
+            if self._claim(order):
+                self._send_anew(order)
+            return
+        except FrameCodecError as error:
+            tell = partial(order.set_exception, error)
         if not self._claim(order):
             return
         self._latest_begun = max(self._latest_begun, order.number)
-        if error is None:
-            order.set_result(results)  # unless it was cancelled just now
-        else:
-            order.set_exception(error)
-        self._filling.pop(order.filling, None)
+        tell()
+        self._feeder.forget(order)
         order.close()  # those who waited have gone on
         self._tell_idle()
-
-    def _fill(self, pipe: int) -> None:
-        """More of an order that did not fit into its pipe."""
-        order = self._filling.get(pipe)
-        if order is None:
-            return
-        try:
-            if not order.fill():
-                return
-        except FrameUnread as error:
-            self._fail(order, error)
-        except OSError as error:
-            self._fail(order, Unavailable(f"the order cannot be sent: {error.strerror}"))
-        self._filling.pop(pipe, None)
 
     def _send_anew(self, order: Submitted) -> None:
         """A process that was about to end had taken it."""
@@ -323,8 +290,9 @@ class FramePool:
                 if descriptor == self._wake:
                     os.eventfd_read(self._wake)
                     self._asleep = False
-                elif descriptor in self._filling:
-                    self._fill(descriptor)
+                elif descriptor in self._feeder:
+                    if (failed := self._feeder.feed(descriptor)) is not None:
+                        self._fail(*failed)
                 else:
                     self._receive(descriptor)
             if time.monotonic() - looked >= TICK:
@@ -344,25 +312,12 @@ class FramePool:
         elif self._waiting():
             self._ask(LATE)
         for order in list(self._open.values()):
-            begun = order.begun()
-            if begun is None:
-                self._look_at_waiting(order, now)
-                continue
-            self._latest_begun = max(self._latest_begun, order.number)
-            if now > begun + order.deadline + GRACE:
+            if order.begun() is not None:
+                self._latest_begun = max(self._latest_begun, order.number)
+            if (error := order.overdue(now, self._latest_begun, self._last_there, self.limits)) is not None:
                 self._kill(order)
-                self._fail(order, order.too_late())
+                self._fail(order, error)
         self._grow()
-
-    def _look_at_waiting(self, order: Submitted, now: float) -> None:
-        """The queue hands orders out in turn, so one that was overtaken was taken."""
-        if order.number < self._latest_begun:
-            order.overtaken = order.overtaken or now
-        if order.overtaken is not None and now > order.overtaken + HIDDEN:
-            self._fail(order, WorkerCrashed("a process has taken this and does not work on it"))
-            self._ask(RENEW)
-        elif now > max(order.sent, self._last_there) + self.limits.starting:
-            self._fail(order, Unavailable("no process could be started"))
 
     def wait_until_ready(self, seconds: float = 60.0) -> bool:
         """Whether all processes, also those that nobody needed so far, have started within that time."""
