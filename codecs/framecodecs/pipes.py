@@ -78,6 +78,7 @@ class Outgoing:
         self._kept = [piece if isinstance(piece, Stored) else memoryview(piece) for piece in pieces]
         self._rest = deque(piece for piece in self._kept if length_of(piece))
         self.sent = 0  # bytes
+        self.lends = False  # memory
 
     def send(self, pipe: int, flags: int = 0) -> bool:
         """As much as the pipe takes; whether that was all. Waits for the receiver, unless the flags say
@@ -102,6 +103,7 @@ class Outgoing:
         vectors = (_Vector * len(pieces))(*[_Vector(_address_of(piece), len(piece)) for piece in pieces])
         count: int = LIBC.vmsplice(pipe, vectors, ctypes.c_size_t(len(pieces)), flags)
         if count >= 0:
+            self.lends = True
             return count
         code = ctypes.get_errno()
         if code not in (errno.ENOSYS, errno.EPERM):

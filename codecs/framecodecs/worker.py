@@ -65,6 +65,8 @@ class Taken:
         with suppress(OSError):  # nothing waits for it any more
             while not outgoing.send(self.output):
                 pass
+        if not outgoing.lends:
+            self.pieces = ()
         fcntl.lockf(self.output, fcntl.LOCK_UN, 2, WORKING)
 
     @property
@@ -88,6 +90,9 @@ class Lent:
         self._held: deque[Taken] = deque()
 
     def add(self, taken: Taken) -> None:
+        if not taken.pieces:
+            taken.close()
+            return
         self._held.append(taken)
         if len(self._held) > MOST_LENT or taken.size > MOST_ROOM:
             self._held[-1 if taken.size > MOST_ROOM else 0].wait_until_read()
