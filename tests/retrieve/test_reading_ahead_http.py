@@ -17,9 +17,10 @@ import os, sys
 if "framecodecs.worker" in sys.orig_argv:
     from framecodecs import work
     known = work.transcode_frames
+    # Opened before the process gives up its right to open files.
+    counted = os.open(os.path.join(os.path.dirname(__file__), "counted"), os.O_WRONLY | os.O_APPEND)
     def transcode_frames(*arguments):
-        with open(os.environ["COUNTED"], "ab", 0) as counted:
-            counted.write(b".")
+        os.write(counted, b".")
         return known(*arguments)
     transcode_frames.__module__, transcode_frames.__qualname__ = known.__module__, known.__qualname__
     work.transcode_frames = transcode_frames
@@ -33,9 +34,7 @@ def counting_server(folder, *flags):
     (folder / "sitecustomize.py").write_text(COUNTING)
     path = os.pathsep.join(map(str, (folder, ROOT, ROOT / "codecs")))
     script = folder / "streamsrv"
-    script.write_text(
-        f'#!/bin/sh\nCOUNTED={folder}/counted PYTHONPATH={path} exec {sys.executable} -m streamsrv "$@"\n'
-    )
+    script.write_text(f'#!/bin/sh\nPYTHONPATH={path} exec {sys.executable} -m streamsrv "$@"\n')
     script.chmod(0o755)
     (folder / "counted").touch()
     with pytest.MonkeyPatch.context() as patch:
