@@ -45,6 +45,7 @@ from pixel_world import (
     shown_values,
     stored_as,
 )
+from process_tree import family, private_bytes, seconds_until_idle
 from retrieve_world import SERIES, STUDY, dataset_of, instance_path, part10
 
 from framecodecs import registry
@@ -276,25 +277,6 @@ def loop(server):
     return instance_path("1.2.6.1", study="1.2.6"), arrays
 
 
-def family(pid):
-    found = [pid]
-    for parent in found:
-        with suppress(OSError):  # a thread has ended meanwhile
-            for task in Path(f"/proc/{parent}/task").iterdir():
-                found += map(int, (task / "children").read_text().split())
-    return found
-
-
-def private_bytes(server):
-    """RssAnon + RssShmem of the process tree."""
-    total = 0
-    for pid in family(server.process.pid):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith(("RssAnon:", "RssShmem:")):
-                total += int(line.split()[1]) << 10
-    return total
-
-
 @pytest.mark.parametrize(
     ("path", "accept"),
     [
@@ -322,26 +304,12 @@ def test_long_loops_in_bounded_memory(server, loop, path, accept):
         assert received.find(b"".join(array.tobytes() for array in arrays) * (LONG // 16)) > 0
 
 
-def busy_ticks(server):
-    """Of processor time that the process tree has used."""
-    return sum(
-        sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
-        for pid in family(server.process.pid)
-    )
-
-
 def test_nothing_is_made_for_a_client_that_left(server, loop):
     where, _ = loop
     request = urllib.request.Request(f"{server.url}{where}", headers={"Accept": of_syntax(J2K)})
     with urllib.request.urlopen(request, timeout=60) as answer:
         assert answer.read(1 << 16)
-    end = time.monotonic() + 15
-    idle = False
-    while not idle and time.monotonic() < end:
-        before = busy_ticks(server)
-        time.sleep(0.5)
-        idle = busy_ticks(server) - before <= 5
-    assert idle
+    assert seconds_until_idle(server, 15) is not None
 
 
 def test_downloads_that_wait_for_pixels_hold_nobody_up(server, loop):
