@@ -1,13 +1,14 @@
 /* Makes system calls on chosen files fail. Preloaded into a server (LD_PRELOAD); see faulty_disk.py.
  *
  * The environment variable FAULTS_CONTROL names a control file, which all processes map. A call counts if its
- * kind is armed and the path of its file contains `path`. Of the calls that count, those from number `skip` on
+ * kind is armed and the path of its file contains `path` (of calls with two names, the first one). Of the calls that count, those from number `skip` on
  * (from 0) fail, `fails` of them.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,7 +18,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { WRITE = 1, SYNC = 2, READ = 4 };
+enum { WRITE = 1, SYNC = 2, READ = 4, NAMES = 8 };
 
 struct control {
     volatile int32_t kinds; /* 0: nothing is armed */
@@ -41,6 +42,18 @@ __attribute__((constructor)) static void begin(void)
     close(fd);
 }
 
+static int counts(int kind, const char *path)
+{
+    if (!control || !(control->kinds & kind) || !strstr(path, control->path))
+        return 0;
+    int64_t number = __atomic_fetch_add(&control->seen, 1, __ATOMIC_SEQ_CST);
+    if (number < control->skip || number >= control->skip + control->fails)
+        return 0;
+    __atomic_fetch_add(&control->failed, 1, __ATOMIC_SEQ_CST);
+    errno = control->error;
+    return 1;
+}
+
 static int fails(int kind, int fd)
 {
     char link[64], path[4096];
@@ -51,14 +64,7 @@ static int fails(int kind, int fd)
     if (length < 0)
         return 0;
     path[length] = 0;
-    if (!strstr(path, control->path))
-        return 0;
-    int64_t number = __atomic_fetch_add(&control->seen, 1, __ATOMIC_SEQ_CST);
-    if (number < control->skip || number >= control->skip + control->fails)
-        return 0;
-    __atomic_fetch_add(&control->failed, 1, __ATOMIC_SEQ_CST);
-    errno = control->error;
-    return 1;
+    return counts(kind, path);
 }
 
 /* `given` are the parameters with their types, `passed` their names. */
@@ -118,3 +124,35 @@ ssize_t sendfile(int to, int fd, off_t *at, size_t count)
         real = (ssize_t(*)(int, int, off_t *, size_t))dlsym(RTLD_NEXT, "sendfile");
     return fails(READ, fd) ? -1 : real(to, fd, at, count);
 }
+
+/* Calls that make, move and remove names. */
+#define NAMED(result, name, given, passed)                                                                           \
+    result name given                                                                                                \
+    {                                                                                                                \
+        static result(*real) given;                                                                                  \
+        if (!real)                                                                                                   \
+            real = (result(*) given)dlsym(RTLD_NEXT, #name);                                                         \
+        return counts(NAMES, path) ? -1 : real passed;                                                               \
+    }
+
+NAMED(int, rename, (const char *path, const char *to), (path, to))
+NAMED(int, link, (const char *path, const char *to), (path, to))
+NAMED(int, unlink, (const char *path), (path))
+NAMED(int, rmdir, (const char *path), (path))
+NAMED(int, mkdir, (const char *path, mode_t mode), (path, mode))
+
+#define OPENED(name)                                                                                                 \
+    int name(const char *path, int flags, ...)                                                                       \
+    {                                                                                                                \
+        static int (*real)(const char *, int, mode_t);                                                               \
+        va_list more;                                                                                                \
+        if (!real)                                                                                                   \
+            real = (int (*)(const char *, int, mode_t))dlsym(RTLD_NEXT, #name);                                      \
+        va_start(more, flags);                                                                                       \
+        mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, mode_t) : 0;                                      \
+        va_end(more);                                                                                                \
+        return flags & O_CREAT && counts(NAMES, path) ? -1 : real(path, flags, mode);                                \
+    }
+
+OPENED(open)
+OPENED(open64)

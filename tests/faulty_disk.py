@@ -17,7 +17,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-WRITE, SYNC, READ = 1, 2, 4
+WRITE, SYNC, READ, NAMES = 1, 2, 4, 8  # names: calls that make, move and remove them
 FOR_EVER = 1 << 40
 
 _CONTROL = struct.Struct("<iiqqqq256s")

@@ -5,18 +5,26 @@ The calls of one round of stores, reads and deletes are counted; then the n-th o
 `SOAK=1 python -m pytest tests/test_failing_disk.py` goes through all of them, with bursts of several calls;
 without it each kind has some."""
 
+import errno
 import os
 import time
 
 import pytest
-from faulty_disk import FOR_EVER, READ, SYNC, WRITE, FaultyDisk
+from faulty_disk import FOR_EVER, NAMES, READ, SYNC, WRITE, FaultyDisk
 from kill_world import verb, waited
 from live_server import start_server
 from small_client import LOST, Client, file_of, key_of
 
 SOAK = int(os.environ.get("SOAK", "0"))
 HEALED_WITHIN = 5.0
-TRIED = {WRITE: 9, SYNC: 3, READ: 3}  # of the calls of a kind, without SOAK
+# How many of the calls of a round fail, one after the other, without SOAK.
+TRIED = {
+    (WRITE, errno.EIO): 7,
+    (WRITE, errno.ENOSPC): 5,
+    (SYNC, errno.EIO): 3,
+    (READ, errno.EIO): 3,
+    (NAMES, errno.ENOSPC): 1,
+}
 INDEX = "/index/data.mdb"
 
 
@@ -35,7 +43,7 @@ class Round:
         self._number += 1
         key, other = key_of(1, 1, 2 * self._number), key_of(1, 1, 2 * self._number + 1)
         for each in (key, other):
-            body = file_of(each, self._number, 3_000)
+            body = file_of(each, self._number, 40_000)
             if self._status(lambda body=body: self._client.store([body])) == 200:
                 self.there[each] = body
         self._status(lambda: self._client.ask("GET", f"/studies/{key[0]}/metadata"))
@@ -71,7 +79,7 @@ def path(key):
 @pytest.fixture
 def world(tmp_path):
     disk = FaultyDisk(tmp_path)
-    server = start_server(tmp_path / "server", workers=1, variables=disk.variables)
+    server = start_server(tmp_path / "server", "--segment-size", "65536", workers=1, variables=disk.variables)
     client = Client(server.origin)
     yield disk, server, Round(client)
     disk.disarm()
@@ -88,18 +96,19 @@ def healed(round):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("kind", [WRITE, SYNC, READ])
-def test_a_burst_of_errors_at_every_call(world, kind):
+@pytest.mark.parametrize(("kind", "error"), TRIED)
+def test_a_burst_of_errors_at_every_call(world, kind, error):
     disk, _, round = world
     assert round.well()
     disk.arm(kind, fails=0)
     round.go()
     calls = disk.seen
-    assert calls >= TRIED[kind]
-    chosen = range(calls) if SOAK else [calls * turn // TRIED[kind] for turn in range(TRIED[kind])]
+    tried = TRIED[kind, error]
+    assert calls >= tried
+    chosen = range(calls) if SOAK else [calls * turn // tried for turn in range(tried)]
     for number in chosen:
         for fails in (1, 2, 5) if SOAK else (1,):
-            disk.arm(kind, skip=number, fails=fails)
+            disk.arm(kind, skip=number, fails=fails, error=error)
             round.go()
             disk.disarm()
             healed(round)

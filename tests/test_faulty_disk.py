@@ -5,28 +5,33 @@ import subprocess
 import sys
 
 import pytest
-from faulty_disk import READ, SYNC, WRITE, FaultyDisk
+from faulty_disk import NAMES, READ, SYNC, WRITE, FaultyDisk
 
 SCRIPT = """
 import os, sys
-fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+name = sys.argv[1] + ".name"
+fd = os.open(sys.argv[1], os.O_RDWR)
 for call in (lambda: os.pwrite(fd, b"x", 0), lambda: os.pwritev(fd, [b"x"], 0), lambda: os.write(fd, b"x"),
              lambda: os.fsync(fd), lambda: os.fdatasync(fd), lambda: os.ftruncate(fd, 9),
-             lambda: os.pread(fd, 1, 0), lambda: os.preadv(fd, [bytearray(1)], 0)):
+             lambda: os.pread(fd, 1, 0), lambda: os.preadv(fd, [bytearray(1)], 0),
+             lambda: os.mkdir(name), lambda: os.link(sys.argv[1], name + ".link"),
+             lambda: os.rename(name, name + "2"), lambda: os.rmdir(name + "2"),
+             lambda: os.close(os.open(name, os.O_RDWR | os.O_CREAT)), lambda: os.unlink(name)):
     try:
         call()
         print("done")
     except OSError as error:
         print(error.errno)
 """
-KINDS = [WRITE, WRITE, WRITE, SYNC, SYNC, WRITE, READ, READ]
+KINDS = [WRITE, WRITE, WRITE, SYNC, SYNC, WRITE, READ, READ, *[NAMES] * 6]
 
 
-@pytest.mark.parametrize("kind", [WRITE, SYNC, READ])
+@pytest.mark.parametrize("kind", [WRITE, SYNC, READ, NAMES])
 def test_the_calls_of_a_kind_fail_in_their_turn(tmp_path, kind):
     disk = FaultyDisk(tmp_path)
 
     def tried(path):
+        path.touch()
         ran = subprocess.run(
             [sys.executable, "-c", SCRIPT, str(path)],
             env=os.environ | disk.variables,
@@ -44,4 +49,4 @@ def test_the_calls_of_a_kind_fail_in_their_turn(tmp_path, kind):
     disk.arm(kind, path="/chosen")
     assert tried(tmp_path / "other") == ["done"] * len(KINDS)
     disk.disarm()
-    assert tried(tmp_path / "chosen") == ["done"] * len(KINDS)
+    assert tried(tmp_path / "chosen-too") == ["done"] * len(KINDS)
