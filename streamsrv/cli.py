@@ -265,6 +265,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        return complain(f"{args.verb} failed, {error.strerror or error}{where}", FAILED)
 
 
 def complain(sentence: str, code: int) -> int:

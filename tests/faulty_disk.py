@@ -43,7 +43,8 @@ class FaultyDisk:
 
     def __init__(self, folder):
         self._file = folder / "faults.control"
-        self._file.write_bytes(bytes(_CONTROL.size))
+        if not self._file.exists():  # it may be mapped by a process already
+            self._file.write_bytes(bytes(_CONTROL.size))
         with self._file.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), _CONTROL.size)
         self.variables = {"LD_PRELOAD": str(library()), "FAULTS_CONTROL": str(self._file)}

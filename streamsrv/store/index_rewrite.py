@@ -62,7 +62,8 @@ def rewrite(environment: Environment, ops: FileOps) -> None:
             ops.rename(new / "data.mdb", folder / "data.mdb")
             ops.sync_folder(folder)
         finally:
-            environment.open_map()
+            with translated("opening the index again"):
+                environment.open_map()
     ops.remove_folder(new)
 
 
