@@ -1,10 +1,14 @@
 """Frames and texts that go through a pipe from one process to another.
 
-Strategy: pages are lent, not copied. Memory enters the pipe by vmsplice(2), a stored frame by splice(2) from
-the page cache, so the receiver's read is the only copy. The receiver gets bytes and no descriptor that it
-could move to other bytes. What does not fit into the pipe follows when the receiver has read something.
+Strategy: pages are lent where that is safe. A stored frame enters the pipe by splice(2) from the page cache,
+an answer by vmsplice(2) from the memory of the process that made it, so the receiver's read is the only copy.
+The receiver gets bytes and no descriptor that it could move to other bytes. What does not fit into the pipe
+follows when the receiver has read something.
 
-Rule: memory that is lent stays as it is until the other side has read it.
+Rules of this file
+- Memory that is lent stays as it is until the other side has read it.
+- A pool lends no memory: a process could wait until the pool uses the same page for something else, and read
+  that. A stored frame never changes.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import os
 import termios
 from array import array
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -72,13 +76,15 @@ def unread_in(pipe: int) -> int:
 
 
 class Outgoing:
-    """Pieces on their way into a pipe."""
+    """Pieces on their way into a pipe. `may_lend` says that the receiver may share their memory."""
 
-    def __init__(self, pieces: Iterable[Frame]) -> None:
-        self._kept = [piece if isinstance(piece, Stored) else memoryview(piece) for piece in pieces]
-        self._rest = deque(piece for piece in self._kept if length_of(piece))
+    lends = False
+
+    def __init__(self, pieces: Iterable[Frame], may_lend: bool = False) -> None:
+        kept = (piece if isinstance(piece, Stored) else memoryview(piece).cast("B") for piece in pieces)
+        self._rest = deque(piece for piece in kept if length_of(piece))
+        self._may_lend = may_lend
         self.sent = 0  # bytes
-        self.lends = False  # memory
 
     def send(self, pipe: int, flags: int = 0) -> bool:
         """As much as the pipe takes; whether that was all. Waits for the receiver, unless the flags say
@@ -86,20 +92,27 @@ class Outgoing:
         try:
             while self._rest:
                 first = self._rest[0]
-                count = self._splice(pipe, first) if isinstance(first, Stored) else self._lend(pipe, flags)
+                count = self._splice(pipe, first) if isinstance(first, Stored) else self._write(pipe, flags)
                 self._forget(count)
         except BlockingIOError:
             return False
         return True
 
-    def _lend(self, pipe: int, flags: int) -> int:
+    def _write(self, pipe: int, flags: int) -> int:
         pieces = list[memoryview]()
         for piece in self._rest:
             if isinstance(piece, Stored) or len(pieces) == AT_ONCE:
                 break
             pieces.append(piece)
-        if not self.sent and sum(map(len, pieces)) <= PAGE:
-            return os.writev(pipe, pieces)  # sooner copied, and an empty pipe takes a page
+        short = sum(map(len, pieces)) <= PAGE
+        if self.sent or not short:
+            if self._may_lend and (count := self._lend(pipe, pieces, flags)) is not None:
+                return count
+            os.set_blocking(pipe, not flags)
+        return os.writev(pipe, pieces)  # an empty pipe takes a page at once
+
+    def _lend(self, pipe: int, pieces: Sequence[memoryview], flags: int) -> int | None:
+        """None where the system does not lend."""
         vectors = (_Vector * len(pieces))(*[_Vector(_address_of(piece), len(piece)) for piece in pieces])
         count: int = LIBC.vmsplice(pipe, vectors, ctypes.c_size_t(len(pieces)), flags)
         if count >= 0:
@@ -108,8 +121,7 @@ class Outgoing:
         code = ctypes.get_errno()
         if code not in (errno.ENOSYS, errno.EPERM):
             raise OSError(code, os.strerror(code))
-        os.set_blocking(pipe, not flags)
-        return os.writev(pipe, pieces)  # this system does not lend
+        return None
 
     def _splice(self, pipe: int, frame: Stored) -> int:
         try:
@@ -135,7 +147,6 @@ class Outgoing:
         if not piece:
             raise FrameUnread(f"{frame.length} bytes of a stored frame are not there")
         self._forget(len(piece), sent=0)
-        self._kept.append(memoryview(piece))
         self._rest.appendleft(memoryview(piece))
 
     def _forget(self, count: int, sent: int | None = None) -> None:

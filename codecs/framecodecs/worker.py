@@ -61,7 +61,7 @@ class Taken:
         self.pieces = HEAD.pack(len(text)), text, *frames
         make_room(self.output, self.size)
         fcntl.lockf(self.output, fcntl.LOCK_EX, 1, ANSWERING)
-        outgoing = Outgoing(self.pieces)
+        outgoing = Outgoing(self.pieces, may_lend=True)
         with suppress(OSError):  # nothing waits for it any more
             while not outgoing.send(self.output):
                 pass

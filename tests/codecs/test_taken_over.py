@@ -14,7 +14,7 @@ import taken_over_works
 from framecodecs import orders
 from framecodecs.board import ABSENT, BUSY, IDLE, STARTING
 from framecodecs.errors import FrameCodecError, WorkCancelled, WorkerCrashed
-from framecodecs.pipes import Stored
+from framecodecs.pipes import WITHOUT_WAITING, Outgoing, Stored, make_room
 from framecodecs.pool import FramePool, PoolLimits
 
 LIMITS = PoolLimits(modules=("pool_works", "taken_over_works"))
@@ -60,6 +60,20 @@ def test_a_process_has_the_pipes_of_its_order_and_no_file(pool, tmp_path):
         "pipe:",
     }
     assert len(order.result(30)[0][0]) == 100_000
+
+
+@pytest.mark.parametrize("size", [100, 60_000, 400_000])
+def test_a_pool_lends_none_of_its_memory(size):
+    """A process that reads late would see what the memory is used for next."""
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    make_room(writing, size)
+    memory = bytearray(b"x" * size)
+    outgoing = Outgoing((b"text", memory))
+    assert outgoing.send(writing, WITHOUT_WAITING)
+    memory[:] = b"y" * size
+    assert os.read(reading, 4 + size) == b"text" + b"x" * size
+    os.close(reading)
+    os.close(writing)
 
 
 @pytest.mark.parametrize("work", [taken_over_works.hide, taken_over_works.refuse_to_be_killed])
