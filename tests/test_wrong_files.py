@@ -10,6 +10,9 @@ from kill_world import verb
 from live_server import END_WITHIN, environment, executable, free_port, start_server
 from small_client import WHOLE, Client, file_of, key_of, path_of
 
+from streamsrv.store.folder import Layout, identity_of
+from streamsrv.store.records import Kind, RecordFormat
+
 OWN_OF_LMDB = {"lock.mdb"}  # locks: it holds nothing
 VERBS = ("check", "reindex", "compact", "info", "serve")
 
@@ -146,5 +149,60 @@ def test_a_missing_segment_is_named_and_its_instances_answer_500(tmp_path):
     server = start_server(tmp_path, workers=1)
     try:
         assert {key: read(server, key) for key in files} == {key: (200, body) for key, body in files.items()}
+    finally:
+        server.end()
+
+
+def records(data):
+    """Kind, offset of the payload and length of each record in the first segment."""
+    identity = identity_of(Layout(data))
+    form = RecordFormat(identity.secret, identity.fingerprint)
+    with (data / "segments" / "00000001.seg").open("rb") as file:
+        length = os.fstat(file.fileno()).st_size
+        return [
+            (step.header.kind, step.payload, step.header.length)
+            for step in form.walk(file.fileno(), 1, length)
+        ]
+
+
+def flip(data, offset):
+    with (data / "segments" / "00000001.seg").open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_a_flipped_bit_in_the_last_request_hides_nothing_and_brings_nothing_back(tmp_path):
+    kept, deleted = key_of(1, 1, 1), key_of(2, 1, 1)
+    server = start_server(tmp_path, workers=1)
+    try:
+        client = Client(server.origin)
+        client.outcomes([file_of(deleted, "1", 500)])
+        assert client.delete(deleted)
+        client.outcomes([file_of(kept, "1", 3_000)])
+        client.close()
+    finally:
+        server.end()
+    data = server.data
+    _, (tombstone, ids, _), (_, payload, length) = records(data)
+    assert tombstone is Kind.TOMBSTONE
+    flip(data, ids + 3)
+    flip(data, payload + length - 9)
+    code, said = verb("reindex", "--data", str(data))
+    assert (code, "payload: its checksum is wrong" in said, "instances: 1" in said) == (1, True, True)
+    rotten = (data / "segments" / "00000001.seg").read_bytes()
+    server = start_server(tmp_path, workers=1)
+    try:
+        assert read(server, deleted)[0] == 404
+        assert read(server, kept)[0] == 500
+        client = Client(server.origin)
+        client.outcomes([file_of(key_of(3, 1, 1), "1", 500)])
+        assert (data / "segments" / "00000001.seg").read_bytes().startswith(rotten)
+        assert verb("check", "--data", str(data))[0] == 1
+        client.outcomes([file_of(kept, "1", 3_000)])  # it may be stored again
+        client.close()
+        assert read(server, kept) == (200, file_of(kept, "1", 3_000))
+        assert verb("check", "--data", str(data))[0] == 0
     finally:
         server.end()
