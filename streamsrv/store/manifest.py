@@ -114,7 +114,7 @@ class ManifestFormat:
         state, end = _SLOT.unpack_from(raw, 1)
         if raw[SLOT - _CHECK_LENGTH :] != self._check(segment, state, end):
             return None
-        return Slot(State(state), end)
+        return Slot(State(state), end) if state <= State.REMOVED else None
 
     def _check(self, segment: int, state: int, end: int) -> bytes:
         whole = _CHECKED.pack(self._fingerprint, segment, state, end)

@@ -10,7 +10,18 @@ from streamsrv.config import SettingsError, from_toml
 from streamsrv.errors import StoreError, WrongStore
 from streamsrv.store import segment_header
 from streamsrv.store.folder import Layout, identity_of
-from streamsrv.store.records import Damage, Found, Header, HeaderDamaged, Kind, RecordFormat
+from streamsrv.store.manifest import MAGIC, ManifestFormat, Slot, State, slot_offset
+from streamsrv.store.records import (
+    Damage,
+    Found,
+    Header,
+    HeaderDamaged,
+    Kind,
+    RecordFormat,
+    TombstoneDamaged,
+    pack_ids,
+    unpack_ids,
+)
 
 FORMAT = RecordFormat(b"k" * 32)
 SEGMENT = 3
@@ -51,6 +62,32 @@ def segment_walk(content):
         assert at == len(content)
     finally:
         os.close(descriptor)
+
+
+MANIFEST = ManifestFormat(FORMAT.fingerprint)
+SLOTS = [MANIFEST.pack(1, Slot(State.GROWING, 300)), MANIFEST.pack(2, Slot(State.SEALED, 1 << 30)), bytes(16)]
+
+
+@target(WrongStore, words=[MAGIC, FORMAT.fingerprint, MANIFEST.header(), *SLOTS])
+def manifest(content):
+    """What is read is there to the byte, or is told as damage."""
+    slots = MANIFEST.slots(content)
+    assert slots.header_damaged == (content[:64] != MANIFEST.header())
+    for segment, slot in slots.known.items():
+        at = slot_offset(segment)
+        assert content[at + 1 : at + 16] == MANIFEST.pack(segment, slot)[1:]
+    assert not set(slots.known) & set(slots.damaged)
+
+
+@target(TombstoneDamaged, words=[pack_ids([b"i" * 16]), bytes(16)])
+def tombstone(content):
+    """A change that is not told changes no id."""
+    ids = unpack_ids(content)
+    whole = pack_ids(ids)
+    assert len(whole) == len(content)
+    length = 16 * len(ids)
+    first, second = content[:length], content[len(content) - length :]
+    assert whole[:length] in (first, second)
 
 
 @target(
