@@ -17,15 +17,24 @@ OWN_OF_LMDB = {"lock.mdb"}  # locks: it holds nothing
 VERBS = ("check", "reindex", "compact", "info", "serve")
 
 
+DELETED = key_of(9, 1, 1)
+FILES = {key_of(1, 1, number): file_of(key_of(1, 1, number), "1", 40_000) for number in range(1, 6)}
+
+
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    """Two stores of one instance each, whose servers have ended."""
+    """One store with a few segments and a deleted instance, and one of one instance; their servers have
+    ended."""
     made = []
-    for number in (1, 2):
-        server = start_server(tmp_path_factory.mktemp(f"store{number}"), workers=1)
+    for files in (FILES, {DELETED: file_of(DELETED, "2", 500)}):
+        server = start_server(tmp_path_factory.mktemp("store"), "--segment-size", "65536", workers=1)
         try:
             client = Client(server.origin)
-            assert client.outcomes([file_of(key_of(number, 1, 1), "1", 3_000)])
+            if files is FILES:
+                client.outcomes([file_of(DELETED, "1", 500)])
+                assert client.delete(DELETED)
+            for body in files.values():
+                client.outcomes([body])
             client.close()
         finally:
             server.end()
@@ -110,99 +119,83 @@ def read(server, key):
         client.close()
 
 
-def test_a_missing_segment_is_named_and_its_instances_answer_500(tmp_path):
+@pytest.fixture
+def data(stores, tmp_path):
+    """The folder that a server has which is started in tmp_path."""
+    return shutil.copytree(stores[0], tmp_path / "data")
+
+
+def test_a_missing_segment_is_named_and_its_instances_answer_500(data, tmp_path):
     """Before a reindex and after it, until its file comes back."""
-    files = {key_of(1, 1, number): file_of(key_of(1, 1, number), "1", 40_000) for number in range(1, 7)}
-    server = start_server(tmp_path, "--segment-size", "65536", workers=1)
-    try:
-        client = Client(server.origin)
-        for key, body in files.items():
-            assert client.outcomes([body]) == {key[2]: True}
-        client.close()
-    finally:
-        server.end()
-    data = server.data
-    first, second = sorted((data / "segments").iterdir())[:2]
+    first = data / "segments" / "00000001.seg"
     first.rename(tmp_path / "aside")
     for reindexed in (False, True):
         if reindexed:
             code, said = verb("reindex", "--data", str(data))
             assert (code, "segment 1: its file is missing" in said) == (1, True)
-            assert "instances: 6" in said
+            assert f"instances: {len(FILES)}" in said
         for name in ("check", "info"):
             code, said = verb(name, "--data", str(data))
             assert (code, "its file is missing" in said) == (1, True), said
         server = start_server(tmp_path, workers=1)
         try:
-            answers = {key: read(server, key) for key in files}
+            answers = {key: read(server, key) for key in FILES}
         finally:
             server.end()
         assert "ERROR streamsrv.store segment 1: its file is missing" in server.log.read_text()
         refused = [key for key, (status, _) in answers.items() if status != 200]
-        assert 0 < len(refused) < len(files)
+        assert 0 < len(refused) < len(FILES)
         assert {answers[key][0] for key in refused} == {500}
-        assert all(answers[key] == (200, body) for key, body in files.items() if key not in refused)
+        assert all(answers[key] == (200, body) for key, body in FILES.items() if key not in refused)
     (tmp_path / "aside").rename(first)
-    assert verb("reindex", "--data", str(data))[0] == 0
+    code, said = verb("reindex", "--data", str(data))
+    assert (code, f"instances: {len(FILES)}" in said) == (0, True)
     assert verb("check", "--data", str(data)) == (0, "all is well\n")
-    assert second.exists()
-    server = start_server(tmp_path, workers=1)
-    try:
-        assert {key: read(server, key) for key in files} == {key: (200, body) for key, body in files.items()}
-    finally:
-        server.end()
 
 
 def records(data):
-    """Kind, offset of the payload and length of each record in the first segment."""
+    """Kind, segment file, offset of the payload and length of each record."""
     identity = identity_of(Layout(data))
     form = RecordFormat(identity.secret, identity.fingerprint)
-    with (data / "segments" / "00000001.seg").open("rb") as file:
-        length = os.fstat(file.fileno()).st_size
-        return [
-            (step.header.kind, step.payload, step.header.length)
-            for step in form.walk(file.fileno(), 1, length)
-        ]
+    found = []
+    for path in sorted((data / "segments").iterdir()):
+        with path.open("rb") as file:
+            length = os.fstat(file.fileno()).st_size
+            for step in form.walk(file.fileno(), int(path.stem), length):
+                found.append((step.header.kind, path, step.payload, step.header.length))
+    return found
 
 
-def flip(data, offset):
-    with (data / "segments" / "00000001.seg").open("r+b") as file:
+def flip(path, offset):
+    with path.open("r+b") as file:
         file.seek(offset)
         byte = file.read(1)[0]
         file.seek(offset)
         file.write(bytes([byte ^ 1]))
 
 
-def test_a_flipped_bit_in_the_last_request_hides_nothing_and_brings_nothing_back(tmp_path):
-    kept, deleted = key_of(1, 1, 1), key_of(2, 1, 1)
-    server = start_server(tmp_path, workers=1)
-    try:
-        client = Client(server.origin)
-        client.outcomes([file_of(deleted, "1", 500)])
-        assert client.delete(deleted)
-        client.outcomes([file_of(kept, "1", 3_000)])
-        client.close()
-    finally:
-        server.end()
-    data = server.data
-    _, (tombstone, ids, _), (_, payload, length) = records(data)
-    assert tombstone is Kind.TOMBSTONE
-    flip(data, ids + 3)
-    flip(data, payload + length - 9)
+def test_a_flipped_bit_in_the_last_request_hides_nothing_and_brings_nothing_back(data, tmp_path):
+    found = records(data)
+    (_, path, ids, _) = next(record for record in found if record[0] is Kind.TOMBSTONE)
+    flip(path, ids + 3)
+    (kind, path, payload, length) = found[-1]
+    assert kind is Kind.INSTANCE
+    flip(path, payload + length - 9)
     code, said = verb("reindex", "--data", str(data))
-    assert (code, "payload: its checksum is wrong" in said, "instances: 1" in said) == (1, True, True)
-    rotten = (data / "segments" / "00000001.seg").read_bytes()
+    assert (code, "payload: its checksum is wrong" in said) == (1, True)
+    assert f"instances: {len(FILES)}" in said
+    rotten, key = path.read_bytes(), list(FILES)[-1]
     server = start_server(tmp_path, workers=1)
     try:
-        assert read(server, deleted)[0] == 404
-        assert read(server, kept)[0] == 500
+        assert read(server, DELETED)[0] == 404
+        assert read(server, key)[0] == 500
         client = Client(server.origin)
         client.outcomes([file_of(key_of(3, 1, 1), "1", 500)])
-        assert (data / "segments" / "00000001.seg").read_bytes().startswith(rotten)
+        assert path.read_bytes().startswith(rotten)
         assert verb("check", "--data", str(data))[0] == 1
-        client.outcomes([file_of(kept, "1", 3_000)])  # it may be stored again
+        client.outcomes([FILES[key]])  # it may be stored again
         client.close()
-        assert read(server, kept) == (200, file_of(kept, "1", 3_000))
+        assert {each: read(server, each) for each in FILES} == {each: (200, FILES[each]) for each in FILES}
         assert verb("check", "--data", str(data))[0] == 0
     finally:
         server.end()
