@@ -16,7 +16,7 @@ from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from streamsrv.errors import NotFound, WouldBlock
 from streamsrv.pixelpool import PixelPool
-from streamsrv.retrieve import payloads
+from streamsrv.retrieve import payloads, repr_digest
 from streamsrv.retrieve.all_bulk import PIXEL_DATA, all_bulk_data
 from streamsrv.retrieve.all_pixels import all_pixel_data
 from streamsrv.retrieve.answering import Retrieval
@@ -39,7 +39,8 @@ from streamsrv.wire.resources import Kind, Target, bulk_url
 def answer(store: Store, request: Request, target: Target, pool: PixelPool) -> Answer:
     """The answer to a GET of instances, metadata, frames, bulk data or pictures. Blocking. Raises
     RequestError."""
-    hot = hot_frame(store, request, target)
+    algorithm = repr_digest.wanted(request)
+    hot = None if algorithm else hot_frame(store, request, target)
     if hot is not None:
         return hot
     selection = select(store, target, brief=pool.in_loop)
@@ -50,6 +51,9 @@ def answer(store: Store, request: Request, target: Target, pool: PixelPool) -> A
         if target.kind is not Kind.METADATA:
             selection.require_undamaged()
         built = KINDS[target.kind](retrieval)
+        if algorithm and built.status in (200, 206):
+            digest = repr_digest.field_of(retrieval, algorithm, KINDS[target.kind])
+            built.headers = [*built.headers, ("Repr-Digest", digest)] if digest else built.headers
     except BaseException as error:
         retrieval.end()
         if isinstance(error, WouldBlock):

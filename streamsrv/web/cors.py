@@ -17,11 +17,11 @@ ALLOW_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 # `*` would not cover Authorization.
 ALLOW_HEADERS = (
     "authorization, accept, content-type, content-encoding, if-match, if-modified-since, if-none-match, "
-    "if-range, if-unmodified-since, range, x-request-id"
+    "if-range, if-unmodified-since, range, want-repr-digest, x-request-id"
 )
 EXPOSE_HEADERS = (
     "Accept-Ranges, Allow, Content-Length, Content-Location, Content-Range, ETag, Last-Modified, Link, "
-    "Retry-After, Warning, X-Request-ID, X-Total-Count, api-supported-versions"
+    "Repr-Digest, Retry-After, Warning, X-Request-ID, X-Total-Count, api-supported-versions"
 )
 
 

@@ -26,7 +26,10 @@ _REQUEST = re.compile(rb"GET (/[!-~]*)( HTTP/1\.1\r\n(?:[^\r\n]+\r\n)+\r\n)")
 _BEHIND = b" HTTP/1.1\r\n"
 # Of these each request has another, or an answer of its own, or is read in another way.
 _PARTICULAR = frozenset(
-    ("content-length", "expect", "range", "te", "trailer", "transfer-encoding", "upgrade", "x-request-id")
+    (
+        *("content-length", "expect", "range", "te", "trailer", "transfer-encoding", "upgrade"),
+        *("want-repr-digest", "x-request-id"),
+    )
 )
 
 

@@ -1,6 +1,8 @@
 """Damaged instances over HTTP: a real server with two workers, and bytes that are flipped under it."""
 
+import base64
 import contextlib
+import hashlib
 import http.client
 import json
 import time
@@ -211,3 +213,14 @@ def test_a_damaged_instance_is_stored_again_in_every_mode(server_factory, connec
     assert server.log.read_text().count("damaged, and stored again: instance") == 2 * (mode != "replace")
     assert client.store(content_of(BAD, 2))[0] == (409 if mode == "refuse" else 200)
     assert client.store(content_of(BAD, 3))[0] == (200 if mode == "replace" else 409)
+
+
+def test_a_digest_is_told_each_time_it_is_asked_for(damaged, connect):
+    """Neither known words nor the templates of hot frames answer without it."""
+    client, path = connect(damaged), f"{ABOVE}/instances/{GOOD}/frames/1"
+    time.sleep(max(0.0, row_of(damaged, GOOD).stored_at / 1e6 + 2.1 - time.time()))
+    for _ in range(5):
+        assert client.ask(path, OCTETS)[1]["Repr-Digest"] is None
+        status, headers, body = client.ask(path, OCTETS, Want_Repr_Digest="sha-256=1")
+        digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
+        assert (status, headers["Repr-Digest"]) == (200, f"sha-256=:{digest}:")
