@@ -12,13 +12,15 @@ from live_server import ROOT, start_server
 from pixel_world import JPEG_LS, KINDS, LITTLE, arrays_of, frames_of_type, image, stored_as
 from retrieve_world import instance_path
 
+from framecodecs.pipes import unread_in
+
 COUNTING = """
 import os, sys
 if "framecodecs.worker" in sys.orig_argv:
     from framecodecs import work
     known = work.transcode_frames
-    # Opened before the process gives up its right to open files.
-    counted = os.open(os.path.join(os.path.dirname(__file__), "counted"), os.O_WRONLY | os.O_APPEND)
+    # Opened before the process gives up its right to open files. It may write to pipes only.
+    counted = os.open(os.path.join(os.path.dirname(__file__), "counted"), os.O_WRONLY)
     def transcode_frames(*arguments):
         os.write(counted, b".")
         return known(*arguments)
@@ -36,7 +38,8 @@ def counting_server(folder, *flags):
     script = folder / "streamsrv"
     script.write_text(f'#!/bin/sh\nPYTHONPATH={path} exec {sys.executable} -m streamsrv "$@"\n')
     script.chmod(0o755)
-    (folder / "counted").touch()
+    os.mkfifo(folder / "counted")
+    counted = os.open(folder / "counted", os.O_RDWR)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STREAMSRV", str(script))
         server = start_server(folder / "server", "--pixel-workers", "2", *flags, workers=1)
@@ -44,10 +47,15 @@ def counting_server(folder, *flags):
         yield server
     finally:
         server.end()
+        os.close(counted)
 
 
 def orders(folder):
-    return (folder / "counted").stat().st_size
+    counted = os.open(folder / "counted", os.O_RDWR)
+    try:
+        return unread_in(counted)
+    finally:
+        os.close(counted)
 
 
 def post(server, content):
