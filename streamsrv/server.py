@@ -49,11 +49,18 @@ from streamsrv.wire.multipart import MultipartLimits
 from streamsrv.wire.resources import Target
 
 STDIN = 0
+# Bytes that deletes and compaction of mostly dead segments can do with on a full disk.
+BALLAST = 16 << 20
 LOG_LINE = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
 def store_options(settings: Settings) -> StoreOptions:
-    return StoreOptions(segment_size=settings.segment_size, min_free=settings.min_free or None)
+    return StoreOptions(
+        segment_size=settings.segment_size,
+        min_free=settings.min_free or None,
+        ballast=BALLAST,
+        keep_changes=settings.keep_changes,
+    )
 
 
 def read_limits(settings: Settings) -> ReadLimits:
@@ -220,6 +227,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     except StreamsrvError as error:
         print(f"streamsrv: {error.detail}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"streamsrv: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -92,6 +92,12 @@ class Settings:
         "With less free space stores answer 507, so that deleting and compacting still can work. 0: 1 GiB or "
         "2 % of the disk, whichever is less.",
     )
+    keep_changes: int = setting(
+        1_000_000,
+        "changes",
+        "The log of what was stored, replaced and deleted keeps so many of the latest, each some 200 bytes "
+        "of the index. Older ones go, a few thousand at a time. 0: all.",
+    )
     keep_in_memory: int = setting(
         128 << 20,
         "bytes",

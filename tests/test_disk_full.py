@@ -1,13 +1,17 @@
 """A real disk that is full, over HTTP: stores are refused with 507, all else goes on, and stores again
 afterwards."""
 
+import contextlib
+import errno
+import json
 import os
 import shutil
 import subprocess
 
 import pytest
+from faulty_disk import SYNC, WRITE, FaultyDisk
 from kill_world import verb, waited
-from live_server import start_server
+from live_server import environment, executable, free_port, start_server
 from small_client import Client, file_of, key_of
 
 DISK = 64 << 20
@@ -15,14 +19,16 @@ SIZE = 1 << 20
 
 
 @pytest.fixture
-def disk(tmp_path):
-    """A small file system of its own."""
+def disk(tmp_path, request):
+    """A small file system of its own; its parameter adds options of the mount."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("only root may mount a small file system")
     place = tmp_path / "disk"
     place.mkdir()
     mounting = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(place)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK},{getattr(request, 'param', '')}", "tmpfs", str(place)],
+        capture_output=True,
+        text=True,
     )
     if mounting.returncode:
         pytest.skip(f"mounting is not permitted here: {mounting.stderr.strip()}")
@@ -110,4 +116,145 @@ def test_the_reserve(disk):
     finally:
         client.close()
         assert server.end() == 0
+    assert verb("check", "--data", str(server.data)) == (0, "all is well\n")
+
+
+# Without a free block, or a free inode: what others do to the disk of a store
+
+
+def fill(disk):
+    """Not one byte is left."""
+    with (disk / "filler").open("ab", buffering=0) as file:
+        for size in (1 << 20, 4096, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+    assert free(disk) == 0
+
+
+def fill_inodes(disk):
+    (disk / "fillers").mkdir()
+    with contextlib.suppress(OSError):
+        for number in range(100_000):
+            (disk / "fillers" / str(number)).touch()
+    assert os.statvfs(disk).f_favail == 0
+
+
+def must_go_on_without_room(disk, filled, emptied):
+    """A store is filled with `filled`: deletes and compaction go on; when it is `emptied` so do stores."""
+    server = start_server(disk, "--min-free", "1", "--segment-size", str(2 << 20))
+    client = Client(server.origin)
+    files = {}
+    for number in range(1, 25):
+        key = key_of(number, 1, 1)
+        files[key] = file_of(key, number, SIZE // 2)
+        assert client.store([files[key]]).status == 200
+    filled(disk)
+    keys = list(files)
+    more = {key_of(99, 1, number): file_of(key_of(99, 1, number), 1, SIZE // 2) for number in range(3)}
+    try:
+        for body in more.values():
+            reply = client.store([body])
+            assert reply.status in (200, 507), reply.body
+            assert reply.status == 507 or filled is fill_inodes  # a segment that is there takes it
+        for key in keys[:20]:
+            assert client.delete(key), key
+            assert client.store([file_of(key, 2, SIZE // 2)]).status in (200, 507)
+        for key in keys[20:]:
+            assert client.read(key) == files[key]
+        done = ran("compact", "--data", str(server.data))
+        assert done.returncode == 0, done
+        waited(lambda: ran("info", "--data", str(server.data), "--json").returncode == 0, "info")
+        for key in keys[20:22]:
+            assert client.delete(key), key
+        emptied(disk)
+        waited(lambda: client.store([file_of(key_of(98, 1, 1), 1, SIZE)]).status == 200, "stores")
+        for key in keys[22:]:
+            assert client.read(key) == files[key]
+        assert ran("check", "--data", str(server.data)).stdout.endswith("all is well\n")
+    finally:
+        client.close()
+        assert server.end() == 0
+    assert "unexpected" not in server.log.read_text()
+    assert "SIGBUS" not in server.log.read_text()
+    assert (server.data / "ballast").stat().st_blocks > 0  # made again
+
+
+def ran(*words):
+    """A verb in a process of its own: it may die of a signal."""
+    return subprocess.run(
+        [*executable(), *words], capture_output=True, text=True, timeout=60, env=environment(), check=False
+    )
+
+
+def test_deletes_and_compaction_without_a_free_byte(disk):
+    must_go_on_without_room(disk, fill, lambda disk: (disk / "filler").unlink())
+
+
+@pytest.mark.parametrize("disk", ["nr_inodes=100"], indirect=True)
+def test_deletes_and_compaction_without_a_free_inode(disk):
+    must_go_on_without_room(disk, fill_inodes, lambda disk: shutil.rmtree(disk / "fillers"))
+
+
+@pytest.mark.parametrize("without_locks", [False, True], ids=["as it was left", "without lock.mdb"])
+def test_verbs_on_a_full_disk_end_with_a_sentence(disk, without_locks):
+    server = start_server(disk, "--min-free", "1", workers=1)
+    client = Client(server.origin)
+    for number in range(30):
+        assert client.store([file_of(key_of(number, 1, 1), 1, 1_000)]).status == 200
+    client.close()
+    assert server.end() == 0
+    (server.data / "ballast").unlink(missing_ok=True)
+    if without_locks:
+        (server.data / "index" / "lock.mdb").unlink()
+    fill(disk)
+    data = ("--data", str(server.data))
+    info, check = ran("info", *data), ran("check", *data)
+    if not without_locks:
+        assert info.returncode == 0
+        assert (check.returncode, check.stdout) == (0, "all is well\n")  # in the folder for temporary files
+    for done in (info, check, ran("compact", *data), ran("reindex", *data)):
+        assert done.returncode in (0, 1), done
+        assert done.returncode == 0 or len(done.stderr.splitlines()) == 1, done
+        assert "Traceback" not in done.stderr
+    (disk / "filler").unlink()
+    assert ran("check", *data).stdout == "all is well\n"
+
+
+def test_a_new_store_on_a_full_disk(disk):
+    fill(disk)
+    served = ran("serve", "--data", str(disk / "data"), "--port", str(free_port()), "--workers", "1")
+    assert served.returncode == 1
+    assert "Traceback" not in served.stderr
+    assert "space" in served.stderr
+
+
+def test_a_store_that_does_not_fit_seals_no_segment(tmp_path):
+    """Whatever write or sync of a store says that the disk is full."""
+    full = FaultyDisk(tmp_path)
+    server = start_server(tmp_path, workers=1, variables=full.variables)
+    client = Client(server.origin)
+    bodies = (file_of(key_of(1, 1, number), number, 3_000) for number in range(1000))
+    try:
+        assert client.store([next(bodies)]).status == 200
+        refused = 0
+        for kind in (WRITE, SYNC):
+            full.arm(kind, fails=0)
+            assert client.store([next(bodies)]).status == 200
+            for number in range(full.seen):
+                full.arm(kind, skip=number, error=errno.ENOSPC)
+                reply = client.store([next(bodies)])
+                full.disarm()
+                client.close()
+                waited(server.is_ready, "readiness")  # of another worker, after a failed write to a meta page
+                assert reply.status in (200, 500, 507), reply.body
+                refused += reply.status == 507
+        assert refused > 5
+        assert client.store([next(bodies)]).status == 200
+    finally:
+        client.close()
+        assert server.end() == 0
+    code, said = verb("info", "--data", str(server.data), "--json")
+    assert (code, json.loads(said)["sealed"]) == (0, 0)
+    assert json.loads(said)["segments"] <= 3  # one may be left alone for a second
     assert verb("check", "--data", str(server.data)) == (0, "all is well\n")

@@ -219,8 +219,8 @@ class Audit:
                     yield Difference(database, row_name(database, key), "its checksum is wrong", "")
 
     def _gaps(self) -> Iterator[Difference]:
-        """Changes that cannot be read or are missing."""
-        expected = 1
+        """Changes that cannot be read or are missing. The oldest ones may go while they are read."""
+        expected = self._first_change()
         for key, value in rows_of(self._index, "changes"):
             sequence = int.from_bytes(key, "big")
             try:
@@ -228,23 +228,35 @@ class Audit:
             except StoreCorrupt as reason:
                 yield Difference("changes", f"change {sequence}", reason.detail, "")
             else:
-                if first != expected:
+                if first != expected and first != self._first_change():
                     yield Difference("changes", f"change {expected}", "is missing", "")
             expected = sequence + 1
 
+    def _first_change(self) -> int:
+        """1 if it cannot be read, which `sums` tells."""
+        try:
+            return self._index.first_change()
+        except (StoreCorrupt, KeyError):
+            return 1
+
     def _origins(self, serials: array[int]) -> Iterator[Difference]:
-        """For each instance the change that stored it; gathers their serials."""
+        """For each instance the change that stored it, if it is kept; gathers their serials."""
+        oldest = self._first_change()
         for key, value in rows_of(self._index, "instances", whole=True):
             if len(value) < SERIAL:
                 continue  # told already: it differs
             serial = serial_of(value)
             serials.append(serial)
+            if 0 < serial < oldest:
+                continue
             try:
                 changes = self._index.changes(serial - 1, 1) if serial else []
             except StoreCorrupt:
                 continue  # told by _gaps
             origin = changes[0] if changes and changes[0].sequence == serial else None
             same = origin is not None and (triple(origin.key), origin.record_id) == (key, record_id_of(value))
+            if not same and 0 < serial < (oldest := self._first_change()):
+                continue  # it has gone meanwhile
             if not same or (origin is not None and origin.kind is ChangeKind.DELETED):
                 what = f"change {serial}, in index database changes, did not store it"
                 yield Difference("instances", printable("instances", (key, value)), what, "")

@@ -5,7 +5,8 @@ Rules of this file
 - Before a record in the file can be valid, the doubt is set; it is cleared when the index knows the record,
   or when it has been cut off and the cut is synced.
 - After a failed sync the segment is sealed and never synced again: the kernel reports a lost page once, and
-  success from then on.
+  success from then on. If the disk was full it is not sealed: the pages that found no room are behind
+  `committed`, and are cut off.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import threading
 from collections.abc import Sequence
 from typing import Protocol
 
-from streamsrv.errors import ServerError, StoreError, system_error
+from streamsrv.errors import NO_SPACE, ServerError, StoreError, system_error
 from streamsrv.store.claims import Claims
 from streamsrv.store.fileops import Buffer, FileOps, copy_all, write_all
 from streamsrv.store.manifest import Slot, State
@@ -50,7 +51,7 @@ class Borrowed:
         self._owner = owner
         self._ops = owner.ops
         self._doubtful = False
-        self._failed = False
+        self._failed: OSError | None = None  # of a sync
         self._reserve = reserve
         self._next_space_check = row.committed_end + SPACE_CHECK
         self._guard = threading.Lock()  # a sync may run in a thread; the descriptor must outlive it
@@ -110,7 +111,7 @@ class Borrowed:
             try:
                 self._ops.sync(self.fd)
             except OSError as error:
-                self._failed = True
+                self._failed = error
                 raise refused(error, "syncing", self.segment) from error
 
     def commit_up_to(self, end: int) -> None:
@@ -125,16 +126,19 @@ class Borrowed:
             if self.fd < 0:
                 return
             try:
-                if self._failed:
+                if self._is_broken():
                     self._owner.seal(self.segment)
                 self._cut()
-            except (OSError, StoreError):
+            except (OSError, ServerError):
                 # Left as it is: the next borrower cuts it, and until then the doubt stays for others to see.
                 self._owner.forget(self.segment)
             finally:
                 os.close(self.fd)
                 self.fd = -1
                 self.claims.close()
+
+    def _is_broken(self) -> bool:
+        return self._failed is not None and self._failed.errno not in NO_SPACE
 
     def _cut(self) -> None:
         if self._doubtful:
@@ -143,9 +147,9 @@ class Borrowed:
         if self._reach > self.committed:
             self._ops.truncate(self.fd, self.committed)
         if self._doubtful:
-            if not self._failed:
+            if not self._is_broken():
                 self._ops.sync(self.fd)
-            state = State.SEALED if self._failed else State.GROWING
+            state = State.SEALED if self._is_broken() else State.GROWING
             self.claims.put(self.segment, Slot(state, self.committed))
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +41,8 @@ from streamsrv.store.verifying import digest_of
 
 Derive: TypeAlias = Callable[[Record], NewInstance]
 
+# Bytes that a scratch index may take beyond the real one.
+SCRATCH_ROOM = 1 << 20
 WHOLE_SEGMENT = 1 << 62
 
 
@@ -97,13 +98,10 @@ def check(store: Store, derive: Derive) -> Iterator[Finding]:
 
 
 def _undisturbed(store: Store) -> Claims | Held:
-    """Compaction moves records about: not now. A folder that cannot be written to has none."""
-    try:
-        claims = Claims(store.manifest)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
+    """Excludes compaction, which moves records. A folder that cannot be written to has none."""
+    if not os.access(store.layout.root, os.W_OK):
         return Held(-1)
+    claims = Claims(store.manifest)
     if claims.compact():
         return claims
     claims.close()
@@ -112,9 +110,12 @@ def _undisturbed(store: Store) -> Claims | Held:
 
 @contextlib.contextmanager
 def _scratch(store: Store) -> Iterator[Path]:
-    """A folder for the scratch index, beside the real one where that can be, for it is as large."""
+    """A folder for the scratch index: beside the real one if that is writable and has as much room as the
+    real one takes, else where temporary files are."""
     beside = store.layout.scratch_index
-    if not os.access(store.layout.root, os.W_OK):
+    free, _ = store.ops.space(store.layout.root)
+    room = free > store.index.statistics()["bytes_file"] + SCRATCH_ROOM
+    if not room or not os.access(store.layout.root, os.W_OK):
         with tempfile.TemporaryDirectory(prefix="streamsrv-") as folder:
             yield Path(folder)
         return

@@ -24,14 +24,15 @@ Rules of this file
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from streamsrv.errors import SegmentGone, StoreLocked
+from streamsrv.errors import InsufficientStorage, SegmentGone, StoreLocked
 from streamsrv.store import failpoints, lost_and_found
 from streamsrv.store.borrowed import Borrowed, refused
 from streamsrv.store.claims import Claims
-from streamsrv.store.leases import SegmentLease
+from streamsrv.store.leases import LINGER, SegmentLease
 from streamsrv.store.manifest import Slot, State
 from streamsrv.store.records import (
     HEADER,
@@ -84,7 +85,12 @@ def compact(store: Store, everything: bool = False) -> Compaction:
     try:
         if not claims.compact():
             raise StoreLocked("another compaction is running on this store")
-        return _Compactor(store, claims).run(everything)
+        compactor = _Compactor(store, claims)
+        try:
+            return compactor.run(everything)
+        except InsufficientStorage:
+            time.sleep(2 * LINGER)  # readers still hold the space of segments that were just removed
+            return store.reserve.with_room(lambda: compactor.run(everything))
     finally:
         claims.close()
 

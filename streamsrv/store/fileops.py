@@ -94,6 +94,25 @@ class FileOps:
         """The folder and all in it; nothing if it is not there."""
         shutil.rmtree(folder, ignore_errors=True)
 
+    def allocate(self, path: Path, length: int) -> None:
+        """A new file of so many bytes that has all its blocks; FileExistsError if there is one. If the disk
+        is full nothing is left."""
+        fd = self.create(path)
+        try:
+            os.posix_fallocate(fd, 0, length)
+        except OSError:
+            self.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+
+    def length(self, path: Path) -> int:
+        """Bytes of the file, 0 if there is none."""
+        try:
+            return os.stat(path).st_size
+        except FileNotFoundError:
+            return 0
+
     def space(self, folder: Path) -> tuple[int, int]:
         """(bytes free for us, bytes in all) of the file system."""
         figures = os.statvfs(folder)

@@ -7,6 +7,7 @@
     DATA/lost+found/       what recovery has cut off segments (see lost_and_found)
     DATA/index.check/      what check compares the index with, while it runs
     DATA/scrub.json        when the bytes of each segment were last verified (see scrub_state)
+    DATA/ballast           space for deletes and compaction on a full disk (see reserve)
 
 The *fingerprint* of a store is a digest of its id and secret. The index and the header of each segment have
 it, so that a file of another store is refused before anything is written.
@@ -139,6 +140,7 @@ class Held:
 def prepare(layout: Layout, ops: FileOps) -> None:
     """Make the folder and its identity, unless they are there."""
     ops.make_folder(layout.root)
+    require_writable(layout)
     ops.make_folder(layout.segments)
     if layout.identity.exists():
         return
@@ -170,6 +172,15 @@ def prepare_manifest(layout: Layout, manifest: Manifest) -> None:
     used = layout.index.exists() or bool(layout.segment_files())
     if not used and not layout.manifest.exists():
         manifest.create()
+
+
+def require_writable(layout: Layout) -> None:
+    """StoreError on a read-only file system, or without permission."""
+    if not os.access(layout.root, os.W_OK):
+        raise StoreError(
+            f"{layout.root} cannot be written to (a read-only file system, or no permission): only `serve "
+            "--read-only`, `check` and `info` work there"
+        )
 
 
 def identity_of(layout: Layout) -> Identity:

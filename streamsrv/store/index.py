@@ -44,16 +44,19 @@ from streamsrv.store.rows import Change, InstanceRow, Location, NewInstance, Seg
 
 
 class Index(Reading):
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, keep_changes: int = 0) -> None:
         super().__init__(environment)
-        self._writer = Writer(environment)
+        self._writer = Writer(environment, keep_changes)
         self.parsing = Parsing()  # of all searches
 
     @classmethod
-    def open(cls, folder: Path, *, read_only: bool = False, store: bytes = b"") -> Index:
+    def open(
+        cls, folder: Path, *, read_only: bool = False, store: bytes = b"", keep_changes: int = 0
+    ) -> Index:
         """A folder without an index gets an empty one, unless opened for reading only. `store` is the
-        fingerprint of the store that it belongs to; WrongStore if it belongs to another."""
-        return cls(Environment(folder, read_only=read_only, store=store))
+        fingerprint of the store that it belongs to; WrongStore if it belongs to another. Writing keeps so
+        many of the latest changes, 0: all."""
+        return cls(Environment(folder, read_only=read_only, store=store), keep_changes)
 
     @property
     def read_only(self) -> bool:
@@ -209,7 +212,8 @@ class Index(Reading):
         return unpack_segment(key, value) if value else None
 
     def changes(self, after: int = 0, limit: int = ROWS_A_BATCH) -> list[Change]:
-        """In commit order, from sequence `after` + 1 on."""
+        """In commit order, from sequence `after` + 1 on. Those before `first_change` are not there any
+        more."""
         found: list[Change] = []
         with self._environment.reading("reading changes") as transaction:
             cursor = transaction.cursor(db=self._handles["changes"])
@@ -226,9 +230,14 @@ class Index(Reading):
             stored = transaction.get(b"schema", db=self._handles["about"])
         without_sum("about", b"schema", stored or b"")
 
+    def first_change(self) -> int:
+        """The sequence of the oldest change that is kept. A reader of changes that has seen less has missed
+        some. It asks after it has read them, because they may go at any time."""
+        return int(self.about()["first_change"])
+
     def about(self) -> dict[str, str]:
-        """schema, table (of attributes), epoch, next_segment, store (its fingerprint). Sequences of changes
-        count within an epoch; a rebuilt index has another."""
+        """schema, table (of attributes), epoch, next_segment, first_change, store (its fingerprint).
+        Sequences of changes count within an epoch; a rebuilt index has another."""
         with self._environment.reading("reading about the index") as transaction:
             rows = list(transaction.cursor(db=self._handles["about"]))
         return {key.decode(): without_sum("about", key, value).decode() for key, value in rows}

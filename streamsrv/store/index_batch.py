@@ -20,7 +20,7 @@ from streamsrv.dicom.instance import BulkValue
 from streamsrv.errors import StoreCorrupt, StoreError
 from streamsrv.store import index_answers
 from streamsrv.store.damage import DamageWriter
-from streamsrv.store.index_changes import pack_change, pack_deletions
+from streamsrv.store.index_changes import FORGET_EVERY, forget_changes, pack_change, pack_deletions
 from streamsrv.store.index_environment import Transaction
 from streamsrv.store.index_leaving import pack_serials, unpack_left
 from streamsrv.store.index_levels import Levels
@@ -49,6 +49,7 @@ from streamsrv.store.index_texts import Place, compressed, together
 from streamsrv.store.rows import ChangeKind, InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
 
 NEXT_SEGMENT = b"next_segment"
+FIRST_CHANGE = b"first_change"
 SWEPT = 1000  # instances in one transaction, or one deletion's
 
 
@@ -109,7 +110,10 @@ class _Account:
 
 
 class Batch:
-    def __init__(self, transaction: Transaction, handles: dict[str, Any]) -> None:
+    """`keep_changes` bounds the log of changes, 0: not at all."""
+
+    def __init__(self, transaction: Transaction, handles: dict[str, Any], keep_changes: int = 0) -> None:
+        self._keep_changes = keep_changes
         self._transaction = transaction
         self._handles = handles
         self._levels = Levels(transaction, handles)
@@ -118,7 +122,7 @@ class Batch:
         self._segments: dict[int, _Account] = {}
         self._awaited: list[Callable[[], None]] = []
         self._at = time.time_ns() // 1000
-        self._sequence = self._last_sequence()
+        self._began = self._sequence = self._last_sequence()
         self.writing = False
         self._written = False  # any instance, in this transaction
 
@@ -128,6 +132,8 @@ class Batch:
             row = SegmentRow(segment, found.end, found.live, found.dead, found.sealed)
             self._put("segments", segment_key(segment), pack_segment(row))
         self._segments = {}
+        if self._keep_changes and self._began // FORGET_EVERY != self._sequence // FORGET_EVERY:
+            self._forget_changes()
         while self._awaited:
             self._awaited.pop()()
 
@@ -279,6 +285,12 @@ class Batch:
         self._sequence += 1
         value = pack_change(self._sequence, kind, self._at, row.record_id, key)
         self._append("changes", number_key(self._sequence), value)
+
+    def _forget_changes(self) -> None:
+        changes, leaving = (self._transaction.cursor(self._handles[name]) for name in ("changes", "leaving"))
+        first = forget_changes(changes, leaving, self._sequence - self._keep_changes)
+        if first is not None:
+            self._put("about", FIRST_CHANGE, with_sum(FIRST_CHANGE, b"%d" % first))
 
     def _last_sequence(self) -> int:
         cursor = self._transaction.cursor(db=self._handles["changes"])

@@ -4,6 +4,10 @@
     sequence u64 of the last -> 255, at u64, count u32, length u16 of what all keys begin with, record ids,
                                 that beginning, what follows it in each key (\\n between)
 
+The database may be bounded: the oldest changes go, some at a time, and `about` has the sequence of the
+first one that is there (first_change). The last change always stays, because the next sequence follows from
+it.
+
 The second form is that of instances that were deleted together: each has a sequence of its own, and a row for
 each would be ten times as long, and as much work. Behind either stands a checksum (`index_rows`).
 """
@@ -16,6 +20,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from streamsrv.errors import StoreCorrupt
+from streamsrv.store.index_environment import Cursor
 from streamsrv.store.index_rows import number_key, split_triple, with_sum, without_sum
 from streamsrv.store.records import ID_LENGTH
 from streamsrv.store.rows import Change, ChangeKind
@@ -23,6 +28,28 @@ from streamsrv.store.rows import Change, ChangeKind
 _CHANGE = struct.Struct("<BQ16s")
 _DELETIONS = struct.Struct("<BQIH")
 _SEVERAL = 255
+
+
+# The log is looked at once in so many changes, and so many rows go at most: a commit stays short.
+FORGET_EVERY = 1024
+FORGET_ROWS = 2048
+
+
+def forget_changes(changes: Cursor, leaving: Cursor, until: int) -> int | None:
+    """Remove rows from the oldest on, up to sequence `until`, FORGET_ROWS at most. A row of `leaving` needs
+    its change, which stays. Returns the sequence behind the last one that went, None if none did."""
+    if leaving.first():
+        until = min(until, int.from_bytes(leaving.key(), "big") - 1)
+    first = None
+    there = changes.first()
+    for _ in range(FORGET_ROWS):
+        last = int.from_bytes(changes.key(), "big") if there else 0
+        if not 0 < last <= until:
+            break
+        first = last + 1
+        changes.delete()
+        there = bool(changes.key())
+    return first
 
 
 def pack_change(sequence: int, kind: ChangeKind, at: int, record_id: bytes, key: bytes) -> bytes:

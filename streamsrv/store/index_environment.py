@@ -29,6 +29,7 @@ from streamsrv.errors import (
     StoreLocked,
     StreamsrvError,
     WrongStore,
+    system_error,
 )
 from streamsrv.store.index_rows import with_sum, without_sum
 from streamsrv.store.query import TABLE_DIGEST
@@ -41,6 +42,7 @@ Cursor: TypeAlias = Any
 MAP_SIZE = 1 << 40  # sparse: address space, not disk
 STARTING = 2.0  # seconds that another process may take to create its lock file
 MAX_READERS = 1024  # one for each thread that reads, of all processes; LMDB's default is 126
+LOCKS_SIZE = 64 * (MAX_READERS + 64)  # a slot of LMDB's lock file has 64 bytes; before them stand some 200
 
 # Name -> several values a key.
 DATABASES: dict[str, bool] = {
@@ -182,8 +184,22 @@ class Environment:
         """Of data and locks: numbers that change when a file is replaced."""
         return tuple(os.stat(each).st_ino for each in self._paths)
 
+    def _allocate_locks(self) -> None:
+        """LMDB makes its lock file with holes and maps it. On a full disk the first use of a hole is
+        SIGBUS."""
+        descriptor = os.open(self._paths[1], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if not os.fstat(descriptor).st_size:
+                os.posix_fallocate(descriptor, 0, LOCKS_SIZE)
+        except OSError as error:
+            raise system_error(error, "allocating the lock file of the index") from error
+        finally:
+            os.close(descriptor)
+
     def open_map(self) -> None:
         lock = not self.read_only or os.access(self.folder, os.W_OK)
+        if lock:
+            self._allocate_locks()
         self.lmdb = lmdb.open(
             str(self.folder),
             map_size=MAP_SIZE,
@@ -281,8 +297,14 @@ class Environment:
             fcntl.flock(self._users, fcntl.LOCK_SH)
 
 
-ABOUT = frozenset(("schema", "table", "epoch", "next_segment", "store"))
+ABOUT = frozenset(("schema", "table", "epoch", "next_segment", "first_change", "store"))
 
 
 def _birth() -> dict[str, str]:
-    return {"schema": SCHEMA, "table": TABLE_DIGEST, "epoch": secrets.token_hex(8), "next_segment": "1"}
+    return {
+        "schema": SCHEMA,
+        "table": TABLE_DIGEST,
+        "epoch": secrets.token_hex(8),
+        "next_segment": "1",
+        "first_change": "1",
+    }

@@ -57,8 +57,9 @@ def _nothing(batch: Batch) -> None:
 class Writer:
     """`submit` from any thread."""
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, keep_changes: int = 0) -> None:
         self._environment = environment
+        self._keep_changes = keep_changes
         self._guard = threading.Lock()
         self._idle = threading.Condition(self._guard)
         self._waiting: deque[_Job[Any]] = deque()
@@ -136,7 +137,7 @@ class Writer:
             with environment.lmdb.begin(write=True) as transaction:
                 # Until here another process may have written: some more have come meanwhile.
                 jobs = jobs or self._slice()
-                batch = Batch(transaction, environment.handles)
+                batch = Batch(transaction, environment.handles, self._keep_changes)
                 applied = []
                 for job in jobs:
                     try:

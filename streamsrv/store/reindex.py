@@ -33,6 +33,7 @@ from streamsrv.store.rebuilding import Rebuild, void
 from streamsrv.store.records import (
     RecordFormat,
 )
+from streamsrv.store.reserve import Reserve
 from streamsrv.store.scanning import Scan
 from streamsrv.store.segment_header import damaged_headers
 
@@ -51,10 +52,12 @@ def reindex(folder: Path, derive: Derive, *, fileops: FileOps | None = None) -> 
     in it is another store's."""
     ops, layout = fileops or FileOps(), Layout(folder)
     identity = folders.identity_of(layout)
+    folders.require_writable(layout)
     form = RecordFormat(identity.secret, identity.fingerprint)
     with folders.lock(layout, ops), folders.use(layout, exclusive=True), ExitStack() as held:
         folders.undo_exchange(layout, ops)
         headers = dict(damaged_headers(layout.segment_files(), form))
+        Reserve(layout.root, ops, None, 0).release()  # the next store makes the ballast again
         manifest = Manifest(layout.manifest, ops, form.fingerprint)
         witness = Witness(manifest)
         old = OldIndex.open(layout.index, form.fingerprint)

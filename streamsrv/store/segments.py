@@ -8,7 +8,7 @@ more.
 
 Rules of this file
 - After a failed sync the segment is sealed and never synced again: the kernel reports a lost page once, and
-  success from then on.
+  success from then on. A full disk is no reason to seal one (see borrowed).
 - A segment's id is never used twice, and what lies before its committed end never changes: a location names
   bytes for ever.
 """
@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterable
 from typing import Protocol
 
-from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError
+from streamsrv.errors import NO_DESCRIPTORS, NO_SPACE, ServerError, StoreCorrupt, StoreError
 from streamsrv.store import segment_header
 from streamsrv.store.borrowed import Borrowed, refused
 from streamsrv.store.claims import Claims
@@ -33,6 +33,7 @@ from streamsrv.store.folder import Layout
 from streamsrv.store.leftovers import Leftovers
 from streamsrv.store.manifest import Manifest, Slot, State
 from streamsrv.store.records import HEADER, NO_DIGEST, NO_ID, Header, Kind, RecordFormat
+from streamsrv.store.reserve import Reserve
 from streamsrv.store.rows import FIRST_RECORD, SegmentRow
 
 log = logging.getLogger("streamsrv.store")
@@ -64,7 +65,7 @@ class Segments:
         form: RecordFormat,
         ops: FileOps,
         segment_size: int,
-        min_free: int | None,
+        reserve: Reserve,
     ) -> None:
         self.ops = ops
         self._layout = layout
@@ -72,7 +73,7 @@ class Segments:
         self._index = index
         self._form = form
         self.size = segment_size
-        self._min_free = min_free
+        self._reserve = reserve
         self._leftovers = Leftovers(layout, index, form, ops)
         self._lock = threading.Lock()
         self._unsealed: list[int] = []  # those that may take more records, as far as we know
@@ -83,10 +84,7 @@ class Segments:
     def require_space(self) -> None:
         """InsufficientStorage when less than the reserve is free: deletes, compaction and the index need room
         to work in."""
-        free, total = self.ops.space(self._layout.root)
-        reserve = min(1 << 30, total // 50) if self._min_free is None else self._min_free
-        if free < reserve:
-            raise InsufficientStorage(f"less than {reserve} bytes are free on the disk of the store")
+        self._reserve.require()
 
     def borrow(self, *, reserve: bool = False, tombstones: bool = False) -> Borrowed:
         """A segment to append to: one that nobody has, else a new one. With `reserve`, InsufficientStorage
@@ -129,8 +127,10 @@ class Segments:
             return None
         try:
             row = self._made_fit(fd, claims, segment, full=full)
-        except OSError:
+        except OSError as error:
             os.close(fd)
+            if error.errno in NO_SPACE:
+                raise refused(error, "cutting back", segment) from error
             self.seal(segment)
             return None
         except BaseException:
@@ -185,9 +185,17 @@ class Segments:
     def _create(self, claims: Claims, reserve: bool) -> Borrowed:
         while True:
             segment = self._index.add_segment()
-            fd = self._new_file(segment)
+            try:
+                fd = self._new_file(segment)
+            except ServerError:
+                with self._lock:
+                    self._unsealed.append(segment)  # another borrower makes its file, when that can be
+                raise
             if fd is not None and self._lock_file(fd):
-                break
+                row = self._index.segment(segment)
+                if row is not None and row.empty:
+                    break
+                os.close(fd)  # another writer was faster, and has stored in it
         try:
             self._make_durable(segment, fd, claims)
         except BaseException:
@@ -226,7 +234,8 @@ class Segments:
             raise refused(error, "creating", segment) from error
 
     def _make_durable(self, segment: int, fd: int, claims: Claims) -> None:
-        """Header, name and slot of a segment are on the disk before anything in it can be committed."""
+        """Header, name and slot of a segment are on the disk before anything in it can be committed. If the
+        disk is full the next borrower does it again."""
         try:
             write_all(self.ops, fd, [segment_header.pack(self._form, segment)], 0)
             self.ops.sync(fd)
@@ -234,7 +243,8 @@ class Segments:
             claims.ensure(segment, Slot(State.GROWING, FIRST_RECORD))
             claims.sync()
         except OSError as error:
-            self.seal(segment)
+            if error.errno not in NO_SPACE | NO_DESCRIPTORS:
+                self.seal(segment)
             raise refused(error, "creating", segment) from error
 
     def _seal_full(self, fd: int, row: SegmentRow, claims: Claims) -> None:

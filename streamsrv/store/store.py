@@ -27,6 +27,7 @@ from streamsrv.store.leases import Readers, SegmentLease
 from streamsrv.store.manifest import Manifest
 from streamsrv.store.opening import problems
 from streamsrv.store.records import RecordFormat
+from streamsrv.store.reserve import Reserve
 from streamsrv.store.rows import Change, InstanceKey, InstanceRow
 from streamsrv.store.segments import SEGMENT_SIZE, Segments
 from streamsrv.store.tombstones import Deletion
@@ -39,6 +40,8 @@ log = logging.getLogger("streamsrv.store")
 class StoreOptions:
     segment_size: int = SEGMENT_SIZE
     min_free: int | None = None  # bytes; None: 1 GiB or 2 % of the disk, whichever is less
+    ballast: int = 0  # bytes; see reserve
+    keep_changes: int = 0  # of the latest ones; 0: all
 
 
 class Store:
@@ -53,6 +56,7 @@ class Store:
         options: StoreOptions,
         ops: FileOps,
         read_only: bool,
+        reserve: Reserve,
     ) -> None:
         self.layout = layout
         self.store_id = identity.store_id
@@ -62,9 +66,8 @@ class Store:
         self.manifest = manifest
         self.index = index
         self.form = RecordFormat(identity.secret, identity.fingerprint)
-        self.segments = Segments(
-            layout, manifest, index, self.form, ops, options.segment_size, options.min_free
-        )
+        self.reserve = reserve
+        self.segments = Segments(layout, manifest, index, self.form, ops, options.segment_size, reserve)
         self.readers = Readers(layout)
         self._held = contextlib.ExitStack()
         self._closed = False
@@ -94,13 +97,15 @@ class Store:
             if not read_only:
                 folders.prepare_manifest(layout, manifest)
             manifest.open()
-            index = Index.open(layout.index, read_only=read_only, store=identity.fingerprint)
+            options = options or StoreOptions()
+            reserve = Reserve(layout.root, ops, options.min_free, options.ballast)
+            index = _index(layout, identity, options, read_only, reserve)
             held.callback(index.close)
-            store = cls(layout, identity, manifest, index, options or StoreOptions(), ops, read_only)
+            store = cls(layout, identity, manifest, index, options, ops, read_only, reserve)
             for problem in problems(layout, store.form, manifest, index):
                 log.error("%s", problem)
             if not read_only:
-                store.segments.settle_all()
+                store.reserve.with_room(store.segments.settle_all)
             store._held = held.pop_all()
             store._try_to_sweep()
             return store
@@ -139,12 +144,13 @@ class Store:
         """Delete the target resource, durably; returns how many instances it had. What nobody sees of them
         any more is left to `sweep`."""
         self._require_writable()
-        return Deletion(self.segments, self.index, self.form).run(study, series, instance)
+        deletion = Deletion(self.segments, self.index, self.form)
+        return self.reserve.with_room(lambda: deletion.run(study, series, instance))
 
     def sweep(self) -> None:
         """Remove from the index what deletions have left behind, of this process or another. May be called
         at any time, by any thread; opening and closing a store does it too."""
-        self.index.sweep()
+        self.reserve.with_room(self.index.sweep)
 
     def _try_to_sweep(self) -> None:
         """What cannot be swept now, on a full disk or beside a damaged row, stays for the next time."""
@@ -233,3 +239,21 @@ class Store:
 
     def changes(self, after: int = 0, limit: int = 1000) -> list[Change]:
         return self.index.changes(after, limit)
+
+    def first_change(self) -> int:
+        """The sequence of the oldest change that is kept."""
+        return self.index.first_change()
+
+
+def _index(
+    layout: Layout, identity: Identity, options: StoreOptions, read_only: bool, reserve: Reserve
+) -> Index:
+    def opened() -> Index:
+        return Index.open(
+            layout.index,
+            read_only=read_only,
+            store=identity.fingerprint,
+            keep_changes=options.keep_changes,
+        )
+
+    return opened() if read_only else reserve.with_room(opened)

@@ -174,7 +174,7 @@ def test_two_writers_never_have_one_segment(folder):
         shutil.copy(folder / "aside", folder / "manifest")
         other = Manifest(folder / "manifest", store.ops, store.form.fingerprint)
         other.open()
-        others = Segments(store.layout, other, store.index, store.form, store.ops, 1 << 20, 0)
+        others = Segments(store.layout, other, store.index, store.form, store.ops, 1 << 20, store.reserve)
         theirs = others.borrow()
         assert (mine.segment, theirs.segment) == (1, 2)
         theirs.give_back()

@@ -35,7 +35,9 @@ def test_a_segment_is_borrowed_by_one_writer_and_reused(store):
 
 
 def test_segments_of_other_processes_are_found(store):
-    others = Segments(store.layout, store.manifest, store.index, store.form, store.ops, 1 << 20, 0)
+    others = Segments(
+        store.layout, store.manifest, store.index, store.form, store.ops, 1 << 20, store.reserve
+    )
     mine, theirs = store.segments.borrow(), others.borrow()
     assert (mine.segment, theirs.segment) == (1, 2)
     theirs.give_back()
@@ -266,7 +268,9 @@ def test_two_workers_make_a_segment_at_once(store, monkeypatch):
     def add_and_lose():
         segment = add()
         if segment == 1:
-            others.append(Segments(store.layout, store.manifest, store.index, store.form, store.ops, 99, 0))
+            others.append(
+                Segments(store.layout, store.manifest, store.index, store.form, store.ops, 99, store.reserve)
+            )
             others.append(others[0].borrow())
         return segment
 
