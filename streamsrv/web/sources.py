@@ -65,15 +65,16 @@ class StreamReader:
         """Finds out whether a client that has shut its side of the connection is still there, by sending the
         first digit of the next chunk size; returns the bytes sent. A size may begin with zeros (RFC 9112
         7.1). A client that has closed the connection answers by a reset, which raises OSError next time."""
-        try:
-            has_shut = not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
+        if not self._chunked:
             return 0
-        if self._asked or not has_shut or not self._chunked:
+        if self._asked:
+            if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise ConnectionResetError(error, os.strerror(error))
             return 0
-        self._asked = True
         with contextlib.suppress(BlockingIOError):
-            return sock.send(b"0")
+            if not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                self._asked = True
+                return sock.send(b"0")
         return 0
 
     def _some(self) -> tuple[list[bytes], int]:

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import random
+import select
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -284,6 +285,38 @@ def test_quick_chunks_go_out_together(monkeypatch, quick, calls):
         assert reader.ended
         assert theirs.recv(1 << 20, socket.MSG_WAITALL | socket.MSG_DONTWAIT) == content
     assert sent == expected
+
+
+@pytest.mark.parametrize("leaves", ["stays", "shuts its side", "closes"])
+def test_a_client_that_has_shut_its_side_is_asked_whether_it_is_there(leaves):
+    """Once for each chunk that is not ready, by a zero before its size. Nothing else is sent."""
+    reader = StreamReader(stream_of(b"chunk", [0, 0, 0, 5, 0, 0], None), chunked=True)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    with ours, theirs:
+        if leaves == "closes":
+            theirs.close()
+            assert ours.recv(1, socket.MSG_PEEK) == b""
+            assert reader.forward(ours) == (1, b"")
+            eventually_reset(ours)
+            with pytest.raises(ConnectionError):
+                reader.forward(ours)
+            return
+        if leaves == "shuts its side":
+            theirs.shutdown(socket.SHUT_WR)
+            ours.recv(1, socket.MSG_PEEK)  # it has come
+        sent = sum(reader.forward(ours)[0] for _ in range(6))
+        text = theirs.recv(100)
+        assert text == (b"5\r\nchunk\r\n" if leaves == "stays" else b"05\r\nchunk\r\n0")
+        assert sent == len(text)
+
+
+def eventually_reset(sock):
+    """Until the reset has come, if one comes."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    poll.poll(1000)
 
 
 async def test_pages_that_are_not_in_memory_are_sent_from_a_thread(http_server, line, segment, monkeypatch):
