@@ -159,7 +159,10 @@ def test_expectations():
 
 
 def test_the_description_of_a_request():
-    request = head(target="/v1/studies/1.2?a=b", Accept="x").request("http://h/v1", (("a", "b"),), 1)
+    request = head(target="/v1/studies/1.2?a=b", Accept="x").request(
+        "http://h/v1", (("a", "b"),), 1, "192.0.2.1"
+    )
+    assert (request.requester.address, request.requester.left) == ("192.0.2.1", False)
     assert (request.method, request.path, request.query) == ("GET", "/v1/studies/1.2", (("a", "b"),))
     assert (request.base_url, request.version, request.headers["accept"]) == ("http://h/v1", 1, "x")
     assert len(request.request_id) == 16
