@@ -103,6 +103,7 @@ class MetadataWriter:
         self._out: list[bytes] = []
         self._pending = 0
         self._known: list[Known] = []
+        self._empty = False  # an item without elements is open
         self._attributes = 0  # of the top level, that are written
 
     @property
@@ -169,9 +170,16 @@ class MetadataWriter:
         self._pending += 8
         if tag == ITEM:
             stack[-1].count += 1
+            if not length:  # its end follows at once
+                self._empty = True
+                return
             stack.append(_Open("", stack[-1].codecs, stack[-1].convert))
         elif tag == ITEM_END:
-            self._close_item(stack.pop(), stack[-1])
+            if self._empty:
+                self._empty = False
+                stack[-1].items.append({})
+            else:
+                self._close_item(stack.pop(), stack[-1])
         elif tag == SEQUENCE_END:
             self._close_sequence(stack.pop(), stack[-1])
         elif vr == "SQ":

@@ -50,6 +50,7 @@ BINARY_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "UN"))
 _NO_VRS: dict[bytes, str] = {}
 
 HEADERS = {True: Struct("<HH2sH").unpack_from, False: Struct(">HH2sH").unpack_from}
+_EMPTY_ITEMS = {True: bytes.fromhex("feff00e000000000"), False: bytes.fromhex("fffee00000000000")}
 _TAGS = {True: Struct("<HHI").unpack_from, False: Struct(">HHI").unpack_from}
 _WORDS = {True: Struct("<I").unpack_from, False: Struct(">I").unpack_from}
 
@@ -102,7 +103,16 @@ class Elements:
                 yield self._close(level)
                 continue
             if level.items:
-                yield self._item(level, buffer, at)
+                # Empty items come by the million: no level is opened for one.
+                empty = _EMPTY_ITEMS[level.little]
+                while at + 8 <= limit and buffer.startswith(empty, at):
+                    at += 8
+                    count += 1
+                    self.position = base + at
+                    yield ITEM, "", self.position, 0, None
+                    yield ITEM_END, "", self.position, 0, None
+                if at + 8 <= limit:
+                    yield self._item(level, buffer, at)
                 continue
             unpack, notes = HEADERS[level.little], level.notes
             vrs = SHORT_VRS if level.explicit else _NO_VRS
@@ -146,11 +156,8 @@ class Elements:
         left = level.end - position
         if left == 0:
             if level.delimited:
-                raise NotDicom(
-                    "a sequence or item of undefined length has no delimiter",
-                    offset=position,
-                    tag=_hex(level.tag),
-                )
+                reason = "a sequence or item of undefined length has no delimiter"
+                raise NotDicom(reason, offset=position, tag=_hex(level.tag))
             return False
         have = self.window.load(position, 8)
         if left >= 8 and have >= 8:
@@ -158,9 +165,8 @@ class Elements:
         rest = self.window.bytes_at(position, min(left, 8))
         if len(self.levels) == 1 and not rest.strip(b"\0"):
             return False  # the dataset has ended, at most some padding follows
-        raise NotDicom(
-            "the dataset is truncated", offset=position, tag=_hex(level.tag) if level.tag else None
-        )
+        tag = _hex(level.tag) if level.tag else None
+        raise NotDicom("the dataset is truncated", offset=position, tag=tag)
 
     def _close(self, level: Level) -> Event:
         self.levels.pop()
@@ -283,9 +289,8 @@ class Elements:
         if name in ("SQ", "UN"):
             return self._open(level, tag, start, UNDEFINED, implicit=name == "UN")
         if name not in BINARY_VRS:
-            raise NotDicom(
-                f"undefined length is not allowed for VR {name}", offset=self.position, tag=_hex(tag)
-            )
+            reason = f"undefined length is not allowed for VR {name}"
+            raise NotDicom(reason, offset=self.position, tag=_hex(tag))
         if not level.explicit:
             name = "OB"  # PS3.5 A.4: fragments are bytes, whatever the dictionary says
         end = self._skip_fragments(tag, start, level.end, level.little)
@@ -303,11 +308,8 @@ class Elements:
         """A sequence begins. Of UN the standard says implicit VR little endian; each item is looked at
         (`_looks_implicit`)."""
         if len(self.levels) >= 2 * self.limits.max_depth:
-            raise NotDicom(
-                f"more than {self.limits.max_depth} sequences in each other",
-                offset=self.position,
-                tag=_hex(tag),
-            )
+            reason = f"more than {self.limits.max_depth} sequences in each other"
+            raise NotDicom(reason, offset=self.position, tag=_hex(tag))
         undefined = length == UNDEFINED
         end = level.end if undefined else start + length
         little = level.little or implicit

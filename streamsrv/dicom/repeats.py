@@ -248,6 +248,8 @@ class _Lesson:
         """False when no more can be learned."""
         tag, _, offset, length, value = event
         elements = self._elements
+        if len(elements.levels) > 1 and self._tag >= 0 and offset - self._end > MOST_BYTES:
+            return False  # the sequence is too long, and little stands behind one
         if self._tag < 0:
             self._tag, self._own = tag, self._explicit or not _depends(tag)
         elif self._own:

@@ -52,16 +52,24 @@ _VRS: dict[int, str] = {int(tag): str(row[0]) for tag, row in DicomDictionary.it
 KEYS: dict[int, str] = {tag: f"{tag:08X}" for tag in _VRS}
 
 
-def _repeating() -> dict[int, dict[int, str]]:
-    """Repeating groups ("50xx0010") as mask -> masked tag -> VR: a handful of look-ups for any tag."""
-    table: dict[int, dict[int, str]] = {}
+def _repeating() -> dict[int, dict[int, dict[int, str]]]:
+    """Repeating groups and elements ("50xx0010") as group -> mask -> masked tag -> VR: most groups have
+    none."""
+    table: dict[int, dict[int, dict[int, str]]] = {}
     for spelled, row in RepeatersDictionary.items():
         mask = int("".join("0" if digit in "xX" else "F" for digit in spelled), 16)
-        table.setdefault(mask, {})[int(re.sub("[xX]", "0", spelled), 16)] = str(row[0])
+        tag = int(re.sub("[xX]", "0", spelled), 16)
+        free = group = ~mask >> 16 & 0xFFFF
+        while True:
+            table.setdefault(tag >> 16 | group, {}).setdefault(mask, {})[tag] = str(row[0])
+            if not group:
+                break
+            group = (group - 1) & free
     return table
 
 
 _REPEATING = _repeating()
+_NONE: dict[int, dict[int, str]] = {}
 
 
 def tag_of(name: str) -> str | None:
@@ -91,7 +99,7 @@ def vr_of_number(tag: int) -> str | None:
     if vr is None and not tag & 0x10000:
         if not tag & 0xFFFF:
             return "UL"  # group length, PS3.5 7.2
-        for mask, rows in _REPEATING.items():
+        for mask, rows in _REPEATING.get(tag >> 16, _NONE).items():
             vr = rows.get(tag & mask)
             if vr is not None:
                 break

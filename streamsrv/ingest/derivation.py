@@ -12,7 +12,7 @@ from streamsrv.dicom.arriving import Arriving
 from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.part10 import read_instance
 from streamsrv.dicom.repeats import Repeats
-from streamsrv.dicom.window import ReadLimits
+from streamsrv.dicom.window import Pread, ReadLimits
 from streamsrv.store.index_texts import compressed
 from streamsrv.store.query import KEEP
 from streamsrv.store.rows import METADATA_CHUNK, SHORT_TEXT, InstanceKey, InstanceRow, Location, NewInstance
@@ -57,11 +57,14 @@ def derive(
     limits: ReadLimits | None = None,
     repeats: Repeats | None = None,
     arriving: Arriving | None = None,
+    pread: Pread | None = None,
 ) -> tuple[SOPInstance, NewInstance]:
-    """Read a Part 10 file where it lies, with what was seen of it while it arrived. Raises InstanceError."""
+    """Read a Part 10 file where it lies, with what was seen of it while it arrived. Raises InstanceError, and
+    what `pread` raises, if it is to be read by another one than the source's."""
     metadata = MetadataChunks()
+    pread = pread or source.pread
     learned = read_instance(
-        arriving.reading(source.pread) if arriving else source.pread,
+        arriving.reading(pread) if arriving else pread,
         source.location.length,
         keep=KEEP,
         emit=metadata.add,

@@ -16,6 +16,8 @@ Rules of this file
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -23,10 +25,12 @@ from streamsrv.dicom.arriving import Arriving, what_arrives
 from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import AlreadyStored, ContentTooLarge, InstanceError, NotDicom, StudyMismatch
+from streamsrv.errors import WouldBlock as LongHeader
 from streamsrv.ingest.assembly import METADATA_TYPES, assembled
 from streamsrv.ingest.bodies import BodyParser, parser_for
 from streamsrv.ingest.derivation import Remembered, derive
 from streamsrv.ingest.partspool import PartSpool
+from streamsrv.ingest.reading import READ_SECONDS, brief_pread, stoppable_pread
 from streamsrv.ingest.response import FailedItem, StoredItem, StoreResult
 from streamsrv.ingest.spill import Spill
 from streamsrv.store.index_batch import Prepared, prepare
@@ -97,6 +101,8 @@ class Ingest:
         self._closed: list[Record] = []  # whole parts that are still to be written
         self._ended: list[Record] = []  # written parts whose dataset is still to be read
         self._repeats = self._remembered.take()
+        self._long_header = False  # of the first of these
+        self._stopped = threading.Event()
         self._result = StoreResult()
         self._accepted: list[StoredItem] = []  # on their way to the commit, in order
         self._waiting = Spill()
@@ -186,7 +192,8 @@ class Ingest:
     @property
     def heavy(self) -> bool:
         """`read_ended` may take long: call it in a thread."""
-        return self._look_due or any(record.location.length > HEAVY_INSTANCE for record in self._ended)
+        known = self._look_due or self._long_header
+        return known or any(record.location.length > HEAVY_INSTANCE for record in self._ended)
 
     @property
     def _look_due(self) -> bool:
@@ -209,16 +216,23 @@ class Ingest:
         self._transaction.sync_so_far()
 
     def read_ended(self) -> None:
-        """Read the dataset of each part that has ended, in place; then take some more of what was fed."""
+        """Read the datasets of parts that have ended, in place, for about READ_SECONDS; then take some more
+        of what was fed. Unless it is `heavy`, a long header is left to the next call, which is."""
+        brief, until = not self.heavy, time.monotonic() + READ_SECONDS
         if self._look_due:
             self._look()
         ended, self._ended = self._ended, []
         read: list[tuple[Record, NewInstance]] = []
-        for record in ended:
+        self._long_header = False
+        for number, record in enumerate(ended):
+            if number and time.monotonic() > until:
+                self._ended = ended[number:]
+                break
             learned: SOPInstance | None = None
             try:
                 seen = self._seen.pop(record.number, None)
-                learned, new = derive(record, self._limits.reading, self._repeats, seen)
+                pread = brief_pread(record.pread) if brief else stoppable_pread(record.pread, self._stopped)
+                learned, new = derive(record, self._limits.reading, self._repeats, seen, pread)
                 if self._study is not None and learned.study_uid != self._study:
                     raise StudyMismatch(
                         "the Study Instance UID (0020,000D) differs from the study of the target URI"
@@ -227,11 +241,19 @@ class Ingest:
                 self._transaction.drop_record(record)
                 self._refuse(error, learned)
                 continue
+            except LongHeader:
+                self._long_header, self._ended = True, ended[number:]
+                break
             self._accepted.append(StoredItem.of(learned))
             read.append((record, new))
         self._wait_for_commit(read)
         if self._parser.more:
             self._take(self._parser.feed(b"", most=EVENTS_AT_ONCE))
+
+    def stop(self) -> None:
+        """The client has left: a long dataset that is being read is given up, with BadRequest from
+        `read_ended` or `finish`. What is being committed is not. Any thread may call it."""
+        self._stopped.set()
 
     def _wait_for_commit(self, read: list[tuple[Record, NewInstance]]) -> None:
         """What is read together keeps its metadata together."""
@@ -262,6 +284,8 @@ class Ingest:
         if self._spool is not None:
             self._assemble(self._spool)
         self.read_ended()
+        while self._ended:
+            self.read_ended()
         self._remembered.give(self._repeats)  # nobody reads for this request any more
 
     def conclude(self, outcomes: Iterator[Outcome]) -> StoreResult:
@@ -289,7 +313,8 @@ class Ingest:
             for chunk in made.chunks():
                 self._transaction.write([chunk])
             self._ended.append(self._transaction.close_record())
-            self.read_ended()
+            while self._ended:
+                self.read_ended()
 
     def abort(self) -> None:
         """Leave nothing behind. Does nothing after a commit."""

@@ -23,6 +23,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Coroutine
+from functools import partial
 from typing import Any, cast
 
 from tornado.http1connection import HTTP1Connection
@@ -33,18 +34,17 @@ from streamsrv.errors import BadRequest, ContentTooLarge, LengthRequired, Reques
 from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.admission import Intake, Job, Service
 from streamsrv.web.body import feed, read_body
-from streamsrv.web.farewell import GONE, LINGER_BYTES, LINGER_SECONDS, discard, reset, say_last, sent_as
+from streamsrv.web.farewell import GONE, LINGER_BYTES, LINGER_SECONDS, discard, left, reset, say_last, sent_as
 from streamsrv.web.head import CHUNKED, UNREADABLE, Head, HeadRefused, body_length
 from streamsrv.web.made import Answering
 from streamsrv.web.pace import Meter
 from streamsrv.web.transfer import Transfer
 from streamsrv.web.waiting import Waiting
-from streamsrv.web.writer import Outgoing, begin_transfer, release, send_now
+from streamsrv.web.writer import CONTINUE, Outgoing, begin_transfer, release, send_now
 from streamsrv.wire.answers import Answer
 
 log = logging.getLogger("streamsrv.web")
 
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 TOO_SLOW = "the body arrives more slowly than the minimum rate"
 # Bodies of requests that take none are read and dropped up to this size.
 DROPPED_BODY = 64 << 10
@@ -248,11 +248,16 @@ class Exchange(Waiting, HTTPMessageDelegate):
         Answering(self._service, cast(Head, self._head), listen, self._answer).begin(job)
 
     async def _answer_stored(self, intake: Intake) -> None:
+        closed = partial(left, self._stream, cast(Head, self._head).version, intake.upload.stop)
+        self._connection.set_close_callback(closed)
+        if self._stream.closed():
+            closed()
         try:
             answer = intake.answer(await intake.upload.finish())
         except Exception as error:
             await self._abort()
             answer = self._problem(error)
+        self._connection.set_close_callback(None)
         self._answer(answer)
 
     def _answer(self, answer: Answer) -> None:

@@ -7,21 +7,27 @@ is read and thrown away for a while (RFC 9112 9.6).
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import socket
 import struct
+from collections.abc import Callable
 
 from tornado.iostream import StreamClosedError
 
 from streamsrv.errors import OUTSIDE
 from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.stream import Stream
-from streamsrv.web.writer import Outgoing
+from streamsrv.web.writer import CONTINUE, Outgoing
 from streamsrv.wire.answers import Literal
 
 # How long, and how much, a refused client may go on sending before it is cut off.
 LINGER_SECONDS = 5.0
 LINGER_BYTES = 64 << 20
+# How long a reset may take to come, and the state of a connection without one (linux/tcp_states.h).
+RESET_SECONDS = 0.5
+TCP_CLOSE_WAIT = 8
 GONE = (StreamClosedError, ConnectionError)
 
 log = logging.getLogger("streamsrv.web")
@@ -53,6 +59,26 @@ async def say_last(stream: Stream, outgoing: Outgoing) -> int:
     except (*GONE, OSError):
         pass
     return len(payload) if outgoing.body else 0
+
+
+def left(stream: Stream, version: str, gone: Callable[[], None]) -> None:
+    """The client has closed its connection, or its side only: call `gone` if it receives no more. A closed
+    socket answers a second 100 Continue with a reset; other clients ignore it (RFC 9110 15.2)."""
+
+    def look() -> None:
+        with contextlib.suppress(OSError):  # closed since then
+            if stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_CLOSE_WAIT:
+                gone()
+
+    if not stream.half_closed:
+        gone()
+    elif version == "HTTP/1.1":
+        try:
+            stream.socket.send(CONTINUE, socket.MSG_DONTWAIT)
+        except OSError:
+            gone()
+        else:
+            asyncio.get_running_loop().call_later(RESET_SECONDS, look)
 
 
 def reset(stream: Stream) -> None:

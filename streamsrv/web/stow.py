@@ -52,6 +52,7 @@ class Receiver(Protocol):
     def read_ended(self) -> None: ...
     def sync_so_far(self) -> None: ...
     def finish(self) -> StoreResult: ...
+    def stop(self) -> None: ...
     def abort(self) -> None: ...
 
 
@@ -184,6 +185,11 @@ class Upload:
             await self._synced()  # if it failed, its error says why `finish` did
         self._receiver = None
         return result
+
+    def stop(self) -> None:
+        """The client has left. `finish` then raises BadRequest, unless all has been read."""
+        if self._receiver is not None:
+            self._receiver.stop()
 
     async def abort(self) -> None:
         """Does nothing if there is nothing to abort."""

@@ -36,6 +36,7 @@ from streamsrv.wire.fields import field_lines
 SMALL = 64 << 10
 PIECES = 64  # literals of one answer that are sent at once
 MADE = (tuple, list, StoredParts)  # plans that are there, and not made while they are walked
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 TOO_SLOW = "the client reads more slowly than the minimum rate"
 BODILESS = frozenset((204, 304))
 REASONS = {status.value: status.phrase for status in HTTPStatus} | {

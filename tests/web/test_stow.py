@@ -127,6 +127,9 @@ class _Broken:
     def feed(self, chunk, size=None, *, start=0, stays=False):
         self.calls.append("feed")
 
+    def stop(self):
+        pass
+
     def sync_so_far(self):
         raise OSError("the disk is broken")
 

@@ -43,6 +43,9 @@ class Recorder:
         self.world.before_reading()
         self.pending = False
 
+    def stop(self):
+        pass
+
     def sync_so_far(self):
         self.calls.append("sync")
 

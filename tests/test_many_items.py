@@ -1,0 +1,139 @@
+"""Instances of very many items: read in linear time, beside others, and no longer than their client waits.
+
+`SOAK=20 python -m pytest tests/test_many_items.py` reads one of 5 million elements and items.
+"""
+
+import os
+import struct
+import time
+
+import pytest
+from hostile_files import SEQUENCE_END, UNDEFINED, dataset, element, item, new_uid, part10
+from hostile_world import DICOM, Probes, World, connect, post
+
+from streamsrv.dicom.part10 import read_instance
+from streamsrv.dicom.repeats import Repeats
+from streamsrv.dicom.window import ReadLimits
+from streamsrv.errors import BadRequest
+from streamsrv.ingest import Ingest
+from streamsrv.store.store import Store, StoreOptions
+
+SOAK = int(os.environ.get("SOAK", "1"))
+PER_FRAME = 0x52009230
+# Elements and items of one frame, and their bytes.
+FRAME = item(
+    element(0x00209111, "SQ", item(element(0x00209157, "UL", struct.pack("<II", 1, 2))))
+    + element(0x00209113, "SQ", item(element(0x00200032, "DS", b"1\\2\\3 ")))
+)
+IN_A_FRAME = 7
+
+
+def enhanced(frames, **uids):
+    return part10(dataset(**uids) + element(PER_FRAME, "SQ", FRAME * frames + SEQUENCE_END, UNDEFINED))
+
+
+def empty_items(number, **uids):
+    return part10(dataset(**uids) + element(PER_FRAME, "SQ", item() * number))
+
+
+def seconds(file, repeats=None):
+    """Of the processor, that one reading takes."""
+    began = time.process_time()
+    read_instance(
+        lambda offset, length: file[offset : offset + length],
+        len(file),
+        keep=frozenset(),
+        emit=lambda text: None,
+        limits=ReadLimits(),
+        repeats=repeats,
+    )
+    return time.process_time() - began
+
+
+@pytest.mark.parametrize("make", [enhanced, empty_items])
+def test_time_is_linear(make):
+    """Twice as many take twice as long, and what comes before in a series changes nothing."""
+    number = 5_000 if make is enhanced else 80_000
+    once, twice = make(number), make(2 * number)
+    ratio = min(seconds(twice) / seconds(once) for _ in range(2))
+    assert ratio < 3
+    repeats = Repeats()
+    alone = min(seconds(once) for _ in range(3))
+    again = [seconds(once, repeats) for _ in range(4)]
+    assert min(again[1:]) < 2 * alone
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    world = World(tmp_path_factory.mktemp("items"), workers=1)
+    yield world
+    world.end()
+
+
+def test_an_enhanced_instance_goes_in_and_stops_nobody(hostile):
+    """100,000 elements and items; with SOAK 5 million."""
+    frames = (5_000_000 if SOAK > 1 else 100_000) // IN_A_FRAME
+    study = new_uid()
+    file = enhanced(frames, study=study)
+    with Probes(hostile) as probes:
+        reply = hostile.answered(post(DICOM, file))
+    assert reply.status == 200, reply
+    assert probes.percentile(0.99) < 1
+    if SOAK == 1:
+        (metadata,) = hostile.get(f"/v2/studies/{study}/metadata").json()
+        assert len(metadata["52009230"]["Value"]) == frames
+
+
+def test_many_long_headers_in_one_body_do_not_stop_the_loop(hostile):
+    """Each is short enough to be read between two reads of the socket, but for its elements."""
+    files = [empty_items(100_000) for _ in range(8)]
+    with Probes(hostile) as probes:
+        reply = hostile.store(*files)
+    assert reply.status == 200, reply
+    assert max(probes.seconds) < 2
+
+
+def test_reading_stops_when_the_client_has_left(hostile):
+    """A client that closes leaves nothing, and nobody works for it; one that shuts its side only is
+    answered."""
+    study = new_uid()
+    request = post(DICOM, empty_items(2_000_000, study=study))
+    with connect(hostile.origin) as gone:
+        gone.sendall(request)
+    worker = busy(hostile)
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        before = spent(worker)
+        time.sleep(0.5)
+        if spent(worker) - before < 0.1:
+            break
+    assert hostile.get(f"/v2/studies/{study}").status == 404
+    log = hostile.server.log.read_text()
+    assert " 499 " in log
+
+
+def busy(world):
+    """The worker, which is the child of the supervisor that has done most."""
+    pid = world.server.process.pid
+    with open(f"/proc/{pid}/task/{pid}/children") as children:
+        return max(map(int, children.read().split()), key=spent)
+
+
+def spent(pid):
+    with open(f"/proc/{pid}/stat") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_reading_that_is_stopped_ends_at_the_next_window(tmp_path):
+    with Store.open(tmp_path / "data", StoreOptions(min_free=0)) as store:
+        ingest = Ingest(store, content_type="application/dicom")
+        file = empty_items(400_000)
+        for at in range(0, len(file), 1 << 20):
+            ingest.feed(file[at : at + (1 << 20)])
+        ingest.stop()
+        began = time.process_time()
+        with pytest.raises(BadRequest, match="the client left"):
+            ingest.finish()
+        assert time.process_time() - began < 0.3
+        ingest.abort()
