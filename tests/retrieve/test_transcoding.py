@@ -508,7 +508,7 @@ def test_ranges_of_a_made_frame_are_one_answer(store):
     assert b"".join(map(payload, answers)) == whole
     POOL.cache.put((row_of(store).record_id, 0, RPCL), b"")  # whatever is kept is the same again
     again = transcoding.transcoder(store, selection_of(store), row_of(store), POOL, RPCL)
-    ((frame, _),) = POOL.run(again.order([0]))
+    ((frame, _),) = POOL.results(POOL.submit(again.order([0])))
     assert frame in whole
 
 
