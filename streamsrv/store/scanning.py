@@ -95,7 +95,7 @@ class Scan:
             self._find(Severity.NOTE, at(number, 0), f"{damaged_header}: written again")
             segment.new_header = True
         length = os.fstat(fd).st_size
-        if length < segment.acknowledged:
+        if length < segment.acknowledged > FIRST_RECORD:  # else its creator died
             what = f"the file ends here; {segment.acknowledged} bytes were acknowledged"
             self._find(Severity.ERROR, at(number, length), what)
             segment.damaged = self.hidden = True
