@@ -215,7 +215,14 @@ class _Checker:
         if kind is Kind.PENDING:
             yield error(at(segment, step.offset), "record header: pending, before the committed end")
         if kind in (Kind.INSTANCE, Kind.TOMBSTONE):
-            if digest_of(fd, step.payload, step.header.length) != step.header.digest:
+            try:
+                digest = digest_of(fd, step.payload, step.header.length)
+            except OSError as reason:
+                what = f"payload of {step.header.length} bytes: it cannot be read: {reason.strerror}"
+                yield error(at(segment, step.payload), what)
+                self._unreadable(segment, step.offset, step.end)
+                return
+            if digest != step.header.digest:
                 yield from self._wrong(segment, step)
             elif kind is Kind.INSTANCE:
                 yield from self._instance(fd, segment, step)

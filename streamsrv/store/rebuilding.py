@@ -38,9 +38,9 @@ from streamsrv.store.records import (
     pack_ids,
 )
 from streamsrv.store.rows import FIRST_RECORD, InstanceKey, InstanceRow, NewInstance, SegmentRow
-from streamsrv.store.scanning import Find, Scan
+from streamsrv.store.scanning import Find, Scan, is_whole
 from streamsrv.store.transaction import CLOCK, SLICE_BYTES, SLICE_INSTANCES
-from streamsrv.store.verifying import WRONG_DIGEST, damaged_record, digest_of
+from streamsrv.store.verifying import WRONG_DIGEST, damaged_record
 
 Item = TypeVar("Item")
 
@@ -139,16 +139,20 @@ class Rebuild:
 
     def _read(self, number: int, found: Found) -> NewInstance | None:
         fd, header = self.scan.segments[number].fd, found.header
-        whole = digest_of(fd, found.payload, header.length) == header.digest
+        whole = is_whole(fd, found.payload, header.length, header.digest)
         if not whole:
-            self._find(Severity.ERROR, at(number, found.payload), "payload: its checksum is wrong")
+            self._find(
+                Severity.ERROR,
+                at(number, found.payload),
+                "payload: its checksum is wrong, or it cannot be read",
+            )
             if new := self._old_row(number, found):
                 self._register(new.row, WRONG_DIGEST)
                 return new
         try:
             new = self._derive(stored_record(fd, number, found))
-        except InstanceError as reason:
-            what = f"instance cannot be read: {reason.detail}"
+        except (InstanceError, OSError) as reason:
+            what = f"instance cannot be read: {reason}"
             self._find(Severity.ERROR, at(number, found.payload), what)
             return self._old_row(number, found)
         if not whole:

@@ -61,6 +61,7 @@ CHECK_LENGTH = 16
 HEADER = _FIELDS.size + CHECK_LENGTH
 
 SEARCH_WINDOW = 1 << 20
+PAGE = 4096  # where a window cannot be read, its pages are tried one by one
 
 
 class Kind(enum.IntEnum):
@@ -170,7 +171,11 @@ class RecordFormat:
 
     def header_at(self, fd: int, segment: int, offset: int, end: int) -> Header:
         """Read one header of a segment that ends at `end`; HeaderDamaged if its payload would not fit."""
-        header = self.unpack(os.pread(fd, min(HEADER, end - offset), offset), segment, offset)
+        try:
+            raw = os.pread(fd, min(HEADER, end - offset), offset)
+        except OSError as error:
+            raise HeaderDamaged(f"it cannot be read: {error.strerror}") from error
+        header = self.unpack(raw, segment, offset)
         if offset + HEADER + header.length > end:
             raise HeaderDamaged(f"its payload of {header.length} bytes runs past the end")
         return header
@@ -198,16 +203,21 @@ class RecordFormat:
             offset = found.end
 
     def _damage(self, fd: int, segment: int, offset: int, end: int, reason: str, mend: bool) -> Damage:
-        mended = self.mend(os.pread(fd, HEADER, offset), segment, offset) if mend else None
+        mended = self.mend(_readable(fd, HEADER, offset), segment, offset) if mend else None
         if mended is not None and offset + HEADER + mended.length <= end:
             return Damage(offset, offset + HEADER + mended.length, reason, mended)
         return Damage(offset, self.resync(fd, segment, offset + 1, end), reason)
 
     def resync(self, fd: int, segment: int, start: int, end: int) -> int:
-        """Where the next valid header begins at or after `start`, or `end`."""
-        overlap = len(self.marker) - 1
+        """Where the next valid header begins at or after `start`, or `end`. Pages that cannot be read are
+        passed over."""
+        overlap, size = len(self.marker) - 1, SEARCH_WINDOW
         while start < end:
-            window = os.pread(fd, min(SEARCH_WINDOW, end - start), start)
+            window = _readable(fd, min(size, end - start), start)
+            if not window:
+                start += PAGE - start % PAGE if size == PAGE else 0
+                size = PAGE
+                continue
             at = window.find(self.marker)
             while at >= 0:
                 if self._valid_at(fd, segment, start + at, end):
@@ -224,6 +234,14 @@ class RecordFormat:
         except HeaderDamaged:
             return False
         return True
+
+
+def _readable(fd: int, length: int, offset: int) -> bytes:
+    """Empty where the disk cannot be read."""
+    try:
+        return os.pread(fd, length, offset)
+    except OSError:
+        return b""
 
 
 class TombstoneDamaged(ValueError):

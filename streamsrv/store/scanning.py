@@ -61,6 +61,14 @@ class Scanned:
     torn: list[tuple[int, int]] = field(default_factory=list)  # ranges before the end: they become VOID
 
 
+def is_whole(fd: int, offset: int, length: int, digest: bytes) -> bool:
+    """Whether bytes of a segment can be read, and are those that arrived."""
+    try:
+        return digest_of(fd, offset, length) == digest
+    except OSError:
+        return False
+
+
 class Scan:
     """`find` takes severity, place and words of each finding. Close it."""
 
@@ -160,8 +168,8 @@ class Scan:
         return True
 
     def _is_whole(self, number: int, found: Found) -> bool:
-        length = found.header.length
-        return digest_of(self.segments[number].fd, found.payload, length) == found.header.digest
+        header = found.header
+        return is_whole(self.segments[number].fd, found.payload, header.length, header.digest)
 
     def _take_instance(self, number: int, found: Found) -> None:
         self.order.extend((found.header.stored_at, number, found.offset))
@@ -170,9 +178,8 @@ class Scan:
 
     def _take_tombstone(self, number: int, found: Found) -> bool:
         segment, whole = self.segments[number], self._is_whole(number, found)
-        payload = os.pread(segment.fd, found.header.length, found.payload)
         try:
-            ids = unpack_ids(payload)
+            ids = unpack_ids(self._payload(number, found))
         except TombstoneDamaged as reason:
             torn = found.offset >= segment.acknowledged
             if not torn or not self._is_witnessed(number):
@@ -188,6 +195,12 @@ class Scan:
             self._find(Severity.NOTE, at(number, found.payload), "tombstone: a wrong byte, mended")
             segment.payloads[found.payload] = pack_ids(ids)
         return True
+
+    def _payload(self, number: int, found: Found) -> bytes:
+        try:
+            return os.pread(self.segments[number].fd, found.header.length, found.payload)
+        except OSError as error:
+            raise TombstoneDamaged(f"it cannot be read: {error.strerror}") from error
 
     def _is_witnessed(self, number: int) -> bool:
         """Whether anything but the segment itself says how much of it is acknowledged."""
@@ -225,7 +238,7 @@ class Scan:
         for row in self._old.placed(number).values() if self._old else ():
             _, offset, length = row.location
             inside = begin + HEADER <= offset and offset + length <= end
-            if inside and digest_of(self.segments[number].fd, offset, length) == row.digest:
+            if inside and is_whole(self.segments[number].fd, offset, length, row.digest):
                 begin = offset + length
                 yield row
 

@@ -6,6 +6,7 @@ before. If it says that all is well, every instance is whole and `check` agrees.
 replaced stays away, unless the exit code says that something is wrong and no old index is there to tell.
 """
 
+import errno
 import os
 import random
 import shutil
@@ -92,7 +93,7 @@ def take_away(folder, witnesses):
 def retrieved(store, key):
     try:
         return get(store, key)
-    except StoreError:
+    except (StoreError, OSError):
         return None
 
 
@@ -267,6 +268,50 @@ def test_a_truncated_segment(world, memory, witnesses):
             report = must_hold(folder, expected, witnesses, (segment, share))
             assert any(finding.severity is Severity.ERROR for finding in report.findings)
             shutil.rmtree(folder)
+
+
+def bad_sector(monkeypatch, path, begin, end):
+    """From here on these bytes of a file cannot be read."""
+    pread = os.pread
+
+    def failing(fd, length, offset):
+        if offset < end and begin < offset + length and os.path.realpath(f"/proc/self/fd/{fd}") == str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(fd, length, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+
+
+@pytest.mark.parametrize("part", ["header", "payload"])
+@pytest.mark.parametrize("witnesses", ["all", "manifest"])
+def test_a_sector_that_cannot_be_read(world, memory, monkeypatch, witnesses, part):
+    """It costs no other record, and neither check nor reindex ends there."""
+    origin, expected = world
+    monkeypatch.setattr("streamsrv.store.records.PAGE", 16)  # the segments are smaller than a real page
+    with open_store(origin, read_only=True, options=OPTIONS) as store:
+        living = {store.lookup(*key)[0].record_id for key in expected}
+    for segment, records in segments_of(origin).items():
+        record = next((each for each in records[::-1] if each.header.record_id in living), None)
+        if record is None:
+            continue
+        folder = shutil.copytree(origin, memory / "store")
+        begin = record.offset if part == "header" else record.payload
+        with monkeypatch.context() as patch:
+            bad_sector(patch, path_of(folder, segment), begin, begin + 20)
+            with open_store(folder, read_only=True, options=OPTIONS) as store:
+                assert complaints(store) != []
+            take_away(folder, witnesses)
+            report = reindex(folder, derive)
+            assert report.findings
+            assert report.instances >= len(expected) - (witnesses == "manifest")
+            with open_store(folder, options=OPTIONS) as store:
+                there = {key for key in expected if retrieved(store, key) == expected[key]}
+                assert len(there) >= len(expected) - 1
+        reindex(folder, derive)  # the disk can be read again
+        with open_store(folder, options=OPTIONS) as store:
+            assert {key: get(store, key) for key in expected} == expected
+            assert complaints(store) == []
+        shutil.rmtree(folder)
 
 
 def test_every_byte_of_a_slot_and_the_header_of_the_manifest(world, memory):
