@@ -120,7 +120,7 @@ def checked(name: str, value: Any, where: str) -> Value:
         raise SettingsError(f"{where}: {value!r} is none of {', '.join(choices)}")
     if isinstance(result, (int, float)) and not result >= AT_LEAST.get(name, 0):
         raise SettingsError(f"{where}: {value!r} is less than {AT_LEAST.get(name, 0)}")
-    if name == "port" and not 0 <= int(str(result)) <= 65535:
+    if name in ("port", "health_port") and not 0 <= int(str(result)) <= 65535:
         raise SettingsError(f"{where}: {value!r} is no TCP port (0 to 65535; 0: any free one)")
     return result
 

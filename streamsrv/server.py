@@ -191,6 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--listen", type=int, action="append", required=True, help="descriptor of a listening socket"
     )
     parser.add_argument(
+        "--health", type=int, action="append", default=[], help="descriptor of a listening socket for health"
+    )
+    parser.add_argument(
         "--pixels",
         type=Entrance.of,
         action="append",
@@ -200,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--status", type=int, required=True, help="descriptor to report readiness to")
     parsed = parser.parse_args(arguments)
     pixels = (descriptor for entrance in parsed.pixels for descriptor in entrance.descriptors)
-    for descriptor in (*parsed.listen, *pixels, parsed.status):
+    for descriptor in (*parsed.listen, *parsed.health, *pixels, parsed.status):
         os.set_inheritable(descriptor, False)
     protect()
     settings = read_settings(STDIN)
@@ -208,6 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_crashes()
     raise_descriptor_limit()
     listeners = [socket.socket(fileno=descriptor) for descriptor in parsed.listen]
+    health_listeners = [socket.socket(fileno=descriptor) for descriptor in parsed.health]
     # What is there now stays: looking through all of it again and again stopped the loop for 40 ms each time.
     gc.freeze()
     say = sign_of_life(parsed.status)
@@ -224,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 on_ready=say,
                 on_beat=say,
                 lifeline=STDIN,
+                health_listeners=health_listeners,
             )
     except StreamsrvError as error:
         print(f"streamsrv: {error.detail}", file=sys.stderr)

@@ -30,6 +30,12 @@ class Settings:
         "TCP port",
         "One that nobody in the field uses: 8042 is Orthanc's, 8080 and 8000 are everybody's.",
     )
+    health_port: int = setting(
+        0,
+        "TCP port",
+        "Answers /health/live and /health/ready on 127.0.0.1, without the limits of the connections of "
+        "clients: for probes. 0: only the service itself answers them.",
+    )
     allow_remote_without_authentication: bool = setting(
         False,
         "yes or no",

@@ -97,6 +97,7 @@ class Supervisor:
     serving: bool = False  # all workers have been ready once
     ending: float | None = None  # when patience ends
     exit_code: int = 0
+    health_listeners: Sequence[socket.socket] = ()
     pixels: Sequence[Processes] = ()  # for quick work and for long work
     scrub: ScrubProcess | None = None
 
@@ -136,14 +137,14 @@ class Supervisor:
 
     def _start(self) -> Worker:
         status, their_status = os.pipe()
-        listening = [listener.fileno() for listener in self.listeners]
+        sockets = [("--listen", found.fileno()) for found in self.listeners]
+        sockets += [("--health", found.fileno()) for found in self.health_listeners]
         command = [sys.executable, "-m", "streamsrv.server", "--status", str(their_status)]
-        for descriptor in listening:
-            command += ["--listen", str(descriptor)]
+        command += [word for flag, descriptor in sockets for word in (flag, str(descriptor))]
         for each in self.pixels:
             command += ["--pixels", each.entrance.text]
         pixels = [descriptor for each in self.pixels for descriptor in each.entrance.descriptors]
-        passed = (*listening, *pixels, their_status)
+        passed = (*(descriptor for _, descriptor in sockets), *pixels, their_status)
         try:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=passed)
         finally:
@@ -342,7 +343,8 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> int:
             say(f"try: curl '{origin}/v2/studies'")
 
         try:
-            return Supervisor(settings, listeners, announce).run()
+            health = bind("127.0.0.1", settings.health_port) if settings.health_port else []
+            return Supervisor(settings, listeners, announce, health_listeners=health).run()
         finally:
             for listener in listeners:
                 listener.close()

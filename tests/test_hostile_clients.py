@@ -23,6 +23,7 @@ from hostile_world import (
     related,
     replies,
 )
+from live_server import free_port
 
 UPLOADS = 110
 UPLOAD_RATE = 1200  # bytes a second
@@ -31,7 +32,9 @@ MANY = [f"127.0.1.{number}" for number in range(1, 51)]
 OTHER = "127.0.2.1"
 # Seconds in which another client is answered; alone it takes some milliseconds.
 PROMPTLY = 5.0
+HEALTH = free_port()
 CONNECTIONS = {"--max-connections": 60, "--max-connections-per-client": 20, "--head-timeout": 2}
+CONNECTIONS["--health-port"] = HEALTH
 
 
 def ask(world, request, source=OTHER):
@@ -208,6 +211,42 @@ def test_a_head_that_does_not_end_has_less_time_than_an_idle_connection(few):
         idle.send(live)
         idle.setblocking(True)
         assert b"alive\n" in idle.recv(1 << 16)
+
+
+HEALTH_ASKED = {
+    "GET /health/live HTTP/1.1": (200, b"alive\n"),
+    "GET /health/ready HTTP/1.0": (200, b"ready\n"),
+    "HEAD /health/live HTTP/1.1": (200, b""),
+    "GET /v2/studies HTTP/1.1": (404, b"only health is answered here\n"),
+    "POST /health/live HTTP/1.1": (400, b"only GET and HEAD of HTTP/1.1 are answered here\n"),
+}
+
+
+def test_health_has_a_listener_of_its_own(few):
+    """While as many half heads as it takes stand before it and before the service."""
+    before = World.__new__(World)
+    before.origin = f"http://127.0.0.1:{HEALTH}"
+    with Crowd(few, MANY, 480, HALF), Crowd(before, ONE, 40, HALF):
+        for line, expected in HEALTH_ASKED.items():
+            received = _everything(before, f"{line}\r\nHost: any\r\n\r\n".encode())
+            block, _, body = received.partition(b"\r\n\r\n")
+            assert (int(block.split()[1]), body) == expected
+            assert b"\r\nConnection: close" in block
+    assert _everything(before, b"GET /health/live HTTP/1.1\r\n" + b"x" * 20_000) == b""
+    few.unharmed()
+
+
+def _everything(world, request):
+    port = int(world.origin.rpartition(":")[2])
+    received = b""
+    with (
+        socket.create_connection(("127.0.0.1", port), DEADLINE) as sock,
+        contextlib.suppress(ConnectionError),
+    ):
+        sock.sendall(request)
+        while piece := sock.recv(1 << 16):
+            received += piece
+    return received
 
 
 # The disk

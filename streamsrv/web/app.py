@@ -228,7 +228,7 @@ class App(HTTPServerConnectionDelegate):
         if kind is Kind.LIVE:
             return Job(health.live, inline=True)
         if kind is Kind.READY:
-            return Job(self._ready, inline=True)
+            return Job(self.ready, inline=True)
         if head.method in WRITING and self.settings.read_only:
             raise Forbidden("this server is read-only")
         base = base_url(origin.base, target.version)
@@ -240,7 +240,7 @@ class App(HTTPServerConnectionDelegate):
         inline = is_inline(head.method, target)
         return Job(lambda: self._compute(request, target), inline, request.requester.leave)
 
-    def _ready(self) -> Answer:
+    def ready(self) -> Answer:
         return health.ready(self._actions.probe, draining=self.draining, store_open=self.store_open)
 
     def _capabilities(self, head: Head, base: str, route: Route | None) -> Job:

@@ -16,11 +16,13 @@ from collections.abc import Callable, Sequence
 
 from streamsrv.errors import IndexFailed, StreamsrvError
 from streamsrv.settings import Settings
+from streamsrv.web import health
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import Actions
 from streamsrv.web.app import App
 from streamsrv.web.listener import Acceptor, Server
 from streamsrv.web.loop import Loop
+from streamsrv.web.probes import HealthListener
 
 log = logging.getLogger("streamsrv.worker")
 
@@ -38,13 +40,14 @@ def run(
     on_ready: Callable[[], None],
     on_beat: Callable[[], None] = lambda: None,
     lifeline: int | None = None,
+    health_listeners: Sequence[socket.socket] = (),
 ) -> bool:
     """Serve until told to stop; returns False if requests were cut off. Raises IndexFailed if this process
     cannot use the index any more. The loop calls `on_beat` every BEAT seconds."""
     # At level INFO Tornado logs malformed headers with their values, and these may be tokens.
     logging.getLogger("tornado.general").setLevel(logging.WARNING)
     with asyncio.Runner(loop_factory=Loop) as runner:
-        return runner.run(_serve(settings, listeners, actions, on_ready, on_beat, lifeline))
+        return runner.run(_serve(settings, listeners, actions, on_ready, on_beat, lifeline, health_listeners))
 
 
 class _Stop:
@@ -81,6 +84,7 @@ async def _serve(
     on_ready: Callable[[], None],
     on_beat: Callable[[], None],
     lifeline: int | None,
+    health_listeners: Sequence[socket.socket],
 ) -> bool:
     loop, stop = asyncio.get_running_loop(), _Stop()
     loop.add_signal_handler(signal.SIGTERM, stop.event.set)
@@ -100,6 +104,8 @@ async def _serve(
         alone=settings.workers == 1,
     )
     acceptor.start()
+    probes = HealthListener(health_listeners, {"/health/live": health.live, "/health/ready": app.ready})
+    await probes.start()
     on_ready()
     stop.beat(actions.probe, on_beat)
     await stop.event.wait()
@@ -111,6 +117,7 @@ async def _serve(
     patience = FAILED_DRAIN if stop.failure else settings.drain_timeout
     finished = await app.drain(patience)
     await server.close_all_connections()
+    probes.stop()
     app.stop()
     if not finished:
         log.warning("requests were cut off: they took longer than %s seconds to finish", patience)

@@ -1,0 +1,78 @@
+"""A listener of its own for health: it answers probes while all connections of the service are taken.
+
+Strategy: HTTP/1.1 at its smallest. One GET or HEAD a connection, no body, and the connection ends with the
+answer. All workers share the listening socket, so the next one that is free answers.
+
+Rules of this file
+- The supervisor binds it to the loopback interface, so Host is not checked: the answers hold no data.
+- A client has SECONDS for its head of at most LONGEST bytes. Over MOST connections a new one is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+
+from streamsrv.web import health
+from streamsrv.wire.answers import Answer, Literal
+
+SECONDS = 5.0
+LONGEST = 8 << 10  # bytes
+MOST = 64
+_REQUEST = re.compile(rb"(GET|HEAD) ([!-~]+) HTTP/1\.[01]\r?\n")
+
+
+class HealthListener:
+    """Of one worker. `answers` are those of its paths."""
+
+    def __init__(
+        self, listeners: Sequence[socket.socket], answers: Mapping[str, Callable[[], Answer]]
+    ) -> None:
+        self._listeners = listeners
+        self._answers = answers
+        self._servers: list[asyncio.Server] = []
+        self._open = 0
+
+    async def start(self) -> None:
+        for listener in self._listeners:
+            server = await asyncio.start_server(self._serve, sock=listener, limit=LONGEST)
+            self._servers.append(server)
+
+    def stop(self) -> None:
+        for server in self._servers:
+            server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open += 1
+        try:
+            if self._open <= MOST:
+                async with asyncio.timeout(SECONDS):
+                    writer.write(self._answer(await reader.readuntil(b"\r\n\r\n")))
+                    await writer.drain()
+        except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
+            pass
+        finally:
+            self._open -= 1
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    def _answer(self, head: bytes) -> bytes:
+        found = _REQUEST.match(head)
+        if found is None:
+            return _written(health.text(400, b"only GET and HEAD of HTTP/1.1 are answered here\n"), body=True)
+        make = self._answers.get(found[2].decode("ascii"))
+        answer = make() if make else health.text(404, b"only health is answered here\n")
+        return _written(answer, body=found[1] == b"GET")
+
+
+def _written(answer: Answer, *, body: bool) -> bytes:
+    payload = b"".join(piece.payload for piece in answer.plan if isinstance(piece, Literal))
+    headers = [*answer.headers, ("Content-Length", str(len(payload))), ("Connection", "close")]
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    head = f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\n{lines}\r\n"
+    return head.encode("ascii") + (payload if body else b"")
