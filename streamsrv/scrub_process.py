@@ -12,7 +12,7 @@ import selectors
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from streamsrv import config
 from streamsrv.settings import Settings
@@ -20,6 +20,8 @@ from streamsrv.settings import Settings
 log = logging.getLogger("streamsrv.supervisor")
 
 AFTER_FAILURE = 60.0  # seconds
+FIRST_PAUSE = 60.0  # seconds, and less if a turn is short: a thousandth of it
+TURN_SHARE = 86.4
 
 
 @dataclass
@@ -28,9 +30,13 @@ class ScrubProcess:
 
     settings: Settings
     selector: selectors.BaseSelector
-    due: float = 0.0  # by the monotonic clock
+    due: float = field(init=False)  # by the monotonic clock
     process: subprocess.Popen[bytes] | None = None
     told: bytes = b""
+
+    def __post_init__(self) -> None:
+        # A server that starts has other things to do.
+        self.due = time.monotonic() + min(FIRST_PAUSE, self.settings.scrub_days * TURN_SHARE)
 
     @property
     def is_wanted(self) -> bool:

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,7 @@ def main() -> int:
     protect()
     settings = read_settings(STDIN)
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_LINE, stream=sys.stderr)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     try:
@@ -69,8 +71,8 @@ def main() -> int:
             print(scrub_due(store, settings), flush=True)
     except SupervisorGone:
         return 0
-    except StreamsrvError as error:
-        log.error("scrub: %s", error.detail)
+    except (StreamsrvError, OSError) as error:
+        log.error("scrub: %s", error)
         return 1
     return 0
 
