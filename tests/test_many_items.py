@@ -9,7 +9,7 @@ import time
 
 import pytest
 from hostile_files import SEQUENCE_END, UNDEFINED, dataset, element, item, new_uid, part10
-from hostile_world import DICOM, Probes, World, connect, post
+from hostile_world import DICOM, SENTINEL, Probes, World, connect, converse, post, replies
 
 from streamsrv.dicom.part10 import read_instance
 from streamsrv.dicom.repeats import Repeats
@@ -76,8 +76,8 @@ def test_an_enhanced_instance_goes_in_and_stops_nobody(hostile):
     study = new_uid()
     file = enhanced(frames, study=study)
     with Probes(hostile) as probes:
-        reply = hostile.answered(post(DICOM, file))
-    assert reply.status == 200, reply
+        reply, alive = replies(converse(hostile.origin, post(DICOM, file) + SENTINEL, seconds=60 * SOAK))
+    assert (reply.status, alive.body) == (200, b"alive\n"), reply
     assert probes.percentile(0.99) < 1
     if SOAK == 1:
         (metadata,) = hostile.get(f"/v2/studies/{study}/metadata").json()
