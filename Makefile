@@ -27,7 +27,7 @@ test: $(VENV)/ready
 # Longer counts of what goes by chance, with new seeds: SOAK=100 make soak.
 soak: $(VENV)/ready
 	SOAK=$${SOAK:-20} $(BIN)/python -m pytest -s -x tests/test_kill.py tests/test_power_cut.py \
-		tests/test_failing_disk.py tests/test_failing_verbs.py tests/test_removed_files.py \
+		tests/test_failing_disk.py tests/test_failing_verbs.py tests/test_removed_files.py tests/test_clock_steps.py \
 		tests/test_operations.py tests/fuzz
 
 # SECONDS for each reader: SECONDS=600 make fuzz. Without atheris it goes on unguided.

@@ -1,8 +1,8 @@
-/* Makes system calls on chosen files fail. Preloaded into a server (LD_PRELOAD); see faulty_disk.py.
+/* Makes system calls on chosen files fail, and the clock wrong. Preloaded into a server (LD_PRELOAD); see faulty_disk.py.
  *
  * The environment variable FAULTS_CONTROL names a control file, which all processes map. A call counts if its
  * kind is armed and the path of its file contains `path` (of calls with two names, the first one). Of the calls that count, those from number `skip` on
- * (from 0) fail, `fails` of them.
+ * (from 0) fail, `fails` of them. `clock` is added to the time of day, in seconds; monotonic clocks stay right.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { WRITE = 1, SYNC = 2, READ = 4, NAMES = 8 };
@@ -26,6 +27,7 @@ struct control {
     int64_t skip, fails;
     int64_t seen, failed; /* counted here */
     char path[256];
+    volatile int64_t clock;
 };
 
 static struct control *control;
@@ -156,3 +158,23 @@ NAMED(int, mkdir, (const char *path, mode_t mode), (path, mode))
 
 OPENED(open)
 OPENED(open64)
+
+int clock_gettime(clockid_t id, struct timespec *now)
+{
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real)
+        real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+    int code = real(id, now);
+    if (!code && control && id == CLOCK_REALTIME)
+        now->tv_sec += control->clock;
+    return code;
+}
+
+time_t time(time_t *to)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (to)
+        *to = now.tv_sec;
+    return now.tv_sec;
+}

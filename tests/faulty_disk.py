@@ -20,9 +20,10 @@ from pathlib import Path
 WRITE, SYNC, READ, NAMES = 1, 2, 4, 8  # names: calls that make, move and remove them
 FOR_EVER = 1 << 40
 
-_CONTROL = struct.Struct("<iiqqqq256s")
+_CONTROL = struct.Struct("<iiqqqq256sq")
 _COUNTS = struct.Struct("<qq")
 _COUNTS_AT = 24
+_CLOCK_AT = 296
 
 
 @cache
@@ -53,8 +54,12 @@ class FaultyDisk:
         """From the next call on: `skip` calls of these kinds succeed, then `fails` fail. Only calls on files
         whose path contains `path` count."""
         self.disarm()
-        self._map[4 : _CONTROL.size] = _CONTROL.pack(0, error, skip, fails, 0, 0, path.encode())[4:]
+        self._map[4:_CLOCK_AT] = _CONTROL.pack(0, error, skip, fails, 0, 0, path.encode(), 0)[4:_CLOCK_AT]
         self._map[:4] = struct.pack("<i", kinds)
+
+    def set_clock(self, seconds):
+        """The time of day is wrong by so much, from now on. Monotonic clocks stay right."""
+        self._map[_CLOCK_AT:] = struct.pack("<q", seconds)
 
     def disarm(self):
         self._map[:4] = bytes(4)

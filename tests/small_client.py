@@ -68,7 +68,7 @@ class Client:
     """Connects when it has to, and again after the connection was lost, which one of LOST tells."""
 
     def __init__(self, origin):
-        self._address = urlsplit(origin).netloc
+        self.address = urlsplit(origin).netloc
         self._connection = None
 
     def close(self):
@@ -92,7 +92,7 @@ class Client:
         return reply
 
     def _connected(self):
-        connection = http.client.HTTPConnection(self._address, timeout=TIMEOUT)
+        connection = http.client.HTTPConnection(self.address, timeout=TIMEOUT)
         try:
             connection.connect()
         except ConnectionRefusedError as error:

@@ -108,7 +108,9 @@ def dated(request: Request, answer: Answer, changed: float, now: float) -> Answe
         return answer
     headers = [*answer.headers, ("Last-Modified", http_date(int(changed)))]
     since = request.headers.get("if-modified-since")
-    if since and "if-none-match" not in request.headers and _seconds(since) >= int(changed):
+    # A date in the future comes from a time when the clock was wrong: it says nothing.
+    known = since and "if-none-match" not in request.headers and int(changed) <= _seconds(since) <= now
+    if known:
         kept = [(name, value) for name, value in headers if name.lower() in _KEPT_IN_304]
         return replace(answer, status=304, headers=kept, plan=(), length=0)
     answer.headers = headers

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from streamsrv.errors import PreconditionFailed, RangeNotSatisfiable
 from streamsrv.wire.answers import Answer, Literal, Piece, Request, Span, Stream
-from streamsrv.wire.conditional import SlicedPlan, etag_of, evaluate, not_modified, slice_plan
+from streamsrv.wire.conditional import (
+    SlicedPlan,
+    dated,
+    etag_of,
+    evaluate,
+    http_date,
+    not_modified,
+    slice_plan,
+)
 
 ETAG = '"abc"'
 SEGMENT = bytes(range(256)) * 4
@@ -285,3 +293,10 @@ def test_slices_are_the_bytes_between(sizes: list[int], start: int, stop: int) -
     assert written(slice_plan(plan, start, stop)) == whole[start:stop]
     inner = SlicedPlan(SlicedPlan(plan, 3, len(whole)), start, stop)
     assert written(inner) == whole[3:][start:stop]
+
+
+@pytest.mark.parametrize(("since", "status"), [(999, 200), (1_000, 304), (2_000, 304), (5_000, 200)])
+def test_a_date_in_the_future_does_not_match(since: int, status: int) -> None:
+    """The clock was wrong when it was sent: the representation may have changed since."""
+    answered = dated(request(if_modified_since=http_date(since)), answer(), 1_000.5, 3_000)
+    assert answered.status == status
