@@ -76,9 +76,10 @@ def environment():
 
 
 # Below the ports that the kernel hands out: one of those could be somebody else's before the server that it
-# is meant for has started. Each process of a test run has its own thousand.
+# is meant for has started. Each process of a test run has its own thousand, and begins somewhere in it, since
+# another run may go on beside it.
 _FIRST_PORT = 10_000 + 1_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 16)
-_PORTS = itertools.cycle(range(_FIRST_PORT, _FIRST_PORT + 1_000))
+_PORTS = itertools.cycle(_FIRST_PORT + (os.getpid() + number) % 1_000 for number in range(1_000))
 
 
 def free_port():
