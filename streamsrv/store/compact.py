@@ -17,8 +17,8 @@ Rules of this file
 - A tombstone goes with its segment only if no other segment holds a record that it kills. Where a damaged
   header might hide such a record, all are kept.
 - A victim is unlinked only when the index says that nothing lives in it. If something in it cannot be read,
-  it may hide a tombstone, and stays. When every segment is compacted no other can hold whom that kills:
-  then its file is moved to lost+found.
+  it may hide a tombstone, and stays. When every segment is compacted no other can hold a record that it
+  kills: then its file is moved to lost+found.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class _Compactor:
 
     def _drop_missing(self, row: SegmentRow, everything: bool) -> None:
         """It was unlinked by a compaction that came no further. Or its file is lost and nothing lives in it
-        any more: when every segment is compacted, none can hold whom its tombstones killed."""
+        any more: when every segment is compacted, none can hold a record that its tombstones killed."""
         _, slot = self._claims.slot(row.segment)
         if everything or (slot is not None and slot.state is State.REMOVED):
             self._claims.ensure(row.segment, Slot(State.REMOVED, row.committed_end))

@@ -4,7 +4,7 @@ Rules of this file
 - Nothing before the end in the manifest is cut: an index that says so is an older one.
 - Leftovers that begin with a valid PENDING record were never acknowledged, and are cut. All others go to
   lost+found first.
-- What is cut off and may hold valid records is synced at once: a cut that a power loss undoes would bring
+- A cut of bytes that may hold valid records is synced at once: a cut that a power loss undoes would bring
   them back.
 """
 
@@ -23,7 +23,7 @@ from streamsrv.store.rows import SegmentRow
 
 
 class LeftoversIndex(Protocol):
-    """What a cut needs of the index."""
+    """The part of the index that a cut needs."""
 
     def catch_up(self) -> None: ...
     def segment(self, segment: int) -> SegmentRow | None: ...

@@ -81,8 +81,8 @@ NO_SLOT = Slot(State.NONE, 0)
 
 
 class Slots(NamedTuple):
-    """What a manifest says. `damaged` are segments whose slots cannot be read, `header_damaged` says it of
-    the beginning of the file."""
+    """The contents of a manifest. `damaged` are segments whose slots cannot be read, `header_damaged` says
+    it of the beginning of the file."""
 
     known: dict[int, Slot]
     damaged: list[int]

@@ -1,10 +1,10 @@
-"""What is wrong with a store that is being opened: manifest, index and segment files against each other.
+"""Problems of a store that is being opened: manifest, index and segment files against each other.
 
 Strategy: only names, lengths and headers are looked at, so it takes milliseconds. `check` reads the bytes.
 
 Rules of this file
 - The manifest is read before the index. A writer updates it after the index, so it is never ahead of it.
-- An index that is older than the manifest is refused: it would cut off what was acknowledged.
+- An index that is older than the manifest is refused: it would cut off acknowledged bytes.
 - All else is named, and the rest of the store is served.
 """
 
@@ -84,7 +84,7 @@ def _file(layout: Layout, manifest: Manifest, index: Index, row: SegmentRow) -> 
     except FileNotFoundError:
         if _is_removed(manifest, index, row.segment):
             return
-        yield Problem(f"segment {row.segment}", "its file is missing: what lies in it cannot be served")
+        yield Problem(f"segment {row.segment}", "its file is missing: the instances in it cannot be served")
         return
     if length < row.committed_end:
         where = f"segment {row.segment}, byte {length}"

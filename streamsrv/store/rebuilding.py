@@ -1,4 +1,4 @@
-"""What a reindex puts into the new index: instances of the segments in stored order, then those that only
+"""The contents of the new index of a reindex: instances of the segments in stored order, then those that only
 the old index knows.
 
 Rules of this file
@@ -160,7 +160,7 @@ class Rebuild:
         return new
 
     def _old_row(self, number: int, found: Found) -> NewInstance | None:
-        """What the old index has of a record."""
+        """The entry of a record in the old index."""
         row = self._old.placed(number).get(found.payload) if self._old else None
         return self._taken_over(row) if row and row.record_id == found.header.record_id else None
 
@@ -174,7 +174,7 @@ class Rebuild:
         segment.headers[begin] = void(begin, payload + length)
         segment.dead += HEADER
 
-    # What the old index knows
+    # Instances of the old index
 
     def _compare(self, index: Index, batch: _Batch) -> None:
         """An instance that only the old index has is not dropped without a word."""
@@ -269,7 +269,7 @@ class _Batch:
 
 
 def void(begin: int, end: int) -> Header:
-    """It says nothing of what was acknowledged."""
+    """Its `began` proves nothing."""
     return Header(Kind.VOID, NO_ID, 0, end - begin - HEADER, NO_DIGEST, FIRST_RECORD)
 
 

@@ -1,6 +1,6 @@
 """The index, built again from the segments, and held against the one that it replaces.
 
-Strategy: walk all segments for what kills (tombstones, replacements) and where instances are (see
+Strategy: walk all segments for tombstones, replacements and instances (see
 scanning); sort those by the time they were stored; derive each from its bytes and commit it to a new index
 beside the old one. Then compare: an instance that the old index has and the new one has not, though nothing
 killed it, is taken over from the old index. It is registered as damaged, so that its bytes are refused
@@ -40,7 +40,7 @@ from streamsrv.store.segment_header import damaged_headers
 
 @dataclass(slots=True)
 class Reindexing:
-    """What a reindex found. Findings are errors where something acknowledged is damaged or missing."""
+    """The result of a reindex. Findings are errors where something acknowledged is damaged or missing."""
 
     instances: int = 0
     segments: int = 0
@@ -69,7 +69,7 @@ def reindex(folder: Path, derive: Derive, *, fileops: FileOps | None = None) -> 
 
 
 class Witness:
-    """What the manifest says, as far as it can be read."""
+    """The contents of the manifest, as far as it can be read."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest

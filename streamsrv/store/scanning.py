@@ -1,5 +1,5 @@
-"""The walk of a reindex through all segments: what is torn, what is damaged, who is dead, where instances
-are.
+"""The walk of a reindex through all segments: torn and damaged ranges, dead
+records, and the places of instances.
 
 Torn and damaged are told apart by the *acknowledged end* of a segment. It is the greatest of: the end in the
 manifest, the end in the old index, and the `began` of each valid header (see records). Only behind it can
@@ -206,7 +206,7 @@ class Scan:
         """Whether anything but the segment itself says how much of it is acknowledged."""
         return self._old is not None or number in self._slots
 
-    # What cannot be read
+    # Bytes that cannot be read
 
     def _unreadable(self, number: int, begin: int, end: int) -> None:
         segment = self.segments[number]

@@ -2,7 +2,7 @@
 
 Strategy: a writer borrows a segment by a flock on its file, which dies with it. It finds the committed end in
 the index *after* it has the lock, and cuts off the bytes behind: leftovers of a writer that died. It appends
-behind that end, and what it has not committed when it gives the segment back is cut off again. A segment
+behind that end, and bytes that are not committed when it gives the segment back are cut off again. A segment
 that is over its size when borrowed is sealed instead, with a SEAL record: nothing is appended to it any
 more.
 
@@ -218,7 +218,7 @@ class Segments:
         return None
 
     def _is_strange(self, segment: int) -> bool:
-        """Not what a writer leaves that dies while it makes a segment."""
+        """Whether the file has other bytes than a writer leaves that dies while it makes a segment."""
         with self._layout.segment(segment).open("rb") as file:
             found = file.read(FIRST_RECORD + 1)
         header = segment_header.pack(self._form, segment)

@@ -83,7 +83,7 @@ def flip(path, offset, mask=4):
 
 
 def take_away(folder, witnesses):
-    """Leave only some of those who know what was acknowledged."""
+    """Leave only some of the files that say which bytes were acknowledged."""
     if witnesses in ("manifest", "none"):
         shutil.rmtree(folder / "index")
     if witnesses in ("index", "none"):
