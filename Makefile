@@ -24,11 +24,14 @@ test: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --cov --cov-report=
 	$(BIN)/coverage report
 
-# Longer counts of what goes by chance, with new seeds: SOAK=100 make soak.
+# Longer counts of what goes by chance, with new seeds: SOAK=100 make soak. docs/reliability.md lists them.
+SOAK_TESTS := tests/test_kill.py tests/test_power_cut.py tests/test_failing_disk.py \
+	tests/test_failing_verbs.py tests/test_removed_files.py tests/test_clock_steps.py tests/store/test_rot.py \
+	tests/test_pixel_fairness.py tests/test_many_items.py tests/ingest/test_wrong_types.py \
+	tests/test_operations.py tests/fuzz/test_fuzz.py
+
 soak: $(VENV)/ready
-	SOAK=$${SOAK:-20} $(BIN)/python -m pytest -s -x tests/test_kill.py tests/test_power_cut.py \
-		tests/test_failing_disk.py tests/test_failing_verbs.py tests/test_removed_files.py tests/test_clock_steps.py \
-		tests/test_operations.py tests/fuzz
+	SOAK=$${SOAK:-20} $(BIN)/python -m pytest -s -x $(SOAK_TESTS)
 
 # SECONDS for each reader: SECONDS=600 make fuzz. Without atheris it goes on unguided.
 fuzz: $(VENV)/ready

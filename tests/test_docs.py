@@ -131,3 +131,35 @@ def test_code_that_a_page_names_is_there(path):
     )
     for name in named:
         assert (ROOT / name).exists() or name.startswith("perf/results"), name
+
+
+# --- reliability ---
+
+
+def rows_of_reliability():
+    """(first cell, tests in the last cell) of each row of its tables."""
+    for line in (DOCS / "reliability.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and cells[-1] != "test" and not cells[-1].startswith("---"):
+            yield cells[0], re.findall(r"`(tests/[\w/]+\.py)`", cells[-1])
+
+
+@pytest.mark.parametrize(("fault", "tests"), [*rows_of_reliability()])
+def test_every_row_of_reliability_names_tests(fault, tests):
+    assert tests, fault
+    for name in tests:
+        assert re.search(r"^def test_|^    def test_", (ROOT / name).read_text(encoding="utf-8"), re.M), name
+
+
+def test_soak_runs_every_long_form():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    listed = {name for name in makefile.replace("\\\n", " ").split() if name.startswith("tests/")}
+    long = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if re.search(r"^SOAK = ", path.read_text(encoding="utf-8"), re.M)
+    }
+    assert long <= listed, long - listed
+    assert {name for _, tests in rows_of_reliability() for name in tests} >= long - {
+        "tests/test_operations.py"
+    }

@@ -113,6 +113,7 @@ def test_a_burst_of_errors_at_every_call(world, kind, error):
             disk.disarm()
             healed(round)
     round.verify()
+    print(f"{len(chosen)} of {calls} calls failed, {len(round.there)} acknowledged, 0 lost")
 
 
 def test_a_meta_page_that_cannot_be_written(world):

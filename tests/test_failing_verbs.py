@@ -47,6 +47,7 @@ def test_a_verb_at_every_failing_call(store, verb):
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     rounds = [json.loads(line) for line in done.stdout.splitlines()]
+    print(f"{verb[0]}: {len(rounds)} calls failed")
     for each in rounds:
         assert each["code"] in (0, 1), each
         assert each["said"].strip(), each
