@@ -8,6 +8,7 @@ another process has the store.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -126,7 +127,11 @@ def settings_of(args: argparse.Namespace, environment: Mapping[str, str] = os.en
 
 
 def run_serve(args: argparse.Namespace) -> int:
-    return supervisor.serve(settings_of(args), say=lambda line: print(line, flush=True))
+    def say(line: str) -> None:
+        with contextlib.suppress(OSError):  # its terminal may be closed already
+            print(line, flush=True)
+
+    return supervisor.serve(settings_of(args), say=say)
 
 
 def run_check(args: argparse.Namespace) -> int:
