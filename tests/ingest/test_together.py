@@ -19,7 +19,7 @@ from streamsrv.errors import (
 from streamsrv.ingest import IngestLimits
 from streamsrv.ingest.together import ShortBody, Together
 from streamsrv.store.fileops import Buffer, FileOps
-from streamsrv.store.rows import OnDuplicate
+from streamsrv.store.rows import FIRST_RECORD, OnDuplicate
 from streamsrv.store.store import Store, StoreOptions
 from streamsrv.store.transaction import Transaction
 
@@ -133,7 +133,7 @@ def test_nobody_is_left(store: Store, disk: Counting) -> None:
     together.store(bodies)
     assert isinstance(bodies[0].error, BadRequest)
     assert (stored(bodies[1]), failures(bodies[1])) == ([], [43264])
-    assert store.layout.segment(1).stat().st_size == 0
+    assert store.layout.segment(1).stat().st_size == FIRST_RECORD
 
 
 @pytest.mark.parametrize("policy", OnDuplicate)

@@ -23,10 +23,9 @@ from retrieve_world import SERIES, instance_path, keep
 
 from framecodecs.errors import WorkerCrashed
 from framecodecs.outcomes import Outcome
-from framecodecs.pool import PoolLimits
 from streamsrv import pixelwishes, retrieve
 from streamsrv.errors import NotAcceptable, WouldBlock
-from streamsrv.pixelorders import SLOWEST
+from streamsrv.pixelorders import SHORTEST_DEADLINE, SLOWEST
 from streamsrv.pixelpool import PixelPool
 from streamsrv.retrieve import coverage, reading_ahead, series_orders
 from streamsrv.retrieve.reading_ahead import following
@@ -271,9 +270,10 @@ def test_pictures_are_made_ahead_as_they_were_asked_for(both, pool):
         assert pool._pool.asked - before == 4
 
 
-@pytest.mark.parametrize(("viewport", "ahead"), [("200,200", 4), ("400,400", 0), ("200,800", 0)])
+@pytest.mark.parametrize(("viewport", "ahead"), [("200,200", 4), ("400,400", 0), ("200,800", 4)])
 def test_a_small_frame_that_is_enlarged_is_no_short_work(both, viewport, ahead):
-    """Nor would its picture be kept. What it is allowed to take grows with the viewport, too."""
+    """A picture that is too large for the cache is not made ahead. The deadline grows with the picture. Its
+    size is that of the frame, scaled to fit into the viewport."""
     pool = pool_of(cached=400_000)
     deadlines = []
     submit = pool._pool.submit
@@ -282,7 +282,9 @@ def test_a_small_frame_that_is_enlarged_is_no_short_work(both, viewport, ahead):
         get(both, pool, f"{LOOP}/frames/{number + 1}/rendered?viewport={viewport}", "image/jpeg")
     assert pool._pool.ahead == ahead
     width, height = map(int, viewport.split(","))
-    assert deadlines[0] == PoolLimits().deadline + width * height / SLOWEST
+    scale = min(width / KIND.columns, height / KIND.rows)
+    picture = round(KIND.columns * scale) * round(KIND.rows * scale)
+    assert deadlines[0] == SHORTEST_DEADLINE + picture / SLOWEST
 
 
 def test_a_walk_over_an_instance_that_is_gone(series, pool):

@@ -18,7 +18,7 @@ from framecodecs.frameinfo import FrameInfo
 from streamsrv import retrieve
 from streamsrv.errors import NotAcceptable, WouldBlock
 from streamsrv.pixelpool import PixelPool
-from streamsrv.retrieve import stored_pictures
+from streamsrv.retrieve import picture_parts, stored_pictures
 from streamsrv.store.leases import SegmentLease
 from streamsrv.wire.answers import Literal, Request, Span
 from streamsrv.wire.resources import parse_query, target_of
@@ -439,7 +439,7 @@ def test_frame_lists(store, monkeypatch):
         headers["content-location"].endswith(f"/frames/{number}/rendered")
         for (headers, _), number in zip(several, numbers, strict=True)
     )
-    monkeypatch.setattr(retrieve.pictures, "READ", 500)
+    monkeypatch.setattr(picture_parts, "READ", 500)
     assert parts_of(ask(store, path, accept=ANY_PARTS)) == several
 
 
