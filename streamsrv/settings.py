@@ -59,7 +59,7 @@ class Settings:
         (),
         "addresses or networks",
         "Peers that are proxies: their forwarding headers are believed. From other peers these are ignored: "
-        "anyone can send them.",
+        "any client can send them.",
     )
     forwarded_headers: str = setting(
         "x-forwarded",
@@ -101,8 +101,8 @@ class Settings:
     keep_changes: int = setting(
         1_000_000,
         "changes",
-        "The log of what was stored, replaced and deleted keeps so many of the latest, each some 200 bytes "
-        "of the index. Older ones go, a few thousand at a time. 0: all.",
+        "The log of stored, replaced and deleted instances keeps this many, the latest, of about 200 bytes "
+        "each in the index. Older ones are removed, a few thousand at a time. 0: all.",
     )
     keep_in_memory: int = setting(
         128 << 20,
@@ -158,7 +158,7 @@ class Settings:
         0, "bytes", "0: any size, because bodies are streamed. Otherwise answered with 413."
     )
     max_inflated_body: int = setting(
-        64 << 30, "bytes", "What a gzip body may unpack to; answered with 413. 0: any size."
+        64 << 30, "bytes", "The unpacked size of a gzip body; answered with 413. 0: any size."
     )
     max_inflation: int = setting(
         100,
@@ -210,13 +210,13 @@ class Settings:
     scrub_days: float = setting(
         30.0,
         "days",
-        "Within this time every stored byte is read from the disk and compared with its digest: disks change "
-        "bytes unasked. 0: never.",
+        "Within this time the scrub reads every stored byte from the disk and compares it with its digest: "
+        "disks can change bytes. 0: never.",
     )
     scrub_rate: int = setting(
         20 << 20,
         "bytes a second",
-        "At most this much is read by the scrub, past the page cache. Over 50 TB in 30 days; a disk reads "
+        "The scrub reads at most this much, past the page cache. Over 50 TB in 30 days; a disk reads "
         "five to a hundred times as fast. 0: no limit.",
     )
 
@@ -256,8 +256,8 @@ class Settings:
     pixel_deadline: float = setting(
         30.0,
         "seconds",
-        "The most that one batch of frames may take; up to 4 MB of pixels have 3 to 5 seconds. A codestream "
-        "may be made to take for ever.",
+        "The most that one batch of frames may take; up to 4 MB of pixels have 3 to 5 seconds. A hostile "
+        "codestream may never end.",
     )
     max_rendered_pixels: int = setting(
         16 << 20,
