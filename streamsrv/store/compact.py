@@ -211,7 +211,9 @@ class _Compactor:
         """A living record has taken along whom it replaces, too: once more does no harm."""
         needed: list[bytes] = []
         for _, killed in self._kills(victim):
-            needed += (each for each in killed if not self._certain or self._holders[each] - {victim})
+            # A tombstone that could not be read before has no holders yet: any segment may be one.
+            held = (each for each in killed if self._holders.get(each, {0}) - {victim})
+            needed += held if self._certain else killed
             if len(needed) >= SLICE_INSTANCES:
                 self._bury(needed)
                 needed = []

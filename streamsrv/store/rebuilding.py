@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy
 import xxhash
 
-from streamsrv.errors import InstanceError, StoreError
+from streamsrv.errors import InstanceError, StoreCorrupt, StoreError
 from streamsrv.store import segment_header
 from streamsrv.store.check import Derive, Severity, at, stored_record
 from streamsrv.store.damage import DamagedRecord
@@ -33,6 +33,7 @@ from streamsrv.store.records import (
     NO_ID,
     Found,
     Header,
+    HeaderDamaged,
     Kind,
     RecordFormat,
     pack_ids,
@@ -108,7 +109,10 @@ class Rebuild:
     def _found(self, number: int, offset: int) -> Found:
         segment = self.scan.segments[number]
         header = segment.headers.get(offset)
-        return Found(offset, header or self._form.header_at(segment.fd, number, offset, segment.end))
+        try:
+            return Found(offset, header or self._form.header_at(segment.fd, number, offset, segment.end))
+        except HeaderDamaged as reason:  # the scan has read it before
+            raise StoreCorrupt(f"segment {number}: the record at byte {offset}: {reason}") from reason
 
     def _instance(self, number: int, found: Found, batch: _Batch) -> None:
         segment = self.scan.segments[number]
