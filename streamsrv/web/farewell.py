@@ -66,7 +66,9 @@ def left(stream: Stream, version: str, gone: Callable[[], None]) -> None:
     socket answers a second 100 Continue with a reset; other clients ignore it (RFC 9110 15.2)."""
 
     def look() -> None:
-        with contextlib.suppress(OSError):  # closed since then
+        if not stream.half_closed:  # the answer has ended, and the socket with it
+            return
+        with contextlib.suppress(OSError):
             if stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_CLOSE_WAIT:
                 gone()
 
