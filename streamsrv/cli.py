@@ -137,7 +137,7 @@ def run_serve(args: argparse.Namespace) -> int:
 def run_check(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     if args.rate and not args.segments:
-        return complain("--rate goes with --segments", USAGE)
+        return complain("--rate can only be given with --segments", USAGE)
     if args.segments:
         with open_store(settings, read_only=not os.access(settings.data, os.W_OK)) as store:
             return tell_findings(args, check_segments(store, Pace(args.rate)), {})
@@ -160,7 +160,7 @@ def run_compact(args: argparse.Namespace) -> int:
         kept = [path.name for path in (store.layout.lost_and_found, store.layout.old_index) if path.exists()]
     tell(args, vars_of(report))
     if args.everything and kept:
-        return complain(f"something deleted may still lie in {' and '.join(kept)}: remove it by hand", FAILED)
+        return complain(f"deleted bytes may remain in {' and '.join(kept)}: remove it by hand", FAILED)
     if not args.everything or (report.index_rewritten and not report.busy):
         return 0
     reason = "the index was not rewritten, because another process has the store open: stop the server first"
@@ -183,8 +183,8 @@ def open_store(settings: Settings, *, read_only: bool) -> Store:
 
 
 def deriver(settings: Settings) -> Callable[[Record], NewInstance]:
-    """What a record's row should be, by the thresholds that the server reads with. Limits of size do not
-    count: what was stored under other limits stays."""
+    """Derives the row of a record, by the thresholds that the server reads with. Limits of size do not
+    count: instances that were stored under other limits stay."""
     unlimited = 1 << 62
     limits = replace(read_limits(settings), max_attributes=0, max_metadata=unlimited, max_elements=unlimited)
     return lambda record: derive(record, limits)[1]

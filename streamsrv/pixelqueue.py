@@ -27,7 +27,6 @@ from framecodecs.wireform import Frame, Result, Stored
 from streamsrv.pixelorders import Order
 
 CLIENTS = 8
-TOO_MANY = "orders are waiting already"
 
 Send: TypeAlias = Callable[[Order], Answer]
 
@@ -119,7 +118,7 @@ class FairQueue:
         self._lock = threading.Lock()
 
     def submit(self, client: str, order: Order, send: Send) -> Answer:
-        """Sends the order, or lets it wait. Raises QueueFull, and what `send` raises."""
+        """Sends the order, or lets it wait. Raises QueueFull, and the errors of `send`."""
         with self._lock:
             line = self._lines.get(client)
             if line is None:
@@ -140,9 +139,9 @@ class FairQueue:
         if len(line.waiting) >= self._most_waiting:
             _drop_cancelled(line.waiting)
         if len(line.waiting) >= self._most_waiting:
-            raise QueueFull(f"{len(line.waiting)} {TOO_MANY}")
+            raise QueueFull(f"{len(line.waiting)} orders of this client are waiting")
         if sum(len(other.waiting) for other in self._lines.values()) >= CLIENTS * self._most_waiting:
-            raise QueueFull(TOO_MANY)
+            raise QueueFull("too many orders of all clients are waiting")
         queued = Queued(order, send)
         line.waiting.append(queued)
         return queued
@@ -171,7 +170,7 @@ class FairQueue:
         return list(self._lines)
 
     def close(self) -> None:
-        """Ends what waits."""
+        """Ends the waiting orders."""
         with self._lock:
             waiting = [queued for line in self._lines.values() for queued in line.waiting]
         for queued in waiting:

@@ -30,7 +30,7 @@ Tag = TypeVar("Tag")
 Turn: TypeAlias = tuple[Tag, Answer | None] | None
 
 
-class Orders(Protocol):
+class OrderPool(Protocol):
     """A PixelPool."""
 
     def submit(self, order: Order) -> Answer: ...
@@ -43,7 +43,7 @@ def left_early() -> Overloaded:
     return Overloaded("the connection was shut before the turn of this request came", RETRY_AFTER)
 
 
-def in_turn(pool: Orders, most: int, tasks: Iterable[tuple[Tag, Order | None]]) -> Iterator[Turn[Tag]]:
+def in_turn(pool: OrderPool, most: int, tasks: Iterable[tuple[Tag, Order | None]]) -> Iterator[Turn[Tag]]:
     """The tasks in their order, each when its order is done. At most `most` orders are ahead, and AHEAD bytes
     of pixels. A task without an order only takes its turn. None: nothing is ready, come back."""
     ahead: deque[tuple[Tag, Answer | None, Order | None]] = deque()
@@ -80,7 +80,7 @@ def _is_full(ahead: deque[tuple[Tag, Answer | None, Order | None]], order: Order
     return bool(ahead) and pixels + (0 if order is None else order.pixels) > AHEAD
 
 
-def _placed(pool: Orders, order: Order | None) -> tuple[Answer | None] | None:
+def _placed(pool: OrderPool, order: Order | None) -> tuple[Answer | None] | None:
     """None if there is no place in the queue."""
     if order is None:
         return (None,)
@@ -90,7 +90,7 @@ def _placed(pool: Orders, order: Order | None) -> tuple[Answer | None] | None:
         return None
 
 
-def _waited(pool: Orders, answer: Answer | None, order: Order | None, begun: bool) -> Iterator[None]:
+def _waited(pool: OrderPool, answer: Answer | None, order: Order | None, begun: bool) -> Iterator[None]:
     """None for each turn until it is done."""
     while answer is not None and not answer.wait(TURN):
         if order is not None and order.requester.left and not begun and pool.stop(answer, order.pixels):

@@ -25,7 +25,7 @@ DISK = 96 << 20
 SECTOR = 512
 
 
-class Recording:
+class PowerCutRecording:
     """`entries` of the block log, the `image` that they began with, and the `history` of each key."""
 
     def __init__(self, place, choice, *, replacing, seconds):

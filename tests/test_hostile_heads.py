@@ -92,7 +92,7 @@ def test_a_store_that_says_no_length(hostile, content_type, version):
     body = related(instance(study=uid)) if content_type == RELATED else instance(study=uid)
     reply = hostile.refused(head("POST /v2/studies", content_type, version=version) + body)
     assert reply.status == 411
-    assert "how long its body is" in reply.problem()
+    assert "needs a Content-Length" in reply.problem()
     hostile.unharmed()
     assert hostile.get(f"/v2/studies/{uid}").status == 404
     assert hostile.get("/health/live").status == 200

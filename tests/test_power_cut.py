@@ -8,7 +8,7 @@ import os
 import random
 
 import pytest
-from power_cut import Recording, verify
+from power_cut import PowerCutRecording, verify
 
 SOAK = int(os.environ.get("SOAK", "1"))
 SEED = int(os.environ.get("SEED", "20240102")) if SOAK == 1 else random.SystemRandom().randrange(1 << 32)
@@ -20,7 +20,7 @@ MODES = [True] if SOAK == 1 else [True, False]
 def recording(request, tmp_path_factory):
     print("seed", SEED)
     place = tmp_path_factory.mktemp("power")
-    return Recording(place, random.Random(SEED), replacing=request.param, seconds=1.5 + SOAK / 10)
+    return PowerCutRecording(place, random.Random(SEED), replacing=request.param, seconds=1.5 + SOAK / 10)
 
 
 def test_the_power_is_cut(recording, tmp_path):

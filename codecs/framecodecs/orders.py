@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 
 from framecodecs.errors import DeadlineExceeded, PoolError, Unavailable, WorkerCrashed
 from framecodecs.outcomes import Outcome
-from framecodecs.pipes import WITHOUT_WAITING, Frame, Outgoing, make_room, unread_in
+from framecodecs.pipes import WITHOUT_WAITING, Frame, PipeWriter, make_room, unread_in
 from framecodecs.processes import PoolLimits
 from framecodecs.wireform import ANSWERING, HEAD, WORKING, AnswerReader, Order, Result, text_of
 
@@ -71,7 +71,7 @@ class Submitted(Outcome[list[Result]]):
         self._answer = AnswerReader(*self._expected)
         text = text_of(order)
         self._message = HEAD.pack(len(text))
-        self._outgoing = Outgoing((text, *frames))
+        self._outgoing = PipeWriter((text, *frames))
         try:
             self.descriptor, self._theirs = os.pipe2(PIPE)
             self._input, self.filling = os.pipe2(os.O_CLOEXEC)

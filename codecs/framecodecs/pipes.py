@@ -75,7 +75,7 @@ def unread_in(pipe: int) -> int:
     return count[0]
 
 
-class Outgoing:
+class PipeWriter:
     """Pieces on their way into a pipe. `may_lend` says that the receiver may share their memory."""
 
     lends = False

@@ -24,7 +24,7 @@ from framecodecs import cores
 from framecodecs.board import BUSY, IDLE, Board
 from framecodecs.confinement import confine
 from framecodecs.errors import FrameCodecError, MemoryExceeded
-from framecodecs.pipes import MOST_ROOM, Outgoing, make_room, receive_whole
+from framecodecs.pipes import MOST_ROOM, PipeWriter, make_room, receive_whole
 from framecodecs.preparation import prepare
 from framecodecs.wireform import ANSWERING, HEAD, WORKING, Order, Result, answer_of, answer_of_error, order_in
 
@@ -61,7 +61,7 @@ class Taken:
         self.pieces = HEAD.pack(len(text)), text, *frames
         make_room(self.output, self.size)
         fcntl.lockf(self.output, fcntl.LOCK_EX, 1, ANSWERING)
-        outgoing = Outgoing(self.pieces, may_lend=True)
+        outgoing = PipeWriter(self.pieces, may_lend=True)
         with suppress(OSError):  # nothing waits for it any more
             while not outgoing.send(self.output):
                 pass

@@ -171,7 +171,7 @@ class JsonReader:
         """Leave out the rest of the objects and arrays that are open below `depth`. Raises NotDicom in
         malformed text, where their ends cannot be found."""
         if self._broken:
-            raise NotDicom("what follows in this JSON text was not read")
+            raise NotDicom("the rest of this JSON text was not read")
         while self.depth > depth:
             found = _STRUCTURE.match(self._text, self._at)
             if found is not None:

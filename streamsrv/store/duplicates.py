@@ -34,7 +34,7 @@ class Arrived(Protocol):
     def pread(self, offset: int, length: int) -> bytes: ...
 
 
-class Placed(Protocol):
+class StoredCopy(Protocol):
     """Where the payload of a record is, and its digest."""
 
     @property
@@ -54,7 +54,7 @@ class Duplicates:
         self._form = form
 
     def outcome(
-        self, arrived: Arrived, first: Placed | None, row: InstanceRow | None, on_duplicate: OnDuplicate
+        self, arrived: Arrived, first: StoredCopy | None, row: InstanceRow | None, on_duplicate: OnDuplicate
     ) -> Outcome:
         """`first` is a record of the same instance earlier in the request, `row` the instance as stored."""
         other = first or row
@@ -67,7 +67,7 @@ class Duplicates:
         replaces = on_duplicate is OnDuplicate.REPLACE or self._is_damaged(row)
         return Outcome.REPLACED if replaces else Outcome.DUPLICATE
 
-    def _identical(self, arrived: Arrived, other: Placed) -> bool:
+    def _identical(self, arrived: Arrived, other: StoredCopy) -> bool:
         """The same bytes: digests first, then every byte."""
         location = other.location
         if other.digest != arrived.digest or location.length != arrived.location.length:

@@ -146,9 +146,8 @@ def prepare(layout: Layout, ops: FileOps) -> None:
         return
     if layout.segment_files() or layout.index.exists() or layout.manifest.exists():
         raise StoreCorrupt(
-            f"{layout.root} has segments, index or manifest, but no store.toml: without its secret they "
-            f"cannot be "
-            "read. Bring back the copy that you keep of it"
+            f"{layout.root} has segments, index or manifest, but no store.toml: without its secret "
+            "they cannot be read. Bring back the copy that you keep of it"
         )
     # Written whole under another name, then linked: of several workers one wins, and no half of it is ever
     # seen.
@@ -184,13 +183,15 @@ def require_writable(layout: Layout) -> None:
 
 
 def identity_of(layout: Layout) -> Identity:
-    """Read store.toml; StoreError if there is none, StoreCorrupt if it makes no sense."""
+    """Read store.toml. Raises StoreError if there is none or its format is another one, and StoreCorrupt if
+    it cannot be read."""
     try:
         settings = tomllib.loads(layout.identity.read_text())
         version = settings["format_version"]
         if version != FORMAT_VERSION:
             raise StoreError(
-                f"{layout.root} has format version {version}; this program knows {FORMAT_VERSION}"
+                f"{layout.root} has format version {version}, and this program reads only {FORMAT_VERSION}: "
+                "use the version of streamsrv that made it, or store its instances in a new folder"
             )
         expected = _checksum(settings["store_id"], settings["secret"], version)
         identity = Identity(settings["store_id"], bytes.fromhex(settings["secret"]))
@@ -202,9 +203,13 @@ def identity_of(layout: Layout) -> Identity:
     except FileNotFoundError:
         raise StoreError(f"{layout.root} is not the folder of a store: it has no store.toml") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreCorrupt(f"{layout.identity} cannot be read: {error}") from error
+        raise StoreCorrupt(
+            f"{layout.identity} cannot be read ({error}): bring back the copy that you keep of it"
+        ) from error
     if len(identity.secret) != SECRET_LENGTH:
-        raise StoreCorrupt(f"{layout.identity}: the secret is not {SECRET_LENGTH} bytes")
+        raise StoreCorrupt(
+            f"{layout.identity}: the secret is not {SECRET_LENGTH} bytes. Bring back the copy that you keep"
+        )
     return identity
 
 
@@ -247,7 +252,7 @@ def use(layout: Layout, *, exclusive: bool = False) -> Held:
         raise StoreLocked(
             f"{layout.root} is open in another process: end it first"
             if exclusive
-            else f"{layout.root} is being reindexed"
+            else f"{layout.root} is being reindexed: wait until that has ended"
         )
     return Held(fd)
 

@@ -188,8 +188,8 @@ class Manifest:
             found = os.stat(self.path)
         except FileNotFoundError:
             raise StoreCorrupt(
-                f"{self.path} is missing: run `streamsrv reindex --data {self.path.parent}`, which makes "
-                f"it again"
+                f"{self.path} is missing: run `streamsrv reindex --data {self.path.parent}`, which makes it "
+                "again"
             ) from None
         self._number = found.st_dev, found.st_ino
 
@@ -219,6 +219,5 @@ class Manifest:
     def _gone(self) -> str:
         return (
             f"{self.path} was removed or replaced while the store is open: nothing is written any more. "
-            f"Stop all "
-            "processes that have the store open, and start again"
+            "Stop all processes that have the store open, and start again"
         )

@@ -73,8 +73,7 @@ def _require_current(rows: dict[int, SegmentRow], slots: dict[int, Slot]) -> Non
             known = f"only up to byte {row.committed_end}" if row else "not at all"
             raise StoreCorrupt(
                 f"segment {segment} is acknowledged up to byte {slot.end}, and the index knows it {known}: "
-                f"the "
-                "index is an older one, run `streamsrv reindex`"
+                "the index is an older one, run `streamsrv reindex`"
             )
 
 
@@ -84,11 +83,14 @@ def _file(layout: Layout, manifest: Manifest, index: Index, row: SegmentRow) -> 
     except FileNotFoundError:
         if _is_removed(manifest, index, row.segment):
             return
-        yield Problem(f"segment {row.segment}", "its file is missing: the instances in it cannot be served")
+        yield Problem(
+            f"segment {row.segment}",
+            "its file is missing: bring it back from a backup",
+        )
         return
     if length < row.committed_end:
         where = f"segment {row.segment}, byte {length}"
-        yield Problem(where, f"the file ends here; the index says {row.committed_end}")
+        yield Problem(where, f"the file ends here, not at {row.committed_end}: bring it back from a backup")
 
 
 def _is_removed(manifest: Manifest, index: Index, segment: int) -> bool:

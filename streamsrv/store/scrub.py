@@ -66,7 +66,7 @@ class Pace:
             self.sleep(self._free_at - now)
 
 
-class Stretch(NamedTuple):
+class ScannedBytes(NamedTuple):
     """A record, or bytes that are none, from `offset` to `end`; `row` is of a living instance whose header is
     damaged."""
 
@@ -155,11 +155,11 @@ class Scrub:
             damaged_record(each, MISSING_SEGMENT) for each in self._index.instances_in([row.segment])
         )
 
-    def _stretches(self, file: UncachedFile, row: SegmentRow, offset: int) -> Iterator[Stretch]:
+    def _stretches(self, file: UncachedFile, row: SegmentRow, offset: int) -> Iterator[ScannedBytes]:
         while offset < row.committed_end:
             try:
                 header = self._header(file, row.segment, offset, row.committed_end)
-                stretch = Stretch(offset, offset + HEADER + header.length, header)
+                stretch = ScannedBytes(offset, offset + HEADER + header.length, header)
             except (HeaderDamaged, OSError) as reason:
                 stretch = _beside(self._living(row.segment), offset, row.committed_end, str(reason))
             yield stretch
@@ -183,7 +183,7 @@ class Scrub:
     # One record
 
     def _verify(
-        self, file: UncachedFile, segment: int, stretch: Stretch, registered: set[bytes]
+        self, file: UncachedFile, segment: int, stretch: ScannedBytes, registered: set[bytes]
     ) -> Iterator[Finding]:
         header, row = stretch.header, stretch.row
         if header is None:
@@ -224,7 +224,7 @@ class Scrub:
                 self._pace.sleep(PAUSE)
         return file.read(offset, length, ahead=False)
 
-    def _damaged(self, segment: int, stretch: Stretch, reason: str) -> Finding:
+    def _damaged(self, segment: int, stretch: ScannedBytes, reason: str) -> Finding:
         payload = stretch.offset + HEADER
         where, what = at(segment, payload), f"payload of {stretch.end - payload} bytes: {reason}"
         if stretch.header is not None and stretch.header.kind is Kind.TOMBSTONE:
@@ -250,18 +250,18 @@ class Scrub:
             self._index.forget_damage([record_id])
 
 
-def _beside(rows: list[InstanceRow], offset: int, end: int, reason: str) -> Stretch:
+def _beside(rows: list[InstanceRow], offset: int, end: int, reason: str) -> ScannedBytes:
     """Where no header can be read: the instance whose header stood there, or all up to the next one."""
     for row in rows:
         begin = row.location.offset - HEADER
         if begin == offset:
-            return Stretch(offset, row.location.offset + row.location.length, None, row, reason)
+            return ScannedBytes(offset, row.location.offset + row.location.length, None, row, reason)
         if begin > offset:
-            return Stretch(offset, begin, None, None, reason)
-    return Stretch(offset, end, None, None, reason)
+            return ScannedBytes(offset, begin, None, None, reason)
+    return ScannedBytes(offset, end, None, None, reason)
 
 
-def _after(stretch: Stretch) -> str:
+def _after(stretch: ScannedBytes) -> str:
     if stretch.row is None:
         return f"no instance up to byte {stretch.end}"
     return f"it is that of instance {'/'.join(stretch.row.key)}; `streamsrv compact --all` writes a new one"

@@ -50,7 +50,10 @@ def is_damaged(raw: bytes, form: RecordFormat, path: Path) -> bool:
         return True
     _, version, segment, fingerprint, _ = _FIELDS.unpack(fields)
     if version != FORMAT_VERSION:
-        raise WrongStore(f"{path} has format version {version}; this program knows {FORMAT_VERSION}")
+        raise WrongStore(
+            f"{path} has format version {version}, and this program reads only {FORMAT_VERSION}: nothing was "
+            "changed. Bring back the file that belongs here"
+        )
     if fingerprint != form.fingerprint:
         raise WrongStore(
             f"{path} belongs to another store, or store.toml does: nothing was changed. "

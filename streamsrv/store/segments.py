@@ -214,7 +214,9 @@ class Segments:
             if (fd := self._open_locked(segment)) is None:
                 return None
             os.close(fd)
-            raise StoreCorrupt(f"segment {segment} has a file that the index does not know")
+            raise StoreCorrupt(
+                f"the index does not know the file of segment {segment}: run `streamsrv reindex`"
+            )
         return None
 
     def _is_strange(self, segment: int) -> bool:

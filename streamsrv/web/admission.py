@@ -15,7 +15,7 @@ from streamsrv.web.head import Head
 from streamsrv.web.lane import Lane
 from streamsrv.web.pace import Watch
 from streamsrv.web.stow import Upload
-from streamsrv.web.uploads import Slot
+from streamsrv.web.uploads import UploadSlot
 from streamsrv.wire.answers import Answer
 
 # The buffer of one upload. It is written at once: a quarter faster than half of it or part by part.
@@ -41,7 +41,7 @@ class Job(NamedTuple):
 class Intake(NamedTuple):
     upload: Upload
     answer: Callable[[StoreResult], Answer]
-    slot: Slot
+    slot: UploadSlot
 
 
 class Buffers:
@@ -70,7 +70,7 @@ class Service(Protocol):
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None: ...
     def begun(self, exchange: object) -> None: ...
-    def ended(self, exchange: object, slot: Slot | None) -> None: ...
+    def ended(self, exchange: object, slot: UploadSlot | None) -> None: ...
     def admit(self, head: Head, length: int) -> tuple[Job | Intake, str]: ...
     def again(self, head: Head) -> tuple[Job, str] | None: ...
     def learn(self, asked: bytes, head: Head, client: str) -> None: ...

@@ -52,7 +52,7 @@ from streamsrv.web.stream import Stream
 from streamsrv.web.templates import Frames, Series
 from streamsrv.web.threads import Threads
 from streamsrv.web.transfer import Transfer
-from streamsrv.web.uploads import Slot, Uploads
+from streamsrv.web.uploads import Uploads, UploadSlot
 from streamsrv.web.writer import Outgoing, transfer
 from streamsrv.wire.answers import Answer, Request
 from streamsrv.wire.hot_paths import target_of
@@ -135,7 +135,7 @@ class App(HTTPServerConnectionDelegate):
         self._active.add(exchange)
         self._idle.clear()
 
-    def ended(self, exchange: object, slot: Slot | None) -> None:
+    def ended(self, exchange: object, slot: UploadSlot | None) -> None:
         self._active.discard(exchange)
         if slot is not None:
             self._uploads.free(slot)
@@ -268,7 +268,7 @@ class App(HTTPServerConnectionDelegate):
 
     def _intake(self, request: Request, target: Target, length: int) -> Intake:
         if not length and "content-length" not in request.headers:
-            raise LengthRequired("a store request says how long its body is, or sends it chunked")
+            raise LengthRequired("a store request needs a Content-Length or a chunked body")
         limit = self.settings.max_body
         if limit and length > limit:
             raise ContentTooLarge(f"the body has {length} bytes; this server accepts {limit}")

@@ -25,7 +25,7 @@ YOUNG, GRACE = 0.5, 5.0
 RETRY_AFTER = 2
 
 
-class Slot:
+class UploadSlot:
     """One upload. `end` is called with the reason if it has to make room."""
 
     __slots__ = ("_newer", "_older", "began", "end", "meter", "party")
@@ -60,9 +60,9 @@ class Uploads:
         self._share = most - most // 4
         self._slow_rate = slow_rate
         self._clock = clock
-        self._slots: dict[Slot, None] = {}
+        self._slots: dict[UploadSlot, None] = {}
 
-    def take(self, client: str) -> Slot:
+    def take(self, client: str) -> UploadSlot:
         """`client` is the address of the requester. Raises Overloaded if there is no slot."""
         now, owner = self._clock(), party(client)
         own = [slot for slot in self._slots if slot.party == owner]
@@ -74,11 +74,11 @@ class Uploads:
         if not found:
             many = f"{len(self._slots)} uploads" if full else f"{len(own)} uploads of this client"
             raise Overloaded(f"{many} are being received; try again", RETRY_AFTER)
-        slot = Slot(owner, now)
+        slot = UploadSlot(owner, now)
         self._slots[slot] = None
         return slot
 
-    def free(self, slot: Slot) -> None:
+    def free(self, slot: UploadSlot) -> None:
         """Does nothing if it is free already."""
         self._slots.pop(slot, None)
         slot.meter = slot.end = None  # breaks the cycle slot -> exchange -> slot
@@ -99,10 +99,10 @@ class Uploads:
     def _scarce(self) -> bool:
         return len(self._slots) > 1 and 4 * len(self._slots) >= 3 * self._most
 
-    def _make_room(self, slots: Iterable[Slot], now: float) -> bool:
+    def _make_room(self, slots: Iterable[UploadSlot], now: float) -> bool:
         return self._end_slowest(slots, now, YOUNG, "it was the slowest upload, and others need its slot")
 
-    def _end_slowest(self, slots: Iterable[Slot], now: float, age: float, reason: str) -> bool:
+    def _end_slowest(self, slots: Iterable[UploadSlot], now: float, age: float, reason: str) -> bool:
         """Whether one was slow enough to end."""
         rate, slot = min(((slot.rate(now, age), slot) for slot in slots), key=lambda found: found[0])
         if rate >= self._slow_rate or slot.end is None:

@@ -14,7 +14,7 @@ import taken_over_works
 from framecodecs import orders
 from framecodecs.board import ABSENT, BUSY, IDLE, STARTING
 from framecodecs.errors import FrameCodecError, WorkCancelled, WorkerCrashed
-from framecodecs.pipes import WITHOUT_WAITING, Outgoing, Stored, make_room
+from framecodecs.pipes import WITHOUT_WAITING, PipeWriter, Stored, make_room
 from framecodecs.pool import FramePool, PoolLimits
 
 LIMITS = PoolLimits(modules=("pool_works", "taken_over_works"))
@@ -68,7 +68,7 @@ def test_a_pool_lends_none_of_its_memory(size):
     reading, writing = os.pipe2(os.O_NONBLOCK)
     make_room(writing, size)
     memory = bytearray(b"x" * size)
-    outgoing = Outgoing((b"text", memory))
+    outgoing = PipeWriter((b"text", memory))
     assert outgoing.send(writing, WITHOUT_WAITING)
     memory[:] = b"y" * size
     assert os.read(reading, 4 + size) == b"text" + b"x" * size

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Target:
+class FuzzTarget:
     """`errors` are the documented ones. `words` are pieces of the format, for the mutator."""
 
     name: str
@@ -29,7 +29,7 @@ TARGETS = {}
 
 def target(*errors, words=()):
     def enter(run):
-        TARGETS[run.__name__] = Target(run.__name__, run, errors, tuple(words))
+        TARGETS[run.__name__] = FuzzTarget(run.__name__, run, errors, tuple(words))
         return run
 
     return enter

@@ -10,6 +10,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import SecondaryCaptureImageStorage
 from retrieve_world import SERIES, STUDY, part10
 
+from framecodecs.outcomes import Outcome
+
 LITTLE = "1.2.840.10008.1.2.1"
 IMPLICIT, BIG, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
 DEFLATED_FRAME, RLE = "1.2.840.10008.1.2.8.1", "1.2.840.10008.1.2.5"
@@ -145,3 +147,15 @@ def of_syntax(uid):
 
 def frames_of_type(media_type, uid):
     return f'multipart/related; type="{media_type}"; transfer-syntax={uid}'
+
+
+class ManualAnswer(Outcome):
+    """An outcome of a process that begins when the test sets `begun`."""
+
+    begun = False
+
+    def running(self):
+        return self.begun and not self.done()
+
+    def cancel(self):
+        return not self.running() and super().cancel()

@@ -30,7 +30,7 @@ def content_of(uid, seed=1):
     return stored_as(image(KIND, arrays_of(KIND, 4, seed), uid), LITTLE)
 
 
-class Connection:
+class KeptConnection:
     """One kept-alive connection, which nothing opens again."""
 
     def __init__(self, server):
@@ -55,7 +55,7 @@ class Connection:
 @pytest.fixture
 def connect():
     with contextlib.ExitStack() as opened:
-        yield lambda server: opened.enter_context(contextlib.closing(Connection(server)))
+        yield lambda server: opened.enter_context(contextlib.closing(KeptConnection(server)))
 
 
 def row_of(server, uid=BAD):
@@ -85,7 +85,7 @@ def find_damage(server, uid=BAD):
 def damaged(tmp_path_factory):
     server = start_server(tmp_path_factory.mktemp("damaged") / "server")
     try:
-        with contextlib.closing(Connection(server)) as client:
+        with contextlib.closing(KeptConnection(server)) as client:
             for uid in (BAD, GOOD):
                 assert client.store(content_of(uid))[0] == 200
         flip(server)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
+from pixel_world import ManualAnswer
 
 from framecodecs import errors as codec_errors
 from framecodecs import work
@@ -32,18 +33,6 @@ def done():
     return answer
 
 
-class Answer(Outcome):
-    """Of a process that has begun it when a test says so."""
-
-    begun = False
-
-    def running(self):
-        return self.begun and not self.done()
-
-    def cancel(self):
-        return not self.running() and super().cancel()
-
-
 class FakePool:
     """Takes `room` orders at a time; they are done at once, or when a test says so."""
 
@@ -57,7 +46,7 @@ class FakePool:
     def submit(self, work, frames, *arguments, deadline):
         if sum(not future.done() for future in self.taken) >= self.room:
             raise codec_errors.QueueFull("full")
-        self.taken.append(Answer())
+        self.taken.append(ManualAnswer())
         if not self.idle:
             self.taken[-1].set_result([])
         return self.taken[-1]

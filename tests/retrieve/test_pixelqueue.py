@@ -5,9 +5,9 @@ import threading
 import time
 
 import pytest
+from pixel_world import ManualAnswer
 
 from framecodecs.errors import DecodeError, QueueFull
-from framecodecs.outcomes import Outcome
 from framecodecs.wireform import Stored
 from streamsrv.errors import Overloaded, StoreError, WouldBlock
 from streamsrv.pixelorders import QUICK, WORTH_A_PROCESS, Making, Order
@@ -20,17 +20,7 @@ def order(pixels=1, requester=None, frames=()):
     return Order(print, frames, (), pixels, requester or Requester("a"))
 
 
-class Answer(Outcome):
-    begun = False
-
-    def running(self):
-        return self.begun and not self.done()
-
-    def cancel(self):
-        return not self.running() and super().cancel()
-
-
-class Sent:
+class SentOrders:
     """What was sent, with its answers."""
 
     def __init__(self):
@@ -40,13 +30,13 @@ class Sent:
         if self.error is not None:
             raise self.error
         self.orders.append(order)
-        self.answers.append(Answer())
+        self.answers.append(ManualAnswer())
         return self.answers[-1]
 
 
 @pytest.fixture
 def sent():
-    return Sent()
+    return SentOrders()
 
 
 def test_a_client_has_a_few_orders_sent_and_others_wait(sent):
@@ -161,7 +151,7 @@ def test_many_threads(sent):
     queue, lock, done = FairQueue(3, 10_000), threading.Lock(), []
 
     def send(given):
-        answer = Answer()
+        answer = ManualAnswer()
         threading.Thread(target=answer.set_result, args=([given.pixels],)).start()
         return answer
 
@@ -189,11 +179,11 @@ def test_many_threads(sent):
 # The pool
 
 
-class Processes:
+class ManualProcesses:
     """A FramePool that does nothing."""
 
     def __init__(self):
-        self.sent, self.killed = Sent(), []
+        self.sent, self.killed = SentOrders(), []
 
     def submit(self, work, frames, *arguments, deadline):
         return self.sent(deadline)
@@ -209,7 +199,7 @@ class Processes:
 @pytest.fixture
 def pool():
     made = PixelPool(2)
-    made._pool, made._slow_pool = Processes(), Processes()
+    made._pool, made._slow_pool = ManualProcesses(), ManualProcesses()
     return made
 
 

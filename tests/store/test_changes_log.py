@@ -18,7 +18,7 @@ from streamsrv.store.rows import ChangeKind
 KEPT = 3000
 
 
-class Stored:
+class StoredChanges:
     """An index to which instances are stored and deleted, a hundred at a time."""
 
     def __init__(self, index):
@@ -44,7 +44,7 @@ class Stored:
 @pytest.fixture
 def stored(tmp_path):
     index = Index.open(tmp_path / "index", keep_changes=KEPT)
-    yield Stored(index)
+    yield StoredChanges(index)
     index.close()
 
 
@@ -68,7 +68,7 @@ def test_the_log_is_bounded(stored):
 def test_a_commit_removes_a_bounded_number(tmp_path):
     """The bound may be set on an index that has kept all of them."""
     index = Index.open(tmp_path / "index")
-    stored = Stored(index)
+    stored = StoredChanges(index)
     stored.store(12_000, each=1000)
     index.close()
     bounded = Index.open(tmp_path / "index", keep_changes=1)

@@ -158,7 +158,7 @@ def test_a_segment_that_is_cut_or_gone(folder):
     os.truncate(path, length - 10)
     assert f"byte {length - 10}: the file ends here" in checked(folder)[0]
     path.unlink()
-    assert checked(folder)[0] == "error: segment 1: its file is missing: the instances in it cannot be served"
+    assert checked(folder)[0] == "error: segment 1: its file is missing: bring it back from a backup"
 
 
 def rows(folder, database):

@@ -192,7 +192,7 @@ def test_a_missing_segment_is_named_and_the_rest_is_served(memory, caplog):
         with pytest.raises(StoreError):
             get(store, key_of(1))
         found = list(map(str, check(store, derive)))
-        assert found[0] == "error: segment 1: its file is missing: the instances in it cannot be served"
+        assert found[0] == "error: segment 1: its file is missing: bring it back from a backup"
 
 
 def test_what_is_cut_off_is_kept(folder):

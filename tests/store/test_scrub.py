@@ -25,7 +25,7 @@ KEYS = [key_of(1, 1, instance) for instance in (1, 2, 3, 4)]
 KEY = KEYS[1]
 
 
-class Clock:
+class ScrubClock:
     """Time that passes by sleeping alone."""
 
     def __init__(self, now=1_700_000_000.0):
@@ -165,7 +165,7 @@ def test_a_damaged_record_that_is_compacted_stays_known(store):
 
 
 def test_the_rate_is_kept(store):
-    clock = Clock()
+    clock = ScrubClock()
     began, size = clock.now, store.index.segment(1).committed_end
     list(check_segments(store, Pace(1_000, clock.time, clock.sleep)))
     assert size / 1_000 <= clock.now - began < size / 1_000 + 5
@@ -218,7 +218,7 @@ def test_a_read_that_fails_once_is_no_damage_and_a_bad_block_costs_its_record(la
         return real(fd, buffers, offset, *flags)
 
     monkeypatch.setattr(os, "preadv", preadv)
-    clock = Clock()
+    clock = ScrubClock()
     pace = Pace(0, clock.time, clock.sleep)
     assert list(check_segments(large, pace)) == []
     assert failures == []
@@ -304,7 +304,7 @@ def turn(state, rows, clock, period, days):
 
 
 def test_every_segment_is_walked_within_the_period_and_evenly():
-    clock, state = Clock(), ScrubState()
+    clock, state = ScrubClock(), ScrubState()
     rows = rows_of(**{f"s{number}": 1_000 + 100 * (number % 7) for number in range(1, 61)})
     walked = turn(state, lambda: rows, clock, 30, 95)
     times = {number: [0.0] for number in rows}
@@ -317,7 +317,7 @@ def test_every_segment_is_walked_within_the_period_and_evenly():
 
 
 def test_segments_that_come_later_make_it_faster():
-    clock, state = Clock(), ScrubState()
+    clock, state = ScrubClock(), ScrubState()
     began, first = clock.now, rows_of(s1=1_000)
     more = rows_of(**{f"s{number}": 100_000 for number in range(1, 41)})
     walked = turn(state, lambda: first if clock.now < began + DAY else more, clock, 30, 33)
@@ -327,7 +327,7 @@ def test_segments_that_come_later_make_it_faster():
 
 def test_a_walk_goes_on_where_it_was(store, monkeypatch):
     """Killed after three records: their bytes are not read again."""
-    clock = Clock()
+    clock = ScrubClock()
     pace = Pace(1_000, clock.time, clock.sleep)
     scrub = Scrub(store, pace, clock.time)
     monkeypatch.setattr("streamsrv.store.scrub.SAVE_EVERY", 0.0)
