@@ -11,7 +11,7 @@ from streamsrv.wire.answers import Requester
 
 # Bytes of pixels a second of the slowest codec. Lossy JPEG 2000 of colour makes over 10 MB on an idle core.
 SLOWEST = 2 << 20
-# Seconds for an order without pixels: others may use the core.
+# Seconds of processor time for an order without pixels.
 SHORTEST_DEADLINE = 3.0
 # Bytes of pixels that take the slowest codec a third of a second. More has processes of its own.
 QUICK = 4 << 20
@@ -44,5 +44,5 @@ class Making:
 
 def deadline_of(order: Order, most: float) -> float:
     """Seconds: for quick work by its size, and never more than `most`. Long work keeps no small picture
-    waiting, and has `most`."""
+    waiting, and has `most`. The pool counts processor time, and grants more time where cores are busy."""
     return most if order.pixels > QUICK else min(SHORTEST_DEADLINE + order.pixels / SLOWEST, most)

@@ -256,8 +256,8 @@ class Settings:
     pixel_deadline: float = setting(
         30.0,
         "seconds",
-        "The most that one batch of frames may take; up to 4 MB of pixels have 3 to 5 seconds. A hostile "
-        "codestream may never end.",
+        "The most that one batch of frames may take; up to 4 MB of pixels have 3 to 5 seconds of processor "
+        "time. A hostile codestream may never end.",
     )
     max_rendered_pixels: int = setting(
         16 << 20,

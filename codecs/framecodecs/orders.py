@@ -31,7 +31,7 @@ NONE = -1  # no descriptor
 EARLY = 0.05  # seconds by which a timer of the kernel may seem to be early
 PIPE = os.O_CLOEXEC | os.O_NONBLOCK
 SOCKET, RIGHTS, AT_ONCE = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS), int(socket.MSG_DONTWAIT)
-GRACE = 2.0  # seconds after its deadline that a process has to end by its own timer
+GRACE = 2.0  # seconds after its patience that a process has to end by its own timer
 HIDDEN = 10.0  # seconds after a later order has begun that an earlier one has to begin
 TAKEN_AND_LEFT = "a process has taken this and does not work on it"
 LOCK_PATIENCE = 20  # milliseconds; an answer that fits into the pipe takes microseconds
@@ -64,7 +64,7 @@ class Submitted(Outcome[list[Result]]):
         super().__init__()
         self.told = told
         self.in_advance = in_advance
-        self.deadline = order.deadline
+        self.deadline, self.patience = order.deadline, order.patience
         self.sent = self._not_begun_at = time.monotonic()
         self._taken_back = taken_back
         self._expected = max(len(frames), 1), most
@@ -169,8 +169,11 @@ class Submitted(Outcome[list[Result]]):
         begun = self.begun()
         if begun is None:
             return Unavailable("the processes ended before one of them had begun this")
-        if time.monotonic() - begun > self.deadline - EARLY:
+        took = time.monotonic() - begun
+        if took > self.patience - EARLY:
             return self.too_late()
+        if took > self.deadline - EARLY:  # a crash so late is not told apart
+            return DeadlineExceeded(f"it took more than {self.deadline:g} s of processor time")
         return WorkerCrashed("the process that worked on it died")
 
     def overdue(
@@ -181,7 +184,7 @@ class Submitted(Outcome[list[Result]]):
         that was overtaken was taken."""
         begun = self.begun()
         if begun is not None:
-            return self.too_late() if now > begun + self.deadline + GRACE else None
+            return self.too_late() if now > begun + self.patience + GRACE else None
         if self.number < latest_begun:
             self._overtaken = self._overtaken or now
         if self._overtaken is not None and now > self._overtaken + HIDDEN:
@@ -191,7 +194,7 @@ class Submitted(Outcome[list[Result]]):
         return None
 
     def too_late(self) -> PoolError:
-        return DeadlineExceeded(f"it took more than {self.deadline:g} s")
+        return DeadlineExceeded(f"it took more than {self.patience:g} s")
 
     def kill(self) -> bool:
         """Ends the process that works on it, and no other: it cannot answer and take another order meanwhile.

@@ -40,6 +40,7 @@ from framecodecs.wireform import Order, Result, Work
 
 Answer = Outcome[list[Result]]
 Frames = Sequence[Frame]
+BUSY_MACHINE = 4  # times its deadline that an order may take where other processes use the cores
 TICK = 0.25  # seconds between looks at what does not tell by itself, as long as there is something to look at
 
 
@@ -183,9 +184,10 @@ class FramePool:
         in_advance: bool = False,
     ) -> Submitted:
         seconds = self.limits.deadline if deadline is None else deadline
+        patience = max(seconds, min(seconds * BUSY_MACHINE, self.limits.deadline))
         # For the libraries that can use several: all while no other order waits for one.
         cores = 1 if self._open or BUSY in self._board.states() else self._cores
-        what = Order(work, arguments, tuple(map(length_of, frames)), seconds, cores)
+        what = Order(work, arguments, tuple(map(length_of, frames)), seconds, patience, cores)
         order = Submitted(what, frames, told, self._end, in_advance, self.limits.memory)
         self._send(order)
         return order

@@ -50,11 +50,12 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class PoolLimits:
-    """`waiting` orders of one pool may queue; `deadline` is seconds of work an order, unless it brings its
-    own; `memory` is bytes a process may take beyond what its libraries need (a 2 GB frame is not decoded in a
-    process of 1 GiB); `starting` is seconds that an order waits while no process can be started; `lifetime`
-    is orders before a process is replaced, so that leaks end; `nice` lowers the priority of the
-    processes (setpriority(2)); `modules` hold functions that do work, beside framecodecs.work."""
+    """`waiting` orders of one pool may queue; `deadline` is seconds that an order may take, unless it brings
+    its own, which is processor time; `memory` is bytes a process may take beyond what its libraries need (a
+    2 GB frame is not decoded in a process of 1 GiB); `starting` is seconds that an order waits while no
+    process can be started; `lifetime` is orders before a process is replaced, so that leaks end; `nice`
+    lowers the priority of the processes (setpriority(2)); `modules` hold functions that do work, beside
+    framecodecs.work."""
 
     waiting: int = 64
     deadline: float = 20.0

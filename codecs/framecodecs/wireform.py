@@ -5,7 +5,8 @@
     OUT              HEAD | the text of the answer | its frames, back to back
 
     HEAD             the length of the text
-    an order's text  a line of JSON: [deadline, cores, [length, ...], "module:function"]; JSON: the arguments
+    an order's text  a line of JSON: [deadline, patience, cores, [length, ...], "module:function"]; JSON: the
+                     arguments
     an answer's      the lengths of the frames in decimal, a line feed, JSON: [info, ...]; or JSON:
                      {"error": name, "detail": ..., "hint": ...}
                      an info is null or the values of a FrameInfo, in the order of its fields
@@ -49,12 +50,14 @@ KNOWN, SHORT = 16, 2048  # texts, bytes of a text
 
 class Order(NamedTuple):
     """`work` is a function of a module, called with frames of these lengths and the arguments; `cores` it may
-    use. `deadline` is seconds."""
+    use. `deadline` is seconds of processor time, `patience` seconds that may pass meanwhile. If
+    both are the same, processor time has no limit of its own: several cores may be at work."""
 
     work: Work
     arguments: tuple[Any, ...]
     lengths: tuple[int, ...]
     deadline: float
+    patience: float
     cores: int = 1
 
 
@@ -66,7 +69,8 @@ def text_of(order: Order) -> bytes:
         what = arguments_of_work.to_json(order.arguments)
     name = f"{order.work.__module__}:{order.work.__qualname__}"
     lengths = ",".join(map(str, order.lengths))
-    return f'[{float(order.deadline)!r},{order.cores},[{lengths}],"{name}"]\n{what}'.encode()
+    times = f"{float(order.deadline)!r},{float(order.patience)!r}"
+    return f'[{times},{order.cores},[{lengths}],"{name}"]\n{what}'.encode()
 
 
 _known_text = lru_cache(maxsize=KNOWN)(arguments_of_work.to_json)
@@ -76,10 +80,12 @@ _known_arguments = lru_cache(maxsize=KNOWN)(arguments_of_work.from_json)
 def order_in(text: bytes) -> Order:
     """As `text_of` wrote it. The module of the work is imported already."""
     head, _, what = text.partition(b"\n")
-    deadline, cores, lengths, name = json.loads(head)
+    deadline, patience, cores, lengths, name = json.loads(head)
     module, _, function = name.partition(":")
     read = _known_arguments if len(what) <= SHORT else arguments_of_work.from_json
-    return Order(getattr(sys.modules[module], function), read(what), tuple(lengths), deadline, cores)
+    return Order(
+        getattr(sys.modules[module], function), read(what), tuple(lengths), deadline, patience, cores
+    )
 
 
 def answer_of(results: Sequence[Result]) -> bytes:

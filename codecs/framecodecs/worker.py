@@ -3,8 +3,8 @@
 
 It loads all libraries and the modules (preparation.py), and then gives up everything that decoding does not
 need (confinement.py). Only then it takes orders from the queue, one at a time, until the queue ends or it has
-done LIFETIME of them. The kernel stops C code that hangs or grows: a timer ends the process at each deadline,
-and its address space is limited to the size at the start plus MEMORY bytes.
+done LIFETIME of them. The kernel stops C code that hangs or grows: two timers, of processor time and of time,
+end the process at each deadline. Its address space is limited to the size at the start plus MEMORY bytes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Taken:
         """The order and its frames. Raises EOFError if it is taken back meanwhile."""
         fcntl.lockf(self.output, fcntl.LOCK_EX, 1, WORKING)
         order = order_in(receive_whole(self._input, self._length))
-        signal.setitimer(signal.ITIMER_REAL, order.deadline)
+        if order.deadline < order.patience:
+            signal.setitimer(signal.ITIMER_PROF, order.deadline)
+        signal.setitimer(signal.ITIMER_REAL, order.patience)
         return order, [receive_whole(self._input, length) for length in order.lengths]
 
     def answer(self, text: bytes, frames: Sequence[bytes]) -> None:
@@ -148,14 +150,16 @@ def answered(taken: Taken) -> tuple[bytes, list[bytes]]:
     except MemoryError:
         return answer_of_error(MemoryExceeded("out of memory")), []
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
+            signal.setitimer(timer, 0)
 
 
 def main(arguments: Sequence[str]) -> None:
     descriptor, file, memory, lifetime = map(int, arguments[:4])
     for asked in (signal.SIGINT, signal.SIGTERM):  # these reach the whole group; the queue says when we end
         signal.signal(asked, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for ended_by in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(ended_by, signal.SIG_DFL)
     prepare(arguments[4:])
     board, queue, lent = Board([file]), Queue(descriptor), Lent()
     os.close(file)

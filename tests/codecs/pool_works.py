@@ -48,6 +48,11 @@ def hang(frames):
     ctypes.PyDLL(None).poll(None, 0, -1)
 
 
+def spin(frames):
+    while True:
+        pass
+
+
 def nap(frames, seconds):
     time.sleep(seconds)
     return echo(frames)

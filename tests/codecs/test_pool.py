@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framecodecs import pipes, work
+from framecodecs import pool as pool_module
 from framecodecs.annotations import Notes
 from framecodecs.arguments import from_json
 from framecodecs.board import ABSENT, IDLE
@@ -135,6 +136,20 @@ def test_a_hang_costs_its_deadline(single):
         single.submit(pool_works.hang, [], deadline=0.3).result(30)
     assert time.monotonic() - begun < 3
     assert still_works(single)
+
+
+def test_a_loop_costs_its_processor_time(single, monkeypatch):
+    monkeypatch.setattr(pool_module, "BUSY_MACHINE", 30)  # a busy machine gives it a tenth of a core
+    begun = time.monotonic()
+    with pytest.raises(DeadlineExceeded, match=r"0\.3 s of processor time"):
+        single.submit(pool_works.spin, [], deadline=0.3).result(30)
+    assert time.monotonic() - begun < 8
+    assert still_works(single)
+
+
+def test_time_in_which_others_have_the_cores_is_no_work(pool):
+    """As of a process that waits for a core: it has not used the processor time of its deadline."""
+    assert pool.submit(pool_works.nap, [b"x"], 0.6, deadline=0.3).result(30) == [(b"x", None)]
 
 
 def test_memory_is_limited_in_python_and_in_c(single):
@@ -383,7 +398,7 @@ def test_an_order_is_read_as_it_was_written(order):
 
 
 def test_arguments_of_the_same_words_are_read_once():
-    texts = [text_of(Order(pool_works.echo, ("a" * 99, [1]), (), 1.0)) for _ in range(2)]
+    texts = [text_of(Order(pool_works.echo, ("a" * 99, [1]), (), 1.0, 1.0)) for _ in range(2)]
     assert order_in(texts[0]).arguments is order_in(texts[1]).arguments
     assert order_in(texts[0]).arguments == ("a" * 99, (1,))
 
