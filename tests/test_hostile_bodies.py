@@ -5,12 +5,14 @@ where it was, the next request is answered and the planted ones are not.
 """
 
 import gzip
+import time
 import zlib
 
 import pytest
 from hostile_files import instance, new_uid
 from hostile_world import (
     BOUNDARY,
+    DICOM,
     MARK,
     PLANT,
     RELATED,
@@ -25,6 +27,8 @@ from hostile_world import (
     related,
     replies,
 )
+
+from streamsrv.web.farewell import RESET_SECONDS
 
 LIMITS = {
     "--max-body": 40_000_000,
@@ -236,6 +240,14 @@ def test_a_connection_that_breaks_off_leaves_nothing(hostile, framing):
     assert told.status == 400
     assert told.problem() == "the connection was shut before the end of the body"
     assert hostile.get(f"/v2/studies/{uid}").status == 404
+
+
+def test_a_client_that_shuts_its_side_behind_a_whole_body_is_answered(hostile):
+    """The server asks later whether the client is there, also if the connection has ended meanwhile."""
+    (told,) = replies(converse(hostile.origin, post(DICOM, instance()), half_close=True))
+    assert told.status == 200
+    time.sleep(RESET_SECONDS + 0.2)
+    assert "Traceback" not in hostile.server.log.read_text(errors="replace")
 
 
 MALFORMED = dict.fromkeys(
