@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from kill_world import verb
-from live_server import environment, start_server
+from live_server import environment, executable, start_server
 from small_client import Client, file_of, key_of
 
 import streamsrv.privileges
@@ -135,6 +135,21 @@ def test_files_and_folders_are_for_their_owner_alone(tmp_path, umask):
             assert_private(server.data)
     finally:
         os.umask(before)
+
+
+def test_verbs_need_no_capability_of_root(tmp_path):
+    """Root without capabilities is refused where another owner of the files would be."""
+    server = start_server(tmp_path, workers=1)
+    try:
+        with contextlib.closing(Client(server.origin)) as client:
+            assert client.store([file_of(key_of(1, 1, 1), 1, 50_000)]).status == 200
+    finally:
+        assert server.end() == 0
+    plain = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    for words in (("info",), ("check",), ("compact", "--all"), ("reindex",), ("check", "--segments")):
+        command = [*plain, *executable(), *words, "--data", str(server.data)]
+        ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 0, (words, ended.stdout, ended.stderr)
 
 
 def assert_private(data):

@@ -55,6 +55,7 @@ def rewrite(environment: Environment, ops: FileOps) -> None:
     with environment.alone():
         if new.exists():
             ops.remove_folder(new)
+        ops.make_folder(new)  # LMDB would give it the mode of its files
         with translated("rewriting the index"):
             _copy(environment, str(new))
         environment.close_map()
