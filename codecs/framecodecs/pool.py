@@ -40,7 +40,6 @@ from framecodecs.wireform import Order, Result, Work
 
 Answer = Outcome[list[Result]]
 Frames = Sequence[Frame]
-BUSY_MACHINE = 4  # times its deadline that an order may take where other processes use the cores
 TICK = 0.25  # seconds between looks at what does not tell by itself, as long as there is something to look at
 
 
@@ -183,8 +182,7 @@ class FramePool:
         told: select.epoll,
         in_advance: bool = False,
     ) -> Submitted:
-        seconds = self.limits.deadline if deadline is None else deadline
-        patience = max(seconds, min(seconds * BUSY_MACHINE, self.limits.deadline))
+        seconds, patience = self.limits.times(deadline)
         # For the libraries that can use several: all while no other order waits for one.
         cores = 1 if self._open or BUSY in self._board.states() else self._cores
         what = Order(work, arguments, tuple(map(length_of, frames)), seconds, patience, cores)

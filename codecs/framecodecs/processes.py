@@ -37,6 +37,7 @@ from framecodecs.board import ABSENT, STARTING, Board, make_files
 FIRST, MORE, LATE, RENEW, END = b"f", b"m", b"l", b"r", b"e"
 PAUSE = 1.0  # seconds
 QUEUE_BYTES = 1 << 20  # of orders of some bytes each; the kernel counts 800 for one
+BUSY_MACHINE = 4  # times its deadline that an order may take where other processes use the cores
 INHERITED = ("LD_LIBRARY_PATH", "PYTHONHOME")  # where Python and its libraries are
 SETTINGS = {
     # One thread a worker: numpy would start its own.
@@ -64,6 +65,12 @@ class PoolLimits:
     lifetime: int = 20_000
     nice: int = 0
     modules: tuple[str, ...] = ()
+
+    def times(self, deadline: float | None) -> tuple[float, float]:
+        """Seconds of processor time, and seconds that may pass meanwhile."""
+        if deadline is None:
+            return self.deadline, self.deadline
+        return deadline, max(deadline, min(deadline * BUSY_MACHINE, self.deadline))
 
 
 class Entrance(NamedTuple):

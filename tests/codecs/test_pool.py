@@ -21,8 +21,7 @@ from frame_makers import GREY_12, J2K, LITTLE, RPCL, picture_like
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framecodecs import pipes, work
-from framecodecs import pool as pool_module
+from framecodecs import pipes, processes, work
 from framecodecs.annotations import Notes
 from framecodecs.arguments import from_json
 from framecodecs.board import ABSENT, IDLE
@@ -139,7 +138,7 @@ def test_a_hang_costs_its_deadline(single):
 
 
 def test_a_loop_costs_its_processor_time(single, monkeypatch):
-    monkeypatch.setattr(pool_module, "BUSY_MACHINE", 30)  # a busy machine gives it a tenth of a core
+    monkeypatch.setattr(processes, "BUSY_MACHINE", 30)  # a busy machine gives it a tenth of a core
     begun = time.monotonic()
     with pytest.raises(DeadlineExceeded, match=r"0\.3 s of processor time"):
         single.submit(pool_works.spin, [], deadline=0.3).result(30)
