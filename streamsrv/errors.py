@@ -286,7 +286,7 @@ OUTSIDE = NO_SPACE | NO_DESCRIPTORS | {errno.EIO, errno.EROFS}
 
 
 def system_error(error: OSError, doing: str) -> ServerError:
-    """What a failed system call means for a client. `doing` says what failed, without a path."""
+    """The answer to a client after a failed system call. `doing` names the failed step, without a path."""
     if error.errno in NO_SPACE:
         return InsufficientStorage(f"the disk is full ({doing})")
     if error.errno in NO_DESCRIPTORS:

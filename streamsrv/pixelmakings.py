@@ -74,7 +74,7 @@ class Makings:
             return is_under_way
 
     def leave(self, key: Hashable, under_way: UnderWay) -> bool:
-        """One of those who were told to ask again will not. Returns whether it is given up."""
+        """A caller that was told to ask again will not do so. Returns whether the making is given up."""
         with self._lock:
             under_way.again -= 1
         return self.give_up(key, under_way)

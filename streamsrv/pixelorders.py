@@ -1,4 +1,4 @@
-"""What pixel processes are asked to do, and how long it may take."""
+"""Orders for pixel processes, and their deadlines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHORTEST_DEADLINE = 3.0
 QUICK = 4 << 20
 # Bytes that mostly take a second or so: as long as starting another process. More is worth stopping.
 WORTH_A_PROCESS = 16 << 20
-NOBODY = Requester()  # of what is made ahead
+NOBODY = Requester()  # of pictures that are made ahead
 
 
 @dataclass(slots=True, eq=False)
@@ -33,7 +33,7 @@ class Order:
 
 @dataclass(slots=True, eq=False)
 class Making:
-    """How a frame or picture comes about: `order` reads what is stored, and `finish` makes bytes of results.
+    """The steps to a frame or picture: `order` reads the stored frames, and `finish` makes bytes of results.
     In the loop `order` raises WouldBlock where it would wait for the disk."""
 
     key: Hashable

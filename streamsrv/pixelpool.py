@@ -135,7 +135,7 @@ class PixelPool:
     def _opened(self, limits: PoolLimits, entrance: Entrance | None, idle: Callable[[], None]) -> FramePool:
         if self._closed:
             raise StoreError("the server is ending")
-        # The fair queue limits what a client may have waiting.
+        # The fair queue limits the waiting orders of a client.
         limits = replace(limits, waiting=limits.waiting * CLIENTS)
         return FramePool(self._workers, limits, first=1, idle=idle, entrance=entrance)
 

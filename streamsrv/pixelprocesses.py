@@ -37,7 +37,7 @@ def pixel_limits(settings: Settings) -> PoolLimits:
 
 
 def slow_limits(limits: PoolLimits) -> PoolLimits:
-    """Of the processes for long work. They are replaced often, because what they took stays with them."""
+    """Limits of the processes for long work. They are replaced often, because they keep their memory."""
     return replace(limits, nice=LONG_WORK_NICE, lifetime=LONG_WORK_LIFETIME)
 
 

@@ -1,10 +1,10 @@
-"""Many orders for one answer: made in their order, a few ahead of what is being sent.
+"""Many orders for one answer: made in their order, a few ahead of the one that is being sent.
 
 Rules of this file
 - An answer that has begun never holds a thread for longer than a TURN: `in_turn` yields None where nothing is
   ready, the answer sends nothing then, and its thread is free for others.
 - An answer that has begun waits up to PATIENCE for a place in the queue instead of being cut off.
-- Closing the iterator cancels what is under way. So does a client that leaves before the answer has begun.
+- Closing the iterator cancels the orders under way. So does a client that leaves before the answer begins.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a server process keeps from others on the same machine, and what an operator should know about it."""
+"""Protects a server process from others on the same machine, and names the weaknesses that remain."""
 
 from __future__ import annotations
 

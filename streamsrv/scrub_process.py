@@ -1,6 +1,6 @@
 """The scrub process as the supervisor sees it: started when it is due, heard by the selector, killed at will.
 
-The supervisor never waits for it. What it does is told in scrubber.
+The supervisor never waits for it. Its work is in scrubber.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What each process of a pool is doing: a byte of a memory file of its own.
+"""The state of each process of a pool: a byte of a memory file of its own.
 
 A process can write to its own byte only, so one that was taken over can lie about nothing but itself. The
 files are sealed, because a file that is cut short under a mapping kills the processes that look at it.

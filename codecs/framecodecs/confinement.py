@@ -1,4 +1,4 @@
-"""What the process that decodes foreign bytes gives up before it sees any of them.
+"""The rights that a process gives up before it decodes foreign bytes.
 
 A decoder can be taken over by a hostile codestream. So the process keeps only what its work needs: memory,
 threads of its own, and the descriptors that it holds. It needs no privileges to give up the rest:
@@ -76,7 +76,7 @@ def lacking() -> list[str]:
 
 
 def hide() -> None:
-    """Nobody but root can trace this process or read its memory, and it never leaves a core dump."""
+    """Only root can trace this process or read its memory from then on. It leaves no core dump."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(PR_SET_DUMPABLE, 0)
 
@@ -92,15 +92,15 @@ def _limit_resources(memory: int) -> None:
         have = int(statm.read().split()[0]) * resource.getpagesize()
     with open("/proc/loadavg", "rb") as loadavg:
         tasks = int(loadavg.read().split()[3].partition(b"/")[2])
-    for what, most in (
+    for limit, most in (
         (resource.RLIMIT_AS, have + memory),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, DESCRIPTORS),
         (resource.RLIMIT_NPROC, tasks + THREADS),
     ):
-        _, hard = resource.getrlimit(what)
+        _, hard = resource.getrlimit(limit)
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(what, (most, most))
+        resource.setrlimit(limit, (most, most))
 
 
 def _give_up_root() -> None:

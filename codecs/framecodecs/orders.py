@@ -77,7 +77,7 @@ class Submitted(Outcome[list[Result]]):
             self._input, self.filling = os.pipe2(os.O_CLOEXEC)
             make_room(self.filling, len(text) + sum(order.lengths))
             if not self.fill():
-                # Whoever has opened the files may close them as soon as the order is sent.
+                # The caller may close the files as soon as the order is sent.
                 self._stored = self._outgoing.keep_open()
         except BaseException:
             self.close()

@@ -2,8 +2,8 @@
 
 Strategy: pages are lent where that is safe. A stored frame enters the pipe by splice(2) from the page cache,
 an answer by vmsplice(2) from the memory of the process that made it, so the receiver's read is the only copy.
-The receiver gets bytes and no descriptor that it could move to other bytes. What does not fit into the pipe
-follows when the receiver has read something.
+The receiver gets bytes and no descriptor that it could move to other bytes. The bytes that do not fit into
+the pipe follow when the receiver has read something.
 
 Rules of this file
 - Memory that is lent stays as it is until the other side has read it.

@@ -7,7 +7,7 @@
   process, and no process is ever idle while there is an order. Frames that do not fit into the pipe follow
   when the process has read from it.
 - A process may have been taken over by a codestream. So each order has pipes of its own, the pool believes
-  what the kernel says about a process (orders.py), and it checks what the process itself says (wireform.py).
+  the kernel about a process (orders.py), and it checks each word of the process itself (wireform.py).
 - A process that died of its work, or was ended at its deadline, closes the pipe of that order, and that is
   the answer. When a pool dies, its orders are dropped as soon as a process comes upon them.
 - `submit` never waits. One thread waits for all answers; those of orders that are submitted `here` come when
@@ -270,7 +270,7 @@ class FramePool:
         self._latest_begun = max(self._latest_begun, order.number)
         tell()
         self._feeder.forget(order)
-        order.close()  # those who waited have gone on
+        order.close()  # its callers have gone on
         self._tell_idle()
 
     def _send_anew(self, order: Submitted) -> None:

@@ -8,7 +8,7 @@ in others, know them by an Entrance: descriptors that a child may inherit.
   other end, and the kernel wakes one of them. So any idle process takes the next order of any pool.
 - `asking`: a pipe. FIRST wants one process, MORE another one; LATE says that nothing starts, RENEW that one
   of the processes hides its work, so all are replaced; END that none is wanted any more.
-- `boards`: for each place a memory file that says what the process there is doing (board.py).
+- `boards`: for each place a memory file with the state of the process there (board.py).
 
 Rules of this file
 - Processes are started by executing Python anew, never forked, so they inherit no locks, no index, no
@@ -74,7 +74,7 @@ class PoolLimits:
 
 
 class Entrance(NamedTuple):
-    """Where orders go in, where processes are asked for, and what each of them is doing: descriptors."""
+    """Descriptors: the queue of orders, the requests for processes, and the state of each process."""
 
     orders: int
     asking: int

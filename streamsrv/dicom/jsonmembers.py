@@ -84,7 +84,7 @@ def members(pieces: Iterable[bytes]) -> Iterator[tuple[str, bytes]]:
 
 
 class _Scanner:
-    """What is open where a piece begins."""
+    """The objects and arrays that are open where a piece begins."""
 
     def __init__(self) -> None:
         self._depth = 0

@@ -7,7 +7,7 @@ read item by item.
 
 Rules
 - Text comes as UTF-8 in pieces of any size. Strings and numbers are read whole, whatever their length.
-- What is malformed raises NotDicom with its place, a
+- Malformed text raises NotDicom with its place, a
   single value over LONGEST InstanceRefused.
 """
 
@@ -85,7 +85,7 @@ class JsonReader:
 
     def value(self, limit: int | None = WHOLE) -> Any:
         """The next value, or LARGE if it is an object or array longer than `limit` characters, or too deep.
-        With a `limit` of None it is never LARGE: what is too deep raises NotDicom."""
+        With a `limit` of None it is never LARGE: text that nests too deeply raises NotDicom."""
         first = self.peek()
         container = first in _OPENING
         while True:

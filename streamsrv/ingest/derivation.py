@@ -59,8 +59,8 @@ def derive(
     arriving: Arriving | None = None,
     pread: Pread | None = None,
 ) -> tuple[SOPInstance, NewInstance]:
-    """Read a Part 10 file where it lies, with what was seen of it while it arrived. Raises InstanceError, and
-    what `pread` raises, if it is to be read by another one than the source's."""
+    """Read a stored Part 10 file, with the facts that were found while it arrived. Raises InstanceError, and
+    the errors of `pread`. A `pread` that is given reads in place of the source's."""
     metadata = MetadataChunks()
     pread = pread or source.pread
     learned = read_instance(

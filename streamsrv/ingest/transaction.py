@@ -252,7 +252,7 @@ class Ingest:
 
     def stop(self) -> None:
         """The client has left: a long dataset that is being read is given up, with BadRequest from
-        `read_ended` or `finish`. What is being committed is not. Any thread may call it."""
+        `read_ended` or `finish`. A commit that has begun goes on. Any thread may call it."""
         self._stopped.set()
 
     def _wait_for_commit(self, read: list[tuple[Record, NewInstance]]) -> None:

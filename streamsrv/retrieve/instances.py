@@ -5,7 +5,7 @@ Rules of the choice
 - Of several instances those that cannot be had in the named syntax go out as stored, labelled so: a gap would
   go unseen. Only if that is true of all of them it is a 406.
 - An instance without pixels goes out as Explicit VR Little Endian, whatever syntax was named.
-- What is transcoded is read anyway, so its bytes are verified first: InstanceDamaged ends the answer.
+- A transcoded instance is read anyway, so its bytes are verified first: InstanceDamaged ends the answer.
 - What fits is told by representatives: one for each kind of pixels among the instances.
 """
 

@@ -4,8 +4,8 @@ Rules of this file
 - A frame that cannot be drawn costs its own part: that part is a problem (RFC 9457), with the
   Content-Location of the picture. Its neighbours in an order are made again, each in an order of its own.
 - An answer without any picture is an error with a status. So problems wait for the first picture.
-- What may succeed a moment later (503) ends the connection instead: the parts of an answer with one ETag are
-  the same each time.
+- An error that may not occur again (503) ends the connection instead: the parts of an answer with one ETag
+  are the same each time.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """How the frames of an instance are stored, without reading its metadata, or all of them.
 
 Strategy: the index row says it (`dicom.pixelfacts`), and what its numbers say is remembered. Where it does
-not, as in rows that older versions wrote, it is cut out of the DICOM JSON: the attributes that frames cannot
-be read without stand next to one another there, from Samples per Pixel to Pixel Representation, and the
-instances of a series have the very same text. So that piece is found by its tags, and what it says is
-remembered by its bytes.
+not, it is cut out of the DICOM JSON: the attributes that frames cannot be read without stand next to one
+another there, from Samples per Pixel to Pixel Representation, and the instances of a series have the very
+same text. So that piece is found by its tags, and its facts are cached by its bytes.
 
 Rule: where the piece could mean anything else than the dataset does, all of it is read (`pixels.describe`):
 a tag that stands elsewhere too, sequences in between, numbers that the index does not know.

@@ -46,8 +46,8 @@ def wanted(request: Request) -> str | None:
 
 
 def field_of(retrieval: Retrieval, algorithm: str, make: Callable[[Retrieval], Answer]) -> str | None:
-    """The value of Repr-Digest for what `make` makes of the retrieval; None where there is none. Raises
-    InstanceDamaged, and what `make` raises; in the loop WouldBlock."""
+    """The value of Repr-Digest for the answer that `make` makes of the retrieval; None where there is none.
+    Raises InstanceDamaged, and the errors of `make`; in the loop WouldBlock."""
     row, longest = retrieval.selection.one, LONGEST.get(retrieval.target.kind, 0)
     if row is None or row.location.length > longest:
         return None

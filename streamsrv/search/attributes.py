@@ -162,7 +162,7 @@ class Attributes:
         return ((hit, _with_series(hit, firsts.get(hit.study))) for hit in hits)
 
     def datasets(self, hits: Iterable[Hit]) -> Iterator[Iterator[bytes]]:
-        """Each match as the pieces of one JSON object. What is `deep` may be as long as the metadata of an
+        """Each match as the pieces of one JSON object. A `deep` match may be as long as the metadata of an
         instance, and is never held whole. Take all pieces of each before the next one."""
         if not self.deep:
             return (iter((text,)) for text in self.texts(hits))
@@ -178,7 +178,7 @@ class Attributes:
         return orjson.dumps(joined(*rows), option=orjson.OPT_SORT_KEYS)
 
     def _rows(self, hit: Hit, first: Hit | None) -> tuple[tuple[bytes, ...], tuple[Part, ...]]:
-        """What the rows say, to be joined."""
+        """The members of the rows, to be joined."""
         texts = [self._texts(hit, level) for level in self._levels]
         given = tuple(answer for answer, _ in texts)
         if self._everything:

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 from streamsrv.dicom.instance import BulkValue, FrameKind
-from streamsrv.dicom.pixelfacts import UNKNOWN
 from streamsrv.errors import SegmentGone, StoreCorrupt
 from streamsrv.store.index import Index
 from streamsrv.store.index_changes import unpack_changes
@@ -87,13 +86,12 @@ class Audit:
     def segment(self, row: SegmentRow) -> None:
         self._scratch.put_segment(replace(row, live=0))
 
-    def add(self, row: InstanceRow, new: NewInstance) -> None:
-        """A living record: its row, and what it says. Metadata, frame table and bulk values are compared
-        elsewhere. A row from before schema 5 has no pixel facts, and that is no damage."""
+    def add(self, new: NewInstance) -> None:
+        """A living record, with the row derived from it. Metadata, frame table and bulk values are compared
+        elsewhere."""
         segment, _, length = new.row.location
         self.live[segment] = self.live.get(segment, 0) + length
-        derived = new.row if row.pixel_facts else new.row._replace(pixel_facts=UNKNOWN)
-        self._waiting.append(replace(new, row=derived, metadata=[], text=b"", frame_table=b"", bulk=[]))
+        self._waiting.append(replace(new, metadata=[], text=b"", frame_table=b"", bulk=[]))
         if len(self._waiting) >= PAGE:
             self._flush()
 

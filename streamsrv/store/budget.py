@@ -78,7 +78,7 @@ class Brief(Budget):
 
 
 class Parsing:
-    """What the searches of a worker may hold parsed at the same time. Any thread may use it."""
+    """Limits the parsed metadata that the searches of a worker hold at once. Any thread may use it."""
 
     def __init__(self, most: int = PARSED_BYTES, wait: float = PARSED_WAIT) -> None:
         """`most` bytes of JSON text; a search waits at most `wait` seconds for others."""

@@ -257,7 +257,7 @@ class _Checker:
             yield from self._compare(row, new)
 
     def _compare(self, row: InstanceRow, new: NewInstance) -> Iterator[Finding]:
-        self._audit.add(row, new)
+        self._audit.add(new)
         for database, what in self._audit.compare(row, new):
             yield error(f"index database {database}, of {'/'.join(row.key)}", what)
 

@@ -1,4 +1,4 @@
-"""Who may decide about which instance: byte-range locks on DATA/manifest; each writer opens it for itself.
+"""Locks of instances: byte ranges of DATA/manifest, which each writer opens for itself.
 
     range of the file        meaning of an exclusive lock on a byte
     0 .. 2^62-1              the holder is deciding about the instance keys whose hash is this byte's offset;
@@ -91,7 +91,7 @@ class Claims:
     # Slots of the manifest
 
     def slot(self, segment: int) -> tuple[bool, Slot | None]:
-        """Whether there is doubt, and what the slot says; None if it is damaged."""
+        """Whether there is doubt, and the slot; None if it is damaged."""
         raw = os.pread(self._fd, SLOT, slot_offset(segment)).ljust(SLOT, b"\0")
         return raw[0] != 0, self._form.unpack(segment, raw)
 
@@ -100,7 +100,7 @@ class Claims:
         self._ops.write(self._fd, [self._form.pack(segment, slot)], slot_offset(segment))
 
     def ensure(self, segment: int, slot: Slot) -> None:
-        """As `put`, but writes only what is not there already."""
+        """As `put`, but writes only if the slot differs."""
         if os.pread(self._fd, SLOT, slot_offset(segment)) != self._form.pack(segment, slot):
             self.put(segment, slot)
 

@@ -63,7 +63,7 @@ SLICE_BYTES = 256 << 20
 
 @dataclass(slots=True)
 class Compaction:
-    """What a compaction did. `damaged` are segments that stay, because something in them cannot be read;
+    """The result of a compaction. `damaged` are segments that stay, because something in them cannot be read;
     `busy` are segments that a request was writing to; `index_rewritten` is None if it was not asked for."""
 
     segments: list[int] = field(default_factory=list)
@@ -285,7 +285,7 @@ class _Compactor:
         self._report.moved += sum(done)
 
     def _copy(self, lease: SegmentLease, row: InstanceRow, output: Borrowed) -> Location:
-        """PENDING: what a crash leaves of a long copy is cut off, and takes no room in lost+found."""
+        """PENDING: after a crash the rest of a long copy is cut off, and takes no room in lost+found."""
         segment, offset, length = row.location
         header = Header(Kind.PENDING, row.record_id, 0, 0, NO_DIGEST, output.committed)
         output.append([self._store.form.pack(header, output.segment, output.end)])

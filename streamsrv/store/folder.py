@@ -4,7 +4,7 @@
     DATA/manifest          segments and their acknowledged ends; locks of writers (see manifest, claims)
     DATA/segments/NNNNNNNN.seg
     DATA/index/            LMDB; index.new while reindex builds another, index.old the one before it
-    DATA/lost+found/       what recovery has cut off segments (see lost_and_found)
+    DATA/lost+found/       bytes that recovery has cut off segments (see lost_and_found)
     DATA/index.check/      what check compares the index with, while it runs
     DATA/scrub.json        when the bytes of each segment were last verified (see scrub_state)
     DATA/ballast           space for deletes and compaction on a full disk (see reserve)
@@ -99,7 +99,7 @@ class Identity:
 
     @property
     def fingerprint(self) -> bytes:
-        """16 bytes that tell nothing of the secret."""
+        """16 bytes, from which the secret cannot be found."""
         whole = self.store_id.encode() + b"\0" + self.secret
         return hashlib.blake2b(whole, digest_size=16, person=b"streamsrv store").digest()
 
@@ -214,8 +214,8 @@ def identity_of(layout: Layout) -> Identity:
 
 
 def undo_exchange(layout: Layout, ops: FileOps) -> None:
-    """One of indexes that was cut short: the new one has not got its name yet. An old index that is alone may
-    be months old, and is left where it is."""
+    """Undo an exchange of indexes that was cut short before the new one got its name. An old index that is
+    alone may be months old, and is left where it is."""
     if not layout.index.exists() and layout.old_index.exists() and layout.new_index.exists():
         with contextlib.suppress(FileNotFoundError):  # another worker was first
             ops.rename(layout.old_index, layout.index)

@@ -1,4 +1,4 @@
-"""What a store is and holds, for people and scripts."""
+"""The state and contents of a store, for people and scripts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The index that a reindex replaces: a second witness of which instances there are.
 
 Strategy: segments are read first, and they decide. Where they are damaged, the old index still knows
-which instance lay there, what its metadata are and which bytes it had. So nothing that it knows is dropped
+which instance lay there, its metadata and its bytes. So nothing that it knows is dropped
 without a word.
 
 Rules of this file

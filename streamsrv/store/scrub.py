@@ -5,7 +5,7 @@ instance whose bytes are not those that arrived is registered as damaged, and on
 whole is taken from the register. Where a header is damaged, the rows of the index say where the next instance
 begins; such an instance is verified by its row.
 
-It runs beside a live server. What lies before the committed end of a segment never changes; if a segment is
+It runs beside a live server. Bytes before the committed end of a segment never change; if a segment is
 compacted away meanwhile, its records are verified there.
 
 Rules of this file
@@ -119,7 +119,7 @@ class Scrub:
         return state, rows
 
     def _save(self, state: ScrubState) -> None:
-        """What cannot be saved costs a walk, and nothing else."""
+        """A state that cannot be saved costs a second walk, and nothing else."""
         if not self._store.read_only:
             with contextlib.suppress(OSError):
                 state.save(self._store.ops, self._path)

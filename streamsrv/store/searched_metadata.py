@@ -92,7 +92,7 @@ class SearchedMetadata:
         return all(condition.accepts(found) for condition in self._conditions)
 
     def _stored(self, serial: int) -> tuple[list[Run], list[bytes]]:
-        """What the text begins with, and the compressed chunks that follow it."""
+        """The beginning of the text, and the compressed chunks that follow it."""
         start, frames = number_key(serial), []
         with self._environment.reading("searching metadata") as transaction:
             cursor = transaction.cursor(db=self._handle)

@@ -2,7 +2,7 @@
 for, and sees the disk instead of the memory.
 
 Strategy: O_DIRECT, through one aligned window. Where a file system does not have it, RWF_DONTCACHE (Linux
-6.14); where there is neither, a plain read, and what it brought into the cache is dropped again.
+6.14); where there is neither, a plain read, whose pages are dropped from the cache afterwards.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class UncachedFile:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_RANDOM)  # no readahead
         self._window = mmap.mmap(-1, WINDOW)  # page-aligned
-        self._start = self._end = 0  # of the file, what the window holds
+        self._start = self._end = 0  # of the file: the bytes in the window
 
     def close(self) -> None:
         os.close(self.fd)

@@ -1,14 +1,14 @@
-"""Stored bytes compared with their digest, and what follows if they differ.
+"""Stored bytes compared with their digest, and the consequences if they differ.
 
 Strategy: the digest of an instance (xxh3-128) was taken while its bytes arrived, and stands in its index row
-and in the header of its record. To verify is to read all bytes through a window and compare. Whoever finds
-damage registers it (see damage): the log names the instance at level ERROR, and no process serves its bytes
-from then on.
+and in the header of its record. To verify is to read all bytes through a window and compare. A process
+that finds damage registers it (see damage): the log names the instance at level ERROR, and no process
+serves its bytes from then on.
 
 Rules of this file
-- Damage is what was read and is wrong, or a file that is missing or too short. A read that the system refuses
-  is an OSError: the next one may succeed.
-- The row may be what is wrong. A valid header of the same record decides.
+- Damage is bytes that were read and are wrong, or a file that is missing or too short. A read that the
+  system refuses is an OSError: the next one may succeed.
+- The row itself may be wrong. A valid header of the same record decides.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHORT_SEGMENT = "the file of its segment ends before it"
 
 
 class DamageIndex(Protocol):
-    """What registering needs of the index."""
+    """The part of the index that registering needs."""
 
     @property
     def read_only(self) -> bool: ...
@@ -99,6 +99,6 @@ def described(record: DamagedRecord) -> str:
 
 
 def refusal(records: Iterable[DamagedRecord]) -> InstanceDamaged:
-    """What a client is told that asks for the bytes of these; one at least."""
+    """The error for a client that asks for the bytes of these records, one at least."""
     first, *others = records
     return InstanceDamaged(*(first.key or ("", "", "")), first.reason, len(others) + 1)

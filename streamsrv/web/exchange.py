@@ -340,7 +340,7 @@ class Exchange(Waiting, HTTPMessageDelegate):
 
 
 def malformed(error: BaseException | None) -> BadRequest:
-    """Tornado's words for what it cannot parse, without the text of the client in them: a header may hold a
-    token."""
+    """Tornado's description of a head that it cannot parse, without any text of the client: a header may hold
+    a token."""
     said = re.split(r"""['":]""", str(error or "malformed message"), maxsplit=1)[0].strip()
     return BadRequest(f"this is not HTTP/1.1: {said}"[:200])

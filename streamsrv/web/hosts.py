@@ -2,7 +2,7 @@
 
 Rules of this file
 - Forwarding headers count only from a peer in `trusted_proxies`, and only those of one family, `Forwarded`
-  (RFC 7239) or `X-Forwarded-*`: of the other one a proxy passes on what the client wrote.
+  (RFC 7239) or `X-Forwarded-*`: a proxy passes on the other family as the client wrote it.
 - Of several hops the last one counts, because the trusted proxy wrote it. A client in it that is neither an
   address nor a name of RFC 7239 6 is ignored: it would stand in the log.
 - A Host that is not expected is refused, whoever sent it: a page that made its own name point here (DNS

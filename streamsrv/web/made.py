@@ -1,7 +1,7 @@
 """Answers that are computed: at once where that is short, when something was made, or else by a thread.
 
-While something is made no thread waits for it, and nothing is begun for who has left. A thread that computes
-is told when the client leaves.
+While something is made no thread waits for it, and nothing is begun for a client that has left. A thread
+that computes is told when the client leaves.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ Rules of this file
   `pause` holds the next ones back meanwhile.
 - Of a message that it cannot parse Tornado says nothing but 400, in one piece. Where it says so, `malformed`
   speaks instead.
-- IOStream drops a connection whose head is over the limit. Here all that has come is handed on as the head:
-  `check` refuses it, and the refusal is sent.
+- IOStream drops a connection whose head is over the limit. Here all bytes received so far are handed on as
+  the head: `check` refuses it, and the refusal is sent.
 - IOStream reads on until it has found the end of a head, and a client may shut its side meanwhile. The end of
   the connection is not reported before a head that is complete has been handed on.
 """
