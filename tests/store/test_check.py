@@ -18,7 +18,7 @@ from streamsrv.store.compact import compact
 from streamsrv.store.damage import DamagedRecord
 from streamsrv.store.index import Index
 from streamsrv.store.index_environment import DATABASES
-from streamsrv.store.index_rows import split_triple, with_sum
+from streamsrv.store.index_rows import with_sum
 from streamsrv.store.index_texts import Inflating, lengths_in, packed
 from streamsrv.store.records import HEADER, Header, Kind
 from streamsrv.store.reindex import reindex
@@ -343,20 +343,14 @@ def test_an_index_without_checksums_is_an_older_one(folder):
     assert checked(folder) == []
 
 
-def test_rows_of_an_older_index_lack_pixel_facts(folder):
-    """That is no damage; other facts are. A rebuild gives them what they lack."""
+@pytest.mark.parametrize("facts", [0, PIXEL_FACTS ^ 1])
+def test_rows_with_other_pixel_facts(folder, facts):
+    """Missing and wrong facts are damage. A rebuild writes the right ones."""
     whole = rows(folder, "instances")
-    columns_and_facts = struct.pack("<HH", 3, PIXEL_FACTS)
-    for number, (key, value) in enumerate(whole):
-        at = value.index(columns_and_facts) + 2
-        if number % 2:
-            change_row(folder, "instances", (key, value), (key, value[:at] + bytes(2) + value[at + 2 :]))
-    assert checked(folder) == []
-    with open_store(folder) as store:
-        facts = [row.pixel_facts for row in store.index.existing([split_triple(key) for key, _ in whole])]
-    assert facts == [0 if number % 2 else PIXEL_FACTS for number in range(len(whole))]
-    key, value = rows(folder, "instances")[0]
-    change_row(folder, "instances", (key, value), (key, flipped(value, value.index(columns_and_facts) + 2)))
+    key, value = whole[0]
+    at = value.index(struct.pack("<HH", 3, PIXEL_FACTS)) + 2
+    other = value[:at] + struct.pack("<H", facts) + value[at + 2 :]
+    change_row(folder, "instances", (key, value), (key, other))
     assert any("index database instances" in line for line in checked(folder))
     assert reindex(folder, derive).findings == []
     assert [value[8:] for _, value in rows(folder, "instances")] == [value[8:] for _, value in whole]
