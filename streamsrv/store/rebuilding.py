@@ -109,8 +109,9 @@ class Rebuild:
     def _found(self, number: int, offset: int) -> Found:
         segment = self.scan.segments[number]
         header = segment.headers.get(offset)
+        fd = self.scan.files.fd(number)
         try:
-            return Found(offset, header or self._form.header_at(segment.fd, number, offset, segment.end))
+            return Found(offset, header or self._form.header_at(fd, number, offset, segment.end))
         except HeaderDamaged as reason:  # the scan has read it before
             raise StoreCorrupt(f"segment {number}: the record at byte {offset}: {reason}") from reason
 
@@ -142,7 +143,7 @@ class Rebuild:
         return True
 
     def _read(self, number: int, found: Found) -> NewInstance | None:
-        fd, header = self.scan.segments[number].fd, found.header
+        fd, header = self.scan.files.fd(number), found.header
         whole = is_whole(fd, found.payload, header.length, header.digest)
         if not whole:
             self._find(

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from streamsrv.store import folder as folders
@@ -152,23 +153,40 @@ class _Builder:
             if number not in files and self._old is None:
                 what = "it has no file, and its slot in the manifest cannot be read: it may be missing"
                 self._find(Severity.ERROR, f"segment {number}", what)
-        self.scan.hidden |= bool(self._missing)
+        gaps = self._gaps(files)
+        for first, last in gaps:
+            numbers = f"segment {first}" if first == last else f"segments {first} to {last}"
+            what = (
+                "no file, and no manifest or old index says that a compaction removed it: it may be missing"
+            )
+            self._find(Severity.ERROR, numbers, what)
+        self.scan.hidden |= bool(self._missing or gaps)
+
+    def _gaps(self, files: dict[int, Path]) -> list[tuple[int, int]]:
+        """Without a manifest: numbers without a file, behind the last segment of the old index. A backup that
+        has a manifest may lack segments that were made while it was copied."""
+        if self._witness.there:
+            return []
+        last = max(self._old.segments if self._old else (), default=0)
+        numbers = [last, *(number for number in files if number > last)]
+        return [(one + 1, other - 1) for one, other in pairwise(numbers) if other - one > 1]
 
     # Taking its place
 
     def _mend_segments(self) -> None:
         for number, segment in self.scan.segments.items():
+            fd = self.scan.files.fd(number)
             for begin, end in segment.torn:
-                lost_and_found.keep(self._layout, self._ops, segment.fd, number, begin, end)
+                lost_and_found.keep(self._layout, self._ops, fd, number, begin, end)
                 segment.headers[begin] = void(begin, end)
             for offset, header in segment.headers.items():
-                write_all(self._ops, segment.fd, [self._form.pack(header, number, offset)], offset)
+                write_all(self._ops, fd, [self._form.pack(header, number, offset)], offset)
             for offset, payload in segment.payloads.items():
-                write_all(self._ops, segment.fd, [payload], offset)
+                write_all(self._ops, fd, [payload], offset)
             if segment.new_header:
-                write_all(self._ops, segment.fd, [segment_header.pack(self._form, number)], 0)
+                write_all(self._ops, fd, [segment_header.pack(self._form, number)], 0)
             if segment.headers or segment.payloads or segment.new_header:
-                self._ops.sync(segment.fd)
+                self._ops.sync(fd)
 
     def _exchange(self) -> None:
         """New index in, old one out; opening a store undoes an exchange that was cut short."""

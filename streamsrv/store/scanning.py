@@ -42,6 +42,8 @@ from streamsrv.store.records import (
 from streamsrv.store.rows import FIRST_RECORD, InstanceRow
 from streamsrv.store.verifying import digest_of
 
+MOST_OPEN = 64
+
 Find: TypeAlias = Callable[[Severity, str, str], None]
 
 
@@ -49,7 +51,6 @@ Find: TypeAlias = Callable[[Severity, str, str], None]
 class Scanned:
     """One segment as its walk left it."""
 
-    fd: int
     acknowledged: int  # bytes before it are not torn
     end: int = FIRST_RECORD
     dead: int = 0  # bytes of voids and tombstones, and of instances that do not live
@@ -69,6 +70,33 @@ def is_whole(fd: int, offset: int, length: int, digest: bytes) -> bool:
         return False
 
 
+class SegmentFiles:
+    """Descriptors of segments, of which the last MOST_OPEN that were used are open: a store may have more
+    segments than a process may have descriptors. Close it."""
+
+    def __init__(self, ops: FileOps) -> None:
+        self._ops = ops
+        self._paths: dict[int, Path] = {}
+        self._open: dict[int, int] = {}  # segment -> descriptor; the one used last is the last
+
+    def add(self, number: int, path: Path) -> None:
+        self._paths[number] = path
+
+    def fd(self, number: int) -> int:
+        """Valid until MOST_OPEN other segments were used. Raises OSError."""
+        fd = self._open.pop(number, None)
+        if fd is None:
+            fd = self._ops.open(self._paths[number])
+        self._open[number] = fd
+        if len(self._open) > MOST_OPEN:
+            os.close(self._open.pop(next(iter(self._open))))
+        return fd
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+
 class Scan:
     """`find` takes severity, place and words of each finding. Close it."""
 
@@ -81,7 +109,7 @@ class Scan:
         find: Find,
     ) -> None:
         self._form = form
-        self._ops = ops
+        self.files = SegmentFiles(ops)
         self._old = old
         self._slots = slots
         self._find = find
@@ -92,12 +120,12 @@ class Scan:
         self.order = array("Q")
 
     def close(self) -> None:
-        for segment in self.segments.values():
-            os.close(segment.fd)
+        self.files.close()
 
     def add(self, number: int, path: Path, damaged_header: str | None) -> None:
-        fd = self._ops.open(path)
-        segment = self.segments[number] = Scanned(fd, FIRST_RECORD)
+        self.files.add(number, path)
+        fd = self.files.fd(number)
+        segment = self.segments[number] = Scanned(FIRST_RECORD)
         segment.acknowledged = self._acknowledged(number)
         if damaged_header:
             self._find(Severity.NOTE, at(number, 0), f"{damaged_header}: written again")
@@ -118,7 +146,7 @@ class Scan:
     def _acknowledged(self, number: int) -> int:
         slot = self._slots.get(number)
         found = [slot.end if slot else 0, self._old.end(number) if self._old else 0, FIRST_RECORD]
-        fd = self.segments[number].fd
+        fd = self.files.fd(number)
         for step in self._form.walk(fd, number, os.fstat(fd).st_size, mend=True):
             if isinstance(step, Found):
                 found.append(step.header.began)
@@ -126,15 +154,15 @@ class Scan:
 
     def _steps(self, number: int) -> Iterator[Step]:
         """As the walk gives them, but a PENDING record ends them only behind the acknowledged end."""
-        segment = self.segments[number]
-        start, length = FIRST_RECORD, os.fstat(segment.fd).st_size
+        segment, fd = self.segments[number], self.files.fd(number)
+        start, length = FIRST_RECORD, os.fstat(fd).st_size
         while start < length:
-            for step in self._form.walk(segment.fd, number, length, start=start, mend=True):
+            for step in self._form.walk(fd, number, length, start=start, mend=True):
                 start = step.end
                 if isinstance(step, Found) and step.header.kind is Kind.PENDING:
                     if step.offset >= segment.acknowledged:
                         return
-                    start = self._form.resync(segment.fd, number, step.offset + 1, length)
+                    start = self._form.resync(fd, number, step.offset + 1, length)
                     yield Damage(step.offset, start, "pending, before the acknowledged end")
                 else:
                     yield step
@@ -169,7 +197,7 @@ class Scan:
 
     def _is_whole(self, number: int, found: Found) -> bool:
         header = found.header
-        return is_whole(self.segments[number].fd, found.payload, header.length, header.digest)
+        return is_whole(self.files.fd(number), found.payload, header.length, header.digest)
 
     def _take_instance(self, number: int, found: Found) -> None:
         self.order.extend((found.header.stored_at, number, found.offset))
@@ -198,7 +226,7 @@ class Scan:
 
     def _payload(self, number: int, found: Found) -> bytes:
         try:
-            return os.pread(self.segments[number].fd, found.header.length, found.payload)
+            return os.pread(self.files.fd(number), found.header.length, found.payload)
         except OSError as error:
             raise TombstoneDamaged(f"it cannot be read: {error.strerror}") from error
 
@@ -215,7 +243,7 @@ class Scan:
             begin = segment.acknowledged
         if begin < segment.acknowledged:
             self._damaged(number, begin, end)
-        elif end - begin < HEADER and end < os.fstat(segment.fd).st_size:
+        elif end - begin < HEADER and end < os.fstat(self.files.fd(number)).st_size:
             self._damaged(number, begin, end)  # no room for a VOID record
         else:
             segment.torn.append((begin, end))
@@ -238,7 +266,7 @@ class Scan:
         for row in self._old.placed(number).values() if self._old else ():
             _, offset, length = row.location
             inside = begin + HEADER <= offset and offset + length <= end
-            if inside and is_whole(self.segments[number].fd, offset, length, row.digest):
+            if inside and is_whole(self.files.fd(number), offset, length, row.digest):
                 begin = offset + length
                 yield row
 

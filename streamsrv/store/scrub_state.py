@@ -16,11 +16,12 @@ Rules of this file
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import orjson
 
 from streamsrv.store.fileops import FileOps, write_all
 from streamsrv.store.rows import FIRST_RECORD, SegmentRow
@@ -52,7 +53,7 @@ class ScrubState:
     @classmethod
     def load(cls, path: Path) -> ScrubState:
         try:
-            stored = json.loads(path.read_bytes())
+            stored = orjson.loads(path.read_bytes())
             segments = {
                 int(number): Verified(float(each["at"]), int(each["end"]))
                 for number, each in stored["segments"].items()
@@ -72,7 +73,7 @@ class ScrubState:
             ops.unlink(fresh)
         fd = ops.create(fresh)
         try:
-            write_all(ops, fd, [json.dumps(asdict(self)).encode()], 0)
+            write_all(ops, fd, [orjson.dumps(self, option=orjson.OPT_NON_STR_KEYS)], 0)
             ops.sync(fd)
         finally:
             os.close(fd)

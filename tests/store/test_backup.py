@@ -37,6 +37,7 @@ def test_a_copy_taken_while_others_store(memory):
             copy = memory / f"copy {number}"
             copy.mkdir()
             shutil.copy(store.layout.identity, copy)
+            shutil.copy(store.layout.manifest, copy)
             shutil.copytree(store.layout.segments, copy / "segments")
             assert [str(each) for each in reindex(copy, derive).findings if each.severity == "error"] == []
             with open_store(copy, options=OPTIONS) as other:

@@ -1,4 +1,5 @@
 import os
+import resource
 import shutil
 
 import pytest
@@ -11,7 +12,8 @@ from streamsrv.store.check import Severity, check
 from streamsrv.store.records import HEADER, Header, Kind
 from streamsrv.store.reindex import reindex
 from streamsrv.store.rows import FIRST_RECORD, OnDuplicate
-from streamsrv.store.store import Store
+from streamsrv.store.scanning import MOST_OPEN
+from streamsrv.store.store import Store, StoreOptions
 
 KEYS = [key_of(study, 1, instance) for study in (1, 2) for instance in (1, 2, 3)]
 SEGMENT = "00000001.seg"
@@ -340,3 +342,21 @@ def test_no_descriptor_is_kept(folder):
     before = len(os.listdir("/proc/self/fd"))
     reindex(folder, derive)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_store_with_more_segments_than_a_process_may_have_descriptors(memory):
+    keys = [key_of(1, 1, number) for number in range(MOST_OPEN + 40)]
+    with open_store(memory, options=StoreOptions(segment_size=1)) as store:
+        for key in keys:
+            put(store, payload_of(key))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = os.dup(0)
+    os.close(spare)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare + MOST_OPEN + 20, hard))
+    try:
+        report = reindex(memory, derive)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (report.instances, report.segments, report.findings) == (len(keys), len(keys), [])
+    with open_store(memory) as store:
+        assert all(get(store, key) == payload_of(key) for key in keys)

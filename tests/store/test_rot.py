@@ -256,6 +256,20 @@ def test_a_missing_segment(world, memory, witnesses):
         shutil.rmtree(folder)
 
 
+def test_a_missing_segment_without_index_and_manifest(memory):
+    """Its number is missing between others. Of the last segment nothing is left that could be missed."""
+    folder = memory / "store"
+    with open_store(folder, options=StoreOptions(segment_size=1)) as store:
+        for number in range(5):
+            put(store, payload_of(key_of(1, 1, number)))
+    for segment in (1, 3, 4):
+        path_of(folder, segment).unlink()
+    take_away(folder, "none")
+    report = reindex(folder, derive)
+    errors = [finding.where for finding in report.findings if finding.severity is Severity.ERROR]
+    assert errors == ["segment 1", "segments 3 to 4"], report.findings
+
+
 @pytest.mark.parametrize("witnesses", ["all", "manifest", "index"])
 def test_a_truncated_segment(world, memory, witnesses):
     origin, expected = world

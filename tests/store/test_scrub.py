@@ -5,6 +5,7 @@ import errno
 import itertools
 import mmap
 import os
+import time
 
 import pytest
 from store_world import OPTIONS, derive, get, key_of, open_store, payload_of, put
@@ -379,3 +380,12 @@ def test_the_state_comes_back(store):
     state.save(store.ops, store.layout.scrub_state)
     assert ScrubState.load(store.layout.scrub_state) == state
     assert store.layout.scrub_state.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_state_of_many_segments_is_saved_in_little_time(store):
+    """50 TB have 50,000 segments, and the state is saved once a segment."""
+    state = ScrubState({number: Verified(1.7e9 + number, 1 << 30) for number in range(1, 50_001)})
+    began = time.process_time()
+    state.save(store.ops, store.layout.scrub_state)
+    assert ScrubState.load(store.layout.scrub_state) == state
+    assert time.process_time() - began < 0.7
