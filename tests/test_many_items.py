@@ -6,10 +6,11 @@
 import os
 import struct
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hostile_files import SEQUENCE_END, UNDEFINED, dataset, element, item, new_uid, part10
-from hostile_world import DICOM, SENTINEL, Probes, World, connect, converse, post, replies
+from hostile_files import SEQUENCE_END, UNDEFINED, dataset, element, instance, item, new_uid, part10
+from hostile_world import DICOM, SENTINEL, Probes, World, connect, converse, head, post, replies
 
 from streamsrv.dicom.part10 import read_instance
 from streamsrv.dicom.repeats import Repeats
@@ -91,6 +92,26 @@ def test_many_long_headers_in_one_body_do_not_stop_the_loop(hostile):
         reply = hostile.store(*files)
     assert reply.status == 200, reply
     assert max(probes.seconds) < 2
+
+
+def test_searches_that_read_long_metadata_stop_no_other(hostile):
+    """Sixty at once of one client, by an attribute that is not indexed. Those that find no turn are told."""
+    elements = b"".join(struct.pack("<HH2sH", 0x0029, tag, b"LO", 0) for tag in range(0x1000, 0xF000))
+    nested = element(0x00291000, "SQ", item(elements) * 8)
+    assert hostile.answered(post(DICOM, part10(dataset({0x00291000: nested})))).status == 200
+    asked = [head(f"GET /v2/instances?0029EEEE=x{number}", "Connection: close") for number in range(60)]
+    with ThreadPoolExecutor(60) as threads, Probes(hostile) as probes:
+        searches = [threads.submit(converse, hostile.origin, each) for each in asked]
+        time.sleep(0.5)
+        began = time.monotonic()
+        assert hostile.store(instance()).status == 200
+        took = time.monotonic() - began
+        told = [reply for each in searches for reply in replies(each.result())]
+    assert {reply.status for reply in told} == {204, 503}
+    assert all("retry-after" in reply.headers for reply in told if reply.status == 503)
+    assert len(told) == 60
+    print(f"the store beside took {took:.2f} s, the slowest probe {max(probes.seconds):.2f} s")
+    assert max(took, *probes.seconds) < 5
 
 
 def test_reading_stops_when_the_client_has_left(hostile):

@@ -25,6 +25,9 @@ BRIEF_PORTION = 16
 # JSON text that is parsed at the same time in a worker, in bytes: as Python objects up to 24 times as much.
 PARSED_BYTES = 16 << 20
 PARSED_WAIT = 5.0  # seconds that a search waits for others
+# Searches of a worker that read metadata at the same time, and those that may wait for a turn. Each keeps a
+# core busy. More of them would gain nothing, and the event loop would wait for each of their threads.
+READING, READING_WAIT = 2, 16
 
 
 @dataclass(slots=True)
@@ -85,7 +88,32 @@ class Parsing:
         self.most = most
         self._wait = wait
         self._free = most
+        self._reading = self._waiting = 0
         self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Read the metadata of one instance. Raises Overloaded if too many searches wait, or if there is no
+        turn in time."""
+        with self._changed:
+            if self._reading >= READING and not self._wait_for_turn():
+                raise Overloaded("too many searches read metadata at the same time", retry_after=5)
+            self._reading += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._reading -= 1
+                self._changed.notify_all()
+
+    def _wait_for_turn(self) -> bool:
+        if self._waiting >= READING_WAIT:
+            return False
+        self._waiting += 1
+        try:
+            return self._changed.wait_for(lambda: self._reading < READING, self._wait)
+        finally:
+            self._waiting -= 1
 
     @contextlib.contextmanager
     def hold(self, length: int) -> Iterator[None]:

@@ -74,6 +74,10 @@ class SearchedMetadata:
         if not self._conditions:
             return True
         self._budget.spend(metadata=1)  # a search that may read none reads none
+        with self._parsing.turn():
+            return self._matches(serial)
+
+    def _matches(self, serial: int) -> bool:
         first, frames = self._stored(serial)
         pieces = self._pieces(first, frames)
         if not frames:

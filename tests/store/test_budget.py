@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from streamsrv.errors import ContentTooLarge, WouldBlock
-from streamsrv.store.budget import BRIEF_PORTION, BRIEF_ROWS, Brief, Budget
+from streamsrv.errors import ContentTooLarge, Overloaded, WouldBlock
+from streamsrv.store.budget import BRIEF_PORTION, BRIEF_ROWS, READING, READING_WAIT, Brief, Budget, Parsing
 
 
 def test_a_budget_ends_in_words() -> None:
@@ -42,3 +45,39 @@ def test_a_brief_search_waits_for_no_disk() -> None:
     brief.spend(rows=1)
     with pytest.raises(WouldBlock, match="disk"):
         brief.spend(rows=1)
+
+
+def test_few_searches_read_metadata_at_the_same_time() -> None:
+    parsing, began, goes_on = Parsing(wait=30), threading.Semaphore(0), threading.Event()
+    guard, most, reading = threading.Lock(), 0, 0
+
+    def read() -> None:
+        nonlocal most, reading
+        with parsing.turn():
+            with guard:
+                reading += 1
+                most = max(most, reading)
+            began.release()
+            assert goes_on.wait(30)
+            with guard:
+                reading -= 1
+
+    with ThreadPoolExecutor(READING + READING_WAIT + 20) as threads:
+        asked = [threads.submit(read) for _ in range(READING + READING_WAIT + 20)]
+        for _ in range(READING):
+            began.acquire()
+        while sum(each.done() for each in asked) < 20:
+            pass
+        goes_on.set()
+        refused = [each.exception() for each in asked if each.exception() is not None]
+    assert most == READING
+    assert len(refused) == 20
+    assert {type(each) for each in refused} == {Overloaded}
+
+
+def test_a_search_waits_for_its_turn_only_for_a_while() -> None:
+    parsing = Parsing(wait=0.01)
+    with parsing.turn(), parsing.turn(), pytest.raises(Overloaded), parsing.turn():
+        pass
+    with parsing.turn():
+        pass
