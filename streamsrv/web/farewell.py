@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from tornado.iostream import StreamClosedError
 
-from streamsrv.errors import OUTSIDE
+from streamsrv.errors import OUTSIDE, StreamsrvError
 from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.stream import Stream
 from streamsrv.web.writer import CONTINUE, Outgoing
@@ -40,6 +40,8 @@ def sent_as(error: BaseException | None, status: int, request_id: str, sent: int
         return CLIENT_GONE
     if isinstance(error, OSError) and error.errno in OUTSIDE:
         log.error("[%s] the answer was cut short after %d bytes: %s", request_id, sent, error.strerror)
+    elif isinstance(error, StreamsrvError):  # as for a broken frame behind good ones
+        log.error("[%s] the answer was cut short after %d bytes: %s", request_id, sent, error.detail)
     elif error is not None:
         log.error("[%s] the answer was cut short after %d bytes", request_id, sent, exc_info=error)
     return status

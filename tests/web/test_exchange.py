@@ -12,7 +12,7 @@ from concurrent.futures import Future
 import pytest
 from web_world import DEADLINE, Raw, eventually, settings_of, text
 
-from streamsrv.errors import NotFound, Overloaded, StoreError, WouldBlock
+from streamsrv.errors import NotAcceptable, NotFound, Overloaded, StoreError, WouldBlock
 from streamsrv.web.transfer import SHORT
 from streamsrv.wire.answers import Answer, Literal, Span, Stream
 
@@ -332,6 +332,21 @@ async def test_an_answer_that_fails_half_way_is_cut_and_logged(port, world, capl
     await eventually(lambda: lines.text)
     assert "cut short after" in caplog.text
     assert "the disk is broken" in caplog.text
+
+
+async def test_a_broken_frame_behind_good_ones_is_logged_in_a_sentence(port, world, caplog, lines):
+    def chunk_and_fail(start, stop):
+        yield b"12345"
+        raise NotAcceptable("the codestream ends inside its picture", ())
+
+    world.answers["1"] = lambda: Answer(200, [], (Stream(chunk_and_fail, None),), None)
+    raw = await Raw.connect(port)
+    await raw.send(message("GET /v2/studies/1"))
+    assert not (await raw.rest()).endswith(b"0\r\n\r\n")
+    await raw.close()
+    await eventually(lambda: lines.text)
+    assert "bytes: the codestream ends inside its picture" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 async def test_an_answer_cut_short_never_looks_complete_to_http_1_0(port, world):
