@@ -1,8 +1,7 @@
 """The index that a reindex replaces: a second witness of which instances there are.
 
 Strategy: segments are read first, and they decide. Where they are damaged, the old index still knows
-which instance lay there, its metadata and its bytes. So nothing that it knows is dropped
-without a word.
+which instance lay there, its metadata and its bytes. So nothing that it knows is dropped without a word.
 
 Rules of this file
 - A damaged LMDB file may kill the process that reads it. So every row is read in a child process first.

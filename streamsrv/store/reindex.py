@@ -58,10 +58,13 @@ def reindex(folder: Path, derive: Derive, *, fileops: FileOps | None = None) -> 
     with folders.lock(layout, ops), folders.use(layout, exclusive=True), ExitStack() as held:
         folders.undo_exchange(layout, ops)
         headers = dict(damaged_headers(layout.segment_files(), form))
-        Reserve(layout.root, ops, None, 0).release()  # the next store makes the ballast again
         manifest = Manifest(layout.manifest, ops, form.fingerprint)
         witness = Witness(manifest)
         old = OldIndex.open(layout.index, form.fingerprint)
+        # A foreign file has been refused by now. The next store makes the ballast again.
+        Reserve(layout.root, ops, None, 0).release()
+        if old is None:  # on a full disk LMDB may have had no room for its lock file
+            old = OldIndex.open(layout.index, form.fingerprint)
         if old is not None:
             held.enter_context(closing(old))
         builder = _Builder(layout, form, derive, ops, witness, old)
