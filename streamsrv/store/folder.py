@@ -138,12 +138,13 @@ class Held:
 
 
 def prepare(layout: Layout, ops: FileOps) -> None:
-    """Make the folder and its identity, unless they are there."""
+    """Make the folder and its identity, unless they are there. A store whose folder of segments is missing
+    does not get an empty one: the folder may be a mount that is missing, or moved away for a moment."""
     ops.make_folder(layout.root)
     require_writable(layout)
-    ops.make_folder(layout.segments)
     if layout.identity.exists():
         return
+    ops.make_folder(layout.segments)
     if layout.segment_files() or layout.index.exists() or layout.manifest.exists():
         raise StoreCorrupt(
             f"{layout.root} has segments, index or manifest, but no store.toml: without its secret "
@@ -246,7 +247,9 @@ def use(layout: Layout, *, exclusive: bool = False) -> Held:
     try:
         fd = os.open(layout.segments, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise StoreCorrupt(f"{layout.root} has no folder of segments: bring it back from a backup") from None
+        raise StoreCorrupt(
+            f"{layout.root} has no folder of segments: mount it, or bring it back from a backup"
+        ) from None
     if not _locked(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH):
         os.close(fd)
         raise StoreLocked(

@@ -8,6 +8,7 @@ from streamsrv.errors import StoreCorrupt, StoreError, StoreLocked
 from streamsrv.store import folder
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.folder import Layout
+from streamsrv.store.store import Store
 
 OPS = FileOps()
 
@@ -88,6 +89,14 @@ def test_segments_without_identity_are_not_given_another(layout):
     layout.identity.unlink()
     with pytest.raises(StoreCorrupt, match="without its secret"):
         folder.prepare(layout, OPS)
+
+
+def test_a_missing_folder_of_segments_is_not_made_again(layout):
+    layout.segments.rmdir()
+    for read_only in (False, True):
+        with pytest.raises(StoreCorrupt, match="no folder of segments"):
+            Store.open(layout.root, read_only=read_only)
+    assert not layout.segments.exists()
 
 
 def test_segment_files(layout):
