@@ -171,7 +171,7 @@ def run_info(args: argparse.Namespace) -> int:
     with open_store(settings_of(args), read_only=True) as store:
         told = info(store)
     tell(args, told)
-    return FAILED if told["problems"] else 0
+    return FAILED if told["problems"] or told["damaged"] else 0
 
 
 def open_store(settings: Settings, *, read_only: bool) -> Store:

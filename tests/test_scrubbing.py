@@ -98,13 +98,15 @@ def test_check_segments_beside_a_server(server, client_of):
     told = info(server)
     assert told["damaged"] == 1
     assert WRONG in told["damaged_instances"]["/".join(BAD)]
-    assert "damaged instances " + "/".join(BAD) in run("info", server).stdout
+    shown = run("info", server)
+    assert shown.returncode == 1
+    assert "damaged instances " + "/".join(BAD) in shown.stdout
     assert client.store([file_of(BAD, 1, 20_000)]).status == 200
     assert client.ask("GET", path_of(BAD), Accept=WHOLE).body == file_of(BAD, 1, 20_000)
     for flags in ((), ("--segments",)):
         well = run("check", server, *flags)
         assert (well.returncode, well.stdout.splitlines()[-1]) == (0, "all is well"), well.stdout
-    assert info(server)["damaged"] == 0
+    assert info(server)["damaged"] == run("info", server).returncode == 0
 
 
 WRONG = "its checksum is not that of its arrival"
