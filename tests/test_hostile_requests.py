@@ -191,7 +191,8 @@ TARGETS = {
 def test_a_target_that_is_none(hostile, kind):
     """With nothing to read, the connection lives on; with a body that nobody reads, it ends."""
     status, path, words = TARGETS[kind]
-    reply = hostile.get(path)
+    # A head that is too long is refused before it is parsed, and so its end is not known.
+    reply = hostile.refused(head(f"GET {path}")) if len(path) > 16_384 else hostile.get(path)
     assert reply.status == status
     assert words in reply.problem()
     with_body = hostile.refused(post(RELATED, PLANT + marked(100_000), line=f"GET {path}"))
@@ -326,7 +327,7 @@ def test_a_refusal_in_plain_text(hostile):
 
 
 @pytest.mark.parametrize(
-    "value", ["bytes=999999-", "bytes=-0", "bytes=5-1", "bytes=a-b", "x=0-1", "bytes=" + "0-1," * 7000]
+    "value", ["bytes=999999-", "bytes=-0", "bytes=5-1", "bytes=a-b", "x=0-1", "bytes=" + "0-1," * 60]
 )
 def test_a_range_that_is_none(hostile, value):
     reply = hostile.get(INSTANCE, f"Range: {value}")
