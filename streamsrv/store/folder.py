@@ -3,7 +3,8 @@
     DATA/store.toml        store id, secret, format version, checksum; written once, mode 0600
     DATA/manifest          segments and their acknowledged ends; locks of writers (see manifest, claims)
     DATA/segments/NNNNNNNN.seg
-    DATA/index/            LMDB; index.new while reindex builds another, index.old the one before it
+    DATA/index/            LMDB; index.old the one before the last reindex, index.building while reindex
+                           works, index.new for the moment in which the two change places
     DATA/lost+found/       bytes that recovery has cut off segments (see lost_and_found)
     DATA/index.check/      what check compares the index with, while it runs
     DATA/scrub.json        when the bytes of each segment were last verified (see scrub_state)
@@ -66,6 +67,10 @@ class Layout:
     @property
     def index(self) -> Path:
         return self.root / "index"
+
+    @property
+    def unfinished_index(self) -> Path:
+        return self.root / "index.building"
 
     @property
     def new_index(self) -> Path:

@@ -110,8 +110,9 @@ class _Builder:
         for number, path in files.items():
             self.scan.add(number, path, damaged_headers.get(number))
         self._find_missing(files)
-        self._ops.remove_folder(self._layout.new_index)
-        with closing(Index.open(self._layout.new_index, store=self._form.fingerprint)) as index:
+        for leftover in (self._layout.new_index, self._layout.unfinished_index):
+            self._ops.remove_folder(leftover)
+        with closing(Index.open(self._layout.unfinished_index, store=self._form.fingerprint)) as index:
             rebuild = Rebuild(
                 *(self._layout, self._form, self._derive, self._ops, self.scan, self._old),
                 *(self._witness.slots.known, self._missing, self._find),
@@ -194,11 +195,14 @@ class _Builder:
     def _exchange(self) -> None:
         """New index in, old one out; opening a store undoes an exchange that was cut short."""
         layout, ops = self._layout, self._ops
-        ops.sync_folder(layout.new_index)
+        ops.sync_folder(layout.unfinished_index)
         if layout.index.exists():
             ops.remove_folder(layout.old_index)
+            ops.rename(layout.unfinished_index, layout.new_index)
             ops.rename(layout.index, layout.old_index)
-        ops.rename(layout.new_index, layout.index)
+            ops.rename(layout.new_index, layout.index)
+        else:
+            ops.rename(layout.unfinished_index, layout.index)
         ops.sync_folder(layout.root)
 
     def _write_manifest(self) -> None:

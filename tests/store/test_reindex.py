@@ -1,3 +1,4 @@
+import errno
 import os
 import resource
 import shutil
@@ -9,6 +10,7 @@ from store_world import derive, describe, get, key_of, open_store, payload_of, p
 from streamsrv.errors import NotDicom, StoreError, StoreLocked
 from streamsrv.store import segment_header
 from streamsrv.store.check import Severity, check
+from streamsrv.store.fileops import FileOps
 from streamsrv.store.records import HEADER, Header, Kind
 from streamsrv.store.reindex import reindex
 from streamsrv.store.rows import FIRST_RECORD, OnDuplicate
@@ -360,3 +362,21 @@ def test_a_store_with_more_segments_than_a_process_may_have_descriptors(memory):
     assert (report.instances, report.segments, report.findings) == (len(keys), len(keys), [])
     with open_store(memory) as store:
         assert all(get(store, key) == payload_of(key) for key in keys)
+
+
+def test_an_index_of_long_ago_does_not_come_back(folder):
+    """Neither after a reindex without an index that was cut short."""
+
+    class CutShort(FileOps):
+        def rename(self, old, new):
+            raise OSError(errno.EIO, "cut short")
+
+    reindex(folder, derive)
+    assert (folder / "index.old").exists()
+    shutil.rmtree(folder / "index")
+    with pytest.raises(OSError, match="cut short"):
+        reindex(folder, derive, fileops=CutShort())
+    with pytest.raises(StoreError, match="segments but no index"):
+        open_store(folder)
+    assert (folder / "index.old").exists()
+    assert reindex(folder, derive).findings == []
