@@ -89,29 +89,30 @@ class Parsing:
         self._wait = wait
         self._free = most
         self._reading = self._waiting = 0
+        self._turn = threading.Condition()
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """Read the metadata of one instance. Raises Overloaded if too many searches wait, or if there is no
         turn in time."""
-        with self._changed:
+        with self._turn:
             if self._reading >= READING and not self._wait_for_turn():
                 raise Overloaded("too many searches read metadata at the same time", retry_after=5)
             self._reading += 1
         try:
             yield
         finally:
-            with self._changed:
+            with self._turn:
                 self._reading -= 1
-                self._changed.notify_all()
+                self._turn.notify()
 
     def _wait_for_turn(self) -> bool:
         if self._waiting >= READING_WAIT:
             return False
         self._waiting += 1
         try:
-            return self._changed.wait_for(lambda: self._reading < READING, self._wait)
+            return self._turn.wait_for(lambda: self._reading < READING, self._wait)
         finally:
             self._waiting -= 1
 
