@@ -17,11 +17,12 @@ Rules of this file
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from streamsrv.errors import StreamsrvError
 from streamsrv.store import folder as folders
 from streamsrv.store import lost_and_found, segment_header
 from streamsrv.store.check import Derive, Finding, Severity
@@ -112,6 +113,19 @@ class _Builder:
         self._find_missing(files)
         for leftover in (self._layout.new_index, self._layout.unfinished_index):
             self._ops.remove_folder(leftover)
+        try:
+            self._build()
+            self._mend_segments()
+            self._exchange()
+        except (OSError, StreamsrvError):
+            with suppress(OSError):  # it may have filled the disk
+                self._ops.remove_folder(self._layout.unfinished_index)
+            raise
+        self._write_manifest()
+        self._report.segments = len(files)
+        return self._report
+
+    def _build(self) -> None:
         with closing(Index.open(self._layout.unfinished_index, store=self._form.fingerprint)) as index:
             rebuild = Rebuild(
                 *(self._layout, self._form, self._derive, self._ops, self.scan, self._old),
@@ -119,11 +133,6 @@ class _Builder:
             )
             rebuild.fill(index)
             self._report.instances = index.statistics()["instances"]
-        self._mend_segments()
-        self._exchange()
-        self._write_manifest()
-        self._report.segments = len(files)
-        return self._report
 
     def _find(self, severity: Severity, where: str, what: str) -> None:
         self._report.findings.append(Finding(severity, where, what))

@@ -376,6 +376,7 @@ def test_an_index_of_long_ago_does_not_come_back(folder):
     shutil.rmtree(folder / "index")
     with pytest.raises(OSError, match="cut short"):
         reindex(folder, derive, fileops=CutShort())
+    assert not (folder / "index.building").exists()
     with pytest.raises(StoreError, match="segments but no index"):
         open_store(folder)
     assert (folder / "index.old").exists()
