@@ -25,7 +25,7 @@ BRIEF_PORTION = 16
 # JSON text that is parsed at the same time in a worker, in bytes: as Python objects up to 24 times as much.
 PARSED_BYTES = 16 << 20
 PARSED_WAIT = 5.0  # seconds that a search waits for others
-# Searches of a worker that read metadata at the same time, and those that may wait for a turn. Each keeps a
+# Searches of a worker that read long metadata at once, and those that may wait for a turn. Each keeps a
 # core busy. More of them would gain nothing, and the event loop would wait for each of their threads.
 READING, READING_WAIT = 2, 16
 
@@ -94,7 +94,7 @@ class Parsing:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Read the metadata of one instance. Raises Overloaded if too many searches wait, or if there is no
+        """Read long metadata of one instance. Raises Overloaded if too many searches wait, or if there is no
         turn in time."""
         with self._turn:
             if self._reading >= READING and not self._wait_for_turn():

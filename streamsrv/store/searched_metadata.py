@@ -74,11 +74,11 @@ class SearchedMetadata:
         if not self._conditions:
             return True
         self._budget.spend(metadata=1)  # a search that may read none reads none
-        with self._parsing.turn():
-            return self._matches(serial)
-
-    def _matches(self, serial: int) -> bool:
         first, frames = self._stored(serial)
+        with self._parsing.turn() if frames else contextlib.nullcontext():
+            return self._matches(first, frames)
+
+    def _matches(self, first: Sequence[Run], frames: Sequence[bytes]) -> bool:
         pieces = self._pieces(first, frames)
         if not frames:
             text = b"".join(pieces())
