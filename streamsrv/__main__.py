@@ -2,7 +2,7 @@
 
 import sys
 
-from streamsrv.cli import main
+from streamsrv.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from streamsrv import __version__, client, config, samples, supervisor
 from streamsrv.config import SettingsError
 from streamsrv.errors import StoreLocked, StreamsrvError
+from streamsrv.guard import guarded
 from streamsrv.ingest.derivation import derive
 from streamsrv.server import read_limits, store_options
 from streamsrv.settings import Settings
@@ -33,6 +34,8 @@ from streamsrv.store.store import Store
 from streamsrv.store.transaction import Record
 
 FAILED, USAGE, LOCKED = 1, 2, 3
+# Verbs that map the index in their own process. The workers of `serve` are watched by its supervisor.
+MAPPING = ("check", "reindex", "compact", "info")
 
 
 class Verb(NamedTuple):
@@ -250,6 +253,18 @@ def parser_of(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
             choices.add_parser(name, help=verb.summary, description=verb.summary.capitalize() + ".")
         )
     return parser
+
+
+def entry() -> int:
+    """The command `streamsrv`: as `main`, but a verb that maps the index runs in a guarded process."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else ""
+    if verb not in MAPPING:
+        return main()
+    sentence = (
+        f"{verb} ended by SIGBUS: the disk could not give a page of the index, or is full. Run reindex; "
+        "if that ends so too, move the folder index away and run it again"
+    )
+    return guarded(main, lambda: complain(sentence, FAILED))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

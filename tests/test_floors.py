@@ -50,6 +50,7 @@ FLOORS = {
     "streamsrv.supervisor": 5,
     "streamsrv.server": 5,
     "streamsrv.cli": 5,
+    "streamsrv.guard": 5,
     "streamsrv.__main__": 5,
 }
 # Who may not know whom.
