@@ -161,7 +161,8 @@ class Selection:
         if self._found is not None:
             damaged = self._found.damaged
         else:
-            damaged = self._store.damaged_among([row.record_id for row in self._one if row.damaged])
+            ids = [row.record_id for row in self._one if row.damaged]
+            damaged = self._store.damaged_among(ids) if ids else []
         if damaged:
             raise refusal(damaged)
 
