@@ -17,7 +17,7 @@ SHORTEST_DEADLINE = 3.0
 QUICK = 4 << 20
 # Bytes that mostly take a second or so: as long as starting another process. More is worth stopping.
 WORTH_A_PROCESS = 16 << 20
-NOBODY = Requester()  # of pictures that are made ahead
+PREFETCH = Requester()  # no client waits; shared, so nothing may call its `leave`
 
 
 @dataclass(slots=True, eq=False)
@@ -28,7 +28,7 @@ class Order:
     frames: Sequence[Frame]
     arguments: tuple[Any, ...]
     pixels: int
-    requester: Requester = NOBODY
+    requester: Requester = PREFETCH
 
 
 @dataclass(slots=True, eq=False)
@@ -39,7 +39,7 @@ class Making:
     key: Hashable
     order: Callable[[], Order]
     finish: Callable[[list[Result]], bytes]
-    requester: Requester = NOBODY
+    requester: Requester = PREFETCH
 
 
 def deadline_of(order: Order, most: float) -> float:

@@ -216,8 +216,8 @@ class Ingest:
         self._transaction.sync_so_far()
 
     def read_ended(self) -> None:
-        """Read the datasets of parts that have ended, in place, for about READ_SECONDS; then take some more
-        of what was fed. Unless it is `heavy`, a long header is left to the next call, which is."""
+        """Read the datasets of parts that have ended, in place, for about READ_SECONDS; then take more of the
+        fed bytes. The next call, which is `heavy`, reads a long header; a call that is not leaves it."""
         brief, until = not self.heavy, time.monotonic() + READ_SECONDS
         if self._look_due:
             self._look()

@@ -16,7 +16,7 @@ from framecodecs.frameinfo import FrameInfo
 from framecodecs.pictures import PictureRequest, Viewport, picture_size
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import BadRequest, NotAcceptable, NotFound, StreamsrvError
-from streamsrv.pixelorders import NOBODY
+from streamsrv.pixelorders import PREFETCH
 from streamsrv.pixelpool import Making, Order, PixelPool
 from streamsrv.retrieve.payloads import bulk_piece
 from streamsrv.retrieve.pixels import Description, describe, inline_binary, whole
@@ -66,7 +66,7 @@ class Renderer:
     wishes: Wishes
     media_type: str
     waits: bool = True  # for the disk, where it may
-    requester: Requester = NOBODY
+    requester: Requester = PREFETCH
 
     @property
     def description(self) -> Description:
@@ -113,7 +113,7 @@ class Renderer:
 
     def _neighbour(self, selection: Selection, row: InstanceRow, index: int) -> Making:
         check_drawable(row)
-        other = replace(self, selection=selection, row=row, waits=False, requester=NOBODY)
+        other = replace(self, selection=selection, row=row, waits=False, requester=PREFETCH)
         return other.making(index)
 
     def request(self, index: int) -> PictureRequest:

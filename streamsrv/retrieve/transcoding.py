@@ -19,7 +19,7 @@ from framecodecs.wireform import Frame, Result, Stored
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, lookup
 from streamsrv.errors import NotAcceptable, StoreCorrupt, StoreError, WouldBlock
-from streamsrv.pixelorders import NOBODY
+from streamsrv.pixelorders import PREFETCH
 from streamsrv.pixelpool import Making, Order, PixelPool
 from streamsrv.retrieve.payloads import frame_pieces
 from streamsrv.retrieve.pixel_info import pixel_info
@@ -99,7 +99,7 @@ class Transcoder:
     info: FrameInfo
     target: str
     waits: bool = True  # for the disk, where it may
-    requester: Requester = NOBODY
+    requester: Requester = PREFETCH
 
     @property
     def decoded_length(self) -> int:
@@ -151,7 +151,7 @@ def transcoder(
     row: InstanceRow,
     pool: PixelPool,
     target: str,
-    requester: Requester = NOBODY,
+    requester: Requester = PREFETCH,
 ) -> Transcoder:
     info = pixel_info(store, row, pool)
     return Transcoder(store, selection, row, pool, info, target, requester=requester)
