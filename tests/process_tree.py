@@ -4,6 +4,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+PIXEL_PROCESS = b"framecodecs.worker"
+
 
 def family(pid):
     """The process and all that descend from it."""
@@ -42,8 +44,16 @@ def seconds_until_idle(server, patience):
     seems to give ticks back, so that does not count as idle."""
     began = time.monotonic()
     while time.monotonic() - began < patience:
-        before = busy_ticks(server, b"framecodecs.worker")
+        before = busy_ticks(server, PIXEL_PROCESS)
         time.sleep(0.4)
-        if 0 <= busy_ticks(server, b"framecodecs.worker") - before <= 2:
+        if 0 <= busy_ticks(server, PIXEL_PROCESS) - before <= 2:
             return time.monotonic() - began - 0.4
     return None
+
+
+def wait_until_busy(server, before, ticks=5, patience=20):
+    """Until the pixel processes have used so many ticks of 10 ms since `before` (of `busy_ticks`)."""
+    end = time.monotonic() + patience
+    while busy_ticks(server, PIXEL_PROCESS) < before + ticks:
+        assert time.monotonic() < end, "no pixel process works"
+        time.sleep(0.01)

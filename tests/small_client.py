@@ -82,8 +82,8 @@ class Client:
         fields = {name.replace("_", "-"): value for name, value in headers.items()}
         try:
             self._connection.request(method, f"/v2{path}", body, fields)
-            answer = self._connection.getresponse()
-            reply = Reply(answer.status, answer.headers, answer.read())
+            with self._connection.getresponse() as answer:
+                reply = Reply(answer.status, answer.headers, answer.read())
         except LOST:
             self.close()
             raise

@@ -233,8 +233,15 @@ class FramePool:
         """Nobody wants this answer: takes it from the queue, or kills the process that is busy with it."""
         if order.cancel() or order.done() or not isinstance(order, Submitted):
             return
-        self._kill(order)
-        self._fail(order, WorkCancelled("nobody waits for this any more"))
+        self._stop(order, WorkCancelled("no request waits for this"))
+
+    def _stop(self, order: Submitted, error: FrameCodecError) -> None:
+        """Claims the order first: the death of its process is then no answer to it."""
+        if self._claim(order):
+            self._kill(order)
+            self._feeder.forget(order)
+            order.close()
+            order.set_exception(error)
 
     def _fail(self, order: Submitted, error: FrameCodecError) -> None:
         if self._end(order):
@@ -315,8 +322,7 @@ class FramePool:
             if order.begun() is not None:
                 self._latest_begun = max(self._latest_begun, order.number)
             if (error := order.overdue(now, self._latest_begun, self._last_there, self.limits)) is not None:
-                self._kill(order)
-                self._fail(order, error)
+                self._stop(order, error)
         self._grow()
 
     def wait_until_ready(self, seconds: float = 60.0) -> bool:
