@@ -42,6 +42,7 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/lint_prose.py
 
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .

@@ -28,7 +28,7 @@ import zstandard
 
 from perf.index_data import ROOT, SERIES_SIZE, batches, dataset, new_instance, text_of
 from streamsrv import search
-from streamsrv.store.index import Index
+from streamsrv.store.index.index import Index
 from streamsrv.store.rows import NewInstance
 from streamsrv.wire.answers import Literal, Request, Stream
 from streamsrv.wire.resources import target_of

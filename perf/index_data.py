@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from streamsrv.dicom.instance import BulkValue, FrameKind, JsonDataset, JsonElement
-from streamsrv.store.query import KEEP
+from streamsrv.query.attributes import KEEP
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance
 
 ROOT = "1.2.826.0.1.3680043.8.498"

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from perf.data import CONTENT_TYPE, Keys, ct_study
 from streamsrv import retrieve
 from streamsrv.ingest import Ingest
-from streamsrv.pixelpool import PixelPool
+from streamsrv.pixels.pool import PixelPool
 from streamsrv.store.store import Store, StoreOptions
 from streamsrv.wire.answers import Literal, Request, Span
 from streamsrv.wire.resources import instance_url, target_of

@@ -24,12 +24,12 @@ from streamsrv.guard import guarded
 from streamsrv.ingest.derivation import derive
 from streamsrv.server import read_limits, store_options
 from streamsrv.settings import Settings
-from streamsrv.store.check import Finding, Severity, check
-from streamsrv.store.compact import compact
-from streamsrv.store.info import info
-from streamsrv.store.reindex import reindex
+from streamsrv.store.maintenance.check import Finding, Severity, check
+from streamsrv.store.maintenance.compact import compact
+from streamsrv.store.maintenance.info import info
+from streamsrv.store.maintenance.reindex import reindex
+from streamsrv.store.maintenance.scrub import Pace, check_segments
 from streamsrv.store.rows import NewInstance
-from streamsrv.store.scrub import Pace, check_segments
 from streamsrv.store.store import Store
 from streamsrv.store.transaction import Record
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
-from framecodecs.confinement import hide, lacking
+from framecodecs.pool.confinement import hide, lacking
 
 
 def protect() -> None:

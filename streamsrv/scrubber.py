@@ -24,9 +24,9 @@ from streamsrv.errors import StreamsrvError
 from streamsrv.privileges import protect
 from streamsrv.server import LOG_LINE, STDIN, read_settings, store_options
 from streamsrv.settings import Settings
-from streamsrv.store.check import Severity
-from streamsrv.store.scrub import Pace, Scrub
-from streamsrv.store.scrub_state import DAY
+from streamsrv.store.maintenance.check import Severity
+from streamsrv.store.maintenance.scrub import Pace, Scrub
+from streamsrv.store.maintenance.scrub_state import DAY
 from streamsrv.store.store import Store
 
 log = logging.getLogger("streamsrv.scrub")

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from framecodecs.processes import Entrance
+from framecodecs.pool.processes import Entrance
 from streamsrv import config, search
 from streamsrv import retrieve as retrieving
 from streamsrv.dicom.window import ReadLimits
@@ -31,11 +31,11 @@ from streamsrv.ingest import Ingest, IngestLimits
 from streamsrv.ingest import response as store_response
 from streamsrv.ingest.derivation import Remembered
 from streamsrv.ingest.together import ShortBody, Together
-from streamsrv.pixelpool import PixelPool
-from streamsrv.pixelprocesses import pixel_limits, pixel_processes
+from streamsrv.pixels.pool import PixelPool
+from streamsrv.pixels.processes import pixel_limits, pixel_processes
 from streamsrv.privileges import protect
-from streamsrv.retrieve.hot_pictures import hot_answers
-from streamsrv.retrieve.hot_series import hot_series
+from streamsrv.retrieve.cached_pictures import hot_answers
+from streamsrv.retrieve.cached_series import hot_series
 from streamsrv.search import SearchLimits
 from streamsrv.settings import Settings
 from streamsrv.store.rows import OnDuplicate

@@ -1,5 +1,6 @@
 """The parent of the workers: holds the store's lock and the listening sockets, starts workers, restarts those
-that die, ends them all. So does it with the pixel processes, which all workers share (framecodecs.processes).
+that die, ends them all. So does it with the pixel processes, which all workers share
+(framecodecs.pool.processes).
 
 Strategy: one loop over a few descriptors, without threads and without SIGCHLD. Each worker has a status pipe:
 the first byte on it says ready, each further one that its loop turns, its end that the worker is gone.
@@ -33,10 +34,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from framecodecs.processes import Processes
+from framecodecs.pool.processes import Processes
 from streamsrv import __version__, config
 from streamsrv.errors import StreamsrvError
-from streamsrv.pixelprocesses import pixel_limits, pixel_processes, slow_limits
+from streamsrv.pixels.processes import pixel_limits, pixel_processes, slow_limits
 from streamsrv.privileges import protect, remarks
 from streamsrv.scrub_process import ScrubProcess
 from streamsrv.settings import Settings

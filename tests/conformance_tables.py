@@ -6,8 +6,8 @@ from pathlib import Path
 
 from streamsrv.dicom.syntaxes import SYNTAXES
 from streamsrv.errors import AlreadyStored, InstanceRefused, NotDicom, StudyMismatch
+from streamsrv.query.attributes import Level, Returned, attributes_at
 from streamsrv.search.parameters import PARAMETERS
-from streamsrv.store.query import Level, Returned, attributes_at
 from streamsrv.web.cors import ALLOW_HEADERS, EXPOSE_HEADERS
 from streamsrv.web.description import STORE_TYPES, WADL, operations
 from streamsrv.wire.accept import (

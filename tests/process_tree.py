@@ -4,7 +4,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-PIXEL_PROCESS = b"framecodecs.worker"
+PIXEL_PROCESS = b"framecodecs.pool.worker"
 
 
 def family(pid):

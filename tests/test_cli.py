@@ -13,8 +13,8 @@ from live_server import ROOT, environment, start_server
 from streamsrv import __version__, cli, config, samples
 from streamsrv.cli import FAILED, LOCKED, USAGE, VERBS, main
 from streamsrv.config import FIELDS
-from streamsrv.store.check import Finding, Severity
-from streamsrv.store.reindex import Reindexing
+from streamsrv.store.maintenance.check import Finding, Severity
+from streamsrv.store.maintenance.reindex import Reindexing
 
 DEADLINE = 60.0
 

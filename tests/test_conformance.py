@@ -5,7 +5,7 @@ import re
 import pytest
 from conformance_tables import DOCS, TABLES, filled, tables_of
 
-from streamsrv.retrieve import rendered
+from streamsrv.pixels import rendering as rendered
 from streamsrv.wire import accept
 
 PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("conformance.md", "negotiation.md")}

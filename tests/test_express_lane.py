@@ -1,5 +1,5 @@
-"""The express lane (streamsrv/web/lane.py) over real sockets, against the usual way: the same answers, the
-same lines in the log, and nothing that a request could carry over from one to the other."""
+"""The express lane (streamsrv/web/fastpath/frames.py) over real sockets, against the usual way: the same
+answers, the same lines in the log, and nothing that a request could carry over from one to the other."""
 
 import asyncio
 import dataclasses
@@ -26,24 +26,24 @@ from tornado.iostream import IOStream
 
 from streamsrv.errors import NotFound, StoreCorrupt, StoreError, WouldBlock
 from streamsrv.ingest import Ingest
-from streamsrv.pixelmakings import UnderWay
-from streamsrv.pixelpool import PixelPool
-from streamsrv.retrieve import hot_frames, hot_pictures, hot_series
+from streamsrv.pixels.pool import PixelPool
+from streamsrv.pixels.single_flight import UnderWay
+from streamsrv.retrieve import cached_frames, cached_pictures, cached_series
 from streamsrv.server import actions, pixel_pool
 from streamsrv.settings import Settings
 from streamsrv.store.store import Store, StoreOptions
-from streamsrv.web import lane as lanes
-from streamsrv.web import series as series_lane
-from streamsrv.web import transfer as transfers
-from streamsrv.web import words as known_words
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.app import App
-from streamsrv.web.exchange import Exchange
-from streamsrv.web.known import Known
-from streamsrv.web.listener import Acceptor, Server
-from streamsrv.web.loop import Loop
-from streamsrv.web.stream import Stream
-from streamsrv.web.templates import SeriesTemplate
+from streamsrv.web.connection.exchange import Exchange
+from streamsrv.web.connection.listener import Acceptor, Server
+from streamsrv.web.connection.loop import Loop
+from streamsrv.web.connection.stream import Stream
+from streamsrv.web.fastpath import frames as lanes
+from streamsrv.web.fastpath import headers as known_words
+from streamsrv.web.fastpath import series as series_lane
+from streamsrv.web.fastpath.known_request import Known
+from streamsrv.web.fastpath.templates import SeriesTemplate
+from streamsrv.web.sending import transfer as transfers
 from streamsrv.wire import conditional
 from streamsrv.wire.answers import Answer, Literal
 
@@ -236,10 +236,10 @@ def payload_of(answer):
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     monkeypatch.setattr(conditional, "SETTLED", -1)
-    monkeypatch.setattr(hot_frames, "SETTLED", -1)
-    monkeypatch.setattr(hot_frames, "_shapes", {})
-    monkeypatch.setattr(hot_pictures, "_shapes", {})
-    monkeypatch.setattr(hot_series, "_shapes", {})
+    monkeypatch.setattr(cached_frames, "SETTLED", -1)
+    monkeypatch.setattr(cached_frames, "_shapes", {})
+    monkeypatch.setattr(cached_pictures, "_shapes", {})
+    monkeypatch.setattr(cached_series, "_shapes", {})
     # The system may take pages out of memory at any time, and what is counted here would be another number.
     monkeypatch.setattr(os, "RWF_NOWAIT", 0)
     with Store.open(tmp_path / "data", StoreOptions(min_free=0)) as opened:
@@ -403,7 +403,7 @@ def test_a_cold_head_goes_the_usual_way(start, monkeypatch):
     connection = local.connect()
     warm(local, connection, shown(1))
     before = local.answered
-    monkeypatch.setattr(hot_pictures, "head_at_hand", lambda *_: None)
+    monkeypatch.setattr(cached_pictures, "head_at_hand", lambda *_: None)
     assert connection.ask(shown(2))[1] == SHADES[1]
     assert local.answered == before
 
@@ -610,7 +610,7 @@ def test_cold_frames_go_the_usual_way(start, monkeypatch):
 
 def test_few_segments_are_open(tmp_path, monkeypatch):
     monkeypatch.setattr(conditional, "SETTLED", -1)
-    monkeypatch.setattr(hot_frames, "SETTLED", -1)
+    monkeypatch.setattr(cached_frames, "SETTLED", -1)
     monkeypatch.setattr(lanes, "SEGMENTS", 2)
     instances = [f"1.2.3.4.{number}" for number in range(10, 16)]
     with Store.open(tmp_path / "data", StoreOptions(min_free=0, segment_size=1)) as store:
@@ -642,7 +642,7 @@ def test_what_fails_in_the_lane_goes_the_usual_way(start, monkeypatch, what):
     connection = local.connect()
     warm(local, connection, get(SMALL, 1))
     before = local.answered
-    where = lanes if what == "read_warm" else hot_frames.HotFrames
+    where = lanes if what == "read_warm" else cached_frames.HotFrames
     local.call(lambda _: local.app.lane.close())  # so that it has to lease
     monkeypatch.setattr(where, what, fail)
     assert payload_of(connection.ask(get(SMALL, 2))) == TILES[1]
@@ -1092,7 +1092,7 @@ NOT_ALIKE = [
 )
 def test_a_frame_of_a_known_series_has_the_same_answer(start, twin, hot, monkeypatch, values, settled):
     monkeypatch.setattr(conditional, "SETTLED", settled)
-    monkeypatch.setattr(hot_frames, "SETTLED", settled)
+    monkeypatch.setattr(cached_frames, "SETTLED", settled)
     fast, slow = start(**values), start(express_lane=False, **values)
     one, other = fast.connect(), slow.connect()
     for _ in range(3):
@@ -1141,7 +1141,7 @@ def test_why_a_frame_of_a_known_series_cannot_be_made_is_told(start, twin, hot, 
     def torn(*_):
         raise StoreCorrupt("it is torn")
 
-    monkeypatch.setattr(hot_series, "one_frame", torn)
+    monkeypatch.setattr(cached_series, "one_frame", torn)
     head, told = connection.ask(to_make(TWIN, 1))
     assert head.startswith(b"HTTP/1.1 500 ")
     assert b"it is torn" in told
@@ -1183,14 +1183,14 @@ def test_a_drained_worker_sends_a_frame_of_a_known_series_and_closes(start, twin
     connection = local.connect()
     for _ in range(3):
         connection.ask(to_make(NATIVE, 1))
-    begun, go_on = [], hot_series.HotSeries._made
+    begun, go_on = [], cached_series.HotSeries._made
 
     def made(series, *what):
         begun.append(what)
         local.app.draining = True
         return go_on(series, *what)
 
-    monkeypatch.setattr(hot_series.HotSeries, "_made", made)
+    monkeypatch.setattr(cached_series.HotSeries, "_made", made)
     head, payload = connection.ask(to_make(TWIN, 1))
     assert head.endswith(b"\r\nConnection: close\r\n\r\n")
     assert imagecodecs.jpegls_decode(payload_of((head, payload))).tobytes() == SLICES[-1]
@@ -1200,13 +1200,13 @@ def test_a_drained_worker_sends_a_frame_of_a_known_series_and_closes(start, twin
 
 def test_little_is_remembered_of_series(start, twin, hot, monkeypatch):
     monkeypatch.setattr(series_lane, "TEMPLATES", 2)
-    monkeypatch.setattr(hot_frames, "SHAPES", 2)
+    monkeypatch.setattr(cached_frames, "SHAPES", 2)
     local = start()
     connection = local.connect()
     for number in range(5):
         for _ in range(3):
             connection.ask(to_make(NATIVE, 1, f"X-Viewer: {number}", accept=f"{TO_MAKE}; q=0.{number + 1}"))
-    assert len(local.app.series._templates) == len(hot_series._shapes) == 2
+    assert len(local.app.series._templates) == len(cached_series._shapes) == 2
 
 
 def test_few_words_are_remembered(start, monkeypatch):

@@ -24,45 +24,48 @@ FLOORS = {
     "streamsrv.errors": 0,
     "streamsrv.config": 0,
     "streamsrv.settings": 0,
-    "streamsrv.sizedcache": 0,
-    "streamsrv.dicom.tags": 0,
-    "streamsrv.dicom.syntaxes": 0,
+    "streamsrv.bounded_cache": 0,
     "streamsrv.dicom": 1,
     "streamsrv.wire": 1,
-    "streamsrv.store": 2,
-    "framecodecs": 2,
-    "streamsrv.ingest": 3,
-    "streamsrv.retrieve": 3,
-    "streamsrv.search": 3,
-    "streamsrv.pixelpool": 3,
-    "streamsrv.pixelmakings": 3,
-    "streamsrv.pixelorders": 3,
-    "streamsrv.pixelprocesses": 3,
-    "streamsrv.pixelqueue": 3,
-    "streamsrv.pixelturns": 3,
-    "streamsrv.pixelwishes": 3,
-    "streamsrv.privileges": 5,
-    "streamsrv.web": 4,
-    "streamsrv.samples": 5,
-    "streamsrv.scrub_process": 5,
-    "streamsrv.scrubber": 5,
-    "streamsrv.client": 5,
-    "streamsrv.supervisor": 5,
-    "streamsrv.server": 5,
-    "streamsrv.cli": 5,
-    "streamsrv.guard": 5,
-    "streamsrv.__main__": 5,
+    "streamsrv.query": 2,
+    "streamsrv.store": 3,
+    "framecodecs": 3,
+    "streamsrv.ingest": 4,
+    "streamsrv.plans": 4,
+    "streamsrv.search": 4,
+    "streamsrv.pixels": 5,
+    "streamsrv.retrieve": 6,
+    "streamsrv.web": 7,
+    "streamsrv.client": 8,
+    "streamsrv.samples": 8,
+    "streamsrv.server": 8,
+    "streamsrv.privileges": 8,
+    "streamsrv.scrub_process": 8,
+    "streamsrv.scrubber": 8,
+    "streamsrv.supervisor": 8,
+    "streamsrv.guard": 8,
+    "streamsrv.cli": 8,
+    "streamsrv.__main__": 8,
 }
-# Who may not know whom.
+# Rooms of one floor that do not know each other.
 STRANGERS = [
     ("streamsrv.dicom", "streamsrv.wire"),
     ("streamsrv.wire", "streamsrv.dicom"),
+    *(
+        (room, stranger)
+        for room in ("streamsrv.ingest", "streamsrv.plans", "streamsrv.search")
+        for stranger in ("streamsrv.ingest", "streamsrv.plans", "streamsrv.search")
+        if room != stranger
+    ),
     ("framecodecs", "streamsrv"),
 ]
+MODULES_IN_A_FOLDER = 16
+# Folders over the limit: what they have now, and may not exceed.
+CROWDED = {"perf": 30, "streamsrv/dicom": 19, "streamsrv/pixels": 17, "streamsrv/store/index": 17}
 FLOOR_ZERO_KNOWS_NOBODY_BUT = {"streamsrv", "streamsrv.errors", "streamsrv.settings"}
 TORNADO_ROOM = "streamsrv.web"
 
-MODULE_LINES = 350
+MODULE_LINES = 500
 FUNCTION_LINES = 60
 NINE_OF_TEN = 30
 MEDIAN = 8
@@ -220,6 +223,13 @@ def test_no_import_inside_a_function(module):
 
 
 # --- sizes ---
+
+
+@pytest.mark.parametrize("folder", sorted({module.path.parent for module in SOURCES}), ids=str)
+def test_a_folder_can_be_looked_over(folder):
+    modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    limit = CROWDED.get(str(folder.relative_to(ROOT)), MODULES_IN_A_FOLDER)
+    assert len(modules) <= limit
 
 
 @EVERY_SOURCE

@@ -28,7 +28,7 @@ from hostile_world import (
     replies,
 )
 
-from streamsrv.web.farewell import RESET_SECONDS
+from streamsrv.web.connection.closing import RESET_SECONDS
 
 LIMITS = {
     "--max-body": 40_000_000,

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from streamsrv import pixelwishes
 from streamsrv.errors import StoreError
-from streamsrv.pixelwishes import SURE, WALKS, Company, Lookout, Wishes
+from streamsrv.pixels import prefetch as pixelwishes
+from streamsrv.pixels.prefetch import SURE, WALKS, Company, Lookout, Wishes
 
 
 class Workshop:

@@ -63,7 +63,7 @@ def server(tmp_path_factory):
 @pytest.fixture
 def pixel_process(server):
     def started():
-        return [pid for pid, module in processes_of(server).items() if module == "framecodecs.worker"]
+        return [pid for pid, module in processes_of(server).items() if module == "framecodecs.pool.worker"]
 
     (pid,) = eventually(started)
     eventually(lambda: is_confined(pid))
@@ -85,7 +85,7 @@ def test_a_pixel_process_of_a_server_owns_nothing(server, pixel_process):
 def test_no_process_of_a_server_dumps_core_or_is_readable(server, pixel_process):
     """The kernel gives the files in /proc of a process that is not dumpable to root."""
     processes = processes_of(server)
-    assert {"framecodecs.worker", "streamsrv.server"} <= set(processes.values())
+    assert {"framecodecs.pool.worker", "streamsrv.server"} <= set(processes.values())
     for pid in (server.process.pid, *processes):
         limits = Path(f"/proc/{pid}/limits").read_text()
         assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)

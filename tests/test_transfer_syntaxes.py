@@ -6,7 +6,7 @@ from live_server import ROOT
 from framecodecs import syntax_table
 from framecodecs.registry import SYNTAXES
 from streamsrv.dicom.syntaxes import lookup
-from streamsrv.retrieve import transcoding
+from streamsrv.pixels import transcoding
 
 PAGE = (ROOT / "docs" / "transfer-syntaxes.md").read_text(encoding="utf-8")
 

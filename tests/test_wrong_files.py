@@ -11,7 +11,7 @@ from live_server import END_WITHIN, environment, executable, free_port, start_se
 from small_client import WHOLE, Client, file_of, key_of, path_of
 
 from streamsrv.store.folder import Layout, identity_of
-from streamsrv.store.records import Kind, RecordFormat
+from streamsrv.store.segments.records import Kind, RecordFormat
 
 OWN_OF_LMDB = {"lock.mdb"}  # locks: it holds nothing
 VERBS = ("check", "reindex", "compact", "info", "serve")

@@ -11,12 +11,12 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from framecodecs.annotations import Notes
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.luts import Lut, Palette, Window
 from framecodecs.options import EncodeOptions
-from framecodecs.pictures import PictureRequest, Viewport
-from framecodecs.rendering import Rendering
+from framecodecs.rendering.annotations import Notes
+from framecodecs.rendering.luts import Lut, Palette, Window
+from framecodecs.rendering.pictures import PictureRequest, Viewport
+from framecodecs.rendering.rendering import Rendering
 
 VALUES: dict[str, type[Any]] = {
     kind.__name__: kind

@@ -11,16 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from framecodecs import (
-    htj2k,
-    jpeg,
-    jpeg_2000,
-    jpeg_lossless,
-    jpeg_ls,
-    jpeg_xl,
-    native_syntaxes,
-    rle_lossless,
-)
+from framecodecs import native_syntaxes
+from framecodecs.coders import htj2k, jpeg, jpeg_2000, jpeg_lossless, jpeg_ls, jpeg_xl, rle_lossless
 from framecodecs.errors import Unsupported
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.libraries import BUILT_IN

@@ -12,9 +12,9 @@ import zlib
 
 import numpy as np
 
-from framecodecs.codestream import Header
 from framecodecs.errors import CodestreamError, DecodeError
 from framecodecs.frameinfo import FrameInfo
+from framecodecs.headers.codestream import Header
 from framecodecs.libraries import guarded
 from framecodecs.options import EncodeOptions
 from framecodecs.samples import native

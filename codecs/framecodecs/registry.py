@@ -14,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from framecodecs import jpeg, jpeg_xl
-from framecodecs.codestream import agree
+from framecodecs.coders import jpeg, jpeg_xl
 from framecodecs.errors import CodestreamError, EncodeError, Unsupported
 from framecodecs.families import FAMILIES, Family
 from framecodecs.frameinfo import FrameInfo
+from framecodecs.headers.codestream import agree
 from framecodecs.libraries import LIBRARIES, available, first_available
 from framecodecs.native_syntaxes import decode_little_endian, swap_words
 from framecodecs.options import EncodeOptions

@@ -25,9 +25,9 @@ import orjson
 
 from streamsrv.dicom import tags
 from streamsrv.dicom.checks import UID, broken_rule
-from streamsrv.dicom.dicomjson import MetadataWriter
 from streamsrv.dicom.elements import Elements, Event
 from streamsrv.dicom.instance import BulkValue, Frames, JsonDataset, JsonElement, SOPInstance
+from streamsrv.dicom.json.writer import MetadataWriter
 from streamsrv.dicom.levels import NOTED
 from streamsrv.dicom.values import Converter
 from streamsrv.dicom.window import Pread, ReadLimits, Window

@@ -1,6 +1,6 @@
 """Reads one Part 10 file in place: file meta information, dataset, frames (PS3.10 section 7, PS3.5).
 
-Strategy: the dataset is walked once (elements.py) while its DICOM JSON is written (dicomjson.py); Pixel
+Strategy: the dataset is walked once (elements.py) while its DICOM JSON is written (json/writer.py); Pixel
 Data are laid out (frames.py) when the walk meets them. Values above the bulk threshold are jumped over.
 Nothing is held but a window, the open containers and what the caller asked to keep.
 
@@ -17,12 +17,12 @@ from typing import Any
 
 from streamsrv.dicom import tags
 from streamsrv.dicom.checks import UID, broken_rule, well_formed_uid
-from streamsrv.dicom.dicomjson import SLOT, MetadataWriter, plain
 from streamsrv.dicom.elements import Elements
 from streamsrv.dicom.filemeta import Encoding, encoding_of, read_file_meta
 from streamsrv.dicom.fragments import scan_items
 from streamsrv.dicom.frames import Encapsulated, Geometry, native_frames, whole_value
 from streamsrv.dicom.instance import BulkValue, FrameKind, Frames, JsonDataset, JsonElement, SOPInstance
+from streamsrv.dicom.json.writer import SLOT, MetadataWriter, plain
 from streamsrv.dicom.mould import GEOMETRY, UIDS, Layout
 from streamsrv.dicom.pixelfacts import facts_in
 from streamsrv.dicom.repeats import Repeats

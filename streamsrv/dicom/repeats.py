@@ -24,10 +24,10 @@ from typing import NamedTuple, cast
 import orjson
 
 from streamsrv.dicom.checks import broken_rule
-from streamsrv.dicom.dicomjson import SPECIFIC_CHARACTER_SET, Known, MetadataWriter
 from streamsrv.dicom.elements import HEADERS, LONG_VRS, SHORT_VRS, Elements, Event
 from streamsrv.dicom.filemeta import PREAMBLE, FileMeta, read_file_meta
 from streamsrv.dicom.instance import JsonDataset, JsonElement, SOPInstance
+from streamsrv.dicom.json.writer import SPECIFIC_CHARACTER_SET, Known, MetadataWriter
 from streamsrv.dicom.levels import NOTED, Level
 from streamsrv.dicom.mould import Layout, Mould, Piece, Track
 from streamsrv.dicom.tags import KEYS, vr_of_number

@@ -24,10 +24,10 @@ from streamsrv.dicom import tags
 from streamsrv.dicom.checks import UID, well_formed_uid
 from streamsrv.dicom.elementwriting import part10_head
 from streamsrv.dicom.explicit import Copy
-from streamsrv.dicom.jsonencoding import Bulk, DatasetEncoder, Later, Piece
-from streamsrv.dicom.jsontext import LARGE, JsonReader
-from streamsrv.dicom.nativexml_reading import json_text
+from streamsrv.dicom.json.encoding import Bulk, DatasetEncoder, Later, Piece
+from streamsrv.dicom.json.text import LARGE, JsonReader
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, lookup
+from streamsrv.dicom.xml.reader import json_text
 from streamsrv.errors import InstanceError, InstanceRefused, NotDicom
 from streamsrv.ingest.partspool import PartSpool, SpooledPart
 from streamsrv.ingest.response import FailedItem

@@ -13,8 +13,8 @@ from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.part10 import read_instance
 from streamsrv.dicom.repeats import Repeats
 from streamsrv.dicom.window import Pread, ReadLimits
-from streamsrv.store.index_texts import compressed
-from streamsrv.store.query import KEEP
+from streamsrv.query.attributes import KEEP
+from streamsrv.store.index.metadata_blobs import compressed
 from streamsrv.store.rows import METADATA_CHUNK, SHORT_TEXT, InstanceKey, InstanceRow, Location, NewInstance
 
 MOST_REMEMBERED = 8  # about 200 kB each

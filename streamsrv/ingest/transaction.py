@@ -33,7 +33,7 @@ from streamsrv.ingest.partspool import PartSpool
 from streamsrv.ingest.reading import READ_SECONDS, brief_pread, stoppable_pread
 from streamsrv.ingest.response import FailedItem, StoredItem, StoreResult
 from streamsrv.ingest.spill import Spill
-from streamsrv.store.index_batch import Prepared, prepare
+from streamsrv.store.index.batch import Prepared, prepare
 from streamsrv.store.rows import InstanceKey, NewInstance, OnDuplicate, Outcome
 from streamsrv.store.store import Store
 from streamsrv.store.transaction import Record, Transaction

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from streamsrv.dicom.instance import BulkValue
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from streamsrv.errors import NotFound
-from streamsrv.retrieve import payloads
+from streamsrv.plans import payloads
+from streamsrv.plans.parts import PARTS_KEPT, Part
 from streamsrv.retrieve.answering import Retrieval
-from streamsrv.retrieve.parts import PARTS_KEPT, Part
 from streamsrv.store.rows import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer

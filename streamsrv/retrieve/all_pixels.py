@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
-from streamsrv.pixelpool import Order
-from streamsrv.retrieve import payloads, transcoding
+from streamsrv.pixels import transcoding
+from streamsrv.pixels.pool import Order
+from streamsrv.pixels.transcoding import Transcoder, has_frames, piece_chunks
+from streamsrv.plans import payloads
+from streamsrv.plans.parts import PARTS_KEPT, Part
 from streamsrv.retrieve.answering import MAKER, Retrieval
 from streamsrv.retrieve.frames import part_texts
-from streamsrv.retrieve.parts import PARTS_KEPT, Part
-from streamsrv.retrieve.transcoding import Transcoder, has_frames, piece_chunks
 from streamsrv.store.rows import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.accept import Offer

@@ -15,12 +15,13 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
-from framecodecs import animations, work
-from framecodecs.pictures import picture_size
+from framecodecs.pool import work
+from framecodecs.rendering import animations
+from framecodecs.rendering.pictures import picture_size
 from streamsrv.errors import BadRequest
-from streamsrv.pixelpool import Order
-from streamsrv.retrieve.rendered import Renderer
-from streamsrv.retrieve.transcoding import batches
+from streamsrv.pixels.pool import Order
+from streamsrv.pixels.rendering import Renderer
+from streamsrv.pixels.transcoding import batches
 
 ANIMATED_FRAMES = 200
 PICTURES = 4

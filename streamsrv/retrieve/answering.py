@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from streamsrv import __version__
 from streamsrv.errors import WouldBlock
-from streamsrv.pixelpool import PixelPool
-from streamsrv.retrieve.parts import PartSource, multipart_plan, total_length
-from streamsrv.retrieve.selection import Selection
+from streamsrv.pixels.pool import PixelPool
+from streamsrv.plans.parts import PartSource, multipart_plan, total_length
+from streamsrv.plans.selection import Selection
 from streamsrv.store.store import Store
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Literal, Piece, Request, Stream

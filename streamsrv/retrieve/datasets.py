@@ -28,9 +28,9 @@ from streamsrv.dicom.explicit import Changes, Here, changed_pieces
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable
-from streamsrv.retrieve.payloads import as_piece, reader
-from streamsrv.retrieve.pixels import ICON_IMAGES, describe, values
-from streamsrv.retrieve.transcoding import AT_ONCE, Transcoder
+from streamsrv.pixels.description import ICON_IMAGES, describe, values
+from streamsrv.pixels.transcoding import AT_ONCE, Transcoder
+from streamsrv.plans.payloads import as_piece, reader
 from streamsrv.wire.answers import Literal, Piece, Stream
 
 PIXEL_DATA = 0x7FE00010

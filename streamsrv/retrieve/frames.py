@@ -12,11 +12,13 @@ from functools import lru_cache, partial
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
-from streamsrv.retrieve import hot_frames, hot_series, payloads, transcoding
+from streamsrv.pixels import transcoding
+from streamsrv.pixels.pixel_info import pixel_info
+from streamsrv.pixels.transcoding import AT_ONCE, Transcoder
+from streamsrv.plans import payloads
+from streamsrv.plans.parts import Part
+from streamsrv.retrieve import cached_frames, cached_series
 from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval, finished
-from streamsrv.retrieve.parts import Part
-from streamsrv.retrieve.pixel_info import pixel_info
-from streamsrv.retrieve.transcoding import AT_ONCE, Transcoder
 from streamsrv.store.rows import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.accept import Offer
@@ -45,7 +47,7 @@ def frames_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]
     offer = chosen(retrieval, row, numbers)
     if offer.syntax == stored:
         if len(numbers) == 1:
-            hot_frames.learn(retrieval, row, offer)
+            cached_frames.learn(retrieval, row, offer)
         return stored_answer(retrieval, row, numbers, offer)
     try:
         return made_answer(retrieval, row, numbers, offer)
@@ -120,7 +122,7 @@ def made_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int], 
         retrieval.store, retrieval.selection, row, retrieval.pool, offer.syntax, requester
     )
     if len(numbers) == 1:
-        hot_series.learn(retrieval, row, made.info, offer)
+        cached_series.learn(retrieval, row, made.info, offer)
         answer = partial(one_made, retrieval, row, numbers[0], offer)
         return finished(retrieval.request, answer, one_piece(made, numbers[0]))
     said = (*representation(offer, numbers), MAKER)

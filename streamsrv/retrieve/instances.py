@@ -18,15 +18,17 @@ from functools import lru_cache
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, lookup
 from streamsrv.errors import NotAcceptable
-from streamsrv.pixelpool import Order
-from streamsrv.retrieve import datasets, payloads, transcoding
+from streamsrv.pixels import transcoding
+from streamsrv.pixels.description import describe, frame_info
+from streamsrv.pixels.pool import Order
+from streamsrv.pixels.transcoding import Transcoder, has_frames, piece_chunks
+from streamsrv.plans import payloads
+from streamsrv.plans.parts import Part
+from streamsrv.plans.selection import Found
+from streamsrv.retrieve import datasets
 from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval
-from streamsrv.retrieve.parts import Part
-from streamsrv.retrieve.pixels import describe, frame_info
-from streamsrv.retrieve.selection import Found
-from streamsrv.retrieve.transcoding import Transcoder, has_frames, piece_chunks
-from streamsrv.store.index_places import PLACE, syntax_in
-from streamsrv.store.index_rows import split_triple
+from streamsrv.store.index.places import PLACE, syntax_in
+from streamsrv.store.index.rows import split_triple
 from streamsrv.store.rows import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.accept import INSTANCE_SENT_AS, InstancesChoice

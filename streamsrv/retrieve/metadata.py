@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
 from streamsrv.errors import StoreCorrupt
-from streamsrv.retrieve.selection import Selection
-from streamsrv.store.index_places import unpacked
-from streamsrv.store.index_rows import PackedRow
+from streamsrv.plans.selection import Selection
+from streamsrv.store.index.places import unpacked
+from streamsrv.store.index.rows import PackedRow
 from streamsrv.store.rows import SHORT_TEXT, InstanceRow
 from streamsrv.store.store import Store
 from streamsrv.wire.resources import instance_url

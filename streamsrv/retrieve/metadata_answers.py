@@ -15,10 +15,10 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
 from typing import Protocol
 
-from streamsrv.dicom.jsontext import WHOLE
-from streamsrv.dicom.nativexml import native_xml
+from streamsrv.dicom.json.text import WHOLE
+from streamsrv.dicom.xml.writer import native_xml
+from streamsrv.plans.field_filter import Fields, fields_of, lean_text, lean_whole
 from streamsrv.retrieve.answering import Retrieval
-from streamsrv.retrieve.lean import Fields, fields_of, lean_text, lean_whole
 from streamsrv.retrieve.metadata import instance_texts, json_array, lengths, metadata_text, within
 from streamsrv.store.rows import InstanceRow
 from streamsrv.wire import accept

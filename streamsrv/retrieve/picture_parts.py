@@ -15,10 +15,10 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from streamsrv.errors import BadRequest, NotAcceptable, StoreCorrupt, StreamsrvError
-from streamsrv.pixelpool import Order
+from streamsrv.pixels.pool import Order
+from streamsrv.pixels.rendering import Renderer, Turn
+from streamsrv.pixels.transcoding import READ, piece_chunks
 from streamsrv.retrieve.answering import Retrieval
-from streamsrv.retrieve.rendered import Renderer, Turn
-from streamsrv.retrieve.transcoding import READ, piece_chunks
 from streamsrv.store.rows import InstanceRow
 from streamsrv.wire.answers import Literal, Piece
 from streamsrv.wire.multipart import closing, part_head

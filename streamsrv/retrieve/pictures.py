@@ -13,17 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 
-from framecodecs.pictures import ICC_FORMATS
+from framecodecs.rendering.pictures import ICC_FORMATS
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import BadRequest, NotAcceptable, NotFound
-from streamsrv.retrieve.animation import animated_frames, animation
-from streamsrv.retrieve.answering import MAKER, Retrieval, finished
-from streamsrv.retrieve.frames import check_frames
-from streamsrv.retrieve.hot_pictures import learn
-from streamsrv.retrieve.parts import Part
-from streamsrv.retrieve.payloads import frame_pieces
-from streamsrv.retrieve.picture_parts import picture_url, pictures_body
-from streamsrv.retrieve.rendered import (
+from streamsrv.pixels.rendering import (
     IMAGE_TYPES,
     PDF_STORAGE,
     THUMBNAIL_TYPES,
@@ -35,8 +28,15 @@ from streamsrv.retrieve.rendered import (
     representative,
     thumbnail_wishes,
 )
-from streamsrv.retrieve.showing import Wishes, wishes_of
-from streamsrv.retrieve.transcoding import has_frames
+from streamsrv.pixels.transcoding import has_frames
+from streamsrv.pixels.viewing import Wishes, wishes_of
+from streamsrv.plans.parts import Part
+from streamsrv.plans.payloads import frame_pieces
+from streamsrv.retrieve.animation import animated_frames, animation
+from streamsrv.retrieve.answering import MAKER, Retrieval, finished
+from streamsrv.retrieve.cached_pictures import learn
+from streamsrv.retrieve.frames import check_frames
+from streamsrv.retrieve.picture_parts import picture_url, pictures_body
 from streamsrv.store.rows import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Literal, Piece

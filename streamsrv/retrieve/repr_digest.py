@@ -19,8 +19,8 @@ from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import replace
 
+from streamsrv.pixels.transcoding import piece_chunks
 from streamsrv.retrieve.answering import Retrieval
-from streamsrv.retrieve.transcoding import piece_chunks
 from streamsrv.wire.answers import Answer, Request
 from streamsrv.wire.resources import Kind
 

@@ -15,18 +15,19 @@ from collections.abc import Callable
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from streamsrv.errors import NotFound, WouldBlock
-from streamsrv.pixelpool import PixelPool
-from streamsrv.retrieve import payloads, repr_digest
+from streamsrv.pixels.pool import PixelPool
+from streamsrv.plans import payloads
+from streamsrv.plans.parts import Part
+from streamsrv.plans.selection import Selection, select
+from streamsrv.retrieve import repr_digest
 from streamsrv.retrieve.all_bulk import PIXEL_DATA, all_bulk_data
 from streamsrv.retrieve.all_pixels import all_pixel_data
 from streamsrv.retrieve.answering import Retrieval
+from streamsrv.retrieve.cached_frames import hot_frame
 from streamsrv.retrieve.frames import frames, frames_answer
-from streamsrv.retrieve.hot_frames import hot_frame
 from streamsrv.retrieve.instances import instances
 from streamsrv.retrieve.metadata_answers import metadata
-from streamsrv.retrieve.parts import Part
 from streamsrv.retrieve.pictures import rendered, thumbnail
-from streamsrv.retrieve.selection import Selection, select
 from streamsrv.store.rows import InstanceRow
 from streamsrv.store.store import Store
 from streamsrv.wire import accept

@@ -30,18 +30,18 @@ from urllib.parse import quote
 
 import orjson
 
-from streamsrv.dicom.nativexml import native_xml
+from streamsrv.dicom.xml.writer import native_xml
 from streamsrv.errors import BadRequest, WouldBlock
+from streamsrv.query.attributes import Level
+from streamsrv.query.budget import BRIEF_ROWS, Brief, Budget
+from streamsrv.query.conditions import Query, query_of
 from streamsrv.search.attributes import Attributes
 from streamsrv.search.order import Order, order_of
 from streamsrv.search.pages import Pages
 from streamsrv.search.parameters import Parameters, SearchLimits, parameters_of
 from streamsrv.search.pointed import pointed
-from streamsrv.store.budget import BRIEF_ROWS, Brief, Budget
-from streamsrv.store.index import Index
-from streamsrv.store.index_search import Hit
-from streamsrv.store.query import Level
-from streamsrv.store.query_conditions import Query, query_of
+from streamsrv.store.index.index import Index
+from streamsrv.store.index.walk import Hit
 from streamsrv.wire.accept import METADATA_OFFERS, Offer, choose_json, parse_accept
 from streamsrv.wire.answers import Answer, Literal, Request, Stream
 from streamsrv.wire.codings import choose_coding

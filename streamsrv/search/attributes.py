@@ -21,13 +21,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import orjson
 
 from streamsrv.dicom.instance import JsonDataset, JsonElement
-from streamsrv.dicom.jsonmembers import members
-from streamsrv.store.index import Index
-from streamsrv.store.index_answers import expand, fill, fill_page
-from streamsrv.store.index_rows import LevelRow, instance_answer, json_object
-from streamsrv.store.index_search import LEVELS, Hit
-from streamsrv.store.query import BY_TAG, QUERY_ATTRIBUTES, Level, Path, Returned, attributes_at
-from streamsrv.store.query_conditions import Query
+from streamsrv.dicom.json.members import members
+from streamsrv.query.attributes import BY_TAG, QUERY_ATTRIBUTES, Level, Path, Returned, attributes_at
+from streamsrv.query.conditions import Query
+from streamsrv.store.index.answers import expand, fill, fill_page
+from streamsrv.store.index.index import Index
+from streamsrv.store.index.rows import LevelRow, instance_answer, json_object
+from streamsrv.store.index.walk import LEVELS, Hit
 from streamsrv.store.rows import InstanceKey, InstanceRow
 from streamsrv.store.searched_metadata import SHORT, attributes_in
 

@@ -27,12 +27,12 @@ import orjson
 
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.errors import BadRequest
-from streamsrv.store.index_answers import instance_attributes, level_attributes
-from streamsrv.store.index_lists import study_date
-from streamsrv.store.index_search import Hit
-from streamsrv.store.query import BY_TAG, Level, Position
-from streamsrv.store.query_conditions import UID_LEVELS, path_of
-from streamsrv.store.query_values import NUMBER_VRS, normal_forms
+from streamsrv.query.attributes import BY_TAG, Level, Position
+from streamsrv.query.conditions import UID_LEVELS, path_of
+from streamsrv.query.values import NUMBER_VRS, normal_forms
+from streamsrv.store.index.answers import instance_attributes, level_attributes
+from streamsrv.store.index.lists import study_date
+from streamsrv.store.index.walk import Hit
 
 MOST_TERMS = 8
 LONGEST = 100

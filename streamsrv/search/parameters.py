@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from streamsrv.errors import BadRequest
-from streamsrv.store.query import Level, Path, attributes_at
-from streamsrv.store.query_conditions import path_of
+from streamsrv.query.attributes import Level, Path, attributes_at
+from streamsrv.query.conditions import path_of
 
 _KEYWORD = re.compile(r"[A-Z0-9]|.*\.")
 _LOWER = frozenset(row.keyword.lower() for level in Level for row in attributes_at(level))

@@ -16,18 +16,18 @@ from typing import NamedTuple
 import orjson
 
 from streamsrv.dicom.instance import JsonDataset
+from streamsrv.query.attributes import BY_TAG, Level, QueryAttribute
+from streamsrv.query.budget import BRIEF_PORTION, BRIEF_ROWS
+from streamsrv.query.conditions import path_of
+from streamsrv.query.matching import OneOf, matcher_of
+from streamsrv.query.terms import elements_at
+from streamsrv.query.values import NORMAL_BYTES
 from streamsrv.search.attributes import returned_anyway
 from streamsrv.search.parameters import PARAMETERS, SearchLimits
-from streamsrv.store.budget import BRIEF_PORTION, BRIEF_ROWS
-from streamsrv.store.index import Index
-from streamsrv.store.index_answers import fill, reader_of
-from streamsrv.store.index_lists import study_date
-from streamsrv.store.index_rows import LevelRow
-from streamsrv.store.index_terms import elements_at
-from streamsrv.store.query import BY_TAG, Level, QueryAttribute
-from streamsrv.store.query_conditions import path_of
-from streamsrv.store.query_matching import OneOf, matcher_of
-from streamsrv.store.query_values import NORMAL_BYTES
+from streamsrv.store.index.answers import fill, reader_of
+from streamsrv.store.index.index import Index
+from streamsrv.store.index.lists import study_date
+from streamsrv.store.index.rows import LevelRow
 from streamsrv.store.rows import InstanceKey
 from streamsrv.wire.answers import Request
 from streamsrv.wire.resources import Level as TargetLevel

@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from streamsrv.errors import SegmentGone
-from streamsrv.store.damage import DamagedRecord
-from streamsrv.store.leases import Readers
-from streamsrv.store.records import RecordFormat
+from streamsrv.store.index.damage import DamagedRecord
 from streamsrv.store.rows import InstanceRow, Location, OnDuplicate, Outcome
-from streamsrv.store.verifying import MISSING_SEGMENT, damage_of, damaged_record, described
+from streamsrv.store.segments.leases import Readers
+from streamsrv.store.segments.records import RecordFormat
+from streamsrv.store.segments.verifying import MISSING_SEGMENT, damage_of, damaged_record, described
 
 log = logging.getLogger("streamsrv.store")
 

@@ -36,8 +36,8 @@ from pathlib import Path
 
 from streamsrv.errors import StoreCorrupt, StoreError, StoreLocked
 from streamsrv.store.fileops import FileOps, write_all
-from streamsrv.store.manifest import Manifest
-from streamsrv.store.records import FORMAT_VERSION
+from streamsrv.store.segments.manifest import Manifest
+from streamsrv.store.segments.records import FORMAT_VERSION
 
 SECRET_LENGTH = 32
 

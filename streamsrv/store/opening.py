@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from streamsrv.errors import StoreCorrupt
 from streamsrv.store.folder import Layout
-from streamsrv.store.index import Index
-from streamsrv.store.manifest import Manifest, Slot, State
-from streamsrv.store.records import RecordFormat
+from streamsrv.store.index.index import Index
 from streamsrv.store.rows import SegmentRow
-from streamsrv.store.segment_header import damaged_headers
+from streamsrv.store.segments.header import damaged_headers
+from streamsrv.store.segments.manifest import Manifest, Slot, State
+from streamsrv.store.segments.records import RecordFormat
 
 
 class Problem(NamedTuple):

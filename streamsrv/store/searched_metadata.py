@@ -1,7 +1,7 @@
 """Attributes without a row in the index, as a search reads them: from the metadata of an instance.
 
 Strategy: the tag is looked for in the JSON text as bytes; most texts do not have it, and are not parsed. A
-short text that has it is parsed whole. Of a long one only the attribute is (dicom/jsonmembers.py), within
+short text that has it is parsed whole. Of a long one only the attribute is (json/members.py), within
 the bytes that all searches of a worker may hold parsed together (budget.Parsing).
 """
 
@@ -11,13 +11,13 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from streamsrv.dicom.instance import JsonDataset
-from streamsrv.dicom.jsonmembers import elements_in, names_any
+from streamsrv.dicom.json.members import elements_in, names_any
 from streamsrv.errors import ContentTooLarge
-from streamsrv.store.budget import Budget, Parsing
-from streamsrv.store.index_environment import Environment
-from streamsrv.store.index_rows import chunk_key, json_object, number_key, without_sum
-from streamsrv.store.index_texts import Inflating, Run, find_texts
-from streamsrv.store.query_conditions import Condition
+from streamsrv.query.budget import Budget, Parsing
+from streamsrv.query.conditions import Condition
+from streamsrv.store.index.environment import Environment
+from streamsrv.store.index.metadata_blobs import Inflating, Run, find_texts
+from streamsrv.store.index.rows import chunk_key, json_object, number_key, without_sum
 from streamsrv.store.rows import METADATA_CHUNK
 
 SHORT = 64 << 10  # bytes of a text that is parsed whole: at most 2 MB of objects

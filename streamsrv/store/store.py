@@ -16,21 +16,21 @@ from types import TracebackType
 from streamsrv.dicom.instance import BulkValue
 from streamsrv.errors import Forbidden, StoreError, StreamsrvError
 from streamsrv.store import folder as folders
-from streamsrv.store import verifying
-from streamsrv.store.claims import Claims
-from streamsrv.store.damage import DamagedRecord
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.folder import Held, Identity, Layout
-from streamsrv.store.index import Index
-from streamsrv.store.index_rows import PackedRow
-from streamsrv.store.leases import Readers, SegmentLease
-from streamsrv.store.manifest import Manifest
+from streamsrv.store.index.damage import DamagedRecord
+from streamsrv.store.index.index import Index
+from streamsrv.store.index.rows import PackedRow
+from streamsrv.store.locks import Claims
 from streamsrv.store.opening import problems
-from streamsrv.store.records import RecordFormat
 from streamsrv.store.reserve import Reserve
 from streamsrv.store.rows import Change, InstanceKey, InstanceRow
-from streamsrv.store.segments import SEGMENT_SIZE, Segments
-from streamsrv.store.tombstones import Deletion
+from streamsrv.store.segments import verifying
+from streamsrv.store.segments.leases import Readers, SegmentLease
+from streamsrv.store.segments.manifest import Manifest
+from streamsrv.store.segments.records import RecordFormat
+from streamsrv.store.segments.segments import SEGMENT_SIZE, Segments
+from streamsrv.store.segments.tombstones import Deletion
 from streamsrv.store.transaction import Transaction
 
 log = logging.getLogger("streamsrv.store")

@@ -34,14 +34,14 @@ import xxhash
 
 from streamsrv.errors import StoreError
 from streamsrv.store import failpoints
-from streamsrv.store.damage import DamagedRecord
 from streamsrv.store.duplicates import Duplicates
 from streamsrv.store.fileops import Buffer
-from streamsrv.store.index_batch import Prepared
-from streamsrv.store.leases import Readers
-from streamsrv.store.records import HEADER, NO_DIGEST, NO_ID, Header, Kind, RecordFormat
+from streamsrv.store.index.batch import Prepared
+from streamsrv.store.index.damage import DamagedRecord
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance, OnDuplicate, Outcome
-from streamsrv.store.segments import Segments
+from streamsrv.store.segments.leases import Readers
+from streamsrv.store.segments.records import HEADER, NO_DIGEST, NO_ID, Header, Kind, RecordFormat
+from streamsrv.store.segments.segments import Segments
 
 # A commit's slice: what one index transaction takes, and how long others may wait for a key.
 SLICE_INSTANCES = 1_000

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed
 from streamsrv.ingest.response import StoreResult
 from streamsrv.ingest.together import ShortBody
+from streamsrv.web.fastpath.templates import Frames, Series
 from streamsrv.web.stow import Receiver
-from streamsrv.web.templates import Frames, Series
 from streamsrv.wire.answers import Answer, Request
 from streamsrv.wire.coded import coded
 from streamsrv.wire.resources import Kind, Level, Target

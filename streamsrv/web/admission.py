@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol
 
 from streamsrv.ingest.response import StoreResult
 from streamsrv.web.access_log import AccessLog
+from streamsrv.web.connection.pace import Watch
+from streamsrv.web.fastpath.frames import Lane
 from streamsrv.web.head import Head
-from streamsrv.web.lane import Lane
-from streamsrv.web.pace import Watch
 from streamsrv.web.stow import Upload
 from streamsrv.web.uploads import UploadSlot
 from streamsrv.wire.answers import Answer

@@ -39,21 +39,21 @@ from streamsrv.web import capabilities, health, openapi
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import CONDITIONS, Actions, check_preconditions, compute, is_inline
 from streamsrv.web.admission import Buffers, Intake, Job
+from streamsrv.web.connection.exchange import Exchange
+from streamsrv.web.connection.pace import Watch
+from streamsrv.web.connection.stream import Stream
+from streamsrv.web.connection.threads import Threads
 from streamsrv.web.cors import Cors
-from streamsrv.web.exchange import Exchange
+from streamsrv.web.fastpath.frames import Lane
+from streamsrv.web.fastpath.series import HotSeries
+from streamsrv.web.fastpath.templates import Frames, Series
 from streamsrv.web.gathering import Gathering
 from streamsrv.web.head import Head, acceptable, check_lists, check_target, check_url
 from streamsrv.web.hosts import Hosts, Origin, party
-from streamsrv.web.lane import Lane
-from streamsrv.web.pace import Watch
-from streamsrv.web.series import HotSeries
+from streamsrv.web.sending.response import Outgoing, transfer
+from streamsrv.web.sending.transfer import Transfer
 from streamsrv.web.stow import Identity, Receiver, ShortUpload, Upload, decoder_for
-from streamsrv.web.stream import Stream
-from streamsrv.web.templates import Frames, Series
-from streamsrv.web.threads import Threads
-from streamsrv.web.transfer import Transfer
 from streamsrv.web.uploads import Uploads, UploadSlot
-from streamsrv.web.writer import Outgoing, transfer
 from streamsrv.wire.answers import Answer, Request
 from streamsrv.wire.hot_paths import target_of
 from streamsrv.wire.problems import problem_answer

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streamsrv.dicom.syntaxes import SYNTAXES
-from streamsrv.retrieve.rendered import IMAGE_TYPES, THUMBNAIL_TYPES
+from streamsrv.pixels.rendering import IMAGE_TYPES, THUMBNAIL_TYPES
+from streamsrv.query.attributes import QUERY_ATTRIBUTES
 from streamsrv.search.parameters import PARAMETERS
-from streamsrv.store.query import QUERY_ATTRIBUTES
 from streamsrv.wire.accept import MEDIA_SYNTAXES
 from streamsrv.wire.mediatypes import DICOM, DICOM_JSON, DICOM_XML, JSON, MULTIPART
 from streamsrv.wire.problems import PROBLEM, TEXT

@@ -72,7 +72,7 @@ class Head:
             key = name.lower()
             lowered[key] = f"{lowered[key]},{value}" if key in lowered else value  # RFC 9110 5.3
         self.peer = peer
-        self.words = b""  # all of the request but its target, once that is remembered (words.py)
+        self.words = b""  # all of the request but its target, once that is remembered (fastpath/headers.py)
         self.host = lowered.get("host", "")
         absolute = ABSOLUTE.fullmatch(target) if not target.startswith("/") else None
         if absolute:  # RFC 9112 3.2.2: its authority counts instead of Host

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from streamsrv.errors import Overloaded
+from streamsrv.web.connection.pace import Meter
 from streamsrv.web.hosts import party
-from streamsrv.web.pace import Meter
 
 # Seconds: a rate is measured over one or two of these.
 SPAN = 4.0

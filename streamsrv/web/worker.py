@@ -20,8 +20,8 @@ from streamsrv.web import health
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import Actions
 from streamsrv.web.app import App
-from streamsrv.web.listener import Acceptor, Server
-from streamsrv.web.loop import Loop
+from streamsrv.web.connection.listener import Acceptor, Server
+from streamsrv.web.connection.loop import Loop
 from streamsrv.web.probes import HealthListener
 
 log = logging.getLogger("streamsrv.worker")

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 
-from framecodecs.wireform import ANSWERING, WORKING
+from framecodecs.pool.wireform import ANSWERING, WORKING
 
 
 def descriptors():

@@ -7,10 +7,10 @@ import pytest
 from frame_makers import GREY_8, LITTLE, RGB_8, picture_like
 from PIL import Image, ImageSequence
 
-from framecodecs import animations, pictures
 from framecodecs.errors import EncodeError
-from framecodecs.pictures import PictureRequest, Viewport, picture_file
-from framecodecs.rendering import displayable
+from framecodecs.rendering import animations, pictures
+from framecodecs.rendering.pictures import PictureRequest, Viewport, picture_file
+from framecodecs.rendering.rendering import displayable
 
 
 def animation(pictures, milliseconds=100):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from frame_makers import GREY_12, JPEG_LS, picture_like
 
-from framecodecs import charls, libraries, registry
+from framecodecs import libraries, registry
+from framecodecs.coders import charls
 from framecodecs.errors import EncodeError
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.libraries import load

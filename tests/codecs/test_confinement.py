@@ -18,12 +18,13 @@ import pool_works
 import pytest
 from frame_makers import GREY_12, LITTLE, picture_like
 
-from framecodecs import confinement, registry, seccomp, work
-from framecodecs.annotations import Notes
-from framecodecs.confinement import lacking
-from framecodecs.pictures import FORMATS, PictureRequest
-from framecodecs.pool import FramePool, PoolLimits
-from framecodecs.processes import INHERITED, SETTINGS
+from framecodecs import registry
+from framecodecs.pool import confinement, seccomp, work
+from framecodecs.pool.confinement import lacking
+from framecodecs.pool.pool import FramePool, PoolLimits
+from framecodecs.pool.processes import INHERITED, SETTINGS
+from framecodecs.rendering.annotations import Notes
+from framecodecs.rendering.pictures import FORMATS, PictureRequest
 
 FILES = ("open", "open to write", "openat2", "stat", "unlink", "change mode")
 FOLDERS = ("list", "change directory")

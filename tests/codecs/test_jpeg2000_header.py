@@ -18,7 +18,7 @@ from frame_makers import (
 
 from framecodecs.errors import CodestreamError
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.jpeg2000_header import read_jpeg2000_header
+from framecodecs.headers.jpeg2000_header import read_jpeg2000_header
 from framecodecs.registry import encode
 
 SIZ_BODY = 6  # SOC, SIZ, length

@@ -6,10 +6,10 @@ import pytest
 from frame_makers import BASELINE, GREY_8, GREY_12, JPEG_LS, LOSSLESS, NEAR, RGB_8, picture_like
 
 from framecodecs.errors import CodestreamError
-from framecodecs.jpeg_header import BASELINE as SOF0
-from framecodecs.jpeg_header import JPEG_LS as SOF55
-from framecodecs.jpeg_header import LOSSLESS as SOF3
-from framecodecs.jpeg_header import MAX_SCANS, MAX_SEGMENTS, read_jpeg_header
+from framecodecs.headers.jpeg_header import BASELINE as SOF0
+from framecodecs.headers.jpeg_header import JPEG_LS as SOF55
+from framecodecs.headers.jpeg_header import LOSSLESS as SOF3
+from framecodecs.headers.jpeg_header import MAX_SCANS, MAX_SEGMENTS, read_jpeg_header
 from framecodecs.registry import encode
 
 

@@ -4,10 +4,10 @@ import imagecodecs
 import numpy as np
 import pytest
 
-from framecodecs import jpeg_lossless
+from framecodecs.coders import jpeg_lossless
 from framecodecs.errors import EncodeError
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.jpeg_header import read_jpeg_header
+from framecodecs.headers.jpeg_header import read_jpeg_header
 from framecodecs.options import EncodeOptions
 
 OPTIONS = EncodeOptions()

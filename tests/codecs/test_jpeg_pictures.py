@@ -10,12 +10,12 @@ import pytest
 from frame_makers import BASELINE, EXTENDED, GREY_8, dicom_files, frames_of, info_of, picture_like
 from PIL import Image, ImageCms
 
-from framecodecs import jpeg_pictures, pictures
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.jpeg_pictures import LONGEST_HEAD, is_unchanged, picture_head, profile_parts
-from framecodecs.luts import Lut, Window
-from framecodecs.pictures import PictureRequest
-from framecodecs.rendering import AS_STORED, Rendering
+from framecodecs.rendering import jpeg_pictures, pictures
+from framecodecs.rendering.jpeg_pictures import LONGEST_HEAD, is_unchanged, picture_head, profile_parts
+from framecodecs.rendering.luts import Lut, Window
+from framecodecs.rendering.pictures import PictureRequest
+from framecodecs.rendering.rendering import AS_STORED, Rendering
 
 COLOUR = FrameInfo(64, 80, 3, photometric_interpretation="YBR_FULL_422")
 RGB = FrameInfo(64, 80, 3, photometric_interpretation="RGB")

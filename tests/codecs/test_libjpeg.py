@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 
-from framecodecs import libjpeg, libraries, registry
+from framecodecs import libraries, registry
+from framecodecs.coders import libjpeg
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.libraries import load
 

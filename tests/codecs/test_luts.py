@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from pydicom import Dataset, dcmread
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing
 
-from framecodecs import rendering
 from framecodecs.errors import RenderingError
-from framecodecs.luts import MAX_ENTRIES, Lut, Window, palette_of
-from framecodecs.rendering import Rendering, modality_values, voi_values
+from framecodecs.rendering import rendering
+from framecodecs.rendering.luts import MAX_ENTRIES, Lut, Window, palette_of
+from framecodecs.rendering.rendering import Rendering, modality_values, voi_values
 from framecodecs.samples import to_array
 
 ORACLE = settings(max_examples=150, derandomize=True, deadline=None, database=None)

@@ -35,10 +35,10 @@ from frame_makers import (
     picture_like,
 )
 
-from framecodecs import work
 from framecodecs.errors import FrameCodecError
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.pool import FramePool, PoolLimits
+from framecodecs.pool import work
+from framecodecs.pool.pool import FramePool, PoolLimits
 from framecodecs.registry import SYNTAXES, decode, encode, transcodable, transcode
 
 MUTANTS = int(os.environ.get("FRAMECODECS_MUTANTS", "2000"))

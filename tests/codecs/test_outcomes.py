@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
-from framecodecs.outcomes import Outcome
+from framecodecs.pool.outcomes import Outcome
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import pytest
 from frame_makers import BASELINE, GREY_8, GREY_12, J2K, LITTLE, RGB_8, RPCL, picture_like
 from PIL import Image
 
-from framecodecs import pictures
 from framecodecs.errors import EncodeError, RenderingError, Unsupported
-from framecodecs.luts import Window
-from framecodecs.pictures import PictureRequest, Viewport, fitted, picture_file
 from framecodecs.registry import encode
-from framecodecs.rendering import Rendering, displayable
+from framecodecs.rendering import pictures
+from framecodecs.rendering.luts import Window
+from framecodecs.rendering.pictures import PictureRequest, Viewport, fitted, picture_file
+from framecodecs.rendering.rendering import Rendering, displayable
 
 GREY = displayable(picture_like(GREY_8), GREY_8)
 COLOUR = displayable(picture_like(RGB_8), RGB_8)

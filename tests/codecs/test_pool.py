@@ -21,10 +21,7 @@ from frame_makers import GREY_12, J2K, LITTLE, RPCL, picture_like
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framecodecs import pipes, processes, work
-from framecodecs.annotations import Notes
 from framecodecs.arguments import from_json
-from framecodecs.board import ABSENT, IDLE
 from framecodecs.errors import (
     CodestreamError,
     DeadlineExceeded,
@@ -40,13 +37,12 @@ from framecodecs.errors import (
     WorkerCrashed,
 )
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.luts import Lut, Palette, Window
-from framecodecs.pictures import PictureRequest, Viewport
-from framecodecs.pipes import MOST_ROOM, Stored
-from framecodecs.pool import FramePool, PoolLimits
-from framecodecs.processes import END, Processes
-from framecodecs.rendering import Rendering
-from framecodecs.wireform import (
+from framecodecs.pool import pipes, processes, work
+from framecodecs.pool.board import ABSENT, IDLE
+from framecodecs.pool.pipes import MOST_ROOM, Stored
+from framecodecs.pool.pool import FramePool, PoolLimits
+from framecodecs.pool.processes import END, Processes
+from framecodecs.pool.wireform import (
     HEAD,
     LONGEST_DETAIL,
     LONGEST_TEXT,
@@ -56,6 +52,10 @@ from framecodecs.wireform import (
     order_in,
     text_of,
 )
+from framecodecs.rendering.annotations import Notes
+from framecodecs.rendering.luts import Lut, Palette, Window
+from framecodecs.rendering.pictures import PictureRequest, Viewport
+from framecodecs.rendering.rendering import Rendering
 
 Limits = partial(PoolLimits, modules=("pool_works",))
 SMALL = Limits(waiting=8, deadline=10, memory=256 * 2**20, lifetime=1000)
@@ -617,7 +617,7 @@ def test_a_process_that_ends_while_it_starts_is_not_tried_all_the_time(monkeypat
     script = tmp_path / "python"
     script.write_text(f"#!/bin/sh\necho >> {tmp_path}/started\nexit 1\n")
     script.chmod(0o755)
-    monkeypatch.setattr("framecodecs.processes.sys.executable", str(script))
+    monkeypatch.setattr("framecodecs.pool.processes.sys.executable", str(script))
     with FramePool(1, Limits(starting=0.5)) as pool:
         assert isinstance(pool.submit(pool_works.echo, []).exception(10), Unavailable)
     assert (tmp_path / "started").read_text().count("\n") <= 2
@@ -628,7 +628,7 @@ def test_a_process_that_starts_for_ever_is_killed(monkeypatch, tmp_path):
     script.write_text("#!/bin/sh\nexec sleep 60\n")
     script.chmod(0o755)
     with monkeypatch.context() as patched:
-        patched.setattr("framecodecs.processes.sys.executable", str(script))
+        patched.setattr("framecodecs.pool.processes.sys.executable", str(script))
         pool = FramePool(1, Limits(starting=2.0))
         assert isinstance(pool.submit(pool_works.echo, []).exception(10), Unavailable)
     with pool:
@@ -816,8 +816,8 @@ def who_they_are(pool):
 
 ANOTHER = """
 import os, sys, pool_works
-from framecodecs.pool import FramePool
-from framecodecs.processes import Entrance
+from framecodecs.pool.pool import FramePool
+from framecodecs.pool.processes import Entrance
 pool = FramePool(entrance=Entrance.of(sys.argv[1]))
 pool.wait_until_ready()
 orders = [pool.submit(pool_works.nap, [b"x"], 1.0) for _ in range(8)]

@@ -37,8 +37,8 @@ from pydicom import dcmread
 from framecodecs import libraries, registry
 from framecodecs.errors import CodestreamError, DecodeError, EncodeError, MemoryExceeded, Unsupported
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.jpeg2000_header import read_jpeg2000_header
-from framecodecs.jpeg_header import read_jpeg_header
+from framecodecs.headers.jpeg2000_header import read_jpeg2000_header
+from framecodecs.headers.jpeg_header import read_jpeg_header
 from framecodecs.options import EncodeOptions
 from framecodecs.registry import SYNTAXES, decode, encode, transcodable, transcode
 

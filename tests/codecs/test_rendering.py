@@ -10,8 +10,8 @@ from pydicom.pixels import convert_color_space
 
 from framecodecs.errors import RenderingError
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.luts import Lut, Palette, Window
-from framecodecs.rendering import Rendering, displayable, ybr_to_rgb
+from framecodecs.rendering.luts import Lut, Palette, Window
+from framecodecs.rendering.rendering import Rendering, displayable, ybr_to_rgb
 
 CT_WINDOW = Rendering(1.0, -1024.0, window=Window(40, 400))
 

@@ -6,8 +6,8 @@ import pytest
 from frame_makers import GREY_8, GREY_12, RGB_8, RLE, picture_like
 
 from framecodecs.errors import CodestreamError
+from framecodecs.headers.rle_header import read_rle_header
 from framecodecs.registry import encode
-from framecodecs.rle_header import read_rle_header
 
 
 def header(*numbers: int, length: int = 4000) -> bytes:

@@ -11,11 +11,11 @@ import pool_works
 import pytest
 import taken_over_works
 
-from framecodecs import orders
-from framecodecs.board import ABSENT, BUSY, IDLE, STARTING
 from framecodecs.errors import FrameCodecError, WorkCancelled, WorkerCrashed
-from framecodecs.pipes import WITHOUT_WAITING, PipeWriter, Stored, make_room
-from framecodecs.pool import FramePool, PoolLimits
+from framecodecs.pool import orders
+from framecodecs.pool.board import ABSENT, BUSY, IDLE, STARTING
+from framecodecs.pool.pipes import WITHOUT_WAITING, PipeWriter, Stored, make_room
+from framecodecs.pool.pool import FramePool, PoolLimits
 
 LIMITS = PoolLimits(modules=("pool_works", "taken_over_works"))
 

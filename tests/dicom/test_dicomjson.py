@@ -20,7 +20,7 @@ from made_files import (
     sequence,
 )
 
-from streamsrv.dicom import dicomjson
+from streamsrv.dicom.json import writer as dicomjson
 from streamsrv.dicom.part10 import ReadLimits, read_instance
 from streamsrv.dicom.repeats import Repeats
 from streamsrv.errors import InstanceRefused

@@ -10,11 +10,11 @@ import pytest
 from made_files import read, readable_paths
 from pydicom.dataset import Dataset
 
-from streamsrv.dicom import jsontext
 from streamsrv.dicom.elementwriting import fragments
 from streamsrv.dicom.explicit import Copy
-from streamsrv.dicom.jsonencoding import Bulk, DatasetEncoder, Later
-from streamsrv.dicom.jsontext import JsonReader
+from streamsrv.dicom.json import text as jsontext
+from streamsrv.dicom.json.encoding import Bulk, DatasetEncoder, Later
+from streamsrv.dicom.json.text import JsonReader
 from streamsrv.errors import InstanceRefused, NotDicom
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -5,8 +5,8 @@ import tracemalloc
 
 import pytest
 
-from streamsrv.dicom import jsontext
-from streamsrv.dicom.jsontext import LARGE, JsonReader
+from streamsrv.dicom.json import text as jsontext
+from streamsrv.dicom.json.text import LARGE, JsonReader
 from streamsrv.errors import InstanceRefused, NotDicom
 
 TEXT = b' { "a" : [1, -2.5e3, "x\xc3\xa4\\"]}", null, {}, [] ] ,\n"b":{"c":{"d":[[1],[2]]}},"e":12 } '

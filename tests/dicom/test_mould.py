@@ -22,7 +22,7 @@ from made_files import (
 from test_part10_mutations import CHANGES, mutated
 from test_repeats import compared, outcome
 
-from streamsrv.dicom.dicomjson import MetadataWriter
+from streamsrv.dicom.json.writer import MetadataWriter
 from streamsrv.dicom.mould import Mould
 from streamsrv.dicom.part10 import ReadLimits
 from streamsrv.dicom.repeats import Repeats

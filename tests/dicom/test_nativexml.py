@@ -8,8 +8,8 @@ import pytest
 from made_files import element, identity, item, padded, part10, read, readable_paths, sequence
 from xml_models import check_model, json_of, parsed
 
-from streamsrv.dicom import jsontext
-from streamsrv.dicom.nativexml import native_xml
+from streamsrv.dicom.json import text as jsontext
+from streamsrv.dicom.xml.writer import native_xml
 from streamsrv.errors import NotDicom
 
 # pydicom warns of every odd value in its own files.

@@ -5,9 +5,9 @@ import pytest
 from made_files import read, readable_paths
 from xml_models import json_of, parsed
 
-from streamsrv.dicom import nativexml_reading
-from streamsrv.dicom.nativexml import NAMESPACE, native_xml
-from streamsrv.dicom.nativexml_reading import json_text
+from streamsrv.dicom.xml import reader as nativexml_reading
+from streamsrv.dicom.xml.reader import json_text
+from streamsrv.dicom.xml.writer import NAMESPACE, native_xml
 from streamsrv.errors import InstanceRefused, NotDicom
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -31,8 +31,8 @@ from streamsrv.dicom.pixelfacts import (
 from streamsrv.dicom.repeats import Repeats
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import InstanceRefused, NotAcceptable, NotDicom
-from streamsrv.retrieve.pixel_info import info_in_row
-from streamsrv.retrieve.pixels import description_of
+from streamsrv.pixels.description import description_of
+from streamsrv.pixels.pixel_info import info_in_row
 
 # As DICOM JSON
 CT = {

@@ -27,7 +27,7 @@ from made_files import (
 from test_part10_mutations import CHANGES, MADE, REAL, mutated
 
 from streamsrv.dicom import repeats as module
-from streamsrv.dicom.dicomjson import MetadataWriter
+from streamsrv.dicom.json.writer import MetadataWriter
 from streamsrv.dicom.part10 import ReadLimits, read_instance
 from streamsrv.dicom.repeats import Repeats
 from streamsrv.errors import InstanceRefused, NotDicom

@@ -5,14 +5,14 @@ from contextlib import suppress
 
 from fuzz_targets import target
 
-from framecodecs.codestream import agree
 from framecodecs.errors import CodestreamError, FrameCodecError
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.jpeg2000_header import read_jpeg2000_header
-from framecodecs.jpeg_header import read_jpeg_header
-from framecodecs.jpegxl_header import read_jpegxl_header
-from framecodecs.rle_header import read_rle_header
-from framecodecs.wireform import HEAD, AnswerReader
+from framecodecs.headers.codestream import agree
+from framecodecs.headers.jpeg2000_header import read_jpeg2000_header
+from framecodecs.headers.jpeg_header import read_jpeg_header
+from framecodecs.headers.jpegxl_header import read_jpegxl_header
+from framecodecs.headers.rle_header import read_rle_header
+from framecodecs.pool.wireform import HEAD, AnswerReader
 
 INFO = FrameInfo(16, 16)
 MARKERS = [

@@ -15,13 +15,13 @@ from streamsrv.dicom.explicit import Copy, Swap, explicit_pieces
 from streamsrv.dicom.filemeta import encoding_of, read_file_meta
 from streamsrv.dicom.fragments import fragment_spans
 from streamsrv.dicom.instance import FRAGMENTED
-from streamsrv.dicom.jsonencoding import Bulk, DatasetEncoder, Later
-from streamsrv.dicom.jsontext import LARGE, JsonReader
-from streamsrv.dicom.nativexml import native_xml
-from streamsrv.dicom.nativexml_reading import json_text
+from streamsrv.dicom.json.encoding import Bulk, DatasetEncoder, Later
+from streamsrv.dicom.json.text import LARGE, JsonReader
 from streamsrv.dicom.part10 import ReadLimits, read_instance
 from streamsrv.dicom.values import converters_for, lenient
 from streamsrv.dicom.window import Window
+from streamsrv.dicom.xml.reader import json_text
+from streamsrv.dicom.xml.writer import native_xml
 from streamsrv.errors import InstanceRefused, NotDicom
 
 LIMITS = ReadLimits(max_inflated=1_000_000)

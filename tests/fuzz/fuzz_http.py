@@ -19,12 +19,12 @@ from streamsrv.errors import (
     UnsupportedMediaType,
     URITooLong,
 )
-from streamsrv.retrieve.showing import wishes_of
+from streamsrv.pixels.viewing import wishes_of
+from streamsrv.query.attributes import Level
+from streamsrv.query.conditions import query_of
 from streamsrv.search.order import order_of
 from streamsrv.search.parameters import SearchLimits, parameters_of
 from streamsrv.settings import Settings
-from streamsrv.store.query import Level
-from streamsrv.store.query_conditions import query_of
 from streamsrv.web.head import (
     CHUNKED,
     Head,

@@ -8,10 +8,10 @@ from fuzz_targets import target
 
 from streamsrv.config import SettingsError, from_toml
 from streamsrv.errors import StoreError, WrongStore
-from streamsrv.store import segment_header
 from streamsrv.store.folder import Layout, identity_of
-from streamsrv.store.manifest import MAGIC, ManifestFormat, Slot, State, slot_offset
-from streamsrv.store.records import (
+from streamsrv.store.segments import header as segment_header
+from streamsrv.store.segments.manifest import MAGIC, ManifestFormat, Slot, State, slot_offset
+from streamsrv.store.segments.records import (
     Damage,
     Found,
     Header,

@@ -20,8 +20,8 @@ from streamsrv.errors import ContentTooLarge, MultipartError, NotAcceptable, Not
 from streamsrv.ingest import Ingest, IngestLimits, spill, transaction
 from streamsrv.ingest.derivation import Remembered, derive
 from streamsrv.ingest.response import FailedItem, StoredItem, StoreResult, acceptable, answer
-from streamsrv.store.check import check
 from streamsrv.store.fileops import Buffer, FileOps
+from streamsrv.store.maintenance.check import check
 from streamsrv.store.rows import InstanceKey, OnDuplicate
 from streamsrv.store.store import Store, StoreOptions
 from streamsrv.wire.answers import Literal, Request, Stream

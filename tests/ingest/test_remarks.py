@@ -12,7 +12,7 @@ from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.part10 import read_instance
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.ingest.response import StoredItem
-from streamsrv.store.query import KEEP
+from streamsrv.query.attributes import KEEP
 
 UIDS = (CTImageStorage, "1.2.3", "1.2.3.4", "1.5")
 

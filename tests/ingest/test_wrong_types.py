@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_assembly import XML_BODY, metadata, part, send
 
-from streamsrv.dicom import jsontext
-from streamsrv.dicom.jsonencoding import DatasetEncoder
-from streamsrv.dicom.jsontext import JsonReader
-from streamsrv.dicom.nativexml import native_xml
-from streamsrv.dicom.nativexml_reading import json_text
+from streamsrv.dicom.json import text as jsontext
+from streamsrv.dicom.json.encoding import DatasetEncoder
+from streamsrv.dicom.json.text import JsonReader
+from streamsrv.dicom.xml.reader import json_text
+from streamsrv.dicom.xml.writer import native_xml
 from streamsrv.errors import InstanceError, InstanceRefused
 from streamsrv.store.store import Store, StoreOptions
 

@@ -10,7 +10,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import SecondaryCaptureImageStorage
 from retrieve_world import SERIES, STUDY, part10
 
-from framecodecs.outcomes import Outcome
+from framecodecs.pool.outcomes import Outcome
 
 LITTLE = "1.2.840.10008.1.2.1"
 IMPLICIT, BIG, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"

@@ -8,7 +8,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from streamsrv import retrieve
 from streamsrv.ingest import Ingest
-from streamsrv.pixelpool import PixelPool
+from streamsrv.pixels.pool import PixelPool
 from streamsrv.wire.answers import Literal, Request, Span
 from streamsrv.wire.multipart import MultipartParser, PartBegin, PartEnd, Payload, content_type_of
 from streamsrv.wire.resources import parse_query, target_of

@@ -19,8 +19,8 @@ from retrieve_world import (
 )
 
 from streamsrv.errors import NotAcceptable, NotFound
+from streamsrv.plans.parts import LazyPlan
 from streamsrv.retrieve import all_bulk
-from streamsrv.retrieve.parts import LazyPlan
 
 ICC = "00480105/0/00282000"
 RLE = "1.2.840.10008.1.2.5"

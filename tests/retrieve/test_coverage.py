@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from streamsrv.retrieve import coverage as room
-from streamsrv.retrieve.coverage import AHEAD, COVERAGES, ENOUGH, LONGEST, PAUSE, Coverages
+from streamsrv.pixels import coverage as room
+from streamsrv.pixels.coverage import AHEAD, COVERAGES, ENOUGH, LONGEST, PAUSE, Coverages
 
 COUNT = 400
 PLENTY = 1 << 40

@@ -14,8 +14,8 @@ from live_server import start_server
 from pixel_world import HTJ2K, KINDS, LITTLE, arrays_of, frames_of_type, image, of_syntax, stored_as
 from retrieve_world import SERIES, STUDY
 
+from streamsrv.store.segments.verifying import WRONG_DIGEST, damaged_record, register
 from streamsrv.store.store import Store
-from streamsrv.store.verifying import WRONG_DIGEST, damaged_record, register
 
 KIND = KINDS["12 in 16"]
 BAD, GOOD = "1.2.3.4.1", "1.2.3.4.2"

@@ -1,5 +1,5 @@
-"""streamsrv/retrieve/hot_frames.py: the same answers as those of `frames`, and none of what is not there any
-more."""
+"""streamsrv/retrieve/cached_frames.py: the same answers as those of `frames`, and none of what is not there
+any more."""
 
 import pytest
 from pydicom.encaps import encapsulate
@@ -7,7 +7,7 @@ from pydicom.uid import ExplicitVRBigEndian, JPEGBaseline8Bit
 from retrieve_world import SERIES, STUDY, ask, dataset_of, instance_path, keep, part10, payload
 
 from streamsrv.errors import NotFound, RangeNotSatisfiable
-from streamsrv.retrieve import hot_frames, resources
+from streamsrv.retrieve import cached_frames, resources
 from streamsrv.wire import conditional
 
 FRAMES = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
@@ -27,7 +27,7 @@ def encapsulated(instance, fragments_per_frame=1):
 
 @pytest.fixture
 def images(store, monkeypatch):
-    monkeypatch.setattr(hot_frames, "_shapes", {})
+    monkeypatch.setattr(cached_frames, "_shapes", {})
     keep(store, part10(dataset_of(NATIVE)), encapsulated(TABLE), encapsulated(FRAGMENTS, 2))
     monkeypatch.setattr(conditional, "SETTLED", -1)  # everything says when it was modified
     return store
@@ -49,7 +49,7 @@ def both(store, monkeypatch, path, **asked):
     used = []
 
     def watched(*arguments):
-        used.append(hot_frames.hot_frame(*arguments))
+        used.append(cached_frames.hot_frame(*arguments))
         return used[-1]
 
     monkeypatch.setattr(resources, "hot_frame", watched)
@@ -87,7 +87,7 @@ def test_other_frames_of_the_same_instance(images, monkeypatch):
 def test_other_words_are_chosen_for_anew(images, monkeypatch, accept):
     path = f"{instance_path(TABLE)}/frames/3"
     payload(ask(images, path, accept='multipart/related; type="image/jpeg"; transfer-syntax=*'))
-    assert len(hot_frames._shapes) == 1
+    assert len(cached_frames._shapes) == 1
     asked = {} if accept is None else {"accept": accept}
     assert both(images, monkeypatch, path, **asked) == (accept in (FRAMES, ANY))
 
@@ -135,7 +135,7 @@ def test_a_refused_range_gives_the_segment_back(images):
 
 
 def test_few_are_remembered(images, monkeypatch):
-    monkeypatch.setattr(hot_frames, "SHAPES", 3)
+    monkeypatch.setattr(cached_frames, "SHAPES", 3)
     for number in range(9):
         payload(ask(images, f"{instance_path(TABLE)}/frames/1", accept=f"*/*, a/b{number}"))
-    assert len(hot_frames._shapes) == 3
+    assert len(cached_frames._shapes) == 3

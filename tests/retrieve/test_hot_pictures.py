@@ -1,4 +1,4 @@
-"""streamsrv/retrieve/hot_pictures.py: what is remembered answers as `pictures` does, and no more is
+"""streamsrv/retrieve/cached_pictures.py: what is remembered answers as `pictures` does, and no more is
 remembered than that."""
 
 import io
@@ -10,9 +10,9 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from retrieve_world import STUDY, ask, header, instance_path, keep, payload
 
-from streamsrv.retrieve import hot_frames, hot_pictures
-from streamsrv.retrieve.hot_frames import HotFrames
-from streamsrv.retrieve.hot_pictures import hot_answers
+from streamsrv.retrieve import cached_frames, cached_pictures
+from streamsrv.retrieve.cached_frames import HotFrames
+from streamsrv.retrieve.cached_pictures import hot_answers
 from streamsrv.wire import conditional
 from streamsrv.wire.answers import Request
 from streamsrv.wire.resources import parse_query, target_of
@@ -23,9 +23,9 @@ ONE = "1.2.3.4.1"
 
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch):
-    monkeypatch.setattr(hot_pictures, "_shapes", {})
-    monkeypatch.setattr(hot_frames, "_shapes", {})
-    for module in (hot_frames, conditional):
+    monkeypatch.setattr(cached_pictures, "_shapes", {})
+    monkeypatch.setattr(cached_frames, "_shapes", {})
+    for module in (cached_frames, conditional):
         monkeypatch.setattr(module, "SETTLED", -1)
 
 
@@ -142,13 +142,13 @@ def test_a_lease_is_given_back(store):
 def test_what_was_stored_just_now_is_not_settled(store, monkeypatch):
     stored(store, coded(1))
     assert learnt(store)
-    monkeypatch.setattr(hot_frames, "SETTLED", 3600)
+    monkeypatch.setattr(cached_frames, "SETTLED", 3600)
     assert known(store) is None
 
 
 def test_few_are_remembered(store, monkeypatch):
-    monkeypatch.setattr(hot_frames, "SHAPES", 3)
+    monkeypatch.setattr(cached_frames, "SHAPES", 3)
     stored(store, coded(1))
     for number in range(9):
         assert learnt(store, accept=f"image/jpeg, a/b{number}")
-    assert len(hot_pictures._shapes) == 3
+    assert len(cached_pictures._shapes) == 3

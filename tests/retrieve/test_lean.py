@@ -5,8 +5,8 @@ import tracemalloc
 import orjson
 import pytest
 
-from streamsrv.dicom import jsontext
-from streamsrv.retrieve.lean import UIDS, fields_of, lean_text
+from streamsrv.dicom.json import text as jsontext
+from streamsrv.plans.field_filter import UIDS, fields_of, lean_text
 
 DATASET = {
     "00080018": {"vr": "UI", "Value": ["1.2"]},

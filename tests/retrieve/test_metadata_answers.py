@@ -21,9 +21,9 @@ from retrieve_world import (
 from xml_models import check_model, json_of, parsed
 
 from streamsrv.errors import NotAcceptable, SegmentGone, StoreCorrupt
-from streamsrv.pixelpool import PixelPool
+from streamsrv.pixels.pool import PixelPool
+from streamsrv.plans.selection import Selection
 from streamsrv.retrieve import metadata, metadata_answers
-from streamsrv.retrieve.selection import Selection
 from streamsrv.store.rows import SHORT_TEXT
 from streamsrv.wire.answers import Literal, Stream
 

@@ -8,10 +8,10 @@ import pytest
 from framecodecs.frameinfo import FrameInfo
 from streamsrv.dicom.pixelfacts import facts_in
 from streamsrv.errors import NotAcceptable, WouldBlock
-from streamsrv.pixelpool import PixelPool
-from streamsrv.retrieve import pixel_info as cutting
-from streamsrv.retrieve import pixels
-from streamsrv.retrieve.pixels import description_of, frame_info
+from streamsrv.pixels import description as pixels
+from streamsrv.pixels import pixel_info as cutting
+from streamsrv.pixels.description import description_of, frame_info
+from streamsrv.pixels.pool import PixelPool
 
 MODULE = {
     "00280002": {"vr": "US", "Value": [1]},

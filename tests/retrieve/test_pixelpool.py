@@ -11,14 +11,14 @@ import pytest
 from pixel_world import ManualAnswer
 
 from framecodecs import errors as codec_errors
-from framecodecs import work
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.outcomes import Outcome
-from framecodecs.pool import PoolLimits
+from framecodecs.pool import work
+from framecodecs.pool.outcomes import Outcome
+from framecodecs.pool.pool import PoolLimits
 from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError, WouldBlock
-from streamsrv.pixelmakings import OUTCOMES
-from streamsrv.pixelpool import Making, Order, PixelPool, SizedCache, translated
-from streamsrv.pixelturns import AHEAD
+from streamsrv.pixels.pool import Making, Order, PixelPool, SizedCache, translated
+from streamsrv.pixels.single_flight import OUTCOMES
+from streamsrv.pixels.turns import AHEAD
 
 LITTLE = "1.2.840.10008.1.2.1"
 
@@ -68,7 +68,7 @@ def fake(monkeypatch):
 @pytest.fixture
 def idle(fake, monkeypatch):
     """Nothing is ever done by itself, and a turn is short."""
-    monkeypatch.setattr("streamsrv.pixelturns.TURN", 0.01)
+    monkeypatch.setattr("streamsrv.pixels.turns.TURN", 0.01)
     fake._pool.idle = True
     return fake
 
@@ -164,7 +164,7 @@ def test_what_has_begun_waits_for_a_place(idle):
 
 
 def test_and_not_for_ever(idle, monkeypatch):
-    monkeypatch.setattr("streamsrv.pixelturns.PATIENCE", 0.05)
+    monkeypatch.setattr("streamsrv.pixels.turns.PATIENCE", 0.05)
     with pytest.raises(Overloaded):
         list(begun(idle))
 
@@ -335,7 +335,7 @@ def test_outcomes_that_nobody_fetches_are_few(looping, monkeypatch):
     looping.cache = SizedCache(0, len)
     abandoned(looping, OUTCOMES + 5, b"made")
     assert len(looping.makings.outcomes) == OUTCOMES
-    monkeypatch.setattr("streamsrv.pixelmakings.OUTCOMES_BYTES", 20)
+    monkeypatch.setattr("streamsrv.pixels.single_flight.OUTCOMES_BYTES", 20)
     abandoned(looping, 5, b"a larger one")
     assert looping.makings.outcomes == [4]  # the last one always
 

@@ -8,11 +8,11 @@ import pytest
 from pixel_world import ManualAnswer
 
 from framecodecs.errors import DecodeError, QueueFull
-from framecodecs.wireform import Stored
+from framecodecs.pool.wireform import Stored
 from streamsrv.errors import Overloaded, StoreError, WouldBlock
-from streamsrv.pixelorders import QUICK, WORTH_A_PROCESS, Making, Order
-from streamsrv.pixelpool import PixelPool
-from streamsrv.pixelqueue import CLIENTS, FairQueue
+from streamsrv.pixels.orders import QUICK, WORTH_A_PROCESS, Making, Order
+from streamsrv.pixels.pool import PixelPool
+from streamsrv.pixels.queue import CLIENTS, FairQueue
 from streamsrv.wire.answers import Requester
 
 
@@ -264,7 +264,7 @@ def test_in_the_loop_long_work_that_has_begun_is_stopped(pool):
 @pytest.mark.parametrize("has_begun", [False, True])
 def test_an_answer_of_many_orders_is_given_up_before_it_begins(pool, has_begun, monkeypatch):
     """A client that has shut its side and receives an answer gets the whole answer."""
-    monkeypatch.setattr("streamsrv.pixelturns.TURN", 0.01)
+    monkeypatch.setattr("streamsrv.pixels.turns.TURN", 0.01)
     requester = Requester("a")
     turns = pool.in_turn((number, order(1, requester)) for number in range(5))
     assert next(turns) is None

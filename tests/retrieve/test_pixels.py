@@ -5,8 +5,8 @@ import pytest
 
 from framecodecs.frameinfo import FrameInfo
 from streamsrv.errors import NotAcceptable
-from streamsrv.retrieve import pixels
-from streamsrv.retrieve.pixels import description_of, frame_info
+from streamsrv.pixels import description as pixels
+from streamsrv.pixels.description import description_of, frame_info
 
 
 def sequence(*items):

@@ -53,7 +53,7 @@ from framecodecs.frameinfo import FrameInfo
 
 TEACHING = """
 import sys
-if "framecodecs.worker" in sys.orig_argv:
+if "framecodecs.pool.worker" in sys.orig_argv:
     import ctypes
     from framecodecs import registry
     known = registry.decode
@@ -358,7 +358,7 @@ def children(server, word):
     return {pid for pid in found if word in Path(f"/proc/{pid}/cmdline").read_bytes()}
 
 
-WORKERS, PROCESSES = b"streamsrv.server", b"framecodecs.worker"
+WORKERS, PROCESSES = b"streamsrv.server", b"framecodecs.pool.worker"
 HANGING = f"{instance_path(BAD['HANGS'], study='1.2.5')}/frames/1/rendered"
 
 

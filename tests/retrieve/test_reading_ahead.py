@@ -22,13 +22,16 @@ from pixel_world import (
 from retrieve_world import SERIES, instance_path, keep
 
 from framecodecs.errors import WorkerCrashed
-from framecodecs.outcomes import Outcome
-from streamsrv import pixelwishes, retrieve
+from framecodecs.pool.outcomes import Outcome
+from streamsrv import retrieve
 from streamsrv.errors import NotAcceptable, WouldBlock
-from streamsrv.pixelorders import SHORTEST_DEADLINE, SLOWEST
-from streamsrv.pixelpool import PixelPool
-from streamsrv.retrieve import coverage, reading_ahead, series_orders
-from streamsrv.retrieve.reading_ahead import following
+from streamsrv.pixels import access_pattern as reading_ahead
+from streamsrv.pixels import coverage
+from streamsrv.pixels import prefetch as pixelwishes
+from streamsrv.pixels import series_order as series_orders
+from streamsrv.pixels.access_pattern import following
+from streamsrv.pixels.orders import SHORTEST_DEADLINE, SLOWEST
+from streamsrv.pixels.pool import PixelPool
 from streamsrv.wire.answers import Request
 from streamsrv.wire.resources import parse_query, target_of
 
@@ -492,7 +495,7 @@ def test_a_loop_that_is_too_long_has_no_coverage(loop, pool, soon, monkeypatch):
 
 
 def test_a_frame_that_has_to_be_read_from_the_disk_is_not_made(series, pool, soon, monkeypatch):
-    monkeypatch.setattr("streamsrv.retrieve.transcoding._is_warm", lambda selection, piece: False)
+    monkeypatch.setattr("streamsrv.pixels.transcoding._is_warm", lambda selection, piece: False)
     assert walked(series, pool, of_series, JUMPS) == (4, 0)
     assert are_ahead(pool) == [set()]
 
@@ -541,7 +544,7 @@ def test_the_loop_waits_for_what_is_being_made(series):
 
 def test_the_loop_reads_nothing_from_the_disk(series, monkeypatch):
     pool = pool_of(loop=threading.get_ident())
-    monkeypatch.setattr("streamsrv.retrieve.transcoding._is_warm", lambda selection, piece: False)
+    monkeypatch.setattr("streamsrv.pixels.transcoding._is_warm", lambda selection, piece: False)
     with pytest.raises(WouldBlock) as blocked:
         of_series(series, pool, 0)
     assert blocked.value.until is None

@@ -12,11 +12,11 @@ from live_server import ROOT, start_server
 from pixel_world import JPEG_LS, KINDS, LITTLE, arrays_of, frames_of_type, image, stored_as
 from retrieve_world import instance_path
 
-from framecodecs.pipes import unread_in
+from framecodecs.pool.pipes import unread_in
 
 COUNTING = """
 import os, sys
-if "framecodecs.worker" in sys.orig_argv:
+if "framecodecs.pool.worker" in sys.orig_argv:
     from framecodecs import work
     known = work.transcode_frames
     # Opened before the process gives up its right to open files. It may write to pipes only.

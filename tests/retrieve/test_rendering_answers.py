@@ -39,12 +39,14 @@ from retrieve_world import (
 )
 
 from framecodecs import registry
-from framecodecs.annotations import Notes
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.luts import Window
+from framecodecs.rendering.annotations import Notes
+from framecodecs.rendering.luts import Window
 from streamsrv.errors import BadRequest, NotAcceptable, NotFound, Overloaded
-from streamsrv.retrieve import animation, pixels, rendered
-from streamsrv.retrieve.showing import Wishes, picture_request, wishes_of
+from streamsrv.pixels import description as pixels
+from streamsrv.pixels import rendering as rendered
+from streamsrv.pixels.viewing import Wishes, picture_request, wishes_of
+from streamsrv.retrieve import animation
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 

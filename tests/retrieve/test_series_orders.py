@@ -7,8 +7,8 @@ import pytest
 from pixel_world import KINDS, LITTLE, arrays_of, image, stored_as
 from retrieve_world import keep
 
-from streamsrv.retrieve import series_orders
-from streamsrv.retrieve.series_orders import Orders, order_of
+from streamsrv.pixels import series_order as series_orders
+from streamsrv.pixels.series_order import Orders, order_of
 
 KIND = KINDS["12 in 16"]
 COUNT = 3

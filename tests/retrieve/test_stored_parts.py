@@ -6,8 +6,8 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBase
 from retrieve_world import POOL, STUDY, ask, dataset_of, header, keep, part10, parts_of, payload
 
 from streamsrv.errors import StoreError, WouldBlock
-from streamsrv.retrieve import selection as selections
-from streamsrv.retrieve.selection import Selection
+from streamsrv.plans import selection as selections
+from streamsrv.plans.selection import Selection
 from streamsrv.wire.answers import StoredParts
 
 ANY = 'multipart/related; type="application/dicom"; transfer-syntax=*'

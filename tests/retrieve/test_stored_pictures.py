@@ -1,4 +1,4 @@
-"""streamsrv/retrieve/stored_pictures.py: JPEG that is the picture already goes out as it is stored, and
+"""streamsrv/pixels/stored_pictures.py: JPEG that is the picture already goes out as it is stored, and
 whatever else is drawn."""
 
 import io
@@ -17,9 +17,10 @@ from framecodecs import registry
 from framecodecs.frameinfo import FrameInfo
 from streamsrv import retrieve
 from streamsrv.errors import NotAcceptable, WouldBlock
-from streamsrv.pixelpool import PixelPool
-from streamsrv.retrieve import picture_parts, stored_pictures
-from streamsrv.store.leases import SegmentLease
+from streamsrv.pixels import stored_pictures
+from streamsrv.pixels.pool import PixelPool
+from streamsrv.retrieve import picture_parts
+from streamsrv.store.segments.leases import SegmentLease
 from streamsrv.wire.answers import Literal, Request, Span
 from streamsrv.wire.resources import parse_query, target_of
 

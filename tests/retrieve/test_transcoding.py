@@ -51,8 +51,9 @@ from framecodecs import registry
 from framecodecs.frameinfo import FrameInfo
 from streamsrv import retrieve
 from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed, StoreCorrupt, WouldBlock
-from streamsrv.pixelpool import PixelPool
-from streamsrv.retrieve import answering, instances, transcoding
+from streamsrv.pixels import transcoding
+from streamsrv.pixels.pool import PixelPool
+from streamsrv.retrieve import answering, instances
 from streamsrv.retrieve import frames as frame_answers
 from streamsrv.wire.answers import Request, Stream
 from streamsrv.wire.resources import target_of
@@ -518,7 +519,7 @@ def row_of(store):
 
 
 def selection_of(store):
-    from streamsrv.retrieve.selection import Selection
+    from streamsrv.plans.selection import Selection
 
     return Selection(store, STUDY, None, None)
 

@@ -6,7 +6,7 @@ import pytest
 from search_world import Holder, populate
 
 from streamsrv.search import answers
-from streamsrv.store.index import Index
+from streamsrv.store.index.index import Index
 
 
 @pytest.fixture(scope="module")

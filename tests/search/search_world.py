@@ -12,7 +12,7 @@ import zstandard
 
 from streamsrv import search
 from streamsrv.dicom.instance import FrameKind, JsonDataset
-from streamsrv.store.index import Index
+from streamsrv.store.index.index import Index
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance
 from streamsrv.wire.answers import Answer, Literal, Request, Stream
 from streamsrv.wire.resources import target_of

@@ -11,7 +11,7 @@ from search_world import BASE, CT, Holder, ask, body_of, element, header, instan
 from streamsrv import search
 from streamsrv.errors import BadRequest, ContentTooLarge, NotAcceptable
 from streamsrv.search import answers
-from streamsrv.store.index import Index
+from streamsrv.store.index.index import Index
 
 
 def test_studies(store: Holder) -> None:

@@ -8,12 +8,14 @@ import pytest
 from search_world import Holder, ask, body_of, element, instance, patient
 
 from streamsrv.errors import WouldBlock
+from streamsrv.query.budget import BRIEF_PORTION, BRIEF_ROWS, Brief
 from streamsrv.search import answers
-from streamsrv.store import index_reading, index_search, searched_metadata
-from streamsrv.store.budget import BRIEF_PORTION, BRIEF_ROWS, Brief
-from streamsrv.store.index import Index
-from streamsrv.store.index_environment import ReadTransaction
-from streamsrv.store.index_rows import LevelRow
+from streamsrv.store import searched_metadata
+from streamsrv.store.index import reading as index_reading
+from streamsrv.store.index import walk as index_search
+from streamsrv.store.index.environment import ReadTransaction
+from streamsrv.store.index.index import Index
+from streamsrv.store.index.rows import LevelRow
 from streamsrv.store.rows import NewInstance
 
 STUDIES = 600

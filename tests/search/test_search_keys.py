@@ -14,9 +14,9 @@ from search_world import BASE, CT, Holder, ask, body_of, element, header, instan
 
 from streamsrv import search
 from streamsrv.errors import BadRequest, ContentTooLarge
+from streamsrv.query.attributes import QUERY_ATTRIBUTES
 from streamsrv.search import answers
-from streamsrv.store.index import Index
-from streamsrv.store.query import QUERY_ATTRIBUTES
+from streamsrv.store.index.index import Index
 from streamsrv.wire.answers import Request
 from streamsrv.wire.resources import parse_query, target_of
 

@@ -15,9 +15,9 @@ import zstandard
 from search_world import CT, Holder, ask, body_of, element, instance, patient, results, values
 
 from streamsrv.errors import ContentTooLarge, Overloaded
+from streamsrv.query.budget import Parsing
 from streamsrv.search.attributes import _over, merged
-from streamsrv.store.budget import Parsing
-from streamsrv.store.index import Index
+from streamsrv.store.index.index import Index
 from streamsrv.store.rows import METADATA_CHUNK, NewInstance
 
 ITEMS = 60_000

@@ -11,7 +11,7 @@ from search_world import Holder, ask, element, header, instance, populate, resul
 
 from streamsrv.search import answers, pages
 from streamsrv.search.pages import A_PAGE, Pages
-from streamsrv.store.index import Index
+from streamsrv.store.index.index import Index
 from streamsrv.wire.answers import Request
 
 

@@ -18,7 +18,7 @@ from search_world import BASE, Holder, ask, body_of, element, header, instance, 
 
 from streamsrv.errors import BadRequest
 from streamsrv.search import answers
-from streamsrv.store.index import Index
+from streamsrv.store.index.index import Index
 from streamsrv.store.rows import NewInstance
 
 UIDS = ("0020000D", "0020000E", "00080018")

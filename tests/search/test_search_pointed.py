@@ -9,9 +9,9 @@ import pytest
 from search_world import Holder, ask, body_of, element, instance, patient
 
 from streamsrv.errors import BadRequest
+from streamsrv.query.budget import BRIEF_PORTION
 from streamsrv.search import SearchLimits, answers
-from streamsrv.store.budget import BRIEF_PORTION
-from streamsrv.store.index import Index
+from streamsrv.store.index.index import Index
 
 LONG = "L" * 320  # longer than what a list holds of it
 PATIENTS = (

@@ -6,8 +6,8 @@ import threading
 
 from store_world import derive, get, key_of, open_store, payload_of, put
 
-from streamsrv.store.check import check
-from streamsrv.store.reindex import reindex
+from streamsrv.store.maintenance.check import check
+from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import OnDuplicate
 from streamsrv.store.store import StoreOptions
 

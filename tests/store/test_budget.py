@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from streamsrv.errors import ContentTooLarge, Overloaded, WouldBlock
-from streamsrv.store.budget import BRIEF_PORTION, BRIEF_ROWS, READING, READING_WAIT, Brief, Budget, Parsing
+from streamsrv.query.budget import BRIEF_PORTION, BRIEF_ROWS, READING, READING_WAIT, Brief, Budget, Parsing
 
 
 def test_a_budget_ends_in_words() -> None:

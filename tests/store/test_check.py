@@ -12,17 +12,17 @@ from store_world import PIXEL_FACTS, derive, get, key_of, open_store, payload_of
 
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.errors import NotDicom, SegmentGone, StoreCorrupt, StoreError, StoreLocked
-from streamsrv.store.check import check
-from streamsrv.store.claims import Claims
-from streamsrv.store.compact import compact
-from streamsrv.store.damage import DamagedRecord
-from streamsrv.store.index import Index
-from streamsrv.store.index_environment import DATABASES
-from streamsrv.store.index_rows import with_sum
-from streamsrv.store.index_texts import Inflating, lengths_in, packed
-from streamsrv.store.records import HEADER, Header, Kind
-from streamsrv.store.reindex import reindex
+from streamsrv.store.index.damage import DamagedRecord
+from streamsrv.store.index.environment import DATABASES
+from streamsrv.store.index.index import Index
+from streamsrv.store.index.metadata_blobs import Inflating, lengths_in, packed
+from streamsrv.store.index.rows import with_sum
+from streamsrv.store.locks import Claims
+from streamsrv.store.maintenance.check import check
+from streamsrv.store.maintenance.compact import compact
+from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import FIRST_RECORD, OnDuplicate
+from streamsrv.store.segments.records import HEADER, Header, Kind
 
 PATIENCE = 30.0
 KEYS = [key_of(study, series, instance) for study in (1, 2) for series in (1, 2) for instance in (1, 2, 3)]
@@ -296,7 +296,7 @@ def test_a_flipped_byte_in_each_key_of_about(folder, at):
 
 def test_a_flipped_byte_in_the_key_of_a_long_path(memory, monkeypatch):
     """A bulk value so deep that a digest stands in its key."""
-    monkeypatch.setattr("streamsrv.store.index_rows.LONGEST_PATH", 3)
+    monkeypatch.setattr("streamsrv.store.index.rows.LONGEST_PATH", 3)
     with open_store(memory) as store:
         put(store, payload_of(key_of(1)))
         assert findings(store) == []
@@ -433,8 +433,8 @@ def test_where_the_folder_cannot_be_written_to(folder, monkeypatch):
         raise PermissionError
 
     with open_store(folder, read_only=True) as store:
-        monkeypatch.setattr("streamsrv.store.check.os.access", lambda *_: False)
-        monkeypatch.setattr("streamsrv.store.check.Claims", refuse)
+        monkeypatch.setattr("streamsrv.store.maintenance.check.os.access", lambda *_: False)
+        monkeypatch.setattr("streamsrv.store.maintenance.check.Claims", refuse)
         assert findings(store) == []
     assert not (folder / "index.check").exists()
 
@@ -465,7 +465,7 @@ def test_a_change_that_cannot_be_read(folder):
 
 
 def test_many_pages(tmp_path, monkeypatch):
-    monkeypatch.setattr("streamsrv.store.audit.PAGE", 2)
+    monkeypatch.setattr("streamsrv.store.maintenance.audit.PAGE", 2)
     with open_store(tmp_path) as store:
         fill(store)
         assert findings(store) == []

@@ -4,9 +4,9 @@ import time
 import pytest
 from store_world import key_of
 
-from streamsrv.store.claims import END_OF_KEYS, STUDY, Claims, key_offset, study_offset
 from streamsrv.store.fileops import FileOps
-from streamsrv.store.manifest import Manifest, Slot, State
+from streamsrv.store.locks import END_OF_KEYS, STUDY, Claims, key_offset, study_offset
+from streamsrv.store.segments.manifest import Manifest, Slot, State
 
 
 @pytest.fixture

@@ -6,15 +6,15 @@ from disks import FullDiskFileOps
 from store_world import derive, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import InsufficientStorage, SegmentGone, StoreLocked
-from streamsrv.store import compact as compaction
-from streamsrv.store.check import check
-from streamsrv.store.claims import Claims
-from streamsrv.store.compact import compact
-from streamsrv.store.info import info
-from streamsrv.store.manifest import Slot, State
-from streamsrv.store.records import Kind, unpack_ids
-from streamsrv.store.reindex import reindex
+from streamsrv.store.locks import Claims
+from streamsrv.store.maintenance import compact as compaction
+from streamsrv.store.maintenance.check import check
+from streamsrv.store.maintenance.compact import compact
+from streamsrv.store.maintenance.info import info
+from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import OnDuplicate, SegmentRow
+from streamsrv.store.segments.manifest import Slot, State
+from streamsrv.store.segments.records import Kind, unpack_ids
 from streamsrv.store.store import StoreOptions
 
 SMALL = StoreOptions(segment_size=2000, min_free=0)  # five instances a segment

@@ -7,8 +7,8 @@ import pytest
 from store_world import OPTIONS, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import StoreCorrupt
-from streamsrv.store.compact import compact
-from streamsrv.store.damage import DamagedRecord, pack_damaged, unpack_damaged
+from streamsrv.store.index.damage import DamagedRecord, pack_damaged, unpack_damaged
+from streamsrv.store.maintenance.compact import compact
 from streamsrv.store.rows import Location, OnDuplicate
 from streamsrv.store.store import Store
 

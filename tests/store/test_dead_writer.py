@@ -4,8 +4,8 @@ import pytest
 from dead_writer import unannounce
 from store_world import derive, get, key_of, open_store, payload_of, put
 
-from streamsrv.store.check import check
-from streamsrv.store.index import Index
+from streamsrv.store.index.index import Index
+from streamsrv.store.maintenance.check import check
 from streamsrv.store.rows import OnDuplicate, Outcome
 
 FIRST, SECOND = key_of(1), key_of(2)

@@ -7,11 +7,11 @@ import pytest
 from store_world import derive, get, key_of, open_store, payload_of, put
 
 from streamsrv.store import duplicates
-from streamsrv.store.check import check
-from streamsrv.store.compact import compact
-from streamsrv.store.reindex import reindex
+from streamsrv.store.maintenance.check import check
+from streamsrv.store.maintenance.compact import compact
+from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import ChangeKind, OnDuplicate, Outcome
-from streamsrv.store.verifying import damaged_record
+from streamsrv.store.segments.verifying import damaged_record
 
 STORED, DUPLICATE, IDENTICAL, REPLACED = Outcome
 KEYS = [key_of(1, 1, instance) for instance in (1, 2, 3)]

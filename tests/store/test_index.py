@@ -13,8 +13,8 @@ from index_examples import new_instance, record_id
 
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import SegmentGone, StoreCorrupt, StoreError
-from streamsrv.store import index_reading
-from streamsrv.store.index import Index
+from streamsrv.store.index import reading as index_reading
+from streamsrv.store.index.index import Index
 from streamsrv.store.rows import ChangeKind, InstanceKey, Location, NewInstance, SegmentRow
 
 

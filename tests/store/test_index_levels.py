@@ -11,10 +11,10 @@ from index_examples import element, name, new_instance
 from index_model import SERIES_TAGS, STUDY_TAGS, Model
 
 from streamsrv.dicom.instance import JsonDataset
-from streamsrv.store.index import Index
-from streamsrv.store.index_answers import level_attributes
-from streamsrv.store.query import Level
-from streamsrv.store.query_conditions import Query
+from streamsrv.query.attributes import Level
+from streamsrv.query.conditions import Query
+from streamsrv.store.index.answers import level_attributes
+from streamsrv.store.index.index import Index
 from streamsrv.store.rows import InstanceKey
 
 A = InstanceKey("1.1", "1.1.1", "1.1.1.1")

@@ -13,9 +13,9 @@ import pytest
 from index_examples import element, name, new_instance
 
 from streamsrv.errors import StoreError, StoreLocked
-from streamsrv.store import index_rewrite
-from streamsrv.store.index import Index
-from streamsrv.store.index_environment import DATABASES
+from streamsrv.store.index import rewrite as index_rewrite
+from streamsrv.store.index.environment import DATABASES
+from streamsrv.store.index.index import Index
 from streamsrv.store.rows import InstanceKey
 
 
@@ -99,7 +99,7 @@ def test_what_an_interrupted_rewrite_left_is_removed(index: Index, tmp_path: Pat
 HOLD = """
 import sys
 from pathlib import Path
-from streamsrv.store.index import Index
+from streamsrv.store.index.index import Index
 index = Index.open(Path(sys.argv[1]), read_only=True)
 print(len(index.rows()), flush=True)
 sys.stdin.read()
@@ -151,7 +151,7 @@ def test_an_index_that_lacks_a_database_is_refused(tmp_path: Path) -> None:
 
 def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Index.open(tmp_path / "index").close()
-    monkeypatch.setattr("streamsrv.store.index_environment.TABLE_DIGEST", "changed")
+    monkeypatch.setattr("streamsrv.store.index.environment.TABLE_DIGEST", "changed")
     with pytest.raises(StoreError, match=r"another version.*reindex"):
         Index.open(tmp_path / "index")
 

@@ -12,9 +12,10 @@ from index_examples import row
 
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.errors import StoreCorrupt, StoreError
-from streamsrv.store import index_changes, index_rows
-from streamsrv.store.index_terms import term_prefix
-from streamsrv.store.query import KEEP, QUERY_ATTRIBUTES, Level, attributes_at
+from streamsrv.query.attributes import KEEP, QUERY_ATTRIBUTES, Level, attributes_at
+from streamsrv.query.terms import term_prefix
+from streamsrv.store.index import changes as index_changes
+from streamsrv.store.index import rows as index_rows
 from streamsrv.store.rows import ChangeKind, InstanceKey, Location
 
 KEY = InstanceKey("1.1", "1.2", "1.3")

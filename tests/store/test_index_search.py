@@ -17,11 +17,12 @@ from index_examples import element, name, new_instance
 from index_model import Model
 
 from streamsrv.errors import BadRequest, ContentTooLarge, StoreCorrupt
-from streamsrv.store import index_lists, index_search
-from streamsrv.store.budget import Budget
-from streamsrv.store.index import Index
-from streamsrv.store.query import Level
-from streamsrv.store.query_conditions import MomentCondition, Query, path_of, query_of
+from streamsrv.query.attributes import Level
+from streamsrv.query.budget import Budget
+from streamsrv.query.conditions import MomentCondition, Query, path_of, query_of
+from streamsrv.store.index import lists as index_lists
+from streamsrv.store.index import walk as index_search
+from streamsrv.store.index.index import Index
 from streamsrv.store.rows import InstanceKey, NewInstance
 
 NAMES = ("Doe^Jane", "Doe^John", "Roe^Richard", "Müller^Jörg", "Doe", "Poe^Edgar^Allan")

@@ -7,12 +7,11 @@ import pytest
 from index_examples import new_instance
 
 from streamsrv.errors import SegmentGone, StoreCorrupt, StoreError
-from streamsrv.store import index_texts
-from streamsrv.store.index import Index
-from streamsrv.store.index_batch import metadata_rows, prepare
-from streamsrv.store.index_environment import SCHEMA
-from streamsrv.store.index_rows import chunk_key, with_sum
-from streamsrv.store.index_texts import (
+from streamsrv.store.index import metadata_blobs as index_texts
+from streamsrv.store.index.batch import metadata_rows, prepare
+from streamsrv.store.index.environment import SCHEMA
+from streamsrv.store.index.index import Index
+from streamsrv.store.index.metadata_blobs import (
     Inflating,
     Run,
     find_texts,
@@ -22,6 +21,7 @@ from streamsrv.store.index_texts import (
     texts_at,
     together,
 )
+from streamsrv.store.index.rows import chunk_key, with_sum
 from streamsrv.store.rows import InstanceKey
 
 TEXTS = [b'{"n":%d}' % number for number in range(40)]

@@ -14,11 +14,11 @@ import pytest
 from index_examples import new_instance
 
 from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError
-from streamsrv.store import index_environment
-from streamsrv.store.index import Index
-from streamsrv.store.index_batch import Batch
-from streamsrv.store.index_environment import Environment, in_our_words
-from streamsrv.store.index_writer import SLICE_INSTANCES, Writer
+from streamsrv.store.index import environment as index_environment
+from streamsrv.store.index.batch import Batch
+from streamsrv.store.index.environment import Environment, in_our_words
+from streamsrv.store.index.index import Index
+from streamsrv.store.index.writer import SLICE_INSTANCES, Writer
 from streamsrv.store.rows import SegmentRow
 
 
@@ -192,7 +192,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from index_examples import new_instance
-from streamsrv.store.index import Index
+from streamsrv.store.index.index import Index
 index = Index.open(Path(sys.argv[1]))
 worker = sys.argv[3]
 for number in range(40):

@@ -6,7 +6,7 @@ import pytest
 
 from streamsrv.errors import SegmentGone
 from streamsrv.store.folder import Layout
-from streamsrv.store.leases import LINGER, MOST_LINGERING, Readers
+from streamsrv.store.segments.leases import LINGER, MOST_LINGERING, Readers
 
 
 def open_descriptors():

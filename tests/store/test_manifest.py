@@ -5,12 +5,20 @@ import pytest
 from store_world import derive, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import StoreCorrupt, StoreError, WrongStore
-from streamsrv.store.check import check
-from streamsrv.store.claims import Claims
 from streamsrv.store.fileops import FileOps
-from streamsrv.store.manifest import HEADER_LENGTH, SLOT, Manifest, ManifestFormat, Slot, State, slot_offset
+from streamsrv.store.locks import Claims
+from streamsrv.store.maintenance.check import check
 from streamsrv.store.rows import FIRST_RECORD, Outcome
-from streamsrv.store.segments import Segments
+from streamsrv.store.segments.manifest import (
+    HEADER_LENGTH,
+    SLOT,
+    Manifest,
+    ManifestFormat,
+    Slot,
+    State,
+    slot_offset,
+)
+from streamsrv.store.segments.segments import Segments
 from streamsrv.store.store import StoreOptions
 
 FORM = ManifestFormat(b"f" * 16)
@@ -58,7 +66,7 @@ def test_that_of_another_store_is_refused(manifest):
 
 
 def test_another_version_is_refused(manifest, monkeypatch):
-    monkeypatch.setattr("streamsrv.store.manifest.FORMAT_VERSION", 7)
+    monkeypatch.setattr("streamsrv.store.segments.manifest.FORMAT_VERSION", 7)
     with pytest.raises(WrongStore, match="format version 2"):
         manifest.read()
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from index_examples import element, name
 
 from streamsrv.errors import BadRequest
-from streamsrv.store.query_glob import Glob
-from streamsrv.store.query_matching import Matcher, Moments, OneOf, Probe, Range, Universal, matcher_of
-from streamsrv.store.query_values import NORMAL_BYTES, cut, normal_forms
+from streamsrv.query.glob import Glob
+from streamsrv.query.matching import Matcher, Moments, OneOf, Probe, Range, Universal, matcher_of
+from streamsrv.query.values import NORMAL_BYTES, cut, normal_forms
 
 
 def accepted_by(probe: Probe, key: bytes) -> bool:

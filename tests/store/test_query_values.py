@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamsrv.store.query_values import (
+from streamsrv.query.values import (
     NORMAL_BYTES,
     cut,
     date_form,

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamsrv.store.records import (
+from streamsrv.store.rows import FIRST_RECORD
+from streamsrv.store.segments.records import (
     HEADER,
     NO_ID,
     SEARCH_WINDOW,
@@ -18,7 +19,6 @@ from streamsrv.store.records import (
     pack_ids,
     unpack_ids,
 )
-from streamsrv.store.rows import FIRST_RECORD
 
 FORM = RecordFormat(b"s" * 32)
 SEGMENT = 7
@@ -109,7 +109,7 @@ def test_two_wrong_bytes_are_not_mended():
 
 
 def test_another_version_is_told(monkeypatch):
-    monkeypatch.setattr("streamsrv.store.records.FORMAT_VERSION", 9)
+    monkeypatch.setattr("streamsrv.store.segments.records.FORMAT_VERSION", 9)
     packed = FORM.pack(header(), SEGMENT, 0)
     monkeypatch.undo()
     with pytest.raises(HeaderDamaged, match="version 9"):

@@ -8,13 +8,13 @@ from disks import RecordingFileOps
 from store_world import derive, describe, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import NotDicom, StoreError, StoreLocked
-from streamsrv.store import segment_header
-from streamsrv.store.check import Severity, check
 from streamsrv.store.fileops import FileOps
-from streamsrv.store.records import HEADER, Header, Kind
-from streamsrv.store.reindex import reindex
+from streamsrv.store.maintenance.check import Severity, check
+from streamsrv.store.maintenance.reindex import reindex
+from streamsrv.store.maintenance.scanning import MOST_OPEN
 from streamsrv.store.rows import FIRST_RECORD, OnDuplicate
-from streamsrv.store.scanning import MOST_OPEN
+from streamsrv.store.segments import header as segment_header
+from streamsrv.store.segments.records import HEADER, Header, Kind
 from streamsrv.store.store import Store, StoreOptions
 
 KEYS = [key_of(study, 1, instance) for study in (1, 2) for instance in (1, 2, 3)]

@@ -11,9 +11,9 @@ import pytest
 from disks import LOSSES, RecordingFileOps, Replay
 from store_world import add, derive, get, key_of, open_store, payload_of, put
 
-from streamsrv.store.check import check
-from streamsrv.store.compact import compact
-from streamsrv.store.reindex import reindex
+from streamsrv.store.maintenance.check import check
+from streamsrv.store.maintenance.compact import compact
+from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import OnDuplicate, Outcome
 from streamsrv.store.store import StoreOptions
 

@@ -15,12 +15,12 @@ import pytest
 from store_world import derive, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import StoreError
-from streamsrv.store.check import Severity, check
-from streamsrv.store.compact import compact
-from streamsrv.store.manifest import slot_offset
-from streamsrv.store.records import HEADER, Kind
-from streamsrv.store.reindex import reindex
+from streamsrv.store.maintenance.check import Severity, check
+from streamsrv.store.maintenance.compact import compact
+from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import OnDuplicate, Outcome
+from streamsrv.store.segments.manifest import slot_offset
+from streamsrv.store.segments.records import HEADER, Kind
 from streamsrv.store.store import StoreOptions
 
 SOAK = int(os.environ.get("SOAK", "1"))
@@ -301,7 +301,9 @@ def bad_sector(monkeypatch, path, begin, end):
 def test_a_sector_that_cannot_be_read(world, memory, monkeypatch, witnesses, part):
     """It costs no other record, and neither check nor reindex ends there."""
     origin, expected = world
-    monkeypatch.setattr("streamsrv.store.records.PAGE", 16)  # the segments are smaller than a real page
+    monkeypatch.setattr(
+        "streamsrv.store.segments.records.PAGE", 16
+    )  # the segments are smaller than a real page
     with open_store(origin, read_only=True, options=OPTIONS) as store:
         living = {store.lookup(*key)[0].record_id for key in expected}
     for segment, records in segments_of(origin).items():

@@ -10,17 +10,17 @@ import time
 import pytest
 from store_world import OPTIONS, derive, get, key_of, open_store, payload_of, put
 
-from streamsrv.store import uncached
-from streamsrv.store.check import check
-from streamsrv.store.compact import compact
-from streamsrv.store.info import info
-from streamsrv.store.records import HEADER
+from streamsrv.store.maintenance.check import check
+from streamsrv.store.maintenance.compact import compact
+from streamsrv.store.maintenance.info import info
+from streamsrv.store.maintenance.scrub import Pace, Scrub, check_segments
+from streamsrv.store.maintenance.scrub_state import DAY, ScrubState, Verified, WalkPosition, verified_until
 from streamsrv.store.rows import FIRST_RECORD, OnDuplicate, SegmentRow
-from streamsrv.store.scrub import Pace, Scrub, check_segments
-from streamsrv.store.scrub_state import DAY, ScrubState, Verified, WalkPosition, verified_until
+from streamsrv.store.segments import uncached
+from streamsrv.store.segments.records import HEADER
+from streamsrv.store.segments.uncached import UncachedFile
+from streamsrv.store.segments.verifying import WRONG_DIGEST
 from streamsrv.store.store import Store, StoreOptions
-from streamsrv.store.uncached import UncachedFile
-from streamsrv.store.verifying import WRONG_DIGEST
 
 KEYS = [key_of(1, 1, instance) for instance in (1, 2, 3, 4)]
 KEY = KEYS[1]
@@ -331,7 +331,7 @@ def test_a_walk_goes_on_where_it_was(store, monkeypatch):
     clock = ScrubClock()
     pace = Pace(1_000, clock.time, clock.sleep)
     scrub = Scrub(store, pace, clock.time)
-    monkeypatch.setattr("streamsrv.store.scrub.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("streamsrv.store.maintenance.scrub.SAVE_EVERY", 0.0)
     walk = scrub.run(1)
     real, seen = Scrub._verify, []
 

@@ -4,12 +4,12 @@ import pytest
 from store_world import derive, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import StoreCorrupt
-from streamsrv.store import segment_header
-from streamsrv.store.check import Severity, check
-from streamsrv.store.compact import compact
-from streamsrv.store.records import RecordFormat
-from streamsrv.store.reindex import reindex
+from streamsrv.store.maintenance.check import Severity, check
+from streamsrv.store.maintenance.compact import compact
+from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import FIRST_RECORD
+from streamsrv.store.segments import header as segment_header
+from streamsrv.store.segments.records import RecordFormat
 
 FORM = RecordFormat(b"s" * 32, b"f" * 16)
 

@@ -7,9 +7,9 @@ from disks import FullDiskFileOps, RecordingFileOps
 from store_world import derive, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError
-from streamsrv.store.reindex import reindex
+from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import FIRST_RECORD
-from streamsrv.store.segments import Segments
+from streamsrv.store.segments.segments import Segments
 from streamsrv.store.store import StoreOptions
 
 
@@ -202,7 +202,7 @@ def test_the_default_reserve(tmp_path):
 
 
 def test_the_reserve_is_looked_at_while_a_body_arrives(tmp_path, monkeypatch):
-    monkeypatch.setattr("streamsrv.store.borrowed.SPACE_CHECK", 1000)
+    monkeypatch.setattr("streamsrv.store.segments.borrowed.SPACE_CHECK", 1000)
     ops = FullDiskFileOps()
     with open_store(tmp_path, fileops=ops, options=StoreOptions(min_free=1000)) as store:
         borrowed = store.segments.borrow(reserve=True)

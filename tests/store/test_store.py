@@ -9,9 +9,9 @@ import pytest
 from store_world import HEAD, derive, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import Forbidden, SegmentGone, StoreCorrupt, StoreError, StoreLocked
-from streamsrv.store.check import check
-from streamsrv.store.compact import compact
-from streamsrv.store.reindex import reindex
+from streamsrv.store.maintenance.check import check
+from streamsrv.store.maintenance.compact import compact
+from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import OnDuplicate, Outcome
 from streamsrv.store.store import Store, StoreOptions
 

@@ -6,13 +6,13 @@ import pytest
 from store_world import derive, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import InsufficientStorage, StoreCorrupt
-from streamsrv.store import index_batch
-from streamsrv.store.check import check
-from streamsrv.store.compact import compact
-from streamsrv.store.index import Index
-from streamsrv.store.query import Level
-from streamsrv.store.query_conditions import query_of
-from streamsrv.store.reindex import reindex
+from streamsrv.query.attributes import Level
+from streamsrv.query.conditions import query_of
+from streamsrv.store.index import batch as index_batch
+from streamsrv.store.index.index import Index
+from streamsrv.store.maintenance.check import check
+from streamsrv.store.maintenance.compact import compact
+from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import Outcome
 from streamsrv.store.sweeping import Sweeper
 

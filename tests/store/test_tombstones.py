@@ -7,9 +7,9 @@ from disks import FullDiskFileOps
 from store_world import get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import StoreError
-from streamsrv.store import tombstones
-from streamsrv.store.records import HEADER, Kind, unpack_ids
 from streamsrv.store.rows import FIRST_RECORD, ChangeKind, OnDuplicate
+from streamsrv.store.segments import tombstones
+from streamsrv.store.segments.records import HEADER, Kind, unpack_ids
 from streamsrv.store.store import StoreOptions
 
 KEYS = [key_of(1, series, instance) for series in (1, 2) for instance in (1, 2, 3)] + [key_of(2)]

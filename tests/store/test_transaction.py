@@ -9,10 +9,10 @@ from store_world import add, derive, describe, get, key_of, open_store, payload_
 from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError
 from streamsrv.store import duplicates
 from streamsrv.store import transaction as transactions
-from streamsrv.store.borrowed import Borrowed
-from streamsrv.store.records import HEADER, Kind
-from streamsrv.store.reindex import reindex
+from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import FIRST_RECORD, OnDuplicate, Outcome
+from streamsrv.store.segments.borrowed import Borrowed
+from streamsrv.store.segments.records import HEADER, Kind
 
 STORED, DUPLICATE, IDENTICAL, REPLACED = Outcome
 

@@ -7,8 +7,8 @@ import tornado.ioloop
 from web_world import Lines, Raw, World, access_log, settings_of
 
 from streamsrv.web.app import App
-from streamsrv.web.listener import Server
-from streamsrv.web.stream import Stream
+from streamsrv.web.connection.listener import Server
+from streamsrv.web.connection.stream import Stream
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from web_world import DEADLINE, Raw, eventually, settings_of, text
 
 from streamsrv.errors import NotAcceptable, NotFound, Overloaded, StoreError, WouldBlock
-from streamsrv.web.transfer import SHORT
+from streamsrv.web.sending.transfer import SHORT
 from streamsrv.wire.answers import Answer, Literal, Span, Stream
 
 DICOM = "Content-Type: application/dicom"
@@ -508,7 +508,7 @@ def span_answer(path, *spans, length=None):
 @pytest.mark.parametrize("warm", [True, False])
 async def test_small_spans_go_out_with_their_head(port, world, tmp_path, monkeypatch, warm):
     if not warm:
-        monkeypatch.setattr("streamsrv.web.writer.read_warm", lambda *_: False)
+        monkeypatch.setattr("streamsrv.web.sending.response.read_warm", lambda *_: False)
     (tmp_path / "segment").write_bytes(b"0123456789")
     world.answers["1"] = lambda: span_answer(tmp_path / "segment", Span(1, 2, 3), Span(1, 0, 1))
     raw = await Raw.connect(port)
@@ -852,7 +852,7 @@ async def test_a_refused_client_that_goes_on_for_ever_is_cut_off(port, world, mo
 
 
 async def test_a_refused_client_that_lingers_is_cut_off(port, world, monkeypatch):
-    monkeypatch.setattr("streamsrv.web.exchange.LINGER_SECONDS", 0.1)
+    monkeypatch.setattr("streamsrv.web.connection.exchange.LINGER_SECONDS", 0.1)
     for framing in ("Content-Length: 1000000000", "Transfer-Encoding: chunked"):
         raw = await Raw.connect(port)
         await raw.send(message("POST /v2/studies", DICOM, framing) + b"a\r\nREFUSE1234\r\n")

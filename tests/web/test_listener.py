@@ -8,9 +8,9 @@ import socket
 import pytest
 from web_world import DEADLINE, Raw, eventually, settings_of, text
 
-from streamsrv.web import listener
+from streamsrv.web.connection import listener
+from streamsrv.web.connection.listener import Acceptor, Server
 from streamsrv.web.hosts import Hosts
-from streamsrv.web.listener import Acceptor, Server
 
 HEAD = b"GET /v2/studies/1.2 HTTP/1.1\r\nHost: localhost\r\n\r\n"
 

@@ -1,12 +1,12 @@
-"""The loop of a worker (streamsrv/web/loop.py): who is shown what has come, and when."""
+"""The loop of a worker (streamsrv/web/connection/loop.py): who is shown what has come, and when."""
 
 import asyncio
 import socket
 
 import pytest
 
-from streamsrv.web.loop import Loop, waiting_here
-from streamsrv.web.stream import Stream
+from streamsrv.web.connection.loop import Loop, waiting_here
+from streamsrv.web.connection.stream import Stream
 
 END = b"\r\n\r\n"
 DEADLINE = 20.0

@@ -8,7 +8,7 @@ import yaml
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from web_world import Raw
 
-from streamsrv.store.query import QUERY_ATTRIBUTES
+from streamsrv.query.attributes import QUERY_ATTRIBUTES
 from streamsrv.web import capabilities, openapi
 from streamsrv.web.description import described_routes, matching_keys, operations
 from streamsrv.wire.ranges import parse_accept

@@ -6,9 +6,9 @@ import socket
 import pytest
 from tornado.iostream import StreamClosedError
 
-from streamsrv.web.farewell import say_last
-from streamsrv.web.stream import Stream
-from streamsrv.web.writer import Outgoing
+from streamsrv.web.connection.closing import say_last
+from streamsrv.web.connection.stream import Stream
+from streamsrv.web.sending.response import Outgoing
 from streamsrv.wire.answers import Answer
 
 

@@ -14,11 +14,11 @@ import pytest
 from web_world import DEADLINE, eventually
 
 from streamsrv.errors import StoreCorrupt
-from streamsrv.web import sources
-from streamsrv.web.pace import Meter
-from streamsrv.web.sources import LONG_STEP, PROBE_STEP, StreamReader, read_warm, to_page, warm_bytes
-from streamsrv.web.transfer import PIECES_AT_ONCE, SHORT, SLICE, Transfer
-from streamsrv.web.turns import Turns
+from streamsrv.web.connection.pace import Meter
+from streamsrv.web.connection.turns import Turns
+from streamsrv.web.sending import sources
+from streamsrv.web.sending.sources import LONG_STEP, PROBE_STEP, StreamReader, read_warm, to_page, warm_bytes
+from streamsrv.web.sending.transfer import PIECES_AT_ONCE, SHORT, SLICE, Transfer
 from streamsrv.wire.answers import Answer, Literal, Span, StoredParts, Stream
 
 SIZE = 6 << 20
@@ -175,7 +175,7 @@ async def test_parts_as_they_are_stored_arrive_whole(http_server, line, segment,
     plan = StoredParts(heads, places, b"the end")
     if cold:  # sometimes
         monkeypatch.setattr(
-            "streamsrv.web.transfer.warm_bytes",
+            "streamsrv.web.sending.transfer.warm_bytes",
             lambda *asked: 0 if draw.random() < 0.3 else sources.warm_bytes(*asked),
         )
     reading = draw.choice(({}, {"chunk": 10_000}, {"chunk": 50_000, "turns": 3}))
@@ -326,7 +326,7 @@ async def test_pages_that_are_not_in_memory_are_sent_from_a_thread(http_server, 
         sent.append(threading.current_thread())
         return sources.send_cold(*args)
 
-    monkeypatch.setattr("streamsrv.web.transfer.send_cold", send_cold)
+    monkeypatch.setattr("streamsrv.web.sending.transfer.send_cold", send_cold)
     one = line([Span(1, 0, SIZE)])
     os.fsync(one.source)
     os.posix_fadvise(one.source, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -338,7 +338,7 @@ async def test_pages_that_are_not_in_memory_are_sent_from_a_thread(http_server, 
         probed.append(asked)
         return 0 if len(probed) == 1 else warm_bytes(*asked)
 
-    monkeypatch.setattr("streamsrv.web.transfer.warm_bytes", probe)
+    monkeypatch.setattr("streamsrv.web.sending.transfer.warm_bytes", probe)
     assert await one.run() == segment[1]
     assert sent
     assert threading.main_thread() not in sent
@@ -387,7 +387,7 @@ def test_warm_bytes_stop_before_the_step_with_a_cold_page(segment, monkeypatch):
 @pytest.mark.parametrize("cold", [False, True])
 async def test_a_segment_that_ends_too_early_is_an_error(http_server, line, monkeypatch, cold):
     if cold:
-        monkeypatch.setattr("streamsrv.web.transfer.warm_bytes", lambda *_: 0)
+        monkeypatch.setattr("streamsrv.web.sending.transfer.warm_bytes", lambda *_: 0)
     with pytest.raises(StoreCorrupt, match="a segment ends at byte"):
         await line([Span(1, SIZE - 10, 11)]).run()
 

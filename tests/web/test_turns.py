@@ -2,7 +2,7 @@
 
 import asyncio
 
-from streamsrv.web.turns import Turns
+from streamsrv.web.connection.turns import Turns
 
 
 async def test_who_is_alone_waits_for_nobody():

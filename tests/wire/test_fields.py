@@ -2,7 +2,7 @@
 
 import pytest
 
-from streamsrv.web.writer import head_bytes
+from streamsrv.web.sending.response import head_bytes
 from streamsrv.wire.answers import Answer
 from streamsrv.wire.fields import field_lines
 from streamsrv.wire.multipart import part_head

@@ -1,0 +1,151 @@
+"""JPEG 2000 (ISO/IEC 15444-1) by OpenJPEG, either through imagecodecs or through pylibjpeg-openjpeg.
+
+- The codestream's own transform decides whether components come back as RGB; the dataset's YBR_RCT and
+  YBR_ICT only name it.
+- Boxes around a codestream are taken off first, so that no library converts by what they say about colour.
+- Sign and depth are those of SIZ; where the dataset contradicts the sign, `samples` reinterprets the bits.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from framecodecs import samples
+from framecodecs.errors import CodestreamError, DecodeError, EncodeError
+from framecodecs.frameinfo import FrameInfo
+from framecodecs.headers.jpeg2000_header import Jpeg2000Header, read_jpeg2000_header
+from framecodecs.libraries import guarded, load
+from framecodecs.options import EncodeOptions
+from framecodecs.pool.cores import allowed
+from framecodecs.samples import Decoded, Samples
+
+TRANSFORMED = {True: "YBR_RCT", False: "YBR_ICT"}
+RGB_FOR_OPENJPEG = 1
+DEPTH_AT = 42  # SOC, SIZ, Lsiz, Rsiz, eight sizes, Csiz: 2+2+2+2+32+2 bytes before the first component
+SHALLOW = 2  # OpenJPEG sizes its buffer by depth, and noise of one bit does not fit
+_one_encoder = threading.Lock()  # two encodings at once in one process crash OpenJPEG's wrapper
+
+
+def header_of(frame: bytes, info: FrameInfo) -> Jpeg2000Header:
+    return read_jpeg2000_header(frame)
+
+
+def decibels(quality: int) -> float:
+    """Peak signal to noise: 50 dB at quality 90, where differences are no longer seen; 30 at 10."""
+    return 27.5 + quality / 4
+
+
+def finished(decoded: Samples, info: FrameInfo, header: Jpeg2000Header) -> tuple[bytes, FrameInfo]:
+    """Shared with HTJ2K: the frame, its colour called what it is now."""
+    photometric = samples.interleaved_info(info).photometric_interpretation
+    return samples.to_frame(Decoded(decoded, header.precision, header.signed, photometric), info)
+
+
+def decode(frame: bytes, info: FrameInfo, header: Jpeg2000Header) -> tuple[bytes, FrameInfo]:
+    with guarded(DecodeError, "JPEG 2000"):
+        decoded = load("imagecodecs").jpeg2k_decode(
+            header.codestream(frame), planar=False, numthreads=allowed()
+        )
+        decoded = decoded.reshape(info.shape)
+    return finished(decoded, info, header)
+
+
+def decode_by_openjpeg(frame: bytes, info: FrameInfo, header: Jpeg2000Header) -> tuple[bytes, FrameInfo]:
+    if header.precision > 24:
+        raise CodestreamError(f"{header.precision} bits a sample, OpenJPEG's wrapper reads 24")
+    width = 1 if header.precision <= 8 else 2 if header.precision <= 16 else 4
+    with guarded(DecodeError, "JPEG 2000"):
+        raw = load("pylibjpeg-openjpeg").decode_pixel_data(header.codestream(frame), version=2)
+        decoded = np.frombuffer(raw, f"<{'ui'[header.signed]}{width}").reshape(info.shape)
+    return finished(decoded, info, header)
+
+
+def centred(values: Samples, info: FrameInfo) -> Samples:
+    """Values around zero as signed numbers in a container of 8 or 16 bits, to be encoded with the
+    container's depth.
+
+    The level shift that a decoder applies to unsigned samples of P bits is exactly what is subtracted here,
+    and QCD states its exponents on their own: so of a reversible codestream only the depth in SIZ needs to
+    be rewritten.
+    """
+    narrow = "i1" if info.bits_stored <= 8 else "<i2"
+    if info.pixel_representation:
+        return values.astype(narrow, copy=False)
+    wide = values.astype(f"<u{np.dtype(narrow).itemsize}", copy=False)
+    around_zero: Samples = wide - wide.dtype.type(1 << (info.bits_stored - 1))
+    return around_zero.view(narrow)
+
+
+def with_depth(codestream: bytes, info: FrameInfo) -> bytes:
+    """The codestream with the sign and depth of `info` in its SIZ segment."""
+    named = bytearray(codestream)
+    for component in range(info.samples_per_pixel):
+        named[DEPTH_AT + 3 * component] = info.pixel_representation << 7 | (info.bits_stored - 1)
+    return bytes(named)
+
+
+def _coded(info: FrameInfo, reversible: bool) -> tuple[FrameInfo, bool]:
+    """The attributes after encoding, and whether RGB is transformed."""
+    info = samples.stored_low(info)
+    transform = info.photometric_interpretation == "RGB"
+    return (info.with_colour(TRANSFORMED[reversible]) if transform else info), transform
+
+
+def _encode(frame: bytes, info: FrameInfo, quality: int | None) -> tuple[bytes, FrameInfo]:
+    values = samples.to_array(frame, info)
+    values = values.astype(f"{values.dtype.kind}{1 if info.bits_stored <= 8 else 2}", copy=False)
+    out, transform = _coded(info, quality is None)
+    shallow = info.bits_stored <= SHALLOW and quality is None
+    with guarded(EncodeError, "JPEG 2000"):
+        encoded = load("imagecodecs").jpeg2k_encode(
+            centred(values, info) if shallow else values,
+            None if quality is None else decibels(quality),
+            codecformat="j2k",
+            bitspersample=None if shallow else info.bits_stored,
+            reversible=quality is None,
+            planar=False,
+            mct=transform,
+            numthreads=allowed(),
+        )
+    return with_depth(encoded, info), out
+
+
+def _encode_by_openjpeg(frame: bytes, info: FrameInfo, quality: int | None) -> tuple[bytes, FrameInfo]:
+    values = samples.to_array(frame, info)
+    values = values.astype(f"{values.dtype.kind}{1 if info.bits_stored <= 8 else 2}", copy=False)
+    out, transform = _coded(info, quality is None)
+    with guarded(EncodeError, "JPEG 2000"), _one_encoder:
+        encoded = load("pylibjpeg-openjpeg").encode_buffer(
+            values.tobytes(),
+            info.columns,
+            info.rows,
+            info.samples_per_pixel,
+            info.bits_stored,
+            bool(info.pixel_representation),
+            photometric_interpretation=RGB_FOR_OPENJPEG if transform else 0,
+            use_mct=transform,
+            signal_noise_ratios=None if quality is None else [decibels(quality)],
+        )
+    return bytes(encoded), out
+
+
+def encode_lossless(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tuple[bytes, FrameInfo]:
+    return _encode(frame, info, None)
+
+
+def encode_lossy(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tuple[bytes, FrameInfo]:
+    return _encode(frame, info, options.quality)
+
+
+def encode_lossless_by_openjpeg(
+    frame: bytes, info: FrameInfo, options: EncodeOptions
+) -> tuple[bytes, FrameInfo]:
+    return _encode_by_openjpeg(frame, info, None)
+
+
+def encode_lossy_by_openjpeg(
+    frame: bytes, info: FrameInfo, options: EncodeOptions
+) -> tuple[bytes, FrameInfo]:
+    return _encode_by_openjpeg(frame, info, options.quality)

@@ -1,0 +1,1 @@
+"""The pool of pixel processes: its queue, its processes and their confinement."""

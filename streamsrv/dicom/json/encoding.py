@@ -1,0 +1,287 @@
+"""DICOM JSON text (PS3.18 Annex F) to a dataset in Explicit VR Little Endian (PS3.5 A.2), in bounded memory.
+
+Strategy: the text is read attribute by attribute, long sequences item by item (json/text.py), and leaves as
+pieces: bytes, and `Copy` pieces that name bulk data where they lie. Sequences and items have undefined
+length, so nothing has to be known beforehand. What Pixel Data are made of is asked of whoever has the bulk
+data; an encapsulated value becomes fragments behind an offset table (A.4).
+
+Rules
+- Short datasets may be in any order; those that are read in steps must ascend, as F.2.2 demands.
+- Text is UTF-8 in JSON. If it is ASCII the dataset keeps its Specific Character Set, else it says ISO_IR 192;
+  items inherit it and have none of their own.
+- Group 0002 is no part of a dataset: it is kept as facts. Group lengths are left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from streamsrv.dicom import tags
+from streamsrv.dicom.elements import LONG_VRS, SHORT_VRS
+from streamsrv.dicom.elementwriting import (
+    ITEM,
+    ITEM_END,
+    LONGEST,
+    SEQUENCE_END,
+    UNDEFINED,
+    element_head,
+    fragments,
+    padding,
+    whole_element,
+)
+from streamsrv.dicom.explicit import Copy
+from streamsrv.dicom.json.text import AMBIGUOUS, LARGE, JsonReader
+from streamsrv.dicom.json.values import inline_bytes, value_bytes
+from streamsrv.errors import InstanceRefused, NotDicom
+
+MAX_DEPTH = 64
+_TAG = re.compile(r"[0-9A-Fa-f]{8}")
+# PS3.5 6.2: those whose characters Specific Character Set decides.
+_TEXT_VRS = frozenset(("LO", "LT", "PN", "SH", "ST", "UC", "UT"))
+_VRS = frozenset((*SHORT_VRS.values(), *LONG_VRS.values()))
+_NO_ARRAY = "the value of an attribute is no array"
+_FACTS = frozenset((tags.SOP_CLASS_UID, tags.SOP_INSTANCE_UID, tags.AVAILABLE_TRANSFER_SYNTAX_UID))
+_TABLES = frozenset((tags.EXTENDED_OFFSET_TABLE, tags.EXTENDED_OFFSET_TABLE_LENGTHS))
+
+
+@dataclass(slots=True)
+class Later:
+    """A piece whose bytes are known only when the dataset has been read."""
+
+    content: bytes = b""
+
+
+Piece = bytes | Copy | Later
+
+
+@dataclass(frozen=True, slots=True)
+class Bulk:
+    """Where the bytes of a BulkDataURI lie: a range for each part. `frames` if they are frames of compressed
+    pixels, which then become fragments."""
+
+    ranges: Sequence[Copy]
+    frames: bool = False
+
+    @property
+    def length(self) -> int:
+        return sum(each.length for each in self.ranges)
+
+
+# (tag path, BulkDataURI) -> its bytes; raises InstanceError where there are none
+Resolve = Callable[[str, str], Bulk]
+
+
+class DatasetEncoder:
+    """Encodes one dataset. Afterwards `facts` holds the UIDs that the file meta information needs, by tag."""
+
+    def __init__(self, resolve: Resolve) -> None:
+        self.facts: dict[str, str] = {}
+        self._resolve = resolve
+        self._character_set = Later()
+        self._placed = False
+        self._own_set = b""  # the Specific Character Set of the JSON
+        self._ascii = True
+        self._tables: list[Piece] = []  # offset tables of the JSON, until Pixel Data show whether they hold
+        self._depth = 0
+
+    def pieces(self, reader: JsonReader) -> Iterator[Piece]:
+        """Raises NotDicom and InstanceRefused."""
+        last = ""
+        for tag, element in _members(reader):
+            if tag <= last:
+                raise NotDicom("the attributes of a long JSON dataset do not ascend", tag=tag)
+            last = tag
+            yield from self._top_level(reader, tag, element)
+        if not self._placed:
+            yield self._character_set
+        yield from self._tables
+        utf8 = whole_element(tags.SPECIFIC_CHARACTER_SET, "CS", b"ISO_IR 192")
+        self._character_set.content = self._own_set if self._ascii else utf8
+
+    def _top_level(self, reader: JsonReader, tag: str, element: Any) -> Iterator[Piece]:
+        if tag > tags.SPECIFIC_CHARACTER_SET and not self._placed:
+            self._placed = True
+            yield self._character_set
+        fact = tag in _FACTS or tag.startswith("0002")
+        if element is LARGE and (fact or tag == tags.SPECIFIC_CHARACTER_SET):
+            element = reader.value(None)
+            _checked(tag, element)
+        if fact:
+            stated = next(iter(_array(tag, element.get("Value"))), None)
+            self.facts[tag] = stated.strip(" \0") if isinstance(stated, str) else ""
+        if tag == tags.SPECIFIC_CHARACTER_SET:
+            self._own_set = self._element_bytes(tag, element)
+        elif tag in _TABLES:
+            self._tables += self._attribute(reader, tag, element, tag)
+        else:
+            if tag >= tags.FLOAT_PIXEL_DATA and self._tables:
+                yield from self._offset_tables(tag, element)
+            yield from self._attribute(reader, tag, element, tag)
+
+    def _offset_tables(self, tag: str, element: Any) -> Iterator[Piece]:
+        """Those of the JSON, unless fragments are about to be made, which bring their own."""
+        tables, self._tables = self._tables, []
+        uri = element.get("BulkDataURI") if element is not LARGE else None
+        if not (tag == tags.PIXEL_DATA and isinstance(uri, str) and self._resolve(tag, uri).frames):
+            yield from tables
+
+    def _attribute(self, reader: JsonReader, tag: str, element: Any, path: str) -> Iterator[Piece]:
+        if tag.startswith(("0000", "0002")) or tag.endswith("0000"):
+            if element is LARGE:
+                reader.skip()
+        elif tag.startswith("FFFE"):
+            raise NotDicom("a delimiter is no attribute", tag=tag)
+        elif element is LARGE:
+            yield from self._long_attribute(reader, tag, path)
+        elif "BulkDataURI" in element:
+            uri = element["BulkDataURI"]
+            if not isinstance(uri, str):
+                raise NotDicom("BulkDataURI is no text", tag=tag)
+            yield from self._bulk(tag, _vr(tag, element), uri, path)
+        elif _vr(tag, element) == "SQ":
+            yield from self._sequence(tag, element.get("Value"), path)
+        else:
+            yield self._element_bytes(tag, element)
+
+    def _long_attribute(self, reader: JsonReader, tag: str, path: str) -> Iterator[Piece]:
+        """One whose text is long: a sequence is read item by item."""
+        rest: dict[str, Any] = {}
+        done = False
+        for name in reader.members():
+            if name in rest or (done and name == "Value"):
+                raise NotDicom("an attribute is an object in which a name occurs twice", tag=tag)
+            if name == "Value" and _vr(tag, rest) == "SQ":
+                _expect(reader, "[", _NO_ARRAY, tag)
+                yield element_head(tag, "SQ", UNDEFINED)
+                for number, _ in enumerate(reader.elements()):
+                    yield from self._item(self._members_of(reader, f"{path}/{number}"))
+                yield SEQUENCE_END
+                done = True
+            else:
+                rest[name] = reader.value(None)
+        if not done:
+            yield from self._attribute(reader, tag, rest, path)
+
+    def _members_of(self, reader: JsonReader, path: str) -> Iterator[Piece]:
+        last = ""
+        for tag, element in _members(reader):
+            if tag <= last:
+                raise NotDicom("the attributes of a long JSON item do not ascend", tag=tag)
+            last = tag
+            if tag != tags.SPECIFIC_CHARACTER_SET:
+                yield from self._attribute(reader, tag, element, f"{path}/{tag}")
+
+    def _sequence(self, tag: str, items: Any, path: str) -> Iterator[Piece]:
+        yield element_head(tag, "SQ", UNDEFINED)
+        for number, item in enumerate(_array(tag, items)):
+            content = {} if item is None else item
+            yield from self._item(self._short_item(tag, content, f"{path}/{number}"))
+        yield SEQUENCE_END
+
+    def _short_item(self, tag: str, item: Any, path: str) -> Iterator[Piece]:
+        for each, element in _sorted(item, tag):
+            if each != tags.SPECIFIC_CHARACTER_SET:
+                yield from self._attribute(_NO_READER, each, element, f"{path}/{each}")
+
+    def _item(self, content: Iterator[Piece]) -> Iterator[Piece]:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise NotDicom(f"sequences nest deeper than {MAX_DEPTH} levels")
+        yield ITEM
+        yield from content
+        yield ITEM_END
+        self._depth -= 1
+
+    # Bulk data
+
+    def _bulk(self, tag: str, vr: str, uri: str, path: str) -> Iterator[Piece]:
+        bulk = self._resolve(path, uri)
+        if bulk.frames and path == tags.PIXEL_DATA:
+            yield from fragments(bulk.ranges)
+            return
+        length = bulk.length
+        if length > LONGEST:
+            raise InstanceRefused("a bulk value is longer than an element can be", tag=tag)
+        yield element_head(tag, vr, length + length % 2)
+        yield from bulk.ranges
+        yield padding(vr, length)
+
+    # Values
+
+    def _element_bytes(self, tag: str, content: Any) -> bytes:
+        vr = _vr(tag, content)
+        inline = content.get("InlineBinary")
+        if inline is not None:
+            return whole_element(tag, vr, inline_bytes(tag, inline))
+        value = value_bytes(tag, vr, _array(tag, content.get("Value")))
+        self._ascii = self._ascii and (vr not in _TEXT_VRS or value.isascii())
+        return whole_element(tag, vr, value)
+
+
+_NO_READER = JsonReader(())
+
+
+# Reading
+
+
+def _members(reader: JsonReader) -> Iterator[tuple[str, Any]]:
+    """(tag, element) of the dataset that comes next, an element being LARGE where it is still to be read;
+    those of a short dataset ascend."""
+    whole = reader.value()
+    if whole is not LARGE:
+        yield from _sorted(whole, "")
+        return
+    _expect(reader, "{", "a dataset is no JSON object")
+    for name in reader.members():
+        element = reader.value()
+        tag = _checked(name, element)
+        if element is LARGE:
+            _expect(reader, "{", "an attribute is no JSON object", tag)
+        yield tag, element
+
+
+def _expect(reader: JsonReader, opening: str, otherwise: str, tag: str | None = None) -> None:
+    if reader.peek() != opening:
+        raise NotDicom(otherwise, tag=tag)
+
+
+def _sorted(dataset: Any, tag: str) -> list[tuple[str, Any]]:
+    if not isinstance(dataset, dict):
+        raise NotDicom(f"a dataset is {_no_object(dataset)}", tag=tag or None)
+    found = [(_checked(name, element), element) for name, element in dataset.items()]
+    found.sort(key=lambda each: each[0])
+    for (one, _), (other, _) in pairwise(found):
+        if one == other:
+            raise NotDicom("an attribute occurs twice in a dataset", tag=one)
+    return found
+
+
+def _checked(name: str, element: Any) -> str:
+    if not _TAG.fullmatch(name):
+        raise NotDicom(f"{name[:40]!r} is not the tag of an attribute: eight hex digits")
+    if element is not LARGE and not isinstance(element, dict):
+        raise NotDicom(f"an attribute is {_no_object(element)}", tag=name.upper())
+    return name.upper()
+
+
+def _no_object(value: Any) -> str:
+    return "an object in which a name occurs twice" if value is AMBIGUOUS else "no JSON object"
+
+
+def _array(tag: str, values: Any) -> list[Any]:
+    if values is not None and not isinstance(values, list):
+        raise NotDicom(_NO_ARRAY, tag=tag)
+    return values or []
+
+
+def _vr(tag: str, element: dict[str, Any]) -> str:
+    """Where the JSON has none, the dictionary's."""
+    stated = element.get("vr")
+    vr = (tags.vr_of(tag) or "UN") if stated is None or stated == "" else stated
+    if not isinstance(vr, str) or vr not in _VRS:
+        raise NotDicom(f"{str(vr)[:10]!r} is not a value representation", tag=tag)
+    return vr

@@ -1,0 +1,230 @@
+"""A Native DICOM Model (PS3.19 A.1) to DICOM JSON text, in bounded memory: the way in of xml/writer.py.
+
+Strategy: expat calls back for each tag; every attribute that ends becomes a member of the JSON text at once,
+items become open brackets, so nothing is held but what is open. Values stay text: whoever reads the JSON
+takes numbers as text too (PS3.18 F.2.3).
+
+Rules
+- A private element (gggg,00ee) gets the block of its private creator; if the document has no such creator
+  element, a free block and the element are made.
+- No document type declaration: entities may grow without end, and the model has none.
+- Namespaces are not insisted on, unknown elements are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+from xml.parsers import expat
+
+from streamsrv.dicom.xml.writer import NAME_COMPONENTS, NAME_GROUPS
+from streamsrv.errors import InstanceRefused, NotDicom
+
+# Of one value: a name or a text has at most 10 kB by its VR, binary values this long belong into bulk data.
+MAX_TEXT = 16 << 20
+MAX_DEPTH = 64
+MAX_VALUES = 1 << 20  # of one attribute
+_BLOCKS = range(0x10, 0x100)
+
+# What may stand in what.
+_INSIDE = {
+    "": {"NativeDicomModel"},
+    "NativeDicomModel": {"DicomAttribute"},
+    "Item": {"DicomAttribute"},
+    "DicomAttribute": {"Value", "Item", "PersonName", "BulkData", "InlineBinary"},
+    "PersonName": set(NAME_GROUPS),
+    **{group: set(NAME_COMPONENTS) for group in NAME_GROUPS},
+}
+
+
+class _Dataset:
+    """An open model or item: its private blocks, and whether a comma comes next."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[tuple[str, str], str] = {}
+        self.filled = False
+
+
+class _Attribute:
+    def __init__(self, tag: str, vr: str, creator: str | None) -> None:
+        self.tag = tag
+        self.vr = vr
+        self.creator = creator
+        self.content: dict[str, Any] = {}
+        self.items = 0
+
+
+class _Model:
+    """Callbacks of expat; `out` are pieces of JSON text that are complete."""
+
+    def __init__(self) -> None:
+        self.out: list[str] = []
+        self._open = [""]
+        self._datasets: list[_Dataset] = []
+        self._attributes: list[_Attribute] = []
+        self._text: list[str] = []
+        self._length = 0
+        self._name: dict[str, list[str]] = {}
+
+    def start(self, name: str, attributes: dict[str, str]) -> None:
+        name = name.rpartition(" ")[2]
+        if name not in _INSIDE.get(self._open[-1], ()):
+            raise NotDicom(f"no Native DICOM Model: {name[:40]} inside {self._open[-1] or 'nothing'}")
+        self._open.append(name)
+        self._text, self._length = [], 0
+        begin = getattr(self, f"_begin_{name.lower()}", None)
+        if begin:
+            begin(attributes)
+
+    def end(self, name: str) -> None:
+        name = self._open.pop()
+        finish = getattr(self, f"_end_{name.lower()}", None)
+        if finish:
+            finish()
+        elif name in NAME_COMPONENTS:
+            parts = self._name[self._open[-1]]
+            place = NAME_COMPONENTS.index(name)
+            parts += [""] * (place + 1 - len(parts))
+            parts[place] = "".join(self._text)
+        self._text, self._length = [], 0
+
+    def text(self, text: str) -> None:
+        self._text.append(text)
+        self._length += len(text)
+        if self._length > MAX_TEXT:
+            raise InstanceRefused(f"a value of more than {MAX_TEXT:,} characters in the XML metadata")
+
+    # Datasets
+
+    def _begin_nativedicommodel(self, attributes: dict[str, str]) -> None:
+        self._datasets.append(_Dataset())
+        self.out.append("{")
+
+    def _end_nativedicommodel(self) -> None:
+        self._datasets.pop()
+        self.out.append("}")
+
+    def _begin_item(self, attributes: dict[str, str]) -> None:
+        sequence = self._attributes[-1]
+        if len(self._datasets) > MAX_DEPTH:
+            raise NotDicom(f"sequences nest deeper than {MAX_DEPTH} levels")
+        if not sequence.items:
+            self._member(self._tag(sequence), '{"vr":"SQ","Value":[')
+        sequence.items += 1
+        self.out.append("," * (sequence.items > 1))
+        self._begin_nativedicommodel(attributes)
+
+    _end_item = _end_nativedicommodel
+
+    # Attributes
+
+    def _begin_dicomattribute(self, attributes: dict[str, str]) -> None:
+        tag = attributes.get("tag", "")
+        self._attributes.append(
+            _Attribute(tag.upper(), attributes.get("vr", ""), attributes.get("privateCreator"))
+        )
+
+    def _end_dicomattribute(self) -> None:
+        attribute = self._attributes.pop()
+        if attribute.items:
+            self.out.append("]}")
+            return
+        tag = self._tag(attribute)
+        vr = {"vr": attribute.vr} if attribute.vr else {}
+        self._member(tag, json.dumps({**vr, **attribute.content}))
+        values = attribute.content.get("Value")
+        if attribute.creator is None and tag[4:6] == "00" and values and isinstance(values[0], str):
+            self._datasets[-1].blocks.setdefault((tag[:4], values[0].strip(" ")), tag[6:])
+
+    def _member(self, tag: str, text: str) -> None:
+        dataset = self._datasets[-1]
+        self.out.append(f"{',' * dataset.filled}{json.dumps(tag)}:{text}")
+        dataset.filled = True
+
+    def _tag(self, attribute: _Attribute) -> str:
+        """The whole tag of a private element."""
+        tag, creator = attribute.tag, attribute.creator
+        if creator is None or tag[4:6] != "00":
+            return tag
+        blocks = self._datasets[-1].blocks
+        block = blocks.get((tag[:4], creator.strip(" ")))
+        if block is None:
+            used = {each for (group, _), each in blocks.items() if group == tag[:4]}
+            block = next((f"{each:02X}" for each in _BLOCKS if f"{each:02X}" not in used), "")
+            if not block:
+                raise NotDicom("more private creators than a group has blocks", tag=tag)
+            blocks[tag[:4], creator.strip(" ")] = block
+            self._member(f"{tag[:4]}00{block}", json.dumps({"vr": "LO", "Value": [creator]}))
+        return f"{tag[:4]}{block}{tag[6:]}"
+
+    # Values
+
+    def _begin_value(self, attributes: dict[str, str]) -> None:
+        """Numbers may leave empty values out."""
+        number = attributes.get("number", "")
+        values = self._attributes[-1].content.setdefault("Value", [])
+        place = int(number) if number.isdecimal() and len(number) < 9 else len(values) + 1
+        if max(place, len(values)) > MAX_VALUES:
+            raise InstanceRefused(f"an attribute of more than {MAX_VALUES:,} values")
+        values += [None] * (place - 1 - len(values))
+
+    def _end_value(self) -> None:
+        self._attributes[-1].content["Value"].append("".join(self._text) or None)
+
+    def _begin_personname(self, attributes: dict[str, str]) -> None:
+        self._begin_value(attributes)
+        self._name = {}
+
+    def _end_personname(self) -> None:
+        groups = {
+            group: "^".join(parts) for group, parts in self._name.items() if len(parts) > 1 or any(parts)
+        }
+        self._attributes[-1].content["Value"].append(groups or None)
+
+    def _begin_alphabetic(self, attributes: dict[str, str]) -> None:
+        self._name[self._open[-1]] = []
+
+    _begin_ideographic = _begin_phonetic = _begin_alphabetic
+
+    def _begin_bulkdata(self, attributes: dict[str, str]) -> None:
+        self._attributes[-1].content["BulkDataURI"] = attributes.get("uri") or attributes.get("uuid") or ""
+
+    def _end_inlinebinary(self) -> None:
+        self._attributes[-1].content["InlineBinary"] = "".join("".join(self._text).split())
+
+
+# What expat reads by itself.
+_ENCODINGS = frozenset(("UTF-8", "UTF-16", "ISO-8859-1", "US-ASCII"))
+
+
+def _refuse_doctype(*arguments: object) -> None:
+    raise NotDicom("the XML metadata has a document type declaration")
+
+
+def _check_declaration(version: str, encoding: str | None, standalone: int) -> None:
+    """Other encodings are Python's business, which would fail in its own words."""
+    if encoding is not None and encoding.upper() not in _ENCODINGS:
+        raise NotDicom(f"the XML metadata are in {encoding[:40]}, not in UTF-8")
+
+
+def json_text(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The document's dataset as DICOM JSON text. Raises NotDicom and InstanceRefused."""
+    model = _Model()
+    parser = expat.ParserCreate(namespace_separator=" ")
+    parser.buffer_text = True
+    parser.StartElementHandler = model.start
+    parser.EndElementHandler = model.end
+    parser.CharacterDataHandler = model.text
+    parser.XmlDeclHandler = _check_declaration
+    parser.StartDoctypeDeclHandler = _refuse_doctype
+    try:
+        for piece in pieces:
+            parser.Parse(piece, False)
+            if model.out:
+                yield "".join(model.out).encode()
+                model.out.clear()
+        parser.Parse(b"", True)
+    except expat.ExpatError as error:
+        raise NotDicom(f"the XML metadata cannot be read: {error}") from None
+    yield "".join(model.out).encode()

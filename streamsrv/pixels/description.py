@@ -1,0 +1,222 @@
+"""What a SOP instance says about its pixels: the Image Pixel Module, and how it wants to be shown.
+
+Strategy: it is read from the stored DICOM JSON, so a dataset is never parsed twice, and only the attributes
+in KEPT are kept: a Description of a CT is a tenth of its dataset, and the ones used last stay in memory. Of
+the Per-Frame Functional Groups each frame keeps two groups, as text, and equal ones share it.
+
+Rule: datasets are foreign. A value of another type than its VR promises counts as absent, never as an error.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import orjson
+
+from framecodecs.errors import FrameCodecError
+from framecodecs.frameinfo import FrameInfo
+from streamsrv.dicom.instance import JsonDataset
+from streamsrv.dicom.json.text import LARGE, JsonReader
+from streamsrv.errors import NotAcceptable
+from streamsrv.pixels.pool import PixelPool
+from streamsrv.plans.field_filter import Tree, lean_text
+from streamsrv.store.rows import InstanceRow
+from streamsrv.store.store import Store
+
+# Text up to this long is parsed whole (30 ms); a longer one is cut down first, and read item by item.
+WHOLE = 4 << 20
+# Text up to this long may be parsed in the thread of the loop: 0.3 ms.
+QUICK = 32 << 10
+SHARED_GROUPS, PER_FRAME_GROUPS = "52009229", "52009230"
+VOI_GROUP, TRANSFORMATION_GROUP = "00289132", "00289145"
+GROUPS = (VOI_GROUP, TRANSFORMATION_GROUP)
+OPTICAL_PATHS, ICON_IMAGES = "00480105", "00880200"
+# Image Pixel, and what marks floating-point pixels
+_PIXELS = "00280002 00280004 00280006 00280010 00280011 00280100 00280101 00280102 00280103 7FE00008 7FE00009"
+_GREY = "00281050 00281051 00281052 00281053 00281056 00283000 00283010 20500020 00280120 00280121"
+_COLOUR = "00281101 00281102 00281103 00281201 00281202 00281203 00281221 00281222 00281223 00282000"
+# Optical paths, icon, times of a loop, lossy compression, functional groups, kind of image, document
+_OTHER = "00480105 00880200 00181063 00082144 00180040 00282110 00282112 00282114 52009229 52009230 00080008"
+_DOCUMENT = "00420011 00420015"
+# What can be written into a picture: patient, study, series, technique
+_NOTES = "00100010 00100020 00100030 00100040 00101010 00080020 00080030 00081030 00080060 0008103E 00200011"
+_MORE_NOTES = "00200013 00280008 00180060 00181151 00180050 00201041"
+KEPT = frozenset(" ".join((_PIXELS, _GREY, _COLOUR, _OTHER, _DOCUMENT, _NOTES, _MORE_NOTES)).split())
+_BY_GROUPS = {tag: {key: Tree() for key in GROUPS} for tag in (SHARED_GROUPS, PER_FRAME_GROUPS)}
+_TREE: Tree = {**{tag: Tree() for tag in KEPT}, **_BY_GROUPS}
+
+
+@dataclass(frozen=True)
+class Description:
+    """`dataset` holds the attributes in KEPT but the Per-Frame Functional Groups, of which `frames` has what
+    is in GROUPS, a JSON object a frame. `size` is about what it takes in memory."""
+
+    dataset: JsonDataset
+    frames: Sequence[bytes]
+    size: int
+
+    @cached_property
+    def info(self) -> FrameInfo:
+        """Raises NotAcceptable."""
+        return frame_info(self.dataset)
+
+    def in_group(self, frame_index: int, group: str, tags: Sequence[str]) -> Mapping[str, Any]:
+        """Where the attributes `tags` of a frame stand: in its own functional group, in the shared one, or at
+        the top (PS3.3 C.7.6.16.1)."""
+        own = orjson.loads(self.frames[frame_index]) if frame_index < len(self.frames) else {}
+        for groups in (own, item(self.dataset, SHARED_GROUPS)):
+            found = item(groups, group)
+            if any(tag in found for tag in tags):
+                return found
+        return self.dataset
+
+
+def describe(store: Store, row: InstanceRow, pool: PixelPool) -> Description:
+    """Raises WouldBlock in the loop if the text is long and not known yet."""
+    known: Description | None = pool.descriptions.get(row.record_id)
+    if known is None:
+        if row.metadata_length > QUICK:
+            pool.must_not_block()
+        known = description_of(store.metadata([row]), row.metadata_length)
+        pool.descriptions.put(row.record_id, known)
+    return known
+
+
+def description_of(chunks: Iterable[bytes], length: int) -> Description:
+    """From the DICOM JSON of one instance, its URL slots empty."""
+    if length > WHOLE:
+        return _described(_read(JsonReader(lean_text(chunks, _TREE))))
+    text = orjson.loads(b"".join(chunks).replace(b"\0", b""))
+    return _described(_pairs(text))
+
+
+def _read(reader: JsonReader) -> Iterator[tuple[str, Any]]:
+    """As `_pairs`, from text that is not held."""
+    dataset = reader.value()
+    if dataset is not LARGE:
+        yield from _pairs(dataset)
+        return
+    for tag in reader.members():
+        element = reader.value()
+        if element is not LARGE:
+            yield from _pairs({tag: element})
+        elif tag != PER_FRAME_GROUPS:
+            yield tag, reader.value(None)
+        else:
+            for name in reader.members():
+                if reader.value() is LARGE and name == "Value":
+                    yield from ((tag, reader.value(None)) for _ in reader.elements())
+
+
+def _pairs(text: JsonDataset) -> Iterator[tuple[str, Any]]:
+    """Elements in KEPT; the items of the Per-Frame Functional Groups one by one."""
+    for tag, element in text.items():
+        if tag == PER_FRAME_GROUPS:
+            yield from ((tag, groups) for groups in values(text, tag))
+        elif tag in KEPT:
+            yield tag, element
+
+
+def _described(pairs: Iterable[tuple[str, Any]]) -> Description:
+    dataset: JsonDataset = {}
+    frames: list[bytes] = []
+    texts: dict[bytes, bytes] = {}
+    for tag, value in pairs:
+        if tag == PER_FRAME_GROUPS:
+            text = orjson.dumps(_groups_of(value))
+            frames.append(texts.setdefault(text, text))
+        else:
+            dataset[tag] = value
+    if SHARED_GROUPS in dataset:
+        dataset[SHARED_GROUPS] = {"Value": [_groups_of(item(dataset, SHARED_GROUPS))]}
+    if OPTICAL_PATHS in dataset:
+        profile = {key: one for key, one in item(dataset, OPTICAL_PATHS).items() if key == "00282000"}
+        dataset[OPTICAL_PATHS] = {"Value": [profile]}
+    # Parsed JSON takes about five times its text.
+    size = 5 * len(orjson.dumps(dataset)) + 8 * len(frames) + sum(map(len, texts)) + 64 * len(texts)
+    return Description(dataset, tuple(frames), size)
+
+
+def _groups_of(groups: object) -> JsonDataset:
+    given = groups if isinstance(groups, dict) else {}
+    return {tag: given[tag] for tag in GROUPS if tag in given}
+
+
+# Values
+
+
+def values(dataset: Mapping[str, Any], tag: str) -> list[Any]:
+    element = dataset.get(tag)
+    found = element.get("Value") if isinstance(element, dict) else None
+    return found if isinstance(found, list) else []
+
+
+def item(dataset: Mapping[str, Any], tag: str) -> Mapping[str, Any]:
+    """The first item of a sequence; empty without."""
+    found = values(dataset, tag)
+    return found[0] if found and isinstance(found[0], dict) else {}
+
+
+def number(dataset: Mapping[str, Any], tag: str) -> float | None:
+    """The first value, if it is a number or says one."""
+    found = values(dataset, tag)
+    return as_number(found[0]) if found else None
+
+
+def as_number(value: object) -> float | None:
+    """What is not finite says nothing."""
+    if isinstance(value, (int, float)):
+        return value
+    try:
+        found = float(value) if isinstance(value, str) else math.nan
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def whole(dataset: Mapping[str, Any], tag: str, default: int) -> int:
+    found = number(dataset, tag)
+    return default if found is None or found != found or abs(found) > 1 << 62 else int(found)
+
+
+def text(dataset: Mapping[str, Any], tag: str, default: str = "") -> str:
+    found = values(dataset, tag)
+    return found[0].strip() if found and isinstance(found[0], str) else default
+
+
+def inline_binary(dataset: Mapping[str, Any], tag: str) -> bytes:
+    """The value of an element with InlineBinary; empty without."""
+    element = dataset.get(tag)
+    found = element.get("InlineBinary") if isinstance(element, dict) else None
+    return base64.b64decode(found) if isinstance(found, str) else b""
+
+
+# The instances of a series agree on it.
+info_of = lru_cache(maxsize=256)(FrameInfo)
+
+
+def frame_info(dataset: JsonDataset) -> FrameInfo:
+    """The attributes that frames cannot be read without. Raises NotAcceptable if they make no sense."""
+    allocated = whole(dataset, "00280100", 8)
+    stored = whole(dataset, "00280101", allocated)
+    samples = whole(dataset, "00280002", 1)
+    try:
+        return info_of(
+            rows=whole(dataset, "00280010", 0),
+            columns=whole(dataset, "00280011", 0),
+            samples_per_pixel=samples,
+            bits_allocated=allocated,
+            bits_stored=stored,
+            high_bit=whole(dataset, "00280102", stored - 1),
+            pixel_representation=whole(dataset, "00280103", 0),
+            planar_configuration=whole(dataset, "00280006", 0) if samples > 1 else 0,
+            photometric_interpretation=text(dataset, "00280004", "MONOCHROME2" if samples == 1 else "RGB"),
+            floating="7FE00008" in dataset or "7FE00009" in dataset,
+        )
+    except FrameCodecError as error:
+        raise NotAcceptable(f"the instance's pixels cannot be read: {error.detail}", ()) from error

@@ -1,0 +1,176 @@
+"""Frames that are pictures as they are stored: JPEG, shown without being decoded and encoded again.
+
+Strategy: what a client asks for and what the dataset says is looked at first (`may_be`, `is_unchanged`), then
+the first few kilobytes of the frame (`framecodecs.rendering.jpeg_pictures`). If the picture would come out
+as it went
+in, but for a second loss, its stored bytes are the answer, sent by the kernel; PS3.18 8.3.5.1.2 allows it. A
+colour profile of the dataset is put in at its place, itself as it is stored.
+
+Rules of this file
+- Whatever is asked for that needs pixels (a window, a viewport that scales, a quality, annotations, other
+  colours) is drawn, and so is whatever is doubtful.
+- It depends on stored bytes and on words of the request alone: the same answer each time, by every worker.
+- Only the head and the end are looked at: a scan that is damaged goes out as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from framecodecs.frameinfo import FrameInfo
+from framecodecs.rendering.jpeg_pictures import (
+    LONGEST_HEAD,
+    PictureHead,
+    is_unchanged,
+    picture_head,
+    profile_parts,
+)
+from framecodecs.rendering.pictures import fitted_size
+from framecodecs.rendering.rendering import AS_STORED
+from streamsrv.dicom.instance import FrameKind
+from streamsrv.errors import WouldBlock
+from streamsrv.pixels.description import Description, inline_binary
+from streamsrv.pixels.viewing import Wishes, icc_profile_place, rendering_of
+from streamsrv.plans.payloads import bulk_piece, frame_pieces
+from streamsrv.plans.selection import Selection
+from streamsrv.store.rows import InstanceRow
+from streamsrv.store.store import Store
+from streamsrv.wire.answers import Literal, Piece, Span
+from streamsrv.wire.conditional import slice_plan
+
+JPEG = "image/jpeg"
+SYNTAXES = frozenset(("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"))
+# An end that is padded to an even length.
+END = 8
+# Look-up tables and ICC profiles have under 1 MB; what claims more is left aside.
+LARGEST_TABLE = 16 << 20
+SHORT_PROFILE = 64 << 10
+LOOK_UP_TABLES = ("00283000", "00283010")
+
+
+def may_be(row: InstanceRow, wishes: Wishes, media_type: str) -> bool:
+    """Whether it is worth a look."""
+    return (
+        media_type == JPEG
+        and row.transfer_syntax in SYNTAXES
+        and row.frame_kind is FrameKind.TABLE
+        and not row.deflated
+        and wishes.quality is None
+        and wishes.window is None
+        and not wishes.annotations
+    )
+
+
+def keeps_size(info: FrameInfo, wishes: Wishes) -> bool:
+    viewport = wishes.viewport
+    if viewport is None:
+        return True
+    whole = info.columns, info.rows
+    return viewport.region is None and fitted_size(viewport, info.rows, info.columns) == whole
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPictures:
+    """Of one instance that `may_be`. In the loop (`brief`) it raises WouldBlock rather than wait."""
+
+    store: Store
+    selection: Selection
+    row: InstanceRow
+    description: Description
+    wishes: Wishes
+    brief: bool
+
+    def at(self, index: int) -> Sequence[Piece] | None:
+        """The picture of one frame; None if it has to be drawn. Raises NotAcceptable."""
+        info = self.description.info
+        if not keeps_size(info, self.wishes) or not self._is_unchanged(index):
+            return None
+        pieces = next(frame_pieces(self.store, self.selection, self.row, [index]))
+        spans = [piece for piece in pieces if isinstance(piece, Span)]
+        start = b"".join(map(self._read, cut(spans, 0, LONGEST_HEAD)))
+        head = picture_head(start, self._read(tail_of(spans[-1])), info)
+        return None if head is None else self._coloured(spans, start, head)
+
+    def _is_unchanged(self, index: int) -> bool:
+        info = self.description.info
+        if info.samples_per_pixel > 1:
+            return is_unchanged(info, AS_STORED)
+        if any(tag in self.description.dataset for tag in LOOK_UP_TABLES):
+            return False
+        return is_unchanged(info, rendering_of(self.description, index, None, lambda path: b""))
+
+    def _read(self, one: Span) -> bytes:
+        lease = self.selection.lease
+        if not self.brief:
+            return lease.pread(one.segment, one.offset, one.length)
+        found = at_hand(lease.fd(one.segment), one)
+        if found is None:
+            raise WouldBlock("the head of a frame has to be read")
+        return found
+
+    def _coloured(self, spans: Sequence[Span], start: bytes, head: PictureHead) -> Sequence[Piece] | None:
+        """With the colour profile that is asked for (PS3.18 8.3.5.1.5): the dataset's, else its own."""
+        wish = self.wishes.icc_profile
+        if self.description.info.samples_per_pixel == 1:
+            return None if head.has_profile else spans
+        if wish == "srgb" or (wish == "no" and head.has_profile):
+            return None
+        profile = None if wish == "no" else self._profile()
+        if profile is None:
+            return None if wish == "yes" and not head.has_profile else spans
+        parts = profile_parts(profile.length)
+        if head.has_profile or not parts:
+            return None
+        before = start[: head.profile_at]
+        rest = cut(spans, head.profile_at, sum(one.length for one in spans))
+        if isinstance(profile, Literal):
+            text = profile.payload
+            inserted = (part for marker, at, length in parts for part in (marker, text[at : at + length]))
+            return [Literal(before + b"".join(inserted)), *rest]
+        made: list[Piece] = [Literal(before)]
+        for marker, at, length in parts:
+            made += (Literal(marker), Span(profile.segment, profile.offset + at, length))
+        return [*made, *rest]
+
+    def _profile(self) -> Literal | Span | None:
+        """As it is stored; a short one is sent together with what stands before it."""
+        holder, path = icc_profile_place(self.description.dataset)
+        if "BulkDataURI" not in holder.get("00282000", {}):
+            inline = inline_binary(holder, "00282000")
+            return Literal(inline) if inline else None
+        value = self.store.bulk_value(self.row.key, f"{path}00282000")
+        if value is None or not 0 < value.length <= LARGEST_TABLE:
+            return None
+        piece = bulk_piece(self.selection, self.row, value)
+        if not isinstance(piece, Span):
+            return None
+        return Literal(self._read(piece)) if piece.length <= SHORT_PROFILE else piece
+
+
+def head_at_hand(descriptor: int, frame: Span, info: FrameInfo) -> PictureHead | None:
+    """Of a frame in one piece; None if it is no picture as it stands, or not in memory."""
+    start = at_hand(descriptor, Span(frame.segment, frame.offset, min(frame.length, LONGEST_HEAD)))
+    end = at_hand(descriptor, tail_of(frame))
+    return None if start is None or end is None else picture_head(start, end, info)
+
+
+def at_hand(descriptor: int, one: Span) -> bytes | None:
+    """A few bytes of a segment, if they are in memory."""
+    found = bytearray(one.length)
+    try:
+        count = os.preadv(descriptor, [found], one.offset, os.RWF_NOWAIT)
+    except OSError:  # they are not, or the file system cannot tell
+        return None
+    return bytes(found) if count == one.length else None
+
+
+def tail_of(one: Span) -> Span:
+    (tail,) = cut((one,), one.length - END, one.length) or (one,)
+    return tail
+
+
+def cut(spans: Sequence[Span], start: int, stop: int) -> list[Span]:
+    """Those that hold the bytes [start, stop) of a frame in so many pieces."""
+    return [piece for piece in slice_plan(spans, start, stop) if isinstance(piece, Span)]

@@ -1,0 +1,264 @@
+"""How an instance wants to be shown, and how a client wants to see it: from a Description and query
+parameters to a PictureRequest (PS3.18 8.3.5, PS3.4 N.2).
+
+Rules of this file
+- The way of a grey value is modality LUT or rescale, VOI LUT or window, polarity; each may stand at the top
+  of the dataset or in a functional group of the frame. A query's window wins over the dataset's, and a
+  dataset's LUT over its windows, which only approximate it.
+- A query parameter that makes no sense is a 400 that names it. A dataset's value that makes none is as good
+  as absent.
+- MONOCHROME1 and a Presentation LUT Shape of INVERSE say the same (PS3.3 C.8.11.3): they never cancel out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from framecodecs.errors import RenderingError
+from framecodecs.rendering.luts import Lut, Palette, Window, palette_of
+from framecodecs.rendering.pictures import PictureRequest, Viewport
+from framecodecs.rendering.rendering import Rendering
+from streamsrv.dicom.instance import JsonDataset
+from streamsrv.errors import BadRequest
+from streamsrv.pixels.annotations import annotations_of, notes_of
+from streamsrv.pixels.description import (
+    OPTICAL_PATHS,
+    TRANSFORMATION_GROUP,
+    VOI_GROUP,
+    Description,
+    as_number,
+    inline_binary,
+    item,
+    number,
+    text,
+    values,
+    whole,
+)
+
+BulkReader = Callable[[str], bytes]  # path of a bulk value -> its bytes
+DEFAULT_QUALITY = 90
+FUNCTIONS = {"linear": "LINEAR", "linear-exact": "LINEAR_EXACT", "sigmoid": "SIGMOID"}
+_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15})(?:[eE][+-]?[0-9]{1,2})?\Z")
+_QUALITY = re.compile(r"0*([1-9][0-9]?|100)\Z")
+FARTHEST = 65_535  # Rows and Columns have 16 bits
+_PALETTE = (
+    ("00281101", "00281201", "00281221"),
+    ("00281102", "00281202", "00281222"),
+    ("00281103", "00281203", "00281223"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """The query parameters of a rendered resource (PS3.18 8.3.5.1), checked. Without an ICC profile wish the
+    picture has the profile that the instance has; without a quality it may go out as it is stored."""
+
+    viewport: Viewport | None = None
+    window: Window | None = None
+    quality: int | None = None
+    icc_profile: str = ""
+    annotations: tuple[str, ...] = ()
+
+
+def wishes_of(query: tuple[tuple[str, str], ...]) -> Wishes:
+    """Raises BadRequest naming the parameter."""
+    given = dict(query)
+    return Wishes(
+        _viewport(given["viewport"]) if "viewport" in given else None,
+        _window(given["window"]) if "window" in given else None,
+        _quality(given["quality"]) if "quality" in given else None,
+        _icc_profile(given["iccprofile"]) if "iccprofile" in given else "",
+        annotations_of(given["annotation"]) if "annotation" in given else (),
+    )
+
+
+def _number(text: str, name: str) -> float:
+    stripped = text.strip()
+    if not _NUMBER.match(stripped):
+        raise BadRequest(f"the parameter {name} holds something that is no number")
+    return float(stripped)
+
+
+def _pixels(text: str) -> int | None:
+    if not text.strip():
+        return None
+    found = _number(text, "viewport")
+    if abs(found) > FARTHEST:
+        raise BadRequest(f"the parameter viewport goes to {FARTHEST} pixels")
+    return round(found)
+
+
+def _viewport(text: str) -> Viewport:
+    """vw,vh or vw,vh,sx,sy,sw,sh; the last four may be empty (8.3.5.1.3)."""
+    numbers = [_pixels(part) for part in text.split(",")]
+    width, height, *region = *numbers, None
+    if len(numbers) not in (2, 6) or width is None or height is None:
+        raise BadRequest("the parameter viewport is width,height or width,height,left,top,width,height")
+    try:
+        if all(part is None for part in region):
+            return Viewport(width, height)
+        left, top, wide, high, _ = region
+        # An empty size reaches to the edge: `fitted` cuts what lies beyond.
+        sizes = (FARTHEST if wide is None else wide, FARTHEST if high is None else high)
+        return Viewport(width, height, (left or 0, top or 0, *sizes))
+    except RenderingError as error:
+        raise BadRequest(f"the parameter viewport cannot be drawn: {error.detail}") from error
+
+
+def _window(text: str) -> Window:
+    """center,width,function (8.3.5.1.4); the function may be left out."""
+    parts = text.split(",")
+    if len(parts) not in (2, 3):
+        raise BadRequest("the parameter window is center,width,function")
+    name = parts[2].strip().lower() if len(parts) == 3 else "linear"
+    if name not in FUNCTIONS:
+        raise BadRequest(f"the parameter window knows the functions {', '.join(FUNCTIONS)}")
+    try:
+        return Window(_number(parts[0], "window"), _number(parts[1], "window"), FUNCTIONS[name])
+    except RenderingError as error:
+        raise BadRequest(f"the parameter window cannot be drawn: {error.detail}") from error
+
+
+def _quality(text: str) -> int:
+    found = _QUALITY.match(text.strip())
+    if found is None:
+        raise BadRequest("the parameter quality is a whole number from 1 to 100")
+    return int(found[1])
+
+
+def _icc_profile(text: str) -> str:
+    if text.lower() not in ("no", "yes", "srgb"):
+        raise BadRequest("the parameter iccprofile is no, yes or srgb here")
+    return text.lower()
+
+
+def picture_request(
+    description: Description, frame_index: int, wishes: Wishes, media_type: str, bulk: BulkReader
+) -> PictureRequest:
+    dataset = description.dataset
+    profile = None if wishes.icc_profile == "no" else icc_profile_of(dataset, bulk)
+    # Who insists on a profile where there is none gets the one that the picture will be taken to have.
+    assumed = wishes.icc_profile == "yes" and profile is None
+    rendering = rendering_of(description, frame_index, wishes.window, bulk)
+    return PictureRequest(
+        rendering=rendering,
+        viewport=wishes.viewport,
+        media_type=media_type,
+        quality=DEFAULT_QUALITY if wishes.quality is None else wishes.quality,
+        icc_profile=profile,
+        convert_to_srgb=wishes.icc_profile == "srgb" or assumed,
+        milliseconds=milliseconds_of(dataset),
+        notes=notes_of(dataset, wishes.annotations, frame_index, rendering),
+    )
+
+
+def rendering_of(
+    description: Description, frame_index: int, window: Window | None, bulk: BulkReader
+) -> Rendering:
+    dataset = description.dataset
+    transformation = description.in_group(frame_index, TRANSFORMATION_GROUP, ("00281052", "00281053"))
+    voi = description.in_group(frame_index, VOI_GROUP, ("00281050", "00281051"))
+    signed = whole(dataset, "00280103", 0) == 1
+    voi_lut = None if window else _lut(item(dataset, "00283010"), bulk, "00283010/0/", signed)
+    slope, intercept = number(transformation, "00281053"), number(transformation, "00281052")
+    return Rendering(
+        slope=1.0 if slope is None else slope,
+        intercept=0.0 if intercept is None else intercept,
+        modality_lut=_lut(item(dataset, "00283000"), bulk, "00283000/0/", signed),
+        window=window or (None if voi_lut else _stored_window(voi)),
+        voi_lut=voi_lut,
+        palette=_palette(dataset, bulk),
+        padding=_padding(dataset),
+        inverse=text(dataset, "20500020") == "INVERSE" and text(dataset, "00280004") != "MONOCHROME1",
+    )
+
+
+def _stored_window(dataset: Mapping[str, Any]) -> Window | None:
+    """The first of the dataset's windows. One without sense is as good as none."""
+    center, width = number(dataset, "00281050"), number(dataset, "00281051")
+    if center is None or width is None:
+        return None
+    function = text(dataset, "00281056") or "LINEAR"
+    try:
+        return Window(center, width, function if function in FUNCTIONS.values() else "LINEAR")
+    except RenderingError:
+        return None
+
+
+def _numbers(dataset: Mapping[str, Any], tag: str) -> list[int]:
+    found = [as_number(value) for value in values(dataset, tag)]
+    return [int(value) for value in found if value is not None and abs(value) <= FARTHEST]
+
+
+def _lut(given: Mapping[str, Any], bulk: BulkReader, path: str, signed: bool) -> Lut | None:
+    """A LUT item: descriptor (entries, first value, bits) and data (PS3.3 C.11.1, C.11.2). A first value of
+    US for signed pixels is meant as SS."""
+    descriptor = _numbers(given, "00283002")
+    if len(descriptor) != 3:
+        return None
+    entries, first, bits = descriptor[0] or 65_536, descriptor[1], descriptor[2]
+    first -= 65_536 * (signed and first > 32_767)
+    words: Any = [word & 0xFFFF for word in _numbers(given, "00283006")]
+    if not words:
+        words = _entries(_binary(given, "00283006", bulk, path), entries, bits)
+    try:
+        return Lut.of(first, words, bits) if len(words) else None
+    except RenderingError:
+        return None
+
+
+def _entries(data: bytes, count: int, bits: int) -> Any:
+    """In words, or in bytes where there are no more; empty where they are too few."""
+    if len(data) >= 2 * count:
+        return np.frombuffer(data, "<u2", count)
+    return np.frombuffer(data, np.uint8, count) if len(data) >= count and bits <= 8 else ()
+
+
+def _palette(dataset: JsonDataset, bulk: BulkReader) -> Palette | None:
+    descriptor = _numbers(dataset, "00281101")
+    if len(descriptor) != 3:
+        return None
+    segmented = "00281221" in dataset
+    tables = [_binary(dataset, row[2 if segmented else 1], bulk, "") for row in _PALETTE]
+    return palette_of(descriptor, tables, segmented=segmented)
+
+
+def _padding(dataset: JsonDataset) -> tuple[int, int] | None:
+    """Pixel Padding Value and its range's other end (PS3.3 C.7.5.1.1.2)."""
+    if number(dataset, "00280120") is None:
+        return None
+    one = whole(dataset, "00280120", 0)
+    other = whole(dataset, "00280121", one)
+    return min(one, other), max(one, other)
+
+
+def icc_profile_of(dataset: JsonDataset, bulk: BulkReader) -> bytes | None:
+    """Of the image, or of the first optical path of a whole slide image."""
+    holder, path = icc_profile_place(dataset)
+    return _binary(holder, "00282000", bulk, path) or None
+
+
+def icc_profile_place(dataset: JsonDataset) -> tuple[Mapping[str, Any], str]:
+    """The dataset or item that has it, if there is one, and what stands before its tag in its bulk path."""
+    own = "00282000" in dataset
+    return (dataset, "") if own else (item(dataset, OPTICAL_PATHS), f"{OPTICAL_PATHS}/0/")
+
+
+def milliseconds_of(dataset: JsonDataset) -> float:
+    """Between two frames of a loop: Frame Time, else Recommended Display or Cine Rate, else 25 a second."""
+    frame_time = number(dataset, "00181063")
+    rate = number(dataset, "00082144") or number(dataset, "00180040") or 25
+    milliseconds = frame_time if frame_time and frame_time > 0 else 1000 / max(rate, 0.1)
+    return min(milliseconds, 60_000.0)
+
+
+def _binary(dataset: Mapping[str, Any], tag: str, bulk: BulkReader, path: str) -> bytes:
+    """The bytes of an OB, OW or UN value, inline or bulk; empty if there is none."""
+    if "BulkDataURI" in dataset.get(tag, {}):
+        return bulk(path + tag)
+    return inline_binary(dataset, tag)

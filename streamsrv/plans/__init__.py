@@ -1,0 +1,1 @@
+"""The parts of every retrieve answer: the selected instances, their payloads, and their framing."""

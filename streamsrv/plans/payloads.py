@@ -1,0 +1,179 @@
+"""The bytes of one instance as the pieces of a plan: its Part 10 file, its frames, its bulk values.
+
+Stored bytes are spans of their segment. What has to be changed on its way out (implicit VR and big endian
+never go out, PS3.18 8.7.3; deflated datasets hide their frames; 1-bit frames may begin inside a byte) becomes
+literals, or a Stream that makes its bytes while they are sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from streamsrv.dicom import explicit
+from streamsrv.dicom.fragments import fragment_spans
+from streamsrv.dicom.instance import FRAGMENTED, BulkValue, FrameKind
+from streamsrv.dicom.syntaxes import lookup
+from streamsrv.dicom.window import Pread
+from streamsrv.errors import NotFound, StoreCorrupt
+from streamsrv.plans.selection import Selection
+from streamsrv.store.rows import InstanceRow
+from streamsrv.store.store import Store
+from streamsrv.wire.answers import Literal, Piece, Span, Stream
+
+CHUNK = 1 << 20  # what a Stream makes at a time
+# Entries of a frame table looked up at once: 64 kB of table.
+FRAMES_AT_ONCE = 4_096
+
+
+def span(row: InstanceRow, offset: int, length: int) -> Span:
+    return Span(row.location.segment, row.location.offset + offset, length)
+
+
+def instance_pieces(selection: Selection, row: InstanceRow, syntax: str) -> list[Piece]:
+    """The Part 10 file as stored if `syntax` is the stored one, else encoded anew as Explicit VR Little
+    Endian."""
+    if syntax == row.transfer_syntax:
+        return [span(row, 0, row.location.length)]
+    made = explicit.explicit_pieces(reader(selection, row), row.location.length)
+    return [as_piece(selection, row, piece) for piece in made]
+
+
+def as_piece(selection: Selection, row: InstanceRow, piece: explicit.Piece) -> Piece:
+    if isinstance(piece, bytes):
+        return Literal(piece)
+    if isinstance(piece, explicit.Swap):
+        return swapped(selection, row, piece.offset, 0, piece.length, piece.width)
+    return stored_piece(selection, row, piece.offset, piece.length)
+
+
+def stored_piece(selection: Selection, row: InstanceRow, offset: int, length: int) -> Piece:
+    """Bytes of the dataset as they are: a span, unless an inflating reader must find them."""
+    if not row.deflated:
+        return span(row, offset, length)
+
+    def chunks(start: int, stop: int | None) -> Iterator[bytes]:
+        pread, at = dataset_reader(selection, row), offset + start
+        end = offset + (length if stop is None else stop)
+        while at < end:
+            chunk = pread(at, min(CHUNK, end - at))
+            if not chunk:
+                raise StoreCorrupt(f"a dataset ended {end - at} bytes before a value that the index knows")
+            yield chunk
+            at += len(chunk)
+
+    return Stream(chunks, length)
+
+
+def frame_pieces(
+    store: Store, selection: Selection, row: InstanceRow, indices: Sequence[int]
+) -> Iterator[list[Piece]]:
+    """For each frame index its pieces: little endian, exactly its bytes, without padding."""
+    if row.frame_kind in (FrameKind.NONE, FrameKind.EMPTY):
+        raise NotFound("this SOP instance has no frames")
+    if row.frame_kind is FrameKind.TABLE:
+        yield from encapsulated_frames(store, selection, row, indices)
+        return
+    for index in indices:
+        yield [native_frame(selection, row, index)]
+
+
+def encapsulated_frames(
+    store: Store, selection: Selection, row: InstanceRow, indices: Sequence[int]
+) -> Iterator[list[Piece]]:
+    for at in range(0, len(indices), FRAMES_AT_ONCE):
+        batch = indices[at : at + FRAMES_AT_ONCE]
+        # Those of the request came with the row.
+        entries = selection.entries if batch == selection.frames else store.frame_entries(row, batch)
+        for offset, length in entries:
+            if length & FRAGMENTED:
+                fragments = fragment_spans(reader(selection, row), offset, length)
+                yield [span(row, start, size) for start, size in fragments]
+            else:
+                yield [span(row, offset, length)]
+
+
+def native_frame(selection: Selection, row: InstanceRow, index: int) -> Piece:
+    if row.frame_kind is FrameKind.BITS:
+        return unaligned_bits(selection, row, index)
+    offset = row.frame_base + index * row.frame_stride
+    width = 1 if lookup(row.transfer_syntax).little_endian else pixel_word(selection, row)
+    if width > 1:
+        return swapped(selection, row, row.frame_base, offset - row.frame_base, row.frame_stride, width)
+    return stored_piece(selection, row, offset, row.frame_stride)
+
+
+def pixel_word(selection: Selection, row: InstanceRow) -> int:
+    """Bytes of a word of big endian Pixel Data; its VR stands before it: tag, VR, two reserved bytes, length
+    (PS3.5 7.1.2)."""
+    vr = selection.pread(row, row.pixel_offset - 8, 2).decode("latin-1")
+    return explicit.swap_width(vr, row.bits_allocated)
+
+
+def swapped(selection: Selection, row: InstanceRow, base: int, at: int, length: int, width: int) -> Stream:
+    """`length` bytes from `at` bytes behind `base`, in words of `width` bytes that count from `base`."""
+
+    def chunks(start: int, stop: int | None) -> Iterator[bytes]:
+        first, last = at + start, at + (length if stop is None else stop)
+        while first < last:
+            low = first - first % width
+            high = min(low + CHUNK, last + (-last) % width)
+            words = selection.pread(row, base + low, high - low)
+            whole = np.frombuffer(words, f">u{width}").astype(f"<u{width}").tobytes()
+            part = whole[first - low : last - low]
+            yield part
+            first += len(part)
+
+    return Stream(chunks, length)
+
+
+def unaligned_bits(selection: Selection, row: InstanceRow, index: int) -> Stream:
+    """A frame of 1-bit pixels, moved so that its first pixel is bit 0 of the first byte (PS3.5 8.1.1: bits
+    fill bytes from the low end). The bits behind its last pixel are zero."""
+    first_bit = index * row.frame_stride
+    shift, length = first_bit % 8, (row.frame_stride + 7) // 8
+    offset, tail = row.frame_base + first_bit // 8, row.frame_stride % 8
+
+    def chunks(start: int, stop: int | None) -> Iterator[bytes]:
+        pread, end = dataset_reader(selection, row), length if stop is None else stop
+        while start < end:
+            number = min(CHUNK, end - start)
+            # One byte more than the frame holds may lie beyond the value: it is only needed for its low bits.
+            there = min(number + 1, row.pixel_offset + row.pixel_length - offset - start)
+            packed = np.zeros(number + 1, np.uint16)
+            packed[:there] = np.frombuffer(pread(offset + start, there), np.uint8)
+            moved = ((packed[:-1] >> shift) | (packed[1:] << (8 - shift))).astype(np.uint8)
+            if tail and start + number == length:
+                moved[-1] &= (1 << tail) - 1
+            yield moved.tobytes()
+            start += number
+
+    return Stream(chunks, length)
+
+
+def bulk_piece(selection: Selection, row: InstanceRow, value: BulkValue) -> Piece:
+    """A bulk value as little endian bytes."""
+    if value.offset == row.pixel_offset and row.frame_kind is FrameKind.NATIVE:
+        width = 1 if lookup(row.transfer_syntax).little_endian else pixel_word(selection, row)
+    else:
+        width = 1 if lookup(row.transfer_syntax).little_endian else explicit.swap_width(value.vr)
+    if width > 1:
+        return swapped(selection, row, value.offset, 0, value.length, width)
+    return stored_piece(selection, row, value.offset, value.length)
+
+
+def reader(selection: Selection, row: InstanceRow) -> Pread:
+    """Reads the Part 10 file of one instance in place."""
+    return lambda offset, length: selection.pread(row, offset, length)
+
+
+def dataset_reader(selection: Selection, row: InstanceRow) -> Pread:
+    """Reads the dataset in the offsets that the index has. That of a deflated one (PS3.5 A.5) is reached from
+    its start only, so a value costs what lies before it; frame after frame goes on where the last one
+    ended."""
+    if not row.deflated:
+        return reader(selection, row)
+    return selection.inflated(
+        row, lambda: explicit.inflater(reader(selection, row), row.location.length).pread
+    )

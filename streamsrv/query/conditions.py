@@ -1,0 +1,217 @@
+"""From the parameters of a search to a query: target, conditions and the level at which each can be decided.
+
+Strategy: a parameter names an attribute by keyword, by tag, or by a path of both joined with dots. One with a
+row in the table is decided on the rows of its level; any other one on the metadata of instances, which costs
+more and is budgeted. A study matches a condition on series or instances if one of them meets all such
+conditions together.
+
+Rules of this file: a parameter that looks like an attribute and is none is a 400 that names it, never
+ignored: ignoring it would match everything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from streamsrv.dicom.instance import JsonDataset, JsonElement
+from streamsrv.dicom.tags import tag_of, vr_of
+from streamsrv.errors import BadRequest
+from streamsrv.query.attributes import BY_TAG, Level, Path, Position, QueryAttribute
+from streamsrv.query.matching import Matcher, Moments, OneOf, Probe, Range, Universal, matcher_of
+from streamsrv.query.terms import elements_at
+
+UID_LEVELS = {"0020000D": Level.STUDY, "0020000E": Level.SERIES, "00080018": Level.INSTANCE}
+
+# Date and time that are one moment where both are ranges (PS3.4 C.2.2.2.5.4).
+_MOMENTS = {
+    "00080020": "00080030",
+    "00080021": "00080031",
+    "00080022": "00080032",
+    "00080023": "00080033",
+    "00400244": "00400245",
+}
+_BINARY = frozenset(("OB", "OD", "OF", "OL", "OV", "OW"))
+_DEEPEST = 16
+_TAG = re.compile(r"[0-9A-Fa-f]{8}")
+
+
+class Condition(Protocol):
+    """`row` is None where the metadata must be read; `tags` are those of the outermost elements that are
+    looked at, and `values` those of which values are compared, and not items."""
+
+    @property
+    def row(self) -> QueryAttribute | None: ...
+
+    @property
+    def tags(self) -> tuple[str, ...]: ...
+
+    @property
+    def values(self) -> tuple[str, ...]: ...
+
+    def accepts(self, attributes: JsonDataset) -> bool: ...
+
+    def probes(self) -> list[Probe]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ValueCondition:
+    path: Path
+    row: QueryAttribute | None
+    matcher: Matcher
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return self.path[:1]
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        return self.path if len(self.path) == 1 else ()
+
+    def accepts(self, attributes: JsonDataset) -> bool:
+        return self.matcher.matches(elements_at(attributes, self.path))
+
+    def probes(self) -> list[Probe]:
+        return self.matcher.probes()
+
+
+@dataclass(frozen=True, slots=True)
+class MomentCondition:
+    """The row is that of the date: its list bounds the days."""
+
+    date: Path
+    time: Path
+    row: QueryAttribute | None
+    moments: Moments
+    days: Range
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return self.date[0], self.time[0]
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        return self.tags
+
+    def accepts(self, attributes: JsonDataset) -> bool:
+        return self.moments.accepts(elements_at(attributes, self.date), elements_at(attributes, self.time))
+
+    def probes(self) -> list[Probe]:
+        return self.days.probes()
+
+
+@dataclass(frozen=True, slots=True)
+class ByStoredVR:
+    """Of a private or unknown attribute each stored element says its VR itself."""
+
+    name: str
+    text: str
+
+    def matches(self, elements: Iterable[JsonElement]) -> bool:
+        return any(self._matches(element) for element in elements)
+
+    def _matches(self, element: JsonElement) -> bool:
+        try:
+            return matcher_of(self.name, element["vr"], self.text).matches([element])
+        except BadRequest:
+            return False
+
+    def probes(self) -> list[Probe]:
+        return [Probe()]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """`study` and `series` come from the target's path, `uids` from parameters; `wanted` is how many results
+    will be taken, and helps to choose the shorter way; `asked` are the paths of all matching keys: answers
+    return them; the search goes on behind `after`."""
+
+    level: Level
+    study: str | None = None
+    series: str | None = None
+    uids: dict[Level, frozenset[str]] = field(default_factory=dict)
+    conditions: tuple[Condition, ...] = ()
+    asked: tuple[Path, ...] = ()
+    wanted: int = 1 << 62
+    after: Position | None = None
+
+    def page(self, wanted: int, after: Position | None) -> Query:
+        """The same from `after` on, of which so many results will be taken."""
+        return Query(
+            self.level, self.study, self.series, self.uids, self.conditions, self.asked, wanted, after
+        )
+
+
+def path_of(name: str) -> Path | None:
+    """The path that a parameter's name spells; None if it names no attribute."""
+    parts = name.split(".")
+    if len(parts) > _DEEPEST:
+        return None
+    tags = [tag_of(part) for part in parts]
+    return None if None in tags else tuple(tag for tag in tags if tag)
+
+
+def query_of(
+    level: Level,
+    study: str | None,
+    series: str | None,
+    parameters: Sequence[tuple[str, str]],
+    *,
+    fuzzy: bool = False,
+) -> Query:
+    """Raises BadRequest, which names the parameter that is at fault."""
+    values: dict[Path, tuple[str, str]] = {}
+    for name, text in parameters:
+        path = path_of(name)
+        if path is None:
+            raise BadRequest(f"{name[:80]!r} is not an attribute that can be matched")
+        values[path] = (name, _together(path, name, values.get(path), text))
+    uids: dict[Level, frozenset[str]] = {}
+    found: dict[Path, ValueCondition] = {}
+    for path, (name, text) in values.items():
+        row = BY_TAG.get(".".join(path))
+        matcher = _matcher(path, row, name, text, fuzzy)
+        if isinstance(matcher, OneOf) and len(path) == 1 and path[0] in UID_LEVELS:
+            uids[UID_LEVELS[path[0]]] = matcher.forms
+        elif not isinstance(matcher, Universal):
+            found[path] = ValueCondition(path, row, matcher)
+    return Query(level, study, series, uids, _with_moments(found), tuple(values))
+
+
+def _together(path: Path, name: str, before: tuple[str, str] | None, text: str) -> str:
+    """The same attribute twice is a list where lists are allowed (UIDs, PS3.18 8.3.4.1), else an error."""
+    if before is None:
+        return text
+    if vr_of(path[-1]) != "UI":
+        raise BadRequest(f"{name} is given twice")
+    return f"{before[1]},{text}"
+
+
+def _matcher(path: Path, row: QueryAttribute | None, name: str, text: str, fuzzy: bool) -> Matcher:
+    vr = row.vr if row else vr_of(path[-1])
+    if text.strip() and (vr in _BINARY or (vr == "UR" and row)):
+        raise BadRequest(f"{name} cannot be matched")
+    if vr is None or vr == "UN":
+        return ByStoredVR(name, text) if text.strip("* ") else Universal()
+    return matcher_of(name, vr, text, fuzzy=fuzzy)
+
+
+def _with_moments(found: dict[Path, ValueCondition]) -> tuple[Condition, ...]:
+    """Pairs of date and time ranges become one condition each."""
+    conditions: dict[Path, Condition] = {**found}
+    if len(found) < 2:
+        return tuple(conditions.values())
+    for date, time in _MOMENTS.items():
+        days, hours = _range_in(found.get((date,))), _range_in(found.get((time,)))
+        if days and hours:
+            row, moments = found[(date,)].row, Moments.of(days, hours)
+            conditions[(date,)] = MomentCondition((date,), (time,), row, moments, days)
+            del conditions[(time,)]
+    return tuple(conditions.values())
+
+
+def _range_in(condition: ValueCondition | None) -> Range | None:
+    matcher = condition.matcher if condition else None
+    return matcher if isinstance(matcher, Range) and not matcher.single else None

@@ -1,0 +1,328 @@
+"""What one write transaction of the index does: stores, deletions, moves, segments.
+
+Strategy: several requests share a transaction (`index_writer`), so each of them first checks everything that
+could refuse it, then writes. Studies, series and segments are gathered while the requests pass, and written
+once, in `finish`.
+
+Rules of this file: a request that raises while `writing` is False has written nothing; else the whole
+transaction must be given up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from streamsrv.dicom.instance import BulkValue
+from streamsrv.errors import StoreCorrupt, StoreError
+from streamsrv.store.index import answers as index_answers
+from streamsrv.store.index.changes import FORGET_EVERY, forget_changes, pack_change, pack_deletions
+from streamsrv.store.index.damage import DamageWriter
+from streamsrv.store.index.environment import Transaction
+from streamsrv.store.index.leaving import pack_serials, unpack_left
+from streamsrv.store.index.levels import Levels
+from streamsrv.store.index.metadata_blobs import Place, compressed, together
+from streamsrv.store.index.removing import Gone, Removing
+from streamsrv.store.index.rows import (
+    PackedRow,
+    bulk_path_key,
+    chunk_key,
+    frame_chunks,
+    moved,
+    number_key,
+    order_of,
+    pack_bulk,
+    pack_instance,
+    pack_segment,
+    record_id_of,
+    segment_key,
+    triple,
+    unpack_instance,
+    unpack_segment,
+    with_serial,
+    with_sum,
+    without_sum,
+)
+from streamsrv.store.rows import ChangeKind, InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
+
+NEXT_SEGMENT = b"next_segment"
+FIRST_CHANGE = b"first_change"
+SWEPT = 1000  # instances in one transaction, or one deletion's
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A NewInstance packed for the index: made in the thread of its request, so that whoever commits only
+    puts. It takes a tenth of the memory, since its attributes are bytes."""
+
+    row: InstanceRow
+    metadata: list[bytes]
+    place: Place | None  # of the text, where it is kept with those of its neighbours instead
+    frame_table: bytes
+    bulk: list[BulkValue]
+    key: bytes
+    variant: bytes
+    variant_text: bytes
+    packed: bytes
+    size: int
+
+
+def prepare(new: Sequence[NewInstance | Prepared]) -> list[Prepared]:
+    """Neighbours keep their short texts together. What is prepared already stays as it is."""
+    places = together([b"" if isinstance(each, Prepared) else each.text for each in new])
+    return [
+        each if isinstance(each, Prepared) else _prepared(each, place)
+        for each, place in zip(new, places, strict=True)
+    ]
+
+
+def _prepared(new: NewInstance, place: Place | None) -> Prepared:
+    text, digest = index_answers.variant_of(new.attributes)
+    packed = pack_instance(new.row, digest, index_answers.instance_text(new.row, new.attributes))
+    metadata = [compressed(new.text)] if new.text and place is None else new.metadata
+    key, size = triple(new.row.key), new.size
+    return Prepared(new.row, metadata, place, new.frame_table, new.bulk, key, digest, text, packed, size)
+
+
+def metadata_rows(new: Sequence[Prepared]) -> Iterator[list[bytes]]:
+    """For each of them what stands under its serial: its own chunks, or a row with its text and those of the
+    next ones; nothing if its text is in such a row."""
+    for texts, sharing in groupby(new, lambda each: each.place and each.place.texts):
+        if texts is None:
+            yield from (each.metadata for each in sharing)
+            continue
+        numbers = [each.place.number for each in sharing if each.place]
+        yield [texts.of(numbers)]
+        yield from ([] for _ in numbers[1:])
+
+
+@dataclass(slots=True)
+class _Account:
+    """A segment's row while the transaction changes it."""
+
+    end: int
+    live: int
+    dead: int
+    sealed: bool
+
+
+class Batch:
+    """`keep_changes` bounds the log of changes, 0: not at all."""
+
+    def __init__(self, transaction: Transaction, handles: dict[str, Any], keep_changes: int = 0) -> None:
+        self._keep_changes = keep_changes
+        self._transaction = transaction
+        self._handles = handles
+        self._levels = Levels(transaction, handles)
+        self._removing = Removing(transaction, handles, self._levels)
+        self.damage = DamageWriter(transaction, handles)
+        self._segments: dict[int, _Account] = {}
+        self._awaited: list[Callable[[], None]] = []
+        self._at = time.time_ns() // 1000
+        self._began = self._sequence = self._last_sequence()
+        self.writing = False
+        self._written = False  # any instance, in this transaction
+
+    def finish(self) -> None:
+        self._levels.flush()
+        for segment, found in self._segments.items():
+            row = SegmentRow(segment, found.end, found.live, found.dead, found.sealed)
+            self._put("segments", segment_key(segment), pack_segment(row))
+        self._segments = {}
+        if self._keep_changes and self._began // FORGET_EVERY != self._sequence // FORGET_EVERY:
+            self._forget_changes()
+        while self._awaited:
+            self._awaited.pop()()
+
+    # -- requests
+
+    def store(
+        self, new: Sequence[Prepared], segment: int, end: int, dead: int, replaced: Sequence[InstanceRow]
+    ) -> None:
+        expected = {row.key: row.record_id for row in replaced}
+        self._segment(segment)
+        old = [self._check_new(prepared, expected) for prepared in new]
+        if len({prepared.key for prepared in new}) != len(new):
+            raise StoreCorrupt("an instance occurs twice in one commit")
+        self.writing = self._written = True
+        gone = sorted((each.key, value) for each, value in zip(new, old, strict=True) if value)
+        if gone:
+            self._removing.sweep(self._remove(gone).left)
+        for prepared, value, chunks in zip(new, old, metadata_rows(new), strict=True):
+            self._store_one(prepared, ChangeKind.REPLACED if value else ChangeKind.STORED, chunks)
+        self._account(segment, end=end, dead=dead)
+        self.writing = False
+
+    def delete(
+        self,
+        rows: Sequence[PackedRow],
+        segment: int,
+        end: int,
+        dead: int,
+        before_commit: Callable[[], None],
+        as_of: int,
+    ) -> int:
+        """`rows` in the order of their keys, as they were when the index was at that moment, or later. All
+        that is seen of them goes, the rest with `sweep`. `before_commit` is called by `finish`."""
+        self._segment(segment)
+        same = not self._written and self._transaction.id() == as_of + 1
+        there = rows if same else self._removing.still(rows)
+        self.writing = self._written = True
+        if there:
+            ids, _, left = self._remove(there)
+            self._sequence += len(there)
+            key = number_key(self._sequence)
+            self._append("changes", key, pack_deletions(self._sequence, self._at, ids, left.keys))
+            self._append("leaving", key, pack_serials(self._sequence, left.serials))
+        self._account(segment, end=end, dead=dead)
+        self._awaited.append(before_commit)
+        self.writing = False
+        return len(there)
+
+    def sweep(self) -> None:
+        """What deletions have left behind: of the first one there is, and more while they are short. Each is
+        whole by itself: that another cannot be read makes no difference to it."""
+        swept = 0
+        while swept < SWEPT:
+            cursor = self._transaction.cursor(db=self._handles["leaving"])
+            if not cursor.first():
+                return
+            key, stored = cursor.item()
+            sequence = int.from_bytes(key, "big")
+            left = unpack_left(sequence, stored, self._get("changes", key) or b"")
+            self.writing = True
+            self._removing.sweep(left)
+            cursor.delete()
+            self.writing = False
+            swept += len(left.serials)
+
+    def relocate(self, moves: Sequence[tuple[InstanceRow, Location]], segment: int, end: int) -> list[bool]:
+        """An instance moves only if it still lies where the caller saw it."""
+        self._segment(segment)
+        self.writing = self._written = True
+        done = []
+        for row, location in moves:
+            key = triple(row.key)
+            value = self._get("instances", key)
+            current = unpack_instance(row.key, value) if value else None
+            same = current is not None and (current.record_id, current.location) == (
+                row.record_id,
+                row.location,
+            )
+            if same and value:
+                self._put("instances", key, moved(value, location))
+                self._account(row.location.segment, live=-row.location.length, dead=row.location.length)
+                self._account(location.segment, live=location.length)
+            done.append(same)
+        self._account(segment, end=end)
+        self.writing = False
+        return done
+
+    def add_segment(self) -> int:
+        """Numbers are never used again: a location names bytes for ever."""
+        number = self._next_segment()
+        if number is None:
+            raise StoreCorrupt("the index does not say which segment comes next: run reindex")
+        self.put_segment(SegmentRow(number))
+        return number
+
+    def put_segment(self, row: SegmentRow) -> None:
+        self._segments[row.segment] = _Account(row.committed_end, row.live, row.dead, row.sealed)
+        following = max(self._next_segment() or 1, row.segment + 1)
+        self._put("about", NEXT_SEGMENT, with_sum(NEXT_SEGMENT, b"%d" % following))
+
+    def _next_segment(self) -> int | None:
+        stored = self._get("about", NEXT_SEGMENT)
+        return int(without_sum("about", NEXT_SEGMENT, stored)) if stored else None
+
+    def seal(self, segment: int, end: int = 0, dead: int = 0) -> None:
+        self._account(segment, end=end, dead=dead)
+        self._segment(segment).sealed = True
+
+    def drop_segment(self, segment: int) -> None:
+        if self._segment(segment).live:
+            raise StoreError(f"segment {segment} still holds indexed instances")
+        del self._segments[segment]
+        self._transaction.delete(segment_key(segment), db=self._handles["segments"])
+
+    # -- one instance
+
+    def _check_new(self, prepared: Prepared, replaced: dict[InstanceKey, bytes]) -> bytes | None:
+        value = self._get("instances", prepared.key)
+        if value is not None and replaced.get(prepared.row.key) != record_id_of(value):
+            raise StoreCorrupt("an instance to be stored is in the index already")
+        return value
+
+    def _store_one(self, prepared: Prepared, kind: ChangeKind, chunks: Sequence[bytes]) -> None:
+        row = prepared.row
+        self._change(kind, row, prepared.key)
+        serial = self._sequence
+        self._put("instances", prepared.key, with_serial(serial, prepared.packed))
+        for chunk, frame in enumerate(chunks):
+            key = chunk_key(serial, chunk)
+            self._append("metadata", key, with_sum(key, frame))
+        for chunk, pairs in enumerate(frame_chunks(prepared.frame_table)):
+            self._append("frames", chunk_key(serial, chunk), pairs)
+        bulk = {bulk_path_key(value.path): pack_bulk(value) for value in prepared.bulk}
+        for path in sorted(bulk):
+            self._append("bulk", number_key(serial) + path, bulk[path])
+        self._put("uids", b"i" + row.key.instance.encode(), f"{row.key.study}\0{row.key.series}".encode())
+        self._levels.add(row.key, order_of(row), prepared.variant, prepared.variant_text, row.sop_class_uid)
+        self._account(row.location.segment, live=row.location.length)
+
+    def _remove(self, rows: Sequence[PackedRow]) -> Gone:
+        """Instances that are there, in the order of their keys."""
+        gone = self._removing.remove(rows)
+        for segment, length in gone.freed.items():
+            self._account(segment, live=-length, dead=length)
+        self.damage.forget(gone.ids)
+        return gone
+
+    def _change(self, kind: ChangeKind, row: InstanceRow, key: bytes) -> None:
+        self._sequence += 1
+        value = pack_change(self._sequence, kind, self._at, row.record_id, key)
+        self._append("changes", number_key(self._sequence), value)
+
+    def _forget_changes(self) -> None:
+        changes, leaving = (self._transaction.cursor(self._handles[name]) for name in ("changes", "leaving"))
+        first = forget_changes(changes, leaving, self._sequence - self._keep_changes)
+        if first is not None:
+            self._put("about", FIRST_CHANGE, with_sum(FIRST_CHANGE, b"%d" % first))
+
+    def _last_sequence(self) -> int:
+        cursor = self._transaction.cursor(db=self._handles["changes"])
+        return int.from_bytes(cursor.key(), "big") if cursor.last() else 0
+
+    # -- segments
+
+    def _segment(self, segment: int) -> _Account:
+        found = self._segments.get(segment)
+        if found is None:
+            key = segment_key(segment)
+            value = self._get("segments", key)
+            if value is None:
+                raise StoreCorrupt(f"segment {segment} is not in the index")
+            row = unpack_segment(key, value)
+            found = _Account(row.committed_end, row.live, row.dead, row.sealed)
+            self._segments[segment] = found
+        return found
+
+    def _account(self, segment: int, *, end: int = 0, live: int = 0, dead: int = 0) -> None:
+        found = self._segment(segment)
+        found.end = max(found.end, end)
+        found.live = max(found.live + live, 0)
+        found.dead += dead
+
+    def _get(self, name: str, key: bytes) -> bytes | None:
+        value: bytes | None = self._transaction.get(key, db=self._handles[name])
+        return value
+
+    def _put(self, name: str, key: bytes, value: bytes) -> None:
+        self._transaction.put(key, value, db=self._handles[name])
+
+    def _append(self, name: str, key: bytes, value: bytes) -> None:
+        """A key behind all others, as those that begin with a new serial are: pages stay full."""
+        self._transaction.put(key, value, append=True, db=self._handles[name])

@@ -1,0 +1,310 @@
+"""The LMDB environment under the index: its databases, its limits, its errors in our words.
+
+Strategy: opened once a process, after the process has started (nothing forks later). Readers begin a
+transaction for each batch and end it with the batch: an open one would pin every page that was freed since,
+and the file would grow. Writes go through `index_writer`, one at a time.
+
+Rules of this file: LMDB's own words and exceptions do not leave it and its companions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import lmdb
+
+from streamsrv.errors import (
+    IndexFailed,
+    InsufficientStorage,
+    StoreCorrupt,
+    StoreError,
+    StoreLocked,
+    StreamsrvError,
+    WrongStore,
+    system_error,
+)
+from streamsrv.query.attributes import TABLE_DIGEST
+from streamsrv.store.index.rows import with_sum, without_sum
+
+SCHEMA = "6"
+
+Transaction: TypeAlias = Any  # lmdb.Transaction and lmdb.Cursor: py-lmdb's stubs are not read
+Cursor: TypeAlias = Any
+
+MAP_SIZE = 1 << 40  # sparse: address space, not disk
+STARTING = 2.0  # seconds that another process may take to create its lock file
+MAX_READERS = 1024  # one for each thread that reads, of all processes; LMDB's default is 126
+LOCKS_SIZE = 64 * (MAX_READERS + 64)  # a slot of LMDB's lock file has 64 bytes; before them stand some 200
+
+# Name -> several values a key.
+DATABASES: dict[str, bool] = {
+    "instances": False,
+    "metadata": False,
+    "frames": False,
+    "bulk": False,
+    "variants": False,
+    "studies": False,
+    "series": False,
+    "attributes": True,
+    "uids": True,
+    "changes": False,
+    "leaving": False,
+    "damage": False,
+    "segments": False,
+    "about": False,
+}
+
+_CORRUPT = (
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.InvalidError,
+    lmdb.VersionMismatchError,
+    lmdb.BadValsizeError,
+)
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """LMDB's exceptions as ours."""
+    try:
+        yield
+    except StreamsrvError:
+        raise
+    except lmdb.Error as error:
+        raise in_our_words(error, doing) from error
+
+
+def in_our_words(error: lmdb.Error, doing: str) -> StoreError | InsufficientStorage:
+    if isinstance(error, lmdb.MapFullError | lmdb.DiskError) or os.strerror(errno.ENOSPC) in str(error):
+        return InsufficientStorage(f"no space left while {doing}")
+    if isinstance(error, _CORRUPT):
+        return StoreCorrupt(f"the index is damaged ({error}), found while {doing}: run reindex")
+    if isinstance(error, lmdb.PanicError):
+        return IndexFailed(f"the index of this process cannot be used any more ({doing}: {error})")
+    return StoreError(f"the index failed while {doing}: {error}")
+
+
+class ReadTransaction:
+    """`with` gives a transaction. No generator stands behind it: a look-up takes no longer than one would."""
+
+    __slots__ = ("_doing", "_lmdb", "_transaction")
+
+    def __init__(self, environment: Any, doing: str) -> None:
+        self._lmdb = environment
+        self._doing = doing
+
+    def __enter__(self) -> Transaction:
+        try:
+            self._transaction = self._lmdb.begin()
+        except lmdb.Error as error:
+            raise in_our_words(error, self._doing) from error
+        return self._transaction
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._transaction.abort()
+        if isinstance(error, lmdb.Error):
+            raise in_our_words(error, self._doing) from error
+
+
+class Environment:
+    """The open index folder. `handles` maps the name of a database to its LMDB handle."""
+
+    def __init__(self, folder: Path, *, read_only: bool, store: bytes = b"") -> None:
+        """`store` is the fingerprint of the store; WrongStore if the index has another."""
+        self.folder = folder
+        self.read_only = read_only
+        self._store = store.hex()
+        self._files: tuple[int, ...] = ()
+        self._unchanged_since = 0
+        self._paths = [str(folder / name) for name in ("data.mdb", "lock.mdb")]
+        self.handles: dict[str, Any] = {}
+        if not read_only:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        elif not (folder / "data.mdb").exists():
+            raise StoreError("there is no index: run reindex")
+        self._users = self._join()
+        try:
+            with translated("opening the index"):
+                self.open_map()
+        except BaseException:
+            os.close(self._users)
+            raise
+
+    def _join(self) -> int:
+        """Every opener shares a lock on the folder, so that a rewrite can tell whether it is alone. It ends
+        with the process."""
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if os.access(self.folder, os.W_OK):  # else there is no writer, and no lock file
+                self._require_their_lock(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        return descriptor
+
+    def _require_their_lock(self, descriptor: int) -> None:
+        """Others have the index open. If LMDB's lock file is gone, a new one would allow two writers."""
+        deadline = time.monotonic() + STARTING
+        while (self.folder / "data.mdb").exists() and not (self.folder / "lock.mdb").exists():
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise StoreLocked(
+                    f"{self.folder / 'lock.mdb'} was removed while another process has the index open: end "
+                    "that process first"
+                )
+            time.sleep(0.01)
+
+    def require_files(self) -> None:
+        """StoreError unless the files under these names are those that are open: a write would be lost, or
+        would meet another writer."""
+        moment = os.fstat(self._users).st_mtime_ns  # of the folder: a change of names in it changes this
+        if moment == self._unchanged_since:
+            return
+        try:
+            found = self._file_numbers()
+        except FileNotFoundError:
+            found = ()
+        if found == self._files:
+            self._unchanged_since = moment
+        else:
+            raise StoreError(
+                f"a file in {self.folder} was removed or replaced while the index is open: nothing is "
+                "written any more. Stop all processes that have the store open, and start again"
+            )
+
+    def _file_numbers(self) -> tuple[int, ...]:
+        """Of data and locks: numbers that change when a file is replaced."""
+        return tuple(os.stat(each).st_ino for each in self._paths)
+
+    def _allocate_locks(self) -> None:
+        """LMDB makes its lock file with holes and maps it. On a full disk the first use of a hole is
+        SIGBUS."""
+        descriptor = os.open(self._paths[1], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if not os.fstat(descriptor).st_size:
+                os.posix_fallocate(descriptor, 0, LOCKS_SIZE)
+        except OSError as error:
+            raise system_error(error, "allocating the lock file of the index") from error
+        finally:
+            os.close(descriptor)
+
+    def open_map(self) -> None:
+        lock = not self.read_only or os.access(self.folder, os.W_OK)
+        if lock:
+            self._allocate_locks()
+        self.lmdb = lmdb.open(
+            str(self.folder),
+            map_size=MAP_SIZE,
+            max_dbs=len(DATABASES),
+            max_readers=MAX_READERS,
+            readonly=self.read_only,
+            lock=lock,
+            mode=0o600,
+        )
+        try:
+            if lock:
+                self.lmdb.reader_check()  # slots of processes that died
+            self._unchanged_since = 0
+            self._files = () if self.read_only else self._file_numbers()
+            self._open_databases()
+        except BaseException:
+            self.lmdb.close()
+            raise
+
+    def _open_databases(self) -> None:
+        try:
+            if not self.read_only:
+                self._found()
+            for name, several in DATABASES.items():
+                self.handles[name] = self.lmdb.open_db(name.encode(), dupsort=several, create=False)
+            with self.lmdb.begin(self.handles["about"]) as transaction:
+                found = {name: transaction.get(name.encode()) for name in ("schema", "table", "store")}
+        except lmdb.NotFoundError as error:
+            raise StoreError("the index lacks a database: run reindex") from error
+        for name, expected in (("schema", SCHEMA), ("table", TABLE_DIGEST)):
+            stored = found[name] or b""
+            # Schema 1 had no checksums.
+            if stored == b"1" or without_sum("about", name.encode(), stored).decode() != expected:
+                raise StoreError(f"the index was made by another version ({name} differs): run reindex")
+        if without_sum("about", b"store", found["store"] or b"").decode() != self._store:
+            raise WrongStore(
+                f"{self.folder} is the index of another store, or store.toml is another store's: nothing was "
+                "changed. Bring back the file that belongs here, or move a foreign index away and run reindex"
+            )
+
+    def _found(self) -> None:
+        """A new folder gets its databases, and what `about`, the last of them, says, in one transaction."""
+        with self.lmdb.begin(write=True) as transaction:
+            if transaction.stat()["entries"]:
+                return
+            for name, several in DATABASES.items():
+                handle = self.lmdb.open_db(name.encode(), txn=transaction, dupsort=several)
+            for name, text in (_birth() | {"store": self._store}).items():
+                transaction.put(name.encode(), with_sum(name.encode(), text.encode()), db=handle)
+
+    def reading(self, doing: str) -> ReadTransaction:
+        """A read transaction for one batch."""
+        return ReadTransaction(self.lmdb, doing)
+
+    def moment(self) -> int:
+        """The number of the last commit that readers are shown. As long as it stays the same, so does
+        everything that can be read."""
+        try:
+            transaction = self.lmdb.begin()
+        except lmdb.Error as error:
+            raise in_our_words(error, "looking for changes") from error
+        number: int = transaction.id()
+        transaction.abort()
+        return number
+
+    def unseen(self) -> int:
+        """The number of a commit that the file holds and readers are not shown yet, or 0.
+
+        LMDB's writer first makes its commit durable and then lets readers know. Between the two it may die,
+        and then readers go on seeing the state before, until the next writer begins.
+        """
+        with self.reading("looking for commits") as transaction:
+            last: int = self.lmdb.info()["last_txnid"]
+            return last if transaction.id() < last else 0
+
+    def close_map(self) -> None:
+        self.lmdb.close()
+
+    def close(self) -> None:
+        self.close_map()
+        os.close(self._users)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else has the index open, and nobody can open it, until the end of the block."""
+        try:
+            fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            # An attempt that fails may have cost the shared lock.
+            fcntl.flock(self._users, fcntl.LOCK_SH)
+            raise StoreLocked("the index can be rewritten only while no other process has it open") from error
+        try:
+            yield
+        finally:
+            fcntl.flock(self._users, fcntl.LOCK_SH)
+
+
+ABOUT = frozenset(("schema", "table", "epoch", "next_segment", "first_change", "store"))
+
+
+def _birth() -> dict[str, str]:
+    return {
+        "schema": SCHEMA,
+        "table": TABLE_DIGEST,
+        "epoch": secrets.token_hex(8),
+        "next_segment": "1",
+        "first_change": "1",
+    }

@@ -1,0 +1,326 @@
+"""Studies and series, kept true while instances come and go.
+
+Strategy: the instances of a series nearly always agree on its attributes. Each set of study and series
+attributes that occurs is kept once, as a *variant*, with the number of instances that share it and the order
+of the latest. So 400 instances of a series cost one merge: a transaction only counts, and `flush` writes each
+touched series and study once.
+
+The attributes of a series are those of its variants laid over each other in the order of their latest
+instances, a study's those of all its series' variants: the latest stored wins, an empty value erases nothing,
+and what a deleted instance said is gone, because its variant is. The outcome depends on which instances there
+are and not on how they came, so a rebuild gives the same rows.
+
+Rules of this file: everything happens inside the writer's transaction; nothing here is kept beyond it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import orjson
+
+from streamsrv.dicom.instance import JsonDataset, JsonElement
+from streamsrv.query.attributes import Level
+from streamsrv.query.terms import terms
+from streamsrv.store.index.answers import at_level, dataset_attributes, level_texts, recounted
+from streamsrv.store.index.environment import Transaction
+from streamsrv.store.index.rows import (
+    LevelRow,
+    Variant,
+    json_object,
+    order_from,
+    order_in,
+    prefix,
+    variant_of,
+)
+from streamsrv.store.rows import InstanceKey
+
+Leaving: TypeAlias = tuple[bytes, int, bytes]  # variant, stored at, record id of an instance
+
+_NEVER = bytes(24)  # before every order
+_MODALITY = "00080060"
+
+
+@dataclass(slots=True)
+class _Series:
+    """What a transaction has done to one series. `variants` holds those touched, by digest; the modalities
+    are those under which it counted in its study before and counts now."""
+
+    study: str
+    series: str
+    before: LevelRow | None
+    after: LevelRow | None = None
+    variants: dict[bytes, Variant] = field(default_factory=dict)
+    unsettled: set[bytes] = field(default_factory=set)  # variants whose latest instance was removed
+    added: int = 0
+    removed: int = 0
+    oldest: bytes = b"\xff" * 24  # of those added
+    classes: Counter[str] = field(default_factory=Counter)
+    modality_before: str = ""
+    modality: str = ""
+
+    @property
+    def key(self) -> bytes:
+        return f"{self.study}\0{self.series}".encode()
+
+    @property
+    def grown(self) -> int:
+        return self.added - self.removed
+
+    def later_than(self, before: LevelRow) -> bool:
+        """Nothing was removed, and all that was added is later than all there was."""
+        return not self.removed and self.oldest > before.latest
+
+    def says_the_same(self, before: LevelRow) -> bool:
+        """What was added repeats what the latest instance there was had said already: only counts change."""
+        said = list(self.variants.values())
+        return self.later_than(before) and len(said) == 1 and said[0].was == before.latest
+
+
+class Levels:
+    def __init__(self, transaction: Transaction, handles: dict[str, object]) -> None:
+        self._transaction = transaction
+        self._handles = handles
+        self._series: dict[tuple[str, str], _Series] = {}
+
+    def add(self, key: InstanceKey, order: bytes, digest: bytes, text: bytes, sop_class: str) -> None:
+        series = self._touched(key.study, key.series)
+        variant = self._variant(series, digest)
+        if variant is None:
+            variant = series.variants[digest] = Variant(0, _NEVER, text)
+        variant.text = variant.text or text
+        variant.count += 1
+        if order > variant.latest:
+            variant.latest = order
+            series.unsettled.discard(digest)
+        series.added += 1
+        series.oldest = min(series.oldest, order)
+        series.classes[sop_class] += 1
+
+    def remove(self, key: bytes, leaving: Sequence[Leaving], classes: Mapping[bytes, int]) -> None:
+        """Instances of one series (study \\0 series); `classes` counts them by SOP class."""
+        study, _, uid = key.decode().partition("\0")
+        series = self._touched(study, uid)
+        counts = Counter([digest for digest, _, _ in leaving])
+        orders = leaving if len(counts) == 1 else set(leaving)
+        for digest, count in counts.items():
+            variant = self._variant(series, digest)
+            if variant is not None:
+                variant.count -= count
+                if variant.count <= 0 or (digest, *order_from(variant.latest)) in orders:
+                    series.unsettled.add(digest)
+        series.removed += len(leaving)
+        for sop_class, count in classes.items():
+            series.classes[sop_class.decode()] -= count
+
+    def flush(self) -> None:
+        """Write every touched series, then every touched study."""
+        studies: dict[str, list[_Series]] = {}
+        for series in self._series.values():
+            self._flush_variants(series)
+            self._flush_series(series)
+            studies.setdefault(series.study, []).append(series)
+        for study, parts in studies.items():
+            self._flush_study(study, parts)
+        self._series = {}
+
+    # -- series
+
+    def _touched(self, study: str, uid: str) -> _Series:
+        series = self._series.get((study, uid))
+        if series is None:
+            value = self._get("series", f"{study}\0{uid}".encode())
+            series = _Series(study, uid, LevelRow.unpack(value) if value else None)
+            self._series[study, uid] = series
+        return series
+
+    def _variant(self, series: _Series, digest: bytes) -> Variant | None:
+        variant = series.variants.get(digest)
+        if variant is None:
+            value = self._get("variants", prefix(series.study, series.series) + digest)
+            if value is not None:
+                variant = series.variants[digest] = Variant.unpack(value)
+        return variant
+
+    def _flush_variants(self, series: _Series) -> None:
+        start = prefix(series.study, series.series)
+        unsettled = {digest for digest in series.unsettled if series.variants[digest].count > 0}
+        for digest, order in self._latest(start, unsettled).items():
+            series.variants[digest].latest = order
+        for digest, variant in series.variants.items():
+            if variant.count > 0:
+                self._put("variants", start + digest, variant.pack())
+            else:
+                self._transaction.delete(start + digest, db=self._handles["variants"])
+
+    def _latest(self, start: bytes, digests: set[bytes]) -> dict[bytes, bytes]:
+        """Found again among the surviving instances of the series."""
+        found: dict[bytes, bytes] = {}
+        if not digests:
+            return found
+        cursor = self._transaction.cursor(db=self._handles["instances"])
+        more = cursor.set_range(start)
+        while more and cursor.key().startswith(start):
+            value = cursor.value()
+            digest = variant_of(value)
+            if digest in digests:
+                found[digest] = max(found.get(digest, _NEVER), order_in(value))
+            more = cursor.next()
+        return found
+
+    def _flush_series(self, series: _Series) -> None:
+        before = series.before
+        count = (before.instances if before else 0) + series.grown
+        numbers = {"00201209": _number(count)}
+        if before and series.says_the_same(before):
+            answer = recounted(before.answer, {"00201209": _number(before.instances)}, numbers)
+            latest = next(iter(series.variants.values())).latest
+            series.after = LevelRow(count, 0, latest, answer, before.more, b"")
+            self._put("series", series.key, series.after.pack())
+            return
+        old = dataset_attributes(Level.SERIES, before) if before else {}
+        new: JsonDataset = {}
+        if count > 0:
+            new, latest = self._merged(
+                Level.SERIES, prefix(series.study, series.series), [series], before, old
+            )
+            series.after = LevelRow(count, 0, latest, *level_texts(Level.SERIES, new, numbers), b"")
+        self._replace(Level.SERIES, series.key, before, series.after, old, new)
+        self._name_series(series)
+        series.modality_before, series.modality = _modality(old), _modality(new)
+
+    def _name_series(self, series: _Series) -> None:
+        name, study = b"s" + series.series.encode(), series.study.encode()
+        if series.after and not series.before:
+            self._put("uids", name, study)
+        elif series.before and not series.after:
+            self._transaction.delete(name, study, db=self._handles["uids"])
+
+    # -- studies
+
+    def _flush_study(self, study: str, parts: list[_Series]) -> None:
+        value = self._get("studies", study.encode())
+        before = LevelRow.unpack(value) if value else None
+        tallies = _tally(before, parts)
+        instances = (before.instances if before else 0) + sum(part.grown for part in parts)
+        count = (before.series if before else 0) + sum(bool(part.after) - bool(part.before) for part in parts)
+        now = study_computed(instances, count, tallies)
+        past = study_computed(before.instances, before.series, json_object(before.tallies)) if before else {}
+        packed = orjson.dumps(tallies, option=orjson.OPT_SORT_KEYS)
+        if before and _only_counts(parts, before, past, now):
+            latest = next(iter(parts[0].variants.values())).latest
+            answer = recounted(before.answer, past, now)
+            row = LevelRow(instances, count, latest, answer, before.more, packed)
+            self._put("studies", study.encode(), row.pack())
+            return
+        old = dataset_attributes(Level.STUDY, before) if before else {}
+        new, after = JsonDataset(), None
+        if instances > 0:
+            new, latest = self._merged(Level.STUDY, prefix(study), parts, before, old)
+            after = LevelRow(instances, count, latest, *level_texts(Level.STUDY, new, now), packed)
+            new = new | now
+        self._replace(Level.STUDY, study.encode(), before, after, old | past, new)
+
+    # -- both
+
+    def _merged(
+        self, level: Level, start: bytes, touched: list[_Series], before: LevelRow | None, old: JsonDataset
+    ) -> tuple[JsonDataset, bytes]:
+        """The attributes and the order of the latest instance. Where every new instance is later than all
+        before, its attributes are laid over the old ones; else all variants are laid over each other
+        again."""
+        if before is None or not all(part.later_than(before) for part in touched):
+            return merge(level, self._variants_under(start))
+        attributes, latest = merge(level, [each for part in touched for each in part.variants.values()])
+        return old | attributes, latest
+
+    def _variants_under(self, start: bytes) -> list[Variant]:
+        found = []
+        cursor = self._transaction.cursor(db=self._handles["variants"])
+        more = cursor.set_range(start)
+        while more and cursor.key().startswith(start):
+            found.append(Variant.unpack(cursor.value()))
+            more = cursor.next()
+        return found
+
+    def _replace(
+        self,
+        level: Level,
+        key: bytes,
+        before: LevelRow | None,
+        after: LevelRow | None,
+        old: JsonDataset,
+        new: JsonDataset,
+    ) -> None:
+        """Write or delete a row, and its entries in the inverted lists."""
+        name = ("studies", "series")[level]
+        if before is None or after is None or old != new:
+            listed = terms(level, old) if before else set()
+            listing = terms(level, new) if after else set()
+            for term in listed - listing:
+                self._transaction.delete(term, key, db=self._handles["attributes"])
+            for term in listing - listed:
+                self._put("attributes", term, key)
+        if after:
+            self._put(name, key, after.pack())
+        elif before:
+            self._transaction.delete(key, db=self._handles[name])
+
+    def _get(self, name: str, key: bytes) -> bytes | None:
+        value: bytes | None = self._transaction.get(key, db=self._handles[name])
+        return value
+
+    def _put(self, name: str, key: bytes, value: bytes) -> None:
+        self._transaction.put(key, value, db=self._handles[name])
+
+
+def merge(level: Level, variants: Iterable[Variant]) -> tuple[JsonDataset, bytes]:
+    """Variants laid over each other, the one with the latest instance on top."""
+    merged: JsonDataset = {}
+    latest = _NEVER
+    for variant in sorted(variants, key=lambda variant: variant.latest):
+        merged.update(at_level(json_object(variant.text), level))
+        latest = variant.latest
+    return merged, latest
+
+
+def _number(number: int) -> JsonElement:
+    return {"vr": "IS", "Value": [number]}
+
+
+def study_computed(instances: int, series: int, tallies: dict[str, int]) -> JsonDataset:
+    """What a study's answer says about its series and instances."""
+    modalities = sorted(name[1:] for name in tallies if name[0] == "m")
+    classes = sorted(name[1:] for name in tallies if name[0] == "c")
+    return {
+        "00080061": {"vr": "CS", "Value": modalities} if modalities else {"vr": "CS"},
+        "00080062": {"vr": "UI", "Value": classes} if classes else {"vr": "UI"},
+        "00201206": _number(series),
+        "00201208": _number(instances),
+    }
+
+
+def _only_counts(parts: list[_Series], before: LevelRow, past: JsonDataset, now: JsonDataset) -> bool:
+    """Whether the row of a study differs from the one before in nothing but its numbers."""
+    same = all(past[tag] == now[tag] for tag in ("00080061", "00080062"))
+    return same and len(parts) == 1 and parts[0].says_the_same(before)
+
+
+def _modality(attributes: JsonDataset) -> str:
+    """The modality under which a series counts in its study."""
+    element = attributes.get(_MODALITY)
+    return str(element["Value"][0]).strip() if element else ""
+
+
+def _tally(before: LevelRow | None, parts: list[_Series]) -> dict[str, int]:
+    """Series by modality ("mCT") and instances by SOP class ("c1.2.840..."), those above zero."""
+    tallies = Counter(json_object(before.tallies) if before else {})
+    for part in parts:
+        tallies["m" + part.modality_before] -= 1
+        tallies["m" + part.modality] += 1
+        for sop_class, change in part.classes.items():
+            tallies["c" + sop_class] += change
+    return {name: count for name, count in tallies.items() if count > 0 and name != "m"}

@@ -1,0 +1,1 @@
+"""Check, audit, compact, reindex, scrub and info: work on a whole store."""

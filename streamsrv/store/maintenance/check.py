@@ -1,0 +1,317 @@
+"""Is what lies on the disk what was written? Every record hashed again, every row of the index derived again.
+
+Strategy: (1) walk each segment up to its committed end, hash every payload, derive every living instance from
+its bytes, compare what the index has of it on the spot, and put it into a scratch index; (2) a whole record
+that the index does not know must have been killed: look for its tombstone; (3) compare the index with the
+scratch index (see audit), and the bytes that it counts in segments.
+
+It runs beside a live server, of which it takes one thing for granted: what lies before a committed end never
+changes. Whatever is not as expected is looked up again before it is reported, for the server may have moved
+on. Compaction waits until it is done.
+
+Rules of this file
+- Nothing of the store is changed. A finding says where (segment and byte, or database and row) and what; no
+  patient's value is in it.
+- `derive` makes the index entry of a record from its bytes: the reader of DICOM lives upstairs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from streamsrv.errors import InstanceError, SegmentGone, StoreCorrupt, StoreLocked
+from streamsrv.store.folder import Held
+from streamsrv.store.index.rows import unpack_segment
+from streamsrv.store.locks import Claims
+from streamsrv.store.maintenance.audit import Audit
+from streamsrv.store.opening import problems
+from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
+from streamsrv.store.segments.leases import SegmentLease
+from streamsrv.store.segments.records import HEADER, NO_ID, Damage, Found, Kind, TombstoneDamaged, unpack_ids
+from streamsrv.store.segments.verifying import digest_of
+from streamsrv.store.store import Store
+from streamsrv.store.transaction import Record
+
+Derive: TypeAlias = Callable[[Record], NewInstance]
+
+# Bytes that a scratch index may take beyond the real one.
+SCRATCH_ROOM = 1 << 20
+WHOLE_SEGMENT = 1 << 62
+
+
+class Severity(enum.StrEnum):
+    ERROR = "error"
+    NOTE = "note"  # nothing is lost and nothing needs to be done
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    severity: Severity
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.where}: {self.what}"
+
+
+def error(where: str, what: str) -> Finding:
+    return Finding(Severity.ERROR, where, what)
+
+
+def at(segment: int, offset: int) -> str:
+    return f"segment {segment}, byte {offset}"
+
+
+def wrong_payload(location: Location) -> str:
+    return f"payload of {location.length} bytes: its checksum is not that of its arrival"
+
+
+@dataclass(slots=True)
+class Descriptor:
+    """What a Record reads from."""
+
+    fd: int
+
+
+def stored_record(fd: int, segment: int, found: Found) -> Record:
+    """A record of a segment, as `derive` wants it."""
+    header = found.header
+    location = Location(segment, found.payload, header.length)
+    return Record(Descriptor(fd), 0, location, header.record_id, header.digest, header.stored_at)
+
+
+def check(store: Store, derive: Derive) -> Iterator[Finding]:
+    """Findings as they come; none means that all is well. StoreLocked while a compaction or another check
+    runs."""
+    with contextlib.ExitStack() as held:
+        held.enter_context(contextlib.closing(_undisturbed(store)))
+        scratch = held.enter_context(_scratch(store))
+        audit = held.enter_context(contextlib.closing(Audit(store.index, scratch)))
+        yield from _Checker(store, derive, audit).run()
+
+
+def _undisturbed(store: Store) -> Claims | Held:
+    """Excludes compaction, which moves records. A folder that cannot be written to has none."""
+    if not os.access(store.layout.root, os.W_OK):
+        return Held(-1)
+    claims = Claims(store.manifest)
+    if claims.compact():
+        return claims
+    claims.close()
+    raise StoreLocked("a compaction or another check is running on this store")
+
+
+@contextlib.contextmanager
+def _scratch(store: Store) -> Iterator[Path]:
+    """A folder for the scratch index: beside the real one if that is writable and has as much room as the
+    real one takes, else where temporary files are."""
+    beside = store.layout.scratch_index
+    free, _ = store.ops.space(store.layout.root)
+    room = free > store.index.statistics()["bytes_file"] + SCRATCH_ROOM
+    if not room or not os.access(store.layout.root, os.W_OK):
+        with tempfile.TemporaryDirectory(prefix="streamsrv-") as folder:
+            yield Path(folder)
+        return
+    store.ops.remove_folder(beside)
+    store.ops.make_folder(beside)
+    try:
+        yield beside
+    finally:
+        store.ops.remove_folder(beside)
+
+
+def readable_ids(payload: bytes) -> Sequence[bytes]:
+    """Those of a tombstone that can be told."""
+    try:
+        return unpack_ids(payload)
+    except TombstoneDamaged as reason:
+        return reason.certain
+
+
+class _Checker:
+    def __init__(self, store: Store, derive: Derive, audit: Audit) -> None:
+        self._store = store
+        self._index = store.index
+        self._derive = derive
+        self._audit = audit
+        # Whole records that the index does not point to: id -> where, and whose. They must have been killed.
+        self._suspects: dict[bytes, tuple[Location, InstanceKey]] = {}
+        # Records whose payload is damaged: id -> where. Nothing is lost if they have been killed.
+        self._damaged: dict[bytes, Location] = {}
+        self._payloads: dict[int, int] = {}  # segment -> bytes of its instances' payloads, dead or alive
+        self._others: dict[int, int] = {}  # segment -> bytes of its voids and tombstones
+
+    def run(self) -> Iterator[Finding]:
+        for difference in self._audit.sums():
+            yield error(f"index database {difference.database}, {difference.row}", difference.what)
+        rows = self._segments()
+        store = self._store
+        for problem in problems(store.layout, store.form, store.manifest, self._index):
+            yield error(*problem)
+        yield from self._files(rows)
+        for row in rows.values():
+            self._audit.segment(row)
+            yield from self._segment(row)
+        yield from self._lost()
+        for difference in self._audit.differences():
+            yield error(f"index database {difference.database}, {difference.row}", difference.what)
+        yield from self._counts(rows)
+
+    # Segments
+
+    def _segments(self) -> dict[int, SegmentRow]:
+        """Those whose rows can be read. Of the others nothing can be said."""
+        rows: dict[int, SegmentRow] = {}
+        for key, value in self._index.dump("segments"):
+            try:
+                row = unpack_segment(key, value)
+            except StoreCorrupt:
+                self._audit.unreadable(int.from_bytes(key, "big"), 0, WHOLE_SEGMENT)
+            else:
+                rows[row.segment] = row
+        return rows
+
+    def _files(self, rows: dict[int, SegmentRow]) -> Iterator[Finding]:
+        for segment, path in self._store.layout.segment_files().items():
+            if segment not in rows and not self._known(segment) and path.stat().st_size:
+                what = "its file is not in the index, which may be an older one: run reindex"
+                yield error(f"segment {segment}", what)
+
+    def _known(self, segment: int) -> bool:
+        try:
+            return self._index.segment(segment) is not None
+        except StoreCorrupt:
+            return True  # and told
+
+    def _segment(self, row: SegmentRow) -> Iterator[Finding]:
+        try:
+            with self._store.open_segments([row.segment]) as lease:
+                fd = lease.fd(row.segment)
+                length = os.fstat(fd).st_size
+                self._payloads[row.segment] = self._others[row.segment] = 0
+                for step in self._store.form.walk(fd, row.segment, min(row.committed_end, length)):
+                    yield from self._step(fd, row.segment, step)
+        except SegmentGone:
+            return  # told, if it should be there
+
+    def _step(self, fd: int, segment: int, step: Found | Damage) -> Iterator[Finding]:
+        if isinstance(step, Damage):
+            yield error(
+                at(segment, step.offset), f"record header: {step.reason}; no record up to byte {step.end}"
+            )
+            self._unreadable(segment, step.offset, step.end)
+            return
+        kind = step.header.kind
+        counted = self._payloads if kind is Kind.INSTANCE else self._others
+        if segment in counted:
+            counted[segment] += step.header.length + (0 if kind is Kind.INSTANCE else HEADER)
+        if kind is Kind.PENDING:
+            yield error(at(segment, step.offset), "record header: pending, before the committed end")
+        if kind in (Kind.INSTANCE, Kind.TOMBSTONE):
+            try:
+                digest = digest_of(fd, step.payload, step.header.length)
+            except OSError as reason:
+                what = f"payload of {step.header.length} bytes: it cannot be read: {reason.strerror}"
+                yield error(at(segment, step.payload), what)
+                self._unreadable(segment, step.offset, step.end)
+                return
+            if digest != step.header.digest:
+                yield from self._wrong(segment, step)
+            elif kind is Kind.INSTANCE:
+                yield from self._instance(fd, segment, step)
+
+    def _wrong(self, segment: int, found: Found) -> Iterator[Finding]:
+        """A payload that is not the one that arrived. Of an instance it is told later."""
+        self._unreadable(segment, found.offset, found.end)
+        location = Location(segment, found.payload, found.header.length)
+        if found.header.kind is Kind.INSTANCE:
+            self._damaged[found.header.record_id] = location
+        else:
+            yield error(at(segment, found.payload), wrong_payload(location))
+
+    def _unreadable(self, segment: int, begin: int, end: int) -> None:
+        self._audit.unreadable(segment, begin, end)
+        self._payloads.pop(segment, None)
+
+    def _instance(self, fd: int, segment: int, found: Found) -> Iterator[Finding]:
+        try:
+            new = self._derive(stored_record(fd, segment, found))
+            row = self._index.existing([new.row.key])[0]
+        except InstanceError as reason:
+            yield error(at(segment, found.payload), f"instance cannot be read: {reason.detail}")
+            self._unreadable(segment, found.offset, found.end)
+            return
+        except StoreCorrupt as reason:
+            yield error(f"index database instances, {'/'.join(new.row.key)}", reason.detail)
+            return
+        if row is None or row.record_id != found.header.record_id:
+            self._suspects[found.header.record_id] = (new.row.location, new.row.key)
+        elif row.location == new.row.location:
+            yield from self._compare(row, new)
+
+    def _compare(self, row: InstanceRow, new: NewInstance) -> Iterator[Finding]:
+        self._audit.add(new)
+        for database, what in self._audit.compare(row, new):
+            yield error(f"index database {database}, of {'/'.join(row.key)}", what)
+
+    def _counts(self, rows: dict[int, SegmentRow]) -> Iterator[Finding]:
+        """Live and dead bytes, of the segments in which nothing has happened since the check began."""
+        for segment, row in self._segments().items():
+            if segment not in self._payloads or rows.get(segment) != row:
+                continue
+            live = self._audit.live.get(segment, 0)
+            dead = self._payloads[segment] - live + self._others[segment]
+            if (row.live, row.dead) != (live, dead):
+                yield error(
+                    f"index database segments, segment {segment}",
+                    f"live and dead bytes are {row.live} and {row.dead}, should be {live} and {dead}",
+                )
+
+    # Records without a row
+
+    def _lost(self) -> Iterator[Finding]:
+        damaged = dict(self._damaged)
+        if self._suspects or damaged:
+            for segment in list(self._store.layout.segment_files()):
+                self._absolve(segment)
+        for record_id, location in damaged.items():
+            if record_id in self._damaged:
+                yield error(at(*location[:2]), wrong_payload(location))
+            else:
+                what = f"{wrong_payload(location)}; it was deleted or stored again"
+                yield Finding(Severity.NOTE, at(*location[:2]), what)
+        for record_id, (location, key) in self._suspects.items():
+            row = self._index.existing([key])[0]
+            indexed = row is not None and row.record_id == record_id
+            if not indexed and self._known(location.segment):
+                yield error(
+                    f"index database instances, {'/'.join(key)}",
+                    f"the record at {at(*location[:2])} is whole, not deleted or replaced, and has no row",
+                )
+
+    def _absolve(self, segment: int) -> None:
+        """Those whom a record of this segment kills are rightly dead."""
+        try:
+            with self._store.open_segments([segment]) as lease:
+                for record_id in self._killed(lease, segment):
+                    self._suspects.pop(record_id, None)
+                    self._damaged.pop(record_id, None)
+        except SegmentGone:
+            return
+
+    def _killed(self, lease: SegmentLease, segment: int) -> Iterator[bytes]:
+        fd = lease.fd(segment)
+        for step in self._store.form.walk(fd, segment, os.fstat(fd).st_size):
+            if isinstance(step, Damage):
+                continue
+            if step.header.kind is Kind.TOMBSTONE:
+                yield from readable_ids(os.pread(fd, step.header.length, step.payload))
+            elif step.header.kind is Kind.INSTANCE and step.header.replaced != NO_ID:
+                yield step.header.replaced

@@ -1,0 +1,351 @@
+"""Compaction: the living records of mostly dead segments move to another segment, and the dead ones' files
+go.
+
+Strategy: a victim is sealed, so that nothing in it changes any more but which of its records live. Those are
+copied within the kernel to a borrowed segment in slices, synced, and swapped in the index by compare-and-set;
+then the tombstones that are still needed; then the file is unlinked. It runs beside a live server: readers
+that have the file open keep it, others look up again.
+
+Which records live in a segment is found by walking the whole index. So victims are taken in groups, with one
+walk for each: as many as the disk has room for before the first of them is unlinked.
+
+A crash leaves at most copies that the index does not point to (they are cut off with the segment that was
+borrowed for them, or are dead in it), and a victim that the next compaction takes up again. Copies keep their
+record id, so whatever kills one kills both.
+
+Rules of this file
+- A tombstone goes with its segment only if no other segment holds a record that it kills. Where a damaged
+  header might hide such a record, all are kept.
+- A victim is unlinked only when the index says that nothing lives in it. If something in it cannot be read,
+  it may hide a tombstone, and stays. When every segment is compacted no other can hold a record that it
+  kills: then its file is moved to lost+found.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from streamsrv.errors import InsufficientStorage, SegmentGone, StoreLocked
+from streamsrv.store import failpoints
+from streamsrv.store.locks import Claims
+from streamsrv.store.rows import InstanceRow, Location, SegmentRow
+from streamsrv.store.segments import lost_and_found
+from streamsrv.store.segments.borrowed import Borrowed, refused
+from streamsrv.store.segments.leases import LINGER, SegmentLease
+from streamsrv.store.segments.manifest import Slot, State
+from streamsrv.store.segments.records import (
+    HEADER,
+    NO_DIGEST,
+    NO_ID,
+    Damage,
+    Found,
+    Header,
+    Kind,
+    TombstoneDamaged,
+    unpack_ids,
+)
+from streamsrv.store.segments.tombstones import bury
+from streamsrv.store.segments.verifying import damage_of, damaged_record, header_of, register
+from streamsrv.store.store import Store
+from streamsrv.store.transaction import SLICE_INSTANCES
+
+# Copying a segment that is half alive frees as much as it writes; below that it costs more than it gives.
+MOSTLY_DEAD = 0.5
+# Of what is free on the disk, the share that the copies of one group may take.
+GROUP_SHARE = 4
+# Victims whose headers may be open at once: a process may have 1,024 descriptors.
+GROUP_MOST = 512
+# Copied and synced at once: bounds what a crash wastes, and how far a segment can grow over its size.
+SLICE_BYTES = 256 << 20
+
+
+@dataclass(slots=True)
+class Compaction:
+    """The result of a compaction. `damaged` are segments that stay, because something in them cannot be read;
+    `busy` are segments that a request was writing to; `index_rewritten` is None if it was not asked for."""
+
+    segments: list[int] = field(default_factory=list)
+    damaged: list[int] = field(default_factory=list)
+    busy: list[int] = field(default_factory=list)
+    moved: int = 0
+    damaged_instances: int = 0
+    freed: int = 0
+    index_rewritten: bool | None = None
+
+
+def compact(store: Store, everything: bool = False) -> Compaction:
+    """Compact mostly dead segments; with `everything` each segment and the index, waiting for requests in
+    flight to end.
+
+    StoreLocked while another compaction runs. The index is rewritten only if no other process has it open.
+    """
+    claims = Claims(store.manifest)
+    try:
+        if not claims.compact():
+            raise StoreLocked("another compaction is running on this store")
+        compactor = _Compactor(store, claims)
+        try:
+            return compactor.run(everything)
+        except InsufficientStorage:
+            time.sleep(2 * LINGER)  # readers still hold the space of segments that were just removed
+            return store.reserve.with_room(lambda: compactor.run(everything))
+    finally:
+        claims.close()
+
+
+class _Compactor:
+    def __init__(self, store: Store, claims: Claims) -> None:
+        self._store = store
+        self._index = store.index
+        self._claims = claims
+        self._report = Compaction()
+        self._holders: dict[bytes, set[int]] = {}  # of ids that victims' tombstones kill
+        self._certain = True
+        self._everything = False
+        self._damaged: set[int] = set()  # victims in which something cannot be read
+        self._output: Borrowed | None = None
+
+    def run(self, everything: bool) -> Compaction:
+        self._everything = everything
+        victims = [row.segment for row in self._chosen(everything) if self._sealed(row, everything)]
+        self._find_holders(victims)
+        try:
+            for group in self._groups(victims):
+                self._compact_group(group)
+        finally:
+            self._give_back()
+        if everything:
+            self._rewrite_index()
+        return self._report
+
+    def _rewrite_index(self) -> None:
+        self._index.sweep()
+        try:
+            self._index.rewrite()
+            self._report.index_rewritten = True
+        except StoreLocked:
+            self._report.index_rewritten = False
+
+    # Choosing
+
+    def _chosen(self, everything: bool) -> Iterator[SegmentRow]:
+        for row in self._index.segments().values():
+            if not row.empty and not self._store.layout.segment(row.segment).exists():
+                if not row.live:
+                    self._drop_missing(row, everything)
+            elif not row.empty and (everything or self._worth_it(row)):
+                yield row
+
+    def _drop_missing(self, row: SegmentRow, everything: bool) -> None:
+        """It was unlinked by a compaction that came no further. Or its file is lost and nothing lives in it
+        any more: when every segment is compacted, none can hold a record that its tombstones killed."""
+        _, slot = self._claims.slot(row.segment)
+        if everything or (slot is not None and slot.state is State.REMOVED):
+            self._claims.ensure(row.segment, Slot(State.REMOVED, row.committed_end))
+            self._claims.sync()
+            self._index.drop_segment(row.segment)
+
+    def _worth_it(self, row: SegmentRow) -> bool:
+        """One that still grows is left alone while it has little to give."""
+        enough = row.sealed or row.dead >= self._store.segments.size // 16
+        return enough and row.dead > (row.live + row.dead) * MOSTLY_DEAD
+
+    def _sealed(self, row: SegmentRow, waiting: bool) -> bool:
+        """Nobody writes to it from here on; False if somebody does now."""
+        if row.sealed:
+            return True
+        if self._store.segments.seal_growing(row.segment, waiting=waiting):
+            return True
+        self._report.busy.append(row.segment)
+        return False
+
+    # Tombstones
+
+    def _find_holders(self, victims: list[int]) -> None:
+        """Which segments hold records that the victims' tombstones kill: one walk over all headers."""
+        for victim in victims:
+            for _, killed in self._kills(victim):
+                self._holders.update((record_id, set()) for record_id in killed)
+        if not self._holders:
+            return
+        for segment in self._store.layout.segment_files():
+            for step in self._walk(segment):
+                if isinstance(step, Damage):
+                    self._certain = False
+                    self._damaged.add(segment)
+                elif step.header.kind is Kind.INSTANCE and step.header.record_id in self._holders:
+                    self._holders[step.header.record_id].add(segment)
+
+    def _walk(self, segment: int) -> Iterator[Found | Damage]:
+        row = self._index.segment(segment)
+        try:
+            with self._store.open_segments([segment]) as lease:
+                end = row.committed_end if row else os.fstat(lease.fd(segment)).st_size
+                yield from self._store.form.walk(lease.fd(segment), segment, end)
+        except SegmentGone:
+            return
+
+    def _kills(self, segment: int) -> Iterator[tuple[Found, Sequence[bytes]]]:
+        """The records of a segment that kill others, and whom."""
+        with self._store.open_segments([segment]) as lease:
+            for step in self._walk(segment):
+                if isinstance(step, Damage):
+                    self._damaged.add(segment)
+                    continue
+                if step.header.kind is Kind.TOMBSTONE:
+                    yield step, self._ids(segment, lease.pread(segment, step.payload, step.header.length))
+                elif step.header.kind is Kind.INSTANCE and step.header.replaced != NO_ID:
+                    yield step, [step.header.replaced]
+
+    def _ids(self, segment: int, payload: bytes) -> Sequence[bytes]:
+        try:
+            return unpack_ids(payload)
+        except TombstoneDamaged as reason:
+            self._certain = False
+            self._damaged.add(segment)
+            return reason.certain
+
+    def _keep_tombstones(self, victim: int) -> None:
+        """A living record has taken along whom it replaces, too: once more does no harm."""
+        needed: list[bytes] = []
+        for _, killed in self._kills(victim):
+            # A tombstone that could not be read before has no holders yet: any segment may be one.
+            held = (each for each in killed if self._holders.get(each, {0}) - {victim})
+            needed += held if self._certain else killed
+            if len(needed) >= SLICE_INSTANCES:
+                self._bury(needed)
+                needed = []
+        if needed:
+            self._bury(needed)
+
+    def _bury(self, ids: list[bytes]) -> None:
+        output = self._room()
+        dead = bury(output, self._store.form, ids)
+        output.sync()
+        self._index.delete((), segment=output.segment, committed_end=output.end, dead_bytes=dead)
+        output.commit_up_to(output.end)
+
+    # Moving
+
+    def _groups(self, victims: list[int]) -> Iterator[list[int]]:
+        """What lives in the victims of a group is copied before any of them goes. Those that give the most
+        for the least copying come first: the disk may be full."""
+        live = {victim: row.live for victim, row in self._index.segments().items()}
+        group: list[int] = []
+        size = 0
+        for victim in sorted(victims, key=lambda victim: (victim in self._damaged, live[victim])):
+            free, _ = self._store.ops.space(self._store.layout.root)
+            if group and (size + live[victim] > free // GROUP_SHARE or len(group) == GROUP_MOST):
+                yield group
+                group, size = [], 0
+            group.append(victim)
+            size += live[victim]
+        if group:
+            yield group
+
+    def _compact_group(self, victims: list[int]) -> None:
+        for rows in self._portions(frozenset(victims)):
+            self._move(rows)
+        for victim in victims:
+            self._keep_tombstones(victim)
+            self._unlink(victim)
+
+    def _portions(self, victims: frozenset[int]) -> Iterator[list[InstanceRow]]:
+        portion: list[InstanceRow] = []
+        size = 0
+        for row in self._index.instances_in(victims):
+            portion.append(row)
+            size += row.location.length
+            if len(portion) == SLICE_INSTANCES or size >= SLICE_BYTES:
+                yield portion
+                portion, size = [], 0
+        if portion:
+            yield portion
+
+    def _move(self, rows: list[InstanceRow]) -> None:
+        output = self._room()
+        with self._store.open_segments({row.location.segment for row in rows}) as lease:
+            moves = [(row, self._copy(lease, row, output)) for row in rows]
+            output.sync()
+            output.doubt()
+            for row, moved in moves:
+                self._validate(lease, row, moved, output)
+        output.sync()
+        failpoints.hit("in-compaction")
+        output.claims.take(row.key for row in rows)
+        done = self._index.relocate(moves, segment=output.segment, committed_end=output.end)
+        lost = sum(move[1].length for move, moved in zip(moves, done, strict=True) if not moved)
+        if lost:
+            self._index.delete((), segment=output.segment, committed_end=output.end, dead_bytes=lost)
+        output.commit_up_to(output.end)
+        output.claims.release()
+        failpoints.hit("in-compaction")
+        self._report.moved += sum(done)
+
+    def _copy(self, lease: SegmentLease, row: InstanceRow, output: Borrowed) -> Location:
+        """PENDING: after a crash the rest of a long copy is cut off, and takes no room in lost+found."""
+        segment, offset, length = row.location
+        header = Header(Kind.PENDING, row.record_id, 0, 0, NO_DIGEST, output.committed)
+        output.append([self._store.form.pack(header, output.segment, output.end)])
+        moved = Location(output.segment, output.end, length)
+        self._verify(lease.fd(segment), row)
+        output.append_copy(lease.fd(segment), offset, length)
+        return moved
+
+    def _verify(self, fd: int, row: InstanceRow) -> None:
+        """A damaged instance moves as it is, with the digest of its arrival: it stays known as damaged."""
+        try:
+            reason = damage_of(self._store.form, fd, row)
+        except OSError as error:
+            raise refused(error, "reading", row.location.segment) from error
+        if reason:
+            register(self._index, [damaged_record(row, reason)])
+            self._report.damaged_instances += 1
+
+    def _validate(self, lease: SegmentLease, row: InstanceRow, moved: Location, output: Borrowed) -> None:
+        """A damaged header is made again from the index, and its victim's tombstones are all kept then."""
+        old = header_of(self._store.form, lease.fd(row.location.segment), row)
+        digest, replaced = (old.digest, old.replaced) if old else (row.digest, NO_ID)
+        began = output.committed
+        header = Header(Kind.INSTANCE, row.record_id, row.stored_at, moved.length, digest, began, replaced)
+        at = moved.offset - HEADER
+        output.overwrite(self._store.form.pack(header, output.segment, at), at)
+
+    def _room(self) -> Borrowed:
+        """The segment that takes the copies, another one when it is full."""
+        if self._output is not None and self._output.end >= self._store.segments.size:
+            self._give_back()
+        if self._output is None:
+            self._output = self._store.segments.borrow()
+        return self._output
+
+    def _give_back(self) -> None:
+        if self._output is not None:
+            self._output.give_back()
+        self._output = None
+
+    def _unlink(self, victim: int) -> None:
+        row = self._index.segment(victim)
+        if row is None or row.live:
+            self._report.busy.append(victim)
+            return
+        if victim in self._damaged and not self._everything:
+            self._report.damaged.append(victim)
+            return
+        self._claims.put(victim, Slot(State.REMOVED, row.committed_end))
+        self._claims.sync()
+        if victim in self._damaged:
+            lost_and_found.take_file(self._store.layout, self._store.ops, victim, row.committed_end)
+        else:
+            self._store.ops.unlink(self._store.layout.segment(victim))
+        self._store.readers.gone(victim)
+        self._store.ops.sync_folder(self._store.layout.segments)
+        failpoints.hit("in-compaction")
+        self._index.drop_segment(victim)
+        for holders in self._holders.values():
+            holders.discard(victim)
+        self._report.segments.append(victim)
+        self._report.freed += row.committed_end

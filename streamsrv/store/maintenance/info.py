@@ -1,0 +1,68 @@
+"""The state and contents of a store, for people and scripts."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from streamsrv.store.maintenance.scrub_state import ScrubState, verified_until
+from streamsrv.store.opening import problems
+from streamsrv.store.segments import lost_and_found
+from streamsrv.store.store import Store
+
+MOST_NAMED = 100  # damaged instances
+
+
+def info(store: Store) -> dict[str, Any]:
+    """`problems` names each part of it that cannot be served or trusted, as far as names and lengths of files
+    tell; `lost_and_found` counts bytes that were cut off segments."""
+    rows = store.index.segments().values()
+    statistics = store.index.statistics()
+    free, total = store.ops.space(store.layout.root)
+    return {
+        "store_id": store.store_id,
+        "folder": str(store.layout.root),
+        "about": store.index.about(),
+        "index": statistics,
+        "segments": len(rows),
+        "sealed": sum(row.sealed for row in rows),
+        "bytes": sum(row.committed_end for row in rows),
+        "live": sum(row.live for row in rows),
+        "dead": sum(row.dead for row in rows),
+        "disk_free": free,
+        "disk_total": total,
+        "lost_and_found": sum(part.stat().st_size for part in lost_and_found.parts(store.layout)),
+        "scrub": scrubbed(store),
+        "damaged": statistics["damage"],
+        "damaged_instances": damaged_instances(store),
+        "problems": list(map(str, problems(store.layout, store.form, store.manifest, store.index))),
+    }
+
+
+def scrubbed(store: Store) -> dict[str, Any]:
+    """How old the last verification of a byte is at most; times are UTC."""
+    state = ScrubState.load(store.layout.scrub_state)
+    oldest, never = verified_until(state, store.index.segments())
+    current = state.current
+    return {
+        "oldest_verified_at": oldest and time_text(oldest),
+        "bytes_never_verified": never,
+        "walk": f"segment {current.segment}, byte {current.offset}" if current else None,
+        "next_at": time_text(state.next) if state.next else None,
+    }
+
+
+def damaged_instances(store: Store) -> dict[str, str]:
+    """The first MOST_NAMED: UIDs, and where and why."""
+    return {
+        "/".join(record.key) if record.key else f"record {record.record_id.hex()}": (
+            f"segment {record.location.segment}, byte {record.location.offset}: {record.reason}; "
+            f"found {time_text(record.found_at / 1e6)}"
+        )
+        for record in store.index.damage(limit=MOST_NAMED)
+    }
+
+
+def time_text(seconds: float) -> str:
+    """Of seconds since 1970."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

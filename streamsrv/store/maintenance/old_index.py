@@ -1,0 +1,143 @@
+"""The index that a reindex replaces: a second witness of which instances there are.
+
+Strategy: segments are read first, and they decide. Where they are damaged, the old index still knows
+which instance lay there, its metadata and its bytes. So nothing that it knows is dropped without a word.
+
+Rules of this file
+- A damaged LMDB file may kill the process that reads it. So every row is read in a child process first.
+- Of a row that cannot be read only its key counts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+
+from streamsrv.dicom.instance import BulkValue, FrameKind, JsonDataset
+from streamsrv.errors import StoreCorrupt, StoreError, StreamsrvError, WrongStore
+from streamsrv.query.attributes import KEEP
+from streamsrv.store.index.environment import DATABASES
+from streamsrv.store.index.index import Index
+from streamsrv.store.index.metadata_blobs import compressed
+from streamsrv.store.index.rows import split_triple, unpack_instance
+from streamsrv.store.rows import METADATA_CHUNK, SHORT_TEXT, InstanceKey, InstanceRow, NewInstance, SegmentRow
+
+FOREIGN = 2  # exit code of the child
+ENTRIES_AT_ONCE = 10_000
+
+
+class OldIndex:
+    """Open for reading. Close it."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self.segments = index.segments()
+        self._by_place: dict[int, dict[int, InstanceRow]] = {}
+
+    @classmethod
+    def open(cls, folder: Path, fingerprint: bytes) -> OldIndex | None:
+        """None if there is none, or if it cannot be read; WrongStore if it is another store's."""
+        if not folder.exists() or not _is_readable(folder, fingerprint):
+            return None
+        index = Index.open(folder, read_only=True, store=fingerprint)
+        try:
+            return cls(index)
+        except StreamsrvError:
+            index.close()
+            return None
+
+    def close(self) -> None:
+        self._index.close()
+
+    def end(self, segment: int) -> int:
+        """Where it was committed; 0 if the segment is not known."""
+        row = self.segments.get(segment)
+        return row.committed_end if row else 0
+
+    def known(self, segment: int) -> SegmentRow | None:
+        return self.segments.get(segment)
+
+    def rows(self) -> Iterator[tuple[InstanceKey, InstanceRow | None]]:
+        """Every instance in the order of keys; None where its row cannot be read."""
+        for packed, value in self._index.dump("instances"):
+            key = split_triple(packed)
+            try:
+                yield key, unpack_instance(key, value)
+            except StoreCorrupt:
+                yield key, None
+
+    def has(self, key: InstanceKey, record_id: bytes) -> bool:
+        (row,) = self._index.existing([key])
+        return row is not None and row.record_id == record_id
+
+    def placed(self, segment: int) -> dict[int, InstanceRow]:
+        """The instances of a segment by the offset of their payloads, in ascending order."""
+        if segment not in self._by_place:
+            rows = sorted(self._index.instances_in([segment]), key=lambda row: row.location.offset)
+            self._by_place[segment] = {row.location.offset: row for row in rows}
+        return self._by_place[segment]
+
+    def taken_over(self, row: InstanceRow) -> NewInstance:
+        """All that the index has of an instance. Raises StoreError if it cannot be read."""
+        text = b"".join(self._index.metadata([row]))
+        if len(text) <= SHORT_TEXT:
+            chunks, short = [], text
+        else:
+            starts = range(0, len(text), METADATA_CHUNK)
+            chunks, short = [compressed(text[at : at + METADATA_CHUNK]) for at in starts], b""
+        return NewInstance(row, chunks, self._frame_table(row), self._bulk(row), attributes_in(text), short)
+
+    def _frame_table(self, row: InstanceRow) -> bytes:
+        if row.frame_kind is not FrameKind.TABLE:
+            return b""
+        table = bytearray()
+        for start in range(0, row.number_of_frames, ENTRIES_AT_ONCE):
+            stop = min(start + ENTRIES_AT_ONCE, row.number_of_frames)
+            for offset, length in self._index.frame_entries(row, range(start, stop)):
+                table += offset.to_bytes(8, "little") + length.to_bytes(8, "little")
+        return bytes(table)
+
+    def _bulk(self, row: InstanceRow) -> list[BulkValue]:
+        found: list[BulkValue] = []
+        while page := self._index.bulk_values(row, after=found[-1].path if found else None):
+            found += page
+        return found
+
+
+def attributes_in(text: bytes) -> JsonDataset:
+    """Those that searches use, of an instance's metadata with slots. Raises StoreCorrupt."""
+    try:
+        whole: JsonDataset = orjson.loads(text.replace(b"\0", b""))
+        return {tag: element for tag, element in whole.items() if tag in KEEP}
+    except (orjson.JSONDecodeError, AttributeError) as error:
+        raise StoreCorrupt("the metadata of an instance cannot be read") from error
+
+
+def _is_readable(folder: Path, fingerprint: bytes) -> bool:
+    child = os.fork()
+    if child == 0:
+        _read_all(folder, fingerprint)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status) == FOREIGN:
+        Index.open(folder, read_only=True, store=fingerprint).close()  # says why
+    return status == 0
+
+
+def _read_all(folder: Path, fingerprint: bytes) -> None:
+    """Ends this process, with exit code 0 if every row can be read."""
+    code = 1
+    try:
+        index = Index.open(folder, read_only=True, store=fingerprint)
+        for name in DATABASES:
+            for _ in index.dump(name):
+                pass
+        code = 0
+    except WrongStore:
+        code = FOREIGN
+    except (StoreError, UnicodeDecodeError):
+        pass
+    finally:
+        os._exit(code)

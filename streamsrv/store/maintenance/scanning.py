@@ -1,0 +1,287 @@
+"""The walk of a reindex through all segments: torn and damaged ranges, dead
+records, and the places of instances.
+
+Torn and damaged are told apart by the *acknowledged end* of a segment. It is the greatest of: the end in the
+manifest, the end in the old index, and the `began` of each valid header (see records). Only behind it can
+records be torn: by a power loss, before they were synced. They were never acknowledged, so they are left
+out. Before it, bytes that are not as they were written are damage: they stay where they are and are named.
+
+Rules of this file
+- Nothing is written here. `headers` and `payloads` of a segment are for later.
+- A header with one wrong byte is mended. One that is destroyed is made again if the old index knows the
+  record and its payload is whole.
+- Damage may hide a tombstone, or a header that names a replaced record. `hidden` says so.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from streamsrv.store.fileops import FileOps
+from streamsrv.store.maintenance.check import Severity, at
+from streamsrv.store.maintenance.old_index import OldIndex
+from streamsrv.store.rows import FIRST_RECORD, InstanceRow
+from streamsrv.store.segments.manifest import Slot
+from streamsrv.store.segments.records import (
+    HEADER,
+    NO_ID,
+    Damage,
+    Found,
+    Header,
+    Kind,
+    RecordFormat,
+    Step,
+    TombstoneDamaged,
+    pack_ids,
+    unpack_ids,
+)
+from streamsrv.store.segments.verifying import digest_of
+
+MOST_OPEN = 64
+
+Find: TypeAlias = Callable[[Severity, str, str], None]
+
+
+@dataclass(slots=True)
+class Scanned:
+    """One segment as its walk left it."""
+
+    acknowledged: int  # bytes before it are not torn
+    end: int = FIRST_RECORD
+    dead: int = 0  # bytes of voids and tombstones, and of instances that do not live
+    sealed: bool = False
+    damaged: bool = False
+    new_header: bool = False  # that of the file is damaged
+    headers: dict[int, Header] = field(default_factory=dict)  # to be written in the end, by offset
+    payloads: dict[int, bytes] = field(default_factory=dict)  # likewise
+    torn: list[tuple[int, int]] = field(default_factory=list)  # ranges before the end: they become VOID
+
+
+def is_whole(fd: int, offset: int, length: int, digest: bytes) -> bool:
+    """Whether bytes of a segment can be read, and are those that arrived."""
+    try:
+        return digest_of(fd, offset, length) == digest
+    except OSError:
+        return False
+
+
+class SegmentFiles:
+    """Descriptors of segments, of which the last MOST_OPEN that were used are open: a store may have more
+    segments than a process may have descriptors. Close it."""
+
+    def __init__(self, ops: FileOps) -> None:
+        self._ops = ops
+        self._paths: dict[int, Path] = {}
+        self._open: dict[int, int] = {}  # segment -> descriptor; the one used last is the last
+
+    def add(self, number: int, path: Path) -> None:
+        self._paths[number] = path
+
+    def fd(self, number: int) -> int:
+        """Valid until MOST_OPEN other segments were used. Raises OSError."""
+        fd = self._open.pop(number, None)
+        if fd is None:
+            fd = self._ops.open(self._paths[number])
+        self._open[number] = fd
+        if len(self._open) > MOST_OPEN:
+            os.close(self._open.pop(next(iter(self._open))))
+        return fd
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+
+class Scan:
+    """`find` takes severity, place and words of each finding. Close it."""
+
+    def __init__(
+        self,
+        form: RecordFormat,
+        ops: FileOps,
+        old: OldIndex | None,
+        slots: dict[int, Slot],
+        find: Find,
+    ) -> None:
+        self._form = form
+        self.files = SegmentFiles(ops)
+        self._old = old
+        self._slots = slots
+        self._find = find
+        self.segments: dict[int, Scanned] = {}
+        self.killed: set[bytes] = set()
+        self.hidden = False
+        # stored at, segment, offset of the header: 24 bytes an instance
+        self.order = array("Q")
+
+    def close(self) -> None:
+        self.files.close()
+
+    def add(self, number: int, path: Path, damaged_header: str | None) -> None:
+        self.files.add(number, path)
+        fd = self.files.fd(number)
+        segment = self.segments[number] = Scanned(FIRST_RECORD)
+        segment.acknowledged = self._acknowledged(number)
+        if damaged_header:
+            self._find(Severity.NOTE, at(number, 0), f"{damaged_header}: written again")
+            segment.new_header = True
+        length = os.fstat(fd).st_size
+        if length < segment.acknowledged > FIRST_RECORD:  # else its creator died
+            what = f"the file ends here; {segment.acknowledged} bytes were acknowledged"
+            self._find(Severity.ERROR, at(number, length), what)
+            segment.damaged = self.hidden = True
+        for step in self._steps(number):
+            self._take_step(number, step)
+        segment.end = max(segment.end, segment.acknowledged)
+        segment.torn = [(begin, end) for begin, end in segment.torn if end <= segment.end]
+        segment.dead += sum(end - begin for begin, end in segment.torn)
+
+    # Steps
+
+    def _acknowledged(self, number: int) -> int:
+        slot = self._slots.get(number)
+        found = [slot.end if slot else 0, self._old.end(number) if self._old else 0, FIRST_RECORD]
+        fd = self.files.fd(number)
+        for step in self._form.walk(fd, number, os.fstat(fd).st_size, mend=True):
+            if isinstance(step, Found):
+                found.append(step.header.began)
+        return max(found)
+
+    def _steps(self, number: int) -> Iterator[Step]:
+        """As the walk gives them, but a PENDING record ends them only behind the acknowledged end."""
+        segment, fd = self.segments[number], self.files.fd(number)
+        start, length = FIRST_RECORD, os.fstat(fd).st_size
+        while start < length:
+            for step in self._form.walk(fd, number, length, start=start, mend=True):
+                start = step.end
+                if isinstance(step, Found) and step.header.kind is Kind.PENDING:
+                    if step.offset >= segment.acknowledged:
+                        return
+                    start = self._form.resync(fd, number, step.offset + 1, length)
+                    yield Damage(step.offset, start, "pending, before the acknowledged end")
+                else:
+                    yield step
+
+    def _take_step(self, number: int, step: Step) -> None:
+        segment = self.segments[number]
+        if isinstance(step, Damage):
+            if step.mended is None:
+                self._unreadable(number, step.offset, step.end)
+                return
+            self._find(Severity.NOTE, at(number, step.offset), "record header: one wrong byte, mended")
+            segment.headers[step.offset] = step.mended
+            step = Found(step.offset, step.mended)
+        if self._take(number, step):
+            segment.end = max(segment.end, step.end)
+        else:
+            self._unreadable(number, step.offset, step.end)
+
+    def _take(self, number: int, found: Found) -> bool:
+        """False if the record is torn."""
+        segment, header = self.segments[number], found.header
+        if header.kind is Kind.INSTANCE:
+            torn = found.offset >= segment.acknowledged and not self._is_whole(number, found)
+            if not torn:
+                self._take_instance(number, found)
+            return not torn
+        if header.kind is Kind.TOMBSTONE and not self._take_tombstone(number, found):
+            return False
+        segment.sealed |= header.kind is Kind.SEAL
+        segment.dead += found.end - found.offset
+        return True
+
+    def _is_whole(self, number: int, found: Found) -> bool:
+        header = found.header
+        return is_whole(self.files.fd(number), found.payload, header.length, header.digest)
+
+    def _take_instance(self, number: int, found: Found) -> None:
+        self.order.extend((found.header.stored_at, number, found.offset))
+        if found.header.replaced != NO_ID:
+            self.killed.add(found.header.replaced)
+
+    def _take_tombstone(self, number: int, found: Found) -> bool:
+        segment, whole = self.segments[number], self._is_whole(number, found)
+        try:
+            ids = unpack_ids(self._payload(number, found))
+        except TombstoneDamaged as reason:
+            torn = found.offset >= segment.acknowledged
+            if not torn or not self._is_witnessed(number):
+                what = f"tombstone: {reason}: instances that it deleted may be back"
+                self._find(Severity.ERROR, at(number, found.payload), what)
+            if torn:
+                return False
+            segment.damaged = self.hidden = True
+            self.killed.update(reason.certain)
+            return True
+        self.killed.update(ids)
+        if not whole:
+            self._find(Severity.NOTE, at(number, found.payload), "tombstone: a wrong byte, mended")
+            segment.payloads[found.payload] = pack_ids(ids)
+        return True
+
+    def _payload(self, number: int, found: Found) -> bytes:
+        try:
+            return os.pread(self.files.fd(number), found.header.length, found.payload)
+        except OSError as error:
+            raise TombstoneDamaged(f"it cannot be read: {error.strerror}") from error
+
+    def _is_witnessed(self, number: int) -> bool:
+        """Whether anything but the segment itself says how much of it is acknowledged."""
+        return self._old is not None or number in self._slots
+
+    # Bytes that cannot be read
+
+    def _unreadable(self, number: int, begin: int, end: int) -> None:
+        segment = self.segments[number]
+        if begin < segment.acknowledged < end:
+            self._damaged(number, begin, segment.acknowledged)
+            begin = segment.acknowledged
+        if begin < segment.acknowledged:
+            self._damaged(number, begin, end)
+        elif end - begin < HEADER and end < os.fstat(self.files.fd(number)).st_size:
+            self._damaged(number, begin, end)  # no room for a VOID record
+        else:
+            segment.torn.append((begin, end))
+            what = f"no whole record up to byte {end}, never acknowledged: left out"
+            self._find(Severity.NOTE, at(number, begin), what)
+
+    def _damaged(self, number: int, begin: int, end: int) -> None:
+        self.hidden = True
+        for row in self._rows_between(number, begin, end):
+            offset = row.location.offset - HEADER
+            if offset > begin:
+                self._lost(number, begin, offset)
+            self._take_from_row(number, row)
+            begin = row.location.offset + row.location.length
+        if begin < end:
+            self._lost(number, begin, end)
+
+    def _rows_between(self, number: int, begin: int, end: int) -> Iterator[InstanceRow]:
+        """Records that the old index knows, and whose payloads are whole."""
+        for row in self._old.placed(number).values() if self._old else ():
+            _, offset, length = row.location
+            inside = begin + HEADER <= offset and offset + length <= end
+            if inside and is_whole(self.files.fd(number), offset, length, row.digest):
+                begin = offset + length
+                yield row
+
+    def _take_from_row(self, number: int, row: InstanceRow) -> None:
+        """Where the request began is not known, so the new header says the least."""
+        offset, length = row.location.offset - HEADER, row.location.length
+        header = Header(Kind.INSTANCE, row.record_id, row.stored_at, length, row.digest, FIRST_RECORD)
+        what = "record header: damaged, made again from the old index"
+        self._find(Severity.NOTE, at(number, offset), what)
+        segment = self.segments[number]
+        segment.headers[offset] = header
+        segment.end = max(segment.end, offset + HEADER + length)
+        self._take_instance(number, Found(offset, header))
+
+    def _lost(self, number: int, begin: int, end: int) -> None:
+        self.segments[number].damaged = True
+        what = f"no whole record up to byte {end}: the bytes stay where they are"
+        self._find(Severity.ERROR, at(number, begin), what)

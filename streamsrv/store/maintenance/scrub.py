@@ -1,0 +1,274 @@
+"""Scrub: the bytes of segments read from the disk and compared with their digests, at a bounded rate.
+
+Strategy: a segment is walked from header to header, past the page cache. Each payload is hashed. A living
+instance whose bytes are not those that arrived is registered as damaged, and one that was registered and is
+whole is taken from the register. Where a header is damaged, the rows of the index say where the next instance
+begins; such an instance is verified by its row.
+
+It runs beside a live server. Bytes before the committed end of a segment never change; if a segment is
+compacted away meanwhile, its records are verified there.
+
+Rules of this file
+- Bytes of records that are dead may be damaged: that is a note, for nothing is lost.
+- A read error is damage only if the third attempt fails too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import xxhash
+
+from streamsrv.store.index.damage import DamagedRecord
+from streamsrv.store.maintenance.check import Finding, Severity, at, error
+from streamsrv.store.maintenance.scrub_state import ScrubState, WalkPosition
+from streamsrv.store.rows import FIRST_RECORD, InstanceRow, SegmentRow
+from streamsrv.store.segments.records import HEADER, Header, HeaderDamaged, Kind
+from streamsrv.store.segments.uncached import ALIGNMENT, WINDOW, UncachedFile
+from streamsrv.store.segments.verifying import (
+    MISSING_SEGMENT,
+    SHORT_SEGMENT,
+    WRONG_DIGEST,
+    damaged_record,
+    described,
+    register,
+)
+from streamsrv.store.store import Store
+
+STEP = WINDOW - ALIGNMENT  # bytes hashed at a time
+ATTEMPTS, PAUSE = 3, 1.0  # of a read that fails; seconds between them
+SAVE_EVERY = 10.0  # seconds of a walk that a crash costs
+REGISTER_BATCH = 1_000
+
+
+class Pace:
+    """Holds reads to `rate` bytes a second, by sleeping; 0: no limit."""
+
+    def __init__(
+        self,
+        rate: int,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._rate = rate
+        self._clock = clock
+        self.sleep = sleep
+        self._free_at = clock()
+
+    def take(self, length: int) -> None:
+        """Called after a read of `length` bytes."""
+        if self._rate:
+            now = self._clock()
+            self._free_at = max(self._free_at, now) + length / self._rate
+            self.sleep(self._free_at - now)
+
+
+class ScannedBytes(NamedTuple):
+    """A record, or bytes that are none, from `offset` to `end`; `row` is of a living instance whose header is
+    damaged."""
+
+    offset: int
+    end: int
+    header: Header | None = None
+    row: InstanceRow | None = None
+    reason: str = ""
+
+
+class Scrub:
+    """Walks segments of one store. Damage is registered if the store is open for writing."""
+
+    def __init__(self, store: Store, pace: Pace, now: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._index = store.index
+        self._pace = pace
+        self._now = now
+        self._path = store.layout.scrub_state
+        self._rows: list[InstanceRow] | None = None  # of the segment, once they were needed
+
+    # Turns
+
+    def due(self, period: float) -> tuple[int, float] | None:
+        """The segment to walk next, and in how many seconds; `period` is the time of a whole turn, in
+        seconds."""
+        state, rows = self._state()
+        found = state.due(rows, self._now(), period)
+        self._save(state)
+        return found
+
+    def run(self, segment: int, *, resume: bool = True) -> Iterator[Finding]:
+        """Walk one segment; with `resume` from where its walk was interrupted."""
+        state, rows = self._state()
+        row, current = rows.get(segment), state.current
+        if row is None:
+            return
+        if not resume or current is None or current.segment != segment or current.offset > row.committed_end:
+            current = WalkPosition(segment, FIRST_RECORD, self._now())
+        self._rows = None
+        yield from self._walk(row, current)
+        state, _ = self._state()
+        state.walked(segment, current.began, row.committed_end)
+        state.next = 0.0
+        self._save(state)
+
+    def _state(self) -> tuple[ScrubState, dict[int, SegmentRow]]:
+        state, rows = ScrubState.load(self._path), self._index.segments()
+        state.see(rows, self._now())
+        return state, rows
+
+    def _save(self, state: ScrubState) -> None:
+        """A state that cannot be saved costs a second walk, and nothing else."""
+        if not self._store.read_only:
+            with contextlib.suppress(OSError):
+                state.save(self._store.ops, self._path)
+
+    def _save_position(self, position: WalkPosition) -> None:
+        state, _ = self._state()
+        state.current = position
+        self._save(state)
+
+    # One segment
+
+    def _walk(self, row: SegmentRow, begin: WalkPosition) -> Iterator[Finding]:
+        registered = {each.record_id for each in self._index.damage()}
+        try:
+            file = UncachedFile(self._store.layout.segment(row.segment), self._pace.take)
+        except FileNotFoundError:
+            yield from self._missing(row)
+            return
+        saved = self._now()
+        with contextlib.closing(file):
+            for stretch in self._stretches(file, row, begin.offset):
+                yield from self._verify(file, row.segment, stretch, registered)
+                if self._now() - saved >= SAVE_EVERY:
+                    saved = self._now()
+                    self._save_position(WalkPosition(row.segment, stretch.end, begin.began))
+
+    def _missing(self, row: SegmentRow) -> Iterator[Finding]:
+        current = self._index.segment(row.segment)
+        if current is None or not current.live:
+            return  # compacted away
+        yield error(f"segment {row.segment}", "its file is missing")
+        self._register(
+            damaged_record(each, MISSING_SEGMENT) for each in self._index.instances_in([row.segment])
+        )
+
+    def _stretches(self, file: UncachedFile, row: SegmentRow, offset: int) -> Iterator[ScannedBytes]:
+        while offset < row.committed_end:
+            try:
+                header = self._header(file, row.segment, offset, row.committed_end)
+                stretch = ScannedBytes(offset, offset + HEADER + header.length, header)
+            except (HeaderDamaged, OSError) as reason:
+                stretch = _beside(self._living(row.segment), offset, row.committed_end, str(reason))
+            yield stretch
+            if stretch.header is not None and stretch.header.kind is Kind.PENDING:
+                return
+            offset = stretch.end
+
+    def _header(self, file: UncachedFile, segment: int, offset: int, end: int) -> Header:
+        raw = self._read(file, offset, HEADER)
+        header = self._store.form.unpack(raw, segment, offset)
+        if offset + HEADER + header.length > end:
+            raise HeaderDamaged(f"its payload of {header.length} bytes runs past the end")
+        return header
+
+    def _living(self, segment: int) -> list[InstanceRow]:
+        """By one walk through the whole index."""
+        if self._rows is None:
+            self._rows = sorted(self._index.instances_in([segment]), key=lambda row: row.location.offset)
+        return self._rows
+
+    # One record
+
+    def _verify(
+        self, file: UncachedFile, segment: int, stretch: ScannedBytes, registered: set[bytes]
+    ) -> Iterator[Finding]:
+        header, row = stretch.header, stretch.row
+        if header is None:
+            what = f"record header: {stretch.reason}; "
+            yield error(at(segment, stretch.offset), what + _after(stretch))
+            if row is None:
+                return
+        expected = row or header
+        assert expected is not None
+        if header is not None and header.kind is Kind.PENDING:
+            yield error(at(segment, stretch.offset), "record header: pending, before the committed end")
+        if header is not None and header.kind not in (Kind.INSTANCE, Kind.TOMBSTONE):
+            return
+        payload = stretch.offset + HEADER
+        reason = self._damage(file, payload, stretch.end - payload, expected.digest)
+        if reason:
+            yield self._damaged(segment, stretch, reason)
+        elif expected.record_id in registered:
+            self._forget(expected.record_id)
+
+    def _damage(self, file: UncachedFile, offset: int, length: int, digest: bytes) -> str:
+        running = xxhash.xxh3_128()
+        try:
+            for start in range(offset, offset + length, STEP):
+                running.update(self._read(file, start, min(STEP, offset + length - start)))
+        except OSError as failure:
+            return f"it cannot be read: {failure.strerror}"
+        if running.digest() == digest:
+            return ""
+        return SHORT_SEGMENT if file.length < offset + length else WRONG_DIGEST
+
+    def _read(self, file: UncachedFile, offset: int, length: int) -> bytes:
+        """A bad block costs the records in it, not those that are read together with them."""
+        for attempt in range(ATTEMPTS - 1):
+            try:
+                return file.read(offset, length, ahead=not attempt)
+            except OSError:
+                self._pace.sleep(PAUSE)
+        return file.read(offset, length, ahead=False)
+
+    def _damaged(self, segment: int, stretch: ScannedBytes, reason: str) -> Finding:
+        payload = stretch.offset + HEADER
+        where, what = at(segment, payload), f"payload of {stretch.end - payload} bytes: {reason}"
+        if stretch.header is not None and stretch.header.kind is Kind.TOMBSTONE:
+            return error(where, f"tombstone, {what}")  # it has its ids twice: reindex says what is lost
+        living = [row for row in self._living(segment) if row.location.offset == payload]
+        if not living:
+            return Finding(Severity.NOTE, where, f"{what}; no instance of the index lies there")
+        found = damaged_record(living[0], reason)
+        self._register([found])
+        return error(where, f"{what}; {described(found)}")
+
+    def _register(self, records: Iterator[DamagedRecord] | list[DamagedRecord]) -> None:
+        batch: list[DamagedRecord] = []
+        for record in records:
+            batch.append(record)
+            if len(batch) == REGISTER_BATCH:
+                register(self._index, batch)
+                batch = []
+        register(self._index, batch)
+
+    def _forget(self, record_id: bytes) -> None:
+        if not self._store.read_only:
+            self._index.forget_damage([record_id])
+
+
+def _beside(rows: list[InstanceRow], offset: int, end: int, reason: str) -> ScannedBytes:
+    """Where no header can be read: the instance whose header stood there, or all up to the next one."""
+    for row in rows:
+        begin = row.location.offset - HEADER
+        if begin == offset:
+            return ScannedBytes(offset, row.location.offset + row.location.length, None, row, reason)
+        if begin > offset:
+            return ScannedBytes(offset, begin, None, None, reason)
+    return ScannedBytes(offset, end, None, None, reason)
+
+
+def _after(stretch: ScannedBytes) -> str:
+    if stretch.row is None:
+        return f"no instance up to byte {stretch.end}"
+    return f"it is that of instance {'/'.join(stretch.row.key)}; `streamsrv compact --all` writes a new one"
+
+
+def check_segments(store: Store, pace: Pace) -> Iterator[Finding]:
+    """Every segment once, from its beginning."""
+    scrub = Scrub(store, pace)
+    for segment in store.index.segments():
+        yield from scrub.run(segment, resume=False)

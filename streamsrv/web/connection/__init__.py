@@ -1,0 +1,1 @@
+"""One connection: listener, stream, exchange, body, threads, and the end."""

@@ -1,0 +1,111 @@
+"""The body of one store request on its way from the connection into an Upload.
+
+Strategy: one of known length is read here, by read_into with one reused buffer, before Tornado looks for it,
+a slice when its turn comes; what is in the buffer is written when it is full. A chunked body comes through
+Tornado, chunk by chunk.
+
+Rules of this file
+- While the Upload works the client is not waited for: the meter is paused.
+- After an error the stream may still hold the buffer: then it is left to the garbage collector.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import Future
+from typing import cast
+
+from tornado.ioloop import IOLoop
+
+from streamsrv.web.admission import Service
+from streamsrv.web.connection.pace import Meter
+from streamsrv.web.connection.stream import Stream
+from streamsrv.web.stow import Buffer, ShortUpload, Upload
+
+# Read in one turn of the loop, if nobody else moves.
+SLICE = 2 << 20
+
+
+class Listening:
+    """Whether the loop looks at the stream's socket. While a body is fed it must not: the stream would read
+    on, 64 kB in each turn of the loop, into a buffer of its own that has to be copied."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._paused = False
+
+    def pause(self) -> None:
+        if not self._paused and not self._stream.closed():
+            # remove_reader tells whether there was one; update_handler makes Tornado know of it.
+            self._paused = asyncio.get_running_loop().remove_reader(self._stream.fileno())
+            if self._paused:
+                self._stream.io_loop.update_handler(self._stream.fileno(), 0)
+
+    def resume(self) -> None:
+        if self._paused and not self._stream.closed():
+            self._stream.io_loop.update_handler(self._stream.fileno(), IOLoop.READ | IOLoop.ERROR)
+        self._paused = False
+
+
+async def read_body(service: Service, stream: Stream, length: int, upload: Upload, meter: Meter) -> None:
+    """The hot loop of an upload."""
+    if isinstance(upload, ShortUpload):
+        await read_short(service, stream, length, upload, meter)
+        return
+    buffer = service.buffers.take()
+    view, at, left, turns = memoryview(buffer), 0, length, service.watch.turns
+    # The stream counts our buffer as its own; at all other times its own stays small.
+    usual, stream.max_buffer_size = stream.max_buffer_size, 2 * len(buffer)
+    listening = Listening(stream)
+    listening.pause()
+    try:
+        while left:
+            await turns.mine()
+            most = min(left, service.watch.share(SLICE))
+            read = cast(Future[int], stream.read_into(cast(bytearray, view[at : at + most]), partial=True))
+            if not read.done():
+                listening.resume()
+                await read
+                listening.pause()
+                await turns.mine()
+            count = read.result()
+            left -= count
+            filled = at + count
+            # Beside others it is written at once: all of it would keep them waiting for a millisecond or two.
+            full = min(len(buffer) - SLICE + 1, service.watch.share(len(buffer)))
+            stays = filled < full and left > 0
+            await feed(upload, buffer, count, meter, start=at, stays=stays)
+            at = filled if stays else 0
+    finally:
+        listening.resume()
+    stream.max_buffer_size = usual
+    view.release()
+    service.buffers.give(buffer)
+
+
+async def read_short(
+    service: Service, stream: Stream, length: int, upload: ShortUpload, meter: Meter
+) -> None:
+    """All of it into one buffer, from which it is stored: nothing has to be done between two reads."""
+    buffer, turns = service.buffers.take(), service.watch.turns
+    view, at = memoryview(buffer), 0
+    usual, stream.max_buffer_size = stream.max_buffer_size, 2 * len(buffer)
+    while at < length:
+        await turns.mine()
+        count = await stream.read_into(cast(bytearray, view[at:length]), partial=True)
+        meter.moved += count
+        at += count
+    stream.max_buffer_size = usual
+    view.release()
+    upload.arrived(buffer, length, service.buffers.give)
+
+
+async def feed(
+    upload: Upload, chunk: Buffer, size: int, meter: Meter, *, start: int = 0, stays: bool = False
+) -> None:
+    meter.moved += size
+    meter.pause()
+    try:
+        await upload.feed(chunk, size, start=start, stays=stays)
+    finally:
+        meter.resume()

@@ -1,0 +1,210 @@
+"""From the listening socket to HTTP: accepting connections, and Tornado's server with our limits.
+
+Strategy: all workers share one listening socket, which the supervisor bound before it started them, so a
+worker that dies or restarts resets nobody's connection, and one in the middle of a long turn keeps nobody
+waiting: another accepts. Left to itself the worker that wakes up first would take a whole burst (64 of 64 was
+seen); so after each connection it stands back for a moment, in which the others take theirs (then 64 divide
+as 32 and 32, give or take 3).
+
+Rules of this file
+- At the limit, of all connections or of one client, a newcomer replaces the connection that has waited
+  longest for a request: an idle one (RFC 9112 9.5), or one whose head does not end. So does one for which
+  there is no descriptor.
+- If no connection waits at the limit of all, nothing is accepted: newcomers stay in the kernel's queue. At
+  the limit of a client they are answered with 503, because the queue is that of all clients.
+- Heads over a limit are answered with 414 or 431 before they are parsed, and end their connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+from tornado.http1connection import HTTP1ServerConnection
+from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
+
+from streamsrv.settings import Settings
+from streamsrv.web.app import App
+from streamsrv.web.connection.exchange import DROPPED_BODY
+from streamsrv.web.connection.loop import waiting_here
+from streamsrv.web.connection.stream import CHUNK, Stream
+from streamsrv.web.head import check_block, most_bytes
+
+log = logging.getLogger("streamsrv.web")
+
+# How long a worker stands back after it has accepted. The loop rounds it up to a millisecond when it is idle.
+STAND_BACK = 0.0002
+# How long to wait for a descriptor when there are none, or for room.
+PAUSE = 0.25
+# Connections that are closed for one that found no descriptor: files need some, too.
+FOR_DESCRIPTORS = 16
+# Seconds between two lines in the log.
+TELL_EVERY = 10.0
+_DETAIL = (
+    b'{"type": "about:blank", "title": "Service Unavailable", "status": 503, '
+    b'"detail": "too many connections of this client"}'
+)
+TURNED_AWAY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 2\r\n"
+    b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(_DETAIL), _DETAIL)
+)
+NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+
+class Server(HTTPServer):
+    """Tells the app when a connection has ended: HTTPServer keeps that to itself."""
+
+    def initialize(self, app: App, settings: Settings) -> None:  # type: ignore[override]
+        self.app = app
+        self.on_free: Callable[[str], None] = _nothing
+        self._check = partial(check_block, max_url=settings.max_url, max_head=settings.max_head)
+        longest = most_bytes(settings.max_url, settings.max_head)
+        super().initialize(
+            app,
+            chunk_size=CHUNK,
+            max_header_size=longest,
+            max_buffer_size=longest + CHUNK,
+            max_body_size=DROPPED_BODY,
+            body_timeout=settings.stall_timeout,
+        )
+        # Slow heads are the watch's business: one sweep for all instead of a timer for each.
+        self.conn_params.header_timeout = None
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        cast(Stream, stream).check = self._check
+        super().handle_stream(stream, address)
+
+    def on_close(self, server_conn: object) -> None:
+        super().on_close(server_conn)
+        self.app.on_close(server_conn)
+        stream = cast(Stream, cast(HTTP1ServerConnection, server_conn).stream)
+        stream.when_free(partial(self.on_free, stream.party))
+
+
+class Acceptor:
+    """Accepts on listening sockets; `limit` connections, `share` of them of one client (0: no such limit).
+    `alone` if no other worker shares the sockets."""
+
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        server: Server,
+        limit: int,
+        share: int = 0,
+        *,
+        alone: bool = True,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting = waiting_here()
+        self._listeners = listeners
+        self._server = server
+        self._watch = server.app.watch
+        self._limit = limit
+        self._share = share
+        self._alone = alone
+        self._open = 0
+        self._by_party: Counter[str] = Counter()
+        self._replaced = self._turned_away = 0
+        self._accepting = False
+        self._stopped = False
+        server.on_free = self._freed
+
+    def start(self) -> None:
+        if self._accepting or self._stopped:
+            return
+        self._accepting = True
+        for listener in self._listeners:
+            listener.setblocking(False)
+            self._loop.add_reader(listener.fileno(), self._accept, listener)
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._pause()
+
+    def _pause(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            for listener in self._listeners:
+                self._loop.remove_reader(listener.fileno())
+
+    def _accept(self, listener: socket.socket) -> None:
+        """One connection a turn."""
+        if self._open >= self._limit and not self._watch.has_waiting:
+            self._pause()
+            self._loop.call_later(PAUSE, self.start)
+            return
+        try:
+            connection, address = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # another worker was faster, or the client has gone
+        except OSError as error:
+            if error.errno not in NO_DESCRIPTORS:
+                raise
+            self._pause()
+            replaced = sum(self._replace() for _ in range(FOR_DESCRIPTORS))
+            self._loop.call_later(STAND_BACK if replaced else PAUSE, self.start)
+            return
+        party = self._server.app.party(address[0])
+        if not self._has_room(party):
+            self._turn_away(connection)
+            return
+        self._open += 1
+        self._by_party[party] += 1
+        if not self._alone:
+            self._pause()
+            self._loop.call_later(STAND_BACK, self.start)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        stream = Stream(connection, max_buffer_size=self._server.max_buffer_size, read_chunk_size=CHUNK)
+        stream.waiting = self._waiting
+        stream.party = party
+        self._server.handle_stream(stream, address)
+
+    def _has_room(self, party: str) -> bool:
+        """Makes it, if that is possible."""
+        if party and self._share and self._by_party[party] >= self._share:
+            return self._replace(party)
+        return self._open < self._limit or self._replace()
+
+    def _replace(self, party: str = "") -> bool:
+        """Whether a waiting connection was closed."""
+        found = self._watch.end_longest(party)
+        if found:
+            self._count(replaced=1)
+        return found
+
+    def _turn_away(self, connection: socket.socket) -> None:
+        self._count(turned_away=1)
+        with contextlib.suppress(OSError):
+            connection.send(TURNED_AWAY, socket.MSG_DONTWAIT)
+            connection.shutdown(socket.SHUT_WR)
+        connection.close()
+
+    def _count(self, *, replaced: int = 0, turned_away: int = 0) -> None:
+        if not self._replaced and not self._turned_away:
+            self._loop.call_later(TELL_EVERY, self._tell)
+        self._replaced += replaced
+        self._turned_away += turned_away
+
+    def _tell(self) -> None:
+        counts = self._replaced, self._turned_away
+        log.warning("too many connections: %d were closed for newer ones, %d were turned away", *counts)
+        self._replaced = self._turned_away = 0
+
+    def _freed(self, party: str) -> None:
+        self._open -= 1
+        self._by_party[party] -= 1
+        if not self._by_party[party]:
+            del self._by_party[party]
+        self.start()
+
+
+def _nothing(party: str) -> None:
+    pass

@@ -1,0 +1,1 @@
+"""Requests that are answered from parsed headers or from a cached frame."""

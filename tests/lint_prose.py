@@ -1,0 +1,213 @@
+"""The prose of source and documents, held to plain technical English: `make lint` runs this.
+
+    python tests/lint_prose.py [--all] [PATH ...]
+
+It reads docstrings, comments and texts of the source, and Markdown outside code. It counts words that are not
+used here, sentences of more than 25 words, and lines of Markdown of more than 100 characters. A line of
+Markdown that begins with `>` is a quotation and is left out.
+
+Exit status 1 if a room has more than LIMITS allows.
+"""
+
+import argparse
+import ast
+import io
+import re
+import sys
+import tokenize
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("streamsrv", "codecs", "perf")
+DOCUMENTS = ("README.md", "CHANGELOG.md", "docs", "conf")
+# What a room may still have, as (words, long sentences); a room that is not here has none.
+LIMITS: dict[str, tuple[int, int]] = {
+    "CHANGELOG.md": (30, 91),
+    "README.md": (7, 13),
+    "codecs/framecodecs": (37, 3),
+    "codecs/framecodecs/coders": (15, 11),
+    "codecs/framecodecs/headers": (11, 2),
+    "codecs/framecodecs/pool": (36, 5),
+    "codecs/framecodecs/rendering": (16, 2),
+    "conf/streamsrv.toml": (11, 0),
+    "docs/api.md": (31, 82),
+    "docs/architecture.md": (40, 144),
+    "docs/cli.md": (5, 17),
+    "docs/conformance.md": (6, 18),
+    "docs/json-differences.md": (1, 4),
+    "docs/negotiation.md": (7, 5),
+    "docs/operations.md": (14, 61),
+    "docs/performance.md": (131, 285),
+    "docs/reliability.md": (0, 12),
+    "docs/scaling.md": (26, 25),
+    "docs/security.md": (3, 15),
+    "docs/settings.md": (14, 2),
+    "docs/transfer-syntaxes.md": (7, 15),
+    "docs/tutorial.md": (4, 20),
+    "perf": (93, 9),
+    "streamsrv": (41, 2),
+    "streamsrv/client": (11, 0),
+    "streamsrv/dicom": (77, 10),
+    "streamsrv/dicom/json": (11, 1),
+    "streamsrv/dicom/xml": (6, 1),
+    "streamsrv/ingest": (41, 7),
+    "streamsrv/pixels": (119, 9),
+    "streamsrv/plans": (17, 2),
+    "streamsrv/query": (16, 2),
+    "streamsrv/retrieve": (73, 3),
+    "streamsrv/search": (33, 6),
+    "streamsrv/store": (43, 3),
+    "streamsrv/store/index": (83, 9),
+    "streamsrv/store/maintenance": (30, 5),
+    "streamsrv/store/segments": (23, 2),
+    "streamsrv/web": (60, 0),
+    "streamsrv/web/connection": (64, 3),
+    "streamsrv/web/fastpath": (38, 2),
+    "streamsrv/web/sending": (28, 7),
+    "streamsrv/wire": (49, 1),
+}
+
+PEOPLE = r"(?:client|clients|person|people|user|users|reader|readers|someone|those|engineers?|developers?)"
+WORDS = re.compile(
+    r"\b(?:what|whatever|whoever|whom|nobody|somebody|anybody|anew|besides|reckoned|for to)\b"
+    r"|\bwho\b",
+    re.IGNORECASE,
+)
+WHO_OF_PEOPLE = re.compile(rf"\b{PEOPLE},? who\b", re.IGNORECASE)
+LONGEST_SENTENCE = 25
+LONGEST_LINE = 100
+SENTENCE_END = re.compile(r"(?<=[.!?;:])[\s\"')]+|\s[-–—]\s")
+WORD = re.compile(r"[A-Za-z][\w'’./-]*")
+CODE = re.compile(r"`[^`]*`")
+FIGURE = re.compile(r"->|\|--|`--|\||^\s*[-=]{3,}|[═─│▼►]")
+
+
+class Finding(NamedTuple):
+    path: Path
+    line: int
+    kind: str  # word, sentence or line
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(ROOT)}:{self.line}: {self.kind}: {self.text}"
+
+
+def words(path: Path, line: int, text: str) -> list[Finding]:
+    plain = WHO_OF_PEOPLE.sub("", CODE.sub("x", text))
+    return [Finding(path, line, "word", found[0]) for found in WORDS.finditer(plain)]
+
+
+def sentences(path: Path, line: int, text: str) -> list[Finding]:
+    """Of text in paragraphs and lists; figures and tables are left out."""
+    found, paragraph, first = list[Finding](), list[str](), line
+    for number, each in enumerate([*text.split("\n"), ""], line):
+        begins_item = re.match(r"\s*(?:[-*]|\d+\.)\s", each)
+        figure = FIGURE.search(each) or (each.startswith("    ") and not begins_item)
+        if (not each.strip() or begins_item or figure) and paragraph:
+            joined = CODE.sub("x", " ".join(paragraph))
+            for sentence in SENTENCE_END.split(joined):
+                count = len(WORD.findall(sentence))
+                if count > LONGEST_SENTENCE:
+                    found.append(Finding(path, first, "sentence", f"{count} words: {sentence[:70]}"))
+            paragraph = []
+        if each.strip() and not figure:
+            if not paragraph:
+                first = number
+            paragraph.append(each.strip().lstrip("-*# "))
+    return found
+
+
+def of_source(path: Path) -> list[Finding]:
+    text = path.read_text(encoding="utf-8")
+    found = comments(path, text)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            docstring = ast.get_docstring(node)
+            if docstring:
+                found += sentences(path, node.body[0].lineno, docstring)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.count(" ") > 2:
+            found += words(path, node.lineno, node.value)  # docstrings, too
+    return found
+
+
+def comments(path: Path, text: str) -> list[Finding]:
+    """Comments on lines that follow one another are one text."""
+    found, block, first, last = list[Finding](), list[str](), 0, -1
+    tokens = [
+        token
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type == tokenize.COMMENT
+    ]
+    for token in [*tokens, None]:
+        if block and (token is None or token.start[0] != last + 1):
+            found += words(path, first, "\n".join(block)) + sentences(path, first, "\n".join(block))
+            block = []
+        if token is not None:
+            if not block:
+                first = token.start[0]
+            block.append(token.string.lstrip("# "))
+            last = token.start[0]
+    return found
+
+
+def of_document(path: Path) -> list[Finding]:
+    found, fenced, kept = list[Finding](), False, list[str]()
+    is_markdown = path.suffix == ".md"
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+            kept.append("")
+        elif fenced or line.startswith(">") or (not is_markdown and not line.startswith("#")):
+            kept.append("")
+        else:
+            if is_markdown and len(line) > LONGEST_LINE and not line.startswith("|") and "](" not in line:
+                found.append(Finding(path, number, "line", f"{len(line)} characters"))
+            kept.append(line if is_markdown else line.lstrip("# "))
+            found += words(path, number, kept[-1])
+    return found + sentences(path, 1, "\n".join(kept))
+
+
+def files(paths: list[str]) -> list[Path]:
+    found = list[Path]()
+    for name in paths:
+        path = (ROOT / name).resolve()
+        inside = [path] if path.is_file() else sorted(path.rglob("*"))
+        found += [each for each in inside if each.suffix in (".py", ".md", ".toml")]
+    return found
+
+
+def room_of(path: Path) -> str:
+    """The folder of a module, or the document itself."""
+    relative = path.relative_to(ROOT)
+    return str(relative.parent if path.suffix == ".py" else relative)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all", action="store_true", help="list also what LIMITS allows")
+    parser.add_argument("paths", nargs="*", default=[*SOURCES, *DOCUMENTS])
+    arguments = parser.parse_args()
+    counts, found = Counter[tuple[str, str]](), list[Finding]()
+    for path in files(arguments.paths):
+        found += of_source(path) if path.suffix == ".py" else of_document(path)
+    for finding in found:
+        counts[room_of(finding.path), "word" if finding.kind == "word" else "sentence"] += 1
+    over = [
+        room
+        for room in sorted({room for room, _ in counts})
+        if counts[room, "word"] > LIMITS.get(room, (0, 0))[0]
+        or counts[room, "sentence"] > LIMITS.get(room, (0, 0))[1]
+    ]
+    for finding in found:
+        if arguments.all or room_of(finding.path) in over:
+            print(finding)
+    if arguments.all or over:
+        for room in sorted({room for room, _ in counts}):
+            print(f"{room}: {counts[room, 'word']} words, {counts[room, 'sentence']} sentences and lines")
+    return 1 if over else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
