@@ -1,12 +1,11 @@
-"""What one search may look at, counted and never timed.
+"""Limits of one search: rows and metadata that it reads. They are counted, never timed.
 
-Strategy: whatever reads rows asks for a portion of them, and spends it. A Budget ends a search that would
-keep a core busy for seconds (413, PS3.18 10.6.3: the query was too broad). A Brief is for a search in the
-loop, where everybody waits meanwhile: what is more than about half a millisecond, or has to wait for the
-disk, says WouldBlock and is done again in a thread, with a Budget.
+Each reader of rows asks for a portion and then spends it. `Budget` ends a search that would keep a core busy
+for seconds: 413, the query is too broad (PS3.18 8.3.4.4, 10.6.3). `BriefBudget` is for a search in the event
+loop. It is spent after about half a millisecond, or when the thread has waited for the disk.
 
-Rules of this file: one unit is a row that is read and decided on, some 5 us. What is cheaper is counted in
-eighths, what is dearer several times.
+One unit is a row that is read and matched, about 5 us. Cheaper steps count as an eighth, dearer ones as
+several.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from streamsrv.errors import ContentTooLarge, Overloaded, WouldBlock
+from streamsrv.errors import ContentTooLarge, Overloaded
 
 BRIEF_ROWS = 64
-# Read before the disk is asked about: each may lie on a page that is not in memory.
+# Rows between two checks for a page fault: each may lie on a page that is not in memory.
 BRIEF_PORTION = 16
 # JSON text that is parsed at the same time in a worker, in bytes: as Python objects up to 24 times as much.
 PARSED_BYTES = 16 << 20
@@ -32,52 +31,57 @@ READING, READING_WAIT = 2, 16
 
 @dataclass(slots=True)
 class Budget:
-    """What one search may look at: some seconds of one core."""
+    """Allows some seconds of one core."""
 
     rows: int = 1_000_000
     metadata: int = 256 << 20  # bytes of JSON text
+    spent: bool = field(default=False, init=False)
 
     def portion(self, rows: int) -> int:
-        """Of so many rows those to read next: one more than can be paid for tells that there are more."""
-        return min(rows, self.rows + 1)
+        """The number of rows to read next, at least 1. The row after the last paid one shows that there are
+        more."""
+        return min(rows, max(self.rows, 0) + 1)
 
-    def spend(self, *, rows: int = 0, metadata: int = 0) -> None:
+    def spend(self, *, rows: int = 0, metadata: int = 0) -> bool:
+        """Returns False if the search must end: `spent` is then set and its results are void. A `Budget`
+        raises ContentTooLarge instead."""
         self.rows -= rows
         self.metadata -= metadata
         if self.rows < 0 or self.metadata < 0:
+            self.spent = True
             raise ContentTooLarge(
                 "this search would have to look at too much: "
                 "narrow it by StudyDate, PatientID, AccessionNumber or a UID"
             )
+        return True
 
 
-def waits_for_disk() -> int:
-    """How often this thread has waited for a page of a file that was not in memory."""
+def major_faults() -> int:
+    """Returns how often this thread has waited for a page of a file."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
 
 
 @dataclass(slots=True)
-class Brief(Budget):
-    """For a search in the loop: a few rows, no metadata, nothing from the disk."""
+class BriefBudget(Budget):
+    """Allows a few rows, no metadata and no wait for the disk."""
 
     rows: int = BRIEF_ROWS
     metadata: int = 0
-    waits: Callable[[], int] = waits_for_disk
-    waited: int = field(init=False)
+    faults: Callable[[], int] = major_faults
+    faults_before: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.waited = self.waits()
+        self.faults_before = self.faults()
 
     def portion(self, rows: int) -> int:
-        return min(rows, self.rows + 1, BRIEF_PORTION)
+        return min(rows, max(self.rows, 0) + 1, BRIEF_PORTION)
 
-    def spend(self, *, rows: int = 0, metadata: int = 0) -> None:
+    def spend(self, *, rows: int = 0, metadata: int = 0) -> bool:
         self.rows -= rows
         self.metadata -= metadata
-        if self.rows < 0 or self.metadata < 0:
-            raise WouldBlock("this search looks at more than a few rows")
-        if self.waits() != self.waited:
-            raise WouldBlock("this search waits for the disk")
+        over = self.rows < 0 or self.metadata < 0
+        self.spent = self.spent or over or self.faults() != self.faults_before
+        return not self.spent
 
 
 class Parsing:

@@ -33,7 +33,7 @@ import orjson
 from streamsrv.dicom.xml.writer import native_xml
 from streamsrv.errors import BadRequest, WouldBlock
 from streamsrv.query.attributes import Level
-from streamsrv.query.budget import BRIEF_ROWS, Brief, Budget
+from streamsrv.query.budget import BRIEF_ROWS, BriefBudget, Budget
 from streamsrv.query.conditions import Query, query_of
 from streamsrv.search.attributes import Attributes
 from streamsrv.search.order import Order, order_of
@@ -83,25 +83,18 @@ def answer(
 ) -> Answer:
     """Raises RequestError; `brief`, for the loop: WouldBlock where it would take more than about half a
     millisecond."""
-    limits, index = limits or SearchLimits(), store.index
-    moment, pages = index.moment(), _pages.get(index) or _pages.setdefault(index, Pages())
-    key = (request.path, request.query, request.headers.get("accept"), request.base_url, limits)
-    page = pages.get(moment, key)
-    if page is None:
-        made = _made(store, request, target, limits, _brief(request, limits) if brief else None)
-        if isinstance(made, Answer):
-            return made
-        pages.put(moment, key, made, len(made.body))
-        page = made
-    if brief and len(page.body) > LONGEST_CODED and choose_coding(request.headers.get("accept-encoding")):
-        raise WouldBlock("a long page is compressed in a thread")
-    built = Answer(page.status, list(page.headers), (Literal(page.body),), len(page.body))
-    return evaluate(request, built, page.etag) if page.etag else Answer(page.status, built.headers)
+    limits = limits or SearchLimits()
+    if not brief:
+        return _conditional(request, _long(store, request, target, limits))
+    found = _short(store, request, target, limits)
+    if found is None:
+        raise WouldBlock("this search looks at more than a few rows")
+    return _conditional(request, found)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Page:
-    """An answer as it is before the conditions of its request are looked at."""
+    """An answer before the conditions of its request are evaluated."""
 
     status: int
     headers: Sequence[tuple[str, str]]
@@ -113,15 +106,47 @@ class _Page:
 _pages: weakref.WeakKeyDictionary[Index, Pages[_Page]] = weakref.WeakKeyDictionary()
 
 
-def _brief(request: Request, limits: SearchLimits) -> Brief:
-    if sum(len(name) + len(value) for name, value in request.query) > LONGEST_QUERY:
-        raise WouldBlock("a long query is read in a thread")
-    return Brief(min(BRIEF_ROWS, limits.rows))
+def _short(store: Indexed, request: Request, target: Target, limits: SearchLimits) -> _Page | Answer | None:
+    """Returns None if the search is too long for the event loop."""
+    long_query = sum(len(name) + len(value) for name, value in request.query) > LONGEST_QUERY
+    budget = None if long_query else BriefBudget(min(BRIEF_ROWS, limits.rows))
+    found = _kept(store, request, target, limits, budget)
+    coded = choose_coding(request.headers.get("accept-encoding"))
+    return None if isinstance(found, _Page) and len(found.body) > LONGEST_CODED and coded else found
+
+
+def _long(store: Indexed, request: Request, target: Target, limits: SearchLimits) -> _Page | Answer:
+    found = _kept(store, request, target, limits, Budget(limits.rows, limits.metadata))
+    assert found is not None  # a Budget raises
+    return found
+
+
+def _kept(
+    store: Indexed, request: Request, target: Target, limits: SearchLimits, budget: Budget | None
+) -> _Page | Answer | None:
+    """Returns None if the budget is spent, or if there is none and the page is not in the cache."""
+    index = store.index
+    version, pages = index.moment(), _pages.get(index) or _pages.setdefault(index, Pages())
+    key = (request.path, request.query, request.headers.get("accept"), request.base_url, limits)
+    found: _Page | Answer | None = pages.get(version, key)
+    if found is None and budget is not None:
+        found = _made(store, request, target, limits, budget)
+        if isinstance(found, _Page):
+            pages.put(version, key, found, len(found.body))
+    return found
+
+
+def _conditional(request: Request, found: _Page | Answer) -> Answer:
+    if isinstance(found, Answer):
+        return found
+    built = Answer(found.status, list(found.headers), (Literal(found.body),), len(found.body))
+    return evaluate(request, built, found.etag) if found.etag else Answer(found.status, built.headers)
 
 
 def _made(
-    store: Indexed, request: Request, target: Target, limits: SearchLimits, brief: Brief | None
-) -> _Page | Answer:
+    store: Indexed, request: Request, target: Target, limits: SearchLimits, budget: Budget
+) -> _Page | Answer | None:
+    """Returns None if the budget is spent."""
     offer = _offer(request)
     texts = None if offer.media_type == DICOM_XML else pointed(store.index, request, target, limits)
     if texts is not None:
@@ -131,17 +156,20 @@ def _made(
     level = Level[target.level.name]
     query = query_of(level, target.study, target.series, parameters.matching, fuzzy=parameters.fuzzy)
     order = order_of(parameters.orderby, level)
-    budget = brief or Budget(limits.rows, limits.metadata)
     found = _find(store.index, query, order, parameters, budget)
+    if budget.spent:
+        return None
     headers = [*_HEADERS, *_facts(found, parameters)]
     if found.more:
         headers.append(("Link", f'<{_next_url(request, order.cursor(found.last))}>; rel="next"'))
     if not found.count:
         return _Page(204, headers)
     attributes = Attributes(store.index, query, parameters.included, parameters.everything, request.base_url)
-    if brief:
-        dearness = (not attributes.ready) * JOINED + (offer.media_type == DICOM_XML) * MODEL
-        brief.spend(rows=found.count * dearness, metadata=int(attributes.deep))
+    cost = (not attributes.ready) * JOINED + (offer.media_type == DICOM_XML) * MODEL
+    if isinstance(budget, BriefBudget) and not budget.spend(
+        rows=found.count * cost, metadata=int(attributes.deep)
+    ):
+        return None
     if found.count > KEPT or attributes.deep:
         return _streamed(found, attributes, offer.media_type, headers)
     return _at_once(store.secret, list(attributes.texts(found.hits())), offer.media_type, headers)

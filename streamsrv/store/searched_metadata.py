@@ -73,7 +73,8 @@ class SearchedMetadata:
         spent."""
         if not self._conditions:
             return True
-        self._budget.spend(metadata=1)  # a search that may read none reads none
+        if not self._budget.spend(metadata=1):
+            return False
         first, frames = self._stored(serial)
         with self._parsing.turn() if frames else contextlib.nullcontext():
             return self._matches(first, frames)

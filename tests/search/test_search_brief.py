@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator
 
 import pytest
 from search_world import Holder, ask, body_of, element, instance, patient
 
 from streamsrv.errors import WouldBlock
-from streamsrv.query.budget import BRIEF_PORTION, BRIEF_ROWS, Brief
+from streamsrv.query.budget import BRIEF_PORTION, BRIEF_ROWS, BriefBudget
 from streamsrv.search import answers
 from streamsrv.store import searched_metadata
 from streamsrv.store.index import reading as index_reading
@@ -143,10 +144,9 @@ def test_xml_of_many_is_made_elsewhere(large: Holder) -> None:
 
 
 def test_what_waits_for_the_disk_does_so_elsewhere(large: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits = iter(range(100))
-    monkeypatch.setattr(Brief, "__post_init__", lambda brief: setattr(brief, "waited", 0))
-    monkeypatch.setattr(answers, "Brief", lambda rows: Brief(rows, waits=lambda: next(waits) // 2))
-    with pytest.raises(WouldBlock, match="disk"):
+    faults = itertools.chain([1, 1], itertools.repeat(2))
+    monkeypatch.setattr(answers, "BriefBudget", lambda rows: BriefBudget(rows, faults=lambda: next(faults)))
+    with pytest.raises(WouldBlock):
         ask(large, "/studies?limit=20", brief=True)
 
 

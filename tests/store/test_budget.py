@@ -7,8 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from streamsrv.errors import ContentTooLarge, Overloaded, WouldBlock
-from streamsrv.query.budget import BRIEF_PORTION, BRIEF_ROWS, READING, READING_WAIT, Brief, Budget, Parsing
+from streamsrv.errors import ContentTooLarge, Overloaded
+from streamsrv.query.budget import (
+    BRIEF_PORTION,
+    BRIEF_ROWS,
+    READING,
+    READING_WAIT,
+    BriefBudget,
+    Budget,
+    Parsing,
+)
 
 
 def test_a_budget_ends_in_words() -> None:
@@ -27,24 +35,21 @@ def test_no_more_is_read_than_can_be_paid_for() -> None:
     assert budget.portion(500) == 101
 
 
-def test_a_brief_search_goes_elsewhere_when_it_gets_long() -> None:
-    brief = Brief()
+def test_a_brief_budget_allows_few_rows() -> None:
+    budget = BriefBudget()
     for _ in range(BRIEF_ROWS // BRIEF_PORTION):
-        assert brief.portion(500) == BRIEF_PORTION
-        brief.spend(rows=BRIEF_PORTION)
-    assert brief.portion(500) == 1
-    with pytest.raises(WouldBlock):
-        brief.spend(rows=1)
-    with pytest.raises(WouldBlock):
-        Brief().spend(metadata=1)
+        assert budget.portion(500) == BRIEF_PORTION
+        assert budget.spend(rows=BRIEF_PORTION)
+    assert budget.portion(500) == 1
+    assert (budget.spend(rows=1), budget.spent) == (False, True)
+    assert budget.portion(500) == 1
+    assert not BriefBudget().spend(metadata=1)
 
 
-def test_a_brief_search_waits_for_no_disk() -> None:
-    waits = iter([7, 7, 8])
-    brief = Brief(waits=lambda: next(waits))
-    brief.spend(rows=1)
-    with pytest.raises(WouldBlock, match="disk"):
-        brief.spend(rows=1)
+def test_a_brief_budget_is_spent_after_a_page_fault() -> None:
+    faults = iter([7, 7, 8, 8])
+    budget = BriefBudget(faults=lambda: next(faults))
+    assert [budget.spend(rows=1) for _ in range(3)] == [True, False, False]
 
 
 def test_few_searches_read_metadata_at_the_same_time() -> None:

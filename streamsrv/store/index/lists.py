@@ -39,12 +39,14 @@ class Lists:
 
     def studies_of(self, kind: bytes, uids: frozenset[str]) -> set[str]:
         found: set[str] = set()
-        self._budget.spend(rows=len(uids))
+        if not self._budget.spend(rows=len(uids)):
+            return found
         with self._environment.reading("looking up UIDs") as transaction:
             cursor = transaction.cursor(db=self._handles["uids"])
             for uid in uids:
                 if cursor.set_key(kind + uid.encode()):
-                    self._budget.spend(rows=cursor.count())
+                    if not self._budget.spend(rows=cursor.count()):
+                        return found
                     found |= {value.split(b"\0")[0].decode() for value in cursor.iternext_dup()}
         return found
 
@@ -74,10 +76,10 @@ class Lists:
                     count = cursor.count()
                     if len(found) + count > most:
                         return False
-                    self._budget.spend(rows=count // 8)
+                    if not self._budget.spend(rows=count // 8):
+                        return False
                     found.update(_STUDIES[level](cursor.iternext_dup()))
-        self._budget.spend(rows=1 + len(keys) // 8)
-        return True
+        return self._budget.spend(rows=1 + len(keys) // 8)
 
     def _keys(self, start: bytes, probe: Probe) -> Iterator[list[bytes]]:
         """Those that the probe accepts, batch by batch."""
@@ -93,13 +95,15 @@ class Lists:
                 batch: list[bytes] = list(itertools.islice(following, size))
             more = len(batch) == size and batch[-1] < end
             at, size = batch[-1] + b"\0" if batch else at, KEYS_A_BATCH
-            self._budget.spend(rows=len(batch) // 8)
+            if not self._budget.spend(rows=len(batch) // 8):
+                return
             yield _accepted(batch[: bisect.bisect(batch, end)], probe, len(start))
 
     def rows(self, studies: list[str]) -> Iterator[tuple[str, LevelRow]]:
         for first in range(0, len(studies), ROWS_A_BATCH):
             batch = studies[first : first + ROWS_A_BATCH]
-            self._budget.spend(rows=len(batch))
+            if not self._budget.spend(rows=len(batch)):
+                return
             with self._environment.reading("reading studies") as transaction:
                 values = [transaction.get(study.encode(), db=self._handles["studies"]) for study in batch]
             yield from (
@@ -130,7 +134,8 @@ class Lists:
                     if value is not None:
                         batch.append((study.decode(), LevelRow.unpack(value)))
                     more = _back(cursor) and cursor.key() >= low
-            self._budget.spend(rows=len(batch))
+            if not self._budget.spend(rows=len(batch)):
+                return
             yield from batch
 
 

@@ -221,9 +221,12 @@ class Search:
         self, name: str, start: bytes, only: frozenset[str] | None, first: bytes
     ) -> Iterator[tuple[bytes, bytes]]:
         """The rows whose keys begin with `start`, or of these the ones that `only` names; from `first` on."""
+        if self._budget.spent:
+            return
         if only is not None:
             keys = [key for key in (start + uid.encode() for uid in sorted(only)) if key >= first]
-            self._budget.spend(rows=len(keys))
+            if not self._budget.spend(rows=len(keys)):
+                return
             with self._environment.reading("reading rows by UID") as transaction:
                 values = [transaction.get(key, db=self._handles[name]) for key in keys]
             yield from ((key, value) for key, value in zip(keys, values, strict=True) if value is not None)
@@ -238,7 +241,8 @@ class Search:
                     if not row[0].startswith(start):
                         break
                     batch.append(row)
-            self._budget.spend(rows=len(batch))
+            if not self._budget.spend(rows=len(batch)):
+                return
             yield from batch
             if len(batch) < size:
                 return
