@@ -62,7 +62,7 @@ def small_answers(size: Size) -> Iterator[Finding]:
     bodies = [study.write(size.folder / "frames.body"), slide.write(size.folder / "slide.body")]
     with ExitStack() as stack:
         ours = stack.enter_context(servers.streamsrv(size.folder / "frames"))
-        usual = stack.enter_context(servers.streamsrv(size.folder / "usual", "--no-express-lane"))
+        usual = stack.enter_context(servers.streamsrv(size.folder / "usual", "--no-fast-path"))
         web = stack.enter_context(servers.nginx(files))
         peer = stack.enter_context(servers.orthanc(size.folder / "peer"))
         for server in [server for server in (ours, usual, peer) if server is not None]:

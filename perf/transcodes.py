@@ -7,7 +7,7 @@ a cache does is a row of its own. Single frames are few and far between in a lon
 ahead of them. What a client gets stands beside it that takes a whole series frame after frame, as viewers do,
 or in random order, as data loaders do: shuffled with a fixed seed, neighbours now and then as chance has it.
 The server makes some of those ahead, so each turn is a whole series that is new to all, and nothing is left
-to be made between two turns. The same without any of that, by a server with `read_ahead` = 0, is a row of its
+to be made between two turns. The same without any of that, by a server with `prefetch` = 0, is a row of its
 own. Clients of these throw frames away in the kernel: they share the cores that they measure. Latency of one
 client on an idle machine is half waking up of processors, so processor time a frame stands beside it: of the
 server's whole process tree.
@@ -97,7 +97,7 @@ CT += [
 
 
 def ct(size: Size, both: Sequence[Server], rounds: int) -> Iterator[Finding]:
-    with servers.streamsrv(size.folder / "nothing-ahead", "--read-ahead=0") as plain:
+    with servers.streamsrv(size.folder / "nothing-ahead", "--prefetch=0") as plain:
         plain = dataclasses.replace(plain, name=NOTHING_AHEAD)
         all_of_them = [*both, plain]
         apart = [
@@ -122,7 +122,7 @@ def ct(size: Size, both: Sequence[Server], rounds: int) -> Iterator[Finding]:
 
 
 FIRST = 300  # of the studies of which one slice each is asked for
-NOTHING_AHEAD = "streamsrv with read_ahead = 0"
+NOTHING_AHEAD = "streamsrv with prefetch = 0"
 
 
 def _stored(size: Size, those: Sequence[Server], study: int, instances: int) -> Sequence[data.Keys]:

@@ -23,7 +23,7 @@ from streamsrv.errors import StoreLocked, StreamsrvError
 from streamsrv.guard import guarded
 from streamsrv.ingest.derivation import derive
 from streamsrv.server import read_limits, store_options
-from streamsrv.settings import Settings
+from streamsrv.settings import TABLES, Settings
 from streamsrv.store.maintenance.check import Finding, Severity, check
 from streamsrv.store.maintenance.compact import compact
 from streamsrv.store.maintenance.info import info
@@ -35,6 +35,7 @@ from streamsrv.store.transaction import Record
 
 FAILED, USAGE, LOCKED = 1, 2, 3
 # Verbs that map the index in their own process. The workers of `serve` are watched by its supervisor.
+ADVANCED = "advanced"
 MAPPING = ("check", "reindex", "compact", "info")
 
 
@@ -48,20 +49,20 @@ class Verb(NamedTuple):
 
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
-    """Every setting is a flag."""
+    """Every setting is a flag, in the group of its table; advanced settings come last."""
     add_config_argument(parser)
+    titles = {table: f"[{table}]" for table in TABLES} | {ADVANCED: "advanced, for measurements and tests"}
+    groups = {key: parser.add_argument_group(title, TABLES.get(key)) for key, title in titles.items()}
     for name, field in config.FIELDS.items():
-        text = (
-            f"{field.metadata['reason']} [{field.metadata['unit']}; default: {shown(field.default)}]".replace(
-                "%", "%%"
-            )
-        )
+        row = field.metadata
+        text = f"{row['reason']} [{row['unit']}; default: {shown(field.default)}]".replace("%", "%%")
+        group = groups[ADVANCED if row["advanced"] else row["table"]]
         if isinstance(field.default, bool):
-            parser.add_argument(
+            group.add_argument(
                 f"--{config.flag(name)}", action=argparse.BooleanOptionalAction, default=None, help=text
             )
         else:
-            parser.add_argument(f"--{config.flag(name)}", metavar=name.upper(), help=text)
+            group.add_argument(f"--{config.flag(name)}", metavar=name.upper(), help=text)
 
 
 def add_store_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,12 +1,10 @@
-"""Where settings come from, and what flags, environment and the reference file make of them.
+"""Reads settings from the TOML file, the environment and the flags.
 
-Sources, each stronger than the one before: the default here, the TOML file, the environment (STREAMSRV_PORT),
-the flag (--port). An unknown name is an error that offers the nearest known one, because a misspelt limit
-would silently be no limit.
+Each source overrides the one before: the default in settings.py, the TOML file (`[http] port = 8943`), the
+environment (STREAMSRV_PORT), the flag (--port). An unknown name is an error that names the nearest known one,
+because a misspelt limit would silently be no limit.
 
-Rules of this file
-- Nothing here names a setting: all comes from the rows of settings.py.
-- `conf/streamsrv.toml` is `reference()`, word for word; a test holds both equal.
+Rule of this file: no setting has a special case here. The rows of settings.py have type, bounds and choices.
 """
 
 from __future__ import annotations
@@ -16,48 +14,24 @@ import difflib
 import json
 import platform
 import sys
-import textwrap
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from streamsrv.errors import StreamsrvError
-from streamsrv.settings import Settings, Value
+from streamsrv.settings import TABLES, Settings, Value
 
 PREFIX = "STREAMSRV_"
-# Variables that begin so are no settings: tests make a process die or wait by them (store/failpoints.py).
+# Variables with this prefix are not settings: tests use them to stop or kill a process (store/failpoints.py).
 FAILPOINTS = "STREAMSRV_FAILPOINT"
 MACHINES = frozenset(("x86_64", "aarch64", "arm64"))
 
-
-class SettingsError(StreamsrvError):
-    """A setting is unknown, or its value is none that it can have."""
-
-
 FIELDS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(Settings)}
 
-# Values that are one of a few words, and numbers that have a lower bound other than 0.
-CHOICES: dict[str, tuple[str, ...]] = {
-    "forwarded_headers": ("x-forwarded", "forwarded"),
-    "on_duplicate": ("refuse", "accept-identical", "replace"),
-    "log_format": ("text", "json"),
-    "log_level": ("debug", "info", "warning", "error"),
-}
-AT_LEAST: dict[str, float] = {
-    "segment_size": 1 << 16,
-    "max_connections": 1,
-    "max_url": 256,
-    "max_head": 1024,
-    "max_parts": 1,
-    "max_part_head": 256,
-    "max_uploads": 1,
-    "idle_timeout": 0.1,
-    "head_timeout": 0.1,
-    "stall_timeout": 0.1,
-    "max_depth": 1,
-    "max_rendered_pixels": 1,
-}
+
+class SettingsError(StreamsrvError):
+    """A setting is unknown, in the wrong table, or has a wrong value."""
 
 
 def load(
@@ -71,23 +45,39 @@ def load(
         values |= from_toml(file)
     values |= from_environment(environment or {})
     values |= {name: checked(name, value, f"--{flag(name)}") for name, value in (flags or {}).items()}
-    return Settings(**values)  # type: ignore[arg-type]  # each value was checked against the type of its field
+    return Settings(**values)  # type: ignore[arg-type]  # checked() returns the type of the field
 
 
 def from_toml(file: Path) -> dict[str, Value]:
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{file} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file} is not TOML: {error}") from None
     return {
-        known(name, f"in {file}"): checked(name, value, f"{name} in {file}") for name, value in table.items()
+        known(name, f"in {file}", table): checked(name, value, f"{name} in {file}")
+        for table, name, value in _rows(document, file)
     }
 
 
+def _rows(document: Mapping[str, Any], file: Path) -> Iterator[tuple[str, str, Any]]:
+    """(table, name, value); the table is empty for a setting at the top level."""
+    for name, value in document.items():
+        if isinstance(value, dict) and name not in FIELDS:
+            if name not in TABLES:
+                raise SettingsError(f"unknown table [{name}] in {file}; the tables are {_tables()}")
+            yield from ((name, inner, each) for inner, each in value.items())
+        else:
+            yield "", name, value
+
+
+def _tables() -> str:
+    return ", ".join(f"[{table}]" for table in TABLES)
+
+
 def from_environment(environment: Mapping[str, str]) -> dict[str, Value]:
-    """STREAMSRV_NAME=text; lists are separated by commas."""
+    """STREAMSRV_NAME=text; commas separate the items of a list."""
     values: dict[str, Value] = {}
     for variable, text in environment.items():
         if variable.startswith(PREFIX) and not variable.startswith(FAILPOINTS):
@@ -96,12 +86,17 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Value]:
     return values
 
 
-def known(name: str, where: str) -> str:
-    if name in FIELDS:
-        return name
-    near = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise SettingsError(f"unknown setting {name!r} {where}{hint}")
+def known(name: str, where: str, table: str | None = None) -> str:
+    """The name, if it is a setting (of this table); raises SettingsError."""
+    if name not in FIELDS:
+        near = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise SettingsError(f"unknown setting {name!r} {where}{hint}")
+    right = FIELDS[name].metadata["table"]
+    if table is not None and table != right:
+        place = f"in table [{table}]" if table else "outside the tables"
+        raise SettingsError(f"{name} {where} is {place}: move it to table [{right}]")
+    return name
 
 
 def flag(name: str) -> str:
@@ -109,19 +104,20 @@ def flag(name: str) -> str:
 
 
 def checked(name: str, value: Any, where: str) -> Value:
-    """The value in the type of its setting, from TOML (typed) or from text."""
-    wanted = type(FIELDS[name].default)
+    """The value in the type of its setting, from TOML (typed) or from text; raises SettingsError."""
+    field = FIELDS[name]
+    wanted, limits = type(field.default), field.metadata
     try:
         result = _READERS[wanted](value)
     except (ValueError, TypeError, KeyError):
         raise SettingsError(f"{where}: {value!r} is not {_ARTICLES[wanted]}") from None
-    choices = CHOICES.get(name)
-    if choices and result not in choices:
-        raise SettingsError(f"{where}: {value!r} is none of {', '.join(choices)}")
-    if isinstance(result, (int, float)) and not result >= AT_LEAST.get(name, 0):
-        raise SettingsError(f"{where}: {value!r} is less than {AT_LEAST.get(name, 0)}")
-    if name in ("port", "health_port") and not 0 <= int(str(result)) <= 65535:
-        raise SettingsError(f"{where}: {value!r} is no TCP port (0 to 65535; 0: any free one)")
+    if limits["choices"] and result not in limits["choices"]:
+        raise SettingsError(f"{where}: {value!r} is none of {', '.join(limits['choices'])}")
+    if isinstance(result, (int, float)):
+        if not result >= limits["least"]:
+            raise SettingsError(f"{where}: {value!r} is less than {limits['least']}")
+        if result > limits["most"]:
+            raise SettingsError(f"{where}: {value!r} is more than {limits['most']}")
     return result
 
 
@@ -172,7 +168,7 @@ _ARTICLES = {
 
 
 def to_json(settings: Settings) -> str:
-    """For handing settings to a worker process."""
+    """Settings for a worker process, on one line."""
     return json.dumps(dataclasses.asdict(settings))
 
 
@@ -180,31 +176,11 @@ def from_json(text: str) -> Settings:
     return load(flags=json.loads(text))
 
 
-def reference() -> str:
-    """The TOML file that lists every setting with its default, unit and reason."""
-    lines = [
-        "# Every setting of streamsrv with its default, which also holds for a setting that is left out.",
-        "# streamsrv serve --config FILE reads this file; STREAMSRV_PORT=8943 in the environment beats it, "
-        "--port 8943 beats both.",
-    ]
-    for name, field in FIELDS.items():
-        lines += ["", f"# {field.metadata['unit']}"]
-        lines += textwrap.wrap(field.metadata["reason"], 110, initial_indent="# ", subsequent_indent="# ")
-        lines.append(f"{name} = {_toml(field.default)}")
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(json.dumps(item) for item in value) + "]"
-    return json.dumps(value)
-
-
 def refuse_platform(system: str = sys.platform, machine: str | None = None) -> str | None:
-    """Why this machine cannot run a server, or None if it can."""
+    """The reason why this machine cannot run a server, or None."""
     machine = platform.machine() if machine is None else machine
     if system != "linux":
-        return f"streamsrv runs on Linux only, for its sendfile, RWF_NOWAIT and file locks; this is {system}"
+        return f"streamsrv runs on Linux only (sendfile, RWF_NOWAIT, file locks); this is {system}"
     if machine.lower() not in MACHINES:
         return f"streamsrv is tested on x86-64 and arm64 only; this is {machine}"
     if sys.maxsize < 1 << 40:

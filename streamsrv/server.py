@@ -91,7 +91,7 @@ def pixel_pool(
         pixel_limits(settings),
         settings.pixel_cache,
         threading.get_ident(),
-        settings.read_ahead,
+        settings.prefetch,
         max_rendered_pixels=settings.max_rendered_pixels,
         entrance=entrance,
         slow_entrance=slow_entrance,

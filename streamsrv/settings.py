@@ -1,313 +1,312 @@
-"""Every setting of the server: its name, default, unit and reason, in one frozen dataclass.
+"""Every setting of the server, in one frozen dataclass.
 
-A setting is one row: `name: type = setting(default, unit, reason)`. Flags, environment, TOML file and the
-reference file are made from it (config.py).
+A setting is one row: `name: type = table(default, unit, reason)`. A name occurs once, so that the environment
+and the flags need no table. config.py reads the rows from files, the environment and flags.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 Value: TypeAlias = str | int | float | bool | tuple[str, ...]
 
+# Tables of the TOML file, with their subject.
+TABLES = {
+    "http": "Addresses, proxies, browsers, processes and logs",
+    "store": "Folder of the store, duplicates, disk space and the scrub",
+    "pixels": "Processes that decode, encode and render frames",
+    "search": "Number of results and cost of one search",
+    "limits": "Limits of connections, requests and datasets",
+}
 
-def setting(default: Value, unit: str, reason: str) -> Any:
-    return dataclasses.field(default=default, metadata={"unit": unit, "reason": reason})
+
+def _setting(
+    table: str,
+    default: Value,
+    unit: str,
+    reason: str,
+    *,
+    least: float = 0,
+    most: float = float("inf"),
+    choices: tuple[str, ...] = (),
+    advanced: bool = False,
+) -> Any:
+    """An advanced setting serves measurements and tests: its default suits every server."""
+    limits = {"least": least, "most": most, "choices": choices}
+    row = {"table": table, "unit": unit or " | ".join(choices), "reason": reason, "advanced": advanced}
+    return dataclasses.field(default=default, metadata=row | limits)
+
+
+_http, _store, _pixels, _search, _limits = (partial(_setting, table) for table in TABLES)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a server runs by. Zero in a limit means: no limit, where its reason says so."""
+    """All settings of a server. In a limit, 0 means no limit if its reason says so."""
 
-    # Where it listens and who may ask
-    host: str = setting(
-        "127.0.0.1", "address", "There is no authentication yet, so only this machine can reach the server."
+    host: str = _http(
+        "127.0.0.1",
+        "address",
+        "The address to listen on. There is no login yet, so by default only this machine has access.",
     )
-    port: int = setting(
-        8943,
-        "TCP port",
-        "One that nobody in the field uses: 8042 is Orthanc's, 8080 and 8000 are everybody's.",
-    )
-    health_port: int = setting(
+    port: int = _http(8943, "TCP port", "The port to listen on. 0: any free one.", most=65535)
+    health_port: int = _http(
         0,
         "TCP port",
-        "Answers /health/live and /health/ready on 127.0.0.1, without the limits of the connections of "
-        "clients: for probes. 0: only the service itself answers them.",
+        "A second port on 127.0.0.1 for probes. It answers /health/live and /health/ready only, also when "
+        "clients use all connections. 0: no second port.",
+        most=65535,
     )
-    allow_remote_without_authentication: bool = setting(
+    allow_remote_without_authentication: bool = _http(
         False,
         "yes or no",
-        "Listening on an address that others can reach gives every study to everyone who can reach it: say "
-        "so in words.",
+        "Allows a `host` that other machines reach. They can then read and delete every study.",
     )
-    allowed_hosts: tuple[str, ...] = setting(
+    allowed_hosts: tuple[str, ...] = _http(
         (),
         "host names",
-        "Names besides the loopback ones under which clients reach this server. A page that a browser was "
-        "lured to can "
-        "make its own name point here (DNS rebinding); it cannot choose another Host header.",
+        "Names other than localhost under which clients reach this server. Another Host header is refused, "
+        "because of DNS rebinding: a hostile page can let its own name point to this server.",
     )
-    public_url: str = setting(
+    public_url: str = _http(
         "",
         "URL without version",
-        "What absolute URLs in answers begin with, where a proxy hides the server. Empty: taken from the "
-        "request.",
+        "The start of absolute URLs in answers, for a server behind a proxy. Empty: from the request.",
     )
-    trusted_proxies: tuple[str, ...] = setting(
+    trusted_proxies: tuple[str, ...] = _http(
         (),
         "addresses or networks",
-        "Peers that are proxies: their forwarding headers are believed. From other peers these are ignored: "
-        "any client can send them.",
+        "Proxies whose forwarding headers are used. Other clients may invent such headers.",
     )
-    forwarded_headers: str = setting(
+    forwarded_headers: str = _http(
         "x-forwarded",
-        "x-forwarded | forwarded",
-        "The family that the trusted proxies write: X-Forwarded-For, -Host and -Proto, or Forwarded "
-        "(RFC 7239). The other family is ignored: a proxy passes on what a client wrote there.",
+        "",
+        "The headers that the trusted proxies write: X-Forwarded-For, -Host and -Proto, or Forwarded "
+        "(RFC 7239). The others are ignored.",
+        choices=("x-forwarded", "forwarded"),
     )
-    cors_origins: tuple[str, ...] = setting(
-        (),
-        "origins, or *",
-        "Web viewers on another origin (https://viewer.example) may read answers only if it is listed here.",
+    cors_origins: tuple[str, ...] = _http(
+        (), "origins, or *", "Origins of web viewers (https://viewer.example) whose pages may read answers."
     )
-    cors_max_age: int = setting(
-        7200, "seconds", "How long a browser remembers a preflight; Chromium caps it at two hours."
+    cors_max_age: int = _http(
+        7200, "seconds", "The time for which a browser keeps a preflight answer. Chromium keeps it two hours."
     )
-
-    # Where the studies lie
-    data: str = setting(
-        "data", "folder", "Segments, index and store.toml. A local file system: locks and syncs must mean it."
-    )
-    read_only: bool = setting(False, "yes or no", "Stores and deletes are answered with 403.")
-    on_duplicate: str = setting(
-        "refuse",
-        "refuse | accept-identical | replace",
-        "What happens to a SOP instance that is there already. Refusing can lose nothing.",
-    )
-    segment_size: int = setting(
-        1 << 30,
-        "bytes",
-        "A segment over this size is sealed. Larger ones take longer to compact, smaller ones are more "
-        "files.",
-    )
-    min_free: int = setting(
+    cache_max_age: int = _http(
         0,
-        "bytes",
-        "With less free space stores answer 507, so that deleting and compacting still can work. 0: 1 GiB or "
-        "2 % of the disk, whichever is less.",
+        "seconds",
+        "The time for which a browser may use a cached answer without a request. 0: it asks each time.",
     )
-    keep_changes: int = setting(
-        1_000_000,
-        "changes",
-        "The log of stored, replaced and deleted instances keeps this many, the latest, of about 200 bytes "
-        "each in the index. Older ones are removed, a few thousand at a time. 0: all.",
+    workers: int = _http(
+        0, "processes", "Server processes. They share the port and the store. 0: one for each core."
     )
-    keep_in_memory: int = setting(
-        128 << 20,
-        "bytes",
-        "So much of an instance that is stored stays in the system's page cache. What a long value "
-        "(Pixel Data) has beyond is written past it, by Linux 6.14 or later: a slide of 10 GB does not push "
-        "out what viewers look at. 0: everything.",
+    hang_timeout: float = _http(
+        60.0,
+        "seconds",
+        "A worker whose event loop stops for this time is replaced; the log shows its stacks. 0: never.",
     )
-
-    # Processes
-    workers: int = setting(
-        0, "processes", "0: one a core. Each is a whole server; they share the port and the store."
+    drain_timeout: float = _http(
+        30.0, "seconds", "After SIGTERM, requests in progress have this time to finish."
     )
-    max_connections: int = setting(
-        4000,
-        "connections a worker",
-        "At this number a new connection replaces the one that has waited longest for a request; if none "
-        "waits, it stays in the kernel's queue. Each costs about 20 kB and a descriptor.",
+    log_format: str = _http(
+        "text",
+        "",
+        "The format of the access log: one line for each request on standard error.",
+        choices=("text", "json"),
     )
-    max_connections_per_client: int = setting(
-        1000,
-        "connections a worker",
-        "The same for one address (of IPv6: one /64 network), so that one client cannot take all. A trusted "
-        "proxy has no such limit. 0: none.",
+    log_level: str = _http(
+        "info",
+        "",
+        "The least severe messages that are logged. At warning there is no line for each request.",
+        choices=("debug", "info", "warning", "error"),
     )
-    express_lane: bool = setting(
+    fast_path: bool = _http(
         True,
         "yes or no",
-        "Frames that are asked for again and again, in the same words, are answered before the request is "
-        "parsed: several times as many a second.",
-    )
-    hang_timeout: float = setting(
-        60.0,
-        "seconds",
-        "A worker whose event loop has not turned for so long is killed and replaced; the log has the stack "
-        "of each of its threads. 0: never.",
-    )
-    drain_timeout: float = setting(
-        30.0, "seconds", "After SIGTERM: how long answers and bodies in flight may take to finish."
+        "Answers a known header block, and a frame that was answered before, without parsing the request.",
+        advanced=True,
     )
 
-    # Limits of a request
-    max_url: int = setting(
-        16384, "bytes", "Answered with 414. Lists of frames and UIDs make long URLs, 16 kB hold 250 UIDs."
+    data: str = _store(
+        "data",
+        "folder",
+        "The folder of the store. It must be on a local file system, because of its locks and syncs.",
     )
-    max_head: int = setting(
-        16384,
+    read_only: bool = _store(False, "yes or no", "Answers stores and deletes with 403.")
+    on_duplicate: str = _store(
+        "refuse",
+        "",
+        "The action for a SOP instance that is stored already. Refusing loses no data.",
+        choices=("refuse", "accept-identical", "replace"),
+    )
+    min_free: int = _store(
+        0,
         "bytes",
-        "All headers of a request, and at most 100 lines; answered with 431. Tokens and cookies fit in half "
-        "of it.",
+        "With less free space, stores are answered with 507. 0: the smaller of 1 GiB and 2 % of the disk.",
     )
-    max_body: int = setting(
-        0, "bytes", "0: any size, because bodies are streamed. Otherwise answered with 413."
+    keep_changes: int = _store(
+        1_000_000,
+        "changes",
+        "Entries in the log of stored, replaced and deleted instances, of 200 bytes each. 0: no limit.",
     )
-    max_inflated_body: int = setting(
-        64 << 30, "bytes", "The unpacked size of a gzip body; answered with 413. 0: any size."
+    bulk_threshold: int = _store(
+        1024, "bytes", "In metadata, a longer binary value is replaced by a BulkDataURI."
     )
-    max_inflation: int = setting(
-        100,
-        "times its size",
-        "How much larger than itself a gzip body may get, counted beyond 256 MB; answered with 413. Images "
-        "reach 20, gzip 1000. 0: any ratio.",
+    scrub_days: float = _store(
+        30.0,
+        "days",
+        "The time in which the scrub compares every stored byte with its digest once. 0: no scrub.",
     )
-    max_instance: int = setting(0, "bytes", "0: any size. One SOP instance; answered with 413.")
-    max_parts: int = setting(
-        100_000, "parts", "In one multipart body; each part costs memory until the answer is sent."
+    scrub_rate: int = _store(
+        20 << 20,
+        "bytes a second",
+        "The highest read rate of the scrub. The default reads 50 TB in 30 days. 0: no limit.",
     )
-    max_part_head: int = setting(
-        16384, "bytes", "The header block of one part; real ones have a few hundred bytes."
+    segment_size: int = _store(
+        1 << 30,
+        "bytes",
+        "A segment of this size takes no more requests. Larger ones take longer to compact.",
+        least=1 << 16,
+        advanced=True,
     )
-    max_uploads: int = setting(
+    keep_in_memory: int = _store(
+        128 << 20,
+        "bytes",
+        "The part of a long value that stays in the page cache. The rest is written past it (Linux 6.14 or "
+        "later), so that a large slide does not evict other studies. 0: all of it stays.",
+        advanced=True,
+    )
+
+    pixel_workers: int = _pixels(
+        0,
+        "processes",
+        "Pixel processes for all workers, at most. As many more work on over 4 MB of pixels, so that small "
+        "pictures do not wait. 0: one for each core.",
+    )
+    pixel_queue: int = _pixels(
+        32,
+        "tasks a client and worker",
+        "Batches of frames that may wait for a pixel process; others are answered with 503 and Retry-After.",
+    )
+    pixel_deadline: float = _pixels(
+        30.0,
+        "seconds",
+        "The longest time for one batch of frames. Up to 4 MB of pixels have 3 to 5 seconds of CPU time.",
+    )
+    pixel_memory: int = _pixels(
+        2 << 30, "bytes", "Memory that a pixel process may allocate in addition to its libraries."
+    )
+    pixel_cache: int = _pixels(
+        64 << 20, "bytes", "Size of the cache of transcoded frames and rendered pictures in each worker."
+    )
+    max_rendered_pixels: int = _pixels(
+        16 << 20,
+        "pixels",
+        "The largest viewport, unless the frame is larger; answered with 400. All frames of an animation "
+        "together have at most four times as many.",
+        least=1,
+    )
+    prefetch: int = _pixels(
+        2,
+        "frames",
+        "Number of frames to prefetch for a client that reads frames in sequence, using idle pixel processes "
+        "only. 0: none.",
+        advanced=True,
+    )
+
+    search_limit: int = _search(200, "results", "The limit of a search that has no limit parameter.")
+    max_search_limit: int = _search(
+        5000, "results", "A larger limit parameter is lowered to this, with a Warning header."
+    )
+    search_rows: int = _search(
+        1_000_000,
+        "rows",
+        "Index rows that one search may read, in some seconds of one core; answered with 413.",
+    )
+    search_metadata: int = _search(
+        256 << 20,
+        "bytes",
+        "DICOM JSON that one search may read for attributes without an index; answered with 413.",
+    )
+
+    max_connections: int = _limits(
+        4000,
+        "connections a worker",
+        "Above this number a new connection replaces an idle one, or waits in the kernel's queue. Each takes "
+        "20 kB and a descriptor.",
+        least=1,
+    )
+    max_connections_per_client: int = _limits(
+        1000,
+        "connections a worker",
+        "The same limit for one address (IPv6: one /64 network). It does not apply to a trusted proxy. 0: no "
+        "limit.",
+    )
+    max_uploads: int = _limits(
         32,
         "uploads a worker",
-        "At once, three quarters of them for one client; the next is answered with 503 and Retry-After. Each "
-        "holds a 4 MB buffer and a segment.",
+        "Concurrent uploads, three quarters of them for one client; others are answered with 503 and "
+        "Retry-After. Each holds 4 MiB of its body in memory, and a segment.",
+        least=1,
     )
-    slow_upload_rate: int = setting(
+    slow_upload_rate: int = _limits(
         16384,
         "bytes a second",
-        "While three quarters of max_uploads are taken, slower uploads end with 408, the slowest first. "
-        "0: no upload ends for another.",
+        "While three quarters of max_uploads are in use, slower uploads end with 408, the slowest first. "
+        "0: none.",
     )
-
-    # How slow a client may be
-    idle_timeout: float = setting(
-        60.0,
-        "seconds",
-        "From the end of an answer to the end of the next request's headers.",
+    idle_timeout: float = _limits(
+        60.0, "seconds", "From the end of an answer to the end of the next request's headers.", least=0.1
     )
-    head_timeout: float = setting(
+    head_timeout: float = _limits(
         20.0,
         "seconds",
         "From the first byte of a request's headers, or from connecting, to their end.",
+        least=0.1,
     )
-    stall_timeout: float = setting(
+    stall_timeout: float = _limits(
         30.0,
         "seconds",
-        "Within each such time a body, in either direction, must move by min_rate times as much.",
+        "The period in which a body must move min_rate times this many bytes, in either direction.",
+        least=0.1,
     )
-    min_rate: int = setting(
-        1024, "bytes a second", "Slower bodies are cut off. The slowest modem was faster."
+    min_rate: int = _limits(1024, "bytes a second", "The connection of a slower body is closed.")
+    max_url: int = _limits(
+        16384, "bytes", "A longer URL is answered with 414. A list of 250 UIDs has 16 kB.", least=256
     )
-
-    # Bit rot
-    scrub_days: float = setting(
-        30.0,
-        "days",
-        "Within this time the scrub reads every stored byte from the disk and compares it with its digest: "
-        "disks can change bytes. 0: never.",
+    max_head: int = _limits(
+        16384, "bytes", "All headers of a request; answered with 431, also over 100 lines.", least=1024
     )
-    scrub_rate: int = setting(
-        20 << 20,
-        "bytes a second",
-        "The scrub reads at most this much, past the page cache. Over 50 TB in 30 days; a disk reads "
-        "five to a hundred times as fast. 0: no limit.",
+    max_body: int = _limits(
+        0, "bytes", "A longer body is answered with 413. 0: no limit, because bodies are streamed."
     )
-
-    # What readers and searches may cost
-    bulk_threshold: int = setting(
-        1024, "bytes", "Longer binary values are left out of the metadata and named by a BulkDataURI instead."
+    max_inflated_body: int = _limits(
+        64 << 30, "bytes", "The unpacked size of a gzip body; answered with 413. 0: no limit."
     )
-    max_depth: int = setting(
-        64, "levels", "Of sequences in sequences. Real ones end at about 8; a bomb nests by the thousand."
+    max_inflation: int = _limits(
+        100,
+        "times",
+        "The ratio of the unpacked to the packed size of a gzip body of over 256 MB; answered with 413. "
+        "Images reach 20, gzip reaches 1000. 0: no limit.",
     )
-    max_attributes: int = setting(
+    max_instance: int = _limits(0, "bytes", "The size of one SOP instance; answered with 413. 0: no limit.")
+    max_parts: int = _limits(
+        100_000, "parts", "Parts of one multipart body. Each takes memory until the answer is sent.", least=1
+    )
+    max_part_head: int = _limits(
+        16384, "bytes", "The headers of one part. They usually have some hundred bytes.", least=256
+    )
+    max_depth: int = _limits(
+        64, "levels", "Nesting of sequences. Real datasets have at most 8 levels.", least=1
+    )
+    max_attributes: int = _limits(
         20_000,
         "attributes",
-        "At the top level of one dataset; 0: any number. Real ones have some hundred, and each takes memory "
-        "in searches. In items of sequences there may be millions.",
+        "Attributes at the top level of one dataset. Each takes memory in searches; real datasets have some "
+        "hundred. 0: no limit.",
     )
-    max_metadata: int = setting(
-        256 << 20,
-        "bytes",
-        "DICOM JSON of one instance; an enhanced multi-frame CT has about 10 MB, a slide of 190,000 frames "
-        "150 MB.",
-    )
-    pixel_workers: int = setting(
-        0,
-        "processes",
-        "That decode, encode and render frames, at most, for all workers together: one is started when "
-        "metadata or a frame are asked for, others when there is work for them. As many again, of low "
-        "priority, do work on over 4 MB of pixels, so that a small picture never waits for a large one. "
-        "0: one a core.",
-    )
-    pixel_queue: int = setting(
-        32,
-        "orders a client and worker",
-        "Batches of frames that may wait for a pixel process; the next is answered with 503 and Retry-After. "
-        "Clients take turns. Each that waits may hold a thread.",
-    )
-    pixel_deadline: float = setting(
-        30.0,
-        "seconds",
-        "The most that one batch of frames may take; up to 4 MB of pixels have 3 to 5 seconds of processor "
-        "time. A hostile codestream may never end.",
-    )
-    max_rendered_pixels: int = setting(
-        16 << 20,
-        "pixels",
-        "The largest picture that a viewport may ask for, unless the frame itself is larger; 400 over it. "
-        "All frames of an animation together have four times as many at most. 4096 x 4096 are twice a 4K "
-        "screen.",
-    )
-    pixel_memory: int = setting(
-        2 << 30,
-        "bytes",
-        "That a pixel process may take beyond what its libraries need; a bomb asks for more.",
-    )
-    pixel_cache: int = setting(
-        64 << 20,
-        "bytes",
-        "Made frames and pictures kept by each worker: viewers ask for the same ones again.",
-    )
-    read_ahead: int = setting(
-        2,
-        "frames",
-        "Made before they are asked for, for whoever asks for one after the other, by pixel processes that "
-        "would be idle; never more than were asked for in a row, nor more than 4. For whoever takes many of "
-        "a series in another order some of the others are made, never more in vain than were asked for. "
-        "0: none.",
-    )
-    search_limit: int = setting(200, "results", "Where a search names no limit.")
-    max_search_limit: int = setting(
-        5000, "results", "A larger limit is lowered to this, with a Warning header."
-    )
-    search_rows: int = setting(
-        1_000_000,
-        "rows",
-        "Looked at by one search, some seconds of one core; a broader one is answered with 413.",
-    )
-    search_metadata: int = setting(
-        256 << 20,
-        "bytes",
-        "Of DICOM JSON read by one search for attributes that are not indexed; a broader one is answered "
-        "with 413.",
-    )
-    cache_max_age: int = setting(
-        0,
-        "seconds",
-        "0: caches ask each time (no-cache, answered by 304). More lets browsers keep patients' pictures "
-        "unasked.",
-    )
-
-    # What it tells
-    log_format: str = setting("text", "text | json", "One line a request on standard error.")
-    log_level: str = setting(
-        "info", "debug | info | warning | error", "At warning the line a request is left out."
+    max_metadata: int = _limits(
+        256 << 20, "bytes", "DICOM JSON of one instance. A slide of 190,000 frames has 150 MB."
     )

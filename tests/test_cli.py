@@ -13,6 +13,7 @@ from live_server import ROOT, environment, start_server
 from streamsrv import __version__, cli, config, samples
 from streamsrv.cli import FAILED, LOCKED, USAGE, VERBS, main
 from streamsrv.config import FIELDS
+from streamsrv.settings import TABLES
 from streamsrv.store.maintenance.check import Finding, Severity
 from streamsrv.store.maintenance.reindex import Reindexing
 
@@ -79,9 +80,18 @@ def test_every_setting_is_a_flag_of_serve(name):
     assert getattr(cli.settings_of(args, {}), name) == expected
 
 
+def test_help_shows_the_settings_by_table_and_the_advanced_ones_last(capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    text = capsys.readouterr().out
+    places = [text.index(f"\n[{table}]:\n") for table in TABLES] + [text.index("\nadvanced, for ")]
+    assert places == sorted(places)
+    assert places[-1] < text.index("--fast-path,", places[0]) < text.index("--prefetch PREFETCH", places[0])
+
+
 def test_a_flag_can_take_back_what_the_file_says(tmp_path):
     file = tmp_path / "x.toml"
-    file.write_text("read_only = true\nport = 1\n")
+    file.write_text("[store]\nread_only = true\n[http]\nport = 1\n")
     args = cli.parser_of(VERBS).parse_args(["serve", "--config", str(file), "--no-read-only"])
     settings = cli.settings_of(args, {"STREAMSRV_PORT": "2"})
     assert (settings.read_only, settings.port) == (False, 2)

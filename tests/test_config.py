@@ -1,15 +1,14 @@
 """Settings: every source, every type, every mistake."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
+import settings_pages
+from settings_pages import PAGE, REFERENCE
 
 from streamsrv import config
-from streamsrv.config import FIELDS, Settings, SettingsError
-
-REFERENCE = Path(__file__).resolve().parents[1] / "conf" / "streamsrv.toml"
-MAKE = "python -c 'from streamsrv import config; print(config.reference(), end=str())' > conf/streamsrv.toml"
+from streamsrv.config import FIELDS, SettingsError
+from streamsrv.settings import TABLES, Settings
 
 
 def write(tmp_path, text):
@@ -18,8 +17,10 @@ def write(tmp_path, text):
     return file
 
 
-def test_the_reference_file_is_what_the_settings_say():
-    assert REFERENCE.read_text() == config.reference(), f"make it anew: {MAKE}"
+def test_the_pages_are_those_that_the_settings_make():
+    message = "run python tests/settings_pages.py"
+    assert REFERENCE.read_text() == settings_pages.reference(), message
+    assert PAGE.read_text() == settings_pages.page(PAGE.read_text()), message
 
 
 def test_the_reference_file_holds_every_default():
@@ -28,10 +29,19 @@ def test_the_reference_file_holds_every_default():
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_every_setting_has_a_unit_and_a_reason(name):
-    assert FIELDS[name].metadata["unit"]
-    assert len(FIELDS[name].metadata["reason"]) > 20
-    assert f"\n{name} = " in config.reference()
+def test_every_setting_has_a_table_a_unit_and_a_reason(name):
+    row = FIELDS[name].metadata
+    assert row["table"] in TABLES
+    assert row["unit"]
+    assert len(row["reason"]) > 20
+    assert f"| `{name}` | " in PAGE.read_text()
+
+
+def test_advanced_settings_are_marked_and_come_last():
+    assert "# advanced; yes or no\n" in REFERENCE.read_text()
+    for table in TABLES:
+        marks = [field.metadata["advanced"] for _, field in settings_pages.in_table(table)]
+        assert marks == sorted(marks), table
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -43,7 +53,7 @@ def test_every_default_may_be_given_in_words(name):
 
 
 def test_each_source_beats_the_one_before(tmp_path):
-    file = write(tmp_path, "port = 1\nworkers = 1\nmax_head = 5000\n")
+    file = write(tmp_path, "[http]\nport = 1\nworkers = 1\n[limits]\nmax_head = 5000\n")
     settings = config.load(file, {"STREAMSRV_PORT": "2", "STREAMSRV_WORKERS": "2"}, {"port": 3})
     assert (settings.port, settings.workers, settings.max_head) == (3, 2, 5000)
     assert settings.host == Settings().host
@@ -56,23 +66,28 @@ def test_other_variables_of_the_environment_are_not_ours():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("ports = 1", "'ports' in .* did you mean port?"),
-        ("max_haed = 1", "did you mean max_head?"),
+        ("[http]\nports = 1", "'ports' in .* did you mean port?"),
+        ("[limits]\nmax_haed = 1", "did you mean max_head?"),
         ("zzzzzzzz = 1", "unknown setting 'zzzzzzzz'"),
-        ("port = 'x'", "is not a whole number"),
-        ("port = true", "is not a whole number"),
-        ("port = 1.5", "is not a whole number"),
-        ("port = 70000", "is no TCP port"),
-        ("port = -1", "less than 0"),
-        ("min_rate = -1", "less than 0"),
-        ("max_uploads = 0", "less than 1"),
-        ("idle_timeout = nan", "less than 0.1"),
-        ("idle_timeout = true", "is not a number"),
-        ("read_only = 'maybe'", "is not yes or no"),
-        ("host = 5", "is not a text"),
-        ("cors_origins = [1]", "is not a list of texts"),
-        ("cors_origins = 1", "is not a list of texts"),
-        ("on_duplicate = 'keep'", "none of refuse, accept-identical, replace"),
+        ("port = 1", r"port in .* is outside the tables: move it to table \[http\]"),
+        ("port = {}", r"outside the tables: move it to table \[http\]"),
+        ("[limits]\ndata = 'x'", r"data in .* is in table \[limits\]: move it to table \[store\]"),
+        ("[htpp]\nport = 1", r"unknown table \[htpp\] in .*; the tables are \[http\], \[store\]"),
+        ("http = 1", "unknown setting 'http'"),
+        ("[http]\nport = 'x'", "is not a whole number"),
+        ("[http]\nport = true", "is not a whole number"),
+        ("[http]\nport = 1.5", "is not a whole number"),
+        ("[http]\nport = 70000", "more than 65535"),
+        ("[http]\nport = -1", "less than 0"),
+        ("[limits]\nmin_rate = -1", "less than 0"),
+        ("[limits]\nmax_uploads = 0", "less than 1"),
+        ("[limits]\nidle_timeout = nan", "less than 0.1"),
+        ("[limits]\nidle_timeout = true", "is not a number"),
+        ("[store]\nread_only = 'maybe'", "is not yes or no"),
+        ("[http]\nhost = 5", "is not a text"),
+        ("[http]\ncors_origins = [1]", "is not a list of texts"),
+        ("[http]\ncors_origins = 1", "is not a list of texts"),
+        ("[store]\non_duplicate = 'keep'", "none of refuse, accept-identical, replace"),
         ("port = ", "is not TOML"),
     ],
 )

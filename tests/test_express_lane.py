@@ -343,7 +343,7 @@ PARTICULAR = [
     ids=lambda values: "+".join(values) or "as it is",
 )
 def test_every_request_has_the_same_answer_without_the_lane(start, values):
-    fast, slow = start(**values), start(express_lane=False, **values)
+    fast, slow = start(**values), start(fast_path=False, **values)
     one, other = fast.connect(), slow.connect()
     for request in [*REQUESTS, *PARTICULAR]:
         for _ in range(4):
@@ -654,7 +654,7 @@ def test_what_fails_in_the_lane_goes_the_usual_way(start, monkeypatch, what):
 
 def test_a_frame_that_is_cut_short_is_logged_as_ever(start, monkeypatch):
     lines = []
-    for values in ({}, {"express_lane": False}):
+    for values in ({}, {"fast_path": False}):
         local = start(**values)
         connection = local.connect()
         for _ in range(3):
@@ -733,7 +733,7 @@ def read_by_tornado(monkeypatch):
 
 @pytest.mark.parametrize("headers", [(), ("Accept-Encoding: gzip", "Origin: https://viewer.example")])
 def test_known_words_are_answered_as_by_tornado(start, read_by_tornado, headers):
-    fast, slow = start(cors_origins=("*",)), start(cors_origins=("*",), express_lane=False)
+    fast, slow = start(cors_origins=("*",)), start(cors_origins=("*",), fast_path=False)
     one, other = fast.connect(), slow.connect()
     expected = [comparable(other.ask(ask_for(target, *headers))) for target in OTHERS]
     one.ask(ask_for("/v2/studies?limit=7", *headers))
@@ -1003,11 +1003,11 @@ def test_what_has_to_be_made_is_nothing_for_the_lane(start):
         assert len(local.app.lane._once) == noted
 
 
-@pytest.mark.parametrize("express_lane", [True, False])
+@pytest.mark.parametrize("fast_path", [True, False])
 @pytest.mark.parametrize(("instance", "kind"), [(NATIVE, "image/jls"), (LARGE, "application/octet-stream")])
-def test_an_answer_leaves_nothing_to_the_garbage_collector(start, instance, kind, express_lane):
+def test_an_answer_leaves_nothing_to_the_garbage_collector(start, instance, kind, fast_path):
     """Nor does anything that was made, or is sent by a Transfer, stay in memory until that comes."""
-    connection = start(express_lane=express_lane).connect()
+    connection = start(fast_path=fast_path).connect()
     accept = f'multipart/related; type="{kind}"'
     connection.ask(get(instance, 1, accept=accept))
     gc.collect()
@@ -1093,7 +1093,7 @@ NOT_ALIKE = [
 def test_a_frame_of_a_known_series_has_the_same_answer(start, twin, hot, monkeypatch, values, settled):
     monkeypatch.setattr(conditional, "SETTLED", settled)
     monkeypatch.setattr(cached_frames, "SETTLED", settled)
-    fast, slow = start(**values), start(express_lane=False, **values)
+    fast, slow = start(**values), start(fast_path=False, **values)
     one, other = fast.connect(), slow.connect()
     for _ in range(3):
         for request in [*SERIES_TO_MAKE, *NOT_ALIKE]:
@@ -1227,7 +1227,7 @@ def narrow(request, start, store):
     keep(store, part10("1.2.3.4.8", WIDE))
 
     def begin(**values):
-        local = start(express_lane=request.param, **values)
+        local = start(fast_path=request.param, **values)
         known = local.connect()
         for _ in range(4):
             known.ask(get("1.2.3.4.8", 1))

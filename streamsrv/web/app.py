@@ -90,7 +90,7 @@ class App(HTTPServerConnectionDelegate):
         self.buffers = Buffers()
         self.gathering = Gathering(actions.store_together)
         self.series = HotSeries(settings.max_url)
-        self.lane = Lane(access_log, self._begin_transfer) if settings.express_lane else None
+        self.lane = Lane(access_log, self._begin_transfer) if settings.fast_path else None
         self.draining = False
         self.store_open = True
         self.on_failure = on_failure

@@ -103,6 +103,7 @@ def identity(content):
 @target(
     SettingsError,
     words=[
+        b"[http]\n",
         b"port = ",
         b"host = ",
         b"[",

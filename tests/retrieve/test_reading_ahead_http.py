@@ -79,7 +79,7 @@ def take(server, numbers):
 def test_how_many_are_made_for_who_takes_frames_in_any_order(tmp_path, ahead):
     """Some are made ahead as soon as there are two processes, and never more in vain than were asked for."""
     in_any_order = random.Random(4).sample(range(1, FRAMES + 1), FRAMES)
-    with counting_server(tmp_path, "--read-ahead", str(ahead)) as server:
+    with counting_server(tmp_path, "--prefetch", str(ahead)) as server:
         post(server, stored_as(image(KIND, arrays_of(KIND, FRAMES)), LITTLE))
         for asked in range(ASKED, FRAMES, ASKED):
             take(server, in_any_order[asked - ASKED : asked])
