@@ -16,7 +16,7 @@ from streamsrv.ingest.response import StoreResult
 from streamsrv.ingest.together import ShortBody
 from streamsrv.web.fastpath.templates import Frames, Series
 from streamsrv.web.stow import Receiver
-from streamsrv.wire.answers import Answer, Request
+from streamsrv.wire.answers import Answer, Computed, Request, resolved
 from streamsrv.wire.coded import coded
 from streamsrv.wire.resources import Kind, Level, Target
 
@@ -48,8 +48,8 @@ class Actions:
     is on its way. `probe` does not block: it raises a StreamsrvError if the store cannot be read.
     """
 
-    retrieve: Callable[[Request, Target], Answer]
-    search: Callable[[Request, Target], Answer]
+    retrieve: Callable[[Request, Target], Computed]
+    search: Callable[[Request, Target], Computed]
     delete: Callable[[str, str | None, str | None], int]
     ingest: Callable[[Request, Target], Receiver]
     stored: Callable[[StoreResult, Request], Answer]
@@ -70,7 +70,7 @@ def is_inline(method: str, target: Target) -> bool:
     return route.level is Level.INSTANCE and route.kind in INLINE
 
 
-def compute(actions: Actions, request: Request, target: Target) -> Answer:
+def compute(actions: Actions, request: Request, target: Target) -> Computed:
     """The answer to anything but a store."""
     if request.method == "DELETE":
         check_preconditions(actions, request, target)
@@ -89,9 +89,9 @@ def check_preconditions(actions: Actions, request: Request, target: Target) -> N
     headers = {name: value for name, value in request.headers.items() if name in (*CONDITIONS, *CHOOSING)}
     asked = replace(request, method="HEAD", query=(), headers=headers)
     try:
-        found = compute(actions, asked, target)
+        found = resolved(compute(actions, asked, target))
     except NotAcceptable:  # meant for the answer of the change itself
-        found = compute(actions, replace(asked, headers=headers | {"accept": "*/*"}), target)
+        found = resolved(compute(actions, replace(asked, headers=headers | {"accept": "*/*"}), target))
     except NotFound:
         if request.method == "DELETE":
             raise

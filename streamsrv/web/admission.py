@@ -16,7 +16,7 @@ from streamsrv.web.fastpath.frames import Lane
 from streamsrv.web.head import Head
 from streamsrv.web.stow import Upload
 from streamsrv.web.uploads import UploadSlot
-from streamsrv.wire.answers import Answer
+from streamsrv.wire.answers import Answer, Computed
 
 # The buffer of one upload. It is written at once: a quarter faster than half of it or part by part.
 # Larger ones gain nothing, and every upload in flight holds one.
@@ -33,7 +33,7 @@ class Job(NamedTuple):
     """`inline`: so short that a turn through a thread would cost more. `left` is called if the client leaves
     while a thread computes."""
 
-    compute: Callable[[], Answer]
+    compute: Callable[[], Computed]
     inline: bool
     left: Callable[[], None] = _nothing
 

@@ -54,7 +54,7 @@ from streamsrv.web.sending.response import Outgoing, transfer
 from streamsrv.web.sending.transfer import Transfer
 from streamsrv.web.stow import Identity, Receiver, ShortUpload, Upload, decoder_for
 from streamsrv.web.uploads import Uploads, UploadSlot
-from streamsrv.wire.answers import Answer, Request
+from streamsrv.wire.answers import Answer, Computed, Request, then
 from streamsrv.wire.hot_paths import target_of
 from streamsrv.wire.problems import problem_answer
 from streamsrv.wire.ranges import parse_accept
@@ -152,7 +152,7 @@ class App(HTTPServerConnectionDelegate):
         in anew: another one of its series was."""
         return self.series.job(head, partial(self._usual, head))
 
-    def _usual(self, head: Head) -> Answer:
+    def _usual(self, head: Head) -> Computed:
         admitted, _ = self.admit(head, 0)
         return cast(Job, admitted).compute()
 
@@ -247,14 +247,14 @@ class App(HTTPServerConnectionDelegate):
         ranges = parse_accept(head.headers.get("accept"))
         return Job(lambda: capabilities.describe(base, route, ranges), inline=True)
 
-    def _compute(self, request: Request, target: Target) -> Answer:
+    def _compute(self, request: Request, target: Target) -> Computed:
         try:
             answer = compute(self._actions, request, target)
         except WouldBlock as blocked:
             blocked.then(self._let_cache)
             raise
         # What was acknowledged is found by the next search, so searches are asked each time.
-        return answer if target.kind is Kind.SEARCH else self._let_cache(answer)
+        return answer if target.kind is Kind.SEARCH else then(answer, self._let_cache)
 
     def _let_cache(self, answer: Answer) -> Answer:
         if self.settings.cache_max_age:

@@ -8,8 +8,8 @@ whoever writes the answer finds them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +114,72 @@ class Answer:
     length: int | None = 0  # of the whole plan; None when a Stream's is not known
     descriptor: Callable[[int], int] | None = None  # segment -> open file descriptor, for the plan's spans
     release: Callable[[], None] | None = None  # called once, when the plan is not needed any more
+
+
+class PendingResult(Protocol):
+    """A future of `concurrent.futures`, or of `framecodecs.pool`."""
+
+    def cancelled(self) -> bool: ...
+    def result(self) -> Any: ...
+    def exception(self) -> BaseException | None: ...
+    def add_done_callback(self, callback: Callable[[Any], object], /) -> None: ...
+
+
+def _raise(error: Exception) -> Answer:
+    raise error
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """An answer that waits for a result: `finish(result)` makes it.
+
+    If the client leaves earlier, `cancel()` is called once: it may cancel the future. If the future fails,
+    `recover(error)` makes the answer or raises the error.
+    """
+
+    future: PendingResult
+    finish: Callable[[Any], Answer]
+    cancel: Callable[[], object]
+    recover: Callable[[Exception], Answer] = _raise
+
+    def answer(self) -> Answer:
+        """Makes the answer. Blocks until the future ends; raises CancelledError if it is cancelled."""
+        error = self.future.exception()
+        if error is None:
+            return self.finish(self.future.result())
+        if isinstance(error, Exception):
+            return self.recover(error)
+        raise error
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """An answer that takes too long for the event loop: a thread calls `compute`."""
+
+    compute: Callable[[], Computed]
+
+
+Computed: TypeAlias = Answer | Pending | Deferred
+
+
+def then(computed: Computed, step: Callable[[Answer], Answer]) -> Computed:
+    """Applies `step` to the answer, as soon as there is one."""
+    match computed:
+        case Pending():
+            finish, recover = computed.finish, computed.recover
+            return replace(
+                computed,
+                finish=lambda result: step(finish(result)),
+                recover=lambda error: step(recover(error)),
+            )
+        case Deferred():
+            return Deferred(lambda: then(computed.compute(), step))
+        case _:
+            return step(computed)
+
+
+def resolved(computed: Computed) -> Answer:
+    """The answer. Blocks until there is one."""
+    while not isinstance(computed, Answer):
+        computed = computed.compute() if isinstance(computed, Deferred) else computed.answer()
+    return computed

@@ -12,17 +12,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
-from streamsrv.wire.answers import Answer, Literal, Piece, Request, Stream
+from streamsrv.wire.answers import Answer, Computed, Literal, Piece, Request, Stream, then
 from streamsrv.wire.codings import ENCODERS, WORTH_CODING, choose_coding, encoded
 
 _CONDITIONS = ("if-match", "if-none-match")
 _MARKED = re.compile(rf'-(?:{"|".join(ENCODERS)})"')
 
 
-def coded(request: Request, answer: Callable[[Request], Answer]) -> Answer:
-    """What `answer` answers, in the coding that the client likes best."""
-    found = answer(_unmarked(request))
+def coded(request: Request, answer: Callable[[Request], Computed]) -> Computed:
+    """The answer that `answer` makes, in the coding that the client prefers."""
+    return then(answer(_unmarked(request)), partial(_in_coding, request))
+
+
+def _in_coding(request: Request, found: Answer) -> Answer:
     found.headers = [(name, _varied(value) if name == "Vary" else value) for name, value in found.headers]
     if "range" in request.headers:
         return found

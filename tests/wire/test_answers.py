@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from streamsrv.wire.answers import Answer, Literal, Request, Span, Stream
+from concurrent.futures import Future
+
+import pytest
+
+from streamsrv.errors import NotFound
+from streamsrv.wire.answers import Answer, Deferred, Literal, Pending, Request, Span, Stream, resolved, then
 
 
 def test_every_piece_knows_its_length() -> None:
@@ -21,3 +26,25 @@ def test_an_answer_is_empty_unless_told_otherwise() -> None:
 def test_requests_are_values() -> None:
     one, other = (Request("GET", "/v2/studies", (), {}, "http://h/v2", 2) for _ in range(2))
     assert one == other
+
+
+def double(answer: Answer) -> Answer:
+    return Answer(answer.status * 2)
+
+
+def test_a_step_is_applied_to_an_answer_now_or_later() -> None:
+    future: Future[int] = Future()
+    pending = Pending(future, Answer, future.cancel, lambda error: Answer(100))
+    assert resolved(then(Answer(200), double)).status == 400
+    assert resolved(then(Deferred(lambda: Deferred(lambda: Answer(200))), double)).status == 400
+    future.set_result(201)
+    assert resolved(then(Deferred(lambda: pending), double)).status == 402
+
+
+def test_a_step_is_applied_to_the_answer_that_a_failure_has() -> None:
+    future: Future[int] = Future()
+    pending = Pending(future, Answer, future.cancel, lambda error: Answer(100))
+    future.set_exception(NotFound("gone"))
+    assert resolved(then(pending, double)).status == 200
+    with pytest.raises(NotFound):
+        resolved(Pending(future, Answer, future.cancel))

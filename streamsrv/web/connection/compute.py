@@ -10,14 +10,16 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import TypeAlias, cast
 
 from streamsrv.errors import Overloaded, WouldBlock
 from streamsrv.web.admission import Job, Service
 from streamsrv.web.connection.threads import from_thread
 from streamsrv.web.head import Head
-from streamsrv.wire.answers import Answer
+from streamsrv.wire.answers import Answer, Computed, Deferred, Pending
+
+CANCELLED = "the connection was shut before the turn of this request came"
 
 # Takes whom to tell that the client has left, or shut its side; or None.
 Listen: TypeAlias = Callable[[Callable[[], None] | None], object]
@@ -37,7 +39,7 @@ class Answering:
     def begin(self, job: Job) -> None:
         """At once, if that is short."""
         if not job.inline:
-            self._from_thread(job)
+            self._from_thread(job.compute, job.left)
             return
         try:
             computed = job.compute()
@@ -46,29 +48,80 @@ class Answering:
             return
         except Exception as error:
             computed = self._problem(error)
-        self._answer(computed)
+        self.take(computed, job.left)
+
+    def take(self, computed: Computed, left: Callable[[], None]) -> None:
+        """Sends an answer, now or as soon as there is one. A thread calls `left` if the client leaves."""
+        match computed:
+            case Pending():
+                self._wait_for(computed)
+            case Deferred():
+                self._from_thread(computed.compute, left)
+            case _:
+                self._answer(computed)
+
+    def _wait_for(self, pending: Pending) -> None:
+        """Takes the answer when its future ends. If the client shuts its side, the loop cannot tell whether
+        it still reads: the answer then says that the request was cancelled, or is the result of a future
+        that goes on."""
+        loop, here = asyncio.get_running_loop(), threading.get_ident()
+        waits = False  # whether the loop itself may go on within the callback of the future
+
+        def left() -> None:
+            nonlocal waits
+            waits = False
+            self._listen(None)
+            pending.cancel()
+
+        def resume() -> None:
+            self._listen(None)
+            self._answer(self._finished(pending))
+
+        def ended(_: object) -> None:
+            if threading.get_ident() != here:
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    loop.call_soon_threadsafe(resume)
+            elif waits:
+                resume()
+            else:
+                loop.call_soon(resume)
+
+        self._listen(left)
+        pending.future.add_done_callback(ended)
+        waits = True
+
+    def _finished(self, pending: Pending) -> Answer:
+        try:
+            return pending.answer()
+        except CancelledError:
+            return self._problem(Overloaded(CANCELLED, retry_after=1))
+        except Exception as error:
+            return self._problem(error)
 
     def wait(self, job: Job, blocked: WouldBlock) -> None:
         """For what was in its way here."""
         if not when_made(self._listen, blocked, job, self.begin):
-            self._from_thread(job)
+            self._from_thread(job.compute, job.left)
 
-    def _from_thread(self, job: Job) -> None:
-        self._listen(job.left)
+    def _from_thread(self, compute: Callable[[], Computed], left: Callable[[], None]) -> None:
+        self._listen(left)
         try:
-            from_thread(self._service.pool, lambda: self._computed(job), self._from_there)
+            from_thread(self._service.pool, lambda: self._computed(compute), self._from_there)
         except RuntimeError as error:  # there is no thread, and none can be started
             asyncio.get_running_loop().call_soon(self._from_there, self._problem(error))
 
-    def _from_there(self, answer: Answer) -> None:
+    def _from_there(self, computed: Answer | Pending) -> None:
         self._listen(None)
-        self._answer(answer)
+        self.take(computed, _nothing)
 
-    def _computed(self, job: Job) -> Answer:
+    def _computed(self, compute: Callable[[], Computed]) -> Answer | Pending:
         try:
-            return job.compute()
+            computed = compute()
+            while isinstance(computed, Deferred):
+                computed = computed.compute()
         except Exception as error:
             return self._problem(error)
+        return computed
 
     def _problem(self, error: Exception) -> Answer:
         return self._service.problem(error, self._head)
@@ -125,4 +178,8 @@ def _finishing(blocked: WouldBlock) -> Job | None:
 
 
 def _refuse() -> Answer:
-    raise Overloaded("the connection was shut before the turn of this request came", retry_after=1)
+    raise Overloaded(CANCELLED, retry_after=1)
+
+
+def _nothing() -> None:
+    pass

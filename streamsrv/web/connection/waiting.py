@@ -22,6 +22,7 @@ from streamsrv.web.fastpath.frames import Lane
 from streamsrv.web.fastpath.known_request import Known
 from streamsrv.web.sending.response import release
 from streamsrv.web.sending.transfer import Transfer
+from streamsrv.wire.answers import Answer
 
 log = logging.getLogger("streamsrv.web")
 
@@ -90,6 +91,8 @@ class Waiting:
             return known.wait(admitted, blocked)
         except Exception as error:
             answer = service.problem(error, head)
+        if not isinstance(answer, Answer):
+            return known.take(answer, admitted)
         try:
             return known.send(answer) or True
         except Exception as error:  # nothing was sent

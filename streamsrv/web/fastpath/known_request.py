@@ -27,7 +27,7 @@ from streamsrv.web.fastpath.frames import lies_in_store
 from streamsrv.web.head import Head
 from streamsrv.web.sending.response import Outgoing, Written, begin_transfer, release, send_small
 from streamsrv.web.sending.transfer import Transfer
-from streamsrv.wire.answers import Answer
+from streamsrv.wire.answers import Answer, Deferred, Pending
 
 log = logging.getLogger("streamsrv.web")
 
@@ -68,6 +68,11 @@ class Known:
         """For what the job could not compute here; without `blocked`, what is too long for here."""
         answering = Answering(self._service, self._head, self._listen, self._answer)
         answering.begin(job) if blocked is None else answering.wait(job, blocked)
+        return self
+
+    def take(self, computed: Pending | Deferred, job: Job) -> Known:
+        """Sends the answer as soon as there is one."""
+        Answering(self._service, self._head, self._listen, self._answer).take(computed, job.left)
         return self
 
     def _listen(self, left: Callable[[], None] | None) -> None:

@@ -20,7 +20,7 @@ from streamsrv.errors import NotAcceptable, WouldBlock
 from streamsrv.web.admission import Job
 from streamsrv.web.fastpath.templates import Knowledge, SeriesTemplate, render_series
 from streamsrv.web.head import Head
-from streamsrv.wire.answers import Answer
+from streamsrv.wire.answers import Computed
 
 TEMPLATES = 256  # of some 4 kB
 # Path of the series, UID of the instance, number of the frame.
@@ -41,7 +41,7 @@ class HotSeries:
         self._max_url = max_url
         self._templates: dict[_Key, SeriesTemplate] = {}
 
-    def job(self, head: Head, usual: Callable[[], Answer]) -> tuple[Job, str] | None:
+    def job(self, head: Head, usual: Callable[[], Computed]) -> tuple[Job, str] | None:
         """What to do with a request, and the client's address for the log; None unless its series is known.
         `usual` computes what it would be without."""
         found = _frame_in(head)
@@ -73,7 +73,7 @@ class _Asked:
     then on: that knows what else would be acceptable, and why a frame cannot be made."""
 
     def __init__(
-        self, template: SeriesTemplate, head: Head, instance: str, number: str, usual: Callable[[], Answer]
+        self, template: SeriesTemplate, head: Head, instance: str, number: str, usual: Callable[[], Computed]
     ) -> None:
         self._template = template
         self._head = head
@@ -81,7 +81,7 @@ class _Asked:
         self._usual = usual
         self._is_first = True
 
-    def compute(self) -> Answer:
+    def compute(self) -> Computed:
         if not self._is_first:
             return self._usual()
         self._is_first = False
