@@ -837,7 +837,7 @@ async def test_an_upload_that_cannot_be_undone_is_logged(port, world, caplog):
 
 async def test_a_refused_client_that_goes_on_for_ever_is_cut_off(port, world, monkeypatch):
     for module in ("exchange", "farewell"):
-        monkeypatch.setattr(f"streamsrv.web.{module}.LINGER_BYTES", 1_000_000)
+        monkeypatch.setattr(f"streamsrv.web.connection.{module}.LINGER_BYTES", 1_000_000)
     for framing in ("Content-Length: 1000000000", "Transfer-Encoding: chunked"):
         raw = await Raw.connect(port)
         await raw.send(message("POST /v2/studies", DICOM, framing) + b"a\r\nREFUSE1234\r\n")
