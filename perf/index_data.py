@@ -13,7 +13,7 @@ import orjson
 
 from streamsrv.dicom.instance import BulkValue, FrameKind, JsonDataset, JsonElement
 from streamsrv.query.attributes import KEEP
-from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance
+from streamsrv.store import InstanceKey, InstanceRow, Location, NewInstance
 
 ROOT = "1.2.826.0.1.3680043.8.498"
 CT = "1.2.840.10008.5.1.4.1.1.2"

@@ -28,7 +28,7 @@ from perf.search import A_STUDY, grow
 from perf.search import grown as grown_to
 from perf.servers import Server, cpu_seconds, family_of, private_bytes
 from perf.transcodes import frames_as
-from streamsrv.store.store import Store, StoreOptions
+from streamsrv.store import Store, StoreOptions
 
 STAGES = (10_000, 100_000, 1_000_000)
 QUICK_STAGES = (1_000, 10_000)

@@ -23,9 +23,7 @@ from perf import data, servers
 from perf.index_data import CT, ROOT, SYLLABLES, new_instance
 from perf.load import Address, Client
 from perf.report import Claim, Finding, Row
-from streamsrv.store.rows import NewInstance
-from streamsrv.store.store import Store, StoreOptions
-from streamsrv.store.transaction import Record, Transaction
+from streamsrv.store import NewInstance, Record, Store, StoreOptions, Transaction
 
 STAGES = (10_000, 100_000, 1_000_000)
 QUICK_STAGES = (1_000, 10_000, 100_000)

@@ -24,14 +24,19 @@ from streamsrv.guard import guarded
 from streamsrv.ingest.derivation import derive
 from streamsrv.server import read_limits, store_options
 from streamsrv.settings import TABLES, Settings
-from streamsrv.store.maintenance.check import Finding, Severity, check
-from streamsrv.store.maintenance.compact import compact
-from streamsrv.store.maintenance.info import info
-from streamsrv.store.maintenance.reindex import reindex
-from streamsrv.store.maintenance.scrub import Pace, check_segments
-from streamsrv.store.rows import NewInstance
-from streamsrv.store.store import Store
-from streamsrv.store.transaction import Record
+from streamsrv.store import (
+    Finding,
+    NewInstance,
+    Pace,
+    Record,
+    Severity,
+    Store,
+    check,
+    check_segments,
+    compact,
+    info,
+    reindex,
+)
 
 FAILED, USAGE, LOCKED = 1, 2, 3
 # Verbs that map the index in their own process. The workers of `serve` are watched by its supervisor.

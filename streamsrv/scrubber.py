@@ -24,10 +24,7 @@ from streamsrv.errors import StreamsrvError
 from streamsrv.privileges import protect
 from streamsrv.server import LOG_LINE, STDIN, read_settings, store_options
 from streamsrv.settings import Settings
-from streamsrv.store.maintenance.check import Severity
-from streamsrv.store.maintenance.scrub import Pace, Scrub
-from streamsrv.store.maintenance.scrub_state import DAY
-from streamsrv.store.store import Store
+from streamsrv.store import DAY, Pace, Scrub, Severity, Store
 
 log = logging.getLogger("streamsrv.scrub")
 

@@ -38,9 +38,7 @@ from streamsrv.retrieve.cached_pictures import hot_answers
 from streamsrv.retrieve.cached_series import hot_series
 from streamsrv.search import SearchLimits
 from streamsrv.settings import Settings
-from streamsrv.store.rows import OnDuplicate
-from streamsrv.store.store import Store, StoreOptions
-from streamsrv.store.sweeping import Sweeper
+from streamsrv.store import OnDuplicate, Store, StoreOptions, Sweeper
 from streamsrv.supervisor import DUMP
 from streamsrv.web.actions import Actions
 from streamsrv.web.worker import run

@@ -41,7 +41,7 @@ from streamsrv.pixels.processes import pixel_limits, pixel_processes, slow_limit
 from streamsrv.privileges import protect, remarks
 from streamsrv.scrub_process import ScrubProcess
 from streamsrv.settings import Settings
-from streamsrv.store.store import Store
+from streamsrv.store import Store
 from streamsrv.web.hosts import is_loopback
 
 log = logging.getLogger("streamsrv.supervisor")

@@ -186,6 +186,18 @@ def test_strangers_do_not_know_each_other(room, stranger):
             assert not {name for name in arrows(module) if inside(name, stranger)}, module.name
 
 
+# Rooms that are entered by one name: the names that its `__init__` lists.
+ENTRANCES = ["streamsrv.store"]
+
+
+@pytest.mark.parametrize("room", ENTRANCES)
+def test_a_room_is_entered_by_its_entrance(room):
+    for module in SOURCES:
+        if module.name != room and not module.name.startswith(room + "."):
+            inside = {name for name in imported_names(module, module.tree) if name.startswith(room + ".")}
+            assert not inside, module.name
+
+
 def test_no_cycle():
     graph = {name: arrows(module) for name, module in MODULES.items()}
     settled: set[str] = set()

@@ -14,8 +14,15 @@ from streamsrv.dicom.part10 import read_instance
 from streamsrv.dicom.repeats import Repeats
 from streamsrv.dicom.window import Pread, ReadLimits
 from streamsrv.query.attributes import KEEP
-from streamsrv.store.index.metadata_blobs import compressed
-from streamsrv.store.rows import METADATA_CHUNK, SHORT_TEXT, InstanceKey, InstanceRow, Location, NewInstance
+from streamsrv.store import (
+    METADATA_CHUNK,
+    SHORT_TEXT,
+    InstanceKey,
+    InstanceRow,
+    Location,
+    NewInstance,
+    compressed,
+)
 
 MOST_REMEMBERED = 8  # about 200 kB each
 

@@ -14,8 +14,7 @@ from os import pread
 
 from streamsrv.dicom.explicit import Copy
 from streamsrv.errors import InsufficientStorage, StoreError
-from streamsrv.store.fileops import Buffer, write_all
-from streamsrv.store.store import Store
+from streamsrv.store import Buffer, Store, write_all
 
 CHUNK = 1 << 20
 # How often it is asked whether the disk still has its reserve.

@@ -12,8 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO
 
-from streamsrv.store.index.batch import Prepared
-from streamsrv.store.transaction import Record
+from streamsrv.store import Prepared, Record
 
 # Instances kept in memory: 512 of a CT hold 2 MB.
 SPILL_AFTER = 512

@@ -29,9 +29,7 @@ from streamsrv.ingest.transaction import (
     Ingest,
     IngestLimits,
 )
-from streamsrv.store.rows import InstanceKey, OnDuplicate
-from streamsrv.store.store import Store
-from streamsrv.store.transaction import Transaction
+from streamsrv.store import InstanceKey, OnDuplicate, Store, Transaction
 from streamsrv.wire.multipart import Event
 
 # Longer bodies are streamed: reading the dataset of one takes longer than others should wait for it.

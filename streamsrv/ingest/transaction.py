@@ -33,10 +33,17 @@ from streamsrv.ingest.partspool import PartSpool
 from streamsrv.ingest.reading import READ_SECONDS, brief_pread, stoppable_pread
 from streamsrv.ingest.response import FailedItem, StoredItem, StoreResult
 from streamsrv.ingest.spill import Spill
-from streamsrv.store.index.batch import Prepared, prepare
-from streamsrv.store.rows import InstanceKey, NewInstance, OnDuplicate, Outcome
-from streamsrv.store.store import Store
-from streamsrv.store.transaction import Record, Transaction
+from streamsrv.store import (
+    InstanceKey,
+    NewInstance,
+    OnDuplicate,
+    Outcome,
+    Prepared,
+    Record,
+    Store,
+    Transaction,
+    prepare,
+)
 from streamsrv.wire.multipart import Buffer, Event, MultipartLimits, PartBegin, PartEnd, Payload
 
 # Reading a dataset of a megabyte of small elements takes about 50 ms: longer instances are read in a thread.

@@ -34,8 +34,7 @@ from streamsrv.pixels.coverage import Coverage, Coverages
 from streamsrv.pixels.pool import Making, PixelPool
 from streamsrv.pixels.series_order import Order, Orders
 from streamsrv.plans.selection import Selection
-from streamsrv.store.rows import InstanceRow
-from streamsrv.store.store import Store
+from streamsrv.store import InstanceRow, Store
 
 WALKS = 64
 # Several clients may walk through the same series, each with a last place of its own.

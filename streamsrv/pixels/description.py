@@ -25,8 +25,7 @@ from streamsrv.dicom.json.text import LARGE, JsonReader
 from streamsrv.errors import NotAcceptable
 from streamsrv.pixels.pool import PixelPool
 from streamsrv.plans.field_filter import Tree, lean_text
-from streamsrv.store.rows import InstanceRow
-from streamsrv.store.store import Store
+from streamsrv.store import InstanceRow, Store
 
 # Text up to this long is parsed whole (30 ms); a longer one is cut down first, and read item by item.
 WHOLE = 4 << 20

@@ -22,8 +22,7 @@ from streamsrv.dicom.pixelfacts import unpacked
 from streamsrv.errors import NotAcceptable
 from streamsrv.pixels.description import QUICK, Description, describe, frame_info, info_of
 from streamsrv.pixels.pool import PixelPool
-from streamsrv.store.rows import InstanceRow
-from streamsrv.store.store import Store
+from streamsrv.store import InstanceRow, Store
 
 FIRST, LAST = b'"00280002":{', b'"00280103":{'
 _NUMBERS = "00280004 00280006 00280010 00280011 00280100 00280101 00280102"

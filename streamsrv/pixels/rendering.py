@@ -34,8 +34,7 @@ from streamsrv.pixels.transcoding import (
 from streamsrv.pixels.viewing import Wishes, picture_request
 from streamsrv.plans.payloads import bulk_piece
 from streamsrv.plans.selection import Selection
-from streamsrv.store.rows import InstanceRow
-from streamsrv.store.store import Store
+from streamsrv.store import InstanceRow, Store
 from streamsrv.wire.answers import Literal, Piece, Requester
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp", "image/jp2")

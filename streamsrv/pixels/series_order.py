@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from streamsrv.pixels.description import whole
 from streamsrv.query.attributes import Level
 from streamsrv.query.conditions import Query
-from streamsrv.store.index.answers import instance_attributes
-from streamsrv.store.rows import InstanceRow
-from streamsrv.store.store import Store
+from streamsrv.store import InstanceRow, Store, instance_attributes
 
 # An order of 300 instances is looked up in 5 ms, and takes 40 kB.
 SERIES, LONGEST, INSTANCES = 64, 2_000, 20_000

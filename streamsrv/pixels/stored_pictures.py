@@ -35,8 +35,7 @@ from streamsrv.pixels.description import Description, inline_binary
 from streamsrv.pixels.viewing import Wishes, icc_profile_place, rendering_of
 from streamsrv.plans.payloads import bulk_piece, frame_pieces
 from streamsrv.plans.selection import Selection
-from streamsrv.store.rows import InstanceRow
-from streamsrv.store.store import Store
+from streamsrv.store import InstanceRow, Store
 from streamsrv.wire.answers import Literal, Piece, Span
 from streamsrv.wire.conditional import slice_plan
 

@@ -26,8 +26,7 @@ from streamsrv.pixels.pixel_info import pixel_info
 from streamsrv.pixels.pool import Making, Order, PixelPool
 from streamsrv.plans.payloads import frame_pieces
 from streamsrv.plans.selection import Selection
-from streamsrv.store.rows import InstanceRow
-from streamsrv.store.store import Store
+from streamsrv.store import InstanceRow, Store
 from streamsrv.wire.answers import Literal, Piece, Requester, Span, Stream
 
 # A batch: enough to spread the cost of a hand-over, little enough to begin sending soon.

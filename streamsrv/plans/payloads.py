@@ -18,8 +18,7 @@ from streamsrv.dicom.syntaxes import lookup
 from streamsrv.dicom.window import Pread
 from streamsrv.errors import NotFound, StoreCorrupt
 from streamsrv.plans.selection import Selection
-from streamsrv.store.rows import InstanceRow
-from streamsrv.store.store import Store
+from streamsrv.store import InstanceRow, Store
 from streamsrv.wire.answers import Literal, Piece, Span, Stream
 
 CHUNK = 1 << 20  # what a Stream makes at a time

@@ -19,13 +19,24 @@ import xxhash
 
 from streamsrv.dicom.window import Pread
 from streamsrv.errors import NotFound, SegmentGone, StoreError, WouldBlock
-from streamsrv.store.index.damage import DamagedRecord
-from streamsrv.store.index.places import PLACE, metadata_in, places_in, syntax_in, unpacked
-from streamsrv.store.index.rows import PackedRow, split_triple
-from streamsrv.store.rows import InstanceKey, InstanceRow, Location
-from streamsrv.store.segments.leases import SegmentLease
-from streamsrv.store.segments.verifying import MISSING_SEGMENT, damaged_record, refusal
-from streamsrv.store.store import Store
+from streamsrv.store import (
+    MISSING_SEGMENT,
+    PLACE,
+    DamagedRecord,
+    InstanceKey,
+    InstanceRow,
+    Location,
+    PackedRow,
+    SegmentLease,
+    Store,
+    damaged_record,
+    metadata_in,
+    places_in,
+    refusal,
+    split_triple,
+    syntax_in,
+    unpacked,
+)
 from streamsrv.wire.answers import StoredParts
 from streamsrv.wire.resources import Kind, Target
 

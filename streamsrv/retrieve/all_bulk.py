@@ -18,7 +18,7 @@ from streamsrv.errors import NotFound
 from streamsrv.plans import payloads
 from streamsrv.plans.parts import PARTS_KEPT, Part
 from streamsrv.retrieve.answering import Retrieval
-from streamsrv.store.rows import InstanceRow
+from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer
 from streamsrv.wire.mediatypes import OCTETS

@@ -22,7 +22,7 @@ from streamsrv.plans import payloads
 from streamsrv.plans.parts import PARTS_KEPT, Part
 from streamsrv.retrieve.answering import MAKER, Retrieval
 from streamsrv.retrieve.frames import part_texts
-from streamsrv.store.rows import InstanceRow
+from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.accept import Offer
 from streamsrv.wire.answers import Answer

@@ -17,7 +17,7 @@ from streamsrv.errors import WouldBlock
 from streamsrv.pixels.pool import PixelPool
 from streamsrv.plans.parts import PartSource, multipart_plan, total_length
 from streamsrv.plans.selection import Selection
-from streamsrv.store.store import Store
+from streamsrv.store import Store
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Literal, Piece, Request, Stream
 from streamsrv.wire.conditional import etag_of, evaluate, is_conditional, not_modified

@@ -25,9 +25,7 @@ from streamsrv.errors import SegmentGone
 from streamsrv.plans.parts import Part, pieces_of, total_length
 from streamsrv.plans.payloads import span
 from streamsrv.retrieve.answering import CACHING, Retrieval
-from streamsrv.store.rows import InstanceKey, InstanceRow
-from streamsrv.store.segments.leases import SegmentLease
-from streamsrv.store.store import Store
+from streamsrv.store import InstanceKey, InstanceRow, SegmentLease, Store
 from streamsrv.wire.accept import Offer
 from streamsrv.wire.answers import Answer, Request, Span
 from streamsrv.wire.conditional import SETTLED, dated, etag_of, evaluate, not_modified

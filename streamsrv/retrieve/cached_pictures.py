@@ -22,8 +22,7 @@ from streamsrv.pixels.stored_pictures import JPEG, head_at_hand
 from streamsrv.retrieve import cached_frames
 from streamsrv.retrieve.answering import CACHING, Retrieval
 from streamsrv.retrieve.cached_frames import HotInstance, Placed, place_of
-from streamsrv.store.rows import InstanceRow
-from streamsrv.store.store import Store
+from streamsrv.store import InstanceRow, Store
 from streamsrv.wire.answers import Answer, Piece, Request, Span
 from streamsrv.wire.conditional import dated, etag_of, evaluate
 from streamsrv.wire.resources import Kind, Target

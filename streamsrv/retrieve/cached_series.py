@@ -26,8 +26,7 @@ from streamsrv.plans.parts import Part, pieces_of, total_length
 from streamsrv.plans.selection import Selection
 from streamsrv.retrieve.answering import CACHING, MAKER, Retrieval
 from streamsrv.retrieve.cached_frames import is_settled, keep
-from streamsrv.store.rows import InstanceRow
-from streamsrv.store.store import Store
+from streamsrv.store import InstanceRow, Store
 from streamsrv.wire.accept import Offer
 from streamsrv.wire.answers import Answer, Literal, Request, Requester
 from streamsrv.wire.conditional import etag_of, evaluate, http_date

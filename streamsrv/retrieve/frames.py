@@ -19,7 +19,7 @@ from streamsrv.plans import payloads
 from streamsrv.plans.parts import Part
 from streamsrv.retrieve import cached_frames, cached_series
 from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval, finished
-from streamsrv.store.rows import InstanceRow
+from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.accept import Offer
 from streamsrv.wire.answers import Answer, Literal, Piece

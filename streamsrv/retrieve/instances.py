@@ -27,9 +27,7 @@ from streamsrv.plans.parts import Part
 from streamsrv.plans.selection import Found
 from streamsrv.retrieve import datasets
 from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval
-from streamsrv.store.index.places import PLACE, syntax_in
-from streamsrv.store.index.rows import split_triple
-from streamsrv.store.rows import InstanceRow
+from streamsrv.store import PLACE, InstanceRow, split_triple, syntax_in
 from streamsrv.wire import accept
 from streamsrv.wire.accept import INSTANCE_SENT_AS, InstancesChoice
 from streamsrv.wire.answers import Answer, Piece, Place, StoredParts

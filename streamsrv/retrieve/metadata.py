@@ -13,10 +13,7 @@ from itertools import chain, islice
 
 from streamsrv.errors import StoreCorrupt
 from streamsrv.plans.selection import Selection
-from streamsrv.store.index.places import unpacked
-from streamsrv.store.index.rows import PackedRow
-from streamsrv.store.rows import SHORT_TEXT, InstanceRow
-from streamsrv.store.store import Store
+from streamsrv.store import SHORT_TEXT, InstanceRow, PackedRow, Store, unpacked
 from streamsrv.wire.resources import instance_url
 
 ROWS_AT_ONCE = 256

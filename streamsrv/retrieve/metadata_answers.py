@@ -20,7 +20,7 @@ from streamsrv.dicom.xml.writer import native_xml
 from streamsrv.plans.field_filter import Fields, fields_of, lean_text, lean_whole
 from streamsrv.retrieve.answering import Retrieval
 from streamsrv.retrieve.metadata import instance_texts, json_array, lengths, metadata_text, within
-from streamsrv.store.rows import InstanceRow
+from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Literal, Piece, Stream
 from streamsrv.wire.codings import IDENTITY, WORTH_CODING, choose_coding, encoded

@@ -19,7 +19,7 @@ from streamsrv.pixels.pool import Order
 from streamsrv.pixels.rendering import Renderer, Turn
 from streamsrv.pixels.transcoding import READ, piece_chunks
 from streamsrv.retrieve.answering import Retrieval
-from streamsrv.store.rows import InstanceRow
+from streamsrv.store import InstanceRow
 from streamsrv.wire.answers import Literal, Piece
 from streamsrv.wire.multipart import closing, part_head
 from streamsrv.wire.problems import PROBLEM, problem_text

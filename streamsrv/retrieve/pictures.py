@@ -37,7 +37,7 @@ from streamsrv.retrieve.answering import MAKER, Retrieval, finished
 from streamsrv.retrieve.cached_pictures import learn
 from streamsrv.retrieve.frames import check_frames
 from streamsrv.retrieve.picture_parts import picture_url, pictures_body
-from streamsrv.store.rows import InstanceRow
+from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Literal, Piece
 from streamsrv.wire.resources import Level, instance_url

@@ -28,8 +28,7 @@ from streamsrv.retrieve.frames import frames, frames_answer
 from streamsrv.retrieve.instances import instances
 from streamsrv.retrieve.metadata_answers import metadata
 from streamsrv.retrieve.pictures import rendered, thumbnail
-from streamsrv.store.rows import InstanceRow
-from streamsrv.store.store import Store
+from streamsrv.store import InstanceRow, Store
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Request
 from streamsrv.wire.conditional import dated

@@ -40,8 +40,7 @@ from streamsrv.search.order import Order, order_of
 from streamsrv.search.pages import Pages
 from streamsrv.search.parameters import Parameters, SearchLimits, parameters_of
 from streamsrv.search.pointed import pointed
-from streamsrv.store.index.index import Index
-from streamsrv.store.index.walk import Hit
+from streamsrv.store import Hit, Index
 from streamsrv.wire.accept import METADATA_OFFERS, Offer, choose_json, parse_accept
 from streamsrv.wire.answers import Answer, Literal, Request, Stream
 from streamsrv.wire.codings import choose_coding

@@ -24,12 +24,21 @@ from streamsrv.dicom.instance import JsonDataset, JsonElement
 from streamsrv.dicom.json.members import members
 from streamsrv.query.attributes import BY_TAG, QUERY_ATTRIBUTES, Level, Path, Returned, attributes_at
 from streamsrv.query.conditions import Query
-from streamsrv.store.index.answers import expand, fill, fill_page
-from streamsrv.store.index.index import Index
-from streamsrv.store.index.rows import LevelRow, instance_answer, json_object
-from streamsrv.store.index.walk import LEVELS, Hit
-from streamsrv.store.rows import InstanceKey, InstanceRow
-from streamsrv.store.searched_metadata import SHORT, attributes_in
+from streamsrv.store import (
+    LEVELS,
+    SHORT,
+    Hit,
+    Index,
+    InstanceKey,
+    InstanceRow,
+    LevelRow,
+    attributes_in,
+    expand,
+    fill,
+    fill_page,
+    instance_answer,
+    json_object,
+)
 
 PAGE = 100  # matches looked at together
 REMEMBERED = 1024  # texts, 4 kB each with what they were made of

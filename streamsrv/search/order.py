@@ -30,9 +30,7 @@ from streamsrv.errors import BadRequest
 from streamsrv.query.attributes import BY_TAG, Level, Position
 from streamsrv.query.conditions import UID_LEVELS, path_of
 from streamsrv.query.values import NUMBER_VRS, normal_forms
-from streamsrv.store.index.answers import instance_attributes, level_attributes
-from streamsrv.store.index.lists import study_date
-from streamsrv.store.index.walk import Hit
+from streamsrv.store import Hit, instance_attributes, level_attributes, study_date
 
 MOST_TERMS = 8
 LONGEST = 100

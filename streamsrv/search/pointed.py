@@ -24,11 +24,7 @@ from streamsrv.query.terms import elements_at
 from streamsrv.query.values import NORMAL_BYTES
 from streamsrv.search.attributes import returned_anyway
 from streamsrv.search.parameters import PARAMETERS, SearchLimits
-from streamsrv.store.index.answers import fill, reader_of
-from streamsrv.store.index.index import Index
-from streamsrv.store.index.lists import study_date
-from streamsrv.store.index.rows import LevelRow
-from streamsrv.store.rows import InstanceKey
+from streamsrv.store import Index, InstanceKey, LevelRow, fill, reader_of, study_date
 from streamsrv.wire.answers import Request
 from streamsrv.wire.resources import Level as TargetLevel
 from streamsrv.wire.resources import Target

@@ -1,1 +1,117 @@
-"""Segments and the index: the only room that touches files and LMDB. Blocking; called from threads."""
+"""Segments and the index: the only room that touches files and LMDB. Blocking; called from threads.
+
+Other rooms import these names and nothing else of it.
+"""
+
+from streamsrv.store.fileops import Buffer, write_all
+from streamsrv.store.index import (
+    LEVELS,
+    PLACE,
+    SHORT,
+    DamagedRecord,
+    Hit,
+    Index,
+    LevelRow,
+    PackedRow,
+    Prepared,
+    attributes_in,
+    compressed,
+    expand,
+    fill,
+    fill_page,
+    instance_answer,
+    instance_attributes,
+    json_object,
+    level_attributes,
+    metadata_in,
+    places_in,
+    prepare,
+    reader_of,
+    split_triple,
+    study_date,
+    syntax_in,
+    unpacked,
+)
+from streamsrv.store.maintenance.check import Finding, Severity, check
+from streamsrv.store.maintenance.compact import compact
+from streamsrv.store.maintenance.info import info
+from streamsrv.store.maintenance.reindex import reindex
+from streamsrv.store.maintenance.scrub import Pace, Scrub, check_segments
+from streamsrv.store.maintenance.scrub_state import DAY
+from streamsrv.store.rows import (
+    METADATA_CHUNK,
+    SHORT_TEXT,
+    Change,
+    ChangeKind,
+    InstanceKey,
+    InstanceRow,
+    Location,
+    NewInstance,
+    OnDuplicate,
+    Outcome,
+)
+from streamsrv.store.segments.leases import SegmentLease
+from streamsrv.store.segments.verifying import MISSING_SEGMENT, damaged_record, refusal
+from streamsrv.store.store import Store, StoreOptions
+from streamsrv.store.sweeping import Sweeper
+from streamsrv.store.transaction import Record, Transaction
+
+__all__ = [
+    "DAY",
+    "LEVELS",
+    "METADATA_CHUNK",
+    "MISSING_SEGMENT",
+    "PLACE",
+    "SHORT",
+    "SHORT_TEXT",
+    "Buffer",
+    "Change",
+    "ChangeKind",
+    "DamagedRecord",
+    "Finding",
+    "Hit",
+    "Index",
+    "InstanceKey",
+    "InstanceRow",
+    "LevelRow",
+    "Location",
+    "NewInstance",
+    "OnDuplicate",
+    "Outcome",
+    "Pace",
+    "PackedRow",
+    "Prepared",
+    "Record",
+    "Scrub",
+    "SegmentLease",
+    "Severity",
+    "Store",
+    "StoreOptions",
+    "Sweeper",
+    "Transaction",
+    "attributes_in",
+    "check",
+    "check_segments",
+    "compact",
+    "compressed",
+    "damaged_record",
+    "expand",
+    "fill",
+    "fill_page",
+    "info",
+    "instance_answer",
+    "instance_attributes",
+    "json_object",
+    "level_attributes",
+    "metadata_in",
+    "places_in",
+    "prepare",
+    "reader_of",
+    "refusal",
+    "reindex",
+    "split_triple",
+    "study_date",
+    "syntax_in",
+    "unpacked",
+    "write_all",
+]

@@ -11,8 +11,8 @@ from search_world import Holder, ask, body_of, element, instance, patient
 from streamsrv.errors import WouldBlock
 from streamsrv.query.budget import BRIEF_PORTION, BRIEF_ROWS, BriefBudget
 from streamsrv.search import answers
-from streamsrv.store import searched_metadata
 from streamsrv.store.index import reading as index_reading
+from streamsrv.store.index import searched_metadata
 from streamsrv.store.index import walk as index_search
 from streamsrv.store.index.environment import ReadTransaction
 from streamsrv.store.index.index import Index

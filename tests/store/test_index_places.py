@@ -6,8 +6,16 @@ import pytest
 from index_examples import row
 
 from streamsrv.errors import StoreCorrupt
-from streamsrv.store.index.places import PLACE, metadata_in, places_in, syntax_in, unpacked
-from streamsrv.store.index.rows import PackedRow, pack_instance, with_serial
+from streamsrv.store.index.rows import (
+    PLACE,
+    PackedRow,
+    metadata_in,
+    pack_instance,
+    places_in,
+    syntax_in,
+    unpacked,
+    with_serial,
+)
 from streamsrv.store.rows import InstanceKey, InstanceRow
 
 KEYS = [InstanceKey("1.1", "1.2", f"1.3.{number}") for number in range(3)]

@@ -1,1 +1,58 @@
-"""The index: one class to the outside, `index.Index`, over one LMDB environment."""
+"""The index: which SOP instances there are, where their bytes lie, and what searches find."""
+
+from streamsrv.store.index.answers import (
+    expand,
+    fill,
+    fill_page,
+    instance_attributes,
+    level_attributes,
+    reader_of,
+)
+from streamsrv.store.index.batch import Prepared, prepare
+from streamsrv.store.index.damage import DamagedRecord
+from streamsrv.store.index.index import Index
+from streamsrv.store.index.lists import study_date
+from streamsrv.store.index.metadata_blobs import compressed
+from streamsrv.store.index.rows import (
+    PLACE,
+    LevelRow,
+    PackedRow,
+    instance_answer,
+    json_object,
+    metadata_in,
+    places_in,
+    split_triple,
+    syntax_in,
+    unpacked,
+)
+from streamsrv.store.index.searched_metadata import SHORT, attributes_in
+from streamsrv.store.index.walk import LEVELS, Hit
+
+__all__ = [
+    "LEVELS",
+    "PLACE",
+    "SHORT",
+    "DamagedRecord",
+    "Hit",
+    "Index",
+    "LevelRow",
+    "PackedRow",
+    "Prepared",
+    "attributes_in",
+    "compressed",
+    "expand",
+    "fill",
+    "fill_page",
+    "instance_answer",
+    "instance_attributes",
+    "json_object",
+    "level_attributes",
+    "metadata_in",
+    "places_in",
+    "prepare",
+    "reader_of",
+    "split_triple",
+    "study_date",
+    "syntax_in",
+    "unpacked",
+]

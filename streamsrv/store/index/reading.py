@@ -15,7 +15,6 @@ from streamsrv.errors import SegmentGone, StoreCorrupt
 from streamsrv.store.index.damage import DamagedRecord, DamageReader
 from streamsrv.store.index.environment import Environment, Transaction
 from streamsrv.store.index.metadata_blobs import Inflating, Run, Texts, find_texts
-from streamsrv.store.index.places import unpacked
 from streamsrv.store.index.rows import (
     FRAMES_A_CHUNK,
     LevelRow,
@@ -32,6 +31,7 @@ from streamsrv.store.index.rows import (
     triple,
     unpack_bulk,
     unpack_instance,
+    unpacked,
     without_sum,
 )
 from streamsrv.store.rows import METADATA_CHUNK, InstanceKey, InstanceRow

@@ -77,6 +77,11 @@ _FRAME_KIND = 15  # among these
 _FRAME_KINDS = {int(kind): kind for kind in FrameKind}  # calling the enumeration takes three times as long
 _ORDER_AT = _SERIAL.size + 20  # record id, then stored_at
 _ID_END = _ORDER_AT + 16
+# Segment, offset and length of the record, and its id: they stand behind the serial.
+PLACE = struct.Struct("<IQQ16s")
+_PLACE_AT = _SERIAL.size
+_PLACE_END = _PLACE_AT + PLACE.size
+_METADATA_SIZE = struct.Struct("<QI")
 _new = tuple.__new__  # of a named tuple whose parts are all there: calling its class takes longer
 
 UNREADABLE = "a row of the database instances cannot be read: run check, then reindex"
@@ -262,6 +267,40 @@ def unpack_instance(key: InstanceKey, value: bytes) -> InstanceRow:
     syntaxes = uids[:sop_class], uids[sop_class:]
     others = *facts[6:_FRAME_KIND], kind, *facts[_FRAME_KIND + 1 : -3]
     return _new(InstanceRow, (key, _new(Location, facts[:3]), *facts[3:6], *syntaxes, *others, False))
+
+
+# Plans read these from packed rows, because unpacking a row takes ten times as long.
+
+
+def places_in(rows: Sequence[PackedRow]) -> bytes:
+    """One PLACE of each row behind the other."""
+    places = b"".join([value[_PLACE_AT:_PLACE_END] for _, value in rows])
+    if len(places) != PLACE.size * len(rows):
+        raise StoreCorrupt(UNREADABLE)
+    return places
+
+
+def metadata_in(rows: Sequence[PackedRow]) -> list[tuple[int, int]]:
+    """Of each row metadata_length and metadata_slots."""
+    try:
+        return [_METADATA_SIZE.unpack_from(value, METADATA_AT) for _, value in rows]
+    except struct.error as error:
+        raise StoreCorrupt(UNREADABLE) from error
+
+
+def syntax_in(row: PackedRow) -> str:
+    """The transfer syntax."""
+    value = row[1]
+    try:
+        start = UIDS_AT + value[UIDS_AT - 2]
+        return value[start : start + value[UIDS_AT - 1]].decode()
+    except (LookupError, ValueError) as error:
+        raise StoreCorrupt(UNREADABLE) from error
+
+
+def unpacked(row: PackedRow) -> InstanceRow:
+    """All of it."""
+    return unpack_instance(split_triple(row[0]), row[1])
 
 
 def moved(value: bytes, location: Location) -> bytes:

@@ -29,7 +29,7 @@ from streamsrv.store.index.answers import instance_attributes, reader_of
 from streamsrv.store.index.environment import Environment
 from streamsrv.store.index.lists import ALL_DAYS, CANDIDATES, Lists, batch_sizes, study_date
 from streamsrv.store.index.rows import LevelRow, prefix, serial_of
-from streamsrv.store.searched_metadata import SearchedMetadata
+from streamsrv.store.index.searched_metadata import SearchedMetadata
 
 FEW = 200  # a list that offers no more is used at once
 LEVELS = tuple(Level)  # going through an enumeration takes a microsecond each time
