@@ -56,7 +56,7 @@ class StreamsrvError(Exception):
 
 
 class Until(Protocol):
-    """What a Future tells, or an Outcome (framecodecs)."""
+    """The part of a Future that is used here."""
 
     def cancelled(self) -> bool: ...
     def result(self) -> bytes: ...

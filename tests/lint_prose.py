@@ -29,7 +29,7 @@ LIMITS: dict[str, tuple[int, int]] = {
     "codecs/framecodecs": (37, 3),
     "codecs/framecodecs/coders": (15, 11),
     "codecs/framecodecs/headers": (11, 2),
-    "codecs/framecodecs/pool": (36, 5),
+    "codecs/framecodecs/pool": (31, 4),
     "codecs/framecodecs/rendering": (16, 2),
     "docs/api.md": (31, 82),
     "docs/architecture.md": (40, 144),

@@ -25,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 from dataclasses import replace
 from functools import partial
 from threading import get_ident
@@ -200,7 +200,7 @@ class PixelPool:
             raise WouldBlock("a frame is being made", under_way, leave)
         try:
             with self.makings.wanted(under_way):
-                while not under_way.wait(TURN) and not making.requester.left:
+                while not wait((under_way,), TURN).done and not making.requester.left:
                     pass
             if making.requester.left and self.makings.give_up(making.key, under_way):
                 raise left_early()

@@ -21,9 +21,9 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future
 from typing import Any, Generic, Protocol, TypeVar
 
-from framecodecs.pool.outcomes import Outcome
 from streamsrv.errors import StreamsrvError
 
 log = logging.getLogger("streamsrv.pixels")
@@ -194,10 +194,10 @@ class Company:
 
     def __init__(self, wishes: Wishes[Any]) -> None:
         self._wishes = wishes
-        self._ahead: set[Outcome[Any]] = set()
+        self._ahead: set[Future[Any]] = set()
         self._beside = 0  # rises with each request beside others, and falls with each without
 
-    def make_ahead(self, order: Outcome[Any]) -> None:
+    def make_ahead(self, order: Future[Any]) -> None:
         """It is under way, and nobody has asked for it."""
         self._ahead.add(order)
         order.add_done_callback(self._ahead.discard)

@@ -16,12 +16,13 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias
 
 from framecodecs.errors import QueueFull
-from framecodecs.pool.outcomes import Outcome
 from framecodecs.pool.pool import Answer
 from framecodecs.pool.wireform import Frame, Result, Stored
 from streamsrv.pixels.orders import Order
@@ -31,7 +32,7 @@ CLIENTS = 8
 Send: TypeAlias = Callable[[Order], Answer]
 
 
-class Queued(Outcome[list[Result]]):
+class Queued(Future[list[Result]]):
     """An order that waits, and then follows `sent`, the same order with the processes."""
 
     sent: Answer | None = None
@@ -48,7 +49,8 @@ class Queued(Outcome[list[Result]]):
                 return None
             self.sent = sent = self._send(self._order)
         except Exception as error:
-            self.set_exception(error)
+            with suppress(InvalidStateError):  # cancelled meanwhile
+                self.set_exception(error)
             return None
         finally:
             self.close()
@@ -64,12 +66,13 @@ class Queued(Outcome[list[Result]]):
 
     def _follow(self, sent: Answer) -> None:
         self.sent = None
-        if sent.cancelled():
-            super().cancel()
-        elif (error := sent.exception()) is not None:
-            self.set_exception(error)
-        else:
-            self.set_result(sent.result())
+        with suppress(InvalidStateError):  # cancelled meanwhile
+            if sent.cancelled():
+                super().cancel()
+            elif (error := sent.exception()) is not None:
+                self.set_exception(error)
+            else:
+                self.set_result(sent.result())
 
     def running(self) -> bool:
         sent = self.sent

@@ -13,27 +13,27 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
-from framecodecs.pool.outcomes import Outcome
 from streamsrv.pixels.orders import WORTH_A_PROCESS
 
 OUTCOMES, OUTCOMES_BYTES = 64, 64 << 20
 
 
-class UnderWay(Outcome[bytes]):
+class UnderWay(Future[bytes]):
     """`again` is how many were told to ask again, `threads` how many wait for it; `size` is the length of
     the result, `order` makes it, of `pixels` bytes."""
 
     again = threads = size = pixels = 0
-    order: Outcome[Any] | None = None
+    order: Future[Any] | None = None
 
 
 class Makings:
     """Thread-safe. `stop` ends an order of so many bytes of pixels, if that is worth while, and says whether
     it has."""
 
-    def __init__(self, stop: Callable[[Outcome[Any], int], bool]) -> None:
+    def __init__(self, stop: Callable[[Future[Any], int], bool]) -> None:
         self._stop = stop
         self._lock = threading.Lock()
         self._under_way: dict[Hashable, UnderWay] = {}

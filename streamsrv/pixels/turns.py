@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import wait
 from typing import Protocol, TypeAlias, TypeVar
 
 from framecodecs.pool.pool import Answer
@@ -92,7 +93,7 @@ def _placed(pool: OrderPool, order: Order | None) -> tuple[Answer | None] | None
 
 def _waited(pool: OrderPool, answer: Answer | None, order: Order | None, begun: bool) -> Iterator[None]:
     """None for each turn until it is done."""
-    while answer is not None and not answer.wait(TURN):
+    while answer is not None and not wait((answer,), TURN).done:
         if order is not None and order.requester.left and not begun and pool.stop(answer, order.pixels):
             raise left_early()
         yield None

@@ -1,6 +1,7 @@
 """Instances with every kind of pixels, and what is in them, by numpy and pydicom."""
 
 import io
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,6 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import SecondaryCaptureImageStorage
 from retrieve_world import SERIES, STUDY, part10
-
-from framecodecs.pool.outcomes import Outcome
 
 LITTLE = "1.2.840.10008.1.2.1"
 IMPLICIT, BIG, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
@@ -149,7 +148,7 @@ def frames_of_type(media_type, uid):
     return f'multipart/related; type="{media_type}"; transfer-syntax={uid}'
 
 
-class ManualAnswer(Outcome):
+class ManualAnswer(Future):
     """An outcome of a process that begins when the test sets `begun`."""
 
     begun = False

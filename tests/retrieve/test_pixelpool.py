@@ -4,7 +4,7 @@ import gc
 import threading
 import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -13,7 +13,6 @@ from pixel_world import ManualAnswer
 from framecodecs import errors as codec_errors
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.pool import work
-from framecodecs.pool.outcomes import Outcome
 from framecodecs.pool.pool import PoolLimits
 from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError, WouldBlock
 from streamsrv.pixels.pool import Making, Order, PixelPool, SizedCache, translated
@@ -28,7 +27,7 @@ def order(number=0, pixels=1):
 
 
 def done():
-    answer = Outcome()
+    answer = Future()
     answer.set_result([])
     return answer
 

@@ -5,6 +5,7 @@ waits for anything.
 """
 
 import threading
+from concurrent.futures import Future
 
 import pytest
 from pixel_world import (
@@ -22,7 +23,6 @@ from pixel_world import (
 from retrieve_world import SERIES, instance_path, keep
 
 from framecodecs.errors import WorkerCrashed
-from framecodecs.pool.outcomes import Outcome
 from streamsrv import retrieve
 from streamsrv.errors import NotAcceptable, WouldBlock
 from streamsrv.pixels import access_pattern as reading_ahead
@@ -76,7 +76,7 @@ class Processes:
         return self._done(None if self.broken else work(frames, *arguments))
 
     def _done(self, results):
-        future = Outcome()
+        future = Future()
         if results is None:
             future.set_exception(WorkerCrashed("it died"))
         else:
@@ -514,7 +514,7 @@ def test_the_loop_waits_for_what_is_being_made(series):
     waiting = []
 
     def submit(work, frames, *arguments, deadline):
-        waiting.append((Outcome(), lambda: work(frames, *arguments)))
+        waiting.append((Future(), lambda: work(frames, *arguments)))
         return waiting[-1][0]
 
     pool._pool.submit = submit

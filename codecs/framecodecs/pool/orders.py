@@ -16,12 +16,13 @@ import select
 import signal
 import socket
 import struct
+import threading
 import time
 from array import array
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from framecodecs.errors import DeadlineExceeded, PoolError, Unavailable, WorkerCrashed
-from framecodecs.pool.outcomes import Outcome
 from framecodecs.pool.pipes import WITHOUT_WAITING, Frame, PipeWriter, make_room, unread_in
 from framecodecs.pool.processes import PoolLimits
 from framecodecs.pool.wireform import ANSWERING, HEAD, WORKING, AnswerReader, Order, Result, text_of
@@ -38,12 +39,11 @@ LOCK_PATIENCE = 20  # milliseconds; an answer that fits into the pipe takes micr
 _LOCK = struct.Struct("hhqqi4x")  # struct flock, on 64 bits: type, whence, start, length, process
 
 
-class Submitted(Outcome[list[Result]]):
+class Submitted(Future[list[Result]]):
     """`cancel` takes it back as long as no process has begun it, and calls `taken_back`. `told` waits for its
     answer; `in_advance` says that no request waits for it so far; `most` bytes may come back. Raises OSError,
     FrameUnread."""
 
-    # The lock of an Outcome is held while the descriptors are looked at, too.
     descriptor = _theirs = _input = filling = NONE
     number = 0  # of the pool, in the order in which the queue has them
     _overtaken: float | None = None  # when it was first seen that a later one had begun
@@ -62,6 +62,7 @@ class Submitted(Outcome[list[Result]]):
         most: int,
     ) -> None:
         super().__init__()
+        self._lock = threading.Lock()  # of the descriptors
         self.told = told
         self.in_advance = in_advance
         self.deadline, self.patience = order.deadline, order.patience

@@ -1,6 +1,6 @@
 """A pool of decoding processes: a codestream that crashes, hangs or grows costs one answer and nobody else's.
 
-    submit -> queue of the kernel -> an idle process -> pipe of the order -> Submitted, which is an Outcome
+    submit -> queue of the kernel -> an idle process -> pipe of the order -> Submitted, which is a Future
 
 - Several pools may share processes, by an Entrance (processes.py). Without one, a pool has its own.
 - An order waits in the kernel, with its frames in a pipe, and any process takes it. So `submit` wakes the
@@ -24,6 +24,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
 from functools import partial
 from itertools import count
 from typing import Any
@@ -32,13 +33,12 @@ from framecodecs.errors import FrameCodecError, PoolError, QueueFull, Unavailabl
 from framecodecs.pool.board import ABSENT, BUSY, IDLE, STARTING, Board
 from framecodecs.pool.feeding import Feeder
 from framecodecs.pool.orders import Submitted
-from framecodecs.pool.outcomes import Outcome
 from framecodecs.pool.pipes import Frame, length_of
 from framecodecs.pool.processes import END, FIRST, LATE, MORE, RENEW, Entrance, Processes
 from framecodecs.pool.processes import PoolLimits as PoolLimits
 from framecodecs.pool.wireform import Order, Result, Work
 
-Answer = Outcome[list[Result]]
+Answer = Future[list[Result]]
 Frames = Sequence[Frame]
 TICK = 0.25  # seconds between looks at what does not tell by itself, as long as there is something to look at
 
@@ -241,11 +241,11 @@ class FramePool:
             self._kill(order)
             self._feeder.forget(order)
             order.close()
-            order.set_exception(error)
+            _fail(order, error)
 
     def _fail(self, order: Submitted, error: FrameCodecError) -> None:
         if self._end(order):
-            order.set_exception(error)
+            _fail(order, error)
 
     def _kill(self, order: Submitted) -> None:
         if not order.kill():
@@ -265,7 +265,7 @@ class FramePool:
         try:
             if (results := order.received()) is None:
                 return
-            tell = partial(order.set_result, results)  # unless it is cancelled just now
+            tell = partial(order.set_result, results)
         except EOFError:
             if self._claim(order):
                 self._send_anew(order)
@@ -275,7 +275,8 @@ class FramePool:
         if not self._claim(order):
             return
         self._latest_begun = max(self._latest_begun, order.number)
-        tell()
+        with contextlib.suppress(InvalidStateError):  # it was cancelled after it was claimed
+            tell()
         self._feeder.forget(order)
         order.close()  # its callers have gone on
         self._tell_idle()
@@ -286,7 +287,7 @@ class FramePool:
             order.connect_anew()
             self._send(order)
         except PoolError as error:
-            order.set_exception(error)
+            _fail(order, error)
 
     def _serve(self) -> None:
         """The thread. It sleeps when nothing has happened for a while and nobody waits."""
@@ -354,3 +355,8 @@ class FramePool:
         self._board.close()
         os.close(self._asking)
         os.close(self._wake)
+
+
+def _fail(order: Submitted, error: FrameCodecError) -> None:
+    with contextlib.suppress(InvalidStateError):  # it was cancelled after it was claimed
+        order.set_exception(error)
