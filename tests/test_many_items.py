@@ -13,7 +13,7 @@ from hostile_files import SEQUENCE_END, UNDEFINED, dataset, element, instance, i
 from hostile_world import DICOM, SENTINEL, Probes, World, connect, converse, head, post, replies
 
 from streamsrv.dicom.part10 import read_instance
-from streamsrv.dicom.repeats import Repeats
+from streamsrv.dicom.series_template import SeriesReader
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import BadRequest
 from streamsrv.ingest import Ingest
@@ -37,16 +37,15 @@ def empty_items(number, **uids):
     return part10(dataset(**uids) + element(PER_FRAME, "SQ", item() * number))
 
 
-def seconds(file, repeats=None):
-    """Of the processor, that one reading takes."""
+def seconds(file, read=read_instance):
+    """Processor time of one reading."""
     began = time.process_time()
-    read_instance(
+    read(
         lambda offset, length: file[offset : offset + length],
         len(file),
         keep=frozenset(),
         emit=lambda text: None,
         limits=ReadLimits(),
-        repeats=repeats,
     )
     return time.process_time() - began
 
@@ -58,9 +57,9 @@ def test_time_is_linear(make):
     once, twice = make(number), make(2 * number)
     ratio = min(seconds(twice) / seconds(once) for _ in range(2))
     assert ratio < 3
-    repeats = Repeats()
+    read = SeriesReader().read
     alone = min(seconds(once) for _ in range(3))
-    again = [seconds(once, repeats) for _ in range(4)]
+    again = [seconds(once, read) for _ in range(4)]
     assert min(again[1:]) < 2 * alone
 
 

@@ -140,16 +140,6 @@ class Elements:
             else:
                 self.position = base + at
 
-    def one(self) -> Iterator[Event]:
-        """The events of the next element of the dataset, and of all that it holds."""
-        for event in self.walk():
-            if event[4] is not None and len(self.levels) == 1:
-                self.position = event[2] + event[3]
-            yield event
-            if len(self.levels) == 1:
-                break
-        self._count += 1
-
     def _refill(self, level: Level) -> bool:
         """Have the next header in the window. False: `level` has ended here."""
         position = self.position

@@ -25,7 +25,6 @@ from streamsrv.errors import InstanceRefused, NotDicom
 PREAMBLE = 128
 PREFIX = b"DICM"
 GROUP_LENGTH = 0x00020000
-INSTANCE_UID = 0x00020003
 TRANSFER_SYNTAX_UID = 0x00020010
 _GROUP = b"\2\0"
 MOST_ELEMENTS = 1_000  # all of them are held; PS3.10 Table 7.1-1 has about twenty
@@ -39,7 +38,6 @@ class FileMeta:
     elements: list[tuple[int, str, bytes]]
     end: int
     syntax: str
-    instance_uid: range = range(0)  # where the value of Media Storage SOP Instance UID lies
 
 
 @dataclass(slots=True)
@@ -79,8 +77,6 @@ def read_file_meta(window: Window, size: int, limits: ReadLimits) -> FileMeta:
             meta.elements.append((tag, vr, value))
         if tag == GROUP_LENGTH and length == 4 and value:
             counted = meta.end + int.from_bytes(value, "little")
-        elif tag == INSTANCE_UID:
-            meta.instance_uid = range(offset, offset + length)
         elif tag == TRANSFER_SYNTAX_UID and length:
             meta.syntax = _syntax(value, offset)
         at = meta.end - window.start

@@ -21,11 +21,9 @@ from streamsrv.dicom.elements import Elements
 from streamsrv.dicom.filemeta import Encoding, encoding_of, read_file_meta
 from streamsrv.dicom.fragments import scan_items
 from streamsrv.dicom.frames import Encapsulated, Geometry, native_frames, whole_value
-from streamsrv.dicom.instance import BulkValue, FrameKind, Frames, JsonDataset, JsonElement, SOPInstance
+from streamsrv.dicom.instance import BulkValue, FrameKind, Frames, JsonDataset, SOPInstance
 from streamsrv.dicom.json.writer import SLOT, MetadataWriter, plain
-from streamsrv.dicom.mould import GEOMETRY, UIDS, Layout
 from streamsrv.dicom.pixelfacts import facts_in
-from streamsrv.dicom.repeats import Repeats
 from streamsrv.dicom.syntaxes import (
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
@@ -37,6 +35,20 @@ from streamsrv.errors import NotDicom
 
 __all__ = ["Pread", "ReadLimits", "open_dataset", "read_instance"]
 
+UIDS = (tags.STUDY_INSTANCE_UID, tags.SERIES_INSTANCE_UID, tags.SOP_INSTANCE_UID, tags.SOP_CLASS_UID)
+# Attributes that decide how the pixels are read.
+GEOMETRY = (
+    tags.SAMPLES_PER_PIXEL,
+    tags.PHOTOMETRIC_INTERPRETATION,
+    tags.PLANAR_CONFIGURATION,
+    tags.NUMBER_OF_FRAMES,
+    tags.ROWS,
+    tags.COLUMNS,
+    tags.BITS_ALLOCATED,
+    tags.BITS_STORED,
+    tags.HIGH_BIT,
+    tags.PIXEL_REPRESENTATION,
+)
 # Pixel Data and its floating point kin: tag -> bits a sample where the tag fixes them (PS3.3 C.7.6.24,
 # C.7.6.25).
 _PIXELS = {tags.PIXEL_DATA: 0, tags.FLOAT_PIXEL_DATA: 32, tags.DOUBLE_FLOAT_PIXEL_DATA: 64}
@@ -60,26 +72,18 @@ def read_instance(
     keep: frozenset[str],
     emit: Callable[[bytes], None],
     limits: ReadLimits,
-    repeats: Repeats | None = None,
 ) -> SOPInstance:
     """Read the Part 10 file of `size` bytes behind `pread`. `emit` gets its DICOM JSON, with slots, in pieces
-    of at most 256 kB. Of `keep` what is there is returned; a sequence too long to be held is not. `repeats`
-    makes it faster for instances that resemble those before: always with the same `keep` and `limits`."""
+    of at most 256 kB. Of `keep` what is there is returned; a sequence too long to be held is not."""
     window = Window(pread, size)
-    meta = (repeats.file_meta if repeats else read_file_meta)(window, size, limits)
-    if repeats and (known := repeats.cast(pread, size, window, meta)):
-        emit(known[1])
-        return known[0]
+    meta = read_file_meta(window, size, limits)
     encoding = encoding_of(meta, window)
     dataset, start, end = open_dataset(pread, size, meta.end, encoding, limits)
     if encoding.deflated:
         window = Window(dataset, end)
     reader = _Reader(dataset, encoding, keep, emit, limits)
-    reader.walk(window, start, end, repeats)
-    instance = reader.instance(keep, start)
-    if repeats:
-        repeats.make_mould(pread, size, window, reader.writer, instance, reader.layout())
-    return instance
+    reader.walk(window, start, end)
+    return reader.instance(keep, start)
 
 
 class _Reader:
@@ -103,11 +107,10 @@ class _Reader:
             tags.AVAILABLE_TRANSFER_SYNTAX_UID: {"vr": "UI", "Value": [available]},
         }
         self.writer = MetadataWriter(emit, keep | _FACTS, extra, limits, encoding.little)
-        self._element: Callable[[str], JsonElement | None] = self.writer.element
         if encoding.warning:
             self.writer.warn(tags.TRANSFER_SYNTAX_UID, encoding.warning)
 
-    def walk(self, window: Window, start: int, end: int, repeats: Repeats | None) -> None:
+    def walk(self, window: Window, start: int, end: int) -> None:
         encoding = self._encoding
         self._elements = Elements(
             window,
@@ -118,31 +121,25 @@ class _Reader:
             limits=self._limits,
             skip_fragments=self._skip_fragments,
         )
-        elements = self._elements
-        self.writer.write(repeats.events(elements, self.writer) if repeats else elements.walk())
-        self._element = self.writer.kept.get  # by now they are all there
+        self.writer.write(self._elements.walk())
 
     def _skip_fragments(self, tag: int, start: int, end: int, little: bool) -> int:
         """Fragments begin at `start`: lay out the frames if these are the instance's Pixel Data."""
         if f"{tag:08X}" not in _PIXELS or len(self._elements.levels) > 1:
             return scan_items(self._pread, start, end, self._limits.max_fragments, little=little).end
-        pixels = self._encapsulated()(self._pread, start, end)
-        pixels.extended = self._extended_offset_table()
-        pixels.seekable = not self._encoding.deflated
-        pixels.little = little
+        pixels = Encapsulated(
+            self._pread,
+            start,
+            end,
+            self._number_of_frames(),
+            self._limits.max_fragments,
+            single=lookup(self._encoding.syntax).media_type.startswith("video/"),
+            extended=self._extended_offset_table(),
+            seekable=not self._encoding.deflated,
+            little=little,
+        )
         self._frames, delimiter = pixels.layout()
         return delimiter
-
-    def _encapsulated(self) -> Callable[[Pread, int, int], Encapsulated]:
-        number, limit = self._number_of_frames(), self._limits.max_fragments
-        single = lookup(self._encoding.syntax).media_type.startswith("video/")
-        return lambda pread, start, end: Encapsulated(pread, start, end, number, limit, single)
-
-    def layout(self) -> Layout:
-        """How to find the frames of an instance like this one, little endian and without an extended offset
-        table."""
-        encapsulated = self._encapsulated()
-        return lambda pread, start, end: encapsulated(pread, start, end).layout()
 
     def _extended_offset_table(self) -> tuple[bytes, bytes] | None:
         found = {value.path: value for value in self.writer.bulk}
@@ -154,7 +151,7 @@ class _Reader:
         return (values[0], values[1]) if len(values) == 2 and not self._encoding.deflated else None
 
     def _value(self, key: str) -> Any:
-        element = self._element(key)
+        element = self.writer.element(key)
         values = element.get("Value") if element else None
         return values[0] if values else None
 
@@ -179,7 +176,7 @@ class _Reader:
     def _pixel_data(self) -> tuple[str, BulkValue | None] | None:
         """The pixel data element that is there, and its value unless it is empty."""
         for key in _PIXELS:
-            if self._element(key):
+            if self.writer.element(key):
                 return key, next((value for value in self.writer.bulk if value.path == key), None)
         return None
 
@@ -209,12 +206,9 @@ class _Reader:
             self._number_of_frames(),
         )
         frames = self._layout(geometry, *pixels) if pixels else Frames()
-        kept, sound = writer.kept, writer.sound
-        attributes = {
-            key: kept[key] if key in sound else plain(kept[key]) for key in sorted(keep & kept.keys())
-        }
+        attributes = {key: plain(writer.kept[key]) for key in sorted(keep & writer.kept.keys())}
         for key, element in attributes.items():
-            if key not in sound and (reason := broken_rule(element)):
+            if reason := broken_rule(element):
                 writer.warn(key, reason)
         value = pixels[1] if pixels else None
         return SOPInstance(
@@ -231,7 +225,7 @@ class _Reader:
             columns=geometry.columns,
             samples_per_pixel=geometry.samples_per_pixel,
             bits_allocated=geometry.bits_allocated,
-            pixel_facts=facts_in(self._element),
+            pixel_facts=facts_in(writer.element),
             frames=frames,
             attributes=attributes,
             metadata_length=writer.length,

@@ -11,7 +11,7 @@ from typing import Protocol
 from streamsrv.dicom.arriving import Arriving
 from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.part10 import read_instance
-from streamsrv.dicom.repeats import Repeats
+from streamsrv.dicom.series_template import SeriesReader
 from streamsrv.dicom.window import Pread, ReadLimits
 from streamsrv.query.attributes import KEEP
 from streamsrv.store import (
@@ -42,27 +42,27 @@ class Source(Protocol):
 
 
 class Remembered:
-    """Repeats that wait for the next request: a PACS that sends a series may send each instance by itself.
+    """SeriesReaders that wait for the next request: a PACS may send each instance of a series by itself.
     Threads may share it; what has been taken belongs to one of them."""
 
     def __init__(self) -> None:
-        self._idle: list[Repeats] = []
+        self._idle: list[SeriesReader] = []
 
-    def take(self) -> Repeats:
+    def take(self) -> SeriesReader:
         try:
             return self._idle.pop()  # the latest: those who send one after the other get the same
         except IndexError:
-            return Repeats()
+            return SeriesReader()
 
-    def give(self, repeats: Repeats) -> None:
+    def give(self, reader: SeriesReader) -> None:
         if len(self._idle) < MOST_REMEMBERED:
-            self._idle.append(repeats)
+            self._idle.append(reader)
 
 
 def derive(
     source: Source,
     limits: ReadLimits | None = None,
-    repeats: Repeats | None = None,
+    reader: SeriesReader | None = None,
     arriving: Arriving | None = None,
     pread: Pread | None = None,
 ) -> tuple[SOPInstance, NewInstance]:
@@ -70,13 +70,12 @@ def derive(
     the errors of `pread`. A `pread` that is given reads in place of the source's."""
     metadata = MetadataChunks()
     pread = pread or source.pread
-    learned = read_instance(
+    learned = (reader.read if reader else read_instance)(
         arriving.reading(pread) if arriving else pread,
         source.location.length,
         keep=KEEP,
         emit=metadata.add,
         limits=limits or ReadLimits(),
-        repeats=repeats,
     )
     row, table, (chunks, text) = row_of(source, learned), learned.frames.table, metadata.finish()
     return learned, NewInstance(row, chunks, table, learned.bulk, learned.attributes, text)

@@ -28,7 +28,7 @@ from streamsrv.dicom.pixelfacts import (
     facts_in,
     unpacked,
 )
-from streamsrv.dicom.repeats import Repeats
+from streamsrv.dicom.series_template import SeriesReader
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import InstanceRefused, NotAcceptable, NotDicom
 from streamsrv.pixels.description import description_of
@@ -136,19 +136,17 @@ def test_any_number_says_something_that_is_that_number_or_nothing(number):
 # Of whole files
 
 
-def learn(content, repeats=None):
+def learn(content, read=read_instance):
     """The instance, and its DICOM JSON."""
     text = []
     limits = ReadLimits(max_inflated=10_000_000)
-    instance = read_instance(
-        pread_of(content), len(content), keep=frozenset(), emit=text.append, limits=limits, repeats=repeats
-    )
+    instance = read(pread_of(content), len(content), keep=frozenset(), emit=text.append, limits=limits)
     return instance, b"".join(text)
 
 
-def agreed(content, repeats=None):
+def agreed(content, read=read_instance):
     """What the row of a file says of its frames, if it says it: what its metadata say."""
-    instance, text = learn(content, repeats)
+    instance, text = learn(content, read)
     said = info_in_row(
         instance.rows,
         instance.columns,
@@ -208,16 +206,16 @@ def test_any_encoding(syntax):
     ("name", "value"), [("stored", 11), ("high", 15), ("sign", 1), ("sign", None), ("planes", 1)]
 )
 def test_one_of_a_series_that_says_something_else(name, value):
-    """Whatever was remembered of those before, or cast with them."""
-    repeats = Repeats()
+    """Whatever the template says that matched those before."""
+    reader = SeriesReader()
     for number in range(24):
         own = {name: value} if number in (9, 17, 18) else {}
         own |= {"high": value - 1} if name == "stored" and own else {}
         content = file_of(uid=f"1.2.4.{number + 10}", **own)
-        assert agreed(content, repeats) == agreed(content)
-        info = learn(content, repeats)[0].pixel_facts
+        assert agreed(content, reader.read) == agreed(content)
+        info = learn(content, reader.read)[0].pixel_facts
         assert info == learn(content)[0].pixel_facts
-    assert repeats.casts
+    assert reader.matches
 
 
 NUMBERS = st.sampled_from([0, 1, 2, 3, 7, 8, 11, 12, 15, 16, 32, 63, 64, 127, 128, 255, 256, 65535])

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import zstandard
 
-from streamsrv.dicom.repeats import Repeats
+from streamsrv.dicom.series_template import SeriesReader
 from streamsrv.ingest.derivation import MOST_REMEMBERED, MetadataChunks, Remembered
 from streamsrv.store.rows import METADATA_CHUNK, SHORT_TEXT
 
@@ -47,7 +47,7 @@ def test_what_one_request_has_learned_the_next_one_has() -> None:
     assert first is not second
     remembered.give(first)
     assert remembered.take() is first
-    many = [Repeats() for _ in range(MOST_REMEMBERED + 3)]
+    many = [SeriesReader() for _ in range(MOST_REMEMBERED + 3)]
     for each in many:
         remembered.give(each)
     taken = [remembered.take() for _ in many]

@@ -194,7 +194,7 @@ def test_a_series_that_comes_one_by_one_teaches_the_next_request(store: Store) -
     refused = send(store, b"no DICOM", content_type="application/dicom", remembered=remembered)
     assert refused.status(2) == 409
     assert remembered.take() is own
-    assert own.casts > 0
+    assert own.matches > 0
 
 
 def test_long_instances_are_read_in_a_thread(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
-from typing import cast
 
 import orjson
 
@@ -32,7 +31,7 @@ from streamsrv.errors import InstanceRefused
 SLOT = orjson.Fragment(b'"\0"')  # the instance's own URL
 SPILL = 128 * 1024  # estimated bytes of pending text
 PIECE = 256 * 1024  # at most so much is emitted at once
-_OVERHEAD = 48  # of one element: tag, vr, brackets
+OVERHEAD = 48  # of one element: tag, vr, brackets
 SPECIFIC_CHARACTER_SET = 0x00080005
 
 
@@ -56,25 +55,9 @@ class _Open:
         self.through = ""  # of a dataset: the last tag that is out
 
 
-class Known:
-    """Neighbours at the top level that were converted before, all of them sound: each by itself in `members`,
-    those to be kept in `kept`. `joined` is one member whose text goes on through all of them."""
-
-    __slots__ = ("joined", "kept", "members")
-
-    def __init__(self, members: JsonDataset, keep: frozenset[str]) -> None:
-        self.members = members
-        self.kept = {key: plain(members[key]) for key in keep & members.keys()}
-        self.joined: JsonDataset = {}
-        if members:
-            first = next(iter(members))
-            text = orjson.dumps(members)[len(first) + 4 : -1]  # {"first":
-            self.joined[first] = cast(JsonElement, orjson.Fragment(text))
-
-
 class MetadataWriter:
     """Writes one instance. `kept` afterwards holds the top-level elements of `keep` that were met, `bulk` the
-    values left out, `sound` the tags in `kept` that are known to keep the rules of their VR."""
+    values left out."""
 
     def __init__(
         self,
@@ -84,57 +67,27 @@ class MetadataWriter:
         limits: ReadLimits,
         little: bool,
     ) -> None:
-        self.keep = keep
+        self._keep = keep
         self.kept: JsonDataset = {}
-        self.sound: set[str] = set()
         self.bulk: list[BulkValue] = []
         self.warnings: list[AttributeWarning] = []
         self.length = 0
         self.slots = 0
-        self.flushed = b""  # the text that was written out last
         self._emit = emit
         self._extra = extra
-        self.extra = dict(extra)  # all of them
-        self.limits = limits
+        self._limits = limits
         self._little = little
         codecs, _ = codecs_of(())
         self._stack = [_Open("", codecs, converters_for(codecs, little))]
         self._stack[0].written = True
         self._out: list[bytes] = []
         self._pending = 0
-        self._known: list[Known] = []
         self._empty = False  # an item without elements is open
         self._attributes = 0  # of the top level, that are written
 
-    @property
-    def converters(self) -> dict[str, Converter]:
-        """Of the dataset's character set, as far as it has been read."""
-        return self._stack[0].convert
-
     def element(self, key: str) -> JsonElement | None:
         """A top-level element of `keep` that has been read already."""
-        element = self._stack[0].members.get(key)
-        return self.kept.get(key) if element is None or isinstance(element, orjson.Fragment) else element
-
-    def repeat(self, known: Known, length: int) -> None:
-        """Elements of `length` bytes, behind all others so far. While `write` runs, between two events."""
-        self._stack[0].members.update(known.joined)
-        self._known.append(known)
-        self.kept.update(known.kept)
-        self.sound.update(known.kept)
-        self._pending += length + _OVERHEAD * len(known.members)
-
-    def part(self) -> None:
-        """What is known stands element by element from here on, because others may go between."""
-        for known in self._known:
-            self._stack[0].members.update(known.members)
-        self._known.clear()
-        self.sound.clear()
-
-    def unwritten(self) -> JsonDataset:
-        """The top-level elements so far; none if some have been written out already."""
-        top = self._stack[0]
-        return {} if top.filled else top.members
+        return self._stack[0].members.get(key) or self.kept.get(key)
 
     def write(self, events: Iterable[Event]) -> None:
         """The one loop over all elements; structure and oddities leave it for methods."""
@@ -157,7 +110,7 @@ class MetadataWriter:
                 members[key] = convert[vr](value)
             except (ValueError, struct.error):
                 members[key] = self._odd(key, vr, value)
-            pending += length + _OVERHEAD
+            pending += length + OVERHEAD
             if tag == SPECIFIC_CHARACTER_SET:
                 convert = self._character_set(members[key])
             elif pending > SPILL:
@@ -183,7 +136,7 @@ class MetadataWriter:
         elif tag == SEQUENCE_END:
             self._close_sequence(stack.pop(), stack[-1])
         elif vr == "SQ":
-            self._pending += _OVERHEAD
+            self._pending += OVERHEAD
             stack.append(_Open(f"{tag:08X}", stack[-1].codecs, stack[-1].convert))
         else:
             self._bulk_value(f"{tag:08X}", vr, offset, length)
@@ -195,7 +148,7 @@ class MetadataWriter:
         self.bulk.append(BulkValue(path, vr, offset, length))
         uri = orjson.Fragment(b'"\0/bulkdata/%s"' % path.encode())
         self._stack[-1].members[key] = {"vr": vr, "BulkDataURI": uri}
-        self._pending += len(path) + _OVERHEAD
+        self._pending += len(path) + OVERHEAD
 
     def _path(self) -> list[str]:
         """Tag and item index of each open sequence."""
@@ -221,7 +174,7 @@ class MetadataWriter:
         return element
 
     def warn(self, tag: str, reason: str) -> None:
-        if len(self.warnings) < self.limits.max_warnings:
+        if len(self.warnings) < self._limits.max_warnings:
             self.warnings.append(AttributeWarning(tag, reason))
 
     def _close_item(self, node: _Open, sequence: _Open) -> None:
@@ -241,7 +194,6 @@ class MetadataWriter:
     def _spill(self) -> None:
         """Write all that is complete, from the outermost container to the innermost, and open what is
         not."""
-        self.part()
         stack = self._stack
         self._pending = 0
         for node, inner in zip(stack, [*stack[1:], None], strict=True):
@@ -274,10 +226,9 @@ class MetadataWriter:
                 del members[key]
                 self.warn(key, "out of order: left out of the metadata")
         if node is self._stack[0]:
-            self._count_attributes(len(members) + sum(max(0, len(each.members) - 1) for each in self._known))
-            for key in self.keep & members.keys():
-                if not isinstance(members[key], orjson.Fragment):
-                    self.kept[key] = members[key]
+            self._count_attributes(len(members))
+            for key in self._keep & members.keys():
+                self.kept[key] = members[key]
             for key in [key for key in self._extra if boundary is None or key < boundary]:
                 members[key] = self._extra.pop(key)
         if members:
@@ -294,7 +245,7 @@ class MetadataWriter:
         """More attributes of the dataset itself, as opposed to those of its items, are about to be
         written."""
         self._attributes += number
-        limit = self.limits.max_attributes
+        limit = self._limits.max_attributes
         if limit and self._attributes > limit:
             raise InstanceRefused(
                 f"more than {limit:,} attributes at the top level of the dataset (max_attributes)"
@@ -317,8 +268,8 @@ class MetadataWriter:
         self._out.clear()
         self.length += len(text)
         self.slots += text.count(b"\0")
-        if self.length > self.limits.max_metadata:
-            raise InstanceRefused(f"more than {self.limits.max_metadata:,} bytes of metadata")
+        if self.length > self._limits.max_metadata:
+            raise InstanceRefused(f"more than {self._limits.max_metadata:,} bytes of metadata")
         for at in range(0, len(text), PIECE):
             self._emit(text[at : at + PIECE])
 
