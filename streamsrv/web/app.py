@@ -44,7 +44,7 @@ from streamsrv.web.connection.pace import Watch
 from streamsrv.web.connection.stream import Stream
 from streamsrv.web.connection.threads import Threads
 from streamsrv.web.cors import Cors
-from streamsrv.web.fastpath.frames import Lane
+from streamsrv.web.fastpath.frames import Lane, Limits
 from streamsrv.web.fastpath.series import HotSeries
 from streamsrv.web.fastpath.templates import Frames, Series
 from streamsrv.web.gathering import Gathering
@@ -80,6 +80,7 @@ class App(HTTPServerConnectionDelegate):
         actions: Actions,
         access_log: AccessLog,
         on_failure: Callable[[IndexFailed], None] = lambda error: None,
+        fast: Limits = Limits(),  # noqa: B008 - a constant
     ) -> None:
         self.settings = settings
         self.access_log = access_log
@@ -90,7 +91,7 @@ class App(HTTPServerConnectionDelegate):
         self.buffers = Buffers()
         self.gathering = Gathering(actions.store_together)
         self.series = HotSeries(settings.max_url)
-        self.lane = Lane(access_log, self._begin_transfer) if settings.fast_path else None
+        self.lane = Lane(access_log, self._begin_transfer, fast) if settings.fast_path else None
         self.draining = False
         self.store_open = True
         self.on_failure = on_failure

@@ -12,12 +12,13 @@ import logging
 import signal
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from streamsrv.errors import IndexFailed, StreamsrvError
 from streamsrv.settings import Settings
 from streamsrv.web import health
-from streamsrv.web.access_log import AccessLog
+from streamsrv.web.access_log import AccessLog, Way
 from streamsrv.web.actions import Actions
 from streamsrv.web.app import App
 from streamsrv.web.connection.listener import Acceptor, Server
@@ -93,7 +94,9 @@ async def _serve(
     if lifeline is not None:
         loop.add_reader(lifeline, stop.event.set)
     enabled = logging.getLogger("streamsrv").isEnabledFor(logging.INFO)
-    access_log = AccessLog(sys.stderr, json=settings.log_format == "json", enabled=enabled)
+    answered: Counter[Way] = Counter()
+    as_json = settings.log_format == "json"
+    access_log = AccessLog(sys.stderr, json=as_json, answered=answered, enabled=enabled)
     app = App(settings, actions, access_log, stop.fail)
     server = Server(app, settings)
     acceptor = Acceptor(
@@ -119,6 +122,7 @@ async def _serve(
     await server.close_all_connections()
     probes.stop()
     app.stop()
+    log.info("answered: %s", ", ".join(f"{way} {answered[way]}" for way in Way))
     if not finished:
         log.warning("requests were cut off: they took longer than %s seconds to finish", patience)
     if stop.failure:

@@ -3,13 +3,14 @@
 import asyncio
 import json
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from concurrent.futures import Future
 
 import pytest
 from web_world import DEADLINE, Raw, eventually, settings_of
 
 from streamsrv.errors import WouldBlock
-from streamsrv.web.access_log import AccessLog
+from streamsrv.web.access_log import AccessLog, Way
 from streamsrv.wire.answers import Answer, Stream
 from streamsrv.wire.resources import ROUTES
 
@@ -147,7 +148,7 @@ async def test_while_draining_ready_says_so(port, http_server):
 
 
 async def test_lines_are_written_together(http_server, lines):
-    log = AccessLog(lines, json=True)
+    log = AccessLog(lines, json=True, answered=Counter())
     for number in range(3):
         log.add("::1", "GET", '/a"b\u00e9', 200, number, 0.12345, "id")
     assert lines.text == ""
@@ -163,21 +164,24 @@ async def test_lines_are_written_together(http_server, lines):
         "bytes": 0,
         "seconds": 0.1235,
         "request_id": "id",
+        "way": "plain",
     }
     assert each[0]["at"].endswith("Z")
 
 
 async def test_a_text_line_cannot_be_forged(http_server, lines):
-    log = AccessLog(lines, json=False)
+    log = AccessLog(lines, json=False, answered=Counter())
     log.add('a"b', "GET", '/a"b\u0085\n', 200, 1, 0.5, "id")
     log.flush()
     log.flush()
     assert lines.text.count("\n") == 1
-    assert '"GET /a%22b\\x85\\n" 200 1 0.5000 id\n' in lines.text
+    assert '"GET /a%22b\\x85\\n" 200 1 0.5000 id plain\n' in lines.text
 
 
 async def test_a_log_that_is_off_keeps_nothing(http_server, lines):
-    log = AccessLog(lines, json=False, enabled=False)
+    answered = Counter()
+    log = AccessLog(lines, json=False, answered=answered, enabled=False)
     log.add("a", "GET", "/", 200, 1, 0.5, "id")
+    assert answered == {Way.PLAIN: 1}
     log.flush()
     assert lines.text == ""

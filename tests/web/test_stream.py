@@ -4,7 +4,8 @@ import asyncio
 import socket
 
 import pytest
-from tornado.iostream import StreamClosedError
+from tornado.ioloop import IOLoop
+from tornado.iostream import IOStream, StreamClosedError
 
 from streamsrv.web.connection.closing import say_last
 from streamsrv.web.connection.stream import Stream
@@ -44,5 +45,94 @@ def test_a_stream_that_is_held_can_be_written_to_until_it_is_let_go():
         with theirs:
             assert theirs.recv(1000).startswith(b"HTTP/1.1 400 ")
             assert theirs.recv(1000) == b""
+
+    asyncio.run(run())
+
+
+def test_a_stream_that_pauses_lets_the_loop_rest():
+    async def run():
+        near, far = socket.socketpair()
+        stream, asked = Stream(near), []
+        stream.read_from_fd = lambda buffer: asked.append(1) or Stream.read_from_fd(stream, buffer)
+        stream.express = lambda *_: False
+        head = stream.read_until_regex(b"\r\n\r\n")
+        stream.pause()
+        far.send(b"GET\r\n\r\n")
+        await asyncio.sleep(0.05)
+        assert len(asked) <= 2
+        stream.resume()
+        assert await asyncio.wait_for(head, 10.0) == b"GET\r\n\r\n"
+        stream.close()
+        far.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET"])
+def test_a_paused_stream_tells_that_its_client_has_shut_its_side(sent):
+    """Although it was told of what had been read meanwhile; what was sent behind a request hides it."""
+
+    async def run():
+        near, far = socket.socketpair()
+        stream, told = Stream(near), []
+        stream.shut = lambda: told.append(1)
+        stream.express = lambda *_: False
+        stream.read_until_regex(b"\r\n\r\n")
+        stream.pause()
+        stream._handle_events(near.fileno(), IOLoop.READ)
+        await asyncio.sleep(0.01)
+        far.sendall(sent)
+        far.shutdown(socket.SHUT_WR)
+        await asyncio.sleep(0.05)
+        assert told == [1] * (not sent)
+        stream.close()
+        far.close()
+
+    asyncio.run(run())
+
+
+def test_a_stream_that_paused_goes_on_writing():
+    """Although it stood in the loop as one that waits to write, when it did no more."""
+
+    async def run():
+        near, far = socket.socketpair()
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        far.settimeout(0)
+        stream = Stream(near)
+        stream.express = lambda *_: False
+        stream.read_until_regex(b"\r\n\r\n")
+        stream.write(bytes(50000))
+        while stream.writing():
+            far.recv(1 << 16)
+            stream.write(b"")
+        stream.pause()
+        far.send(b"GET")
+        await asyncio.sleep(0.05)
+        stream.resume()
+        stream.write(bytes(50000))
+        left = 50000
+        while left:
+            left -= len(await asyncio.wait_for(asyncio.get_running_loop().sock_recv(far, 1 << 16), 10.0))
+        stream.close()
+        far.close()
+
+    asyncio.run(run())
+
+
+def test_tornado_has_what_the_stream_uses():
+    async def run():
+        near, far = socket.socketpair()
+        stream = IOStream(near)
+        assert callable(stream._handle_events)
+        assert (stream._read_buffer, stream._read_buffer_size, stream._state) == (bytearray(), 0, None)
+        head = stream.read_until_regex(b"\n")
+        assert stream._state == stream.io_loop.READ | stream.io_loop.ERROR
+        far.send(b"one\ntwo")
+        assert await asyncio.wait_for(head, 10.0) == b"one\n"
+        assert (stream._read_buffer, stream._read_buffer_size) == (bytearray(b"two"), 3)
+        assert stream._consume(3) == b"two"
+        assert (stream._read_buffer, stream._read_buffer_size) == (bytearray(), 0)
+        stream.close()
+        far.close()
 
     asyncio.run(run())

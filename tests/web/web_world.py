@@ -6,6 +6,7 @@ The receiver understands four words in a body, to make trouble on demand: see `R
 import asyncio
 import dataclasses
 import threading
+from collections import Counter
 
 from streamsrv.errors import BadRequest, InsufficientStorage, UnsupportedMediaType
 from streamsrv.ingest.response import StoreResult
@@ -129,7 +130,7 @@ def settings_of(**values):
 
 
 def access_log(lines):
-    return AccessLog(lines, json=False)
+    return AccessLog(lines, json=False, answered=Counter())
 
 
 class Raw:

@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-from streamsrv.web.access_log import AccessLog
+from streamsrv.web.access_log import AccessLog, Way
 from streamsrv.web.connection.closing import sent_as
 from streamsrv.web.connection.stream import Look, Stream
 from streamsrv.web.fastpath.headers import LONGEST, Words, is_particular
@@ -44,17 +44,21 @@ from streamsrv.web.sending.transfer import SHORT, Transfer
 from streamsrv.wire.answers import Answer, Literal, Span
 from streamsrv.wire.conditional import slice_plan
 
-# How much is remembered, by each worker: answers of some 2 kB, templates of 3 kB, requests seen once. With
-# requests as long as they may be it is 40 MB in all.
-READY = 4096
-TEMPLATES = 512
-ONCE = 2048
-# How long a segment stays open that is not read any more, at most twice.
-LINGER = 0.5
-# Segments that are open at a time: an archive may have more than a process may open files.
-SEGMENTS = 64
+
+class Limits(NamedTuple):
+    """How much one worker keeps. With requests as long as they may be it is 40 MB in all."""
+
+    ready: int = 4096  # answers of about 2 kB
+    templates: int = 512  # of about 3 kB
+    once: int = 2048  # requests that came once
+    headers: int = 512  # header blocks
+    linger: float = 0.5  # seconds for which an unused segment stays open, at most twice
+    # Open segments: an archive may have more than a process may open files.
+    segments: int = 64
+
 
 DATE_LENGTH, ID_LENGTH = 29, 16
+_WAY = Way.CACHED_FRAME
 BEFORE_NUMBER, AS_PICTURE = b"/frames/", b"/rendered"
 _REQUEST = re.compile(
     rb"GET (/[!->@-~]*/frames/)([1-9][0-9]{0,9})(?:/rendered)? HTTP/1\.1\r\n(?:[^\r\n]+\r\n)+\r\n"
@@ -84,8 +88,11 @@ _Key: TypeAlias = tuple[str, bytes]  # peer; the request without its number
 class Lane:
     """Of one worker."""
 
-    def __init__(self, access_log: AccessLog, begin: Callable[[Stream, Answer, int], Transfer]) -> None:
+    def __init__(
+        self, access_log: AccessLog, begin: Callable[[Stream, Answer, int], Transfer], limits: Limits
+    ) -> None:
         self._begin = begin
+        self._limits = limits
         self._log = access_log
         self._ready: dict[bytes, Ready] = {}
         self._templates: dict[_Key, Template] = {}
@@ -94,8 +101,7 @@ class Lane:
         self._idle: set[int] = set()  # segments that were not read since the last sweep
         self._timer: asyncio.TimerHandle | None = None
         self._buffer = memoryview(bytearray(SMALL))
-        self.words = Words()
-        self.answered = 0
+        self.words = Words(limits.headers)
 
     # Answering
 
@@ -122,13 +128,12 @@ class Lane:
         if view is None:
             return False
         head += (view, ready.tail)
-        self.answered += 1
         try:
             sent = stream.socket.sendmsg(head)
         except OSError:  # full, or broken: the transfer finds out which
             sent = 0
         if sent == ready.length:
-            self._log.add_line(ready.line, look.stamp, time.monotonic() - look.began, identifier)
+            self._log.add_line(ready.line, look.stamp, time.monotonic() - look.began, identifier, _WAY)
             return True
         rest = Literal(b"".join(head)[sent:])
         transfer = self._begin(stream, Answer(200, [], (rest,), length=rest.length), sent)
@@ -146,13 +151,12 @@ class Lane:
         lease = ready.frames.lease(span.segment)
         if lease is None:
             return False
-        self.answered += 1
         sent = (
             send_warm(stream.socket, lease.fd(span.segment), head, span, tail) if span.length <= SHORT else 0
         )
         if sent == ready.length:
             lease.release()
-            self._log.add_line(ready.line, look.stamp, time.monotonic() - look.began, identifier)
+            self._log.add_line(ready.line, look.stamp, time.monotonic() - look.began, identifier, _WAY)
             return True
         rest = tuple(slice_plan((Literal(head), span, Literal(tail)), sent, ready.length))
         answer = Answer(200, [], rest, length=ready.length - sent, descriptor=lease.fd)
@@ -172,8 +176,8 @@ class Lane:
             if error is not None:
                 sent = max(0, transfer.sent - (ready.length - ready.payload))
                 status = sent_as(error, 200, identifier, sent)
-                line = self._log.line(ready.client, "GET", ready.path, status, sent)
-            self._log.add_line(line, self._log.now(), time.monotonic() - began, identifier)
+                line = self._log.line(ready.client, "GET", ready.path, status, sent, _WAY)
+            self._log.add_line(line, self._log.now(), time.monotonic() - began, identifier, _WAY)
 
         if transfer.done.done():
             ended(transfer.done)
@@ -204,11 +208,11 @@ class Lane:
         before, middle, after, tail = texts = [text % fields for text in template.texts]
         length = sum(map(len, texts)) + frame.span.length + DATE_LENGTH + ID_LENGTH
         client, frames, path = template.client, template.frames, asked[4:stop].decode("ascii")
-        line = self._log.line(client, "GET", path, 200, payload)
+        line = self._log.line(client, "GET", path, 200, payload, _WAY)
         ready = Ready(
             peer, client, path, frames, before, middle, after, frame.span, tail, length, payload, line
         )
-        if len(self._ready) >= READY:
+        if len(self._ready) >= self._limits.ready:
             self._ready.clear()
         self._ready[asked] = ready
         return ready
@@ -226,11 +230,11 @@ class Lane:
             lease = frames.lease(span.segment)
             if lease is None:
                 return None
-            while len(self._leases) >= SEGMENTS:
+            while len(self._leases) >= self._limits.segments:
                 self._give_back(next(iter(self._leases)))
             self._leases[span.segment] = lease
             if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(LINGER, self._sweep)
+                self._timer = asyncio.get_running_loop().call_later(self._limits.linger, self._sweep)
         self._idle.discard(span.segment)
         view = self._buffer[: span.length]
         return view if read_warm(lease.fd(span.segment), view, span.offset) else None
@@ -250,16 +254,16 @@ class Lane:
         asked again, so its first time is only noted. `client` is named in the log."""
         self.words.learn(asked, head)
         found = _REQUEST.fullmatch(asked) if BEFORE_NUMBER in asked else None
-        if found is None or is_particular(head):
+        if found is None or is_particular(head) or not self._limits.templates:
             return
         key = head.peer, asked[: found.end(1)] + asked[found.end(2) :]
         if key not in self._once:
-            _make_room(self._once, ONCE)
+            _make_room(self._once, self._limits.once)
             self._once[key] = None
             return
         frames = known.hot(head)
         if frames is not None:
-            _make_room(self._templates, TEMPLATES)
+            _make_room(self._templates, self._limits.templates)
             self._templates[key] = render(frames, head, client, known)
 
     # The end
@@ -272,7 +276,9 @@ class Lane:
         for segment in list(self._idle):
             self._give_back(segment)
         self._idle = set(self._leases)
-        self._timer = asyncio.get_running_loop().call_later(LINGER, self._sweep) if self._leases else None
+        self._timer = (
+            asyncio.get_running_loop().call_later(self._limits.linger, self._sweep) if self._leases else None
+        )
 
     def close(self) -> None:
         if self._timer is not None:

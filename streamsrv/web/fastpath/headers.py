@@ -17,8 +17,6 @@ import re
 from streamsrv.web.head import Head
 from streamsrv.wire.conditional import is_conditional
 
-# With requests as long as they may be it is 8 MB.
-KNOWN = 512
 LONGEST = 4096  # bytes of a request
 
 _TARGET = re.compile(rb"GET (/[!-~]*)")
@@ -42,7 +40,8 @@ def is_particular(head: Head) -> bool:
 class Words:
     """Of one worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         # What follows the target -> its head.
         self._known: dict[bytes, Head] = {}
 
@@ -62,7 +61,7 @@ class Words:
         found = _REQUEST.fullmatch(asked)
         if found is None or is_particular(head):
             return
-        while len(self._known) >= KNOWN:
+        while len(self._known) >= self._most:
             del self._known[next(iter(self._known))]
         head.words = found[2]
         self._known[found[2]] = head

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from tornado.iostream import StreamClosedError
 
 from streamsrv.errors import WouldBlock
-from streamsrv.web.access_log import CLIENT_GONE
+from streamsrv.web.access_log import CLIENT_GONE, Way
 from streamsrv.web.admission import Job, Service
 from streamsrv.web.connection.closing import sent_as
 from streamsrv.web.connection.compute import Answering
@@ -140,7 +140,7 @@ class Known:
         """Raises nothing: all is sent."""
         head, seconds = self._head, time.monotonic() - self._look.began
         self._service.access_log.add(
-            self._client, head.method, head.path, status, sent, seconds, head.request_id
+            self._client, head.method, head.path, status, sent, seconds, head.request_id, Way.KNOWN_HEADERS
         )
         try:
             release(answer)
