@@ -48,10 +48,10 @@ from streamsrv.wire.conditional import slice_plan
 class Limits(NamedTuple):
     """How much one worker keeps. With requests as long as they may be it is 40 MB in all."""
 
-    ready: int = 4096  # answers of about 2 kB
-    templates: int = 512  # of about 3 kB
-    once: int = 2048  # requests that came once
-    headers: int = 512  # header blocks
+    ready: int = 4096  # answers of 2 kB
+    templates: int = 512
+    once: int = 2048
+    headers: int = 512
     linger: float = 0.5  # seconds for which an unused segment stays open, at most twice
     # Open segments: an archive may have more than a process may open files.
     segments: int = 64
