@@ -38,7 +38,7 @@ from streamsrv.retrieve.cached_pictures import hot_answers
 from streamsrv.retrieve.cached_series import hot_series
 from streamsrv.search import SearchLimits
 from streamsrv.settings import Settings
-from streamsrv.store import OnDuplicate, Store, StoreOptions, Sweeper
+from streamsrv.store import OnDuplicate, Store, StoreOptions
 from streamsrv.supervisor import DUMP
 from streamsrv.web.actions import Actions
 from streamsrv.web.worker import run
@@ -97,9 +97,7 @@ def pixel_pool(
     )
 
 
-def actions(
-    store: Store, settings: Settings, pool: PixelPool, deleted: Callable[[], None] | None = None
-) -> Actions:
+def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
     """The rooms of floor 3 as functions of a request. Called in the thread of the loop, where searches have
     to be brief."""
     loop = threading.get_ident()
@@ -141,7 +139,6 @@ def actions(
         hot_series=lambda request, target: hot_series(store, request, target, pool),
         short=short,
         store_together=together.store,
-        deleted=deleted,
         probe=store.probe,
     )
 
@@ -216,13 +213,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with (
             Store.open(Path(settings.data), store_options(settings), read_only=settings.read_only) as store,
-            closing(Sweeper(store.sweep)) as sweeper,
             closing(pixel_pool(settings, *parsed.pixels)) as pool,
         ):
             run(
                 settings,
                 listeners,
-                actions(store, settings, pool, sweeper.tell),
+                actions(store, settings, pool),
                 on_ready=say,
                 on_beat=say,
                 lifeline=STDIN,

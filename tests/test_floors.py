@@ -99,7 +99,6 @@ CHANGING_STATE = {
     "streamsrv.retrieve.cached_pictures._shapes",
     "streamsrv.retrieve.cached_series._shapes",
     "streamsrv.search.answers._pages",
-    "streamsrv.store.segments.tombstones.SYNCING",
     "streamsrv.web.head._numbers",
     "streamsrv.web.sending.response._buffer",
     "streamsrv.web.sending.response._second",

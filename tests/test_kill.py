@@ -19,7 +19,7 @@ PASSAGES = {True: (1, 2, 3), False: (2, 3)}  # of a compaction's: after the copy
 WORKERS = {True: 12 * SOAK, False: 10 * SOAK}
 EVERYTHING, SUPERVISORS = 3 * SOAK, SOAK
 
-POINTS = ("mid-body", "before-data-sync", "after-data-sync", "after-commit", "in-delete", "before-sweep")
+POINTS = ("mid-body", "before-data-sync", "after-data-sync", "after-commit", "in-delete")
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,6 @@ from streamsrv.store.rows import (
 from streamsrv.store.segments.leases import SegmentLease
 from streamsrv.store.segments.verifying import MISSING_SEGMENT, damaged_record, refusal
 from streamsrv.store.store import Store, StoreOptions
-from streamsrv.store.sweeping import Sweeper
 from streamsrv.store.transaction import Record, Transaction
 
 __all__ = [
@@ -87,7 +86,6 @@ __all__ = [
     "Severity",
     "Store",
     "StoreOptions",
-    "Sweeper",
     "Transaction",
     "attributes_in",
     "check",

@@ -27,7 +27,6 @@ POINTS = frozenset(
         "after-data-sync",  # the segment is synced, the index does not know
         "after-commit",  # the index is durable, the segment is not given back, nobody was answered
         "in-delete",  # the tombstone is synced, the index still has the instances
-        "before-sweep",  # what was deleted is gone and answered, what nobody sees of it is still in the index
         "in-compaction",  # passed after the copy's sync, after the swap of locations, and after the unlink
     )
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from streamsrv.dicom.instance import BulkValue
-from streamsrv.errors import Forbidden, StoreError, StreamsrvError
+from streamsrv.errors import Forbidden, StoreError
 from streamsrv.store import folder as folders
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.folder import Held, Identity, Layout
@@ -107,7 +107,6 @@ class Store:
             if not read_only:
                 store.reserve.with_room(store.segments.settle_all)
             store._held = held.pop_all()
-            store._try_to_sweep()
             return store
 
     @staticmethod
@@ -119,7 +118,6 @@ class Store:
         """Safe to call twice."""
         if not self._closed:
             self._closed = True
-            self._try_to_sweep()
             self._sync_manifest()
         self.readers.end()
         self._held.close()
@@ -141,24 +139,10 @@ class Store:
         return Transaction(self.segments, self.readers, self.index, self.form)
 
     def delete(self, study: str, series: str | None = None, instance: str | None = None) -> int:
-        """Delete the target resource, durably; returns how many instances it had. What nobody sees of them
-        any more is left to `sweep`."""
+        """Delete the target resource, durably; returns how many instances it had."""
         self._require_writable()
         deletion = Deletion(self.segments, self.index, self.form)
         return self.reserve.with_room(lambda: deletion.run(study, series, instance))
-
-    def sweep(self) -> None:
-        """Remove from the index what deletions have left behind, of this process or another. May be called
-        at any time, by any thread; opening and closing a store does it too."""
-        self.reserve.with_room(self.index.sweep)
-
-    def _try_to_sweep(self) -> None:
-        """What cannot be swept now, on a full disk or beside a damaged row, stays for the next time."""
-        if not self.read_only:
-            try:
-                self.sweep()
-            except StreamsrvError as error:
-                log.warning("what was deleted is not swept from the index: %s", error.detail)
 
     def _sync_manifest(self) -> None:
         if not self.read_only:

@@ -44,8 +44,8 @@ class Actions:
     """The rooms below, as functions of a request. Each blocks; `ingest` raises what refuses a body before
     it is read. `hot` knows single frames that were answered lately, `hot_series` series of which one was
     made. `short` does not block: it makes what `store_together` takes, or None of what has to be taken by
-    `ingest`, and raises what refuses a body. `deleted` does not block: it is told that the answer to a delete
-    is on its way. `probe` does not block: it raises a StreamsrvError if the store cannot be read.
+    `ingest`, and raises what refuses a body. `probe` does not
+    block: it raises a StreamsrvError if the store cannot be read.
     """
 
     retrieve: Callable[[Request, Target], Computed]
@@ -57,7 +57,6 @@ class Actions:
     hot_series: Callable[[Request, Target], Series | None] = _nothing
     short: Callable[[Request, Target], ShortBody | None] = _nothing
     store_together: Callable[[Sequence[ShortBody]], None] = _none
-    deleted: Callable[[], None] | None = None
     probe: Callable[[], None] = _well
 
 
@@ -112,4 +111,4 @@ def delete(actions: Actions, target: Target) -> Answer:
         raise NotFound("the target resource names no study")
     if not actions.delete(target.study, target.series, target.instance):
         raise NotFound("there is no such SOP instance, series or study in this store")
-    return Answer(204, release=actions.deleted)
+    return Answer(204)

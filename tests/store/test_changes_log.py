@@ -13,7 +13,6 @@ from streamsrv.store.index.changes import FORGET_EVERY, FORGET_ROWS
 from streamsrv.store.index.environment import DATABASES
 from streamsrv.store.index.index import Index
 from streamsrv.store.maintenance.audit import Audit
-from streamsrv.store.rows import ChangeKind
 
 KEPT = 3000
 
@@ -81,26 +80,6 @@ def test_a_commit_removes_a_bounded_number(tmp_path):
     assert max(removed) == FORGET_ROWS
     assert bounded.changes(0, 100_000)[-1].sequence == 12_000 + 100 * len(removed)  # the last one stays
     bounded.close()
-
-
-def test_what_a_deletion_has_left_behind_keeps_its_change(stored):
-    index = stored.index
-    stored.store(2_000)
-    gone = stored.keys[:50]
-    assert stored.delete(gone) == 50
-    stored.store(10_000)
-    # Its deletion is older than the bound, and not swept.
-    assert index.first_change() <= 2_001
-    assert [left.keys for left in index.leaving()] == [
-        [b"\0".join(map(str.encode, key)) for key in sorted(gone)]
-    ]
-    deleted = [change for change in index.changes(0, 20_000) if change.kind is ChangeKind.DELETED]
-    assert [change.key for change in deleted] == sorted(gone)
-    index.sweep()
-    assert index.leaving() == []
-    stored.store(12_000)
-    assert index.first_change() > 2_050
-    assert KEPT <= changes_of(index) <= KEPT + FORGET_EVERY + 100
 
 
 def test_check_knows_a_bounded_log_from_a_damaged_one(stored, tmp_path):

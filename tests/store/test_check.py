@@ -14,7 +14,6 @@ from streamsrv.dicom.instance import FrameKind
 from streamsrv.errors import NotDicom, SegmentGone, StoreCorrupt, StoreError, StoreLocked
 from streamsrv.store.index.damage import DamagedRecord
 from streamsrv.store.index.environment import DATABASES
-from streamsrv.store.index.index import Index
 from streamsrv.store.index.metadata_blobs import Inflating, lengths_in, packed
 from streamsrv.store.index.rows import with_sum
 from streamsrv.store.locks import Claims
@@ -48,17 +47,6 @@ def filled(memory_factory):
 @pytest.fixture
 def folder(filled, memory):
     return shutil.copytree(filled, memory / "store")
-
-
-@pytest.fixture
-def unswept(folder, monkeypatch):
-    """Its last deletion is answered, and was not swept before the end."""
-    with monkeypatch.context() as patch:
-        patch.setattr(Index, "sweep", lambda index: None)
-        with open_store(folder) as store:
-            put(store, *(payload_of(key_of(7, 1, number)) for number in range(3)))
-            store.delete("1.7")
-    return folder
 
 
 def findings(store):
@@ -222,7 +210,7 @@ def test_a_flipped_byte_in_each_value(folder, database):
     assert checked(folder) == []
 
 
-OTHERS = [name for name in DATABASES if name not in ("leaving", "damage")]  # in which something stands
+OTHERS = [name for name in DATABASES if name != "damage"]  # in which something stands
 
 
 def test_a_flipped_byte_in_the_register_of_damaged_records(folder):
@@ -235,39 +223,6 @@ def test_a_flipped_byte_in_the_register_of_damaged_records(folder):
         where = f"error: index database damage, record {pair[0].hex()}: its checksum is wrong"
         assert where in checked(folder)
         change_row(folder, "damage", (pair[0], flipped(pair[1], at)), pair)
-
-
-def test_what_a_deletion_has_left_behind_is_known_or_told(unswept):
-    """Rows that nobody will sweep are damage; of those that somebody will, `check` says nothing."""
-    assert checked(unswept) == []
-    (pair,) = rows(unswept, "leaving")
-    change_row(unswept, "leaving", pair, None)
-    lines = checked(unswept)
-    for database in ("uids", "metadata", "frames", "bulk"):
-        assert sum(f"index database {database}" in line for line in lines) == 3, lines
-    change_row(unswept, "leaving", None, pair)
-    open_store(unswept).close()
-    assert rows(unswept, "leaving") == []
-    assert checked(unswept) == []
-
-
-def test_a_flipped_byte_in_what_a_deletion_has_left_behind(unswept):
-    """It is told, and keeps nobody from opening the store."""
-    (pair,) = rows(unswept, "leaving")
-    for wrong in (
-        *((pair[0], flipped(pair[1], at)) for at in range(len(pair[1]))),
-        (flipped(pair[0], 7), pair[1]),
-    ):
-        change_row(unswept, "leaving", pair, None)
-        change_row(unswept, "leaving", None, wrong)
-        with open_store(unswept) as store:
-            assert get(store, KEYS[0]) is not None
-        number = int.from_bytes(wrong[0], "big")
-        where = f"error: index database leaving, change {number}: its checksum is wrong"
-        assert where in checked(unswept)
-        change_row(unswept, "leaving", wrong, None)
-        change_row(unswept, "leaving", None, pair)
-    assert checked(unswept) == []
 
 
 @pytest.mark.parametrize("database", OTHERS)

@@ -4,7 +4,6 @@ import pytest
 from dead_writer import unannounce
 from store_world import derive, get, key_of, open_store, payload_of, put
 
-from streamsrv.store.index.index import Index
 from streamsrv.store.maintenance.check import check
 from streamsrv.store.rows import OnDuplicate, Outcome
 
@@ -52,8 +51,7 @@ def test_its_segment_is_not_cut(store):
     assert well(store)
 
 
-def test_its_delete_is_done(memory, monkeypatch):
-    monkeypatch.setattr(Index, "sweep", lambda index: None)  # it is the last commit
+def test_its_delete_is_done(memory):
     with open_store(memory) as store:
         put(store, payload_of(FIRST))
         store.delete(*FIRST)

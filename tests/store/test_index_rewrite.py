@@ -60,7 +60,6 @@ def test_indexes_of_the_same_instances_have_equal_rows(index: Index, tmp_path: P
         fill(other, part)
     keys = [row.key for row in other.rows() if int(row.key.instance.split(".")[1]) >= 100]
     other.delete(other.packed_rows(keys), segment=1, committed_end=0, dead_bytes=0)
-    other.sweep()
     one, two = everything(index), everything(other)
     for database in ("variants", "studies", "series", "attributes", "uids"):
         assert one[database] == two[database]
@@ -76,7 +75,6 @@ def test_rewrite_forgets(index: Index, tmp_path: Path) -> None:
     fill(index)
     index.commit([new_instance(key, 900, secret, text=b'{"x":"Unforgettable"}')], segment=1, committed_end=0)
     index.delete(index.packed(*key), segment=1, committed_end=0, dead_bytes=0)
-    index.sweep()
     before = everything(index)
     assert b"Unforgettable" in (tmp_path / "index/data.mdb").read_bytes()
     index.rewrite()

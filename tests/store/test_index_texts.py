@@ -52,9 +52,7 @@ def commit(index, *new, replaced=()):
 
 def delete(index, *numbers):
     rows = index.packed_rows([key_of(number) for number in numbers])
-    count = index.delete(rows, segment=1, committed_end=0, dead_bytes=0)
-    index.sweep()
-    return count
+    return index.delete(rows, segment=1, committed_end=0, dead_bytes=0)
 
 
 def rows_of(index):
@@ -170,7 +168,6 @@ def test_any_order_of_storing_and_deleting(index, monkeypatch, seed):
             assert index.delete(index.packed_rows(gone), segment=1, committed_end=0, dead_bytes=0) == len(
                 gone
             )
-            index.sweep()
             for key in gone:
                 del model[key]
         else:

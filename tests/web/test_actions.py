@@ -1,7 +1,5 @@
 """streamsrv/web/actions.py: preconditions of what changes something, by stand-ins for the rooms below."""
 
-from dataclasses import replace
-
 import pytest
 
 from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed
@@ -120,13 +118,3 @@ def test_a_deletion_looks_first():
     assert rooms.deleted == []
     assert compute(rooms.actions(), request(if_match=ETAG), target_of(path)).status == 204
     assert rooms.deleted == [("1.2", None, None)]
-
-
-def test_who_sweeps_is_told_when_the_answer_is_out():
-    told = []
-    actions = replace(Rooms().actions(), deleted=lambda: told.append(None))
-    answer = compute(actions, request(), target_of("/v2/studies/1.2"))
-    assert (answer.status, told) == (204, [])
-    assert answer.release is not None
-    answer.release()
-    assert told == [None]

@@ -11,7 +11,7 @@ transaction must be given up.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -22,7 +22,6 @@ from streamsrv.store.index import answers as index_answers
 from streamsrv.store.index.changes import FORGET_EVERY, forget_changes, pack_change, pack_deletions
 from streamsrv.store.index.damage import DamageWriter
 from streamsrv.store.index.environment import Transaction
-from streamsrv.store.index.leaving import pack_serials, unpack_left
 from streamsrv.store.index.levels import Levels
 from streamsrv.store.index.metadata_blobs import Place, compressed, together
 from streamsrv.store.index.removing import Gone, Removing
@@ -50,7 +49,6 @@ from streamsrv.store.rows import ChangeKind, InstanceKey, InstanceRow, Location,
 
 NEXT_SEGMENT = b"next_segment"
 FIRST_CHANGE = b"first_change"
-SWEPT = 1000  # instances in one transaction, or one deletion's
 
 
 @dataclass(slots=True)
@@ -120,11 +118,9 @@ class Batch:
         self._removing = Removing(transaction, handles, self._levels)
         self.damage = DamageWriter(transaction, handles)
         self._segments: dict[int, _Account] = {}
-        self._awaited: list[Callable[[], None]] = []
         self._at = time.time_ns() // 1000
         self._began = self._sequence = self._last_sequence()
         self.writing = False
-        self._written = False  # any instance, in this transaction
 
     def finish(self) -> None:
         self._levels.flush()
@@ -134,8 +130,6 @@ class Batch:
         self._segments = {}
         if self._keep_changes and self._began // FORGET_EVERY != self._sequence // FORGET_EVERY:
             self._forget_changes()
-        while self._awaited:
-            self._awaited.pop()()
 
     # -- requests
 
@@ -147,62 +141,33 @@ class Batch:
         old = [self._check_new(prepared, expected) for prepared in new]
         if len({prepared.key for prepared in new}) != len(new):
             raise StoreCorrupt("an instance occurs twice in one commit")
-        self.writing = self._written = True
+        self.writing = True
         gone = sorted((each.key, value) for each, value in zip(new, old, strict=True) if value)
         if gone:
-            self._removing.sweep(self._remove(gone).left)
+            self._remove(gone)
         for prepared, value, chunks in zip(new, old, metadata_rows(new), strict=True):
             self._store_one(prepared, ChangeKind.REPLACED if value else ChangeKind.STORED, chunks)
         self._account(segment, end=end, dead=dead)
         self.writing = False
 
-    def delete(
-        self,
-        rows: Sequence[PackedRow],
-        segment: int,
-        end: int,
-        dead: int,
-        before_commit: Callable[[], None],
-        as_of: int,
-    ) -> int:
-        """`rows` in the order of their keys, as they were when the index was at that moment, or later. All
-        that is seen of them goes, the rest with `sweep`. `before_commit` is called by `finish`."""
+    def delete(self, rows: Sequence[PackedRow], segment: int, end: int, dead: int) -> int:
+        """`rows` in the order of their keys."""
         self._segment(segment)
-        same = not self._written and self._transaction.id() == as_of + 1
-        there = rows if same else self._removing.still(rows)
-        self.writing = self._written = True
+        there = self._removing.still(rows)
+        self.writing = True
         if there:
-            ids, _, left = self._remove(there)
+            gone = self._remove(there)
             self._sequence += len(there)
-            key = number_key(self._sequence)
-            self._append("changes", key, pack_deletions(self._sequence, self._at, ids, left.keys))
-            self._append("leaving", key, pack_serials(self._sequence, left.serials))
+            value = pack_deletions(self._sequence, self._at, gone.ids, gone.keys)
+            self._append("changes", number_key(self._sequence), value)
         self._account(segment, end=end, dead=dead)
-        self._awaited.append(before_commit)
         self.writing = False
         return len(there)
-
-    def sweep(self) -> None:
-        """What deletions have left behind: of the first one there is, and more while they are short. Each is
-        whole by itself: that another cannot be read makes no difference to it."""
-        swept = 0
-        while swept < SWEPT:
-            cursor = self._transaction.cursor(db=self._handles["leaving"])
-            if not cursor.first():
-                return
-            key, stored = cursor.item()
-            sequence = int.from_bytes(key, "big")
-            left = unpack_left(sequence, stored, self._get("changes", key) or b"")
-            self.writing = True
-            self._removing.sweep(left)
-            cursor.delete()
-            self.writing = False
-            swept += len(left.serials)
 
     def relocate(self, moves: Sequence[tuple[InstanceRow, Location]], segment: int, end: int) -> list[bool]:
         """An instance moves only if it still lies where the caller saw it."""
         self._segment(segment)
-        self.writing = self._written = True
+        self.writing = True
         done = []
         for row, location in moves:
             key = triple(row.key)
@@ -287,8 +252,8 @@ class Batch:
         self._append("changes", number_key(self._sequence), value)
 
     def _forget_changes(self) -> None:
-        changes, leaving = (self._transaction.cursor(self._handles[name]) for name in ("changes", "leaving"))
-        first = forget_changes(changes, leaving, self._sequence - self._keep_changes)
+        changes = self._transaction.cursor(self._handles["changes"])
+        first = forget_changes(changes, self._sequence - self._keep_changes)
         if first is not None:
             self._put("about", FIRST_CHANGE, with_sum(FIRST_CHANGE, b"%d" % first))
 

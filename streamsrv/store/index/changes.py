@@ -35,11 +35,9 @@ FORGET_EVERY = 1024
 FORGET_ROWS = 2048
 
 
-def forget_changes(changes: Cursor, leaving: Cursor, until: int) -> int | None:
-    """Remove rows from the oldest on, up to sequence `until`, FORGET_ROWS at most. A row of `leaving` needs
-    its change, which stays. Returns the sequence behind the last one that went, None if none did."""
-    if leaving.first():
-        until = min(until, int.from_bytes(leaving.key(), "big") - 1)
+def forget_changes(changes: Cursor, until: int) -> int | None:
+    """Remove rows from the oldest on, up to sequence `until`, FORGET_ROWS at most. Returns the sequence
+    behind the last one that went, None if none did."""
     first = None
     there = changes.first()
     for _ in range(FORGET_ROWS):

@@ -56,7 +56,6 @@ DATABASES: dict[str, bool] = {
     "attributes": True,
     "uids": True,
     "changes": False,
-    "leaving": False,
     "damage": False,
     "segments": False,
     "about": False,

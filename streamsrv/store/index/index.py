@@ -13,7 +13,7 @@ One process opens a folder once; several processes may have it open at the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from streamsrv.query.attributes import Level, QueryAttribute
@@ -21,13 +21,11 @@ from streamsrv.query.budget import Budget, Parsing
 from streamsrv.query.conditions import Query
 from streamsrv.query.terms import term_prefix
 from streamsrv.query.values import cut
-from streamsrv.store import failpoints
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.index.batch import Batch, Prepared, prepare
 from streamsrv.store.index.changes import unpack_changes
 from streamsrv.store.index.damage import DamagedRecord
 from streamsrv.store.index.environment import Environment
-from streamsrv.store.index.leaving import Left, unpack_left
 from streamsrv.store.index.reading import ROWS_A_BATCH, Reading
 from streamsrv.store.index.rewrite import dump, rewrite
 from streamsrv.store.index.rows import (
@@ -39,7 +37,7 @@ from streamsrv.store.index.rows import (
     without_sum,
 )
 from streamsrv.store.index.walk import Hit, Search
-from streamsrv.store.index.writer import SLICE_INSTANCES, Writer
+from streamsrv.store.index.writer import Writer
 from streamsrv.store.rows import Change, InstanceRow, Location, NewInstance, SegmentRow
 
 
@@ -87,41 +85,12 @@ class Index(Reading):
             size=sum(each.size for each in prepared),
         )
 
-    def delete(
-        self,
-        rows: Sequence[PackedRow],
-        *,
-        segment: int,
-        committed_end: int,
-        dead_bytes: int,
-        before_commit: Callable[[], None] = lambda: None,
-        as_of: int = 0,
-    ) -> int:
-        """How many were still there, and are not any more; `sweep` removes what nobody sees of them. `rows`
-        are what `packed` found, in its order; `segment` holds their tombstone. `before_commit` is called when
-        all is ready: nothing is deleted if it raises. `as_of` is a moment before they were found: they are
-        looked at again only if something was committed since."""
+    def delete(self, rows: Sequence[PackedRow], *, segment: int, committed_end: int, dead_bytes: int) -> int:
+        """Delete instances; returns how many of them were still there. `rows` are what `packed` found, in its
+        order; `segment` holds their tombstone."""
         return self._writer.submit(
-            lambda batch: batch.delete(rows, segment, committed_end, dead_bytes, before_commit, as_of),
-            instances=len(rows),
+            lambda batch: batch.delete(rows, segment, committed_end, dead_bytes), instances=len(rows)
         )
-
-    def sweep(self) -> None:
-        """Remove what deletions have left behind. Nobody sees the difference, and `delete` does not do it:
-        whoever deletes calls this when there is time."""
-        while self._entries_of("leaving"):
-            failpoints.hit("before-sweep")
-            self._writer.submit(Batch.sweep, instances=SLICE_INSTANCES)
-
-    def leaving(self) -> list[Left]:
-        """What deletions have left behind, and nobody has swept yet."""
-        rows = [(int.from_bytes(key, "big"), stored) for key, stored in self.dump("leaving")]
-        return [self._left(sequence, stored) for sequence, stored in rows]
-
-    def _left(self, sequence: int, stored: bytes) -> Left:
-        with self._environment.reading("reading a change") as transaction:
-            changes = transaction.get(number_key(sequence), db=self._handles["changes"]) or b""
-        return unpack_left(sequence, stored, changes)
 
     def relocate(
         self, moves: Sequence[tuple[InstanceRow, Location]], *, segment: int, committed_end: int

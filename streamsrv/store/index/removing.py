@@ -1,5 +1,4 @@
-"""Instances that go: every row that belongs to them, in all databases; what is seen of them first, the rest
-now or in another transaction (`index_leaving`).
+"""Removing instances: every row that belongs to them, in all databases.
 
 Strategy: the rows of a study lie side by side, and so do those that are found by the serials of what was
 stored at once. One cursor a database deletes its way through them: behind a row that is deleted it stands on
@@ -18,7 +17,6 @@ from typing import Any, NamedTuple
 
 from streamsrv.errors import StoreCorrupt
 from streamsrv.store.index.environment import Cursor, Transaction
-from streamsrv.store.index.leaving import Left, runs
 from streamsrv.store.index.levels import Leaving, Levels
 from streamsrv.store.index.metadata_blobs import remove_texts
 from streamsrv.store.index.rows import (
@@ -38,11 +36,11 @@ _FACTS = struct.Struct(f"{_PLACED.format}{VARIANT_AT - _PLACED.size}x16s")
 
 
 class Gone(NamedTuple):
-    """What was seen of instances, and is not any more."""
+    """Instances that were removed."""
 
+    keys: Sequence[bytes]
     ids: Sequence[bytes]  # of their records
     freed: Mapping[int, int]  # bytes of their payloads by segment
-    left: Left
 
 
 class Removing:
@@ -64,7 +62,7 @@ class Removing:
         return [(key, value) for key, value, record in now if value and record_id_of(value) == record]
 
     def remove(self, rows: Sequence[PackedRow]) -> Gone:
-        """Instances that are there, one at least, in the order of their keys: all that is seen of them."""
+        """Instances that are there, one at least, in the order of their keys."""
         keys, values = zip(*rows, strict=True)
         try:
             facts = [_FACTS.unpack_from(value) for value in values]
@@ -73,20 +71,16 @@ class Removing:
         except (struct.error, IndexError) as error:
             raise StoreCorrupt(UNREADABLE) from error
         self._delete_instances(keys)
+        for series, start, end in _by_series(keys):
+            self._delete_uids(series, keys[start:end])
+        ordered = sorted(serials)
+        remove_texts(self._cursor("metadata"), ordered)
+        for name in _BY_SERIAL:
+            self._delete_owned(name, ordered)
         freed: dict[int, int] = defaultdict(int)
         for segment, length in zip(segments, lengths, strict=True):
             freed[segment] += length
-        return Gone(ids, freed, Left(keys, sorted(serials)))
-
-    def sweep(self, left: Left) -> None:
-        """What is not seen of instances that are gone."""
-        again = {key for key, _ in self._cursor("instances").getmulti(left.keys)}
-        keys = [key for key in left.keys if key not in again]  # their entries are those of others now
-        for series, start, end in _by_series(keys):
-            self._delete_uids(series, keys[start:end])
-        remove_texts(self._cursor("metadata"), left.serials)
-        for name in _BY_SERIAL:
-            self._delete_owned(name, left.serials)
+        return Gone(keys, ids, freed)
 
     def _tell_levels(self, keys: Sequence[bytes], values: Sequence[bytes], leaving: list[Leaving]) -> None:
         for series, start, end in _by_series(keys):
@@ -138,3 +132,16 @@ def _classes(values: Sequence[bytes]) -> Mapping[bytes, int]:
     if len({value[begin:end] for value in values}) == 1:
         return {first: len(values)}
     return Counter([sop_class_in(value) for value in values])
+
+
+def runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First and last of numbers that follow one another, in ascending order."""
+    if not numbers:
+        return
+    first = last = numbers[0]
+    for number in numbers:
+        if number > last + 1:
+            yield first, last
+            first = number
+        last = number
+    yield first, last

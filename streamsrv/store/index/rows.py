@@ -10,12 +10,11 @@
     attributes  level u8, tag u32, normal form -> study, or study \\0 series (several)
     uids        "i" instance / "s" series     -> study \\0 series / study (several)
     changes     sequence u64                  -> one change, or several (`index_changes`)
-    leaving     sequence u64                  -> what a deletion has left behind (`index_leaving`)
     damage      record id                     -> a record whose bytes are damaged (`damage`)
     segments    segment u32                   -> committed end, live, dead, sealed
     about       name                          -> text
 
-Behind the values of metadata, changes, leaving, damage, segments and about stands a checksum of key and value
+Behind the values of metadata, changes, damage, segments and about stands a checksum of key and value
 (xxh32): no record says what they should be, to the byte. It is verified whenever one is read.
 
 Integers in keys are big-endian, so that they sort; those in values little-endian.
@@ -91,7 +90,6 @@ _ROW_NAMES: dict[str, Callable[[bytes], str]] = {
         f"serial {int.from_bytes(key[:8], 'big')}, chunk {int.from_bytes(key[8:], 'big')}"
     ),
     "changes": lambda key: f"change {int.from_bytes(key, 'big')}",
-    "leaving": lambda key: f"change {int.from_bytes(key, 'big')}",
     "damage": lambda key: f"record {key.hex()}",
     "segments": lambda key: f"segment {int.from_bytes(key, 'big')}",
     "about": lambda key: key.decode("ascii", "replace"),

@@ -7,8 +7,7 @@ searches say depends only on which instances there are, so the rows are equal to
 front of an instance's row may differ.
 
 A server may go on storing meanwhile. Every study that the log of changes names since the audit began is left
-out of the comparison: whatever differs there is not damage. Neither are rows that a deletion has left behind
-and nobody has swept yet.
+out of the comparison: whatever differs there is not damage.
 
 Rules of this file
 - Both sides are read in pages, beside writers.
@@ -31,7 +30,6 @@ from streamsrv.errors import SegmentGone, StoreCorrupt
 from streamsrv.store.index.changes import unpack_changes
 from streamsrv.store.index.environment import ABOUT
 from streamsrv.store.index.index import Index
-from streamsrv.store.index.leaving import Left
 from streamsrv.store.index.metadata_blobs import Inflating, numbers_in, texts_at
 from streamsrv.store.index.rows import (
     record_id_of,
@@ -78,7 +76,6 @@ class Audit:
         self.live: dict[int, int] = {}  # segment -> bytes of living payloads
         self._unreadable: list[tuple[int, int, int]] = []
         self._unknown: set[str] = set()
-        self._left = {_by_uid(key) for left in self._leaving() for key in left.keys}
 
     def close(self) -> None:
         self._scratch.close()
@@ -154,25 +151,14 @@ class Audit:
         yield from self._gaps()
         serials = array("Q")
         yield from self._origins(serials)
-        # Those that are gone and not swept, as of now: after their owners were looked for, before their rows.
-        serials.extend(serial for left in self._leaving() for serial in left.serials)
         for database in BY_SERIAL:
             yield from self._owned(database, serials)
-
-    def _leaving(self) -> list[Left]:
-        """Where it cannot be read `sums` and `_gaps` tell."""
-        try:
-            return self._index.leaving()
-        except StoreCorrupt:
-            return []
 
     def _merged(self) -> Iterator[Difference]:
         for database, place in COMPARED.items():
             ours, theirs = rows_of(self._index, database), rows_of(self._scratch, database)
             for row, only_ours in unequal(ours, theirs):
                 study = study_of(row[place])
-                if only_ours and database == "uids" and row in self._left:
-                    continue
                 if only_ours and database == "instances" and self._lies_unreadable(row):
                     self._unknown.add(study)
                 what = "no record says so" if only_ours else "is missing, or has another value"
@@ -209,7 +195,7 @@ class Audit:
         missing = ABOUT - {key.decode("ascii", "replace") for key, _ in rows_of(self._index, "about")}
         for name in sorted(missing):
             yield Difference("about", name, "is missing", "")
-        for database in ("about", "leaving", "damage", "segments"):
+        for database in ("about", "damage", "segments"):
             for key, value in rows_of(self._index, database):
                 try:
                     without_sum(database, key, value)
@@ -307,12 +293,6 @@ def unequal(ours: Iterator[Pair], theirs: Iterator[Pair]) -> Iterator[tuple[Pair
         else:
             yield right, False
             right = next(theirs, None)
-
-
-def _by_uid(key: bytes) -> Pair:
-    """An instance's entry in `uids`."""
-    series, _, uid = key.rpartition(b"\0")
-    return b"i" + uid, series
 
 
 def study_of(part: bytes) -> str:

@@ -122,7 +122,6 @@ class _Compactor:
         return self._report
 
     def _rewrite_index(self) -> None:
-        self._index.sweep()
         try:
             self._index.rewrite()
             self._report.index_rewritten = True

@@ -12,9 +12,7 @@ Rules of this file
 from __future__ import annotations
 
 import secrets
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import xxhash
@@ -32,7 +30,6 @@ class DeleteIndex(Protocol):
     """What a delete needs of the index."""
 
     def catch_up(self) -> None: ...
-    def moment(self) -> int: ...
     def packed(
         self,
         study: str,
@@ -44,14 +41,7 @@ class DeleteIndex(Protocol):
     ) -> list[PackedRow]: ...
     def packed_rows(self, keys: Iterable[InstanceKey]) -> list[PackedRow]: ...
     def delete(
-        self,
-        rows: Sequence[PackedRow],
-        *,
-        segment: int,
-        committed_end: int,
-        dead_bytes: int,
-        before_commit: Callable[[], None],
-        as_of: int,
+        self, rows: Sequence[PackedRow], *, segment: int, committed_end: int, dead_bytes: int
     ) -> int: ...
 
 
@@ -72,25 +62,12 @@ def bury(segment: Borrowed, form: RecordFormat, ids: Sequence[bytes]) -> int:
     return len(head) + len(payload)
 
 
-# To start a thread for each sync takes as long as half of the sync.
-SYNCING = ThreadPoolExecutor(8, thread_name_prefix="tombstone-sync")
-
-
 class Target(NamedTuple):
     """A study, series or instance."""
 
     study: str
     series: str | None
     instance: str | None
-
-
-class Claimed(NamedTuple):
-    """A slice of a target resource, of which nobody replaces anything until its claims are released."""
-
-    rows: list[PackedRow]
-    moment: int  # of the index, before they were read
-    last: InstanceKey | None  # the next slice lies behind it
-    more: bool  # there may be one
 
 
 class Deletion:
@@ -111,57 +88,38 @@ class Deletion:
         segment = self._segments.borrow(tombstones=True)
         try:
             while more:
-                claimed = self._claimed(segment, target, after)
-                if claimed.rows:
-                    removed += self._bury(segment, claimed)
+                rows, after, more = self._locked(segment, target, after)
+                if rows:
+                    removed += self._delete(segment, rows)
                 segment.claims.release()
-                after, more = claimed.last, claimed.more
         finally:
             segment.give_back()
         return removed
 
-    def _claimed(self, segment: Borrowed, target: Target, after: InstanceKey | None) -> Claimed:
-        """The next slice of the target resource."""
+    def _locked(
+        self, segment: Borrowed, target: Target, after: InstanceKey | None
+    ) -> tuple[list[PackedRow], InstanceKey | None, bool]:
+        """The next slice of the target resource, which no other writer changes until its keys are released;
+        its last key, and whether there may be another slice behind it."""
         whole = target.instance is None and segment.claims.take_study(target.study)
         if whole:
             self._settle(segment)
-        moment = self._index.moment()
         rows = self._index.packed(*target, after=after, limit=SLICE_INSTANCES)
-        last, more = split_triple(rows[-1][0]) if rows else None, len(rows) == SLICE_INSTANCES
+        keys = [split_triple(key) for key, _ in rows]
         if rows and not whole:
-            keys = [split_triple(key) for key, _ in rows]
             segment.claims.take(keys)
             self._settle(segment)
-            moment, rows = self._index.moment(), self._index.packed_rows(keys)
-        return Claimed(rows, moment, last, more)
+            rows = self._index.packed_rows(keys)
+        return rows, keys[-1] if keys else None, len(keys) == SLICE_INSTANCES
 
     def _settle(self, segment: Borrowed) -> None:
         self._index.catch_up()
         self._segments.settle(segment)
 
-    def _bury(self, segment: Borrowed, claimed: Claimed) -> int:
-        dead = bury(segment, self._form, record_ids_of(claimed.rows))
-        begun = threading.Lock()
-        begun.acquire()
-
-        def sync() -> None:
-            begun.release()
-            segment.sync()
-
-        syncing = SYNCING.submit(sync)  # while the rows of the dead are removed
-        begun.acquire()  # else it might wait for the interpreter until they are
-
-        def synced() -> None:
-            syncing.result()
-            failpoints.hit("in-delete")
-
-        count = self._index.delete(
-            claimed.rows,
-            segment=segment.segment,
-            committed_end=segment.end,
-            dead_bytes=dead,
-            before_commit=synced,
-            as_of=claimed.moment,
-        )
+    def _delete(self, segment: Borrowed, rows: list[PackedRow]) -> int:
+        dead = bury(segment, self._form, record_ids_of(rows))
+        segment.sync()
+        failpoints.hit("in-delete")
+        count = self._index.delete(rows, segment=segment.segment, committed_end=segment.end, dead_bytes=dead)
         segment.commit_up_to(segment.end)
         return count
