@@ -153,13 +153,15 @@ class Exchange(Waiting, HTTPMessageDelegate):
         except GONE:
             await self._break_off()
         except Exception as error:
-            await self._refuse(error)
+            if not self._over:  # else its upload was ended, and the client has been answered
+                await self._refuse(error)
 
     async def _feed(self, intake: Intake, chunk: bytes) -> None:
         try:
             await feed(intake.upload, chunk, len(chunk), cast(Meter, self._meter))
         except Exception as error:
-            await self._refuse_within(error)
+            if not self._over:
+                await self._refuse_within(error)
 
     def _time_out(self, reason: str) -> None:
         self._service.spawn(self._end_slow(RequestTimeout(reason)))
