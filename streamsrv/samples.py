@@ -21,7 +21,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from streamsrv.dicom.elementwriting import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from streamsrv.dicom.explicit import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 ROWS = 979
 COLUMNS = 985

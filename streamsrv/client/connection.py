@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from streamsrv.client.files import Batch, Found
+from streamsrv.client.files import Batch, FoundFile
 
 CONTINUE_WAIT = 1.0  # seconds; RFC 9110 10.1.1: never wait for ever, the service may not know Expect
 SLICE = 4 << 20  # a progress bar wants to move while a large file is sent
@@ -198,7 +198,7 @@ class Connection:
                 self._send_file(sock, stream, found)
         sock.sendall(_closing(boundary))
 
-    def _send_file(self, sock: socket.socket, stream: Any, found: Found) -> None:
+    def _send_file(self, sock: socket.socket, stream: Any, found: FoundFile) -> None:
         for offset in range(0, found.size, SLICE):
             wanted = min(SLICE, found.size - offset)
             sent = sock.sendfile(stream, offset, wanted)

@@ -17,7 +17,7 @@ HEAD_SIZE = 4096  # the UID is the third element of the file meta information, l
 LONG_VRS = (b"OB", b"UN", b"UT", b"OW")  # those that occur in group 0002, or by mistake: 4 bytes of length
 
 
-class Found(NamedTuple):
+class FoundFile(NamedTuple):
     """A file to send. `uid` is its SOP Instance UID, empty if that could not be read."""
 
     path: Path
@@ -25,7 +25,7 @@ class Found(NamedTuple):
     uid: str
 
 
-Batch: TypeAlias = list[Found]
+Batch: TypeAlias = list[FoundFile]
 
 
 class Limit(NamedTuple):
@@ -54,12 +54,12 @@ def size_of(path: Path) -> int:
         return 0
 
 
-def examine(path: Path) -> tuple[Found, bool]:
+def examine(path: Path) -> tuple[FoundFile, bool]:
     """The file, and whether it is a Part 10 file (PS3.10 7.1)."""
     with path.open("rb") as stream:
         head = stream.read(HEAD_SIZE)
         size = os.fstat(stream.fileno()).st_size
-    return Found(path, size, _instance_uid(head)), head[PREFIX_OFFSET : PREFIX_OFFSET + 4] == b"DICM"
+    return FoundFile(path, size, _instance_uid(head)), head[PREFIX_OFFSET : PREFIX_OFFSET + 4] == b"DICM"
 
 
 def _instance_uid(head: bytes) -> str:
@@ -79,7 +79,7 @@ def _instance_uid(head: bytes) -> str:
     return ""
 
 
-def batches(files: Iterator[Found], limit: Limit) -> Iterator[Batch]:
+def batches(files: Iterator[FoundFile], limit: Limit) -> Iterator[Batch]:
     batch: Batch = []
     size = 0
     for found in files:

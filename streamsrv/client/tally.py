@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from streamsrv.client.connection import Reply, failures_of, stored_of
-from streamsrv.client.files import Batch, Found
+from streamsrv.client.files import Batch, FoundFile
 
 # PS3.18 Table I.2-2, and those that this project's server sends.
 REASONS = {
@@ -57,14 +57,14 @@ class Tally:
     settled: int = 0  # bytes of files whose verdict is known
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def settle(self, found: Found, verdict: Verdict, failure: Failure | None = None) -> None:
+    def settle(self, found: FoundFile, verdict: Verdict, failure: Failure | None = None) -> None:
         with self.lock:
             self.counts[verdict] += 1
             self.settled += found.size
             if failure is not None:
                 self.failures.append(failure)
 
-    def fail(self, found: Found, reason: int, words: str) -> None:
+    def fail(self, found: FoundFile, reason: int, words: str) -> None:
         self.settle(found, Verdict.FAILED, Failure(found.path, reason, words))
 
 
@@ -77,7 +77,7 @@ def judge(batch: Batch, reply: Reply, tally: Tally) -> None:
     for found in batch:
         waiting.setdefault(found.uid, []).append(found)
 
-    def take(uid: str) -> Found | None:
+    def take(uid: str) -> FoundFile | None:
         named = waiting.get(uid) if uid else None
         return named.pop(0) if named else None
 
@@ -99,7 +99,7 @@ def judge(batch: Batch, reply: Reply, tally: Tally) -> None:
             tally.fail(found, NO_REASON, f"the response (status {reply.status}) does not mention it")
 
 
-def _refuse(found: Found, reason: int, comment: str, tally: Tally) -> None:
+def _refuse(found: FoundFile, reason: int, comment: str, tally: Tally) -> None:
     if reason == ALREADY_STORED:
         tally.settle(found, Verdict.ALREADY)
         return

@@ -23,19 +23,19 @@ from typing import TextIO
 from urllib.parse import urlsplit
 
 from streamsrv.client.connection import Connection, Reply, ReplyError
-from streamsrv.client.files import Batch, Found, Limit, batches, examine, files_under, size_of
+from streamsrv.client.files import Batch, FoundFile, Limit, batches, examine, files_under, size_of
 from streamsrv.client.tally import NO_REASON, Tally, Verdict, judge, succeeded, summary
 
 LONGEST_WAIT = 60.0  # seconds; a service that asks for more is asked again sooner
 
 
-def find(paths: Sequence[Path], tally: Tally, say: TextIO) -> Iterator[Found]:
+def find(paths: Sequence[Path], tally: Tally, say: TextIO) -> Iterator[FoundFile]:
     """The files to send. What is left out is said: in a folder that is a skip, by name it is a failure."""
     for path, by_name in files_under(paths):
         try:
             found, is_dicom = examine(path)
         except OSError as fault:
-            tally.fail(Found(path, 0, ""), NO_REASON, fault.strerror or str(fault))
+            tally.fail(FoundFile(path, 0, ""), NO_REASON, fault.strerror or str(fault))
             continue
         if is_dicom:
             yield found

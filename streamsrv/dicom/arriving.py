@@ -18,8 +18,8 @@ from typing import Protocol
 from streamsrv.dicom import tags
 from streamsrv.dicom.elements import Elements
 from streamsrv.dicom.filemeta import encoding_of, read_file_meta
-from streamsrv.dicom.fragments import HEADER, ITEM, UNDEFINED, scan_items
-from streamsrv.dicom.window import UNKNOWN_END, Pread, ReadLimits, Window
+from streamsrv.dicom.frames import HEADER, ITEM, UNDEFINED, scan_items
+from streamsrv.dicom.window import UNKNOWN_END, Pread, ReadLimits, ReadWindow
 from streamsrv.errors import InstanceError
 
 # A header with more elements is not worth reading twice: so many take about a tenth of a second.
@@ -123,7 +123,7 @@ def what_arrives(pread: Pread, received: int, limits: ReadLimits) -> Arriving | 
     """The long value whose first bytes are among the `received` ones that `pread` reads, and whose last are
     not. None if there is none, or if it cannot be told: a deflated dataset, one with very many elements, or
     no DICOM at all."""
-    window = Window(pread, received)
+    window = ReadWindow(pread, received)
     try:
         meta = read_file_meta(window, received, limits)
         encoding = encoding_of(meta, window)

@@ -3,7 +3,7 @@ section 7).
 
 Strategy: `Elements.walk` is a generator of plain tuples. One Struct unpack decides an element; whatever is
 not a short value of a known VR inside the window (delimiters, long VRs, implicit VR, lies) leaves the hot
-loop for a method. Open sequences and items are `Level`s on a list, so nesting costs no stack.
+loop for a method. Open sequences and items are `Container`s on a list, so nesting costs no stack.
 
 Events are (tag, vr, offset, length, value):
 - an element with its value as bytes, or with value None where it is longer than the limits allow to load:
@@ -26,8 +26,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from struct import Struct
 
-from streamsrv.dicom.levels import PIXEL_REPRESENTATION, Level, known_vr
-from streamsrv.dicom.window import ReadLimits, Window
+from streamsrv.dicom.tags import private_vr, vr_of_number
+from streamsrv.dicom.window import ReadLimits, ReadWindow
 from streamsrv.errors import InstanceRefused, NotDicom
 
 Event = tuple[int, str, int, int, bytes | None]
@@ -54,6 +54,38 @@ _EMPTY_ITEMS = {True: bytes.fromhex("feff00e000000000"), False: bytes.fromhex("f
 _TAGS = {True: Struct("<HHI").unpack_from, False: Struct(">HHI").unpack_from}
 _WORDS = {True: Struct("<I").unpack_from, False: Struct(">I").unpack_from}
 
+PIXEL_REPRESENTATION = 0x00280103
+LUT_DESCRIPTOR = 0x00283002
+NOTED = (PIXEL_REPRESENTATION, LUT_DESCRIPTOR)  # standard elements that decide how others are read
+
+_NOTHING: dict[int, bytes] = {}  # a sequence has no elements of its own
+
+
+class Container:
+    """An open dataset (`items` False) or sequence (`items` True). `end` bounds it; `delimited` if a delimiter
+    ends it before."""
+
+    __slots__ = ("delimited", "end", "explicit", "items", "little", "notes", "tag")
+
+    def __init__(
+        self, tag: int, end: int, *, items: bool, delimited: bool, explicit: bool, little: bool
+    ) -> None:
+        self.tag = tag
+        self.end = end
+        self.items = items
+        self.delimited = delimited
+        self.explicit = explicit
+        self.little = little
+        # What decides how others are read: private creators by group and block (24 bits), values by tag.
+        self.notes: dict[int, bytes] = _NOTHING if items else {}
+
+    def note(self, tag: int, value: bytes) -> None:
+        """Remember a value that decides how others are read."""
+        if tag in NOTED:
+            self.notes[tag] = value
+        elif tag >> 16 & 1 and 0x10 <= tag & 0xFFFF < 0x100:
+            self.notes[tag >> 16 << 8 | tag & 0xFF] = value
+
 
 class Elements:
     """The elements from `start` to `end` of what `window` shows; `skip_fragments` finds the end of fragments.
@@ -63,7 +95,7 @@ class Elements:
 
     def __init__(
         self,
-        window: Window,
+        window: ReadWindow,
         start: int,
         end: int,
         *,
@@ -75,7 +107,7 @@ class Elements:
         self.window = window
         self.position = start
         self.limits = limits
-        self.levels = [Level(0, end, items=False, delimited=False, explicit=explicit, little=little)]
+        self.levels = [Container(0, end, items=False, delimited=False, explicit=explicit, little=little)]
         self._start = start
         self._ahead: bytes | None = None  # Pixel Representation of the dataset, looked up before its turn
         self._skip_fragments = skip_fragments
@@ -140,7 +172,7 @@ class Elements:
             else:
                 self.position = base + at
 
-    def _refill(self, level: Level) -> bool:
+    def _refill(self, level: Container) -> bool:
         """Have the next header in the window. False: `level` has ended here."""
         position = self.position
         left = level.end - position
@@ -158,11 +190,11 @@ class Elements:
         tag = _hex(level.tag) if level.tag else None
         raise NotDicom("the dataset is truncated", offset=position, tag=tag)
 
-    def _close(self, level: Level) -> Event:
+    def _close(self, level: Container) -> Event:
         self.levels.pop()
         return SEQUENCE_END if level.items else ITEM_END, "", self.position, 0, None
 
-    def _item(self, level: Level, buffer: bytes, at: int) -> Event:
+    def _item(self, level: Container, buffer: bytes, at: int) -> Event:
         """Inside a sequence: an item begins, or the sequence ends."""
         position = self.position
         group, element, length = _TAGS[level.little](buffer, at)
@@ -182,7 +214,7 @@ class Elements:
             explicit = not self._looks_implicit(min(end, position + 16))
         delimited, little = length == UNDEFINED, level.little
         self.levels.append(
-            Level(level.tag, end, items=False, delimited=delimited, explicit=explicit, little=little)
+            Container(level.tag, end, items=False, delimited=delimited, explicit=explicit, little=little)
         )
         return ITEM, "", position + 8, length, None
 
@@ -192,7 +224,7 @@ class Elements:
         return len(head) >= 6 and not (head[4:6].isalpha() and head[4:6].isupper())
 
     def _element(
-        self, level: Level, buffer: bytes, at: int, tag: int, vr: bytes, length: int
+        self, level: Container, buffer: bytes, at: int, tag: int, vr: bytes, length: int
     ) -> Event | None:
         """Any element that the hot loop does not take; None if nothing is to be told."""
         position = self.position
@@ -272,7 +304,7 @@ class Elements:
             skip_fragments=self._skip_fragments,
         )
 
-    def _undefined(self, level: Level, tag: int, name: str, start: int) -> Event:
+    def _undefined(self, level: Container, tag: int, name: str, start: int) -> Event:
         """A value of undefined length: a sequence or fragments."""
         if name == "UN" and not level.explicit and self._tag_at(level, start) not in (ITEM, SEQUENCE_END):
             raise NotDicom("undefined length, yet no item follows", offset=self.position, tag=_hex(tag))
@@ -287,14 +319,14 @@ class Elements:
         self.position = end + 8
         return tag, name, start, end - start, None
 
-    def _tag_at(self, level: Level, position: int) -> int:
+    def _tag_at(self, level: Container, position: int) -> int:
         head = self.window.bytes_at(position, 8)
         if len(head) < 8:
             raise NotDicom("the dataset is truncated", offset=position)
         group, element, _ = _TAGS[level.little](head, 0)
         return int(group) << 16 | int(element)
 
-    def _open(self, level: Level, tag: int, start: int, length: int, *, implicit: bool = False) -> Event:
+    def _open(self, level: Container, tag: int, start: int, length: int, *, implicit: bool = False) -> Event:
         """A sequence begins. Of UN the standard says implicit VR little endian; each item is looked at
         (`_looks_implicit`)."""
         if len(self.levels) >= 2 * self.limits.max_depth:
@@ -304,7 +336,7 @@ class Elements:
         end = level.end if undefined else start + length
         little = level.little or implicit
         self.levels.append(
-            Level(tag, end, items=True, delimited=undefined, explicit=level.explicit, little=little)
+            Container(tag, end, items=True, delimited=undefined, explicit=level.explicit, little=little)
         )
         self.position = start
         return tag, "SQ", start, length, None
@@ -321,7 +353,7 @@ class Elements:
             raise NotDicom("a value is truncated", offset=start, tag=_hex(tag))
         return value
 
-    def _stray(self, level: Level, tag: int) -> None:
+    def _stray(self, level: Container, tag: int) -> None:
         """A delimiter where none belongs. One that ends an item of defined length a second time does no
         harm."""
         if tag != ITEM_END or len(self.levels) == 1 or self.position + 8 != level.end:
@@ -337,3 +369,37 @@ class Elements:
 
 def _hex(tag: int) -> str:
     return f"{tag:08X}"
+
+
+# The VR of elements that do not say it
+
+
+def known_vr(level: Container, tag: int, length: int, signed_pixels: Callable[[], bool]) -> str | None:
+    """What the dictionaries say of a tag without VR, or of UN."""
+    if tag >> 16 & 1:
+        return _private_vr(level, tag)
+    vr = vr_of_number(tag)
+    # UN stays UN where pydicom leaves it, and where its little endian value would be read as big endian.
+    if vr is None or (level.explicit and vr != "SQ" and (length >= 0xFFFF or not level.little)):
+        return None
+    return _unambiguous(level, vr, signed_pixels) if len(vr) > 2 else vr
+
+
+def _private_vr(level: Container, tag: int) -> str | None:
+    element = tag & 0xFFFF
+    if 0x10 <= element < 0x100:
+        return "LO"
+    creator = level.notes.get(tag >> 16 << 8 | element >> 8)
+    if not creator or element < 0x1000:
+        return None
+    vr = private_vr(tag, creator.decode("latin-1").strip(" \0"))
+    return vr if vr is None or len(vr) == 2 else vr[-2:]
+
+
+def _unambiguous(level: Container, vr: str, signed_pixels: Callable[[], bool]) -> str:
+    """One VR for "US or SS", "OB or OW", "US or OW" and "US or SS or OW" (PS3.3 C.11.1.1.1 for LUT Data)."""
+    if vr == "US or SS":
+        return "SS" if signed_pixels() else "US"
+    if vr == "US or OW" and level.notes.get(LUT_DESCRIPTOR, b"")[:2] == b"\1\0":
+        return "US"
+    return "OW"

@@ -20,11 +20,21 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from struct import Struct
 
-from streamsrv.dicom.elements import ITEM, ITEM_END, SEQUENCE_END, SHORT_VRS, UNDEFINED, Elements, Event
+from streamsrv.dicom import tags
+from streamsrv.dicom.elements import (
+    BINARY_VRS,
+    ITEM,
+    ITEM_END,
+    SEQUENCE_END,
+    SHORT_VRS,
+    UNDEFINED,
+    Elements,
+    Event,
+)
 from streamsrv.dicom.filemeta import (
     GROUP_LENGTH,
     PREAMBLE,
@@ -35,24 +45,38 @@ from streamsrv.dicom.filemeta import (
     encoding_of,
     read_file_meta,
 )
-from streamsrv.dicom.fragments import scan_items
+from streamsrv.dicom.frames import scan_items
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from streamsrv.dicom.values import WORDS, swapped
-from streamsrv.dicom.window import UNKNOWN_END, Inflater, Pread, ReadLimits, Window
+from streamsrv.dicom.window import UNKNOWN_END, Inflater, Pread, ReadLimits, ReadWindow
+from streamsrv.errors import InstanceRefused
 
 LITERAL = 64 * 1024  # literals are joined up to this size, and longer values never loaded
 CHUNK = 256 * 1024  # a multiple of every word width
-_LONGEST_SHORT = 65_534  # PS3.5 6.2.2: the largest even length of 16 bits
+# PS3.5 7.1: lengths are even, and 0xFFFFFFFF means undefined.
+LONGEST = 0xFFFFFFFE
+LONGEST_SHORT = 0xFFFE
+ITEM_HEAD = b"\xfe\xff\x00\xe0\xff\xff\xff\xff"  # of undefined length
+ITEM_DELIMITER = b"\xfe\xff\x0d\xe0\0\0\0\0"
+SEQUENCE_DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
+# Who has made a file that came without a head of its own: this implementation (PS3.7 D.3.3.2). The UID is
+# made from a UUID, which needs no registration (PS3.5 B.2).
+IMPLEMENTATION_CLASS_UID = "2.25.1654476643511246558269671314570338076"
+IMPLEMENTATION_VERSION_NAME = "STREAMSRV"
+
 _BITS_ALLOCATED = 0x00280100
-_PIXEL_DATA = 0x7FE00010
+_OFFSETS = int(tags.EXTENDED_OFFSET_TABLE, 16)
+_LENGTHS = int(tags.EXTENDED_OFFSET_TABLE_LENGTHS, 16)
+_PIXEL_DATA = int(tags.PIXEL_DATA, 16)
 _DEFAULT_LIMITS = ReadLimits()
 
 _DELIMITERS = frozenset((ITEM, ITEM_END, SEQUENCE_END))
 
-_short = Struct("<HH2sH").pack
-_long = Struct("<HH2sHI").pack
-_delimiter = Struct("<HHI").pack
+_short = struct.Struct("<HH2sH").pack
+_long = struct.Struct("<HH2sHI").pack
+_fragment = struct.Struct("<HHI").pack
 _SHORT = frozenset(SHORT_VRS.values())
+_NUL_PADDED = frozenset(("UI", *BINARY_VRS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +118,7 @@ Piece = bytes | Copy | Swap
 def explicit_pieces(pread: Pread, size: int, limits: ReadLimits = _DEFAULT_LIMITS) -> Iterator[Piece]:
     """The Part 10 file of `size` bytes behind `pread`, encoded anew. For a deflated one read the pieces with
     `inflater`."""
-    window = Window(pread, size)
+    window = ReadWindow(pread, size)
     meta = read_file_meta(window, size, limits)
     encoding = encoding_of(meta, window)
     head = window.bytes_at(0, PREAMBLE) + PREFIX + file_meta(meta, EXPLICIT_VR_LITTLE_ENDIAN)
@@ -113,20 +137,20 @@ def changed_pieces(
 ) -> Iterator[Piece | Here]:
     """As `explicit_pieces`, with changes. Those of a deflated file count in its inflated dataset too, but for
     the first."""
-    window = Window(pread, size)
+    window = ReadWindow(pread, size)
     meta = read_file_meta(window, size, limits)
     encoding = encoding_of(meta, window)
     head = window.bytes_at(0, PREAMBLE) + PREFIX + file_meta(meta, changes.syntax)
     extent = meta.end, size
     if encoding.deflated:
         pread, extent = inflater(pread, size, limits).pread, (0, UNKNOWN_END)
-        window = Window(pread, UNKNOWN_END)
+        window = ReadWindow(pread, UNKNOWN_END)
     yield from _encoded_anew(pread, window, extent, encoding, limits, changes, head)
 
 
 def _encoded_anew(
     pread: Pread,
-    window: Window,
+    window: ReadWindow,
     extent: tuple[int, int],
     encoding: Encoding,
     limits: ReadLimits,
@@ -135,7 +159,7 @@ def _encoded_anew(
 ) -> Iterator[Piece | Here]:
     """`extent` is where the dataset begins and ends in what `pread` reads."""
     limits = replace(limits, bulk_threshold=LITERAL, text_threshold=LITERAL)
-    encoder = _Encoder(pread, limits)
+    encoder = _ExplicitWriter(pread, limits)
     elements = Elements(
         window,
         *extent,
@@ -149,7 +173,9 @@ def _encoded_anew(
 
 def inflater(pread: Pread, size: int, limits: ReadLimits = _DEFAULT_LIMITS) -> Inflater:
     """What the pieces, frames and bulk values of a deflated file are read from."""
-    return Inflater(pread, read_file_meta(Window(pread, size), size, limits).end, size, limits.max_inflated)
+    return Inflater(
+        pread, read_file_meta(ReadWindow(pread, size), size, limits).end, size, limits.max_inflated
+    )
 
 
 def swap_width(vr: str, bits_allocated: int = 0) -> int:
@@ -161,21 +187,71 @@ def swap_width(vr: str, bits_allocated: int = 0) -> int:
 
 def file_meta(meta: FileMeta, syntax: str) -> bytes:
     """File meta information with another transfer syntax and a true group length, else as it was."""
-    uid = syntax.encode()
     elements = {tag: (vr, value) for tag, vr, value in meta.elements if tag != GROUP_LENGTH}
-    elements[TRANSFER_SYNTAX_UID] = ("UI", uid + b"\0" * (len(uid) % 2))
-    body = b"".join(_header(tag, vr, len(value)) + value for tag, (vr, value) in sorted(elements.items()))
-    return _header(GROUP_LENGTH, "UL", 4) + len(body).to_bytes(4, "little") + body
+    elements[TRANSFER_SYNTAX_UID] = ("UI", syntax.encode())
+    body = b"".join([whole_element(tag, vr, value) for tag, (vr, value) in sorted(elements.items())])
+    return whole_element(GROUP_LENGTH, "UL", struct.pack("<I", len(body))) + body
 
 
-def _header(tag: int, vr: str, length: int) -> bytes:
-    """An element's tag, VR and length; a 16-bit length that does not suffice makes it UN."""
+def element_head(tag: int, vr: str, length: int) -> bytes:
+    """Tag, VR and length; a 16-bit length that does not suffice makes it UN (PS3.5 6.2.2)."""
     group, element = tag >> 16, tag & 0xFFFF
     if vr in _SHORT:
-        if length <= _LONGEST_SHORT:
+        if length <= LONGEST_SHORT:
             return _short(group, element, vr.encode(), length)
         vr = "UN"
     return _long(group, element, vr.encode(), 0, length)
+
+
+def padding(vr: str, length: int) -> bytes:
+    """The byte that makes the length even."""
+    return (b"\0" if vr in _NUL_PADDED else b" ") if length % 2 else b""
+
+
+def whole_element(tag: int, vr: str, value: bytes) -> bytes:
+    value += padding(vr, len(value))
+    return element_head(tag, vr, len(value)) + value
+
+
+def fragments(ranges: Sequence[Copy]) -> Iterator[bytes | Copy]:
+    """Pixel Data of one fragment a frame. The basic offset table counts in 32 bits; beyond, the extended one
+    goes before Pixel Data (PS3.3 C.7.6.3.1.8) and the basic one is empty."""
+    if any(each.length > LONGEST for each in ranges):
+        raise InstanceRefused("a frame is longer than a fragment can be", tag=tags.PIXEL_DATA)
+    offsets, at = [], 0
+    for each in ranges:
+        offsets.append(at)
+        at += 8 + each.length + each.length % 2
+    basic = b""
+    if offsets[-1] <= LONGEST:
+        basic = struct.pack(f"<{len(offsets)}I", *offsets)
+    else:
+        lengths = [each.length for each in ranges]
+        tables = (_OFFSETS, offsets), (_LENGTHS, lengths)
+        for tag, table in tables:
+            yield whole_element(tag, "OV", struct.pack(f"<{len(table)}Q", *table))
+    yield element_head(_PIXEL_DATA, "OB", UNDEFINED) + _fragment(0xFFFE, 0xE000, len(basic)) + basic
+    for each in ranges:
+        yield _fragment(0xFFFE, 0xE000, each.length + each.length % 2)
+        yield each
+        if each.length % 2:
+            yield b"\0"
+    yield SEQUENCE_DELIMITER
+
+
+def part10_head(sop_class: str, instance: str, syntax: str) -> bytes:
+    """Preamble, prefix and file meta information."""
+    body = b"".join(
+        (
+            whole_element(0x00020001, "OB", b"\0\1"),
+            whole_element(0x00020002, "UI", sop_class.encode("ascii", "replace")),
+            whole_element(0x00020003, "UI", instance.encode("ascii", "replace")),
+            whole_element(TRANSFER_SYNTAX_UID, "UI", syntax.encode("ascii", "replace")),
+            whole_element(0x00020012, "UI", IMPLEMENTATION_CLASS_UID.encode()),
+            whole_element(0x00020013, "SH", IMPLEMENTATION_VERSION_NAME.encode()),
+        )
+    )
+    return bytes(PREAMBLE) + PREFIX + whole_element(0x00020000, "UL", struct.pack("<I", len(body))) + body
 
 
 def _inflated_length(pread: Pread, size: int, start: int, limits: ReadLimits) -> int:
@@ -190,12 +266,10 @@ def _changed(tag: int, change: tuple[str, bytes] | Here | None) -> Iterator[byte
     if isinstance(change, Here):
         yield change
     elif change is not None:
-        vr, value = change
-        value += (b"\0" if vr in ("UI", "OB", "UN") else b" ") * (len(value) % 2)
-        yield _header(tag, vr, len(value)) + value
+        yield whole_element(tag, *change)
 
 
-class _Encoder:
+class _ExplicitWriter:
     """One walk over one dataset that is not deflated."""
 
     def __init__(self, pread: Pread, limits: ReadLimits) -> None:
@@ -252,17 +326,19 @@ class _Encoder:
         width = 1 if little else swap_width(vr, self._bits_allocated if tag == _PIXEL_DATA else 0)
         if value is not None:
             if tag & 0xFFFF:
-                yield _header(tag, vr, length) + swapped(value, width)
+                yield element_head(tag, vr, length) + swapped(value, width)
         elif tag == ITEM:
-            yield _delimiter(ITEM >> 16, ITEM & 0xFFFF, UNDEFINED)
-        elif tag in (ITEM_END, SEQUENCE_END):
-            yield _delimiter(tag >> 16, tag & 0xFFFF, 0)
+            yield ITEM_HEAD
+        elif tag == ITEM_END:
+            yield ITEM_DELIMITER
+        elif tag == SEQUENCE_END:
+            yield SEQUENCE_DELIMITER
         elif vr == "SQ":
-            yield _header(tag, vr, UNDEFINED)
+            yield element_head(tag, vr, UNDEFINED)
         elif offset == self._fragments:
-            yield _header(tag, vr, UNDEFINED)
+            yield element_head(tag, vr, UNDEFINED)
             yield Copy(offset, length)
-            yield _delimiter(SEQUENCE_END >> 16, SEQUENCE_END & 0xFFFF, 0)
+            yield SEQUENCE_DELIMITER
         else:
-            yield _header(tag, vr, length)
+            yield element_head(tag, vr, length)
             yield Copy(offset, length) if width == 1 else Swap(offset, length, width)

@@ -19,7 +19,7 @@ from streamsrv.dicom.syntaxes import (
     IMPLICIT_VR_LITTLE_ENDIAN,
     lookup,
 )
-from streamsrv.dicom.window import ReadLimits, Window
+from streamsrv.dicom.window import ReadLimits, ReadWindow
 from streamsrv.errors import InstanceRefused, NotDicom
 
 PREAMBLE = 128
@@ -52,7 +52,7 @@ class Encoding:
     warning: str = ""
 
 
-def read_file_meta(window: Window, size: int, limits: ReadLimits) -> FileMeta:
+def read_file_meta(window: ReadWindow, size: int, limits: ReadLimits) -> FileMeta:
     """Everything before the dataset."""
     if window.bytes_at(PREAMBLE, 4) != PREFIX:
         raise NotDicom("no DICM prefix: not a DICOM Part 10 file", offset=PREAMBLE)
@@ -103,7 +103,7 @@ def _no_fragments(tag: int, start: int, end: int, little: bool) -> int:
     raise NotDicom("undefined length in the file meta information", offset=start, tag=f"{tag:08X}")
 
 
-def encoding_of(meta: FileMeta, window: Window) -> Encoding:
+def encoding_of(meta: FileMeta, window: ReadWindow) -> Encoding:
     """The encoding of the dataset at `meta.end` (of the file as it is; a deflated one is taken at its
     word)."""
     row = lookup(meta.syntax)

@@ -19,8 +19,7 @@ from streamsrv.dicom import tags
 from streamsrv.dicom.checks import UID, broken_rule, well_formed_uid
 from streamsrv.dicom.elements import Elements
 from streamsrv.dicom.filemeta import Encoding, encoding_of, read_file_meta
-from streamsrv.dicom.fragments import scan_items
-from streamsrv.dicom.frames import Encapsulated, Geometry, native_frames, whole_value
+from streamsrv.dicom.frames import Encapsulated, Geometry, native_frames, scan_items, whole_value
 from streamsrv.dicom.instance import BulkValue, FrameKind, Frames, JsonDataset, SOPInstance
 from streamsrv.dicom.json.writer import SLOT, MetadataWriter, plain
 from streamsrv.dicom.pixelfacts import facts_in
@@ -30,7 +29,7 @@ from streamsrv.dicom.syntaxes import (
     IMPLICIT_VR_LITTLE_ENDIAN,
     lookup,
 )
-from streamsrv.dicom.window import UNKNOWN_END, Inflater, Pread, ReadLimits, Window
+from streamsrv.dicom.window import UNKNOWN_END, Inflater, Pread, ReadLimits, ReadWindow
 from streamsrv.errors import NotDicom
 
 __all__ = ["Pread", "ReadLimits", "open_dataset", "read_instance"]
@@ -75,12 +74,12 @@ def read_instance(
 ) -> SOPInstance:
     """Read the Part 10 file of `size` bytes behind `pread`. `emit` gets its DICOM JSON, with slots, in pieces
     of at most 256 kB. Of `keep` what is there is returned; a sequence too long to be held is not."""
-    window = Window(pread, size)
+    window = ReadWindow(pread, size)
     meta = read_file_meta(window, size, limits)
     encoding = encoding_of(meta, window)
     dataset, start, end = open_dataset(pread, size, meta.end, encoding, limits)
     if encoding.deflated:
-        window = Window(dataset, end)
+        window = ReadWindow(dataset, end)
     reader = _Reader(dataset, encoding, keep, emit, limits)
     reader.walk(window, start, end)
     return reader.instance(keep, start)
@@ -110,7 +109,7 @@ class _Reader:
         if encoding.warning:
             self.writer.warn(tags.TRANSFER_SYNTAX_UID, encoding.warning)
 
-    def walk(self, window: Window, start: int, end: int) -> None:
+    def walk(self, window: ReadWindow, start: int, end: int) -> None:
         encoding = self._encoding
         self._elements = Elements(
             window,

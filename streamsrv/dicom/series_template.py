@@ -26,18 +26,17 @@ import orjson
 from streamsrv.dicom import tags
 from streamsrv.dicom.charsets import codecs_of
 from streamsrv.dicom.checks import UID, broken_rule
-from streamsrv.dicom.elements import SHORT_VRS, Elements
+from streamsrv.dicom.elements import NOTED, SHORT_VRS, Elements
 from streamsrv.dicom.filemeta import PREAMBLE, PREFIX, TRANSFER_SYNTAX_UID, encoding_of, read_file_meta
 from streamsrv.dicom.frames import Encapsulated
 from streamsrv.dicom.instance import BulkValue, Frames, JsonDataset, JsonElement, SOPInstance
 from streamsrv.dicom.json.members import members
 from streamsrv.dicom.json.writer import OVERHEAD, SPILL
-from streamsrv.dicom.levels import NOTED
 from streamsrv.dicom.part10 import GEOMETRY, UIDS, read_instance
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.dicom.tags import vr_of_number
 from streamsrv.dicom.values import Converter, converters_for
-from streamsrv.dicom.window import Pread, ReadLimits, Window
+from streamsrv.dicom.window import Pread, ReadLimits, ReadWindow
 from streamsrv.errors import InstanceError
 
 LONGEST_HEADER = 64 * 1024  # bytes; longer headers hold mostly what differs
@@ -133,7 +132,7 @@ class HeaderExample:
         """Find the elements. Returns False if no template can have them."""
         if self.elements:
             return True
-        window = Window(self._pread, self.size)
+        window = ReadWindow(self._pread, self.size)
         meta = read_file_meta(window, self.size, limits)
         encoding = encoding_of(meta, window)
         if not encoding.little:
@@ -157,7 +156,7 @@ class HeaderExample:
     def _walk(self, start: int, end: int, explicit: bool, limits: ReadLimits) -> list[HeaderElement]:
         """The top-level elements from `start` to `end`, or to the end of the header."""
         elements = Elements(
-            Window(self._pread, end),
+            ReadWindow(self._pread, end),
             start,
             end,
             explicit=explicit,

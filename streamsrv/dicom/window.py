@@ -1,7 +1,7 @@
 """Reading a Part 10 file through a window: the bytes around the reading position, and no more of the file
 than that.
 
-Strategy: the readers above unpack straight from `Window.buffer` and come back only when it is used up. The
+Strategy: the readers above unpack straight from `ReadWindow.buffer` and come back only when it is used up. The
 first window is small (most headers end within it), then windows double up to 256 kB; a jump over a value
 starts small again, so that a file of any size costs its headers and nothing else. `Inflater` makes the
 dataset of the deflated transfer syntaxes (PS3.5 A.5) readable by the same calls: offsets count from the
@@ -52,7 +52,7 @@ class ReadLimits:
     max_warnings: int = 100  # kept for one instance; the response names them all
 
 
-class Window:
+class ReadWindow:
     """`buffer` holds the source from `start` on. `size` may be UNKNOWN_END."""
 
     __slots__ = ("_pread", "_size", "_step", "buffer", "start")
@@ -77,9 +77,9 @@ class Window:
         self.start = position
         return len(self.buffer)
 
-    def again(self) -> Window:
+    def again(self) -> ReadWindow:
         """Another window on the same source."""
-        return Window(self._pread, self._size)
+        return ReadWindow(self._pread, self._size)
 
     def bytes_at(self, position: int, length: int) -> bytes:
         """`length` bytes at `position`, fewer only at the end of the source."""

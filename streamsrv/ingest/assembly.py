@@ -22,8 +22,7 @@ from dataclasses import dataclass
 
 from streamsrv.dicom import tags
 from streamsrv.dicom.checks import UID, well_formed_uid
-from streamsrv.dicom.elementwriting import part10_head
-from streamsrv.dicom.explicit import Copy
+from streamsrv.dicom.explicit import Copy, part10_head
 from streamsrv.dicom.json.encoding import Bulk, DatasetEncoder, Later, Piece
 from streamsrv.dicom.json.text import LARGE, JsonReader
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, lookup
@@ -31,9 +30,8 @@ from streamsrv.dicom.xml.reader import json_text
 from streamsrv.errors import InstanceError, InstanceRefused, NotDicom
 from streamsrv.ingest.partspool import PartSpool, SpooledPart
 from streamsrv.ingest.response import FailedItem
-from streamsrv.wire.accept import MEDIA_SYNTAXES
+from streamsrv.wire.accept import MEDIA_SYNTAXES, canonical
 from streamsrv.wire.mediatypes import DICOM_JSON, DICOM_XML, JSON, OCTETS, parse_media_type
-from streamsrv.wire.ranges import canonical
 
 # What may be called metadata, by the `type` of the body.
 METADATA_TYPES = {DICOM_JSON: (DICOM_JSON, JSON), DICOM_XML: (DICOM_XML, "application/xml", "text/xml")}

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from streamsrv.dicom import explicit
-from streamsrv.dicom.fragments import fragment_spans
+from streamsrv.dicom.frames import fragment_spans
 from streamsrv.dicom.instance import FRAGMENTED, BulkValue, FrameKind
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.dicom.window import Pread

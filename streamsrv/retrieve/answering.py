@@ -19,10 +19,10 @@ from streamsrv.plans.parts import PartSource, multipart_plan, total_length
 from streamsrv.plans.selection import Selection
 from streamsrv.store import Store
 from streamsrv.wire import accept
+from streamsrv.wire.accept import LONGEST_REMEMBERED
 from streamsrv.wire.answers import Answer, Literal, Piece, Request, Stream
 from streamsrv.wire.conditional import etag_of, evaluate, is_conditional, not_modified
 from streamsrv.wire.multipart import boundary_from, multipart_type
-from streamsrv.wire.ranges import LONGEST_REMEMBERED
 from streamsrv.wire.resources import Target
 
 # Viewers revalidate with If-None-Match; a shared cache keeps nothing of a patient.

@@ -33,7 +33,7 @@ from streamsrv.wire.accept import INSTANCE_SENT_AS, InstancesChoice
 from streamsrv.wire.answers import Answer, Piece, Place, StoredParts
 from streamsrv.wire.mediatypes import DICOM
 from streamsrv.wire.multipart import closing, part_head
-from streamsrv.wire.resources import Level, instance_url
+from streamsrv.wire.resources import ResourceLevel, instance_url
 
 # Kinds of pixels in one answer that are looked at; real studies have a few.
 REPRESENTATIVES = 64
@@ -73,7 +73,7 @@ def instances(retrieval: Retrieval) -> Answer:
     representation = (DICOM, ",".join(sorted(f"{stored}>{sent}" for stored, sent in choice.syntaxes.items())))
     makes = any(is_made(*pair) for pair in choice.syntaxes.items())
     maker = (MAKER,) if makes else ()
-    if retrieval.target.level is Level.INSTANCE:
+    if retrieval.target.level is ResourceLevel.INSTANCE:
         (one,) = filter(None, sent(retrieval, choice))
         if not choice.multipart:
             return retrieval.single_part(one.label, one.pieces, *maker)
@@ -208,7 +208,7 @@ def as_chosen(retrieval: Retrieval, row: InstanceRow, syntax: str) -> Sent:
 
 def as_stored(retrieval: Retrieval, row: InstanceRow, error: NotAcceptable) -> Sent:
     """Instead of what could not be made; of a single instance only if that is acceptable too."""
-    if retrieval.target.level is Level.INSTANCE:
+    if retrieval.target.level is ResourceLevel.INSTANCE:
         try:
             accept.choose_instances(retrieval.ranges(), [row.transfer_syntax], single=True, keep=True)
         except NotAcceptable as refusal:
@@ -234,7 +234,7 @@ def chosen(retrieval: Retrieval) -> InstancesChoice:
     """For each stored syntax the one in which its instances go out. The pixels are looked at only if some
     have to be made."""
     accepted, syntaxes = retrieval.accepted(), tuple(sorted(retrieval.selection.syntaxes))
-    single = retrieval.target.level is Level.INSTANCE
+    single = retrieval.target.level is ResourceLevel.INSTANCE
     few = accepted.is_short and len(syntaxes) == 1
     try:
         choice = (remembered if few else hoped)(accepted, syntaxes, single)

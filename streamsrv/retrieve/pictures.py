@@ -40,7 +40,7 @@ from streamsrv.retrieve.picture_parts import picture_url, pictures_body
 from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Literal, Piece
-from streamsrv.wire.resources import Level, instance_url
+from streamsrv.wire.resources import ResourceLevel, instance_url
 
 PDF = "application/pdf"
 GIF = "image/gif"
@@ -69,7 +69,7 @@ def check_there(row: InstanceRow, numbers: Sequence[int]) -> None:
 
 def rendered(retrieval: Retrieval) -> Answer:
     wishes = wishes_of(retrieval.request.query)
-    if retrieval.target.level is not Level.INSTANCE:
+    if retrieval.target.level is not ResourceLevel.INSTANCE:
         # In parts only: pictures of several instances need not have one size, so they are no animation.
         offer = accept.choose_bulk(retrieval.ranges(), IMAGE_TYPES, single=False)
         check_profile(wishes, offer.media_type)

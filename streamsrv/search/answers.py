@@ -41,13 +41,12 @@ from streamsrv.search.pages import Pages
 from streamsrv.search.parameters import Parameters, SearchLimits, parameters_of
 from streamsrv.search.pointed import pointed
 from streamsrv.store import Hit, Index
-from streamsrv.wire.accept import METADATA_OFFERS, Offer, choose_json, parse_accept
+from streamsrv.wire.accept import LONGEST_REMEMBERED, METADATA_OFFERS, Offer, choose_json, parse_accept
 from streamsrv.wire.answers import Answer, Literal, Request, Stream
 from streamsrv.wire.codings import choose_coding
 from streamsrv.wire.conditional import etag_of, evaluate
 from streamsrv.wire.mediatypes import DICOM_XML
 from streamsrv.wire.multipart import boundary_from, closing, multipart_type, part_head
-from streamsrv.wire.ranges import LONGEST_REMEMBERED
 from streamsrv.wire.resources import Target
 
 KEPT = 500  # matches in memory: about 1 MB

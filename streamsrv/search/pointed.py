@@ -26,8 +26,7 @@ from streamsrv.search.attributes import returned_anyway
 from streamsrv.search.parameters import PARAMETERS, SearchLimits
 from streamsrv.store import Index, InstanceKey, LevelRow, fill, reader_of, study_date
 from streamsrv.wire.answers import Request
-from streamsrv.wire.resources import Level as TargetLevel
-from streamsrv.wire.resources import Target
+from streamsrv.wire.resources import ResourceLevel, Target
 
 # Text of which one value is one form, and is no list of values.
 _VRS = frozenset(("LO", "SH"))
@@ -55,7 +54,7 @@ def _point(name: str) -> _Point | None:
 def pointed(index: Index, request: Request, target: Target, limits: SearchLimits) -> list[bytes] | None:
     """The texts of all studies that match, in the order of a search; None if it is another kind of search.
     BadRequest as any search of the kind."""
-    if target.level is not TargetLevel.STUDY or len(request.query) != 1:
+    if target.level is not ResourceLevel.STUDY or len(request.query) != 1:
         return None
     name, text = request.query[0]
     point = _point(name) if len(name) < 100 else None

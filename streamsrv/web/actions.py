@@ -17,8 +17,8 @@ from streamsrv.ingest.together import ShortBody
 from streamsrv.web.fastpath.templates import Frames, Series
 from streamsrv.web.stow import Receiver
 from streamsrv.wire.answers import Answer, Computed, Request, resolved
-from streamsrv.wire.coded import coded
-from streamsrv.wire.resources import Kind, Level, Target
+from streamsrv.wire.codings import coded
+from streamsrv.wire.resources import Kind, ResourceLevel, Target
 
 # If-Modified-Since counts for GET alone.
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-unmodified-since"))
@@ -66,7 +66,7 @@ def is_inline(method: str, target: Target) -> bool:
     route = target.route
     if route.kind in (Kind.SEARCH, Kind.INSTANCES):
         return True
-    return route.level is Level.INSTANCE and route.kind in INLINE
+    return route.level is ResourceLevel.INSTANCE and route.kind in INLINE
 
 
 def compute(actions: Actions, request: Request, target: Target) -> Computed:

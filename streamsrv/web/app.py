@@ -54,11 +54,10 @@ from streamsrv.web.sending.response import Outgoing, transfer
 from streamsrv.web.sending.transfer import Transfer
 from streamsrv.web.stow import Identity, Receiver, ShortUpload, Upload, decoder_for
 from streamsrv.web.uploads import Uploads, UploadSlot
+from streamsrv.wire.accept import parse_accept
 from streamsrv.wire.answers import Answer, Computed, Request, then
-from streamsrv.wire.hot_paths import target_of
 from streamsrv.wire.problems import problem_answer
-from streamsrv.wire.ranges import parse_accept
-from streamsrv.wire.resources import Kind, Route, Target, base_url, parse_query
+from streamsrv.wire.resources import Kind, Route, Target, base_url, parse_query, target_of
 
 log = logging.getLogger("streamsrv.web")
 

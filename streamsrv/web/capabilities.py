@@ -11,10 +11,9 @@ from xml.sax.saxutils import quoteattr
 
 from streamsrv.web import openapi
 from streamsrv.web.description import WADL, Operation, Parameter, operations
-from streamsrv.wire.accept import choose_json
+from streamsrv.wire.accept import AcceptableRange, Offer, choose_json
 from streamsrv.wire.answers import Answer, Literal
 from streamsrv.wire.mediatypes import JSON
-from streamsrv.wire.ranges import AcceptableRange, Offer
 from streamsrv.wire.resources import ROUTES, Route
 
 OFFERS = (Offer(WADL), Offer(JSON))

@@ -19,7 +19,7 @@ from streamsrv.search.parameters import PARAMETERS
 from streamsrv.wire.accept import MEDIA_SYNTAXES
 from streamsrv.wire.mediatypes import DICOM, DICOM_JSON, DICOM_XML, JSON, MULTIPART
 from streamsrv.wire.problems import PROBLEM, TEXT
-from streamsrv.wire.resources import ROUTES, UNVERSIONED, Kind, Level, Route
+from streamsrv.wire.resources import ROUTES, UNVERSIONED, Kind, ResourceLevel, Route
 
 WADL = "application/vnd.sun.wadl+xml"
 YAML = "application/yaml"
@@ -191,7 +191,9 @@ def _summary(method: str, route: Route) -> str:
         return _VERBS[method]
     verb = "Retrieve" if method == "GET" else "The headers of a GET:"
     if route.kind is Kind.SEARCH:
-        what = {Level.STUDY: "studies", Level.SERIES: "series"}.get(route.level, "SOP instances")
+        what = {ResourceLevel.STUDY: "studies", ResourceLevel.SERIES: "series"}.get(
+            route.level, "SOP instances"
+        )
         return f"Search for {what}" if method == "GET" else f"{verb} search for {what}"
     return f"{verb} {_WORDS[route.kind]}"
 

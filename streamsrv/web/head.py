@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from tornado.httputil import HTTPHeaders, HTTPInputError
 
 from streamsrv.errors import BadRequest, HeadersTooLarge, RequestError, URITooLong
+from streamsrv.wire.accept import MAX_RANGES, AcceptableRange, parse_accept
 from streamsrv.wire.answers import Request, Requester
-from streamsrv.wire.ranges import MAX_RANGES, AcceptableRange, parse_accept
 
 # A request id from outside goes into logs and headers, so it must be tame.
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")

@@ -183,3 +183,13 @@ def resolved(computed: Computed) -> Answer:
     while not isinstance(computed, Answer):
         computed = computed.compute() if isinstance(computed, Deferred) else computed.answer()
     return computed
+
+
+def field_lines(fields: Sequence[tuple[str, str]]) -> str:
+    """A line for each field, with its CRLF. Raises ValueError."""
+    text = "".join([f"{name}: {value}\r\n" for name, value in fields])
+    if text.count("\r") != len(fields) or text.count("\n") != len(fields):
+        raise ValueError("a header field holds a line end")
+    if not text.isascii() or not text.replace("\r\n", "").isprintable():
+        raise ValueError("a header field holds a character that is not printable ASCII")
+    return text

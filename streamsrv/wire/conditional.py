@@ -20,19 +20,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from email.utils import formatdate, parsedate_to_datetime
 from functools import lru_cache
-from typing import NamedTuple
 
 from streamsrv.errors import PreconditionFailed, RangeNotSatisfiable
-from streamsrv.wire.answers import Answer, Literal, Piece, Request, Span, Stream
+from streamsrv.wire.answers import Answer, Request
+from streamsrv.wire.byte_ranges import SlicedPlan, range_of
 
 # entity-tag (RFC 9110 8.8.3)
 _ETAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
-# int-range or suffix-range (RFC 9110 14.1.2), any length: int() takes 4,300 digits.
-_RANGE = re.compile(r"([0-9]{1,4000})[ \t]*-[ \t]*([0-9]{1,4000})?|-[ \t]*([0-9]{1,4000})")
 # What a 304 carries of the headers of the 200 (RFC 9110 15.4.5).
 _KEPT_IN_304 = frozenset(
     ("cache-control", "content-location", "date", "etag", "expires", "last-modified", "vary")
@@ -82,7 +80,7 @@ def evaluate(request: Request, answer: Answer, etag: str) -> Answer:
         headers.append(("Accept-Ranges", "bytes"))
     if request.method == "HEAD":
         return replace(answer, headers=headers, plan=())
-    asked = _range_of(request, etag) if "range" in request.headers else None
+    asked = range_of(request, etag) if "range" in request.headers else None
     if asked is None or answer.length is None:
         answer.headers = headers
         return answer
@@ -139,77 +137,3 @@ def _seconds(date: str) -> float:
         return parsedate_to_datetime(date).timestamp()
     except (ValueError, TypeError, OverflowError):
         return -1
-
-
-class _Range(NamedTuple):
-    """`first` is None for the last `suffix` bytes; `last` is None for all bytes from the first."""
-
-    first: int | None
-    last: int | None
-    suffix: int
-
-    def within(self, length: int) -> tuple[int, int]:
-        """[start, stop), empty or reversed if nothing of it is there."""
-        if self.first is None:
-            return max(length - self.suffix, 0), length
-        return self.first, length if self.last is None else min(self.last + 1, length)
-
-
-def _range_of(request: Request, etag: str) -> _Range | None:
-    """The single range of bytes that is asked for, if its conditions hold."""
-    unit, _, ranges = request.headers.get("range", "").partition("=")
-    if request.method != "GET" or unit.strip().lower() != "bytes":
-        return None
-    if request.headers.get("if-range", etag).strip() != etag:
-        return None
-    found = _RANGE.fullmatch(ranges.strip(" \t,"))
-    if found is None:
-        return None
-    first, last, suffix = (None if number is None else int(number) for number in found.groups())
-    if first is not None and last is not None and last < first:
-        return None  # invalid, RFC 9110 14.1.2, and so as if absent
-    return _Range(first, last, suffix or 0)
-
-
-# Plans
-
-
-@dataclass(frozen=True, slots=True)
-class SlicedPlan:
-    """The bytes [start, stop) of a plan. As often iterable as the plan is."""
-
-    plan: Iterable[Piece]
-    start: int
-    stop: int
-
-    def __iter__(self) -> Iterator[Piece]:
-        return slice_plan(self.plan, self.start, self.stop)
-
-
-def slice_plan(plan: Iterable[Piece], start: int, stop: int) -> Iterator[Piece]:
-    """The pieces that hold the bytes [start, stop) of a plan, cut at both ends. The plan is walked no further
-    than needed."""
-    at = 0
-    for piece in plan:
-        if at >= stop:
-            return
-        length = piece.length
-        if length is None:
-            raise ValueError("a plan with a piece of unknown length cannot be sliced")
-        low, high = max(start - at, 0), min(stop - at, length)
-        if low < high:
-            yield piece if high - low == length else _cut(piece, low, high)
-        at += length
-
-
-def _cut(piece: Piece, low: int, high: int) -> Piece:
-    match piece:
-        case Literal(payload):
-            return Literal(payload[low:high])
-        case Span(segment, offset, _):
-            return Span(segment, offset + low, high - low)
-        case _:
-            chunks = piece.chunks
-            return Stream(
-                lambda start, stop: chunks(low + start, high if stop is None else low + stop), high - low
-            )

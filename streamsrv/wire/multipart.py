@@ -28,7 +28,7 @@ from functools import lru_cache
 from typing import TypeAlias
 
 from streamsrv.errors import ContentTooLarge, MultipartError, UnsupportedMediaType
-from streamsrv.wire.fields import field_lines
+from streamsrv.wire.answers import field_lines
 from streamsrv.wire.mediatypes import (
     DICOM,
     DICOM_JSON,
@@ -101,7 +101,7 @@ Event: TypeAlias = PartBegin | Payload | PartEnd | BodyEnd
 _PART_END, _BODY_END = PartEnd(), BodyEnd()
 
 
-class _State(enum.Enum):
+class _ParserState(enum.Enum):
     PREAMBLE = "before the first boundary"
     HEADERS = "in the headers of a part"
     PAYLOAD = "in a part"
@@ -123,7 +123,7 @@ class MultipartParser:
         self._longest = len(self._delimiter) + MAX_PADDING + 2
         # No header block longer than this is still undecided.
         self._reach = 2 + self._limits.header_bytes + self._longest
-        self._state = _State.PREAMBLE
+        self._state = _ParserState.PREAMBLE
         self._held: bytes = b"\r\n"
         self._fed = 0  # bytes of the body before the chunk in hand
         self._base = 0  # body offset of index 0 of the buffer in hand
@@ -132,10 +132,10 @@ class MultipartParser:
         self._block, self._block_headers = b"", dict[str, str]()  # those of the last part
         self.more = False  # the last `feed` stopped at `most`: feed b"" for what it left
         self._steps = {
-            _State.PREAMBLE: self._preamble,
-            _State.HEADERS: self._headers,
-            _State.PAYLOAD: self._payload,
-            _State.EPILOGUE: self._epilogue,
+            _ParserState.PREAMBLE: self._preamble,
+            _ParserState.HEADERS: self._headers,
+            _ParserState.PAYLOAD: self._payload,
+            _ParserState.EPILOGUE: self._epilogue,
         }
 
     def feed(
@@ -165,7 +165,7 @@ class MultipartParser:
 
     def close(self) -> None:
         """The body has ended. Raises MultipartError unless its close delimiter was seen."""
-        if self._state is not _State.EPILOGUE:
+        if self._state is not _ParserState.EPILOGUE:
             raise MultipartError(f"the multipart body ends {self._state.value}", self._fed)
 
     def _run(self, buffer: Buffer, end: int, at: int, stop: int, events: list[Event], most: int) -> int:
@@ -207,7 +207,7 @@ class MultipartParser:
         if after:
             events.append(_PART_END)
             return self._delimited(buffer, after, events)
-        self._state, self._lead = _State.PAYLOAD, 2
+        self._state, self._lead = _ParserState.PAYLOAD, 2
         return stop + 2
 
     def _payload(self, buffer: Buffer, at: int, end: int, events: list[Event]) -> int:
@@ -229,13 +229,13 @@ class MultipartParser:
         """A delimiter line ends at `after`. The CRLF of a part's delimiter is read again, as what goes before
         its headers."""
         if buffer[after - 1 : after] == b"-":
-            self._state = _State.EPILOGUE
+            self._state = _ParserState.EPILOGUE
             events.append(_BODY_END)
             return after
         self._parts += 1
         if self._parts > self._limits.parts:
             raise ContentTooLarge(f"the body has more than {self._limits.parts} parts")
-        self._state = _State.HEADERS
+        self._state = _ParserState.HEADERS
         return after - 2
 
     def _find(self, buffer: Buffer, at: int, end: int) -> tuple[int, int]:

@@ -22,9 +22,9 @@ from streamsrv.errors import (
     StreamsrvError,
     UnsupportedMediaType,
 )
+from streamsrv.wire.accept import AcceptableRange, Offer, elect
 from streamsrv.wire.answers import Answer, Literal
 from streamsrv.wire.mediatypes import DICOM_JSON, JSON
-from streamsrv.wire.ranges import AcceptableRange, Offer, elect
 
 PROBLEM = "application/problem+json"
 TEXT = "text/plain"

@@ -60,7 +60,7 @@ class Kind(enum.StrEnum):
     READY = "ready"
 
 
-class Level(enum.IntEnum):
+class ResourceLevel(enum.IntEnum):
     """Of a search: what it lists. Of all else: the deepest UID of its path."""
 
     NONE = 0
@@ -74,7 +74,7 @@ class Route(NamedTuple):
     with."""
 
     kind: Kind
-    level: Level
+    level: ResourceLevel
     template: str
     methods: tuple[str, ...]
     representation: str
@@ -92,17 +92,17 @@ _JSON = "application/dicom+json"
 _JPEG = "image/jpeg"
 
 _LEVELS = (
-    (Level.STUDY, "/studies/{study}"),
-    (Level.SERIES, "/studies/{study}/series/{series}"),
-    (Level.INSTANCE, "/studies/{study}/series/{series}/instances/{instance}"),
+    (ResourceLevel.STUDY, "/studies/{study}"),
+    (ResourceLevel.SERIES, "/studies/{study}/series/{series}"),
+    (ResourceLevel.INSTANCE, "/studies/{study}/series/{series}/instances/{instance}"),
 )
 _SEARCHES = (
-    (Level.STUDY, "/studies"),
-    (Level.SERIES, "/series"),
-    (Level.INSTANCE, "/instances"),
-    (Level.SERIES, "/studies/{study}/series"),
-    (Level.INSTANCE, "/studies/{study}/instances"),
-    (Level.INSTANCE, "/studies/{study}/series/{series}/instances"),
+    (ResourceLevel.STUDY, "/studies"),
+    (ResourceLevel.SERIES, "/series"),
+    (ResourceLevel.INSTANCE, "/instances"),
+    (ResourceLevel.SERIES, "/studies/{study}/series"),
+    (ResourceLevel.INSTANCE, "/studies/{study}/instances"),
+    (ResourceLevel.INSTANCE, "/studies/{study}/series/{series}/instances"),
 )
 # What lies below each of the three levels.
 _BELOW = (
@@ -123,26 +123,26 @@ _GET = ("GET",)
 
 
 def _rows() -> Iterator[Route]:
-    yield Route(Kind.SERVICE, Level.NONE, "", (), "")
+    yield Route(Kind.SERVICE, ResourceLevel.NONE, "", (), "")
     for level, template in _SEARCHES:
         yield Route(Kind.SEARCH, level, template, ("GET", "POST") if template == "/studies" else _GET, _JSON)
     for level, template in _LEVELS:
-        methods = ("GET", "POST", "DELETE") if level is Level.STUDY else ("GET", "DELETE")
+        methods = ("GET", "POST", "DELETE") if level is ResourceLevel.STUDY else ("GET", "DELETE")
         yield Route(Kind.INSTANCES, level, template, methods, _INSTANCES)
         for kind, below, representation in _BELOW:
             yield Route(kind, level, template + below, _GET, representation)
     for kind, below, representation in _BELOW_INSTANCE:
-        yield Route(kind, Level.INSTANCE, _LEVELS[-1][1] + below, _GET, representation)
-    yield Route(Kind.OPENAPI, Level.NONE, "/openapi.json", _GET, "application/json")
-    yield Route(Kind.YAML, Level.NONE, "/api.yaml", _GET, "application/yaml")
+        yield Route(kind, ResourceLevel.INSTANCE, _LEVELS[-1][1] + below, _GET, representation)
+    yield Route(Kind.OPENAPI, ResourceLevel.NONE, "/openapi.json", _GET, "application/json")
+    yield Route(Kind.YAML, ResourceLevel.NONE, "/api.yaml", _GET, "application/yaml")
 
 
 # Below /v1 and /v2.
 ROUTES: tuple[Route, ...] = tuple(_rows())
 # Below the root, without a version.
 UNVERSIONED: tuple[Route, ...] = (
-    Route(Kind.LIVE, Level.NONE, "/health/live", _GET, "text/plain"),
-    Route(Kind.READY, Level.NONE, "/health/ready", _GET, "text/plain"),
+    Route(Kind.LIVE, ResourceLevel.NONE, "/health/live", _GET, "text/plain"),
+    Route(Kind.READY, ResourceLevel.NONE, "/health/ready", _GET, "text/plain"),
 )
 
 
@@ -165,7 +165,7 @@ class Target:
         return self.route.kind
 
     @property
-    def level(self) -> Level:
+    def level(self) -> ResourceLevel:
         return self.route.level
 
     def check_method(self, method: str) -> None:
@@ -203,9 +203,38 @@ _VERSIONED_TREE = _tree(ROUTES)
 _UNVERSIONED_TREE = _tree(UNVERSIONED)
 
 
+# A study, series, instance or frame, and one name below it. So most paths need no walk through the tree.
+_PLAIN_UID = "([0-9][0-9.]{0,63})"
+_PLAIN = re.compile(
+    rf"/v([{VERSIONS[0]}-{VERSIONS[-1]}])/studies/{_PLAIN_UID}(?:/series/{_PLAIN_UID}(?:/instances/{_PLAIN_UID}"
+    rf"(?:/frames/([1-9][0-9]{{0,{MAX_FRAME_DIGITS - 1}}}))?)?)?((?:/[a-z]+)?)\Z"
+)
+_ABOVE = (_LEVELS[-1][1] + "/frames/{}", *(template for _, template in reversed(_LEVELS)))
+# (how many of series, instance and frame are missing, name below) -> route
+_PLAIN_ROUTES = {
+    (missing, below): route
+    for missing, above in enumerate(_ABOVE)
+    for route in ROUTES
+    for below in [re.sub(r"{frames?}", "{}", route.template).removeprefix(above)]
+    if re.fullmatch(r"(/[a-z]+)?", below)
+}
+
+
 def target_of(path: str) -> Target:
     """The target of a request's path, as it was sent (percent-encoded, without query). Raises NotFound,
     BadRequest, URITooLong."""
+    plain = _PLAIN.match(path)
+    if plain is not None and ".." not in path and "./" not in path and path[-1] != ".":
+        version, study, series, instance, frame, below = plain.groups()
+        route = _PLAIN_ROUTES.get(((series is None) + (instance is None) + (frame is None), below))
+        if route is not None:
+            frames = (int(frame),) if frame else ()
+            return Target(route, int(version), study, series, instance, frames)
+    return target_in_tree(path)
+
+
+def target_in_tree(path: str) -> Target:
+    """As `target_of`, for any path."""
     segments = [percent_decoded(segment) for segment in path.split("/")[1:]]
     if segments and (version := _VERSION.match(segments[0])):
         number = int(version[1])

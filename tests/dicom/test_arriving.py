@@ -20,7 +20,7 @@ from made_files import (
 )
 
 from streamsrv.dicom.arriving import MOST_ELEMENTS, Fragments, Value, what_arrives
-from streamsrv.dicom.fragments import scan_items
+from streamsrv.dicom.frames import scan_items
 from streamsrv.dicom.part10 import ReadLimits, read_instance
 from streamsrv.errors import InstanceError
 

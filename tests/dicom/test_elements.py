@@ -21,15 +21,15 @@ from made_files import (
 )
 
 from streamsrv.dicom.elements import Elements
-from streamsrv.dicom.fragments import scan_items
-from streamsrv.dicom.window import ReadLimits, Window
+from streamsrv.dicom.frames import scan_items
+from streamsrv.dicom.window import ReadLimits, ReadWindow
 from streamsrv.errors import InstanceRefused, NotDicom
 
 
 def walker(content, syntax=EXPLICIT, limits=None):
     pread = pread_of(content)
     return Elements(
-        Window(pread, len(content)),
+        ReadWindow(pread, len(content)),
         0,
         len(content),
         explicit=syntax != IMPLICIT,

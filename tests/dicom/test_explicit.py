@@ -38,7 +38,7 @@ from streamsrv.dicom.explicit import (
 )
 from streamsrv.dicom.filemeta import read_file_meta
 from streamsrv.dicom.values import WORDS
-from streamsrv.dicom.window import ReadLimits, Window
+from streamsrv.dicom.window import ReadLimits, ReadWindow
 from streamsrv.errors import NotDicom
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -48,7 +48,7 @@ def encoded(content):
     """(pieces, the file anew); its length was known before."""
     pread = pread_of(content)
     pieces = list(explicit_pieces(pread, len(content)))
-    window = Window(pread, len(content))
+    window = ReadWindow(pread, len(content))
     deflated = read_file_meta(window, len(content), ReadLimits()).syntax == DEFLATED
     source = inflater(pread, len(content)).pread if deflated else pread
     whole = b"".join(chunk for piece in pieces for chunk in piece_bytes(source, piece))
@@ -217,7 +217,7 @@ def test_the_file_meta_is_true():
     assert dataset.file_meta.FileMetaInformationGroupLength == whole.index(identity()) - 144
     assert dataset.file_meta.ImplementationClassUID == "1.2"
     assert dataset.file_meta.PrivateInformation == b"\1\2"
-    window = Window(pread_of(whole), len(whole))
+    window = ReadWindow(pread_of(whole), len(whole))
     again = read_file_meta(window, len(whole), ReadLimits())
     assert file_meta(again, EXPLICIT) == whole[132 : again.end]
 

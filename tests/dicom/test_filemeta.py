@@ -14,12 +14,12 @@ from made_files import (
 )
 
 from streamsrv.dicom.filemeta import encoding_of, read_file_meta
-from streamsrv.dicom.window import ReadLimits, Window
+from streamsrv.dicom.window import ReadLimits, ReadWindow
 from streamsrv.errors import NotDicom
 
 
 def meta_of(content):
-    window = Window(pread_of(content), len(content))
+    window = ReadWindow(pread_of(content), len(content))
     return read_file_meta(window, len(content), ReadLimits()), window
 
 

@@ -4,7 +4,7 @@ import tracemalloc
 import pytest
 from made_files import ITEM, SEQUENCE_END, delimiter, fragments, item, pread_of
 
-from streamsrv.dicom.fragments import fragment_spans, scan_items
+from streamsrv.dicom.frames import fragment_spans, scan_items
 from streamsrv.errors import InstanceRefused, NotDicom
 
 

@@ -30,8 +30,7 @@ from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.pixels.utils import get_expected_length
 
 from streamsrv.dicom.explicit import inflater
-from streamsrv.dicom.fragments import fragment_spans
-from streamsrv.dicom.frames import Geometry, native_frame_bits, native_frames
+from streamsrv.dicom.frames import Geometry, fragment_spans, native_frame_bits, native_frames
 from streamsrv.dicom.instance import FRAGMENTED, FrameKind
 from streamsrv.dicom.part10 import ReadLimits, read_instance
 from streamsrv.errors import NotDicom

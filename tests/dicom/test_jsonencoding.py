@@ -10,8 +10,7 @@ import pytest
 from made_files import read, readable_paths
 from pydicom.dataset import Dataset
 
-from streamsrv.dicom.elementwriting import fragments
-from streamsrv.dicom.explicit import Copy
+from streamsrv.dicom.explicit import Copy, fragments
 from streamsrv.dicom.json import text as jsontext
 from streamsrv.dicom.json.encoding import Bulk, DatasetEncoder, Later
 from streamsrv.dicom.json.text import JsonReader

@@ -26,7 +26,7 @@ from made_files import (
 )
 
 from streamsrv.dicom.explicit import explicit_pieces
-from streamsrv.dicom.fragments import fragment_spans
+from streamsrv.dicom.frames import fragment_spans
 from streamsrv.dicom.instance import FRAGMENTED
 from streamsrv.dicom.part10 import ReadLimits
 from streamsrv.errors import InstanceRefused, NotDicom

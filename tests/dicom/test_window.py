@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_files import pread_of
 
-from streamsrv.dicom.window import UNKNOWN_END, Inflater, Window
+from streamsrv.dicom.window import UNKNOWN_END, Inflater, ReadWindow
 from streamsrv.errors import InstanceRefused, NotDicom
 
 PLAIN = bytes(range(256)) * 8000  # 2 MB
@@ -28,7 +28,7 @@ class Counted:
 
 def test_windows_double_while_reading_on_and_are_small_after_a_jump():
     source = Counted(PLAIN)
-    window = Window(source, len(PLAIN))
+    window = ReadWindow(source, len(PLAIN))
     position = 0
     for _ in range(7):
         window.load(position, 8)
@@ -39,21 +39,21 @@ def test_windows_double_while_reading_on_and_are_small_after_a_jump():
 
 def test_bytes_in_the_window_are_not_read_again():
     source = Counted(PLAIN)
-    window = Window(source, len(PLAIN))
+    window = ReadWindow(source, len(PLAIN))
     assert window.bytes_at(10, 20) == PLAIN[10:30]
     assert window.bytes_at(100, 5) == PLAIN[100:105]
     assert len(source.reads) == 1
 
 
 def test_the_end_of_the_source_cuts():
-    window = Window(pread_of(PLAIN), 100)
+    window = ReadWindow(pread_of(PLAIN), 100)
     assert window.bytes_at(90, 20) == PLAIN[90:100]
     assert window.load(100, 8) == 0
     assert window.bytes_at(200, 8) == b""
 
 
 def test_again_is_a_window_of_its_own():
-    window = Window(pread_of(PLAIN), len(PLAIN))
+    window = ReadWindow(pread_of(PLAIN), len(PLAIN))
     window.load(0, 8)
     other = window.again()
     assert other.bytes_at(5000, 10) == PLAIN[5000:5010]
@@ -71,7 +71,7 @@ def test_inflater_reads_like_the_plain_file(reads):
 
 def test_inflater_behind_a_window():
     packed = squeezed(PLAIN)
-    window = Window(Inflater(pread_of(packed), 0, len(packed), 1 << 30).pread, UNKNOWN_END)
+    window = ReadWindow(Inflater(pread_of(packed), 0, len(packed), 1 << 30).pread, UNKNOWN_END)
     assert window.bytes_at(0, 8) == PLAIN[:8]
     assert window.bytes_at(1_999_000, 70_000) == PLAIN[1_999_000:]
     assert window.load(len(PLAIN), 8) == 0

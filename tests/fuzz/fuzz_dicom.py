@@ -10,16 +10,15 @@ from fuzz_targets import target
 from streamsrv.dicom.arriving import what_arrives
 from streamsrv.dicom.charsets import codecs_of, decoder_for
 from streamsrv.dicom.elements import LONG_VRS, SHORT_VRS
-from streamsrv.dicom.elementwriting import part10_head
-from streamsrv.dicom.explicit import Copy, Swap, explicit_pieces
+from streamsrv.dicom.explicit import Copy, Swap, explicit_pieces, part10_head
 from streamsrv.dicom.filemeta import encoding_of, read_file_meta
-from streamsrv.dicom.fragments import fragment_spans
+from streamsrv.dicom.frames import fragment_spans
 from streamsrv.dicom.instance import FRAGMENTED
 from streamsrv.dicom.json.encoding import Bulk, DatasetEncoder, Later
 from streamsrv.dicom.json.text import LARGE, JsonReader
 from streamsrv.dicom.part10 import ReadLimits, read_instance
 from streamsrv.dicom.values import converters_for, lenient
-from streamsrv.dicom.window import Window
+from streamsrv.dicom.window import ReadWindow
 from streamsrv.dicom.xml.reader import json_text
 from streamsrv.dicom.xml.writer import native_xml
 from streamsrv.errors import InstanceRefused, NotDicom
@@ -111,7 +110,7 @@ def spans_lie_within(file, instance):
 
 @target(NotDicom, InstanceRefused, words=DICOM_WORDS)
 def file_meta(content):
-    window = Window(pread_of(content), len(content))
+    window = ReadWindow(pread_of(content), len(content))
     meta = read_file_meta(window, len(content), LIMITS)
     assert 132 <= meta.end <= len(content)
     encoding_of(meta, window)

@@ -36,8 +36,14 @@ from streamsrv.web.head import (
     check_url,
 )
 from streamsrv.web.hosts import Hosts
-from streamsrv.wire import hot_paths
-from streamsrv.wire.accept import choose_bulk, choose_frames, choose_image, choose_instances, choose_json
+from streamsrv.wire.accept import (
+    choose_bulk,
+    choose_frames,
+    choose_image,
+    choose_instances,
+    choose_json,
+    parse_accept,
+)
 from streamsrv.wire.answers import Answer, Literal, Request
 from streamsrv.wire.codings import choose_coding
 from streamsrv.wire.conditional import dated, evaluate
@@ -52,8 +58,7 @@ from streamsrv.wire.multipart import (
     boundary_of,
     content_type_of,
 )
-from streamsrv.wire.ranges import parse_accept
-from streamsrv.wire.resources import parse_query, target_of
+from streamsrv.wire.resources import parse_query, target_in_tree, target_of
 
 SYNTAXES = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.90")
 BODY = b"0123456789" * 10
@@ -266,15 +271,15 @@ def conditions(content):
 def path(content):
     line = text(content).replace("?", "")
     try:
-        found = target_of(line)
+        found = target_in_tree(line)
     except RequestError as error:
         failure = type(error)
         try:
-            hot_paths.target_of(line)
+            target_of(line)
         except failure:
             raise error from None
-        raise AssertionError("the short way takes what the long one refuses") from None
-    assert hot_paths.target_of(line) == found
+        raise AssertionError("the pattern takes a path that the tree refuses") from None
+    assert target_of(line) == found
     for method in ("GET", "POST", "DELETE"):
         found.check_method(method)
 

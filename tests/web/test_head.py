@@ -17,7 +17,7 @@ from streamsrv.web.head import (
     check_url,
     most_bytes,
 )
-from streamsrv.wire.ranges import MAX_RANGES
+from streamsrv.wire.accept import MAX_RANGES
 
 
 def head(method="GET", target="/v2/studies", version="HTTP/1.1", **headers):

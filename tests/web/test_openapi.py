@@ -11,7 +11,7 @@ from web_world import Raw
 from streamsrv.query.attributes import QUERY_ATTRIBUTES
 from streamsrv.web import capabilities, openapi
 from streamsrv.web.description import described_routes, matching_keys, operations
-from streamsrv.wire.ranges import parse_accept
+from streamsrv.wire.accept import parse_accept
 from streamsrv.wire.resources import ROUTES, Kind
 
 BASE = "https://example.org/pacs/v2"

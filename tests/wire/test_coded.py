@@ -1,4 +1,4 @@
-"""streamsrv/wire/coded.py"""
+"""Answers in a content coding (streamsrv/wire/codings.py)"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import zstandard
 
 from streamsrv.wire.answers import Answer, Literal, Request, Span, Stream
-from streamsrv.wire.coded import coded
+from streamsrv.wire.codings import coded
 from streamsrv.wire.conditional import evaluate
 
 TAG = '"abc"'

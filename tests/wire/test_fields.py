@@ -3,8 +3,7 @@
 import pytest
 
 from streamsrv.web.sending.response import head_bytes
-from streamsrv.wire.answers import Answer
-from streamsrv.wire.fields import field_lines
+from streamsrv.wire.answers import Answer, field_lines
 from streamsrv.wire.multipart import part_head
 
 BAD = [*map(chr, range(0x20)), "\x7f", "\x80", "\xe9", "\u2028", "\ud800", "\r\n", "\r\nSet-Cookie: a=b"]

@@ -19,9 +19,9 @@ from streamsrv.errors import (
     StreamsrvError,
     UnsupportedMediaType,
 )
+from streamsrv.wire.accept import parse_accept
 from streamsrv.wire.answers import Answer, Literal
 from streamsrv.wire.problems import problem_answer
-from streamsrv.wire.ranges import parse_accept
 
 
 def body_of(answer: Answer) -> bytes:

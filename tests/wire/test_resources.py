@@ -10,18 +10,20 @@ from hypothesis import strategies as st
 
 from streamsrv.errors import BadRequest, MethodNotAllowed, NotFound, RequestError, URITooLong
 from streamsrv.wire.resources import (
+    _PLAIN_ROUTES,
     MAX_FRAMES,
     MAX_PARAMETERS,
     ROUTES,
     UNVERSIONED,
     Kind,
-    Level,
+    ResourceLevel,
     base_url,
     bulk_url,
     frame_url,
     instance_url,
     parse_query,
     study_url,
+    target_in_tree,
     target_of,
 )
 
@@ -362,7 +364,7 @@ def test_urls_lead_back_to_their_targets() -> None:
     target = target_of(instance_url(base, *KEY).removeprefix(prefix))
     assert (target.kind, target.level, (target.study, target.series, target.instance)) == (
         Kind.INSTANCES,
-        Level.INSTANCE,
+        ResourceLevel.INSTANCE,
         KEY,
     )
     assert target_of(frame_url(base, *KEY, 12).removeprefix(prefix)).frames == (12,)
@@ -422,3 +424,78 @@ def test_long_paths_end_quickly() -> None:
         with pytest.raises(RequestError):
             target_of(path)
     assert time.process_time() - begun < 0.5
+
+
+# Plain paths
+
+PLAIN = "/v2/studies/1.2/series/3.4/instances/5.6"
+PATHS = [
+    *(PLAIN + below for below in ("", "/", "/metadata", "/bulkdata/7FE00010", "/rendered", "/nonsense")),
+    *(
+        f"{PLAIN}/frames/{numbers}"
+        for numbers in (
+            "1",
+            "2147483647",
+            "9999999999",
+            "10000000000",
+            "0",
+            "01",
+            "1,2",
+            "x",
+            "",
+            "1/",
+            "%31",
+        )
+    ),
+    f"{PLAIN}//frames/1",
+    f"{PLAIN}/frames/1/rendered",
+    f"{PLAIN}/frames/1/frames/1",
+    f"{PLAIN}/bulkdata/7FE00010/frames/1",
+    f"{PLAIN}/bulkdata/x/frames/1",
+    "/v2/studies/1.2/frames/1",
+    "/v2/studies//1.2/series/3.4/instances/5.6/frames/7",
+    "/v1/studies/1%2E2/series/3.4/instances/5.6/frames/7",
+    "/v1/studies/%/series/3.4/instances/5.6/frames/7",
+    "/v2/studies/1.x/series/3.4/instances/5.6/frames/7",
+    "/v3/studies/1.2/series/3.4/instances/5.6/frames/7",
+    *(
+        f"/v2/studies/{study}/series/3.4/instances/{instance}/frames/7"
+        for study, instance in (
+            (".", "5"),
+            ("1.", "5"),
+            ("1..2", "5"),
+            ("1", ".5"),
+            ("1", "5."),
+            ("1" * 64, "5" * 64),
+            ("1" * 65, "5"),
+            ("1", "5" * 65),
+            ("1\n", "5"),
+            ("1", "5\n"),
+            ("\u0661", "5"),
+        )
+    ),
+    "/v2/studies",
+    "/health/live",
+    "/frames/1",
+    "*",
+    "",
+    PLAIN + "/frames/" + ",".join(map(str, range(1, 300))),
+]
+
+
+def said(function, path):
+    try:
+        return function(path)
+    except RequestError as error:
+        return type(error), error.detail
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_plain_paths_have_the_target_that_the_tree_finds(path):
+    assert said(target_of, path) == said(target_in_tree, path)
+
+
+def test_each_route_of_plain_parts_is_found_without_the_tree():
+    plain = {route.template for route in _PLAIN_ROUTES.values()}
+    others = {route.template for route in ROUTES} - plain
+    assert not any(template.startswith("/studies/{study}") for template in others if "{path}" not in template)

@@ -21,19 +21,18 @@ from itertools import pairwise
 from typing import Any
 
 from streamsrv.dicom import tags
-from streamsrv.dicom.elements import LONG_VRS, SHORT_VRS
-from streamsrv.dicom.elementwriting import (
-    ITEM,
-    ITEM_END,
+from streamsrv.dicom.elements import LONG_VRS, SHORT_VRS, UNDEFINED
+from streamsrv.dicom.explicit import (
+    ITEM_DELIMITER,
+    ITEM_HEAD,
     LONGEST,
-    SEQUENCE_END,
-    UNDEFINED,
+    SEQUENCE_DELIMITER,
+    Copy,
     element_head,
     fragments,
     padding,
     whole_element,
 )
-from streamsrv.dicom.explicit import Copy
 from streamsrv.dicom.json.text import AMBIGUOUS, LARGE, JsonReader
 from streamsrv.dicom.json.values import inline_bytes, value_bytes
 from streamsrv.errors import InstanceRefused, NotDicom
@@ -99,7 +98,7 @@ class DatasetEncoder:
         if not self._placed:
             yield self._character_set
         yield from self._tables
-        utf8 = whole_element(tags.SPECIFIC_CHARACTER_SET, "CS", b"ISO_IR 192")
+        utf8 = whole_element(int(tags.SPECIFIC_CHARACTER_SET, 16), "CS", b"ISO_IR 192")
         self._character_set.content = self._own_set if self._ascii else utf8
 
     def _top_level(self, reader: JsonReader, tag: str, element: Any) -> Iterator[Piece]:
@@ -156,10 +155,10 @@ class DatasetEncoder:
                 raise NotDicom("an attribute is an object in which a name occurs twice", tag=tag)
             if name == "Value" and _vr(tag, rest) == "SQ":
                 _expect(reader, "[", _NO_ARRAY, tag)
-                yield element_head(tag, "SQ", UNDEFINED)
+                yield element_head(int(tag, 16), "SQ", UNDEFINED)
                 for number, _ in enumerate(reader.elements()):
                     yield from self._item(self._members_of(reader, f"{path}/{number}"))
-                yield SEQUENCE_END
+                yield SEQUENCE_DELIMITER
                 done = True
             else:
                 rest[name] = reader.value(None)
@@ -176,11 +175,11 @@ class DatasetEncoder:
                 yield from self._attribute(reader, tag, element, f"{path}/{tag}")
 
     def _sequence(self, tag: str, items: Any, path: str) -> Iterator[Piece]:
-        yield element_head(tag, "SQ", UNDEFINED)
+        yield element_head(int(tag, 16), "SQ", UNDEFINED)
         for number, item in enumerate(_array(tag, items)):
             content = {} if item is None else item
             yield from self._item(self._short_item(tag, content, f"{path}/{number}"))
-        yield SEQUENCE_END
+        yield SEQUENCE_DELIMITER
 
     def _short_item(self, tag: str, item: Any, path: str) -> Iterator[Piece]:
         for each, element in _sorted(item, tag):
@@ -191,9 +190,9 @@ class DatasetEncoder:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise NotDicom(f"sequences nest deeper than {MAX_DEPTH} levels")
-        yield ITEM
+        yield ITEM_HEAD
         yield from content
-        yield ITEM_END
+        yield ITEM_DELIMITER
         self._depth -= 1
 
     # Bulk data
@@ -206,7 +205,7 @@ class DatasetEncoder:
         length = bulk.length
         if length > LONGEST:
             raise InstanceRefused("a bulk value is longer than an element can be", tag=tag)
-        yield element_head(tag, vr, length + length % 2)
+        yield element_head(int(tag, 16), vr, length + length % 2)
         yield from bulk.ranges
         yield padding(vr, length)
 
@@ -216,10 +215,10 @@ class DatasetEncoder:
         vr = _vr(tag, content)
         inline = content.get("InlineBinary")
         if inline is not None:
-            return whole_element(tag, vr, inline_bytes(tag, inline))
+            return whole_element(int(tag, 16), vr, inline_bytes(tag, inline))
         value = value_bytes(tag, vr, _array(tag, content.get("Value")))
         self._ascii = self._ascii and (vr not in _TEXT_VRS or value.isascii())
-        return whole_element(tag, vr, value)
+        return whole_element(int(tag, 16), vr, value)
 
 
 _NO_READER = JsonReader(())

@@ -42,7 +42,7 @@ from streamsrv.web.sending.response import SMALL, date_bytes
 from streamsrv.web.sending.sources import read_warm, send_warm
 from streamsrv.web.sending.transfer import SHORT, Transfer
 from streamsrv.wire.answers import Answer, Literal, Span
-from streamsrv.wire.conditional import slice_plan
+from streamsrv.wire.byte_ranges import slice_plan
 
 
 class Limits(NamedTuple):

@@ -29,8 +29,7 @@ from streamsrv.errors import StoreCorrupt
 from streamsrv.web.connection.pace import Watch
 from streamsrv.web.sending.sources import read_warm
 from streamsrv.web.sending.transfer import SHORT, Transfer
-from streamsrv.wire.answers import Answer, Literal, Span, StoredParts
-from streamsrv.wire.fields import field_lines
+from streamsrv.wire.answers import Answer, Literal, Span, StoredParts, field_lines
 
 # Up to this size copying is cheaper than a second system call and a turn of the loop.
 SMALL = 64 << 10

@@ -1,4 +1,4 @@
-"""streamsrv/wire/ranges.py"""
+"""Acceptable ranges and offers of streamsrv/wire/accept.py"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamsrv.errors import BadRequest
-from streamsrv.wire.ranges import AcceptableRange, Offer, elect, parse_accept
+from streamsrv.wire.accept import AcceptableRange, Offer, elect, parse_accept
 
 OCTETS = "application/octet-stream"
 FORMS = [
