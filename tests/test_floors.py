@@ -89,6 +89,31 @@ STATEFUL = frozenset(("Condition", "ContextVar", "Counter", "Lock", "OrderedDict
     "WeakKeyDictionary",
     "WeakValueDictionary",
 }
+# Class names that still occur twice.
+REPEATED_CLASSES = frozenset(
+    [
+        "Found",
+        "Frames",
+        "Header",
+        "HotSeries",
+        "Identity",
+        "Kind",
+        "Known",
+        "Made",
+        "Order",
+        "Place",
+        "Processes",
+        "Shape",
+        "Source",
+        "Stream",
+        "Target",
+        "Task",
+        "Together",
+        "Wishes",
+        "_Asked",
+        "_Found",
+    ]
+)
 # Module-level state that still changes.
 CHANGING_STATE = {
     "framecodecs.coders.jpeg_2000._one_encoder",
@@ -373,6 +398,14 @@ def test_most_functions_are_very_short():
     sizes = sorted(lines_of(node) for module in MODULES.values() for _, node in functions_of(module))
     assert statistics.median(sizes) <= MEDIAN
     assert sizes[len(sizes) * 9 // 10] < NINE_OF_TEN
+
+
+def test_a_class_name_occurs_once():
+    definitions = [node for module in MODULES.values() for node in ast.walk(module.tree)]
+    names = Counter(node.name for node in definitions if isinstance(node, ast.ClassDef))
+    found = {name for name, number in names.items() if number > 1}
+    assert found <= REPEATED_CLASSES
+    assert found >= REPEATED_CLASSES, "delete the name"
 
 
 # --- state ---

@@ -1,7 +1,7 @@
 """Reading a Part 10 file through a window: the bytes around the reading position, and no more of the file
 than that.
 
-Strategy: the readers above unpack straight from `ReadWindow.buffer` and come back only when it is used up. The
+Strategy: the readers above unpack straight from `ReadWindow.buffer` and come back when it is used up. The
 first window is small (most headers end within it), then windows double up to 256 kB; a jump over a value
 starts small again, so that a file of any size costs its headers and nothing else. `Inflater` makes the
 dataset of the deflated transfer syntaxes (PS3.5 A.5) readable by the same calls: offsets count from the

@@ -191,10 +191,9 @@ def _summary(method: str, route: Route) -> str:
         return _VERBS[method]
     verb = "Retrieve" if method == "GET" else "The headers of a GET:"
     if route.kind is Kind.SEARCH:
-        what = {ResourceLevel.STUDY: "studies", ResourceLevel.SERIES: "series"}.get(
-            route.level, "SOP instances"
-        )
-        return f"Search for {what}" if method == "GET" else f"{verb} search for {what}"
+        lists = {ResourceLevel.STUDY: "studies", ResourceLevel.SERIES: "series"}
+        found = lists.get(route.level, "SOP instances")
+        return f"Search for {found}" if method == "GET" else f"{verb} search for {found}"
     return f"{verb} {_WORDS[route.kind]}"
 
 
