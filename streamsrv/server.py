@@ -27,10 +27,9 @@ from streamsrv import config, search
 from streamsrv import retrieve as retrieving
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import StreamsrvError
-from streamsrv.ingest import Ingest, IngestLimits
+from streamsrv.ingest import Ingest, IngestLimits, store_batch
 from streamsrv.ingest import response as store_response
 from streamsrv.ingest.derivation import Remembered
-from streamsrv.ingest.together import ShortBody, Together
 from streamsrv.pixels.pool import PixelPool
 from streamsrv.pixels.processes import pixel_limits, pixel_processes
 from streamsrv.privileges import protect
@@ -121,12 +120,6 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
             remembered=remembered,
         )
 
-    together = Together(store, limits=limits, on_duplicate=on_duplicate, remembered=remembered)
-
-    def short(request: Request, target: Target) -> ShortBody | None:
-        store_response.acceptable(request)
-        return together.body(request.headers.get("content-type"), target.study)
-
     return Actions(
         retrieve=lambda request, target: retrieving.answer(store, request, target, pool),
         search=lambda request, target: search.answer(
@@ -137,8 +130,7 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
         stored=store_response.answer,
         hot=lambda request, target: hot_answers(store, request, target),
         hot_series=lambda request, target: hot_series(store, request, target, pool),
-        short=short,
-        store_together=together.store,
+        store_batch=lambda ingests: store_batch(store, ingests, on_duplicate),
         probe=store.probe,
     )
 

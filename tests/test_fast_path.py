@@ -101,6 +101,7 @@ FILES = [
 def keep(store, *contents):
     for content in contents:
         ingest = Ingest(store, content_type="application/dicom")
+        ingest.begin()
         ingest.feed(content)
         assert not ingest.finish().failed
 

@@ -148,6 +148,7 @@ def spent(pid):
 def test_a_reading_that_is_stopped_ends_at_the_next_window(tmp_path):
     with Store.open(tmp_path / "data", StoreOptions(min_free=0)) as store:
         ingest = Ingest(store, content_type="application/dicom")
+        ingest.begin()
         file = empty_items(400_000)
         for at in range(0, len(file), 1 << 20):
             ingest.feed(file[at : at + (1 << 20)])

@@ -1,11 +1,11 @@
 """Store transactions (PS3.18 10.5): body bytes in, SOP instances in the store, a response dataset out. No
 socket.
 
-Begin reading in `transaction` (the way of a body), then `derivation` (what the index keeps of an instance),
-`spill` (what waits for the commit), `assembly` (instances that arrive as metadata and bulk data) and
-`response`.
+Begin with `transaction`, the life of a body. `batching` stores short bodies together. `derivation` makes the
+index row of an instance, `assembly` makes instances of metadata and bulk data, `response` answers.
 """
 
+from streamsrv.ingest.batching import SHORT_BODY, StoreOutcome, store_batch
 from streamsrv.ingest.transaction import Ingest, IngestLimits
 
-__all__ = ["Ingest", "IngestLimits"]
+__all__ = ["SHORT_BODY", "Ingest", "IngestLimits", "StoreOutcome", "store_batch"]

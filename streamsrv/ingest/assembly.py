@@ -28,8 +28,8 @@ from streamsrv.dicom.json.text import LARGE, JsonReader
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, lookup
 from streamsrv.dicom.xml.reader import json_text
 from streamsrv.errors import InstanceError, InstanceRefused, NotDicom
-from streamsrv.ingest.partspool import PartSpool, SpooledPart
 from streamsrv.ingest.response import FailedItem
+from streamsrv.ingest.spool import PartSpool, SpooledPart
 from streamsrv.wire.accept import MEDIA_SYNTAXES, canonical
 from streamsrv.wire.mediatypes import DICOM_JSON, DICOM_XML, JSON, OCTETS, parse_media_type
 

@@ -1,8 +1,8 @@
-"""What turns the bytes of a body into parts: a MultipartParser, or WholeBody for a single part."""
+"""Parsers of a body into parts: MultipartParser, or WholeBody for a single part."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TypeAlias
 
 from streamsrv.errors import UnsupportedMediaType
 from streamsrv.ingest.assembly import METADATA_TYPES
@@ -18,15 +18,6 @@ from streamsrv.wire.multipart import (
     boundary_of,
     content_type_of,
 )
-
-
-class BodyParser(Protocol):
-    @property
-    def more(self) -> bool: ...
-
-    def feed(self, chunk: Buffer, size: int | None = None, *, start: int = 0, most: int) -> list[Event]: ...
-
-    def close(self) -> None: ...
 
 
 class WholeBody:
@@ -45,12 +36,15 @@ class WholeBody:
         return [PartBegin({"content-type": DICOM}), payload]
 
     def close(self) -> None:
-        """A single part has no end of its own to miss: the reader of its dataset finds what is missing."""
+        """A single part has no end of its own: the reader of its dataset finds a truncation."""
+
+
+BodyParser: TypeAlias = MultipartParser | WholeBody
 
 
 def parser_for(content_type: str | None, limits: MultipartLimits) -> tuple[BodyParser, str]:
-    """The parser, and the type of the parts. Raises UnsupportedMediaType unless the body is multipart/related
-    of application/dicom or of metadata and bulk data, or one application/dicom."""
+    """Return the parser and the type of the parts. Raises UnsupportedMediaType unless the body is
+    multipart/related of application/dicom or of metadata and bulk data, or one application/dicom."""
     media_type = content_type_of(content_type)
     if media_type.type == DICOM:
         return WholeBody(), DICOM

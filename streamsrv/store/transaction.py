@@ -17,7 +17,9 @@ Rules of this file
 - The instances of a commit come in the order of their records.
 - Records that lost or were dropped cost nothing behind the last winner: they are cut off. In front of it they
   become VOID.
-- Within a request the first of equal keys wins, whatever `on_duplicate` says.
+- A transaction may hold the instances of several bodies. Within a body the first of equal keys wins, whatever
+  `on_duplicate` says. Of two bodies with a key in common the second one meets the first as stored: the slice
+  ends between them.
 - A transaction is used by one thread at a time, but for `sync_so_far`, which may run beside `write`.
 """
 
@@ -78,13 +80,21 @@ class Source(Protocol):
 class Record:
     """A record that has been received whole. It can be read until its transaction ends."""
 
-    __slots__ = ("_source", "digest", "location", "number", "record_id", "replaced", "stored_at")
+    __slots__ = ("_source", "body", "digest", "location", "number", "record_id", "replaced", "stored_at")
 
     def __init__(
-        self, source: Source, number: int, location: Location, record_id: bytes, digest: bytes, stored_at: int
+        self,
+        source: Source,
+        number: int,
+        location: Location,
+        record_id: bytes,
+        digest: bytes,
+        stored_at: int,
+        body: int = 0,
     ) -> None:
         self._source = source
         self.number = number
+        self.body = body  # the records of a body have higher numbers than this
         self.location = location
         self.record_id = record_id
         self.digest = digest
@@ -137,6 +147,7 @@ class Transaction:
         self._segment = segments.borrow(reserve=True)
         self._nonce = secrets.token_bytes(NONCE)
         self._number = 0
+        self._body = 0
         self._open_at = -1  # where the open record begins, or -1
         self._gathered: list[Buffer] = []  # what the next write takes along
         self._gathered_length = 0
@@ -153,6 +164,10 @@ class Transaction:
     def sync_so_far(self) -> None:
         """Bring what has been written to the disk, so that the sync at the end is short."""
         self._segment.sync()
+
+    def open_body(self) -> None:
+        """Begin another body: see `back_to`."""
+        self._body = self._number
 
     def open_record(self) -> None:
         if self._open_at >= 0:
@@ -205,7 +220,13 @@ class Transaction:
         payload = self._open_at + HEADER
         location = Location(self._segment.segment, payload, self.end - payload)
         return Record(
-            self._segment, self._number, location, self._record_id(), self._hash.digest(), CLOCK.now()
+            self._segment,
+            self._number,
+            location,
+            self._record_id(),
+            self._hash.digest(),
+            CLOCK.now(),
+            self._body,
         )
 
     def back_to(self, end: int) -> None:
@@ -233,18 +254,22 @@ class Transaction:
     def commit(
         self, instances: Iterable[tuple[Record, New]], on_duplicate: OnDuplicate = OnDuplicate.REFUSE
     ) -> list[Outcome]:
-        """Make the instances durable and found, a slice at a time; the outcomes in their order. The
-        transaction ends."""
-        outcomes: list[Outcome] = []
+        """Make the instances durable and found; return the outcomes in their order. The transaction ends."""
+        return list(self.committing(instances, on_duplicate))
+
+    def committing(
+        self, instances: Iterable[tuple[Record, New]], on_duplicate: OnDuplicate
+    ) -> Iterator[Outcome]:
+        """As `commit`, a slice at a time: an instance is durable when its outcome is there. Unless all of
+        them are taken, call `abort`."""
         try:
             if self._open_at >= 0:
                 raise StoreError("a record is still open")
             self.write()
             for portion in slices(instances):
-                outcomes += self._commit_slice(portion, on_duplicate)
+                yield from self._commit_slice(portion, on_duplicate)
         finally:
             self._segment.give_back()
-        return outcomes
 
     def _commit_slice(self, portion: list[tuple[Record, New]], on_duplicate: OnDuplicate) -> list[Outcome]:
         claims = self._segment.claims
@@ -257,7 +282,7 @@ class Transaction:
         winners: list[tuple[Record, New]] = []
         replaced: list[InstanceRow] = []
         for (record, new), row in zip(portion, existing, strict=True):
-            first = firsts.get(new.row.key) or self._own(row)
+            first = firsts.get(new.row.key) or self._own(record, row)
             outcome = self._duplicates.outcome(record, first, row, on_duplicate)
             outcomes.append(outcome)
             if outcome not in (Outcome.STORED, Outcome.REPLACED):
@@ -273,9 +298,10 @@ class Transaction:
         claims.release()
         return outcomes
 
-    def _own(self, row: InstanceRow | None) -> InstanceRow | None:
-        """The row, if an earlier slice of this commit wrote it."""
-        return row if row is not None and row.record_id[:NONCE] == self._nonce else None
+    def _own(self, record: Record, row: InstanceRow | None) -> InstanceRow | None:
+        """The row, if an earlier slice of this commit wrote it for the same body."""
+        own = row is not None and row.record_id.startswith(self._nonce)
+        return row if row and own and int.from_bytes(row.record_id[NONCE:], "big") > record.body else None
 
     def _make_valid(self, winners: list[tuple[Record, New]], replaced: list[InstanceRow]) -> None:
         end = winners[-1][0].end
@@ -316,14 +342,17 @@ class Transaction:
 
 
 def slices(instances: Iterable[tuple[Record, New]]) -> Iterator[list[tuple[Record, New]]]:
-    """Portions of at most SLICE_INSTANCES, or SLICE_BYTES of index entries, nearly."""
+    """Portions of at most SLICE_INSTANCES, or SLICE_BYTES of index entries, nearly. Bodies in one portion
+    have no key in common."""
     portion: list[tuple[Record, New]] = []
+    bodies: dict[InstanceKey, int] = {}
     size = 0
     for record, new in instances:
+        shared = bodies.setdefault(new.row.key, record.body) != record.body
+        if shared or len(portion) == SLICE_INSTANCES or size >= SLICE_BYTES:
+            yield portion
+            portion, bodies, size = [], {new.row.key: record.body}, 0
         portion.append((record, new))
         size += new.size
-        if len(portion) == SLICE_INSTANCES or size >= SLICE_BYTES:
-            yield portion
-            portion, size = [], 0
     if portion:
         yield portion

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed
+from streamsrv.ingest.batching import StoreOutcome
 from streamsrv.ingest.response import StoreResult
-from streamsrv.ingest.together import ShortBody
+from streamsrv.ingest.transaction import Ingest
 from streamsrv.web.fastpath.templates import Frames, Series
-from streamsrv.web.stow import Receiver
 from streamsrv.wire.answers import Answer, Computed, Request, resolved
 from streamsrv.wire.codings import coded
 from streamsrv.wire.resources import Kind, ResourceLevel, Target
@@ -35,28 +35,26 @@ def _well() -> None:
     pass
 
 
-def _none(bodies: Sequence[ShortBody]) -> None:
-    """Of none."""
+def _none(ingests: Sequence[Ingest]) -> list[StoreOutcome]:
+    return []
 
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """The rooms below, as functions of a request. Each blocks; `ingest` raises what refuses a body before
-    it is read. `hot` knows single frames that were answered lately, `hot_series` series of which one was
-    made. `short` does not block: it makes what `store_together` takes, or None of what has to be taken by
-    `ingest`, and raises what refuses a body. `probe` does not
-    block: it raises a StreamsrvError if the store cannot be read.
+    """The rooms below, as functions of a request. Each blocks. `ingest` does not block: it raises an error
+    that refuses a body before it is read. `hot` knows single frames that were answered lately, `hot_series`
+    series of which one was made. `probe` does not block: it raises a StreamsrvError if the store cannot be
+    read.
     """
 
     retrieve: Callable[[Request, Target], Computed]
     search: Callable[[Request, Target], Computed]
     delete: Callable[[str, str | None, str | None], int]
-    ingest: Callable[[Request, Target], Receiver]
+    ingest: Callable[[Request, Target], Ingest]
     stored: Callable[[StoreResult, Request], Answer]
     hot: Callable[[Request, Target], Frames | None] = _nothing
     hot_series: Callable[[Request, Target], Series | None] = _nothing
-    short: Callable[[Request, Target], ShortBody | None] = _nothing
-    store_together: Callable[[Sequence[ShortBody]], None] = _none
+    store_batch: Callable[[Sequence[Ingest]], list[StoreOutcome]] = _none
     probe: Callable[[], None] = _well
 
 

@@ -33,12 +33,13 @@ from streamsrv.errors import (
     WouldBlock,
     system_error,
 )
-from streamsrv.ingest.together import SHORT_BODY
+from streamsrv.ingest import SHORT_BODY
 from streamsrv.settings import Settings
 from streamsrv.web import capabilities, health, openapi
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import CONDITIONS, Actions, check_preconditions, compute, is_inline
 from streamsrv.web.admission import Buffers, Intake, Job
+from streamsrv.web.batching import Batches
 from streamsrv.web.connection.exchange import Exchange
 from streamsrv.web.connection.pace import Watch
 from streamsrv.web.connection.stream import Stream
@@ -47,12 +48,11 @@ from streamsrv.web.cors import Cors
 from streamsrv.web.fastpath.frames import Lane, Limits
 from streamsrv.web.fastpath.series import HotSeries
 from streamsrv.web.fastpath.templates import Frames, Series
-from streamsrv.web.gathering import Gathering
 from streamsrv.web.head import Head, acceptable, check_lists, check_target, check_url
 from streamsrv.web.hosts import Hosts, Origin, party
 from streamsrv.web.sending.response import Outgoing, transfer
 from streamsrv.web.sending.transfer import Transfer
-from streamsrv.web.stow import Identity, Receiver, ShortUpload, Upload, decoder_for
+from streamsrv.web.stow import Identity, Upload, decoder_for
 from streamsrv.web.uploads import Uploads, UploadSlot
 from streamsrv.wire.accept import parse_accept
 from streamsrv.wire.answers import Answer, Computed, Request, then
@@ -88,7 +88,7 @@ class App(HTTPServerConnectionDelegate):
             settings.idle_timeout, settings.stall_timeout, settings.min_rate, settings.head_timeout
         )
         self.buffers = Buffers()
-        self.gathering = Gathering(actions.store_together)
+        self.batches = Batches(actions.store_batch)
         self.series = HotSeries(settings.max_url)
         self.lane = Lane(access_log, self._begin_transfer, fast) if settings.fast_path else None
         self.draining = False
@@ -279,20 +279,18 @@ class App(HTTPServerConnectionDelegate):
     def _upload(self, request: Request, target: Target, length: int) -> Upload:
         settings, coding = self.settings, request.headers.get("content-encoding", "")
         decoder = decoder_for(coding, settings.max_inflated_body, settings.max_inflation)
-
-        def begin() -> Receiver:
-            return self._begin_store(request, target)
-
-        # Whoever waits for 100 Continue, or has conditions, wants to know more than the head tells.
-        if 0 < length <= SHORT_BODY and ASKING.isdisjoint(request.headers) and isinstance(decoder, Identity):
-            body = self._actions.short(request, target)
-            if body is not None:
-                return ShortUpload(self.pool, begin, self.gathering, body)
-        return Upload(self.pool, begin, decoder, settings.max_body)
-
-    def _begin_store(self, request: Request, target: Target) -> Receiver:
-        check_preconditions(self._actions, request, target)
-        return self._actions.ingest(request, target)
+        ingest = self._actions.ingest(request, target)
+        # A client that waits for 100 Continue, or has conditions, asks for more than the head tells.
+        alone = length > SHORT_BODY or not ASKING.isdisjoint(request.headers) or not ingest.fits_batch
+        short = length > 0 and not alone and isinstance(decoder, Identity)
+        return Upload(
+            self.pool,
+            ingest,
+            decoder,
+            settings.max_body,
+            check=partial(check_preconditions, self._actions, request, target),
+            batches=self.batches if short else None,
+        )
 
     # The end
 
@@ -320,5 +318,5 @@ class App(HTTPServerConnectionDelegate):
         if self.lane is not None:
             self.lane.close()
         self.access_log.flush()
-        self.gathering.close()
+        self.batches.close()
         self.pool.shutdown(wait=True)

@@ -1,15 +1,14 @@
-"""A store transaction's body on its way into an Ingest.
+"""Drives the Ingest of one store request.
 
-Strategy: bytes are fed inline, between two reads of the socket; what may take long (beginning, reading a
-large dataset, syncing, the commit) runs in a thread. One sync may run beside the receiving, so that the last
-one, for which the client waits, is short. A short body is received whole, and stored together with others
-that have come meanwhile (gathering.py).
+Strategy: bytes are fed inline, between two reads of the socket. Steps that may take long run in a thread: the
+begin, a large dataset, a sync, the commit. One sync may run while bytes arrive, so that the last one, for
+which the client waits, is short. A short body is received whole and stored in a batch (batching.py).
 
-Rules of this file
-- Whoever begins an Upload ends it, by `finish` or by `abort`, exactly once, whatever happens; an aborted one
-  leaves nothing behind.
-- Content-Encoding is undone on the fly, in pieces, under limits of its own, in bytes and as a ratio: gzip
-  unpacks to a thousand times its size at most.
+Rules
+- The caller of `begin` ends an Upload exactly once, by `finish` or by `abort`. An aborted one leaves nothing
+  behind.
+- Content-Encoding is decoded in pieces, under limits of its own, in bytes and as a ratio: gzip unpacks to a
+  thousand times its size at most.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ import asyncio
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from typing import Protocol, TypeVar, cast
+from typing import TypeVar
 
 from streamsrv.errors import BadRequest, ContentTooLarge, UnsupportedMediaType
 from streamsrv.ingest.response import StoreResult
-from streamsrv.ingest.together import ShortBody
-from streamsrv.web.gathering import Gathering
+from streamsrv.ingest.transaction import Ingest
+from streamsrv.web.batching import Batches
 
 # What a gzip decoder yields, and is given, at a time.
 INFLATED = 1 << 20
@@ -35,25 +34,6 @@ MAX_MEMBERS = 10_000
 
 Result = TypeVar("Result")
 Buffer = bytes | bytearray
-
-
-class Receiver(Protocol):
-    """What an Upload drives: streamsrv.ingest.Ingest, or a stand-in in tests."""
-
-    @property
-    def pending(self) -> bool: ...
-    @property
-    def heavy(self) -> bool: ...
-    @property
-    def sync_due(self) -> bool: ...
-    def feed(
-        self, chunk: Buffer, size: int | None = None, *, start: int = 0, stays: bool = False
-    ) -> None: ...
-    def read_ended(self) -> None: ...
-    def sync_so_far(self) -> None: ...
-    def finish(self) -> StoreResult: ...
-    def stop(self) -> None: ...
-    def abort(self) -> None: ...
 
 
 class Identity:
@@ -140,23 +120,47 @@ def decoder_for(content_encoding: str, limit: int, ratio: int) -> Identity | Gzi
 
 
 class Upload:
-    """One store transaction being received. Not to be used by two tasks at once."""
+    """One store transaction. Not to be used by two tasks at once."""
 
     def __init__(
-        self, pool: Executor, begin: Callable[[], Receiver], decoder: Identity | Gzip, max_body: int
+        self,
+        pool: Executor,
+        ingest: Ingest,
+        decoder: Identity | Gzip,
+        max_body: int,
+        *,
+        check: Callable[[], None] = lambda: None,
+        batches: Batches | None = None,
     ) -> None:
+        """`check` raises what refuses the request, in a thread. With `batches` the body is short: call
+        `arrived` instead of `feed`."""
         self._pool = pool
-        self._begin = begin
+        self._ingest = ingest
         self._decoder = decoder
         self._max_body = max_body
+        self._check = check
+        self._batches = batches
         self._received = 0
-        self._receiver: Receiver | None = None
+        self._receiver: Ingest | None = None  # begun, not ended
         self._syncing: asyncio.Future[None] | None = None
 
+    @property
+    def is_short(self) -> bool:
+        return self._batches is not None
+
     async def begin(self) -> None:
-        """Raises what refuses the body before it is read: UnsupportedMediaType, BadRequest,
-        InsufficientStorage."""
-        self._receiver = await self._in_thread(self._begin)
+        """Raises an error that refuses the body before it is read: InsufficientStorage, and those of
+        `check`."""
+        if not self.is_short:
+            await self._begin()
+
+    async def _begin(self) -> None:
+        self._receiver = self._ingest
+        await self._in_thread(self._check_and_begin)
+
+    def _check_and_begin(self) -> None:
+        self._check()
+        self._ingest.begin()
 
     async def feed(self, chunk: Buffer, size: int, *, start: int = 0, stays: bool = False) -> None:
         """Take `size` bytes of `chunk` from `start` on, as sent. After the return no chunk is used any more,
@@ -169,15 +173,35 @@ class Upload:
             )
         for piece, at, length in self._decoder.decode(chunk, size, start):
             receiver.feed(piece, length, start=at, stays=stays or isinstance(piece, bytes))
-            while receiver.pending:
-                await self._read_ended(receiver)
-                await asyncio.sleep(0)
-            if receiver.sync_due:
-                await self._sync(receiver)
+            await self._advance(receiver)
             await asyncio.sleep(0)  # a megabyte of gzip may hold a thousand pieces
 
+    async def _advance(self, receiver: Ingest) -> None:
+        while receiver.pending:
+            await self._read_ended(receiver)
+            await asyncio.sleep(0)
+        if receiver.sync_due:
+            await self._sync(receiver)
+
+    def arrived(self, buffer: bytearray, size: int, release: Callable[[bytearray], None]) -> None:
+        """Takes the whole body, the first `size` bytes of `buffer`. The buffer stays as it is until its
+        `release`. Raises the errors of `feed`."""
+        self._buffer, self._release = buffer, release
+        self._ingest.feed(buffer, size, stays=True)
+
     async def finish(self) -> StoreResult:
-        receiver = self._begun()
+        if self._batches is None:
+            return await self._finish(self._begun())
+        try:
+            if self._ingest.fits_batch:
+                return await self._batches.add(self._ingest)
+            await self._begin()
+            await self._advance(self._ingest)
+            return await self._finish(self._ingest)
+        finally:
+            self._release(self._buffer)
+
+    async def _finish(self, receiver: Ingest) -> StoreResult:
         self._decoder.close()
         try:
             result = await self._in_thread(receiver.finish)
@@ -198,18 +222,18 @@ class Upload:
             await self._synced(quiet=True)
             await self._in_thread(receiver.abort)
 
-    def _begun(self) -> Receiver:
+    def _begun(self) -> Ingest:
         if self._receiver is None:
             raise RuntimeError("this upload has not begun, or has ended")
         return self._receiver
 
-    async def _read_ended(self, receiver: Receiver) -> None:
+    async def _read_ended(self, receiver: Ingest) -> None:
         if receiver.heavy:
             await self._in_thread(receiver.read_ended)
         else:
             receiver.read_ended()
 
-    async def _sync(self, receiver: Receiver) -> None:
+    async def _sync(self, receiver: Ingest) -> None:
         """Begin the next sync when the last one has ended: a disk slower than the network holds the client
         back."""
         await self._synced()
@@ -226,42 +250,3 @@ class Upload:
 
     def _in_thread(self, work: Callable[[], Result]) -> asyncio.Future[Result]:
         return asyncio.get_running_loop().run_in_executor(self._pool, work)
-
-
-class ShortUpload(Upload):
-    """One whose body is short: `arrived` instead of `feed`. What has too many parts to be stored together
-    with others is an Upload after all."""
-
-    def __init__(
-        self, pool: Executor, begin: Callable[[], Receiver], gathering: Gathering, body: ShortBody
-    ) -> None:
-        super().__init__(pool, begin, Identity(), 0)
-        self._gathering = gathering
-        self._body = body
-
-    async def begin(self) -> None:
-        """What refuses the body is known already."""
-
-    def arrived(self, buffer: bytearray, size: int, give_back: Callable[[bytearray], None]) -> None:
-        """The body is the first `size` bytes of `buffer`, which are left alone until it is given back.
-        Raises what refuses it."""
-        self._buffer, self._size, self._give_back = buffer, size, give_back
-        self._body.received(buffer, size)
-
-    async def finish(self) -> StoreResult:
-        try:
-            return await (self._alone() if self._body.long else self._together(self._body))
-        finally:
-            self._body.events = []
-            self._give_back(self._buffer)
-
-    async def _together(self, body: ShortBody) -> StoreResult:
-        await self._gathering.add(body)
-        if body.error is not None:
-            raise body.error
-        return cast(StoreResult, body.result)
-
-    async def _alone(self) -> StoreResult:
-        await super().begin()
-        await self.feed(self._buffer, self._size)
-        return await super().finish()

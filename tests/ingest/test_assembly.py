@@ -70,6 +70,7 @@ PIXELS = bulk(b"\1\2\3\4\5\6", "b/1")
 def send(store, *parts, content_type=JSON_BODY, step=1 << 16, limits=None, study=None):
     body = b"".join(parts) + b"\r\n--edge--\r\n"
     ingest = Ingest(store, content_type=content_type, limits=limits, study=study)
+    ingest.begin()
     try:
         for at in range(0, len(body), step):
             ingest.feed(body[at : at + step])
@@ -138,7 +139,7 @@ def test_long_datasets_are_made_in_steps(store, monkeypatch):
     monkeypatch.setattr(jsontext.JsonReader.value, "__defaults__", (60,))
     monkeypatch.setattr(jsontext, "STEP", 1)
     monkeypatch.setattr(assembly, "LITERAL", 50)
-    monkeypatch.setattr("streamsrv.ingest.partspool.CHUNK", 7)
+    monkeypatch.setattr("streamsrv.ingest.spool.CHUNK", 7)
     assert send(store, described(metadata("1.2.3.4.2")), ICC, PIXELS).status(2) == 200
     assert content_of(store, "1.2.3.4.2") == content_of(store).replace(b"1.2.3.4.1", b"1.2.3.4.2")
 
@@ -248,7 +249,7 @@ def test_malformed_text_costs_what_follows_it(store):
 def test_a_long_dataset_that_fails_costs_itself(store, monkeypatch):
     monkeypatch.setattr(jsontext.JsonReader.value, "__defaults__", (60,))
     monkeypatch.setattr(jsontext, "STEP", 1)
-    monkeypatch.setattr("streamsrv.ingest.partspool.CHUNK", 7)
+    monkeypatch.setattr("streamsrv.ingest.spool.CHUNK", 7)
     bad = metadata(x00280010={"vr": "US", "Value": ["tall"]})
     result = send(store, described(bad, metadata("1.2.3.4.2")), ICC, PIXELS)
     assert [item.instance for item in result.failed] == ["1.2.3.4.1"]
@@ -258,7 +259,7 @@ def test_a_long_dataset_that_fails_costs_itself(store, monkeypatch):
 def test_a_long_dataset_that_is_malformed_costs_what_follows_it(store, monkeypatch):
     monkeypatch.setattr(jsontext.JsonReader.value, "__defaults__", (60,))
     monkeypatch.setattr(jsontext, "STEP", 1)
-    monkeypatch.setattr("streamsrv.ingest.partspool.CHUNK", 7)
+    monkeypatch.setattr("streamsrv.ingest.spool.CHUNK", 7)
     text = orjson.dumps([metadata(), metadata("1.2.3.4.2")]).replace(b'"vr":"PN"', b'"vr" "PN"', 1)
     result = send(store, part(text, "application/dicom+json"), ICC, PIXELS)
     assert [item.instance for item in result.failed] == ["1.2.3.4.1", ""]
@@ -278,6 +279,7 @@ def test_a_body_without_metadata(store):
 
 def test_a_body_that_breaks_off_leaves_nothing(store):
     ingest = Ingest(store, content_type=JSON_BODY)
+    ingest.begin()
     ingest.feed(described(metadata()) + ICC + PIXELS)
     with pytest.raises(MultipartError):
         ingest.finish()
@@ -304,8 +306,9 @@ def test_a_full_disk_is_told(store, monkeypatch):
     def full():
         raise InsufficientStorage("nearly full")
 
-    monkeypatch.setattr("streamsrv.ingest.partspool.ASK_EVERY", 100)
+    monkeypatch.setattr("streamsrv.ingest.spool.ASK_EVERY", 100)
     ingest = Ingest(store, content_type=JSON_BODY)
+    ingest.begin()
     monkeypatch.setattr(store.segments, "require_space", full)
     with pytest.raises(InsufficientStorage):
         ingest.feed(described(metadata()) + ICC + PIXELS)
@@ -321,6 +324,7 @@ def test_memory_is_bounded(store):
     tracemalloc.start()
     chunk = bytes(1 << 20)
     ingest = Ingest(store, content_type=JSON_BODY)
+    ingest.begin()
     for piece in (long[at : at + (1 << 20)] for at in range(0, len(long), 1 << 20)):
         ingest.feed(piece)
     ingest.feed(ICC + bulk(b"", "b/1"))
@@ -338,7 +342,7 @@ def test_memory_is_bounded(store):
 @pytest.mark.parametrize("media_type", ["application/octet-stream", "image/jpeg"])
 def test_what_no_length_can_tell_is_refused(store, monkeypatch, media_type):
     """Of 4 GiB or more, were it not for the patience of whoever waits for tests."""
-    for module in ("elementwriting", "jsonencoding"):
+    for module in ("elementwriting", "json.encoding"):
         monkeypatch.setattr(f"streamsrv.dicom.{module}.LONGEST", 9)
     for length, status in ((8, 200), (10, 409)):
         result = send(store, described(metadata()), ICC, bulk(b"x" * length, "b/1", media_type))

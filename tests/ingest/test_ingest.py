@@ -17,7 +17,7 @@ from pydicom.valuerep import validate_value
 from xml_models import check_model, json_of, parsed
 
 from streamsrv.errors import ContentTooLarge, MultipartError, NotAcceptable, NotDicom, UnsupportedMediaType
-from streamsrv.ingest import Ingest, IngestLimits, spill, transaction
+from streamsrv.ingest import Ingest, IngestLimits, spool, transaction
 from streamsrv.ingest.derivation import Remembered, derive
 from streamsrv.ingest.response import FailedItem, StoredItem, StoreResult, acceptable, answer
 from streamsrv.store.fileops import Buffer, FileOps
@@ -65,6 +65,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def send(store: Store, payload: bytes, *, step: int = 1 << 16, **options: object) -> StoreResult:
     content_type = options.pop("content_type", f"multipart/related; boundary={BOUNDARY}")
     ingest = Ingest(store, content_type=content_type, **options)  # type: ignore[arg-type]  # test options
+    ingest.begin()
     try:
         for at in range(0, len(payload), step):
             ingest.feed(payload[at : at + step])
@@ -176,7 +177,7 @@ def test_a_body_without_parts(store: Store) -> None:
 
 
 def test_what_waits_for_the_commit_spills(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spill, "SPILL_AFTER", 3)
+    monkeypatch.setattr(spool, "SPILL_AFTER", 3)
     files = [part10(f"1.2.3.4.{number}") for number in range(10)]
     result = send(store, body(*files))
     assert len(result.stored) == 10
@@ -200,10 +201,12 @@ def test_a_series_that_comes_one_by_one_teaches_the_next_request(store: Store) -
 def test_long_instances_are_read_in_a_thread(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transaction, "HEAVY_INSTANCE", 700)
     ingest = Ingest(store, content_type="application/dicom")
+    ingest.begin()
     ingest.feed(part10("1.2.3.4.1", pixels=bytes(1000)))
     assert (ingest.pending, ingest.heavy) == (False, False)
     assert ingest.finish().status(2) == 200
     ingest = Ingest(store, content_type=f"multipart/related; boundary={BOUNDARY}")
+    ingest.begin()
     ingest.feed(body(part10("1.2.3.4.2", pixels=bytes(1000))))
     assert (ingest.pending, ingest.heavy) == (True, True)
     ingest.abort()
@@ -212,6 +215,7 @@ def test_long_instances_are_read_in_a_thread(store: Store, monkeypatch: pytest.M
 def test_a_chunk_of_very_many_parts_is_taken_in_turns(store: Store) -> None:
     """Or a megabyte of empty parts would stop everybody else for seconds."""
     ingest = Ingest(store, content_type=f"multipart/related; boundary={BOUNDARY}")
+    ingest.begin()
     files = [part10(f"1.2.3.4.{number}") for number in range(3)]
     turns = 0
     ingest.feed(body(*[b""] * 1000, *files, *[b""] * 1000))
@@ -226,6 +230,7 @@ def test_a_chunk_of_very_many_parts_is_taken_in_turns(store: Store) -> None:
 def test_whoever_does_not_take_turns_loses_nothing(store: Store) -> None:
     files = [part10(f"1.2.3.4.{number}") for number in range(3)]
     ingest = Ingest(store, content_type=f"multipart/related; boundary={BOUNDARY}")
+    ingest.begin()
     payload = body(*[b""] * 500, *files, *[b""] * 500)
     ingest.feed(payload[:5000])
     ingest.feed(payload[5000:])
@@ -254,6 +259,7 @@ def test_what_stays_is_written_with_what_comes_next(tmp_path: Path, monkeypatch:
     payload, ops = body(*files), Writes()
     with Store.open(tmp_path / "data", StoreOptions(min_free=0), fileops=ops) as store:
         ingest = Ingest(store, content_type=f"multipart/related; boundary={BOUNDARY}")
+        ingest.begin()
         ops.pieces.clear()
         buffer, half = bytearray(payload), len(payload) // 2
         ingest.feed(buffer, half, stays=True)
@@ -278,6 +284,7 @@ def test_what_waits_to_be_written_is_bounded(
 ) -> None:
     monkeypatch.setattr(transaction, limit, most)
     ingest = Ingest(store, content_type=f"multipart/related; boundary={BOUNDARY}")
+    ingest.begin()
     payload = body(part10("1.2.3.4.1", pixels=bytes(20_000)))
     for at in range(0, len(payload), 1000):
         ingest.feed(payload[at : at + 1000], stays=True)
@@ -339,6 +346,7 @@ def test_everything_is_kept_that_is_meant_to_be(tmp_path: Path) -> None:
 
 def test_a_long_part_is_looked_at_once_and_in_a_thread(store: Store) -> None:
     ingest = Ingest(store, content_type="application/dicom", limits=IngestLimits(kept_bytes=5000))
+    ingest.begin()
     file = part10("1.2.3.4.1", pixels=bytes(20_000))
     ingest.feed(file[:4000])
     assert (ingest.pending, ingest.heavy) == (False, False)

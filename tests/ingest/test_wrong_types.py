@@ -88,7 +88,7 @@ def test_wrong_types_cost_their_dataset(store, name, in_steps, monkeypatch):
     if in_steps:  # as datasets are read that are longer than WHOLE
         monkeypatch.setattr(jsontext.JsonReader.value, "__defaults__", (60,))
         monkeypatch.setattr(jsontext, "STEP", 100)
-        monkeypatch.setattr("streamsrv.ingest.partspool.CHUNK", 5_000)
+        monkeypatch.setattr("streamsrv.ingest.spool.CHUNK", 5_000)
     unique = f"1.2.3.{list(texts()).index(name) + 1}.{int(in_steps) + 1}"
     good = [
         orjson.dumps(metadata(f"{unique}.{number}", pixels="") | {"00400275": {"vr": "SQ"}})

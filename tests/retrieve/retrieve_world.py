@@ -53,6 +53,7 @@ def keep(store, *contents):
     """Store Part 10 files."""
     for content in contents:
         ingest = Ingest(store, content_type="application/dicom")
+        ingest.begin()
         ingest.feed(content)
         result = ingest.finish()
         assert not result.failed, result.failed

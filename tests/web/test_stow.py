@@ -124,6 +124,9 @@ class _Broken:
     def __init__(self):
         self.calls = []
 
+    def begin(self):
+        pass
+
     def feed(self, chunk, size=None, *, start=0, stays=False):
         self.calls.append("feed")
 
@@ -143,7 +146,7 @@ class _Broken:
 
 async def test_a_sync_that_fails_refuses_the_rest_and_is_undone(http_server):
     receiver = _Broken()
-    upload = Upload(http_server.app.pool, lambda: receiver, Identity(), 0)
+    upload = Upload(http_server.app.pool, receiver, Identity(), 0)
     await upload.begin()
     await upload.feed(b"x", 1)
     with pytest.raises(OSError, match="the disk is broken"):
@@ -152,7 +155,7 @@ async def test_a_sync_that_fails_refuses_the_rest_and_is_undone(http_server):
     await upload.abort()
     assert receiver.calls == ["feed", "feed", "abort"]
     receiver.calls.clear()
-    again = Upload(http_server.app.pool, lambda: receiver, Identity(), 0)
+    again = Upload(http_server.app.pool, receiver, Identity(), 0)
     await again.begin()
     await again.feed(b"x", 1)
     await again.abort()  # a sync that fails meanwhile does not matter any more
@@ -161,7 +164,7 @@ async def test_a_sync_that_fails_refuses_the_rest_and_is_undone(http_server):
 
 async def test_a_sync_that_fails_while_the_end_is_near_is_the_error(http_server):
     receiver = _Broken()
-    upload = Upload(http_server.app.pool, lambda: receiver, Identity(), 0)
+    upload = Upload(http_server.app.pool, receiver, Identity(), 0)
     await upload.begin()
     await upload.feed(b"x", 1)
     with pytest.raises(OSError, match="the disk is broken"):
@@ -199,7 +202,7 @@ async def test_others_have_their_turn_while_one_chunk_is_taken(http_server, bomb
             turns += 1
             await asyncio.sleep(0)
 
-    upload = Upload(http_server.app.pool, lambda: receiver, decoder, 0)
+    upload = Upload(http_server.app.pool, receiver, decoder, 0)
     await upload.begin()
     other = asyncio.ensure_future(others())
     await upload.feed(chunk, len(chunk))
@@ -210,7 +213,7 @@ async def test_others_have_their_turn_while_one_chunk_is_taken(http_server, bomb
 
 async def test_an_upload_that_has_not_begun_or_has_ended_takes_nothing(http_server):
     world = World()
-    upload = Upload(http_server.app.pool, lambda: Recorder(world), Identity(), 0)
+    upload = Upload(http_server.app.pool, Recorder(world), Identity(), 0)
     await upload.abort()
     with pytest.raises(RuntimeError):
         await upload.feed(b"x", 1)

@@ -19,14 +19,19 @@ DEADLINE = 10.0  # seconds: how long a test waits for what must happen
 
 
 class Recorder:
-    """A Receiver. `REFUSE` in a body refuses it as malformed, `BREAK` is a bug, `SLOW` makes the next
-    read_ended heavy."""
+    """Stands in for an Ingest. `REFUSE` in a body refuses it as malformed, `BREAK` is a bug, `SLOW` makes
+    the next read_ended heavy."""
 
     def __init__(self, world):
         self.world = world
         self.body = bytearray()
         self.pending = self.heavy = self.sync_due = False
         self.calls = []
+        self.fits_batch = False
+
+    def begin(self):
+        if self.world.full:
+            raise InsufficientStorage("the disk is full")
 
     def feed(self, chunk, size=None, *, start=0, stays=False):
         self.body += chunk[start : start + size]
@@ -94,8 +99,6 @@ class World:
         return 0 if study == "404" else 1
 
     def ingest(self, request, target):
-        if self.full:
-            raise InsufficientStorage("the disk is full")
         if "dicom" not in request.headers.get("content-type", ""):
             raise UnsupportedMediaType("not DICOM", ("application/dicom",))
         self.recorders.append(Recorder(self))

@@ -20,7 +20,7 @@ from tornado.ioloop import IOLoop
 from streamsrv.web.admission import Service
 from streamsrv.web.connection.pace import Meter
 from streamsrv.web.connection.stream import Stream
-from streamsrv.web.stow import Buffer, ShortUpload, Upload
+from streamsrv.web.stow import Buffer, Upload
 
 # Read in one turn of the loop, if nobody else moves.
 SLICE = 2 << 20
@@ -49,7 +49,7 @@ class Listening:
 
 async def read_body(service: Service, stream: Stream, length: int, upload: Upload, meter: Meter) -> None:
     """The hot loop of an upload."""
-    if isinstance(upload, ShortUpload):
+    if upload.is_short:
         await read_short(service, stream, length, upload, meter)
         return
     buffer = service.buffers.take()
@@ -83,9 +83,7 @@ async def read_body(service: Service, stream: Stream, length: int, upload: Uploa
     service.buffers.give(buffer)
 
 
-async def read_short(
-    service: Service, stream: Stream, length: int, upload: ShortUpload, meter: Meter
-) -> None:
+async def read_short(service: Service, stream: Stream, length: int, upload: Upload, meter: Meter) -> None:
     """All of it into one buffer, from which it is stored: nothing has to be done between two reads."""
     buffer, turns = service.buffers.take(), service.watch.turns
     view, at = memoryview(buffer), 0
