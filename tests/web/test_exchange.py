@@ -836,7 +836,7 @@ async def test_an_upload_that_cannot_be_undone_is_logged(port, world, caplog):
 
 
 async def test_a_refused_client_that_goes_on_for_ever_is_cut_off(port, world, monkeypatch):
-    for module in ("exchange", "farewell"):
+    for module in ("exchange", "closing"):
         monkeypatch.setattr(f"streamsrv.web.connection.{module}.LINGER_BYTES", 1_000_000)
     for framing in ("Content-Length: 1000000000", "Transfer-Encoding: chunked"):
         raw = await Raw.connect(port)
