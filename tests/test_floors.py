@@ -108,7 +108,6 @@ REPEATED_CLASSES = frozenset(
         "Stream",
         "Target",
         "Task",
-        "Together",
         "Wishes",
         "_Asked",
         "_Found",
