@@ -24,7 +24,7 @@ import pytest
 from streamsrv import client, samples
 from streamsrv.client import verb
 from streamsrv.client.connection import Connection, Reply, ReplyError
-from streamsrv.client.files import Found, Limit, batches, examine
+from streamsrv.client.files import FoundFile, Limit, batches, examine
 from streamsrv.client.tally import Tally, Verdict, judge, succeeded
 
 # --- the fake service ---
@@ -208,7 +208,7 @@ def test_the_walk_is_lazy():
     def files():
         for number in range(10**9):
             taken.append(number)
-            yield Found(Path(str(number)), 10, str(number))
+            yield FoundFile(Path(str(number)), 10, str(number))
 
     assert len(next(batches(files(), Limit(5, 1000)))) == 5
     assert len(taken) == 6
@@ -234,7 +234,7 @@ def test_a_file_that_was_named_must_be_dicom(fake, folder, capsys):
 
 def test_the_uid_of_the_file_meta_information(tmp_path):
     path = write_instance(tmp_path / "a", "1.2.3.44")
-    assert examine(path) == (Found(path, path.stat().st_size, "1.2.3.44"), True)
+    assert examine(path) == (FoundFile(path, path.stat().st_size, "1.2.3.44"), True)
     raw = path.read_bytes()
     for length in range(300):
         path.write_bytes(raw[:length])
@@ -272,7 +272,7 @@ def test_refusals_are_told_with_their_reason(fake, folder, capsys):
 
 def test_failures_without_a_uid_belong_to_the_files_that_nobody_named(tmp_path):
     batch = [
-        Found(tmp_path / name, 1, uid) for name, uid in (("a", ""), ("b", "1.2"), ("c", "1.3"), ("d", "1.4"))
+        FoundFile(tmp_path / name, 1, uid) for name, uid in (("a", ""), ("b", "1.2"), ("c", "1.3"), ("d", "1.4"))
     ]
     tally = Tally()
     failed = [item("", 43264, "first"), item("", 272, "second")]
@@ -286,7 +286,7 @@ def test_failures_without_a_uid_belong_to_the_files_that_nobody_named(tmp_path):
 
 
 def test_the_same_uid_twice_in_a_batch_was_stored_once(tmp_path):
-    batch = [Found(tmp_path / name, 1, "1.2") for name in "ab"]
+    batch = [FoundFile(tmp_path / name, 1, "1.2") for name in "ab"]
     tally = Tally()
     judge(batch, Reply(202, {}, response(["1.2"], [item("1.2", 45070)])), tally)
     assert tally.counts == {Verdict.STORED: 1, Verdict.ALREADY: 1}
