@@ -271,9 +271,8 @@ def test_refusals_are_told_with_their_reason(fake, folder, capsys):
 
 
 def test_failures_without_a_uid_belong_to_the_files_that_nobody_named(tmp_path):
-    batch = [
-        FoundFile(tmp_path / name, 1, uid) for name, uid in (("a", ""), ("b", "1.2"), ("c", "1.3"), ("d", "1.4"))
-    ]
+    uids = {"a": "", "b": "1.2", "c": "1.3", "d": "1.4"}
+    batch = [FoundFile(tmp_path / name, 1, uid) for name, uid in uids.items()]
     tally = Tally()
     failed = [item("", 43264, "first"), item("", 272, "second")]
     judge(batch, Reply(202, {}, response(["1.2"], failed)), tally)
