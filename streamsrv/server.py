@@ -34,7 +34,6 @@ from streamsrv.pixels.pool import PixelPool
 from streamsrv.pixels.processes import pixel_limits, pixel_processes
 from streamsrv.privileges import protect
 from streamsrv.retrieve.cached_pictures import hot_answers
-from streamsrv.retrieve.cached_series import hot_series
 from streamsrv.search import SearchLimits
 from streamsrv.settings import Settings
 from streamsrv.store import OnDuplicate, Store, StoreOptions
@@ -129,7 +128,6 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
         ingest=ingest,
         stored=store_response.answer,
         hot=lambda request, target: hot_answers(store, request, target),
-        hot_series=lambda request, target: hot_series(store, request, target, pool),
         store_batch=lambda ingests: store_batch(store, ingests, on_duplicate),
         probe=store.probe,
     )

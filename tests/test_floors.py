@@ -72,7 +72,7 @@ SIBLINGS = 3
 # Codecs have the names of their standards.
 CODECS = {"codecs/framecodecs/coders/jpeg"}
 # Prefixes that three siblings still share.
-SHARED_PREFIXES = {"streamsrv/retrieve/cached"}
+SHARED_PREFIXES: set[str] = set()
 
 # Methods that change a container, and classes whose objects change.
 CHANGES = frozenset(
@@ -95,21 +95,17 @@ REPEATED_CLASSES = frozenset(
         "Found",
         "Frames",
         "Header",
-        "HotSeries",
         "Identity",
         "Kind",
         "Known",
-        "Made",
         "Order",
         "Place",
         "Processes",
-        "Shape",
         "Source",
         "Stream",
         "Target",
         "Task",
         "Wishes",
-        "_Asked",
         "_Found",
     ]
 )
@@ -121,7 +117,6 @@ CHANGING_STATE = {
     "streamsrv.retrieve.cached_frames._lock",
     "streamsrv.retrieve.cached_frames._shapes",
     "streamsrv.retrieve.cached_pictures._shapes",
-    "streamsrv.retrieve.cached_series._shapes",
     "streamsrv.search.answers._pages",
     "streamsrv.web.head._numbers",
     "streamsrv.web.sending.response._buffer",

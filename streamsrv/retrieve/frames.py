@@ -17,7 +17,7 @@ from streamsrv.pixels.pixel_info import pixel_info
 from streamsrv.pixels.transcoding import AT_ONCE, Transcoder
 from streamsrv.plans import payloads
 from streamsrv.plans.parts import Part
-from streamsrv.retrieve import cached_frames, cached_series
+from streamsrv.retrieve import cached_frames
 from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval, finished
 from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
@@ -122,7 +122,6 @@ def made_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int], 
         retrieval.store, retrieval.selection, row, retrieval.pool, offer.syntax, requester
     )
     if len(numbers) == 1:
-        cached_series.learn(retrieval, row, made.info, offer)
         answer = partial(one_made, retrieval, row, numbers[0], offer)
         return finished(retrieval.request, answer, one_piece(made, numbers[0]))
     said = (*representation(offer, numbers), MAKER)

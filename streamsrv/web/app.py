@@ -46,8 +46,7 @@ from streamsrv.web.connection.stream import Stream
 from streamsrv.web.connection.threads import Threads
 from streamsrv.web.cors import Cors
 from streamsrv.web.fastpath.frames import Lane, Limits
-from streamsrv.web.fastpath.series import HotSeries
-from streamsrv.web.fastpath.templates import Frames, Series
+from streamsrv.web.fastpath.templates import Frames
 from streamsrv.web.head import Head, acceptable, check_lists, check_target, check_url
 from streamsrv.web.hosts import Hosts, Origin, party
 from streamsrv.web.sending.response import Outgoing, transfer
@@ -89,7 +88,6 @@ class App(HTTPServerConnectionDelegate):
         )
         self.buffers = Buffers()
         self.batches = Batches(actions.store_batch)
-        self.series = HotSeries(settings.max_url)
         self.lane = Lane(access_log, self._begin_transfer, fast) if settings.fast_path else None
         self.draining = False
         self.store_open = True
@@ -147,27 +145,11 @@ class App(HTTPServerConnectionDelegate):
         if self.lane is not None:
             self.lane.learn(asked, head, client, self)
 
-    def again(self, head: Head) -> tuple[Job, str] | None:
-        """What to do with a request in known words, and the client's address for the log, without letting it
-        in anew: another one of its series was."""
-        return self.series.job(head, partial(self._usual, head))
-
-    def _usual(self, head: Head) -> Computed:
-        admitted, _ = self.admit(head, 0)
-        return cast(Job, admitted).compute()
-
-    def learn_made(self, head: Head, client: str) -> None:
-        """A frame was made for this request, and sent."""
-        self.series.learn(head, client, self)
-
     def _begin_transfer(self, stream: Stream, answer: Answer, sent: int) -> Transfer:
         return transfer(stream, answer, self.pool, self.watch, sent=sent)
 
     def hot(self, head: Head) -> Frames | None:
         return self._actions.hot(*self._asked(head))
-
-    def hot_series(self, head: Head) -> Series | None:
-        return self._actions.hot_series(*self._asked(head))
 
     def _asked(self, head: Head) -> tuple[Request, Target]:
         target = target_of(head.path)

@@ -76,7 +76,7 @@ class Waiting:
             return False
         service = self._service
         try:
-            admitted, client = service.again(head) or service.admit(head, 0)
+            admitted, client = service.admit(head, 0)
         except Exception as error:
             admitted, client = Job(partial(service.problem, error, head), inline=True), self.client
         if not isinstance(admitted, Job):

@@ -25,7 +25,7 @@ from streamsrv.web.connection.compute import Answering
 from streamsrv.web.connection.stream import Look, Stream
 from streamsrv.web.fastpath.frames import lies_in_store
 from streamsrv.web.head import Head
-from streamsrv.web.sending.response import Outgoing, Written, begin_transfer, release, send_small
+from streamsrv.web.sending.response import Outgoing, begin_transfer, release, send_small
 from streamsrv.web.sending.transfer import Transfer
 from streamsrv.wire.answers import Answer, Deferred, Pending
 
@@ -117,7 +117,7 @@ class Known:
     def _begin(self, answer: Answer) -> tuple[Outgoing, int | None]:
         """With the payload's length, if all of it is sent."""
         head = self._head
-        extra = () if isinstance(answer, Written) else self._service.standard_headers(head)
+        extra = self._service.standard_headers(head)
         keep_alive = not self._service.draining
         outgoing = Outgoing(answer, extra, method=head.method, version=head.version, keep_alive=keep_alive)
         return outgoing, send_small(self._stream, outgoing)
@@ -144,13 +144,7 @@ class Known:
         )
         try:
             release(answer)
-            if status == 200 and self._asked is not None:
-                self._learn(self._asked, answer)
+            if status == 200 and self._asked is not None and lies_in_store(answer):
+                self._service.learn(self._asked, self._head, self._client)
         except Exception:
             log.exception("[%s] something failed behind the answer", head.request_id)
-
-    def _learn(self, asked: bytes, answer: Answer) -> None:
-        if lies_in_store(answer):
-            self._service.learn(asked, self._head, self._client)
-        elif not isinstance(answer, Written):
-            self._service.learn_made(self._head, self._client)

@@ -12,17 +12,15 @@ import secrets
 from typing import NamedTuple, Protocol
 
 from streamsrv.web.head import Head
-from streamsrv.web.sending.response import Outgoing, Written, date_bytes
+from streamsrv.web.sending.response import Outgoing
 from streamsrv.wire.answers import Answer, Literal, Span
 
 # What stands in a template until it is filled in; nobody outside knows them.
-_TAG, _BOUNDARY, _ID, _NUMBER, _INSTANCE, _MODIFIED = (secrets.token_hex(20) for _ in range(6))
+_TAG, _BOUNDARY, _ID, _NUMBER = (secrets.token_hex(20) for _ in range(4))
 _FIELDS = {
     f'"{_TAG}"': b"%(etag)b",
     _BOUNDARY: b"%(boundary)b",
     _NUMBER: b"%(number)b",
-    _INSTANCE: b"%(instance)b",
-    f"\r\nLast-Modified: {_MODIFIED}": b"%(modified)b",
 }
 _DATE = re.compile(rb"(?<=\r\nDate: )[^\r]+")
 
@@ -53,35 +51,11 @@ class Frames(Protocol):
     def answer(self, number: str, etag: str, boundary: bytes) -> Answer: ...
 
 
-class Made(Protocol):
-    """One frame that was made, and what its answer says of it; `modified` is an HTTP date, or empty."""
-
-    @property
-    def etag(self) -> str: ...
-    @property
-    def boundary(self) -> bytes: ...
-    @property
-    def modified(self) -> str: ...
-    @property
-    def payload(self) -> bytes: ...
-
-
-class Series(Protocol):
-    """The single frames of a series that have to be made, for one client's words; the room below makes it."""
-
-    def frame(self, instance: str, number: int) -> Made | None: ...
-    def answer(self, instance: str, number: str, etag: str, boundary: bytes, modified: str) -> Answer: ...
-
-
 class Knowledge(Protocol):
     """What the lane learns from; the app."""
 
     def hot(self, head: Head) -> Frames | None:
         """If the request of this head was answered with one of them."""
-        ...
-
-    def hot_series(self, head: Head) -> Series | None:
-        """If the frame of the request of this head was made as others of its series can be."""
         ...
 
     def outgoing(self, head: Head, answer: Answer) -> Outgoing: ...
@@ -129,44 +103,3 @@ def _literals(answer: Answer) -> list[bytes]:
 def _named(answer: Answer, mark: str) -> int:
     """How often the payload says it."""
     return b"".join(_literals(answer)).count(mark.encode())
-
-
-# Frames that are made
-
-
-class SeriesTemplate(NamedTuple):
-    """Of the answers for one series, whose frames are made. Between the first three texts go the date and the
-    request id, between the last two the frame. `length` is that of the payload without the frame, its number
-    and its instance, which are in it `numbered` times, both."""
-
-    series: Series
-    client: str
-    texts: tuple[bytes, bytes, bytes, bytes, bytes]
-    length: int
-    numbered: int
-
-    def written(self, head: Head, instance: str, number: str, made: Made) -> Written:
-        """The answer to a request in the same words for another frame."""
-        length = self.length + self.numbered * (len(instance) + len(number)) + len(made.payload)
-        fields = {
-            b"etag": made.etag.encode("ascii"),
-            b"boundary": made.boundary,
-            b"number": number.encode("ascii"),
-            b"instance": instance.encode("ascii"),
-            b"modified": b"\r\nLast-Modified: %b" % made.modified.encode("ascii") if made.modified else b"",
-            b"length": b"%d" % length,
-        }
-        before, middle, after, first, last = [text % fields for text in self.texts]
-        written = b"".join((before, date_bytes(), middle, head.request_id.encode("ascii"), after))
-        plan = Literal(first), Literal(made.payload), Literal(last)
-        return Written(200, plan=plan, length=length, head=written)
-
-
-def render_series(series: Series, head: Head, client: str, known: Knowledge) -> SeriesTemplate:
-    """The usual answer, with marks where another one differs."""
-    answer = series.answer(_INSTANCE, _NUMBER, f'"{_TAG}"', _BOUNDARY.encode(), _MODIFIED)
-    before, middle, rest, last = _texts(head, answer, known)
-    after, end, first = rest.partition(b"\r\n\r\n")
-    numbered = _named(answer, _NUMBER)
-    length = (answer.length or 0) - numbered * (len(_NUMBER) + len(_INSTANCE))
-    return SeriesTemplate(series, client, (before, middle, after + end, first, last), length, numbered)

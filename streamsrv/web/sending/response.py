@@ -19,7 +19,6 @@ import contextlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from http import HTTPStatus
 
 from tornado.http1connection import HTTP1Connection
@@ -44,13 +43,6 @@ REASONS = {status.value: status.phrase for status in HTTPStatus} | {
 }
 
 
-@dataclass(slots=True)
-class Written(Answer):
-    """One to a GET in HTTP/1.1 whose head is written already, as that of a connection that goes on."""
-
-    head: bytes = b""
-
-
 class Outgoing:
     """An answer with everything that its head needs besides."""
 
@@ -65,10 +57,7 @@ class Outgoing:
         # Without a length and without chunks only the end of the connection tells where the answer ends.
         self.until_close = self.body and answer.length is None and not self.chunked
         self.close = not keep_alive or self.until_close
-        if isinstance(answer, Written):
-            self.head = answer.head[:-2] + b"Connection: close\r\n\r\n" if self.close else answer.head
-        else:
-            self.head = head_bytes(answer, [*extra, *self._framing(version)])
+        self.head = head_bytes(answer, [*extra, *self._framing(version)])
         self.sent, self.rest = 0, b""  # if it was begun: bytes of head and payload, and what they left
 
     def _framing(self, version: str) -> list[tuple[str, str]]:
