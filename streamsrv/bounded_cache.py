@@ -1,4 +1,4 @@
-"""What was asked for last, up to a limit in bytes."""
+"""A cache with a limit in bytes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Value = TypeVar("Value")
 
 
 class SizedCache(Generic[Key, Value]):
-    """What was asked for last, up to `limit` bytes. Thread-safe."""
+    """Keeps the values that were read last, `limit` bytes of them. Thread-safe."""
 
     def __init__(self, limit: int, size: Callable[[Value], int]) -> None:
         self._limit = limit
-        # What is larger is not kept: it would push out everything else.
+        # A larger value is not kept, because it would evict most others.
         self.largest = limit // 4
         self._size = size
         self._held = 0

@@ -1,8 +1,7 @@
-"""The command line: `streamsrv VERB`. VERBS is the whole of it; a verb is a row, with what it adds to the
-parser and what it runs.
+"""The command line: `streamsrv VERB`. Each verb is a row of VERBS: summary, arguments, function.
 
-Exit codes: 0 all is well; 1 something is not, and was said; 2 the command line, a setting or the platform; 3
-another process has the store.
+Exit codes: 0 success; 1 a fault, which is printed; 2 the command line, a setting or the platform is wrong;
+3 another process holds the store.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from streamsrv.store import (
 )
 
 FAILED, USAGE, LOCKED = 1, 2, 3
-# Verbs that map the index in their own process. The workers of `serve` are watched by its supervisor.
+# Verbs that map the index in their own process, unlike `serve`.
 ADVANCED = "advanced"
 MAPPING = ("check", "reindex", "compact", "info")
 
@@ -72,9 +71,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_store_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_argument(parser)
-    parser.add_argument(
-        "--data", metavar="DIR", help="the folder of the store; else the setting `data` counts"
-    )
+    parser.add_argument("--data", metavar="DIR", help="the folder of the store; default: the setting `data`")
     parser.add_argument(
         "--json", action="store_true", help="one JSON document on standard output instead of text"
     )
@@ -85,20 +82,20 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--segments",
         action="store_true",
-        help="only read the bytes of all segments, past the page cache, and compare them with their digests; "
-        "damaged instances are registered, so that the server refuses to serve them",
+        help="only compare the bytes of all segments with their digests, past the page cache; the server "
+        "then refuses to serve damaged instances",
     )
     parser.add_argument(
         "--rate",
         type=byte_count,
         default=0,
         metavar="BYTES",
-        help="with --segments: read at most so much a second; K, M and G count in 1,024s [default: no limit]",
+        help="with --segments: the highest read rate a second, such as 100M [default: no limit]",
     )
 
 
 def byte_count(text: str) -> int:
-    """`100M` as a number of bytes. ValueError for anything else."""
+    """Reads `100M` (K, M and G are powers of 1,024); raises ValueError."""
     unit = text[-1:].upper()
     factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(unit)
     number = int(text[:-1]) * factor if factor else int(text)
@@ -113,7 +110,7 @@ def add_compact_arguments(parser: argparse.ArgumentParser) -> None:
         "--all",
         action="store_true",
         dest="everything",
-        help="every segment and the index: nothing deleted stays on the disk; waits for requests in flight",
+        help="compact every segment and the index, so that no deleted byte stays on the disk",
     )
 
 
@@ -136,55 +133,55 @@ def settings_of(args: argparse.Namespace, environment: Mapping[str, str] = os.en
 
 
 def run_serve(args: argparse.Namespace) -> int:
-    def say(line: str) -> None:
-        with contextlib.suppress(OSError):  # its terminal may be closed already
+    def write(line: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal may be closed
             print(line, flush=True)
 
-    return supervisor.serve(settings_of(args), say=say)
+    return supervisor.serve(settings_of(args), write)
 
 
 def run_check(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     if args.rate and not args.segments:
-        return complain("--rate can only be given with --segments", USAGE)
+        return fail("--rate can only be given with --segments", USAGE)
     if args.segments:
         with open_store(settings, read_only=not os.access(settings.data, os.W_OK)) as store:
-            return tell_findings(args, check_segments(store, Pace(args.rate)), {})
+            return print_findings(args, check_segments(store, Pace(args.rate)), {})
     with open_store(settings, read_only=True) as store:
-        return tell_findings(args, check(store, deriver(settings)), {})
+        return print_findings(args, check(store, deriver(settings)), {})
 
 
 def run_reindex(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     report = reindex(Path(settings.data), deriver(settings))
     counts = {"instances": report.instances, "segments": report.segments}
-    return tell_findings(args, report.findings, counts)
+    return print_findings(args, report.findings, counts)
 
 
 def run_compact(args: argparse.Namespace) -> int:
-    """With --all it is not well if something deleted may still lie on the disk."""
+    """With --all the exit code is 1 if deleted bytes may still be on the disk."""
     settings = settings_of(args)
     with open_store(settings, read_only=False) as store:
         report = compact(store, everything=args.everything)
         kept = [path.name for path in (store.layout.lost_and_found, store.layout.old_index) if path.exists()]
-    tell(args, vars_of(report))
+    print_report(args, vars_of(report))
     if args.everything and kept:
-        return complain(f"deleted bytes may remain in {' and '.join(kept)}: remove it by hand", FAILED)
+        return fail(f"deleted bytes may remain in {' and '.join(kept)}: remove it by hand", FAILED)
     if not args.everything or (report.index_rewritten and not report.busy):
         return 0
     reason = "the index was not rewritten, because another process has the store open: stop the server first"
-    return complain(reason if not report.index_rewritten else "some segments were being written to", FAILED)
+    return fail(reason if not report.index_rewritten else "some segments were being written to", FAILED)
 
 
 def run_info(args: argparse.Namespace) -> int:
     with open_store(settings_of(args), read_only=True) as store:
-        told = info(store)
-    tell(args, told)
-    return FAILED if told["problems"] or told["damaged"] else 0
+        report = info(store)
+    print_report(args, report)
+    return FAILED if report["problems"] or report["damaged"] else 0
 
 
 def open_store(settings: Settings, *, read_only: bool) -> Store:
-    """A verb never makes a store: a misspelt folder would look like an empty one."""
+    """Opens a store, but never creates one: a misspelt folder would look like an empty store."""
     folder = Path(settings.data)
     if not (folder / "store.toml").exists():
         raise StreamsrvError(f"{folder} is not the folder of a store: it has no store.toml")
@@ -192,15 +189,15 @@ def open_store(settings: Settings, *, read_only: bool) -> Store:
 
 
 def deriver(settings: Settings) -> Callable[[Record], NewInstance]:
-    """Derives the row of a record, by the thresholds that the server reads with. Limits of size do not
-    count: instances that were stored under other limits stay."""
+    """Returns a function that derives the row of a record with the server's thresholds. It has no limits of
+    size, because a record may have been stored under other limits."""
     unlimited = 1 << 62
     limits = replace(read_limits(settings), max_attributes=0, max_metadata=unlimited, max_elements=unlimited)
     return lambda record: derive(record, limits)[1]
 
 
-def tell(args: argparse.Namespace, values: Mapping[str, Any]) -> None:
-    """A report as text, a line a value, or as one JSON document."""
+def print_report(args: argparse.Namespace, values: Mapping[str, Any]) -> None:
+    """Prints a report as text, one value a line, or as one JSON document."""
     if args.json:
         print(json.dumps(values, default=str))
         return
@@ -208,8 +205,8 @@ def tell(args: argparse.Namespace, values: Mapping[str, Any]) -> None:
         print(f"{name}: {value}")
 
 
-def tell_findings(args: argparse.Namespace, findings: Iterable[Finding], counts: Mapping[str, int]) -> int:
-    """Findings as they come, then the verdict; returns the exit code."""
+def print_findings(args: argparse.Namespace, findings: Iterable[Finding], counts: Mapping[str, int]) -> int:
+    """Prints each finding when it is found, then the result; returns the exit code."""
     errors, kept = 0, []
     for finding in findings:
         errors += finding.severity is Severity.ERROR
@@ -220,7 +217,7 @@ def tell_findings(args: argparse.Namespace, findings: Iterable[Finding], counts:
     if args.json:
         print(json.dumps({"ok": not errors, "errors": errors, **counts, "findings": kept}, default=str))
     else:
-        tell(args, counts)
+        print_report(args, counts)
         print(f"{errors} errors" if errors else "all is well")
     return FAILED if errors else 0
 
@@ -243,10 +240,10 @@ VERBS: dict[str, Verb] = {
     ),
     "store": Verb("send files and folders to a DICOMweb server", client.add_arguments, client.run),
     "samples": Verb("write the sample files of the tutorial", samples.add_arguments, samples.run),
-    "check": Verb("verify every byte and every row of a store", add_check_arguments, run_check),
+    "check": Verb("verify all bytes and all index rows of a store", add_check_arguments, run_check),
     "reindex": Verb("rebuild the index of a store from its segments", add_store_arguments, run_reindex),
-    "compact": Verb("give back the space of what was deleted", add_compact_arguments, run_compact),
-    "info": Verb("what a store is and holds", add_store_arguments, run_info),
+    "compact": Verb("free the disk space of deleted instances", add_compact_arguments, run_compact),
+    "info": Verb("print numbers and problems of a store", add_store_arguments, run_info),
 }
 
 
@@ -267,35 +264,35 @@ def entry() -> int:
     if verb not in MAPPING:
         return main()
     sentence = (
-        f"{verb} ended by SIGBUS: the disk could not give a page of the index, or is full. Run reindex; "
-        "if that ends so too, move the folder index away and run it again"
+        f"{verb} ended by SIGBUS: a page of the index could not be read, or the disk is full. Run reindex; "
+        "if that fails in the same way, move the folder `index` away and run it again"
     )
-    return guarded(main, lambda: complain(sentence, FAILED))
+    return guarded(main, lambda: fail(sentence, FAILED))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parser_of(VERBS).parse_args(arguments)
     reason = config.refuse_platform()
     if reason:
-        return complain(reason, USAGE)
+        return fail(reason, USAGE)
     try:
         return VERBS[args.verb].run(args)
     except SettingsError as error:
-        return complain(error.detail, USAGE)
+        return fail(error.detail, USAGE)
     except StoreLocked as error:
-        return complain(error.detail, LOCKED)
+        return fail(error.detail, LOCKED)
     except StreamsrvError as error:
-        return complain(error.detail, FAILED)
+        return fail(error.detail, FAILED)
     except KeyboardInterrupt:
         return FAILED
-    except BrokenPipeError:  # `| head` had enough
+    except BrokenPipeError:  # `| head` has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        return complain(f"{args.verb} failed, {error.strerror or error}{where}", FAILED)
+        return fail(f"{args.verb} failed, {error.strerror or error}{where}", FAILED)
 
 
-def complain(sentence: str, code: int) -> int:
+def fail(sentence: str, code: int) -> int:
     print(f"streamsrv: {sentence}", file=sys.stderr)
     return code

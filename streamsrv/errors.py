@@ -1,40 +1,40 @@
-"""Every error that streamsrv raises on purpose.
+"""The errors of streamsrv.
 
     StreamsrvError
     |-- WouldBlock                   never sent: what was to be computed in the loop goes to a thread
-    |-- RequestError                 the request as a whole is refused: 4xx, `status` says which
+    |-- RequestError                 the whole request is refused: 4xx, see `status`
     |   |-- BadRequest               400  malformed UID, parameter or body
     |   |   `-- MultipartError       400  malformed multipart body
     |   |-- Forbidden                403  not allowed: Host not expected, store is read-only
-    |   |-- NotFound                 404  nothing there
+    |   |-- NotFound                 404  there is no such resource
     |   |-- MethodNotAllowed         405  `allow` lists the methods of the resource
-    |   |-- NotAcceptable            406  `acceptable` lists the representations that would do
+    |   |-- NotAcceptable            406  `acceptable` lists the possible representations
     |   |-- RequestTimeout           408  the client is slower than the minimum rate
-    |   |-- LengthRequired           411  the request says neither the length of its body nor `chunked`
+    |   |-- LengthRequired           411  the request has neither Content-Length nor chunked encoding
     |   |-- PreconditionFailed       412  If-Match, If-None-Match or If-Unmodified-Since does not hold
-    |   |-- ContentTooLarge          413  a limit of the settings was exceeded
+    |   |-- ContentTooLarge          413  a limit of the settings is exceeded
     |   |-- URITooLong               414
-    |   |-- UnsupportedMediaType     415  `supported` lists what would do
+    |   |-- UnsupportedMediaType     415  `supported` lists the possible media types
     |   |-- RangeNotSatisfiable      416
     |   `-- HeadersTooLarge          431
-    |-- InstanceError                one SOP instance is refused, the request goes on: `failure_reason`
+    |-- InstanceError                one SOP instance is refused, the request continues
     |   |-- NotDicom                 43264 (A900) not a Part 10 file, unreadable, a UID missing or malformed
     |   |-- StudyMismatch            43265 (A901) the study differs from the one in the target URI
-    |   |-- AlreadyStored            45070 (B00E) the triple study, series, SOP instance UID is there already
-    |   `-- InstanceRefused          272   (0110) readable, yet over one of our limits
-    `-- ServerError                  ours: 5xx
+    |   |-- AlreadyStored            45070 (B00E) an instance with the same three UIDs is stored
+    |   `-- InstanceRefused          272   (0110) readable, but over a limit of the server
+    `-- ServerError                  5xx, a fault of the server or its machine
         |-- Overloaded               503  with Retry-After
         |-- InsufficientStorage      507  less free space than `min_free`
-        `-- StoreError               500  the store cannot do what was asked
+        `-- StoreError               500  the store cannot execute the request
             |-- StoreLocked               another process holds the store
-            |-- StoreCorrupt              bytes on disk are not what was written
+            |-- StoreCorrupt              bytes on disk differ from the written bytes
             |   |-- WrongStore            a file belongs to another store
-            |   `-- InstanceDamaged       those of an instance: `study`, `series` and `sop_instance` name it
-            |-- IndexFailed          503  this process cannot use the index any more, and has to end
-            `-- SegmentGone               a segment was unlinked by compaction: look up again
+            |   `-- InstanceDamaged       damaged bytes of an instance; `study`, `series`, `sop_instance`
+            |-- IndexFailed          503  this process cannot use the index any more and must end
+            `-- SegmentGone               compaction has removed a segment: look up again
 
-`detail` is a sentence for the user: what is wrong and where (tag, byte offset). It never holds a value of a
-patient's attribute.
+`detail` is a sentence for the user. It names the fault and its place (tag, byte offset), and never contains a
+value of a patient's attribute.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from typing import Any, Protocol
 
 
 class StreamsrvError(Exception):
-    """Base of all. `detail` is the sentence shown to the user."""
+    """Base class. `detail` is a sentence for the user."""
 
     status = 500
     title = "Internal Server Error"
@@ -170,7 +170,7 @@ class UnsupportedMediaType(RequestError):
 
 
 class RangeNotSatisfiable(RequestError):
-    """`length` is that of the whole representation, for `Content-Range: bytes */length` (RFC 9110 14.4)."""
+    """`length` of the whole representation, for `Content-Range: bytes */length` (RFC 9110 14.4)."""
 
     status = 416
     title = "Range Not Satisfiable"
@@ -186,8 +186,8 @@ class HeadersTooLarge(RequestError):
 
 
 class InstanceError(StreamsrvError):
-    """One instance is refused. `offset` counts bytes from the start of its Part 10 file, `tag` is eight hex
-    digits; `failure_reason` is for (0008,1197)."""
+    """`offset` counts bytes from the start of the Part 10 file. `tag` has eight hex digits. `failure_reason`
+    is the value of (0008,1197)."""
 
     status = 409
     title = "Conflict"
@@ -255,7 +255,7 @@ class WrongStore(StoreCorrupt):
 
 
 class IndexFailed(StoreError):
-    """LMDB refuses every further transaction of this process. A new process can open the index again."""
+    """LMDB refuses all further transactions of this process. A new process can open the index again."""
 
     status = 503
     title = "Service Unavailable"
@@ -263,7 +263,8 @@ class IndexFailed(StoreError):
 
 
 class InstanceDamaged(StoreCorrupt):
-    """The stored bytes of an instance are not those that arrived. The first of `count` instances is named."""
+    """The stored bytes of an instance differ from the received bytes. `count` instances are damaged; this is
+    the first one."""
 
     def __init__(self, study: str, series: str, sop_instance: str, reason: str, count: int = 1) -> None:
         others = f"; {count} instances of the target resource are damaged" if count > 1 else ""
@@ -281,12 +282,12 @@ class SegmentGone(StoreError):
 
 NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT))
 NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
-# Of the machine, not of this program.
+# Faults of the machine, not of this program.
 OUTSIDE = NO_SPACE | NO_DESCRIPTORS | {errno.EIO, errno.EROFS}
 
 
 def system_error(error: OSError, doing: str) -> ServerError:
-    """The answer to a client after a failed system call. `doing` names the failed step, without a path."""
+    """The answer after a failed system call. `doing` names the failed step, without a path."""
     if error.errno in NO_SPACE:
         return InsufficientStorage(f"the disk is full ({doing})")
     if error.errno in NO_DESCRIPTORS:

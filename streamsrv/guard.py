@@ -1,7 +1,7 @@
-"""Runs a verb in a child process, so that its death by a signal ends with a sentence too.
+"""Runs a verb in a child process, so that the parent can report its death by SIGBUS.
 
-The index is mapped. If the disk cannot give a page of it, the kernel sends SIGBUS, and no Python code can
-catch that. The child dies with its parent (PR_SET_PDEATHSIG, prctl(2)).
+The index is a mapped file. If the disk cannot read a page of it, the kernel sends SIGBUS, which Python code
+cannot catch. The kernel kills the child when the parent dies (PR_SET_PDEATHSIG, prctl(2)).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ FORWARDED = (signal.SIGTERM, signal.SIGHUP)
 
 
 def guarded(run: Callable[[], int], complain: Callable[[], int]) -> int:
-    """The exit code of `run`, or of `complain` if SIGBUS ends it. Another signal ends this process as well.
-    Called before the process has threads, locks or an open index."""
+    """Returns the exit code of `run`, or of `complain` if SIGBUS ends it. Another signal also ends this
+    process. Call it before the process has threads, locks or an open index."""
     parent = os.getpid()
     former = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *FORWARDED)}
     child = os.fork()
@@ -46,8 +46,8 @@ def _run_in_child(run: Callable[[], int], parent: int) -> NoReturn:
         if os.getppid() == parent:
             code = run()
             sys.stdout.flush()
-    except SystemExit as end:  # argparse
-        code = end.code if isinstance(end.code, int) else 1
+    except SystemExit as error:  # argparse
+        code = error.code if isinstance(error.code, int) else 1
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:

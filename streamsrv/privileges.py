@@ -1,4 +1,4 @@
-"""Protects a server process from others on the same machine, and names the weaknesses that remain."""
+"""Protects a server process from other processes of the machine, and names the weaknesses that remain."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from framecodecs.pool.confinement import hide, lacking
 
 
 def protect() -> None:
-    """Of this process: no core dump (it would hold patients' data), no other process of the same user reads
-    its memory, and only this user can open the files that it creates."""
+    """Prevents a core dump, which would hold patients' data, and access of other processes to the memory.
+    Files that this process creates are for its user only."""
     os.umask(0o077)
     with suppress(OSError):
         hide()
 
 
 def remarks() -> Iterator[str]:
-    """Sentences for the log at start."""
+    """Yields sentences for the log at start."""
     if os.geteuid() == 0:
         yield (
             "the server runs as root. It needs no privileges: let it run as a user of its own. "
-            "Pixel processes run as nobody"
+            "Pixel processes run as the user `nobody`"
         )
     for lack in lacking():
         yield f"pixel processes run {lack}"

@@ -1,11 +1,10 @@
-"""Three SOP instances to try a server with: the verb `streamsrv samples DIR`.
+"""The verb `streamsrv samples DIR`: it writes three SOP instances to try a server with.
 
-Strategy: each sample is a row of a table (names, UIDs, colour, shape), and one function turns a row into a
-dataset. The three belong to one study; the red triangle and the green square share a series. They are
-secondary captures of 979 x 985 pixels, three bytes each, which makes an odd number of bytes: Pixel Data ends
-with a padding byte that belongs to no frame (PS3.5 8.1.1).
+Each sample is a row of a table (names, UIDs, colour, shape). The three belong to one study; the triangle and
+the square are in one series. They are secondary captures of 979 x 985 pixels of three bytes. That is an odd
+number of bytes, so Pixel Data ends with a padding byte that belongs to no frame (PS3.5 8.1.1).
 
-Rule: the same bytes every time. Nothing here asks for the date, the host or a random number.
+The files have the same bytes every time: nothing depends on the date, the host or a random number.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ Grid = npt.NDArray[np.int64]
 
 
 def triangle(y: Grid, x: Grid) -> Mask:
-    """Standing on its base, its tip over the middle."""
     below_tip = y - 237
     return (below_tip >= 0) & (y <= 717) & (np.abs(x - 478) * 480 <= below_tip * 310)
 
@@ -49,7 +47,7 @@ def circle(y: Grid, x: Grid) -> Mask:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One file: what sets it apart from the other two."""
+    """The attributes of one file that differ from the other two."""
 
     file_name: str
     series_uid: str
@@ -73,7 +71,7 @@ SAMPLES = (
     Sample("blue-circle.dcm", _SECOND_SERIES, _CIRCLE, 2, 1, "Blue Circle", (63, 72, 204), circle),
 )
 
-# Type 2 attributes whose value nobody knows: present and empty.
+# Type 2 attributes without a known value: present and empty.
 _UNKNOWN = (
     "ContentDate",
     "AcquisitionDateTime",
@@ -116,7 +114,7 @@ _SHARED = {
 
 
 def pixels(sample: Sample) -> bytes:
-    """The one frame, ROWS x COLUMNS x 3 bytes, without padding."""
+    """Returns the frame: ROWS x COLUMNS x 3 bytes, without padding."""
     y, x = np.mgrid[0:ROWS, 0:COLUMNS]
     picture = np.empty((ROWS, COLUMNS, 3), dtype=np.uint8)
     picture[:] = BACKGROUND
@@ -125,7 +123,7 @@ def pixels(sample: Sample) -> bytes:
 
 
 def dataset(sample: Sample) -> Dataset:
-    """The whole SOP instance with its file meta information."""
+    """Returns the SOP instance with its file meta information."""
     instance = Dataset()
     for keyword in _UNKNOWN:
         setattr(instance, keyword, "")
@@ -153,7 +151,7 @@ def _file_meta(sample: Sample) -> FileMetaDataset:
 
 
 def write_samples(folder: Path) -> list[Path]:
-    """Draws the three files into the folder, which is made if need be, and returns their paths."""
+    """Writes the three files to the folder, which it creates, and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for sample in SAMPLES:
@@ -165,7 +163,7 @@ def write_samples(folder: Path) -> list[Path]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folder", metavar="DIR", type=Path, help="where the three files go; made if it is not there"
+        "folder", metavar="DIR", type=Path, help="the folder for the three files; it is created"
     )
 
 

@@ -1,7 +1,4 @@
-"""The scrub process as the supervisor sees it: started when it is due, heard by the selector, killed at will.
-
-The supervisor never waits for it. Its work is in scrubber.
-"""
+"""Starts the scrub process (scrubber.py) when it is due, and kills it. The supervisor never waits for it."""
 
 from __future__ import annotations
 
@@ -19,31 +16,31 @@ from streamsrv.settings import Settings
 
 log = logging.getLogger("streamsrv.supervisor")
 
-AFTER_FAILURE = 60.0  # seconds
-FIRST_PAUSE = 60.0  # seconds, and less if a turn is short: a thousandth of it
-TURN_SHARE = 86.4
+# Seconds until the next start.
+AFTER_FAILURE, FIRST_PAUSE = 60.0, 60.0
+# Short scrub periods have a shorter first pause: a thousandth of the period, in seconds a day.
+PAUSE_A_DAY = 86.4
 
 
 @dataclass
 class ScrubProcess:
-    """The process as the supervisor sees it. Not at all if `scrub_days` is 0 or the server is read-only."""
+    """There is no process if `scrub_days` is 0 or the server is read-only."""
 
     settings: Settings
     selector: selectors.BaseSelector
-    due: float = field(init=False)  # by the monotonic clock
+    due: float = field(init=False)  # seconds of the monotonic clock
     process: subprocess.Popen[bytes] | None = None
-    told: bytes = b""
+    output: bytes = b""
 
     def __post_init__(self) -> None:
-        # A server that starts has other things to do.
-        self.due = time.monotonic() + min(FIRST_PAUSE, self.settings.scrub_days * TURN_SHARE)
+        self.due = time.monotonic() + min(FIRST_PAUSE, self.settings.scrub_days * PAUSE_A_DAY)
 
     @property
     def is_wanted(self) -> bool:
         return self.settings.scrub_days > 0 and not self.settings.read_only
 
-    def waits(self) -> list[float]:
-        """When it is due, if it does not run."""
+    def due_times(self) -> list[float]:
+        """The time of the next start; empty if the process runs."""
         return [self.due] if self.is_wanted and self.process is None else []
 
     def start_if_due(self) -> None:
@@ -61,27 +58,27 @@ class ScrubProcess:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(config.to_json(self.settings).encode() + b"\n")
             self.process.stdin.flush()
-        self.told = b""
-        self.selector.register(self.process.stdout, selectors.EVENT_READ, self.heard)
+        self.output = b""
+        self.selector.register(self.process.stdout, selectors.EVENT_READ, self.read_output)
 
-    def heard(self) -> None:
-        """Called when its standard output can be read."""
+    def read_output(self) -> None:
+        """The selector calls this when standard output can be read."""
         assert self.process is not None
         assert self.process.stdout is not None
         piece = os.read(self.process.stdout.fileno(), 4096)
-        self.told += piece
+        self.output += piece
         if piece:
             return
-        pid, told = self.process.pid, self.told
+        pid = self.process.pid
         code = self.close()
         try:
-            self.due = time.monotonic() + float(told)
+            self.due = time.monotonic() + float(self.output)
         except ValueError:
             log.error("the scrub process %d ended with code %d; the next one starts in a minute", pid, code)
             self.due = time.monotonic() + AFTER_FAILURE
 
     def close(self) -> int:
-        """Kill it, if it runs; returns its exit code."""
+        """Kills the process, if it runs, and returns its exit code."""
         process, self.process = self.process, None
         if process is None:
             return 0

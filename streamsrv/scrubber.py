@@ -1,12 +1,9 @@
-"""The process that scrubs: it reads segments that are due, and ends when none is due soon.
+"""The scrub process: it reads the segments that are due, and ends when none is due soon.
 
-Started by the supervisor, by exec. Its settings come as one line of JSON on standard input, which then stays
-open: its end means that the supervisor is gone. Before it ends it writes to standard output in how many
-seconds the next segment is due. It may be killed at any moment: a walk goes on where it was.
-
-Rules of this file
-- It runs at the lowest priority of the scheduler and of the disk.
-- The supervisor never waits for it.
+The supervisor starts it by exec. It reads its settings as one line of JSON from standard input. Standard
+input then stays open; its end means that the supervisor has ended. Before it ends the process writes to
+standard output in how many seconds the next segment is due. It may be killed at any moment: the next process
+continues. It runs at the lowest priority of the scheduler and of the disk.
 """
 
 from __future__ import annotations
@@ -28,8 +25,9 @@ from streamsrv.store import DAY, Pace, Scrub, Severity, Store
 
 log = logging.getLogger("streamsrv.scrub")
 
-# A process that waits longer than STAY ends instead; LONGEST is how long new segments may go unseen.
-STAY, LONGEST, PAUSE = 20.0, 3600.0, 1.0
+# Seconds. A process that would wait longer than LONGEST_WAIT ends; the next one starts after LONGEST_PAUSE at
+# the latest, and then finds new segments.
+SHORTEST_WAIT, LONGEST_WAIT, LONGEST_PAUSE = 1.0, 20.0, 3600.0
 
 
 class SupervisorGone(Exception):
@@ -43,13 +41,13 @@ def sleep(seconds: float) -> None:
 
 
 def scrub_due(store: Store, settings: Settings, wait: Callable[[float], None] = sleep) -> float:
-    """Walk the segments that are due; returns in how many seconds the next one is."""
+    """Reads the segments that are due; returns the seconds until the next one is due."""
     scrub = Scrub(store, Pace(settings.scrub_rate, sleep=wait))
     while True:
-        segment, seconds = scrub.due(settings.scrub_days * DAY) or (0, LONGEST)
-        if seconds > STAY:
-            return min(seconds, LONGEST)
-        wait(max(seconds, PAUSE))
+        segment, seconds = scrub.due(settings.scrub_days * DAY) or (0, LONGEST_PAUSE)
+        if seconds > LONGEST_WAIT:
+            return min(seconds, LONGEST_PAUSE)
+        wait(max(seconds, SHORTEST_WAIT))
         for finding in scrub.run(segment):
             level = logging.ERROR if finding.severity is Severity.ERROR else logging.INFO
             log.log(level, "scrub: %s: %s", finding.where, finding.what)

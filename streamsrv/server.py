@@ -1,8 +1,10 @@
-"""One worker process: opens the store, wires the rooms together, serves until it is told to stop.
+"""One worker process, and the composition root: it opens the store, makes the objects of all rooms, and
+serves.
 
-Started by the supervisor, by exec, so that nothing is forked after a lock or the index was opened. Its
-settings come as one line of JSON on standard input, which then stays open as a lifeline: its end means that
-the supervisor is gone. One byte on `--status` says ready; further ones say that the loop turns.
+The supervisor starts it by exec, so that no process is forked after a lock or the index was opened. Settings
+come as one line of JSON on standard input. Standard input then stays open as a lifeline: its end means that
+the supervisor has ended. The first byte on `--status` means ready, each further byte means that the event
+loop runs.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ from streamsrv.wire.multipart import MultipartLimits
 from streamsrv.wire.resources import Target
 
 STDIN = 0
-# Bytes that deletes and compaction of mostly dead segments can do with on a full disk.
+# Bytes that deletes and compaction may use on a full disk.
 BALLAST = 16 << 20
 LOG_LINE = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
@@ -134,36 +136,36 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
 
 
 def read_settings(descriptor: int) -> Settings:
-    """One line, and not a byte more: what follows is the lifeline's."""
+    """Reads one line and no further byte, because the lifeline follows."""
     line = bytearray()
     while not line.endswith(b"\n"):
         piece = os.read(descriptor, 1)
         if not piece:
-            raise EOFError("the supervisor went away before it had sent the settings")
+            raise EOFError("the supervisor ended before it sent the settings")
         line += piece
     return config.from_json(line.decode())
 
 
 def sign_of_life(descriptor: int) -> Callable[[], None]:
-    """Writes a byte to the supervisor: the first one says ready, each further one that the loop turns."""
+    """Returns a function that writes a byte to the supervisor."""
     os.set_blocking(descriptor, False)
 
-    def say() -> None:
+    def write() -> None:
         with contextlib.suppress(BlockingIOError):  # the supervisor has been stopped for hours
             os.write(descriptor, b"b")
 
-    return say
+    return write
 
 
 def log_crashes() -> None:
-    """A fatal signal (SIGBUS: a page of the index could not be read) writes the stack of each thread to
-    standard error. So does DUMP, after which the process goes on."""
+    """At a fatal signal, the process writes the stack of each thread to standard error: a page of the index
+    that cannot be read causes SIGBUS. At DUMP it does the same and continues."""
     faulthandler.enable(sys.stderr)
     faulthandler.register(DUMP, sys.stderr)
 
 
 def raise_descriptor_limit() -> None:
-    """Each connection and each segment that is read costs one; the usual soft limit is 1,024."""
+    """Each connection and each open segment needs a descriptor. The usual soft limit is 1,024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -197,9 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     raise_descriptor_limit()
     listeners = [socket.socket(fileno=descriptor) for descriptor in parsed.listen]
     health_listeners = [socket.socket(fileno=descriptor) for descriptor in parsed.health]
-    # What is there now stays: looking through all of it again and again stopped the loop for 40 ms each time.
+    # The garbage collector does not visit these objects again: each full collection took 40 ms.
     gc.freeze()
-    say = sign_of_life(parsed.status)
+    report = sign_of_life(parsed.status)
     try:
         with (
             Store.open(Path(settings.data), store_options(settings), read_only=settings.read_only) as store,
@@ -209,15 +211,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 settings,
                 listeners,
                 actions(store, settings, pool),
-                on_ready=say,
-                on_beat=say,
+                on_ready=report,
+                on_beat=report,
                 lifeline=STDIN,
                 health_listeners=health_listeners,
             )
-    except StreamsrvError as error:
-        print(f"streamsrv: {error.detail}", file=sys.stderr)
-        return 1
-    except OSError as error:
+    except (StreamsrvError, OSError) as error:
         print(f"streamsrv: {error}", file=sys.stderr)
         return 1
     return 0

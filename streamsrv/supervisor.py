@@ -1,21 +1,21 @@
-"""The parent of the workers: holds the store's lock and the listening sockets, starts workers, restarts those
-that die, ends them all. So does it with the pixel processes, which all workers share
-(framecodecs.pool.processes).
+"""Starts, watches, restarts and ends the workers and the pixel processes that all workers share.
 
-Strategy: one loop over a few descriptors, without threads and without SIGCHLD. Each worker has a status pipe:
-the first byte on it says ready, each further one that its loop turns, its end that the worker is gone.
-Signals arrive through a wake-up pipe. The sockets are bound here and stay open here, so that a connection
-that arrives while a worker restarts waits in the queue instead of being reset.
+This process holds the store's lock and the listening sockets. The sockets stay open while a worker restarts:
+new connections wait in the kernel's queue.
+
+Strategy: one loop over a few descriptors, without threads and without SIGCHLD. Each worker writes to a status
+pipe. The first byte means ready, each further byte means that its event loop runs, the end of the pipe means
+that the worker has ended. Signals arrive through a pipe of their own.
 
 Rules of this file
-- Workers are exec'd, never forked off: a forked child would keep locks and index state of its parent.
-- A worker that dies is restarted at once if it had lived, else with growing pauses, up to LONGEST_PAUSE.
-  Until all workers have been ready once, START_ATTEMPTS deaths in a row or an exit with a code end the
-  server with an exit code. Later it tries for ever: a disk that fails now may work again.
-- A worker whose loop has not turned for `hang_timeout` seconds writes the stacks of its threads to the log,
-  and is killed. Time in which this process itself was stopped (Ctrl-Z) does not count.
-- SIGHUP has no effect, on workers and pixel processes neither: they inherit that.
-- Pixel processes end after the workers, which may have answers to finish.
+- Workers are started by exec, not by fork: a forked child would keep locks and index state of its parent.
+- A worker that dies after LIVED seconds is restarted at once, others after growing pauses.
+- Until all workers have been ready once, START_ATTEMPTS deaths in a row or an exit code end the server. Later
+  it tries again without end, because a disk that fails now may recover.
+- A worker whose event loop does not run for `hang_timeout` seconds writes the stacks of its threads to the
+  log, and is killed. Time in which this process itself was stopped (Ctrl-Z) does not count.
+- SIGHUP has no effect; workers and pixel processes inherit that.
+- Pixel processes end after the workers, because workers may have answers to finish.
 - The scrub process starts when all workers are ready, and is killed before they end.
 """
 
@@ -30,7 +30,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,25 +48,23 @@ log = logging.getLogger("streamsrv.supervisor")
 
 EXIT_FAILED = 1
 BACKLOG = 1024
-# A worker that lived so long died of something new.
+# All times are in seconds. The death of a worker that lived this long is a new fault.
 LIVED = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 START_ATTEMPTS = 6
-# After the drain time-out: how long a worker has to close its store before it is killed.
+# A worker is killed if it has not closed its store this long after the drain time-out.
 GRACE = 10.0
 ENDING = (signal.SIGTERM, signal.SIGINT)
-# A worker that gets this writes the stack of each of its threads to standard error.
+# At this signal a worker writes the stack of each of its threads to standard error, within DUMP_TIME.
 DUMP = signal.SIGUSR1
-# Seconds that a worker has to do so before it is killed.
 DUMP_TIME = 1.0
-# A turn of this loop that takes so many seconds longer than it waits for: this process was stopped.
+# If select() returns this much later than its time-out, this process was stopped.
 STOPPED = 1.0
-# Signals whose reason is known.
 REASONS = {signal.SIGBUS: "the index could not be read from the disk, or the disk is full"}
 
 
 class CannotServe(StreamsrvError):
-    """The server cannot be started; `detail` says why."""
+    """The server cannot be started; `detail` is the reason."""
 
 
 @dataclass
@@ -75,17 +73,17 @@ class Worker:
     status: int  # read end of its status pipe
     started: float
     ready: bool = False
-    heard: float = 0.0  # when its last sign of life came
-    kill_at: float | None = None  # it hangs
+    last_sign: float = 0.0  # time of its last byte
+    kill_at: float | None = None  # set while it hangs
 
 
 @dataclass
-class Place:
-    """A worker's place in the row: its worker, or when the next one is due."""
+class WorkerSlot:
+    """One of `workers` slots: its worker, or the time of the next start."""
 
     worker: Worker | None = None
     due: float = 0.0
-    failures: int = 0  # deaths in a row of workers that had not lived
+    failures: int = 0  # deaths in a row of workers that lived less than LIVED
 
 
 @dataclass
@@ -94,17 +92,17 @@ class Supervisor:
     listeners: Sequence[socket.socket]
     on_ready: Callable[[], None]
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
-    places: list[Place] = field(default_factory=list)
+    slots: list[WorkerSlot] = field(default_factory=list)
     serving: bool = False  # all workers have been ready once
-    ending: float | None = None  # when patience ends
+    kill_time: float | None = None  # set while the server ends
     exit_code: int = 0
     health_listeners: Sequence[socket.socket] = ()
-    pixels: Sequence[Processes] = ()  # for quick work and for long work
+    pixels: Sequence[Processes] = ()  # for short tasks, for long tasks
     scrub: ScrubProcess | None = None
 
     def run(self) -> int:
-        """Until told to end, or until workers cannot start; returns the exit code."""
-        self.places = [Place() for _ in range(worker_count(self.settings))]
+        """Runs until a signal, or until workers cannot start; returns the exit code."""
+        self.slots = [WorkerSlot() for _ in range(worker_count(self.settings))]
         limits, count = pixel_limits(self.settings), pixel_processes(self.settings)
         quick, slow = (
             Processes(count, each, self.selector, pixel_process_died)
@@ -112,15 +110,15 @@ class Supervisor:
         )
         self.pixels = quick, slow
         self.scrub = ScrubProcess(self.settings, self.selector)
-        with wake_up_pipe(self.selector), contextlib.closing(quick), contextlib.closing(slow):
-            while self.ending is None or any(place.worker for place in self.places):
+        with signal_pipe(self.selector), contextlib.closing(quick), contextlib.closing(slow):
+            while self.kill_time is None or any(slot.worker for slot in self.slots):
                 self._start_due()
-                began, patience = time.monotonic(), self._patience()
-                for key, _ in self.selector.select(patience):
-                    key.data() if callable(key.data) else self._heard(key.data, key.fd)
-                if patience is not None and time.monotonic() - began > patience + STOPPED:
-                    self._forgive()
-                self._end_hanging()
+                began, timeout = time.monotonic(), self._timeout()
+                for key, _ in self.selector.select(timeout):
+                    key.data() if callable(key.data) else self._read(key.data, key.fd)
+                if timeout is not None and time.monotonic() - began > timeout + STOPPED:
+                    self._restart_hang_timers()
+                self._kill_hanging()
                 self._kill_late()
         self.selector.close()
         return self.exit_code
@@ -129,11 +127,11 @@ class Supervisor:
 
     def _start_due(self) -> None:
         now = time.monotonic()
-        for place in self.places:
-            if self.ending is None and place.worker is None and place.due <= now:
-                place.worker = self._start()
-                self.selector.register(place.worker.status, selectors.EVENT_READ, place)
-        if self.scrub and self.serving and self.ending is None:
+        for slot in self.slots:
+            if self.kill_time is None and slot.worker is None and slot.due <= now:
+                slot.worker = self._start()
+                self.selector.register(slot.worker.status, selectors.EVENT_READ, slot)
+        if self.scrub and self.serving and self.kill_time is None:
             self.scrub.start_if_due()
 
     def _start(self) -> Worker:
@@ -155,88 +153,86 @@ class Supervisor:
             process.stdin.write(config.to_json(self.settings).encode() + b"\n")
             process.stdin.flush()
         except BrokenPipeError:
-            pass  # it died at once; the status pipe says so
+            pass  # the worker has died already; the end of the status pipe follows
         return Worker(process, status, time.monotonic())
 
-    # Listening
+    # Reading
 
-    def _heard(self, place: Place | None, descriptor: int) -> None:
+    def _read(self, slot: WorkerSlot | None, descriptor: int) -> None:
         received = os.read(descriptor, 64)
-        if place is None:
-            self._signalled(received)
+        if slot is None:
+            self._on_signals(received)
         elif received:
-            self._lives(place)
+            self._on_sign_of_life(slot)
         else:
-            self._died(place)
+            self._on_death(slot)
 
-    def _lives(self, place: Place) -> None:
-        assert place.worker is not None
-        place.worker.heard = time.monotonic()
-        if not place.worker.ready:
-            self._became_ready(place.worker)
+    def _on_sign_of_life(self, slot: WorkerSlot) -> None:
+        assert slot.worker is not None
+        slot.worker.last_sign = time.monotonic()
+        if not slot.worker.ready:
+            self._on_ready(slot.worker)
 
-    def _became_ready(self, worker: Worker) -> None:
+    def _on_ready(self, worker: Worker) -> None:
         worker.ready = True
-        if not self.serving and all(each.worker and each.worker.ready for each in self.places):
+        if not self.serving and all(each.worker and each.worker.ready for each in self.slots):
             self.serving = True
             self.on_ready()
 
-    def _died(self, place: Place) -> None:
-        worker, place.worker = place.worker, None
+    def _on_death(self, slot: WorkerSlot) -> None:
+        worker, slot.worker = slot.worker, None
         assert worker is not None
         self.selector.unregister(worker.status)
         os.close(worker.status)
         code = worker.process.wait()
         assert worker.process.stdin is not None
         worker.process.stdin.close()
-        if self.ending is not None:
+        if self.kill_time is not None:
             return
         lived = worker.ready and time.monotonic() - worker.started > LIVED
-        place.failures = 0 if lived else place.failures + 1
+        slot.failures = 0 if lived else slot.failures + 1
         log.error("worker %d ended with %s", worker.process.pid, describe(code))
-        hopeless = place.failures >= START_ATTEMPTS or (not worker.ready and code > 0)
+        hopeless = slot.failures >= START_ATTEMPTS or (not worker.ready and code > 0)
         if hopeless and not self.serving:
             log.error("giving up: workers cannot start")
             self.exit_code = EXIT_FAILED
             self._end()
         else:
-            pause = 0.0 if lived else min(FIRST_PAUSE * 2 ** (place.failures - 1), LONGEST_PAUSE)
-            place.due = time.monotonic() + pause
+            pause = 0.0 if lived else min(FIRST_PAUSE * 2 ** (slot.failures - 1), LONGEST_PAUSE)
+            slot.due = time.monotonic() + pause
 
-    def _signalled(self, numbers: bytes) -> None:
+    def _on_signals(self, numbers: bytes) -> None:
         if any(number in ENDING for number in numbers):
-            if self.ending is not None:  # told twice: at once
-                self.ending = time.monotonic()
+            if self.kill_time is not None:  # the second signal: at once
+                self.kill_time = time.monotonic()
             else:
                 self._end()
 
     # Hanging
 
-    def _end_hanging(self) -> None:
-        """Kills workers whose loop has not turned for too long, a moment after their stacks are in the
-        log."""
+    def _kill_hanging(self) -> None:
+        """Kills workers whose event loop does not run, DUMP_TIME after the signal that logs their stacks."""
         limit, now = self.settings.hang_timeout, time.monotonic()
-        if not limit or self.ending is not None:
+        if not limit or self.kill_time is not None:
             return
         for worker in self._workers():
             if worker.kill_at is not None and worker.kill_at <= now:
                 worker.process.kill()
-            elif worker.kill_at is None and worker.ready and worker.heard + limit <= now:
+            elif worker.kill_at is None and worker.ready and worker.last_sign + limit <= now:
                 log.error("worker %d hangs: it gave no sign of life for %g s", worker.process.pid, limit)
                 worker.process.send_signal(DUMP)
                 worker.kill_at = now + DUMP_TIME
 
-    def _forgive(self) -> None:
-        """This process was stopped: signs of life may wait in the pipes, and workers may have been stopped
-        too."""
+    def _restart_hang_timers(self) -> None:
+        """This process was stopped: pipes may hold unread bytes, and workers may have been stopped too."""
         for worker in self._workers():
-            worker.heard = time.monotonic()
+            worker.last_sign = time.monotonic()
 
     # Ending
 
     def _end(self) -> None:
-        """Nothing new comes in; what is being answered is finished."""
-        self.ending = time.monotonic() + self.settings.drain_timeout + GRACE
+        """Takes no new connections; workers finish their requests."""
+        self.kill_time = time.monotonic() + self.settings.drain_timeout + GRACE
         for listener in self.listeners:
             listener.close()
         if self.scrub:
@@ -245,45 +241,42 @@ class Supervisor:
             worker.process.send_signal(signal.SIGTERM)
 
     def _kill_late(self) -> None:
-        if self.ending is not None and time.monotonic() >= self.ending:
+        if self.kill_time is not None and time.monotonic() >= self.kill_time:
             for worker in self._workers():
                 worker.process.kill()
 
     def _workers(self) -> Iterable[Worker]:
-        return [place.worker for place in self.places if place.worker is not None]
+        return [slot.worker for slot in self.slots if slot.worker is not None]
 
-    def _patience(self) -> float | None:
-        """Until something is due."""
-        if self.ending is not None:
-            return max(0.05, self.ending - time.monotonic())
-        due = [place.due for place in self.places if place.worker is None]
+    def _timeout(self) -> float | None:
+        """Seconds until the next timer, or None."""
+        if self.kill_time is not None:
+            return max(0.05, self.kill_time - time.monotonic())
+        due = [slot.due for slot in self.slots if slot.worker is None]
         if limit := self.settings.hang_timeout:
-            due += [worker.kill_at or worker.heard + limit for worker in self._workers() if worker.ready]
-        due += self.scrub.waits() if self.scrub and self.serving else []
+            due += [worker.kill_at or worker.last_sign + limit for worker in self._workers() if worker.ready]
+        due += self.scrub.due_times() if self.scrub and self.serving else []
         return max(0.0, min(due) - time.monotonic()) if due else None
 
 
-class wake_up_pipe:
-    """Turns signals into bytes on a pipe that the selector hears."""
-
-    def __init__(self, selector: selectors.BaseSelector) -> None:
-        self._selector = selector
-
-    def __enter__(self) -> None:
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._write, False)
-        self._former = {number: signal.signal(number, lambda *_: None) for number in ENDING}
-        self._former[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        self._wakeup = signal.set_wakeup_fd(self._write)
-        self._selector.register(self._read, selectors.EVENT_READ, None)
-
-    def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(self._wakeup)
-        for number, handler in self._former.items():
+@contextlib.contextmanager
+def signal_pipe(selector: selectors.BaseSelector) -> Iterator[None]:
+    """Writes the number of each signal to a pipe that the selector reads."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    former = {number: signal.signal(number, lambda *_: None) for number in ENDING}
+    former[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    wakeup = signal.set_wakeup_fd(write)
+    selector.register(read, selectors.EVENT_READ, None)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in former.items():
             signal.signal(number, handler)
-        self._selector.unregister(self._read)
-        os.close(self._read)
-        os.close(self._write)
+        selector.unregister(read)
+        os.close(read)
+        os.close(write)
 
 
 def pixel_process_died(pid: int, code: int) -> None:
@@ -302,7 +295,7 @@ def worker_count(settings: Settings) -> int:
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
-    """Listening sockets on every address of the host, all on one port; raises CannotServe."""
+    """Listens on every address of the host, with one port; raises CannotServe."""
     listeners: list[socket.socket] = []
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -317,19 +310,19 @@ def bind(host: str, port: int) -> list[socket.socket]:
 
 
 def origin_of(settings: Settings, listeners: Sequence[socket.socket]) -> str:
-    """How a client on this machine reaches the server."""
+    """The URL under which a client on this machine reaches the server."""
     host, port = listeners[0].getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"
     return settings.public_url.rstrip("/") or f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def serve(settings: Settings, say: Callable[[str], None] = print) -> int:
-    """`streamsrv serve`: in the foreground until SIGTERM or Ctrl-C. Raises StoreLocked or CannotServe."""
+def serve(settings: Settings, write: Callable[[str], None] = print) -> int:
+    """Runs the server until SIGTERM or Ctrl-C; returns the exit code. Raises StoreLocked or CannotServe."""
     if not is_loopback(settings.host) and not settings.allow_remote_without_authentication:
         raise CannotServe(
-            f"{settings.host} can be reached by others, and there is no authentication: everyone could read "
-            "and delete every study. If that is meant, say --allow-remote-without-authentication"
+            f"other machines can reach {settings.host}, and there is no authentication: they could read and "
+            "delete every study. To allow that, set --allow-remote-without-authentication"
         )
     protect()
     for remark in remarks():
@@ -339,9 +332,9 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> int:
         origin = origin_of(settings, listeners)
 
         def announce() -> None:
-            say(f"streamsrv {__version__} serves {origin}/v2 with {worker_count(settings)} workers")
-            say(f"the studies lie in {Path(settings.data).resolve()}")
-            say(f"try: curl '{origin}/v2/studies'")
+            write(f"streamsrv {__version__} serves {origin}/v2 with {worker_count(settings)} workers")
+            write(f"the studies are in {Path(settings.data).resolve()}")
+            write(f"try: curl '{origin}/v2/studies'")
 
         try:
             health = bind("127.0.0.1", settings.health_port) if settings.health_port else []

@@ -43,7 +43,7 @@ def cut_index(tmp_path_factory):
 def test_a_verb_names_an_index_that_cannot_be_read(cut_index, name):
     ended = verb(name, cut_index)
     assert ended.returncode == 1
-    assert f"streamsrv: {name} ended by SIGBUS: the disk could not give a page of the index" in ended.stderr
+    assert f"streamsrv: {name} ended by SIGBUS: a page of the index could not be read" in ended.stderr
 
 
 @pytest.mark.parametrize("code", [0, 1, 3])

@@ -17,7 +17,7 @@ from live_server import ROOT, environment, free_port
 
 from streamsrv import supervisor
 from streamsrv.settings import Settings
-from streamsrv.supervisor import CannotServe, Place, Supervisor, bind, describe, origin_of, worker_count
+from streamsrv.supervisor import CannotServe, Supervisor, WorkerSlot, bind, describe, origin_of, worker_count
 
 DEADLINE = 20.0
 
@@ -326,17 +326,17 @@ class Fake:
 
 @pytest.fixture
 def supervised():
-    """A supervisor with one place, and a function by which its worker dies."""
-    one = Supervisor(Settings(), [], lambda: None, selectors.DefaultSelector(), [Place()])
+    """A supervisor with one slot, and a function by which its worker dies."""
+    one = Supervisor(Settings(), [], lambda: None, selectors.DefaultSelector(), [WorkerSlot()])
 
     def die(*, ready=False, age=0.0, code=-9):
         read, write = os.pipe()
         os.close(write)
-        place = one.places[0]
-        place.worker = supervisor.Worker(Fake(code), read, time.monotonic() - age, ready)
-        one.selector.register(read, selectors.EVENT_READ, place)
-        one._heard(place, read)
-        return place
+        slot = one.slots[0]
+        slot.worker = supervisor.Worker(Fake(code), read, time.monotonic() - age, ready)
+        one.selector.register(read, selectors.EVENT_READ, slot)
+        one._read(slot, read)
+        return slot
 
     yield one, die
     one.selector.close()
@@ -346,9 +346,9 @@ def pauses_between(die, times):
     """After deaths of workers that had not lived, in tenths of a second."""
     found = []
     for _ in range(times):
-        place = die()
-        found.append(round(place.due - time.monotonic(), 1))
-        assert place.worker is None
+        slot = die()
+        found.append(round(slot.due - time.monotonic(), 1))
+        assert slot.worker is None
     return found
 
 
@@ -356,36 +356,36 @@ def test_pauses_between_restarts_grow_until_it_gives_up(supervised):
     one, die = supervised
     assert pauses_between(die, supervisor.START_ATTEMPTS)[:-1] == [0.1, 0.2, 0.4, 0.8, 1.6]
     assert one.exit_code == supervisor.EXIT_FAILED
-    assert one.ending is not None
+    assert one.kill_time is not None
 
 
 def test_a_server_that_has_served_never_gives_up(supervised):
     one, die = supervised
     one.serving = True
     assert pauses_between(die, 9) == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0, 2.0]
-    assert one.ending is None
+    assert one.kill_time is None
 
 
 def test_a_worker_that_had_lived_is_replaced_at_once(supervised):
     one, die = supervised
     one.serving = True
     for _ in range(2 * supervisor.START_ATTEMPTS):
-        place = die(ready=True, age=supervisor.LIVED + 1)
-        assert place.due <= time.monotonic()
-    assert one.ending is None
+        slot = die(ready=True, age=supervisor.LIVED + 1)
+        assert slot.due <= time.monotonic()
+    assert one.kill_time is None
 
 
 def test_an_exit_before_anybody_was_ready_ends_it(supervised):
     one, die = supervised
     die()  # killed by a signal: that says nothing of the next one
-    assert one.ending is None
+    assert one.kill_time is None
     die(code=1)
     assert one.exit_code == supervisor.EXIT_FAILED
 
 
 def test_told_twice_it_ends_at_once(supervised):
     one, _ = supervised
-    one._signalled(bytes([signal.SIGTERM]))
-    assert one.ending > time.monotonic() + 1
-    one._signalled(bytes([signal.SIGTERM]))
-    assert one.ending <= time.monotonic()
+    one._on_signals(bytes([signal.SIGTERM]))
+    assert one.kill_time > time.monotonic() + 1
+    one._on_signals(bytes([signal.SIGTERM]))
+    assert one.kill_time <= time.monotonic()
