@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from framecodecs.pool.processes import Entrance
+from framecodecs.pool.processes import PoolEndpoints
 from streamsrv import config, search
 from streamsrv import retrieve as retrieving
 from streamsrv.dicom.window import ReadLimits
@@ -80,9 +80,9 @@ def ingest_limits(settings: Settings) -> IngestLimits:
 
 
 def pixel_pool(
-    settings: Settings, entrance: Entrance | None = None, slow_entrance: Entrance | None = None
+    settings: Settings, endpoints: PoolEndpoints | None = None, slow_endpoints: PoolEndpoints | None = None
 ) -> PixelPool:
-    """Called in the thread of the loop, which the pool will refuse to keep waiting. Without entrances to the
+    """Called in the thread of the loop, which the pool will refuse to keep waiting. Without endpoints to the
     processes that all workers share, for quick and for long work, it has processes of its own."""
     return PixelPool(
         pixel_processes(settings),
@@ -91,8 +91,8 @@ def pixel_pool(
         threading.get_ident(),
         settings.prefetch,
         max_rendered_pixels=settings.max_rendered_pixels,
-        entrance=entrance,
-        slow_entrance=slow_entrance,
+        endpoints=endpoints,
+        slow_endpoints=slow_endpoints,
         watch=lambda descriptor, call: asyncio.get_running_loop().add_reader(descriptor, call),
     )
 
@@ -182,14 +182,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--pixels",
-        type=Entrance.of,
+        type=PoolEndpoints.of,
         action="append",
         default=[],
         help="descriptors by which pixel processes are reached: for quick work, then for long work",
     )
     parser.add_argument("--status", type=int, required=True, help="descriptor to report readiness to")
     parsed = parser.parse_args(arguments)
-    pixels = (descriptor for entrance in parsed.pixels for descriptor in entrance.descriptors)
+    pixels = (descriptor for endpoints in parsed.pixels for descriptor in endpoints.descriptors)
     for descriptor in (*parsed.listen, *parsed.health, *pixels, parsed.status):
         os.set_inheritable(descriptor, False)
     protect()

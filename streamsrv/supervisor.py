@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from framecodecs.pool.processes import Processes
+from framecodecs.pool.processes import PixelProcesses
 from streamsrv import __version__, config
 from streamsrv.errors import StreamsrvError
 from streamsrv.pixels.processes import pixel_limits, pixel_processes, slow_limits
@@ -97,7 +97,7 @@ class Supervisor:
     kill_time: float | None = None  # set while the server ends
     exit_code: int = 0
     health_listeners: Sequence[socket.socket] = ()
-    pixels: Sequence[Processes] = ()  # for short tasks, for long tasks
+    pixels: Sequence[PixelProcesses] = ()  # for short tasks, for long tasks
     scrub: ScrubProcess | None = None
 
     def run(self) -> int:
@@ -105,7 +105,7 @@ class Supervisor:
         self.slots = [WorkerSlot() for _ in range(worker_count(self.settings))]
         limits, count = pixel_limits(self.settings), pixel_processes(self.settings)
         quick, slow = (
-            Processes(count, each, self.selector, pixel_process_died)
+            PixelProcesses(count, each, self.selector, pixel_process_died)
             for each in (limits, slow_limits(limits))
         )
         self.pixels = quick, slow
@@ -141,8 +141,8 @@ class Supervisor:
         command = [sys.executable, "-m", "streamsrv.server", "--status", str(their_status)]
         command += [word for flag, descriptor in sockets for word in (flag, str(descriptor))]
         for each in self.pixels:
-            command += ["--pixels", each.entrance.text]
-        pixels = [descriptor for each in self.pixels for descriptor in each.entrance.descriptors]
+            command += ["--pixels", each.endpoints.text]
+        pixels = [descriptor for each in self.pixels for descriptor in each.endpoints.descriptors]
         passed = (*(descriptor for _, descriptor in sockets), *pixels, their_status)
         try:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=passed)

@@ -1,9 +1,10 @@
-"""The tables of docs/conformance.md and docs/negotiation.md, made from those of the code. As a script it
-writes them into the pages."""
+"""The tables of documents that are made from tables of the code. As a script it writes them into the pages."""
 
 import re
 from pathlib import Path
 
+from framecodecs import registry
+from framecodecs.libraries import BUILT_IN, LIBRARIES
 from streamsrv.dicom.syntaxes import SYNTAXES
 from streamsrv.errors import AlreadyStored, InstanceRefused, NotDicom, StudyMismatch
 from streamsrv.query.attributes import Level, Returned, attributes_at
@@ -21,6 +22,7 @@ from streamsrv.wire.accept import (
 from streamsrv.wire.resources import ROUTES, VERSIONS, Kind
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGES = ("conformance.md", "negotiation.md", "transfer-syntaxes.md")
 TRANSACTIONS = {
     "POST": "Store",
     "DELETE": "Delete",
@@ -165,6 +167,34 @@ def decisions():
     )
 
 
+def codecs():
+    def names(libraries, without):
+        return ", ".join("built in" if name == BUILT_IN else name for name in libraries) or without
+
+    heads = ("Transfer syntax", "UID", "Media type of a frame", "Lossy", "Decoded by", "Encoded by")
+    rows = [
+        (
+            row.name,
+            row.uid,
+            row.media_type,
+            "yes" if row.lossy else "no",
+            names(row.decode_libraries, "passes through"),
+            names(row.encode_libraries, "-"),
+        )
+        for row in registry.SYNTAXES.values()
+    ]
+    return table(heads, rows)
+
+
+def libraries():
+    rows = [
+        (library.package, library.licence, code(library.hint))
+        for library in LIBRARIES.values()
+        if library.package != BUILT_IN
+    ]
+    return table(("Library", "Licence", "Install"), rows)
+
+
 def never_sent():
     rows = [
         (SYNTAXES[uid].name, code(uid), SYNTAXES[sent].name)
@@ -189,6 +219,8 @@ TABLES = {
     "headers": headers,
     "decisions": decisions,
     "never sent": never_sent,
+    "codecs": codecs,
+    "libraries": libraries,
 }
 # How a table stands in a page.
 _PLACE = re.compile(r"(<!-- table: ([a-z ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -203,6 +235,6 @@ def filled(page):
 
 
 if __name__ == "__main__":
-    for name in ("conformance.md", "negotiation.md"):
+    for name in PAGES:
         path = DOCS / name
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,9 +1,9 @@
-"""The libraries that do the work: one table, loaded when first needed, so that a process that never decodes
+"""The libraries that decode and encode. They load at their first use, so that a process that never decodes
 never loads them.
 
-`guarded` is the fence around every call into one: whatever it throws becomes an error of ours. (A panic in
-a Rust library arrives as a BaseException.) A crash or a hang passes this fence: that is what the pool of
-processes is for.
+`guarded` surrounds every call into a library: each exception becomes an error of framecodecs. (A panic in a
+Rust library is a BaseException.) It does not catch a crash or a hang: for those there is the pool of
+processes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -21,11 +23,12 @@ from types import ModuleType
 from framecodecs.errors import DecodeError, EncodeError, FrameCodecError, MemoryExceeded, Unsupported
 
 BUILT_IN = "framecodecs"
+CHECK_SECONDS = 10
 
 
 @dataclass(frozen=True)
 class Library:
-    """`module` is imported; `package` is what pip installs."""
+    """`package` is installed by pip, `module` is imported."""
 
     package: str
     module: str
@@ -51,14 +54,13 @@ LIBRARIES = {
 
 @cache
 def available(package: str) -> bool:
-    """Whether the library is installed; does not import more of it than the parent package."""
+    """Returns whether the library is installed. Imports no more than its parent package."""
     return importlib.util.find_spec(LIBRARIES[package].module.partition(".")[0]) is not None
 
 
 @cache
 def load(package: str, submodule: str = "") -> ModuleType:
-    """The library's module (or `submodule`); Unsupported, with what to install, if it is missing or
-    broken."""
+    """Returns the library's module (or `submodule`). Raises Unsupported, with a hint, if it does not load."""
     library = LIBRARIES[package]
     try:
         return importlib.import_module(submodule or library.module)
@@ -66,13 +68,8 @@ def load(package: str, submodule: str = "") -> ModuleType:
         raise Unsupported(f"{package} is not installed or does not load", library.hint) from error
 
 
-def first_available(packages: tuple[str, ...]) -> str | None:
-    return next((package for package in packages if available(package)), None)
-
-
 def carried(package: str, names: str) -> Iterator[ctypes.CDLL]:
-    """Shared libraries that the wheel of a library brings along, to be called by their C interfaces: those
-    whose file names are like `names`, and that load."""
+    """Yields the shared libraries in the wheel of a library that match the pattern `names`, and load."""
     if available(package):
         beside = Path(str(load(package).__file__)).parent.parent / f"{package}.libs"
         for path in sorted(beside.glob(names)):
@@ -80,14 +77,32 @@ def carried(package: str, names: str) -> Iterator[ctypes.CDLL]:
                 yield ctypes.CDLL(str(path))
 
 
+def passes(check: Callable[[], bool]) -> bool:
+    """Returns the result of a self-check that runs in a child process: a crash and a hang are failures, too.
+    A pixel process calls it while it has one thread, so the child inherits no lock."""
+    try:
+        child = os.fork()
+    except OSError:
+        return False
+    if child:
+        return os.waitpid(child, 0)[1] == 0
+    passed = False
+    try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(CHECK_SECONDS)
+        passed = check()
+    finally:
+        os._exit(0 if passed else 1)
+
+
 @contextmanager
-def guarded(kind: type[DecodeError] | type[EncodeError], what: str) -> Iterator[None]:
-    """Turns whatever a library throws into `kind`."""
+def guarded(kind: type[DecodeError] | type[EncodeError], codec: str) -> Iterator[None]:
+    """Turns every exception of a library into `kind`."""
     try:
         yield
     except (FrameCodecError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except MemoryError as error:
-        raise MemoryExceeded(f"{what}: out of memory") from error
+        raise MemoryExceeded(f"{codec}: out of memory") from error
     except BaseException as error:
-        raise kind(f"{what}: {type(error).__name__}: {str(error)[:200]}") from error
+        raise kind(f"{codec}: {type(error).__name__}: {str(error)[:200]}") from error

@@ -1,6 +1,4 @@
-"""What an encoder may be told beyond the transfer syntax; each family takes what it knows and ignores the
-rest.
-"""
+"""Options of encoders. Each family uses those that it knows, and ignores the others."""
 
 from __future__ import annotations
 
@@ -11,15 +9,15 @@ from framecodecs.errors import EncodeError
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """`quality` 1..100 for lossy JPEG, JPEG 2000, HTJ2K and JPEG XL; `near` is the largest error of JPEG-LS
-    near-lossless; `chroma` of lossy JPEG is 422 (what PS3.5 calls YBR_FULL_422) or 444; `effort` 1..9 of
-    JPEG XL.
-    """
+    """`quality` is 1..100, for lossy JPEG, JPEG 2000, HTJ2K and JPEG XL. `near` is the largest error of
+    JPEG-LS near-lossless. `chroma` of lossy JPEG is 422 (YBR_FULL_422 in PS3.3) or 444. `effort` is 1..9, for
+    JPEG XL. `cores` is the number of cores that OpenJPEG may use."""
 
     quality: int = 90
     near: int = 2
     chroma: str = "422"
     effort: int = 1
+    cores: int = 1
 
     def __post_init__(self) -> None:
         for holds, complaint in (

@@ -1,26 +1,36 @@
-"""The one table of transfer syntaxes, a row each, and what can be done with it: decode, encode, transcode.
+"""The registry of transfer syntaxes: one table, and decode, encode and transcode by its rows.
 
-Every call goes the same way: row -> library that is installed -> the codestream's header read by us and
-compared with the dataset -> library, behind a fence -> native little-endian frame and attributes that say
-what it is now. What comes out of `decode` is always native, by pixel, each pixel with all its samples.
-Frames that are lossless stay exact in their stored bits; native, RLE and deflated frames in all bits.
-Section of the standard: PS3.5 annex A (transfer syntaxes), 8.2 (what each may hold), PS3.18 8.7.3 (media
-types).
+Strategy of `decode`: take the row, and the first installed library of its family. Read the header of the
+codestream with a reader of this package, compare it with the dataset, and only then call the library. The
+result is native: little-endian, by pixel, each pixel with all its samples, with the attributes that describe
+it now. Lossless frames keep their stored bits. Native, RLE and deflated frames keep all bits.
+
+A family is shared by the transfer syntaxes that differ only in name or loss. The table implements PS3.5
+annex A (transfer syntaxes) and 8.2 (pixels that each may hold), and PS3.18 8.7.3 (media types).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
 
-from framecodecs.coders import jpeg, jpeg_xl
+from framecodecs.coders import (
+    htj2k,
+    jpeg,
+    jpeg_2000,
+    jpeg_lossless,
+    jpeg_ls,
+    jpeg_xl,
+    native,
+    rle_lossless,
+)
 from framecodecs.errors import CodestreamError, EncodeError, Unsupported
-from framecodecs.families import FAMILIES, Family
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.headers.codestream import agree
-from framecodecs.libraries import LIBRARIES, available, first_available
-from framecodecs.native_syntaxes import decode_little_endian, swap_words
+from framecodecs.headers.rle_header import read_rle_header
+from framecodecs.libraries import BUILT_IN, LIBRARIES, available
 from framecodecs.options import EncodeOptions
 
 JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
@@ -28,12 +38,137 @@ JPEG_XL_RECOMPRESSION = "1.2.840.10008.1.2.4.111"
 OCTETS = "application/octet-stream"
 USUAL = EncodeOptions()
 
+HeaderReader = Callable[[bytes, FrameInfo], Any]
+Decoder = Callable[..., tuple[bytes, FrameInfo]]  # of the frame, its attributes and its header
+Encoder = Callable[[bytes, FrameInfo, EncodeOptions], tuple[bytes, FrameInfo]]
+
+GREY = frozenset({"MONOCHROME1", "MONOCHROME2"})
+COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422"})
+PALETTE = frozenset({"PALETTE COLOR"})
+
+
+@dataclass(frozen=True)
+class Encodable:
+    """The native frames that a codestream can hold: Bits Allocated, Bits Stored, sign, colour, floats."""
+
+    allocated: frozenset[int]
+    stored: range
+    signed: bool
+    colours: frozenset[str]
+    floating: bool = False
+
+    def check(self, info: FrameInfo, name: str) -> None:
+        """Raises Unsupported, which names the attribute that does not fit."""
+        if info.floating > self.floating:
+            attribute = "floating-point samples"
+        elif info.bits_allocated not in self.allocated:
+            attribute = f"Bits Allocated {info.bits_allocated}"
+        elif info.bits_stored not in self.stored:
+            attribute = f"Bits Stored {info.bits_stored}"
+        elif info.pixel_representation > self.signed:
+            attribute = "signed samples"
+        elif info.photometric_interpretation not in self.colours:
+            attribute = info.photometric_interpretation
+        else:
+            return
+        raise Unsupported(f"{name} cannot hold {attribute}")
+
+
+ANYTHING = Encodable(frozenset({1, 8, 16, 32, 64}), range(1, 65), True, GREY | COLOUR | PALETTE, True)
+BYTES = Encodable(frozenset({8, 16, 32, 64}), range(1, 65), True, GREY | COLOUR | PALETTE)
+LOSSLESS_2_16 = Encodable(frozenset({8, 16}), range(2, 17), True, GREY | COLOUR | PALETTE)
+LOSSLESS_1_16 = Encodable(frozenset({1, 8, 16}), range(1, 17), True, GREY | COLOUR | PALETTE)
+LOSSY_SIGNED = Encodable(frozenset({8, 16}), range(2, 17), True, GREY | COLOUR)
+LOSSY_UNSIGNED = Encodable(frozenset({8, 16}), range(2, 17), False, GREY | COLOUR)
+JPEG_8 = Encodable(frozenset({8}), range(8, 9), False, GREY | COLOUR)
+JPEG_12 = Encodable(frozenset({8, 16}), range(8, 13), False, GREY | COLOUR)
+XL_LOSSLESS = Encodable(frozenset({8, 16}), range(1, 17), False, GREY | PALETTE | {"RGB"})
+XL_LOSSY = Encodable(frozenset({8, 16}), range(8, 17), False, GREY | {"RGB"})
+
+
+@dataclass(frozen=True)
+class Family:
+    """Decoders and encoders by library, the preferred one first. A family without a decoder passes through.
+    `parallel` is the library whose decoder takes a number of `cores`."""
+
+    read_header: HeaderReader
+    decoders: dict[str, Decoder] = field(default_factory=dict)
+    encoders: dict[str, Encoder] = field(default_factory=dict)
+    encodable: Encodable = ANYTHING
+    parallel: str = ""
+
+
+IC, OPENJPEG, PYJPEGLS, RLE = "imagecodecs", "pylibjpeg-openjpeg", "pyjpegls", "pylibjpeg-rle"
+_J2K: dict[str, Decoder] = {IC: jpeg_2000.decode, OPENJPEG: jpeg_2000.decode_by_openjpeg}
+_HTJ2K: dict[str, Decoder] = {IC: htj2k.decode, OPENJPEG: jpeg_2000.decode_by_openjpeg}
+_JPEG_LS: dict[str, Decoder] = {IC: jpeg_ls.decode, PYJPEGLS: jpeg_ls.decode_by_pyjpegls}
+_JPEG: dict[str, Decoder] = {IC: jpeg.decode_lossy}
+_JPEG_XL: dict[str, Decoder] = {IC: jpeg_xl.decode}
+
+FAMILIES = {
+    "little endian": Family(
+        native.whole_header,
+        {BUILT_IN: native.decode_little_endian},
+        {BUILT_IN: native.encode_little_endian},
+    ),
+    "big endian": Family(native.whole_header, {BUILT_IN: native.decode_big_endian}),
+    "deflated frame": Family(
+        native.whole_header, {BUILT_IN: native.decode_deflated}, {BUILT_IN: native.encode_deflated}
+    ),
+    "rle": Family(read_rle_header, {RLE: rle_lossless.decode}, {RLE: rle_lossless.encode}, BYTES),
+    "jpeg baseline": Family(jpeg.lossy_header, _JPEG, {IC: jpeg.encode_lossy}, JPEG_8),
+    "jpeg extended": Family(jpeg.lossy_header, _JPEG, {IC: jpeg.encode_lossy}, JPEG_12),
+    "jpeg lossless": Family(
+        jpeg.lossless_header,
+        {IC: jpeg.decode_lossless},
+        {BUILT_IN: jpeg_lossless.encode, IC: jpeg.encode_lossless},
+        LOSSLESS_2_16,
+    ),
+    "jpeg-ls": Family(
+        jpeg_ls.header_of,
+        _JPEG_LS,
+        {PYJPEGLS: jpeg_ls.encode_lossless, IC: jpeg_ls.encode_in_whole_bytes},
+        LOSSLESS_2_16,
+    ),
+    "jpeg-ls near": Family(
+        jpeg_ls.header_of,
+        _JPEG_LS,
+        {PYJPEGLS: jpeg_ls.encode_near_lossless, IC: jpeg_ls.encode_in_whole_bytes},
+        LOSSY_UNSIGNED,
+    ),
+    "jpeg 2000": Family(
+        jpeg_2000.header_of,
+        _J2K,
+        {IC: jpeg_2000.encode, OPENJPEG: jpeg_2000.encode_by_openjpeg},
+        LOSSLESS_1_16,
+        parallel=IC,
+    ),
+    "jpeg 2000 lossy": Family(
+        jpeg_2000.header_of,
+        _J2K,
+        {
+            IC: partial(jpeg_2000.encode, reversible=False),
+            OPENJPEG: partial(jpeg_2000.encode_by_openjpeg, reversible=False),
+        },
+        LOSSY_SIGNED,
+        parallel=IC,
+    ),
+    "htj2k": Family(htj2k.header_of, _HTJ2K, {IC: htj2k.encode}, LOSSLESS_1_16),
+    "htj2k lossy": Family(
+        htj2k.header_of, _HTJ2K, {IC: partial(htj2k.encode, reversible=False)}, LOSSY_SIGNED
+    ),
+    "jpeg xl": Family(jpeg_xl.header_of, _JPEG_XL, {IC: jpeg_xl.encode}, XL_LOSSLESS),
+    "jpeg xl recompression": Family(jpeg_xl.header_of, _JPEG_XL),
+    "jpeg xl lossy": Family(
+        jpeg_xl.header_of, _JPEG_XL, {IC: partial(jpeg_xl.encode, lossless=False)}, XL_LOSSY
+    ),
+    "video": Family(native.whole_header),
+}
+
 
 @dataclass(frozen=True)
 class FrameSyntax:
-    """A row: `lossy` says whether encoding to it loses anything; `media_type` is that of one frame
-    (PS3.18).
-    """
+    """A row. `lossy` says whether encoding loses pixels. `media_type` is that of one frame (PS3.18)."""
 
     uid: str
     name: str
@@ -51,25 +186,12 @@ class FrameSyntax:
 
     @cached_property
     def decode_libraries(self) -> tuple[str, ...]:
-        """By preference; empty: passes through, never decoded."""
+        """The preferred one first. Empty: frames pass through and are never decoded."""
         return tuple(self.family.decoders)
 
     @cached_property
     def encode_libraries(self) -> tuple[str, ...]:
         return tuple(self.family.encoders)
-
-    @property
-    def decode_hint(self) -> str:
-        return _hint(self.decode_libraries)
-
-    @property
-    def encode_hint(self) -> str:
-        return _hint(self.encode_libraries)
-
-
-def _hint(libraries: tuple[str, ...]) -> str:
-    """What to install if the row's library is missing."""
-    return LIBRARIES[libraries[0]].hint if libraries else ""
 
 
 _ROWS = (
@@ -118,11 +240,11 @@ DIRECT: dict[tuple[str, str], Direct] = {
     (JPEG_BASELINE, JPEG_XL_RECOMPRESSION): jpeg_xl.recompress,
     (JPEG_XL_RECOMPRESSION, JPEG_BASELINE): jpeg_xl.restore,
 }
-"""Changes of syntax that need no pixels, and so lose nothing."""
+"""Changes of syntax that do not touch pixels, and so lose nothing."""
 
 
 def syntax_of(uid: str) -> FrameSyntax:
-    """The row of a transfer syntax; Unsupported if there is none."""
+    """Returns the row of a transfer syntax. Raises Unsupported if there is none."""
     try:
         return SYNTAXES[uid]
     except KeyError:
@@ -130,71 +252,71 @@ def syntax_of(uid: str) -> FrameSyntax:
 
 
 def decodable(uid: str) -> bool:
-    """Whether a row exists and a library for it is installed."""
+    """Returns whether the registry has a row, and a library for it is installed."""
     row = SYNTAXES.get(uid)
-    return row is not None and first_available(row.decode_libraries) is not None
+    return row is not None and any(map(available, row.decode_libraries))
 
 
 def encodable(uid: str) -> bool:
     row = SYNTAXES.get(uid)
-    return row is not None and first_available(row.encode_libraries) is not None
+    return row is not None and any(map(available, row.encode_libraries))
 
 
 def transcodable(from_uid: str, to_uid: str, info: FrameInfo | None = None) -> bool:
-    """Whether frames can go from one syntax to the other here; with `info`, also whether such pixels fit
-    the target.
-    """
+    """Returns whether frames can change from one syntax to the other; with `info`, also whether such pixels
+    fit into the target."""
     if from_uid == to_uid:
         return True
     if (from_uid, to_uid) in DIRECT:
-        return first_available((jpeg_xl.LIBRARY,)) is not None
+        return available(IC)
     if not (decodable(from_uid) and encodable(to_uid)):
         return False
-    return info is None or _fits(info, syntax_of(to_uid))
-
-
-def _fits(info: FrameInfo, row: FrameSyntax) -> bool:
+    if info is None:
+        return True
+    row = syntax_of(to_uid)
+    transformed = info.photometric_interpretation in ("YBR_ICT", "YBR_RCT", "XYB")
     try:
-        row.family.encodable.check(decoded_info(info), row.name)
+        row.family.encodable.check(info.with_colour("RGB") if transformed else info, row.name)
     except Unsupported:
         return False
     return True
 
 
-def decoded_info(info: FrameInfo) -> FrameInfo:
-    """What decoding makes of a colour at the latest: a transformed one is RGB again."""
-    transformed = info.photometric_interpretation in ("YBR_ICT", "YBR_RCT", "XYB")
-    return info.with_colour("RGB") if transformed else info
-
-
 def _installed(libraries: tuple[str, ...], row: FrameSyntax, verb: str) -> tuple[str, ...]:
-    """Those of the libraries that are: one at least."""
+    """Returns the installed ones. Raises Unsupported if there is none."""
     installed = tuple(filter(available, libraries))
     if installed:
         return installed
     if not libraries:
         raise Unsupported(f"{row.name} is passed through, it cannot be {verb}d here")
-    raise Unsupported(f"no library to {verb} {row.name} is installed", _hint(libraries))
+    raise Unsupported(f"no library to {verb} {row.name} is installed", LIBRARIES[libraries[0]].hint)
 
 
 def decode(
-    frame: bytes, syntax_uid: str, info: FrameInfo, *, words: bool = False, library: str | None = None
+    frame: bytes,
+    syntax_uid: str,
+    info: FrameInfo,
+    *,
+    words: bool = False,
+    library: str | None = None,
+    cores: int = 1,
 ) -> tuple[bytes, FrameInfo]:
-    """One frame to native: little-endian, by pixel, all samples of each.
-
-    `words` says that big-endian pixel data was VR OW; `library` overrules the preference of the row.
-    """
+    """Returns the native frame. `words` says that big-endian pixel data has VR OW. `library` replaces the
+    preferred one. `cores` is the number of cores that the library may use."""
     if syntax_uid in LITTLE_ENDIAN:
-        return decode_little_endian(frame, info)  # there is no header to be compared
+        return native.decode_little_endian(frame, info)  # there is no header to compare
     row = syntax_of(syntax_uid)
+    family = row.family
     chosen = library or _installed(row.decode_libraries, row, "decode")[0]
     if info.floating and row.encapsulated:
         raise CodestreamError(f"{row.name} never holds floating-point samples")
     if row.family_name == "big endian" and words and info.bits_allocated <= 8:
-        frame = swap_words(frame)
-    header = row.family.read_header(frame, info)
+        frame = native.swap_words(frame)
+    header = family.read_header(frame, info)
     agree(header, info)
-    return row.family.decoders[chosen](frame, info, header)
+    if chosen == family.parallel:
+        return family.decoders[chosen](frame, info, header, cores)
+    return family.decoders[chosen](frame, info, header)
 
 
 def encode(
@@ -204,19 +326,23 @@ def encode(
     *,
     options: EncodeOptions | None = None,
     library: str | None = None,
+    cores: int = 1,
 ) -> tuple[bytes, FrameInfo]:
-    """One native little-endian frame (by pixel or by plane) to a codestream, without padding."""
+    """Returns the codestream, without padding, of one native frame (by pixel or by plane)."""
     row = syntax_of(syntax_uid)
     libraries = _installed(row.encode_libraries, row, "encode")
     row.family.encodable.check(info, row.name)
+    options = options or USUAL
+    if cores != options.cores:
+        options = replace(options, cores=cores)
     if library:
         libraries = (library,)
     for chosen in libraries[:-1]:
         try:
-            return row.family.encoders[chosen](frame, info, options or USUAL)
+            return row.family.encoders[chosen](frame, info, options)
         except EncodeError:
             continue  # some libraries refuse very small frames: the next one may not
-    return row.family.encoders[libraries[-1]](frame, info, options or USUAL)
+    return row.family.encoders[libraries[-1]](frame, info, options)
 
 
 def transcode(
@@ -227,19 +353,15 @@ def transcode(
     *,
     options: EncodeOptions | None = None,
     words: bool = False,
+    cores: int = 1,
 ) -> tuple[bytes, FrameInfo]:
-    """One frame from one syntax to another, without touching pixels where that is possible."""
+    """Returns the frame in another syntax, without touching pixels where that is possible."""
     if from_uid == to_uid:
         return frame, info
     direct = DIRECT.get((from_uid, to_uid))
     if direct is None:
-        pixels, now = decode(frame, from_uid, info, words=words)
-        return encode(pixels, to_uid, now, options=options)
+        pixels, now = decode(frame, from_uid, info, words=words, cores=cores)
+        return encode(pixels, to_uid, now, options=options, cores=cores)
     header = syntax_of(from_uid).family.read_header(frame, info)
     agree(header, info)
     return direct(header.codestream(frame), info)
-
-
-def jpeg_is_rgb(frame: bytes, info: FrameInfo) -> bool:
-    """Whether a lossy JPEG frame of three components is RGB inside, whatever the dataset calls it."""
-    return jpeg.coded_colour(jpeg.lossy_header(frame, info), info) == "RGB"

@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
-from framecodecs.pool.wireform import Result
+from framecodecs.pool.messages import Result
 from streamsrv.pixels.coverage import Coverage, Coverages
 from streamsrv.pixels.pool import Making, PixelPool
 from streamsrv.pixels.series_order import Order, Orders

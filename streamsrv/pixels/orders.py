@@ -6,7 +6,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from framecodecs.pool.wireform import Frame, Result
+from framecodecs.pool.messages import Result
+from framecodecs.pool.pipes import Frame
 from streamsrv.wire.answers import Requester
 
 # Bytes of pixels a second of the slowest codec. Lossy JPEG 2000 of colour makes over 10 MB on an idle core.

@@ -32,9 +32,9 @@ from threading import get_ident
 from typing import Any, TypeAlias
 
 from framecodecs import errors as codec_errors
+from framecodecs.pool.messages import Result
 from framecodecs.pool.pool import Answer, FramePool, PoolLimits
-from framecodecs.pool.processes import Entrance
-from framecodecs.pool.wireform import Result
+from framecodecs.pool.processes import PoolEndpoints
 from streamsrv.bounded_cache import SizedCache as SizedCache
 from streamsrv.errors import Overloaded, StoreError, WouldBlock
 from streamsrv.pixels.orders import QUICK, WORTH_A_PROCESS, deadline_of
@@ -59,7 +59,7 @@ Watch: TypeAlias = Callable[[int, Callable[[], None]], object]
 
 
 class PixelPool:
-    """Thread-safe. `workers` processes at most, those of `entrance` if there is one: the first of them with
+    """Thread-safe. `workers` processes at most, those of `endpoints` if there is one: the first of them with
     the first order and each other one when there is something for it to do; `cached` bytes of results kept;
     `read_ahead` frames made before they are asked for. `loop` is the thread that must never wait; `watch`,
     called there, has it call a function whenever a descriptor can be read."""
@@ -73,17 +73,17 @@ class PixelPool:
         read_ahead: int = 0,
         *,
         max_rendered_pixels: int = 16 << 20,
-        entrance: Entrance | None = None,
-        slow_entrance: Entrance | None = None,
+        endpoints: PoolEndpoints | None = None,
+        slow_endpoints: PoolEndpoints | None = None,
         watch: Watch | None = None,
     ) -> None:
         self._loop = loop
         self._watch = watch
         self._watched = False
         self._workers = workers
-        self._entrance = entrance
+        self._entrance = endpoints
         self._limits = limits or PoolLimits()
-        self._slow_entrance = slow_entrance
+        self._slow_endpoints = slow_endpoints
         self._pool: FramePool | None = None
         self._slow_pool: FramePool | None = None
         # One more than there are processes, so that none of them waits for this one.
@@ -130,15 +130,17 @@ class PixelPool:
         with self._lock:
             if self._slow_pool is None:
                 limits = slow_limits(self._limits)
-                self._slow_pool = self._opened(limits, self._slow_entrance, lambda: None)
+                self._slow_pool = self._opened(limits, self._slow_endpoints, lambda: None)
             return self._slow_pool
 
-    def _opened(self, limits: PoolLimits, entrance: Entrance | None, idle: Callable[[], None]) -> FramePool:
+    def _opened(
+        self, limits: PoolLimits, endpoints: PoolEndpoints | None, idle: Callable[[], None]
+    ) -> FramePool:
         if self._closed:
             raise StoreError("the server is ending")
         # The fair queue limits the waiting orders of a client.
         limits = replace(limits, waiting=limits.waiting * CLIENTS)
-        return FramePool(self._workers, limits, first=1, idle=idle, entrance=entrance)
+        return FramePool(self._workers, limits, first=1, idle=idle, endpoints=endpoints)
 
     def _deadline(self, order: Order) -> float:
         return deadline_of(order, self._limits.deadline)

@@ -23,8 +23,9 @@ from functools import partial
 from typing import TypeAlias
 
 from framecodecs.errors import QueueFull
+from framecodecs.pool.messages import Result
+from framecodecs.pool.pipes import Frame, StoredFrame
 from framecodecs.pool.pool import Answer
-from framecodecs.pool.wireform import Frame, Result, Stored
 from streamsrv.pixels.orders import Order
 
 CLIENTS = 8
@@ -96,7 +97,7 @@ def _kept(order: Order) -> tuple[Order, list[int]]:
 
 
 def _duplicated(frame: Frame, files: dict[int, int]) -> Frame:
-    if not isinstance(frame, Stored):
+    if not isinstance(frame, StoredFrame):
         return frame
     if frame.descriptor not in files:
         files[frame.descriptor] = os.dup(frame.descriptor)

@@ -16,7 +16,8 @@ from functools import lru_cache
 from framecodecs import registry
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.pool import work
-from framecodecs.pool.wireform import Frame, Result, Stored
+from framecodecs.pool.messages import Result
+from framecodecs.pool.pipes import Frame, StoredFrame
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, lookup
 from streamsrv.errors import NotAcceptable, StoreCorrupt, StoreError, WouldBlock
@@ -220,11 +221,11 @@ def stored_frames(
     return frames
 
 
-def placed_frame(selection: Selection, pieces: Sequence[Piece]) -> Stored | None:
+def placed_frame(selection: Selection, pieces: Sequence[Piece]) -> StoredFrame | None:
     """A frame that lies in one piece, and is not so short that it is copied sooner."""
     if len(pieces) != 1 or not isinstance(piece := pieces[0], Span) or piece.length < PLACED:
         return None
-    return Stored(selection.lease.fd(piece.segment), piece.offset, piece.length)
+    return StoredFrame(selection.lease.fd(piece.segment), piece.offset, piece.length)
 
 
 def at_hand_of(pool: PixelPool, waits: bool) -> int | None:

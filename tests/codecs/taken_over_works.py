@@ -8,15 +8,15 @@ import socket
 import sys
 import time
 
-from framecodecs.pool.wireform import ANSWERING, WORKING
+from framecodecs.pool.messages import ANSWERING, WORKING
 
 
 def descriptors():
     """Those of the queue and of the order's OUT, as the worker has them."""
     frame = sys._getframe()
-    while "taken" not in frame.f_locals or "queue" not in frame.f_locals:
+    while "task" not in frame.f_locals or "queue" not in frame.f_locals:
         frame = frame.f_back
-    return frame.f_locals["queue"]._socket, frame.f_locals["taken"].output
+    return frame.f_locals["queue"], frame.f_locals["task"].output
 
 
 def hide(frames, seconds):
@@ -44,7 +44,7 @@ def steal(frames, seconds):
 
 
 def lie(frames, state):
-    """Says in its page of the board that it is absent, starting, idle or busy."""
+    """Says in its status page that it is absent, starting, idle or busy."""
     for found in gc.get_objects():
         if isinstance(found, mmap.mmap):
             found[:] = state

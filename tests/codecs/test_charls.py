@@ -1,5 +1,9 @@
 """CharLS by its C interface: the bytes that pyjpegls writes, and pyjpegls where it is not found."""
 
+import ctypes
+import os
+import signal
+
 import numpy as np
 import pytest
 from frame_makers import GREY_12, JPEG_LS, picture_like
@@ -63,7 +67,7 @@ def test_noise_that_grows_has_room(monkeypatch, info, room):
     monkeypatch.setattr(charls, "ROOM", room)
     frame = numbers(info).tobytes()
     coded, now = registry.encode(frame, JPEG_LS, info)
-    assert len(coded) > len(frame) + charls.BESIDES
+    assert len(coded) > len(frame) + charls.MARKER_BYTES
     assert registry.decode(coded, JPEG_LS, now)[0] == frame
 
 
@@ -76,6 +80,38 @@ def test_what_grows_without_end_is_an_error(monkeypatch):
 def test_what_it_refuses_is_an_error_in_words():
     with pytest.raises(EncodeError, match="near lossless argument"):
         charls.encode(numbers(GREY_12), GREY_12, 1000)
+
+
+@pytest.mark.parametrize("fault", ["crash", "hang", "wrong pixels", "exception"])
+def test_a_library_that_fails_its_self_check_is_not_used(monkeypatch, fault):
+    """A crash and a hang cost a child process."""
+    charls._library.cache_clear()
+    monkeypatch.setattr(libraries, "CHECK_SECONDS", 1)
+    usual = charls._encoded
+    faults = {
+        "crash": lambda *_: os.kill(os.getpid(), signal.SIGSEGV),
+        "hang": lambda *_: ctypes.PyDLL(None).poll(None, 0, -1),
+        "wrong pixels": lambda library, values, info, near: usual(library, values ^ 1, info, near),
+        "exception": lambda *_: 1 // 0,
+    }
+    monkeypatch.setattr(charls, "_encoded", faults[fault])
+    frame = picture_like(GREY_12, 1)
+    coded, now = registry.encode(frame, JPEG_LS, GREY_12)
+    assert charls._library() is None
+    assert registry.decode(coded, JPEG_LS, now) == (frame, GREY_12)
+
+
+def test_it_is_there():
+    assert charls._library() is not None
+
+
+def test_a_process_that_cannot_fork_does_not_use_it(monkeypatch):
+    def refuse():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    charls._library.cache_clear()
+    monkeypatch.setattr(os, "fork", refuse)
+    assert charls._library() is None
 
 
 @pytest.mark.parametrize("missing", ["package", "file", "another version"])

@@ -163,7 +163,7 @@ def test_it_inherits_neither_secrets_nor_descriptors(with_a_secret):
     environment = Path(f"/proc/{pid}/environ").read_bytes()
     names = {entry.partition(b"=")[0].decode() for entry in environment.split(b"\0") if entry}
     assert names <= {*SETTINGS, *INHERITED, "PYTHONPATH"}
-    idle = ["/dev/null", "/dev/null", "/dev/null", "/memfd:board (deleted)", "socket:[N]"]
+    idle = ["/dev/null", "/dev/null", "/dev/null", "/memfd:status (deleted)", "socket:[N]"]
     assert eventually(lambda: held_by(pid) == idle), held_by(pid)
 
 
@@ -211,7 +211,7 @@ def test_what_a_kernel_lacks_is_said(monkeypatch):
 
 
 ALONE_AND_LACKING = """
-from framecodecs import confinement, seccomp
+from framecodecs.pool import confinement, seccomp
 refuse = lambda *_: -1
 confinement.LIBC = type("Old", (), {"syscall": refuse, "prctl": refuse, "capset": refuse})
 seccomp.architecture = lambda: None

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framecodecs.coders.jpeg_lossless import canonical_codes
-from framecodecs.headers.huffman import AC_SYMBOLS, DC_SYMBOLS, LONGEST_CODE, HuffmanTable, completed
+from framecodecs.coders.libjpeg import AC_SYMBOLS, DC_SYMBOLS, LONGEST_CODE, HuffmanTable, completed
 
 ALPHABETS = {"AC": tuple(AC_SYMBOLS), "DC": tuple(DC_SYMBOLS)}
 

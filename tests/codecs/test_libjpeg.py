@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 
+import failing_self_checks
 import numpy as np
 import pydicom
 import pytest
-from frame_makers import EXTENDED, GREY_12, as_array, picture_like
+from frame_makers import EXTENDED, GREY_12, JPEG_LS, as_array, picture_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import FileMetaDataset
@@ -19,6 +20,8 @@ from framecodecs import libraries, registry
 from framecodecs.coders import libjpeg
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.libraries import load
+from framecodecs.pool import work
+from framecodecs.pool.pool import FramePool, PoolLimits
 
 TOP = 4095
 
@@ -223,6 +226,36 @@ def test_without_it_imagecodecs_does_the_work(monkeypatch, tmp_path, missing):
     assert coded == by_imagecodecs(values, 90)
 
 
+@pytest.mark.parametrize("fault", ["crash", "error exit", "wrong pixels"])
+def test_a_library_that_fails_its_self_check_is_not_used(monkeypatch, fault):
+    libjpeg._library.cache_clear()
+    usual = libjpeg._encoded
+    faults = {
+        "crash": lambda *_: libjpeg.ctypes.string_at(0),
+        "error exit": lambda library, values, quality: usual(library, values[:0], quality),
+        "wrong pixels": lambda library, values, quality: usual(library, values >> 1, quality),
+    }
+    monkeypatch.setattr(libjpeg, "_encoded", faults[fault])
+    values = soft(64, 80)
+    coded, _ = registry.encode(values.tobytes(), EXTENDED, info_of(values))
+    assert libjpeg._library() is None
+    assert coded == by_imagecodecs(values, 90)
+
+
+def test_a_pixel_process_uses_the_fallback():
+    """Its libraries fail the self-check when it starts."""
+    values = soft(64, 80)
+    with FramePool(1, PoolLimits(modules=("failing_self_checks",))) as pool:
+        for syntax in (EXTENDED, JPEG_LS):
+            frames = [values.tobytes()]
+            coded = pool.submit(work.encode_frames, frames, syntax, info_of(values)).result(60)
+            assert coded[0] != registry.encode(frames[0], syntax, info_of(values)) or syntax == JPEG_LS
+            back, _ = registry.decode(coded[0][0], syntax, coded[0][1])
+            assert np.abs(np.frombuffer(back, "<u2").reshape(64, 80).astype(int) - values).max() <= 40
+        ((used, _),) = pool.submit(failing_self_checks.libraries_in_use, []).result(30)
+        assert used == b"none"
+
+
 def test_it_is_there():
     """The wheel that is tested carries it: else nothing else here says anything."""
     assert libjpeg._library() is not None
@@ -257,8 +290,8 @@ def test_frames_too_large_for_this_memory_are_left_to_imagecodecs(monkeypatch):
 def test_an_error_all_the_same_ends_the_process():
     """No picture is empty; libjpeg complains, and what it does next is not defined."""
     program = (
-        "from framecodecs import libjpeg\n"
-        "with libjpeg._Encoder(libjpeg._library(), (8, 8), 90) as encoder:\n"
+        "from framecodecs.coders import libjpeg\n"
+        "with libjpeg._JpegCompressor(libjpeg._library(), (8, 8), 90) as encoder:\n"
         "    encoder.write(libjpeg.np.zeros(0, 'uintp'), optimize=True)\n"
         "print('went on')\n"
     )
@@ -271,7 +304,7 @@ def test_where_memory_is_short_python_says_so():
     program = """
 import resource
 import numpy as np
-from framecodecs import libjpeg
+from framecodecs.coders import libjpeg
 
 half = np.zeros((2048, 2048), np.uint16)
 rest = np.random.default_rng(1).integers(0, 4096, (2048, 2048), np.uint16)

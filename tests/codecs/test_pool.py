@@ -21,7 +21,6 @@ from frame_makers import GREY_12, J2K, LITTLE, RPCL, picture_like
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framecodecs.arguments import from_json
 from framecodecs.errors import (
     CodestreamError,
     DeadlineExceeded,
@@ -38,20 +37,19 @@ from framecodecs.errors import (
 )
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.pool import pipes, processes, work
-from framecodecs.pool.board import ABSENT, IDLE
-from framecodecs.pool.pipes import MOST_ROOM, Stored
-from framecodecs.pool.pool import FramePool, PoolLimits
-from framecodecs.pool.processes import END, Processes
-from framecodecs.pool.wireform import (
+from framecodecs.pool.messages import (
     HEAD,
     LONGEST_DETAIL,
     LONGEST_TEXT,
     SHORT,
     AnswerReader,
-    Order,
-    order_in,
-    text_of,
+    TaskMessage,
+    arguments_from_json,
 )
+from framecodecs.pool.pipes import MOST_ROOM, StoredFrame
+from framecodecs.pool.pool import FramePool, PoolLimits
+from framecodecs.pool.processes import END, PixelProcesses
+from framecodecs.pool.status_pages import ABSENT, IDLE
 from framecodecs.rendering.annotations import Notes
 from framecodecs.rendering.luts import Lut, Palette, Window
 from framecodecs.rendering.pictures import PictureRequest, Viewport
@@ -287,7 +285,12 @@ def test_frames_are_read_where_they_are_stored(single, tmp_path):
         path.write_bytes(path.name.encode() * 5000 + b"0123456789")
     busy = single.submit(pool_works.nap_and_say_who, [], 0.2)
     files = [os.open(path, os.O_RDONLY) for path in paths]
-    frames = [Stored(files[1], 5000, 10), b"between", Stored(files[0], 4999, 3), Stored(files[1], 0, 1)]
+    frames = [
+        StoredFrame(files[1], 5000, 10),
+        b"between",
+        StoredFrame(files[0], 4999, 3),
+        StoredFrame(files[1], 0, 1),
+    ]
     order = single.submit(pool_works.echo, frames)
     for file, path in zip(files, paths, strict=True):
         os.close(file)
@@ -301,7 +304,7 @@ def test_frames_that_are_not_there_as_a_whole(single, tmp_path):
     for path, complaint in ((tmp_path / "cut", "2 bytes of a stored frame"), (tmp_path, "cannot be read")):
         file = os.open(path, os.O_RDONLY)
         with pytest.raises(FrameUnread, match=complaint):
-            single.submit(pool_works.echo, [Stored(file, 1, 6)]).result(30)
+            single.submit(pool_works.echo, [StoredFrame(file, 1, 6)]).result(30)
         os.close(file)
     assert single.unfinished == 0
     assert still_works(single)
@@ -313,7 +316,7 @@ def test_a_long_stored_frame_follows_as_it_is_read(single, tmp_path):
     (tmp_path / "long").write_bytes(b"before" + frame)
     file = os.open(tmp_path / "long", os.O_RDONLY)
     before = len(os.listdir("/proc/self/fd"))
-    order = single.submit(pool_works.echo, [Stored(file, 6, len(frame)), b"after"])
+    order = single.submit(pool_works.echo, [StoredFrame(file, 6, len(frame)), b"after"])
     os.close(file)
     (tmp_path / "long").unlink()
     assert [found for found, _ in order.result(30)] == [frame, b"after"]
@@ -325,7 +328,7 @@ def test_a_long_stored_frame_follows_as_it_is_read(single, tmp_path):
 def test_a_long_stored_frame_that_ends_early(single, tmp_path):
     (tmp_path / "cut").write_bytes(bytes(30 << 20))
     file = os.open(tmp_path / "cut", os.O_RDONLY)
-    order = single.submit(pool_works.echo, [Stored(file, 0, 31 << 20)])
+    order = single.submit(pool_works.echo, [StoredFrame(file, 0, 31 << 20)])
     with pytest.raises(FrameUnread, match="1048576 bytes of a stored frame are not there"):
         order.result(30)
     os.close(file)
@@ -347,7 +350,7 @@ def test_where_the_system_lends_no_pages(single, monkeypatch, tmp_path):
     monkeypatch.setattr(os, "splice", refuse)
     (tmp_path / "stored").write_bytes(bytes(range(256)) * 20_000)
     file = os.open(tmp_path / "stored", os.O_RDONLY)
-    frames = [b"a" * 100_000, Stored(file, 1, 5_000_000), b"b" * 3_000_000]
+    frames = [b"a" * 100_000, StoredFrame(file, 1, 5_000_000), b"b" * 3_000_000]
     results = single.submit(pool_works.echo, frames).result(30)
     assert results[1][0] == (bytes(range(256)) * 20_000)[1:5_000_001]
     assert [len(frame) for frame, _ in results] == [100_000, 5_000_000, 3_000_000]
@@ -382,7 +385,7 @@ words = st.one_of(
     st.just(EVERYTHING),
 )
 orders = st.builds(
-    Order,
+    TaskMessage,
     st.sampled_from([pool_works.echo, pool_works.who]),
     st.lists(words | st.lists(words, max_size=3).map(tuple), max_size=4).map(tuple),
     st.lists(st.integers(0, 2**31), max_size=4).map(tuple),
@@ -393,13 +396,14 @@ orders = st.builds(
 
 @given(orders)
 def test_an_order_is_read_as_it_was_written(order):
-    assert order_in(text_of(order)) == order
+    assert TaskMessage.from_text(order.to_text()) == order
 
 
 def test_arguments_of_the_same_words_are_read_once():
-    texts = [text_of(Order(pool_works.echo, ("a" * 99, [1]), (), 1.0, 1.0)) for _ in range(2)]
-    assert order_in(texts[0]).arguments is order_in(texts[1]).arguments
-    assert order_in(texts[0]).arguments == ("a" * 99, (1,))
+    message = TaskMessage(pool_works.echo, ("a" * 99, [1]), (), 1.0, 1.0)
+    one, other = (TaskMessage.from_text(message.to_text()) for _ in range(2))
+    assert one.arguments is other.arguments
+    assert one.arguments == ("a" * 99, (1,))
 
 
 @pytest.mark.parametrize(
@@ -407,7 +411,7 @@ def test_arguments_of_the_same_words_are_read_once():
 )
 def test_arguments_that_cannot_be_read(text):
     with pytest.raises(ValueError):
-        from_json(text)
+        arguments_from_json(text)
 
 
 def test_an_order_that_finds_no_pipe_when_it_is_sent_anew_fails_alone(single, monkeypatch):
@@ -425,7 +429,7 @@ def test_an_order_that_finds_no_pipe_when_it_is_sent_anew_fails_alone(single, mo
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, "pipe2", refuse)
     monkeypatch.setattr(type(order), "received", ended)
-    monkeypatch.setattr(type(order), "may_be_sent_anew", lambda order: True)
+    monkeypatch.setattr(type(order), "may_be_resent", lambda order: True)
     single._receive(order.descriptor)
     with pytest.raises(Unavailable, match="no pipe"):
         order.result(30)
@@ -643,7 +647,7 @@ def still_works_in_the_end(pool):
 
 
 def test_a_process_that_cannot_be_started_leaves_nothing_open(failing):
-    processes = Processes(2)
+    processes = PixelProcesses(2)
     before = os.listdir("/proc/self/fd")
     processes.start(2)
     assert os.listdir("/proc/self/fd") == before
@@ -651,7 +655,7 @@ def test_a_process_that_cannot_be_started_leaves_nothing_open(failing):
 
 
 def processes_of(pool):
-    return len(pool._board.states().strip(ABSENT))
+    return len(pool._status.states().strip(ABSENT))
 
 
 def test_processes_are_started_when_there_is_work_for_them():
@@ -671,7 +675,7 @@ def test_one_is_started_when_orders_will_come():
         assert processes_of(pool) == 0
         pool.warm()
         pool.warm()
-        assert eventually(lambda: IDLE in pool._board.states())
+        assert eventually(lambda: IDLE in pool._status.states())
         assert processes_of(pool) == 1
 
 
@@ -701,7 +705,7 @@ def test_what_was_sent_in_advance_takes_nobodys_place():
 
 
 def test_as_many_as_are_kept_stay_idle(shared):
-    with FramePool(entrance=shared) as one, FramePool(entrance=shared) as other:
+    with FramePool(endpoints=shared) as one, FramePool(endpoints=shared) as other:
         assert one.wait_until_ready()
         ahead = one.submit_if_idle(pool_works.nap, [b"x"], 1.0, kept=1)
         assert ahead is not None
@@ -748,8 +752,8 @@ def test_who_leaves_gives_up_the_place_in_the_queue(single):
 
 
 def test_a_queue_that_is_full_of_orders_of_others():
-    processes = Processes(1, SMALL)  # nobody takes any
-    with FramePool(entrance=processes.entrance) as pool:
+    processes = PixelProcesses(1, SMALL)  # nobody takes any
+    with FramePool(endpoints=processes.endpoints) as pool:
         waiting = pool.submit(pool_works.echo, [])
         with suppress(BlockingIOError):
             while True:
@@ -767,17 +771,17 @@ def test_a_queue_that_is_full_of_orders_of_others():
 @pytest.fixture
 def shared():
     """Processes that belong to nobody who sends orders."""
-    processes = Processes(2, SMALL)
+    processes = PixelProcesses(2, SMALL)
     processes.start(2)
     thread = threading.Thread(target=processes.serve)
     thread.start()
-    yield processes.entrance
-    os.write(processes.entrance.asking, END)
+    yield processes.endpoints
+    os.write(processes.endpoints.requests, END)
     thread.join()
 
 
 def test_any_process_takes_the_next_order_of_any_pool(shared):
-    with FramePool(entrance=shared) as one, FramePool(entrance=shared) as other:
+    with FramePool(endpoints=shared) as one, FramePool(endpoints=shared) as other:
         assert one.wait_until_ready()
         pids = who_they_are(one)
         assert len(pids) == 2  # both of them work for one pool
@@ -791,7 +795,7 @@ def test_any_process_takes_the_next_order_of_any_pool(shared):
 
 
 def test_orders_are_taken_though_whoever_was_woken_dies(shared):
-    with FramePool(entrance=shared) as pool:
+    with FramePool(endpoints=shared) as pool:
         assert pool.wait_until_ready()
         for pid in [int(pid) for pid in who_they_are(pool)]:
             answers = [pool.submit(pool_works.echo, [b"x"]) for _ in range(4)]
@@ -802,7 +806,7 @@ def test_orders_are_taken_though_whoever_was_woken_dies(shared):
 
 
 def test_a_crash_costs_no_answer_of_another_pool(shared):
-    with FramePool(entrance=shared) as one, FramePool(entrance=shared) as other:
+    with FramePool(endpoints=shared) as one, FramePool(endpoints=shared) as other:
         bad = [one.submit(job, []) for job in (pool_works.crash, pool_works.abort) * 3]
         good = [other.submit(pool_works.nap, [b"x"], 0.01) for _ in range(6)]
         assert all(nap.result(30) == [(b"x", None)] for nap in good)
@@ -817,8 +821,8 @@ def who_they_are(pool):
 ANOTHER = """
 import os, sys, pool_works
 from framecodecs.pool.pool import FramePool
-from framecodecs.pool.processes import Entrance
-pool = FramePool(entrance=Entrance.of(sys.argv[1]))
+from framecodecs.pool.processes import PoolEndpoints
+pool = FramePool(endpoints=PoolEndpoints.of(sys.argv[1]))
 pool.wait_until_ready()
 orders = [pool.submit(pool_works.nap, [b"x"], 1.0) for _ in range(8)]
 while not any(order.running() for order in orders):
@@ -830,7 +834,7 @@ sys.stdin.read()
 
 def test_a_pool_that_dies_harms_nobody(shared):
     """Two of its orders are being worked on and six are waiting."""
-    with FramePool(entrance=shared) as pool:
+    with FramePool(endpoints=shared) as pool:
         assert pool.wait_until_ready()
         before = who_they_are(pool)
         command = [sys.executable, "-c", ANOTHER, shared.text]
@@ -854,7 +858,7 @@ def test_a_pool_that_dies_harms_nobody(shared):
 
 def test_killing_is_exact(shared):
     """Cancelled at any moment, work takes nobody else's process with it."""
-    with FramePool(entrance=shared) as one, FramePool(entrance=shared) as other:
+    with FramePool(endpoints=shared) as one, FramePool(endpoints=shared) as other:
         for step in range(20):
             doomed = one.submit(pool_works.nap, [], 0.005)
             good = [other.submit(pool_works.nap, [b"x"], 0.005) for _ in range(3)]
@@ -864,22 +868,22 @@ def test_killing_is_exact(shared):
 
 
 def test_processes_end_with_their_queue():
-    processes = Processes(1, SMALL)
+    processes = PixelProcesses(1, SMALL)
     processes.start()
     ((process, _, _),) = processes._running.values()
-    pool = FramePool(entrance=processes.entrance)
+    pool = FramePool(endpoints=processes.endpoints)
     assert still_works(pool)
-    os.close(processes.entrance.orders)  # as if the owner were gone
+    os.close(processes.endpoints.tasks)  # as if the owner were gone
     assert still_works(pool)
     pool.close()
     process.wait(30)
-    processes.entrance = processes.entrance._replace(orders=os.dup(0))
+    processes.endpoints = processes.endpoints._replace(tasks=os.dup(0))
     processes.close()
 
 
 def test_orders_are_told_when_the_processes_are_gone():
-    processes = Processes(1, SMALL)
-    with FramePool(entrance=processes.entrance) as pool:
+    processes = PixelProcesses(1, SMALL)
+    with FramePool(endpoints=processes.endpoints) as pool:
         processes.start()
         running = pool.submit(pool_works.hang, [])
         assert eventually(running.running)

@@ -12,10 +12,10 @@ import pytest
 import taken_over_works
 
 from framecodecs.errors import FrameCodecError, WorkCancelled, WorkerCrashed
-from framecodecs.pool import orders
-from framecodecs.pool.board import ABSENT, BUSY, IDLE, STARTING
-from framecodecs.pool.pipes import WITHOUT_WAITING, PipeWriter, Stored, make_room
+from framecodecs.pool import tasks
+from framecodecs.pool.pipes import WITHOUT_WAITING, PipeWriter, StoredFrame, make_room
 from framecodecs.pool.pool import FramePool, PoolLimits
+from framecodecs.pool.status_pages import ABSENT, BUSY, IDLE, STARTING
 
 LIMITS = PoolLimits(modules=("pool_works", "taken_over_works"))
 
@@ -42,20 +42,20 @@ def still_works(pool):
     return pool.submit(pool_works.echo, [b"after"]).result(30) == [(b"after", None)]
 
 
-def test_a_process_has_the_pipes_of_its_order_and_no_file(pool, tmp_path):
+def test_a_process_has_the_pipes_of_its_task_and_no_file(pool, tmp_path):
     """Not the segment that a frame lies in, and no memory that another process has had."""
     if os.geteuid() != 0:
         pytest.skip("only root sees the descriptors of a process that is not dumpable")
     pid = pid_of(pool)
     (tmp_path / "segment").write_bytes(b"another patient" * 10_000)
     file = os.open(tmp_path / "segment", os.O_RDONLY)
-    order = pool.submit(pool_works.nap, [Stored(file, 0, 100_000), b"x" * 10], 0.5)
+    order = pool.submit(pool_works.nap, [StoredFrame(file, 0, 100_000), b"x" * 10], 0.5)
     os.close(file)
     assert eventually(order.running)
     held = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
     assert {re.sub(r"\[\d+\]", "", name) for name in held} == {
         "/dev/null",
-        "/memfd:board (deleted)",
+        "/memfd:status (deleted)",
         "socket:",
         "pipe:",
     }
@@ -90,7 +90,7 @@ def test_a_process_cannot_evade_its_end(pool, work):
 
 
 def test_an_order_that_a_process_hides_is_noticed(monkeypatch):
-    monkeypatch.setattr(orders, "HIDDEN", 0.5)
+    monkeypatch.setattr(tasks, "HIDDEN", 0.5)
     with FramePool(2, LIMITS) as pool:
         assert pool.wait_until_ready()
         thief = pool.submit(taken_over_works.steal, [], 60.0)
@@ -113,7 +113,7 @@ def test_a_process_can_lie_about_itself_alone(state):
         for _ in range(20):
             pool.look()
             assert still_works(pool)
-        states = pool._board.states()
+        states = pool._status.states()
         assert len(states) == 2
         assert states.strip(IDLE + BUSY + state) == b""
         naps = [pool.submit(pool_works.nap_and_say_who, [], 0.2) for _ in range(4)]

@@ -12,7 +12,7 @@ from framecodecs.headers.jpeg2000_header import read_jpeg2000_header
 from framecodecs.headers.jpeg_header import read_jpeg_header
 from framecodecs.headers.jpegxl_header import read_jpegxl_header
 from framecodecs.headers.rle_header import read_rle_header
-from framecodecs.pool.wireform import HEAD, AnswerReader
+from framecodecs.pool.messages import HEAD, AnswerReader
 
 INFO = FrameInfo(16, 16)
 MARKERS = [

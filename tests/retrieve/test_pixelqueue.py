@@ -8,7 +8,7 @@ import pytest
 from pixel_world import ManualAnswer
 
 from framecodecs.errors import DecodeError, QueueFull
-from framecodecs.pool.wireform import Stored
+from framecodecs.pool.messages import StoredFrame
 from streamsrv.errors import Overloaded, StoreError, WouldBlock
 from streamsrv.pixels.orders import QUICK, WORTH_A_PROCESS, Making, Order
 from streamsrv.pixels.pool import PixelPool
@@ -123,7 +123,7 @@ def test_files_stay_open_for_orders_that_wait(sent, tmp_path):
     read_by = []
     (tmp_path / "segment").write_bytes(b"0123456789")
     file = os.open(tmp_path / "segment", os.O_RDONLY)
-    stored = [b"at hand", Stored(file, 3, 4), Stored(file, 5, 2)]
+    stored = [b"at hand", StoredFrame(file, 3, 4), StoredFrame(file, 5, 2)]
     queue = FairQueue(1, 5)
     queue.submit("a", order(), sent)
     queue.submit("a", order(frames=stored), read)

@@ -1,14 +1,13 @@
-"""High-Throughput JPEG 2000 (ISO/IEC 15444-15) by OpenJPH, as imagecodecs carries it; OpenJPEG can decode
-it too.
+"""High-Throughput JPEG 2000 (ISO/IEC 15444-15) by OpenJPH in imagecodecs. OpenJPEG can decode it, too.
 
-Encoding: progression RPCL, tile-parts cut at resolutions, their lengths in TLM, and enough decompositions
-that the smallest resolution is at most 64 wide and high (PS3.5 10.18), so that a client draws a small
-picture from the first kilobytes.
+The encoder writes progression RPCL, one tile-part for each resolution, and their lengths in TLM. The smallest
+resolution is at most 64 wide and high (PS3.5 10.18), so a client draws a small picture from the first
+kilobytes.
 
-OpenJPH's wrapper knows only depths of 8 and 16 bits. Bits Stored gets into SIZ all the same:
-- lossless, values are encoded around zero, as `jpeg_2000.centred` says;
-- lossy, values are shifted up to fill the container. Quantizer steps are relative to the depth in SIZ, so
-  that rewriting it scales the picture back, and a decoder clips to the right range.
+The wrapper of OpenJPH knows only depths of 8 and 16 bits. SIZ gets Bits Stored in this way:
+- lossless: values are encoded around zero (`jpeg_2000.centred`);
+- lossy: values are shifted up until they fill the container. Quantizer steps are relative to the depth in
+  SIZ. So the new depth scales the picture back, and a decoder clips to the right range.
 """
 
 from __future__ import annotations
@@ -24,10 +23,9 @@ from framecodecs.libraries import guarded, load
 from framecodecs.options import EncodeOptions
 from framecodecs.samples import Samples
 
-LIBRARY = "imagecodecs"
 BASE_RESOLUTION = 64
 TILE_PARTS_BY_RESOLUTION = 1
-ROOMY_BITS = 24  # what the mantissa of OpenJPH's numbers holds
+ROOMY_BITS = 24  # of the mantissa of OpenJPH's numbers
 
 
 def header_of(frame: bytes, info: FrameInfo) -> Jpeg2000Header:
@@ -44,20 +42,18 @@ def decode(frame: bytes, info: FrameInfo, header: Jpeg2000Header) -> tuple[bytes
     if not header.reversible:
         return jpeg_2000.finished(_decoded_with_room(codestream, info, header), info, header)
     with guarded(DecodeError, "HTJ2K"):
-        decoded = load(LIBRARY).htj2k_decode(codestream, planar=False).reshape(info.shape)
+        decoded = load("imagecodecs").htj2k_decode(codestream, planar=False).reshape(info.shape)
     return jpeg_2000.finished(decoded, info, header)
 
 
 def _decoded_with_room(codestream: bytes, info: FrameInfo, header: Jpeg2000Header) -> Samples:
-    """A lossy codestream overshoots, and the wrapper lets what is whiter than white wrap around to black.
-
-    Read as if it had 24 bits, the same picture comes out with room above and below; then it is scaled back.
-    """
+    """Decodes a lossy codestream. Its values may exceed the range, and the wrapper would wrap white around to
+    black. So this reads it as if it had 24 bits, which leaves room, and scales it back."""
     roomy = bytearray(codestream)
     for component in range(header.components):
         roomy[jpeg_2000.DEPTH_AT + 3 * component] = header.signed << 7 | (ROOMY_BITS - 1)
     with guarded(DecodeError, "HTJ2K"):
-        wide = load(LIBRARY).htj2k_decode(bytes(roomy), planar=False).reshape(info.shape).view("<i4")
+        wide = load("imagecodecs").htj2k_decode(bytes(roomy), planar=False).reshape(info.shape).view("<i4")
     spare = ROOMY_BITS - header.precision
     low = -(1 << (header.precision - 1)) if header.signed else 0
     scaled: Samples = (wide + (1 << spare >> 1)) >> spare
@@ -65,9 +61,8 @@ def _decoded_with_room(codestream: bytes, info: FrameInfo, header: Jpeg2000Heade
 
 
 def levels_of(info: FrameInfo) -> int:
-    """Decompositions until the longer side is at most 64; at least one, or the wrapper takes its own
-    default.
-    """
+    """Returns the decompositions until the longer side is at most 64. With 0 the wrapper would take its own
+    default."""
     levels = 1
     while -(-max(info.rows, info.columns) >> levels) > BASE_RESOLUTION:
         levels += 1
@@ -75,40 +70,33 @@ def levels_of(info: FrameInfo) -> int:
 
 
 def quantizer_step(quality: int) -> float:
-    """Relative to the full range: one grey level of 8 bits at quality 90, twice as much for every 20
-    less."""
+    """Returns a part of the full range: 1/256 at quality 90, and twice as much for every 20 less."""
     return float(2.0 ** ((90 - quality) / 20) / 256)
 
 
 def _filling(values: Samples, info: FrameInfo) -> Samples:
-    """Values shifted up until they fill a container of 8 or 16 bits."""
+    """Shifts values up until they fill a container of 8 or 16 bits."""
     width = 1 if info.bits_stored <= 8 else 2
     return values.astype(f"<{values.dtype.kind}{width}", copy=False) << (8 * width - info.bits_stored)
 
 
-def _encode(frame: bytes, info: FrameInfo, quality: int | None) -> tuple[bytes, FrameInfo]:
+def encode(
+    frame: bytes, info: FrameInfo, options: EncodeOptions, reversible: bool = True
+) -> tuple[bytes, FrameInfo]:
     values = samples.to_array(frame, info)
-    prepared = jpeg_2000.centred(values, info) if quality is None else _filling(values, info)
+    prepared = jpeg_2000.centred(values, info) if reversible else _filling(values, info)
     out = samples.stored_low(info)
     transform = out.photometric_interpretation == "RGB"
     with guarded(EncodeError, "HTJ2K"):
-        encoded = load(LIBRARY).htj2k_encode(
+        encoded = load("imagecodecs").htj2k_encode(
             np.ascontiguousarray(prepared),
-            None if quality is None else quantizer_step(quality),
+            None if reversible else quantizer_step(options.quality),
             rgb=transform,
             planar=False,
             resolutions=levels_of(info),
-            reversible=quality is None,
+            reversible=reversible,
             tlm=True,
             tilepart=TILE_PARTS_BY_RESOLUTION,
         )
     named = jpeg_2000.with_depth(encoded, info)
-    return named, out.with_colour(jpeg_2000.TRANSFORMED[quality is None]) if transform else out
-
-
-def encode_lossless(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tuple[bytes, FrameInfo]:
-    return _encode(frame, info, None)
-
-
-def encode_lossy(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tuple[bytes, FrameInfo]:
-    return _encode(frame, info, options.quality)
+    return named, out.with_colour(jpeg_2000.TRANSFORMED[reversible]) if transform else out

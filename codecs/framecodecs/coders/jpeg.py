@@ -1,10 +1,10 @@
-"""JPEG baseline, extended and lossless (ISO/IEC 10918-1) by libjpeg-turbo, as imagecodecs carries it.
+"""JPEG baseline, extended and lossless (ISO/IEC 10918-1) by libjpeg-turbo in imagecodecs.
 
-- Lossy colour comes back as RGB. Whether a codestream is YCbCr or RGB inside is said by Adobe's marker,
-  JFIF or component names, in that order; where all are silent the dataset is believed.
-- Lossless colour is never converted: components are what the dataset says that they are.
-- Lossless JPEG has no sign: signed pixels travel as unsigned numbers of Bits Stored bits, and are extended
-  again.
+- Lossy colour is decoded to RGB. Adobe's marker, JFIF or component names say, in that order, whether a
+  codestream is YCbCr or RGB inside. Without any of them the dataset decides.
+- Lossless colour is never converted: the dataset names its components.
+- Lossless JPEG has no sign. Signed pixels are coded as unsigned numbers of Bits Stored bits, and the decoder
+  extends their sign.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from framecodecs.libraries import guarded, load
 from framecodecs.options import EncodeOptions
 from framecodecs.samples import Decoded
 
-LIBRARY = "imagecodecs"
 FIRST_ORDER_PREDICTOR = 1
 COLOUR_BY_ADOBE = {0: "RGB", 1: "YCBCR"}
 
@@ -42,7 +41,7 @@ def _header(frame: bytes, processes: frozenset[int], depths: range) -> JpegHeade
 
 
 def lossy_header(frame: bytes, info: FrameInfo) -> JpegHeader:
-    """Files say baseline and are extended, or the other way round: both decode alike."""
+    """Accepts extended files that claim to be baseline, and the reverse: both decode alike."""
     return _header(frame, frozenset({BASELINE, EXTENDED, PROGRESSIVE}), range(8, 13, 4))
 
 
@@ -51,7 +50,7 @@ def lossless_header(frame: bytes, info: FrameInfo) -> JpegHeader:
 
 
 def coded_colour(header: JpegHeader, info: FrameInfo) -> str:
-    """RGB or YCBCR: what the three components of a lossy codestream are."""
+    """Returns RGB or YCBCR, the colour model of the three components of a lossy codestream."""
     if header.adobe in COLOUR_BY_ADOBE:
         return COLOUR_BY_ADOBE[header.adobe]
     if header.jfif:
@@ -66,9 +65,9 @@ def decode_lossy(frame: bytes, info: FrameInfo, header: JpegHeader) -> tuple[byt
         colour = {"colorspace": coded_colour(header, info), "outcolorspace": "RGB"}
         photometric = "RGB"
     with guarded(DecodeError, "JPEG"):
-        decoded = load(LIBRARY).jpeg8_decode(header.codestream(frame), **colour)
+        decoded = load("imagecodecs").jpeg8_decode(header.codestream(frame), **colour)
     if info.high_bit + 1 == info.bits_stored < header.precision and not info.pixel_representation:
-        # What is lost may lie above the largest number that there is, and would be cut to a small one.
+        # A loss may raise a value above the greatest number of Bits Stored, which masking would make small.
         decoded = np.minimum(decoded, (1 << info.bits_stored) - 1)
     return samples.to_frame(Decoded(decoded, header.precision, False, photometric), info)
 
@@ -76,13 +75,13 @@ def decode_lossy(frame: bytes, info: FrameInfo, header: JpegHeader) -> tuple[byt
 def decode_lossless(frame: bytes, info: FrameInfo, header: JpegHeader) -> tuple[bytes, FrameInfo]:
     colour = {"colorspace": "RGB", "outcolorspace": "RGB"} if header.components == 3 else {}
     with guarded(DecodeError, "JPEG lossless"):
-        decoded = load(LIBRARY).jpeg8_decode(header.codestream(frame), **colour)
+        decoded = load("imagecodecs").jpeg8_decode(header.codestream(frame), **colour)
     photometric = samples.interleaved_info(info).photometric_interpretation
     return samples.to_frame(Decoded(decoded, header.precision, False, photometric), info)
 
 
 def encode_lossy(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tuple[bytes, FrameInfo]:
-    """Colour is written as YCbCr, its chrominance halved across unless told otherwise."""
+    """Writes colour as YCbCr; `chroma` 422 halves its chrominance across."""
     precision = 8 if info.bits_stored <= 8 else 12
     values = samples.to_array(frame, info).astype("u1" if precision == 8 else "<u2", copy=False)
     info = samples.stored_low(info)
@@ -96,7 +95,9 @@ def encode_lossy(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tuple
         arguments = {"colorspace": given, "outcolorspace": "YCBCR", "subsampling": options.chroma}
         info = info.with_colour("YBR_FULL_422" if options.chroma == "422" else "YBR_FULL")
     with guarded(EncodeError, "JPEG"):
-        encoded = load(LIBRARY).jpeg8_encode(values, options.quality, bitspersample=precision, **arguments)
+        encoded = load("imagecodecs").jpeg8_encode(
+            values, options.quality, bitspersample=precision, **arguments
+        )
     return bytes(encoded), info
 
 
@@ -106,7 +107,7 @@ def encode_lossless(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tu
     values = values.astype("u1" if info.bits_stored <= 8 else "<u2", copy=False)
     colour = {"colorspace": "RGB", "outcolorspace": "RGB"} if info.samples_per_pixel == 3 else {}
     with guarded(EncodeError, "JPEG lossless"):
-        encoded = load(LIBRARY).jpeg8_encode(
+        encoded = load("imagecodecs").jpeg8_encode(
             values, lossless=True, predictor=FIRST_ORDER_PREDICTOR, bitspersample=info.bits_stored, **colour
         )
     return bytes(encoded), info

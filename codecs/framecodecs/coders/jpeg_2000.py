@@ -1,14 +1,13 @@
-"""JPEG 2000 (ISO/IEC 15444-1) by OpenJPEG, either through imagecodecs or through pylibjpeg-openjpeg.
+"""JPEG 2000 (ISO/IEC 15444-1) by OpenJPEG, in imagecodecs or in pylibjpeg-openjpeg.
 
-- The codestream's own transform decides whether components come back as RGB; the dataset's YBR_RCT and
-  YBR_ICT only name it.
-- Boxes around a codestream are taken off first, so that no library converts by what they say about colour.
-- Sign and depth are those of SIZ; where the dataset contradicts the sign, `samples` reinterprets the bits.
+- The transform of the codestream decides whether components become RGB. YBR_RCT and YBR_ICT in the dataset
+  only name it.
+- Boxes around a codestream are removed first, so that no library converts colours by them.
+- Sign and depth are those of SIZ. If the dataset contradicts the sign, `samples` reinterprets the bits.
+- The encoder of pylibjpeg-openjpeg is not thread-safe. A pixel process encodes one frame at a time.
 """
 
 from __future__ import annotations
-
-import threading
 
 import numpy as np
 
@@ -18,14 +17,12 @@ from framecodecs.frameinfo import FrameInfo
 from framecodecs.headers.jpeg2000_header import Jpeg2000Header, read_jpeg2000_header
 from framecodecs.libraries import guarded, load
 from framecodecs.options import EncodeOptions
-from framecodecs.pool.cores import allowed
 from framecodecs.samples import Decoded, Samples
 
 TRANSFORMED = {True: "YBR_RCT", False: "YBR_ICT"}
 RGB_FOR_OPENJPEG = 1
-DEPTH_AT = 42  # SOC, SIZ, Lsiz, Rsiz, eight sizes, Csiz: 2+2+2+2+32+2 bytes before the first component
+DEPTH_AT = 42  # bytes of SOC, SIZ, Lsiz, Rsiz, eight sizes and Csiz, before the first component
 SHALLOW = 2  # OpenJPEG sizes its buffer by depth, and noise of one bit does not fit
-_one_encoder = threading.Lock()  # two encodings at once in one process crash OpenJPEG's wrapper
 
 
 def header_of(frame: bytes, info: FrameInfo) -> Jpeg2000Header:
@@ -33,21 +30,19 @@ def header_of(frame: bytes, info: FrameInfo) -> Jpeg2000Header:
 
 
 def decibels(quality: int) -> float:
-    """Peak signal to noise: 50 dB at quality 90, where differences are no longer seen; 30 at 10."""
+    """Returns the peak signal to noise ratio: 50 dB at quality 90, where losses are invisible, 30 at 10."""
     return 27.5 + quality / 4
 
 
 def finished(decoded: Samples, info: FrameInfo, header: Jpeg2000Header) -> tuple[bytes, FrameInfo]:
-    """Shared with HTJ2K: the frame, its colour called what it is now."""
+    """Returns the frame with the name of its colour now. HTJ2K uses this, too."""
     photometric = samples.interleaved_info(info).photometric_interpretation
     return samples.to_frame(Decoded(decoded, header.precision, header.signed, photometric), info)
 
 
-def decode(frame: bytes, info: FrameInfo, header: Jpeg2000Header) -> tuple[bytes, FrameInfo]:
+def decode(frame: bytes, info: FrameInfo, header: Jpeg2000Header, cores: int = 1) -> tuple[bytes, FrameInfo]:
     with guarded(DecodeError, "JPEG 2000"):
-        decoded = load("imagecodecs").jpeg2k_decode(
-            header.codestream(frame), planar=False, numthreads=allowed()
-        )
+        decoded = load("imagecodecs").jpeg2k_decode(header.codestream(frame), planar=False, numthreads=cores)
         decoded = decoded.reshape(info.shape)
     return finished(decoded, info, header)
 
@@ -63,12 +58,10 @@ def decode_by_openjpeg(frame: bytes, info: FrameInfo, header: Jpeg2000Header) ->
 
 
 def centred(values: Samples, info: FrameInfo) -> Samples:
-    """Values around zero as signed numbers in a container of 8 or 16 bits, to be encoded with the
-    container's depth.
+    """Returns values around zero as signed numbers of 8 or 16 bits, to be encoded with that depth.
 
-    The level shift that a decoder applies to unsigned samples of P bits is exactly what is subtracted here,
-    and QCD states its exponents on their own: so of a reversible codestream only the depth in SIZ needs to
-    be rewritten.
+    The difference is the level shift of unsigned samples of P bits, which a decoder adds. QCD has exponents
+    of its own. So in a reversible codestream only the depth in SIZ has to change.
     """
     narrow = "i1" if info.bits_stored <= 8 else "<i2"
     if info.pixel_representation:
@@ -79,7 +72,7 @@ def centred(values: Samples, info: FrameInfo) -> Samples:
 
 
 def with_depth(codestream: bytes, info: FrameInfo) -> bytes:
-    """The codestream with the sign and depth of `info` in its SIZ segment."""
+    """Returns the codestream with the sign and depth of `info` in its SIZ segment."""
     named = bytearray(codestream)
     for component in range(info.samples_per_pixel):
         named[DEPTH_AT + 3 * component] = info.pixel_representation << 7 | (info.bits_stored - 1)
@@ -87,36 +80,40 @@ def with_depth(codestream: bytes, info: FrameInfo) -> bytes:
 
 
 def _coded(info: FrameInfo, reversible: bool) -> tuple[FrameInfo, bool]:
-    """The attributes after encoding, and whether RGB is transformed."""
+    """Returns the attributes after encoding, and whether RGB is transformed."""
     info = samples.stored_low(info)
     transform = info.photometric_interpretation == "RGB"
     return (info.with_colour(TRANSFORMED[reversible]) if transform else info), transform
 
 
-def _encode(frame: bytes, info: FrameInfo, quality: int | None) -> tuple[bytes, FrameInfo]:
+def encode(
+    frame: bytes, info: FrameInfo, options: EncodeOptions, reversible: bool = True
+) -> tuple[bytes, FrameInfo]:
     values = samples.to_array(frame, info)
     values = values.astype(f"{values.dtype.kind}{1 if info.bits_stored <= 8 else 2}", copy=False)
-    out, transform = _coded(info, quality is None)
-    shallow = info.bits_stored <= SHALLOW and quality is None
+    out, transform = _coded(info, reversible)
+    shallow = info.bits_stored <= SHALLOW and reversible
     with guarded(EncodeError, "JPEG 2000"):
         encoded = load("imagecodecs").jpeg2k_encode(
             centred(values, info) if shallow else values,
-            None if quality is None else decibels(quality),
+            None if reversible else decibels(options.quality),
             codecformat="j2k",
             bitspersample=None if shallow else info.bits_stored,
-            reversible=quality is None,
+            reversible=reversible,
             planar=False,
             mct=transform,
-            numthreads=allowed(),
+            numthreads=options.cores,
         )
     return with_depth(encoded, info), out
 
 
-def _encode_by_openjpeg(frame: bytes, info: FrameInfo, quality: int | None) -> tuple[bytes, FrameInfo]:
+def encode_by_openjpeg(
+    frame: bytes, info: FrameInfo, options: EncodeOptions, reversible: bool = True
+) -> tuple[bytes, FrameInfo]:
     values = samples.to_array(frame, info)
     values = values.astype(f"{values.dtype.kind}{1 if info.bits_stored <= 8 else 2}", copy=False)
-    out, transform = _coded(info, quality is None)
-    with guarded(EncodeError, "JPEG 2000"), _one_encoder:
+    out, transform = _coded(info, reversible)
+    with guarded(EncodeError, "JPEG 2000"):
         encoded = load("pylibjpeg-openjpeg").encode_buffer(
             values.tobytes(),
             info.columns,
@@ -126,26 +123,6 @@ def _encode_by_openjpeg(frame: bytes, info: FrameInfo, quality: int | None) -> t
             bool(info.pixel_representation),
             photometric_interpretation=RGB_FOR_OPENJPEG if transform else 0,
             use_mct=transform,
-            signal_noise_ratios=None if quality is None else [decibels(quality)],
+            signal_noise_ratios=None if reversible else [decibels(options.quality)],
         )
     return bytes(encoded), out
-
-
-def encode_lossless(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tuple[bytes, FrameInfo]:
-    return _encode(frame, info, None)
-
-
-def encode_lossy(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tuple[bytes, FrameInfo]:
-    return _encode(frame, info, options.quality)
-
-
-def encode_lossless_by_openjpeg(
-    frame: bytes, info: FrameInfo, options: EncodeOptions
-) -> tuple[bytes, FrameInfo]:
-    return _encode_by_openjpeg(frame, info, None)
-
-
-def encode_lossy_by_openjpeg(
-    frame: bytes, info: FrameInfo, options: EncodeOptions
-) -> tuple[bytes, FrameInfo]:
-    return _encode_by_openjpeg(frame, info, options.quality)

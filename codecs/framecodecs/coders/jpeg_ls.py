@@ -1,9 +1,9 @@
-"""JPEG-LS (ISO/IEC 14495-1) by CharLS: imagecodecs carries the newer one for decoding, pyjpegls can say the
-depth for encoding (and so does the newer one, where its C interface is found: charls.py).
+"""JPEG-LS (ISO/IEC 14495-1) by CharLS. imagecodecs has the newer one, for decoding. For encoding, pyjpegls
+accepts a depth, as does the C interface of the newer one (charls.py).
 
-JPEG-LS has no sign: signed pixels travel as unsigned numbers of Bits Stored bits, and are extended again.
-Near-lossless coding of such numbers could turn the largest value into the smallest, so signed pixels are
-not encoded near-lossless.
+JPEG-LS has no sign. Signed pixels are coded as unsigned numbers of Bits Stored bits, and the decoder extends
+their sign. Near-lossless coding could turn the largest of these numbers into the smallest, so signed pixels
+are not encoded near-lossless.
 """
 
 from __future__ import annotations
@@ -84,9 +84,8 @@ def encode_near_lossless(frame: bytes, info: FrameInfo, options: EncodeOptions) 
 
 
 def encode_in_whole_bytes(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tuple[bytes, FrameInfo]:
-    """By imagecodecs: lossless, with a depth of 8 or 16 bits. pyjpegls has no room for the headers of a few
-    pixels.
-    """
+    """Encodes with imagecodecs: lossless, with a depth of 8 or 16 bits. The buffer of pyjpegls is too small
+    for the headers of a few pixels."""
     values, info = _prepared(frame, info)
     with guarded(EncodeError, "JPEG-LS"):
         return bytes(load("imagecodecs").jpegls_encode(values)), info

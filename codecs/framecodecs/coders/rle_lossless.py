@@ -1,5 +1,4 @@
-"""RLE Lossless (PS3.5 annex G) by pylibjpeg-rle. Bits are kept as they are, those above the high bit
-too."""
+"""RLE Lossless (PS3.5 annex G) by pylibjpeg-rle. It keeps all bits, those above the high bit too."""
 
 from __future__ import annotations
 
@@ -8,22 +7,15 @@ import numpy as np
 from framecodecs.errors import DecodeError, EncodeError
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.headers.codestream import Header
-from framecodecs.headers.rle_header import read_rle_header
 from framecodecs.libraries import guarded, load
 from framecodecs.options import EncodeOptions
 from framecodecs.samples import interleaved_info, native
 
-LIBRARY = "pylibjpeg-rle"
-
-
-def header_of(frame: bytes, info: FrameInfo) -> Header:
-    return read_rle_header(frame, info)
-
 
 def decode(frame: bytes, info: FrameInfo, header: Header) -> tuple[bytes, FrameInfo]:
-    """The library gives planes; a frame by pixel comes back."""
+    """Returns a frame by pixel; the library decodes to planes."""
     with guarded(DecodeError, "RLE"):
-        planes = load(LIBRARY).decode_frame(frame, info.rows * info.columns, info.bits_allocated, "<")
+        planes = load("pylibjpeg-rle").decode_frame(frame, info.rows * info.columns, info.bits_allocated, "<")
     out = interleaved_info(info)
     if len(planes) != out.frame_length:
         raise DecodeError(f"RLE: decoded to {len(planes)} bytes instead of {out.frame_length}")
@@ -36,7 +28,7 @@ def decode(frame: bytes, info: FrameInfo, header: Header) -> tuple[bytes, FrameI
 def encode(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tuple[bytes, FrameInfo]:
     frame, info = native(frame, info)
     with guarded(EncodeError, "RLE"):
-        encoded = load(LIBRARY).encode_frame(
+        encoded = load("pylibjpeg-rle").encode_frame(
             frame, info.rows, info.columns, info.samples_per_pixel, info.bits_allocated, "<"
         )
     return bytes(encoded), info

@@ -1,13 +1,13 @@
-"""The rights that a process gives up before it decodes foreign bytes.
+"""The rights that a process drops before it decodes foreign bytes.
 
-A decoder can be taken over by a hostile codestream. So the process keeps only what its work needs: memory,
-threads of its own, and the descriptors that it holds. It needs no privileges to give up the rest:
+A hostile codestream can take over a decoder. So the process keeps memory, threads of its own, and the
+descriptors that it holds. Without any privilege it drops the rest:
 - root, all groups and all capabilities;
-- new privileges by exec (PR_SET_NO_NEW_PRIVS), and being traced or read by others (PR_SET_DUMPABLE);
+- new privileges by exec (PR_SET_NO_NEW_PRIVS), and access by debuggers (PR_SET_DUMPABLE);
 - every path, TCP, abstract sockets and signals to others (Landlock, as far as the kernel offers it);
 - all system calls but some forty (seccomp.py).
 
-A kernel that lacks one of them does not stop the others. `lacking` says which ones are missing.
+If the kernel lacks one of them, the others still hold. `lacking` lists the missing ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import suppress
 from framecodecs.pool import seccomp
 from framecodecs.pool.seccomp import LIBC
 
-NOBODY = 65534  # the user and group that own nothing on every usual system
+UNPRIVILEGED = 65534  # the user and group that own nothing on every usual system
 DESCRIPTORS = 32  # a process has about ten
 THREADS = 4096  # beyond the tasks that exist; the kernel counts those of all processes of the user
 # linux/prctl.h
@@ -29,7 +29,7 @@ PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL =
 # linux/landlock.h; the numbers of the calls are the same on all architectures
 CREATE_RULESET, RESTRICT_SELF = 444, 446
 ASK_VERSION = 1
-# The version of Landlock that brought each group of rights, and how many of them there are from then on.
+# The versions of Landlock that added rights of a group, and the number of rights since then.
 PATH_RIGHTS = ((1, 13), (2, 14), (3, 15), (5, 16))
 TCP_RIGHTS = ((4, 2),)  # bind, connect
 SCOPES = ((6, 2),)  # abstract sockets, signals
@@ -47,11 +47,11 @@ class _CapabilityHeader(ctypes.Structure):
 
 
 def confine(memory: int) -> None:
-    """Gives everything up, for good. `memory` is bytes of address space beyond those in use. Each part that
-    the kernel refuses is left out. Called with one thread, when all libraries are loaded."""
+    """Drops everything, for good. `memory` is bytes of address space beyond those in use. A part that the
+    kernel refuses is left out. Call it with one thread, when all libraries are loaded."""
     parts: tuple[Callable[[], object], ...] = (
         lambda: _limit_resources(memory),
-        _give_up_root,
+        _drop_root,
         _drop_capabilities,
         hide,
         lambda: _prctl(PR_SET_NO_NEW_PRIVS, 1),
@@ -64,7 +64,7 @@ def confine(memory: int) -> None:
 
 
 def lacking() -> list[str]:
-    """The parts that this kernel does not offer, each as the end of a sentence."""
+    """Returns the parts that this kernel does not offer, each as the end of a sentence."""
     version, found = landlock_version(), []
     if version < 1:
         found.append("without Landlock: the kernel does not offer it")
@@ -76,13 +76,13 @@ def lacking() -> list[str]:
 
 
 def hide() -> None:
-    """Only root can trace this process or read its memory from then on. It leaves no core dump."""
+    """From now on only root can trace this process or read its memory. It leaves no core dump."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(PR_SET_DUMPABLE, 0)
 
 
 def landlock_version() -> int:
-    """0 if there is none."""
+    """Returns 0 if there is none."""
     version: int = LIBC.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), ASK_VERSION)
     return max(0, version)
 
@@ -103,16 +103,15 @@ def _limit_resources(memory: int) -> None:
         resource.setrlimit(limit, (most, most))
 
 
-def _give_up_root() -> None:
+def _drop_root() -> None:
     if os.geteuid() == 0:
         with suppress(OSError):
             os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresgid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
+        os.setresuid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
 
 
 def _drop_capabilities() -> None:
-    """Those that a user other than root may have, too."""
     with suppress(OSError):
         _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     header, none = _CapabilityHeader(CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()
@@ -120,7 +119,7 @@ def _drop_capabilities() -> None:
 
 
 def _restrict_paths() -> None:
-    """A Landlock ruleset that handles every right and grants none (landlock(7))."""
+    """Installs a Landlock ruleset that handles every right and grants none (landlock(7))."""
     version = landlock_version()
     handled = [_all_rights(version, rights) for rights in (PATH_RIGHTS, TCP_RIGHTS, SCOPES)]
     rules = _Ruleset(*handled)

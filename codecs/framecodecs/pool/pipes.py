@@ -1,14 +1,14 @@
 """Frames and texts that go through a pipe from one process to another.
 
-Strategy: pages are lent where that is safe. A stored frame enters the pipe by splice(2) from the page cache,
-an answer by vmsplice(2) from the memory of the process that made it, so the receiver's read is the only copy.
-The receiver gets bytes and no descriptor that it could move to other bytes. The bytes that do not fit into
-the pipe follow when the receiver has read something.
+Strategy: pages are lent where that is safe. splice(2) moves a stored frame into the pipe from the page cache.
+vmsplice(2) lends an answer from the memory of the process that made it. So the read by the receiver is the
+only copy. The receiver gets bytes and no descriptor that it could seek. Bytes that do not fit into the pipe
+follow when the receiver has read.
 
 Rules of this file
-- Memory that is lent stays as it is until the other side has read it.
-- A pool lends no memory: a process could wait until the pool uses the same page for something else, and read
-  that. A stored frame never changes.
+- Lent memory stays unchanged until the other side has read it.
+- A pool lends no memory: a process could delay its read until the pool uses the same page for other data.
+  A stored frame never changes.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from framecodecs.pool.seccomp import F_SETPIPE_SZ, LIBC
 
 WITHOUT_WAITING = 2  # SPLICE_F_NONBLOCK
 PAGE = 4096
-USUAL_ROOM = 16 * PAGE  # bytes that a new pipe takes
-MOST_ROOM = 1 << 20  # bytes that a user other than root may ask for (fs.pipe-max-size)
+USUAL_ROOM = 16 * PAGE  # bytes that a new pipe holds
+MOST_ROOM = 1 << 20  # bytes that a user other than root may request (fs.pipe-max-size)
 AT_ONCE = 512  # pieces of one call; UIO_MAXIOV is 1024
 
 
-class Stored(NamedTuple):
-    """A frame in a file that others keep as it is, of which `descriptor` is open for reading."""
+class StoredFrame(NamedTuple):
+    """A frame in a file that never changes there. `descriptor` is open for reading."""
 
     descriptor: int
     offset: int
     length: int
 
 
-Frame = bytes | memoryview | Stored
+Frame = bytes | memoryview | StoredFrame
 
 
 class _Vector(ctypes.Structure):
@@ -55,11 +55,11 @@ class _Vector(ctypes.Structure):
 
 
 def length_of(frame: Frame) -> int:
-    return frame.length if isinstance(frame, Stored) else len(frame)
+    return frame.length if isinstance(frame, StoredFrame) else len(frame)
 
 
 def make_room(pipe: int, size: int) -> None:
-    """Lets the pipe take so many bytes at once, or as many as this user may have in a pipe."""
+    """Enlarges the pipe to `size` bytes, or to the most that this user may have."""
     size += 3 * PAGE  # pieces begin and end within pages
     if size > USUAL_ROOM:
         for room in (size, MOST_ROOM):
@@ -69,31 +69,33 @@ def make_room(pipe: int, size: int) -> None:
 
 
 def unread_in(pipe: int) -> int:
-    """Bytes in the pipe."""
+    """Returns the number of bytes in the pipe."""
     count = array("i", [0])
     fcntl.ioctl(pipe, termios.FIONREAD, count)
     return count[0]
 
 
 class PipeWriter:
-    """Pieces on their way into a pipe. `may_lend` says that the receiver may share their memory."""
+    """Writes pieces into a pipe. `may_lend` allows the receiver to share their memory."""
 
     lends = False
 
     def __init__(self, pieces: Iterable[Frame], may_lend: bool = False) -> None:
-        kept = (piece if isinstance(piece, Stored) else memoryview(piece).cast("B") for piece in pieces)
-        self._rest = deque(piece for piece in kept if length_of(piece))
+        views = (piece if isinstance(piece, StoredFrame) else memoryview(piece).cast("B") for piece in pieces)
+        self._rest = deque(piece for piece in views if length_of(piece))
         self._may_lend = may_lend
         self.sent = 0  # bytes
 
     def send(self, pipe: int, flags: int = 0) -> bool:
-        """As much as the pipe takes; whether that was all. Waits for the receiver, unless the flags say
-        WITHOUT_WAITING. Raises OSError of the pipe; FrameUnread if a stored frame is not there as a whole."""
+        """Sends as much as the pipe takes, and returns whether that was all. Waits for the receiver unless
+        `flags` are WITHOUT_WAITING. Raises OSError of the pipe, and FrameUnread for a cut stored frame."""
         try:
             while self._rest:
                 first = self._rest[0]
-                count = self._splice(pipe, first) if isinstance(first, Stored) else self._write(pipe, flags)
-                self._forget(count)
+                count = (
+                    self._splice(pipe, first) if isinstance(first, StoredFrame) else self._write(pipe, flags)
+                )
+                self._advance(count)
         except BlockingIOError:
             return False
         return True
@@ -101,7 +103,7 @@ class PipeWriter:
     def _write(self, pipe: int, flags: int) -> int:
         pieces = list[memoryview]()
         for piece in self._rest:
-            if isinstance(piece, Stored) or len(pieces) == AT_ONCE:
+            if isinstance(piece, StoredFrame) or len(pieces) == AT_ONCE:
                 break
             pieces.append(piece)
         short = sum(map(len, pieces)) <= PAGE
@@ -112,7 +114,7 @@ class PipeWriter:
         return os.writev(pipe, pieces)  # an empty pipe takes a page at once
 
     def _lend(self, pipe: int, pieces: Sequence[memoryview], flags: int) -> int | None:
-        """None where the system does not lend."""
+        """Returns None where the system does not lend."""
         vectors = (_Vector * len(pieces))(*[_Vector(_address_of(piece), len(piece)) for piece in pieces])
         count: int = LIBC.vmsplice(pipe, vectors, ctypes.c_size_t(len(pieces)), flags)
         if count >= 0:
@@ -123,7 +125,7 @@ class PipeWriter:
             raise OSError(code, os.strerror(code))
         return None
 
-    def _splice(self, pipe: int, frame: Stored) -> int:
+    def _splice(self, pipe: int, frame: StoredFrame) -> int:
         try:
             count = os.splice(
                 frame.descriptor, pipe, frame.length, offset_src=frame.offset, flags=WITHOUT_WAITING
@@ -139,17 +141,17 @@ class PipeWriter:
             raise FrameUnread(f"{frame.length} bytes of a stored frame are not there")
         return count
 
-    def _read(self, frame: Stored) -> None:
+    def _read(self, frame: StoredFrame) -> None:
         try:
             piece = os.pread(frame.descriptor, min(frame.length, MOST_ROOM), frame.offset)
         except OSError as error:
             raise FrameUnread(f"a stored frame cannot be read: {error.strerror}") from error
         if not piece:
             raise FrameUnread(f"{frame.length} bytes of a stored frame are not there")
-        self._forget(len(piece), sent=0)
+        self._advance(len(piece), sent=0)
         self._rest.appendleft(memoryview(piece))
 
-    def _forget(self, count: int, sent: int | None = None) -> None:
+    def _advance(self, count: int, sent: int | None = None) -> None:
         self.sent += count if sent is None else sent
         while count:
             first = self._rest.popleft()
@@ -157,30 +159,27 @@ class PipeWriter:
             if count < length:
                 rest = (
                     first._replace(offset=first.offset + count, length=length - count)
-                    if isinstance(first, Stored)
+                    if isinstance(first, StoredFrame)
                     else first[count:]
                 )
                 self._rest.appendleft(rest)
                 return
             count -= length
 
-    @property
-    def stored(self) -> list[int]:
-        """Descriptors of the files that are still to be read."""
-        return list(dict.fromkeys(piece.descriptor for piece in self._rest if isinstance(piece, Stored)))
-
     def keep_open(self) -> list[int]:
-        """Goes on with descriptors of its own, which the caller closes. Raises OSError."""
+        """Duplicates the descriptors of stored frames that are not sent yet. The caller closes the
+        duplicates. Raises OSError."""
+        stored = dict.fromkeys(piece.descriptor for piece in self._rest if isinstance(piece, StoredFrame))
         own = dict[int, int]()
         try:
-            for descriptor in self.stored:
+            for descriptor in stored:
                 own[descriptor] = os.dup(descriptor)
         except OSError:
             for descriptor in own.values():
                 os.close(descriptor)
             raise
         self._rest = deque(
-            piece._replace(descriptor=own[piece.descriptor]) if isinstance(piece, Stored) else piece
+            piece._replace(descriptor=own[piece.descriptor]) if isinstance(piece, StoredFrame) else piece
             for piece in self._rest
         )
         return list(own.values())
@@ -191,8 +190,8 @@ def _address_of(piece: memoryview) -> int:
     return address
 
 
-class Incoming:
-    """So many bytes on their way out of a pipe."""
+class PipeReader:
+    """Reads `size` bytes from a pipe."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -201,7 +200,7 @@ class Incoming:
         self._filled = 0
 
     def receive(self, pipe: int) -> bytes | None:
-        """All of them, or None as long as some are missing. Raises EOFError at the end of the pipe."""
+        """Returns all of them, or None while some are missing. Raises EOFError at the end of the pipe."""
         try:
             while self._whole is None:
                 self._read_more(pipe)
@@ -229,8 +228,8 @@ class Incoming:
 
 
 def receive_whole(pipe: int, size: int) -> bytes:
-    """Waits for so many bytes. Raises EOFError if fewer come."""
-    piece = Incoming(size).receive(pipe)
+    """Waits for `size` bytes. Raises EOFError if the pipe ends before."""
+    piece = PipeReader(size).receive(pipe)
     if piece is None:
         raise EOFError
     return piece

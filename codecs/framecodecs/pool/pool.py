@@ -1,18 +1,18 @@
-"""A pool of decoding processes: a codestream that crashes, hangs or grows costs one answer and nobody else's.
+"""A pool of pixel processes: a codestream that crashes, hangs or grows costs one answer.
 
-    submit -> queue of the kernel -> an idle process -> pipe of the order -> Submitted, which is a Future
+    submit -> queue of the kernel -> an idle process -> pipe of the task -> SubmittedTask, a Future
 
-- Several pools may share processes, by an Entrance (processes.py). Without one, a pool has its own.
-- An order waits in the kernel, with its frames in a pipe, and any process takes it. So `submit` wakes the
-  process, and no process is ever idle while there is an order. Frames that do not fit into the pipe follow
-  when the process has read from it.
-- A process may have been taken over by a codestream. So each order has pipes of its own, the pool believes
-  the kernel about a process (orders.py), and it checks each word of the process itself (wireform.py).
-- A process that died of its work, or was ended at its deadline, closes the pipe of that order, and that is
-  the answer. When a pool dies, its orders are dropped as soon as a process comes upon them.
-- `submit` never waits. One thread waits for all answers; those of orders that are submitted `here` come when
-  whoever has a loop, and watches `arrivals`, calls `receive`: no thread has to wake up in between.
-- One order holds several frames: hand-over costs the same for one frame as for eight small ones.
+- Several pools may share processes by PoolEndpoints (processes.py). Without them a pool has its own.
+- A task waits in the kernel, with its frames in a pipe, and any process takes it. So `submit` wakes a
+  process, and no process is idle while a task waits. Frames that do not fit into the pipe follow when the
+  process has read from it.
+- A codestream may take over a process. So each task has pipes of its own. The pool asks the kernel about the
+  process (tasks.py), and checks every value that the process sends (messages.py).
+- A process that crashes, or ends at its deadline, closes the pipe of the task. That is the answer. When a
+  pool dies, a process drops its tasks as soon as it takes them.
+- `submit` never waits. One thread waits for all answers but those of tasks that are submitted `here`. For
+  these the caller has a loop that watches `arrivals` and calls `receive`, so no thread has to wake up.
+- One task holds several frames: to send one frame costs the same as to send eight small ones.
 """
 
 from __future__ import annotations
@@ -29,25 +29,31 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from framecodecs.errors import FrameCodecError, PoolError, QueueFull, Unavailable, WorkCancelled
-from framecodecs.pool.board import ABSENT, BUSY, IDLE, STARTING, Board
-from framecodecs.pool.feeding import Feeder
-from framecodecs.pool.orders import Submitted
+from framecodecs.errors import (
+    FrameCodecError,
+    FrameUnread,
+    PoolError,
+    QueueFull,
+    Unavailable,
+    WorkCancelled,
+)
+from framecodecs.pool.messages import Result, TaskMessage, Work
 from framecodecs.pool.pipes import Frame, length_of
-from framecodecs.pool.processes import END, FIRST, LATE, MORE, RENEW, Entrance, Processes
+from framecodecs.pool.processes import END, FIRST, LATE, MORE, RENEW, PixelProcesses, PoolEndpoints
 from framecodecs.pool.processes import PoolLimits as PoolLimits
-from framecodecs.pool.wireform import Order, Result, Work
+from framecodecs.pool.status_pages import ABSENT, BUSY, IDLE, STARTING, StatusPages
+from framecodecs.pool.tasks import NONE, SubmittedTask
 
 Answer = Future[list[Result]]
 Frames = Sequence[Frame]
-TICK = 0.25  # seconds between looks at what does not tell by itself, as long as there is something to look at
+TICK = 0.25  # seconds between checks of deadlines, while there is a task
 
 
 class FramePool:
-    """`workers` processes of its own at most, `first` of them (all, if it is not said) started at once; or
-    those of `entrance`, `most` in all. `idle` is called after each answer, when a process may have nothing to
-    do, by the thread that others wait for: it returns at once. Thread-safe; use it as a context manager or
-    close it."""
+    """`workers` is the number of processes of its own, of which `first` start at once (default: all). With
+    `endpoints` it uses those processes instead. `most` is the number of processes. After each answer, when a
+    process may be idle, a thread that others wait for calls `idle`, which has to return at once. Thread-safe;
+    use it as a context manager or close it."""
 
     def __init__(
         self,
@@ -56,19 +62,20 @@ class FramePool:
         *,
         first: int | None = None,
         idle: Callable[[], None] = lambda: None,
-        entrance: Entrance | None = None,
+        endpoints: PoolEndpoints | None = None,
     ) -> None:
         self.limits = limits or PoolLimits()
         self._own: threading.Thread | None = None
-        if entrance is None:
-            entrance = self._own_processes(workers or 1, first)
-        self._board = Board(entrance.boards)
-        self.most = len(self._board)
+        if endpoints is None:
+            endpoints = self._own_processes(workers or 1, first)
+        self._status = StatusPages(endpoints.status_pages)
+        self.most = len(self._status)
         self._most_open = self.limits.waiting + self.most
-        self._queue = socket.socket(fileno=os.dup(entrance.orders))
-        self._asking = os.dup(entrance.asking)
-        self._tell_idle = idle
-        self._open: dict[int, Submitted] = {}  # by the descriptor of its pipe
+        self._queue = socket.socket(fileno=os.dup(endpoints.tasks))
+        self._requests = os.dup(endpoints.requests)
+        self._on_idle = idle
+        self._open: dict[int, SubmittedTask] = {}  # by the descriptor of OUT
+        self._unfilled: dict[int, SubmittedTask] = {}  # by the descriptor of IN
         self._numbers = count(1)
         self._latest_begun = 0
         self._lock = threading.Lock()
@@ -76,20 +83,19 @@ class FramePool:
         self._closed = False
         self._cores = len(os.sched_getaffinity(0))
         self._looking = self._asleep = False
-        self._last_there = time.monotonic()
+        self._last_alive = time.monotonic()
         self._wake = os.eventfd(0)
         self._answers, self.arrivals = select.epoll(), select.epoll()
         self._answers.register(self._wake, select.EPOLLIN)
-        self._feeder = Feeder(self._answers)
         self._thread = threading.Thread(target=self._serve, name="frames", daemon=True)
         self._thread.start()
 
-    def _own_processes(self, workers: int, first: int | None) -> Entrance:
-        processes = Processes(workers, self.limits)
+    def _own_processes(self, workers: int, first: int | None) -> PoolEndpoints:
+        processes = PixelProcesses(workers, self.limits)
         processes.start(workers if first is None else first)
         self._own = threading.Thread(target=processes.serve, name="frames-processes", daemon=True)
         self._own.start()
-        return processes.entrance
+        return processes.endpoints
 
     def __enter__(self) -> FramePool:
         return self
@@ -99,40 +105,40 @@ class FramePool:
 
     @property
     def unfinished(self) -> int:
-        """Orders that are waiting or being worked on."""
+        """The number of tasks that wait or run."""
         return len(self._open)
 
     @property
     def is_idle(self) -> bool:
-        """Whether a process has nothing to do, and so nobody waits."""
+        """Whether a process is idle, and so no task waits."""
         return self.is_idle_but(0)
 
     def is_idle_but(self, kept: int) -> bool:
-        """Whether more than `kept` processes have nothing to do. While other pools have orders under way, one
-        more is theirs: whoever sends the next one should not wait for what is done in advance."""
-        board = self._board.states()
-        if (idle := board.count(IDLE)) <= kept:
-            return False  # mostly, and no order has to be looked at
+        """Returns whether more than `kept` processes are idle. While other pools have tasks under way, one
+        more stays free for them, so that prefetching does not delay their next task."""
+        states = self._status.states()
+        if (idle := states.count(IDLE)) <= kept:
+            return False  # in most calls, so no task has to be examined
         waiting = self._waiting()
-        have_others = board.count(BUSY) > len(self._open) - waiting
+        have_others = states.count(BUSY) > len(self._open) - waiting
         return idle - waiting > kept + have_others
 
     def _waiting(self) -> int:
-        return sum(order.begun() is None for order in list(self._open.values()))
+        return sum(task.begun() is None for task in list(self._open.values()))
 
-    def _ask(self, how_many: bytes) -> None:
-        with contextlib.suppress(OSError):  # whoever is there does it
-            os.write(self._asking, how_many)
+    def _request(self, processes: bytes) -> None:
+        with contextlib.suppress(OSError):  # the processes that run do the work
+            os.write(self._requests, processes)
 
     def warm(self) -> None:
-        """Orders will come soon: one process is started, if there is none."""
-        self._ask(FIRST)
+        """Tasks will come soon: requests one process, if there is none."""
+        self._request(FIRST)
 
     def look(self) -> None:
-        """Calls `idle` if a process has nothing to do, or soon after one has. If there is none, another one
-        is started as long as there may be more."""
+        """Calls `idle` if a process is idle, or soon after one has become so. If none is, requests another
+        one while there may be more."""
         if self.is_idle:
-            self._tell_idle()
+            self._on_idle()
             return
         self._looking = True
         self._grow(1)
@@ -140,38 +146,38 @@ class FramePool:
             self._rouse()
 
     def _grow(self, more: int = 0) -> None:
-        board = self._board.states()
-        if ABSENT in board and self._waiting() + more > board.count(IDLE) + board.count(STARTING):
-            self._ask(MORE)
+        states = self._status.states()
+        if ABSENT in states and self._waiting() + more > states.count(IDLE) + states.count(STARTING):
+            self._request(MORE)
 
     def _rouse(self) -> None:
         os.eventfd_write(self._wake, 1)
 
-    # Orders
+    # Tasks
 
     def submit(
         self, work: Work, frames: Frames, *arguments: Any, deadline: float | None = None, here: bool = False
     ) -> Answer:
-        """Has `work(frames, *arguments)` done by a process; raises QueueFull if `waiting` orders of this pool
-        wait already, Unavailable if nobody could take it. `here`: who watches `arrivals` will receive it."""
+        """A process calls `work(frames, *arguments)`. Raises QueueFull if `waiting` tasks of this pool wait,
+        Unavailable if no process can take it. `here`: the caller watches `arrivals`, and calls `receive`."""
         if self._closed:
             raise Unavailable("the pool is closed")
         if len(self._open) >= self._most_open:
-            self._check_place()
+            self._check_room()
         return self._submitted(work, frames, arguments, deadline, self.arrivals if here else self._answers)
 
     def submit_if_idle(
         self, work: Work, frames: Frames, *arguments: Any, deadline: float | None = None, kept: int = 0
     ) -> Answer | None:
-        """As `submit`, by a process that has nothing to do; None if there are no more than `kept`."""
+        """As `submit`, to an idle process. Returns None if no more than `kept` are idle."""
         if self._closed or not self.is_idle_but(kept):
             return None
-        return self._submitted(work, frames, arguments, deadline, self._answers, in_advance=True)
+        return self._submitted(work, frames, arguments, deadline, self._answers, ahead=True)
 
-    def _check_place(self) -> None:
-        """Those that were sent in advance take nobody's place."""
-        if sum(not order.in_advance for order in list(self._open.values())) >= self._most_open:
-            raise QueueFull(f"{self.limits.waiting} orders are waiting already")
+    def _check_room(self) -> None:
+        """Tasks that were sent ahead do not count."""
+        if sum(not task.ahead for task in list(self._open.values())) >= self._most_open:
+            raise QueueFull(f"{self.limits.waiting} tasks are waiting already")
 
     def _submitted(
         self,
@@ -179,158 +185,168 @@ class FramePool:
         frames: Frames,
         arguments: tuple[Any, ...],
         deadline: float | None,
-        told: select.epoll,
-        in_advance: bool = False,
-    ) -> Submitted:
+        epoll: select.epoll,
+        ahead: bool = False,
+    ) -> SubmittedTask:
         seconds, patience = self.limits.times(deadline)
-        # For the libraries that can use several: all while no other order waits for one.
-        cores = 1 if self._open or BUSY in self._board.states() else self._cores
-        what = Order(work, arguments, tuple(map(length_of, frames)), seconds, patience, cores)
-        order = Submitted(what, frames, told, self._end, in_advance, self.limits.memory)
-        self._send(order)
-        return order
+        # A library that can use several cores gets all of them while no other task needs one.
+        cores = 1 if self._open or BUSY in self._status.states() else self._cores
+        message = TaskMessage(work, arguments, tuple(map(length_of, frames)), seconds, patience, cores)
+        task = SubmittedTask(message, frames, epoll, self._end, ahead, self.limits.memory)
+        self._send(task)
+        return task
 
-    def _send(self, order: Submitted) -> None:
+    def _send(self, task: SubmittedTask) -> None:
         try:
             with self._lock:
                 if self._closed:
-                    order.close()
+                    task.close()
                     raise Unavailable("the pool is closed")
-                self._open[order.descriptor] = order
-                order.told.register(order.descriptor, select.EPOLLIN)
-            self._feeder.add(order)
+                self._open[task.descriptor] = task
+                task.epoll.register(task.descriptor, select.EPOLLIN)
+            if task.filling != NONE:
+                self._unfilled[task.filling] = task
+                self._answers.register(task.filling, select.EPOLLOUT)
             with self._sending:
-                order.number = next(self._numbers)
-                order.send(self._queue)
+                task.number = next(self._numbers)
+                task.send(self._queue)
         except BlockingIOError:
-            self._end(order)
-            raise QueueFull("orders of others are waiting already") from None
+            self._end(task)
+            raise QueueFull("tasks of others are waiting already") from None
         except OSError as error:
-            self._end(order)
+            self._end(task)
             raise Unavailable(f"no process can take it: {error.strerror}") from error
-        if ABSENT in self._board.states():
+        if ABSENT in self._status.states():
             self._grow()
         if self._asleep:
             self._rouse()
 
-    def _claim(self, order: Submitted) -> bool:
-        """Whether it is the caller's to end."""
+    def _claim(self, task: SubmittedTask) -> bool:
+        """Returns whether the caller has to end the task: one thread does."""
         with self._lock:
-            if self._open.get(order.descriptor) is not order:
+            if self._open.get(task.descriptor) is not task:
                 return False
-            del self._open[order.descriptor]
+            del self._open[task.descriptor]
             return True  # closing it takes it out of the epoll as well
 
-    def _end(self, order: Submitted) -> bool:
-        """Without an answer; whether it was still under way."""
-        if not self._claim(order):
+    def _end(self, task: SubmittedTask) -> bool:
+        """Ends it without an answer. Returns whether it was under way."""
+        if not self._claim(task):
             return False
-        self._feeder.forget(order)
-        order.close()
+        self._close(task)
         return True
 
-    def cancel(self, order: Answer) -> None:
-        """Nobody wants this answer: takes it from the queue, or kills the process that is busy with it."""
-        if order.cancel() or order.done() or not isinstance(order, Submitted):
+    def _close(self, task: SubmittedTask) -> None:
+        self._unfilled.pop(task.filling, None)
+        task.close()
+
+    def cancel(self, answer: Answer) -> None:
+        """Withdraws the task from the queue, or kills the process that works on it."""
+        if answer.cancel() or answer.done() or not isinstance(answer, SubmittedTask):
             return
-        self._stop(order, WorkCancelled("no request waits for this"))
+        self._stop(answer, WorkCancelled("no request waits for this"))
 
-    def _stop(self, order: Submitted, error: FrameCodecError) -> None:
-        """Claims the order first: the death of its process is then no answer to it."""
-        if self._claim(order):
-            self._kill(order)
-            self._feeder.forget(order)
-            order.close()
-            _fail(order, error)
+    def _stop(self, task: SubmittedTask, error: FrameCodecError) -> None:
+        """Claims the task first: the death of its process is then no answer to it."""
+        if self._claim(task):
+            if not task.kill():
+                self._request(RENEW)  # a process hides from the lock, and it is not known which one
+            self._close(task)
+            _fail(task, error)
 
-    def _fail(self, order: Submitted, error: FrameCodecError) -> None:
-        if self._end(order):
-            _fail(order, error)
+    def _abort(self, task: SubmittedTask, error: FrameCodecError) -> None:
+        if self._end(task):
+            _fail(task, error)
 
-    def _kill(self, order: Submitted) -> None:
-        if not order.kill():
-            self._ask(RENEW)  # one of the processes hides from the kernel's lock, and nothing says which
+    def _fill(self, task: SubmittedTask) -> None:
+        """Writes more of a message that is longer than its pipe."""
+        filling = task.filling
+        try:
+            if task.fill():
+                self._unfilled.pop(filling, None)
+        except FrameUnread as error:
+            self._abort(task, error)
+        except OSError as error:
+            self._abort(task, Unavailable(f"the task cannot be sent: {error.strerror}"))
 
     # Answers
 
     def receive(self) -> None:
-        """Whatever has come to `arrivals`; returns at once."""
+        """Completes the tasks of `arrivals` whose answers are there; returns at once."""
         for descriptor, _ in self.arrivals.poll(0):
             self._receive(descriptor)
 
     def _receive(self, descriptor: int) -> None:
-        order = self._open.get(descriptor)
-        if order is None:
+        task = self._open.get(descriptor)
+        if task is None:
             return
         try:
-            if (results := order.received()) is None:
+            if (results := task.received()) is None:
                 return
-            tell = partial(order.set_result, results)
+            complete = partial(task.set_result, results)
         except EOFError:
-            if self._claim(order):
-                self._send_anew(order)
+            if self._claim(task):
+                self._resend(task)
             return
         except FrameCodecError as error:
-            tell = partial(order.set_exception, error)
-        if not self._claim(order):
+            complete = partial(task.set_exception, error)
+        if not self._claim(task):
             return
-        self._latest_begun = max(self._latest_begun, order.number)
+        self._latest_begun = max(self._latest_begun, task.number)
         with contextlib.suppress(InvalidStateError):  # it was cancelled after it was claimed
-            tell()
-        self._feeder.forget(order)
-        order.close()  # its callers have gone on
-        self._tell_idle()
+            complete()
+        self._close(task)  # after the callbacks, which requests wait for
+        self._on_idle()
 
-    def _send_anew(self, order: Submitted) -> None:
-        """A process that was about to end had taken it."""
+    def _resend(self, task: SubmittedTask) -> None:
+        """The process that took it was about to end."""
         try:
-            order.connect_anew()
-            self._send(order)
+            task.reconnect()
+            self._send(task)
         except PoolError as error:
-            _fail(order, error)
+            _fail(task, error)
 
     def _serve(self) -> None:
-        """The thread. It sleeps when nothing has happened for a while and nobody waits."""
-        looked = time.monotonic()
+        """Runs in a thread. It sleeps when nothing has happened for a while and no task is under way."""
+        checked = time.monotonic()
         while not self._closed:
-            came = self._answers.poll(None if self._asleep else TICK)
-            for descriptor, _ in came:
+            events = self._answers.poll(None if self._asleep else TICK)
+            for descriptor, _ in events:
                 if descriptor == self._wake:
                     os.eventfd_read(self._wake)
                     self._asleep = False
-                elif descriptor in self._feeder:
-                    if (failed := self._feeder.feed(descriptor)) is not None:
-                        self._fail(*failed)
+                elif (task := self._unfilled.get(descriptor)) is not None:
+                    self._fill(task)
                 else:
                     self._receive(descriptor)
-            if time.monotonic() - looked >= TICK:
-                looked = time.monotonic()
-                self._look_around()
-            if not came:
+            if time.monotonic() - checked >= TICK:
+                checked = time.monotonic()
+                self._check_all()
+            if not events:
                 self._asleep = True
-                self._asleep = not (self._open or self._looking)  # whoever came meanwhile has roused us
+                self._asleep = not (self._open or self._looking)  # a task that came meanwhile has roused it
 
-    def _look_around(self) -> None:
+    def _check_all(self) -> None:
         if self._looking and self.is_idle:
             self._looking = False
-            self._tell_idle()
-        now, board = time.monotonic(), self._board.states()
-        if IDLE in board or BUSY in board:
-            self._last_there = now
+            self._on_idle()
+        now, states = time.monotonic(), self._status.states()
+        if IDLE in states or BUSY in states:
+            self._last_alive = now
         elif self._waiting():
-            self._ask(LATE)
-        for order in list(self._open.values()):
-            if order.begun() is not None:
-                self._latest_begun = max(self._latest_begun, order.number)
-            if (error := order.overdue(now, self._latest_begun, self._last_there, self.limits)) is not None:
-                self._stop(order, error)
+            self._request(LATE)
+        for task in list(self._open.values()):
+            if task.begun() is not None:
+                self._latest_begun = max(self._latest_begun, task.number)
+            if (error := task.overdue(now, self._latest_begun, self._last_alive, self.limits)) is not None:
+                self._stop(task, error)
         self._grow()
 
     def wait_until_ready(self, seconds: float = 60.0) -> bool:
-        """Whether all processes, also those that nobody needed so far, have started within that time."""
+        """Returns whether all processes have started within that time."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if not self._board.states().strip(IDLE + BUSY):
+            if not self._status.states().strip(IDLE + BUSY):
                 return True
             time.sleep(0.01)
         return False
@@ -342,21 +358,21 @@ class FramePool:
         if already:
             return
         if self._own is not None:
-            self._ask(END)
+            self._request(END)
             self._own.join()
-        for order in list(self._open.values()):
-            if not order.cancel():
-                self._fail(order, WorkCancelled("the pool is closed"))
-        os.eventfd_write(self._wake, 1)
+        for task in list(self._open.values()):
+            if not task.cancel():
+                self._abort(task, WorkCancelled("the pool is closed"))
+        self._rouse()
         self._thread.join()
         self._queue.close()
         self._answers.close()
         self.arrivals.close()
-        self._board.close()
-        os.close(self._asking)
+        self._status.close()
+        os.close(self._requests)
         os.close(self._wake)
 
 
-def _fail(order: Submitted, error: FrameCodecError) -> None:
+def _fail(task: SubmittedTask, error: FrameCodecError) -> None:
     with contextlib.suppress(InvalidStateError):  # it was cancelled after it was claimed
-        order.set_exception(error)
+        task.set_exception(error)

@@ -1,7 +1,8 @@
-"""Loads everything that decoding, encoding and drawing use, before a process is confined.
+"""Loads all libraries before a process is confined.
 
-Libraries load parts of themselves when these are first used, and a confined process cannot open a file. So
-each transfer syntax and each picture format is used once, on frames of our own.
+Libraries load parts of themselves at their first use, and a confined process cannot open a file. So `prepare`
+uses each transfer syntax and each picture format once, on frames of its own. The self-checks of charls.py and
+libjpeg.py run then, too.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ KINDS = (
 
 
 def prepare(modules: Sequence[str] = ()) -> None:
-    """Imports `modules` and all libraries that are installed, and uses each of them."""
+    """Imports `modules` and all installed libraries, and uses each library."""
     for module in ("framecodecs.pool.work", *modules):
         importlib.import_module(module)
     for package, library in LIBRARIES.items():
         if available(package):
-            with suppress(ImportError):  # Unsupported, in words, when it is needed
+            with suppress(ImportError):  # a task that needs it raises Unsupported
                 importlib.import_module(library.module)
     for uid in registry.SYNTAXES:
         for info in KINDS:

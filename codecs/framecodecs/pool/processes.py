@@ -1,20 +1,20 @@
-"""The processes of a pool: at most `most`, started when one is asked for, replaced when they die.
+"""Pixel processes: they are started on request, and replaced when they die.
 
-    pools  --orders-->  one queue, kept by the kernel  --the next one-->  whichever process is idle
+    pools  --tasks-->  one queue, kept by the kernel  --the next task-->  a process that is idle
 
-Whoever owns them (Processes) starts and replaces them, and takes no part in orders. Pools, in this process or
-in others, know them by an Entrance: descriptors that a child may inherit.
-- `orders`: a socket. Whatever is sent into it is received by one process; those that are idle wait at its
-  other end, and the kernel wakes one of them. So any idle process takes the next order of any pool.
-- `asking`: a pipe. FIRST wants one process, MORE another one; LATE says that nothing starts, RENEW that one
-  of the processes hides its work, so all are replaced; END that none is wanted any more.
-- `boards`: for each place a memory file with the state of the process there (board.py).
+The owner (PixelProcesses) starts and replaces them, and takes no part in tasks. Pools, in this process or in
+others, reach them by PoolEndpoints: descriptors that a child may inherit.
+- `tasks`: a socket. Idle processes wait at its other end, and the kernel wakes one of them for each message.
+  So any idle process takes the next task of any pool.
+- `requests`: a pipe. FIRST requests one process, MORE another one. LATE says that nothing starts. RENEW says
+  that a process hides its work, so all are replaced. END ends all.
+- `status_pages`: for each process a memory file with its state (status_pages.py).
 
 Rules of this file
-- Processes are started by executing Python anew, never forked, so they inherit no locks, no index, no
-  network connections, no secrets of the environment: only the queue and their own file of the board.
-- They end with the queue: when the owner and all pools are gone, whatever has ended them.
-- One that could not start is not tried again before PAUSE is over.
+- Processes start by exec, never by fork. They inherit no locks, index, connections or secrets of the
+  environment, but only the queue and their own status page.
+- They end with the queue, which ends with its owner and all pools.
+- After a process that could not start, the next attempt comes PAUSE seconds later.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from framecodecs.pool.board import ABSENT, STARTING, Board, make_files
+from framecodecs.pool.status_pages import ABSENT, STARTING, StatusPages, make_files
 
 FIRST, MORE, LATE, RENEW, END = b"f", b"m", b"l", b"r", b"e"
 PAUSE = 1.0  # seconds
-QUEUE_BYTES = 1 << 20  # of orders of some bytes each; the kernel counts 800 for one
-BUSY_MACHINE = 4  # times its deadline that an order may take where other processes use the cores
-INHERITED = ("LD_LIBRARY_PATH", "PYTHONHOME")  # where Python and its libraries are
+QUEUE_BYTES = 1 << 20  # the kernel counts 800 bytes for each task
+BUSY_MACHINE = 4  # times its deadline that a task may take while other processes use the cores
+INHERITED = ("LD_LIBRARY_PATH", "PYTHONHOME")
 SETTINGS = {
-    # One thread a worker: numpy would start its own.
+    # numpy would start threads of its own.
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
-    # glibc gives freed frames back to the kernel and faults them in again: half the time of a small frame.
+    # Else glibc returns freed frames to the kernel and faults them in again: half the time of a small frame.
     "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
 }
@@ -51,12 +51,11 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class PoolLimits:
-    """`waiting` orders of one pool may queue; `deadline` is seconds that an order may take, unless it brings
-    its own, which is processor time; `memory` is bytes a process may take beyond what its libraries need (a
-    2 GB frame is not decoded in a process of 1 GiB); `starting` is seconds that an order waits while no
-    process can be started; `lifetime` is orders before a process is replaced, so that leaks end; `nice`
-    lowers the priority of the processes (setpriority(2)); `modules` hold functions that do work, beside
-    framecodecs.pool.work."""
+    """`waiting` is the number of tasks of one pool that may queue. `deadline` is seconds for a task that has
+    no deadline of its own; that would be processor time. `memory` is bytes of a process beyond the size of
+    its libraries: 1 GiB is too little for a frame of 2 GB. `starting` is seconds that a task waits while no
+    process can start. `lifetime` is tasks before a process is replaced, which ends leaks. `nice` lowers the
+    priority of the processes (setpriority(2)). `modules` hold further functions that do work."""
 
     waiting: int = 64
     deadline: float = 20.0
@@ -67,24 +66,24 @@ class PoolLimits:
     modules: tuple[str, ...] = ()
 
     def times(self, deadline: float | None) -> tuple[float, float]:
-        """Seconds of processor time, and seconds that may pass meanwhile."""
+        """Returns seconds of processor time, and seconds of patience."""
         if deadline is None:
             return self.deadline, self.deadline
         return deadline, max(deadline, min(deadline * BUSY_MACHINE, self.deadline))
 
 
-class Entrance(NamedTuple):
-    """Descriptors: the queue of orders, the requests for processes, and the state of each process."""
+class PoolEndpoints(NamedTuple):
+    """Descriptors: the queue of tasks, the pipe of requests, and the status page of each process."""
 
-    orders: int
-    asking: int
-    boards: tuple[int, ...]
+    tasks: int
+    requests: int
+    status_pages: tuple[int, ...]
 
     @classmethod
-    def of(cls, text: str) -> Entrance:
-        """As `text` wrote it, for a command line."""
-        orders, asking, *boards = map(int, text.split(","))
-        return cls(orders, asking, tuple(boards))
+    def of(cls, text: str) -> PoolEndpoints:
+        """Reads `text`, for a command line."""
+        tasks, requests, *status_pages = map(int, text.split(","))
+        return cls(tasks, requests, tuple(status_pages))
 
     @property
     def text(self) -> str:
@@ -92,19 +91,19 @@ class Entrance(NamedTuple):
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        return self.orders, self.asking, *self.boards
+        return self.tasks, self.requests, *self.status_pages
 
 
 class _Running(NamedTuple):
     process: subprocess.Popen[bytes]
-    place: int
+    slot: int  # the number of its status page
     started: float
 
 
-class Processes:
-    """`selector` tells what happens to them: `data` of its events is a function to call. Who has no loop of
-    its own calls `serve` in a thread. `ended` is told the process id and exit code of each that ended
-    otherwise than by itself. One thread uses it, but for `close` while another one serves."""
+class PixelProcesses:
+    """At most `most` processes. The caller waits for `selector` and calls the `data` of its events, or calls
+    `serve` in a thread. `ended` gets the process id and exit code of each process that ended with an error.
+    One thread uses this, apart from `close`, which another one may call."""
 
     def __init__(
         self,
@@ -123,31 +122,30 @@ class Processes:
         self._closed = False
         sending, self._receiving = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sending.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_BYTES)
-        self._receiving.shutdown(socket.SHUT_WR)  # nobody can say anything to a pool through it
-        self._asked, asking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        boards = make_files(most)
-        self._board = Board(boards)
-        self.entrance = Entrance(sending.detach(), asking, boards)
-        self._selector.register(self._asked, selectors.EVENT_READ, self._hear)
+        self._receiving.shutdown(socket.SHUT_WR)  # no process can send to a pool through it
+        self._requested, requests = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        pages = make_files(most)
+        self._status = StatusPages(pages)
+        self.endpoints = PoolEndpoints(sending.detach(), requests, pages)
+        self._selector.register(self._requested, selectors.EVENT_READ, self._read_requests)
 
     def start(self, count: int = 1) -> None:
-        """As many more, if there may be more. One that cannot be started now is tried again when it is asked
-        for."""
+        """Starts `count` more, if there may be more. A failure is tried again with the next request."""
         for _ in range(count):
-            free = set(range(self.most)) - {one.place for one in self._running.values()}
+            free = set(range(self.most)) - {one.slot for one in self._running.values()}
             if not free or self._closed or time.monotonic() < self._due:
                 return
-            place = min(free)
+            slot = min(free)
             try:
-                self._start(place)
+                self._start(slot)
             except OSError:
-                self._board[place] = ABSENT
+                self._status[slot] = ABSENT
                 self._due = time.monotonic() + PAUSE
 
-    def _start(self, place: int) -> None:
-        self._board[place] = STARTING
-        queue, board, limits = self._receiving.fileno(), self.entrance.boards[place], self._limits
-        process = _started(queue, board, limits.memory, limits.lifetime, *limits.modules)
+    def _start(self, slot: int) -> None:
+        self._status[slot] = STARTING
+        queue, page, limits = self._receiving.fileno(), self.endpoints.status_pages[slot], self._limits
+        process = _started(queue, page, limits.memory, limits.lifetime, *limits.modules)
         try:
             if self._limits.nice:
                 os.setpriority(os.PRIO_PROCESS, process.pid, self._limits.nice)
@@ -156,32 +154,26 @@ class Processes:
             process.kill()
             process.wait()
             raise
-        self._running[ending] = _Running(process, place, time.monotonic())
+        self._running[ending] = _Running(process, slot, time.monotonic())
         self._selector.register(ending, selectors.EVENT_READ, partial(self._died, ending))
 
-    def _hear(self) -> None:
-        asked = os.read(self._asked, 1 << 16)
-        if END in asked:
+    def _read_requests(self) -> None:
+        requests = os.read(self._requested, 1 << 16)
+        if END in requests:
             self.close()
             return
-        if LATE in asked:
-            self._end_those_that_never_start()
-        if RENEW in asked:
-            for ending in self._running:
-                signal.pidfd_send_signal(ending, signal.SIGKILL)
-        self.start(asked.count(MORE) or (FIRST in asked and not self._running))
-
-    def _end_those_that_never_start(self) -> None:
         latest = time.monotonic() - self._limits.starting
         for ending, one in self._running.items():
-            if self._board[one.place] == STARTING and one.started < latest:
+            never_starts = self._status[one.slot] == STARTING and one.started < latest
+            if RENEW in requests or (LATE in requests and never_starts):
                 signal.pidfd_send_signal(ending, signal.SIGKILL)
+        self.start(requests.count(MORE) or (FIRST in requests and not self._running))
 
     def _died(self, ending: int) -> None:
-        process, place, _ = self._forget(ending)
+        process, slot, _ = self._forget(ending)
         code = process.wait()
-        had_started = self._board[place] != STARTING
-        self._board[place] = ABSENT
+        had_started = self._status[slot] != STARTING
+        self._status[slot] = ABSENT
         if code:
             self._ended(process.pid, code)
         if had_started:
@@ -195,14 +187,14 @@ class Processes:
         return self._running.pop(ending)
 
     def serve(self) -> None:
-        """Until it is closed, or told to by END in the pipe."""
+        """Runs until `close`, or END in the pipe."""
         while not self._closed:
             for key, _ in self._selector.select():
                 if not self._closed:
                     key.data()
 
     def close(self) -> None:
-        """Ends all processes at once, whatever they are doing."""
+        """Kills all processes."""
         if self._closed:
             return
         self._closed = True
@@ -210,19 +202,19 @@ class Processes:
             process = self._forget(ending).process
             process.kill()
             process.wait()
-        self._selector.unregister(self._asked)
+        self._selector.unregister(self._requested)
         if self._is_served:
             self._selector.close()
         self._receiving.close()
-        self._board.close()
-        for descriptor in (self._asked, *self.entrance.descriptors):
+        self._status.close()
+        for descriptor in (self._requested, *self.endpoints.descriptors):
             os.close(descriptor)
 
 
-def _started(queue: int, board: int, *others: int | str) -> subprocess.Popen[bytes]:
+def _started(queue: int, page: int, *others: int | str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "framecodecs.pool.worker", *map(str, (queue, board, *others))],
-        pass_fds=(queue, board),
+        [sys.executable, "-m", "framecodecs.pool.worker", *map(str, (queue, page, *others))],
+        pass_fds=(queue, page),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         env=_environment(),
@@ -230,7 +222,7 @@ def _started(queue: int, board: int, *others: int | str) -> subprocess.Popen[byt
 
 
 def _environment() -> dict[str, str]:
-    """Nothing that a secret may stand in. Modules are found where the pool's are found."""
+    """Returns variables without secrets. The process finds modules where its parent finds them."""
     package = str(Path(__file__).parent.parent)
     path = os.pathsep.join([package, *(entry for entry in sys.path if entry)])
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}

@@ -1,7 +1,7 @@
-"""A system call filter for the process that decodes foreign bytes (seccomp_filter(2), Linux 3.5 or later).
+"""A system call filter for the process that decodes foreign bytes (seccomp(2), Linux 3.5 or later).
 
-The filter is a list of allowed calls: memory, threads, clocks, signals to itself, and the descriptors that
-the process holds. Every other call fails with EPERM, also a call in the numbering of another architecture.
+The filter lists allowed calls: memory, threads, clocks, signals to itself, and the descriptors that the
+process holds. Every other call fails with EPERM, also one in the numbering of another architecture.
 clone3 fails with ENOSYS, because seccomp cannot see its flags and glibc then uses clone.
 """
 
@@ -31,7 +31,7 @@ LOCKS_AND_FLAGS = (fcntl.F_GETFD, fcntl.F_GETFL, fcntl.F_SETLK, fcntl.F_SETLKW, 
 
 
 class Architecture(NamedTuple):
-    """`audit` is AUDIT_ARCH_* of linux/audit.h; the others are numbers of calls."""
+    """`audit` is AUDIT_ARCH_* of linux/audit.h. The others are numbers of calls."""
 
     audit: int
     seccomp: int
@@ -45,10 +45,11 @@ class Architecture(NamedTuple):
     plain: tuple[int, ...]  # allowed with any arguments
 
 
-# read write close poll/ppoll brk munmap mremap madvise readv writev recvmsg vmsplice
-# rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack setitimer futex sched_yield sched_getaffinity
-# nanosleep clock_nanosleep clock_gettime clock_getres getpid gettid exit exit_group restart_syscall
-# set_robust_list rseq getrandom
+# The plain calls, in the order of the rows below:
+# read, write, close, poll or ppoll, brk, munmap, mremap, madvise, readv, writev, recvmsg, vmsplice;
+# rt_sigaction, rt_sigprocmask, rt_sigreturn, sigaltstack, setitimer, futex, sched_yield, sched_getaffinity;
+# nanosleep, clock_nanosleep, clock_gettime, clock_getres, getpid, gettid, exit, exit_group, restart_syscall;
+# set_robust_list, rseq, getrandom.
 # fmt: off
 ARCHITECTURES = {
     "x86_64": Architecture(
@@ -91,7 +92,7 @@ def architecture() -> Architecture | None:
 
 
 def is_available() -> bool:
-    """Whether this kernel filters system calls, and this module knows their numbers."""
+    """Returns whether this kernel filters system calls, and this module knows their numbers."""
     known, action = architecture(), ctypes.c_uint32(FAIL)
     return known is not None and not LIBC.syscall(
         known.seccomp, GET_ACTION_AVAILABLE, 0, ctypes.byref(action)
@@ -110,7 +111,7 @@ def install() -> None:
 
 
 def program(known: Architecture, pid: int) -> Iterator[Instruction]:
-    """The filter, as classic BPF."""
+    """Yields the filter, as classic BPF."""
     allowed, refused = Instruction(RETURN, 0, 0, ALLOW), Instruction(RETURN, 0, 0, FAIL | EPERM)
     yield Instruction(LOAD, 0, 0, ARCHITECTURE_AT)
     yield Instruction(EQUAL, 1, 0, known.audit)
@@ -133,7 +134,7 @@ def program(known: Architecture, pid: int) -> Iterator[Instruction]:
 
 
 def _checked(number: int, argument: int, checks: Iterable[Instruction]) -> Iterator[Instruction]:
-    """For the call `number`: loads the low half of an argument, checks it, and refuses all else."""
+    """Yields the filter of the call `number`: it loads the low half of an argument and checks it."""
     body = [
         Instruction(LOAD, 0, 0, ARGUMENTS_AT + 8 * argument),
         *checks,

@@ -1,33 +1,37 @@
-"""What workers are asked to do: batches of frames of one instance, in and out.
+"""The work of pixel processes: batches of frames of one instance, in and out.
 
-Functions of this module are what `FramePool.submit` takes; any other function of an importable module that
-takes frames first and gives (bytes, FrameInfo or None) back will do too.
+`FramePool.submit` takes these functions. It takes any other function of an importable module, too, that has a
+Batch as its first argument and returns a (bytes, FrameInfo or None) for each frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from framecodecs import registry
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.options import EncodeOptions
-from framecodecs.pool.wireform import Result
+from framecodecs.pool.messages import Result
 from framecodecs.rendering import pictures
 from framecodecs.rendering.pictures import PictureRequest
 
 
-def decode_frames(frames: Sequence[bytes], uid: str, info: FrameInfo, words: bool = False) -> list[Result]:
-    return [registry.decode(frame, uid, info, words=words) for frame in frames]
+class Batch(list[bytes]):
+    """The frames of a task. `cores` is the number of cores that a library may use for each of them."""
+
+    cores = 1
+
+
+def decode_frames(frames: Batch, uid: str, info: FrameInfo, words: bool = False) -> list[Result]:
+    return [registry.decode(frame, uid, info, words=words, cores=frames.cores) for frame in frames]
 
 
 def encode_frames(
-    frames: Sequence[bytes], uid: str, info: FrameInfo, options: EncodeOptions | None = None
+    frames: Batch, uid: str, info: FrameInfo, options: EncodeOptions | None = None
 ) -> list[Result]:
-    return [registry.encode(frame, uid, info, options=options) for frame in frames]
+    return [registry.encode(frame, uid, info, options=options, cores=frames.cores) for frame in frames]
 
 
 def transcode_frames(
-    frames: Sequence[bytes],
+    frames: Batch,
     from_uid: str,
     to_uid: str,
     info: FrameInfo,
@@ -35,19 +39,20 @@ def transcode_frames(
     words: bool = False,
 ) -> list[Result]:
     return [
-        registry.transcode(frame, from_uid, to_uid, info, options=options, words=words) for frame in frames
+        registry.transcode(frame, from_uid, to_uid, info, options=options, words=words, cores=frames.cores)
+        for frame in frames
     ]
 
 
 def render_frames(
-    frames: Sequence[bytes], uid: str, info: FrameInfo, request: PictureRequest, words: bool = False
+    frames: Batch, uid: str, info: FrameInfo, request: PictureRequest, words: bool = False
 ) -> list[Result]:
-    """A picture file for each frame."""
-    return [(pictures.rendered(frame, uid, info, request, words), None) for frame in frames]
+    """Makes a picture file of each frame."""
+    return [(pictures.rendered(frame, uid, info, request, words, frames.cores), None) for frame in frames]
 
 
 def animate_frames(
-    frames: Sequence[bytes], uid: str, info: FrameInfo, request: PictureRequest, words: bool = False
+    frames: Batch, uid: str, info: FrameInfo, request: PictureRequest, words: bool = False
 ) -> list[Result]:
-    """A block of an animated GIF for each frame."""
-    return [(pictures.animated(frame, uid, info, request, words), None) for frame in frames]
+    """Makes a block of an animated GIF of each frame."""
+    return [(pictures.animated(frame, uid, info, request, words, frames.cores), None) for frame in frames]

@@ -182,10 +182,15 @@ class PictureRequest:
 
 
 def shown(
-    frame: bytes, syntax_uid: str, info: FrameInfo, request: PictureRequest, words: bool = False
+    frame: bytes,
+    uid: str,
+    info: FrameInfo,
+    request: PictureRequest,
+    words: bool = False,
+    cores: int = 1,
 ) -> Picture:
-    """One frame, decoded, made displayable, fitted, annotated."""
-    native, now = registry.decode(frame, syntax_uid, info, words=words)
+    """Returns one frame decoded, made displayable, fitted and annotated."""
+    native, now = registry.decode(frame, uid, info, words=words, cores=cores)
     picture = displayable(native, now, request.rendering)
     if request.viewport is not None:
         picture = fitted(picture, request.viewport)
@@ -195,18 +200,28 @@ def shown(
 
 
 def rendered(
-    frame: bytes, syntax_uid: str, info: FrameInfo, request: PictureRequest, words: bool = False
+    frame: bytes,
+    uid: str,
+    info: FrameInfo,
+    request: PictureRequest,
+    words: bool = False,
+    cores: int = 1,
 ) -> bytes:
-    """One frame as a picture file."""
-    picture = shown(frame, syntax_uid, info, request, words)
+    """Returns one frame as a picture file."""
+    picture = shown(frame, uid, info, request, words, cores)
     profile = srgb_profile() if request.convert_to_srgb else request.icc_profile
     keep = profile if picture.ndim == 3 else None
     return picture_file(picture, request.media_type, quality=request.quality, icc_profile=keep)
 
 
 def animated(
-    frame: bytes, syntax_uid: str, info: FrameInfo, request: PictureRequest, words: bool = False
+    frame: bytes,
+    uid: str,
+    info: FrameInfo,
+    request: PictureRequest,
+    words: bool = False,
+    cores: int = 1,
 ) -> bytes:
-    """One frame of an animated GIF (animations.py)."""
-    picture = shown(frame, syntax_uid, info, request, words)
+    """Returns one frame of an animated GIF (animations.py)."""
+    picture = shown(frame, uid, info, request, words, cores)
     return animations.frame_block(picture_file(picture, "image/gif"), request.milliseconds)

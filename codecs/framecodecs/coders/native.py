@@ -1,9 +1,7 @@
-"""Transfer syntaxes that do not compress a frame, and the one that deflates it (PS3.5 A.1, A.2, A.3, A.5,
-A.4.12).
+"""Native frames, and deflated ones (PS3.5 A.1, A.2, A.3, A.5, A.4.12).
 
-Big-endian pixel data of VR OW is swapped in words of 16 bits whatever Bits Allocated is (PS3.5 A.3), so
-that 8-bit pixels come in swapped pairs; of VR OB it is not swapped. Wider samples have all their bytes
-turned.
+Big-endian pixel data of VR OW is swapped in words of 16 bits for any Bits Allocated (PS3.5 A.3). So 8-bit
+pixels come in swapped pairs; those of VR OB are not swapped. Of wider samples all bytes are reversed.
 """
 
 from __future__ import annotations
@@ -19,11 +17,11 @@ from framecodecs.libraries import guarded
 from framecodecs.options import EncodeOptions
 from framecodecs.samples import native
 
-DEFLATE_LEVEL = 6  # zlib's own default: level 9 takes twice the time for 1 % on CT
+DEFLATE_LEVEL = 6  # level 9 takes twice the time for 1 % on CT
 
 
 def whole_header(frame: bytes, info: FrameInfo) -> Header:
-    """Nothing to read: the dataset alone says what is there. Lengths are checked when the frame is cut."""
+    """Returns the attributes of the dataset: the frame has no header. Its length is checked later."""
     return Header(info.rows, info.columns, info.samples_per_pixel, info.bits_allocated, 0, len(frame))
 
 
@@ -40,7 +38,7 @@ def decode_big_endian(frame: bytes, info: FrameInfo, header: Header) -> tuple[by
 
 
 def swap_words(frame: bytes) -> bytes:
-    """Exchanges the bytes of each 16-bit word; the frame must begin at one and hold whole ones."""
+    """Exchanges the bytes of each 16-bit word. Raises CodestreamError for half a word."""
     if len(frame) % 2:
         raise CodestreamError(f"a frame of {len(frame)} bytes does not consist of 16-bit words")
     return np.frombuffer(frame, np.uint16).byteswap().tobytes()
@@ -51,7 +49,7 @@ def encode_little_endian(frame: bytes, info: FrameInfo, options: EncodeOptions) 
 
 
 def decode_deflated(frame: bytes, info: FrameInfo, header: Header) -> tuple[bytes, FrameInfo]:
-    """Inflates no more than the frame may hold, whatever the stream promises."""
+    """Inflates at most the length of the frame."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     with guarded(DecodeError, "deflate"):
         out = inflater.decompress(frame, info.frame_length + 2)

@@ -1,7 +1,7 @@
-"""The state of each process of a pool: a byte of a memory file of its own.
+"""The status pages of the pixel processes: for each process one byte in a memory file of its own.
 
-A process can write to its own byte only, so one that was taken over can lie about nothing but itself. The
-files are sealed, because a file that is cut short under a mapping kills the processes that look at it.
+A process can write to its own page only. So a process that was taken over can lie about itself alone. The
+files are sealed: to cut a mapped file short would kill the processes that read it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 def make_files(count: int) -> tuple[int, ...]:
-    """Descriptors, which the caller closes."""
+    """Returns descriptors, which the caller closes."""
     files = list[int]()
     for _ in range(count):
-        file = os.memfd_create("board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        file = os.memfd_create("status", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         files.append(file)
         os.truncate(file, 1)
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALS)
     return tuple(files)
 
 
-class Board:
-    """The bytes of some processes, in the order of their files. It is a hint: a process may be gone."""
+class StatusPages:
+    """The pages of some processes, in the order of their files. They are hints: a process may have died."""
 
     def __init__(self, files: Sequence[int]) -> None:
         self._pages = [mmap.mmap(file, 1) for file in files]
@@ -38,11 +38,11 @@ class Board:
     def states(self) -> bytes:
         return b"".join([page[:] for page in self._pages])
 
-    def __getitem__(self, place: int) -> bytes:
-        return self._pages[place][:]
+    def __getitem__(self, index: int) -> bytes:
+        return self._pages[index][:]
 
-    def __setitem__(self, place: int, state: bytes) -> None:
-        self._pages[place][:] = state
+    def __setitem__(self, index: int, state: bytes) -> None:
+        self._pages[index][:] = state
 
     def close(self) -> None:
         for page in self._pages:
