@@ -1,4 +1,4 @@
-"""The tables of documents that are made from tables of the code. As a script it writes them into the pages."""
+"""The tables of documents that are made from tables of the code. As a script it writes the pages."""
 
 import re
 from pathlib import Path

@@ -26,11 +26,6 @@ DOCUMENTS = ("README.md", "CHANGELOG.md", "docs", "conf")
 LIMITS: dict[str, tuple[int, int]] = {
     "CHANGELOG.md": (30, 91),
     "README.md": (7, 13),
-    "codecs/framecodecs": (37, 3),
-    "codecs/framecodecs/coders": (15, 11),
-    "codecs/framecodecs/headers": (11, 2),
-    "codecs/framecodecs/pool": (31, 4),
-    "codecs/framecodecs/rendering": (16, 2),
     "docs/api.md": (31, 82),
     "docs/architecture.md": (40, 144),
     "docs/conformance.md": (6, 18),

@@ -1,3 +1,1 @@
-"""framecodecs: DICOM frames in, DICOM frames out. Knows pixels; knows nothing of HTTP, files, datasets or
-streamsrv.
-"""
+"""framecodecs decodes, encodes and renders DICOM frames. It knows no HTTP, files, datasets or server."""

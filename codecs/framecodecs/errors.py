@@ -1,30 +1,30 @@
-"""Every error that framecodecs raises on purpose.
+"""The errors of framecodecs.
 
     FrameCodecError
-    |-- GeometryError        what the dataset says about its pixels cannot be true of any frame
-    |-- CodestreamError      the codestream's own header contradicts the dataset, or the stream is cut
-    |-- Unsupported          no library here does this; `hint` says what to install, if anything helps
+    |-- GeometryError        the attributes of the dataset are true of no frame
+    |-- CodestreamError      the header of the codestream contradicts the dataset, or the stream is cut
+    |-- Unsupported          no installed library does this; `hint` says which one would
     |-- DecodeError          the library refused the codestream
     |-- EncodeError          the library refused the pixels
-    |-- RenderingError       what was asked for cannot be drawn: a window, viewport or table without sense
-    |-- FrameUnread          the frame is not there as a whole, or cannot be read where it is stored
-    `-- PoolError            the work was not done, whatever it was
-        |-- QueueFull        too much is waiting already: try again later
-        |-- Unavailable      no process is there for it, or can be started: try again later
-        |-- DeadlineExceeded the worker was stopped after its time was over
-        |-- MemoryExceeded   the worker asked for more memory than it may have
-        |-- WorkerCrashed    the worker died of the work
-        `-- WorkCancelled    nobody wanted the answer any more
+    |-- RenderingError       a window, viewport or table of the request is invalid
+    |-- FrameUnread          the stored frame is cut, or cannot be read
+    `-- PoolError            the work was not done
+        |-- QueueFull        too many tasks wait: try again later
+        |-- Unavailable      there is no process, and none can be started: try again later
+        |-- DeadlineExceeded the process was stopped at its deadline
+        |-- MemoryExceeded   the process reached its memory limit
+        |-- WorkerCrashed    the process died of the work
+        `-- WorkCancelled    no request waits for the answer
 
-Nothing else comes out of decode, encode, transcode or the pool's futures, whatever bytes go in. No message
-holds pixel values.
+For any input bytes, decode, encode, transcode and the pool raise no other errors. No message holds pixel
+values.
 """
 
 from __future__ import annotations
 
 
 class FrameCodecError(Exception):
-    """Base of all. `detail` is a sentence that may be shown to a user."""
+    """The base of all. `detail` is a sentence for users."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -40,7 +40,7 @@ class CodestreamError(FrameCodecError):
 
 
 class Unsupported(FrameCodecError):
-    """`hint` is a command that would help, or empty when nothing can be installed for it."""
+    """`hint` is a command that installs a library for it, or empty."""
 
     def __init__(self, detail: str, hint: str = "") -> None:
         super().__init__(f"{detail} ({hint})" if hint else detail)
@@ -104,4 +104,4 @@ BY_NAME: dict[str, type[FrameCodecError]] = {
         MemoryExceeded,
     )
 }
-"""What a worker may answer by name; anything else that it says becomes a FrameCodecError."""
+"""The errors that a pixel process may name; any other name becomes a FrameCodecError."""

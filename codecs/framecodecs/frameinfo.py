@@ -1,8 +1,8 @@
-"""What a frame is: the Image Pixel attributes that its bytes cannot be read without (PS3.3 C.7.6.3).
+"""The Image Pixel attributes that the bytes of a frame are read by (PS3.3 C.7.6.3).
 
-A *native* frame is little-endian; several samples a pixel are interleaved or by plane, as
-planar_configuration says. One-bit pixels are packed, the first pixel in the lowest bit of the first byte,
-and a frame begins at a byte (PS3.5 8.1.1); native YBR_FULL_422 holds two luminance samples and one pair of
+A *native* frame is little-endian. Several samples a pixel are interleaved or by plane, as
+planar_configuration says. One-bit pixels are packed: the first pixel is the lowest bit of the first byte, and
+a frame begins at a byte (PS3.5 8.1.1). Native YBR_FULL_422 has two luminance samples and one pair of
 chrominance samples for every two pixels.
 """
 
@@ -16,9 +16,8 @@ import numpy as np
 
 from framecodecs.errors import GeometryError
 
-MAX_FRAME_BYTES = (
-    0x7FFFF000  # what one read or write of Linux moves; libraries count in 32 bits and would wrap
-)
+# The most that one read or write of Linux moves. Libraries count in 32 bits and would wrap around.
+MAX_FRAME_BYTES = 0x7FFFF000
 ALLOCATIONS = frozenset({1, 8, 16, 32, 64})
 PHOTOMETRIC_SAMPLES = {
     "MONOCHROME1": 1,
@@ -37,10 +36,8 @@ PHOTOMETRIC_SAMPLES = {
 
 @dataclass(frozen=True)
 class FrameInfo:
-    """The attributes of the Image Pixel Module that say how one frame is stored.
-
-    `floating` marks Float or Double Float Pixel Data: the same widths, other numbers.
-    """
+    """The attributes of the Image Pixel Module that describe one frame. `floating` marks Float or Double
+    Float Pixel Data. Raises GeometryError."""
 
     rows: int
     columns: int
@@ -54,11 +51,11 @@ class FrameInfo:
     floating: bool = False
 
     def __post_init__(self) -> None:
-        for holds, complaint in self._claims():
+        for holds, error in self._conditions():
             if not holds:
-                raise GeometryError(complaint)
+                raise GeometryError(error)
 
-    def _claims(self) -> tuple[tuple[bool, str], ...]:
+    def _conditions(self) -> tuple[tuple[bool, str], ...]:
         samples = PHOTOMETRIC_SAMPLES.get(self.photometric_interpretation)
         return (
             (1 <= self.rows <= 65535, f"Rows is {self.rows}"),
@@ -86,7 +83,7 @@ class FrameInfo:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """The attributes alone: equal ones are pickled to the same bytes, whatever was asked of them."""
+        """Returns the attributes without cached properties: equal ones are pickled to the same bytes."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
@@ -95,7 +92,7 @@ class FrameInfo:
 
     @cached_property
     def frame_length(self) -> int:
-        """Bytes of one native frame, without a padding byte."""
+        """The bytes of one native frame, without a padding byte."""
         samples, columns = self.samples_per_pixel, self.columns
         if self.subsampled:
             samples, columns = 2, columns + columns % 2
@@ -103,23 +100,23 @@ class FrameInfo:
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """Rows, columns and, for colour, samples: the interleaved array."""
+        """Rows, columns and, for colour, samples of the interleaved array."""
         plane = (self.rows, self.columns)
         return plane if self.samples_per_pixel == 1 else (*plane, self.samples_per_pixel)
 
     @cached_property
     def container(self) -> np.dtype[np.generic]:
-        """The unsigned little-endian type that one sample is allocated in; a byte for one bit, unpacked."""
+        """The unsigned little-endian type of one allocated sample; a byte for an unpacked bit."""
         return np.dtype(f"<u{max(self.bits_allocated // 8, 1)}")
 
     @cached_property
     def sample_type(self) -> np.dtype[np.generic]:
-        """The type that gives a native sample its value."""
+        """The type of the value of a native sample."""
         kind = "f" if self.floating else "iu"[self.pixel_representation == 0]
         return np.dtype(f"<{kind}{max(self.bits_allocated // 8, 1)}")
 
     def with_colour(self, photometric_interpretation: str) -> FrameInfo:
-        """The same frame, interleaved, with its colour called otherwise."""
+        """Returns the same frame, interleaved, with another name of its colour."""
         if photometric_interpretation == self.photometric_interpretation and self.planar_configuration == 0:
             return self
         return replace(self, photometric_interpretation=photometric_interpretation, planar_configuration=0)

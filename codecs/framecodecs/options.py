@@ -20,11 +20,11 @@ class EncodeOptions:
     cores: int = 1
 
     def __post_init__(self) -> None:
-        for holds, complaint in (
+        for holds, error in (
             (1 <= self.quality <= 100, f"quality is {self.quality}, not 1..100"),
             (1 <= self.near <= 255, f"near is {self.near}, not 1..255"),
             (self.chroma in ("422", "444"), f"chroma is {self.chroma!r}, not '422' or '444'"),
             (1 <= self.effort <= 9, f"effort is {self.effort}, not 1..9"),
         ):
             if not holds:
-                raise EncodeError(complaint)
+                raise EncodeError(error)

@@ -1,12 +1,10 @@
-"""Between bytes and arrays: the one place that knows bit packing, planes, chrominance subsampling and
-signs.
+"""Converts between frames and arrays: bit packing, planes, chrominance subsampling and signs.
 
-- `to_array` gives every native frame as an interleaved array of values, sign-extended from Bits Stored, so
-  that no codec has to think of planes, packed bits or rubbish above the high bit (which PS3.5 8.1.1 says
-  has no meaning).
-- `to_frame` goes back. A codestream of signed pixels may hold them as unsigned numbers of `precision` bits
-  (JPEG lossless and JPEG-LS have no sign) or with a sign that the dataset denies (JPEG 2000): the dataset
-  decides, and bits are reinterpreted.
+- `to_array` returns a native frame as an interleaved array of values, sign-extended from Bits Stored. So no
+  codec sees planes, packed bits, or bits above the high bit, which have no meaning (PS3.5 8.1.1).
+- `to_frame` reverses it. A codestream may hold signed pixels as unsigned numbers of `precision` bits (JPEG
+  lossless, JPEG-LS), or with a sign that contradicts the dataset (JPEG 2000). The dataset decides, and the
+  bits are reinterpreted.
 """
 
 from __future__ import annotations
@@ -28,12 +26,12 @@ DECODED_COLOUR = {
     "YBR_FULL_422": "YBR_FULL",
     "YBR_PARTIAL_422": "YBR_FULL",
 }
-"""What a colour is called once its codestream has been undone and every pixel has all its samples."""
+"""The name of a colour after decoding, when every pixel has all its samples."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a library gave: an array, and how the codestream meant its numbers."""
+    """The array that a library returned, and the depth, sign and colour of its numbers."""
 
     samples: Samples
     precision: int
@@ -42,7 +40,7 @@ class Decoded:
 
 
 def exact_frame(frame: bytes, info: FrameInfo) -> bytes:
-    """The frame without its padding; CodestreamError if it is shorter than its attributes say."""
+    """Returns the frame without its padding. Raises CodestreamError if it is too short."""
     length = info.frame_length
     if len(frame) < length:
         raise CodestreamError(f"the frame has {len(frame)} bytes, its attributes say {length}")
@@ -50,7 +48,7 @@ def exact_frame(frame: bytes, info: FrameInfo) -> bytes:
 
 
 def interleaved_info(info: FrameInfo) -> FrameInfo:
-    """What `to_array` makes of the colour: interleaved, no chrominance shared between pixels."""
+    """Returns the attributes of the result of `to_array`: interleaved, no shared chrominance."""
     return info.with_colour(
         DECODED_COLOUR.get(info.photometric_interpretation, info.photometric_interpretation)
     )
@@ -62,7 +60,7 @@ def _unpacked(frame: bytes, info: FrameInfo) -> Samples:
 
 
 def _chroma_shared(frame: bytes, info: FrameInfo) -> Samples:
-    """Y1 Y2 Cb Cr for each two pixels becomes Y Cb Cr for each: the pair's chrominance is repeated."""
+    """Turns Y1 Y2 Cb Cr of two pixels into Y Cb Cr of each: the chrominance is repeated."""
     pairs = np.frombuffer(frame, info.container).reshape(info.rows, -1, 4)
     out = np.empty((info.rows, pairs.shape[1], 2, 3), info.container)
     out[..., 0] = pairs[..., :2]
@@ -71,7 +69,7 @@ def _chroma_shared(frame: bytes, info: FrameInfo) -> Samples:
 
 
 def raw_array(frame: bytes, info: FrameInfo) -> Samples:
-    """The frame as an interleaved array of its containers, bits untouched."""
+    """Returns the frame as an interleaved array of its containers, with all bits."""
     frame = exact_frame(frame, info)
     if info.bits_allocated == 1:
         return _unpacked(frame, info)
@@ -85,9 +83,8 @@ def raw_array(frame: bytes, info: FrameInfo) -> Samples:
 
 
 def to_array(frame: bytes, info: FrameInfo) -> Samples:
-    """The values of a native frame, interleaved: shifted down from the high bit, sign-extended from Bits
-    Stored.
-    """
+    """Returns the values of a native frame, interleaved: shifted down from the high bit, and sign-extended
+    from Bits Stored."""
     raw = raw_array(frame, info)
     if info.floating:
         return raw.view(info.sample_type)
@@ -96,7 +93,7 @@ def to_array(frame: bytes, info: FrameInfo) -> Samples:
     if not info.pixel_representation:
         spare = info.high_bit + 1 - info.bits_stored
         greatest = (1 << info.bits_stored) - 1
-        if not spare and raw.max() <= greatest:  # nearly always so, and found sooner than a copy is made
+        if not spare and raw.max() <= greatest:  # true of nearly all frames, and faster than a copy
             return raw
         values: Samples = (raw >> spare if spare else raw) & raw.dtype.type(greatest)
         return values
@@ -106,7 +103,7 @@ def to_array(frame: bytes, info: FrameInfo) -> Samples:
 
 
 def unsigned(samples: Samples, bits: int) -> Samples:
-    """Values as unsigned numbers of `bits` bits: what a codec without signs can hold."""
+    """Returns values as unsigned numbers of `bits` bits, for a codec without signs."""
     if samples.dtype.kind == "u":
         return samples
     mask = np.array((1 << bits) - 1, f"u{samples.itemsize}")
@@ -115,7 +112,7 @@ def unsigned(samples: Samples, bits: int) -> Samples:
 
 
 def sign_extended(samples: Samples, bits: int) -> Samples:
-    """The lowest `bits` bits of each container, read as two's complement."""
+    """Reads the lowest `bits` bits of each container as two's complement."""
     spare = 8 * samples.itemsize - bits
     signed: Samples = samples.view(f"i{samples.itemsize}")
     return signed if spare == 0 else (signed << spare) >> spare
@@ -134,7 +131,7 @@ def _reinterpreted(decoded: Decoded, info: FrameInfo) -> Samples:
 
 
 def to_frame(decoded: Decoded, info: FrameInfo) -> tuple[bytes, FrameInfo]:
-    """The native, interleaved frame of what a library decoded."""
+    """Returns the native, interleaved frame of a decoded array."""
     if decoded.samples.shape != info.shape:
         raise CodestreamError(f"decoded to {decoded.samples.shape}, the dataset says {info.shape}")
     out = info.with_colour(decoded.photometric_interpretation)
@@ -144,9 +141,7 @@ def to_frame(decoded: Decoded, info: FrameInfo) -> tuple[bytes, FrameInfo]:
 
 
 def native(frame: bytes, info: FrameInfo) -> tuple[bytes, FrameInfo]:
-    """A native frame without its padding, by pixel, each pixel with all its samples; the bits are
-    untouched.
-    """
+    """Returns a native frame without its padding, by pixel, each pixel with all its samples and bits."""
     frame = exact_frame(frame, info)
     if info.samples_per_pixel == 1 or not (info.planar_configuration or info.subsampled):
         return frame, info
@@ -155,5 +150,5 @@ def native(frame: bytes, info: FrameInfo) -> tuple[bytes, FrameInfo]:
 
 @lru_cache(maxsize=64)
 def stored_low(info: FrameInfo) -> FrameInfo:
-    """The attributes of pixels that `to_array` has shifted down."""
+    """Returns the attributes of pixels that `to_array` has shifted down."""
     return replace(interleaved_info(info), high_bit=info.bits_stored - 1)

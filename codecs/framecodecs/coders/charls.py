@@ -1,8 +1,8 @@
 """JPEG-LS of any depth by the C interface of the CharLS in imagecodecs' wheels.
 
 The public functions of imagecodecs encode depths of 8 and 16 bits only. This writes any depth: the same bytes
-as pyjpegls with its older CharLS, in four fifths of the time. If the library is not found, has another major
-version or fails its self-check, `encode` returns None, and the public functions of pyjpegls do the work.
+as pyjpegls with its older CharLS, in four fifths of the time. `encode` returns None if the library is not
+found, has another major version, or fails its self-check. Then the public functions of pyjpegls do the work.
 """
 
 from __future__ import annotations

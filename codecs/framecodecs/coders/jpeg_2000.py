@@ -21,8 +21,8 @@ from framecodecs.samples import Decoded, Samples
 
 TRANSFORMED = {True: "YBR_RCT", False: "YBR_ICT"}
 RGB_FOR_OPENJPEG = 1
-DEPTH_AT = 42  # bytes of SOC, SIZ, Lsiz, Rsiz, eight sizes and Csiz, before the first component
-SHALLOW = 2  # OpenJPEG sizes its buffer by depth, and noise of one bit does not fit
+DEPTH_AT = 42  # bytes of SOC, SIZ, Lsiz, Rsiz, eight sizes and Csiz.
+SHALLOW = 2  # bits; OpenJPEG sizes its buffer by depth, and noise of one bit does not fit
 
 
 def header_of(frame: bytes, info: FrameInfo) -> Jpeg2000Header:

@@ -1,15 +1,17 @@
-"""JPEG lossless, process 14 with selection value 1 (ISO/IEC 10918-1 annex H), written with array operations.
+"""An encoder of JPEG lossless, process 14 with selection value 1 (ISO/IEC 10918-1 annex H), that works on
+whole arrays.
 
-Strategy: every difference to the left neighbour becomes one number, its Huffman code with the bits of its
-value behind it, from the top of a word of 64 bits, and in the lowest bits of that word how many they are: one
-look into a table of all 65,536 differences. Then neighbours are joined, two and two, and twice where four of
-them fit into a word. What is left is moved to its place; what has its place in the same word is added up, by
-sums over all of them and differences of these sums where a word ends. All of it by whole arrays, which are
-read in the order in which they lie: the first, second, third and fourth of each four apart.
+Strategy
+- A table of all 65,536 differences maps each difference to the left neighbour to a word of 64 bits: its
+  Huffman code and the bits of its value at the top, and their number in the lowest bits.
+- Neighbours are joined in pairs, and pairs in fours where they fit into a word.
+- The texts are shifted to their places. Those with places in one word are added: a cumulative sum over all of
+  them, and its differences where a word ends.
+- Arrays are read in the order of memory: the first, second, third and fourth of each four are kept apart.
 
-Rules: one Huffman table for all components, made for this frame (K.2) or for some rows of a large one, no
-code longer than 16 bits and none all ones (C). Components are called R, G and B, so that no reader converts
-them.
+Rules: one Huffman table serves all components. It is made for the frame (K.2), or for some rows of a large
+one. No code is longer than 16 bits, and none is all ones (annex C). Components are named R, G and B, so that
+no decoder converts them.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from framecodecs.frameinfo import FrameInfo
 from framecodecs.options import EncodeOptions
 from framecodecs.samples import Samples
 
-BLOCK = 1 << 16  # differences at a time, about: whole rows
-SAMPLE = 16  # of so many rows one is counted
+BLOCK = 1 << 16  # differences in one step, about: whole rows
+SAMPLE = 16  # one row in so many is counted
 LENGTHS = 16
 WORD = 64
-NUMBER = np.uint64(63)  # the bits of a word that say how many of the others are used
+NUMBER = np.uint64(63)  # the bits of a word that hold the length of its text
 TEXT = ~NUMBER
 LONGEST_TEXT = 58
 COMPONENTS = {1: b"\x01", 3: b"RGB"}
@@ -60,8 +62,8 @@ def encode(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tuple[bytes
 def differences_of(
     values: Samples, precision: int, start: int = 0, stop: int | None = None
 ) -> NDArray[np.uint16]:
-    """Of some rows, modulo 65,536, in the order of the scan: to the left neighbour, of the first column to
-    the one above, of the very first to half of the range (H.1.2.1)."""
+    """Returns differences of some rows, modulo 65,536, in the order of the scan: to the left neighbour; in
+    the first column to the sample above; of the first sample to half of the range (H.1.2.1)."""
     rows = values.reshape(len(values), -1)[:stop]
     across, flat = values[0, 0].size, rows[start:].reshape(-1)
     out = np.empty(flat.size, np.uint16)
@@ -75,8 +77,8 @@ def differences_of(
 
 
 def likely_counts(values: Samples, precision: int) -> list[int]:
-    """How many differences there are of each bit length. Of a large frame those within one row in SAMPLE are
-    counted, and every bit length that there may be."""
+    """Returns the number of differences of each bit length. In a large frame it counts one row in SAMPLE, and
+    each bit length at least once."""
     if values.size <= BLOCK or len(values) < 2 * SAMPLE:
         return category_counts(differences_of(values, precision))
     rows = values[SAMPLE // 2 :: SAMPLE]
@@ -85,19 +87,19 @@ def likely_counts(values: Samples, precision: int) -> list[int]:
 
 
 def category_counts(differences: Samples) -> list[int]:
-    """How many differences there are of each bit length."""
+    """Returns the number of differences of each bit length."""
     categories = CATEGORY.take(differences.reshape(-1), mode="clip")
     return [int(count) for count in np.bincount(categories, minlength=CATEGORIES)]
 
 
 def longest_code(precision: int) -> int:
-    """So that two differences fit into a word beside their number of bits."""
+    """Returns the code length with which two differences and their length fit into a word."""
     return min(LENGTHS, LONGEST_TEXT // PAIR - min(precision, CATEGORIES - 2))
 
 
 def code_lengths(counts: Sequence[int], longest: int = LENGTHS) -> tuple[list[int], list[int]]:
-    """How many codes there are of each length from 1 to 16, and the categories in the order of their codes.
-    One more symbol takes part and is left out again: the code of ones alone is its own."""
+    """Returns the number of codes of each length from 1 to 16, and the categories in the order of their
+    codes. One more symbol takes the code of ones alone, and is removed."""
     depths = dict.fromkeys((category for category, count in enumerate(counts) if count), 0)
     heap: list[_Branch] = [(counts[category], -category, (category,)) for category in depths]
     heap.append((0, -CATEGORIES, (CATEGORIES,)))
@@ -115,8 +117,8 @@ def code_lengths(counts: Sequence[int], longest: int = LENGTHS) -> tuple[list[in
 
 
 def _shortened(lengths: list[int], longest: int) -> list[int]:
-    """No code longer than that: pairs move up, a shorter one makes room for them (figure K.3). The last and
-    longest is the reserved one."""
+    """Returns the lengths without longer codes: pairs move up, and a shorter code makes room for them (figure
+    K.3). The last and longest code is the reserved one."""
     lengths += [0] * (LENGTHS + 1 - len(lengths))
     for length in range(len(lengths) - 1, longest, -1):
         while lengths[length]:
@@ -130,7 +132,7 @@ def _shortened(lengths: list[int], longest: int) -> list[int]:
 
 
 def canonical_codes(lengths: Sequence[int], order: Sequence[int]) -> dict[int, Code]:
-    """Of each category (figure C.2)."""
+    """Returns the code of each category (figure C.2)."""
     codes: dict[int, Code] = {}
     code, waiting = 0, iter(order)
     for length, count in enumerate(lengths, 1):
@@ -142,8 +144,8 @@ def canonical_codes(lengths: Sequence[int], order: Sequence[int]) -> dict[int, C
 
 
 def _table(codes: dict[int, Code], precision: int) -> Words:
-    """What is written for each difference that there may be: bits from the top, and in NUMBER how many. A
-    positive one is written as it is behind its code, a negative one with all of its bits inverted."""
+    """Returns the text of each possible difference: bits from the top, and their number in NUMBER. A positive
+    value stands behind its code, of a negative one all bits are inverted."""
     shifts, zeros, ones = np.zeros((3, CATEGORIES), np.uint64)
     for category, (code, length) in codes.items():
         behind = category if category < CATEGORIES - 1 else 0
@@ -161,7 +163,7 @@ def _table(codes: dict[int, Code], precision: int) -> Words:
 
 
 def _entropy_coded(values: Samples, precision: int, table: Words) -> list[bytes]:
-    """All differences as bits; the last byte is filled with ones, FF is followed by 00 (F.1.2.3)."""
+    """Returns all differences as bits. Ones fill the last byte, and 00 follows FF (F.1.2.3)."""
     height = max(BLOCK // values[0].size, 1)
     pieces, begun, offset = list[bytes](), 0, 0
     for start in range(0, len(values), height):
@@ -176,7 +178,7 @@ def _entropy_coded(values: Samples, precision: int, table: Words) -> list[bytes]
 
 
 def _joined(differences: NDArray[np.uint16], table: Words) -> tuple[Words, Words]:
-    """Bits from the top, and their number: of four neighbours as one, or of two if four are too long."""
+    """Returns texts of four neighbours, or of two if four are too long, and their lengths."""
     coded = np.empty((PAIR, PAIR, -(-differences.size // QUAD)), np.uint64)
     for place in range(QUAD):
         found, there = differences[place::QUAD], coded[place % PAIR, place // PAIR]
@@ -185,7 +187,7 @@ def _joined(differences: NDArray[np.uint16], table: Words) -> tuple[Words, Words
     pairs, seconds = coded
     numbers = (pairs + seconds) & NUMBER
     seconds >>= pairs & NUMBER
-    pairs |= seconds  # what they say of their number is mixed up now
+    pairs |= seconds  # the bits of NUMBER are invalid now
     of_quads = numbers[0] + numbers[1]
     if of_quads.max() > LONGEST_TEXT:
         return (pairs & TEXT).T.reshape(-1), numbers.T.reshape(-1)
@@ -196,11 +198,11 @@ def _joined(differences: NDArray[np.uint16], table: Words) -> tuple[Words, Words
 
 
 def _packed(texts: Words, numbers: Words, offset: int) -> tuple[Words, int]:
-    """Texts one behind the other as words, the first of them from bit `offset` on; and how many bits of the
-    last word, which is not full, are used.
+    """Concatenates texts into words, from bit `offset` on. Returns the words, and the number of used bits of
+    the last one, which is not full.
 
-    No text is longer than a word, so one begins in every word, and of those only the last can reach into
-    the next one.
+    No text is longer than a word. So a text begins in every word, and only the last of them can reach into
+    the next word.
     """
     numbers[0] += np.uint64(offset)
     ends = np.cumsum(numbers)
@@ -221,7 +223,7 @@ def _packed(texts: Words, numbers: Words, offset: int) -> tuple[Words, int]:
 
 
 def _head(info: FrameInfo, lengths: Sequence[int], order: Sequence[int]) -> bytes:
-    """SOI, frame header, Huffman table, scan header."""
+    """Returns SOI, frame header, Huffman table and scan header."""
     names = COMPONENTS[info.samples_per_pixel]
     frame = bytes((info.bits_stored,)) + info.rows.to_bytes(2, "big") + info.columns.to_bytes(2, "big")
     frame += bytes((len(names),)) + b"".join(bytes((name, 0x11, 0)) for name in names)

@@ -1,13 +1,13 @@
 """JPEG of 12 bits, one sample a pixel, by the C interface of the libjpeg-turbo in imagecodecs' wheels.
 
-The public functions of imagecodecs encode such a frame with the integer transform, which is not vectorised
-for 12 bits, and read the whole frame once to find Huffman tables and once to write it. This uses the
-floating-point transform, which is faster and nearer to the exact one, and finds the tables in every eighth
-row of blocks. It takes a third of the time and some tenths of a percent more bytes. A frame that is small,
-becomes small, or differs much from its sample is read whole to find the tables.
+The public functions of imagecodecs use the integer transform, which is not vectorised for 12 bits. They read
+the whole frame once to find Huffman tables, and once to write it. This uses the floating-point transform,
+which is faster and nearer to the exact one, and finds the tables in every eighth row of blocks. It takes a
+third of the time and some tenths of a percent more bytes. A frame that is small, becomes small, or differs
+much from its sample is read whole to find the tables.
 
-If the library is not found, has another interface or fails its self-check, or the frame is unsuitable,
-`encode` returns None, and the public functions of imagecodecs do the work.
+`encode` returns None if the library is not found, has another interface or fails its self-check, and for an
+unsuitable frame. Then the public functions of imagecodecs do the work.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ LARGEST = 2**26  # pixels; libjpeg ends the process if memory for a larger frame
 BLOCK = 8
 SAMPLE = 8  # one row of blocks in so many
 SMALL = 1024  # blocks; a sample of fewer says little
-LITTLE = 20_000  # bytes; in a shorter codestream, codes for all possible symbols are too large a part
-UNLIKE = 1.5  # times the bytes that the sample promised
+LITTLE = 20_000  # bytes; in fewer, codes for all symbols are too large a part.
+UNLIKE = 1.5  # times the bytes that the sample promised.
 # A block has 64 codes of 16 bits, each with up to 15 bits and a stuffed byte behind it. No block is longer.
 ROOM = 512
 MARKER_BYTES = 4096

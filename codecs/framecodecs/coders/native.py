@@ -12,7 +12,7 @@ import numpy as np
 
 from framecodecs.errors import CodestreamError, DecodeError
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.headers.codestream import Header
+from framecodecs.headers.codestream import CodestreamHeader
 from framecodecs.libraries import guarded
 from framecodecs.options import EncodeOptions
 from framecodecs.samples import native
@@ -20,18 +20,20 @@ from framecodecs.samples import native
 DEFLATE_LEVEL = 6  # level 9 takes twice the time for 1 % on CT
 
 
-def whole_header(frame: bytes, info: FrameInfo) -> Header:
+def whole_header(frame: bytes, info: FrameInfo) -> CodestreamHeader:
     """Returns the attributes of the dataset: the frame has no header. Its length is checked later."""
-    return Header(info.rows, info.columns, info.samples_per_pixel, info.bits_allocated, 0, len(frame))
+    return CodestreamHeader(
+        info.rows, info.columns, info.samples_per_pixel, info.bits_allocated, 0, len(frame)
+    )
 
 
 def decode_little_endian(
-    frame: bytes, info: FrameInfo, header: Header | None = None
+    frame: bytes, info: FrameInfo, header: CodestreamHeader | None = None
 ) -> tuple[bytes, FrameInfo]:
     return native(frame, info)
 
 
-def decode_big_endian(frame: bytes, info: FrameInfo, header: Header) -> tuple[bytes, FrameInfo]:
+def decode_big_endian(frame: bytes, info: FrameInfo, header: CodestreamHeader) -> tuple[bytes, FrameInfo]:
     width = max(info.bits_allocated // 8, 1)
     frame = bytes(memoryview(frame)[: len(frame) - len(frame) % width])
     return native(np.frombuffer(frame, f"u{width}").byteswap().tobytes(), info)
@@ -48,7 +50,7 @@ def encode_little_endian(frame: bytes, info: FrameInfo, options: EncodeOptions) 
     return native(frame, info)
 
 
-def decode_deflated(frame: bytes, info: FrameInfo, header: Header) -> tuple[bytes, FrameInfo]:
+def decode_deflated(frame: bytes, info: FrameInfo, header: CodestreamHeader) -> tuple[bytes, FrameInfo]:
     """Inflates at most the length of the frame."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     with guarded(DecodeError, "deflate"):

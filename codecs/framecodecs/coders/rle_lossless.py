@@ -6,13 +6,13 @@ import numpy as np
 
 from framecodecs.errors import DecodeError, EncodeError
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.headers.codestream import Header
+from framecodecs.headers.codestream import CodestreamHeader
 from framecodecs.libraries import guarded, load
 from framecodecs.options import EncodeOptions
 from framecodecs.samples import interleaved_info, native
 
 
-def decode(frame: bytes, info: FrameInfo, header: Header) -> tuple[bytes, FrameInfo]:
+def decode(frame: bytes, info: FrameInfo, header: CodestreamHeader) -> tuple[bytes, FrameInfo]:
     """Returns a frame by pixel; the library decodes to planes."""
     with guarded(DecodeError, "RLE"):
         planes = load("pylibjpeg-rle").decode_frame(frame, info.rows * info.columns, info.bits_allocated, "<")

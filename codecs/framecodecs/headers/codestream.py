@@ -1,11 +1,9 @@
-"""What every codestream header has in common, and the comparison with the dataset that goes before any
-library.
+"""The common part of all codestream headers, and their comparison with the dataset.
 
-Libraries allocate what a header asks for, and some never return from a header that was altered. So each of
-our own small readers (`jpeg_header`, `jpeg2000_header`, `jpegxl_header`, `rle_header`) walks the marker
-segments of a complete codestream without decoding anything, and `agree` refuses what does not fit the
-dataset. That a codestream is cut off is noticed here too: several libraries fill the missing half with grey
-and say nothing.
+Libraries allocate the sizes of a header, and some never return from an altered one. So the readers
+`jpeg_header`, `jpeg2000_header`, `jpegxl_header` and `rle_header` read the marker segments of a complete
+codestream and decode nothing. `agree` refuses a header that does not fit the dataset. The readers also detect
+a cut codestream, which several libraries fill with grey without an error.
 """
 
 from __future__ import annotations
@@ -17,8 +15,8 @@ from framecodecs.frameinfo import FrameInfo
 
 
 @dataclass(frozen=True)
-class Header:
-    """Size, components and depth as the codestream itself says them, and where in the frame it lies."""
+class CodestreamHeader:
+    """Size, components and depth of the codestream, and its place in the frame."""
 
     rows: int
     columns: int
@@ -28,12 +26,12 @@ class Header:
     end: int
 
     def codestream(self, frame: bytes) -> bytes:
-        """The frame without wrapping and padding."""
+        """Returns the frame without boxes and padding."""
         return frame if (self.start, self.end) == (0, len(frame)) else frame[self.start : self.end]
 
 
-def agree(header: Header, info: FrameInfo) -> None:
-    """CodestreamError unless the codestream holds exactly the frame that the dataset describes."""
+def agree(header: CodestreamHeader, info: FrameInfo) -> None:
+    """Raises CodestreamError unless the codestream holds exactly the frame of the dataset."""
     if (header.rows, header.columns) != (info.rows, info.columns):
         stated = f"the dataset {info.rows} x {info.columns}"
         raise CodestreamError(f"the codestream has {header.rows} x {header.columns} pixels, {stated}")
@@ -48,7 +46,7 @@ def agree(header: Header, info: FrameInfo) -> None:
 
 
 def big_endian(frame: bytes, offset: int, length: int) -> int:
-    """An unsigned number; CodestreamError, with the offset, where the frame has ended."""
+    """Returns an unsigned number. Raises CodestreamError, with the offset, if the frame ends before it."""
     piece = frame[offset : offset + length]
     if len(piece) < length:
         raise CodestreamError(f"the codestream ends inside its headers, at byte {len(frame)}")

@@ -1,11 +1,14 @@
 """Headers of JPEG 2000 (ISO/IEC 15444-1 annex A) and High-Throughput JPEG 2000 (15444-15).
 
-Strategy: the main header (SIZ, COD, QCD, CAP, TLM), then the tile-parts by their lengths, up to EOC. A
-codestream in JP2 boxes (PS3.5 A.4.4 forbids them, files have them) is found by its box. Nothing is decoded.
-Rules: a tile-part that is longer than what is left means a cut codestream; so do missing tiles or a missing
-EOC after a tile-part of unknown length. No component is subsampled, all have one depth and sign. Tiles,
-layers and precincts multiply to packets, and libraries allocate for every packet before the first is read:
-bounded.
+Strategy: read the main header (SIZ, COD, QCD, CAP, TLM), then the tile-parts by their lengths, up to EOC.
+Nothing is decoded. A codestream may lie in JP2 boxes: PS3.5 A.4.4 forbids them, but files have them.
+
+Rules
+- A codestream is cut if a tile-part is longer than the rest, or a tile is missing. So it is if EOC is missing
+  after a tile-part of unknown length.
+- No component is subsampled, and all have one depth and sign.
+- Packets are bounded: libraries allocate for each one, and their number is the product of tiles, layers and
+  precincts.
 """
 
 from __future__ import annotations
@@ -13,39 +16,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from framecodecs.errors import CodestreamError
-from framecodecs.headers.codestream import Header, big_endian
+from framecodecs.headers.codestream import CodestreamHeader, big_endian
 
-SOC, SOT, SOD, EOC, SIZ, CAP, COD, QCD, TLM = (
-    0xFF4F,
-    0xFF90,
-    0xFF93,
-    0xFFD9,
-    0xFF51,
-    0xFF50,
-    0xFF52,
-    0xFF5C,
-    0xFF55,
-)
+SOC, SOT, SIZ, CAP, COD, QCD, TLM = 0xFF4F, 0xFF90, 0xFF51, 0xFF50, 0xFF52, 0xFF5C, 0xFF55
 PROGRESSIONS = ("LRCP", "RLCP", "RPCL", "PCRL", "CPRL")
-# the standard allows 65,535; each costs a library about a kilobyte and a frame of 64 k x 64 k has 256 of 4
-# k
+# The standard allows 65,535. Each costs a library about 1 kB. A frame of 64 k x 64 k has 256 of 4 k x 4 k.
 MAX_TILES = 4_096
-MAX_PACKETS = (
-    1_000_000  # about 100 bytes each in OpenJPEG; a lossless mammogram has 6, a tiled one some thousands
-)
+# Each takes about 100 bytes in OpenJPEG. A lossless mammogram has 6, a tiled one some thousands.
+MAX_PACKETS = 1_000_000
 MAX_HEADER_SEGMENTS = 1_000  # real files have under 20
-MAX_BIT_PLANES_OF_FAST_LOSSY = (
-    30  # OpenJPH keeps them in 32 bits, and crashes on what a header promises above
-)
+MAX_BIT_PLANES_OF_FAST_LOSSY = 30  # OpenJPH keeps them in 32 bits, and crashes on more
 NO_QUANTIZER_STYLE = 31
 CODESTREAM_BOX = b"jp2c"
 
 
 @dataclass(frozen=True)
-class Jpeg2000Header(Header):
-    """`signed` as SIZ says; `transform` is the multi-component transformation; `levels` counts
-    decompositions.
-    """
+class Jpeg2000Header(CodestreamHeader):
+    """`signed` is from SIZ. `transform` is the multi-component transformation. `levels` is the number of
+    decompositions."""
 
     signed: bool
     high_throughput: bool
@@ -60,7 +48,7 @@ class Jpeg2000Header(Header):
 
 
 def _codestream_at(frame: bytes) -> tuple[int, int]:
-    """Where the codestream begins and ends: the whole frame, or the contents of the box that holds it."""
+    """Returns the start and end of the codestream: the whole frame, or the contents of its box."""
     if frame[4:8] != b"jP  ":
         return 0, len(frame)
     position = 0
@@ -131,13 +119,8 @@ class _Style:
     def read(cls, body: bytes) -> _Style:
         if len(body) < 10:
             raise CodestreamError("COD is malformed")
-        style, progression, layers, transform, levels = (
-            body[0],
-            body[1],
-            big_endian(body, 2, 2),
-            body[4],
-            body[5],
-        )
+        style, progression, transform, levels = body[0], body[1], body[4], body[5]
+        layers = big_endian(body, 2, 2)
         sizes = body[10:]
         if body[6] > 8 or body[7] > 8 or body[6] + body[7] > 8:
             raise CodestreamError("COD has code-blocks of more than 4,096 samples")
@@ -147,7 +130,7 @@ class _Style:
         return cls(progression, layers, transform, levels, body[9] == 1, precincts)
 
     def packets(self, size: _Size) -> int:
-        """Packets of the whole image, counted by tile and resolution."""
+        """Returns the number of packets of the whole image."""
         of_tile = 0
         for resolution, (wide, high) in enumerate(self.precincts):
             shrink = self.levels - resolution
@@ -158,7 +141,7 @@ class _Style:
 
 
 def _bit_planes(body: bytes, levels: int) -> int:
-    """The most bit-planes that QCD promises for any subband: guard bits and the largest exponent."""
+    """Returns the most bit-planes of a subband by QCD: guard bits and the largest exponent."""
     style = body[0] & 31 if body else NO_QUANTIZER_STYLE
     width = {0: 1, 1: 2, 2: 2}.get(style, 0)
     subbands = 1 if style == 1 else 3 * levels + 1
@@ -169,7 +152,7 @@ def _bit_planes(body: bytes, levels: int) -> int:
 
 
 def _main_header(frame: bytes, start: int) -> tuple[dict[int, tuple[int, bytes]], int]:
-    """The marker segments before the first tile-part (the last of each kind), and where that begins."""
+    """Returns the marker segments before the first tile-part (the last of each kind), and its offset."""
     if big_endian(frame, start, 2) != SOC or big_endian(frame, start + 2, 2) != SIZ:
         raise CodestreamError("the codestream does not begin with SOC and SIZ")
     segments: dict[int, tuple[int, bytes]] = {}
@@ -187,8 +170,7 @@ def _main_header(frame: bytes, start: int) -> tuple[dict[int, tuple[int, bytes]]
 
 
 def _end_of_tiles(frame: bytes, position: int, end: int, tiles: int) -> int:
-    """Walks the tile-parts by their lengths up to EOC; CodestreamError if any part of any tile is
-    missing."""
+    """Returns the offset behind EOC. Raises CodestreamError if a tile is missing or cut."""
     seen: set[int] = set()
     while position + 2 <= end and big_endian(frame, position, 2) == SOT:
         if position + 12 > end:
@@ -208,7 +190,7 @@ def _end_of_tiles(frame: bytes, position: int, end: int, tiles: int) -> int:
 
 
 def read_jpeg2000_header(frame: bytes) -> Jpeg2000Header:
-    """Walks a whole JPEG 2000 or HTJ2K codestream; CodestreamError where it is malformed or cut."""
+    """Reads a whole JPEG 2000 or HTJ2K codestream. Raises CodestreamError if it is malformed or cut."""
     start, end = _codestream_at(frame)
     segments, tile_parts = _main_header(frame, start)
     if COD not in segments or QCD not in segments:

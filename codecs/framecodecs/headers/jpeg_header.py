@@ -1,10 +1,11 @@
 """Headers of JPEG (ISO/IEC 10918-1 annex B) and JPEG-LS (ISO/IEC 14495-1 annex C), which share their marker
 syntax.
 
-Strategy: walk marker segments by their lengths; inside entropy-coded data look for the next marker with one
-regular expression each family (JPEG stuffs a zero byte after FF, JPEG-LS a zero bit). The walk ends at EOI
-or not at all: a codestream without it has been cut. Rules: one frame header only (no hierarchical coding),
-height in the frame header (no DNL), scans and segments are bounded.
+Strategy: read marker segments by their lengths. Inside entropy-coded data a regular expression of the family
+finds the next marker: JPEG stuffs a zero byte after FF, JPEG-LS a zero bit. A codestream without EOI is cut.
+
+Rules: there is one frame header (no hierarchical coding) with the height (no DNL). Scans and segments are
+bounded.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ import re
 from dataclasses import dataclass, field
 
 from framecodecs.errors import CodestreamError
-from framecodecs.headers.codestream import Header, big_endian
+from framecodecs.headers.codestream import CodestreamHeader, big_endian
 
 SOI, EOI, SOS, DNL, DHP, APP0, APP14, LSE = 0xD8, 0xD9, 0xDA, 0xDC, 0xDE, 0xE0, 0xEE, 0xF8
 BASELINE, EXTENDED, PROGRESSIVE, LOSSLESS, JPEG_LS = 0xC0, 0xC1, 0xC2, 0xC3, 0xF7
 FRAME_HEADERS = frozenset({*range(0xC0, 0xD0), JPEG_LS}) - {0xC4, 0xC8, 0xCC}
-MAX_SEGMENTS = 2_000  # real files have under 30; each costs a microsecond before a byte is decoded
-MAX_SCANS = 64  # a progressive file has about 10; every further scan walks the whole picture again
+MAX_SEGMENTS = 2_000  # real files have under 30; each costs a microsecond
+MAX_SCANS = 64  # a progressive file has about 10; a decoder goes through the whole picture for each
 NEXT_MARKER = {False: re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]"), True: re.compile(rb"\xff+[\x80-\xfe]")}
 
 
 @dataclass(frozen=True)
-class JpegHeader(Header):
-    """`process` is the SOF marker; `adobe` the colour transform of APP14, None without one."""
+class JpegHeader(CodestreamHeader):
+    """`process` is the SOF marker. `adobe` is the colour transform of APP14, None without one."""
 
     process: int
     component_ids: bytes
@@ -36,7 +37,7 @@ class JpegHeader(Header):
 
 
 @dataclass
-class _Walk:
+class _JpegReader:
     frame: bytes
     position: int = 2
     segments: int = 0
@@ -58,12 +59,12 @@ class _Walk:
         return self.header()
 
     def marker(self) -> int:
-        """The next marker's code; leaves the position behind it."""
+        """Returns the code of the next marker, and moves the position behind it."""
         found = NEXT_MARKER[True].match(self.frame, self.position)
         if found is None:
             cut = self.position >= len(self.frame)
-            what = "the codestream ends without EOI" if cut else "no marker"
-            raise CodestreamError(f"{what} at byte {self.position}")
+            error = "the codestream ends without EOI" if cut else "no marker"
+            raise CodestreamError(f"{error} at byte {self.position}")
         self.position = found.end()
         return self.frame[found.end() - 1]
 
@@ -122,5 +123,5 @@ class _Walk:
 
 
 def read_jpeg_header(frame: bytes) -> JpegHeader:
-    """Walks a whole JPEG or JPEG-LS codestream; CodestreamError where it is malformed or cut."""
-    return _Walk(frame).run()
+    """Reads a whole JPEG or JPEG-LS codestream. Raises CodestreamError if it is malformed or cut."""
+    return _JpegReader(frame).run()

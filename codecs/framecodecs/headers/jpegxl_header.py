@@ -1,8 +1,8 @@
-"""The beginning of a JPEG XL codestream (ISO/IEC 18181-1 annex D): size, depth and colour, bit by bit.
+"""Headers of JPEG XL (ISO/IEC 18181-1 annex D): size, depth and colour.
 
-Strategy: the codestream is bare or lies in boxes (18181-2; 16-bit lossless needs level 10, which only a box
-can say). Bits come lowest first. What a frame of a dataset cannot have (preview, animation, turned
-pictures, extra channels) is refused instead of read.
+Strategy: the codestream is bare or lies in boxes (18181-2): 16-bit lossless needs level 10, which only a box
+can state. Bits come lowest first. The reader refuses features that no frame of a dataset has: previews,
+animations, turned pictures and extra channels.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from framecodecs.errors import CodestreamError
-from framecodecs.headers.codestream import Header, big_endian
+from framecodecs.headers.codestream import CodestreamHeader, big_endian
 
 SIGNATURE = b"\xff\x0a"
 CONTAINER = b"\x00\x00\x00\x0cJXL \x0d\x0a\x87\x0a"
@@ -24,9 +24,9 @@ GREY = 1
 
 
 @dataclass(frozen=True)
-class JpegXlHeader(Header):
-    """`recompressed` when the boxes hold what is needed to give back the JPEG file that it was made of; `xyb`
-    when colour lies in that space (PS3.3 C.7.6.3.1.2)."""
+class JpegXlHeader(CodestreamHeader):
+    """`recompressed`: the boxes hold the data that restores the JPEG file. `xyb`: the colour is in that space
+    (PS3.3 C.7.6.3.1.2)."""
 
     recompressed: bool
     xyb: bool
@@ -46,7 +46,7 @@ class _Bits:
         return taken
 
     def choose(self, table: tuple[tuple[int, int], ...]) -> int:
-        """Two bits choose a row (base, bits that follow)."""
+        """Two bits choose a row: a base, and the number of bits that follow."""
         base, count = table[self.take(2)]
         return base + self.take(count)
 
@@ -89,7 +89,7 @@ def _depth_components_xyb(bits: _Bits) -> tuple[int, int, bool]:
 
 
 def _boxes(frame: bytes) -> tuple[bytes, bool, int]:
-    """The beginning of the codestream, whether the frame can become JPEG again, and where the boxes end."""
+    """Returns the start of the codestream, whether JPEG can be restored, and the offset behind the boxes."""
     start, recompressed, position = b"", False, 0
     while position + 8 <= len(frame):
         length, kind = big_endian(frame, position, 4), frame[position + 4 : position + 8]
@@ -108,7 +108,7 @@ def _boxes(frame: bytes) -> tuple[bytes, bool, int]:
 
 
 def read_jpegxl_header(frame: bytes) -> JpegXlHeader:
-    """Reads size, depth and number of colours; CodestreamError where that fails."""
+    """Reads size, depth and number of colours. Raises CodestreamError."""
     start, recompressed, end = frame[:ENOUGH], False, len(frame)
     if frame[:12] == CONTAINER:
         start, recompressed, end = _boxes(frame)

@@ -32,8 +32,8 @@ NONE = -1  # no descriptor
 EARLY = 0.05  # seconds by which a timer of the kernel may seem early
 PIPE = os.O_CLOEXEC | os.O_NONBLOCK
 SOCKET, RIGHTS, AT_ONCE = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS), int(socket.MSG_DONTWAIT)
-GRACE = 2.0  # seconds after its patience in which a process ends by its own timer
-HIDDEN = 10.0  # seconds in which a task has to begin after a later one has begun
+GRACE = 2.0  # seconds after its patience in which a process ends by its own timer.
+HIDDEN = 10.0  # seconds in which a task has to begin after a later one has begun.
 LOCK_PATIENCE = 20  # milliseconds; a process writes an answer that fits into the pipe in microseconds
 _LOCK = struct.Struct("hhqqi4x")  # struct flock, on 64 bits: type, whence, start, length, process
 

@@ -1,7 +1,7 @@
 """The work of pixel processes: batches of frames of one instance, in and out.
 
-`FramePool.submit` takes these functions. It takes any other function of an importable module, too, that has a
-Batch as its first argument and returns a (bytes, FrameInfo or None) for each frame.
+`FramePool.submit` takes these functions, or another function of an importable module. Its first argument is a
+Batch. It returns (bytes, FrameInfo or None) for each frame.
 """
 
 from __future__ import annotations

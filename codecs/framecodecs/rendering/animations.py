@@ -1,8 +1,8 @@
-"""Animated GIF (GIF89a), put together from pictures that are encoded one by one.
+"""Animated GIF (GIF89a), composed of pictures that are encoded one by one.
 
-Strategy: each frame is a block of its own: a graphic control extension, and an image with its own colour
-table. The blocks stand between an opening and a closing, so no process ever holds more than one frame. A
-frame replaces the picture before it as a whole.
+Strategy: each frame is a block: a graphic control extension, and an image with its own colour table. The
+blocks stand between an opening and a closing, so no process holds more than one frame. A frame replaces the
+whole picture before it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from framecodecs.errors import EncodeError
 FASTEST, SLOWEST = 2, 65_535  # hundredths of a second; browsers slow down faster loops
 NO_TABLE = 0x70  # a logical screen without a global colour table, 8 bits a primary colour
 TABLE = 0x80  # a colour table follows; its three low bits are its size
-FOR_EVER = b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00"
+REPEAT_FOREVER = b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00"
 CLOSING = b"\x3b"
 _SCREEN = Struct("<6sHHBBB")
 _CONTROL = Struct("<2sBBHBB")
@@ -24,12 +24,12 @@ EXTENSION, IMAGE = 0x21, 0x2C
 
 
 def opening(columns: int, rows: int) -> bytes:
-    """The head of an animation that is repeated without an end. `columns` and `rows` are pixels."""
-    return _SCREEN.pack(b"GIF89a", columns, rows, NO_TABLE, 0, 0) + FOR_EVER
+    """Returns the head of an animation that repeats without end. `columns` and `rows` are pixels."""
+    return _SCREEN.pack(b"GIF89a", columns, rows, NO_TABLE, 0, 0) + REPEAT_FOREVER
 
 
 def frame_block(picture: bytes, milliseconds: float) -> bytes:
-    """A frame of an animation, shown for that time. `picture` is a GIF of one image. Raises EncodeError."""
+    """Returns a frame that is shown for that time. `picture` is a GIF of one image. Raises EncodeError."""
     try:
         return _block(picture, milliseconds)
     except (IndexError, ValueError, struct.error) as error:
@@ -64,7 +64,7 @@ def _block(picture: bytes, milliseconds: float) -> bytes:
 
 
 def _after_blocks(picture: bytes, at: int) -> int:
-    """The offset behind a sequence of data sub-blocks."""
+    """Returns the offset behind a sequence of data sub-blocks."""
     while size := picture[at]:
         at += 1 + size
     return at + 1

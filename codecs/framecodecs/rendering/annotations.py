@@ -1,10 +1,9 @@
-"""Lines of text burnt into a picture (PS3.18 8.3.5.1.1), by the font that Pillow carries.
+"""Lines of text burnt into a picture (PS3.18 8.3.5.1.1), in the font of Pillow.
 
-White letters with a black edge are legible on any background; small ones, which the edge would clot, stand on
-a dark ground instead. The font grows with the picture and shrinks
-until the longest line fits; a line that is too long for the smallest letters is cut. That font has the
-letters of ASCII: others lose their accents, some are spelled out, and what has no Latin letter is a question
-mark, never left out.
+White letters with a black edge are legible on any background. Small letters, which an edge would fill, stand
+on a dark ground instead. The font grows with the picture, and shrinks until the longest line fits. A line
+that is too long for the smallest letters is cut. The font has the letters of ASCII: accents are dropped, some
+letters are spelled out, and any other character becomes a question mark.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from framecodecs.errors import EncodeError
 from framecodecs.libraries import guarded, load
 from framecodecs.rendering.rendering import Picture
 
-LINES_A_PICTURE = 28  # of the height; a monitor's worth of text in a corner takes a fifth of it
+LINES_A_PICTURE = 28  # of the height of a picture; six lines take a fifth of it
 SMALLEST, LARGEST = 8, 64  # pixels of a letter's height
 LEADING = 1.25
 EDGE = 12  # a letter's height over the width of its edge
-EDGED = 14  # the smallest letters with one
-LONGEST = 200  # letters of a line that are looked at
+EDGED = 14  # the smallest letters with an edge
+LONGEST = 200  # letters of a line
 SPELLED = str.maketrans(
     {"ß": "ss", "ẞ": "SS", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "þ": "th", "Þ": "Th"}
     | dict(zip("øØłŁđĐðÐıħĦŧŦ", "oOlLdDdDihHtT", strict=True))
@@ -42,7 +41,7 @@ class Notes:
 
 
 def drawable(text: str) -> str:
-    """The text in letters that the font has."""
+    """Returns the text in letters of the font."""
     plain = unicodedata.normalize("NFKD", text[:LONGEST].translate(SPELLED))
     letters = (letter for letter in plain if not unicodedata.combining(letter))
     return "".join(letter if " " <= letter <= "~" else "?" for letter in letters)
@@ -54,7 +53,7 @@ def _font(size: int) -> Any:
 
 
 def _fitting(lines: Sequence[str], rows: int, columns: int) -> tuple[Any, int]:
-    """The largest font in which all lines fit below and beside one another, and its size."""
+    """Returns the largest font in which all lines fit, and its size."""
     size = max(SMALLEST, min(LARGEST, rows // LINES_A_PICTURE))
     widest = max(_font(size).getlength(line) for line in lines)
     room = columns - 2 * _margin(size)
@@ -78,7 +77,7 @@ def _darker(value: Any) -> Any:
 
 
 def annotated(picture: Picture, notes: Notes) -> Picture:
-    """The picture with its notes; without any it is the same picture."""
+    """Returns the picture with its notes; without any, the same object."""
     upper, lower = ([drawable(line) for line in lines if line] for lines in (notes.upper, notes.lower))
     if not upper and not lower:
         return picture
@@ -88,7 +87,7 @@ def annotated(picture: Picture, notes: Notes) -> Picture:
         draw = load("pillow", "PIL.ImageDraw").Draw(image)
         font, size = _fitting([*upper, *lower], rows, columns)
         margin, step = _margin(size), round(size * LEADING)
-        room = max(1, (rows - 2 * margin) // step)  # what a small picture cannot hold is left off, from below
+        room = max(1, (rows - 2 * margin) // step)  # of lines in a small picture
         upper, lower = upper[:room], lower[: max(0, room - len(upper))]
         white, black = (255, 0) if picture.ndim == 2 else ((255, 255, 255), (0, 0, 0))
         edge = round(size / EDGE) if size >= EDGED else 0

@@ -1,15 +1,16 @@
-"""JPEG codestreams that are pictures as they stand: what a browser draws of them is what `rendering` would
-make of them, without a second loss.
+"""Finds JPEG codestreams that can be served as pictures unchanged: a browser draws them as `rendering` would.
 
-Strategy: the head of a frame, up to its first scan, says all that has to be known, and the frames of a slide
-have the same one: it is judged once. What lies behind it is not looked at, but for EOI at the very end. The
-judge is strict, because a refusal costs a decoding and a mistake a wrong picture.
+Strategy: the head of a frame, up to its first scan, decides. The frames of a slide have equal heads, so a
+head is judged once. Behind it only EOI at the end is checked. The rules are strict: a refusal costs a
+decoding, and a mistake would show a wrong picture.
 
-Rules: baseline, 8 bits, one scan with all components, every table in place, size and components as the
-dataset has them; nothing but JFIF, Adobe's marker, comments and maybe a colour profile besides (Exif may
-turn a picture, and nobody here would); three components are YCbCr by every way to tell: Adobe's marker does
-not deny it, they are numbered and not called R, G and B. The dataset's word alone is not enough: YCbCr is
-what browsers take three components for, so what it calls RGB is never shown as it stands.
+Rules
+- The frame is baseline, 8 bits, one scan with all components, with every table, and with the size and
+  components of the dataset.
+- Other segments are JFIF, Adobe's marker, comments, and at most one colour profile. Exif is refused: it may
+  turn a picture.
+- Three components are YCbCr by every sign: Adobe's marker agrees, and the components have numbers, not the
+  names R, G and B. Browsers read three components as YCbCr, so RGB in the dataset is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from framecodecs.frameinfo import FrameInfo
 from framecodecs.headers.jpeg_header import APP0, APP14, BASELINE, SOS
 from framecodecs.rendering.rendering import Rendering, displayable
 
-# Bytes of a frame that are looked at; most heads have 600, a profile makes them longer than this.
+# Bytes of a frame that are read. Most heads have 600; a head with a profile is longer.
 LONGEST_HEAD = 4_096
 END = b"\xff\xd9"
 APP2, COMMENT, DQT, DHT, DRI = 0xE2, 0xFE, 0xDB, 0xC4, 0xDD
@@ -37,8 +38,8 @@ RAMP = bytes(range(256))
 
 
 class PictureHead(NamedTuple):
-    """`length` counts to the entropy-coded data. A colour profile has its place at `profile_at`, behind
-    JFIF; `has_profile` says that there is one."""
+    """`length` is the offset of the entropy-coded data, `profile_at` that of a colour profile, behind JFIF.
+    `has_profile`: there is one already."""
 
     length: int
     profile_at: int
@@ -46,7 +47,7 @@ class PictureHead(NamedTuple):
 
 
 def is_unchanged(info: FrameInfo, rendering: Rendering) -> bool:
-    """Whether rendering leaves every sample of such a frame as it is, but for its colour model."""
+    """Returns whether rendering keeps every sample of such a frame, apart from its colour model."""
     if (info.bits_allocated, info.bits_stored, info.high_bit, info.pixel_representation) != (8, 8, 7, 0):
         return False
     if info.samples_per_pixel == 3:
@@ -63,8 +64,8 @@ def _keeps_grey(rendering: Rendering) -> bool:
 
 
 def picture_head(start: bytes, end: bytes, info: FrameInfo) -> PictureHead | None:
-    """Of a frame that begins with `start` (LONGEST_HEAD bytes, or all) and ends with `end`; None if it is no
-    picture as it stands, or may be none."""
+    """Returns the head of a frame that begins with `start` (LONGEST_HEAD bytes, or all) and ends with `end`.
+    Returns None if it cannot be served unchanged."""
     if not end.rstrip(b"\0").endswith(END):
         return None
     length = _head_length(start)
@@ -72,7 +73,7 @@ def picture_head(start: bytes, end: bytes, info: FrameInfo) -> PictureHead | Non
 
 
 def _head_length(start: bytes) -> int:
-    """Up to the entropy-coded data; 0 where markers do not follow one another."""
+    """Returns the offset of the entropy-coded data; 0 if markers do not follow one another."""
     at = 2
     while start[at : at + 1] == b"\xff":
         length = int.from_bytes(start[at + 2 : at + 4], "big")
@@ -87,7 +88,7 @@ def _head_length(start: bytes) -> int:
 
 @lru_cache(maxsize=256)
 def _judged(head: bytes, info: FrameInfo) -> PictureHead | None:
-    found = _Found()
+    found = _HeadSegments()
     if head[:2] != b"\xff\xd8":
         return None
     at = 2
@@ -102,8 +103,8 @@ def _judged(head: bytes, info: FrameInfo) -> PictureHead | None:
 
 
 @dataclass
-class _Found:
-    """What the segments of a head say."""
+class _HeadSegments:
+    """The segments of a head."""
 
     profile_at: int = 2
     has_profile: bool = False
@@ -113,7 +114,7 @@ class _Found:
     tables: set[tuple[int, int]] = field(default_factory=set)  # marker, and number with its class
 
     def segment(self, marker: int, body: bytes) -> bool:
-        """Whether it may stand in such a head."""
+        """Returns whether such a head may have this segment."""
         if marker == APP14:
             if body[:5] != b"Adobe" or len(body) < 12 or self.adobe is not None:
                 return False
@@ -135,7 +136,7 @@ class _Found:
         return True
 
     def _tables(self, marker: int, body: bytes) -> bool:
-        """Quantization tables of 8 bits (64 numbers), or Huffman tables (16 counts and as many numbers)."""
+        """Reads quantization tables of 8 bits (64 numbers), or Huffman tables (16 counts, and symbols)."""
         at = 0
         while at < len(body):
             self.tables.add((marker, body[at]))
@@ -173,8 +174,8 @@ class _Found:
 
 
 def profile_parts(length: int) -> list[tuple[bytes, int, int]]:
-    """What stands before each part of a colour profile of so many bytes within a picture, and the part's
-    offset and length (ISO 15076-1 annex B). Empty if there is no room for it."""
+    """Returns, for each part of a colour profile of `length` bytes, its header in a picture, its offset and
+    its length (ISO 15076-1 annex B). Returns nothing for a profile that is too long."""
     count = -(-length // PROFILE_PART)
     if not 0 < count <= PROFILE_PARTS:
         return []

@@ -1,8 +1,8 @@
-"""Look-up tables and windows: what turns stored values into meant values, and those into brightness.
+"""Look-up tables and windows: from stored values to modality values, and from these to brightness.
 
-Rules: below the first value that a table maps its first entry counts, above the last one its last (PS3.3
-C.11.1.1, C.11.2.1.1); window functions are those of C.11.2.1.2 and C.11.2.1.3, in double precision;
-segmented palettes expand as in C.7.9.2. Everything here is hashable, so that a finished table can be kept.
+Rules: values below the first one of a table map to its first entry, values above the last one to its last
+(PS3.3 C.11.1.1, C.11.2.1.1). Window functions are those of C.11.2.1.2 and C.11.2.1.3, in double precision.
+Segmented palettes expand as in C.7.9.2. All values are hashable, so that finished tables can be cached.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from framecodecs.errors import RenderingError
 
 Values = NDArray[Any]
-MAX_ENTRIES = 65_536  # a descriptor counts entries in 16 bits; 0 means this many
-MAX_SEGMENT_DEPTH = 2  # an indirect segment points at plain ones (C.7.9.2.3), so nothing nests deeper
+MAX_ENTRIES = 65_536  # 0 in the 16 bits of a descriptor
+MAX_SEGMENT_DEPTH = 2  # an indirect segment refers to plain ones (C.7.9.2.3)
 
 
 @dataclass(frozen=True)
 class Lut:
-    """`first` is the stored value of the first entry; entries are little-endian words of `bits` bits."""
+    """`first` is the stored value of the first entry. Entries are little-endian words of `bits` bits."""
 
     first: int
     entries: bytes
@@ -36,7 +36,6 @@ class Lut:
 
     @classmethod
     def of(cls, first: int, entries: Iterable[int] | Values, bits: int) -> Lut:
-        """From numbers, as a dataset reader has them."""
         words = np.asarray(entries if isinstance(entries, np.ndarray) else list(entries))
         return cls(int(first), words.astype("<u2").tobytes(), bits)
 
@@ -45,7 +44,7 @@ class Lut:
         return np.frombuffer(self.entries, "<u2")
 
     def applied(self, values: Values) -> Values:
-        """The entry of each value, as 16-bit words."""
+        """Returns the entry of each value, as 16-bit words."""
         words = self.words
         index = np.clip(values - np.float64(self.first), 0, len(words) - 1).astype(np.intp)
         return words[index]
@@ -53,7 +52,7 @@ class Lut:
 
 @dataclass(frozen=True)
 class Window:
-    """VOI LUT Function with its centre and width, in units of the meant values."""
+    """A VOI LUT Function with its centre and width, in units of modality values."""
 
     center: float
     width: float
@@ -66,14 +65,14 @@ class Window:
             raise RenderingError("a window needs a finite centre and a width above 0")
 
     def applied(self, values: Values, low: float, high: float) -> Values:
-        """Each value's place between `low` and `high`."""
+        """Maps each value to the range from `low` to `high`."""
         return WINDOW_FUNCTIONS[self.function](
             values.astype(np.float64), self.center, self.width, low, high - low
         )
 
 
 def _linear(values: Values, center: float, width: float, low: float, span: float) -> Values:
-    """C.11.2.1.2.1; a width under 1, which only broken files have, is a threshold."""
+    """C.11.2.1.2.1. A width under 1, which is invalid, is a threshold."""
     return _linear_exact(values, center - 0.5, max(width - 1, 0), low, span)
 
 
@@ -107,13 +106,13 @@ class Palette:
     blue: Lut
 
     def applied(self, values: Values) -> Values:
-        """8-bit RGB; deeper entries give their upper byte."""
+        """Returns 8-bit RGB: the upper byte of deeper entries."""
         planes = [lut.applied(values) >> max(lut.bits - 8, 0) for lut in (self.red, self.green, self.blue)]
         return np.stack(planes, axis=-1).astype(np.uint8)
 
 
 def palette_of(descriptor: Sequence[int], tables: Sequence[bytes], *, segmented: bool = False) -> Palette:
-    """From the three numbers of a descriptor and the little-endian table data of red, green and blue."""
+    """`descriptor` has three numbers; `tables` are little-endian data of red, green and blue."""
     if len(descriptor) != 3 or len(tables) != 3:
         raise RenderingError("a palette has a descriptor of three numbers and three tables")
     count, first, bits = descriptor[0] or MAX_ENTRIES, descriptor[1], descriptor[2]
@@ -124,7 +123,7 @@ def palette_of(descriptor: Sequence[int], tables: Sequence[bytes], *, segmented:
 
 
 def _palette_words(table: bytes, count: int, bits: int, segmented: bool) -> Values:
-    """Entries lie in bytes or words: the length says which, since descriptors are often wrong about it."""
+    """The length says whether entries are bytes or words, because many descriptors are wrong."""
     if segmented:
         width = 1 if bits == 8 else 2
         data = np.frombuffer(table[: len(table) - len(table) % width], f"<u{width}")
@@ -143,7 +142,7 @@ def _bytes_of(table: bytes, count: int) -> Values:
 
 
 def _expanded(data: list[int], width: int, out: list[int], segments: int | None, depth: int) -> list[int]:
-    """Appends the entries of the next `segments` segments (all, if None) to `out`."""
+    """Appends the entries of the next `segments` segments (None: of all) to `out`."""
     position = 0
     while position + 2 < len(data) and segments != 0 and len(out) < MAX_ENTRIES:
         kind, length, body = data[position], data[position + 1], data[position + 2 :]

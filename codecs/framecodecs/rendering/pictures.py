@@ -1,8 +1,7 @@
-"""Displayable pixels as files for browsers: crop, flip and scale, then JPEG, PNG, GIF, WebP or JP2 by
-Pillow.
+"""Picture files of displayable pixels: crop, flip and scale, then JPEG, PNG, GIF, WebP or JP2.
 
-A viewport is PS3.18 8.3.5.1.3: a region of the image (negative sizes turn it over), scaled to fit into a
-size without changing its proportions.
+A viewport (PS3.18 8.3.5.1.3) is a region of the image, scaled to fit into a size with its proportions.
+Negative sizes of a region flip it.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from framecodecs.rendering import animations
 from framecodecs.rendering.annotations import Notes, annotated
 from framecodecs.rendering.rendering import AS_STORED, Picture, Rendering, displayable
 
-MAX_SIDE = 16_384  # pixels of a scaled picture; a screen has under 8,000
-# Noise repeats nothing but runs: looking for these alone makes the picture a sixth smaller in half the time.
+MAX_SIDE = 16_384  # pixels; a screen has under 8,000
+# Noise repeats only runs. To search for these alone makes pictures a sixth smaller in half the time.
 PNG_LEVEL, ONLY_RUNS = 1, 3  # zlib's Z_RLE
-# One filter for all rows instead of trying five on each: half the time again, a twentieth more bytes.
+# One filter for all rows, instead of the best of five for each: half the time, a twentieth more bytes.
 PNG_UP, PNG_AVERAGE = 0x20, 0x40
-# The palette of a GIF is chosen by a sample of its pixels: a choice by all 16 million takes most of a minute.
+# The palette of a GIF is chosen by a sample of its pixels: by all 16 million it takes most of a minute.
 PALETTE_SIDE = 128
 DEFAULT_QUALITY = 90
 NO_NOTES = Notes()
@@ -48,7 +47,7 @@ ICC_FORMATS = frozenset({"image/jpeg", "image/png", "image/webp"})
 
 @dataclass(frozen=True)
 class Viewport:
-    """The size to fit into; the region that is shown, all of the image if None."""
+    """The size to fit into, and the region to show; None is the whole image."""
 
     width: int
     height: int
@@ -63,7 +62,7 @@ class Viewport:
 
 
 def cropped(picture: Picture, region: tuple[int, int, int, int]) -> Picture:
-    """Left, top, width, height; a negative width or height turns the region over."""
+    """`region` is left, top, width, height; a negative width or height flips it."""
     left, top, width, height = region
     part = picture[top : top + abs(height), left : left + abs(width)]
     if 0 in part.shape:
@@ -72,7 +71,7 @@ def cropped(picture: Picture, region: tuple[int, int, int, int]) -> Picture:
 
 
 def fitted_size(viewport: Viewport, rows: int, columns: int) -> tuple[int, int]:
-    """Columns and rows of such a picture at the viewport's size, proportions kept."""
+    """Returns columns and rows of such a picture at the viewport's size."""
     scale = min(viewport.width / columns, viewport.height / rows)
     if scale > 1 and not viewport.enlarge:
         scale = 1
@@ -80,8 +79,7 @@ def fitted_size(viewport: Viewport, rows: int, columns: int) -> tuple[int, int]:
 
 
 def picture_size(viewport: Viewport | None, rows: int, columns: int) -> tuple[int, int]:
-    """Columns and rows of the picture of a frame, as `fitted` makes it. A region outside the frame counts as
-    one pixel."""
+    """Returns columns and rows of the result of `fitted`. A region outside the frame counts as one pixel."""
     if viewport is None:
         return columns, rows
     if viewport.region is not None:
@@ -92,7 +90,7 @@ def picture_size(viewport: Viewport | None, rows: int, columns: int) -> tuple[in
 
 
 def fitted(picture: Picture, viewport: Viewport) -> Picture:
-    """The viewport's region at the viewport's size, proportions kept."""
+    """Returns the viewport's region at the viewport's size."""
     if viewport.region is not None:
         picture = cropped(picture, viewport.region)
     rows, columns = picture.shape[:2]
@@ -112,7 +110,7 @@ def _image(picture: Picture) -> Any:
 def picture_file(
     picture: Picture, media_type: str, *, quality: int = DEFAULT_QUALITY, icc_profile: bytes | None = None
 ) -> bytes:
-    """The picture in one of FORMATS; the profile goes in where the format has a place for it."""
+    """Returns the picture in one of FORMATS, with the profile if the format can hold it."""
     if media_type not in FORMATS:
         raise Unsupported(f"pictures are not made as {media_type}")
     if media_type == "image/png" and icc_profile is None and available("imagecodecs"):
@@ -129,7 +127,7 @@ def picture_file(
 
 
 def _png(picture: Picture) -> bytes:
-    """By libpng itself; Pillow has no word for filters, imagecodecs none for profiles."""
+    """Uses libpng, because Pillow cannot choose filters. imagecodecs cannot add a profile."""
     with guarded(EncodeError, "PNG"):
         encoded = load("imagecodecs").png_encode(
             np.ascontiguousarray(picture),
@@ -141,7 +139,7 @@ def _png(picture: Picture) -> bytes:
 
 
 def _gif_image(picture: Picture) -> Any:
-    """Grey as it is; of colours the 256 that fit best."""
+    """Keeps grey; reduces colours to 256."""
     image = _image(picture)
     if picture.ndim == 2:
         return image
@@ -153,7 +151,7 @@ def _gif_image(picture: Picture) -> Any:
 
 
 def to_srgb(picture: Picture, icc_profile: bytes) -> Picture:
-    """Colours of an embedded profile as sRGB."""
+    """Converts colours of an embedded profile to sRGB."""
     cms = load("pillow", "PIL.ImageCms")
     with guarded(EncodeError, "ICC"):
         given = cms.ImageCmsProfile(io.BytesIO(icc_profile))
@@ -161,7 +159,7 @@ def to_srgb(picture: Picture, icc_profile: bytes) -> Picture:
 
 
 def srgb_profile() -> bytes:
-    """An ICC profile that says sRGB."""
+    """Returns an ICC profile of sRGB."""
     cms = load("pillow", "PIL.ImageCms")
     with guarded(EncodeError, "ICC"):
         return bytes(cms.ImageCmsProfile(cms.createProfile("sRGB")).tobytes())
@@ -169,7 +167,7 @@ def srgb_profile() -> bytes:
 
 @dataclass(frozen=True)
 class PictureRequest:
-    """Everything about a picture but its pixels; pickled once for a batch of frames."""
+    """The parameters of a picture."""
 
     rendering: Rendering = AS_STORED
     viewport: Viewport | None = None

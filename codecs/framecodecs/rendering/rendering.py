@@ -1,10 +1,9 @@
-"""From stored pixels to what is shown: 8-bit grey or RGB (PS3.4 N.2, PS3.18 8.3.5).
+"""From stored pixels to displayed ones: 8-bit grey or RGB (PS3.4 N.2, PS3.18 8.3.5).
 
-Grey goes: modality (rescale or LUT), values of interest (window or LUT), polarity. Of samples up to 16 bits
-there are fewer than there are pixels, so the whole way is computed once for every possible value, in double
-precision, and the frame is looked up in the result; the last tables are kept for the next frames. Without
-any window, 8-bit pixels are shown as they are and deeper ones from their smallest to their largest value,
-padding left out.
+Grey passes through modality (rescale or LUT), values of interest (window or LUT) and polarity. A sample of up
+to 16 bits has fewer values than a frame has pixels. So a table of every possible value is computed once, in
+double precision, and maps the frame; the last tables are cached. Without a window, 8-bit pixels are shown
+unchanged, and deeper ones from their smallest to their largest value, without padding.
 """
 
 from __future__ import annotations
@@ -22,18 +21,16 @@ from framecodecs.frameinfo import FrameInfo
 from framecodecs.rendering.luts import Lut, Palette, Values, Window
 
 Picture = NDArray[np.uint8]
-KEPT_TABLES = 32  # 64 kB each at most; a window dragged by one user needs one at a time
+KEPT_TABLES = 32  # 64 kB each at most
 WHITE = 255
 CHROMA_ZERO = 128
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """What a dataset and a request say about showing a frame; `window` wins over `voi_lut`.
-
-    `padding` is the range of stored values (inclusive) that is no image; `inverse` is a Presentation LUT
-    Shape of INVERSE.
-    """
+    """The parameters of a dataset and a request for showing a frame. `window` wins over `voi_lut`. `padding`
+    is the inclusive range of stored values that are no image. `inverse` is a Presentation LUT Shape of
+    INVERSE."""
 
     slope: float = 1.0
     intercept: float = 0.0
@@ -49,7 +46,7 @@ AS_STORED = Rendering()
 
 
 def modality_values(values: Values, rendering: Rendering) -> Values:
-    """Stored values to meant ones (Hounsfield units, say): PS3.3 C.11.1."""
+    """Returns modality values of stored ones, for example Hounsfield units (PS3.3 C.11.1)."""
     if rendering.modality_lut is not None:
         return rendering.modality_lut.applied(values)
     if (rendering.slope, rendering.intercept) == (1.0, 0.0):
@@ -58,7 +55,7 @@ def modality_values(values: Values, rendering: Rendering) -> Values:
 
 
 def voi_values(values: Values, rendering: Rendering, low: float, high: float) -> Values:
-    """Meant values to brightness between `low` and `high`: PS3.3 C.11.2."""
+    """Returns the brightness of modality values, from `low` to `high` (PS3.3 C.11.2)."""
     if rendering.window is not None:
         return rendering.window.applied(values, low, high)
     if rendering.voi_lut is not None:
@@ -68,13 +65,13 @@ def voi_values(values: Values, rendering: Rendering, low: float, high: float) ->
 
 
 def to_bytes(values: Values) -> Picture:
-    """Rounded to the nearest of 0..255; what is no number is black."""
+    """Rounds to the nearest of 0..255; NaN is black."""
     rounded: Values = np.floor(np.clip(np.nan_to_num(values), 0, WHITE) + 0.5)
     return rounded.astype(np.uint8)
 
 
 def full_range(info: FrameInfo, rendering: Rendering) -> Window:
-    """A window over everything that Bits Stored can say."""
+    """Returns a window over all values of Bits Stored."""
     least = -(1 << (info.bits_stored - 1)) if info.pixel_representation else 0
     ends = np.array([least, least + (1 << info.bits_stored) - 1])
     return _window_between(modality_values(ends, rendering))
@@ -93,7 +90,7 @@ def _image_values(values: Values, padding: tuple[int, int] | None) -> Values:
 
 
 def chosen_window(values: Values, info: FrameInfo, rendering: Rendering) -> Rendering:
-    """The rendering with a window in it, made from the frame if nobody named one."""
+    """Returns the rendering with a window, made from the frame if there is none."""
     if rendering.window is not None or rendering.voi_lut is not None:
         return rendering
     if info.bits_stored <= 8 and not info.floating:
@@ -112,7 +109,7 @@ def _brightness(values: Values, rendering: Rendering, inverse: bool) -> Picture:
 
 @lru_cache(maxsize=KEPT_TABLES)
 def _table(bits: int, signed: int, rendering: Rendering, inverse: bool) -> Picture:
-    """The brightness of every pattern of `bits` bits."""
+    """Returns the brightness of every pattern of `bits` bits."""
     patterns = np.arange(1 << bits, dtype=np.int32)
     values = np.where(patterns >> (bits - 1), patterns - (1 << bits), patterns) if signed else patterns
     return _brightness(values, rendering, inverse)
@@ -128,7 +125,7 @@ def _grey(values: Values, info: FrameInfo, rendering: Rendering) -> Picture:
 
 
 def ybr_to_rgb(picture: Picture) -> Picture:
-    """YBR_FULL to RGB (PS3.3 C.7.6.3.1.2), rounded."""
+    """Converts YBR_FULL to RGB (PS3.3 C.7.6.3.1.2), rounded."""
     luma, blue, red = (picture[..., plane].astype(np.float32) for plane in range(3))
     blue -= CHROMA_ZERO
     red -= CHROMA_ZERO
@@ -148,7 +145,7 @@ def _colour(values: Values, info: FrameInfo) -> Picture:
 
 
 def displayable(frame: bytes, info: FrameInfo, rendering: Rendering = AS_STORED) -> Picture:
-    """A native frame as rows x columns of grey, or rows x columns x 3 of RGB."""
+    """Returns a native frame as rows x columns of grey, or rows x columns x 3 of RGB."""
     values: NDArray[Any] = samples.to_array(frame, info)
     if info.photometric_interpretation == "PALETTE COLOR":
         if rendering.palette is None:
