@@ -22,7 +22,7 @@ from streamsrv.wire.accept import (
 from streamsrv.wire.resources import ROUTES, VERSIONS, Kind
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGES = ("conformance.md", "negotiation.md", "transfer-syntaxes.md")
+PAGES = ("api.md", "conformance.md", "transfer-syntaxes.md")
 TRANSACTIONS = {
     "POST": "Store",
     "DELETE": "Delete",
@@ -157,12 +157,12 @@ def headers():
         ("metadata and search results", codes(map(str, METADATA_OFFERS))),
         ("capabilities", codes((WADL, "application/json"))),
     ]
-    return table(("what", "which"), rows)
+    return table(("subject", "values"), rows)
 
 
 def decisions():
     return table(
-        ("resource", "what is asked for", "what goes out"),
+        ("resource", "acceptable range", "representation"),
         [(resource, code(asked), taken) for resource, asked, taken in decision_table()],
     )
 

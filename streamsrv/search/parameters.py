@@ -28,7 +28,7 @@ PARAMETERS = {
     "limit": "how many results an answer holds at most",
     "offset": "how many results are left out before the first one",
     "fuzzymatching": "true: every word of a name begins a word of a stored one, without case and accents",
-    "includefield": "attributes that answers hold besides: keywords, tags, paths joined by dots, or `all`",
+    "includefield": "more attributes of results: keywords, tags, paths joined by dots, or `all`",
     "orderby": "attributes that results are ordered by; `-` before one: descending. An extension",
     "after": "where the page before ended, as its Link header says. An extension",
     "accept": "acceptable media types; beats the Accept header",
