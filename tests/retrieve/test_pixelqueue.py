@@ -8,7 +8,7 @@ import pytest
 from pixel_world import ManualAnswer
 
 from framecodecs.errors import DecodeError, QueueFull
-from framecodecs.pool.messages import StoredFrame
+from framecodecs.pool.pipes import StoredFrame
 from streamsrv.errors import Overloaded, StoreError, WouldBlock
 from streamsrv.pixels.orders import QUICK, WORTH_A_PROCESS, Making, Order
 from streamsrv.pixels.pool import PixelPool

@@ -1,7 +1,7 @@
 """The work of pixel processes: batches of frames of one instance, in and out.
 
 `FramePool.submit` takes these functions, or another function of an importable module. Its first argument is a
-Batch. It returns (bytes, FrameInfo or None) for each frame.
+FrameBatch. It returns (bytes, FrameInfo or None) for each frame.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from framecodecs.rendering import pictures
 from framecodecs.rendering.pictures import PictureRequest
 
 
-class Batch(list[bytes]):
+class FrameBatch(list[bytes]):
     """The frames of a task. `cores` is the number of cores that a library may use for each of them."""
 
     cores = 1
 
 
-def decode_frames(frames: Batch, uid: str, info: FrameInfo, words: bool = False) -> list[Result]:
+def decode_frames(frames: FrameBatch, uid: str, info: FrameInfo, words: bool = False) -> list[Result]:
     return [registry.decode(frame, uid, info, words=words, cores=frames.cores) for frame in frames]
 
 
 def encode_frames(
-    frames: Batch, uid: str, info: FrameInfo, options: EncodeOptions | None = None
+    frames: FrameBatch, uid: str, info: FrameInfo, options: EncodeOptions | None = None
 ) -> list[Result]:
     return [registry.encode(frame, uid, info, options=options, cores=frames.cores) for frame in frames]
 
 
 def transcode_frames(
-    frames: Batch,
+    frames: FrameBatch,
     from_uid: str,
     to_uid: str,
     info: FrameInfo,
@@ -45,14 +45,14 @@ def transcode_frames(
 
 
 def render_frames(
-    frames: Batch, uid: str, info: FrameInfo, request: PictureRequest, words: bool = False
+    frames: FrameBatch, uid: str, info: FrameInfo, request: PictureRequest, words: bool = False
 ) -> list[Result]:
     """Makes a picture file of each frame."""
     return [(pictures.rendered(frame, uid, info, request, words, frames.cores), None) for frame in frames]
 
 
 def animate_frames(
-    frames: Batch, uid: str, info: FrameInfo, request: PictureRequest, words: bool = False
+    frames: FrameBatch, uid: str, info: FrameInfo, request: PictureRequest, words: bool = False
 ) -> list[Result]:
     """Makes a block of an animated GIF of each frame."""
     return [(pictures.animated(frame, uid, info, request, words, frames.cores), None) for frame in frames]

@@ -33,7 +33,7 @@ from framecodecs.pool.messages import (
 from framecodecs.pool.pipes import MOST_ROOM, PipeWriter, make_room, receive_whole
 from framecodecs.pool.preparation import prepare
 from framecodecs.pool.status_pages import BUSY, IDLE, StatusPages
-from framecodecs.pool.work import Batch
+from framecodecs.pool.work import FrameBatch
 
 DESCRIPTORS = 2  # with a task: the read end of IN, the write end of OUT
 ROOM = socket.CMSG_SPACE(DESCRIPTORS * array("i").itemsize)
@@ -63,14 +63,14 @@ class TakenTask:
         """Whether the pool still waits for the answer, and has not read it."""
         return not self._hang_up.poll(0)
 
-    def read(self) -> tuple[TaskMessage, Batch]:
+    def read(self) -> tuple[TaskMessage, FrameBatch]:
         """Raises EOFError if it is cancelled meanwhile."""
         fcntl.lockf(self.output, fcntl.LOCK_EX, 1, WORKING)
         message = TaskMessage.from_text(receive_whole(self._input, self._length))
         if message.deadline < message.patience:
             signal.setitimer(signal.ITIMER_PROF, message.deadline)
         signal.setitimer(signal.ITIMER_REAL, message.patience)
-        batch = Batch(receive_whole(self._input, length) for length in message.lengths)
+        batch = FrameBatch(receive_whole(self._input, length) for length in message.lengths)
         batch.cores = message.cores
         return message, batch
 
@@ -126,7 +126,7 @@ def silence_stderr() -> None:
     os.close(null)
 
 
-def perform(message: TaskMessage, batch: Batch) -> Sequence[Result]:
+def perform(message: TaskMessage, batch: FrameBatch) -> Sequence[Result]:
     """Runs the work. Every exception becomes a FrameCodecError."""
     try:
         return message.work(batch, *message.arguments)
