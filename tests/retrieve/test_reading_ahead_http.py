@@ -17,7 +17,7 @@ from framecodecs.pool.pipes import unread_in
 COUNTING = """
 import os, sys
 if "framecodecs.pool.worker" in sys.orig_argv:
-    from framecodecs import work
+    from framecodecs.pool import work
     known = work.transcode_frames
     # Opened before the process gives up its right to open files. It may write to pipes only.
     counted = os.open(os.path.join(os.path.dirname(__file__), "counted"), os.O_WRONLY)
