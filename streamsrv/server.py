@@ -25,7 +25,7 @@ from contextlib import closing
 from pathlib import Path
 
 from framecodecs.pool.processes import PoolEndpoints
-from streamsrv import config, search
+from streamsrv import config
 from streamsrv import retrieve as retrieving
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import StreamsrvError
@@ -36,7 +36,7 @@ from streamsrv.pixels.pool import PixelPool
 from streamsrv.pixels.processes import pixel_limits, pixel_processes
 from streamsrv.privileges import protect
 from streamsrv.retrieve.cached_pictures import hot_answers
-from streamsrv.search import SearchLimits
+from streamsrv.search import Searches, SearchLimits
 from streamsrv.settings import Settings
 from streamsrv.store import OnDuplicate, Store, StoreOptions
 from streamsrv.supervisor import DUMP
@@ -98,9 +98,7 @@ def pixel_pool(
 
 
 def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
-    """The rooms of floor 3 as functions of a request. Called in the thread of the loop, where searches have
-    to be brief."""
-    loop = threading.get_ident()
+    """The rooms below web/ as functions of a request."""
     limits, on_duplicate = ingest_limits(settings), OnDuplicate(settings.on_duplicate)
     remembered = Remembered()
     search_limits = SearchLimits(
@@ -123,9 +121,7 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
 
     return Actions(
         retrieve=lambda request, target: retrieving.answer(store, request, target, pool),
-        search=lambda request, target: search.answer(
-            store, request, target, search_limits, brief=threading.get_ident() == loop
-        ),
+        search=Searches(store.index, store.secret, search_limits).answer,
         delete=store.delete,
         ingest=ingest,
         stored=store_response.answer,

@@ -41,7 +41,6 @@ LIMITS: dict[str, tuple[int, int]] = {
     "streamsrv/plans": (17, 2),
     "streamsrv/query": (16, 2),
     "streamsrv/retrieve": (73, 3),
-    "streamsrv/search": (33, 6),
     "streamsrv/store": (43, 3),
     "streamsrv/store/index": (83, 9),
     "streamsrv/store/maintenance": (30, 5),

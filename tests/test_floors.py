@@ -111,7 +111,6 @@ CHANGING_STATE = {
     "streamsrv.retrieve.cached_frames._lock",
     "streamsrv.retrieve.cached_frames._shapes",
     "streamsrv.retrieve.cached_pictures._shapes",
-    "streamsrv.search.answers._pages",
     "streamsrv.web.head._numbers",
     "streamsrv.web.sending.response._buffer",
     "streamsrv.web.sending.response._second",

@@ -1,10 +1,10 @@
 """Search transactions (PS3.18 10.6): six resources, one function from a request to an answer.
 
-`parameters` reads the query string, `order` knows in which order results come and where a page ends,
-`attributes` makes each match into a dataset, `answers` puts them together.
+`parameters` reads the query string. `order` sorts results and makes cursors. `attributes` makes a dataset of
+each match. `exact` is the short way for one value. `answers` joins them.
 """
 
-from streamsrv.search.answers import Indexed, answer
+from streamsrv.search.answers import Searches
 from streamsrv.search.parameters import SearchLimits
 
-__all__ = ["Indexed", "SearchLimits", "answer"]
+__all__ = ["SearchLimits", "Searches"]

@@ -1,15 +1,15 @@
-"""What an answer says of a match: attributes joined from the rows of the index and from metadata.
+"""The attributes of a match: joined from the rows of the index and from metadata.
 
-Strategy: what a level always returns is ready DICOM JSON in its row. Where nothing else is asked for, the
-texts of a page go out as they are, with their slots filled; else they are read, joined and written again,
-unless the very same texts were joined lately.
+Strategy: a row holds the attributes that its level always returns as ready DICOM JSON. If nothing else is
+asked for, the texts of a page go out with their slots filled. Otherwise they are parsed, joined and written
+again. A cache keeps the joined texts of studies and series.
 
 Rules
-- A match holds the attributes of the level that the resource lists and of the levels above it that the path
-  does not name, every attribute that was matched, and those of `includefield`.
-- Of a path into a sequence only what it names is returned, in as many items as there are.
-- An attribute of a level below, or of none, comes from the series or instance that met the conditions, else
-  from the first one.
+- A match holds the attributes of its level, all matched attributes and those of `includefield`. It also holds
+  those of the levels above, unless the path names them.
+- Of a path into a sequence only the named attributes are returned, in all items.
+- An attribute of a level below, or of no level, comes from the series or instance that met the conditions,
+  else from the first one.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from streamsrv.store import (
     json_object,
 )
 
-PAGE = 100  # matches looked at together
-REMEMBERED = 1024  # texts, 4 kB each with what they were made of
-SHAPES = 256  # of searches: those of an application name the same attributes each time
+PAGE = 100  # matches
+CACHED_TEXTS = 1024  # of about 4 kB with their sources
+CACHED_SHAPES = 256  # an application names the same attributes in each search
 
-# Tags that are wanted, each with those wanted of its items; None: all of it.
+# The wanted tags, each with those wanted of its items; None: the whole element.
 Tree = dict[str, "Tree | None"]
 
-# Sequences of which the index keeps only the attributes that have rows.
+# Of these sequences the index keeps only the attributes that have rows.
 _PARTIAL = {row.path[0] for row in QUERY_ATTRIBUTES if len(row.path) > 1}
 
 
@@ -74,9 +74,9 @@ def _pruned_element(element: JsonElement, below: Tree | None) -> JsonElement:
     return {"vr": element["vr"], "Value": [pruned(item, below) for item in items]}
 
 
-# What a row says: what is always returned, and what only when asked for.
+# The members of a row: those that are always returned, and the others.
 Texts = tuple[bytes, bytes]
-# Paths that are wanted of a row that answers hold nothing else of.
+# Wanted paths of a row that is not part of the answer otherwise.
 Part = tuple[tuple[Path, ...], Texts]
 
 
@@ -91,9 +91,9 @@ def joined(given: Iterable[bytes], elsewhere: Iterable[Part]) -> JsonDataset:
     return found
 
 
-@functools.lru_cache(maxsize=REMEMBERED)
+@functools.lru_cache(maxsize=CACHED_TEXTS)
 def joined_text(given: tuple[bytes, ...], elsewhere: tuple[Part, ...]) -> bytes:
-    """The first page is asked for again and again, and few of its studies change between two times."""
+    """Cached: clients poll the first page, and few of its studies change between two requests."""
     return orjson.dumps(joined(given, elsewhere), option=orjson.OPT_SORT_KEYS)
 
 
@@ -106,30 +106,30 @@ def _given(levels: tuple[Level, ...]) -> frozenset[Path]:
 
 
 def returned_anyway(path: Path, level: Level) -> bool:
-    """Whether every answer of this level holds it."""
+    """Whether each result of this level holds the attribute."""
     return path in _given((level,))
 
 
-@functools.lru_cache(maxsize=SHAPES)
+@functools.lru_cache(maxsize=CACHED_SHAPES)
 def _sources(
     levels: tuple[Level, ...], wanted: tuple[Path, ...]
 ) -> tuple[Mapping[Level, tuple[Path, ...]], Tree]:
-    """Where what is wanted comes from, beyond what answers of these levels hold anyway: the highest level
-    that has a row for it, and what has none is in the metadata."""
+    """Return the sources of wanted attributes that results of these levels lack: the highest level that has a
+    row for each, and a tree of those that are in the metadata only."""
     elsewhere: dict[Level, list[Path]] = {}
     unknown: list[Path] = []
     for path in sorted(set(wanted) - _given(levels)):
         row = None if path[0] in _PARTIAL and len(path) == 1 else BY_TAG.get(".".join(path))
         (elsewhere.setdefault(row.level, []) if row else unknown).append(path)
-    # What the answer holds of the same sequences anyway.
+    # Attributes of the same sequences that the result holds anyway.
     sequences = {path[0] for path in unknown}
     beside = [path for path in _given(levels) if len(path) > 1 and path[0] in sequences]
     return {level: tuple(paths) for level, paths in elsewhere.items()}, tree_of([*unknown, *beside])
 
 
 class Attributes:
-    """The datasets of one answer's matches. `deep` ones need metadata, one instance a match; `ready` ones are
-    in the rows as they go out."""
+    """The datasets of one answer. `deep` ones need the metadata of one instance a match. `ready` ones are the
+    texts of the rows."""
 
     def __init__(
         self, index: Index, query: Query, included: Sequence[Path], everything: bool, base_url: str
@@ -145,7 +145,7 @@ class Attributes:
         self._last: dict[Level, tuple[tuple[str, str | None], Texts]] = {}
 
     def texts(self, hits: Iterable[Hit]) -> Iterator[bytes]:
-        """JSON objects, or several of them separated by commas."""
+        """Yields JSON objects, or several of them separated by commas."""
         if not self.ready:
             pages = map(self._with_first, _pages(hits))
             return itertools.starmap(self._text, itertools.chain.from_iterable(pages))
@@ -162,8 +162,8 @@ class Attributes:
         return fill_page(texts, (hit.instance or "" for hit in hits), self._base_url, _key(hits[0]))
 
     def _with_first(self, hits: list[Hit]) -> Iterable[tuple[Hit, Hit | None]]:
-        """With each match the series that attributes of series come from: the first one, unless one is
-        named."""
+        """Pairs each match with the series that attributes of series come from. If the match names none, it
+        is the first one."""
         if Level.SERIES not in self._elsewhere:
             return ((hit, None) for hit in hits)
         studies = [hit.study for hit in hits if hit.series is None]
@@ -171,8 +171,8 @@ class Attributes:
         return ((hit, _with_series(hit, firsts.get(hit.study))) for hit in hits)
 
     def datasets(self, hits: Iterable[Hit]) -> Iterator[Iterator[bytes]]:
-        """Each match as the pieces of one JSON object. A `deep` match may be as long as the metadata of an
-        instance, and is never held whole. Take all pieces of each before the next one."""
+        """Yields each match as the pieces of one JSON object. A `deep` match may be as long as the metadata
+        of an instance and is never held whole. Take all pieces of each before the next one."""
         if not self.deep:
             return (iter((text,)) for text in self.texts(hits))
         pages = map(self._with_first, _pages(hits))
@@ -187,7 +187,7 @@ class Attributes:
         return orjson.dumps(joined(*rows), option=orjson.OPT_SORT_KEYS)
 
     def _rows(self, hit: Hit, first: Hit | None) -> tuple[tuple[bytes, ...], tuple[Part, ...]]:
-        """The members of the rows, to be joined."""
+        """Returns the arguments of `joined`."""
         texts = [self._texts(hit, level) for level in self._levels]
         given = tuple(answer for answer, _ in texts)
         if self._everything:
@@ -219,7 +219,7 @@ class Attributes:
     def _texts(self, hit: Hit, level: Level) -> Texts:
         if level is Level.INSTANCE:
             return self._filled(expand(instance_answer(hit.instance_row or b"")), hit), b""
-        # Neighbours have the study and the series in common.
+        # Consecutive matches share the study and the series.
         key = (hit.study, hit.series if level is Level.SERIES else None)
         if level not in self._last or self._last[level][0] != key:
             row = hit.study_row if level is Level.STUDY else hit.series_row
@@ -227,7 +227,7 @@ class Attributes:
         return self._last[level][1]
 
     def _down_to(self, hit: Hit, level: Level) -> Hit | None:
-        """The match, or the first instance below it where the match names none."""
+        """Returns the match, or the first instance below it if the match names none."""
         if hit.instance or level is Level.STUDY:
             return hit
         return next(self._index.search(Query(level, hit.study, hit.series, wanted=1)), None)
@@ -242,7 +242,7 @@ class Attributes:
 
 
 def _over(rows: JsonDataset, metadata: JsonDataset) -> JsonDataset:
-    """Both together. Rows hold less of some sequences than was asked for; of all else they know better."""
+    """Joins both. The rows prevail, but for sequences of which they hold only a part."""
     return metadata | {tag: each for tag, each in rows.items() if tag not in _PARTIAL or tag not in metadata}
 
 
@@ -251,7 +251,7 @@ def _sorted_text(dataset: JsonDataset) -> bytes:
 
 
 def merged(metadata: Iterable[bytes], rows: JsonDataset) -> Iterator[bytes]:
-    """As the text of `_over`, in pieces and without parsing the metadata."""
+    """Yields the text of `_over` in pieces, without parsing the metadata."""
     waiting = sorted(rows.items(), reverse=True)
     before, comma, kept = "", b"{", False
     for tag, piece in members(metadata):
@@ -288,7 +288,7 @@ def _with_series(hit: Hit, first: tuple[str, LevelRow] | None) -> Hit | None:
 
 
 def _levels(query: Query) -> tuple[Level, ...]:
-    """Those that the path does not name."""
+    """The levels down to that of the query which the path does not name."""
     named = 2 if query.series is not None else 1 if query.study is not None else 0
     return LEVELS[named : query.level + 1]
 

@@ -1,17 +1,16 @@
-"""In which order results come, and where one page ends and the next begins.
+"""The order of results, and cursors between pages.
 
-Strategy: every result has a place, made of the values that it is ordered by and its UIDs, so no two have the
-same. A cursor is the place of the last result of a page, and the next page is what lies behind that place.
-Whatever arrives or goes meanwhile, a result whose values stay is on exactly one page. One whose values change
-is at its new place: across the cursor it is missed or comes again. Where it stood before, no row tells.
+Strategy: every result has a sort key, made of the values that it is ordered by and of its UIDs, so no two are
+equal. A cursor is the key of the last result of a page; the next page begins after it. While instances come
+and go, a result whose values stay is on exactly one page. A result whose values change moves: if it crosses
+the cursor, it is missed or comes again.
 
 Rules
-- By default newest StudyDate first, then by UID: the order in which the index walks, so that a page costs
-  what it holds. Any other order looks at everything that matches, within the budget of the search.
-- Results without a value come last, ascending or descending. Of several values the first counts, of person
-  names the first group without case and accents, of long texts the first LONGEST characters.
-- A cursor is opaque, and holds nothing but values of the result that it stands for. It is checked like
-  everything that comes from outside.
+- The default is the native order of the index: newest StudyDate first, then by UID. A page then costs as much
+  as it holds. Any other order reads everything that matches, within the budget of the search.
+- Results without a value come last, ascending or descending. The first of several values counts, of a person
+  name the first group without case and accents, of a long text the first LONGEST characters.
+- A cursor is opaque. It holds values of its result only, and is checked like any other input.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ from streamsrv.store import Hit, instance_attributes, level_attributes, study_da
 
 MOST_TERMS = 8
 LONGEST = 100
-_DEFAULT = "-00080020"  # what the index walks by
+_NATIVE = "-00080020"
 
 Value = str | float | None
-Place = tuple[tuple[Any, ...], ...]
+SortKey = tuple[tuple[Any, ...], ...]
 
 _UID = re.compile(r"[0-9.]{1,64}")
 _DATE = re.compile(r"(?:[0-9]{8})?")
@@ -60,72 +59,71 @@ class _Term:
             return None
         return float(form) if self.vr in NUMBER_VRS else form[:LONGEST]
 
-    def placed(self, value: Value) -> tuple[Any, ...]:
+    def key(self, value: Value) -> tuple[Any, ...]:
         if value is None:
             return (True,)
-        return (False, _Falling(value) if self.descending else value)
+        return (False, _Descending(value) if self.descending else value)
 
 
 @dataclass(frozen=True, slots=True)
-class _Falling:
-    """A value that sorts the other way round."""
+class _Descending:
+    """A value that sorts in reverse."""
 
     value: str | float
 
-    def __lt__(self, other: _Falling) -> bool:
+    def __lt__(self, other: _Descending) -> bool:
         return bool(other.value < self.value)  # type: ignore[operator]  # of one attribute: both text, or both numbers
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """Without terms the order of the index."""
+class SortOrder:
+    """Without terms the native order of the index."""
 
     level: Level
     terms: tuple[_Term, ...] = ()
 
     @property
-    def walked(self) -> bool:
-        """Whether the index brings the results in this order by itself."""
+    def is_native(self) -> bool:
         return not self.terms
 
-    def place(self, hit: Hit) -> Place:
-        return self._place(self._values(hit), _uids(hit, self.level))
+    def key(self, hit: Hit) -> SortKey:
+        return self._key(self._values(hit), _uids(hit, self.level))
 
     def cursor(self, hit: Hit) -> str:
         text = orjson.dumps([self._name, self._values(hit), _uids(hit, self.level)])
         return base64.urlsafe_b64encode(text).rstrip(b"=").decode()
 
     def position(self, cursor: str) -> Position:
-        """For an order that the index walks."""
+        """Reads a cursor of the native order."""
         values, uids = self._read(cursor)
         if len(values) != 1 or not isinstance(values[0], str) or not _DATE.fullmatch(values[0]):
             raise _wrong()
         return Position(values[0], *uids)
 
-    def place_of(self, cursor: str) -> Place:
+    def key_of(self, cursor: str) -> SortKey:
         values, uids = self._read(cursor)
         kinds = [float if term.vr in NUMBER_VRS else str for term in self.terms]
         if len(values) != len(kinds) or not all(
             value is None or isinstance(value, kind) for value, kind in zip(values, kinds, strict=True)
         ):
             raise _wrong()
-        return self._place(values, uids)
+        return self._key(values, uids)
 
     @property
     def _name(self) -> str:
-        return ",".join(map(str, self.terms)) or _DEFAULT
+        return ",".join(map(str, self.terms)) or _NATIVE
 
     def _values(self, hit: Hit) -> list[Value]:
-        if self.walked:
+        if self.is_native:
             return [study_date(hit.study_row)]
         attributes = {level: _attributes(hit, level) for level in {term.level for term in self.terms}}
         return [term.value(attributes[term.level]) for term in self.terms]
 
-    def _place(self, values: Sequence[Value], uids: Sequence[str]) -> Place:
+    def _key(self, values: Sequence[Value], uids: Sequence[str]) -> SortKey:
         terms = self.terms or (_Term("00080020", "DA", Level.STUDY, True),)
         known = (None if value == "" else value for value in values)
-        placed = (term.placed(value) for term, value in zip(terms, known, strict=True))
-        return (*placed, tuple(uids))
+        keys = (term.key(value) for term, value in zip(terms, known, strict=True))
+        return (*keys, tuple(uids))
 
     def _read(self, cursor: str) -> tuple[list[Value], list[str]]:
         try:
@@ -141,14 +139,14 @@ class Order:
         return values, uids
 
 
-def order_of(names: Sequence[str], level: Level) -> Order:
-    """Raises BadRequest that names what cannot be sorted by."""
+def order_of(names: Sequence[str], level: Level) -> SortOrder:
+    """Raises BadRequest, which names the attribute."""
     if len(names) > MOST_TERMS:
         raise BadRequest(f"orderby takes at most {MOST_TERMS} attributes")
     terms = tuple(_term(name, level) for name in names)
-    if [str(term) for term in terms] == [_DEFAULT]:
-        return Order(level)
-    return Order(level, terms)
+    if [str(term) for term in terms] == [_NATIVE]:
+        return SortOrder(level)
+    return SortOrder(level, terms)
 
 
 def _term(name: str, level: Level) -> _Term:

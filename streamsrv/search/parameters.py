@@ -1,11 +1,11 @@
-"""The query string of a search, sorted out (PS3.18 8.3.4).
+"""Reads the query string of a search (PS3.18 8.3.4).
 
 Rules
-- What looks like an attribute is one, or a 400 that names it: ignoring it would match everything. Keywords
-  begin with a capital letter and tags are hex digits; no other parameter of the standard does.
-- An unknown other parameter is ignored, with a warning; so is an unknown includefield.
-- `orderby` and `after` are extensions: a wrong one is a 400, because a page in another order than the one
-  that was asked for would be taken for the right one.
+- A name that looks like an attribute is one, or a 400 that names it: ignoring it would match everything.
+  Keywords begin with a capital letter and tags are hex digits. No other parameter of the standard does.
+- An unknown other parameter is ignored, with a warning. So is an unknown includefield.
+- `orderby` and `after` are extensions. A wrong one is a 400, because clients would take a page in another
+  order for the right one.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from streamsrv.query.conditions import path_of
 
 _KEYWORD = re.compile(r"[A-Z0-9]|.*\.")
 _LOWER = frozenset(row.keyword.lower() for level in Level for row in attributes_at(level))
-_SPEAKABLE = re.compile(r"[A-Za-z0-9_.-]{1,80}")
+_HARMLESS = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 _BOOLEAN = {"true": True, "false": False}
 
-# For descriptions of this service: name -> what it does. All that are no attribute.
+# The parameters that are no attributes, with their description.
 PARAMETERS = {
-    "limit": "how many results an answer holds at most",
-    "offset": "how many results are left out before the first one",
+    "limit": "the maximum number of results of an answer",
+    "offset": "the number of results to skip",
     "fuzzymatching": "true: every word of a name begins a word of a stored one, without case and accents",
-    "includefield": "more attributes of results: keywords, tags, paths joined by dots, or `all`",
-    "orderby": "attributes that results are ordered by; `-` before one: descending. An extension",
-    "after": "where the page before ended, as its Link header says. An extension",
+    "includefield": "further attributes of the results: keywords, tags, paths joined by dots, or `all`",
+    "orderby": "attributes to order results by; `-` before one: descending. An extension",
+    "after": "the end of the page before, from its Link header. An extension",
     "accept": "acceptable media types; beats the Accept header",
 }
 
@@ -39,15 +39,17 @@ PARAMETERS = {
 class SearchLimits:
     default: int = 200
     most: int = 5000
-    rows: int = 1_000_000  # looked at by one search: some seconds of one core
-    metadata: int = 256 << 20  # bytes of JSON text read by one search, the same
+    rows: int = 1_000_000  # read by one search: some seconds of one core
+    metadata: int = 256 << 20  # bytes of JSON text read by one search: the same
+    kept: int = 500  # matches in memory, about 1 MB; an answer with more is streamed
 
 
 @dataclass(slots=True)
 class Parameters:
-    """`warnings` are sentences for Warning headers; `orderby` names attributes, perhaps with a `-`."""
+    """`warnings` are sentences for Warning headers. `orderby` names attributes, perhaps with a `-`."""
 
     limit: int
+    kept: int
     offset: int = 0
     fuzzy: bool = False
     everything: bool = False  # includefield=all
@@ -59,15 +61,15 @@ class Parameters:
 
 
 def parameters_of(pairs: Sequence[tuple[str, str]], limits: SearchLimits) -> Parameters:
-    """Raises BadRequest for values that break the rules of their parameter."""
-    found = Parameters(limits.default)
+    """Raises BadRequest for a value that breaks the rules of its parameter."""
+    found = Parameters(limits.default, limits.kept)
     for name, value in pairs:
         if read := _READERS.get(name):
             read(found, name, value)
         elif _names_attribute(name):
             found.matching.append((name, value))
         elif name != "accept":
-            found.warnings.append(f"the parameter {_said(name)} is not supported and was ignored")
+            found.warnings.append(f"the parameter {_shown(name)} is not supported and was ignored")
     if found.limit > limits.most:
         found.warnings.append(f"the limit was lowered to {limits.most}")
         found.limit = limits.most
@@ -75,7 +77,7 @@ def parameters_of(pairs: Sequence[tuple[str, str]], limits: SearchLimits) -> Par
 
 
 def _names_attribute(name: str) -> bool:
-    """A keyword in lower case is an attribute too, and unknown."""
+    """A keyword in lower case counts as an attribute, an unknown one."""
     return bool(_KEYWORD.match(name)) or path_of(name) is not None or name.lower() in _LOWER
 
 
@@ -101,7 +103,7 @@ def _include(found: Parameters, _: str, value: str) -> None:
         elif path is not None:
             found.included.append(path)
         elif name:
-            found.warnings.append(f"the includefield {_said(name)} is unknown and was ignored")
+            found.warnings.append(f"the includefield {_shown(name)} is unknown and was ignored")
 
 
 def _order(found: Parameters, _: str, value: str) -> None:
@@ -122,6 +124,6 @@ _READERS = {
 }
 
 
-def _said(name: str) -> str:
-    """A client's word in a header: only if it is harmless there."""
-    return name if _SPEAKABLE.fullmatch(name) else "given"
+def _shown(name: str) -> str:
+    """The client's text, if it is harmless in a header."""
+    return name if _HARMLESS.fullmatch(name) else "given"

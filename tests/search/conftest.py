@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 from search_world import Holder, populate
 
-from streamsrv.search import answers
 from streamsrv.store.index.index import Index
 
 
@@ -16,9 +15,3 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Holder]:
     index.commit(list(populate()), segment=1, committed_end=0)
     yield Holder(index)
     index.close()
-
-
-@pytest.fixture(autouse=True)
-def nothing_kept() -> None:
-    """A test that changes how pages are made gets none that another one made."""
-    answers._pages.clear()

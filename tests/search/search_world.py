@@ -10,11 +10,11 @@ from urllib.parse import parse_qsl
 
 import zstandard
 
-from streamsrv import search
 from streamsrv.dicom.instance import FrameKind, JsonDataset
+from streamsrv.search import Searches, SearchLimits
 from streamsrv.store.index.index import Index
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance
-from streamsrv.wire.answers import Answer, Literal, Request, Stream
+from streamsrv.wire.answers import Answer, Deferred, Literal, Request, Stream, resolved
 from streamsrv.wire.resources import target_of
 
 BASE = "https://example.org/v2"
@@ -98,22 +98,29 @@ def populate() -> Iterator[NewInstance]:
 
 @dataclass
 class Holder:
+    """An index. Each `searches` begins with an empty cache."""
+
     index: Index
-    secret: bytes = b"secret"
+
+    def searches(self, **limits: int) -> Searches:
+        return Searches(self.index, b"secret", SearchLimits(**limits))
 
 
-def ask(
-    store: Holder,
-    url: str,
-    limits: search.SearchLimits | None = None,
-    *,
-    brief: bool = False,
-    **headers: str,
-) -> Answer:
+def request_of(url: str, headers: dict[str, str]) -> Request:
     path, _, query = url.partition("?")
     pairs = tuple(parse_qsl(query, keep_blank_values=True))
-    request = Request("GET", f"/v2{path}", pairs, headers, BASE, 2)
-    return search.answer(store, request, target_of(request.path), limits, brief=brief)
+    return Request("GET", f"/v2{path}", pairs, headers, BASE, 2)
+
+
+def brief(searches: Searches, url: str, **headers: str) -> Answer | Deferred:
+    """What the event loop gets."""
+    request = request_of(url, headers)
+    return searches.answer(request, target_of(request.path))
+
+
+def ask(store: Holder | Searches, url: str, **headers: str) -> Answer:
+    searches = store.searches() if isinstance(store, Holder) else store
+    return resolved(brief(searches, url, **headers))
 
 
 def body_of(answer: Answer) -> bytes:
@@ -125,7 +132,7 @@ def body_of(answer: Answer) -> bytes:
     return body
 
 
-def results(store: Holder, url: str) -> list[dict[str, Any]]:
+def results(store: Holder | Searches, url: str) -> list[dict[str, Any]]:
     answer = ask(store, url)
     if answer.status == 204:
         assert answer.length == 0

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from search_world import BASE, CT, Holder, ask, body_of, element, header, instance, patient, results, values
 
-from streamsrv import search
 from streamsrv.errors import BadRequest, ContentTooLarge, NotAcceptable
 from streamsrv.search import answers
 from streamsrv.store.index.index import Index
@@ -167,11 +166,11 @@ def test_limit_and_offset(store: Holder) -> None:
 
 
 def test_a_limit_over_the_most_is_lowered(store: Holder) -> None:
-    limits = search.SearchLimits(default=1, most=2)
-    lowered = ask(store, "/studies?limit=100", limits)
+    limited = store.searches(default=1, most=2)
+    lowered = ask(limited, "/studies?limit=100")
     assert len(json.loads(body_of(lowered))) == 2
     assert "lowered to 2" in header(lowered, "Warning")[0]
-    assert len(json.loads(body_of(ask(store, "/studies", limits)))) == 1
+    assert len(json.loads(body_of(ask(limited, "/studies")))) == 1
 
 
 def test_warnings_for_what_is_unknown(store: Holder) -> None:
@@ -236,25 +235,22 @@ def test_long_answers_are_streamed(store: Holder, monkeypatch: pytest.MonkeyPatc
         "/instances?Modality=CT&limit=5&offset=2",
     )
     whole = [body_of(ask(store, url)) for url in urls]
-    monkeypatch.setattr(answers, "KEPT", 1)
     monkeypatch.setattr(answers, "PAGE", 2)
-    answers._pages.clear()
     for url, expected in zip(urls, whole, strict=True):
-        answer = ask(store, url)
+        answer = ask(store.searches(kept=1), url)
         assert answer.length is None
         assert body_of(answer) == expected
 
 
 def test_everything_deleted_before_it_was_sent(store: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "KEPT", 1)
-    answer = ask(store, "/studies")
+    answer = ask(store.searches(kept=1), "/studies")
     monkeypatch.setattr(Index, "search", lambda *_: iter(()))
     assert body_of(answer) == b"[]"
 
 
 def test_searches_that_are_too_broad(store: Holder) -> None:
     with pytest.raises(ContentTooLarge, match="narrow"):
-        ask(store, "/studies?DetectorType=none", search.SearchLimits(metadata=1000))
+        ask(store.searches(metadata=1000), "/studies?DetectorType=none")
 
 
 def test_values_cannot_plant_slots_or_break_out(tmp_path: Any) -> None:

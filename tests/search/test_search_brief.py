@@ -6,9 +6,8 @@ import itertools
 from collections.abc import Collection, Iterable, Iterator
 
 import pytest
-from search_world import Holder, ask, body_of, element, instance, patient
+from search_world import Holder, ask, body_of, brief, element, instance, patient, request_of
 
-from streamsrv.errors import WouldBlock
 from streamsrv.query.budget import BRIEF_PORTION, BRIEF_ROWS, BriefBudget
 from streamsrv.search import answers
 from streamsrv.store.index import reading as index_reading
@@ -18,6 +17,8 @@ from streamsrv.store.index.environment import ReadTransaction
 from streamsrv.store.index.index import Index
 from streamsrv.store.index.rows import LevelRow
 from streamsrv.store.rows import NewInstance
+from streamsrv.wire.answers import Answer, Deferred
+from streamsrv.wire.resources import target_of
 
 STUDIES = 600
 
@@ -106,50 +107,51 @@ class Counted:
 
 @pytest.mark.parametrize("url", BRIEF)
 def test_a_brief_search_is_answered_in_the_loop(large: Holder, url: str) -> None:
-    brief = ask(large, url, brief=True)
-    answers._pages.clear()
-    whole = ask(large, url)
-    assert (brief.status, brief.headers, body_of(brief)) == (whole.status, whole.headers, body_of(whole))
+    searches = large.searches()
+    short = brief(searches, url)
+    assert isinstance(short, Answer)
+    request = request_of(url, {})
+    long = large.searches()._long(request, target_of(request.path))
+    assert (short.status, short.headers, body_of(short)) == (long.status, long.headers, body_of(long))
 
 
 @pytest.mark.parametrize("url", LONG)
 def test_a_long_search_is_given_up_early(large: Holder, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = Counted(monkeypatch)
-    with pytest.raises(WouldBlock):
-        ask(large, url, brief=True)
+    assert isinstance(brief(large.searches(), url), Deferred)
     assert counted.rows <= 2 * BRIEF_ROWS + BRIEF_PORTION
     assert counted.transactions <= 2 * BRIEF_ROWS
     assert counted.texts == 0
 
 
-def test_a_long_search_whose_page_is_kept_is_answered_in_the_loop(large: Holder) -> None:
-    ask(large, "/studies?limit=100")
-    assert ask(large, "/studies?limit=100", brief=True).status == 200
+def test_a_long_search_is_answered_in_the_loop_from_the_cache(large: Holder) -> None:
+    searches = large.searches()
+    ask(searches, "/studies?limit=100")
+    assert isinstance(brief(searches, "/studies?limit=100"), Answer)
 
 
-def test_a_long_page_is_compressed_elsewhere(large: Holder) -> None:
-    ask(large, "/studies?limit=100")
+def test_a_long_page_is_compressed_in_a_thread(large: Holder) -> None:
+    searches = large.searches()
+    ask(searches, "/studies?limit=100")
     for header in ("gzip", "zstd;q=0.5"):
-        with pytest.raises(WouldBlock):
-            ask(large, "/studies?limit=100", brief=True, **{"accept-encoding": header})
-    assert ask(large, "/studies?PatientID=P1", brief=True, **{"accept-encoding": "gzip"}).status == 200
-    assert ask(large, "/studies?limit=100", brief=True, **{"accept-encoding": "gzip;q=0"}).status == 200
+        found = brief(searches, "/studies?limit=100", **{"accept-encoding": header})
+        assert isinstance(found, Deferred)
+        assert isinstance(found.compute(), Answer)
+    for url, header in (("/studies?PatientID=P1", "gzip"), ("/studies?limit=100", "gzip;q=0")):
+        assert isinstance(brief(searches, url, **{"accept-encoding": header}), Answer)
 
 
-def test_xml_of_many_is_made_elsewhere(large: Holder) -> None:
+def test_xml_of_many_is_made_in_a_thread(large: Holder) -> None:
     xml = 'multipart/related; type="application/dicom+xml"'
-    assert ask(large, "/studies?PatientID=P1", brief=True, accept=xml).status == 200
-    with pytest.raises(WouldBlock):
-        ask(large, "/studies?limit=20", brief=True, accept=xml)
+    assert isinstance(brief(large.searches(), "/studies?PatientID=P1", accept=xml), Answer)
+    assert isinstance(brief(large.searches(), "/studies?limit=20", accept=xml), Deferred)
 
 
-def test_what_waits_for_the_disk_does_so_elsewhere(large: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_fault_ends_a_brief_search(large: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
     faults = itertools.chain([1, 1], itertools.repeat(2))
     monkeypatch.setattr(answers, "BriefBudget", lambda rows: BriefBudget(rows, faults=lambda: next(faults)))
-    with pytest.raises(WouldBlock):
-        ask(large, "/studies?limit=20", brief=True)
+    assert isinstance(brief(large.searches(), "/studies?limit=20"), Deferred)
 
 
 def test_it_is_no_longer_than_the_setting_allows(large: Holder) -> None:
-    with pytest.raises(WouldBlock):
-        ask(large, "/studies?limit=20", answers.SearchLimits(rows=5), brief=True)
+    assert isinstance(brief(large.searches(rows=5), "/studies?limit=20"), Deferred)

@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 from search_world import BASE, CT, Holder, ask, body_of, element, header, instance, results, values
 
-from streamsrv import search
 from streamsrv.errors import BadRequest, ContentTooLarge
 from streamsrv.query.attributes import QUERY_ATTRIBUTES
-from streamsrv.search import answers
 from streamsrv.store.index.index import Index
-from streamsrv.wire.answers import Request
+from streamsrv.wire.answers import Request, resolved
 from streamsrv.wire.resources import parse_query, target_of
 
 STUDY, SERIES, INSTANCE = "/studies", "/series", "/instances"
@@ -89,7 +87,7 @@ def studies(clinic: Holder, path: str, query: str) -> list[str]:
     """Asked as a client writes it, percent-encoded."""
     target = target_of(f"/v2{path}")
     request = Request("GET", f"/v2{path}", parse_query(query), {}, BASE, 2)
-    body = body_of(search.answer(clinic, request, target))
+    body = body_of(resolved(clinic.searches().answer(request, target)))
     return values(json.loads(body or b"[]"), "0020000D")
 
 
@@ -185,9 +183,9 @@ def test_the_code_marks_the_same_attributes_as_required() -> None:
 
 def test_budgets_are_limits_of_the_service(clinic: Holder) -> None:
     with pytest.raises(ContentTooLarge, match="narrow"):
-        ask(clinic, "/instances?SliceThickness=1", search.SearchLimits(metadata=100))
+        ask(clinic.searches(metadata=100), "/instances?SliceThickness=1")
     with pytest.raises(ContentTooLarge, match="narrow"):
-        ask(clinic, "/instances", search.SearchLimits(rows=2))
+        ask(clinic.searches(rows=2), "/instances")
 
 
 # -- dicom+xml
@@ -212,11 +210,8 @@ def documents(content_type: str, body: bytes) -> list[ElementTree.Element]:
     "url", ["/studies?includefield=00400275", "/series", "/instances?limit=3&includefield=all"]
 )
 @pytest.mark.parametrize("kept", [1, 500])
-def test_results_as_native_models(
-    clinic: Holder, monkeypatch: pytest.MonkeyPatch, url: str, kept: int
-) -> None:
-    monkeypatch.setattr(answers, "KEPT", kept)
-    answer = ask(clinic, url, accept='multipart/related; type="application/dicom+xml"')
+def test_results_as_native_models(clinic: Holder, url: str, kept: int) -> None:
+    answer = ask(clinic.searches(kept=kept), url, accept='multipart/related; type="application/dicom+xml"')
     found = documents(header(answer, "Content-Type")[0], body_of(answer))
     expected = results(clinic, url)
     assert len(found) == len(expected)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from search_world import Holder, ask, body_of, element, instance, patient
 
 from streamsrv.errors import BadRequest
 from streamsrv.query.budget import BRIEF_PORTION
-from streamsrv.search import SearchLimits, answers
+from streamsrv.search import answers
 from streamsrv.store.index.index import Index
 
 LONG = "L" * 320  # longer than what a list holds of it
@@ -18,7 +19,7 @@ PATIENTS = (
     ["P1"] * 3 + ["P2"] * BRIEF_PORTION + ["P3"] * (BRIEF_PORTION + 1) + [LONG + "a", LONG + "b", "ä b"]
 )
 
-POINTED = [
+EXACT = [
     "PatientID=P1",
     "PatientID=P2",
     "PatientID=%20P1%20",
@@ -71,28 +72,25 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Holder]:
     index.close()
 
 
-def both(
-    world: Holder, monkeypatch: pytest.MonkeyPatch, query: str, limits: SearchLimits | None = None
-) -> tuple[bool, object, object]:
-    """Whether the short way was taken, and what is said with it and without."""
+def both(world: Holder, monkeypatch: pytest.MonkeyPatch, query: str) -> tuple[bool, object, object]:
+    """Whether the exact lookup was used, and the answers with it and without."""
     taken: list[bool] = []
-    pointed = answers.pointed
+    exact_matches = answers.exact_matches
 
-    def watched(*given: object) -> list[bytes] | None:
-        found = pointed(*given)
+    def watched(*given: Any) -> list[bytes] | None:
+        found = exact_matches(*given)
         taken.append(found is not None)
         return found
 
-    said = []
+    found = []
     for way in (watched, lambda *_: None):
-        monkeypatch.setattr(answers, "pointed", way)
-        answers._pages.clear()
-        answer = ask(world, f"/studies?{query}", limits=limits) if limits else ask(world, f"/studies?{query}")
-        said.append((answer.status, answer.headers, body_of(answer)))
-    return taken[0], *said
+        monkeypatch.setattr(answers, "exact_matches", way)
+        answer = ask(world, f"/studies?{query}")
+        found.append((answer.status, answer.headers, body_of(answer)))
+    return taken[0], *found
 
 
-@pytest.mark.parametrize("query", POINTED)
+@pytest.mark.parametrize("query", EXACT)
 def test_both_ways_say_the_same(world: Holder, monkeypatch: pytest.MonkeyPatch, query: str) -> None:
     taken, short, long = both(world, monkeypatch, query)
     assert taken
