@@ -24,12 +24,10 @@ SOURCES = ("streamsrv", "codecs", "perf")
 DOCUMENTS = ("README.md", "CHANGELOG.md", "docs", "conf")
 # What a room may still have, as (words, long sentences); a room that is not here has none.
 LIMITS: dict[str, tuple[int, int]] = {
-    "CHANGELOG.md": (30, 91),
-    "README.md": (7, 13),
+    "README.md": (2, 0),
     "docs/architecture.md": (40, 144),
     "docs/performance.md": (131, 285),
     "docs/scaling.md": (26, 25),
-    "docs/tutorial.md": (4, 20),
     "perf": (93, 9),
     "streamsrv": (10, 0),
     "streamsrv/client": (11, 0),
