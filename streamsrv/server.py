@@ -31,7 +31,7 @@ from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import StreamsrvError
 from streamsrv.ingest import Ingest, IngestLimits, store_batch
 from streamsrv.ingest import response as store_response
-from streamsrv.ingest.derivation import Remembered
+from streamsrv.ingest.derivation import ReaderPool
 from streamsrv.pixels.pool import PixelPool
 from streamsrv.pixels.processes import pixel_limits, pixel_processes
 from streamsrv.privileges import protect
@@ -100,7 +100,7 @@ def pixel_pool(
 def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
     """The rooms below web/ as functions of a request."""
     limits, on_duplicate = ingest_limits(settings), OnDuplicate(settings.on_duplicate)
-    remembered = Remembered()
+    readers = ReaderPool()
     search_limits = SearchLimits(
         default=settings.search_limit,
         most=settings.max_search_limit,
@@ -116,7 +116,7 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
             study=target.study,
             limits=limits,
             on_duplicate=on_duplicate,
-            remembered=remembered,
+            readers=readers,
         )
 
     return Actions(

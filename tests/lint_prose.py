@@ -34,7 +34,6 @@ LIMITS: dict[str, tuple[int, int]] = {
     "streamsrv/dicom": (77, 10),
     "streamsrv/dicom/json": (11, 1),
     "streamsrv/dicom/xml": (6, 1),
-    "streamsrv/ingest": (41, 7),
     "streamsrv/pixels": (119, 9),
     "streamsrv/plans": (17, 2),
     "streamsrv/query": (16, 2),

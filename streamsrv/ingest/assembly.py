@@ -1,17 +1,17 @@
 """Part 10 instances made of metadata and bulk data parts (PS3.18 10.5.2, 8.6.1.2).
 
-Strategy: metadata are read from the spool, dataset by dataset, and each becomes a list of pieces: bytes, and
-ranges of the spool. The list is short (long literals go into the spool too), its length is known, and it is
-written to a record in chunks. XML becomes JSON text on the way.
+Strategy: metadata are read from the spool, dataset by dataset. Each dataset becomes a short list of pieces:
+bytes, and ranges of the spool, which also takes long literals. The list has a known length and is written to
+a record in chunks. XML is converted to JSON text first.
 
 Rules
 - A bulk part belongs to the BulkDataURI that equals its Content-Location (or `cid:` and its Content-ID).
-  Frames of Pixel Data may come in several parts: with the same location, in their order, or with
-  `/frames/{number}` behind it, or in its place behind the URL of the instance, as retrieve answers have it.
-- Compressed pixels are told by the transfer syntax of their part, else by that of the metadata (0002,0010 or
-  0008,3002) if it fits the media type, else by the default of the media type (Table 8.7.3-4 and -5).
-- A dataset that cannot be made costs that dataset. Only malformed text costs what follows it in its part.
-  Wrong JSON types are no malformed text.
+- Frames of Pixel Data may come in several parts. Parts with the same location count in their order. Others
+  end in `/frames/{number}`, behind the location or, as in retrieve answers, behind the URL of the instance.
+- The transfer syntax of compressed pixels is that of their part. Else it is that of the metadata (0002,0010
+  or 0008,3002) if it fits the media type, else the default of the media type (Tables 8.7.3-4 and 8.7.3-5).
+- A dataset that cannot be made does not affect others. Malformed text ends its part; wrong JSON types are not
+  malformed text.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from streamsrv.ingest.spool import PartSpool, SpooledPart
 from streamsrv.wire.accept import MEDIA_SYNTAXES, canonical
 from streamsrv.wire.mediatypes import DICOM_JSON, DICOM_XML, JSON, OCTETS, parse_media_type
 
-# What may be called metadata, by the `type` of the body.
+# The media types of metadata parts, by the `type` of the body.
 METADATA_TYPES = {DICOM_JSON: (DICOM_JSON, JSON), DICOM_XML: (DICOM_XML, "application/xml", "text/xml")}
-LITERAL = 256 * 1024  # of one dataset in memory; what is more goes into the spool
+LITERAL = 256 * 1024  # bytes of one dataset in memory; further ones go into the spool
 _FRAME = re.compile(r"(.+)/frames/([0-9]{1,10})")
 _PIXEL_DATA_PATH = f"/bulkdata/{tags.PIXEL_DATA}"
 
@@ -60,7 +60,7 @@ class Assembled:
 
 
 def assembled(spool: PartSpool, body_type: str) -> Iterator[Assembled | FailedItem]:
-    """What each dataset of a whole body has become. Take each before the next one."""
+    """Yield the outcome of each dataset of a whole body. Take each before the next one."""
     metadata, bulk = [], BulkParts()
     for number, part in enumerate(spool.parts):
         media_type = part.headers.get("content-type", body_type if not number else OCTETS)
@@ -80,7 +80,7 @@ def assembled(spool: PartSpool, body_type: str) -> Iterator[Assembled | FailedIt
 
 
 def _instances(reader: JsonReader, spool: PartSpool, bulk: BulkParts) -> Iterator[Assembled | FailedItem]:
-    """One dataset, or an array of them."""
+    """Read one dataset, or an array of them."""
     several: Iterator[None] = reader.elements() if reader.peek() == "[" else iter([None])
     for _ in several:
         depth = reader.depth
@@ -99,7 +99,7 @@ def _instances(reader: JsonReader, spool: PartSpool, bulk: BulkParts) -> Iterato
 
 
 class _Instance:
-    """One dataset on its way to a Part 10 file."""
+    """Makes a Part 10 file of one dataset."""
 
     def __init__(self, spool: PartSpool, bulk: BulkParts) -> None:
         self._spool = spool
@@ -126,15 +126,15 @@ class _Instance:
         return Assembled(self._spool, [head, *pieces])
 
     def _fact(self, tag: str) -> str:
-        """Its absence is told here: written first, and read again, a hundred thousand empty datasets would
-        cost five times as much."""
+        """Refuse a dataset without the UID early: 100,000 empty datasets would take five times as long if they
+        were written and read."""
         value = self.encoder.facts.get(tag)
         if not value:
             raise NotDicom(f"{tags.keyword_of(tag)} is missing", tag=tag)
         return well_formed_uid(tag, value)
 
     def _kept(self, literal: bytearray) -> bytes | Copy:
-        """In memory while it is little."""
+        """Keep a literal in memory, or in the spool if the dataset is long."""
         self._held += len(literal)
         return bytes(literal) if self._held <= LITERAL else self._spool.append(bytes(literal))
 
@@ -148,7 +148,7 @@ class _Instance:
         return Bulk([part.range for part in parts], frames=compressed)
 
     def _compressed(self, parts: list[SpooledPart]) -> bool:
-        """Whether these are compressed frames; then the instance has their transfer syntax."""
+        """Return whether these are compressed frames. The instance then has their transfer syntax."""
         syntaxes = {self._syntax_of(part) for part in parts}
         if len(syntaxes) > 1:
             raise NotDicom("the frames have several transfer syntaxes", tag=tags.PIXEL_DATA)
@@ -178,7 +178,7 @@ class _Instance:
 
 
 class BulkParts:
-    """Bulk data parts by what names them."""
+    """Bulk data parts by Content-Location and Content-ID."""
 
     def __init__(self) -> None:
         self._located: dict[str, list[SpooledPart]] = {}
@@ -194,7 +194,7 @@ class BulkParts:
             self._located.setdefault(f"cid:{identity}", []).append(part)
 
     def of(self, uri: str, path: str) -> list[SpooledPart]:
-        """The parts of a BulkDataURI, in the order of their bytes."""
+        """Return the parts of a BulkDataURI in the order of their bytes."""
         uri = uri.strip()
         found = self._located.get(uri)
         if found is None and path == tags.PIXEL_DATA:

@@ -1,7 +1,7 @@
-"""What the index keeps of a SOP instance, derived from its bytes and nothing else.
+"""Derives the index row of a SOP instance from its bytes and nothing else.
 
-So the index can be lost: storing derives a row when the instance arrives, `check` derives it again and
-compares, `reindex` derives them all.
+Therefore the index can be rebuilt. Storing derives a row when the instance arrives, `check` derives it again
+and compares, `reindex` derives all rows.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from streamsrv.store import (
     compressed,
 )
 
-MOST_REMEMBERED = 8  # about 200 kB each
+IDLE_READERS = 8  # of about 200 kB
 
 
-class Source(Protocol):
-    """A record: a Part 10 file in a segment."""
+class StoredFile(Protocol):
+    """A record with a Part 10 file: one that is being stored, or one of a segment that is checked."""
 
     @property
     def location(self) -> Location: ...
@@ -41,77 +41,77 @@ class Source(Protocol):
     def pread(self, offset: int, length: int) -> bytes: ...
 
 
-class Remembered:
+class ReaderPool:
     """SeriesReaders that wait for the next request: a PACS may send each instance of a series by itself.
-    Threads may share it; what has been taken belongs to one of them."""
+    Thread-safe; a reader belongs to one thread from `acquire` to `release`."""
 
     def __init__(self) -> None:
         self._idle: list[SeriesReader] = []
 
-    def take(self) -> SeriesReader:
+    def acquire(self) -> SeriesReader:
         try:
-            return self._idle.pop()  # the latest: those who send one after the other get the same
+            return self._idle.pop()  # the latest one: it has read the instance before
         except IndexError:
             return SeriesReader()
 
-    def give(self, reader: SeriesReader) -> None:
-        if len(self._idle) < MOST_REMEMBERED:
+    def release(self, reader: SeriesReader) -> None:
+        if len(self._idle) < IDLE_READERS:
             self._idle.append(reader)
 
 
 def derive(
-    source: Source,
+    source: StoredFile,
     limits: ReadLimits | None = None,
     reader: SeriesReader | None = None,
     arriving: Arriving | None = None,
     pread: Pread | None = None,
 ) -> tuple[SOPInstance, NewInstance]:
-    """Read a stored Part 10 file, with the facts that were found while it arrived. Raises InstanceError, and
-    the errors of `pread`. A `pread` that is given reads in place of the source's."""
+    """Read a stored Part 10 file. `arriving` holds facts that were found while it arrived; `pread` reads
+    instead of the source's. Raises InstanceError and the errors of `pread`."""
     metadata = MetadataChunks()
     pread = pread or source.pread
-    learned = (reader.read if reader else read_instance)(
+    instance = (reader.read if reader else read_instance)(
         arriving.reading(pread) if arriving else pread,
         source.location.length,
         keep=KEEP,
         emit=metadata.add,
         limits=limits or ReadLimits(),
     )
-    row, table, (chunks, text) = row_of(source, learned), learned.frames.table, metadata.finish()
-    return learned, NewInstance(row, chunks, table, learned.bulk, learned.attributes, text)
+    row, table, (chunks, text) = row_of(source, instance), instance.frames.table, metadata.finish()
+    return instance, NewInstance(row, chunks, table, instance.bulk, instance.attributes, text)
 
 
-def row_of(source: Source, learned: SOPInstance) -> InstanceRow:
-    frames = learned.frames
+def row_of(source: StoredFile, instance: SOPInstance) -> InstanceRow:
+    frames = instance.frames
     return InstanceRow(
-        key=InstanceKey(learned.study_uid, learned.series_uid, learned.instance_uid),
+        key=InstanceKey(instance.study_uid, instance.series_uid, instance.instance_uid),
         location=source.location,
         record_id=source.record_id,
         stored_at=source.stored_at,
         digest=source.digest,
-        sop_class_uid=learned.sop_class_uid,
-        transfer_syntax=learned.transfer_syntax,
-        dataset_offset=learned.dataset_offset,
-        deflated=learned.deflated,
-        pixel_offset=learned.pixel_offset,
-        pixel_length=learned.pixel_length,
-        rows=learned.rows,
-        columns=learned.columns,
-        samples_per_pixel=learned.samples_per_pixel,
-        bits_allocated=learned.bits_allocated,
-        pixel_facts=learned.pixel_facts,
+        sop_class_uid=instance.sop_class_uid,
+        transfer_syntax=instance.transfer_syntax,
+        dataset_offset=instance.dataset_offset,
+        deflated=instance.deflated,
+        pixel_offset=instance.pixel_offset,
+        pixel_length=instance.pixel_length,
+        rows=instance.rows,
+        columns=instance.columns,
+        samples_per_pixel=instance.samples_per_pixel,
+        bits_allocated=instance.bits_allocated,
+        pixel_facts=instance.pixel_facts,
         frame_kind=frames.kind,
         number_of_frames=frames.number,
         frame_base=frames.base,
         frame_stride=frames.stride,
-        metadata_length=learned.metadata_length,
-        metadata_slots=learned.metadata_slots,
+        metadata_length=instance.metadata_length,
+        metadata_slots=instance.metadata_slots,
     )
 
 
 class MetadataChunks:
-    """Collects pieces of JSON text. What has more than SHORT_TEXT bytes is compressed, a zstd frame for each
-    METADATA_CHUNK bytes."""
+    """Collects pieces of JSON text. A text of more than SHORT_TEXT bytes is compressed, as one zstd frame for
+    each METADATA_CHUNK bytes."""
 
     def __init__(self) -> None:
         self._text: list[bytes] = []
@@ -134,7 +134,7 @@ class MetadataChunks:
         self._text, self._length = [], 0
 
     def finish(self) -> tuple[list[bytes], bytes]:
-        """Frames, and text: one of the two is empty."""
+        """Return frames and text; one of the two is empty."""
         if not self._chunks and self._length <= SHORT_TEXT:
             return [], b"".join(self._text)
         self._cut()

@@ -1,12 +1,12 @@
 """The response of a store transaction: its status and its dataset (PS3.18 10.5.3, Annex I).
 
-Rules of this file
-- An item is kept as one small tuple while the request runs; JSON is made when the answer is sent, an item at
-  a time, so that the answer to 100,000 parts is never held. XML is made of that JSON (xml/writer.py).
-- v2 adds Failed Attributes Sequence (0074,1048) to every item, empty when there is nothing to say, and warns
-  with 202; v1 does neither.
-- Error Comment (0000,0902) is an LO, which holds 64 characters: a longer sentence goes on in the next item of
-  the sequence, so that joined with blanks the comments are the sentence.
+Rules
+- An item is one small tuple while the request runs. JSON is made when the answer is sent, an item at a time,
+  so that the answer to 100,000 parts is never held. XML is made of that JSON (xml/writer.py).
+- v2 adds Failed Attributes Sequence (0074,1048) to every item, perhaps empty, and warns with 202. v1 does
+  neither.
+- Error Comment (0000,0902) is an LO, which holds 64 characters. A longer sentence continues in the next item
+  of the sequence: joined with blanks the comments are the sentence.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from streamsrv.wire.mediatypes import DICOM_JSON, DICOM_XML
 from streamsrv.wire.resources import instance_url, study_url
 
 WARNING_ATTRIBUTES = 1  # v2: some attributes break the rules of their VR
-# A response up to this many items is made at once and goes out with its length; above it, it is streamed.
+# A response with more items is streamed, without a length.
 ITEMS_AT_ONCE = 2_000
-LONGEST_LO = 64  # PS3.5 6.2, and what no LO holds
+LONGEST_LO = 64  # characters (PS3.5 6.2)
 _NO_LO = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
@@ -44,16 +44,16 @@ class StoredItem(NamedTuple):
     comments: tuple[str, ...] = ()  # attribute warnings
 
     @classmethod
-    def of(cls, learned: SOPInstance) -> StoredItem:
-        uids = learned.sop_class_uid, learned.study_uid, learned.series_uid, learned.instance_uid
-        return cls(*uids, remarks(learned))
+    def of(cls, stored: SOPInstance) -> StoredItem:
+        uids = stored.sop_class_uid, stored.study_uid, stored.series_uid, stored.instance_uid
+        return cls(*uids, remarks(stored))
 
 
-def remarks(learned: SOPInstance) -> tuple[str, ...]:
-    """What there is to say of an instance that is stored all the same: attributes that break the rules of
-    their VR, and a Patient ID that nobody can search for."""
-    said = [f"({each.tag[:4]},{each.tag[4:]}) {each.reason}" for each in learned.warnings]
-    if not learned.attributes.get(tags.PATIENT_ID, {}).get("Value"):
+def remarks(stored: SOPInstance) -> tuple[str, ...]:
+    """Return the warnings about a stored instance: attributes that break the rules of their VR, and a missing
+    Patient ID, because no search finds it."""
+    said = [f"({each.tag[:4]},{each.tag[4:]}) {each.reason}" for each in stored.warnings]
+    if not stored.attributes.get(tags.PATIENT_ID, {}).get("Value"):
         said.append("(0010,0020) is absent or empty")
     return tuple(said)
 
@@ -71,13 +71,13 @@ class FailedItem(NamedTuple):
 
 @dataclass(slots=True)
 class StoreResult:
-    """What became of each part, in their order within each list."""
+    """The outcome of each part, in their order within each list."""
 
     stored: list[StoredItem] = field(default_factory=list)
     failed: list[FailedItem] = field(default_factory=list)
 
     def status(self, version: int) -> int:
-        """PS3.18 Table 10.5.3-1, and 204 for a body without parts."""
+        """Return the status by PS3.18 Table 10.5.3-1, or 204 for a body without parts."""
         if not self.stored:
             return 409 if self.failed else 204
         if self.failed or (version >= 2 and any(item.comments for item in self.stored)):
@@ -86,7 +86,7 @@ class StoreResult:
 
 
 def acceptable(request: Request) -> Offer:
-    """How the response will go out. Raises NotAcceptable: ask before the body is read."""
+    """Return the media type of the response. Raises NotAcceptable; call it before the body is read."""
     queries = [value for name, value in request.query if name == "accept"]
     return choose_json(parse_accept(request.headers.get("accept"), queries), STORE_OFFERS)
 
@@ -97,7 +97,7 @@ def answer(result: StoreResult, request: Request) -> Answer:
         return Answer(204)
     try:
         media_type = acceptable(request).media_type
-    except NotAcceptable:  # what is stored is stored, and has to be told
+    except NotAcceptable:  # the instances are stored, so there must be an answer
         media_type = DICOM_JSON
 
     def chunks(start: int, stop: int | None) -> Iterator[bytes]:
@@ -112,7 +112,7 @@ def answer(result: StoreResult, request: Request) -> Answer:
 
 
 def dataset_text(result: StoreResult, base_url: str, version: int) -> Iterator[bytes]:
-    """The dataset as DICOM JSON, in pieces; its tags ascend."""
+    """Yield the dataset as DICOM JSON; its tags ascend."""
     parts: list[Iterator[bytes]] = []
     studies = {item.study for item in result.stored}
     if len(studies) == 1:
@@ -170,12 +170,12 @@ def _failed(item: FailedItem, version: int) -> dict[str, Any]:
 
 
 def _comments(comments: tuple[str, ...]) -> dict[str, Any]:
-    """Failed Attributes Sequence: an item with an Error Comment (0000,0902) for each, or several."""
+    """Return a Failed Attributes Sequence with one or more items for each comment."""
     lines = (line for comment in comments for line in _lines(comment))
     return _element("SQ", *({"00000902": _element("LO", line)} for line in lines))
 
 
 def _lines(comment: str) -> list[str]:
-    """Broken between words, into what an LO holds."""
+    """Break a comment between words into values of LO."""
     text = _NO_LO.sub("?", comment).encode("utf-8", "replace").decode()  # a lone surrogate is no UTF-8
     return [text] if len(text) <= LONGEST_LO else textwrap.wrap(text, LONGEST_LO, break_on_hyphens=False)

@@ -34,7 +34,7 @@ from streamsrv.errors import (
 )
 from streamsrv.ingest.assembly import METADATA_TYPES, assembled
 from streamsrv.ingest.bodies import parser_for
-from streamsrv.ingest.derivation import Remembered, derive
+from streamsrv.ingest.derivation import ReaderPool, derive
 from streamsrv.ingest.response import FailedItem, StoredItem, StoreResult
 from streamsrv.ingest.spool import CommitQueue, PartSpool
 from streamsrv.store import (
@@ -55,8 +55,8 @@ HEAVY_INSTANCE = 1 << 20
 BRIEF_HEADER = 128 << 10
 # Seconds that datasets are read in one turn of the loop.
 READ_SECONDS = 0.01
-# Datasets read in one turn, 2 ms for those of CTs. They share what is in the processor's caches. One by one,
-# with half a megabyte received between two of them, each takes a tenth longer.
+# Datasets read in one turn, 2 ms for those of CTs. They share the processor's caches. One by one, with half a
+# megabyte received between two of them, each takes a tenth longer.
 READ_TOGETHER = 16
 # Upper bounds of one write, in bytes and in pieces.
 WRITE_BYTES = 4 << 20
@@ -99,11 +99,11 @@ class Ingest:
         study: str | None = None,
         limits: IngestLimits | None = None,
         on_duplicate: OnDuplicate = OnDuplicate.REFUSE,
-        remembered: Remembered | None = None,
+        readers: ReaderPool | None = None,
     ) -> None:
-        """Does not block. `remembered` goes with one `limits.reading`."""
+        """Does not block. `readers` goes with one `limits.reading`."""
         self._store = store
-        self._remembered = remembered or Remembered()
+        self._readers = readers or ReaderPool()
         self._limits = limits or IngestLimits()
         self._parser, self._part_type = parser_for(content_type, self._limits.multipart)
         self._study = study
@@ -111,11 +111,13 @@ class Ingest:
         self._transaction: Transaction | None = None
         self._is_shared = False
         self._events: list[Event] = []  # parsed before `begin`
-        self._receiving = False  # between the begin and the end of a part that is being written
+        self._receiving = False  # a part is being written
         self._received = 0  # bytes of that part
+
         self._looked = False  # whether `_look` has seen that part
         self._arriving: Arriving | None = None
         self._seen: dict[int, Arriving] = {}  # of complete parts, by the number of the record
+
         self._closed: list[Record] = []  # complete parts that are not written yet
         self._ended: list[Record] = []  # written parts whose dataset is not read yet
         self._long_header = False  # of the first of these
@@ -136,7 +138,7 @@ class Ingest:
             raise
         self._is_shared = transaction is not None
         self._transaction.open_body()
-        self._repeats = self._remembered.take()
+        self._reader = self._readers.acquire()
         events, self._events = self._events, []
         self._take(events)
 
@@ -273,7 +275,7 @@ class Ingest:
             try:
                 seen = self._seen.pop(record.number, None)
                 pread = _brief(record.pread) if brief else _stoppable(record.pread, self._stopped)
-                learned, new = derive(record, self._limits.reading, self._repeats, seen, pread)
+                learned, new = derive(record, self._limits.reading, self._reader, seen, pread)
                 if self._study is not None and learned.study_uid != self._study:
                     raise StudyMismatch(
                         "the Study Instance UID (0020,000D) differs from the study of the target URI"
@@ -328,7 +330,7 @@ class Ingest:
         self.read_ended()
         while self._ended:
             self.read_ended()
-        self._remembered.give(self._repeats)
+        self._readers.release(self._reader)
 
     @property
     def waiting(self) -> Iterator[tuple[Record, Prepared]]:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import zstandard
 
 from streamsrv.dicom.series_template import SeriesReader
-from streamsrv.ingest.derivation import MOST_REMEMBERED, MetadataChunks, Remembered
+from streamsrv.ingest.derivation import IDLE_READERS, MetadataChunks, ReaderPool
 from streamsrv.store.rows import METADATA_CHUNK, SHORT_TEXT
 
 
@@ -42,13 +42,13 @@ def test_eight_threads_at_once() -> None:
 
 
 def test_what_one_request_has_learned_the_next_one_has() -> None:
-    remembered = Remembered()
-    first, second = remembered.take(), remembered.take()
+    readers = ReaderPool()
+    first, second = readers.acquire(), readers.acquire()
     assert first is not second
-    remembered.give(first)
-    assert remembered.take() is first
-    many = [SeriesReader() for _ in range(MOST_REMEMBERED + 3)]
+    readers.release(first)
+    assert readers.acquire() is first
+    many = [SeriesReader() for _ in range(IDLE_READERS + 3)]
     for each in many:
-        remembered.give(each)
-    taken = [remembered.take() for _ in many]
-    assert sum(each in many for each in taken) == MOST_REMEMBERED
+        readers.release(each)
+    taken = [readers.acquire() for _ in many]
+    assert sum(each in many for each in taken) == IDLE_READERS

@@ -18,7 +18,7 @@ from xml_models import check_model, json_of, parsed
 
 from streamsrv.errors import ContentTooLarge, MultipartError, NotAcceptable, NotDicom, UnsupportedMediaType
 from streamsrv.ingest import Ingest, IngestLimits, spool, transaction
-from streamsrv.ingest.derivation import Remembered, derive
+from streamsrv.ingest.derivation import ReaderPool, derive
 from streamsrv.ingest.response import FailedItem, StoredItem, StoreResult, acceptable, answer
 from streamsrv.store.fileops import Buffer, FileOps
 from streamsrv.store.maintenance.check import check
@@ -185,16 +185,16 @@ def test_what_waits_for_the_commit_spills(store: Store, monkeypatch: pytest.Monk
 
 
 def test_a_series_that_comes_one_by_one_teaches_the_next_request(store: Store) -> None:
-    remembered = Remembered()
-    own = remembered.take()
-    remembered.give(own)
+    readers = ReaderPool()
+    own = readers.acquire()
+    readers.release(own)
     for number in range(6):
         part = part10(f"1.2.3.4.{number}", pixels=bytes([number]) * 32)
-        result = send(store, part, content_type="application/dicom", remembered=remembered)
+        result = send(store, part, content_type="application/dicom", readers=readers)
         assert result.status(2) == 200
-    refused = send(store, b"no DICOM", content_type="application/dicom", remembered=remembered)
+    refused = send(store, b"no DICOM", content_type="application/dicom", readers=readers)
     assert refused.status(2) == 409
-    assert remembered.take() is own
+    assert readers.acquire() is own
     assert own.matches > 0
 
 
