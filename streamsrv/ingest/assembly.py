@@ -126,8 +126,8 @@ class _Instance:
         return Assembled(self._spool, [head, *pieces])
 
     def _fact(self, tag: str) -> str:
-        """Refuse a dataset without the UID early: 100,000 empty datasets would take five times as long if they
-        were written and read."""
+        """Refuse a dataset without the UID early: 100,000 empty datasets would take five times as long if
+        they were written and read."""
         value = self.encoder.facts.get(tag)
         if not value:
             raise NotDicom(f"{tags.keyword_of(tag)} is missing", tag=tag)

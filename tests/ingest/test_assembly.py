@@ -342,7 +342,7 @@ def test_memory_is_bounded(store):
 @pytest.mark.parametrize("media_type", ["application/octet-stream", "image/jpeg"])
 def test_what_no_length_can_tell_is_refused(store, monkeypatch, media_type):
     """Of 4 GiB or more, were it not for the patience of whoever waits for tests."""
-    for module in ("elementwriting", "json.encoding"):
+    for module in ("explicit", "json.encoding"):
         monkeypatch.setattr(f"streamsrv.dicom.{module}.LONGEST", 9)
     for length, status in ((8, 200), (10, 409)):
         result = send(store, described(metadata()), ICC, bulk(b"x" * length, "b/1", media_type))
