@@ -164,7 +164,7 @@ def test_a_file_goes_in_and_comes_out(running, path: Path) -> None:
 def check_cut_off(content: bytes, comment: str) -> None:
     """pydicom reads what is left of a file that was cut off; we refuse it, and name the element."""
     found = re.search(
-        r"longer than what holds it \(at tag [0-9A-F]{8}, byte ([0-9]+) of the instance\)", comment
+        r"longer than its container \(at tag [0-9A-F]{8}, byte ([0-9]+) of the instance\)", comment
     )
     assert found, comment
     assert int(found[1]) < len(content)

@@ -98,11 +98,11 @@ LIARS = {
     "undefined length of text": (behind(element(PRIVATE | 0x10, "LT", b"", 65535)), "at tag 70010010, byte"),
     "65 sequences in each other": (
         behind(nested(65, undefined=False)),
-        "more than 64 sequences in each other",
+        "nest deeper than 64 levels",
     ),
     "100,000 in each other": (
         behind(nested(100_000, undefined=True)),
-        "more than 64 sequences in each other",
+        "nest deeper than 64 levels",
     ),
     "fragments without end": (
         part10(dataset() + element(0x7FE00010, "OB", item() + item(b"ab"), UNDEFINED), JPEG),

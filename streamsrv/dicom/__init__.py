@@ -1,3 +1,1 @@
-"""DICOM without a socket, a file or an index: tags, transfer syntaxes, the Part 10 reader, frames, DICOM
-JSON.
-"""
+"""DICOM without sockets, files or an index: tags, transfer syntaxes, Part 10, frames, DICOM JSON and XML."""

@@ -1,11 +1,12 @@
-"""A Part 10 file of which more is still to come: what its next bytes belong to.
+"""Finds the element to which the next bytes of an arriving Part 10 file belong.
 
-A long value is all that its bytes are good for: the reader jumps over it. Of fragments he reads the item
-headers, which lie all over it (PS3.5 A.4); they are picked up here while they pass, so that nobody has to
-fetch them from the disk again.
+A reader of the whole file skips a long value. But it reads the item headers of fragments, which are
+spread over the whole value (PS3.5 A.4). `ArrivingFragments` copies these headers while the bytes pass, so
+that nothing has to be read again from the disk.
 
-Rule: what cannot be told is nobody's. Whether the file is sound shows when it is whole; nothing is concluded
-here that the reader does not see for himself.
+Rules:
+- If the result is uncertain, there is none.
+- It decides nothing about the file. Whether the file is valid shows the reader of the whole file.
 """
 
 from __future__ import annotations
@@ -22,28 +23,28 @@ from streamsrv.dicom.frames import HEADER, ITEM, UNDEFINED, scan_items
 from streamsrv.dicom.window import UNKNOWN_END, Pread, ReadLimits, ReadWindow
 from streamsrv.errors import InstanceError
 
-# A header with more elements is not worth reading twice: so many take about a tenth of a second.
+# Reading a header takes about 0.1 s for so many elements. A longer one is not read twice.
 MOST_ELEMENTS = 100_000
 
 _PIXEL_DATA = int(tags.PIXEL_DATA, 16)
 
 
 class Arriving(Protocol):
-    """What a long value is made of. Offsets count from the start of the Part 10 file."""
+    """A long value of which bytes are still to come. Offsets count from the start of the Part 10 file."""
 
     def take(self, view: bytes | memoryview, offset: int) -> None:
-        """The next bytes of the file, which lie at `offset`."""
+        """Takes the next bytes of the file, which lie at `offset`."""
 
     def holds(self, end: int) -> bool:
-        """Whether all before `end` that has not been taken yet, or was taken last, is of this value."""
+        """Returns whether all bytes up to `end` from the last ones taken belong to this value."""
 
     def reading(self, pread: Pread) -> Pread:
-        """`pread` of the file; where an item's header is known, that header alone, which is all that anybody
-        wants who reads from there on."""
+        """Returns a `pread` of the file that answers from memory at the offset of a known item header. It
+        then returns the header only, which is all that a reader of items needs."""
 
 
-class Value:
-    """One of defined length, which ends at `end`: native Pixel Data, mostly."""
+class DefinedValue:
+    """A value of defined length, which ends at `end`: mostly native Pixel Data."""
 
     def __init__(self, end: int) -> None:
         self._end = end
@@ -57,19 +58,19 @@ class Value:
         return pread
 
 
-class Fragments:
-    """Items from `start` on: 16 bytes are kept of each, of at most `most`."""
+class ArrivingFragments:
+    """Items from `start` on. It keeps 16 bytes of each, and at most `most` items."""
 
     def __init__(self, start: int, most: int) -> None:
         self._next = start  # where the next header begins
-        self._head = b""  # what has come of it, if the rest has not
+        self._head = b""  # the part of it that has arrived
         self._most = most
         self._offsets = array("Q")
         self._lengths = array("Q")
         self._ended = False
 
     def catch_up(self, pread: Pread, received: int) -> None:
-        """With what came before `received`."""
+        """Reads the headers before `received` with `pread`."""
         while not self._ended and self._next + HEADER.size <= received:
             self._item(*HEADER.unpack(pread(self._next, HEADER.size)))
         if not self._ended and self._next < received:
@@ -111,18 +112,20 @@ class Fragments:
         return known
 
 
-class _UnderWay(Exception):
-    """Pixel Data in fragments have begun."""
+class _FragmentsFound(Exception):
+    """The reader has reached Pixel Data in fragments."""
 
     def __init__(self, start: int, little: bool) -> None:
         self.start = start
         self.little = little
 
 
-def what_arrives(pread: Pread, received: int, limits: ReadLimits) -> Arriving | None:
-    """The long value whose first bytes are among the `received` ones that `pread` reads, and whose last are
-    not. None if there is none, or if it cannot be told: a deflated dataset, one with very many elements, or
-    no DICOM at all."""
+def arriving_value(pread: Pread, received: int, limits: ReadLimits) -> Arriving | None:
+    """The long value that begins in the first `received` bytes and ends behind them.
+
+    Returns None if there is none or if it is uncertain: the dataset is deflated, has too many elements,
+    or is no DICOM.
+    """
     window = ReadWindow(pread, received)
     try:
         meta = read_file_meta(window, received, limits)
@@ -132,7 +135,7 @@ def what_arrives(pread: Pread, received: int, limits: ReadLimits) -> Arriving | 
 
         def skip_fragments(tag: int, start: int, end: int, little: bool) -> int:
             if tag == _PIXEL_DATA and len(elements.levels) == 1:
-                raise _UnderWay(start, little)
+                raise _FragmentsFound(start, little)
             return scan_items(pread, start, min(end, received), limits.max_fragments, little=little).end
 
         elements = Elements(
@@ -146,13 +149,13 @@ def what_arrives(pread: Pread, received: int, limits: ReadLimits) -> Arriving | 
         )
         for _, vr, offset, length, value in elements.walk():
             if value is None and vr != "SQ" and len(elements.levels) == 1 and offset + length > received:
-                return Value(offset + length)
+                return DefinedValue(offset + length)
     except InstanceError:
         return None
-    except _UnderWay as pixels:
+    except _FragmentsFound as pixels:
         if not pixels.little:
             return None
-        fragments = Fragments(pixels.start, limits.max_fragments)
+        fragments = ArrivingFragments(pixels.start, limits.max_fragments)
         fragments.catch_up(pread, received)
         return fragments if fragments.holds(received) else None
     return None

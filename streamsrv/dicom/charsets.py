@@ -1,14 +1,13 @@
-"""Specific Character Set (0008,0005) to decoders (PS3.3 C.12.1.1.2, PS3.5 6.1.2.4 and 6.1.2.5).
+"""Makes decoders of Specific Character Set (0008,0005) (PS3.3 C.12.1.1.2, PS3.5 6.1.2.4 and 6.1.2.5).
 
-Strategy: `decoder_for` turns the values of the attribute into one function bytes -> str, built once for
-each character set. Without escape sequences that is one call of Python's codec; with them the text is cut
-at each ESC and every piece decoded by what the escape designates. Which codec a defined term or an escape
-sequence means comes from pydicom.charset's tables, read, never called: its own functions warn through a
-global that threads share.
+Strategy: `decoder_for` makes one function bytes -> str for the values of the attribute. Without escape
+sequences it calls Python's codec once. Otherwise it cuts the text at each ESC and decodes each piece with the
+codec that the escape sequence designates. The tables of pydicom.charset map terms and escape sequences to
+codecs. Its functions are not used, because they warn through a global that threads share.
 
-Rules: decoders are strict, a character that cannot be decoded raises UnicodeDecodeError and the caller
-decides; `lenient=True` builds one that puts U+FFFD instead. A term that no table knows means the default
-repertoire, decoded as Latin-1 as pydicom does, and a reason.
+Rules: decoders are strict: a character that cannot be decoded raises UnicodeDecodeError. With `lenient=True`
+they put U+FFFD instead. An unknown term is read as the default repertoire, decoded as Latin-1 as in pydicom,
+with a warning.
 """
 
 from __future__ import annotations
@@ -24,15 +23,13 @@ Decoder = Callable[[bytes], str]
 DEFAULT_CODEC = "latin-1"
 _ESC = b"\x1b"
 _PIECES = re.compile(rb"^[^\x1b]+|\x1b[^\x1b]*")
-# Each resets what an escape sequence designated (PS3.5 6.1.2.5.3): CR LF FF TAB; the rest of the piece is
-# in
-# the first set again.
+# PS3.5 6.1.2.5.3: CR, LF, FF and TAB end the designation. The rest of the piece is in the first set again.
 _DELIMITER = re.compile(rb"[\r\n\t\f]")
 
 
 @lru_cache(maxsize=256)
 def codecs_of(terms: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    """Python codecs for the defined terms, and what is wrong with the terms ("" if nothing)."""
+    """Python codecs for the defined terms, and the warning for invalid terms ("" if none)."""
     codecs, reason = [], ""
     for place, term in enumerate(terms or ("",)):
         codec, complaint = _codec_of(term)
@@ -50,17 +47,17 @@ def _codec_of(term: str) -> tuple[str, str]:
     codec = python_encoding.get(term)
     if codec is not None:
         return str(codec), ""
-    # Spelling slips that pydicom mends: "ISO-IR 100", "ISO IR 100", "ISO-2022-IR-87", "ISO_2022_IR_87".
-    mended = re.sub(r"^ISO[^_]IR.", "ISO_IR ", re.sub(r"^ISO.2022.IR.", "ISO 2022 IR ", term))
-    codec = python_encoding.get(mended)
+    # Misspellings that pydicom corrects: "ISO-IR 100", "ISO IR 100", "ISO-2022-IR-87", "ISO_2022_IR_87".
+    corrected = re.sub(r"^ISO[^_]IR.", "ISO_IR ", re.sub(r"^ISO.2022.IR.", "ISO 2022 IR ", term))
+    codec = python_encoding.get(corrected)
     if codec is not None:
-        return str(codec), f"read as {mended}"
+        return str(codec), f"read as {corrected}"
     return DEFAULT_CODEC, "not a defined term, read as the default character repertoire"
 
 
 @lru_cache(maxsize=256)
 def decoder_for(codecs: tuple[str, ...], lenient: bool = False) -> Decoder:
-    """bytes -> str for text VRs (LO LT PN SH ST UC UT)."""
+    """A function bytes -> str for text VRs (LO LT PN SH ST UC UT)."""
     errors = "replace" if lenient else "strict"
     first = codecs[0]
 
@@ -84,7 +81,7 @@ def _piece(piece: bytes, codecs: tuple[str, ...], errors: str) -> str:
             )
         return piece.decode(codecs[0], errors)
     if codec in handled_encodings:
-        return piece.decode(codec, errors)  # Python's codec reads the escape sequence itself
+        return piece.decode(codec, errors)  # the codec reads the escape sequence
     body = piece[width:]
     delimiter = _DELIMITER.search(body)
     if delimiter is None:

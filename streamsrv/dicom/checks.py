@@ -1,5 +1,5 @@
-"""Whether values keep the rules of their VR (PS3.5 Table 6.2-1). Used on the few attributes that are kept
-for searches: a value that breaks them is stored and named in a warning, never refused.
+"""Checks that values obey the rules of their VR (PS3.5 Table 6.2-1). Only the attributes that searches
+use are checked. An invalid value is stored, and a warning names it.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from streamsrv.dicom import tags
 from streamsrv.dicom.instance import JsonElement
 from streamsrv.errors import NotDicom
 
-# PS3.5 9.1. `fullmatch` it: such a text may go into a header field.
+# PS3.5 9.1. A text that this matches with `fullmatch` may go into a header field.
 UID = re.compile(r"[0-9.]{1,64}")
 
 _LINE = r"[^\\\x00-\x1a\x1c-\x1f]"  # ESC may stand in text
 _TIME = r"([01]\d|2[0-3])([0-5]\d([0-5]\d|60)?)?"
 _DATE = r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
 
-# VR -> (pattern of one value, what is wrong if it does not match). The dotted date is ACR-NEMA's, which
-# PS3.5
-# 6.2 asks to accept.
+# VR -> (pattern of one value, the warning). PS3.5 6.2 asks to accept the dotted date of ACR-NEMA.
 RULES: dict[str, tuple[re.Pattern[str], str]] = {
     vr: (re.compile(pattern), reason)
     for vr, pattern, reason in (
@@ -42,14 +40,14 @@ _GROUP_LENGTH = 64
 
 
 def well_formed_uid(tag: str, text: str) -> str:
-    """The text of a UID, if it is one. Raises NotDicom."""
+    """Returns `text`. Raises NotDicom if it is not a UID."""
     if not UID.fullmatch(text):
         raise NotDicom(f"{tags.keyword_of(tag)} is malformed: digits and dots, at most 64", tag=tag)
     return text
 
 
 def broken_rule(element: JsonElement) -> str | None:
-    """What is wrong with the values of an attribute, None if nothing."""
+    """Returns the warning for the values of an attribute; None if they are valid."""
     rule = RULES.get(element["vr"])
     for value in element.get("Value", ()):
         if isinstance(value, str) and rule and not rule[0].fullmatch(value.rstrip(" ")):

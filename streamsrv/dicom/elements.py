@@ -1,24 +1,27 @@
-"""Walks the elements of a dataset, in file order, without recursion and without loading large values (PS3.5
+"""Reads the elements of a dataset in file order, without recursion and without loading large values (PS3.5
 section 7).
 
-Strategy: `Elements.walk` is a generator of plain tuples. One Struct unpack decides an element; whatever is
-not a short value of a known VR inside the window (delimiters, long VRs, implicit VR, lies) leaves the hot
-loop for a method. Open sequences and items are `Container`s on a list, so nesting costs no stack.
+Strategy: `Elements.walk` is a generator of plain tuples. One Struct unpack decides an element. Only a short
+value of a known VR inside the window stays in the hot loop; a method handles everything else (delimiters,
+long VRs, implicit VR, malformed data). Open sequences and items are `Container`s on a list, so nesting costs
+no stack.
 
 Events are (tag, vr, offset, length, value):
-- an element with its value as bytes, or with value None where it is longer than the limits allow to load:
-  bulk;
-- (tag, "SQ", offset, length, None) opens a sequence, (ITEM, ...) an item, (ITEM_END, ...) and
-  (SEQUENCE_END, ...) close them, whether or not the file spells a delimiter.
+- an element with its value as bytes; the value is None if it exceeds the limits (bulk);
+- (tag, "SQ", offset, length, None) opens a sequence, (ITEM, ...) an item. (ITEM_END, ...) and
+  (SEQUENCE_END, ...) close them, with or without a delimiter in the file.
 
 Rules:
 - A value of undefined length is a sequence if its VR is SQ or UN (6.2.2: then implicit VR little endian),
   else fragments (A.4).
-- UN whose tag a dictionary knows is read as that VR (6.2.2). Private tags: by their private creator, else
-  UN.
-- What pydicom forgives is forgiven: an implicit VR item in an explicit dataset, an element whose VR is no
-  VR.
-- A length beyond its parent's end, a missing delimiter, a cut header: NotDicom with tag and offset.
+- An element without a VR, or with UN, gets the VR of the dictionary (6.2.2, Annex A.1). A private element
+  gets the VR that pydicom's private dictionary has for its private creator (7.8.1), else UN.
+- For an ambiguous VR ("US or SS") Pixel Representation decides, for LUT Data the first value of LUT
+  Descriptor.
+- It tolerates the errors that pydicom tolerates: an implicit VR item in an explicit dataset, an element
+  whose VR is no VR.
+- A length beyond the end of its parent, a missing delimiter or a truncated header raises NotDicom with tag
+  and offset.
 """
 
 from __future__ import annotations
@@ -56,14 +59,14 @@ _WORDS = {True: Struct("<I").unpack_from, False: Struct(">I").unpack_from}
 
 PIXEL_REPRESENTATION = 0x00280103
 LUT_DESCRIPTOR = 0x00283002
-NOTED = (PIXEL_REPRESENTATION, LUT_DESCRIPTOR)  # standard elements that decide how others are read
+NOTED = (PIXEL_REPRESENTATION, LUT_DESCRIPTOR)  # standard elements that decide the VR of others
 
 _NOTHING: dict[int, bytes] = {}  # a sequence has no elements of its own
 
 
 class Container:
-    """An open dataset (`items` False) or sequence (`items` True). `end` bounds it; `delimited` if a delimiter
-    ends it before."""
+    """An open dataset (`items` False) or sequence (`items` True). It ends at `end`, or before at a delimiter
+    if it is `delimited`."""
 
     __slots__ = ("delimited", "end", "explicit", "items", "little", "notes", "tag")
 
@@ -76,11 +79,11 @@ class Container:
         self.delimited = delimited
         self.explicit = explicit
         self.little = little
-        # What decides how others are read: private creators by group and block (24 bits), values by tag.
+        # Values that decide the VR of others: private creators by group and block (24 bits), others by tag.
         self.notes: dict[int, bytes] = _NOTHING if items else {}
 
     def note(self, tag: int, value: bytes) -> None:
-        """Remember a value that decides how others are read."""
+        """Keep the value if it decides the VR of other elements."""
         if tag in NOTED:
             self.notes[tag] = value
         elif tag >> 16 & 1 and 0x10 <= tag & 0xFFFF < 0x100:
@@ -88,9 +91,9 @@ class Container:
 
 
 class Elements:
-    """The elements from `start` to `end` of what `window` shows; `skip_fragments` finds the end of fragments.
+    """The elements from `start` to `end` of `window`. `skip_fragments` finds the end of fragments.
 
-    `levels[0]` is the dataset itself, `levels[-1]` what is open now.
+    `levels[0]` is the dataset itself, `levels[-1]` the innermost open container.
     """
 
     def __init__(
@@ -109,13 +112,15 @@ class Elements:
         self.limits = limits
         self.levels = [Container(0, end, items=False, delimited=False, explicit=explicit, little=little)]
         self._start = start
-        self._ahead: bytes | None = None  # Pixel Representation of the dataset, looked up before its turn
+        self._ahead: bytes | None = None  # Pixel Representation of the dataset, if it was read ahead
         self._skip_fragments = skip_fragments
         self._count = 0
 
     def walk(self) -> Iterator[Event]:
-        """All events, to the end of the dataset. The loop is long because a call an element would double its
-        time."""
+        """Yields all events up to the end of the dataset. Raises NotDicom and InstanceRefused.
+
+        The loop is long because one call per element would double its time.
+        """
         window, levels, limit_count = self.window, self.levels, self.limits.max_elements
         count = 0
         while True:
@@ -135,7 +140,7 @@ class Elements:
                 yield self._close(level)
                 continue
             if level.items:
-                # Empty items come by the million: no level is opened for one.
+                # Files have millions of empty items, so these get no container.
                 empty = _EMPTY_ITEMS[level.little]
                 while at + 8 <= limit and buffer.startswith(empty, at):
                     at += 8
@@ -173,7 +178,7 @@ class Elements:
                 self.position = base + at
 
     def _refill(self, level: Container) -> bool:
-        """Have the next header in the window. False: `level` has ended here."""
+        """Load the next header into the window. Returns False if `level` ends here."""
         position = self.position
         left = level.end - position
         if left == 0:
@@ -186,7 +191,7 @@ class Elements:
             return True
         rest = self.window.bytes_at(position, min(left, 8))
         if len(self.levels) == 1 and not rest.strip(b"\0"):
-            return False  # the dataset has ended, at most some padding follows
+            return False  # less than a header of padding
         tag = _hex(level.tag) if level.tag else None
         raise NotDicom("the dataset is truncated", offset=position, tag=tag)
 
@@ -195,7 +200,7 @@ class Elements:
         return SEQUENCE_END if level.items else ITEM_END, "", self.position, 0, None
 
     def _item(self, level: Container, buffer: bytes, at: int) -> Event:
-        """Inside a sequence: an item begins, or the sequence ends."""
+        """Reads the beginning of an item, or the end of the sequence."""
         position = self.position
         group, element, length = _TAGS[level.little](buffer, at)
         tag = group << 16 | element
@@ -208,7 +213,7 @@ class Elements:
         end = level.end if length == UNDEFINED else self.position + length
         if end > level.end:
             raise NotDicom("an item is longer than its sequence", offset=position, tag=_hex(level.tag))
-        # Some writers switch to implicit VR inside sequences: no VR stands where the first element has one.
+        # Some writers switch to implicit VR inside sequences. The first element then has no VR.
         explicit = level.explicit
         if explicit and length and buffer[at + 12 : at + 14] not in SHORT_VRS:
             explicit = not self._looks_implicit(min(end, position + 16))
@@ -219,14 +224,14 @@ class Elements:
         return ITEM, "", position + 8, length, None
 
     def _looks_implicit(self, end: int) -> bool:
-        """Whether the item that begins here has anything but two capital letters for its first VR."""
+        """Returns whether the VR of the first element of this item is not two capital letters."""
         head = self.window.bytes_at(self.position, end - self.position)
         return len(head) >= 6 and not (head[4:6].isalpha() and head[4:6].isupper())
 
     def _element(
         self, level: Container, buffer: bytes, at: int, tag: int, vr: bytes, length: int
     ) -> Event | None:
-        """Any element that the hot loop does not take; None if nothing is to be told."""
+        """Reads an element that the hot loop does not take. Returns None if it makes no event."""
         position = self.position
         if tag == ITEM_END and level.delimited:
             self.position = position + 8
@@ -248,7 +253,7 @@ class Elements:
             return self._undefined(level, tag, name, start)
         stop = start + length
         if stop > level.end:
-            raise NotDicom("a value is longer than what holds it", offset=position, tag=_hex(tag))
+            raise NotDicom("a value is longer than its container", offset=position, tag=_hex(tag))
         if name == "SQ":
             return self._open(level, tag, start, length, implicit=unknown)
         value = self._load(tag, name, start, length)
@@ -258,16 +263,14 @@ class Elements:
         return tag, name, start, length, value
 
     def _explicit_header(self, tag: int, vr: bytes, length: int) -> tuple[str, int, int]:
-        """VR, header length and value length; VR "" if there is none, so that the element is implicit
-        VR."""
+        """Returns VR, header length and value length. VR is "" for an implicit VR element."""
         name = SHORT_VRS.get(vr)
         if name is not None:
             return name, 8, length
         name = LONG_VRS.get(vr)
         if name is None and not b"AA" <= vr <= b"ZZ":
             return "", 8, 0
-        # A VR of the future has 32 bits of length (PS3.5 Table 7.1-1 is for all that 7.1-2 does not list);
-        # pydicom takes 16.
+        # PS3.5 Table 7.1-1: a VR that 7.1-2 does not list has 32 bits of length. pydicom reads 16.
         if name is None and length:
             return "UN", 8, length
         head = self.window.bytes_at(self.position, 12)
@@ -276,8 +279,7 @@ class Elements:
         return name or "UN", 12, int(_WORDS[self.levels[-1].little](head, 8)[0])
 
     def _signed_pixels(self) -> bool:
-        """Pixel Representation of the nearest dataset around, looked up ahead if its turn is still to
-        come."""
+        """Returns whether the innermost Pixel Representation is 1. Reads ahead if it has not come yet."""
         for level in reversed(self.levels):
             if PIXEL_REPRESENTATION in level.notes:
                 return level.notes[PIXEL_REPRESENTATION][:1] == b"\1"
@@ -292,7 +294,7 @@ class Elements:
         return self._ahead[:1] == b"\1"
 
     def again(self) -> Elements:
-        """The same elements from their start, through a window of their own."""
+        """The same elements from their start, through another window."""
         top = self.levels[0]
         return Elements(
             self.window.again(),
@@ -305,7 +307,7 @@ class Elements:
         )
 
     def _undefined(self, level: Container, tag: int, name: str, start: int) -> Event:
-        """A value of undefined length: a sequence or fragments."""
+        """Reads a value of undefined length: a sequence or fragments."""
         if name == "UN" and not level.explicit and self._tag_at(level, start) not in (ITEM, SEQUENCE_END):
             raise NotDicom("undefined length, yet no item follows", offset=self.position, tag=_hex(tag))
         if name in ("SQ", "UN"):
@@ -314,7 +316,7 @@ class Elements:
             reason = f"undefined length is not allowed for VR {name}"
             raise NotDicom(reason, offset=self.position, tag=_hex(tag))
         if not level.explicit:
-            name = "OB"  # PS3.5 A.4: fragments are bytes, whatever the dictionary says
+            name = "OB"  # PS3.5 A.4: fragments are bytes, also where the dictionary has OW
         end = self._skip_fragments(tag, start, level.end, level.little)
         self.position = end + 8
         return tag, name, start, end - start, None
@@ -327,10 +329,10 @@ class Elements:
         return int(group) << 16 | int(element)
 
     def _open(self, level: Container, tag: int, start: int, length: int, *, implicit: bool = False) -> Event:
-        """A sequence begins. Of UN the standard says implicit VR little endian; each item is looked at
-        (`_looks_implicit`)."""
+        """Opens a sequence. The items of UN are implicit VR little endian by the standard; `_looks_implicit`
+        checks each."""
         if len(self.levels) >= 2 * self.limits.max_depth:
-            reason = f"more than {self.limits.max_depth} sequences in each other"
+            reason = f"sequences nest deeper than {self.limits.max_depth} levels"
             raise NotDicom(reason, offset=self.position, tag=_hex(tag))
         undefined = length == UNDEFINED
         end = level.end if undefined else start + length
@@ -342,11 +344,11 @@ class Elements:
         return tag, "SQ", start, length, None
 
     def _load(self, tag: int, name: str, start: int, length: int) -> bytes | None:
-        """The value, or None if it is longer than the limits allow, or Pixel Data of the dataset."""
+        """Returns the value; None if it exceeds the limits or is Pixel Data of the dataset."""
         limits = self.limits
         if length > (limits.bulk_threshold if name in BINARY_VRS else limits.text_threshold):
             return None
-        if tag >> 16 == 0x7FE0 and length and len(self.levels) == 1:
+        if tag >> 16 == 0x7FE0 and name in BINARY_VRS and length and len(self.levels) == 1:
             return None
         value = self.window.bytes_at(start, length)
         if len(value) < length:
@@ -354,14 +356,13 @@ class Elements:
         return value
 
     def _stray(self, level: Container, tag: int) -> None:
-        """A delimiter where none belongs. One that ends an item of defined length a second time does no
-        harm."""
+        """Skips an item delimiter at the end of an item of defined length. Raises NotDicom for any other."""
         if tag != ITEM_END or len(self.levels) == 1 or self.position + 8 != level.end:
-            raise NotDicom("a delimiter where none belongs", offset=self.position, tag=_hex(tag))
+            raise NotDicom("unexpected delimiter", offset=self.position, tag=_hex(tag))
         self.position += 8
 
     def _padding(self) -> None:
-        """Zeros after the last element: no element, and skipped a window at a time."""
+        """Skips zeros behind the last element, a window at a time."""
         self.window.load(self.position, 8)
         rest = self.window.buffer[self.position - self.window.start :]
         self.position += (len(rest) - len(rest.lstrip(b"\0"))) // 8 * 8
@@ -371,15 +372,15 @@ def _hex(tag: int) -> str:
     return f"{tag:08X}"
 
 
-# The VR of elements that do not say it
+# The VR of elements without one
 
 
 def known_vr(level: Container, tag: int, length: int, signed_pixels: Callable[[], bool]) -> str | None:
-    """What the dictionaries say of a tag without VR, or of UN."""
+    """Returns the VR that the dictionaries have for an element without VR, or with UN."""
     if tag >> 16 & 1:
         return _private_vr(level, tag)
     vr = vr_of_number(tag)
-    # UN stays UN where pydicom leaves it, and where its little endian value would be read as big endian.
+    # UN stays UN where pydicom keeps it, and in big endian datasets, because its value is little endian.
     if vr is None or (level.explicit and vr != "SQ" and (length >= 0xFFFF or not level.little)):
         return None
     return _unambiguous(level, vr, signed_pixels) if len(vr) > 2 else vr
@@ -397,7 +398,7 @@ def _private_vr(level: Container, tag: int) -> str | None:
 
 
 def _unambiguous(level: Container, vr: str, signed_pixels: Callable[[], bool]) -> str:
-    """One VR for "US or SS", "OB or OW", "US or OW" and "US or SS or OW" (PS3.3 C.11.1.1.1 for LUT Data)."""
+    """One VR for "US or SS", "OB or OW", "US or OW" and "US or SS or OW" (LUT Data: PS3.3 C.11.1.1.1)."""
     if vr == "US or SS":
         return "SS" if signed_pixels() else "US"
     if vr == "US or OW" and level.notes.get(LUT_DESCRIPTOR, b"")[:2] == b"\1\0":

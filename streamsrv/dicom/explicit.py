@@ -1,20 +1,20 @@
-"""A Part 10 file again as Explicit VR Little Endian, the only native encoding that web services send (PS3.18
-8.7.3, PS3.5 A.2).
+"""Writes Explicit VR Little Endian (PS3.5 7.1.2, A.2): elements, the fragments of compressed pixels
+(A.4), the head of a Part 10 file (PS3.10 7.1), and a stored file in another encoding. It is the only
+native encoding that web services send (PS3.18 8.7.3).
 
-Strategy: the dataset is walked as for storing; headers and small values become literals, large values and
-Pixel Data `Copy` or `Swap` pieces that name their bytes in the source. So the total length is known before
-any of these is read. Memory: a window and one literal.
+Strategy: elements.py reads the dataset. Headers and small values become literals; large values and Pixel
+Data become `Copy` or `Swap` pieces, which name bytes of the source. So the total length is known before
+any of these bytes is read. In memory are only a window and one literal.
 
 Rules:
-- Sequences and items get undefined length and delimiters (PS3.5 7.5): their new lengths need not be known
-  beforehand.
-- A value of a VR with 16-bit length that is longer than 65,534 bytes becomes UN (6.2.2).
-- Group lengths (gggg,0000) are left out: retired, and no longer true.
-- Words of big endian values are swapped by the width of their VR; UN is little endian always (6.2.2). Pixel
-  Data of VR OW and more than 16 bits are swapped by the cell: 7.3 speaks of 16-bit words, but the files that
-  exist, and pydicom, have whole cells big endian.
-- Fragments are copied as they are, whatever the transfer syntax said.
-- A deflated dataset is explicit VR little endian already: its only piece counts in the inflated dataset
+- Sequences and items have undefined length (PS3.5 7.5), because their new lengths are not known in advance.
+- An element whose VR has a 16-bit length becomes UN if its value exceeds 65,534 bytes (6.2.2).
+- Group lengths (gggg,0000) are left out: they are retired, and would be wrong.
+- Words of big endian values are swapped by the width of their VR; UN is always little endian (6.2.2).
+  Pixel Data of VR OW and more than 16 bits are swapped by the cell: 7.3 speaks of 16-bit words, but
+  existing files, and pydicom, have whole cells in big endian.
+- Fragments are copied as they are, in any transfer syntax.
+- A deflated dataset is explicit VR little endian already. Its only piece counts in the inflated dataset
   (window.Inflater).
 """
 
@@ -51,7 +51,7 @@ from streamsrv.dicom.values import WORDS, swapped
 from streamsrv.dicom.window import UNKNOWN_END, Inflater, Pread, ReadLimits, ReadWindow
 from streamsrv.errors import InstanceRefused
 
-LITERAL = 64 * 1024  # literals are joined up to this size, and longer values never loaded
+LITERAL = 64 * 1024  # literals are joined up to this size, and longer values are not loaded
 CHUNK = 256 * 1024  # a multiple of every word width
 # PS3.5 7.1: lengths are even, and 0xFFFFFFFF means undefined.
 LONGEST = 0xFFFFFFFE
@@ -59,8 +59,7 @@ LONGEST_SHORT = 0xFFFE
 ITEM_HEAD = b"\xfe\xff\x00\xe0\xff\xff\xff\xff"  # of undefined length
 ITEM_DELIMITER = b"\xfe\xff\x0d\xe0\0\0\0\0"
 SEQUENCE_DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
-# Who has made a file that came without a head of its own: this implementation (PS3.7 D.3.3.2). The UID is
-# made from a UUID, which needs no registration (PS3.5 B.2).
+# This implementation (PS3.7 D.3.3.2). The UID is made from a UUID, which needs no registration (PS3.5 B.2).
 IMPLEMENTATION_CLASS_UID = "2.25.1654476643511246558269671314570338076"
 IMPLEMENTATION_VERSION_NAME = "STREAMSRV"
 
@@ -81,7 +80,7 @@ _NUL_PADDED = frozenset(("UI", *BINARY_VRS))
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Bytes of the source as they are."""
+    """Bytes of the source."""
 
     offset: int
     length: int
@@ -98,15 +97,15 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """Where an element of `Changes` belongs that its caller writes: header, value and delimiter."""
+    """The place of an element that the caller writes: header, value and delimiter."""
 
     tag: int
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """How the top level of the dataset is to differ: for each tag its VR and little endian value, None to
-    leave it out, or Here. `syntax` is the transfer syntax that the file meta information names."""
+    """Changes of the top level of a dataset: for each tag VR and little endian value, or Here, or None to
+    remove the element. `syntax` is the transfer syntax for the file meta information."""
 
     syntax: str
     elements: Mapping[int, tuple[str, bytes] | Here | None]
@@ -116,8 +115,8 @@ Piece = bytes | Copy | Swap
 
 
 def explicit_pieces(pread: Pread, size: int, limits: ReadLimits = _DEFAULT_LIMITS) -> Iterator[Piece]:
-    """The Part 10 file of `size` bytes behind `pread`, encoded anew. For a deflated one read the pieces with
-    `inflater`."""
+    """The Part 10 file of `size` bytes, encoded again. `inflater` reads the pieces of a deflated one.
+    Raises NotDicom and InstanceRefused."""
     window = ReadWindow(pread, size)
     meta = read_file_meta(window, size, limits)
     encoding = encoding_of(meta, window)
@@ -127,7 +126,7 @@ def explicit_pieces(pread: Pread, size: int, limits: ReadLimits = _DEFAULT_LIMIT
         yield Copy(0, _inflated_length(pread, size, meta.end, limits))
         return
     unchanged = Changes(EXPLICIT_VR_LITTLE_ENDIAN, {})
-    for piece in _encoded_anew(pread, window, (meta.end, size), encoding, limits, unchanged, head):
+    for piece in _encoded_again(pread, window, (meta.end, size), encoding, limits, unchanged, head):
         if not isinstance(piece, Here):
             yield piece
 
@@ -135,8 +134,8 @@ def explicit_pieces(pread: Pread, size: int, limits: ReadLimits = _DEFAULT_LIMIT
 def changed_pieces(
     pread: Pread, size: int, changes: Changes, limits: ReadLimits = _DEFAULT_LIMITS
 ) -> Iterator[Piece | Here]:
-    """As `explicit_pieces`, with changes. Those of a deflated file count in its inflated dataset too, but for
-    the first."""
+    """As `explicit_pieces`, with changes. All pieces of a deflated file but the first count in its inflated
+    dataset."""
     window = ReadWindow(pread, size)
     meta = read_file_meta(window, size, limits)
     encoding = encoding_of(meta, window)
@@ -145,10 +144,10 @@ def changed_pieces(
     if encoding.deflated:
         pread, extent = inflater(pread, size, limits).pread, (0, UNKNOWN_END)
         window = ReadWindow(pread, UNKNOWN_END)
-    yield from _encoded_anew(pread, window, extent, encoding, limits, changes, head)
+    yield from _encoded_again(pread, window, extent, encoding, limits, changes, head)
 
 
-def _encoded_anew(
+def _encoded_again(
     pread: Pread,
     window: ReadWindow,
     extent: tuple[int, int],
@@ -157,7 +156,7 @@ def _encoded_anew(
     changes: Changes,
     head: bytes,
 ) -> Iterator[Piece | Here]:
-    """`extent` is where the dataset begins and ends in what `pread` reads."""
+    """`extent` are the begin and the end of the dataset in offsets of `pread`."""
     limits = replace(limits, bulk_threshold=LITERAL, text_threshold=LITERAL)
     encoder = _ExplicitWriter(pread, limits)
     elements = Elements(
@@ -172,21 +171,21 @@ def _encoded_anew(
 
 
 def inflater(pread: Pread, size: int, limits: ReadLimits = _DEFAULT_LIMITS) -> Inflater:
-    """What the pieces, frames and bulk values of a deflated file are read from."""
+    """The source of the pieces, frames and bulk values of a deflated file."""
     return Inflater(
         pread, read_file_meta(ReadWindow(pread, size), size, limits).end, size, limits.max_inflated
     )
 
 
 def swap_width(vr: str, bits_allocated: int = 0) -> int:
-    """Width of the words of a big endian value; `bits_allocated` of the image if it is its Pixel Data."""
+    """Bytes of the words of a big endian value. Pass `bits_allocated` for Pixel Data of the image."""
     if vr == "OW" and bits_allocated in (32, 64):
         return bits_allocated // 8
     return WORDS.get(vr, 1)
 
 
 def file_meta(meta: FileMeta, syntax: str) -> bytes:
-    """File meta information with another transfer syntax and a true group length, else as it was."""
+    """File meta information with another transfer syntax and a correct group length."""
     elements = {tag: (vr, value) for tag, vr, value in meta.elements if tag != GROUP_LENGTH}
     elements[TRANSFER_SYNTAX_UID] = ("UI", syntax.encode())
     body = b"".join([whole_element(tag, vr, value) for tag, (vr, value) in sorted(elements.items())])
@@ -194,7 +193,7 @@ def file_meta(meta: FileMeta, syntax: str) -> bytes:
 
 
 def element_head(tag: int, vr: str, length: int) -> bytes:
-    """Tag, VR and length; a 16-bit length that does not suffice makes it UN (PS3.5 6.2.2)."""
+    """Tag, VR and length. The VR becomes UN if the value is too long for a 16-bit length (PS3.5 6.2.2)."""
     group, element = tag >> 16, tag & 0xFFFF
     if vr in _SHORT:
         if length <= LONGEST_SHORT:
@@ -214,8 +213,11 @@ def whole_element(tag: int, vr: str, value: bytes) -> bytes:
 
 
 def fragments(ranges: Sequence[Copy]) -> Iterator[bytes | Copy]:
-    """Pixel Data of one fragment a frame. The basic offset table counts in 32 bits; beyond, the extended one
-    goes before Pixel Data (PS3.3 C.7.6.3.1.8) and the basic one is empty."""
+    """Pixel Data with one fragment for each frame. Raises InstanceRefused for a frame that is too long.
+
+    The basic offset table has 32-bit offsets. If these do not suffice it is empty, and the extended one
+    stands before Pixel Data (PS3.3 C.7.6.3.1.8).
+    """
     if any(each.length > LONGEST for each in ranges):
         raise InstanceRefused("a frame is longer than a fragment can be", tag=tags.PIXEL_DATA)
     offsets, at = [], 0
@@ -270,12 +272,12 @@ def _changed(tag: int, change: tuple[str, bytes] | Here | None) -> Iterator[byte
 
 
 class _ExplicitWriter:
-    """One walk over one dataset that is not deflated."""
+    """Encodes one dataset that is not deflated."""
 
     def __init__(self, pread: Pread, limits: ReadLimits) -> None:
         self._pread = pread
         self._limits = limits
-        self._fragments = UNKNOWN_END  # where the last fragments began
+        self._fragments = UNKNOWN_END  # offset of the last fragments
         self._bits_allocated = 0
 
     def skip_fragments(self, tag: int, start: int, end: int, little: bool) -> int:
@@ -302,7 +304,7 @@ class _ExplicitWriter:
     def _walk(self, elements: Elements, changes: Changes) -> Iterator[Piece | Here]:
         waiting = sorted(changes.elements.items(), reverse=True)
         levels = elements.levels
-        left_out = False  # the items of a sequence that goes
+        left_out = False  # inside a removed sequence
         for event in elements.walk():
             tag, vr = event[0], event[1]
             if left_out:
@@ -310,7 +312,7 @@ class _ExplicitWriter:
                 continue
             if tag == _BITS_ALLOCATED and len(levels) == 1 and event[4]:
                 self._bits_allocated = event[4][0] or event[4][-1]
-            # A sequence has opened its level when its event arrives.
+            # A sequence has opened its container before its event.
             if len(levels) - (vr == "SQ") == 1 and tag not in _DELIMITERS:
                 while waiting and waiting[-1][0] <= tag:
                     yield from _changed(*waiting.pop())

@@ -1,10 +1,12 @@
-"""Preamble, prefix and file meta information of a Part 10 file (PS3.10 7.1), and how the dataset behind it
-is encoded.
+"""Reads the preamble, the prefix and the file meta information of a Part 10 file (PS3.10 7.1), and
+detects the encoding of the dataset.
 
-Rules: the file meta is read by elements, because its group length is wrong or missing often enough; only
-before a deflated dataset, whose first bytes may look like group 0002, does the group length decide. What it
-says of explicit or implicit VR is a hint: the first element of the dataset shows what is true, as for
-pydicom.
+Rules:
+- The file meta information ends at the first element of another group, because its group length is often
+  wrong or missing. The group length counts only before a deflated dataset, whose first bytes may look like
+  group 0002.
+- The first element of the dataset shows whether it is explicit or implicit VR. The transfer syntax is
+  only a hint, as for pydicom.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ MOST_ELEMENTS = 1_000  # all of them are held; PS3.10 Table 7.1-1 has about twen
 
 @dataclass(slots=True)
 class FileMeta:
-    """`elements` as (tag, VR, value), values over the bulk threshold left out; the dataset begins at `end`;
-    `syntax` is "" if absent."""
+    """`elements` are (tag, VR, value), without values above the bulk threshold. The dataset begins at
+    `end`. `syntax` is "" if the transfer syntax is missing."""
 
     elements: list[tuple[int, str, bytes]]
     end: int
@@ -42,8 +44,8 @@ class FileMeta:
 
 @dataclass(slots=True)
 class Encoding:
-    """How a dataset is really encoded. `syntax` is the transfer syntax to record; `warning` says where the
-    file meta is wrong."""
+    """The encoding of a dataset as detected. `syntax` is the transfer syntax to record. `warning`
+    describes an error of the file meta information."""
 
     syntax: str
     explicit: bool
@@ -53,7 +55,7 @@ class Encoding:
 
 
 def read_file_meta(window: ReadWindow, size: int, limits: ReadLimits) -> FileMeta:
-    """Everything before the dataset."""
+    """Raises NotDicom and InstanceRefused."""
     if window.bytes_at(PREAMBLE, 4) != PREFIX:
         raise NotDicom("no DICM prefix: not a DICOM Part 10 file", offset=PREAMBLE)
     meta = FileMeta([], PREAMBLE + 4, "")
@@ -87,7 +89,7 @@ def read_file_meta(window: ReadWindow, size: int, limits: ReadLimits) -> FileMet
 
 
 def _syntax(value: bytes | None, offset: int) -> str:
-    """The transfer syntax UID, without padding. Answers name it in header fields, so nothing else passes.
+    """The transfer syntax UID without padding. Header fields of answers contain it, so it must be a UID.
     Raises NotDicom."""
     syntax = value.decode("latin-1").strip(" \0") if value is not None else "too long"
     if syntax and not UID.fullmatch(syntax):
@@ -104,8 +106,7 @@ def _no_fragments(tag: int, start: int, end: int, little: bool) -> int:
 
 
 def encoding_of(meta: FileMeta, window: ReadWindow) -> Encoding:
-    """The encoding of the dataset at `meta.end` (of the file as it is; a deflated one is taken at its
-    word)."""
+    """The encoding of the dataset at `meta.end`. A deflated dataset is not checked."""
     row = lookup(meta.syntax)
     if meta.syntax and row.deflated:
         return Encoding(meta.syntax, True, True, True)
@@ -115,19 +116,19 @@ def encoding_of(meta: FileMeta, window: ReadWindow) -> Encoding:
     if not meta.syntax:
         return _guessed(head, known)
     if row.explicit_vr and len(vr) == 2 and not (vr.isalpha() and vr.isupper()):
-        # Only where the transfer syntax says nothing else than explicit VR is it replaced.
+        # The other syntaxes say more than explicit VR, so they stay.
         syntax = IMPLICIT_VR_LITTLE_ENDIAN if meta.syntax == EXPLICIT_VR_LITTLE_ENDIAN else meta.syntax
         return Encoding(syntax, False, row.little_endian, False, "the dataset is implicit VR")
     if not row.explicit_vr and known:
-        # Kept as implicit: such an instance is always encoded anew before it is sent, with a file meta that
-        # is true.
+        # Stays implicit: such an instance is always encoded again before it is sent, and its file meta
+        # information is then correct.
         return Encoding(meta.syntax, True, True, False, "the dataset is explicit VR")
     return Encoding(meta.syntax, row.explicit_vr, row.little_endian, False)
 
 
 def _guessed(head: bytes, explicit: bool) -> Encoding:
-    """No transfer syntax UID at all: by the first element, whose group is small, so that its byte order
-    shows."""
+    """The encoding of a file without a transfer syntax. The group of the first element is small, which
+    shows the byte order."""
     if not explicit:
         return Encoding(
             IMPLICIT_VR_LITTLE_ENDIAN, False, True, False, "missing, taken for implicit VR little endian"

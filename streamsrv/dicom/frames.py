@@ -1,17 +1,20 @@
-"""Where each frame of an instance begins and ends (PS3.5 8.1 native, A.4 encapsulated; offset tables PS3.3
-C.7.6.3.1.8).
+"""Finds the frames of an instance (PS3.5 8.1 native, A.4 encapsulated; offset tables PS3.3 C.7.6.3.1.8).
 
 Native frames are arithmetic. Encapsulated ones need a table of (offset, length):
-1. extended offset table, 2. basic offset table, each believed only if it agrees with the item headers; then
-  no fragment but a sample is looked at, and a table of 100,000 frames costs about a millisecond;
-3. otherwise every item header is read, and frames are told apart by the basic table if its entries are
-  items, by count, or by the end marker of the JPEG family.
+1. extended offset table, 2. basic offset table, each only if it agrees with a sample of the item headers: a
+  table of 100,000 frames then costs about a millisecond;
+3. else all item headers are read. The basic table divides the items into frames if its entries are items;
+  otherwise their count does, or the end marker of the JPEG family.
 
-The sample: all frames of a small table; of a larger one the largest (an encoder that splits frames by size
-splits these), some evenly spaced (one that splits every frame is seen at once) and the last, after which
-the sequence delimiter must follow.
+The sample has all frames of a small table. Of a larger one it has the largest frames, because an encoder may
+split frames by size. It also has some evenly spaced frames, for an encoder that splits every frame. The last
+frame is always in the sample, and the sequence delimiter must follow it.
 
-Numbers that disagree: never more frames than NumberOfFrames says, never one that is not wholly there.
+Rules:
+- There are never more frames than NumberOfFrames, and only whole ones.
+- `scan_items` reads item headers and skips item values: small items by windows of 256 kB, large ones by
+  one short read each. It keeps 16 bytes an item. An item that does not fit before `end`, another tag, or
+  a missing delimiter raises NotDicom.
 """
 
 from __future__ import annotations
@@ -29,12 +32,12 @@ from streamsrv.errors import InstanceRefused, NotDicom
 
 Numbers = NDArray[np.uint64]
 
-_ALL = 1024  # up to so many frames every item header is looked at
+_ALL = 1024  # up to so many frames all item headers are checked
 _LARGEST = 16
 _SPACED = 48
 _HALF_SAMPLED = ("YBR_FULL_422", "YBR_PARTIAL_422")
 _END_MARKER = b"\xff\xd9"  # EOI of JPEG and JPEG-LS, EOC of JPEG 2000
-_TAIL = 10  # the marker may be followed by padding
+_TAIL = 10  # bytes; padding may follow the marker
 
 ITEM = 0xE000FFFE  # the tags as one little-endian 32-bit word
 SEQUENCE_END = 0xE0DDFFFE
@@ -47,13 +50,12 @@ _LITTLE = HEADER.unpack_from
 _BIG = Struct(">II").unpack_from
 _WINDOW = 256 * 1024
 _SHORT = 64
-_SMALL_ITEM = 4096  # below, a window is cheaper than a read for each header
+_SMALL_ITEM = 4096  # bytes; below, a window is cheaper than one read for each header
 
 
 @dataclass(slots=True)
 class Geometry:
-    """What the dataset says of its pixels. `number` is NumberOfFrames, None if absent or no positive
-    number."""
+    """Attributes of the image. `number` is NumberOfFrames; None if it is missing or not positive."""
 
     rows: int = 0
     columns: int = 0
@@ -73,7 +75,7 @@ def native_frame_bits(geometry: Geometry) -> int:
 
 
 def native_frames(geometry: Geometry, offset: int, length: int) -> Frames:
-    """Frames of native Pixel Data. A padding byte at the end belongs to none."""
+    """Frames of native Pixel Data. A padding byte at the end belongs to no frame."""
     bits = native_frame_bits(geometry)
     number = min(geometry.number or 1, length * 8 // bits) if bits else 0
     if not number:
@@ -84,16 +86,16 @@ def native_frames(geometry: Geometry, offset: int, length: int) -> Frames:
 
 
 def whole_value(offset: int, length: int) -> Frames:
-    """One frame that is the value: compressed Pixel Data without fragments."""
+    """One frame, which is the whole value: compressed Pixel Data without fragments."""
     return Frames(FrameKind.TABLE, 1, table=np.array([offset, length], "<u8").tobytes())
 
 
 @dataclass(slots=True)
 class Encapsulated:
-    """Encapsulated Pixel Data to be laid out: `start` is its first item, `end` that of its parent.
+    """Encapsulated Pixel Data. `start` is the offset of its first item, `end` the end of its parent.
 
-    `single`: all fragments are one stream (video). `extended`: raw values of the extended offset table and
-    its lengths, if there. `seekable`: reading backward is cheap, so tables may be believed after a sample.
+    `single`: all fragments are one stream (video). `extended`: raw values of the extended offset table
+    and of its lengths. `seekable`: reading backward is cheap, so a sample is enough to accept a table.
     """
 
     pread: Pread
@@ -107,8 +109,9 @@ class Encapsulated:
     little: bool = True
 
     def layout(self) -> tuple[Frames, int]:
-        """The frames, and where the sequence delimiter begins."""
-        if not self.little:  # fragments are always little endian (A.4): these are passed over, not laid out
+        """Returns the frames and the offset of the sequence delimiter. Raises NotDicom and
+        InstanceRefused."""
+        if not self.little:  # fragments are always little endian (A.4), so these have no frames
             items = scan_items(self.pread, self.start, self.end, self.limit, little=False)
             return Frames(FrameKind.EMPTY), items.end
         size = self._length_at(self.start)
@@ -136,7 +139,7 @@ class Encapsulated:
         ends = starts + lengths + np.uint64(8)
         if (ends[:-1] > starts[1:]).any():
             return None
-        # A fragment has even length, the table may give that without the padding byte.
+        # A fragment has even length. The table may count it without the padding byte.
         return self._believed(starts, lengths, slack=1)
 
     def _by_basic(self, first: int, offsets: Numbers) -> tuple[Frames, int] | None:
@@ -151,13 +154,13 @@ class Encapsulated:
         return self._believed(starts, lengths, slack=0)
 
     def _length_at(self, position: int) -> int | None:
-        """The length of the item at `position`, None if there is no item."""
+        """The length of the item at `position`; None if there is no item."""
         head = self.pread(position, 8)
         tag, length = HEADER.unpack(head) if len(head) == 8 else (0, 0)
         return length if tag == ITEM else None
 
     def _believed(self, starts: Numbers, lengths: Numbers, slack: int) -> tuple[Frames, int] | None:
-        """The table's frames if a sample of item headers agrees and nothing but the delimiter follows the
+        """The frames of the table, if a sample of item headers agrees and the delimiter follows the
         last."""
         for place in _sample(lengths):
             found = self._length_at(int(starts[place]))
@@ -179,7 +182,7 @@ class Encapsulated:
         return Frames(FrameKind.TABLE if number else FrameKind.EMPTY, number, table=table.tobytes())
 
     def _scan(self, first: int, basic: Numbers) -> tuple[Frames, int]:
-        """Every item header is read; the frames are groups of fragments."""
+        """Reads all item headers. The frames are groups of fragments."""
         items = scan_items(self.pread, first, self.end, self.limit)
         offsets = np.array(items.offsets, np.uint64)
         lengths = np.array(items.lengths, np.uint64)
@@ -209,18 +212,17 @@ class Encapsulated:
         return self._by_marker(items)
 
     def _by_marker(self, items: Items) -> NDArray[np.int64]:
-        """More fragments than frames and no table: a frame ends with the fragment that holds the end
-        marker."""
+        """A frame ends with a fragment that has the end marker."""
         ended = [
             _END_MARKER in self.pread(offset + max(0, length - _TAIL), min(length, _TAIL))
             for offset, length in zip(items.offsets, items.lengths, strict=True)
         ]
         if not any(ended):
-            return np.arange(len(ended))  # RLE: one fragment is one frame
+            return np.arange(len(ended))  # RLE: a fragment is a frame
         return np.array([0, *(place + 1 for place, last in enumerate(ended[:-1]) if last)])
 
     def _grouped(self, begins: NDArray[np.int64], offsets: Numbers, lengths: Numbers) -> Frames:
-        """One entry a frame: its only fragment, or the range of several with their item headers."""
+        """One entry a frame: its only fragment, or the range of its fragments with their item headers."""
         last = np.append(begins[1:], len(offsets)) - 1
         several = last > begins
         starts = np.where(several, offsets[begins] - np.uint64(8), offsets[begins])
@@ -237,12 +239,11 @@ def _sample(lengths: Numbers) -> list[int]:
     return [int(place) for place in np.concatenate((largest, spaced))]
 
 
-# Items, found by their headers alone (PS3.5 A.4)
+# Items (PS3.5 A.4)
 
 
 class Items:
-    """The items from one offset to the sequence delimiter: `offsets` and `lengths` of their values, `end`
-    where the delimiter begins."""
+    """`offsets` and `lengths` of the values of items. `end` is the offset of the sequence delimiter."""
 
     __slots__ = ("end", "lengths", "offsets")
 
@@ -253,8 +254,8 @@ class Items:
 
 
 def scan_items(pread: Pread, start: int, end: int, limit: int, *, little: bool = True) -> Items:
-    """All items from `start`; `end` is where their parent ends. The loop is one because it runs once an
-    item."""
+    """Reads the headers of all items from `start` on, in a parent that ends at `end`. Raises NotDicom, and
+    InstanceRefused for more than `limit` items. One loop, because it runs for every item."""
     items = Items()
     offsets, lengths = items.offsets.append, items.lengths.append
     unpack, item, last = (_LITTLE, ITEM, SEQUENCE_END) if little else (_BIG, _BIG_ITEM, _BIG_SEQUENCE_END)
@@ -275,7 +276,7 @@ def scan_items(pread: Pread, start: int, end: int, limit: int, *, little: bool =
             raise NotDicom("expected a fragment of encapsulated Pixel Data", offset=position)
         position += 8
         if length > end - position:
-            raise NotDicom("a fragment is longer than what holds it", offset=position - 8)
+            raise NotDicom("a fragment is longer than its container", offset=position - 8)
         offsets(position)
         lengths(length)
         position += length
@@ -284,8 +285,8 @@ def scan_items(pread: Pread, start: int, end: int, limit: int, *, little: bool =
 
 
 def fragment_spans(pread: Pread, offset: int, length: int) -> list[tuple[int, int]]:
-    """(offset, length) of each fragment of a frame whose table entry is FRAGMENTED; `length` may still carry
-    that flag."""
+    """(offset, length) of each fragment of a frame whose table entry is FRAGMENTED. `length` may have that
+    flag. Raises NotDicom."""
     spans = []
     end = offset + (length & ~(1 << 63))
     while offset < end:

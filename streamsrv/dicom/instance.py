@@ -1,13 +1,12 @@
-"""What the Part 10 reader learns of one SOP instance: plain values, no behaviour.
+"""The data that the Part 10 reader extracts from one SOP instance: plain values, no behaviour.
 
-All offsets count bytes from the start of the Part 10 file (its preamble is at 0). For the deflated transfer
-syntaxes the offsets of everything in the dataset count from the start of the *inflated* dataset instead
-(`SOPInstance.deflated` is True), because only an inflating stream can reach it.
+All offsets count bytes from the start of the Part 10 file (its preamble is at 0). With
+`SOPInstance.deflated` the offsets inside the dataset count from the start of the *inflated* dataset, because
+only an inflating stream can reach these bytes.
 
-Slots. The DICOM JSON in `metadata` is the text that goes to clients, with one byte 0x00 wherever the
-instance's own URL belongs: `"BulkDataURI":"\\x00/bulkdata/7FE00010"`. JSON text never holds a raw 0x00 (it
-would be written as an escape), so `text.replace(b"\\0", url)` is exact, and its length is known without
-reading it: `metadata_length + metadata_slots * (len(url) - 1)`.
+Slots. The DICOM JSON text has one byte 0x00 in the place of the URL of the instance:
+`"BulkDataURI":"\\x00/bulkdata/7FE00010"`. JSON text never holds a raw 0x00, so `text.replace(b"\\0", url)` is
+exact. The length of the result is `metadata_length + metadata_slots * (len(url) - 1)`.
 """
 
 from __future__ import annotations
@@ -16,33 +15,31 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
-# One element of DICOM JSON (PS3.18 F.2.2): {"vr": "LO", "Value": ["x"]}, keyed by eight upper-case hex
-# digits.
+# DICOM JSON (PS3.18 F.2.2): {"00100010": {"vr": "PN", ...}}
 JsonElement = dict[str, Any]
 JsonDataset = dict[str, JsonElement]
 
 
 class FrameKind(enum.IntEnum):
-    """How the frames of an instance are found."""
+    """How to find the frames of an instance."""
 
     NONE = 0  # no pixel data
     NATIVE = 1  # frame i is `stride` bytes at base + i * stride
-    BITS = 2  # 1-bit pixels whose frames do not start on a byte: base is bytes, stride is bits
+    BITS = 2  # 1-bit pixels whose frames do not start on a byte: base in bytes, stride in bits
     TABLE = 3  # encapsulated: one (offset, length) a frame
-    EMPTY = 4  # pixel data is there, yet not one whole frame of it can be found
+    EMPTY = 4  # pixel data without one whole frame
 
 
-# In a frame table: set on the length when the range still holds item headers, because the frame has several
-# fragments. The range then starts at the first fragment's *item header* and ends with the last fragment's
-# last byte.
+# A flag of the length in a frame table: the frame has several fragments. The range then starts at the *item
+# header* of the first fragment and ends with the last byte of the last fragment.
 FRAGMENTED = 1 << 63
 
 
 @dataclass(slots=True)
 class Frames:
-    """`table` is packed little-endian uint64 pairs (offset, length), shape (number, 2), for FrameKind.TABLE;
-    else empty. `base` and `stride` as FrameKind says; `number` frames are really there, which may be fewer
-    than NumberOfFrames claims.
+    """`table` holds little-endian uint64 pairs (offset, length), one a frame, for FrameKind.TABLE; else it is
+    empty. For `base` and `stride` see FrameKind. `number` counts the frames in the file, which may be fewer
+    than NumberOfFrames.
     """
 
     kind: FrameKind = FrameKind.NONE
@@ -54,11 +51,11 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class BulkValue:
-    """A value left out of the metadata. `path` as in its BulkDataURI: "7FE00010", nested
+    """A value that the metadata refer to. `path` is that of its BulkDataURI: "7FE00010", or nested
     "00480105/0/00282000" (item index from 0).
 
-    `length` is the value's bytes in the file; for encapsulated pixel data it spans all items, the basic
-    offset table's included and the sequence delimiter excluded.
+    `length` is its length in the file. For encapsulated pixel data it includes all items and the basic offset
+    table, but not the sequence delimiter.
     """
 
     path: str
@@ -69,7 +66,7 @@ class BulkValue:
 
 @dataclass(frozen=True, slots=True)
 class AttributeWarning:
-    """A value that breaks the rules of its VR. It never costs the instance."""
+    """A value that breaks the rules of its VR. The instance is stored all the same."""
 
     tag: str
     reason: str
@@ -77,8 +74,7 @@ class AttributeWarning:
 
 @dataclass(slots=True)
 class SOPInstance:
-    """Everything that storing needs to know. UIDs are trimmed of padding; `attributes` holds the top-level
-    elements that were asked for by tag ("00100010"), as DICOM JSON."""
+    """UIDs have no padding. `attributes` holds the kept top-level elements by tag ("00100010")."""
 
     study_uid: str
     series_uid: str
@@ -88,12 +84,12 @@ class SOPInstance:
     dataset_offset: int  # where the dataset begins, after the file meta information
     deflated: bool
     pixel_offset: int  # value of Pixel Data (7FE0,0010 / 0008 / 0009); 0 without
-    pixel_length: int  # its bytes in the file, for encapsulated ones up to and without the sequence delimiter
+    pixel_length: int  # bytes in the file, without the sequence delimiter of encapsulated pixel data
     rows: int
     columns: int
     samples_per_pixel: int
     bits_allocated: int
-    pixel_facts: int  # as pixelfacts.py says; 0 if not known
+    pixel_facts: int  # see pixelfacts.py; 0 if unknown
     frames: Frames
     attributes: JsonDataset
     metadata_length: int  # of the JSON text, each slot counted as one byte

@@ -1,13 +1,13 @@
 """Reads one Part 10 file in place: file meta information, dataset, frames (PS3.10 section 7, PS3.5).
 
-Strategy: the dataset is walked once (elements.py) while its DICOM JSON is written (json/writer.py); Pixel
-Data are laid out (frames.py) when the walk meets them. Values above the bulk threshold are jumped over.
-Nothing is held but a window, the open containers and what the caller asked to keep.
+Strategy: elements.py reads the dataset once, and json/writer.py writes its DICOM JSON at the same time.
+frames.py finds the frames when the reader meets Pixel Data. Values above the bulk threshold are skipped. In
+memory are only a window, the open containers and the attributes that the caller keeps.
 
 Rules:
-- Any bytes give a SOPInstance, NotDicom or InstanceRefused, and nothing else. In the last two cases what
-  was emitted is worthless.
-- Identity comes from the dataset, never from the file meta information.
+- Any bytes give a SOPInstance, NotDicom or InstanceRefused, and nothing else. After an error the emitted
+  text is invalid.
+- The UIDs come from the dataset, never from the file meta information.
 """
 
 from __future__ import annotations
@@ -48,8 +48,7 @@ GEOMETRY = (
     tags.HIGH_BIT,
     tags.PIXEL_REPRESENTATION,
 )
-# Pixel Data and its floating point kin: tag -> bits a sample where the tag fixes them (PS3.3 C.7.6.24,
-# C.7.6.25).
+# Tags of pixel data -> bits a sample, 0 for those of Bits Allocated (PS3.3 C.7.6.24, C.7.6.25).
 _PIXELS = {tags.PIXEL_DATA: 0, tags.FLOAT_PIXEL_DATA: 32, tags.DOUBLE_FLOAT_PIXEL_DATA: 64}
 _FACTS = frozenset((*UIDS, *GEOMETRY, *_PIXELS))
 _NEVER_SENT = (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN)  # PS3.18 8.7.3
@@ -58,7 +57,7 @@ _NEVER_SENT = (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN)  # PS3.18 8.7.
 def open_dataset(
     pread: Pread, size: int, start: int, encoding: Encoding, limits: ReadLimits
 ) -> tuple[Pread, int, int]:
-    """How to read a dataset: its pread, where it begins and ends in that one's offsets."""
+    """Returns the pread of a dataset, and where the dataset begins and ends in its offsets."""
     if encoding.deflated:
         return Inflater(pread, start, size, limits.max_inflated).pread, 0, UNKNOWN_END
     return pread, start, size
@@ -72,8 +71,9 @@ def read_instance(
     emit: Callable[[bytes], None],
     limits: ReadLimits,
 ) -> SOPInstance:
-    """Read the Part 10 file of `size` bytes behind `pread`. `emit` gets its DICOM JSON, with slots, in pieces
-    of at most 256 kB. Of `keep` what is there is returned; a sequence too long to be held is not."""
+    """Reads the Part 10 file of `size` bytes. `emit` gets its DICOM JSON, with slots, in pieces of at most
+    256 kB. `attributes` of the result holds the tags of `keep` that are there, but no sequence that exceeds
+    the memory limit. Raises NotDicom and InstanceRefused."""
     window = ReadWindow(pread, size)
     meta = read_file_meta(window, size, limits)
     encoding = encoding_of(meta, window)
@@ -123,7 +123,8 @@ class _Reader:
         self.writer.write(self._elements.walk())
 
     def _skip_fragments(self, tag: int, start: int, end: int, little: bool) -> int:
-        """Fragments begin at `start`: lay out the frames if these are the instance's Pixel Data."""
+        """Returns the end of the fragments at `start`. Finds the frames if these are the Pixel Data of the
+        instance."""
         if f"{tag:08X}" not in _PIXELS or len(self._elements.levels) > 1:
             return scan_items(self._pread, start, end, self._limits.max_fragments, little=little).end
         pixels = Encapsulated(
@@ -155,7 +156,7 @@ class _Reader:
         return values[0] if values else None
 
     def _unsigned(self, key: str) -> int:
-        """A US attribute of the image, 0 if it is none."""
+        """A US attribute of the image; 0 if it is missing or invalid."""
         value = self._value(key)
         return value if isinstance(value, int) and 0 < value < 0x10000 else 0
 
@@ -173,7 +174,7 @@ class _Reader:
         return well_formed_uid(key, uid)
 
     def _pixel_data(self) -> tuple[str, BulkValue | None] | None:
-        """The pixel data element that is there, and its value unless it is empty."""
+        """The tag of the pixel data element, and its value unless that is empty."""
         for key in _PIXELS:
             if self.writer.element(key):
                 return key, next((value for value in self.writer.bulk if value.path == key), None)
@@ -185,14 +186,13 @@ class _Reader:
         if self._frames is not None:
             return self._frames
         if lookup(self._encoding.syntax).encapsulated and lookup(self._encoding.syntax).name != "Unknown":
-            # Compressed, yet not in fragments: one frame can be found, several cannot.
+            # Without fragments several frames cannot be told apart.
             self.writer.warn(key, "compressed Pixel Data of defined length")
             one = geometry.number in (None, 1)
             return whole_value(value.offset, value.length) if one else Frames(FrameKind.EMPTY)
         return native_frames(geometry, value.offset, value.length)
 
     def instance(self, keep: frozenset[str], start: int) -> SOPInstance:
-        """What was learned."""
         writer = self.writer
         study, series, instance, sop_class = map(self._uid, UIDS)
         pixels = self._pixel_data()

@@ -1,11 +1,11 @@
-"""How the samples of an image are stored, as one number that stands beside its rows, columns, samples a pixel
-and bits allocated (PS3.3 C.7.6.3):
+"""Packs the format of the samples of an image into one number. Rows, columns, samples a pixel and bits
+allocated are stored beside it (PS3.3 C.7.6.3):
 
     bits 0 to 6  Bits Stored            bit 8         Planar Configuration
     bit 7        Pixel Representation   bits 9 to 15  number of the Photometric Interpretation
 
-Rule: the dataset says all of it plainly, each attribute with one value of its VR, High Bit the one below Bits
-Stored; else the number is 0, and the dataset has to be asked. Index rows hold it: what a number means stays.
+Rule: the number is 0 unless each attribute has one value of its VR and High Bit is Bits Stored - 1. Index
+rows contain the number, so its meaning does not change.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from streamsrv.dicom import tags
 from streamsrv.dicom.instance import JsonElement
 
 UNKNOWN = 0
-# PS3.3 C.7.6.3.1.2. New ones at the end.
+# PS3.3 C.7.6.3.1.2. New terms go to the end.
 PHOTOMETRIC_INTERPRETATIONS = (
     "",
     "MONOCHROME1",
@@ -58,8 +58,8 @@ class PixelFacts(NamedTuple):
 
 
 def facts_in(element: Element) -> int:
-    """Of a dataset whose top-level elements `element` finds by tag; UNKNOWN unless it says them plainly.
-    Floating-point pixels (PS3.3 C.7.6.24, C.7.6.25) are stored otherwise."""
+    """The number of a dataset whose top-level elements `element` finds by tag; UNKNOWN if an attribute is
+    missing or invalid, and for floating-point pixels (PS3.3 C.7.6.24, C.7.6.25)."""
     values = []
     for tag in _NUMBERS:
         value = _only(element(tag), "US")
@@ -86,7 +86,7 @@ def facts_in(element: Element) -> int:
 
 
 def unpacked(facts: int) -> PixelFacts | None:
-    """None if it says nothing."""
+    """Returns None for UNKNOWN."""
     stored, colour = facts & _MOST_BITS, facts >> _COLOUR
     if not stored or not 0 < colour < len(PHOTOMETRIC_INTERPRETATIONS):
         return None
@@ -95,6 +95,6 @@ def unpacked(facts: int) -> PixelFacts | None:
 
 
 def _only(element: JsonElement | None, vr: str) -> Any:
-    """Its value; None unless there is one, of this VR."""
+    """The only value of an element of this VR; else None."""
     values = element.get("Value") if element and element["vr"] == vr else None
     return values[0] if values and len(values) == 1 else None

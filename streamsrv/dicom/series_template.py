@@ -1,17 +1,19 @@
-"""Reads the instances of a series faster than one by one, in front of the plain reader (part10.py).
+"""Reads the instances of a series with a template, in front of the plain reader (part10.py).
 
-Strategy: the headers of a series differ in a dozen elements of a hundred. Two headers that the plain reader
-has read are compared. What differs becomes a *variable field* of a template, all else is fixed bytes with
-fixed JSON text. To match an instance, the fixed bytes are compared and only the variable fields converted.
+Strategy: the headers of a series differ in a dozen of a hundred elements. `learned` compares two headers
+that the plain reader has read. Elements that differ become *variable fields* of a template. All others
+are fixed bytes with fixed JSON text. A match compares the fixed bytes and converts only the variable
+fields.
 
 Rules
-- A match equals plain reading, whatever the bytes; where the template does not fit, the plain reader reads.
-- A variable field is a top-level element of a short VR that only its own bytes or its tag decide. It decides
-  nothing about other elements (character set, private creators) or about the pixels (geometry), and its
-  value converts without a warning. The values of group lengths and of file meta elements are ignored.
-- The tags of the dataset ascend (PS3.5 7.1), because the members of the JSON object do (PS3.18 F.2.2).
-- Behind the last element only Pixel Data follow, to the end of the file.
-- A template is used only if the instance that it was learned from matches and gives the same result.
+- For any bytes a match equals plain reading. If the template does not fit, the plain reader reads.
+- A variable field is a top-level element with a 16-bit length in explicit VR. Its VR depends only on its
+  own bytes or its tag. No other element depends on its value (character set, private creators), nor do
+  the pixels (geometry). Its value converts without a warning.
+- The values of group lengths and of file meta elements are ignored.
+- The tags of the dataset ascend (PS3.5 7.1), as the members of the JSON object do (PS3.18 F.2.2).
+- Only Pixel Data may follow the last element, up to the end of the file.
+- A template is used only if the instance from which it was learned matches with the same result.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ from streamsrv.dicom.values import Converter, converters_for
 from streamsrv.dicom.window import Pread, ReadLimits, ReadWindow
 from streamsrv.errors import InstanceError
 
-LONGEST_HEADER = 64 * 1024  # bytes; longer headers hold mostly what differs
+LONGEST_HEADER = 64 * 1024  # bytes; longer headers mostly hold values that differ
 LONGEST_TEXT = 128 * 1024  # bytes of JSON text
 MOST_FIELDS = 200
-SLACK = 1024  # bytes that the variable fields of an instance may have more than those of the example
-# Learning costs as much as reading an instance. A series that never matches pays for it only sometimes.
+SLACK = 1024  # bytes that the variable fields may have more than those of the example.
+# Learning costs as much as reading an instance, so a series that never matches rarely tries it.
 FIRST_TRIES = 8
 READS_A_TRY = 16
 
@@ -57,13 +59,13 @@ _LENGTHS = {2: struct.Struct("<H").unpack_from, 4: struct.Struct("<I").unpack_fr
 
 
 class SeriesReader:
-    """Use the same one for one instance after the other, in one thread, with the same `keep` and `limits`.
-    `matches` counts the instances that matched a template."""
+    """Reads one instance after the other, in one thread, with the same `keep` and `limits`. `matches`
+    counts the instances that matched a template."""
 
     def __init__(self) -> None:
         self.matches = 0
         self._reads = self._tries = 0
-        self._example: HeaderExample | None = None  # of the instance that was read last
+        self._example: HeaderExample | None = None  # of the last instance that the plain reader read
         self._template: HeaderTemplate | None = None
 
     def read(
@@ -75,7 +77,7 @@ class SeriesReader:
         emit: Callable[[bytes], None],
         limits: ReadLimits,
     ) -> SOPInstance:
-        """As `read_instance`. Instances share the members of `attributes`: do not change these."""
+        """As `read_instance`. Instances share the elements of `attributes`, which must not change."""
         self._reads += 1
         found = self._template.match(pread, size) if self._template else None
         if found is not None:
@@ -85,7 +87,7 @@ class SeriesReader:
         texts: list[bytes] = []
 
         def collect(piece: bytes) -> None:
-            if len(texts) < 2:  # long texts are not held
+            if len(texts) < 2:  # a longer text has no template
                 texts.append(piece)
             emit(piece)
 
@@ -116,7 +118,8 @@ class HeaderElement(NamedTuple):
 
 
 class HeaderExample:
-    """A header that the plain reader has read: all before the value of Pixel Data, or the whole file."""
+    """A header that the plain reader has read: all bytes before the value of Pixel Data, or the whole
+    file."""
 
     def __init__(self, header: bytes, size: int, instance: SOPInstance, text: bytes) -> None:
         self.header = header
@@ -125,11 +128,11 @@ class HeaderExample:
         self.text = text
         self.explicit = True
         self.elements: list[HeaderElement] = []
-        self.first = 0  # the place of the dataset in `elements`; those before are file meta elements
-        self._pending = len(header)  # upper bound of what MetadataWriter estimates
+        self.first = 0  # the index of the first element of the dataset; file meta elements come before
+        self._pending = len(header)  # upper bound of the estimate of MetadataWriter
 
     def parse(self, limits: ReadLimits) -> bool:
-        """Find the elements. Returns False if no template can have them."""
+        """Finds the elements. Returns False if no template can have them."""
         if self.elements:
             return True
         window = ReadWindow(self._pread, self.size)
@@ -143,7 +146,7 @@ class HeaderExample:
         elements += self._walk(meta.end, self.size, encoding.explicit, limits)
         order = [element.tag for element in elements[self.first :]]
         raw = b"".join([element.head + element.value for element in elements])
-        # Where a text spills decides about warnings (json/writer.py). So the longest match must not spill.
+        # Warnings depend on the place where a text spills (json/writer.py), so no match may spill.
         short = self._pending + SLACK < SPILL
         ascending = all(map(lt, order, order[1:]))
         if ascending and short and raw == self.header[PREAMBLE + len(PREFIX) :]:
@@ -187,7 +190,7 @@ class HeaderExample:
         return found
 
     def length_bytes(self, place: int) -> int:
-        """The bytes of the length of an element that can be a variable field; 0 if it cannot be one."""
+        """Size of the length field of an element that can be a variable field; 0 if it cannot be one."""
         tag, vr, head, _ = self.elements[place]
         is_meta, is_group_length = place < self.first, not tag & 0xFFFF and vr == "UL"
         if is_meta or self.explicit:
@@ -205,7 +208,7 @@ class HeaderExample:
 def example_of(
     pread: Pread, size: int, instance: SOPInstance, text: bytes, limits: ReadLimits
 ) -> HeaderExample | None:
-    """Returns None for an instance whose like no template can match."""
+    """Returns None for a kind of instance that no template can match."""
     end = instance.pixel_offset or size
     only_pixels = [value.offset for value in instance.bulk] == [end] * len(instance.bulk)
     if instance.deflated or not only_pixels or end > LONGEST_HEADER or len(text) != instance.metadata_length:
@@ -222,8 +225,8 @@ def example_of(
 def learned(
     one: HeaderExample, other: HeaderExample, former: HeaderTemplate | None, limits: ReadLimits
 ) -> HeaderTemplate | None:
-    """A template of two examples. The variable fields of a `former` one of the same shape stay variable.
-    Returns None if the examples have not the same elements, or differ in one that cannot vary."""
+    """Makes a template of two examples. Variable fields of a `former` template with the same elements stay
+    variable. Returns None if the examples have other elements, or differ in one that cannot vary."""
     if not (one.parse(limits) and other.parse(limits)) or one.explicit != other.explicit:
         return None
     shape = [(tag, vr) for tag, vr, *_ in other.elements]
@@ -241,10 +244,10 @@ def learned(
 
 
 class HeaderPart:
-    """Fixed bytes and variable fields by turns: the file meta information, or the dataset."""
+    """Alternating fixed bytes and variable fields: the file meta information, or the dataset."""
 
     def __init__(self, opening: bytes) -> None:
-        # Fixed bytes before a length, bytes of the length, converter of the value (None: it is ignored).
+        # Fixed bytes before a length, size of the length field, converter of the value (None: ignored).
         self.fields: list[tuple[bytes, int, Converter | None]] = []
         self.tail = opening  # fixed bytes behind the last field
 
@@ -253,7 +256,7 @@ class HeaderPart:
         self.tail = b""
 
     def compare(self, buffer: bytes, at: int, longest: int) -> tuple[list[JsonElement], int] | None:
-        """The converted values of the part that begins at `at`, and where it ends; None if it does not fit.
+        """The converted values of the part that begins at `at`, and its end; None if it does not fit.
         Raises ValueError and struct.error for a value that breaks the rules of its VR."""
         elements: list[JsonElement] = []
         for fixed, width, convert in self.fields:
@@ -265,12 +268,12 @@ class HeaderPart:
                 return None
             if convert is not None:
                 elements.append(convert(buffer[begin:at]))
-        # Behind the buffer nothing fits, not even an empty tail.
+        # Also false if `at` lies behind the buffer and the tail is empty.
         return (elements, at + len(self.tail)) if buffer.startswith(self.tail, at) else None
 
 
 class HeaderTemplate:
-    """The headers like `example`, whose elements at the places of `variable` may have other values."""
+    """Matches headers like `example`. The elements with an index in `variable` may have other values."""
 
     def __init__(
         self, example: HeaderExample, shape: list[tuple[int, str]], variable: set[int], limits: ReadLimits
@@ -344,7 +347,7 @@ class HeaderTemplate:
         return attributes
 
     def _pixels(self, pread: Pread, at: int, size: int) -> tuple[Frames, list[BulkValue]] | None:
-        """Pixel Data whose value begins at `at` and ends with the file."""
+        """The frames and the value of Pixel Data that begin at `at` and end with the file."""
         like = self._like
         if not like.bulk:
             return (self._frames(0), []) if at == size else None
@@ -355,7 +358,7 @@ class HeaderTemplate:
             try:
                 frames, delimiter = pixels.layout()
             except InstanceError:
-                return None  # the plain reader says it with the tag
+                return None  # the plain reader raises it again, with the tag
             end, length = delimiter + _DELIMITER, delimiter - at
         else:
             frames, length = self._frames(at if like.frames.base else 0), value.length
@@ -402,7 +405,7 @@ class HeaderTemplate:
 
 
 def _between(texts: dict[str, bytes], keys: list[str]) -> list[bytes]:
-    """The JSON object as fixed texts and places for the elements of `keys`, by turns."""
+    """The JSON object as alternating fixed texts and places for the elements of `keys`."""
     found = [b"{"]
     for number, (key, text) in enumerate(texts.items()):
         found[-1] += b"," * (number > 0)

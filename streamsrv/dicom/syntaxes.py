@@ -1,9 +1,8 @@
-"""Transfer syntaxes as rows of a table (PS3.5 section 10 and Annex A, PS3.6 Annex A; media types PS3.18
-Tables 8.7.3-4 and -5).
+"""The table of transfer syntaxes (PS3.5 section 10 and Annex A, PS3.6 Annex A; media types PS3.18 Tables
+8.7.3-4 and -5).
 
-Everything that the project knows of a transfer syntax is a column here. An unknown or private UID is no
-error: PS3.5 A.4 makes every syntax but two explicit VR little endian, and whether its Pixel Data are
-encapsulated shows in their undefined length.
+An unknown or private UID is no error: by PS3.5 A.4 all but two syntaxes are explicit VR little endian, and
+the undefined length of Pixel Data shows that they are encapsulated.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from typing import NamedTuple
 
 
 class TransferSyntax(NamedTuple):
-    """`deflated`: the dataset is one deflate stream. `lossy`: the pixels may differ from what was
-    acquired."""
+    """`deflated`: the dataset is one deflate stream. `lossy`: the pixels may differ from the acquired
+    ones."""
 
     uid: str
     name: str
@@ -103,5 +102,5 @@ SYNTAXES: dict[str, TransferSyntax] = {row.uid: row for row in _ROWS}
 
 
 def lookup(uid: str) -> TransferSyntax:
-    """The row of `uid`; for an unknown or private UID one that assumes nothing but PS3.5 A.4."""
+    """The row of `uid`; for an unknown or private UID a row by PS3.5 A.4."""
     return SYNTAXES.get(uid) or TransferSyntax(uid, "Unknown")

@@ -1,8 +1,7 @@
-"""Tags, keywords and value representations: PS3.6 by way of pydicom's data dictionaries.
+"""Tags, keywords and value representations of PS3.6, from the data dictionaries of pydicom.
 
-Two spellings of a tag: eight upper-case hex digits ("00100010") is how DICOM JSON and everyone above names
-an attribute; the number 0x00100010 is how the readers in this room compare it. Only this module reads the
-dictionaries.
+A tag has two forms: eight upper-case hex digits ("00100010") in DICOM JSON and in the rooms above, and the
+number 0x00100010 in the readers of this room. Only this module reads the dictionaries.
 """
 
 from __future__ import annotations
@@ -44,17 +43,15 @@ PIXEL_DATA = "7FE00010"
 
 _HEX = re.compile(r"[0-9A-Fa-f]{8}")
 
-# pydicom spells an ambiguous VR "US or SS", "OB or OW", "US or SS or OW", "US or OW"; delimiters have
-# "NONE".
+# Ambiguous VRs are "US or SS", "OB or OW", "US or SS or OW" and "US or OW"; delimiters have "NONE".
 _VRS: dict[int, str] = {int(tag): str(row[0]) for tag, row in DicomDictionary.items() if len(row[0]) != 4}
 
-# Both spellings of every standard tag: a look-up is a third of formatting it anew.
+# Standard tags as numbers -> as hex digits. A look-up takes a third of the time of formatting.
 KEYS: dict[int, str] = {tag: f"{tag:08X}" for tag in _VRS}
 
 
 def _repeating() -> dict[int, dict[int, dict[int, str]]]:
-    """Repeating groups and elements ("50xx0010") as group -> mask -> masked tag -> VR: most groups have
-    none."""
+    """Repeating groups and elements ("50xx0010") as group -> mask -> masked tag -> VR."""
     table: dict[int, dict[int, dict[int, str]]] = {}
     for spelled, row in RepeatersDictionary.items():
         mask = int("".join("0" if digit in "xX" else "F" for digit in spelled), 16)
@@ -73,7 +70,7 @@ _NONE: dict[int, dict[int, str]] = {}
 
 
 def tag_of(name: str) -> str | None:
-    """The tag of a keyword ("PatientID") or of eight hex digits in any case; None for anything else."""
+    """The tag of a keyword ("PatientID") or of eight hex digits in any case; else None."""
     if _HEX.fullmatch(name):
         return name.upper()
     tag = tag_for_keyword(name) if name else None  # some retired rows have no keyword
@@ -81,20 +78,18 @@ def tag_of(name: str) -> str | None:
 
 
 def keyword_of(tag: str) -> str:
-    """The keyword of a tag, or "" for private and unknown ones."""
+    """The keyword of a tag; "" for private and unknown tags."""
     return str(keyword_for_tag(int(tag, 16)))
 
 
 def vr_of(tag: str) -> str | None:
-    """The VR of a standard tag; an ambiguous one in its first reading ("US or SS" is US). None if
-    unknown."""
+    """The VR of a standard tag, of an ambiguous one the first ("US or SS" is US). None if unknown."""
     vr = vr_of_number(int(tag, 16))
     return None if vr is None else vr[:2]
 
 
 def vr_of_number(tag: int) -> str | None:
-    """The VR as the dictionary spells it, "US or SS" included; repeating groups too. None if unknown or
-    private."""
+    """The VR of the dictionary, which may be "US or SS". None for an unknown or private tag."""
     vr = _VRS.get(tag)
     if vr is None and not tag & 0x10000:
         if not tag & 0xFFFF:
@@ -107,8 +102,7 @@ def vr_of_number(tag: int) -> str | None:
 
 
 def private_vr(tag: int, creator: str) -> str | None:
-    """The VR of a private element under its private creator, where pydicom's private dictionary knows
-    it."""
+    """The VR of a private element in pydicom's private dictionary, by its private creator; else None."""
     try:
         return str(private_dictionary_VR(tag, creator))
     except KeyError:

@@ -1,15 +1,15 @@
-"""Values of every VR as attribute objects of DICOM JSON (PS3.18 F.2; VRs PS3.5 6.2).
+"""Converts values of every VR to attribute objects of DICOM JSON (PS3.18 F.2; VRs PS3.5 6.2).
 
-Strategy: `converters_for` builds one table VR -> function(bytes) -> {"vr": ..., "Value": [...]} for a byte
-order and a character set, so that a value costs one look-up and one call. The functions are strict:
-ValueError (UnicodeDecodeError among them) or struct.error says that the value breaks the rules of its VR,
-and `lenient` then says what is shown instead and why.
+Strategy: `converters_for` makes a table VR -> function(bytes) -> {"vr": ..., "Value": [...]} for a byte
+order and a character set. So a value costs one look-up and one call. The functions are strict: ValueError
+(UnicodeDecodeError among them) or struct.error means that the value breaks the rules of its VR. `lenient`
+then makes the element and the warning.
 
-What the standard leaves open, or other readers do otherwise:
-- Empty values among several are null (F.2.5); an attribute without value has only "vr".
-- DS and IS are numbers; what is no number is kept as a string (F.2.3 allows Number or String).
-- JSON has no NaN and no infinity and F.2.3 no string for FL and FD: null, with a warning.
-- InlineBinary is little endian, as all that a web service sends (PS3.18 8.7.3).
+Where the standard leaves a choice, or other readers differ:
+- An empty value among several is null (F.2.5); an attribute without value has only "vr".
+- DS and IS are numbers; text that is no number stays a string (F.2.3 allows Number or String).
+- JSON has no NaN and no infinity, and F.2.3 has no string for FL and FD: they become null, with a warning.
+- InlineBinary is little endian, like everything that a web service sends (PS3.18 8.7.3).
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ NUMBERS = {
     "FL": ("f", 4),
     "FD": ("d", 8),
 }
-# VR -> bytes of the words whose order the transfer syntax decides (PS3.5 7.3); every other VR is a string
-# of
-# bytes.
+# VR -> bytes of its words, whose order depends on the transfer syntax (PS3.5 7.3). Others are bytes.
 WORDS = {
     "AT": 2,
     "OW": 2,
@@ -51,19 +49,19 @@ WORDS = {
     "OV": 8,
     **{vr: width for vr, (_, width) in NUMBERS.items()},
 }
-# PS3.5 6.2: VRs whose characters Specific Character Set decides, with several values or one.
+# PS3.5 6.2: VRs in the Specific Character Set, with several values and with one.
 _TEXTS = ("LO", "SH", "UC")
 _SINGLE_TEXTS = ("LT", "ST", "UT")
 _CODES = ("AS", "CS", "DA", "DT", "TM", "UI")
 _NAME_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 _DECIMAL = b"0123456789+-.eE \\"
-_SURELY_FINITE = 4  # longer numerals may be beyond what a double holds ("1e999")
+_SURELY_FINITE = 4  # longer numerals may exceed a double ("1e999")
 _INTEGER = b"0123456789+- \\"
 _BEYOND = 1 << 63
 
 
 def swapped(value: bytes, width: int) -> bytes:
-    """`value` with the bytes of each word of `width` reversed; an incomplete last word stays as it is."""
+    """`value` with the bytes of each word of `width` bytes reversed, but not those of a cut last word."""
     if width == 1:
         return value
     whole = len(value) // width * width
@@ -73,7 +71,7 @@ def swapped(value: bytes, width: int) -> bytes:
 
 def _several(vr: str, codec: str, lenient: bool, decode: Decoder) -> Converter:
     def convert(value: bytes) -> JsonElement:
-        # The usual case without a second call.
+        # `decode` would be a second call, and is rarely needed.
         text = decode(value) if lenient or b"\x1b" in value else value.decode(codec)
         if "\\" in text:
             return _element(vr, [part.rstrip("\0 ") or None for part in text.split("\\")])
@@ -102,7 +100,7 @@ def _codes(vr: str) -> Converter:
 
 
 def _titles(value: bytes) -> JsonElement:
-    """AE: spaces on both sides mean nothing."""
+    """AE: spaces on both sides have no meaning."""
     return _element(
         "AE", [part.strip() or None for part in value.decode(DEFAULT_CODEC).rstrip("\0").split("\\")]
     )
@@ -133,8 +131,8 @@ def _element(vr: str, values: list[Any]) -> JsonElement:
 
 
 def _numeral(vr: str, characters: bytes, one: Callable[[str], float]) -> Converter:
-    """DS and IS. The JSON parser reads what is JSON already, all values at once; `one` reads a spelling that
-    JSON lacks ("+1", ".5")."""
+    """DS and IS. The JSON parser reads all values at once. `one` reads a form that JSON lacks ("+1",
+    ".5")."""
 
     def convert(value: bytes) -> JsonElement:
         value = value.rstrip(b" \0")
@@ -162,7 +160,7 @@ def _finite_number(text: str) -> float:
 
 
 def _whole_number(text: str) -> float:
-    """What no 64 bits hold is a double, as the JSON parser reads it too: JSON text can say nothing else."""
+    """A number of more than 64 bits becomes a double, as the JSON parser reads it."""
     number = int(text)
     return number if -_BEYOND <= number < _BEYOND else _finite_number(text)
 
@@ -187,9 +185,8 @@ def _reals(vr: str, order: str) -> Converter:
 
     def convert(value: bytes) -> JsonElement:
         element = convert_all(value)
-        # Zero times NaN or infinity is not zero: one test for all values. A sum that overflows only costs
-        # the
-        # lenient way.
+        # One test for all values: zero times NaN or infinity is not zero. If a sum overflows, the lenient
+        # converter gives the same element.
         if sum(element.get("Value", ())) * 0 != 0:
             raise ValueError("NaN and infinity are no JSON numbers")
         return element
@@ -217,7 +214,7 @@ def _binary(vr: str, width: int) -> Converter:
 
 @lru_cache(maxsize=256)
 def converters_for(codecs: tuple[str, ...], little: bool, lenient: bool = False) -> dict[str, Converter]:
-    """VR -> converter. With `lenient` text that cannot be decoded holds U+FFFD instead of raising."""
+    """VR -> converter. With `lenient` text that cannot be decoded has U+FFFD."""
     decode = decoder_for(codecs, lenient)
     order = "<" if little else ">"
     table: dict[str, Converter] = {vr: _several(vr, codecs[0], lenient, decode) for vr in _TEXTS}
@@ -235,7 +232,7 @@ def converters_for(codecs: tuple[str, ...], little: bool, lenient: bool = False)
 
 
 def lenient(vr: str, value: bytes, codecs: tuple[str, ...], little: bool) -> tuple[JsonElement, str]:
-    """What is shown of a value that breaks the rules of its VR, and the reason."""
+    """The element of a value that breaks the rules of its VR, and the warning."""
     if vr in ("DS", "IS"):
         return _any_numeral(vr, value), f"not a valid {vr} value"
     if vr in ("FL", "FD"):
@@ -247,7 +244,7 @@ def lenient(vr: str, value: bytes, codecs: tuple[str, ...], little: bool) -> tup
 
 
 def _any_numeral(vr: str, value: bytes) -> JsonElement:
-    """Each value that is a finite number as one, each other as its text."""
+    """Finite numbers as numbers, other values as text."""
     values: list[float | str | None] = []
     for part in value.decode(DEFAULT_CODEC).rstrip(" \0").split("\\"):
         text = part.strip(" \0")

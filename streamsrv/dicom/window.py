@@ -1,11 +1,12 @@
-"""Reading a Part 10 file through a window: the bytes around the reading position, and no more of the file
-than that.
+"""Reads a Part 10 file through a window: the bytes around the reading position, and no more of the file.
 
-Strategy: the readers above unpack straight from `ReadWindow.buffer` and come back when it is used up. The
-first window is small (most headers end within it), then windows double up to 256 kB; a jump over a value
-starts small again, so that a file of any size costs its headers and nothing else. `Inflater` makes the
-dataset of the deflated transfer syntaxes (PS3.5 A.5) readable by the same calls: offsets count from the
-start of the inflated dataset, reading forward costs one pass, reading backward starts over.
+Strategy: readers unpack from `ReadWindow.buffer` and call `load` when it is used up. The first window is
+small, because most headers end within it. Then windows double up to 256 kB. After a jump over a value they
+start small again, so that a file of any size costs only its headers.
+
+`Inflater` reads the dataset of a deflated transfer syntax (PS3.5 A.5) with the same calls. Its offsets
+count from the start of the inflated dataset. Reading forward takes one pass; reading backward starts
+again.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from dataclasses import dataclass
 
 from streamsrv.errors import InstanceRefused, NotDicom
 
-# (offset, length) -> bytes of the Part 10 file; fewer only at its end.
+# (offset, length) -> bytes of the Part 10 file; fewer at its end.
 Pread = Callable[[int, int], bytes]
 
-# Stands for "the end is not known yet": beyond any file.
+# Beyond any file.
 UNKNOWN_END = 1 << 62
 
 _SMALLEST = 16 * 1024
@@ -28,32 +29,24 @@ _LARGEST = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """What one instance may cost. Over a limit it is refused (InstanceRefused), except depth: no instance
-    nests so deep (NotDicom)."""
+    """Limits for one instance. Above a limit it is refused with InstanceRefused; for depth, which no real
+    instance reaches, with NotDicom."""
 
-    bulk_threshold: int = (
-        1024  # longer values of OB OD OF OL OV OW UN are fetched by BulkDataURI: metadata stay light
-    )
-    text_threshold: int = (
-        64 * 1024
-    )  # the same for all other VRs: what 16-bit lengths can hold stays in the metadata
-    max_depth: int = (
-        64  # sequences within sequences; structured reports, the deepest there are, use about ten
-    )
-    max_elements: int = (
-        10_000_000  # elements and items; a slide of 190,000 frames has 5 million; read at 3 us each
-    )
+    # Bytes of a binary value (OB OD OF OL OV OW UN) in the metadata; longer ones become bulk data.
+    bulk_threshold: int = 1024
+    # The same for all other VRs: the longest value of a 16-bit length stays in the metadata.
+    text_threshold: int = 64 * 1024
+    max_depth: int = 64  # nested sequences; structured reports, the deepest known, use about ten
+    max_elements: int = 10_000_000  # elements and items, 3 us each; 190,000 frames of a slide have 5 million
     max_attributes: int = 20_000  # at the top level, 0: any number; the largest modules have some hundred
-    max_fragments: int = 2_000_000  # a slide has under a million tiles; two 64-bit numbers are kept for each
-    max_metadata: int = 256 * 1024 * 1024  # of DICOM JSON text; 5 million elements have about 150 MB
-    max_inflated: int = (
-        2 * 1024**3
-    )  # of a deflated dataset: a few seconds of inflating; it may be a thousandth of that on disk
-    max_warnings: int = 100  # kept for one instance; the response names them all
+    max_fragments: int = 2_000_000  # 16 bytes each; a slide has less than a million tiles
+    max_metadata: int = 256 * 1024 * 1024  # bytes of JSON text; 5 million elements have about 150 MB
+    max_inflated: int = 2 * 1024**3  # bytes of an inflated dataset, a few seconds of inflating
+    max_warnings: int = 100  # kept for one instance; the response lists them all
 
 
 class ReadWindow:
-    """`buffer` holds the source from `start` on. `size` may be UNKNOWN_END."""
+    """`buffer` holds bytes of the source from `start` on. `size` may be UNKNOWN_END."""
 
     __slots__ = ("_pread", "_size", "_step", "buffer", "start")
 
@@ -65,12 +58,12 @@ class ReadWindow:
         self.start = 0
 
     def load(self, position: int, need: int) -> int:
-        """Have `need` bytes at `position` in the buffer; returns how many there are, fewer only at the end of
-        the source."""
+        """Loads at least `need` bytes at `position` into the buffer. Returns how many bytes it has there,
+        which is less than `need` only at the end of the source."""
         held = self.start + len(self.buffer) - position
         if position >= self.start and held >= need:
             return held
-        # Read on where the last window ended: larger; after a jump: small again.
+        # Windows grow while the reader moves on, and are small again after a jump.
         self._step = min(self._step * 2, _LARGEST) if held >= 0 and self.buffer else _SMALLEST
         length = max(need, self._step)
         self.buffer = self._pread(position, min(length, max(0, self._size - position)))
@@ -89,8 +82,8 @@ class ReadWindow:
 
 
 class Inflater:
-    """The inflated dataset, read as if it were a file. Keeps what follows the offset read last; never more
-    than asked for plus a step."""
+    """Reads the inflated dataset like a file. It keeps the bytes behind the last offset: at most the length
+    of one call and one step."""
 
     def __init__(self, pread: Pread, start: int, end: int, limit: int) -> None:
         self._source = pread
@@ -106,8 +99,8 @@ class Inflater:
         self._kept_at = 0
 
     def pread(self, offset: int, length: int) -> bytes:
-        """Bytes of the inflated dataset; fewer only at its end. Beyond its end: NotDicom, a length has
-        lied."""
+        """Returns bytes of the inflated dataset; fewer at its end. Raises NotDicom for an offset behind
+        it."""
         if offset < self._kept_at:
             self._restart()
         pieces = [self._kept]
@@ -129,7 +122,7 @@ class Inflater:
         return self._kept[at : at + length]
 
     def _inflate(self, end: int) -> bytes:
-        """The next piece, at most 256 kB, which begins at `end`; b"" at the end of the stream."""
+        """Returns the next piece, at most 256 kB, which begins at `end`; b"" at the end of the stream."""
         while not self._stream.eof:
             fresh = self._stream.unconsumed_tail
             if not fresh:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from streamsrv.dicom.arriving import Arriving, what_arrives
+from streamsrv.dicom.arriving import Arriving, arriving_value
 from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.window import Pread, ReadLimits
 from streamsrv.errors import (
@@ -249,7 +249,7 @@ class Ingest:
         self._looked = True
         self._write()
         received = self._writer.received()
-        self._arriving = what_arrives(received.pread, self._received, self._limits.reading)
+        self._arriving = arriving_value(received.pread, self._received, self._limits.reading)
 
     @property
     def sync_due(self) -> bool:

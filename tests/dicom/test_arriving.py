@@ -19,7 +19,7 @@ from made_files import (
     sequence,
 )
 
-from streamsrv.dicom.arriving import MOST_ELEMENTS, Fragments, Value, what_arrives
+from streamsrv.dicom.arriving import MOST_ELEMENTS, ArrivingFragments, DefinedValue, arriving_value
 from streamsrv.dicom.frames import scan_items
 from streamsrv.dicom.part10 import ReadLimits, read_instance
 from streamsrv.errors import InstanceError
@@ -29,7 +29,7 @@ LIMITS = ReadLimits()
 
 
 def arriving(content, received):
-    return what_arrives(pread_of(content[:received]), received, LIMITS)
+    return arriving_value(pread_of(content[:received]), received, LIMITS)
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG])
@@ -39,7 +39,7 @@ def test_native_pixels_end_where_their_length_says(syntax):
     begin = len(content) - len(PIXELS)
     for received in (begin + 1, begin + 100, len(content) - 1):
         found = arriving(content + b"more", received)
-        assert isinstance(found, Value)
+        assert isinstance(found, DefinedValue)
         assert found.holds(len(content))
         assert not found.holds(len(content) + 1)
         pread = pread_of(content)
@@ -62,7 +62,7 @@ def test_what_is_no_long_value():
 def test_any_long_value_of_the_dataset_counts():
     document = part10(image() + element(0x00420011, "OB", PIXELS) + element(0x00420012, "LO", b"x"))
     found = arriving(document, 3000)
-    assert isinstance(found, Value)
+    assert isinstance(found, DefinedValue)
     assert found.holds(document.index(PIXELS) + len(PIXELS))
     assert not found.holds(len(document))
 
@@ -79,7 +79,7 @@ def test_item_headers_are_picked_up_while_they_pass(steps):
     content = slide(60) + bytes(8)
     received = 20_000
     found = arriving(content, received)
-    assert isinstance(found, Fragments)
+    assert isinstance(found, ArrivingFragments)
     at, turn, ends = received, 0, content.rindex(b"\xfe\xff\xdd\xe0")
     while at < len(content):
         step = steps[turn % len(steps)]
@@ -129,8 +129,8 @@ def test_every_file_reads_the_same_with_what_was_seen_of_it():
                     instance = str(error)
                 results.append((instance, pieces))
             assert results[0] == results[1], path
-            fragmented += isinstance(found, Fragments)
-            values += isinstance(found, Value)
+            fragmented += isinstance(found, ArrivingFragments)
+            values += isinstance(found, DefinedValue)
     assert fragmented > 20
     assert values > 100
 
@@ -160,4 +160,4 @@ def test_nonsense_among_fragments_ends_them():
 def test_no_more_headers_are_kept_than_an_instance_may_have():
     content = slide(50)
     limits = ReadLimits(max_fragments=10)
-    assert what_arrives(pread_of(content), len(content) - 20, limits) is None
+    assert arriving_value(pread_of(content), len(content) - 20, limits) is None

@@ -35,7 +35,7 @@ def test_every_truncation_is_refused():
 
 
 def test_lies_are_refused_with_their_offset():
-    with pytest.raises(NotDicom, match="longer than what holds it") as refusal:
+    with pytest.raises(NotDicom, match="longer than its container") as refusal:
         scanned(item(b"") + item(b"abcd", length=400) + delimiter(SEQUENCE_END))
     assert refusal.value.offset == 8
     with pytest.raises(NotDicom, match="expected a fragment"):

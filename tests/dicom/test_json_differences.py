@@ -205,7 +205,7 @@ def is_damaged(content, refusal):
         return content.count(b"\xfe\xff\xdd\xe0") == 0 or not content.rstrip(b"\0").endswith(
             b"\xfe\xff\xdd\xe0"
         )
-    assert "longer than what holds it" in refusal.detail or "longer than its sequence" in refusal.detail
+    assert "longer than its container" in refusal.detail or "longer than its sequence" in refusal.detail
     return True
 
 

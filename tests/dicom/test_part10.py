@@ -1,5 +1,7 @@
 """One whole instance: identity, facts, refusals."""
 
+import struct
+
 import pytest
 from made_files import (
     BIG,
@@ -137,3 +139,12 @@ def test_every_pydicom_file_is_read_or_refused():
         except NotDicom:
             kinds["refused"] += 1
     assert kinds["read"] > 150
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+def test_the_group_length_of_pixel_data_is_no_bulk_value(syntax):
+    length = element(0x7FE00000, "UL", struct.pack("<I", 12), syntax)
+    pixels = element(0x7FE00010, "OW", bytes(4), syntax)
+    instance, dataset = read(part10(identity(syntax) + length + pixels, syntax))
+    assert [value.path for value in instance.bulk] == ["7FE00010"]
+    assert "7FE00000" not in dataset

@@ -7,7 +7,7 @@ import numpy as np
 import orjson
 from fuzz_targets import target
 
-from streamsrv.dicom.arriving import what_arrives
+from streamsrv.dicom.arriving import arriving_value
 from streamsrv.dicom.charsets import codecs_of, decoder_for
 from streamsrv.dicom.elements import LONG_VRS, SHORT_VRS
 from streamsrv.dicom.explicit import Copy, Swap, explicit_pieces, part10_head
@@ -121,7 +121,7 @@ def arriving(content):
     """A file that arrives in pieces: no error at all, whatever it holds."""
     file = bytes(128) + b"DICM" + content
     for received in range(132, len(file), max(1, len(content) // 7)):
-        found = what_arrives(pread_of(file[:received]), received, LIMITS)
+        found = arriving_value(pread_of(file[:received]), received, LIMITS)
         if found is not None:
             assert found.holds(received)
             found.take(file[received:], received)

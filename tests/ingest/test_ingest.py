@@ -427,7 +427,7 @@ def test_the_response_dataset_of_version_2() -> None:
 
 def test_a_comment_goes_on_where_an_lo_ends() -> None:
     """PS3.5 6.2: 64 characters, no backslash, no control character. pydicom says so, too."""
-    error = NotDicom("a fragment of Pixel Data is longer than what holds it", offset=12345678, tag="7FE00010")
+    error = NotDicom("a fragment of Pixel Data is longer than its container", offset=12345678, tag="7FE00010")
     unbroken = "no part has the Content-Location '" + "x" * 200 + "'"
     failed = [
         FailedItem.of(error),

@@ -1,1 +1,1 @@
-"""DICOM JSON (PS3.18 Annex F): written from a dataset, read, encoded again."""
+"""DICOM JSON (PS3.18 Annex F): written from a dataset, read, and encoded as a dataset."""

@@ -1,15 +1,16 @@
-"""DICOM JSON text (PS3.18 Annex F) to a dataset in Explicit VR Little Endian (PS3.5 A.2), in bounded memory.
+"""Encodes DICOM JSON text (PS3.18 Annex F) as Explicit VR Little Endian (PS3.5 A.2), in bounded memory.
 
-Strategy: the text is read attribute by attribute, long sequences item by item (json/text.py), and leaves as
-pieces: bytes, and `Copy` pieces that name bulk data where they lie. Sequences and items have undefined
-length, so nothing has to be known beforehand. What Pixel Data are made of is asked of whoever has the bulk
-data; an encapsulated value becomes fragments behind an offset table (A.4).
+Strategy: it reads the text attribute by attribute, long sequences item by item (json/text.py), and yields
+pieces: bytes, and `Copy` pieces that name bulk data in their source. Sequences and items have undefined
+length, so no length is needed in advance. The caller resolves a BulkDataURI. An encapsulated value
+becomes fragments behind an offset table (A.4).
 
 Rules
-- Short datasets may be in any order; those that are read in steps must ascend, as F.2.2 demands.
-- Text is UTF-8 in JSON. If it is ASCII the dataset keeps its Specific Character Set, else it says ISO_IR 192;
-  items inherit it and have none of their own.
-- Group 0002 is no part of a dataset: it is kept as facts. Group lengths are left out.
+- The attributes of a short dataset may have any order. Those of a dataset that is read in steps must
+  ascend, as F.2.2 demands.
+- JSON text is UTF-8. If it is ASCII the dataset keeps its Specific Character Set, else it gets ISO_IR
+  192. Items inherit it and have none of their own.
+- Group 0002 is no part of a dataset and becomes `facts`. Group lengths are left out.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from streamsrv.errors import InstanceRefused, NotDicom
 
 MAX_DEPTH = 64
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
-# PS3.5 6.2: those whose characters Specific Character Set decides.
+# PS3.5 6.2: VRs in the Specific Character Set.
 _TEXT_VRS = frozenset(("LO", "LT", "PN", "SH", "ST", "UC", "UT"))
 _VRS = frozenset((*SHORT_VRS.values(), *LONG_VRS.values()))
 _NO_ARRAY = "the value of an attribute is no array"
@@ -49,7 +50,7 @@ _TABLES = frozenset((tags.EXTENDED_OFFSET_TABLE, tags.EXTENDED_OFFSET_TABLE_LENG
 
 @dataclass(slots=True)
 class Later:
-    """A piece whose bytes are known only when the dataset has been read."""
+    """A piece whose bytes are known only at the end of the dataset."""
 
     content: bytes = b""
 
@@ -59,8 +60,8 @@ Piece = bytes | Copy | Later
 
 @dataclass(frozen=True, slots=True)
 class Bulk:
-    """Where the bytes of a BulkDataURI lie: a range for each part. `frames` if they are frames of compressed
-    pixels, which then become fragments."""
+    """The bytes of a BulkDataURI: a range for each part. With `frames` these are frames of compressed
+    pixels, which become fragments."""
 
     ranges: Sequence[Copy]
     frames: bool = False
@@ -70,12 +71,12 @@ class Bulk:
         return sum(each.length for each in self.ranges)
 
 
-# (tag path, BulkDataURI) -> its bytes; raises InstanceError where there are none
+# (tag path, BulkDataURI) -> its bytes; raises InstanceError if there are none
 Resolve = Callable[[str, str], Bulk]
 
 
 class DatasetEncoder:
-    """Encodes one dataset. Afterwards `facts` holds the UIDs that the file meta information needs, by tag."""
+    """Encodes one dataset. Then `facts` holds the UIDs for the file meta information, by tag."""
 
     def __init__(self, resolve: Resolve) -> None:
         self.facts: dict[str, str] = {}
@@ -84,7 +85,9 @@ class DatasetEncoder:
         self._placed = False
         self._own_set = b""  # the Specific Character Set of the JSON
         self._ascii = True
-        self._tables: list[Piece] = []  # offset tables of the JSON, until Pixel Data show whether they hold
+        self._tables: list[
+            Piece
+        ] = []  # offset tables of the JSON, until Pixel Data show whether they are valid
         self._depth = 0
 
     def pieces(self, reader: JsonReader) -> Iterator[Piece]:
@@ -122,7 +125,8 @@ class DatasetEncoder:
             yield from self._attribute(reader, tag, element, tag)
 
     def _offset_tables(self, tag: str, element: Any) -> Iterator[Piece]:
-        """Those of the JSON, unless fragments are about to be made, which bring their own."""
+        """Yields the tables of the JSON, unless Pixel Data become fragments, which have their own
+        tables."""
         tables, self._tables = self._tables, []
         uri = element.get("BulkDataURI") if element is not LARGE else None
         if not (tag == tags.PIXEL_DATA and isinstance(uri, str) and self._resolve(tag, uri).frames):
@@ -147,7 +151,7 @@ class DatasetEncoder:
             yield self._element_bytes(tag, element)
 
     def _long_attribute(self, reader: JsonReader, tag: str, path: str) -> Iterator[Piece]:
-        """One whose text is long: a sequence is read item by item."""
+        """Encodes an attribute with a long text. It reads a sequence item by item."""
         rest: dict[str, Any] = {}
         done = False
         for name in reader.members():
@@ -228,8 +232,8 @@ _NO_READER = JsonReader(())
 
 
 def _members(reader: JsonReader) -> Iterator[tuple[str, Any]]:
-    """(tag, element) of the dataset that comes next, an element being LARGE where it is still to be read;
-    those of a short dataset ascend."""
+    """(tag, element) of the next dataset. An element is LARGE if the caller has to read it. The tags of a
+    short dataset ascend."""
     whole = reader.value()
     if whole is not LARGE:
         yield from _sorted(whole, "")
@@ -278,7 +282,7 @@ def _array(tag: str, values: Any) -> list[Any]:
 
 
 def _vr(tag: str, element: dict[str, Any]) -> str:
-    """Where the JSON has none, the dictionary's."""
+    """The VR of the JSON, else that of the dictionary."""
     stated = element.get("vr")
     vr = (tags.vr_of(tag) or "UN") if stated is None or stated == "" else stated
     if not isinstance(vr, str) or vr not in _VRS:

@@ -1,11 +1,11 @@
-"""The attributes at the top level of a dataset's DICOM JSON text, found without parsing the text.
+"""Finds the attributes at the top level of a dataset in its DICOM JSON text, without parsing the text.
 
-Strategy: a dataset of 60 MB of text takes about a gigabyte as Python objects, and a search asks for one of
-its attributes. So the text is read in pieces. NumPy finds the quotes and brackets of a piece; a string that
+Strategy: a dataset of 60 MB of text takes about a gigabyte as Python objects, and a search needs one of its
+attributes. So the text is read in pieces, and NumPy finds the quotes and brackets of a piece. A string that
 begins at depth 1 is the tag of an attribute.
 
-Rule: the text is as MetadataWriter writes it: no blanks, tags of eight digits in ascending order (PS3.18
-F.2.2), and each element is an object.
+Rule: the text comes from MetadataWriter: without blanks, with ascending tags of eight digits (PS3.18 F.2.2),
+and each element is an object.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _DEEPER[[0x7B, 0x5B]] = 1
 _DEEPER[[0x7D, 0x5D]] = -1
 _NAME = len('"00100010":')
 _SEQUENCE = b'{"vr":"SQ"'
-_HELD = 32  # bytes of a piece that are read with the next one: no name is cut, and no VR
+_HELD = 32  # bytes of a piece that are read with the next one, so that no name and no VR is cut
 
 Positions = NDArray[np.int64]
 
 
 def names_any(pieces: Iterable[bytes], tags: Collection[str]) -> bool:
-    """Whether one of the tags is a name in the text, at any depth."""
+    """Returns whether one of the tags is a name in the text, at any depth."""
     names = [b'"%b":{' % tag.encode() for tag in tags]
     before = b""
     for piece in pieces:
@@ -42,8 +42,8 @@ def names_any(pieces: Iterable[bytes], tags: Collection[str]) -> bool:
 def elements_in(
     pieces: Iterable[bytes], tags: Collection[str], most: int, no_sequences: Collection[str] = ()
 ) -> dict[str, bytes] | None:
-    """The JSON text of each of these attributes that the dataset has at its top level; None if they have
-    more than `most` bytes together. Those of `no_sequences` are left out where they are sequences."""
+    """The JSON text of these attributes at the top level; None if they have more than `most` bytes in all.
+    Sequences with a tag in `no_sequences` are left out."""
     found: dict[str, list[bytes]] = {}
     length, last, before, wanted = 0, max(tags), "", False
     for tag, text in members(pieces):
@@ -60,7 +60,7 @@ def elements_in(
 
 
 def members(pieces: Iterable[bytes]) -> Iterator[tuple[str, bytes]]:
-    """Tag, and JSON text of the element: of a long one in several pieces, which follow each other."""
+    """Yields tag and JSON text of each element; a long text in several consecutive pieces."""
     scanner, rest, tag = _Scanner(), b"", ""
     for piece in chain(pieces, [None]):
         text = rest + (piece or b"")
@@ -68,7 +68,7 @@ def members(pieces: Iterable[bytes]) -> Iterator[tuple[str, bytes]]:
         if end <= 0:
             rest = text
             continue
-        end -= text[end - 1] == 0x2C and piece is not None  # a comma goes with the name behind it
+        end -= text[end - 1] == 0x2C and piece is not None  # a comma belongs to the name behind it
         starts = [-1, *scanner.names(text[:end]), end + 1]
         if 0 <= starts[-2] > end - _NAME - len(_SEQUENCE):
             starts.pop()
@@ -84,7 +84,7 @@ def members(pieces: Iterable[bytes]) -> Iterator[tuple[str, bytes]]:
 
 
 class _Scanner:
-    """The objects and arrays that are open where a piece begins."""
+    """The state of the text at the begin of a piece."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -92,11 +92,11 @@ class _Scanner:
         self._odd = 0  # 1 behind an odd number of backslashes
 
     def stand_at_name(self) -> None:
-        """Go back to where the last name begins."""
+        """Sets the state to that at the begin of a name."""
         self._depth, self._inside, self._odd = 1, 0, 0
 
     def names(self, text: bytes) -> list[int]:
-        """Where the names of the outermost object begin, with their quotes."""
+        """The offsets of the names of the outermost object, at their quotes."""
         data = np.frombuffer(text, np.uint8)
         quotes = self._quotes(text, data)
         deeper = _DEEPER[data]
@@ -111,12 +111,12 @@ class _Scanner:
         return [int(name) for name in names]
 
     def _quotes(self, text: bytes, data: NDArray[np.uint8]) -> Positions:
-        """Those that begin or end a string."""
+        """The quotes that begin or end a string."""
         quotes = np.flatnonzero(data == _QUOTE)
         if not self._odd and b"\\" not in text:
             return quotes
         index = np.arange(len(data))
-        # For each byte the last one up to it that is no backslash.
+        # For each byte the index of the last byte up to it that is no backslash.
         other = np.maximum.accumulate(np.where(data == _BACKSLASH, -1 - self._odd, index))
         run = np.concatenate(([self._odd], index - other))  # backslashes in a row before each byte
         self._odd = int(run[-1]) & 1

@@ -1,14 +1,13 @@
 """Reads DICOM JSON text (PS3.18 Annex F) of any length, a value at a time, in bounded memory.
 
-Strategy: whoever reads asks for the next value. One that ends within WHOLE characters is parsed at once by
-Python's C scanner; of a longer object or array the reader says LARGE, and its members or elements are
-asked for one by one. So a dataset of a few kilobytes is one call, and a sequence of a hundred megabytes is
-read item by item.
+Strategy: the caller asks for the next value. Python's C scanner parses a value that ends within WHOLE
+characters at once. For a longer object or array the reader returns LARGE, and the caller asks for its
+members or elements one by one. So a dataset of a few kilobytes is one call, and a sequence of a hundred
+megabytes is read item by item.
 
 Rules
-- Text comes as UTF-8 in pieces of any size. Strings and numbers are read whole, whatever their length.
-- Malformed text raises NotDicom with its place, a
-  single value over LONGEST InstanceRefused.
+- The text is UTF-8 in pieces of any size. Strings and numbers of any length are read whole.
+- Malformed text raises NotDicom with its place, a single value over LONGEST InstanceRefused.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from typing import Any, Final
 
 from streamsrv.errors import InstanceRefused, NotDicom
 
-# Values up to this many characters are parsed at once: in Python objects that is about 5 MB.
+# Characters of a value that is parsed at once; it takes about 5 MB as Python objects.
 WHOLE = 256 * 1024
-# No single value is longer: binary values belong into bulk data, and this is held several times over.
+# Characters of a single value, which is in memory several times. Long binary values are bulk data.
 LONGEST = 32 * 1024 * 1024
-STEP = 64 * 1024  # at least so much is taken from the pieces at a time
+STEP = 64 * 1024  # characters that are taken from the pieces at least
 
 _NUMBER = re.compile(r"[-+.0-9eE]+")
 _BLANKS = re.compile(r"[ \t\r\n]*")
@@ -35,16 +34,15 @@ _OPENING = ("{", "[")
 
 
 class Large:
-    """Of a value: too long, or too deep, to be parsed at once."""
+    """Stands for a value that is too long, or too deep, to be parsed at once."""
 
 
 class Ambiguous:
-    """Stands for an object in which a name occurs twice: readers disagree about its value (RFC 8259
-    section 4)."""
+    """Stands for an object with a repeated name, whose value depends on the reader (RFC 8259 section 4)."""
 
 
 class NoNumber:
-    """Stands for NaN and Infinity, which are no JSON (RFC 8259 section 6)."""
+    """Stands for NaN and Infinity, which JSON does not have (RFC 8259 section 6)."""
 
 
 LARGE: Final = Large()
@@ -68,8 +66,8 @@ _parse_foreign = json.JSONDecoder(
 
 
 class JsonReader:
-    """`last` is the text of the value parsed last, `depth` the number of objects and arrays that are open.
-    In `foreign` text, which others wrote, an object with a repeated name is AMBIGUOUS, and NaN NO_NUMBER."""
+    """`last` is the text of the last value, `depth` the number of open objects and arrays. In the `foreign`
+    text of a client an object with a repeated name is AMBIGUOUS, and NaN is NO_NUMBER."""
 
     def __init__(self, pieces: Iterable[bytes], *, foreign: bool = False) -> None:
         self._pieces = iter(pieces)
@@ -78,14 +76,14 @@ class JsonReader:
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self._text = ""
         self._at = 0
-        self._passed = 0  # characters before the text in hand
+        self._passed = 0  # characters before `_text`
         self._ended = False
         self._broken = False
         self.last = ""
 
     def value(self, limit: int | None = WHOLE) -> Any:
-        """The next value, or LARGE if it is an object or array longer than `limit` characters, or too deep.
-        With a `limit` of None it is never LARGE: text that nests too deeply raises NotDicom."""
+        """The next value; LARGE if it is an object or array longer than `limit` characters, or too deep.
+        Without a `limit` it is never LARGE, and text that nests too deeply raises NotDicom."""
         first = self.peek()
         container = first in _OPENING
         while True:
@@ -106,7 +104,7 @@ class JsonReader:
                 raise self.malformed()
 
     def _may_go_on(self) -> bool:
-        """A number at the very end of what has been read: "-2.5" of "-2.5e3"."""
+        """Returns whether the value is a number at the end of `_text`, as "-2.5" of "-2.5e3"."""
         digits = _NUMBER.match(self._text, self._at)
         return digits is not None and digits.end() == len(self._text)
 
@@ -117,7 +115,7 @@ class JsonReader:
             return None
 
     def members(self) -> Iterator[str]:
-        """The names of the object that comes next. Take the value of each before the next one."""
+        """Yields the names of the next object. Read the value of each before the next name."""
         for _ in self._several("{", "}"):
             name = self.value()
             if not isinstance(name, str):
@@ -126,7 +124,7 @@ class JsonReader:
             yield name
 
     def elements(self) -> Iterator[None]:
-        """Once for each element of the array that comes next. Take each before the next one."""
+        """Yields once for each element of the next array. Read each before the next one."""
         return self._several("[", "]")
 
     def _several(self, begin: str, end: str) -> Iterator[None]:
@@ -139,7 +137,7 @@ class JsonReader:
         self._take(end)
 
     def peek(self) -> str:
-        """The next character that is no blank; "" at the end."""
+        """The next character that is not blank; "" at the end."""
         while True:
             self._at = _BLANKS.match(self._text, self._at).end()  # type: ignore[union-attr]  # always matches
             if self._at < len(self._text):
@@ -148,7 +146,7 @@ class JsonReader:
                 return ""
 
     def end(self) -> None:
-        """Nothing may follow."""
+        """Raises NotDicom if more text follows."""
         if self.peek():
             raise self.malformed()
 
@@ -159,7 +157,7 @@ class JsonReader:
         self.depth += _DEEPER.get(character, 0)
 
     def skip(self) -> None:
-        """Leave the next value out, whatever it is."""
+        """Skips the next value."""
         if self.peek() not in _OPENING:
             self.value()
             return
@@ -168,8 +166,8 @@ class JsonReader:
         self.leave(depth)
 
     def leave(self, depth: int) -> None:
-        """Leave out the rest of the objects and arrays that are open below `depth`. Raises NotDicom in
-        malformed text, where their ends cannot be found."""
+        """Skips the rest of the objects and arrays that are open below `depth`. Raises NotDicom in
+        malformed text."""
         if self._broken:
             raise NotDicom("the rest of this JSON text was not read")
         while self.depth > depth:
@@ -181,7 +179,7 @@ class JsonReader:
                 raise self.malformed()
 
     def _more(self) -> bool:
-        """Take pieces, as much again as is in hand; False at their end."""
+        """Takes pieces, at least as long as `_text`. Returns False at their end."""
         held = self._text[self._at :]
         if len(held) > LONGEST:
             raise InstanceRefused(f"a JSON value of more than {LONGEST:,} characters")

@@ -1,6 +1,7 @@
-"""Values of DICOM JSON (PS3.18 F.2.3) to the bytes of their VR (PS3.5 6.2): the way back of values.py.
+"""Converts values of DICOM JSON (PS3.18 F.2.3) to the bytes of their VR (PS3.5 6.2), the reverse of
+dicom/values.py.
 
-Rules: numbers may be given as text. A DS has 16 characters at most: digits beyond are rounded. What a VR
+Rules: numbers may be text. A DS has at most 16 characters, so longer numbers are rounded. A value that the VR
 cannot have raises NotDicom.
 """
 
@@ -20,7 +21,7 @@ _DS_LENGTH = 16
 
 
 def value_bytes(tag: str, vr: str, values: list[Any]) -> bytes:
-    """Little endian, text in UTF-8, not padded."""
+    """Little endian bytes, with text in UTF-8, without padding."""
     try:
         if vr in NUMBERS:
             return _numbers(vr, values)
@@ -77,7 +78,7 @@ def _decimal_text(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
-    """The component groups, trailing empty ones left out."""
+    """The component groups without trailing empty ones."""
     if value is None or isinstance(value, str):
         return value or ""
     groups = [_text(value.get(group)) for group in ("Alphabetic", "Ideographic", "Phonetic")]

@@ -1,16 +1,16 @@
-"""Events of a dataset to DICOM JSON text (PS3.18 Annex F), in bounded memory.
+"""Writes the events of a dataset as DICOM JSON text (PS3.18 Annex F), in bounded memory.
 
-Strategy: elements become dicts, whole datasets one orjson call. When what is pending grows beyond SPILL,
-everything complete is written and the containers that are still open are written as open brackets; a
-sequence of a million items so never lies in memory.
+Strategy: elements become dicts, and one orjson call writes a whole dataset. When the pending elements exceed
+SPILL, the writer writes all complete ones and the opening brackets of the open containers. So a sequence of a
+million items is never in memory as a whole.
 
 Rules:
-- Attributes ascend by tag (F.2.2); what a file has out of order is sorted as far as it is still pending, else
+- Attributes ascend by tag (F.2.2). Elements out of order are sorted while they are pending; later they are
   left out with a warning.
-- Group lengths (F.2.2) and strays of group 0002 are left out. An empty value has no "Value" (F.2.5). Bulk
+- Group lengths (F.2.2) and elements of group 0002 are left out. An empty value has no "Value" (F.2.5). Bulk
   values are BulkDataURI with a slot (instance.py).
 - RetrieveURL (0008,1190) and Available Transfer Syntax UID (0008,3002) are added in their places.
-- A value that breaks its VR costs a warning, never the instance.
+- A value that breaks the rules of its VR causes a warning.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from streamsrv.errors import InstanceRefused
 
 SLOT = orjson.Fragment(b'"\0"')  # the instance's own URL
 SPILL = 128 * 1024  # estimated bytes of pending text
-PIECE = 256 * 1024  # at most so much is emitted at once
+PIECE = 256 * 1024  # bytes that are emitted at once, at most
 OVERHEAD = 48  # of one element: tag, vr, brackets
 SPECIFIC_CHARACTER_SET = 0x00080005
 
@@ -39,7 +39,7 @@ _NO_MEMBERS: JsonDataset = {}
 
 
 class _Open:
-    """A dataset or, with a `key`, a sequence that is not complete. `convert` is for its character set."""
+    """An incomplete dataset or, with a `key`, sequence. `convert` is for its character set."""
 
     __slots__ = ("codecs", "convert", "count", "filled", "items", "key", "members", "through", "written")
 
@@ -49,15 +49,14 @@ class _Open:
         self.convert = convert
         self.members: JsonDataset = _NO_MEMBERS if key else {}
         self.items: list[JsonDataset] = []
-        self.count = 0  # of a sequence: items so far, written or not
-        self.written = False  # the opening bracket is out
-        self.filled = False  # something inside is out, so a comma comes next
-        self.through = ""  # of a dataset: the last tag that is out
+        self.count = 0  # items of a sequence, with the written ones.
+        self.written = False  # the opening bracket is written.
+        self.filled = False  # a member is written: a comma is next.
+        self.through = ""  # the last tag of a dataset that is written
 
 
 class MetadataWriter:
-    """Writes one instance. `kept` afterwards holds the top-level elements of `keep` that were met, `bulk` the
-    values left out."""
+    """Writes one instance. Then `kept` holds the top-level elements of `keep`, `bulk` the bulk values."""
 
     def __init__(
         self,
@@ -82,15 +81,15 @@ class MetadataWriter:
         self._stack[0].written = True
         self._out: list[bytes] = []
         self._pending = 0
-        self._empty = False  # an item without elements is open
-        self._attributes = 0  # of the top level, that are written
+        self._empty = False  # whether an item without elements is open
+        self._attributes = 0  # written at the top level
 
     def element(self, key: str) -> JsonElement | None:
-        """A top-level element of `keep` that has been read already."""
+        """A top-level element of `keep`, if it has been read."""
         return self._stack[0].members.get(key) or self.kept.get(key)
 
     def write(self, events: Iterable[Event]) -> None:
-        """The one loop over all elements; structure and oddities leave it for methods."""
+        """The loop over all elements. Methods handle containers and invalid values."""
         self._out.append(b"{")
         top = self._stack[0]
         members, convert = top.members, top.convert
@@ -123,7 +122,7 @@ class MetadataWriter:
         self._pending += 8
         if tag == ITEM:
             stack[-1].count += 1
-            if not length:  # its end follows at once
+            if not length:  # its end is the next event
                 self._empty = True
                 return
             stack.append(_Open("", stack[-1].codecs, stack[-1].convert))
@@ -151,7 +150,7 @@ class MetadataWriter:
         self._pending += len(path) + OVERHEAD
 
     def _path(self) -> list[str]:
-        """Tag and item index of each open sequence."""
+        """Returns tag and item index of each open sequence."""
         path = []
         for node in self._stack:
             if node.key:
@@ -159,7 +158,7 @@ class MetadataWriter:
         return path
 
     def _character_set(self, element: JsonElement) -> dict[str, Converter]:
-        """Specific Character Set of the dataset that is open."""
+        """Sets the Specific Character Set of the open dataset. Returns its converters."""
         terms = tuple(str(term or "") for term in element.get("Value", ()))
         codecs, reason = codecs_of(terms)
         if reason:
@@ -192,14 +191,14 @@ class MetadataWriter:
             dataset.members[node.key] = {"vr": "SQ", "Value": node.items} if node.items else {"vr": "SQ"}
 
     def _spill(self) -> None:
-        """Write all that is complete, from the outermost container to the innermost, and open what is
-        not."""
+        """Writes the complete elements, from the outermost container to the innermost, and the opening
+        brackets of the containers."""
         stack = self._stack
         self._pending = 0
         for node, inner in zip(stack, [*stack[1:], None], strict=True):
             if node.key:
                 if not node.count:
-                    break  # it may stay empty, and then has no "Value"
+                    break  # if it stays empty it has no "Value"
                 self._write_items(node)
             else:
                 self._write_members(node, inner.key if inner else max(node.members, default=""))
@@ -218,7 +217,7 @@ class MetadataWriter:
             node.items.clear()
 
     def _write_members(self, node: _Open, boundary: str | None) -> None:
-        """The complete elements of a dataset; at the top with those of `extra` that come before
+        """Writes the complete elements of a dataset; at the top level also those of `extra` before
         `boundary`."""
         members = node.members
         if node.through:
@@ -242,8 +241,7 @@ class MetadataWriter:
             members.clear()
 
     def _count_attributes(self, number: int) -> None:
-        """More attributes of the dataset itself, as opposed to those of its items, are about to be
-        written."""
+        """Counts attributes of the dataset itself, not of its items. Raises InstanceRefused."""
         self._attributes += number
         limit = self._limits.max_attributes
         if limit and self._attributes > limit:
@@ -281,7 +279,7 @@ def _sorted(members: JsonDataset) -> JsonDataset:
 
 
 def plain(element: JsonElement) -> JsonElement:
-    """The same without pieces of JSON text: slots as the character U+0000."""
+    """The element without `orjson.Fragment`s: a slot becomes the character U+0000."""
     if "BulkDataURI" in element or element["vr"] == "SQ":
         plain: JsonElement = orjson.loads(orjson.dumps(element).replace(b"\0", b"\\u0000"))
         return plain

@@ -1,14 +1,15 @@
-"""A Native DICOM Model (PS3.19 A.1) to DICOM JSON text, in bounded memory: the way in of xml/writer.py.
+"""Converts a Native DICOM Model (PS3.19 A.1) to DICOM JSON text, in bounded memory; the reverse of
+xml/writer.py.
 
-Strategy: expat calls back for each tag; every attribute that ends becomes a member of the JSON text at once,
-items become open brackets, so nothing is held but what is open. Values stay text: whoever reads the JSON
-takes numbers as text too (PS3.18 F.2.3).
+Strategy: expat calls back for each tag. A complete attribute becomes a member of the JSON text at once,
+and items become open brackets, so only the open elements are in memory. Values stay text, because readers
+of the JSON take numbers as text too (PS3.18 F.2.3).
 
 Rules
-- A private element (gggg,00ee) gets the block of its private creator; if the document has no such creator
-  element, a free block and the element are made.
-- No document type declaration: entities may grow without end, and the model has none.
-- Namespaces are not insisted on, unknown elements are refused.
+- A private element (gggg,00ee) gets the block of its private creator. If the document has no such creator
+  element, the reader makes one in a free block.
+- A document type declaration is refused: its entities may grow without end, and the model has none.
+- Namespaces are ignored. Unknown elements are refused.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from xml.parsers import expat
 from streamsrv.dicom.xml.writer import NAME_COMPONENTS, NAME_GROUPS
 from streamsrv.errors import InstanceRefused, NotDicom
 
-# Of one value: a name or a text has at most 10 kB by its VR, binary values this long belong into bulk data.
+# Characters of one value. Names and texts have at most 10 kB by their VR; long binary values are bulk data.
 MAX_TEXT = 16 << 20
 MAX_DEPTH = 64
 MAX_VALUES = 1 << 20  # of one attribute
 _BLOCKS = range(0x10, 0x100)
 
-# What may stand in what.
+# Element -> the elements that it may contain.
 _INSIDE = {
     "": {"NativeDicomModel"},
     "NativeDicomModel": {"DicomAttribute"},
@@ -39,7 +40,7 @@ _INSIDE = {
 
 
 class _Dataset:
-    """An open model or item: its private blocks, and whether a comma comes next."""
+    """An open model or item. `blocks` are its private blocks; with `filled` a comma is next."""
 
     def __init__(self) -> None:
         self.blocks: dict[tuple[str, str], str] = {}
@@ -56,7 +57,7 @@ class _Attribute:
 
 
 class _Model:
-    """Callbacks of expat; `out` are pieces of JSON text that are complete."""
+    """Callbacks of expat. `out` holds complete pieces of JSON text."""
 
     def __init__(self) -> None:
         self.out: list[str] = []
@@ -143,7 +144,7 @@ class _Model:
         dataset.filled = True
 
     def _tag(self, attribute: _Attribute) -> str:
-        """The whole tag of a private element."""
+        """The tag with the block of a private element."""
         tag, creator = attribute.tag, attribute.creator
         if creator is None or tag[4:6] != "00":
             return tag
@@ -161,7 +162,7 @@ class _Model:
     # Values
 
     def _begin_value(self, attributes: dict[str, str]) -> None:
-        """Numbers may leave empty values out."""
+        """Adds empty values where the numbers of the document leave a gap."""
         number = attributes.get("number", "")
         values = self._attributes[-1].content.setdefault("Value", [])
         place = int(number) if number.isdecimal() and len(number) < 9 else len(values) + 1
@@ -194,7 +195,7 @@ class _Model:
         self._attributes[-1].content["InlineBinary"] = "".join("".join(self._text).split())
 
 
-# What expat reads by itself.
+# Encodings that expat reads without Python.
 _ENCODINGS = frozenset(("UTF-8", "UTF-16", "ISO-8859-1", "US-ASCII"))
 
 
@@ -203,13 +204,13 @@ def _refuse_doctype(*arguments: object) -> None:
 
 
 def _check_declaration(version: str, encoding: str | None, standalone: int) -> None:
-    """Other encodings are Python's business, which would fail in its own words."""
+    """Refuses encodings for which expat would call Python, whose errors have other types."""
     if encoding is not None and encoding.upper() not in _ENCODINGS:
         raise NotDicom(f"the XML metadata are in {encoding[:40]}, not in UTF-8")
 
 
 def json_text(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The document's dataset as DICOM JSON text. Raises NotDicom and InstanceRefused."""
+    """The dataset of the document as DICOM JSON text. Raises NotDicom and InstanceRefused."""
     model = _Model()
     parser = expat.ParserCreate(namespace_separator=" ")
     parser.buffer_text = True

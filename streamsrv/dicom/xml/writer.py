@@ -1,15 +1,15 @@
-"""DICOM JSON text to the Native DICOM Model (PS3.19 A.1), in bounded memory.
+"""Converts DICOM JSON text to the Native DICOM Model (PS3.19 A.1), in bounded memory.
 
-Strategy: the JSON that was written when an instance was stored is read attribute by attribute, long sequences
-item by item (json/text.py), and each becomes one DicomAttribute element. The text goes out in pieces.
+Strategy: it reads the JSON of a stored instance attribute by attribute, long sequences item by item
+(json/text.py). Each attribute becomes one DicomAttribute element. The text leaves in pieces.
 
 Rules (A.1.5)
-- A Value or PersonName for each value, numbered from 1; an empty one among several is an empty element.
-- A private element is (gggg,00ee) with the name of its private creator; private creators are written too, so
-  that the blocks are known. One whose creator is not there keeps its whole tag.
-- XML has no control characters but tab and line ends (XML 1.0 2.2): others become U+FFFD. A carriage return
-  is a character reference, or parsers would make a line feed of it.
-- `xml:space="preserve"` stands on the root, and no blank between elements.
+- Each value has a Value or PersonName, numbered from 1. An empty one among several is an empty element.
+- A private element is (gggg,00ee) with the name of its private creator. Private creators are written too,
+  so that the blocks are known. A private element without a creator keeps its tag.
+- XML has no control characters but tab and line ends (XML 1.0 2.2): others become U+FFFD. A carriage
+  return is a character reference, because a parser would replace it with a line feed.
+- `xml:space="preserve"` stands on the root, and there is no blank between elements.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _ESCAPES = {
 }
 _QUOTED_ESCAPES = {**_ESCAPES, ord('"'): "&quot;", 9: "&#9;", 10: "&#10;"}
 
-# (group, block) as in a tag's digits -> private creator
+# Digits of group and block -> private creator
 Creators = dict[str, str]
 
 
 def native_xml(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The dataset whose DICOM JSON text is `pieces`, as a document in pieces of about 64 kB."""
+    """The document of the dataset with the DICOM JSON text `pieces`, in pieces of about 64 kB."""
     parts, length = [_HEAD], 0
     for text in _dataset(JsonReader(pieces)):
         parts.append(text)
@@ -141,7 +141,7 @@ def _person_name(number: int, value: Any) -> str:
 
 
 def _components(text: str) -> str:
-    """What lies beyond the fifth component stays with it."""
+    """The fifth component keeps everything behind it."""
     parts = zip(NAME_COMPONENTS, text.split("^", len(NAME_COMPONENTS) - 1), strict=False)
     return "".join(f"<{name}>{_escaped(part)}</{name}>" for name, part in parts)
 
