@@ -11,7 +11,7 @@ import pytest
 from store_world import PIXEL_FACTS, derive, get, key_of, open_store, payload_of, put
 
 from streamsrv.dicom.instance import FrameKind
-from streamsrv.errors import NotDicom, SegmentGone, StoreCorrupt, StoreError, StoreLocked
+from streamsrv.errors import NotDicom, SegmentGone, StoreCorrupt, StoreLocked
 from streamsrv.store.index.damage import DamagedRecord
 from streamsrv.store.index.environment import DATABASES
 from streamsrv.store.index.metadata_blobs import Inflating, lengths_in, packed
@@ -287,15 +287,6 @@ def test_texts_that_are_kept_together(folder):
     change_row(folder, "metadata", with_gap, other)
     serial = int.from_bytes(with_gap[0][:8], "big") + gone
     assert checked(folder) == [f"error: index database metadata, serial {serial}: belongs to no instance"]
-
-
-def test_an_index_without_checksums_is_an_older_one(folder):
-    pair = next(row for row in rows(folder, "about") if row[0] == b"schema")
-    change_row(folder, "about", pair, (b"schema", b"1"))
-    with pytest.raises(StoreError, match="made by another version"):
-        checked(folder)
-    assert [finding.where for finding in reindex(folder, derive).findings] == ["the old index"]
-    assert checked(folder) == []
 
 
 @pytest.mark.parametrize("facts", [0, PIXEL_FACTS ^ 1])

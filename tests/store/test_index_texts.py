@@ -9,7 +9,7 @@ from index_examples import new_instance
 from streamsrv.errors import SegmentGone, StoreCorrupt, StoreError
 from streamsrv.store.index import metadata_blobs as index_texts
 from streamsrv.store.index.batch import metadata_rows, prepare
-from streamsrv.store.index.environment import SCHEMA
+from streamsrv.store.index.environment import FILE_FORMAT, SCHEMA
 from streamsrv.store.index.index import Index
 from streamsrv.store.index.metadata_blobs import (
     Inflating,
@@ -263,11 +263,11 @@ def test_lengths_that_are_not_those_of_the_texts_are_told():
 # Older ones
 
 
-def change_about(memory, schema):
+def change_about(memory, name, value):
     with lmdb.open(str(memory), max_dbs=20) as environment:
         about = environment.open_db(b"about", create=False)
         with environment.begin(write=True, db=about) as transaction:
-            transaction.put(b"schema", with_sum(b"schema", schema))
+            transaction.put(name, with_sum(name, value))
 
 
 def remove_database(memory, name):
@@ -277,17 +277,35 @@ def remove_database(memory, name):
             transaction.drop(handle)
 
 
-@pytest.mark.parametrize("other", [str(int(SCHEMA) - 1), str(int(SCHEMA) + 1)])
+@pytest.mark.parametrize(
+    ("name", "own", "other"), [("schema", SCHEMA, "2"), ("format", FILE_FORMAT, "LMDB 1.0")]
+)
 @pytest.mark.parametrize("read_only", [True, False])
-def test_an_index_of_another_schema_is_refused_and_stays_as_it_is(memory, read_only, other):
+def test_an_index_of_another_schema_or_library_is_refused_and_stays_as_it_is(
+    memory, read_only, name, own, other
+):
     index = Index.open(memory)
     index.add_segment()
     commit(index, short(0))
     index.close()
-    change_about(memory, other.encode())
-    with pytest.raises(StoreError, match="made by another version"):
+    change_about(memory, name.encode(), other.encode())
+    with pytest.raises(StoreError, match=f"another version .{name} is {other}.*: run reindex"):
         Index.open(memory, read_only=read_only)
-    change_about(memory, SCHEMA.encode())
+    change_about(memory, name.encode(), own.encode())
     index = Index.open(memory)
     assert (index.about()["schema"], list(texts(index).values())) == (SCHEMA, TEXTS[:1])
     index.close()
+
+
+@pytest.mark.parametrize("version", [0, 2, 4])
+def test_an_index_of_another_file_format_is_refused(memory, version):
+    Index.open(memory).close()
+    whole = bytearray((memory / "data.mdb").read_bytes())
+    page = whole.index(b"\xde\xc0\xef\xbe", whole.index(b"\xde\xc0\xef\xbe") + 1) & ~0xFFF
+    for meta in (0, page):
+        whole[meta + 20 : meta + 24] = version.to_bytes(4, "little")
+    (memory / "data.mdb").write_bytes(whole)
+    with pytest.raises(
+        StoreError, match=f"file format of the index is not that of {FILE_FORMAT}: run reindex"
+    ):
+        Index.open(memory)

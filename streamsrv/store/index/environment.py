@@ -34,7 +34,9 @@ from streamsrv.errors import (
 from streamsrv.query.attributes import TABLE_DIGEST
 from streamsrv.store.index.rows import with_sum, without_sum
 
-SCHEMA = "6"
+SCHEMA = "1"
+# LMDB of another minor version may have another file format: 1.0 cannot read the files of 0.9.
+FILE_FORMAT = "LMDB {}.{}".format(*lmdb.version())
 
 Transaction: TypeAlias = Any  # lmdb.Transaction and lmdb.Cursor: py-lmdb's stubs are not read
 Cursor: TypeAlias = Any
@@ -65,7 +67,6 @@ _CORRUPT = (
     lmdb.CorruptedError,
     lmdb.PageNotFoundError,
     lmdb.InvalidError,
-    lmdb.VersionMismatchError,
     lmdb.BadValsizeError,
 )
 
@@ -84,6 +85,8 @@ def translated(doing: str) -> Iterator[None]:
 def in_our_words(error: lmdb.Error, doing: str) -> StoreError | InsufficientStorage:
     if isinstance(error, lmdb.MapFullError | lmdb.DiskError) or os.strerror(errno.ENOSPC) in str(error):
         return InsufficientStorage(f"no space left while {doing}")
+    if isinstance(error, lmdb.VersionMismatchError) or "data format" in str(error):
+        return StoreError(f"the file format of the index is not that of {FILE_FORMAT}: run reindex")
     if isinstance(error, _CORRUPT):
         return StoreCorrupt(f"the index is damaged ({error}), found while {doing}: run reindex")
     if isinstance(error, lmdb.PanicError):
@@ -225,15 +228,15 @@ class Environment:
             for name, several in DATABASES.items():
                 self.handles[name] = self.lmdb.open_db(name.encode(), dupsort=several, create=False)
             with self.lmdb.begin(self.handles["about"]) as transaction:
-                found = {name: transaction.get(name.encode()) for name in ("schema", "table", "store")}
+                found = {name: transaction.get(name.encode()) or b"" for name in ABOUT}
         except lmdb.NotFoundError as error:
             raise StoreError("the index lacks a database: run reindex") from error
-        for name, expected in (("schema", SCHEMA), ("table", TABLE_DIGEST)):
-            stored = found[name] or b""
-            # Schema 1 had no checksums.
-            if stored == b"1" or without_sum("about", name.encode(), stored).decode() != expected:
-                raise StoreError(f"the index was made by another version ({name} differs): run reindex")
-        if without_sum("about", b"store", found["store"] or b"").decode() != self._store:
+        for name, expected in (("format", FILE_FORMAT), ("schema", SCHEMA), ("table", TABLE_DIGEST)):
+            if (stored := without_sum("about", name.encode(), found[name]).decode()) != expected:
+                raise StoreError(
+                    f"the index was made by another version ({name} is {stored}, not {expected}): run reindex"
+                )
+        if without_sum("about", b"store", found["store"]).decode() != self._store:
             raise WrongStore(
                 f"{self.folder} is the index of another store, or store.toml is another store's: nothing was "
                 "changed. Bring back the file that belongs here, or move a foreign index away and run reindex"
@@ -296,11 +299,12 @@ class Environment:
             fcntl.flock(self._users, fcntl.LOCK_SH)
 
 
-ABOUT = frozenset(("schema", "table", "epoch", "next_segment", "first_change", "store"))
+ABOUT = frozenset(("format", "schema", "table", "epoch", "next_segment", "first_change", "store"))
 
 
 def _birth() -> dict[str, str]:
     return {
+        "format": FILE_FORMAT,
         "schema": SCHEMA,
         "table": TABLE_DIGEST,
         "epoch": secrets.token_hex(8),

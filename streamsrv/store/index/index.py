@@ -205,8 +205,8 @@ class Index(Reading):
         return int(self.about()["first_change"])
 
     def about(self) -> dict[str, str]:
-        """schema, table (of attributes), epoch, next_segment, first_change, store (its fingerprint).
-        Sequences of changes count within an epoch; a rebuilt index has another."""
+        """format (of the file), schema, table (of attributes), epoch, next_segment, first_change, store (its
+        fingerprint). Sequences of changes count within an epoch; a rebuilt index has another."""
         with self._environment.reading("reading about the index") as transaction:
             rows = list(transaction.cursor(db=self._handles["about"]))
         return {key.decode(): without_sum("about", key, value).decode() for key, value in rows}
