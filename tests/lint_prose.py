@@ -33,7 +33,6 @@ LIMITS: dict[str, tuple[int, int]] = {
     "streamsrv/client": (11, 0),
     "streamsrv/pixels": (119, 9),
     "streamsrv/plans": (17, 2),
-    "streamsrv/query": (16, 2),
     "streamsrv/retrieve": (73, 3),
     "streamsrv/store": (43, 3),
     "streamsrv/store/index": (83, 9),

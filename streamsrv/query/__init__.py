@@ -1,1 +1,1 @@
-"""What a search asks, as values: attributes, conditions, matching and its budget. It knows no store."""
+"""The question of a search as values: attributes, normal forms, conditions and budgets."""

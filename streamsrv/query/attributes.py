@@ -1,15 +1,15 @@
-"""What can be searched: one table, and the questions asked of it (PS3.18 10.6, Tables 10.6.1-3 to 10.6.1-5
-and 10.6.3-3 to 10.6.3-5).
+"""The table of searchable attributes (PS3.18 10.6, Tables 10.6.1-3 to 10.6.1-5 and 10.6.3-3 to 10.6.3-5).
 
-Strategy: a row of QUERY_ATTRIBUTES says where an attribute belongs (study, series, instance), whether answers
-hold it, and whether the index keeps an inverted list of its values. The Part 10 reader is told to hand over
-KEEP; the index merges, stores and inverts whatever has a row; a query looks rows up. How values are compared
-follows from the VR alone (`query_matching`). An attribute without a row can still be matched and returned: it
-is read from the stored metadata, within a budget.
+Strategy: a row says to which level an attribute belongs, when answers hold it, and whether the index has an
+inverted list of its values. The Part 10 reader returns KEEP. The index merges, stores and inverts attributes
+with a row. The VR alone decides how values are compared (matching.py). An attribute without a row can be
+matched and returned as well: it is read from the stored metadata, within a budget.
 
-Rules of this file: adding a row is enough for a new key. A nested attribute is a row whose tag is a path
-("00400275.00400009"); of a sequence only the items' attributes that have rows are kept. After a change of the
-table the index must be rebuilt: TABLE_DIGEST is written into it, and another one is refused.
+Rules
+- Adding a row is enough for a new key.
+- The tag of a nested attribute is a path ("00400275.00400009"). Of a sequence only the attributes with rows
+  are kept.
+- After a change of the table the index must be rebuilt: it holds TABLE_DIGEST, and another one is refused.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Level(enum.IntEnum):
 
 
 class Position(NamedTuple):
-    """A place in the order in which the index is searched: a study date, and UIDs as far down as the search
-    goes. A search may go on behind it."""
+    """A position in the native order of the index: a study date, and UIDs down to the level of the search. A
+    search may begin after it."""
 
     date: str
     study: str
@@ -40,17 +40,17 @@ class Position(NamedTuple):
 
 
 class Returned(enum.IntEnum):
-    """When an answer holds the attribute without being asked."""
+    """When a result holds the attribute."""
 
-    ALWAYS = 0  # with an empty value too: type 2 of the standard's tables
-    PRESENT = 1  # where there is a value
-    ASKED = 2  # by includefield, or because it was matched
+    ALWAYS = 0  # even an empty value: type 2 of the standard's tables
+    PRESENT = 1  # if there is a value
+    ASKED = 2  # if includefield names it, or a matching key
 
 
 @dataclass(frozen=True, slots=True)
 class QueryAttribute:
-    """`tag` may be a path; `computed` ones come from the index itself and never from a dataset; `required`
-    ones must be matchable (column "Required" of the standard's tables)."""
+    """`tag` may be a path. A `computed` attribute comes from the index, never from a dataset. A `required`
+    one must be matchable (column "Required" of the standard's tables)."""
 
     level: Level
     tag: str
@@ -169,12 +169,12 @@ QUERY_ATTRIBUTES: tuple[QueryAttribute, ...] = (
     *_rows(Level.INSTANCE, _INSTANCE),
 )
 
-# What the Part 10 reader must hand over in NewInstance.attributes: top-level tags only.
+# The top-level tags of NewInstance.attributes, which the Part 10 reader returns.
 KEEP: frozenset[str] = frozenset(row.path[0] for row in QUERY_ATTRIBUTES if not row.computed)
 
 TABLE_DIGEST = hashlib.blake2b(repr(QUERY_ATTRIBUTES).encode(), digest_size=8).hexdigest()
 
-# The first row wins: an attribute of several levels is looked up at the highest one.
+# The first row wins: the row of the highest level.
 BY_TAG: dict[str, QueryAttribute] = {row.tag: row for row in reversed(QUERY_ATTRIBUTES)}
 
 

@@ -21,11 +21,11 @@ from streamsrv.errors import ContentTooLarge, Overloaded
 BRIEF_ROWS = 64
 # Rows between two checks for a page fault: each may lie on a page that is not in memory.
 BRIEF_PORTION = 16
-# JSON text that is parsed at the same time in a worker, in bytes: as Python objects up to 24 times as much.
+# Bytes of JSON text that a worker holds parsed. As Python objects they take up to 24 times as much.
 PARSED_BYTES = 16 << 20
 PARSED_WAIT = 5.0  # seconds that a search waits for others
-# Searches of a worker that read long metadata at once, and those that may wait for a turn. Each keeps a
-# core busy. More of them would gain nothing, and the event loop would wait for each of their threads.
+# Searches of a worker that read long metadata at once, and those that may wait for them. Each keeps a core
+# busy: more of them would gain nothing and delay the event loop.
 READING, READING_WAIT = 2, 16
 
 
@@ -85,10 +85,10 @@ class BriefBudget(Budget):
 
 
 class Parsing:
-    """Limits the parsed metadata that the searches of a worker hold at once. Any thread may use it."""
+    """Limits the metadata that the searches of a worker read and parse at once. Thread-safe."""
 
     def __init__(self, most: int = PARSED_BYTES, wait: float = PARSED_WAIT) -> None:
-        """`most` bytes of JSON text; a search waits at most `wait` seconds for others."""
+        """`most` is in bytes of JSON text, `wait` in seconds."""
         self.most = most
         self._wait = wait
         self._free = most
@@ -98,8 +98,8 @@ class Parsing:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Read long metadata of one instance. Raises Overloaded if too many searches wait, or if there is no
-        turn in time."""
+        """Allow one thread to read long metadata. Raises Overloaded if too many searches wait, or after `wait`
+        seconds."""
         with self._turn:
             if self._reading >= READING and not self._wait_for_turn():
                 raise Overloaded("too many searches read metadata at the same time", retry_after=5)
@@ -122,8 +122,7 @@ class Parsing:
 
     @contextlib.contextmanager
     def hold(self, length: int) -> Iterator[None]:
-        """Keep room for so many bytes, at most for all there is. Overloaded if others do not leave in
-        time."""
+        """Reserve so many bytes, at most all. Raises Overloaded if others do not free them in time."""
         length = min(length, self.most)
         with self._changed:
             if not self._changed.wait_for(lambda: self._free >= length, self._wait):

@@ -1,12 +1,11 @@
-"""From the parameters of a search to a query: target, conditions and the level at which each can be decided.
+"""Turns the parameters of a search into a query: target and conditions.
 
-Strategy: a parameter names an attribute by keyword, by tag, or by a path of both joined with dots. One with a
-row in the table is decided on the rows of its level; any other one on the metadata of instances, which costs
-more and is budgeted. A study matches a condition on series or instances if one of them meets all such
-conditions together.
+Strategy: a parameter names an attribute by keyword, by tag, or by a path of both joined with dots. If the
+attribute has a row in the table, the rows of its level decide the condition. Otherwise the metadata of
+instances do, which costs more and is budgeted. A study matches conditions on series or instances if one of
+them meets them all.
 
-Rules of this file: a parameter that looks like an attribute and is none is a 400 that names it, never
-ignored: ignoring it would match everything.
+Rule: a name that looks like an attribute and is none is a 400, because ignoring it would match everything.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from streamsrv.query.terms import elements_at
 
 UID_LEVELS = {"0020000D": Level.STUDY, "0020000E": Level.SERIES, "00080018": Level.INSTANCE}
 
-# Date and time that are one moment where both are ranges (PS3.4 C.2.2.2.5.4).
+# A date and its time: two ranges are a combined one (PS3.4 C.2.2.2.5.4).
 _MOMENTS = {
     "00080020": "00080030",
     "00080021": "00080031",
@@ -39,8 +38,8 @@ _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 
 
 class Condition(Protocol):
-    """`row` is None where the metadata must be read; `tags` are those of the outermost elements that are
-    looked at, and `values` those of which values are compared, and not items."""
+    """`row` is None if the metadata decide. `tags` names the outermost elements that are read, and `values`
+    those of which values are compared, not items."""
 
     @property
     def row(self) -> QueryAttribute | None: ...
@@ -79,7 +78,7 @@ class ValueCondition:
 
 @dataclass(frozen=True, slots=True)
 class MomentCondition:
-    """The row is that of the date: its list bounds the days."""
+    """`row` is that of the date: its list bounds the days."""
 
     date: Path
     time: Path
@@ -104,7 +103,7 @@ class MomentCondition:
 
 @dataclass(frozen=True, slots=True)
 class ByStoredVR:
-    """Of a private or unknown attribute each stored element says its VR itself."""
+    """Matches a private or unknown attribute by the VR of each stored element."""
 
     name: str
     text: str
@@ -124,9 +123,9 @@ class ByStoredVR:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """`study` and `series` come from the target's path, `uids` from parameters; `wanted` is how many results
-    will be taken, and helps to choose the shorter way; `asked` are the paths of all matching keys: answers
-    return them; the search goes on behind `after`."""
+    """`study` and `series` come from the path of the target, `uids` from parameters. `asked` holds the paths
+    of all matching keys, which answers return. `wanted` is the number of results that will be taken: it helps
+    to choose the shorter way. The search begins after `after`."""
 
     level: Level
     study: str | None = None
@@ -138,14 +137,14 @@ class Query:
     after: Position | None = None
 
     def page(self, wanted: int, after: Position | None) -> Query:
-        """The same from `after` on, of which so many results will be taken."""
+        """Return the same query with these limits."""
         return Query(
             self.level, self.study, self.series, self.uids, self.conditions, self.asked, wanted, after
         )
 
 
 def path_of(name: str) -> Path | None:
-    """The path that a parameter's name spells; None if it names no attribute."""
+    """Return the path that a parameter names, or None if it names no attribute."""
     parts = name.split(".")
     if len(parts) > _DEEPEST:
         return None
@@ -161,13 +160,13 @@ def query_of(
     *,
     fuzzy: bool = False,
 ) -> Query:
-    """Raises BadRequest, which names the parameter that is at fault."""
+    """Raises BadRequest, which names the parameter."""
     values: dict[Path, tuple[str, str]] = {}
     for name, text in parameters:
         path = path_of(name)
         if path is None:
             raise BadRequest(f"{name[:80]!r} is not an attribute that can be matched")
-        values[path] = (name, _together(path, name, values.get(path), text))
+        values[path] = (name, _joined(path, name, values.get(path), text))
     uids: dict[Level, frozenset[str]] = {}
     found: dict[Path, ValueCondition] = {}
     for path, (name, text) in values.items():
@@ -180,8 +179,8 @@ def query_of(
     return Query(level, study, series, uids, _with_moments(found), tuple(values))
 
 
-def _together(path: Path, name: str, before: tuple[str, str] | None, text: str) -> str:
-    """The same attribute twice is a list where lists are allowed (UIDs, PS3.18 8.3.4.1), else an error."""
+def _joined(path: Path, name: str, before: tuple[str, str] | None, text: str) -> str:
+    """Join two values of one attribute to a list. Only UIDs allow it (PS3.18 8.3.4.1)."""
     if before is None:
         return text
     if vr_of(path[-1]) != "UI":
@@ -199,7 +198,7 @@ def _matcher(path: Path, row: QueryAttribute | None, name: str, text: str, fuzzy
 
 
 def _with_moments(found: dict[Path, ValueCondition]) -> tuple[Condition, ...]:
-    """Pairs of date and time ranges become one condition each."""
+    """Combine pairs of a date and a time range."""
     conditions: dict[Path, Condition] = {**found}
     if len(found) < 2:
         return tuple(conditions.values())

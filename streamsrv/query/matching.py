@@ -1,17 +1,17 @@
-"""How a value of a query is compared with stored ones (PS3.4 C.2.2.2, PS3.18 8.3.4.1).
+"""Compares the value of a query with stored values (PS3.4 C.2.2.2, PS3.18 8.3.4.1).
 
-Strategy: `matcher_of` turns the text of a query parameter into one of a few matchers, chosen by the VR
-through a table. A matcher does two things. `matches` decides, on the elements of a stored row. `probes` says
-where in a sorted list of normal forms (`query_values`) everything that matches must be; it may say too much,
-because forms are cut and folded, never too little.
+Strategy: `matcher_of` turns the text of a query parameter into a matcher, by the VR. `matches` decides on the
+elements of a stored row. `probes` names the ranges of a sorted list of normal forms (values.py) that hold all
+matches. They may hold more, because forms are cut and folded.
 
     Universal   an empty value, or `*`: everything matches, and the attribute is returned
     OneOf       UIDs and codes (lists by comma or backslash), numbers, text: equal to one of them
     Wildcard    `*` and `?` in text
-    Name        person names: case does not count, components one by one or the whole; each component group
-    FuzzyName   every word of the query begins a word of the name; case and accents do not count
-    Range       dates and times, each end open or closed; a single value is the range of what it may mean
-    Present     a sequence as a whole: there or not cannot be asked, only universal matching (PS3.4 C.2.2.2.6)
+    Name        person names without case: each component, or the whole; each component group
+    FuzzyName   each word of the query begins a word of the name, without case and accents
+    Range       dates and times, each end open or closed; a single value is the range that it may mean
+
+A sequence as a whole has universal matching only (PS3.4 C.2.2.2.6).
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from streamsrv.dicom.instance import JsonElement
 from streamsrv.errors import BadRequest
-from streamsrv.query.glob import Glob
 from streamsrv.query.values import (
     NORMAL_BYTES,
     NUMBER_VRS,
@@ -46,19 +45,81 @@ _LONGEST = 4096  # of a query value: longer than any value that can be matched
 
 
 @dataclass(frozen=True, slots=True)
+class Glob:
+    """A wildcard pattern: `*` is any number of characters, `?` exactly one (PS3.4 C.2.2.2.4).
+
+    The pieces between the stars are found from left to right, each at its first place, the last at the end.
+    That is exact, and linear in the length of the text for each piece. Only pieces with `?` are compiled to
+    regular expressions, because that takes longer than matching many texts.
+    """
+
+    text: str
+    parts: tuple[str, ...] = field(init=False, compare=False, repr=False)
+    pieces: tuple[re.Pattern[str], ...] = field(init=False, compare=False, repr=False)  # none without a `?`
+
+    def __post_init__(self) -> None:
+        parts = re.sub(r"\*+", "*", self.text).split("*")
+        with_marks = parts if "?" in self.text else []
+        escaped = ["".join("." if one == "?" else re.escape(one) for one in part) for part in with_marks]
+        object.__setattr__(self, "parts", tuple(parts))
+        object.__setattr__(self, "pieces", tuple(re.compile(part, re.DOTALL) for part in escaped))
+
+    @property
+    def start(self) -> str:
+        """The begin of every matching text."""
+        return re.split(r"[*?]", self.text, maxsplit=1)[0]
+
+    @property
+    def literal(self) -> bool:
+        return self.start == self.text
+
+    def matches(self, text: str) -> bool:
+        if self.pieces:
+            return self._matches_patterns(text)
+        first, *middle = self.parts
+        if not middle:
+            return text == first
+        last = middle.pop()
+        at, end = len(first), len(text) - len(last)
+        if end < at or not text.startswith(first) or not text.endswith(last):
+            return False
+        for part in middle:
+            found = text.find(part, at, end)
+            if found < 0:
+                return False
+            at = found + len(part)
+        return True
+
+    def _matches_patterns(self, text: str) -> bool:
+        first, *middle = self.pieces
+        if not middle:
+            return first.fullmatch(text) is not None
+        last = middle.pop()
+        at, end = len(self.parts[0]), len(text) - len(self.parts[-1])
+        if end < at or not first.match(text) or not last.match(text, end):
+            return False
+        for piece in middle:
+            found = piece.search(text, at, end)
+            if found is None:
+                return False
+            at = found.end()
+        return True
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
-    """Forms from `low` up to and including all that begin with `high`; of these the ones that `accepts`. Each
-    holds `needle`, unless it was cut: looking for that costs a tenth of asking."""
+    """The forms from `low` up to and including all that begin with `high`, if `accepts` accepts them. Each
+    contains `needle`, unless it was cut: this test costs a tenth of `accepts`."""
 
     low: bytes = b""
     high: bytes = b""
     accepts: Callable[[str], bool] | None = None
-    exact: bool = False  # nothing but `low` itself
+    exact: bool = False  # only `low` itself
     needle: bytes = b""
 
     @property
     def scans(self) -> bool:
-        """Whether all forms there are must be looked at."""
+        """Whether all forms of the list must be read."""
         return not self.low and not self.high and not self.exact
 
 
@@ -112,8 +173,8 @@ def _folded_case(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """One component group: as a whole, where `*` reaches over components; or component by component, where
-    `*` stands for an empty one too."""
+    """One component group. It matches as a whole, `*` reaching over components, or component by component,
+    `*` standing for an empty one too."""
 
     whole: Glob
     components: tuple[Glob, ...]
@@ -134,8 +195,8 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """`groups` as in the query, None for empty ones; with one alone it may match any group of the stored name
-    (PS3.5 6.2.1). `listed` is the first of them as lists are probed with it."""
+    """`groups` are those of the query, None for empty ones. A single one may match any group of the stored
+    name (PS3.5 6.2.1). `listed` is the folded first one, for lists."""
 
     groups: tuple[_Group | None, ...]
     listed: _Group
@@ -144,7 +205,7 @@ class Name:
     def of(cls, text: str) -> Name:
         asked = text.split("=")
         first = next(group for group in asked if group.strip("^ "))
-        # Folding changes the number of characters, so that `?` may stand for several of them here.
+        # Folding changes the number of characters: `?` may stand for several of them here.
         listed = _Group.of(trim_name(fold(first)).replace("?", "*"))
         return cls(
             tuple(_Group.of(_folded_case(each)) if each.strip("^ ") else None for each in asked), listed
@@ -180,7 +241,7 @@ class FuzzyName:
         return all(any(glob.matches(word) for word in words) for glob in self.words)
 
     def probes(self) -> list[Probe]:
-        # The words may be spread over the groups, which are apart in the list: the first word decides there.
+        # Words may be in several groups, which are separate entries of the list: only the first one counts.
         first = self.words[:1]
         needle = _needle(first[0].text) if first else b""
         return [Probe(b"", b"", _unless_cut(FuzzyName(first)._accepts), needle=needle)]
@@ -188,7 +249,7 @@ class FuzzyName:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Both ends belong to it. "" and "\\uffff" stand for open ends."""
+    """Includes both ends. "" and "\\uffff" stand for open ends."""
 
     vr: str
     low: str
@@ -211,16 +272,16 @@ def _exactly(form: str) -> Probe:
 
 
 def _needle(pattern: str) -> bytes:
-    """The longest run of characters that every form which matches must hold: between wildcards, and between
-    what components end with, because empty ones may be missing."""
+    """Return the longest text that every matching form contains: between wildcards and delimiters, because
+    empty components may be missing."""
     return max(re.split(r"[*?^\s]+", pattern), key=len).encode("utf-8", "surrogatepass")
 
 
 def _unless_cut(accepts: Callable[[str], bool]) -> Callable[[str], bool]:
-    """What a list holds of a long form does not tell whether the whole would match."""
+    """Accept every form that may have been cut: the stored row decides."""
 
     def decides(form: str) -> bool:
-        # Four bytes a character at most, and one character may have been cut apart.
+        # A character has at most four bytes, and one may have been cut in the middle.
         long = len(form) * 4 >= NORMAL_BYTES - 3 and len(form.encode("utf-8", "replace")) >= NORMAL_BYTES - 3
         return long or accepts(form)
 
@@ -238,13 +299,13 @@ def _date_span(text: str) -> tuple[str, str] | None:
 
 
 _SPANS: dict[str, _Span] = {"DA": _date_span, "TM": time_span, "DT": datetime_span}
-# Wildcards are literal there (PS3.4 C.2.2.2.4).
+# Wildcards are literal in these (PS3.4 C.2.2.2.4).
 _NO_WILDCARDS = NUMBER_VRS | {"DA", "TM", "DT", "UI", "SQ", "UR", "AT"}
-_LISTS = frozenset(("UI", "CS"))  # neither a comma nor a backslash can be in a value of these
+_LISTS = frozenset(("UI", "CS"))  # their values contain neither a comma nor a backslash
 
 
 def matcher_of(name: str, vr: str, text: str, *, fuzzy: bool = False) -> Matcher:
-    """`name` is the parameter, for the sentence of a BadRequest."""
+    """Raises BadRequest, which names the parameter `name`."""
     text = text.strip()
     if len(text) > _LONGEST:
         raise BadRequest(f"the value of {name} is longer than {_LONGEST} characters")
@@ -281,7 +342,7 @@ def _fuzzy(text: str) -> Matcher:
 
 def _range(name: str, vr: str, text: str) -> Range:
     span = _SPANS[vr]
-    # A single value first: the offset of a DT may look like the end of a range ("2024-0500").
+    # A single value first: the offset of a DT may look like the end of a range, as in "2024-0500".
     single = span(text)
     if single is not None:
         return Range(vr, *single, single=True)
@@ -297,8 +358,8 @@ _WORDS = {"DA": "date (YYYYMMDD)", "TM": "time (HHMMSS)", "DT": "date time (YYYY
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """A date and a time range together: from the first moment of the first day to the last of the last
-    (PS3.4 C.2.2.2.5.4), not each for itself."""
+    """A combined date and time range, from the first moment of the first day to the last moment of the last
+    day (PS3.4 C.2.2.2.5.4)."""
 
     low: str
     high: str

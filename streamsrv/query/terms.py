@@ -1,9 +1,10 @@
 """The keys of the inverted lists: level, attribute, normal form.
 
-Rules of this file: an attribute's number is its tag, or for a path the number that its row has in a digest of
-the path. A normal form is cut (`query_values.cut`), so a list may offer too much and the stored row decides.
-The study date has a list entry for every study, an empty one where there is no valid date: walking that list
-backwards is the order in which studies are found.
+Rules
+- The number of an attribute is its tag, or a digest of its path.
+- A normal form is cut, so a list may hold false matches and the stored row decides.
+- Every study has an entry in the list of study dates, an empty one if it has no valid date. Searches find
+  studies in the reverse order of that list.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from streamsrv.query.values import cut, normal_forms
 
 ORDERING = "00080020"  # StudyDate
 
-_MOST_TERMS = 256  # of one attribute of one study or series: further values are found by scanning
+_MOST_TERMS = 256  # of one attribute of one study or series; a scan finds further values
 
 
 def term_prefix(row: QueryAttribute) -> bytes:
@@ -30,7 +31,7 @@ _INDEXED = {
 
 
 def elements_at(attributes: JsonDataset, path: Path) -> list[JsonElement]:
-    """Every element that the path names, through all items of the sequences on its way."""
+    """Return the elements at a path, in all items of its sequences."""
     datasets = [attributes]
     for tag in path[:-1]:
         datasets = [

@@ -1,16 +1,16 @@
-"""Normal forms: what two values of an attribute are compared by (PS3.4 C.2.2.2, PS3.5 6.2).
+"""Normal forms, by which values of an attribute are compared (PS3.4 C.2.2.2, PS3.5 6.2).
 
-Strategy: every value of a searchable attribute has one or more normal forms, short strings that sort as the
-values do where ranges are asked for. The index keeps them in its inverted lists, cut to NORMAL_BYTES; so a
-list may offer too much, never too little, and the stored row decides. Values that break the rules of their VR
-have none: they are stored and returned, yet not found by their value.
+Strategy: every value of a searchable attribute has one or more normal forms: short strings, which sort as the
+values do if the VR allows ranges. The inverted lists of the index hold them, cut to NORMAL_BYTES. So a list
+may hold false matches, and the stored row decides. A value that breaks the rules of its VR has no normal
+form: it is stored and returned, but not found.
 
     PN          each component group by itself: accents and case folded, blanks and empty ends trimmed
     DA          YYYYMMDD
     TM          HHMMSSffffff, missing parts zero
     DT          YYYYMMDDHHMMSSffffff, missing parts lowest, in UTC where an offset is known
     IS DS US... the shortest decimal text of the number
-    others      as they are, blanks around them trimmed
+    others      the value, blanks around it trimmed
 """
 
 from __future__ import annotations
@@ -28,27 +28,28 @@ NORMAL_BYTES = 300
 NUMBER_VRS = frozenset(("IS", "DS", "US", "SS", "UL", "SL", "UV", "SV", "FL", "FD"))
 NAME_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 
-_DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")  # with dots: ACR-NEMA, which PS3.5 6.2 asks to accept
+_DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")  # with dots: ACR-NEMA, see PS3.5 6.2
 _TIME = re.compile(r"(\d{2})(?::?(\d{2})(?::?(\d{2})(?:\.(\d{1,6}))?)?)?")
 _DATETIME = re.compile(r"(\d{4})(\d{2})?(\d{2})?(\d{2})?(\d{2})?(\d{2})?(?:\.(\d{1,6}))?([+-]\d{4})?")
 
 
 def fold(text: str) -> str:
-    """Without case and accents. What begins with a text begins with it when both are folded."""
+    """Remove case and accents. Folding keeps prefixes: if a text begins with another one, so do their folded
+    forms."""
     if text.isascii():
         return text.lower()
-    # Case first: it takes some marks for letters (U+0345). Decomposing brings out letters with a case again.
+    # casefold comes first: it turns some marks into letters (U+0345). Decomposing may give upper case again.
     decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFC", text).casefold())
     return "".join(character for character in decomposed if not unicodedata.combining(character)).casefold()
 
 
 def trim_name(group: str) -> str:
-    """Components without blanks around them, and no empty components at the end (PS3.5 6.2.1)."""
+    """Remove blanks around components, and empty components at the end (PS3.5 6.2.1)."""
     return "^".join(component.strip() for component in group.split("^")).rstrip("^")
 
 
 def name_groups(value: Any) -> list[str]:
-    """The component groups of a person name as DICOM JSON has them (PS3.18 F.2.2)."""
+    """Return the component groups of a person name in DICOM JSON (PS3.18 F.2.2)."""
     if isinstance(value, str):
         return [group for group in value.split("=") if group]
     if not isinstance(value, dict):
@@ -67,7 +68,7 @@ def date_form(text: str) -> str | None:
 
 @functools.lru_cache(maxsize=1024)
 def time_span(text: str) -> tuple[str, str] | None:
-    """The first and the last microsecond that the text may mean: "1030" is a whole minute."""
+    """Return the first and the last microsecond that the text may mean: "1030" is a whole minute."""
     found = _TIME.fullmatch(text.strip())
     if not found:
         return None
@@ -81,7 +82,7 @@ def time_span(text: str) -> tuple[str, str] | None:
 
 
 def datetime_span(text: str) -> tuple[str, str] | None:
-    """As time_span; with an offset from UTC both ends are moved to UTC."""
+    """As time_span. A text with an offset from UTC is converted to UTC."""
     found = _DATETIME.fullmatch(text.strip())
     if not found:
         return None
@@ -127,7 +128,7 @@ def number_form(value: Any) -> str | None:
 
 
 def normal_forms(vr: str, value: Any) -> list[str]:
-    """Of one value as DICOM JSON has it."""
+    """Return the normal forms of one value in DICOM JSON."""
     if vr == "PN":
         return [name for group in name_groups(value) if (name := trim_name(fold(group)))]
     if vr in NUMBER_VRS:
@@ -149,5 +150,5 @@ def _moment_form(vr: str, text: str) -> str | None:
 
 
 def cut(form: str) -> bytes:
-    """A normal form as the index keeps it."""
+    """Return a normal form as the inverted lists hold it."""
     return form.encode("utf-8", "surrogatepass")[:NORMAL_BYTES]

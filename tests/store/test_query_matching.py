@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from index_examples import element, name
 
 from streamsrv.errors import BadRequest
-from streamsrv.query.glob import Glob
-from streamsrv.query.matching import Matcher, Moments, OneOf, Probe, Range, Universal, matcher_of
+from streamsrv.query.matching import Glob, Matcher, Moments, OneOf, Probe, Range, Universal, matcher_of
 from streamsrv.query.values import NORMAL_BYTES, cut, normal_forms
 
 
