@@ -98,8 +98,8 @@ class Parsing:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Allow one thread to read long metadata. Raises Overloaded if too many searches wait, or after `wait`
-        seconds."""
+        """Allow one thread to read long metadata. Raises Overloaded if too many searches wait, or after
+        `wait` seconds."""
         with self._turn:
             if self._reading >= READING and not self._wait_for_turn():
                 raise Overloaded("too many searches read metadata at the same time", retry_after=5)
