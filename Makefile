@@ -1,4 +1,4 @@
-# Two commands: `make run` serves, `make test` proves. Both set up everything that they need in .venv first.
+# `make run` starts the server, `make test` runs the tests. Both first install what they need in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,9 +7,12 @@ PORT ?= 8943
 DATA ?= data
 WORKERS ?= 2
 
-.PHONY: run test lint format perf soak fuzz wheel clean
+# Without bytecode each process of a test compiles the whole source again.
+unexport PYTHONDONTWRITEBYTECODE
 
-# A stamp that is newer than pyproject.toml means: the environment fits it.
+.PHONY: run test test-fast coverage lint format perf soak fuzz wheel clean
+
+# If this file is newer than pyproject.toml, the environment has all its packages.
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("streamsrv needs Python 3.11 or later, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
@@ -19,12 +22,25 @@ $(VENV)/ready: pyproject.toml
 run: $(VENV)/ready
 	exec $(BIN)/streamsrv serve --host $(HOST) --port $(PORT) --data $(DATA) --workers $(WORKERS)
 
-# On the cores that there are, four at most: each has servers of its own besides.
+# All tests, at most 6 minutes on two cores. Four processes at most, because tests start servers too.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --cov --cov-report=
+	$(PYTEST)
+
+# At most 60 s on two cores: the rooms without servers, and a few tests of a whole server.
+FAST_TESTS := tests/dicom tests/wire tests/codecs tests/store tests/ingest tests/search tests/web \
+	tests/test_floors.py tests/test_docs.py tests/test_config.py tests/test_samples.py tests/test_fast_path.py \
+	tests/test_preconditions.py tests/test_tutorial.py
+
+test-fast: $(VENV)/ready
+	$(PYTEST) -m "not slow" $(FAST_TESTS)
+
+# All tests with branch coverage, which makes code in the process of a test 2.5 times as slow.
+coverage: $(VENV)/ready
+	$(PYTEST) --cov --cov-report=
 	$(BIN)/coverage report
 
-# Longer counts of what goes by chance, with new seeds: SOAK=100 make soak. docs/reliability.md lists them.
+# More rounds of the random tests, with new seeds: SOAK=100 make soak. docs/reliability.md lists them.
 SOAK_TESTS := tests/test_kill.py tests/test_power_cut.py tests/test_failing_disk.py \
 	tests/test_failing_verbs.py tests/test_removed_files.py tests/test_clock_steps.py tests/store/test_rot.py \
 	tests/test_pixel_fairness.py tests/test_many_items.py tests/ingest/test_wrong_types.py \
@@ -33,7 +49,7 @@ SOAK_TESTS := tests/test_kill.py tests/test_power_cut.py tests/test_failing_disk
 soak: $(VENV)/ready
 	SOAK=$${SOAK:-20} $(BIN)/python -m pytest -s -x $(SOAK_TESTS)
 
-# SECONDS for each reader: SECONDS=600 make fuzz. Without atheris it goes on unguided.
+# SECONDS for each reader: SECONDS=600 make fuzz. Without atheris the inputs are not guided by coverage.
 fuzz: $(VENV)/ready
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]'
 	$(BIN)/python tests/fuzz/run_fuzz.py --seconds $${SECONDS:-60}
@@ -48,7 +64,7 @@ format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Half an hour; PERF="--quick" make perf for a look.
+# Half an hour; PERF="--quick" make perf takes minutes.
 perf: $(VENV)/ready
 	$(BIN)/python -m perf $(PERF)
 

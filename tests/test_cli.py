@@ -69,15 +69,15 @@ def test_every_verb_explains_itself(verb, capsys):
     assert "usage: streamsrv " + verb in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", FIELDS)
-def test_every_setting_is_a_flag_of_serve(name):
-    default = FIELDS[name].default
-    text = ",".join(default) if isinstance(default, tuple) else str(default)
-    flag = f"--{config.flag(name)}"
-    words = [flag] if isinstance(default, bool) else [flag, text]
-    args = cli.parser_of(VERBS).parse_args(["serve", *words])
-    expected = True if isinstance(default, bool) else default
-    assert getattr(cli.settings_of(args, {}), name) == expected
+def test_every_setting_is_a_flag_of_serve():
+    parser = cli.parser_of(VERBS)
+    for name, field in FIELDS.items():
+        default = field.default
+        text = ",".join(default) if isinstance(default, tuple) else str(default)
+        flag = f"--{config.flag(name)}"
+        words = [flag] if isinstance(default, bool) else [flag, text]
+        expected = True if isinstance(default, bool) else default
+        assert getattr(cli.settings_of(parser.parse_args(["serve", *words]), {}), name) == expected
 
 
 def test_help_shows_the_settings_by_table_and_the_advanced_ones_last(capsys):
@@ -171,15 +171,12 @@ def test_what_reindex_has_lost_is_an_error(monkeypatch, store, capsys):
     assert capsys.readouterr().out == expected
 
 
-def test_beside_a_server_nothing_deleted_may_be_left_is_not_promised(server, capsys):
-    assert main(["compact", "--all", "--data", str(server.data)]) == FAILED
-    assert "stop the server first" in capsys.readouterr().err
-
-
 def test_beside_a_running_server(server, capsys):
     for verb in ("check", "compact", "info"):
         assert main([verb, "--data", str(server.data)]) == 0
     assert main(["reindex", "--data", str(server.data)]) == LOCKED
+    assert main(["compact", "--all", "--data", str(server.data)]) == FAILED
+    assert "stop the server first" in capsys.readouterr().err
 
 
 def test_a_pipe_that_is_closed_is_no_crash(store):

@@ -13,7 +13,7 @@ import time
 import urllib.request
 
 import pytest
-from live_server import ROOT, environment, free_port
+from live_server import ROOT, environment, free_port, start_server
 
 from streamsrv import supervisor
 from streamsrv.settings import Settings
@@ -60,6 +60,14 @@ def received(sock):
     return payload
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One server for tests that leave it with two workers. The first one needs them ready."""
+    running = start_server(tmp_path_factory.mktemp("shared"))
+    yield running
+    running.end()
+
+
 def test_it_says_where_it_is_and_ends_on_sigterm(server):
     text = eventually(lambda: "try: curl" in server.log.read_text() and server.log.read_text())
     assert f"serves {server.origin}/v2 with 2 workers" in text
@@ -76,39 +84,39 @@ def test_ctrl_c_ends_it_too(server_factory):
     assert server.process.wait(DEADLINE) == 0
 
 
-def test_a_worker_that_dies_is_replaced_and_nobody_is_refused(server):
-    before = set(workers_of(server))
-    os.kill(min(before), signal.SIGKILL)
-    eventually(lambda: min(before) not in workers_of(server))
-    for _ in range(50):
-        assert fetch(server, "/health/ready")[0] == 200
-    after = eventually(lambda: len(workers_of(server)) == 2 and set(workers_of(server)))
-    assert len(before & after) == 1
-    assert "ended with signal SIGKILL" in server.log.read_text()
-
-
-def test_no_worker_takes_every_connection_of_a_burst(server):
+def test_no_worker_takes_every_connection_of_a_burst(shared):
     def sockets(pid):
         links = (os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd"))
         return sum(link.startswith("socket:") for link in links)
 
-    eventually(lambda: len(workers_of(server)) == 2 and "try: curl" in server.log.read_text())
-    before = {pid: sockets(pid) for pid in workers_of(server)}
+    eventually(lambda: len(workers_of(shared)) == 2 and "try: curl" in shared.log.read_text())
+    before = {pid: sockets(pid) for pid in workers_of(shared)}
     text = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with contextlib.ExitStack() as stack:
-        burst = [stack.enter_context(raw(server, text)) for _ in range(40)]
+        burst = [stack.enter_context(raw(shared, text)) for _ in range(40)]
         assert all(sock.recv(4096).startswith(b"HTTP/1.1 200 ") for sock in burst)
         taken = [sockets(pid) - count for pid, count in before.items()]
     assert sum(taken) == 40
     assert min(taken) >= 5
 
 
-def test_all_workers_may_die_at_once(server):
-    workers = workers_of(server)
+def test_a_worker_that_dies_is_replaced_and_nobody_is_refused(shared):
+    before = set(workers_of(shared))
+    os.kill(min(before), signal.SIGKILL)
+    eventually(lambda: min(before) not in workers_of(shared))
+    for _ in range(50):
+        assert fetch(shared, "/health/ready")[0] == 200
+    after = eventually(lambda: len(workers_of(shared)) == 2 and set(workers_of(shared)))
+    assert len(before & after) == 1
+    assert "ended with signal SIGKILL" in shared.log.read_text()
+
+
+def test_all_workers_may_die_at_once(shared):
+    workers = workers_of(shared)
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
-    eventually(lambda: not set(workers) & set(workers_of(server)))
-    assert fetch(server, "/health/live") == (200, b"alive\n")  # waits in the queue meanwhile
+    eventually(lambda: not set(workers) & set(workers_of(shared)))
+    assert fetch(shared, "/health/live") == (200, b"alive\n")  # waits in the queue meanwhile
 
 
 def test_workers_do_not_outlive_their_supervisor(server):
@@ -237,15 +245,15 @@ def command(*words):
     )
 
 
-def test_a_second_server_on_the_folder_is_refused(server):
-    second = command("serve", "--data", str(server.data), "--port", str(free_port()))
+def test_a_second_server_on_the_folder_is_refused(shared):
+    second = command("serve", "--data", str(shared.data), "--port", str(free_port()))
     assert second.returncode == 3
     assert "is in use by another streamsrv process" in second.stderr
-    assert str(server.process.pid) in second.stderr
+    assert str(shared.process.pid) in second.stderr
 
 
-def test_a_port_that_is_taken(server, tmp_path):
-    second = command("serve", "--data", str(tmp_path / "other"), "--port", server.origin.rpartition(":")[2])
+def test_a_port_that_is_taken(shared, tmp_path):
+    second = command("serve", "--data", str(tmp_path / "other"), "--port", shared.origin.rpartition(":")[2])
     assert second.returncode == 1
     assert "cannot listen on 127.0.0.1" in second.stderr
 
