@@ -1,16 +1,10 @@
-"""`python -m perf` (or `make perf`): how fast the server is on this machine, beside others on the same bytes.
+"""`python -m perf`: how fast the server is on this machine, beside other programs on the same bytes.
 
-    data      request bodies made of DICOM instances, generated while they are sent
-    servers   streamsrv, nginx and Orthanc, started on loopback with folders of their own; their memory
-    load      clients that cost less than what they measure: sendfile, MSG_TRUNC, wrk
-    measures  large bodies in and out, and the index
-    small     rates and latency of small answers
-    memory    the promise of bounded memory
-    pixels    frames that have to be made
-    report    JSON, table and plot in perf/results/
+    table                 all measures and claims
+    studies answers shared pixels searches scale     the code of the groups of measures
+    run servers clients flood bodies                 their parts
+    results claims publish                           figures: stored, judged, shown
 
-Rules of this room
-- Whatever is compared runs in alternation in the same run; absolute figures travel badly between machines.
-- Peers that are not installed get a row that says so.
-- A claim is a row with a limit: it holds or it does not, and the exit code says so.
+Rules: subjects that are compared run in alternation in one run. A peer that is not installed has a row with
+that reason. A claim is a measure with a bound; the exit status says whether all claims hold.
 """

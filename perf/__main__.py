@@ -1,5 +1,13 @@
-"""`python -m perf [--quick] [MEASURE...]`: measures, shows, writes perf/results/. Exit code 1 if a claim
-fails."""
+"""Measures this machine, or the server at a URL, and writes perf/results/NAME.json.
+
+    python -m perf [GROUP...] [--quick] [--folder DIR] [--archive DIR] [--name NAME]
+    python -m perf [GROUP...] --url URL [--header "Name: value"]...
+    python -m perf show NAME                    rows, rounds and claims of a run
+    python -m perf compare OLD NEW              better and worse rows, changed claims
+    python -m perf publish NAME                 README's figures and picture
+
+Exit status: 1 if a claim fails, a measure breaks or a row got worse; 2 for a wrong command line.
+"""
 
 from __future__ import annotations
 
@@ -8,144 +16,141 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from perf.fairness import fairness
-from perf.frames import small_answers
-from perf.large import large
-from perf.lists import frame_lists
-from perf.measures import Size, indexing, single_posts
-from perf.memory import MemorySize, bounded_memory
-from perf.metadata import study_metadata
-from perf.mixed import mixed_load
-from perf.pixels import pixels
-from perf.plots import blocks
-from perf.report import Finding, Report, machine, machine_line
-from perf.scale import QUICK_STAGES as QUICK_SIZES
-from perf.scale import STAGES as SIZES
-from perf.scale import scale
-from perf.search import QUICK_STAGES, STAGES, search
-from perf.search_peers import search_peers
-from perf.small import latency
-from perf.study import ct_study
-
-MEASURES: dict[str, Callable[[Size], Iterator[Finding]]] = {
-    "study": ct_study,
-    "large": large,
-    "single": single_posts,
-    "index": indexing,
-    "frames": small_answers,
-    "lists": frame_lists,
-    "metadata": study_metadata,
-    "mixed": mixed_load,
-    "latency": latency,
-    "fairness": fairness,
-    "pixels": pixels,
-    "searches": search_peers,
-}
+from perf.claims import Group
+from perf.publish import publish
+from perf.results import RESULTS, Results, Row, Section, comparison, machine
+from perf.run import QUICK, Run, Size
+from perf.servers import Server
+from perf.table import GROUPS, verdicts
 
 
-LONG = ("search", "scale")
-NAMES = (*MEASURES, "memory", *LONG)
-
-
-def arguments(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m perf", description=__doc__)
-    parser.add_argument(
-        "measures",
-        nargs="*",
-        metavar="MEASURE",
-        help=f"some of {', '.join(NAMES)} (default: all but search and scale, which take ten minutes each)",
+def arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m perf", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a tenth of everything, for a look")
+    names = ", ".join(GROUPS)
+    long = " and ".join(name for name, group in GROUPS.items() if group.long)
+    parser.add_argument(
+        "groups",
+        nargs="*",
+        metavar="GROUP",
+        help=f"some of {names} (default: all but {long}, which take longest)",
+    )
+    parser.add_argument("--quick", action="store_true", help="a tenth of each size, for a look")
     parser.add_argument(
         "--folder", type=Path, help="on the disk to measure (default: a temporary folder here)"
     )
-    parser.add_argument("--large", metavar="BYTES", type=int, help="of memory's one instance (10 GB)")
-    parser.add_argument("--instances", metavar="N", type=int, help="of memory's study (2000)")
-    parser.add_argument("--each", metavar="BYTES", type=int, help="of each of memory's eight uploads (1 GB)")
     parser.add_argument(
-        "--archive", type=Path, help="holds the data folder that search or scale measures as it is"
+        "--archive", type=Path, help="a folder with an archive that search or scale has grown"
     )
-    parser.add_argument("--name", default="latest", help="of the files in perf/results (latest)")
+    parser.add_argument("--url", help="the DICOMweb service of a server that runs already; its studies stay")
+    parser.add_argument(
+        "--header", action="append", default=[], help='a header of each request: "Name: value"'
+    )
+    parser.add_argument("--name", default="latest", help="of the file in perf/results (latest)")
     args = parser.parse_args(words)
-    unknown = set(args.measures) - set(NAMES)
+    unknown = set(args.groups) - set(GROUPS)
     if unknown:
-        parser.error(f"there is no measure {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    args.measures = args.measures or [name for name in NAMES if name not in LONG]
+        parser.error(f"there is no group {', '.join(sorted(unknown))}; there are {names}")
+    args.groups = args.groups or [name for name, group in GROUPS.items() if not group.long]
+    try:
+        headers = dict(line.split(": ", 1) for line in args.header)
+        args.target = Server.at(args.url, headers) if args.url else None
+    except ValueError:
+        parser.error('--url is an HTTP URL, and --header is "Name: value"')
     return args
 
 
-def study_size(args: argparse.Namespace, folder: Path) -> Size:
-    if not args.quick:
-        return Size(folder)
-    return Size(
-        folder,
-        instances=100,
-        rounds=3,
-        seconds=1.0,
-        small_instances=2_000,
-        tiles=400,
-        cold_bytes=200 << 20,
-        large=226_000_000,
-        largest=0,
-        loop=2_000,
-        slide=10_000,
-        rest=0.5,
-    )
+def repeatable(words: Sequence[str]) -> str:
+    """The command line without values that belong to one machine or are secret."""
+    kept, hidden = list[str](), ("--folder", "--archive", "--url", "--header")
+    for word, before in zip(words, ["", *words], strict=False):
+        if word in ("--url", "--header"):
+            kept.append(word)
+        elif before not in hidden and not word.startswith(tuple(f"{flag}=" for flag in hidden)):
+            kept += [] if word in hidden else [word]
+    return " ".join(kept)
 
 
-def memory_size(args: argparse.Namespace, folder: Path) -> MemorySize:
-    scale = 10 if args.quick else 1
-    return MemorySize(
-        folder,
-        args.large or MemorySize(folder).large // scale,
-        args.instances or MemorySize(folder).instances // scale,
-        args.each or MemorySize(folder).each // scale,
-    )
+def measured(group: Group, run: Run) -> Iterator[Row]:
+    """The rows of a group with their units, and a row with the reason for each subject without a figure."""
+    rows = list[Row]()
+    if run.target is None or not group.inside:
+        for row in group.run(run):
+            rows.append(row._replace(unit=group.measure_of(row).unit))
+            yield rows[-1]
+    yield from group.absent(rows, remote=run.target is not None)
 
 
-def findings_of(name: str, args: argparse.Namespace, folder: Path) -> Iterator[Finding]:
-    if name == "search":
-        return search(folder, QUICK_STAGES if args.quick else STAGES, args.archive)
-    if name == "scale":
-        return scale(folder, QUICK_SIZES if args.quick else SIZES, args.archive)
-    if name == "memory":
-        return bounded_memory(memory_size(args, folder))
-    return MEASURES[name](study_size(args, folder))
-
-
-def repeatable(words: list[str]) -> list[str]:
-    """The command line without folders: where a machine keeps its disk is nobody else's."""
-    kept = [word for word in words if not word.startswith(("--folder=", "--archive="))]
-    for flag in ("--folder", "--archive"):
-        while flag in kept:
-            at = kept.index(flag)
-            del kept[at : at + 2]
-    return kept
-
-
-def main(words: list[str]) -> int:
-    args = arguments(words)
-    # Whoever ends a measurement ends its servers too.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    report = Report()
-    for name in args.measures:
-        # A folder a measure: what one has written is gone before the next begins.
+def measure(args: argparse.Namespace, words: Sequence[str]) -> int:
+    path = RESULTS / f"{args.name}.json"
+    results = Results.load(path) if path.exists() else Results()
+    complete = True
+    for name in args.groups:
+        rows = list[Row]()
+        # A folder a group: its files are deleted before the next group begins.
         with tempfile.TemporaryDirectory(prefix="perf-", dir=args.folder or Path.cwd()) as folder:
             print(name, flush=True)
+            size = QUICK if args.quick else Size()
             try:
-                report.add(name, findings_of(name, args, Path(folder)))
-            except Exception as fault:  # whatever it is: the others go on
+                for row in measured(GROUPS[name], Run(Path(folder), size, args.target, args.archive)):
+                    rows.append(row)
+                    print(f"  {row.measure}: {row.line}", flush=True)
+            except Exception as fault:  # the other groups go on
                 traceback.print_exc()
-                report.broke(name, fault)
-        # After each: half an hour of figures should not be lost with the last one.
-        paths = report.write(args.name, " ".join(repeatable(words)))
-    paths.append(paths[0].with_suffix(".svg"))
-    blocks(paths[-1], report.rows, machine_line(machine()))
-    print("\n".join(["", *report.table(), "", *map(str, paths)]))
-    return 0 if report.holds else 1
+                complete = False
+                rows.append(Row(name, "not finished", None, f"{type(fault).__name__}: {fault}"))
+        print("\n".join(f"  {each}" for each in verdicts(rows, [name])), flush=True)
+        # The rows of each group are written at once: a later fault does not lose them.
+        results.sections[name] = Section(machine() | {"arguments": repeatable(words)}, rows)
+        results.write(path)
+    print(path)
+    rows = [row for name in args.groups for row in results.sections[name].rows]
+    return 0 if complete and all(each.holds for each in verdicts(rows)) else 1
+
+
+def show(results: Results) -> int:
+    claims = verdicts(results.rows)
+    print("\n".join([*results.text(), *map(str, claims)]))
+    return 0 if all(each.holds for each in claims) else 1
+
+
+def compare(old: Results, new: Results) -> int:
+    lines, fine = comparison(old, new)
+    before = {each.text: each for each in verdicts(old.rows)}
+    for each in verdicts(new.rows):
+        if each.text in before and before[each.text].holds != each.holds:
+            lines += ["", f"{each} (it {'failed' if each.holds else 'held'} in the old run)"]
+            fine = fine and each.holds
+    print("\n".join(lines))
+    return 0 if fine else 1
+
+
+def main(words: Sequence[str]) -> int:
+    command, *names = words or [""]
+    wanted = {"show": 1, "compare": 2, "publish": 1}
+    if command not in wanted:
+        args = arguments(words)
+        # The end of a measurement ends its servers, too.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        return measure(args, words)
+    if len(names) != wanted[command]:
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        # A name in perf/results, or a path.
+        files = [Path(name) if "/" in name else RESULTS / f"{name}.json" for name in names]
+        runs = [Results.load(path) for path in files]
+        if command == "publish":
+            publish(names[0], runs[0])
+            return 0
+    except (OSError, ValueError) as fault:
+        print(fault, file=sys.stderr)
+        return 2
+    return show(*runs) if command == "show" else compare(*runs)
 
 
 if __name__ == "__main__":

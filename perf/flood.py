@@ -1,213 +1,192 @@
-"""A client for many answers that are too large for wrk, which copies every byte of them 8 kB at a time.
+"""A client in a process of its own, for many answers or for answers that are too large for wrk.
 
-Strategy: a process of its own with one thread and epoll, so that it shares nothing with who measures; the
-first 4 kB of an answer are read, the rest is counted with MSG_TRUNC and thrown away in the kernel. Either
-each connection asks again as soon as it was answered, or it asks at a steady pace, as a viewer does whose
-user scrolls; then a request that is late counts from when it was due.
+Strategy: one thread and epoll, so that it shares no interpreter with the process that measures. Each
+connection asks again as soon as it was answered, or after a gap, or at a steady pace as a viewer does. At a
+steady pace the time of a late answer counts from when its request was due.
 
-usage: python -m perf.flood < ORDER.json    (prints JSON: seconds, bytes, milliseconds of each answer)
+usage: python -m perf.flood < PLAN.json    (prints JSON: seconds, bytes, begin and seconds of each answer)
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import selectors
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
-from perf.load import Address, Answered
-from perf.servers import ROOT
+from perf.clients import Answered, Client
+from perf.servers import ROOT, Server
 
-HEAD = 4096
-DRAIN = 4 << 20
-END = b"\r\n\r\n"
+PRIORITY = -10
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """`pause`: seconds from one request of a connection to its next one; 0 for as fast as it goes.
-    `seconds`: how long; 0 for until standard input ends."""
+class Plan:
+    """`seconds` is 0 for a client that runs until its standard input ends. `pause` is the time from one
+    request of a connection to the next, `gap` the time from an answer to the next request, in seconds.
+    `first`: it runs before the other processes of this machine, if that is allowed."""
 
-    port: int
+    server: Server
     paths: Sequence[str]
-    accept: str
-    clients: int
-    seconds: float
+    headers: Mapping[str, str]
+    clients: int = 1
+    seconds: float = 0.0
     pause: float = 0.0
-    encoding: str = "identity"
+    gap: float = 0.0
+    first: bool = False
+
+    def write(self) -> str:
+        bare: dict[str, object] = {"folder": None, "studies": []}
+        return json.dumps({**asdict(self), "server": {**asdict(self.server), **bare}})
+
+    @classmethod
+    def read(cls, text: str) -> Plan:
+        content = json.loads(text)
+        return cls(**{**content, "server": Server(**content["server"])})
 
 
-class Asker:
-    """One connection."""
+class Answer(NamedTuple):
+    began: float  # by time.perf_counter, which is one clock for all processes
+    seconds: float
 
-    def __init__(self, order: Order, first: int) -> None:
-        self.order = order
-        self.turn = first
-        self.sink = bytearray(DRAIN)
-        self.due = 0.0
-        self.connect()
+
+class Asker(Client):
+    """One connection that does not block."""
+
+    def __init__(self, plan: Plan, first: int) -> None:
+        super().__init__(plan.server)
+        self.plan, self.turn, self.due = plan, first, 0.0
 
     def connect(self) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", self.order.port))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().connect()
         self.socket.setblocking(False)
 
-    def ask(self, due: float) -> None:
-        path = self.order.paths[self.turn % len(self.order.paths)]
-        self.turn += self.order.clients
+    def ask_next(self, due: float) -> None:
         self.due = due
-        self.head, self.left, self.ending, self.length = b"", -1, False, 0
-        lines = [f"GET {path} HTTP/1.1", f"Host: 127.0.0.1:{self.order.port}", f"Accept: {self.order.accept}"]
-        lines.append(f"Accept-Encoding: {self.order.encoding}")
-        self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
-
-    def receive(self) -> bool:
-        """Takes what has come; True if the answer is whole. Raises ConnectionError and RuntimeError."""
-        try:
-            return self._take_head() if self.left < 0 else self._take_payload()
-        except BlockingIOError:
-            return False
-
-    def _take_head(self) -> bool:
-        more = self.socket.recv(HEAD)
-        if not more:
-            raise ConnectionError("the connection was closed before the answer")
-        self.head += more
-        head, end, rest = self.head.partition(END)
-        if not end:
-            return False
-        lines = head.decode("latin-1").lower().split("\r\n")
-        if lines[0].split(" ")[1] != "200":
-            raise RuntimeError(f"an answer was {lines[0]}")
-        headers = dict(line.split(":", 1) for line in lines[1:])
-        if "chunked" in headers.get("transfer-encoding", ""):
-            raise RuntimeError("answers in chunks are for another client")
-        self.ending = "content-length" not in headers
-        self.left = DRAIN if self.ending else int(headers["content-length"]) - len(rest)
-        self.length = len(rest)
-        return self.left == 0 or self._take_payload()
-
-    def _take_payload(self) -> bool:
-        while self.left:
-            count = self.socket.recv_into(self.sink, min(self.left, DRAIN), socket.MSG_TRUNC)
-            if not count and not self.ending:
-                raise ConnectionError("the connection was closed within an answer")
-            self.length += count
-            if self.ending:
-                if not count:
-                    return True
-            else:
-                self.left -= count
-        return True
+        self.ask("GET", self.plan.paths[self.turn % len(self.plan.paths)], self.plan.headers)
+        self.turn += self.plan.clients
 
 
-def run(order: Order) -> tuple[float, int, list[float]]:
-    """Seconds, bytes of payload, and the seconds of each answer. Raises as `Asker.receive`."""
-    askers = [Asker(order, number) for number in range(order.clients)]
+def run(plan: Plan) -> tuple[float, int, list[Answer]]:
+    """Seconds, bytes of payload, and the answers. Raises RuntimeError if a status is not 200, and as
+    `Client.receive`."""
+    askers = [Asker(plan, number) for number in range(plan.clients)]
     try:
-        return _run(order, askers)
+        return _run(plan, askers)
     finally:
         for asker in askers:
             asker.socket.close()
 
 
-def _run(order: Order, askers: Sequence[Asker]) -> tuple[float, int, list[float]]:
-    latencies: list[float] = []
+def _run(plan: Plan, askers: Sequence[Asker]) -> tuple[float, int, list[Answer]]:
+    answers: list[Answer] = []
     total, ended = 0, False
     with selectors.DefaultSelector() as selector:
         for asker in askers:
             selector.register(asker.socket, selectors.EVENT_READ, asker)
-        if not order.seconds:
+        if not plan.seconds:
             selector.register(sys.stdin, selectors.EVENT_READ, None)
         began = now = time.perf_counter()
-        # Viewers do not all ask at the same moment.
-        waiting = {asker: began + order.pause * n / order.clients for n, asker in enumerate(askers)}
-        while not ended and (not order.seconds or now < began + order.seconds):
+        # At a steady pace the first requests of the connections are spread over one pause.
+        waiting = {asker: began + plan.pause * n / plan.clients for n, asker in enumerate(askers)}
+        # An end that comes before the first answer waits for it.
+        while not (ended and answers) and (not plan.seconds or now < began + plan.seconds):
             for asker in [asker for asker, due in waiting.items() if due <= now]:
-                asker.ask(waiting.pop(asker))
+                due = waiting.pop(asker)
+                asker.ask_next(due if plan.pause else now)
             for key, _ in selector.select(max(0.0, min(waiting.values(), default=now + 0.1) - now)):
                 asker = key.data
                 if asker is None:
+                    selector.unregister(sys.stdin)
                     ended = True
                 elif asker.receive():
                     now = time.perf_counter()
-                    latencies.append(now - asker.due)
+                    if asker.status != 200:
+                        raise RuntimeError(f"a request was answered with {asker.status}")
+                    answers.append(Answer(asker.due, now - asker.due))
                     total += asker.length
                     if asker.ending:
-                        _connect_anew(selector, asker)
-                    if order.pause:
-                        waiting[asker] = asker.due + order.pause
+                        # The closed socket has left the epoll, but not the map of the selector.
+                        selector.unregister(key.fileobj)
+                        asker.connect()
+                        selector.register(asker.socket, selectors.EVENT_READ, asker)
+                    if plan.pause or plan.gap:
+                        waiting[asker] = asker.due + plan.pause if plan.pause else now + plan.gap
                     else:
-                        asker.ask(now)
+                        asker.ask_next(now)
             now = time.perf_counter()
-    return now - began, total, latencies
+    return now - began, total, answers
 
 
-def _connect_anew(selector: selectors.BaseSelector, asker: Asker) -> None:
-    selector.unregister(asker.socket)
-    asker.socket.close()
-    asker.connect()
-    selector.register(asker.socket, selectors.EVENT_READ, asker)
+class Seen:
+    """The result of a flood, once it has ended."""
+
+    answers: Sequence[Answer] = ()
+    answered: Answered
+
+
+@contextmanager
+def started(plan: Plan) -> Iterator[Seen]:
+    """Asks until the block ends, and for the seconds of the plan at least."""
+    command = [sys.executable, "-m", "perf.flood"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    seen = Seen()
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:  # type: ignore[call-overload]
+        process.stdin.write(plan.write() + "\n")
+        process.stdin.flush()
+        try:
+            yield seen
+            printed, _ = process.communicate()
+        finally:
+            process.kill()
+    if process.returncode:
+        raise RuntimeError("the client of perf.flood failed")
+    found = json.loads(printed)
+    seen.answers = [Answer(*each) for each in found["answers"]]
+    milliseconds = [one.seconds * 1e3 for one in seen.answers]
+    seen.answered = Answered.of(milliseconds, found["seconds"], found["bytes"])
 
 
 def flood(
-    address: Address,
+    server: Server,
     paths: Sequence[str],
     accept: str,
     clients: int,
     seconds: float,
     encoding: str = "identity",
 ) -> Answered:
-    """GETs over the paths in turn, each connection as fast as it is answered."""
-    with started(Order(address[1], paths, accept, clients, seconds, encoding=encoding)) as process:
-        return _read(process)
+    """Sends GETs over the paths in turn, on each connection as fast as it is answered."""
+    headers = {"Accept": accept, "Accept-Encoding": encoding}
+    with started(Plan(server, paths, headers, clients, seconds)) as seen:
+        pass
+    return seen.answered
 
 
-@contextmanager
-def viewing(order: Order) -> Iterator[list[Answered]]:
-    """Asks until the block ends; then the list holds what came of it."""
-    found: list[Answered] = []
-    with started(order) as process:
-        yield found
-        found.append(_read(process))
+def viewing(server: Server, paths: Sequence[str], accept: str, clients: int, pause: float) -> Plan:
+    headers = {"Accept": accept, "Accept-Encoding": "identity"}
+    return Plan(server, paths, headers, clients, pause=pause)
 
 
-@contextmanager
-def started(order: Order) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-m", "perf.flood"],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(asdict(order)) + "\n")
-        process.stdin.flush()
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def _read(process: subprocess.Popen[str]) -> Answered:
-    printed, _ = process.communicate()
-    if process.returncode:
-        raise RuntimeError("the client for large answers failed")
-    answers = json.loads(printed)
-    return Answered.of(answers["milliseconds"], answers["seconds"], answers["bytes"])
+def pinging(server: Server, path: str, accept: str) -> Plan:
+    """One client that asks 5 ms after each answer."""
+    return Plan(server, [path], {"Accept": accept, "Accept-Encoding": "identity"}, gap=0.005, first=True)
 
 
 def main() -> int:
-    order = Order(**json.loads(sys.stdin.readline()))
-    seconds, total, latencies = run(order)
-    milliseconds = [round(each * 1e3, 4) for each in latencies]
-    print(json.dumps({"seconds": seconds, "bytes": total, "milliseconds": milliseconds}))
+    plan = Plan.read(sys.stdin.readline())
+    if plan.first:
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
+    seconds, total, answers = run(plan)
+    rounded = [[round(one.began, 6), round(one.seconds, 7)] for one in answers]
+    print(json.dumps({"seconds": seconds, "bytes": total, "answers": rounded}))
     return 0
 
 

@@ -1,8 +1,11 @@
-"""Servers under measurement, each on a free loopback port with a folder of its own, ended by its process id;
-and the memory of one, sampled while it works.
+"""Servers under measurement, and the memory and processor time of their processes.
 
-Memory is RssAnon + RssShmem of the process tree: what the processes hold for themselves. Pages of files
-(RssFile: the index, which is mapped, and programs) belong to the page cache and can be dropped at any time.
+Strategy: each server that is started here listens on a free loopback port, has a folder of its own, and is
+ended by its process id. A server that was started elsewhere has an address and headers, and neither process
+nor folder.
+
+Memory is RssAnon + RssShmem of the process tree. Pages of files (RssFile: the mapped index, programs) belong
+to the page cache, which can drop them at any time.
 """
 
 from __future__ import annotations
@@ -19,32 +22,59 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
+PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "codecs")])
 READY_WITHIN = 60.0
 END_WITHIN = 60.0
 SAMPLES_A_SECOND = 20
-ORTHANC_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-# For what Orthanc itself does not decode. The packaged one crashes on every syntax that it encodes, so it is
-# kept to JPEG 2000.
-ORTHANC_CODECS = Path("/usr/share/orthanc/plugins/libOrthancGdcm.so")
+PLUGINS = Path("/usr/share/orthanc/plugins")
+# The packaged GDCM plugin crashes on each syntax that it encodes, so it is kept to JPEG 2000.
+GDCM_SYNTAXES = ["1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Server:
-    """`prefix` is the path of the DICOMweb service."""
+    """`prefix` is the path of the DICOMweb service. `pid` is 0 and `folder` is None if the server was not
+    started here. `studies` are those that it holds because of a measurement."""
 
     name: str
-    pid: int
     port: int
     prefix: str
-    folder: Path
+    pid: int = 0
+    folder: Path | None = None
+    host: str = "127.0.0.1"
+    tls: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+    studies: set[str] = field(default_factory=set)
+
+    @classmethod
+    def at(cls, url: str, headers: Mapping[str, str]) -> Server:
+        """A server that runs already. Raises ValueError if the URL is not one of HTTP."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url} is no HTTP URL")
+        tls = parts.scheme == "https"
+        port = parts.port or (443 if tls else 80)
+        prefix = parts.path.rstrip("/")
+        return cls("streamsrv", port, prefix, host=parts.hostname, tls=tls, headers=headers)
+
+    def target(self, path: str) -> str:
+        """The request target of a path below the service, or of `//path` at the root."""
+        return path[1:] if path.startswith("//") else self.prefix + path
 
     @property
-    def address(self) -> tuple[str, int]:
-        return ("127.0.0.1", self.port)
+    def url(self) -> str:
+        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
+
+    def segments(self) -> dict[Path, int]:
+        """Segment file to its size in bytes."""
+        assert self.folder is not None
+        files = (path for path in self.folder.rglob("*") if path.is_file() and "segments" in path.parts)
+        return {path: path.stat().st_size for path in files}
 
 
 @contextlib.contextmanager
@@ -52,17 +82,16 @@ def streamsrv(folder: Path, *flags: str) -> Iterator[Server]:
     port = free_port()
     command = [sys.executable, "-m", "streamsrv", "serve", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--data", str(folder / "data"), "--log-level", "warning", *flags]
-    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "codecs")])}
-    with running(command, folder, environment) as process:
-        server = Server("streamsrv", process.pid, port, "/v2", folder / "data")
+    with running(command, folder, {"PYTHONPATH": PYTHONPATH}) as process:
+        server = Server("streamsrv", port, "/v2", process.pid, folder / "data")
         wait_until_answered(process, server, "/health/ready")
         yield server
 
 
 @contextlib.contextmanager
 def nginx(folder: Path) -> Iterator[Server | None]:
-    """Serves the files of the folder with sendfile, those under many/ without a cache of open files, and
-    takes PUTs under put/; None if it is not installed."""
+    """Serves the files of the folder by sendfile, and takes PUTs under put/. Files under many/ are opened for
+    each request. Yields None if nginx is not installed."""
     executable = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if executable is None:
         yield None
@@ -72,7 +101,7 @@ def nginx(folder: Path) -> Iterator[Server | None]:
     (folder / "nginx.conf").write_text(_NGINX.format(port=port, folder=folder))
     command = [executable, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
     with running(command, folder, {}) as process:
-        server = Server("nginx", process.pid, port, "", folder)
+        server = Server("nginx", port, "", process.pid, folder)
         wait_until_answered(process, server, "/nginx.conf")
         yield server
 
@@ -112,9 +141,10 @@ http {{
 
 @contextlib.contextmanager
 def orthanc(folder: Path) -> Iterator[Server | None]:
-    """None if it or its DICOMweb plugin is not installed."""
+    """Yields None if Orthanc or its DICOMweb plugin is not installed."""
     executable = shutil.which("Orthanc", path=os.environ.get("PATH", "") + ":/usr/sbin")
-    if executable is None or not ORTHANC_PLUGIN.exists():
+    plugins = [PLUGINS / f"libOrthanc{name}.so" for name in ("DicomWeb", "Gdcm")]
+    if executable is None or not plugins[0].exists():
         yield None
         return
     port = free_port()
@@ -127,13 +157,13 @@ def orthanc(folder: Path) -> Iterator[Server | None]:
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False,
         "DicomServerEnabled": False,
-        "Plugins": [str(path) for path in (ORTHANC_PLUGIN, ORTHANC_CODECS) if path.exists()],
-        "Gdcm": {"RestrictTransferSyntaxes": ["1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"]},
+        "Plugins": [str(path) for path in plugins if path.exists()],
+        "Gdcm": {"RestrictTransferSyntaxes": GDCM_SYNTAXES},
         "DicomWeb": {"Enable": True},
     }
     (folder / "orthanc.json").write_text(json.dumps(settings))
     with running([executable, str(folder / "orthanc.json")], folder, {}) as process:
-        server = Server("Orthanc", process.pid, port, "/dicom-web", folder / "orthanc")
+        server = Server("Orthanc", port, "/dicom-web", process.pid, folder / "orthanc")
         wait_until_answered(process, server, "/dicom-web/studies?limit=1")
         yield server
 
@@ -172,7 +202,7 @@ def free_port() -> int:
 def wait_until_answered(process: subprocess.Popen[bytes], server: Server, path: str) -> None:
     deadline = time.monotonic() + READY_WITHIN
     while time.monotonic() < deadline and process.poll() is None:
-        connection = http.client.HTTPConnection(*server.address, timeout=5)
+        connection = http.client.HTTPConnection(server.host, server.port, timeout=5)
         try:
             connection.request("GET", path)
             if connection.getresponse().status < 300:
@@ -182,11 +212,14 @@ def wait_until_answered(process: subprocess.Popen[bytes], server: Server, path: 
         finally:
             connection.close()
         time.sleep(0.05)
-    raise RuntimeError(f"{server.name} did not become ready; its log is {server.folder.parent}/server.log")
+    raise RuntimeError(f"{server.name} did not become ready; its server.log is in the folder above its data")
+
+
+# --- processes ---
 
 
 def family_of(pid: int) -> list[int]:
-    """The process and its descendants, as far as they are there this moment."""
+    """The process and its descendants."""
     found = [pid]
     for parent in found:
         with contextlib.suppress(OSError):
@@ -207,7 +240,7 @@ def private_bytes(pid: int) -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its descendants; of threads that have ended too."""
+    """User and system time of a process and its descendants, with that of threads that have ended."""
     ticks = 0
     for process in family_of(pid):
         with contextlib.suppress(OSError):
@@ -217,15 +250,13 @@ def cpu_seconds(pid: int) -> float:
 
 
 def available_memory() -> int:
-    """Bytes that programs could have without anything being moved to swap."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/meminfo names no MemAvailable")
+    """MemAvailable, in bytes."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
 class MemorySampler:
-    """`with MemorySampler(pid) as memory:` then `memory.growth`, in bytes over the first sample."""
+    """`with MemorySampler(pid) as memory:` measures `memory.growth`, in bytes over the first sample."""
 
     def __init__(self, pid: int, before: int | None = None) -> None:
         self.pid = pid

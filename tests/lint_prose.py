@@ -26,9 +26,7 @@ DOCUMENTS = ("README.md", "CHANGELOG.md", "docs", "conf")
 LIMITS: dict[str, tuple[int, int]] = {
     "README.md": (2, 0),
     "docs/architecture.md": (40, 144),
-    "docs/performance.md": (131, 285),
     "docs/scaling.md": (26, 25),
-    "perf": (93, 9),
     "streamsrv": (10, 0),
     "streamsrv/client": (11, 0),
     "streamsrv/pixels": (119, 9),

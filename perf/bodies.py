@@ -1,0 +1,418 @@
+"""Bodies of store transactions, made of DICOM instances.
+
+Strategy: pydicom writes one instance with placeholders of fixed width. Each further instance is the same
+bytes with its own UIDs, number and a few bytes of its own pixels. A body is a generator of known length, so
+it can be larger than the disk. All of it is deterministic.
+
+An encoder's time depends on noise. The slices of `ct_slices` are a chest of ellipses: tissue has 12 HU of
+noise with the spectrum of a filtered back projection, and there is nothing outside the scanner's circle.
+JPEG-LS compresses them 3.7 : 1; it compresses five CTs of pydicom 2.9, 4.1, 5.0, 5.4 and 11.8 : 1.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.datadict import dictionary_VR
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filewriter import dcmwrite
+from pydicom.uid import UID
+
+from framecodecs import registry
+from framecodecs.frameinfo import FrameInfo
+
+ROOT_UID = "1.2.826.0.1.3680043.8.498.77"
+CT_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
+RLE = "1.2.840.10008.1.2.5"
+BOUNDARY = "perf-5d41402abc4b2a76b9719d911017c592"
+PART_HEAD = f"\r\n--{BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+CLOSING = f"\r\n--{BOUNDARY}--\r\n".encode()
+CONTENT_TYPE = f'multipart/related; type="application/dicom"; boundary={BOUNDARY}'
+
+FIRST = 10_000_000  # components of a UID have one width and no leading zero
+CT_PIXELS = 512 * 512 * 2
+CHUNK = 4 << 20
+SIDE = 256  # of a tile of `jpeg_slide` and a frame of `long_loop`
+DIFFERENT = 16  # frames of these, repeated
+SLICES = 4  # pictures of `ct_slices`, repeated
+NOISE, KERNEL = 12.0, 0.25  # HU; cycles a pixel at which the kernel falls off
+_STUDY, _SERIES, _INSTANCE = (f"{ROOT_UID}.{kind}.99999999.99999999" for kind in (1, 2, 3))
+_NUMBER = "00000000"
+_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
+
+
+class Keys(NamedTuple):
+    """UIDs of one instance."""
+
+    study: str
+    series: str
+    instance: str
+
+    @property
+    def path(self) -> str:
+        return f"/studies/{self.study}/series/{self.series}/instances/{self.instance}"
+
+
+class Body(NamedTuple):
+    """A request body of known length. Each call of `chunks` makes its bytes again."""
+
+    length: int
+    chunks: Callable[[], Iterator[bytes | memoryview]]
+    keys: list[Keys]
+
+    @property
+    def study(self) -> str:
+        return self.keys[0].study
+
+    @property
+    def path(self) -> str:
+        """The path of the first instance."""
+        return self.keys[0].path
+
+    def write(self, path: Path) -> Path:
+        """Writes and syncs, so that no write to the disk is pending while it is measured."""
+        with path.open("wb") as stream:
+            for chunk in self.chunks():
+                stream.write(chunk)
+            stream.flush()
+            os.fsync(stream.fileno())
+        return path
+
+
+def keys_of(study: int, number: int = 0, series: int = 0) -> Keys:
+    return Keys(
+        f"{ROOT_UID}.1.{FIRST + study}.{FIRST}",
+        f"{ROOT_UID}.2.{FIRST + study}.{FIRST + series}",
+        f"{ROOT_UID}.3.{FIRST + study}.{FIRST + number}",
+    )
+
+
+# --- native pixels ---
+
+
+def ct_study(study: int, instances: int, pixels: int = CT_PIXELS) -> Body:
+    """One series of CT slices; 512 x 512 gives 526 kB an instance."""
+    picture = noise(pixels)
+    head = head_of(ct_dataset(pixels), EXPLICIT_VR_LITTLE_ENDIAN)
+    keys = [keys_of(study, number) for number in range(instances)]
+    return _series(head, keys, pixels, lambda number: number.to_bytes(8, "little") + picture[8:])
+
+
+def ct_slices(study: int, instances: int) -> Body:
+    """One series of CT slices whose noise is that of a CT."""
+    head = head_of(ct_dataset(CT_PIXELS), EXPLICIT_VR_LITTLE_ENDIAN)
+    keys = [keys_of(study, number) for number in range(instances)]
+    return _series(head, keys, CT_PIXELS, lambda number: ct_pictures()[number % SLICES].tobytes())
+
+
+def patients(studies: int, pixels: int) -> Body:
+    """One instance a study, each of another patient."""
+    head = head_of(ct_dataset(pixels), EXPLICIT_VR_LITTLE_ENDIAN)
+    picture, keys = noise(pixels), [keys_of(study) for study in range(studies)]
+    body = _series(head, keys, pixels, lambda number: picture)
+
+    def chunks() -> Iterator[bytes | memoryview]:
+        for study, chunk in enumerate(body.chunks()):
+            yield bytes(chunk).replace(b"P0012345", b"P%07d" % study)
+
+    return body._replace(chunks=chunks)
+
+
+def small_study(study: int, instances: int, attributes: Mapping[str, str]) -> Body:
+    """A CT and an MR series with next to no pixels. The attributes replace those of `ct_dataset`."""
+    pixels, each = 512, instances // 2
+    picture, parts = noise(pixels), []
+    dataset = ct_dataset(pixels)
+    request = dataset.RequestAttributesSequence[0]
+    for keyword, value in attributes.items():
+        setattr(request if keyword in request else dataset, keyword, value)
+    for series, modality in enumerate(("CT", "MR")):
+        dataset.SeriesNumber, dataset.Modality = str(series + 1), modality
+        keys = [keys_of(study, series * each + number, series) for number in range(each)]
+        head = head_of(dataset, EXPLICIT_VR_LITTLE_ENDIAN)
+        parts.append(_series(head, keys, pixels, lambda number: number.to_bytes(8, "little") + picture[8:]))
+    return joined(parts)
+
+
+def _series(head: bytes, keys: list[Keys], pixels: int, picture: Callable[[int], bytes]) -> Body:
+    opening = _native(pixels)
+    length = len(keys) * (len(PART_HEAD) + len(head) + len(opening) + pixels) + len(CLOSING)
+
+    def chunks() -> Iterator[bytes | memoryview]:
+        for number, key in enumerate(keys):
+            yield b"".join((PART_HEAD, numbered(head, key, number), opening, picture(number)))
+        yield CLOSING
+
+    return Body(length, chunks, keys)
+
+
+def native_loop(study: int, frames: int) -> Body:
+    """One instance with frames of 512 x 512 of 16 bits, uncompressed."""
+    dataset = ct_dataset(CT_PIXELS)
+    dataset.NumberOfFrames = frames
+    head = numbered(head_of(dataset, EXPLICIT_VR_LITTLE_ENDIAN), keys_of(study), 0)
+    picture, opening = noise(CT_PIXELS), _native(frames * CT_PIXELS)
+    length = len(PART_HEAD) + len(head) + len(opening) + frames * CT_PIXELS + len(CLOSING)
+
+    def chunks() -> Iterator[bytes | memoryview]:
+        yield b"".join((PART_HEAD, head, opening))
+        for number in range(frames):
+            yield number.to_bytes(8, "little") + picture[8:]
+        yield CLOSING
+
+    return Body(length, chunks, [keys_of(study)])
+
+
+def _native(length: int) -> bytes:
+    return b"\xe0\x7f\x10\x00OW\0\0" + length.to_bytes(4, "little")
+
+
+# --- encapsulated pixels ---
+
+
+def multi_frame(study: int, frames: int, frame_size: int, number: int = 0) -> Body:
+    """One instance with a fragment for each frame. The frames only look like JPEG."""
+    dataset = ct_dataset(CT_PIXELS)
+    dataset.NumberOfFrames = frames
+    item = bytearray(_item(noise(frame_size)))
+    item[8:12], item[-2:] = b"\xff\xd8\xff\xe0", b"\xff\xd9"
+    batch = max(1, CHUNK // len(item))
+
+    def items() -> Iterator[bytes]:
+        many = bytearray(bytes(item) * batch)
+        for first in range(0, frames, batch):
+            count = min(batch, frames - first)
+            for position in range(count):
+                start = position * len(item) + 20
+                many[start : start + 8] = (first + position).to_bytes(8, "big")
+            yield bytes(many[: count * len(item)])
+
+    return _encapsulated(study, number, dataset, JPEG_BASELINE, frames * len(item), items)
+
+
+def jpeg_slide(study: int, tiles: int) -> Body:
+    """One instance with tiles of 256 x 256 in colour, JPEG baseline."""
+    info = FrameInfo(SIDE, SIDE, 3, photometric_interpretation="RGB")
+    return _repeated(study, tiles, JPEG_BASELINE, info, "YBR_FULL_422")
+
+
+def long_loop(study: int, frames: int) -> Body:
+    """One instance with frames of 256 x 256 in grey, RLE."""
+    return _repeated(study, frames, RLE, FrameInfo(SIDE, SIDE), "MONOCHROME2")
+
+
+def pyramid(study: int, tiles: int, tile_size: int) -> Body:
+    """A whole slide: one series with an instance for each level, which has a quarter of the tiles before."""
+    levels: list[Body] = []
+    left = tiles
+    while left:
+        count = max(1, left * 3 // 4)
+        levels.append(multi_frame(study, count, tile_size, number=len(levels)))
+        left -= count
+    return joined(levels)
+
+
+def joined(bodies: Sequence[Body]) -> Body:
+    """One body of all their instances."""
+    length = sum(body.length - len(CLOSING) for body in bodies) + len(CLOSING)
+
+    def chunks() -> Iterator[bytes | memoryview]:
+        for body in bodies:
+            for chunk in body.chunks():
+                yield bytes(chunk).removesuffix(CLOSING)
+        yield CLOSING
+
+    return Body(length, chunks, [key for body in bodies for key in body.keys])
+
+
+def _repeated(study: int, frames: int, syntax: str, info: FrameInfo, photometric: str) -> Body:
+    samples = info.samples_per_pixel
+    items = [_item(registry.encode(one, syntax, info)[0]) for one in soft_pictures(samples)]
+    dataset = ct_dataset(CT_PIXELS)
+    dataset.NumberOfFrames, dataset.Rows, dataset.Columns = frames, SIDE, SIDE
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = samples, photometric
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+    if samples > 1:
+        dataset.PlanarConfiguration = 0
+    for keyword in ("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept"):
+        delattr(dataset, keyword)
+
+    def all_items() -> Iterator[bytes]:
+        for first in range(0, frames, DIFFERENT):
+            yield b"".join(items[: min(DIFFERENT, frames - first)])
+
+    length = sum(len(items[number % DIFFERENT]) for number in range(frames))
+    return _encapsulated(study, 0, dataset, syntax, length, all_items)
+
+
+def _item(frame: bytes) -> bytes:
+    padded = frame + bytes(len(frame) % 2)
+    return b"\xfe\xff\x00\xe0" + len(padded).to_bytes(4, "little") + padded
+
+
+def _encapsulated(
+    study: int, number: int, dataset: Dataset, syntax: str, items: int, make: Callable[[], Iterator[bytes]]
+) -> Body:
+    """`items` is the length of all that `make` yields; the basic offset table is empty."""
+    key = keys_of(study, number)
+    head = numbered(head_of(dataset, syntax), key, number)
+    opening = b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0"
+    length = len(PART_HEAD) + len(head) + len(opening) + items + len(_END) + len(CLOSING)
+
+    def chunks() -> Iterator[bytes | memoryview]:
+        yield b"".join((PART_HEAD, head, opening))
+        yield from make()
+        yield _END + CLOSING
+
+    return Body(length, chunks, [key])
+
+
+# --- pictures ---
+
+
+def noise(size: int) -> bytes:
+    """A slope with noise in 16 bits, which compresses as badly as soft tissue."""
+    random = np.random.default_rng(1)
+    count = size // 2 + 1
+    slope = 1000 + 200 * np.sin(np.arange(count) / 300)
+    return (slope + random.normal(0, 20, count)).astype("<u2").tobytes()[:size]
+
+
+def soft_pictures(samples: int) -> list[bytes]:
+    """Shapes with some noise in 8 bits."""
+    random = np.random.default_rng(3)
+    y, x = np.mgrid[:SIDE, :SIDE]
+    made = []
+    for number in range(DIFFERENT):
+        planes = [
+            128 + 100 * np.sin((x + 9 * number) / (19 + plane)) * np.cos(y / (13 + 3 * plane))
+            for plane in range(samples)
+        ]
+        noisy = np.stack(planes, axis=-1) + random.normal(0, 2, (SIDE, SIDE, samples))
+        made.append(np.clip(noisy, 0, 255).astype(np.uint8).tobytes())
+    return made
+
+
+# Centre, half axes (of half the picture), Hounsfield units: fat, muscle, lungs, heart, spine and its canal
+_ORGANS = (
+    (0.0, 0.0, 0.84, 0.62, -90),
+    (0.0, 0.0, 0.78, 0.56, 50),
+    (-0.38, -0.04, 0.28, 0.4, -860),
+    (0.38, -0.04, 0.28, 0.4, -860),
+    (0.08, -0.1, 0.2, 0.24, 130),
+    (0.0, 0.36, 0.1, 0.09, 320),
+    (0.0, 0.24, 0.06, 0.06, 25),
+)
+
+
+@cache
+def ct_pictures() -> list[NDArray[np.uint16]]:
+    """512 x 512 of 12 bits, Hounsfield units + 1,024."""
+    y, x = np.mgrid[-1:1:512j, -1:1:512j]
+    body = np.full((512, 512), -1000.0)
+    for across, down, wide, high, units in _ORGANS:
+        body[((x - across) / wide) ** 2 + ((y - down) / high) ** 2 < 1] = units
+    frequency = np.hypot(np.fft.fftfreq(512)[:, np.newaxis], np.fft.rfftfreq(512))
+    spectrum = frequency * np.exp(-((frequency / KERNEL) ** 2))
+    made = []
+    for number in range(SLICES):
+        white = np.random.default_rng(number).normal(size=(512, 512))
+        noisy = np.fft.irfft2(np.fft.rfft2(white) * spectrum, s=(512, 512))
+        seen = body + noisy * (NOISE / noisy.std())
+        seen[np.hypot(x, y) > 1] = -1024
+        made.append(np.clip(np.rint(seen) + 1024, 0, 4095).astype("<u2"))
+    return made
+
+
+# --- datasets ---
+
+
+def numbered(head: bytes, keys: Keys, number: int) -> bytes:
+    for placeholder, uid in zip((_STUDY, _SERIES, _INSTANCE), keys, strict=True):
+        head = head.replace(placeholder.encode(), uid.encode())
+    instance_number = b"\x20\x00\x13\x00IS\x08\x00"
+    return head.replace(instance_number + _NUMBER.encode(), instance_number + b"%08d" % number)
+
+
+def head_of(dataset: Dataset, transfer_syntax: str) -> bytes:
+    """The Part 10 file up to Pixel Data."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = UID(CT_STORAGE)
+    meta.MediaStorageSOPInstanceUID = UID(_INSTANCE)
+    meta.TransferSyntaxUID = UID(transfer_syntax)
+    meta.ImplementationClassUID = UID(f"{ROOT_UID}.9")
+    dataset.file_meta = meta
+    stream = io.BytesIO()
+    dcmwrite(stream, dataset, enforce_file_format=True)
+    return stream.getvalue()
+
+
+def _code(value: str, scheme: str, meaning: str) -> pydicom.Sequence:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    return pydicom.Sequence([item])
+
+
+def ct_dataset(pixels: int) -> Dataset:
+    """Eighty attributes and some sequences, as scanners write them."""
+    dataset = Dataset()
+    for each in _CT_ATTRIBUTES.replace("\n", " | ").split(" | "):
+        keyword, _, text = each.partition("=")
+        values = [int(text)] if dictionary_VR(keyword).startswith("US") else text.split("\\")
+        setattr(dataset, keyword, values if len(values) > 1 else values[0])
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID = _STUDY, _SERIES, _INSTANCE
+    dataset.InstanceNumber = _NUMBER
+    dataset.Columns = min(512, max(1, pixels // 2))
+    dataset.Rows = max(1, pixels // 2 // dataset.Columns)
+    dataset.ProcedureCodeSequence = _code("24627-2", "LN", "Chest CT")
+    dataset.AnatomicRegionSequence = _code("51185008", "SCT", "Chest")
+    request = Dataset()
+    request.RequestedProcedureID, request.ScheduledProcedureStepID = "RP7391", "SPS7391"
+    request.RequestedProcedureCodeSequence = _code("24627-2", "LN", "Chest CT")
+    dataset.RequestAttributesSequence = pydicom.Sequence([request])
+    image = Dataset()
+    image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = CT_STORAGE, f"{ROOT_UID}.4.1"
+    image.PurposeOfReferenceCodeSequence = _code("121311", "DCM", "Localizer")
+    dataset.ReferencedImageSequence = pydicom.Sequence([image, image])
+    return dataset
+
+
+# Keyword=value, values of one attribute by backslash.
+_CT_ATTRIBUTES = r"""
+SpecificCharacterSet=ISO_IR 100 | ImageType=ORIGINAL\PRIMARY\AXIAL\CT_SOM5 SPI
+SOPClassUID=1.2.840.10008.5.1.4.1.1.2
+StudyDate=20240131 | SeriesDate=20240131 | AcquisitionDate=20240131 | ContentDate=20240131
+StudyTime=101500.123 | SeriesTime=101730.456 | AcquisitionTime=101745.5 | ContentTime=101745.75
+AccessionNumber=A20240131001 | Modality=CT | Manufacturer=Scanner Works
+InstitutionName=General Hospital | InstitutionAddress=1 Hospital Road, Anytown
+ReferringPhysicianName=Referrer^Rita | StationName=CT01 | StudyDescription=CT chest with contrast
+SeriesDescription=Thorax 1.0 B70f | InstitutionalDepartmentName=Radiology
+PerformingPhysicianName=Performer^Paul | OperatorsName=Operator^Olga | ManufacturerModelName=Works 64
+PatientName=Doe^Jane^Q | PatientID=P0012345 | PatientBirthDate=19600229 | PatientSex=F | PatientAge=063Y
+PatientSize=1.68 | PatientWeight=71.5 | ContrastBolusAgent=Iodine | BodyPartExamined=CHEST
+ScanOptions=HELICAL | SliceThickness=1.0 | KVP=120 | DataCollectionDiameter=500
+DeviceSerialNumber=123456 | SoftwareVersions=VA48A | ProtocolName=ThoraxRoutine
+ReconstructionDiameter=343 | DistanceSourceToDetector=1040 | DistanceSourceToPatient=570
+GantryDetectorTilt=0 | TableHeight=155 | RotationDirection=CW | ExposureTime=500 | XRayTubeCurrent=220
+Exposure=110 | FilterType=0 | GeneratorPower=26 | FocalSpots=1.2 | DateOfLastCalibration=20240131
+TimeOfLastCalibration=063100 | ConvolutionKernel=B70f | PatientPosition=FFS | StudyID=7391
+SeriesNumber=4 | AcquisitionNumber=4 | ImagePositionPatient=-171.5\-171.5\-1250.5
+ImageOrientationPatient=1\0\0\0\1\0 | FrameOfReferenceUID=1.2.826.0.1.3680043.8.498.77.5.1
+PositionReferenceIndicator= | SliceLocation=-1250.5 | ImageComments=Study done after a phone call
+SamplesPerPixel=1 | PhotometricInterpretation=MONOCHROME2 | PixelSpacing=0.669921875\0.669921875
+BitsAllocated=16 | BitsStored=12 | HighBit=11 | PixelRepresentation=0 | SmallestImagePixelValue=0
+LargestImagePixelValue=4095 | WindowCenter=40\-600 | WindowWidth=400\1200 | RescaleIntercept=-1024
+RescaleSlope=1 | WindowCenterWidthExplanation=WINDOW1\WINDOW2 | RequestingPhysician=Requester^Ron
+RequestedProcedureDescription=CT chest | PerformedProcedureStepStartDate=20240131
+PerformedProcedureStepStartTime=101500 | PerformedProcedureStepID=PPS7391
+""".strip()

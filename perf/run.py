@@ -1,0 +1,272 @@
+"""How much one run measures, and the servers, studies and rounds that all measures share."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from perf import servers
+from perf.bodies import CONTENT_TYPE, Body
+from perf.clients import Answered, Client, Response, by_wrk
+from perf.flood import flood
+from perf.results import OURS, Row, median_row
+from perf.servers import Server
+
+WARMED = 512 << 20
+LARGE_ANSWER = 100_000  # bytes from which on wrk would bound the rate
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured. A virtual disk is fast until its budget of bytes is spent: `rest` are seconds to
+    fill it up again between two rounds of 400 MB."""
+
+    instances: int = 400
+    rounds: int = 7
+    rates: int = 5  # rounds of each rate of small answers
+    seconds: float = 4.0  # of each rate of small answers
+    clients: tuple[int, ...] = (1, 16, 64)
+    small_instances: int = 20_000
+    tiles: int = 4_000
+    cold_bytes: int = 2 << 30
+    large: int = 2_260_000_000  # bytes of one instance, beside all peers
+    largest: int = 10_000_000_000  # bytes of one instance, beside cp; 0 for none
+    loop: int = 20_000  # frames
+    slide: int = 100_000  # tiles of all levels
+    rest: float = 3.0
+    memory_large: int = 10**10  # bytes of one instance.
+    memory_instances: int = 2_000
+    memory_each: int = 10**9  # bytes of each of eight uploads.
+    asked: int = 500  # frames at one place of a loop or a slide.
+    lists: tuple[int, ...] = (10, 100)  # frames a request
+    uploaded: int = 100  # instances of a study that is uploaded while others are served
+    archives: tuple[int, ...] = (10_000, 100_000, 1_000_000)  # instances
+
+
+QUICK = Size(
+    instances=100,
+    rounds=3,
+    seconds=1.0,
+    small_instances=2_000,
+    tiles=400,
+    cold_bytes=200 << 20,
+    large=226_000_000,
+    largest=0,
+    loop=2_000,
+    slide=10_000,
+    rest=0.5,
+    memory_large=10**9,
+    memory_instances=200,
+    memory_each=10**8,
+    archives=(1_000, 10_000),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`folder` is on the disk that is measured. `target` is a server that runs already; then no peer is
+    started. `archive` holds the data folder of an archive that was grown before."""
+
+    folder: Path
+    size: Size = Size()
+    target: Server | None = None
+    archive: Path | None = None
+
+    @contextlib.contextmanager
+    def streamsrv(self, name: str, *flags: str) -> Iterator[Server]:
+        """A server with a data folder of its own, or the target, whose new studies are deleted afterwards."""
+        if self.target is None:
+            with servers.streamsrv(self.folder / name, *flags) as server:
+                yield server
+            return
+        try:
+            yield self.target
+        finally:
+            for study in sorted(self.target.studies):
+                with contextlib.suppress(OSError):
+                    forget(self.target, study)
+
+    @contextlib.contextmanager
+    def orthanc(self) -> Iterator[Server | None]:
+        with contextlib.nullcontext() if self.target else servers.orthanc(self.folder / "peer") as server:
+            yield server
+
+    @contextlib.contextmanager
+    def nginx(self, files: Path) -> Iterator[Server | None]:
+        with contextlib.nullcontext() if self.target else servers.nginx(files) as server:
+            yield server
+
+    @contextlib.contextmanager
+    def both(self, name: str, *flags: str) -> Iterator[list[Server]]:
+        """Ours, and Orthanc if it is there."""
+        with self.streamsrv(name, *flags) as ours, self.orthanc() as peer:
+            yield [ours] if peer is None else [ours, peer]
+
+
+# --- studies ---
+
+
+def store_study(server: Server, body: Body, path: Path) -> float:
+    """Seconds of one POST of the body, which is in the file."""
+    with Client(server) as client:
+        server.studies.add(body.study)
+        response = client.send_file("POST", "/studies", CONTENT_TYPE, path)
+    return checked(response, f"{server.name}'s store").seconds
+
+
+def post_study(client: Client, body: Body) -> Response:
+    """One POST of a body that is made while it is sent."""
+    client.server.studies.add(body.study)
+    response = client.post("/studies", CONTENT_TYPE, body.length, body.chunks())
+    return checked(response, f"{client.server.name}'s store")
+
+
+def checked(response: Response, request: str) -> Response:
+    """Raises RuntimeError unless the status is 200."""
+    if response.status != 200:
+        raise RuntimeError(f"{request} answered {response.status} instead of 200")
+    return response
+
+
+def forget(server: Server, study: str) -> float:
+    """Seconds of the deletion of a study. Orthanc deletes by identifiers of its own, whose look-up does not
+    count."""
+    server.studies.discard(study)
+    with Client(server) as client:
+        paths = [f"/studies/{study}"]
+        if server.name != OURS:
+            query = json.dumps({"Level": "Study", "Query": {"StudyInstanceUID": study}}).encode()
+            found = client.post("//tools/find", "application/json", len(query), [query])
+            paths = [f"//studies/{one}" for one in json.loads(found.payload)]
+        return sum(client.exchange("DELETE", path, {}, keep=True).seconds for path in paths)
+
+
+# --- the disk and the memory ---
+
+
+def copy_and_sync(source: Path, target: Path) -> float:
+    """The floor under every durable store: the same bytes by cp, then fsync. Seconds."""
+    started = time.perf_counter()
+    subprocess.run(["cp", "--reflink=never", str(source), str(target)], check=True)
+    descriptor = os.open(target, os.O_RDWR)
+    os.fsync(descriptor)
+    seconds = time.perf_counter() - started
+    os.close(descriptor)
+    target.unlink()
+    return seconds
+
+
+def warm_memory(folder: Path) -> None:
+    """Uses memory and frees it again. A virtual machine returns memory that was free for a second to its
+    host, and the next write to it costs ten times as much: the first of two subjects would pay for both."""
+    block, scratch = bytes(2 << 20), folder / "scratch"
+    with scratch.open("wb", buffering=0) as stream:
+        for _ in range(WARMED // len(block)):
+            stream.write(block)
+    scratch.unlink()
+
+
+class Stretch(NamedTuple):
+    """Bytes of one file; an `end` of 0 is the end of the file."""
+
+    path: Path
+    begin: int = 0
+    end: int = 0
+
+
+def drop_from_memory(stretches: Iterable[Stretch], *, sync: bool = False) -> None:
+    """Drops the pages of the stretches from the page cache, as far as they are on the disk."""
+    for path, begin, end in stretches:
+        descriptor = os.open(path, os.O_RDONLY)
+        if sync:
+            os.fdatasync(descriptor)
+        if end > begin or not end:
+            os.posix_fadvise(descriptor, begin, max(0, end - begin), os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+# --- rounds ---
+
+
+def nothing() -> None:
+    pass
+
+
+def in_turns(
+    rounds: int,
+    subjects: Mapping[str, Callable[[], float]],
+    rest: float = 0.0,
+    before: Callable[[], None] = nothing,
+    discarded: int = 1,
+) -> dict[str, list[float]]:
+    """The values of each subject, measured once a round. The first rounds are discarded. `rest`: seconds
+    before each round; `before` is called before each subject."""
+    values: dict[str, list[float]] = {name: [] for name in subjects}
+    for turn in range(discarded + rounds):
+        time.sleep(rest)
+        for name, measure in subjects.items():
+            before()
+            value = measure()
+            if turn >= discarded:
+                values[name].append(value)
+    return values
+
+
+def rows_of(measure: str, values: Mapping[str, Sequence[float]]) -> list[Row]:
+    return [median_row(measure, name, each) for name, each in values.items()]
+
+
+class Asked(NamedTuple):
+    """Requests to one server. Small answers are taken by wrk if it is installed, `large` ones by
+    `perf.flood`."""
+
+    server: Server
+    paths: Sequence[str]
+    accept: str = "*/*"
+    large: bool = False
+    encoding: str = "identity"
+
+    def rate(self, clients: int, seconds: float) -> Answered:
+        if self.large or not shutil.which("wrk"):
+            return flood(self.server, self.paths, self.accept, clients, seconds, self.encoding)
+        return by_wrk(self.server, self.paths, self.accept, clients, seconds)
+
+
+def rates(
+    measure: str,
+    subjects: Mapping[str, Asked],
+    clients: int,
+    seconds: float,
+    rounds: int,
+    *,
+    p99: bool = False,
+) -> Iterator[Row]:
+    """Answers a second of each subject, in turns; with `p99` that of the first subject in milliseconds, too.
+    Orthanc, which is slow, has one round."""
+    found: dict[str, list[Answered]] = {name: [] for name in subjects}
+    for turn in range(rounds):
+        for name, asked in subjects.items():
+            if asked.server.name != "Orthanc" or not turn:
+                found[name].append(asked.rate(clients, seconds))
+    for name, answers in found.items():
+        middle = Answered(*(statistics.median(values) for values in zip(*answers, strict=True)))
+        note = f"{middle.note}, {middle.megabytes:,.0f} MB/s"
+        yield median_row(measure, name, [one.rate for one in answers], note)
+    if p99:
+        first = next(iter(subjects))
+        yield median_row(f"{measure}, p99", first, [one.p99 for one in found[first]])
+
+
+def latencies(server: Server, paths: Iterable[str], accept: str) -> list[float]:
+    """Milliseconds of each GET of one client."""
+    with Client(server) as client:
+        return [client.fetch(path, accept).seconds * 1e3 for path in paths]

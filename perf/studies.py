@@ -1,0 +1,437 @@
+"""Studies and large instances in and out: rates, first byte, deletion, processor time and memory.
+
+Store, retrieve and delete share their rounds: a study that one round stores is deleted in it. Subjects take
+turns; Orthanc, which is much slower and rewrites its own files, has rounds of its own.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import lmdb
+
+from perf import bodies, servers
+from perf.bodies import Body
+from perf.clients import DICOM, FRAME, Client, Response, percentile, together
+from perf.results import Row, median_row
+from perf.run import (
+    Run,
+    Stretch,
+    checked,
+    copy_and_sync,
+    drop_from_memory,
+    forget,
+    in_turns,
+    latencies,
+    post_study,
+    rows_of,
+    store_study,
+    warm_memory,
+)
+from perf.servers import MemorySampler, Server, cpu_seconds
+
+PEER_ROUNDS = 3
+TIMES_IN_MEMORY = 4  # the instance, in Orthanc
+# The rest between rounds is meant for so many bytes, sent and copied.
+RESTED_FOR = 840e6
+FRAMES = 50
+FRAME_LENGTH = 512 * 1024
+BLOCK = bytes(2 << 20)
+
+
+class Transfer:
+    """One kind of transfer from or to one server; each call is a round. It keeps seconds of processor time
+    a GB, and memory of the server from the first round to the last."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.processor: list[float] = []
+        self.memory = MemorySampler(server.pid)
+
+    def __call__(self) -> float:
+        """MB/s."""
+        before = cpu_seconds(self.server.pid)
+        length, seconds = self.move()
+        self.processor.append((cpu_seconds(self.server.pid) - before) * 1e9 / length)
+        return length / 1e6 / seconds
+
+    def move(self) -> tuple[int, float]:
+        """Bytes and seconds."""
+        raise NotImplementedError
+
+
+class Upload(Transfer):
+    """Stores a study and deletes it; keeps the milliseconds of the deletions."""
+
+    def __init__(self, server: Server, body: Body, path: Path) -> None:
+        super().__init__(server)
+        self.body, self.path = body, path
+        self.deletes: list[float] = []
+
+    def move(self) -> tuple[int, float]:
+        return self.body.length, store_study(self.server, self.body, self.path)
+
+    def __call__(self) -> float:
+        rate = super().__call__()
+        self.deletes.append(forget(self.server, self.body.study) * 1e3)
+        return rate
+
+
+class Download(Transfer):
+    """Retrieves by several clients at once; keeps the milliseconds to the first byte of each answer."""
+
+    def __init__(self, server: Server, path: str, clients: int, each: int = 2) -> None:
+        super().__init__(server)
+        self.path, self.clients, self.each = path, clients, each
+        self.first_bytes: list[float] = []
+
+    def move(self) -> tuple[int, float]:
+        answers: list[Response] = []
+        fetch = [lambda client: answers.append(client.fetch(self.path, DICOM))] * (self.clients * self.each)
+        seconds = together(self.clients, self.server, fetch)
+        self.first_bytes += [answer.first_byte * 1e3 for answer in answers]
+        return sum(answer.length for answer in answers), seconds
+
+    def drop_warming(self) -> None:
+        """Drops the first round, which warmed up."""
+        del self.first_bytes[: self.clients * self.each]
+        del self.processor[0]
+
+
+def sampled(
+    rounds: Callable[[Mapping[str, Callable[[], float]]], dict[str, list[float]]],
+    subjects: Mapping[str, Callable[[], float]],
+) -> dict[str, list[float]]:
+    """The values of the rounds, with the memory of each transfer sampled meanwhile."""
+    with ExitStack() as stack:
+        for one in subjects.values():
+            if isinstance(one, Transfer):
+                stack.enter_context(one.memory)
+        return rounds(subjects)
+
+
+def costs(name: str, transfers: Sequence[Transfer]) -> Iterator[Row]:
+    """Processor time a GB, and memory, of all processes of a server."""
+    for one in transfers:
+        if one.server.pid:
+            yield median_row(f"CPU time, {name}", one.server.name, one.processor, "user and system")
+            note = f"at most {one.memory.peak / 1e6:.0f} MB, RssAnon + RssShmem"
+            yield Row(f"memory growth, {name}", one.server.name, one.memory.growth / 1e6, note)
+
+
+# --- a CT study ---
+
+
+def study(run: Run) -> Iterator[Row]:
+    body = bodies.ct_study(1, run.size.instances)
+    files = run.folder / "nginx"
+    files.mkdir()
+    path = body.write(files / "study.body")
+    with run.both("ct") as both, run.nginx(files) as web:
+        yield from _store(run, both, body, path)
+        if web is not None:
+            rates = [put(web, path) for _ in range(PEER_ROUNDS)]
+            yield median_row("store the same bytes by PUT, not synced", "nginx", rates)
+        for server in both:
+            store_study(server, body, path)
+        paths = (f"/studies/{body.study}", "/study.body")
+        for clients in (1, 4):
+            name = f"retrieve the study, {clients} at once"
+            yield from retrieved(name, 2 * run.size.rounds + 1, both, web, paths, clients)
+        series = Download(both[0], f"{paths[0]}/series/{body.keys[0].series}", 1)
+        yield median_row("retrieve its series", "streamsrv", [series() for _ in range(run.size.rounds)])
+        yield from _cold(run, both, web, paths)
+
+
+def _store(run: Run, both: Sequence[Server], body: Body, path: Path) -> Iterator[Row]:
+    count = f"{run.size.instances} CT instances of 526 kB"
+    ours, *theirs = (Upload(server, body, path) for server in both)
+    subjects: dict[str, Callable[[], float]] = {"streamsrv": ours}
+    if run.target is None:
+        subjects["cp + fsync"] = lambda: body.length / 1e6 / copy_and_sync(path, run.folder / "copy")
+    warm = partial(warm_memory, run.folder)
+    values = sampled(lambda them: in_turns(2 * run.size.rounds + 1, them, run.size.rest, warm), subjects)
+    for peer in theirs:
+        values |= sampled(lambda them: in_turns(PEER_ROUNDS, them, discarded=0), {peer.server.name: peer})
+    yield from rows_of(f"store {count}, one POST", values)
+    yield from costs("store the study", (ours, *theirs))
+    for one in (ours, *theirs):
+        yield median_row(f"delete {count}", one.server.name, one.deletes)
+
+
+def put(web: Server, path: Path) -> float:
+    """MB/s. nginx does not sync: a power cut may lose bytes that it has acknowledged."""
+    with Client(web) as client:
+        response = client.send_file("PUT", "/put/study", "application/octet-stream", path)
+    if response.status not in (201, 204):
+        raise RuntimeError(f"nginx's PUT answered {response.status}")
+    assert web.folder is not None
+    (web.folder / "put" / "study").unlink()
+    return path.stat().st_size / 1e6 / response.seconds
+
+
+def retrieved(
+    name: str,
+    rounds: int,
+    both: Sequence[Server],
+    web: Server | None,
+    paths: tuple[str, str],
+    clients: int,
+    peer_rounds: int = PEER_ROUNDS,
+) -> Iterator[Row]:
+    """`paths`: of the DICOMweb servers, and of the file of nginx."""
+    ours, *theirs = (Download(server, paths[0], clients, 1 + (server is both[0])) for server in both)
+    turns = [ours] if web is None else [ours, Download(web, paths[1], clients)]
+    values = sampled(partial(in_turns, rounds), {one.server.name: one for one in turns})
+    for one in turns:
+        one.drop_warming()
+    for peer in theirs:
+        values |= sampled(lambda them: in_turns(peer_rounds, them, discarded=0), {peer.server.name: peer})
+    yield from rows_of(name, values)
+    for one in (*turns, *theirs):
+        times = one.first_bytes
+        note = f"p50 {statistics.median(times):.2f}, longest {max(times):.2f}, {len(times)} requests"
+        yield Row(f"first byte, {name}", one.server.name, percentile(times, 0.95), note)
+    yield from costs(name, (ours, *theirs))
+
+
+def _cold(run: Run, both: Sequence[Server], web: Server | None, paths: tuple[str, str]) -> Iterator[Row]:
+    if run.target is not None:
+        return
+    asked = [Download(server, paths[0], 1, 1) for server in both]
+    asked += [Download(web, paths[1], 1, 1)] if web else []
+    values = in_turns(run.size.rounds, {one.server.name: partial(_cold_rate, one) for one in asked})
+    for one in asked:
+        note = f"first byte after {statistics.median(one.first_bytes):.1f} ms"
+        yield median_row("retrieve the study, in no memory", one.server.name, values[one.server.name], note)
+
+
+def _cold_rate(download: Download) -> float:
+    assert download.server.folder is not None
+    files = (path for path in download.server.folder.rglob("*") if path.is_file())
+    drop_from_memory(map(Stretch, files), sync=True)
+    return download()
+
+
+# --- one large instance ---
+
+
+def large(run: Run) -> Iterator[Row]:
+    """Native frames: a DICOM element of that form ends at 4 GB. Measures with one round come first, before
+    the disk has worked."""
+    body = bodies.native_loop(80, max(2, run.size.large // bodies.CT_PIXELS))
+    name = f"one instance of {body.length / 1e9:.3g} GB"
+    files = run.folder / "nginx"
+    files.mkdir()
+    path = body.write(files / "large.body")
+    os.sync()
+    fits = servers.available_memory() > TIMES_IN_MEMORY * body.length + (1 << 30)
+    with ExitStack() as stack:
+        both = [stack.enter_context(run.streamsrv("large"))]
+        web = stack.enter_context(run.nginx(files))
+        if not fits:
+            yield Row(f"store {name}", "Orthanc", None, "needs more memory than there is")
+        elif (peer := stack.enter_context(run.orthanc())) is not None:
+            both.append(peer)
+            yield from _before_and_after(run, name, both, body, path)
+        yield from _beside_cp(run, f"store {name}", Upload(both[0], body, path), max(2, run.size.rounds - 3))
+        if web is not None:
+            rates = [put(web, path) for _ in range(2)]
+            yield median_row(f"store the bytes of {name} by PUT, not synced", "nginx", rates)
+        store_study(both[0], body, path)
+        paths = (f"/studies/{body.study}", "/large.body")
+        yield from retrieved(f"retrieve {name}", run.size.rounds + 3, both, web, paths, 1, peer_rounds=1)
+        for server, count in zip(both, (FRAMES, 1), strict=False):
+            frames = body.length // bodies.CT_PIXELS
+            asked = [f"{body.path}/frames/{1 + turn * 7919 % frames}" for turn in range(count)]
+            yield median_row(f"one frame of {name}", server.name, latencies(server, asked, FRAME))
+        for server in both[1:]:
+            yield Row(f"delete {name}", server.name, forget(server, body.study) * 1e3)
+    if run.size.largest and run.target is None:
+        yield from _largest(run)
+
+
+def _beside_cp(run: Run, measure: str, upload: Upload, rounds: int, discarded: int = 1) -> Iterator[Row]:
+    path, length = upload.path, upload.body.length
+    subjects: dict[str, Callable[[], float]] = {"streamsrv": upload}
+    if run.target is None:
+        subjects["cp + fsync"] = lambda: length / 1e6 / copy_and_sync(path, run.folder / "copy")
+    rest, warm = _rest(run, length), partial(_use_and_free, length)
+    values = sampled(lambda them: in_turns(rounds, them, rest, warm, discarded), subjects)
+    yield from rows_of(measure, values)
+    yield from costs(measure, [upload])
+    yield median_row(measure.replace("store", "delete"), "streamsrv", upload.deletes)
+
+
+def _rest(run: Run, length: int) -> float:
+    """Seconds before a round, which writes the bytes twice."""
+    return run.size.rest * max(1.0, 2 * length / RESTED_FOR)
+
+
+def _use_and_free(length: int) -> None:
+    """As `warm_memory`, without the disk, for so many bytes as far as they are there."""
+    length = min(length, servers.available_memory() // 2)
+    with mmap.mmap(-1, length) as memory:
+        for start in range(0, length, len(BLOCK)):
+            memory[start : start + len(BLOCK)] = BLOCK[: length - start]
+
+
+def _before_and_after(run: Run, name: str, both: Sequence[Server], body: Body, path: Path) -> Iterator[Row]:
+    """Orthanc once, ours before and after it, each after a rest and with warm memory."""
+
+    def rate(server: Server) -> float:
+        time.sleep(_rest(run, body.length))
+        _use_and_free(body.length)
+        return body.length / 1e6 / store_study(server, body, path)
+
+    ours, peer = both
+    rates = [rate(ours)]
+    forget(ours, body.study)
+    with MemorySampler(peer.pid) as memory:
+        theirs = rate(peer)
+    rates.append(rate(ours))
+    forget(ours, body.study)
+    yield Row(f"store {name}", "Orthanc", theirs, f"memory grew by {memory.growth / 1e6:.0f} MB")
+    yield median_row(f"store {name}, before and after Orthanc", "streamsrv", rates)
+
+
+def _largest(run: Run) -> Iterator[Row]:
+    """Encapsulated frames, whose length has no limit, beside `cp` alone: no memory holds them twice."""
+    measure = f"store one instance of {run.size.largest / 1e9:.3g} GB"
+    if shutil.disk_usage(run.folder).free < 5 * run.size.largest:
+        yield Row(measure, "streamsrv", None, "not enough free disk")
+        return
+    body = bodies.multi_frame(81, run.size.largest // FRAME_LENGTH, FRAME_LENGTH)
+    path = body.write(run.folder / "largest.body")
+    with run.streamsrv("largest") as server:
+        yield from _beside_cp(run, measure, Upload(server, body, path), 1, 0)
+
+
+# --- one instance a request ---
+
+
+def single(run: Run) -> Iterator[Row]:
+    """Each answer waits for its own sync. Orthanc syncs each file and not its index. The floor is the time
+    that the disk takes for one instance."""
+    count = min(run.size.instances, 100)
+    with run.both("single") as both:
+        for clients in (1, 8):
+            body = bodies.ct_study(2 + clients, count)
+            subjects: dict[str, Callable[[], float]] = {
+                server.name: partial(posts_a_second, server, body, clients) for server in both
+            }
+            if clients == 1 and run.target is None:
+                subjects["append, sync, commit"] = partial(_appends_a_second, run.folder / "floor", body)
+            values = in_turns(run.size.rounds, subjects, min(1.0, run.size.rest))
+            yield from rows_of(f"store CT instances one a POST, {clients} at once", values)
+
+
+def posts_a_second(server: Server, body: Body, clients: int) -> float:
+    """Stores each instance of the body by a POST of its own, and deletes the study."""
+
+    def post(part: bytes | memoryview, client: Client) -> None:
+        chunks = [part, bodies.CLOSING]
+        length = sum(map(len, chunks))
+        checked(client.post("/studies", bodies.CONTENT_TYPE, length, chunks), "the store of one instance")
+
+    server.studies.add(body.study)
+    parts = list(body.chunks())[:-1]
+    seconds = together(clients, server, [partial(post, part) for part in parts])
+    forget(server, body.study)
+    return len(parts) / seconds
+
+
+def _appends_a_second(folder: Path, body: Body) -> float:
+    """The instance to the end of a file, synced; then 6 kB to an index, committed."""
+    parts = [bytes(chunk) for chunk in body.chunks()][:-1]
+    folder.mkdir(exist_ok=True)
+    file = os.open(folder / "segment", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    index = lmdb.open(str(folder), map_size=1 << 30)
+    started = time.perf_counter()
+    for number, part in enumerate(parts):
+        os.write(file, part)
+        os.fdatasync(file)
+        with index.begin(write=True) as transaction:
+            transaction.put(b"%d-%f" % (number, started), part[:6000])
+    seconds = time.perf_counter() - started
+    index.close()
+    os.close(file)
+    return len(parts) / seconds
+
+
+def index(run: Run) -> Iterator[Row]:
+    """Instances with next to no pixels: the cost that remains is reading, JSON and index."""
+    count = run.size.small_instances
+    body = bodies.ct_study(3, count, pixels=512)
+    with run.streamsrv("index") as server:
+        path = body.write(run.folder / "small.body")
+        with MemorySampler(server.pid) as memory:
+            seconds = store_study(server, body, path)
+        note = f"{count} CT headers in one POST; memory grew by {memory.growth / 1e6:.0f} MB"
+        yield Row("instances stored and indexed", "streamsrv", count / seconds, note)
+        if server.folder is not None:
+            files = {path for path in server.folder.rglob("*") if path.is_file()} - server.segments().keys()
+            used = sum(path.stat().st_blocks * 512 for path in files)
+            yield Row("index on disk", "streamsrv", used / count, "CT headers of 80 attributes")
+
+
+# --- bounded memory ---
+
+
+def memory(run: Run) -> Iterator[Row]:
+    """Growth from the server as it stood ready. Bodies come from a generator, so the disk holds an instance
+    once: in the store."""
+    size = run.size
+    with run.streamsrv("memory") as server:
+        before = servers.private_bytes(server.pid)
+        yield Row("memory", "ready, no request yet", before / 1e6, "RssAnon + RssShmem, all processes")
+        long = bodies.multi_frame(10, max(1, size.memory_large // FRAME_LENGTH), FRAME_LENGTH)
+        many = bodies.ct_study(11, size.memory_instances)
+        for name, body in (
+            (f"one instance of {long.length / 1e9:.3g} GB", long),
+            (f"{size.memory_instances} instances of 526 kB", many),
+        ):
+            for direction, move in (("in", _post), ("out", _get)):
+                yield _grown(server, before, f"{name} {direction}", [partial(move, body)])
+        # Four of the uploads are one large instance, four are studies.
+        frames = max(1, size.memory_each // FRAME_LENGTH)
+        uploads = [
+            bodies.multi_frame(20 + n, frames, FRAME_LENGTH) if n % 2 else bodies.ct_study(20 + n, frames)
+            for n in range(8)
+        ]
+        work = [partial(_post, body) for body in uploads]
+        work += [partial(_get, (long, many)[n % 2]) for n in range(8)]
+        name = f"eight uploads of {size.memory_each / 1e9:.3g} GB and eight downloads at once"
+        yield _grown(server, before, name, work)
+
+
+def _grown(server: Server, before: int, name: str, work: Sequence[Callable[[Client], int]]) -> Row:
+    moved: list[int] = []
+
+    def move(one: Callable[[Client], int], client: Client) -> None:
+        moved.append(one(client))
+
+    with MemorySampler(server.pid, before) as sampler:
+        seconds = together(len(work), server, [partial(move, one) for one in work])
+    return Row("memory growth", name, sampler.growth / 1e6, f"at {sum(moved) / 1e6 / seconds:.0f} MB/s")
+
+
+def _post(body: Body, client: Client) -> int:
+    post_study(client, body)
+    return body.length
+
+
+def _get(body: Body, client: Client) -> int:
+    response = client.fetch(f"/studies/{body.study}", DICOM)
+    framing = len(body.keys) * 1000 + 1000
+    if abs(response.length - body.length) > framing:
+        raise RuntimeError(f"{body.length} bytes were stored, {response.length} were retrieved")
+    return response.length
