@@ -248,7 +248,7 @@ def test_two_runs_on_the_command_line(tmp_path, capsys, old, new, code, word):
 
 
 STORE = "store 400 CT instances of 526 kB, one POST"
-FRAMES = "frames of 21 kB, 16 at once"
+FRAMES = "frames of 21 kB, 64 at once"
 ROWS = [
     Row(FRAMES, "streamsrv", 100.0, unit="a second"),
     Row(FRAMES, "nginx, one file", 900.0, unit="a second"),
