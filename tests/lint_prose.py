@@ -40,7 +40,6 @@ LIMITS: dict[str, tuple[int, int]] = {
     "streamsrv/web/connection": (64, 3),
     "streamsrv/web/fastpath": (38, 2),
     "streamsrv/web/sending": (28, 7),
-    "streamsrv/wire": (49, 1),
 }
 
 PEOPLE = r"(?:client|clients|person|people|user|users|reader|readers|someone|those|engineers?|developers?)"

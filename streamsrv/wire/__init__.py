@@ -1,1 +1,1 @@
-"""HTTP and MIME without a socket: multipart, content negotiation, target resources, answers."""
+"""HTTP and MIME without a socket: resources, representations, conditions, multipart, answers."""

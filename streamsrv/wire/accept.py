@@ -1,14 +1,21 @@
-"""Which representation goes out (PS3.18 8.7): acceptable ranges in, one choice out, or NotAcceptable with
-what would do.
+"""Chooses the representation that an answer has (PS3.18 8.7.5, RFC 9110 12.5.1). Raises NotAcceptable,
+which lists the representations that are available.
 
-Strategy: each range is asked which offer it takes; the offer with the best vote (ranges.py) goes out. What
-a range takes of instances and frames is the table RULES, looked up and never branched on.
+Strategy: the Accept header becomes acceptable ranges, and each range votes for an offer. The table RULES
+says which offer a range takes for instances and frames.
 
-Rules of the choice
-- A single-part media type serves single items only (PS3.18 10.4.4). `multipart/related; type="*/*"` and
-  `*/*` are taken everywhere.
-- Without any range: the default of the resource, or what can be had if that cannot.
-- Implicit VR Little Endian and Explicit VR Big Endian never go out (PS3.18 8.7.3), whoever asks.
+Rules
+- The query parameter `accept` has priority over the header. If it takes no offer, the header counts
+  (PS3.18 8.7.8.1).
+- For each offer the most specific range counts, and its q=0 excludes the offer. Stored bytes come before
+  bytes that have to be made, for any order and q of the client. Then come the higher q, the order of the
+  client, and the order of the offers.
+- A range that is malformed, or has another character set than UTF-8, is ignored.
+- A request has at most MAX_RANGES, counted by their commas before any is parsed.
+- A single-part media type is for single items only (PS3.18 10.4.4). `multipart/related; type="*/*"` and
+  `*/*` are accepted for any resource.
+- Without a range the default of the resource goes out, or an available representation.
+- Implicit VR Little Endian and Explicit VR Big Endian never go out (PS3.18 8.7.3).
 """
 
 from __future__ import annotations
@@ -35,11 +42,11 @@ from streamsrv.wire.mediatypes import (
 )
 
 ANY = "*/*"
-# Clients have few headers and send them again and again; a longer one is read each time.
+# Characters. A client repeats a few short headers; a longer one is parsed each time.
 LONGEST_REMEMBERED = 512
-# In one request. Each costs about 10 us, and is asked about every offer; clients send about 5.
+# In one request. Each costs about 10 us, and more for each offer; clients send about 5.
 MAX_RANGES = 64
-# Names of earlier editions of PS3.18 that clients still use.
+# Clients still use names of earlier editions of PS3.18.
 _ALIASES = {
     "image/dicom+jpeg": "image/jpeg",
     "image/dicom+rle": "image/dicom-rle",
@@ -75,8 +82,8 @@ MEDIA_SYNTAXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 _MEDIA_OF = {uid: media_type for media_type, uids in MEDIA_SYNTAXES.items() for uid in uids}
-# Stored syntaxes that never go out as they are (PS3.18 8.7.3), and those whose frames are nothing but
-# uncompressed samples.
+# Stored syntax -> syntax of the answer: for instances (PS3.18 8.7.3), and for frames. Some syntaxes have
+# uncompressed frames, which go out as Explicit VR Little Endian.
 INSTANCE_SENT_AS = {_DICOM_UID[:-1]: EXPLICIT, _DICOM_UID + "2": EXPLICIT}
 FRAME_SENT_AS = {**INSTANCE_SENT_AS, _DICOM_UID + "1.99": EXPLICIT, _DICOM_UID + "1.98": EXPLICIT}
 
@@ -86,7 +93,7 @@ FRAME_SENT_AS = {**INSTANCE_SENT_AS, _DICOM_UID + "1.99": EXPLICIT, _DICOM_UID +
 
 @dataclass(frozen=True, slots=True)
 class AcceptableRange:
-    """`multipart` is None for `*/*`, which takes either; `media_type` is then that of a part.
+    """`multipart` is None for `*/*`, which takes both. `media_type` of a multipart range is that of a part.
     `transfer_syntax` is "", "*" or a UID.
     """
 
@@ -113,16 +120,16 @@ class AcceptableRange:
 
 
 def parse_accept(header: str | None, query: Sequence[str] = ()) -> list[AcceptableRange]:
-    """`query` are the decoded values of the `accept` query parameter. In the order of the client, those of
-    the query first. Raises BadRequest for a long text of more than MAX_RANGES.
+    """The ranges in the order of the client. Those of `query`, the decoded values of the query parameter
+    `accept`, come first. Raises BadRequest for more than MAX_RANGES.
     """
     if not query and header is not None and len(header) <= LONGEST_REMEMBERED:
         return list(_remembered(header))
     if sum(text.count(",") for text in (header or "", *query)) >= MAX_RANGES:
         raise BadRequest(f"more than {MAX_RANGES} acceptable media types are listed")
-    # A plus sign that was not encoded arrives as a blank: `accept=application/dicom+json`.
-    mended = (re.sub(r"(?<=[a-z]) (?=[a-z])", "+", value) for value in query)
-    asked = [(text, True) for value in mended for text in split_list(value)]
+    # A plus sign that the client did not encode arrives as a blank: `accept=application/dicom+json`.
+    corrected = (re.sub(r"(?<=[a-z]) (?=[a-z])", "+", value) for value in query)
+    asked = [(text, True) for value in corrected for text in split_list(value)]
     asked += [(text, False) for text in split_list(header or "")]
     return [found for text, from_query in asked if (found := _range_of(text, from_query))]
 
@@ -134,7 +141,7 @@ def _remembered(header: str) -> tuple[AcceptableRange, ...]:
 
 
 def _range_of(text: str, from_query: bool) -> AcceptableRange | None:
-    # `*` alone comes from Java's HttpURLConnection: "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2".
+    # Java's HttpURLConnection sends `*`: "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2".
     media = parse_media_type(re.sub(r"^\*(?=[\s;]|$)", ANY, text))
     quality = _quality(media.parameters.get("q", "1")) if media else None
     if media is None or quality is None:
@@ -145,7 +152,7 @@ def _range_of(text: str, from_query: bool) -> AcceptableRange | None:
     if media.type not in (MULTIPART, "multipart/*"):
         multipart = None if media.type == ANY else False
         return AcceptableRange(multipart, canonical(media.type), syntax, quality, from_query)
-    # Some clients put the parameters of the part into its quoted type.
+    # Some clients put the parameters of the part into the quoted type.
     part = parse_media_type(media.parameters.get("type", ANY))
     if part is None:
         return None
@@ -158,7 +165,7 @@ def _quality(text: str) -> float | None:
 
 
 def canonical(media_type: str) -> str:
-    """In lower case, and by its present name."""
+    """In lower case, with the current name."""
     return _ALIASES.get(media_type.lower(), media_type.lower())
 
 
@@ -166,7 +173,7 @@ def canonical(media_type: str) -> str:
 
 
 class Offer(NamedTuple):
-    """One representation. `syntax` is empty where there is none to name."""
+    """One representation. `syntax` is "" if it has no transfer syntax."""
 
     media_type: str
     multipart: bool = False
@@ -174,11 +181,11 @@ class Offer(NamedTuple):
 
     @property
     def content_type(self) -> str:
-        """Of the single part, or of each part: with its transfer syntax."""
+        """Of the single part, or of each part, with its transfer syntax."""
         return _content_type(self.media_type, self.syntax)
 
     def __str__(self) -> str:
-        """As a client asks for it."""
+        """The range by which a client gets it."""
         if not self.multipart:
             return self.content_type
         text = f'{MULTIPART}; type="{self.media_type}"'
@@ -195,7 +202,7 @@ def elect(
     taken: Callable[[AcceptableRange], Iterable[Offer]],
     stored: str | None = None,
 ) -> Offer | None:
-    """The offer with the best vote; None if no range takes any."""
+    """The offer with the best vote; None if no range takes an offer."""
     for from_query in (True, False):
         votes: dict[Offer, tuple[int, AcceptableRange]] = {}
         for place, asked in enumerate(ranges):
@@ -217,14 +224,14 @@ def elect(
 
 
 class Resource(enum.StrEnum):
-    """What the decision depends on; several routes share one."""
+    """Several routes share one."""
 
     INSTANCES = "instances"
     FRAMES = "frames"
 
 
 class Takes(enum.StrEnum):
-    """Which syntax a range takes."""
+    """The syntax that a range takes."""
 
     STORED = "as stored"
     UNCOMPRESSED = "Explicit VR Little Endian"
@@ -280,7 +287,7 @@ ANIMATED = frozenset(("image/gif",))
 
 
 def decision_table() -> list[tuple[str, str, str]]:
-    """For the documentation: resource, what is asked for, what goes out."""
+    """For the documentation: resource, range, and the representation that goes out."""
     rows = [(str(rule.resource), _asked(rule), str(rule.takes)) for rule in RULES]
     for resource, offers in (
         ("metadata, search", METADATA_OFFERS),
@@ -308,7 +315,8 @@ def choose_json(ranges: Sequence[AcceptableRange], offers: Sequence[Offer] = JSO
 def choose_image(
     ranges: Sequence[AcceptableRange], media_types: Sequence[str] = IMAGE_TYPES, *, single: bool = True
 ) -> Offer:
-    """For rendered resources and thumbnails; `media_types` in our order. Raises NotAcceptable."""
+    """For rendered resources and thumbnails. `media_types` are in the order of preference. Raises
+    NotAcceptable."""
     alone = [Offer(media_type) for media_type in media_types if single or media_type in ANIMATED]
     parts = [Offer(media_type, multipart=True) for media_type in media_types]
     return _choose(ranges, alone + parts if single else parts + alone)
@@ -317,9 +325,8 @@ def choose_image(
 def choose_bulk(
     ranges: Sequence[AcceptableRange], media_types: Sequence[str] = (OCTETS,), *, single: bool = True
 ) -> Offer:
-    """For values of attributes other than pixel data; a transfer syntax says nothing about them. Raises
-    NotAcceptable.
-    """
+    """For values of attributes other than pixel data, which have no transfer syntax. Raises
+    NotAcceptable."""
     parts = [Offer(media_type, multipart=True) for media_type in media_types]
     return _choose(ranges, parts + [Offer(media_type) for media_type in media_types if single])
 
@@ -330,7 +337,7 @@ def _choose(ranges: Sequence[AcceptableRange], offers: Sequence[Offer]) -> Offer
     def taken(asked: AcceptableRange) -> Iterator[Offer]:
         fitting = [offer for offer in offers if asked.covers(offer.media_type)]
         framed = [offer for offer in fitting if asked.multipart in (None, offer.multipart)]
-        # `type="*/*"` is taken everywhere, also where nothing comes in parts.
+        # `type="*/*"` is accepted also for a resource that never has parts.
         return iter(framed or (fitting if asked.media_type == ANY else ()))
 
     chosen = elect(ranges, taken) if ranges else offers[0]
@@ -343,8 +350,8 @@ def _choose(ranges: Sequence[AcceptableRange], offers: Sequence[Offer]) -> Offer
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
-    """What is stored, as it would be labelled, and what it can be made into."""
+class _StoredForm:
+    """The stored representation, and the syntaxes into which it can be transcoded."""
 
     resource: Resource
     syntax: str
@@ -363,7 +370,7 @@ class _Source:
         return Offer(_MEDIA_OF.get(syntax, OCTETS), multipart, syntax)
 
     def taken(self, asked: AcceptableRange) -> Iterator[Offer]:
-        """The offer that a range takes, if it can be had."""
+        """The offer that a range takes, if it is available."""
         multipart = asked.multipart is not False
         if not multipart and not self.single:
             return
@@ -374,7 +381,7 @@ class _Source:
             yield self.offer(syntax, multipart)
 
     def _type_form(self, asked: AcceptableRange) -> str:
-        """The media type under which RULES has what `asked` says."""
+        """The media type in RULES for that of `asked`."""
         if asked.media_type == "application/*":
             return DICOM if self.resource is Resource.INSTANCES else OCTETS
         return PIXELS if asked.media_type.startswith(("image/", "video/")) else asked.media_type
@@ -393,7 +400,7 @@ class _Source:
                 return asked.transfer_syntax if self._allowed(asked) else ""
 
     def _allowed(self, asked: AcceptableRange) -> bool:
-        """An image or video type names only its own syntaxes; the general types name any."""
+        """An image or video type allows only its own syntaxes; the general types allow all."""
         if not asked.media_type.startswith(("image/", "video/")):
             return True
         return asked.covers(canonical(self.offer(asked.transfer_syntax, multipart=True).media_type))
@@ -415,12 +422,13 @@ def choose_frames(
     single: bool,
     keep: bool = False,
 ) -> Offer:
-    """For frames and pixel data. `stored` is the transfer syntax UID of the instance and `media_type` that
-    of its frames; `transcodable` are the syntaxes into which they can be made; `single`: one frame is asked
-    for; `keep`: where no syntax is asked for and pixels cannot be decoded they go out as stored, labelled
-    so. Raises NotAcceptable.
+    """For frames and pixel data. Raises NotAcceptable.
+
+    `stored` is the transfer syntax UID of the instance, `media_type` the media type of its frames.
+    `transcodable` are the syntaxes into which they can be transcoded. `single`: the request is for one
+    frame. `keep`: pixels that cannot be decoded go out as stored, if the request names no syntax.
     """
-    source = _Source(
+    source = _StoredForm(
         Resource.FRAMES, FRAME_SENT_AS.get(stored, stored), media_type, transcodable, single, keep
     )
     chosen = source.choose(ranges)
@@ -430,7 +438,7 @@ def choose_frames(
 
 
 class InstancesChoice(NamedTuple):
-    """`syntaxes` says for each stored syntax in which one its instances go out."""
+    """`syntaxes` maps the stored transfer syntax to that of the answer."""
 
     multipart: bool
     syntaxes: dict[str, str]
@@ -444,14 +452,16 @@ def choose_instances(
     single: bool,
     keep: bool = False,
 ) -> InstancesChoice:
-    """For Part 10 instances. `stored` are their transfer syntaxes (one of them if `single`), `transcodable`
-    says for each what it can be made into. All of them must be acceptable: a gap in an answer would go
-    unseen. Raises NotAcceptable.
+    """For Part 10 instances. Raises NotAcceptable unless all of them are acceptable, because a client
+    does not see that an instance is missing.
+
+    `stored` are their transfer syntaxes (one if `single`). `transcodable` maps each to the syntaxes into
+    which it can be transcoded.
     """
     multipart, syntaxes = True, {}
     for syntax in stored:
         sent = INSTANCE_SENT_AS.get(syntax, syntax)
-        source = _Source(Resource.INSTANCES, sent, DICOM, transcodable.get(syntax, ()), single, keep)
+        source = _StoredForm(Resource.INSTANCES, sent, DICOM, transcodable.get(syntax, ()), single, keep)
         chosen = source.choose(ranges)
         if chosen is None:
             raise _refused([*source.offers(True), *(source.offers(False) if single else ())])

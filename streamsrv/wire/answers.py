@@ -1,8 +1,8 @@
-"""An answer is a value: status, headers and a plan of where the bytes of its payload lie.
+"""An answer is a value: status, headers and a plan of its payload.
 
-A plan is a sequence of pieces. Its length is the sum of theirs and is known before the first byte is sent,
-unless a Stream without a length is among them. Nothing here opens a file: a Span names bytes of a segment,
-whoever writes the answer finds them.
+A plan is a sequence of pieces. Its length is the sum of their lengths, which is known before the first
+byte is sent, unless it has a Stream without a length. Nothing here opens a file: a Span names bytes of a
+segment, and the sender finds them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """Bytes that are ready."""
+    """Bytes in memory."""
 
     payload: bytes
 
@@ -25,7 +25,7 @@ class Literal:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`length` bytes at `offset` of a segment, sent without passing through Python where the kernel can."""
+    """`length` bytes at `offset` of a segment. The kernel sends them without Python where it can."""
 
     segment: int
     offset: int
@@ -34,10 +34,12 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Bytes made while they are sent, in bounded memory. `chunks(start, stop)` yields exactly the bytes
-    [start, stop) of the piece, and blocks: it is called in a thread, a chunk at a time. `length` is None
-    where only the end tells; `stop` is then None too. Of what is `quick` the next chunk costs less than a
-    system call, so several go out together."""
+    """Bytes that are made while they are sent, in bounded memory.
+
+    `chunks(start, stop)` yields exactly the bytes [start, stop) of the piece. It blocks, so a thread
+    calls it for each chunk. `length` is None if it is unknown before the end; `stop` is then None too. A
+    chunk of a `quick` stream takes less time than a system call, so several are sent together.
+    """
 
     chunks: Callable[[int, int | None], Iterator[bytes]]
     length: int | None
@@ -51,9 +53,8 @@ Place: TypeAlias = tuple[int, int, int]  # segment, offset, length
 
 
 class StoredParts:
-    """The plan of a multipart answer whose parts go out as they are stored: the head of each, the place of
-    each, and the close delimiter. A study has hundreds of parts, and objects for each would take longer to
-    make than the first byte may."""
+    """The plan of a multipart answer with stored parts: the head and the place of each part, and the close
+    delimiter. A study has hundreds of parts, and objects for all of them would delay the first byte."""
 
     __slots__ = ("closing", "heads", "length", "places")
 
@@ -64,7 +65,7 @@ class StoredParts:
         self.length = sum(map(len, heads)) + sum([length for _, _, length in places]) + len(closing)
 
     def parts(self) -> Iterator[tuple[bytes, Place]]:
-        """Heads and places in turn; the close delimiter is the head of nothing."""
+        """Yields the head and the place of each part. The close delimiter has an empty place."""
         yield from zip(self.heads, self.places, strict=True)
         yield self.closing, (0, 0, 0)
 
@@ -77,8 +78,8 @@ class StoredParts:
 
 @dataclass(slots=True, eq=False)
 class Requester:
-    """The client of one request. `address` is empty if no client asks; `left` says that it has shut or closed
-    the connection before the answer began."""
+    """The client of one request. `address` is empty if no client asks; `left` says that it has shut or
+    closed the connection before the answer began."""
 
     address: str = ""
     left: bool = False
@@ -89,8 +90,8 @@ class Requester:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What an answer is made from. `path` is percent-encoded as sent, `query` the decoded pairs in their
-    order; header names are lower case; `base_url` is the absolute URL of the service with its version and
+    """The input of an answer. `path` is percent-encoded as sent. `query` has the decoded pairs in their
+    order. Header names are lower case. `base_url` is the absolute URL of the service with its version and
     without a trailing slash ("http://h:1/v2")."""
 
     method: str
@@ -105,15 +106,14 @@ class Request:
 
 @dataclass(slots=True)
 class Answer:
-    """`headers` in the order in which they go out; Content-Length is not among them: the writer derives it
-    from the plan."""
+    """`headers` are in the order in which they go out, without Content-Length, which the sender adds."""
 
     status: int
     headers: list[tuple[str, str]] = field(default_factory=list)
     plan: Iterable[Piece] = ()
-    length: int | None = 0  # of the whole plan; None when a Stream's is not known
+    length: int | None = 0  # bytes of the whole plan; None if that of a Stream is unknown
     descriptor: Callable[[int], int] | None = None  # segment -> open file descriptor, for the plan's spans
-    release: Callable[[], None] | None = None  # called once, when the plan is not needed any more
+    release: Callable[[], None] | None = None  # called once, when the plan is no longer needed
 
 
 class PendingResult(Protocol):
@@ -186,10 +186,11 @@ def resolved(computed: Computed) -> Answer:
 
 
 def field_lines(fields: Sequence[tuple[str, str]]) -> str:
-    """A line for each field, with its CRLF. Raises ValueError."""
+    """The lines of header fields (RFC 9110 5.5, RFC 2045). Raises ValueError unless all are printable
+    ASCII."""
     text = "".join([f"{name}: {value}\r\n" for name, value in fields])
     if text.count("\r") != len(fields) or text.count("\n") != len(fields):
-        raise ValueError("a header field holds a line end")
+        raise ValueError("a header field has a line end")
     if not text.isascii() or not text.replace("\r\n", "").isprintable():
-        raise ValueError("a header field holds a character that is not printable ASCII")
+        raise ValueError("a header field has a character that is not printable ASCII")
     return text

@@ -27,14 +27,14 @@ class ByteRange(NamedTuple):
     suffix: int
 
     def within(self, length: int) -> tuple[int, int]:
-        """[start, stop), empty or reversed if nothing of it is there."""
+        """[start, stop) in `length` bytes; empty or reversed if the range lies behind them."""
         if self.first is None:
             return max(length - self.suffix, 0), length
         return self.first, length if self.last is None else min(self.last + 1, length)
 
 
 def range_of(request: Request, etag: str) -> ByteRange | None:
-    """The single range of bytes that is asked for, if its conditions hold."""
+    """The range of bytes in the request, if there is one and its conditions are true."""
     unit, _, ranges = request.headers.get("range", "").partition("=")
     if request.method != "GET" or unit.strip().lower() != "bytes":
         return None
@@ -45,7 +45,7 @@ def range_of(request: Request, etag: str) -> ByteRange | None:
         return None
     first, last, suffix = (None if number is None else int(number) for number in found.groups())
     if first is not None and last is not None and last < first:
-        return None  # invalid, RFC 9110 14.1.2, and so as if absent
+        return None  # invalid (RFC 9110 14.1.2)
     return ByteRange(first, last, suffix or 0)
 
 
@@ -54,7 +54,7 @@ def range_of(request: Request, etag: str) -> ByteRange | None:
 
 @dataclass(frozen=True, slots=True)
 class SlicedPlan:
-    """The bytes [start, stop) of a plan. As often iterable as the plan is."""
+    """The bytes [start, stop) of a plan. It can be iterated as often as the plan."""
 
     plan: Iterable[Piece]
     start: int
@@ -65,8 +65,8 @@ class SlicedPlan:
 
 
 def slice_plan(plan: Iterable[Piece], start: int, stop: int) -> Iterator[Piece]:
-    """The pieces that hold the bytes [start, stop) of a plan, cut at both ends. The plan is walked no further
-    than needed."""
+    """Yields the pieces with the bytes [start, stop) of a plan, cut at both ends. Raises ValueError for a
+    piece of unknown length."""
     at = 0
     for piece in plan:
         if at >= stop:

@@ -1,10 +1,14 @@
-"""Content codings of answers: which one a client takes (RFC 9110 12.5.3), and the coding itself in pieces.
+"""Content codings of answers (RFC 9110 8.4, 12.5.3): the choice, the encoding, and `coded`, which encodes
+the answer of a function that knows no codings.
 
 Rules
-- zstd before gzip where both are as welcome: at level 1 it is three times as fast and no larger. A coding is
-  taken only if the client names it, by name or by `*`, and likes it no less than none.
-- Level 1: a metadata answer shrinks to a tenth already, and higher levels cost more than the network saves.
+- zstd comes before gzip at the same q: at level 1 it is three times as fast, and its result is no larger.
+  A coding is used only if the client names it or `*`, with a q not below that of identity.
+- Level 1: it shrinks a metadata answer to a tenth, and higher levels cost more than the network saves.
 - The same text gives the same bytes: no time and no name in the gzip header (RFC 1952 2.3).
+- The coded representation has its own entity tag: that of the answer with the name of the coding at its
+  end. `coded` removes it from the conditions of the request, so that the function compares its own tag.
+- Ranges and short answers are not encoded. A stream is encoded while it is sent.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from streamsrv.wire.answers import Answer, Computed, Literal, Piece, Request, St
 IDENTITY = ""
 LEVEL = 1
 PIECE = 64 << 10
-# Shorter texts go out as they are: the head of the answer weighs as much.
+# Bytes. The head of a shorter answer has the same size.
 WORTH_CODING = 1_024
 GZIP = 31  # zlib's wbits for a gzip member
 _ALIASES = {"x-gzip": "gzip"}
@@ -36,15 +40,15 @@ class Encoder(Protocol):
     def flush(self) -> bytes: ...
 
 
-# In our order.
+# In the order of preference.
 ENCODERS: dict[str, Callable[[], Encoder]] = {
     "zstd": lambda: zstandard.ZstdCompressor(level=LEVEL).compressobj(),
     "gzip": lambda: zlib.compressobj(LEVEL, zlib.DEFLATED, GZIP),
 }
 
 
-class Gatherer:
-    """No coding: the same bytes in pieces of at least PIECE."""
+class Joiner:
+    """Identity: joins the chunks to pieces of at least PIECE bytes."""
 
     def __init__(self) -> None:
         self._waiting: list[bytes] = []
@@ -62,7 +66,7 @@ class Gatherer:
 
 
 def choose_coding(accept_encoding: str | None) -> str:
-    """The name of the coding to use, IDENTITY for none."""
+    """The name of the coding to use; IDENTITY for none."""
     header = accept_encoding or ""
     return (_chosen if len(header) <= LONGEST_REMEMBERED else _chosen.__wrapped__)(header)
 
@@ -90,8 +94,8 @@ def _qualities(header: str) -> dict[str, float]:
 
 
 def encoded(chunks: Iterable[bytes], coding: str) -> Iterator[bytes]:
-    """The chunks in a coding, in fewer pieces; no piece is empty."""
-    encoder = ENCODERS[coding]() if coding else Gatherer()
+    """Encodes the chunks. Yields fewer pieces, none of them empty."""
+    encoder = ENCODERS[coding]() if coding else Joiner()
     for chunk in chunks:
         if piece := encoder.compress(chunk):
             yield piece
@@ -99,19 +103,19 @@ def encoded(chunks: Iterable[bytes], coding: str) -> Iterator[bytes]:
         yield piece
 
 
-# Answers in a coding
-
 _CONDITIONS = ("if-match", "if-none-match")
 _MARKED = re.compile(rf'-(?:{"|".join(ENCODERS)})"')
 
 
 def coded(request: Request, answer: Callable[[Request], Computed]) -> Computed:
-    """The answer that `answer` makes, in the coding that the client prefers."""
+    """The answer of `answer`, in the coding that the client prefers."""
     return then(answer(_unmarked(request)), partial(_in_coding, request))
 
 
 def _in_coding(request: Request, found: Answer) -> Answer:
-    found.headers = [(name, _varied(value) if name == "Vary" else value) for name, value in found.headers]
+    found.headers = [
+        (name, f"{value}, Accept-Encoding" if name == "Vary" else value) for name, value in found.headers
+    ]
     if "range" in request.headers:
         return found
     coding = choose_coding(request.headers.get("accept-encoding"))
@@ -125,13 +129,10 @@ def _in_coding(request: Request, found: Answer) -> Answer:
 def _unmarked(request: Request) -> Request:
     if not any(name in request.headers for name in _CONDITIONS):
         return request
-    read_back = {name: _MARKED.sub('"', request.headers.get(name, "")) for name in _CONDITIONS}
-    sent = {name: value for name, value in read_back.items() if name in request.headers}
-    return replace(request, headers={**request.headers, **sent})
-
-
-def _varied(value: str) -> str:
-    return f"{value}, Accept-Encoding"
+    headers = {
+        name: _MARKED.sub('"', request.headers[name]) for name in _CONDITIONS if name in request.headers
+    }
+    return replace(request, headers={**request.headers, **headers})
 
 
 def _marked(etag: str, coding: str) -> str:
@@ -139,7 +140,7 @@ def _marked(etag: str, coding: str) -> str:
 
 
 def _mark_known(found: Answer, coding: str, known: str) -> None:
-    """Of the two that the client may have, the one that it named."""
+    """Sets the tag of the coded representation, if the client named that one."""
     for place, (name, value) in enumerate(found.headers):
         if name == "ETag" and _marked(value, coding) in known:
             found.headers[place] = name, _marked(value, coding)
@@ -169,4 +170,4 @@ def _chunks(pieces: list[Piece]) -> Iterator[bytes]:
         elif isinstance(piece, Stream):
             yield from piece.chunks(0, piece.length)
         else:
-            raise TypeError("the bytes of a segment are not read here")
+            raise TypeError("the bytes of a segment cannot be encoded")

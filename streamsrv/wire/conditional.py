@@ -1,19 +1,16 @@
-"""Conditional and range requests (RFC 9110 13 and 14): one function from answer to answer, and the slice of a
-plan.
+"""Conditional requests (RFC 9110 13): adds validators to an answer, and evaluates the conditions of its
+request.
 
 Rules
-- ETags are strong: they come from the ids of the records whose bytes go out and from everything else that
-  shapes the representation.
-- If-Match goes first, or in its absence If-Unmodified-Since: 412 where it does not hold (RFC 9110 13.2.2). It
-  compares strongly. A date counts only where there is one.
-- Then If-None-Match; it compares weakly (13.1.2). Both take lists and `*`.
-- A range counts only with GET, for an answer of 200 whose length is known, and if its If-Range is exactly the
-  ETag: a date never is.
-- One range of bytes gives 206, multipart answers included; several give the whole answer; one that is all
-  behind the end gives 416; what is no range of bytes is ignored (RFC 9110 14.2).
-- Last-Modified has whole seconds. It goes out only when no second change can fall into the same one any more,
-  so that it is as exact as an ETag; If-Modified-Since counts only where there is no If-None-Match.
-- A plan is sliced while it is walked, never before: it may be made lazily, and long.
+- ETags are strong: they depend on the ids of the records in the answer and on everything else that shapes
+  the representation.
+- If-Match comes first, or without it If-Unmodified-Since. If it is false the status is 412 (13.2.2).
+  If-Match uses the strong comparison. An invalid date is ignored.
+- Then comes If-None-Match with the weak comparison (13.1.2). Both accept lists and `*`.
+- A range counts only for an answer of 200 with a known length (byte_ranges.py). It gives 206, also for a
+  multipart answer; a range behind the end gives 416 (14.2).
+- Last-Modified has whole seconds. It is sent only when no second change can happen in the same second, so
+  that it is as exact as an ETag. If-Modified-Since counts only without If-None-Match.
 """
 
 from __future__ import annotations
@@ -31,18 +28,18 @@ from streamsrv.wire.byte_ranges import SlicedPlan, range_of
 
 # entity-tag (RFC 9110 8.8.3)
 _ETAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
-# What a 304 carries of the headers of the 200 (RFC 9110 15.4.5).
+# Headers of a 200 that a 304 has too (RFC 9110 15.4.5).
 _KEPT_IN_304 = frozenset(
     ("cache-control", "content-location", "date", "etag", "expires", "last-modified", "vary")
 )
 _CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "if-range"))
-# Seconds after which a change is dated: its own second is over, and clocks may differ by one.
+# Seconds between a change and its Last-Modified: the second of the change, and one for clocks that differ.
 SETTLED = 2
 
 
 def etag_of(record_ids: Iterable[bytes], *representation: str) -> str:
-    """A strong ETag, quoted. `representation` is whatever else the bytes depend on: media type, syntax,
-    encoding, URL base."""
+    """A strong ETag, quoted. `representation` is everything else on which the bytes depend: media type,
+    syntax, encoding, URL base."""
     digest = hashlib.blake2b(digest_size=16)
     for record_id in record_ids:
         digest.update(record_id)
@@ -51,7 +48,7 @@ def etag_of(record_ids: Iterable[bytes], *representation: str) -> str:
 
 
 def not_modified(request: Request, etag: str) -> bool:
-    """The client has this representation already: worth asking before an answer is planned."""
+    """Returns whether the client has this representation. Call it before the answer is planned."""
     known = request.headers.get("if-none-match")
     if known is None or request.method not in ("GET", "HEAD"):
         return False
@@ -59,15 +56,16 @@ def not_modified(request: Request, etag: str) -> bool:
 
 
 def is_conditional(names: Iterable[str]) -> bool:
-    """Whether headers of RFC 9110 13.1 are among these (in lower case), so that the answer may be none of
-    what is asked for."""
+    """Returns whether these header names, in lower case, include a condition (RFC 9110 13.1)."""
     return not _CONDITIONS.isdisjoint(names)
 
 
 def evaluate(request: Request, answer: Answer, etag: str) -> Answer:
-    """The answer with its validators, cut to what the request's conditions and range leave of it. Takes
-    `answer` over: its `release` goes along, or is called if PreconditionFailed or RangeNotSatisfiable is
-    raised. For HEAD the plan is empty and the length kept."""
+    """Returns the answer with its validators: whole, as a 206, or as a 304. The plan of HEAD is empty,
+    with the length of GET.
+
+    Raises PreconditionFailed and RangeNotSatisfiable, and then calls `answer.release`.
+    """
     if answer.status != 200:
         return answer
     if "if-match" in request.headers and not _matches(request.headers["if-match"], etag):
@@ -95,8 +93,8 @@ def evaluate(request: Request, answer: Answer, etag: str) -> Answer:
 
 
 def dated(request: Request, answer: Answer, changed: float, now: float) -> Answer:
-    """The answer with Last-Modified, or 304 if it has not been modified since the client's date. `changed`
-    and `now` are seconds since 1970. Takes `answer` over, as `evaluate` does."""
+    """Returns the answer with Last-Modified, or as a 304 if it is not modified since the date of the
+    client. `changed` and `now` are seconds since 1970. Raises PreconditionFailed, as `evaluate` does."""
     if answer.status not in (200, 206, 304):
         return answer
     before = request.headers.get("if-unmodified-since")
@@ -106,7 +104,7 @@ def dated(request: Request, answer: Answer, changed: float, now: float) -> Answe
         return answer
     headers = [*answer.headers, ("Last-Modified", http_date(int(changed)))]
     since = request.headers.get("if-modified-since")
-    # A date in the future comes from a time when the clock was wrong: it says nothing.
+    # A date in the future comes from a time when the clock was wrong.
     known = since and "if-none-match" not in request.headers and int(changed) <= _seconds(since) <= now
     if known:
         kept = [(name, value) for name, value in headers if name.lower() in _KEPT_IN_304]
@@ -132,7 +130,7 @@ def http_date(seconds: int) -> str:
 
 
 def _seconds(date: str) -> float:
-    """-1 for what is no date: RFC 9110 13.1.3 ignores it."""
+    """Seconds since 1970; -1 for an invalid date, which RFC 9110 13.1.3 ignores."""
     try:
         return parsedate_to_datetime(date).timestamp()
     except (ValueError, TypeError, OverflowError):

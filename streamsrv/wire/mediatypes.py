@@ -1,13 +1,11 @@
-"""Media types and their parameters (RFC 9110 8.3.1 and 5.6.6), read tolerantly and written strictly.
+"""Media types and their parameters (RFC 9110 8.3.1 and 5.6.6): a tolerant reader and a strict writer.
 
-Strategy: one regular expression for a parameter, one for a comma list, both linear in the length of the text.
-Rules:
-- Names are compared in lower case. A value is a token or a quoted string; quoted pairs are undone.
-- Clients leave quotes away where the grammar wants them (`type=application/dicom`, `boundary=a=b`), so an
-  unquoted value is everything up to the next semicolon. Blanks around `=` and `;`, and empty parameters (`;
-  ;`), are tolerated.
-- Of two parameters with one name the last counts: curl appends its own `boundary` after the one that the user
-  gave.
+Strategy: one regular expression for a parameter and one for a comma list, both linear in the length of
+the text. Rules:
+- Names are compared in lower case. A value is a token or a quoted string; quoted pairs are decoded.
+- Clients omit quotes that the grammar requires (`type=application/dicom`, `boundary=a=b`), so an unquoted
+  value ends at the next semicolon. Blanks around `=` and `;`, and empty parameters (`; ;`), are accepted.
+- The last of several parameters with one name counts: curl appends its own `boundary` to that of the user.
 """
 
 from __future__ import annotations
@@ -27,24 +25,23 @@ MULTIPART = "multipart/related"
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 
 _TYPE = re.compile(rf"[ \t]*({TOKEN}/{TOKEN})[ \t]*(?=;|$)")
-# parameter = token BWS "=" BWS ( token / quoted-string ); the name may be missing altogether (empty
-# parameter).
+# parameter = token BWS "=" BWS ( token / quoted-string ), or an empty parameter
 _PARAMETER = re.compile(
     rf";[ \t]*(?:({TOKEN})[ \t]*=[ \t]*"
     r'(?:"((?:[^"\\]|\\.)*)"[ \t]*|([^;"]*))|(?=;|$))(?=;|$)',
     re.DOTALL,
 )
 _QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
-# An element of a comma list: quoted strings hide their commas. An unterminated quote hides all the rest.
+# An element of a comma list. A quoted string may have commas; an unterminated one goes to the end.
 _ELEMENT = re.compile(r'(?:"(?:[^"\\]|\\.)*(?:"|\\?$)|[^",])+', re.DOTALL)
 
 
-# Of one media type; PS3.18 has five. With more it is none.
+# Of one media type; PS3.18 has five. With more it is malformed.
 MAX_PARAMETERS = 32
 
 
 class MediaType(NamedTuple):
-    """`type` in lower case ("multipart/related"), parameter names too; values as they were given."""
+    """`type` ("multipart/related") and parameter names are lower case; values are as in the text."""
 
     type: str
     parameters: Mapping[str, str]
@@ -54,7 +51,7 @@ class MediaType(NamedTuple):
 
 
 def parse_media_type(text: str) -> MediaType | None:
-    """None if it is not a media type. Wildcards (`*/*`) are media types to this function."""
+    """Returns None if it is not a media type. Wildcards (`*/*`) count as media types."""
     head = _TYPE.match(text)
     if head is None or text.count(";") > MAX_PARAMETERS:
         return None
@@ -72,13 +69,12 @@ def parse_media_type(text: str) -> MediaType | None:
 
 
 def split_list(text: str) -> list[str]:
-    """The elements of a comma list (RFC 9110 5.6.1), stripped; empty ones are left out."""
+    """The elements of a comma list (RFC 9110 5.6.1), stripped, without empty ones."""
     return [element for found in _ELEMENT.findall(text) if (element := found.strip())]
 
 
 def media_type_text(media_type: str, parameters: Mapping[str, str]) -> str:
-    """As it goes into a header: `multipart/related; type="application/dicom"; boundary=abc`, quoted where
-    needed."""
+    """The header value: `multipart/related; type="application/dicom"; boundary=abc`."""
     return "; ".join((media_type, *(f"{name}={_written(value)}" for name, value in parameters.items())))
 
 

@@ -1,18 +1,18 @@
-"""Multipart bodies (RFC 2046 5.1, RFC 2387) without I/O: bytes in, events out; and the few bytes that frame a
-part on its way out.
+"""Reads multipart bodies (RFC 2046 5.1, RFC 2387) without I/O, bytes in, events out; and writes the
+delimiters and heads of parts.
 
-Strategy: everything between two delimiters is found with `bytes.rfind` and `find`, at 30 GB/s, and handed on
-as views of the chunk that was fed. What cannot be decided yet is kept back: the tail of a chunk that could
-begin a delimiter, or an unfinished header block. The next chunk is then read twice at most: its first bytes
-behind what was kept back (the *seam*), and from where the seam was decided on its own.
+Strategy: `bytes.rfind` and `find` look for delimiters at up to 30 GB/s. Payloads are views of the chunk
+that the caller fed. The parser keeps bytes that are undecided: the tail of a chunk that may begin a
+delimiter, or an incomplete header block. It reads the begin of the next chunk behind these bytes (the
+*seam*), and then the rest of the chunk in place.
 
 Rules
-- delimiter := CRLF "--" boundary, then either "--" (the end of the body) or transport padding (blanks) and
-  CRLF. Anything else that begins like one is payload, however alike: pixel data may hold all of it.
-- The body is read as if a CRLF went before it, so a delimiter may be its very first bytes. In the same way
-  the CRLF that ends a header block may be that of a delimiter: the part is empty then.
-- What comes before the first delimiter (preamble) and after the last (epilogue) is skipped.
-- Payload views are valid until the next `feed`. After an error the parser is of no more use.
+- delimiter := CRLF "--" boundary, then either "--" (the end of the body) or transport padding (blanks)
+  and CRLF. Anything else is payload, however similar, because pixel data may have any bytes.
+- The parser puts a CRLF before the body, so that a delimiter may be its first bytes. The CRLF at the end
+  of a header block may begin a delimiter too; the part is then empty.
+- The preamble before the first delimiter and the epilogue behind the last are skipped.
+- Payload views are valid until the next `feed`. Do not use the parser after an error.
 
     PREAMBLE --delimiter--> HEADERS --blank line--> PAYLOAD --delimiter--> HEADERS ... --close--> EPILOGUE
 """
@@ -41,13 +41,13 @@ from streamsrv.wire.mediatypes import (
 
 Buffer: TypeAlias = bytes | bytearray
 
-# RFC 2046 allows 70; some clients exceed it. The tail kept back grows with it.
+# RFC 2046 allows 70, and some clients exceed it. The undecided tail has this length.
 MAX_BOUNDARY = 256
 NO_LIMIT = 1 << 62
-# Payload is searched in windows, each after a look at some of its bytes.
+# Bytes of a window of the search, and how many of them decide about its direction.
 WINDOW = 128 * 1024
 SAMPLE = 64
-# Blanks behind a boundary come from mail gateways of the 1980s; a line with more of them is no delimiter.
+# Blanks behind a boundary (RFC 2046 5.1.1). A line with more of them is no delimiter.
 MAX_PADDING = 64
 
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t]*\Z")
@@ -60,21 +60,17 @@ STORABLE = (*(f'{MULTIPART}; type="{each}"' for each in (DICOM, DICOM_JSON, DICO
 
 @dataclass(frozen=True, slots=True)
 class MultipartLimits:
-    """Each with its reason. `None` or 0 is not "no limit" here: every one of them bounds memory or time."""
+    """Each limit bounds memory or time; none can be switched off."""
 
-    header_bytes: int = (
-        16 * 1024
-    )  # a part's whole header block; real ones stay under 1 kB, and it is held in memory
-    headers: int = 64  # in one part; real ones have at most 5
-    parts: int = (
-        100_000  # in one body: a million empty parts cost a few bytes each to send and far more to answer
-    )
-    preamble: int = 64 * 1024  # a body under another boundary would be one endless preamble
+    header_bytes: int = 16 * 1024  # of the header block of a part, which is in memory; usual ones have 1 kB
+    headers: int = 64  # in one part; usual ones have at most 5
+    parts: int = 100_000  # in one body: an empty part is cheap to send, but not to answer
+    preamble: int = 64 * 1024  # bytes; a body with another boundary would be one endless preamble
 
 
 @dataclass(frozen=True, slots=True)
 class PartBegin:
-    """`headers` by lower-case name; several of one name are joined by ", "."""
+    """`headers` by lower-case name. Several with one name are joined by ", "."""
 
     headers: dict[str, str]
 
@@ -93,7 +89,7 @@ class PartEnd:
 
 @dataclass(frozen=True, slots=True)
 class BodyEnd:
-    """The close delimiter has been seen. More bytes may follow; they mean nothing."""
+    """The close delimiter. Bytes behind it have no meaning."""
 
 
 Event: TypeAlias = PartBegin | Payload | PartEnd | BodyEnd
@@ -109,28 +105,28 @@ class _ParserState(enum.Enum):
 
 
 class MultipartParser:
-    """Raises MultipartError for what is no multipart body and ContentTooLarge for what exceeds a limit."""
+    """Raises MultipartError for a malformed body and ContentTooLarge above a limit."""
 
     def __init__(self, boundary: bytes, limits: MultipartLimits | None = None) -> None:
         self._limits = limits or MultipartLimits()
         self._delimiter = b"\r\n--" + boundary
-        # CPython's `rfind` tells bytes apart by their lower six bits.
+        # CPython's `rfind` first compares the lower six bits of a byte.
         near = {byte % 64 for byte in self._delimiter}
         self._foreign = bytes(byte for byte in range(256) if byte % 64 not in near)
         self._line = re.compile(re.escape(self._delimiter) + rb"(?:--|[ \t]{0,%d}\r\n)" % MAX_PADDING)
         self._unfinished = re.compile(rb"-|[ \t]{0,%d}\r?" % MAX_PADDING)
-        # The longest delimiter line, and with it the longest tail of a payload that has to be kept back.
+        # The longest delimiter line, and so the longest undecided tail of a payload.
         self._longest = len(self._delimiter) + MAX_PADDING + 2
-        # No header block longer than this is still undecided.
+        # The longest undecided header block.
         self._reach = 2 + self._limits.header_bytes + self._longest
         self._state = _ParserState.PREAMBLE
         self._held: bytes = b"\r\n"
-        self._fed = 0  # bytes of the body before the chunk in hand
-        self._base = 0  # body offset of index 0 of the buffer in hand
-        self._lead = 0  # bytes at the reading position that are no payload: the CRLF of a blank line
+        self._fed = 0  # bytes of the body before this chunk
+        self._base = 0  # body offset of index 0 of the buffer
+        self._lead = 0  # bytes before the payload: the CRLF of a blank line
         self._parts = 0
-        self._block, self._block_headers = b"", dict[str, str]()  # those of the last part
-        self.more = False  # the last `feed` stopped at `most`: feed b"" for what it left
+        self._block, self._block_headers = b"", dict[str, str]()  # of the last part
+        self.more = False  # the last `feed` stopped at `most`: feed b"" for the rest
         self._steps = {
             _ParserState.PREAMBLE: self._preamble,
             _ParserState.HEADERS: self._headers,
@@ -141,10 +137,12 @@ class MultipartParser:
     def feed(
         self, chunk: Buffer | memoryview, size: int | None = None, *, start: int = 0, most: int = NO_LIMIT
     ) -> list[Event]:
-        """Take the next bytes of the body: `chunk`, or only `size` bytes of it from `start` on. A memoryview
-        is copied, because nothing can be searched for in one: a reused bytearray is best passed as it is.
-        With about `most` events it stops: a megabyte may hold 100,000 parts. Then `more` is set, and b"" has
-        to be fed until it is not, before the next chunk."""
+        """Takes the next bytes of the body: `chunk`, or `size` bytes of it from `start` on.
+
+        A memoryview is copied, because it has no search; pass a reused bytearray instead. The parser
+        stops at about `most` events, because a megabyte may have 100,000 parts. It then sets `more`, and
+        the caller feeds b"" until `more` is false, before the next chunk.
+        """
         buffer = bytes(chunk) if isinstance(chunk, memoryview) else chunk
         end = len(buffer) if size is None else start + size
         events: list[Event] = []
@@ -153,7 +151,7 @@ class MultipartParser:
             seam = self._held + buffer[start : min(end, start + self._reach)]
             self._base = self._fed - kept
             at = self._run(seam, len(seam), 0, kept, events, most) - kept
-        if at < 0:  # The seam is undecided and holds the whole chunk, or `most` stopped the run within it.
+        if at < 0:  # The seam has the whole chunk and is undecided, or `most` stopped inside it.
             self._held = seam[kept + at :] + bytes(buffer[start + len(seam) - kept : end])
         else:
             self._base = self._fed - start
@@ -164,20 +162,20 @@ class MultipartParser:
         return events
 
     def close(self) -> None:
-        """The body has ended. Raises MultipartError unless its close delimiter was seen."""
+        """Ends the body. Raises MultipartError if it had no close delimiter."""
         if self._state is not _ParserState.EPILOGUE:
             raise MultipartError(f"the multipart body ends {self._state.value}", self._fed)
 
     def _run(self, buffer: Buffer, end: int, at: int, stop: int, events: list[Event], most: int) -> int:
-        """Read from `at` until nothing more can be decided before `end`, or the reading position has passed
-        `stop`, or there are `most` events; returns it."""
+        """Reads from `at` until the rest before `end` is undecided, the position has passed `stop`, or
+        there are `most` events. Returns the position."""
         while at < stop and len(events) < most:
             before, at = at, self._steps[self._state](buffer, at, end, events)
             if at == before:
                 break
         return at
 
-    # Each step reads from `at` on and returns the new reading position: the same one if it needs more bytes.
+    # Each step reads from `at` on. It returns the new position, or `at` if it needs more bytes.
 
     def _preamble(self, buffer: Buffer, at: int, end: int, events: list[Event]) -> int:
         start, after = self._find(buffer, at, end)
@@ -201,7 +199,7 @@ class MultipartParser:
         if stop < 0:
             return at
         block = bytes(buffer[first:stop])
-        if block != self._block:  # mostly each part says the same
+        if block != self._block:  # mostly all parts have the same
             self._block, self._block_headers = block, self._parse_headers(block, self._base + first)
         events.append(PartBegin(self._block_headers))
         if after:
@@ -226,8 +224,7 @@ class MultipartParser:
         return end
 
     def _delimited(self, buffer: Buffer, after: int, events: list[Event]) -> int:
-        """A delimiter line ends at `after`. The CRLF of a part's delimiter is read again, as what goes before
-        its headers."""
+        """Handles a delimiter line that ends at `after`. Its CRLF is read again, before the headers."""
         if buffer[after - 1 : after] == b"-":
             self._state = _ParserState.EPILOGUE
             events.append(_BODY_END)
@@ -239,9 +236,8 @@ class MultipartParser:
         return after - 2
 
     def _find(self, buffer: Buffer, at: int, end: int) -> tuple[int, int]:
-        """(start, after) of the first delimiter line; after is 0 where there is none, and start then is the
-        first byte that could still begin one. A boundary holds no CR, so there are two candidates: the last
-        whole delimiter, and the last CR."""
+        """(start, after) of the first delimiter line. Without one `after` is 0, and `start` is the first
+        byte that may begin one: the last whole delimiter or the last CR, because a boundary has no CR."""
         delimiter = self._delimiter
         start = self._first(buffer, at, end)
         if start >= 0:
@@ -256,8 +252,8 @@ class MultipartParser:
         return end, 0
 
     def _first(self, buffer: Buffer, at: int, end: int) -> int:
-        """`buffer.find(delimiter, at, end)`, mostly at 30 GB/s instead of 12: where many bytes cannot be in a
-        delimiter, `rfind` is faster, and is asked, a window at a time, whether there is any."""
+        """`buffer.find(delimiter, at, end)`, mostly at 30 GB/s instead of 12. If many bytes of a window
+        cannot be in a delimiter, `rfind` is faster, and shows whether the window has one."""
         delimiter = self._delimiter
         while end - at > WINDOW:
             alike = buffer[at : at + WINDOW : WINDOW // SAMPLE].translate(None, self._foreign)
@@ -284,12 +280,12 @@ class MultipartParser:
         return headers
 
 
-# The Content-Type of a body
+# Content-Type of a body
 
 
 def content_type_of(value: str | None) -> MediaType:
-    """The media type of a Content-Type header. Raises UnsupportedMediaType if there is none, or it cannot be
-    read."""
+    """The media type of a Content-Type header. Raises UnsupportedMediaType if it is missing or
+    malformed."""
     if not value:
         raise UnsupportedMediaType("the request has a body without a Content-Type", STORABLE)
     media_type = parse_media_type(value)
@@ -299,16 +295,18 @@ def content_type_of(value: str | None) -> MediaType:
 
 
 def boundary_of(content_type: MediaType) -> bytes:
-    """The boundary of a multipart/related body. Raises UnsupportedMediaType for any other type, and without a
-    usable boundary."""
+    """The boundary of a multipart/related body. Raises UnsupportedMediaType for another type, and for a
+    missing or invalid boundary."""
     if content_type.type != MULTIPART:
         raise UnsupportedMediaType(f"{content_type.type} is not {MULTIPART}", STORABLE)
     boundary = content_type.parameters.get("boundary", "").rstrip(" ")
     if not boundary:
         raise UnsupportedMediaType("the Content-Type names no boundary", STORABLE)
-    # Header values are decoded as ISO 8859-1, so that encoding gives back the bytes that were sent.
+    # Header values are decoded as ISO 8859-1, so encoding restores the bytes of the client.
     if len(boundary) > MAX_BOUNDARY or not _BOUNDARY.fullmatch(boundary):
-        raise UnsupportedMediaType("the boundary is too long, or holds what a boundary cannot hold", STORABLE)
+        raise UnsupportedMediaType(
+            "the boundary is too long, or has a character that a boundary cannot have", STORABLE
+        )
     return boundary.encode("latin-1")
 
 
@@ -316,15 +314,15 @@ def boundary_of(content_type: MediaType) -> bytes:
 
 
 def boundary_from(secret: bytes, *identity: str) -> bytes:
-    """A boundary that is the same for the same representation, and that nobody without the secret can plant
-    in a file."""
+    """A boundary that is the same for the same representation. Without the secret it cannot be put into a
+    file."""
     key = "\0".join(identity).encode()
     return hashlib.blake2b(key, key=secret, digest_size=20).hexdigest().encode("ascii")
 
 
 def multipart_type(boundary: bytes, part_type: str) -> str:
-    """The outer Content-Type. It holds `type` before `boundary`, and quotes what needs quotes."""
-    if boundary.isalnum():  # ours: never needs quotes
+    """The outer Content-Type, with `type` before `boundary`."""
+    if boundary.isalnum():  # from `boundary_from`: needs no quotes
         return _typed(part_type) + boundary.decode("ascii")
     return media_type_text(MULTIPART, {"type": part_type, "boundary": boundary.decode("latin-1")})
 
@@ -335,15 +333,14 @@ def _typed(part_type: str) -> str:
 
 
 def part_head(boundary: bytes, headers: Mapping[str, str]) -> bytes:
-    """The delimiter and the headers of a part, in the case and order given: viewers look for `Content-Type:`
-    in exactly this case.
+    """The delimiter and the headers of a part. Viewers need `Content-Type:` in exactly this case.
 
-    The first part's begins with CRLF too, which makes an empty preamble.
+    That of the first part begins with CRLF too, which makes an empty preamble.
     """
     text = field_lines(list(headers.items()))
     return b"\r\n--%b\r\n%b\r\n" % (boundary, text.encode("ascii"))
 
 
 def closing(boundary: bytes) -> bytes:
-    """The close delimiter, as a whole line."""
+    """The close delimiter with its CRLF."""
     return b"\r\n--%b--\r\n" % boundary

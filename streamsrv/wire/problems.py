@@ -1,8 +1,8 @@
-"""Errors as answers (RFC 9457): every StreamsrvError becomes application/problem+json, or plain text for a
-client that takes nothing else.
+"""Errors as answers (RFC 9457): each StreamsrvError becomes application/problem+json, or plain text for a
+client that accepts nothing else.
 
-`detail` is the sentence of the error; what else it carries as data becomes members of the problem (the table
-MEMBERS) and headers.
+`detail` is the text of the error. Other data of the error become members of the problem (table MEMBERS) and
+headers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from streamsrv.wire.mediatypes import DICOM_JSON, JSON
 
 PROBLEM = "application/problem+json"
 TEXT = "text/plain"
-# Whoever takes any JSON takes a problem.
+# A client that accepts JSON accepts a problem.
 _OFFERS = (Offer(PROBLEM), Offer(JSON), Offer(DICOM_JSON), Offer(TEXT))
 
 # Attributes that become members of the same name.
@@ -45,8 +45,8 @@ MEMBERS: Mapping[type[StreamsrvError], tuple[str, ...]] = {
 def problem_answer(
     error: StreamsrvError, ranges: Sequence[AcceptableRange] = (), request_id: str = ""
 ) -> Answer:
-    """The answer that tells `error`. `ranges` are those of the request's Accept; they never make an error
-    unsayable."""
+    """The answer for `error`. `ranges` are those of the request. If they take neither form, it is a
+    problem."""
     members = _members(error, request_id)
     plain = _wants_text(ranges)
     body = _text(members) if plain else json.dumps(members).encode("ascii")
@@ -59,7 +59,7 @@ def problem_answer(
 
 
 def problem_text(error: StreamsrvError) -> bytes:
-    """The problem document of a part of an answer. It is the same for each request."""
+    """The problem document for a part of an answer, which is the same for each request."""
     return json.dumps(_members(error, "")).encode("ascii")
 
 
@@ -96,7 +96,7 @@ def _headers(error: StreamsrvError) -> list[tuple[str, str]]:
 
 
 def _text(members: Mapping[str, object]) -> bytes:
-    """The sentence first, then what else is known, a line each."""
+    """The detail, and one line for each other member."""
     lines = [f"{members['status']} {members['title']}: {members['detail']}"]
     for name, value in members.items():
         if isinstance(value, tuple):

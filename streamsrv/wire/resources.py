@@ -1,15 +1,14 @@
-"""The resources of this service (PS3.18 10.1 and 8.2): one table of routes, the target of a path, and URLs
-back.
+"""The resources of this service (PS3.18 10.1 and 8.2): the table of routes, the target of a path, and URLs.
 
-Strategy: ROUTES is the whole of it; documentation prints it, and a tree made of it once finds the route of a
-path in one step a segment. Rules:
-- A path is split at its slashes first and each segment is percent-decoded once then, so an encoded slash
-  never divides.
-- One empty segment after the version and one after `studies` is tolerated: a base URL that ends with a slash
-  is joined so.
-- A malformed UID, frame list or bulk data path is a 400 that names it; what is in no row of the table is a
-  404.
-- GET implies HEAD, and OPTIONS is there for every resource.
+Strategy: ROUTES is the whole table, which the documentation prints. A tree of it finds the route of a
+path in one step for each segment; a regular expression finds most targets faster. Rules:
+- A path is split at its slashes first. Then each segment is percent-decoded once, so an encoded slash
+  does not split.
+- One empty segment after the version and one after `studies` is accepted, because clients join a base URL
+  that ends with a slash.
+- A malformed UID, frame list or bulk data path gives 400 and the detail names it. A path without a route
+  gives 404.
+- GET implies HEAD. Each resource has OPTIONS.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from streamsrv.errors import BadRequest, MethodNotAllowed, NotFound, URITooLong
 
 VERSIONS = (1, 2)
 
-# PS3.5 6.2: 64 characters. Leading zeros in a component are against the rules, and exist.
+# PS3.5 6.2: 64 characters. Leading zeros in a component are invalid, but exist.
 _UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(?:\.[0-9]+)*\Z")
 # Tags, with item numbers (from 0) between them.
 _BULK = re.compile(r"[0-9A-Fa-f]{8}(?:/[0-9]{1,10}/[0-9A-Fa-f]{8})*\Z")
@@ -33,20 +32,19 @@ _FRAME = re.compile(r"0*([1-9][0-9]*)\Z")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _VERSION = re.compile(r"v([0-9]{1,4})\Z")
 
-# Numbers in one frame list. Each costs an entry of the plan; more than this many do not fit into a request
-# line of 64 kB anyway if they have five digits.
+# Numbers in one frame list. Each costs an entry of the plan. A request line of 64 kB holds about as many.
 MAX_FRAMES = 10_000
 # Number of Frames is an IS, at most 2^31 - 1.
 MAX_FRAME_DIGITS = 10
-# Nested deeper than the deepest sequence that is stored: 64 levels of tag and item number.
+# Characters. The deepest stored sequence has 64 levels, each with tag and item number.
 MAX_BULK_PATH = 64 * 20
 # Parameters of one query; real ones have under 30.
 MAX_PARAMETERS = 1_000
 
 
 class Kind(enum.StrEnum):
-    SERVICE = "service"  # the base URL itself: only its capabilities
-    SEARCH = "search"  # and, at /studies, store
+    SERVICE = "service"  # the base URL: only its capabilities
+    SEARCH = "search"  # at /studies also store
     INSTANCES = "instances"
     METADATA = "metadata"
     FRAMES = "frames"
@@ -61,7 +59,7 @@ class Kind(enum.StrEnum):
 
 
 class ResourceLevel(enum.IntEnum):
-    """Of a search: what it lists. Of all else: the deepest UID of its path."""
+    """The level that a search lists; for other resources that of the last UID in the path."""
 
     NONE = 0
     STUDY = 1
@@ -70,8 +68,7 @@ class ResourceLevel(enum.IntEnum):
 
 
 class Route(NamedTuple):
-    """One row. `methods` are those that do something; `representation` is what a GET without Accept answers
-    with."""
+    """One row. `methods` has neither HEAD nor OPTIONS. `representation` is the default of GET."""
 
     kind: Kind
     level: ResourceLevel
@@ -104,7 +101,7 @@ _SEARCHES = (
     (ResourceLevel.INSTANCE, "/studies/{study}/instances"),
     (ResourceLevel.INSTANCE, "/studies/{study}/series/{series}/instances"),
 )
-# What lies below each of the three levels.
+# Resources below each of the three levels.
 _BELOW = (
     (Kind.METADATA, "/metadata", _JSON),
     (Kind.RENDERED, "/rendered", _JPEG),
@@ -112,7 +109,7 @@ _BELOW = (
     (Kind.BULKDATA, "/bulkdata", _OCTETS),
     (Kind.PIXELDATA, "/pixeldata", _OCTETS),
 )
-# What lies below an instance only.
+# Resources below an instance only.
 _BELOW_INSTANCE = (
     (Kind.FRAMES, "/frames/{frames}", _OCTETS),
     (Kind.RENDERED, "/frames/{frames}/rendered", _JPEG),
@@ -148,8 +145,8 @@ UNVERSIONED: tuple[Route, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A target resource. `version` is 0 for the unversioned ones. `frames` are numbers from 1 as listed,
-    repeats kept; empty where the path lists none. `bulk` is the path of one bulk value ("7FE00010",
+    """A target resource. `version` is 0 for those without a version. `frames` are the numbers of the
+    path, from 1, in its order and with repeats. `bulk` is the path of a bulk value ("7FE00010",
     "00480105/0/00282000")."""
 
     route: Route
@@ -176,7 +173,7 @@ class Target:
 
 @dataclass(slots=True)
 class _Node:
-    """Of the tree of routes: what may follow."""
+    """A node of the tree of routes. `variable` is the name of a variable segment and its node."""
 
     children: dict[str, _Node] = field(default_factory=dict)
     variable: tuple[str, _Node] | None = None
@@ -189,8 +186,7 @@ def _tree(routes: Sequence[Route]) -> _Node:
         node = root
         for segment in route.template.split("/")[1:]:
             if segment.startswith("{"):
-                # Alternatives of one place ({frames} and {frame}) share its node; what follows tells them
-                # apart.
+                # {frames} and {frame} share a node. The next segment tells them apart.
                 node.variable = node.variable or (segment[1:-1], _Node())
                 node = node.variable[1]
             else:
@@ -203,7 +199,7 @@ _VERSIONED_TREE = _tree(ROUTES)
 _UNVERSIONED_TREE = _tree(UNVERSIONED)
 
 
-# A study, series, instance or frame, and one name below it. So most paths need no walk through the tree.
+# A study, series, instance or frame, and at most one name below it: most paths.
 _PLAIN_UID = "([0-9][0-9.]{0,63})"
 _PLAIN = re.compile(
     rf"/v([{VERSIONS[0]}-{VERSIONS[-1]}])/studies/{_PLAIN_UID}(?:/series/{_PLAIN_UID}(?:/instances/{_PLAIN_UID}"
@@ -221,8 +217,8 @@ _PLAIN_ROUTES = {
 
 
 def target_of(path: str) -> Target:
-    """The target of a request's path, as it was sent (percent-encoded, without query). Raises NotFound,
-    BadRequest, URITooLong."""
+    """The target of the path of a request, percent-encoded and without query. Raises NotFound, BadRequest
+    and URITooLong."""
     plain = _PLAIN.match(path)
     if plain is not None and ".." not in path and "./" not in path and path[-1] != ".":
         version, study, series, instance, frame, below = plain.groups()
@@ -234,7 +230,7 @@ def target_of(path: str) -> Target:
 
 
 def target_in_tree(path: str) -> Target:
-    """As `target_of`, for any path."""
+    """As `target_of`, without the regular expression."""
     segments = [percent_decoded(segment) for segment in path.split("/")[1:]]
     if segments and (version := _VERSION.match(segments[0])):
         number = int(version[1])
@@ -276,7 +272,7 @@ def _target(tree: _Node, segments: list[str], version: int) -> Target:
     route, values = found
     frames = frame_numbers(values["frames"]) if "frames" in values else ()
     if len(frames) > 1 and route.kind is Kind.THUMBNAIL:
-        raise BadRequest("a thumbnail is made of one frame")
+        raise BadRequest("a thumbnail has one frame")
     uids = {name: uid_of(values[name], name) for name in ("study", "series", "instance") if name in values}
     return Target(
         route, version, **uids, frames=frames, bulk=bulk_path(values["path"]) if "path" in values else None
@@ -287,14 +283,15 @@ def _target(tree: _Node, segments: list[str], version: int) -> Target:
 
 
 def uid_of(text: str, name: str) -> str:
-    """A UID of a path, checked. Raises BadRequest that names it."""
+    """Returns the UID if it is valid. Raises BadRequest."""
     if not _UID.match(text):
         raise BadRequest(f"the {name} UID {text[:80]!r} is not digits and dots of at most 64 characters")
     return text
 
 
 def frame_numbers(text: str) -> tuple[int, ...]:
-    """A comma list of frame numbers from 1: order and repeats are kept."""
+    """A comma list of frame numbers from 1, in its order and with repeats. Raises BadRequest, NotFound and
+    URITooLong."""
     if text.count(",") >= MAX_FRAMES:
         raise URITooLong(f"a frame list may hold at most {MAX_FRAMES} numbers")
     return tuple(_frame_number(number) for number in text.split(","))
@@ -310,19 +307,19 @@ def _frame_number(text: str) -> int:
 
 
 def bulk_path(text: str) -> str:
-    """The path of a bulk value with its tags in upper case."""
+    """The path of a bulk value with its tags in upper case. Raises BadRequest."""
     if len(text) > MAX_BULK_PATH or not _BULK.match(text):
         raise BadRequest(f"{text[:80]!r} is not a bulk data path: a tag of eight hex digits, or tag/item/tag")
     return text.upper()
 
 
 def percent_decoded(text: str) -> str:
-    """Once, and as UTF-8. Raises BadRequest. `text` is a piece of the request line, decoded as ISO 8859-1
-    (RFC 9112 2.2)."""
+    """Decodes a piece of the request line as UTF-8. `text` is in ISO 8859-1 (RFC 9112 2.2). Raises
+    BadRequest."""
     if "%" not in text and text.isascii():
         return text
     if _BAD_ESCAPE.search(text):
-        raise BadRequest("the URL holds a percent sign that does not begin an escape")
+        raise BadRequest("the URL has a percent sign that does not begin an escape")
     try:
         return unquote_to_bytes(text.encode("latin-1")).decode("utf-8")
     except UnicodeError:
@@ -330,7 +327,7 @@ def percent_decoded(text: str) -> str:
 
 
 def parse_query(query: str) -> tuple[tuple[str, str], ...]:
-    """The pairs of a query in their order; `+` is a blank."""
+    """The pairs of a query in their order; `+` is a blank. Raises BadRequest and URITooLong."""
     if not query:
         return ()
     if query.count("&") >= MAX_PARAMETERS:
@@ -339,11 +336,11 @@ def parse_query(query: str) -> tuple[tuple[str, str], ...]:
     return tuple((percent_decoded(name), percent_decoded(value)) for name, _, value in pairs)
 
 
-# URLs back. `base` ends with the version and without a slash ("http://h:1/v2"); UIDs need no encoding.
+# URLs. `base` ends with the version and without a slash ("http://h:1/v2"). UIDs need no encoding.
 
 
 def base_url(origin: str, version: int) -> str:
-    """`origin` is scheme, host and the path that a proxy may add, as the client sees them."""
+    """`origin` has scheme and host, and the path that a proxy adds."""
     return f"{origin.rstrip('/')}/v{version}"
 
 
