@@ -271,25 +271,27 @@ class Ingest:
             if number and time.monotonic() > until:
                 self._ended = ended[number:]
                 break
-            learned: SOPInstance | None = None
+            instance: SOPInstance | None = None
             try:
                 seen = self._seen.pop(record.number, None)
                 pread = _brief(record.pread) if brief else _stoppable(record.pread, self._stopped)
-                learned, new = derive(record, self._limits.reading, self._reader, seen, pread)
-                if self._study is not None and learned.study_uid != self._study:
+                instance, new = derive(record, self._limits.reading, self._reader, seen, pread)
+                if self._study is not None and instance.study_uid != self._study:
                     raise StudyMismatch(
                         "the Study Instance UID (0020,000D) differs from the study of the target URI"
                     )
             except InstanceError as error:
                 self._writer.drop_record(record)
-                self._refuse(error, learned)
+                self._refuse(error, instance)
                 continue
             except HeaderTooLong:
                 self._long_header, self._ended = True, ended[number:]
                 break
-            self._accepted.append(StoredItem.of(learned))
+            self._accepted.append(StoredItem.of(instance))
             read.append((record, new))
-        self._wait_for_commit(read)
+        # Instances that are read together keep their metadata together.
+        for (record, _), prepared in zip(read, prepare([new for _, new in read]), strict=True):
+            self._waiting.append((record, prepared))
         if self._parser.more:
             self._take(self._parser.feed(b"", most=EVENTS_AT_ONCE))
 
@@ -298,15 +300,9 @@ class Ingest:
         begun goes on. Any thread may call it."""
         self._stopped.set()
 
-    def _wait_for_commit(self, read: list[tuple[Record, NewInstance]]) -> None:
-        """Instances that are read together keep their metadata together."""
-        prepared = prepare([new for _, new in read])
-        for (record, _), new in zip(read, prepared, strict=True):
-            self._waiting.append((record, new))
-
-    def _refuse(self, error: InstanceError, learned: SOPInstance | None = None) -> None:
-        sop_class, instance = (learned.sop_class_uid, learned.instance_uid) if learned else ("", "")
-        self._result.failed.append(FailedItem.of(error, sop_class, instance))
+    def _refuse(self, error: InstanceError, instance: SOPInstance | None = None) -> None:
+        uids = (instance.sop_class_uid, instance.instance_uid) if instance else ()
+        self._result.failed.append(FailedItem.of(error, *uids))
 
     # The end
 

@@ -71,13 +71,7 @@ def _rows(level: Level, table: str) -> list[QueryAttribute]:
     rows = []
     for line in table.strip().splitlines():
         tag, vr, keyword, *marks = line.split()
-        returned = (
-            Returned.ALWAYS
-            if "always" in marks
-            else Returned.PRESENT
-            if "present" in marks
-            else Returned.ASKED
-        )
+        returned = next((each for each in Returned if each.name.lower() in marks), Returned.ASKED)
         flags = {name: name in marks for name in ("required", "indexed", "computed")}
         rows.append(QueryAttribute(level, tag, keyword, vr, returned=returned, **flags))
     return rows

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TypeAlias
 
 from streamsrv.dicom.instance import JsonDataset, JsonElement
 from streamsrv.dicom.tags import tag_of, vr_of
@@ -37,26 +37,11 @@ _DEEPEST = 16
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 
 
-class Condition(Protocol):
+@dataclass(frozen=True, slots=True)
+class ValueCondition:
     """`row` is None if the metadata decide. `tags` names the outermost elements that are read, and `values`
     those of which values are compared, not items."""
 
-    @property
-    def row(self) -> QueryAttribute | None: ...
-
-    @property
-    def tags(self) -> tuple[str, ...]: ...
-
-    @property
-    def values(self) -> tuple[str, ...]: ...
-
-    def accepts(self, attributes: JsonDataset) -> bool: ...
-
-    def probes(self) -> list[Probe]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ValueCondition:
     path: Path
     row: QueryAttribute | None
     matcher: Matcher
@@ -119,6 +104,9 @@ class ByStoredVR:
 
     def probes(self) -> list[Probe]:
         return [Probe()]
+
+
+Condition: TypeAlias = ValueCondition | MomentCondition
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ from streamsrv.web.head import Head, acceptable, check_lists, check_target, chec
 from streamsrv.web.hosts import Hosts, Origin, party
 from streamsrv.web.sending.response import Outgoing, transfer
 from streamsrv.web.sending.transfer import Transfer
-from streamsrv.web.stow import Identity, Upload, decoder_for
+from streamsrv.web.stow import Upload, decoder_for
 from streamsrv.web.uploads import Uploads, UploadSlot
 from streamsrv.wire.accept import parse_accept
 from streamsrv.wire.answers import Answer, Computed, Request, then
@@ -264,7 +264,7 @@ class App(HTTPServerConnectionDelegate):
         ingest = self._actions.ingest(request, target)
         # A client that waits for 100 Continue, or has conditions, asks for more than the head tells.
         alone = length > SHORT_BODY or not ASKING.isdisjoint(request.headers) or not ingest.fits_batch
-        short = length > 0 and not alone and isinstance(decoder, Identity)
+        short = length > 0 and not alone and decoder is None
         return Upload(
             self.pool,
             ingest,

@@ -36,17 +36,6 @@ Result = TypeVar("Result")
 Buffer = bytes | bytearray
 
 
-class Identity:
-    """No Content-Encoding: the body is what it is."""
-
-    def decode(self, chunk: Buffer, size: int, start: int = 0) -> Iterator[tuple[Buffer, int, int]]:
-        """What has become of `size` bytes of `chunk` from `start` on: chunks, where in them, how many."""
-        yield chunk, start, size
-
-    def close(self) -> None:
-        pass
-
-
 class Gzip:
     """RFC 1952: one or more members, each checked by its own CRC. Raises ContentTooLarge over `limit` bytes,
     or over `ratio` times the size of the body; 0 is no limit."""
@@ -61,6 +50,7 @@ class Gzip:
         self._begun = False
 
     def decode(self, chunk: Buffer, size: int, start: int = 0) -> Iterator[tuple[Buffer, int, int]]:
+        """Decodes `size` bytes of `chunk` from `start` on. Yields chunks, and the begin and length in each."""
         # The decoder copies what follows a member: of a whole megabyte that would be too much for each.
         end = start + size
         for at in range(start, end, PACKED):
@@ -110,10 +100,11 @@ class Gzip:
             raise BadRequest("the gzip body ends before its end")
 
 
-def decoder_for(content_encoding: str, limit: int, ratio: int) -> Identity | Gzip:
+def decoder_for(content_encoding: str, limit: int, ratio: int) -> Gzip | None:
+    """Returns None if the body is not coded. Raises UnsupportedMediaType."""
     coding = content_encoding.strip().lower()
     if coding in ("", "identity"):
-        return Identity()
+        return None
     if coding in ("gzip", "x-gzip"):
         return Gzip(limit, ratio)
     raise UnsupportedMediaType(f"Content-Encoding {coding[:40]!r} is not supported", ("gzip", "identity"))
@@ -126,7 +117,7 @@ class Upload:
         self,
         pool: Executor,
         ingest: Ingest,
-        decoder: Identity | Gzip,
+        decoder: Gzip | None,
         max_body: int,
         *,
         check: Callable[[], None] = lambda: None,
@@ -171,7 +162,8 @@ class Upload:
             raise ContentTooLarge(
                 f"the body is longer than the {self._max_body} bytes that this server accepts"
             )
-        for piece, at, length in self._decoder.decode(chunk, size, start):
+        pieces = self._decoder.decode(chunk, size, start) if self._decoder else ((chunk, start, size),)
+        for piece, at, length in pieces:
             receiver.feed(piece, length, start=at, stays=stays or isinstance(piece, bytes))
             await self._advance(receiver)
             await asyncio.sleep(0)  # a megabyte of gzip may hold a thousand pieces
@@ -202,7 +194,8 @@ class Upload:
             self._release(self._buffer)
 
     async def _finish(self, receiver: Ingest) -> StoreResult:
-        self._decoder.close()
+        if self._decoder is not None:
+            self._decoder.close()
         try:
             result = await self._in_thread(receiver.finish)
         finally:

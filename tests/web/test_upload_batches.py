@@ -10,7 +10,7 @@ from streamsrv.errors import BadRequest
 from streamsrv.ingest.batching import LARGEST_BATCH
 from streamsrv.ingest.response import StoreResult
 from streamsrv.web.batching import Batches
-from streamsrv.web.stow import Identity, Upload
+from streamsrv.web.stow import Upload
 
 
 class Thread:
@@ -96,7 +96,7 @@ class Uploads:
         return [BadRequest("no") if each.body == b"refused" else StoreResult() for each in ingests]
 
     def make(self, payload):
-        made = Upload(self._pool, Short(self.world), Identity(), 0, batches=self.batches)
+        made = Upload(self._pool, Short(self.world), None, 0, batches=self.batches)
         made.arrived(bytearray(payload + b"more"), len(payload), self.released.append)
         return made
 
