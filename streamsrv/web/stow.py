@@ -50,7 +50,7 @@ class Gzip:
         self._begun = False
 
     def decode(self, chunk: Buffer, size: int, start: int = 0) -> Iterator[tuple[Buffer, int, int]]:
-        """Decodes `size` bytes of `chunk` from `start` on. Yields chunks, and the begin and length in each."""
+        """Decodes `size` bytes of `chunk` from `start` on. Yields chunks, with begin and length."""
         # The decoder copies what follows a member: of a whole megabyte that would be too much for each.
         end = start + size
         for at in range(start, end, PACKED):
