@@ -28,7 +28,6 @@ LIMITS: dict[str, tuple[int, int]] = {
     "docs/architecture.md": (40, 144),
     "docs/scaling.md": (26, 25),
     "streamsrv": (10, 0),
-    "streamsrv/client": (11, 0),
     "streamsrv/pixels": (119, 9),
     "streamsrv/plans": (17, 2),
     "streamsrv/retrieve": (73, 3),

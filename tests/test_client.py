@@ -23,7 +23,7 @@ import pytest
 
 from streamsrv import client, samples
 from streamsrv.client import verb
-from streamsrv.client.connection import Connection, Reply, ReplyError
+from streamsrv.client.connection import Reply, ReplyError, StoreConnection
 from streamsrv.client.files import FoundFile, Limit, batches, examine
 from streamsrv.client.tally import Tally, Verdict, judge, succeeded
 
@@ -276,10 +276,10 @@ def test_failures_without_a_uid_belong_to_the_files_that_nobody_named(tmp_path):
     tally = Tally()
     failed = [item("", 43264, "first"), item("", 272, "second")]
     judge(batch, Reply(202, {}, response(["1.2"], failed)), tally)
-    assert {failure.path.name: failure.words.split(": ")[-1] for failure in tally.failures} == {
+    assert {failure.path.name: failure.text.split(": ")[-1] for failure in tally.failures} == {
         "a": "first",
         "c": "second",
-        "d": "the response (status 202) does not mention it",
+        "d": "the response (status 202) does not name it",
     }
     assert tally.counts == {Verdict.STORED: 1, Verdict.FAILED: 3}
 
@@ -326,7 +326,7 @@ def test_a_batch_refused_as_a_whole_is_sent_file_by_file(fake, folder, capsys):
 
 
 def phrase(status):
-    return Reply(status, {}, b"").words().split(" ", 3)[3]
+    return Reply(status, {}, b"").explanation().split(" ", 3)[3]
 
 
 @pytest.mark.parametrize("early", [True, False])
@@ -408,7 +408,7 @@ def test_a_file_that_changed_meanwhile_is_not_sent(fake, tmp_path):
     path = write_instance(tmp_path / "a", "1.2")
     found, _ = examine(path)
     path.write_bytes(path.read_bytes()[:-1])
-    connection = Connection(service.url, 5, lambda sent: None)
+    connection = StoreConnection(service.url, 5, lambda sent: None)
     with pytest.raises(ReplyError, match="changed while it was being sent"):
         connection.store([found])
     assert service.requests == []
@@ -422,7 +422,7 @@ def test_a_file_that_becomes_shorter_while_it_is_sent(fake, tmp_path):
     def cut(sent):
         os.truncate(path, 5 << 20)
 
-    connection = Connection(service.url, 5, cut)
+    connection = StoreConnection(service.url, 5, cut)
     with pytest.raises(ReplyError, match="became shorter"):
         connection.store([found])
 
@@ -441,7 +441,7 @@ def test_a_status_line_in_two_packets(folder):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=answer, args=(listener,))
         thread.start()
-        connection = Connection(f"http://127.0.0.1:{listener.getsockname()[1]}/v2", 5, lambda sent: None)
+        connection = StoreConnection(f"http://127.0.0.1:{listener.getsockname()[1]}/v2", 5, lambda sent: None)
         assert connection.store([examine(path)[0]]).status == 507
         thread.join()
 

@@ -1,16 +1,14 @@
-"""One connection that stores batches of Part 10 files: requests go out, response datasets come back.
+"""One connection that sends batches of Part 10 files and receives response datasets.
 
-Strategy: http.client writes the head and reads the answer; the multipart body (RFC 2046, PS3.18 8.7.1) is
-sent between the two, its part heads from memory and its files with sendfile, under a Content-Length known
-beforehand.
+Strategy: http.client writes the head and reads the answer. The multipart body (RFC 2046, PS3.18 8.7.1) is
+sent in between: part heads from memory, files with sendfile. Its length is known in advance.
 
-Rules of this file
-- `Expect: 100-continue` on plain connections: an overloaded service refuses before the bytes were sent, not
-  after.
-- A service may answer while the body is still on its way (RFC 9112 9.3). Its answer then counts, and the
-  connection is over, because the rest of the body was never sent.
-- A file that changed its size since it was examined spoils the length that was announced: the connection is
-  over.
+Rules
+- Plain connections send `Expect: 100-continue`, so that an overloaded service refuses before it gets the
+  body.
+- A service may answer before it has the whole body (RFC 9112 9.3). The connection then closes, because
+  the rest of the body is not sent. It also closes if a file has another size than before, because the
+  length is then wrong.
 """
 
 from __future__ import annotations
@@ -30,17 +28,18 @@ from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from streamsrv.client.files import Batch, FoundFile
+from streamsrv.wire.multipart import closing, multipart_type, part_head
 
-CONTINUE_WAIT = 1.0  # seconds; RFC 9110 10.1.1: never wait for ever, the service may not know Expect
-SLICE = 4 << 20  # a progress bar wants to move while a large file is sent
-HEAD = "Content-Type: application/dicom\r\n\r\n"
+CONTINUE_WAIT = 1.0  # seconds; RFC 9110 10.1.1: the service may not know Expect
+SLICE = 4 << 20  # bytes between two steps of the progress bar
+HEADERS = {"Content-Type": "application/dicom"}
 
 
 JsonDataset: TypeAlias = Mapping[str, Any]
 
 
 class ReplyError(Exception):
-    """What came back is not an answer of a DICOMweb service."""
+    """The answer does not come from a DICOMweb service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +61,18 @@ class Reply:
         return dataset
 
     def retry_after(self) -> float:
-        """Seconds; RFC 9110 10.2.3 allows a number or a date."""
+        """Seconds to wait (RFC 9110 10.2.3: a number or a date)."""
         value = self.headers.get("retry-after", "1").strip()
         if value.isdigit():
             return float(value)
         try:
-            moment = email.utils.parsedate_to_datetime(value)
+            date = email.utils.parsedate_to_datetime(value)
         except ValueError:
             return 1.0
-        return max(0.0, moment.timestamp() - time.time())
+        return max(0.0, date.timestamp() - time.time())
 
-    def words(self) -> str:
-        """One line that explains a refusal: the detail of problem+json (RFC 9457) if there is one."""
+    def explanation(self) -> str:
+        """One line for a refusal, with the detail of problem+json (RFC 9457)."""
         try:
             problem = json.loads(self.body)
             detail = str(problem.get("detail") or problem.get("title") or "")
@@ -84,7 +83,7 @@ class Reply:
 
 
 def _values(item: Any, tag: str) -> list[Any]:
-    """Of an element of DICOM JSON; none where the service sends something else."""
+    """The values of an element of DICOM JSON; none if it is malformed."""
     element = item.get(tag) if isinstance(item, dict) else None
     values = element.get("Value") if isinstance(element, dict) else None
     return values if isinstance(values, list) else []
@@ -95,22 +94,23 @@ def _text(item: Any, tag: str) -> str:
 
 
 def stored_of(dataset: JsonDataset) -> Iterator[str]:
-    """SOP Instance UIDs of Referenced SOP Sequence."""
+    """Yields the SOP Instance UIDs of Referenced SOP Sequence."""
     for item in _values(dataset, "00081199"):
         yield _text(item, "00081155")
 
 
 def failures_of(dataset: JsonDataset) -> Iterator[tuple[str, int, str]]:
-    """SOP Instance UID (or ""), Failure Reason and Error Comments of Failed SOP Sequence: an LO is short, a
-    sentence goes on in the next one."""
+    """Yields SOP Instance UID (or ""), Failure Reason and Error Comments of Failed SOP Sequence. A
+    sentence may continue in the next comment, because an LO is short."""
     for item in _values(dataset, "00081198"):
         comments = (_text(row, "00000902") for row in _values(item, "00741048"))
         reason = _text(item, "00081197")
         yield _text(item, "00081155"), int(reason) if reason.isdecimal() else 0, " ".join(comments)
 
 
-class Connection:
-    """To one service; opened when needed, again when lost. `progress` is told the bytes as they leave."""
+class StoreConnection:
+    """A connection to one service. It opens when needed, and again after a loss. It calls `progress` with
+    the number of bytes sent."""
 
     def __init__(self, url: str, timeout: float, progress: Callable[[int], None]) -> None:
         parts = urlsplit(url)
@@ -127,7 +127,8 @@ class Connection:
         self._http.close()
 
     def store(self, batch: Batch) -> Reply:
-        """One store transaction. Raises OSError if the service is lost, ReplyError if it is none."""
+        """One store transaction. Raises OSError if the connection is lost, ReplyError for an invalid
+        answer."""
         fresh = self._http.sock is None
         try:
             return self._exchange(batch)
@@ -135,7 +136,7 @@ class Connection:
             self.close()
             if fresh:
                 raise
-            return self.store(batch)  # an idle connection that the service had closed meanwhile
+            return self.store(batch)  # the service had closed the idle connection
         except http.client.HTTPException as fault:
             self.close()
             raise ReplyError(f"not an HTTP answer: {fault!r}") from fault
@@ -144,14 +145,14 @@ class Connection:
             raise
 
     def _exchange(self, batch: Batch) -> Reply:
-        boundary = secrets.token_hex(24)
+        boundary = secrets.token_hex(24).encode()
         sock = self._begin(boundary, _body_length(boundary, batch))
         complete = self._may_continue(sock)
         if complete:
             try:
                 self._send_body(sock, boundary, batch)
             except (BrokenPipeError, ConnectionResetError):
-                complete = False  # the service did not want the rest: it has said why, or is gone
+                complete = False  # the answer may say why
         response = self._http.getresponse()
         headers = {name.lower(): value for name, value in response.getheaders()}
         reply = Reply(response.status, headers, response.read())
@@ -159,14 +160,13 @@ class Connection:
             self.close()
         return reply
 
-    def _begin(self, boundary: str, length: int) -> socket.socket:
+    def _begin(self, boundary: bytes, length: int) -> socket.socket:
         if self._http.sock is None:
             self._http.connect()
         sock: socket.socket = self._http.sock
         self._http.putrequest("POST", self._path)
         self._http.putheader("Accept", "application/dicom+json")
-        media_type = f'multipart/related; type="application/dicom"; boundary={boundary}'
-        self._http.putheader("Content-Type", media_type)
+        self._http.putheader("Content-Type", multipart_type(boundary, "application/dicom"))
         self._http.putheader("Content-Length", str(length))
         if not isinstance(sock, ssl.SSLSocket):
             self._http.putheader("Expect", "100-continue")
@@ -174,8 +174,9 @@ class Connection:
         return sock
 
     def _may_continue(self, sock: socket.socket) -> bool:
-        """False if a final answer has come before the body was sent. The answer is left for http.client to
-        read, which skips a 100; a TLS connection cannot be looked into and is not asked."""
+        """Returns False if a final answer comes before the body. http.client then reads the answer, and
+        skips a
+        100. A TLS connection does not send Expect, because it cannot be peeked."""
         if isinstance(sock, ssl.SSLSocket):
             return True
         deadline = time.monotonic() + CONTINUE_WAIT
@@ -185,18 +186,18 @@ class Connection:
             head = sock.recv(12, socket.MSG_PEEK)
             if len(head) >= 12 or not head:
                 return head.endswith(b" 100")
-            time.sleep(0.001)  # a status line in two packets
+            time.sleep(0.001)  # the status line is incomplete
         return True
 
-    def _send_body(self, sock: socket.socket, boundary: str, batch: Batch) -> None:
+    def _send_body(self, sock: socket.socket, boundary: bytes, batch: Batch) -> None:
         for found in batch:
-            sock.sendall(_part_head(boundary))
+            sock.sendall(part_head(boundary, HEADERS))
             with found.path.open("rb") as stream:
                 if os.fstat(stream.fileno()).st_size != found.size:
                     self.close()
                     raise ReplyError(f"{found.path} changed while it was being sent")
                 self._send_file(sock, stream, found)
-        sock.sendall(_closing(boundary))
+        sock.sendall(closing(boundary))
 
     def _send_file(self, sock: socket.socket, stream: Any, found: FoundFile) -> None:
         for offset in range(0, found.size, SLICE):
@@ -208,14 +209,6 @@ class Connection:
                 raise ReplyError(f"{found.path} became shorter while it was being sent")
 
 
-def _part_head(boundary: str) -> bytes:
-    return f"\r\n--{boundary}\r\n{HEAD}".encode("ascii")
-
-
-def _closing(boundary: str) -> bytes:
-    return f"\r\n--{boundary}--\r\n".encode("ascii")
-
-
-def _body_length(boundary: str, batch: Batch) -> int:
-    framing = len(_part_head(boundary)) * len(batch) + len(_closing(boundary))
+def _body_length(boundary: bytes, batch: Batch) -> int:
+    framing = len(part_head(boundary, HEADERS)) * len(batch) + len(closing(boundary))
     return framing + sum(found.size for found in batch)

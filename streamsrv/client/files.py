@@ -1,24 +1,25 @@
-"""The files to send: a walk over the paths of the command line, cut into batches, one request each.
+"""Finds the files to send below the paths of the command line, in batches of one request each.
 
-Rule: lazy. A folder of millions of files costs one batch of memory; nobody sorts more than one folder's
-names.
+Rule: it is lazy. A folder of millions of files needs the memory of one batch and of the names of one
+folder.
 """
 
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-PREFIX_OFFSET = 128
-HEAD_SIZE = 4096  # the UID is the third element of the file meta information, long before this
-LONG_VRS = (b"OB", b"UN", b"UT", b"OW")  # those that occur in group 0002, or by mistake: 4 bytes of length
+from streamsrv.dicom.filemeta import PREAMBLE, PREFIX, read_file_meta
+from streamsrv.dicom.window import Pread, ReadLimits, ReadWindow
+from streamsrv.errors import InstanceError
+
+INSTANCE_UID = 0x00020003
 
 
 class FoundFile(NamedTuple):
-    """A file to send. `uid` is its SOP Instance UID, empty if that could not be read."""
+    """A file to send. `uid` is its SOP Instance UID, or "" if that is unknown."""
 
     path: Path
     size: int
@@ -29,14 +30,14 @@ Batch: TypeAlias = list[FoundFile]
 
 
 class Limit(NamedTuple):
-    """How much goes into one request. A single file over `size` still goes, alone."""
+    """The limits of one request, `size` in bytes. A file above `size` is sent alone."""
 
     instances: int = 200
-    size: int = 256 << 20  # what is lost when a request is cut off, a few seconds of a usual line
+    size: int = 256 << 20  # a request that breaks off loses a few seconds of a usual line
 
 
 def files_under(paths: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
-    """Every regular file, folders in order of their names, and whether it was named on the command line."""
+    """Yields each regular file, by name in each folder, and whether the command line names it."""
     for path in paths:
         if not path.is_dir():
             yield path, True
@@ -47,7 +48,7 @@ def files_under(paths: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
 
 
 def size_of(path: Path) -> int:
-    """0 for what cannot be asked: whoever opens it will find out why."""
+    """0 after an error, which opening the file raises again."""
     try:
         return path.stat().st_size
     except OSError:
@@ -55,28 +56,25 @@ def size_of(path: Path) -> int:
 
 
 def examine(path: Path) -> tuple[FoundFile, bool]:
-    """The file, and whether it is a Part 10 file (PS3.10 7.1)."""
-    with path.open("rb") as stream:
-        head = stream.read(HEAD_SIZE)
+    """The file, and whether it is a Part 10 file (PS3.10 7.1). Raises OSError."""
+    with path.open("rb", buffering=0) as stream:
         size = os.fstat(stream.fileno()).st_size
-    return FoundFile(path, size, _instance_uid(head)), head[PREFIX_OFFSET : PREFIX_OFFSET + 4] == b"DICM"
+
+        def pread(offset: int, length: int) -> bytes:
+            return os.pread(stream.fileno(), length, offset)
+
+        is_dicom = pread(PREAMBLE, len(PREFIX)) == PREFIX
+        return FoundFile(path, size, _instance_uid(pread, size) if is_dicom else ""), is_dicom
 
 
-def _instance_uid(head: bytes) -> str:
-    """Media Storage SOP Instance UID (0002,0003), which only serves to recognize the file in a response. File
-    meta information is Explicit VR Little Endian; one that breaks its rules has no UID here."""
-    position = PREFIX_OFFSET + 4
-    while position + 12 <= len(head):
-        group, element, vr, length = struct.unpack_from("<HH2sH", head, position)
-        value = position + 8
-        if vr in LONG_VRS:
-            length = int.from_bytes(head[value : value + 4], "little")
-            value += 4
-        if (group, element) >= (2, 3):
-            uid = head[value : value + length] if (group, element) == (2, 3) else b""
-            return uid.decode("ascii", "replace").rstrip("\0 ")
-        position = value + length
-    return ""
+def _instance_uid(pread: Pread, size: int) -> str:
+    """Media Storage SOP Instance UID (0002,0003), which identifies the file in a response."""
+    try:
+        meta = read_file_meta(ReadWindow(pread, size), size, ReadLimits())
+    except InstanceError:
+        return ""
+    uids = [value for tag, _, value in meta.elements if tag == INSTANCE_UID]
+    return uids[0].decode("ascii", "replace").rstrip("\0 ") if uids else ""
 
 
 def batches(files: Iterator[FoundFile], limit: Limit) -> Iterator[Batch]:

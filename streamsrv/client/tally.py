@@ -1,7 +1,6 @@
-"""What became of every file: verdicts, from the response dataset of a store transaction (PS3.18 10.5.3, Annex
-I).
+"""The result of each file, from the response dataset of a store transaction (PS3.18 10.5.3, Annex I).
 
-Rule: a file counts as stored only if the response names it. Whatever the response is silent about has failed.
+Rule: a file is stored only if the response names it. A file that the response does not name has failed.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import NamedTuple
 from streamsrv.client.connection import Reply, failures_of, stored_of
 from streamsrv.client.files import Batch, FoundFile
 
-# PS3.18 Table I.2-2, and those that this project's server sends.
+# PS3.18 Table I.2-2, and the reasons of this server.
 REASONS = {
     272: "processing failure",
     290: "SOP class not supported",
@@ -27,7 +26,7 @@ REASONS = {
     49152: "elements not understood",
 }
 ALREADY_STORED = 45070
-NO_REASON = 0  # a failure of ours or of HTTP, told in words only
+NO_REASON = 0  # a failure of the client or of HTTP
 
 
 class Verdict(enum.Enum):
@@ -40,39 +39,40 @@ class Verdict(enum.Enum):
 class Failure(NamedTuple):
     path: Path
     reason: int
-    words: str
+    text: str
 
     def __str__(self) -> str:
         code = f"{self.reason} (0x{self.reason:04X}) " if self.reason else ""
-        return f"{self.path}: {code}{self.words}"
+        return f"{self.path}: {code}{self.text}"
 
 
 @dataclass(slots=True)
 class Tally:
-    """What became of every file; shared by the threads and the progress bar."""
+    """Counts the results of all files. The threads and the progress bar share it."""
 
     counts: Counter[Verdict] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
     sent: int = 0  # bytes, those sent again included
-    settled: int = 0  # bytes of files whose verdict is known
+    done: int = 0  # bytes of files with a result
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def settle(self, found: FoundFile, verdict: Verdict, failure: Failure | None = None) -> None:
+    def count(self, found: FoundFile, verdict: Verdict, failure: Failure | None = None) -> None:
         with self.lock:
             self.counts[verdict] += 1
-            self.settled += found.size
+            self.done += found.size
             if failure is not None:
                 self.failures.append(failure)
 
-    def fail(self, found: FoundFile, reason: int, words: str) -> None:
-        self.settle(found, Verdict.FAILED, Failure(found.path, reason, words))
+    def fail(self, found: FoundFile, reason: int, text: str) -> None:
+        self.count(found, Verdict.FAILED, Failure(found.path, reason, text))
 
 
 def judge(batch: Batch, reply: Reply, tally: Tally) -> None:
-    """Gives every file of the batch its verdict, from the response dataset (PS3.18 10.5.3).
+    """Counts each file of the batch by the response dataset (PS3.18 10.5.3).
 
-    Files are found by SOP Instance UID; a UID that occurs twice in a batch was stored once, the first time.
-    Failures without a UID come in the order of the parts: they are those of the files that nobody named."""
+    The SOP Instance UID identifies a file; of two files with one UID the first was stored. Failures
+    without a UID come in the order of the parts, and belong to the files that the response does not
+    name."""
     waiting: dict[str, Batch] = {}
     for found in batch:
         waiting.setdefault(found.uid, []).append(found)
@@ -84,7 +84,7 @@ def judge(batch: Batch, reply: Reply, tally: Tally) -> None:
     dataset = reply.dataset
     for uid in stored_of(dataset):
         if (stored := take(uid)) is not None:
-            tally.settle(stored, Verdict.STORED)
+            tally.count(stored, Verdict.STORED)
     unnamed = []
     for uid, reason, comment in failures_of(dataset):
         if (refused := take(uid)) is not None:
@@ -96,15 +96,15 @@ def judge(batch: Batch, reply: Reply, tally: Tally) -> None:
         if position < len(unnamed):
             _refuse(found, *unnamed[position], tally)
         else:
-            tally.fail(found, NO_REASON, f"the response (status {reply.status}) does not mention it")
+            tally.fail(found, NO_REASON, f"the response (status {reply.status}) does not name it")
 
 
 def _refuse(found: FoundFile, reason: int, comment: str, tally: Tally) -> None:
     if reason == ALREADY_STORED:
-        tally.settle(found, Verdict.ALREADY)
+        tally.count(found, Verdict.ALREADY)
         return
-    words = REASONS.get(reason, "refused")
-    tally.fail(found, reason, f"{words}: {comment}" if comment else words)
+    text = REASONS.get(reason, "refused")
+    tally.fail(found, reason, f"{text}: {comment}" if comment else text)
 
 
 def summary(tally: Tally) -> Iterator[str]:
@@ -114,6 +114,6 @@ def summary(tally: Tally) -> Iterator[str]:
 
 
 def succeeded(tally: Tally, *, already_stored_ok: bool) -> bool:
-    """Every file that was meant is in the store, and there was one at least."""
+    """Returns whether all files but the skipped ones are in the store, and there is at least one."""
     fine = tally.counts[Verdict.STORED] + (tally.counts[Verdict.ALREADY] if already_stored_ok else 0)
     return fine > 0 and fine == sum(tally.counts.values()) - tally.counts[Verdict.SKIPPED]

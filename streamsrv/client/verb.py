@@ -1,12 +1,12 @@
-"""The verb itself: arguments, threads, progress bar, exit code.
+"""The verb: arguments, threads, progress bar, exit code.
 
-Strategy: each of `--parallel` threads takes the next batch from the walk, sends it in one request on its own
-connection, and settles each of its files by the response.
+Strategy: each of `--parallel` threads takes the next batch, sends it in one request on its own
+connection, and counts the result of each file.
 
-Rules of this file
-- Asked to wait (503 with Retry-After) or cut off, a batch is sent again. Refused as a whole, a batch is sent
-  again file by file: one bad file must not cost its neighbours.
-- The progress bar belongs to a terminal and to standard error; standard output has the summary.
+Rules
+- After a 503 with Retry-After, or a lost connection, a batch is sent again. A batch that is refused as a
+  whole is sent again file by file, so that one bad file does not affect the others.
+- The progress bar is on standard error, if that is a terminal. The summary is on standard output.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from pathlib import Path
 from typing import TextIO
 from urllib.parse import urlsplit
 
-from streamsrv.client.connection import Connection, Reply, ReplyError
+from streamsrv.client.connection import Reply, ReplyError, StoreConnection
 from streamsrv.client.files import Batch, FoundFile, Limit, batches, examine, files_under, size_of
 from streamsrv.client.tally import NO_REASON, Tally, Verdict, judge, succeeded, summary
 
-LONGEST_WAIT = 60.0  # seconds; a service that asks for more is asked again sooner
+LONGEST_WAIT = 60.0  # seconds between two attempts, also if the service asks for more
 
 
-def find(paths: Sequence[Path], tally: Tally, say: TextIO) -> Iterator[FoundFile]:
-    """The files to send. What is left out is said: in a folder that is a skip, by name it is a failure."""
+def find(paths: Sequence[Path], tally: Tally, log: TextIO) -> Iterator[FoundFile]:
+    """Yields the files to send. Another file is skipped in a folder, and is a failure if the command line
+    names it."""
     for path, by_name in files_under(paths):
         try:
             found, is_dicom = examine(path)
@@ -42,25 +43,25 @@ def find(paths: Sequence[Path], tally: Tally, say: TextIO) -> Iterator[FoundFile
         elif by_name:
             tally.fail(found, NO_REASON, "no DICM prefix at byte 128: not a DICOM Part 10 file")
         else:
-            print(f"skipped {path}: not a DICOM Part 10 file", file=say)
-            tally.settle(found, Verdict.SKIPPED)
+            print(f"skipped {path}: not a DICOM Part 10 file", file=log)
+            tally.count(found, Verdict.SKIPPED)
 
 
 class Sender:
-    """One thread's work: a batch at a time, until each of its files has a verdict."""
+    """Sends batches in one thread, until each of their files has a result."""
 
     def __init__(self, url: str, tally: Tally, *, retries: int, timeout: float) -> None:
         self.tally = tally
         self.retries = retries
-        self.connection = Connection(url, timeout, self._count)
+        self.connection = StoreConnection(url, timeout, self._count_sent)
 
-    def _count(self, sent: int) -> None:
+    def _count_sent(self, sent: int) -> None:
         with self.tally.lock:
             self.tally.sent += sent
 
     def send(self, batch: Batch) -> None:
         try:
-            reply = self._patiently(batch)
+            reply = self._store(batch)
             if reply.status in (200, 202, 409):
                 judge(batch, reply, self.tally)
                 return
@@ -72,10 +73,10 @@ class Sender:
             for found in batch:
                 self.send([found])
         else:
-            self.tally.fail(batch[0], NO_REASON, reply.words())
+            self.tally.fail(batch[0], NO_REASON, reply.explanation())
 
-    def _patiently(self, batch: Batch) -> Reply:
-        """The first answer that is not "later", or the last one when the patience is at its end."""
+    def _store(self, batch: Batch) -> Reply:
+        """The first answer other than 503, or the last one after all retries."""
         for attempt in range(self.retries):
             try:
                 reply = self.connection.store(batch)
@@ -89,7 +90,7 @@ class Sender:
 
 
 class Bar:
-    """One line on a terminal, drawn again a few times a second by its own thread."""
+    """The progress bar: one line on a terminal, which a thread draws five times a second."""
 
     WIDTH = 30
 
@@ -102,7 +103,7 @@ class Bar:
         self.thread = threading.Thread(target=self._draw_often, daemon=True)
 
     def line(self) -> str:
-        share = min(1.0, self.tally.settled / self.total)
+        share = min(1.0, self.tally.done / self.total)
         seconds = max(time.monotonic() - self.started, 1e-3)
         filled = "#" * round(share * self.WIDTH)
         return (
@@ -146,7 +147,7 @@ def send_all(paths: Sequence[Path], url: str, args: argparse.Namespace, tally: T
 
 
 def limit_of(text: str) -> Limit:
-    """ "100" are instances, "64MB" are bytes."""
+    """Reads "100" as a number of instances and "64MB" as a size."""
     match = re.fullmatch(r"([1-9]\d*)([kMG]B)?", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of instances (100) nor a size (64MB)")
@@ -170,7 +171,7 @@ def service_url(text: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("paths", metavar="PATH", nargs="+", type=Path, help="a DICOM file, or a folder to walk through")
+    add("paths", metavar="PATH", nargs="+", type=Path, help="a DICOM file, or a folder with DICOM files")
     add("--url", required=True, type=service_url, help="base URL with version: http://127.0.0.1:8943/v2")
     add(
         "--batch",
@@ -180,9 +181,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instances (200) or bytes (256MB) at once",
     )
     add("--parallel", metavar="N", type=positive, default=2, help="connections at once (2)")
-    add("--retries", metavar="N", type=int, default=8, help="how often a busy service is asked again (8)")
+    add("--retries", metavar="N", type=int, default=8, help="attempts to send again to a busy service (8)")
     add("--timeout", metavar="S", type=float, default=300.0, help="seconds of silence before giving up (300)")
-    add("--already-stored-ok", action="store_true", help="an instance that is there already is no failure")
+    add("--already-stored-ok", action="store_true", help="an instance that is already stored is no failure")
     add("--quiet", action="store_true", help="no progress bar, no summary unless something failed")
 
 
