@@ -98,7 +98,6 @@ REPEATED_CLASSES = frozenset(
         "Kind",
         "Known",
         "Order",
-        "Source",
         "Stream",
         "Target",
         "Task",
