@@ -11,7 +11,7 @@ from live_server import END_WITHIN, environment, executable, free_port, start_se
 from small_client import WHOLE, Client, file_of, key_of, path_of
 
 from streamsrv.store.folder import Layout, identity_of
-from streamsrv.store.segments.records import Kind, RecordFormat
+from streamsrv.store.segments.records import RecordFormat, RecordKind
 
 OWN_OF_LMDB = {"lock.mdb"}  # locks: it holds nothing
 VERBS = ("check", "reindex", "compact", "info", "serve")
@@ -154,7 +154,7 @@ def test_a_missing_segment_is_named_and_its_instances_answer_500(data, tmp_path)
 
 
 def records(data):
-    """Kind, segment file, offset of the payload and length of each record."""
+    """RecordKind, segment file, offset of the payload and length of each record."""
     identity = identity_of(Layout(data))
     form = RecordFormat(identity.secret, identity.fingerprint)
     found = []
@@ -176,10 +176,10 @@ def flip(path, offset):
 
 def test_a_flipped_bit_in_the_last_request_hides_nothing_and_brings_nothing_back(data, tmp_path):
     found = records(data)
-    (_, path, ids, _) = next(record for record in found if record[0] is Kind.TOMBSTONE)
+    (_, path, ids, _) = next(record for record in found if record[0] is RecordKind.TOMBSTONE)
     flip(path, ids + 3)
     (kind, path, payload, length) = found[-1]
-    assert kind is Kind.INSTANCE
+    assert kind is RecordKind.INSTANCE
     flip(path, payload + length - 9)
     code, said = verb("reindex", "--data", str(data))
     assert (code, "payload: its checksum is wrong" in said) == (1, True)

@@ -64,7 +64,7 @@ class PartSpool:
     def _append(self, views: Sequence[Buffer]) -> int:
         if self._end - self._asked >= ASK_EVERY:
             self._asked = self._end
-            self._store.segments.require_space()
+            self._store.reserve.require()
         try:
             length = write_all(self._store.ops, self._file.fileno(), views, self._end)
         except OSError as error:

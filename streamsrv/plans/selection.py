@@ -188,7 +188,7 @@ class Selection:
 
     def _remembered(self) -> Found:
         """What there is, looked up again after a commit."""
-        moment, memory = self._store.moment(), _memories.setdefault(self._store, {})
+        moment, memory = self._store.version(), _memories.setdefault(self._store, {})
         found = memory.get(self._target)
         if found is None or found.moment != moment:
             if self._brief:

@@ -113,7 +113,7 @@ def hot_frame(store: Store, request: Request, target: Target) -> Answer | None:
         return None
     number = target.frames[0]
     found = store.instance(shape.row.key, (number - 1,))
-    if found is None or found[0] is not shape.row or number > shape.row.number_of_frames:
+    if found is None or found[0] != shape.row or number > shape.row.number_of_frames:
         return None
     piece = _span(shape.row, number, found[1])
     if piece is None:
@@ -156,14 +156,14 @@ class HotInstance(ABC):
 
     def moment(self) -> int:
         """The number of the index's last commit."""
-        return self._store.moment()
+        return self._store.version()
 
     def current(self, moment: int) -> bool:
         """Whether the instance is still the one that was learnt: looked up again after each commit, of which
         `moment` is the last."""
         if moment != self._moment:
             found = self._store.instance(self._row.key)
-            if found is None or found[0] is not self._row:
+            if found is None or found[0] != self._row:
                 return False
             self._moment = moment
         return True

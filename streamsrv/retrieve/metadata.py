@@ -57,7 +57,7 @@ def texts(store: Store, selection: Selection, base_url: str) -> Iterator[Iterabl
         chosen = slice(start, start + ROWS_AT_ONCE)
         rows, facts = found.packed[chosen], found.metadata()[chosen]
         # Many longer ones would be too much at once.
-        kept = store.texts(rows) if max(facts)[0] <= SHORT_TEXT else None
+        kept = store.short_metadata(rows) if max(facts)[0] <= SHORT_TEXT else None
         if kept is None:
             yield from (text for _, text in instance_texts(store, map(unpacked, rows), base_url))
             continue

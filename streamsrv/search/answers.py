@@ -100,7 +100,7 @@ class Searches:
     def _cached(self, request: Request, target: Target, budget: Budget | None) -> _Found | Answer | None:
         """Returns None if the budget is spent, or if there is none and no cached answer."""
         key = (
-            self._index.moment(),
+            self._index.version(),
             request.path,
             request.query,
             request.headers.get("accept"),

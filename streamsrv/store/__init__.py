@@ -51,9 +51,10 @@ from streamsrv.store.rows import (
     Outcome,
 )
 from streamsrv.store.segments.leases import SegmentLease
+from streamsrv.store.segments.records import Record
 from streamsrv.store.segments.verifying import MISSING_SEGMENT, damaged_record, refusal
 from streamsrv.store.store import Store, StoreOptions
-from streamsrv.store.transaction import Record, Transaction
+from streamsrv.store.transaction import Transaction
 
 __all__ = [
     "DAY",

@@ -1,23 +1,21 @@
-"""Which of two records of one SOP instance stays: the stored one, or the one that has arrived.
+"""Decides between two records of one SOP instance: the stored one and the new one.
 
 Rules of this file
 - An instance is refused as a duplicate only after its stored bytes have been read and are whole. If they are
-  damaged or missing, the new ones take their place, whatever `on_duplicate` says.
-- Bytes that the system cannot read now may be whole: they stay, unless they are registered as damaged.
-- The caller holds the key of the instance, so nothing moves or removes the stored record meanwhile.
+  damaged or missing, the new bytes take their place, whatever `on_duplicate` is.
+- Stored bytes that the system cannot read now may be whole: they stay, unless they are registered as damaged.
+- The caller has locked the key of the instance, so the stored record is neither moved nor removed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from typing import Protocol
 
 from streamsrv.errors import SegmentGone
-from streamsrv.store.index.damage import DamagedRecord
-from streamsrv.store.rows import InstanceRow, Location, OnDuplicate, Outcome
+from streamsrv.store.index import Index
+from streamsrv.store.rows import InstanceRow, OnDuplicate, Outcome
 from streamsrv.store.segments.leases import Readers
-from streamsrv.store.segments.records import RecordFormat
+from streamsrv.store.segments.records import Record, RecordFormat
 from streamsrv.store.segments.verifying import MISSING_SEGMENT, damage_of, damaged_record, described
 
 log = logging.getLogger("streamsrv.store")
@@ -25,61 +23,41 @@ log = logging.getLogger("streamsrv.store")
 COMPARE_WINDOW = 1 << 20
 
 
-class Arrived(Protocol):
-    """A record that has been received whole."""
-
-    location: Location
-    digest: bytes
-
-    def pread(self, offset: int, length: int) -> bytes: ...
-
-
-class StoredCopy(Protocol):
-    """Where the payload of a record is, and its digest."""
-
-    @property
-    def location(self) -> Location: ...
-    @property
-    def digest(self) -> bytes: ...
-
-
-class Register(Protocol):
-    def damaged_among(self, ids: Iterable[bytes]) -> list[DamagedRecord]: ...
-
-
 class Duplicates:
-    def __init__(self, readers: Readers, index: Register, form: RecordFormat) -> None:
+    def __init__(self, readers: Readers, index: Index, form: RecordFormat) -> None:
         self._readers = readers
         self._index = index
         self._form = form
 
     def outcome(
-        self, arrived: Arrived, first: StoredCopy | None, row: InstanceRow | None, on_duplicate: OnDuplicate
+        self,
+        new: Record,
+        first: Record | InstanceRow | None,
+        row: InstanceRow | None,
+        on_duplicate: OnDuplicate,
     ) -> Outcome:
         """`first` is a record of the same instance earlier in the request, `row` the instance as stored."""
         other = first or row
         if other is None:
             return Outcome.STORED
-        if on_duplicate is OnDuplicate.ACCEPT_IDENTICAL and self._identical(arrived, other):
+        if on_duplicate is OnDuplicate.ACCEPT_IDENTICAL and self._identical(new, other):
             return Outcome.IDENTICAL
         if first is not None or row is None:
             return Outcome.DUPLICATE
         replaces = on_duplicate is OnDuplicate.REPLACE or self._is_damaged(row)
         return Outcome.REPLACED if replaces else Outcome.DUPLICATE
 
-    def _identical(self, arrived: Arrived, other: StoredCopy) -> bool:
-        """The same bytes: digests first, then every byte."""
-        location = other.location
-        if other.digest != arrived.digest or location.length != arrived.location.length:
+    def _identical(self, new: Record, other: Record | InstanceRow) -> bool:
+        """Compares digests first, then every byte."""
+        segment, offset, length = other.location
+        if other.digest != new.digest or length != new.location.length:
             return False
         try:
-            with self._readers.open([location.segment]) as lease:
+            with self._readers.open([segment]) as lease:
                 return all(
-                    arrived.pread(at, COMPARE_WINDOW)
-                    == lease.pread(
-                        location.segment, location.offset + at, min(COMPARE_WINDOW, location.length - at)
-                    )
-                    for at in range(0, location.length, COMPARE_WINDOW)
+                    new.pread(at, COMPARE_WINDOW)
+                    == lease.pread(segment, offset + at, min(COMPARE_WINDOW, length - at))
+                    for at in range(0, length, COMPARE_WINDOW)
                 )
         except (SegmentGone, OSError):
             return False  # `_is_damaged` looks again

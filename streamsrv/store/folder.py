@@ -1,7 +1,7 @@
 """The folder of a store: what lies where, who it is, and the locks on it as a whole.
 
     DATA/store.toml        store id, secret, format version, checksum; written once, mode 0600
-    DATA/manifest          segments and their acknowledged ends; locks of writers (see manifest, claims)
+    DATA/manifest          segments and their acknowledged ends; locks of writers (see manifest, locks)
     DATA/segments/NNNNNNNN.seg
     DATA/index/            LMDB; index.old the one before the last reindex, index.building while reindex
                            works, index.new for the moment in which the two change places
@@ -124,7 +124,7 @@ def _checksum(store_id: str, secret: str, version: int) -> str:
     return hashlib.blake2b(f"{store_id}\n{secret}\n{version}\n".encode(), digest_size=16).hexdigest()
 
 
-class Held:
+class FolderLock:
     """A lock on the folder; closing it, or the end of the process, gives it up."""
 
     def __init__(self, fd: int) -> None:
@@ -135,7 +135,7 @@ class Held:
             os.close(self._fd)
         self._fd = -1
 
-    def __enter__(self) -> Held:
+    def __enter__(self) -> FolderLock:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -236,7 +236,7 @@ def ensure_index(layout: Layout, ops: FileOps) -> None:
         )
 
 
-def lock(layout: Layout, ops: FileOps) -> Held:
+def lock(layout: Layout, ops: FileOps) -> FolderLock:
     """The one server of the folder, or reindex; StoreLocked if there is another."""
     ops.make_folder(layout.root)
     fd = os.open(layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -244,10 +244,10 @@ def lock(layout: Layout, ops: FileOps) -> Held:
         owner = _holder(fd)
         os.close(fd)
         raise StoreLocked(f"{layout.root} is in use by another streamsrv process ({owner}): stop it first")
-    return Held(fd)
+    return FolderLock(fd)
 
 
-def use(layout: Layout, *, exclusive: bool = False) -> Held:
+def use(layout: Layout, *, exclusive: bool = False) -> FolderLock:
     """Have the store open, beside others, or for reindex without others."""
     try:
         fd = os.open(layout.segments, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -262,7 +262,7 @@ def use(layout: Layout, *, exclusive: bool = False) -> Held:
             if exclusive
             else f"{layout.root} is being reindexed: wait until that has ended"
         )
-    return Held(fd)
+    return FolderLock(fd)
 
 
 def _locked(fd: int, kind: int) -> bool:

@@ -1,24 +1,23 @@
-"""Locks of instances: byte ranges of DATA/manifest, which each writer opens for itself.
+"""Locks of instance keys: byte ranges of DATA/manifest, which each writer opens separately.
 
-    range of the file        meaning of an exclusive lock on a byte
-    0 .. 2^62-1              the holder is deciding about the instance keys whose hash is this byte's offset;
-                             those of one study have the 30 bits above the lowest 32 in common, so that a
-                             range of bytes stands for all of it
+    range of the file        an exclusive lock on a byte means
+    0 .. 2^62-1              the holder decides about the instance keys with this hash. The keys of one study
+                             have the 30 bits above the lowest 32 in common, so a range stands for the study
     2^62 + 2^61              the holder compacts
 
-Open-file-description locks (F_OFD_SETLK; Linux) vanish with the last descriptor, whatever killed its process.
-Threads exclude each other as processes do. The lock of a segment's one writer is a flock on the segment file
-itself (see segments), which lies where the bytes lie: there is no lock file that can be tidied away.
+Open-file-description locks (F_OFD_SETLK; Linux) end with their last descriptor, even if the process is
+killed. Threads exclude each other as processes do. The lock of a segment's one writer is a flock on the
+segment file (see segments). So there is no lock file that someone can remove.
 
-The *doubt* byte in a segment's slot of the manifest says that a writer *may* have made records valid that the
-index does not know yet: it is set before, and cleared after. A writer that finds the doubt of one that has
-died cuts its segment back before it decides about any key. Without that, a record that was never
-acknowledged could outlive, in its segment, a later one of the same key, and reindex would bring it back.
-Doubts need not survive a power loss: opening a store looks at every unsealed segment.
+The *dirty* byte in a segment's slot of the manifest says that a writer may have made records valid that the
+index does not have. It is set before, and cleared after. A writer that finds the dirty byte of a dead writer
+cuts that segment back before it decides about any key. Without this, a record that was never acknowledged
+could outlive a later record of the same key, and reindex would bring it back. Dirty bytes need not survive a
+power loss: opening a store looks at every unsealed segment.
 
 Rules of this file
-- Keys are locked in ascending order of their hash and released together, so nobody waits in a circle.
-- Two keys with one hash exclude each other: that costs waiting, never truth.
+- Keys are locked in ascending order of their hash and released together, so there is no deadlock.
+- Two keys with one hash exclude each other. That costs waiting only.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _FLOCK = struct.Struct("=hh4xqqi4x")
 
 
 def study_offset(study: str) -> int:
-    """Where the range of a study's keys begins. The same in every process."""
+    """Where the range of a study's keys begins."""
     return xxhash.xxh3_64_intdigest(study.encode()) >> 34 << 32
 
 
@@ -52,8 +51,8 @@ def key_offset(key: InstanceKey) -> int:
     return study_offset(key.study) | xxhash.xxh3_64_intdigest("\0".join(key).encode()) >> 32
 
 
-class Claims:
-    """The locks of one writer. Closing it gives all of them up."""
+class Locks:
+    """The locks of one writer. `close` releases all of them."""
 
     def __init__(self, manifest: Manifest) -> None:
         """StoreError if the manifest was removed or replaced."""
@@ -68,55 +67,55 @@ class Claims:
 
     # Keys
 
-    def take(self, keys: Iterable[InstanceKey]) -> None:
-        """Wait until nobody else decides about any of the keys. Only after `release` may more be taken."""
+    def lock(self, keys: Iterable[InstanceKey]) -> None:
+        """Lock keys, waiting for other holders. More may be locked only after `release`."""
         for offset in sorted({key_offset(key) for key in keys}):
             self._wait(KEYS + offset)
 
-    def take_study(self, study: str) -> bool:
-        """Get all keys that the study has or may have, unless somebody decides about one of them now. With
-        many others at it that may never come about, so it is not waited for."""
+    def try_lock_study(self, study: str) -> bool:
+        """Lock all keys that the study has or may have; False if another writer holds one of them. Waiting
+        could take forever while many writers store in the study."""
         return self._try(study_offset(study), STUDY)
 
     def release(self) -> None:
-        """Give up the keys."""
+        """Unlock the keys."""
         self._unlock(KEYS, END_OF_KEYS)
 
     # Compaction
 
-    def compact(self) -> bool:
-        """Be the only one who compacts, until closed."""
+    def try_lock_compaction(self) -> bool:
+        """Exclude other compactions until `close`; False if there is one."""
         return self._try(COMPACTION)
 
     # Slots of the manifest
 
     def slot(self, segment: int) -> tuple[bool, Slot | None]:
-        """Whether there is doubt, and the slot; None if it is damaged."""
+        """Whether the segment is dirty, and its slot; None if the slot is damaged."""
         raw = os.pread(self._fd, SLOT, slot_offset(segment)).ljust(SLOT, b"\0")
         return raw[0] != 0, self._form.unpack(segment, raw)
 
     def put(self, segment: int, slot: Slot) -> None:
-        """Also clears the doubt."""
+        """Write a slot; clears the dirty byte."""
         self._ops.write(self._fd, [self._form.pack(segment, slot)], slot_offset(segment))
 
     def ensure(self, segment: int, slot: Slot) -> None:
-        """As `put`, but writes only if the slot differs."""
+        """Like `put`, but writes only if the slot differs."""
         if os.pread(self._fd, SLOT, slot_offset(segment)) != self._form.pack(segment, slot):
             self.put(segment, slot)
 
     def sync(self) -> None:
         self._ops.sync(self._fd)
 
-    def set_doubt(self, segment: int) -> None:
+    def set_dirty(self, segment: int) -> None:
         self._ops.write(self._fd, [b"\1"], slot_offset(segment))
 
-    def doubts(self) -> list[int]:
-        """The segments whose doubt byte is set, by living writers or dead ones."""
+    def dirty(self) -> list[int]:
+        """The segments whose dirty byte is set, by living writers or dead ones."""
         length = os.fstat(self._fd).st_size - HEADER_LENGTH
-        bytes_of_doubt = os.pread(self._fd, length, HEADER_LENGTH)[::SLOT] if length > 0 else b""
-        if bytes_of_doubt.count(0) == len(bytes_of_doubt):
+        flags = os.pread(self._fd, length, HEADER_LENGTH)[::SLOT] if length > 0 else b""
+        if flags.count(0) == len(flags):
             return []
-        return [segment for segment, doubt in enumerate(bytes_of_doubt) if doubt]
+        return [segment for segment, flag in enumerate(flags) if flag]
 
     # Locks
 

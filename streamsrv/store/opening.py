@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from streamsrv.errors import StoreCorrupt
 from streamsrv.store.folder import Layout
-from streamsrv.store.index.index import Index
+from streamsrv.store.index import Index
 from streamsrv.store.rows import SegmentRow
 from streamsrv.store.segments.header import damaged_headers
 from streamsrv.store.segments.manifest import Manifest, Slot, State

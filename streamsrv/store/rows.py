@@ -82,6 +82,10 @@ class NewInstance:
 
 # Where the first record of a segment begins: behind the header of the file (see segment_header).
 FIRST_RECORD = 64
+# One commit to the index holds at most this many instances (20 to 40 ms), and about this many bytes of
+# entries: others wait for it, and its dirty pages are in memory.
+SLICE_INSTANCES = 1_000
+SLICE_BYTES = 16 << 20
 METADATA_CHUNK = 256 * 1024
 SHORT_TEXT = 16 * 1024
 

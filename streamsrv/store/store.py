@@ -1,6 +1,6 @@
 """The store as everyone above sees it: an index, segments, and what keeps the two true to each other.
 
-Data is synced before the index commits, and the index before anyone is answered. See records, claims,
+Data is synced before the index commits, and the index before anyone is answered. See records, locks,
 segments and transaction for how.
 """
 
@@ -17,11 +17,9 @@ from streamsrv.dicom.instance import BulkValue
 from streamsrv.errors import Forbidden, StoreError
 from streamsrv.store import folder as folders
 from streamsrv.store.fileops import FileOps
-from streamsrv.store.folder import Held, Identity, Layout
-from streamsrv.store.index.damage import DamagedRecord
-from streamsrv.store.index.index import Index
-from streamsrv.store.index.rows import PackedRow
-from streamsrv.store.locks import Claims
+from streamsrv.store.folder import FolderLock, Identity, Layout
+from streamsrv.store.index import DamagedRecord, Index, PackedRow
+from streamsrv.store.locks import Locks
 from streamsrv.store.opening import problems
 from streamsrv.store.reserve import Reserve
 from streamsrv.store.rows import Change, InstanceKey, InstanceRow
@@ -105,12 +103,12 @@ class Store:
             for problem in problems(layout, store.form, manifest, index):
                 log.error("%s", problem)
             if not read_only:
-                store.reserve.with_room(store.segments.settle_all)
+                store.reserve.with_room(store.segments.recover_all)
             store._held = held.pop_all()
             return store
 
     @staticmethod
-    def lock(folder: Path, fileops: FileOps | None = None) -> Held:
+    def lock(folder: Path, fileops: FileOps | None = None) -> FolderLock:
         """Be the one server of the folder (its workers then open the store without a lock of their own)."""
         return folders.lock(Layout(folder), fileops or FileOps())
 
@@ -148,9 +146,9 @@ class Store:
         if not self.read_only:
             with (
                 contextlib.suppress(OSError, StoreError),
-                contextlib.closing(Claims(self.manifest)) as claims,
+                contextlib.closing(Locks(self.manifest)) as locks,
             ):
-                claims.sync()
+                locks.sync()
 
     def _require_writable(self) -> None:
         if self.read_only:
@@ -187,9 +185,9 @@ class Store:
         """An instance with the entries of these frames, in one look."""
         return self.index.instance(key, frames)
 
-    def moment(self) -> int:
-        """Changes with every commit, of any process."""
-        return self.index.moment()
+    def version(self) -> int:
+        """A number that every commit of any process changes."""
+        return self.index.version()
 
     def damaged_among(self, ids: Iterable[bytes]) -> list[DamagedRecord]:
         """Those of the records that are registered as damaged."""
@@ -214,9 +212,8 @@ class Store:
     def metadata(self, rows: Sequence[InstanceRow]) -> Iterator[bytes]:
         return self.index.metadata(rows)
 
-    def texts(self, rows: Sequence[PackedRow]) -> Iterator[list[bytes]] | None:
-        """The JSON text of each row; None where that is not known at once."""
-        return self.index.texts(rows)
+    def short_metadata(self, rows: Sequence[PackedRow]) -> Iterator[list[bytes]] | None:
+        return self.index.short_metadata(rows)
 
     def bulk_value(self, key: InstanceKey, path: str) -> BulkValue | None:
         return self.index.bulk_value(key, path)

@@ -12,12 +12,12 @@ from streamsrv.store.folder import Layout, identity_of
 from streamsrv.store.segments import header as segment_header
 from streamsrv.store.segments.manifest import MAGIC, ManifestFormat, Slot, State, slot_offset
 from streamsrv.store.segments.records import (
-    Damage,
-    Found,
-    Header,
+    DamagedBytes,
+    FoundRecord,
     HeaderDamaged,
-    Kind,
     RecordFormat,
+    RecordHeader,
+    RecordKind,
     TombstoneDamaged,
     pack_ids,
     unpack_ids,
@@ -29,8 +29,8 @@ MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 FOLDER = Path(tempfile.mkdtemp(prefix="streamsrv-fuzz-", dir=MEMORY))
 
 
-def record(offset, payload, kind=Kind.INSTANCE):
-    header = Header(kind, bytes([offset % 251] * 16), 1_700_000_000_000_000, len(payload), bytes(16), 0)
+def record(offset, payload, kind=RecordKind.INSTANCE):
+    header = RecordHeader(kind, bytes([offset % 251] * 16), 1_700_000_000_000_000, len(payload), bytes(16), 0)
     return FORMAT.pack(header, SEGMENT, offset) + payload
 
 
@@ -55,9 +55,9 @@ def segment_walk(content):
         at = 0
         for step in FORMAT.walk(descriptor, SEGMENT, len(content), start=0):
             assert step.offset == at, (step, at)
-            assert isinstance(step, (Found, Damage))
+            assert isinstance(step, (FoundRecord, DamagedBytes))
             at = step.end
-            if isinstance(step, Found) and step.header.kind is Kind.PENDING:
+            if isinstance(step, FoundRecord) and step.header.kind is RecordKind.PENDING:
                 return
         assert at == len(content)
     finally:

@@ -309,7 +309,7 @@ def test_a_full_disk_is_told(store, monkeypatch):
     monkeypatch.setattr("streamsrv.ingest.spool.ASK_EVERY", 100)
     ingest = Ingest(store, content_type=JSON_BODY)
     ingest.begin()
-    monkeypatch.setattr(store.segments, "require_space", full)
+    monkeypatch.setattr(store.reserve, "require", full)
     with pytest.raises(InsufficientStorage):
         ingest.feed(described(metadata()) + ICC + PIXELS)
     ingest.abort()

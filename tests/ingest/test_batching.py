@@ -92,9 +92,9 @@ def test_all_are_stored_by_one_sync_and_one_commit(store: Store, disk: Counting)
     files = [part10(f"1.2.3.4.{number}", pixels=bytes([number]) * 32) for number in range(4)]
     bodies = [short(store, body(files[0])), short(store, body(*files[1:3]))]
     bodies.append(short(store, files[3], content_type="application/dicom"))
-    syncs, moment = disk.syncs, store.moment()
+    syncs, moment = disk.syncs, store.version()
     outcomes = store_batch(store, bodies)
-    assert (disk.syncs - syncs, store.moment() - moment) == (1, 1)
+    assert (disk.syncs - syncs, store.version() - moment) == (1, 1)
     assert [stored(each) for each in outcomes] == [["1.2.3.4.0"], ["1.2.3.4.1", "1.2.3.4.2"], ["1.2.3.4.3"]]
     assert payloads(store)[:4] == files
 

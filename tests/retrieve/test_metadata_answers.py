@@ -150,7 +150,7 @@ def test_an_instance_that_goes_before_its_text_is_read_ends_the_answer(study):
 
 def test_a_text_of_another_length_ends_the_answer(study, monkeypatch):
     selection = Selection(study, STUDY, None, None)
-    monkeypatch.setattr(study, "texts", lambda rows: iter([[b"{}"] * len(rows)]))
+    monkeypatch.setattr(study, "short_metadata", lambda rows: iter([[b"{}"] * len(rows)]))
     with pytest.raises(StoreCorrupt, match="not the"):
         list(metadata.texts(study, selection, "http://h"))
     selection.release()

@@ -9,10 +9,10 @@ from index_examples import new_instance
 from kill_world import verb
 from small_client import Client, file_of, key_of
 
+from streamsrv.store.index.audit import Audit
 from streamsrv.store.index.changes import FORGET_EVERY, FORGET_ROWS
 from streamsrv.store.index.environment import DATABASES
 from streamsrv.store.index.index import Index
-from streamsrv.store.maintenance.audit import Audit
 
 KEPT = 3000
 

@@ -14,14 +14,14 @@ from streamsrv.dicom.instance import FrameKind
 from streamsrv.errors import NotDicom, SegmentGone, StoreCorrupt, StoreLocked
 from streamsrv.store.index.damage import DamagedRecord
 from streamsrv.store.index.environment import DATABASES
-from streamsrv.store.index.metadata_blobs import Inflating, lengths_in, packed
+from streamsrv.store.index.metadata_blobs import BlobReader, lengths_in, pack_blob
 from streamsrv.store.index.rows import with_sum
-from streamsrv.store.locks import Claims
+from streamsrv.store.locks import Locks
 from streamsrv.store.maintenance.check import check
 from streamsrv.store.maintenance.compact import compact
 from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import FIRST_RECORD, OnDuplicate
-from streamsrv.store.segments.records import HEADER, Header, Kind
+from streamsrv.store.segments.records import HEADER, RecordHeader, RecordKind
 
 PATIENCE = 30.0
 KEYS = [key_of(study, series, instance) for study in (1, 2) for series in (1, 2) for instance in (1, 2, 3)]
@@ -113,7 +113,7 @@ def test_a_flipped_byte_in_a_header(folder, number, place):
     assert len(found) == (2 if number == -1 else 1)
 
 
-@pytest.mark.parametrize("kind", [Kind.INSTANCE, Kind.TOMBSTONE])
+@pytest.mark.parametrize("kind", [RecordKind.INSTANCE, RecordKind.TOMBSTONE])
 def test_a_flipped_byte_in_a_payload(folder, kind):
     record = [found for found in records(folder) if found.header.kind is kind][-1]
     flip(folder / "segments" / "00000001.seg", record.end - 1)
@@ -129,7 +129,9 @@ def test_flips_at_random(folder):
     print("seed", seed)
     choice = random.Random(seed)
     path = folder / "segments" / "00000001.seg"
-    voids = [range(found.payload, found.end) for found in records(folder) if found.header.kind is Kind.VOID]
+    voids = [
+        range(found.payload, found.end) for found in records(folder) if found.header.kind is RecordKind.VOID
+    ]
     for _ in range(40):
         offset = choice.randrange(path.stat().st_size)
         mask = 1 << choice.randrange(8)
@@ -268,9 +270,9 @@ def kept_together(folder):
 def changed_texts(pair, change):
     """The same row with other texts."""
     key, stored = pair
-    texts = Inflating().texts(stored[:-4])
+    texts = BlobReader().texts(stored[:-4])
     change(texts)
-    return key, with_sum(key, packed(texts))
+    return key, with_sum(key, pack_blob(texts))
 
 
 def test_texts_that_are_kept_together(folder):
@@ -364,11 +366,11 @@ def test_beside_a_live_server_nothing_is_alarming(folder):
 def test_compaction_and_check_wait_for_each_other(folder):
     with open_store(folder) as store:
         running = check(store, derive)
-        claims = Claims(store.manifest)
-        assert claims.compact()
+        locks = Locks(store.manifest)
+        assert locks.try_lock_compaction()
         with pytest.raises(StoreLocked):
             next(running)
-        claims.close()
+        locks.close()
         running = check(store, derive)
         assert next(running, None) is None
         assert get(store, KEYS[0]) == payload_of(KEYS[0], 300)
@@ -380,7 +382,7 @@ def test_where_the_folder_cannot_be_written_to(folder, monkeypatch):
 
     with open_store(folder, read_only=True) as store:
         monkeypatch.setattr("streamsrv.store.maintenance.check.os.access", lambda *_: False)
-        monkeypatch.setattr("streamsrv.store.maintenance.check.Claims", refuse)
+        monkeypatch.setattr("streamsrv.store.maintenance.check.Locks", refuse)
         assert findings(store) == []
     assert not (folder / "index.check").exists()
 
@@ -389,7 +391,7 @@ def test_a_pending_record_before_the_committed_end(folder):
     form, end = None, 0
     with open_store(folder) as store:
         form, row = store.form, store.index.segment(1)
-        header = Header(Kind.PENDING, b"p" * 16, 0, 0, bytes(16), 0)
+        header = RecordHeader(RecordKind.PENDING, b"p" * 16, 0, 0, bytes(16), 0)
         end = row.committed_end
         with store.layout.segment(1).open("ab") as file:
             file.write(form.pack(header, 1, end))
@@ -411,7 +413,7 @@ def test_a_change_that_cannot_be_read(folder):
 
 
 def test_many_pages(tmp_path, monkeypatch):
-    monkeypatch.setattr("streamsrv.store.maintenance.audit.PAGE", 2)
+    monkeypatch.setattr("streamsrv.store.index.audit.PAGE", 2)
     with open_store(tmp_path) as store:
         fill(store)
         assert findings(store) == []

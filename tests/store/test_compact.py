@@ -6,7 +6,7 @@ from disks import FullDiskFileOps
 from store_world import derive, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import InsufficientStorage, SegmentGone, StoreLocked
-from streamsrv.store.locks import Claims
+from streamsrv.store.locks import Locks
 from streamsrv.store.maintenance import compact as compaction
 from streamsrv.store.maintenance.check import check
 from streamsrv.store.maintenance.compact import compact
@@ -14,7 +14,7 @@ from streamsrv.store.maintenance.info import info
 from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import OnDuplicate, SegmentRow
 from streamsrv.store.segments.manifest import Slot, State
-from streamsrv.store.segments.records import Kind, unpack_ids
+from streamsrv.store.segments.records import RecordKind, unpack_ids
 from streamsrv.store.store import StoreOptions
 
 SMALL = StoreOptions(segment_size=2000, min_free=0)  # five instances a segment
@@ -62,7 +62,7 @@ def tombstones(store):
         with store.open_segments([segment]) as lease:
             fd = lease.fd(segment)
             for step in store.form.walk(fd, segment, os.fstat(fd).st_size):
-                if step.header.kind is Kind.TOMBSTONE:
+                if step.header.kind is RecordKind.TOMBSTONE:
                     found.update(unpack_ids(lease.pread(segment, step.payload, step.header.length)))
     return found
 
@@ -186,11 +186,11 @@ def test_a_segment_that_is_written_to_is_busy(store):
     for key in keys(2):
         store.delete(*key)
     last = max(store.layout.segment_files())
-    borrowed = store.segments.borrow(tombstones=True)
+    borrowed = store.segments.acquire(tombstones=True)
     assert borrowed.segment == last
     report = compact(store)
     assert report.busy == [last]
-    borrowed.give_back()
+    borrowed.release()
     assert last in compact(store).segments
 
 
@@ -272,20 +272,20 @@ def test_a_crash_at_any_point_is_harmless(store, memory, monkeypatch, passage):
 def test_a_row_without_its_file_is_dropped(store):
     store.delete("1.1")
     store.segments.seal(1)
-    claims = Claims(store.manifest)
-    claims.put(1, Slot(State.REMOVED, 0))
-    claims.close()
+    locks = Locks(store.manifest)
+    locks.put(1, Slot(State.REMOVED, 0))
+    locks.close()
     store.layout.segment(1).unlink()
     compact(store)
     assert 1 not in store.index.segments()
 
 
 def test_one_compaction_at_a_time(store):
-    claims = Claims(store.manifest)
-    assert claims.compact()
+    locks = Locks(store.manifest)
+    assert locks.try_lock_compaction()
     with pytest.raises(StoreLocked):
         compact(store)
-    claims.close()
+    locks.close()
     compact(store)
 
 

@@ -40,11 +40,11 @@ def flags(store):
 
 
 def test_what_is_registered_is_known_from_its_commit_on(store):
-    before, ids = store.moment(), [store.lookup(*key)[0].record_id for key in KEYS]
+    before, ids = store.version(), [store.lookup(*key)[0].record_id for key in KEYS]
     assert (flags(store), store.damaged_among(ids)) == ([False] * 3, [])
     found = [record_of(store, key) for key in KEYS[:2]]
     assert store.index.register_damage(found) == [True, True]
-    assert store.moment() != before
+    assert store.version() != before
     assert (flags(store), store.damaged_among(ids)) == ([True, True, False], found)
     assert sorted(store.index.damage()) == sorted(found)
     first = store.index.damage(limit=1)

@@ -13,7 +13,7 @@ import pytest
 from index_examples import element, name, new_instance
 
 from streamsrv.errors import StoreError, StoreLocked
-from streamsrv.store.index import rewrite as index_rewrite
+from streamsrv.store.index import environment as index_rewrite
 from streamsrv.store.index.environment import DATABASES
 from streamsrv.store.index.index import Index
 from streamsrv.store.rows import InstanceKey

@@ -20,7 +20,7 @@ from streamsrv.errors import BadRequest, ContentTooLarge, StoreCorrupt
 from streamsrv.query.attributes import Level
 from streamsrv.query.budget import Budget
 from streamsrv.query.conditions import MomentCondition, Query, path_of, query_of
-from streamsrv.store.index import lists as index_lists
+from streamsrv.store.index import walk as index_lists
 from streamsrv.store.index import walk as index_search
 from streamsrv.store.index.index import Index
 from streamsrv.store.rows import InstanceKey, NewInstance

@@ -12,14 +12,14 @@ from streamsrv.store.index.batch import metadata_rows, prepare
 from streamsrv.store.index.environment import FILE_FORMAT, SCHEMA
 from streamsrv.store.index.index import Index
 from streamsrv.store.index.metadata_blobs import (
-    Inflating,
-    Run,
-    find_texts,
+    BlobRange,
+    BlobReader,
+    find_blobs,
     lengths_in,
-    packed,
-    remove_texts,
-    texts_at,
-    together,
+    pack_blob,
+    remove_metadata,
+    share_blobs,
+    texts_in_row,
 )
 from streamsrv.store.index.rows import chunk_key, with_sum
 from streamsrv.store.rows import InstanceKey
@@ -67,7 +67,7 @@ def texts(index, study="1.1"):
 
 
 def counts(sizes):
-    places = together([bytes(size) for size in sizes])
+    places = share_blobs([bytes(size) for size in sizes])
     return [place and (place.number, place.texts.count) for place in places]
 
 
@@ -89,7 +89,7 @@ def test_those_that_lost_leave_the_row():
     for chosen in ([0, 1, 2, 3, 4], [0, 2, 4], [1, 2], [3]):
         rows = list(metadata_rows([prepared[number] for number in chosen]))
         assert rows[1:] == [[]] * (len(chosen) - 1)
-        assert Inflating().texts(rows[0][0]) == [TEXTS[number] for number in chosen]
+        assert BlobReader().texts(rows[0][0]) == [TEXTS[number] for number in chosen]
     assert prepare(prepared) == prepared
 
 
@@ -105,8 +105,8 @@ def test_long_and_short_ones_side_by_side(index):
 def test_who_asks_for_one_finds_its_neighbours_read(index, monkeypatch):
     """Whoever asks for many does not push them out."""
     commit(index, *(short(number) for number in range(6)))
-    inflated, usual = [], Inflating.texts
-    monkeypatch.setattr(Inflating, "texts", lambda self, value: inflated.append(1) or usual(self, value))
+    inflated, usual = [], BlobReader.texts
+    monkeypatch.setattr(BlobReader, "texts", lambda self, value: inflated.append(1) or usual(self, value))
     for number in (4, 1, 4, 0):
         assert b"".join(index.metadata(index.lookup(*key_of(number)))) == TEXTS[number]
     assert len(inflated) == 1
@@ -131,7 +131,7 @@ def test_a_text_goes_with_its_instance_and_the_row_with_its_last(index):
     commit(index, *(short(number) for number in range(20)))
     assert len(rows_of(index)) == 2
     assert delete(index, 0, 7, 15, 17) == 4
-    held = [text for _, value in rows_of(index) for text in Inflating().texts(value[:-4])]
+    held = [text for _, value in rows_of(index) for text in BlobReader().texts(value[:-4])]
     assert [text for text in held if text] == [TEXTS[n] for n in range(20) if n not in (0, 7, 15, 17)]
     assert list(texts(index).values()) == [TEXTS[n] for n in range(20) if n not in (0, 7, 15, 17)]
     assert delete(index, *(n for n in range(16) if n not in (0, 7, 15))) == 13
@@ -153,14 +153,14 @@ def test_what_is_replaced_goes_too(index):
     assert list(texts(index).values()) == [TEXTS[0], b'{"new":1}', TEXTS[2], b'{"new":3}', *TEXTS[4:6]]
     with pytest.raises(SegmentGone):
         list(index.metadata([*index.lookup("1.1")[:1], old[0]]))
-    held = b"".join(text for _, value in rows_of(index) for text in Inflating().texts(value[:-4]))
+    held = b"".join(text for _, value in rows_of(index) for text in BlobReader().texts(value[:-4]))
     assert TEXTS[1] not in held
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_any_order_of_storing_and_deleting(index, monkeypatch, seed):
     monkeypatch.setattr(index_texts, "TEXTS_TOGETHER", 4)
-    monkeypatch.setattr(index_texts, "ROWS_REMEMBERED", 2)
+    monkeypatch.setattr(index_texts, "ROWS_KEPT", 2)
     draw, model, number = random.Random(seed), {}, 0
     for _ in range(60):
         if model and draw.random() < 0.5:
@@ -187,20 +187,20 @@ def test_any_order_of_storing_and_deleting(index, monkeypatch, seed):
         for study in ("1.1", "1.2"):
             rows = index.lookup(study)
             assert b"".join(index.metadata(rows)) == b"".join(model[row.key] for row in rows)
-        owners = [owner for pair in rows_of(index) for owner in texts_at(*pair) if not owner[1]]
+        owners = [owner for pair in rows_of(index) for owner in texts_in_row(*pair) if not owner[1]]
         assert len(owners) == len(set(owners)) == len(model)
 
 
 def test_texts_are_forgotten_when_nobody_asks_for_them_again():
-    rows = [packed(TEXTS[:3]), packed(TEXTS[3:6])]
+    rows = [pack_blob(TEXTS[:3]), pack_blob(TEXTS[3:6])]
     asked = [
-        Run(rows[0], 0, 2),
-        Run(rows[1], 2, 1),
-        Run(rows[0], 2, 1),
-        Run(rows[0], 2, 1),
-        Run(rows[1], 0, 3),
+        BlobRange(rows[0], 0, 2),
+        BlobRange(rows[1], 2, 1),
+        BlobRange(rows[0], 2, 1),
+        BlobRange(rows[0], 2, 1),
+        BlobRange(rows[1], 0, 3),
     ]
-    texts, held = Inflating(), []
+    texts, held = BlobReader(), []
     for some in texts.each(asked):
         held.append((some, len(texts._known)))
     assert held == [
@@ -225,12 +225,12 @@ def world(memory, *pairs):
 
 
 def test_what_is_not_there_is_not_found(memory):
-    both = packed(TEXTS[:2])
+    both = pack_blob(TEXTS[:2])
     environment, handle = world(
         memory, (chunk_key(5, 0), both), (chunk_key(9, 1), both), (chunk_key(20, 0), b"(")
     )
     with environment.begin(write=True, db=handle) as transaction:
-        found = lambda *serials: find_texts(transaction.cursor(), serials)  # noqa: E731
+        found = lambda *serials: find_blobs(transaction.cursor(), serials)  # noqa: E731
         assert found() == []
         assert found(5, 6) == [(both, 0, 2)]
         assert found(6) == [(both, 1, 1)]
@@ -238,26 +238,26 @@ def test_what_is_not_there_is_not_found(memory):
         assert found(5, 5, 6, 20) == [(both, 0, 1), (both, 0, 2), (b"(", 0, 1)]
         for serial in (4, 7, 8, 9, 10, 19, 21):
             assert found(serial) is None
-        remove_texts(transaction.cursor(), [1, 7, 21])
+        remove_metadata(transaction.cursor(), [1, 7, 21])
         assert len(list(transaction.cursor())) == 3
     environment.close()
 
 
 @pytest.mark.parametrize(
-    "value", [b"\0", b"\0\5", b"\0\2" + bytes(8) + b"no frame", packed([b"a", b"b"])[:-1], b"x"]
+    "value", [b"\0", b"\0\5", b"\0\2" + bytes(8) + b"no frame", pack_blob([b"a", b"b"])[:-1], b"x"]
 )
 def test_a_row_that_cannot_be_read_is_told(value):
     with pytest.raises(StoreCorrupt, match="reindex"):
-        Inflating().text(Run(value, 0, 1))
+        BlobReader().text(BlobRange(value, 0, 1))
 
 
 def test_lengths_that_are_not_those_of_the_texts_are_told():
-    value = bytearray(packed([b"abc", b"de"]))
+    value = bytearray(pack_blob([b"abc", b"de"]))
     value[2] += 1
     with pytest.raises(StoreCorrupt, match="reindex"):
-        Inflating().texts(bytes(value))
+        BlobReader().texts(bytes(value))
     assert lengths_in(b"(") == (1,)
-    assert list(texts_at(chunk_key(3, 0), b"\0\7")) == [(3, 0)]
+    assert list(texts_in_row(chunk_key(3, 0), b"\0\7")) == [(3, 0)]
 
 
 # Older ones

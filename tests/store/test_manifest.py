@@ -6,7 +6,7 @@ from store_world import derive, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import StoreCorrupt, StoreError, WrongStore
 from streamsrv.store.fileops import FileOps
-from streamsrv.store.locks import Claims
+from streamsrv.store.locks import Locks
 from streamsrv.store.maintenance.check import check
 from streamsrv.store.rows import FIRST_RECORD, Outcome
 from streamsrv.store.segments.manifest import (
@@ -177,16 +177,16 @@ def test_one_that_is_removed_or_replaced_meanwhile_is_not_trusted(folder, copied
 def test_two_writers_never_have_one_segment(folder):
     """Not even where each of them has a manifest of its own."""
     with open_store(folder) as store:
-        mine = store.segments.borrow()
+        mine = store.segments.acquire()
         (folder / "manifest").rename(folder / "aside")
         shutil.copy(folder / "aside", folder / "manifest")
         other = Manifest(folder / "manifest", store.ops, store.form.fingerprint)
         other.open()
         others = Segments(store.layout, other, store.index, store.form, store.ops, 1 << 20, store.reserve)
-        theirs = others.borrow()
+        theirs = others.acquire()
         assert (mine.segment, theirs.segment) == (1, 2)
-        theirs.give_back()
-        mine.give_back()
+        theirs.release()
+        mine.release()
 
 
 def test_a_missing_segment_is_named_and_the_rest_is_served(memory, caplog):
@@ -245,6 +245,6 @@ def test_a_full_segment_ends_with_a_seal(memory):
 
 def test_slots_are_at_least_those_of_the_segments(folder):
     with open_store(folder) as store:
-        claims = Claims(store.manifest)
-        assert claims.slot(1) == (False, Slot(State.GROWING, store.index.segment(1).committed_end))
-        claims.close()
+        locks = Locks(store.manifest)
+        assert locks.slot(1) == (False, Slot(State.GROWING, store.index.segment(1).committed_end))
+        locks.close()

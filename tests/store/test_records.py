@@ -9,12 +9,12 @@ from streamsrv.store.segments.records import (
     HEADER,
     NO_ID,
     SEARCH_WINDOW,
-    Damage,
-    Found,
-    Header,
+    DamagedBytes,
+    FoundRecord,
     HeaderDamaged,
-    Kind,
     RecordFormat,
+    RecordHeader,
+    RecordKind,
     TombstoneDamaged,
     pack_ids,
     unpack_ids,
@@ -24,8 +24,10 @@ FORM = RecordFormat(b"s" * 32)
 SEGMENT = 7
 
 
-def header(length=0, kind=Kind.INSTANCE, number=1, began=0):
-    return Header(kind, number.to_bytes(16, "big"), 1_700_000_000_000_000 + number, length, b"d" * 16, began)
+def header(length=0, kind=RecordKind.INSTANCE, number=1, began=0):
+    return RecordHeader(
+        kind, number.to_bytes(16, "big"), 1_700_000_000_000_000 + number, length, b"d" * 16, began
+    )
 
 
 class File:
@@ -35,8 +37,8 @@ class File:
         self.path = path
         self.bytes = bytearray(FIRST_RECORD)  # the file's own header
 
-    def add(self, payload, kind=Kind.INSTANCE, **fields):
-        found = Found(len(self.bytes), header(len(payload), kind, **fields))
+    def add(self, payload, kind=RecordKind.INSTANCE, **fields):
+        found = FoundRecord(len(self.bytes), header(len(payload), kind, **fields))
         self.bytes += FORM.pack(found.header, SEGMENT, found.offset) + payload
         return found
 
@@ -56,7 +58,9 @@ def file(tmp_path):
 
 def test_the_layout_as_drawn():
     packed = FORM.pack(
-        Header(Kind.TOMBSTONE, b"i" * 16, 0x0102, 0x0304, b"x" * 16, 0x0506, b"r" * 16), SEGMENT, 0
+        RecordHeader(RecordKind.TOMBSTONE, b"i" * 16, 0x0102, 0x0304, b"x" * 16, 0x0506, b"r" * 16),
+        SEGMENT,
+        0,
     )
     assert len(packed) == HEADER == 104
     assert packed[:8] == FORM.marker
@@ -68,13 +72,13 @@ def test_the_layout_as_drawn():
 
 @settings(max_examples=50, derandomize=True)
 @given(
-    kind=st.sampled_from(Kind),
+    kind=st.sampled_from(RecordKind),
     ids=st.binary(min_size=48, max_size=48),
     numbers=st.tuples(*[st.integers(0, 2**64 - 1)] * 3),
     place=st.tuples(st.integers(0, 2**32), st.integers(0, 2**63)),
 )
 def test_pack_and_unpack(kind, ids, numbers, place):
-    one = Header(kind, ids[:16], numbers[0], numbers[1], ids[16:32], numbers[2], ids[32:])
+    one = RecordHeader(kind, ids[:16], numbers[0], numbers[1], ids[16:32], numbers[2], ids[32:])
     assert FORM.unpack(FORM.pack(one, *place), *place) == one
 
 
@@ -119,8 +123,8 @@ def test_another_version_is_told(monkeypatch):
 def test_walk(file):
     expected = [
         file.add(b"one"),
-        file.add(b"", Kind.VOID),
-        file.add(b"i" * 32, Kind.TOMBSTONE),
+        file.add(b"", RecordKind.VOID),
+        file.add(b"i" * 32, RecordKind.TOMBSTONE),
         file.add(b"four" * 1000),
     ]
     assert file.walk() == expected
@@ -128,7 +132,7 @@ def test_walk(file):
 
 
 def test_walk_ends_after_a_pending_record(file):
-    expected = [file.add(b"one"), file.add(b"", Kind.PENDING)]
+    expected = [file.add(b"one"), file.add(b"", RecordKind.PENDING)]
     file.add(b"behind")
     assert file.walk() == expected
 
@@ -139,10 +143,10 @@ def test_a_damaged_header_costs_its_own_record(file, place, number):
     found = [file.add(b"p" * 300, number=n) for n in range(3)]
     file.bytes[found[number].offset + place] ^= 0x10
     steps = file.walk()
-    assert [step for step in steps if isinstance(step, Found)] == found[:number] + found[number + 1 :]
-    (damage,) = (step for step in steps if isinstance(step, Damage))
+    assert [step for step in steps if isinstance(step, FoundRecord)] == found[:number] + found[number + 1 :]
+    (damage,) = (step for step in steps if isinstance(step, DamagedBytes))
     assert (damage.offset, damage.end, damage.mended) == (found[number].offset, found[number].end, None)
-    (damage,) = (step for step in file.walk(mend=True) if isinstance(step, Damage))
+    (damage,) = (step for step in file.walk(mend=True) if isinstance(step, DamagedBytes))
     assert (damage.offset, damage.end, damage.mended) == (
         found[number].offset,
         found[number].end,
@@ -155,7 +159,7 @@ def test_a_payload_cannot_pass_for_records(file):
     inside = FORM.pack(header(10), SEGMENT, 0) + FORM.marker * 5
     expected = [file.add(b"one"), file.add(inside), file.add(b"three")]
     file.bytes[expected[1].offset] ^= 1
-    assert [step for step in file.walk() if isinstance(step, Found)] == [expected[0], expected[2]]
+    assert [step for step in file.walk() if isinstance(step, FoundRecord)] == [expected[0], expected[2]]
 
 
 @pytest.mark.parametrize("shift", range(-10, 110, 7))

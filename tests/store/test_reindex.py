@@ -14,7 +14,7 @@ from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.maintenance.scanning import MOST_OPEN
 from streamsrv.store.rows import FIRST_RECORD, OnDuplicate
 from streamsrv.store.segments import header as segment_header
-from streamsrv.store.segments.records import HEADER, Header, Kind
+from streamsrv.store.segments.records import HEADER, RecordHeader, RecordKind
 from streamsrv.store.store import Store, StoreOptions
 
 KEYS = [key_of(study, 1, instance) for study in (1, 2) for instance in (1, 2, 3)]
@@ -100,7 +100,7 @@ def test_several_segments_in_stored_order(memory):
     reindex(memory, derive)
     with open_store(memory) as store:
         assert [change.key for change in store.changes()] == [key_of(1, 1, number) for number in range(5)]
-        assert store.segments.borrow().segment == 1
+        assert store.segments.acquire().segment == 1
 
 
 def test_an_empty_store(memory):
@@ -238,7 +238,7 @@ def test_a_torn_record_in_between_becomes_void(folder, lost):
     with open_store(folder) as store:
         assert [get(store, key_of(20 + n)) is not None for n in range(3)] == [True, False, True]
         assert [str(finding) for finding in check(store, derive)] == []
-    assert [step.header.kind for step in records(folder)[1]].count(Kind.VOID) == 2
+    assert [step.header.kind for step in records(folder)[1]].count(RecordKind.VOID) == 2
 
 
 def test_a_torn_tail_is_cut_off(folder):
@@ -254,8 +254,8 @@ def test_a_torn_tail_is_cut_off(folder):
 def test_what_is_pending_is_cut_off(folder):
     _, form = torn(folder)
     length = (folder / "segments" / SEGMENT).stat().st_size
-    pending = Header(Kind.PENDING, b"p" * 16, 0, 0, bytes(16), length)
-    valid = Header(Kind.INSTANCE, b"v" * 16, 1, 0, bytes(16), length)
+    pending = RecordHeader(RecordKind.PENDING, b"p" * 16, 0, 0, bytes(16), length)
+    valid = RecordHeader(RecordKind.INSTANCE, b"v" * 16, 1, 0, bytes(16), length)
     with (folder / "segments" / SEGMENT).open("ab") as file:
         file.write(form.pack(pending, 1, length) + form.pack(valid, 1, length + HEADER))
     report = reindex(folder, derive)
@@ -280,14 +280,16 @@ def test_a_torn_tombstone_kills_no_instance(folder):
 def test_two_living_records_of_one_key(folder):
     """Only a disk that lies leaves them: the later one wins, and reindexing again says the same."""
     with open_store(folder) as store:
-        other = store.segments.borrow()
+        other = store.segments.acquire()
         mine = store.begin()
-        other.give_back()
+        other.release()
         payload = payload_of(KEYS[0], 500, "l")
         mine.open_record()
         mine.write([payload])
         record = mine.close_record()
-        header = Header(Kind.INSTANCE, record.record_id, record.stored_at, 500, record.digest, FIRST_RECORD)
+        header = RecordHeader(
+            RecordKind.INSTANCE, record.record_id, record.stored_at, 500, record.digest, FIRST_RECORD
+        )
         mine.abort()
         segment = record.location.segment
     packed = Store.open(folder)

@@ -20,7 +20,7 @@ from streamsrv.store.maintenance.compact import compact
 from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import OnDuplicate, Outcome
 from streamsrv.store.segments.manifest import slot_offset
-from streamsrv.store.segments.records import HEADER, Kind
+from streamsrv.store.segments.records import HEADER, RecordKind
 from streamsrv.store.store import StoreOptions
 
 SOAK = int(os.environ.get("SOAK", "1"))
@@ -140,8 +140,8 @@ def test_the_world_has_every_kind_in_every_place(world):
     lasts = [records[-1].header.kind for records in found.values()]
     kinds = {record.header.kind for records in found.values() for record in records}
     assert len(found) >= 3
-    assert kinds >= {Kind.INSTANCE, Kind.TOMBSTONE, Kind.SEAL}
-    assert {Kind.SEAL, Kind.TOMBSTONE} <= set(lasts)
+    assert kinds >= {RecordKind.INSTANCE, RecordKind.TOMBSTONE, RecordKind.SEAL}
+    assert {RecordKind.SEAL, RecordKind.TOMBSTONE} <= set(lasts)
 
 
 @pytest.mark.parametrize("witnesses", WITNESSES)
@@ -201,7 +201,7 @@ def test_a_flipped_bit_in_the_last_payload_of_a_sealed_segment(folder, world, wi
     (segment, records) = next(
         (segment, records)
         for segment, records in segments_of(folder).items()
-        if records[-1].header.kind is Kind.SEAL and records[-2].header.kind is Kind.INSTANCE
+        if records[-1].header.kind is RecordKind.SEAL and records[-2].header.kind is RecordKind.INSTANCE
     )
     length = path_of(folder, segment).stat().st_size
     flip(path_of(folder, segment), records[-2].end - 5)
@@ -217,7 +217,7 @@ def test_both_copies_in_a_tombstone(folder, world, witnesses):
     """With the old index the dead stay dead, and get a new tombstone; without it is told."""
     for segment, records in segments_of(folder).items():
         for record in records:
-            if record.header.kind is Kind.TOMBSTONE:
+            if record.header.kind is RecordKind.TOMBSTONE:
                 flip(path_of(folder, segment), record.payload)
                 flip(path_of(folder, segment), record.end - 16)
     take_away(folder, witnesses)
@@ -381,9 +381,9 @@ def test_a_damaged_segment_stays_when_it_is_compacted(folder, world):
     segment, records = next(
         (segment, records)
         for segment, records in segments_of(folder).items()
-        if any(record.header.kind is Kind.TOMBSTONE for record in records)
+        if any(record.header.kind is RecordKind.TOMBSTONE for record in records)
     )
-    tombstone = next(record for record in records if record.header.kind is Kind.TOMBSTONE)
+    tombstone = next(record for record in records if record.header.kind is RecordKind.TOMBSTONE)
     with path_of(folder, segment).open("r+b") as file:
         file.seek(tombstone.offset)
         file.write(b"?" * HEADER)

@@ -24,13 +24,13 @@ def length_of(store, segment):
 
 
 def test_a_segment_is_borrowed_by_one_writer_and_reused(store):
-    first, second = store.segments.borrow(), store.segments.borrow()
+    first, second = store.segments.acquire(), store.segments.acquire()
     assert (first.segment, second.segment) == (1, 2)
-    first.give_back()
-    third = store.segments.borrow()
+    first.release()
+    third = store.segments.acquire()
     assert third.segment == 1
-    second.give_back()
-    third.give_back()
+    second.release()
+    third.release()
     assert list(store.layout.segment_files()) == [1, 2]
 
 
@@ -38,24 +38,24 @@ def test_segments_of_other_processes_are_found(store):
     others = Segments(
         store.layout, store.manifest, store.index, store.form, store.ops, 1 << 20, store.reserve
     )
-    mine, theirs = store.segments.borrow(), others.borrow()
+    mine, theirs = store.segments.acquire(), others.acquire()
     assert (mine.segment, theirs.segment) == (1, 2)
-    theirs.give_back()
+    theirs.release()
     store.segments._listed = 0.0
-    again = store.segments.borrow()
+    again = store.segments.acquire()
     assert again.segment == 2
-    again.give_back()
-    mine.give_back()
+    again.release()
+    mine.release()
 
 
 def test_what_is_not_committed_is_cut_off(store):
     put(store, payload_of(key_of(1)))
     end = length_of(store, 1)
-    borrowed = store.segments.borrow()
+    borrowed = store.segments.acquire()
     borrowed.append([b"x" * 100])
     assert length_of(store, 1) == end + 100
-    borrowed.give_back()
-    borrowed.give_back()
+    borrowed.release()
+    borrowed.release()
     assert length_of(store, 1) == end
 
 
@@ -64,9 +64,9 @@ def test_what_a_dead_writer_left_is_cut_off_when_borrowed(store):
     end = length_of(store, 1)
     with store.layout.segment(1).open("ab") as file:
         file.write(b"left over")
-    borrowed = store.segments.borrow()
+    borrowed = store.segments.acquire()
     assert (borrowed.segment, borrowed.end, length_of(store, 1)) == (1, end, end)
-    borrowed.give_back()
+    borrowed.release()
 
 
 def test_what_dead_writers_left_is_cut_off_when_a_store_is_opened(tmp_path):
@@ -77,28 +77,28 @@ def test_what_dead_writers_left_is_cut_off_when_a_store_is_opened(tmp_path):
         file.write(b"left over")
     with open_store(tmp_path) as store:
         assert length_of(store, 1) == end
-        alive = store.segments.borrow()
+        alive = store.segments.acquire()
         alive.append([b"x" * 50])
-        store.segments.settle_all()
+        store.segments.recover_all()
         assert length_of(store, 1) == end + 50
-        alive.give_back()
+        alive.release()
 
 
 def test_a_doubt_of_the_dead_is_settled_and_one_of_the_living_is_not(store):
-    living, dying, own = (store.segments.borrow() for _ in range(3))
+    living, dying, own = (store.segments.acquire() for _ in range(3))
     for borrowed in (living, dying):
         borrowed.append([b"x" * 100])
-        borrowed.doubt()
-    dying.claims.close()  # as if its process had died
+        borrowed.mark_dirty()
+    dying.locks.close()  # as if its process had died
     os.close(dying.fd)
-    store.segments.settle(own)
+    store.segments.recover(own)
     assert (length_of(store, living.segment), length_of(store, dying.segment)) == (
         FIRST_RECORD + 100,
         FIRST_RECORD,
     )
-    assert own.claims.doubts() == [living.segment]
-    own.give_back()
-    living.give_back()
+    assert own.locks.dirty() == [living.segment]
+    own.release()
+    living.release()
     assert length_of(store, living.segment) == FIRST_RECORD
 
 
@@ -128,9 +128,9 @@ def test_a_full_segment_still_takes_tombstones(tmp_path):
 def test_a_segment_shorter_than_committed_is_not_used(store):
     put(store, payload_of(key_of(1)))
     os.truncate(store.layout.segment(1), 10)
-    borrowed = store.segments.borrow()
+    borrowed = store.segments.acquire()
     assert borrowed.segment == 2
-    borrowed.give_back()
+    borrowed.release()
     assert length_of(store, 1) == 10
 
 
@@ -139,24 +139,24 @@ def test_a_missing_file_is_made_only_for_an_empty_segment(store):
     store.layout.segment(1).unlink()
     store.index.add_segment()
     store.segments.refresh()
-    borrowed = store.segments.borrow()
+    borrowed = store.segments.acquire()
     assert borrowed.segment == 2
-    borrowed.give_back()
+    borrowed.release()
 
 
 def test_a_file_that_the_index_does_not_know_is_not_written_to(store):
     store.layout.segment(1).write_bytes(b"somebody's")
     with pytest.raises(StoreCorrupt, match="does not know"):
-        store.segments.borrow()
+        store.segments.acquire()
     assert store.layout.segment(1).read_bytes() == b"somebody's"
 
 
 def test_no_descriptor_is_kept(store):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        borrowed = store.segments.borrow()
+        borrowed = store.segments.acquire()
         borrowed.append([b"x"])
-        borrowed.give_back()
+        borrowed.release()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -165,7 +165,7 @@ def test_after_a_failed_sync_the_segment_is_sealed_and_never_synced_again(tmp_pa
     with open_store(tmp_path, fileops=ops) as store:
         put(store, payload_of(key_of(1)))
         ops.sync_error = errno.EIO
-        borrowed = store.segments.borrow()
+        borrowed = store.segments.acquire()
         borrowed.append([b"x" * 100])
         with pytest.raises(StoreError, match="Input/output error"):
             borrowed.sync()
@@ -173,7 +173,7 @@ def test_after_a_failed_sync_the_segment_is_sealed_and_never_synced_again(tmp_pa
         ops.syncs.clear()
         with pytest.raises(StoreError, match="could not be synced"):
             borrowed.sync()
-        borrowed.give_back()
+        borrowed.release()
         assert store.index.segments()[1].sealed
         put(store, payload_of(key_of(2)))
         assert "00000001.seg" not in ops.syncs
@@ -184,10 +184,10 @@ def test_the_reserve(tmp_path):
     with open_store(tmp_path, fileops=ops, options=StoreOptions(min_free=1000)) as store:
         ops.free = 999
         with pytest.raises(InsufficientStorage, match="1000 bytes"):
-            store.segments.borrow(reserve=True)
-        store.segments.borrow().give_back()
+            store.segments.acquire(reserve=True)
+        store.segments.acquire().release()
         ops.free = 1000
-        store.segments.borrow(reserve=True).give_back()
+        store.segments.acquire(reserve=True).release()
 
 
 def test_the_default_reserve(tmp_path):
@@ -202,15 +202,15 @@ def test_the_default_reserve(tmp_path):
 
 
 def test_the_reserve_is_looked_at_while_a_body_arrives(tmp_path, monkeypatch):
-    monkeypatch.setattr("streamsrv.store.segments.borrowed.SPACE_CHECK", 1000)
+    monkeypatch.setattr("streamsrv.store.segments.segments.SPACE_CHECK", 1000)
     ops = FullDiskFileOps()
     with open_store(tmp_path, fileops=ops, options=StoreOptions(min_free=1000)) as store:
-        borrowed = store.segments.borrow(reserve=True)
+        borrowed = store.segments.acquire(reserve=True)
         ops.free = 10
         borrowed.append([b"x" * 900])
         with pytest.raises(InsufficientStorage):
             borrowed.append([b"x" * 200])
-        borrowed.give_back()
+        borrowed.release()
 
 
 def test_a_full_disk_is_told_as_such(tmp_path):
@@ -218,12 +218,12 @@ def test_a_full_disk_is_told_as_such(tmp_path):
     with open_store(tmp_path, fileops=ops) as store:
         put(store, payload_of(key_of(1)))
         end = length_of(store, 1)
-        borrowed = store.segments.borrow()
+        borrowed = store.segments.acquire()
         ops.room = 30
         with pytest.raises(InsufficientStorage, match="full"):
             borrowed.append([b"x" * 100])
         assert length_of(store, 1) == end + 30
-        borrowed.give_back()
+        borrowed.release()
         assert length_of(store, 1) == end
 
 
@@ -254,9 +254,9 @@ def test_what_others_sealed_or_dropped_is_passed_over(store):
     store.segments.refresh()
     store.index.seal(1)
     store.index.drop_segment(2)
-    borrowed = store.segments.borrow()
+    borrowed = store.segments.acquire()
     assert borrowed.segment == 3
-    borrowed.give_back()
+    borrowed.release()
     assert store.segments._unsealed == [3]
 
 
@@ -271,14 +271,14 @@ def test_two_workers_make_a_segment_at_once(store, monkeypatch):
             others.append(
                 Segments(store.layout, store.manifest, store.index, store.form, store.ops, 99, store.reserve)
             )
-            others.append(others[0].borrow())
+            others.append(others[0].acquire())
         return segment
 
     monkeypatch.setattr(store.index, "add_segment", add_and_lose)
-    borrowed = store.segments.borrow()
+    borrowed = store.segments.acquire()
     assert (others[1].segment, borrowed.segment) == (1, 2)
-    borrowed.give_back()
-    others[1].give_back()
+    borrowed.release()
+    others[1].release()
 
 
 def test_a_cut_that_fails_seals_the_segment(tmp_path):
@@ -289,12 +289,12 @@ def test_a_cut_that_fails_seals_the_segment(tmp_path):
             file.write(b"left over")
         ops.sync_error = errno.EIO
         with pytest.raises(StoreError, match="creating segment 2"):
-            store.segments.borrow()
+            store.segments.acquire()
         assert all(row.sealed for row in store.index.segments().values())
         ops.sync_error = None
-        borrowed = store.segments.borrow()
+        borrowed = store.segments.acquire()
         assert borrowed.segment == 3
-        borrowed.give_back()
+        borrowed.release()
 
 
 def test_a_name_that_may_not_be_durable_is_synced_again(tmp_path):
@@ -303,7 +303,7 @@ def test_a_name_that_may_not_be_durable_is_synced_again(tmp_path):
         store.layout.segment(1).touch()
     ops = RecordingFileOps(tmp_path)
     with open_store(tmp_path, fileops=ops) as store:
-        store.segments.borrow().give_back()
+        store.segments.acquire().release()
     names = [(operation.kind, operation.path) for operation in ops.log if operation.kind != "make_folder"]
     segment, manifest = "segments/00000001.seg", "manifest"
     begin = names.index(("write", segment))
@@ -321,7 +321,7 @@ def test_requests_that_the_index_does_not_know_are_not_cut_off_later_either(stor
     store.index.put_segment(row)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(StoreCorrupt, match="older one"):
-        store.segments.borrow()
+        store.segments.acquire()
     assert length_of(store, 1) == end
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -329,46 +329,46 @@ def test_requests_that_the_index_does_not_know_are_not_cut_off_later_either(stor
 def test_no_file_can_be_made(tmp_path, monkeypatch):
     ops = FullDiskFileOps()
     with open_store(tmp_path, fileops=ops) as store:
-        store.segments.borrow().give_back()
+        store.segments.acquire().release()
 
         def refuse(path):
             raise OSError(errno.ENOSPC, "full")
 
-        held = store.segments.borrow()
+        held = store.segments.acquire()
         monkeypatch.setattr(ops, "create", refuse)
         with pytest.raises(InsufficientStorage):
-            store.segments.borrow()
-        held.give_back()
+            store.segments.acquire()
+        held.release()
 
 
 def test_a_header_that_cannot_be_written(tmp_path):
     ops = FullDiskFileOps()
     with open_store(tmp_path, fileops=ops) as store:
-        borrowed = store.segments.borrow()
+        borrowed = store.segments.acquire()
         ops.room = 0
         with pytest.raises(InsufficientStorage):
             borrowed.overwrite(b"x", 0)
         ops.room = None
-        borrowed.give_back()
+        borrowed.release()
 
 
 def test_a_cut_that_fails_when_given_back_leaves_the_doubt(tmp_path, monkeypatch):
     """The next one who looks cuts it."""
     ops = FullDiskFileOps()
     with open_store(tmp_path, fileops=ops) as store:
-        own, borrowed = store.segments.borrow(), store.segments.borrow()
+        own, borrowed = store.segments.acquire(), store.segments.acquire()
         borrowed.append([b"x" * 100])
-        borrowed.doubt()
+        borrowed.mark_dirty()
 
         def refuse(fd, length):
             raise OSError(errno.EIO, "broken")
 
         with monkeypatch.context() as patch:
             patch.setattr(ops, "truncate", refuse)
-            borrowed.give_back()
-        assert own.claims.doubts() == [2]
+            borrowed.release()
+        assert own.locks.dirty() == [2]
         assert length_of(store, 2) == FIRST_RECORD + 100
-        store.segments.settle(own)
-        assert own.claims.doubts() == []
+        store.segments.recover(own)
+        assert own.locks.dirty() == []
         assert length_of(store, 2) == FIRST_RECORD
-        own.give_back()
+        own.release()

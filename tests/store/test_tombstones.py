@@ -9,7 +9,7 @@ from store_world import get, key_of, open_store, payload_of, put
 from streamsrv.errors import StoreError
 from streamsrv.store.rows import FIRST_RECORD, ChangeKind, OnDuplicate
 from streamsrv.store.segments import tombstones
-from streamsrv.store.segments.records import HEADER, Kind, unpack_ids
+from streamsrv.store.segments.records import HEADER, RecordKind, unpack_ids
 from streamsrv.store.store import StoreOptions
 
 KEYS = [key_of(1, series, instance) for series in (1, 2) for instance in (1, 2, 3)] + [key_of(2)]
@@ -26,7 +26,7 @@ def tombstones_of(store):
     with store.open_segments([1]) as lease:
         end = store.index.segment(1).committed_end
         for step in store.form.walk(lease.fd(1), 1, end):
-            if step.header.kind is Kind.TOMBSTONE:
+            if step.header.kind is RecordKind.TOMBSTONE:
                 yield unpack_ids(lease.pread(1, step.payload, step.header.length))
 
 
@@ -77,19 +77,19 @@ def test_many_slices(store, monkeypatch):
 def test_a_study_that_somebody_stores_to(store, monkeypatch):
     """Then its instances are claimed one by one, a slice after the other."""
     monkeypatch.setattr(tombstones, "SLICE_INSTANCES", 2)
-    other = store.segments.borrow()
-    other.claims.take([key_of(1, 9, 9)])
+    other = store.segments.acquire()
+    other.locks.lock([key_of(1, 9, 9)])
     assert store.delete("1.1", "1.1.2") == 3
     assert store.delete("1.1") == 3
     assert store.lookup("1.1") == []
-    other.give_back()
+    other.release()
 
 
 def test_a_slice_that_another_has_deleted(store, monkeypatch):
     """What comes behind it is deleted all the same."""
     monkeypatch.setattr(tombstones, "SLICE_INSTANCES", 2)
-    other = store.segments.borrow()
-    other.claims.take([KEYS[0]])
+    other = store.segments.acquire()
+    other.locks.lock([KEYS[0]])
     deleted = []
     waiter = threading.Thread(target=lambda: deleted.append(store.delete("1.1")))
     waiter.start()
@@ -97,7 +97,7 @@ def test_a_slice_that_another_has_deleted(store, monkeypatch):
     assert deleted == []
     first = store.index.packed_rows(KEYS[:2])
     store.index.delete(first, segment=1, committed_end=0, dead_bytes=0)
-    other.give_back()
+    other.release()
     waiter.join(5)
     assert deleted == [4]
     assert store.lookup("1.1") == []

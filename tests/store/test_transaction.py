@@ -11,8 +11,8 @@ from streamsrv.store import duplicates
 from streamsrv.store import transaction as transactions
 from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import FIRST_RECORD, OnDuplicate, Outcome
-from streamsrv.store.segments.borrowed import Borrowed
-from streamsrv.store.segments.records import HEADER, Kind
+from streamsrv.store.segments.records import HEADER, RecordKind
+from streamsrv.store.segments.segments import SegmentWriter
 
 STORED, DUPLICATE, IDENTICAL, REPLACED = Outcome
 
@@ -42,7 +42,7 @@ def test_what_was_committed_is_found_and_equal(tmp_path):
     with open_store(tmp_path) as store:
         assert put(store, *payloads.values()) == [STORED] * 5
         assert {key: get(store, key) for key in payloads} == payloads
-        assert kinds(store) == [Kind.INSTANCE] * 5
+        assert kinds(store) == [RecordKind.INSTANCE] * 5
     with open_store(tmp_path) as store:
         assert {key: get(store, key) for key in payloads} == payloads
 
@@ -127,7 +127,7 @@ def test_many_slices(store, monkeypatch):
     put(store, payloads[4])
     assert put(store, *payloads) == [STORED] * 4 + [DUPLICATE] + [STORED] * 5
     assert [get(store, key_of(1, 1, n)) for n in range(10)] == payloads
-    assert kinds(store).count(Kind.VOID) == 1
+    assert kinds(store).count(RecordKind.VOID) == 1
 
 
 def test_slices_by_size(store, monkeypatch):
@@ -151,7 +151,7 @@ def test_dropped_at_the_end_costs_nothing(store):
     assert length_of(store) <= end + second.location.length + HEADER
     third = add(transaction, payload_of(key_of(3), 900))
     assert transaction.commit([first, third]) == [STORED, STORED]
-    assert kinds(store) == [Kind.INSTANCE, Kind.INSTANCE]
+    assert kinds(store) == [RecordKind.INSTANCE, RecordKind.INSTANCE]
     assert get(store, key_of(3)) == payload_of(key_of(3), 900)
 
 
@@ -161,7 +161,13 @@ def test_dropped_in_between_becomes_void(store):
     for number in (1, 2, 4):
         transaction.drop_record(pairs[number][0])
     assert transaction.commit([pairs[0], pairs[3], pairs[5]]) == [STORED] * 3
-    assert kinds(store) == [Kind.INSTANCE, Kind.VOID, Kind.INSTANCE, Kind.VOID, Kind.INSTANCE]
+    assert kinds(store) == [
+        RecordKind.INSTANCE,
+        RecordKind.VOID,
+        RecordKind.INSTANCE,
+        RecordKind.VOID,
+        RecordKind.INSTANCE,
+    ]
     row = store.index.segment(1)
     assert row.dead == 3 * (200 + HEADER)
     assert FIRST_RECORD + row.live + row.dead + 3 * HEADER == row.committed_end == length_of(store)
@@ -175,7 +181,7 @@ def test_dropped_while_another_is_open(store):
     transaction.drop_record(first)
     record = transaction.close_record()
     assert transaction.commit([(record, describe(record))]) == [STORED]
-    assert kinds(store) == [Kind.VOID, Kind.INSTANCE]
+    assert kinds(store) == [RecordKind.VOID, RecordKind.INSTANCE]
 
 
 def test_a_million_refused_parts_weigh_nothing(store):
@@ -210,7 +216,7 @@ def test_within_a_request_the_first_wins(store, policy):
     outcomes = put(store, first, second, payload_of(key_of(2)), second, on_duplicate=policy)
     assert outcomes == [STORED, DUPLICATE, STORED, DUPLICATE]
     assert get(store, key_of(1)) == first
-    assert kinds(store) == [Kind.INSTANCE, Kind.VOID, Kind.INSTANCE]
+    assert kinds(store) == [RecordKind.INSTANCE, RecordKind.VOID, RecordKind.INSTANCE]
 
 
 @pytest.mark.parametrize("policy", OnDuplicate)
@@ -281,7 +287,7 @@ def test_of_racing_requests_one_wins(store):
         (winner,) = (name for name, result in results.items() if result is STORED)
         assert get(store, key) == payload_of(key, fill=winner)
     alive = [kind for segment in store.layout.segment_files() for kind in kinds(store, segment)]
-    assert alive.count(Kind.INSTANCE) == len(keys)
+    assert alive.count(RecordKind.INSTANCE) == len(keys)
 
 
 # Failures
@@ -300,7 +306,7 @@ def test_a_failed_sync_fails_the_request_and_seals_the_segment_unless_the_disk_i
         assert store.index.segment(1).sealed == (code == errno.EIO)
         assert put(store, payload_of(key_of(2))) == [STORED]
         assert get(store, key_of(1)) == payload_of(key_of(1))
-        assert kinds(store) == [Kind.INSTANCE]
+        assert kinds(store) == [RecordKind.INSTANCE]
 
 
 def test_a_full_disk(tmp_path):
@@ -354,7 +360,7 @@ def dying_at(monkeypatch):
     def vanish(borrowed):
         if borrowed.fd >= 0:
             os.close(borrowed.fd)
-            borrowed.claims.close()
+            borrowed.locks.close()
         borrowed.fd = -1
 
     def die_at(point, store, *payloads):
@@ -364,7 +370,7 @@ def dying_at(monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(transactions.failpoints, "hit", die)
-            patch.setattr(Borrowed, "give_back", vanish)
+            patch.setattr(SegmentWriter, "release", vanish)
             with pytest.raises(Died):
                 put(store, *payloads)
 
@@ -377,18 +383,18 @@ def test_what_a_dead_writer_made_valid_never_returns(tmp_path, dying_at, point):
     with open_store(tmp_path) as store:
         another = store.begin()  # in segment 1; the dead one is in 2
         dying_at(point, store, payload_of(key_of(1)), payload_of(key_of(2)))
-        assert kinds(store, 2) == [Kind.INSTANCE] * 2
+        assert kinds(store, 2) == [RecordKind.INSTANCE] * 2
         assert another.commit([add(another, payload_of(key_of(1), 500))]) == [STORED]
         assert kinds(store, 2) == []
-        assert kinds(store, 1) == [Kind.INSTANCE]
+        assert kinds(store, 1) == [RecordKind.INSTANCE]
         store.delete("1.1")
     assert reindex(tmp_path, derive).instances == 0
 
 
 def test_a_delete_settles_too(store, dying_at):
     put(store, payload_of(key_of(1)))
-    own = store.segments.borrow()
+    own = store.segments.acquire()
     dying_at("after-data-sync", store, payload_of(key_of(1, 1, 2)))
-    own.give_back()
+    own.release()
     assert store.delete("1.1") == 1
     assert [len(kinds(store, segment)) for segment in (1, 2)] == [2, 0]

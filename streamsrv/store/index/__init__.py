@@ -8,10 +8,10 @@ from streamsrv.store.index.answers import (
     level_attributes,
     reader_of,
 )
+from streamsrv.store.index.audit import Audit
 from streamsrv.store.index.batch import Prepared, prepare
 from streamsrv.store.index.damage import DamagedRecord
 from streamsrv.store.index.index import Index
-from streamsrv.store.index.lists import study_date
 from streamsrv.store.index.metadata_blobs import compressed
 from streamsrv.store.index.rows import (
     PLACE,
@@ -21,17 +21,19 @@ from streamsrv.store.index.rows import (
     json_object,
     metadata_in,
     places_in,
+    record_ids_of,
     split_triple,
     syntax_in,
     unpacked,
 )
 from streamsrv.store.index.searched_metadata import SHORT, attributes_in
-from streamsrv.store.index.walk import LEVELS, Hit
+from streamsrv.store.index.walk import LEVELS, Hit, study_date
 
 __all__ = [
     "LEVELS",
     "PLACE",
     "SHORT",
+    "Audit",
     "DamagedRecord",
     "Hit",
     "Index",
@@ -51,6 +53,7 @@ __all__ = [
     "places_in",
     "prepare",
     "reader_of",
+    "record_ids_of",
     "split_triple",
     "study_date",
     "syntax_in",

@@ -64,8 +64,8 @@ class DamageReader:
 
     def any(self, transaction: Any) -> bool:
         """Whether anything is registered."""
-        moment, count = self._counted
-        if moment != transaction.id():
+        version, count = self._counted
+        if version != transaction.id():
             count = transaction.stat(self._handles["damage"])["entries"]
             self._counted = transaction.id(), count
         return count > 0

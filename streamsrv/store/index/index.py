@@ -1,14 +1,13 @@
-"""The index: which SOP instances there are, where their bytes lie, and what is known of them (facade).
+"""The index: which SOP instances there are, where their bytes are, and what is known of them.
 
-Strategy: an ordered map under a few verbs, in batches. Writing verbs block until durable and may be called
-from any thread; reading verbs see everything that was acknowledged, by any process. The rows are drawn in
-`index_rows`, how writes are grouped is told in `index_writer`, how studies and series follow their instances
-in `index_levels`.
+Strategy: an ordered map behind few calls, in batches. Writing calls return when the write is durable, and may
+come from any thread. Reading calls see everything that any process has acknowledged. docs/store-contract.md
+lists what each call promises.
 
-Rules of this file: no transaction, cursor or view of the map outlives a call, or between two batches of an
-iterator. No word of the map underneath is in a signature: another database can stand behind the same verbs.
+Rules of this file: no transaction, cursor or view of the map outlives a call, or lasts between two batches of
+an iterator. No signature names the map: another database can stand behind the same calls.
 
-One process opens a folder once; several processes may have it open at the same time.
+A process opens a folder once; several processes may have it open at the same time.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from streamsrv.errors import StoreCorrupt
 from streamsrv.query.attributes import Level, QueryAttribute
 from streamsrv.query.budget import Budget, Parsing
 from streamsrv.query.conditions import Query
@@ -25,35 +25,36 @@ from streamsrv.store.fileops import FileOps
 from streamsrv.store.index.batch import Batch, Prepared, prepare
 from streamsrv.store.index.changes import unpack_changes
 from streamsrv.store.index.damage import DamagedRecord
-from streamsrv.store.index.environment import Environment
+from streamsrv.store.index.environment import DATABASES, Environment, dump, rewrite
 from streamsrv.store.index.reading import ROWS_A_BATCH, Reading
-from streamsrv.store.index.rewrite import dump, rewrite
 from streamsrv.store.index.rows import (
     LevelRow,
     PackedRow,
     number_key,
     segment_key,
+    split_triple,
+    unpack_instance,
     unpack_segment,
     without_sum,
 )
 from streamsrv.store.index.walk import Hit, Search
 from streamsrv.store.index.writer import Writer
-from streamsrv.store.rows import Change, InstanceRow, Location, NewInstance, SegmentRow
+from streamsrv.store.rows import Change, InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
 
 
 class Index(Reading):
     def __init__(self, environment: Environment, keep_changes: int = 0) -> None:
         super().__init__(environment)
         self._writer = Writer(environment, keep_changes)
-        self.parsing = Parsing()  # of all searches
+        self.parsing = Parsing()  # shared by all searches
 
     @classmethod
     def open(
         cls, folder: Path, *, read_only: bool = False, store: bytes = b"", keep_changes: int = 0
     ) -> Index:
-        """A folder without an index gets an empty one, unless opened for reading only. `store` is the
-        fingerprint of the store that it belongs to; WrongStore if it belongs to another. Writing keeps so
-        many of the latest changes, 0: all."""
+        """Open the index of a folder; makes an empty one unless `read_only`. `store` is the fingerprint of
+        its store: raises WrongStore if the index has another. `keep_changes` bounds the change log, 0: no
+        bound."""
         return cls(Environment(folder, read_only=read_only, store=store), keep_changes)
 
     @property
@@ -76,8 +77,8 @@ class Index(Reading):
         dead_bytes: int = 0,
         replaced: Sequence[InstanceRow] = (),
     ) -> None:
-        """All of `new` or nothing, in one transaction: callers come with at most some 1,000. `dead_bytes` are
-        those of `segment` that never lived (voids); what was replaced is counted as dead here."""
+        """Store all of `new` or none, at most about SLICE_INSTANCES. `dead_bytes` are bytes of `segment` that
+        never lived (voids); bytes of `replaced` instances are counted as dead here."""
         prepared = prepare(new)
         self._writer.submit(
             lambda batch: batch.store(prepared, segment, committed_end, dead_bytes, replaced),
@@ -86,8 +87,8 @@ class Index(Reading):
         )
 
     def delete(self, rows: Sequence[PackedRow], *, segment: int, committed_end: int, dead_bytes: int) -> int:
-        """Delete instances; returns how many of them were still there. `rows` are what `packed` found, in its
-        order; `segment` holds their tombstone."""
+        """Delete instances; returns how many of them were still there. `rows` are a result of `packed`, in
+        its order; `segment` holds their tombstone of `dead_bytes`."""
         return self._writer.submit(
             lambda batch: batch.delete(rows, segment, committed_end, dead_bytes), instances=len(rows)
         )
@@ -95,96 +96,103 @@ class Index(Reading):
     def relocate(
         self, moves: Sequence[tuple[InstanceRow, Location]], *, segment: int, committed_end: int
     ) -> list[bool]:
-        """Compare and set: False where an instance does not lie any more where its row says."""
+        """Compare and set: False where an instance is no longer where its row says."""
         return self._writer.submit(
             lambda batch: batch.relocate(moves, segment, committed_end), instances=len(moves)
         )
 
     def register_damage(self, records: Sequence[DamagedRecord]) -> list[bool]:
-        """Durably: from here on no process serves their bytes. True for each that is new; a record that has
-        been replaced or deleted meanwhile is left out."""
+        """From this commit on no process serves their bytes. True for each new record; a record that has been
+        replaced or deleted is left out."""
         return self._writer.submit(lambda batch: batch.damage.register(records), instances=len(records))
 
     def forget_damage(self, ids: Sequence[bytes]) -> int:
-        """Their bytes are whole. Returns how many of them were registered."""
+        """The bytes of these records are whole. Returns how many of them were registered."""
         return self._writer.submit(lambda batch: batch.damage.forget(ids), instances=len(ids))
 
     def catch_up(self) -> None:
-        """See all that was ever committed. Readers may miss the last commit of a process that was killed in
-        the middle of it; whoever decides by what there is asks for this first."""
+        """Make every commit visible, also the last one of a process that was killed in the middle of it. Call
+        this before a decision that depends on what exists."""
         self._writer.catch_up()
 
     def add_segment(self) -> int:
         return self._writer.submit(Batch.add_segment)
 
     def put_segment(self, row: SegmentRow) -> None:
-        """For a rebuild: the segment is there already, with this number."""
+        """For a rebuild: the segment exists already, with this number."""
         self._writer.submit(lambda batch: batch.put_segment(row))
 
     def seal(self, segment: int, *, committed_end: int = 0, dead_bytes: int = 0) -> None:
-        """It takes no more records. With a SEAL record at its end, its new end and those dead bytes."""
+        """It takes no more records. A SEAL record at its end gives a new end, and dead bytes."""
         self._writer.submit(lambda batch: batch.seal(segment, committed_end, dead_bytes))
 
     def drop_segment(self, segment: int) -> None:
-        """StoreError while instances still live in it."""
+        """Raises StoreError while instances live in it."""
         self._writer.submit(lambda batch: batch.drop_segment(segment))
 
     # -- searching
 
     def search(self, query: Query, budget: Budget | None = None) -> Iterator[Hit]:
-        """What matches, newest study first. ContentTooLarge when the budget is spent."""
+        """Matches, newest study first. Raises ContentTooLarge when the budget is spent."""
         return Search(self._environment, query, budget or Budget(), self.parsing).hits()
 
     def listed(self, attribute: QueryAttribute, form: str, most: int) -> list[tuple[str, LevelRow]] | None:
-        """The studies that stand in the list of a study attribute under one normal form, by UID, in one look;
-        None if there are more. Of long values the list tells the beginning only: the row decides."""
-        with self._environment.reading("looking up studies by a value") as transaction:
+        """The studies under one normal form of a study attribute, by UID; None if there are more than `most`.
+        Long values are listed by their beginning only: the caller compares the rows."""
+        with self._reading("looking up studies by a value") as transaction:
             cursor = transaction.cursor(db=self._handles["attributes"])
             if not cursor.set_key(term_prefix(attribute) + cut(form)):
                 return []
             if cursor.count() > most:
                 return None
-            studies = self._handles["studies"]
-            found = [(study, transaction.get(study, db=studies)) for study in cursor.iternext_dup()]
+            found = [(study, self._get(transaction, "studies", study)) for study in cursor.iternext_dup()]
         return [(study.decode(), LevelRow.unpack(value)) for study, value in found if value is not None]
 
     def total(self, query: Query) -> int | None:
-        """How many there are of what the query asks for, where that is known without looking: no
-        conditions."""
+        """Number of matches, if it is known without a search: the query has no conditions."""
         if query.conditions or query.uids:
             return None
         if query.study is None:
-            return self._entries_of(("studies", "series", "instances")[query.level])
+            name = ("studies", "series", "instances")[query.level]
+            with self._reading("counting") as transaction:
+                entries: int = transaction.stat(self._handles[name])["entries"]
+            return entries
         if query.level is Level.INSTANCE:
             return self.count(query.study, query.series)
-        row = self._level_row("studies", query.study)
+        row = self._level_row(query.study)
         return row.series if row else 0
-
-    def _entries_of(self, name: str) -> int:
-        with self._environment.reading("counting") as transaction:
-            entries: int = transaction.stat(self._handles[name])["entries"]
-        return entries
 
     # -- segments, changes, the index itself
 
     def segments(self) -> dict[int, SegmentRow]:
-        with self._environment.reading("listing segments") as transaction:
+        with self._reading("listing segments") as transaction:
             rows = [
                 unpack_segment(key, value) for key, value in transaction.cursor(db=self._handles["segments"])
             ]
         return {row.segment: row for row in rows}
 
+    def readable_segments(self) -> tuple[dict[int, SegmentRow], list[int]]:
+        """The segments whose rows can be read, and the numbers of the others."""
+        rows, damaged = dict[int, SegmentRow](), list[int]()
+        for key, value in self.dump("segments"):
+            try:
+                row = unpack_segment(key, value)
+            except StoreCorrupt:
+                damaged.append(int.from_bytes(key, "big"))
+            else:
+                rows[row.segment] = row
+        return rows, damaged
+
     def segment(self, segment: int) -> SegmentRow | None:
         key = segment_key(segment)
-        with self._environment.reading("looking up a segment") as transaction:
-            value = transaction.get(key, db=self._handles["segments"])
+        with self._reading("looking up a segment") as transaction:
+            value = self._get(transaction, "segments", key)
         return unpack_segment(key, value) if value else None
 
     def changes(self, after: int = 0, limit: int = ROWS_A_BATCH) -> list[Change]:
-        """In commit order, from sequence `after` + 1 on. Those before `first_change` are not there any
-        more."""
+        """Changes in commit order, from sequence `after` + 1 on. Those before `first_change` are gone."""
         found: list[Change] = []
-        with self._environment.reading("reading changes") as transaction:
+        with self._reading("reading changes") as transaction:
             cursor = transaction.cursor(db=self._handles["changes"])
             more = cursor.set_range(number_key(after + 1))
             while more and len(found) < limit:
@@ -194,37 +202,52 @@ class Index(Reading):
         return found[:limit]
 
     def probe(self) -> None:
-        """Read one row in a transaction. Raises IndexFailed, or another StoreError, if that fails."""
-        with self._environment.reading("reading the schema") as transaction:
-            stored = transaction.get(b"schema", db=self._handles["about"])
+        """Read one row. Raises a StoreError if that fails."""
+        with self._reading("reading the schema") as transaction:
+            stored = self._get(transaction, "about", b"schema")
         without_sum("about", b"schema", stored or b"")
 
     def first_change(self) -> int:
-        """The sequence of the oldest change that is kept. A reader of changes that has seen less has missed
-        some. It asks after it has read them, because they may go at any time."""
+        """The sequence of the oldest change that is kept. Ask after reading changes: old ones may go at any
+        time."""
         return int(self.about()["first_change"])
 
     def about(self) -> dict[str, str]:
         """format (of the file), schema, table (of attributes), epoch, next_segment, first_change, store (its
         fingerprint). Sequences of changes count within an epoch; a rebuilt index has another."""
-        with self._environment.reading("reading about the index") as transaction:
+        with self._reading("reading about the index") as transaction:
             rows = list(transaction.cursor(db=self._handles["about"]))
         return {key.decode(): without_sum("about", key, value).decode() for key, value in rows}
 
+    def all_rows(self) -> Iterator[tuple[InstanceKey, InstanceRow | None]]:
+        """Every instance in the order of keys; None where its row cannot be read."""
+        for packed, value in self.dump("instances"):
+            key = split_triple(packed)
+            try:
+                yield key, unpack_instance(key, value)
+            except StoreCorrupt:
+                yield key, None
+
     def dump(self, name: str) -> Iterator[tuple[bytes, bytes]]:
-        """Every raw key and value of a database (`index_rows` draws them), in order; in batches, beside
-        writers. For checks: an index of the same instances has equal rows in instances (but for the serial,
-        the first eight bytes of a value), variants, studies, series, attributes and uids."""
+        """Every raw row of a database (see rows), in order and in batches. An index of the same instances has
+        equal rows in instances (but for the serial, the first eight bytes), variants, studies, series,
+        attributes and uids."""
         return dump(self._environment, name)
 
+    def read_all(self) -> None:
+        """Read every row of every database. Raises StoreError; a damaged file may end the process."""
+        for name in DATABASES:
+            for _ in self.dump(name):
+                pass
+
     def rewrite(self, fileops: FileOps | None = None) -> None:
-        """Into a new file, which holds nothing of what was deleted. No other thread may use the index
-        meanwhile; StoreLocked if another process has it open."""
+        """Copy all rows to a new file, which holds nothing of deleted rows. No other thread may use the index
+        meanwhile. Raises StoreLocked if another process has it open."""
         rewrite(self._environment, fileops or FileOps())
 
     def statistics(self) -> dict[str, int]:
-        """Rows in each database, and the bytes of the index file in use and in all."""
-        with self._environment.reading("measuring the index") as transaction:
+        """Number of rows in each database, and bytes of the index file in use and in all."""
+        with self._reading("measuring the index") as transaction:
             rows = {name: transaction.stat(handle) for name, handle in self._handles.items()}
         info, page = self._environment.lmdb.info(), self._environment.lmdb.stat()["psize"]
         pages = sum(

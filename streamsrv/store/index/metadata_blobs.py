@@ -1,18 +1,17 @@
-"""Metadata texts that are kept together: those of instances that were stored one after the other.
+"""Metadata texts of instances that were stored one after the other share one row.
 
     metadata    serial u64, chunk u32  -> a zstd frame: one chunk of the text of this serial, or
                 serial u64, 0 u32      -> 0x00, count u8, count times length u32, zstd frame:
-                                          the texts of so many serials from this one on
+                                          the texts of `count` serials from this one on
 
-Strategy: the texts of a series repeat each other. Sixteen of a CT in one frame take as many bytes as one by
-itself, are compressed in a tenth of the time and read in a fifth. The serials of a commit follow each other,
-so the row of a text is the one with the greatest key that is not behind its own: nobody has to say where it
-is.
+Strategy: the texts of a series repeat each other. Sixteen texts of a CT in one frame take as many bytes as a
+text alone. They are compressed in a tenth of the time and read in a fifth. The serials of a commit follow
+each other, so the row of a text is the last one whose key is not behind its own.
 
 Rules of this file
-- Only short texts are kept together, so that reading one costs no more than reading some more.
-- A text goes when its instance does: the row is written anew without it (its length is 0 then, so that the
-  others keep their places), and deleted with its last one.
+- Only short texts share a row, so that reading a text costs little more than before.
+- A text goes with its instance: the row is written again without it (its length is 0 then), and deleted with
+  its last text.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ from streamsrv.store.rows import METADATA_CHUNK
 TEXTS_TOGETHER = 16
 BYTES_TOGETHER = 128 << 10  # of text
 MARKED = b"\0"  # a zstd frame begins with 0x28 (RFC 8878 3.1.1)
-# Rows whose texts are remembered while many are read: those of a series may lie in any order.
-ROWS_REMEMBERED = 32
+# Rows whose texts are kept while many are read: a series may lie in any order.
+ROWS_KEPT = 32
 
 _SERIAL = 8  # bytes of a key
 _HEAD = struct.Struct("<xB")
 
 
 class _Compressors(threading.local):
-    """A compressor is used by one thread: two at once write over each other's memory."""
+    """One compressor a thread: two threads in one write over each other's memory."""
 
     def __init__(self) -> None:
         # Level 1: 10 us for a CT's 5.3 kB; higher levels save 8 % at twice the time.
@@ -61,36 +60,36 @@ def compressed(text: bytes) -> bytes:
 # On the way into the index
 
 
-class Together:
-    """Texts in one row. Those that keep it share it."""
+class SharedBlob:
+    """The row of several texts, while they are on their way into the index."""
 
     __slots__ = ("count", "row")
 
     def __init__(self, texts: Sequence[bytes]) -> None:
         self.count = len(texts)
-        self.row = packed(texts)
+        self.row = pack_blob(texts)
 
     def of(self, places: Sequence[int]) -> bytes:
         """The row of some of them, in ascending order."""
         if len(places) == self.count:
             return self.row
-        texts = Inflating().texts(self.row)
+        texts = BlobReader().texts(self.row)
         chosen = [texts[place] for place in places]
-        return packed(chosen) if len(chosen) > 1 else compressed(chosen[0])
+        return pack_blob(chosen) if len(chosen) > 1 else compressed(chosen[0])
 
 
-class Place(NamedTuple):
-    texts: Together
+class BlobPlace(NamedTuple):
+    texts: SharedBlob
     number: int
 
 
-def together(texts: Sequence[bytes]) -> list[Place | None]:
-    """For each text where it is kept; None for one that is empty or has no neighbour."""
-    found: list[Place | None] = []
+def share_blobs(texts: Sequence[bytes]) -> list[BlobPlace | None]:
+    """The place of each text; None if it is empty or has no neighbour."""
+    found: list[BlobPlace | None] = []
     for portion in _portions(texts):
         if len(portion) > 1:
-            kept = Together(portion)
-            found += (Place(kept, number) for number in range(len(portion)))
+            kept = SharedBlob(portion)
+            found += (BlobPlace(kept, number) for number in range(len(portion)))
         else:
             found.append(None)
     return found
@@ -108,18 +107,18 @@ def _portions(texts: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
         yield texts[start:]
 
 
-def packed(texts: Sequence[bytes]) -> bytes:
+def pack_blob(texts: Sequence[bytes]) -> bytes:
     lengths = struct.pack(f"<{len(texts)}I", *map(len, texts))
     return _HEAD.pack(len(texts)) + lengths + compressed(b"".join(texts))
 
 
-# As they lie in the index
+# In the index
 
 UNREADABLE = "stored metadata cannot be read: run check, then reindex"
 
 
-class Run(NamedTuple):
-    """Texts that stand one behind the other: so many of a row, from this one on."""
+class BlobRange(NamedTuple):
+    """`many` texts of a row, from the text `first` on."""
 
     value: bytes
     first: int
@@ -127,7 +126,7 @@ class Run(NamedTuple):
 
 
 def lengths_in(value: bytes) -> tuple[int, ...]:
-    """Of the texts of a row, 0 for one that is gone. (1,) stands for a row that is a frame."""
+    """The lengths of the texts of a row, 0 for a deleted text. A row with one frame gives (1,)."""
     if value[:1] != MARKED:
         return (1,)
     try:
@@ -136,17 +135,16 @@ def lengths_in(value: bytes) -> tuple[int, ...]:
         raise StoreCorrupt(UNREADABLE) from error
 
 
-class Texts(list[bytes]):
-    """All that a row holds; `size` is about what it takes in memory, with the row."""
+class BlobTexts(list[bytes]):
+    """The texts of a row; `size` is about their memory and that of the row."""
 
     size: int
 
 
-class Inflating:
-    """Texts of rows, one after the other. Used by one thread. What others may ask for is taken from `shared`,
-    by its row, and put there."""
+class BlobReader:
+    """Decompresses rows. Used by one thread; `shared` is a cache for all threads, keyed by row."""
 
-    def __init__(self, shared: SizedCache[bytes, Texts] | None = None) -> None:
+    def __init__(self, shared: SizedCache[bytes, BlobTexts] | None = None) -> None:
         self._decompressor: zstandard.ZstdDecompressor | None = None
         self._known: dict[bytes, list[bytes]] = {}
         self._shared = shared
@@ -160,7 +158,7 @@ class Inflating:
             raise StoreCorrupt(UNREADABLE) from error
 
     def texts(self, value: bytes) -> list[bytes]:
-        """All that a row holds."""
+        """All texts of a row."""
         if value[:1] != MARKED:
             return [self.frame(value)]
         lengths = lengths_in(value)
@@ -169,11 +167,11 @@ class Inflating:
             raise StoreCorrupt(UNREADABLE)
         return [whole[start:end] for start, end in pairwise(accumulate(lengths, initial=0))]
 
-    def each(self, runs: Sequence[Run]) -> Iterator[list[bytes]]:
-        """The texts of one run after the other. What is not asked for again is forgotten at once: its memory
-        serves the next one."""
-        left = Counter([run.value for run in runs])
-        for value, first, many in runs:
+    def each(self, ranges: Sequence[BlobRange]) -> Iterator[list[bytes]]:
+        """The texts of each range in turn. A row that is not needed again is dropped at once, so that the
+        next row uses its memory."""
+        left = Counter([each.value for each in ranges])
+        for value, first, many in ranges:
             left[value] -= 1
             yield self._all(value, keep=left[value] > 0)[first : first + many]
 
@@ -182,7 +180,7 @@ class Inflating:
         if not keep or len(texts) == 1:
             self._known.pop(value, None)
         elif value not in self._known:
-            if len(self._known) == ROWS_REMEMBERED:
+            if len(self._known) == ROWS_KEPT:
                 self._known.clear()
             self._known[value] = texts
         return texts
@@ -192,19 +190,19 @@ class Inflating:
             return self.texts(value)
         shared = self._shared.get(value)
         if shared is None:
-            shared = Texts(self.texts(value))
+            shared = BlobTexts(self.texts(value))
             shared.size = sum(map(len, shared)) + len(value)
             self._shared.put(value, shared)
         return shared
 
-    def text(self, run: Run) -> bytes:
-        """Of a run of one."""
+    def text(self, run: BlobRange) -> bytes:
+        """The text of a range of one."""
         return self._all(run.value, keep=True)[run.first]
 
 
-def find_texts(cursor: Cursor, serials: Sequence[int]) -> list[Run] | None:
-    """For each serial in turn the row that holds its text; None if one is nowhere."""
-    found: list[Run] = []
+def find_blobs(cursor: Cursor, serials: Sequence[int]) -> list[BlobRange] | None:
+    """The ranges that hold the texts of the serials, in their order; None if a text is missing."""
+    found: list[BlobRange] = []
     at = first = end = 0
     value = b""
     lengths: Sequence[int] = ()
@@ -220,7 +218,7 @@ def find_texts(cursor: Cursor, serials: Sequence[int]) -> list[Run] | None:
             end = first + len(lengths)
             if chunk or not first <= serial < end:
                 return None
-        run = Run(value, serial - first, _in_a_row(serials[at : at + end - serial]))
+        run = BlobRange(value, serial - first, _in_a_row(serials[at : at + end - serial]))
         if not all(lengths[run.first : run.first + run.many]):
             return None
         found.append(run)
@@ -229,7 +227,7 @@ def find_texts(cursor: Cursor, serials: Sequence[int]) -> list[Run] | None:
 
 
 def _in_a_row(serials: Sequence[int]) -> int:
-    """How many of these follow each other, from the first on."""
+    """How many serials, from the first on, follow each other."""
     expected = range(serials[0], serials[0] + len(serials))
     if list(serials) == list(expected):
         return len(serials)
@@ -242,7 +240,7 @@ def numbers_in(key: bytes) -> tuple[int, int]:
 
 
 def _stand(cursor: Cursor, serial: int) -> bool:
-    """On the row that begins with this serial, else on the one before it. Mostly it is the next."""
+    """Move to the row that begins with this serial (usually the next row), else to the row before it."""
     wanted = chunk_key(serial, 0)
     if cursor.key() and cursor.next() and cursor.key() == wanted:
         return True
@@ -255,8 +253,8 @@ def _seek(cursor: Cursor, wanted: bytes) -> bool:
     return bool(cursor.last())
 
 
-def remove_texts(cursor: Cursor, serials: Iterable[int]) -> None:
-    """The texts of these serials, in ascending order."""
+def remove_metadata(cursor: Cursor, serials: Iterable[int]) -> None:
+    """Remove the texts of these serials, which are ascending."""
     waiting = deque(serials)
     while waiting:
         serial = waiting.popleft()
@@ -277,19 +275,19 @@ def remove_texts(cursor: Cursor, serials: Iterable[int]) -> None:
 
 
 def _remove_some(cursor: Cursor, gone: Set[int]) -> None:
-    """Of the texts in the row that the cursor stands on."""
+    """Remove texts from the row at the cursor."""
     key = cursor.key()
     value = without_sum("metadata", key, cursor.value())
     left = {number for number, length in enumerate(lengths_in(value)) if length} - gone
     if not left:
         cursor.delete()
         return
-    texts = [text if number in left else b"" for number, text in enumerate(Inflating().texts(value))]
-    cursor.put(key, with_sum(key, packed(texts)))
+    texts = [text if number in left else b"" for number, text in enumerate(BlobReader().texts(value))]
+    cursor.put(key, with_sum(key, pack_blob(texts)))
 
 
-def texts_at(key: bytes, stored: bytes) -> Iterator[tuple[int, int]]:
-    """Serial and chunk of each text, or part of one, that a row holds, whatever its checksum says."""
+def texts_in_row(key: bytes, stored: bytes) -> Iterator[tuple[int, int]]:
+    """Serial and chunk of each text, or part of one, of a row, even if its checksum is wrong."""
     first, chunk = numbers_in(key)
     try:
         lengths = lengths_in(stored)

@@ -16,7 +16,7 @@ from streamsrv.errors import ContentTooLarge
 from streamsrv.query.budget import Budget, Parsing
 from streamsrv.query.conditions import Condition
 from streamsrv.store.index.environment import Environment
-from streamsrv.store.index.metadata_blobs import Inflating, Run, find_texts
+from streamsrv.store.index.metadata_blobs import BlobRange, BlobReader, find_blobs
 from streamsrv.store.index.rows import chunk_key, json_object, number_key, without_sum
 from streamsrv.store.rows import METADATA_CHUNK
 
@@ -66,7 +66,7 @@ class SearchedMetadata:
         self._tags = frozenset(tag for condition in conditions for tag in condition.tags)
         through = {tag for each in conditions for tag in each.tags if tag not in each.values}
         self._values = self._tags - through
-        self._texts = Inflating()
+        self._texts = BlobReader()
 
     def accept(self, serial: int) -> bool:
         """Whether the metadata of the instance meet all conditions. ContentTooLarge when the budget is
@@ -79,7 +79,7 @@ class SearchedMetadata:
         with self._parsing.turn() if frames else contextlib.nullcontext():
             return self._matches(first, frames)
 
-    def _matches(self, first: Sequence[Run], frames: Sequence[bytes]) -> bool:
+    def _matches(self, first: Sequence[BlobRange], frames: Sequence[bytes]) -> bool:
         pieces = self._pieces(first, frames)
         if not frames:
             text = b"".join(pieces())
@@ -96,19 +96,19 @@ class SearchedMetadata:
     def _decide(self, found: JsonDataset) -> bool:
         return all(condition.accepts(found) for condition in self._conditions)
 
-    def _stored(self, serial: int) -> tuple[list[Run], list[bytes]]:
+    def _stored(self, serial: int) -> tuple[list[BlobRange], list[bytes]]:
         """The beginning of the text, and the compressed chunks that follow it."""
         start, frames = number_key(serial), []
         with self._environment.reading("searching metadata") as transaction:
             cursor = transaction.cursor(db=self._handle)
-            first = find_texts(cursor, [serial])
+            first = find_blobs(cursor, [serial])
             more = cursor.set_range(chunk_key(serial, 1))
             while more and cursor.key().startswith(start):
                 frames.append(without_sum("metadata", cursor.key(), cursor.value()))
                 more = cursor.next()
         return first or [], frames
 
-    def _pieces(self, first: Sequence[Run], frames: Sequence[bytes]) -> Callable[[], Iterator[bytes]]:
+    def _pieces(self, first: Sequence[BlobRange], frames: Sequence[bytes]) -> Callable[[], Iterator[bytes]]:
         def pieces() -> Iterator[bytes]:
             for run in first:
                 yield self._charged(self._texts.text(run))

@@ -25,9 +25,7 @@ import lmdb
 from streamsrv.errors import StoreError, StreamsrvError
 from streamsrv.store.index.batch import Batch
 from streamsrv.store.index.environment import Environment, in_our_words
-
-SLICE_INSTANCES = 1000  # a transaction of these takes 20 to 40 ms: what others wait for it
-SLICE_BYTES = 16 << 20  # dirty pages are held in memory until the commit
+from streamsrv.store.rows import SLICE_BYTES, SLICE_INSTANCES
 
 Result = TypeVar("Result")
 

@@ -27,17 +27,24 @@ from pathlib import Path
 from typing import TypeAlias
 
 from streamsrv.errors import InstanceError, SegmentGone, StoreCorrupt, StoreLocked
-from streamsrv.store.folder import Held
-from streamsrv.store.index.rows import unpack_segment
-from streamsrv.store.locks import Claims
-from streamsrv.store.maintenance.audit import Audit
+from streamsrv.store.folder import FolderLock
+from streamsrv.store.index import Audit
+from streamsrv.store.locks import Locks
 from streamsrv.store.opening import problems
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
 from streamsrv.store.segments.leases import SegmentLease
-from streamsrv.store.segments.records import HEADER, NO_ID, Damage, Found, Kind, TombstoneDamaged, unpack_ids
+from streamsrv.store.segments.records import (
+    HEADER,
+    NO_ID,
+    DamagedBytes,
+    FoundRecord,
+    Record,
+    RecordKind,
+    TombstoneDamaged,
+    unpack_ids,
+)
 from streamsrv.store.segments.verifying import digest_of
 from streamsrv.store.store import Store
-from streamsrv.store.transaction import Record
 
 Derive: TypeAlias = Callable[[Record], NewInstance]
 
@@ -80,7 +87,7 @@ class Descriptor:
     fd: int
 
 
-def stored_record(fd: int, segment: int, found: Found) -> Record:
+def stored_record(fd: int, segment: int, found: FoundRecord) -> Record:
     """A record of a segment, as `derive` wants it."""
     header = found.header
     location = Location(segment, found.payload, header.length)
@@ -97,14 +104,14 @@ def check(store: Store, derive: Derive) -> Iterator[Finding]:
         yield from _Checker(store, derive, audit).run()
 
 
-def _undisturbed(store: Store) -> Claims | Held:
+def _undisturbed(store: Store) -> Locks | FolderLock:
     """Excludes compaction, which moves records. A folder that cannot be written to has none."""
     if not os.access(store.layout.root, os.W_OK):
-        return Held(-1)
-    claims = Claims(store.manifest)
-    if claims.compact():
-        return claims
-    claims.close()
+        return FolderLock(-1)
+    locks = Locks(store.manifest)
+    if locks.try_lock_compaction():
+        return locks
+    locks.close()
     raise StoreLocked("a compaction or another check is running on this store")
 
 
@@ -168,14 +175,9 @@ class _Checker:
 
     def _segments(self) -> dict[int, SegmentRow]:
         """Those whose rows can be read. Of the others nothing can be said."""
-        rows: dict[int, SegmentRow] = {}
-        for key, value in self._index.dump("segments"):
-            try:
-                row = unpack_segment(key, value)
-            except StoreCorrupt:
-                self._audit.unreadable(int.from_bytes(key, "big"), 0, WHOLE_SEGMENT)
-            else:
-                rows[row.segment] = row
+        rows, damaged = self._index.readable_segments()
+        for segment in damaged:
+            self._audit.unreadable(segment, 0, WHOLE_SEGMENT)
         return rows
 
     def _files(self, rows: dict[int, SegmentRow]) -> Iterator[Finding]:
@@ -201,20 +203,20 @@ class _Checker:
         except SegmentGone:
             return  # told, if it should be there
 
-    def _step(self, fd: int, segment: int, step: Found | Damage) -> Iterator[Finding]:
-        if isinstance(step, Damage):
+    def _step(self, fd: int, segment: int, step: FoundRecord | DamagedBytes) -> Iterator[Finding]:
+        if isinstance(step, DamagedBytes):
             yield error(
                 at(segment, step.offset), f"record header: {step.reason}; no record up to byte {step.end}"
             )
             self._unreadable(segment, step.offset, step.end)
             return
         kind = step.header.kind
-        counted = self._payloads if kind is Kind.INSTANCE else self._others
+        counted = self._payloads if kind is RecordKind.INSTANCE else self._others
         if segment in counted:
-            counted[segment] += step.header.length + (0 if kind is Kind.INSTANCE else HEADER)
-        if kind is Kind.PENDING:
+            counted[segment] += step.header.length + (0 if kind is RecordKind.INSTANCE else HEADER)
+        if kind is RecordKind.PENDING:
             yield error(at(segment, step.offset), "record header: pending, before the committed end")
-        if kind in (Kind.INSTANCE, Kind.TOMBSTONE):
+        if kind in (RecordKind.INSTANCE, RecordKind.TOMBSTONE):
             try:
                 digest = digest_of(fd, step.payload, step.header.length)
             except OSError as reason:
@@ -224,14 +226,14 @@ class _Checker:
                 return
             if digest != step.header.digest:
                 yield from self._wrong(segment, step)
-            elif kind is Kind.INSTANCE:
+            elif kind is RecordKind.INSTANCE:
                 yield from self._instance(fd, segment, step)
 
-    def _wrong(self, segment: int, found: Found) -> Iterator[Finding]:
+    def _wrong(self, segment: int, found: FoundRecord) -> Iterator[Finding]:
         """A payload that is not the one that arrived. Of an instance it is told later."""
         self._unreadable(segment, found.offset, found.end)
         location = Location(segment, found.payload, found.header.length)
-        if found.header.kind is Kind.INSTANCE:
+        if found.header.kind is RecordKind.INSTANCE:
             self._damaged[found.header.record_id] = location
         else:
             yield error(at(segment, found.payload), wrong_payload(location))
@@ -240,7 +242,7 @@ class _Checker:
         self._audit.unreadable(segment, begin, end)
         self._payloads.pop(segment, None)
 
-    def _instance(self, fd: int, segment: int, found: Found) -> Iterator[Finding]:
+    def _instance(self, fd: int, segment: int, found: FoundRecord) -> Iterator[Finding]:
         try:
             new = self._derive(stored_record(fd, segment, found))
             row = self._index.existing([new.row.key])[0]
@@ -309,9 +311,9 @@ class _Checker:
     def _killed(self, lease: SegmentLease, segment: int) -> Iterator[bytes]:
         fd = lease.fd(segment)
         for step in self._store.form.walk(fd, segment, os.fstat(fd).st_size):
-            if isinstance(step, Damage):
+            if isinstance(step, DamagedBytes):
                 continue
-            if step.header.kind is Kind.TOMBSTONE:
+            if step.header.kind is RecordKind.TOMBSTONE:
                 yield from readable_ids(os.pread(fd, step.header.length, step.payload))
-            elif step.header.kind is Kind.INSTANCE and step.header.replaced != NO_ID:
+            elif step.header.kind is RecordKind.INSTANCE and step.header.replaced != NO_ID:
                 yield step.header.replaced

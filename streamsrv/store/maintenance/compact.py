@@ -30,27 +30,26 @@ from dataclasses import dataclass, field
 
 from streamsrv.errors import InsufficientStorage, SegmentGone, StoreLocked
 from streamsrv.store import failpoints
-from streamsrv.store.locks import Claims
-from streamsrv.store.rows import InstanceRow, Location, SegmentRow
+from streamsrv.store.locks import Locks
+from streamsrv.store.rows import SLICE_INSTANCES, InstanceRow, Location, SegmentRow
 from streamsrv.store.segments import lost_and_found
-from streamsrv.store.segments.borrowed import Borrowed, refused
 from streamsrv.store.segments.leases import LINGER, SegmentLease
 from streamsrv.store.segments.manifest import Slot, State
 from streamsrv.store.segments.records import (
     HEADER,
     NO_DIGEST,
     NO_ID,
-    Damage,
-    Found,
-    Header,
-    Kind,
+    DamagedBytes,
+    FoundRecord,
+    RecordHeader,
+    RecordKind,
     TombstoneDamaged,
     unpack_ids,
 )
-from streamsrv.store.segments.tombstones import bury
+from streamsrv.store.segments.segments import SegmentWriter, refused
+from streamsrv.store.segments.tombstones import write_tombstone
 from streamsrv.store.segments.verifying import damage_of, damaged_record, header_of, register
 from streamsrv.store.store import Store
-from streamsrv.store.transaction import SLICE_INSTANCES
 
 # Copying a segment that is half alive frees as much as it writes; below that it costs more than it gives.
 MOSTLY_DEAD = 0.5
@@ -82,31 +81,31 @@ def compact(store: Store, everything: bool = False) -> Compaction:
 
     StoreLocked while another compaction runs. The index is rewritten only if no other process has it open.
     """
-    claims = Claims(store.manifest)
+    locks = Locks(store.manifest)
     try:
-        if not claims.compact():
+        if not locks.try_lock_compaction():
             raise StoreLocked("another compaction is running on this store")
-        compactor = _Compactor(store, claims)
+        compactor = _Compactor(store, locks)
         try:
             return compactor.run(everything)
         except InsufficientStorage:
             time.sleep(2 * LINGER)  # readers still hold the space of segments that were just removed
             return store.reserve.with_room(lambda: compactor.run(everything))
     finally:
-        claims.close()
+        locks.close()
 
 
 class _Compactor:
-    def __init__(self, store: Store, claims: Claims) -> None:
+    def __init__(self, store: Store, locks: Locks) -> None:
         self._store = store
         self._index = store.index
-        self._claims = claims
+        self._locks = locks
         self._report = Compaction()
         self._holders: dict[bytes, set[int]] = {}  # of ids that victims' tombstones kill
         self._certain = True
         self._everything = False
         self._damaged: set[int] = set()  # victims in which something cannot be read
-        self._output: Borrowed | None = None
+        self._output: SegmentWriter | None = None
 
     def run(self, everything: bool) -> Compaction:
         self._everything = everything
@@ -116,7 +115,7 @@ class _Compactor:
             for group in self._groups(victims):
                 self._compact_group(group)
         finally:
-            self._give_back()
+            self._release_output()
         if everything:
             self._rewrite_index()
         return self._report
@@ -141,10 +140,10 @@ class _Compactor:
     def _drop_missing(self, row: SegmentRow, everything: bool) -> None:
         """It was unlinked by a compaction that came no further. Or its file is lost and nothing lives in it
         any more: when every segment is compacted, none can hold a record that its tombstones killed."""
-        _, slot = self._claims.slot(row.segment)
+        _, slot = self._locks.slot(row.segment)
         if everything or (slot is not None and slot.state is State.REMOVED):
-            self._claims.ensure(row.segment, Slot(State.REMOVED, row.committed_end))
-            self._claims.sync()
+            self._locks.ensure(row.segment, Slot(State.REMOVED, row.committed_end))
+            self._locks.sync()
             self._index.drop_segment(row.segment)
 
     def _worth_it(self, row: SegmentRow) -> bool:
@@ -172,13 +171,13 @@ class _Compactor:
             return
         for segment in self._store.layout.segment_files():
             for step in self._walk(segment):
-                if isinstance(step, Damage):
+                if isinstance(step, DamagedBytes):
                     self._certain = False
                     self._damaged.add(segment)
-                elif step.header.kind is Kind.INSTANCE and step.header.record_id in self._holders:
+                elif step.header.kind is RecordKind.INSTANCE and step.header.record_id in self._holders:
                     self._holders[step.header.record_id].add(segment)
 
-    def _walk(self, segment: int) -> Iterator[Found | Damage]:
+    def _walk(self, segment: int) -> Iterator[FoundRecord | DamagedBytes]:
         row = self._index.segment(segment)
         try:
             with self._store.open_segments([segment]) as lease:
@@ -187,16 +186,16 @@ class _Compactor:
         except SegmentGone:
             return
 
-    def _kills(self, segment: int) -> Iterator[tuple[Found, Sequence[bytes]]]:
+    def _kills(self, segment: int) -> Iterator[tuple[FoundRecord, Sequence[bytes]]]:
         """The records of a segment that kill others, and whom."""
         with self._store.open_segments([segment]) as lease:
             for step in self._walk(segment):
-                if isinstance(step, Damage):
+                if isinstance(step, DamagedBytes):
                     self._damaged.add(segment)
                     continue
-                if step.header.kind is Kind.TOMBSTONE:
+                if step.header.kind is RecordKind.TOMBSTONE:
                     yield step, self._ids(segment, lease.pread(segment, step.payload, step.header.length))
-                elif step.header.kind is Kind.INSTANCE and step.header.replaced != NO_ID:
+                elif step.header.kind is RecordKind.INSTANCE and step.header.replaced != NO_ID:
                     yield step, [step.header.replaced]
 
     def _ids(self, segment: int, payload: bytes) -> Sequence[bytes]:
@@ -222,7 +221,7 @@ class _Compactor:
 
     def _bury(self, ids: list[bytes]) -> None:
         output = self._room()
-        dead = bury(output, self._store.form, ids)
+        dead = write_tombstone(output, self._store.form, ids)
         output.sync()
         self._index.delete((), segment=output.segment, committed_end=output.end, dead_bytes=dead)
         output.commit_up_to(output.end)
@@ -269,25 +268,25 @@ class _Compactor:
         with self._store.open_segments({row.location.segment for row in rows}) as lease:
             moves = [(row, self._copy(lease, row, output)) for row in rows]
             output.sync()
-            output.doubt()
+            output.mark_dirty()
             for row, moved in moves:
                 self._validate(lease, row, moved, output)
         output.sync()
         failpoints.hit("in-compaction")
-        output.claims.take(row.key for row in rows)
+        output.locks.lock(row.key for row in rows)
         done = self._index.relocate(moves, segment=output.segment, committed_end=output.end)
         lost = sum(move[1].length for move, moved in zip(moves, done, strict=True) if not moved)
         if lost:
             self._index.delete((), segment=output.segment, committed_end=output.end, dead_bytes=lost)
         output.commit_up_to(output.end)
-        output.claims.release()
+        output.locks.release()
         failpoints.hit("in-compaction")
         self._report.moved += sum(done)
 
-    def _copy(self, lease: SegmentLease, row: InstanceRow, output: Borrowed) -> Location:
+    def _copy(self, lease: SegmentLease, row: InstanceRow, output: SegmentWriter) -> Location:
         """PENDING: after a crash the rest of a long copy is cut off, and takes no room in lost+found."""
         segment, offset, length = row.location
-        header = Header(Kind.PENDING, row.record_id, 0, 0, NO_DIGEST, output.committed)
+        header = RecordHeader(RecordKind.PENDING, row.record_id, 0, 0, NO_DIGEST, output.committed)
         output.append([self._store.form.pack(header, output.segment, output.end)])
         moved = Location(output.segment, output.end, length)
         self._verify(lease.fd(segment), row)
@@ -304,26 +303,30 @@ class _Compactor:
             register(self._index, [damaged_record(row, reason)])
             self._report.damaged_instances += 1
 
-    def _validate(self, lease: SegmentLease, row: InstanceRow, moved: Location, output: Borrowed) -> None:
+    def _validate(
+        self, lease: SegmentLease, row: InstanceRow, moved: Location, output: SegmentWriter
+    ) -> None:
         """A damaged header is made again from the index, and its victim's tombstones are all kept then."""
         old = header_of(self._store.form, lease.fd(row.location.segment), row)
         digest, replaced = (old.digest, old.replaced) if old else (row.digest, NO_ID)
         began = output.committed
-        header = Header(Kind.INSTANCE, row.record_id, row.stored_at, moved.length, digest, began, replaced)
+        header = RecordHeader(
+            RecordKind.INSTANCE, row.record_id, row.stored_at, moved.length, digest, began, replaced
+        )
         at = moved.offset - HEADER
         output.overwrite(self._store.form.pack(header, output.segment, at), at)
 
-    def _room(self) -> Borrowed:
+    def _room(self) -> SegmentWriter:
         """The segment that takes the copies, another one when it is full."""
         if self._output is not None and self._output.end >= self._store.segments.size:
-            self._give_back()
+            self._release_output()
         if self._output is None:
-            self._output = self._store.segments.borrow()
+            self._output = self._store.segments.acquire()
         return self._output
 
-    def _give_back(self) -> None:
+    def _release_output(self) -> None:
         if self._output is not None:
-            self._output.give_back()
+            self._output.release()
         self._output = None
 
     def _unlink(self, victim: int) -> None:
@@ -334,8 +337,8 @@ class _Compactor:
         if victim in self._damaged and not self._everything:
             self._report.damaged.append(victim)
             return
-        self._claims.put(victim, Slot(State.REMOVED, row.committed_end))
-        self._claims.sync()
+        self._locks.put(victim, Slot(State.REMOVED, row.committed_end))
+        self._locks.sync()
         if victim in self._damaged:
             lost_and_found.take_file(self._store.layout, self._store.ops, victim, row.committed_end)
         else:

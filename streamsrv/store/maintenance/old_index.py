@@ -19,10 +19,7 @@ import orjson
 from streamsrv.dicom.instance import BulkValue, FrameKind, JsonDataset
 from streamsrv.errors import StoreCorrupt, StoreError, StreamsrvError, WrongStore
 from streamsrv.query.attributes import KEEP
-from streamsrv.store.index.environment import DATABASES
-from streamsrv.store.index.index import Index
-from streamsrv.store.index.metadata_blobs import compressed
-from streamsrv.store.index.rows import split_triple, unpack_instance
+from streamsrv.store.index import Index, compressed
 from streamsrv.store.rows import METADATA_CHUNK, SHORT_TEXT, InstanceKey, InstanceRow, NewInstance, SegmentRow
 
 FOREIGN = 2  # exit code of the child
@@ -62,12 +59,7 @@ class OldIndex:
 
     def rows(self) -> Iterator[tuple[InstanceKey, InstanceRow | None]]:
         """Every instance in the order of keys; None where its row cannot be read."""
-        for packed, value in self._index.dump("instances"):
-            key = split_triple(packed)
-            try:
-                yield key, unpack_instance(key, value)
-            except StoreCorrupt:
-                yield key, None
+        return self._index.all_rows()
 
     def has(self, key: InstanceKey, record_id: bytes) -> bool:
         (row,) = self._index.existing([key])
@@ -130,10 +122,7 @@ def _read_all(folder: Path, fingerprint: bytes) -> None:
     """Ends this process, with exit code 0 if every row can be read."""
     code = 1
     try:
-        index = Index.open(folder, read_only=True, store=fingerprint)
-        for name in DATABASES:
-            for _ in index.dump(name):
-                pass
+        Index.open(folder, read_only=True, store=fingerprint).read_all()
         code = 0
     except WrongStore:
         code = FOREIGN

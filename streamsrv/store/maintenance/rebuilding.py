@@ -11,6 +11,7 @@ Rules of this file
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TypeVar
@@ -21,27 +22,33 @@ import xxhash
 from streamsrv.errors import InstanceError, StoreCorrupt, StoreError
 from streamsrv.store.fileops import FileOps, write_all
 from streamsrv.store.folder import Layout
-from streamsrv.store.index.damage import DamagedRecord
-from streamsrv.store.index.index import Index
+from streamsrv.store.index import DamagedRecord, Index
 from streamsrv.store.maintenance.check import Derive, Severity, at, stored_record
 from streamsrv.store.maintenance.old_index import OldIndex
 from streamsrv.store.maintenance.scanning import Find, Scan, is_whole
-from streamsrv.store.rows import FIRST_RECORD, InstanceKey, InstanceRow, NewInstance, SegmentRow
+from streamsrv.store.rows import (
+    FIRST_RECORD,
+    SLICE_BYTES,
+    SLICE_INSTANCES,
+    InstanceKey,
+    InstanceRow,
+    NewInstance,
+    SegmentRow,
+)
 from streamsrv.store.segments import header as segment_header
 from streamsrv.store.segments.manifest import Slot
 from streamsrv.store.segments.records import (
     HEADER,
     NO_DIGEST,
     NO_ID,
-    Found,
-    Header,
+    FoundRecord,
     HeaderDamaged,
-    Kind,
     RecordFormat,
+    RecordHeader,
+    RecordKind,
     pack_ids,
 )
 from streamsrv.store.segments.verifying import WRONG_DIGEST, damaged_record
-from streamsrv.store.transaction import CLOCK, SLICE_BYTES, SLICE_INSTANCES
 
 Item = TypeVar("Item")
 
@@ -106,16 +113,16 @@ class Rebuild:
         for row in numpy.lexsort((table[:, 2], table[:, 1], table[:, 0])):
             yield int(table[row, 1]), int(table[row, 2])
 
-    def _found(self, number: int, offset: int) -> Found:
+    def _found(self, number: int, offset: int) -> FoundRecord:
         segment = self.scan.segments[number]
         header = segment.headers.get(offset)
         fd = self.scan.files.fd(number)
         try:
-            return Found(offset, header or self._form.header_at(fd, number, offset, segment.end))
+            return FoundRecord(offset, header or self._form.header_at(fd, number, offset, segment.end))
         except HeaderDamaged as reason:  # the scan has read it before
             raise StoreCorrupt(f"segment {number}: the record at byte {offset}: {reason}") from reason
 
-    def _instance(self, number: int, found: Found, batch: _Batch) -> None:
+    def _instance(self, number: int, found: FoundRecord, batch: _Batch) -> None:
         segment = self.scan.segments[number]
         new = None if found.header.record_id in self.scan.killed else self._read(number, found)
         if new is not None and self._stays_dead(number, found, new):
@@ -132,7 +139,7 @@ class Rebuild:
         else:
             self._succeed(new, other, batch)
 
-    def _stays_dead(self, number: int, found: Found, new: NewInstance) -> bool:
+    def _stays_dead(self, number: int, found: FoundRecord, new: NewInstance) -> bool:
         """The old index knew the segment this far, and not this instance: its tombstone may be unreadable."""
         if self._old is None or not self.scan.hidden or found.offset >= self._old.end(number):
             return False
@@ -142,7 +149,7 @@ class Rebuild:
         self._find(Severity.NOTE, f"instance {'/'.join(new.row.key)}", what)
         return True
 
-    def _read(self, number: int, found: Found) -> NewInstance | None:
+    def _read(self, number: int, found: FoundRecord) -> NewInstance | None:
         fd, header = self.scan.files.fd(number), found.header
         whole = is_whole(fd, found.payload, header.length, header.digest)
         if not whole:
@@ -164,7 +171,7 @@ class Rebuild:
             self._register(new.row, WRONG_DIGEST)
         return new
 
-    def _old_row(self, number: int, found: Found) -> NewInstance | None:
+    def _old_row(self, number: int, found: FoundRecord) -> NewInstance | None:
         """The entry of a record in the old index."""
         row = self._old.placed(number).get(found.payload) if self._old else None
         return self._taken_over(row) if row and row.record_id == found.header.record_id else None
@@ -236,7 +243,9 @@ class Rebuild:
     def _tombstone(self, number: int, offset: int, ids: Sequence[bytes]) -> bytes:
         payload = pack_ids(ids)
         record_id, digest = os.urandom(len(NO_ID)), xxhash.xxh3_128_digest(payload)
-        header = Header(Kind.TOMBSTONE, record_id, CLOCK.now(), len(payload), digest, offset)
+        header = RecordHeader(
+            RecordKind.TOMBSTONE, record_id, time.time_ns() // 1_000, len(payload), digest, offset
+        )
         return self._form.pack(header, number, offset) + payload
 
 
@@ -273,9 +282,9 @@ class _Batch:
         self._index.commit(new, segment=segment, committed_end=0, replaced=replaced)
 
 
-def void(begin: int, end: int) -> Header:
+def void(begin: int, end: int) -> RecordHeader:
     """Its `began` proves nothing."""
-    return Header(Kind.VOID, NO_ID, 0, end - begin - HEADER, NO_DIGEST, FIRST_RECORD)
+    return RecordHeader(RecordKind.VOID, NO_ID, 0, end - begin - HEADER, NO_DIGEST, FIRST_RECORD)
 
 
 def _portions(items: Iterable[Item]) -> Iterator[list[Item]]:

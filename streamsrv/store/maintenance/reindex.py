@@ -26,7 +26,7 @@ from streamsrv.errors import StreamsrvError
 from streamsrv.store import folder as folders
 from streamsrv.store.fileops import FileOps, write_all
 from streamsrv.store.folder import Layout
-from streamsrv.store.index.index import Index
+from streamsrv.store.index import Index
 from streamsrv.store.maintenance.check import Derive, Finding, Severity
 from streamsrv.store.maintenance.old_index import OldIndex
 from streamsrv.store.maintenance.rebuilding import Rebuild, void

@@ -10,7 +10,7 @@ Rules of this file
 - Nothing is written here. `headers` and `payloads` of a segment are for later.
 - A header with one wrong byte is mended. One that is destroyed is made again if the old index knows the
   record and its payload is whole.
-- Damage may hide a tombstone, or a header that names a replaced record. `hidden` says so.
+- DamagedBytes may hide a tombstone, or a header that names a replaced record. `hidden` says so.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from streamsrv.store.segments.manifest import Slot
 from streamsrv.store.segments.records import (
     HEADER,
     NO_ID,
-    Damage,
-    Found,
-    Header,
-    Kind,
+    DamagedBytes,
+    FoundRecord,
     RecordFormat,
+    RecordHeader,
+    RecordKind,
     Step,
     TombstoneDamaged,
     pack_ids,
@@ -57,7 +57,7 @@ class Scanned:
     sealed: bool = False
     damaged: bool = False
     new_header: bool = False  # that of the file is damaged
-    headers: dict[int, Header] = field(default_factory=dict)  # to be written in the end, by offset
+    headers: dict[int, RecordHeader] = field(default_factory=dict)  # to be written in the end, by offset
     payloads: dict[int, bytes] = field(default_factory=dict)  # likewise
     torn: list[tuple[int, int]] = field(default_factory=list)  # ranges before the end: they become VOID
 
@@ -148,7 +148,7 @@ class Scan:
         found = [slot.end if slot else 0, self._old.end(number) if self._old else 0, FIRST_RECORD]
         fd = self.files.fd(number)
         for step in self._form.walk(fd, number, os.fstat(fd).st_size, mend=True):
-            if isinstance(step, Found):
+            if isinstance(step, FoundRecord):
                 found.append(step.header.began)
         return max(found)
 
@@ -159,52 +159,52 @@ class Scan:
         while start < length:
             for step in self._form.walk(fd, number, length, start=start, mend=True):
                 start = step.end
-                if isinstance(step, Found) and step.header.kind is Kind.PENDING:
+                if isinstance(step, FoundRecord) and step.header.kind is RecordKind.PENDING:
                     if step.offset >= segment.acknowledged:
                         return
                     start = self._form.resync(fd, number, step.offset + 1, length)
-                    yield Damage(step.offset, start, "pending, before the acknowledged end")
+                    yield DamagedBytes(step.offset, start, "pending, before the acknowledged end")
                 else:
                     yield step
 
     def _take_step(self, number: int, step: Step) -> None:
         segment = self.segments[number]
-        if isinstance(step, Damage):
+        if isinstance(step, DamagedBytes):
             if step.mended is None:
                 self._unreadable(number, step.offset, step.end)
                 return
             self._find(Severity.NOTE, at(number, step.offset), "record header: one wrong byte, mended")
             segment.headers[step.offset] = step.mended
-            step = Found(step.offset, step.mended)
+            step = FoundRecord(step.offset, step.mended)
         if self._take(number, step):
             segment.end = max(segment.end, step.end)
         else:
             self._unreadable(number, step.offset, step.end)
 
-    def _take(self, number: int, found: Found) -> bool:
+    def _take(self, number: int, found: FoundRecord) -> bool:
         """False if the record is torn."""
         segment, header = self.segments[number], found.header
-        if header.kind is Kind.INSTANCE:
+        if header.kind is RecordKind.INSTANCE:
             torn = found.offset >= segment.acknowledged and not self._is_whole(number, found)
             if not torn:
                 self._take_instance(number, found)
             return not torn
-        if header.kind is Kind.TOMBSTONE and not self._take_tombstone(number, found):
+        if header.kind is RecordKind.TOMBSTONE and not self._take_tombstone(number, found):
             return False
-        segment.sealed |= header.kind is Kind.SEAL
+        segment.sealed |= header.kind is RecordKind.SEAL
         segment.dead += found.end - found.offset
         return True
 
-    def _is_whole(self, number: int, found: Found) -> bool:
+    def _is_whole(self, number: int, found: FoundRecord) -> bool:
         header = found.header
         return is_whole(self.files.fd(number), found.payload, header.length, header.digest)
 
-    def _take_instance(self, number: int, found: Found) -> None:
+    def _take_instance(self, number: int, found: FoundRecord) -> None:
         self.order.extend((found.header.stored_at, number, found.offset))
         if found.header.replaced != NO_ID:
             self.killed.add(found.header.replaced)
 
-    def _take_tombstone(self, number: int, found: Found) -> bool:
+    def _take_tombstone(self, number: int, found: FoundRecord) -> bool:
         segment, whole = self.segments[number], self._is_whole(number, found)
         try:
             ids = unpack_ids(self._payload(number, found))
@@ -224,7 +224,7 @@ class Scan:
             segment.payloads[found.payload] = pack_ids(ids)
         return True
 
-    def _payload(self, number: int, found: Found) -> bytes:
+    def _payload(self, number: int, found: FoundRecord) -> bytes:
         try:
             return os.pread(self.files.fd(number), found.header.length, found.payload)
         except OSError as error:
@@ -273,13 +273,15 @@ class Scan:
     def _take_from_row(self, number: int, row: InstanceRow) -> None:
         """Where the request began is not known, so the new header says the least."""
         offset, length = row.location.offset - HEADER, row.location.length
-        header = Header(Kind.INSTANCE, row.record_id, row.stored_at, length, row.digest, FIRST_RECORD)
+        header = RecordHeader(
+            RecordKind.INSTANCE, row.record_id, row.stored_at, length, row.digest, FIRST_RECORD
+        )
         what = "record header: damaged, made again from the old index"
         self._find(Severity.NOTE, at(number, offset), what)
         segment = self.segments[number]
         segment.headers[offset] = header
         segment.end = max(segment.end, offset + HEADER + length)
-        self._take_instance(number, Found(offset, header))
+        self._take_instance(number, FoundRecord(offset, header))
 
     def _lost(self, number: int, begin: int, end: int) -> None:
         self.segments[number].damaged = True

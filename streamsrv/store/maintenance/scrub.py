@@ -22,11 +22,11 @@ from typing import NamedTuple
 
 import xxhash
 
-from streamsrv.store.index.damage import DamagedRecord
+from streamsrv.store.index import DamagedRecord
 from streamsrv.store.maintenance.check import Finding, Severity, at, error
 from streamsrv.store.maintenance.scrub_state import ScrubState, WalkPosition
 from streamsrv.store.rows import FIRST_RECORD, InstanceRow, SegmentRow
-from streamsrv.store.segments.records import HEADER, Header, HeaderDamaged, Kind
+from streamsrv.store.segments.records import HEADER, HeaderDamaged, RecordHeader, RecordKind
 from streamsrv.store.segments.uncached import ALIGNMENT, WINDOW, UncachedFile
 from streamsrv.store.segments.verifying import (
     MISSING_SEGMENT,
@@ -72,13 +72,13 @@ class ScannedBytes(NamedTuple):
 
     offset: int
     end: int
-    header: Header | None = None
+    header: RecordHeader | None = None
     row: InstanceRow | None = None
     reason: str = ""
 
 
 class Scrub:
-    """Walks segments of one store. Damage is registered if the store is open for writing."""
+    """Walks segments of one store. DamagedBytes is registered if the store is open for writing."""
 
     def __init__(self, store: Store, pace: Pace, now: Callable[[], float] = time.time) -> None:
         self._store = store
@@ -163,11 +163,11 @@ class Scrub:
             except (HeaderDamaged, OSError) as reason:
                 stretch = _beside(self._living(row.segment), offset, row.committed_end, str(reason))
             yield stretch
-            if stretch.header is not None and stretch.header.kind is Kind.PENDING:
+            if stretch.header is not None and stretch.header.kind is RecordKind.PENDING:
                 return
             offset = stretch.end
 
-    def _header(self, file: UncachedFile, segment: int, offset: int, end: int) -> Header:
+    def _header(self, file: UncachedFile, segment: int, offset: int, end: int) -> RecordHeader:
         raw = self._read(file, offset, HEADER)
         header = self._store.form.unpack(raw, segment, offset)
         if offset + HEADER + header.length > end:
@@ -193,9 +193,9 @@ class Scrub:
                 return
         expected = row or header
         assert expected is not None
-        if header is not None and header.kind is Kind.PENDING:
+        if header is not None and header.kind is RecordKind.PENDING:
             yield error(at(segment, stretch.offset), "record header: pending, before the committed end")
-        if header is not None and header.kind not in (Kind.INSTANCE, Kind.TOMBSTONE):
+        if header is not None and header.kind not in (RecordKind.INSTANCE, RecordKind.TOMBSTONE):
             return
         payload = stretch.offset + HEADER
         reason = self._damage(file, payload, stretch.end - payload, expected.digest)
@@ -227,7 +227,7 @@ class Scrub:
     def _damaged(self, segment: int, stretch: ScannedBytes, reason: str) -> Finding:
         payload = stretch.offset + HEADER
         where, what = at(segment, payload), f"payload of {stretch.end - payload} bytes: {reason}"
-        if stretch.header is not None and stretch.header.kind is Kind.TOMBSTONE:
+        if stretch.header is not None and stretch.header.kind is RecordKind.TOMBSTONE:
             return error(where, f"tombstone, {what}")  # it has its ids twice: reindex says what is lost
         living = [row for row in self._living(segment) if row.location.offset == payload]
         if not living:

@@ -10,7 +10,7 @@
       64     16   slot of segment 0, which there never is; that of segment n at 64 + 16 n
 
     slot
-       0      1   doubt (see claims)
+       0      1   doubt (see locks)
        1      1   state: 0 none, 1 GROWING, 2 SEALED, 3 REMOVED
        2      8   acknowledged end: bytes before it are never cut off
       10      6   check: the first bytes of the xxh3-64 of the fingerprint, the segment id and bytes 1-9
@@ -27,7 +27,7 @@ Rules of this file
   older one.
 - A segment is REMOVED here, durably, before its file is unlinked. A missing file of any other segment is
   damage.
-- The locks of all writers are on this file (see claims). So a file under this name that is not the one that
+- The locks of all writers are on this file (see locks). So a file under this name that is not the one that
   was opened is refused.
 """
 

@@ -41,11 +41,12 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import xxhash
 
-from streamsrv.store.rows import FIRST_RECORD
+from streamsrv.errors import StoreError
+from streamsrv.store.rows import FIRST_RECORD, Location
 
 FORMAT_VERSION = 2
 ID_LENGTH = 16
@@ -64,7 +65,7 @@ SEARCH_WINDOW = 1 << 20
 PAGE = 4096  # where a window cannot be read, its pages are tried one by one
 
 
-class Kind(enum.IntEnum):
+class RecordKind(enum.IntEnum):
     PENDING = 1
     INSTANCE = 2
     VOID = 3
@@ -73,8 +74,8 @@ class Kind(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
-    kind: Kind
+class RecordHeader:
+    kind: RecordKind
     record_id: bytes
     stored_at: int
     length: int
@@ -84,11 +85,11 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundRecord:
     """A record in a segment; its header is at `offset`."""
 
     offset: int
-    header: Header
+    header: RecordHeader
 
     @property
     def payload(self) -> int:
@@ -100,17 +101,17 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Damage:
+class DamagedBytes:
     """Bytes from `offset` to `end` that are no record. `mended` is the header that stood there, if it can be
     told for certain."""
 
     offset: int
     end: int
     reason: str
-    mended: Header | None = None
+    mended: RecordHeader | None = None
 
 
-Step: TypeAlias = Found | Damage
+Step: TypeAlias = FoundRecord | DamagedBytes
 
 
 class HeaderDamaged(ValueError):
@@ -125,7 +126,7 @@ class RecordFormat:
         self.fingerprint = fingerprint
         self.marker = hashlib.blake2b(b"streamsrv record", key=secret, digest_size=8).digest()
 
-    def pack(self, header: Header, segment: int, offset: int) -> bytes:
+    def pack(self, header: RecordHeader, segment: int, offset: int) -> bytes:
         fields = _FIELDS.pack(
             self.marker,
             FORMAT_VERSION,
@@ -139,7 +140,7 @@ class RecordFormat:
         )
         return fields + self._check(fields, segment, offset)
 
-    def unpack(self, raw: bytes, segment: int, offset: int) -> Header:
+    def unpack(self, raw: bytes, segment: int, offset: int) -> RecordHeader:
         """The header at this place; HeaderDamaged says why there is none."""
         if len(raw) < HEADER:
             raise HeaderDamaged(f"only {len(raw)} bytes are left for a header of {HEADER}")
@@ -151,9 +152,9 @@ class RecordFormat:
             raise HeaderDamaged("the header's check is wrong")
         if version != FORMAT_VERSION:
             raise HeaderDamaged(f"format version {version} is not known to this program")
-        return Header(Kind(kind), record_id, stored_at, length, digest, began, replaced)
+        return RecordHeader(RecordKind(kind), record_id, stored_at, length, digest, began, replaced)
 
-    def mend(self, raw: bytes, segment: int, offset: int) -> Header | None:
+    def mend(self, raw: bytes, segment: int, offset: int) -> RecordHeader | None:
         """The header that one wrong byte made of `raw`, found by trying every byte (30 ms); the keyed check
         leaves no doubt."""
         trial = bytearray(raw)
@@ -169,7 +170,7 @@ class RecordFormat:
         place = _PLACE.pack(segment, offset)
         return hashlib.blake2b(fields + place, key=self._secret, digest_size=CHECK_LENGTH).digest()
 
-    def header_at(self, fd: int, segment: int, offset: int, end: int) -> Header:
+    def header_at(self, fd: int, segment: int, offset: int, end: int) -> RecordHeader:
         """Read one header of a segment that ends at `end`; HeaderDamaged if its payload would not fit."""
         try:
             raw = os.pread(fd, min(HEADER, end - offset), offset)
@@ -185,8 +186,8 @@ class RecordFormat:
     ) -> Iterator[Step]:
         """Every record from `start` up to `end`, and every damaged range between; ends after a PENDING one.
 
-        With `mend`, a damaged header that differs from a valid one in a single byte is told in Damage.mended.
-        """
+        With `mend`, a damaged header that differs from a valid one in a single byte is told in
+        DamagedBytes.mended."""
         offset = start
         while offset < end:
             try:
@@ -196,17 +197,17 @@ class RecordFormat:
                 yield damage
                 offset = damage.end
                 continue
-            found = Found(offset, header)
+            found = FoundRecord(offset, header)
             yield found
-            if header.kind is Kind.PENDING:
+            if header.kind is RecordKind.PENDING:
                 return
             offset = found.end
 
-    def _damage(self, fd: int, segment: int, offset: int, end: int, reason: str, mend: bool) -> Damage:
+    def _damage(self, fd: int, segment: int, offset: int, end: int, reason: str, mend: bool) -> DamagedBytes:
         mended = self.mend(_readable(fd, HEADER, offset), segment, offset) if mend else None
         if mended is not None and offset + HEADER + mended.length <= end:
-            return Damage(offset, offset + HEADER + mended.length, reason, mended)
-        return Damage(offset, self.resync(fd, segment, offset + 1, end), reason)
+            return DamagedBytes(offset, offset + HEADER + mended.length, reason, mended)
+        return DamagedBytes(offset, self.resync(fd, segment, offset + 1, end), reason)
 
     def resync(self, fd: int, segment: int, start: int, end: int) -> int:
         """Where the next valid header begins at or after `start`, or `end`. Pages that cannot be read are
@@ -242,6 +243,54 @@ def _readable(fd: int, length: int, offset: int) -> bytes:
         return os.pread(fd, length, offset)
     except OSError:
         return b""
+
+
+class OpenFile(Protocol):
+    """A file that may be closed while a record still refers to it; then its descriptor is negative."""
+
+    fd: int
+
+
+class Record:
+    """A record that has been received whole. It can be read until its transaction ends."""
+
+    __slots__ = ("_file", "body", "digest", "location", "number", "record_id", "replaced", "stored_at")
+
+    def __init__(
+        self,
+        file: OpenFile,
+        number: int,
+        location: Location,
+        record_id: bytes,
+        digest: bytes,
+        stored_at: int,
+        body: int = 0,
+    ) -> None:
+        self._file = file
+        self.number = number
+        self.body = body  # the records of a body have higher numbers than this
+        self.location = location
+        self.record_id = record_id
+        self.digest = digest
+        self.stored_at = stored_at
+        self.replaced = NO_ID
+
+    @property
+    def begin(self) -> int:
+        return self.location.offset - HEADER
+
+    @property
+    def end(self) -> int:
+        return self.location.offset + self.location.length
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Bytes of the payload, fewer at its end."""
+        length = min(length, self.location.length - offset)
+        if length <= 0:
+            return b""
+        if self._file.fd < 0:
+            raise StoreError("the record's transaction has ended")
+        return os.pread(self._file.fd, length, self.location.offset + offset)
 
 
 class TombstoneDamaged(ValueError):

@@ -1,16 +1,17 @@
-"""Segments as writers see them: borrowed by one at a time, appended to, given back.
+"""Segments as writers see them. One writer at a time acquires a segment, appends to it and releases it.
 
-Strategy: a writer borrows a segment by a flock on its file, which dies with it. It finds the committed end in
-the index *after* it has the lock, and cuts off the bytes behind: leftovers of a writer that died. It appends
-behind that end, and bytes that are not committed when it gives the segment back are cut off again. A segment
-that is over its size when borrowed is sealed instead, with a SEAL record: nothing is appended to it any
-more.
+Strategy: a writer holds a flock on the file, which ends with its process. It reads the committed end from the
+index after it has the lock, and cuts off the bytes behind it: they belong to a writer that died. On release,
+bytes that are not committed are cut off again. A segment over its size is sealed with a SEAL record instead
+of acquired.
 
 Rules of this file
-- After a failed sync the segment is sealed and never synced again: the kernel reports a lost page once, and
-  success from then on. A full disk is no reason to seal one (see borrowed).
-- A segment's id is never used twice, and what lies before its committed end never changes: a location names
-  bytes for ever.
+- Before a record in the file can be valid, the dirty flag of its segment is set. It is cleared when the index
+  has the record, or when the record has been cut off and the cut is synced.
+- After a failed sync a segment is sealed and never synced again: the kernel reports a lost page once, and
+  success from then on. A full disk is an exception: the pages that found no room are behind `committed`, and
+  are cut off.
+- A segment's id is never used twice, and bytes before its committed end never change: a location stays valid.
 """
 
 from __future__ import annotations
@@ -21,37 +22,163 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Sequence
 
-from streamsrv.errors import NO_DESCRIPTORS, NO_SPACE, ServerError, StoreCorrupt, StoreError
-from streamsrv.store.fileops import FileOps, write_all
+from streamsrv.errors import NO_DESCRIPTORS, NO_SPACE, ServerError, StoreCorrupt, StoreError, system_error
+from streamsrv.store.fileops import Buffer, FileOps, copy_all, write_all
 from streamsrv.store.folder import Layout
-from streamsrv.store.locks import Claims
+from streamsrv.store.index import Index
+from streamsrv.store.locks import Locks
 from streamsrv.store.reserve import Reserve
 from streamsrv.store.rows import FIRST_RECORD, SegmentRow
 from streamsrv.store.segments import header as segment_header
-from streamsrv.store.segments.borrowed import Borrowed, refused
 from streamsrv.store.segments.leftovers import Leftovers
 from streamsrv.store.segments.manifest import Manifest, Slot, State
-from streamsrv.store.segments.records import HEADER, NO_DIGEST, NO_ID, Header, Kind, RecordFormat
+from streamsrv.store.segments.records import (
+    HEADER,
+    NO_DIGEST,
+    NO_ID,
+    RecordFormat,
+    RecordHeader,
+    RecordKind,
+)
 
 log = logging.getLogger("streamsrv.store")
 
-# A segment is one file: an inode for some thousand instances, and small enough that compacting one is short.
+# A segment is one file: one inode for some thousand instances, and short enough to compact quickly.
 SEGMENT_SIZE = 1 << 30
-# Others' new segments are looked for at most so often (seconds): with many segments the list is long.
-LIST_AGE = 1.0
+LIST_AGE = 1.0  # seconds between two looks for new segments of other processes
+SPACE_CHECK = 64 << 20  # bytes appended between two looks at the free space
 
 
-class SegmentIndex(Protocol):
-    """What segments need of the index."""
+class Clock:
+    """Microseconds since 1970, UTC; never the same value twice."""
 
-    def catch_up(self) -> None: ...
-    def segment(self, segment: int) -> SegmentRow | None: ...
-    def segments(self) -> dict[int, SegmentRow]: ...
-    def add_segment(self) -> int: ...
-    def seal(self, segment: int, *, committed_end: int = 0, dead_bytes: int = 0) -> None: ...
+    def __init__(self) -> None:
+        self._last = 0
+        self._lock = threading.Lock()
+
+    def now(self) -> int:
+        with self._lock:
+            self._last = max(self._last + 1, time.time_ns() // 1_000)
+            return self._last
+
+
+class SegmentWriter:
+    """A segment that this writer alone appends to. Always release it."""
+
+    def __init__(self, owner: Segments, locks: Locks, row: SegmentRow, fd: int, reserve: bool) -> None:
+        self.segment = row.segment
+        self.fd = fd
+        self.locks = locks
+        self.committed = row.committed_end  # the headers of this request's records name it
+        self.end = row.committed_end  # offset of the next byte
+        self.unsynced = 0
+        self.clock = owner.clock
+        self._reach = row.committed_end  # length of the file: `end` may have been set back since
+        self._owner = owner
+        self._ops = owner.ops
+        self._dirty = False
+        self._failed: OSError | None = None  # of a sync
+        self._reserve = reserve
+        self._next_space_check = row.committed_end + SPACE_CHECK
+        self._guard = threading.Lock()  # a sync may run in another thread; the descriptor must stay open
+
+    def append(self, pieces: Sequence[Buffer], *, keep: bool = True) -> None:
+        """Write at the end; with `keep` the page cache keeps the bytes. Raises InsufficientStorage if the
+        disk is full or falls under the reserve."""
+        try:
+            length = write_all(self._ops, self.fd, pieces, self.end, keep=keep)
+        except OSError as error:
+            self._reach = os.fstat(self.fd).st_size
+            raise refused(error, "writing to", self.segment) from error
+        self._grown(length)
+        if self._reserve and self.end >= self._next_space_check:
+            self._next_space_check = self.end + SPACE_CHECK
+            self._owner.reserve.require()
+
+    def append_copy(self, source: int, offset: int, length: int) -> None:
+        """Append bytes of another file within the kernel."""
+        try:
+            copy_all(self._ops, source, offset, self.fd, self.end, length)
+        except OSError as error:
+            self._reach = os.fstat(self.fd).st_size
+            raise refused(error, "copying to", self.segment) from error
+        self._grown(length)
+
+    def _grown(self, length: int) -> None:
+        self.end += length
+        self.unsynced += length
+        self._reach = max(self._reach, self.end)
+
+    def overwrite(self, header: bytes, offset: int) -> None:
+        try:
+            write_all(self._ops, self.fd, [header], offset)
+        except OSError as error:
+            raise refused(error, "writing to", self.segment) from error
+
+    def mark_dirty(self) -> None:
+        """From now on the file may have valid records that the index does not have."""
+        if not self._dirty:
+            self.locks.set_dirty(self.segment)
+            self._dirty = True
+
+    def sync(self) -> None:
+        """Bring all appended bytes to the disk. May run in a thread beside `append`."""
+        with self._guard:
+            if self.fd < 0:
+                return
+            if self._failed:
+                raise StoreError(f"segment {self.segment} could not be synced before")
+            self.unsynced = 0
+            try:
+                self._ops.sync(self.fd)
+            except OSError as error:
+                self._failed = error
+                raise refused(error, "syncing", self.segment) from error
+
+    def commit_up_to(self, end: int) -> None:
+        """Note in the manifest that the index durably has everything before `end`."""
+        self.committed = end
+        self._dirty = False
+        self.locks.put(self.segment, Slot(State.GROWING, end))
+
+    def release(self) -> None:
+        """Cut off bytes that are not committed, and unlock the segment. Safe to call twice."""
+        with self._guard:
+            if self.fd < 0:
+                return
+            try:
+                if self._is_broken():
+                    self._owner.seal(self.segment)
+                self._cut()
+            except (OSError, ServerError):
+                # The next writer cuts it; until then the dirty flag stays set.
+                self._owner.forget(self.segment)
+            finally:
+                os.close(self.fd)
+                self.fd = -1
+                self.locks.close()
+
+    def _is_broken(self) -> bool:
+        return self._failed is not None and self._failed.errno not in NO_SPACE
+
+    def _cut(self) -> None:
+        if self._dirty:
+            # The commit failed. Only the index can tell whether it reached the disk.
+            self.committed = self._owner.committed_end(self.segment)
+        if self._reach > self.committed:
+            self._ops.truncate(self.fd, self.committed)
+        if self._dirty:
+            if not self._is_broken():
+                self._ops.sync(self.fd)
+            state = State.SEALED if self._is_broken() else State.GROWING
+            self.locks.put(self.segment, Slot(state, self.committed))
+
+
+def refused(error: OSError, doing: str, segment: int) -> ServerError:
+    """The error for the client of a system call on a segment that failed."""
+    return system_error(error, f"{doing} segment {segment}")
 
 
 class Segments:
@@ -61,50 +188,43 @@ class Segments:
         self,
         layout: Layout,
         manifest: Manifest,
-        index: SegmentIndex,
+        index: Index,
         form: RecordFormat,
         ops: FileOps,
         segment_size: int,
         reserve: Reserve,
     ) -> None:
         self.ops = ops
-        self._layout = layout
         self.manifest = manifest
+        self.size = segment_size
+        self.reserve = reserve
+        self.clock = Clock()
+        self._layout = layout
         self._index = index
         self._form = form
-        self.size = segment_size
-        self._reserve = reserve
         self._leftovers = Leftovers(layout, index, form, ops)
         self._lock = threading.Lock()
-        self._unsealed: list[int] = []  # those that may take more records, as far as we know
+        self._unsealed: list[int] = []  # as far as this process knows
         self._listed = 0.0
 
-    # Borrowing
-
-    def require_space(self) -> None:
-        """InsufficientStorage when less than the reserve is free: deletes, compaction and the index need room
-        to work in."""
-        self._reserve.require()
-
-    def borrow(self, *, reserve: bool = False, tombstones: bool = False) -> Borrowed:
-        """A segment to append to: one that nobody has, else a new one. With `reserve`, InsufficientStorage
-        rather than fill the disk. For `tombstones` alone one that is full will do: to make a new one takes
-        six more syncs, and they are short."""
+    def acquire(self, *, reserve: bool = False, tombstones: bool = False) -> SegmentWriter:
+        """A segment to append to: one that has no writer, else a new one. With `reserve`, raises
+        InsufficientStorage rather than fill the disk. For `tombstones` a full segment will do: they are
+        short, and a new segment takes six more syncs."""
         if reserve:
-            self.require_space()
-        claims = Claims(self.manifest)
+            self.reserve.require()
+        locks = Locks(self.manifest)
         try:
             for segment in self._candidates():
-                if borrowed := self._adopt(claims, segment, reserve, full=tombstones):
-                    return borrowed
-            return self._create(claims, reserve)
+                if writer := self._acquire_existing(locks, segment, reserve, full=tombstones):
+                    return writer
+            return self._create(locks, reserve)
         except BaseException:
-            claims.close()
+            locks.close()
             raise
 
     def _candidates(self) -> Iterable[int]:
-        """Known segments first, always in the same order so that few of them grow; then what others have
-        made."""
+        """Known segments in a fixed order, so that few of them grow; then those of other processes."""
         with self._lock:
             known = list(self._unsealed)
         yield from known
@@ -119,14 +239,16 @@ class Segments:
         self._unsealed = sorted(row.segment for row in rows if not row.sealed)
         self._listed = time.monotonic()
 
-    def _adopt(self, claims: Claims, segment: int, reserve: bool, *, full: bool) -> Borrowed | None:
-        """Borrow a segment that is there; None if another writer has it, or if it is sealed, gone or damaged,
-        or full, unless it may be `full`."""
+    def _acquire_existing(
+        self, locks: Locks, segment: int, reserve: bool, *, full: bool
+    ) -> SegmentWriter | None:
+        """None if the segment has a writer, is sealed, gone or damaged, or is over its size and not allowed
+        to be `full`."""
         fd = self._open_locked(segment)
         if fd is None:
             return None
         try:
-            row = self._made_fit(fd, claims, segment, full=full)
+            row = self._prepare(fd, locks, segment, full=full)
         except OSError as error:
             os.close(fd)
             if error.errno in NO_SPACE:
@@ -140,7 +262,7 @@ class Segments:
             os.close(fd)
             self.forget(segment)
             return None
-        return Borrowed(self, claims, row, fd, reserve)
+        return SegmentWriter(self, locks, row, fd, reserve)
 
     def _open_locked(self, segment: int) -> int | None:
         """The file of a segment, locked; None if another writer has it, or if it is gone."""
@@ -154,11 +276,12 @@ class Segments:
             try:  # its creator died between the index and the file
                 fd = self._create_file(segment)
             except FileExistsError:
-                return None  # another writer was first
+                return None  # another writer was faster
         return fd if self._lock_file(fd) else None
 
     def _lock_file(self, fd: int, *, waiting: bool = False) -> bool:
-        """Be its only writer, until the descriptor is closed; else it is closed at once."""
+        """Lock a file until its descriptor is closed. Closes it and returns False if another writer has
+        it."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | (0 if waiting else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -166,30 +289,30 @@ class Segments:
             return False
         return True
 
-    def _made_fit(self, fd: int, claims: Claims, segment: int, *, full: bool) -> SegmentRow | None:
-        """Cut back, with a header, and known to the manifest; None if nothing can be appended."""
+    def _prepare(self, fd: int, locks: Locks, segment: int, *, full: bool) -> SegmentRow | None:
+        """Cut a segment back and enter it in the manifest; None if nothing can be appended to it."""
         row = self._index.segment(segment)
         if row is None or row.sealed:
             return None
         if row.empty:  # its creator may have died before all of it was durable
-            self._make_durable(segment, fd, claims)
+            self._make_durable(segment, fd, locks)
         length = os.fstat(fd).st_size
         if length < row.committed_end:
             return None
-        row = self._leftovers.cut(fd, row, length, claims)
+        row = self._leftovers.cut(fd, row, length, locks)
         if row.committed_end >= self.size and not full:
-            self._seal_full(fd, row, claims)
+            self._seal_full(fd, row, locks)
             return None
         return row
 
-    def _create(self, claims: Claims, reserve: bool) -> Borrowed:
+    def _create(self, locks: Locks, reserve: bool) -> SegmentWriter:
         while True:
             segment = self._index.add_segment()
             try:
                 fd = self._new_file(segment)
             except ServerError:
                 with self._lock:
-                    self._unsealed.append(segment)  # another borrower makes its file, when that can be
+                    self._unsealed.append(segment)  # another writer makes its file when that is possible
                 raise
             if fd is not None and self._lock_file(fd):
                 row = self._index.segment(segment)
@@ -197,16 +320,16 @@ class Segments:
                     break
                 os.close(fd)  # another writer was faster, and has stored in it
         try:
-            self._make_durable(segment, fd, claims)
+            self._make_durable(segment, fd, locks)
         except BaseException:
             os.close(fd)
             raise
         with self._lock:
             self._unsealed.append(segment)
-        return Borrowed(self, claims, SegmentRow(segment), fd, reserve)
+        return SegmentWriter(self, locks, SegmentRow(segment), fd, reserve)
 
     def _new_file(self, segment: int) -> int | None:
-        """None if another writer has found the row, and was first; StoreCorrupt if the file is an old one."""
+        """None if another writer was faster; StoreCorrupt if there is an old file with this name."""
         with contextlib.suppress(FileExistsError):
             return self._create_file(segment)
         row = self._index.segment(segment)
@@ -220,7 +343,7 @@ class Segments:
         return None
 
     def _is_strange(self, segment: int) -> bool:
-        """Whether the file has other bytes than a writer leaves that dies while it makes a segment."""
+        """Whether the file has other bytes than those of a writer that died while it made the segment."""
         with self._layout.segment(segment).open("rb") as file:
             found = file.read(FIRST_RECORD + 1)
         header = segment_header.pack(self._form, segment)
@@ -235,45 +358,44 @@ class Segments:
         except OSError as error:
             raise refused(error, "creating", segment) from error
 
-    def _make_durable(self, segment: int, fd: int, claims: Claims) -> None:
-        """Header, name and slot of a segment are on the disk before anything in it can be committed. If the
-        disk is full the next borrower does it again."""
+    def _make_durable(self, segment: int, fd: int, locks: Locks) -> None:
+        """Bring header, name and slot of a segment to the disk before anything in it is committed. If the
+        disk is full, the next writer does it again."""
         try:
             write_all(self.ops, fd, [segment_header.pack(self._form, segment)], 0)
             self.ops.sync(fd)
             self.ops.sync_folder(self._layout.segments)
-            claims.ensure(segment, Slot(State.GROWING, FIRST_RECORD))
-            claims.sync()
+            locks.ensure(segment, Slot(State.GROWING, FIRST_RECORD))
+            locks.sync()
         except OSError as error:
             if error.errno not in NO_SPACE | NO_DESCRIPTORS:
                 self.seal(segment)
             raise refused(error, "creating", segment) from error
 
-    def _seal_full(self, fd: int, row: SegmentRow, claims: Claims) -> None:
-        """With a SEAL record, so that its acknowledged end is known even without index and manifest."""
-        header = Header(Kind.SEAL, NO_ID, 0, 0, NO_DIGEST, row.committed_end)
+    def _seal_full(self, fd: int, row: SegmentRow, locks: Locks) -> None:
+        """A SEAL record proves the acknowledged end even without index and manifest."""
+        header = RecordHeader(RecordKind.SEAL, NO_ID, 0, 0, NO_DIGEST, row.committed_end)
         end = row.committed_end + HEADER
         write_all(self.ops, fd, [self._form.pack(header, row.segment, row.committed_end)], row.committed_end)
         self.ops.sync(fd)
         self._index.seal(row.segment, committed_end=end, dead_bytes=HEADER)
-        claims.put(row.segment, Slot(State.SEALED, end))
-        claims.sync()
+        locks.put(row.segment, Slot(State.SEALED, end))
+        locks.sync()
 
     def seal_growing(self, segment: int, *, waiting: bool) -> bool:
-        """Nothing is appended to it from here on, because it will be compacted; False if a writer has it, and
-        that is not waited for."""
+        """Seal a segment for its compaction; False if it has a writer and that is not waited for."""
         fd = self.ops.open(self._layout.segment(segment))
         if not self._lock_file(fd, waiting=waiting):
             return False
-        claims = Claims(self.manifest)
+        locks = Locks(self.manifest)
         try:
             row = self._index.segment(segment)
             if row is not None and not row.sealed:
-                row = self._leftovers.cut(fd, row, os.fstat(fd).st_size, claims)
+                row = self._leftovers.cut(fd, row, os.fstat(fd).st_size, locks)
                 self.seal(segment)
-                claims.put(segment, Slot(State.SEALED, row.committed_end))
+                locks.put(segment, Slot(State.SEALED, row.committed_end))
         finally:
-            claims.close()
+            locks.close()
             os.close(fd)
         return True
 
@@ -284,7 +406,7 @@ class Segments:
         return row.committed_end
 
     def seal(self, segment: int) -> None:
-        """Nobody appends to it any more."""
+        """No process appends to it again."""
         self.forget(segment)
         self._index.seal(segment)
 
@@ -294,35 +416,35 @@ class Segments:
             if segment in self._unsealed:
                 self._unsealed.remove(segment)
 
-    # Leftovers of the dead
+    # Recovery
 
-    def settle(self, own: Borrowed) -> None:
-        """Cut back the segments of writers that died while the index did not know their valid records yet."""
-        for segment in own.claims.doubts():
+    def recover(self, own: SegmentWriter) -> None:
+        """Cut back the segments of writers that died while the index did not have their valid records."""
+        for segment in own.locks.dirty():
             if segment != own.segment:
                 try:
-                    self._cut_if_free(segment, own.claims)
+                    self._cut_if_free(segment, own.locks)
                 except OSError as error:
                     raise refused(error, "cutting back", segment) from error
 
-    def settle_all(self) -> None:
-        """Cut back every segment that no writer has: when a store is opened. One that cannot be cut now, on a
-        full disk for example, is left as it is."""
-        claims = Claims(self.manifest)
+    def recover_all(self) -> None:
+        """Cut back every segment that has no writer: when a store is opened. A segment that cannot be cut
+        now, on a full disk for example, is left as it is."""
+        locks = Locks(self.manifest)
         try:
             with self._lock:
                 self.refresh()
                 unsealed = list(self._unsealed)
             for segment in unsealed:
                 try:
-                    self._cut_if_free(segment, claims)
+                    self._cut_if_free(segment, locks)
                 except OSError as error:
                     log.error("segment %d cannot be cut back: %s", segment, error.strerror)
         finally:
-            claims.close()
+            locks.close()
 
-    def _cut_if_free(self, segment: int, claims: Claims) -> None:
-        """Nothing to do if its writer lives, or its next one has cut it back."""
+    def _cut_if_free(self, segment: int, locks: Locks) -> None:
+        """Does nothing if the segment has a living writer."""
         try:
             fd = self.ops.open(self._layout.segment(segment))
         except FileNotFoundError:
@@ -332,6 +454,6 @@ class Segments:
         try:
             row = self._index.segment(segment)
             if row is not None:
-                self._leftovers.cut(fd, row, os.fstat(fd).st_size, claims)
+                self._leftovers.cut(fd, row, os.fstat(fd).st_size, locks)
         finally:
             os.close(fd)

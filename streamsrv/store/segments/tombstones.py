@@ -1,123 +1,94 @@
-"""Deleting: a tombstone record with the ids of the dead, synced, and then the index.
+"""Deleting: a tombstone record with the ids of the deleted records is synced, then the index forgets them.
 
-The records themselves stay where they are until compaction. `reindex` reads the tombstones, so what was
-deleted stays deleted even when nothing but segments is left. What a replaced record dies of stands in its
-successor's header (see records).
+The deleted records stay in their segments until compaction. `reindex` reads the tombstones, so deletions hold
+even if only the segments are left. The header of a replacing record names the record that it replaces.
 
 Rules of this file
-- The keys are claimed as those of a store are: no instance is replaced between the look-up and the tombstone.
-- No reserve of free space is asked for: deleting is what one does on a full disk.
+- Keys are locked as a store locks them: no instance is replaced between the look-up and the tombstone.
+- A delete does not ask for the reserve of free space: it must work on a full disk.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import xxhash
 
 from streamsrv.store import failpoints
-from streamsrv.store.index.rows import PackedRow, record_ids_of, split_triple
-from streamsrv.store.rows import InstanceKey
-from streamsrv.store.segments.borrowed import Borrowed
-from streamsrv.store.segments.records import ID_LENGTH, Header, Kind, RecordFormat, pack_ids
-from streamsrv.store.segments.segments import Segments
-from streamsrv.store.transaction import CLOCK, SLICE_INSTANCES
+from streamsrv.store.index import Index, PackedRow, record_ids_of, split_triple
+from streamsrv.store.rows import SLICE_INSTANCES, InstanceKey
+from streamsrv.store.segments.records import ID_LENGTH, RecordFormat, RecordHeader, RecordKind, pack_ids
+from streamsrv.store.segments.segments import Segments, SegmentWriter
+
+_Target: TypeAlias = tuple[str, str | None, str | None]  # study, series, instance
 
 
-class DeleteIndex(Protocol):
-    """What a delete needs of the index."""
-
-    def catch_up(self) -> None: ...
-    def packed(
-        self,
-        study: str,
-        series: str | None = None,
-        instance: str | None = None,
-        *,
-        after: InstanceKey | None = None,
-        limit: int = 1000,
-    ) -> list[PackedRow]: ...
-    def packed_rows(self, keys: Iterable[InstanceKey]) -> list[PackedRow]: ...
-    def delete(
-        self, rows: Sequence[PackedRow], *, segment: int, committed_end: int, dead_bytes: int
-    ) -> int: ...
-
-
-def bury(segment: Borrowed, form: RecordFormat, ids: Sequence[bytes]) -> int:
+def write_tombstone(segment: SegmentWriter, form: RecordFormat, ids: Sequence[bytes]) -> int:
     """Append a tombstone, valid at once; returns its length in the segment."""
     payload = pack_ids(ids)
-    header = Header(
-        Kind.TOMBSTONE,
+    header = RecordHeader(
+        RecordKind.TOMBSTONE,
         secrets.token_bytes(ID_LENGTH),
-        CLOCK.now(),
+        segment.clock.now(),
         len(payload),
         xxhash.xxh3_128_digest(payload),
         segment.committed,
     )
-    segment.doubt()
+    segment.mark_dirty()
     head = form.pack(header, segment.segment, segment.end)
     segment.append([head, payload])
     return len(head) + len(payload)
 
 
-class Target(NamedTuple):
-    """A study, series or instance."""
-
-    study: str
-    series: str | None
-    instance: str | None
-
-
 class Deletion:
     """The delete of one target resource."""
 
-    def __init__(self, segments: Segments, index: DeleteIndex, form: RecordFormat) -> None:
+    def __init__(self, segments: Segments, index: Index, form: RecordFormat) -> None:
         self._segments = segments
         self._index = index
         self._form = form
 
     def run(self, study: str, series: str | None, instance: str | None) -> int:
-        """How many instances were there and are gone, durably."""
-        target = Target(study, series, instance)
+        """Delete durably; returns the number of instances."""
+        target = study, series, instance
         if not self._index.packed(*target, limit=1):
             return 0
         removed, more = 0, True
         after: InstanceKey | None = None
-        segment = self._segments.borrow(tombstones=True)
+        segment = self._segments.acquire(tombstones=True)
         try:
             while more:
                 rows, after, more = self._locked(segment, target, after)
                 if rows:
                     removed += self._delete(segment, rows)
-                segment.claims.release()
+                segment.locks.release()
         finally:
-            segment.give_back()
+            segment.release()
         return removed
 
     def _locked(
-        self, segment: Borrowed, target: Target, after: InstanceKey | None
+        self, segment: SegmentWriter, target: _Target, after: InstanceKey | None
     ) -> tuple[list[PackedRow], InstanceKey | None, bool]:
-        """The next slice of the target resource, which no other writer changes until its keys are released;
-        its last key, and whether there may be another slice behind it."""
-        whole = target.instance is None and segment.claims.take_study(target.study)
+        """The next slice of the target resource, locked; its last key, and whether more may follow."""
+        whole = target[2] is None and segment.locks.try_lock_study(target[0])
         if whole:
-            self._settle(segment)
+            self._recover(segment)
         rows = self._index.packed(*target, after=after, limit=SLICE_INSTANCES)
         keys = [split_triple(key) for key, _ in rows]
         if rows and not whole:
-            segment.claims.take(keys)
-            self._settle(segment)
+            segment.locks.lock(keys)
+            self._recover(segment)
             rows = self._index.packed_rows(keys)
         return rows, keys[-1] if keys else None, len(keys) == SLICE_INSTANCES
 
-    def _settle(self, segment: Borrowed) -> None:
+    def _recover(self, segment: SegmentWriter) -> None:
         self._index.catch_up()
-        self._segments.settle(segment)
+        self._segments.recover(segment)
 
-    def _delete(self, segment: Borrowed, rows: list[PackedRow]) -> int:
-        dead = bury(segment, self._form, record_ids_of(rows))
+    def _delete(self, segment: SegmentWriter, rows: list[PackedRow]) -> int:
+        dead = write_tombstone(segment, self._form, record_ids_of(rows))
         segment.sync()
         failpoints.hit("in-delete")
         count = self._index.delete(rows, segment=segment.segment, committed_end=segment.end, dead_bytes=dead)

@@ -1,12 +1,11 @@
-"""Stored bytes compared with their digest, and the consequences if they differ.
+"""Compares stored bytes with their digest, and registers damage.
 
-Strategy: the digest of an instance (xxh3-128) was taken while its bytes arrived, and stands in its index row
-and in the header of its record. To verify is to read all bytes through a window and compare. A process
-that finds damage registers it (see damage): the log names the instance at level ERROR, and no process
-serves its bytes from then on.
+Strategy: the digest of an instance (xxh3-128) was taken while its bytes arrived. It stands in the index row
+and in the header of the record. A process that finds other bytes registers them (see index/damage.py): the
+log names the instance at level ERROR, and no process serves its bytes from then on.
 
 Rules of this file
-- Damage is bytes that were read and are wrong, or a file that is missing or too short. A read that the
+- DamagedBytes is bytes that were read and are wrong, or a file that is missing or too short. A read that the
   system refuses is an OSError: the next one may succeed.
 - The row itself may be wrong. A valid header of the same record decides.
 """
@@ -17,14 +16,13 @@ import logging
 import os
 import time
 from collections.abc import Iterable
-from typing import Protocol
 
 import xxhash
 
 from streamsrv.errors import InstanceDamaged
-from streamsrv.store.index.damage import DamagedRecord
+from streamsrv.store.index import DamagedRecord, Index
 from streamsrv.store.rows import InstanceRow
-from streamsrv.store.segments.records import HEADER, Header, HeaderDamaged, RecordFormat
+from streamsrv.store.segments.records import HEADER, HeaderDamaged, RecordFormat, RecordHeader
 
 log = logging.getLogger("streamsrv.store")
 
@@ -34,25 +32,16 @@ MISSING_SEGMENT = "the file of its segment is missing"
 SHORT_SEGMENT = "the file of its segment ends before it"
 
 
-class DamageIndex(Protocol):
-    """The part of the index that registering needs."""
-
-    @property
-    def read_only(self) -> bool: ...
-
-    def register_damage(self, records: list[DamagedRecord]) -> list[bool]: ...
-
-
 def digest_of(fd: int, offset: int, length: int) -> bytes:
-    """xxh3-128 of a range, through a window."""
+    """xxh3-128 of a range of a file."""
     running = xxhash.xxh3_128()
     for start in range(offset, offset + length, HASH_WINDOW):
         running.update(os.pread(fd, min(HASH_WINDOW, offset + length - start), start))
     return running.digest()
 
 
-def header_of(form: RecordFormat, fd: int, row: InstanceRow) -> Header | None:
-    """The header in front of an instance; None unless it is valid and that of the same record."""
+def header_of(form: RecordFormat, fd: int, row: InstanceRow) -> RecordHeader | None:
+    """The header in front of an instance; None if it is damaged or of another record."""
     segment, offset, length = row.location
     try:
         header = form.header_at(fd, segment, offset - HEADER, offset + length)
@@ -62,8 +51,8 @@ def header_of(form: RecordFormat, fd: int, row: InstanceRow) -> Header | None:
 
 
 def damage_of(form: RecordFormat, fd: int, row: InstanceRow) -> str:
-    """Why the stored bytes are not those that arrived; empty if they are. Reads all of them. Raises
-    OSError."""
+    """Read all bytes of an instance; returns the reason if they differ from those that arrived, else "".
+    Raises OSError."""
     _, offset, length = row.location
     digest = digest_of(fd, offset, length)
     if digest == row.digest:
@@ -78,9 +67,9 @@ def damaged_record(row: InstanceRow, reason: str) -> DamagedRecord:
     return DamagedRecord(row.record_id, row.key, row.location, reason, time.time_ns() // 1_000)
 
 
-def register(index: DamageIndex, records: Iterable[DamagedRecord]) -> int:
-    """Durably, and told at level ERROR; returns how many are new. A store that is open for reading only is
-    told to the log alone."""
+def register(index: Index, records: Iterable[DamagedRecord]) -> int:
+    """Register damage durably and log it; returns how many records are new. For a read-only store it is only
+    logged."""
     found = list(records)
     if not found:
         return 0
@@ -92,7 +81,7 @@ def register(index: DamageIndex, records: Iterable[DamagedRecord]) -> int:
 
 
 def described(record: DamagedRecord) -> str:
-    """Which instance, where, and why."""
+    """Instance, place and reason, for a log or a report."""
     segment, offset, _ = record.location
     name = "of unknown UIDs" if record.key is None else "/".join(record.key)
     return f"instance {name}, segment {segment}, byte {offset}: {record.reason}"

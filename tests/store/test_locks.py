@@ -5,19 +5,19 @@ import pytest
 from store_world import key_of
 
 from streamsrv.store.fileops import FileOps
-from streamsrv.store.locks import END_OF_KEYS, STUDY, Claims, key_offset, study_offset
+from streamsrv.store.locks import END_OF_KEYS, STUDY, Locks, key_offset, study_offset
 from streamsrv.store.segments.manifest import Manifest, Slot, State
 
 
 @pytest.fixture
-def claims(tmp_path):
+def locks(tmp_path):
     made = []
     manifest = Manifest(tmp_path / "manifest", FileOps(), b"f" * 16)
     manifest.create()
     manifest.open()
 
     def make():
-        made.append(Claims(manifest))
+        made.append(Locks(manifest))
         return made[-1]
 
     yield make
@@ -25,35 +25,35 @@ def claims(tmp_path):
         one.close()
 
 
-def test_closing_gives_everything_up(claims):
-    first, second = claims(), claims()
-    first.take([key_of(1)])
-    assert first.compact()
-    assert not second.compact()
+def test_closing_gives_everything_up(locks):
+    first, second = locks(), locks()
+    first.lock([key_of(1)])
+    assert first.try_lock_compaction()
+    assert not second.try_lock_compaction()
     first.close()
     first.close()
-    assert second.compact()
-    second.take([key_of(1)])
+    assert second.try_lock_compaction()
+    second.lock([key_of(1)])
 
 
-def test_keys_are_released_together(claims):
-    first, second = claims(), claims()
-    first.take([key_of(1), key_of(2)])
+def test_keys_are_released_together(locks):
+    first, second = locks(), locks()
+    first.lock([key_of(1), key_of(2)])
     first.release()
-    second.take([key_of(1), key_of(2)])
+    second.lock([key_of(1), key_of(2)])
 
 
-def test_other_keys_are_not_waited_for(claims):
-    claims().take([key_of(1), key_of(2)])
-    claims().take([key_of(3), key_of(4)])
+def test_other_keys_are_not_waited_for(locks):
+    locks().lock([key_of(1), key_of(2)])
+    locks().lock([key_of(3), key_of(4)])
 
 
-def test_a_key_is_waited_for(claims):
-    first, second = claims(), claims()
-    first.take([key_of(1), key_of(2)])
+def test_a_key_is_waited_for(locks):
+    first, second = locks(), locks()
+    first.lock([key_of(1), key_of(2)])
     got = []
     waiter = threading.Thread(
-        target=lambda: (second.take([key_of(2), key_of(3)]), got.append(time.monotonic()))
+        target=lambda: (second.lock([key_of(2), key_of(3)]), got.append(time.monotonic()))
     )
     waiter.start()
     time.sleep(0.1)
@@ -64,14 +64,14 @@ def test_a_key_is_waited_for(claims):
     assert got[0] >= released
 
 
-def test_crossing_takers_do_not_wait_in_a_circle(claims):
+def test_crossing_takers_do_not_wait_in_a_circle(locks):
     keys = [key_of(n) for n in range(20)]
     done = []
 
     def take(order):
         for _ in range(20):
-            one = claims()
-            one.take(order)
+            one = locks()
+            one.lock(order)
             time.sleep(0.001)
             one.close()
         done.append(True)
@@ -84,38 +84,38 @@ def test_crossing_takers_do_not_wait_in_a_circle(claims):
     assert done == [True, True]
 
 
-def test_a_study_is_taken_whole(claims):
-    first, second = claims(), claims()
-    assert first.take_study("1.1")
-    assert not second.take_study("1.1")
-    assert second.take_study("1.2")
-    second.take([key_of(3), key_of(4)])
+def test_a_study_is_taken_whole(locks):
+    first, second = locks(), locks()
+    assert first.try_lock_study("1.1")
+    assert not second.try_lock_study("1.1")
+    assert second.try_lock_study("1.2")
+    second.lock([key_of(3), key_of(4)])
     got = []
-    waiter = threading.Thread(target=lambda: (second.take([key_of(1, 7, 7)]), got.append(True)))
+    waiter = threading.Thread(target=lambda: (second.lock([key_of(1, 7, 7)]), got.append(True)))
     waiter.start()
     time.sleep(0.1)
     assert got == []
     first.release()
     waiter.join(5)
     assert got == [True]
-    assert not first.take_study("1.1")
+    assert not first.try_lock_study("1.1")
 
 
-def test_doubts(claims):
-    one, other = claims(), claims()
-    assert one.doubts() == []
-    one.set_doubt(5)
-    other.set_doubt(300)
-    assert claims().doubts() == [5, 300]
+def test_doubts(locks):
+    one, other = locks(), locks()
+    assert one.dirty() == []
+    one.set_dirty(5)
+    other.set_dirty(300)
+    assert locks().dirty() == [5, 300]
     one.put(5, Slot(State.GROWING, 100))
     other.put(300, Slot(State.SEALED, 200))
-    assert claims().doubts() == []
+    assert locks().dirty() == []
 
 
-def test_a_doubt_leaves_the_slot_as_it_is(claims):
-    one = claims()
+def test_a_doubt_leaves_the_slot_as_it_is(locks):
+    one = locks()
     one.put(5, Slot(State.GROWING, 100))
-    one.set_doubt(5)
+    one.set_dirty(5)
     assert one.slot(5) == (True, Slot(State.GROWING, 100))
     one.ensure(5, Slot(State.GROWING, 100))
     assert one.slot(5) == (False, Slot(State.GROWING, 100))

@@ -30,7 +30,7 @@ from streamsrv.errors import SegmentGone, StoreCorrupt
 from streamsrv.store.index.changes import unpack_changes
 from streamsrv.store.index.environment import ABOUT
 from streamsrv.store.index.index import Index
-from streamsrv.store.index.metadata_blobs import Inflating, numbers_in, texts_at
+from streamsrv.store.index.metadata_blobs import BlobReader, numbers_in, texts_in_row
 from streamsrv.store.index.rows import (
     record_id_of,
     row_name,
@@ -115,7 +115,7 @@ class Audit:
                 yield database, "differs from what the record says"
 
     def _metadata(self, row: InstanceRow, new: NewInstance) -> bool:
-        expected = new.text or b"".join(map(Inflating().frame, new.metadata))
+        expected = new.text or b"".join(map(BlobReader().frame, new.metadata))
         return b"".join(self._index.metadata([row])) == expected
 
     def _frames(self, row: InstanceRow, new: NewInstance) -> bool:
@@ -179,7 +179,7 @@ class Audit:
         owners = iter(sorted(serials))
         owner, expected = next(owners, -1), 0
         rows = rows_of(self._index, database)
-        texts = chain.from_iterable(starmap(texts_at, rows))
+        texts = chain.from_iterable(starmap(texts_in_row, rows))
         for serial, chunk in texts if database == "metadata" else (numbers_in(key) for key, _ in rows):
             while 0 <= owner < serial:
                 owner, expected = next(owners, -1), 0
