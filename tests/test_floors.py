@@ -57,7 +57,7 @@ STRANGERS = [
     ("framecodecs", "streamsrv"),
 ]
 # Rooms that are entered by one name: the names that its `__init__` lists.
-ENTRANCES = ["streamsrv.store"]
+ENTRANCES = ["streamsrv.store", "streamsrv.store.index"]
 MODULES_IN_A_FOLDER = 16
 # Folders over the limit: what they have now, and may not exceed.
 CROWDED = {"streamsrv/pixels": 17}

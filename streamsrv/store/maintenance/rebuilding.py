@@ -1,18 +1,17 @@
-"""The contents of the new index of a reindex: instances of the segments in stored order, then those that only
-the old index knows.
+"""Fills the new index of a reindex: instances of the segments in stored order, then those that only the old
+index has.
 
 Rules of this file
-- An instance that the old index has and nothing killed is in the new index, too. If its bytes are not whole
-  it is registered as damaged, so that they are refused loudly instead of being absent.
-- Where damage may hide a tombstone, an instance that the old index does not have stays dead, and gets a new
-  tombstone.
-"""
+- An instance that the old index has and that was not deleted is in the new index, too. If its bytes are not
+  whole, it is registered as damaged, so that a client gets an error instead of a missing instance.
+- Where damage may hide a tombstone, an instance that the old index does not have stays deleted, and gets a
+  new tombstone."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
 
@@ -20,12 +19,10 @@ import numpy
 import xxhash
 
 from streamsrv.errors import InstanceError, StoreCorrupt, StoreError
-from streamsrv.store.fileops import FileOps, write_all
-from streamsrv.store.folder import Layout
+from streamsrv.store.fileops import write_all
 from streamsrv.store.index import DamagedRecord, Index
-from streamsrv.store.maintenance.check import Derive, Severity, at, stored_record
-from streamsrv.store.maintenance.old_index import OldIndex
-from streamsrv.store.maintenance.scanning import Find, Scan, is_whole
+from streamsrv.store.maintenance.check import Severity, at, stored_record
+from streamsrv.store.maintenance.scanning import Scan, Sources, is_whole
 from streamsrv.store.rows import (
     FIRST_RECORD,
     SLICE_BYTES,
@@ -36,14 +33,12 @@ from streamsrv.store.rows import (
     SegmentRow,
 )
 from streamsrv.store.segments import header as segment_header
-from streamsrv.store.segments.manifest import Slot
 from streamsrv.store.segments.records import (
     HEADER,
     NO_DIGEST,
     NO_ID,
     FoundRecord,
     HeaderDamaged,
-    RecordFormat,
     RecordHeader,
     RecordKind,
     pack_ids,
@@ -54,32 +49,19 @@ Item = TypeVar("Item")
 
 
 class Rebuild:
-    """`find` takes severity, place and words of each finding; `missing` are segments without a file, with
-    their acknowledged ends."""
+    """`missing` are segments without a file, with their acknowledged ends."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        form: RecordFormat,
-        derive: Derive,
-        ops: FileOps,
-        scan: Scan,
-        old: OldIndex | None,
-        slots: Mapping[int, Slot],
-        missing: dict[int, int],
-        find: Find,
-    ) -> None:
-        self._layout = layout
-        self._form = form
-        self._derive = derive
-        self._ops = ops
+    def __init__(self, sources: Sources, scan: Scan, missing: dict[int, int]) -> None:
+        self._sources = sources
+        self._form = sources.form
+        self._old = sources.old
+        self._find = sources.find
         self.scan = scan
-        self._old = old
-        self._slots = slots
         self.missing = missing
-        self._find = find
         self._damaged: list[DamagedRecord] = []
-        self._buried: list[bytes] = []  # they stay dead, though no tombstone of theirs can be read
+        self._deleted: list[
+            bytes
+        ] = []  # stay so, although no tombstone can be read
 
     def fill(self, index: Index) -> None:
         """Commit every living instance; `index` is empty."""
@@ -89,7 +71,7 @@ class Rebuild:
         for number, end in self.missing.items():
             index.put_segment(SegmentRow(number, end, sealed=True))
         self._use_up_numbers(index)
-        batch = _Batch(index)
+        batch = _Waiting(index)
         for number, offset in self._in_stored_order():
             self._instance(number, self._found(number, offset), batch)
         batch.flush()
@@ -97,13 +79,13 @@ class Rebuild:
         for number, segment in self.scan.segments.items():
             if segment.dead:
                 index.delete((), segment=number, committed_end=segment.end, dead_bytes=segment.dead)
-        self._bury(index)
+        self._write_tombstones(index)
         for portion in _portions(self._damaged):
             index.register_damage(portion)
 
     def _use_up_numbers(self, index: Index) -> None:
         """Those of removed segments are not used again."""
-        last = max((*self._slots, *(self._old.segments if self._old else ())), default=0)
+        last = max((*self._sources.known_slots, *(self._old.segments if self._old else ())), default=0)
         if last not in index.segments() and last:
             index.put_segment(SegmentRow(last))
             index.drop_segment(last)
@@ -122,11 +104,11 @@ class Rebuild:
         except HeaderDamaged as reason:  # the scan has read it before
             raise StoreCorrupt(f"segment {number}: the record at byte {offset}: {reason}") from reason
 
-    def _instance(self, number: int, found: FoundRecord, batch: _Batch) -> None:
+    def _instance(self, number: int, found: FoundRecord, batch: _Waiting) -> None:
         segment = self.scan.segments[number]
         new = None if found.header.record_id in self.scan.killed else self._read(number, found)
         if new is not None and self._stays_dead(number, found, new):
-            self._buried.append(found.header.record_id)
+            self._deleted.append(found.header.record_id)
             new = None
         if new is None:
             segment.dead += found.header.length
@@ -162,7 +144,7 @@ class Rebuild:
                 self._register(new.row, WRONG_DIGEST)
                 return new
         try:
-            new = self._derive(stored_record(fd, number, found))
+            new = self._sources.derive(stored_record(fd, number, found))
         except (InstanceError, OSError) as reason:
             what = f"instance cannot be read: {reason}"
             self._find(Severity.ERROR, at(number, found.payload), what)
@@ -176,7 +158,7 @@ class Rebuild:
         row = self._old.placed(number).get(found.payload) if self._old else None
         return self._taken_over(row) if row and row.record_id == found.header.record_id else None
 
-    def _succeed(self, new: NewInstance, other: InstanceRow, batch: _Batch) -> None:
+    def _succeed(self, new: NewInstance, other: InstanceRow, batch: _Waiting) -> None:
         """Two records of one key, which only a disk that lies can leave: the later one wins, the other
         becomes void."""
         self._find(Severity.NOTE, f"instance {'/'.join(new.row.key)}", "stored twice: the later one is kept")
@@ -188,7 +170,7 @@ class Rebuild:
 
     # Instances of the old index
 
-    def _compare(self, index: Index, batch: _Batch) -> None:
+    def _compare(self, index: Index, batch: _Waiting) -> None:
         """An instance that only the old index has is not dropped without a word."""
         for portion in _portions(self._old.rows() if self._old else ()):
             current = index.existing([key for key, _ in portion])
@@ -197,7 +179,7 @@ class Rebuild:
                     self._keep(index, batch, key, row)
         batch.flush()
 
-    def _keep(self, index: Index, batch: _Batch, key: InstanceKey, row: InstanceRow | None) -> None:
+    def _keep(self, index: Index, batch: _Waiting, key: InstanceKey, row: InstanceRow | None) -> None:
         where = f"instance {'/'.join(key)}"
         what = "its record is missing or cannot be read"
         new = self._taken_over(row) if row else None
@@ -220,23 +202,23 @@ class Rebuild:
     def _register(self, row: InstanceRow, reason: str) -> None:
         self._damaged.append(damaged_record(row, reason))
 
-    # The dead that must stay dead
+    # Instances that must stay deleted
 
-    def _bury(self, index: Index) -> None:
+    def _write_tombstones(self, index: Index) -> None:
         """In a segment of its own, before the new index takes its place."""
-        if not self._buried:
+        if not self._deleted:
             return
         number = index.add_segment()
         body = bytearray(segment_header.pack(self._form, number))
-        for ids in _portions(self._buried):
+        for ids in _portions(self._deleted):
             body += self._tombstone(number, len(body), ids)
-        fd = self._ops.create(self._layout.segment(number))
+        fd = self._sources.ops.create(self._sources.layout.segment(number))
         try:
-            write_all(self._ops, fd, [body], 0)
-            self._ops.sync(fd)
+            write_all(self._sources.ops, fd, [body], 0)
+            self._sources.ops.sync(fd)
         finally:
             os.close(fd)
-        self._ops.sync_folder(self._layout.segments)
+        self._sources.ops.sync_folder(self._sources.layout.segments)
         index.delete((), segment=number, committed_end=len(body), dead_bytes=len(body) - FIRST_RECORD)
         self.missing[number] = len(body)
 
@@ -249,7 +231,7 @@ class Rebuild:
         return self._form.pack(header, number, offset) + payload
 
 
-class _Batch:
+class _Waiting:
     """Instances on their way into the new index, committed together."""
 
     def __init__(self, index: Index) -> None:

@@ -17,16 +17,16 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
 
 from streamsrv.store.fileops import FileOps
-from streamsrv.store.maintenance.check import Severity, at
+from streamsrv.store.folder import Layout
+from streamsrv.store.maintenance.check import Derive, Finding, Severity, at
 from streamsrv.store.maintenance.old_index import OldIndex
 from streamsrv.store.rows import FIRST_RECORD, InstanceRow
-from streamsrv.store.segments.manifest import Slot
+from streamsrv.store.segments.manifest import Slot, Slots
 from streamsrv.store.segments.records import (
     HEADER,
     NO_ID,
@@ -44,12 +44,30 @@ from streamsrv.store.segments.verifying import digest_of
 
 MOST_OPEN = 64
 
-Find: TypeAlias = Callable[[Severity, str, str], None]
+
+@dataclass(slots=True)
+class Sources:
+    """The inputs of a reindex, and its findings. `slots` are those of the manifest, None if it is missing."""
+
+    layout: Layout
+    form: RecordFormat
+    ops: FileOps
+    derive: Derive
+    slots: Slots | None
+    old: OldIndex | None
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def known_slots(self) -> dict[int, Slot]:
+        return self.slots.known if self.slots else {}
+
+    def find(self, severity: Severity, where: str, what: str) -> None:
+        self.findings.append(Finding(severity, where, what))
 
 
 @dataclass(slots=True)
 class Scanned:
-    """One segment as its walk left it."""
+    """The result of the scan of one segment."""
 
     acknowledged: int  # bytes before it are not torn
     end: int = FIRST_RECORD
@@ -63,7 +81,7 @@ class Scanned:
 
 
 def is_whole(fd: int, offset: int, length: int, digest: bytes) -> bool:
-    """Whether bytes of a segment can be read, and are those that arrived."""
+    """Whether bytes of a segment can be read and have this digest."""
     try:
         return digest_of(fd, offset, length) == digest
     except OSError:
@@ -71,8 +89,8 @@ def is_whole(fd: int, offset: int, length: int, digest: bytes) -> bool:
 
 
 class SegmentFiles:
-    """Descriptors of segments, of which the last MOST_OPEN that were used are open: a store may have more
-    segments than a process may have descriptors. Close it."""
+    """Descriptors of segments. Only the MOST_OPEN last used are open, because a store may have more segments
+    than a process may have descriptors. Close it."""
 
     def __init__(self, ops: FileOps) -> None:
         self._ops = ops
@@ -98,21 +116,14 @@ class SegmentFiles:
 
 
 class Scan:
-    """`find` takes severity, place and words of each finding. Close it."""
+    """Close it."""
 
-    def __init__(
-        self,
-        form: RecordFormat,
-        ops: FileOps,
-        old: OldIndex | None,
-        slots: dict[int, Slot],
-        find: Find,
-    ) -> None:
-        self._form = form
-        self.files = SegmentFiles(ops)
-        self._old = old
-        self._slots = slots
-        self._find = find
+    def __init__(self, sources: Sources) -> None:
+        self._form = sources.form
+        self.files = SegmentFiles(sources.ops)
+        self._old = sources.old
+        self._slots = sources.known_slots
+        self._find = sources.find
         self.segments: dict[int, Scanned] = {}
         self.killed: set[bytes] = set()
         self.hidden = False
@@ -153,7 +164,7 @@ class Scan:
         return max(found)
 
     def _steps(self, number: int) -> Iterator[Step]:
-        """As the walk gives them, but a PENDING record ends them only behind the acknowledged end."""
+        """Like RecordFormat.walk, but a PENDING record ends it only behind the acknowledged end."""
         segment, fd = self.segments[number], self.files.fd(number)
         start, length = FIRST_RECORD, os.fstat(fd).st_size
         while start < length:
@@ -231,7 +242,7 @@ class Scan:
             raise TombstoneDamaged(f"it cannot be read: {error.strerror}") from error
 
     def _is_witnessed(self, number: int) -> bool:
-        """Whether anything but the segment itself says how much of it is acknowledged."""
+        """Whether manifest or old index tell how much of the segment is acknowledged."""
         return self._old is not None or number in self._slots
 
     # Bytes that cannot be read
@@ -262,7 +273,7 @@ class Scan:
             self._lost(number, begin, end)
 
     def _rows_between(self, number: int, begin: int, end: int) -> Iterator[InstanceRow]:
-        """Records that the old index knows, and whose payloads are whole."""
+        """Records of the old index with whole payloads."""
         for row in self._old.placed(number).values() if self._old else ():
             _, offset, length = row.location
             inside = begin + HEADER <= offset and offset + length <= end
@@ -271,7 +282,7 @@ class Scan:
                 yield row
 
     def _take_from_row(self, number: int, row: InstanceRow) -> None:
-        """Where the request began is not known, so the new header says the least."""
+        """The new header has the smallest `began`: where the request began is not known."""
         offset, length = row.location.offset - HEADER, row.location.length
         header = RecordHeader(
             RecordKind.INSTANCE, row.record_id, row.stored_at, length, row.digest, FIRST_RECORD
