@@ -186,8 +186,8 @@ class Transaction:
     def committing(
         self, instances: Iterable[tuple[Record, New]], on_duplicate: OnDuplicate
     ) -> Iterator[Outcome]:
-        """Like `commit`, slice by slice: an instance is durable when its outcome is there. Call `abort` unless
-        all outcomes are taken."""
+        """Like `commit`, slice by slice: an instance is durable when its outcome is there. Call `abort`
+        unless all outcomes are taken."""
         try:
             if self._open_at >= 0:
                 raise StoreError("a record is still open")
@@ -268,8 +268,8 @@ class Transaction:
 
 
 def slices(instances: Iterable[tuple[Record, New]]) -> Iterator[list[tuple[Record, New]]]:
-    """Portions of at most SLICE_INSTANCES, or about SLICE_BYTES of index entries. Bodies in one portion have no
-    key in common."""
+    """Portions of at most SLICE_INSTANCES, or about SLICE_BYTES of index entries. Bodies in one portion have
+    no key in common."""
     portion: list[tuple[Record, New]] = []
     bodies: dict[InstanceKey, int] = {}
     size = 0

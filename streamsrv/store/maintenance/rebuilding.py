@@ -59,9 +59,7 @@ class Rebuild:
         self.scan = scan
         self.missing = missing
         self._damaged: list[DamagedRecord] = []
-        self._deleted: list[
-            bytes
-        ] = []  # stay so, although no tombstone can be read
+        self._deleted: list[bytes] = []  # stay so, although no tombstone can be read
 
     def fill(self, index: Index) -> None:
         """Commit every living instance; `index` is empty."""
