@@ -2,7 +2,7 @@
 
 Rules of this file
 - An instance is refused as a duplicate only after its stored bytes have been read and are whole. If they are
-  damaged or missing, the new bytes take their place, whatever `on_duplicate` is.
+  damaged or missing, the new bytes take their place for every `on_duplicate`.
 - Stored bytes that the system cannot read now may be whole: they stay, unless they are registered as damaged.
 - The caller has locked the key of the instance, so the stored record is neither moved nor removed.
 """

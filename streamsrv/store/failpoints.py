@@ -1,15 +1,12 @@
-"""Named points at which a test makes this process die or wait, if the environment says so.
+"""Named points at which a test kills or pauses this process.
 
     STREAMSRV_FAILPOINT = NAME[@COUNT][=ACTION]     e.g.  after-data-sync   mid-body@20   in-delete=pause:2.5
-    STREAMSRV_FAILPOINT_ONCE = PATH                 act only if PATH does not exist yet, and create it: so the
-                                                    worker that takes the place of the killed one lives
-    STREAMSRV_FAILPOINT_FILE = PATH                 what the first of these would say stands in this file, if
-                                                    there is one: so a test arms a running server by a rename.
-                                                    Whoever acts removes it first: one process acts
+    STREAMSRV_FAILPOINT_FILE = PATH                 the same text in a file. A test arms a running server by a
+                                                    rename. The process that acts removes the file first, so
+                                                    one process acts
 
-COUNT is the how-manieth time (from 1) that the process passes the point; ACTION is `kill` (SIGKILL to itself,
-the default) or `pause:SECONDS`. The points are the members of POINTS; another name is an error at import, so
-that no test waits for nothing.
+COUNT is the passage, from 1, at which the process acts. ACTION is `kill` (SIGKILL, the default) or
+`pause:SECONDS`. A name that is not in POINTS is an error at import.
 """
 
 from __future__ import annotations
@@ -22,20 +19,20 @@ from collections.abc import Callable, Mapping
 
 POINTS = frozenset(
     (
-        "mid-body",  # an open record has just taken some bytes
-        "before-data-sync",  # headers are written, nothing of the request is synced
-        "after-data-sync",  # the segment is synced, the index does not know
-        "after-commit",  # the index is durable, the segment is not given back, nobody was answered
-        "in-delete",  # the tombstone is synced, the index still has the instances
-        "in-compaction",  # passed after the copy's sync, after the swap of locations, and after the unlink
+        "mid-body",  # an open record has taken some bytes.
+        "before-data-sync",  # headers are written, nothing is synced.
+        "after-data-sync",  # the segment is synced, the index has not committed.
+        "after-commit",  # the index is durable, the segment is not released.
+        "in-delete",  # the tombstone is synced, the index has the instances.
+        "in-compaction",  # after the copy's sync, the swap of locations, the unlink.
     )
 )
 
 
 class Failpoint:
-    """One armed point."""
+    """One armed point; `path` is the file that armed it, if any."""
 
-    def __init__(self, spec: str, once: str = "") -> None:
+    def __init__(self, spec: str, path: str = "") -> None:
         place, _, action = spec.partition("=")
         self.name, _, count = place.partition("@")
         if self.name not in POINTS:
@@ -47,7 +44,7 @@ class Failpoint:
         if self._action not in ("kill", "pause"):
             raise ValueError(f"STREAMSRV_FAILPOINT: {self._action!r} is neither kill nor pause:SECONDS")
         self._seconds = float(seconds or 0)
-        self._once = once
+        self._path = path
         self._lock = threading.Lock()
 
     def passed(self, name: str) -> None:
@@ -56,27 +53,23 @@ class Failpoint:
         with self._lock:
             self._left -= 1
             due = self._left == 0
-        if due and self._first():
-            self._act()
+        if due and self._is_first():
+            if self._action == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(self._seconds)
 
-    def _first(self) -> bool:
-        """Of all processes, where only one may act."""
-        if not self._once:
-            return True
+    def _is_first(self) -> bool:
+        """False if another process has removed the file."""
         try:
-            os.close(os.open(self._once, os.O_CREAT | os.O_EXCL, 0o600))
-        except FileExistsError:
+            if self._path:
+                os.unlink(self._path)
+        except FileNotFoundError:
             return False
         return True
 
-    def _act(self) -> None:
-        if self._action == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(self._seconds)
 
-
-class FileOfPoints:
-    """The point that a file names, for as long as the file is there."""
+class FailpointFile:
+    """The point that a file names, while the file exists."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -89,7 +82,8 @@ class FileOfPoints:
             version = os.stat(self._path).st_mtime_ns
             with self._lock:
                 if version != self._version:
-                    self._version, self._point = version, _Removing(self._path)
+                    with open(self._path, encoding="ascii") as file:
+                        self._version, self._point = version, Failpoint(file.read().strip(), self._path)
                 point = self._point
         except FileNotFoundError:
             return
@@ -97,33 +91,17 @@ class FileOfPoints:
             point.passed(name)
 
 
-class _Removing(Failpoint):
-    """Acts if it was this process that removed the file."""
-
-    def __init__(self, path: str) -> None:
-        with open(path, encoding="ascii") as file:
-            super().__init__(file.read().strip())
-        self._path = path
-
-    def _first(self) -> bool:
-        try:
-            os.unlink(self._path)
-        except FileNotFoundError:
-            return False
-        return True
-
-
 def _nothing(name: str) -> None:
     """No point is armed."""
 
 
 def armed(environment: Mapping[str, str]) -> Callable[[str], None]:
-    """What a passage of a point does in this environment."""
-    spec = environment.get("STREAMSRV_FAILPOINT", "")
-    if spec:
-        return Failpoint(spec, environment.get("STREAMSRV_FAILPOINT_ONCE", "")).passed
-    path = environment.get("STREAMSRV_FAILPOINT_FILE", "")
-    return FileOfPoints(path).passed if path else _nothing
+    """The function to call at each point, in this environment."""
+    if spec := environment.get("STREAMSRV_FAILPOINT", ""):
+        return Failpoint(spec).passed
+    if path := environment.get("STREAMSRV_FAILPOINT_FILE", ""):
+        return FailpointFile(path).passed
+    return _nothing
 
 
 hit = armed(os.environ)

@@ -1,12 +1,11 @@
-"""Every change that the store makes to a disk goes through one FileOps: the seam where tests record, drop,
-tear and refuse writes.
+"""All changes of the store to the disk go through one FileOps. Tests replace it to record, drop, tear and
+refuse writes.
 
 Rules of this file
-- Nothing is decided here. A method is one system call, or one system call and its fallback; errors are
-  OSErrors as they come.
-- Writes name their offset. No file position is ever used, so threads and processes cannot move one another's.
-- What is created is readable by its owner only (0600, 0700): the bytes are patients'.
-- LMDB writes its own files; they do not pass here.
+- A method is one system call, or one system call and its fallback; it raises the OSError of the call.
+- A write names its offset. The file position is not used, so threads and processes cannot disturb each other.
+- New files and folders are for their owner only (0600, 0700): they hold data of patients.
+- LMDB writes its own files, without FileOps.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 # Linux takes at most 1,024 buffers a call (IOV_MAX).
 MAX_BUFFERS = 1024
 COPY_WINDOW = 1 << 20
-# Linux 6.14: what is written leaves the page cache as soon as it is on the disk. Where a kernel or a file
-# system does not know it, it says EOPNOTSUPP.
+# Linux 6.14: written bytes leave the page cache when they are on the disk; EOPNOTSUPP where unknown.
 RWF_DONTCACHE = 0x80
-# File systems that cannot copy within the kernel say so in one of these ways.
+# Errors of file systems that cannot copy within the kernel.
 NO_KERNEL_COPY = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP))
 
 
@@ -34,7 +32,7 @@ class FileOps:
     """Writing, syncing, renaming, unlinking, truncating, copying, and asking for free space."""
 
     def create(self, path: Path) -> int:
-        """A new empty file, open for reading and writing; FileExistsError if there is one."""
+        """A new empty file, open for reading and writing. Raises FileExistsError."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def open(self, path: Path) -> int:
@@ -42,8 +40,8 @@ class FileOps:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     def write(self, fd: int, pieces: Sequence[Buffer], offset: int, *, keep: bool = True) -> int:
-        """Write at most MAX_BUFFERS pieces at `offset`; the count that was written may be short. Unless the
-        page cache is to `keep` it, it does not, where it can be told so."""
+        """Write at most MAX_BUFFERS pieces at `offset`; returns the bytes written, maybe fewer. Without
+        `keep` the bytes leave the page cache, if the system can do that."""
         if not keep:
             try:
                 return os.pwritev(fd, pieces[:MAX_BUFFERS], offset, RWF_DONTCACHE)
@@ -84,19 +82,19 @@ class FileOps:
         os.rename(old, new)
 
     def link(self, old: Path, new: Path) -> None:
-        """A second name; FileExistsError if it is taken."""
+        """Add a second name. Raises FileExistsError."""
         os.link(old, new)
 
     def unlink(self, path: Path) -> None:
         os.unlink(path)
 
     def remove_folder(self, folder: Path) -> None:
-        """The folder and all in it; nothing if it is not there."""
+        """Remove the folder with its contents, if it exists."""
         shutil.rmtree(folder, ignore_errors=True)
 
     def allocate(self, path: Path, length: int) -> None:
-        """A new file of so many bytes that has all its blocks; FileExistsError if there is one. If the disk
-        is full nothing is left."""
+        """Make a file of `length` bytes with all its blocks. On a full disk no file is left. Raises
+        FileExistsError."""
         fd = self.create(path)
         try:
             os.posix_fallocate(fd, 0, length)
@@ -107,20 +105,20 @@ class FileOps:
             os.close(fd)
 
     def length(self, path: Path) -> int:
-        """Bytes of the file, 0 if there is none."""
+        """Bytes of the file, 0 if it is missing."""
         try:
             return os.stat(path).st_size
         except FileNotFoundError:
             return 0
 
     def space(self, folder: Path) -> tuple[int, int]:
-        """(bytes free for us, bytes in all) of the file system."""
+        """(free bytes, all bytes) of the file system."""
         figures = os.statvfs(folder)
         return figures.f_bavail * figures.f_frsize, figures.f_blocks * figures.f_frsize
 
 
 def write_all(ops: FileOps, fd: int, pieces: Sequence[Buffer], offset: int, *, keep: bool = True) -> int:
-    """Write every piece at `offset`, over as many calls as it takes; returns the bytes written."""
+    """Write all pieces at `offset`; returns the bytes written."""
     length = sum(map(len, pieces))
     done = ops.write(fd, pieces, offset, keep=keep) if length else 0
     while done < length:
@@ -149,7 +147,7 @@ def copy_all(
 
 
 def _step(count: int) -> int:
-    """A call that moves nothing would be repeated for ever."""
+    """Raises OSError if a call made no progress: else it would be repeated forever."""
     if count <= 0:
         raise OSError(errno.EIO, "the system moved no bytes")
     return count

@@ -1,12 +1,12 @@
-"""The folder of a store: what lies where, who it is, and the locks on it as a whole.
+"""The folder of a store: paths, identity, and the locks on the store as a whole.
 
     DATA/store.toml        store id, secret, format version, checksum; written once, mode 0600
     DATA/manifest          segments and their acknowledged ends; locks of writers (see manifest, locks)
     DATA/segments/NNNNNNNN.seg
-    DATA/index/            LMDB; index.old the one before the last reindex, index.building while reindex
-                           works, index.new for the moment in which the two change places
+    DATA/index/            LMDB. index.old is the one before the last reindex, index.building the one that
+                           reindex works on, index.new exists while the two change places
     DATA/lost+found/       bytes that recovery has cut off segments (see lost_and_found)
-    DATA/index.check/      what check compares the index with, while it runs
+    DATA/index.check/      the scratch index of check, while it runs
     DATA/scrub.json        when the bytes of each segment were last verified (see scrub_state)
     DATA/ballast           space for deletes and compaction on a full disk (see reserve)
 
@@ -14,12 +14,11 @@ The *fingerprint* of a store is a digest of its id and secret. The index and the
 it, so that a file of another store is refused before anything is written.
 
 Rules of this file
-- The locks on the store as a whole are flocks on folders, which cannot be tidied away as a lock file can.
-  The one server (its supervisor) or reindex has DATA. Everything that has the store open shares
-  DATA/segments, and reindex has it alone. So no forgotten worker, compaction or check goes on with an index
-  that has been replaced.
+- The locks are flocks on folders, because a user may remove a lock file. The one server (its supervisor) or
+  reindex locks DATA. Everything that has the store open shares a lock on DATA/segments; reindex has it alone.
+  So no forgotten worker, compaction or check goes on with an index that has been replaced.
 - A folder that has segments but no index is never opened: an empty index would say that nothing in them was
-  ever committed.
+  committed.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ SECRET_LENGTH = 32
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Paths of everything in the folder."""
+    """The paths in the folder."""
 
     root: Path
 
@@ -92,7 +91,7 @@ class Layout:
         return self.segments / f"{segment:08d}.seg"
 
     def segment_files(self) -> dict[int, Path]:
-        """Every segment that has a file, in ascending order."""
+        """Segments with a file, ascending."""
         paths = self.segments.glob("*.seg") if self.segments.is_dir() else ()
         return dict(sorted((int(path.stem), path) for path in paths if path.stem.isdecimal()))
 
@@ -104,7 +103,7 @@ class Identity:
 
     @property
     def fingerprint(self) -> bytes:
-        """16 bytes, from which the secret cannot be found."""
+        """16 bytes that do not reveal the secret."""
         whole = self.store_id.encode() + b"\0" + self.secret
         return hashlib.blake2b(whole, digest_size=16, person=b"streamsrv store").digest()
 
@@ -120,12 +119,12 @@ class Identity:
 
 
 def _checksum(store_id: str, secret: str, version: int) -> str:
-    """Of the values in store.toml as they are written there."""
+    """The checksum of the values in store.toml."""
     return hashlib.blake2b(f"{store_id}\n{secret}\n{version}\n".encode(), digest_size=16).hexdigest()
 
 
 class FolderLock:
-    """A lock on the folder; closing it, or the end of the process, gives it up."""
+    """A lock on the folder. `close`, or the end of the process, releases it."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -143,8 +142,8 @@ class FolderLock:
 
 
 def prepare(layout: Layout, ops: FileOps) -> None:
-    """Make the folder and its identity, unless they are there. A store whose folder of segments is missing
-    does not get an empty one: the folder may be a mount that is missing, or moved away for a moment."""
+    """Make the folder and its identity, if missing. An existing store gets no empty folder of segments: its
+    folder may be a mount that is missing."""
     ops.make_folder(layout.root)
     require_writable(layout)
     if layout.identity.exists():
@@ -155,8 +154,7 @@ def prepare(layout: Layout, ops: FileOps) -> None:
             f"{layout.root} has segments, index or manifest, but no store.toml: without its secret "
             "they cannot be read. Bring back the copy that you keep of it"
         )
-    # Written whole under another name, then linked: of several workers one wins, and no half of it is ever
-    # seen.
+    # Written under another name, then linked: one of several workers wins, and no reader sees half a file.
     draft = layout.root / f"store.toml.{os.getpid()}.{secrets.token_hex(4)}"
     fd = ops.create(draft)
     try:
@@ -173,7 +171,7 @@ def prepare(layout: Layout, ops: FileOps) -> None:
 
 
 def prepare_manifest(layout: Layout, manifest: Manifest) -> None:
-    """Make the manifest of a new store. One that is lost is made again by reindex."""
+    """Make the manifest of a new store. Reindex makes a lost one again."""
     used = layout.index.exists() or bool(layout.segment_files())
     if not used and not layout.manifest.exists():
         manifest.create()
@@ -189,8 +187,8 @@ def require_writable(layout: Layout) -> None:
 
 
 def identity_of(layout: Layout) -> Identity:
-    """Read store.toml. Raises StoreError if there is none or its format is another one, and StoreCorrupt if
-    it cannot be read."""
+    """Read store.toml. Raises StoreError if it is missing or has another format, StoreCorrupt if it cannot be
+    read."""
     try:
         settings = tomllib.loads(layout.identity.read_text())
         version = settings["format_version"]
@@ -220,15 +218,15 @@ def identity_of(layout: Layout) -> Identity:
 
 
 def undo_exchange(layout: Layout, ops: FileOps) -> None:
-    """Undo an exchange of indexes that was cut short before the new one got its name. An old index that is
-    alone may be months old, and is left where it is."""
+    """Undo an exchange of indexes that stopped before the new index got its name. An old index alone stays:
+    it may be months old."""
     if not layout.index.exists() and layout.old_index.exists() and layout.new_index.exists():
         with contextlib.suppress(FileNotFoundError):  # another worker was first
             ops.rename(layout.old_index, layout.index)
 
 
 def ensure_index(layout: Layout, ops: FileOps) -> None:
-    """Refuse segments without their index, and undo an exchange of indexes that was cut short."""
+    """Raises StoreCorrupt for segments without an index."""
     undo_exchange(layout, ops)
     if not layout.index.exists() and layout.segment_files():
         raise StoreCorrupt(
@@ -237,7 +235,7 @@ def ensure_index(layout: Layout, ops: FileOps) -> None:
 
 
 def lock(layout: Layout, ops: FileOps) -> FolderLock:
-    """The one server of the folder, or reindex; StoreLocked if there is another."""
+    """Lock the folder for one server, or for reindex. Raises StoreLocked."""
     ops.make_folder(layout.root)
     fd = os.open(layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     if not _locked(fd, fcntl.LOCK_EX):
@@ -248,7 +246,7 @@ def lock(layout: Layout, ops: FileOps) -> FolderLock:
 
 
 def use(layout: Layout, *, exclusive: bool = False) -> FolderLock:
-    """Have the store open, beside others, or for reindex without others."""
+    """Lock the segments: shared, or `exclusive` for reindex. Raises StoreLocked."""
     try:
         fd = os.open(layout.segments, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -274,7 +272,7 @@ def _locked(fd: int, kind: int) -> bool:
 
 
 def _holder(fd: int) -> str:
-    """The process that has the flock, as the kernel tells it."""
+    """The process that holds the flock, from /proc/locks."""
     inode = str(os.fstat(fd).st_ino)
     with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii") as table:
         for line in table:

@@ -1,11 +1,11 @@
-"""Problems of a store that is being opened: manifest, index and segment files against each other.
+"""Checks of a store that is being opened: manifest, index and segment files against each other.
 
-Strategy: only names, lengths and headers are looked at, so it takes milliseconds. `check` reads the bytes.
+Strategy: only names, lengths and headers are read, so it takes milliseconds. `check` reads the bytes.
 
 Rules of this file
 - The manifest is read before the index. A writer updates it after the index, so it is never ahead of it.
-- An index that is older than the manifest is refused: it would cut off acknowledged bytes.
-- All else is named, and the rest of the store is served.
+- An index older than the manifest is refused: it would cut off acknowledged bytes.
+- All other problems are reported, and the rest of the store is served.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from streamsrv.store.segments.records import RecordFormat
 
 
 class Problem(NamedTuple):
-    """Part of the store cannot be served or trusted."""
+    """A part of the store that cannot be served or trusted."""
 
     where: str
     what: str
@@ -34,7 +34,8 @@ class Problem(NamedTuple):
 
 
 def problems(layout: Layout, form: RecordFormat, manifest: Manifest, index: Index) -> Iterator[Problem]:
-    """StoreCorrupt if the index is older than the manifest, WrongStore if a file is another store's."""
+    """Raises StoreCorrupt if the index is older than the manifest, WrongStore if a file is another
+    store's."""
     slots = manifest.read()
     if slots.header_damaged:
         yield Problem("manifest, byte 0", "its header is damaged: run reindex")
@@ -62,7 +63,7 @@ def _rows(index: Index, slots: dict[int, Slot]) -> dict[int, SegmentRow]:
 
 
 def is_behind(row: SegmentRow | None, slot: Slot) -> bool:
-    """Whether the index knows less of a segment than the manifest."""
+    """Whether the index ends a segment before the manifest does."""
     return slot.has_records and (row is None or row.committed_end < slot.end)
 
 
@@ -94,7 +95,7 @@ def _file(layout: Layout, manifest: Manifest, index: Index, row: SegmentRow) -> 
 
 
 def _is_removed(manifest: Manifest, index: Index, segment: int) -> bool:
-    """By a compaction: nothing lives in it any more."""
+    """Whether a compaction removed it."""
     slot = manifest.read().known.get(segment)
     row = index.segment(segment)
     return row is None or (slot is not None and slot.state is State.REMOVED and not row.live)

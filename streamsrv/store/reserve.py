@@ -1,13 +1,11 @@
-"""Free space of the disk: the reserve that stores leave, and the ballast for a disk that is full all the
-same.
+"""Free space of the disk: the reserve that stores leave, and the ballast for a full disk.
 
     DATA/ballast           preallocated blocks, without contents
 
-Strategy: other programs may fill the disk beyond the reserve. Deletes, compaction and opening the store
-need a few blocks and perhaps an inode. If they find none, the ballast is removed and the work is done
-again. While the ballast is missing stores are refused, so that they cannot take its space. It is made again
-by the first store that finds room for it and for the reserve.
-"""
+Strategy: other programs may fill the disk beyond the reserve. Deletes, compaction and opening the store need
+a few blocks and perhaps an inode. If they find none, the ballast is removed and the work is done again. While
+the ballast is missing, stores are refused. The first store that finds room for ballast and reserve makes it
+again."""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ class Reserve:
         self._ballast = ballast
 
     def require(self) -> None:
-        """InsufficientStorage when less than the reserve is free, or the ballast is missing and has no
+        """Raises InsufficientStorage if less than the reserve is free, or if the missing ballast has no
         room."""
         free, total = self._ops.space(self._root)
         least = min(RESERVE, total // RESERVE_SHARE) if self._least is None else self._least
@@ -52,7 +50,7 @@ class Reserve:
             raise InsufficientStorage(f"less than {least} bytes are free on the disk of the store")
 
     def _make(self, size: int) -> None:
-        """Another process may be faster. A file system that cannot preallocate goes without ballast."""
+        """A file system that cannot preallocate has no ballast."""
         try:
             with contextlib.suppress(FileNotFoundError):
                 self._ops.unlink(self._path)  # one that a crash left empty
@@ -62,7 +60,7 @@ class Reserve:
                 raise InsufficientStorage("the disk of the store has no room for the ballast file") from error
 
     def with_room(self, work: Callable[[], Result]) -> Result:
-        """The result of `work`. If the disk is full, `work` is done again without the ballast."""
+        """Call `work`; if the disk is full, remove the ballast and call it again."""
         try:
             return work()
         except (InsufficientStorage, OSError) as error:
@@ -72,6 +70,6 @@ class Reserve:
         return work()
 
     def release(self) -> None:
-        """Give the space of the ballast to the work that follows."""
+        """Remove the ballast."""
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             self._ops.unlink(self._path)

@@ -1,7 +1,6 @@
-"""The values that cross the seam between the store and everyone above it. No file, no LMDB, no behaviour
-beyond packing.
+"""The values that the store and the rooms above it exchange. They know no file and no database.
 
-A *location* names bytes for ever: segments are append-only, so (segment, offset, length) is either those
+A *location* always names the same bytes: segments are append-only, so (segment, offset, length) gives these
 bytes or SegmentGone.
 """
 
@@ -15,7 +14,7 @@ from streamsrv.dicom.instance import BulkValue, FrameKind, JsonDataset
 
 
 class InstanceKey(NamedTuple):
-    """Identity of a SOP instance: the triple, because split studies share SOP instance UIDs."""
+    """The identity of a SOP instance. Split studies share SOP instance UIDs, so it is the triple."""
 
     study: str
     series: str
@@ -23,7 +22,7 @@ class InstanceKey(NamedTuple):
 
 
 class Location(NamedTuple):
-    """A record's payload, the Part 10 file as received: `length` bytes at `offset` of the segment."""
+    """The payload of a record, the Part 10 file as received: `length` bytes at `offset` of the segment."""
 
     segment: int
     offset: int
@@ -31,8 +30,7 @@ class Location(NamedTuple):
 
 
 class InstanceRow(NamedTuple):
-    """What a retrieve needs to know of one instance: the fixed struct of the `instances` database. A tuple,
-    because thousands are made for an answer."""
+    """The facts of one instance that a retrieve needs. A tuple, because an answer makes thousands of them."""
 
     key: InstanceKey
     location: Location
@@ -56,15 +54,14 @@ class InstanceRow(NamedTuple):
     frame_stride: int
     metadata_length: int
     metadata_slots: int
-    damaged: bool = False  # registered as damaged (damage.py); only `Index.instance` says so
+    damaged: bool = False  # registered as damaged; set by `Index.instance` only
 
 
 @dataclass(slots=True)
 class NewInstance:
     """One instance on its way into the index. `metadata` are zstd frames, each of at most METADATA_CHUNK
-    bytes of JSON text with slots; `frame_table` as Frames.table; `attributes` the top-level elements that
-    searches match or return, as DICOM JSON. `text` is the JSON text itself, instead of `metadata`, where that
-    has at most SHORT_TEXT bytes."""
+    bytes of JSON text with slots; a text of at most SHORT_TEXT bytes is in `text` instead. `frame_table` is
+    that of Frames; `attributes` are the top-level elements that searches match or return, as DICOM JSON."""
 
     row: InstanceRow
     metadata: list[bytes]
@@ -75,12 +72,12 @@ class NewInstance:
 
     @property
     def size(self) -> int:
-        """Bytes that it adds to a transaction, nearly."""
+        """About the number of bytes that it adds to a commit."""
         metadata = len(self.text) + sum(map(len, self.metadata))
         return 1500 + metadata + len(self.frame_table) + 64 * len(self.bulk)
 
 
-# Where the first record of a segment begins: behind the header of the file (see segment_header).
+# Offset of the first record of a segment, behind the header of the file (see segments/header.py).
 FIRST_RECORD = 64
 # One commit to the index holds at most this many instances (20 to 40 ms), and about this many bytes of
 # entries: others wait for it, and its dirty pages are in memory.
@@ -92,9 +89,8 @@ SHORT_TEXT = 16 * 1024
 
 @dataclass(frozen=True, slots=True)
 class SegmentRow:
-    """A segment as the index knows it. What lies behind `committed_end` was never acknowledged; `live` and
-    `dead` count bytes of payloads, `dead` also what its writer declared dead (voids, tombstones); a sealed
-    segment takes no more records."""
+    """A segment in the index. Bytes behind `committed_end` were never acknowledged. `live` and `dead` count
+    bytes of payloads, `dead` also voids and tombstones. A sealed segment takes no more records."""
 
     segment: int
     committed_end: int = FIRST_RECORD
@@ -104,7 +100,7 @@ class SegmentRow:
 
     @property
     def empty(self) -> bool:
-        """Nothing has been committed to it, so it may have no file yet."""
+        """True before the first commit: it may have no file yet."""
         return self.committed_end <= FIRST_RECORD
 
 
@@ -115,7 +111,7 @@ class OnDuplicate(enum.StrEnum):
 
 
 class Outcome(enum.IntEnum):
-    """What became of a NewInstance in a commit."""
+    """The result of a commit for one instance."""
 
     STORED = 0
     DUPLICATE = 1  # refused: the triple is there already
@@ -131,7 +127,7 @@ class ChangeKind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One row of the change log; `sequence` counts from 1 within `epoch`, in commit order."""
+    """One row of the change log. `sequence` counts from 1 within an epoch, in commit order."""
 
     sequence: int
     kind: ChangeKind

@@ -1,7 +1,7 @@
-"""The store as everyone above sees it: an index, segments, and what keeps the two true to each other.
+"""The store for the rooms above it: the index, the segments, and the order of their writes.
 
-Data is synced before the index commits, and the index before anyone is answered. See records, locks,
-segments and transaction for how.
+Data is synced before the index commits, and the index before a client is answered. docs/store-contract.md is
+the contract of each call.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Store:
         exclusive: bool = False,
         fileops: FileOps | None = None,
     ) -> Store:
-        """Open the store, making it unless `read_only`. `exclusive`: be its server too, as `lock` does;
-        StoreLocked if there is one."""
+        """Open the store; makes it unless `read_only`. With `exclusive` it also locks the folder, as `lock`
+        does."""
         ops, layout = fileops or FileOps(), Layout(folder)
         with contextlib.ExitStack() as held:
             if exclusive:
@@ -109,7 +109,8 @@ class Store:
 
     @staticmethod
     def lock(folder: Path, fileops: FileOps | None = None) -> FolderLock:
-        """Be the one server of the folder (its workers then open the store without a lock of their own)."""
+        """Lock the folder for one server; its workers open the store without this lock. Raises
+        StoreLocked."""
         return folders.lock(Layout(folder), fileops or FileOps())
 
     def close(self) -> None:
@@ -131,13 +132,12 @@ class Store:
     # Writing
 
     def begin(self) -> Transaction:
-        """Begin to store. InsufficientStorage when less than `min_free` is left, Forbidden when the store is
-        read-only."""
+        """Raises InsufficientStorage if less than `min_free` is left, Forbidden if the store is read-only."""
         self._require_writable()
         return Transaction(self.segments, self.readers, self.index, self.form)
 
     def delete(self, study: str, series: str | None = None, instance: str | None = None) -> int:
-        """Delete the target resource, durably; returns how many instances it had."""
+        """Delete a study, series or instance durably; returns the number of instances."""
         self._require_writable()
         deletion = Deletion(self.segments, self.index, self.form)
         return self.reserve.with_room(lambda: deletion.run(study, series, instance))
@@ -157,8 +157,8 @@ class Store:
     # Reading
 
     def open_segments(self, segments: Iterable[int]) -> SegmentLease:
-        """Descriptors for the spans of an answer; SegmentGone if one has been unlinked: look the instances up
-        again."""
+        """Descriptors for the spans of an answer. Raises SegmentGone if a segment was removed: look the
+        instances up again."""
         return self.readers.open(segments)
 
     def lookup(
@@ -170,36 +170,30 @@ class Store:
         after: InstanceKey | None = None,
         limit: int = 1000,
     ) -> list[InstanceRow]:
-        """The instances of the target resource in the order of their keys."""
         return self.index.lookup(study, series, instance, after=after, limit=limit)
 
     def packed(
         self, study: str, series: str | None, *, after: InstanceKey | None = None, limit: int = 1000
     ) -> list[PackedRow]:
-        """The same of a study or series, not unpacked."""
         return self.index.packed(study, series, after=after, limit=limit)
 
     def instance(
         self, key: InstanceKey, frames: Sequence[int] = ()
     ) -> tuple[InstanceRow, list[tuple[int, int]]] | None:
-        """An instance with the entries of these frames, in one look."""
         return self.index.instance(key, frames)
 
     def version(self) -> int:
-        """A number that every commit of any process changes."""
         return self.index.version()
 
     def damaged_among(self, ids: Iterable[bytes]) -> list[DamagedRecord]:
-        """Those of the records that are registered as damaged."""
         return self.index.damaged_among(ids)
 
     def probe(self) -> None:
-        """Raises a StoreError if the index cannot be read."""
         self.index.probe()
 
     def require_whole(self, row: InstanceRow, lease: SegmentLease) -> None:
-        """Read all bytes of an instance. Raises InstanceDamaged, and registers it, if they are not those that
-        arrived."""
+        """Read all bytes of an instance. If they differ from those that arrived, registers the damage and
+        raises InstanceDamaged."""
         reason = verifying.damage_of(self.form, lease.fd(row.location.segment), row)
         if reason:
             found = [verifying.damaged_record(row, reason)]
@@ -222,7 +216,6 @@ class Store:
         return self.index.changes(after, limit)
 
     def first_change(self) -> int:
-        """The sequence of the oldest change that is kept."""
         return self.index.first_change()
 
 

@@ -16,9 +16,9 @@ has two living records of one key.
 Rules of this file
 - The instances of a commit come in the order of their records.
 - Records that were refused or dropped are cut off behind the last winner. In front of it they become VOID.
-- A transaction may hold the instances of several bodies. Within a body the first of equal keys wins, whatever
-  `on_duplicate` is. If two bodies share a key, the slice ends between them, so the second body sees the first
-  as stored.
+- A transaction may hold the instances of several bodies. Within a body the first of equal keys wins, for
+  every `on_duplicate`. If two bodies share a key, the slice ends between them, so the second body sees the
+  first as stored.
 - A transaction is used by one thread at a time; only `sync_so_far` may run beside `write`.
 """
 

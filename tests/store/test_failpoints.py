@@ -43,11 +43,6 @@ def test_kill(spec, lines):
     assert (done.returncode, len(done.stdout.split())) == (-signal.SIGKILL, lines)
 
 
-def test_kill_only_once(tmp_path):
-    spec = {"STREAMSRV_FAILPOINT": "mid-body", "STREAMSRV_FAILPOINT_ONCE": str(tmp_path / "marker")}
-    assert [run(**spec).returncode for _ in range(2)] == [-signal.SIGKILL, 0]
-
-
 def test_pause():
     point = Failpoint("in-delete@2=pause:0.2")
     started = time.monotonic()
@@ -100,4 +95,4 @@ def test_of_two_only_one_acts(tmp_path):
 
 
 def test_a_failpoint_is_no_setting():
-    assert load(environment={"STREAMSRV_FAILPOINT": "mid-body", "STREAMSRV_FAILPOINT_ONCE": "x"}) == load()
+    assert load(environment={"STREAMSRV_FAILPOINT": "mid-body", "STREAMSRV_FAILPOINT_FILE": "x"}) == load()

@@ -16,7 +16,7 @@ from index_examples import new_instance
 from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError
 from streamsrv.store.index import environment as index_environment
 from streamsrv.store.index.batch import Batch
-from streamsrv.store.index.environment import Environment, in_our_words
+from streamsrv.store.index.environment import Environment, store_error
 from streamsrv.store.index.index import Index
 from streamsrv.store.index.writer import SLICE_INSTANCES, Writer
 from streamsrv.store.rows import SegmentRow
@@ -177,13 +177,13 @@ def test_a_full_map_is_insufficient_storage(tmp_path: Path, monkeypatch: pytest.
     index.close()
 
 
-def test_errors_in_our_words() -> None:
-    assert isinstance(in_our_words(lmdb.DiskError("x"), "writing"), InsufficientStorage)
+def test_errors_store_error() -> None:
+    assert isinstance(store_error(lmdb.DiskError("x"), "writing"), InsufficientStorage)
     assert isinstance(
-        in_our_words(lmdb.Error("mdb_txn_commit: No space left on device"), "w"), InsufficientStorage
+        store_error(lmdb.Error("mdb_txn_commit: No space left on device"), "w"), InsufficientStorage
     )
-    assert isinstance(in_our_words(lmdb.CorruptedError("x"), "reading"), StoreCorrupt)
-    other = in_our_words(lmdb.ReadersFullError("x"), "reading")
+    assert isinstance(store_error(lmdb.CorruptedError("x"), "reading"), StoreCorrupt)
+    other = store_error(lmdb.ReadersFullError("x"), "reading")
     assert (type(other), "reading" in other.detail) == (StoreError, True)
 
 

@@ -28,34 +28,3 @@ from streamsrv.store.index.rows import (
 )
 from streamsrv.store.index.searched_metadata import SHORT, attributes_in
 from streamsrv.store.index.walk import LEVELS, Hit, study_date
-
-__all__ = [
-    "LEVELS",
-    "PLACE",
-    "SHORT",
-    "Audit",
-    "DamagedRecord",
-    "Hit",
-    "Index",
-    "LevelRow",
-    "PackedRow",
-    "Prepared",
-    "attributes_in",
-    "compressed",
-    "expand",
-    "fill",
-    "fill_page",
-    "instance_answer",
-    "instance_attributes",
-    "json_object",
-    "level_attributes",
-    "metadata_in",
-    "places_in",
-    "prepare",
-    "reader_of",
-    "record_ids_of",
-    "split_triple",
-    "study_date",
-    "syntax_in",
-    "unpacked",
-]

@@ -1,17 +1,16 @@
-"""Search answers as the index keeps them: ready DICOM JSON with slots where URLs and UIDs belong (PS3.18 F.2,
-10.6.3).
+"""Search answers as the index keeps them: DICOM JSON with slots for URLs and UIDs (PS3.18 F.2, 10.6.3).
 
-Strategy: what a search returns of a study, series or instance is composed once, when it is stored. Sending it
-then is a matter of filling slots, for a whole page of a series at once.
+Strategy: the answer of a study, series or instance is composed once, when it is stored. A search only fills
+the slots, for a whole page of a series at once.
 
     0x00  base URL of the service        0x02  series instance UID
     0x01  study instance UID             0x03  SOP instance UID
 
-JSON text never holds a raw control character, so filling them is exact. The phrases that begin nearly every
-instance's answer are single bytes too (PHRASES): they take 600 bytes an instance to 200.
+JSON text holds no raw control character, so filling is exact. The phrases at the beginning of nearly every
+instance's answer are single bytes too (PHRASES): they shrink 600 bytes an instance to 200.
 
-Rules of this file: the members of each object are in ascending order (F.2.2). Nothing from a dataset enters
-an answer except through `orjson.dumps`, which escapes control characters, so nobody can plant a slot.
+Rules of this file: the members of each object are in ascending order (F.2.2). A value of a dataset enters an
+answer only through `orjson.dumps`, which escapes control characters, so that no file can plant a slot.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from streamsrv.store.rows import InstanceKey, InstanceRow
 # An attribute whose JSON is longer is left out of search: rows stay small, and LO, PN and SH are far shorter.
 LONGEST_KEPT = 2048
 MOST_ITEMS = 16  # of a kept sequence
-LONGEST_REMEMBERED = 16 << 10  # of what an instance says about its study and series
+LONGEST_CACHED = 16 << 10  # bytes of the study and series attributes of an instance
 
 Fragments = dict[str, bytes]  # tag -> its member of the object, `"00100010":{...}`
 
@@ -55,7 +54,7 @@ _UIDS = {"0020000D": b"\1", "0020000E": b"\2", "00080018": b"\3"}
 
 
 def _fixed(level: Level) -> Fragments:
-    """The members that are the same in every answer of a level."""
+    """The members that are equal in every answer of a level."""
     fixed = {
         "00080005": _CHARSET,
         "00080056": _ONLINE,
@@ -74,7 +73,7 @@ _EMPTY = {
     }
     for level in Level
 }
-# What comes from datasets, at each level: top-level tags, and for sequences the tags kept of their items.
+# The tags that come from datasets, at each level; for sequences the tags kept of their items.
 _KEPT = {
     level: {row.path[0]: row.vr for row in attributes_at(level) if not row.computed and len(row.path) == 1}
     for level in Level
@@ -89,7 +88,7 @@ _OF_ITEMS: dict[str, tuple[str, ...]] = {
     for outer in {row.path[0] for row in QUERY_ATTRIBUTES if len(row.path) == 2}
 }
 
-# A text whose SOP class or geometry is unusual simply holds fewer of them.
+# A text with an unusual SOP class or geometry holds fewer of them.
 _PHRASES = (
     (b"\4", b"{" + _CHARSET + b',"00080016":{"vr":"UI","Value":["1.2.840.10008.5.1.4.1.1.'),
     (b"\5", b'"]},' + _FIXED[Level.INSTANCE]["00080018"] + b"," + _ONLINE + b","),
@@ -105,7 +104,7 @@ BETWEEN = b"\x1f"  # separates the answers of a page while their phrases are exp
 
 
 def is_empty(element: JsonElement) -> bool:
-    """A value of zero length, or nothing but blanks: it neither erases nor matches anything."""
+    """True for a value of zero length or blanks: it neither erases nor matches anything."""
     return not any(_has_content(value) for value in element.get("Value", ()))
 
 
@@ -131,7 +130,7 @@ def _keep(tag: str, element: JsonElement) -> JsonElement | None:
 
 
 def kept(attributes: JsonDataset, levels: Iterable[Level]) -> JsonDataset:
-    """The attributes of a dataset that have rows at these levels, empty and overlong ones left out."""
+    """The attributes of a dataset that searches use at these levels, without empty and overlong ones."""
     found: JsonDataset = {}
     for level in levels:
         for tag in _KEPT[level]:
@@ -148,11 +147,10 @@ def at_level(attributes: JsonDataset, level: Level) -> JsonDataset:
 
 
 def variant_of(attributes: JsonDataset) -> tuple[bytes, bytes]:
-    """The study and series attributes of an instance as JSON in the order of the table, and its digest. Those
-    that agree have the same."""
-    # Instances come series by series: what the last ones said is not worked out again.
+    """The study and series attributes of an instance as JSON in the order of the table, and its digest."""
+    # Instances come series by series, so the last results are kept.
     said = orjson.dumps([attributes.get(tag) for tag in _ABOVE])
-    return _variant_of(said) if len(said) <= LONGEST_REMEMBERED else _variant_of.__wrapped__(said)
+    return _variant_of(said) if len(said) <= LONGEST_CACHED else _variant_of.__wrapped__(said)
 
 
 @functools.lru_cache(maxsize=256)
@@ -169,7 +167,7 @@ def compose(fragments: Fragments) -> bytes:
 
 
 def level_texts(level: Level, attributes: JsonDataset, computed: JsonDataset) -> tuple[bytes, bytes]:
-    """The answer of a study or series, and what is returned only when asked for."""
+    """The answer of a study or series, and the attributes that are returned only on request."""
     answer, more = dict(_EMPTY[level]), Fragments()
     for tag, element in {**attributes, **computed}.items():
         (more if tag in _ASKED[level] else answer)[tag] = _member(tag, element)
@@ -177,7 +175,7 @@ def level_texts(level: Level, attributes: JsonDataset, computed: JsonDataset) ->
 
 
 def instance_text(row: InstanceRow, attributes: JsonDataset) -> bytes:
-    """The answer of an instance, shrunk. Its level has no attributes that must be asked for."""
+    """The answer of an instance, with its phrases shrunk."""
     fragments = dict(_EMPTY[Level.INSTANCE])
     for tag, element in kept(attributes, (Level.INSTANCE,)).items():
         fragments[tag] = _member(tag, element)
@@ -190,14 +188,14 @@ def instance_text(row: InstanceRow, attributes: JsonDataset) -> bytes:
 
 
 def expand(text: bytes) -> bytes:
-    """An instance's answer, or several joined by BETWEEN, with their phrases in full. The slots stay."""
+    """Expand the phrases of an instance's answer, or of several joined by BETWEEN. The slots stay."""
     for byte, phrase in _PHRASES:
         text = text.replace(byte, phrase)
     return text
 
 
 def fill(text: bytes, base_url: bytes, key: InstanceKey) -> bytes:
-    """`base_url` as it stands between quotes in JSON."""
+    """`base_url` is the text between quotes in JSON."""
     for slot, value in ((b"\3", key.instance), (b"\2", key.series), (b"\1", key.study)):
         text = text.replace(slot, value.encode())
     return text.replace(b"\0", base_url)
@@ -213,14 +211,13 @@ def fill_page(texts: Iterable[bytes], instances: Iterable[str], base_url: bytes,
 
 
 def level_attributes(row: LevelRow) -> JsonDataset:
-    """Everything that the row of a study or series says, computed values too. What slots stand for is
-    missing."""
+    """All attributes in the row of a study or series, also computed values. Slots are empty."""
     return json_object(row.answer.translate(None, _CONTROLS)) | json_object(row.more)
 
 
 def reader_of(level: Level, tags: Iterable[str]) -> Callable[[LevelRow], JsonDataset]:
-    """Of what `level_attributes` reads at least what it says of these attributes: half of the row mostly says
-    nothing of them."""
+    """Like `level_attributes`, but reads only the half of the row that has these attributes, if one half has
+    all."""
     asked = {tag in _ASKED[level] for tag in tags}
     if asked == {True}:
         return lambda row: json_object(row.more)
@@ -230,19 +227,19 @@ def reader_of(level: Level, tags: Iterable[str]) -> Callable[[LevelRow], JsonDat
 
 
 def instance_attributes(value: bytes) -> JsonDataset:
-    """The same of a row of `instances`."""
+    """All attributes in the row of an instance."""
     return json_object(expand(instance_answer(value)).translate(None, _CONTROLS))
 
 
 def dataset_attributes(level: Level, row: LevelRow) -> JsonDataset:
-    """Of a study or series only what came from datasets."""
+    """The attributes of a study or series that came from datasets."""
     names = _KEPT[level]
     return {tag: each for tag, each in level_attributes(row).items() if tag in names and "Value" in each}
 
 
 def recounted(answer: bytes, before: JsonDataset, after: JsonDataset) -> bytes:
-    """The answer of a study or series with other computed values. A member's text occurs once: quotes within
-    strings are escaped."""
+    """Replace the computed values in the answer of a study or series. The text of a member occurs once,
+    because quotes in strings are escaped."""
     for tag, element in after.items():
         answer = answer.replace(_member(tag, before[tag]), _member(tag, element), 1)
     return answer

@@ -1,11 +1,14 @@
-"""What one write transaction of the index does: stores, deletions, moves, segments.
+"""One write transaction of the index: stores, deletions, moves, segments.
 
-Strategy: several requests share a transaction (`index_writer`), so each of them first checks everything that
-could refuse it, then writes. Studies, series and segments are gathered while the requests pass, and written
+Strategy: several requests share a transaction (see writer). So each request first checks everything that
+could refuse it, then writes. Studies, series and segments are collected during the requests, and written
 once, in `finish`.
 
-Rules of this file: a request that raises while `writing` is False has written nothing; else the whole
-transaction must be given up.
+A deletion uses one cursor a database: the rows of a study, and those of serials that were stored together,
+lie side by side. Only the facts that removal needs are unpacked, and `Levels` is called once a series.
+
+Rules of this file: a request that raises while `writing` is False has written nothing. Otherwise the whole
+transaction must be aborted.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from streamsrv.store.index import answers as index_answers
 from streamsrv.store.index.changes import FORGET_EVERY, forget_changes, pack_change, pack_deletions
 from streamsrv.store.index.damage import DamageWriter
 from streamsrv.store.index.environment import Cursor, Transaction
-from streamsrv.store.index.levels import Leaving, Levels
+from streamsrv.store.index.levels import Levels, Removed
 from streamsrv.store.index.metadata_blobs import BlobPlace, compressed, remove_metadata, share_blobs
 from streamsrv.store.index.rows import (
     UIDS_AT,
@@ -59,12 +62,12 @@ FIRST_CHANGE = b"first_change"
 
 @dataclass(slots=True)
 class Prepared:
-    """A NewInstance packed for the index: made in the thread of its request, so that whoever commits only
-    puts. It takes a tenth of the memory, since its attributes are bytes."""
+    """A NewInstance packed for the index, in the thread of its request: the commit only writes it. It takes a
+    tenth of the memory, because its attributes are bytes."""
 
     row: InstanceRow
     metadata: list[bytes]
-    place: BlobPlace | None  # of the text, where it is kept with those of its neighbours instead
+    place: BlobPlace | None  # of the text, if it shares a row with its neighbours
     frame_table: bytes
     bulk: list[BulkValue]
     key: bytes
@@ -75,7 +78,7 @@ class Prepared:
 
 
 def prepare(new: Sequence[NewInstance | Prepared]) -> list[Prepared]:
-    """Neighbours keep their short texts together. What is prepared already stays as it is."""
+    """Pack instances; short texts of neighbours share a row. Prepared instances stay unchanged."""
     places = share_blobs([b"" if isinstance(each, Prepared) else each.text for each in new])
     return [
         each if isinstance(each, Prepared) else _prepared(each, place)
@@ -92,8 +95,8 @@ def _prepared(new: NewInstance, place: BlobPlace | None) -> Prepared:
 
 
 def metadata_rows(new: Sequence[Prepared]) -> Iterator[list[bytes]]:
-    """For each of them what stands under its serial: its own chunks, or a row with its text and those of the
-    next ones; nothing if its text is in such a row."""
+    """The rows under the serial of each instance: its own chunks, or a row with its text and the next ones,
+    or none if an earlier row has its text."""
     for texts, sharing in groupby(new, lambda each: each.place and each.place.texts):
         if texts is None:
             yield from (each.metadata for each in sharing)
@@ -105,7 +108,7 @@ def metadata_rows(new: Sequence[Prepared]) -> Iterator[list[bytes]]:
 
 @dataclass(slots=True)
 class _Account:
-    """A segment's row while the transaction changes it."""
+    """The row of a segment while the transaction changes it."""
 
     end: int
     live: int
@@ -114,14 +117,14 @@ class _Account:
 
 
 class Batch:
-    """`keep_changes` bounds the log of changes, 0: not at all."""
+    """`keep_changes` bounds the log of changes; 0: no bound."""
 
     def __init__(self, transaction: Transaction, handles: dict[str, Any], keep_changes: int = 0) -> None:
         self._keep_changes = keep_changes
         self._transaction = transaction
         self._handles = handles
         self._levels = Levels(transaction, handles)
-        self._removing = Removing(transaction, handles, self._levels)
+        self._removal = Removal(transaction, handles, self._levels)
         self.damage = DamageWriter(transaction, handles)
         self._segments: dict[int, _Account] = {}
         self._at = time.time_ns() // 1000
@@ -159,7 +162,7 @@ class Batch:
     def delete(self, rows: Sequence[PackedRow], segment: int, end: int, dead: int) -> int:
         """`rows` in the order of their keys."""
         self._segment(segment)
-        there = self._removing.still(rows)
+        there = self._removal.still(rows)
         self.writing = True
         if there:
             gone = self._remove(there)
@@ -171,7 +174,7 @@ class Batch:
         return len(there)
 
     def relocate(self, moves: Sequence[tuple[InstanceRow, Location]], segment: int, end: int) -> list[bool]:
-        """An instance moves only if it still lies where the caller saw it."""
+        """An instance moves only if it still is where the caller saw it."""
         self._segment(segment)
         self.writing = True
         done = []
@@ -245,8 +248,8 @@ class Batch:
         self._account(row.location.segment, live=row.location.length)
 
     def _remove(self, rows: Sequence[PackedRow]) -> Gone:
-        """Instances that are there, in the order of their keys."""
-        gone = self._removing.remove(rows)
+        """Remove existing instances, in the order of their keys."""
+        gone = self._removal.remove(rows)
         for segment, length in gone.freed.items():
             self._account(segment, live=-length, dead=length)
         self.damage.forget(gone.ids)
@@ -295,7 +298,7 @@ class Batch:
         self._transaction.put(key, value, db=self._handles[name])
 
     def _append(self, name: str, key: bytes, value: bytes) -> None:
-        """A key behind all others, as those that begin with a new serial are: pages stay full."""
+        """Put a key behind all others, which keeps pages full: keys begin with a new serial."""
         self._transaction.put(key, value, append=True, db=self._handles[name])
 
 
@@ -313,7 +316,7 @@ class Gone(NamedTuple):
     freed: Mapping[int, int]  # bytes of their payloads by segment
 
 
-class Removing:
+class Removal:
     """Within the writer's transaction."""
 
     def __init__(self, transaction: Transaction, handles: dict[str, Any], levels: Levels) -> None:
@@ -322,7 +325,7 @@ class Removing:
         self._levels = levels
 
     def still(self, rows: Sequence[PackedRow]) -> Sequence[PackedRow]:
-        """Those whose record is the same, as they are now. Mostly nothing has changed, and one walk tells."""
+        """The current rows of those instances that still have the same record. Usually none has changed."""
         if not rows:
             return rows
         cursor = self._cursor("instances")
@@ -332,12 +335,12 @@ class Removing:
         return [(key, value) for key, value, record in now if value and record_id_of(value) == record]
 
     def remove(self, rows: Sequence[PackedRow]) -> Gone:
-        """Instances that are there, one at least, in the order of their keys."""
+        """Remove existing instances, at least one, in the order of their keys."""
         keys, values = zip(*rows, strict=True)
         try:
             facts = [_FACTS.unpack_from(value) for value in values]
             serials, segments, lengths, ids, times, variants = zip(*facts, strict=True)
-            self._tell_levels(keys, values, list(zip(variants, times, ids, strict=True)))
+            self._update_levels(keys, values, list(zip(variants, times, ids, strict=True)))
         except (struct.error, IndexError) as error:
             raise StoreCorrupt(UNREADABLE) from error
         self._delete_instances(keys)
@@ -352,9 +355,9 @@ class Removing:
             freed[segment] += length
         return Gone(keys, ids, freed)
 
-    def _tell_levels(self, keys: Sequence[bytes], values: Sequence[bytes], leaving: list[Leaving]) -> None:
+    def _update_levels(self, keys: Sequence[bytes], values: Sequence[bytes], removed: list[Removed]) -> None:
         for series, start, end in _by_series(keys):
-            self._levels.remove(series, leaving[start:end], _classes(values[start:end]))
+            self._levels.remove(series, removed[start:end], _classes(values[start:end]))
 
     def _delete_instances(self, keys: Sequence[bytes]) -> None:
         cursor = self._cursor("instances")
@@ -364,7 +367,7 @@ class Removing:
             cursor.delete()
 
     def _delete_uids(self, series: bytes, keys: Sequence[bytes]) -> None:
-        """Of instances of one series (study \\0 series)."""
+        """`series` is study \\0 series."""
         cursor, begin = self._cursor("uids"), len(series) + 1
         for key in keys:
             pair = b"i" + key[begin:], series
@@ -372,7 +375,7 @@ class Removing:
                 cursor.delete()
 
     def _delete_owned(self, name: str, serials: Sequence[int]) -> None:
-        """The rows of these serials, in their order; each has any number of them."""
+        """Delete all rows of these serials, which are ascending."""
         cursor = self._cursor(name)
         for first, last in runs(serials):
             start, end = number_key(first), number_key(last + 1)
@@ -386,7 +389,7 @@ class Removing:
 
 
 def _by_series(keys: Sequence[bytes]) -> Iterator[tuple[bytes, int, int]]:
-    """Of keys in order: study \\0 series, where its instances begin and where they end."""
+    """For ordered keys: study \\0 series, and the range of its instances."""
     start = 0
     while start < len(keys):
         series, _, _ = keys[start].rpartition(b"\0")
@@ -396,7 +399,7 @@ def _by_series(keys: Sequence[bytes]) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _classes(values: Sequence[bytes]) -> Mapping[bytes, int]:
-    """How many instances have each SOP class. Those of a series mostly have one."""
+    """Number of instances of each SOP class. A series usually has one."""
     first = sop_class_in(values[0])
     begin, end = UIDS_AT - 2, UIDS_AT + len(first)  # lengths of SOP class and syntax stand before them
     if len({value[begin:end] for value in values}) == 1:
@@ -405,7 +408,7 @@ def _classes(values: Sequence[bytes]) -> Mapping[bytes, int]:
 
 
 def runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """First and last of numbers that follow one another, in ascending order."""
+    """First and last of each run of consecutive numbers; `numbers` are ascending."""
     if not numbers:
         return
     first = last = numbers[0]

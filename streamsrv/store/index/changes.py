@@ -1,16 +1,14 @@
-"""The rows of the database changes: what was stored, replaced and deleted, in commit order.
+"""The rows of the database changes: stored, replaced and deleted instances, in commit order.
 
     sequence u64             -> kind u8, at u64, record id, study \\0 series \\0 instance
-    sequence u64 of the last -> 255, at u64, count u32, length u16 of what all keys begin with, record ids,
-                                that beginning, what follows it in each key (\\n between)
+    sequence u64 of the last -> 255, at u64, count u32, length u16 of the common beginning of all keys, record
+                                ids, that beginning, the rest of each key (\\n between)
 
-The database may be bounded: the oldest changes go, some at a time, and `about` has the sequence of the
-first one that is there (first_change). The last change always stays, because the next sequence follows from
-it.
+The log may be bounded: the oldest changes go, some at a time, and `about` has the sequence of the first
+change that is kept. The last change always stays, because the next sequence follows from it.
 
-The second form is that of instances that were deleted together: each has a sequence of its own, and a row for
-each would be ten times as long, and as much work. Behind either stands a checksum (`index_rows`).
-"""
+The second form is for instances that were deleted together. Each has a sequence; a row for each would take
+ten times the bytes and the work. A checksum follows either form (see rows)."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ _DELETIONS = struct.Struct("<BQIH")
 _SEVERAL = 255
 
 
-# The log is looked at once in so many changes, and so many rows go at most: a commit stays short.
+# The log is cut once in FORGET_EVERY changes, by at most FORGET_ROWS rows, so that a commit stays short.
 FORGET_EVERY = 1024
 FORGET_ROWS = 2048
 
@@ -55,10 +53,10 @@ def pack_change(sequence: int, kind: ChangeKind, at: int, record_id: bytes, key:
 
 
 def pack_deletions(last: int, at: int, ids: Sequence[bytes], keys: Sequence[bytes]) -> bytes:
-    """One row for several instances that were deleted together, in the order of their keys; `last` is the
-    sequence of the last of them. A row for each would be ten times as long, and as much work."""
+    """One row for instances that were deleted together, in the order of their keys; `last` is the sequence of
+    the last one."""
     first = keys[0]
-    # They are in order: what the first and the last have in common all have.
+    # The keys are in order: all have the common beginning of the first and the last.
     shared = sum(takewhile(bool, map(operator.eq, first, keys[-1])))
     head = _DELETIONS.pack(_SEVERAL, at, len(keys), shared)
     rest = b"\n".join([key[shared:] for key in keys])
@@ -66,7 +64,7 @@ def pack_deletions(last: int, at: int, ids: Sequence[bytes], keys: Sequence[byte
 
 
 def unpack_changes(sequence: int, stored: bytes) -> list[Change]:
-    """One, or the several of which `sequence` is the last."""
+    """The changes of a row; `sequence` is that of the last one."""
     value = without_sum("changes", number_key(sequence), stored)
     try:
         if value[0] == _SEVERAL:

@@ -1,17 +1,17 @@
-"""The register of damaged records: rows of the database `damage`, and how they are read and written.
+"""The register of damaged records: rows of the database `damage`.
 
     record id (16 bytes) -> found at u64, segment u32, offset u64, length u64, then the text
                             study \\0 series \\0 instance \\0 reason
 
-Strategy: a record is registered by the process that finds its bytes changed (scrub, check, compaction,
-reindex, a store of the same instance). From that commit on every process refuses to serve the bytes. The row
-goes when the instance is deleted or stored again, or when a later look finds the bytes whole.
+Strategy: a process that finds changed bytes registers the record (scrub, check, compaction, reindex, a store
+of the same instance). From that commit on every process refuses to serve the bytes. The row goes when the
+instance is deleted or stored again, or when a later check finds the bytes whole.
 
-A look-up must be free while nothing is damaged. So a reader counts the rows once for each commit that it sees
+A look-up must cost nothing while nothing is damaged. So a reader counts the rows once for each index version,
 and looks for a record only if there are any.
 
-The integers are little endian; found at is in microseconds since 1970, UTC; the location is that of the
-payload when the damage was found. Behind a row stands a checksum (`index_rows`).
+Integers are little endian. `found at` is in microseconds since 1970, UTC. The location is that of the payload
+when the damage was found. A checksum follows each row (see rows).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PLACE = struct.Struct("<QIQQ")
 
 
 class DamagedRecord(NamedTuple):
-    """A record whose stored bytes are not those that arrived. `key` is None if it is not known."""
+    """A record whose stored bytes differ from those that arrived. `key` is None if unknown."""
 
     record_id: bytes
     key: InstanceKey | None
@@ -44,7 +44,7 @@ def pack_damaged(record: DamagedRecord) -> bytes:
 
 
 def unpack_damaged(record_id: bytes, stored: bytes) -> DamagedRecord:
-    """Raises StoreCorrupt unless the row is as it was written."""
+    """Raises StoreCorrupt if the row is damaged."""
     value = without_sum("damage", record_id, stored)
     try:
         found_at, *place = _PLACE.unpack_from(value)
@@ -74,7 +74,7 @@ class DamageReader:
         return self.any(transaction) and transaction.get(record_id, db=self._handles["damage"]) is not None
 
     def among(self, transaction: Any, ids: Iterable[bytes]) -> list[DamagedRecord]:
-        """Those of the records that are registered."""
+        """The registered ones of these records."""
         if not self.any(transaction):
             return []
         handle = self._handles["damage"]
@@ -82,7 +82,7 @@ class DamageReader:
         return [unpack_damaged(each, value) for each, value in found if value is not None]
 
     def page(self, transaction: Any, after: bytes, limit: int) -> list[DamagedRecord]:
-        """In the order of their ids, from behind `after`; each with its location as of now."""
+        """In the order of their ids, from behind `after`; each with its current location."""
         cursor = transaction.cursor(db=self._handles["damage"])
         more = cursor.set_range(after + b"\0") if after else cursor.first()
         rows: Iterator[tuple[bytes, bytes]] = cursor.iternext() if more else iter(())
@@ -106,8 +106,7 @@ class DamageWriter:
         self._handles = handles
 
     def register(self, records: Sequence[DamagedRecord]) -> list[bool]:
-        """True for each that is registered now and was not before. A record that the index does not have any
-        more is not registered."""
+        """True for each new record. A record that the index no longer has is not registered."""
         return [self._is_current(record) and self._add(record) for record in records]
 
     def _add(self, record: DamagedRecord) -> bool:

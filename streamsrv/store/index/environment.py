@@ -1,10 +1,15 @@
-"""The LMDB environment under the index: its databases, its limits, its errors in our words.
+"""The LMDB environment of the index: databases, limits, errors, listing and rewriting of all rows.
 
-Strategy: opened once a process, after the process has started (nothing forks later). Readers begin a
-transaction for each batch and end it with the batch: an open one would pin every page that was freed since,
-and the file would grow. Writes go through `index_writer`, one at a time.
+Strategy: a process opens the environment once, after it has started; nothing forks later. A reader begins a
+transaction for each batch and ends it with the batch: an open transaction pins every page that is freed
+meanwhile, and the file grows. Writes go through `writer`, one at a time.
 
-Rules of this file: LMDB's own words and exceptions do not leave it and its companions.
+LMDB only forgets deleted rows: their bytes stay in free pages and in gaps of used pages. So `compact --all`
+calls `rewrite`, which copies all rows to a new file and opens that. Only a process that has the index alone
+may do so, because other processes would go on with the old file. A rewrite that was cut short leaves a
+folder, which the next one removes.
+
+Rules of this file: names and exceptions of LMDB do not leave this room.
 """
 
 from __future__ import annotations
@@ -74,16 +79,16 @@ _CORRUPT = (
 
 @contextlib.contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """LMDB's exceptions as ours."""
+    """Translate exceptions of LMDB."""
     try:
         yield
     except StreamsrvError:
         raise
     except lmdb.Error as error:
-        raise in_our_words(error, doing) from error
+        raise store_error(error, doing) from error
 
 
-def in_our_words(error: lmdb.Error, doing: str) -> StoreError | InsufficientStorage:
+def store_error(error: lmdb.Error, doing: str) -> StoreError | InsufficientStorage:
     if isinstance(error, lmdb.MapFullError | lmdb.DiskError) or os.strerror(errno.ENOSPC) in str(error):
         return InsufficientStorage(f"no space left while {doing}")
     if isinstance(error, lmdb.VersionMismatchError) or "data format" in str(error):
@@ -96,7 +101,7 @@ def in_our_words(error: lmdb.Error, doing: str) -> StoreError | InsufficientStor
 
 
 class ReadTransaction:
-    """`with` gives a transaction. No generator stands behind it: a look-up takes no longer than one would."""
+    """A context manager without a generator, because a look-up takes no longer than a generator would."""
 
     __slots__ = ("_doing", "_lmdb", "_transaction")
 
@@ -108,13 +113,13 @@ class ReadTransaction:
         try:
             self._transaction = self._lmdb.begin()
         except lmdb.Error as error:
-            raise in_our_words(error, self._doing) from error
+            raise store_error(error, self._doing) from error
         return self._transaction
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self._transaction.abort()
         if isinstance(error, lmdb.Error):
-            raise in_our_words(error, self._doing) from error
+            raise store_error(error, self._doing) from error
 
 
 class Environment:
@@ -142,8 +147,7 @@ class Environment:
             raise
 
     def _join(self) -> int:
-        """Every opener shares a lock on the folder, so that a rewrite can tell whether it is alone. It ends
-        with the process."""
+        """Share a lock on the folder until the process ends, so that a rewrite knows whether it is alone."""
         descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -154,7 +158,8 @@ class Environment:
         return descriptor
 
     def _require_their_lock(self, descriptor: int) -> None:
-        """Others have the index open. If LMDB's lock file is gone, a new one would allow two writers."""
+        """Another process has the index open. If LMDB's lock file is gone, a new one would allow two
+        writers."""
         deadline = time.monotonic() + STARTING
         while (self.folder / "data.mdb").exists() and not (self.folder / "lock.mdb").exists():
             if time.monotonic() > deadline:
@@ -166,17 +171,17 @@ class Environment:
             time.sleep(0.01)
 
     def require_files(self) -> None:
-        """StoreError unless the files under these names are those that are open: a write would be lost, or
-        would meet another writer."""
-        moment = os.fstat(self._users).st_mtime_ns  # of the folder: a change of names in it changes this
-        if moment == self._unchanged_since:
+        """Raises StoreError if the open files were removed or replaced: a write would be lost, or there would
+        be two writers."""
+        changed = os.fstat(self._users).st_mtime_ns  # of the folder: a change of names in it changes this
+        if changed == self._unchanged_since:
             return
         try:
             found = self._file_numbers()
         except FileNotFoundError:
             found = ()
         if found == self._files:
-            self._unchanged_since = moment
+            self._unchanged_since = changed
         else:
             raise StoreError(
                 f"a file in {self.folder} was removed or replaced while the index is open: nothing is "
@@ -184,7 +189,7 @@ class Environment:
             )
 
     def _file_numbers(self) -> tuple[int, ...]:
-        """Of data and locks: numbers that change when a file is replaced."""
+        """Inode numbers of data and locks."""
         return tuple(os.stat(each).st_ino for each in self._paths)
 
     def _allocate_locks(self) -> None:
@@ -244,7 +249,7 @@ class Environment:
             )
 
     def _found(self) -> None:
-        """A new folder gets its databases, and what `about`, the last of them, says, in one transaction."""
+        """Make the databases of a new folder and the rows of `about`, in one transaction."""
         with self.lmdb.begin(write=True) as transaction:
             if transaction.stat()["entries"]:
                 return
@@ -258,22 +263,19 @@ class Environment:
         return ReadTransaction(self.lmdb, doing)
 
     def version(self) -> int:
-        """The number of the last commit that readers are shown. As long as it stays the same, so does
-        everything that can be read."""
+        """The number of the last commit that readers see."""
         try:
             transaction = self.lmdb.begin()
         except lmdb.Error as error:
-            raise in_our_words(error, "looking for changes") from error
+            raise store_error(error, "looking for changes") from error
         number: int = transaction.id()
         transaction.abort()
         return number
 
     def unseen(self) -> int:
-        """The number of a commit that the file holds and readers are not shown yet, or 0.
-
-        LMDB's writer first makes its commit durable and then lets readers know. Between the two it may die,
-        and then readers go on seeing the state before, until the next writer begins.
-        """
+        """The number of a commit that is in the file but not visible to readers, or 0. LMDB makes a commit
+        durable before readers see it. If the writer dies in between, readers see the old state until the next
+        writer begins."""
         with self.reading("looking for commits") as transaction:
             last: int = self.lmdb.info()["last_txnid"]
             return last if transaction.id() < last else 0
@@ -287,11 +289,11 @@ class Environment:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Nobody else has the index open, and nobody can open it, until the end of the block."""
+        """No other process has the index open or can open it during the block. Raises StoreLocked."""
         try:
             fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            # An attempt that fails may have cost the shared lock.
+            # A failed attempt may have lost the shared lock.
             fcntl.flock(self._users, fcntl.LOCK_SH)
             raise StoreLocked("the index can be rewritten only while no other process has it open") from error
         try:
@@ -320,7 +322,7 @@ Pair = tuple[bytes, bytes]
 
 
 def dump(environment: Environment, name: str) -> Iterator[Pair]:
-    """Every key and value of a database, in the order of the keys, then of the values."""
+    """Every key and value of a database, in order."""
     last: Pair | None = None
     more = True
     while more:
@@ -343,7 +345,7 @@ def _behind(cursor: lmdb.Cursor, last: Pair, *, several: bool) -> bool:
 
 
 def rewrite(environment: Environment, ops: FileOps) -> None:
-    """Afterwards the environment is open again, on a file that holds nothing but its rows."""
+    """Copy all rows to a new file, and open that."""
     folder = environment.folder
     new = folder / "rewrite"
     with environment.alone():

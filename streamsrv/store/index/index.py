@@ -2,7 +2,7 @@
 
 Strategy: an ordered map behind few calls, in batches. Writing calls return when the write is durable, and may
 come from any thread. Reading calls see everything that any process has acknowledged. docs/store-contract.md
-lists what each call promises.
+is the contract of each call.
 
 Rules of this file: no transaction, cursor or view of the map outlives a call, or lasts between two batches of
 an iterator. No signature names the map: another database can stand behind the same calls.

@@ -1,16 +1,16 @@
-"""Studies and series, kept true while instances come and go.
+"""Studies and series, kept correct while instances come and go.
 
-Strategy: the instances of a series nearly always agree on its attributes. Each set of study and series
-attributes that occurs is kept once, as a *variant*, with the number of instances that share it and the order
-of the latest. So 400 instances of a series cost one merge: a transaction only counts, and `flush` writes each
-touched series and study once.
+Strategy: the instances of a series nearly always agree on its attributes. Each distinct set of study and
+series attributes is kept once, as a *variant*, with the number of its instances and the order of the latest
+one. So 400 instances of a series cost one merge: a transaction counts, and `flush` writes each touched series
+and study once.
 
-The attributes of a series are those of its variants laid over each other in the order of their latest
-instances, a study's those of all its series' variants: the latest stored wins, an empty value erases nothing,
-and what a deleted instance said is gone, because its variant is. The outcome depends on which instances there
-are and not on how they came, so a rebuild gives the same rows.
+The attributes of a series are those of its variants merged in the order of their latest instances; those of a
+study come from all its variants. The latest stored value wins, and an empty value erases nothing. A deleted
+instance leaves nothing, because its variant is gone. The result depends only on which instances exist, so a
+rebuild gives the same rows.
 
-Rules of this file: everything happens inside the writer's transaction; nothing here is kept beyond it.
+Rules of this file: everything happens in the writer's transaction, and nothing is kept beyond it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from streamsrv.store.index.rows import (
 )
 from streamsrv.store.rows import InstanceKey
 
-Leaving: TypeAlias = tuple[bytes, int, bytes]  # variant, stored at, record id of an instance
+Removed: TypeAlias = tuple[bytes, int, bytes]  # variant, stored at, record id of an instance
 
 _NEVER = bytes(24)  # before every order
 _MODALITY = "00080060"
@@ -46,15 +46,15 @@ _MODALITY = "00080060"
 
 @dataclass(slots=True)
 class _Series:
-    """What a transaction has done to one series. `variants` holds those touched, by digest; the modalities
-    are those under which it counted in its study before and counts now."""
+    """The changes of a transaction to one series. `variants` are the touched ones, by digest. The modalities
+    are those under which the series counts in its study, before and after."""
 
     study: str
     series: str
     before: LevelRow | None
     after: LevelRow | None = None
     variants: dict[bytes, Variant] = field(default_factory=dict)
-    unsettled: set[bytes] = field(default_factory=set)  # variants whose latest instance was removed
+    stale: set[bytes] = field(default_factory=set)  # variants whose latest instance was removed
     added: int = 0
     removed: int = 0
     oldest: bytes = b"\xff" * 24  # of those added
@@ -71,11 +71,11 @@ class _Series:
         return self.added - self.removed
 
     def later_than(self, before: LevelRow) -> bool:
-        """Nothing was removed, and all that was added is later than all there was."""
+        """True if nothing was removed and all new instances are later than the old ones."""
         return not self.removed and self.oldest > before.latest
 
-    def says_the_same(self, before: LevelRow) -> bool:
-        """What was added repeats what the latest instance there was had said already: only counts change."""
+    def repeats(self, before: LevelRow) -> bool:
+        """True if all new instances have the variant of the latest old one, so that only counts change."""
         said = list(self.variants.values())
         return self.later_than(before) and len(said) == 1 and said[0].was == before.latest
 
@@ -95,24 +95,24 @@ class Levels:
         variant.count += 1
         if order > variant.latest:
             variant.latest = order
-            series.unsettled.discard(digest)
+            series.stale.discard(digest)
         series.added += 1
         series.oldest = min(series.oldest, order)
         series.classes[sop_class] += 1
 
-    def remove(self, key: bytes, leaving: Sequence[Leaving], classes: Mapping[bytes, int]) -> None:
+    def remove(self, key: bytes, removed_instances: Sequence[Removed], classes: Mapping[bytes, int]) -> None:
         """Instances of one series (study \\0 series); `classes` counts them by SOP class."""
         study, _, uid = key.decode().partition("\0")
         series = self._touched(study, uid)
-        counts = Counter([digest for digest, _, _ in leaving])
-        orders = leaving if len(counts) == 1 else set(leaving)
+        counts = Counter([digest for digest, _, _ in removed_instances])
+        orders = removed_instances if len(counts) == 1 else set(removed_instances)
         for digest, count in counts.items():
             variant = self._variant(series, digest)
             if variant is not None:
                 variant.count -= count
                 if variant.count <= 0 or (digest, *order_from(variant.latest)) in orders:
-                    series.unsettled.add(digest)
-        series.removed += len(leaving)
+                    series.stale.add(digest)
+        series.removed += len(removed_instances)
         for sop_class, count in classes.items():
             series.classes[sop_class.decode()] -= count
 
@@ -147,8 +147,8 @@ class Levels:
 
     def _flush_variants(self, series: _Series) -> None:
         start = prefix(series.study, series.series)
-        unsettled = {digest for digest in series.unsettled if series.variants[digest].count > 0}
-        for digest, order in self._latest(start, unsettled).items():
+        stale = {digest for digest in series.stale if series.variants[digest].count > 0}
+        for digest, order in self._latest(start, stale).items():
             series.variants[digest].latest = order
         for digest, variant in series.variants.items():
             if variant.count > 0:
@@ -157,7 +157,7 @@ class Levels:
                 self._transaction.delete(start + digest, db=self._handles["variants"])
 
     def _latest(self, start: bytes, digests: set[bytes]) -> dict[bytes, bytes]:
-        """Found again among the surviving instances of the series."""
+        """The latest order of each variant, from the remaining instances of the series."""
         found: dict[bytes, bytes] = {}
         if not digests:
             return found
@@ -175,7 +175,7 @@ class Levels:
         before = series.before
         count = (before.instances if before else 0) + series.grown
         numbers = {"00201209": _number(count)}
-        if before and series.says_the_same(before):
+        if before and series.repeats(before):
             answer = recounted(before.answer, {"00201209": _number(before.instances)}, numbers)
             latest = next(iter(series.variants.values())).latest
             series.after = LevelRow(count, 0, latest, answer, before.more, b"")
@@ -229,9 +229,8 @@ class Levels:
     def _merged(
         self, level: Level, start: bytes, touched: list[_Series], before: LevelRow | None, old: JsonDataset
     ) -> tuple[JsonDataset, bytes]:
-        """The attributes and the order of the latest instance. Where every new instance is later than all
-        before, its attributes are laid over the old ones; else all variants are laid over each other
-        again."""
+        """The merged attributes, and the order of the latest instance. If every new instance is later than
+        the old ones, only its attributes are merged; else all variants are merged again."""
         if before is None or not all(part.later_than(before) for part in touched):
             return merge(level, self._variants_under(start))
         attributes, latest = merge(level, [each for part in touched for each in part.variants.values()])
@@ -278,7 +277,7 @@ class Levels:
 
 
 def merge(level: Level, variants: Iterable[Variant]) -> tuple[JsonDataset, bytes]:
-    """Variants laid over each other, the one with the latest instance on top."""
+    """Merge variants; the one with the latest instance wins."""
     merged: JsonDataset = {}
     latest = _NEVER
     for variant in sorted(variants, key=lambda variant: variant.latest):
@@ -292,7 +291,7 @@ def _number(number: int) -> JsonElement:
 
 
 def study_computed(instances: int, series: int, tallies: dict[str, int]) -> JsonDataset:
-    """What a study's answer says about its series and instances."""
+    """The attributes of a study that are computed from its series and instances."""
     modalities = sorted(name[1:] for name in tallies if name[0] == "m")
     classes = sorted(name[1:] for name in tallies if name[0] == "c")
     return {
@@ -304,13 +303,13 @@ def study_computed(instances: int, series: int, tallies: dict[str, int]) -> Json
 
 
 def _only_counts(parts: list[_Series], before: LevelRow, past: JsonDataset, now: JsonDataset) -> bool:
-    """Whether the row of a study differs from the one before in nothing but its numbers."""
+    """Whether only the counts in the row of a study change."""
     same = all(past[tag] == now[tag] for tag in ("00080061", "00080062"))
-    return same and len(parts) == 1 and parts[0].says_the_same(before)
+    return same and len(parts) == 1 and parts[0].repeats(before)
 
 
 def _modality(attributes: JsonDataset) -> str:
-    """The modality under which a series counts in its study."""
+    """The modality of a series, for the counts of its study."""
     element = attributes.get(_MODALITY)
     return str(element["Value"][0]).strip() if element else ""
 

@@ -1,31 +1,26 @@
-"""How the index's rows are packed: every key and value of every database, and nothing else.
+"""The keys and values of every database of the index.
 
     instances   study \\0 series \\0 instance -> the struct below, SOP class and syntax, search answer
-    metadata    serial u64, chunk u32         -> a zstd frame of DICOM JSON text, or of several (index_texts)
-    frames      serial u64, chunk u32         -> up to 1,024 pairs (offset u64, length u64)
+    metadata    serial u64, chunk u32         -> a zstd frame of DICOM JSON text, or of several
+    (metadata_blobs) frames      serial u64, chunk u32         -> up to 1,024 pairs (offset u64, length u64)
     bulk        serial u64, path              -> VR, offset u64, length u64, path where the key is its digest
     variants    study \\0 series \\0 digest   -> count u64, order of the latest, the attributes as JSON
-    studies     study                         -> LevelRow: counts, order of the latest, search answer
-    series      study \\0 series              -> LevelRow
-    attributes  level u8, tag u32, normal form -> study, or study \\0 series (several)
-    uids        "i" instance / "s" series     -> study \\0 series / study (several)
-    changes     sequence u64                  -> one change, or several (`index_changes`)
-    damage      record id                     -> a record whose bytes are damaged (`damage`)
-    segments    segment u32                   -> committed end, live, dead, sealed
-    about       name                          -> text
+    studies     study                         -> LevelRow: counts, order of the latest, search answer series
+    study \\0 series              -> LevelRow attributes  level u8, tag u32, normal form -> study, or study
+    \\0 series (several) uids        "i" instance / "s" series     -> study \\0 series / study (several)
+    changes     sequence u64                  -> one change, or several (changes) damage      record id
+    -> a record whose bytes are damaged (damage) segments    segment u32                   -> committed end,
+    live, dead, sealed about       name                          -> text
 
-Behind the values of metadata, changes, damage, segments and about stands a checksum of key and value
-(xxh32): no record says what they should be, to the byte. It is verified whenever one is read.
+A checksum of key and value (xxh32) follows the values of metadata, changes, damage, segments and about: no
+record can prove them to the byte. It is verified at each read.
 
-Integers in keys are big-endian, so that they sort; those in values little-endian.
+Integers in keys are big-endian, so that they sort; those in values are little-endian.
 
-The columns of an instance's row are two bytes, and the two behind them its pixel facts (dicom/pixelfacts.py).
-
-The *serial* of an instance is the sequence of the change that stored it. Three databases are keyed by it
-instead of by the triple: that saves 180 bytes a key, and makes their rows land at the end of the tree, in
-arrival order, on full pages. The *order* of an instance (stored_at, record id) says which of two is the later
-one; unlike the serial it survives a rebuild.
-"""
+The *serial* of an instance is the sequence of the change that stored it. Three databases have it in their
+keys instead of the triple. That saves 180 bytes a key, and the rows land at the end of the tree, on full
+pages. The *order* of an instance (stored_at, record id) decides which of two is the later one. Unlike the
+serial it survives a rebuild."""
 
 from __future__ import annotations
 
@@ -52,7 +47,7 @@ LONGEST_PATH = 400  # of a bulk value, that is part of its key
 _PAIR = 16
 VARIANT_BYTES = 16
 
-PackedRow: TypeAlias = tuple[bytes, bytes]  # of `instances`, as it stands there
+PackedRow: TypeAlias = tuple[bytes, bytes]  # key and value of `instances`
 
 _TRIPLE = re.compile(r"[0-9.]{1,64}\0[0-9.]{1,64}\0[0-9.]{1,64}")
 _SERIAL = struct.Struct("<Q")
@@ -73,15 +68,15 @@ VARIANT_AT = UIDS_AT - VARIANT_BYTES - 2
 _VARIANT_END = VARIANT_AT + VARIANT_BYTES
 METADATA_AT = VARIANT_AT - 12  # its length u64, its slots u32
 _FRAME_KIND = 15  # among these
-_FRAME_KINDS = {int(kind): kind for kind in FrameKind}  # calling the enumeration takes three times as long
+_FRAME_KINDS = {int(kind): kind for kind in FrameKind}  # three times as fast as the enumeration
 _ORDER_AT = _SERIAL.size + 20  # record id, then stored_at
 _ID_END = _ORDER_AT + 16
-# Segment, offset and length of the record, and its id: they stand behind the serial.
+# Segment, offset and length of the record, and its id, behind the serial.
 PLACE = struct.Struct("<IQQ16s")
 _PLACE_AT = _SERIAL.size
 _PLACE_END = _PLACE_AT + PLACE.size
 _METADATA_SIZE = struct.Struct("<QI")
-_new = tuple.__new__  # of a named tuple whose parts are all there: calling its class takes longer
+_new = tuple.__new__  # faster than calling the class of a named tuple
 
 UNREADABLE = "a row of the database instances cannot be read: run check, then reindex"
 
@@ -102,7 +97,7 @@ def with_sum(key: bytes, value: bytes) -> bytes:
 
 
 def without_sum(database: str, key: bytes, stored: bytes) -> bytes:
-    """The value; StoreCorrupt, with the name of the row, unless key and value are those that were written."""
+    """The value. Raises StoreCorrupt, with the name of the row, if its checksum is wrong."""
     value = stored[:-_SUM]
     if xxhash.xxh32_digest(key + value) != stored[-_SUM:]:
         where = f"index database {database}, {row_name(database, key)}"
@@ -111,13 +106,12 @@ def without_sum(database: str, key: bytes, stored: bytes) -> bytes:
 
 
 def row_name(database: str, key: bytes) -> str:
-    """For people."""
+    """The name of a row in a report."""
     return _ROW_NAMES[database](key)
 
 
 def triple(key: InstanceKey) -> bytes:
-    """The key of `instances`. UIDs were checked at the door; a malformed one here would break the order of
-    keys."""
+    """The key of `instances`. Raises StoreError for a malformed UID: it would break the order of keys."""
     text = "\0".join(key)
     if _TRIPLE.fullmatch(text) is None:
         raise StoreError("a UID that is not digits and dots, 64 at most, cannot be indexed")
@@ -129,7 +123,7 @@ def split_triple(key: bytes) -> InstanceKey:
 
 
 def prefix(study: str, series: str | None = None, instance: str | None = None) -> bytes:
-    """What the keys of everything below a target resource begin with."""
+    """The beginning of all keys below a target resource."""
     parts = [part for part in (study, series, instance) if part is not None]
     return "\0".join(parts).encode() + (b"\0" if len(parts) < 3 else b"")
 
@@ -151,7 +145,7 @@ def chunk_key(serial: int, chunk: int) -> bytes:
 
 
 def bulk_path_key(path: str) -> bytes:
-    """Nesting can make a path longer than a key may be: then its digest stands for it."""
+    """The path, or its digest if it is too long for a key."""
     return path.encode() if len(path) <= LONGEST_PATH else b"#" + xxhash.xxh3_128_digest(path.encode())
 
 
@@ -177,7 +171,7 @@ def frame_chunks(table: bytes) -> Iterator[bytes]:
 
 
 def pack_instance(row: InstanceRow, variant: bytes, answer: bytes) -> bytes:
-    """Everything but the serial, which only the writer knows: it goes in front."""
+    """The row without the serial in front, which only the writer has."""
     sop_class, syntax = row.sop_class_uid.encode(), row.transfer_syntax.encode()
     try:
         packed = _INSTANCE.pack(
@@ -231,7 +225,7 @@ def record_ids_of(rows: Sequence[PackedRow]) -> list[bytes]:
 
 
 def segment_in(value: bytes) -> int:
-    """Where the instance of a row lies, without unpacking all of it; 0 if it cannot be read."""
+    """The segment of an instance, 0 if the row cannot be read."""
     return int.from_bytes(value[_SERIAL.size : _SERIAL.size + 4], "little")
 
 
@@ -245,7 +239,6 @@ def order_in(value: bytes | memoryview) -> bytes:
 
 
 def order_from(order: bytes) -> tuple[int, bytes]:
-    """Stored at, and record id."""
     stored_at, record_id = _ORDER.unpack(order)
     return stored_at, record_id
 
@@ -267,11 +260,11 @@ def unpack_instance(key: InstanceKey, value: bytes) -> InstanceRow:
     return _new(InstanceRow, (key, _new(Location, facts[:3]), *facts[3:6], *syntaxes, *others, False))
 
 
-# Plans read these from packed rows, because unpacking a row takes ten times as long.
+# Plans read these from packed rows: unpacking a row takes ten times as long.
 
 
 def places_in(rows: Sequence[PackedRow]) -> bytes:
-    """One PLACE of each row behind the other."""
+    """The PLACE of each row, joined."""
     places = b"".join([value[_PLACE_AT:_PLACE_END] for _, value in rows])
     if len(places) != PLACE.size * len(rows):
         raise StoreCorrupt(UNREADABLE)
@@ -279,7 +272,7 @@ def places_in(rows: Sequence[PackedRow]) -> bytes:
 
 
 def metadata_in(rows: Sequence[PackedRow]) -> list[tuple[int, int]]:
-    """Of each row metadata_length and metadata_slots."""
+    """metadata_length and metadata_slots of each row."""
     try:
         return [_METADATA_SIZE.unpack_from(value, METADATA_AT) for _, value in rows]
     except struct.error as error:
@@ -302,7 +295,7 @@ def unpacked(row: PackedRow) -> InstanceRow:
 
 
 def moved(value: bytes, location: Location) -> bytes:
-    """The same instance row at another location."""
+    """An instance row with another location."""
     return value[: _SERIAL.size] + struct.pack("<IQQ", *location) + value[_SERIAL.size + 20 :]
 
 
@@ -313,9 +306,9 @@ def instance_answer(value: bytes) -> bytes:
 
 @dataclass(slots=True)
 class LevelRow:
-    """A study or a series as searches see it. `answer` and `more` are JSON objects with slots
-    (`index_answers`), `more` the attributes that are returned only when asked for; `tallies` counts the
-    series by modality and the instances by SOP class (studies only)."""
+    """A study or series in searches. `answer` and `more` are JSON objects with slots (see answers); `more`
+    has the attributes that are returned only on request. `tallies` counts the series by modality and the
+    instances by SOP class (studies only)."""
 
     instances: int
     series: int
@@ -341,8 +334,8 @@ class LevelRow:
 
 @dataclass(slots=True)
 class Variant:
-    """One set of study and series attributes that `count` instances of a series share; `latest` is the order
-    of the last of them."""
+    """A set of study and series attributes that `count` instances of a series share; `latest` is the order of
+    the latest one."""
 
     count: int
     latest: bytes
@@ -376,7 +369,7 @@ def unpack_segment(key: bytes, stored: bytes) -> SegmentRow:
 
 
 def json_object(text: bytes) -> dict[str, Any]:
-    """A JSON object of a row; an empty text is an empty one."""
+    """Parse a JSON object of a row; an empty text gives an empty object."""
     try:
         loaded: dict[str, Any] = orjson.loads(text) if text else {}
     except orjson.JSONDecodeError as error:

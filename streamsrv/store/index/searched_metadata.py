@@ -1,9 +1,8 @@
-"""Attributes without a row in the index, as a search reads them: from the metadata of an instance.
+"""Attributes that are not in index rows: a search reads them from the metadata of an instance.
 
-Strategy: the tag is looked for in the JSON text as bytes; most texts do not have it, and are not parsed. A
-short text that has it is parsed whole. Of a long one only the attribute is (json/members.py), within
-the bytes that all searches of a worker may hold parsed together (budget.Parsing).
-"""
+Strategy: the tag is looked for in the bytes of the JSON text. Most texts do not have it, and are not parsed.
+A short text with the tag is parsed whole. Of a long text only the attribute is parsed, within the bytes that
+all searches of a worker may parse at once (budget.Parsing)."""
 
 from __future__ import annotations
 
@@ -31,9 +30,9 @@ def attributes_in(
     length: int,
     no_sequences: Collection[str] = (),
 ) -> Iterator[JsonDataset]:
-    """For as long as the block lasts, the attributes with these tags at the top level of a text of `length`
-    bytes, without its slots; those of `no_sequences` only if they are none. Raises ContentTooLarge if they
-    are longer than may be parsed, and Overloaded as `parsing` does."""
+    """During the block, the attributes with these tags at the top level of a text of `length` bytes, without
+    its slots; sequences among `no_sequences` are left out. Raises ContentTooLarge if they are too long to
+    parse, and Overloaded as `parsing` does."""
     found = elements_in(pieces(), tags, SHORT, no_sequences)
     if found is not None:
         yield _parsed(found)
@@ -53,7 +52,7 @@ def _parsed(found: Mapping[str, bytes]) -> JsonDataset:
 
 
 class SearchedMetadata:
-    """Used by one search."""
+    """The metadata that one search reads."""
 
     def __init__(
         self, environment: Environment, budget: Budget, parsing: Parsing, conditions: Sequence[Condition]
@@ -69,7 +68,7 @@ class SearchedMetadata:
         self._texts = BlobReader()
 
     def accept(self, serial: int) -> bool:
-        """Whether the metadata of the instance meet all conditions. ContentTooLarge when the budget is
+        """Whether the metadata of the instance meet all conditions. Raises ContentTooLarge when the budget is
         spent."""
         if not self._conditions:
             return True

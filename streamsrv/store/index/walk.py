@@ -1,15 +1,14 @@
-"""Searching: from a query to the studies, series or instances that match, in a stable order.
+"""Searching: from a query to the matching studies, series or instances, in a stable order.
 
-Strategy: studies come newest StudyDate first, then by UID; below a study everything is in the order of its
-UIDs. Where a UID is given, or where the inverted list of one condition is short, only those studies are
-looked at. Else the list of study dates is walked backwards, and the walk ends as soon as the caller has
-enough: a condition that most studies meet needs no list, and one that few meet has a short one. Every
-candidate is decided on its stored row, so a list may offer too much.
+Strategy: studies come newest StudyDate first, then by UID; everything below a study in the order of its UIDs.
+If a UID is given, or the inverted list of a condition is short, only those studies are read. Else the list of
+study dates is read backwards until the caller has enough results: a condition that most studies meet needs no
+list, and a condition that few studies meet has a short one. The stored row decides about every candidate, so
+a list may hold too many.
 
-Rules of this file: each batch has its own read transaction, and the next one goes on behind the last key.
-Everything looked at is charged to a budget, and a search that would cost more ends in words (413, PS3.18
-10.6.3: the query was too broad), never in fewer results.
-"""
+Rules of this file: each batch has its own read transaction, and the next one continues behind the last key.
+All reads are charged to a budget. A search that would cost more ends with an error (413, PS3.18 10.6.3: the
+query was too broad), never with fewer results."""
 
 from __future__ import annotations
 
@@ -34,14 +33,14 @@ from streamsrv.store.index.environment import Cursor, Environment
 from streamsrv.store.index.rows import LevelRow, prefix, serial_of
 from streamsrv.store.index.searched_metadata import SearchedMetadata
 
-FEW = 200  # a list that offers no more is used at once
-LEVELS = tuple(Level)  # going through an enumeration takes a microsecond each time
+FEW = 200  # a list of at most so many is used at once
+LEVELS = tuple(Level)  # iterating an enumeration takes a microsecond
 
 
 @dataclass(slots=True)
 class Hit:
-    """What matched, with the rows that were read on the way. Below the level of the query the first series or
-    instance that met the conditions there is named too, as a witness."""
+    """A match, with the rows that were read for it. Below the level of the query it also names the first
+    series or instance that met the conditions there."""
 
     study: str
     study_row: LevelRow
@@ -70,7 +69,7 @@ class Search:
         at_instances = self._conditions[Level.INSTANCE] or on_metadata
         instances = bool(at_instances or Level.INSTANCE in query.uids)
         series = bool(instances or self._conditions[Level.SERIES] or Level.SERIES in query.uids)
-        # How deep the conditions reach, or the target does.
+        # The deepest level of conditions and target.
         reach = Level.INSTANCE if instances else Level.SERIES if series else Level.STUDY
         self._depth = max(reach, query.level)
 
@@ -94,7 +93,7 @@ class Search:
                 yield Hit(above.study, above.study_row, above.series, above.series_row, instance, value)
 
     def _once(self, level: Level, below: Iterator[Hit]) -> Iterator[Hit]:
-        """Where the query asks for this level, one match below it is enough."""
+        """If the query asks for this level, one match below it is enough."""
         if self._query.level > level:
             yield from below
         else:
@@ -103,7 +102,7 @@ class Search:
     # -- deciding
 
     def _reader(self, level: Level) -> Callable[[Any], JsonDataset]:
-        """What a row says of all that is asked at its level."""
+        """Reads the attributes of a row that the conditions at its level need."""
         if level is Level.INSTANCE:
             return instance_attributes
         return reader_of(level, (tag for condition in self._conditions[level] for tag in condition.tags))
@@ -130,7 +129,7 @@ class Search:
         yield from ((study, row) for study, row in rows if self._lies_ahead(study, row))
 
     def _resume(self) -> tuple[bytes, bytes] | None:
-        """The day and the first study behind `after`, which may itself have more series or instances."""
+        """The day and the first study behind `after`; it may have more series or instances."""
         after = self._query.after
         if after is None:
             return None
@@ -138,7 +137,7 @@ class Search:
         return ALL_DAYS[0] + cut(after.date), after.study.encode() + (b"" if inside else b"\0")
 
     def _is_past(self, study: str) -> bool:
-        """Met already, although its date may have changed since."""
+        """Whether an earlier page had it, although its date may have changed."""
         after = self._query.after
         return after is not None and study == after.study and self._query.level is Level.STUDY
 
@@ -150,7 +149,7 @@ class Search:
         return date < after.date or (date == after.date and study > after.study)
 
     def _named(self) -> set[str] | None:
-        """The studies that UIDs in path and parameters leave, None if there are no UIDs."""
+        """The studies that match the UIDs in path and parameters; None without UIDs."""
         query = self._query
         sets = [{query.study}] if query.study is not None else []
         if Level.STUDY in query.uids:
@@ -161,8 +160,7 @@ class Search:
         return set.intersection(*sets) if sets else None
 
     def _listed(self) -> set[str] | None:
-        """The studies that all short inverted lists have in common; None where walking in order is less
-        work."""
+        """The studies that all short inverted lists have in common; None if reading in order is less work."""
         conditions = [each for each in self._query.conditions if each.row and each.row.indexed]
         if not conditions or [each.row.tag for each in conditions if each.row] == [ORDERING]:
             return None
@@ -171,13 +169,13 @@ class Search:
             if few is not None:
                 return few
         total = self._lists.studies()
-        # The walk reads rows until it has found as many as are wanted, the list reads all of its own.
+        # Reading in order stops after the wanted number of rows; a list is read completely.
         short = max(math.isqrt(self._query.wanted * total), FEW)
-        # Several lists may have few studies in common, however long each of them is.
+        # Several long lists may have few studies in common.
         most = CANDIDATES if len(conditions) > 1 else min(CANDIDATES, short)
         found: set[str] | None = None
         for scans in (False, True):
-            # Looking at every value of a list costs an eighth of reading as many rows.
+            # Reading a value of a list costs an eighth of reading a row.
             if scans and found is not None and len(found) <= max(FEW, total // 8):
                 break
             for condition in conditions:
@@ -211,7 +209,7 @@ class Search:
             yield key[len(start) :].decode(), value
 
     def _behind(self, level: Level, start: bytes) -> bytes:
-        """Where the rows under `start` begin that lie behind `after`."""
+        """The first key under `start` that is behind `after`."""
         after = self._query.after
         if after is None:
             return start
@@ -223,7 +221,7 @@ class Search:
     def _under(
         self, name: str, start: bytes, only: frozenset[str] | None, first: bytes
     ) -> Iterator[tuple[bytes, bytes]]:
-        """The rows whose keys begin with `start`, or of these the ones that `only` names; from `first` on."""
+        """The rows whose keys begin with `start`, from `first` on; with `only`, the named ones."""
         if self._budget.spent:
             return
         if only is not None:
@@ -258,9 +256,9 @@ def _allowed(one: str | None, several: frozenset[str] | None) -> frozenset[str] 
     return frozenset((one,)) if several is None else several & {one}
 
 
-CANDIDATES = 5_000  # a list that offers more is not used: walking in order is as fast then
+CANDIDATES = 5_000  # a longer list is not used: reading in order is as fast
 ROWS_A_BATCH = 500
-FIRST_KEYS = 64  # in the first batch: most ranges are short
+FIRST_KEYS = 64  # in the first batch, because most ranges are short
 KEYS_A_BATCH = 5_000
 
 _DATE_AT = re.compile(rb'"00080020":\{"vr":"DA","Value":\["([^"]*)"')
@@ -288,14 +286,13 @@ class Lists:
         return found
 
     def studies(self) -> int:
-        """How many there are."""
         with self._environment.reading("counting studies") as transaction:
             count: int = transaction.stat(self._handles["studies"])["entries"]
         return count
 
     def collect(self, condition: Condition, most: int) -> set[str] | None:
-        """The studies in the list of a condition's attribute that its probes offer, None if there are more
-        entries than `most`."""
+        """The studies that the probes of a condition find in the list of its attribute; None if there are
+        more entries than `most`."""
         assert condition.row is not None
         start, found = term_prefix(condition.row), set[str]()
         for probe in condition.probes():
@@ -305,7 +302,7 @@ class Lists:
         return found
 
     def _take(self, keys: list[bytes], level: Level, found: set[str], most: int) -> bool:
-        """Gather the studies that are listed under these keys; False if they are too many."""
+        """Collect the studies under these keys; False if they are too many."""
         with self._environment.reading("reading a list of studies") as transaction:
             cursor = transaction.cursor(db=self._handles["attributes"])
             for key in keys:
@@ -319,7 +316,7 @@ class Lists:
         return self._budget.spend(rows=1 + len(keys) // 8)
 
     def _keys(self, start: bytes, probe: Probe) -> Iterator[list[bytes]]:
-        """Those that the probe accepts, batch by batch."""
+        """The keys that the probe accepts, in batches."""
         # Forms are UTF-8, which never holds 0xFF: behind all that begin with `high`.
         at, end, size = start + probe.low, start + probe.high + b"\xff", FIRST_KEYS
         more = True
@@ -352,8 +349,8 @@ class Lists:
     def walk(
         self, low: bytes, high: bytes, at: tuple[bytes, bytes] | None, wanted: int
     ) -> Iterator[tuple[str, LevelRow]]:
-        """All studies in order, those whose study dates are between two keys of their list; from `at` on, a
-        key and a study that need not be there."""
+        """The studies with dates between two keys of their list, in order; from `at` on, a key and a study
+        that may no longer exist."""
         at = at if at and at[0] <= high + b"\xff" else None
         sizes = batch_sizes(wanted)
         more = True
@@ -377,7 +374,7 @@ class Lists:
 
 
 def batch_sizes(wanted: int) -> Iterator[int]:
-    """As many as are wanted; then, because few of them match, ever more."""
+    """The wanted number first; then more and more, because few rows match."""
     size = min(wanted, ROWS_A_BATCH)
     while True:
         yield size
@@ -385,13 +382,13 @@ def batch_sizes(wanted: int) -> Iterator[int]:
 
 
 def study_date(row: LevelRow) -> str:
-    """Its place in the order, as in the list of study dates."""
+    """The study date in the form of the list of study dates, "" without date."""
     found = _DATE_AT.search(row.answer)
     return (date_form(found[1].decode()) or "") if found else ""
 
 
 def _accepted(keys: list[bytes], probe: Probe, begin: int) -> list[bytes]:
-    """Those whose forms, from `begin` on, the probe accepts."""
+    """The keys whose forms, from `begin` on, the probe accepts."""
     long = begin + NORMAL_BYTES - 3  # a form that may have been cut, perhaps within a character
     needle, accepts = probe.needle, probe.accepts
     if needle and max(map(len, keys), default=0) < long:
@@ -402,7 +399,7 @@ def _accepted(keys: list[bytes], probe: Probe, begin: int) -> list[bytes]:
 
 
 def _holding(keys: list[bytes], needle: bytes) -> list[bytes]:
-    """Those that hold the needle. In one text it is found ten times as fast as in thousands."""
+    """The keys that hold the needle. Searching one joined text is ten times as fast."""
     text = _BETWEEN.join([b"", *keys, b""])
     if text.count(needle) > len(keys) // 8:
         return [key for key in keys if needle in key]
@@ -422,18 +419,18 @@ _STUDIES: dict[Level, Callable[[Iterable[bytes]], Iterable[str]]] = {
 }
 
 
-# The list of study dates is walked backwards by day, forwards within a day.
+# The list of study dates is read backwards by day, forwards within a day.
 
 
 def _begin(cursor: Cursor, high: bytes) -> bool:
-    """To the first study of the last day that begins with `high` or is before it."""
+    """Move to the first study of the last day that begins with `high` or is before it."""
     # Behind every key that begins with `high`: forms are UTF-8, which never holds 0xFF.
     there = cursor.prev_nodup() if cursor.set_range(high + b"\xff") else cursor.last()
     return bool(there and cursor.first_dup())
 
 
 def _go_on(cursor: Cursor, day: bytes, study: bytes) -> bool:
-    """To the first study from `study` on, which need not be there."""
+    """Move to the first study from `study` on."""
     if cursor.set_range_dup(day, study):
         return True
     return _begin_before(cursor, day)

@@ -1,16 +1,15 @@
-"""Who of a process writes to the index, and the group commit.
+"""The writer of the index in one process, and its group commit.
 
-Strategy: one commit costs one wait for the disk whatever it holds. So requests queue, and the first of them
-leads: in its own thread it begins a transaction, applies all that wait by then (up to SLICE_INSTANCES or
-SLICE_BYTES), commits it durably, and wakes each of them with its result or its exception. While it commits,
-the next ones gather; the first of those leads then. Nothing is handed to another thread by who is alone.
+Strategy: a commit costs one wait for the disk, whatever its size is. So requests queue, and the first of them
+leads. In its own thread it begins a transaction and applies all waiting requests, up to SLICE_INSTANCES or
+SLICE_BYTES. It commits them durably, and wakes each with its result or its exception. New requests queue
+meanwhile, and the first of them leads next. A request that is alone needs no other thread.
 
-Who is about to decide something asks `catch_up` first: a commit that its writer did not live to announce is
-seen by nobody until another writer begins.
+A commit is invisible if its writer died before it announced it, until another writer begins. So a caller that
+decides by the content calls `catch_up` first.
 
-A request that is refused before it wrote anything fails alone. If a write fails, the transaction is given up
-and its requests are tried again one by one, so that only the one at fault fails.
-"""
+A request that is refused before it wrote anything fails alone. If a write fails, the transaction is aborted
+and its requests are tried again one by one, so that only the faulty one fails."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ import lmdb
 
 from streamsrv.errors import StoreError, StreamsrvError
 from streamsrv.store.index.batch import Batch
-from streamsrv.store.index.environment import Environment, in_our_words
+from streamsrv.store.index.environment import Environment, store_error
 from streamsrv.store.rows import SLICE_BYTES, SLICE_INSTANCES
 
 Result = TypeVar("Result")
@@ -32,7 +31,7 @@ Result = TypeVar("Result")
 
 @dataclass(slots=True)
 class _Job(Generic[Result]):
-    """`turn` is released when the job is over, or when its thread has to lead."""
+    """`turn` is released when the job is over, or when its thread must lead."""
 
     apply: Callable[[Batch], Result]
     instances: int
@@ -49,7 +48,7 @@ class _Job(Generic[Result]):
 
 
 def _nothing(batch: Batch) -> None:
-    """To have begun is enough."""
+    """An empty write makes earlier commits visible."""
 
 
 class Writer:
@@ -61,12 +60,12 @@ class Writer:
         self._guard = threading.Lock()
         self._idle = threading.Condition(self._guard)
         self._waiting: deque[_Job[Any]] = deque()
-        self._led = False  # some thread leads, or has been told to
+        self._led = False  # a thread leads, or has been chosen to
         self._closed = False
-        self._own = 0  # the number of our latest commit, known before readers are shown it
+        self._own = 0  # the number of our latest commit, even before readers see it
 
     def catch_up(self) -> None:
-        """Whatever was committed, by writers that have died too, is seen from here on."""
+        """Make all commits visible, also those of dead writers."""
         if self._environment.unseen() not in (0, self._own):
             self.submit(_nothing, instances=0)
 
@@ -87,17 +86,16 @@ class Writer:
             self._lead()
         if job.error is not None:
             raise job.error
-        return job.result  # type: ignore[return-value]  # set by who led unless there is an error
+        return job.result  # type: ignore[return-value]  # set by the leader unless there is an error
 
     def close(self) -> None:
-        """What was submitted before is committed first."""
+        """Waits for earlier requests."""
         with self._guard:
             self._closed = True
             while self._led:
                 self._idle.wait()
 
     def _lead(self) -> None:
-        """Called by the first of those that wait."""
         try:
             for job in self._commit(None):
                 self._commit([job])
@@ -113,7 +111,7 @@ class Writer:
                 self._idle.notify_all()
 
     def _slice(self) -> list[_Job[Any]]:
-        """What one transaction takes of those that wait: the first, and as many more as there is room for."""
+        """The jobs of one transaction: the first waiting one, and as many more as fit."""
         jobs: list[_Job[Any]] = []
         instances = size = 0
         with self._guard:
@@ -126,14 +124,14 @@ class Writer:
         return jobs
 
     def _commit(self, chosen: list[_Job[Any]] | None) -> list[_Job[Any]]:
-        """Commit these jobs, or a slice of those that wait. Returns those of a transaction that failed, if
-        they were several and nobody has been told: to be tried one by one."""
+        """Commit these jobs, or a slice of the waiting ones. If a transaction of several jobs fails, returns
+        them, to be tried one by one."""
         refused: list[tuple[_Job[Any], BaseException]] = []
         jobs, environment = chosen, self._environment
         try:
             environment.require_files()
             with environment.lmdb.begin(write=True) as transaction:
-                # Until here another process may have written: some more have come meanwhile.
+                # Another process may have been writing: more jobs have come meanwhile.
                 jobs = jobs or self._slice()
                 batch = Batch(transaction, environment.handles, self._keep_changes)
                 applied = []
@@ -146,7 +144,7 @@ class Writer:
                             raise
                         refused.append((job, error))
                 batch.finish()
-                # One that writes nothing leaves its number to the next.
+                # A transaction that writes nothing leaves its number to the next.
                 wrote = any(job.apply is not _nothing for job in applied)
                 self._own = transaction.id() if wrote else 0
         except BaseException as error:
@@ -154,9 +152,10 @@ class Writer:
             jobs = jobs or self._slice()
             if len(jobs) > 1:
                 return jobs
-            words = in_our_words(error, "writing to the index") if isinstance(error, lmdb.Error) else error
+            if isinstance(error, lmdb.Error):
+                error = store_error(error, "writing to the index")
             for job in jobs:
-                job.finish(words)
+                job.finish(error)
             return []
         for job in applied:
             job.finish(None)

@@ -1,4 +1,4 @@
-"""The first 64 bytes of a segment file: which store it belongs to, and which segment it is.
+"""The first 64 bytes of a segment file: its store, and its number.
 
     offset  bytes
        0      8   magic, "SRVSEG\\r\\n"
@@ -6,16 +6,16 @@
       10      2   zero
       12      4   segment id
       16     16   fingerprint of the store (see folder)
-      32      8   record marker of the store (see records): with it a tool without the secret finds records
+      32      8   record marker of the store (see records): a tool without the secret finds records by it
       40      8   zero
       48     16   check: xxh3-128 of bytes 0-47, without a key
       64          the first record
 
-All numbers are little endian. The header is written when the file is created, and never changes.
+All numbers are little endian. The header is written with the file, and never changes.
 
 Rules of this file
 - A header with a valid check that names another store or segment is *foreign*: the store is refused.
-- A header with a wrong check is *damaged*. Each record has its own keyed check, so the records still count.
+- A header with a wrong check is *damaged*. Each record has a keyed check, so the records still count.
 - A file shorter than a header was never used: its creator died.
 """
 
@@ -42,7 +42,7 @@ def pack(form: RecordFormat, segment: int) -> bytes:
 
 
 def is_damaged(raw: bytes, form: RecordFormat, path: Path) -> bool:
-    """Whether these are not the first bytes of the segment file `path`. WrongStore if it is foreign."""
+    """Whether the first bytes of the segment file `path` are damaged. Raises WrongStore if it is foreign."""
     if raw == pack(form, int(path.stem)):
         return False
     fields = raw[: _FIELDS.size]
@@ -63,8 +63,8 @@ def is_damaged(raw: bytes, form: RecordFormat, path: Path) -> bool:
 
 
 def damaged_headers(files: dict[int, Path], form: RecordFormat) -> Iterator[tuple[int, str]]:
-    """(segment, reason) of each file whose header is damaged; WrongStore if a file is foreign. A file
-    shorter than a header is left out."""
+    """(segment, reason) of each damaged header; a file shorter than a header is left out. Raises WrongStore
+    if a file is foreign."""
     for segment, path in files.items():
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

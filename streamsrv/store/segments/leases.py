@@ -1,15 +1,14 @@
-"""Segments as readers see them: opened when an answer needs them, shared within the process, closed with the
+"""Segments as readers see them: opened when an answer needs them, shared in the process, closed after the
 last lease.
 
 Rules of this file
-- A lease outlives compaction: an unlinked file stays readable while it is open. A segment that cannot be
-  opened any more is SegmentGone, and whoever wanted it looks the instances up again.
+- A lease outlives compaction: an unlinked file can be read while it is open. A segment that cannot be opened
+  any more is SegmentGone, and the reader looks the instances up again.
 - Segments are never mapped: a read error on a mapping kills the process, and mapped pages count as its
   memory.
-- A segment that nobody reads any more stays open for LINGER seconds, because the next request mostly wants
-  the same one and opening it costs as much as finding a frame. No longer: a descriptor keeps the bytes of a
-  compacted segment on the disk.
-"""
+- After its last lease a segment stays open for LINGER seconds. The next request usually wants it, and opening
+  costs as much as finding a frame. A descriptor keeps the bytes of a compacted segment on the disk, so it
+  does not stay open longer."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ MOST_LINGERING = 64
 
 
 class SegmentLease:
-    """Open segments for reading, shared with every other reader of this process."""
+    """Open segments for reading, shared with other readers of this process."""
 
     def __init__(self, owner: Readers, fds: dict[int, int]) -> None:
         self._owner = owner
@@ -64,7 +63,7 @@ class Readers:
         self._ended = False
 
     def open(self, segments: Iterable[int]) -> SegmentLease:
-        """SegmentGone if one has been unlinked: look the instances up again."""
+        """Raises SegmentGone if a segment was removed: look the instances up again."""
         fds: dict[int, int] = {}
         try:
             for segment in segments:
@@ -89,7 +88,7 @@ class Readers:
             return fd
 
     def close(self, segments: Iterable[int]) -> None:
-        """Give back one lease of each."""
+        """Release one lease of each."""
         with self._lock:
             for segment in segments:
                 fd, leases = self._open.pop(segment)
@@ -113,7 +112,7 @@ class Readers:
         self._timer.start()
 
     def _sweep(self) -> None:
-        """Close what has lingered long enough; come back for the rest."""
+        """Close files after LINGER seconds; set the timer for the rest."""
         with self._lock:
             if self._timer is not threading.current_thread():
                 return  # forgotten
@@ -126,7 +125,7 @@ class Readers:
                 os.close(fd)
 
     def gone(self, segment: int) -> None:
-        """It has been unlinked: nobody opens it any more."""
+        """Its file has been removed."""
         with self._lock:
             if segment in self._open:
                 self._unlinked.add(segment)
@@ -134,14 +133,13 @@ class Readers:
                 os.close(self._lingering.pop(segment)[0])
 
     def end(self) -> None:
-        """Nothing lingers from now on. Where the interpreter ends no timer starts any more, and whoever
-        waited for that would wait for ever."""
+        """From now on files close at once. A timer must not start while the interpreter shuts down."""
         with self._lock:
             self._ended = True
         self.forget()
 
     def forget(self) -> None:
-        """Close at once what nobody reads."""
+        """Close all files without a lease."""
         with self._lock:
             timer, self._timer = self._timer, None
             for fd, _ in self._lingering.values():

@@ -2,13 +2,14 @@
 
     DATA/lost+found/SSSSSSSS-BEGIN-END[-N].part     bytes BEGIN to END of segment S, as they were
 
-A part holds a request that was never acknowledged, as far as index and manifest can tell. If they are older
-than the segment, or damaged, it may hold more: so a person decides when it goes. Nothing reads these files.
+A part holds a request that was never acknowledged, according to index and manifest. If they are damaged or
+older than the segment, it may hold acknowledged data, so only a person deletes it. No program reads these
+files.
 
 Rules of this file
 - A part is durable before the segment is cut.
-- A live transaction's own abort keeps nothing, nor does a cut that begins with a valid PENDING record:
-  neither was ever acknowledged. So a large upload whose worker is killed takes no space.
+- Nothing is kept of a transaction that aborts, nor of a cut that begins with a valid PENDING record: neither
+  was acknowledged. So a large upload whose worker is killed takes no space.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ log = logging.getLogger("streamsrv.store")
 
 
 def keep(layout: Layout, ops: FileOps, fd: int, segment: int, begin: int, end: int) -> Path:
-    """Copy bytes of a segment, durably, and say so in the log. Raises OSError."""
+    """Copy bytes of a segment durably, and log it. Raises OSError."""
     folder = layout.lost_and_found
     if not folder.exists():
         ops.make_folder(folder)
@@ -45,7 +46,7 @@ def keep(layout: Layout, ops: FileOps, fd: int, segment: int, begin: int, end: i
 
 
 def take_file(layout: Layout, ops: FileOps, segment: int, length: int) -> Path:
-    """Move the whole file of a segment there instead of unlinking it, and say so in the log."""
+    """Move the file of a segment there instead of removing it, and log it."""
     folder = layout.lost_and_found
     ops.make_folder(folder)
     path, target = _create(ops, folder, f"{segment:08d}-0-{length}")

@@ -10,7 +10,7 @@
       64     16   slot of segment 0, which there never is; that of segment n at 64 + 16 n
 
     slot
-       0      1   doubt (see locks)
+       0      1   dirty flag (see locks)
        1      1   state: 0 none, 1 GROWING, 2 SEALED, 3 REMOVED
        2      8   acknowledged end: bytes before it are never cut off
       10      6   check: the first bytes of the xxh3-64 of the fingerprint, the segment id and bytes 1-9
@@ -18,17 +18,17 @@
 All numbers are little endian. A slot lies in one sector, so it is written whole or not at all.
 
 Strategy: a writer updates its slot in place after the index commit and before the answer. That is one write
-to the page cache, which a killed process does not lose. So the acknowledged ends are known even when the
-index is lost. The file is synced when a segment is created, sealed or removed, and when a store is closed;
-a power loss may take back other updates.
+to the page cache, which survives the death of the process. So the acknowledged ends are known even if the
+index is lost. The file is synced when a segment is created, sealed or removed, and when a store is closed; a
+power loss may undo other updates.
 
 Rules of this file
-- The end in a slot is never behind that in the index: the index commits first. If it is, the index is an
-  older one.
-- A segment is REMOVED here, durably, before its file is unlinked. A missing file of any other segment is
+- The end in a slot is never behind that in the index, because the index commits first. If it is, the index is
+  an older one.
+- A segment is REMOVED here, durably, before its file is removed. A missing file of any other segment is
   damage.
-- The locks of all writers are on this file (see locks). So a file under this name that is not the one that
-  was opened is refused.
+- The locks of all writers are on this file (see locks). So a file under this name is refused unless it is the
+  one that was opened.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Slot(NamedTuple):
 
     @property
     def has_records(self) -> bool:
-        """There must be a file, with something acknowledged in it."""
+        """There must be a file with acknowledged bytes."""
         return self.state in (State.GROWING, State.SEALED) and self.end > FIRST_RECORD
 
 
@@ -81,8 +81,8 @@ NO_SLOT = Slot(State.NONE, 0)
 
 
 class Slots(NamedTuple):
-    """The contents of a manifest. `damaged` are segments whose slots cannot be read, `header_damaged` says
-    it of the beginning of the file."""
+    """The contents of a manifest. `damaged` are segments whose slots cannot be read; `header_damaged` is
+    about the beginning of the file."""
 
     known: dict[int, Slot]
     damaged: list[int]
@@ -104,7 +104,7 @@ class ManifestFormat:
         return (fields + xxhash.xxh3_128_digest(fields)).ljust(HEADER_LENGTH, b"\0")
 
     def pack(self, segment: int, slot: Slot) -> bytes:
-        """Without doubt."""
+        """With a clear dirty flag."""
         return b"\0" + _SLOT.pack(slot.state, slot.end) + self._check(segment, slot.state, slot.end)
 
     def unpack(self, segment: int, raw: bytes) -> Slot | None:
@@ -121,7 +121,7 @@ class ManifestFormat:
         return xxhash.xxh3_64_digest(whole)[:_CHECK_LENGTH]
 
     def slots(self, raw: bytes) -> Slots:
-        """Of the contents of a manifest; WrongStore if it is another store's."""
+        """Unpack the contents of a manifest. Raises WrongStore if it is another store's."""
         damaged_header = raw[:HEADER_LENGTH] != self.header()
         if damaged_header:
             self._refuse_foreign(raw)
@@ -157,12 +157,12 @@ class Manifest:
         self._number: tuple[int, int] | None = None
 
     def create(self) -> None:
-        """An empty one, unless there is one."""
+        """Make an empty one, unless it exists."""
         with contextlib.suppress(FileExistsError):
             self._write({}, lambda draft: self.ops.link(draft, self.path))
 
     def replace(self, slots: Mapping[int, Slot]) -> None:
-        """Durably, in one step. Only for a process that has the store alone."""
+        """Replace all slots durably, in one step. Only for a process that has the store alone."""
         self._write(slots, lambda draft: self.ops.rename(draft, self.path))
 
     def _write(self, slots: Mapping[int, Slot], publish: Callable[[Path], None]) -> None:
@@ -183,7 +183,7 @@ class Manifest:
         self.ops.sync_folder(self.path.parent)
 
     def open(self) -> None:
-        """From here on only this very file is written to. StoreCorrupt if there is none."""
+        """From now on only this file is written to. Raises StoreCorrupt if it is missing."""
         try:
             found = os.stat(self.path)
         except FileNotFoundError:
@@ -194,18 +194,18 @@ class Manifest:
         self._number = found.st_dev, found.st_ino
 
     def read(self) -> Slots:
-        """FileNotFoundError if there is none, WrongStore if it is another store's."""
+        """Raises FileNotFoundError, or WrongStore if it is another store's."""
         slots = self.form.slots(self.path.read_bytes())
         for _ in range(READ_AGAIN if slots.damaged else 0):
-            # A slot that is being written may be read half. One that is damaged stays so.
+            # A slot may be read while it is being written. A damaged slot stays damaged.
             time.sleep(0.001)
             again = self.form.slots(self.path.read_bytes())
             slots = again._replace(damaged=sorted(set(again.damaged) & set(slots.damaged)))
         return slots
 
     def descriptor(self) -> int:
-        """One that is open for reading and writing, for locks of its own; the caller closes it. StoreError
-        unless the file is still the one that was opened."""
+        """A new descriptor for reading, writing and locks; the caller closes it. Raises StoreError if the
+        file was removed or replaced."""
         try:
             fd = self.ops.open(self.path)
         except FileNotFoundError:

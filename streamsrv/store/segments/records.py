@@ -1,36 +1,28 @@
-"""The layout of records in a segment: back to back behind the header of the file (see segment_header), each
-a header of 104 bytes and its payload.
+"""The layout of records in a segment. They follow the header of the file (see header); each has a header of
+104 bytes and a payload.
 
-    offset  bytes
-       0      8   marker: derived from the store's secret, so that nobody can plant it in an uploaded file
-       8      1   format version, 2
-       9      1   kind: 1 PENDING, 2 INSTANCE, 3 VOID, 4 TOMBSTONE, 5 SEAL
-      10      6   zero
-      16     16   record id, unique for ever
-      32     16   id of the record that this one replaces, or zeros: a tombstone that is valid exactly when
-                  its record is
-      48      8   stored at, microseconds since 1970 UTC
-      56      8   payload length
-      64     16   xxh3-128 of the payload
-      80      8   began: everything in the segment before this place had been committed when this header was
-                  made valid
-      88     16   check: BLAKE2b keyed with the secret over bytes 0-87, the segment's id and the record's
-                  own offset
-     104          payload: INSTANCE and VOID: the Part 10 file as received; TOMBSTONE: record ids, 16 bytes
-                  each, their xxh3-128, and the same ids again
+    offset  bytes 0      8   marker: derived from the store's secret, so that no client can put it into a file
+    8      1   format version, 2 9      1   kind: 1 PENDING, 2 INSTANCE, 3 VOID, 4 TOMBSTONE, 5 SEAL 10      6
+    zero 16     16   record id, unique for ever 32     16   id of the record that this one replaces, or zeros.
+    It acts as a tombstone that is valid exactly when the record is 48      8   stored at, microseconds since
+    1970 UTC 56      8   payload length 64     16   xxh3-128 of the payload 80      8   began: all bytes of
+    the segment before this offset had been committed when this header became valid 88     16   check: BLAKE2b
+    keyed with the secret over bytes 0-87, the segment's id and the record's own offset 104          payload:
+    INSTANCE and VOID: the Part 10 file as received; TOMBSTONE: record ids, 16 bytes each, their xxh3-128, and
+    the same ids again
 
 All numbers are little endian.
 
 Rules of this file
-- A record is PENDING until its request commits, and PENDING is never valid: a walk ends there. Then it
-  becomes INSTANCE, or VOID if it was refused. A header is rewritten in place once and never again.
-- Replacing is part of the new record's header rather than a record of its own: whatever a power loss tears,
-  either the new record is there and the old one dead, or neither.
-- A damaged header costs its own record: the walk finds the next header by its marker and check. Bytes of a
+- A record is PENDING until its request commits. PENDING is never valid: a walk ends there. Then it becomes
+  INSTANCE, or VOID if it was refused. A header is rewritten in place once.
+- A replacement is part of the new record's header. So after a power loss either the new record exists and the
+  old one is dead, or neither.
+- A damaged header costs its own record only: a walk finds the next header by marker and check. Bytes of a
   payload cannot pass for a header, nor can a header that was copied elsewhere.
-- Commits follow each other in a segment, and each is synced before the next one begins. So only records of
-  the last commit in a segment can be torn by a power loss; damage anywhere else is decay. That is what
-  `began` is for. A SEAL record without payload ends a full segment, so that it also proves the last commit.
+- Commits follow each other in a segment, and each is synced before the next begins. So a power loss can tear
+  only records of the last commit in a segment; all other damage is decay. `began` tells them apart. A SEAL
+  record without payload ends a full segment, so that it also proves the last commit.
 """
 
 from __future__ import annotations
@@ -102,8 +94,7 @@ class FoundRecord:
 
 @dataclass(frozen=True, slots=True)
 class DamagedBytes:
-    """Bytes from `offset` to `end` that are no record. `mended` is the header that stood there, if it can be
-    told for certain."""
+    """Bytes from `offset` to `end` that are no record. `mended` is the original header, if it is certain."""
 
     offset: int
     end: int
@@ -115,7 +106,7 @@ Step: TypeAlias = FoundRecord | DamagedBytes
 
 
 class HeaderDamaged(ValueError):
-    """These bytes are not a header of this place. The message is the reason."""
+    """These bytes are not a header of this offset. The message is the reason."""
 
 
 class RecordFormat:
@@ -141,7 +132,7 @@ class RecordFormat:
         return fields + self._check(fields, segment, offset)
 
     def unpack(self, raw: bytes, segment: int, offset: int) -> RecordHeader:
-        """The header at this place; HeaderDamaged says why there is none."""
+        """Raises HeaderDamaged with the reason."""
         if len(raw) < HEADER:
             raise HeaderDamaged(f"only {len(raw)} bytes are left for a header of {HEADER}")
         fields = raw[: _FIELDS.size]
@@ -155,8 +146,8 @@ class RecordFormat:
         return RecordHeader(RecordKind(kind), record_id, stored_at, length, digest, began, replaced)
 
     def mend(self, raw: bytes, segment: int, offset: int) -> RecordHeader | None:
-        """The header that one wrong byte made of `raw`, found by trying every byte (30 ms); the keyed check
-        leaves no doubt."""
+        """The header from which `raw` differs in one byte, found by trying every byte (30 ms). The keyed
+        check proves it."""
         trial = bytearray(raw)
         for place, byte in enumerate(raw):
             for value in range(256):
@@ -171,7 +162,8 @@ class RecordFormat:
         return hashlib.blake2b(fields + place, key=self._secret, digest_size=CHECK_LENGTH).digest()
 
     def header_at(self, fd: int, segment: int, offset: int, end: int) -> RecordHeader:
-        """Read one header of a segment that ends at `end`; HeaderDamaged if its payload would not fit."""
+        """Read a header of a segment that ends at `end`. Raises HeaderDamaged, also if the payload does not
+        fit."""
         try:
             raw = os.pread(fd, min(HEADER, end - offset), offset)
         except OSError as error:
@@ -184,10 +176,8 @@ class RecordFormat:
     def walk(
         self, fd: int, segment: int, end: int, *, start: int = FIRST_RECORD, mend: bool = False
     ) -> Iterator[Step]:
-        """Every record from `start` up to `end`, and every damaged range between; ends after a PENDING one.
-
-        With `mend`, a damaged header that differs from a valid one in a single byte is told in
-        DamagedBytes.mended."""
+        """Every record from `start` up to `end`, and every damaged range between them; ends after a PENDING
+        record. With `mend`, DamagedBytes.mended is set for a header with one wrong byte."""
         offset = start
         while offset < end:
             try:
@@ -210,8 +200,8 @@ class RecordFormat:
         return DamagedBytes(offset, self.resync(fd, segment, offset + 1, end), reason)
 
     def resync(self, fd: int, segment: int, start: int, end: int) -> int:
-        """Where the next valid header begins at or after `start`, or `end`. Pages that cannot be read are
-        passed over."""
+        """The offset of the next valid header from `start` on, or `end`. Pages that cannot be read are
+        skipped."""
         overlap, size = len(self.marker) - 1, SEARCH_WINDOW
         while start < end:
             window = _readable(fd, min(size, end - start), start)
@@ -238,7 +228,7 @@ class RecordFormat:
 
 
 def _readable(fd: int, length: int, offset: int) -> bytes:
-    """Empty where the disk cannot be read."""
+    """Returns b"" if the disk cannot be read."""
     try:
         return os.pread(fd, length, offset)
     except OSError:
@@ -294,7 +284,8 @@ class Record:
 
 
 class TombstoneDamaged(ValueError):
-    """The ids in a tombstone cannot be told. The message is the reason; `certain` are those that can."""
+    """The ids of a tombstone cannot be read. The message is the reason; `certain` are ids that can be
+    read."""
 
     def __init__(self, reason: str, certain: Sequence[bytes] = ()) -> None:
         super().__init__(reason)
@@ -302,14 +293,14 @@ class TombstoneDamaged(ValueError):
 
 
 def pack_ids(ids: Sequence[bytes]) -> bytes:
-    """The payload of a tombstone: the ids, their xxh3-128, and the ids again. So one flipped bit, or one lost
-    sector of a long one, brings no instance back."""
+    """The payload of a tombstone: the ids, their xxh3-128, and the ids again. So a flipped bit, or a lost
+    sector of a long tombstone, brings no instance back."""
     body = b"".join(ids)
     return body + xxhash.xxh3_128_digest(body) + body
 
 
 def unpack_ids(payload: bytes) -> list[bytes]:
-    """Raises TombstoneDamaged unless a copy of the ids is whole."""
+    """Raises TombstoneDamaged if both copies of the ids are damaged."""
     count, odd = divmod(len(payload) - _DIGEST_LENGTH, 2 * ID_LENGTH)
     if count < 0 or odd:
         raise TombstoneDamaged(f"its length of {len(payload)} bytes is wrong")

@@ -1,9 +1,8 @@
-"""Reading a file past the page cache, so that a walk through all segments pushes out nothing that clients ask
-for, and sees the disk instead of the memory.
+"""Reads a file past the page cache. So a scrub does not push out pages that clients use, and it reads the
+disk instead of the memory.
 
-Strategy: O_DIRECT, through one aligned window. Where a file system does not have it, RWF_DONTCACHE (Linux
-6.14); where there is neither, a plain read, whose pages are dropped from the cache afterwards.
-"""
+Strategy: O_DIRECT, through one aligned window. On a file system without it: RWF_DONTCACHE (Linux 6.14).
+Without both: a plain read, whose pages are dropped from the cache afterwards."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ _NOT_KNOWN = frozenset((errno.EINVAL, errno.EOPNOTSUPP))
 
 
 class UncachedFile:
-    """One file, open for reading. `loaded` is called with the length of each read of the disk."""
+    """One file, open for reading. `loaded` is called with the bytes of each read of the disk."""
 
     def __init__(self, path: Path, loaded: Callable[[int], None] = lambda _: None) -> None:
         self._loaded = loaded
@@ -46,8 +45,8 @@ class UncachedFile:
         return os.fstat(self.fd).st_size
 
     def read(self, offset: int, length: int, *, ahead: bool = True) -> bytes:
-        """At most WINDOW bytes less ALIGNMENT; fewer at the end of the file. Unless it is to read `ahead`,
-        nothing is read but the blocks that hold these bytes."""
+        """At most WINDOW - ALIGNMENT bytes; fewer at the end of the file. Without `ahead`, reads only the
+        blocks that hold these bytes."""
         if not self._start <= offset <= offset + length <= self._end:
             start = offset - offset % ALIGNMENT
             needed = offset + length - start
