@@ -83,7 +83,7 @@ def test_no_route_is_documented_that_does_not_exist():
 
 # --- all pages ---
 
-PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md")])
+PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
