@@ -13,12 +13,16 @@ from streamsrv.web.cors import ALLOW_HEADERS, EXPOSE_HEADERS
 from streamsrv.web.description import STORE_TYPES, WADL, operations
 from streamsrv.wire.accept import (
     FRAME_SENT_AS,
+    IMAGE_TYPES,
     INSTANCE_SENT_AS,
     MEDIA_SYNTAXES,
     METADATA_OFFERS,
+    RULES,
     STORE_OFFERS,
-    decision_table,
+    THUMBNAIL_TYPES,
+    Offer,
 )
+from streamsrv.wire.mediatypes import OCTETS
 from streamsrv.wire.resources import ROUTES, VERSIONS, Kind
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -160,10 +164,30 @@ def headers():
     return table(("subject", "values"), rows)
 
 
+def decision_rows():
+    """Resource, range, and the representation that goes out."""
+    forms = ("", "; transfer-syntax=*", "; transfer-syntax=UID")
+    rows = [
+        (str(resource), f"{media_type}{form}", str(takes))
+        for (resource, media_type), rule in RULES.items()
+        for form, takes in zip(forms, rule, strict=True)
+    ]
+    offered = {
+        "metadata, search": METADATA_OFFERS,
+        "store response": STORE_OFFERS,
+        "rendered": [Offer(media_type) for media_type in IMAGE_TYPES],
+        "thumbnail": [Offer(media_type) for media_type in THUMBNAIL_TYPES],
+        "bulk data": [Offer(OCTETS, multipart=True), Offer(OCTETS)],
+    }
+    for resource, offers in offered.items():
+        rows += [(resource, str(each), "if asked for" if at else "default") for at, each in enumerate(offers)]
+    return rows
+
+
 def decisions():
     return table(
         ("resource", "acceptable range", "representation"),
-        [(resource, code(asked), taken) for resource, asked, taken in decision_table()],
+        [(resource, code(asked), taken) for resource, asked, taken in decision_rows()],
     )
 
 

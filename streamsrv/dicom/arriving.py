@@ -14,7 +14,6 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from dataclasses import replace
-from typing import Protocol
 
 from streamsrv.dicom import tags
 from streamsrv.dicom.elements import Elements
@@ -29,36 +28,27 @@ MOST_ELEMENTS = 100_000
 _PIXEL_DATA = int(tags.PIXEL_DATA, 16)
 
 
-class Arriving(Protocol):
-    """A long value of which bytes are still to come. Offsets count from the start of the Part 10 file."""
+class ArrivingValue:
+    """A long value of defined length, mostly native Pixel Data, which ends at `end`. Offsets count from
+    the start of the Part 10 file."""
+
+    def __init__(self, end: int) -> None:
+        self._end = end
 
     def take(self, view: bytes | memoryview, offset: int) -> None:
         """Takes the next bytes of the file, which lie at `offset`."""
 
     def holds(self, end: int) -> bool:
         """Returns whether all bytes up to `end` from the last ones taken belong to this value."""
+        return end <= self._end
 
     def reading(self, pread: Pread) -> Pread:
         """Returns a `pread` of the file that answers from memory at the offset of a known item header. It
         then returns the header only, which is all that a reader of items needs."""
-
-
-class DefinedValue:
-    """A value of defined length, which ends at `end`: mostly native Pixel Data."""
-
-    def __init__(self, end: int) -> None:
-        self._end = end
-
-    def take(self, view: bytes | memoryview, offset: int) -> None: ...
-
-    def holds(self, end: int) -> bool:
-        return end <= self._end
-
-    def reading(self, pread: Pread) -> Pread:
         return pread
 
 
-class ArrivingFragments:
+class ArrivingFragments(ArrivingValue):
     """Items from `start` on. It keeps 16 bytes of each, and at most `most` items."""
 
     def __init__(self, start: int, most: int) -> None:
@@ -120,7 +110,7 @@ class _FragmentsFound(Exception):
         self.little = little
 
 
-def arriving_value(pread: Pread, received: int, limits: ReadLimits) -> Arriving | None:
+def arriving_value(pread: Pread, received: int, limits: ReadLimits) -> ArrivingValue | None:
     """The long value that begins in the first `received` bytes and ends behind them.
 
     Returns None if there is none or if it is uncertain: the dataset is deflated, has too many elements,
@@ -149,7 +139,7 @@ def arriving_value(pread: Pread, received: int, limits: ReadLimits) -> Arriving 
         )
         for _, vr, offset, length, value in elements.walk():
             if value is None and vr != "SQ" and len(elements.levels) == 1 and offset + length > received:
-                return DefinedValue(offset + length)
+                return ArrivingValue(offset + length)
     except InstanceError:
         return None
     except _FragmentsFound as pixels:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from streamsrv.dicom.arriving import Arriving
+from streamsrv.dicom.arriving import ArrivingValue
 from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.part10 import read_instance
 from streamsrv.dicom.series_template import SeriesReader
@@ -63,7 +63,7 @@ def derive(
     source: StoredFile,
     limits: ReadLimits | None = None,
     reader: SeriesReader | None = None,
-    arriving: Arriving | None = None,
+    arriving: ArrivingValue | None = None,
     pread: Pread | None = None,
 ) -> tuple[SOPInstance, NewInstance]:
     """Read a stored Part 10 file. `arriving` holds facts that were found while it arrived; `pread` reads

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from streamsrv.dicom.arriving import Arriving, arriving_value
+from streamsrv.dicom.arriving import ArrivingValue, arriving_value
 from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.window import Pread, ReadLimits
 from streamsrv.errors import (
@@ -115,8 +115,8 @@ class Ingest:
         self._received = 0  # bytes of that part
 
         self._looked = False  # whether `_look` has seen that part
-        self._arriving: Arriving | None = None
-        self._seen: dict[int, Arriving] = {}  # of complete parts, by the number of the record
+        self._arriving: ArrivingValue | None = None
+        self._seen: dict[int, ArrivingValue] = {}  # of complete parts, by the number of the record
 
         self._closed: list[Record] = []  # complete parts that are not written yet
         self._ended: list[Record] = []  # written parts whose dataset is not read yet

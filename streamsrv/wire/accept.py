@@ -239,34 +239,16 @@ class Takes(enum.StrEnum):
     NAMED = "the named syntax: as stored if it is that, else transcoded"
 
 
-class Rule(NamedTuple):
-    """A range of `media_type` with `syntax` ("" for none, "uid" for one) takes `takes` of `resource`."""
-
-    resource: Resource
-    media_type: str
-    syntax: str
-    takes: Takes
-
-
-RULES: tuple[Rule, ...] = (
-    Rule(Resource.INSTANCES, DICOM, "", Takes.UNCOMPRESSED),
-    Rule(Resource.INSTANCES, DICOM, "*", Takes.STORED),
-    Rule(Resource.INSTANCES, DICOM, "uid", Takes.NAMED),
-    Rule(Resource.INSTANCES, ANY, "", Takes.STORED),
-    Rule(Resource.INSTANCES, ANY, "*", Takes.STORED),
-    Rule(Resource.INSTANCES, ANY, "uid", Takes.NAMED),
-    Rule(Resource.FRAMES, OCTETS, "", Takes.UNCOMPRESSED),
-    Rule(Resource.FRAMES, OCTETS, "*", Takes.STORED),
-    Rule(Resource.FRAMES, OCTETS, "uid", Takes.NAMED),
-    Rule(Resource.FRAMES, PIXELS, "", Takes.OF_TYPE),
-    Rule(Resource.FRAMES, PIXELS, "*", Takes.OF_TYPE),
-    Rule(Resource.FRAMES, PIXELS, "uid", Takes.NAMED),
-    Rule(Resource.FRAMES, ANY, "", Takes.STORED),
-    Rule(Resource.FRAMES, ANY, "*", Takes.STORED),
-    Rule(Resource.FRAMES, ANY, "uid", Takes.NAMED),
+# (resource, media type) -> the syntax that a range takes without a transfer syntax, with `*`, and with a UID.
+RULES: Mapping[tuple[Resource, str], tuple[Takes, Takes, Takes]] = MappingProxyType(
+    {
+        (Resource.INSTANCES, DICOM): (Takes.UNCOMPRESSED, Takes.STORED, Takes.NAMED),
+        (Resource.INSTANCES, ANY): (Takes.STORED, Takes.STORED, Takes.NAMED),
+        (Resource.FRAMES, OCTETS): (Takes.UNCOMPRESSED, Takes.STORED, Takes.NAMED),
+        (Resource.FRAMES, PIXELS): (Takes.OF_TYPE, Takes.OF_TYPE, Takes.NAMED),
+        (Resource.FRAMES, ANY): (Takes.STORED, Takes.STORED, Takes.NAMED),
+    }
 )
-# The same for lookups.
-_TAKES = {(rule.resource, rule.media_type, rule.syntax): rule.takes for rule in RULES}
 
 
 def _refused(offers: Iterable[Offer]) -> NotAcceptable:
@@ -284,27 +266,6 @@ IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp", "image/jp2"
 THUMBNAIL_TYPES = IMAGE_TYPES[:2]
 # Types that hold many frames in one part.
 ANIMATED = frozenset(("image/gif",))
-
-
-def decision_table() -> list[tuple[str, str, str]]:
-    """For the documentation: resource, range, and the representation that goes out."""
-    rows = [(str(rule.resource), _asked(rule), str(rule.takes)) for rule in RULES]
-    for resource, offers in (
-        ("metadata, search", METADATA_OFFERS),
-        ("store response", STORE_OFFERS),
-        ("rendered", [Offer(media_type) for media_type in IMAGE_TYPES]),
-        ("thumbnail", [Offer(media_type) for media_type in THUMBNAIL_TYPES]),
-        ("bulk data", [Offer(OCTETS, multipart=True), Offer(OCTETS)]),
-    ):
-        rows += [
-            (resource, str(offer), "default" if offer is offers[0] else "if asked for") for offer in offers
-        ]
-    return rows
-
-
-def _asked(rule: Rule) -> str:
-    syntax = {"": "", "*": "; transfer-syntax=*", "uid": "; transfer-syntax=UID"}[rule.syntax]
-    return f"{rule.media_type}{syntax}"
 
 
 def choose_json(ranges: Sequence[AcceptableRange], offers: Sequence[Offer] = JSON_OFFERS) -> Offer:
@@ -374,9 +335,9 @@ class _StoredForm:
         multipart = asked.multipart is not False
         if not multipart and not self.single:
             return
-        form = "uid" if asked.transfer_syntax not in ("", "*") else asked.transfer_syntax
-        takes = _TAKES.get((self.resource, self._type_form(asked), form))
-        syntax = self._syntax(takes, asked) if takes else ""
+        form = ("", "*", asked.transfer_syntax).index(asked.transfer_syntax)
+        rule = RULES.get((self.resource, self._type_form(asked)))
+        syntax = self._syntax(rule[form], asked) if rule else ""
         if syntax and (syntax == self.syntax or syntax in self.transcodable):
             yield self.offer(syntax, multipart)
 

@@ -1,7 +1,7 @@
 """The resources of this service (PS3.18 10.1 and 8.2): the table of routes, the target of a path, and URLs.
 
-Strategy: ROUTES is the whole table, which the documentation prints. A tree of it finds the route of a
-path in one step for each segment; a regular expression finds most targets faster. Rules:
+Strategy: ROUTES is the whole table, which the documentation prints. A regular expression finds the
+route of most paths, and a search in the table that of the others. Rules:
 - A path is split at its slashes first. Then each segment is percent-decoded once, so an encoded slash
   does not split.
 - One empty segment after the version and one after `studies` is accepted, because clients join a base URL
@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -171,34 +171,6 @@ class Target:
             raise MethodNotAllowed(f"this resource has no {method[:20]}", self.route.allow)
 
 
-@dataclass(slots=True)
-class _Node:
-    """A node of the tree of routes. `variable` is the name of a variable segment and its node."""
-
-    children: dict[str, _Node] = field(default_factory=dict)
-    variable: tuple[str, _Node] | None = None
-    route: Route | None = None
-
-
-def _tree(routes: Sequence[Route]) -> _Node:
-    root = _Node()
-    for route in routes:
-        node = root
-        for segment in route.template.split("/")[1:]:
-            if segment.startswith("{"):
-                # {frames} and {frame} share a node. The next segment tells them apart.
-                node.variable = node.variable or (segment[1:-1], _Node())
-                node = node.variable[1]
-            else:
-                node = node.children.setdefault(segment, _Node())
-        node.route = route
-    return root
-
-
-_VERSIONED_TREE = _tree(ROUTES)
-_UNVERSIONED_TREE = _tree(UNVERSIONED)
-
-
 # A study, series, instance or frame, and at most one name below it: most paths.
 _PLAIN_UID = "([0-9][0-9.]{0,63})"
 _PLAIN = re.compile(
@@ -226,17 +198,17 @@ def target_of(path: str) -> Target:
         if route is not None:
             frames = (int(frame),) if frame else ()
             return Target(route, int(version), study, series, instance, frames)
-    return target_in_tree(path)
+    return target_in_table(path)
 
 
-def target_in_tree(path: str) -> Target:
+def target_in_table(path: str) -> Target:
     """As `target_of`, without the regular expression."""
     segments = [percent_decoded(segment) for segment in path.split("/")[1:]]
     if segments and (version := _VERSION.match(segments[0])):
         number = int(version[1])
         if number in VERSIONS:
-            return _target(_VERSIONED_TREE, _without_empty(segments[1:]), number)
-    elif found := _walk(_UNVERSIONED_TREE, segments):
+            return _target(_without_empty(segments[1:]), number)
+    elif found := _find(UNVERSIONED, segments):
         return Target(found[0])
     supported = " and ".join(f"/v{version}" for version in VERSIONS)
     raise NotFound(f"the path names no version of this service: supported are {supported}")
@@ -249,34 +221,30 @@ def _without_empty(segments: list[str]) -> list[str]:
     return kept
 
 
-def _walk(node: _Node, segments: list[str]) -> tuple[Route, dict[str, str]] | None:
-    values: dict[str, str] = {}
-    for index, segment in enumerate(segments):
-        if child := node.children.get(segment):
-            node = child
-        elif node.variable is None:
-            return None
-        else:
-            name, node = node.variable
-            if name == "path":
-                values[name] = "/".join(segments[index:])
-                break
-            values[name] = segment
-    return (node.route, values) if node.route else None
+def _find(routes: Sequence[Route], segments: list[str]) -> tuple[Route, dict[str, str]] | None:
+    """The route of a path, and the values of the variables in its template."""
+    for route in routes:
+        parts = route.template.split("/")[1:]
+        rest = len(parts) - 1
+        given = [*segments[:rest], "/".join(segments[rest:])] if parts[-1:] == ["{path}"] else segments
+        pairs = list(zip(parts, given, strict=False))
+        if len(parts) == len(given) and all(part == segment or part[0] == "{" for part, segment in pairs):
+            return route, {part[1:-1]: segment for part, segment in pairs if part[0] == "{"}
+    return None
 
 
-def _target(tree: _Node, segments: list[str], version: int) -> Target:
-    found = _walk(tree, segments)
+def _target(segments: list[str], version: int) -> Target:
+    found = _find(ROUTES, segments)
     if found is None:
         raise NotFound("this service has no such resource")
     route, values = found
-    frames = frame_numbers(values["frames"]) if "frames" in values else ()
+    listed = values.get("frames", values.get("frame"))
+    frames = frame_numbers(listed) if listed is not None else ()
     if len(frames) > 1 and route.kind is Kind.THUMBNAIL:
         raise BadRequest("a thumbnail has one frame")
     uids = {name: uid_of(values[name], name) for name in ("study", "series", "instance") if name in values}
-    return Target(
-        route, version, **uids, frames=frames, bulk=bulk_path(values["path"]) if "path" in values else None
-    )
+    bulk = bulk_path(values["path"]) if "path" in values else None
+    return Target(route, version, **uids, frames=frames, bulk=bulk)
 
 
 # The parts of a path

@@ -58,7 +58,7 @@ from streamsrv.wire.multipart import (
     boundary_of,
     content_type_of,
 )
-from streamsrv.wire.resources import parse_query, target_in_tree, target_of
+from streamsrv.wire.resources import parse_query, target_in_table, target_of
 
 SYNTAXES = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.90")
 BODY = b"0123456789" * 10
@@ -271,14 +271,14 @@ def conditions(content):
 def path(content):
     line = text(content).replace("?", "")
     try:
-        found = target_in_tree(line)
+        found = target_in_table(line)
     except RequestError as error:
         failure = type(error)
         try:
             target_of(line)
         except failure:
             raise error from None
-        raise AssertionError("the pattern takes a path that the tree refuses") from None
+        raise AssertionError("the pattern takes a path that the table refuses") from None
     assert target_of(line) == found
     for method in ("GET", "POST", "DELETE"):
         found.check_method(method)

@@ -23,7 +23,7 @@ from streamsrv.wire.resources import (
     instance_url,
     parse_query,
     study_url,
-    target_in_tree,
+    target_in_table,
     target_of,
 )
 
@@ -491,11 +491,11 @@ def said(function, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_plain_paths_have_the_target_that_the_tree_finds(path):
-    assert said(target_of, path) == said(target_in_tree, path)
+def test_plain_paths_have_the_target_of_the_table(path):
+    assert said(target_of, path) == said(target_in_table, path)
 
 
-def test_each_route_of_plain_parts_is_found_without_the_tree():
+def test_each_route_of_plain_parts_is_found_without_the_table():
     plain = {route.template for route in _PLAIN_ROUTES.values()}
     others = {route.template for route in ROUTES} - plain
     assert not any(template.startswith("/studies/{study}") for template in others if "{path}" not in template)

@@ -92,11 +92,7 @@ class DatasetEncoder:
 
     def pieces(self, reader: JsonReader) -> Iterator[Piece]:
         """Raises NotDicom and InstanceRefused."""
-        last = ""
-        for tag, element in _members(reader):
-            if tag <= last:
-                raise NotDicom("the attributes of a long JSON dataset do not ascend", tag=tag)
-            last = tag
+        for tag, element in _members(reader, reader.value()):
             yield from self._top_level(reader, tag, element)
         if not self._placed:
             yield self._character_set
@@ -161,7 +157,7 @@ class DatasetEncoder:
                 _expect(reader, "[", _NO_ARRAY, tag)
                 yield element_head(int(tag, 16), "SQ", UNDEFINED)
                 for number, _ in enumerate(reader.elements()):
-                    yield from self._item(self._members_of(reader, f"{path}/{number}"))
+                    yield from self._item(reader, reader.value(), f"{path}/{number}", tag)
                 yield SEQUENCE_DELIMITER
                 done = True
             else:
@@ -169,33 +165,21 @@ class DatasetEncoder:
         if not done:
             yield from self._attribute(reader, tag, rest, path)
 
-    def _members_of(self, reader: JsonReader, path: str) -> Iterator[Piece]:
-        last = ""
-        for tag, element in _members(reader):
-            if tag <= last:
-                raise NotDicom("the attributes of a long JSON item do not ascend", tag=tag)
-            last = tag
-            if tag != tags.SPECIFIC_CHARACTER_SET:
-                yield from self._attribute(reader, tag, element, f"{path}/{tag}")
-
     def _sequence(self, tag: str, items: Any, path: str) -> Iterator[Piece]:
         yield element_head(int(tag, 16), "SQ", UNDEFINED)
         for number, item in enumerate(_array(tag, items)):
-            content = {} if item is None else item
-            yield from self._item(self._short_item(tag, content, f"{path}/{number}"))
+            yield from self._item(_NO_READER, item, f"{path}/{number}", tag)
         yield SEQUENCE_DELIMITER
 
-    def _short_item(self, tag: str, item: Any, path: str) -> Iterator[Piece]:
-        for each, element in _sorted(item, tag):
-            if each != tags.SPECIFIC_CHARACTER_SET:
-                yield from self._attribute(_NO_READER, each, element, f"{path}/{each}")
-
-    def _item(self, content: Iterator[Piece]) -> Iterator[Piece]:
+    def _item(self, reader: JsonReader, item: Any, path: str, tag: str) -> Iterator[Piece]:
+        """Encodes an item of the sequence `tag`; of a LARGE one `reader` reads the attributes."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise NotDicom(f"sequences nest deeper than {MAX_DEPTH} levels")
         yield ITEM_HEAD
-        yield from content
+        for each, element in _members(reader, {} if item is None else item, tag):
+            if each != tags.SPECIFIC_CHARACTER_SET:
+                yield from self._attribute(reader, each, element, f"{path}/{each}")
         yield ITEM_DELIMITER
         self._depth -= 1
 
@@ -231,19 +215,22 @@ _NO_READER = JsonReader(())
 # Reading
 
 
-def _members(reader: JsonReader) -> Iterator[tuple[str, Any]]:
-    """(tag, element) of the next dataset. An element is LARGE if the caller has to read it. The tags of a
-    short dataset ascend."""
-    whole = reader.value()
-    if whole is not LARGE:
-        yield from _sorted(whole, "")
+def _members(reader: JsonReader, dataset: Any, sequence: str = "") -> Iterator[tuple[str, Any]]:
+    """(tag, element) of a dataset or of an item of `sequence`, in ascending order. `reader` reads a LARGE
+    dataset, and returns LARGE elements, which the caller has to read."""
+    if dataset is not LARGE:
+        yield from _sorted(dataset, sequence)
         return
     _expect(reader, "{", "a dataset is no JSON object")
+    last = ""
     for name in reader.members():
         element = reader.value()
         tag = _checked(name, element)
         if element is LARGE:
             _expect(reader, "{", "an attribute is no JSON object", tag)
+        if tag <= last:
+            raise NotDicom("the attributes of a long JSON dataset do not ascend", tag=tag)
+        last = tag
         yield tag, element
 
 

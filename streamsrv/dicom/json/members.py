@@ -4,8 +4,8 @@ Strategy: a dataset of 60 MB of text takes about a gigabyte as Python objects, a
 attributes. So the text is read in pieces, and NumPy finds the quotes and brackets of a piece. A string that
 begins at depth 1 is the tag of an attribute.
 
-Rule: the text comes from MetadataWriter: without blanks, with ascending tags of eight digits (PS3.18 F.2.2),
-and each element is an object.
+Rule: the text comes from MetadataWriter: without blanks, with ascending tags of eight digits (PS3.18
+F.2.2), and each element is an object.
 """
 
 from __future__ import annotations

@@ -13,10 +13,11 @@ Rules
 from __future__ import annotations
 
 import codecs
+import enum
 import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any
 
 from streamsrv.errors import InstanceRefused, NotDicom
 
@@ -33,21 +34,15 @@ _DEEPER = {"{": 1, "[": 1, "}": -1, "]": -1}
 _OPENING = ("{", "[")
 
 
-class Large:
-    """Stands for a value that is too long, or too deep, to be parsed at once."""
+class Unparsed(enum.Enum):
+    """Stands for a value that the reader does not return."""
+
+    LARGE = "too long, or too deep, to be parsed at once"
+    AMBIGUOUS = "an object with a repeated name, whose value depends on the reader (RFC 8259 section 4)"
+    NO_NUMBER = "NaN and Infinity, which JSON does not have (RFC 8259 section 6)"
 
 
-class Ambiguous:
-    """Stands for an object with a repeated name, whose value depends on the reader (RFC 8259 section 4)."""
-
-
-class NoNumber:
-    """Stands for NaN and Infinity, which JSON does not have (RFC 8259 section 6)."""
-
-
-LARGE: Final = Large()
-AMBIGUOUS: Final = Ambiguous()
-NO_NUMBER: Final = NoNumber()
+LARGE, AMBIGUOUS, NO_NUMBER = Unparsed
 
 
 def _no_number(text: str) -> Any:

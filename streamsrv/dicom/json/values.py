@@ -1,8 +1,8 @@
 """Converts values of DICOM JSON (PS3.18 F.2.3) to the bytes of their VR (PS3.5 6.2), the reverse of
 dicom/values.py.
 
-Rules: numbers may be text. A DS has at most 16 characters, so longer numbers are rounded. A value that the VR
-cannot have raises NotDicom.
+Rules: numbers may be text. A DS has at most 16 characters, so longer numbers are rounded. A value that
+the VR cannot have raises NotDicom.
 """
 
 from __future__ import annotations

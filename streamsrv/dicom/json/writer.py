@@ -1,8 +1,8 @@
 """Writes the events of a dataset as DICOM JSON text (PS3.18 Annex F), in bounded memory.
 
-Strategy: elements become dicts, and one orjson call writes a whole dataset. When the pending elements exceed
-SPILL, the writer writes all complete ones and the opening brackets of the open containers. So a sequence of a
-million items is never in memory as a whole.
+Strategy: elements become dicts, and one orjson call writes a whole dataset. When the pending elements
+exceed SPILL, the writer writes all complete ones and the opening brackets of the open containers. So a
+sequence of a million items is never in memory as a whole.
 
 Rules:
 - Attributes ascend by tag (F.2.2). Elements out of order are sorted while they are pending; later they are
