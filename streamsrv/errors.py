@@ -1,7 +1,6 @@
 """The errors of streamsrv.
 
     StreamsrvError
-    |-- WouldBlock                   never sent: what was to be computed in the loop goes to a thread
     |-- RequestError                 the whole request is refused: 4xx, see `status`
     |   |-- BadRequest               400  malformed UID, parameter or body
     |   |   `-- MultipartError       400  malformed multipart body
@@ -40,8 +39,7 @@ value of a patient's attribute.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
 
 
 class StreamsrvError(Exception):
@@ -53,41 +51,6 @@ class StreamsrvError(Exception):
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
-
-
-class Until(Protocol):
-    """The part of a Future that is used here."""
-
-    def cancelled(self) -> bool: ...
-    def result(self) -> bytes: ...
-    def exception(self) -> BaseException | None: ...
-    def add_done_callback(self, callback: Callable[[Any], object], /) -> None: ...
-
-
-def _left() -> bool:
-    return False
-
-
-class WouldBlock(StreamsrvError):
-    """With `until` no thread has to wait: once that is done, the loop can compute it. Who does not want it
-    any more calls `leave`, once, which says whether it was given up. With `finish`, which makes the answer of
-    what was made, nothing has to be computed anew."""
-
-    def __init__(self, detail: str, until: Until | None = None, leave: Callable[[], bool] = _left) -> None:
-        super().__init__(detail)
-        self.until = until
-        self.leave = leave
-        self.finish: Callable[[bytes], Any] | None = None
-
-    def then(self, step: Callable[[Any], Any]) -> None:
-        """What is done with the answer besides, by whoever let this pass."""
-        if (finish := self.finish) is not None:
-            self.finish = lambda made: step(finish(made))
-
-    def forget(self) -> None:
-        """What was waited for is there. It calls back whoever waited, who holds this: without `forget` each
-        holds the other, and all that was made, until the garbage collector comes."""
-        self.until, self.finish, self.leave = None, None, _left
 
 
 class RequestError(StreamsrvError):

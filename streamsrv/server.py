@@ -19,23 +19,21 @@ import os
 import resource
 import socket
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from framecodecs.pool.processes import PoolEndpoints
 from streamsrv import config
-from streamsrv import retrieve as retrieving
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import StreamsrvError
 from streamsrv.ingest import Ingest, IngestLimits, store_batch
 from streamsrv.ingest import response as store_response
 from streamsrv.ingest.derivation import ReaderPool
 from streamsrv.pixels.pool import PixelPool
-from streamsrv.pixels.processes import pixel_limits, pixel_processes
+from streamsrv.pixels.tasks import pixel_limits, pixel_processes
 from streamsrv.privileges import protect
-from streamsrv.retrieve.cached_pictures import hot_answers
+from streamsrv.retrieve import Retrieve
 from streamsrv.search import Searches, SearchLimits
 from streamsrv.settings import Settings
 from streamsrv.store import OnDuplicate, Store, StoreOptions
@@ -82,13 +80,12 @@ def ingest_limits(settings: Settings) -> IngestLimits:
 def pixel_pool(
     settings: Settings, endpoints: PoolEndpoints | None = None, slow_endpoints: PoolEndpoints | None = None
 ) -> PixelPool:
-    """Called in the thread of the loop, which the pool will refuse to keep waiting. Without endpoints to the
-    processes that all workers share, for quick and for long work, it has processes of its own."""
+    """Without endpoints to the processes that all workers share, for quick and for long work, the pool has
+    processes of its own."""
     return PixelPool(
         pixel_processes(settings),
         pixel_limits(settings),
         settings.pixel_cache,
-        threading.get_ident(),
         settings.prefetch,
         max_rendered_pixels=settings.max_rendered_pixels,
         endpoints=endpoints,
@@ -119,13 +116,14 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
             readers=readers,
         )
 
+    retrieve = Retrieve(store, pool)
     return Actions(
-        retrieve=lambda request, target: retrieving.answer(store, request, target, pool),
+        retrieve=retrieve.answer,
         search=Searches(store.index, store.secret, search_limits).answer,
         delete=store.delete,
         ingest=ingest,
         stored=store_response.answer,
-        hot=lambda request, target: hot_answers(store, request, target),
+        hot=retrieve.cached_frames,
         store_batch=lambda ingests: store_batch(store, ingests, on_duplicate),
         probe=store.probe,
     )

@@ -37,7 +37,7 @@ from pathlib import Path
 from framecodecs.pool.processes import PixelProcesses
 from streamsrv import __version__, config
 from streamsrv.errors import StreamsrvError
-from streamsrv.pixels.processes import pixel_limits, pixel_processes, slow_limits
+from streamsrv.pixels.tasks import pixel_limits, pixel_processes, slow_limits
 from streamsrv.privileges import protect, remarks
 from streamsrv.scrub_process import ScrubProcess
 from streamsrv.settings import Settings

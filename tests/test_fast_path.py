@@ -23,7 +23,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
-from streamsrv.errors import StoreCorrupt, StoreError, WouldBlock
+from streamsrv.errors import StoreCorrupt
 from streamsrv.ingest import Ingest
 from streamsrv.server import actions, pixel_pool
 from streamsrv.settings import Settings
@@ -33,7 +33,7 @@ from streamsrv.web.app import App
 from streamsrv.web.connection.listener import Acceptor, Server
 from streamsrv.web.connection.loop import Loop
 from streamsrv.web.fastpath.frames import Limits
-from streamsrv.wire.answers import Answer, Literal
+from streamsrv.wire.answers import Answer, Deferred, Literal, Pending
 
 SERIES = "/v2/studies/1.2.3/series/1.2.3.4/instances"
 SMALL, NATIVE, LARGE, SHOWN, WIDE = "1.2.3.4.1", "1.2.3.4.2", "1.2.3.4.3", "1.2.3.4.4", "1.2.3.4.5"
@@ -772,9 +772,7 @@ def test_a_search_that_blocks_is_computed_once_in_a_thread(warm, world):
     def search(request, target):
         here = threading.current_thread() is world.thread
         asked.append(here)
-        if here:
-            raise WouldBlock("longer")
-        return usual(request, target)
+        return Deferred(lambda: search(request, target)) if here else usual(request, target)
 
     worker.replace(search=search)
     for _ in range(3):
@@ -814,17 +812,15 @@ class Made:
 
     def search(self, request, target):
         self.asked += 1
-        blocked = WouldBlock("it is being made", self.until, self.leave)
-        blocked.finish = lambda payload: Answer(200, [], (Literal(payload),), len(payload))
-        raise blocked
+        return Pending(self.until, self.finish, self.leave)
+
+    def finish(self, payload):
+        return Answer(200, [], (Literal(payload),), len(payload))
 
     def leave(self):
-        if self.until.done():
-            return False
         self.left += 1
         if not self.begun:
-            self.until.set_exception(StoreError("it was cancelled"))
-        return not self.begun
+            self.until.cancel()
 
 
 @pytest.fixture(params=[PLAIN, HEADERS])

@@ -20,10 +20,11 @@ import orjson
 
 from framecodecs.errors import FrameCodecError
 from framecodecs.frameinfo import FrameInfo
+from streamsrv.bounded_cache import SizedCache
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.dicom.json.text import LARGE, JsonReader
+from streamsrv.dicom.pixelfacts import unpacked
 from streamsrv.errors import NotAcceptable
-from streamsrv.pixels.pool import PixelPool
 from streamsrv.plans.field_filter import Tree, lean_text
 from streamsrv.store import InstanceRow, Store
 
@@ -31,6 +32,7 @@ from streamsrv.store import InstanceRow, Store
 WHOLE = 4 << 20
 # Text up to this long may be parsed in the thread of the loop: 0.3 ms.
 QUICK = 32 << 10
+KEPT_BYTES = 16 << 20  # of descriptions; that of a CT takes about 10 kB
 SHARED_GROUPS, PER_FRAME_GROUPS = "52009229", "52009230"
 VOI_GROUP, TRANSFORMATION_GROUP = "00289132", "00289145"
 GROUPS = (VOI_GROUP, TRANSFORMATION_GROUP)
@@ -60,6 +62,12 @@ class Description:
     size: int
 
     @cached_property
+    def has_bulk_values(self) -> bool:
+        """Whether a table or profile for rendering is stored outside of the metadata."""
+        given = {tag: element for tag, element in self.dataset.items() if not tag.startswith("7FE0")}
+        return b'"BulkDataURI"' in orjson.dumps(given)
+
+    @cached_property
     def info(self) -> FrameInfo:
         """Raises NotAcceptable."""
         return frame_info(self.dataset)
@@ -75,15 +83,35 @@ class Description:
         return self.dataset
 
 
-def describe(store: Store, row: InstanceRow, pool: PixelPool) -> Description:
-    """Raises WouldBlock in the loop if the text is long and not known yet."""
-    known: Description | None = pool.descriptions.get(row.record_id)
-    if known is None:
-        if row.metadata_length > QUICK:
-            pool.must_not_block()
-        known = description_of(store.metadata([row]), row.metadata_length)
-        pool.descriptions.put(row.record_id, known)
-    return known
+class Descriptions:
+    """The latest descriptions, kept in memory. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._kept: SizedCache[bytes, Description] = SizedCache(KEPT_BYTES, lambda one: one.size)
+
+    def of(self, store: Store, row: InstanceRow) -> Description:
+        known = self._kept.get(row.record_id)
+        if known is None:
+            known = description_of(store.metadata([row]), row.metadata_length)
+            self._kept.put(row.record_id, known)
+        return known
+
+    def at_hand(self, store: Store, row: InstanceRow) -> Description | None:
+        """For the event loop: None if the text is long and is not kept."""
+        if row.metadata_length <= QUICK:
+            return self.of(store, row)
+        return self._kept.get(row.record_id)
+
+    def info(self, store: Store, row: InstanceRow) -> FrameInfo:
+        """How the frames are stored: the index row tells, else the metadata. Raises NotAcceptable."""
+        return info_in_row(row) or self.of(store, row).info
+
+    def info_at_hand(self, store: Store, row: InstanceRow) -> FrameInfo | None:
+        """For the event loop: None if the text is long and is not kept. Raises NotAcceptable."""
+        info = info_in_row(row)
+        if info is None and (known := self.at_hand(store, row)) is not None:
+            return known.info
+        return info
 
 
 def description_of(chunks: Iterable[bytes], length: int) -> Description:
@@ -219,3 +247,31 @@ def frame_info(dataset: JsonDataset) -> FrameInfo:
         )
     except FrameCodecError as error:
         raise NotAcceptable(f"the instance's pixels cannot be read: {error.detail}", ()) from error
+
+
+def info_in_row(row: InstanceRow) -> FrameInfo | None:
+    """The same as `frame_info` of the dataset. None if the numbers of the row make no sense, or are not plain
+    in the dataset (dicom/pixelfacts.py)."""
+    return _info_of_numbers(row.rows, row.columns, row.samples_per_pixel, row.bits_allocated, row.pixel_facts)
+
+
+@lru_cache(maxsize=256)
+def _info_of_numbers(rows: int, columns: int, samples: int, allocated: int, facts: int) -> FrameInfo | None:
+    found = unpacked(facts)
+    if found is None:
+        return None
+    try:
+        return info_of(
+            rows=rows,
+            columns=columns,
+            samples_per_pixel=samples,
+            bits_allocated=allocated,
+            bits_stored=found.bits_stored,
+            high_bit=found.bits_stored - 1,
+            pixel_representation=found.pixel_representation,
+            planar_configuration=found.planar_configuration,
+            photometric_interpretation=found.photometric_interpretation,
+            floating=False,
+        )
+    except FrameCodecError:
+        return None  # the reason is in the metadata

@@ -1,75 +1,83 @@
-"""The processes that decode, encode and render pixels, as floor 3 uses them: orders, our errors, two caches.
+"""The pixel pool: submits tasks to the pixel processes, and keeps results.
 
-Strategy: frames are foreign bytes and their decoders C code, so nothing of it runs in a server process
+Strategy: frames are foreign bytes and their decoders C code, so none of it runs in a server process
 (framecodecs.pool.pool says how a crash costs one answer). All workers of a server share the processes. The
-first
-of them starts with the first frame that needs it, or a little earlier, when a client asks for what comes
-before frames (`warm`): a server that only takes and sends what it has stored never pays for it. What was made
-last is kept up to a limit in bytes, because viewers ask for the same frame again: a thumbnail each time a
-list is shown, a progressive frame once a range.
+first one starts with the first frame, or earlier, when a client requests metadata (`warm`): a server that
+only sends stored bytes never pays for it. The latest results are kept, because viewers request the same
+frame again: a thumbnail each time a list is shown, a progressive frame once a range.
 
 Rules of this file
-- One frame is made once, however many ask for it meanwhile (`made`). The thread of the loop never waits: it
-  is told what to wait for (WouldBlock.until) and asks again (pixels/single_flight.py). Short work that it
-  has ordered comes straight to it (`watch`): no other thread has to wake up in between.
-- Nobody waits for ever: the queue is bounded (Overloaded, 503), every order has a deadline that grows with
-  its pixels. An answer that has begun waits for a place in the queue instead of being cut off.
-- An answer that has begun never holds a thread for longer than a TURN: `in_turn` yields None where nothing is
-  ready, its answer sends nothing then, and its thread is free for others. However many downloads wait for the
-  pixel processes, commits and searches go on.
-- Whoever walks away from `in_turn` cancels what is under way.
+- One frame is made once, however many clients request it meanwhile (pixels/single_flight.py). A client waits
+  for a future, and no thread waits. The loop itself receives the result of short work that it has submitted
+  (`watch`): no other thread wakes up in between.
+- Each wait ends: the queue is bounded (Overloaded, 503), and each task has a deadline.
+- An answer of many tasks never holds a thread for longer than TURN seconds: `in_turn` then yields None, its
+  answer sends nothing, and the thread is free. So commits and searches go on beside any number of downloads.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import CancelledError, InvalidStateError, wait
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from threading import get_ident
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeVar
 
 from framecodecs import errors as codec_errors
 from framecodecs.pool.messages import Result
 from framecodecs.pool.pool import Answer, FramePool, PoolLimits
 from framecodecs.pool.processes import PoolEndpoints
-from streamsrv.bounded_cache import SizedCache as SizedCache
-from streamsrv.errors import Overloaded, StoreError, WouldBlock
-from streamsrv.pixels.orders import QUICK, WORTH_A_PROCESS, deadline_of
-from streamsrv.pixels.orders import Making as Making
-from streamsrv.pixels.orders import Order as Order
-from streamsrv.pixels.prefetch import Company, Lookout, Wishes
-from streamsrv.pixels.processes import RETRY_AFTER, slow_limits, translated
-from streamsrv.pixels.queue import CLIENTS, FairQueue, Queued
-from streamsrv.pixels.single_flight import Makings, UnderWay
-from streamsrv.pixels.turns import TURN, Tag, Turn, in_turn, left_early
+from streamsrv.bounded_cache import SizedCache
+from streamsrv.errors import Overloaded, StoreError
+from streamsrv.pixels.description import Descriptions
+from streamsrv.pixels.fair_queue import CLIENTS, FairQueue, Queued
+from streamsrv.pixels.prefetch import Prefetch, PrefetchThread
+from streamsrv.pixels.single_flight import InFlight, SingleFlight
+from streamsrv.pixels.tasks import (
+    QUICK,
+    RETRY_AFTER,
+    WORTH_A_PROCESS,
+    FrameJob,
+    PixelTask,
+    deadline_of,
+    slow_limits,
+    translated,
+)
 
-# Pixels of an order whose answer the loop takes in itself: a copy of 0.2 ms.
-TAKEN_IN_LOOP = 2 << 20
-DESCRIPTIONS = 16 << 20  # bytes of parsed descriptions; a CT's takes about 10 kB
-
-
-class _NobodyIdle(Overloaded):
-    """What was to be made ahead has not begun."""
-
+# Pixels of a task whose result the loop receives: a copy of 0.2 ms.
+RECEIVED_IN_LOOP = 2 << 20
+# Seconds that an answer which has begun waits for a place in the queue.
+PATIENCE = 30.0
+# Seconds that it holds a thread meanwhile. Each return costs 0.1 ms; 200 answers make 64 threads wait 0.3 s.
+TURN = 0.1
+# Pixels of the tasks that one answer has submitted ahead: three large mammograms.
+AHEAD = 128 << 20
 
 Watch: TypeAlias = Callable[[int, Callable[[], None]], object]
+Tag = TypeVar("Tag")
+Turn: TypeAlias = tuple[Tag, Answer | None] | None
+
+
+def left_early() -> Overloaded:
+    """The error of a request whose client closes the connection before the answer begins. A client that only
+    shuts its side of the connection reads it."""
+    return Overloaded("the connection was shut before the turn of this request came", RETRY_AFTER)
 
 
 class PixelPool:
-    """Thread-safe. `workers` processes at most, those of `endpoints` if there is one: the first of them with
-    the first order and each other one when there is something for it to do; `cached` bytes of results kept;
-    `read_ahead` frames made before they are asked for. `loop` is the thread that must never wait; `watch`,
-    called there, has it call a function whenever a descriptor can be read."""
+    """Thread-safe. At most `workers` processes, or those of `endpoints`; `cached` bytes of results are kept;
+    `read_ahead` frames at most are prefetched. `watch`, called in the loop, has the loop call a function
+    whenever a descriptor is readable."""
 
     def __init__(
         self,
         workers: int,
         limits: PoolLimits | None = None,
         cached: int = 64 << 20,
-        loop: int = 0,
         read_ahead: int = 0,
         *,
         max_rendered_pixels: int = 16 << 20,
@@ -77,52 +85,39 @@ class PixelPool:
         slow_endpoints: PoolEndpoints | None = None,
         watch: Watch | None = None,
     ) -> None:
-        self._loop = loop
         self._watch = watch
         self._watched = False
         self._workers = workers
-        self._entrance = endpoints
+        self._endpoints = endpoints
         self._limits = limits or PoolLimits()
         self._slow_endpoints = slow_endpoints
         self._pool: FramePool | None = None
         self._slow_pool: FramePool | None = None
-        # One more than there are processes, so that none of them waits for this one.
+        # One task more than there are processes, so that no process waits for this worker.
         waiting = max(self._limits.waiting - 1, 0)
         self._queue, self._slow_queue = (FairQueue(workers + 1, waiting) for _ in range(2))
         self._closed = False
         self._lock = threading.Lock()
         self.cache: SizedCache[Hashable, bytes] = SizedCache(cached, len)
-        self.makings = Makings(self.stop)
-        self.descriptions: SizedCache[bytes, Any] = SizedCache(DESCRIPTIONS, lambda one: int(one.size))
-        self.kept: dict[type, Any] = {}  # what others remember as long as there is this pool
-        self.read_ahead = read_ahead
+        self.flights = SingleFlight(self.stop)
+        self.descriptions = Descriptions()
         self.max_rendered_pixels = max_rendered_pixels
-        self.wishes: Wishes[Making] = Wishes(self._look, self._is_idle, self._make_ahead)
-        self._company = Company(self.wishes)
-        self._lookout = Lookout(self.wishes.look)
-
-    def must_not_block(self) -> None:
-        """Raises WouldBlock in the thread of the loop: what follows takes more than some microseconds."""
-        if self.in_loop:
-            raise WouldBlock("pixels are made in other processes")
-
-    @property
-    def in_loop(self) -> bool:
-        return get_ident() == self._loop
+        self._prefetch_thread = PrefetchThread(self._may_prefetch, self._begin_prefetch)
+        self.prefetch = Prefetch(read_ahead, self._prefetch_thread, self._look)
 
     def warm(self) -> None:
-        """Pixels will be asked for soon: starts the processes in the background."""
+        """Starts the processes in the background, because a client will request pixels soon."""
         if self._pool is None:
             threading.Thread(target=self._start, name="pixels-start", daemon=True).start()
 
     def _start(self) -> None:
-        with contextlib.suppress(StoreError, OSError):  # whoever needs it will be told
+        with suppress(StoreError, OSError):  # the first task has the error
             self._running()
 
     def _running(self) -> FramePool:
         with self._lock:
             if self._pool is None:
-                self._pool = self._opened(self._limits, self._entrance, self._became_idle)
+                self._pool = self._opened(self._limits, self._endpoints, self._became_idle)
                 self._pool.warm()
             return self._pool
 
@@ -138,157 +133,57 @@ class PixelPool:
     ) -> FramePool:
         if self._closed:
             raise StoreError("the server is ending")
-        # The fair queue limits the waiting orders of a client.
+        # The fair queue limits the waiting tasks of a client.
         limits = replace(limits, waiting=limits.waiting * CLIENTS)
         return FramePool(self._workers, limits, first=1, idle=idle, endpoints=endpoints)
 
-    def _deadline(self, order: Order) -> float:
-        return deadline_of(order, self._limits.deadline)
+    def _deadline(self, task: PixelTask) -> float:
+        return deadline_of(task, self._limits.deadline)
 
-    def submit(self, order: Order) -> Answer:
-        """Wait for it with `results`. Long work goes to processes of its own."""
-        is_slow = order.pixels > QUICK
-        queue = self._slow_queue if is_slow else self._queue
-        send = self._send_slow if is_slow else self._send_here if self._is_taken_here(order) else self._send
+    # Tasks
+
+    def submit(self, task: PixelTask, *, in_loop: bool = False) -> Answer:
+        """Long work goes to processes of its own. `in_loop` says that the thread of the loop calls this."""
+        if task.pixels > QUICK:
+            queue, send = self._slow_queue, self._send_slow
+        elif in_loop and task.pixels <= RECEIVED_IN_LOOP and self._watch is not None:
+            if not self._watched:
+                pool = self._pool or self._running()
+                self._watch(pool.arrivals.fileno(), pool.receive)
+                self._watched = True
+            queue, send = self._queue, self._send_from_loop
+        else:
+            queue, send = self._queue, self._send
         try:
-            return queue.submit(order.requester.address, order, send)
+            return queue.submit(task.requester.address, task, send)
         except codec_errors.FrameCodecError as error:
             raise translated(error) from error
 
-    def _is_taken_here(self, order: Order) -> bool:
-        if self._watch is None or order.pixels > TAKEN_IN_LOOP or get_ident() != self._loop:
-            return False
-        if not self._watched:
-            pool = self._pool or self._running()
-            self._watch(pool.arrivals.fileno(), pool.receive)
-            self._watched = True
-        return True
+    def _send(self, task: PixelTask) -> Answer:
+        pool, deadline = self._pool or self._running(), self._deadline(task)
+        return pool.submit(task.work, task.frames, *task.arguments, deadline=deadline)
 
-    def _send(self, order: Order) -> Answer:
-        pool, deadline = self._pool or self._running(), self._deadline(order)
-        return pool.submit(order.work, order.frames, *order.arguments, deadline=deadline)
+    def _send_from_loop(self, task: PixelTask) -> Answer:
+        """The loop receives the result. If the task waits in the queue, another thread sends it later."""
+        pool, deadline = self._pool or self._running(), self._deadline(task)
+        return pool.submit(task.work, task.frames, *task.arguments, deadline=deadline, here=True)
 
-    def _send_here(self, order: Order) -> Answer:
-        """Its answer comes to the loop."""
-        pool, deadline = self._pool or self._running(), self._deadline(order)
-        return pool.submit(order.work, order.frames, *order.arguments, deadline=deadline, here=True)
+    def _send_slow(self, task: PixelTask) -> Answer:
+        pool, deadline = self._slow_pool or self._running_slow(), self._deadline(task)
+        return pool.submit(task.work, task.frames, *task.arguments, deadline=deadline)
 
-    def _send_slow(self, order: Order) -> Answer:
-        pool, deadline = self._slow_pool or self._running_slow(), self._deadline(order)
-        return pool.submit(order.work, order.frames, *order.arguments, deadline=deadline)
-
-    def results(self, order: Answer) -> list[Result]:
-        """Wait for an order."""
+    def results(self, answer: Answer) -> list[Result]:
+        """Waits for a task."""
         try:
-            return order.result()
+            return answer.result()
         except codec_errors.FrameCodecError as error:
             raise translated(error) from error
         except CancelledError as error:
             raise StoreError("the work was cancelled") from error
 
-    # One frame, for all who want it
-
-    def made(self, making: Making, then: Callable[[], None] = lambda: None) -> bytes:
-        """Remembered or made; `then` is called as soon as it is there or under way. In the loop WouldBlock,
-        `until` it is there: asked again, the loop gets it, or the error, whatever the cache has room for."""
-        found = self.cache.get(making.key)
-        if found is not None:
-            then()
-            return found
-        under_way = self.makings.find(making.key) or self._begun(making, self.submit)
-        then()
-        if get_ident() == self._loop and self.makings.await_again(making.key, under_way):
-            leave = partial(self.makings.leave, making.key, under_way)
-            raise WouldBlock("a frame is being made", under_way, leave)
-        try:
-            with self.makings.wanted(under_way):
-                while not wait((under_way,), TURN).done and not making.requester.left:
-                    pass
-            if making.requester.left and self.makings.give_up(making.key, under_way):
-                raise left_early()
-            return under_way.result()
-        except _NobodyIdle:
-            return self.made(making)
-
-    def _begun(self, making: Making, submit: Callable[[Order], Answer]) -> UnderWay:
-        order = making.order()
-        begun, is_ours = self.makings.begin(making.key)
-        if not is_ours:
-            return begun
-        begun.pixels = order.pixels
-        try:
-            begun.order = submitted = submit(order)
-            submitted.add_done_callback(partial(self._finish, making, begun))
-        except Exception as error:
-            self.makings.end(making.key, begun)
-            begun.set_exception(error)  # for those who have found it meanwhile
-            del begun  # the error's traceback holds this frame, and all that waits above it
-            raise
-        return begun
-
-    def _finish(self, making: Making, begun: UnderWay, done: Answer) -> None:
-        """In a thread of the pool."""
-        begun.order = None  # it holds this call, and so all that was made, until the collector comes
-        try:
-            made = making.finish(self.results(done))
-        except Exception as error:
-            self.makings.end(making.key, begun, keep=True)
-            begun.set_exception(error)
-        else:
-            self.cache.put(making.key, made)
-            begun.size = len(made)
-            self.makings.end(making.key, begun, keep=begun.size > self.cache.largest)
-            begun.set_result(made)
-
-    # Ahead
-
-    def worth_making_ahead(self, pixels: int) -> bool:
-        """Whether a frame of so many decoded bytes is short work, and would be kept."""
-        return bool(self.read_ahead) and pixels <= min(WORTH_A_PROCESS, self.cache.largest)
-
-    def see(self, walk: Hashable) -> bool:
-        """Something of it was asked for; whether others of it, in any order, may be worth making."""
-        return self._company.see(walk, self._pool)
-
-    def _look(self) -> None:
-        if (pool := self._pool) is not None:
-            pool.look()
-
-    def _became_idle(self) -> None:
-        """A process may have nothing to do; the thread of it has to be free for what comes next."""
-        if self.wishes and self._is_idle():
-            self._lookout.call()
-
-    def _is_idle(self) -> bool:
-        return (pool := self._pool) is not None and pool.is_idle_but(self._company.kept(pool))
-
-    def _make_ahead(self, making: Making) -> None:
-        """By a process that would be idle."""
-        if self.cache.get(making.key) is None and making.key not in self.makings:
-            self._begun(making, self._submit_if_idle)
-
-    def _submit_if_idle(self, order: Order) -> Answer:
-        pool = self._running()
-        kept, deadline = self._company.kept(pool), self._deadline(order)
-        try:
-            answer = pool.submit_if_idle(
-                order.work, order.frames, *order.arguments, deadline=deadline, kept=kept
-            )
-        except codec_errors.FrameCodecError as error:
-            raise translated(error) from error
-        if answer is None:
-            raise _NobodyIdle("no process is idle", RETRY_AFTER)
-        self._company.make_ahead(answer)
-        return answer
-
-    def in_turn(self, tasks: Iterable[tuple[Tag, Order | None]]) -> Iterator[Turn[Tag]]:
-        """The tasks in their order, as many ahead as keep all processes busy (pixels/turns.py)."""
-        self.must_not_block()
-        yield from in_turn(self, self._workers, tasks)
-
     def stop(self, answer: Answer, pixels: int) -> bool:
-        """No request waits for it. Returns whether it is stopped: an order that waits leaves the queue, long
-        work that has begun costs its process, and other work is made to its end."""
+        """Stops a task for which no request waits, and returns whether it has. A task that waits leaves the
+        queue. Long work that has begun costs its process, and other work is made to its end."""
         if answer.cancel():
             return True
         pool = self._slow_pool
@@ -297,14 +192,166 @@ class PixelPool:
         pool.cancel(answer.sent or answer if isinstance(answer, Queued) else answer)
         return answer.done()
 
+    # Frames
+
+    def frame(self, job: FrameJob, *, in_loop: bool = False) -> bytes | InFlight | None:
+        """The frame, if it is kept, or its future: the caller calls `leave` once if its client leaves
+        earlier. None if the stored frame has to be read from the disk, and the job must not."""
+        kept = self.cache.get(job.key)
+        if kept is not None:
+            return kept
+        flight = self.flights.join(job.key)
+        if flight is None:
+            task = job.task()
+            if task is None:
+                return None
+            flight = self._begin(job, task, partial(self.submit, in_loop=in_loop))
+        return flight
+
+    def leave(self, job: FrameJob, flight: InFlight) -> None:
+        """The client of this job waits no longer."""
+        self.flights.leave(job.key, flight)
+
+    def _begin(
+        self,
+        job: FrameJob,
+        task: PixelTask,
+        submit: Callable[[PixelTask], Answer | None],
+        waiters: int = 1,
+    ) -> InFlight:
+        """`submit` returns None if no process is idle: then the task is submitted only if a client waits."""
+        flight, is_new = self.flights.start(job.key, waiters)
+        if not is_new:
+            return flight
+        flight.pixels = task.pixels
+        try:
+            submitted = submit(task)
+            if submitted is None:
+                if self.flights.abandon(job.key, flight):
+                    return flight
+                submitted = self.submit(task)
+        except Exception as error:
+            self.flights.end(job.key, flight)
+            flight.set_exception(error)  # for clients that have joined meanwhile
+            del flight  # breaks the reference cycle error -> traceback -> this frame -> flight
+            raise
+        flight.task = submitted
+        submitted.add_done_callback(partial(self._finish, job, flight))
+        return flight
+
+    def _finish(self, job: FrameJob, flight: InFlight, done: Answer) -> None:
+        flight.task = None  # breaks the reference cycle task -> callback -> flight
+        try:
+            made = job.finish(self.results(done))
+        except Exception as error:
+            self.flights.end(job.key, flight)
+            with suppress(InvalidStateError):  # it was cancelled
+                flight.set_exception(error)
+        else:
+            self.cache.put(job.key, made)
+            self.flights.end(job.key, flight)
+            with suppress(InvalidStateError):  # it was cancelled
+                flight.set_result(made)
+
+    # Prefetch
+
+    def may_prefetch(self, pixels: int) -> bool:
+        """Whether a frame of so many decoded bytes is short work, and would be kept."""
+        return bool(self.prefetch.most) and pixels <= min(WORTH_A_PROCESS, self.cache.largest)
+
+    def _look(self) -> None:
+        if (pool := self._pool) is not None:
+            pool.look()
+
+    def _became_idle(self) -> None:
+        if self._prefetch_thread and self._may_prefetch():
+            self._prefetch_thread.wake()
+
+    def _may_prefetch(self) -> bool:
+        """If other sequences are read too, one process stays idle for their next request."""
+        return (pool := self._pool) is not None and pool.is_idle_but(0 if self.prefetch.is_alone else 1)
+
+    def _begin_prefetch(self, job: FrameJob) -> None:
+        if self.cache.get(job.key) is not None or job.key in self.flights:
+            return
+        task = job.task()
+        if task is not None:
+            self._begin(job, task, self._submit_if_idle, waiters=0)
+
+    def _submit_if_idle(self, task: PixelTask) -> Answer | None:
+        keeps, deadline = 0 if self.prefetch.is_alone else 1, self._deadline(task)
+        try:
+            return self._running().submit_if_idle(
+                task.work, task.frames, *task.arguments, deadline=deadline, kept=keeps
+            )
+        except codec_errors.FrameCodecError as error:
+            raise translated(error) from error
+
+    # Many tasks for one answer
+
+    def in_turn(self, tasks: Iterable[tuple[Tag, PixelTask | None]]) -> Iterator[Turn[Tag]]:
+        """The tasks in order, each when its result is there; None if there is no result within TURN seconds.
+        As many are submitted ahead as there are processes, of at most AHEAD bytes of pixels. A tag without a
+        task only takes its turn. Closing the iterator cancels the tasks; so does a client that leaves before
+        the first turn. Blocking; raises Overloaded if the queue stays full."""
+        ahead: deque[tuple[Tag, Answer | None, PixelTask | None]] = deque()
+        begun = False
+        try:
+            for tag, task in tasks:
+                turns = 0
+                while _is_full(ahead, task, self._workers) or (answer := self._placed(task)) is None:
+                    if ahead:
+                        yield from self._waited(*ahead[0][1:], begun)
+                        yield ahead.popleft()[:2]
+                    elif not begun or turns * TURN > PATIENCE:
+                        raise Overloaded("too many frames are waiting to be decoded", RETRY_AFTER)
+                    else:
+                        turns += 1
+                        time.sleep(TURN)
+                        yield None
+                    begun = True
+                ahead.append((tag, answer[0], task))
+            while ahead:
+                yield from self._waited(*ahead[0][1:], begun)
+                yield ahead.popleft()[:2]
+                begun = True
+        finally:
+            for _, waiting, task in ahead:
+                if waiting is not None and task is not None:
+                    self.stop(waiting, task.pixels)
+
+    def _placed(self, task: PixelTask | None) -> tuple[Answer | None] | None:
+        """None if there is no place in the queue."""
+        if task is None:
+            return (None,)
+        try:
+            return (self.submit(task),)
+        except Overloaded:
+            return None
+
+    def _waited(self, answer: Answer | None, task: PixelTask | None, begun: bool) -> Iterator[None]:
+        """None for each TURN until the result is there."""
+        while answer is not None and not wait((answer,), TURN).done:
+            if task is not None and task.requester.left and not begun and self.stop(answer, task.pixels):
+                raise left_early()
+            yield None
+
     def close(self) -> None:
         with self._lock:
             pools, self._pool, self._slow_pool = (self._pool, self._slow_pool), None, None
             self._closed = True
-        self.wishes.close()
-        self._lookout.close()
+        self.prefetch.close()
         for queue in (self._queue, self._slow_queue):
             queue.close()
         for pool in pools:
             if pool is not None:
                 pool.close()
+
+
+def _is_full(
+    ahead: deque[tuple[Tag, Answer | None, PixelTask | None]], task: PixelTask | None, most: int
+) -> bool:
+    if len(ahead) > most:
+        return True
+    pixels = sum(one.pixels for *_, one in ahead if one is not None)
+    return bool(ahead) and pixels + (0 if task is None else task.pixels) > AHEAD

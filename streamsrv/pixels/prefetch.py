@@ -1,16 +1,20 @@
-"""What will be asked for next, if those who walk go on: made ahead by processes that would be idle.
+"""Prefetch: frames and pictures made ahead for a client that reads in sequence.
 
-Strategy: a wish is an iterator that yields one thing after another, and may look things up before each.
-Whoever calls `look` takes a step of the latest wish as long as there is something idle, so nothing is ever
-ahead of what is really asked for. A step looks things up and reads: that is for a thread of its own
-(Lookout), because answers come through those of the processes.
+Strategy: a sequence is the frames of one instance, or the instances of one series, in one representation. For
+each sequence the last requested places are kept. A request next to one of them is a step. The places ahead of
+it are then prefetched by pixel processes that are idle. A prefetch looks up rows and reads frames, so a
+thread of its own does that: the threads of the pool bring the answers of other requests.
 
 Rules of this file
-- A wish is a walk's own: its next one takes its place, and whoever goes elsewhere drops it. At most WALKS are
-  remembered.
-- What is less certain than a walk is kept until it is fulfilled, and has its turn when no walk wishes for
-  anything.
-- What fails is forgotten. Whoever asks for it will be told.
+- The instances of a series follow one another by Instance Number, in either direction. The thread looks up
+  this order when a second instance of the series is requested. It may be out of date: each prefetch looks up
+  its row.
+- At most as many frames are prefetched as were requested in a row. A client whose requests are spread over
+  several workers has gaps in its steps, and few frames are prefetched for it in vain.
+- A request elsewhere drops the prefetches of its sequence.
+- A client that is alone may occupy all processes. If other sequences are read too, one process stays idle.
+- A prefetch that fails is dropped. The request for its frame has the error.
+- Memory is bounded: SEQUENCES access patterns of a few places each, and INSTANCES places of series.
 """
 
 from __future__ import annotations
@@ -19,215 +23,283 @@ import contextlib
 import logging
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import Future
-from typing import Any, Generic, Protocol, TypeVar
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
+from streamsrv.bounded_cache import SizedCache
 from streamsrv.errors import StreamsrvError
+from streamsrv.pixels.description import whole
+from streamsrv.pixels.tasks import FrameJob
+from streamsrv.plans.selection import Selection
+from streamsrv.query.attributes import Level
+from streamsrv.query.conditions import Query
+from streamsrv.store import InstanceRow, Store, instance_attributes
 
 log = logging.getLogger("streamsrv.pixels")
 
-WALKS = 8
-COMPANY = 1.0  # seconds
-SURE = 8  # requests; half of them may deceive
+SEQUENCES = 64  # whose access patterns are kept
+PLACES = 4  # requested last: several clients may read the same sequence
+PREFETCHED = 8  # places of a sequence that were prefetched last
+QUEUED = 8  # sequences with prefetches
+ALONE = 1.0  # seconds without a request in another sequence
+# The order of 300 instances is looked up in 5 ms, and takes 40 kB.
+INSTANCES, LONGEST = 20_000, 2_000
+INSTANCE_NUMBER = "00200013"
+LAST = 1 << 40  # place of an instance without a number
 
-Wished = TypeVar("Wished")
+Place: TypeAlias = int | str  # a frame index, or a SOP instance UID
+MakeJob: TypeAlias = Callable[[Selection, InstanceRow, int], FrameJob]
 
 
-class Lookout:
-    """A thread that calls `look` when it is called itself; started by the first call."""
+@dataclass(slots=True, eq=False)
+class AccessPattern:
+    """The places of a sequence, the latest last."""
 
-    def __init__(self, look: Callable[[], None]) -> None:
-        self._look = look
-        self._called = threading.Event()
+    requested: deque[Place] = field(default_factory=lambda: deque(maxlen=PLACES))
+    prefetched: deque[Place] = field(default_factory=lambda: deque(maxlen=PREFETCHED))
+
+    def request(self, here: Place) -> Sequence[Place]:
+        """The places before this one, the latest first. Empty if `here` is the latest: a request may be
+        looked at twice."""
+        if self.requested and self.requested[-1] == here:
+            return ()
+        if here in self.requested:  # a request of another client came between two looks
+            self.requested.remove(here)
+        before = tuple(reversed(self.requested))
+        self.requested.append(here)
+        return before
+
+
+def following(here: int, before: Collection[int], most: int) -> list[int]:
+    """The places ahead of `here`: as many as were requested in a row, at most `most`. Empty if no place in
+    `before`, which begins with the latest, is a neighbour."""
+    for place in before:
+        if (step := here - place) == 1 or step == -1:
+            break
+    else:
+        return []
+    run = 1
+    while here - (run + 1) * step in before:
+        run += 1
+    return [here + number * step for number in range(1, min(run, most) + 1)]
+
+
+def series_order(store: Store, study: str, series: str) -> list[str]:
+    """SOP instance UIDs by Instance Number, then by UID. Empty if there are more than LONGEST."""
+    query = Query(Level.INSTANCE, study, series, wanted=LONGEST + 1)
+    numbered = [
+        (whole(instance_attributes(hit.instance_row), INSTANCE_NUMBER, LAST), hit.instance)
+        for hit, _ in zip(store.index.search(query), range(LONGEST + 1), strict=False)
+        if hit.instance is not None and hit.instance_row is not None
+    ]
+    return [uid for _, uid in sorted(numbered)] if len(numbered) <= LONGEST else []
+
+
+class PrefetchThread:
+    """Begins queued jobs, those of the latest sequence first, as long as `may_begin` says so. `begin` does
+    not wait for the result. Thread-safe."""
+
+    def __init__(self, may_begin: Callable[[], bool], begin: Callable[[FrameJob], None]) -> None:
+        self._may_begin = may_begin
+        self._begin = begin
+        self._queue: OrderedDict[Hashable, Iterator[FrameJob]] = OrderedDict()
         self._lock = threading.Lock()
+        self._stepping = threading.Lock()
+        self._awake = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def call(self) -> None:
-        """Returns at once."""
+    def __bool__(self) -> bool:
+        return bool(self._queue)
+
+    def put(self, sequence: Hashable, jobs: Iterator[FrameJob]) -> None:
+        """In place of the jobs that are left of this sequence. Takes the jobs one by one."""
+        with self._lock:
+            if not self._closed:
+                self._queue[sequence] = jobs
+                self._queue.move_to_end(sequence)
+                if len(self._queue) > QUEUED:
+                    self._queue.popitem(last=False)
+
+    def drop(self, sequence: Hashable) -> None:
+        if self._queue:
+            with self._lock:
+                self._queue.pop(sequence, None)
+
+    def wake(self) -> None:
+        """A process may be idle. Returns at once."""
         with self._lock:
             if self._thread is None and not self._closed:
-                thread = threading.Thread(target=self._serve, name="pixels-ahead", daemon=True)
-                with contextlib.suppress(RuntimeError):  # no thread can be started: nothing is made ahead
+                thread = threading.Thread(target=self._serve, name="pixels-prefetch", daemon=True)
+                with contextlib.suppress(RuntimeError):  # without a thread there is no prefetch
                     thread.start()
                     self._thread = thread
-        self._called.set()
+        self._awake.set()
 
     def _serve(self) -> None:
-        while self._called.wait() and not self._closed:
-            self._called.clear()
-            self._look()
+        while self._awake.wait() and not self._closed:
+            self._awake.clear()
+            self.run()
 
-    def close(self) -> None:
-        """Waits for the step that is being taken."""
-        with self._lock:
-            self._closed = True
-        self._called.set()
-        if self._thread is not None:
-            self._thread.join()
-
-
-class Wishes(Generic[Wished]):
-    """Thread-safe. `call` has `look` called by a thread that may read; `may` says whether something is idle
-    now; `fulfil` begins the work and does not wait for it."""
-
-    def __init__(
-        self, call: Callable[[], None], may: Callable[[], bool], fulfil: Callable[[Wished], None]
-    ) -> None:
-        self._call = call
-        self._may = may
-        self._fulfil = fulfil
-        self._wishes: OrderedDict[Hashable, Iterator[Wished]] = OrderedDict()
-        self._uncertain: OrderedDict[Hashable, Iterator[Wished]] = OrderedDict()
-        self._lock = threading.Lock()
-        self._stepping = threading.Lock()
-        self._closed = False
-        self._seen: tuple[Hashable, float] = (None, -COMPANY)
-        self._another = -COMPANY  # when the walk was another one than just before
-
-    def see(self, walk: Hashable) -> None:
-        """Something of it was asked for."""
-        now, (before, when) = time.monotonic(), self._seen
-        if walk != before:
-            self._another = when
-        self._seen = walk, now
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether nobody has gone another way lately."""
-        return time.monotonic() - self._another > COMPANY
-
-    @property
-    def is_certain(self) -> bool:
-        """Whether the next step is a walk's."""
-        return bool(self._wishes)
-
-    def put(self, walk: Hashable, wish: Iterator[Wished]) -> None:
-        with self._lock:
-            self._remember(self._wishes, walk, wish)
-        self._call()
-
-    def keep(self, key: Hashable, wish: Iterator[Wished]) -> None:
-        """What is less certain than a walk, unless there is one of this key already."""
-        with self._lock:
-            if key in self._uncertain:
-                return
-            self._remember(self._uncertain, key, wish)
-        self._call()
-
-    def _remember(
-        self, wishes: OrderedDict[Hashable, Iterator[Wished]], key: Hashable, wish: Iterator[Wished]
-    ) -> None:
-        if self._closed:
-            return
-        wishes[key] = wish
-        wishes.move_to_end(key)
-        while len(wishes) > WALKS:
-            wishes.popitem(last=False)
-
-    def __contains__(self, walk: Hashable) -> bool:
-        return walk in self._wishes
-
-    def __bool__(self) -> bool:
-        return bool(self._wishes or self._uncertain)
-
-    def drop(self, walk: Hashable) -> None:
-        if not self._wishes and not self._uncertain:
-            return  # mostly, where nobody walks
-        with self._lock:
-            self._wishes.pop(walk, None)
-            self._uncertain.pop(walk, None)
-
-    def look(self) -> None:
-        """Something may be idle. One thread at a time takes steps; it looks again after each."""
-        while self and self._may() and self._stepping.acquire(blocking=False):
+    def run(self) -> None:
+        """Begins jobs until no process is idle. One thread at a time does so."""
+        while self._queue and self._may_begin() and self._stepping.acquire(blocking=False):
             try:
-                self._step_of_latest()
+                self._step()
             finally:
                 self._stepping.release()
 
-    def close(self) -> None:
+    def _step(self) -> None:
         with self._lock:
-            self._closed = True
-            self._wishes.clear()
-            self._uncertain.clear()
-
-    def _step_of_latest(self) -> None:
-        with self._lock:
-            wishes = self._wishes or self._uncertain
-            latest = next(reversed(wishes.items()), None)
-        if latest is None or self._step(latest[1]):
+            sequence, jobs = next(reversed(self._queue.items()), (None, None))
+        if jobs is None or self._begun(jobs):
             return
         with self._lock:
-            if wishes.get(latest[0]) is latest[1]:
-                del wishes[latest[0]]
+            if self._queue.get(sequence) is jobs:
+                del self._queue[sequence]
 
-    def _step(self, wish: Iterator[Wished]) -> bool:
-        """Whether there may be another one."""
+    def _begun(self, jobs: Iterator[FrameJob]) -> bool:
+        """Whether there may be another job."""
         try:
-            for wished in wish:
-                self._fulfil(wished)
+            for job in jobs:
+                self._begin(job)
                 return True
         except StreamsrvError:
             pass
         except Exception:
-            log.exception("something that nobody has asked for yet could not be made")
+            log.exception("a prefetch failed")
         return False
 
+    def close(self) -> None:
+        """Waits for the job that is being begun."""
+        with self._lock:
+            self._closed = True
+            self._queue.clear()
+        self._awake.set()
+        if self._thread is not None:
+            self._thread.join()
 
-class Processes(Protocol):
-    """As a FramePool tells of them: how many there may be, whether one is idle, and how many orders of this
-    pool are under way."""
+
+class Prefetch:
+    """The access patterns of the clients of one pool, and the prefetches that follow from them. At most
+    `most` frames ahead of a client; `look` wakes the thread as soon as a process is idle. Thread-safe."""
+
+    def __init__(self, most: int, thread: PrefetchThread, look: Callable[[], None]) -> None:
+        self.most = most
+        self._thread = thread
+        self._look = look
+        self._lock = threading.Lock()
+        self._patterns: OrderedDict[Hashable, AccessPattern] = OrderedDict()
+        self._orders: SizedCache[tuple[str, ...], dict[str, int]] = SizedCache(
+            INSTANCES, lambda order: len(order) + 1
+        )
+        self._latest: Hashable = None
+        self._latest_at = self._other_at = -ALONE
 
     @property
-    def most(self) -> int: ...
-    @property
-    def is_idle(self) -> bool: ...
-    @property
-    def unfinished(self) -> int: ...
+    def is_alone(self) -> bool:
+        """Whether all requests of the last second were for one sequence."""
+        return time.monotonic() - self._other_at > ALONE
 
-
-class Company:
-    """Who else is about, and so how many processes are left idle. Thread-safe: a wrong look is outvoted."""
-
-    def __init__(self, wishes: Wishes[Any]) -> None:
-        self._wishes = wishes
-        self._ahead: set[Future[Any]] = set()
-        self._beside = 0  # rises with each request beside others, and falls with each without
-
-    def make_ahead(self, order: Future[Any]) -> None:
-        """It is under way, and nobody has asked for it."""
-        self._ahead.add(order)
-        order.add_done_callback(self._ahead.discard)
-
-    def see(self, walk: Hashable, processes: Processes | None) -> bool:
-        """Something of it was asked for; whether there are so many processes that one may be left for what is
-        less certain than a walk."""
-        self._wishes.see(walk)
-        if processes is not None and self._is_beside_others(processes):
-            self._beside = min(self._beside + 1, SURE)
+    def requested(
+        self, store: Store, row: InstanceRow, index: int, representation: Hashable, make_job: MakeJob
+    ) -> None:
+        """A client requests this frame, in a representation of which `make_job` makes other frames. Takes
+        microseconds."""
+        if row.number_of_frames > 1:
+            sequence: Hashable = row.record_id, representation
+            pattern, before = self._request(sequence, index)
+            places = following(index, [place for place in before if isinstance(place, int)], self.most)
+            jobs = _frame_jobs(store, row, pattern, places, make_job)
         else:
-            self._beside = max(self._beside - 1, 0)
-        return processes is None or processes.most > 2 or processes.most > 1 + self._has_company
+            sequence = row.key[:2], representation
+            pattern, before = self._request(sequence, row.key.instance)
+            if not before:
+                return
+            order = self._orders.get(row.key[:2])
+            if order is None or (order and row.key.instance not in order):
+                self._put(sequence, self._first_jobs(store, row, pattern, make_job))
+                return
+            places = _following(order, row.key.instance, before, self.most)
+            jobs = _instance_jobs(store, row, order, pattern, places, make_job)
+        if places:
+            self._put(sequence, jobs)
+        elif before:
+            self._thread.drop(sequence)
 
-    def _is_beside_others(self, processes: Processes) -> bool:
-        """Of this worker, or of one that has taken the processes which this one has not."""
-        unfinished = processes.unfinished
-        return unfinished - len(self._ahead) > 1 or (unfinished < processes.most and not processes.is_idle)
+    def _request(self, sequence: Hashable, here: Place) -> tuple[AccessPattern, Sequence[Place]]:
+        """The access pattern, and the places that were requested before."""
+        now = time.monotonic()
+        with self._lock:
+            if sequence != self._latest:
+                self._other_at = self._latest_at
+            self._latest, self._latest_at = sequence, now
+            pattern = self._patterns.get(sequence)
+            if pattern is None:
+                pattern = self._patterns[sequence] = AccessPattern()
+            self._patterns.move_to_end(sequence)
+            if len(self._patterns) > SEQUENCES:
+                self._patterns.popitem(last=False)
+            return pattern, pattern.request(here)
 
-    def _asked_for(self, processes: Processes) -> int:
-        return processes.unfinished - len(self._ahead)
+    def _put(self, sequence: Hashable, jobs: Iterator[FrameJob]) -> None:
+        self._thread.put(sequence, jobs)
+        self._look()
 
-    def kept(self, processes: Processes) -> int:
-        """None for whoever walks alone. While others are about, one of them might ask for something else, and
-        would have to wait for what nobody has asked for. Where nobody walks one works on what was asked for,
-        or is left idle as well."""
-        if self._wishes.is_certain:
-            return 0 if self._wishes.is_alone else 1
-        return (self._asked_for(processes) < 1) + self._has_company
+    def _first_jobs(
+        self, store: Store, row: InstanceRow, pattern: AccessPattern, make_job: MakeJob
+    ) -> Iterator[FrameJob]:
+        """Looks up the order of the series, and continues from the requests until then."""
+        order = self._orders.get(row.key[:2])
+        if order is None or row.key.instance not in order:
+            order = {uid: place for place, uid in enumerate(series_order(store, *row.key[:2]))}
+            self._orders.put(row.key[:2], order)
+        here, *before = [str(uid) for uid in reversed(pattern.requested.copy())]
+        places = _following(order, here, before, self.most)
+        yield from _instance_jobs(store, row, order, pattern, places, make_job)
 
-    @property
-    def _has_company(self) -> bool:
-        return self._beside > SURE // 2 or not self._wishes.is_alone
+    def close(self) -> None:
+        self._thread.close()
+
+
+def _following(order: dict[str, int], here: str, before: Iterable[Place], most: int) -> list[int]:
+    if here not in order:
+        return []
+    return following(order[here], [order[uid] for uid in before if uid in order], most)
+
+
+def _frame_jobs(
+    store: Store, row: InstanceRow, pattern: AccessPattern, places: Sequence[int], make_job: MakeJob
+) -> Iterator[FrameJob]:
+    for index in places:
+        if 0 <= index < row.number_of_frames and index not in pattern.prefetched:
+            pattern.prefetched.append(index)
+            yield from _job(store, row.key, index, make_job)
+
+
+def _instance_jobs(
+    store: Store,
+    row: InstanceRow,
+    order: dict[str, int],
+    pattern: AccessPattern,
+    places: Sequence[int],
+    make_job: MakeJob,
+) -> Iterator[FrameJob]:
+    uids = list(order)
+    for place in places:
+        if 0 <= place < len(uids) and uids[place] not in pattern.prefetched:
+            pattern.prefetched.append(uids[place])
+            yield from _job(store, (*row.key[:2], uids[place]), 0, make_job)
+
+
+def _job(store: Store, key: tuple[str, str, str], index: int, make_job: MakeJob) -> Iterator[FrameJob]:
+    """Holds the segment until the next job is taken."""
+    selection = Selection(store, *key, [index])
+    try:
+        row = next(selection.rows())
+        if index < row.number_of_frames:
+            yield make_job(selection, row, index)
+    finally:
+        selection.release()

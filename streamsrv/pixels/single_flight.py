@@ -1,120 +1,79 @@
-"""What is being made, and for how many: one making of a frame for all who ask for it meanwhile.
+"""Single flight: a frame that several clients request at the same time is made once.
 
-Strategy: a thread waits for what is under way; the loop never waits, but is told to ask again when it is
-there. Mostly the cache has it then. A failure, and what is too large for the cache, is kept for as many as
-were told to ask again, and for nobody else: whoever comes later has it made anew.
-
-Rule: what is never fetched, because the instance was deleted meanwhile, is bounded in number and in bytes.
+Strategy: each frame in the making has a future, in a dict by key. The clients that wait for it are counted.
+The one that leaves last cancels the work, unless that is short and has begun: then its result is kept for
+the next request.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any
 
-from streamsrv.pixels.orders import WORTH_A_PROCESS
-
-OUTCOMES, OUTCOMES_BYTES = 64, 64 << 20
+from streamsrv.pixels.tasks import WORTH_A_PROCESS
 
 
-class UnderWay(Future[bytes]):
-    """`again` is how many were told to ask again, `threads` how many wait for it; `size` is the length of
-    the result, `order` makes it, of `pixels` bytes."""
+class InFlight(Future[bytes]):
+    """The future of a frame. `task` is the future of the work, of `pixels` bytes, once it is submitted."""
 
-    again = threads = size = pixels = 0
-    order: Future[Any] | None = None
+    waiters = pixels = 0
+    task: Future[Any] | None = None
 
 
-class Makings:
-    """Thread-safe. `stop` ends an order of so many bytes of pixels, if that is worth while, and says whether
-    it has."""
+class SingleFlight:
+    """Thread-safe. `stop` ends a task, if it can."""
 
-    def __init__(self, stop: Callable[[Future[Any], int], bool]) -> None:
+    def __init__(self, stop: Callable[[Future[Any], int], object]) -> None:
         self._stop = stop
         self._lock = threading.Lock()
-        self._under_way: dict[Hashable, UnderWay] = {}
-        self._outcomes: OrderedDict[Hashable, UnderWay] = OrderedDict()
+        self._flights: dict[Hashable, InFlight] = {}
 
     def __contains__(self, key: Hashable) -> bool:
-        return key in self._under_way
+        return key in self._flights
 
-    @property
-    def outcomes(self) -> list[Hashable]:
-        return list(self._outcomes)
-
-    def find(self, key: Hashable) -> UnderWay | None:
-        """What is under way, or what has become of it, for one of those who were told to ask again."""
+    def join(self, key: Hashable) -> InFlight | None:
+        """One more client waits for the frame, if it is in the making."""
         with self._lock:
-            outcome = self._outcomes.get(key)
-            if outcome is None:
-                return self._under_way.get(key)
-            outcome.again -= 1
-            if not outcome.again:
-                del self._outcomes[key]
-            return outcome
+            flight = self._flights.get(key)
+            if flight is not None:
+                flight.waiters += 1
+            return flight
 
-    def begin(self, key: Hashable) -> tuple[UnderWay, bool]:
-        """What is under way, and whether it is the caller's, who ends it."""
+    def start(self, key: Hashable, waiters: int = 1) -> tuple[InFlight, bool]:
+        """The future, and whether the caller has to submit the task: another one may have come first."""
         with self._lock:
-            under_way = self._under_way.get(key)
-            if under_way is not None:
-                return under_way, False
-            self._under_way[key] = begun = UnderWay()
-            return begun, True
+            flight = self._flights.get(key)
+            if is_new := flight is None:
+                flight = self._flights[key] = InFlight()
+            flight.waiters += waiters
+            return flight, is_new
 
-    def await_again(self, key: Hashable, under_way: UnderWay) -> bool:
-        """Whether there is something to wait for; then the caller has to ask again."""
+    def leave(self, key: Hashable, flight: InFlight) -> None:
+        """A client waits no longer."""
         with self._lock:
-            is_under_way = self._under_way.get(key) is under_way
-            under_way.again += is_under_way
-            return is_under_way
+            flight.waiters -= 1
+            task = flight.task
+            if flight.waiters or self._flights.get(key) is not flight or task is None or task.done():
+                return
+            if task.running() and flight.pixels <= WORTH_A_PROCESS:
+                return
+            del self._flights[key]  # the next request has the frame made again
+        flight.cancel()
+        self._stop(task, flight.pixels)
 
-    def leave(self, key: Hashable, under_way: UnderWay) -> bool:
-        """A caller that was told to ask again will not do so. Returns whether the making is given up."""
+    def abandon(self, key: Hashable, flight: InFlight) -> bool:
+        """Gives up a task that is not submitted. Returns False if a client waits for it."""
         with self._lock:
-            under_way.again -= 1
-        return self.give_up(key, under_way)
-
-    def give_up(self, key: Hashable, under_way: UnderWay) -> bool:
-        """Stops it if no request waits for it, and returns whether it has. Short work that has begun is made
-        to its end and kept for the next request."""
-        with self._lock:
-            if under_way.again or under_way.threads:
+            if flight.waiters:
                 return False
-            self._outcomes.pop(key, None)
-            order = under_way.order
-            if self._under_way.get(key) is not under_way or order is None or order.done():
-                return False
-            if order.running() and under_way.pixels <= WORTH_A_PROCESS:
-                return False
-            del self._under_way[key]  # a later request has it made again
-        return self._stop(order, under_way.pixels)
+            del self._flights[key]
+        flight.cancel()
+        return True
 
-    @contextlib.contextmanager
-    def wanted(self, under_way: UnderWay) -> Iterator[None]:
-        """By a thread, until the end of the block."""
+    def end(self, key: Hashable, flight: InFlight) -> None:
+        """The result of the future is about to be set."""
         with self._lock:
-            under_way.threads += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                under_way.threads -= 1
-
-    def end(self, key: Hashable, ended: UnderWay, *, keep: bool = False) -> None:
-        """Its result has to be set now; `keep` if the cache will not have it."""
-        with self._lock:
-            if self._under_way.get(key) is ended:
-                del self._under_way[key]
-            if keep and ended.again:
-                self._outcomes[key] = ended
-                while len(self._outcomes) > 1 and self._too_much_waits():
-                    self._outcomes.popitem(last=False)
-
-    def _too_much_waits(self) -> bool:
-        held = sum(outcome.size for outcome in self._outcomes.values())
-        return len(self._outcomes) > OUTCOMES or held > OUTCOMES_BYTES
+            if self._flights.get(key) is flight:
+                del self._flights[key]

@@ -30,9 +30,8 @@ from framecodecs.rendering.jpeg_pictures import (
 from framecodecs.rendering.pictures import fitted_size
 from framecodecs.rendering.rendering import AS_STORED
 from streamsrv.dicom.instance import FrameKind
-from streamsrv.errors import WouldBlock
 from streamsrv.pixels.description import Description, inline_binary
-from streamsrv.pixels.viewing import Wishes, icc_profile_place, rendering_of
+from streamsrv.pixels.viewing import RenderingParameters, icc_profile_place, rendering_of
 from streamsrv.plans.payloads import bulk_piece, frame_pieces
 from streamsrv.plans.selection import Selection
 from streamsrv.store import InstanceRow, Store
@@ -49,21 +48,21 @@ SHORT_PROFILE = 64 << 10
 LOOK_UP_TABLES = ("00283000", "00283010")
 
 
-def may_be(row: InstanceRow, wishes: Wishes, media_type: str) -> bool:
+def may_be(row: InstanceRow, parameters: RenderingParameters, media_type: str) -> bool:
     """Whether it is worth a look."""
     return (
         media_type == JPEG
         and row.transfer_syntax in SYNTAXES
         and row.frame_kind is FrameKind.TABLE
         and not row.deflated
-        and wishes.quality is None
-        and wishes.window is None
-        and not wishes.annotations
+        and parameters.quality is None
+        and parameters.window is None
+        and not parameters.annotations
     )
 
 
-def keeps_size(info: FrameInfo, wishes: Wishes) -> bool:
-    viewport = wishes.viewport
+def keeps_size(info: FrameInfo, parameters: RenderingParameters) -> bool:
+    viewport = parameters.viewport
     if viewport is None:
         return True
     whole = info.columns, info.rows
@@ -72,25 +71,30 @@ def keeps_size(info: FrameInfo, wishes: Wishes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class StoredPictures:
-    """Of one instance that `may_be`. In the loop (`brief`) it raises WouldBlock rather than wait."""
+    """Frames of an instance for which `may_be` holds. If it is `brief`, nothing is read from the disk."""
 
     store: Store
     selection: Selection
     row: InstanceRow
     description: Description
-    wishes: Wishes
+    parameters: RenderingParameters
     brief: bool
 
     def at(self, index: int) -> Sequence[Piece] | None:
-        """The picture of one frame; None if it has to be drawn. Raises NotAcceptable."""
+        """The picture of one frame; empty if it has to be drawn. None if the disk has to be read to decide.
+        Raises NotAcceptable."""
         info = self.description.info
-        if not keeps_size(info, self.wishes) or not self._is_unchanged(index):
-            return None
+        if not keeps_size(info, self.parameters) or not self._is_unchanged(index):
+            return ()
         pieces = next(frame_pieces(self.store, self.selection, self.row, [index]))
         spans = [piece for piece in pieces if isinstance(piece, Span)]
-        start = b"".join(map(self._read, cut(spans, 0, LONGEST_HEAD)))
-        head = picture_head(start, self._read(tail_of(spans[-1])), info)
-        return None if head is None else self._coloured(spans, start, head)
+        starts = [self._read(piece) for piece in cut(spans, 0, LONGEST_HEAD)]
+        end = self._read(tail_of(spans[-1]))
+        if end is None or None in starts:
+            return None
+        start = b"".join(filter(None, starts))
+        head = picture_head(start, end, info)
+        return () if head is None else self._coloured(spans, start, head)
 
     def _is_unchanged(self, index: int) -> bool:
         info = self.description.info
@@ -100,28 +104,26 @@ class StoredPictures:
             return False
         return is_unchanged(info, rendering_of(self.description, index, None, lambda path: b""))
 
-    def _read(self, one: Span) -> bytes:
+    def _read(self, one: Span) -> bytes | None:
         lease = self.selection.lease
-        if not self.brief:
-            return lease.pread(one.segment, one.offset, one.length)
-        found = at_hand(lease.fd(one.segment), one)
-        if found is None:
-            raise WouldBlock("the head of a frame has to be read")
-        return found
+        if self.brief:
+            return at_hand(lease.fd(one.segment), one)
+        return lease.pread(one.segment, one.offset, one.length)
 
-    def _coloured(self, spans: Sequence[Span], start: bytes, head: PictureHead) -> Sequence[Piece] | None:
-        """With the colour profile that is asked for (PS3.18 8.3.5.1.5): the dataset's, else its own."""
-        wish = self.wishes.icc_profile
+    def _coloured(self, spans: Sequence[Span], start: bytes, head: PictureHead) -> Sequence[Piece]:
+        """With the colour profile that the client requests (PS3.18 8.3.5.1.5): that of the dataset, else the
+        one in the frame. Empty if the frame has to be drawn."""
+        wanted = self.parameters.icc_profile
         if self.description.info.samples_per_pixel == 1:
-            return None if head.has_profile else spans
-        if wish == "srgb" or (wish == "no" and head.has_profile):
-            return None
-        profile = None if wish == "no" else self._profile()
+            return () if head.has_profile else spans
+        if wanted == "srgb" or (wanted == "no" and head.has_profile):
+            return ()
+        profile = None if wanted == "no" else self._profile()
         if profile is None:
-            return None if wish == "yes" and not head.has_profile else spans
+            return () if wanted == "yes" and not head.has_profile else spans
         parts = profile_parts(profile.length)
         if head.has_profile or not parts:
-            return None
+            return ()
         before = start[: head.profile_at]
         rest = cut(spans, head.profile_at, sum(one.length for one in spans))
         if isinstance(profile, Literal):
@@ -134,7 +136,7 @@ class StoredPictures:
         return [*made, *rest]
 
     def _profile(self) -> Literal | Span | None:
-        """As it is stored; a short one is sent together with what stands before it."""
+        """The stored profile. A short one that is in memory is sent together with the start of the frame."""
         holder, path = icc_profile_place(self.description.dataset)
         if "BulkDataURI" not in holder.get("00282000", {}):
             inline = inline_binary(holder, "00282000")
@@ -145,7 +147,8 @@ class StoredPictures:
         piece = bulk_piece(self.selection, self.row, value)
         if not isinstance(piece, Span):
             return None
-        return Literal(self._read(piece)) if piece.length <= SHORT_PROFILE else piece
+        content = self._read(piece) if piece.length <= SHORT_PROFILE else None
+        return piece if content is None else Literal(content)
 
 
 def head_at_hand(descriptor: int, frame: Span, info: FrameInfo) -> PictureHead | None:

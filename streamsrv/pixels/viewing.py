@@ -54,7 +54,7 @@ _PALETTE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class RenderingParameters:
     """The query parameters of a rendered resource (PS3.18 8.3.5.1), checked. Without an ICC profile wish the
     picture has the profile that the instance has; without a quality it may go out as it is stored."""
 
@@ -65,10 +65,10 @@ class Wishes:
     annotations: tuple[str, ...] = ()
 
 
-def wishes_of(query: tuple[tuple[str, str], ...]) -> Wishes:
+def rendering_parameters(query: tuple[tuple[str, str], ...]) -> RenderingParameters:
     """Raises BadRequest naming the parameter."""
     given = dict(query)
-    return Wishes(
+    return RenderingParameters(
         _viewport(given["viewport"]) if "viewport" in given else None,
         _window(given["window"]) if "window" in given else None,
         _quality(given["quality"]) if "quality" in given else None,
@@ -138,22 +138,26 @@ def _icc_profile(text: str) -> str:
 
 
 def picture_request(
-    description: Description, frame_index: int, wishes: Wishes, media_type: str, bulk: BulkReader
+    description: Description,
+    frame_index: int,
+    parameters: RenderingParameters,
+    media_type: str,
+    bulk: BulkReader,
 ) -> PictureRequest:
     dataset = description.dataset
-    profile = None if wishes.icc_profile == "no" else icc_profile_of(dataset, bulk)
+    profile = None if parameters.icc_profile == "no" else icc_profile_of(dataset, bulk)
     # Who insists on a profile where there is none gets the one that the picture will be taken to have.
-    assumed = wishes.icc_profile == "yes" and profile is None
-    rendering = rendering_of(description, frame_index, wishes.window, bulk)
+    assumed = parameters.icc_profile == "yes" and profile is None
+    rendering = rendering_of(description, frame_index, parameters.window, bulk)
     return PictureRequest(
         rendering=rendering,
-        viewport=wishes.viewport,
+        viewport=parameters.viewport,
         media_type=media_type,
-        quality=DEFAULT_QUALITY if wishes.quality is None else wishes.quality,
+        quality=DEFAULT_QUALITY if parameters.quality is None else parameters.quality,
         icc_profile=profile,
-        convert_to_srgb=wishes.icc_profile == "srgb" or assumed,
+        convert_to_srgb=parameters.icc_profile == "srgb" or assumed,
         milliseconds=milliseconds_of(dataset),
-        notes=notes_of(dataset, wishes.annotations, frame_index, rendering),
+        notes=notes_of(dataset, parameters.annotations, frame_index, rendering),
     )
 
 

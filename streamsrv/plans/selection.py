@@ -1,24 +1,24 @@
-"""The SOP instances of a target resource, pinned for as long as their answer is being sent.
+"""The SOP instances of a target resource, and a lease on their segments while their answer is sent.
 
-Strategy: one pass over the index pages learns how many there are, where their bytes lie and what the ETag is,
-from fixed places in their rows; a lease keeps their segments open. Up to ROWS_KEPT rows stay in memory,
-packed, and are unpacked when more has to be known of them. Of a longer study only 36 bytes an instance are
-kept (its place), and the rows are looked up again, page by page, while the answer is sent. An instance that
-has vanished by then ends the answer (the connection is closed, never a silent gap); one that compaction has
-moved is still read where it was, under the lease.
+Strategy: one pass over the index pages finds the number of instances, their places and the ETag, from fixed
+offsets in their rows. A lease keeps the segments open. Up to ROWS_KEPT packed rows stay in memory, and are
+unpacked when an answer needs more of them. Of a longer study 36 bytes an instance (its place) are kept, and
+the rows are looked up again, page by page, while the answer is sent. If an instance is gone by then, the
+connection is closed: an answer never has a silent gap. If compaction has moved an instance, it is read at its
+old place, under the lease.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeAlias
-from weakref import WeakKeyDictionary
 
 import xxhash
 
 from streamsrv.dicom.window import Pread
-from streamsrv.errors import NotFound, SegmentGone, StoreError, WouldBlock
+from streamsrv.errors import NotFound, SegmentGone, StoreError
 from streamsrv.store import (
     MISSING_SEGMENT,
     PLACE,
@@ -46,13 +46,17 @@ PAGE = 1_000
 ATTEMPTS = 5
 # Frames whose entries are read together with the row.
 ENTRIES_AT_ONCE = 64
+SELECTIONS_KEPT, ROWS_REMEMBERED = 8, 1_000
 NOT_THERE = "there is no such SOP instance, series or study in this store"
 
 
-class Found:
-    """What a walk over the pages of a target resource has found: true until the next commit, and not to be
-    changed. `packed` are the rows of all if they are few enough to be kept, else none; `places` of all;
-    `damaged` are those whose bytes are registered as damaged."""
+Pack: TypeAlias = Callable[[str, str | None], "PackedInstances"]
+
+
+class PackedInstances:
+    """The instances of a study or series. Valid until the next commit (`moment` is the index version), and
+    not to be changed. `packed` has all rows, or none if they are too many; `places` has all places; `damaged`
+    has the records whose bytes are registered as damaged."""
 
     __slots__ = (
         "_metadata",
@@ -75,7 +79,7 @@ class Found:
         self.places = bytearray()
         self.syntaxes: set[str] = set()  # transfer syntaxes as stored
         self.segments: set[int] = set()
-        self.plan: tuple[bytes, StoredParts] | None = None  # made last of it: boundary and plan
+        self.plan: tuple[bytes, StoredParts] | None = None  # the last one: boundary and plan
         self._rows: list[InstanceRow] | None = None
         self._metadata: list[tuple[int, int]] | None = None
         digest = xxhash.xxh3_128()
@@ -96,32 +100,27 @@ class Found:
         self.damaged: list[DamagedRecord] = store.damaged_among(self._ids())
 
     def _ids(self) -> Iterator[bytes]:
-        """Of all records."""
+        """The record ids of all instances."""
         for _, _, _, record_id in PLACE.iter_unpack(bytes(self.places)):
             yield record_id
 
     def metadata(self) -> list[tuple[int, int]]:
-        """Length and slots of each row that is kept."""
+        """Length and slots of the metadata of each packed row."""
         if self._metadata is None:
             self._metadata = metadata_in(self.packed)
         return self._metadata
 
     def rows(self) -> list[InstanceRow]:
-        """Those that are kept."""
+        """The packed rows, unpacked."""
         if self._rows is None:
             self._rows = list(map(unpacked, self.packed))
         return self._rows
 
 
-# Viewers ask for the metadata of a series and then for its instances, and several of them do.
-SELECTIONS_REMEMBERED = 8
-ROWS_REMEMBERED = 1_000
-_Memory: TypeAlias = dict[tuple[str, str | None, str | None], Found]
-_memories: WeakKeyDictionary[Store, _Memory] = WeakKeyDictionary()
-
-
 class Selection:
-    """Use as a context manager only while planning; afterwards `release` belongs to the answer."""
+    """The instances of one target resource. `reads` says whether bytes of their segments are read; the answer
+    calls `release`. `pack` makes the instances of a study or series. Raises NotFound, StoreError and
+    InstanceDamaged."""
 
     def __init__(
         self,
@@ -131,16 +130,16 @@ class Selection:
         instance: str | None,
         frames: Sequence[int] = (),
         *,
-        brief: bool = False,
         reads: bool = True,
+        pack: Pack | None = None,
     ) -> None:
         self._store = store
-        self._brief = brief
-        self._reads = reads  # bytes of segments
+        self._reads = reads
+        self._pack = pack or partial(pack_instances, store)
         self.frames = frames
         self._target = (study, series, instance)
-        self._found: Found | None = None  # of a study or series
-        self._one: list[InstanceRow] = []  # else
+        self._packed: PackedInstances | None = None  # of a study or series
+        self._one: list[InstanceRow] = []  # of an instance
         self.count = 0
         self.syntaxes: set[str] = set()  # transfer syntaxes as stored
         self.digest = b""  # of all record ids in order: the same digest means the same stored bytes
@@ -152,14 +151,14 @@ class Selection:
     def _pin(self) -> SegmentLease:
         for _ in range(ATTEMPTS):
             try:
-                segments = self._learn()
+                segments = self._look_up()
                 return self._store.open_segments(segments if self._reads else ())
             except SegmentGone:
                 continue
         raise self._missing()
 
     def _missing(self) -> StoreError:
-        """Why segments cannot be opened, again and again."""
+        """The reason why the segments cannot be opened."""
         for row in self.rows():
             try:
                 self._store.open_segments([row.location.segment]).release()
@@ -169,38 +168,24 @@ class Selection:
 
     def require_undamaged(self) -> None:
         """Raises InstanceDamaged if the bytes of an instance are known to be damaged."""
-        if self._found is not None:
-            damaged = self._found.damaged
+        if self._packed is not None:
+            damaged = self._packed.damaged
         else:
             ids = [row.record_id for row in self._one if row.damaged]
             damaged = self._store.damaged_among(ids) if ids else []
         if damaged:
             raise refusal(damaged)
 
-    def _learn(self) -> set[int]:
-        """What there is; returns the segments that hold it."""
+    def _look_up(self) -> set[int]:
+        """The segments that hold the instances."""
         study, series, instance = self._target
         if series is not None and instance is not None:
-            return self._learn_one(InstanceKey(study, series, instance))
-        found = self._found = self._remembered()
-        self.count, self.syntaxes, self.digest = found.count, found.syntaxes, found.digest
-        return found.segments
+            return self._look_up_one(InstanceKey(study, series, instance))
+        packed = self._packed = self._pack(study, series)
+        self.count, self.syntaxes, self.digest = packed.count, packed.syntaxes, packed.digest
+        return packed.segments
 
-    def _remembered(self) -> Found:
-        """What there is, looked up again after a commit."""
-        moment, memory = self._store.version(), _memories.setdefault(self._store, {})
-        found = memory.get(self._target)
-        if found is None or found.moment != moment:
-            if self._brief:
-                raise WouldBlock("a study or series is looked up in a thread")
-            found = Found(self._store, moment, self._pages())
-            if found.count <= ROWS_REMEMBERED:
-                while len(memory) >= SELECTIONS_REMEMBERED:
-                    memory.pop(next(iter(memory)), None)
-                memory[self._target] = found
-        return found
-
-    def _learn_one(self, key: InstanceKey) -> set[int]:
+    def _look_up_one(self, key: InstanceKey) -> set[int]:
         found = self._store.instance(key, self.frames)
         if found is None:
             raise NotFound(NOT_THERE)
@@ -209,26 +194,17 @@ class Selection:
         self.digest = xxhash.xxh3_128_digest(row.record_id)
         return {row.location.segment}
 
-    def _pages(self) -> Iterator[list[PackedRow]]:
-        study, series, _ = self._target
-        after: InstanceKey | None = None
-        while page := self._store.packed(study, series, after=after, limit=PAGE):
-            yield page
-            if len(page) < PAGE:
-                return
-            after = split_triple(page[-1][0])
-
     def rows(self) -> Iterator[InstanceRow]:
         """The rows in key order, as they were when the selection was made."""
-        if self._found is None:
+        if self._packed is None:
             yield from self._one
             return
-        if self._found.packed:
-            yield from self._found.rows()
+        if self._packed.packed:
+            yield from self._packed.rows()
             return
-        places = PLACE.iter_unpack(bytes(self._found.places))
+        places = PLACE.iter_unpack(bytes(self._packed.places))
         number = 0
-        for row in map(unpacked, itertools.chain.from_iterable(self._pages())):
+        for row in map(unpacked, itertools.chain.from_iterable(pages(self._store, *self._target[:2]))):
             *location, record_id = next(places, (0, 0, 0, b""))
             if row.record_id != record_id:
                 raise StoreError(f"instance {number + 1} of the answer has changed while it was being sent")
@@ -245,17 +221,16 @@ class Selection:
         return self._one[0] if self._one else None
 
     @property
-    def found(self) -> Found | None:
-        """Of a study or series that is not long: its rows, packed."""
-        return self._found if self._found is not None and self._found.packed else None
+    def packed(self) -> PackedInstances | None:
+        """The instances of a study or series, if their rows are kept."""
+        return self._packed if self._packed is not None and self._packed.packed else None
 
     def pread(self, row: InstanceRow, offset: int, length: int) -> bytes:
         """Bytes of one instance's Part 10 file."""
         return self.lease.pread(row.location.segment, row.location.offset + offset, length)
 
     def inflated(self, row: InstanceRow, make: Callable[[], Pread]) -> Pread:
-        """The reader of a deflated dataset that was used last, or a new one. An answer is made by one thread
-        at a time."""
+        """The reader of the last deflated dataset, or a new one. One thread at a time makes an answer."""
         if self._inflated is None or self._inflated[0] != row.record_id:
             self._inflated = row.record_id, make()
         return self._inflated[1]
@@ -264,12 +239,54 @@ class Selection:
         self.lease.release()
 
 
-def select(store: Store, target: Target, *, brief: bool = False) -> Selection:
-    """Raises NotFound where the whole path names nothing: an instance under another series is not there;
-    WouldBlock if it is to be brief and that takes more than what is remembered, or one instance."""
-    if target.study is None:
-        raise NotFound("the target resource names no study")
-    frames = [number - 1 for number in target.frames] if len(target.frames) <= ENTRIES_AT_ONCE else ()
-    reads = target.kind is not Kind.METADATA  # they come from the index
-    path = target.study, target.series, target.instance
-    return Selection(store, *path, frames, brief=brief, reads=reads)
+def pages(store: Store, study: str, series: str | None) -> Iterator[list[PackedRow]]:
+    after: InstanceKey | None = None
+    while page := store.packed(study, series, after=after, limit=PAGE):
+        yield page
+        if len(page) < PAGE:
+            return
+        after = split_triple(page[-1][0])
+
+
+def pack_instances(store: Store, study: str, series: str | None) -> PackedInstances:
+    return PackedInstances(store, store.version(), pages(store, study, series))
+
+
+class Selections:
+    """Makes selections. Keeps the instances of the last studies and series until the next commit: several
+    viewers request the metadata of a series, and then its instances."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._kept: dict[tuple[str, str | None], PackedInstances] = {}
+
+    def select(self, target: Target) -> Selection:
+        """Raises NotFound if the path does not name an instance, series or study of this store."""
+        if target.study is None:
+            raise NotFound("the target resource names no study")
+        frames = [number - 1 for number in target.frames] if len(target.frames) <= ENTRIES_AT_ONCE else ()
+        reads = target.kind is not Kind.METADATA  # the index has the metadata
+        path = target.study, target.series, target.instance
+        return Selection(self._store, *path, frames, reads=reads, pack=self._pack)
+
+    def at_hand(self, target: Target) -> Selection | None:
+        """For the event loop: a single instance, or the instances of a study or series that are kept. Else
+        None."""
+        if target.study is None or target.instance is not None:
+            return self.select(target)
+        is_kept = self._current(target.study, target.series, self._store.version()) is not None
+        return self.select(target) if is_kept else None
+
+    def _current(self, study: str, series: str | None, moment: int) -> PackedInstances | None:
+        kept = self._kept.get((study, series))
+        return kept if kept is not None and kept.moment == moment else None
+
+    def _pack(self, study: str, series: str | None) -> PackedInstances:
+        packed = self._current(study, series, self._store.version())
+        if packed is None:
+            packed = pack_instances(self._store, study, series)
+            if packed.count <= ROWS_REMEMBERED:
+                while len(self._kept) >= SELECTIONS_KEPT:
+                    self._kept.pop(next(iter(self._kept)), None)
+                self._kept[study, series] = packed
+        return packed

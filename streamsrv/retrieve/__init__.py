@@ -1,10 +1,9 @@
-"""Retrieve transactions (PS3.18 10.4): a request and its target resource in, an answer out. No socket, no
-HTTP server.
+"""Retrieve transactions (PS3.18 10.4): from a request and its target resource to an answer. No socket.
 
-Begin reading in `selection` (which instances), then `payloads` (their bytes), `parts` (multipart), and
-`resources` (one function for each kind of target resource).
+Start with `resources` (one plan for each kind of target resource), `answering` (the parts of every answer),
+then `plans` (which instances, and their bytes) and `pixels` (frames that are made).
 """
 
-from streamsrv.retrieve.resources import answer
+from streamsrv.retrieve.resources import Retrieve
 
-__all__ = ["answer"]
+__all__ = ["Retrieve"]

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
 from streamsrv.pixels import transcoding
-from streamsrv.pixels.pool import Order
+from streamsrv.pixels.tasks import PixelTask
 from streamsrv.pixels.transcoding import Transcoder, has_frames, piece_chunks
 from streamsrv.plans import payloads
 from streamsrv.plans.parts import PARTS_KEPT, Part
 from streamsrv.retrieve.answering import MAKER, Retrieval
-from streamsrv.retrieve.frames import part_texts
+from streamsrv.retrieve.frames import part_texts, transcoder
 from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.accept import Offer
@@ -34,7 +34,7 @@ MANY = PARTS_KEPT + 1
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class OutgoingFrames:
     """The frames of an instance on their way out: as stored, or by `made`."""
 
     row: InstanceRow
@@ -88,7 +88,6 @@ def frame_parts(retrieval: Retrieval, row: InstanceRow, offer: Offer) -> Iterato
 
 
 def body(retrieval: Retrieval, offers: dict[str, Offer], boundary: bytes) -> Generator[bytes, None, None]:
-    retrieval.pool.must_not_block()
     for turn in retrieval.pool.in_turn(tasks(retrieval, offers)):
         if turn is None:
             yield b""  # nothing yet
@@ -110,26 +109,26 @@ def body(retrieval: Retrieval, offers: dict[str, Offer], boundary: bytes) -> Gen
     yield closing(boundary)
 
 
-def tasks(retrieval: Retrieval, offers: dict[str, Offer]) -> Iterator[tuple[Task, Order | None]]:
-    requester = retrieval.request.requester
+def tasks(
+    retrieval: Retrieval, offers: dict[str, Offer]
+) -> Iterator[tuple[OutgoingFrames, PixelTask | None]]:
     for row in with_frames(retrieval):
         stored = transcoding.stored_syntax(row)
         offer = offers[stored]
         if offer.syntax == stored:
-            yield Task(row, offer), None
+            yield OutgoingFrames(row, offer), None
             continue
         try:
-            made = transcoding.transcoder(
-                retrieval.store, retrieval.selection, row, retrieval.pool, offer.syntax, requester
-            )
-            transcoding.check_fits(made)
-            yield Task(row, offer, made), made.first_order()
+            info = retrieval.pool.descriptions.info(retrieval.store, row)
+            made = transcoder(retrieval, row, info, offer.syntax)
+            made.check_fits()
+            yield OutgoingFrames(row, offer, made), made.first_task()
         except NotAcceptable as error:
             yield as_stored(retrieval, row, error), None
 
 
-def as_stored(retrieval: Retrieval, row: InstanceRow, error: NotAcceptable) -> Task:
+def as_stored(retrieval: Retrieval, row: InstanceRow, error: NotAcceptable) -> OutgoingFrames:
     try:
-        return Task(row, offer_of(retrieval, transcoding.stored_syntax(row), makes=False))
+        return OutgoingFrames(row, offer_of(retrieval, transcoding.stored_syntax(row), makes=False))
     except NotAcceptable as refusal:
         raise NotAcceptable(error.detail, refusal.acceptable) from error

@@ -1,42 +1,48 @@
-"""What every retrieve answer is made of: one request as a value, single-part and multipart answers with their
-validators.
+"""The parts of every retrieve answer: one request as a value, and single-part and multipart answers with
+their validators.
 
 Rules of this file
-- A client that has the representation already is told so before anything is read or made.
-- What is made while it is sent begins before the answer does: until then what goes wrong is a status.
+- If the client has the representation already, nothing is read or made.
+- A body that is made while it is sent begins before the answer does: an error until then is a status.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
+from framecodecs.frameinfo import FrameInfo
 from streamsrv import __version__
-from streamsrv.errors import WouldBlock
-from streamsrv.pixels.pool import PixelPool
+from streamsrv.pixels.description import Description
+from streamsrv.pixels.pool import PixelPool, left_early
+from streamsrv.pixels.tasks import FrameJob
 from streamsrv.plans.parts import PartSource, multipart_plan, total_length
-from streamsrv.plans.selection import Selection
-from streamsrv.store import Store
+from streamsrv.plans.selection import Selection, Selections
+from streamsrv.store import InstanceRow, Store
 from streamsrv.wire import accept
 from streamsrv.wire.accept import LONGEST_REMEMBERED
-from streamsrv.wire.answers import Answer, Literal, Piece, Request, Stream
-from streamsrv.wire.conditional import etag_of, evaluate, is_conditional, not_modified
+from streamsrv.wire.answers import Answer, Literal, Pending, Piece, Request, Stream
+from streamsrv.wire.conditional import dated, etag_of, evaluate, not_modified
 from streamsrv.wire.multipart import boundary_from, multipart_type
-from streamsrv.wire.resources import Target
+from streamsrv.wire.resources import Kind, Target
 
 # Viewers revalidate with If-None-Match; a shared cache keeps nothing of a patient.
 CACHING = (("Vary", "Accept"), ("Cache-Control", "private, no-cache"))
 
-# What is made may come out otherwise in another version, and ranges of the two must not be glued together.
+# Another version may encode pixels differently, and ranges of two versions must not be joined.
 MAKER = f"streamsrv {__version__}"
 
-Planner = Callable[[bytes], tuple[Iterable[Piece], int | None]]  # of a boundary: plan and length
-Body = Callable[[bytes], Generator[bytes, None, None]]  # of a boundary; the same bytes at each call
+# None: the plan cannot be made without blocking.
+Planned: TypeAlias = Answer | Pending | None
+Planner: TypeAlias = Callable[[bytes], tuple[Iterable[Piece], int | None]]  # boundary -> plan and length
+Body: TypeAlias = Callable[[bytes], Generator[bytes, None, None]]  # boundary -> the same bytes at each call
 
 
 class Accepted(NamedTuple):
-    """What the client accepts, in its own words."""
+    """The media types that the client accepts, unparsed."""
 
     header: str | None
     queries: tuple[str, ...]
@@ -46,21 +52,37 @@ class Accepted(NamedTuple):
 
     @property
     def is_short(self) -> bool:
-        """Such choices are worth remembering, and bounded when there are many of them."""
+        """Whether a choice is worth a place in a cache."""
         return not self.queries and len(self.header or "") <= LONGEST_REMEMBERED
+
+
+class Sources(NamedTuple):
+    """The rooms below, and the state that requests share."""
+
+    store: Store
+    pool: PixelPool
+    selections: Selections
 
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """One retrieve transaction: what is asked for, of which instances, and with what it can be made.
-    `end` is called when its answer is not needed any more: it calls `endings`, the last one first."""
+    """One retrieve transaction. If it is `brief`, the event loop calls, and nothing may block: a plan that
+    cannot be made so is None. `end` calls the `endings`, the last one first, when the answer is sent."""
 
-    store: Store
-    pool: PixelPool
+    sources: Sources
     request: Request
     target: Target
     selection: Selection
+    brief: bool = False
     endings: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def store(self) -> Store:
+        return self.sources.store
+
+    @property
+    def pool(self) -> PixelPool:
+        return self.sources.pool
 
     def end(self) -> None:
         if self.endings:
@@ -76,33 +98,46 @@ class Retrieval:
     def ranges(self) -> Sequence[accept.AcceptableRange]:
         return self.accepted().ranges()
 
+    def description(self, row: InstanceRow) -> Description | None:
+        """None if the retrieval is brief and the metadata are long."""
+        descriptions = self.pool.descriptions
+        return descriptions.at_hand(self.store, row) if self.brief else descriptions.of(self.store, row)
+
+    def frame_info(self, row: InstanceRow) -> FrameInfo | None:
+        """None if the retrieval is brief and the metadata are long. Raises NotAcceptable."""
+        descriptions = self.pool.descriptions
+        return (
+            descriptions.info_at_hand(self.store, row) if self.brief else descriptions.info(self.store, row)
+        )
+
+    # Answers
+
     def single_part(self, media_type: str, pieces: Iterable[Piece], *representation: str) -> Answer:
-        """`representation` is whatever the bytes depend on beyond the path and the media type. A generator of
-        pieces is run only if they are wanted."""
+        """`representation` is everything on which the bytes depend beyond the path and the media type."""
         etag = etag_of([self.selection.digest], self.request.path, media_type, *representation)
         plan = [] if not_modified(self.request, etag) else list(pieces)
         built = Answer(200, [("Content-Type", media_type), *CACHING], plan, total_length(plan))
         return evaluate(self.request, built, etag)
 
     def multipart(self, representation: tuple[str, ...], parts: PartSource, count: int) -> Answer:
-        """`representation` begins with the media type of the parts and tells it from every other of the
-        same instances."""
+        """`representation` begins with the media type of the parts, and differs from every other
+        representation of the same instances."""
         return self.planned(representation, lambda boundary: multipart_plan(parts, count, boundary))
 
     def planned(self, representation: tuple[str, ...], planner: Planner) -> Answer:
-        """The same of whatever plans the parts."""
+        """A multipart answer with the plan that `planner` makes."""
         etag, boundary, built = self._multipart(representation)
         if not not_modified(self.request, etag):
             built.plan, built.length = planner(boundary)
         return evaluate(self.request, built, etag)
 
     def made_multipart(self, representation: tuple[str, ...], body: Body) -> Answer:
-        """Multipart, its body made while it is sent, of a length that only its end tells."""
+        """A multipart answer whose body is made while it is sent, of unknown length."""
         etag, boundary, built = self._multipart(representation)
         return self._made(etag, boundary, built, body)
 
     def made_single(self, representation: tuple[str, ...], body: Body) -> Answer:
-        """A single part, made in the same way. `representation` begins with its media type."""
+        """A single part that is made while it is sent. `representation` begins with its media type."""
         etag = etag_of([self.selection.digest], self.request.path, *representation)
         built = Answer(200, [("Content-Type", representation[0]), *CACHING])
         return self._made(etag, b"", built, body)
@@ -120,38 +155,100 @@ class Retrieval:
         content_type = multipart_type(boundary, representation[0])
         return etag, boundary, Answer(200, [("Content-Type", content_type), *CACHING])
 
+    def pooled(
+        self,
+        job: FrameJob,
+        answer: Callable[[Retrieval, Sequence[Piece]], Answer],
+        recover: Callable[[Retrieval, Exception], Answer],
+    ) -> Planned:
+        """The answer with one frame or picture that the pixel pool makes. `answer` reads nothing from the
+        store. `recover` makes another answer if the frame cannot be made, or raises the error."""
+        if "if-none-match" in self.request.headers:
+            head = replace(self, request=replace(self.request, method="HEAD"))
+            if (unmade := answer(head, ())).status == 304:
+                return unmade
+        found = self.pool.frame(job, in_loop=self.brief)
+        if found is None:
+            return None
+        if isinstance(found, bytes):
+            return answer(self, (Literal(found),))
+        if self.request.requester.left:
+            self.pool.leave(job, found)
+            raise left_early()
+        return Pending(
+            found,
+            finish=lambda made: answer(self, (Literal(made),)),
+            cancel=partial(self.pool.leave, job, found),
+            recover=partial(self._recovered, recover),
+        )
 
-def finished(
-    request: Request, answer: Callable[[Iterable[Piece]], Answer], pieces: Iterable[Piece]
-) -> Answer:
-    """The answer of one piece that may have to be waited for. Whoever has waited finishes it with what was
-    made, and nothing is looked up a second time. Whatever else an answer needs comes after it, unless its
-    conditions may show that nothing has to be made."""
+    def _recovered(self, recover: Callable[[Retrieval, Exception], Answer], error: Exception) -> Answer:
+        """The segments were released while the frame was made: the instance is looked up again."""
+        planned = plan_answer(
+            self.sources, self.request, self.target, lambda again: recover(again, error), brief=False
+        )
+        if not isinstance(planned, Answer):
+            raise error
+        return planned
+
+
+def plan_answer(
+    sources: Sources,
+    request: Request,
+    target: Target,
+    plan: Callable[[Retrieval], Planned],
+    *,
+    brief: bool,
+) -> Planned:
+    """Selects the instances and makes their answer, which releases the segments when it is sent."""
+    selection = sources.selections.at_hand(target) if brief else sources.selections.select(target)
+    if selection is None:
+        return None
+    retrieval = Retrieval(sources, request, target, selection, brief, [selection.release])
     try:
-        return answer(pieces if is_conditional(request.headers) else tuple(pieces))
-    except WouldBlock as blocked:
-        blocked.finish = lambda made: answer((Literal(made),))
+        if target.kind is not Kind.METADATA:
+            selection.require_undamaged()
+        planned = plan(retrieval)
+    except BaseException:
+        retrieval.end()
         raise
+    if isinstance(planned, Answer) and planned.release is None:
+        planned.descriptor, planned.release = selection.lease.fd, retrieval.end
+        return _dated(request, selection, planned)
+    retrieval.end()
+    if isinstance(planned, Pending):
+        finish = planned.finish
+        planned.finish = lambda made: _dated(request, selection, finish(made))
+    return planned
+
+
+def _dated(request: Request, selection: Selection, built: Answer) -> Answer:
+    """An instance changes only if it is replaced. A study or series may also lose instances, and a deletion
+    leaves no date."""
+    row = selection.one
+    if row is None:
+        return built
+    return dated(request, built, row.stored_at / 1e6, time.time())
 
 
 class Opened:
-    """A body whose first chunk is there."""
+    """A body whose first chunk is made."""
 
     def __init__(self, body: Body, boundary: bytes) -> None:
         self._body = body
         self._boundary = boundary
         self._chunks = body(boundary)
-        # An empty chunk says that nothing is ready yet: what cannot be made has to be a status.
+        # An empty chunk says that nothing is ready yet: an error has to be a status.
         self._first: bytes | None = next(filter(None, self._chunks), b"")
 
     def chunks(self, start: int, stop: int | None) -> Iterator[bytes]:
         first, self._first = self._first, None
-        if first is None:  # walked before: anew
+        if first is None:  # a second pass
             self._chunks = self._body(self._boundary)
         else:
             yield first
         yield from self._chunks
 
     def close(self) -> None:
-        """Cancels what is under way. Only when no thread is in it."""
+        """Cancels the tasks of the body. Only while no thread is in it."""
         self._chunks.close()

@@ -28,7 +28,7 @@ from streamsrv.dicom.explicit import Changes, Here, changed_pieces
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable
-from streamsrv.pixels.description import ICON_IMAGES, describe, values
+from streamsrv.pixels.description import ICON_IMAGES, values
 from streamsrv.pixels.transcoding import AT_ONCE, Transcoder
 from streamsrv.plans.payloads import as_piece, reader
 from streamsrv.wire.answers import Literal, Piece, Stream
@@ -86,7 +86,7 @@ def instance_pieces(begun: Begun) -> list[Piece]:
 
 def pixel_changes(begun: Begun) -> Mapping[int, Change]:
     made, info = begun.made, begun.info
-    dataset = describe(made.store, made.row, made.pool).dataset
+    dataset = made.pool.descriptions.of(made.store, made.row).dataset
     changes: dict[int, Change] = dict.fromkeys(OFFSET_TABLES)
     changes[0x00280004] = ("CS", info.photometric_interpretation.encode())
     if info.samples_per_pixel > 1:

@@ -1,7 +1,7 @@
-"""Answers to requests for frames (PS3.18 10.4.1.1.2): as stored, or made in another transfer syntax.
+"""Answers to requests for frames (PS3.18 10.4.1.1.2): stored frames, or transcoded ones.
 
-The representation is chosen by `wire.accept`; the pixels are looked at only if nothing stored will do. Where
-a frame cannot be made after all, and as stored it is acceptable too, it goes out so.
+`wire.accept` chooses the representation; the pixels are looked at only if no stored one is acceptable. If a
+frame cannot be transcoded, it is sent as it is stored where that is acceptable too.
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 
+from framecodecs.frameinfo import FrameInfo
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
-from streamsrv.pixels import transcoding
-from streamsrv.pixels.pixel_info import pixel_info
-from streamsrv.pixels.transcoding import AT_ONCE, Transcoder
+from streamsrv.pixels.transcoding import AT_ONCE, QUICK, Transcoder, stored_syntax, targets
 from streamsrv.plans import payloads
 from streamsrv.plans.parts import Part
-from streamsrv.retrieve import cached_frames
-from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval, finished
+from streamsrv.retrieve.answering import MAKER, Accepted, Planned, Retrieval
 from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.accept import Offer
@@ -27,7 +25,7 @@ from streamsrv.wire.multipart import closing, part_head
 from streamsrv.wire.resources import frame_url
 
 
-def frames(retrieval: Retrieval) -> Answer:
+def frames(retrieval: Retrieval) -> Planned:
     row = next(retrieval.selection.rows())
     if row.frame_kind is FrameKind.NONE:
         raise NotFound("this SOP instance has no pixel data")
@@ -42,48 +40,59 @@ def check_frames(row: InstanceRow, numbers: Sequence[int]) -> None:
         raise NotFound(f"frame {last} is not there: the instance has {row.number_of_frames} frames")
 
 
-def frames_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]) -> Answer:
-    stored = transcoding.stored_syntax(row)
+def frames_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]) -> Planned:
     offer = chosen(retrieval, row, numbers)
-    if offer.syntax == stored:
-        if len(numbers) == 1:
-            cached_frames.learn(retrieval, row, offer)
+    if offer is None:
+        return None
+    if offer.syntax == stored_syntax(row):
         return stored_answer(retrieval, row, numbers, offer)
     try:
-        return made_answer(retrieval, row, numbers, offer)
+        return transcoded_answer(retrieval, row, numbers, offer)
     except NotAcceptable as error:
-        try:
-            kept = fit(retrieval.accepted(), transcoding.stored_syntax(row), len(numbers) == 1, ())
-        except NotAcceptable as refusal:
-            raise NotAcceptable(error.detail, refusal.acceptable) from error
-        return stored_answer(retrieval, row, numbers, kept)
+        return stored_instead(numbers, retrieval, error)
 
 
-def chosen(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]) -> Offer:
-    stored, accepted, single = transcoding.stored_syntax(row), retrieval.accepted(), len(numbers) == 1
-    choose = remembered if accepted.is_short else fit
+def stored_instead(numbers: Sequence[int], retrieval: Retrieval, error: Exception) -> Answer:
+    """Stored frames, if they cannot be transcoded. Raises the error unless they are acceptable."""
+    if not isinstance(error, NotAcceptable):
+        raise error
+    row = next(retrieval.selection.rows())
     try:
-        offer = choose(accepted, stored, single, transcoding.targets(stored))  # if these pixels are like most
+        offer = fit(retrieval.accepted(), stored_syntax(row), len(numbers) == 1, ())
+    except NotAcceptable as refusal:
+        raise NotAcceptable(error.detail, refusal.acceptable) from error
+    return stored_answer(retrieval, row, numbers, offer)
+
+
+def chosen(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]) -> Offer | None:
+    """None if the retrieval is brief and the metadata have to be read."""
+    stored, accepted, single = stored_syntax(row), retrieval.accepted(), len(numbers) == 1
+    choose = cached_fit if accepted.is_short else fit
+    try:
+        offer = choose(accepted, stored, single, targets(stored))  # if any pixels fit
         if offer.syntax == stored:
             return offer
     except NotAcceptable:
-        pass  # told again below, with what these pixels fit
+        pass  # raised again below, with the targets that these pixels fit
     try:
-        possible = transcoding.targets(stored, pixel_info(retrieval.store, row, retrieval.pool))
+        info = retrieval.frame_info(row)
+        if info is None:
+            return None
+        possible = targets(stored, info)
     except NotAcceptable:
         possible = ()
     return choose(accepted, stored, single, possible)
 
 
 def fit(accepted: Accepted, stored: str, single: bool, possible: Collection[str]) -> Offer:
-    """The choice, if frames can be had as stored and in `possible` syntaxes."""
+    """The choice between stored frames and frames transcoded to a `possible` syntax."""
     media_type = lookup(stored).media_type
     return accept.choose_frames(
         accepted.ranges(), stored, media_type, transcodable=possible, single=single, keep=True
     )
 
 
-remembered = lru_cache(maxsize=256)(fit)
+cached_fit = lru_cache(maxsize=256)(fit)
 
 
 def stored_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int], offer: Offer) -> Answer:
@@ -113,53 +122,58 @@ def representation(offer: Offer, numbers: Sequence[int]) -> tuple[str, ...]:
     return offer.media_type, offer.syntax, ",".join(map(str, numbers))
 
 
-# Made frames
+# Transcoded frames
 
 
-def made_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int], offer: Offer) -> Answer:
-    requester = retrieval.request.requester
-    made = transcoding.transcoder(
-        retrieval.store, retrieval.selection, row, retrieval.pool, offer.syntax, requester
-    )
+def transcoded_answer(
+    retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int], offer: Offer
+) -> Planned:
+    info = retrieval.frame_info(row)
+    if info is None:
+        return None
+    made = transcoder(retrieval, row, info, offer.syntax)
     if len(numbers) == 1:
-        answer = partial(one_made, retrieval, row, numbers[0], offer)
-        return finished(retrieval.request, answer, one_piece(made, numbers[0]))
-    said = (*representation(offer, numbers), MAKER)
+        index = numbers[0] - 1
+        answer = partial(transcoded_frame, row=row, number=numbers[0], offer=offer)
+        planned = retrieval.pooled(
+            made.job(index, QUICK if retrieval.brief else None), answer, partial(stored_instead, numbers)
+        )
+        made.prefetch(index)
+        return planned
+    if retrieval.brief:
+        return None
+    representation_made = (*representation(offer, numbers), MAKER)
     if len(numbers) * made.decoded_length > AT_ONCE:
-        retrieval.pool.must_not_block()
         return retrieval.made_multipart(
-            said,
-            lambda boundary: made_body(retrieval, made, numbers, offer, boundary),
+            representation_made,
+            lambda boundary: transcoded_body(retrieval, made, numbers, offer, boundary),
         )
 
     def parts() -> Iterator[Part]:
-        for number, frame in zip(numbers, at_once(made, numbers), strict=True):
+        batches = made.batches([number - 1 for number in numbers])
+        frames = (frame for batch in batches for frame in batch)
+        for number, frame in zip(numbers, frames, strict=True):
             yield frame_part(retrieval, row, number, offer, [Literal(frame)])
 
     # They are few and short, so that their plan is kept and made once.
-    return retrieval.multipart(said, parts, 1)
+    return retrieval.multipart(representation_made, parts, 1)
 
 
-def one_made(
-    retrieval: Retrieval, row: InstanceRow, number: int, offer: Offer, pieces: Iterable[Piece]
+def transcoder(retrieval: Retrieval, row: InstanceRow, info: FrameInfo, target: str) -> Transcoder:
+    requester = retrieval.request.requester
+    return Transcoder(retrieval.store, retrieval.selection, row, retrieval.pool, info, target, requester)
+
+
+def transcoded_frame(
+    retrieval: Retrieval, pieces: Sequence[Piece], row: InstanceRow, number: int, offer: Offer
 ) -> Answer:
-    """Needs nothing of the store."""
     if not offer.multipart:
         return retrieval.single_part(offer.content_type, pieces, MAKER)
     part = frame_part(retrieval, row, number, offer, pieces)
     return retrieval.multipart((*representation(offer, (number,)), MAKER), lambda: (part,), 1)
 
 
-def one_piece(made: Transcoder, number: int) -> Iterator[Piece]:
-    yield Literal(transcoding.one_frame(made, number - 1))
-
-
-def at_once(made: Transcoder, numbers: Sequence[int]) -> list[bytes]:
-    made.pool.must_not_block()
-    return [frame for batch in made.batches([number - 1 for number in numbers]) for frame in batch]
-
-
-def made_body(
+def transcoded_body(
     retrieval: Retrieval, made: Transcoder, numbers: Sequence[int], offer: Offer, boundary: bytes
 ) -> Generator[bytes, None, None]:
     batches = made.batches([number - 1 for number in numbers])

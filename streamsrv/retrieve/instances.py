@@ -15,18 +15,19 @@ from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from framecodecs.frameinfo import FrameInfo
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, lookup
 from streamsrv.errors import NotAcceptable
 from streamsrv.pixels import transcoding
-from streamsrv.pixels.description import describe, frame_info
-from streamsrv.pixels.pool import Order
+from streamsrv.pixels.tasks import PixelTask
 from streamsrv.pixels.transcoding import Transcoder, has_frames, piece_chunks
 from streamsrv.plans import payloads
 from streamsrv.plans.parts import Part
-from streamsrv.plans.selection import Found
+from streamsrv.plans.selection import PackedInstances
 from streamsrv.retrieve import datasets
 from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval
+from streamsrv.retrieve.frames import transcoder
 from streamsrv.store import PLACE, InstanceRow, split_triple, syntax_in
 from streamsrv.wire import accept
 from streamsrv.wire.accept import INSTANCE_SENT_AS, InstancesChoice
@@ -41,7 +42,7 @@ END_OF_HEAD = b"\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class OutgoingInstance:
     """An instance on its way out: as stored, or by `made`, unless something is in the way."""
 
     row: InstanceRow
@@ -51,7 +52,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class SentInstance:
     row: InstanceRow
     syntax: str
     pieces: Sequence[Piece]
@@ -68,11 +69,15 @@ def label_of(syntax: str) -> str:
     return f"{DICOM}; transfer-syntax={syntax}"
 
 
-def instances(retrieval: Retrieval) -> Answer:
+def instances(retrieval: Retrieval) -> Answer | None:
     choice, base_url = chosen(retrieval), retrieval.request.base_url
+    if choice is None:
+        return None
     representation = (DICOM, ",".join(sorted(f"{stored}>{sent}" for stored, sent in choice.syntaxes.items())))
     makes = any(is_made(*pair) for pair in choice.syntaxes.items())
     maker = (MAKER,) if makes else ()
+    if makes and retrieval.brief:
+        return None
     if retrieval.target.level is ResourceLevel.INSTANCE:
         (one,) = filter(None, sent(retrieval, choice))
         if not choice.multipart:
@@ -86,10 +91,11 @@ def instances(retrieval: Retrieval) -> Answer:
             (*representation, MAKER), lambda boundary: body(retrieval, choice, boundary)
         )
 
-    found = retrieval.selection.found
+    found = retrieval.selection.packed
     if found is not None and all(stored == sent for stored, sent in choice.syntaxes.items()):
         return retrieval.planned(representation, lambda boundary: stored_parts(found, base_url, boundary))
-    retrieval.pool.must_not_block()
+    if retrieval.brief:
+        return None
 
     def parts() -> Iterator[Part]:
         return (one.part(base_url) for one in filter(None, sent(retrieval, choice)))
@@ -97,7 +103,7 @@ def instances(retrieval: Retrieval) -> Answer:
     return retrieval.multipart(representation, parts, retrieval.selection.count)
 
 
-def stored_parts(found: Found, base_url: str, boundary: bytes) -> tuple[StoredParts, int]:
+def stored_parts(found: PackedInstances, base_url: str, boundary: bytes) -> tuple[StoredParts, int]:
     """The plan of instances that go out as they are stored, and its length. Whoever asks again before the
     next commit gets the same one."""
     known = found.plan
@@ -106,7 +112,7 @@ def stored_parts(found: Found, base_url: str, boundary: bytes) -> tuple[StoredPa
     return known[1], known[1].length
 
 
-def parts_of(found: Found, base_url: str, boundary: bytes) -> tuple[list[bytes], list[Place]]:
+def parts_of(found: PackedInstances, base_url: str, boundary: bytes) -> tuple[list[bytes], list[Place]]:
     """Of each part its head and its place."""
     heads: list[bytes] = []
     one = next(iter(found.syntaxes)) if len(found.syntaxes) == 1 else ""
@@ -148,14 +154,13 @@ def body(retrieval: Retrieval, choice: InstancesChoice, boundary: bytes) -> Gene
     yield closing(boundary)
 
 
-def sent(retrieval: Retrieval, choice: InstancesChoice) -> Iterator[Sent | None]:
+def sent(retrieval: Retrieval, choice: InstancesChoice) -> Iterator[SentInstance | None]:
     """None: the next one is not ready yet."""
     if not any(is_made(*pair) for pair in choice.syntaxes.items()):
         for row in retrieval.selection.rows():
             yield as_chosen(retrieval, row, choice.syntaxes[row.transfer_syntax])
         return
     pool = retrieval.pool
-    pool.must_not_block()
     for turn in pool.in_turn(tasks(retrieval, choice)):
         if turn is None:
             yield None
@@ -167,30 +172,30 @@ def sent(retrieval: Retrieval, choice: InstancesChoice) -> Iterator[Sent | None]
         try:
             results = pool.results(order)
             begun = datasets.Begun(task.made, task.made.made(results), results[0][1] or task.made.info)
-            yield Sent(task.row, task.syntax, datasets.instance_pieces(begun))
+            yield SentInstance(task.row, task.syntax, datasets.instance_pieces(begun))
         except NotAcceptable as error:
             yield as_stored(retrieval, task.row, error)
 
 
-def tasks(retrieval: Retrieval, choice: InstancesChoice) -> Iterator[tuple[Task, Order | None]]:
-    requester = retrieval.request.requester
+def tasks(
+    retrieval: Retrieval, choice: InstancesChoice
+) -> Iterator[tuple[OutgoingInstance, PixelTask | None]]:
     for row in retrieval.selection.rows():
         syntax = choice.syntaxes[row.transfer_syntax]
         if not is_made(row.transfer_syntax, syntax) or not has_frames(row):
-            yield Task(row, syntax), None
+            yield OutgoingInstance(row, syntax), None
             continue
         retrieval.store.require_whole(row, retrieval.selection.lease)
         try:
-            made = transcoding.transcoder(
-                retrieval.store, retrieval.selection, row, retrieval.pool, syntax, requester
-            )
-            transcoding.check_fits(made)
-            yield Task(row, syntax, made), made.first_order()
+            info = retrieval.pool.descriptions.info(retrieval.store, row)
+            made = transcoder(retrieval, row, info, syntax)
+            made.check_fits()
+            yield OutgoingInstance(row, syntax, made), made.first_task()
         except NotAcceptable as error:
-            yield Task(row, syntax, obstacle=error), None
+            yield OutgoingInstance(row, syntax, obstacle=error), None
 
 
-def otherwise(retrieval: Retrieval, task: Task) -> Sent:
+def otherwise(retrieval: Retrieval, task: OutgoingInstance) -> SentInstance:
     """What has no frames to be made, or none that can be."""
     row = task.row
     if task.obstacle is not None:
@@ -202,11 +207,11 @@ def otherwise(retrieval: Retrieval, task: Task) -> Sent:
     return as_chosen(retrieval, row, EXPLICIT_VR_LITTLE_ENDIAN)
 
 
-def as_chosen(retrieval: Retrieval, row: InstanceRow, syntax: str) -> Sent:
-    return Sent(row, syntax, payloads.instance_pieces(retrieval.selection, row, syntax))
+def as_chosen(retrieval: Retrieval, row: InstanceRow, syntax: str) -> SentInstance:
+    return SentInstance(row, syntax, payloads.instance_pieces(retrieval.selection, row, syntax))
 
 
-def as_stored(retrieval: Retrieval, row: InstanceRow, error: NotAcceptable) -> Sent:
+def as_stored(retrieval: Retrieval, row: InstanceRow, error: NotAcceptable) -> SentInstance:
     """Instead of what could not be made; of a single instance only if that is acceptable too."""
     if retrieval.target.level is ResourceLevel.INSTANCE:
         try:
@@ -230,9 +235,9 @@ def is_made(stored: str, syntax: str) -> bool:
 # The choice
 
 
-def chosen(retrieval: Retrieval) -> InstancesChoice:
-    """For each stored syntax the one in which its instances go out. The pixels are looked at only if some
-    have to be made."""
+def chosen(retrieval: Retrieval) -> InstancesChoice | None:
+    """For each stored syntax the one in which its instances are sent. The pixels are looked at only if some
+    have to be transcoded. None if the retrieval is brief and they have to be."""
     accepted, syntaxes = retrieval.accepted(), tuple(sorted(retrieval.selection.syntaxes))
     single = retrieval.target.level is ResourceLevel.INSTANCE
     few = accepted.is_short and len(syntaxes) == 1
@@ -243,8 +248,8 @@ def chosen(retrieval: Retrieval) -> InstancesChoice:
     except NotAcceptable:
         if single and has_frames(next(retrieval.selection.rows())):
             raise
-    if not single:
-        retrieval.pool.must_not_block()
+    if retrieval.brief:
+        return None
     return _fitting(retrieval, accepted.ranges(), syntaxes, single)
 
 
@@ -296,7 +301,7 @@ def _targets_of(retrieval: Retrieval, row: InstanceRow) -> Sequence[str]:
     if not has_frames(row):
         return transcoding.TARGETS
     try:
-        info = frame_info(describe(retrieval.store, row, retrieval.pool).dataset)
+        info: FrameInfo | None = retrieval.pool.descriptions.of(retrieval.store, row).info
     except NotAcceptable:
         info = None
     native = not lookup(row.transfer_syntax).encapsulated

@@ -1,64 +1,87 @@
 """Answers to requests for rendered resources and thumbnails (PS3.18 10.4.1.1.3, 10.4.1.1.4).
 
 Rules of this file
-- A picture a frame. One frame asked for, or one that stands for all: a single part, made before its answer
-  begins, or sent as it is stored where that is the very picture.
-- Several frames: parts, made while they are sent, those of the next frames under way.
-- A document and a video are shown as they are stored: a browser knows what to do with them.
-- What has no pixels is not acceptable in any rendered form: 406, never 500.
+- One frame is a single part. It is drawn before its answer begins, or sent as it is stored if it is a
+  picture.
+- Several frames are parts of a multipart answer, or an animated GIF. They are drawn while they are sent.
+- Documents and videos are sent as they are stored.
+- An instance without pixels is not acceptable in any rendered form: 406.
+- In a multipart answer, a frame that cannot be drawn costs its own part. That part is a problem (RFC 9457)
+  with the Content-Location of the picture. An answer without any picture is an error with a status, so
+  problems wait for the first picture.
+- A temporary error (503) ends the connection: answers with one ETag have the same parts each time.
+- All frames of an animation together have at most PICTURES times `max_rendered_pixels`. Of a longer loop,
+  or one of over ANIMATED_FRAMES frames, evenly spaced frames are shown in the same time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+import logging
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-from framecodecs.rendering.pictures import ICC_FORMATS
+from framecodecs.pool import work
+from framecodecs.rendering import animations
+from framecodecs.rendering.pictures import ICC_FORMATS, picture_size
 from streamsrv.dicom.syntaxes import lookup
-from streamsrv.errors import BadRequest, NotAcceptable, NotFound
+from streamsrv.errors import BadRequest, NotAcceptable, NotFound, StoreCorrupt, StreamsrvError
+from streamsrv.pixels.description import Description
 from streamsrv.pixels.rendering import (
     IMAGE_TYPES,
     PDF_STORAGE,
     THUMBNAIL_TYPES,
+    PictureBatch,
     Renderer,
     can_be_drawn,
     check_drawable,
     check_size,
     encapsulated_pdf,
     representative,
-    thumbnail_wishes,
+    thumbnail_parameters,
 )
-from streamsrv.pixels.transcoding import has_frames
-from streamsrv.pixels.viewing import Wishes, wishes_of
+from streamsrv.pixels.tasks import PixelTask
+from streamsrv.pixels.transcoding import QUICK, READ, batches, has_frames, piece_chunks
+from streamsrv.pixels.viewing import RenderingParameters, rendering_parameters
 from streamsrv.plans.parts import Part
 from streamsrv.plans.payloads import frame_pieces
-from streamsrv.retrieve.animation import animated_frames, animation
-from streamsrv.retrieve.answering import MAKER, Retrieval, finished
-from streamsrv.retrieve.cached_pictures import learn
+from streamsrv.retrieve.answering import MAKER, Planned, Retrieval
 from streamsrv.retrieve.frames import check_frames
-from streamsrv.retrieve.picture_parts import picture_url, pictures_body
 from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Literal, Piece
-from streamsrv.wire.resources import ResourceLevel, instance_url
+from streamsrv.wire.multipart import closing, part_head
+from streamsrv.wire.problems import PROBLEM, problem_text
+from streamsrv.wire.resources import ResourceLevel, frame_url, instance_url
+
+log = logging.getLogger("streamsrv.pixels")
 
 PDF = "application/pdf"
 GIF = "image/gif"
+ANIMATED_FRAMES = 200
+PICTURES = 4
+# Errors that a part reports: they occur each time.
+REPORTED = (NotAcceptable, BadRequest, StoreCorrupt)
+# Problems that wait for the first picture; some hundred bytes each.
+HELD = 200
+
+Picture = Sequence[Piece] | StreamsrvError
 
 
-def thumbnail(retrieval: Retrieval) -> Answer:
-    asked = wishes_of(retrieval.request.query)
-    if asked.viewport is not None and asked.viewport.region is not None:
+def thumbnail(retrieval: Retrieval) -> Planned:
+    given = rendering_parameters(retrieval.request.query)
+    if given.viewport is not None and given.viewport.region is not None:
         raise BadRequest("the parameter viewport of a thumbnail is width,height")
-    wishes = thumbnail_wishes(asked)
     offer = accept.choose_image(retrieval.ranges(), THUMBNAIL_TYPES)
     numbers = retrieval.target.frames
     if numbers:
         row, index = next(retrieval.selection.rows()), numbers[0] - 1
         check_there(row, numbers)
+    elif retrieval.brief and retrieval.target.level is not ResourceLevel.INSTANCE:
+        return None
     else:
         row, index = representative(retrieval.store, retrieval.pool, retrieval.selection)
-    return one_picture(retrieval, row, index, wishes, offer)
+    return one_picture(retrieval, row, index, thumbnail_parameters(given), offer)
 
 
 def check_there(row: InstanceRow, numbers: Sequence[int]) -> None:
@@ -67,43 +90,45 @@ def check_there(row: InstanceRow, numbers: Sequence[int]) -> None:
     check_frames(row, numbers)
 
 
-def rendered(retrieval: Retrieval) -> Answer:
-    wishes = wishes_of(retrieval.request.query)
+def rendered(retrieval: Retrieval) -> Planned:
+    parameters = rendering_parameters(retrieval.request.query)
     if retrieval.target.level is not ResourceLevel.INSTANCE:
         # In parts only: pictures of several instances need not have one size, so they are no animation.
         offer = accept.choose_bulk(retrieval.ranges(), IMAGE_TYPES, single=False)
-        check_profile(wishes, offer.media_type)
-        return many_pictures(retrieval, wishes, offer.media_type)
+        check_profile(parameters, offer.media_type)
+        return many_pictures(retrieval, parameters, offer.media_type)
     row, numbers = next(retrieval.selection.rows()), retrieval.target.frames
     if numbers:
         check_there(row, numbers)
     elif row.sop_class_uid == PDF_STORAGE:
-        return as_it_is(retrieval, row, PDF)
+        return unchanged(retrieval, row, PDF)
     if is_video(row):
-        return as_it_is(retrieval, row, lookup(row.transfer_syntax).media_type)
+        return unchanged(retrieval, row, lookup(row.transfer_syntax).media_type)
     check_drawable(row)
-    return pictures(retrieval, row, wishes, numbers or range(1, row.number_of_frames + 1))
+    return pictures(retrieval, row, parameters, numbers or range(1, row.number_of_frames + 1))
 
 
-def pictures(retrieval: Retrieval, row: InstanceRow, wishes: Wishes, numbers: Sequence[int]) -> Answer:
+def pictures(
+    retrieval: Retrieval, row: InstanceRow, parameters: RenderingParameters, numbers: Sequence[int]
+) -> Planned:
     offer = image_offer(retrieval, single=len(numbers) == 1)
-    check_profile(wishes, offer.media_type)
+    check_profile(parameters, offer.media_type)
     if len(numbers) > 1 and offer.multipart:
-        return many_pictures(retrieval, wishes, offer.media_type, numbers)
+        return many_pictures(retrieval, parameters, offer.media_type, numbers)
     if len(numbers) > 1 and offer.media_type in accept.ANIMATED:
-        return animated(retrieval, renderer(retrieval, row, wishes, GIF), numbers)
-    return one_picture(retrieval, row, numbers[0] - 1, wishes, offer)
+        return animated(retrieval, row, parameters, numbers)
+    return one_picture(retrieval, row, numbers[0] - 1, parameters, offer)
 
 
-def check_profile(wishes: Wishes, media_type: str) -> None:
-    """PS3.18 8.3.5.1.5: who asks for a profile is told where there is no place for one."""
-    if wishes.icc_profile in ("yes", "srgb") and media_type not in ICC_FORMATS:
+def check_profile(parameters: RenderingParameters, media_type: str) -> None:
+    """Raises BadRequest for a profile in a format that holds none (PS3.18 8.3.5.1.5)."""
+    if parameters.icc_profile in ("yes", "srgb") and media_type not in ICC_FORMATS:
         raise BadRequest(f"the parameter iccprofile is no for {media_type}: it holds no profile here")
 
 
 def image_offer(retrieval: Retrieval, *, single: bool) -> accept.Offer:
-    """Several frames go out as parts, or animated. A client that takes nothing but one picture of a whole
-    multi-frame instance gets its first frame: it draws a list, and 406 would leave a hole in it."""
+    """Several frames are sent as parts, or animated. A client that accepts only one picture of a multi-frame
+    instance gets its first frame: it draws a list, and 406 would leave a hole in it."""
     try:
         return accept.choose_image(retrieval.ranges(), IMAGE_TYPES, single=single)
     except NotAcceptable:
@@ -112,109 +137,307 @@ def image_offer(retrieval: Retrieval, *, single: bool) -> accept.Offer:
         return accept.choose_image(retrieval.ranges(), IMAGE_TYPES, single=True)
 
 
-def renderer(retrieval: Retrieval, row: InstanceRow, wishes: Wishes, media_type: str) -> Renderer:
-    requester = retrieval.request.requester
+def renderer(
+    retrieval: Retrieval,
+    row: InstanceRow,
+    description: Description,
+    parameters: RenderingParameters,
+    media_type: str,
+) -> Renderer:
     return Renderer(
-        retrieval.store, retrieval.selection, row, retrieval.pool, wishes, media_type, requester=requester
+        retrieval.store,
+        retrieval.selection,
+        row,
+        retrieval.pool,
+        description,
+        parameters,
+        media_type,
+        retrieval.request.requester,
     )
 
 
 def one_picture(
-    retrieval: Retrieval, row: InstanceRow, index: int, wishes: Wishes, offer: accept.Offer
-) -> Answer:
+    retrieval: Retrieval, row: InstanceRow, index: int, parameters: RenderingParameters, offer: accept.Offer
+) -> Planned:
     check_drawable(row)
-    check_size(row, wishes, retrieval.pool.max_rendered_pixels)
-    one, said = renderer(retrieval, row, wishes, offer.media_type), drawn_as(wishes)
+    check_size(row, parameters, retrieval.pool.max_rendered_pixels)
+    description = retrieval.description(row)
+    if description is None:
+        return None
+    one = renderer(retrieval, row, description, parameters, offer.media_type)
+    stored = one.stored_at_hand(index) if retrieval.brief else one.stored(index)
+    if stored is None:
+        return None
+    answer = partial(picture_answer, row=row, index=index, offer=offer, drawn=drawn_as(parameters))
+    if stored:
+        return answer(retrieval, stored)
+    planned = retrieval.pooled(one.job(index, QUICK if retrieval.brief else None), answer, failed)
+    one.prefetch(index)
+    return planned
 
-    def learnt(stored: Sequence[Piece]) -> None:
-        if not offer.multipart:
-            learn(retrieval, row, one.description, stored, said)
 
-    pieces = picture_pieces(one, index, learnt)
-    return finished(retrieval.request, partial(drawn, retrieval, row, index, offer, said), pieces)
+def failed(retrieval: Retrieval, error: Exception) -> Answer:
+    raise error
 
 
-def drawn(
+def picture_answer(
     retrieval: Retrieval,
+    pieces: Sequence[Piece],
     row: InstanceRow,
     index: int,
     offer: accept.Offer,
-    said: str,
-    pieces: Iterable[Piece],
+    drawn: str,
 ) -> Answer:
-    """Needs nothing of the store."""
     if not offer.multipart:
-        return retrieval.single_part(offer.media_type, pieces, said)
+        return retrieval.single_part(offer.media_type, pieces, drawn)
     url = picture_url(retrieval, row, index + 1)
     part = Part(offer.media_type, url, pieces)
-    return retrieval.multipart((offer.media_type, url, said), lambda: (part,), 1)
+    return retrieval.multipart((offer.media_type, url, drawn), lambda: (part,), 1)
 
 
-def drawn_as(wishes: Wishes) -> str:
-    """What an ETag has to know of a picture besides its frame and type."""
-    return f"{wishes!r} {MAKER}"
+def picture_url(retrieval: Retrieval, row: InstanceRow, number: int) -> str:
+    return f"{frame_url(retrieval.request.base_url, *row.key, number)}/rendered"
 
 
-def picture_pieces(one: Renderer, index: int, learnt: Callable[[Sequence[Piece]], None]) -> Iterator[Piece]:
-    """`learnt` is told of a picture that goes out as it is stored."""
-    stored = one.stored(index)
-    if stored is None:
-        yield Literal(one.picture(index))
-    else:
-        learnt(stored)
-        yield from stored
+def drawn_as(parameters: RenderingParameters) -> str:
+    """The part of an ETag that says how a frame is drawn."""
+    return f"{parameters!r} {MAKER}"
 
 
-def animated(retrieval: Retrieval, one: Renderer, numbers: Sequence[int]) -> Answer:
-    retrieval.pool.must_not_block()
-    indices = animated_frames(one, numbers)
-    said = (GIF, drawn_as(one.wishes))
-    return retrieval.made_single(said, lambda _: animation(one, indices, len(numbers)))
-
-
-# Many
+# Several pictures, in parts
 
 
 def many_pictures(
-    retrieval: Retrieval, wishes: Wishes, media_type: str, numbers: Sequence[int] = ()
-) -> Answer:
+    retrieval: Retrieval, parameters: RenderingParameters, media_type: str, numbers: Sequence[int] = ()
+) -> Answer | None:
     """A part for each frame of each instance that can be drawn."""
+    if retrieval.brief:
+        return None
     drawable = filter(can_be_drawn, retrieval.selection.rows())
     first, most = next(drawable, None), retrieval.pool.max_rendered_pixels
     if first is None:
         raise NotAcceptable("nothing here has pixels that could be rendered", ())
-    if wishes.viewport is not None and wishes.viewport.width * wishes.viewport.height > most:
+    if parameters.viewport is not None and parameters.viewport.width * parameters.viewport.height > most:
         for row in (first, *drawable):
-            check_size(row, wishes, most)
-    retrieval.pool.must_not_block()
-    representation = (media_type, "rendered", ",".join(map(str, numbers)), drawn_as(wishes))
+            check_size(row, parameters, most)
+    representation = (media_type, "rendered", ",".join(map(str, numbers)), drawn_as(parameters))
 
     def body(boundary: bytes) -> Generator[bytes, None, None]:
-        drawn = renderers(retrieval, wishes, media_type, numbers)
+        drawn = renderers(retrieval, parameters, media_type, numbers)
         return pictures_body(retrieval, media_type, drawn, boundary)
 
     return retrieval.made_multipart(representation, body)
 
 
 def renderers(
-    retrieval: Retrieval, wishes: Wishes, media_type: str, numbers: Sequence[int]
+    retrieval: Retrieval, parameters: RenderingParameters, media_type: str, numbers: Sequence[int]
 ) -> Iterator[tuple[Renderer, Sequence[int]]]:
     """One for each instance that can be drawn, with the indices of its frames."""
     for row in filter(can_be_drawn, retrieval.selection.rows()):
         indices = [number - 1 for number in numbers] or range(row.number_of_frames)
-        yield renderer(retrieval, row, wishes, media_type), indices
+        description = retrieval.pool.descriptions.of(retrieval.store, row)
+        yield renderer(retrieval, row, description, parameters, media_type), indices
 
 
-# What is shown as it is stored
+@dataclass(slots=True)
+class PictureParts:
+    """The parts of one answer. `first` is the first error, until there is a picture."""
+
+    retrieval: Retrieval
+    media_type: str
+    boundary: bytes
+    first: StreamsrvError | None = None
+    begun: bool = False
+    held: list[bytes] = field(default_factory=list)
+
+    def chunks(self, row: InstanceRow, index: int, picture: Picture) -> Iterator[bytes]:
+        """The bytes of one part, with the problems that wait for it."""
+        url = picture_url(self.retrieval, row, index + 1)
+        if isinstance(picture, StreamsrvError):
+            yield from self._problem(url, picture)
+            return
+        yield from self._held()
+        yield part_head(self.boundary, {"Content-Type": self.media_type, "Content-Location": url})
+        for piece in picture:
+            yield from piece_chunks(self.retrieval.selection, piece)
+
+    def _problem(self, url: str, error: StreamsrvError) -> Iterator[bytes]:
+        if error.status >= 500:
+            log.warning("[%s] a part cannot be made: %s", self.retrieval.request.request_id, error.detail)
+        self.first = self.first or error
+        self.held.append(part_head(self.boundary, {"Content-Type": PROBLEM, "Content-Location": url}))
+        self.held.append(problem_text(error))
+        if self.begun or len(self.held) > 2 * HELD:
+            yield from self._held()
+
+    def _held(self) -> Iterator[bytes]:
+        self.begun = True
+        held, self.held = self.held, []
+        yield from held
+
+    def closing(self) -> bytes:
+        """Raises the first error if there is no picture."""
+        if not self.begun and self.first is not None:
+            raise self.first
+        return closing(self.boundary)
+
+
+def pictures_body(
+    retrieval: Retrieval,
+    media_type: str,
+    renderers: Iterable[tuple[Renderer, Sequence[int]]],
+    boundary: bytes,
+) -> Generator[bytes, None, None]:
+    """The chunks of the answer. An empty chunk says that nothing is ready yet. `renderers` come with the
+    frame indices of their instances."""
+    pool, parts = retrieval.pool, PictureParts(retrieval, media_type, boundary)
+    for turn in pool.in_turn(_tasks(renderers)):
+        if turn is None:
+            yield b""
+            continue
+        (one, (indices, stored, error)), future = turn
+        made: Sequence[Picture] = stored if error is None else [error]
+        if future is not None:
+            try:
+                made = [[Literal(picture)] for picture, _ in pool.results(future)]
+            except REPORTED as failure:
+                if len(indices) > 1:
+                    yield from _one_by_one(one, indices, parts)
+                    continue
+                made = [failure]
+        found = zip(indices, made, strict=True)
+        yield from gathered(chunk for each in found for chunk in parts.chunks(one.row, *each))
+    yield parts.closing()
+
+
+def _one_by_one(one: Renderer, indices: Sequence[int], parts: PictureParts) -> Iterator[bytes]:
+    """The frames of a task that failed, each in a task of its own."""
+    tasks = ((index, one.task([index], one.request(index))) for index in indices)
+    for turn in one.pool.in_turn(tasks):
+        if turn is None or (future := turn[1]) is None:
+            yield b""
+            continue
+        index = turn[0]
+        try:
+            picture: Picture = [Literal(one.pool.results(future)[0][0])]
+        except REPORTED as error:
+            picture = error
+        yield b"".join(parts.chunks(one.row, index, picture))
+
+
+def _tasks(
+    renderers: Iterable[tuple[Renderer, Sequence[int]]],
+) -> Iterator[tuple[tuple[Renderer, PictureBatch], PixelTask | None]]:
+    for one, indices in renderers:
+        for batch, task in _batches(one, indices):
+            yield (one, batch), task
+
+
+def _batches(one: Renderer, indices: Sequence[int]) -> Iterator[tuple[PictureBatch, PixelTask | None]]:
+    """The batches of a renderer. If a batch cannot be read, each of its frames is a batch of its own."""
+    done = 0
+    while done < len(indices):
+        try:
+            for batch, task in one.batches(indices[done:]):
+                done += len(batch.indices)
+                yield batch, task
+        except REPORTED:
+            yield _alone(one, indices[done])
+            done += 1
+
+
+def _alone(one: Renderer, index: int) -> tuple[PictureBatch, PixelTask | None]:
+    try:
+        return next(one.batches([index]))
+    except REPORTED as error:
+        return PictureBatch([index], error=error), None
+
+
+def gathered(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in chunks of about READ bytes: each costs a turn through a thread."""
+    waiting, length = [], 0
+    for chunk in chunks:
+        waiting.append(chunk)
+        length += len(chunk)
+        if length >= READ:
+            yield b"".join(waiting)
+            waiting, length = [], 0
+    yield b"".join(waiting)
+
+
+# An animation
+
+
+def animated(
+    retrieval: Retrieval, row: InstanceRow, parameters: RenderingParameters, numbers: Sequence[int]
+) -> Answer | None:
+    """An animated GIF. A few frames are drawn ahead, so it costs their memory, however long it is."""
+    if retrieval.brief:
+        return None
+    description = retrieval.pool.descriptions.of(retrieval.store, row)
+    one = renderer(retrieval, row, description, parameters, GIF)
+    indices = animated_frames(one, numbers)
+    representation = (GIF, drawn_as(parameters))
+    return retrieval.made_single(representation, lambda _: animation(one, indices, len(numbers)))
+
+
+def animated_frames(one: Renderer, numbers: Sequence[int]) -> Sequence[int]:
+    """The frame indices that are shown. Raises BadRequest if the viewport asks for too many pixels."""
+    row, most = one.row, one.pool.max_rendered_pixels * PICTURES
+    columns, rows = picture_size(one.parameters.viewport, row.rows, row.columns)
+    pixels = columns * rows
+    count = min(len(numbers), ANIMATED_FRAMES)
+    if pixels * count > most and pixels > row.rows * row.columns:
+        raise BadRequest(
+            f"the parameter viewport asks for an animation of {count} frames of {columns} x {rows} pixels; "
+            f"this server makes at most {most} pixels in all"
+        )
+    return [number - 1 for number in spaced(numbers, max(1, min(count, most // max(pixels, 1))))]
+
+
+def spaced(numbers: Sequence[int], most: int) -> list[int]:
+    """At most `most` of them, evenly."""
+    count = min(len(numbers), most)
+    return [numbers[place * len(numbers) // count] for place in range(count)]
+
+
+def animation(one: Renderer, indices: Sequence[int], of: int) -> Generator[bytes, None, None]:
+    """The chunks of a GIF of these frames, in the time of a loop of `of` frames. An empty chunk says that
+    nothing is ready yet."""
+    columns, rows = picture_size(one.parameters.viewport, one.row.rows, one.row.columns)
+    start = animations.opening(columns, rows)
+    for turn in one.pool.in_turn(_animation_tasks(one, indices, of / len(indices))):
+        if turn is None or turn[1] is None:
+            yield b""
+            continue
+        blocks = [block for block, _ in one.pool.results(turn[1])]
+        yield b"".join((start, *blocks))
+        start = b""
+    yield animations.CLOSING
+
+
+def _animation_tasks(
+    one: Renderer, indices: Sequence[int], slower: float
+) -> Iterator[tuple[None, PixelTask]]:
+    for batch in batches(one.info, indices, one.scaled):
+        for alike, request in one.alike(batch):
+            shown = replace(request, milliseconds=request.milliseconds * slower)
+            yield None, one.drawn(work.animate_frames, alike, shown)
+
+
+# Documents and videos
 
 
 def is_video(row: InstanceRow) -> bool:
     return has_frames(row) and lookup(row.transfer_syntax).media_type.startswith("video/")
 
 
-def as_it_is(retrieval: Retrieval, row: InstanceRow, media_type: str) -> Answer:
+def unchanged(retrieval: Retrieval, row: InstanceRow, media_type: str) -> Answer | None:
     offer = accept.choose_image(retrieval.ranges(), (media_type,))
-    pieces = stored_pieces(retrieval, row)
+    description = retrieval.description(row)
+    if description is None:
+        return None
+    pieces = stored_pieces(retrieval, row, description)
     if not offer.multipart:
         return retrieval.single_part(media_type, pieces)
     url = f"{instance_url(retrieval.request.base_url, *row.key)}/rendered"
@@ -222,7 +445,7 @@ def as_it_is(retrieval: Retrieval, row: InstanceRow, media_type: str) -> Answer:
     return retrieval.multipart((media_type, "rendered"), lambda: parts, 1)
 
 
-def stored_pieces(retrieval: Retrieval, row: InstanceRow) -> Sequence[Piece]:
+def stored_pieces(retrieval: Retrieval, row: InstanceRow, description: Description) -> Sequence[Piece]:
     if row.sop_class_uid == PDF_STORAGE:
-        return encapsulated_pdf(retrieval.store, retrieval.selection, row, retrieval.pool)
+        return encapsulated_pdf(retrieval.store, retrieval.selection, row, description)
     return next(frame_pieces(retrieval.store, retrieval.selection, row, [0]))

@@ -1,9 +1,7 @@
-"""Who answers which kind of target resource.
+"""The function that answers each kind of target resource.
 
-`is_inline` names those whose look-up is a few microseconds of index and no more: a turn through a thread
-costs about 100. What of them has to be made after all says WouldBlock, and goes to a thread; so does a search
-that looks at more than a few rows, and a study or series that is not remembered. All else, whatever walks
-one, is answered in a thread.
+`is_inline` names the kinds whose look-up mostly takes a few microseconds: a turn through a thread costs about
+100. If one of these answers takes longer after all, it is a Deferred. A thread computes all other answers.
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ from streamsrv.errors import (
     LengthRequired,
     ServerError,
     StreamsrvError,
-    WouldBlock,
     system_error,
 )
 from streamsrv.ingest import SHORT_BODY
@@ -230,11 +229,7 @@ class App(HTTPServerConnectionDelegate):
         return Job(lambda: capabilities.describe(base, route, ranges), inline=True)
 
     def _compute(self, request: Request, target: Target) -> Computed:
-        try:
-            answer = compute(self._actions, request, target)
-        except WouldBlock as blocked:
-            blocked.then(self._let_cache)
-            raise
+        answer = compute(self._actions, request, target)
         # What was acknowledged is found by the next search, so searches are asked each time.
         return answer if target.kind is Kind.SEARCH else then(answer, self._let_cache)
 

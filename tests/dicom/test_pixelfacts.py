@@ -18,6 +18,7 @@ from made_files import (
     pread_of,
     readable_paths,
 )
+from streamsrv.pixels.pixel_info import info_in_row
 
 from framecodecs.frameinfo import PHOTOMETRIC_SAMPLES
 from streamsrv.dicom.part10 import read_instance
@@ -32,7 +33,6 @@ from streamsrv.dicom.series_template import SeriesReader
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import InstanceRefused, NotAcceptable, NotDicom
 from streamsrv.pixels.description import description_of
-from streamsrv.pixels.pixel_info import info_in_row
 
 # As DICOM JSON
 CT = {

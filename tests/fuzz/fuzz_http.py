@@ -19,7 +19,7 @@ from streamsrv.errors import (
     UnsupportedMediaType,
     URITooLong,
 )
-from streamsrv.pixels.viewing import wishes_of
+from streamsrv.pixels.viewing import rendering_parameters
 from streamsrv.query.attributes import Level
 from streamsrv.query.conditions import query_of
 from streamsrv.search.order import order_of
@@ -365,7 +365,7 @@ DATASET = {
     ],
 )
 def rendered_query(content):
-    wishes_of(parse_query(text(content)))
+    rendering_parameters(parse_query(text(content)))
 
 
 @target(

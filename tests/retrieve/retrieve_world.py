@@ -2,14 +2,15 @@
 
 import io
 import re
+import weakref
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from streamsrv import retrieve
 from streamsrv.ingest import Ingest
 from streamsrv.pixels.pool import PixelPool
-from streamsrv.wire.answers import Literal, Request, Span
+from streamsrv.retrieve import Retrieve
+from streamsrv.wire.answers import Literal, Request, Span, resolved
 from streamsrv.wire.multipart import MultipartParser, PartBegin, PartEnd, Payload, content_type_of
 from streamsrv.wire.resources import parse_query, target_of
 
@@ -59,12 +60,28 @@ def keep(store, *contents):
         assert not result.failed, result.failed
 
 
-def ask(store, path, *, method="GET", **headers):
+ROOMS = weakref.WeakKeyDictionary()  # store -> (pool, Retrieve)
+
+
+def room_of(store, pool=None):
+    """The same one as long as the pool is the same."""
+    pool = pool or POOL
+    if store not in ROOMS or ROOMS[store][0] is not pool:
+        ROOMS[store] = pool, Retrieve(store, pool)
+    return ROOMS[store][1]
+
+
+def ask(store, path, *, method="GET", pool=None, **headers):
     """The answer to a request; header names with underscores."""
+    return resolved(computed(store, path, method=method, pool=pool, **headers))
+
+
+def computed(store, path, *, method="GET", pool=None, **headers):
+    """The same, be it pending or deferred."""
     place, _, query = path.partition("?")
     names = {name.replace("_", "-").lower(): value for name, value in headers.items()}
     request = Request(method, f"/v2{place}", parse_query(query), names, "http://h/v2", 2)
-    return retrieve.answer(store, request, target_of(f"/v2{place}"), POOL)
+    return room_of(store, pool).answer(request, target_of(f"/v2{place}"))
 
 
 def payload(answer):

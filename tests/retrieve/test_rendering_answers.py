@@ -45,8 +45,8 @@ from framecodecs.rendering.luts import Window
 from streamsrv.errors import BadRequest, NotAcceptable, NotFound, Overloaded
 from streamsrv.pixels import description as pixels
 from streamsrv.pixels import rendering as rendered
-from streamsrv.pixels.viewing import Wishes, picture_request, wishes_of
-from streamsrv.retrieve import animation
+from streamsrv.pixels.viewing import RenderingParameters, picture_request, rendering_parameters
+from streamsrv.retrieve import pictures
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 
@@ -309,8 +309,8 @@ def test_a_region_outside_the_image(store):
 
 
 def test_numbers_of_parameters():
-    assert wishes_of((("window", ".5,+1e2"),)).window.width == 100
-    assert wishes_of((("quality", "007"),)).quality == 7
+    assert rendering_parameters((("window", ".5,+1e2"),)).window.width == 100
+    assert rendering_parameters((("quality", "007"),)).quality == 7
 
 
 def annotated_dataset(kind=GREY, frames=1):
@@ -329,7 +329,7 @@ def notes(store, dataset, kinds, index=0, **wished):
     stored(store, dataset)
     (row,) = store.lookup(dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID)
     description = pixels.description_of(store.metadata([row]), row.metadata_length)
-    wishes = Wishes(annotations=kinds, **wished)
+    wishes = RenderingParameters(annotations=kinds, **wished)
     return picture_request(description, index, wishes, "image/png", lambda path: b"").notes
 
 
@@ -521,12 +521,12 @@ def test_several_instances_are_no_animation(store):
 
 
 def test_a_long_animation_is_shown_in_the_same_time(store, monkeypatch):
-    monkeypatch.setattr(animation, "ANIMATED_FRAMES", 3)
+    monkeypatch.setattr(pictures, "ANIMATED_FRAMES", 3)
     stored(store, image(GREY, arrays_of(GREY, 12), FrameTime=50, WindowCenter=2000, WindowWidth=4000))
     shown = picture(store, f"{ONE}/rendered", "image/gif")
     assert (shown.n_frames, shown.info["duration"]) == (3, 200)
-    assert animation.spaced(range(10), 3) == [0, 3, 6]
-    assert animation.spaced(range(2), 3) == [0, 1]
+    assert pictures.spaced(range(10), 3) == [0, 3, 6]
+    assert pictures.spaced(range(2), 3) == [0, 1]
 
 
 LIMIT = 16 << 20

@@ -3,12 +3,12 @@
 import pytest
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit
-from retrieve_world import POOL, STUDY, ask, dataset_of, header, keep, part10, parts_of, payload
+from retrieve_world import ROOMS, STUDY, ask, computed, dataset_of, header, keep, part10, parts_of, payload
 
-from streamsrv.errors import StoreError, WouldBlock
+from streamsrv.errors import StoreError
 from streamsrv.plans import selection as selections
 from streamsrv.plans.selection import Selection
-from streamsrv.wire.answers import StoredParts
+from streamsrv.wire.answers import Deferred, StoredParts
 
 ANY = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 SECOND = "1.2.3.5"
@@ -54,7 +54,7 @@ def test_every_part_is_a_stored_file_under_its_name(store, contents):
 def test_it_is_what_one_part_after_the_other_would_give(store, contents, monkeypatch):
     short = study(store)
     monkeypatch.setattr(selections, "ROWS_KEPT", 3)
-    selections._memories.clear()
+    ROOMS.clear()
     plain = study(store)
     assert not isinstance(plain.plan, StoredParts)
     assert (short.headers, short.length) == (plain.headers, plain.length)
@@ -86,34 +86,32 @@ def test_the_plan_is_made_once_until_something_is_stored(store, contents):
     answers[1].release()
 
 
-def test_the_loop_answers_what_is_remembered_and_no_more(store, contents, monkeypatch):
-    monkeypatch.setattr(type(POOL), "in_loop", True)
-    with pytest.raises(WouldBlock):
-        study(store)
-    monkeypatch.undo()
-    study(store).release()
-    monkeypatch.setattr(type(POOL), "in_loop", True)
-    assert len(parts_of(study(store))) == len(contents)
+def in_loop(store):
+    return computed(store, f"/studies/{STUDY}", accept=ANY)
+
+
+def test_a_study_that_is_not_kept_is_deferred(store, contents):
+    deferred = in_loop(store)
+    assert isinstance(deferred, Deferred)
+    deferred.compute().release()
+    assert len(parts_of(in_loop(store))) == len(contents)
     keep(store, part10(dataset_of("9.98")))
-    with pytest.raises(WouldBlock):
-        study(store)
+    assert isinstance(in_loop(store), Deferred)
 
 
-def test_what_has_to_be_encoded_anew_is_no_work_for_the_loop(store, monkeypatch):
+def test_a_study_that_has_to_be_encoded_is_deferred(store):
     keep(store, part10(dataset_of("9.1")), part10(dataset_of("9.2"), ImplicitVRLittleEndian))
     plain = study(store)
     assert not isinstance(plain.plan, StoredParts)
     assert len(parts_of(plain)) == 2
-    monkeypatch.setattr(type(POOL), "in_loop", True)
-    with pytest.raises(WouldBlock):
-        study(store)
+    assert isinstance(in_loop(store), Deferred)
     assert store.readers._open == {}
 
 
 def test_a_long_study_is_looked_up_again_and_what_changed_is_told(store, contents, monkeypatch):
     monkeypatch.setattr(selections, "ROWS_KEPT", 3)
     with_all = Selection(store, STUDY, None, None)
-    assert with_all.found is None
+    assert with_all.packed is None
     names = [row.key.instance for row in with_all.rows()]
     assert names == [place.rpartition("/")[2] for place in sorted(contents)]
     keep(store, part10(dataset_of("9.99", series="1.2.3.9")))

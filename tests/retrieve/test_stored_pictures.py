@@ -2,7 +2,6 @@
 whatever else is drawn."""
 
 import io
-import threading
 
 import numpy as np
 import pytest
@@ -11,18 +10,16 @@ from pixel_world import BASELINE, EXTENDED, LITTLE, RLE, Kind, arrays_of, image,
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
-from retrieve_world import SERIES, STUDY, ask, header, instance_path, keep, parts_of, payload
+from retrieve_world import SERIES, STUDY, ask, computed, header, instance_path, keep, parts_of, payload
 
 from framecodecs import registry
 from framecodecs.frameinfo import FrameInfo
-from streamsrv import retrieve
-from streamsrv.errors import NotAcceptable, WouldBlock
+from streamsrv.errors import NotAcceptable
 from streamsrv.pixels import stored_pictures
 from streamsrv.pixels.pool import PixelPool
-from streamsrv.retrieve import picture_parts
+from streamsrv.retrieve import pictures
 from streamsrv.store.segments.leases import SegmentLease
-from streamsrv.wire.answers import Literal, Request, Span
-from streamsrv.wire.resources import parse_query, target_of
+from streamsrv.wire.answers import Deferred, Literal, Span
 
 ONE = instance_path("1.2.3.4.1")
 COLOUR = Kind("YBR_FULL_422", 8, 8, rows=40, columns=34)
@@ -440,7 +437,7 @@ def test_frame_lists(store, monkeypatch):
         headers["content-location"].endswith(f"/frames/{number}/rendered")
         for (headers, _), number in zip(several, numbers, strict=True)
     )
-    monkeypatch.setattr(picture_parts, "READ", 500)
+    monkeypatch.setattr(pictures, "READ", 500)
     assert parts_of(ask(store, path, accept=ANY_PARTS)) == several
 
 
@@ -450,21 +447,19 @@ def test_frame_lists(store, monkeypatch):
 class Watched(PixelPool):
     """That never makes anything."""
 
-    def submit(self, order):
+    def submit(self, task, in_loop=False):
         raise AssertionError("something was to be made")
 
 
 def in_loop(store, path):
-    request = Request("GET", f"/v2{path}", parse_query(""), {"accept": "image/jpeg"}, "http://h/v2", 2)
-    return retrieve.answer(store, request, target_of(f"/v2{path}"), Watched(1, loop=threading.get_ident()))
+    return computed(store, path, pool=Watched(1), accept="image/jpeg")
 
 
 def test_the_loop_answers_what_is_in_memory(store, monkeypatch):
     (frame,) = stored(store, COLOUR, coded(COLOUR))
     assert unpadded(payload(in_loop(store, f"{ONE}/frames/1/rendered"))) == frame
     monkeypatch.setattr(stored_pictures, "at_hand", lambda *_: None)
-    with pytest.raises(WouldBlock):
-        in_loop(store, f"{ONE}/frames/1/rendered")
+    assert isinstance(in_loop(store, f"{ONE}/frames/1/rendered"), Deferred)
     assert is_stored(store, f"{ONE}/frames/1/rendered", frame)  # in a thread
 
 

@@ -1,10 +1,8 @@
 """Frames and instances in other transfer syntaxes, without HTTP: every row of the registry, both ways."""
 
 import os
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 
 import numpy as np
 import pydicom
@@ -25,6 +23,7 @@ from pixel_world import (
     RLE,
     RPCL,
     Kind,
+    ManualAnswer,
     arrays_of,
     frames_of_type,
     image,
@@ -38,6 +37,7 @@ from retrieve_world import (
     SERIES,
     STUDY,
     ask,
+    computed,
     dataset_of,
     header,
     instance_path,
@@ -49,14 +49,12 @@ from retrieve_world import (
 
 from framecodecs import registry
 from framecodecs.frameinfo import FrameInfo
-from streamsrv import retrieve
-from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed, StoreCorrupt, WouldBlock
+from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed, StoreCorrupt
 from streamsrv.pixels import transcoding
 from streamsrv.pixels.pool import PixelPool
 from streamsrv.retrieve import answering, instances
 from streamsrv.retrieve import frames as frame_answers
-from streamsrv.wire.answers import Request, Stream
-from streamsrv.wire.resources import target_of
+from streamsrv.wire.answers import Deferred, Pending, Stream, resolved
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 
@@ -508,8 +506,10 @@ def test_ranges_of_a_made_frame_are_one_answer(store):
     assert header(answers[0], "content-range") == f"bytes 0-32767/{len(whole)}"
     assert b"".join(map(payload, answers)) == whole
     POOL.cache.put((row_of(store).record_id, 0, RPCL), b"")  # whatever is kept is the same again
-    again = transcoding.transcoder(store, selection_of(store), row_of(store), POOL, RPCL)
-    ((frame, _),) = POOL.results(POOL.submit(again.order([0])))
+    row = row_of(store)
+    info = POOL.descriptions.info(store, row)
+    again = transcoding.Transcoder(store, selection_of(store), row, POOL, info, RPCL)
+    ((frame, _),) = POOL.results(POOL.submit(again.task([0])))
     assert frame in whole
 
 
@@ -537,34 +537,34 @@ def test_what_the_client_has_is_not_made_again(store, monkeypatch):
     ]
     answers = [ask(store, path, accept=accept) for path, accept in asked]
     for answer in answers:
-        answer.release()
-    monkeypatch.setattr(POOL, "submit", lambda order: pytest.fail("made again"))
+        if answer.release is not None:  # that of a frame which was waited for has released its segment
+            answer.release()
+    monkeypatch.setattr(POOL, "submit", lambda task, **_: pytest.fail("made again"))
     for (path, accept), before in zip(asked, answers, strict=True):
         answer = ask(store, path, accept=accept, if_none_match=header(before, "etag"))
         assert (answer.status, payload(answer)) == (304, b"")
     assert len({header(answer, "etag") for answer in answers}) == len(asked)
 
 
-def test_the_loop_never_makes_and_remembers(store):
-    """What has to be made goes to a thread (WouldBlock); what was made is answered in the loop."""
-    kind = KINDS["12 in 16"]
-    keep(store, stored_as(image(kind, arrays_of(kind)), LITTLE))
-    asked = [
-        (f"{ONE}/frames/2", frames_of_type("image/jls", JPEG_LS), True),
-        (f"{ONE}/frames/2/rendered", "image/png", True),
-        (f"{ONE}/thumbnail", "image/jpeg", True),
-        (ONE, of_syntax(JPEG_LS), False),
-        (f"{ONE}/rendered", "image/gif", False),
-        (f"{ONE}/frames/1,2", frames_of_type("image/jls", JPEG_LS), False),
-    ]
-    with closing(PixelPool(1, loop=threading.get_ident())) as pool, ThreadPoolExecutor(1) as threads:
-        for path, accept, remembered in asked:
-            # A process may have made a small frame before the loop asks whether it is there.
-            with suppress(WouldBlock) if remembered else pytest.raises(WouldBlock):
-                ask_of(pool, store, path, accept)
-            made = threads.submit(lambda *asked: payload(ask_of(*asked)), pool, store, path, accept).result()
-            if remembered:
-                assert payload(ask_of(pool, store, path, accept)) == made
+@pytest.mark.parametrize(
+    ("path", "accept", "kind"),
+    [
+        (f"{ONE}/frames/2", frames_of_type("image/jls", JPEG_LS), Pending),
+        (f"{ONE}/frames/2/rendered", "image/png", Pending),
+        (f"{ONE}/thumbnail", "image/jpeg", Pending),
+        (ONE, of_syntax(JPEG_LS), Deferred),
+        (f"{ONE}/rendered", "image/gif", Deferred),
+        (f"{ONE}/frames/1,2", frames_of_type("image/jls", JPEG_LS), Deferred),
+    ],
+)
+def test_one_frame_is_pending_and_more_are_deferred(store, path, accept, kind):
+    keep(store, stored_as(image(KINDS["12 in 16"], arrays_of(KINDS["12 in 16"])), LITTLE))
+    with closing(PixelPool(1)) as pool:
+        first = ask_of(pool, store, path, accept)
+        assert type(first) is kind
+        made = payload(resolved(first))
+        if kind is Pending:
+            assert payload(ask_of(pool, store, path, accept)) == made  # an Answer: the pool keeps the frame
 
 
 @pytest.mark.parametrize(
@@ -577,46 +577,89 @@ def test_the_loop_never_makes_and_remembers(store):
         ("thumbnail", "image/jpeg"),
     ],
 )
-def test_what_was_made_finishes_the_answer_that_waited_for_it(store, path, accept, monkeypatch):
-    """It is the very answer that whoever asks again gets; nothing of the store is looked at for it."""
-    kind = KINDS["12 in 16"]
-    keep(store, stored_as(image(kind, arrays_of(kind)), LITTLE))
+def test_a_result_finishes_the_answer_without_the_store(store, path, accept, monkeypatch):
+    """It is the same answer as that of a frame that is kept. The loop itself receives the result."""
+    keep(store, stored_as(image(KINDS["12 in 16"], arrays_of(KINDS["12 in 16"])), LITTLE))
     arrivals = []
-    pool = PixelPool(
-        1, cached=0, loop=threading.get_ident(), watch=lambda _, receive: arrivals.append(receive)
-    )
+    pool = PixelPool(1, cached=0, watch=lambda _, receive: arrivals.append(receive))
     with closing(pool):
         for asked in ({}, {"range": "bytes=10-99"}, {"if-match": '"another"'}):
-            with pytest.raises(WouldBlock) as blocked:
-                ask_of(pool, store, f"{ONE}/{path}", accept, **asked)
-            while not blocked.value.until.done():
+            pending = ask_of(pool, store, f"{ONE}/{path}", accept, **asked)
+            while not pending.future.done():
                 arrivals[0]()
-            made = blocked.value.until.result()
             with monkeypatch.context() as context:
                 context.setattr(store, "instance", lambda *_: pytest.fail("looked up again"))
                 try:
-                    finished = blocked.value.finish(made)
+                    finished = pending.answer()
                 except PreconditionFailed:
                     assert "if-match" in asked
                     continue
-            again = ask_of(pool, store, f"{ONE}/{path}", accept, **asked)
+            with monkeypatch.context() as context:
+                context.setattr(pool.cache, "get", lambda _: pending.future.result())  # noqa: B023
+                again = ask_of(pool, store, f"{ONE}/{path}", accept, **asked)
             assert (finished.status, finished.headers) == (again.status, again.headers)
             assert (finished.length, payload(finished)) == (again.length, payload(again))
 
 
 @pytest.mark.parametrize(("conditions", "times"), [({}, 0), ({"if-none-match": '"another"'}, 1)])
-def test_what_has_to_be_waited_for_comes_first(store, conditions, times, monkeypatch):
-    """Unless the answer may be that the client has it."""
+def test_the_entity_tag_is_computed_after_the_frame(store, conditions, times, monkeypatch):
+    """Unless the client may have it."""
     kind, tags = KINDS["12 in 16"], []
     keep(store, stored_as(image(kind, arrays_of(kind)), LITTLE))
     monkeypatch.setattr(answering, "etag_of", lambda *said: tags.append(said) or '"tag"')
-    with closing(PixelPool(1, cached=0, loop=threading.get_ident())) as pool:
-        with pytest.raises(WouldBlock) as blocked:
-            ask_of(pool, store, f"{ONE}/frames/2", "image/jls", **conditions)
-        blocked.value.until.result(30)
+    with closing(PixelPool(1, cached=0)) as pool:
+        pending = ask_of(pool, store, f"{ONE}/frames/2", "image/jls", **conditions)
+        pending.future.result(30)
         assert len(tags) == times
-        blocked.value.finish(b"made")
+        pending.finish(b"made")
     assert len(tags) == times + 1
+
+
+def test_the_error_of_a_frame_lists_what_is_acceptable(store):
+    """Or the frame is sent as it is stored, if that is acceptable."""
+    kind = KINDS["12 in 16"]
+    keep(store, stored_as(image(kind, arrays_of(kind, 1)), RLE, [bytes(100)]))
+    with closing(PixelPool(1)) as pool:
+        jls = frames_of_type("image/jls", JPEG_LS)
+        with pytest.raises(NotAcceptable) as refused:
+            ask_of(pool, store, f"{ONE}/frames/1", jls).answer()
+        assert any(RLE in each for each in refused.value.acceptable)
+        answer = ask_of(
+            pool, store, f"{ONE}/frames/1", 'multipart/related; type="application/octet-stream"'
+        ).answer()
+        ((headers, content),) = parts_of(answer)
+        assert (content[:100], RLE in headers["content-type"]) == (bytes(100), True)
+    store.readers.forget()
+    assert not store.readers._open
+
+
+class FakeProcesses:
+    """A FramePool whose tasks never end."""
+
+    def __init__(self):
+        self.answers = []
+
+    def submit(self, work, frames, *arguments, deadline):
+        self.answers.append(ManualAnswer())
+        return self.answers[-1]
+
+    def close(self):
+        pass
+
+
+def test_a_client_that_leaves_cancels_its_frame_alone(store):
+    """Unless another client waits for it."""
+    kind = KINDS["12 in 16"]
+    keep(store, stored_as(image(kind, arrays_of(kind)), LITTLE))
+    with closing(PixelPool(1)) as pool:
+        pool._pool = processes = FakeProcesses()
+        first, second = (ask_of(pool, store, f"{ONE}/frames/2", "image/jls") for _ in range(2))
+        (task,) = processes.answers
+        first.cancel()
+        assert not task.cancelled()
+        second.cancel()
+        assert task.cancelled()
+        assert second.future.cancelled()
 
 
 @pytest.mark.parametrize("size", [1, 1 << 20])
@@ -634,8 +677,8 @@ def test_a_segment_that_ends_within_a_frame_is_corrupt(store, size, monkeypatch)
 
 
 def ask_of(pool, store, path, accept, **headers):
-    request = Request("GET", f"/v2{path}", (), {"accept": accept, **headers}, "http://h/v2", 2)
-    return retrieve.answer(store, request, target_of(f"/v2{path}"), pool)
+    """The answer that the loop has."""
+    return computed(store, path, pool=pool, accept=accept, **headers)
 
 
 def test_long_answers_are_made_while_they_are_sent(store, monkeypatch):
@@ -693,7 +736,7 @@ def test_the_plan_of_many_instances_is_not_made_before_it_is_sent(store, monkeyp
 
 
 def test_a_frame_longer_than_any_encoder_makes_it(store, monkeypatch):
-    monkeypatch.setattr(transcoding, "BESIDES", 0)
+    monkeypatch.setattr(transcoding, "MARGIN", 0)
     kind = KINDS["8 bit"]
     keep(store, stored_as(image(kind, arrays_of(kind, 1)), RLE, [bytes(5 * 40 * 34)]))
     assert refused(store, ONE, of_syntax(LITTLE))

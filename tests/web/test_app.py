@@ -9,9 +9,8 @@ from concurrent.futures import Future
 import pytest
 from web_world import DEADLINE, Raw, eventually, settings_of
 
-from streamsrv.errors import WouldBlock
 from streamsrv.web.access_log import AccessLog, Way
-from streamsrv.wire.answers import Answer, Stream
+from streamsrv.wire.answers import Answer, Pending, Stream
 from streamsrv.wire.resources import ROUTES
 
 
@@ -88,13 +87,12 @@ class TestMaxAge:
         assert (await ask(port, "GET /v2/studies/2"))[1]["cache-control"] == "no-store"
 
     async def test_also_an_answer_that_was_waited_for(self, port, world):
-        def blocks():
-            blocked = WouldBlock("a frame is being made", until := Future())
-            blocked.finish = lambda made: Answer(200, [("Cache-Control", "private, no-cache")], (), 0)
-            until.set_result(b"made")
-            raise blocked
+        def pending():
+            future = Future()
+            future.set_result([("Cache-Control", "private, no-cache")])
+            return Pending(future, lambda headers: Answer(200, headers, (), 0), future.cancel)
 
-        world.answers["1.4"] = blocks
+        world.answers["1.4"] = pending
         found = await ask(port, "GET /v2/studies/1.2/series/1.3/instances/1.4")
         assert found[1]["cache-control"] == "private, max-age=60"
 

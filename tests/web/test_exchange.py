@@ -7,12 +7,11 @@ import random
 import socket
 import struct
 import threading
-from concurrent.futures import Future
 
 import pytest
 from web_world import DEADLINE, Raw, eventually, settings_of, text
 
-from streamsrv.errors import NotAcceptable, NotFound, Overloaded, StoreError, WouldBlock
+from streamsrv.errors import NotAcceptable, NotFound, Overloaded
 from streamsrv.web.sending.transfer import SHORT
 from streamsrv.wire.answers import Answer, Literal, Span, Stream
 
@@ -534,163 +533,6 @@ async def test_spans_without_anybody_who_opens_them_are_a_bug(port, world):
     await raw.close()
 
 
-async def test_what_would_block_the_loop_is_computed_in_a_thread(port, world):
-    threads = []
-
-    def compute():
-        threads.append(threading.current_thread())
-        if len(threads) == 1:
-            raise WouldBlock("pixels have to be decoded")
-        return text(b"decoded")
-
-    world.answers["1.4"] = compute
-    raw = await Raw.connect(port)
-    await raw.send(message("GET /v2/studies/1.2/series/1.3/instances/1.4"))
-    assert (await raw.answer())[2] == b"decoded"
-    assert threads[0] is threading.main_thread()
-    assert threads[1] is not threading.main_thread()
-    await raw.close()
-
-
-class Made:
-    """An answer that the loop has to ask for again: `until` it is made."""
-
-    def __init__(self, world):
-        self.until = Future()
-        self.threads = []
-        self.released = self.left = 0
-        self.begun = True
-        world.answers["1.4"] = self.compute
-
-    def compute(self):
-        self.threads.append(threading.current_thread())
-        if not self.until.done():
-            raise WouldBlock("a frame is being made", self.until, self.leave)
-        return text(self.until.result(), release=self.release)
-
-    def leave(self):
-        self.left += 1
-        if not self.begun:
-            self.until.set_exception(StoreError("the work was cancelled"))
-        return not self.begun
-
-    def release(self):
-        self.released += 1
-
-
-MADE = message("GET /v2/studies/1.2/series/1.3/instances/1.4")
-
-
-async def shut_while_it_is_made(raw, made):
-    """The client shuts its side, and gets what was made."""
-    await raw.send(MADE)
-    await eventually(lambda: made.threads)
-    raw.writer.write_eof()
-    await eventually(lambda: made.left)
-    made.until.set_result(b"made")
-    assert (await raw.answer())[2] == b"made"
-
-
-@pytest.mark.parametrize("fails", [False, True])
-async def test_what_is_being_made_is_asked_for_again_in_the_loop(port, world, fails):
-    made, clients = Made(world), [await Raw.connect(port) for _ in range(2)]
-    for raw in clients:
-        await raw.send(MADE)
-    await eventually(lambda: len(made.threads) == 2)
-    if fails:
-        threading.Thread(target=made.until.set_exception, args=(NotFound("it is gone"),)).start()
-    else:
-        threading.Thread(target=made.until.set_result, args=(b"made",)).start()
-    for raw in clients:
-        status, _, body = await raw.answer()
-        assert (status, b"gone" in body) == ((404, True) if fails else (200, False))
-        await raw.send(message("GET /v2/studies/1"))  # the connection goes on
-        assert (await raw.answer())[2] == b"hello"
-        await raw.close()
-    assert made.threads == [threading.main_thread()] * 4
-    assert made.released == (0 if fails else 2)
-
-
-async def test_who_has_left_while_it_was_made_gets_nothing(port, world, http_server):
-    """And what its answer holds is given back, once."""
-    made, raw = Made(world), await Raw.connect(port)
-    await raw.send(MADE)
-    await eventually(lambda: made.threads)
-    await raw.close()
-    await asyncio.sleep(0.05)
-    made.until.set_result(b"made")
-    await eventually(lambda: made.released)
-    await eventually(lambda: not http_server.app._active)
-    assert (len(made.threads), made.released) == (2, 1)
-
-
-@pytest.mark.parametrize("fails", [False, True])
-async def test_what_was_made_finishes_an_answer_and_nothing_is_computed_anew(port, world, fails):
-    """Unless it has failed: then the error is asked for."""
-    made, raw = Made(world), await Raw.connect(port)
-
-    def compute():
-        try:
-            return made.compute()
-        except WouldBlock as blocked:
-            blocked.finish = lambda payload: text(b"finished: " + payload)
-            raise
-
-    world.answers["1.4"] = compute
-    await raw.send(MADE)
-    await eventually(lambda: made.threads)
-    if fails:
-        made.until.set_exception(NotFound("it is gone"))
-    else:
-        made.until.set_result(b"made")
-    status, _, body = await raw.answer()
-    if fails:
-        assert (status, len(made.threads), made.left) == (404, 2, 0)
-    else:
-        assert (status, body, len(made.threads), made.left) == (200, b"finished: made", 1, 1)
-    await raw.close()
-
-
-async def test_who_has_shut_its_side_leaves_once(port, world):
-    made, raw = Made(world), await Raw.connect(port)
-
-    def compute():
-        try:
-            return made.compute()
-        except WouldBlock as blocked:
-            blocked.finish = lambda payload: pytest.fail("what it was counted for is left")
-            raise
-
-    world.answers["1.4"] = compute
-    await shut_while_it_is_made(raw, made)
-    assert (len(made.threads), made.left) == (2, 1)
-    await raw.close()
-
-
-@pytest.mark.parametrize("listens", [False, True])
-async def test_nothing_is_begun_for_who_has_left(port, world, http_server, listens):
-    """Who has shut its side only looks the same, and is told."""
-    made, raw = Made(world), await Raw.connect(port)
-    made.begun = False
-    await raw.send(MADE)
-    await eventually(lambda: made.threads)
-    if listens:
-        raw.writer.write_eof()
-        status, headers, body = await raw.answer()
-        assert (status, headers["retry-after"]) == (503, "1")
-        assert b"before the turn" in body
-        assert await raw.rest() == b""
-    await raw.close()
-    await eventually(lambda: not http_server.app._active)
-    assert (len(made.threads), made.left) == (1, 1)
-
-
-async def test_who_has_shut_its_side_gets_what_was_begun(port, world):
-    made, raw = Made(world), await Raw.connect(port)
-    await shut_while_it_is_made(raw, made)
-    await raw.close()
-
-
 @pytest.mark.parametrize("length", [100_000, 700_000, 3_000_000])
 async def test_a_long_answer_that_is_in_memory_arrives_whole(port, world, length):
     """And one that is shorter than it says is never begun."""
@@ -699,10 +541,10 @@ async def test_a_long_answer_that_is_in_memory_arrives_whole(port, world, length
         200, [], tuple(map(Literal, texts)), sum(map(len, texts)) + more.pop(0)
     )
     raw = await Raw.connect(port)
-    await raw.send(MADE)
+    await raw.send(message("GET /v2/studies/1.2/series/1.3/instances/1.4"))
     assert (await raw.answer())[2] == b"".join(texts)
     if length < SHORT:
-        await raw.send(MADE)
+        await raw.send(message("GET /v2/studies/1.2/series/1.3/instances/1.4"))
         assert (await raw.answer())[0] == 500
     await raw.close()
 

@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
-from typing import TypeAlias, cast
+from concurrent.futures import CancelledError
+from typing import TypeAlias
 
-from streamsrv.errors import Overloaded, WouldBlock
+from streamsrv.errors import Overloaded
 from streamsrv.web.admission import Job, Service
 from streamsrv.web.connection.threads import from_thread
 from streamsrv.web.head import Head
@@ -35,6 +35,7 @@ class Answering:
         self._head = head
         self._listen = listen
         self._answer = answer
+        self._has_left = False  # while a thread computed
 
     def begin(self, job: Job) -> None:
         """At once, if that is short."""
@@ -43,9 +44,6 @@ class Answering:
             return
         try:
             computed = job.compute()
-        except WouldBlock as blocked:
-            self.wait(job, blocked)
-            return
         except Exception as error:
             computed = self._problem(error)
         self.take(computed, job.left)
@@ -65,30 +63,34 @@ class Answering:
         it still reads: the answer then says that the request was cancelled, or is the result of a future
         that goes on."""
         loop, here = asyncio.get_running_loop(), threading.get_ident()
-        waits = False  # whether the loop itself may go on within the callback of the future
+        waiting = [pending]  # emptied at the end: breaks the reference cycle future -> callback -> pending
+        may_resume = False  # whether the loop itself may go on within the callback of the future
 
         def left() -> None:
-            nonlocal waits
-            waits = False
+            nonlocal may_resume
+            may_resume = False
             self._listen(None)
-            pending.cancel()
+            for one in waiting:
+                one.cancel()
 
         def resume() -> None:
             self._listen(None)
-            self._answer(self._finished(pending))
+            self._answer(self._finished(waiting.pop()))
 
         def ended(_: object) -> None:
             if threading.get_ident() != here:
                 with contextlib.suppress(RuntimeError):  # the loop has ended
                     loop.call_soon_threadsafe(resume)
-            elif waits:
+            elif may_resume:
                 resume()
             else:
                 loop.call_soon(resume)
 
         self._listen(left)
         pending.future.add_done_callback(ended)
-        waits = True
+        may_resume = True
+        if self._has_left:
+            left()
 
     def _finished(self, pending: Pending) -> Answer:
         try:
@@ -98,13 +100,12 @@ class Answering:
         except Exception as error:
             return self._problem(error)
 
-    def wait(self, job: Job, blocked: WouldBlock) -> None:
-        """For what was in its way here."""
-        if not when_made(self._listen, blocked, job, self.begin):
-            self._from_thread(job.compute, job.left)
-
     def _from_thread(self, compute: Callable[[], Computed], left: Callable[[], None]) -> None:
-        self._listen(left)
+        def has_left() -> None:
+            self._has_left = True
+            left()
+
+        self._listen(has_left)
         try:
             from_thread(self._service.pool, lambda: self._computed(compute), self._from_there)
         except RuntimeError as error:  # there is no thread, and none can be started
@@ -125,60 +126,6 @@ class Answering:
 
     def _problem(self, error: Exception) -> Answer:
         return self._service.problem(error, self._head)
-
-
-def when_made(listen: Listen, blocked: WouldBlock, job: Job, answer: Callable[[Job], None]) -> bool:
-    """Calls `answer` in the loop as soon as it is there, with what finishes it, or else with the same job
-    again; False if there is nothing to wait for. It is given up if the client shut its side, or left, before
-    anybody had begun it. Nobody can tell the two apart, so whoever still listens is told."""
-    if blocked.until is None:
-        return False
-    blocked.__traceback__ = None  # its frames hold this request, which holds it
-    loop, here = asyncio.get_running_loop(), threading.get_ident()
-    given_up: bool | None = None  # None: still there
-    waiting = False
-
-    def left() -> None:
-        nonlocal given_up, waiting
-        if given_up is None:
-            waiting = False  # what is given up ends within `leave`
-            given_up = blocked.leave()
-
-    def resume() -> None:
-        listen(None)
-        if given_up:
-            next_one = Job(_refuse, inline=True)
-        else:
-            next_one = (_finishing(blocked) if given_up is None else None) or job
-        blocked.forget()
-        answer(next_one)
-
-    def made(_: Future[bytes]) -> None:
-        if threading.get_ident() != here:
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(resume)
-        elif waiting:
-            resume()  # the loop itself has taken it in: the answer goes out at once
-        else:
-            loop.call_soon(resume)
-
-    listen(left)
-    blocked.until.add_done_callback(made)
-    waiting = True
-    return True
-
-
-def _finishing(blocked: WouldBlock) -> Job | None:
-    """None where it has failed, or has to be computed anew: then it is asked for again."""
-    until, finish = blocked.until, blocked.finish
-    if until is None or finish is None or until.cancelled() or until.exception() is not None:
-        return None
-    blocked.leave()
-    return Job(lambda: cast(Answer, finish(until.result())), inline=True)
-
-
-def _refuse() -> Answer:
-    raise Overloaded(CANCELLED, retry_after=1)
 
 
 def _nothing() -> None:

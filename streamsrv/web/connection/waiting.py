@@ -15,14 +15,13 @@ from typing import cast
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 
-from streamsrv.errors import WouldBlock
 from streamsrv.web.admission import Job, Service
 from streamsrv.web.connection.stream import Look, Stream
 from streamsrv.web.fastpath.frames import Lane
 from streamsrv.web.fastpath.known_request import Known
 from streamsrv.web.sending.response import release
 from streamsrv.web.sending.transfer import Transfer
-from streamsrv.wire.answers import Answer
+from streamsrv.wire.answers import Answer, Deferred
 
 log = logging.getLogger("streamsrv.web")
 
@@ -84,11 +83,9 @@ class Waiting:
         to_learn = asked if lane.may_learn_frames(asked) else None
         known = Known(service, self._stream, head, client, look, to_learn, self._resume)
         if not admitted.inline:
-            return known.wait(admitted, None)
+            return known.take(Deferred(admitted.compute), admitted)
         try:
             answer = admitted.compute()
-        except WouldBlock as blocked:
-            return known.wait(admitted, blocked)
         except Exception as error:
             answer = service.problem(error, head)
         if not isinstance(answer, Answer):

@@ -17,7 +17,6 @@ from collections.abc import Callable
 
 from tornado.iostream import StreamClosedError
 
-from streamsrv.errors import WouldBlock
 from streamsrv.web.access_log import CLIENT_GONE, Way
 from streamsrv.web.admission import Job, Service
 from streamsrv.web.connection.closing import sent_as
@@ -63,12 +62,6 @@ class Known:
             return self._begin_transfer(outgoing)
         self._over(outgoing.answer, answer.status, sent)
         return None
-
-    def wait(self, job: Job, blocked: WouldBlock | None) -> Known:
-        """For what the job could not compute here; without `blocked`, what is too long for here."""
-        answering = Answering(self._service, self._head, self._listen, self._answer)
-        answering.begin(job) if blocked is None else answering.wait(job, blocked)
-        return self
 
     def take(self, computed: Pending | Deferred, job: Job) -> Known:
         """Sends the answer as soon as there is one."""

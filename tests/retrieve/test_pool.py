@@ -14,16 +14,16 @@ from framecodecs import errors as codec_errors
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.pool import work
 from framecodecs.pool.pool import PoolLimits
-from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError, WouldBlock
-from streamsrv.pixels.pool import Making, Order, PixelPool, SizedCache, translated
-from streamsrv.pixels.single_flight import OUTCOMES
-from streamsrv.pixels.turns import AHEAD
+from streamsrv.bounded_cache import SizedCache
+from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError
+from streamsrv.pixels.pool import AHEAD, PixelPool
+from streamsrv.pixels.tasks import FrameJob, PixelTask, translated
 
 LITTLE = "1.2.840.10008.1.2.1"
 
 
-def order(number=0, pixels=1):
-    return Order(work.decode_frames, [number], (), pixels)
+def task_of(number=0, pixels=1):
+    return PixelTask(work.decode_frames, [number], (), pixels)
 
 
 def done():
@@ -33,7 +33,7 @@ def done():
 
 
 class FakePool:
-    """Takes `room` orders at a time; they are done at once, or when a test says so."""
+    """Takes `room` tasks at a time; they are done at once, or when a test says so."""
 
     def __init__(self, room=100, idle=False):
         self.room = room
@@ -67,14 +67,14 @@ def fake(monkeypatch):
 @pytest.fixture
 def idle(fake, monkeypatch):
     """Nothing is ever done by itself, and a turn is short."""
-    monkeypatch.setattr("streamsrv.pixels.turns.TURN", 0.01)
+    monkeypatch.setattr("streamsrv.pixels.pool.TURN", 0.01)
     fake._pool.idle = True
     return fake
 
 
 def test_a_few_orders_are_ahead_and_no_more(fake):
     taken = fake._pool.taken
-    turns = fake.in_turn((number, order(number)) for number in range(10))
+    turns = fake.in_turn((number, task_of(number)) for number in range(10))
     tag, first = next(turns)
     assert (tag, len(taken)) == (0, 3)
     assert first is taken[0]
@@ -87,7 +87,7 @@ def test_what_is_ahead_is_bounded_in_bytes_however_many_processes_there_are():
     pool = PixelPool(64)
     pool._pool = pool._slow_pool = FakePool()
     sizes, ahead = [30 << 20, 0, 50 << 20, 20 << 20, 60 << 20, 300 << 20, 1, 2] * 20, []
-    turns = pool.in_turn((pixels, order(pixels=pixels)) for pixels in sizes)
+    turns = pool.in_turn((pixels, task_of(pixels=pixels)) for pixels in sizes)
     for number, _ in enumerate(turns, 1):
         ahead.append(sum(sizes[number : len(pool._pool.taken)]))
     assert len(ahead) == len(sizes)
@@ -96,14 +96,14 @@ def test_what_is_ahead_is_bounded_in_bytes_however_many_processes_there_are():
 
 
 def test_tasks_without_orders_keep_their_place(fake):
-    tasks = [(number, order() if number % 3 == 0 else None) for number in range(8)]
+    tasks = [(number, task_of() if number % 3 == 0 else None) for number in range(8)]
     found = list(fake.in_turn(tasks))
     assert [tag for tag, _ in found] == list(range(8))
     assert [future is not None for _, future in found] == [number % 3 == 0 for number in range(8)]
 
 
 def test_who_leaves_cancels(idle):
-    turns = idle.in_turn((number, order(pixels=number << 24)) for number in range(10))
+    turns = idle.in_turn((number, task_of(pixels=number << 24)) for number in range(10))
     assert next(turns) is None
     first, *others = idle._pool.taken
     others[1].begun = True
@@ -117,7 +117,7 @@ def test_who_leaves_cancels(idle):
 
 
 def test_a_short_order_that_is_being_worked_on_is_let_be(idle):
-    future = idle.submit(order(pixels=5))
+    future = idle.submit(task_of(pixels=5))
     future.begun = True
     assert not idle.stop(future, 5)
     assert idle._pool.cancelled == []
@@ -125,7 +125,7 @@ def test_a_short_order_that_is_being_worked_on_is_let_be(idle):
 
 
 def test_nobody_holds_a_thread_while_nothing_is_ready(idle):
-    turns = idle.in_turn((number, order()) for number in range(3))
+    turns = idle.in_turn((number, task_of()) for number in range(3))
     began = time.monotonic()
     assert [next(turns) for _ in range(5)] == [None] * 5
     assert time.monotonic() - began < 5
@@ -137,14 +137,14 @@ def test_nobody_holds_a_thread_while_nothing_is_ready(idle):
 def test_a_full_queue_refuses_what_has_not_begun(fake):
     fake._pool.room = 0
     with pytest.raises(Overloaded) as refusal:
-        next(fake.in_turn([(0, order())]))
+        next(fake.in_turn([(0, task_of())]))
     assert refusal.value.retry_after == 1
 
 
 def begun(idle):
-    """An answer that has begun, and whose next order finds the queue full."""
+    """An answer that has begun, and whose next task finds the queue full."""
     idle._pool.room = 1
-    turns = idle.in_turn((number, order()) for number in range(3))
+    turns = idle.in_turn((number, task_of()) for number in range(3))
     assert next(turns) is None
     idle._pool.taken[0].set_result([])
     assert next(turns)[0] == 0
@@ -163,22 +163,9 @@ def test_what_has_begun_waits_for_a_place(idle):
 
 
 def test_and_not_for_ever(idle, monkeypatch):
-    monkeypatch.setattr("streamsrv.pixels.turns.PATIENCE", 0.05)
+    monkeypatch.setattr("streamsrv.pixels.pool.PATIENCE", 0.05)
     with pytest.raises(Overloaded):
         list(begun(idle))
-
-
-def test_the_loop_never_waits():
-    pool = PixelPool(1, loop=threading.get_ident())
-    in_turn = pool.in_turn([(0, order())])
-    for wait in (pool.must_not_block, lambda: next(in_turn)):
-        with pytest.raises(WouldBlock):
-            wait()
-    raised = []
-    thread = threading.Thread(target=lambda: raised.append(pool.must_not_block()))
-    thread.start()
-    thread.join()
-    assert raised == [None]
 
 
 @pytest.mark.parametrize(
@@ -198,164 +185,140 @@ def test_the_loop_never_waits():
 def test_errors(fake, error, ours):
     assert type(translated(error)) is ours
     fake._pool.idle = True
-    future = fake.submit(order())
+    future = fake.submit(task_of())
     future.set_exception(error)
     with pytest.raises(ours):
         fake.results(future)
 
 
 def test_cancelled_work_is_an_error_of_ours(idle):
-    future = idle.submit(order())
+    future = idle.submit(task_of())
     future.cancel()
     with pytest.raises(StoreError):
         idle.results(future)
 
 
-def test_what_cannot_be_begun_is_told_and_forgotten(fake, monkeypatch):
-    """Whoever has found it meanwhile is told too, and the next one tries again."""
-    making = Making("key", order, lambda results: b"made")
+# Single flight
+
+
+def job(made=b"made", key="key"):
+    return FrameJob(key, task_of, lambda results: made)
+
+
+def test_a_failed_submit_is_the_error_of_all_and_the_next_request_tries_again(fake, monkeypatch):
     found = []
 
     def failing(*arguments, deadline):
-        found.append(fake.makings.find("key"))
+        found.append(fake.flights.join("key"))
         raise RuntimeError("no thread can be started")
 
     monkeypatch.setattr(fake._pool, "submit", failing)
     with pytest.raises(RuntimeError):
-        fake.made(making)
+        fake.frame(job())
     assert isinstance(found[0].exception(0), RuntimeError)
     monkeypatch.undo()
-    assert fake.made(making) == b"made"
+    assert fake.frame(job()).result(0) == b"made"
+    assert fake.frame(job()) == b"made"
 
 
-def test_one_making_for_all_who_ask(idle):
-    making = Making("key", order, lambda results: b"made")
+def test_a_frame_is_made_once_for_all_clients(idle):
     with ThreadPoolExecutor(4) as threads:
-        asked = [threads.submit(idle.made, making) for _ in range(4)]
-        while not idle._pool.taken:
-            time.sleep(0.001)
-        idle._pool.taken[0].set_result([])
-        assert [one.result(10) for one in asked] == [b"made"] * 4
-    assert len(idle._pool.taken) == 1
-
-
-@pytest.fixture
-def looping(idle):
-    """As the thread of the loop sees it."""
-    idle._loop = threading.get_ident()
-    return idle
-
-
-def told_to_wait(pool, making, times=1):
-    for _ in range(times):
-        with pytest.raises(WouldBlock):
-            pool.made(making)
+        flights = [one.result(10) for one in [threads.submit(idle.frame, job()) for _ in range(4)]]
+    (only,) = idle._pool.taken
+    only.set_result([])
+    assert [flight.result(0) for flight in flights] == [b"made"] * 4
 
 
 @pytest.mark.parametrize("fails", [True, False])
-def test_one_making_for_all_who_wait_in_the_loop(looping, fails):
-    """A failure, or what the cache has no room for; whoever comes later has it made anew."""
-    looping.cache = SizedCache(0, len)
-    making = Making("key", order, lambda results: b"made")
-    told_to_wait(looping, making, 5)
-    (only,) = looping._pool.taken
+def test_all_clients_have_a_failure_and_a_frame_that_is_too_large_for_the_cache(idle, fails):
+    """A later request has the frame made again."""
+    idle.cache = SizedCache(0, len)
+    flights = [idle.frame(job()) for _ in range(5)]
+    (only,) = idle._pool.taken
     if fails:
         only.set_exception(codec_errors.WorkerCrashed("it died"))
     else:
         only.set_result([])
-    for _ in range(5):
+    for flight in flights:
         if fails:
             with pytest.raises(NotAcceptable):
-                looping.made(making)
+                flight.result(0)
         else:
-            assert looping.made(making) == b"made"
-    assert len(looping._pool.taken) == 1
-    assert not looping.makings.outcomes
-    told_to_wait(looping, making)
-    assert len(looping._pool.taken) == 2
+            assert flight.result(0) == b"made"
+    assert "key" not in idle.flights
+    idle.frame(job())
+    assert len(idle._pool.taken) == 2
 
 
-def blocked_by(pool, making):
-    with pytest.raises(WouldBlock) as blocked:
-        pool.made(making)
-    return blocked.value
-
-
-def test_what_nobody_wants_any_more_is_never_begun(looping):
-    making = Making("key", order, lambda results: b"made")
-    one, other = blocked_by(looping, making), blocked_by(looping, making)
-    (only,) = looping._pool.taken
-    assert not one.leave()
+def test_the_last_client_that_leaves_cancels_the_task(idle):
+    one, other = idle.frame(job()), idle.frame(job())
+    (only,) = idle._pool.taken
+    idle.leave(job(), one)
     assert not only.cancelled()
-    assert other.leave()
+    idle.leave(job(), other)
     assert only.cancelled()
-    assert isinstance(other.until.exception(10), StoreError)
-    assert "key" not in looping.makings
-    assert not looping.makings.outcomes
-    again = blocked_by(looping, making)
-    looping._pool.taken[1].set_result([])
-    assert again.until.result(10) == looping.made(making) == b"made"
+    assert one.cancelled()
+    assert "key" not in idle.flights
+    again = idle.frame(job())
+    idle._pool.taken[1].set_result([])
+    assert again.result(0) == idle.frame(job()) == b"made"
 
 
-def test_what_was_begun_or_is_wanted_by_a_thread_is_made(looping):
-    making = Making("key", order, lambda results: b"made")
-    blocked = blocked_by(looping, making)
-    (only,) = looping._pool.taken
-    with looping.makings.wanted(blocked.until):
-        assert not blocked.leave()
-    blocked = blocked_by(looping, making)
+def test_short_work_that_has_begun_is_kept_for_the_next_request(idle):
+    flight = idle.frame(job())
+    (only,) = idle._pool.taken
     only.begun = True
-    assert not blocked.leave()
+    idle.leave(job(), flight)
+    assert not flight.cancelled()
     only.set_result([])
-    assert looping.made(making) == b"made"
+    assert idle.frame(job()) == b"made"
 
 
-def test_a_failure_that_came_at_once_is_not_kept(looping):
+def test_a_client_may_leave_after_the_end(idle):
+    flight = idle.frame(job())
+    idle._pool.taken[0].set_result([])
+    again = FrameJob("key", lambda: task_of(1), lambda results: b"again")
+    idle.cache = SizedCache(0, len)
+    other = idle.frame(again)
+    idle.leave(job(), flight)
+    assert not other.cancelled()
+    assert "key" in idle.flights
+
+
+def test_a_result_that_cannot_be_finished_is_a_failure(idle):
     def failing(results):
         raise codec_errors.WorkerCrashed("it died")
 
-    looping._pool.idle = False
+    idle._pool.idle = False
     for number in range(3):
-        with pytest.raises(codec_errors.WorkerCrashed):
-            looping.made(Making("key", order, failing))
-        assert len(looping._pool.taken) == number + 1
-    assert not looping.makings.outcomes
-    assert "key" not in looping.makings
+        flight = idle.frame(FrameJob("key", task_of, failing))
+        assert isinstance(flight.exception(0), codec_errors.WorkerCrashed)
+        assert len(idle._pool.taken) == number + 1
+    assert "key" not in idle.flights
 
 
-def abandoned(pool, count, made):
-    """Waited for, and never fetched: deleted meanwhile."""
-    for number in range(count):
-        told_to_wait(pool, Making(number, order, lambda results: made))
-        pool._pool.taken[-1].set_result([])
+def test_nothing_is_in_flight_if_the_stored_frame_has_to_be_read(idle):
+    assert idle.frame(FrameJob("key", lambda: None, lambda results: b"made")) is None
+    assert "key" not in idle.flights
 
 
-def test_outcomes_that_nobody_fetches_are_few(looping, monkeypatch):
-    looping.cache = SizedCache(0, len)
-    abandoned(looping, OUTCOMES + 5, b"made")
-    assert len(looping.makings.outcomes) == OUTCOMES
-    monkeypatch.setattr("streamsrv.pixels.single_flight.OUTCOMES_BYTES", 20)
-    abandoned(looping, 5, b"a larger one")
-    assert looping.makings.outcomes == [4]  # the last one always
+@pytest.mark.parametrize("joins", [False, True])
+def test_a_prefetch_without_an_idle_process_is_made_only_for_a_request(idle, joins):
+    """A request may come just before the process is taken by another task."""
+    flights = []
 
+    def taken(*arguments, deadline, kept):
+        if joins:
+            flights.append(idle.frame(job()))
 
-def test_what_nobody_was_idle_for_is_made_for_who_has_found_it(idle):
-    """It was about to be made ahead when somebody asked, and the process was taken by somebody else."""
-    making = Making("key", order, lambda results: b"made")
-    with ThreadPoolExecutor(1) as threads:
-
-        def nobody(*arguments, deadline, kept):
-            asked.append(threads.submit(idle.made, making))
-            while not asked[0].running():
-                time.sleep(0.001)
-            time.sleep(0.02)  # until it has found what is about to begin
-
-        asked = []
-        idle._pool.idle = False
-        idle._pool.submit_if_idle = nobody
-        with pytest.raises(Overloaded):
-            idle._make_ahead(making)
-        assert asked[0].result(10) == b"made"
+    idle._pool.submit_if_idle = taken
+    idle._begin_prefetch(job())
+    assert len(idle._pool.taken) == joins
+    if joins:
+        idle._pool.taken[0].set_result([])
+        assert flights[0].result(0) == b"made"
+    else:
+        assert "key" not in idle.flights
 
 
 def test_processes_start_before_they_are_needed():
@@ -370,31 +333,32 @@ def test_processes_start_before_they_are_needed():
     finally:
         pool.close()
     with pytest.raises(StoreError):
-        pool.submit(order())
+        pool.submit(task_of())
 
 
-def test_who_asks_does_not_wait_for_what_is_looked_up_ahead():
-    """The one process is idle, and what it could do next takes long to be found."""
+def test_a_request_does_not_wait_for_the_look_up_of_a_prefetch():
+    """The one process is idle, and the next prefetch is looked up slowly."""
     pool = PixelPool(1, read_ahead=2)
     looking, found = threading.Event(), threading.Event()
 
-    def wish():
+    def jobs():
         looking.set()
         found.wait(30)
         yield from ()
 
     try:
         info = FrameInfo(4, 4)
-        asked = Order(work.decode_frames, [bytes(16)], (LITTLE, info), 16)
+        asked = PixelTask(work.decode_frames, [bytes(16)], (LITTLE, info), 16)
         pool.results(pool.submit(asked))
-        pool.wishes.put("walk", wish())
+        pool._prefetch_thread.put("sequence", jobs())
+        pool._look()
         assert looking.wait(30)
         assert pool.submit(asked).result(10) == [(bytes(16), info)]
         assert not found.is_set()
     finally:
         found.set()
         pool.close()
-    assert not pool.wishes
+    assert not pool._prefetch_thread
 
 
 def test_the_cache_is_limited_in_bytes():
@@ -415,13 +379,13 @@ def test_deadlines_grow_with_pixels_up_to_a_limit(monkeypatch):
     asked = []
     try:
         ((frame, now),) = pool.results(
-            pool.submit(Order(work.decode_frames, [bytes(range(16))], (LITTLE, info), 16))
+            pool.submit(PixelTask(work.decode_frames, [bytes(range(16))], (LITTLE, info), 16))
         )
         assert (frame, now) == (bytes(range(16)), info)
         pool._slow_pool, slow = pool._pool, pool._slow_pool
         monkeypatch.setattr(pool._pool, "submit", lambda *a, deadline: asked.append(deadline) or done())
         for pixels in (0, 2 << 20, 4 << 20, 5 << 20, 768_000_000):
-            pool.submit(order(pixels=pixels))
+            pool.submit(task_of(pixels=pixels))
         assert asked == [3.0, 4.0, 5.0, 30.0, 30.0]
     finally:
         pool._slow_pool = slow
@@ -429,18 +393,18 @@ def test_deadlines_grow_with_pixels_up_to_a_limit(monkeypatch):
     pool.close()
 
 
-def test_what_could_not_be_begun_is_held_by_nobody():
-    """The error of it holds the frames that it passed."""
+def test_a_failed_submit_leaves_nothing_to_the_garbage_collector():
+    """Its error has the frames of the call in its traceback."""
     pool, held = PixelPool(1), threading.Event()
     pool._pool = FakePool(room=0)
     there = weakref.ref(held)
-    making = Making("key", lambda held=held: order(), lambda results: b"")
+    one = FrameJob("key", lambda held=held: task_of(), lambda results: b"")
     gc.collect()
     gc.disable()
     try:
         with suppress(Overloaded):
-            pool.made(making)
-        del held, making
+            pool.frame(one)
+        del held, one
         assert there() is None
     finally:
         gc.enable()

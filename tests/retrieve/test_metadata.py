@@ -23,7 +23,7 @@ from xml_models import check_model, json_of, parsed
 from streamsrv.errors import NotAcceptable, SegmentGone, StoreCorrupt
 from streamsrv.pixels.pool import PixelPool
 from streamsrv.plans.selection import Selection
-from streamsrv.retrieve import metadata, metadata_answers
+from streamsrv.retrieve import metadata
 from streamsrv.store.rows import SHORT_TEXT
 from streamsrv.wire.answers import Literal, Stream
 
@@ -54,7 +54,7 @@ def test_xml_says_what_json_says(study, level):
 
 def test_long_xml_is_made_while_it_is_sent(study, monkeypatch):
     whole = payload(ask(study, f"{LEVELS[0]}/metadata", accept=XML))
-    monkeypatch.setattr(metadata_answers, "AT_ONCE", 10)
+    monkeypatch.setattr(metadata, "AT_ONCE", 10)
     answer = ask(study, f"{LEVELS[0]}/metadata", accept=XML)
     (piece,) = answer.plan
     assert isinstance(piece, Stream)
@@ -80,7 +80,7 @@ def test_etags_tell_representations_apart(study):
 
 def test_the_whole_array_has_a_length_and_ranges(study, monkeypatch):
     whole = payload(ask(study, f"{LEVELS[0]}/metadata"))
-    monkeypatch.setattr(metadata_answers, "TEXT_AT_ONCE", 10)
+    monkeypatch.setattr(metadata, "TEXT_AT_ONCE", 10)
     answer = ask(study, f"{LEVELS[0]}/metadata", range="bytes=100-2999")
     assert answer.status == 206
     (piece,) = answer.plan
@@ -91,7 +91,7 @@ def test_the_whole_array_has_a_length_and_ranges(study, monkeypatch):
 def test_a_long_array_goes_out_in_pieces_and_is_kept_when_it_is_asked_for_again(study, monkeypatch, size):
     whole = payload(ask(study, f"{LEVELS[0]}/metadata"))
     monkeypatch.setattr(retrieve_world, "POOL", PixelPool(1))
-    monkeypatch.setattr(metadata_answers, "TEXT_AT_ONCE", 10)
+    monkeypatch.setattr(metadata, "TEXT_AT_ONCE", 10)
     monkeypatch.setattr(metadata, "PIECE", size)
     for _ in range(2):
         part = ask(study, f"{LEVELS[0]}/metadata", range="bytes=0-99")
@@ -181,7 +181,7 @@ def test_compressed_bodies(study, monkeypatch, coding, accept, query, at_once):
     path = f"{LEVELS[0]}/metadata{query}"
     whole = ask(study, path, accept=accept)
     if not at_once:
-        monkeypatch.setattr(metadata_answers, "AT_ONCE", 10)
+        monkeypatch.setattr(metadata, "AT_ONCE", 10)
     first = ask(study, path, accept=accept, accept_encoding=coding)
     assert (first.length is not None) is at_once
     assert header(first, "content-encoding") == coding
@@ -202,8 +202,8 @@ def test_compressed_bodies(study, monkeypatch, coding, accept, query, at_once):
 
 def test_a_long_compressed_body_is_not_kept(study, monkeypatch):
     monkeypatch.setattr(retrieve_world, "POOL", PixelPool(1))
-    monkeypatch.setattr(metadata_answers, "AT_ONCE", 10)
-    monkeypatch.setattr(metadata_answers, "KEPT", 100)
+    monkeypatch.setattr(metadata, "AT_ONCE", 10)
+    monkeypatch.setattr(metadata, "KEPT", 100)
     for _ in range(2):
         answer = ask(study, f"{LEVELS[0]}/metadata", accept_encoding="gzip")
         assert answer.length is None
@@ -211,7 +211,7 @@ def test_a_long_compressed_body_is_not_kept(study, monkeypatch):
 
 
 def test_short_bodies_are_not_compressed(study, monkeypatch):
-    monkeypatch.setattr(metadata_answers, "WORTH_CODING", 1 << 20)
+    monkeypatch.setattr(metadata, "WORTH_CODING", 1 << 20)
     answer = ask(study, f"{LEVELS[2]}/metadata", accept_encoding="gzip")
     assert header(answer, "content-encoding") is None
     assert len(orjson.loads(payload(answer))) == 1
@@ -231,7 +231,7 @@ def test_head_says_what_get_says(study):
 @pytest.mark.parametrize("whole", [0, 1 << 18])
 @pytest.mark.parametrize("accept", ["application/dicom+json", XML])
 def test_lean_metadata(study, accept, whole, monkeypatch):
-    monkeypatch.setattr(metadata_answers, "WHOLE", whole)
+    monkeypatch.setattr(metadata, "WHOLE", whole)
     path = (
         f"{LEVELS[0]}/metadata?includefield=PatientName&includefield=OpticalPathSequence.ICCProfile,Modality"
     )
@@ -266,7 +266,7 @@ def test_unknown_fields_are_said(study):
 
 
 def test_text_is_made_once_as_long_as_nothing_is_stored(store, monkeypatch):
-    monkeypatch.setattr(metadata_answers, "INLINE", 10)
+    monkeypatch.setattr(metadata, "INLINE", 10)
     keep(store, part10(dataset_of("1.5.1")), part10(dataset_of("1.5.2")))
     path = f"/studies/{STUDY}/series/{SERIES}/metadata"
     first = payload(ask(store, path))

@@ -1,13 +1,13 @@
-"""A fair queue of orders: each client has a few orders with the pixel processes, and the others wait here.
+"""A fair queue of tasks: each client has a few tasks with the pixel processes, and the others wait here.
 
-Strategy: the kernel hands orders out in the order in which they were sent. A client may have `room` orders
-sent and unfinished, so a newcomer finds only a few orders of each other client before its own. The next order
-of a client is sent when one of its orders has ended.
+Strategy: the kernel hands tasks out in the task in which they were sent. A client may have `room` tasks
+sent and unfinished, so a newcomer finds only a few tasks of each other client before its own. The next task
+of a client is sent when one of its tasks has ended.
 
 Rules of this file
-- A client may have `waiting` orders here; one more raises QueueFull. All clients together may have CLIENTS
+- A client may have `waiting` tasks here; one more raises QueueFull. All clients together may have CLIENTS
   times as many.
-- An order that waits keeps the files open that its frames are stored in.
+- An task that waits keeps the files open that its frames are stored in.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from framecodecs.errors import QueueFull
 from framecodecs.pool.messages import Result
 from framecodecs.pool.pipes import Frame, StoredFrame
 from framecodecs.pool.pool import Answer
-from streamsrv.pixels.orders import Order
+from streamsrv.pixels.tasks import PixelTask
 
 CLIENTS = 8
 
-Send: TypeAlias = Callable[[Order], Answer]
+Send: TypeAlias = Callable[[PixelTask], Answer]
 
 
 class Queued(Future[list[Result]]):
-    """An order that waits, and then follows `sent`, the same order with the processes."""
+    """An task that waits, and then follows `sent`, the same task with the processes."""
 
     sent: Answer | None = None
 
-    def __init__(self, order: Order, send: Send) -> None:
+    def __init__(self, task: PixelTask, send: Send) -> None:
         super().__init__()
-        self._order, self._files = _kept(order)
+        self._task, self._files = _kept(task)
         self._send = send
 
     def begin(self) -> Answer | None:
@@ -48,7 +48,7 @@ class Queued(Future[list[Result]]):
         try:
             if self.done():
                 return None
-            self.sent = sent = self._send(self._order)
+            self.sent = sent = self._send(self._task)
         except Exception as error:
             with suppress(InvalidStateError):  # cancelled meanwhile
                 self.set_exception(error)
@@ -84,16 +84,16 @@ class Queued(Future[list[Result]]):
         return super().cancel() if sent is None else sent.cancel()
 
 
-def _kept(order: Order) -> tuple[Order, list[int]]:
-    """The order with duplicates of the descriptors that its frames are read from."""
+def _kept(task: PixelTask) -> tuple[PixelTask, list[int]]:
+    """The task with duplicates of the descriptors that its frames are read from."""
     files: dict[int, int] = {}
     try:
-        frames = [_duplicated(frame, files) for frame in order.frames]
+        frames = [_duplicated(frame, files) for frame in task.frames]
     except OSError:
         for file in files.values():
             os.close(file)
         raise
-    return replace(order, frames=frames), list(files.values())
+    return replace(task, frames=frames), list(files.values())
 
 
 def _duplicated(frame: Frame, files: dict[int, int]) -> Frame:
@@ -106,7 +106,7 @@ def _duplicated(frame: Frame, files: dict[int, int]) -> Frame:
 
 @dataclass(slots=True, eq=False)
 class _Line:
-    """One client's orders."""
+    """One client's tasks."""
 
     sent: int = 0
     waiting: deque[Queued] = field(default_factory=deque)
@@ -121,8 +121,8 @@ class FairQueue:
         self._lines: dict[str, _Line] = {}
         self._lock = threading.Lock()
 
-    def submit(self, client: str, order: Order, send: Send) -> Answer:
-        """Sends the order, or lets it wait. Raises QueueFull, and the errors of `send`."""
+    def submit(self, client: str, task: PixelTask, send: Send) -> Answer:
+        """Sends the task, or lets it wait. Raises QueueFull, and the errors of `send`."""
         with self._lock:
             line = self._lines.get(client)
             if line is None:
@@ -130,28 +130,28 @@ class FairQueue:
             if line.sent < self._room:
                 line.sent += 1
             else:
-                return self._wait(line, order, send)
+                return self._wait(line, task, send)
         try:
-            answer = send(order)
+            answer = send(task)
         except BaseException:
             self._ended(client, None)
             raise
         answer.add_done_callback(partial(self._ended, client))
         return answer
 
-    def _wait(self, line: _Line, order: Order, send: Send) -> Answer:
+    def _wait(self, line: _Line, task: PixelTask, send: Send) -> Answer:
         if len(line.waiting) >= self._most_waiting:
             _drop_cancelled(line.waiting)
         if len(line.waiting) >= self._most_waiting:
-            raise QueueFull(f"{len(line.waiting)} orders of this client are waiting")
+            raise QueueFull(f"{len(line.waiting)} tasks of this client are waiting")
         if sum(len(other.waiting) for other in self._lines.values()) >= CLIENTS * self._most_waiting:
-            raise QueueFull("too many orders of all clients are waiting")
-        queued = Queued(order, send)
+            raise QueueFull("too many tasks of all clients are waiting")
+        queued = Queued(task, send)
         line.waiting.append(queued)
         return queued
 
     def _ended(self, client: str, _: Answer | None) -> None:
-        """One of its orders has: the next one takes its place."""
+        """One of its tasks has: the next one takes its place."""
         while (queued := self._next(client)) is not None:
             answer = queued.begin()
             if answer is not None:
@@ -170,11 +170,11 @@ class FairQueue:
 
     @property
     def clients(self) -> Sequence[str]:
-        """Those that have orders."""
+        """Those that have tasks."""
         return list(self._lines)
 
     def close(self) -> None:
-        """Ends the waiting orders."""
+        """Ends the waiting tasks."""
         with self._lock:
             waiting = [queued for line in self._lines.values() for queued in line.waiting]
         for queued in waiting:

@@ -20,7 +20,7 @@ from retrieve_world import (
 
 from streamsrv.errors import NotAcceptable, NotFound
 from streamsrv.plans.parts import LazyPlan
-from streamsrv.retrieve import all_bulk
+from streamsrv.retrieve import bulk
 
 ICC = "00480105/0/00282000"
 RLE = "1.2.840.10008.1.2.5"
@@ -70,7 +70,7 @@ def test_all_bulk_data(study, level):
 
 def test_pages_of_bulk_values(study, monkeypatch):
     whole = parts_of(ask(study, f"{LEVELS[0]}/bulkdata"))
-    monkeypatch.setattr(all_bulk, "VALUES_AT_ONCE", 1)
+    monkeypatch.setattr(bulk, "VALUES_AT_ONCE", 1)
     assert parts_of(ask(study, f"{LEVELS[0]}/bulkdata")) == whole
 
 

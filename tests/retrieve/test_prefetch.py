@@ -1,7 +1,6 @@
-"""Frames made before they are asked for: by whom, for whom, and how many.
+"""Prefetch: which frames are made ahead, for which clients, and how many.
 
-The pool is one that does its work at once in this process, and is idle when a test says so: nothing here
-waits for anything.
+The pool does its work at once in this process, and is idle when a test says so.
 """
 
 import threading
@@ -20,20 +19,15 @@ from pixel_world import (
     of_syntax,
     stored_as,
 )
-from retrieve_world import SERIES, instance_path, keep
+from retrieve_world import SERIES, ask, instance_path, keep
 
 from framecodecs.errors import WorkerCrashed
-from streamsrv import retrieve
-from streamsrv.errors import NotAcceptable, WouldBlock
-from streamsrv.pixels import access_pattern as reading_ahead
-from streamsrv.pixels import coverage
-from streamsrv.pixels import prefetch as pixelwishes
-from streamsrv.pixels import series_order as series_orders
-from streamsrv.pixels.access_pattern import following
-from streamsrv.pixels.orders import SHORTEST_DEADLINE, SLOWEST
+from framecodecs.pool.work import FrameBatch
+from streamsrv.errors import NotAcceptable, StoreError
+from streamsrv.pixels import prefetch
 from streamsrv.pixels.pool import PixelPool
-from streamsrv.wire.answers import Request
-from streamsrv.wire.resources import parse_query, target_of
+from streamsrv.pixels.prefetch import QUEUED, AccessPattern, Prefetch, PrefetchThread, following
+from streamsrv.pixels.tasks import SHORTEST_DEADLINE, SLOWEST
 
 KIND = KINDS["12 in 16"]
 LS = frames_of_type("image/jls", JPEG_LS)
@@ -65,15 +59,15 @@ class Processes:
         return self.idle
 
     def look(self):
-        self.pool.wishes.look()
+        self.pool._prefetch_thread.run()
 
     def submit(self, work, frames, *arguments, deadline):
         self.asked += 1
-        return self._done(work(frames, *arguments))
+        return self._done(work(FrameBatch(frames), *arguments))
 
     def submit_if_idle(self, work, frames, *arguments, deadline, kept):
         self.ahead += 1
-        return self._done(None if self.broken else work(frames, *arguments))
+        return self._done(None if self.broken else work(FrameBatch(frames), *arguments))
 
     def _done(self, results):
         future = Future()
@@ -119,12 +113,8 @@ def uid(number):
 
 
 def get(store, pool, path, accept=LS):
-    place, _, query = path.partition("?")
-    request = Request("GET", f"/v2{place}", parse_query(query), {"accept": accept}, "http://h/v2", 2)
-    answer = retrieve.answer(store, request, target_of(f"/v2{place}"), pool)
-    text = b"".join(piece.payload for piece in answer.plan)
-    answer.release()
-    return text
+    answer = ask(store, path, pool=pool, accept=accept)
+    return b"".join(piece.payload for piece in answer.plan)
 
 
 def of_series(store, pool, number, accept=LS):
@@ -153,7 +143,7 @@ def both(series, loop):
 
 @WAYS
 @pytest.mark.parametrize("numbers", [UP, DOWN])
-def test_whoever_walks_finds_the_next_ones_made(both, pool, ask, numbers):
+def test_the_frames_ahead_of_a_client_are_made(both, pool, ask, numbers):
     """The first step shows where to; the third frame is there when it is asked for, and all behind it."""
     assert walked(both, pool, ask, numbers[:2]) == (2, 1)
     assert walked(both, pool, ask, numbers[2:3]) == (2, 3)
@@ -170,7 +160,7 @@ def test_what_was_made_ahead_is_what_is_made_when_it_is_asked_for(both, pool, as
 
 @WAYS
 @pytest.mark.parametrize("numbers", [[0, 6, 2, 10, 4, 8], [3, 3, 3], [8]])
-def test_whoever_jumps_causes_nothing(both, pool, ask, numbers):
+def test_requests_in_random_order_cause_nothing(both, pool, ask, numbers):
     assert walked(both, pool, ask, numbers) == (len(set(numbers)), 0)
 
 
@@ -189,12 +179,12 @@ def test_two_clients_walk_through_the_same(both, pool, ask):
 
 
 def test_two_clients_have_a_place_each():
-    """A request that waits is looked at twice, and the other client's in between."""
-    walks = reading_ahead.Walks()
+    """A request that waits may be looked at twice, and that of the other client in between."""
+    pattern = AccessPattern()
     for number in range(3):
         for place in (number, 50 + number) * 2:
-            before = walks.visit("walk", place)
-    assert list(walks.walk("walk").visited) == [1, 51, 2, 52]
+            before = pattern.request(place)
+    assert list(pattern.requested) == [1, 51, 2, 52]
     assert following(52, before, 2) == [53]
 
 
@@ -205,7 +195,7 @@ def test_one_process_stays_free_while_others_are_about(both, pool, ask, monkeypa
     ask(both, pool, 0, frames_of_type("image/jp2", J2K))
     walked(both, pool, ask, UP[3:5])
     assert pool._pool.kept == 1
-    monkeypatch.setattr(pixelwishes, "COMPANY", 0.0)  # that was long ago
+    monkeypatch.setattr(prefetch, "ALONE", 0.0)  # that was long ago
     walked(both, pool, ask, UP[5:7])
     assert pool._pool.kept == 0
 
@@ -215,17 +205,17 @@ def test_nothing_is_made_ahead_while_no_process_is_idle(both, pool, ask):
     pool._pool.idle = False
     assert walked(both, pool, ask, UP[:6]) == (6, 0)
     pool._pool.idle = True
-    pool.wishes.look()
+    pool._prefetch_thread.run()
     assert pool._pool.ahead == 2  # those behind the last one that was asked for
     assert walked(both, pool, ask, UP[6:8]) == (6, 4)
 
 
 @WAYS
-def test_a_jump_drops_what_was_wished_for(both, pool, ask):
+def test_a_jump_drops_the_prefetches(both, pool, ask):
     pool._pool.idle = False
     walked(both, pool, ask, [0, 1, 7])
     pool._pool.idle = True
-    pool.wishes.look()
+    pool._prefetch_thread.run()
     assert pool._pool.ahead == 0
 
 
@@ -314,7 +304,7 @@ def test_one_that_came_later_finds_its_place(series, pool):
 
 
 def test_a_series_that_is_too_long_has_no_order(series, pool, monkeypatch):
-    monkeypatch.setattr(series_orders, "LONGEST", COUNT - 1)
+    monkeypatch.setattr(prefetch, "LONGEST", COUNT - 1)
     assert walked(series, pool, of_series, UP) == (COUNT, 0)
 
 
@@ -327,24 +317,26 @@ def test_neighbours_that_cannot_be_made(store, pool):
         of_series(store, pool, 2, LS)
 
 
-def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(reading_ahead, "WALKS", 3)
-    walks = reading_ahead.Walks()
+def test_memory_is_bounded(series, pool, monkeypatch):
+    monkeypatch.setattr(prefetch, "SEQUENCES", 3)
+    row = series.lookup("1.2.3")[0]
     for number in range(10):
-        walks.visit(number, "1")
-        for place in range(30):
-            walks.visit(number, place)
-            walks.walk(number).wish(place)
-    assert len(walks._visited) == 3
-    assert len(walks.walk(9).visited) == reading_ahead.PLACES
-    assert len(walks.walk(9).wished) == reading_ahead.WISHED
+        for _ in range(2):
+            pool.prefetch.requested(series, row, 0, number, None)
+    assert len(pool.prefetch._patterns) == 3
+    pattern = AccessPattern()
+    for place in range(30):
+        pattern.request(place)
+        pattern.prefetched.append(place)
+    assert len(pattern.requested) == prefetch.PLACES
+    assert len(pattern.prefetched) == prefetch.PREFETCHED
 
 
 def test_each_order_is_looked_up_once(store, pool, monkeypatch):
     """However many walk through as many series by turns."""
     orders, series = [], range(12)
-    order_of = series_orders.order_of
-    monkeypatch.setattr(series_orders, "order_of", lambda *key: orders.append(key) or order_of(*key))
+    series_order = prefetch.series_order
+    monkeypatch.setattr(prefetch, "series_order", lambda *key: orders.append(key) or series_order(*key))
     for one in series:
         for number in range(4):
             uids = {"SeriesInstanceUID": f"1.2.9.{one}", "InstanceNumber": number}
@@ -366,186 +358,172 @@ def test_as_many_follow_as_were_visited_in_a_row():
     assert following(5, [], 2) == []
 
 
-# In any order
-
-JUMPS = [0, 6, 2, 10]  # no neighbours, no steps of one length
-
-
-@pytest.fixture
-def soon(monkeypatch):
-    """Evidence is enough as soon as there is some."""
-    monkeypatch.setattr(coverage, "ENOUGH", 3)
-
-
-def are_ahead(pool):
-    """The places that were made and not asked for, of each series and instance."""
-    known = pool.kept[reading_ahead.Walks].coverages._coverages.values()
-    return [{place for place in range(COUNT) if one.ahead >> place & 1} for one in known]
-
-
-@WAYS
-def test_whoever_takes_many_in_any_order_finds_others_made(both, pool, ask, soon):
-    assert walked(both, pool, ask, JUMPS[:2]) == (2, 0)
-    assert walked(both, pool, ask, JUMPS[2:3]) == (3, 3)
-    assert are_ahead(pool) == [{1, 3, 4}]
-    assert walked(both, pool, ask, JUMPS[3:]) == (4, 4)
-    assert are_ahead(pool) == [{1, 3, 4, 11}]
-    assert walked(both, pool, ask, [8, 4, 11, 1]) == (5, 7)  # and all that are left by then
-
-
-@WAYS
-def test_what_was_made_is_what_would_have_been_made(both, pool, ask, soon):
-    other = pool_of(read_ahead=0)
-    for number in [5, 0, 10, 3, 8, 1, 6, 11, 4, 9, 2, 7]:
-        assert ask(both, pool, number) == ask(both, other, number)
-    assert pool._pool.asked + pool._pool.ahead == other._pool.asked == COUNT
-    assert are_ahead(pool) == [set()]
-
-
-@WAYS
-def test_in_any_order_it_can_be_switched_off_too(both, ask, soon):
-    pool = pool_of(read_ahead=0)
-    assert walked(both, pool, ask, JUMPS) == (4, 0)
-
-
-@WAYS
-def test_in_any_order_nothing_is_made_while_no_process_is_idle(both, pool, ask, soon):
-    walked(both, pool, ask, JUMPS[:2])  # that there is an order is known
-    pool._pool.idle = False
-    assert walked(both, pool, ask, JUMPS[2:]) == (4, 0)
-    pool._pool.idle = True
-    pool.wishes.look()
-    assert are_ahead(pool) == [{11, 9, 8, 7}]  # about the last one
-
-
-@WAYS
-def test_a_walk_goes_first(both, pool, ask, soon):
-    walked(both, pool, ask, JUMPS[:2])
-    pool._pool.idle = False
-    walked(both, pool, ask, JUMPS[2:])
-    get(both, pool, f"{LOOP}/frames/1", frames_of_type("image/jp2", J2K))
-    get(both, pool, f"{LOOP}/frames/2", frames_of_type("image/jp2", J2K))
-    made = []
-    pool.wishes._fulfil = lambda making: made.append(making.key[1:])
-    pool._pool.idle = True
-    pool.wishes.look()
-    assert made[0] == (2, J2K)
-    assert {target for _, target in made[1:]} == {JPEG_LS}
-
-
-@WAYS
-def test_whoever_begins_to_walk_is_only_a_walker(both, pool, ask, soon):
-    pool._pool.idle = False
-    walked(both, pool, ask, [*JUMPS, 5, 6, 7])
-    pool._pool.idle = True
-    pool.wishes.look()
-    assert pool._pool.ahead == 2  # 8 and 9
-
-
-@WAYS
-def test_several_walkers_are_walkers(both, pool, ask, soon):
-    """Each with a place of its own; what one has made is not made again for another one."""
-    asked, ahead = walked(both, pool, ask, [0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11])
-    assert asked + ahead == COUNT
-    assert ahead >= 6
-
-
-@WAYS
-def test_a_crash_in_any_order_is_tried_once(both, pool, ask, soon):
-    pool._pool.broken = True
-    assert walked(both, pool, ask, JUMPS) == (4, 2)  # for each request one
-    assert are_ahead(pool) == [set()]
-    pool._pool.broken = False
-    assert walked(both, pool, ask, [8, 3, 11]) == (7, 7)  # 3 and 11 had been tried
-
-
-@WAYS
-def test_it_stays_within_a_share_of_the_cache(both, ask, soon, monkeypatch):
-    pool, lengths = pool_of(), []
-    finish = reading_ahead._Asked._finish
-
-    def measured(*what):
-        made = finish(*what)
-        lengths.append(len(made))
-        return made
-
-    monkeypatch.setattr(reading_ahead._Asked, "_finish", measured)
-    monkeypatch.setattr(pool.cache, "largest", 2 * len(ask(both, pool_of(), 0)) + 100)
-    walked(both, pool, ask, JUMPS)
-    assert len(are_ahead(pool)[0]) == 2
-    assert sum(lengths) <= pool.cache.largest
-
-
-def test_one_that_was_deleted_is_passed_over(series, pool, soon):
-    walked(series, pool, of_series, JUMPS[:2])
-    series.delete("1.2.3", SERIES, uid(3))
-    walked(series, pool, of_series, JUMPS[2:])
-    assert 3 not in are_ahead(pool)[0]
-    assert pool._pool.ahead == 4
-
-
-def test_a_series_that_is_too_long_has_no_coverage(series, pool, soon, monkeypatch):
-    monkeypatch.setattr(series_orders, "LONGEST", COUNT - 1)
-    assert walked(series, pool, of_series, JUMPS) == (4, 0)
-
-
-def test_a_loop_that_is_too_long_has_no_coverage(loop, pool, soon, monkeypatch):
-    monkeypatch.setattr(coverage, "LONGEST", COUNT - 1)
-    assert walked(loop, pool, of_loop, JUMPS) == (4, 0)
-
-
-def test_a_frame_that_has_to_be_read_from_the_disk_is_not_made(series, pool, soon, monkeypatch):
-    monkeypatch.setattr("streamsrv.pixels.transcoding._is_warm", lambda selection, piece: False)
-    assert walked(series, pool, of_series, JUMPS) == (4, 0)
-    assert are_ahead(pool) == [set()]
-
-
-def test_instances_as_a_whole_are_no_walk(series, pool):
+def test_whole_instances_are_no_sequence(series, pool):
     for number in UP[:3]:
-        path = instance_path(uid(number))
-        request = Request("GET", f"/v2{path}", (), {"accept": of_syntax(JPEG_LS)}, "http://h/v2", 2)
-        retrieve.answer(series, request, target_of(f"/v2{path}"), pool).release()
+        ask(series, instance_path(uid(number)), pool=pool, accept=of_syntax(JPEG_LS)).release()
     assert pool._pool.ahead == 0
 
 
-def test_the_loop_waits_for_what_is_being_made(series):
-    """One making for all who ask; the loop is told what to wait for, asks again, and gets it or the error."""
-    pool = pool_of(loop=threading.get_ident())
-    waiting = []
-
-    def submit(work, frames, *arguments, deadline):
-        waiting.append((Future(), lambda: work(frames, *arguments)))
-        return waiting[-1][0]
-
-    pool._pool.submit = submit
-    held = []
-    for _ in range(3):
-        with pytest.raises(WouldBlock) as blocked:
-            of_series(series, pool, 0)
-        held.append(blocked.value.until)
-    assert len(waiting) == 1
-    assert held[0] is held[1] is held[2]
-    pool.cache = type(pool.cache)(0, len)  # nothing is kept, and yet it is there for who waits
-    future, work = waiting[0]
-    future.set_result(work())
-    for _ in range(3):
-        assert len(of_series(series, pool, 0)) > 100
-    assert len(waiting) == 1
-    with pytest.raises(WouldBlock):
-        of_series(series, pool, 0)
-    assert len(waiting) == 2
-    waiting[1][0].set_exception(WorkerCrashed("it died"))
-    with pytest.raises(NotAcceptable):
-        of_series(series, pool, 0)
-    with pytest.raises(WouldBlock):
-        of_series(series, pool, 0)
-    assert len(waiting) == 3
-
-
-def test_the_loop_reads_nothing_from_the_disk(series, monkeypatch):
-    pool = pool_of(loop=threading.get_ident())
+def test_nothing_is_prefetched_from_the_disk(series, pool, monkeypatch):
     monkeypatch.setattr("streamsrv.pixels.transcoding._is_warm", lambda selection, piece: False)
-    with pytest.raises(WouldBlock) as blocked:
-        of_series(series, pool, 0)
-    assert blocked.value.until is None
-    assert pool._pool.asked == 0
+    assert walked(series, pool, of_series, UP[:6]) == (6, 0)
+
+
+# The thread
+
+
+class Workshop:
+    """A thread whose jobs a test begins; `begun` are those that were."""
+
+    def __init__(self):
+        self.idle, self.begun = False, []
+        self.thread = PrefetchThread(lambda: self.idle, self.begun.append)
+
+    def run(self):
+        self.idle = True
+        self.thread.run()
+
+
+@pytest.fixture
+def workshop():
+    return Workshop()
+
+
+def test_jobs_of_the_latest_sequence_begin_first_and_only_while_a_process_is_idle(workshop):
+    looked = []
+
+    def jobs():
+        looked.append("at")
+        yield 1
+
+    workshop.thread.put("one", jobs())
+    workshop.thread.put("other", iter([2, 3]))
+    workshop.thread.run()
+    assert (looked, workshop.begun) == ([], [])
+    workshop.run()
+    assert (looked, workshop.begun) == (["at"], [2, 3, 1])
+
+
+def test_new_jobs_of_a_sequence_replace_the_others(workshop):
+    for number in range(5):
+        workshop.thread.put("sequence", iter([number]))
+    workshop.run()
+    assert workshop.begun == [4]
+
+
+def test_dropped_jobs_never_begin(workshop):
+    workshop.thread.put("sequence", iter([1]))
+    workshop.thread.drop("sequence")
+    workshop.thread.drop("sequence")
+    workshop.thread.put("other", iter([2]))
+    workshop.run()
+    assert workshop.begun == [2]
+
+
+def test_few_sequences_are_queued(workshop):
+    for number in range(3 * QUEUED):
+        workshop.thread.put(number, iter([number]))
+    workshop.run()
+    assert workshop.begun == list(range(3 * QUEUED - 1, 2 * QUEUED - 1, -1))
+
+
+def test_a_job_that_fails_is_dropped(workshop, monkeypatch):
+    logged = []
+    monkeypatch.setattr(prefetch.log, "exception", logged.append)
+
+    def failing(error):
+        yield 1
+        raise error
+
+    workshop.thread.put("next", iter([2]))
+    workshop.thread.put("known", failing(StoreError("gone")))
+    workshop.thread.put("unknown", failing(KeyError("bug")))
+    workshop.run()
+    assert workshop.begun == [1, 1, 2]
+    assert len(logged) == 1
+
+
+def test_nothing_begins_after_the_end(workshop):
+    workshop.thread.put("sequence", iter([1]))
+    workshop.thread.close()
+    workshop.thread.put("sequence", iter([2]))
+    workshop.run()
+    assert workshop.begun == []
+
+
+def test_one_thread_at_a_time_begins_jobs(workshop):
+    """It looks again after each: a process that becomes idle meanwhile is not missed."""
+
+    def jobs():
+        workshop.thread.run()  # as another thread would
+        yield 1
+        workshop.thread.put("other", iter([2]))
+        yield 3
+
+    workshop.thread.put("sequence", jobs())
+    workshop.run()
+    assert workshop.begun == [1, 3, 2]
+
+
+def test_jobs_begin_in_a_thread_of_their_own():
+    names, begun = [], threading.Semaphore(0)
+
+    def begin(job):
+        names.append(threading.current_thread().name)
+        begun.release()
+
+    thread = PrefetchThread(lambda: True, begin)
+    for number in range(2):
+        thread.put(number, iter([number]))
+        thread.wake()
+        assert begun.acquire(timeout=30)
+    assert names == ["pixels-prefetch"] * 2
+    thread.close()
+    thread.wake()
+    thread.close()
+
+
+def test_the_end_waits_for_the_job_that_is_being_begun():
+    begun, go_on, ended = threading.Event(), threading.Event(), []
+
+    def begin(job):
+        begun.set()
+        go_on.wait(30)
+        ended.append(job)
+
+    thread = PrefetchThread(lambda: True, begin)
+    thread.put("sequence", iter([1, 2]))
+    thread.wake()
+    assert begun.wait(30)
+    threading.Timer(0.05, go_on.set).start()
+    thread.close()
+    assert ended == [1]
+
+
+def test_without_a_thread_nothing_is_prefetched(monkeypatch):
+    def failing(self):
+        raise RuntimeError("can't start new thread")
+
+    begun = threading.Event()
+    thread = PrefetchThread(lambda: True, lambda job: begun.set())
+    thread.put("sequence", iter([1]))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", failing)
+        thread.wake()
+        assert not begun.is_set()
+    thread.wake()
+    assert begun.wait(30)
+    thread.close()
+
+
+# The order of a series
+
+
+def test_few_orders_are_kept(series, pool, monkeypatch):
+    """The ones that were used last."""
+    monkeypatch.setattr(prefetch, "INSTANCES", 4 * COUNT + 4)
+    orders = Prefetch(2, PrefetchThread(lambda: False, lambda job: None), lambda: None)._orders
+    uids = {f"1.{number}": number for number in range(COUNT)}
+    for number in range(6):
+        orders.put(("1.2", f"1.3.{number}"), uids)
+    assert [number for number in range(6) if orders.get(("1.2", f"1.3.{number}"))] == [2, 3, 4, 5]
