@@ -56,7 +56,7 @@ class Accepted(NamedTuple):
         return not self.queries and len(self.header or "") <= LONGEST_REMEMBERED
 
 
-class Sources(NamedTuple):
+class Rooms(NamedTuple):
     """The rooms below, and the state that requests share."""
 
     store: Store
@@ -69,7 +69,7 @@ class Retrieval:
     """One retrieve transaction. If it is `brief`, the event loop calls, and nothing may block: a plan that
     cannot be made so is None. `end` calls the `endings`, the last one first, when the answer is sent."""
 
-    sources: Sources
+    rooms: Rooms
     request: Request
     target: Target
     selection: Selection
@@ -78,11 +78,11 @@ class Retrieval:
 
     @property
     def store(self) -> Store:
-        return self.sources.store
+        return self.rooms.store
 
     @property
     def pool(self) -> PixelPool:
-        return self.sources.pool
+        return self.rooms.pool
 
     def end(self) -> None:
         if self.endings:
@@ -185,7 +185,7 @@ class Retrieval:
     def _recovered(self, recover: Callable[[Retrieval, Exception], Answer], error: Exception) -> Answer:
         """The segments were released while the frame was made: the instance is looked up again."""
         planned = plan_answer(
-            self.sources, self.request, self.target, lambda again: recover(again, error), brief=False
+            self.rooms, self.request, self.target, lambda again: recover(again, error), brief=False
         )
         if not isinstance(planned, Answer):
             raise error
@@ -193,7 +193,7 @@ class Retrieval:
 
 
 def plan_answer(
-    sources: Sources,
+    rooms: Rooms,
     request: Request,
     target: Target,
     plan: Callable[[Retrieval], Planned],
@@ -201,10 +201,10 @@ def plan_answer(
     brief: bool,
 ) -> Planned:
     """Selects the instances and makes their answer, which releases the segments when it is sent."""
-    selection = sources.selections.at_hand(target) if brief else sources.selections.select(target)
+    selection = rooms.selections.at_hand(target) if brief else rooms.selections.select(target)
     if selection is None:
         return None
-    retrieval = Retrieval(sources, request, target, selection, brief, [selection.release])
+    retrieval = Retrieval(rooms, request, target, selection, brief, [selection.release])
     try:
         if target.kind is not Kind.METADATA:
             selection.require_undamaged()

@@ -26,7 +26,7 @@ from streamsrv.pixels.viewing import RenderingParameters
 from streamsrv.plans.parts import Part, pieces_of, total_length
 from streamsrv.plans.payloads import span
 from streamsrv.retrieve import frames, pictures
-from streamsrv.retrieve.answering import CACHING, Retrieval, Sources
+from streamsrv.retrieve.answering import CACHING, Retrieval, Rooms
 from streamsrv.store import InstanceRow, SegmentLease, Store
 from streamsrv.wire.accept import Offer
 from streamsrv.wire.answers import Answer, Request, Span
@@ -151,19 +151,19 @@ class CachedPictures(CachedInstance):
         return self._answer(built, etag)
 
 
-def cached_frames(sources: Sources, request: Request, target: Target) -> CachedInstance | None:
+def cached_frames(rooms: Rooms, request: Request, target: Target) -> CachedInstance | None:
     """The frames of an instance for one client. None unless the request is for one frame that is sent as it
     is stored, in one piece, with an answer that stays the same."""
     if target.kind not in (Kind.FRAMES, Kind.RENDERED) or len(target.frames) != 1 or request.query:
         return None
     try:
-        selection = sources.selections.at_hand(target)
+        selection = rooms.selections.at_hand(target)
     except StreamsrvError:
         return None
     if selection is None:
         return None
     try:
-        retrieval = Retrieval(sources, request, target, selection, brief=True)
+        retrieval = Retrieval(rooms, request, target, selection, brief=True)
         return _frames(retrieval) if target.kind is Kind.FRAMES else _pictures(retrieval)
     except StreamsrvError:
         return None

@@ -14,7 +14,7 @@ from streamsrv.pixels.pool import PixelPool
 from streamsrv.plans.selection import Selections
 from streamsrv.retrieve import repr_digest
 from streamsrv.retrieve.all_pixels import all_pixel_data
-from streamsrv.retrieve.answering import Planned, Retrieval, Sources, plan_answer
+from streamsrv.retrieve.answering import Planned, Retrieval, Rooms, plan_answer
 from streamsrv.retrieve.bulk import bulk_data
 from streamsrv.retrieve.cached_frames import CachedInstance, cached_frames
 from streamsrv.retrieve.frames import frames
@@ -42,27 +42,27 @@ class Retrieve:
     """Answers requests for the instances of a store. Never blocks; a deferred answer does."""
 
     def __init__(self, store: Store, pool: PixelPool) -> None:
-        self._sources = Sources(store, pool, Selections(store))
+        self._rooms = Rooms(store, pool, Selections(store))
 
     def answer(self, request: Request, target: Target) -> Computed:
         """The answer to a GET of instances, metadata, frames, bulk data or pictures. Raises RequestError."""
         if target.kind is Kind.METADATA:
-            self._sources.pool.warm()  # a viewer requests frames next
+            self._rooms.pool.warm()  # a viewer requests frames next
         algorithm = repr_digest.wanted(request)
         plan = PLANS[target.kind]
         if algorithm is not None:
             plan = partial(repr_digest.with_digest, algorithm, plan)
         elif target.kind in BRIEF:
-            planned = plan_answer(self._sources, request, target, plan, brief=True)
+            planned = plan_answer(self._rooms, request, target, plan, brief=True)
             if planned is not None:
                 return planned
         return Deferred(partial(self._blocking, request, target, plan))
 
     def _blocking(self, request: Request, target: Target, plan: Callable[[Retrieval], Planned]) -> Computed:
-        planned = plan_answer(self._sources, request, target, plan, brief=False)
+        planned = plan_answer(self._rooms, request, target, plan, brief=False)
         assert planned is not None  # only a brief plan may be None
         return planned
 
     def cached_frames(self, request: Request, target: Target) -> CachedInstance | None:
         """For a client that requests the frames of an instance one by one (retrieve/cached_frames.py)."""
-        return cached_frames(self._sources, request, target)
+        return cached_frames(self._rooms, request, target)
