@@ -180,11 +180,11 @@ _PLAIN = re.compile(
 _ABOVE = (_LEVELS[-1][1] + "/frames/{}", *(template for _, template in reversed(_LEVELS)))
 # (how many of series, instance and frame are missing, name below) -> route
 _PLAIN_ROUTES = {
-    (missing, below): route
+    (missing, template[len(above) :]): route
     for missing, above in enumerate(_ABOVE)
     for route in ROUTES
-    for below in [re.sub(r"{frames?}", "{}", route.template).removeprefix(above)]
-    if re.fullmatch(r"(/[a-z]+)?", below)
+    for template in [re.sub(r"{frames?}", "{}", route.template)]
+    if re.fullmatch(re.escape(above) + "(/[a-z]+)?", template)
 }
 
 

@@ -475,6 +475,9 @@ PATHS = [
         )
     ),
     "/v2/studies",
+    "/v2/studies/1.2/studies",
+    "/v2/studies/1.2/series/3.4/series",
+    f"{PLAIN}/frames/1/frames",
     "/health/live",
     "/frames/1",
     "*",
