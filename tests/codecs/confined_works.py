@@ -1,4 +1,4 @@
-"""What code inside a pixel process may try after a decoder was taken over; imported by these processes.
+"""Attempts of code in a pixel process after a decoder was taken over; imported by these processes.
 
 Each attempt is a function that succeeds where nothing stops it. `attempt` answers with the error's name.
 """

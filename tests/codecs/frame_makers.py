@@ -41,7 +41,7 @@ def value_range(info: FrameInfo) -> tuple[int, int]:
 
 
 def noise(info: FrameInfo, seed: int = 1) -> bytes:
-    """Every value equally likely: what no codec can make smaller."""
+    """Every value is equally likely: no codec makes it smaller."""
     random = np.random.default_rng(seed)
     count = info.rows * info.columns * info.samples_per_pixel
     if info.bits_allocated == 1:

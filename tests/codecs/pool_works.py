@@ -96,7 +96,7 @@ def ignore_terminate(frames):
 
 
 def write_rubbish(frames):
-    """What a worker might say that a codestream has taken over."""
+    """Writes bytes as a worker might that a codestream has taken over."""
     for fd in range(3, 32):
         try:
             os.write(fd, b"\0\0\0\x08rubbish!")

@@ -1,4 +1,4 @@
-"""Text in pictures: where it is, that it can be read on any background, and what its font cannot write."""
+"""Text in pictures: its place, its contrast on any background, and characters that its font lacks."""
 
 import numpy as np
 import pytest

@@ -168,7 +168,7 @@ def test_it_inherits_neither_secrets_nor_descriptors(with_a_secret):
 
 
 def held_by(pid):
-    """What the descriptors of a process lead to."""
+    """Returns the files behind the descriptors of a process."""
     with suppress(FileNotFoundError):  # closed just now
         held = sorted(os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir())
         return [re.sub(r"\[\d+\]", "[N]", name) for name in held]
@@ -263,8 +263,8 @@ def test_the_filter_of_each_architecture(machine):
     allowed = {number for number in range(600) if asked(number) == seccomp.ALLOW}
     assert allowed == {*known.plain, known.mmap, known.mprotect}
     assert asked(known.clone3) == seccomp.FAIL | errno.ENOSYS
-    assert asked(known.clone, 0x3D0F00) == seccomp.ALLOW  # what pthread_create asks for
-    assert asked(known.clone, 0x1200011) == refused  # what fork asks for
+    assert asked(known.clone, 0x3D0F00) == seccomp.ALLOW  # pthread_create
+    assert asked(known.clone, 0x1200011) == refused  # fork
     assert asked(known.kill, 77) == asked(known.tgkill, 77, 77) == seccomp.ALLOW
     assert asked(known.kill, 78) == asked(known.tgkill, 78) == asked(known.kill, 2**64 - 1) == refused
     assert asked(known.fcntl, 0, fcntl.F_SETLKW) == seccomp.ALLOW

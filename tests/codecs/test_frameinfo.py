@@ -1,4 +1,4 @@
-"""FrameInfo: what can be true of a frame, and what its attributes mean in bytes."""
+"""FrameInfo: valid attributes of a frame, and their meaning in bytes."""
 
 import pickle
 from dataclasses import replace

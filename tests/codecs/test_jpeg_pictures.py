@@ -1,5 +1,4 @@
-"""framecodecs/jpeg_pictures.py: what is shown as it stands is what would have been drawn, and what is
-doubtful is not shown so."""
+"""Stored JPEG as pictures: an unchanged frame equals the drawn one, and doubtful ones are drawn."""
 
 import io
 
@@ -188,7 +187,7 @@ def test_every_cut_head_is_refused():
 
 
 def test_altered_heads_are_refused_or_say_the_same():
-    """A byte at a time: only what is none of this judge's business may differ."""
+    """Changes a byte at a time: a changed head is refused, or has the same size and colours."""
     length, random = head_of(PLAIN).length, np.random.default_rng(5)
     for at in range(length):
         frame = changed(PLAIN, at, int(random.integers(256)))
@@ -250,7 +249,7 @@ def test_renderings(rendering, unchanged):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_pydicoms_files():
-    """What is shown as it stands looks as it does when it is drawn; what is not needs to be drawn."""
+    """A frame that is sent unchanged looks the same when it is drawn; any other frame is drawn."""
     shown, others = set(), set()
     for path in dicom_files():
         try:

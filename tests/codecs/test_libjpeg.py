@@ -1,5 +1,4 @@
-"""JPEG of 12 bits by libjpeg's C interface: what imagecodecs and dcmtk read of it, and what is done where it
-is not there."""
+"""JPEG of 12 bits by the C interface of libjpeg: imagecodecs and dcmtk read it; the fallback."""
 
 import shutil
 import signal
@@ -288,7 +287,7 @@ def test_frames_too_large_for_this_memory_are_left_to_imagecodecs(monkeypatch):
 
 
 def test_an_error_all_the_same_ends_the_process():
-    """No picture is empty; libjpeg complains, and what it does next is not defined."""
+    """No picture is empty: libjpeg reports an error, and its next step is undefined."""
     program = (
         "from framecodecs.coders import libjpeg\n"
         "with libjpeg._JpegCompressor(libjpeg._library(), (8, 8), 90) as encoder:\n"
@@ -300,7 +299,7 @@ def test_an_error_all_the_same_ends_the_process():
 
 
 def test_where_memory_is_short_python_says_so():
-    """And not libjpeg, which would end the process: whatever the limit, down to where there is hardly any."""
+    """Under each limit of memory, MemoryError comes before an error of libjpeg, which ends the process."""
     program = """
 import resource
 import numpy as np

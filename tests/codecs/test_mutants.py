@@ -98,7 +98,7 @@ def cut_out(frame: bytearray, chance: random.Random) -> None:
 
 
 def cut_off_keeping_the_end(frame: bytearray, chance: random.Random) -> None:
-    """Half a picture that ends as a whole one does: what no header can tell."""
+    """Half a picture with the end of a whole one: no header shows it."""
     del frame[chance.randrange(len(frame) // 4, len(frame) - 2) : -2]
 
 
@@ -174,7 +174,7 @@ def test_mutants_end_in_pixels_or_errors(pool, uid):
 
 @pytest.mark.parametrize("uid", UIDS, ids=[SYNTAXES[uid].name for uid in UIDS])
 def test_pixels_of_mutants_have_the_right_length(pool, uid):
-    """What is decoded from a damaged codestream still fills exactly one frame."""
+    """A decoded damaged codestream fills exactly one frame."""
     for frame, info in mutants(uid, 30):
         future = pool.submit(work.decode_frames, [frame], uid, info)
         if outcome(future) == "pixels":

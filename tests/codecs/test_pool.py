@@ -1,4 +1,4 @@
-"""The pool of processes: whatever a worker does, its caller gets an answer, and others do not notice."""
+"""The pool of processes: for any fault of a worker its caller gets an answer, and others do not notice."""
 
 import ctypes
 import errno
@@ -68,7 +68,7 @@ def pool():
 
 @pytest.fixture(scope="module")
 def single():
-    """One worker, so that the next order meets what the last one left."""
+    """One worker, so that the next task meets the state that the last one left."""
     with FramePool(1, SMALL) as running:
         yield running
 
@@ -203,7 +203,7 @@ SAID = [
 
 
 def read(sent, frames=2, size=1 << 20):
-    """What a pool makes of the bytes that a process sends before it ends."""
+    """Returns the answer of a process that sends these bytes and ends."""
     receiving, sending = os.pipe2(os.O_NONBLOCK)
     try:
         with suppress(BlockingIOError):
@@ -279,7 +279,7 @@ def test_long_arguments_are_sent(single):
 
 
 def test_frames_are_read_where_they_are_stored(single, tmp_path):
-    """Whoever has opened the files may close them at once, and they may be gone by then."""
+    """The caller may close and remove the files at once."""
     paths = [tmp_path / name for name in "ab"]
     for path in paths:
         path.write_bytes(path.name.encode() * 5000 + b"0123456789")
@@ -451,7 +451,7 @@ def test_terminating_the_group_is_left_to_the_pool(single):
     assert single.submit(pool_works.ignore_terminate, [b"x"]).result(30) == [(b"x", None)]
 
 
-def test_nobody_waits_for_a_new_process_while_another_one_is_ready():
+def test_no_task_waits_for_a_new_process_while_another_one_is_ready():
     with FramePool(2, SMALL) as pool:
         assert pool.wait_until_ready()
         naps = [pool.submit(pool_works.nap_and_say_who, [], 0.2) for _ in range(2)]
@@ -558,8 +558,8 @@ def test_finished_work_can_be_cancelled_without_harm(single):
     assert still_works(single)
 
 
-def test_cancelling_at_any_moment_harms_nobody_else():
-    """Cancels after every possible delay; what comes next always works."""
+def test_cancelling_at_any_moment_does_no_harm():
+    """Cancels after every possible delay; the next task always works."""
     with FramePool(1, SMALL) as pool:
         assert pool.wait_until_ready()
         for step in range(12):
@@ -694,7 +694,7 @@ def test_an_order_for_idle_processes_only():
         assert pool.submit_if_idle(pool_works.echo, [b"y"]).result(30) == [(b"y", None)]
 
 
-def test_what_was_sent_in_advance_takes_nobodys_place():
+def test_tasks_that_were_sent_ahead_do_not_fill_the_queue():
     with FramePool(2, Limits(waiting=1)) as pool:
         assert pool.wait_until_ready()
         ahead = [pool.submit_if_idle(pool_works.nap, [b"x"], 1.0) for _ in range(2)]
@@ -712,12 +712,12 @@ def test_as_many_as_are_kept_stay_idle(shared):
         assert one.submit_if_idle(pool_works.echo, [], kept=1) is None
         assert eventually(ahead.running)
         assert one.is_idle
-        assert not other.is_idle  # the last one is for whoever has something to ask
+        assert not other.is_idle  # the last one stays free for tasks of other pools
         assert other.submit_if_idle(pool_works.echo, []) is None
         assert still_works(other)
 
 
-def test_idle_is_called_when_somebody_asks_to_look():
+def test_look_calls_idle():
     looked = threading.Semaphore(0)
     with FramePool(2, SMALL, first=1, idle=looked.release) as pool:
         assert eventually(lambda: pool.is_idle)
@@ -730,7 +730,7 @@ def test_idle_is_called_when_somebody_asks_to_look():
         assert not hanging.done()
 
 
-def test_answers_come_to_whoever_watches():
+def test_answers_come_to_the_loop_that_watches():
     with FramePool(1, SMALL) as pool, select.epoll() as loop:
         loop.register(pool.arrivals.fileno(), select.EPOLLIN)
         answer = pool.submit(pool_works.echo, [b"x"], here=True)
@@ -741,7 +741,7 @@ def test_answers_come_to_whoever_watches():
         assert not loop.poll(0)
 
 
-def test_who_leaves_gives_up_the_place_in_the_queue(single):
+def test_a_cancelled_task_frees_its_place_in_the_queue(single):
     busy = single.submit(pool_works.nap, [], 0.2)
     assert eventually(busy.running)
     for _ in range(50):  # more than may wait
@@ -752,7 +752,7 @@ def test_who_leaves_gives_up_the_place_in_the_queue(single):
 
 
 def test_a_queue_that_is_full_of_orders_of_others():
-    processes = PixelProcesses(1, SMALL)  # nobody takes any
+    processes = PixelProcesses(1, SMALL)  # no process takes any
     with FramePool(endpoints=processes.endpoints) as pool:
         waiting = pool.submit(pool_works.echo, [])
         with suppress(BlockingIOError):
@@ -770,7 +770,7 @@ def test_a_queue_that_is_full_of_orders_of_others():
 
 @pytest.fixture
 def shared():
-    """Processes that belong to nobody who sends orders."""
+    """Processes whose owner sends no tasks."""
     processes = PixelProcesses(2, SMALL)
     processes.start(2)
     thread = threading.Thread(target=processes.serve)
@@ -783,7 +783,7 @@ def shared():
 def test_any_process_takes_the_next_order_of_any_pool(shared):
     with FramePool(endpoints=shared) as one, FramePool(endpoints=shared) as other:
         assert one.wait_until_ready()
-        pids = who_they_are(one)
+        pids = pids_of(one)
         assert len(pids) == 2  # both of them work for one pool
         assert other.submit(pool_works.who, []).result(30)[0][0] in pids
         assert processes_of(one) == processes_of(other) == 2
@@ -794,10 +794,10 @@ def test_any_process_takes_the_next_order_of_any_pool(shared):
         assert still_works(other)
 
 
-def test_orders_are_taken_though_whoever_was_woken_dies(shared):
+def test_tasks_are_taken_although_the_woken_process_dies(shared):
     with FramePool(endpoints=shared) as pool:
         assert pool.wait_until_ready()
-        for pid in [int(pid) for pid in who_they_are(pool)]:
+        for pid in [int(pid) for pid in pids_of(pool)]:
             answers = [pool.submit(pool_works.echo, [b"x"]) for _ in range(4)]
             os.kill(pid, signal.SIGKILL)
             for answer in answers:
@@ -813,7 +813,7 @@ def test_a_crash_costs_no_answer_of_another_pool(shared):
         assert all(isinstance(future.exception(30), WorkerCrashed) for future in bad)
 
 
-def who_they_are(pool):
+def pids_of(pool):
     naps = [pool.submit(pool_works.nap_and_say_who, [], 0.3) for _ in range(2)]
     return {nap.result(30)[0][0] for nap in naps}
 
@@ -832,11 +832,11 @@ sys.stdin.read()
 """
 
 
-def test_a_pool_that_dies_harms_nobody(shared):
+def test_a_pool_that_dies_does_no_harm(shared):
     """Two of its orders are being worked on and six are waiting."""
     with FramePool(endpoints=shared) as pool:
         assert pool.wait_until_ready()
-        before = who_they_are(pool)
+        before = pids_of(pool)
         command = [sys.executable, "-c", ANOTHER, shared.text]
         other = subprocess.Popen(
             command,
@@ -851,13 +851,13 @@ def test_a_pool_that_dies_harms_nobody(shared):
         began = time.monotonic()
         assert still_works(pool)
         assert time.monotonic() - began < 3.5  # the eight naps of the dead would take 4 s
-        assert who_they_are(pool) == before
+        assert pids_of(pool) == before
         other.stdin.close()
         other.stdout.close()
 
 
 def test_killing_is_exact(shared):
-    """Cancelled at any moment, work takes nobody else's process with it."""
+    """Cancelling at any moment kills no process that works on another task."""
     with FramePool(endpoints=shared) as one, FramePool(endpoints=shared) as other:
         for step in range(20):
             doomed = one.submit(pool_works.nap, [], 0.005)

@@ -1,4 +1,4 @@
-"""Every file with pixels that pydicom and pydicom-data install, against what pydicom's own decoders say.
+"""Every file with pixels that pydicom and pydicom-data install, against pydicom's own decoders.
 
 Lossless and native: equal. Lossy: the libraries' inverse transforms may round differently, by the stated
 number of grey levels. Where a second decoder is installed (gdcm, pyjpegls, OpenJPEG) it is asked too.
@@ -29,7 +29,7 @@ from framecodecs.samples import to_array
 
 # Grey levels by which decoders of one lossy codestream may differ.
 TOLERANCE = {"jpeg baseline": 1, "jpeg 2000 lossy": 1}
-# Files that are broken on purpose: what we say, and that pydicom does not read them either.
+# Files that are broken on purpose, with the expected error. pydicom does not read them either.
 REFUSED = {
     "JPEG2000-embedded-sequence-delimiter.dcm": "tiles",
     "MR_truncated.dcm": "8130 bytes",
@@ -69,7 +69,7 @@ def decoded_frames(dataset):
     words = pixel_element(dataset).VR == "OW"
     frames = frames_of(dataset, info, registry.syntax_of(uid).encapsulated)
     if uid == BIG and words and info.frame_length % 2:
-        # Odd frames share a word: only the caller, who has the whole element, can swap it.
+        # Odd frames share a word: only the caller has the whole element and can swap it.
         frames, words = [np.frombuffer(dataset.PixelData, np.uint16).byteswap().tobytes()], False
     return [registry.decode(frames[index], uid, info, words=words) for index in some_frames(len(frames))]
 

@@ -321,7 +321,7 @@ def test_wide_samples(uid, bits):
 @pytest.mark.parametrize("uid", [LITTLE, DEFLATED_FRAME, J2K, HTJ2K, RPCL])
 @pytest.mark.parametrize("shape", [(8, 8), (3, 5), (64, 200), (512, 512)])
 def test_one_bit_pixels(uid, shape):
-    """512 x 512 of noise is what overflowed OpenJPEG's buffer."""
+    """512 x 512 of noise overflowed OpenJPEG's buffer."""
     info = FrameInfo(*shape, 1, 1, 1, 0)
     frame = noise(info)
     coded, now = encode(frame, uid, info)
@@ -410,7 +410,7 @@ def test_transcoding_goes_through_pixels():
     assert decode(other, RPCL, after)[0] == picture_like(GREY_12)
 
 
-# What headers say against what datasets say.
+# Headers against datasets.
 
 
 @pytest.mark.parametrize("uid", [BASELINE, LOSSLESS, JPEG_LS, J2K, HTJ2K, JXL])

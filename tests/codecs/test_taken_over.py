@@ -64,7 +64,7 @@ def test_a_process_has_the_pipes_of_its_task_and_no_file(pool, tmp_path):
 
 @pytest.mark.parametrize("size", [100, 60_000, 400_000])
 def test_a_pool_lends_none_of_its_memory(size):
-    """A process that reads late would see what the memory is used for next."""
+    """A process that reads late would see the next use of the memory."""
     reading, writing = os.pipe2(os.O_NONBLOCK)
     make_room(writing, size)
     memory = bytearray(b"x" * size)
@@ -89,7 +89,7 @@ def test_a_process_cannot_evade_its_end(pool, work):
     assert pid_of(pool) != pid
 
 
-def test_an_order_that_a_process_hides_is_noticed(monkeypatch):
+def test_a_task_that_a_process_hides_is_noticed(monkeypatch):
     monkeypatch.setattr(tasks, "HIDDEN", 0.5)
     with FramePool(2, LIMITS) as pool:
         assert pool.wait_until_ready()
