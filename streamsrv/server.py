@@ -123,7 +123,7 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
         delete=store.delete,
         ingest=ingest,
         stored=store_response.answer,
-        hot=retrieve.cached_frames,
+        cached_frames=retrieve.cached_frames,
         store_batch=lambda ingests: store_batch(store, ingests, on_duplicate),
         probe=store.probe,
     )

@@ -31,7 +31,7 @@ from streamsrv.store.store import Store, StoreOptions
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.app import App
 from streamsrv.web.connection.listener import Acceptor, Server
-from streamsrv.web.connection.loop import Loop
+from streamsrv.web.connection.loop import BatchLoop
 from streamsrv.web.fastpath.frames import Limits
 from streamsrv.wire.answers import Answer, Deferred, Literal, Pending
 
@@ -154,11 +154,11 @@ class Worker:
 
     def start(self):
         work = actions(self.world.store, self.settings, self.world.pool)
-        work = dataclasses.replace(work, hot=self.faults.wrapped(work.hot))
+        work = dataclasses.replace(work, cached_frames=self.faults.wrapped(work.cached_frames))
         as_json = self.settings.log_format == "json"
         log = AccessLog(self.lines, json=as_json, answered=self.answered)
-        self.app = App(self.settings, work, log, fast=self.fast)
-        self.server = Server(self.app, self.settings)
+        self.app = App(self.settings, work, log)
+        self.server = Server(self.app, self.settings, self.fast)
         self.acceptor = Acceptor([self.listener], self.server, 100)
         self.acceptor.start()
 
@@ -235,7 +235,7 @@ class World:
         time.sleep(max(0, self.settled - time.time()))
 
     def run(self):
-        with asyncio.Runner(loop_factory=Loop) as runner:
+        with asyncio.Runner(loop_factory=BatchLoop) as runner:
             runner.run(self.serve())
 
     async def serve(self):
@@ -691,16 +691,18 @@ def test_segments_are_closed_after_a_while(tmp_path, start, world):
 
 
 def test_little_is_kept(start):
-    worker = start(fast=Limits(ready=5, templates=2, once=4, headers=8))
+    worker = start(fast=Limits(prepared=5, templates=2, once=4, headers=8))
     connection = worker.connect()
     for turn in range(3):
         for language in range(8):
             for number in (1, 2, 3):
                 request = get(SMALL, number, f"Accept-Language: l{language}")
                 assert connection.frame(request) == TILES[number - 1], turn
-    lane = worker.app.lane
-    assert (len(lane._ready) <= 5, len(lane._templates) <= 2, len(lane._once) <= 4) == (True,) * 3
-    assert len(lane.words._known) <= 8
+    frames, headers = worker.server.fast_path.frames, worker.server.fast_path.headers
+    assert len(frames._prepared) <= 5
+    assert len(frames._templates) <= 2
+    assert len(frames._once) <= 4
+    assert len(headers) <= 8
     assert worker.answered[CACHED]
 
 
@@ -725,7 +727,7 @@ def test_a_cold_frame_takes_another_way(cached, monkeypatch):
 def test_what_fails_in_a_fast_way_is_left_to_the_next_one(cached, what):
     worker, connection = cached
     before = worker.took(Counter(), 6)
-    worker.call(lambda _: worker.app.lane.close())  # so that it has to lease
+    worker.call(lambda _: worker.server.fast_path.close())  # so that it has to lease
     worker.faults.raises = what
     assert connection.frame(get(SMALL, 2)) == TILES[1]
     connection.send(get(SMALL, 1), get(SMALL, 2), get(SMALL, 3))
@@ -812,15 +814,16 @@ class Made:
 
     def search(self, request, target):
         self.asked += 1
-        return Pending(self.until, self.finish, self.leave)
+        return Pending(self.until, self.finish, self.cancel)
 
     def finish(self, payload):
         return Answer(200, [], (Literal(payload),), len(payload))
 
-    def leave(self):
+    def cancel(self):
         self.left += 1
         if not self.begun:
             self.until.cancel()
+            self.until.set_running_or_notify_cancel()
 
 
 @pytest.fixture(params=[PLAIN, HEADERS])

@@ -159,7 +159,7 @@ def test_what_is_malformed_is_told_and_not_logged(hostile, kind):
         assert words in reply.problem()
         assert TOKEN not in reply.problem()
     deadline = time.monotonic() + DEADLINE
-    while f" {reply.headers['x-request-id']}\n" not in hostile.server.log.read_text():
+    while f" {reply.headers['x-request-id']} plain\n" not in hostile.server.log.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert TOKEN not in hostile.server.log.read_text()

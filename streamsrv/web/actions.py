@@ -13,7 +13,7 @@ from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed
 from streamsrv.ingest.batching import StoreOutcome
 from streamsrv.ingest.response import StoreResult
 from streamsrv.ingest.transaction import Ingest
-from streamsrv.web.fastpath.templates import Frames
+from streamsrv.retrieve.cached_frames import CachedInstance
 from streamsrv.wire.answers import Answer, Computed, Request, resolved
 from streamsrv.wire.codings import coded
 from streamsrv.wire.resources import Kind, ResourceLevel, Target
@@ -40,7 +40,7 @@ def _none(ingests: Sequence[Ingest]) -> list[StoreOutcome]:
 @dataclass(frozen=True, slots=True)
 class Actions:
     """The rooms below, as functions of a request. Each blocks. `ingest` does not block: it raises an error
-    that refuses a body before it is read. `hot` finds the instance of a frame that was
+    that refuses a body before it is read. `cached_frames` finds the instance of a frame that was
     answered lately. `probe` does not block: it raises a StreamsrvError if the store cannot be
     read.
     """
@@ -50,7 +50,7 @@ class Actions:
     delete: Callable[[str, str | None, str | None], int]
     ingest: Callable[[Request, Target], Ingest]
     stored: Callable[[StoreResult, Request], Answer]
-    hot: Callable[[Request, Target], Frames | None] = _nothing
+    cached_frames: Callable[[Request, Target], CachedInstance | None] = _nothing
     store_batch: Callable[[Sequence[Ingest]], list[StoreOutcome]] = _none
     probe: Callable[[], None] = _well
 

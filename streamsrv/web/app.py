@@ -1,28 +1,24 @@
-"""One worker's service: what every request of this process shares, and who may come in.
+"""One worker's service: the state that all requests of this process share, and the decision on each request.
 
 Order of the checks, each before a byte of a body is read: preflight, sizes, Host, target resource, method,
-permission, Content-Encoding, limits, room for one more upload. What passes becomes a Job or an Intake; what
-fails becomes a problem.
+permission, Content-Encoding, limits, a slot for one more upload. A request that passes becomes a Job or an
+Intake; another one gets a problem.
 
 Rules of this file
-- Nothing here knows DICOM: `actions` says who answers which kind of target resource, and whether that is
-  short enough to be done in the loop.
+- Nothing here knows DICOM: `actions` names the function for each kind of target resource, and whether it is
+  short enough for the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, cast
-
-from tornado.http1connection import HTTP1Connection
-from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConnectionDelegate
+from typing import Any, NamedTuple
 
 from streamsrv.errors import (
     OUTSIDE,
-    BadRequest,
     ContentTooLarge,
     Forbidden,
     IndexFailed,
@@ -33,25 +29,21 @@ from streamsrv.errors import (
     system_error,
 )
 from streamsrv.ingest import SHORT_BODY
+from streamsrv.ingest.response import StoreResult
+from streamsrv.retrieve.cached_frames import CachedInstance
 from streamsrv.settings import Settings
 from streamsrv.web import capabilities, health, openapi
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import CONDITIONS, Actions, check_preconditions, compute, is_inline
-from streamsrv.web.admission import Buffers, Intake, Job
 from streamsrv.web.batching import Batches
-from streamsrv.web.connection.exchange import Exchange
 from streamsrv.web.connection.pace import Watch
-from streamsrv.web.connection.stream import Stream
 from streamsrv.web.connection.threads import Threads
 from streamsrv.web.cors import Cors
-from streamsrv.web.fastpath.frames import Lane, Limits
-from streamsrv.web.fastpath.templates import Frames
 from streamsrv.web.head import Head, acceptable, check_lists, check_target, check_url
-from streamsrv.web.hosts import Hosts, Origin, party
-from streamsrv.web.sending.response import Outgoing, transfer
-from streamsrv.web.sending.transfer import Transfer
+from streamsrv.web.hosts import Caller, Hosts, party
+from streamsrv.web.sending.response import AnswerWriter, Outgoing
 from streamsrv.web.stow import Upload, decoder_for
-from streamsrv.web.uploads import Uploads, UploadSlot
+from streamsrv.web.uploads import Buffers, Uploads, UploadSlot
 from streamsrv.wire.accept import parse_accept
 from streamsrv.wire.answers import Answer, Computed, Request, then
 from streamsrv.wire.problems import problem_answer
@@ -66,10 +58,28 @@ WRITING = frozenset(("POST", "DELETE"))
 ASKING = CONDITIONS | {"expect"}
 
 
-class App(HTTPServerConnectionDelegate):
-    """Must be made inside the running loop. `store_open` is cleared before the store is closed.
-    `on_failure` is called, by any thread, when a request finds that this process cannot use the index any
-    more."""
+def _nothing() -> None:
+    pass
+
+
+class Job(NamedTuple):
+    """`inline`: so short that a turn through a thread would cost more. `left` is called if the client leaves
+    while a thread computes."""
+
+    compute: Callable[[], Computed]
+    inline: bool
+    left: Callable[[], None] = _nothing
+
+
+class Intake(NamedTuple):
+    upload: Upload
+    answer: Callable[[StoreResult], Answer]
+    slot: UploadSlot
+
+
+class App:
+    """Must be made inside the running loop. `store_open` is cleared before the store is closed. Any thread
+    calls `on_failure` when a request finds that this process cannot use the index any more."""
 
     def __init__(
         self,
@@ -77,7 +87,6 @@ class App(HTTPServerConnectionDelegate):
         actions: Actions,
         access_log: AccessLog,
         on_failure: Callable[[IndexFailed], None] = lambda error: None,
-        fast: Limits = Limits(),  # noqa: B008 - a constant
     ) -> None:
         self.settings = settings
         self.access_log = access_log
@@ -87,7 +96,7 @@ class App(HTTPServerConnectionDelegate):
         )
         self.buffers = Buffers()
         self.batches = Batches(actions.store_batch)
-        self.lane = Lane(access_log, self._begin_transfer, fast) if settings.fast_path else None
+        self.writer = AnswerWriter(self.pool, self.watch)
         self.draining = False
         self.store_open = True
         self.on_failure = on_failure
@@ -109,10 +118,7 @@ class App(HTTPServerConnectionDelegate):
             ("Content-Security-Policy", "sandbox"),
         )
 
-    # What Tornado calls
-
-    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
-        return Exchange(self, cast(HTTP1Connection, request_conn), server_conn)
+    # Called by connections
 
     def party(self, peer: str) -> str:
         """The client that a connection counts for; empty for a proxy, which has many."""
@@ -120,8 +126,6 @@ class App(HTTPServerConnectionDelegate):
 
     def on_close(self, server_conn: object) -> None:
         self.watch.head_arrived(server_conn)
-
-    # What exchanges call
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -139,37 +143,33 @@ class App(HTTPServerConnectionDelegate):
         if not self._active:
             self._idle.set()
 
-    def learn(self, asked: bytes, head: Head, client: str) -> None:
-        """This request was answered with success."""
-        if self.lane is not None:
-            self.lane.learn(asked, head, client, self)
-
-    def _begin_transfer(self, stream: Stream, answer: Answer, sent: int) -> Transfer:
-        return transfer(stream, answer, self.pool, self.watch, sent=sent)
-
-    def hot(self, head: Head) -> Frames | None:
-        return self._actions.hot(*self._asked(head))
-
-    def _asked(self, head: Head) -> tuple[Request, Target]:
-        target = target_of(head.path)
-        origin = self._hosts.origin(head.headers, head.host, head.peer)
-        base = base_url(origin.base, target.version)
-        return head.request(base, (), target.version, party(origin.client)), target
-
-    def outgoing(self, head: Head, answer: Answer) -> Outgoing:
-        extra = self.standard_headers(head)
-        self._let_cache(answer)
-        return Outgoing(answer, extra, method=head.method, version=head.version, keep_alive=True)
-
-    def standard_headers(self, head: Head) -> Sequence[tuple[str, str]]:
-        return (
+    def outgoing(self, answer: Answer, head: Head, *, keep_alive: bool = True) -> Outgoing:
+        """`keep_alive` is False if the connection has to end in any case."""
+        extra = (
             *self._fixed_headers,
             ("X-Request-ID", head.request_id),
             *self._cors.headers(head.headers),
         )
+        return Outgoing(
+            answer,
+            extra,
+            method=head.method,
+            version=head.version,
+            keep_alive=keep_alive and not self.draining and head.keep_alive,
+            date=self.writer.date.text(),
+        )
+
+    def cached_frames(self, head: Head, caller: Caller) -> CachedInstance | None:
+        """The instance of a frame that was answered."""
+        target = target_of(head.path)
+        return self._actions.cached_frames(self._request(head, caller, target), target)
+
+    def rendered(self, answer: Answer, head: Head) -> Outgoing:
+        """The head of an answer that is cached."""
+        return self.outgoing(self._let_cache(answer), head)
 
     def problem(self, error: Exception, head: Head) -> Answer:
-        """What went wrong, in words for the client; if it was our fault, in full for the log."""
+        """The answer to an error. An error of the server is logged."""
         known = error
         if isinstance(error, OSError) and error.errno in OUTSIDE:
             known = system_error(error, "answering the request")
@@ -183,28 +183,39 @@ class App(HTTPServerConnectionDelegate):
             self.on_failure(known)
         return problem_answer(known, acceptable(head), head.request_id)
 
-    # Who may come in
+    # Admission
 
-    def admit(self, head: Head, length: int) -> tuple[Job | Intake, str]:
-        """What to do with the request, and the client's address for the log. Raises what refuses it."""
+    def admit(self, head: Head, length: int) -> tuple[Job | Intake, Caller]:
+        """Raises the error that refuses the request. `length` is that of the body."""
         preflight = self._cors.preflight(head.method, head.headers)
         if preflight is not None:
-            return Job(lambda: preflight, inline=True), head.peer
+            return Job(lambda: preflight, inline=True), Caller("", head.peer, "")
         check_url(head, self.settings.max_url)
         check_lists(head)
         check_target(head)
-        if not head.host and head.version == "HTTP/1.1":
-            raise BadRequest("an HTTP/1.1 request has a Host header")
-        origin = self._hosts.origin(head.headers, head.host or "localhost", head.peer)
+        caller = self._hosts.caller(head)
         if head.path == "*":
-            return self._capabilities(head, base_url(origin.base, 2), None), origin.client
+            return self._capabilities(head, base_url(caller.base, 2), None), caller
         target = target_of(head.path)
         target.check_method(head.method)
-        return self._admit_target(head, length, origin, target), origin.client
+        if head.method == "POST" and not self.settings.read_only:
+            return self._intake(self._request(head, caller, target), target, length), caller
+        return self._job(head, caller, target), caller
 
-    def _admit_target(self, head: Head, length: int, origin: Origin, target: Target) -> Job | Intake:
+    def admit_known(self, head: Head, caller: Caller) -> Job:
+        """As `admit`, for a GET whose header block was admitted before, with this result."""
+        check_url(head, self.settings.max_url)
+        target = target_of(head.path)
+        target.check_method(head.method)
+        return self._job(head, caller, target)
+
+    def _request(self, head: Head, caller: Caller, target: Target) -> Request:
+        base = base_url(caller.base, target.version)
+        return head.request(base, parse_query(head.query), target.version, caller.party)
+
+    def _job(self, head: Head, caller: Caller, target: Target) -> Job:
         if head.method == "OPTIONS":
-            return self._capabilities(head, base_url(origin.base, target.version), target.route)
+            return self._capabilities(head, base_url(caller.base, target.version), target.route)
         kind = target.kind
         if kind is Kind.LIVE:
             return Job(health.live, inline=True)
@@ -212,12 +223,9 @@ class App(HTTPServerConnectionDelegate):
             return Job(self.ready, inline=True)
         if head.method in WRITING and self.settings.read_only:
             raise Forbidden("this server is read-only")
-        base = base_url(origin.base, target.version)
-        request = head.request(base, parse_query(head.query), target.version, party(origin.client))
+        request = self._request(head, caller, target)
         if kind in (Kind.OPENAPI, Kind.YAML):
             return Job(lambda: openapi.answer(request, kind), inline=True)
-        if head.method == "POST":
-            return self._intake(request, target, length)
         inline = is_inline(head.method, target)
         return Job(lambda: self._compute(request, target), inline, request.requester.leave)
 
@@ -230,7 +238,7 @@ class App(HTTPServerConnectionDelegate):
 
     def _compute(self, request: Request, target: Target) -> Computed:
         answer = compute(self._actions, request, target)
-        # What was acknowledged is found by the next search, so searches are asked each time.
+        # A search must find all acknowledged instances, so its answer is never cached.
         return answer if target.kind is Kind.SEARCH else then(answer, self._let_cache)
 
     def _let_cache(self, answer: Answer) -> Answer:
@@ -272,9 +280,8 @@ class App(HTTPServerConnectionDelegate):
     # The end
 
     async def drain(self, timeout: float) -> bool:
-        """Answer what has begun, close what waits; False if some had to be cut off. Nobody may call
-        start_request any more.
-        """
+        """Answers the requests that have begun, and closes connections that wait for one. False if some were
+        cut off. No connection may be accepted any more."""
         self.draining = True
         await asyncio.sleep(0)  # heads that have arrived are read first
         deadline = asyncio.get_running_loop().time() + timeout
@@ -292,8 +299,6 @@ class App(HTTPServerConnectionDelegate):
 
     def stop(self) -> None:
         self.watch.stop()
-        if self.lane is not None:
-            self.lane.close()
         self.access_log.flush()
         self.batches.close()
         self.pool.shutdown(wait=True)

@@ -11,9 +11,8 @@ Rules of this file
 
 from __future__ import annotations
 
-import itertools
+import random
 import re
-import secrets
 from collections.abc import Mapping
 
 from tornado.httputil import HTTPHeaders, HTTPInputError
@@ -55,13 +54,14 @@ class Head:
     __slots__ = (
         "headers",
         "host",
+        "keep_alive",
         "method",
         "path",
         "peer",
         "query",
         "request_id",
+        "tornado_closes",
         "version",
-        "words",
     )
 
     def __init__(self, method: str, target: str, version: str, headers: Mapping[str, str], peer: str) -> None:
@@ -72,46 +72,42 @@ class Head:
             key = name.lower()
             lowered[key] = f"{lowered[key]},{value}" if key in lowered else value  # RFC 9110 5.3
         self.peer = peer
-        self.words = b""  # all of the request but its target, once that is remembered (fastpath/headers.py)
         self.host = lowered.get("host", "")
         absolute = ABSOLUTE.fullmatch(target) if not target.startswith("/") else None
         if absolute:  # RFC 9112 3.2.2: its authority counts instead of Host
             self.host = absolute[1]
             target = absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]
         self.path, _, self.query = target.partition("?")
+        self.tornado_closes, closes = (
+            self._closes() if "connection" in lowered else (version != "HTTP/1.1",) * 2
+        )
+        self.keep_alive = not closes
         given = self.headers.get("x-request-id", "")
         self.request_id = given if given and SANE_ID.fullmatch(given) else new_id()
 
-    def again(self, target: str, peer: str) -> Head:
-        """The same for another target, a path with or without a query. It has no request id of the
-        client's."""
+    def with_target(self, target: str) -> Head:
+        """The same for another target, a path with or without a query, and with a new request id."""
         head = Head.__new__(Head)
         head.method, head.version, head.headers = self.method, self.version, self.headers
-        head.words = self.words
-        head.peer, head.host = peer, self.host
+        head.peer, head.host = self.peer, self.host
+        head.tornado_closes, head.keep_alive = self.tornado_closes, self.keep_alive
         head.path, _, head.query = target.partition("?")
         head.request_id = new_id()
         return head
 
-    @property
-    def tornado_closes(self) -> bool:
-        """Whether Tornado ends the connection after the answer. It reads Connection as one word."""
+    def _closes(self) -> tuple[bool, bool]:
+        """Whether Tornado ends the connection after the answer, and whether anyone does."""
         connection = self.headers.get("connection", "").lower()
+        if not connection and self.version == "HTTP/1.1":
+            return False, False
+        # Tornado reads Connection as one word. It is a list (RFC 9110 7.6.1).
         if self.version == "HTTP/1.1":
-            return connection == "close"
-        return connection != "keep-alive" or not (
-            self.method in ("GET", "HEAD") or "content-length" in self.headers
-        )
-
-    @property
-    def keep_alive(self) -> bool:
-        """Connection is a list (RFC 9110 7.6.1); `close` in it ends the connection."""
-        if self.tornado_closes:
-            return False
-        connection = self.headers.get("connection")
-        return connection is None or "close" not in (
-            option.strip() for option in connection.lower().split(",")
-        )
+            tornado = connection == "close"
+        else:
+            tornado = connection != "keep-alive" or not (
+                self.method in ("GET", "HEAD") or "content-length" in self.headers
+            )
+        return tornado, tornado or "close" in [option.strip() for option in connection.split(",")]
 
     @property
     def expects_continue(self) -> bool:
@@ -127,13 +123,9 @@ class Head:
         )
 
 
-_numbers = itertools.count(int.from_bytes(secrets.token_bytes(8)))
-
-
 def new_id() -> str:
-    """One that no other request has. It is no secret: asking the kernel for each costs more than all of a
-    line in the log."""
-    return f"{next(_numbers) % (1 << 64):016x}"
+    """A random request id of 64 bits. It is not a secret, so that no system call is needed."""
+    return f"{random.getrandbits(64):016x}"
 
 
 def check_target(head: Head) -> None:

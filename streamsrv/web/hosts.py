@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from streamsrv.errors import BadRequest, Forbidden
 from streamsrv.settings import Settings
+from streamsrv.web.head import Head
 
 LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 # uri-host and port of RFC 9112 3.2, without user information.
@@ -42,8 +43,21 @@ class Origin(NamedTuple):
     client: str
 
 
+class Caller(NamedTuple):
+    """The decision on a header block: from where a request comes.
+
+    It depends on the headers and the peer alone. So it is kept with a known header block, and holds for all
+    its requests (fastpath/headers.py). Identity and access rights of a user belong here, and nowhere else. A
+    decision that expires, as with a token, has to carry its end.
+    """
+
+    base: str  # absolute URLs begin with it, without the version
+    client: str  # the address in the access log
+    party: str  # clients of one party share its limits
+
+
 class Hosts:
-    """What the settings say about names, parsed once."""
+    """The settings about names, parsed once."""
 
     def __init__(self, settings: Settings) -> None:
         self._public = settings.public_url.rstrip("/")
@@ -52,6 +66,13 @@ class Hosts:
         self._names = LOOPBACK_NAMES | expected_names(settings)
         self._any_address = not is_loopback(settings.host)
         self._known: dict[str, bool] = {}  # verdicts by Host header; few differ
+
+    def caller(self, head: Head) -> Caller:
+        """Raises BadRequest or Forbidden, as `origin`."""
+        if not head.host and head.version == "HTTP/1.1":
+            raise BadRequest("an HTTP/1.1 request has a Host header")
+        origin = self.origin(head.headers, head.host or "localhost", head.peer)
+        return Caller(origin.base, origin.client, party(origin.client))
 
     def origin(self, headers: Mapping[str, str], host: str, peer: str) -> Origin:
         """Raises BadRequest or Forbidden for a Host that is malformed or not expected."""

@@ -22,7 +22,7 @@ from streamsrv.web.access_log import AccessLog, Way
 from streamsrv.web.actions import Actions
 from streamsrv.web.app import App
 from streamsrv.web.connection.listener import Acceptor, Server
-from streamsrv.web.connection.loop import Loop
+from streamsrv.web.connection.loop import BatchLoop
 from streamsrv.web.probes import HealthListener
 
 log = logging.getLogger("streamsrv.worker")
@@ -47,7 +47,7 @@ def run(
     cannot use the index any more. The loop calls `on_beat` every BEAT seconds."""
     # At level INFO Tornado logs malformed headers with their values, and these may be tokens.
     logging.getLogger("tornado.general").setLevel(logging.WARNING)
-    with asyncio.Runner(loop_factory=Loop) as runner:
+    with asyncio.Runner(loop_factory=BatchLoop) as runner:
         return runner.run(_serve(settings, listeners, actions, on_ready, on_beat, lifeline, health_listeners))
 
 

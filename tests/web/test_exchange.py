@@ -55,7 +55,7 @@ async def test_a_small_answer_and_its_head(http_server_client, lines):
     assert answer.headers["X-Request-ID"] == "mine-1"
     await eventually(lambda: lines.text)
     assert '127.0.0.1 "GET /v2/studies/1.2" 200 5 ' in lines.text
-    assert lines.text.endswith(" mine-1\n")
+    assert lines.text.endswith(" mine-1 plain\n")
     assert "Secret" not in lines.text
 
 

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from streamsrv.web.connection.loop import Loop, waiting_here
+from streamsrv.web.connection.loop import BatchLoop, waiting_here
 from streamsrv.web.connection.stream import Stream
 
 END = b"\r\n\r\n"
@@ -22,7 +22,7 @@ class World:
         near, far = socket.socketpair()
         stream, number = Stream(near), len(self.clients)
         stream.waiting = waiting_here()
-        stream.express = lambda asked, look: self.show(number, asked, look)
+        stream.show_first = lambda asked, look: self.show(number, asked, look)
         self.clients.append((stream, far))
         self.read[number] = asyncio.ensure_future(stream.read_until_regex(END))
         return number
@@ -50,7 +50,7 @@ def in_ours(work):
             world.close()
         assert waiting_here() == {}
 
-    with asyncio.Runner(loop_factory=Loop) as runner:
+    with asyncio.Runner(loop_factory=BatchLoop) as runner:
         runner.run(run())
 
 
@@ -90,7 +90,7 @@ def test_all_bytes_are_there_before_the_first_is_looked_at():
         streams = [stream for stream, _ in world.clients]
         for stream in streams:
             stream.arrived = lambda stream=stream: taken.append(stream) or Stream.arrived(stream)
-            stream.express = lambda asked, look: len(taken) == 2
+            stream.show_first = lambda asked, look: len(taken) == 2
         world.send(first, b"one")
         world.send(second, b"two")
         await turns()
@@ -124,7 +124,7 @@ def test_a_stream_that_is_closed_within_a_look_is_shown_nothing():
         await turns()
         for number, other in ((first, second), (second, first)):
             stream = world.clients[number][0]
-            stream.express = lambda asked, look, other=other: world.clients[other][0].close() or True
+            stream.show_first = lambda asked, look, other=other: world.clients[other][0].close() or True
         world.send(first, b"one")
         world.send(second, b"two")
         await turns()
@@ -142,7 +142,7 @@ def test_what_goes_wrong_with_one_stream_ends_only_that(caplog):
         world.known.add(other)
         await turns()
         streams = [stream for stream, _ in world.clients]
-        streams[0].express = lambda asked, look: 1 // 0
+        streams[0].show_first = lambda asked, look: 1 // 0
         world.send(broken, b"GET 0" + END)
         world.send(other, b"GET 1" + END)
         await turns()

@@ -7,10 +7,12 @@ import pytest
 from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, StreamClosedError
 
-from streamsrv.web.connection.closing import say_last
+from streamsrv.web.connection.closing import send_last
 from streamsrv.web.connection.stream import Stream
 from streamsrv.web.sending.response import Outgoing
 from streamsrv.wire.answers import Answer
+
+REFUSAL = Outgoing(Answer(400), (), method="GET", version="HTTP/1.1", keep_alive=False, date="")
 
 
 def test_a_stream_that_has_ended_is_too_late_to_be_held():
@@ -24,7 +26,7 @@ def test_a_stream_that_has_ended_is_too_late_to_be_held():
             await stream.read_bytes(1)
         stream.hold()
         assert not stream.half_closed
-        await say_last(stream, Outgoing(Answer(400), (), method="GET", version="HTTP/1.1", keep_alive=False))
+        await send_last(stream, REFUSAL)
         stream.let_go()
 
     asyncio.run(run())
@@ -39,7 +41,7 @@ def test_a_stream_that_is_held_can_be_written_to_until_it_is_let_go():
         with pytest.raises(StreamClosedError):
             await stream.read_bytes(1)
         assert stream.half_closed
-        await say_last(stream, Outgoing(Answer(400), (), method="GET", version="HTTP/1.1", keep_alive=False))
+        await send_last(stream, REFUSAL)
         stream.let_go()
         assert not stream.half_closed
         with theirs:
@@ -54,7 +56,7 @@ def test_a_stream_that_pauses_lets_the_loop_rest():
         near, far = socket.socketpair()
         stream, asked = Stream(near), []
         stream.read_from_fd = lambda buffer: asked.append(1) or Stream.read_from_fd(stream, buffer)
-        stream.express = lambda *_: False
+        stream.show_first = lambda *_: False
         head = stream.read_until_regex(b"\r\n\r\n")
         stream.pause()
         far.send(b"GET\r\n\r\n")
@@ -76,7 +78,7 @@ def test_a_paused_stream_tells_that_its_client_has_shut_its_side(sent):
         near, far = socket.socketpair()
         stream, told = Stream(near), []
         stream.shut = lambda: told.append(1)
-        stream.express = lambda *_: False
+        stream.show_first = lambda *_: False
         stream.read_until_regex(b"\r\n\r\n")
         stream.pause()
         stream._handle_events(near.fileno(), IOLoop.READ)
@@ -99,7 +101,7 @@ def test_a_stream_that_paused_goes_on_writing():
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         far.settimeout(0)
         stream = Stream(near)
-        stream.express = lambda *_: False
+        stream.show_first = lambda *_: False
         stream.read_until_regex(b"\r\n\r\n")
         stream.write(bytes(50000))
         while stream.writing():

@@ -17,7 +17,7 @@ from typing import cast
 
 from tornado.ioloop import IOLoop
 
-from streamsrv.web.admission import Service
+from streamsrv.web.app import App
 from streamsrv.web.connection.pace import Meter
 from streamsrv.web.connection.stream import Stream
 from streamsrv.web.stow import Buffer, Upload
@@ -47,13 +47,13 @@ class Listening:
         self._paused = False
 
 
-async def read_body(service: Service, stream: Stream, length: int, upload: Upload, meter: Meter) -> None:
+async def read_body(app: App, stream: Stream, length: int, upload: Upload, meter: Meter) -> None:
     """The hot loop of an upload."""
     if upload.is_short:
-        await read_short(service, stream, length, upload, meter)
+        await read_short(app, stream, length, upload, meter)
         return
-    buffer = service.buffers.take()
-    view, at, left, turns = memoryview(buffer), 0, length, service.watch.turns
+    buffer = app.buffers.take()
+    view, at, left, turns = memoryview(buffer), 0, length, app.watch.turns
     # The stream counts our buffer as its own; at all other times its own stays small.
     usual, stream.max_buffer_size = stream.max_buffer_size, 2 * len(buffer)
     listening = Listening(stream)
@@ -61,7 +61,7 @@ async def read_body(service: Service, stream: Stream, length: int, upload: Uploa
     try:
         while left:
             await turns.mine()
-            most = min(left, service.watch.share(SLICE))
+            most = min(left, app.watch.share(SLICE))
             read = cast(Future[int], stream.read_into(cast(bytearray, view[at : at + most]), partial=True))
             if not read.done():
                 listening.resume()
@@ -72,7 +72,7 @@ async def read_body(service: Service, stream: Stream, length: int, upload: Uploa
             left -= count
             filled = at + count
             # Beside others it is written at once: all of it would keep them waiting for a millisecond or two.
-            full = min(len(buffer) - SLICE + 1, service.watch.share(len(buffer)))
+            full = min(len(buffer) - SLICE + 1, app.watch.share(len(buffer)))
             stays = filled < full and left > 0
             await feed(upload, buffer, count, meter, start=at, stays=stays)
             at = filled if stays else 0
@@ -80,12 +80,12 @@ async def read_body(service: Service, stream: Stream, length: int, upload: Uploa
         listening.resume()
     stream.max_buffer_size = usual
     view.release()
-    service.buffers.give(buffer)
+    app.buffers.give(buffer)
 
 
-async def read_short(service: Service, stream: Stream, length: int, upload: Upload, meter: Meter) -> None:
+async def read_short(app: App, stream: Stream, length: int, upload: Upload, meter: Meter) -> None:
     """All of it into one buffer, from which it is stored: nothing has to be done between two reads."""
-    buffer, turns = service.buffers.take(), service.watch.turns
+    buffer, turns = app.buffers.take(), app.watch.turns
     view, at = memoryview(buffer), 0
     usual, stream.max_buffer_size = stream.max_buffer_size, 2 * len(buffer)
     while at < length:
@@ -95,7 +95,7 @@ async def read_short(service: Service, stream: Stream, length: int, upload: Uplo
         at += count
     stream.max_buffer_size = usual
     view.release()
-    upload.arrived(buffer, length, service.buffers.give)
+    upload.arrived(buffer, length, app.buffers.give)
 
 
 async def feed(

@@ -33,9 +33,9 @@ GONE = (StreamClosedError, ConnectionError)
 log = logging.getLogger("streamsrv.web")
 
 
-def sent_as(error: BaseException | None, status: int, request_id: str, sent: int) -> int:
-    """The status that the log has of an answer whose transfer ended so, `sent` bytes of payload behind it;
-    what was cut short by us is told."""
+def final_status(error: BaseException | None, status: int, request_id: str, sent: int) -> int:
+    """The status in the access log of an answer whose transfer ended with `error`, after `sent` bytes of
+    payload. An answer that the server cut short is logged."""
     if isinstance(error, (*GONE, TimeoutError)):
         return CLIENT_GONE
     if isinstance(error, OSError) and error.errno in OUTSIDE:
@@ -47,7 +47,7 @@ def sent_as(error: BaseException | None, status: int, request_id: str, sent: int
     return status
 
 
-async def say_last(stream: Stream, outgoing: Outgoing) -> int:
+async def send_last(stream: Stream, outgoing: Outgoing) -> int:
     """Send a refusal as the last thing on this connection and shut our side; returns the payload's length."""
     payload = b"".join(piece.payload for piece in outgoing.answer.plan if isinstance(piece, Literal))
     text = outgoing.head + payload if outgoing.body else outgoing.head
@@ -63,7 +63,7 @@ async def say_last(stream: Stream, outgoing: Outgoing) -> int:
     return len(payload) if outgoing.body else 0
 
 
-def left(stream: Stream, version: str, gone: Callable[[], None]) -> None:
+def probe_client(stream: Stream, version: str, gone: Callable[[], None]) -> None:
     """The client has closed its connection, or its side only: call `gone` if it receives no more. A closed
     socket answers a second 100 Continue with a reset; other clients ignore it (RFC 9110 15.2)."""
 

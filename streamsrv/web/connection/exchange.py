@@ -1,20 +1,20 @@
 """One request and its answer on one connection: Tornado's message delegate.
 
-    head -> admitted or refused -> [100 Continue] -> body into an Upload -> answer computed -> sent -> ended
+    head -> admitted or refused -> [100 Continue] -> body into an Upload -> answer computed and sent -> end
 
-Strategy: a body of known length is read before Tornado looks for it (body.py); Content-Length is removed from
-the head afterwards, so that Tornado finds no body left. A chunked body comes through `data_received`, which
-Tornado awaits.
+Strategy: a body of known length is read before Tornado looks for it (body.py). Content-Length is removed from
+the head afterwards, so that Tornado finds no body. A chunked body comes through `data_received`: Tornado
+awaits it.
 
 Rules of this file
-- Unless a body was consumed to its last byte, its connection ends: what is left of it would be parsed as
-  the next request (smuggling). A refusal before or within a body of known length detaches the connection
-  from HTTP first. A request that Tornado still finds in the buffer of a closed stream is ignored.
-- A refusal is sent, our side is shut, and what the client still sends is read and thrown away for a while:
-  closing at once would reset the connection and the client might never see the refusal (RFC 9112 9.6).
+- Unless a body was read to its last byte, its connection ends. Otherwise the rest would be parsed as the next
+  request (smuggling). A refusal before or within a body of known length detaches the connection from HTTP
+  first. A request that Tornado still finds in the buffer of a closed stream is ignored.
+- After a refusal our side is shut, and the bytes that still arrive are dropped for a while. A close at once
+  would reset the connection, and the client might never see the refusal (RFC 9112 9.6).
 - A client that has shut its side gets its whole answer: the stream holds the socket until then (stream.py).
-- `_end` runs once for every request whose head arrived: it gives back the upload slot, lets the socket go and
-  writes the line in the log.
+- `_end` runs once for every request whose head arrived. It frees the upload slot and the socket, and writes
+  the line in the log.
 """
 
 from __future__ import annotations
@@ -28,71 +28,83 @@ from typing import Any, cast
 
 from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
-from tornado.iostream import StreamClosedError
 
 from streamsrv.errors import BadRequest, ContentTooLarge, LengthRequired, RequestError, RequestTimeout
 from streamsrv.web.access_log import CLIENT_GONE
-from streamsrv.web.admission import Intake, Job, Service
+from streamsrv.web.app import App, Intake, Job
 from streamsrv.web.connection.body import feed, read_body
 from streamsrv.web.connection.closing import (
     GONE,
     LINGER_BYTES,
     LINGER_SECONDS,
     discard,
-    left,
-    reset,
-    say_last,
-    sent_as,
+    probe_client,
+    send_last,
 )
-from streamsrv.web.connection.compute import Answering
+from streamsrv.web.connection.compute import Answering, Ended
 from streamsrv.web.connection.pace import Meter
+from streamsrv.web.connection.stream import RequestBatch
 from streamsrv.web.connection.waiting import Waiting
+from streamsrv.web.fastpath.answering import FastPath
 from streamsrv.web.head import CHUNKED, UNREADABLE, Head, HeadRefused, body_length
-from streamsrv.web.sending.response import CONTINUE, Outgoing, begin_transfer, release, send_now
-from streamsrv.web.sending.transfer import Transfer
-from streamsrv.wire.answers import Answer
+from streamsrv.web.hosts import Caller
+from streamsrv.web.sending.response import CONTINUE
 
 log = logging.getLogger("streamsrv.web")
 
 TOO_SLOW = "the body arrives more slowly than the minimum rate"
 # Bodies of requests that take none are read and dropped up to this size.
 DROPPED_BODY = 64 << 10
-# Tornado's own limit for chunked bodies; ours is told as a problem.
+# Instead of Tornado's limit for chunked bodies: the app refuses with a problem.
 NO_LIMIT = 1 << 62
 
 
 class Exchange(Waiting, HTTPMessageDelegate):
-    """Created when the connection begins to wait for a head; `key` is the connection's, the same for all
-    its exchanges.
-    """
+    """Created when the connection begins to wait for a head. `key` is the same for all exchanges of the
+    connection."""
 
-    def __init__(self, service: Service, connection: HTTP1Connection, key: object) -> None:
-        super().__init__(service, connection, key)
+    def __init__(
+        self, app: App, fast_path: FastPath | None, connection: HTTP1Connection, key: object
+    ) -> None:
+        super().__init__(app, connection, key, partial(self._show, fast_path) if fast_path else None)
+        self._fast_path = fast_path
+        self._request: bytes | None = None  # the bytes of a request that may be cached
         self._head: Head | None = None
+        self._caller: Caller | None = None
+        self._client = self.peer  # in the access log
         self._began = 0.0
         self._job: Job | None = None
         self._intake: Intake | None = None
+        self._answer: Answering | None = None  # being computed or sent
         self._meter: Meter | None = None
-        self._over = False  # answered, refused or gone: what still arrives is dropped
+        self._over = False  # answered, refused or gone: bytes that still arrive are dropped
         self._to_drop = 0  # bytes of a refused chunked body that are still read
         self._ended = False
-        self._stream.malformed = self._malformed
+        self.stream.malformed = self._malformed
 
-    # What Tornado calls
+    def _show(self, fast_path: FastPath, request: bytes, batch: RequestBatch) -> bool:
+        """Whether a fast way answers these bytes, the first of a request."""
+        if fast_path.answer(self, request, batch):
+            return True
+        self._request = request if fast_path.may_keep(request) else None
+        return False
+
+    # Called by Tornado
 
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
-        if self._stream.closed():
+        if self.stream.closed():
             self._over = True
             return None
         line = cast(RequestStartLine, start_line)
-        head = Head(line.method, line.path, line.version, headers, self.client)
+        head = Head(line.method, line.path, line.version, headers, self.peer)
         self._begin(head)
         length = CHUNKED  # until it is known, there may be one
         try:
             length = body_length(head)
-            admitted, self.client = self._service.admit(head, length)
+            admitted, self._caller = self._app.admit(head, length)
+            self._client = self._caller.client
             if isinstance(admitted, Intake):
                 self._intake = admitted
                 return self._receive(headers, length)
@@ -100,15 +112,15 @@ class Exchange(Waiting, HTTPMessageDelegate):
                 raise ContentTooLarge("this resource takes no body")
             self._job = admitted
         except Exception as error:
-            # Behind a head without a length a body may follow all the same.
+            # A body may follow even a head without a length.
             return self._refuse_head(error, has_body=length != 0 or isinstance(error, LengthRequired))
         return None
 
     def _begin(self, head: Head) -> None:
-        self._service.watch.head_arrived(self._key)
+        self._app.watch.head_arrived(self._key)
         self._head, self._began = head, asyncio.get_running_loop().time()
-        self._stream.hold()
-        self._service.begun(self)
+        self.stream.hold()
+        self._app.begun(self)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         if self._over:
@@ -121,34 +133,35 @@ class Exchange(Waiting, HTTPMessageDelegate):
         """The whole message has been read."""
         self._stop_meter()
         if self._over:
-            self._stream.close()
+            self.stream.close()
         elif self._intake is not None:
-            self._service.spawn(self._answer_stored(self._intake))
+            self._app.spawn(self._answer_stored(self._intake))
         elif self._job is not None:
-            self._answer_job(self._job)
+            self._answering().begin(self._job)
+            self._listen()
 
     def on_connection_close(self) -> None:
-        """Only while the message is being read; afterwards the close callback tells."""
+        """Called only while the message is read; afterwards the close callback is."""
         if not self._over:
-            self._service.spawn(self._break_off())
+            self._app.spawn(self._break_off())
 
-    # Receiving
+    # The body
 
     async def _receive(self, headers: HTTPHeaders, length: int) -> None:
         head, intake = cast(Head, self._head), cast(Intake, self._intake)
         try:
             await intake.upload.begin()
             if head.expects_continue:
-                await self._stream.write(CONTINUE)
-            headers.pop("Expect", None)  # said, or not asked for: Tornado has nothing to say any more
-            self._meter = self._service.watch.meter(lambda: self._time_out(TOO_SLOW))
-            self._service.watch.add(self._meter)
+                await self.stream.write(CONTINUE)
+            headers.pop("Expect", None)  # sent, or not wanted: Tornado must not send it
+            self._meter = self._app.watch.meter(lambda: self._time_out(TOO_SLOW))
+            self._app.watch.add(self._meter)
             intake.slot.watch(self._meter, self._time_out)
             if length == CHUNKED:
                 self._connection.set_max_body_size(NO_LIMIT)
                 self._connection.set_body_timeout(NO_LIMIT)
                 return
-            await read_body(self._service, self._stream, length, intake.upload, self._meter)
+            await read_body(self._app, self.stream, length, intake.upload, self._meter)
             del headers["Content-Length"]
         except GONE:
             await self._break_off()
@@ -164,29 +177,28 @@ class Exchange(Waiting, HTTPMessageDelegate):
                 await self._refuse_within(error)
 
     def _time_out(self, reason: str) -> None:
-        self._service.spawn(self._end_slow(RequestTimeout(reason)))
+        self._app.spawn(self._end_slow(RequestTimeout(reason)))
 
     async def _end_slow(self, error: RequestTimeout) -> None:
-        """Tell why and close; the read that waits then ends with StreamClosedError."""
+        """Sends the reason and closes. The read that waits then ends with StreamClosedError."""
         if not self._over:
             self._over = True
-            await self._say_last(error)
-            await self._vanish(error.status)
+            await self._send_last(error)
+            await self._drop_connection(error.status)
 
     async def _break_off(self) -> None:
-        """No more comes, and the body is not whole. A client that has shut its side only is told."""
+        """The body ends early. A client that has only shut its side gets an answer."""
         self._over = True
         await self._abort()
-        if self._stream.half_closed:
-            await self._say_last(BadRequest("the connection was shut before the end of the body"))
-        await self._vanish(CLIENT_GONE)
+        if self.stream.half_closed:
+            await self._send_last(BadRequest("the connection was shut before the end of the body"))
+        await self._drop_connection(CLIENT_GONE)
 
-    async def _vanish(self, status: int) -> None:
-        """The client is gone, or has to go."""
+    async def _drop_connection(self, status: int) -> None:
         self._over = True
         self._connection.close()
         await self._abort()
-        self._end(status, 0)
+        self._end(Ended(status, 0))
 
     async def _abort(self) -> None:
         self._stop_meter()
@@ -196,12 +208,12 @@ class Exchange(Waiting, HTTPMessageDelegate):
             except Exception:
                 log.exception("[%s] an upload could not be undone", cast(Head, self._head).request_id)
 
-    # Refusing
+    # Refusals
 
     def _refuse_head(self, error: Exception, *, has_body: bool) -> Awaitable[None] | None:
         if has_body:
             return self._refuse(error)
-        self._job = Job(lambda: self._problem(error), inline=True)
+        self._job = Job(lambda: self._app.problem(error, cast(Head, self._head)), inline=True)
         return None
 
     async def _refuse(self, error: Exception) -> None:
@@ -210,148 +222,106 @@ class Exchange(Waiting, HTTPMessageDelegate):
         await self._abort()
         # From here on Tornado reads nothing from this connection: no byte of the body can become a request.
         self._connection.detach()
-        await self._leave(error)
+        await self._linger(error)
 
     def _malformed(self, error: BaseException | None) -> Coroutine[Any, Any, None]:
-        """Tornado cannot parse the head, or the chunks of the body, and will close when this has ended."""
+        """Tornado cannot parse the head, or the chunks of the body. It closes when this has ended."""
         refused = error if isinstance(error, HeadRefused) else None
         if not self._over and self._head is None:
             line = refused.line if refused else UNREADABLE
-            self._begin(Head(*line, {}, self.client))  # at once: a task might find the stream closed
+            self._begin(Head(*line, {}, self.peer))  # at once: a task might find the stream closed
         return self._refuse_malformed(refused.reason if refused else malformed(error))
 
     async def _refuse_malformed(self, reason: RequestError) -> None:
         if not self._over:
             self._over = True
             await self._abort()
-            await self._leave(reason)
+            await self._linger(reason)
 
-    async def _leave(self, error: Exception) -> None:
-        timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._stream.close)
+    async def _linger(self, error: Exception) -> None:
+        timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, self.stream.close)
         try:
-            await self._say_last(error)
-            await discard(self._stream)
+            await self._send_last(error)
+            await discard(self.stream)
         finally:
             timer.cancel()
-            self._stream.close()
+            self.stream.close()
 
     async def _refuse_within(self, error: Exception) -> None:
-        """Within a chunked body: Tornado goes on reading it to its end, and we drop what it brings."""
+        """Within a chunked body: Tornado reads on to its end, and the bytes are dropped."""
         self._over = True
         self._to_drop = LINGER_BYTES
         asyncio.get_running_loop().call_later(LINGER_SECONDS, self._connection.close)
         await self._abort()
-        await self._say_last(error)
+        await self._send_last(error)
 
-    async def _say_last(self, error: Exception) -> None:
-        outgoing = self._outgoing(self._problem(error), keep_alive=False)
-        self._end(outgoing.answer.status, await say_last(self._stream, outgoing))
+    async def _send_last(self, error: Exception) -> None:
+        head = cast(Head, self._head)
+        outgoing = self._app.outgoing(self._app.problem(error, head), head, keep_alive=False)
+        self._end(Ended(outgoing.answer.status, await send_last(self.stream, outgoing)))
 
     def _drop(self, count: int) -> None:
         self._to_drop -= count
         if self._to_drop < 0:
             self._connection.close()
 
-    # Answering
+    # Answers
 
-    def _answer_job(self, job: Job) -> None:
-        listen = self._connection.set_close_callback
-        Answering(self._service, cast(Head, self._head), listen, self._answer).begin(job)
+    def _answering(self) -> Answering:
+        self._answer = Answering(self._app, self.stream, cast(Head, self._head), self._answered)
+        return self._answer
+
+    def _listen(self) -> None:
+        if self._answer is not None:
+            self._connection.set_close_callback(self._answer.client_closed)
 
     async def _answer_stored(self, intake: Intake) -> None:
-        closed = partial(left, self._stream, cast(Head, self._head).version, intake.upload.stop)
+        head = cast(Head, self._head)
+        closed = partial(probe_client, self.stream, head.version, intake.upload.stop)
         self._connection.set_close_callback(closed)
-        if self._stream.closed():
+        if self.stream.closed():
             closed()
         try:
             answer = intake.answer(await intake.upload.finish())
         except Exception as error:
             await self._abort()
-            answer = self._problem(error)
+            answer = self._app.problem(error, head)
         self._connection.set_close_callback(None)
-        self._answer(answer)
+        self._answering().send(answer)
+        self._listen()
 
-    def _answer(self, answer: Answer) -> None:
-        """Send it at once if that can be, else in a task."""
-        head = cast(Head, self._head)
-        try:
-            outgoing = self._outgoing(answer, keep_alive=head.keep_alive and not self._service.draining)
-            # Tornado ends the connection when the client has asked for it; when we have, we must.
-            ours = outgoing.close and not head.tornado_closes
-            sent = None if ours or self._stream.closed() else send_now(self._connection, outgoing)
-        except Exception as error:
-            release(answer)
-            answer = self._problem(error)
-            outgoing, ours, sent = self._outgoing(answer, keep_alive=False), True, None
-        if sent is None:
-            self._transfer(outgoing, close=ours)
-        else:
-            release(answer)
-            self._end(answer.status, sent)
-
-    def _transfer(self, outgoing: Outgoing, *, close: bool) -> None:
-        stream = self._stream
-        if stream.closed() and not stream.half_closed:
-            release(outgoing.answer)
-            self._end(CLIENT_GONE, 0)
-            return
-        transfer = begin_transfer(stream, outgoing, self._service.pool, self._service.watch)
-        if transfer.done.done():
-            self._transferred(transfer, outgoing, close)
-        else:
-
-            def closed() -> None:
-                if not stream.half_closed:
-                    transfer.abort(StreamClosedError())
-
-            self._connection.set_close_callback(closed)
-            transfer.done.add_done_callback(lambda _: self._transferred(transfer, outgoing, close))
-
-    def _transferred(self, transfer: Transfer, outgoing: Outgoing, close: bool) -> None:
-        error, sent = transfer.done.exception(), max(0, transfer.sent - len(outgoing.head))
-        status = sent_as(error, outgoing.answer.status, cast(Head, self._head).request_id, sent)
-        if error is None:
+    def _answered(self, ended: Ended) -> None:
+        self._answer = None
+        if ended.error is None:
             self._connection.finish()
-        else:
-            close = True
-            if outgoing.until_close and status != CLIENT_GONE:
-                reset(self._stream)
-        release(outgoing.answer)
-        if close:
+        # Tornado ends the connection if the client has asked for it. If the server has, it must do so itself.
+        if ended.error is not None or (ended.close and not cast(Head, self._head).tornado_closes):
             self._connection.close()
-        self._end(status, sent)
+        self._end(ended)
 
-    # Around
-
-    def _outgoing(self, answer: Answer, *, keep_alive: bool) -> Outgoing:
-        head = cast(Head, self._head)
-        extra = self._service.standard_headers(head)
-        return Outgoing(answer, extra, method=head.method, version=head.version, keep_alive=keep_alive)
-
-    def _problem(self, error: Exception) -> Answer:
-        return self._service.problem(error, cast(Head, self._head))
+    # The end
 
     def _stop_meter(self) -> None:
         if self._meter is not None:
-            self._service.watch.drop(self._meter)
+            self._app.watch.drop(self._meter)
 
-    def _end(self, status: int, sent: int) -> None:
+    def _end(self, ended: Ended) -> None:
         if self._ended or self._head is None:
             return
         self._ended = self._over = True
-        if self._asked is not None and 200 <= status < 300:
-            self._service.learn(self._asked, self._head, self.client)
-        self._stream.let_go()
-        self._service.ended(self, self._intake.slot if self._intake else None)
+        head, caller = self._head, self._caller
+        if self._request is not None and caller is not None and 200 <= ended.status < 300:
+            cast(FastPath, self._fast_path).keep(self._request, head, caller, ended)
+        self.stream.let_go()
+        self._app.ended(self, self._intake.slot if self._intake else None)
         seconds = asyncio.get_running_loop().time() - self._began
-        head = self._head
-        self._service.access_log.add(
-            self.client, head.method, head.path, status, sent, seconds, head.request_id
+        self._app.access_log.add(
+            self._client, head.method, head.path, ended.status, ended.sent, seconds, head.request_id
         )
 
 
 def malformed(error: BaseException | None) -> BadRequest:
     """Tornado's description of a head that it cannot parse, without any text of the client: a header may hold
     a token."""
-    said = re.split(r"""['":]""", str(error or "malformed message"), maxsplit=1)[0].strip()
-    return BadRequest(f"this is not HTTP/1.1: {said}"[:200])
+    reason = re.split(r"""['":]""", str(error or "malformed message"), maxsplit=1)[0].strip()
+    return BadRequest(f"this is not HTTP/1.1: {reason}"[:200])

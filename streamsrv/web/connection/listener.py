@@ -27,15 +27,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
-from tornado.http1connection import HTTP1ServerConnection
+from tornado.http1connection import HTTP1Connection, HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPConnection, HTTPMessageDelegate
 from tornado.iostream import IOStream
 
 from streamsrv.settings import Settings
 from streamsrv.web.app import App
-from streamsrv.web.connection.exchange import DROPPED_BODY
+from streamsrv.web.connection.exchange import DROPPED_BODY, Exchange
 from streamsrv.web.connection.loop import waiting_here
 from streamsrv.web.connection.stream import CHUNK, Stream
+from streamsrv.web.fastpath.answering import FastPath
+from streamsrv.web.fastpath.frames import Limits
 from streamsrv.web.head import check_block, most_bytes
 
 log = logging.getLogger("streamsrv.web")
@@ -60,15 +63,18 @@ NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENO
 
 
 class Server(HTTPServer):
-    """Tells the app when a connection has ended: HTTPServer keeps that to itself."""
+    """Tornado's server: an Exchange for each request. It tells the app when a connection has ended."""
 
-    def initialize(self, app: App, settings: Settings) -> None:  # type: ignore[override]
+    def initialize(  # type: ignore[override]
+        self, app: App, settings: Settings, limits: Limits | None = None
+    ) -> None:
         self.app = app
+        self.fast_path = FastPath(app, limits or Limits()) if settings.fast_path else None
         self.on_free: Callable[[str], None] = _nothing
         self._check = partial(check_block, max_url=settings.max_url, max_head=settings.max_head)
         longest = most_bytes(settings.max_url, settings.max_head)
         super().initialize(
-            app,
+            _nothing,
             chunk_size=CHUNK,
             max_header_size=longest,
             max_buffer_size=longest + CHUNK,
@@ -81,6 +87,14 @@ class Server(HTTPServer):
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         cast(Stream, stream).check = self._check
         super().handle_stream(stream, address)
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        return Exchange(self.app, self.fast_path, cast(HTTP1Connection, request_conn), server_conn)
+
+    async def close_all_connections(self) -> None:
+        await super().close_all_connections()
+        if self.fast_path is not None:
+            self.fast_path.close()
 
     def on_close(self, server_conn: object) -> None:
         super().on_close(server_conn)
@@ -206,5 +220,5 @@ class Acceptor:
         self.start()
 
 
-def _nothing(party: str) -> None:
+def _nothing(_: object) -> None:
     pass

@@ -1,14 +1,13 @@
-"""The event loop of a worker: asyncio's, in which requests that have come are looked at all together.
+"""The event loop of a worker: asyncio's, with one step before its callbacks for new requests.
 
-Strategy: a stream that waits for a request stands in `waiting`. Of what the kernel says is readable those
-streams are looked at first, before asyncio makes a callback of each: the bytes of all of them are taken from
-their sockets, and then each is shown to the express lane. What that takes, asyncio never hears of; all else
-goes its usual way through the loop.
+Strategy: a stream that waits for a request is in `waiting`. If the kernel reports such streams as readable,
+the bytes of all of them are received first. Then each is shown to the fast path. A request that is answered
+there costs asyncio no callback; another one goes on through the loop.
 
 Rules of this file
-- All bytes are there before the first of them is looked at. So what is looked up once for all of them (the
-  number of the index's last commit, the date) is as new as each request.
-- Nothing is read of a stream that does not wait for a request, or twice in one turn of the loop.
+- All bytes are received before the first request is shown. So one date and one index version are recent
+  enough for all requests of a batch.
+- A stream is read only if it waits for a request, and once in a turn of the loop.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ import logging
 import selectors
 from selectors import EVENT_READ, SelectorKey
 
-from streamsrv.web.connection.stream import Look, Stream
+from streamsrv.web.connection.stream import RequestBatch, Stream
 
 log = logging.getLogger("streamsrv.web")
 
 
-class FirstLook(selectors.EpollSelector):
+class BatchSelector(selectors.EpollSelector):
     """`waiting`: streams that wait for a request, by descriptor. They add and remove themselves."""
 
     def __init__(self) -> None:
@@ -38,45 +37,48 @@ class FirstLook(selectors.EpollSelector):
             for key, events in found
             if events == EVENT_READ and (stream := waiting.get(key.fd)) is not None
         ]
-        return self._left(found, _look(ready)) if ready else found
+        return self._without(found, _show_all(ready)) if ready else found
 
-    def _left(self, found: list[tuple[SelectorKey, int]], taken: set[int]) -> list[tuple[SelectorKey, int]]:
-        """What the loop has to look at; as it is registered now, if that changed meanwhile."""
-        if len(taken) == len(found):
+    def _without(
+        self, found: list[tuple[SelectorKey, int]], answered: set[int]
+    ) -> list[tuple[SelectorKey, int]]:
+        """The events that are left to the loop. Registrations may have changed meanwhile."""
+        if len(answered) == len(found):
             return []
         known = self.get_map()
-        now = ((known.get(key.fileobj), events) for key, events in found if key.fd not in taken)
+        now = ((known.get(key.fileobj), events) for key, events in found if key.fd not in answered)
         return [(key, events & key.events) for key, events in now if key is not None]
 
 
-def _look(ready: list[Stream]) -> set[int]:
-    """Descriptors of those of which nothing is left."""
-    arrived, look = [(stream, stream.socket.fileno(), stream.arrived()) for stream in ready], Look()
+def _show_all(ready: list[Stream]) -> set[int]:
+    """Descriptors of the streams that have nothing left for the loop."""
+    arrived = [(stream, stream.socket.fileno(), stream.arrived()) for stream in ready]
+    batch = RequestBatch()
     return {
         descriptor
-        for stream, descriptor, asked in arrived
-        if asked is None or (asked and _is_taken(stream, asked, look))
+        for stream, descriptor, request in arrived
+        if request is None or (request and _is_answered(stream, request, batch))
     }
 
 
-def _is_taken(stream: Stream, asked: bytes, look: Look) -> bool:
-    """What goes wrong with one stream ends its connection, and not the loop of all."""
+def _is_answered(stream: Stream, request: bytes, batch: RequestBatch) -> bool:
+    """An error ends this connection, and not the loop."""
     try:
-        return stream.show(asked, look)
+        return stream.show(request, batch)
     except Exception:
-        log.exception("a request that had come could not be looked at")
+        log.exception("a request failed before it was parsed")
         stream.close()
         return True
 
 
-class Loop(asyncio.SelectorEventLoop):
+class BatchLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
-        self.first_look = FirstLook()
-        super().__init__(self.first_look)
+        self.selector = BatchSelector()
+        super().__init__(self.selector)
 
 
 def waiting_here() -> dict[int, Stream] | None:
-    """Where streams of the running loop stand while they wait for a request; None if it is another loop than
-    ours, which shows each stream its bytes only when it reads them."""
+    """The waiting streams of the running loop. None for another kind of loop, in which each stream shows its
+    own bytes when it reads them."""
     loop = asyncio.get_running_loop()
-    return loop.first_look.waiting if isinstance(loop, Loop) else None
+    return loop.selector.waiting if isinstance(loop, BatchLoop) else None

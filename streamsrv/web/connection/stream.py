@@ -45,7 +45,7 @@ HEAD_END = re.compile(rb"\r?\n\r?\n")
 CHUNK_SIZE = rb"(?s)\A(?:.{0,62}?\r\n|.{64})"
 
 
-class Look:
+class RequestBatch:
     """One look at all requests that have come: what is the same for each of them. `date` is empty until
     somebody asks."""
 
@@ -64,7 +64,7 @@ class Stream(IOStream):
     # Told the error; says the last of this connection.
     malformed: Callable[[BaseException | None], Coroutine[Any, Any, None]] | None = None
     # Told what comes first of a request; whether it has answered it.
-    express: Callable[[bytes, Look], bool] | None = None
+    show_first: Callable[[bytes, RequestBatch], bool] | None = None
     # Called when a part of the head that Tornado waits for has come.
     begun: Callable[[], None] | None = None
     party = ""  # the client that this connection counts for
@@ -100,7 +100,9 @@ class Stream(IOStream):
 
     def when_free(self, freed: Callable[[], None]) -> None:
         """Call `freed` when the socket of this closed stream is no more: now, or when it is let go."""
-        self.malformed = self.express = self.shut = self.begun = None  # an exchange, which holds this stream
+        self.malformed = self.show_first = self.shut = self.begun = (
+            None  # an exchange, which holds this stream
+        )
         if self.half_closed:
             self._freed = freed
         else:
@@ -173,7 +175,7 @@ class Stream(IOStream):
     def _taken(self) -> bool:
         """Whether nothing is left of what has come."""
         asked = self.arrived()
-        return asked is None or (bool(asked) and self.show(asked, Look()))
+        return asked is None or (bool(asked) and self.show(asked, RequestBatch()))
 
     def arrived(self) -> bytes | None:
         """What has come of an awaited request: None if nothing has, empty if IOStream has to look."""
@@ -186,11 +188,11 @@ class Stream(IOStream):
         except OSError:
             return b""
 
-    def show(self, asked: bytes, look: Look) -> bool:
+    def show(self, asked: bytes, batch: RequestBatch) -> bool:
         """Whether it is answered; else IOStream reads it next."""
         if not self._awaited:
             return False  # closed, since it came
-        if self.express is not None and self.express(asked, look):
+        if self.show_first is not None and self.show_first(asked, batch):
             return True
         self._await(False)
         self._first = asked
@@ -207,7 +209,7 @@ class Stream(IOStream):
 
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
         """Tornado reads heads so, and nothing else."""
-        self._await(self.express is not None and (not self._read_buffer_size or self._early_taken()))
+        self._await(self.show_first is not None and (not self._read_buffer_size or self._early_taken()))
         self._head = cast("asyncio.Future[bytes]", super().read_until_regex(regex, max_bytes))
         self._tell_begun()
         return self._checked(self._head) if self.check is not None else self._head
@@ -243,8 +245,8 @@ class Stream(IOStream):
             size > CHUNK
             or self.closed()
             or self.writing()
-            or self.express is None
-            or not self.express(bytes(self._read_buffer), Look())
+            or self.show_first is None
+            or not self.show_first(bytes(self._read_buffer), RequestBatch())
         ):
             return False
         self._consume(size)

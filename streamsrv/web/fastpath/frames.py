@@ -1,54 +1,59 @@
-"""The express lane: frames, and pictures that are stored frames, asked for in words that were understood
-before.
+"""Cached frames: templates of the answers for the stored frames of one instance.
 
-A viewer sends thousands of requests that differ in a number. The first two of them take the usual way:
-Tornado, the checks, the rooms below. What was found out is kept by the exact bytes of the request with the
-number left out, as a template of the answer; a third request of the very same bytes is answered from it
-before Tornado sees it.
+A viewer sends thousands of requests that differ in a frame number. After two of them the answer is kept as a
+template, under the bytes of the request without the number. The app rendered it with marks in the places that
+differ: Date, entity tag, boundary, request id, length, number.
 
-    bytes from the socket -> known? -- yes -> number -> where the frame lies -> template filled in, sent
-                              no  -> Tornado, unchanged
+    bytes of a request -> answer without date and id -> date, id, frame -> socket
+                       -> template, number -> place of the frame -> answer without date and id
 
-Why nothing is parsed, and nothing can be smuggled: the lane takes only what came as one whole request, when
-the connection waits for one and holds no other byte; and only bytes that Tornado has read as exactly one
-request without a body, and the app has let in, from the same peer. All else goes to Tornado as it came, so
-there is no hand-over and no way back: the connection is Tornado's all the time.
+Nothing can be smuggled: only bytes count that Tornado has parsed as one request without a body, from the same
+peer, and that came as one piece while the connection waited for a request.
 
 Rules of this file
-- The template is the handlers' own answer, rendered once with marks where answers differ; only Date, the
-  entity tag, the boundary, the request id, the length and the number are filled in.
-- Conditions, ranges, request ids of the client's: the usual way.
-- After each commit the instance is looked up again: what was deleted or replaced is forgotten.
-- A small frame that is not in memory goes the usual way; a large one is sent by a Transfer, as ever, and so
-  is what the socket does not take at once. Nothing is read from the connection meanwhile.
-- `answer` raises only as long as nothing was sent; then the usual way answers.
+- Requests with conditions, ranges or a request id take another way.
+- After each commit the instance is looked up again. If it was deleted or replaced, its templates are dropped.
+- A small frame that is not in memory takes another way.
+- `answer` raises only if nothing was sent. Then another way answers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
+from streamsrv.retrieve.cached_frames import CachedInstance
+from streamsrv.store import SegmentLease
 from streamsrv.web.access_log import AccessLog, Way
-from streamsrv.web.connection.closing import sent_as
-from streamsrv.web.connection.stream import Look, Stream
-from streamsrv.web.fastpath.headers import LONGEST, Words, is_particular
-from streamsrv.web.fastpath.templates import Frames, Knowledge, Lease, Template, render
+from streamsrv.web.connection.closing import final_status
+from streamsrv.web.connection.stream import RequestBatch, Stream
+from streamsrv.web.fastpath.headers import LONGEST, is_unique
 from streamsrv.web.head import Head, new_id
-from streamsrv.web.sending.response import SMALL, date_bytes
-from streamsrv.web.sending.sources import read_warm, send_warm
-from streamsrv.web.sending.transfer import SHORT, Transfer
+from streamsrv.web.sending.response import SMALL, AnswerWriter, Outgoing
+from streamsrv.web.sending.sources import read_warm
+from streamsrv.web.sending.transfer import Transfer
 from streamsrv.wire.answers import Answer, Literal, Span
-from streamsrv.wire.byte_ranges import slice_plan
+
+# Placeholders of a template. They are random, so that no request can contain them.
+_TAG, _BOUNDARY, _ID, _NUMBER = (secrets.token_hex(20) for _ in range(4))
+_FIELDS = {f'"{_TAG}"': b"%(etag)b", _BOUNDARY: b"%(boundary)b", _NUMBER: b"%(number)b"}
+_DATE = re.compile(rb"(?<=\r\nDate: )[^\r]+")
+_DATE_LENGTH, _ID_LENGTH = 29, 16
+_BEFORE_NUMBER, _AS_PICTURE = b"/frames/", b"/rendered"
+_REQUEST = re.compile(
+    rb"GET (/[!->@-~]*/frames/)([1-9][0-9]{0,9})(?:/rendered)? HTTP/1\.1\r\n(?:[^\r\n]+\r\n)+\r\n"
+)
+_WAY = Way.CACHED_FRAME
 
 
 class Limits(NamedTuple):
-    """How much one worker keeps. With requests as long as they may be it is 40 MB in all."""
+    """How much one worker keeps. If all requests are as long as possible, it is 40 MB."""
 
-    ready: int = 4096  # answers of 2 kB
+    prepared: int = 4096  # answers of 2 kB
     templates: int = 512
     once: int = 2048
     headers: int = 512
@@ -57,126 +62,113 @@ class Limits(NamedTuple):
     segments: int = 64
 
 
-DATE_LENGTH, ID_LENGTH = 29, 16
-_WAY = Way.CACHED_FRAME
-BEFORE_NUMBER, AS_PICTURE = b"/frames/", b"/rendered"
-_REQUEST = re.compile(
-    rb"GET (/[!->@-~]*/frames/)([1-9][0-9]{0,9})(?:/rendered)? HTTP/1\.1\r\n(?:[^\r\n]+\r\n)+\r\n"
-)
+class Template(NamedTuple):
+    """The answers for one instance. Between `texts` go the date, the request id and the frame. `length` is
+    that of the payload without the frame and the number, which the payload contains `numbered` times."""
+
+    frames: CachedInstance
+    client: str
+    texts: tuple[bytes, bytes, bytes, bytes]
+    length: int
+    numbered: int
 
 
-class Ready(NamedTuple):
-    """All of an answer but its date, its request id and the bytes of the frame."""
+class PreparedAnswer(NamedTuple):
+    """An answer without its date, its request id and the bytes of the frame."""
 
     peer: str
     client: str
     path: str
-    frames: Frames
+    frames: CachedInstance
     before: bytes
     middle: bytes
     after: bytes
     span: Span
     tail: bytes
-    length: int  # of everything, with a date and a request id
+    length: int  # of all bytes, with a date and a request id
     payload: int
-    line: str  # of the log
+    line: str  # of the access log
 
 
 _Key: TypeAlias = tuple[str, bytes]  # peer; the request without its number
+Render: TypeAlias = Callable[[Answer, Head], Outgoing]
 
 
-class Lane:
-    """Of one worker."""
+class FrameCache:
+    """The cache of one worker."""
 
-    def __init__(
-        self, access_log: AccessLog, begin: Callable[[Stream, Answer, int], Transfer], limits: Limits
-    ) -> None:
-        self._begin = begin
+    def __init__(self, access_log: AccessLog, writer: AnswerWriter, limits: Limits) -> None:
+        self._writer = writer
         self._limits = limits
         self._log = access_log
-        self._ready: dict[bytes, Ready] = {}
+        self._prepared: dict[bytes, PreparedAnswer] = {}
         self._templates: dict[_Key, Template] = {}
         self._once: dict[_Key, None] = {}
-        self._leases: dict[int, Lease] = {}
+        self._leases: dict[int, SegmentLease] = {}
         self._idle: set[int] = set()  # segments that were not read since the last sweep
         self._timer: asyncio.TimerHandle | None = None
         self._buffer = memoryview(bytearray(SMALL))
-        self.words = Words(limits.headers)
 
-    # Answering
+    # Answers
 
-    def answer(self, stream: Stream, peer: str, asked: bytes, look: Look) -> Transfer | bool:
-        """Whether the request has been answered; if not, nothing was sent. A Transfer is at it, or was."""
-        if len(asked) > LONGEST:
+    def answer(self, stream: Stream, peer: str, request: bytes, batch: RequestBatch) -> Transfer | bool:
+        """False if the frame is not cached; then nothing was sent. True if the answer was sent, or the
+        Transfer that sends its rest."""
+        if len(request) > LONGEST:
             return False
-        ready = self._ready.get(asked)
-        if ready is None or ready.peer != peer:
-            ready = self._make_ready(peer, asked, look)
-            if ready is None:
+        prepared = self._prepared.get(request)
+        if prepared is None or prepared.peer != peer:
+            prepared = self._prepare(peer, request, batch)
+            if prepared is None:
                 return False
-        if not look.date:
-            self._begin_look(look, ready.frames)
-        if not ready.frames.current(look.moment):
-            self._forget(ready.frames)
+        frames, span = prepared.frames, prepared.span
+        if not batch.date:
+            self._begin_batch(batch, frames)
+        if not frames.current(batch.moment):
+            self._forget(frames)
             return False
         identifier = new_id()
-        head: list[bytes | memoryview]
-        head = [ready.before, look.date, ready.middle, identifier.encode(), ready.after]
-        if ready.span.length > SMALL:
-            return self._transfer(stream, ready, b"".join(head), look, identifier)
-        view = self._read(ready.frames, ready.span)
-        if view is None:
-            return False
-        head += (view, ready.tail)
-        try:
-            sent = stream.socket.sendmsg(head)
-        except OSError:  # full, or broken: the transfer finds out which
-            sent = 0
-        if sent == ready.length:
-            self._log.add_line(ready.line, look.stamp, time.monotonic() - look.began, identifier, _WAY)
+        head = [prepared.before, batch.date, prepared.middle, identifier.encode(), prepared.after]
+        if span.length > SMALL:
+            lease = frames.lease(span.segment)
+            if lease is None:
+                return False
+            transfer = self._writer.send_span(stream, b"".join(head), span, prepared.tail, lease.fd)
+        else:
+            view = self._read(frames, span)
+            if view is None:
+                return False
+            lease = None
+            transfer = self._writer.send_parts(stream, [*head, view, prepared.tail], prepared.length)
+        if transfer is None:
+            if lease is not None:
+                lease.release()
+            self._log.add_line(prepared.line, batch.stamp, time.monotonic() - batch.began, identifier, _WAY)
             return True
-        rest = Literal(b"".join(head)[sent:])
-        transfer = self._begin(stream, Answer(200, [], (rest,), length=rest.length), sent)
-        self._follow(transfer, ready, look.began, identifier, None)
+        self._follow(transfer, prepared, batch.began, identifier, lease)
         return transfer
 
-    def _begin_look(self, look: Look, frames: Frames) -> None:
-        look.moment, look.stamp, look.date = frames.moment(), self._log.now(), date_bytes()
-
-    def _transfer(
-        self, stream: Stream, ready: Ready, head: bytes, look: Look, identifier: str
-    ) -> Transfer | bool:
-        """A large frame: mostly the socket takes all of it; a Transfer sends what it does not take."""
-        span, tail = ready.span, ready.tail
-        lease = ready.frames.lease(span.segment)
-        if lease is None:
-            return False
-        sent = (
-            send_warm(stream.socket, lease.fd(span.segment), head, span, tail) if span.length <= SHORT else 0
-        )
-        if sent == ready.length:
-            lease.release()
-            self._log.add_line(ready.line, look.stamp, time.monotonic() - look.began, identifier, _WAY)
-            return True
-        rest = tuple(slice_plan((Literal(head), span, Literal(tail)), sent, ready.length))
-        answer = Answer(200, [], rest, length=ready.length - sent, descriptor=lease.fd)
-        transfer = self._begin(stream, answer, sent)
-        self._follow(transfer, ready, look.began, identifier, lease)
-        return transfer
+    def _begin_batch(self, batch: RequestBatch, frames: CachedInstance) -> None:
+        batch.moment, batch.stamp, batch.date = frames.moment(), self._log.now(), self._writer.date.encoded()
 
     def _follow(
-        self, transfer: Transfer, ready: Ready, began: float, identifier: str, lease: Lease | None
+        self,
+        transfer: Transfer,
+        prepared: PreparedAnswer,
+        began: float,
+        identifier: str,
+        lease: SegmentLease | None,
     ) -> None:
-        """To its end, which the log tells."""
+        """Logs the request when the transfer ends."""
 
         def ended(_: object) -> None:
             if lease is not None:
                 lease.release()
-            line, error = ready.line, transfer.done.exception()
+            line, error = prepared.line, transfer.done.exception()
             if error is not None:
-                sent = max(0, transfer.sent - (ready.length - ready.payload))
-                status = sent_as(error, 200, identifier, sent)
-                line = self._log.line(ready.client, "GET", ready.path, status, sent, _WAY)
+                sent = max(0, transfer.sent - (prepared.length - prepared.payload))
+                status = final_status(error, 200, identifier, sent)
+                line = self._log.line(prepared.client, "GET", prepared.path, status, sent, _WAY)
             self._log.add_line(line, self._log.now(), time.monotonic() - began, identifier, _WAY)
 
         if transfer.done.done():
@@ -184,18 +176,18 @@ class Lane:
         else:
             transfer.done.add_done_callback(ended)
 
-    def _make_ready(self, peer: str, asked: bytes, look: Look) -> Ready | None:
-        at = asked.find(BEFORE_NUMBER, 0, LONGEST) + 8
-        stop = end = asked.find(b" ", at)
-        if asked.endswith(AS_PICTURE, at, stop):
-            end -= len(AS_PICTURE)
-        template = self._templates.get((peer, asked[:at] + asked[end:]))
-        number = asked[at:end]
+    def _prepare(self, peer: str, request: bytes, batch: RequestBatch) -> PreparedAnswer | None:
+        at = request.find(_BEFORE_NUMBER, 0, LONGEST) + 8
+        stop = end = request.find(b" ", at)
+        if request.endswith(_AS_PICTURE, at, stop):
+            end -= len(_AS_PICTURE)
+        template = self._templates.get((peer, request[:at] + request[end:]))
+        number = request[at:end]
         if template is None or not number.isdigit() or len(number) > 10 or number[0] == 48:
             return None
-        if not look.date:
-            self._begin_look(look, template.frames)
-        frame = template.frames.at(int(number)) if template.frames.current(look.moment) else None
+        if not batch.date:
+            self._begin_batch(batch, template.frames)
+        frame = template.frames.at(int(number)) if template.frames.current(batch.moment) else None
         if frame is None:
             return None
         payload = template.length + template.numbered * len(number) + frame.span.length
@@ -206,32 +198,33 @@ class Lane:
             b"length": b"%d" % payload,
         }
         before, middle, after, tail = texts = [text % fields for text in template.texts]
-        length = sum(map(len, texts)) + frame.span.length + DATE_LENGTH + ID_LENGTH
-        client, frames, path = template.client, template.frames, asked[4:stop].decode("ascii")
+        length = sum(map(len, texts)) + frame.span.length + _DATE_LENGTH + _ID_LENGTH
+        client, frames, path = template.client, template.frames, request[4:stop].decode("ascii")
         line = self._log.line(client, "GET", path, 200, payload, _WAY)
-        ready = Ready(
+        prepared = PreparedAnswer(
             peer, client, path, frames, before, middle, after, frame.span, tail, length, payload, line
         )
-        if len(self._ready) >= self._limits.ready:
-            self._ready.clear()
-        self._ready[asked] = ready
-        return ready
+        if len(self._prepared) >= self._limits.prepared:
+            self._prepared.clear()
+        self._prepared[request] = prepared
+        return prepared
 
-    def _forget(self, frames: Frames) -> None:
-        """The instance is another now, or gone."""
-        for asked in [asked for asked, ready in self._ready.items() if ready.frames is frames]:
-            del self._ready[asked]
+    def _forget(self, frames: CachedInstance) -> None:
+        """The instance was deleted or replaced."""
+        for request in [request for request, each in self._prepared.items() if each.frames is frames]:
+            del self._prepared[request]
         for key in [key for key, template in self._templates.items() if template.frames is frames]:
             del self._templates[key]
 
-    def _read(self, frames: Frames, span: Span) -> memoryview | None:
+    def _read(self, frames: CachedInstance, span: Span) -> memoryview | None:
+        """The bytes of a small frame, or None. They are valid until the next call."""
         lease = self._leases.get(span.segment)
         if lease is None:
             lease = frames.lease(span.segment)
             if lease is None:
                 return None
             while len(self._leases) >= self._limits.segments:
-                self._give_back(next(iter(self._leases)))
+                self._release(next(iter(self._leases)))
             self._leases[span.segment] = lease
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(self._limits.linger, self._sweep)
@@ -239,46 +232,43 @@ class Lane:
         view = self._buffer[: span.length]
         return view if read_warm(lease.fd(span.segment), view, span.offset) else None
 
-    # Learning
+    # Templates
 
-    @staticmethod
-    def may_learn(asked: bytes) -> bool:
-        return asked.startswith(b"GET /") and len(asked) <= LONGEST
+    def wants(self, request: bytes, head: Head, answer: Answer) -> bool:
+        """Whether to `keep` a template of the answer to this request, which succeeded. The first of equal
+        requests is only noted: most frames are requested once."""
+        if _BEFORE_NUMBER not in request or not self._limits.templates or not _is_stored(answer):
+            return False
+        found = _REQUEST.fullmatch(request)
+        if found is None or is_unique(head):
+            return False
+        key = _key(found, head)
+        if key in self._once:
+            return True
+        _make_room(self._once, self._limits.once)
+        self._once[key] = None
+        return False
 
-    @staticmethod
-    def may_learn_frames(asked: bytes) -> bool:
-        return BEFORE_NUMBER in asked
-
-    def learn(self, asked: bytes, head: Head, client: str, known: Knowledge) -> None:
-        """A request that was answered the usual way, with success. Nothing is made for one that is never
-        asked again, so its first time is only noted. `client` is named in the log."""
-        self.words.learn(asked, head)
-        found = _REQUEST.fullmatch(asked) if BEFORE_NUMBER in asked else None
-        if found is None or is_particular(head) or not self._limits.templates:
-            return
-        key = head.peer, asked[: found.end(1)] + asked[found.end(2) :]
-        if key not in self._once:
-            _make_room(self._once, self._limits.once)
-            self._once[key] = None
-            return
-        frames = known.hot(head)
-        if frames is not None:
+    def keep(self, request: bytes, head: Head, client: str, frames: CachedInstance, render: Render) -> None:
+        """`client` is the address in the access log."""
+        found = _REQUEST.fullmatch(request)
+        if found is not None:
             _make_room(self._templates, self._limits.templates)
-            self._templates[key] = render(frames, head, client, known)
+            self._templates[_key(found, head)] = _template(frames, head, client, render)
 
-    # The end
+    # End
 
-    def _give_back(self, segment: int) -> None:
+    def _release(self, segment: int) -> None:
         self._idle.discard(segment)
         self._leases.pop(segment).release()
 
     def _sweep(self) -> None:
         for segment in list(self._idle):
-            self._give_back(segment)
+            self._release(segment)
         self._idle = set(self._leases)
-        self._timer = (
-            asyncio.get_running_loop().call_later(self._limits.linger, self._sweep) if self._leases else None
-        )
+        self._timer = None
+        if self._leases:
+            self._timer = asyncio.get_running_loop().call_later(self._limits.linger, self._sweep)
 
     def close(self) -> None:
         if self._timer is not None:
@@ -287,12 +277,35 @@ class Lane:
             self._leases.popitem()[1].release()
 
 
-def lies_in_store(answer: Answer) -> bool:
-    """Whether what the lane could send is among its pieces: it knows no frame that has to be made."""
+def _is_stored(answer: Answer) -> bool:
     plan = answer.plan
     return isinstance(plan, (tuple, list)) and any(isinstance(piece, Span) for piece in plan)
+
+
+def _key(found: re.Match[bytes], head: Head) -> _Key:
+    request = found.string
+    return head.peer, request[: found.end(1)] + request[found.end(2) :]
 
 
 def _make_room(kept: dict[Any, Any], most: int) -> None:
     while len(kept) >= most:
         del kept[next(iter(kept))]
+
+
+def _template(frames: CachedInstance, head: Head, client: str, render: Render) -> Template:
+    """Renders the answer for a frame without bytes, with placeholders in the places that differ."""
+    answer = frames.answer(_NUMBER, f'"{_TAG}"', _BOUNDARY.encode())
+    # A single part has no literals: its payload is the frame.
+    pieces = [piece.payload for piece in answer.plan if isinstance(piece, Literal)] or [b""]
+    marked = Head("GET", head.path, head.version, {**head.headers, "x-request-id": _ID}, head.peer)
+    text = (render(answer, marked).head + pieces[0]).replace(b"%", b"%%")
+    framing = b"\r\nContent-Length: %d\r\n" % (answer.length or 0)
+    text = text.replace(framing, b"\r\nContent-Length: %(length)b\r\n", 1)
+    tail = pieces[-1].replace(b"%", b"%%") if len(pieces) > 1 else b""
+    for mark, field in _FIELDS.items():
+        text, tail = text.replace(mark.encode(), field), tail.replace(mark.encode(), field)
+    before, _, rest = _DATE.sub(b"\0", text, 1).partition(b"\0")
+    middle, _, after = rest.partition(_ID.encode())
+    numbered = b"".join(pieces).count(_NUMBER.encode())
+    length = (answer.length or 0) - numbered * len(_NUMBER)
+    return Template(frames, client, (before, middle, after, tail), length, numbered)

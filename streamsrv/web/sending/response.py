@@ -1,39 +1,34 @@
-"""From an Answer to bytes on a connection: status line, headers, framing, and the way that its payload takes.
+"""From an Answer to bytes on a connection: status line, headers, framing, and three ways to the socket.
 
-Strategy: a small answer (literals, and spans that are in memory) goes out with its head in one write, and so
-does a frame or picture that was made.
-Everything else, and what that write leaves, goes by a Transfer on a dup of the socket, head first, so that
-the kernel sends head and first bytes in one segment.
+    send_now        head and payload in one sendmsg: small answers, and payloads that are in memory
+    send_file_now   head, sendfile, rest: one span of up to SHORT bytes that is in the page cache
+    Transfer        all else, and the bytes that the socket did not take at once
 
 Rules of this file
-- The framing comes from the plan alone: Content-Length where the length is known, else chunked, else
-  (HTTP/1.0) the end of the connection. HEAD, 204 and 304 have no body, and 204 no Content-Length either (RFC
-  9110 8.6).
-- A header field that is not printable ASCII is an error of the server and raises: it is never sent.
-- Whatever happens, the answer's `release` is called, once.
+- The framing comes from the plan alone: Content-Length if the length is known, else chunked, else (HTTP/1.0)
+  the end of the connection. HEAD, 204 and 304 have no body, and 204 no Content-Length (RFC 9110 8.6).
+- A header field that is not printable ASCII raises an error before anything is sent.
 """
 
 from __future__ import annotations
 
-import contextlib
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from http import HTTPStatus
 
-from tornado.http1connection import HTTP1Connection
-from tornado.iostream import IOStream
-
 from streamsrv.errors import StoreCorrupt
 from streamsrv.web.connection.pace import Watch
-from streamsrv.web.sending.sources import read_warm
+from streamsrv.web.connection.stream import Stream
+from streamsrv.web.sending.sources import read_warm, send_file_now
 from streamsrv.web.sending.transfer import SHORT, Transfer
-from streamsrv.wire.answers import Answer, Literal, Span, StoredParts, field_lines
+from streamsrv.wire.answers import Answer, Literal, Piece, Span, StoredParts, field_lines
+from streamsrv.wire.byte_ranges import slice_plan
 
 # Up to this size copying is cheaper than a second system call and a turn of the loop.
 SMALL = 64 << 10
 PIECES = 64  # literals of one answer that are sent at once
-MADE = (tuple, list, StoredParts)  # plans that are there, and not made while they are walked
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 TOO_SLOW = "the client reads more slowly than the minimum rate"
 BODILESS = frozenset((204, 304))
@@ -42,14 +37,46 @@ REASONS = {status.value: status.phrase for status in HTTPStatus} | {
     416: "Range Not Satisfiable",
 }
 
+Parts = list[bytes | memoryview]
+
+
+class HttpDate:
+    """The IMF-fixdate of RFC 9110 5.6.7, formatted once a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._text, self._encoded = "", b""
+
+    def text(self) -> str:
+        self._update()
+        return self._text
+
+    def encoded(self) -> bytes:
+        self._update()
+        return self._encoded
+
+    def _update(self) -> None:
+        now = int(time.time())
+        if now != self._second:
+            self._second = now
+            self._text = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now))
+            self._encoded = self._text.encode("ascii")
+
 
 class Outgoing:
-    """An answer with everything that its head needs besides."""
+    """An answer and its head. `extra` are the headers of every answer to this request."""
 
-    __slots__ = ("answer", "body", "chunked", "close", "head", "rest", "sent", "until_close")
+    __slots__ = ("answer", "body", "chunked", "close", "head", "until_close")
 
     def __init__(
-        self, answer: Answer, extra: Sequence[tuple[str, str]], *, method: str, version: str, keep_alive: bool
+        self,
+        answer: Answer,
+        extra: Sequence[tuple[str, str]],
+        *,
+        method: str,
+        version: str,
+        keep_alive: bool,
+        date: str,
     ) -> None:
         self.answer = answer
         self.body = method != "HEAD" and answer.status not in BODILESS
@@ -57,8 +84,7 @@ class Outgoing:
         # Without a length and without chunks only the end of the connection tells where the answer ends.
         self.until_close = self.body and answer.length is None and not self.chunked
         self.close = not keep_alive or self.until_close
-        self.head = head_bytes(answer, [*extra, *self._framing(version)])
-        self.sent, self.rest = 0, b""  # if it was begun: bytes of head and payload, and what they left
+        self.head = head_bytes(answer, [*extra, *self._framing(version)], date)
 
     def _framing(self, version: str) -> list[tuple[str, str]]:
         headers = []
@@ -73,146 +99,129 @@ class Outgoing:
         return headers
 
 
-def head_bytes(answer: Answer, extra: Sequence[tuple[str, str]]) -> bytes:
-    fields = field_lines([("Date", date()), *answer.headers, *extra])
+def head_bytes(answer: Answer, extra: Sequence[tuple[str, str]], date: str) -> bytes:
+    fields = field_lines([("Date", date), *answer.headers, *extra])
     return f"HTTP/1.1 {answer.status} {REASONS.get(answer.status, 'Unknown')}\r\n{fields}\r\n".encode("ascii")
 
 
-_second = (0, "", b"")
+class AnswerWriter:
+    """Sends the answers of one worker. Each method returns None if the socket took all bytes, else the
+    Transfer that sends the rest, whose `sent` counts all of them."""
 
+    def __init__(self, pool: Executor, watch: Watch) -> None:
+        self._pool = pool
+        self._watch = watch
+        self.date = HttpDate()
 
-def date() -> str:
-    """IMF-fixdate of RFC 9110 5.6.7, made once a second."""
-    return _this_second()[1]
+    def send(self, stream: Stream, outgoing: Outgoing) -> Transfer | None:
+        """Raises as long as nothing was sent."""
+        answer, head = outgoing.answer, outgoing.head
+        parts = _in_memory(answer) if outgoing.body else []
+        if parts is not None:
+            length = (answer.length or 0) if outgoing.body else 0
+            return self.send_parts(stream, [head, *parts], len(head) + length)
+        single = _single_span(answer)
+        if single is not None and answer.descriptor is not None:
+            before, span, tail = single
+            return self.send_span(stream, head + before, span, tail, answer.descriptor)
+        return self._transfer(stream, answer, prefix=head, chunked=outgoing.chunked)
 
+    def send_parts(self, stream: Stream, parts: Parts, length: int) -> Transfer | None:
+        sent = send_now(stream.socket, parts)
+        if sent == length:
+            return None
+        rest = Literal(b"".join(parts)[sent:])
+        return self._transfer(stream, Answer(200, [], (rest,), length=rest.length), sent=sent)
 
-def date_bytes() -> bytes:
-    return _this_second()[2]
-
-
-def _this_second() -> tuple[int, str, bytes]:
-    global _second
-    now = int(time.time())
-    if now != _second[0]:
-        text = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now))
-        _second = now, text, text.encode("ascii")
-    return _second
-
-
-# What small spans are read into, on their way from the page cache to the socket. Only the loop uses it.
-_buffer = bytearray(SMALL)
-
-
-def small_parts(answer: Answer) -> list[bytes | memoryview] | None:
-    """The whole payload, if it is short and at hand; None if it has to be transferred. Views are good until
-    the next call."""
-    if answer.length is None or answer.length > SMALL or not isinstance(answer.plan, MADE):
-        return _literals(answer)
-    parts: list[bytes | memoryview] = []
-    used = length = 0
-    for piece in answer.plan:
-        if isinstance(piece, Literal):
-            parts.append(piece.payload)
-            length += len(piece.payload)
-        elif isinstance(piece, Span) and answer.descriptor is not None:
-            if used + piece.length > SMALL:
-                break
-            view = memoryview(_buffer)[used : used + piece.length]
-            if not read_warm(answer.descriptor(piece.segment), view, piece.offset):
+    def send_span(
+        self, stream: Stream, head: bytes, span: Span, tail: bytes, descriptor: Callable[[int], int]
+    ) -> Transfer | None:
+        length, sent = len(head) + span.length + len(tail), 0
+        if span.length <= SHORT:
+            sent = send_file_now(stream.socket, descriptor(span.segment), head, span, tail)
+            if sent == length:
                 return None
-            parts.append(view)
-            used += piece.length
-            length += piece.length
+        rest = tuple(slice_plan((Literal(head), span, Literal(tail)), sent, length))
+        answer = Answer(200, [], rest, length=length - sent, descriptor=descriptor)
+        return self._transfer(stream, answer, sent=sent)
+
+    def _transfer(
+        self, stream: Stream, answer: Answer, *, prefix: bytes = b"", chunked: bool = False, sent: int = 0
+    ) -> Transfer:
+        """`prefix`, then the payload. A client that reads too slowly ends it with TimeoutError."""
+        watch = self._watch
+        meter = watch.meter(lambda: begun.abort(TimeoutError(TOO_SLOW)))
+        begun = Transfer(
+            stream.socket, answer, self._pool, meter, watch.turns, prefix=prefix, chunked=chunked
+        )
+        begun.sent = sent
+        begun.start()
+        if begun.done.done():
+            watch.drop(meter)
         else:
-            return None
-    if length != answer.length:
-        raise StoreCorrupt(f"an answer of {answer.length} bytes would have {length}")
-    return parts
+            watch.add(meter)
+            begun.done.add_done_callback(lambda _: watch.drop(meter))
+        return begun
 
 
-def _literals(answer: Answer) -> list[bytes | memoryview] | None:
-    """The whole of a longer payload that is in memory: the kernel takes it as it is, at once."""
-    plan = answer.plan
-    if answer.length is None or answer.length > SHORT or not isinstance(plan, (tuple, list)):
-        return None
-    if len(plan) > PIECES or not all(isinstance(piece, Literal) for piece in plan):
-        return None
-    parts: list[bytes | memoryview] = [piece.payload for piece in plan if isinstance(piece, Literal)]
-    if sum(map(len, parts)) != answer.length:
-        raise StoreCorrupt(f"an answer of {answer.length} bytes would have {sum(map(len, parts))}")
-    return parts
-
-
-def send_now(connection: HTTP1Connection, outgoing: Outgoing) -> int | None:
-    """Send it at once and finish; returns the payload's length. None: not possible, or not all of it, and
-    `begin_transfer` does the rest."""
-    stream = connection.stream
-    if stream.writing():
-        parts = small_parts(outgoing.answer) if outgoing.body else []
-        if parts is None:
-            return None
-        connection.write(b"".join((outgoing.head, *parts)))  # behind what Tornado has to say
-        sent: int | None = sum(map(len, parts))
-    else:
-        sent = send_small(stream, outgoing)
-    if sent is not None:
-        connection.finish()
-    return sent
-
-
-def send_small(stream: IOStream, outgoing: Outgoing) -> int | None:
-    """The same on a stream to which nobody writes, as far as it can be."""
-    parts = small_parts(outgoing.answer) if outgoing.body else []
-    if parts is None:
-        return None
-    parts.insert(0, outgoing.head)
-    length = sum(map(len, parts))
-    with contextlib.suppress(OSError):  # full, or broken: the transfer finds out which
-        outgoing.sent = stream.socket.sendmsg(parts)
-    if outgoing.sent < length:
-        outgoing.rest = b"".join(parts)[outgoing.sent :]
-        return None
-    return length - len(outgoing.head)
-
-
-def begin_transfer(stream: IOStream, outgoing: Outgoing, pool: Executor, watch: Watch) -> Transfer:
-    """Send head and payload, or what is left of them, as far as the socket takes them at once."""
-    if outgoing.rest:
-        return transfer_rest(stream, outgoing.sent, outgoing.rest, pool, watch)
-    answer = outgoing.answer if outgoing.body else Answer(outgoing.answer.status)
-    return transfer(stream, answer, pool, watch, prefix=outgoing.head, chunked=outgoing.chunked)
-
-
-def transfer_rest(stream: IOStream, sent: int, rest: bytes, pool: Executor, watch: Watch) -> Transfer:
-    """The rest of an answer of which so many bytes are sent."""
-    answer = Answer(200, [], (Literal(rest),), length=len(rest))
-    return transfer(stream, answer, pool, watch, sent=sent)
-
-
-def transfer(
-    stream: IOStream,
-    answer: Answer,
-    pool: Executor,
-    watch: Watch,
-    *,
-    prefix: bytes = b"",
-    chunked: bool = False,
-    sent: int = 0,
-) -> Transfer:
-    """`prefix`, then the payload; `sent` counts on. A client that reads too slowly later ends the transfer
-    with TimeoutError."""
-    meter = watch.meter(lambda: begun.abort(TimeoutError(TOO_SLOW)))
-    begun = Transfer(stream.socket, answer, pool, meter, watch.turns, prefix=prefix, chunked=chunked)
-    begun.sent = sent
-    begun.start()
-    if begun.done.done():
-        watch.drop(meter)
-    else:
-        watch.add(meter)
-        begun.done.add_done_callback(lambda _: watch.drop(meter))
-    return begun
+def send_now(sock: socket.socket, parts: Parts) -> int:
+    """Bytes that the socket takes at once. If it is full or broken, the Transfer of the rest finds out."""
+    try:
+        return sock.sendmsg(parts)
+    except OSError:
+        return 0
 
 
 def release(answer: Answer) -> None:
     if answer.release is not None:
         answer.release()
+
+
+# Plans that can be sent at once
+
+
+def _in_memory(answer: Answer) -> Parts | None:
+    """The whole payload, if it is short and in memory. Raises StoreCorrupt if it has another length."""
+    length, plan = answer.length, answer.plan
+    if length is None or length > SHORT or not isinstance(plan, (tuple, list, StoredParts)):
+        return None
+    if length <= SMALL:
+        parts = _read_all(answer, plan)
+    elif isinstance(plan, (tuple, list)) and len(plan) <= PIECES:
+        parts = [piece.payload for piece in plan if isinstance(piece, Literal)]
+        if len(parts) < len(plan):
+            return None
+    else:
+        return None
+    if parts is not None and (found := sum(map(len, parts))) != length:
+        raise StoreCorrupt(f"an answer of {length} bytes would have {found}")
+    return parts
+
+
+def _read_all(answer: Answer, plan: Sequence[Piece] | StoredParts) -> Parts | None:
+    parts: Parts = []
+    for piece in plan:
+        if isinstance(piece, Literal):
+            parts.append(piece.payload)
+        elif isinstance(piece, Span) and answer.descriptor is not None and piece.length <= SMALL:
+            view = memoryview(bytearray(piece.length))
+            if not read_warm(answer.descriptor(piece.segment), view, piece.offset):
+                return None
+            parts.append(view)
+        else:
+            return None
+    return parts
+
+
+def _single_span(answer: Answer) -> tuple[bytes, Span, bytes] | None:
+    """Literal, span, literal: the form of a frame. None if the plan has another one."""
+    plan = answer.plan
+    if not isinstance(plan, (tuple, list)) or len(plan) > 3:
+        return None
+    spans = [number for number, piece in enumerate(plan) if isinstance(piece, Span)]
+    texts = [piece.payload for piece in plan if isinstance(piece, Literal)]
+    if len(spans) != 1 or len(texts) != len(plan) - 1:
+        return None
+    (at,) = spans
+    span = plan[at]
+    return (b"".join(texts[:at]), span, b"".join(texts[at:])) if isinstance(span, Span) else None

@@ -112,11 +112,6 @@ def close_iterator(iterator: Iterator[object]) -> None:
         iterator.close()
 
 
-# What is read in the loop, and at once handed on.
-_probe = [bytearray(1)]
-_lead = memoryview(bytearray(PAGE))
-
-
 def warm_bytes(source: int, offset: int, length: int, so_far: bool = False) -> int:
     """How many of the next bytes are in memory, judging by the first page and the last of each PROBE_STEP:
     what the disk brings at a time is longer, and where one page is, the next ones may be on their way. Where
@@ -131,7 +126,7 @@ def _warm_until(source: int, offset: int, length: int, step: int) -> int:
     probed = (*range(offset + step - 1, end - 1, step), end - 1)
     for at in probed if step > PROBE_STEP else (offset, *probed):
         try:
-            os.preadv(source, _probe, at, os.RWF_NOWAIT)
+            os.preadv(source, [bytearray(1)], at, os.RWF_NOWAIT)
         except BlockingIOError:
             return warm
         except OSError as error:
@@ -147,7 +142,7 @@ def to_page(source: int, offset: int, length: int) -> bytes:
     with the head: where a head is followed by half a page, the kernel takes a quarter longer for the pages
     behind it."""
     lead = min(-offset % PAGE, length)
-    view = _lead[:lead]
+    view = memoryview(bytearray(lead))
     return bytes(view) if lead and read_warm(source, view, offset) else b""
 
 
@@ -166,7 +161,7 @@ def read_warm(source: int, target: memoryview, offset: int) -> bool:
         return False
 
 
-def send_warm(sock: socket.socket, source: int, head: bytes, span: Span, tail: bytes) -> int:
+def send_file_now(sock: socket.socket, source: int, head: bytes, span: Span, tail: bytes) -> int:
     """What the socket takes at once of `head`, the span and `tail`, in bytes; 0 if the span is not in memory.
     What ended it, an error too, shows again when the rest is sent."""
     sent, lead = 0, to_page(source, span.offset, span.length)

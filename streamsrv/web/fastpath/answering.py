@@ -1,0 +1,124 @@
+"""The two fast ways to answer a GET: cached frames, then known headers. All else is left to Tornado.
+
+Strategy: a connection that waits for a request shows its bytes to `answer` before Tornado has them. A request
+that is answered here never reaches Tornado, however long its answer takes: the stream is paused meanwhile.
+
+Both caches are filled in one place, `keep`, after a request has succeeded.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from tornado.iostream import StreamClosedError
+
+from streamsrv.web.access_log import Way
+from streamsrv.web.app import App
+from streamsrv.web.connection.compute import Answering, Ended
+from streamsrv.web.connection.stream import RequestBatch
+from streamsrv.web.connection.waiting import Waiting
+from streamsrv.web.fastpath.frames import FrameCache, Limits
+from streamsrv.web.fastpath.headers import LONGEST, KnownHead, KnownHeaders
+from streamsrv.web.head import Head
+from streamsrv.web.hosts import Caller
+
+log = logging.getLogger("streamsrv.web")
+
+
+class FastPath:
+    """The fast ways of one worker."""
+
+    def __init__(self, app: App, limits: Limits) -> None:
+        self._app = app
+        self.headers = KnownHeaders(limits.headers)
+        self.frames = FrameCache(app.access_log, app.writer, limits)
+
+    def answer(self, waiting: Waiting, request: bytes, batch: RequestBatch) -> bool:
+        """Whether the request is answered here. If not, nothing was sent."""
+        if self._app.draining:
+            return False
+        try:
+            sent = self.frames.answer(waiting.stream, waiting.peer, request, batch)
+        except Exception as error:  # the next way tells the client
+            log.warning("a cached frame cannot be sent: %s", error)
+            sent = False
+        if sent is True:
+            waiting.wait_again(batch.began)
+            return True
+        if sent:
+            waiting.follow(sent)
+            return True
+        known = self.headers.find(request, waiting.peer)
+        if known is None:
+            return False
+        KnownRequest(self, self._app, waiting, known, request, batch.began).begin()
+        return True
+
+    @staticmethod
+    def may_keep(request: bytes) -> bool:
+        return request.startswith(b"GET /") and len(request) <= LONGEST
+
+    def keep(self, request: bytes, head: Head, caller: Caller, ended: Ended) -> None:
+        """Fills the caches after `request` was answered with success."""
+        self.headers.keep(request, head, caller)
+        if ended.answer is None or not self.frames.wants(request, head, ended.answer):
+            return
+        try:
+            frames = self._app.cached_frames(head, caller)
+            if frames is not None:
+                self.frames.keep(request, head, caller.client, frames, self._app.rendered)
+        except Exception:
+            log.exception("[%s] the frame is not cached", head.request_id)
+
+    def close(self) -> None:
+        self.frames.close()
+
+
+class KnownRequest:
+    """One request whose header block is known, from its head to the end of its answer."""
+
+    def __init__(
+        self, path: FastPath, app: App, waiting: Waiting, known: KnownHead, request: bytes, began: float
+    ) -> None:
+        self._path = path
+        self._app = app
+        self._waiting = waiting
+        self._head, self._caller = known
+        self._client = waiting.peer
+        self._request = request
+        self._began = began
+        self._paused = self._ended = False
+        self._answering = Answering(app, waiting.stream, known.head, self._over)
+
+    def begin(self) -> None:
+        try:
+            job = self._app.admit_known(self._head, self._caller)
+        except Exception as error:
+            self._answering.send(self._app.problem(error, self._head))
+        else:
+            self._client = self._caller.client
+            self._answering.begin(job)
+        if not self._ended:
+            self._paused = True
+            self._waiting.pause(self._answering.client_closed, self._answering.client_shut)
+
+    def _over(self, ended: Ended) -> None:
+        self._ended = True
+        head, seconds = self._head, time.monotonic() - self._began
+        self._app.access_log.add(
+            *(self._client, head.method, head.path, ended.status, ended.sent, seconds),
+            *(head.request_id, Way.KNOWN_HEADERS),
+        )
+        error = ended.error
+        if error is None and ended.status == 200:
+            self._path.keep(self._request, head, self._caller, ended)
+        if error is None and ended.close:
+            self._waiting.stream.drop_arrived()
+            error = StreamClosedError()
+        if self._paused:
+            self._waiting.resume(error)
+        elif error is None:
+            self._waiting.wait_again(self._began)
+        else:
+            self._waiting.go_on(error)
