@@ -88,8 +88,13 @@ def translated(doing: str) -> Iterator[None]:
         raise store_error(error, doing) from error
 
 
-def store_error(error: lmdb.Error, doing: str) -> StoreError | InsufficientStorage:
-    if isinstance(error, lmdb.MapFullError | lmdb.DiskError) or os.strerror(errno.ENOSPC) in str(error):
+def store_error(
+    error: lmdb.Error, doing: str, folder: Path | None = None
+) -> StoreError | InsufficientStorage:
+    # LMDB reports a short write as EIO.
+    short = folder is not None and os.strerror(errno.EIO) in str(error) and not os.statvfs(folder).f_bavail
+    full = isinstance(error, lmdb.MapFullError | lmdb.DiskError) or os.strerror(errno.ENOSPC) in str(error)
+    if short or full:
         return InsufficientStorage(f"no space left while {doing}")
     if isinstance(error, lmdb.VersionMismatchError) or "data format" in str(error):
         return StoreError(f"the file format of the index is not that of {FILE_FORMAT}: run reindex")

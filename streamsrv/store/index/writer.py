@@ -153,7 +153,7 @@ class Writer:
             if len(jobs) > 1:
                 return jobs
             if isinstance(error, lmdb.Error):
-                error = store_error(error, "writing to the index")
+                error = store_error(error, "writing to the index", environment.folder)
             for job in jobs:
                 job.finish(error)
             return []
