@@ -76,17 +76,26 @@ def path(key):
     return "/studies/{}/series/{}/instances/{}".format(*key)
 
 
-@pytest.fixture
-def world(tmp_path):
-    disk = FaultyDisk(tmp_path)
-    server = start_server(tmp_path / "server", "--segment-size", "65536", workers=1, variables=disk.variables)
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("failing")
+    disk = FaultyDisk(folder)
+    server = start_server(folder / "server", "--segment-size", "65536", workers=1, variables=disk.variables)
     client = Client(server.origin)
     yield disk, server, Round(client)
-    disk.disarm()
     client.close()
     assert server.end() == 0
     assert "unexpected" not in server.log.read_text()
     assert verb("check", "--data", str(server.data)) == (0, "all is well\n")
+
+
+@pytest.fixture
+def world(served):
+    """One server for all tests, and the function that reads its log since the test began."""
+    disk, server, round = served
+    begin = len(server.log.read_text())
+    yield disk, server, round, lambda: server.log.read_text()[begin:]
+    disk.disarm()
 
 
 def healed(round):
@@ -98,7 +107,7 @@ def healed(round):
 
 @pytest.mark.parametrize(("kind", "error"), TRIED)
 def test_a_burst_of_errors_at_every_call(world, kind, error):
-    disk, _, round = world
+    disk, _, round, _ = world
     assert round.well()
     disk.arm(kind, fails=0)
     round.go()
@@ -119,7 +128,7 @@ def test_a_burst_of_errors_at_every_call(world, kind, error):
 def test_a_meta_page_that_cannot_be_written(world):
     """LMDB refuses everything from then on, in this process: the worker says so, and another takes its
     place."""
-    disk, server, round = world
+    disk, _, round, said = world
     assert round.well()
     disk.arm(WRITE, fails=0, path=INDEX)
     round.go()
@@ -128,17 +137,16 @@ def test_a_meta_page_that_cannot_be_written(world):
         round.go()
         disk.disarm()
         healed(round)
-        if "cannot be used any more" in server.log.read_text():
+        if "cannot be used any more" in said():
             break
     round.verify()
-    said = server.log.read_text()
-    assert "the index of this process cannot be used any more" in said
-    assert "ended with exit code 1" in said
+    assert "the index of this process cannot be used any more" in said()
+    assert "ended with exit code 1" in said()
 
 
 def test_a_disk_that_stays_bad(world):
     """Reads go on, writes are refused, and all is well when the disk is."""
-    disk, server, round = world
+    disk, server, round, _ = world
     assert round.well()
     disk.arm(WRITE, fails=FOR_EVER, path="/data/")
     before = dict(round.there)
@@ -154,18 +162,17 @@ def test_a_disk_that_stays_bad(world):
 
 def test_a_page_of_the_index_that_cannot_be_read(world):
     """It kills the worker (SIGBUS), like every read error of a mapped file: the log says what that means."""
-    _, server, round = world
+    _, server, round, said = world
     assert round.well()
     index = server.data / "index" / "data.mdb"
     whole = index.read_bytes()
     with index.open("r+b") as file:
         file.truncate(2 * 4096)  # all but the two meta pages
-        waited(lambda: "signal SIGBUS" in server.log.read_text(), "the death of the worker")
+        waited(lambda: "signal SIGBUS" in said(), "the death of the worker")
         assert not server.is_ready()
         file.seek(0)
         file.write(whole)
     healed(round)
     round.verify()
-    said = server.log.read_text()
-    assert "ended with signal SIGBUS: the index could not be read from the disk" in said
-    assert "Fatal Python error: Bus error" in said  # and where, in every thread
+    assert "ended with signal SIGBUS: the index could not be read from the disk" in said()
+    assert "Fatal Python error: Bus error" in said()  # and where, in every thread
