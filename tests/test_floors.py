@@ -89,16 +89,6 @@ STATEFUL = frozenset(("Condition", "ContextVar", "Counter", "Lock", "OrderedDict
     "WeakKeyDictionary",
     "WeakValueDictionary",
 }
-# Class names that still occur twice.
-REPEATED_CLASSES = frozenset(
-    [
-        "Frames",
-        "Identity",
-        "Kind",
-        "Stream",
-        "Target",
-    ]
-)
 # Module-level state that still changes.
 CHANGING_STATE: set[str] = set()
 
@@ -377,7 +367,7 @@ def test_a_class_name_occurs_once():
     definitions = [node for module in MODULES.values() for node in ast.walk(module.tree)]
     names = Counter(node.name for node in definitions if isinstance(node, ast.ClassDef))
     found = {name for name, number in names.items() if number > 1}
-    assert found <= REPEATED_CLASSES
+    assert not found
 
 
 # --- state ---

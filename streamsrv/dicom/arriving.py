@@ -137,7 +137,7 @@ def arriving_value(pread: Pread, received: int, limits: ReadLimits) -> ArrivingV
             limits=replace(limits, max_elements=min(limits.max_elements, MOST_ELEMENTS)),
             skip_fragments=skip_fragments,
         )
-        for _, vr, offset, length, value in elements.walk():
+        for _, vr, offset, length, value in elements.events():
             if value is None and vr != "SQ" and len(elements.levels) == 1 and offset + length > received:
                 return ArrivingValue(offset + length)
     except InstanceError:

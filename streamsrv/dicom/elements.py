@@ -1,7 +1,7 @@
 """Reads the elements of a dataset in file order, without recursion and without loading large values (PS3.5
 section 7).
 
-Strategy: `Elements.walk` is a generator of plain tuples. One Struct unpack decides an element. Only a short
+Strategy: `Elements.events` is a generator of plain tuples. One Struct unpack decides an element. Only a short
 value of a known VR inside the window stays in the hot loop; a method handles everything else (delimiters,
 long VRs, implicit VR, malformed data). Open sequences and items are `Container`s on a list, so nesting costs
 no stack.
@@ -116,7 +116,7 @@ class Elements:
         self._skip_fragments = skip_fragments
         self._count = 0
 
-    def walk(self) -> Iterator[Event]:
+    def events(self) -> Iterator[Event]:
         """Yields all events up to the end of the dataset. Raises NotDicom and InstanceRefused.
 
         The loop is long because one call per element would double its time.
@@ -287,7 +287,7 @@ class Elements:
             self._ahead = b""
             ahead = self.again()
             ahead._ahead = b""
-            for tag, _, _, _, value in ahead.walk():
+            for tag, _, _, _, value in ahead.events():
                 if len(ahead.levels) == 1 and tag >= PIXEL_REPRESENTATION and tag >> 16 != 0xFFFE:
                     self._ahead = value or b"" if tag == PIXEL_REPRESENTATION else b""
                     break

@@ -287,7 +287,7 @@ class _ExplicitWriter:
     def pieces(self, elements: Elements, changes: Changes, head: bytes) -> Iterator[Piece | Here]:
         literal = [head]
         pending = len(head)
-        for piece in self._walk(elements, changes):
+        for piece in self._with_changes(elements, changes):
             if isinstance(piece, bytes):
                 literal.append(piece)
                 pending += len(piece)
@@ -301,11 +301,11 @@ class _ExplicitWriter:
         if literal:
             yield b"".join(literal)
 
-    def _walk(self, elements: Elements, changes: Changes) -> Iterator[Piece | Here]:
+    def _with_changes(self, elements: Elements, changes: Changes) -> Iterator[Piece | Here]:
         waiting = sorted(changes.elements.items(), reverse=True)
         levels = elements.levels
         left_out = False  # inside a removed sequence
-        for event in elements.walk():
+        for event in elements.events():
             tag, vr = event[0], event[1]
             if left_out:
                 left_out = len(levels) > 1

@@ -63,11 +63,11 @@ def read_file_meta(window: ReadWindow, size: int, limits: ReadLimits) -> FileMet
         return meta
     # Some writers have implicit VR here; pydicom reads it too.
     explicit = window.bytes_at(meta.end + 4, 2).isalpha()
-    walk = Elements(
+    elements = Elements(
         window, meta.end, size, explicit=explicit, little=True, limits=limits, skip_fragments=_no_fragments
     )
     counted = 0
-    for tag, vr, offset, length, value in walk.walk():
+    for tag, vr, offset, length, value in elements.events():
         if vr in ("SQ", ""):
             raise NotDicom("a sequence in the file meta information", offset=offset, tag=f"{tag:08X}")
         meta.end = offset + length

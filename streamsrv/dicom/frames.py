@@ -26,7 +26,7 @@ from struct import Struct
 import numpy as np
 from numpy.typing import NDArray
 
-from streamsrv.dicom.instance import FRAGMENTED, FrameKind, Frames
+from streamsrv.dicom.instance import FRAGMENTED, FrameKind, FrameLayout
 from streamsrv.dicom.window import Pread
 from streamsrv.errors import InstanceRefused, NotDicom
 
@@ -74,20 +74,20 @@ def native_frame_bits(geometry: Geometry) -> int:
     return geometry.rows * geometry.columns * samples * geometry.bits_allocated
 
 
-def native_frames(geometry: Geometry, offset: int, length: int) -> Frames:
+def native_frames(geometry: Geometry, offset: int, length: int) -> FrameLayout:
     """Frames of native Pixel Data. A padding byte at the end belongs to no frame."""
     bits = native_frame_bits(geometry)
     number = min(geometry.number or 1, length * 8 // bits) if bits else 0
     if not number:
-        return Frames(FrameKind.EMPTY)
+        return FrameLayout(FrameKind.EMPTY)
     if bits % 8:
-        return Frames(FrameKind.BITS, number, offset, bits)
-    return Frames(FrameKind.NATIVE, number, offset, bits // 8)
+        return FrameLayout(FrameKind.BITS, number, offset, bits)
+    return FrameLayout(FrameKind.NATIVE, number, offset, bits // 8)
 
 
-def whole_value(offset: int, length: int) -> Frames:
+def whole_value(offset: int, length: int) -> FrameLayout:
     """One frame, which is the whole value: compressed Pixel Data without fragments."""
-    return Frames(FrameKind.TABLE, 1, table=np.array([offset, length], "<u8").tobytes())
+    return FrameLayout(FrameKind.TABLE, 1, table=np.array([offset, length], "<u8").tobytes())
 
 
 @dataclass(slots=True)
@@ -108,12 +108,12 @@ class Encapsulated:
     seekable: bool = True
     little: bool = True
 
-    def layout(self) -> tuple[Frames, int]:
+    def layout(self) -> tuple[FrameLayout, int]:
         """Returns the frames and the offset of the sequence delimiter. Raises NotDicom and
         InstanceRefused."""
         if not self.little:  # fragments are always little endian (A.4), so these have no frames
             items = scan_items(self.pread, self.start, self.end, self.limit, little=False)
-            return Frames(FrameKind.EMPTY), items.end
+            return FrameLayout(FrameKind.EMPTY), items.end
         size = self._length_at(self.start)
         if size is None or size > min(self.end - self.start - 8, 4 * self.limit):
             return self._scan(self.start, np.empty(0, np.uint64))
@@ -126,7 +126,7 @@ class Encapsulated:
                 return found
         return self._scan(first, basic)
 
-    def _by_extended(self, first: int) -> tuple[Frames, int] | None:
+    def _by_extended(self, first: int) -> tuple[FrameLayout, int] | None:
         if self.extended is None or not self.extended[0] or len(self.extended[0]) != len(self.extended[1]):
             return None
         if len(self.extended[0]) % 8:
@@ -142,7 +142,7 @@ class Encapsulated:
         # A fragment has even length. The table may count it without the padding byte.
         return self._believed(starts, lengths, slack=1)
 
-    def _by_basic(self, first: int, offsets: Numbers) -> tuple[Frames, int] | None:
+    def _by_basic(self, first: int, offsets: Numbers) -> tuple[FrameLayout, int] | None:
         if not len(offsets) or offsets[0] or (offsets[1:] < offsets[:-1] + np.uint64(8)).any():
             return None
         starts = offsets + np.uint64(first)
@@ -159,7 +159,7 @@ class Encapsulated:
         tag, length = HEADER.unpack(head) if len(head) == 8 else (0, 0)
         return length if tag == ITEM else None
 
-    def _believed(self, starts: Numbers, lengths: Numbers, slack: int) -> tuple[Frames, int] | None:
+    def _believed(self, starts: Numbers, lengths: Numbers, slack: int) -> tuple[FrameLayout, int] | None:
         """The frames of the table, if a sample of item headers agrees and the delimiter follows the
         last."""
         for place in _sample(lengths):
@@ -174,20 +174,20 @@ class Encapsulated:
             return None
         return self._table(starts + np.uint64(8), lengths), tail.end
 
-    def _table(self, offsets: Numbers, lengths: Numbers) -> Frames:
+    def _table(self, offsets: Numbers, lengths: Numbers) -> FrameLayout:
         number = min(len(offsets), self.number or len(offsets))
         table = np.empty((number, 2), "<u8")
         table[:, 0] = offsets[:number]
         table[:, 1] = lengths[:number]
-        return Frames(FrameKind.TABLE if number else FrameKind.EMPTY, number, table=table.tobytes())
+        return FrameLayout(FrameKind.TABLE if number else FrameKind.EMPTY, number, table=table.tobytes())
 
-    def _scan(self, first: int, basic: Numbers) -> tuple[Frames, int]:
+    def _scan(self, first: int, basic: Numbers) -> tuple[FrameLayout, int]:
         """Reads all item headers. The frames are groups of fragments."""
         items = scan_items(self.pread, first, self.end, self.limit)
         offsets = np.array(items.offsets, np.uint64)
         lengths = np.array(items.lengths, np.uint64)
         if not len(offsets):
-            return Frames(FrameKind.EMPTY), items.end
+            return FrameLayout(FrameKind.EMPTY), items.end
         begins = self._frame_begins(first, basic, items, offsets)
         return self._grouped(begins, offsets, lengths), items.end
 
@@ -221,7 +221,7 @@ class Encapsulated:
             return np.arange(len(ended))  # RLE: a fragment is a frame
         return np.array([0, *(place + 1 for place, last in enumerate(ended[:-1]) if last)])
 
-    def _grouped(self, begins: NDArray[np.int64], offsets: Numbers, lengths: Numbers) -> Frames:
+    def _grouped(self, begins: NDArray[np.int64], offsets: Numbers, lengths: Numbers) -> FrameLayout:
         """One entry a frame: its only fragment, or the range of its fragments with their item headers."""
         last = np.append(begins[1:], len(offsets)) - 1
         several = last > begins

@@ -36,7 +36,7 @@ FRAGMENTED = 1 << 63
 
 
 @dataclass(slots=True)
-class Frames:
+class FrameLayout:
     """`table` holds little-endian uint64 pairs (offset, length), one a frame, for FrameKind.TABLE; else it is
     empty. For `base` and `stride` see FrameKind. `number` counts the frames in the file, which may be fewer
     than NumberOfFrames.
@@ -90,7 +90,7 @@ class SOPInstance:
     samples_per_pixel: int
     bits_allocated: int
     pixel_facts: int  # see pixelfacts.py; 0 if unknown
-    frames: Frames
+    frames: FrameLayout
     attributes: JsonDataset
     metadata_length: int  # of the JSON text, each slot counted as one byte
     metadata_slots: int

@@ -20,7 +20,7 @@ from streamsrv.dicom.checks import UID, broken_rule, well_formed_uid
 from streamsrv.dicom.elements import Elements
 from streamsrv.dicom.filemeta import Encoding, encoding_of, read_file_meta
 from streamsrv.dicom.frames import Encapsulated, Geometry, native_frames, scan_items, whole_value
-from streamsrv.dicom.instance import BulkValue, FrameKind, Frames, JsonDataset, SOPInstance
+from streamsrv.dicom.instance import BulkValue, FrameKind, FrameLayout, JsonDataset, SOPInstance
 from streamsrv.dicom.json.writer import SLOT, MetadataWriter, plain
 from streamsrv.dicom.pixelfacts import facts_in
 from streamsrv.dicom.syntaxes import (
@@ -81,7 +81,7 @@ def read_instance(
     if encoding.deflated:
         window = ReadWindow(dataset, end)
     reader = _Reader(dataset, encoding, keep, emit, limits)
-    reader.walk(window, start, end)
+    reader.read(window, start, end)
     return reader.instance(keep, start)
 
 
@@ -99,7 +99,7 @@ class _Reader:
         self._pread = pread
         self._encoding = encoding
         self._limits = limits
-        self._frames: Frames | None = None
+        self._frames: FrameLayout | None = None
         available = EXPLICIT_VR_LITTLE_ENDIAN if encoding.syntax in _NEVER_SENT else encoding.syntax
         extra: JsonDataset = {
             tags.RETRIEVE_URL: {"vr": "UR", "Value": [SLOT]},
@@ -109,7 +109,7 @@ class _Reader:
         if encoding.warning:
             self.writer.warn(tags.TRANSFER_SYNTAX_UID, encoding.warning)
 
-    def walk(self, window: ReadWindow, start: int, end: int) -> None:
+    def read(self, window: ReadWindow, start: int, end: int) -> None:
         encoding = self._encoding
         self._elements = Elements(
             window,
@@ -120,7 +120,7 @@ class _Reader:
             limits=self._limits,
             skip_fragments=self._skip_fragments,
         )
-        self.writer.write(self._elements.walk())
+        self.writer.write(self._elements.events())
 
     def _skip_fragments(self, tag: int, start: int, end: int, little: bool) -> int:
         """Returns the end of the fragments at `start`. Finds the frames if these are the Pixel Data of the
@@ -180,16 +180,16 @@ class _Reader:
                 return key, next((value for value in self.writer.bulk if value.path == key), None)
         return None
 
-    def _layout(self, geometry: Geometry, key: str, value: BulkValue | None) -> Frames:
+    def _layout(self, geometry: Geometry, key: str, value: BulkValue | None) -> FrameLayout:
         if value is None:
-            return Frames(FrameKind.EMPTY)
+            return FrameLayout(FrameKind.EMPTY)
         if self._frames is not None:
             return self._frames
         if lookup(self._encoding.syntax).encapsulated and lookup(self._encoding.syntax).name != "Unknown":
             # Without fragments several frames cannot be told apart.
             self.writer.warn(key, "compressed Pixel Data of defined length")
             one = geometry.number in (None, 1)
-            return whole_value(value.offset, value.length) if one else Frames(FrameKind.EMPTY)
+            return whole_value(value.offset, value.length) if one else FrameLayout(FrameKind.EMPTY)
         return native_frames(geometry, value.offset, value.length)
 
     def instance(self, keep: frozenset[str], start: int) -> SOPInstance:
@@ -204,7 +204,7 @@ class _Reader:
             str(self._value(tags.PHOTOMETRIC_INTERPRETATION) or "").strip(),
             self._number_of_frames(),
         )
-        frames = self._layout(geometry, *pixels) if pixels else Frames()
+        frames = self._layout(geometry, *pixels) if pixels else FrameLayout()
         attributes = {key: plain(writer.kept[key]) for key in sorted(keep & writer.kept.keys())}
         for key, element in attributes.items():
             if reason := broken_rule(element):

@@ -31,7 +31,7 @@ from streamsrv.dicom.checks import UID, broken_rule
 from streamsrv.dicom.elements import NOTED, SHORT_VRS, Elements
 from streamsrv.dicom.filemeta import PREAMBLE, PREFIX, TRANSFER_SYNTAX_UID, encoding_of, read_file_meta
 from streamsrv.dicom.frames import Encapsulated
-from streamsrv.dicom.instance import BulkValue, Frames, JsonDataset, JsonElement, SOPInstance
+from streamsrv.dicom.instance import BulkValue, FrameLayout, JsonDataset, JsonElement, SOPInstance
 from streamsrv.dicom.json.members import members
 from streamsrv.dicom.json.writer import OVERHEAD, SPILL
 from streamsrv.dicom.part10 import GEOMETRY, UIDS, read_instance
@@ -141,9 +141,9 @@ class HeaderExample:
         if not encoding.little:
             return False
         self.explicit = encoding.explicit
-        elements = self._walk(PREAMBLE + len(PREFIX), meta.end, True, limits)
+        elements = self._top_level(PREAMBLE + len(PREFIX), meta.end, True, limits)
         self.first = len(elements)
-        elements += self._walk(meta.end, self.size, encoding.explicit, limits)
+        elements += self._top_level(meta.end, self.size, encoding.explicit, limits)
         order = [element.tag for element in elements[self.first :]]
         raw = b"".join([element.head + element.value for element in elements])
         # Warnings depend on the place where a text spills (json/writer.py), so no match may spill.
@@ -156,7 +156,7 @@ class HeaderExample:
     def _pread(self, offset: int, length: int) -> bytes:
         return self.header[offset : offset + length]
 
-    def _walk(self, start: int, end: int, explicit: bool, limits: ReadLimits) -> list[HeaderElement]:
+    def _top_level(self, start: int, end: int, explicit: bool, limits: ReadLimits) -> list[HeaderElement]:
         """The top-level elements from `start` to `end`, or to the end of the header."""
         elements = Elements(
             ReadWindow(self._pread, end),
@@ -169,7 +169,7 @@ class HeaderExample:
         )
         header, found = self.header, list[HeaderElement]()
         opened: tuple[int, str, int] | None = None  # tag, VR and value offset
-        for tag, vr, offset, length, value in elements.walk():
+        for tag, vr, offset, length, value in elements.events():
             self._pending += OVERHEAD
             opened = opened or (tag, vr, offset)
             if len(elements.levels) > 1:
@@ -346,7 +346,7 @@ class HeaderTemplate:
                 return None
         return attributes
 
-    def _pixels(self, pread: Pread, at: int, size: int) -> tuple[Frames, list[BulkValue]] | None:
+    def _pixels(self, pread: Pread, at: int, size: int) -> tuple[FrameLayout, list[BulkValue]] | None:
         """The frames and the value of Pixel Data that begin at `at` and end with the file."""
         like = self._like
         if not like.bulk:
@@ -365,9 +365,9 @@ class HeaderTemplate:
             end = at + length
         return (frames, [BulkValue(value.path, value.vr, at, length)]) if end == size else None
 
-    def _frames(self, base: int) -> Frames:
+    def _frames(self, base: int) -> FrameLayout:
         like = self._like.frames
-        return Frames(like.kind, like.number, base, like.stride, like.table)
+        return FrameLayout(like.kind, like.number, base, like.stride, like.table)
 
     def _instance(
         self,
@@ -375,7 +375,7 @@ class HeaderTemplate:
         uids: list[str],
         attributes: JsonDataset,
         length: int,
-        frames: Frames,
+        frames: FrameLayout,
         bulk: list[BulkValue],
     ) -> SOPInstance:
         like = self._like

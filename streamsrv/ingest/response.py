@@ -24,7 +24,7 @@ from streamsrv.dicom.instance import SOPInstance
 from streamsrv.dicom.xml.writer import native_xml
 from streamsrv.errors import InstanceError, NotAcceptable
 from streamsrv.wire.accept import STORE_OFFERS, Offer, choose_json, parse_accept
-from streamsrv.wire.answers import Answer, Literal, Request, Stream
+from streamsrv.wire.answers import Answer, ByteStream, Literal, Request
 from streamsrv.wire.codings import IDENTITY, encoded
 from streamsrv.wire.mediatypes import DICOM_JSON, DICOM_XML
 from streamsrv.wire.resources import instance_url, study_url
@@ -108,7 +108,7 @@ def answer(result: StoreResult, request: Request) -> Answer:
     if len(result.stored) + len(result.failed) <= ITEMS_AT_ONCE:
         payload = b"".join(chunks(0, None))
         return Answer(status, headers, (Literal(payload),), len(payload))
-    return Answer(status, headers, (Stream(chunks, None),), None)
+    return Answer(status, headers, (ByteStream(chunks, None),), None)
 
 
 def dataset_text(result: StoreResult, base_url: str, version: int) -> Iterator[bytes]:

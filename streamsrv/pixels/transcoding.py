@@ -26,7 +26,7 @@ from streamsrv.pixels.tasks import PREFETCH, FrameJob, PixelTask
 from streamsrv.plans.payloads import frame_pieces
 from streamsrv.plans.selection import Selection
 from streamsrv.store import InstanceRow, Store
-from streamsrv.wire.answers import Literal, Piece, Requester, Span, Stream
+from streamsrv.wire.answers import ByteStream, Literal, Piece, Requester, Span
 
 # A batch: long enough to spread the cost of a task, short enough to begin sending soon.
 BATCH_FRAMES = 32
@@ -243,7 +243,7 @@ def piece_chunks(selection: Selection, piece: Piece) -> Iterator[bytes]:
     """The bytes of a piece that the kernel does not send."""
     if isinstance(piece, Literal):
         yield piece.payload
-    elif isinstance(piece, Stream):
+    elif isinstance(piece, ByteStream):
         yield from piece.chunks(0, piece.length)
     else:
         for at in range(0, piece.length, READ):

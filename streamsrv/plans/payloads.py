@@ -2,7 +2,7 @@
 
 Stored bytes are spans of their segment. What has to be changed on its way out (implicit VR and big endian
 never go out, PS3.18 8.7.3; deflated datasets hide their frames; 1-bit frames may begin inside a byte) becomes
-literals, or a Stream that makes its bytes while they are sent.
+literals, or a ByteStream that makes its bytes while they are sent.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from streamsrv.dicom.window import Pread
 from streamsrv.errors import NotFound, StoreCorrupt
 from streamsrv.plans.selection import Selection
 from streamsrv.store import InstanceRow, Store
-from streamsrv.wire.answers import Literal, Piece, Span, Stream
+from streamsrv.wire.answers import ByteStream, Literal, Piece, Span
 
-CHUNK = 1 << 20  # what a Stream makes at a time
+CHUNK = 1 << 20  # bytes that a ByteStream makes at a time
 # Entries of a frame table looked up at once: 64 kB of table.
 FRAMES_AT_ONCE = 4_096
 
@@ -62,7 +62,7 @@ def stored_piece(selection: Selection, row: InstanceRow, offset: int, length: in
             yield chunk
             at += len(chunk)
 
-    return Stream(chunks, length)
+    return ByteStream(chunks, length)
 
 
 def frame_pieces(
@@ -110,7 +110,9 @@ def pixel_word(selection: Selection, row: InstanceRow) -> int:
     return explicit.swap_width(vr, row.bits_allocated)
 
 
-def swapped(selection: Selection, row: InstanceRow, base: int, at: int, length: int, width: int) -> Stream:
+def swapped(
+    selection: Selection, row: InstanceRow, base: int, at: int, length: int, width: int
+) -> ByteStream:
     """`length` bytes from `at` bytes behind `base`, in words of `width` bytes that count from `base`."""
 
     def chunks(start: int, stop: int | None) -> Iterator[bytes]:
@@ -124,10 +126,10 @@ def swapped(selection: Selection, row: InstanceRow, base: int, at: int, length: 
             yield part
             first += len(part)
 
-    return Stream(chunks, length)
+    return ByteStream(chunks, length)
 
 
-def unaligned_bits(selection: Selection, row: InstanceRow, index: int) -> Stream:
+def unaligned_bits(selection: Selection, row: InstanceRow, index: int) -> ByteStream:
     """A frame of 1-bit pixels, moved so that its first pixel is bit 0 of the first byte (PS3.5 8.1.1: bits
     fill bytes from the low end). The bits behind its last pixel are zero."""
     first_bit = index * row.frame_stride
@@ -148,7 +150,7 @@ def unaligned_bits(selection: Selection, row: InstanceRow, index: int) -> Stream
             yield moved.tobytes()
             start += number
 
-    return Stream(chunks, length)
+    return ByteStream(chunks, length)
 
 
 def bulk_piece(selection: Selection, row: InstanceRow, value: BulkValue) -> Piece:

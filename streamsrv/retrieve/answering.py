@@ -24,7 +24,7 @@ from streamsrv.plans.selection import Selection, Selections
 from streamsrv.store import InstanceRow, Store
 from streamsrv.wire import accept
 from streamsrv.wire.accept import LONGEST_REMEMBERED
-from streamsrv.wire.answers import Answer, Literal, Pending, Piece, Request, Stream
+from streamsrv.wire.answers import Answer, ByteStream, Literal, Pending, Piece, Request
 from streamsrv.wire.conditional import dated, etag_of, evaluate, not_modified
 from streamsrv.wire.multipart import boundary_from, multipart_type
 from streamsrv.wire.resources import Kind, Target
@@ -146,7 +146,7 @@ class Retrieval:
         if not not_modified(self.request, etag):
             opened = Opened(body, boundary)
             self.endings.append(opened.close)
-            built.plan, built.length = [Stream(opened.chunks, None)], None
+            built.plan, built.length = [ByteStream(opened.chunks, None)], None
         return evaluate(self.request, built, etag)
 
     def _multipart(self, representation: tuple[str, ...]) -> tuple[str, bytes, Answer]:

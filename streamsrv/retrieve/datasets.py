@@ -31,7 +31,7 @@ from streamsrv.errors import NotAcceptable
 from streamsrv.pixels.description import ICON_IMAGES, values
 from streamsrv.pixels.transcoding import AT_ONCE, Transcoder
 from streamsrv.plans.payloads import as_piece, reader
-from streamsrv.wire.answers import Literal, Piece, Stream
+from streamsrv.wire.answers import ByteStream, Literal, Piece
 
 PIXEL_DATA = 0x7FE00010
 OFFSET_TABLES = (0x7FE00001, 0x7FE00002)
@@ -135,7 +135,7 @@ def pixel_data(begun: Begun) -> list[Piece]:
         return native_pixel_data(begun)
     if begun.number * begun.made.decoded_length <= AT_ONCE:
         return [Literal(whole_pixel_data([frame for batch in begun.batches() for frame in batch]))]
-    return [Literal(opening(b"")), Stream(partial(item_chunks, begun), None), Literal(SEQUENCE_END)]
+    return [Literal(opening(b"")), ByteStream(partial(item_chunks, begun), None), Literal(SEQUENCE_END)]
 
 
 def opening(offsets: bytes) -> bytes:
@@ -171,7 +171,7 @@ def native_pixel_data(begun: Begun) -> list[Piece]:
     head = _element(0x7FE0, 0x0010, vr, 0, length + padding)
     if length <= AT_ONCE:
         return [Literal(b"".join((head, *native_chunks(begun, 0, None), bytes(padding))))]
-    return [Literal(head), Stream(partial(native_chunks, begun), length), Literal(bytes(padding))]
+    return [Literal(head), ByteStream(partial(native_chunks, begun), length), Literal(bytes(padding))]
 
 
 def loose_bits(begun: Begun) -> int:

@@ -25,7 +25,7 @@ from streamsrv.plans.selection import Selection
 from streamsrv.retrieve.answering import Retrieval
 from streamsrv.store import SHORT_TEXT, InstanceRow, PackedRow, Store, unpacked
 from streamsrv.wire import accept
-from streamsrv.wire.answers import Answer, Literal, Piece, Stream
+from streamsrv.wire.answers import Answer, ByteStream, Literal, Piece
 from streamsrv.wire.codings import IDENTITY, WORTH_CODING, choose_coding, encoded
 from streamsrv.wire.conditional import etag_of, evaluate, not_modified
 from streamsrv.wire.mediatypes import DICOM_XML
@@ -121,7 +121,7 @@ def xml_body(retrieval: Retrieval, fields: Fields, boundary: bytes) -> Iterator[
 def made_piece(body: MakeBody, at_once: bool) -> Piece:
     if at_once:
         return Literal(b"".join(body()))
-    return Stream(lambda start, stop: encoded(body(), IDENTITY), None)
+    return ByteStream(lambda start, stop: encoded(body(), IDENTITY), None)
 
 
 def text_piece(retrieval: Retrieval, etag: str, length: int) -> Piece:
@@ -146,7 +146,7 @@ def text_piece(retrieval: Retrieval, etag: str, length: int) -> Piece:
             return keeping(text, cache, key, length)
         return within(text, start, end)
 
-    return Stream(chunks, length, quick=True)
+    return ByteStream(chunks, length, quick=True)
 
 
 def compressed_piece(body: MakeBody, coding: str, at_once: bool, cache: Cache, etag: str) -> Piece:
@@ -159,7 +159,7 @@ def compressed_piece(body: MakeBody, coding: str, at_once: bool, cache: Cache, e
         made = Literal(b"".join(encoded(body(), coding)))
         cache.put(key, made.payload)
         return made
-    return Stream(lambda start, stop: keeping(encoded(body(), coding), cache, key), None)
+    return ByteStream(lambda start, stop: keeping(encoded(body(), coding), cache, key), None)
 
 
 def keeping(

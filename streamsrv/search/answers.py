@@ -39,7 +39,7 @@ from streamsrv.search.order import SortOrder, order_of
 from streamsrv.search.parameters import Parameters, SearchLimits, parameters_of
 from streamsrv.store import Hit, Index
 from streamsrv.wire.accept import LONGEST_REMEMBERED, METADATA_OFFERS, Offer, choose_json, parse_accept
-from streamsrv.wire.answers import Answer, Deferred, Literal, Request, Stream
+from streamsrv.wire.answers import Answer, ByteStream, Deferred, Literal, Request
 from streamsrv.wire.codings import choose_coding
 from streamsrv.wire.conditional import etag_of, evaluate
 from streamsrv.wire.mediatypes import DICOM_XML
@@ -183,7 +183,7 @@ def _streamed(page: _Page, attributes: Attributes, media_type: str, headers: lis
         boundary = secrets.token_hex(20).encode()
         content_type = multipart_type(boundary, media_type)
         chunks = functools.partial(_xml_chunks, boundary, page, attributes)
-    stream = Stream(lambda start, stop: chunks(), None)
+    stream = ByteStream(lambda start, stop: chunks(), None)
     return Answer(200, [("Content-Type", content_type), *headers], (stream,), None)
 
 

@@ -1,7 +1,7 @@
 """An answer is a value: status, headers and a plan of its payload.
 
 A plan is a sequence of pieces. Its length is the sum of their lengths, which is known before the first
-byte is sent, unless it has a Stream without a length. Nothing here opens a file: a Span names bytes of a
+byte is sent, unless it has a ByteStream without a length. Nothing here opens a file: a Span names bytes of a
 segment, and the sender finds them.
 """
 
@@ -33,7 +33,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class ByteStream:
     """Bytes that are made while they are sent, in bounded memory.
 
     `chunks(start, stop)` yields exactly the bytes [start, stop) of the piece. It blocks, so a thread
@@ -46,7 +46,7 @@ class Stream:
     quick: bool = False
 
 
-Piece: TypeAlias = Literal | Span | Stream
+Piece: TypeAlias = Literal | Span | ByteStream
 
 
 Place: TypeAlias = tuple[int, int, int]  # segment, offset, length
@@ -111,7 +111,7 @@ class Answer:
     status: int
     headers: list[tuple[str, str]] = field(default_factory=list)
     plan: Iterable[Piece] = ()
-    length: int | None = 0  # bytes of the whole plan; None if that of a Stream is unknown
+    length: int | None = 0  # bytes of the whole plan; None if that of a ByteStream is unknown
     descriptor: Callable[[int], int] | None = None  # segment -> open file descriptor, for the plan's spans
     release: Callable[[], None] | None = None  # called once, when the plan is no longer needed
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from streamsrv.wire.answers import Literal, Piece, Request, Span, Stream
+from streamsrv.wire.answers import ByteStream, Literal, Piece, Request, Span
 
 # int-range or suffix-range (RFC 9110 14.1.2), any length: int() takes 4,300 digits.
 _RANGE = re.compile(r"([0-9]{1,4000})[ \t]*-[ \t]*([0-9]{1,4000})?|-[ \t]*([0-9]{1,4000})")
@@ -88,6 +88,6 @@ def _cut(piece: Piece, low: int, high: int) -> Piece:
             return Span(segment, offset + low, high - low)
         case _:
             chunks = piece.chunks
-            return Stream(
+            return ByteStream(
                 lambda start, stop: chunks(low + start, high if stop is None else low + stop), high - low
             )

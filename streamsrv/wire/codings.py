@@ -23,7 +23,7 @@ from typing import Protocol
 import zstandard
 
 from streamsrv.wire.accept import LONGEST_REMEMBERED
-from streamsrv.wire.answers import Answer, Computed, Literal, Piece, Request, Stream, then
+from streamsrv.wire.answers import Answer, ByteStream, Computed, Literal, Piece, Request, then
 
 IDENTITY = ""
 LEVEL = 1
@@ -159,7 +159,7 @@ def _encoded(found: Answer, coding: str, *, bodiless: bool) -> Answer:
     if all(isinstance(piece, Literal) for piece in pieces):
         body = Literal(b"".join(encoded(_chunks(pieces), coding)))
         return replace(found, headers=headers, plan=(body,), length=body.length)
-    stream = Stream(lambda start, stop: encoded(_chunks(pieces), coding), None)
+    stream = ByteStream(lambda start, stop: encoded(_chunks(pieces), coding), None)
     return replace(found, headers=headers, plan=(stream,), length=None)
 
 
@@ -167,7 +167,7 @@ def _chunks(pieces: list[Piece]) -> Iterator[bytes]:
     for piece in pieces:
         if isinstance(piece, Literal):
             yield piece.payload
-        elif isinstance(piece, Stream):
+        elif isinstance(piece, ByteStream):
             yield from piece.chunks(0, piece.length)
         else:
             raise TypeError("the bytes of a segment cannot be encoded")

@@ -43,7 +43,7 @@ def walk(content, syntax=EXPLICIT, limits=None):
     """Events in short: values with their VR, structure as words."""
     words = {ITEM: "item", ITEM_END: "/item", SEQUENCE_END: "/sequence"}
     told = []
-    for tag, vr, offset, length, value in walker(content, syntax, limits).walk():
+    for tag, vr, offset, length, value in walker(content, syntax, limits).events():
         if tag in words:
             told.append(words[tag])
         elif value is None and vr == "SQ":
@@ -194,7 +194,7 @@ def test_values_over_the_thresholds_are_not_loaded():
         + element(0x00420012, "OB", b"five5 ")
         + element(0x7FE00001, "OV", bytes(8))
     )
-    values = [value for _, _, _, _, value in walker(content, limits=limits).walk()]
+    values = [value for _, _, _, _, value in walker(content, limits=limits).events()]
     assert values == [b"eight888", None, b"four", None, None]
 
 
@@ -295,10 +295,10 @@ def test_a_million_empty_elements_or_items_in_bounded_memory(shape):
         return empty * count if shape == "elements" else sequence(0x00081140, [empty * count])
 
     million = content(1_000_000)
-    assert sum(1 for _ in walker(million).walk()) >= 1_000_000
+    assert sum(1 for _ in walker(million).events()) >= 1_000_000
     walk_less = walker(content(50_000))
     tracemalloc.start()
-    assert sum(1 for _ in walk_less.walk()) >= 50_000
+    assert sum(1 for _ in walk_less.events()) >= 50_000
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
 

@@ -24,7 +24,7 @@ from streamsrv.store.fileops import Buffer, FileOps
 from streamsrv.store.maintenance.check import check
 from streamsrv.store.rows import InstanceKey, OnDuplicate
 from streamsrv.store.store import Store, StoreOptions
-from streamsrv.wire.answers import Literal, Request, Stream
+from streamsrv.wire.answers import ByteStream, Literal, Request
 
 STUDY = "1.2.3"
 BOUNDARY = "edge"
@@ -491,7 +491,7 @@ def test_a_long_response_is_streamed() -> None:
     stored = [StoredItem("1.2.840.1", STUDY, "1.4", generate_uid()) for _ in range(2_100)]
     made = answer(StoreResult(stored), request(2))
     (piece,) = made.plan
-    assert isinstance(piece, Stream)
+    assert isinstance(piece, ByteStream)
     assert made.length is None
     chunks = list(piece.chunks(0, None))
     assert len(orjson.loads(b"".join(chunks))["00081199"]["Value"]) == 2_100

@@ -25,7 +25,7 @@ from streamsrv.pixels.pool import PixelPool
 from streamsrv.plans.selection import Selection
 from streamsrv.retrieve import metadata
 from streamsrv.store.rows import SHORT_TEXT
-from streamsrv.wire.answers import Literal, Stream
+from streamsrv.wire.answers import ByteStream, Literal
 
 XML = 'multipart/related; type="application/dicom+xml"'
 LEVELS = [f"/studies/{STUDY}", f"/studies/{STUDY}/series/{SERIES}", instance_path("1.2.3.4.1")]
@@ -57,7 +57,7 @@ def test_long_xml_is_made_while_it_is_sent(study, monkeypatch):
     monkeypatch.setattr(metadata, "AT_ONCE", 10)
     answer = ask(study, f"{LEVELS[0]}/metadata", accept=XML)
     (piece,) = answer.plan
-    assert isinstance(piece, Stream)
+    assert isinstance(piece, ByteStream)
     assert payload(answer) == whole
 
 
@@ -97,7 +97,7 @@ def test_a_long_array_goes_out_in_pieces_and_is_kept_when_it_is_asked_for_again(
         part = ask(study, f"{LEVELS[0]}/metadata", range="bytes=0-99")
         assert payload(part) == whole[:100]
     monkeypatch.setattr(retrieve_world, "POOL", PixelPool(1))
-    for kind in (Stream, Stream, Literal, Literal):  # a part is not kept, the whole is
+    for kind in (ByteStream, ByteStream, Literal, Literal):  # a part is not kept, the whole is
         answer = ask(study, f"{LEVELS[0]}/metadata")
         (piece,) = answer.plan
         assert isinstance(piece, kind)

@@ -54,7 +54,7 @@ from streamsrv.pixels import transcoding
 from streamsrv.pixels.pool import PixelPool
 from streamsrv.retrieve import answering, instances
 from streamsrv.retrieve import frames as frame_answers
-from streamsrv.wire.answers import Deferred, Pending, Stream, resolved
+from streamsrv.wire.answers import ByteStream, Deferred, Pending, resolved
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 
@@ -699,7 +699,7 @@ def test_long_answers_are_made_while_they_are_sent(store, monkeypatch):
     assert np.array_equal(shown_values(coded), arrays)
     replaced(store, stored_as(image(kind, arrays), RLE, rle(kind, arrays)))
     answer = ask(store, ONE, accept=of_syntax(LITTLE))
-    assert any(isinstance(piece, Stream) for piece in answer.plan)
+    assert any(isinstance(piece, ByteStream) for piece in answer.plan)
     whole = payload(answer)
     assert len(whole) == answer.length
     middle = ask(store, ONE, accept=of_syntax(LITTLE), range=f"bytes=9000-{len(whole) - 500}")

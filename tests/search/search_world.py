@@ -14,7 +14,7 @@ from streamsrv.dicom.instance import FrameKind, JsonDataset
 from streamsrv.search import Searches, SearchLimits
 from streamsrv.store.index.index import Index
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance
-from streamsrv.wire.answers import Answer, Deferred, Literal, Request, Stream, resolved
+from streamsrv.wire.answers import Answer, ByteStream, Deferred, Literal, Request, resolved
 from streamsrv.wire.resources import target_of
 
 BASE = "https://example.org/v2"
@@ -126,7 +126,7 @@ def ask(store: Holder | Searches, url: str, **headers: str) -> Answer:
 def body_of(answer: Answer) -> bytes:
     body = b""
     for piece in answer.plan:
-        assert isinstance(piece, Literal | Stream)
+        assert isinstance(piece, Literal | ByteStream)
         body += piece.payload if isinstance(piece, Literal) else b"".join(piece.chunks(0, None))
     assert answer.length in (None, len(body))
     return body

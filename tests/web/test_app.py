@@ -10,7 +10,7 @@ import pytest
 from web_world import DEADLINE, Raw, eventually, settings_of
 
 from streamsrv.web.access_log import AccessLog, Way
-from streamsrv.wire.answers import Answer, Pending, Stream
+from streamsrv.wire.answers import Answer, ByteStream, Pending
 from streamsrv.wire.resources import ROUTES
 
 
@@ -109,7 +109,7 @@ async def test_draining_finishes_what_has_begun_and_closes_what_waits(port, http
     )
     await eventually(lambda: world.recorders)
     world.answers["1"] = lambda: Answer(
-        200, [], (Stream(lambda a, b: iter([b"x" * 10**6] * 20), 2 * 10**7),), 2 * 10**7
+        200, [], (ByteStream(lambda a, b: iter([b"x" * 10**6] * 20), 2 * 10**7),), 2 * 10**7
     )
     await downloading.send(message("GET /v2/studies/1"))
     await downloading.head()

@@ -13,7 +13,7 @@ from web_world import DEADLINE, Raw, eventually, settings_of, text
 
 from streamsrv.errors import NotAcceptable, NotFound, Overloaded
 from streamsrv.web.sending.transfer import SHORT
-from streamsrv.wire.answers import Answer, Literal, Span, Stream
+from streamsrv.wire.answers import Answer, ByteStream, Literal, Span
 
 DICOM = "Content-Type: application/dicom"
 
@@ -296,7 +296,7 @@ async def test_release_is_called_once_whatever_becomes_of_the_answer(port, world
     released = []
 
     def make(length):
-        answer = Answer(200, [], (Stream(lambda start, stop: iter([b"12345"]), length),), length)
+        answer = Answer(200, [], (ByteStream(lambda start, stop: iter([b"12345"]), length),), length)
         answer.release = lambda: released.append(length)
         return answer
 
@@ -321,7 +321,7 @@ async def test_an_answer_that_fails_half_way_is_cut_and_logged(port, world, capl
         yield b"12345"
         raise RuntimeError("the disk is broken")
 
-    world.answers["1"] = lambda: Answer(200, [], (Stream(chunk_and_fail, length),), length)
+    world.answers["1"] = lambda: Answer(200, [], (ByteStream(chunk_and_fail, length),), length)
     raw = await Raw.connect(port)
     await raw.send(message("GET /v2/studies/1"))
     everything = await raw.rest()
@@ -338,7 +338,7 @@ async def test_a_broken_frame_behind_good_ones_is_logged_in_a_sentence(port, wor
         yield b"12345"
         raise NotAcceptable("the codestream ends inside its picture", ())
 
-    world.answers["1"] = lambda: Answer(200, [], (Stream(chunk_and_fail, None),), None)
+    world.answers["1"] = lambda: Answer(200, [], (ByteStream(chunk_and_fail, None),), None)
     raw = await Raw.connect(port)
     await raw.send(message("GET /v2/studies/1"))
     assert not (await raw.rest()).endswith(b"0\r\n\r\n")
@@ -353,7 +353,7 @@ async def test_an_answer_cut_short_never_looks_complete_to_http_1_0(port, world)
         yield b"12345"
         raise RuntimeError("the disk is broken")
 
-    world.answers["1"] = lambda: Answer(200, [], (Stream(fail, None),), None)
+    world.answers["1"] = lambda: Answer(200, [], (ByteStream(fail, None),), None)
     raw = await Raw.connect(port)
     await raw.send(message("GET /v2/studies/1", version="HTTP/1.0"))
     with pytest.raises(ConnectionResetError):
@@ -367,7 +367,7 @@ async def test_unknown_lengths_are_chunked_or_end_with_the_connection(port, worl
         [],
         (
             Literal(b"[" * 10),
-            Stream(lambda start, stop: iter([b"a" * 100_000, b"", b"b"]), None),
+            ByteStream(lambda start, stop: iter([b"a" * 100_000, b"", b"b"]), None),
             Literal(b"]"),
         ),
         None,
@@ -479,7 +479,7 @@ async def test_no_descriptor_is_left_behind(port, world):
         await raw.close()
 
     world.answers["1"] = lambda: Answer(
-        200, [], (Stream(lambda start, stop: iter([b"x" * 100_000] * 1000), 10**8),), 10**8
+        200, [], (ByteStream(lambda start, stop: iter([b"x" * 100_000] * 1000), 10**8),), 10**8
     )
     await round_of_ends()
     count = len(os.listdir("/proc/self/fd"))
@@ -573,7 +573,7 @@ async def test_a_client_that_goes_while_its_answer_is_made(port, world, lines):
 
     def slow():
         gate.wait(DEADLINE)
-        answer = Answer(200, [], (Stream(lambda start, stop: iter([b"x"]), 1),), 1)
+        answer = Answer(200, [], (ByteStream(lambda start, stop: iter([b"x"]), 1),), 1)
         answer.release = lambda: released.append(True)
         return answer
 
@@ -600,8 +600,8 @@ async def test_a_client_that_has_shut_its_side_gets_its_whole_answer(port, world
     gate = threading.Event()
     plan, length = {
         "small": ((Literal(b"small"),), 5),
-        "long": ((Stream(lambda start, stop: iter([LONG[:100], LONG[100:]]), len(LONG)),), len(LONG)),
-        "of unknown length": ((Stream(lambda start, stop: iter([LONG, b"end"]), None),), None),
+        "long": ((ByteStream(lambda start, stop: iter([LONG[:100], LONG[100:]]), len(LONG)),), len(LONG)),
+        "of unknown length": ((ByteStream(lambda start, stop: iter([LONG, b"end"]), None),), None),
     }[kind]
 
     def slow():
@@ -657,7 +657,7 @@ async def test_an_answer_to_nobody_ends_soon(port, world, lines):
         while True:
             yield b"x" * 100_000
 
-    answer = Answer(200, [], (Stream(endless, None),), None, release=lambda: released.append(True))
+    answer = Answer(200, [], (ByteStream(endless, None),), None, release=lambda: released.append(True))
     world.answers["1"] = lambda: answer
     raw = await Raw.connect(port)
     await raw.send(message("GET /v2/studies/1"))

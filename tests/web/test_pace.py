@@ -7,7 +7,7 @@ import pytest
 from web_world import DEADLINE, Raw, eventually, settings_of
 
 from streamsrv.web.connection.pace import SHARED, Meter, Watch
-from streamsrv.wire.answers import Answer, Stream
+from streamsrv.wire.answers import Answer, ByteStream
 
 DICOM = "Content-Type: application/dicom"
 HEAD = b"GET /v2/studies/1.2 HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -109,7 +109,7 @@ async def test_time_that_we_spend_is_not_the_clients(port, world):
 
 async def test_a_reader_that_stops_is_cut_off_and_its_answer_released(port, world, lines):
     released = []
-    answer = Answer(200, [], (Stream(lambda start, stop: iter([b"x" * 1_000_000] * 100), 10**8),), 10**8)
+    answer = Answer(200, [], (ByteStream(lambda start, stop: iter([b"x" * 1_000_000] * 100), 10**8),), 10**8)
     answer.release = lambda: released.append(True)
     world.answers["1"] = lambda: answer
     raw = await Raw.connect(port, limit=1)

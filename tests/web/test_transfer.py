@@ -19,7 +19,7 @@ from streamsrv.web.connection.turns import Turns
 from streamsrv.web.sending import sources
 from streamsrv.web.sending.sources import LONG_STEP, PROBE_STEP, StreamReader, read_warm, to_page, warm_bytes
 from streamsrv.web.sending.transfer import PIECES_AT_ONCE, SHORT, SLICE, Transfer
-from streamsrv.wire.answers import Answer, Literal, Span, StoredParts, Stream
+from streamsrv.wire.answers import Answer, ByteStream, Literal, Span, StoredParts
 
 SIZE = 6 << 20
 
@@ -104,7 +104,7 @@ def stream_of(content, sizes, length=None):
             yield content[at : at + size]
             at += size
 
-    return Stream(chunks, length)
+    return ByteStream(chunks, length)
 
 
 def random_plan(seed, content):
@@ -249,7 +249,7 @@ async def test_a_stream_is_made_as_the_socket_takes_it_and_no_further(http_serve
             pulled.append(number)
             yield bytes([number]) * (1 << 20)
 
-    one = line([Stream(chunks, 50 << 20)])
+    one = line([ByteStream(chunks, 50 << 20)])
     one.start()
     await eventually(lambda: one.transfer._watching)
     for _ in range(50):
@@ -434,7 +434,7 @@ async def test_abort_waits_for_the_thread_and_closes_what_it_pulled(http_server,
         finally:
             closed.append(True)
 
-    one = line([Stream(chunks, None)])
+    one = line([ByteStream(chunks, None)])
     one.start()
     await eventually(inside.is_set)
     one.transfer.abort(TimeoutError("too slow"))

@@ -7,13 +7,23 @@ from concurrent.futures import Future
 import pytest
 
 from streamsrv.errors import NotFound
-from streamsrv.wire.answers import Answer, Deferred, Literal, Pending, Request, Span, Stream, resolved, then
+from streamsrv.wire.answers import (
+    Answer,
+    ByteStream,
+    Deferred,
+    Literal,
+    Pending,
+    Request,
+    Span,
+    resolved,
+    then,
+)
 
 
 def test_every_piece_knows_its_length() -> None:
-    pieces = [Literal(b"abc"), Span(1, 10, 4), Stream(lambda start, stop: iter(()), 5)]
+    pieces = [Literal(b"abc"), Span(1, 10, 4), ByteStream(lambda start, stop: iter(()), 5)]
     assert [piece.length for piece in pieces] == [3, 4, 5]
-    assert Stream(lambda start, stop: iter(()), None).length is None
+    assert ByteStream(lambda start, stop: iter(()), None).length is None
 
 
 def test_an_answer_is_empty_unless_told_otherwise() -> None:

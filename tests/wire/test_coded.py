@@ -7,7 +7,7 @@ import zlib
 import pytest
 import zstandard
 
-from streamsrv.wire.answers import Answer, Literal, Request, Span, Stream
+from streamsrv.wire.answers import Answer, ByteStream, Literal, Request, Span
 from streamsrv.wire.codings import coded
 from streamsrv.wire.conditional import evaluate
 
@@ -29,7 +29,7 @@ def found(payload: bytes = LONG, *, length: bool = True, status: int = 200) -> A
     plan = (
         (Literal(payload[:10]), Literal(payload[10:]))
         if length
-        else (Literal(payload[:10]), Stream(lambda start, stop: iter([payload[10:]]), None))
+        else (Literal(payload[:10]), ByteStream(lambda start, stop: iter([payload[10:]]), None))
     )
     headers = [("Content-Type", "application/dicom+json"), ("Vary", "Accept")]
     return Answer(status, headers, plan, len(payload) if length else None)

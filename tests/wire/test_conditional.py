@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamsrv.errors import PreconditionFailed, RangeNotSatisfiable
-from streamsrv.wire.answers import Answer, Literal, Piece, Request, Span, Stream
+from streamsrv.wire.answers import Answer, ByteStream, Literal, Piece, Request, Span
 from streamsrv.wire.byte_ranges import SlicedPlan, slice_plan
 from streamsrv.wire.conditional import (
     dated,
@@ -28,12 +28,12 @@ def request(method: str = "GET", **headers: str) -> Request:
     return Request(method, "/v2/studies/1", (), named, "http://h/v2", 2)
 
 
-def stream(payload: bytes) -> Stream:
+def stream(payload: bytes) -> ByteStream:
     def chunks(start: int, stop: int | None) -> Iterator[bytes]:
         wanted = payload[start:stop]
         yield from (wanted[at : at + 3] for at in range(0, len(wanted), 3))
 
-    return Stream(chunks, len(payload))
+    return ByteStream(chunks, len(payload))
 
 
 def plan_of(sizes: list[int]) -> tuple[list[Piece], bytes]:
@@ -252,7 +252,7 @@ def test_if_range(condition: str, status: int) -> None:
 
 
 def test_unknown_length_has_no_ranges() -> None:
-    unknown = [Literal(b"x"), Stream(lambda start, stop: iter(()), None)]
+    unknown = [Literal(b"x"), ByteStream(lambda start, stop: iter(()), None)]
     answered = evaluate(request(range="bytes=0-1"), answer(plan=unknown, length=None), ETAG)
     assert (answered.status, answered.plan, answered.length) == (200, unknown, None)
     assert "Accept-Ranges" not in dict(answered.headers)
@@ -277,7 +277,7 @@ def test_plan_is_walked_lazily_and_no_further_than_needed() -> None:
 
 def test_piece_of_unknown_length_cannot_be_sliced() -> None:
     with pytest.raises(ValueError, match="unknown length"):
-        list(slice_plan([Stream(lambda start, stop: iter(()), None)], 0, 1))
+        list(slice_plan([ByteStream(lambda start, stop: iter(()), None)], 0, 1))
 
 
 def test_whole_pieces_go_through_untouched() -> None:

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Generator, Iterator
 
 from streamsrv.errors import StoreCorrupt
-from streamsrv.wire.answers import Span, Stream
+from streamsrv.wire.answers import ByteStream, Span
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 # How far apart pages are probed: readahead brings at least so much at once.
@@ -27,10 +27,10 @@ READ_AHEAD = 8 << 20
 
 
 class StreamReader:
-    """Pulls the chunks of a Stream, holds it to its length, and sends them. `forward` runs in a thread, never
-    in two at once."""
+    """Pulls the chunks of a ByteStream, holds it to its length, and sends them. `forward` runs in a thread,
+    never in two at once."""
 
-    def __init__(self, stream: Stream, *, chunked: bool) -> None:
+    def __init__(self, stream: ByteStream, *, chunked: bool) -> None:
         self._chunks = stream.chunks(0, stream.length)
         self._expected = stream.length
         self._got = 0
