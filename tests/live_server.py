@@ -71,7 +71,8 @@ def environment():
     """Without settings of the machine; with the checkout, unless another executable was named."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("STREAMSRV_")}
     if "STREAMSRV" not in variables:
-        variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "codecs")])
+        folders = (ROOT, ROOT / "codecs", ROOT / "tests" / "without_oracles")
+        variables["PYTHONPATH"] = os.pathsep.join(map(str, folders))
     return variables
 
 

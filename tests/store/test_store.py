@@ -119,11 +119,11 @@ def test_of_racing_processes_one_wins(tmp_path):
         assert [str(finding) for finding in check(store, derive)] == []
 
 
-def test_nothing_leaks(tmp_path):
+def test_nothing_leaks(memory):
     """Descriptors and threads, over all that a store does."""
 
     def work():
-        with open_store(tmp_path) as store:
+        with open_store(memory) as store:
             put(store, *(payload_of(key_of(1, 1, n)) for n in range(3)))
             put(store, payload_of(key_of(1, 1, 0)))
             put(store, payload_of(key_of(1, 1, 0)), on_duplicate=OnDuplicate.ACCEPT_IDENTICAL)
@@ -138,7 +138,7 @@ def test_nothing_leaks(tmp_path):
             compact(store, everything=True)
             store.begin().abort()
             store.delete("1.1")
-        reindex(tmp_path, derive)
+        reindex(memory, derive)
 
     work()
     gc.collect()
