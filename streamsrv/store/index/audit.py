@@ -1,17 +1,16 @@
-"""The index against another one that was made, a moment ago, from the records themselves.
+"""Compares the index with a scratch index that was made from the records themselves.
 
-Strategy: every living record that a check has read goes into a scratch index, by the same verbs as into the
-real one, without what can be compared on the spot (metadata, frame tables, bulk values). In the end the two
-are merged, database by database: each must have exactly the rows of the other. What studies, series and
-searches say depends only on which instances there are, so the rows are equal to the byte; only the serial in
-front of an instance's row may differ.
+Strategy: every living record that a check has read is stored in a scratch index, by the same calls. Metadata,
+frame tables and bulk values are compared at once instead. At the end the two indexes are merged, database by
+database: each must have exactly the rows of the other. Only the serial in front of an instance's row may
+differ.
 
-A server may go on storing meanwhile. Every study that the log of changes names since the audit began is left
-out of the comparison: whatever differs there is not damage.
+A server may store meanwhile. Every study in the change log since the audit began is left out: a difference
+there is not damage.
 
 Rules of this file
 - Both sides are read in pages, beside writers.
-- No normalized value of an attribute is told: it may be a patient's name.
+- A report has no normalized value of an attribute: it may be a patient's name.
 """
 
 from __future__ import annotations
@@ -46,12 +45,11 @@ Pair: TypeAlias = tuple[bytes, bytes]
 
 PAGE = 1_000
 ENTRIES_AT_ONCE = 10_000
-# Findings kept until it is known which of them count. An index that is wrong in more places is rebuilt
-# anyway.
+# Differences kept until touched studies are known. An index with more of them is rebuilt anyway.
 MOST_DIFFERENCES = 10_000
-SERIAL = 8  # bytes in front of an instance's row that only its own index gives a meaning to
+SERIAL = 8  # bytes in front of an instance's row that differ between two indexes
 
-# Where a row says which study it belongs to: 0 in its key, 1 in its value.
+# The part of a row that names its study: 0 the key, 1 the value.
 COMPARED = {"instances": 0, "variants": 0, "studies": 0, "series": 0, "attributes": 1, "uids": 1}
 
 BY_SERIAL = ("metadata", "frames", "bulk")
@@ -66,7 +64,7 @@ class Difference:
 
 
 class Audit:
-    """One comparison. `folder` is for the scratch index; it is the caller's to remove."""
+    """One comparison. `folder` is for the scratch index; the caller removes it."""
 
     def __init__(self, index: Index, folder: Path) -> None:
         self._index = index
@@ -84,8 +82,7 @@ class Audit:
         self._scratch.put_segment(replace(row, live=0))
 
     def add(self, new: NewInstance) -> None:
-        """A living record, with the row derived from it. Metadata, frame table and bulk values are compared
-        elsewhere."""
+        """Add a living record to the scratch index."""
         segment, _, length = new.row.location
         self.live[segment] = self.live.get(segment, 0) + length
         self._waiting.append(replace(new, metadata=[], text=b"", frame_table=b"", bulk=[]))
@@ -101,7 +98,7 @@ class Audit:
     # One instance
 
     def compare(self, row: InstanceRow, new: NewInstance) -> Iterator[tuple[str, str]]:
-        """(database, what) for metadata, frame table and bulk values that are not what the record says."""
+        """(database, reason) for metadata, frame table and bulk values that differ from the record."""
         checks = {"metadata": self._metadata, "frames": self._frames, "bulk": self._bulk}
         for database, check in checks.items():
             try:
@@ -112,7 +109,7 @@ class Audit:
                 yield database, reason.detail
                 continue
             if not equal:
-                yield database, "differs from what the record says"
+                yield database, "differs from the record"
 
     def _metadata(self, row: InstanceRow, new: NewInstance) -> bool:
         expected = new.text or b"".join(map(BlobReader().frame, new.metadata))
@@ -137,13 +134,14 @@ class Audit:
         return sorted(found, key=by_path) == sorted(new.bulk, key=by_path)
 
     def unreadable(self, segment: int, begin: int, end: int) -> None:
-        """Nothing can be said of what the index has here, nor of its study; the caller has told why."""
+        """A range that the check could not read: rows of its instances, and their studies, are not
+        compared."""
         self._unreadable.append((segment, begin, end))
 
     # The whole
 
     def differences(self) -> Iterator[Difference]:
-        """Rows that only one of the two has, in studies that nobody has touched since."""
+        """Rows that only one index has, in studies without changes since the audit began."""
         self._flush()
         found = list(islice(self._merged(), MOST_DIFFERENCES))
         touched = touched_since(self._index, self._began) | self._unknown
@@ -161,13 +159,13 @@ class Audit:
                 study = study_of(row[place])
                 if only_ours and database == "instances" and self._lies_unreadable(row):
                     self._unknown.add(study)
-                what = "no record says so" if only_ours else "is missing, or has another value"
+                what = "no record proves it" if only_ours else "is missing, or has another value"
                 yield Difference(database, printable(database, row), what, study)
 
     def _lies_unreadable(self, row: Pair) -> bool:
         try:
             location = unpack_instance(split_triple(row[0]), bytes(SERIAL) + row[1]).location
-        except (StoreCorrupt, TypeError, UnicodeDecodeError):  # the key or the value is no instance's
+        except (StoreCorrupt, TypeError, UnicodeDecodeError):  # not the row of an instance
             return False
         return any(
             segment == location.segment and begin <= location.offset < end
@@ -175,7 +173,7 @@ class Audit:
         )
 
     def _owned(self, database: str, serials: array[int]) -> Iterator[Difference]:
-        """Rows that are found by an instance's serial: each must have its instance, chunks no gap."""
+        """Rows keyed by serial: each must have its instance, and its chunks no gap."""
         owners = iter(sorted(serials))
         owner, expected = next(owners, -1), 0
         rows = rows_of(self._index, database)
@@ -191,7 +189,7 @@ class Audit:
                 expected = chunk + 1
 
     def sums(self) -> Iterator[Difference]:
-        """Rows of which only their checksum says what they were; changes and metadata are told later."""
+        """Rows that only their checksum proves; changes and metadata are reported later."""
         missing = ABOUT - {key.decode("ascii", "replace") for key, _ in rows_of(self._index, "about")}
         for name in sorted(missing):
             yield Difference("about", name, "is missing", "")
@@ -203,7 +201,7 @@ class Audit:
                     yield Difference(database, row_name(database, key), "its checksum is wrong", "")
 
     def _gaps(self) -> Iterator[Difference]:
-        """Changes that cannot be read or are missing. The oldest ones may go while they are read."""
+        """Changes that are damaged or missing. The oldest ones may go while they are read."""
         expected = self._first_change()
         for key, value in rows_of(self._index, "changes"):
             sequence = int.from_bytes(key, "big")
@@ -217,18 +215,18 @@ class Audit:
             expected = sequence + 1
 
     def _first_change(self) -> int:
-        """1 if it cannot be read, which `sums` tells."""
+        """1 if it cannot be read; `sums` reports that."""
         try:
             return self._index.first_change()
         except (StoreCorrupt, KeyError):
             return 1
 
     def _origins(self, serials: array[int]) -> Iterator[Difference]:
-        """For each instance the change that stored it, if it is kept; gathers their serials."""
+        """Each instance must have the change that stored it, if it is kept. Collects the serials."""
         oldest = self._first_change()
         for key, value in rows_of(self._index, "instances", whole=True):
             if len(value) < SERIAL:
-                continue  # told already: it differs
+                continue  # reported already
             serial = serial_of(value)
             serials.append(serial)
             if 0 < serial < oldest:
@@ -236,18 +234,18 @@ class Audit:
             try:
                 changes = self._index.changes(serial - 1, 1) if serial else []
             except StoreCorrupt:
-                continue  # told by _gaps
+                continue  # reported by _gaps
             origin = changes[0] if changes and changes[0].sequence == serial else None
             same = origin is not None and (triple(origin.key), origin.record_id) == (key, record_id_of(value))
             if not same and 0 < serial < (oldest := self._first_change()):
-                continue  # it has gone meanwhile
+                continue  # removed meanwhile
             if not same or (origin is not None and origin.kind is ChangeKind.DELETED):
                 what = f"change {serial}, in index database changes, did not store it"
                 yield Difference("instances", printable("instances", (key, value)), what, "")
 
 
 def last_change(index: Index) -> int:
-    """The sequence of the latest change, by halving."""
+    """The sequence of the latest change, by binary search."""
 
     def any_from(sequence: int) -> bool:
         try:
@@ -265,7 +263,7 @@ def last_change(index: Index) -> int:
 
 
 def touched_since(index: Index, after: int) -> set[str]:
-    """Studies that have changed since; changes that cannot be read are told elsewhere."""
+    """Studies that have changed since. Damaged changes are reported elsewhere."""
     studies: set[str] = set()
     with contextlib.suppress(StoreCorrupt):
         while page := index.changes(after, PAGE):
@@ -275,13 +273,13 @@ def touched_since(index: Index, after: int) -> set[str]:
 
 
 def rows_of(index: Index, database: str, *, whole: bool = False) -> Iterator[Pair]:
-    """All rows of a database in order; those of instances without the serial, unless `whole`."""
+    """All rows of a database in order; rows of instances without the serial, unless `whole`."""
     cut = SERIAL if database == "instances" and not whole else 0
     return ((key, value[cut:]) for key, value in index.dump(database))
 
 
 def unequal(ours: Iterator[Pair], theirs: Iterator[Pair]) -> Iterator[tuple[Pair, bool]]:
-    """Rows that only one of two ordered streams has, and whether it is the first."""
+    """Rows that only one of two ordered streams has, and whether it is the first stream."""
     left, right = next(ours, None), next(theirs, None)
     while left is not None or right is not None:
         if left == right:
@@ -300,7 +298,7 @@ def study_of(part: bytes) -> str:
 
 
 def printable(database: str, row: Pair) -> str:
-    """Where it is, without what a patient is called."""
+    """The place of a row, without values of a patient."""
     key, value = row
     if database == "attributes":
         owner = value.decode("ascii", "replace").replace("\0", "/")

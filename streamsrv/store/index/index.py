@@ -1,4 +1,4 @@
-"""The index: which SOP instances there are, where their bytes are, and what is known of them.
+"""The index: which SOP instances there are, where their bytes are, and their attributes.
 
 Strategy: an ordered map behind few calls, in batches. Writing calls return when the write is durable, and may
 come from any thread. Reading calls see everything that any process has acknowledged. docs/store-contract.md
@@ -112,7 +112,7 @@ class Index(Reading):
 
     def catch_up(self) -> None:
         """Make every commit visible, also the last one of a process that was killed in the middle of it. Call
-        this before a decision that depends on what exists."""
+        this before a decision that depends on the content."""
         self._writer.catch_up()
 
     def add_segment(self) -> int:

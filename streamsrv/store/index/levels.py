@@ -1,7 +1,7 @@
 """Studies and series, kept correct while instances come and go.
 
-Strategy: the instances of a series nearly always agree on its attributes. Each distinct set of study and
-series attributes is kept once, as a *variant*, with the number of its instances and the order of the latest
+Strategy: the instances of a series nearly always agree on its attributes. A *variant* is a distinct set of
+study and series attributes. It is kept once, with the number of its instances and the order of the latest
 one. So 400 instances of a series cost one merge: a transaction counts, and `flush` writes each touched series
 and study once.
 

@@ -1,8 +1,8 @@
 """Reading from the index: instances, frame tables, metadata, bulk values.
 
 Strategy: each call, and each batch of an iterator, has its own read transaction. It ends before the result is
-handed out. A page continues behind a key, so pages are right whatever is stored or deleted between them.
-"""
+handed out. A page continues behind a key, so pages stay right if instances are stored or deleted between
+them."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ _ORDER = struct.Struct(">Q16s")
 _ID_AND_TIME = struct.Struct("<16sQ")
 
 # location, record id, stored at, digest; dataset offset, deflated; pixels; geometry and pixel facts; frames;
-# metadata; variant; lengths of what follows
+# metadata; variant; lengths of the two UIDs that follow
 _INSTANCE = struct.Struct("<IQQ16sQ16sQ?QQIHHHHBQQQQI16sBB")
 UIDS_AT = _SERIAL.size + _INSTANCE.size  # SOP class and syntax, in an instance's row
 VARIANT_AT = UIDS_AT - VARIANT_BYTES - 2

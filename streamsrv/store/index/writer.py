@@ -1,6 +1,6 @@
 """The writer of the index in one process, and its group commit.
 
-Strategy: a commit costs one wait for the disk, whatever its size is. So requests queue, and the first of them
+Strategy: a commit of any size costs one wait for the disk. So requests queue, and the first of them
 leads. In its own thread it begins a transaction and applies all waiting requests, up to SLICE_INSTANCES or
 SLICE_BYTES. It commits them durably, and wakes each with its result or its exception. New requests queue
 meanwhile, and the first of them leads next. A request that is alone needs no other thread.

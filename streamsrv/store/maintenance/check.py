@@ -1,18 +1,18 @@
-"""Is what lies on the disk what was written? Every record hashed again, every row of the index derived again.
+"""Checks that the disk holds the bytes that were written: hashes every record and derives every index row
+again.
 
-Strategy: (1) walk each segment up to its committed end, hash every payload, derive every living instance from
-its bytes, compare what the index has of it on the spot, and put it into a scratch index; (2) a whole record
-that the index does not know must have been killed: look for its tombstone; (3) compare the index with the
-scratch index (see audit), and the bytes that it counts in segments.
+Strategy: (1) read each segment up to its committed end and hash every payload. Derive every living instance
+from its bytes, compare it with the index, and add it to a scratch index. (2) A whole record without index row
+must have been deleted: look for its tombstone. (3) Compare the index with the scratch index (see
+index/audit.py), and the byte counts of segments.
 
-It runs beside a live server, of which it takes one thing for granted: what lies before a committed end never
-changes. Whatever is not as expected is looked up again before it is reported, for the server may have moved
-on. Compaction waits until it is done.
+It runs beside a live server. Bytes before a committed end never change. Every other surprise is looked up
+again before it is reported, because the server may have changed it. Compaction waits until the check is done.
 
 Rules of this file
-- Nothing of the store is changed. A finding says where (segment and byte, or database and row) and what; no
-  patient's value is in it.
-- `derive` makes the index entry of a record from its bytes: the reader of DICOM lives upstairs.
+- The store is not changed. A finding names its place (segment and byte, or database and row) and its kind,
+  and no value of a patient.
+- `derive` makes the index entry of a record from its bytes: the reader of DICOM is in a higher room.
 """
 
 from __future__ import annotations
@@ -82,21 +82,21 @@ def wrong_payload(location: Location) -> str:
 
 @dataclass(slots=True)
 class Descriptor:
-    """What a Record reads from."""
+    """The file of a Record."""
 
     fd: int
 
 
 def stored_record(fd: int, segment: int, found: FoundRecord) -> Record:
-    """A record of a segment, as `derive` wants it."""
+    """A record of a segment, for `derive`."""
     header = found.header
     location = Location(segment, found.payload, header.length)
     return Record(Descriptor(fd), 0, location, header.record_id, header.digest, header.stored_at)
 
 
 def check(store: Store, derive: Derive) -> Iterator[Finding]:
-    """Findings as they come; none means that all is well. StoreLocked while a compaction or another check
-    runs."""
+    """Yields findings; none means that all is well. Raises StoreLocked during a compaction or another
+    check."""
     with contextlib.ExitStack() as held:
         held.enter_context(contextlib.closing(_undisturbed(store)))
         scratch = held.enter_context(_scratch(store))
@@ -105,7 +105,7 @@ def check(store: Store, derive: Derive) -> Iterator[Finding]:
 
 
 def _undisturbed(store: Store) -> Locks | FolderLock:
-    """Excludes compaction, which moves records. A folder that cannot be written to has none."""
+    """Excludes compaction, which moves records. A read-only folder has none."""
     if not os.access(store.layout.root, os.W_OK):
         return FolderLock(-1)
     locks = Locks(store.manifest)
@@ -117,8 +117,7 @@ def _undisturbed(store: Store) -> Locks | FolderLock:
 
 @contextlib.contextmanager
 def _scratch(store: Store) -> Iterator[Path]:
-    """A folder for the scratch index: beside the real one if that is writable and has as much room as the
-    real one takes, else where temporary files are."""
+    """A folder for the scratch index: beside the real index if that has room, else among temporary files."""
     beside = store.layout.scratch_index
     free, _ = store.ops.space(store.layout.root)
     room = free > store.index.statistics()["bytes_file"] + SCRATCH_ROOM
@@ -135,7 +134,7 @@ def _scratch(store: Store) -> Iterator[Path]:
 
 
 def readable_ids(payload: bytes) -> Sequence[bytes]:
-    """Those of a tombstone that can be told."""
+    """The ids of a tombstone that can be read."""
     try:
         return unpack_ids(payload)
     except TombstoneDamaged as reason:
@@ -148,9 +147,9 @@ class _Checker:
         self._index = store.index
         self._derive = derive
         self._audit = audit
-        # Whole records that the index does not point to: id -> where, and whose. They must have been killed.
+        # Whole records without index row: id -> place and key. They must have been deleted.
         self._suspects: dict[bytes, tuple[Location, InstanceKey]] = {}
-        # Records whose payload is damaged: id -> where. Nothing is lost if they have been killed.
+        # Records with damaged payload: id -> place. Nothing is lost if they have been deleted.
         self._damaged: dict[bytes, Location] = {}
         self._payloads: dict[int, int] = {}  # segment -> bytes of its instances' payloads, dead or alive
         self._others: dict[int, int] = {}  # segment -> bytes of its voids and tombstones
@@ -174,7 +173,7 @@ class _Checker:
     # Segments
 
     def _segments(self) -> dict[int, SegmentRow]:
-        """Those whose rows can be read. Of the others nothing can be said."""
+        """The segments whose rows can be read; the others are left out of the comparison."""
         rows, damaged = self._index.readable_segments()
         for segment in damaged:
             self._audit.unreadable(segment, 0, WHOLE_SEGMENT)
@@ -190,7 +189,7 @@ class _Checker:
         try:
             return self._index.segment(segment) is not None
         except StoreCorrupt:
-            return True  # and told
+            return True  # and reported
 
     def _segment(self, row: SegmentRow) -> Iterator[Finding]:
         try:
@@ -201,7 +200,7 @@ class _Checker:
                 for step in self._store.form.walk(fd, row.segment, min(row.committed_end, length)):
                     yield from self._step(fd, row.segment, step)
         except SegmentGone:
-            return  # told, if it should be there
+            return  # reported, if it should exist
 
     def _step(self, fd: int, segment: int, step: FoundRecord | DamagedBytes) -> Iterator[Finding]:
         if isinstance(step, DamagedBytes):
@@ -230,7 +229,7 @@ class _Checker:
                 yield from self._instance(fd, segment, step)
 
     def _wrong(self, segment: int, found: FoundRecord) -> Iterator[Finding]:
-        """A payload that is not the one that arrived. Of an instance it is told later."""
+        """A damaged payload. For an instance it is reported later."""
         self._unreadable(segment, found.offset, found.end)
         location = Location(segment, found.payload, found.header.length)
         if found.header.kind is RecordKind.INSTANCE:
@@ -264,7 +263,7 @@ class _Checker:
             yield error(f"index database {database}, of {'/'.join(row.key)}", what)
 
     def _counts(self, rows: dict[int, SegmentRow]) -> Iterator[Finding]:
-        """Live and dead bytes, of the segments in which nothing has happened since the check began."""
+        """Live and dead bytes of the segments without changes since the check began."""
         for segment, row in self._segments().items():
             if segment not in self._payloads or rows.get(segment) != row:
                 continue
@@ -282,7 +281,7 @@ class _Checker:
         damaged = dict(self._damaged)
         if self._suspects or damaged:
             for segment in list(self._store.layout.segment_files()):
-                self._absolve(segment)
+                self._drop_deleted(segment)
         for record_id, location in damaged.items():
             if record_id in self._damaged:
                 yield error(at(*location[:2]), wrong_payload(location))
@@ -298,17 +297,17 @@ class _Checker:
                     f"the record at {at(*location[:2])} is whole, not deleted or replaced, and has no row",
                 )
 
-    def _absolve(self, segment: int) -> None:
-        """Those whom a record of this segment kills are rightly dead."""
+    def _drop_deleted(self, segment: int) -> None:
+        """Records that this segment deletes are expected to have no row."""
         try:
             with self._store.open_segments([segment]) as lease:
-                for record_id in self._killed(lease, segment):
+                for record_id in self._deleted(lease, segment):
                     self._suspects.pop(record_id, None)
                     self._damaged.pop(record_id, None)
         except SegmentGone:
             return
 
-    def _killed(self, lease: SegmentLease, segment: int) -> Iterator[bytes]:
+    def _deleted(self, lease: SegmentLease, segment: int) -> Iterator[bytes]:
         fd = lease.fd(segment)
         for step in self._store.form.walk(fd, segment, os.fstat(fd).st_size):
             if isinstance(step, DamagedBytes):

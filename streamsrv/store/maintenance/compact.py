@@ -1,25 +1,22 @@
-"""Compaction: the living records of mostly dead segments move to another segment, and the dead ones' files
-go.
+"""Compaction: living records of mostly dead segments move to another segment, and the old files are removed.
 
-Strategy: a victim is sealed, so that nothing in it changes any more but which of its records live. Those are
-copied within the kernel to a borrowed segment in slices, synced, and swapped in the index by compare-and-set;
-then the tombstones that are still needed; then the file is unlinked. It runs beside a live server: readers
-that have the file open keep it, others look up again.
+Strategy: a victim is sealed, so that only the set of its living records can change. Those records are copied
+within the kernel to an acquired segment in slices, synced, and swapped in the index by compare-and-set. Then
+tombstones follow that are still needed, and the file is removed. It runs beside a live server: readers that
+have the file open keep it, others look up again.
 
-Which records live in a segment is found by walking the whole index. So victims are taken in groups, with one
-walk for each: as many as the disk has room for before the first of them is unlinked.
+The living records of a segment are found by reading the whole index. So victims are taken in groups, as many
+as the disk has room for, with one pass for each group.
 
-A crash leaves at most copies that the index does not point to (they are cut off with the segment that was
-borrowed for them, or are dead in it), and a victim that the next compaction takes up again. Copies keep their
-record id, so whatever kills one kills both.
+A crash leaves copies without index row, and a victim that the next compaction takes up again. Copies keep
+their record id, so a tombstone deletes both.
 
 Rules of this file
-- A tombstone goes with its segment only if no other segment holds a record that it kills. Where a damaged
+- A tombstone goes with its segment only if no other segment holds a record that it deletes. Where a damaged
   header might hide such a record, all are kept.
-- A victim is unlinked only when the index says that nothing lives in it. If something in it cannot be read,
-  it may hide a tombstone, and stays. When every segment is compacted no other can hold a record that it
-  kills: then its file is moved to lost+found.
-"""
+- A victim is removed only when no instance lives in it. If something in it cannot be read, it may hide a
+  tombstone, and stays. When every segment is compacted, no other segment can hold a record that it deletes:
+  then its file is moved to lost+found."""
 
 from __future__ import annotations
 
@@ -51,20 +48,20 @@ from streamsrv.store.segments.tombstones import write_tombstone
 from streamsrv.store.segments.verifying import damage_of, damaged_record, header_of, register
 from streamsrv.store.store import Store
 
-# Copying a segment that is half alive frees as much as it writes; below that it costs more than it gives.
+# Above half alive, a segment costs more writing than it frees.
 MOSTLY_DEAD = 0.5
-# Of what is free on the disk, the share that the copies of one group may take.
+# The copies of one group may take this share of the free space: one part in GROUP_SHARE.
 GROUP_SHARE = 4
-# Victims whose headers may be open at once: a process may have 1,024 descriptors.
+# Victims in one group: a process may have 1,024 descriptors.
 GROUP_MOST = 512
-# Copied and synced at once: bounds what a crash wastes, and how far a segment can grow over its size.
+# Bytes copied and synced at once: bounds the waste of a crash, and the growth of a segment over its size.
 SLICE_BYTES = 256 << 20
 
 
 @dataclass(slots=True)
 class Compaction:
-    """The result of a compaction. `damaged` are segments that stay, because something in them cannot be read;
-    `busy` are segments that a request was writing to; `index_rewritten` is None if it was not asked for."""
+    """The result of a compaction. `damaged` are segments that stay because something in them cannot be read;
+    `busy` are segments with a writer; `index_rewritten` is None if not requested."""
 
     segments: list[int] = field(default_factory=list)
     damaged: list[int] = field(default_factory=list)
@@ -76,11 +73,9 @@ class Compaction:
 
 
 def compact(store: Store, everything: bool = False) -> Compaction:
-    """Compact mostly dead segments; with `everything` each segment and the index, waiting for requests in
-    flight to end.
-
-    StoreLocked while another compaction runs. The index is rewritten only if no other process has it open.
-    """
+    """Compact mostly dead segments; with `everything` each segment and the index, waiting for running
+    requests. Raises StoreLocked during another compaction. The index is rewritten only if no other process
+    has it open."""
     locks = Locks(store.manifest)
     try:
         if not locks.try_lock_compaction():
@@ -89,7 +84,7 @@ def compact(store: Store, everything: bool = False) -> Compaction:
         try:
             return compactor.run(everything)
         except InsufficientStorage:
-            time.sleep(2 * LINGER)  # readers still hold the space of segments that were just removed
+            time.sleep(2 * LINGER)  # readers still hold the space of removed segments
             return store.reserve.with_room(lambda: compactor.run(everything))
     finally:
         locks.close()
@@ -101,10 +96,10 @@ class _Compactor:
         self._index = store.index
         self._locks = locks
         self._report = Compaction()
-        self._holders: dict[bytes, set[int]] = {}  # of ids that victims' tombstones kill
+        self._holders: dict[bytes, set[int]] = {}  # id that a victim's tombstone deletes -> segments with it
         self._certain = True
         self._everything = False
-        self._damaged: set[int] = set()  # victims in which something cannot be read
+        self._damaged: set[int] = set()  # victims with unreadable parts
         self._output: SegmentWriter | None = None
 
     def run(self, everything: bool) -> Compaction:
@@ -138,8 +133,9 @@ class _Compactor:
                 yield row
 
     def _drop_missing(self, row: SegmentRow, everything: bool) -> None:
-        """It was unlinked by a compaction that came no further. Or its file is lost and nothing lives in it
-        any more: when every segment is compacted, none can hold a record that its tombstones killed."""
+        """Drop a segment without file and without living instances: an interrupted compaction removed it, or
+        it is lost and, as all segments are compacted, no other can hold a record that its tombstones
+        deleted."""
         _, slot = self._locks.slot(row.segment)
         if everything or (slot is not None and slot.state is State.REMOVED):
             self._locks.ensure(row.segment, Slot(State.REMOVED, row.committed_end))
@@ -147,12 +143,12 @@ class _Compactor:
             self._index.drop_segment(row.segment)
 
     def _worth_it(self, row: SegmentRow) -> bool:
-        """One that still grows is left alone while it has little to give."""
+        """A growing segment is left alone while it would free little."""
         enough = row.sealed or row.dead >= self._store.segments.size // 16
         return enough and row.dead > (row.live + row.dead) * MOSTLY_DEAD
 
     def _sealed(self, row: SegmentRow, waiting: bool) -> bool:
-        """Nobody writes to it from here on; False if somebody does now."""
+        """Seal a segment; False if it has a writer."""
         if row.sealed:
             return True
         if self._store.segments.seal_growing(row.segment, waiting=waiting):
@@ -163,9 +159,10 @@ class _Compactor:
     # Tombstones
 
     def _find_holders(self, victims: list[int]) -> None:
-        """Which segments hold records that the victims' tombstones kill: one walk over all headers."""
+        """Find the segments that hold records which the victims' tombstones delete, by reading all
+        headers."""
         for victim in victims:
-            for _, killed in self._kills(victim):
+            for _, killed in self._deletes(victim):
                 self._holders.update((record_id, set()) for record_id in killed)
         if not self._holders:
             return
@@ -186,8 +183,8 @@ class _Compactor:
         except SegmentGone:
             return
 
-    def _kills(self, segment: int) -> Iterator[tuple[FoundRecord, Sequence[bytes]]]:
-        """The records of a segment that kill others, and whom."""
+    def _deletes(self, segment: int) -> Iterator[tuple[FoundRecord, Sequence[bytes]]]:
+        """The records of a segment that delete others, with the deleted ids."""
         with self._store.open_segments([segment]) as lease:
             for step in self._walk(segment):
                 if isinstance(step, DamagedBytes):
@@ -207,10 +204,11 @@ class _Compactor:
             return reason.certain
 
     def _keep_tombstones(self, victim: int) -> None:
-        """A living record has taken along whom it replaces, too: once more does no harm."""
+        """The copy of a living record names the record that it replaces, too; a second tombstone does no
+        harm."""
         needed: list[bytes] = []
-        for _, killed in self._kills(victim):
-            # A tombstone that could not be read before has no holders yet: any segment may be one.
+        for _, killed in self._deletes(victim):
+            # A tombstone that could not be read before has no holders: any segment may be one.
             held = (each for each in killed if self._holders.get(each, {0}) - {victim})
             needed += held if self._certain else killed
             if len(needed) >= SLICE_INSTANCES:
@@ -229,8 +227,8 @@ class _Compactor:
     # Moving
 
     def _groups(self, victims: list[int]) -> Iterator[list[int]]:
-        """What lives in the victims of a group is copied before any of them goes. Those that give the most
-        for the least copying come first: the disk may be full."""
+        """All copies of a group are made before its first victim goes. Victims with the least to copy come
+        first, because the disk may be full."""
         live = {victim: row.live for victim, row in self._index.segments().items()}
         group: list[int] = []
         size = 0
@@ -284,7 +282,7 @@ class _Compactor:
         self._report.moved += sum(done)
 
     def _copy(self, lease: SegmentLease, row: InstanceRow, output: SegmentWriter) -> Location:
-        """PENDING: after a crash the rest of a long copy is cut off, and takes no room in lost+found."""
+        """PENDING, so that after a crash a partial copy is cut off and not kept in lost+found."""
         segment, offset, length = row.location
         header = RecordHeader(RecordKind.PENDING, row.record_id, 0, 0, NO_DIGEST, output.committed)
         output.append([self._store.form.pack(header, output.segment, output.end)])
@@ -294,7 +292,7 @@ class _Compactor:
         return moved
 
     def _verify(self, fd: int, row: InstanceRow) -> None:
-        """A damaged instance moves as it is, with the digest of its arrival: it stays known as damaged."""
+        """A damaged instance moves with its old digest, so it stays registered as damaged."""
         try:
             reason = damage_of(self._store.form, fd, row)
         except OSError as error:
@@ -306,7 +304,7 @@ class _Compactor:
     def _validate(
         self, lease: SegmentLease, row: InstanceRow, moved: Location, output: SegmentWriter
     ) -> None:
-        """A damaged header is made again from the index, and its victim's tombstones are all kept then."""
+        """A damaged header is made again from the index; then all tombstones of its victim are kept."""
         old = header_of(self._store.form, lease.fd(row.location.segment), row)
         digest, replaced = (old.digest, old.replaced) if old else (row.digest, NO_ID)
         began = output.committed
@@ -317,7 +315,7 @@ class _Compactor:
         output.overwrite(self._store.form.pack(header, output.segment, at), at)
 
     def _room(self) -> SegmentWriter:
-        """The segment that takes the copies, another one when it is full."""
+        """The segment for the copies; another one when it is full."""
         if self._output is not None and self._output.end >= self._store.segments.size:
             self._release_output()
         if self._output is None:

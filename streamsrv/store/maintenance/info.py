@@ -1,4 +1,4 @@
-"""The state and contents of a store, for people and scripts."""
+"""The state and contents of a store, for the verb `info`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ MOST_NAMED = 100  # damaged instances
 
 
 def info(store: Store) -> dict[str, Any]:
-    """`problems` names each part of it that cannot be served or trusted, as far as names and lengths of files
-    tell; `lost_and_found` counts bytes that were cut off segments."""
+    """`problems` are parts that cannot be served or trusted, by names and lengths of files. `lost_and_found`
+    counts bytes that were cut off segments."""
     rows = store.index.segments().values()
     statistics = store.index.statistics()
     free, total = store.ops.space(store.layout.root)
@@ -40,7 +40,7 @@ def info(store: Store) -> dict[str, Any]:
 
 
 def scrubbed(store: Store) -> dict[str, Any]:
-    """How old the last verification of a byte is at most; times are UTC."""
+    """The age of the oldest verification; times are UTC."""
     state = ScrubState.load(store.layout.scrub_state)
     oldest, never = verified_until(state, store.index.segments())
     current = state.current
@@ -53,7 +53,7 @@ def scrubbed(store: Store) -> dict[str, Any]:
 
 
 def damaged_instances(store: Store) -> dict[str, str]:
-    """The first MOST_NAMED: UIDs, and where and why."""
+    """UIDs, place and reason of the first MOST_NAMED."""
     return {
         "/".join(record.key) if record.key else f"record {record.record_id.hex()}": (
             f"segment {record.location.segment}, byte {record.location.offset}: {record.reason}; "
@@ -64,5 +64,5 @@ def damaged_instances(store: Store) -> dict[str, str]:
 
 
 def time_text(seconds: float) -> str:
-    """Of seconds since 1970."""
+    """`seconds` since 1970."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

@@ -1,11 +1,11 @@
-"""The index that a reindex replaces: a second witness of which instances there are.
+"""The index that a reindex replaces: a second source for the existing instances.
 
-Strategy: segments are read first, and they decide. Where they are damaged, the old index still knows
-which instance lay there, its metadata and its bytes. So nothing that it knows is dropped without a word.
+Strategy: segments are read first, and they decide. Where they are damaged, the old index still has the
+instance, its metadata and its place. So nothing in it is dropped without a finding.
 
 Rules of this file
-- A damaged LMDB file may kill the process that reads it. So every row is read in a child process first.
-- Of a row that cannot be read only its key counts.
+- A damaged LMDB file may kill the process that reads it. So a child process reads every row first.
+- If a row cannot be read, only its key counts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ENTRIES_AT_ONCE = 10_000
 
 
 class OldIndex:
-    """Open for reading. Close it."""
+    """The index, open for reading. Close it."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -36,7 +36,7 @@ class OldIndex:
 
     @classmethod
     def open(cls, folder: Path, fingerprint: bytes) -> OldIndex | None:
-        """None if there is none, or if it cannot be read; WrongStore if it is another store's."""
+        """None if it is missing or cannot be read. Raises WrongStore if it is another store's."""
         if not folder.exists() or not _is_readable(folder, fingerprint):
             return None
         index = Index.open(folder, read_only=True, store=fingerprint)
@@ -50,7 +50,7 @@ class OldIndex:
         self._index.close()
 
     def end(self, segment: int) -> int:
-        """Where it was committed; 0 if the segment is not known."""
+        """Its committed end, 0 for an unknown segment."""
         row = self.segments.get(segment)
         return row.committed_end if row else 0
 
@@ -58,7 +58,6 @@ class OldIndex:
         return self.segments.get(segment)
 
     def rows(self) -> Iterator[tuple[InstanceKey, InstanceRow | None]]:
-        """Every instance in the order of keys; None where its row cannot be read."""
         return self._index.all_rows()
 
     def has(self, key: InstanceKey, record_id: bytes) -> bool:
@@ -73,7 +72,7 @@ class OldIndex:
         return self._by_place[segment]
 
     def taken_over(self, row: InstanceRow) -> NewInstance:
-        """All that the index has of an instance. Raises StoreError if it cannot be read."""
+        """The whole entry of an instance. Raises StoreError if it cannot be read."""
         text = b"".join(self._index.metadata([row]))
         if len(text) <= SHORT_TEXT:
             chunks, short = [], text
@@ -100,7 +99,7 @@ class OldIndex:
 
 
 def attributes_in(text: bytes) -> JsonDataset:
-    """Those that searches use, of an instance's metadata with slots. Raises StoreCorrupt."""
+    """The attributes that searches use, from metadata with slots. Raises StoreCorrupt."""
     try:
         whole: JsonDataset = orjson.loads(text.replace(b"\0", b""))
         return {tag: element for tag, element in whole.items() if tag in KEEP}
@@ -114,7 +113,7 @@ def _is_readable(folder: Path, fingerprint: bytes) -> bool:
         _read_all(folder, fingerprint)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) == FOREIGN:
-        Index.open(folder, read_only=True, store=fingerprint).close()  # says why
+        Index.open(folder, read_only=True, store=fingerprint).close()  # raises WrongStore
     return status == 0
 
 

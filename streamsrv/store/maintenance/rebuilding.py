@@ -82,7 +82,7 @@ class Rebuild:
             index.register_damage(portion)
 
     def _use_up_numbers(self, index: Index) -> None:
-        """Those of removed segments are not used again."""
+        """Numbers of removed segments are not used again."""
         last = max((*self._sources.known_slots, *(self._old.segments if self._old else ())), default=0)
         if last not in index.segments() and last:
             index.put_segment(SegmentRow(last))
@@ -120,7 +120,8 @@ class Rebuild:
             self._succeed(new, other, batch)
 
     def _stays_dead(self, number: int, found: FoundRecord, new: NewInstance) -> bool:
-        """The old index knew the segment this far, and not this instance: its tombstone may be unreadable."""
+        """True if the old index has the segment this far without this instance: its tombstone may be
+        unreadable."""
         if self._old is None or not self.scan.hidden or found.offset >= self._old.end(number):
             return False
         if self._old.has(new.row.key, new.row.record_id):
@@ -157,8 +158,8 @@ class Rebuild:
         return self._taken_over(row) if row and row.record_id == found.header.record_id else None
 
     def _succeed(self, new: NewInstance, other: InstanceRow, batch: _Waiting) -> None:
-        """Two records of one key, which only a disk that lies can leave: the later one wins, the other
-        becomes void."""
+        """Two records of one key, left by a disk that lost a sync: the later one wins, the other becomes
+        void."""
         self._find(Severity.NOTE, f"instance {'/'.join(new.row.key)}", "stored twice: the later one is kept")
         batch.replace(other, new)
         number, payload, length = other.location
@@ -257,13 +258,13 @@ class _Waiting:
         self._waiting, self._size = {}, 0
 
     def _commit(self, new: list[NewInstance], replaced: list[InstanceRow]) -> None:
-        """Where segments end is in the index already."""
+        """The ends of segments are in the index already."""
         segment = new[0].row.location.segment
         self._index.commit(new, segment=segment, committed_end=0, replaced=replaced)
 
 
 def void(begin: int, end: int) -> RecordHeader:
-    """Its `began` proves nothing."""
+    """A VOID header. Its `began` proves nothing."""
     return RecordHeader(RecordKind.VOID, NO_ID, 0, end - begin - HEADER, NO_DIGEST, FIRST_RECORD)
 
 

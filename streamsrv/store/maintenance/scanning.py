@@ -1,16 +1,15 @@
-"""The walk of a reindex through all segments: torn and damaged ranges, dead
-records, and the places of instances.
+"""The scan of a reindex through all segments: torn and damaged ranges, deleted records, places of instances.
 
-Torn and damaged are told apart by the *acknowledged end* of a segment. It is the greatest of: the end in the
-manifest, the end in the old index, and the `began` of each valid header (see records). Only behind it can
-records be torn: by a power loss, before they were synced. They were never acknowledged, so they are left
-out. Before it, bytes that are not as they were written are damage: they stay where they are and are named.
+The *acknowledged end* of a segment separates torn from damaged ranges. It is the greatest of the end in the
+manifest, the end in the old index, and the `began` of each valid header (see records). Behind it, a power
+loss may have torn records before they were synced. They were never acknowledged, so they are left out. Before
+it, wrong bytes are damage: they stay where they are and are reported.
 
 Rules of this file
-- Nothing is written here. `headers` and `payloads` of a segment are for later.
-- A header with one wrong byte is mended. One that is destroyed is made again if the old index knows the
-  record and its payload is whole.
-- DamagedBytes may hide a tombstone, or a header that names a replaced record. `hidden` says so.
+- Nothing is written here. `headers` and `payloads` of a segment are written later.
+- A header with one wrong byte is mended. A destroyed header is made again if the old index has the record and
+  its payload is whole.
+- Damage may hide a tombstone, or a header that names a replaced record. Then `hidden` is true.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
-"""Scrub: the bytes of segments read from the disk and compared with their digests, at a bounded rate.
+"""Scrub: reads the bytes of segments from the disk at a bounded rate and compares them with their digests.
 
-Strategy: a segment is walked from header to header, past the page cache. Each payload is hashed. A living
-instance whose bytes are not those that arrived is registered as damaged, and one that was registered and is
-whole is taken from the register. Where a header is damaged, the rows of the index say where the next instance
-begins; such an instance is verified by its row.
+Strategy: a segment is read from header to header, past the page cache, and each payload is hashed. A living
+instance with wrong bytes is registered as damaged; a registered instance with right bytes is taken from the
+register. Where a header is damaged, the rows of the index give the next instance; it is verified by its row.
 
-It runs beside a live server. Bytes before the committed end of a segment never change; if a segment is
-compacted away meanwhile, its records are verified there.
+It runs beside a live server. Bytes before the committed end of a segment never change. If a segment is
+compacted meanwhile, compaction verifies its records.
 
 Rules of this file
-- Bytes of records that are dead may be damaged: that is a note, for nothing is lost.
+- Damaged bytes of deleted records are a note, because nothing is lost.
 - A read error is damage only if the third attempt fails too.
 """
 
@@ -40,7 +39,7 @@ from streamsrv.store.store import Store
 
 STEP = WINDOW - ALIGNMENT  # bytes hashed at a time
 ATTEMPTS, PAUSE = 3, 1.0  # of a read that fails; seconds between them
-SAVE_EVERY = 10.0  # seconds of a walk that a crash costs
+SAVE_EVERY = 10.0  # seconds: a crash loses at most so much of a walk
 REGISTER_BATCH = 1_000
 
 
@@ -67,8 +66,8 @@ class Pace:
 
 
 class ScannedBytes(NamedTuple):
-    """A record, or bytes that are none, from `offset` to `end`; `row` is of a living instance whose header is
-    damaged."""
+    """A record, or other bytes, from `offset` to `end`. `row` is that of a living instance with damaged
+    header."""
 
     offset: int
     end: int
@@ -91,15 +90,14 @@ class Scrub:
     # Turns
 
     def due(self, period: float) -> tuple[int, float] | None:
-        """The segment to walk next, and in how many seconds; `period` is the time of a whole turn, in
-        seconds."""
+        """The segment to walk next, and in how many seconds. All segments are walked in `period` seconds."""
         state, rows = self._state()
         found = state.due(rows, self._now(), period)
         self._save(state)
         return found
 
     def run(self, segment: int, *, resume: bool = True) -> Iterator[Finding]:
-        """Walk one segment; with `resume` from where its walk was interrupted."""
+        """Walk one segment; with `resume` from its interrupted walk."""
         state, rows = self._state()
         row, current = rows.get(segment), state.current
         if row is None:
@@ -119,7 +117,7 @@ class Scrub:
         return state, rows
 
     def _save(self, state: ScrubState) -> None:
-        """A state that cannot be saved costs a second walk, and nothing else."""
+        """A failure costs only a second walk."""
         if not self._store.read_only:
             with contextlib.suppress(OSError):
                 state.save(self._store.ops, self._path)
@@ -175,7 +173,7 @@ class Scrub:
         return header
 
     def _living(self, segment: int) -> list[InstanceRow]:
-        """By one walk through the whole index."""
+        """Found by reading the whole index."""
         if self._rows is None:
             self._rows = sorted(self._index.instances_in([segment]), key=lambda row: row.location.offset)
         return self._rows
@@ -216,7 +214,7 @@ class Scrub:
         return SHORT_SEGMENT if file.length < offset + length else WRONG_DIGEST
 
     def _read(self, file: UncachedFile, offset: int, length: int) -> bytes:
-        """A bad block costs the records in it, not those that are read together with them."""
+        """Read again without readahead, so that a bad block does not affect the records beside it."""
         for attempt in range(ATTEMPTS - 1):
             try:
                 return file.read(offset, length, ahead=not attempt)
@@ -228,7 +226,7 @@ class Scrub:
         payload = stretch.offset + HEADER
         where, what = at(segment, payload), f"payload of {stretch.end - payload} bytes: {reason}"
         if stretch.header is not None and stretch.header.kind is RecordKind.TOMBSTONE:
-            return error(where, f"tombstone, {what}")  # it has its ids twice: reindex says what is lost
+            return error(where, f"tombstone, {what}")  # it has its ids twice; reindex reports losses
         living = [row for row in self._living(segment) if row.location.offset == payload]
         if not living:
             return Finding(Severity.NOTE, where, f"{what}; no instance of the index lies there")
@@ -251,7 +249,7 @@ class Scrub:
 
 
 def _beside(rows: list[InstanceRow], offset: int, end: int, reason: str) -> ScannedBytes:
-    """Where no header can be read: the instance whose header stood there, or all up to the next one."""
+    """The instance with the unreadable header, or the bytes up to the next instance."""
     for row in rows:
         begin = row.location.offset - HEADER
         if begin == offset:

@@ -4,15 +4,14 @@
      "current": {"segment": 8, "offset": 524288, "began": 1732950000.0},
      "next": 1732960000.0}
 
-Times are in seconds since 1970, UTC. `at` is when the last whole walk of a segment began, and `end` how far
-it came: bytes before `end` were verified after `at`. Of a segment that was never walked `end` is 0, and `at`
-is when it was first seen. `current` is a walk that was interrupted. `next` is when the next walk begins.
+Times are in seconds since 1970, UTC. `at` is the start of the last whole walk of a segment. Bytes before
+`end` were verified after `at`. For a segment that was never walked, `end` is 0 and `at` is when it was first
+seen. `current` is an interrupted walk. `next` is the start of the next walk.
 
 Rules of this file
-- Nothing depends on it: a file that is missing or cannot be read means that nothing was verified yet.
-- Segments are spread over the period: the next one is due when its share of the time has passed, so that
-  every segment is walked within a period after its last walk, or after it was first seen.
-"""
+- Nothing depends on it: a missing or unreadable file means that nothing was verified yet.
+- Segments are spread over the period, so that each is walked within a period after its last walk, or after it
+  was first seen."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class WalkPosition:
-    """Records of the segment before `offset` are verified, in a walk that began then."""
+    """Records of the segment before `offset` are verified, in a walk that began at `began`."""
 
     segment: int
     offset: int
@@ -67,7 +66,7 @@ class ScrubState:
             return cls()
 
     def save(self, ops: FileOps, path: Path) -> None:
-        """The file is the old one or the new one, whatever happens. Raises OSError."""
+        """Replace the file in one step. Raises OSError."""
         fresh = path.with_suffix(".new")
         if fresh.exists():
             ops.unlink(fresh)
@@ -80,7 +79,7 @@ class ScrubState:
         ops.rename(fresh, path)
 
     def see(self, rows: Mapping[int, SegmentRow], now: float) -> None:
-        """New segments begin to wait; those that are gone are forgotten."""
+        """Add new segments, drop removed ones."""
         self.segments = {number: self.segments.get(number, Verified(now)) for number in rows}
         if self.current is not None and self.current.segment not in rows:
             self.current = None
@@ -90,14 +89,14 @@ class ScrubState:
         self.current = None
 
     def due(self, rows: Mapping[int, SegmentRow], now: float, period: float) -> tuple[int, float] | None:
-        """The segment to walk next, and in how many seconds; None if there is none. `period` in seconds."""
+        """The segment to walk next, and in how many seconds; None without segments. `period` in seconds."""
         waiting = [row for row in rows.values() if row.committed_end > FIRST_RECORD]
         if not waiting:
             return None
         waiting.sort(key=lambda row: self.segments[row.segment].at)
         if self.current is not None:
             return self.current.segment, 0.0
-        # Bytes a second, so that each is walked before a period has passed since its last walk.
+        # Bytes a second, so that each is walked within a period after its last walk.
         needed, total = 0.0, 0
         for row in waiting:
             total += row.committed_end
@@ -109,7 +108,7 @@ class ScrubState:
 
 
 def verified_until(state: ScrubState, rows: Mapping[int, SegmentRow]) -> tuple[float | None, int]:
-    """When the oldest byte that was verified was, or None; and how many bytes never were."""
+    """The oldest time of verification, or None; and the number of bytes never verified."""
     times: list[float] = []
     never = 0
     for number, row in rows.items():
