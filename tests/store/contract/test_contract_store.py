@@ -1,0 +1,182 @@
+"""The calls of Store and Transaction, as docs/store-contract.md promises them."""
+
+import threading
+
+import pytest
+from store_world import add, get, key_of, payload_of, put
+
+from streamsrv.errors import Forbidden, InstanceDamaged, SegmentGone, StoreError
+from streamsrv.store import ChangeKind, OnDuplicate, Outcome
+
+STORED, DUPLICATE, IDENTICAL, REPLACED = Outcome
+KEYS = [key_of(1, series, instance) for series in (1, 2) for instance in (1, 2, 3)]
+
+
+def test_an_acknowledged_instance_is_visible_to_every_process(store, other):
+    before = other.version()
+    assert other.lookup("1.1") == []
+    assert put(store, *map(payload_of, KEYS)) == [STORED] * 6
+    assert [row.key for row in other.lookup("1.1")] == KEYS
+    assert other.version() != before
+    assert other.version() == store.version()
+
+
+def test_an_aborted_transaction_leaves_nothing(store, other):
+    transaction = store.begin()
+    add(transaction, payload_of(KEYS[0]))
+    transaction.abort()
+    transaction.abort()
+    assert other.lookup("1.1") == other.changes() == []
+    assert put(store, payload_of(KEYS[0])) == [STORED]
+
+
+def test_an_acknowledged_instance_survives_a_new_opening(engine, memory):
+    first = engine(memory).open()
+    put(first, payload_of(KEYS[0]))
+    first.close()
+    first.close()
+    with engine(memory).open() as second:
+        assert get(second, KEYS[0]) == payload_of(KEYS[0])
+
+
+@pytest.mark.parametrize(
+    ("policy", "fill", "outcome"),
+    [
+        (OnDuplicate.REFUSE, "x", DUPLICATE),
+        (OnDuplicate.ACCEPT_IDENTICAL, "x", IDENTICAL),
+        (OnDuplicate.ACCEPT_IDENTICAL, "y", DUPLICATE),
+        (OnDuplicate.REPLACE, "y", REPLACED),
+    ],
+)
+def test_a_second_instance_of_a_key(store, other, policy, fill, outcome):
+    put(store, payload_of(KEYS[0]))
+    assert put(store, payload_of(KEYS[0], fill=fill), on_duplicate=policy) == [outcome]
+    assert get(store, KEYS[0]) == payload_of(KEYS[0], fill=fill if outcome is REPLACED else "x")
+    assert other.lookup("1.1") == store.lookup("1.1")
+
+
+def test_the_first_of_equal_keys_in_a_body_wins(store):
+    assert put(store, payload_of(KEYS[0]), payload_of(KEYS[0], fill="y")) == [STORED, DUPLICATE]
+    assert get(store, KEYS[0]) == payload_of(KEYS[0])
+
+
+def test_bodies_of_one_transaction_see_each_other_as_stored(store):
+    transaction = store.begin()
+    pairs = [add(transaction, payload_of(KEYS[0]))]
+    transaction.open_body()
+    pairs.append(add(transaction, payload_of(KEYS[0], fill="y")))
+    outcomes = transaction.committing(pairs, OnDuplicate.REPLACE)
+    assert next(outcomes) is STORED
+    assert get(store, KEYS[0]) == payload_of(KEYS[0])
+    assert list(outcomes) == [REPLACED]
+    assert get(store, KEYS[0]) == payload_of(KEYS[0], fill="y")
+
+
+def test_of_two_writers_of_a_key_one_wins(store):
+    outcomes, start = [], threading.Barrier(4)
+
+    def write(number):
+        transaction = store.begin()
+        pair = add(transaction, payload_of(KEYS[0], fill=str(number)))
+        start.wait()
+        outcomes.extend(transaction.commit([pair]))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == [STORED, DUPLICATE, DUPLICATE, DUPLICATE]
+    assert len(store.lookup("1.1")) == 1
+
+
+def test_records_can_be_read_dropped_and_taken_back_before_the_commit(store):
+    transaction = store.begin()
+    kept = add(transaction, payload_of(KEYS[0]))
+    assert kept[0].pread(0, 1000) == payload_of(KEYS[0])
+    dropped, _ = add(transaction, payload_of(KEYS[1]))
+    transaction.drop_record(dropped)
+    end = transaction.end
+    transaction.open_record()
+    transaction.gather(b"a")
+    assert transaction.gathered[1] > 1
+    transaction.write([b"bc"])
+    assert transaction.received().pread(0, 10) == b"abc"
+    transaction.back_to(end)
+    assert transaction.unsynced > 0
+    transaction.sync_so_far()
+    assert transaction.unsynced == 0
+    assert transaction.commit([kept]) == [STORED]
+    assert [row.key for row in store.lookup("1.1")] == KEYS[:1]
+    assert get(store, KEYS[0]) == payload_of(KEYS[0])
+
+
+def test_an_open_record_cannot_be_committed(store):
+    transaction = store.begin()
+    transaction.open_record()
+    with pytest.raises(StoreError):
+        transaction.commit([])
+
+
+@pytest.mark.parametrize("target", [KEYS[0], KEYS[0][:2], KEYS[0][:1]])
+def test_a_delete_is_done_when_it_returns(store, other, target):
+    put(store, *map(payload_of, KEYS))
+    below = [key for key in KEYS if key[: len(target)] == tuple(target)]
+    assert store.delete(*target) == len(below)
+    assert store.delete(*target) == 0
+    for view in (store, other):
+        assert [row.key for row in view.lookup("1.1")] == [key for key in KEYS if key not in below]
+        assert view.index.count("1.1") == len(KEYS) - len(below)
+    assert [change.key for change in store.changes() if change.kind is ChangeKind.DELETED] == below
+    assert put(store, payload_of(below[0], fill="y")) == [STORED]
+    assert get(store, below[0]) == payload_of(below[0], fill="y")
+
+
+def test_a_lease_keeps_the_bytes(store):
+    put(store, payload_of(KEYS[0]))
+    segment, offset, length = store.lookup(*KEYS[0])[0].location
+    lease = store.open_segments([segment])
+    store.delete(*KEYS[0])
+    assert lease.pread(segment, offset, length) == payload_of(KEYS[0])
+    lease.release()
+    lease.release()
+    with pytest.raises(SegmentGone):
+        store.open_segments([segment + 1_000])
+
+
+def test_changed_bytes_are_registered_and_refused(store, other):
+    put(store, payload_of(KEYS[0]))
+    (row,) = store.lookup(*KEYS[0])
+    with store.open_segments([row.location.segment]) as lease:
+        store.require_whole(row, lease)
+        wrong = row._replace(digest=bytes(16), location=row.location._replace(length=100))
+        with pytest.raises(InstanceDamaged):
+            store.require_whole(wrong, lease)
+    assert [record.record_id for record in other.damaged_among([row.record_id])] == [row.record_id]
+    found = other.instance(KEYS[0])
+    assert found is not None
+    assert found[0].damaged
+
+
+def test_a_read_only_store_refuses_to_write(store, other):
+    put(store, payload_of(KEYS[0]))
+    with pytest.raises(Forbidden):
+        other.begin()
+    with pytest.raises(Forbidden):
+        other.delete("1.1")
+    assert len(other.lookup("1.1")) == 1
+
+
+def test_the_reading_calls_are_those_of_the_index(store, other):
+    put(store, *map(payload_of, KEYS))
+    row = store.lookup(*KEYS[0])[0]
+    other.probe()
+    assert other.packed("1.1", None) == store.index.packed("1.1")
+    assert other.instance(KEYS[0], (0,)) == store.index.instance(KEYS[0], (0,))
+    assert other.frame_entries(row, [0]) == [(100, 100)]
+    assert other.short_metadata(store.index.packed(*KEYS[0])) == [other.metadata([row])]
+    assert other.bulk_value(KEYS[0], "7FE00010") is not None
+    assert other.bulk_value(KEYS[0], "00020010") is None
+    assert [change.key for change in other.changes(limit=10)] == KEYS
+    assert other.first_change() == 1
+    assert other.damaged_among([row.record_id]) == []
