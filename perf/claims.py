@@ -11,7 +11,7 @@ import functools
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -108,19 +108,20 @@ class Group:
 
     def absent(self, rows: Sequence[Row], remote: bool) -> Iterator[Row]:
         """A row with the reason for each subject that has none. `remote`: the server was not started here."""
+        there = {OURS, *(row.subject.partition(",")[0] for row in rows if row.value is not None)}
         for measure in self.measures:
             names = [row.measure for row in rows if self.measure_of(row) is measure]
             for name in dict.fromkeys(names) or [bare(measure.name)]:
                 present = [row.subject for row in rows if row.measure == name]
                 for subject in measure.subjects:
                     if not any(matched(subject, each) is not None for each in present):
-                        reason = _reason(measure, subject, remote)
+                        reason = _reason(measure, subject, there, remote)
                         yield Row(name, bare(subject), None, reason, (), measure.unit)
 
 
-def _reason(measure: Measure, subject: str, remote: bool) -> str:
+def _reason(measure: Measure, subject: str, there: Container[str], remote: bool) -> str:
     if not remote:
-        return "not installed" if subject.partition(",")[0] != OURS else "not measured"
+        return "not measured" if subject.partition(",")[0] in there else "not installed"
     if measure.inside and subject.startswith(OURS):
         return "left out: it needs files or processes of the server"
     return "left out: with --url only that server is measured"

@@ -11,7 +11,6 @@ import re
 import socket
 import ssl
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from perf.servers import Server
 
 TIMEOUT = 600.0
 DRAIN = 4 << 20
+WRK_SCRIPT = Path(__file__).with_name("requests.lua")
 DICOM = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 FRAME = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 JSON = "application/dicom+json"
@@ -233,45 +233,30 @@ class Answered(NamedTuple):
         return f"p50 {self.p50:.3g}, p95 {self.p95:.3g}, p99 {self.p99:.3g} ms"
 
 
-# Requests are made beforehand: making one costs wrk more than sending it. One thread: on two cores a second
-# one would take processor time from the server.
-_WRK = """
-local paths = {%s}
-local requests, turn = {}, 0
-%s
-init = function()
-  for place, path in ipairs(paths) do requests[place] = wrk.format("GET", path) end
-end
-request = function()
-  turn = turn %% #requests + 1
-  return requests[turn]
-end
-done = function(summary, latency)
-  local errors = summary.errors
-  local failed = errors.status + errors.connect + errors.timeout
-  io.write(string.format("answered %%d %%d %%d %%d %%f %%f %%f\\n", summary.requests, summary.duration,
-    summary.bytes, failed, latency:percentile(50), latency:percentile(95), latency:percentile(99)))
-end
-"""
-
-
 def by_wrk(server: Server, paths: Sequence[str], accept: str, clients: int, seconds: float) -> Answered:
-    """Sends GETs of small answers over the paths in turn; wrk copies every byte, 8 kB at a time."""
-    headers = {**server.headers, "Accept": accept}
-    set_headers = "\n".join(f"wrk.headers[ [[{name}]] ] = [[{value}]]" for name, value in headers.items())
-    script = _WRK % (",".join(f'"{server.target(path)}"' for path in paths), set_headers)
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
-        file.write(script)
-        file.flush()
-        command = ["wrk", "-t", "1", "-c", str(clients), "-d", f"{max(1, round(seconds))}s", "-s", file.name]
-        # By default wrk counts an answer that takes two seconds as failed.
-        command += ["--timeout", "120s", server.url]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return wrk_printed(printed)
+    """Sends GETs of small answers over the paths in turn; wrk copies every byte, 8 kB at a time. One thread:
+    on two cores a second one would take processor time from the server."""
+    command = [
+        "wrk",
+        "-t",
+        "1",
+        "-c",
+        str(clients),
+        "-d",
+        f"{max(1, round(seconds))}s",
+        "-s",
+        str(WRK_SCRIPT),
+    ]
+    # By default wrk counts an answer that takes two seconds as failed.
+    command += ["--timeout", "120s"]
+    for name, value in {**server.headers, "Accept": accept}.items():
+        command += ["-H", f"{name}: {value}"]
+    command += [server.url, "--", *map(server.target, paths)]
+    return wrk_printed(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def wrk_printed(printed: str) -> Answered:
-    """Reads the line that `_WRK` prints. Raises RuntimeError if it is missing or any request failed."""
+    """Reads the line of the script. Raises RuntimeError if it is missing or any request failed."""
     found = re.search(r"^answered (\d+) (\d+) (\d+) (\d+) ([\d.]+) ([\d.]+) ([\d.]+)$", printed, re.MULTILINE)
     if found is None:
         raise RuntimeError(f"wrk printed no figures:\n{printed}")

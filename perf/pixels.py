@@ -40,6 +40,7 @@ TURNS = 3  # series that each server gives in turn.
 ALONE = 1.2  # seconds without a request before a client comes.
 FIRST = 300  # of the studies of which one slice each is asked for
 PEER_FRAMES = 3  # Orthanc decodes the whole instance for each frame
+MEASURE = "CT frames a second"
 NOTHING_AHEAD = "streamsrv with prefetch = 0"
 AS_JPEG_LS = "1.2.840.10008.1.2.4.80"
 
@@ -137,10 +138,13 @@ def _ct(run: Run, both: Sequence[Server], rounds: int) -> Iterator[Row]:
         for wanted in CT:
             asked = both if wanted.peer else both[:1]
             yield from _compared(wanted, asked, apart)
-            yield from _by_one(wanted, asked, warm, in_order, "frame after frame")
-            yield from _by_one(wanted, [*asked, *every[len(both) :]], warm, shuffled, "in random order")
+            all_asked = [*asked, *every[len(both) :]]
+            _warm_up(wanted, all_asked, warm)
+            yield from _series(wanted, asked, in_order, 1, f"{MEASURE}, one client", "frame after frame")
+            yield from _series(wanted, all_asked, shuffled, 1, f"{MEASURE}, one client", "in random order")
             for clients, series in zip(CLIENTS, shared, strict=True):
-                yield from _by_several(wanted, asked, series, clients, "several clients")
+                subject = f"{clients} at once"
+                yield from _series(wanted, asked, series, clients, f"{MEASURE}, several clients", subject)
 
 
 def _stored(run: Run, those: Sequence[Server], study: int, instances: int) -> Sequence[Keys]:
@@ -196,44 +200,21 @@ def _get(wanted: Representation, key: Keys, client: Client) -> None:
     client.fetch(key.path + wanted.path, wanted.accept)
 
 
-def _by_one(
-    wanted: Representation,
-    those: Sequence[Server],
-    warm: Sequence[Keys],
-    series: Sequence[Sequence[Keys]],
-    order: str,
-) -> Iterator[Row]:
-    """One client, one connection, a whole series of each server in turn, after a moment without requests."""
-    seconds, spent = dict.fromkeys(those, 0.0), dict.fromkeys(those, 0.0)
-    for server in those:
-        together(2, server, [partial(_get, wanted, key) for key in warm])
-    for keys in series:
-        for server in those:
-            time.sleep(ALONE)
-            with Client(server) as client:
-                before, started = cpu_seconds(server.pid), time.perf_counter()
-                for key in keys:
-                    _get(wanted, key, client)
-                seconds[server] += time.perf_counter() - started
-                spent[server] += cpu_seconds(server.pid) - before
-    count, measure = sum(map(len, series)), f"CT frames a second, one client: {wanted.name}"
-    for server in those:
-        yield _rate(measure, f"{server.name}, {order}", count, seconds[server], spent[server])
-
-
-def _by_several(
+def _series(
     wanted: Representation,
     those: Sequence[Server],
     series: Sequence[Sequence[Keys]],
     clients: int,
-    where: str,
+    measure: str,
+    subject: str,
 ) -> Iterator[Row]:
-    """Different frames by several clients, of each server in turn."""
-    measure = f"CT frames a second, {where}: {wanted.name}"
+    """Whole series by so many clients, of each server in turn. One client comes after a moment without
+    requests."""
     seconds, spent = dict.fromkeys(those, 0.0), dict.fromkeys(those, 0.0)
     failed: dict[Server, str] = {}
     for keys in series:
         for server in those:
+            time.sleep(ALONE if clients == 1 else 0)
             before = cpu_seconds(server.pid)
             try:
                 seconds[server] += together(clients, server, [partial(_get, wanted, key) for key in keys])
@@ -242,11 +223,16 @@ def _by_several(
             spent[server] += cpu_seconds(server.pid) - before
     count = sum(map(len, series))
     for server in those:
-        subject = f"{server.name}, {clients} at once"
+        name = f"{measure}: {wanted.name}", f"{server.name}, {subject}"
         if server in failed:
-            yield Row(measure, subject, None, failed[server])
+            yield Row(*name, None, failed[server])
         else:
-            yield _rate(measure, subject, count, seconds[server], spent[server])
+            yield _rate(*name, count, seconds[server], spent[server])
+
+
+def _warm_up(wanted: Representation, those: Sequence[Server], keys: Sequence[Keys]) -> None:
+    for server in those:
+        together(2, server, [partial(_get, wanted, key) for key in keys])
 
 
 def _rate(measure: str, subject: str, count: int, seconds: float, spent: float) -> Row:
@@ -268,9 +254,11 @@ def _on_one_core(run: Run, rounds: int) -> Iterator[Row]:
         series = [_stored(run, both, study, LENGTH * rounds) for study in range(80, 80 + TURNS)]
         for wanted in CT:
             if wanted.peer and wanted.direct is not None:
-                for server in both:
-                    together(2, server, [partial(_get, wanted, key) for key in warm])
-                yield from _by_several(wanted, both, series, CLIENTS[-1], "one core")
+                _warm_up(wanted, both, warm)
+                clients = CLIENTS[-1]
+                yield from _series(
+                    wanted, both, series, clients, f"{MEASURE}, one core", f"{clients} at once"
+                )
 
 
 # --- one frame of many ---

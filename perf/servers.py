@@ -98,45 +98,15 @@ def nginx(folder: Path) -> Iterator[Server | None]:
         return
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "nginx.conf").write_text(_NGINX.format(port=port, folder=folder))
+    text = Path(__file__).with_name("nginx.conf").read_text()
+    user = "user root;" if os.geteuid() == 0 else ""
+    text = text.replace("USER;", user).replace("FOLDER", str(folder)).replace("PORT", str(port))
+    (folder / "nginx.conf").write_text(text)
     command = [executable, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
     with running(command, folder, {}) as process:
         server = Server("nginx", port, "", process.pid, folder)
         wait_until_answered(process, server, "/nginx.conf")
         yield server
-
-
-_NGINX = """
-daemon off;
-{{user}}
-worker_processes 2;
-pid {folder}/nginx.pid;
-events {{ worker_connections 1024; }}
-http {{
-    access_log off;
-    sendfile on;
-    tcp_nopush on;
-    keepalive_requests 100000000;
-    client_body_temp_path {folder}/client_body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    client_max_body_size 0;
-    client_body_buffer_size 1m;
-    open_file_cache max=1000;
-    gzip_static on;
-    server {{
-        listen 127.0.0.1:{port};
-        root {folder};
-        location /many/ {{ open_file_cache off; }}
-        location /put/ {{
-            dav_methods PUT;
-            create_full_put_path on;
-        }}
-    }}
-}}
-""".replace("{{user}}", "user root;" if os.geteuid() == 0 else "")
 
 
 @contextlib.contextmanager
