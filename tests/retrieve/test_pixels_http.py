@@ -340,16 +340,22 @@ def test_downloads_that_wait_for_pixels_hold_nobody_up(server, loop):
 # Processes for all workers
 
 
+@pytest.fixture(scope="module")
+def crowds():
+    """The servers of `crowd`; the last one may run."""
+    running = []
+    yield running
+    if running and running[-1].process.poll() is None:
+        running[-1].end()
+
+
 @pytest.fixture
-def crowd(tmp_path):
-    """A server of three workers, which share two pixel processes."""
-    running = taught_server(tmp_path, workers=3)
-    try:
-        fill(running)
-        yield running
-    finally:
-        if running.process.poll() is None:
-            running.end()
+def crowd(crowds, tmp_path_factory):
+    """A server of three workers, which share two pixel processes; another one if a test has ended it."""
+    if not crowds or crowds[-1].process.poll() is not None:
+        crowds.append(taught_server(tmp_path_factory.mktemp("crowd"), workers=3))
+        fill(crowds[-1])
+    return crowds[-1]
 
 
 def children(server, word):
