@@ -1,1 +1,1 @@
-"""Pixels that are decoded, encoded or rendered: the pool, its tasks, prefetching, and each kind of result."""
+"""Frames that are decoded, transcoded or rendered: the pool, its tasks, prefetch, and each kind of result."""

@@ -1,10 +1,9 @@
-"""What is written into a picture when a client asks for annotations (PS3.18 8.3.5.1.1): who it shows, and how
-it was taken.
+"""Annotations that are written into a picture (PS3.18 8.3.5.1.1): the patient, and the technique.
 
 Rules of this file
-- Only what stands at the top of the dataset, and the window that the picture is really shown with. What is
-  absent leaves no trace, not even an empty label.
-- Of a name the alphabetic group is taken: the one that people without the patient's script read.
+- The values come from the top level of the dataset. The window is the one that the picture is drawn with.
+- An absent value has no label either.
+- A name is written in its alphabetic group, because most readers cannot read other scripts.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ KINDS = ("patient", "technique")
 
 
 def annotations_of(given: str) -> tuple[str, ...]:
-    """The value of the parameter: some of KINDS, with commas between; in the order of KINDS, each once."""
+    """The kinds in the value of the parameter, a list with commas, in the order of KINDS. Raises
+    BadRequest."""
     asked = {one.strip() for one in given.split(",")}
     if not asked or not asked.issubset(KINDS):
         raise BadRequest(f"the parameter annotation is a list of {' and '.join(KINDS)}")

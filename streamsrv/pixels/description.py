@@ -1,10 +1,10 @@
-"""What a SOP instance says about its pixels: the Image Pixel Module, and how it wants to be shown.
+"""The description of an instance for decoding and rendering: the Image Pixel Module, and how it is displayed.
 
-Strategy: it is read from the stored DICOM JSON, so a dataset is never parsed twice, and only the attributes
-in KEPT are kept: a Description of a CT is a tenth of its dataset, and the ones used last stay in memory. Of
-the Per-Frame Functional Groups each frame keeps two groups, as text, and equal ones share it.
+Strategy: it is read from the stored DICOM JSON, so a dataset is parsed once. Only the attributes in KEPT are
+read: the description of a CT is a tenth of its dataset. The latest descriptions stay in memory. For each
+frame two of the Per-Frame Functional Groups are kept as text, and equal texts are shared.
 
-Rule: datasets are foreign. A value of another type than its VR promises counts as absent, never as an error.
+Rule: datasets are foreign. A value whose type does not match its VR counts as absent, and is no error.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from streamsrv.store import InstanceRow, Store
 
 # Text up to this long is parsed whole (30 ms); a longer one is cut down first, and read item by item.
 WHOLE = 4 << 20
-# Text up to this long may be parsed in the thread of the loop: 0.3 ms.
+# Text up to this long is parsed in the event loop, in 0.3 ms.
 QUICK = 32 << 10
 KEPT_BYTES = 16 << 20  # of descriptions; that of a CT takes about 10 kB
 SHARED_GROUPS, PER_FRAME_GROUPS = "52009229", "52009230"
 VOI_GROUP, TRANSFORMATION_GROUP = "00289132", "00289145"
 GROUPS = (VOI_GROUP, TRANSFORMATION_GROUP)
 OPTICAL_PATHS, ICON_IMAGES = "00480105", "00880200"
-# Image Pixel, and what marks floating-point pixels
+# Image Pixel Module, and tags of floating-point pixels
 _PIXELS = "00280002 00280004 00280006 00280010 00280011 00280100 00280101 00280102 00280103 7FE00008 7FE00009"
 _GREY = "00281050 00281051 00281052 00281053 00281056 00283000 00283010 20500020 00280120 00280121"
 _COLOUR = "00281101 00281102 00281103 00281201 00281202 00281203 00281221 00281222 00281223 00282000"
 # Optical paths, icon, times of a loop, lossy compression, functional groups, kind of image, document
 _OTHER = "00480105 00880200 00181063 00082144 00180040 00282110 00282112 00282114 52009229 52009230 00080008"
 _DOCUMENT = "00420011 00420015"
-# What can be written into a picture: patient, study, series, technique
+# Annotations: patient, study, series, technique
 _NOTES = "00100010 00100020 00100030 00100040 00101010 00080020 00080030 00081030 00080060 0008103E 00200011"
 _MORE_NOTES = "00200013 00280008 00180060 00181151 00180050 00201041"
 KEPT = frozenset(" ".join((_PIXELS, _GREY, _COLOUR, _OTHER, _DOCUMENT, _NOTES, _MORE_NOTES)).split())
@@ -54,8 +54,8 @@ _TREE: Tree = {**{tag: Tree() for tag in KEPT}, **_BY_GROUPS}
 
 @dataclass(frozen=True)
 class Description:
-    """`dataset` holds the attributes in KEPT but the Per-Frame Functional Groups, of which `frames` has what
-    is in GROUPS, a JSON object a frame. `size` is about what it takes in memory."""
+    """`dataset` has the attributes in KEPT except the Per-Frame Functional Groups. `frames` has the groups in
+    GROUPS of each frame, as a JSON object. `size` is an estimate in bytes of memory."""
 
     dataset: JsonDataset
     frames: Sequence[bytes]
@@ -115,7 +115,7 @@ class Descriptions:
 
 
 def description_of(chunks: Iterable[bytes], length: int) -> Description:
-    """From the DICOM JSON of one instance, its URL slots empty."""
+    """Reads the DICOM JSON of one instance, with empty URL slots."""
     if length > WHOLE:
         return _described(_read(JsonReader(lean_text(chunks, _TREE))))
     text = orjson.loads(b"".join(chunks).replace(b"\0", b""))
@@ -123,7 +123,7 @@ def description_of(chunks: Iterable[bytes], length: int) -> Description:
 
 
 def _read(reader: JsonReader) -> Iterator[tuple[str, Any]]:
-    """As `_pairs`, from text that is not held."""
+    """As `_pairs`, for a text that does not fit into memory."""
     dataset = reader.value()
     if dataset is not LARGE:
         yield from _pairs(dataset)
@@ -141,7 +141,7 @@ def _read(reader: JsonReader) -> Iterator[tuple[str, Any]]:
 
 
 def _pairs(text: JsonDataset) -> Iterator[tuple[str, Any]]:
-    """Elements in KEPT; the items of the Per-Frame Functional Groups one by one."""
+    """The elements in KEPT. Each item of the Per-Frame Functional Groups is a pair of its own."""
     for tag, element in text.items():
         if tag == PER_FRAME_GROUPS:
             yield from ((tag, groups) for groups in values(text, tag))
@@ -190,13 +190,13 @@ def item(dataset: Mapping[str, Any], tag: str) -> Mapping[str, Any]:
 
 
 def number(dataset: Mapping[str, Any], tag: str) -> float | None:
-    """The first value, if it is a number or says one."""
+    """The first value, if it is a number or the text of one."""
     found = values(dataset, tag)
     return as_number(found[0]) if found else None
 
 
 def as_number(value: object) -> float | None:
-    """What is not finite says nothing."""
+    """None unless the value is a finite number, or the text of one."""
     if isinstance(value, (int, float)):
         return value
     try:
@@ -223,12 +223,12 @@ def inline_binary(dataset: Mapping[str, Any], tag: str) -> bytes:
     return base64.b64decode(found) if isinstance(found, str) else b""
 
 
-# The instances of a series agree on it.
+# The instances of a series share it.
 info_of = lru_cache(maxsize=256)(FrameInfo)
 
 
 def frame_info(dataset: JsonDataset) -> FrameInfo:
-    """The attributes that frames cannot be read without. Raises NotAcceptable if they make no sense."""
+    """The attributes that are needed to read frames. Raises NotAcceptable if they are inconsistent."""
     allocated = whole(dataset, "00280100", 8)
     stored = whole(dataset, "00280101", allocated)
     samples = whole(dataset, "00280002", 1)

@@ -1,13 +1,13 @@
-"""A fair queue of tasks: each client has a few tasks with the pixel processes, and the others wait here.
+"""A fair queue of tasks: each client has a few tasks with the pixel processes, and its others wait here.
 
-Strategy: the kernel hands tasks out in the task in which they were sent. A client may have `room` tasks
-sent and unfinished, so a newcomer finds only a few tasks of each other client before its own. The next task
-of a client is sent when one of its tasks has ended.
+Strategy: the kernel hands tasks out in the order in which they were sent. A client may have `room` tasks that
+are sent and unfinished. So a new client finds only a few tasks of each other client before its own. When a
+task of a client ends, its next one is sent.
 
 Rules of this file
 - A client may have `waiting` tasks here; one more raises QueueFull. All clients together may have CLIENTS
   times as many.
-- An task that waits keeps the files open that its frames are stored in.
+- A task that waits keeps the files open in which its frames are stored.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ CLIENTS = 8
 Send: TypeAlias = Callable[[PixelTask], Answer]
 
 
-class Queued(Future[list[Result]]):
-    """An task that waits, and then follows `sent`, the same task with the processes."""
+class QueuedTask(Future[list[Result]]):
+    """The future of a task that waits. Later it follows `sent`, the future that the pool has."""
 
     sent: Answer | None = None
 
@@ -44,7 +44,7 @@ class Queued(Future[list[Result]]):
         self._send = send
 
     def begin(self) -> Answer | None:
-        """Sends it. Returns None if it was cancelled, or cannot be sent: that is its outcome then."""
+        """Sends the task. Returns None if it was cancelled or cannot be sent."""
         try:
             if self.done():
                 return None
@@ -61,7 +61,7 @@ class Queued(Future[list[Result]]):
         return sent
 
     def close(self) -> None:
-        """Closes its files. Only before it is sent, or by `begin`."""
+        """Closes the files of the task. Called before the task is sent, or by `begin`."""
         while self._files:
             os.close(self._files.pop())
 
@@ -85,7 +85,7 @@ class Queued(Future[list[Result]]):
 
 
 def _kept(task: PixelTask) -> tuple[PixelTask, list[int]]:
-    """The task with duplicates of the descriptors that its frames are read from."""
+    """The task with duplicates of the descriptors of its frames."""
     files: dict[int, int] = {}
     try:
         frames = [_duplicated(frame, files) for frame in task.frames]
@@ -105,32 +105,32 @@ def _duplicated(frame: Frame, files: dict[int, int]) -> Frame:
 
 
 @dataclass(slots=True, eq=False)
-class _Line:
-    """One client's tasks."""
+class _ClientTasks:
+    """The tasks of one client."""
 
     sent: int = 0
-    waiting: deque[Queued] = field(default_factory=deque)
+    waiting: deque[QueuedTask] = field(default_factory=deque)
 
 
 class FairQueue:
-    """Thread-safe. Clients are told apart by name."""
+    """Thread-safe. A client is a name."""
 
     def __init__(self, room: int, waiting: int) -> None:
         self._room = max(room, 1)
         self._most_waiting = waiting
-        self._lines: dict[str, _Line] = {}
+        self._clients: dict[str, _ClientTasks] = {}
         self._lock = threading.Lock()
 
     def submit(self, client: str, task: PixelTask, send: Send) -> Answer:
         """Sends the task, or lets it wait. Raises QueueFull, and the errors of `send`."""
         with self._lock:
-            line = self._lines.get(client)
-            if line is None:
-                line = self._lines[client] = _Line()
-            if line.sent < self._room:
-                line.sent += 1
+            tasks = self._clients.get(client)
+            if tasks is None:
+                tasks = self._clients[client] = _ClientTasks()
+            if tasks.sent < self._room:
+                tasks.sent += 1
             else:
-                return self._wait(line, task, send)
+                return self._wait(tasks, task, send)
         try:
             answer = send(task)
         except BaseException:
@@ -139,49 +139,49 @@ class FairQueue:
         answer.add_done_callback(partial(self._ended, client))
         return answer
 
-    def _wait(self, line: _Line, task: PixelTask, send: Send) -> Answer:
-        if len(line.waiting) >= self._most_waiting:
-            _drop_cancelled(line.waiting)
-        if len(line.waiting) >= self._most_waiting:
-            raise QueueFull(f"{len(line.waiting)} tasks of this client are waiting")
-        if sum(len(other.waiting) for other in self._lines.values()) >= CLIENTS * self._most_waiting:
+    def _wait(self, tasks: _ClientTasks, task: PixelTask, send: Send) -> Answer:
+        if len(tasks.waiting) >= self._most_waiting:
+            _drop_cancelled(tasks.waiting)
+        if len(tasks.waiting) >= self._most_waiting:
+            raise QueueFull(f"{len(tasks.waiting)} tasks of this client are waiting")
+        if sum(len(other.waiting) for other in self._clients.values()) >= CLIENTS * self._most_waiting:
             raise QueueFull("too many tasks of all clients are waiting")
-        queued = Queued(task, send)
-        line.waiting.append(queued)
+        queued = QueuedTask(task, send)
+        tasks.waiting.append(queued)
         return queued
 
     def _ended(self, client: str, _: Answer | None) -> None:
-        """One of its tasks has: the next one takes its place."""
+        """A task of the client ended: its next one is sent."""
         while (queued := self._next(client)) is not None:
             answer = queued.begin()
             if answer is not None:
                 answer.add_done_callback(partial(self._ended, client))
                 return
 
-    def _next(self, client: str) -> Queued | None:
+    def _next(self, client: str) -> QueuedTask | None:
         with self._lock:
-            line = self._lines[client]
-            if line.waiting:
-                return line.waiting.popleft()
-            line.sent -= 1
-            if not line.sent:
-                del self._lines[client]
+            tasks = self._clients[client]
+            if tasks.waiting:
+                return tasks.waiting.popleft()
+            tasks.sent -= 1
+            if not tasks.sent:
+                del self._clients[client]
             return None
 
     @property
     def clients(self) -> Sequence[str]:
-        """Those that have tasks."""
-        return list(self._lines)
+        """The clients that have tasks."""
+        return list(self._clients)
 
     def close(self) -> None:
-        """Ends the waiting tasks."""
+        """Cancels the waiting tasks."""
         with self._lock:
-            waiting = [queued for line in self._lines.values() for queued in line.waiting]
+            waiting = [queued for tasks in self._clients.values() for queued in tasks.waiting]
         for queued in waiting:
             queued.cancel()
 
 
-def _drop_cancelled(waiting: deque[Queued]) -> None:
+def _drop_cancelled(waiting: deque[QueuedTask]) -> None:
     for queued in [queued for queued in waiting if queued.done()]:
         queued.close()
         waiting.remove(queued)

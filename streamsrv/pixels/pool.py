@@ -1,6 +1,6 @@
 """The pixel pool: submits tasks to the pixel processes, and keeps results.
 
-Strategy: frames are foreign bytes and their decoders C code, so none of it runs in a server process
+Strategy: frames are foreign bytes, and their decoders are C code. None of it runs in a server process
 (framecodecs.pool.pool says how a crash costs one answer). All workers of a server share the processes. The
 first one starts with the first frame, or earlier, when a client requests metadata (`warm`): a server that
 only sends stored bytes never pays for it. The latest results are kept, because viewers request the same
@@ -34,7 +34,7 @@ from framecodecs.pool.processes import PoolEndpoints
 from streamsrv.bounded_cache import SizedCache
 from streamsrv.errors import Overloaded, StoreError
 from streamsrv.pixels.description import Descriptions
-from streamsrv.pixels.fair_queue import CLIENTS, FairQueue, Queued
+from streamsrv.pixels.fair_queue import CLIENTS, FairQueue, QueuedTask
 from streamsrv.pixels.prefetch import Prefetch, PrefetchThread
 from streamsrv.pixels.single_flight import InFlight, SingleFlight
 from streamsrv.pixels.tasks import (
@@ -189,7 +189,7 @@ class PixelPool:
         pool = self._slow_pool
         if pixels <= WORTH_A_PROCESS or pool is None:
             return False
-        pool.cancel(answer.sent or answer if isinstance(answer, Queued) else answer)
+        pool.cancel(answer.sent or answer if isinstance(answer, QueuedTask) else answer)
         return answer.done()
 
     # Frames

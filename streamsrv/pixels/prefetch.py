@@ -39,10 +39,10 @@ from streamsrv.store import InstanceRow, Store, instance_attributes
 
 log = logging.getLogger("streamsrv.pixels")
 
-SEQUENCES = 64  # whose access patterns are kept
-PLACES = 4  # requested last: several clients may read the same sequence
-PREFETCHED = 8  # places of a sequence that were prefetched last
-QUEUED = 8  # sequences with prefetches
+# Access patterns that are kept, and sequences that have prefetches.
+SEQUENCES, QUEUED = 64, 8
+# Requested places that are kept of a sequence (several clients may read it), and prefetched ones.
+PLACES, PREFETCHED = 4, 8
 ALONE = 1.0  # seconds without a request in another sequence
 # The order of 300 instances is looked up in 5 ms, and takes 40 kB.
 INSTANCES, LONGEST = 20_000, 2_000

@@ -1,16 +1,15 @@
-"""Frames that are pictures as they are stored: JPEG, shown without being decoded and encoded again.
+"""Stored JPEG frames that are sent as pictures, without decoding.
 
-Strategy: what a client asks for and what the dataset says is looked at first (`may_be`, `is_unchanged`), then
-the first few kilobytes of the frame (`framecodecs.rendering.jpeg_pictures`). If the picture would come out
-as it went
-in, but for a second loss, its stored bytes are the answer, sent by the kernel; PS3.18 8.3.5.1.2 allows it. A
-colour profile of the dataset is put in at its place, itself as it is stored.
+Strategy: the query and the description are checked first (`may_be`, `is_unchanged`), then the first few
+kilobytes of the frame (`framecodecs.rendering.jpeg_pictures`). If rendering changed nothing but added a
+second loss, the kernel sends the stored bytes (PS3.18 8.3.5.1.2 allows it). A colour profile of the dataset
+is inserted at its place, and is sent as it is stored too.
 
 Rules of this file
-- Whatever is asked for that needs pixels (a window, a viewport that scales, a quality, annotations, other
-  colours) is drawn, and so is whatever is doubtful.
-- It depends on stored bytes and on words of the request alone: the same answer each time, by every worker.
-- Only the head and the end are looked at: a scan that is damaged goes out as it is.
+- A window, a viewport that scales, a quality, annotations and other colours need pixels: the frame is drawn.
+  In doubt it is drawn, too.
+- The choice depends only on stored bytes and the request, so every worker gives the same answer.
+- Only the head and the end are read: a damaged scan is sent as it is.
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ from streamsrv.wire.byte_ranges import slice_plan
 
 JPEG = "image/jpeg"
 SYNTAXES = frozenset(("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"))
-# An end that is padded to an even length.
+# The end of a frame, with its padding to an even length.
 END = 8
-# Look-up tables and ICC profiles have under 1 MB; what claims more is left aside.
+# Look-up tables and ICC profiles have under 1 MB; longer ones are ignored.
 LARGEST_TABLE = 16 << 20
 SHORT_PROFILE = 64 << 10
 LOOK_UP_TABLES = ("00283000", "00283010")
 
 
 def may_be(row: InstanceRow, parameters: RenderingParameters, media_type: str) -> bool:
-    """Whether it is worth a look."""
+    """Whether the query and the transfer syntax allow it."""
     return (
         media_type == JPEG
         and row.transfer_syntax in SYNTAXES
@@ -152,7 +151,7 @@ class StoredPictures:
 
 
 def head_at_hand(descriptor: int, frame: Span, info: FrameInfo) -> PictureHead | None:
-    """Of a frame in one piece; None if it is no picture as it stands, or not in memory."""
+    """The head of a frame in one piece. None if the frame is no picture, or is not in memory."""
     start = at_hand(descriptor, Span(frame.segment, frame.offset, min(frame.length, LONGEST_HEAD)))
     end = at_hand(descriptor, tail_of(frame))
     return None if start is None or end is None else picture_head(start, end, info)
@@ -163,7 +162,7 @@ def at_hand(descriptor: int, one: Span) -> bytes | None:
     found = bytearray(one.length)
     try:
         count = os.preadv(descriptor, [found], one.offset, os.RWF_NOWAIT)
-    except OSError:  # they are not, or the file system cannot tell
+    except OSError:  # not in memory, or the file system cannot tell
         return None
     return bytes(found) if count == one.length else None
 
@@ -174,5 +173,5 @@ def tail_of(one: Span) -> Span:
 
 
 def cut(spans: Sequence[Span], start: int, stop: int) -> list[Span]:
-    """Those that hold the bytes [start, stop) of a frame in so many pieces."""
+    """The spans of the bytes [start, stop) of a frame."""
     return [piece for piece in slice_plan(spans, start, stop) if isinstance(piece, Span)]

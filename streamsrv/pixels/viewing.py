@@ -1,13 +1,12 @@
-"""How an instance wants to be shown, and how a client wants to see it: from a Description and query
-parameters to a PictureRequest (PS3.18 8.3.5, PS3.4 N.2).
+"""How a frame is displayed: from its description and the query parameters to a PictureRequest (PS3.18 8.3.5,
+PS3.4 N.2).
 
 Rules of this file
-- The way of a grey value is modality LUT or rescale, VOI LUT or window, polarity; each may stand at the top
-  of the dataset or in a functional group of the frame. A query's window wins over the dataset's, and a
-  dataset's LUT over its windows, which only approximate it.
-- A query parameter that makes no sense is a 400 that names it. A dataset's value that makes none is as good
-  as absent.
-- MONOCHROME1 and a Presentation LUT Shape of INVERSE say the same (PS3.3 C.8.11.3): they never cancel out.
+- A grey value passes modality LUT or rescale, then VOI LUT or window, then polarity. Each is at the top of
+  the dataset, or in a functional group of the frame. The window of the query has priority over the dataset.
+  A LUT of the dataset has priority over its windows, which only approximate it.
+- A bad query parameter is a 400 that names it. A bad value of the dataset counts as absent.
+- MONOCHROME1 and a Presentation LUT Shape of INVERSE mean the same (PS3.3 C.8.11.3): they never cancel out.
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ _PALETTE = (
 
 @dataclass(frozen=True, slots=True)
 class RenderingParameters:
-    """The query parameters of a rendered resource (PS3.18 8.3.5.1), checked. Without an ICC profile wish the
-    picture has the profile that the instance has; without a quality it may go out as it is stored."""
+    """The query parameters of a rendered resource (PS3.18 8.3.5.1), checked. Without `icc_profile` the
+    picture has the profile of the instance. Without `quality` it may be sent as it is stored."""
 
     viewport: Viewport | None = None
     window: Window | None = None
@@ -66,7 +65,7 @@ class RenderingParameters:
 
 
 def rendering_parameters(query: tuple[tuple[str, str], ...]) -> RenderingParameters:
-    """Raises BadRequest naming the parameter."""
+    """Raises BadRequest, which names the parameter."""
     given = dict(query)
     return RenderingParameters(
         _viewport(given["viewport"]) if "viewport" in given else None,
@@ -80,7 +79,7 @@ def rendering_parameters(query: tuple[tuple[str, str], ...]) -> RenderingParamet
 def _number(text: str, name: str) -> float:
     stripped = text.strip()
     if not _NUMBER.match(stripped):
-        raise BadRequest(f"the parameter {name} holds something that is no number")
+        raise BadRequest(f"the parameter {name} holds a value that is no number")
     return float(stripped)
 
 
@@ -103,7 +102,7 @@ def _viewport(text: str) -> Viewport:
         if all(part is None for part in region):
             return Viewport(width, height)
         left, top, wide, high, _ = region
-        # An empty size reaches to the edge: `fitted` cuts what lies beyond.
+        # An empty size reaches to the edge: `fitted` cuts the rest off.
         sizes = (FARTHEST if wide is None else wide, FARTHEST if high is None else high)
         return Viewport(width, height, (left or 0, top or 0, *sizes))
     except RenderingError as error:
@@ -146,7 +145,7 @@ def picture_request(
 ) -> PictureRequest:
     dataset = description.dataset
     profile = None if parameters.icc_profile == "no" else icc_profile_of(dataset, bulk)
-    # Who insists on a profile where there is none gets the one that the picture will be taken to have.
+    # A client that insists on a profile gets sRGB where there is none: viewers assume it.
     assumed = parameters.icc_profile == "yes" and profile is None
     rendering = rendering_of(description, frame_index, parameters.window, bulk)
     return PictureRequest(
@@ -183,7 +182,7 @@ def rendering_of(
 
 
 def _stored_window(dataset: Mapping[str, Any]) -> Window | None:
-    """The first of the dataset's windows. One without sense is as good as none."""
+    """The first window of the dataset. A bad one counts as absent."""
     center, width = number(dataset, "00281050"), number(dataset, "00281051")
     if center is None or width is None:
         return None
@@ -200,8 +199,8 @@ def _numbers(dataset: Mapping[str, Any], tag: str) -> list[int]:
 
 
 def _lut(given: Mapping[str, Any], bulk: BulkReader, path: str, signed: bool) -> Lut | None:
-    """A LUT item: descriptor (entries, first value, bits) and data (PS3.3 C.11.1, C.11.2). A first value of
-    US for signed pixels is meant as SS."""
+    """A LUT item: descriptor (entries, first value, bits) and data (PS3.3 C.11.1, C.11.2). For signed pixels
+    a first value of VR US means SS."""
     descriptor = _numbers(given, "00283002")
     if len(descriptor) != 3:
         return None
@@ -217,7 +216,7 @@ def _lut(given: Mapping[str, Any], bulk: BulkReader, path: str, signed: bool) ->
 
 
 def _entries(data: bytes, count: int, bits: int) -> Any:
-    """In words, or in bytes where there are no more; empty where they are too few."""
+    """Reads words, or bytes if the data are too short for words. Empty if they are too short."""
     if len(data) >= 2 * count:
         return np.frombuffer(data, "<u2", count)
     return np.frombuffer(data, np.uint8, count) if len(data) >= count and bits <= 8 else ()
@@ -242,19 +241,19 @@ def _padding(dataset: JsonDataset) -> tuple[int, int] | None:
 
 
 def icc_profile_of(dataset: JsonDataset, bulk: BulkReader) -> bytes | None:
-    """Of the image, or of the first optical path of a whole slide image."""
+    """The profile of the image, or of the first optical path of a whole slide image."""
     holder, path = icc_profile_place(dataset)
     return _binary(holder, "00282000", bulk, path) or None
 
 
 def icc_profile_place(dataset: JsonDataset) -> tuple[Mapping[str, Any], str]:
-    """The dataset or item that has it, if there is one, and what stands before its tag in its bulk path."""
+    """The dataset or item that has the profile, and the prefix of its bulk path."""
     own = "00282000" in dataset
     return (dataset, "") if own else (item(dataset, OPTICAL_PATHS), f"{OPTICAL_PATHS}/0/")
 
 
 def milliseconds_of(dataset: JsonDataset) -> float:
-    """Between two frames of a loop: Frame Time, else Recommended Display or Cine Rate, else 25 a second."""
+    """Time between two frames: by Frame Time, else by Recommended Display or Cine Rate, else 25 a second."""
     frame_time = number(dataset, "00181063")
     rate = number(dataset, "00082144") or number(dataset, "00180040") or 25
     milliseconds = frame_time if frame_time and frame_time > 0 else 1000 / max(rate, 0.1)

@@ -1,15 +1,16 @@
-"""Lean metadata: of every instance only the attributes that `includefield` names, and its UIDs.
+"""Metadata with selected attributes: those that `includefield` names, and the UIDs of each instance.
 
-Strategy: the names become a tree of tags; the JSON text is read attribute by attribute, long sequences item
-by item (json/text.py), and what is in the tree goes out as it was. So the position of each of 100,000 frames
-is picked out of a long text without ever holding it.
+Strategy: the names become a tree of tags. The JSON text is read attribute by attribute, long sequences item
+by item (json/text.py), and the elements in the tree are copied as they are. So the positions of 100,000
+frames are selected from a long text without holding it.
 
 Rules
-- Keywords and tags in hex, nested ones with dots (`SharedFunctionalGroupsSequence.PixelMeasuresSequence`), in
-  lists or repeated. `all` means everything, as if nothing had been named.
-- A sequence that is named goes out whole; one on the way to a name keeps all its items, so that their
-  places stay true.
-- An unknown name is ignored and said in a Warning.
+- A name is a keyword or a tag in hex. Nested ones have dots
+  (`SharedFunctionalGroupsSequence.PixelMeasuresSequence`). Names are lists or repeated. `all` means
+  everything.
+- A named sequence is sent whole. A sequence on the path to a name keeps all its items, so that their numbers
+  stay right.
+- An unknown name is ignored, and a Warning names it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from streamsrv.dicom.instance import JsonDataset
 from streamsrv.dicom.json.text import LARGE, JsonReader
 from streamsrv.query.conditions import path_of
 
-# Tag -> what is wanted of its items; empty: all of it.
+# Tag -> tree of its items; empty: the whole element.
 Tree = dict[str, Any]
 
 UIDS = (tags.SOP_CLASS_UID, tags.SOP_INSTANCE_UID, tags.STUDY_INSTANCE_UID, tags.SERIES_INSTANCE_UID)
@@ -35,14 +36,14 @@ _SPEAKABLE = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """What is asked for. `tree` is None for everything; `warnings` are sentences for Warning headers."""
+    """The selected attributes. `tree` is None for everything; `warnings` are texts of Warning headers."""
 
     tree: Tree | None = None
     warnings: tuple[str, ...] = ()
 
     @property
     def identity(self) -> str:
-        """The same for the same fields, whatever their order."""
+        """A text that is equal for equal fields, in any order."""
         return "" if self.tree is None else orjson.dumps(self.tree, option=orjson.OPT_SORT_KEYS).decode()
 
 
@@ -64,7 +65,7 @@ def fields_of(query: Iterable[tuple[str, str]]) -> Fields:
 
 
 def _plant(tree: Tree, path: tuple[str, ...]) -> None:
-    """A name for the whole of a sequence beats names within it."""
+    """The name of a whole sequence has priority over names within it."""
     for place, tag in enumerate(path):
         known = tag in tree
         branch = tree.setdefault(tag, {})
@@ -76,17 +77,17 @@ def _plant(tree: Tree, path: tuple[str, ...]) -> None:
 
 
 def lean_text(pieces: Iterable[bytes], tree: Tree) -> Iterator[bytes]:
-    """The dataset whose JSON text is `pieces`, cut down."""
+    """The selected part of the dataset with this JSON text, in pieces."""
     return _dataset(JsonReader(pieces), tree)
 
 
 def lean_whole(text: bytes, tree: Tree) -> bytes:
-    """The same of a text that is short enough to be parsed at once."""
+    """The selected part of a text that is parsed at once."""
     return orjson.dumps(selected(orjson.loads(text), tree))
 
 
 def _dataset(reader: JsonReader, tree: Tree) -> Iterator[bytes]:
-    """An empty tree means all of it."""
+    """An empty tree selects all of it."""
     whole = reader.value()
     if whole is not LARGE:
         cut = tree and isinstance(whole, dict)
@@ -110,7 +111,7 @@ def _dataset(reader: JsonReader, tree: Tree) -> Iterator[bytes]:
 
 
 def _long_element(reader: JsonReader, tree: Tree) -> Iterator[bytes]:
-    """A sequence item by item; whatever else is long as it is."""
+    """A long sequence is read item by item; any other long element is copied."""
     yield b"{"
     for number, name in enumerate(reader.members()):
         yield b'%s"%s":' % (b"," * bool(number), name.encode())

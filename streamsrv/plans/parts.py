@@ -1,9 +1,8 @@
-"""Multipart answers as plans (RFC 2387, PS3.18 8.6.1.2): part heads as literals, payloads as whatever pieces
-they are.
+"""Multipart answers as plans (RFC 2387, PS3.18 8.6.1.2): the heads of the parts are literals, their payloads
+are pieces of any kind.
 
-The same representation is the same bytes each time, because viewers glue ranges of it together: the boundary
-comes from the ETag and the store's secret, so it changes whenever the content does and nobody can plant it in
-a file.
+A representation has the same bytes each time, because viewers join ranges of it. The boundary comes from the
+ETag and the secret of the store: it changes with the content, and no client can plant it in a file.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from streamsrv.wire.answers import Literal, Piece
 from streamsrv.wire.multipart import closing, part_head
 
-# Answers of up to this many parts keep their plan; longer ones make it twice, for the length and while they
+# Answers of up to this many parts keep their plan. Longer ones make it twice: for the length, and while they
 # are sent.
 PARTS_KEPT = 2_048
 
@@ -39,7 +38,7 @@ def multipart_plan(parts: PartSource, count: int, boundary: bytes) -> tuple[Iter
 
 @dataclass(frozen=True, slots=True)
 class LazyPlan:
-    """Makes its pieces anew each time it is walked, so that a plan of 100,000 parts is never held."""
+    """Makes its pieces on each iteration, so that a plan of 100,000 parts is never held."""
 
     parts: PartSource
     boundary: bytes

@@ -1,8 +1,8 @@
 """The bytes of one instance as the pieces of a plan: its Part 10 file, its frames, its bulk values.
 
-Stored bytes are spans of their segment. What has to be changed on its way out (implicit VR and big endian
-never go out, PS3.18 8.7.3; deflated datasets hide their frames; 1-bit frames may begin inside a byte) becomes
-literals, or a ByteStream that makes its bytes while they are sent.
+Stored bytes are spans of their segment. Bytes that have to be changed become literals, or a ByteStream that makes
+them while they are sent: implicit VR and big endian are never sent (PS3.18 8.7.3), deflated datasets hide
+their frames, and a 1-bit frame may begin inside a byte.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from streamsrv.dicom.window import Pread
 from streamsrv.errors import NotFound, StoreCorrupt
 from streamsrv.plans.selection import Selection
 from streamsrv.store import InstanceRow, Store
-from streamsrv.wire.answers import ByteStream, Literal, Piece, Span
+from streamsrv.wire.answers import Literal, Piece, Span, ByteStream
 
 CHUNK = 1 << 20  # bytes that a ByteStream makes at a time
 # Entries of a frame table looked up at once: 64 kB of table.
@@ -31,7 +31,7 @@ def span(row: InstanceRow, offset: int, length: int) -> Span:
 
 
 def instance_pieces(selection: Selection, row: InstanceRow, syntax: str) -> list[Piece]:
-    """The Part 10 file as stored if `syntax` is the stored one, else encoded anew as Explicit VR Little
+    """The stored Part 10 file if `syntax` is the stored one, else the dataset in Explicit VR Little
     Endian."""
     if syntax == row.transfer_syntax:
         return [span(row, 0, row.location.length)]
@@ -48,7 +48,7 @@ def as_piece(selection: Selection, row: InstanceRow, piece: explicit.Piece) -> P
 
 
 def stored_piece(selection: Selection, row: InstanceRow, offset: int, length: int) -> Piece:
-    """Bytes of the dataset as they are: a span, unless an inflating reader must find them."""
+    """Unchanged bytes of the dataset: a span, or a ByteStream if they have to be inflated."""
     if not row.deflated:
         return span(row, offset, length)
 
@@ -68,7 +68,7 @@ def stored_piece(selection: Selection, row: InstanceRow, offset: int, length: in
 def frame_pieces(
     store: Store, selection: Selection, row: InstanceRow, indices: Sequence[int]
 ) -> Iterator[list[Piece]]:
-    """For each frame index its pieces: little endian, exactly its bytes, without padding."""
+    """The pieces of each frame: little endian, without padding."""
     if row.frame_kind in (FrameKind.NONE, FrameKind.EMPTY):
         raise NotFound("this SOP instance has no frames")
     if row.frame_kind is FrameKind.TABLE:
@@ -83,7 +83,7 @@ def encapsulated_frames(
 ) -> Iterator[list[Piece]]:
     for at in range(0, len(indices), FRAMES_AT_ONCE):
         batch = indices[at : at + FRAMES_AT_ONCE]
-        # Those of the request came with the row.
+        # The entries of the requested frames were read with the row.
         entries = selection.entries if batch == selection.frames else store.frame_entries(row, batch)
         for offset, length in entries:
             if length & FRAGMENTED:
@@ -104,15 +104,13 @@ def native_frame(selection: Selection, row: InstanceRow, index: int) -> Piece:
 
 
 def pixel_word(selection: Selection, row: InstanceRow) -> int:
-    """Bytes of a word of big endian Pixel Data; its VR stands before it: tag, VR, two reserved bytes, length
-    (PS3.5 7.1.2)."""
+    """Bytes of a word of big endian Pixel Data, by its VR. Tag, VR, two reserved bytes and length stand
+    before the value (PS3.5 7.1.2)."""
     vr = selection.pread(row, row.pixel_offset - 8, 2).decode("latin-1")
     return explicit.swap_width(vr, row.bits_allocated)
 
 
-def swapped(
-    selection: Selection, row: InstanceRow, base: int, at: int, length: int, width: int
-) -> ByteStream:
+def swapped(selection: Selection, row: InstanceRow, base: int, at: int, length: int, width: int) -> ByteStream:
     """`length` bytes from `at` bytes behind `base`, in words of `width` bytes that count from `base`."""
 
     def chunks(start: int, stop: int | None) -> Iterator[bytes]:
@@ -130,8 +128,8 @@ def swapped(
 
 
 def unaligned_bits(selection: Selection, row: InstanceRow, index: int) -> ByteStream:
-    """A frame of 1-bit pixels, moved so that its first pixel is bit 0 of the first byte (PS3.5 8.1.1: bits
-    fill bytes from the low end). The bits behind its last pixel are zero."""
+    """A frame of 1-bit pixels, shifted so that its first pixel is bit 0 of the first byte (PS3.5 8.1.1: bits
+    fill bytes from the low end). The bits after its last pixel are zero."""
     first_bit = index * row.frame_stride
     shift, length = first_bit % 8, (row.frame_stride + 7) // 8
     offset, tail = row.frame_base + first_bit // 8, row.frame_stride % 8
@@ -140,7 +138,7 @@ def unaligned_bits(selection: Selection, row: InstanceRow, index: int) -> ByteSt
         pread, end = dataset_reader(selection, row), length if stop is None else stop
         while start < end:
             number = min(CHUNK, end - start)
-            # One byte more than the frame holds may lie beyond the value: it is only needed for its low bits.
+            # The byte after the frame is needed for its low bits, and may lie beyond the value.
             there = min(number + 1, row.pixel_offset + row.pixel_length - offset - start)
             packed = np.zeros(number + 1, np.uint16)
             packed[:there] = np.frombuffer(pread(offset + start, there), np.uint8)
@@ -170,9 +168,8 @@ def reader(selection: Selection, row: InstanceRow) -> Pread:
 
 
 def dataset_reader(selection: Selection, row: InstanceRow) -> Pread:
-    """Reads the dataset in the offsets that the index has. That of a deflated one (PS3.5 A.5) is reached from
-    its start only, so a value costs what lies before it; frame after frame goes on where the last one
-    ended."""
+    """Reads the dataset at the offsets of the index. A deflated dataset (PS3.5 A.5) is inflated from its
+    start, so a value costs all bytes before it. The next frame continues at the end of the last one."""
     if not row.deflated:
         return reader(selection, row)
     return selection.inflated(

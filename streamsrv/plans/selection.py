@@ -2,10 +2,10 @@
 
 Strategy: one pass over the index pages finds the number of instances, their places and the ETag, from fixed
 offsets in their rows. A lease keeps the segments open. Up to ROWS_KEPT packed rows stay in memory, and are
-unpacked when an answer needs more of them. Of a longer study 36 bytes an instance (its place) are kept, and
-the rows are looked up again, page by page, while the answer is sent. If an instance is gone by then, the
-connection is closed: an answer never has a silent gap. If compaction has moved an instance, it is read at its
-old place, under the lease.
+unpacked when an answer needs more of them. Of a longer study only the places are kept, in 36 bytes each.
+The rows are looked up again, page by page, while the answer is sent. If an instance is gone by then, the
+connection is closed: an answer never has a silent gap. If compaction has moved an instance, it is read at
+its old place, under the lease.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Retrieve transactions (PS3.18 10.4): from a request and its target resource to an answer. No socket.
 
-Start with `resources` (one plan for each kind of target resource), `answering` (the parts of every answer),
-then `plans` (which instances, and their bytes) and `pixels` (frames that are made).
+Start with `resources` (one plan for each kind of target resource) and `answering` (the parts of every
+answer). `plans` selects instances and their bytes, `pixels` makes frames.
 """
 
 from streamsrv.retrieve.resources import Retrieve

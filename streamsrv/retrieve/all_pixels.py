@@ -1,11 +1,12 @@
-"""All pixel data of a study, series or instance (PS3.18 10.4.1.1.6, CP 2040): frames, each labelled with its
-own transfer syntax.
+"""All pixel data of a study, series or instance (PS3.18 10.4.1.1.6, CP 2040): frames, each with its own
+transfer syntax.
 
 Rules
-- Instances without frames are left out; nothing to send is 404.
-- Stored frames make a plan that is lazy, so that a million of them are never held. As soon as some have to be
-  made, the body is made while it is sent, the first frames of the next instances under way.
-- All must be acceptable: a gap would go unseen. What cannot be made after all goes out as stored if that is.
+- Instances without frames are left out. If there is no frame, the answer is 404.
+- Stored frames make a lazy plan, so that a million of them are never held. If some have to be transcoded, the
+  body is made while it is sent, and the first frames of the next instances are made ahead.
+- All frames must be acceptable, because a client would not notice a gap. A frame that cannot be transcoded is
+  sent as it is stored if that is acceptable.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from streamsrv.wire.answers import Answer
 from streamsrv.wire.multipart import closing, part_head
 from streamsrv.wire.resources import frame_url
 
-# How many parts there are is known only when they have been walked: the plan is lazy.
+# The number of parts is unknown until they are made: the plan is lazy.
 MANY = PARTS_KEPT + 1
 
 
 @dataclass(frozen=True, slots=True)
 class OutgoingFrames:
-    """The frames of an instance on their way out: as stored, or by `made`."""
+    """The frames of an instance: stored, or transcoded by `made`."""
 
     row: InstanceRow
     offer: Offer
@@ -69,7 +70,7 @@ def with_frames(retrieval: Retrieval) -> Iterator[InstanceRow]:
 
 
 def offer_of(retrieval: Retrieval, stored: str, *, makes: bool) -> Offer:
-    """How frames of a stored syntax go out; raises NotAcceptable."""
+    """How frames of a stored syntax are sent. Raises NotAcceptable."""
     return accept.choose_frames(
         retrieval.ranges(),
         stored,
@@ -81,7 +82,7 @@ def offer_of(retrieval: Retrieval, stored: str, *, makes: bool) -> Offer:
 
 
 def frame_parts(retrieval: Retrieval, row: InstanceRow, offer: Offer) -> Iterator[Part]:
-    """Of an instance whose frames go out as they are stored."""
+    """The parts of an instance whose stored frames are sent."""
     source = payloads.frame_pieces(retrieval.store, retrieval.selection, row, range(row.number_of_frames))
     for number, pieces in enumerate(source, 1):
         yield Part(offer.content_type, frame_url(retrieval.request.base_url, *row.key, number), pieces)
@@ -90,7 +91,7 @@ def frame_parts(retrieval: Retrieval, row: InstanceRow, offer: Offer) -> Iterato
 def body(retrieval: Retrieval, offers: dict[str, Offer], boundary: bytes) -> Generator[bytes, None, None]:
     for turn in retrieval.pool.in_turn(tasks(retrieval, offers)):
         if turn is None:
-            yield b""  # nothing yet
+            yield b""  # nothing is ready
             continue
         task, future = turn
         made, row, number = task.made, task.row, task.row.number_of_frames

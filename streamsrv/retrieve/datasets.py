@@ -1,15 +1,14 @@
-"""Part 10 instances in another transfer syntax: the dataset encoded anew, with what it says of its pixels
-changed to what they now are, and the frames made while they are sent.
+"""Part 10 instances in another transfer syntax: the dataset with changed attributes of its pixels, and the
+frames, which are transcoded while they are sent.
 
-What changes (PS3.3 C.7.6.3, C.7.6.1.1.5; PS3.5 A.4):
-- Photometric Interpretation and Planar Configuration are as the codec left them.
-- Lossy Image Compression, its ratio and method are added when pixels lost something on their way; a JPEG
-  that did not say so says it when it is decoded.
-- Extended offset tables go, because the new fragments lie elsewhere. The basic one is there if the frames
-  are made before the answer begins, else it is empty, as A.4 allows.
-- An icon that is compressed by the old syntax goes.
-The SOP Instance UID stays: the pixels mean the same (lossless), and where they were compressed with loss on
-request the dataset says so.
+Changes (PS3.3 C.7.6.3, C.7.6.1.1.5; PS3.5 A.4):
+- Photometric Interpretation and Planar Configuration are those of the codec.
+- Lossy Image Compression, its ratio and method are added if pixels lose information. They are also added if
+  the stored syntax is lossy and the dataset does not say so.
+- Extended offset tables are removed, because the new fragments lie elsewhere. The basic table is present if
+  the frames are made before the answer begins, else it is empty (A.4 allows it).
+- An icon that is compressed in the stored syntax is removed.
+The SOP Instance UID stays: the pixels mean the same, or the dataset says that they were compressed with loss.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from streamsrv.errors import NotAcceptable
 from streamsrv.pixels.description import ICON_IMAGES, values
 from streamsrv.pixels.transcoding import AT_ONCE, Transcoder
 from streamsrv.plans.payloads import as_piece, reader
-from streamsrv.wire.answers import ByteStream, Literal, Piece
+from streamsrv.wire.answers import Literal, Piece, ByteStream
 
 PIXEL_DATA = 0x7FE00010
 OFFSET_TABLES = (0x7FE00001, 0x7FE00002)
@@ -43,21 +42,21 @@ METHODS = {  # PS3.3 C.7.6.1.1.5.1
     "1.2.840.10008.1.2.4.203": "ISO_15444_15",
     "1.2.840.10008.1.2.4.112": "ISO_18181_1",
 }
-# Stored in one of these, pixels have lost something, whatever the dataset says.
+# Stored in one of these, pixels have lost information, even if the dataset does not say so.
 ALWAYS_LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.111")
 _element = Struct("<HH2sHI").pack
 _item = Struct("<HHI").pack
 UNDEFINED = 0xFFFFFFFF
 SEQUENCE_END = _item(0xFFFE, 0xE0DD, 0)
-# Native pixel data of explicit VR has 32 bits of length (PS3.5 A.2); longer ones go out compressed only.
+# Native pixel data of explicit VR has a length of 32 bits (PS3.5 A.2); longer ones are sent compressed only.
 LONGEST_NATIVE = 0xFFFFFFFE
 
 Change = tuple[str, bytes] | Here | None
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """An instance whose first frames are made: they say what the pixels now are."""
+class TranscodedInstance:
+    """An instance whose first frames are transcoded. `info` describes the pixels of the result."""
 
     made: Transcoder
     frames: Sequence[bytes]
@@ -71,21 +70,21 @@ class Begun:
         return self.made.batches(range(self.number), self.frames)
 
 
-def instance_pieces(begun: Begun) -> list[Piece]:
+def instance_pieces(instance: TranscodedInstance) -> list[Piece]:
     """The Part 10 file of an instance."""
-    row, selection = begun.made.row, begun.made.selection
-    changes = Changes(begun.made.target, pixel_changes(begun))
+    row, selection = instance.made.row, instance.made.selection
+    changes = Changes(instance.made.target, pixel_changes(instance))
     pieces: list[Piece] = []
     for piece in changed_pieces(reader(selection, row), row.location.length, changes):
         if isinstance(piece, Here):
-            pieces += pixel_data(begun)
+            pieces += pixel_data(instance)
         else:
             pieces.append(as_piece(selection, row, piece))
     return pieces
 
 
-def pixel_changes(begun: Begun) -> Mapping[int, Change]:
-    made, info = begun.made, begun.info
+def pixel_changes(instance: TranscodedInstance) -> Mapping[int, Change]:
+    made, info = instance.made, instance.info
     dataset = made.pool.descriptions.of(made.store, made.row).dataset
     changes: dict[int, Change] = dict.fromkeys(OFFSET_TABLES)
     changes[0x00280004] = ("CS", info.photometric_interpretation.encode())
@@ -94,19 +93,19 @@ def pixel_changes(begun: Begun) -> Mapping[int, Change]:
     if (info.bits_stored, info.high_bit) != (made.info.bits_stored, made.info.high_bit):
         changes[0x00280101] = ("US", info.bits_stored.to_bytes(2, "little"))
         changes[0x00280102] = ("US", info.high_bit.to_bytes(2, "little"))
-    changes |= loss(begun, dataset)
+    changes |= loss(instance, dataset)
     if ICON_IMAGES in dataset and icon_is_compressed(made):
         changes[int(ICON_IMAGES, 16)] = None
     changes[PIXEL_DATA] = Here(PIXEL_DATA)
     return changes
 
 
-def loss(begun: Begun, dataset: JsonDataset) -> dict[int, Change]:
-    """What the dataset has to say of loss (C.7.6.1.1.5): ratios and methods list each step in its order."""
-    made, changes = begun.made, dict[int, Change]()
+def loss(instance: TranscodedInstance, dataset: JsonDataset) -> dict[int, Change]:
+    """The attributes of lossy compression (C.7.6.1.1.5): ratios and methods list the steps in order."""
+    made, changes = instance.made, dict[int, Change]()
     stored = made.row.transfer_syntax
     if made.target in METHODS and (stored, made.target) not in registry.DIRECT:
-        ratio = made.decoded_length / max(len(begun.frames[0]), 1)
+        ratio = made.decoded_length / max(len(instance.frames[0]), 1)
         changes[0x00282112] = ("DS", appended(dataset, "00282112", f"{ratio:.2f}"))
         changes[0x00282114] = ("CS", appended(dataset, "00282114", METHODS[made.target]))
     if changes or stored in ALWAYS_LOSSY:
@@ -120,7 +119,8 @@ def appended(dataset: JsonDataset, tag: str, value: str) -> bytes:
 
 
 def icon_is_compressed(made: Transcoder) -> bool:
-    """Its pixel data may be encapsulated where the image's are; a native syntax has no place for that."""
+    """The pixel data of an icon may be encapsulated like those of the image. A native syntax cannot hold
+    them."""
     value = made.store.bulk_value(made.row.key, f"{ICON_IMAGES}/0/7FE00010")
     if value is None or not lookup(made.row.transfer_syntax).encapsulated:
         return False
@@ -130,12 +130,12 @@ def icon_is_compressed(made: Transcoder) -> bool:
 # Pixel data
 
 
-def pixel_data(begun: Begun) -> list[Piece]:
-    if begun.made.native:
-        return native_pixel_data(begun)
-    if begun.number * begun.made.decoded_length <= AT_ONCE:
-        return [Literal(whole_pixel_data([frame for batch in begun.batches() for frame in batch]))]
-    return [Literal(opening(b"")), ByteStream(partial(item_chunks, begun), None), Literal(SEQUENCE_END)]
+def pixel_data(instance: TranscodedInstance) -> list[Piece]:
+    if instance.made.native:
+        return native_pixel_data(instance)
+    if instance.number * instance.made.decoded_length <= AT_ONCE:
+        return [Literal(whole_pixel_data([frame for batch in instance.batches() for frame in batch]))]
+    return [Literal(opening(b"")), ByteStream(partial(item_chunks, instance), None), Literal(SEQUENCE_END)]
 
 
 def opening(offsets: bytes) -> bytes:
@@ -157,51 +157,50 @@ def fragment(frame: bytes) -> bytes:
     return _item(0xFFFE, 0xE000, len(frame) + odd) + frame + bytes(odd)
 
 
-def item_chunks(begun: Begun, start: int, stop: int | None) -> Iterator[bytes]:
-    for batch in begun.batches():
+def item_chunks(instance: TranscodedInstance, start: int, stop: int | None) -> Iterator[bytes]:
+    for batch in instance.batches():
         yield b"".join(map(fragment, batch))
 
 
-def native_pixel_data(begun: Begun) -> list[Piece]:
-    length = native_length(begun)
+def native_pixel_data(instance: TranscodedInstance) -> list[Piece]:
+    length = native_length(instance)
     padding = length % 2
     if length + padding > LONGEST_NATIVE:
         raise NotAcceptable("uncompressed, its pixel data would be longer than 4 GB", ())
-    vr = b"OW" if begun.info.bits_allocated > 8 else b"OB"
+    vr = b"OW" if instance.info.bits_allocated > 8 else b"OB"
     head = _element(0x7FE0, 0x0010, vr, 0, length + padding)
     if length <= AT_ONCE:
-        return [Literal(b"".join((head, *native_chunks(begun, 0, None), bytes(padding))))]
-    return [Literal(head), ByteStream(partial(native_chunks, begun), length), Literal(bytes(padding))]
+        return [Literal(b"".join((head, *native_chunks(instance, 0, None), bytes(padding))))]
+    return [Literal(head), ByteStream(partial(native_chunks, instance), length), Literal(bytes(padding))]
 
 
-def loose_bits(begun: Begun) -> int:
+def loose_bits(instance: TranscodedInstance) -> int:
     """Bits of each frame if frames of 1-bit pixels do not end at a byte; else 0."""
-    info = begun.info
+    info = instance.info
     bits = info.rows * info.columns
-    return bits if info.bits_allocated == 1 and bits % 8 and begun.number > 1 else 0
+    return bits if info.bits_allocated == 1 and bits % 8 and instance.number > 1 else 0
 
 
-def native_length(begun: Begun) -> int:
-    bits = loose_bits(begun)
-    return (begun.number * bits + 7) // 8 if bits else begun.number * begun.made.decoded_length
+def native_length(instance: TranscodedInstance) -> int:
+    bits = loose_bits(instance)
+    return (instance.number * bits + 7) // 8 if bits else instance.number * instance.made.decoded_length
 
 
-def native_chunks(begun: Begun, start: int, stop: int | None) -> Iterator[bytes]:
-    """The bytes [start, stop) of all frames back to back; frames before `start` are not made."""
-    end = native_length(begun) if stop is None else stop
-    if loose_bits(begun):
-        yield from cut(packed(begun.batches(), loose_bits(begun)), start, end)
+def native_chunks(instance: TranscodedInstance, start: int, stop: int | None) -> Iterator[bytes]:
+    """The bytes [start, stop) of all frames back to back. Frames before `start` are not transcoded."""
+    end = native_length(instance) if stop is None else stop
+    if loose_bits(instance):
+        yield from cut(packed(instance.batches(), loose_bits(instance)), start, end)
         return
-    length = begun.made.decoded_length
+    length = instance.made.decoded_length
     first = start // length
-    done = begun.frames[first:]
-    frames = begun.made.batches(range(first, min(-(-end // length), begun.number)), done)
+    done = instance.frames[first:]
+    frames = instance.made.batches(range(first, min(-(-end // length), instance.number)), done)
     yield from cut(map(b"".join, frames), start - first * length, end - first * length)
 
 
 def packed(batches: Iterator[list[bytes]], bits: int) -> Iterator[bytes]:
-    """Frames of 1-bit pixels one after another without a gap (PS3.5 8.1.1: a frame may begin inside a
-    byte)."""
+    """Frames of 1-bit pixels without a gap between them (PS3.5 8.1.1: a frame may begin inside a byte)."""
     rest = np.empty(0, np.uint8)
     for batch in batches:
         frames = [np.unpackbits(np.frombuffer(one, np.uint8), bitorder="little")[:bits] for one in batch]
@@ -217,7 +216,7 @@ def cut(chunks: Iterator[bytes], start: int, stop: int) -> Iterator[bytes]:
     for chunk in chunks:
         part = chunk[max(start - at, 0) : max(stop - at, 0)]
         at += len(chunk)
-        if part or not chunk:  # an empty one says that the next is not ready yet
+        if part or not chunk:  # an empty chunk says that nothing is ready
             yield part
         if at >= stop:
             return

@@ -1,12 +1,13 @@
-"""Answers to requests for Part 10 instances (PS3.18 10.4.1.1.1): as stored, or in another transfer syntax.
+"""Answers to requests for Part 10 instances (PS3.18 10.4.1.1.1): stored ones, or transcoded ones.
 
 Rules of the choice
-- What was not asked for by name goes out as stored where its pixels cannot be made otherwise, labelled so.
-- Of several instances those that cannot be had in the named syntax go out as stored, labelled so: a gap would
-  go unseen. Only if that is true of all of them it is a 406.
-- An instance without pixels goes out as Explicit VR Little Endian, whatever syntax was named.
-- A transcoded instance is read anyway, so its bytes are verified first: InstanceDamaged ends the answer.
-- What fits is told by representatives: one for each kind of pixels among the instances.
+- Without a named syntax, an instance that cannot be transcoded is sent as it is stored.
+- Of several instances, those that cannot have the named syntax are sent as they are stored, because a client
+  would not notice a gap. If that holds for all of them, the answer is 406.
+- An instance without pixels is sent as Explicit VR Little Endian, in any named syntax.
+- The bytes of a transcoded instance are verified first, as they are read anyway: InstanceDamaged ends the
+  answer.
+- Representatives decide which targets fit: one for each kind of pixels among the instances.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from streamsrv.wire.mediatypes import DICOM
 from streamsrv.wire.multipart import closing, part_head
 from streamsrv.wire.resources import ResourceLevel, instance_url
 
-# Kinds of pixels in one answer that are looked at; real studies have a few.
+# Kinds of pixels in one answer that are checked; real studies have a few.
 REPRESENTATIVES = 64
 END_OF_HEAD = b"\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
 class OutgoingInstance:
-    """An instance on its way out: as stored, or by `made`, unless something is in the way."""
+    """An instance: stored, or transcoded by `made`. `obstacle` is the reason why it cannot be transcoded."""
 
     row: InstanceRow
     syntax: str
@@ -104,8 +105,7 @@ def instances(retrieval: Retrieval) -> Answer | None:
 
 
 def stored_parts(found: PackedInstances, base_url: str, boundary: bytes) -> tuple[StoredParts, int]:
-    """The plan of instances that go out as they are stored, and its length. Whoever asks again before the
-    next commit gets the same one."""
+    """The plan of stored instances, and its length. The plan is kept until the next commit."""
     known = found.plan
     if known is None or known[0] != boundary:
         known = found.plan = boundary, StoredParts(*parts_of(found, base_url, boundary), closing(boundary))
@@ -113,10 +113,10 @@ def stored_parts(found: PackedInstances, base_url: str, boundary: bytes) -> tupl
 
 
 def parts_of(found: PackedInstances, base_url: str, boundary: bytes) -> tuple[list[bytes], list[Place]]:
-    """Of each part its head and its place."""
+    """The head and the place of each part."""
     heads: list[bytes] = []
     one = next(iter(found.syntaxes)) if len(found.syntaxes) == 1 else ""
-    kind, before = (b"", ""), b""  # what the heads of one series begin with
+    kind, before = (b"", ""), b""  # the beginning of all heads of a series
     for row in found.packed:
         above, _, uid = row[0].rpartition(b"\0")
         syntax = one or syntax_in(row)
@@ -127,7 +127,7 @@ def parts_of(found: PackedInstances, base_url: str, boundary: bytes) -> tuple[li
 
 
 def stored_part(row: InstanceRow, base_url: str, boundary: bytes) -> tuple[StoredParts, int]:
-    """The same of one instance."""
+    """The plan of one stored instance, and its length."""
     before = head_of(boundary, row.transfer_syntax, base_url, *row.key[:2])
     head = before + row.key.instance.encode() + END_OF_HEAD
     plan = StoredParts([head], [row.location], closing(boundary))
@@ -142,7 +142,7 @@ def head_of(boundary: bytes, syntax: str, base_url: str, study: str, series: str
 
 
 def body(retrieval: Retrieval, choice: InstancesChoice, boundary: bytes) -> Generator[bytes, None, None]:
-    """All parts, the first frames of the next instances under way."""
+    """All parts. The first frames of the next instances are made ahead."""
     for one in sent(retrieval, choice):
         if one is None:
             yield b""
@@ -155,7 +155,7 @@ def body(retrieval: Retrieval, choice: InstancesChoice, boundary: bytes) -> Gene
 
 
 def sent(retrieval: Retrieval, choice: InstancesChoice) -> Iterator[SentInstance | None]:
-    """None: the next one is not ready yet."""
+    """None says that the next instance is not ready."""
     if not any(is_made(*pair) for pair in choice.syntaxes.items()):
         for row in retrieval.selection.rows():
             yield as_chosen(retrieval, row, choice.syntaxes[row.transfer_syntax])
@@ -165,14 +165,16 @@ def sent(retrieval: Retrieval, choice: InstancesChoice) -> Iterator[SentInstance
         if turn is None:
             yield None
             continue
-        task, order = turn
-        if task.made is None or order is None:
+        task, future = turn
+        if task.made is None or future is None:
             yield otherwise(retrieval, task)
             continue
         try:
-            results = pool.results(order)
-            begun = datasets.Begun(task.made, task.made.made(results), results[0][1] or task.made.info)
-            yield SentInstance(task.row, task.syntax, datasets.instance_pieces(begun))
+            results = pool.results(future)
+            transcoded = datasets.TranscodedInstance(
+                task.made, task.made.made(results), results[0][1] or task.made.info
+            )
+            yield SentInstance(task.row, task.syntax, datasets.instance_pieces(transcoded))
         except NotAcceptable as error:
             yield as_stored(retrieval, task.row, error)
 
@@ -196,14 +198,14 @@ def tasks(
 
 
 def otherwise(retrieval: Retrieval, task: OutgoingInstance) -> SentInstance:
-    """What has no frames to be made, or none that can be."""
+    """An instance without frames to transcode."""
     row = task.row
     if task.obstacle is not None:
         return as_stored(retrieval, row, task.obstacle)
     if not is_made(row.transfer_syntax, task.syntax):
         return as_chosen(retrieval, row, task.syntax)
     if row.frame_kind is not FrameKind.NONE and lookup(row.transfer_syntax).encapsulated:
-        return as_chosen(retrieval, row, row.transfer_syntax)  # fragments of which no frame can be made
+        return as_chosen(retrieval, row, row.transfer_syntax)  # its fragments are no frames
     return as_chosen(retrieval, row, EXPLICIT_VR_LITTLE_ENDIAN)
 
 
@@ -212,7 +214,7 @@ def as_chosen(retrieval: Retrieval, row: InstanceRow, syntax: str) -> SentInstan
 
 
 def as_stored(retrieval: Retrieval, row: InstanceRow, error: NotAcceptable) -> SentInstance:
-    """Instead of what could not be made; of a single instance only if that is acceptable too."""
+    """The stored instance, if it cannot be transcoded. A single one has to be acceptable."""
     if retrieval.target.level is ResourceLevel.INSTANCE:
         try:
             accept.choose_instances(retrieval.ranges(), [row.transfer_syntax], single=True, keep=True)
@@ -222,12 +224,12 @@ def as_stored(retrieval: Retrieval, row: InstanceRow, error: NotAcceptable) -> S
 
 
 def sent_as(stored: str) -> str:
-    """The syntax in which an instance goes out that nothing is made of."""
+    """The syntax in which an instance is sent that is not transcoded."""
     return INSTANCE_SENT_AS.get(stored, stored)
 
 
 def is_made(stored: str, syntax: str) -> bool:
-    """Whether that costs more than a new header."""
+    """Whether frames have to be transcoded."""
     native = not lookup(stored).encapsulated
     return syntax != stored and not (native and syntax == EXPLICIT_VR_LITTLE_ENDIAN)
 
@@ -242,7 +244,7 @@ def chosen(retrieval: Retrieval) -> InstancesChoice | None:
     single = retrieval.target.level is ResourceLevel.INSTANCE
     few = accepted.is_short and len(syntaxes) == 1
     try:
-        choice = (remembered if few else hoped)(accepted, syntaxes, single)
+        choice = (cached_choice if few else choice_if_all_fit)(accepted, syntaxes, single)
         if not any(is_made(*pair) for pair in choice.syntaxes.items()):
             return choice
     except NotAcceptable:
@@ -253,15 +255,15 @@ def chosen(retrieval: Retrieval) -> InstancesChoice | None:
     return _fitting(retrieval, accepted.ranges(), syntaxes, single)
 
 
-def hoped(accepted: Accepted, syntaxes: tuple[str, ...], single: bool) -> InstancesChoice:
-    """The choice if these pixels are like most."""
+def choice_if_all_fit(accepted: Accepted, syntaxes: tuple[str, ...], single: bool) -> InstancesChoice:
+    """The choice if all targets fit the pixels."""
     possible: dict[str, Collection[str]] = {uid: transcoding.instance_targets(uid) for uid in syntaxes}
     return accept.choose_instances(
         accepted.ranges(), syntaxes, transcodable=possible, single=single, keep=True
     )
 
 
-remembered = lru_cache(maxsize=256)(hoped)
+cached_choice = lru_cache(maxsize=256)(choice_if_all_fit)
 
 
 def _fitting(
@@ -283,7 +285,7 @@ def _fitting(
 
 
 def possible_targets(retrieval: Retrieval, syntaxes: Sequence[str]) -> dict[str, Collection[str]]:
-    """For each stored syntax what some of its instances can be made into."""
+    """For each stored syntax the targets that fit some of its instances."""
     kinds: dict[tuple[object, ...], InstanceRow] = {}
     for row in retrieval.selection.rows():
         pixels = has_frames(row), row.bits_allocated, row.samples_per_pixel

@@ -39,12 +39,11 @@ AT_ONCE = 1 << 20
 TEXT_AT_ONCE = 128 << 10
 # The text of an instance up to this long is made in the loop.
 INLINE = 16 << 10
-# A compressed body up to this long is kept while it is being sent, for the next who asks: 3,000 CT instances
-# have 1 MB.
+# A compressed body up to this long is kept for the next request: 3,000 CT instances have 1 MB.
 KEPT = 4 << 20
-# Stands for a whole array that was asked for once. It is kept when it is asked for again: the pieces of an
-# answer that is not kept share their memory, and fresh memory costs more than making the text.
-ASKED = b"asked for once".ljust(256)
+# Stands for an array that was requested once. It is kept at the second request: the pieces of an answer that
+# is not kept share their memory, and fresh memory costs more than making the text.
+REQUESTED = b"requested once".ljust(256)
 ROWS_AT_ONCE = 256
 PIECE = 64 << 10
 WRONG = "the metadata of an instance is not the %d bytes that its row says"
@@ -89,7 +88,7 @@ def body_of(retrieval: Retrieval, fields: Fields, media_type: str, boundary: byt
 
 
 def cut_texts(retrieval: Retrieval, fields: Fields) -> Iterator[tuple[InstanceRow, Iterable[bytes]]]:
-    """Each instance with its JSON text, cut to the fields."""
+    """Each instance with the selected attributes of its JSON text."""
     rows, base_url = retrieval.selection.rows(), retrieval.request.base_url
     for row, text in instance_texts(retrieval.store, rows, base_url):
         if fields.tree is None:
@@ -125,11 +124,11 @@ def made_piece(body: MakeBody, at_once: bool) -> Piece:
 
 
 def text_piece(retrieval: Retrieval, etag: str, length: int) -> Piece:
-    """The whole array. It is kept as it goes out for the second time, or if it is one piece; not if it is so
-    short that making it costs little more."""
+    """The whole array. A long one is kept at the second request, one of a single piece at once. A very short
+    one is never kept, because it is made as quickly."""
     key, cache = ("metadata", etag), retrieval.pool.cache
     kept = cache.get(key)
-    if kept not in (None, ASKED):
+    if kept not in (None, REQUESTED):
         return Literal(kept)
     store, selection, base_url = retrieval.store, retrieval.selection, retrieval.request.base_url
     if length <= TEXT_AT_ONCE:
@@ -138,11 +137,11 @@ def text_piece(retrieval: Retrieval, etag: str, length: int) -> Piece:
             cache.put(key, piece.payload)
         return piece
     if kept is None and length <= KEPT:
-        cache.put(key, ASKED)
+        cache.put(key, REQUESTED)
 
     def chunks(start: int, stop: int | None) -> Iterator[bytes]:
         text, end = metadata_text(store, selection, base_url), length if stop is None else stop
-        if kept is ASKED and end - start == length <= KEPT:
+        if kept is REQUESTED and end - start == length <= KEPT:
             return keeping(text, cache, key, length)
         return within(text, start, end)
 
@@ -150,7 +149,7 @@ def text_piece(retrieval: Retrieval, etag: str, length: int) -> Piece:
 
 
 def compressed_piece(body: MakeBody, coding: str, at_once: bool, cache: Cache, etag: str) -> Piece:
-    """From the cache, or made at once, or made while it is sent."""
+    """A kept body, or one that is made now or while it is sent."""
     key = ("metadata", etag)
     kept = cache.get(key)
     if kept is not None:
@@ -165,8 +164,8 @@ def compressed_piece(body: MakeBody, coding: str, at_once: bool, cache: Cache, e
 def keeping(
     chunks: Iterable[bytes], cache: Cache, key: Hashable, total: int | None = None
 ) -> Iterator[bytes]:
-    """The chunks, put into the cache behind the last one; if they are known to have `total` bytes in all,
-    before it: then nobody asks whether there are more."""
+    """The chunks, which are put into the cache after the last one. With `total` bytes they are put there
+    before it, because the consumer stops at that length."""
     kept: list[bytes] = []
     length = 0
     for chunk in chunks:
@@ -186,8 +185,8 @@ def keeping(
 
 
 def lengths(selection: Selection, base_url: str) -> tuple[int, int]:
-    """Of all texts as they are kept, and of the array of them with URLs in it."""
-    # A URL takes the place of a byte; in the key of a row there are two more between its UIDs.
+    """The length of all stored texts, and of the array of them with URLs."""
+    # A URL replaces a byte; the key of a row has two more bytes between its UIDs.
     around, packed = len(instance_url(base_url, "", "", "")) - 1, selection.packed
     kept = urls = 0
     if packed is None:
@@ -211,8 +210,8 @@ def metadata_text(store: Store, selection: Selection, base_url: str) -> Iterator
 
 
 def texts(store: Store, selection: Selection, base_url: str) -> Iterator[Iterable[bytes]]:
-    """The chunks of each instance's JSON text, or of several with commas between them, to be taken before
-    the next one is."""
+    """The chunks of the JSON text of each instance, or of several with commas between them. A text is
+    consumed before the next one is taken."""
     packed = selection.packed
     if packed is None:
         yield from (text for _, text in instance_texts(store, selection.rows(), base_url))
@@ -220,7 +219,7 @@ def texts(store: Store, selection: Selection, base_url: str) -> Iterator[Iterabl
     for start in range(0, packed.count, ROWS_AT_ONCE):
         chosen = slice(start, start + ROWS_AT_ONCE)
         rows, facts = packed.packed[chosen], packed.metadata()[chosen]
-        # Many longer ones would be too much at once.
+        # Long texts would take too much memory at once.
         kept = store.short_metadata(rows) if max(facts)[0] <= SHORT_TEXT else None
         if kept is None:
             yield from (text for _, text in instance_texts(store, map(unpacked, rows), base_url))
@@ -236,7 +235,7 @@ def texts(store: Store, selection: Selection, base_url: str) -> Iterator[Iterabl
 
 
 def urls_of(base_url: str, rows: Iterable[PackedRow]) -> list[bytes]:
-    """Of instances, by their packed keys."""
+    """The URLs of instances, by their packed keys."""
     found: list[bytes] = []
     known, before = None, b""
     for key, _ in rows:
@@ -249,7 +248,7 @@ def urls_of(base_url: str, rows: Iterable[PackedRow]) -> list[bytes]:
 
 
 def json_array(texts: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
-    """An array of what the texts are, in pieces."""
+    """A JSON array of the texts, in pieces."""
     waiting, length = [b"["], 1
     for number, text in enumerate(texts):
         if number:
@@ -267,7 +266,8 @@ def json_array(texts: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
 def instance_texts(
     store: Store, instances: Iterable[InstanceRow], base_url: str
 ) -> Iterator[tuple[InstanceRow, Iterable[bytes]]]:
-    """Each instance with the chunks of its JSON text, to be taken before the next one is."""
+    """Each instance with the chunks of its JSON text, which are consumed before the next instance is
+    taken."""
     rows = iter(instances)
     while batch := list(islice(rows, ROWS_AT_ONCE)):
         chunks = store.metadata(batch)
@@ -294,7 +294,7 @@ def _several(chunks: Iterator[bytes], row: InstanceRow, url: bytes) -> Iterator[
 
 
 def within(chunks: Iterable[bytes], start: int, stop: int) -> Iterator[bytes]:
-    """The bytes [start, stop) of what the chunks hold."""
+    """The bytes [start, stop) of the chunks."""
     at = 0
     for chunk in chunks:
         low, high = max(start - at, 0), min(stop - at, len(chunk))
