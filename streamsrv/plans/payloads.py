@@ -1,8 +1,8 @@
 """The bytes of one instance as the pieces of a plan: its Part 10 file, its frames, its bulk values.
 
-Stored bytes are spans of their segment. Bytes that have to be changed become literals, or a ByteStream that makes
-them while they are sent: implicit VR and big endian are never sent (PS3.18 8.7.3), deflated datasets hide
-their frames, and a 1-bit frame may begin inside a byte.
+Stored bytes are spans of their segment. Bytes that have to be changed become literals, or a ByteStream that
+makes them while they are sent: implicit VR and big endian are never sent (PS3.18 8.7.3), deflated datasets
+hide their frames, and a 1-bit frame may begin inside a byte.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from streamsrv.dicom.window import Pread
 from streamsrv.errors import NotFound, StoreCorrupt
 from streamsrv.plans.selection import Selection
 from streamsrv.store import InstanceRow, Store
-from streamsrv.wire.answers import Literal, Piece, Span, ByteStream
+from streamsrv.wire.answers import ByteStream, Literal, Piece, Span
 
 CHUNK = 1 << 20  # bytes that a ByteStream makes at a time
 # Entries of a frame table looked up at once: 64 kB of table.
@@ -110,7 +110,9 @@ def pixel_word(selection: Selection, row: InstanceRow) -> int:
     return explicit.swap_width(vr, row.bits_allocated)
 
 
-def swapped(selection: Selection, row: InstanceRow, base: int, at: int, length: int, width: int) -> ByteStream:
+def swapped(
+    selection: Selection, row: InstanceRow, base: int, at: int, length: int, width: int
+) -> ByteStream:
     """`length` bytes from `at` bytes behind `base`, in words of `width` bytes that count from `base`."""
 
     def chunks(start: int, stop: int | None) -> Iterator[bytes]:

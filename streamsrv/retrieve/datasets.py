@@ -30,7 +30,7 @@ from streamsrv.errors import NotAcceptable
 from streamsrv.pixels.description import ICON_IMAGES, values
 from streamsrv.pixels.transcoding import AT_ONCE, Transcoder
 from streamsrv.plans.payloads import as_piece, reader
-from streamsrv.wire.answers import Literal, Piece, ByteStream
+from streamsrv.wire.answers import ByteStream, Literal, Piece
 
 PIXEL_DATA = 0x7FE00010
 OFFSET_TABLES = (0x7FE00001, 0x7FE00002)
