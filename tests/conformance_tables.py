@@ -10,7 +10,7 @@ from streamsrv.errors import AlreadyStored, InstanceRefused, NotDicom, StudyMism
 from streamsrv.query.attributes import Level, Returned, attributes_at
 from streamsrv.search.parameters import PARAMETERS
 from streamsrv.web.cors import ALLOW_HEADERS, EXPOSE_HEADERS
-from streamsrv.web.description import STORE_TYPES, WADL, operations
+from streamsrv.web.operations import STORE_TYPES, WADL, operations
 from streamsrv.wire.accept import (
     FRAME_SENT_AS,
     IMAGE_TYPES,

@@ -25,10 +25,6 @@ DOCUMENTS = ("README.md", "CHANGELOG.md", "docs", "conf")
 # What a room may still have, as (words, long sentences); a room that is not here has none.
 LIMITS: dict[str, tuple[int, int]] = {
     "streamsrv": (10, 0),
-    "streamsrv/web": (60, 0),
-    "streamsrv/web/connection": (64, 3),
-    "streamsrv/web/fastpath": (38, 2),
-    "streamsrv/web/sending": (28, 7),
 }
 
 PEOPLE = r"(?:client|clients|person|people|user|users|reader|readers|someone|those|engineers?|developers?)"

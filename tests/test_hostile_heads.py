@@ -1,5 +1,5 @@
 """Heads that are long, many-lined or cut, on each of the ways that a request takes: the HTTP parser, known
-header blocks, the express lane. A refusal says what was wrong; nothing of a malformed value is logged."""
+header blocks, cached frames. A refusal says what was wrong; nothing of a malformed value is logged."""
 
 import socket
 import time

@@ -75,9 +75,9 @@ def compute(actions: Actions, request: Request, target: Target) -> Computed:
 
 
 def check_preconditions(actions: Actions, request: Request, target: Target) -> None:
-    """Of what changes something, by the representation that a GET with the same Accept would get (RFC 9110
-    13.1, 13.2.1). Raises PreconditionFailed, and NotFound where there is nothing to delete. What comes
-    between this and the change is not noticed."""
+    """The preconditions of a store or delete (RFC 9110 13.1, 13.2.1). They are compared with the
+    representation that a GET with the same Accept gets. Raises PreconditionFailed, and NotFound if there is
+    nothing to delete. A change between this and the store or delete is not noticed."""
     if CONDITIONS.isdisjoint(request.headers):
         return
     headers = {name: value for name, value in request.headers.items() if name in (*CONDITIONS, *CHOOSING)}
@@ -95,7 +95,7 @@ def check_preconditions(actions: Actions, request: Request, target: Target) -> N
     if found.release is not None:
         found.release()
     if found.status == 304:
-        raise PreconditionFailed("there is what If-None-Match says that there must not be")
+        raise PreconditionFailed("the representation exists that If-None-Match excludes")
     tagged = any(name == "ETag" for name, _ in found.headers)
     if not tagged and headers.get("if-match", "*").strip() != "*":
         raise PreconditionFailed("the target resource has no entity tag now")

@@ -32,11 +32,11 @@ from streamsrv.ingest import SHORT_BODY
 from streamsrv.ingest.response import StoreResult
 from streamsrv.retrieve.cached_frames import CachedInstance
 from streamsrv.settings import Settings
-from streamsrv.web import capabilities, health, openapi
+from streamsrv.web import describe, health
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import CONDITIONS, Actions, check_preconditions, compute, is_inline
 from streamsrv.web.batching import Batches
-from streamsrv.web.connection.pace import Watch
+from streamsrv.web.connection.clients import Watch
 from streamsrv.web.connection.threads import Threads
 from streamsrv.web.cors import Cors
 from streamsrv.web.head import Head, acceptable, check_lists, check_target, check_url
@@ -225,7 +225,7 @@ class App:
             raise Forbidden("this server is read-only")
         request = self._request(head, caller, target)
         if kind in (Kind.OPENAPI, Kind.YAML):
-            return Job(lambda: openapi.answer(request, kind), inline=True)
+            return Job(lambda: describe.answer(request, kind), inline=True)
         inline = is_inline(head.method, target)
         return Job(lambda: self._compute(request, target), inline, request.requester.leave)
 
@@ -234,7 +234,7 @@ class App:
 
     def _capabilities(self, head: Head, base: str, route: Route | None) -> Job:
         ranges = parse_accept(head.headers.get("accept"))
-        return Job(lambda: capabilities.describe(base, route, ranges), inline=True)
+        return Job(lambda: describe.capabilities(base, route, ranges), inline=True)
 
     def _compute(self, request: Request, target: Target) -> Computed:
         answer = compute(self._actions, request, target)

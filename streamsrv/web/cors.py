@@ -32,7 +32,7 @@ class Cors:
         self._max_age = str(settings.cors_max_age)
 
     def headers(self, request_headers: Mapping[str, str]) -> list[tuple[str, str]]:
-        """What every answer to this request carries."""
+        """The headers of every answer to this request."""
         if not self._origins:
             return []
         allowed = self._allowed(request_headers.get("origin"))

@@ -1,9 +1,9 @@
 """The head of one request: parsed once, checked before a byte of the body is read.
 
 Rules of this file
-- What Tornado refuses stays refused; whatever decides where a body ends is decided here, strictly, because
-  our own read loop bypasses Tornado's (RFC 9112 6.3: one Content-Length of digits only, or chunked, never
-  both; anything else may smuggle a second request).
+- A head that Tornado refuses stays refused. Headers that decide where a body ends are checked here, strictly,
+  because our own read loop bypasses Tornado's. RFC 9112 6.3: one Content-Length of digits only, or chunked,
+  never both. Anything else may smuggle a second request.
 - Queries are never logged: they hold names.
 - The size of a head is checked on its bytes, before the parser sees them: parsing 3,000 lines takes a quarter
   of a second, in which no other request is served.
@@ -26,7 +26,7 @@ SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 DIGITS = re.compile(r"[0-9]{1,18}")
 ABSOLUTE = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE)
 CHUNKED = -1  # the body's length when only its end tells
-UNREADABLE = "-", "-", "HTTP/1.1"  # method, target and version where there is no knowing
+UNREADABLE = "-", "-", "HTTP/1.1"  # method, target and version that cannot be read
 # Header lines of one request; browsers behind proxies send about 30.
 MAX_LINES = 100
 # Headers that are lists, read element by element.
@@ -48,8 +48,7 @@ class HeadRefused(HTTPInputError):
 
 
 class Head:
-    """`headers` by lower-case name. Never raises: what is wrong with it is told by the functions below, once
-    it has a request id."""
+    """`headers` by lower-case name. Never raises: the functions below check it, once it has a request id."""
 
     __slots__ = (
         "headers",

@@ -1,13 +1,13 @@
-"""Under which name a request reached this server, over which scheme, and from whom.
+"""The origin of a request: under which name it reached this server, over which scheme, from which client.
 
 Rules of this file
 - Forwarding headers count only from a peer in `trusted_proxies`, and only those of one family, `Forwarded`
   (RFC 7239) or `X-Forwarded-*`: a proxy passes on the other family as the client wrote it.
 - Of several hops the last one counts, because the trusted proxy wrote it. A client in it that is neither an
-  address nor a name of RFC 7239 6 is ignored: it would stand in the log.
-- A Host that is not expected is refused, whoever sent it: a page that made its own name point here (DNS
-  rebinding) is then told nothing. An address instead of a name is always fine on a server that listens to
-  others, because rebinding needs a name.
+  address nor a name of RFC 7239 6 is ignored: it would be logged.
+- A Host that is not expected is refused from every client. A page that made its own name point here (DNS
+  rebinding) then gets nothing. A server that listens to other machines accepts an address instead of a name,
+  because rebinding needs a name.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ _PAIR = re.compile(r'(\w+)=("[^"]*"|[^;,\s]*)')
 
 
 class Origin(NamedTuple):
-    """`base` is what absolute URLs begin with, without the version; `client` the address that the access log
-    names."""
+    """Absolute URLs begin with `base`, without the version. `client` is the address in the access log."""
 
     base: str
     client: str
@@ -126,7 +125,7 @@ def is_address(name: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens on `host`."""
+    """Whether only this machine can reach a server that listens on `host`."""
     if host.lower() == "localhost":
         return True
     return is_address(host) and ipaddress.ip_address(host).is_loopback

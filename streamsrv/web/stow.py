@@ -24,7 +24,7 @@ from streamsrv.ingest.response import StoreResult
 from streamsrv.ingest.transaction import Ingest
 from streamsrv.web.batching import Batches
 
-# What a gzip decoder yields, and is given, at a time.
+# Bytes that a gzip decoder yields, and gets, at a time.
 INFLATED = 1 << 20
 PACKED = 64 << 10
 # The ratio counts only beyond so many bytes: short texts and empty pictures compress better than anything.
@@ -51,7 +51,7 @@ class Gzip:
 
     def decode(self, chunk: Buffer, size: int, start: int = 0) -> Iterator[tuple[Buffer, int, int]]:
         """Decodes `size` bytes of `chunk` from `start` on. Yields chunks, with begin and length."""
-        # The decoder copies what follows a member: of a whole megabyte that would be too much for each.
+        # The decoder copies the bytes behind a member: a whole megabyte would be too much for each.
         end = start + size
         for at in range(start, end, PACKED):
             stop = min(at + PACKED, end)
@@ -123,8 +123,8 @@ class Upload:
         check: Callable[[], None] = lambda: None,
         batches: Batches | None = None,
     ) -> None:
-        """`check` raises what refuses the request, in a thread. With `batches` the body is short: call
-        `arrived` instead of `feed`."""
+        """`check` raises the error that refuses the request, in a thread. With `batches` the body is short:
+        call `arrived` instead of `feed`."""
         self._pool = pool
         self._ingest = ingest
         self._decoder = decoder

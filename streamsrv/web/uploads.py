@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from streamsrv.errors import Overloaded
-from streamsrv.web.connection.pace import Meter
+from streamsrv.web.connection.clients import Meter
 from streamsrv.web.hosts import party
 
 # Seconds: a rate is measured over one or two of these.

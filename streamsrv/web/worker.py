@@ -23,7 +23,7 @@ from streamsrv.web.actions import Actions
 from streamsrv.web.app import App
 from streamsrv.web.connection.listener import Acceptor, Server
 from streamsrv.web.connection.loop import BatchLoop
-from streamsrv.web.probes import HealthListener
+from streamsrv.web.health import HealthListener
 
 log = logging.getLogger("streamsrv.worker")
 

@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from streamsrv.web.openapi import document
+from streamsrv.web.describe import document
 
 EXAMPLES = {"GET": 9, "POST": 12, "DELETE": 6, "HEAD": 4, "OPTIONS": 2}
 CHECKS = [

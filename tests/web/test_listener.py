@@ -134,7 +134,7 @@ async def test_a_client_whose_connections_are_all_busy_is_turned_away(
     gate.set()
     assert (await busy[0].answer())[2] == b"slow"
     assert await served(busy[0])
-    acceptor._tell()
+    acceptor._report()
     assert "0 were closed for newer ones, 1 were turned away" in caplog.text
     acceptor.stop()
 

@@ -14,8 +14,7 @@ import pytest
 from web_world import DEADLINE, eventually
 
 from streamsrv.errors import StoreCorrupt
-from streamsrv.web.connection.pace import Meter
-from streamsrv.web.connection.turns import Turns
+from streamsrv.web.connection.clients import Meter, TurnQueue
 from streamsrv.web.sending import sources
 from streamsrv.web.sending.sources import LONG_STEP, PROBE_STEP, StreamReader, read_warm, to_page, warm_bytes
 from streamsrv.web.sending.transfer import PIECES_AT_ONCE, SHORT, SLICE, Transfer
@@ -50,7 +49,7 @@ class Line:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
         self.client, self.ours = theirs, ours
         self.meter = Meter(lambda: None, 0.0)
-        turns = options.pop("turns", None) or Turns()
+        turns = options.pop("turns", None) or TurnQueue()
         length = options.pop("length", None)
         answer = Answer(200, [], plan, length, descriptor=lambda number: self.source)
         self.transfer = Transfer(ours, answer, pool, self.meter, turns, **options)
@@ -402,7 +401,7 @@ async def test_a_stream_of_another_length_is_an_error(http_server, line, length,
 async def test_spans_that_nobody_opens_are_an_error(http_server, line):
     one = line([Span(1, 0, 10)])
     one.transfer._answer.descriptor = None
-    with pytest.raises(StoreCorrupt, match="nobody"):
+    with pytest.raises(StoreCorrupt, match="no function that opens"):
         await one.run()
 
 
@@ -484,7 +483,7 @@ async def test_others_get_their_turn_between_slices(http_server, line, segment):
 
 async def test_long_answers_move_one_in_each_turn_of_the_loop(http_server, line, segment):
     """The sockets take little, so that each has to wait again and again."""
-    turns, moves = Turns(), []
+    turns, moves = TurnQueue(), []
     lines = [line([Span(1, 0, SIZE)], turns=turns) for _ in range(3)]
     for number, one in enumerate(lines):
         move = one.transfer._move
@@ -502,7 +501,7 @@ async def test_long_answers_move_one_in_each_turn_of_the_loop(http_server, line,
 
 
 async def test_short_answers_wait_for_nobodys_turn(http_server, line, segment):
-    turns = Turns()
+    turns = TurnQueue()
     turns.queue(lambda: None)
     short = line([Span(1, 0, SHORT)], turns=turns, length=SHORT)
     turns.take = turns.queue = lambda *_: pytest.fail("a short answer asked for its turn")
@@ -510,7 +509,7 @@ async def test_short_answers_wait_for_nobodys_turn(http_server, line, segment):
 
 
 async def test_an_answer_that_is_aborted_in_the_queue_moves_no_more(http_server, line):
-    turns = Turns()
+    turns = TurnQueue()
     one = line([Span(1, 0, SIZE)], turns=turns)
     one.start()
     turns.take = lambda: False

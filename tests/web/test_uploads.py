@@ -3,7 +3,7 @@
 import pytest
 
 from streamsrv.errors import Overloaded
-from streamsrv.web.connection.pace import Meter
+from streamsrv.web.connection.clients import Meter
 from streamsrv.web.uploads import GRACE, SPAN, YOUNG, Uploads
 
 RATE = 1000

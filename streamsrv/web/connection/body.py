@@ -1,12 +1,12 @@
 """The body of one store request on its way from the connection into an Upload.
 
-Strategy: one of known length is read here, by read_into with one reused buffer, before Tornado looks for it,
-a slice when its turn comes; what is in the buffer is written when it is full. A chunked body comes through
-Tornado, chunk by chunk.
+Strategy: a body of known length is read here, by read_into into one buffer that is used again, before Tornado
+looks for it. It is read a slice in each turn, and written when the buffer is full. A chunked body comes
+through Tornado, chunk by chunk.
 
 Rules of this file
-- While the Upload works the client is not waited for: the meter is paused.
-- After an error the stream may still hold the buffer: then it is left to the garbage collector.
+- While the Upload works, the client is not waited for: the meter is paused.
+- After an error the stream may still hold the buffer. It is then left to the garbage collector.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import cast
 from tornado.ioloop import IOLoop
 
 from streamsrv.web.app import App
-from streamsrv.web.connection.pace import Meter
+from streamsrv.web.connection.clients import Meter
 from streamsrv.web.connection.stream import Stream
 from streamsrv.web.stow import Buffer, Upload
 
-# Read in one turn of the loop, if nobody else moves.
+# Bytes that are read in one turn of the loop, if no other body moves.
 SLICE = 2 << 20
 
 
@@ -53,21 +53,21 @@ async def read_body(app: App, stream: Stream, length: int, upload: Upload, meter
         await read_short(app, stream, length, upload, meter)
         return
     buffer = app.buffers.take()
-    view, at, left, turns = memoryview(buffer), 0, length, app.watch.turns
+    view, at, left, bodies = memoryview(buffer), 0, length, app.watch.bodies
     # The stream counts our buffer as its own; at all other times its own stays small.
     usual, stream.max_buffer_size = stream.max_buffer_size, 2 * len(buffer)
     listening = Listening(stream)
     listening.pause()
     try:
         while left:
-            await turns.mine()
+            await bodies.turn()
             most = min(left, app.watch.share(SLICE))
             read = cast(Future[int], stream.read_into(cast(bytearray, view[at : at + most]), partial=True))
             if not read.done():
                 listening.resume()
                 await read
                 listening.pause()
-                await turns.mine()
+                await bodies.turn()
             count = read.result()
             left -= count
             filled = at + count
@@ -85,11 +85,11 @@ async def read_body(app: App, stream: Stream, length: int, upload: Upload, meter
 
 async def read_short(app: App, stream: Stream, length: int, upload: Upload, meter: Meter) -> None:
     """All of it into one buffer, from which it is stored: nothing has to be done between two reads."""
-    buffer, turns = app.buffers.take(), app.watch.turns
+    buffer, bodies = app.buffers.take(), app.watch.bodies
     view, at = memoryview(buffer), 0
     usual, stream.max_buffer_size = stream.max_buffer_size, 2 * len(buffer)
     while at < length:
-        await turns.mine()
+        await bodies.turn()
         count = await stream.read_into(cast(bytearray, view[at:length]), partial=True)
         meter.moved += count
         at += count

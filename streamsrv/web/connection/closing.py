@@ -1,8 +1,8 @@
-"""How a connection ends before its time.
+"""The end of a connection before its time.
 
-Closing a socket whose unread bytes have arrived sends a reset, and a reset may overtake what was sent last:
-the client would never learn why it was refused. So our side is shut first, and what the client still sends
-is read and thrown away for a while (RFC 9112 9.6).
+A close of a socket with unread bytes sends a reset, and a reset may overtake the last answer. The client
+would never learn why it was refused. So our side is shut first, and the bytes that the client still sends are
+dropped for a while (RFC 9112 9.6).
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def final_status(error: BaseException | None, status: int, request_id: str, sent
 
 
 async def send_last(stream: Stream, outgoing: Outgoing) -> int:
-    """Send a refusal as the last thing on this connection and shut our side; returns the payload's length."""
+    """Sends a refusal, the last bytes of this connection, and shuts our side. Returns the payload's
+    length."""
     payload = b"".join(piece.payload for piece in outgoing.answer.plan if isinstance(piece, Literal))
     text = outgoing.head + payload if outgoing.body else outgoing.head
     try:
@@ -67,7 +68,7 @@ def probe_client(stream: Stream, version: str, gone: Callable[[], None]) -> None
     """The client has closed its connection, or its side only: call `gone` if it receives no more. A closed
     socket answers a second 100 Continue with a reset; other clients ignore it (RFC 9110 15.2)."""
 
-    def look() -> None:
+    def check() -> None:
         if not stream.half_closed:  # the answer has ended, and the socket with it
             return
         with contextlib.suppress(OSError):
@@ -82,18 +83,18 @@ def probe_client(stream: Stream, version: str, gone: Callable[[], None]) -> None
         except OSError:
             gone()
         else:
-            asyncio.get_running_loop().call_later(RESET_SECONDS, look)
+            asyncio.get_running_loop().call_later(RESET_SECONDS, check)
 
 
 def reset(stream: Stream) -> None:
-    """Make the close a reset: to a client that waits for the end of the connection a plain close would look
-    like the end of the answer. It costs what the client has not yet read."""
+    """Makes the close a reset. To a client that waits for the end of the connection, a plain close would look
+    like the end of the answer. Bytes that the client has not read yet are lost."""
     if not stream.closed() or stream.half_closed:
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 async def discard(stream: Stream) -> None:
-    """Read and throw away, until the client has closed or LINGER_BYTES have come."""
+    """Drops bytes until the client has closed or LINGER_BYTES have arrived."""
     buffer, dropped = bytearray(64 << 10), 0
     try:
         while dropped < LINGER_BYTES:

@@ -33,6 +33,7 @@ from streamsrv.errors import BadRequest, ContentTooLarge, LengthRequired, Reques
 from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.app import App, Intake, Job
 from streamsrv.web.connection.body import feed, read_body
+from streamsrv.web.connection.clients import Meter
 from streamsrv.web.connection.closing import (
     GONE,
     LINGER_BYTES,
@@ -42,7 +43,6 @@ from streamsrv.web.connection.closing import (
     send_last,
 )
 from streamsrv.web.connection.compute import Answering, Ended
-from streamsrv.web.connection.pace import Meter
 from streamsrv.web.connection.stream import RequestBatch
 from streamsrv.web.connection.waiting import Waiting
 from streamsrv.web.fastpath.answering import FastPath

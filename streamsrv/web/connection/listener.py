@@ -1,17 +1,15 @@
-"""From the listening socket to HTTP: accepting connections, and Tornado's server with our limits.
+"""From the listening socket to HTTP: accepted connections, and Tornado's server with our limits.
 
-Strategy: all workers share one listening socket, which the supervisor bound before it started them, so a
-worker that dies or restarts resets nobody's connection, and one in the middle of a long turn keeps nobody
-waiting: another accepts. Left to itself the worker that wakes up first would take a whole burst (64 of 64 was
-seen); so after each connection it stands back for a moment, in which the others take theirs (then 64 divide
-as 32 and 32, give or take 3).
+Strategy: all workers share one listening socket, which the supervisor bound before it started them. A worker
+that dies or restarts resets no connection, and while one is busy another accepts. Without more, the worker
+that wakes up first would take a whole burst (64 of 64 was seen). So after each connection it pauses for a
+moment, in which the others accept (then 64 divide as 32 and 32, give or take 3).
 
 Rules of this file
-- At the limit, of all connections or of one client, a newcomer replaces the connection that has waited
-  longest for a request: an idle one (RFC 9112 9.5), or one whose head does not end. So does one for which
-  there is no descriptor.
-- If no connection waits at the limit of all, nothing is accepted: newcomers stay in the kernel's queue. At
-  the limit of a client they are answered with 503, because the queue is that of all clients.
+- At the limit, of all connections or of one client, a new connection replaces the one that has waited longest
+  for a request: an idle one (RFC 9112 9.5), or one whose head does not end. If no descriptor is left, too.
+- If no connection waits at the limit of all, none is accepted: new ones stay in the kernel's queue. At the
+  limit of a client they are answered with 503, because all clients share that queue.
 - Heads over a limit are answered with 414 or 431 before they are parsed, and end their connection.
 """
 
@@ -43,14 +41,14 @@ from streamsrv.web.head import check_block, most_bytes
 
 log = logging.getLogger("streamsrv.web")
 
-# How long a worker stands back after it has accepted. The loop rounds it up to a millisecond when it is idle.
-STAND_BACK = 0.0002
+# Seconds of the pause after an accept. The loop rounds it up to a millisecond when it is idle.
+ACCEPT_PAUSE = 0.0002
 # How long to wait for a descriptor when there are none, or for room.
 PAUSE = 0.25
 # Connections that are closed for one that found no descriptor: files need some, too.
 FOR_DESCRIPTORS = 16
 # Seconds between two lines in the log.
-TELL_EVERY = 10.0
+REPORT_EVERY = 10.0
 _DETAIL = (
     b'{"type": "about:blank", "title": "Service Unavailable", "status": 503, '
     b'"detail": "too many connections of this client"}'
@@ -164,7 +162,7 @@ class Acceptor:
                 raise
             self._pause()
             replaced = sum(self._replace() for _ in range(FOR_DESCRIPTORS))
-            self._loop.call_later(STAND_BACK if replaced else PAUSE, self.start)
+            self._loop.call_later(ACCEPT_PAUSE if replaced else PAUSE, self.start)
             return
         party = self._server.app.party(address[0])
         if not self._has_room(party):
@@ -174,7 +172,7 @@ class Acceptor:
         self._by_party[party] += 1
         if not self._alone:
             self._pause()
-            self._loop.call_later(STAND_BACK, self.start)
+            self._loop.call_later(ACCEPT_PAUSE, self.start)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         stream = Stream(connection, max_buffer_size=self._server.max_buffer_size, read_chunk_size=CHUNK)
         stream.waiting = self._waiting
@@ -203,11 +201,11 @@ class Acceptor:
 
     def _count(self, *, replaced: int = 0, turned_away: int = 0) -> None:
         if not self._replaced and not self._turned_away:
-            self._loop.call_later(TELL_EVERY, self._tell)
+            self._loop.call_later(REPORT_EVERY, self._report)
         self._replaced += replaced
         self._turned_away += turned_away
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         counts = self._replaced, self._turned_away
         log.warning("too many connections: %d were closed for newer ones, %d were turned away", *counts)
         self._replaced = self._turned_away = 0

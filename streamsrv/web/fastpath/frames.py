@@ -7,8 +7,8 @@ differ: Date, entity tag, boundary, request id, length, number.
     bytes of a request -> answer without date and id -> date, id, frame -> socket
                        -> template, number -> place of the frame -> answer without date and id
 
-Nothing can be smuggled: only bytes count that Tornado has parsed as one request without a body, from the same
-peer, and that came as one piece while the connection waited for a request.
+Nothing can be smuggled. Only bytes count that Tornado has parsed as one request without a body, from the same
+peer. They must arrive as one piece while the connection waits for a request.
 
 Rules of this file
 - Requests with conditions, ranges or a request id take another way.

@@ -4,7 +4,7 @@ Strategy: the requests of one client differ in their first line; the bytes behin
 After Tornado has parsed such a request and it succeeded, these bytes are the key of its parsed head. The next
 request with the same bytes, from the same peer, gets that head with its own target.
 
-Nothing can be smuggled. A request counts only if it arrived as one piece, and if its target is visible ASCII
+Nothing can be smuggled. A request counts only if it arrives as one piece. Its target must be visible ASCII
 without a blank, so that it is one word of the first line to Tornado too. A head with a body, a condition, a
 range, a request id or the end of the connection is never cached (`is_unique`).
 """

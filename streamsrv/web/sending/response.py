@@ -19,7 +19,7 @@ from concurrent.futures import Executor
 from http import HTTPStatus
 
 from streamsrv.errors import StoreCorrupt
-from streamsrv.web.connection.pace import Watch
+from streamsrv.web.connection.clients import Watch
 from streamsrv.web.connection.stream import Stream
 from streamsrv.web.sending.sources import read_warm, send_file_now
 from streamsrv.web.sending.transfer import SHORT, Transfer
@@ -152,7 +152,7 @@ class AnswerWriter:
         watch = self._watch
         meter = watch.meter(lambda: begun.abort(TimeoutError(TOO_SLOW)))
         begun = Transfer(
-            stream.socket, answer, self._pool, meter, watch.turns, prefix=prefix, chunked=chunked
+            stream.socket, answer, self._pool, meter, watch.bodies, prefix=prefix, chunked=chunked
         )
         begun.sent = sent
         begun.start()

@@ -1,6 +1,4 @@
-"""Where the bytes of an answer come from, at the level of one chunk: streams, pages in memory, pages on
-disk.
-"""
+"""The sources of an answer's bytes, at the level of one chunk: streams, pages in memory, pages on disk."""
 
 from __future__ import annotations
 
@@ -14,15 +12,16 @@ from streamsrv.errors import StoreCorrupt
 from streamsrv.wire.answers import ByteStream, Span
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-# How far apart pages are probed: readahead brings at least so much at once.
+# All sizes are in bytes.
+# Distance of the pages that are probed: readahead brings at least so much at once.
 PROBE_STEP = 128 << 10
-# The same within an answer that has been in memory so far: what is missing of it is mostly all the rest.
+# The same within an answer that has been in memory so far. If a page is missing, so is mostly all the rest.
 LONG_STEP = 1 << 20
-# Of a stream, before the loop is told: it waits for nobody meanwhile.
+# Part of a stream that a thread sends before it returns to the loop.
 FORWARDED = 4 << 20
-# Of quick ones in one system call, each of which wakes the reader.
+# Chunks of a quick stream that are sent in one system call, each of which wakes the reader.
 TOGETHER = 256 << 10
-# What the disk is asked for in advance when a page was missing.
+# Readahead after a page was missing.
 READ_AHEAD = 8 << 20
 
 
@@ -40,9 +39,9 @@ class StreamReader:
         self.ended = stream.length == 0
 
     def forward(self, sock: socket.socket) -> tuple[int, bytes]:
-        """Makes chunks and sends them until the socket is full, a chunk is not ready yet, or FORWARDED bytes
-        have gone; returns how many have, and what is left of the last chunk. So a chunk is sent while it is
-        in the processor's cache, its memory serves the next one, and the loop is not woken for each."""
+        """Sends chunks until the socket is full, a chunk is not ready yet, or FORWARDED bytes are sent.
+        Returns the bytes sent, and the rest of the last chunk. The
+        loop is not woken for each chunk, and a chunk is sent while it is in the processor's cache."""
         sent = 0
         while not self.ended and sent < FORWARDED:
             parts, length = self._some()
@@ -62,9 +61,9 @@ class StreamReader:
         return sent, b""
 
     def _ask(self, sock: socket.socket) -> int:
-        """Finds out whether a client that has shut its side of the connection is still there, by sending the
-        first digit of the next chunk size; returns the bytes sent. A size may begin with zeros (RFC 9112
-        7.1). A client that has closed the connection answers by a reset, which raises OSError next time."""
+        """Finds out whether a client that has shut its side still reads: sends the first digit of the next
+        chunk size. Returns the bytes sent. A size may begin with zeros (RFC 9112 7.1). A client that has
+        closed the connection answers by a reset, which raises OSError next time."""
         if not self._chunked:
             return 0
         if self._asked:
@@ -113,9 +112,9 @@ def close_iterator(iterator: Iterator[object]) -> None:
 
 
 def warm_bytes(source: int, offset: int, length: int, so_far: bool = False) -> int:
-    """How many of the next bytes are in memory, judging by the first page and the last of each PROBE_STEP:
-    what the disk brings at a time is longer, and where one page is, the next ones may be on their way. Where
-    all was in memory `so_far`, by the last page of each LONG_STEP, if these are."""
+    """The number of the next bytes that are in memory. It is judged by the first page and the last of each
+    PROBE_STEP: the disk brings longer parts at a time, and next to one page others may be on their way. If
+    all was in memory `so_far`, the last page of each LONG_STEP is enough, if these are."""
     if so_far and _warm_until(source, offset, length, LONG_STEP) == length:
         return length
     return _warm_until(source, offset, length, PROBE_STEP)
@@ -147,7 +146,8 @@ def to_page(source: int, offset: int, length: int) -> bytes:
 
 
 def read_warm(source: int, target: memoryview, offset: int) -> bool:
-    """Fill `target` from memory, in one call; False if some is not there, StoreCorrupt if it is nowhere."""
+    """Fills `target` from memory, in one call. False if a part is not in memory. Raises StoreCorrupt if the
+    segment is shorter."""
     try:
         count = os.preadv(source, [target], offset, os.RWF_NOWAIT)
         if count < len(target) and os.fstat(source).st_size < offset + len(target):
@@ -162,8 +162,8 @@ def read_warm(source: int, target: memoryview, offset: int) -> bool:
 
 
 def send_file_now(sock: socket.socket, source: int, head: bytes, span: Span, tail: bytes) -> int:
-    """What the socket takes at once of `head`, the span and `tail`, in bytes; 0 if the span is not in memory.
-    What ended it, an error too, shows again when the rest is sent."""
+    """Sends `head`, the span and `tail`. Returns the bytes that the socket took at once, 0 if the span is not
+    in memory. An error shows again when the rest is sent."""
     sent, lead = 0, to_page(source, span.offset, span.length)
     offset, length = span.offset + len(lead), span.length - len(lead)
     if warm_bytes(source, offset, length) == length:

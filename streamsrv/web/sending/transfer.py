@@ -1,18 +1,18 @@
-"""One answer's plan on its way into a socket, in the order of its pieces.
+"""The plan of one answer on its way into a socket, in the order of its pieces.
 
-Strategy: a state machine that the loop's writer callback drives on a dup of the socket, so that the stream
-that HTTP runs on keeps its own registration. Spans go from the page cache to the socket by sendfile, SLICE
-bytes at a time, and of the long answers one in each turn of the loop, so that others wait for one slice. A
-page that is not in memory is never waited for in the loop: a one-byte read with RWF_NOWAIT tells, and the
-slice goes out from a thread. Lazy plans are walked in a thread. So are streams, and the thread sends what it
-makes, as long as the socket takes it and no further: that is the back-pressure.
+Strategy: a state machine that the loop's writer callback drives on a dup of the socket, so that the stream of
+HTTP keeps its own registration. Spans go from the page cache to the socket by sendfile, SLICE bytes at a
+time. Long answers send one slice in each turn of the loop, so that others wait for one slice. The loop never
+waits for a page that is not in memory: a one-byte read with RWF_NOWAIT shows it, and a thread sends the
+slice. A thread also makes lazy plans and streams. It sends the bytes that it makes, as long as the socket
+takes them: that is the back-pressure.
 
 Rules of this file
-- Everything here runs in the loop, except the functions handed to the pool; at most one of those runs for a
+- All runs in the loop, except the functions that are given to the pool. At most one of those runs for a
   transfer at any time.
 - A plan that ends early or late is an error, and an error ends the connection: never a silent gap, never a
   false end (RFC 9112 8).
-- Nothing is freed while a thread may use it: `done` comes after the thread has come back.
+- Nothing is freed while a thread may use it: `done` comes after the thread has returned.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from streamsrv.errors import StoreCorrupt
-from streamsrv.web.connection.pace import Meter
-from streamsrv.web.connection.turns import Turns
+from streamsrv.web.connection.clients import Meter, TurnQueue
 from streamsrv.web.sending.sources import StreamReader, close_iterator, send_cold, to_page, warm_bytes
 from streamsrv.wire.answers import Answer, Literal, Piece, Place, Span, StoredParts
 
 # A small request waits for one slice: 2 MB take half a millisecond.
 SLICE = 2 << 20
-# Answers up to this length, a frame or two, wait for nobody's turn.
+# Answers up to this length, a frame or two, do not wait for a turn.
 SHORT = 1 << 20
-# What a piece costs besides its bytes, in bytes: a turn sends at most SLICE / PIECE_COST pieces.
+# The cost of a piece beside its bytes, in bytes: a turn sends at most SLICE / PIECE_COST pieces.
 PIECE_COST = 16 << 10
 # Pieces of a lazy plan that are made at a time, in a thread; their literals are small next to the spans
 # between them.
@@ -47,8 +46,7 @@ Result = TypeVar("Result")
 
 
 class Transfer:
-    """Sends `prefix`, the head, and the plan of `answer` on `sock`. `done` tells the error that ended it, or
-    None.
+    """Sends `prefix`, the head, and the plan of `answer` on `sock`. `done` raises the error that ended it.
 
     The socket is duplicated only when the loop has to wait for it: most answers of a frame fit at once.
     """
@@ -59,7 +57,7 @@ class Transfer:
         answer: Answer,
         pool: Executor,
         meter: Meter,
-        turns: Turns,
+        bodies: TurnQueue,
         *,
         prefix: bytes = b"",
         chunked: bool = False,
@@ -71,7 +69,7 @@ class Transfer:
         self._pool = pool
         self._meter = meter
         self._chunked = chunked
-        self._turns = turns
+        self._bodies = bodies
         self._queued = False  # its turn will come
         self._short = answer.length is not None and answer.length <= SHORT
         self.done: asyncio.Future[None] = self._loop.create_future()
@@ -86,19 +84,19 @@ class Transfer:
         self._ahead: Piece | None = None  # taken from the plan, not begun
         self._ended = False
         self._text = memoryview(prefix if self._parts is None else b"")
-        self._prefix = b"" if self._parts is None else prefix  # goes out with the head of the first part
-        self._more = True  # something follows the text, so the kernel may wait for it
-        self._suffix = b""  # closes the chunk that is being sent
-        self._source, self._offset, self._left = -1, 0, 0  # what is being sent, by its descriptor
-        self._in_memory = False  # so far all of it was
+        self._prefix = b"" if self._parts is None else prefix  # sent with the first part's head
+        self._more = True  # bytes follow: the kernel may wait
+        self._suffix = b""  # closes the chunk
+        self._source, self._offset, self._left = -1, 0, 0  # of the span that is being sent
+        self._in_memory = False  # whether all of the span was, so far
         self._stream: StreamReader | None = None
 
     def start(self) -> None:
-        """Send what the socket takes at once; the loop does the rest."""
+        """Sends the bytes that the socket takes at once. The loop does the rest."""
         self._move()
 
     def abort(self, error: BaseException) -> None:
-        """Stop as soon as no thread is at work."""
+        """Stops as soon as no thread is at work."""
         if self._stopped is None:
             self._stopped = error
         self._unwatch()
@@ -108,15 +106,15 @@ class Transfer:
     # The turn
 
     def _ready(self) -> None:
-        """Move now if it is short, or nobody else has in this turn of the loop; else when its turn comes."""
+        """Moves now if the answer is short or this turn of the loop is free, else in a later turn."""
         if self._queued:
             return
-        if self._short or self._turns.take():
+        if self._short or self._bodies.take():
             self._move()
         else:
             self._queued = True
             self._unwatch()
-            self._turns.queue(self._called)
+            self._bodies.queue(self._called)
 
     def _called(self) -> None:
         self._queued = False
@@ -187,9 +185,9 @@ class Transfer:
     # The next piece
 
     def _advance(self) -> bool:
-        """Begin what comes next; False if that has to wait."""
+        """Begins the next piece. False if that has to wait."""
         if self._suffix:
-            self._say(self._suffix)
+            self._set_text(self._suffix)
             self._suffix = b""
             return True
         if self._parts is not None:
@@ -214,20 +212,20 @@ class Transfer:
         return next(self._batch, None)
 
     def _begin_part(self, parts: Iterator[tuple[bytes, Place]]) -> bool:
-        """Head and span of a part at once; behind the last one the end."""
+        """Head and span of a part at once. After the last part it ends."""
         for head, place in parts:
             self._begin_span(*place)
             lead = to_page(self._source, self._offset, self._left)
             self._offset += len(lead)
             self._left -= len(lead)
-            self._say(self._prefix + head + lead, more=self._left > 0)
+            self._set_text(self._prefix + head + lead, more=self._left > 0)
             self._prefix = b""
             return True
         self._end()
         return False
 
     def _begin_literals(self, piece: Literal) -> None:
-        """Join it with the literals behind it, as far as they are at hand."""
+        """Joins it with the literals behind it that are already made."""
         texts, length = [piece.payload], piece.length
         while length < JOIN:
             self._ahead = next(self._batch, None)
@@ -238,22 +236,22 @@ class Transfer:
             self._ahead = None
         text = b"".join(texts) if len(texts) > 1 else piece.payload
         if text:
-            self._say(self._framed(text), more=isinstance(self._ahead, Span))
+            self._set_text(self._framed(text), more=isinstance(self._ahead, Span))
 
     def _begin_span(self, segment: int, offset: int, length: int) -> None:
         if self._answer.descriptor is None:
-            raise StoreCorrupt("an answer with spans names nobody who opens them")
+            raise StoreCorrupt("an answer with spans has no function that opens segments")
         if not length:
             return
         self._source, self._offset, self._left = self._answer.descriptor(segment), offset, length
         if self._chunked:
             self._suffix = b"\r\n"
-            self._say(b"%x\r\n" % length)
+            self._set_text(b"%x\r\n" % length)
 
     def _framed(self, text: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(text), text) if self._chunked else text
 
-    def _say(self, text: bytes, *, more: bool = True) -> None:
+    def _set_text(self, text: bytes, *, more: bool = True) -> None:
         self._text, self._more = memoryview(text), more
 
     def _advance_stream(self, stream: StreamReader) -> bool:
@@ -269,7 +267,7 @@ class Transfer:
     def _forwarded(self, found: tuple[int, bytes]) -> None:
         sent, rest = found
         self._count(sent)
-        self._say(rest, more=False)
+        self._set_text(rest, more=False)
         self._ready()
 
     def _conclude(self) -> bool:
@@ -279,7 +277,7 @@ class Transfer:
             return False
         if self._chunked and not self._ended:
             self._ended = True
-            self._say(b"0\r\n\r\n", more=False)
+            self._set_text(b"0\r\n\r\n", more=False)
             return True
         self._end()
         return False
@@ -323,14 +321,14 @@ class Transfer:
                 self._watching = True
 
     def _unwatch(self) -> None:
-        """What now goes by is our time, not the client's."""
+        """The time until `_watch` is not the client's."""
         self._meter.pause()
         if self._watching:
             self._watching = False
             self._loop.remove_writer(self._own())
 
     def _own(self) -> int:
-        """The descriptor of a duplicate, which nobody else registers, closes or reuses."""
+        """The descriptor of a duplicate, which no other object registers, closes or reuses."""
         if not self._ours:
             self._sock, self._ours = socket.socket(fileno=os.dup(self._sock.fileno())), True
         return self._sock.fileno()

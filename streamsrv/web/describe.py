@@ -1,23 +1,30 @@
-"""The service as an OpenAPI 3.1 document, in JSON and in YAML.
+"""The service as a document: OpenAPI 3.1 in JSON and YAML, and WADL.
 
-A static text but for the URL of the server: tools read it to call the service, and the tests let one do so.
-The YAML says the same in the block style, with every text quoted: nothing in it can be taken for a number, a
-date or a `no`.
+The answer to OPTIONS is the capabilities description (PS3.18 8.9, Annex H). Its default, a WADL document,
+lists each resource at and below the target, with methods, parameters and the media types of each status. A
+client that accepts JSON gets the OpenAPI document of the whole service.
+
+The YAML is in the block style with every text quoted, so that no text is read as a number, a date or a `no`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 from streamsrv import __version__
-from streamsrv.web.description import YAML, Operation, Parameter, described_routes, operations
+from streamsrv.web.operations import WADL, YAML, Operation, Parameter, described_routes, operations
+from streamsrv.wire.accept import AcceptableRange, Offer, choose_json
 from streamsrv.wire.answers import Answer, Literal, Request
 from streamsrv.wire.conditional import etag_of, evaluate
 from streamsrv.wire.mediatypes import DICOM_JSON, JSON
 from streamsrv.wire.problems import PROBLEM
-from streamsrv.wire.resources import UNVERSIONED, Kind, Route
+from streamsrv.wire.resources import ROUTES, UNVERSIONED, Kind, Route
+
+OFFERS = (Offer(WADL), Offer(JSON))
+_STYLES = {"path": "template", "query": "query", "header": "header"}
 
 _REASONS = {
     200: "done",
@@ -151,7 +158,7 @@ def _schema(media_type: str, status: int, operation: Operation) -> Mapping[str, 
     return {}
 
 
-# -- as answers
+# Answers
 
 
 def json_text(base: str) -> bytes:
@@ -184,3 +191,63 @@ def _yaml(value: Any, depth: int) -> Iterator[str]:
             yield from _yaml(each, depth + 1)
         else:
             yield f"{begin} {json.dumps(each)}"
+
+
+# WADL
+
+
+def capabilities(base: str, target: Route | None, ranges: Sequence[AcceptableRange] = ()) -> Answer:
+    """The capabilities description of `target` and the resources below it. None means the whole server
+    (`OPTIONS *`). Raises NotAcceptable."""
+    offer = choose_json(ranges, OFFERS)
+    below = target.template if target is not None else ""
+    routes = [route for route in ROUTES if route.methods and is_below(route.template, below)]
+    as_json = offer.media_type == JSON
+    text = json_text(base) if as_json else "\n".join(_document(base, routes)).encode()
+    headers = [("Content-Type", offer.media_type), ("Vary", "Accept"), ("Cache-Control", "no-cache")]
+    if target is not None:
+        headers.append(("Allow", ", ".join(target.allow)))
+    return Answer(200, headers, (Literal(text),), len(text))
+
+
+def is_below(template: str, above: str) -> bool:
+    return template == above or template.startswith(above + "/")
+
+
+def _document(base: str, routes: Sequence[Route]) -> Iterable[str]:
+    yield '<?xml version="1.0" encoding="UTF-8"?>'
+    yield '<application xmlns="http://wadl.dev.java.net/2009/02" xmlns:xs="http://www.w3.org/2001/XMLSchema">'
+    yield f"<resources base={quoteattr(base)}>"
+    for route in routes:
+        yield f"<resource path={quoteattr(route.template.lstrip('/'))}>"
+        all_operations = operations(route)
+        yield from (_param(each) for each in all_operations[0].parameters if each.place == "path")
+        for operation in all_operations:
+            if operation.method in route.methods:
+                yield from _method(operation)
+        yield "</resource>"
+    yield "</resources>"
+    yield "</application>"
+
+
+def _method(operation: Operation) -> Iterator[str]:
+    yield f'<method name="{operation.method}">'
+    yield "<request>"
+    yield from (_param(each) for each in operation.parameters if each.place != "path")
+    yield from _representations(operation.takes)
+    yield "</request>"
+    for status, types in operation.answers.items():
+        yield f'<response status="{status}">'
+        yield from _representations(types)
+        yield "</response>"
+    yield "</method>"
+
+
+def _representations(types: Iterable[str]) -> Iterator[str]:
+    return (f"<representation mediaType={quoteattr(each)}/>" for each in types)
+
+
+def _param(parameter: Parameter) -> str:
+    kind = {"integer": "xs:integer", "boolean": "xs:boolean"}.get(parameter.schema["type"], "xs:string")
+    required = ' required="true"' if parameter.place == "path" else ""
+    return f'<param name="{parameter.name}" style="{_STYLES[parameter.place]}" type="{kind}"{required}/>'

@@ -1,9 +1,9 @@
-"""What this service can be asked, and what it answers: each operation as a value, made from the table of
-routes and a few tables beside it.
+"""The operations of this service: requests and their answers as values, from the table of routes and a few
+tables beside it.
 
-Strategy: everything that describes the service to machines (the capabilities of PS3.18 8.9, OpenAPI) is
-written from these values; tests hold them against a running server. A status that is not listed here is a
-fault, of the server or of this table.
+Strategy: the documents for machines (the capabilities of PS3.18 8.9, OpenAPI) are written from these values.
+Tests compare them with a running server. A status that is not listed here is an error, of the server or of
+this table.
 """
 
 from __future__ import annotations

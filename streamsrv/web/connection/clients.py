@@ -1,36 +1,31 @@
-"""How slow a client may be: one sweep a second over everything that waits for one.
+"""How slow a client may be, and the order in which bodies move: one Watch for all connections of a worker.
 
-Strategy: no timer a request. Connections that owe us a head stand in a queue in the order in which they began
-to wait, so a sweep looks only at those that are due. A second queue has those whose head has begun, and new
-connections: they have less time. Each body on its way, in or out, has a Meter; in every
-`stall_timeout` it must move by `min_rate` times as much. A window rather than an average, because a client
-that took a gigabyte at once and then stopped would live off its credit for days.
+Strategy: no timer for each request. Connections that wait for a head stand in a queue in the order of their
+begin. So a sweep each second reads only those that are due. A second queue has those whose head has begun,
+and new connections: they have less time. Each body on its way, in or out, has a Meter. In each period of
+`stall_timeout` it must move `min_rate` times as many bytes. A period is better than an average: a client that
+took a gigabyte at once and then stopped would live for days from its credit.
+
+Bodies of a worker move one after another, one slice in each turn of the loop (`TurnQueue`).
 
 Rules of this file
-- Time that we spend ourselves (reading from disk, syncing, decoding) is not the client's: the Meter is paused
-  meanwhile.
+- The time in which the server works (reads from disk, syncs, decodes) does not count: the Meter is paused.
 - RFC 9112 9.5: a server may close a connection that has been idle too long, without notice.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Hashable
 
-from streamsrv.web.connection.turns import Turns
 
-
-def _nobody() -> None:
-    """Waits any more."""
-
-
-def _ignore(now: float) -> None:
+def _no_action(now: float = 0) -> None:
     pass
 
 
 class Meter:
-    """Bytes of one body as they pass. `on_stall` is called once, from the loop, when they have passed too
-    slowly."""
+    """Counts the bytes of one body. The loop calls `on_stall` once, if they pass too slowly."""
 
     __slots__ = ("_at", "_mark", "moved", "on_stall", "paused")
 
@@ -48,42 +43,81 @@ class Meter:
         self.paused = False
 
     def stalled(self, now: float, window: float, least: float) -> bool:
-        """Whether a whole window went by in which less than `least` bytes moved."""
+        """Whether less than `least` bytes have moved in `window` seconds."""
         if self.paused or self.moved - self._mark >= least:
             self._mark, self._at = self.moved, now
             return False
         return now - self._at >= window
 
 
-# What an upload takes in one turn of the loop while other bodies move as well: a quarter of a millisecond of
-# it, a few where memory is written for the first time.
+class TurnQueue:
+    """Gives each turn of the loop to one body. So a small request waits for one slice, not for one slice of
+    every body. `alone` returns whether at most one body moves: it waits for no turn. Must be made inside the
+    running loop."""
+
+    def __init__(self, alone: Callable[[], bool] = lambda: False) -> None:
+        self._alone = alone
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._taken = False
+
+    def take(self) -> bool:
+        """Takes this turn of the loop. False if another body has it."""
+        if self._taken:
+            return False
+        if self._alone():
+            return True
+        self._taken = True
+        self._loop.call_soon(self._next)
+        return True
+
+    def queue(self, move: Callable[[], None]) -> None:
+        """Calls `move`, which must not raise, in a later turn."""
+        self._waiting.append(move)
+
+    async def turn(self) -> None:
+        """Returns in a turn of the caller."""
+        if not self.take():
+            called = asyncio.Event()
+            self.queue(called.set)
+            await called.wait()
+
+    def _next(self) -> None:
+        if not self._waiting:
+            self._taken = False
+            return
+        self._loop.call_soon(self._next)
+        self._waiting.popleft()()
+
+
+# Bytes that an upload takes in one turn of the loop while other bodies move: a quarter of a millisecond, or a
+# few where memory is written for the first time.
 SHARED = 256 << 10
 
 
 class Watch:
-    """All waiting of one worker."""
+    """All connections of one worker that wait for a client."""
 
     def __init__(self, idle_timeout: float, stall_timeout: float, min_rate: int, head_timeout: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._idle = idle_timeout
         self._head_timeout = head_timeout
-        self.on_sweep: Callable[[float], None] = _ignore
+        self.on_sweep: Callable[[float], None] = _no_action
         self._window = stall_timeout
         self._least = min_rate * stall_timeout
-        # key -> (since, close, party); a dict keeps its order, and every wait is equally long: the first is
-        # due first
+        # key -> (since, close, party). A dict keeps its order, and each wait is equally long.
         self._heads: dict[Hashable, tuple[float, Callable[[], None], str]] = {}
         self._begun: dict[Hashable, float] = {}  # the same for heads that have begun; all are in _heads too
         self._meters: set[Meter] = set()
         self._interval = min(1.0, idle_timeout / 4, stall_timeout / 4, head_timeout / 4)
         self._timer = self._loop.call_later(self._interval, self._sweep)
-        self.turns = Turns(lambda: len(self._meters) <= 1)
+        self.bodies = TurnQueue(lambda: len(self._meters) <= 1)
 
     def head_awaited(
         self, key: Hashable, close: Callable[[], None], party: str = "", *, new: bool = False
     ) -> None:
-        """`party` is the client that `end_longest` may be asked for. A `new` connection has no more time than
-        a head that has begun."""
+        """`party` is an argument of `end_longest`. A `new` connection has no more time than a head that has
+        begun."""
         self.head_arrived(key)
         now = self._loop.time()
         self._heads[key] = (now, close, party)
@@ -91,12 +125,12 @@ class Watch:
             self._begun[key] = now
 
     def head_begun(self, key: Hashable) -> None:
-        """The first bytes of an awaited head have come, and not all of it."""
+        """The first bytes of an awaited head have arrived, but not all."""
         if key in self._heads and key not in self._begun:
             self._begun[key] = self._loop.time()
 
     def head_awaited_again(self, key: Hashable, now: float) -> None:
-        """As of `now`, of one that was awaited: its head came and was answered at once."""
+        """The awaited head has arrived and was answered at once. The connection waits since `now`."""
         awaited = self._heads.pop(key, None)
         if awaited is not None:
             self._heads[key] = now, awaited[1], awaited[2]
@@ -111,8 +145,8 @@ class Watch:
         return bool(self._heads)
 
     def end_longest(self, party: str = "") -> bool:
-        """Close the connection, of this party or of all, that has waited for a head for the longest time;
-        False if there is none."""
+        """Closes the connection, of this party or of all, that has waited longest for a head. False if there
+        is none."""
         for key, (_, close, owner) in self._heads.items():
             if not party or owner == party:
                 self.head_arrived(key)
@@ -121,24 +155,24 @@ class Watch:
         return False
 
     def waiting(self) -> list[Callable[[], None]]:
-        """What closes each connection that owes us a head."""
+        """For each connection that waits for a head, the function that closes it."""
         return [close for _, close, _ in self._heads.values()]
 
     def share(self, most: int) -> int:
-        """How much of `most` an upload may move in its turn."""
+        """The part of `most` that an upload may move in its turn."""
         return most if len(self._meters) <= 1 else min(most, SHARED)
 
     def meter(self, on_stall: Callable[[], None]) -> Meter:
-        """A Meter that counts; `add` it when there is something to wait for."""
+        """A Meter that counts. `add` it when the client is waited for."""
         return Meter(on_stall, self._loop.time())
 
     def add(self, meter: Meter) -> None:
         self._meters.add(meter)
 
     def drop(self, meter: Meter) -> None:
-        """Nobody is told any more: who was to be told has the meter, and is in no cycle with it now."""
+        """Breaks the reference cycle of the meter and its owner."""
         self._meters.discard(meter)
-        meter.on_stall = _nobody
+        meter.on_stall = _no_action
 
     def stop(self) -> None:
         self._timer.cancel()

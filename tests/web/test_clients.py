@@ -6,7 +6,7 @@ import threading
 import pytest
 from web_world import DEADLINE, Raw, eventually, settings_of
 
-from streamsrv.web.connection.pace import SHARED, Meter, Watch
+from streamsrv.web.connection.clients import SHARED, Meter, Watch
 from streamsrv.wire.answers import Answer, ByteStream
 
 DICOM = "Content-Type: application/dicom"

@@ -2,21 +2,21 @@
 
 import asyncio
 
-from streamsrv.web.connection.turns import Turns
+from streamsrv.web.connection.clients import TurnQueue
 
 
 async def test_who_is_alone_waits_for_nobody():
-    turns = Turns()
+    turns = TurnQueue()
     for _ in range(3):
         assert turns.take()
         await asyncio.sleep(0)
-        await turns.mine()
+        await turns.turn()
         await asyncio.sleep(0)
 
 
 async def test_who_is_known_to_be_alone_takes_no_turns():
     several = False
-    turns = Turns(lambda: not several)
+    turns = TurnQueue(lambda: not several)
     assert turns.take()
     assert turns.take()
     several = True
@@ -25,7 +25,7 @@ async def test_who_is_known_to_be_alone_takes_no_turns():
 
 
 async def test_one_in_each_turn_of_the_loop_in_order():
-    turns, moved = Turns(), []
+    turns, moved = TurnQueue(), []
     assert turns.take()
     for name in "abc":
         turns.queue(lambda name=name: moved.append(name))
@@ -38,11 +38,11 @@ async def test_one_in_each_turn_of_the_loop_in_order():
 
 
 async def test_bodies_that_always_want_more_alternate():
-    turns, moved = Turns(), []
+    turns, moved = TurnQueue(), []
 
     async def body(name):
         for _ in range(4):
-            await turns.mine()
+            await turns.turn()
             moved.append(name)
             await asyncio.sleep(0)
 
@@ -51,9 +51,9 @@ async def test_bodies_that_always_want_more_alternate():
 
 
 async def test_who_gives_up_costs_the_others_nothing():
-    turns = Turns()
+    turns = TurnQueue()
     assert turns.take()
-    gone = asyncio.ensure_future(turns.mine())
+    gone = asyncio.ensure_future(turns.turn())
     await asyncio.sleep(0)
     turns.take()
     gone.cancel()

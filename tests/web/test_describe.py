@@ -9,8 +9,8 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from web_world import Raw
 
 from streamsrv.query.attributes import QUERY_ATTRIBUTES
-from streamsrv.web import capabilities, openapi
-from streamsrv.web.description import described_routes, matching_keys, operations
+from streamsrv.web import describe
+from streamsrv.web.operations import described_routes, matching_keys, operations
 from streamsrv.wire.accept import parse_accept
 from streamsrv.wire.resources import ROUTES, Kind
 
@@ -27,11 +27,11 @@ async def ask(port, line, *headers):
 
 
 def test_it_is_openapi():
-    OpenAPIV31SpecValidator(openapi.document(BASE)).validate()
+    OpenAPIV31SpecValidator(describe.document(BASE)).validate()
 
 
 def test_every_route_and_method_is_described():
-    paths = openapi.document(BASE)["paths"]
+    paths = describe.document(BASE)["paths"]
     assert list(paths) == ROUTE_NAMES
     for route in described_routes():
         described = {name for name in paths[route.template or "/"] if name != "servers"}
@@ -58,7 +58,7 @@ def test_searches_name_what_they_must_match():
 
 
 def test_yaml_says_the_same():
-    assert yaml.safe_load(openapi.yaml_text(BASE)) == json.loads(openapi.json_text(BASE))
+    assert yaml.safe_load(describe.yaml_text(BASE)) == json.loads(describe.json_text(BASE))
 
 
 async def test_over_http(port):
@@ -86,7 +86,7 @@ async def test_capabilities_as_json(port):
 
 def test_capabilities_name_parameters_and_statuses():
     (route,) = (route for route in ROUTES if route.template == "/studies/{study}/series")
-    answer = capabilities.describe(BASE, route, parse_accept("*/*"))
+    answer = describe.capabilities(BASE, route, parse_accept("*/*"))
     document = ElementTree.fromstring(answer.plan[0].payload)
     space = "{http://wadl.dev.java.net/2009/02}"
     resource = next(document.iter(f"{space}resource"))
