@@ -25,25 +25,25 @@ from typing import TypeAlias
 from framecodecs.errors import QueueFull
 from framecodecs.pool.messages import Result
 from framecodecs.pool.pipes import Frame, StoredFrame
-from framecodecs.pool.pool import Answer
+from framecodecs.pool.pool import TaskFuture
 from streamsrv.pixels.tasks import PixelTask
 
 CLIENTS = 8
 
-Send: TypeAlias = Callable[[PixelTask], Answer]
+Send: TypeAlias = Callable[[PixelTask], TaskFuture]
 
 
 class QueuedTask(Future[list[Result]]):
     """The future of a task that waits. Later it follows `sent`, the future that the pool has."""
 
-    sent: Answer | None = None
+    sent: TaskFuture | None = None
 
     def __init__(self, task: PixelTask, send: Send) -> None:
         super().__init__()
         self._task, self._files = _kept(task)
         self._send = send
 
-    def begin(self) -> Answer | None:
+    def begin(self) -> TaskFuture | None:
         """Sends the task. Returns None if it was cancelled or cannot be sent."""
         try:
             if self.done():
@@ -65,7 +65,7 @@ class QueuedTask(Future[list[Result]]):
         while self._files:
             os.close(self._files.pop())
 
-    def _follow(self, sent: Answer) -> None:
+    def _follow(self, sent: TaskFuture) -> None:
         self.sent = None
         with suppress(InvalidStateError):  # cancelled meanwhile
             if sent.cancelled():
@@ -121,7 +121,7 @@ class FairQueue:
         self._clients: dict[str, _ClientTasks] = {}
         self._lock = threading.Lock()
 
-    def submit(self, client: str, task: PixelTask, send: Send) -> Answer:
+    def submit(self, client: str, task: PixelTask, send: Send) -> TaskFuture:
         """Sends the task, or lets it wait. Raises QueueFull, and the errors of `send`."""
         with self._lock:
             tasks = self._clients.get(client)
@@ -139,7 +139,7 @@ class FairQueue:
         answer.add_done_callback(partial(self._ended, client))
         return answer
 
-    def _wait(self, tasks: _ClientTasks, task: PixelTask, send: Send) -> Answer:
+    def _wait(self, tasks: _ClientTasks, task: PixelTask, send: Send) -> TaskFuture:
         if len(tasks.waiting) >= self._most_waiting:
             _drop_cancelled(tasks.waiting)
         if len(tasks.waiting) >= self._most_waiting:
@@ -150,7 +150,7 @@ class FairQueue:
         tasks.waiting.append(queued)
         return queued
 
-    def _ended(self, client: str, _: Answer | None) -> None:
+    def _ended(self, client: str, _: TaskFuture | None) -> None:
         """A task of the client ended: its next one is sent."""
         while (queued := self._next(client)) is not None:
             answer = queued.begin()

@@ -29,7 +29,7 @@ from typing import TypeAlias, TypeVar
 
 from framecodecs import errors as codec_errors
 from framecodecs.pool.messages import Result
-from framecodecs.pool.pool import Answer, FramePool, PoolLimits
+from framecodecs.pool.pool import FramePool, PoolLimits, TaskFuture
 from framecodecs.pool.processes import PoolEndpoints
 from streamsrv.bounded_cache import SizedCache
 from streamsrv.errors import Overloaded, StoreError
@@ -59,7 +59,7 @@ AHEAD = 128 << 20
 
 Watch: TypeAlias = Callable[[int, Callable[[], None]], object]
 Tag = TypeVar("Tag")
-Turn: TypeAlias = tuple[Tag, Answer | None] | None
+Turn: TypeAlias = tuple[Tag, TaskFuture | None] | None
 
 
 def left_early() -> Overloaded:
@@ -142,7 +142,7 @@ class PixelPool:
 
     # Tasks
 
-    def submit(self, task: PixelTask, *, in_loop: bool = False) -> Answer:
+    def submit(self, task: PixelTask, *, in_loop: bool = False) -> TaskFuture:
         """Long work goes to processes of its own. `in_loop` says that the thread of the loop calls this."""
         if task.pixels > QUICK:
             queue, send = self._slow_queue, self._send_slow
@@ -159,20 +159,20 @@ class PixelPool:
         except codec_errors.FrameCodecError as error:
             raise translated(error) from error
 
-    def _send(self, task: PixelTask) -> Answer:
+    def _send(self, task: PixelTask) -> TaskFuture:
         pool, deadline = self._pool or self._running(), self._deadline(task)
         return pool.submit(task.work, task.frames, *task.arguments, deadline=deadline)
 
-    def _send_from_loop(self, task: PixelTask) -> Answer:
+    def _send_from_loop(self, task: PixelTask) -> TaskFuture:
         """The loop receives the result. If the task waits in the queue, another thread sends it later."""
         pool, deadline = self._pool or self._running(), self._deadline(task)
         return pool.submit(task.work, task.frames, *task.arguments, deadline=deadline, here=True)
 
-    def _send_slow(self, task: PixelTask) -> Answer:
+    def _send_slow(self, task: PixelTask) -> TaskFuture:
         pool, deadline = self._slow_pool or self._running_slow(), self._deadline(task)
         return pool.submit(task.work, task.frames, *task.arguments, deadline=deadline)
 
-    def results(self, answer: Answer) -> list[Result]:
+    def results(self, answer: TaskFuture) -> list[Result]:
         """Waits for a task."""
         try:
             return answer.result()
@@ -181,7 +181,7 @@ class PixelPool:
         except CancelledError as error:
             raise StoreError("the work was cancelled") from error
 
-    def stop(self, answer: Answer, pixels: int) -> bool:
+    def stop(self, answer: TaskFuture, pixels: int) -> bool:
         """Stops a task for which no request waits, and returns whether it has. A task that waits leaves the
         queue. Long work that has begun costs its process, and other work is made to its end."""
         if answer.cancel():
@@ -216,7 +216,7 @@ class PixelPool:
         self,
         job: FrameJob,
         task: PixelTask,
-        submit: Callable[[PixelTask], Answer | None],
+        submit: Callable[[PixelTask], TaskFuture | None],
         waiters: int = 1,
     ) -> InFlight:
         """`submit` returns None if no process is idle: then the task is submitted only if a client waits."""
@@ -239,7 +239,7 @@ class PixelPool:
         submitted.add_done_callback(partial(self._finish, job, flight))
         return flight
 
-    def _finish(self, job: FrameJob, flight: InFlight, done: Answer) -> None:
+    def _finish(self, job: FrameJob, flight: InFlight, done: TaskFuture) -> None:
         flight.task = None  # breaks the reference cycle task -> callback -> flight
         try:
             made = job.finish(self.results(done))
@@ -278,7 +278,7 @@ class PixelPool:
         if task is not None:
             self._begin(job, task, self._submit_if_idle, waiters=0)
 
-    def _submit_if_idle(self, task: PixelTask) -> Answer | None:
+    def _submit_if_idle(self, task: PixelTask) -> TaskFuture | None:
         keeps, deadline = 0 if self.prefetch.is_alone else 1, self._deadline(task)
         try:
             return self._running().submit_if_idle(
@@ -294,7 +294,7 @@ class PixelPool:
         As many are submitted ahead as there are processes, of at most AHEAD bytes of pixels. A tag without a
         task only takes its turn. Closing the iterator cancels the tasks; so does a client that leaves before
         the first turn. Blocking; raises Overloaded if the queue stays full."""
-        ahead: deque[tuple[Tag, Answer | None, PixelTask | None]] = deque()
+        ahead: deque[tuple[Tag, TaskFuture | None, PixelTask | None]] = deque()
         begun = False
         try:
             for tag, task in tasks:
@@ -320,7 +320,7 @@ class PixelPool:
                 if waiting is not None and task is not None:
                     self.stop(waiting, task.pixels)
 
-    def _placed(self, task: PixelTask | None) -> tuple[Answer | None] | None:
+    def _placed(self, task: PixelTask | None) -> tuple[TaskFuture | None] | None:
         """None if there is no place in the queue."""
         if task is None:
             return (None,)
@@ -329,7 +329,7 @@ class PixelPool:
         except Overloaded:
             return None
 
-    def _waited(self, answer: Answer | None, task: PixelTask | None, begun: bool) -> Iterator[None]:
+    def _waited(self, answer: TaskFuture | None, task: PixelTask | None, begun: bool) -> Iterator[None]:
         """None for each TURN until the result is there."""
         while answer is not None and not wait((answer,), TURN).done:
             if task is not None and task.requester.left and not begun and self.stop(answer, task.pixels):
@@ -349,7 +349,7 @@ class PixelPool:
 
 
 def _is_full(
-    ahead: deque[tuple[Tag, Answer | None, PixelTask | None]], task: PixelTask | None, most: int
+    ahead: deque[tuple[Tag, TaskFuture | None, PixelTask | None]], task: PixelTask | None, most: int
 ) -> bool:
     if len(ahead) > most:
         return True

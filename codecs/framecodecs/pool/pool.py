@@ -44,7 +44,7 @@ from framecodecs.pool.processes import PoolLimits as PoolLimits
 from framecodecs.pool.status_pages import ABSENT, BUSY, IDLE, STARTING, StatusPages
 from framecodecs.pool.tasks import NONE, SubmittedTask
 
-Answer = Future[list[Result]]
+TaskFuture = Future[list[Result]]
 Frames = Sequence[Frame]
 TICK = 0.25  # seconds between checks of deadlines, while there is a task
 
@@ -157,7 +157,7 @@ class FramePool:
 
     def submit(
         self, work: Work, frames: Frames, *arguments: Any, deadline: float | None = None, here: bool = False
-    ) -> Answer:
+    ) -> TaskFuture:
         """A process calls `work(frames, *arguments)`. Raises QueueFull if `waiting` tasks of this pool wait,
         Unavailable if no process can take it. `here`: the caller watches `arrivals`, and calls `receive`."""
         if self._closed:
@@ -168,7 +168,7 @@ class FramePool:
 
     def submit_if_idle(
         self, work: Work, frames: Frames, *arguments: Any, deadline: float | None = None, kept: int = 0
-    ) -> Answer | None:
+    ) -> TaskFuture | None:
         """As `submit`, to an idle process. Returns None if no more than `kept` are idle."""
         if self._closed or not self.is_idle_but(kept):
             return None
@@ -240,7 +240,7 @@ class FramePool:
         self._unfilled.pop(task.filling, None)
         task.close()
 
-    def cancel(self, answer: Answer) -> None:
+    def cancel(self, answer: TaskFuture) -> None:
         """Withdraws the task from the queue, or kills the process that works on it."""
         if answer.cancel() or answer.done() or not isinstance(answer, SubmittedTask):
             return
