@@ -78,6 +78,19 @@ def test_it_says_where_it_is_and_ends_on_sigterm(server):
     assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
 
 
+def test_a_worker_logs_how_many_requests_it_answered_in_each_way(server_factory):
+    server = server_factory(workers=1)
+    before = server.log.read_text().count(" plain\n")
+    with socket.create_connection(("127.0.0.1", int(server.origin.rpartition(":")[2]))) as client:
+        for _ in range(3):
+            client.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.recv(1 << 16).endswith(b"alive\n")
+    server.end()
+    log = server.log.read_text()
+    assert f"answered: plain {log.count(' plain' + chr(10))}, known-headers 2, cached-frame 0" in log
+    assert log.count(" plain\n") > before
+
+
 def test_ctrl_c_ends_it_too(server_factory):
     server = server_factory(workers=1)
     server.process.send_signal(signal.SIGINT)

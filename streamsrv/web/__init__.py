@@ -1,1 +1,1 @@
-"""The thin skin of Tornado handlers: the only room that imports tornado, the only `async def`."""
+"""HTTP with Tornado. Only this room imports tornado or has an `async def`."""

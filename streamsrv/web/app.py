@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from streamsrv.errors import (
     OUTSIDE,
+    BadRequest,
     ContentTooLarge,
     Forbidden,
     IndexFailed,
@@ -193,7 +194,9 @@ class App:
         check_url(head, self.settings.max_url)
         check_lists(head)
         check_target(head)
-        caller = self._hosts.caller(head)
+        if not head.host and head.version == "HTTP/1.1":
+            raise BadRequest("an HTTP/1.1 request has a Host header")
+        caller = self._hosts.caller(head.headers, head.host or "localhost", head.peer)
         if head.path == "*":
             return self._capabilities(head, base_url(caller.base, 2), None), caller
         target = target_of(head.path)

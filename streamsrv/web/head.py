@@ -181,7 +181,7 @@ def check_lists(head: Head) -> None:
 
 
 def acceptable(head: Head) -> list[AcceptableRange]:
-    """Those of the Accept header, for a problem that is told in any case: none if there are too many."""
+    """The media ranges of the Accept header, for a problem. None if there are too many."""
     accept = head.headers.get("accept", "")
     return parse_accept(accept) if accept.count(",") < MAX_RANGES else []
 

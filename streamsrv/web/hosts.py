@@ -22,7 +22,6 @@ from urllib.parse import urlsplit
 
 from streamsrv.errors import BadRequest, Forbidden
 from streamsrv.settings import Settings
-from streamsrv.web.head import Head
 
 LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 # uri-host and port of RFC 9112 3.2, without user information.
@@ -33,13 +32,6 @@ _NODE = re.compile(
 )
 _OBFUSCATED = re.compile(r"unknown|_[A-Za-z0-9._-]{1,63}")
 _PAIR = re.compile(r'(\w+)=("[^"]*"|[^;,\s]*)')
-
-
-class Origin(NamedTuple):
-    """Absolute URLs begin with `base`, without the version. `client` is the address in the access log."""
-
-    base: str
-    client: str
 
 
 class Caller(NamedTuple):
@@ -66,20 +58,13 @@ class Hosts:
         self._any_address = not is_loopback(settings.host)
         self._known: dict[str, bool] = {}  # verdicts by Host header; few differ
 
-    def caller(self, head: Head) -> Caller:
-        """Raises BadRequest or Forbidden, as `origin`."""
-        if not head.host and head.version == "HTTP/1.1":
-            raise BadRequest("an HTTP/1.1 request has a Host header")
-        origin = self.origin(head.headers, head.host or "localhost", head.peer)
-        return Caller(origin.base, origin.client, party(origin.client))
-
-    def origin(self, headers: Mapping[str, str], host: str, peer: str) -> Origin:
+    def caller(self, headers: Mapping[str, str], host: str, peer: str) -> Caller:
         """Raises BadRequest or Forbidden for a Host that is malformed or not expected."""
         scheme, client = "http", peer
         if self._proxies and self.trusted(peer):
             scheme, host, client = self._forwarded(headers, host, peer)
         self._check(host)
-        return Origin(self._public or f"{scheme}://{host}", client)
+        return Caller(self._public or f"{scheme}://{host}", client, party(client))
 
     def trusted(self, peer: str) -> bool:
         try:

@@ -1,5 +1,5 @@
-"""Slots for uploads: how many come in at once, of all clients and of one, and which of them go when slots
-are scarce.
+"""Slots and buffers of uploads: how many uploads run at once, of all clients and of one, and which of them
+end when slots are scarce.
 
 Strategy: a slot is taken before the body is read. One client holds three quarters of the slots at most. If
 no slot is free, the slowest upload makes room, provided that it is slower than `slow_rate`. While three
@@ -7,7 +7,7 @@ quarters of the slots are taken, `slow_rate` is the least rate for each upload; 
 
 Rules of this file
 - A rate is that of the last 4 to 8 seconds, or since the begin. A young upload has no rate yet.
-- Time in which the server itself works on an upload is not the client's: such an upload does not end.
+- The time in which the server works on an upload does not count: such an upload does not end.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ SPAN = 4.0
 # Seconds after which an upload may end: for a newcomer, and because slots are scarce.
 YOUNG, GRACE = 0.5, 5.0
 RETRY_AFTER = 2
-
-
 # The buffer of one upload. It is written at once: a quarter faster than half of it, or part by part.
 BUFFER = 4 << 20
 BUFFERS_KEPT = 8  # for their next use
@@ -72,7 +70,7 @@ class UploadSlot:
 
 
 class Uploads:
-    """Of one worker. `slow_rate` is in bytes a second; 0 lets no upload end for another."""
+    """The slots of one worker. `slow_rate` is in bytes a second. 0: no upload ends for another."""
 
     def __init__(self, most: int, slow_rate: int, clock: Callable[[], float]) -> None:
         self._most = most

@@ -1,4 +1,4 @@
-"""One worker's life: listen, serve, drain when told to, end.
+"""The life of one worker: listen, serve, drain, end.
 
 SIGTERM stops it, and so does the end of `lifeline`, a pipe whose other end only the supervisor holds: no
 worker outlives the supervisor. It also stops when the index of this process has failed, because only a new
@@ -43,7 +43,7 @@ def run(
     lifeline: int | None = None,
     health_listeners: Sequence[socket.socket] = (),
 ) -> bool:
-    """Serve until told to stop; returns False if requests were cut off. Raises IndexFailed if this process
+    """Serves until it is stopped. Returns False if requests were cut off. Raises IndexFailed if this process
     cannot use the index any more. The loop calls `on_beat` every BEAT seconds."""
     # At level INFO Tornado logs malformed headers with their values, and these may be tokens.
     logging.getLogger("tornado.general").setLevel(logging.WARNING)
@@ -52,7 +52,7 @@ def run(
 
 
 class _Stop:
-    """When the worker stops, and why."""
+    """The event that stops the worker, and its reason."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -60,21 +60,21 @@ class _Stop:
         self.failure: IndexFailed | None = None
 
     def fail(self, error: IndexFailed) -> None:
-        """May be called by any thread."""
+        """Any thread may call it."""
         if self.failure is None:
             self.failure = error
-            log.error("%s: this worker ends, and another one takes its place", error.detail)
+            log.error("%s: this worker ends, and another one replaces it", error.detail)
         self._loop.call_soon_threadsafe(self.event.set)
 
     def beat(self, probe: Callable[[], None], on_beat: Callable[[], None]) -> None:
-        """Tells that the loop turns, and looks whether the index can be used."""
+        """A sign of life: calls `on_beat`, and checks whether the index can be used."""
         on_beat()
         try:
             probe()
         except IndexFailed as error:
             self.fail(error)
         except StreamsrvError:
-            pass  # readiness tells
+            pass  # /health/ready reports it
         self._loop.call_later(BEAT, self.beat, probe, on_beat)
 
 

@@ -409,7 +409,7 @@ def head(content):
     for family in ("forwarded", "x-forwarded"):
         for proxies in ((), ("127.0.0.0/8",)):
             hosts = Hosts(Settings(trusted_proxies=proxies, forwarded_headers=family))
-            origin = hosts.origin(found.headers, found.host, found.peer)
+            origin = hosts.caller(found.headers, found.host, found.peer)
             assert is_speakable(origin.base + origin.client), origin
 
 

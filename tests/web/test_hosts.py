@@ -13,7 +13,7 @@ PROXY = {"trusted_proxies": ("10.0.0.0/8", "::1"), "allowed_hosts": ("pacs.examp
 
 
 def origin(name, peer="127.0.0.1", headers=(), **settings):
-    return Hosts(settings_of(**settings)).origin(dict(headers), name, peer)
+    return Hosts(settings_of(**settings)).caller(dict(headers), name, peer)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_names_that_are_not(host, settings):
     hosts = Hosts(settings_of(**settings))
     for _ in range(2):  # the verdict is not forgotten, and not mistaken for another
         with pytest.raises(Forbidden, match="allowed_hosts"):
-            hosts.origin({}, host, "127.0.0.1")
+            hosts.caller({}, host, "127.0.0.1")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_the_base_of_urls():
     ],
 )
 def test_what_a_trusted_proxy_says_counts(headers, base, client):
-    assert origin("pacs.example", "10.1.1.1", headers, **PROXY) == (base, client)
+    assert origin("pacs.example", "10.1.1.1", headers, **PROXY)[:2] == (base, client)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_what_a_trusted_proxy_says_counts(headers, base, client):
 )
 def test_the_other_family_counts_where_the_setting_names_it(headers, base, client):
     found = origin("pacs.example", "10.1.1.1", headers, forwarded_headers="forwarded", **PROXY)
-    assert found == (base, client)
+    assert found[:2] == (base, client)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_what_others_say_does_not_count():
         "forwarded": "host=evil.example",
         "x-forwarded-for": "9.9.9.9",
     }
-    assert origin("pacs.example", "11.1.1.1", headers, **PROXY) == ("http://pacs.example", "11.1.1.1")
+    assert origin("pacs.example", "11.1.1.1", headers, **PROXY)[:2] == ("http://pacs.example", "11.1.1.1")
     assert origin("pacs.example", "not an address", headers, **PROXY).client == "not an address"
     with pytest.raises(Forbidden):
         origin("pacs.example", "10.1.1.1", headers, **PROXY)

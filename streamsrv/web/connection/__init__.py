@@ -1,1 +1,1 @@
-"""One connection: listener, stream, exchange, body, threads, and the end."""
+"""Connections: they are accepted, read and closed here, and each request is answered."""

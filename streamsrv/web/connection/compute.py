@@ -1,7 +1,7 @@
 """One answer from its job to its last byte: computed in the loop, by a thread or after a future, then sent.
 
 While a future runs no thread waits for it. If the client leaves, the future is cancelled; a thread that
-computes is told.
+computes gets a flag.
 """
 
 from __future__ import annotations

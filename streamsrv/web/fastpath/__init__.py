@@ -1,1 +1,1 @@
-"""Requests that are answered from parsed headers or from a cached frame."""
+"""Requests that are answered with known headers or from a cached frame."""

@@ -40,7 +40,7 @@ class FastPath:
             return False
         try:
             sent = self.frames.answer(waiting.stream, waiting.peer, request, batch)
-        except Exception as error:  # the next way tells the client
+        except Exception as error:  # the next way answers
             log.warning("a cached frame cannot be sent: %s", error)
             sent = False
         if sent is True:

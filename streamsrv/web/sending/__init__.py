@@ -1,1 +1,1 @@
-"""Answers onto the wire."""
+"""Answers on their way to the socket."""
