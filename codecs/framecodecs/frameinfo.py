@@ -8,9 +8,8 @@ chrominance samples for every two pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -81,10 +80,6 @@ class FrameInfo:
             (self.planar_configuration in (0, 1), f"Planar Configuration is {self.planar_configuration}"),
             (self.frame_length <= MAX_FRAME_BYTES, f"a frame would take {self.frame_length} bytes"),
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Returns the attributes without cached properties: equal ones are pickled to the same bytes."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def subsampled(self) -> bool:

@@ -145,7 +145,7 @@ class Renderer:
             yield PictureBatch(indices), self.task(indices, request)
 
     def alike(self, indices: Sequence[int]) -> Iterator[tuple[Sequence[int], PictureRequest]]:
-        """Runs of frames that have one request. It is pickled once."""
+        """Runs of frames that have one request."""
         requests = [self.request(index) for index in indices]
         start = 0
         for place in range(1, len(indices) + 1):

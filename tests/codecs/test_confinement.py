@@ -189,7 +189,7 @@ def test_nothing_is_loaded_once_a_process_is_confined(pool):
     frame = picture_like(info)
     for uid in registry.SYNTAXES:
         if registry.transcodable(LITTLE, uid, info):
-            ((coded, now),) = pool.submit(work.encode_frames, [frame], uid, info).result(30)
+            ((coded, now),) = pool.submit(work.transcode_frames, [frame], LITTLE, uid, info).result(30)
             assert pool.submit(work.decode_frames, [coded], uid, now).result(30)
     for media_type in FORMATS:
         request = PictureRequest(media_type=media_type, notes=Notes(("Name",), ("kVp",)))

@@ -94,7 +94,7 @@ def test_infos_come_back(pool):
 
 def test_a_batch_is_transcoded(pool):
     frames = [picture_like(GREY_12, seed) for seed in range(4)]
-    coded = pool.submit(work.encode_frames, frames, J2K, GREY_12).result(30)
+    coded = pool.submit(work.transcode_frames, frames, LITTLE, J2K, GREY_12).result(30)
     other = pool.submit(work.transcode_frames, [frame for frame, _ in coded], J2K, RPCL, coded[0][1]).result(
         30
     )

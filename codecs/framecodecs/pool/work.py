@@ -24,12 +24,6 @@ def decode_frames(frames: FrameBatch, uid: str, info: FrameInfo, words: bool = F
     return [registry.decode(frame, uid, info, words=words, cores=frames.cores) for frame in frames]
 
 
-def encode_frames(
-    frames: FrameBatch, uid: str, info: FrameInfo, options: EncodeOptions | None = None
-) -> list[Result]:
-    return [registry.encode(frame, uid, info, options=options, cores=frames.cores) for frame in frames]
-
-
 def transcode_frames(
     frames: FrameBatch,
     from_uid: str,
