@@ -29,7 +29,6 @@ PLAIN = "--no-fast-path"  # the flag of a server without its fast path.
 PLAIN_CLIENTS = 16
 DIFFERENT = 2_000  # requests of lists, in turn.
 PEER = 3  # requests of a frame to Orthanc, which reads the whole instance for each
-LENGTHS_IN_A_ROW = 16
 
 
 class Kind(NamedTuple):
@@ -193,17 +192,13 @@ def metadata(run: Run) -> Iterator[Row]:
         (files / "metadata.json.gz").write_bytes(gzip.compress(text, 6))
         with run.nginx(files) as web:
             for coding, encoding in (("plain", "identity"), ("gzip", "gzip")):
-                subjects = {"streamsrv": Asked(both[0], [url], JSON, True, encoding)}
-                if web is not None:
-                    subjects["nginx"] = Asked(web, ["/metadata.json"], JSON, True, encoding)
-                _fill_caches(both[0], url, encoding)
                 for clients in run.size.clients[:2]:
+                    asked = both if (coding, clients) == ("plain", 1) else both[:1]
+                    subjects = {one.name: Asked(one, [url], JSON, True, encoding) for one in asked}
+                    if web is not None:
+                        subjects["nginx"] = Asked(web, ["/metadata.json"], JSON, True, encoding)
                     measure, rounds = f"{name}, {coding}, {clients} at once", min(3, run.size.rates)
                     yield from rates(measure, subjects, clients, run.size.seconds / 2, rounds)
-        for peer in both[1:]:
-            # Its answers are chunked, which `perf.flood` does not read.
-            times = latencies(peer, [url] * 10, JSON)
-            yield Row(f"{name}, plain, 1 at once", peer.name, 1e3 / statistics.mean(times))
 
 
 def _first(run: Run, name: str, both: Sequence[Server]) -> Iterator[Row]:
@@ -222,14 +217,3 @@ def first_metadata(server: Server, body: Body, path: Path) -> float:
     (milliseconds,) = latencies(server, [f"/studies/{body.study}/metadata"], JSON)
     forget(server, body.study)
     return milliseconds
-
-
-def _fill_caches(ours: Server, url: str, encoding: str) -> None:
-    """Each worker sends the text in chunks while it makes it; its later answers have a length."""
-    in_a_row = 0
-    for _ in range(1_000):
-        with Client(ours) as client:
-            answer = client.get(url, JSON, encoding, keep=True)
-        in_a_row = in_a_row + 1 if "content-length" in answer.headers else 0
-        if in_a_row == LENGTHS_IN_A_ROW:
-            return

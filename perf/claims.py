@@ -15,7 +15,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from perf.results import OURS, Row, number
+from perf.results import OURS, PEERS, Row, number
 from perf.run import Run
 
 # nginx with a file that is longer than ours: a row of its own, which no claim takes.
@@ -27,13 +27,12 @@ LEAST_RATE = "rates in relation to those without: the least"
 @dataclass(frozen=True, slots=True)
 class Measure:
     """`how` says how it is measured. A run has a row for each subject, with a figure or with the reason why
-    there is none. `inside`: it needs files or processes of the server."""
+    there is none."""
 
     name: str
     unit: str
     subjects: Sequence[str]
     how: str
-    inside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,24 +106,24 @@ class Group:
         raise KeyError(f"{row.measure}: {row.subject}")
 
     def absent(self, rows: Sequence[Row], remote: bool) -> Iterator[Row]:
-        """A row with the reason for each subject that has none. `remote`: the server was not started here."""
+        """A row with the reason for each subject that has none. `remote`: the server was not started here,
+        and peers are left out."""
         there = {OURS, *(row.subject.partition(",")[0] for row in rows if row.value is not None)}
         for measure in self.measures:
             names = [row.measure for row in rows if self.measure_of(row) is measure]
             for name in dict.fromkeys(names) or [bare(measure.name)]:
                 present = [row.subject for row in rows if row.measure == name]
                 for subject in measure.subjects:
-                    if not any(matched(subject, each) is not None for each in present):
-                        reason = _reason(measure, subject, there, remote)
+                    left_out = remote and subject.startswith(PEERS)
+                    if not left_out and not any(matched(subject, each) is not None for each in present):
+                        reason = _reason(subject, there, remote)
                         yield Row(name, bare(subject), None, reason, (), measure.unit)
 
 
-def _reason(measure: Measure, subject: str, there: Container[str], remote: bool) -> str:
-    if not remote:
-        return "not measured" if subject.partition(",")[0] in there else "not installed"
-    if measure.inside and subject.startswith(OURS):
-        return "left out: it needs files or processes of the server"
-    return "left out: with --url only that server is measured"
+def _reason(subject: str, there: Container[str], remote: bool) -> str:
+    if remote:
+        return "left out: it needs files, processes or settings of the server"
+    return "not measured" if subject.partition(",")[0] in there else "not installed"
 
 
 @functools.cache

@@ -28,6 +28,7 @@ OURS, ORTHANC, NGINX, COPY, LIBRARY = (
     "cp + fsync",
     "library called directly",
 )
+PEERS = (ORTHANC, NGINX, COPY, LIBRARY, "append, sync, commit")
 # A figure moved if its median did by LEAST, or by LEAST_ALONE if it had one round only.
 LEAST, LEAST_ALONE = 0.05, 0.25
 
@@ -45,7 +46,7 @@ class Row(NamedTuple):
 
     @property
     def is_ours(self) -> bool:
-        return not self.subject.startswith((ORTHANC, NGINX, COPY, LIBRARY))
+        return not self.subject.startswith(PEERS)
 
     @property
     def is_cost(self) -> bool:

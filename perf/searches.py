@@ -9,7 +9,7 @@ import random
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -133,69 +133,46 @@ def grown(server: Server) -> int:
     return low * A_STUDY
 
 
-Make = Callable[[random.Random, int], str]
-
-
-def _fixed(path: str) -> Make:
-    return lambda numbers, studies: path
-
-
-def _study(form: str) -> Make:
-    """A value made of the number of a study that is there, or of its UIDs."""
-
-    def make(numbers: random.Random, studies: int) -> str:
-        study = numbers.randrange(studies)
-        keys = bodies.keys_of(ARCHIVE + study, numbers.randrange(A_STUDY // 2))
-        return form.format(n=study, **keys._asdict())
-
-    return make
-
-
 def _day(numbers: random.Random) -> str:
     return f"20{numbers.randrange(26):02d}{numbers.randrange(1, 13):02d}{numbers.randrange(1, 29):02d}"
 
 
-def _dated(form: str) -> Make:
-    def make(numbers: random.Random, studies: int) -> str:
-        day = _day(numbers)
-        return form.format(day=day, month=day[:6])
-
-    return make
-
-
-def _named(form: str) -> Make:
-    return lambda numbers, studies: form.format("".join(numbers.choices(SYLLABLES, k=2)).lower())
-
-
 # OHIF's list, and each attribute with an inverted list or a place of its own in the index.
-KEYS: dict[str, Make] = {
-    "study list as OHIF asks": _fixed(
-        "/studies?limit=101&offset=0&fuzzymatching=true&includefield=00081030,00080060,00080090,00100030"
-    ),
-    "StudyDate, a day": _dated("/studies?StudyDate={day}"),
-    "StudyDate, a month": _dated("/studies?StudyDate={month}01-{month}31&limit=101"),
-    "StudyTime": _fixed("/studies?StudyTime=101500.123&limit=101"),
-    "AccessionNumber": _study("/studies?AccessionNumber=A{n:07d}"),
-    "ModalitiesInStudy": _fixed("/studies?ModalitiesInStudy=MR&limit=101"),
-    "SOPClassesInStudy": _fixed(f"/studies?SOPClassesInStudy={bodies.CT_STORAGE}&limit=101"),
-    "ReferringPhysicianName": _fixed("/studies?ReferringPhysicianName=referrer*&limit=101"),
-    "StudyDescription": _fixed("/studies?StudyDescription=CT*&limit=101"),
-    "PatientName, beginning": _named("/studies?PatientName={}*&limit=101"),
-    "PatientName, within": _named("/studies?PatientName=*{}*&limit=101"),
-    "PatientID": lambda numbers, studies: f"/studies?PatientID=P{numbers.randrange(studies) // 2:06d}",
-    "PatientBirthDate": _fixed("/studies?PatientBirthDate=19600229&limit=101"),
-    "StudyID": _study("/studies?StudyID=S{n}"),
-    "StudyInstanceUID": _study("/studies?StudyInstanceUID={study}"),
-    "Modality": _fixed("/series?Modality=CT&limit=101"),
-    "SeriesNumber": _fixed("/series?SeriesNumber=2&limit=101"),
-    "PerformedProcedureStepStartDate": _dated("/series?PerformedProcedureStepStartDate={day}"),
-    "ScheduledProcedureStepID": _study("/series?RequestAttributesSequence.ScheduledProcedureStepID=SPS{n}"),
-    "RequestedProcedureID": _study("/series?RequestAttributesSequence.RequestedProcedureID=RP{n}"),
-    "SeriesInstanceUID": _study("/series?SeriesInstanceUID={series}"),
-    "SOPInstanceUID": _study("/instances?SOPInstanceUID={instance}"),
-    "series of a study": _study("/studies/{study}/series"),
-    "instances of a series": _study("/studies/{study}/series/{series}/instances"),
+KEYS = {
+    "study list as OHIF asks": "/studies?limit=101&offset=0&fuzzymatching=true"
+    "&includefield=00081030,00080060,00080090,00100030",
+    "StudyDate, a day": "/studies?StudyDate={day}",
+    "StudyDate, a month": "/studies?StudyDate={month}01-{month}31&limit=101",
+    "StudyTime": "/studies?StudyTime=101500.123&limit=101",
+    "AccessionNumber": "/studies?AccessionNumber=A{n:07d}",
+    "ModalitiesInStudy": "/studies?ModalitiesInStudy=MR&limit=101",
+    "SOPClassesInStudy": f"/studies?SOPClassesInStudy={bodies.CT_STORAGE}&limit=101",
+    "ReferringPhysicianName": "/studies?ReferringPhysicianName=referrer*&limit=101",
+    "StudyDescription": "/studies?StudyDescription=CT*&limit=101",
+    "PatientName, beginning": "/studies?PatientName={name}*&limit=101",
+    "PatientName, within": "/studies?PatientName=*{name}*&limit=101",
+    "PatientID": "/studies?PatientID=P{patient:06d}",
+    "PatientBirthDate": "/studies?PatientBirthDate=19600229&limit=101",
+    "StudyID": "/studies?StudyID=S{n}",
+    "StudyInstanceUID": "/studies?StudyInstanceUID={study}",
+    "Modality": "/series?Modality=CT&limit=101",
+    "SeriesNumber": "/series?SeriesNumber=2&limit=101",
+    "PerformedProcedureStepStartDate": "/series?PerformedProcedureStepStartDate={day}",
+    "ScheduledProcedureStepID": "/series?RequestAttributesSequence.ScheduledProcedureStepID=SPS{n}",
+    "RequestedProcedureID": "/series?RequestAttributesSequence.RequestedProcedureID=RP{n}",
+    "SeriesInstanceUID": "/series?SeriesInstanceUID={series}",
+    "SOPInstanceUID": "/instances?SOPInstanceUID={instance}",
+    "series of a study": "/studies/{study}/series",
+    "instances of a series": "/studies/{study}/series/{series}/instances",
 }
+
+
+def path_of(template: str, numbers: random.Random, studies: int) -> str:
+    """The path with values of a random study of the archive, a random day and a random name."""
+    n, day = numbers.randrange(studies), _day(numbers)
+    keys = bodies.keys_of(ARCHIVE + n, numbers.randrange(A_STUDY // 2))
+    name = "".join(numbers.choices(SYLLABLES, k=2)).lower()
+    return template.format(n=n, patient=n // 2, day=day, month=day[:6], name=name, **keys._asdict())
 
 
 def search(run: Run) -> Iterator[Row]:
@@ -235,8 +212,8 @@ def _timed(folder: Path, studies: int) -> tuple[dict[str, list[float]], float]:
     numbers = random.Random(studies)
     context = multiprocessing.get_context("spawn")
     stop, stored = context.Event(), context.Value("q", 0)
-    makes = {FLOOR: _fixed("//health/live")} | KEYS
-    times: dict[str, list[float]] = {name: [] for name in makes}
+    templates = {FLOOR: "//health/live"} | KEYS
+    times: dict[str, list[float]] = {name: [] for name in templates}
     with streamsrv(folder, "--workers", "2") as server:
         seed = int(time.time() / 10) % UPLOADS  # an archive that was measured before has earlier studies
         uploader = context.Process(target=upload, args=(server, seed, stop, stored), daemon=True)
@@ -248,8 +225,8 @@ def _timed(folder: Path, studies: int) -> tuple[dict[str, list[float]], float]:
                 for turn in range(-WARMING, ROUNDS):
                     if not turn:
                         before, began = stored.value, time.perf_counter()
-                    for name in numbers.sample(list(makes), len(makes)):
-                        milliseconds = _once(client, makes[name](numbers, studies))
+                    for name in numbers.sample(list(templates), len(templates)):
+                        milliseconds = _once(client, path_of(templates[name], numbers, studies))
                         times[name] += [milliseconds] if turn >= 0 else []
                     if not uploader.is_alive():
                         raise RuntimeError("the uploads ended too soon")

@@ -11,6 +11,7 @@ to the page cache, which can drop them at any time.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import os
@@ -82,10 +83,9 @@ def streamsrv(folder: Path, *flags: str) -> Iterator[Server]:
     port = free_port()
     command = [sys.executable, "-m", "streamsrv", "serve", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--data", str(folder / "data"), "--log-level", "warning", *flags]
-    with running(command, folder, {"PYTHONPATH": PYTHONPATH}) as process:
-        server = Server("streamsrv", port, "/v2", process.pid, folder / "data")
-        wait_until_answered(process, server, "/health/ready")
-        yield server
+    server = Server("streamsrv", port, "/v2", folder=folder / "data")
+    with running(server, command, folder, "/health/ready") as started:
+        yield started
 
 
 @contextlib.contextmanager
@@ -97,16 +97,14 @@ def nginx(folder: Path) -> Iterator[Server | None]:
         yield None
         return
     port = free_port()
-    folder.mkdir(parents=True, exist_ok=True)
     text = Path(__file__).with_name("nginx.conf").read_text()
     user = "user root;" if os.geteuid() == 0 else ""
     text = text.replace("USER;", user).replace("FOLDER", str(folder)).replace("PORT", str(port))
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "nginx.conf").write_text(text)
     command = [executable, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
-    with running(command, folder, {}) as process:
-        server = Server("nginx", port, "", process.pid, folder)
-        wait_until_answered(process, server, "/nginx.conf")
-        yield server
+    with running(Server("nginx", port, "", folder=folder), command, folder, "/nginx.conf") as started:
+        yield started
 
 
 @contextlib.contextmanager
@@ -117,12 +115,11 @@ def orthanc(folder: Path) -> Iterator[Server | None]:
     if executable is None or not plugins[0].exists():
         yield None
         return
-    port = free_port()
-    folder.mkdir(parents=True, exist_ok=True)
+    port, data = free_port(), folder / "orthanc"
     settings = {
         "Name": "perf",
-        "StorageDirectory": str(folder / "orthanc"),
-        "IndexDirectory": str(folder / "orthanc"),
+        "StorageDirectory": str(data),
+        "IndexDirectory": str(data),
         "HttpPort": port,
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False,
@@ -131,29 +128,30 @@ def orthanc(folder: Path) -> Iterator[Server | None]:
         "Gdcm": {"RestrictTransferSyntaxes": GDCM_SYNTAXES},
         "DicomWeb": {"Enable": True},
     }
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "orthanc.json").write_text(json.dumps(settings))
-    with running([executable, str(folder / "orthanc.json")], folder, {}) as process:
-        server = Server("Orthanc", port, "/dicom-web", process.pid, folder / "orthanc")
-        wait_until_answered(process, server, "/dicom-web/studies?limit=1")
-        yield server
+    server = Server("Orthanc", port, "/dicom-web", folder=data)
+    command = [executable, str(folder / "orthanc.json")]
+    with running(server, command, folder, "/dicom-web/studies?limit=1") as started:
+        yield started
 
 
 @contextlib.contextmanager
-def running(
-    command: Sequence[str], folder: Path, environment: Mapping[str, str]
-) -> Iterator[subprocess.Popen[bytes]]:
+def running(server: Server, command: Sequence[str], folder: Path, probe: str) -> Iterator[Server]:
+    """The server with its process, once `probe` is answered. Raises RuntimeError if that takes too long."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "server.log").open("ab") as log:
+        environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
         process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
     try:
-        yield process
+        deadline = time.monotonic() + READY_WITHIN
+        while not answers(server, probe):
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise RuntimeError(f"{server.name} did not become ready: {folder}/server.log")
+            time.sleep(0.05)
+        yield dataclasses.replace(server, pid=process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -163,26 +161,19 @@ def running(
             process.wait()
 
 
+def answers(server: Server, path: str) -> bool:
+    with contextlib.closing(http.client.HTTPConnection(server.host, server.port, timeout=5)) as connection:
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status < 300
+        except (OSError, http.client.HTTPException):
+            return False
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
-
-
-def wait_until_answered(process: subprocess.Popen[bytes], server: Server, path: str) -> None:
-    deadline = time.monotonic() + READY_WITHIN
-    while time.monotonic() < deadline and process.poll() is None:
-        connection = http.client.HTTPConnection(server.host, server.port, timeout=5)
-        try:
-            connection.request("GET", path)
-            if connection.getresponse().status < 300:
-                return
-        except (OSError, http.client.HTTPException):
-            pass
-        finally:
-            connection.close()
-        time.sleep(0.05)
-    raise RuntimeError(f"{server.name} did not become ready; its server.log is in the folder above its data")
 
 
 # --- processes ---

@@ -31,6 +31,7 @@ from perf.run import (
     forget,
     in_turns,
     latencies,
+    nothing,
     post_study,
     rows_of,
     store_study,
@@ -100,31 +101,41 @@ class Download(Transfer):
         self.first_bytes += [answer.first_byte * 1e3 for answer in answers]
         return sum(answer.length for answer in answers), seconds
 
-    def drop_warming(self) -> None:
-        """Drops the first round, which warmed up."""
-        del self.first_bytes[: self.clients * self.each]
-        del self.processor[0]
+
+def alternated(
+    measure: str,
+    transfers: Sequence[Transfer],
+    others: Mapping[str, Callable[[], float]],
+    rounds: int,
+    peer_rounds: int = PEER_ROUNDS,
+    costs_of: str = "",
+    rest: float = 0.0,
+    before: Callable[[], None] = nothing,
+    discarded: int = 1,
+) -> Iterator[Row]:
+    """Ours, the first transfer, in turns with `others`; then each peer by itself. Rates, and for the servers
+    of this machine processor time a GB and memory of all their processes."""
+    ours, *theirs = transfers
+    with ours.memory:
+        values = in_turns(rounds, {ours.server.name: ours, **others}, rest, before, discarded)
+    for peer in theirs:
+        with peer.memory:
+            values |= in_turns(peer_rounds, {peer.server.name: peer}, discarded=0)
+    yield from rows_of(measure, values)
+    name = costs_of or measure
+    for one in (one for one in transfers if one.server.pid):
+        subject = one.server.name
+        spent = one.processor[-len(values[subject]) :]
+        yield median_row(f"CPU time, {name}", subject, spent, "user and system, all processes")
+        note = f"at most {one.memory.peak / 1e6:.0f} MB, RssAnon + RssShmem of all processes"
+        yield Row(f"memory growth, {name}", subject, one.memory.growth / 1e6, note)
 
 
-def sampled(
-    rounds: Callable[[Mapping[str, Callable[[], float]]], dict[str, list[float]]],
-    subjects: Mapping[str, Callable[[], float]],
-) -> dict[str, list[float]]:
-    """The values of the rounds, with the memory of each transfer sampled meanwhile."""
-    with ExitStack() as stack:
-        for one in subjects.values():
-            if isinstance(one, Transfer):
-                stack.enter_context(one.memory)
-        return rounds(subjects)
-
-
-def costs(name: str, transfers: Sequence[Transfer]) -> Iterator[Row]:
-    """Processor time a GB, and memory, of all processes of a server."""
-    for one in transfers:
-        if one.server.pid:
-            yield median_row(f"CPU time, {name}", one.server.name, one.processor, "user and system")
-            note = f"at most {one.memory.peak / 1e6:.0f} MB, RssAnon + RssShmem"
-            yield Row(f"memory growth, {name}", one.server.name, one.memory.growth / 1e6, note)
+def copies(run: Run, body: Body, path: Path) -> dict[str, Callable[[], float]]:
+    """The floor in MB/s; none beside a server that was started elsewhere."""
+    if run.target is not None:
+        return {}
+    return {"cp + fsync": lambda: body.length / 1e6 / copy_and_sync(path, run.folder / "copy")}
 
 
 # --- a CT study ---
@@ -153,17 +164,17 @@ def study(run: Run) -> Iterator[Row]:
 
 def _store(run: Run, both: Sequence[Server], body: Body, path: Path) -> Iterator[Row]:
     count = f"{run.size.instances} CT instances of 526 kB"
-    ours, *theirs = (Upload(server, body, path) for server in both)
-    subjects: dict[str, Callable[[], float]] = {"streamsrv": ours}
-    if run.target is None:
-        subjects["cp + fsync"] = lambda: body.length / 1e6 / copy_and_sync(path, run.folder / "copy")
-    warm = partial(warm_memory, run.folder)
-    values = sampled(lambda them: in_turns(2 * run.size.rounds + 1, them, run.size.rest, warm), subjects)
-    for peer in theirs:
-        values |= sampled(lambda them: in_turns(PEER_ROUNDS, them, discarded=0), {peer.server.name: peer})
-    yield from rows_of(f"store {count}, one POST", values)
-    yield from costs("store the study", (ours, *theirs))
-    for one in (ours, *theirs):
+    uploads = [Upload(server, body, path) for server in both]
+    yield from alternated(
+        f"store {count}, one POST",
+        uploads,
+        copies(run, body, path),
+        2 * run.size.rounds + 1,
+        costs_of="store the study",
+        rest=run.size.rest,
+        before=partial(warm_memory, run.folder),
+    )
+    for one in uploads:
         yield median_row(f"delete {count}", one.server.name, one.deletes)
 
 
@@ -188,19 +199,14 @@ def retrieved(
     peer_rounds: int = PEER_ROUNDS,
 ) -> Iterator[Row]:
     """`paths`: of the DICOMweb servers, and of the file of nginx."""
-    ours, *theirs = (Download(server, paths[0], clients, 1 + (server is both[0])) for server in both)
-    turns = [ours] if web is None else [ours, Download(web, paths[1], clients)]
-    values = sampled(partial(in_turns, rounds), {one.server.name: one for one in turns})
-    for one in turns:
-        one.drop_warming()
-    for peer in theirs:
-        values |= sampled(lambda them: in_turns(peer_rounds, them, discarded=0), {peer.server.name: peer})
-    yield from rows_of(name, values)
-    for one in (*turns, *theirs):
-        times = one.first_bytes
+    transfers = [Download(server, paths[0], clients, 1 + (server is both[0])) for server in both]
+    others = {} if web is None else {web.name: Download(web, paths[1], clients)}
+    yield from alternated(name, transfers, others, rounds, peer_rounds)
+    for one in (*transfers, *others.values()):
+        warming = clients * one.each if one.server.name != "Orthanc" else 0
+        times = one.first_bytes[warming:]
         note = f"p50 {statistics.median(times):.2f}, longest {max(times):.2f}, {len(times)} requests"
         yield Row(f"first byte, {name}", one.server.name, percentile(times, 0.95), note)
-    yield from costs(name, (ours, *theirs))
 
 
 def _cold(run: Run, both: Sequence[Server], web: Server | None, paths: tuple[str, str]) -> Iterator[Row]:
@@ -260,14 +266,9 @@ def large(run: Run) -> Iterator[Row]:
 
 
 def _beside_cp(run: Run, measure: str, upload: Upload, rounds: int, discarded: int = 1) -> Iterator[Row]:
-    path, length = upload.path, upload.body.length
-    subjects: dict[str, Callable[[], float]] = {"streamsrv": upload}
-    if run.target is None:
-        subjects["cp + fsync"] = lambda: length / 1e6 / copy_and_sync(path, run.folder / "copy")
-    rest, warm = _rest(run, length), partial(_use_and_free, length)
-    values = sampled(lambda them: in_turns(rounds, them, rest, warm, discarded), subjects)
-    yield from rows_of(measure, values)
-    yield from costs(measure, [upload])
+    rest, warm = _rest(run, upload.body.length), partial(_use_and_free, upload.body.length)
+    others = copies(run, upload.body, upload.path)
+    yield from alternated(measure, [upload], others, rounds, rest=rest, before=warm, discarded=discarded)
     yield median_row(measure.replace("store", "delete"), "streamsrv", upload.deletes)
 
 

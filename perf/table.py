@@ -38,7 +38,7 @@ def read(text: str) -> Iterator[Group]:
 
 
 def _measure(name: str, unit: str, subjects: str, how: str) -> Measure:
-    return Measure(name, unit, subjects.split("; "), how.removeprefix(INSIDE), inside=INSIDE in how)
+    return Measure(name, unit, subjects.split("; "), how)
 
 
 def _claim(measure: str, subject: str, bound: str, over: str, sentence: str) -> Claim:
