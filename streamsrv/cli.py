@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,7 +164,7 @@ def run_compact(args: argparse.Namespace) -> int:
     with open_store(settings, read_only=False) as store:
         report = compact(store, everything=args.everything)
         kept = [path.name for path in (store.layout.lost_and_found, store.layout.old_index) if path.exists()]
-    print_report(args, vars_of(report))
+    print_report(args, asdict(report))
     if args.everything and kept:
         return fail(f"deleted bytes may remain in {' and '.join(kept)}: remove it by hand", FAILED)
     if not args.everything or (report.index_rewritten and not report.busy):
@@ -211,7 +211,7 @@ def print_findings(args: argparse.Namespace, findings: Iterable[Finding], counts
     for finding in findings:
         errors += finding.severity is Severity.ERROR
         if args.json:
-            kept.append(vars_of(finding))
+            kept.append(asdict(finding))
         else:
             print(finding)
     if args.json:
@@ -220,10 +220,6 @@ def print_findings(args: argparse.Namespace, findings: Iterable[Finding], counts
         print_report(args, counts)
         print(f"{errors} errors" if errors else "all is well")
     return FAILED if errors else 0
-
-
-def vars_of(report: Any) -> dict[str, Any]:
-    return {name: getattr(report, name) for name in report.__dataclass_fields__}
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

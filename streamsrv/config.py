@@ -9,15 +9,17 @@ Rule of this file: no setting has a special case here. The rows of settings.py h
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
+import os
 import platform
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from streamsrv.errors import StreamsrvError
 from streamsrv.settings import TABLES, Settings, Value
@@ -106,11 +108,11 @@ def flag(name: str) -> str:
 def checked(name: str, value: Any, where: str) -> Value:
     """The value in the type of its setting, from TOML (typed) or from text; raises SettingsError."""
     field = FIELDS[name]
-    wanted, limits = type(field.default), field.metadata
+    kind, limits = type(field.default), field.metadata
     try:
-        result = _READERS[wanted](value)
+        result = _converted(value, kind)
     except (ValueError, TypeError, KeyError):
-        raise SettingsError(f"{where}: {value!r} is not {_ARTICLES[wanted]}") from None
+        raise SettingsError(f"{where}: {value!r} is not {_KINDS[kind]}") from None
     if limits["choices"] and result not in limits["choices"]:
         raise SettingsError(f"{where}: {value!r} is none of {', '.join(limits['choices'])}")
     if isinstance(result, (int, float)):
@@ -121,44 +123,21 @@ def checked(name: str, value: Any, where: str) -> Value:
     return result
 
 
-def _read_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[str(value).lower()]
-
-
-def _read_int(value: Any) -> int:
-    if isinstance(value, (bool, float)):
+def _converted(value: Any, kind: type) -> Value:
+    """Raises ValueError, TypeError or KeyError."""
+    if kind is bool:
+        return value if isinstance(value, bool) else _WORDS[str(value).lower()]
+    if kind is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        return tuple(item for each in items if (item := str(_converted(each, str)).strip()))
+    if isinstance(value, bool) or not isinstance(value, _SOURCES[kind]):
         raise TypeError
-    return int(value)
+    return kind(value)  # type: ignore[no-any-return]
 
 
-def _read_float(value: Any) -> float:
-    if isinstance(value, bool):
-        raise TypeError
-    return float(value)
-
-
-def _read_str(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _read_list(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return tuple(item for item in (item.strip() for item in value.split(",")) if item)
-    return tuple(_read_str(item) for item in value)
-
-
-_READERS: dict[type, Callable[[Any], Value]] = {
-    bool: _read_bool,
-    int: _read_int,
-    float: _read_float,
-    str: _read_str,
-    tuple: _read_list,
-}
-_ARTICLES = {
+_SOURCES = {int: (int, str), float: (int, float, str), str: (str,)}
+_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_KINDS = {
     bool: "yes or no (true or false)",
     int: "a whole number",
     float: "a number",
@@ -167,13 +146,23 @@ _ARTICLES = {
 }
 
 
-def to_json(settings: Settings) -> str:
-    """Settings for a worker process, on one line."""
-    return json.dumps(dataclasses.asdict(settings))
+def send(settings: Settings, pipe: IO[bytes]) -> None:
+    """Writes the settings to the standard input of a child process, as one line of JSON. The pipe stays open.
+    A child that has died already is no error: its end is noticed elsewhere."""
+    with contextlib.suppress(BrokenPipeError):
+        pipe.write(json.dumps(dataclasses.asdict(settings)).encode() + b"\n")
+        pipe.flush()
 
 
-def from_json(text: str) -> Settings:
-    return load(flags=json.loads(text))
+def receive(descriptor: int) -> Settings:
+    """Reads the line of `send` and no further byte: the end of the pipe means that the parent has ended."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        piece = os.read(descriptor, 1)
+        if not piece:
+            raise EOFError("the supervisor ended before it sent the settings")
+        line += piece
+    return load(flags=json.loads(line))
 
 
 def refuse_platform(system: str = sys.platform, machine: str | None = None) -> str | None:

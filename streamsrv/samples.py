@@ -73,14 +73,8 @@ SAMPLES = (
 
 # Type 2 attributes without a known value: present and empty.
 _UNKNOWN = (
-    "ContentDate",
-    "AcquisitionDateTime",
-    "ContentTime",
-    "AccessionNumber",
-    "PatientBirthDate",
-    "PatientPosition",
-    "PatientOrientation",
-    "Laterality",
+    *("ContentDate", "AcquisitionDateTime", "ContentTime", "AccessionNumber", "PatientBirthDate"),
+    *("PatientPosition", "PatientOrientation", "Laterality"),
 )
 
 _SHARED = {

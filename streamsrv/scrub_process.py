@@ -55,9 +55,7 @@ class ScrubProcess:
             return
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(config.to_json(self.settings).encode() + b"\n")
-            self.process.stdin.flush()
+        config.send(self.settings, self.process.stdin)
         self.output = b""
         self.selector.register(self.process.stdout, selectors.EVENT_READ, self.read_output)
 

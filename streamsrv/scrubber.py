@@ -17,9 +17,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from streamsrv import config
 from streamsrv.errors import StreamsrvError
 from streamsrv.privileges import protect
-from streamsrv.server import LOG_LINE, STDIN, read_settings, store_options
+from streamsrv.server import LOG_LINE, STDIN, store_options
 from streamsrv.settings import Settings
 from streamsrv.store import DAY, Pace, Scrub, Severity, Store
 
@@ -56,7 +57,7 @@ def scrub_due(store: Store, settings: Settings, wait: Callable[[float], None] = 
 
 def main() -> int:
     protect()
-    settings = read_settings(STDIN)
+    settings = config.receive(STDIN)
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_LINE, stream=sys.stderr)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal
     with contextlib.suppress(OSError):

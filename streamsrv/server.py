@@ -129,17 +129,6 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
     )
 
 
-def read_settings(descriptor: int) -> Settings:
-    """Reads one line and no further byte, because the lifeline follows."""
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        piece = os.read(descriptor, 1)
-        if not piece:
-            raise EOFError("the supervisor ended before it sent the settings")
-        line += piece
-    return config.from_json(line.decode())
-
-
 def sign_of_life(descriptor: int) -> Callable[[], None]:
     """Returns a function that writes a byte to the supervisor."""
     os.set_blocking(descriptor, False)
@@ -187,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for descriptor in (*parsed.listen, *parsed.health, *pixels, parsed.status):
         os.set_inheritable(descriptor, False)
     protect()
-    settings = read_settings(STDIN)
+    settings = config.receive(STDIN)
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_LINE, stream=sys.stderr)
     log_crashes()
     raise_descriptor_limit()

@@ -149,11 +149,7 @@ class Supervisor:
         finally:
             os.close(their_status)
         assert process.stdin is not None
-        try:
-            process.stdin.write(config.to_json(self.settings).encode() + b"\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the worker has died already; the end of the status pipe follows
+        config.send(self.settings, process.stdin)
         return Worker(process, status, time.monotonic())
 
     # Reading

@@ -24,7 +24,6 @@ SOURCES = ("streamsrv", "codecs", "perf")
 DOCUMENTS = ("README.md", "CHANGELOG.md", "docs", "conf")
 # What a room may still have, as (words, long sentences); a room that is not here has none.
 LIMITS: dict[str, tuple[int, int]] = {
-    "streamsrv": (10, 0),
 }
 
 PEOPLE = r"(?:client|clients|person|people|user|users|reader|readers|someone|those|engineers?|developers?)"

@@ -1,6 +1,7 @@
 """Settings: every source, every type, every mistake."""
 
 import dataclasses
+import os
 
 import pytest
 import settings_pages
@@ -122,7 +123,13 @@ def test_settings_survive_the_way_to_a_worker():
     settings = dataclasses.replace(
         Settings(), cors_origins=("https://a",), port=1, read_only=True, idle_timeout=2.5
     )
-    assert config.from_json(config.to_json(settings)) == settings
+    read, write = os.pipe()
+    with open(write, "wb") as pipe, open(read, "rb") as other:
+        config.send(settings, pipe)
+        pipe.write(b"x")
+        pipe.flush()
+        assert config.receive(read) == settings
+        assert other.read(1) == b"x"  # the lifeline is untouched
 
 
 def test_settings_cannot_be_changed():
