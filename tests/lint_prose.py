@@ -1,12 +1,12 @@
 """The prose of source and documents, held to plain technical English: `make lint` runs this.
 
-    python tests/lint_prose.py [--all] [PATH ...]
+    python tests/lint_prose.py [PATH ...]
 
 It reads docstrings, comments and texts of the source, and Markdown outside code. It counts words that are not
 used here, sentences of more than 25 words, and lines of Markdown of more than 100 characters. A line of
 Markdown that begins with `>` is a quotation and is left out.
 
-Exit status 1 if a room has more than LIMITS allows.
+Exit status 1 if it finds something.
 """
 
 import argparse
@@ -15,16 +15,12 @@ import io
 import re
 import sys
 import tokenize
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("streamsrv", "codecs", "perf")
 DOCUMENTS = ("README.md", "CHANGELOG.md", "docs", "conf")
-# What a room may still have, as (words, long sentences); a room that is not here has none.
-LIMITS: dict[str, tuple[int, int]] = {
-}
 
 PEOPLE = r"(?:client|clients|person|people|user|users|reader|readers|someone|those|engineers?|developers?)"
 WORDS = re.compile(
@@ -135,35 +131,15 @@ def files(paths: list[str]) -> list[Path]:
     return found
 
 
-def room_of(path: Path) -> str:
-    """The folder of a module, or the document itself."""
-    relative = path.relative_to(ROOT)
-    return str(relative.parent if path.suffix == ".py" else relative)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--all", action="store_true", help="list also what LIMITS allows")
     parser.add_argument("paths", nargs="*", default=[*SOURCES, *DOCUMENTS])
-    arguments = parser.parse_args()
-    counts, found = Counter[tuple[str, str]](), list[Finding]()
-    for path in files(arguments.paths):
+    found = list[Finding]()
+    for path in files(parser.parse_args().paths):
         found += of_source(path) if path.suffix == ".py" else of_document(path)
     for finding in found:
-        counts[room_of(finding.path), "word" if finding.kind == "word" else "sentence"] += 1
-    over = [
-        room
-        for room in sorted({room for room, _ in counts})
-        if counts[room, "word"] > LIMITS.get(room, (0, 0))[0]
-        or counts[room, "sentence"] > LIMITS.get(room, (0, 0))[1]
-    ]
-    for finding in found:
-        if arguments.all or room_of(finding.path) in over:
-            print(finding)
-    if arguments.all or over:
-        for room in sorted({room for room, _ in counts}):
-            print(f"{room}: {counts[room, 'word']} words, {counts[room, 'sentence']} sentences and lines")
-    return 1 if over else 0
+        print(finding)
+    return 1 if found else 0
 
 
 if __name__ == "__main__":
