@@ -2,14 +2,14 @@
 
     range of the file        an exclusive lock on a byte means
     0 .. 2^62-1              the holder decides about the instance keys with this hash. The keys of one study
-                             have the 30 bits above the lowest 32 in common, so a range stands for the study
+                             have the 30 bits above the lowest 32 in common, so one range locks the study
     2^62 + 2^61              the holder compacts
 
 Open-file-description locks (F_OFD_SETLK; Linux) end with their last descriptor, even if the process is
 killed. Threads exclude each other as processes do. The lock of a segment's one writer is a flock on the
 segment file (see segments). So there is no lock file that someone can remove.
 
-The *dirty* byte in a segment's slot of the manifest says that a writer may have made records valid that the
+The *dirty* byte in a segment's slot of the manifest means that a writer may have made records valid that the
 index does not have. It is set before, and cleared after. A writer that finds the dirty byte of a dead writer
 cuts that segment back before it decides about any key. Without this, a record that was never acknowledged
 could outlive a later record of the same key, and reindex would bring it back. Dirty bytes need not survive a
@@ -122,7 +122,7 @@ class Locks:
     def _try(self, offset: int, length: int = 1) -> bool:
         try:
             self._lock(fcntl.F_OFD_SETLK, fcntl.F_WRLCK, offset, length)
-        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, says POSIX
+        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES (POSIX)
             return False
         return True
 

@@ -34,7 +34,7 @@ class InstanceRow(NamedTuple):
 
     key: InstanceKey
     location: Location
-    record_id: bytes  # 16 bytes, unique for ever; the ETag comes from it
+    record_id: bytes  # 16 bytes, unique forever; the ETag comes from it
     stored_at: int  # microseconds since 1970, UTC
     digest: bytes  # xxh3-128 of the payload, 16 bytes
     sop_class_uid: str

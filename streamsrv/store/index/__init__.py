@@ -1,4 +1,4 @@
-"""The index: which SOP instances there are, where their bytes lie, and the answers of searches."""
+"""The index: which SOP instances there are, where their bytes are, and the answers of searches."""
 
 from streamsrv.store.index.answers import (
     expand,

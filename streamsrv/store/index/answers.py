@@ -149,13 +149,13 @@ def at_level(attributes: JsonDataset, level: Level) -> JsonDataset:
 def variant_of(attributes: JsonDataset) -> tuple[bytes, bytes]:
     """The study and series attributes of an instance as JSON in the order of the table, and its digest."""
     # Instances come series by series, so the last results are kept.
-    said = orjson.dumps([attributes.get(tag) for tag in _ABOVE])
-    return _variant_of(said) if len(said) <= LONGEST_CACHED else _variant_of.__wrapped__(said)
+    json_text = orjson.dumps([attributes.get(tag) for tag in _ABOVE])
+    return _variant_of(json_text) if len(json_text) <= LONGEST_CACHED else _variant_of.__wrapped__(json_text)
 
 
 @functools.lru_cache(maxsize=256)
-def _variant_of(said: bytes) -> tuple[bytes, bytes]:
-    named = zip(_ABOVE, orjson.loads(said), strict=True)
+def _variant_of(json_text: bytes) -> tuple[bytes, bytes]:
+    named = zip(_ABOVE, orjson.loads(json_text), strict=True)
     text = orjson.dumps(
         kept({tag: element for tag, element in named if element}, (Level.STUDY, Level.SERIES))
     )

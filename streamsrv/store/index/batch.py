@@ -196,7 +196,7 @@ class Batch:
         return done
 
     def add_segment(self) -> int:
-        """Numbers are never used again: a location names bytes for ever."""
+        """Numbers are never used again: a location always names the same bytes."""
         number = self._next_segment()
         if number is None:
             raise StoreCorrupt("the index does not say which segment comes next: run reindex")
@@ -401,7 +401,7 @@ def _by_series(keys: Sequence[bytes]) -> Iterator[tuple[bytes, int, int]]:
 def _classes(values: Sequence[bytes]) -> Mapping[bytes, int]:
     """Number of instances of each SOP class. A series usually has one."""
     first = sop_class_in(values[0])
-    begin, end = UIDS_AT - 2, UIDS_AT + len(first)  # lengths of SOP class and syntax stand before them
+    begin, end = UIDS_AT - 2, UIDS_AT + len(first)  # behind the lengths of SOP class and syntax
     if len({value[begin:end] for value in values}) == 1:
         return {first: len(values)}
     return Counter([sop_class_in(value) for value in values])

@@ -50,7 +50,7 @@ Cursor: TypeAlias = Any
 MAP_SIZE = 1 << 40  # sparse: address space, not disk
 STARTING = 2.0  # seconds that another process may take to create its lock file
 MAX_READERS = 1024  # one for each thread that reads, of all processes; LMDB's default is 126
-LOCKS_SIZE = 64 * (MAX_READERS + 64)  # a slot of LMDB's lock file has 64 bytes; before them stand some 200
+LOCKS_SIZE = 64 * (MAX_READERS + 64)  # a slot of LMDB's lock file has 64 bytes; behind a header of some 200
 
 # Name -> several values a key.
 DATABASES: dict[str, bool] = {

@@ -76,8 +76,8 @@ class _Series:
 
     def repeats(self, before: LevelRow) -> bool:
         """True if all new instances have the variant of the latest old one, so that only counts change."""
-        said = list(self.variants.values())
-        return self.later_than(before) and len(said) == 1 and said[0].was == before.latest
+        touched = list(self.variants.values())
+        return self.later_than(before) and len(touched) == 1 and touched[0].was == before.latest
 
 
 class Levels:

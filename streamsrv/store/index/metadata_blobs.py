@@ -10,9 +10,8 @@ each other, so the row of a text is the last one whose key is not behind its own
 
 Rules of this file
 - Only short texts share a row, so that reading a text costs little more than before.
-- A text goes with its instance: the row is written again without it (its length is 0 then), and deleted with
-  its last text.
-"""
+- A text is removed with its instance: the row is written again without it (its length is 0 then), and deleted
+  with its last text."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ from streamsrv.store.rows import METADATA_CHUNK
 TEXTS_TOGETHER = 16
 BYTES_TOGETHER = 128 << 10  # of text
 MARKED = b"\0"  # a zstd frame begins with 0x28 (RFC 8878 3.1.1)
-# Rows whose texts are kept while many are read: a series may lie in any order.
+# Rows whose texts are kept while many are read: a series may be in any order.
 ROWS_KEPT = 32
 
 _SERIAL = 8  # bytes of a key

@@ -1,16 +1,18 @@
 """The keys and values of every database of the index.
 
     instances   study \\0 series \\0 instance -> the struct below, SOP class and syntax, search answer
-    metadata    serial u64, chunk u32         -> a zstd frame of DICOM JSON text, or of several
-    (metadata_blobs) frames      serial u64, chunk u32         -> up to 1,024 pairs (offset u64, length u64)
+    metadata    serial u64, chunk u32         -> zstd frame of DICOM JSON text, or of several (metadata_blobs)
+    frames      serial u64, chunk u32         -> up to 1,024 pairs (offset u64, length u64)
     bulk        serial u64, path              -> VR, offset u64, length u64, path where the key is its digest
     variants    study \\0 series \\0 digest   -> count u64, order of the latest, the attributes as JSON
-    studies     study                         -> LevelRow: counts, order of the latest, search answer series
-    study \\0 series              -> LevelRow attributes  level u8, tag u32, normal form -> study, or study
-    \\0 series (several) uids        "i" instance / "s" series     -> study \\0 series / study (several)
-    changes     sequence u64                  -> one change, or several (changes) damage      record id
-    -> a record whose bytes are damaged (damage) segments    segment u32                   -> committed end,
-    live, dead, sealed about       name                          -> text
+    studies     study                         -> LevelRow: counts, order of the latest, search answer
+    series      study \\0 series              -> LevelRow
+    attributes  level u8, tag u32, normal form -> study, or study \\0 series (several)
+    uids        "i" instance / "s" series     -> study \\0 series / study (several)
+    changes     sequence u64                  -> one change, or several (changes)
+    damage      record id                     -> a record whose bytes are damaged (damage)
+    segments    segment u32                   -> committed end, live, dead, sealed
+    about       name                          -> text
 
 A checksum of key and value (xxh32) follows the values of metadata, changes, damage, segments and about: no
 record can prove them to the byte. It is verified at each read.

@@ -162,8 +162,8 @@ class _Compactor:
         """Find the segments that hold records which the victims' tombstones delete, by reading all
         headers."""
         for victim in victims:
-            for _, killed in self._deletes(victim):
-                self._holders.update((record_id, set()) for record_id in killed)
+            for _, deleted in self._deletes(victim):
+                self._holders.update((record_id, set()) for record_id in deleted)
         if not self._holders:
             return
         for segment in self._store.layout.segment_files():
@@ -207,10 +207,10 @@ class _Compactor:
         """The copy of a living record names the record that it replaces, too; a second tombstone does no
         harm."""
         needed: list[bytes] = []
-        for _, killed in self._deletes(victim):
+        for _, deleted in self._deletes(victim):
             # A tombstone that could not be read before has no holders: any segment may be one.
-            held = (each for each in killed if self._holders.get(each, {0}) - {victim})
-            needed += held if self._certain else killed
+            held = (each for each in deleted if self._holders.get(each, {0}) - {victim})
+            needed += held if self._certain else deleted
             if len(needed) >= SLICE_INSTANCES:
                 self._bury(needed)
                 needed = []

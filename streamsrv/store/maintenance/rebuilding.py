@@ -104,7 +104,7 @@ class Rebuild:
 
     def _instance(self, number: int, found: FoundRecord, batch: _Waiting) -> None:
         segment = self.scan.segments[number]
-        new = None if found.header.record_id in self.scan.killed else self._read(number, found)
+        new = None if found.header.record_id in self.scan.deleted else self._read(number, found)
         if new is not None and self._stays_dead(number, found, new):
             self._deleted.append(found.header.record_id)
             new = None
@@ -174,7 +174,7 @@ class Rebuild:
         for portion in _portions(self._old.rows() if self._old else ()):
             current = index.existing([key for key, _ in portion])
             for (key, row), new in zip(portion, current, strict=True):
-                if new is None and (row is None or row.record_id not in self.scan.killed):
+                if new is None and (row is None or row.record_id not in self.scan.deleted):
                     self._keep(index, batch, key, row)
         batch.flush()
 

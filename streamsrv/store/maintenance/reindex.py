@@ -146,7 +146,7 @@ class _Builder:
         for first, last in gaps:
             numbers = f"segment {first}" if first == last else f"segments {first} to {last}"
             what = (
-                "no file, and no manifest or old index says that a compaction removed it: it may be missing"
+                "no file, and no manifest or old index proves that a compaction removed it: it may be missing"
             )
             self._find(Severity.ERROR, numbers, what)
         self.scan.hidden |= bool(self._missing or gaps)

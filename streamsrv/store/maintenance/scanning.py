@@ -124,7 +124,7 @@ class Scan:
         self._slots = sources.known_slots
         self._find = sources.find
         self.segments: dict[int, Scanned] = {}
-        self.killed: set[bytes] = set()
+        self.deleted: set[bytes] = set()
         self.hidden = False
         # stored at, segment, offset of the header: 24 bytes an instance
         self.order = array("Q")
@@ -212,7 +212,7 @@ class Scan:
     def _take_instance(self, number: int, found: FoundRecord) -> None:
         self.order.extend((found.header.stored_at, number, found.offset))
         if found.header.replaced != NO_ID:
-            self.killed.add(found.header.replaced)
+            self.deleted.add(found.header.replaced)
 
     def _take_tombstone(self, number: int, found: FoundRecord) -> bool:
         segment, whole = self.segments[number], self._is_whole(number, found)
@@ -226,9 +226,9 @@ class Scan:
             if torn:
                 return False
             segment.damaged = self.hidden = True
-            self.killed.update(reason.certain)
+            self.deleted.update(reason.certain)
             return True
-        self.killed.update(ids)
+        self.deleted.update(ids)
         if not whole:
             self._find(Severity.NOTE, at(number, found.payload), "tombstone: a wrong byte, mended")
             segment.payloads[found.payload] = pack_ids(ids)
@@ -241,7 +241,7 @@ class Scan:
             raise TombstoneDamaged(f"it cannot be read: {error.strerror}") from error
 
     def _is_witnessed(self, number: int) -> bool:
-        """Whether manifest or old index tell how much of the segment is acknowledged."""
+        """Whether manifest or old index have an acknowledged end of the segment."""
         return self._old is not None or number in self._slots
 
     # Bytes that cannot be read

@@ -229,7 +229,7 @@ class Scrub:
             return error(where, f"tombstone, {what}")  # it has its ids twice; reindex reports losses
         living = [row for row in self._living(segment) if row.location.offset == payload]
         if not living:
-            return Finding(Severity.NOTE, where, f"{what}; no instance of the index lies there")
+            return Finding(Severity.NOTE, where, f"{what}; the index has no instance there")
         found = damaged_record(living[0], reason)
         self._register([found])
         return error(where, f"{what}; {described(found)}")

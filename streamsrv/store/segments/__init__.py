@@ -1,1 +1,1 @@
-"""Segments, their records and their leases: where the bytes of instances lie."""
+"""Segments, their records and their leases: the bytes of instances."""

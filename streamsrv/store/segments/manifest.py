@@ -1,4 +1,4 @@
-"""DATA/manifest: which segments there are, and up to where each of them is acknowledged.
+"""DATA/manifest: the segments of a store, and the acknowledged end of each.
 
     offset  bytes
        0      8   magic, "SRVMANIF"
@@ -7,7 +7,7 @@
       16     16   fingerprint of the store (see folder)
       32     16   check: xxh3-128 of bytes 0-31
       48     16   zero
-      64     16   slot of segment 0, which there never is; that of segment n at 64 + 16 n
+      64     16   slot of segment 0, which never exists; that of segment n is at 64 + 16 n
 
     slot
        0      1   dirty flag (see locks)
@@ -15,7 +15,7 @@
        2      8   acknowledged end: bytes before it are never cut off
       10      6   check: the first bytes of the xxh3-64 of the fingerprint, the segment id and bytes 1-9
 
-All numbers are little endian. A slot lies in one sector, so it is written whole or not at all.
+All numbers are little endian. A slot is inside one sector, so it is written whole or not at all.
 
 Strategy: a writer updates its slot in place after the index commit and before the answer. That is one write
 to the page cache, which survives the death of the process. So the acknowledged ends are known even if the

@@ -1,15 +1,23 @@
 """The layout of records in a segment. They follow the header of the file (see header); each has a header of
 104 bytes and a payload.
 
-    offset  bytes 0      8   marker: derived from the store's secret, so that no client can put it into a file
-    8      1   format version, 2 9      1   kind: 1 PENDING, 2 INSTANCE, 3 VOID, 4 TOMBSTONE, 5 SEAL 10      6
-    zero 16     16   record id, unique for ever 32     16   id of the record that this one replaces, or zeros.
-    It acts as a tombstone that is valid exactly when the record is 48      8   stored at, microseconds since
-    1970 UTC 56      8   payload length 64     16   xxh3-128 of the payload 80      8   began: all bytes of
-    the segment before this offset had been committed when this header became valid 88     16   check: BLAKE2b
-    keyed with the secret over bytes 0-87, the segment's id and the record's own offset 104          payload:
-    INSTANCE and VOID: the Part 10 file as received; TOMBSTONE: record ids, 16 bytes each, their xxh3-128, and
-    the same ids again
+    offset  bytes
+       0      8   marker, derived from the store's secret: no client can put it into a file
+       8      1   format version, 2
+       9      1   kind: 1 PENDING, 2 INSTANCE, 3 VOID, 4 TOMBSTONE, 5 SEAL
+      10      6   zero
+      16     16   record id, unique forever
+      32     16   id of the record that this one replaces, or zeros: a tombstone that is valid exactly when
+                  its record is
+      48      8   stored at, microseconds since 1970 UTC
+      56      8   payload length
+      64     16   xxh3-128 of the payload
+      80      8   began: all bytes of the segment before this offset had been committed when this header
+                  became valid
+      88     16   check: BLAKE2b keyed with the secret over bytes 0-87, the segment's id and the record's
+                  own offset
+     104          payload: INSTANCE and VOID: the Part 10 file as received; TOMBSTONE: record ids, 16 bytes
+                  each, their xxh3-128, and the same ids again
 
 All numbers are little endian.
 

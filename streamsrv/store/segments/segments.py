@@ -165,7 +165,7 @@ class SegmentWriter:
 
     def _cut(self) -> None:
         if self._dirty:
-            # The commit failed. Only the index can tell whether it reached the disk.
+            # The commit failed. Only the index knows whether it reached the disk.
             self.committed = self._owner.committed_end(self.segment)
         if self._reach > self.committed:
             self._ops.truncate(self.fd, self.committed)

@@ -1,7 +1,7 @@
 """Compares stored bytes with their digest, and registers damage.
 
-Strategy: the digest of an instance (xxh3-128) was taken while its bytes arrived. It stands in the index row
-and in the header of the record. A process that finds other bytes registers them (see index/damage.py): the
+Strategy: the digest of an instance (xxh3-128) was taken while its bytes arrived. The index row and the
+header of the record have it. A process that finds other bytes registers them (see index/damage.py): the
 log names the instance at level ERROR, and no process serves its bytes from then on.
 
 Rules of this file
