@@ -51,20 +51,20 @@ class CachedInstance(ABC):
         self._request: Request = retrieval.request
         self._digest = retrieval.selection.digest
         self._row = row
-        self._moment = -1
+        self._version = -1
 
-    def moment(self) -> int:
+    def version(self) -> int:
         """The version of the index."""
         return self._store.version()
 
-    def current(self, moment: int) -> bool:
-        """Whether the instance is unchanged. It is looked up again after each commit; `moment` is the version
-        of the index now."""
-        if moment != self._moment:
+    def current(self, version: int) -> bool:
+        """Whether the instance is unchanged. It is looked up again after each commit; `version` is that of
+        the index now."""
+        if version != self._version:
             found = self._store.instance(self._row.key)
             if found is None or found[0].record_id != self._row.record_id or found[0].damaged:
                 return False
-            self._row, self._moment = found[0], moment
+            self._row, self._version = found[0], version
         return True
 
     def lease(self, segment: int) -> SegmentLease | None:

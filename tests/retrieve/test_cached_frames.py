@@ -67,7 +67,7 @@ def test_each_picture_has_its_place_and_validators(store):
     stored(store, coded(4))
     known = cached(store, 2)
     assert isinstance(known, CachedPictures)
-    assert known.current(known.moment())
+    assert known.current(known.version())
     for number in range(1, 5):
         compare(store, known, f"{instance_path(ONE)}/frames/{number}/rendered", "image/jpeg")
     assert known.at(0) is known.at(5) is None
@@ -152,11 +152,11 @@ def test_a_deleted_or_replaced_instance_is_not_current(store, accept, resource):
     frames = stored(store, coded(2))
     known = cached(store, accept=accept, resource=resource)
     stored(store, coded(1), "1.2.3.4.2")
-    assert known.current(known.moment())
+    assert known.current(known.version())
     store.delete(STUDY)
-    assert not known.current(known.moment())
+    assert not known.current(known.version())
     stored(store, frames[::-1])
-    assert not known.current(known.moment())
+    assert not known.current(known.version())
 
 
 def test_segments_are_released(store):

@@ -46,13 +46,13 @@ CHUNK_SIZE = rb"(?s)\A(?:.{0,62}?\r\n|.{64})"
 class RequestBatch:
     """Values that all requests that arrived together share. `date` is empty until it is needed."""
 
-    __slots__ = ("began", "date", "moment", "stamp")
+    __slots__ = ("began", "date", "stamp", "version")
 
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.date = b""
         self.stamp = ""
-        self.moment = -1
+        self.version = -1  # of the index
 
 
 class Stream(IOStream):

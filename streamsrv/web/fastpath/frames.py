@@ -124,7 +124,7 @@ class FrameCache:
         frames, span = prepared.frames, prepared.span
         if not batch.date:
             self._begin_batch(batch, frames)
-        if not frames.current(batch.moment):
+        if not frames.current(batch.version):
             self._forget(frames)
             return False
         identifier = new_id()
@@ -149,7 +149,11 @@ class FrameCache:
         return transfer
 
     def _begin_batch(self, batch: RequestBatch, frames: CachedInstance) -> None:
-        batch.moment, batch.stamp, batch.date = frames.moment(), self._log.now(), self._writer.date.encoded()
+        batch.version, batch.stamp, batch.date = (
+            frames.version(),
+            self._log.now(),
+            self._writer.date.encoded(),
+        )
 
     def _follow(
         self,
@@ -187,7 +191,7 @@ class FrameCache:
             return None
         if not batch.date:
             self._begin_batch(batch, template.frames)
-        frame = template.frames.at(int(number)) if template.frames.current(batch.moment) else None
+        frame = template.frames.at(int(number)) if template.frames.current(batch.version) else None
         if frame is None:
             return None
         payload = template.length + template.numbered * len(number) + frame.span.length
