@@ -204,6 +204,15 @@ def test_the_documentation_names_every_group():
     assert [name for name in named if name in table.GROUPS] == list(table.GROUPS)
 
 
+def test_the_documentation_has_every_bound():
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    numbers = set(re.findall(r"[\d.]+", text[text.index("## Claims") : text.index("## How to read")]))
+    for group in table.GROUPS.values():
+        for claim in group.claims:
+            bound = claim.at_least if claim.at_least is not None else claim.at_most
+            assert f"{bound:g}" in numbers, claim
+
+
 # --- stored and shown ---
 
 
