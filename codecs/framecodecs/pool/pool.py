@@ -25,7 +25,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from functools import partial
 from itertools import count
 from typing import Any
 
@@ -190,10 +189,13 @@ class FramePool:
     ) -> SubmittedTask:
         seconds, patience = self.limits.times(deadline)
         # A library that can use several cores gets all of them while no other task needs one.
-        cores = 1 if self._open or BUSY in self._status.states() else self._cores
+        states = self._status.states()
+        cores = 1 if self._open or BUSY in states else self._cores
         message = TaskMessage(work, arguments, tuple(map(length_of, frames)), seconds, patience, cores)
         task = SubmittedTask(message, frames, epoll, self._end, ahead, self.limits.memory)
         self._send(task)
+        if ABSENT in states:
+            self._grow()
         return task
 
     def _send(self, task: SubmittedTask) -> None:
@@ -216,8 +218,6 @@ class FramePool:
         except OSError as error:
             self._end(task)
             raise Unavailable(f"no process can take it: {error.strerror}") from error
-        if ABSENT in self._status.states():
-            self._grow()
         if self._asleep:
             self._rouse()
 
@@ -252,11 +252,11 @@ class FramePool:
             if not task.kill():
                 self._request(RENEW)  # a process hides from the lock, and it is not known which one
             self._close(task)
-            _fail(task, error)
+            _complete(task, error)
 
     def _abort(self, task: SubmittedTask, error: FrameCodecError) -> None:
         if self._end(task):
-            _fail(task, error)
+            _complete(task, error)
 
     def _fill(self, task: SubmittedTask) -> None:
         """Writes more of a message that is longer than its pipe."""
@@ -280,21 +280,20 @@ class FramePool:
         task = self._open.get(descriptor)
         if task is None:
             return
+        results: list[Result] | FrameCodecError | None
         try:
             if (results := task.received()) is None:
                 return
-            complete = partial(task.set_result, results)
         except EOFError:
             if self._claim(task):
                 self._resend(task)
             return
         except FrameCodecError as error:
-            complete = partial(task.set_exception, error)
+            results = error
         if not self._claim(task):
             return
         self._latest_begun = max(self._latest_begun, task.number)
-        with contextlib.suppress(InvalidStateError):  # it was cancelled after it was claimed
-            complete()
+        _complete(task, results)
         self._close(task)  # after the callbacks, which requests wait for
         self._on_idle()
 
@@ -304,7 +303,7 @@ class FramePool:
             task.reconnect()
             self._send(task)
         except PoolError as error:
-            _fail(task, error)
+            _complete(task, error)
 
     def _serve(self) -> None:
         """Runs in a thread. It sleeps when nothing has happened for a while and no task is under way."""
@@ -373,6 +372,11 @@ class FramePool:
         os.close(self._wake)
 
 
-def _fail(task: SubmittedTask, error: FrameCodecError) -> None:
-    with contextlib.suppress(InvalidStateError):  # it was cancelled after it was claimed
-        task.set_exception(error)
+def _complete(task: SubmittedTask, results: list[Result] | FrameCodecError) -> None:
+    try:
+        if isinstance(results, FrameCodecError):
+            task.set_exception(results)
+        else:
+            task.set_result(results)
+    except InvalidStateError:
+        pass  # it was cancelled after it was claimed
