@@ -404,3 +404,9 @@ def test_every_module_has_a_docstring():
     assert not [
         module.name for module in SOURCES if module.text.strip() and not ast.get_docstring(module.tree)
     ]
+
+
+def test_a_name_of_a_test_module_occurs_once():
+    """pytest imports them by their names."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py")
+    assert not [name for name, number in names.items() if number > 1]
