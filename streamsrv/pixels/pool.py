@@ -115,6 +115,8 @@ class PixelPool:
             self._running()
 
     def _running(self) -> FramePool:
+        if (pool := self._pool) is not None:
+            return pool
         with self._lock:
             if self._pool is None:
                 self._pool = self._opened(self._limits, self._endpoints, self._became_idle)
@@ -137,40 +139,27 @@ class PixelPool:
         limits = replace(limits, waiting=limits.waiting * CLIENTS)
         return FramePool(self._workers, limits, first=1, idle=idle, endpoints=endpoints)
 
-    def _deadline(self, task: PixelTask) -> float:
-        return deadline_of(task, self._limits.deadline)
-
     # Tasks
 
     def submit(self, task: PixelTask, *, in_loop: bool = False) -> TaskFuture:
         """Long work goes to processes of its own. `in_loop` says that the thread of the loop calls this."""
-        if task.pixels > QUICK:
-            queue, send = self._slow_queue, self._send_slow
-        elif in_loop and task.pixels <= RECEIVED_IN_LOOP and self._watch is not None:
-            if not self._watched:
-                pool = self._pool or self._running()
-                self._watch(pool.arrivals.fileno(), pool.receive)
-                self._watched = True
-            queue, send = self._queue, self._send_from_loop
-        else:
-            queue, send = self._queue, self._send
+        is_long = task.pixels > QUICK
+        here = in_loop and task.pixels <= RECEIVED_IN_LOOP and self._watch is not None
+        if here and not self._watched and self._watch is not None:
+            pool = self._running()
+            self._watch(pool.arrivals.fileno(), pool.receive)
+            self._watched = True
+        queue = self._slow_queue if is_long else self._queue
         try:
-            return queue.submit(task.requester.address, task, send)
+            return queue.submit(task.requester.address, task, partial(self._send, is_long, here))
         except codec_errors.FrameCodecError as error:
             raise translated(error) from error
 
-    def _send(self, task: PixelTask) -> TaskFuture:
-        pool, deadline = self._pool or self._running(), self._deadline(task)
-        return pool.submit(task.work, task.frames, *task.arguments, deadline=deadline)
-
-    def _send_from_loop(self, task: PixelTask) -> TaskFuture:
-        """The loop receives the result. If the task waits in the queue, another thread sends it later."""
-        pool, deadline = self._pool or self._running(), self._deadline(task)
-        return pool.submit(task.work, task.frames, *task.arguments, deadline=deadline, here=True)
-
-    def _send_slow(self, task: PixelTask) -> TaskFuture:
-        pool, deadline = self._slow_pool or self._running_slow(), self._deadline(task)
-        return pool.submit(task.work, task.frames, *task.arguments, deadline=deadline)
+    def _send(self, is_long: bool, here: bool, task: PixelTask) -> TaskFuture:
+        """The loop receives the result if it is `here`. A task that waited is sent by another thread."""
+        pool = self._running_slow() if is_long else self._running()
+        deadline = deadline_of(task, self._limits.deadline)
+        return pool.submit(task.work, task.frames, *task.arguments, deadline=deadline, here=here)
 
     def results(self, answer: TaskFuture) -> list[Result]:
         """Waits for a task."""
@@ -279,7 +268,8 @@ class PixelPool:
             self._begin(job, task, self._submit_if_idle, waiters=0)
 
     def _submit_if_idle(self, task: PixelTask) -> TaskFuture | None:
-        keeps, deadline = 0 if self.prefetch.is_alone else 1, self._deadline(task)
+        keeps = 0 if self.prefetch.is_alone else 1
+        deadline = deadline_of(task, self._limits.deadline)
         try:
             return self._running().submit_if_idle(
                 task.work, task.frames, *task.arguments, deadline=deadline, kept=keeps

@@ -212,7 +212,7 @@ class Prefetch:
             sequence: Hashable = row.record_id, representation
             pattern, before = self._request(sequence, index)
             places = following(index, [place for place in before if isinstance(place, int)], self.most)
-            jobs = _frame_jobs(store, row, pattern, places, make_job)
+            jobs = _jobs(store, row, pattern, range(row.number_of_frames), places, make_job)
         else:
             sequence = row.key[:2], representation
             pattern, before = self._request(sequence, row.key.instance)
@@ -223,7 +223,7 @@ class Prefetch:
                 self._put(sequence, self._first_jobs(store, row, pattern, make_job))
                 return
             places = _following(order, row.key.instance, before, self.most)
-            jobs = _instance_jobs(store, row, order, pattern, places, make_job)
+            jobs = _jobs(store, row, pattern, list(order), places, make_job)
         if places:
             self._put(sequence, jobs)
         elif before:
@@ -258,7 +258,7 @@ class Prefetch:
             self._orders.put(row.key[:2], order)
         here, *before = [str(uid) for uid in reversed(pattern.requested.copy())]
         places = _following(order, here, before, self.most)
-        yield from _instance_jobs(store, row, order, pattern, places, make_job)
+        yield from _jobs(store, row, pattern, list(order), places, make_job)
 
     def close(self) -> None:
         self._thread.close()
@@ -270,28 +270,20 @@ def _following(order: dict[str, int], here: str, before: Iterable[Place], most: 
     return following(order[here], [order[uid] for uid in before if uid in order], most)
 
 
-def _frame_jobs(
-    store: Store, row: InstanceRow, pattern: AccessPattern, places: Sequence[int], make_job: MakeJob
-) -> Iterator[FrameJob]:
-    for index in places:
-        if 0 <= index < row.number_of_frames and index not in pattern.prefetched:
-            pattern.prefetched.append(index)
-            yield from _job(store, row.key, index, make_job)
-
-
-def _instance_jobs(
+def _jobs(
     store: Store,
     row: InstanceRow,
-    order: dict[str, int],
     pattern: AccessPattern,
+    sequence: Sequence[Place],
     places: Sequence[int],
     make_job: MakeJob,
 ) -> Iterator[FrameJob]:
-    uids = list(order)
+    """The jobs of these places of the sequence, unless they were prefetched before."""
     for place in places:
-        if 0 <= place < len(uids) and uids[place] not in pattern.prefetched:
-            pattern.prefetched.append(uids[place])
-            yield from _job(store, (*row.key[:2], uids[place]), 0, make_job)
+        if 0 <= place < len(sequence) and (one := sequence[place]) not in pattern.prefetched:
+            pattern.prefetched.append(one)
+            key = row.key if isinstance(one, int) else (*row.key[:2], one)
+            yield from _job(store, key, one if isinstance(one, int) else 0, make_job)
 
 
 def _job(store: Store, key: tuple[str, str, str], index: int, make_job: MakeJob) -> Iterator[FrameJob]:

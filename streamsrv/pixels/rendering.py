@@ -83,15 +83,9 @@ class Renderer:
         columns, rows = picture_size(self.parameters.viewport, self.info.rows, self.info.columns)
         return columns * rows * self.info.samples_per_pixel
 
-    def stored(self, index: int) -> Sequence[Piece]:
-        """The picture of a frame that is sent as it is stored; empty if it has to be drawn. Blocking."""
-        return self._stored(index, brief=False) or ()
-
-    def stored_at_hand(self, index: int) -> Sequence[Piece] | None:
-        """For the event loop: None if the disk has to be read to decide."""
-        return self._stored(index, brief=True)
-
-    def _stored(self, index: int, *, brief: bool) -> Sequence[Piece] | None:
+    def stored(self, index: int, *, brief: bool = False) -> Sequence[Piece] | None:
+        """The picture of a frame that is sent as it is stored; empty if it has to be drawn. None if it is
+        brief and the disk has to be read to decide."""
         if not may_be(self.row, self.parameters, self.media_type):
             return ()
         pictures = StoredPictures(
@@ -131,7 +125,7 @@ class Renderer:
     def batches(self, indices: Sequence[int]) -> Iterator[tuple[PictureBatch, PixelTask | None]]:
         """Frames that are drawn alike, with their task, and frames that are sent as they are stored."""
         for batch in batches(self.info, indices, self.scaled):
-            found = [(index, self.stored(index)) for index in batch]
+            found = [(index, self.stored(index) or ()) for index in batch]
             for is_stored, run in groupby(found, lambda one: bool(one[1])):
                 frames = list(run)
                 alike = [index for index, _ in frames]

@@ -12,17 +12,15 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
 from streamsrv.pixels import transcoding
-from streamsrv.pixels.tasks import PixelTask
-from streamsrv.pixels.transcoding import Transcoder, has_frames, piece_chunks
+from streamsrv.pixels.transcoding import has_frames, piece_chunks
 from streamsrv.plans import payloads
 from streamsrv.plans.parts import PARTS_KEPT, Part
 from streamsrv.retrieve.answering import MAKER, Retrieval
-from streamsrv.retrieve.frames import part_texts, transcoder
+from streamsrv.retrieve.frames import first_frames, part_texts
 from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.accept import Offer
@@ -32,15 +30,6 @@ from streamsrv.wire.resources import frame_url
 
 # The number of parts is unknown until they are made: the plan is lazy.
 MANY = PARTS_KEPT + 1
-
-
-@dataclass(frozen=True, slots=True)
-class OutgoingFrames:
-    """The frames of an instance: stored, or transcoded by `made`."""
-
-    row: InstanceRow
-    offer: Offer
-    made: Transcoder | None = None
 
 
 def all_pixel_data(retrieval: Retrieval) -> Answer:
@@ -89,47 +78,34 @@ def frame_parts(retrieval: Retrieval, row: InstanceRow, offer: Offer) -> Iterato
 
 
 def body(retrieval: Retrieval, offers: dict[str, Offer], boundary: bytes) -> Generator[bytes, None, None]:
-    for turn in retrieval.pool.in_turn(tasks(retrieval, offers)):
-        if turn is None:
+    for first in first_frames(retrieval, targets_of(retrieval, offers)):
+        if first is None:
             yield b""  # nothing is ready
             continue
-        task, future = turn
-        made, row, number = task.made, task.row, task.row.number_of_frames
-        try:
-            done = made.made(retrieval.pool.results(future)) if made and future else []
-        except NotAcceptable as error:
-            task, made = as_stored(retrieval, row, error), None
+        row, made, number = first.row, first.made, first.row.number_of_frames
+        stored = transcoding.stored_syntax(row)
         if made is not None:
-            batches = made.batches(range(number), done)
-            yield from part_texts(retrieval, row, range(1, number + 1), task.offer, batches, boundary)
+            batches = made.batches(range(number), made.made(first.results))
+            yield from part_texts(retrieval, row, range(1, number + 1), offers[stored], batches, boundary)
             continue
-        for part in frame_parts(retrieval, row, task.offer):
+        offer = offers[stored] if first.error is None else offer_instead(retrieval, stored, first.error)
+        for part in frame_parts(retrieval, row, offer):
             yield part_head(boundary, {"Content-Type": part.media_type, "Content-Location": part.location})
             for piece in part.pieces:
                 yield from piece_chunks(retrieval.selection, piece)
     yield closing(boundary)
 
 
-def tasks(
-    retrieval: Retrieval, offers: dict[str, Offer]
-) -> Iterator[tuple[OutgoingFrames, PixelTask | None]]:
+def targets_of(retrieval: Retrieval, offers: dict[str, Offer]) -> Iterator[tuple[InstanceRow, str | None]]:
     for row in with_frames(retrieval):
         stored = transcoding.stored_syntax(row)
-        offer = offers[stored]
-        if offer.syntax == stored:
-            yield OutgoingFrames(row, offer), None
-            continue
-        try:
-            info = retrieval.pool.descriptions.info(retrieval.store, row)
-            made = transcoder(retrieval, row, info, offer.syntax)
-            made.check_fits()
-            yield OutgoingFrames(row, offer, made), made.first_task()
-        except NotAcceptable as error:
-            yield as_stored(retrieval, row, error), None
+        target = offers[stored].syntax
+        yield row, None if target == stored else target
 
 
-def as_stored(retrieval: Retrieval, row: InstanceRow, error: NotAcceptable) -> OutgoingFrames:
+def offer_instead(retrieval: Retrieval, stored: str, error: NotAcceptable) -> Offer:
+    """The offer of stored frames, if frames cannot be transcoded. Raises the error if it is refused."""
     try:
-        return OutgoingFrames(row, offer_of(retrieval, transcoding.stored_syntax(row), makes=False))
+        return offer_of(retrieval, stored, makes=False)
     except NotAcceptable as refusal:
         raise NotAcceptable(error.detail, refusal.acceptable) from error

@@ -193,7 +193,7 @@ def _pictures(retrieval: Retrieval) -> CachedPictures | None:
     offer = pictures.image_offer(retrieval, single=True)
     parameters = RenderingParameters()
     renderer = pictures.renderer(retrieval, row, description, parameters, offer.media_type)
-    pieces = None if offer.multipart else renderer.stored_at_hand(retrieval.target.frames[0] - 1)
+    pieces = None if offer.multipart else renderer.stored(retrieval.target.frames[0] - 1, brief=True)
     return CachedPictures(retrieval, row, description.info) if pieces and len(pieces) == 1 else None
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 from framecodecs.frameinfo import FrameInfo
+from framecodecs.pool.messages import Result
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable, NotFound
+from streamsrv.pixels.tasks import PixelTask
 from streamsrv.pixels.transcoding import AT_ONCE, QUICK, Transcoder, stored_syntax, targets
 from streamsrv.plans import payloads
 from streamsrv.plans.parts import Part
@@ -198,3 +201,46 @@ def part_texts(
             head = {"Content-Type": offer.content_type, "Content-Location": location}
             text += (part_head(boundary, head), frame)
         yield b"".join(text)
+
+
+# The first frames of many instances
+
+
+class FirstFrames(NamedTuple):
+    """The first batch of an instance that is transcoded by `made`. Without `made` it is sent as it is stored;
+    `error` says why if it had to be transcoded."""
+
+    row: InstanceRow
+    made: Transcoder | None = None
+    results: Sequence[Result] = ()
+    error: NotAcceptable | None = None
+
+
+def first_frames(
+    retrieval: Retrieval, targets: Iterable[tuple[InstanceRow, str | None]]
+) -> Iterator[FirstFrames | None]:
+    """The first frames of each instance, in its target syntax (None: stored). The next ones are made ahead.
+    Yields None if nothing is ready."""
+
+    def tasks() -> Iterator[tuple[FirstFrames, PixelTask | None]]:
+        for row, target in targets:
+            if target is None:
+                yield FirstFrames(row), None
+                continue
+            try:
+                info = retrieval.pool.descriptions.info(retrieval.store, row)
+                made = transcoder(retrieval, row, info, target)
+                made.check_fits()
+                yield FirstFrames(row, made), made.first_task()
+            except NotAcceptable as error:
+                yield FirstFrames(row, error=error), None
+
+    for turn in retrieval.pool.in_turn(tasks()):
+        first, future = turn or (None, None)
+        if first is None or future is None:
+            yield first
+            continue
+        try:
+            yield first._replace(results=retrieval.pool.results(future))
+        except NotAcceptable as error:
+            yield FirstFrames(first.row, error=error)

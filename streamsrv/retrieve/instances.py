@@ -21,14 +21,13 @@ from streamsrv.dicom.instance import FrameKind
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, lookup
 from streamsrv.errors import NotAcceptable
 from streamsrv.pixels import transcoding
-from streamsrv.pixels.tasks import PixelTask
-from streamsrv.pixels.transcoding import Transcoder, has_frames, piece_chunks
+from streamsrv.pixels.transcoding import has_frames, piece_chunks
 from streamsrv.plans import payloads
 from streamsrv.plans.parts import Part
 from streamsrv.plans.selection import PackedInstances
 from streamsrv.retrieve import datasets
 from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval
-from streamsrv.retrieve.frames import transcoder
+from streamsrv.retrieve.frames import first_frames
 from streamsrv.store import PLACE, InstanceRow, split_triple, syntax_in
 from streamsrv.wire import accept
 from streamsrv.wire.accept import INSTANCE_SENT_AS, InstancesChoice
@@ -40,16 +39,6 @@ from streamsrv.wire.resources import ResourceLevel, instance_url
 # Kinds of pixels in one answer that are checked; real studies have a few.
 REPRESENTATIVES = 64
 END_OF_HEAD = b"\r\n\r\n"
-
-
-@dataclass(frozen=True, slots=True)
-class OutgoingInstance:
-    """An instance: stored, or transcoded by `made`. `obstacle` is the reason why it cannot be transcoded."""
-
-    row: InstanceRow
-    syntax: str
-    made: Transcoder | None = None
-    obstacle: NotAcceptable | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,50 +149,38 @@ def sent(retrieval: Retrieval, choice: InstancesChoice) -> Iterator[SentInstance
         for row in retrieval.selection.rows():
             yield as_chosen(retrieval, row, choice.syntaxes[row.transfer_syntax])
         return
-    pool = retrieval.pool
-    for turn in pool.in_turn(tasks(retrieval, choice)):
-        if turn is None:
+    for first in first_frames(retrieval, targets_of(retrieval, choice)):
+        if first is None:
             yield None
             continue
-        task, future = turn
-        if task.made is None or future is None:
-            yield otherwise(retrieval, task)
-            continue
+        row, made, error = first.row, first.made, first.error
         try:
-            results = pool.results(future)
-            transcoded = datasets.TranscodedInstance(
-                task.made, task.made.made(results), results[0][1] or task.made.info
-            )
-            yield SentInstance(task.row, task.syntax, datasets.instance_pieces(transcoded))
-        except NotAcceptable as error:
-            yield as_stored(retrieval, task.row, error)
+            if error is None and made is None:
+                yield otherwise(retrieval, row, choice.syntaxes[row.transfer_syntax])
+            elif made is not None:
+                info = first.results[0][1] or made.info
+                transcoded = datasets.TranscodedInstance(made, made.made(first.results), info)
+                yield SentInstance(row, made.target, datasets.instance_pieces(transcoded))
+        except NotAcceptable as failure:
+            error = failure
+        if error is not None:
+            yield as_stored(retrieval, row, error)
 
 
-def tasks(
-    retrieval: Retrieval, choice: InstancesChoice
-) -> Iterator[tuple[OutgoingInstance, PixelTask | None]]:
+def targets_of(retrieval: Retrieval, choice: InstancesChoice) -> Iterator[tuple[InstanceRow, str | None]]:
+    """Verifies the bytes of instances that are transcoded. Raises InstanceDamaged."""
     for row in retrieval.selection.rows():
         syntax = choice.syntaxes[row.transfer_syntax]
-        if not is_made(row.transfer_syntax, syntax) or not has_frames(row):
-            yield OutgoingInstance(row, syntax), None
-            continue
-        retrieval.store.require_whole(row, retrieval.selection.lease)
-        try:
-            info = retrieval.pool.descriptions.info(retrieval.store, row)
-            made = transcoder(retrieval, row, info, syntax)
-            made.check_fits()
-            yield OutgoingInstance(row, syntax, made), made.first_task()
-        except NotAcceptable as error:
-            yield OutgoingInstance(row, syntax, obstacle=error), None
+        transcodes = is_made(row.transfer_syntax, syntax) and has_frames(row)
+        if transcodes:
+            retrieval.store.require_whole(row, retrieval.selection.lease)
+        yield row, syntax if transcodes else None
 
 
-def otherwise(retrieval: Retrieval, task: OutgoingInstance) -> SentInstance:
+def otherwise(retrieval: Retrieval, row: InstanceRow, syntax: str) -> SentInstance:
     """An instance without frames to transcode."""
-    row = task.row
-    if task.obstacle is not None:
-        return as_stored(retrieval, row, task.obstacle)
-    if not is_made(row.transfer_syntax, task.syntax):
-        return as_chosen(retrieval, row, task.syntax)
+    if not is_made(row.transfer_syntax, syntax):
+        return as_chosen(retrieval, row, syntax)
     if row.frame_kind is not FrameKind.NONE and lookup(row.transfer_syntax).encapsulated:
         return as_chosen(retrieval, row, row.transfer_syntax)  # its fragments are no frames
     return as_chosen(retrieval, row, EXPLICIT_VR_LITTLE_ENDIAN)

@@ -165,7 +165,7 @@ def one_picture(
     if description is None:
         return None
     one = renderer(retrieval, row, description, parameters, offer.media_type)
-    stored = one.stored_at_hand(index) if retrieval.brief else one.stored(index)
+    stored = one.stored(index, brief=retrieval.brief)
     if stored is None:
         return None
     answer = partial(picture_answer, row=row, index=index, offer=offer, drawn=drawn_as(parameters))

@@ -185,7 +185,7 @@ class ManualProcesses:
     def __init__(self):
         self.sent, self.killed = SentTasks(), []
 
-    def submit(self, work, frames, *arguments, deadline):
+    def submit(self, work, frames, *arguments, deadline, here=False):
         return self.sent(deadline)
 
     def cancel(self, answer):

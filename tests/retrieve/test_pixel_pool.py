@@ -42,7 +42,7 @@ class FakePool:
         self.taken = []
         self.cancelled = []
 
-    def submit(self, work, frames, *arguments, deadline):
+    def submit(self, work, frames, *arguments, deadline, here=False):
         if sum(not future.done() for future in self.taken) >= self.room:
             raise codec_errors.QueueFull("full")
         self.taken.append(ManualAnswer())
@@ -208,7 +208,7 @@ def job(made=b"made", key="key"):
 def test_a_failed_submit_is_the_error_of_all_and_the_next_request_tries_again(fake, monkeypatch):
     found = []
 
-    def failing(*arguments, deadline):
+    def failing(*arguments, deadline, here):
         found.append(fake.flights.join("key"))
         raise RuntimeError("no thread can be started")
 
@@ -383,7 +383,7 @@ def test_deadlines_grow_with_pixels_up_to_a_limit(monkeypatch):
         )
         assert (frame, now) == (bytes(range(16)), info)
         pool._slow_pool, slow = pool._pool, pool._slow_pool
-        monkeypatch.setattr(pool._pool, "submit", lambda *a, deadline: asked.append(deadline) or done())
+        monkeypatch.setattr(pool._pool, "submit", lambda *a, deadline, **_: asked.append(deadline) or done())
         for pixels in (0, 2 << 20, 4 << 20, 5 << 20, 768_000_000):
             pool.submit(task_of(pixels=pixels))
         assert asked == [3.0, 4.0, 5.0, 30.0, 30.0]

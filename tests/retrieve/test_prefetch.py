@@ -61,7 +61,7 @@ class Processes:
     def look(self):
         self.pool._prefetch_thread.run()
 
-    def submit(self, work, frames, *arguments, deadline):
+    def submit(self, work, frames, *arguments, deadline, here=False):
         self.asked += 1
         return self._done(work(FrameBatch(frames), *arguments))
 
@@ -270,7 +270,9 @@ def test_a_small_frame_that_is_enlarged_is_no_short_work(both, viewport, ahead):
     pool = pool_of(cached=400_000)
     deadlines = []
     submit = pool._pool.submit
-    pool._pool.submit = lambda *what, deadline: deadlines.append(deadline) or submit(*what, deadline=deadline)
+    pool._pool.submit = lambda *what, deadline, **_: (
+        deadlines.append(deadline) or submit(*what, deadline=deadline)
+    )
     for number in range(4):
         get(both, pool, f"{LOOP}/frames/{number + 1}/rendered?viewport={viewport}", "image/jpeg")
     assert pool._pool.ahead == ahead

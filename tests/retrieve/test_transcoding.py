@@ -639,7 +639,7 @@ class FakeProcesses:
     def __init__(self):
         self.answers = []
 
-    def submit(self, work, frames, *arguments, deadline):
+    def submit(self, work, frames, *arguments, deadline, here=False):
         self.answers.append(ManualAnswer())
         return self.answers[-1]
 
