@@ -42,8 +42,6 @@ _PIXEL_DATA_PATH = f"/bulkdata/{tags.PIXEL_DATA}"
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """A Part 10 file."""
-
     spool: PartSpool
     pieces: list[bytes | Copy]
 
@@ -60,7 +58,7 @@ class Assembled:
 
 
 def assembled(spool: PartSpool, body_type: str) -> Iterator[Assembled | FailedItem]:
-    """Yield the outcome of each dataset of a whole body. Take each before the next one."""
+    """Yields the outcome of each dataset of a whole body. Take each before the next one."""
     metadata, bulk = [], BulkParts()
     for number, part in enumerate(spool.parts):
         media_type = part.headers.get("content-type", body_type if not number else OCTETS)
@@ -80,7 +78,7 @@ def assembled(spool: PartSpool, body_type: str) -> Iterator[Assembled | FailedIt
 
 
 def _instances(reader: JsonReader, spool: PartSpool, bulk: BulkParts) -> Iterator[Assembled | FailedItem]:
-    """Read one dataset, or an array of them."""
+    """Reads one dataset, or an array of them."""
     several: Iterator[None] = reader.elements() if reader.peek() == "[" else iter([None])
     for _ in several:
         depth = reader.depth
@@ -126,7 +124,7 @@ class _Instance:
         return Assembled(self._spool, [head, *pieces])
 
     def _fact(self, tag: str) -> str:
-        """Refuse a dataset without the UID early: 100,000 empty datasets would take five times as long if
+        """Refuses a dataset without the UID early: 100,000 empty datasets would take five times as long if
         they were written and read."""
         value = self.encoder.facts.get(tag)
         if not value:
@@ -134,7 +132,7 @@ class _Instance:
         return well_formed_uid(tag, value)
 
     def _kept(self, literal: bytearray) -> bytes | Copy:
-        """Keep a literal in memory, or in the spool if the dataset is long."""
+        """Keeps a literal in memory, or in the spool if the dataset is long."""
         self._held += len(literal)
         return bytes(literal) if self._held <= LITERAL else self._spool.append(bytes(literal))
 
@@ -148,7 +146,7 @@ class _Instance:
         return Bulk([part.range for part in parts], frames=compressed)
 
     def _compressed(self, parts: list[SpooledPart]) -> bool:
-        """Return whether these are compressed frames. The instance then has their transfer syntax."""
+        """Returns whether these are compressed frames. The instance then has their transfer syntax."""
         syntaxes = {self._syntax_of(part) for part in parts}
         if len(syntaxes) > 1:
             raise NotDicom("the frames have several transfer syntaxes", tag=tags.PIXEL_DATA)
@@ -194,7 +192,7 @@ class BulkParts:
             self._located.setdefault(f"cid:{identity}", []).append(part)
 
     def of(self, uri: str, path: str) -> list[SpooledPart]:
-        """Return the parts of a BulkDataURI in the order of their bytes."""
+        """Returns the parts of a BulkDataURI in the order of their bytes."""
         uri = uri.strip()
         found = self._located.get(uri)
         if found is None and path == tags.PIXEL_DATA:

@@ -43,7 +43,7 @@ BodyParser: TypeAlias = MultipartParser | WholeBody
 
 
 def parser_for(content_type: str | None, limits: MultipartLimits) -> tuple[BodyParser, str]:
-    """Return the parser and the type of the parts. Raises UnsupportedMediaType unless the body is
+    """Returns the parser and the type of the parts. Raises UnsupportedMediaType unless the body is
     multipart/related of application/dicom or of metadata and bulk data, or one application/dicom."""
     media_type = content_type_of(content_type)
     if media_type.type == DICOM:

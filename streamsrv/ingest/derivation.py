@@ -66,7 +66,7 @@ def derive(
     arriving: ArrivingValue | None = None,
     pread: Pread | None = None,
 ) -> tuple[SOPInstance, NewInstance]:
-    """Read a stored Part 10 file. `arriving` holds facts that were found while it arrived; `pread` reads
+    """Reads a stored Part 10 file. `arriving` holds facts that were found while it arrived; `pread` reads
     instead of the source's. Raises InstanceError and the errors of `pread`."""
     metadata = MetadataChunks()
     pread = pread or source.pread
@@ -134,7 +134,7 @@ class MetadataChunks:
         self._text, self._length = [], 0
 
     def finish(self) -> tuple[list[bytes], bytes]:
-        """Return frames and text; one of the two is empty."""
+        """Returns frames and text; one of the two is empty."""
         if not self._chunks and self._length <= SHORT_TEXT:
             return [], b"".join(self._text)
         self._cut()

@@ -50,8 +50,8 @@ class StoredItem(NamedTuple):
 
 
 def remarks(stored: SOPInstance) -> tuple[str, ...]:
-    """Return the warnings about a stored instance: attributes that break the rules of their VR, and a missing
-    Patient ID, because no search finds it."""
+    """Returns the warnings about a stored instance: attributes that break the rules of their VR, and a
+    missing Patient ID, because no search finds it."""
     said = [f"({each.tag[:4]},{each.tag[4:]}) {each.reason}" for each in stored.warnings]
     if not stored.attributes.get(tags.PATIENT_ID, {}).get("Value"):
         said.append("(0010,0020) is absent or empty")
@@ -77,7 +77,7 @@ class StoreResult:
     failed: list[FailedItem] = field(default_factory=list)
 
     def status(self, version: int) -> int:
-        """Return the status by PS3.18 Table 10.5.3-1, or 204 for a body without parts."""
+        """Returns the status by PS3.18 Table 10.5.3-1, or 204 for a body without parts."""
         if not self.stored:
             return 409 if self.failed else 204
         if self.failed or (version >= 2 and any(item.comments for item in self.stored)):
@@ -86,7 +86,7 @@ class StoreResult:
 
 
 def acceptable(request: Request) -> Offer:
-    """Return the media type of the response. Raises NotAcceptable; call it before the body is read."""
+    """Returns the media type of the response. Raises NotAcceptable; call it before the body is read."""
     queries = [value for name, value in request.query if name == "accept"]
     return choose_json(parse_accept(request.headers.get("accept"), queries), STORE_OFFERS)
 
@@ -112,7 +112,7 @@ def answer(result: StoreResult, request: Request) -> Answer:
 
 
 def dataset_text(result: StoreResult, base_url: str, version: int) -> Iterator[bytes]:
-    """Yield the dataset as DICOM JSON; its tags ascend."""
+    """Yields the dataset as DICOM JSON; its tags ascend."""
     parts: list[Iterator[bytes]] = []
     studies = {item.study for item in result.stored}
     if len(studies) == 1:
@@ -170,12 +170,12 @@ def _failed(item: FailedItem, version: int) -> dict[str, Any]:
 
 
 def _comments(comments: tuple[str, ...]) -> dict[str, Any]:
-    """Return a Failed Attributes Sequence with one or more items for each comment."""
+    """Returns a Failed Attributes Sequence with one or more items for each comment."""
     lines = (line for comment in comments for line in _lines(comment))
     return _element("SQ", *({"00000902": _element("LO", line)} for line in lines))
 
 
 def _lines(comment: str) -> list[str]:
-    """Break a comment between words into values of LO."""
+    """Breaks a comment between words into values of LO."""
     text = _NO_LO.sub("?", comment).encode("utf-8", "replace").decode()  # a lone surrogate is no UTF-8
     return [text] if len(text) <= LONGEST_LO else textwrap.wrap(text, LONGEST_LO, break_on_hyphens=False)

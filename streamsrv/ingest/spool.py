@@ -53,11 +53,11 @@ class PartSpool:
         self.parts.append(SpooledPart(headers, self._end))
 
     def write(self, views: Sequence[Buffer]) -> None:
-        """Append to the last part."""
+        """Appends to the last part."""
         self.parts[-1].length += self._append(views)
 
     def append(self, content: bytes) -> Copy:
-        """Keep bytes that belong to no part."""
+        """Keeps bytes that belong to no part."""
         offset = self._end
         return Copy(offset, self._append([content]))
 
@@ -75,7 +75,7 @@ class PartSpool:
         return length
 
     def chunks(self, source: Copy) -> Iterator[bytes]:
-        """Yield the bytes of a range, at most CHUNK at a time."""
+        """Yields the bytes of a range, at most CHUNK at a time."""
         at, end = source.offset, source.offset + source.length
         while at < end:
             chunk = pread(self._file.fileno(), min(CHUNK, end - at), at)

@@ -155,7 +155,7 @@ class Ingest:
     # Receiving
 
     def feed(self, chunk: Buffer, size: int | None = None, *, start: int = 0, stays: bool = False) -> None:
-        """Take the next bytes of the body: `chunk`, or `size` bytes of it from `start` on. No view of any
+        """Takes the next bytes of the body: `chunk`, or `size` bytes of it from `start` on. No view of any
         chunk is kept after the return, unless this one `stays` as it is until the next one that does not.
         Before `begin` it takes one chunk, which stays until the end.
         Of a chunk with very many parts the rest is copied, and taken by `read_ended`."""
@@ -245,7 +245,7 @@ class Ingest:
         return due and 0 < kept <= self._received
 
     def _look(self) -> None:
-        """Look at the begin of a long part that is being received."""
+        """Looks at the begin of a long part that is being received."""
         self._looked = True
         self._write()
         received = self._writer.received()
@@ -259,8 +259,8 @@ class Ingest:
         self._writer.sync_so_far()
 
     def read_ended(self) -> None:
-        """Read the datasets of parts that have ended, in place, for about READ_SECONDS; then take more of the
-        fed bytes. A call that is not `heavy` leaves a long header to the next call, which is."""
+        """Reads the datasets of parts that have ended, in place, for about READ_SECONDS. Then takes more of
+        the fed bytes. A call that is not `heavy` leaves a long header to the next call, which is."""
         brief, until = not self.heavy, time.monotonic() + READ_SECONDS
         if self._look_due:
             self._look()
@@ -296,7 +296,7 @@ class Ingest:
             self._take(self._parser.feed(b"", most=EVENTS_AT_ONCE))
 
     def stop(self) -> None:
-        """End the reading of a long dataset: `read_ended` or `finish` raises BadRequest. A commit that has
+        """Ends the reading of a long dataset: `read_ended` or `finish` raises BadRequest. A commit that has
         begun goes on. Any thread may call it."""
         self._stopped.set()
 
@@ -307,7 +307,7 @@ class Ingest:
     # The end
 
     def finish(self) -> StoreResult:
-        """Sync and index the instances. Blocks; the result is durable when it returns."""
+        """Syncs and index the instances. Blocks; the result is durable when it returns."""
         self.read_to_end()
         if not self._accepted:
             self.abort()
@@ -315,7 +315,7 @@ class Ingest:
         return self.conclude(iter(self._writer.commit(self.waiting, self._on_duplicate)))
 
     def read_to_end(self) -> None:
-        """Read all parts of a body that has ended. Blocks."""
+        """Reads all parts of a body that has ended. Blocks."""
         self._take_rest()
         self._parser.close()
         if self._receiving:
@@ -330,11 +330,10 @@ class Ingest:
 
     @property
     def waiting(self) -> Iterator[tuple[Record, Prepared]]:
-        """The instances to commit."""
         return iter(self._waiting)
 
     def conclude(self, outcomes: Iterator[Outcome]) -> StoreResult:
-        """Take the outcomes of this body's instances from the commit."""
+        """Takes the outcomes of this body's instances from the commit."""
         for item in self._accepted:
             if next(outcomes) is Outcome.DUPLICATE:
                 error = AlreadyStored("this SOP instance is already stored")
@@ -363,7 +362,7 @@ class Ingest:
                 self.read_ended()
 
     def abort(self) -> None:
-        """Leave nothing behind. Does nothing after a commit."""
+        """Leaves nothing behind. Does nothing after a commit."""
         self._close()
         if self._transaction is not None and not self._is_shared:
             self._transaction.abort()

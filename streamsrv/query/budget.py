@@ -98,7 +98,7 @@ class Parsing:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Allow one thread to read long metadata. Raises Overloaded if too many searches wait, or after
+        """Allows one thread to read long metadata. Raises Overloaded if too many searches wait, or after
         `wait` seconds."""
         with self._turn:
             if self._reading >= READING and not self._wait_for_turn():
@@ -122,7 +122,7 @@ class Parsing:
 
     @contextlib.contextmanager
     def hold(self, length: int) -> Iterator[None]:
-        """Reserve so many bytes, at most all. Raises Overloaded if others do not free them in time."""
+        """Reserves so many bytes, at most all. Raises Overloaded if others do not free them in time."""
         length = min(length, self.most)
         with self._changed:
             if not self._changed.wait_for(lambda: self._free >= length, self._wait):

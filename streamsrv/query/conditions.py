@@ -10,9 +10,8 @@ Rule: a name that looks like an attribute and is none is a 400, because ignoring
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from streamsrv.dicom.instance import JsonDataset, JsonElement
@@ -34,7 +33,6 @@ _MOMENTS = {
 }
 _BINARY = frozenset(("OB", "OD", "OF", "OL", "OV", "OW"))
 _DEEPEST = 16
-_TAG = re.compile(r"[0-9A-Fa-f]{8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +123,11 @@ class Query:
     after: Position | None = None
 
     def page(self, wanted: int, after: Position | None) -> Query:
-        """Return the same query with these limits."""
-        return Query(
-            self.level, self.study, self.series, self.uids, self.conditions, self.asked, wanted, after
-        )
+        return replace(self, wanted=wanted, after=after)
 
 
 def path_of(name: str) -> Path | None:
-    """Return the path that a parameter names, or None if it names no attribute."""
+    """Returns the path that a parameter names, or None if it names no attribute."""
     parts = name.split(".")
     if len(parts) > _DEEPEST:
         return None
@@ -168,7 +163,7 @@ def query_of(
 
 
 def _joined(path: Path, name: str, before: tuple[str, str] | None, text: str) -> str:
-    """Join two values of one attribute to a list. Only UIDs allow it (PS3.18 8.3.4.1)."""
+    """Joins two values of one attribute to a list. Only UIDs allow it (PS3.18 8.3.4.1)."""
     if before is None:
         return text
     if vr_of(path[-1]) != "UI":
@@ -186,7 +181,7 @@ def _matcher(path: Path, row: QueryAttribute | None, name: str, text: str, fuzzy
 
 
 def _with_moments(found: dict[Path, ValueCondition]) -> tuple[Condition, ...]:
-    """Combine pairs of a date and a time range."""
+    """Combines pairs of a date and a time range."""
     conditions: dict[Path, Condition] = {**found}
     if len(found) < 2:
         return tuple(conditions.values())

@@ -272,13 +272,13 @@ def _exactly(form: str) -> Probe:
 
 
 def _needle(pattern: str) -> bytes:
-    """Return the longest text that every matching form contains: between wildcards and delimiters, because
+    """Returns the longest text that every matching form contains: between wildcards and delimiters, because
     empty components may be missing."""
     return max(re.split(r"[*?^\s]+", pattern), key=len).encode("utf-8", "surrogatepass")
 
 
 def _unless_cut(accepts: Callable[[str], bool]) -> Callable[[str], bool]:
-    """Accept every form that may have been cut: the stored row decides."""
+    """Accepts every form that may have been cut: the stored row decides."""
 
     def decides(form: str) -> bool:
         # A character has at most four bytes, and one may have been cut in the middle.

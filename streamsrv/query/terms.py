@@ -31,7 +31,7 @@ _INDEXED = {
 
 
 def elements_at(attributes: JsonDataset, path: Path) -> list[JsonElement]:
-    """Return the elements at a path, in all items of its sequences."""
+    """Returns the elements at a path, in all items of its sequences."""
     datasets = [attributes]
     for tag in path[:-1]:
         datasets = [

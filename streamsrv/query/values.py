@@ -34,7 +34,7 @@ _DATETIME = re.compile(r"(\d{4})(\d{2})?(\d{2})?(\d{2})?(\d{2})?(\d{2})?(?:\.(\d
 
 
 def fold(text: str) -> str:
-    """Remove case and accents. Folding keeps prefixes: if a text begins with another one, so do their folded
+    """Removes case and accents. Folding keeps prefixes: if a text begins with another one, so do their folded
     forms."""
     if text.isascii():
         return text.lower()
@@ -44,12 +44,12 @@ def fold(text: str) -> str:
 
 
 def trim_name(group: str) -> str:
-    """Remove blanks around components, and empty components at the end (PS3.5 6.2.1)."""
+    """Removes blanks around components, and empty components at the end (PS3.5 6.2.1)."""
     return "^".join(component.strip() for component in group.split("^")).rstrip("^")
 
 
 def name_groups(value: Any) -> list[str]:
-    """Return the component groups of a person name in DICOM JSON (PS3.18 F.2.2)."""
+    """Returns the component groups of a person name in DICOM JSON (PS3.18 F.2.2)."""
     if isinstance(value, str):
         return [group for group in value.split("=") if group]
     if not isinstance(value, dict):
@@ -68,7 +68,7 @@ def date_form(text: str) -> str | None:
 
 @functools.lru_cache(maxsize=1024)
 def time_span(text: str) -> tuple[str, str] | None:
-    """Return the first and the last microsecond that the text may mean: "1030" is a whole minute."""
+    """Returns the first and the last microsecond that the text may mean: "1030" is a whole minute."""
     found = _TIME.fullmatch(text.strip())
     if not found:
         return None
@@ -128,7 +128,7 @@ def number_form(value: Any) -> str | None:
 
 
 def normal_forms(vr: str, value: Any) -> list[str]:
-    """Return the normal forms of one value in DICOM JSON."""
+    """`value` is one of DICOM JSON."""
     if vr == "PN":
         return [name for group in name_groups(value) if (name := trim_name(fold(group)))]
     if vr in NUMBER_VRS:
@@ -150,5 +150,5 @@ def _moment_form(vr: str, text: str) -> str | None:
 
 
 def cut(form: str) -> bytes:
-    """Return a normal form as the inverted lists hold it."""
+    """Returns a normal form as the inverted lists hold it."""
     return form.encode("utf-8", "surrogatepass")[:NORMAL_BYTES]

@@ -49,7 +49,6 @@ from streamsrv.wire.resources import Target
 CACHED_BYTES = 8 << 20
 ENTRY = 1_000  # bytes of a cached answer beside its body, about
 
-PAGE = 100  # matches of one chunk of a streamed answer
 # The largest offset of a search that is sorted here: so many matches are held.
 FARTHEST_SORTED = 10_000
 # Limits of a brief search in bytes: of the query string, whose patterns are compiled, and of a body that is
@@ -188,16 +187,11 @@ def _streamed(page: _Page, attributes: Attributes, media_type: str, headers: lis
 
 
 def _json_chunks(page: _Page, attributes: Attributes) -> Iterator[bytes]:
-    hits, before = page.hits(), b"["
-    if attributes.deep:
-        for pieces in attributes.datasets(hits):
-            yield before
-            yield from pieces
-            before = b","
-    else:
-        while chunk := list(itertools.islice(hits, PAGE)):
-            yield before + b",".join(attributes.texts(chunk))
-            before = b","
+    before = b"["
+    for pieces in attributes.datasets(page.hits()):
+        yield before
+        yield from pieces
+        before = b","
     yield b"]" if before == b"," else b"[]"
 
 

@@ -114,8 +114,8 @@ def returned_anyway(path: Path, level: Level) -> bool:
 def _sources(
     levels: tuple[Level, ...], wanted: tuple[Path, ...]
 ) -> tuple[Mapping[Level, tuple[Path, ...]], Tree]:
-    """Return the sources of wanted attributes that results of these levels lack: the highest level that has a
-    row for each, and a tree of those that are in the metadata only."""
+    """Returns the sources of wanted attributes that results of these levels lack: the highest level that has
+    a row for each, and a tree of those that are in the metadata only."""
     elsewhere: dict[Level, list[Path]] = {}
     unknown: list[Path] = []
     for path in sorted(set(wanted) - _given(levels)):
@@ -171,10 +171,10 @@ class Attributes:
         return ((hit, _with_series(hit, firsts.get(hit.study))) for hit in hits)
 
     def datasets(self, hits: Iterable[Hit]) -> Iterator[Iterator[bytes]]:
-        """Yields each match as the pieces of one JSON object. A `deep` match may be as long as the metadata
-        of an instance and is never held whole. Take all pieces of each before the next one."""
+        """Yields JSON objects in pieces: `deep` ones one by one, others as a page with commas. A `deep` one
+        may be as long as the metadata of an instance and is never held whole. Take all its pieces first."""
         if not self.deep:
-            return (iter((text,)) for text in self.texts(hits))
+            return (iter((b",".join(self.texts(page)),)) for page in _pages(hits))
         pages = map(self._with_first, _pages(hits))
         return itertools.starmap(self._deep_pieces, itertools.chain.from_iterable(pages))
 
@@ -187,7 +187,6 @@ class Attributes:
         return orjson.dumps(joined(*rows), option=orjson.OPT_SORT_KEYS)
 
     def _rows(self, hit: Hit, first: Hit | None) -> tuple[tuple[bytes, ...], tuple[Part, ...]]:
-        """Returns the arguments of `joined`."""
         texts = [self._texts(hit, level) for level in self._levels]
         given = tuple(answer for answer, _ in texts)
         if self._everything:

@@ -48,7 +48,7 @@ def _exact_key(name: str) -> _ExactKey | None:
 
 
 def exact_matches(index: Index, request: Request, target: Target, limits: SearchLimits) -> list[bytes] | None:
-    """Return the texts of all matching studies in the order of a search, or None if the search is of another
+    """Returns the texts of all matching studies in the order of a search, or None if the search is of another
     kind. Raises BadRequest."""
     if target.level is not ResourceLevel.STUDY or len(request.query) != 1:
         return None

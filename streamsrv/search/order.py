@@ -67,8 +67,6 @@ class _Term:
 
 @dataclass(frozen=True, slots=True)
 class _Descending:
-    """A value that sorts in reverse."""
-
     value: str | float
 
     def __lt__(self, other: _Descending) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from search_world import BASE, CT, Holder, ask, body_of, element, header, instance, patient, results, values
 
 from streamsrv.errors import BadRequest, ContentTooLarge, NotAcceptable
-from streamsrv.search import answers
+from streamsrv.search import attributes
 from streamsrv.store.index.index import Index
 
 
@@ -235,7 +235,7 @@ def test_long_answers_are_streamed(store: Holder, monkeypatch: pytest.MonkeyPatc
         "/instances?Modality=CT&limit=5&offset=2",
     )
     whole = [body_of(ask(store, url)) for url in urls]
-    monkeypatch.setattr(answers, "PAGE", 2)
+    monkeypatch.setattr(attributes, "PAGE", 2)
     for url, expected in zip(urls, whole, strict=True):
         answer = ask(store.searches(kept=1), url)
         assert answer.length is None
