@@ -108,7 +108,7 @@ class Group:
     def absent(self, rows: Sequence[Row], remote: bool) -> Iterator[Row]:
         """A row with the reason for each subject that has none. `remote`: the server was not started here,
         and peers are left out."""
-        there = {OURS, *(row.subject.partition(",")[0] for row in rows if row.value is not None)}
+        there = {row.subject.partition(",")[0] for row in rows if row.value is not None}
         for measure in self.measures:
             names = [row.measure for row in rows if self.measure_of(row) is measure]
             for name in dict.fromkeys(names) or [bare(measure.name)]:
@@ -123,7 +123,8 @@ class Group:
 def _reason(subject: str, there: Container[str], remote: bool) -> str:
     if remote:
         return "left out: it needs files, processes or settings of the server"
-    return "not measured" if subject.partition(",")[0] in there else "not installed"
+    absent = subject.startswith(PEERS) and subject.partition(",")[0] not in there
+    return "not installed" if absent else "not measured"
 
 
 @functools.cache
