@@ -7,9 +7,12 @@ fields.
 
 Rules
 - For any bytes a match equals plain reading. If the template does not fit, the plain reader reads.
-- A variable field is a top-level element with a 16-bit length in explicit VR. Its VR depends only on its
-  own bytes or its tag. No other element depends on its value (character set, private creators), nor do
-  the pixels (geometry). Its value converts without a warning.
+- A variable field is a top-level element with a 16-bit length in explicit VR, a sequence, or a bulk value.
+  Its VR depends only on its own bytes or its tag. No other element depends on its value (character set,
+  private creators), nor do the pixels (geometry). Its value converts without a warning.
+- The plain reader reads a sequence that varies. It has no more elements than that of the example.
+- Each bulk value is a variable field, because its offset varies. An instance with nested ones has no
+  template.
 - The values of group lengths and of file meta elements are ignored.
 - The tags of the dataset ascend (PS3.5 7.1), as the members of the JSON object do (PS3.18 F.2.2).
 - Only Pixel Data may follow the last element, up to the end of the file.
@@ -19,21 +22,21 @@ Rules
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import lt
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import orjson
 
 from streamsrv.dicom import tags
 from streamsrv.dicom.charsets import codecs_of
 from streamsrv.dicom.checks import UID, broken_rule
-from streamsrv.dicom.elements import NOTED, SHORT_VRS, Elements
+from streamsrv.dicom.elements import BINARY_VRS, NOTED, PIXEL_REPRESENTATION, SHORT_VRS, Elements, Event
 from streamsrv.dicom.filemeta import PREAMBLE, PREFIX, TRANSFER_SYNTAX_UID, encoding_of, read_file_meta
 from streamsrv.dicom.frames import Encapsulated
 from streamsrv.dicom.instance import BulkValue, FrameLayout, JsonDataset, JsonElement, SOPInstance
 from streamsrv.dicom.json.members import members
-from streamsrv.dicom.json.writer import OVERHEAD, SPILL
+from streamsrv.dicom.json.writer import OVERHEAD, SPILL, MetadataWriter
 from streamsrv.dicom.part10 import GEOMETRY, UIDS, read_instance
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.dicom.tags import vr_of_number
@@ -41,10 +44,11 @@ from streamsrv.dicom.values import Converter, converters_for
 from streamsrv.dicom.window import Pread, ReadLimits, ReadWindow
 from streamsrv.errors import InstanceError
 
-LONGEST_HEADER = 64 * 1024  # bytes; longer headers mostly hold values that differ
+LONGEST_HEADER = 256 * 1024  # bytes
 LONGEST_TEXT = 128 * 1024  # bytes of JSON text
 MOST_FIELDS = 200
-SLACK = 1024  # bytes that the variable fields may have more than those of the example.
+# Bytes that the variable fields may have more than those of the example, and that bulk values may have more.
+SLACK, BULK_SLACK = 1024, 16 * 1024
 # Learning costs as much as reading an instance, so a series that never matches rarely tries it.
 FIRST_TRIES = 8
 READS_A_TRY = 16
@@ -53,8 +57,10 @@ _CHARACTER_SET = int(tags.SPECIFIC_CHARACTER_SET, 16)
 _DECIDING = frozenset((*(int(tag, 16) for tag in GEOMETRY), *NOTED))
 _ADDED = frozenset((int(tags.RETRIEVE_URL, 16), int(tags.AVAILABLE_TRANSFER_SYNTAX_UID, 16)))
 _SHORT = frozenset(SHORT_VRS.values())
+_VARYING_BULK = BINARY_VRS - {"UN"}
 _UNDEFINED = b"\xff\xff\xff\xff"  # the length of a value in fragments (PS3.5 A.4)
 _DELIMITER = 8  # bytes of a sequence delimiter
+_NO_PIXELS = BulkValue("", "", 0, 0)
 _LENGTHS = {2: struct.Struct("<H").unpack_from, 4: struct.Struct("<I").unpack_from}
 
 
@@ -87,7 +93,7 @@ class SeriesReader:
         texts: list[bytes] = []
 
         def collect(piece: bytes) -> None:
-            if len(texts) < 2:  # a longer text has no template
+            if not texts:  # a longer text has no template
                 texts.append(piece)
             emit(piece)
 
@@ -109,12 +115,14 @@ class SeriesReader:
 
 
 class HeaderElement(NamedTuple):
-    """A top-level element. `head` is its tag, VR and length."""
+    """A top-level element. `head` is its tag, VR and length, `events` the number of its events."""
 
     tag: int
     vr: str
     head: bytes
     value: bytes
+    events: int
+    is_bulk: bool
 
 
 class HeaderExample:
@@ -168,16 +176,18 @@ class HeaderExample:
             skip_fragments=lambda *given: end - _DELIMITER,
         )
         header, found = self.header, list[HeaderElement]()
-        opened: tuple[int, str, int] | None = None  # tag, VR and value offset
-        for tag, vr, offset, length, value in elements.events():
-            self._pending += OVERHEAD
-            opened = opened or (tag, vr, offset)
+        opened: list[Event] = []  # the events of one element
+        for event in elements.events():
+            opened.append(event)
             if len(elements.levels) > 1:
                 continue
-            tag, vr, at = opened
+            _, _, offset, length, value = event
+            tag, vr, at, _, _ = opened[0]
             stop = elements.position if value is None else offset + length
-            found.append(HeaderElement(tag, vr, header[start:at], header[at:stop]))
-            start, opened = stop, None
+            is_bulk = value is None and vr != "SQ"
+            self._pending += OVERHEAD * len(opened) - len(header[at:stop]) * is_bulk
+            found.append(HeaderElement(tag, vr, header[start:at], header[at:stop], len(opened), is_bulk))
+            start, opened = stop, []
             if start >= len(header):
                 break
         return found
@@ -189,18 +199,27 @@ class HeaderExample:
             found[tag] = found.get(tag, b"") + text
         return found
 
+    @property
+    def bulk(self) -> set[int]:
+        """The indices of the bulk values but that of Pixel Data, which is the last element."""
+        last = len(self.elements) - bool(self.instance.pixel_offset)
+        return {place for place in range(last) if self.elements[place].is_bulk}
+
     def length_bytes(self, place: int) -> int:
         """Size of the length field of an element that can be a variable field; 0 if it cannot be one."""
-        tag, vr, head, _ = self.elements[place]
+        tag, vr, head, _, _, is_bulk = self.elements[place]
         is_meta, is_group_length = place < self.first, not tag & 0xFFFF and vr == "UL"
+        is_short, is_private = vr in _SHORT, tag >> 16 & 1
+        if is_bulk != (vr in _VARYING_BULK) or not (is_short or is_bulk or vr == "SQ"):
+            return 0
         if is_meta or self.explicit:
-            says_vr = len(head) == 8 and head[4:6] == vr.encode() and vr in _SHORT
-            width = 2 if says_vr and (is_meta or not tag >> 16 & 1 or tag & 0xFFFF > 0xFF) else 0
+            says_vr = len(head) == (8 if is_short else 12) and head[4:6] == vr.encode()
+            width = 2 if is_short else 4
+            width *= says_vr and (is_meta or not is_private or tag & 0xFFFF > 0xFF)
         else:  # the length of the first element shows how the dataset is encoded
-            known = vr_of_number(tag) == vr and vr in _SHORT and not tag >> 16 & 1
-            width = 4 if known and len(head) == 8 and place > self.first else 0
+            width = 4 * (vr_of_number(tag) == vr and not is_private and len(head) == 8 and place > self.first)
         if is_meta:
-            return width if tag != TRANSFER_SYNTAX_UID else 0
+            return width if is_short and tag != TRANSFER_SYNTAX_UID else 0
         ordinary = tag > _CHARACTER_SET and tag not in _DECIDING and tag not in _ADDED
         return width if ordinary or is_group_length else 0
 
@@ -210,8 +229,11 @@ def example_of(
 ) -> HeaderExample | None:
     """Returns None for a kind of instance that no template can match."""
     end = instance.pixel_offset or size
-    only_pixels = [value.offset for value in instance.bulk] == [end] * len(instance.bulk)
-    if instance.deflated or not only_pixels or end > LONGEST_HEADER or len(text) != instance.metadata_length:
+    last = [value.offset for value in instance.bulk if value.path >= "7FE0"]
+    nested = any("/" in value.path for value in instance.bulk)
+    if instance.deflated or nested or last != [end] * bool(instance.pixel_offset):
+        return None
+    if end > LONGEST_HEADER or len(text) != instance.metadata_length:
         return None
     header = pread(0, end)
     in_fragments = header.endswith(_UNDEFINED)
@@ -233,7 +255,7 @@ def learned(
     if [(tag, vr) for tag, vr, *_ in one.elements] != shape:
         return None
     pairs = zip(one.elements, other.elements, strict=True)
-    variable = {place for place, (before, now) in enumerate(pairs) if before != now}
+    variable = {place for place, (before, now) in enumerate(pairs) if before != now} | other.bulk
     if former and former.shape == shape:
         variable |= former.variable
     if len(variable) > MOST_FIELDS or not all(
@@ -243,33 +265,96 @@ def learned(
     return HeaderTemplate(other, shape, variable, limits)
 
 
+# (buffer, offset of the value, its length) -> JSON element or bulk value, and its end. Raises ValueError and
+# InstanceError.
+Take = Callable[[bytes, int, int], tuple[JsonElement | BulkValue, int]]
+
+
+def bulk_taker(key: str, vr: str, threshold: int) -> Take:
+    def take(buffer: bytes, begin: int, length: int) -> tuple[BulkValue, int]:
+        if not threshold < length < LONGEST_HEADER:
+            raise ValueError("not a bulk value")
+        return BulkValue(key, vr, PREAMBLE + begin, length), begin + length
+
+    return take
+
+
+def sequence_taker(example: HeaderExample, place: int, limits: ReadLimits) -> Take:
+    """Reads a sequence with the plain reader, in the character set and with the Pixel Representation of the
+    example."""
+    tag, _, head, _, most, _ = example.elements[place]
+    values = {each.tag: each for each in example.elements if each.vr != "SQ"}
+    charset, signed = values.get(_CHARACTER_SET), values.get(PIXEL_REPRESENTATION)
+
+    def events(elements: Elements) -> Iterator[Event]:
+        if charset:
+            yield charset.tag, charset.vr, 0, len(charset.value), charset.value
+        for number, event in enumerate(elements.events(), 1):
+            if number > most:
+                raise ValueError("more elements than in the example")
+            yield event
+            if len(elements.levels) == 1:
+                return
+
+    def take(buffer: bytes, begin: int, length: int) -> tuple[JsonElement, int]:
+        elements = Elements(
+            ReadWindow(lambda offset, length: buffer[offset : offset + length], len(buffer)),
+            begin - len(head),
+            len(buffer),
+            explicit=example.explicit,
+            little=True,
+            limits=limits,
+            skip_fragments=lambda *given: len(buffer),  # fragments are bulk, and refused below
+        )
+        elements.levels[0].notes[PIXEL_REPRESENTATION] = signed.value if signed else b""
+        texts: list[bytes] = []
+        writer = MetadataWriter(texts.append, frozenset(), {}, limits, True)
+        writer.write(events(elements))
+        if writer.warnings or writer.bulk:
+            raise ValueError("a sequence with warnings or bulk values")
+        _, text = b"".join(texts).split(b'"%08X":' % tag, 1)
+        return cast(JsonElement, orjson.Fragment(text[:-1])), elements.position
+
+    return take
+
+
 class HeaderPart:
     """Alternating fixed bytes and variable fields: the file meta information, or the dataset."""
 
     def __init__(self, opening: bytes) -> None:
-        # Fixed bytes before a length, size of the length field, converter of the value (None: ignored).
-        self.fields: list[tuple[bytes, int, Converter | None]] = []
+        # Fixed bytes before a length, size of the length field, and a converter or Take (none: ignored).
+        self.fields: list[tuple[bytes, int, Converter | None, Take | None]] = []
         self.tail = opening  # fixed bytes behind the last field
 
-    def vary(self, head: bytes, length_bytes: int, convert: Converter | None) -> None:
-        self.fields.append((self.tail + head[:-length_bytes], length_bytes, convert))
+    def vary(self, head: bytes, length_bytes: int, convert: Converter | None, take: Take | None) -> None:
+        self.fields.append((self.tail + head[:-length_bytes], length_bytes, convert, take))
         self.tail = b""
 
-    def compare(self, buffer: bytes, at: int, longest: int) -> tuple[list[JsonElement], int] | None:
-        """The converted values of the part that begins at `at`, and its end; None if it does not fit.
-        Raises ValueError and struct.error for a value that breaks the rules of its VR."""
-        elements: list[JsonElement] = []
-        for fixed, width, convert in self.fields:
-            if not buffer.startswith(fixed, at):
-                return None
+    def compare(self, buffer: bytes, at: int, longest: int) -> tuple[list[JsonElement], list[BulkValue], int]:
+        """The converted values and the bulk values of the part that begins at `at`, and its end. Raises
+        ValueError, struct.error and InstanceError if it does not fit, or a value is invalid."""
+        elements, bulk = list[JsonElement](), list[BulkValue]()
+        for fixed, width, convert, take in self.fields:
             begin = at + len(fixed) + width
-            at = begin + _LENGTHS[width](buffer, begin - width)[0]
-            if at - begin > longest:
-                return None
+            if not buffer.startswith(fixed, at):
+                raise ValueError("other fixed bytes")
+            length = _LENGTHS[width](buffer, begin - width)[0]
+            if take is not None:
+                element, at = take(buffer, begin, length)
+                if isinstance(element, BulkValue):
+                    bulk.append(element)
+                else:
+                    elements.append(element)
+                continue
+            at = begin + length
+            if length > longest:
+                raise ValueError("a longer value than a field may have")
             if convert is not None:
                 elements.append(convert(buffer[begin:at]))
         # Also false if `at` lies behind the buffer and the tail is empty.
-        return (elements, at + len(self.tail)) if buffer.startswith(self.tail, at) else None
+        if not buffer.startswith(self.tail, at):
+            raise ValueError("other fixed bytes")
+        return elements, bulk, at + len(self.tail)
 
 
 class HeaderTemplate:
@@ -280,29 +365,36 @@ class HeaderTemplate:
     ) -> None:
         self.shape = shape
         self.variable = variable
-        self._like = example.instance
+        self._like = like = example.instance
+        self._own_uids = [like.study_uid, like.series_uid, like.instance_uid, like.sop_class_uid]
+        self._image = like.rows, like.columns, like.samples_per_pixel, like.bits_allocated, like.pixel_facts
         self._limits = limits
         self._longest_text = min(LONGEST_TEXT, limits.max_metadata)
-        self._span = len(example.header) - PREAMBLE + SLACK
+        bulk_bytes = sum(len(example.elements[place].value) for place in example.bulk)
+        self._longest = len(example.header) - PREAMBLE - bulk_bytes + SLACK  # without bulk values
+        self._span = self._longest + bulk_bytes + BULK_SLACK * bool(bulk_bytes)
         texts = example.texts()
         element = orjson.loads(texts.get(tags.SPECIFIC_CHARACTER_SET, b"{}"))
         codecs, _ = codecs_of(tuple(str(term or "") for term in element.get("Value", ())))
         convert = converters_for(codecs, little=True)
         self._meta, self._dataset = HeaderPart(PREFIX), HeaderPart(b"")
         keys: list[str] = []
-        for place, (tag, vr, head, value) in enumerate(example.elements):
-            part = self._meta if place < example.first else self._dataset
+        for place, (tag, vr, head, value, _, is_bulk) in enumerate(example.elements):
+            part, key = self._meta if place < example.first else self._dataset, f"{tag:08X}"
             if place not in variable:
                 part.tail += head + value
+            elif is_bulk:
+                part.vary(head, 4, None, bulk_taker(key, vr, limits.bulk_threshold))
             elif part is self._meta or not tag & 0xFFFF:
-                part.vary(head, example.length_bytes(place), None)
+                part.vary(head, example.length_bytes(place), None, None)
             else:
-                part.vary(head, example.length_bytes(place), convert[vr])
-                keys.append(f"{tag:08X}")
+                take = sequence_taker(example, place, limits) if vr == "SQ" else None
+                part.vary(head, example.length_bytes(place), convert.get(vr), take)
+                keys.append(key)
         self._texts = _between(texts, keys)
-        self._kept = [(key, number) for number, key in enumerate(keys) if key in self._like.attributes]
+        self._kept = [(key, number) for number, key in enumerate(keys) if key in like.attributes]
         self._uids = [(place, keys.index(key)) for place, key in enumerate(UIDS) if key in keys]
-        self._in_fragments = bool(self._like.bulk) and self._dataset.tail.endswith(_UNDEFINED)
+        self._in_fragments = bool(like.pixel_offset) and self._dataset.tail.endswith(_UNDEFINED)
         number = orjson.loads(texts.get(tags.NUMBER_OF_FRAMES, b"{}")).get("Value", [None])[0]
         self._number = number if isinstance(number, int) and number > 0 else None
 
@@ -310,98 +402,80 @@ class HeaderTemplate:
         """The instance and its JSON text; None if it does not fit."""
         buffer, longest = pread(PREAMBLE, self._span), self._limits.text_threshold
         try:
-            meta = self._meta.compare(buffer, 0, longest)
-            found = self._dataset.compare(buffer, meta[1], longest) if meta else None
-        except (ValueError, struct.error):
-            return None
-        if meta is None or found is None:
-            return None
-        elements, end = found
-        uids, attributes = self._identity(elements), self._attributes(elements)
-        pixels = self._pixels(pread, PREAMBLE + end, size)
-        if uids is None or attributes is None or pixels is None:
+            _, _, start = self._meta.compare(buffer, 0, longest)
+            elements, bulk, end = self._dataset.compare(buffer, start, longest)
+            if end - sum([value.length for value in bulk]) > self._longest:
+                return None
+            study, series, instance, sop_class = self._identity(elements)
+            attributes = self._attributes(elements)
+            frames = self._pixels(pread, PREAMBLE + end, size, bulk)
+        except (ValueError, struct.error, InstanceError):
             return None
         texts = self._texts.copy()
         texts[1::2] = map(orjson.dumps, elements)
         text = b"".join(texts)
         if len(text) > self._longest_text:
             return None
-        return self._instance(PREAMBLE + meta[1], uids, attributes, len(text), *pixels), text
-
-    def _identity(self, elements: list[JsonElement]) -> list[str] | None:
         like = self._like
-        uids = [like.study_uid, like.series_uid, like.instance_uid, like.sop_class_uid]
-        for place, number in self._uids:
-            uid = elements[number].get("Value", ("",))[0]
-            if not UID.fullmatch(uid or ""):
-                return None
-            uids[place] = uid
-        return uids
-
-    def _attributes(self, elements: list[JsonElement]) -> JsonDataset | None:
-        attributes = self._like.attributes.copy()
-        for key, number in self._kept:
-            attributes[key] = element = elements[number]
-            if broken_rule(element):
-                return None
-        return attributes
-
-    def _pixels(self, pread: Pread, at: int, size: int) -> tuple[FrameLayout, list[BulkValue]] | None:
-        """The frames and the value of Pixel Data that begin at `at` and end with the file."""
-        like = self._like
-        if not like.bulk:
-            return (self._frames(0), []) if at == size else None
-        value = like.bulk[0]
-        if self._in_fragments:
-            video = lookup(like.transfer_syntax).media_type.startswith("video/")
-            pixels = Encapsulated(pread, at, size, self._number, self._limits.max_fragments, video)
-            try:
-                frames, delimiter = pixels.layout()
-            except InstanceError:
-                return None  # the plain reader raises it again, with the tag
-            end, length = delimiter + _DELIMITER, delimiter - at
-        else:
-            frames, length = self._frames(at if like.frames.base else 0), value.length
-            end = at + length
-        return (frames, [BulkValue(value.path, value.vr, at, length)]) if end == size else None
-
-    def _frames(self, base: int) -> FrameLayout:
-        like = self._like.frames
-        return FrameLayout(like.kind, like.number, base, like.stride, like.table)
-
-    def _instance(
-        self,
-        start: int,
-        uids: list[str],
-        attributes: JsonDataset,
-        length: int,
-        frames: FrameLayout,
-        bulk: list[BulkValue],
-    ) -> SOPInstance:
-        like = self._like
-        study, series, instance, sop_class = uids
+        pixels = bulk[-1] if like.pixel_offset else _NO_PIXELS
         return SOPInstance(  # by position: this runs for every instance
             study,
             series,
             instance,
             sop_class,
             like.transfer_syntax,
-            start,
+            PREAMBLE + start,
             False,
-            bulk[0].offset if bulk else 0,
-            bulk[0].length if bulk else 0,
-            like.rows,
-            like.columns,
-            like.samples_per_pixel,
-            like.bits_allocated,
-            like.pixel_facts,
+            pixels.offset,
+            pixels.length,
+            *self._image,
             frames,
             attributes,
-            length,
+            len(text),
             like.metadata_slots,
             bulk,
             like.warnings.copy(),
-        )
+        ), text
+
+    def _identity(self, elements: list[JsonElement]) -> list[str]:
+        uids = self._own_uids.copy()
+        for place, number in self._uids:
+            uid = elements[number].get("Value", ("",))[0]
+            if not UID.fullmatch(uid or ""):
+                raise ValueError("not a UID")
+            uids[place] = uid
+        return uids
+
+    def _attributes(self, elements: list[JsonElement]) -> JsonDataset:
+        attributes = self._like.attributes.copy()
+        for key, number in self._kept:
+            element = elements[number]
+            if isinstance(element, orjson.Fragment):
+                element = orjson.loads(orjson.dumps(element))
+            attributes[key] = element
+            if broken_rule(element):
+                raise ValueError("a value with a warning")
+        return attributes
+
+    def _pixels(self, pread: Pread, at: int, size: int, bulk: list[BulkValue]) -> FrameLayout:
+        """The frames of Pixel Data that begin at `at` and end with the file. Adds their value to `bulk`."""
+        like, frames, end = self._like, self._like.frames, at
+        if self._in_fragments:
+            video = lookup(like.transfer_syntax).media_type.startswith("video/")
+            pixels = Encapsulated(pread, at, size, self._number, self._limits.max_fragments, video)
+            frames, delimiter = pixels.layout()
+            end, length = delimiter + _DELIMITER, delimiter - at
+        else:
+            base, length = at if frames.base else 0, like.pixel_length
+            frames, end = (
+                FrameLayout(frames.kind, frames.number, base, frames.stride, frames.table),
+                at + length,
+            )
+        if end != size:
+            raise ValueError("another length")
+        if like.pixel_offset:
+            bulk.append(BulkValue(like.bulk[-1].path, like.bulk[-1].vr, at, length))
+        return frames
 
 
 def _between(texts: dict[str, bytes], keys: list[str]) -> list[bytes]:

@@ -18,7 +18,6 @@ from made_files import (
     pread_of,
     readable_paths,
 )
-from streamsrv.pixels.pixel_info import info_in_row
 
 from framecodecs.frameinfo import PHOTOMETRIC_SAMPLES
 from streamsrv.dicom.part10 import read_instance
@@ -32,7 +31,7 @@ from streamsrv.dicom.pixelfacts import (
 from streamsrv.dicom.series_template import SeriesReader
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import InstanceRefused, NotAcceptable, NotDicom
-from streamsrv.pixels.description import description_of
+from streamsrv.pixels.description import description_of, info_in_row
 
 # As DICOM JSON
 CT = {
@@ -147,13 +146,7 @@ def learn(content, read=read_instance):
 def agreed(content, read=read_instance):
     """What the row of a file says of its frames, if it says it: what its metadata say."""
     instance, text = learn(content, read)
-    said = info_in_row(
-        instance.rows,
-        instance.columns,
-        instance.samples_per_pixel,
-        instance.bits_allocated,
-        instance.pixel_facts,
-    )
+    said = info_in_row(instance)
     try:
         described = description_of([text], len(text)).info
     except NotAcceptable:

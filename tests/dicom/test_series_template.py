@@ -432,6 +432,28 @@ def test_random_changes(kind, changes):
     compared([*series, *odd, *series, *odd])
 
 
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+def test_sequences_and_bulk_values_that_differ_match(syntax):
+    assert compared([edited(number, syntax, []) for number in range(8, 20)]).matches == 10
+
+
+def test_a_sequence_with_more_items_is_read():
+    series = [edited(number, EXPLICIT, []) for number in range(8, 12)]
+    longer = [
+        edited(20, EXPLICIT, [("value", 3, references(20, EXPLICIT) * count)]) for count in (0, 1, 2, 30)
+    ]
+    compared([*series, *longer, *series, *longer])
+
+
+def test_a_text_does_not_take_the_place_of_a_bulk_value():
+    def made(number, comment, bulk):
+        return slice_of(number, comment=comment, before=element(0x00420011, "OB", bytes(bulk)))
+
+    series = [made(number, b"x" * number, 50_000) for number in range(10, 14, 2)]
+    reader = compared([*series, made(16, b"", 50_000), made(18, b"x" * 40_000, 2_000)])
+    assert reader.matches == 1
+
+
 def spilling(number, comment):
     """About 128 kB of pending text, and items out of order: those that spill lose an element."""
     content = element(0x00400009, "SH", b"A1") + sequence(0x00400100, []) + element(0x00400007, "LO")
@@ -448,11 +470,21 @@ VALUES = st.one_of(
     st.binary(max_size=20), st.sampled_from((b"1.2.3.4\0", b"20240131", b"ISO_IR 192", b"12 "))
 )
 EDITS = st.lists(
-    st.tuples(st.sampled_from(("value", "twice", "gone", "swap", "insert")), st.integers(0, 40), VALUES),
+    st.tuples(
+        st.sampled_from(("value", "byte", "twice", "gone", "swap", "insert")), st.integers(0, 40), VALUES
+    ),
     min_size=1,
     max_size=3,
 )
 TAGS = (0x00080005, 0x00080016, 0x00081190, 0x00100010, 0x00190010, 0x00191001, 0x00200013, 0x00280103)
+
+
+def references(number, syntax):
+    """Items of a sequence that differs, with names in the character set of the dataset."""
+    content = element(0x00081155, "UI", padded(f"1.2.{number}"), syntax) + element(
+        0x0040A123, "PN", b"M\xfc", syntax
+    )
+    return item(content, undefined=syntax != BIG) * (2 if syntax != BIG else 0)
 
 
 def edited(number, syntax, edits):
@@ -462,6 +494,7 @@ def edited(number, syntax, edits):
         (0x00080005, "CS", b"ISO_IR 100"),
         (0x00080016, "UI", b"1.2.3\0"),
         (0x00080018, "UI", uid),
+        (0x00081140, "SQ", references(number, syntax)),
         (0x00090010, "LO", b"GEMS_IDEN_01"),
         (0x00091002, "SH", b"CT01"),
         (0x00100010, "PN", b"M\xfcller^A "),
@@ -474,6 +507,7 @@ def edited(number, syntax, edits):
         (0x00280100, "US", b"\10\0"),
         (0x00280103, "US", b"\0\0"),
         (0x00280106, "US", b"\1\0"),
+        (0x00420011, "OB", bytes([number]) * 2 * (600 + number)),
         (0x7FE00010, "OW", NATIVE),
     ]
     for kind, at, value in edits:
@@ -481,6 +515,10 @@ def edited(number, syntax, edits):
         tag, vr, _ = elements[at]
         if kind == "value":
             elements[at] = tag, vr, value
+        elif kind == "byte" and elements[at][2]:
+            content = bytearray(elements[at][2])
+            content[len(value) * 7 % len(content)] ^= 1 << len(value) % 8
+            elements[at] = tag, vr, bytes(content)
         elif kind == "twice":
             elements.insert(at, elements[at])
         elif kind == "gone" and len(elements) > 1:
