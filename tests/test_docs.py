@@ -102,6 +102,11 @@ def test_code_that_a_page_names_is_there(path):
         assert (ROOT / name).exists() or name.startswith("perf/results"), name
 
 
+def test_the_index_lists_every_page():
+    linked = {(DOCS / target).resolve() for target in links(page("index.md"))}
+    assert {path.resolve() for path in DOCS.glob("*.md")} - {DOCS / "index.md"} <= linked
+
+
 # --- reliability ---
 
 
