@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from streamsrv.dicom.instance import BulkValue
 from streamsrv.errors import Forbidden, StoreError
 from streamsrv.store import folder as folders
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.folder import FolderLock, Identity, Layout
-from streamsrv.store.index import DamagedRecord, Index, PackedRow
+from streamsrv.store.index import Index
 from streamsrv.store.locks import Locks
 from streamsrv.store.opening import problems
 from streamsrv.store.reserve import Reserve
-from streamsrv.store.rows import Change, InstanceKey, InstanceRow
+from streamsrv.store.rows import InstanceRow
 from streamsrv.store.segments import verifying
 from streamsrv.store.segments.leases import Readers, SegmentLease
 from streamsrv.store.segments.manifest import Manifest
@@ -67,6 +66,13 @@ class Store:
         self.reserve = reserve
         self.segments = Segments(layout, manifest, index, self.form, ops, options.segment_size, reserve)
         self.readers = Readers(layout)
+        # Reading calls of the index.
+        self.version, self.probe = index.version, index.probe
+        self.lookup, self.packed, self.instance = index.lookup, index.packed, index.instance
+        self.metadata, self.short_metadata = index.metadata, index.short_metadata
+        self.frame_entries, self.bulk_value = index.frame_entries, index.bulk_value
+        self.changes, self.first_change = index.changes, index.first_change
+        self.damaged_among = index.damaged_among
         self._held = contextlib.ExitStack()
         self._closed = False
 
@@ -161,36 +167,6 @@ class Store:
         instances up again."""
         return self.readers.open(segments)
 
-    def lookup(
-        self,
-        study: str,
-        series: str | None = None,
-        instance: str | None = None,
-        *,
-        after: InstanceKey | None = None,
-        limit: int = 1000,
-    ) -> list[InstanceRow]:
-        return self.index.lookup(study, series, instance, after=after, limit=limit)
-
-    def packed(
-        self, study: str, series: str | None, *, after: InstanceKey | None = None, limit: int = 1000
-    ) -> list[PackedRow]:
-        return self.index.packed(study, series, after=after, limit=limit)
-
-    def instance(
-        self, key: InstanceKey, frames: Sequence[int] = ()
-    ) -> tuple[InstanceRow, list[tuple[int, int]]] | None:
-        return self.index.instance(key, frames)
-
-    def version(self) -> int:
-        return self.index.version()
-
-    def damaged_among(self, ids: Iterable[bytes]) -> list[DamagedRecord]:
-        return self.index.damaged_among(ids)
-
-    def probe(self) -> None:
-        self.index.probe()
-
     def require_whole(self, row: InstanceRow, lease: SegmentLease) -> None:
         """Read all bytes of an instance. If they differ from those that arrived, registers the damage and
         raises InstanceDamaged."""
@@ -199,24 +175,6 @@ class Store:
             found = [verifying.damaged_record(row, reason)]
             verifying.register(self.index, found)
             raise verifying.refusal(found)
-
-    def frame_entries(self, row: InstanceRow, indices: Sequence[int]) -> list[tuple[int, int]]:
-        return self.index.frame_entries(row, indices)
-
-    def metadata(self, rows: Sequence[InstanceRow]) -> Iterator[bytes]:
-        return self.index.metadata(rows)
-
-    def short_metadata(self, rows: Sequence[PackedRow]) -> Iterator[list[bytes]] | None:
-        return self.index.short_metadata(rows)
-
-    def bulk_value(self, key: InstanceKey, path: str) -> BulkValue | None:
-        return self.index.bulk_value(key, path)
-
-    def changes(self, after: int = 0, limit: int = 1000) -> list[Change]:
-        return self.index.changes(after, limit)
-
-    def first_change(self) -> int:
-        return self.index.first_change()
 
 
 def _index(
