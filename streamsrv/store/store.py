@@ -22,12 +22,11 @@ from streamsrv.store.locks import Locks
 from streamsrv.store.opening import problems
 from streamsrv.store.reserve import Reserve
 from streamsrv.store.rows import InstanceRow
-from streamsrv.store.segments import verifying
+from streamsrv.store.segments import tombstones, verifying
 from streamsrv.store.segments.leases import Readers, SegmentLease
 from streamsrv.store.segments.manifest import Manifest
 from streamsrv.store.segments.records import RecordFormat
 from streamsrv.store.segments.segments import SEGMENT_SIZE, Segments
-from streamsrv.store.segments.tombstones import Deletion
 from streamsrv.store.transaction import Transaction
 
 log = logging.getLogger("streamsrv.store")
@@ -145,8 +144,8 @@ class Store:
     def delete(self, study: str, series: str | None = None, instance: str | None = None) -> int:
         """Delete a study, series or instance durably; returns the number of instances."""
         self._require_writable()
-        deletion = Deletion(self.segments, self.index, self.form)
-        return self.reserve.with_room(lambda: deletion.run(study, series, instance))
+        target = study, series, instance
+        return self.reserve.with_room(lambda: tombstones.delete(self.segments, self.index, self.form, target))
 
     def _sync_manifest(self) -> None:
         if not self.read_only:

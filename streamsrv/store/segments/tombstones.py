@@ -22,7 +22,7 @@ from streamsrv.store.rows import SLICE_INSTANCES, InstanceKey
 from streamsrv.store.segments.records import ID_LENGTH, RecordFormat, RecordHeader, RecordKind, pack_ids
 from streamsrv.store.segments.segments import Segments, SegmentWriter
 
-_Target: TypeAlias = tuple[str, str | None, str | None]  # study, series, instance
+Target: TypeAlias = tuple[str, str | None, str | None]  # study, series, instance
 
 
 def write_tombstone(segment: SegmentWriter, form: RecordFormat, ids: Sequence[bytes]) -> int:
@@ -42,55 +42,46 @@ def write_tombstone(segment: SegmentWriter, form: RecordFormat, ids: Sequence[by
     return len(head) + len(payload)
 
 
-class Deletion:
-    """The delete of one target resource."""
+def delete(segments: Segments, index: Index, form: RecordFormat, target: Target) -> int:
+    """Delete a target resource durably; returns the number of instances."""
+    if not index.packed(*target, limit=1):
+        return 0
+    removed, more = 0, True
+    after: InstanceKey | None = None
+    segment = segments.acquire(tombstones=True)
+    try:
+        while more:
+            rows, after, more = _locked(segments, index, segment, target, after)
+            if rows:
+                removed += _delete(index, form, segment, rows)
+            segment.locks.release()
+    finally:
+        segment.release()
+    return removed
 
-    def __init__(self, segments: Segments, index: Index, form: RecordFormat) -> None:
-        self._segments = segments
-        self._index = index
-        self._form = form
 
-    def run(self, study: str, series: str | None, instance: str | None) -> int:
-        """Delete durably; returns the number of instances."""
-        target = study, series, instance
-        if not self._index.packed(*target, limit=1):
-            return 0
-        removed, more = 0, True
-        after: InstanceKey | None = None
-        segment = self._segments.acquire(tombstones=True)
-        try:
-            while more:
-                rows, after, more = self._locked(segment, target, after)
-                if rows:
-                    removed += self._delete(segment, rows)
-                segment.locks.release()
-        finally:
-            segment.release()
-        return removed
+def _locked(
+    segments: Segments, index: Index, segment: SegmentWriter, target: Target, after: InstanceKey | None
+) -> tuple[list[PackedRow], InstanceKey | None, bool]:
+    """The next slice of the target resource, locked; its last key, and whether more may follow."""
+    whole = target[2] is None and segment.locks.try_lock_study(target[0])
+    if whole:
+        index.catch_up()
+        segments.recover(segment)
+    rows = index.packed(*target, after=after, limit=SLICE_INSTANCES)
+    keys = [split_triple(key) for key, _ in rows]
+    if rows and not whole:
+        segment.locks.lock(keys)
+        index.catch_up()
+        segments.recover(segment)
+        rows = index.packed_rows(keys)
+    return rows, keys[-1] if keys else None, len(keys) == SLICE_INSTANCES
 
-    def _locked(
-        self, segment: SegmentWriter, target: _Target, after: InstanceKey | None
-    ) -> tuple[list[PackedRow], InstanceKey | None, bool]:
-        """The next slice of the target resource, locked; its last key, and whether more may follow."""
-        whole = target[2] is None and segment.locks.try_lock_study(target[0])
-        if whole:
-            self._recover(segment)
-        rows = self._index.packed(*target, after=after, limit=SLICE_INSTANCES)
-        keys = [split_triple(key) for key, _ in rows]
-        if rows and not whole:
-            segment.locks.lock(keys)
-            self._recover(segment)
-            rows = self._index.packed_rows(keys)
-        return rows, keys[-1] if keys else None, len(keys) == SLICE_INSTANCES
 
-    def _recover(self, segment: SegmentWriter) -> None:
-        self._index.catch_up()
-        self._segments.recover(segment)
-
-    def _delete(self, segment: SegmentWriter, rows: list[PackedRow]) -> int:
-        dead = write_tombstone(segment, self._form, record_ids_of(rows))
-        segment.sync()
-        failpoints.hit("in-delete")
-        count = self._index.delete(rows, segment=segment.segment, committed_end=segment.end, dead_bytes=dead)
-        segment.commit_up_to(segment.end)
-        return count
+def _delete(index: Index, form: RecordFormat, segment: SegmentWriter, rows: list[PackedRow]) -> int:
+    dead = write_tombstone(segment, form, record_ids_of(rows))
+    segment.sync()
+    failpoints.hit("in-delete")
+    count = index.delete(rows, segment=segment.segment, committed_end=segment.end, dead_bytes=dead)
+    segment.commit_up_to(segment.end)
+    return count
