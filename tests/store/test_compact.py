@@ -186,11 +186,11 @@ def test_a_segment_that_is_written_to_is_busy(store):
     for key in keys(2):
         store.delete(*key)
     last = max(store.layout.segment_files())
-    borrowed = store.segments.acquire(tombstones=True)
-    assert borrowed.segment == last
+    acquired = store.segments.acquire(tombstones=True)
+    assert acquired.segment == last
     report = compact(store)
     assert report.busy == [last]
-    borrowed.release()
+    acquired.release()
     assert last in compact(store).segments
 
 

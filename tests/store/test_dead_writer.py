@@ -45,7 +45,7 @@ def test_its_instance_can_be_replaced(store):
 
 
 def test_its_segment_is_not_cut(store):
-    """Who borrows the segment next appends behind the instance."""
+    """Who acquires the segment next appends behind the instance."""
     put(store, payload_of(key_of(3)))
     assert get(store, SECOND) == payload_of(SECOND, 300, "s")
     assert well(store)

@@ -86,10 +86,10 @@ def test_a_new_segment_whose_creator_died_before_its_header(folder):
         assert list(check(store, derive)) == []
         assert store.index.add_segment() == 2
         store.segments.refresh()
-        held, borrowed = store.segments.acquire(), store.segments.acquire()
-        assert (held.segment, borrowed.segment) == (1, 2)
+        held, acquired = store.segments.acquire(), store.segments.acquire()
+        assert (held.segment, acquired.segment) == (1, 2)
         held.release()
-        borrowed.release()
+        acquired.release()
         assert store.layout.segment(2).read_bytes() == segment_header.pack(store.form, 2)
 
 

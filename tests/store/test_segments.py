@@ -23,7 +23,7 @@ def length_of(store, segment):
     return store.layout.segment(segment).stat().st_size
 
 
-def test_a_segment_is_borrowed_by_one_writer_and_reused(store):
+def test_a_segment_is_acquired_by_one_writer_and_reused(store):
     first, second = store.segments.acquire(), store.segments.acquire()
     assert (first.segment, second.segment) == (1, 2)
     first.release()
@@ -51,22 +51,22 @@ def test_segments_of_other_processes_are_found(store):
 def test_what_is_not_committed_is_cut_off(store):
     put(store, payload_of(key_of(1)))
     end = length_of(store, 1)
-    borrowed = store.segments.acquire()
-    borrowed.append([b"x" * 100])
+    acquired = store.segments.acquire()
+    acquired.append([b"x" * 100])
     assert length_of(store, 1) == end + 100
-    borrowed.release()
-    borrowed.release()
+    acquired.release()
+    acquired.release()
     assert length_of(store, 1) == end
 
 
-def test_what_a_dead_writer_left_is_cut_off_when_borrowed(store):
+def test_what_a_dead_writer_left_is_cut_off_when_acquired(store):
     put(store, payload_of(key_of(1)))
     end = length_of(store, 1)
     with store.layout.segment(1).open("ab") as file:
         file.write(b"left over")
-    borrowed = store.segments.acquire()
-    assert (borrowed.segment, borrowed.end, length_of(store, 1)) == (1, end, end)
-    borrowed.release()
+    acquired = store.segments.acquire()
+    assert (acquired.segment, acquired.end, length_of(store, 1)) == (1, end, end)
+    acquired.release()
 
 
 def test_what_dead_writers_left_is_cut_off_when_a_store_is_opened(tmp_path):
@@ -86,9 +86,9 @@ def test_what_dead_writers_left_is_cut_off_when_a_store_is_opened(tmp_path):
 
 def test_a_doubt_of_the_dead_is_settled_and_one_of_the_living_is_not(store):
     living, dying, own = (store.segments.acquire() for _ in range(3))
-    for borrowed in (living, dying):
-        borrowed.append([b"x" * 100])
-        borrowed.mark_dirty()
+    for acquired in (living, dying):
+        acquired.append([b"x" * 100])
+        acquired.mark_dirty()
     dying.locks.close()  # as if its process had died
     os.close(dying.fd)
     store.segments.recover(own)
@@ -102,7 +102,7 @@ def test_a_doubt_of_the_dead_is_settled_and_one_of_the_living_is_not(store):
     assert length_of(store, living.segment) == FIRST_RECORD
 
 
-def test_a_full_segment_is_sealed_when_borrowed(tmp_path):
+def test_a_full_segment_is_sealed_when_acquired(tmp_path):
     with open_store(tmp_path, options=StoreOptions(segment_size=1000, min_free=0)) as store:
         put(store, payload_of(key_of(1), 2000))
         put(store, payload_of(key_of(2), 100))
@@ -128,9 +128,9 @@ def test_a_full_segment_still_takes_tombstones(tmp_path):
 def test_a_segment_shorter_than_committed_is_not_used(store):
     put(store, payload_of(key_of(1)))
     os.truncate(store.layout.segment(1), 10)
-    borrowed = store.segments.acquire()
-    assert borrowed.segment == 2
-    borrowed.release()
+    acquired = store.segments.acquire()
+    assert acquired.segment == 2
+    acquired.release()
     assert length_of(store, 1) == 10
 
 
@@ -139,9 +139,9 @@ def test_a_missing_file_is_made_only_for_an_empty_segment(store):
     store.layout.segment(1).unlink()
     store.index.add_segment()
     store.segments.refresh()
-    borrowed = store.segments.acquire()
-    assert borrowed.segment == 2
-    borrowed.release()
+    acquired = store.segments.acquire()
+    assert acquired.segment == 2
+    acquired.release()
 
 
 def test_a_file_that_the_index_does_not_know_is_not_written_to(store):
@@ -154,9 +154,9 @@ def test_a_file_that_the_index_does_not_know_is_not_written_to(store):
 def test_no_descriptor_is_kept(store):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        borrowed = store.segments.acquire()
-        borrowed.append([b"x"])
-        borrowed.release()
+        acquired = store.segments.acquire()
+        acquired.append([b"x"])
+        acquired.release()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -165,15 +165,15 @@ def test_after_a_failed_sync_the_segment_is_sealed_and_never_synced_again(tmp_pa
     with open_store(tmp_path, fileops=ops) as store:
         put(store, payload_of(key_of(1)))
         ops.sync_error = errno.EIO
-        borrowed = store.segments.acquire()
-        borrowed.append([b"x" * 100])
+        acquired = store.segments.acquire()
+        acquired.append([b"x" * 100])
         with pytest.raises(StoreError, match="Input/output error"):
-            borrowed.sync()
+            acquired.sync()
         ops.sync_error = None
         ops.syncs.clear()
         with pytest.raises(StoreError, match="could not be synced"):
-            borrowed.sync()
-        borrowed.release()
+            acquired.sync()
+        acquired.release()
         assert store.index.segments()[1].sealed
         put(store, payload_of(key_of(2)))
         assert "00000001.seg" not in ops.syncs
@@ -205,12 +205,12 @@ def test_the_reserve_is_looked_at_while_a_body_arrives(tmp_path, monkeypatch):
     monkeypatch.setattr("streamsrv.store.segments.segments.SPACE_CHECK", 1000)
     ops = FullDiskFileOps()
     with open_store(tmp_path, fileops=ops, options=StoreOptions(min_free=1000)) as store:
-        borrowed = store.segments.acquire(reserve=True)
+        acquired = store.segments.acquire(reserve=True)
         ops.free = 10
-        borrowed.append([b"x" * 900])
+        acquired.append([b"x" * 900])
         with pytest.raises(InsufficientStorage):
-            borrowed.append([b"x" * 200])
-        borrowed.release()
+            acquired.append([b"x" * 200])
+        acquired.release()
 
 
 def test_a_full_disk_is_told_as_such(tmp_path):
@@ -218,12 +218,12 @@ def test_a_full_disk_is_told_as_such(tmp_path):
     with open_store(tmp_path, fileops=ops) as store:
         put(store, payload_of(key_of(1)))
         end = length_of(store, 1)
-        borrowed = store.segments.acquire()
+        acquired = store.segments.acquire()
         ops.room = 30
         with pytest.raises(InsufficientStorage, match="full"):
-            borrowed.append([b"x" * 100])
+            acquired.append([b"x" * 100])
         assert length_of(store, 1) == end + 30
-        borrowed.release()
+        acquired.release()
         assert length_of(store, 1) == end
 
 
@@ -254,9 +254,9 @@ def test_what_others_sealed_or_dropped_is_passed_over(store):
     store.segments.refresh()
     store.index.seal(1)
     store.index.drop_segment(2)
-    borrowed = store.segments.acquire()
-    assert borrowed.segment == 3
-    borrowed.release()
+    acquired = store.segments.acquire()
+    assert acquired.segment == 3
+    acquired.release()
     assert store.segments._unsealed == [3]
 
 
@@ -275,9 +275,9 @@ def test_two_workers_make_a_segment_at_once(store, monkeypatch):
         return segment
 
     monkeypatch.setattr(store.index, "add_segment", add_and_lose)
-    borrowed = store.segments.acquire()
-    assert (others[1].segment, borrowed.segment) == (1, 2)
-    borrowed.release()
+    acquired = store.segments.acquire()
+    assert (others[1].segment, acquired.segment) == (1, 2)
+    acquired.release()
     others[1].release()
 
 
@@ -292,9 +292,9 @@ def test_a_cut_that_fails_seals_the_segment(tmp_path):
             store.segments.acquire()
         assert all(row.sealed for row in store.index.segments().values())
         ops.sync_error = None
-        borrowed = store.segments.acquire()
-        assert borrowed.segment == 3
-        borrowed.release()
+        acquired = store.segments.acquire()
+        assert acquired.segment == 3
+        acquired.release()
 
 
 def test_a_name_that_may_not_be_durable_is_synced_again(tmp_path):
@@ -344,28 +344,28 @@ def test_no_file_can_be_made(tmp_path, monkeypatch):
 def test_a_header_that_cannot_be_written(tmp_path):
     ops = FullDiskFileOps()
     with open_store(tmp_path, fileops=ops) as store:
-        borrowed = store.segments.acquire()
+        acquired = store.segments.acquire()
         ops.room = 0
         with pytest.raises(InsufficientStorage):
-            borrowed.overwrite(b"x", 0)
+            acquired.overwrite(b"x", 0)
         ops.room = None
-        borrowed.release()
+        acquired.release()
 
 
 def test_a_cut_that_fails_when_given_back_leaves_the_doubt(tmp_path, monkeypatch):
     """The next one who looks cuts it."""
     ops = FullDiskFileOps()
     with open_store(tmp_path, fileops=ops) as store:
-        own, borrowed = store.segments.acquire(), store.segments.acquire()
-        borrowed.append([b"x" * 100])
-        borrowed.mark_dirty()
+        own, acquired = store.segments.acquire(), store.segments.acquire()
+        acquired.append([b"x" * 100])
+        acquired.mark_dirty()
 
         def refuse(fd, length):
             raise OSError(errno.EIO, "broken")
 
         with monkeypatch.context() as patch:
             patch.setattr(ops, "truncate", refuse)
-            borrowed.release()
+            acquired.release()
         assert own.locks.dirty() == [2]
         assert length_of(store, 2) == FIRST_RECORD + 100
         store.segments.recover(own)

@@ -357,11 +357,11 @@ class Died(BaseException):
 def dying_at(monkeypatch):
     """Storing these payloads dies at a point."""
 
-    def vanish(borrowed):
-        if borrowed.fd >= 0:
-            os.close(borrowed.fd)
-            borrowed.locks.close()
-        borrowed.fd = -1
+    def vanish(acquired):
+        if acquired.fd >= 0:
+            os.close(acquired.fd)
+            acquired.locks.close()
+        acquired.fd = -1
 
     def die_at(point, store, *payloads):
         def die(name):
@@ -379,7 +379,7 @@ def dying_at(monkeypatch):
 
 @pytest.mark.parametrize("point", ["before-data-sync", "after-data-sync"])
 def test_what_a_dead_writer_made_valid_never_returns(tmp_path, dying_at, point):
-    """Its key is stored again, and deleted, before anybody borrows the segment that it left."""
+    """Its key is stored again, and deleted, before anybody acquires the segment that it left."""
     with open_store(tmp_path) as store:
         another = store.begin()  # in segment 1; the dead one is in 2
         dying_at(point, store, payload_of(key_of(1)), payload_of(key_of(2)))
