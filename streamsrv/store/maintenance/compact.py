@@ -162,7 +162,7 @@ class _Compactor:
         """Find the segments that hold records which the victims' tombstones delete, by reading all
         headers."""
         for victim in victims:
-            for _, deleted in self._deletes(victim):
+            for deleted in self._deletes(victim):
                 self._holders.update((record_id, set()) for record_id in deleted)
         if not self._holders:
             return
@@ -183,17 +183,17 @@ class _Compactor:
         except SegmentGone:
             return
 
-    def _deletes(self, segment: int) -> Iterator[tuple[FoundRecord, Sequence[bytes]]]:
-        """The records of a segment that delete others, with the deleted ids."""
+    def _deletes(self, segment: int) -> Iterator[Sequence[bytes]]:
+        """The ids that each record of a segment deletes."""
         with self._store.open_segments([segment]) as lease:
             for step in self._walk(segment):
                 if isinstance(step, DamagedBytes):
                     self._damaged.add(segment)
                     continue
                 if step.header.kind is RecordKind.TOMBSTONE:
-                    yield step, self._ids(segment, lease.pread(segment, step.payload, step.header.length))
+                    yield self._ids(segment, lease.pread(segment, step.payload, step.header.length))
                 elif step.header.kind is RecordKind.INSTANCE and step.header.replaced != NO_ID:
-                    yield step, [step.header.replaced]
+                    yield [step.header.replaced]
 
     def _ids(self, segment: int, payload: bytes) -> Sequence[bytes]:
         try:
@@ -207,17 +207,17 @@ class _Compactor:
         """The copy of a living record names the record that it replaces, too; a second tombstone does no
         harm."""
         needed: list[bytes] = []
-        for _, deleted in self._deletes(victim):
+        for deleted in self._deletes(victim):
             # A tombstone that could not be read before has no holders: any segment may be one.
             held = (each for each in deleted if self._holders.get(each, {0}) - {victim})
             needed += held if self._certain else deleted
             if len(needed) >= SLICE_INSTANCES:
-                self._bury(needed)
+                self._write_tombstone(needed)
                 needed = []
         if needed:
-            self._bury(needed)
+            self._write_tombstone(needed)
 
-    def _bury(self, ids: list[bytes]) -> None:
+    def _write_tombstone(self, ids: list[bytes]) -> None:
         output = self._room()
         dead = write_tombstone(output, self._store.form, ids)
         output.sync()
