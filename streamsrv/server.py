@@ -1,25 +1,26 @@
 """One worker process, and the composition root: it opens the store, makes the objects of all rooms, and
 serves.
 
-The supervisor starts it by exec, so that no process is forked after a lock or the index was opened. Settings
-come as one line of JSON on standard input. Standard input then stays open as a lifeline: its end means that
-the supervisor has ended. The first byte on `--status` means ready, each further byte means that the event
-loop runs.
+The supervisor starts it by exec, so that no process is forked after a lock or the index was opened. Its only
+argument is a JSON list of inherited descriptors: listening sockets, those for health, endpoints of the pixel
+processes (for short and for long tasks), status pipe. Settings come as one line of JSON on standard input.
+Standard input then stays open as a lifeline: its end means that the supervisor has ended. The first byte on
+the status pipe means ready, each further byte means that the event loop runs.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import faulthandler
 import gc
+import json
 import logging
 import os
 import resource
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -153,42 +154,25 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="streamsrv.server", description="One worker; started by `streamsrv serve`."
-    )
-    parser.add_argument(
-        "--listen", type=int, action="append", required=True, help="descriptor of a listening socket"
-    )
-    parser.add_argument(
-        "--health", type=int, action="append", default=[], help="descriptor of a listening socket for health"
-    )
-    parser.add_argument(
-        "--pixels",
-        type=PoolEndpoints.of,
-        action="append",
-        default=[],
-        help="descriptors by which pixel processes are reached: for quick work, then for long work",
-    )
-    parser.add_argument("--status", type=int, required=True, help="descriptor to report readiness to")
-    parsed = parser.parse_args(arguments)
-    pixels = (descriptor for endpoints in parsed.pixels for descriptor in endpoints.descriptors)
-    for descriptor in (*parsed.listen, *parsed.health, *pixels, parsed.status):
+def main() -> int:
+    listen, health, shared, status = json.loads(sys.argv[1])
+    endpoints = [PoolEndpoints(tasks, requests, tuple(pages)) for tasks, requests, pages in shared]
+    for descriptor in (*listen, *health, status, *(each for one in endpoints for each in one.descriptors)):
         os.set_inheritable(descriptor, False)
     protect()
     settings = config.receive(STDIN)
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_LINE, stream=sys.stderr)
     log_crashes()
     raise_descriptor_limit()
-    listeners = [socket.socket(fileno=descriptor) for descriptor in parsed.listen]
-    health_listeners = [socket.socket(fileno=descriptor) for descriptor in parsed.health]
+    listeners = [socket.socket(fileno=descriptor) for descriptor in listen]
+    health_listeners = [socket.socket(fileno=descriptor) for descriptor in health]
     # The garbage collector does not visit these objects again: each full collection took 40 ms.
     gc.freeze()
-    report = sign_of_life(parsed.status)
+    report = sign_of_life(status)
     try:
         with (
             Store.open(Path(settings.data), store_options(settings), read_only=settings.read_only) as store,
-            closing(pixel_pool(settings, *parsed.pixels)) as pool,
+            closing(pixel_pool(settings, *endpoints)) as pool,
         ):
             run(
                 settings,

@@ -22,6 +22,7 @@ Rules of this file
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import selectors
@@ -136,14 +137,14 @@ class Supervisor:
 
     def _start(self) -> Worker:
         status, their_status = os.pipe()
-        sockets = [("--listen", found.fileno()) for found in self.listeners]
-        sockets += [("--health", found.fileno()) for found in self.health_listeners]
-        command = [sys.executable, "-m", "streamsrv.server", "--status", str(their_status)]
-        command += [word for flag, descriptor in sockets for word in (flag, str(descriptor))]
-        for each in self.pixels:
-            command += ["--pixels", each.endpoints.text]
-        pixels = [descriptor for each in self.pixels for descriptor in each.endpoints.descriptors]
-        passed = (*(descriptor for _, descriptor in sockets), *pixels, their_status)
+        listen, health = (
+            [each.fileno() for each in sockets] for sockets in (self.listeners, self.health_listeners)
+        )
+        endpoints = [each.endpoints for each in self.pixels]
+        words = json.dumps([listen, health, endpoints, their_status])
+        command = [sys.executable, "-m", "streamsrv.server", words]
+        shared = [descriptor for each in endpoints for descriptor in each.descriptors]
+        passed = (*listen, *health, *shared, their_status)
         try:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=passed)
         finally:

@@ -819,10 +819,10 @@ def pids_of(pool):
 
 
 ANOTHER = """
-import os, sys, pool_works
+import json, os, sys, pool_works
 from framecodecs.pool.pool import FramePool
 from framecodecs.pool.processes import PoolEndpoints
-pool = FramePool(endpoints=PoolEndpoints.of(sys.argv[1]))
+pool = FramePool(endpoints=PoolEndpoints(*json.loads(sys.argv[1])))
 pool.wait_until_ready()
 orders = [pool.submit(pool_works.nap, [b"x"], 1.0) for _ in range(8)]
 while not any(order.running() for order in orders):
@@ -837,7 +837,7 @@ def test_a_pool_that_dies_does_no_harm(shared):
     with FramePool(endpoints=shared) as pool:
         assert pool.wait_until_ready()
         before = pids_of(pool)
-        command = [sys.executable, "-c", ANOTHER, shared.text]
+        command = [sys.executable, "-c", ANOTHER, json.dumps(shared)]
         other = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -79,16 +79,6 @@ class PoolEndpoints(NamedTuple):
     requests: int
     status_pages: tuple[int, ...]
 
-    @classmethod
-    def of(cls, text: str) -> PoolEndpoints:
-        """Reads `text`, for a command line."""
-        tasks, requests, *status_pages = map(int, text.split(","))
-        return cls(tasks, requests, tuple(status_pages))
-
-    @property
-    def text(self) -> str:
-        return ",".join(map(str, self.descriptors))
-
     @property
     def descriptors(self) -> tuple[int, ...]:
         return self.tasks, self.requests, *self.status_pages
