@@ -89,6 +89,7 @@ def test_memory_is_bounded(long: Long) -> None:
     urls = [
         f"/studies?{query}" for query in ("DeviceSerialNumber=outer", "ReceiveCoilName=x", "DetectorType=y")
     ]
+    store.index.parsing = Parsing(wait=60)
     tracemalloc.start()
     try:
         with ThreadPoolExecutor(8) as pool:
@@ -96,6 +97,7 @@ def test_memory_is_bounded(long: Long) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+        store.index.parsing = Parsing()
     assert [len(each) for each in found[:3]] == [1, 0, 0]
     assert peak < 40_000_000
 
