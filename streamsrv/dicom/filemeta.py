@@ -129,14 +129,10 @@ def encoding_of(meta: FileMeta, window: ReadWindow) -> Encoding:
 def _guessed(head: bytes, explicit: bool) -> Encoding:
     """The encoding of a file without a transfer syntax. The group of the first element is small, which
     shows the byte order."""
-    if not explicit:
-        return Encoding(
-            IMPLICIT_VR_LITTLE_ENDIAN, False, True, False, "missing, taken for implicit VR little endian"
-        )
-    if int.from_bytes(head[:2], "little") >= 0x0400:
-        return Encoding(
-            EXPLICIT_VR_BIG_ENDIAN, True, False, False, "missing, taken for explicit VR big endian"
-        )
-    return Encoding(
-        EXPLICIT_VR_LITTLE_ENDIAN, True, True, False, "missing, taken for explicit VR little endian"
-    )
+    little = not explicit or int.from_bytes(head[:2], "little") < 0x0400
+    syntax, name = IMPLICIT_VR_LITTLE_ENDIAN, "implicit VR little endian"
+    if explicit and little:
+        syntax, name = EXPLICIT_VR_LITTLE_ENDIAN, "explicit VR little endian"
+    elif explicit:
+        syntax, name = EXPLICIT_VR_BIG_ENDIAN, "explicit VR big endian"
+    return Encoding(syntax, explicit, little, False, f"missing, taken for {name}")

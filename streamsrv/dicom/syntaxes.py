@@ -7,6 +7,7 @@ the undefined length of Pixel Data shows that they are encapsulated.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 
@@ -40,6 +41,12 @@ def _pixels(suffix: str, name: str, media_type: str, lossy: bool) -> TransferSyn
     return TransferSyntax(f"1.2.840.10008.1.2.{suffix}", name, media_type=media_type, lossy=lossy)
 
 
+def _videos(suffix: str, name: str, media_type: str) -> Iterator[TransferSyntax]:
+    """The syntax, and its variant that may have several fragments."""
+    yield _pixels(suffix, name, media_type, True)
+    yield _pixels(f"{suffix}.1", f"Fragmentable {name}", media_type, True)
+
+
 _ROWS = (
     _native(IMPLICIT_VR_LITTLE_ENDIAN, "Implicit VR Little Endian", explicit=False),
     _native(EXPLICIT_VR_LITTLE_ENDIAN, "Explicit VR Little Endian"),
@@ -66,26 +73,13 @@ _ROWS = (
     _pixels("4.91", "JPEG 2000", "image/jp2", True),
     _pixels("4.92", "JPEG 2000 Part 2 Multi-component Lossless", "image/jpx", False),
     _pixels("4.93", "JPEG 2000 Part 2 Multi-component", "image/jpx", True),
-    _pixels("4.100", "MPEG2 Main Profile / Main Level", "video/mpeg2", True),
-    _pixels("4.100.1", "Fragmentable MPEG2 Main Profile / Main Level", "video/mpeg2", True),
-    _pixels("4.101", "MPEG2 Main Profile / High Level", "video/mpeg2", True),
-    _pixels("4.101.1", "Fragmentable MPEG2 Main Profile / High Level", "video/mpeg2", True),
-    _pixels("4.102", "MPEG-4 AVC/H.264 High Profile / Level 4.1", "video/mp4", True),
-    _pixels("4.102.1", "Fragmentable MPEG-4 AVC/H.264 High Profile / Level 4.1", "video/mp4", True),
-    _pixels("4.103", "MPEG-4 AVC/H.264 BD-compatible High Profile / Level 4.1", "video/mp4", True),
-    _pixels(
-        "4.103.1", "Fragmentable MPEG-4 AVC/H.264 BD-compatible High Profile / Level 4.1", "video/mp4", True
-    ),
-    _pixels("4.104", "MPEG-4 AVC/H.264 High Profile / Level 4.2 for 2D Video", "video/mp4", True),
-    _pixels(
-        "4.104.1", "Fragmentable MPEG-4 AVC/H.264 High Profile / Level 4.2 for 2D Video", "video/mp4", True
-    ),
-    _pixels("4.105", "MPEG-4 AVC/H.264 High Profile / Level 4.2 for 3D Video", "video/mp4", True),
-    _pixels(
-        "4.105.1", "Fragmentable MPEG-4 AVC/H.264 High Profile / Level 4.2 for 3D Video", "video/mp4", True
-    ),
-    _pixels("4.106", "MPEG-4 AVC/H.264 Stereo High Profile / Level 4.2", "video/mp4", True),
-    _pixels("4.106.1", "Fragmentable MPEG-4 AVC/H.264 Stereo High Profile / Level 4.2", "video/mp4", True),
+    *_videos("4.100", "MPEG2 Main Profile / Main Level", "video/mpeg2"),
+    *_videos("4.101", "MPEG2 Main Profile / High Level", "video/mpeg2"),
+    *_videos("4.102", "MPEG-4 AVC/H.264 High Profile / Level 4.1", "video/mp4"),
+    *_videos("4.103", "MPEG-4 AVC/H.264 BD-compatible High Profile / Level 4.1", "video/mp4"),
+    *_videos("4.104", "MPEG-4 AVC/H.264 High Profile / Level 4.2 for 2D Video", "video/mp4"),
+    *_videos("4.105", "MPEG-4 AVC/H.264 High Profile / Level 4.2 for 3D Video", "video/mp4"),
+    *_videos("4.106", "MPEG-4 AVC/H.264 Stereo High Profile / Level 4.2", "video/mp4"),
     _pixels("4.107", "HEVC/H.265 Main Profile / Level 5.1", "video/H265", True),
     _pixels("4.108", "HEVC/H.265 Main 10 Profile / Level 5.1", "video/H265", True),
     _pixels("4.110", "JPEG XL Lossless", "image/jxl", False),

@@ -24,7 +24,7 @@ from streamsrv.store import (
     compressed,
 )
 
-IDLE_READERS = 8  # of about 200 kB
+IDLE_READERS = 8  # of about 200 kB, at most 1 MB
 
 
 class StoredFile(Protocol):

@@ -72,8 +72,7 @@ def evaluate(request: Request, answer: Answer, etag: str) -> Answer:
         raise _failed(answer, "none of the entity tags in If-Match is that of the representation")
     headers = [*answer.headers, ("ETag", etag)]
     if "if-none-match" in request.headers and not_modified(request, etag):
-        kept = [(name, value) for name, value in headers if name.lower() in _KEPT_IN_304]
-        return replace(answer, status=304, headers=kept, plan=(), length=0)
+        return _unchanged(answer, headers)
     if answer.length is not None:
         headers.append(("Accept-Ranges", "bytes"))
     if request.method == "HEAD":
@@ -107,10 +106,14 @@ def dated(request: Request, answer: Answer, changed: float, now: float) -> Answe
     # A date in the future comes from a time when the clock was wrong.
     known = since and "if-none-match" not in request.headers and int(changed) <= _seconds(since) <= now
     if known:
-        kept = [(name, value) for name, value in headers if name.lower() in _KEPT_IN_304]
-        return replace(answer, status=304, headers=kept, plan=(), length=0)
+        return _unchanged(answer, headers)
     answer.headers = headers
     return answer
+
+
+def _unchanged(answer: Answer, headers: list[tuple[str, str]]) -> Answer:
+    kept = [(name, value) for name, value in headers if name.lower() in _KEPT_IN_304]
+    return replace(answer, status=304, headers=kept, plan=(), length=0)
 
 
 def _matches(known: str, etag: str) -> bool:
