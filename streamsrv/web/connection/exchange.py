@@ -117,7 +117,7 @@ class Exchange(Waiting, HTTPMessageDelegate):
         return None
 
     def _begin(self, head: Head) -> None:
-        self._app.watch.head_arrived(self._key)
+        self._app.watch.head_arrived(self.key)
         self._head, self._began = head, asyncio.get_running_loop().time()
         self.stream.hold()
         self._app.begun(self)

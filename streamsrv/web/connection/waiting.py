@@ -27,7 +27,7 @@ class Waiting:
     ) -> None:
         self._app = app
         self._connection = connection
-        self._key = key
+        self.key = key
         self.stream = stream = cast(Stream, connection.stream)
         self.peer = str(getattr(connection.context, "remote_ip", "-"))
         stream.show_first = show
@@ -36,12 +36,8 @@ class Waiting:
 
     def _wait(self) -> None:
         stream = self.stream
-        self._app.watch.head_awaited(self._key, self._connection.close, stream.party, new=stream.is_new)
+        self._app.watch.head_awaited(self.key, self._connection.close, stream.party, new=stream.is_new)
         stream.is_new = False
-
-    def wait_again(self, since: float) -> None:
-        """The request was answered at once."""
-        self._app.watch.head_awaited_again(self._key, since)
 
     def pause(self, closed: Callable[[], None], shut: Callable[[], None] | None = None) -> None:
         """Reads nothing until `resume`. Calls `closed` when the connection closes, `shut` when the client has
@@ -49,7 +45,7 @@ class Waiting:
         self.stream.pause()
         self.stream.shut = shut
         self.stream.set_close_callback(closed)
-        self._app.watch.head_arrived(self._key)
+        self._app.watch.head_arrived(self.key)
         self._app.begun(self)
 
     def resume(self, error: BaseException | None) -> None:

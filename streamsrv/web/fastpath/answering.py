@@ -44,7 +44,7 @@ class FastPath:
             log.warning("a cached frame cannot be sent: %s", error)
             sent = False
         if sent is True:
-            waiting.wait_again(batch.began)
+            self._app.watch.head_awaited_again(waiting.key, batch.began)
             return True
         if sent:
             waiting.follow(sent)
@@ -119,6 +119,6 @@ class KnownRequest:
         if self._paused:
             self._waiting.resume(error)
         elif error is None:
-            self._waiting.wait_again(self._began)
+            self._app.watch.head_awaited_again(self._waiting.key, self._began)
         else:
             self._waiting.go_on(error)

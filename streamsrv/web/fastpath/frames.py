@@ -139,7 +139,7 @@ class FrameCache:
             if view is None:
                 return False
             lease = None
-            transfer = self._writer.send_parts(stream, [*head, view, prepared.tail], prepared.length)
+            transfer = self._writer.send_now(stream, [*head, view, prepared.tail], prepared.length)
         if transfer is None:
             if lease is not None:
                 lease.release()

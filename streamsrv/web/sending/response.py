@@ -12,7 +12,6 @@ Rules of this file
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -44,23 +43,17 @@ class HttpDate:
     """The IMF-fixdate of RFC 9110 5.6.7, formatted once a second."""
 
     def __init__(self) -> None:
-        self._second = 0
-        self._text, self._encoded = "", b""
+        self._second, self._encoded = 0, b""
 
     def text(self) -> str:
-        self._update()
-        return self._text
+        return self.encoded().decode("ascii")
 
     def encoded(self) -> bytes:
-        self._update()
-        return self._encoded
-
-    def _update(self) -> None:
         now = int(time.time())
         if now != self._second:
             self._second = now
-            self._text = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now))
-            self._encoded = self._text.encode("ascii")
+            self._encoded = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now)).encode("ascii")
+        return self._encoded
 
 
 class Outgoing:
@@ -119,15 +112,19 @@ class AnswerWriter:
         parts = _in_memory(answer) if outgoing.body else []
         if parts is not None:
             length = (answer.length or 0) if outgoing.body else 0
-            return self.send_parts(stream, [head, *parts], len(head) + length)
+            return self.send_now(stream, [head, *parts], len(head) + length)
         single = _single_span(answer)
         if single is not None and answer.descriptor is not None:
             before, span, tail = single
             return self.send_span(stream, head + before, span, tail, answer.descriptor)
         return self._transfer(stream, answer, prefix=head, chunked=outgoing.chunked)
 
-    def send_parts(self, stream: Stream, parts: Parts, length: int) -> Transfer | None:
-        sent = send_now(stream.socket, parts)
+    def send_now(self, stream: Stream, parts: Parts, length: int) -> Transfer | None:
+        """One sendmsg. If the socket is full or broken, the Transfer of the rest finds out."""
+        try:
+            sent = stream.socket.sendmsg(parts)
+        except OSError:
+            sent = 0
         if sent == length:
             return None
         rest = Literal(b"".join(parts)[sent:])
@@ -162,14 +159,6 @@ class AnswerWriter:
             watch.add(meter)
             begun.done.add_done_callback(lambda _: watch.drop(meter))
         return begun
-
-
-def send_now(sock: socket.socket, parts: Parts) -> int:
-    """Bytes that the socket takes at once. If it is full or broken, the Transfer of the rest finds out."""
-    try:
-        return sock.sendmsg(parts)
-    except OSError:
-        return 0
 
 
 def release(answer: Answer) -> None:
