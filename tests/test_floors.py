@@ -339,7 +339,6 @@ def test_no_three_siblings_share_a_prefix():
         prefixes = Counter(name.partition("_")[0] for name in names)
         found |= {f"{folder}/{prefix}" for prefix, count in prefixes.items() if count >= SIBLINGS}
     assert found <= CODECS
-    assert found >= SHARED_PREFIXES, "delete the line"
 
 
 def test_modules_are_short():
@@ -370,7 +369,6 @@ def test_a_class_name_occurs_once():
 def test_no_module_has_state_that_changes():
     """State belongs to an object that the composition root makes, so that tests need not patch modules."""
     assert not {name for module in MODULES.values() for name in changing_state(module)}
-    assert found >= CHANGING_STATE, "delete the line"
 
 
 # --- words ---

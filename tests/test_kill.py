@@ -14,10 +14,10 @@ from kill_world import World
 SOAK = int(os.environ.get("SOAK", "1"))
 SEED = int(os.environ.get("SEED", "20240102")) if SOAK == 1 else random.SystemRandom().randrange(1 << 32)
 # How often, where a store replaces what is there and where it is refused.
-ROUNDS = {True: 3 * SOAK, False: 2 * SOAK}  # at each named point
+ROUNDS = {True: 2 * SOAK, False: SOAK}  # at each named point
 PASSAGES = {True: (1, 2, 3), False: (2, 3)}  # of a compaction's: after the copy's sync, the swap, the unlink
-WORKERS = {True: 12 * SOAK, False: 10 * SOAK}
-EVERYTHING, SUPERVISORS = 3 * SOAK, SOAK
+WORKERS = {True: 6 * SOAK, False: 4 * SOAK}
+EVERYTHING, SUPERVISORS = 2 * SOAK, SOAK
 
 POINTS = ("mid-body", "before-data-sync", "after-data-sync", "after-commit", "in-delete")
 
