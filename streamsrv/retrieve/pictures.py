@@ -77,8 +77,6 @@ def thumbnail(retrieval: Retrieval) -> Planned:
     if numbers:
         row, index = next(retrieval.selection.rows()), numbers[0] - 1
         check_there(row, numbers)
-    elif retrieval.brief and retrieval.target.level is not ResourceLevel.INSTANCE:
-        return None
     else:
         row, index = representative(retrieval.store, retrieval.pool, retrieval.selection)
     return one_picture(retrieval, row, index, thumbnail_parameters(given), offer)

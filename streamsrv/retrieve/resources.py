@@ -34,8 +34,8 @@ PLANS: dict[Kind, Callable[[Retrieval], Planned]] = {
     Kind.RENDERED: rendered,
     Kind.THUMBNAIL: thumbnail,
 }
-# Kinds with plans that may be made in the event loop.
-BRIEF = frozenset((Kind.INSTANCES, Kind.METADATA, Kind.FRAMES, Kind.RENDERED, Kind.THUMBNAIL))
+# Kinds of a single instance with plans that may be made in the event loop.
+BRIEF = frozenset((Kind.METADATA, Kind.FRAMES, Kind.RENDERED, Kind.THUMBNAIL))
 
 
 class Retrieve:
@@ -52,7 +52,7 @@ class Retrieve:
         plan = PLANS[target.kind]
         if algorithm is not None:
             plan = partial(repr_digest.with_digest, algorithm, plan)
-        elif target.kind in BRIEF:
+        elif target.kind is Kind.INSTANCES or (target.kind in BRIEF and target.instance is not None):
             planned = plan_answer(self._rooms, request, target, plan, brief=True)
             if planned is not None:
                 return planned

@@ -270,8 +270,8 @@ def test_text_is_made_once_as_long_as_nothing_is_stored(store, monkeypatch):
     keep(store, part10(dataset_of("1.5.1")), part10(dataset_of("1.5.2")))
     path = f"/studies/{STUDY}/series/{SERIES}/metadata"
     first = payload(ask(store, path))
-    monkeypatch.setattr(type(store), "packed", None)  # nobody walks
-    monkeypatch.setattr(type(store), "metadata", None)  # or reads texts
+    monkeypatch.setattr(store, "packed", None)  # nothing looks at rows
+    monkeypatch.setattr(store, "metadata", None)  # or at texts
     assert payload(ask(store, path)) == first
     monkeypatch.undo()
     keep(store, part10(dataset_of("1.5.3")))
