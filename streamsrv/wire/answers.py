@@ -8,8 +8,9 @@ segment, and the sender finds them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +117,6 @@ class Answer:
     release: Callable[[], None] | None = None  # called once, when the plan is no longer needed
 
 
-class PendingResult(Protocol):
-    """A future of `concurrent.futures`, or of `framecodecs.pool`."""
-
-    def cancelled(self) -> bool: ...
-    def result(self) -> Any: ...
-    def exception(self) -> BaseException | None: ...
-    def add_done_callback(self, callback: Callable[[Any], object], /) -> None: ...
-
-
 def _raise(error: Exception) -> Answer:
     raise error
 
@@ -137,7 +129,7 @@ class Pending:
     `recover(error)` makes the answer or raises the error.
     """
 
-    future: PendingResult
+    future: Future[Any]
     finish: Callable[[Any], Answer]
     cancel: Callable[[], object]
     recover: Callable[[Exception], Answer] = _raise
