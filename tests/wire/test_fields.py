@@ -24,4 +24,4 @@ def test_what_is_no_field_is_refused(text):
         with pytest.raises(ValueError, match="header field"):
             part_head(b"edge", {"Content-Type": value})
         with pytest.raises(ValueError, match="header field"):
-            head_bytes(Answer(200, [("Content-Type", value)]), [])
+            head_bytes(Answer(200, [("Content-Type", value)]), [], "")
