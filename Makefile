@@ -31,9 +31,10 @@ test: $(VENV)/ready
 # At most 60 s on two cores: the rooms without most servers, and a few tests of a whole server. Left out are
 # tests that start many processes, replay many crashes, or fill much memory.
 FAST := tests/dicom tests/wire tests/codecs tests/store tests/ingest tests/search tests/web tests/test_floors.py \
-	tests/test_docs.py tests/test_config.py tests/test_samples.py tests/test_fast_path.py tests/test_tutorial.py
-SLOW := tests/dicom/test_series_template.py tests/dicom/test_jsonmembers.py tests/codecs/test_pool.py \
-	tests/codecs/test_mutants.py tests/codecs/test_taken_over.py tests/codecs/test_reference_decoders.py \
+	tests/test_docs.py tests/test_config.py tests/test_tutorial.py
+SLOW := tests/dicom/test_series_template.py tests/dicom/test_jsonmembers.py tests/codecs/test_libjpeg.py \
+	tests/codecs/test_pool.py tests/codecs/test_mutants.py tests/codecs/test_taken_over.py \
+	tests/codecs/test_reference_decoders.py \
 	tests/store/test_replay.py tests/store/test_rot.py tests/store/test_changes_log.py tests/store/test_backup.py \
 	tests/ingest/test_assembly.py tests/search/test_search_long_metadata.py
 
