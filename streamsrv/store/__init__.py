@@ -36,8 +36,7 @@ from streamsrv.store.maintenance.check import Finding, Severity, check
 from streamsrv.store.maintenance.compact import compact
 from streamsrv.store.maintenance.info import info
 from streamsrv.store.maintenance.reindex import reindex
-from streamsrv.store.maintenance.scrub import Pace, Scrub, check_segments
-from streamsrv.store.maintenance.scrub_state import DAY
+from streamsrv.store.maintenance.scrub import DAY, Pace, Scrub, check_segments
 from streamsrv.store.rows import (
     METADATA_CHUNK,
     SHORT_TEXT,

@@ -5,9 +5,9 @@
     DATA/segments/NNNNNNNN.seg
     DATA/index/            LMDB. index.old is the one before the last reindex, index.building the one that
                            reindex works on, index.new exists while the two change places
-    DATA/lost+found/       bytes that recovery has cut off segments (see lost_and_found)
+    DATA/lost+found/       bytes that recovery has cut off segments (see leftovers)
     DATA/index.check/      the scratch index of check, while it runs
-    DATA/scrub.json        when the bytes of each segment were last verified (see scrub_state)
+    DATA/scrub.json        when the bytes of each segment were last verified (see scrub)
     DATA/ballast           space for deletes and compaction on a full disk (see reserve)
 
 The *fingerprint* of a store is a digest of its id and secret. The index and the header of each segment have

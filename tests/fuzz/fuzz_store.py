@@ -9,9 +9,9 @@ from fuzz_targets import target
 from streamsrv.config import SettingsError, from_toml
 from streamsrv.errors import StoreError, WrongStore
 from streamsrv.store.folder import Layout, identity_of
-from streamsrv.store.segments import header as segment_header
 from streamsrv.store.segments.manifest import MAGIC, ManifestFormat, Slot, State, slot_offset
 from streamsrv.store.segments.records import (
+    SEGMENT_MAGIC,
     DamagedBytes,
     FoundRecord,
     HeaderDamaged,
@@ -19,6 +19,8 @@ from streamsrv.store.segments.records import (
     RecordHeader,
     RecordKind,
     TombstoneDamaged,
+    is_file_header_damaged,
+    pack_file_header,
     pack_ids,
     unpack_ids,
 )
@@ -40,10 +42,10 @@ def record_header(content):
     assert FORMAT.pack(header, SEGMENT, 0) == content[:104]
 
 
-@target(WrongStore, words=[segment_header.MAGIC, FORMAT.fingerprint, FORMAT.marker])
+@target(WrongStore, words=[SEGMENT_MAGIC, FORMAT.fingerprint, FORMAT.marker])
 def segment_head(content):
-    if not segment_header.is_damaged(content, FORMAT, Path("3")):
-        assert content == segment_header.pack(FORMAT, SEGMENT)
+    if not is_file_header_damaged(content, FORMAT, Path("3")):
+        assert content == pack_file_header(FORMAT, SEGMENT)
 
 
 @target(words=[FORMAT.marker, record(0, b"ab"), record(106, b"cdef"), b"\1\3"])

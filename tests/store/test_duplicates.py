@@ -6,7 +6,7 @@ import os
 import pytest
 from store_world import derive, get, key_of, open_store, payload_of, put
 
-from streamsrv.store import duplicates
+from streamsrv.store import transaction as transactions
 from streamsrv.store.maintenance.check import check
 from streamsrv.store.maintenance.compact import compact
 from streamsrv.store.maintenance.reindex import reindex
@@ -108,7 +108,7 @@ def test_bytes_that_cannot_be_read_now_stay_unless_they_are_registered(store, mo
     def fail(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(duplicates, "damage_of", fail)
+    monkeypatch.setattr(transactions, "damage_of", fail)
     assert put(store, payload_of(KEY, fill="y")) == [DUPLICATE]
     assert f"instance {'/'.join(KEY)} cannot be read: Input/output error" in caplog.text
     store.index.register_damage([damaged_record(store.lookup(*KEY)[0], "it cannot be read")])

@@ -13,8 +13,7 @@ from streamsrv.store.maintenance.check import Severity, check
 from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.maintenance.scanning import MOST_OPEN
 from streamsrv.store.rows import FIRST_RECORD, OnDuplicate
-from streamsrv.store.segments import header as segment_header
-from streamsrv.store.segments.records import HEADER, RecordHeader, RecordKind
+from streamsrv.store.segments.records import HEADER, RecordHeader, RecordKind, pack_file_header
 from streamsrv.store.store import Store, StoreOptions
 
 KEYS = [key_of(study, 1, instance) for study in (1, 2) for instance in (1, 2, 3)]
@@ -293,7 +292,7 @@ def test_two_living_records_of_one_key(folder):
         mine.abort()
         segment = record.location.segment
     packed = Store.open(folder)
-    body = segment_header.pack(packed.form, segment) + packed.form.pack(header, segment, FIRST_RECORD)
+    body = pack_file_header(packed.form, segment) + packed.form.pack(header, segment, FIRST_RECORD)
     packed.close()
     (folder / "segments" / f"{segment:08d}.seg").write_bytes(body + payload)
     (finding,) = reindex(folder, derive).findings

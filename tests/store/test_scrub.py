@@ -13,8 +13,16 @@ from store_world import OPTIONS, derive, get, key_of, open_store, payload_of, pu
 from streamsrv.store.maintenance.check import check
 from streamsrv.store.maintenance.compact import compact
 from streamsrv.store.maintenance.info import info
-from streamsrv.store.maintenance.scrub import Pace, Scrub, check_segments
-from streamsrv.store.maintenance.scrub_state import DAY, ScrubState, Verified, WalkPosition, verified_until
+from streamsrv.store.maintenance.scrub import (
+    DAY,
+    Pace,
+    Scrub,
+    ScrubState,
+    Verified,
+    WalkPosition,
+    check_segments,
+    verified_until,
+)
 from streamsrv.store.rows import FIRST_RECORD, OnDuplicate, SegmentRow
 from streamsrv.store.segments import uncached
 from streamsrv.store.segments.records import HEADER

@@ -8,14 +8,14 @@ from streamsrv.store.maintenance.check import Severity, check
 from streamsrv.store.maintenance.compact import compact
 from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import FIRST_RECORD
-from streamsrv.store.segments import header as segment_header
-from streamsrv.store.segments.records import RecordFormat
+from streamsrv.store.segments import records
+from streamsrv.store.segments.records import RecordFormat, damaged_headers, pack_file_header
 
 FORM = RecordFormat(b"s" * 32, b"f" * 16)
 
 
 def test_the_layout_as_drawn():
-    packed = segment_header.pack(FORM, 0x0102)
+    packed = pack_file_header(FORM, 0x0102)
     assert len(packed) == FIRST_RECORD == 64
     assert packed[:16] == b"SRVSEG\r\n" + b"\2\0\0\0" + b"\2\1\0\0"
     assert packed[16:32] == b"f" * 16
@@ -75,8 +75,8 @@ def test_a_segment_under_another_name(folder):
 
 def test_a_later_version(folder, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(segment_header, "FORMAT_VERSION", 9)
-        path_in(folder).write_bytes(segment_header.pack(FORM, 1))
+        patch.setattr(records, "FORMAT_VERSION", 9)
+        path_in(folder).write_bytes(pack_file_header(FORM, 1))
     everything_refuses(folder, "format version 9")
 
 
@@ -90,12 +90,12 @@ def test_a_new_segment_whose_creator_died_before_its_header(folder):
         assert (held.segment, acquired.segment) == (1, 2)
         held.release()
         acquired.release()
-        assert store.layout.segment(2).read_bytes() == segment_header.pack(store.form, 2)
+        assert store.layout.segment(2).read_bytes() == pack_file_header(store.form, 2)
 
 
 def test_a_segment_that_is_gone_while_the_headers_are_read(folder):
     files = {1: path_in(folder), 7: folder / "segments" / "00000007.seg"}
     with open_store(folder) as store:
-        assert list(segment_header.damaged_headers(files, store.form)) == []
+        assert list(damaged_headers(files, store.form)) == []
         put(store, payload_of(key_of(3)))
         assert compact(store).segments == []

@@ -7,7 +7,6 @@ from disks import FullDiskFileOps
 from store_world import add, derive, describe, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError
-from streamsrv.store import duplicates
 from streamsrv.store import transaction as transactions
 from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import FIRST_RECORD, OnDuplicate, Outcome
@@ -228,7 +227,7 @@ def test_within_a_request_the_first_wins_across_slices(store, policy, monkeypatc
 
 
 def test_identical_is_accepted_if_every_byte_is(store, monkeypatch):
-    monkeypatch.setattr(duplicates, "COMPARE_WINDOW", 64)
+    monkeypatch.setattr(transactions, "COMPARE_WINDOW", 64)
     policy = OnDuplicate.ACCEPT_IDENTICAL
     one, other = payload_of(key_of(1), 300), payload_of(key_of(1), 300, "y")
     assert put(store, one, on_duplicate=policy) == [STORED]

@@ -30,7 +30,6 @@ from streamsrv.errors import InstanceError, SegmentGone, StoreCorrupt, StoreLock
 from streamsrv.store.folder import FolderLock
 from streamsrv.store.index import Audit
 from streamsrv.store.locks import Locks
-from streamsrv.store.opening import problems
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
 from streamsrv.store.segments.leases import SegmentLease
 from streamsrv.store.segments.records import (
@@ -44,7 +43,7 @@ from streamsrv.store.segments.records import (
     unpack_ids,
 )
 from streamsrv.store.segments.verifying import digest_of
-from streamsrv.store.store import Store
+from streamsrv.store.store import Store, problems
 
 Derive: TypeAlias = Callable[[Record], NewInstance]
 

@@ -29,7 +29,7 @@ from streamsrv.errors import InsufficientStorage, SegmentGone, StoreLocked
 from streamsrv.store import failpoints
 from streamsrv.store.locks import Locks
 from streamsrv.store.rows import SLICE_INSTANCES, InstanceRow, Location, SegmentRow
-from streamsrv.store.segments import lost_and_found
+from streamsrv.store.segments import leftovers
 from streamsrv.store.segments.leases import LINGER, SegmentLease
 from streamsrv.store.segments.manifest import Slot, State
 from streamsrv.store.segments.records import (
@@ -338,7 +338,7 @@ class _Compactor:
         self._locks.put(victim, Slot(State.REMOVED, row.committed_end))
         self._locks.sync()
         if victim in self._damaged:
-            lost_and_found.take_file(self._store.layout, self._store.ops, victim, row.committed_end)
+            leftovers.take_file(self._store.layout, self._store.ops, victim, row.committed_end)
         else:
             self._store.ops.unlink(self._store.layout.segment(victim))
         self._store.readers.gone(victim)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from streamsrv.store.maintenance.scrub_state import ScrubState, verified_until
-from streamsrv.store.opening import problems
-from streamsrv.store.segments import lost_and_found
-from streamsrv.store.store import Store
+from streamsrv.store.maintenance.scrub import ScrubState, verified_until
+from streamsrv.store.segments import leftovers
+from streamsrv.store.store import Store, problems
 
 MOST_NAMED = 100  # damaged instances
 
@@ -31,7 +30,7 @@ def info(store: Store) -> dict[str, Any]:
         "dead": sum(row.dead for row in rows),
         "disk_free": free,
         "disk_total": total,
-        "lost_and_found": sum(part.stat().st_size for part in lost_and_found.parts(store.layout)),
+        "lost_and_found": sum(part.stat().st_size for part in leftovers.parts(store.layout)),
         "scrub": scrubbed(store),
         "damaged": statistics["damage"],
         "damaged_instances": damaged_instances(store),

@@ -32,7 +32,6 @@ from streamsrv.store.rows import (
     NewInstance,
     SegmentRow,
 )
-from streamsrv.store.segments import header as segment_header
 from streamsrv.store.segments.records import (
     HEADER,
     NO_DIGEST,
@@ -41,6 +40,7 @@ from streamsrv.store.segments.records import (
     HeaderDamaged,
     RecordHeader,
     RecordKind,
+    pack_file_header,
     pack_ids,
 )
 from streamsrv.store.segments.verifying import WRONG_DIGEST, damaged_record
@@ -208,7 +208,7 @@ class Rebuild:
         if not self._deleted:
             return
         number = index.add_segment()
-        body = bytearray(segment_header.pack(self._form, number))
+        body = bytearray(pack_file_header(self._form, number))
         for ids in _portions(self._deleted):
             body += self._tombstone(number, len(body), ids)
         fd = self._sources.ops.create(self._sources.layout.segment(number))

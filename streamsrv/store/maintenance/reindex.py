@@ -31,12 +31,12 @@ from streamsrv.store.maintenance.old_index import OldIndex
 from streamsrv.store.maintenance.rebuilding import Rebuild, void
 from streamsrv.store.maintenance.scanning import Scan, Sources
 from streamsrv.store.reserve import Reserve
-from streamsrv.store.segments import header as segment_header
-from streamsrv.store.segments import lost_and_found
-from streamsrv.store.segments.header import damaged_headers
+from streamsrv.store.segments import leftovers
 from streamsrv.store.segments.manifest import Manifest, Slot, State
 from streamsrv.store.segments.records import (
     RecordFormat,
+    damaged_headers,
+    pack_file_header,
 )
 
 
@@ -166,14 +166,14 @@ class _Builder:
         for number, segment in self.scan.segments.items():
             fd = self.scan.files.fd(number)
             for begin, end in segment.torn:
-                lost_and_found.keep(self._layout, self._ops, fd, number, begin, end)
+                leftovers.keep(self._layout, self._ops, fd, number, begin, end)
                 segment.headers[begin] = void(begin, end)
             for offset, header in segment.headers.items():
                 write_all(self._ops, fd, [self._form.pack(header, number, offset)], offset)
             for offset, payload in segment.payloads.items():
                 write_all(self._ops, fd, [payload], offset)
             if segment.new_header:
-                write_all(self._ops, fd, [segment_header.pack(self._form, number)], 0)
+                write_all(self._ops, fd, [pack_file_header(self._form, number)], 0)
             if segment.headers or segment.payloads or segment.new_header:
                 self._ops.sync(fd)
 

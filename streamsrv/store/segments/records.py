@@ -1,5 +1,19 @@
-"""The layout of records in a segment. They follow the header of the file (see header); each has a header of
-104 bytes and a payload.
+"""The layout of a segment file: a header of 64 bytes, then records. Each record has a header of 104 bytes and
+a payload. All numbers are little endian.
+
+The header of the file never changes:
+
+    offset  bytes
+       0      8   magic, "SRVSEG\\r\\n"
+       8      2   format version, 2
+      10      2   zero
+      12      4   segment id
+      16     16   fingerprint of the store (see folder)
+      32      8   record marker of the store: a tool without the secret finds records by it
+      40      8   zero
+      48     16   check: xxh3-128 of bytes 0-47, without a key
+
+The header of a record:
 
     offset  bytes
        0      8   marker, derived from the store's secret: no client can put it into a file
@@ -19,15 +33,16 @@
      104          payload: INSTANCE and VOID: the Part 10 file as received; TOMBSTONE: record ids, 16 bytes
                   each, their xxh3-128, and the same ids again
 
-All numbers are little endian.
-
 Rules of this file
+- A file header with a valid check that names another store or segment is *foreign*: the store is refused.
+  One with a wrong check is *damaged*: the records still count, because each has a keyed check. A file shorter
+  than a header was never used, because its creator died.
 - A record is PENDING until its request commits. PENDING is never valid: a walk ends there. Then it becomes
   INSTANCE, or VOID if it was refused. A header is rewritten in place once.
 - A replacement is part of the new record's header. So after a power loss either the new record exists and the
   old one is dead, or neither.
-- A damaged header costs its own record only: a walk finds the next header by marker and check. Bytes of a
-  payload cannot pass for a header, nor can a header that was copied elsewhere.
+- A damaged record header costs its own record only: a walk finds the next header by marker and check. Bytes
+  of a payload cannot pass for a header, nor can a header that was copied elsewhere.
 - Commits follow each other in a segment, and each is synced before the next begins. So a power loss can tear
   only records of the last commit in a segment; all other damage is decay. `began` tells them apart. A SEAL
   record without payload ends a full segment, so that it also proves the last commit.
@@ -41,11 +56,12 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import xxhash
 
-from streamsrv.errors import StoreError
+from streamsrv.errors import StoreError, WrongStore
 from streamsrv.store.rows import FIRST_RECORD, Location
 
 FORMAT_VERSION = 2
@@ -63,6 +79,9 @@ HEADER = _FIELDS.size + CHECK_LENGTH
 
 SEARCH_WINDOW = 1 << 20
 PAGE = 4096  # where a window cannot be read, its pages are tried one by one
+
+_FILE_FIELDS = struct.Struct("<8sH2xI16s8s8x")
+SEGMENT_MAGIC = b"SRVSEG\r\n"
 
 
 class RecordKind(enum.IntEnum):
@@ -332,3 +351,48 @@ def _differing_bits(one: bytes, other: bytes) -> int:
 
 def _split(body: bytes) -> list[bytes]:
     return [body[at : at + ID_LENGTH] for at in range(0, len(body), ID_LENGTH)]
+
+
+def pack_file_header(form: RecordFormat, segment: int) -> bytes:
+    fields = _FILE_FIELDS.pack(SEGMENT_MAGIC, FORMAT_VERSION, segment, form.fingerprint, form.marker)
+    return fields + xxhash.xxh3_128_digest(fields)
+
+
+def is_file_header_damaged(raw: bytes, form: RecordFormat, path: Path) -> bool:
+    """Whether the first bytes of the segment file `path` are damaged. Raises WrongStore if it is foreign."""
+    if raw == pack_file_header(form, int(path.stem)):
+        return False
+    fields = raw[: _FILE_FIELDS.size]
+    if len(raw) < FIRST_RECORD or raw[_FILE_FIELDS.size :] != xxhash.xxh3_128_digest(fields):
+        return True
+    _, version, segment, fingerprint, _ = _FILE_FIELDS.unpack(fields)
+    if version != FORMAT_VERSION:
+        raise WrongStore(
+            f"{path} has format version {version}, and this program reads only {FORMAT_VERSION}: nothing was "
+            "changed. Bring back the file that belongs here"
+        )
+    if fingerprint != form.fingerprint:
+        raise WrongStore(
+            f"{path} belongs to another store, or store.toml does: nothing was changed. "
+            "Bring back the file that belongs here"
+        )
+    raise WrongStore(f"{path} is segment {segment} of this store: give the file its name back")
+
+
+def damaged_headers(files: dict[int, Path], form: RecordFormat) -> Iterator[tuple[int, str]]:
+    """(segment, reason) of each damaged header; a file shorter than a header is left out. Raises WrongStore
+    if a file is foreign."""
+    for segment, path in files.items():
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                raw = os.pread(fd, FIRST_RECORD, 0)
+            finally:
+                os.close(fd)
+        except FileNotFoundError:
+            continue  # compacted since it was listed
+        except OSError as error:
+            yield segment, f"segment header: {error.strerror}"
+            continue
+        if len(raw) == FIRST_RECORD and is_file_header_damaged(raw, form, path):
+            yield segment, "segment header: its checksum is wrong"

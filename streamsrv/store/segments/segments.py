@@ -31,7 +31,6 @@ from streamsrv.store.index import Index
 from streamsrv.store.locks import Locks
 from streamsrv.store.reserve import Reserve
 from streamsrv.store.rows import FIRST_RECORD, SegmentRow
-from streamsrv.store.segments import header as segment_header
 from streamsrv.store.segments.leftovers import Leftovers
 from streamsrv.store.segments.manifest import Manifest, Slot, State
 from streamsrv.store.segments.records import (
@@ -41,6 +40,7 @@ from streamsrv.store.segments.records import (
     RecordFormat,
     RecordHeader,
     RecordKind,
+    pack_file_header,
 )
 
 log = logging.getLogger("streamsrv.store")
@@ -346,7 +346,7 @@ class Segments:
         """Whether the file has other bytes than those of a writer that died while it made the segment."""
         with self._layout.segment(segment).open("rb") as file:
             found = file.read(FIRST_RECORD + 1)
-        header = segment_header.pack(self._form, segment)
+        header = pack_file_header(self._form, segment)
         return any(found) and not header.startswith(found)
 
     def _create_file(self, segment: int) -> int:
@@ -362,7 +362,7 @@ class Segments:
         """Bring header, name and slot of a segment to the disk before anything in it is committed. If the
         disk is full, the next writer does it again."""
         try:
-            write_all(self.ops, fd, [segment_header.pack(self._form, segment)], 0)
+            write_all(self.ops, fd, [pack_file_header(self._form, segment)], 0)
             self.ops.sync(fd)
             self.ops.sync_folder(self._layout.segments)
             locks.ensure(segment, Slot(State.GROWING, FIRST_RECORD))
