@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from streamsrv.dicom.filemeta import PREAMBLE, PREFIX, read_file_meta
+from streamsrv.dicom.part10 import PREAMBLE, PREFIX, read_file_meta
 from streamsrv.dicom.window import Pread, ReadLimits, ReadWindow
 from streamsrv.errors import InstanceError
 

@@ -17,8 +17,8 @@ from dataclasses import replace
 
 from streamsrv.dicom import tags
 from streamsrv.dicom.elements import Elements
-from streamsrv.dicom.filemeta import encoding_of, read_file_meta
 from streamsrv.dicom.frames import HEADER, ITEM, UNDEFINED, scan_items
+from streamsrv.dicom.part10 import encoding_of, read_file_meta
 from streamsrv.dicom.window import UNKNOWN_END, Pread, ReadLimits, ReadWindow
 from streamsrv.errors import InstanceError
 

@@ -35,7 +35,8 @@ from streamsrv.dicom.elements import (
     Elements,
     Event,
 )
-from streamsrv.dicom.filemeta import (
+from streamsrv.dicom.frames import scan_items
+from streamsrv.dicom.part10 import (
     GROUP_LENGTH,
     PREAMBLE,
     PREFIX,
@@ -45,7 +46,6 @@ from streamsrv.dicom.filemeta import (
     encoding_of,
     read_file_meta,
 )
-from streamsrv.dicom.frames import scan_items
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from streamsrv.dicom.values import WORDS, swapped
 from streamsrv.dicom.window import UNKNOWN_END, Inflater, Pread, ReadLimits, ReadWindow

@@ -1,4 +1,4 @@
-"""The data that the Part 10 reader extracts from one SOP instance: plain values, no behaviour.
+"""The data that the Part 10 reader extracts from one SOP instance: plain values.
 
 All offsets count bytes from the start of the Part 10 file (its preamble is at 0). With
 `SOPInstance.deflated` the offsets inside the dataset count from the start of the *inflated* dataset, because
@@ -7,13 +7,24 @@ only an inflating stream can reach these bytes.
 Slots. The DICOM JSON text has one byte 0x00 in the place of the URL of the instance:
 `"BulkDataURI":"\\x00/bulkdata/7FE00010"`. JSON text never holds a raw 0x00, so `text.replace(b"\\0", url)` is
 exact. The length of the result is `metadata_length + metadata_slots * (len(url) - 1)`.
+
+Pixel facts pack the format of the samples into one number (PS3.3 C.7.6.3):
+
+    bits 0 to 6  Bits Stored            bit 8         Planar Configuration
+    bit 7        Pixel Representation   bits 9 to 15  number of the Photometric Interpretation
+
+Rule: the number is 0 unless each attribute has one value of its VR and High Bit is Bits Stored - 1. Index
+rows contain the number, so its meaning does not change.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+from streamsrv.dicom import tags
 
 # DICOM JSON (PS3.18 F.2.2): {"00100010": {"vr": "PN", ...}}
 JsonElement = dict[str, Any]
@@ -89,10 +100,96 @@ class SOPInstance:
     columns: int
     samples_per_pixel: int
     bits_allocated: int
-    pixel_facts: int  # see pixelfacts.py; 0 if unknown
+    pixel_facts: int  # see `facts_in`; 0 if unknown
     frames: FrameLayout
     attributes: JsonDataset
     metadata_length: int  # of the JSON text, each slot counted as one byte
     metadata_slots: int
     bulk: list[BulkValue] = field(default_factory=list)
     warnings: list[AttributeWarning] = field(default_factory=list)
+
+
+# Pixel facts
+
+UNKNOWN = 0
+# PS3.3 C.7.6.3.1.2. New terms go to the end.
+PHOTOMETRIC_INTERPRETATIONS = (
+    "",
+    "MONOCHROME1",
+    "MONOCHROME2",
+    "PALETTE COLOR",
+    "RGB",
+    "YBR_FULL",
+    "YBR_FULL_422",
+    "YBR_PARTIAL_422",
+    "YBR_PARTIAL_420",
+    "YBR_ICT",
+    "YBR_RCT",
+    "XYB",
+)
+_COLOURS: dict[Any, int] = {term: number for number, term in enumerate(PHOTOMETRIC_INTERPRETATIONS) if term}
+_MOST_BITS = 0x7F
+_SIGN, _PLANES, _COLOUR = 7, 8, 9
+_NUMBERS = (
+    tags.ROWS,
+    tags.COLUMNS,
+    tags.BITS_ALLOCATED,
+    tags.SAMPLES_PER_PIXEL,
+    tags.BITS_STORED,
+    tags.HIGH_BIT,
+    tags.PIXEL_REPRESENTATION,
+)
+
+Element = Callable[[str], JsonElement | None]
+
+
+class PixelFacts(NamedTuple):
+    """Planar Configuration is 0 where a pixel has one sample."""
+
+    bits_stored: int
+    pixel_representation: int
+    planar_configuration: int
+    photometric_interpretation: str
+
+
+def facts_in(element: Element) -> int:
+    """The number of a dataset whose top-level elements `element` finds by tag; UNKNOWN if an attribute is
+    missing or invalid, and for floating-point pixels (PS3.3 C.7.6.24, C.7.6.25)."""
+    values = []
+    for tag in _NUMBERS:
+        value = _only(element(tag), "US")
+        if value is None:
+            return UNKNOWN
+        values.append(value)
+    rows, columns, allocated, samples, stored, high, sign = values
+    planes = _only(element(tags.PLANAR_CONFIGURATION), "US") if samples > 1 else 0
+    colour = _COLOURS.get(_only(element(tags.PHOTOMETRIC_INTERPRETATION), "CS"), 0)
+    plain = (
+        colour
+        and planes in (0, 1)
+        and sign in (0, 1)
+        and 0 < stored <= _MOST_BITS
+        and high == stored - 1
+        and rows
+        and columns
+        and allocated
+        and samples
+        and not element(tags.FLOAT_PIXEL_DATA)
+        and not element(tags.DOUBLE_FLOAT_PIXEL_DATA)
+    )
+    return stored | sign << _SIGN | planes << _PLANES | colour << _COLOUR if plain else UNKNOWN
+
+
+def unpacked(facts: int) -> PixelFacts | None:
+    """Returns None for UNKNOWN."""
+    stored, colour = facts & _MOST_BITS, facts >> _COLOUR
+    if not stored or not 0 < colour < len(PHOTOMETRIC_INTERPRETATIONS):
+        return None
+    term = PHOTOMETRIC_INTERPRETATIONS[colour]
+    return PixelFacts(stored, facts >> _SIGN & 1, facts >> _PLANES & 1, term)
+
+
+def _only(element: JsonElement | None, vr: str) -> Any:
+    """The only value of an element of this VR; else None."""
+    values = element.get("Value") if element and element["vr"] == vr else None
+    return values[0] if values and len(values) == 1 else None

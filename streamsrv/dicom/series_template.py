@@ -29,18 +29,24 @@ from typing import NamedTuple, cast
 import orjson
 
 from streamsrv.dicom import tags
-from streamsrv.dicom.charsets import codecs_of
-from streamsrv.dicom.checks import UID, broken_rule
 from streamsrv.dicom.elements import BINARY_VRS, NOTED, PIXEL_REPRESENTATION, SHORT_VRS, Elements, Event
-from streamsrv.dicom.filemeta import PREAMBLE, PREFIX, TRANSFER_SYNTAX_UID, encoding_of, read_file_meta
 from streamsrv.dicom.frames import Encapsulated
 from streamsrv.dicom.instance import BulkValue, FrameLayout, JsonDataset, JsonElement, SOPInstance
 from streamsrv.dicom.json.members import members
 from streamsrv.dicom.json.writer import OVERHEAD, SPILL, MetadataWriter
-from streamsrv.dicom.part10 import GEOMETRY, UIDS, read_instance
+from streamsrv.dicom.part10 import (
+    GEOMETRY,
+    PREAMBLE,
+    PREFIX,
+    TRANSFER_SYNTAX_UID,
+    UIDS,
+    encoding_of,
+    read_file_meta,
+    read_instance,
+)
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.dicom.tags import vr_of_number
-from streamsrv.dicom.values import Converter, converters_for
+from streamsrv.dicom.values import UID, Converter, broken_rule, codecs_of, converters_for
 from streamsrv.dicom.window import Pread, ReadLimits, ReadWindow
 from streamsrv.errors import InstanceError
 

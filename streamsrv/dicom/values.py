@@ -3,17 +3,24 @@
 Strategy: `converters_for` makes a table VR -> function(bytes) -> {"vr": ..., "Value": [...]} for a byte
 order and a character set. So a value costs one look-up and one call. The functions are strict: ValueError
 (UnicodeDecodeError among them) or struct.error means that the value breaks the rules of its VR. `lenient`
-then makes the element and the warning.
+then makes the element and the warning. `broken_rule` checks the attributes that searches use.
 
 Where the standard leaves a choice, or other readers differ:
 - An empty value among several is null (F.2.5); an attribute without value has only "vr".
 - DS and IS are numbers; text that is no number stays a string (F.2.3 allows Number or String).
 - JSON has no NaN and no infinity, and F.2.3 has no string for FL and FD: they become null, with a warning.
 - InlineBinary is little endian, like everything that a web service sends (PS3.18 8.7.3).
+
+Character sets (PS3.3 C.12.1.1.2, PS3.5 6.1.2.4 and 6.1.2.5): text without escape sequences takes one call
+of Python's codec. Other text is cut at each ESC, and each piece is decoded by the codec that the sequence
+designates. The tables of pydicom.charset map terms and sequences to codecs. Its functions are not used,
+because they warn through a global that threads share. An unknown term is read as the default repertoire,
+decoded as Latin-1 as in pydicom, with a warning.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from base64 import b64encode
 from collections.abc import Callable
@@ -22,11 +29,84 @@ from typing import Any
 
 import numpy as np
 import orjson
+from pydicom.charset import CODES_TO_ENCODINGS, STAND_ALONE_ENCODINGS, handled_encodings, python_encoding
 
-from streamsrv.dicom.charsets import DEFAULT_CODEC, Decoder, decoder_for
+from streamsrv.dicom import tags
 from streamsrv.dicom.instance import JsonElement
+from streamsrv.errors import NotDicom
 
 Converter = Callable[[bytes], JsonElement]
+Decoder = Callable[[bytes], str]
+
+DEFAULT_CODEC = "latin-1"
+_ESC = b"\x1b"
+_PIECES = re.compile(rb"^[^\x1b]+|\x1b[^\x1b]*")
+# PS3.5 6.1.2.5.3: CR, LF, FF and TAB end the designation. The rest of the piece is in the first set again.
+_DELIMITER = re.compile(rb"[\r\n\t\f]")
+
+
+@lru_cache(maxsize=256)
+def codecs_of(terms: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """Python codecs for the defined terms, and the warning for invalid terms ("" if none)."""
+    codecs, reason = [], ""
+    for place, term in enumerate(terms or ("",)):
+        codec, complaint = _codec_of(term)
+        if place and term in STAND_ALONE_ENCODINGS:
+            reason = f"{term} does not allow code extensions"
+            continue
+        reason = reason or complaint
+        codecs.append(codec)
+        if not place and term in STAND_ALONE_ENCODINGS and len(terms) > 1:
+            return (codec,), f"{term} does not allow code extensions"
+    return tuple(codecs), reason
+
+
+def _codec_of(term: str) -> tuple[str, str]:
+    codec = python_encoding.get(term)
+    if codec is not None:
+        return str(codec), ""
+    # Misspellings that pydicom corrects: "ISO-IR 100", "ISO IR 100", "ISO-2022-IR-87", "ISO_2022_IR_87".
+    corrected = re.sub(r"^ISO[^_]IR.", "ISO_IR ", re.sub(r"^ISO.2022.IR.", "ISO 2022 IR ", term))
+    codec = python_encoding.get(corrected)
+    if codec is not None:
+        return str(codec), f"read as {corrected}"
+    return DEFAULT_CODEC, "not a defined term, read as the default character repertoire"
+
+
+@lru_cache(maxsize=256)
+def decoder_for(codecs: tuple[str, ...], lenient: bool = False) -> Decoder:
+    """A function bytes -> str for text VRs (LO LT PN SH ST UC UT)."""
+    errors = "replace" if lenient else "strict"
+    first = codecs[0]
+
+    def decode(value: bytes) -> str:
+        if _ESC in value:
+            return "".join(_piece(piece, codecs, errors) for piece in _PIECES.findall(value))
+        return value.decode(first, errors)
+
+    return decode
+
+
+def _piece(piece: bytes, codecs: tuple[str, ...], errors: str) -> str:
+    if piece[:1] != _ESC:
+        return piece.decode(codecs[0], errors)
+    width = 4 if piece[1:3] in (b"$(", b"$)") else 3
+    codec = CODES_TO_ENCODINGS.get(piece[:width])
+    if codec is None or (codec not in codecs and codec != "iso8859"):
+        if errors == "strict":
+            raise UnicodeDecodeError(
+                codecs[0], piece, 0, width, "escape sequence of no declared character set"
+            )
+        return piece.decode(codecs[0], errors)
+    if codec in handled_encodings:
+        return piece.decode(codec, errors)  # the codec reads the escape sequence
+    body = piece[width:]
+    delimiter = _DELIMITER.search(body)
+    if delimiter is None:
+        return body.decode(codec, errors)
+    at = delimiter.start()
+    return body[:at].decode(codec, errors) + body[at:].decode(codecs[0], errors)
+
 
 # VR -> (struct code, bytes a value)
 NUMBERS = {
@@ -268,3 +348,56 @@ def _finite(vr: str, value: bytes, order: str) -> tuple[JsonElement, str]:
     numbers = struct.unpack(f"{order}{len(value) // width}{code}", value)
     values = [number if number * 0 == 0 else None for number in numbers]
     return {"vr": vr, "Value": values}, "NaN or infinity, for which JSON has no number"
+
+
+# Rules of VRs (PS3.5 Table 6.2-1)
+
+# PS3.5 9.1. A text that this matches with `fullmatch` may go into a header field.
+UID = re.compile(r"[0-9.]{1,64}")
+
+_LINE = r"[^\\\x00-\x1a\x1c-\x1f]"  # ESC may stand in text
+_TIME = r"([01]\d|2[0-3])([0-5]\d([0-5]\d|60)?)?"
+_DATE = r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
+
+# VR -> (pattern of one value, the warning). PS3.5 6.2 asks to accept the dotted date of ACR-NEMA.
+RULES: dict[str, tuple[re.Pattern[str], str]] = {
+    vr: (re.compile(pattern), reason)
+    for vr, pattern, reason in (
+        ("AE", _LINE + r"{1,16}", "longer than 16 characters or with control characters"),
+        ("AS", r"\d{3}[DWMY]", "not an age string (nnnD, nnnW, nnnM, nnnY)"),
+        ("CS", r"[A-Z0-9 _]{1,16}", "not a code string (16 of A-Z 0-9 space underscore)"),
+        ("DA", _DATE + r"|\d{4}\.\d{2}\.\d{2}", "not a date (YYYYMMDD)"),
+        (
+            "DT",
+            r"\d{4}((0[1-9]|1[0-2])((0[1-9]|[12]\d|3[01])(" + _TIME + r"(\.\d{1,6})?)?)?)?([+-]\d{4})?",
+            "not a date time",
+        ),
+        ("LO", _LINE + r"{1,64}", "longer than 64 characters or with control characters"),
+        ("SH", _LINE + r"{1,16}", "longer than 16 characters or with control characters"),
+        ("TM", _TIME + r"(\.\d{1,6})?|\d{2}:\d{2}:\d{2}(\.\d{1,6})?", "not a time (HHMMSS.FFFFFF)"),
+        ("UI", r"[0-9.]{1,64}", "not a UID (digits and dots, at most 64)"),
+    )
+}
+_GROUP_LENGTH = 64
+
+
+def well_formed_uid(tag: str, text: str) -> str:
+    """Returns `text`. Raises NotDicom if it is not a UID."""
+    if not UID.fullmatch(text):
+        raise NotDicom(f"{tags.keyword_of(tag)} is malformed: digits and dots, at most 64", tag=tag)
+    return text
+
+
+def broken_rule(element: JsonElement) -> str | None:
+    """Returns the warning for the values of an attribute; None if they are valid."""
+    rule = RULES.get(element["vr"])
+    for value in element.get("Value", ()):
+        if isinstance(value, str) and rule and not rule[0].fullmatch(value.rstrip(" ")):
+            return rule[1]
+        if element["vr"] == "PN" and value and any(len(group) > _GROUP_LENGTH for group in value.values()):
+            return f"a component group is longer than {_GROUP_LENGTH} characters"
+        if element["vr"] in ("IS", "DS") and isinstance(value, str):
+            return "not a number"
+        if element["vr"] == "IS" and value is not None and not -(2**31) <= value < 2**31:
+            return "not an integer of 32 bits"
+    return None

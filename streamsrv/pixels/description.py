@@ -21,9 +21,8 @@ import orjson
 from framecodecs.errors import FrameCodecError
 from framecodecs.frameinfo import FrameInfo
 from streamsrv.bounded_cache import SizedCache
-from streamsrv.dicom.instance import JsonDataset
+from streamsrv.dicom.instance import JsonDataset, unpacked
 from streamsrv.dicom.json.text import LARGE, JsonReader
-from streamsrv.dicom.pixelfacts import unpacked
 from streamsrv.errors import NotAcceptable
 from streamsrv.plans.field_filter import Tree, lean_text
 from streamsrv.store import InstanceRow, Store
@@ -251,7 +250,7 @@ def frame_info(dataset: JsonDataset) -> FrameInfo:
 
 def info_in_row(row: InstanceRow) -> FrameInfo | None:
     """The same as `frame_info` of the dataset. None if the numbers of the row make no sense, or are not plain
-    in the dataset (dicom/pixelfacts.py)."""
+    in the dataset (dicom/instance.py)."""
     return _info_of_numbers(row.rows, row.columns, row.samples_per_pixel, row.bits_allocated, row.pixel_facts)
 
 

@@ -45,7 +45,7 @@ class InstanceRow(NamedTuple):
     pixel_length: int
     rows: int
     columns: int
-    pixel_facts: int  # dicom/pixelfacts.py; 0 if not known
+    pixel_facts: int  # dicom/instance.py; 0 if not known
     samples_per_pixel: int
     bits_allocated: int
     frame_kind: FrameKind

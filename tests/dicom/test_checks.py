@@ -1,6 +1,6 @@
 import pytest
 
-from streamsrv.dicom.checks import broken_rule
+from streamsrv.dicom.values import broken_rule
 
 GOOD = [
     ("AE", ["STORE SCP"]),

@@ -36,7 +36,7 @@ from streamsrv.dicom.explicit import (
     inflater,
     swap_width,
 )
-from streamsrv.dicom.filemeta import read_file_meta
+from streamsrv.dicom.part10 import read_file_meta
 from streamsrv.dicom.values import WORDS
 from streamsrv.dicom.window import ReadLimits, ReadWindow
 from streamsrv.errors import NotDicom

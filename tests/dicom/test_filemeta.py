@@ -13,7 +13,7 @@ from made_files import (
     read,
 )
 
-from streamsrv.dicom.filemeta import encoding_of, read_file_meta
+from streamsrv.dicom.part10 import encoding_of, read_file_meta
 from streamsrv.dicom.window import ReadLimits, ReadWindow
 from streamsrv.errors import NotDicom
 

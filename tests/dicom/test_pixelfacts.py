@@ -20,14 +20,14 @@ from made_files import (
 )
 
 from framecodecs.frameinfo import PHOTOMETRIC_SAMPLES
-from streamsrv.dicom.part10 import read_instance
-from streamsrv.dicom.pixelfacts import (
+from streamsrv.dicom.instance import (
     PHOTOMETRIC_INTERPRETATIONS,
     UNKNOWN,
     PixelFacts,
     facts_in,
     unpacked,
 )
+from streamsrv.dicom.part10 import read_instance
 from streamsrv.dicom.series_template import SeriesReader
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import InstanceRefused, NotAcceptable, NotDicom

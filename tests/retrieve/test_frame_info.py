@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from streamsrv.dicom.pixelfacts import facts_in
+from streamsrv.dicom.instance import facts_in
 from streamsrv.errors import NotAcceptable
 from streamsrv.pixels import description
 from streamsrv.pixels.description import Descriptions, frame_info
