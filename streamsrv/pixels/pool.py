@@ -7,7 +7,7 @@ only sends stored bytes never pays for it. The latest results are kept, because 
 frame again: a thumbnail each time a list is shown, a progressive frame once a range.
 
 Rules of this file
-- One frame is made once, however many clients request it meanwhile (pixels/single_flight.py). A client waits
+- One frame is made once, however many clients request it meanwhile (`SingleFlight`). A client waits
   for a future, and no thread waits. The loop itself receives the result of short work that it has submitted
   (`watch`): no other thread wakes up in between.
 - Each wait ends: the queue is bounded (Overloaded, 503), and each task has a deadline.
@@ -36,13 +36,14 @@ from streamsrv.errors import Overloaded, StoreError
 from streamsrv.pixels.description import Descriptions
 from streamsrv.pixels.fair_queue import CLIENTS, FairQueue, QueuedTask
 from streamsrv.pixels.prefetch import Prefetch, PrefetchThread
-from streamsrv.pixels.single_flight import InFlight, SingleFlight
 from streamsrv.pixels.tasks import (
     QUICK,
     RETRY_AFTER,
     WORTH_A_PROCESS,
     FrameJob,
+    InFlight,
     PixelTask,
+    SingleFlight,
     deadline_of,
     slow_limits,
     translated,

@@ -1,13 +1,17 @@
-"""The bytes of one instance as the pieces of a plan: its Part 10 file, its frames, its bulk values.
+"""The bytes of one instance as the pieces of a plan, and multipart plans of many (RFC 2387, PS3.18 8.6.1.2).
 
 Stored bytes are spans of their segment. Bytes that have to be changed become literals, or a ByteStream that
 makes them while they are sent: implicit VR and big endian are never sent (PS3.18 8.7.3), deflated datasets
-hide their frames, and a 1-bit frame may begin inside a byte.
+hide their frames, and a 1-bit frame may begin inside a byte. The heads of parts are literals.
+
+A representation has the same bytes each time, because viewers join ranges of it. The boundary comes from the
+ETag and the secret of the store: it changes with the content, and no client can plant it in a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,10 +24,14 @@ from streamsrv.errors import NotFound, StoreCorrupt
 from streamsrv.plans.selection import Selection
 from streamsrv.store import InstanceRow, Store
 from streamsrv.wire.answers import ByteStream, Literal, Piece, Span
+from streamsrv.wire.multipart import closing, part_head
 
 CHUNK = 1 << 20  # bytes that a ByteStream makes at a time
 # Entries of a frame table looked up at once: 64 kB of table.
 FRAMES_AT_ONCE = 4_096
+# Answers of up to this many parts keep their plan. Longer ones make it twice: for the length, and while they
+# are sent.
+PARTS_KEPT = 2_048
 
 
 def span(row: InstanceRow, offset: int, length: int) -> Span:
@@ -177,3 +185,49 @@ def dataset_reader(selection: Selection, row: InstanceRow) -> Pread:
     return selection.inflated(
         row, lambda: explicit.inflater(reader(selection, row), row.location.length).pread
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    media_type: str  # with its transfer-syntax parameter
+    location: str  # Content-Location
+    pieces: Iterable[Piece]
+
+
+PartSource = Callable[[], Iterable[Part]]  # the same parts at each call
+
+
+def multipart_plan(parts: PartSource, count: int, boundary: bytes) -> tuple[Iterable[Piece], int | None]:
+    """The plan and its length (None if a piece's length is not known)."""
+    if count <= PARTS_KEPT:
+        kept = list(pieces_of(parts(), boundary))
+        return kept, total_length(kept)
+    return LazyPlan(parts, boundary), total_length(pieces_of(parts(), boundary))
+
+
+@dataclass(frozen=True, slots=True)
+class LazyPlan:
+    """Makes its pieces on each iteration, so that a plan of 100,000 parts is never held."""
+
+    parts: PartSource
+    boundary: bytes
+
+    def __iter__(self) -> Iterator[Piece]:
+        return pieces_of(self.parts(), self.boundary)
+
+
+def pieces_of(parts: Iterable[Part], boundary: bytes) -> Iterator[Piece]:
+    for part in parts:
+        headers = {"Content-Type": part.media_type, "Content-Location": part.location}
+        yield Literal(part_head(boundary, headers))
+        yield from part.pieces
+    yield Literal(closing(boundary))
+
+
+def total_length(pieces: Iterable[Piece]) -> int | None:
+    total = 0
+    for piece in pieces:
+        if piece.length is None:
+            return None
+        total += piece.length
+    return total

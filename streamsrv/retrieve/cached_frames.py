@@ -23,8 +23,7 @@ from streamsrv.errors import SegmentGone, StreamsrvError
 from streamsrv.pixels.stored_pictures import JPEG, head_at_hand
 from streamsrv.pixels.transcoding import stored_syntax
 from streamsrv.pixels.viewing import RenderingParameters
-from streamsrv.plans.parts import Part, pieces_of, total_length
-from streamsrv.plans.payloads import span
+from streamsrv.plans.payloads import Part, pieces_of, span, total_length
 from streamsrv.retrieve import frames, pictures
 from streamsrv.retrieve.answering import CACHING, Retrieval, Rooms
 from streamsrv.store import InstanceRow, SegmentLease, Store

@@ -18,7 +18,7 @@ from streamsrv.errors import NotAcceptable, NotFound
 from streamsrv.pixels.tasks import PixelTask
 from streamsrv.pixels.transcoding import AT_ONCE, QUICK, Transcoder, stored_syntax, targets
 from streamsrv.plans import payloads
-from streamsrv.plans.parts import Part
+from streamsrv.plans.payloads import Part
 from streamsrv.retrieve.answering import MAKER, Accepted, Planned, Retrieval
 from streamsrv.store import InstanceRow
 from streamsrv.wire import accept

@@ -23,7 +23,7 @@ from streamsrv.errors import NotAcceptable
 from streamsrv.pixels import transcoding
 from streamsrv.pixels.transcoding import has_frames, piece_chunks
 from streamsrv.plans import payloads
-from streamsrv.plans.parts import Part
+from streamsrv.plans.payloads import Part
 from streamsrv.plans.selection import PackedInstances
 from streamsrv.retrieve import datasets
 from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval

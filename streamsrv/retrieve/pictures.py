@@ -43,8 +43,7 @@ from streamsrv.pixels.rendering import (
 from streamsrv.pixels.tasks import PixelTask
 from streamsrv.pixels.transcoding import QUICK, READ, batches, has_frames, piece_chunks
 from streamsrv.pixels.viewing import RenderingParameters, rendering_parameters
-from streamsrv.plans.parts import Part
-from streamsrv.plans.payloads import frame_pieces
+from streamsrv.plans.payloads import Part, frame_pieces
 from streamsrv.retrieve.answering import MAKER, Planned, Retrieval
 from streamsrv.retrieve.frames import check_frames
 from streamsrv.store import InstanceRow

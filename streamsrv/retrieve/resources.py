@@ -12,10 +12,8 @@ from functools import partial
 
 from streamsrv.pixels.pool import PixelPool
 from streamsrv.plans.selection import Selections
-from streamsrv.retrieve import repr_digest
-from streamsrv.retrieve.all_pixels import all_pixel_data
-from streamsrv.retrieve.answering import Planned, Retrieval, Rooms, plan_answer
-from streamsrv.retrieve.bulk import bulk_data
+from streamsrv.retrieve.answering import Planned, Retrieval, Rooms, plan_answer, wanted_digest, with_digest
+from streamsrv.retrieve.bulk import all_pixel_data, bulk_data
 from streamsrv.retrieve.cached_frames import CachedInstance, cached_frames
 from streamsrv.retrieve.frames import frames
 from streamsrv.retrieve.instances import instances
@@ -48,10 +46,10 @@ class Retrieve:
         """The answer to a GET of instances, metadata, frames, bulk data or pictures. Raises RequestError."""
         if target.kind is Kind.METADATA:
             self._rooms.pool.warm()  # a viewer requests frames next
-        algorithm = repr_digest.wanted(request)
+        algorithm = wanted_digest(request)
         plan = PLANS[target.kind]
         if algorithm is not None:
-            plan = partial(repr_digest.with_digest, algorithm, plan)
+            plan = partial(with_digest, algorithm, plan)
         elif target.kind is Kind.INSTANCES or (target.kind in BRIEF and target.instance is not None):
             planned = plan_answer(self._rooms, request, target, plan, brief=True)
             if planned is not None:

@@ -36,15 +36,13 @@ from streamsrv.settings import Settings
 from streamsrv.web import describe, health
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import CONDITIONS, Actions, check_preconditions, compute, is_inline
-from streamsrv.web.batching import Batches
-from streamsrv.web.connection.clients import Watch
-from streamsrv.web.connection.threads import Threads
+from streamsrv.web.connection.clients import Uploads, UploadSlot, Watch
+from streamsrv.web.connection.loop import Threads
 from streamsrv.web.cors import Cors
 from streamsrv.web.head import Head, acceptable, check_lists, check_target, check_url
 from streamsrv.web.hosts import Caller, Hosts, party
 from streamsrv.web.sending.response import AnswerWriter, Outgoing
-from streamsrv.web.stow import Upload, decoder_for
-from streamsrv.web.uploads import Buffers, Uploads, UploadSlot
+from streamsrv.web.stow import Batches, Buffers, Upload, decoder_for
 from streamsrv.wire.accept import parse_accept
 from streamsrv.wire.answers import Answer, Computed, Request, then
 from streamsrv.wire.problems import problem_answer

@@ -19,7 +19,7 @@ from retrieve_world import (
 )
 
 from streamsrv.errors import NotAcceptable, NotFound
-from streamsrv.plans.parts import LazyPlan
+from streamsrv.plans.payloads import LazyPlan
 from streamsrv.retrieve import bulk
 
 ICC = "00480105/0/00282000"

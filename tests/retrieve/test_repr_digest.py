@@ -8,7 +8,7 @@ from pixel_world import HTJ2K, KINDS, LITTLE, arrays_of, frames_of_type, image, 
 from retrieve_world import SERIES, STUDY, ask, header, keep, payload
 
 from streamsrv.errors import InstanceDamaged
-from streamsrv.retrieve import repr_digest
+from streamsrv.retrieve import answering
 from streamsrv.store.store import Store
 from streamsrv.wire.answers import Request
 
@@ -50,10 +50,10 @@ def expected(body, algorithm="sha-256"):
     ],
 )
 def test_which_algorithm_is_wanted(field, algorithm):
-    assert repr_digest.wanted(Request("GET", "/", (), {"want-repr-digest": field}, "", 2)) == algorithm
+    assert answering.wanted_digest(Request("GET", "/", (), {"want-repr-digest": field}, "", 2)) == algorithm
 
 
-@pytest.mark.parametrize("algorithm", repr_digest.ALGORITHMS)
+@pytest.mark.parametrize("algorithm", answering.ALGORITHMS)
 @pytest.mark.parametrize(
     ("path", "accept"),
     [
@@ -96,7 +96,7 @@ def test_elsewhere_the_wish_is_ignored(store, path):
 
 
 def test_a_long_instance_goes_out_without(store, monkeypatch):
-    monkeypatch.setattr(repr_digest, "LONGEST", dict.fromkeys(repr_digest.LONGEST, len(CONTENT) - 1))
+    monkeypatch.setattr(answering, "LONGEST", dict.fromkeys(answering.LONGEST, len(CONTENT) - 1))
     for path in (ONE, f"{ONE}/frames/1"):
         answer = ask(store, path, accept=WHOLE if path == ONE else "*/*", want_repr_digest="sha-256=1")
         assert (answer.status, header(answer, "repr-digest")) == (200, None)

@@ -1,11 +1,11 @@
-"""streamsrv/web/connection/threads.py: who works, in which order, and the end."""
+"""streamsrv/web/connection/loop.py: who works, in which order, and the end."""
 
 import asyncio
 import threading
 
 import pytest
 
-from streamsrv.web.connection.threads import Threads, from_thread
+from streamsrv.web.connection.loop import Threads, from_thread
 
 PATIENCE = 30.0
 

@@ -9,8 +9,7 @@ from web_world import Recorder, World
 from streamsrv.errors import BadRequest
 from streamsrv.ingest.batching import LARGEST_BATCH
 from streamsrv.ingest.response import StoreResult
-from streamsrv.web.batching import Batches
-from streamsrv.web.stow import Upload
+from streamsrv.web.stow import Batches, Upload
 
 
 class Thread:

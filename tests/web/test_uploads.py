@@ -3,8 +3,7 @@
 import pytest
 
 from streamsrv.errors import Overloaded
-from streamsrv.web.connection.clients import Meter
-from streamsrv.web.uploads import GRACE, SPAN, YOUNG, Uploads
+from streamsrv.web.connection.clients import GRACE, SPAN, YOUNG, Meter, Uploads
 
 RATE = 1000
 

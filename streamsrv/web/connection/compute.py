@@ -20,8 +20,8 @@ from streamsrv.errors import Overloaded
 from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.app import App, Job
 from streamsrv.web.connection.closing import final_status, reset
+from streamsrv.web.connection.loop import from_thread
 from streamsrv.web.connection.stream import Stream
-from streamsrv.web.connection.threads import from_thread
 from streamsrv.web.head import Head
 from streamsrv.web.sending.response import Outgoing, release
 from streamsrv.web.sending.transfer import Transfer

@@ -44,8 +44,7 @@ from streamsrv.web.connection.closing import (
 )
 from streamsrv.web.connection.compute import Answering, Ended
 from streamsrv.web.connection.stream import RequestBatch
-from streamsrv.web.connection.waiting import Waiting
-from streamsrv.web.fastpath.answering import FastPath
+from streamsrv.web.fastpath.answering import FastPath, Waiting
 from streamsrv.web.head import CHUNKED, UNREADABLE, Head, HeadRefused, body_length
 from streamsrv.web.hosts import Caller
 from streamsrv.web.sending.response import CONTINUE
