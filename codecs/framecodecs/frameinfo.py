@@ -1,4 +1,5 @@
-"""The Image Pixel attributes that the bytes of a frame are read by (PS3.3 C.7.6.3).
+"""The Image Pixel attributes that the bytes of a frame are read by (PS3.3 C.7.6.3), and the options of
+encoders.
 
 A *native* frame is little-endian. Several samples a pixel are interleaved or by plane, as
 planar_configuration says. One-bit pixels are packed: the first pixel is the lowest bit of the first byte, and
@@ -13,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from framecodecs.errors import GeometryError
+from framecodecs.errors import EncodeError, GeometryError
 
 # The most that one read or write of Linux moves. Libraries count in 32 bits and would wrap around.
 MAX_FRAME_BYTES = 0x7FFFF000
@@ -115,3 +116,27 @@ class FrameInfo:
         if photometric_interpretation == self.photometric_interpretation and self.planar_configuration == 0:
             return self
         return replace(self, photometric_interpretation=photometric_interpretation, planar_configuration=0)
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """Each family of codecs uses the options that it knows. `quality` is 1..100, for lossy JPEG, JPEG 2000,
+    HTJ2K and JPEG XL. `near` is the largest error of JPEG-LS near-lossless. `chroma` of lossy JPEG is 422
+    (YBR_FULL_422 in PS3.3) or 444. `effort` is 1..9, for JPEG XL. `cores` is the number of cores that
+    OpenJPEG may use."""
+
+    quality: int = 90
+    near: int = 2
+    chroma: str = "422"
+    effort: int = 1
+    cores: int = 1
+
+    def __post_init__(self) -> None:
+        for holds, error in (
+            (1 <= self.quality <= 100, f"quality is {self.quality}, not 1..100"),
+            (1 <= self.near <= 255, f"near is {self.near}, not 1..255"),
+            (self.chroma in ("422", "444"), f"chroma is {self.chroma!r}, not '422' or '444'"),
+            (1 <= self.effort <= 9, f"effort is {self.effort}, not 1..9"),
+        ):
+            if not holds:
+                raise EncodeError(error)

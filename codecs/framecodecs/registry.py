@@ -27,11 +27,9 @@ from framecodecs.coders import (
     rle_lossless,
 )
 from framecodecs.errors import CodestreamError, EncodeError, Unsupported
-from framecodecs.frameinfo import FrameInfo
-from framecodecs.headers.codestream import agree
-from framecodecs.headers.rle_header import read_rle_header
+from framecodecs.frameinfo import EncodeOptions, FrameInfo
+from framecodecs.headers.codestream import agree, read_rle_header
 from framecodecs.libraries import BUILT_IN, LIBRARIES, available
-from framecodecs.options import EncodeOptions
 
 JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 JPEG_XL_RECOMPRESSION = "1.2.840.10008.1.2.4.111"

@@ -32,7 +32,7 @@ from streamsrv.dicom import tags
 from streamsrv.dicom.elements import BINARY_VRS, NOTED, PIXEL_REPRESENTATION, SHORT_VRS, Elements, Event
 from streamsrv.dicom.frames import Encapsulated
 from streamsrv.dicom.instance import BulkValue, FrameLayout, JsonDataset, JsonElement, SOPInstance
-from streamsrv.dicom.json.members import members
+from streamsrv.dicom.json.text import members
 from streamsrv.dicom.json.writer import OVERHEAD, SPILL, MetadataWriter
 from streamsrv.dicom.part10 import (
     GEOMETRY,

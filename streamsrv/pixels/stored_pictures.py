@@ -35,7 +35,7 @@ from streamsrv.plans.payloads import bulk_piece, frame_pieces
 from streamsrv.plans.selection import Selection
 from streamsrv.store import InstanceRow, Store
 from streamsrv.wire.answers import Literal, Piece, Span
-from streamsrv.wire.byte_ranges import slice_plan
+from streamsrv.wire.conditional import slice_plan
 
 JPEG = "image/jpeg"
 SYNTAXES = frozenset(("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"))

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import orjson
 
 from streamsrv.dicom.instance import JsonDataset, JsonElement
-from streamsrv.dicom.json.members import members
+from streamsrv.dicom.json.text import members
 from streamsrv.query.attributes import BY_TAG, QUERY_ATTRIBUTES, Level, Path, Returned, attributes_at
 from streamsrv.query.conditions import Query
 from streamsrv.store import (

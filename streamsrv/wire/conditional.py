@@ -1,5 +1,5 @@
-"""Conditional requests (RFC 9110 13): adds validators to an answer, and evaluates the conditions of its
-request.
+"""Conditional and range requests (RFC 9110 13 and 14): adds validators to an answer, evaluates the conditions
+of its request, and slices its plan.
 
 Rules
 - ETags are strong: they depend on the ids of the records in the answer and on everything else that shapes
@@ -7,8 +7,10 @@ Rules
 - If-Match comes first, or without it If-Unmodified-Since. If it is false the status is 412 (13.2.2).
   If-Match uses the strong comparison. An invalid date is ignored.
 - Then comes If-None-Match with the weak comparison (13.1.2). Both accept lists and `*`.
-- A range counts only for an answer of 200 with a known length (byte_ranges.py). It gives 206, also for a
-  multipart answer; a range behind the end gives 416 (14.2).
+- A range counts only with GET, for an answer of 200 with a known length, and if its If-Range is exactly the
+  ETag: a date never is. It gives 206, also for a multipart answer; a range behind the end gives 416 (14.2).
+- Only one range of bytes counts. Other units, several ranges and invalid ones are ignored (14.2).
+- A plan is sliced while it is iterated, because it may be long.
 - Last-Modified has whole seconds. It is sent only when no second change can happen in the same second, so
   that it is as exact as an ETag. If-Modified-Since counts only without If-None-Match.
 """
@@ -17,14 +19,92 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from email.utils import formatdate, parsedate_to_datetime
 from functools import lru_cache
+from typing import NamedTuple
 
 from streamsrv.errors import PreconditionFailed, RangeNotSatisfiable
-from streamsrv.wire.answers import Answer, Request
-from streamsrv.wire.byte_ranges import SlicedPlan, range_of
+from streamsrv.wire.answers import Answer, ByteStream, Literal, Piece, Request, Span
+
+# int-range or suffix-range (RFC 9110 14.1.2), any length: int() takes 4,300 digits.
+_RANGE = re.compile(r"([0-9]{1,4000})[ \t]*-[ \t]*([0-9]{1,4000})?|-[ \t]*([0-9]{1,4000})")
+
+
+class ByteRange(NamedTuple):
+    """`first` is None for the last `suffix` bytes; `last` is None for all bytes from the first."""
+
+    first: int | None
+    last: int | None
+    suffix: int
+
+    def within(self, length: int) -> tuple[int, int]:
+        """[start, stop) in `length` bytes; empty or reversed if the range lies behind them."""
+        if self.first is None:
+            return max(length - self.suffix, 0), length
+        return self.first, length if self.last is None else min(self.last + 1, length)
+
+
+def range_of(request: Request, etag: str) -> ByteRange | None:
+    """The range of bytes in the request, if there is one and its conditions are true."""
+    unit, _, ranges = request.headers.get("range", "").partition("=")
+    if request.method != "GET" or unit.strip().lower() != "bytes":
+        return None
+    if request.headers.get("if-range", etag).strip() != etag:
+        return None
+    found = _RANGE.fullmatch(ranges.strip(" \t,"))
+    if found is None:
+        return None
+    first, last, suffix = (None if number is None else int(number) for number in found.groups())
+    if first is not None and last is not None and last < first:
+        return None  # invalid (RFC 9110 14.1.2)
+    return ByteRange(first, last, suffix or 0)
+
+
+# Plans
+
+
+@dataclass(frozen=True, slots=True)
+class SlicedPlan:
+    """The bytes [start, stop) of a plan. It can be iterated as often as the plan."""
+
+    plan: Iterable[Piece]
+    start: int
+    stop: int
+
+    def __iter__(self) -> Iterator[Piece]:
+        return slice_plan(self.plan, self.start, self.stop)
+
+
+def slice_plan(plan: Iterable[Piece], start: int, stop: int) -> Iterator[Piece]:
+    """Yields the pieces with the bytes [start, stop) of a plan, cut at both ends. Raises ValueError for a
+    piece of unknown length."""
+    at = 0
+    for piece in plan:
+        if at >= stop:
+            return
+        length = piece.length
+        if length is None:
+            raise ValueError("a plan with a piece of unknown length cannot be sliced")
+        low, high = max(start - at, 0), min(stop - at, length)
+        if low < high:
+            yield piece if high - low == length else _cut(piece, low, high)
+        at += length
+
+
+def _cut(piece: Piece, low: int, high: int) -> Piece:
+    match piece:
+        case Literal(payload):
+            return Literal(payload[low:high])
+        case Span(segment, offset, _):
+            return Span(segment, offset + low, high - low)
+        case _:
+            chunks = piece.chunks
+            return ByteStream(
+                lambda start, stop: chunks(low + start, high if stop is None else low + stop), high - low
+            )
+
 
 # entity-tag (RFC 9110 8.8.3)
 _ETAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')

@@ -6,9 +6,8 @@ import pytest
 
 from framecodecs.coders import jpeg_lossless
 from framecodecs.errors import EncodeError
-from framecodecs.frameinfo import FrameInfo
+from framecodecs.frameinfo import EncodeOptions, FrameInfo
 from framecodecs.headers.jpeg_header import read_jpeg_header
-from framecodecs.options import EncodeOptions
 
 OPTIONS = EncodeOptions()
 

@@ -37,10 +37,9 @@ from pydicom import dcmread
 from framecodecs import libraries, registry
 from framecodecs.coders import jpeg
 from framecodecs.errors import CodestreamError, DecodeError, EncodeError, MemoryExceeded, Unsupported
-from framecodecs.frameinfo import FrameInfo
+from framecodecs.frameinfo import EncodeOptions, FrameInfo
 from framecodecs.headers.jpeg2000_header import read_jpeg2000_header
 from framecodecs.headers.jpeg_header import read_jpeg_header
-from framecodecs.options import EncodeOptions
 from framecodecs.registry import SYNTAXES, decode, encode, transcodable, transcode
 
 ROWS = pytest.mark.parametrize("row", SYNTAXES.values(), ids=lambda row: row.name)

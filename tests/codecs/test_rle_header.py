@@ -6,7 +6,7 @@ import pytest
 from frame_makers import GREY_8, GREY_12, RGB_8, RLE, picture_like
 
 from framecodecs.errors import CodestreamError
-from framecodecs.headers.rle_header import read_rle_header
+from framecodecs.headers.codestream import read_rle_header
 from framecodecs.registry import encode
 
 

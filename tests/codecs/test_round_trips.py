@@ -18,8 +18,7 @@ from frame_makers import (
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from framecodecs.frameinfo import FrameInfo
-from framecodecs.options import EncodeOptions
+from framecodecs.frameinfo import EncodeOptions, FrameInfo
 from framecodecs.registry import decode, encode, transcodable, transcode
 
 LOSSLESS_SYNTAXES = [LITTLE, DEFLATED_FRAME, RLE, LOSSLESS, JPEG_LS, J2K, HTJ2K, RPCL, JXL]

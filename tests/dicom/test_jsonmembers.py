@@ -6,7 +6,7 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamsrv.dicom.json.members import elements_in, members, names_any
+from streamsrv.dicom.json.text import elements_in, members, names_any
 
 TAGS = st.sampled_from([f"0010{at:04X}" for at in range(12)] + ["00081140", "52009230"])
 TEXTS = st.text(alphabet='ab"\\{}[],:\n\0é', max_size=12)

@@ -7,11 +7,10 @@ from fuzz_targets import target
 
 from framecodecs.errors import CodestreamError, FrameCodecError
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.headers.codestream import agree
+from framecodecs.headers.codestream import agree, read_rle_header
 from framecodecs.headers.jpeg2000_header import read_jpeg2000_header
 from framecodecs.headers.jpeg_header import read_jpeg_header
 from framecodecs.headers.jpegxl_header import read_jpegxl_header
-from framecodecs.headers.rle_header import read_rle_header
 from framecodecs.pool.messages import HEAD, AnswerReader
 
 INFO = FrameInfo(16, 16)

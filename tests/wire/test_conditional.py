@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from streamsrv.errors import PreconditionFailed, RangeNotSatisfiable
 from streamsrv.wire.answers import Answer, ByteStream, Literal, Piece, Request, Span
-from streamsrv.wire.byte_ranges import SlicedPlan, slice_plan
 from streamsrv.wire.conditional import (
+    SlicedPlan,
     dated,
     etag_of,
     evaluate,
     http_date,
     not_modified,
+    slice_plan,
 )
 
 ETAG = '"abc"'

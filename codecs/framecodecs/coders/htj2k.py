@@ -17,10 +17,9 @@ import numpy as np
 from framecodecs import samples
 from framecodecs.coders import jpeg_2000
 from framecodecs.errors import CodestreamError, DecodeError, EncodeError
-from framecodecs.frameinfo import FrameInfo
+from framecodecs.frameinfo import EncodeOptions, FrameInfo
 from framecodecs.headers.jpeg2000_header import Jpeg2000Header, read_jpeg2000_header
 from framecodecs.libraries import guarded, load
-from framecodecs.options import EncodeOptions
 from framecodecs.samples import Samples
 
 BASE_RESOLUTION = 64

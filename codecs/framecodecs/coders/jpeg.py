@@ -14,7 +14,7 @@ import numpy as np
 from framecodecs import samples
 from framecodecs.coders import libjpeg
 from framecodecs.errors import CodestreamError, DecodeError, EncodeError
-from framecodecs.frameinfo import FrameInfo
+from framecodecs.frameinfo import EncodeOptions, FrameInfo
 from framecodecs.headers.jpeg_header import (
     BASELINE,
     EXTENDED,
@@ -24,7 +24,6 @@ from framecodecs.headers.jpeg_header import (
     read_jpeg_header,
 )
 from framecodecs.libraries import guarded, load
-from framecodecs.options import EncodeOptions
 from framecodecs.samples import Decoded
 
 FIRST_ORDER_PREDICTOR = 1

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from framecodecs import samples
 from framecodecs.errors import EncodeError
-from framecodecs.frameinfo import FrameInfo
-from framecodecs.options import EncodeOptions
+from framecodecs.frameinfo import EncodeOptions, FrameInfo
 from framecodecs.samples import Samples
 
 BLOCK = 1 << 16  # differences in one step, about: whole rows

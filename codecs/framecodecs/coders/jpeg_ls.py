@@ -13,10 +13,9 @@ import numpy as np
 from framecodecs import samples
 from framecodecs.coders import charls
 from framecodecs.errors import CodestreamError, DecodeError, EncodeError
-from framecodecs.frameinfo import FrameInfo
+from framecodecs.frameinfo import EncodeOptions, FrameInfo
 from framecodecs.headers.jpeg_header import JPEG_LS, JpegHeader, read_jpeg_header
 from framecodecs.libraries import guarded, load
-from framecodecs.options import EncodeOptions
 from framecodecs.samples import Decoded, Samples
 
 INTERLEAVED_BY_SAMPLE = 2

@@ -10,10 +10,9 @@ import numpy as np
 
 from framecodecs import samples
 from framecodecs.errors import DecodeError, EncodeError
-from framecodecs.frameinfo import FrameInfo
+from framecodecs.frameinfo import EncodeOptions, FrameInfo
 from framecodecs.headers.jpegxl_header import JpegXlHeader, read_jpegxl_header
 from framecodecs.libraries import guarded, load
-from framecodecs.options import EncodeOptions
 from framecodecs.samples import Decoded
 
 

@@ -11,10 +11,9 @@ import zlib
 import numpy as np
 
 from framecodecs.errors import CodestreamError, DecodeError
-from framecodecs.frameinfo import FrameInfo
+from framecodecs.frameinfo import EncodeOptions, FrameInfo
 from framecodecs.headers.codestream import CodestreamHeader
 from framecodecs.libraries import guarded
-from framecodecs.options import EncodeOptions
 from framecodecs.samples import native
 
 DEFLATE_LEVEL = 6  # level 9 takes twice the time for 1 % on CT

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from framecodecs.errors import DecodeError, EncodeError
-from framecodecs.frameinfo import FrameInfo
+from framecodecs.frameinfo import EncodeOptions, FrameInfo
 from framecodecs.headers.codestream import CodestreamHeader
 from framecodecs.libraries import guarded, load
-from framecodecs.options import EncodeOptions
 from framecodecs.samples import interleaved_info, native
 
 

@@ -1,17 +1,26 @@
-"""The common part of all codestream headers, and their comparison with the dataset.
+"""The common part of all codestream headers, their comparison with the dataset, and the header of RLE
+Lossless.
 
 Libraries allocate the sizes of a header, and some never return from an altered one. So the readers
-`jpeg_header`, `jpeg2000_header`, `jpegxl_header` and `rle_header` read the marker segments of a complete
+`jpeg_header`, `jpeg2000_header`, `jpegxl_header` and `read_rle_header` read the marker segments of a complete
 codestream and decode nothing. `agree` refuses a header that does not fit the dataset. The readers also detect
 a cut codestream, which several libraries fill with grey without an error.
+
+RLE Lossless (PS3.5 annex G) has a count and fifteen offsets, little-endian, in 64 bytes. There is one segment
+for each byte of a sample, the most significant byte first (G.2). Offsets rise and lie inside the frame.
 """
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
+from itertools import pairwise
 
 from framecodecs.errors import CodestreamError
 from framecodecs.frameinfo import FrameInfo
+
+HEADER = struct.Struct("<16I")
+MOST_GAIN = 64  # two bytes of PackBits become at most 128
 
 
 @dataclass(frozen=True)
@@ -51,3 +60,24 @@ def big_endian(frame: bytes, offset: int, length: int) -> int:
     if len(piece) < length:
         raise CodestreamError(f"the codestream ends inside its headers, at byte {len(frame)}")
     return int.from_bytes(piece, "big")
+
+
+def read_rle_header(frame: bytes, info: FrameInfo) -> CodestreamHeader:
+    """Raises CodestreamError unless the segments fit `info` and can hold its pixels."""
+    if len(frame) < HEADER.size:
+        raise CodestreamError(
+            f"an RLE frame has a header of {HEADER.size} bytes, this one {len(frame)} bytes in all"
+        )
+    count, *offsets = HEADER.unpack_from(frame)
+    width = info.container.itemsize
+    if count != info.samples_per_pixel * width:
+        raise CodestreamError(f"{count} RLE segments, the dataset needs {info.samples_per_pixel * width}")
+    bounds = [*offsets[:count], len(frame)]
+    if bounds[0] != HEADER.size or any(a >= b for a, b in pairwise(bounds)):
+        raise CodestreamError("RLE segment offsets do not rise from 64 to the end of the frame")
+    pixels = info.rows * info.columns
+    if any((b - a) * MOST_GAIN < pixels for a, b in pairwise(bounds)):
+        raise CodestreamError("an RLE segment is too short for its pixels")
+    return CodestreamHeader(
+        info.rows, info.columns, info.samples_per_pixel, info.bits_allocated, 0, len(frame)
+    )

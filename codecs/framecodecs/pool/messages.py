@@ -32,8 +32,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from framecodecs.errors import BY_NAME, FrameCodecError, Unsupported, WorkerCrashed
-from framecodecs.frameinfo import FrameInfo
-from framecodecs.options import EncodeOptions
+from framecodecs.frameinfo import EncodeOptions, FrameInfo
 from framecodecs.pool.pipes import PipeReader
 from framecodecs.rendering.annotations import Notes
 from framecodecs.rendering.luts import Lut, Palette, Window

@@ -7,8 +7,7 @@ FrameBatch. It returns (bytes, FrameInfo or None) for each frame.
 from __future__ import annotations
 
 from framecodecs import registry
-from framecodecs.frameinfo import FrameInfo
-from framecodecs.options import EncodeOptions
+from framecodecs.frameinfo import EncodeOptions, FrameInfo
 from framecodecs.pool.messages import Result
 from framecodecs.rendering import pictures
 from framecodecs.rendering.pictures import PictureRequest

@@ -11,18 +11,23 @@ Rules
 - JSON text is UTF-8. If it is ASCII the dataset keeps its Specific Character Set, else it gets ISO_IR
   192. Items inherit it and have none of their own.
 - Group 0002 is no part of a dataset and becomes `facts`. Group lengths are left out.
+- Numbers may be text (F.2.3). A DS has at most 16 characters, so longer numbers are rounded. A value that
+  the VR cannot have raises NotDicom.
 """
 
 from __future__ import annotations
 
+import binascii
 import re
+import struct
+from base64 import b64decode
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from streamsrv.dicom import tags
-from streamsrv.dicom.elements import LONG_VRS, SHORT_VRS, UNDEFINED
+from streamsrv.dicom.elements import BINARY_VRS, LONG_VRS, SHORT_VRS, UNDEFINED
 from streamsrv.dicom.explicit import (
     ITEM_DELIMITER,
     ITEM_HEAD,
@@ -35,7 +40,7 @@ from streamsrv.dicom.explicit import (
     whole_element,
 )
 from streamsrv.dicom.json.text import AMBIGUOUS, LARGE, JsonReader
-from streamsrv.dicom.json.values import inline_bytes, value_bytes
+from streamsrv.dicom.values import NUMBERS
 from streamsrv.errors import InstanceRefused, NotDicom
 
 MAX_DEPTH = 64
@@ -275,3 +280,74 @@ def _vr(tag: str, element: dict[str, Any]) -> str:
     if not isinstance(vr, str) or vr not in _VRS:
         raise NotDicom(f"{str(vr)[:10]!r} is not a value representation", tag=tag)
     return vr
+
+
+_DS_LENGTH = 16
+
+
+def value_bytes(tag: str, vr: str, values: list[Any]) -> bytes:
+    """Little endian bytes (PS3.5 6.2), with text in UTF-8, without padding."""
+    try:
+        if vr in NUMBERS:
+            return _numbers(vr, values)
+        if vr == "AT":
+            return b"".join(struct.pack("<HH", *divmod(int(each, 16), 0x10000)) for each in values)
+        if vr in BINARY_VRS and values:
+            raise ValueError("a binary value is no list of values")
+        return "\\".join(_TEXTS.get(vr, _text)(each) for each in values).encode()
+    except (ValueError, TypeError, AttributeError, struct.error, OverflowError):
+        raise NotDicom(f"a value that no {vr} can have", tag=tag) from None
+
+
+def inline_bytes(tag: str, inline: Any) -> bytes:
+    try:
+        return b64decode(inline, validate=True)
+    except (binascii.Error, ValueError, TypeError):
+        raise NotDicom("InlineBinary is not base64", tag=tag) from None
+
+
+def _numbers(vr: str, values: list[Any]) -> bytes:
+    code, _ = NUMBERS[vr]
+    read: Callable[[Any], float] = float if vr[0] == "F" else _integer
+    return struct.pack(f"<{len(values)}{code}", *map(read, values))
+
+
+def _integer(value: Any) -> int:
+    number = int(value)
+    if isinstance(value, bool) or (isinstance(value, float) and number != value):
+        raise ValueError("not a whole number")
+    return number
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
+
+
+def _integer_text(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else str(_integer(value))
+
+
+def _decimal_text(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    text = repr(value + 0)  # a bool is no number
+    digits = _DS_LENGTH
+    while len(text) > _DS_LENGTH:
+        text = f"{value:.{digits}g}"
+        digits -= 1
+    return text
+
+
+def _name(value: Any) -> str:
+    """The component groups without trailing empty ones."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    groups = [_text(value.get(group)) for group in ("Alphabetic", "Ideographic", "Phonetic")]
+    return "=".join(groups).rstrip("=")
+
+
+_TEXTS: dict[str, Callable[[Any], str]] = {"IS": _integer_text, "DS": _decimal_text, "PN": _name}

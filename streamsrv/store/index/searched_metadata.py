@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from streamsrv.dicom.instance import JsonDataset
-from streamsrv.dicom.json.members import elements_in, names_any
+from streamsrv.dicom.json.text import elements_in, names_any
 from streamsrv.errors import ContentTooLarge
 from streamsrv.query.budget import Budget, Parsing
 from streamsrv.query.conditions import Condition

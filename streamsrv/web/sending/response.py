@@ -23,7 +23,7 @@ from streamsrv.web.connection.stream import Stream
 from streamsrv.web.sending.sources import read_warm, send_file_now
 from streamsrv.web.sending.transfer import SHORT, Transfer
 from streamsrv.wire.answers import Answer, Literal, Piece, Span, StoredParts, field_lines
-from streamsrv.wire.byte_ranges import slice_plan
+from streamsrv.wire.conditional import slice_plan
 
 # Up to this size copying is cheaper than a second system call and a turn of the loop.
 SMALL = 64 << 10
