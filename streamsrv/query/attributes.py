@@ -1,4 +1,5 @@
-"""The table of searchable attributes (PS3.18 10.6, Tables 10.6.1-3 to 10.6.1-5 and 10.6.3-3 to 10.6.3-5).
+"""The table of searchable attributes (PS3.18 10.6, Tables 10.6.1-3 to 10.6.1-5 and 10.6.3-3 to 10.6.3-5), and
+their keys in inverted lists: level, attribute, normal form.
 
 Strategy: a row says to which level an attribute belongs, when answers hold it, and whether the index has an
 inverted list of its values. The Part 10 reader returns KEEP. The index merges, stores and inverts attributes
@@ -10,6 +11,10 @@ Rules
 - The tag of a nested attribute is a path ("00400275.00400009"). Of a sequence only the attributes with rows
   are kept.
 - After a change of the table the index must be rebuilt: it holds TABLE_DIGEST, and another one is refused.
+- The number of an attribute in a list is its tag, or a digest of its path.
+- A normal form is cut, so a list may hold false matches and the stored row decides.
+- Every study has an entry in the list of study dates, an empty one if it has no valid date. Searches find
+  studies in the reverse order of that list.
 """
 
 from __future__ import annotations
@@ -17,10 +22,18 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
+import zlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from streamsrv.dicom.instance import JsonDataset, JsonElement
+from streamsrv.query.values import cut, normal_forms
+
 Path = tuple[str, ...]  # tags from the outermost sequence inwards
+
+ORDERING = "00080020"  # StudyDate
+
+_MOST_TERMS = 256  # of one attribute of one study or series; a scan finds further values
 
 
 class Level(enum.IntEnum):
@@ -175,3 +188,43 @@ BY_TAG: dict[str, QueryAttribute] = {row.tag: row for row in reversed(QUERY_ATTR
 @functools.cache
 def attributes_at(level: Level) -> tuple[QueryAttribute, ...]:
     return tuple(row for row in QUERY_ATTRIBUTES if row.level is level)
+
+
+def term_prefix(row: QueryAttribute) -> bytes:
+    number = int(row.tag, 16) if len(row.tag) == 8 else zlib.crc32(row.tag.encode()) | 0x8000_0000
+    return bytes((row.level,)) + number.to_bytes(4, "big")
+
+
+_INDEXED = {
+    level: tuple((row, term_prefix(row)) for row in attributes_at(level) if row.indexed) for level in Level
+}
+
+
+def elements_at(attributes: JsonDataset, path: Path) -> list[JsonElement]:
+    """Returns the elements at a path, in all items of its sequences."""
+    datasets = [attributes]
+    for tag in path[:-1]:
+        datasets = [
+            item
+            for each in datasets
+            if tag in each
+            for item in each[tag].get("Value", ())
+            if isinstance(item, dict)
+        ]
+    return [each[path[-1]] for each in datasets if path[-1] in each]
+
+
+def forms_of(row: QueryAttribute, attributes: JsonDataset) -> set[str]:
+    if len(row.path) == 1:
+        values = attributes.get(row.tag, {}).get("Value", ())
+    else:
+        elements = elements_at(attributes, row.path)
+        values = [value for element in elements for value in element.get("Value", ())]
+    if row.tag == ORDERING:
+        values = values[:1]
+    found = {form for value in values[:_MOST_TERMS] for form in normal_forms(row.vr, value)}
+    return found or ({""} if row.tag == ORDERING else found)
+
+
+def terms(level: Level, attributes: JsonDataset) -> set[bytes]:
+    return {start + cut(form) for row, start in _INDEXED[level] for form in forms_of(row, attributes)}

@@ -17,9 +17,8 @@ from typing import TypeAlias
 from streamsrv.dicom.instance import JsonDataset, JsonElement
 from streamsrv.dicom.tags import tag_of, vr_of
 from streamsrv.errors import BadRequest
-from streamsrv.query.attributes import BY_TAG, Level, Path, Position, QueryAttribute
+from streamsrv.query.attributes import BY_TAG, Level, Path, Position, QueryAttribute, elements_at
 from streamsrv.query.matching import Matcher, Moments, OneOf, Probe, Range, Universal, matcher_of
-from streamsrv.query.terms import elements_at
 
 UID_LEVELS = {"0020000D": Level.STUDY, "0020000E": Level.SERIES, "00080018": Level.INSTANCE}
 

@@ -15,11 +15,10 @@ from typing import NamedTuple
 import orjson
 
 from streamsrv.dicom.instance import JsonDataset
-from streamsrv.query.attributes import BY_TAG, Level, QueryAttribute
+from streamsrv.query.attributes import BY_TAG, Level, QueryAttribute, elements_at
 from streamsrv.query.budget import BRIEF_PORTION, BRIEF_ROWS
 from streamsrv.query.conditions import path_of
 from streamsrv.query.matching import OneOf, matcher_of
-from streamsrv.query.terms import elements_at
 from streamsrv.query.values import NORMAL_BYTES
 from streamsrv.search.attributes import returned_anyway
 from streamsrv.search.parameters import PARAMETERS, SearchLimits

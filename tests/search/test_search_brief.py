@@ -10,8 +10,8 @@ from search_world import Holder, ask, body_of, brief, element, instance, patient
 
 from streamsrv.query.budget import BRIEF_PORTION, BRIEF_ROWS, BriefBudget
 from streamsrv.search import answers
+from streamsrv.store.index import metadata_blobs
 from streamsrv.store.index import reading as index_reading
-from streamsrv.store.index import searched_metadata
 from streamsrv.store.index import walk as index_search
 from streamsrv.store.index.environment import ReadTransaction
 from streamsrv.store.index.index import Index
@@ -85,7 +85,7 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows = self.transactions = self.texts = 0
-        unpack, begin, names = LevelRow.unpack, ReadTransaction.__enter__, searched_metadata.names_any
+        unpack, begin, names = LevelRow.unpack, ReadTransaction.__enter__, metadata_blobs.names_any
 
         def unpacking(value: bytes) -> LevelRow:
             self.rows += 1
@@ -102,7 +102,7 @@ class Counted:
         for module in (index_search, index_reading):
             monkeypatch.setattr(module.LevelRow, "unpack", staticmethod(unpacking))
         monkeypatch.setattr(ReadTransaction, "__enter__", beginning)
-        monkeypatch.setattr(searched_metadata, "names_any", read)
+        monkeypatch.setattr(metadata_blobs, "names_any", read)
 
 
 @pytest.mark.parametrize("url", BRIEF)

@@ -10,7 +10,7 @@ from kill_world import verb
 from small_client import Client, file_of, key_of
 
 from streamsrv.store.index.audit import Audit
-from streamsrv.store.index.changes import FORGET_EVERY, FORGET_ROWS
+from streamsrv.store.index.batch import FORGET_EVERY, FORGET_ROWS
 from streamsrv.store.index.environment import DATABASES
 from streamsrv.store.index.index import Index
 

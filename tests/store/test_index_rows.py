@@ -12,9 +12,7 @@ from index_examples import row
 
 from streamsrv.dicom.instance import FrameKind
 from streamsrv.errors import StoreCorrupt, StoreError
-from streamsrv.query.attributes import KEEP, QUERY_ATTRIBUTES, Level, attributes_at
-from streamsrv.query.terms import term_prefix
-from streamsrv.store.index import changes as index_changes
+from streamsrv.query.attributes import KEEP, QUERY_ATTRIBUTES, Level, attributes_at, term_prefix
 from streamsrv.store.index import rows as index_rows
 from streamsrv.store.rows import ChangeKind, InstanceKey, Location
 
@@ -61,7 +59,7 @@ def test_facts_that_do_not_fit_are_refused(name: str) -> None:
     "unpack",
     [
         lambda value: index_rows.unpack_instance(KEY, value),
-        lambda value: index_changes.unpack_changes(1, value),
+        lambda value: index_rows.unpack_changes(1, value),
         lambda value: index_rows.unpack_segment(b"0001", value),
         lambda value: index_rows.LevelRow.unpack(value),
         lambda value: index_rows.Variant.unpack(value),
@@ -82,14 +80,14 @@ def test_values_that_mean_nothing_are_told() -> None:
     for each in damaged:
         with pytest.raises(StoreCorrupt):
             index_rows.unpack_instance(KEY, each)
-    change = index_changes.pack_change(1, ChangeKind.STORED, 1, bytes(16), b"1\x002\x003")[:-4]
+    change = index_rows.pack_change(1, ChangeKind.STORED, 1, bytes(16), b"1\x002\x003")[:-4]
     key = index_rows.number_key(1)
     with pytest.raises(StoreCorrupt):
-        index_changes.unpack_changes(1, index_rows.with_sum(key, b"\x09" + change[1:]))
-    deletions = index_changes.pack_deletions(2, 1, [bytes(16)] * 2, [b"1\x002\x003", b"1\x002\x004"])[:-4]
+        index_rows.unpack_changes(1, index_rows.with_sum(key, b"\x09" + change[1:]))
+    deletions = index_rows.pack_deletions(2, 1, [bytes(16)] * 2, [b"1\x002\x003", b"1\x002\x004"])[:-4]
     for each in (deletions[:12], deletions[:40], deletions[:-2], b""):
         with pytest.raises(StoreCorrupt):
-            index_changes.unpack_changes(1, index_rows.with_sum(key, each))
+            index_rows.unpack_changes(1, index_rows.with_sum(key, each))
 
 
 @pytest.mark.parametrize("count", [1, 2, 1000])
@@ -97,7 +95,7 @@ def test_instances_deleted_together_are_one_row(count: int) -> None:
     keys = sorted(index_rows.triple(InstanceKey("1.2", f"1.3.{n % 3}", f"1.4.{n}")) for n in range(count))
     ids = [number.to_bytes(16, "big") for number in range(count)]
     last = 5000 + count - 1
-    changes = index_changes.unpack_changes(last, index_changes.pack_deletions(last, 7, ids, keys))
+    changes = index_rows.unpack_changes(last, index_rows.pack_deletions(last, 7, ids, keys))
     assert [change.sequence for change in changes] == list(range(5000, 5000 + count))
     assert [index_rows.triple(change.key) for change in changes] == keys
     assert [change.record_id for change in changes] == ids

@@ -10,23 +10,25 @@ import time
 import pytest
 from store_world import OPTIONS, derive, get, key_of, open_store, payload_of, put
 
+from streamsrv.store.fileops import RWF_DONTCACHE
 from streamsrv.store.maintenance.check import check
 from streamsrv.store.maintenance.compact import compact
 from streamsrv.store.maintenance.info import info
 from streamsrv.store.maintenance.scrub import (
+    ALIGNMENT,
     DAY,
+    WINDOW,
     Pace,
     Scrub,
     ScrubState,
+    UncachedFile,
     Verified,
     WalkPosition,
     check_segments,
     verified_until,
 )
 from streamsrv.store.rows import FIRST_RECORD, OnDuplicate, SegmentRow
-from streamsrv.store.segments import uncached
 from streamsrv.store.segments.records import HEADER
-from streamsrv.store.segments.uncached import UncachedFile
 from streamsrv.store.segments.verifying import WRONG_DIGEST
 from streamsrv.store.store import Store, StoreOptions
 
@@ -241,7 +243,7 @@ def test_a_read_that_fails_once_is_no_damage_and_a_bad_block_costs_its_record(la
 WAYS = {
     "direct": (),
     "dontcache": (os.O_DIRECT,),
-    "plain": (os.O_DIRECT, uncached.RWF_DONTCACHE),
+    "plain": (os.O_DIRECT, RWF_DONTCACHE),
 }
 
 
@@ -257,7 +259,7 @@ def test_the_page_cache_stays_as_it_is(large, monkeypatch, way):
         return real_open(name, flags, *mode, **named)
 
     def preadv(fd, buffers, offset, flags=0):
-        if flags & uncached.RWF_DONTCACHE and uncached.RWF_DONTCACHE in missing:
+        if flags & RWF_DONTCACHE and RWF_DONTCACHE in missing:
             raise OSError(errno.EOPNOTSUPP, "no RWF_DONTCACHE here")
         return real_preadv(fd, buffers, offset, flags)
 
@@ -278,16 +280,16 @@ def test_the_page_cache_stays_as_it_is(large, monkeypatch, way):
 
 def test_reads_anywhere_are_those_of_the_file(tmp_path):
     path = tmp_path / "file"
-    content = os.urandom(3 * uncached.WINDOW + 1234)
+    content = os.urandom(3 * WINDOW + 1234)
     path.write_bytes(content)
     loaded = []
     file = UncachedFile(path, loaded.append)
-    longest = uncached.WINDOW - uncached.ALIGNMENT
-    places = [(0, 1), (1, longest), (uncached.WINDOW - 3, 9), (len(content) - 5, 5), (len(content) - 5, 50)]
-    for offset, length in [*places, (len(content), 3), (4096, 4096), (2 * uncached.WINDOW + 7, longest)]:
+    longest = WINDOW - ALIGNMENT
+    places = [(0, 1), (1, longest), (WINDOW - 3, 9), (len(content) - 5, 5), (len(content) - 5, 50)]
+    for offset, length in [*places, (len(content), 3), (4096, 4096), (2 * WINDOW + 7, longest)]:
         assert file.read(offset, length) == content[offset : offset + length]
     assert file.length == len(content)
-    assert sum(loaded) <= 9 * uncached.WINDOW
+    assert sum(loaded) <= 9 * WINDOW
     file.close()
 
 

@@ -12,7 +12,7 @@ from streamsrv.store.index.audit import Audit
 from streamsrv.store.index.batch import Prepared, prepare
 from streamsrv.store.index.damage import DamagedRecord
 from streamsrv.store.index.index import Index
-from streamsrv.store.index.metadata_blobs import compressed
+from streamsrv.store.index.metadata_blobs import SHORT, attributes_in, compressed
 from streamsrv.store.index.rows import (
     PLACE,
     LevelRow,
@@ -26,5 +26,4 @@ from streamsrv.store.index.rows import (
     syntax_in,
     unpacked,
 )
-from streamsrv.store.index.searched_metadata import SHORT, attributes_in
 from streamsrv.store.index.walk import LEVELS, Hit, study_date

@@ -26,7 +26,6 @@ from typing import TypeAlias
 
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import SegmentGone, StoreCorrupt
-from streamsrv.store.index.changes import unpack_changes
 from streamsrv.store.index.environment import ABOUT
 from streamsrv.store.index.index import Index
 from streamsrv.store.index.metadata_blobs import BlobReader, numbers_in, texts_in_row
@@ -36,6 +35,7 @@ from streamsrv.store.index.rows import (
     serial_of,
     split_triple,
     triple,
+    unpack_changes,
     unpack_instance,
     without_sum,
 )

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 from streamsrv.dicom.instance import BulkValue
 from streamsrv.errors import StoreCorrupt, StoreError
 from streamsrv.store.index import answers as index_answers
-from streamsrv.store.index.changes import FORGET_EVERY, forget_changes, pack_change, pack_deletions
 from streamsrv.store.index.damage import DamageWriter
 from streamsrv.store.index.environment import Cursor, Transaction
 from streamsrv.store.index.levels import Levels, Removed
@@ -42,6 +41,8 @@ from streamsrv.store.index.rows import (
     number_key,
     order_of,
     pack_bulk,
+    pack_change,
+    pack_deletions,
     pack_instance,
     pack_segment,
     record_id_of,
@@ -58,6 +59,9 @@ from streamsrv.store.rows import ChangeKind, InstanceKey, InstanceRow, Location,
 
 NEXT_SEGMENT = b"next_segment"
 FIRST_CHANGE = b"first_change"
+# The log is cut once in FORGET_EVERY changes, by at most FORGET_ROWS rows, so that a commit stays short.
+FORGET_EVERY = 1024
+FORGET_ROWS = 2048
 
 
 @dataclass(slots=True)
@@ -418,3 +422,18 @@ def runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
             first = number
         last = number
     yield first, last
+
+
+def forget_changes(changes: Cursor, until: int) -> int | None:
+    """Remove rows from the oldest on, up to sequence `until`, FORGET_ROWS at most. Returns the sequence
+    behind the last one that went, None if none did."""
+    first = None
+    there = changes.first()
+    for _ in range(FORGET_ROWS):
+        last = int.from_bytes(changes.key(), "big") if there else 0
+        if not 0 < last <= until:
+            break
+        first = last + 1
+        changes.delete()
+        there = bool(changes.key())
+    return first

@@ -16,14 +16,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from streamsrv.errors import StoreCorrupt
-from streamsrv.query.attributes import Level, QueryAttribute
+from streamsrv.query.attributes import Level, QueryAttribute, term_prefix
 from streamsrv.query.budget import Budget, Parsing
 from streamsrv.query.conditions import Query
-from streamsrv.query.terms import term_prefix
 from streamsrv.query.values import cut
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.index.batch import Batch, Prepared, prepare
-from streamsrv.store.index.changes import unpack_changes
 from streamsrv.store.index.damage import DamagedRecord
 from streamsrv.store.index.environment import DATABASES, Environment, dump, rewrite
 from streamsrv.store.index.reading import ROWS_A_BATCH, Reading
@@ -33,6 +31,7 @@ from streamsrv.store.index.rows import (
     number_key,
     segment_key,
     split_triple,
+    unpack_changes,
     unpack_instance,
     unpack_segment,
     without_sum,

@@ -23,8 +23,7 @@ from typing import TypeAlias
 import orjson
 
 from streamsrv.dicom.instance import JsonDataset, JsonElement
-from streamsrv.query.attributes import Level
-from streamsrv.query.terms import terms
+from streamsrv.query.attributes import Level, terms
 from streamsrv.store.index.answers import at_level, dataset_attributes, level_texts, recounted
 from streamsrv.store.index.environment import Transaction
 from streamsrv.store.index.rows import (

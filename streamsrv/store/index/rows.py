@@ -9,7 +9,7 @@
     series      study \\0 series              -> LevelRow
     attributes  level u8, tag u32, normal form -> study, or study \\0 series (several)
     uids        "i" instance / "s" series     -> study \\0 series / study (several)
-    changes     sequence u64                  -> one change, or several (changes)
+    changes     sequence u64                  -> one change, or several
     damage      record id                     -> a record whose bytes are damaged (damage)
     segments    segment u32                   -> committed end, live, dead, sealed
     about       name                          -> text
@@ -22,14 +22,23 @@ Integers in keys are big-endian, so that they sort; those in values are little-e
 The *serial* of an instance is the sequence of the change that stored it. Three databases have it in their
 keys instead of the triple. That saves 180 bytes a key, and the rows land at the end of the tree, on full
 pages. The *order* of an instance (stored_at, record id) decides which of two is the later one. Unlike the
-serial it survives a rebuild."""
+serial it survives a rebuild.
+
+A change is kind u8, at u64, record id, key. Instances that were deleted together have one row, under the
+sequence of the last one: a row for each would take ten times the bytes and the work. This row is 255, at u64,
+count u32, length u16 of the common beginning of all keys; then the record ids, that beginning, and the rest
+of each key (\\n between). The log may be bounded: then `about` has the sequence of the first change that is
+kept. The last change always stays, because the next sequence follows from it.
+"""
 
 from __future__ import annotations
 
+import operator
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, TypeAlias
 
 import orjson
@@ -38,11 +47,14 @@ import xxhash
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import StoreCorrupt, StoreError
 from streamsrv.store.rows import (
+    Change,
+    ChangeKind,
     InstanceKey,
     InstanceRow,
     Location,
     SegmentRow,
 )
+from streamsrv.store.segments.records import ID_LENGTH
 
 FRAMES_A_CHUNK = 1024
 LONGEST_PATH = 400  # of a bulk value, that is part of its key
@@ -92,6 +104,10 @@ _ROW_NAMES: dict[str, Callable[[bytes], str]] = {
     "about": lambda key: key.decode("ascii", "replace"),
 }
 _SUM = 4
+
+_CHANGE = struct.Struct("<BQ16s")
+_DELETIONS = struct.Struct("<BQIH")
+_SEVERAL = 255
 
 
 def with_sum(key: bytes, value: bytes) -> bytes:
@@ -377,3 +393,41 @@ def json_object(text: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise StoreCorrupt("the text of an index row cannot be read: run check, then reindex") from error
     return loaded
+
+
+def pack_change(sequence: int, kind: ChangeKind, at: int, record_id: bytes, key: bytes) -> bytes:
+    return with_sum(number_key(sequence), _CHANGE.pack(kind, at, record_id) + key)
+
+
+def pack_deletions(last: int, at: int, ids: Sequence[bytes], keys: Sequence[bytes]) -> bytes:
+    """One row for instances that were deleted together, in the order of their keys; `last` is the sequence of
+    the last one."""
+    first = keys[0]
+    # The keys are in order: all have the common beginning of the first and the last.
+    shared = sum(takewhile(bool, map(operator.eq, first, keys[-1])))
+    head = _DELETIONS.pack(_SEVERAL, at, len(keys), shared)
+    rest = b"\n".join([key[shared:] for key in keys])
+    return with_sum(number_key(last), b"".join((head, *ids, first[:shared], rest)))
+
+
+def unpack_changes(sequence: int, stored: bytes) -> list[Change]:
+    """The changes of a row; `sequence` is that of the last one."""
+    value = without_sum("changes", number_key(sequence), stored)
+    try:
+        if value[0] == _SEVERAL:
+            return _unpack_deletions(sequence, value)
+        kind, at, record_id = _CHANGE.unpack_from(value)
+        return [Change(sequence, ChangeKind(kind), split_triple(value[_CHANGE.size :]), record_id, at)]
+    except (struct.error, ValueError, TypeError, LookupError) as error:
+        raise StoreCorrupt(f"change {sequence} cannot be read") from error
+
+
+def _unpack_deletions(last: int, value: bytes) -> list[Change]:
+    _, at, count, rest = _DELETIONS.unpack_from(value)
+    begin = _DELETIONS.size + count * ID_LENGTH
+    ids = (value[place : place + ID_LENGTH] for place in range(_DELETIONS.size, begin, ID_LENGTH))
+    common, keys = value[begin : begin + rest], value[begin + rest :].split(b"\n")
+    return [
+        Change(sequence, ChangeKind.DELETED, split_triple(common + key), record_id, at)
+        for sequence, (record_id, key) in enumerate(zip(ids, keys, strict=True), last - count + 1)
+    ]

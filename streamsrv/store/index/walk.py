@@ -22,16 +22,15 @@ from functools import partial
 from typing import Any
 
 from streamsrv.dicom.instance import JsonDataset
-from streamsrv.query.attributes import BY_TAG, Level
+from streamsrv.query.attributes import BY_TAG, ORDERING, Level, term_prefix
 from streamsrv.query.budget import Budget, Parsing
 from streamsrv.query.conditions import Condition, Query
 from streamsrv.query.matching import Probe
-from streamsrv.query.terms import ORDERING, term_prefix
 from streamsrv.query.values import NORMAL_BYTES, cut, date_form
 from streamsrv.store.index.answers import instance_attributes, reader_of
 from streamsrv.store.index.environment import Cursor, Environment
+from streamsrv.store.index.metadata_blobs import SearchedMetadata
 from streamsrv.store.index.rows import LevelRow, prefix, serial_of
-from streamsrv.store.index.searched_metadata import SearchedMetadata
 
 FEW = 200  # a list of at most so many is used at once
 LEVELS = tuple(Level)  # iterating an enumeration takes a microsecond

@@ -4,6 +4,10 @@ Strategy: a segment is read from header to header, past the page cache, and each
 instance with wrong bytes is registered as damaged; a registered instance with right bytes is taken from the
 register. Where a header is damaged, the rows of the index give the next instance; it is verified by its row.
 
+The page cache is passed so that pages of clients stay in it, and the disk is read instead of the memory: with
+O_DIRECT through one aligned window, else with RWF_DONTCACHE (Linux 6.14), else with plain reads whose pages
+are dropped afterwards.
+
 It runs beside a live server. Bytes before the committed end of a segment never change. If a segment is
 compacted meanwhile, compaction verifies its records.
 
@@ -28,6 +32,8 @@ Rules of this file
 from __future__ import annotations
 
 import contextlib
+import errno
+import mmap
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -38,12 +44,11 @@ from typing import NamedTuple
 import orjson
 import xxhash
 
-from streamsrv.store.fileops import FileOps, write_all
+from streamsrv.store.fileops import RWF_DONTCACHE, FileOps, write_all
 from streamsrv.store.index import DamagedRecord
 from streamsrv.store.maintenance.check import Finding, Severity, at, error
 from streamsrv.store.rows import FIRST_RECORD, InstanceRow, SegmentRow
 from streamsrv.store.segments.records import HEADER, HeaderDamaged, RecordHeader, RecordKind
-from streamsrv.store.segments.uncached import ALIGNMENT, WINDOW, UncachedFile
 from streamsrv.store.segments.verifying import (
     MISSING_SEGMENT,
     SHORT_SEGMENT,
@@ -54,12 +59,78 @@ from streamsrv.store.segments.verifying import (
 )
 from streamsrv.store.store import Store
 
+WINDOW = 1 << 20  # bytes of one read
+ALIGNMENT = 4096  # of offsets and memory; no disk wants more
+_NOT_KNOWN = frozenset((errno.EINVAL, errno.EOPNOTSUPP))
 DAY = 86_400.0
-
 STEP = WINDOW - ALIGNMENT  # bytes hashed at a time
 ATTEMPTS, PAUSE = 3, 1.0  # of a read that fails; seconds between them
 SAVE_EVERY = 10.0  # seconds: a crash loses at most so much of a walk
 REGISTER_BATCH = 1_000
+
+
+class UncachedFile:
+    """A file, open for reading past the page cache. `loaded` gets the bytes of each read of the disk."""
+
+    def __init__(self, path: Path, loaded: Callable[[int], None] = lambda _: None) -> None:
+        self._loaded = loaded
+        self._direct = True
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        except OSError as error:
+            if error.errno not in _NOT_KNOWN:
+                raise
+            self._direct = False
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_RANDOM)  # no readahead
+        self._window = mmap.mmap(-1, WINDOW)  # page-aligned
+        self._start = self._end = 0  # of the file: the bytes in the window
+
+    def close(self) -> None:
+        os.close(self.fd)
+        self._window.close()
+
+    @property
+    def length(self) -> int:
+        return os.fstat(self.fd).st_size
+
+    def read(self, offset: int, length: int, *, ahead: bool = True) -> bytes:
+        """At most WINDOW - ALIGNMENT bytes; fewer at the end of the file. Without `ahead`, reads only the
+        blocks that hold these bytes."""
+        if not self._start <= offset <= offset + length <= self._end:
+            start = offset - offset % ALIGNMENT
+            needed = offset + length - start
+            self._load(start, WINDOW if ahead else needed + -needed % ALIGNMENT)
+        start = offset - self._start
+        return self._window[start : min(start + length, self._end - self._start)]
+
+    def _load(self, start: int, length: int) -> None:
+        self._start = self._end = start
+        with memoryview(self._window) as whole, whole[:length] as view:
+            count = self._read_into(view, start)
+        self._end = start + count
+        self._loaded(count)
+
+    def _read_into(self, view: memoryview, start: int) -> int:
+        if self._direct:
+            return os.preadv(self.fd, [view], start)
+        try:
+            return os.preadv(self.fd, [view], start, RWF_DONTCACHE)
+        except OSError as error:
+            if error.errno not in _NOT_KNOWN:
+                raise
+        cached = self._is_cached(start)
+        count = os.preadv(self.fd, [view], start)
+        if not cached:
+            os.posix_fadvise(self.fd, start, count, os.POSIX_FADV_DONTNEED)
+        return count
+
+    def _is_cached(self, start: int) -> bool:
+        try:
+            os.preadv(self.fd, [bytearray(1)], start, os.RWF_NOWAIT)
+        except OSError:
+            return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)
