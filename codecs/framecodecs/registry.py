@@ -24,7 +24,6 @@ from framecodecs.coders import (
     jpeg_ls,
     jpeg_xl,
     native,
-    rle_lossless,
 )
 from framecodecs.errors import CodestreamError, EncodeError, Unsupported
 from framecodecs.frameinfo import EncodeOptions, FrameInfo
@@ -113,7 +112,7 @@ FAMILIES = {
     "deflated frame": Family(
         native.whole_header, {BUILT_IN: native.decode_deflated}, {BUILT_IN: native.encode_deflated}
     ),
-    "rle": Family(read_rle_header, {RLE: rle_lossless.decode}, {RLE: rle_lossless.encode}, BYTES),
+    "rle": Family(read_rle_header, {RLE: native.decode_rle}, {RLE: native.encode_rle}, BYTES),
     "jpeg baseline": Family(jpeg.lossy_header, _JPEG, {IC: jpeg.encode_lossy}, JPEG_8),
     "jpeg extended": Family(jpeg.lossy_header, _JPEG, {IC: jpeg.encode_lossy}, JPEG_12),
     "jpeg lossless": Family(

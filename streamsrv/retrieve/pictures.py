@@ -22,8 +22,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from framecodecs.pool import work
-from framecodecs.rendering import animations
-from framecodecs.rendering.pictures import ICC_FORMATS, picture_size
+from framecodecs.rendering.pictures import GIF_CLOSING, ICC_FORMATS, gif_opening, picture_size
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import BadRequest, NotAcceptable, NotFound, StoreCorrupt, StreamsrvError
 from streamsrv.pixels.description import Description
@@ -402,7 +401,7 @@ def animation(one: Renderer, indices: Sequence[int], of: int) -> Generator[bytes
     """The chunks of a GIF of these frames, in the time of a loop of `of` frames. An empty chunk says that
     nothing is ready yet."""
     columns, rows = picture_size(one.parameters.viewport, one.row.rows, one.row.columns)
-    start = animations.opening(columns, rows)
+    start = gif_opening(columns, rows)
     for turn in one.pool.in_turn(_animation_tasks(one, indices, of / len(indices))):
         if turn is None or turn[1] is None:
             yield b""
@@ -410,7 +409,7 @@ def animation(one: Renderer, indices: Sequence[int], of: int) -> Generator[bytes
         blocks = [block for block, _ in one.pool.results(turn[1])]
         yield b"".join((start, *blocks))
         start = b""
-    yield animations.CLOSING
+    yield GIF_CLOSING
 
 
 def _animation_tasks(

@@ -8,15 +8,22 @@ from frame_makers import GREY_8, LITTLE, RGB_8, picture_like
 from PIL import Image, ImageSequence
 
 from framecodecs.errors import EncodeError
-from framecodecs.rendering import animations, pictures
-from framecodecs.rendering.pictures import PictureRequest, Viewport, picture_file
+from framecodecs.rendering import pictures
+from framecodecs.rendering.pictures import (
+    GIF_CLOSING,
+    PictureRequest,
+    Viewport,
+    gif_block,
+    gif_opening,
+    picture_file,
+)
 from framecodecs.rendering.rendering import displayable
 
 
 def animation(pictures, milliseconds=100):
     rows, columns = pictures[0].shape[:2]
-    blocks = [animations.frame_block(picture_file(one, "image/gif"), milliseconds) for one in pictures]
-    return b"".join((animations.opening(columns, rows), *blocks, animations.CLOSING))
+    blocks = [gif_block(picture_file(one, "image/gif"), milliseconds) for one in pictures]
+    return b"".join((gif_opening(columns, rows), *blocks, GIF_CLOSING))
 
 
 def by_pillow(pictures, milliseconds=100):
@@ -68,7 +75,7 @@ def test_from_a_frame_to_a_block():
     frame = picture_like(GREY_8)
     request = PictureRequest(media_type="image/gif", viewport=Viewport(40, 32), milliseconds=50)
     block = pictures.animated(frame, LITTLE, GREY_8, request)
-    content = animations.opening(40, 32) + block + animations.CLOSING
+    content = gif_opening(40, 32) + block + GIF_CLOSING
     opened = Image.open(io.BytesIO(content))
     assert (opened.size, opened.info["duration"]) == ((40, 32), 50)
 
@@ -77,4 +84,4 @@ def test_what_is_no_picture_is_refused():
     whole = picture_file(pictures_of(GREY_8, 1)[0], "image/gif")
     for wrong in (b"", b"GIF89a", whole[:500], whole[:-1], b"PNG" + whole[3:], whole[:13] + b"\x3b"):
         with pytest.raises(EncodeError):
-            animations.frame_block(wrong, 40)
+            gif_block(wrong, 40)

@@ -19,7 +19,7 @@ import pytest
 from frame_makers import GREY_12, LITTLE, picture_like
 
 from framecodecs import registry
-from framecodecs.pool import confinement, seccomp, work
+from framecodecs.pool import confinement, work
 from framecodecs.pool.confinement import lacking
 from framecodecs.pool.pool import FramePool, PoolLimits
 from framecodecs.pool.processes import INHERITED, SETTINGS
@@ -199,22 +199,22 @@ def test_nothing_is_loaded_once_a_process_is_confined(pool):
 
 def test_what_a_kernel_lacks_is_said(monkeypatch):
     monkeypatch.setattr(confinement, "landlock_version", lambda: 0)
-    monkeypatch.setattr(seccomp, "architecture", lambda: None)
+    monkeypatch.setattr(confinement, "architecture", lambda: None)
     assert [sentence.split(":")[0] for sentence in lacking()] == [
         "without Landlock",
         "without a system call filter",
     ]
     with pytest.raises(OSError, match="not known"):
-        seccomp.install()
+        confinement.install_filter()
     monkeypatch.setattr(confinement, "landlock_version", lambda: 4)
     assert "version 4 of Landlock" in lacking()[0]
 
 
 ALONE_AND_LACKING = """
-from framecodecs.pool import confinement, seccomp
+from framecodecs.pool import confinement
 refuse = lambda *_: -1
 confinement.LIBC = type("Old", (), {"syscall": refuse, "prctl": refuse, "capset": refuse})
-seccomp.architecture = lambda: None
+confinement.architecture = lambda: None
 confinement.confine(1 << 28)
 print(open("/proc/self/status").read())
 """
@@ -241,36 +241,36 @@ def verdict(code, audit, number, *arguments):
         one = code[at]
         at += 1
         match one.code:
-            case seccomp.LOAD:
+            case confinement.LOAD:
                 (accumulator,) = struct.unpack_from("<I", data, one.k)
-            case seccomp.EQUAL:
+            case confinement.EQUAL:
                 at += one.jt if accumulator == one.k else one.jf
-            case seccomp.ANY_BIT:
+            case confinement.ANY_BIT:
                 at += one.jt if accumulator & one.k else one.jf
-            case seccomp.RETURN:
+            case confinement.RETURN:
                 return one.k
 
 
-@pytest.mark.parametrize("machine", seccomp.ARCHITECTURES)
+@pytest.mark.parametrize("machine", confinement.ARCHITECTURES)
 def test_the_filter_of_each_architecture(machine):
-    known = seccomp.ARCHITECTURES[machine]
-    code = list(seccomp.program(known, 77))
-    refused = seccomp.FAIL | errno.EPERM
+    known = confinement.ARCHITECTURES[machine]
+    code = list(confinement.program(known, 77))
+    refused = confinement.FAIL | errno.EPERM
 
     def asked(number, *arguments):
         return verdict(code, known.audit, number, *arguments)
 
-    allowed = {number for number in range(600) if asked(number) == seccomp.ALLOW}
+    allowed = {number for number in range(600) if asked(number) == confinement.ALLOW}
     assert allowed == {*known.plain, known.mmap, known.mprotect}
-    assert asked(known.clone3) == seccomp.FAIL | errno.ENOSYS
-    assert asked(known.clone, 0x3D0F00) == seccomp.ALLOW  # pthread_create
+    assert asked(known.clone3) == confinement.FAIL | errno.ENOSYS
+    assert asked(known.clone, 0x3D0F00) == confinement.ALLOW  # pthread_create
     assert asked(known.clone, 0x1200011) == refused  # fork
-    assert asked(known.kill, 77) == asked(known.tgkill, 77, 77) == seccomp.ALLOW
+    assert asked(known.kill, 77) == asked(known.tgkill, 77, 77) == confinement.ALLOW
     assert asked(known.kill, 78) == asked(known.tgkill, 78) == asked(known.kill, 2**64 - 1) == refused
-    assert asked(known.fcntl, 0, fcntl.F_SETLKW) == seccomp.ALLOW
+    assert asked(known.fcntl, 0, fcntl.F_SETLKW) == confinement.ALLOW
     assert asked(known.fcntl, 0, fcntl.F_SETOWN) == refused
     for number in (known.mmap, known.mprotect):
         assert asked(number, 0, 0, mmap.PROT_READ | mmap.PROT_EXEC) == refused
-    others = {known.audit for known in seccomp.ARCHITECTURES.values()} - {known.audit} | {0x40000003}
+    others = {known.audit for known in confinement.ARCHITECTURES.values()} - {known.audit} | {0x40000003}
     for audit in others:
         assert {verdict(code, audit, number) for number in range(600)} == {refused}

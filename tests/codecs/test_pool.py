@@ -48,8 +48,7 @@ from framecodecs.pool.messages import (
 )
 from framecodecs.pool.pipes import MOST_ROOM, StoredFrame
 from framecodecs.pool.pool import FramePool, PoolLimits
-from framecodecs.pool.processes import END, PixelProcesses
-from framecodecs.pool.status_pages import ABSENT, IDLE
+from framecodecs.pool.processes import ABSENT, END, IDLE, PixelProcesses
 from framecodecs.rendering.annotations import Notes
 from framecodecs.rendering.luts import Lut, Palette, Window
 from framecodecs.rendering.pictures import PictureRequest, Viewport

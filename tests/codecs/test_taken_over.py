@@ -15,7 +15,7 @@ from framecodecs.errors import FrameCodecError, WorkCancelled, WorkerCrashed
 from framecodecs.pool import tasks
 from framecodecs.pool.pipes import WITHOUT_WAITING, PipeWriter, StoredFrame, make_room
 from framecodecs.pool.pool import FramePool, PoolLimits
-from framecodecs.pool.status_pages import ABSENT, BUSY, IDLE, STARTING
+from framecodecs.pool.processes import ABSENT, BUSY, IDLE, STARTING
 
 LIMITS = PoolLimits(modules=("pool_works", "taken_over_works"))
 

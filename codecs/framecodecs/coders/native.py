@@ -1,4 +1,5 @@
-"""Native frames, and deflated ones (PS3.5 A.1, A.2, A.3, A.5, A.4.12).
+"""Frames that keep all their bits, those above the high bit too: native ones, deflated ones (PS3.5 A.1, A.2,
+A.3, A.5, A.4.12), and RLE Lossless (annex G) by pylibjpeg-rle.
 
 Big-endian pixel data of VR OW is swapped in words of 16 bits for any Bits Allocated (PS3.5 A.3). So 8-bit
 pixels come in swapped pairs; those of VR OB are not swapped. Of wider samples all bytes are reversed.
@@ -10,11 +11,11 @@ import zlib
 
 import numpy as np
 
-from framecodecs.errors import CodestreamError, DecodeError
+from framecodecs.errors import CodestreamError, DecodeError, EncodeError
 from framecodecs.frameinfo import EncodeOptions, FrameInfo
 from framecodecs.headers.codestream import CodestreamHeader
-from framecodecs.libraries import guarded
-from framecodecs.samples import native
+from framecodecs.libraries import guarded, load
+from framecodecs.samples import interleaved_info, native
 
 DEFLATE_LEVEL = 6  # level 9 takes twice the time for 1 % on CT
 
@@ -63,3 +64,25 @@ def encode_deflated(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tu
     frame, info = native(frame, info)
     deflater = zlib.compressobj(DEFLATE_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
     return deflater.compress(frame) + deflater.flush(), info
+
+
+def decode_rle(frame: bytes, info: FrameInfo, header: CodestreamHeader) -> tuple[bytes, FrameInfo]:
+    """Returns a frame by pixel; the library decodes to planes."""
+    with guarded(DecodeError, "RLE"):
+        planes = load("pylibjpeg-rle").decode_frame(frame, info.rows * info.columns, info.bits_allocated, "<")
+    out = interleaved_info(info)
+    if len(planes) != out.frame_length:
+        raise DecodeError(f"RLE: decoded to {len(planes)} bytes instead of {out.frame_length}")
+    if info.samples_per_pixel == 1:
+        return bytes(planes), out
+    by_plane = np.frombuffer(planes, info.container).reshape(info.samples_per_pixel, -1)
+    return by_plane.T.tobytes(), out
+
+
+def encode_rle(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tuple[bytes, FrameInfo]:
+    frame, info = native(frame, info)
+    with guarded(EncodeError, "RLE"):
+        encoded = load("pylibjpeg-rle").encode_frame(
+            frame, info.rows, info.columns, info.samples_per_pixel, info.bits_allocated, "<"
+        )
+    return bytes(encoded), info

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from framecodecs.errors import FrameUnread
-from framecodecs.pool.seccomp import F_SETPIPE_SZ, LIBC
+from framecodecs.pool.confinement import F_SETPIPE_SZ, LIBC
 
 WITHOUT_WAITING = 2  # SPLICE_F_NONBLOCK
 PAGE = 4096

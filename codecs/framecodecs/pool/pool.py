@@ -38,9 +38,21 @@ from framecodecs.errors import (
 )
 from framecodecs.pool.messages import Result, TaskMessage, Work
 from framecodecs.pool.pipes import Frame, length_of
-from framecodecs.pool.processes import END, FIRST, LATE, MORE, RENEW, PixelProcesses, PoolEndpoints
+from framecodecs.pool.processes import (
+    ABSENT,
+    BUSY,
+    END,
+    FIRST,
+    IDLE,
+    LATE,
+    MORE,
+    RENEW,
+    STARTING,
+    PixelProcesses,
+    PoolEndpoints,
+    StatusPages,
+)
 from framecodecs.pool.processes import PoolLimits as PoolLimits
-from framecodecs.pool.status_pages import ABSENT, BUSY, IDLE, STARTING, StatusPages
 from framecodecs.pool.tasks import NONE, SubmittedTask
 
 TaskFuture = Future[list[Result]]

@@ -8,17 +8,21 @@ others, reach them by PoolEndpoints: descriptors that a child may inherit.
   So any idle process takes the next task of any pool.
 - `requests`: a pipe. FIRST requests one process, MORE another one. LATE says that nothing starts. RENEW says
   that a process hides its work, so all are replaced. END ends all.
-- `status_pages`: for each process a memory file with its state (status_pages.py).
+- `status_pages`: for each process a memory file with its state.
 
 Rules of this file
 - Processes start by exec, never by fork. They inherit no locks, index, connections or secrets of the
   environment, but only the queue and their own status page.
+- A process can write to its own status page only. So a process that was taken over can lie about itself
+  alone. The files are sealed: to cut a mapped file short would kill the processes that read it.
 - They end with the queue, which ends with its owner and all pools.
 - After a process that could not start, the next attempt comes PAUSE seconds later.
 """
 
 from __future__ import annotations
 
+import fcntl
+import mmap
 import os
 import selectors
 import signal
@@ -26,13 +30,49 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from framecodecs.pool.status_pages import ABSENT, STARTING, StatusPages, make_files
+ABSENT, STARTING, IDLE, BUSY = b"\0", b"s", b"i", b"b"
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def make_files(count: int) -> tuple[int, ...]:
+    """Returns descriptors, which the caller closes."""
+    files = list[int]()
+    for _ in range(count):
+        file = os.memfd_create("status", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        files.append(file)
+        os.truncate(file, 1)
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALS)
+    return tuple(files)
+
+
+class StatusPages:
+    """The pages of some processes, in the order of their files. They are hints: a process may have died."""
+
+    def __init__(self, files: Sequence[int]) -> None:
+        self._pages = [mmap.mmap(file, 1) for file in files]
+
+    def __len__(self) -> int:
+        return len(self._pages)
+
+    def states(self) -> bytes:
+        return b"".join([page[:] for page in self._pages])
+
+    def __getitem__(self, index: int) -> bytes:
+        return self._pages[index][:]
+
+    def __setitem__(self, index: int, state: bytes) -> None:
+        self._pages[index][:] = state
+
+    def close(self) -> None:
+        for page in self._pages:
+            page.close()
+
 
 FIRST, MORE, LATE, RENEW, END = b"f", b"m", b"l", b"r", b"e"
 PAUSE = 1.0  # seconds

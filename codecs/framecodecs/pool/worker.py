@@ -1,14 +1,19 @@
 """A pixel process: `python -m framecodecs.pool.worker QUEUE PAGE MEMORY LIFETIME [MODULE ...]`.
 
-It loads all libraries and the modules (preparation.py), and drops its rights (confinement.py). Only then it
-takes tasks from the queue, one at a time, until the queue ends or it has done LIFETIME of them. C code that
-hangs or grows cannot be stopped from Python, so the kernel does: two timers, of processor time and of time,
-end the process at each deadline. The limit of its address space is the size at the start plus MEMORY bytes.
+It loads all libraries and the modules, and drops its rights (confinement.py). Libraries load parts of
+themselves at their first use, and a confined process cannot open a file. So `prepare` uses each transfer
+syntax and each picture format once. The self-checks of charls.py and libjpeg.py run then, too.
+
+Only then it takes tasks from the queue, one at a time, until the queue ends or it has done LIFETIME of them.
+C code that hangs or grows cannot be stopped from Python, so the kernel does: two timers, of processor time
+and of time, end the process at each deadline. The limit of its address space is the size at the start plus
+MEMORY bytes.
 """
 
 from __future__ import annotations
 
 import fcntl
+import importlib
 import os
 import select
 import signal
@@ -18,8 +23,12 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
+from framecodecs import registry
 from framecodecs.errors import FrameCodecError, MemoryExceeded
+from framecodecs.frameinfo import FrameInfo
+from framecodecs.libraries import LIBRARIES, available
 from framecodecs.pool.confinement import confine
 from framecodecs.pool.messages import (
     ANSWERING,
@@ -31,13 +40,23 @@ from framecodecs.pool.messages import (
     answer_of_error,
 )
 from framecodecs.pool.pipes import MOST_ROOM, PipeWriter, make_room, receive_whole
-from framecodecs.pool.preparation import prepare
-from framecodecs.pool.status_pages import BUSY, IDLE, StatusPages
+from framecodecs.pool.processes import BUSY, IDLE, StatusPages
 from framecodecs.pool.work import FrameBatch
+from framecodecs.rendering import pictures
+from framecodecs.rendering.annotations import Notes
+from framecodecs.rendering.pictures import PictureRequest, Viewport
 
 DESCRIPTORS = 2  # with a task: the read end of IN, the write end of OUT
 ROOM = socket.CMSG_SPACE(DESCRIPTORS * array("i").itemsize)
 MOST_LENT = 2  # answers of which some may be unread
+NATIVE = "1.2.840.10008.1.2.1"
+SIDE = 16
+KINDS = (
+    FrameInfo(SIDE, SIDE),
+    FrameInfo(SIDE, SIDE, 1, 16, 12, 11),
+    FrameInfo(SIDE, SIDE, 1, 16, 16, 15, 1),
+    FrameInfo(SIDE, SIDE, 3, photometric_interpretation="RGB"),
+)
 
 
 class TakenTask:
@@ -150,6 +169,41 @@ def answered(task: TakenTask) -> tuple[bytes, list[bytes]]:
     finally:
         for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
             signal.setitimer(timer, 0)
+
+
+def prepare(modules: Sequence[str] = ()) -> None:
+    """Imports `modules` and all installed libraries, and uses each library."""
+    for module in ("framecodecs.pool.work", *modules):
+        importlib.import_module(module)
+    for package, library in LIBRARIES.items():
+        if available(package):
+            with suppress(ImportError):  # a task that needs it raises Unsupported
+                importlib.import_module(library.module)
+    for uid in registry.SYNTAXES:
+        for info in KINDS:
+            _use_syntax(uid, info)
+    for media_type in pictures.FORMATS:
+        for info in (KINDS[0], KINDS[-1]):
+            _use_format(media_type, info)
+
+
+def _use_syntax(uid: str, info: FrameInfo) -> None:
+    with suppress(FrameCodecError):
+        coded, now = registry.encode(bytes(info.frame_length), uid, info)
+        registry.decode(coded, uid, now)
+        for target in registry.SYNTAXES:
+            if (uid, target) in registry.DIRECT:
+                restored = registry.transcode(coded, uid, target, now)
+                registry.transcode(restored[0], target, uid, restored[1])
+
+
+def _use_format(media_type: str, info: FrameInfo) -> None:
+    request = PictureRequest(media_type=media_type, viewport=Viewport(8, 8), notes=Notes(("a",), ("b",)))
+    with suppress(FrameCodecError):
+        profiled = replace(request, icc_profile=pictures.srgb_profile(), convert_to_srgb=True)
+        for one in (request, profiled):
+            pictures.rendered(bytes(info.frame_length), NATIVE, info, one)
+        pictures.animated(bytes(info.frame_length), NATIVE, info, request)
 
 
 def main(arguments: Sequence[str]) -> None:
