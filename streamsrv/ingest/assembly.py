@@ -24,9 +24,9 @@ from streamsrv.dicom import tags
 from streamsrv.dicom.explicit import Copy, part10_head
 from streamsrv.dicom.json.encoding import Bulk, DatasetEncoder, Later, Piece
 from streamsrv.dicom.json.text import LARGE, JsonReader
+from streamsrv.dicom.nativexml import json_text
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, lookup
 from streamsrv.dicom.values import UID, well_formed_uid
-from streamsrv.dicom.xml.reader import json_text
 from streamsrv.errors import InstanceError, InstanceRefused, NotDicom
 from streamsrv.ingest.response import FailedItem
 from streamsrv.ingest.spool import PartSpool, SpooledPart

@@ -2,7 +2,7 @@
 
 Rules
 - An item is one small tuple while the request runs. JSON is made when the answer is sent, an item at a time,
-  so that the answer to 100,000 parts is never held. XML is made of that JSON (xml/writer.py).
+  so that the answer to 100,000 parts is never held. XML is made of that JSON (dicom/nativexml.py).
 - v2 adds Failed Attributes Sequence (0074,1048) to every item, perhaps empty, and warns with 202. v1 does
   neither.
 - Error Comment (0000,0902) is an LO, which holds 64 characters. A longer sentence continues in the next item
@@ -21,7 +21,7 @@ import orjson
 
 from streamsrv.dicom import tags
 from streamsrv.dicom.instance import SOPInstance
-from streamsrv.dicom.xml.writer import native_xml
+from streamsrv.dicom.nativexml import native_xml
 from streamsrv.errors import InstanceError, NotAcceptable
 from streamsrv.wire.accept import STORE_OFFERS, Offer, choose_json, parse_accept
 from streamsrv.wire.answers import Answer, ByteStream, Literal, Request

@@ -23,9 +23,8 @@ import numpy as np
 
 from framecodecs.errors import RenderingError
 from framecodecs.rendering.annotations import Notes
-from framecodecs.rendering.luts import Lut, Palette, Window, palette_of
 from framecodecs.rendering.pictures import PictureRequest, Viewport
-from framecodecs.rendering.rendering import Rendering
+from framecodecs.rendering.rendering import Lut, Palette, Rendering, Window, palette_of
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.errors import BadRequest
 from streamsrv.pixels.description import (

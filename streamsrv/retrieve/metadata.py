@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from streamsrv.bounded_cache import SizedCache
 from streamsrv.dicom.json.text import WHOLE
-from streamsrv.dicom.xml.writer import native_xml
+from streamsrv.dicom.nativexml import native_xml
 from streamsrv.errors import StoreCorrupt
 from streamsrv.plans.field_filter import Fields, fields_of, lean_text, lean_whole
 from streamsrv.plans.selection import Selection

@@ -28,7 +28,7 @@ from urllib.parse import quote
 import orjson
 
 from streamsrv.bounded_cache import SizedCache
-from streamsrv.dicom.xml.writer import native_xml
+from streamsrv.dicom.nativexml import native_xml
 from streamsrv.errors import BadRequest
 from streamsrv.query.attributes import Level
 from streamsrv.query.budget import BRIEF_ROWS, BriefBudget, Budget

@@ -12,9 +12,8 @@ from PIL import Image, ImageCms
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.rendering import jpeg_pictures, pictures
 from framecodecs.rendering.jpeg_pictures import LONGEST_HEAD, is_unchanged, picture_head, profile_parts
-from framecodecs.rendering.luts import Lut, Window
 from framecodecs.rendering.pictures import PictureRequest
-from framecodecs.rendering.rendering import AS_STORED, Rendering
+from framecodecs.rendering.rendering import AS_STORED, Lut, Rendering, Window
 
 COLOUR = FrameInfo(64, 80, 3, photometric_interpretation="YBR_FULL_422")
 RGB = FrameInfo(64, 80, 3, photometric_interpretation="RGB")

@@ -13,8 +13,15 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, apply
 
 from framecodecs.errors import RenderingError
 from framecodecs.rendering import rendering
-from framecodecs.rendering.luts import MAX_ENTRIES, Lut, Window, palette_of
-from framecodecs.rendering.rendering import Rendering, modality_values, voi_values
+from framecodecs.rendering.rendering import (
+    MAX_ENTRIES,
+    Lut,
+    Rendering,
+    Window,
+    modality_values,
+    palette_of,
+    voi_values,
+)
 from framecodecs.samples import to_array
 
 ORACLE = settings(max_examples=150, derandomize=True, deadline=None, database=None)

@@ -11,9 +11,8 @@ from PIL import Image
 from framecodecs.errors import EncodeError, RenderingError, Unsupported
 from framecodecs.registry import encode
 from framecodecs.rendering import pictures
-from framecodecs.rendering.luts import Window
 from framecodecs.rendering.pictures import PictureRequest, Viewport, fitted, picture_file
-from framecodecs.rendering.rendering import Rendering, displayable
+from framecodecs.rendering.rendering import Rendering, Window, displayable
 
 GREY = displayable(picture_like(GREY_8), GREY_8)
 COLOUR = displayable(picture_like(RGB_8), RGB_8)

@@ -50,9 +50,8 @@ from framecodecs.pool.pipes import MOST_ROOM, StoredFrame
 from framecodecs.pool.pool import FramePool, PoolLimits
 from framecodecs.pool.processes import ABSENT, END, IDLE, PixelProcesses
 from framecodecs.rendering.annotations import Notes
-from framecodecs.rendering.luts import Lut, Palette, Window
 from framecodecs.rendering.pictures import PictureRequest, Viewport
-from framecodecs.rendering.rendering import Rendering
+from framecodecs.rendering.rendering import Lut, Palette, Rendering, Window
 
 Limits = partial(PoolLimits, modules=("pool_works",))
 SMALL = Limits(waiting=8, deadline=10, memory=256 * 2**20, lifetime=1000)

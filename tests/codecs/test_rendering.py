@@ -10,8 +10,7 @@ from pydicom.pixels import convert_color_space
 
 from framecodecs.errors import RenderingError
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.rendering.luts import Lut, Palette, Window
-from framecodecs.rendering.rendering import Rendering, displayable, ybr_to_rgb
+from framecodecs.rendering.rendering import Lut, Palette, Rendering, Window, displayable, ybr_to_rgb
 
 CT_WINDOW = Rendering(1.0, -1024.0, window=Window(40, 400))
 

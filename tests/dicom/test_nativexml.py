@@ -9,7 +9,7 @@ from made_files import element, identity, item, padded, part10, read, readable_p
 from xml_models import check_model, json_of, parsed
 
 from streamsrv.dicom.json import text as jsontext
-from streamsrv.dicom.xml.writer import native_xml
+from streamsrv.dicom.nativexml import native_xml
 from streamsrv.errors import NotDicom
 
 # pydicom warns of every odd value in its own files.

@@ -5,9 +5,8 @@ import pytest
 from made_files import read, readable_paths
 from xml_models import json_of, parsed
 
-from streamsrv.dicom.xml import reader as nativexml_reading
-from streamsrv.dicom.xml.reader import json_text
-from streamsrv.dicom.xml.writer import NAMESPACE, native_xml
+from streamsrv.dicom import nativexml
+from streamsrv.dicom.nativexml import NAMESPACE, json_text, native_xml
 from streamsrv.errors import InstanceRefused, NotDicom
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -112,7 +111,7 @@ def test_what_is_no_model_is_refused(document):
 
 
 def test_limits(monkeypatch):
-    monkeypatch.setattr(nativexml_reading, "MAX_TEXT", 100)
+    monkeypatch.setattr(nativexml, "MAX_TEXT", 100)
     with pytest.raises(InstanceRefused):
         back(model(attribute("00100020", "LT", f"<Value number='1'>{'x' * 101}</Value>")))
     with pytest.raises(InstanceRefused):

@@ -14,11 +14,10 @@ from streamsrv.dicom.frames import fragment_spans
 from streamsrv.dicom.instance import FRAGMENTED
 from streamsrv.dicom.json.encoding import Bulk, DatasetEncoder, Later
 from streamsrv.dicom.json.text import LARGE, JsonReader
+from streamsrv.dicom.nativexml import json_text, native_xml
 from streamsrv.dicom.part10 import ReadLimits, encoding_of, read_file_meta, read_instance
 from streamsrv.dicom.values import codecs_of, converters_for, decoder_for, lenient
 from streamsrv.dicom.window import ReadWindow
-from streamsrv.dicom.xml.reader import json_text
-from streamsrv.dicom.xml.writer import native_xml
 from streamsrv.errors import InstanceRefused, NotDicom
 
 LIMITS = ReadLimits(max_inflated=1_000_000)

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 
 from streamsrv.dicom.json import text as jsontext
-from streamsrv.dicom.xml.writer import native_xml
+from streamsrv.dicom.nativexml import native_xml
 from streamsrv.errors import ContentTooLarge, InsufficientStorage, MultipartError
 from streamsrv.ingest import Ingest, IngestLimits, assembly
 from streamsrv.store.store import Store, StoreOptions

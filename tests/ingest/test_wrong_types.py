@@ -14,8 +14,7 @@ from test_assembly import XML_BODY, metadata, part, send
 from streamsrv.dicom.json import text as jsontext
 from streamsrv.dicom.json.encoding import DatasetEncoder
 from streamsrv.dicom.json.text import JsonReader
-from streamsrv.dicom.xml.reader import json_text
-from streamsrv.dicom.xml.writer import native_xml
+from streamsrv.dicom.nativexml import json_text, native_xml
 from streamsrv.errors import InstanceError, InstanceRefused
 from streamsrv.store.store import Store, StoreOptions
 

@@ -41,7 +41,7 @@ from retrieve_world import (
 from framecodecs import registry
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.rendering.annotations import Notes
-from framecodecs.rendering.luts import Window
+from framecodecs.rendering.rendering import Window
 from streamsrv.errors import BadRequest, NotAcceptable, NotFound, Overloaded
 from streamsrv.pixels import description as pixels
 from streamsrv.pixels import rendering as rendered

@@ -35,9 +35,8 @@ from framecodecs.errors import BY_NAME, FrameCodecError, Unsupported, WorkerCras
 from framecodecs.frameinfo import EncodeOptions, FrameInfo
 from framecodecs.pool.pipes import PipeReader
 from framecodecs.rendering.annotations import Notes
-from framecodecs.rendering.luts import Lut, Palette, Window
 from framecodecs.rendering.pictures import PictureRequest, Viewport
-from framecodecs.rendering.rendering import Rendering
+from framecodecs.rendering.rendering import Lut, Palette, Rendering, Window
 
 Result = tuple[bytes, FrameInfo | None]
 Work = Callable[..., Sequence[Result]]
