@@ -11,6 +11,7 @@ A short body is parsed before `begin`. It is written, synced and committed with 
 Rules
 - No HTTP beyond media types, no sockets, no threads: the caller decides where the blocking calls run.
 - The instances that wait for the commit are held in memory up to a limit, then in a file (spool.py).
+- A body is multipart/related, or one application/dicom instance.
 - InstanceError refuses a part; RequestError refuses the whole body.
 """
 
@@ -20,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from streamsrv.dicom.arriving import ArrivingValue, arriving_value
 from streamsrv.dicom.instance import SOPInstance
@@ -31,9 +33,9 @@ from streamsrv.errors import (
     InstanceError,
     NotDicom,
     StudyMismatch,
+    UnsupportedMediaType,
 )
 from streamsrv.ingest.assembly import METADATA_TYPES, assembled
-from streamsrv.ingest.bodies import parser_for
 from streamsrv.ingest.derivation import ReaderPool, derive
 from streamsrv.ingest.response import FailedItem, StoredItem, StoreResult
 from streamsrv.ingest.spool import CommitQueue, PartSpool
@@ -47,7 +49,19 @@ from streamsrv.store import (
     Transaction,
     prepare,
 )
-from streamsrv.wire.multipart import Buffer, Event, MultipartLimits, PartBegin, PartEnd, Payload
+from streamsrv.wire.mediatypes import DICOM
+from streamsrv.wire.multipart import (
+    STORABLE,
+    Buffer,
+    Event,
+    MultipartLimits,
+    MultipartParser,
+    PartBegin,
+    PartEnd,
+    Payload,
+    boundary_of,
+    content_type_of,
+)
 
 # Reading a dataset of a megabyte of small elements takes about 50 ms: longer instances are read in a thread.
 HEAVY_INSTANCE = 1 << 20
@@ -397,3 +411,40 @@ def _stoppable(read: Pread, stopped: threading.Event) -> Pread:
         return read(offset, length)
 
     return pread
+
+
+class WholeBody:
+    """The body is one application/dicom instance (a store of a single part)."""
+
+    more = False
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def feed(self, chunk: Buffer, size: int | None = None, *, start: int = 0, most: int) -> list[Event]:
+        payload = Payload(memoryview(chunk)[start : None if size is None else start + size])
+        if self._begun:
+            return [payload]
+        self._begun = True
+        return [PartBegin({"content-type": DICOM}), payload]
+
+    def close(self) -> None:
+        """A single part has no end of its own: the reader of its dataset finds a truncation."""
+
+
+BodyParser: TypeAlias = MultipartParser | WholeBody
+
+
+def parser_for(content_type: str | None, limits: MultipartLimits) -> tuple[BodyParser, str]:
+    """Returns the parser and the type of the parts. Raises UnsupportedMediaType unless the body is
+    multipart/related of application/dicom or of metadata and bulk data, or one application/dicom."""
+    media_type = content_type_of(content_type)
+    if media_type.type == DICOM:
+        return WholeBody(), DICOM
+    boundary = boundary_of(media_type)
+    part_type = media_type.parameters.get("type", DICOM).lower()
+    if part_type != DICOM and part_type not in METADATA_TYPES:
+        raise UnsupportedMediaType(
+            f"parts of type {media_type.parameters['type']} cannot be stored", STORABLE
+        )
+    return MultipartParser(boundary, limits), part_type

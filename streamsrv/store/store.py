@@ -26,10 +26,9 @@ from typing import NamedTuple
 from streamsrv.errors import Forbidden, StoreCorrupt, StoreError
 from streamsrv.store import folder as folders
 from streamsrv.store.fileops import FileOps
-from streamsrv.store.folder import FolderLock, Identity, Layout
+from streamsrv.store.folder import FolderLock, Identity, Layout, Reserve
 from streamsrv.store.index import Index
 from streamsrv.store.locks import Locks
-from streamsrv.store.reserve import Reserve
 from streamsrv.store.rows import InstanceRow, SegmentRow
 from streamsrv.store.segments import tombstones, verifying
 from streamsrv.store.segments.leases import Readers, SegmentLease
@@ -45,7 +44,7 @@ log = logging.getLogger("streamsrv.store")
 class StoreOptions:
     segment_size: int = SEGMENT_SIZE
     min_free: int | None = None  # bytes; None: 1 GiB or 2 % of the disk, whichever is less
-    ballast: int = 0  # bytes; see reserve
+    ballast: int = 0  # bytes; see folder
     keep_changes: int = 0  # of the latest ones; 0: all
 
 

@@ -24,12 +24,11 @@ from pathlib import Path
 from streamsrv.errors import StreamsrvError
 from streamsrv.store import folder as folders
 from streamsrv.store.fileops import FileOps, write_all
-from streamsrv.store.folder import Layout
+from streamsrv.store.folder import Layout, Reserve
 from streamsrv.store.index import Index
 from streamsrv.store.maintenance.check import Derive, Finding, Severity
 from streamsrv.store.maintenance.rebuilding import Rebuild, void
 from streamsrv.store.maintenance.scanning import OldIndex, Scan, Sources
-from streamsrv.store.reserve import Reserve
 from streamsrv.store.segments import leftovers
 from streamsrv.store.segments.manifest import Manifest, Slot, State
 from streamsrv.store.segments.records import (

@@ -26,10 +26,9 @@ from collections.abc import Iterable, Sequence
 
 from streamsrv.errors import NO_DESCRIPTORS, NO_SPACE, ServerError, StoreCorrupt, StoreError, system_error
 from streamsrv.store.fileops import Buffer, FileOps, copy_all, write_all
-from streamsrv.store.folder import Layout
+from streamsrv.store.folder import Layout, Reserve
 from streamsrv.store.index import Index
 from streamsrv.store.locks import Locks
-from streamsrv.store.reserve import Reserve
 from streamsrv.store.rows import FIRST_RECORD, SegmentRow
 from streamsrv.store.segments.leftovers import Leftovers
 from streamsrv.store.segments.manifest import Manifest, Slot, State
