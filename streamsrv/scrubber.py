@@ -19,10 +19,10 @@ from pathlib import Path
 
 from streamsrv import config
 from streamsrv.errors import StreamsrvError
-from streamsrv.privileges import protect
 from streamsrv.server import LOG_LINE, STDIN, store_options
 from streamsrv.settings import Settings
 from streamsrv.store import DAY, Pace, Scrub, Severity, Store
+from streamsrv.supervisor import protect
 
 log = logging.getLogger("streamsrv.scrub")
 

@@ -33,12 +33,11 @@ from streamsrv.ingest import response as store_response
 from streamsrv.ingest.derivation import ReaderPool
 from streamsrv.pixels.pool import PixelPool
 from streamsrv.pixels.tasks import pixel_limits, pixel_processes
-from streamsrv.privileges import protect
 from streamsrv.retrieve import Retrieve
 from streamsrv.search import Searches, SearchLimits
 from streamsrv.settings import Settings
 from streamsrv.store import OnDuplicate, Store, StoreOptions
-from streamsrv.supervisor import DUMP
+from streamsrv.supervisor import DUMP, protect
 from streamsrv.web.actions import Actions
 from streamsrv.web.worker import run
 from streamsrv.wire.answers import Request

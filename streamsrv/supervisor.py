@@ -1,4 +1,5 @@
-"""Starts, watches, restarts and ends the workers and the pixel processes that all workers share.
+"""Starts, watches, restarts and ends the workers and the pixel processes that all workers share,
+and the scrub process. Protects them from other processes of the machine (`protect`).
 
 This process holds the store's lock and the listening sockets. The sockets stay open while a worker restarts:
 new connections wait in the kernel's queue.
@@ -16,7 +17,8 @@ Rules of this file
   log, and is killed. Time in which this process itself was stopped (Ctrl-Z) does not count.
 - SIGHUP has no effect; workers and pixel processes inherit that.
 - Pixel processes end after the workers, because workers may have answers to finish.
-- The scrub process starts when all workers are ready, and is killed before they end.
+- The scrub process (scrubber.py) starts when all workers are ready, and is killed before they end. Nothing
+  waits for it.
 """
 
 from __future__ import annotations
@@ -35,12 +37,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from framecodecs.pool.confinement import hide, lacking
 from framecodecs.pool.processes import PixelProcesses
 from streamsrv import __version__, config
 from streamsrv.errors import StreamsrvError
 from streamsrv.pixels.tasks import pixel_limits, pixel_processes, slow_limits
-from streamsrv.privileges import protect, remarks
-from streamsrv.scrub_process import ScrubProcess
 from streamsrv.settings import Settings
 from streamsrv.store import Store
 from streamsrv.web.hosts import is_loopback
@@ -62,6 +63,10 @@ DUMP_TIME = 1.0
 # If select() returns this much later than its time-out, this process was stopped.
 STOPPED = 1.0
 REASONS = {signal.SIGBUS: "the index could not be read from the disk, or the disk is full"}
+# Seconds until the next start of the scrub process.
+SCRUB_AFTER_FAILURE, SCRUB_FIRST_PAUSE = 60.0, 60.0
+# Short scrub periods have a shorter first pause: a thousandth of the period, in seconds a day.
+PAUSE_A_DAY = 86.4
 
 
 class CannotServe(StreamsrvError):
@@ -339,3 +344,90 @@ def serve(settings: Settings, write: Callable[[str], None] = print) -> int:
         finally:
             for listener in listeners:
                 listener.close()
+
+
+def protect() -> None:
+    """Prevents a core dump, which would hold patients' data, and access of other processes to the memory.
+    Files that this process creates are for its user only."""
+    os.umask(0o077)
+    with contextlib.suppress(OSError):
+        hide()
+
+
+def remarks() -> Iterator[str]:
+    """Yields sentences about remaining weaknesses, for the log at start."""
+    if os.geteuid() == 0:
+        yield (
+            "the server runs as root. It needs no privileges: let it run as a user of its own. "
+            "Pixel processes run as the user `nobody`"
+        )
+    for lack in lacking():
+        yield f"pixel processes run {lack}"
+
+
+@dataclass
+class ScrubProcess:
+    """There is no process if `scrub_days` is 0 or the server is read-only."""
+
+    settings: Settings
+    selector: selectors.BaseSelector
+    due: float = field(init=False)  # seconds of the monotonic clock
+    process: subprocess.Popen[bytes] | None = None
+    output: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.due = time.monotonic() + min(SCRUB_FIRST_PAUSE, self.settings.scrub_days * PAUSE_A_DAY)
+
+    @property
+    def is_wanted(self) -> bool:
+        return self.settings.scrub_days > 0 and not self.settings.read_only
+
+    def due_times(self) -> list[float]:
+        """The time of the next start; empty if the process runs."""
+        return [self.due] if self.is_wanted and self.process is None else []
+
+    def start_if_due(self) -> None:
+        if not self.is_wanted or self.process is not None or self.due > time.monotonic():
+            return
+        command = [sys.executable, "-m", "streamsrv.scrubber"]
+        try:
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        except OSError as error:
+            log.error("the scrub process cannot be started: %s", error.strerror)
+            self.due = time.monotonic() + SCRUB_AFTER_FAILURE
+            return
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        config.send(self.settings, self.process.stdin)
+        self.output = b""
+        self.selector.register(self.process.stdout, selectors.EVENT_READ, self.read_output)
+
+    def read_output(self) -> None:
+        """The selector calls this when standard output can be read."""
+        assert self.process is not None
+        assert self.process.stdout is not None
+        piece = os.read(self.process.stdout.fileno(), 4096)
+        self.output += piece
+        if piece:
+            return
+        pid = self.process.pid
+        code = self.close()
+        try:
+            self.due = time.monotonic() + float(self.output)
+        except ValueError:
+            log.error("the scrub process %d ended with code %d; the next one starts in a minute", pid, code)
+            self.due = time.monotonic() + SCRUB_AFTER_FAILURE
+
+    def close(self) -> int:
+        """Kills the process, if it runs, and returns its exit code."""
+        process, self.process = self.process, None
+        if process is None:
+            return 0
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self.selector.unregister(process.stdout)
+        process.kill()
+        process.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        return process.wait()

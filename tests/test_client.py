@@ -23,9 +23,8 @@ import pytest
 
 from streamsrv import client, samples
 from streamsrv.client import verb
-from streamsrv.client.connection import Reply, ReplyError, StoreConnection
-from streamsrv.client.files import FoundFile, Limit, batches, examine
-from streamsrv.client.tally import Tally, Verdict, judge, succeeded
+from streamsrv.client.connection import FoundFile, Limit, Reply, ReplyError, StoreConnection, batches, examine
+from streamsrv.client.verb import Tally, Verdict, judge, succeeded
 
 # --- the fake service ---
 

@@ -36,11 +36,8 @@ FLOORS = {
     "streamsrv.client": 8,
     "streamsrv.samples": 8,
     "streamsrv.server": 8,
-    "streamsrv.privileges": 8,
-    "streamsrv.scrub_process": 8,
     "streamsrv.scrubber": 8,
     "streamsrv.supervisor": 8,
-    "streamsrv.guard": 8,
     "streamsrv.cli": 8,
     "streamsrv.__main__": 8,
 }

@@ -11,7 +11,7 @@ import pytest
 from live_server import environment, start_server
 from small_client import Client, file_of, key_of
 
-PROGRAM = "import os, signal, sys, time\nfrom streamsrv.guard import guarded\n"
+PROGRAM = "import os, signal, sys, time\nfrom streamsrv.cli import guarded\n"
 
 
 def verb(name, data):

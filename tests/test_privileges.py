@@ -15,8 +15,8 @@ from kill_world import verb
 from live_server import environment, executable, start_server
 from small_client import Client, file_of, key_of
 
-import streamsrv.privileges
-from streamsrv.privileges import remarks
+import streamsrv.supervisor
+from streamsrv.supervisor import remarks
 
 
 def processes_of(server):
@@ -94,7 +94,7 @@ def test_no_process_of_a_server_dumps_core_or_is_readable(server, pixel_process)
 
 PROTECTED = """
 import ctypes
-from streamsrv.privileges import protect
+from streamsrv.supervisor import protect
 dumpable = lambda: ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)
 print(dumpable())
 protect()
@@ -112,7 +112,7 @@ def test_a_protected_process_is_not_dumpable():
 def test_a_server_that_runs_as_root_says_so_at_start(server, monkeypatch):
     said = "the server runs as root"
     assert server.log.read_text().count(said) == (os.geteuid() == 0)
-    monkeypatch.setattr(streamsrv.privileges, "lacking", lambda: ["without all of it"])
+    monkeypatch.setattr(streamsrv.supervisor, "lacking", lambda: ["without all of it"])
     for user, expected in ((0, [said, "pixel processes run"]), (1000, ["pixel processes run"])):
         monkeypatch.setattr(os, "geteuid", lambda user=user: user)
         assert [remark[: len(start)] for remark, start in zip(remarks(), expected, strict=True)] == expected
