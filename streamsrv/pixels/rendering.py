@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from framecodecs import registry
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.pool import work
+from framecodecs.pool import messages
 from framecodecs.pool.pipes import Frame
 from framecodecs.rendering.pictures import PictureRequest, Viewport, picture_size
 from streamsrv.dicom.syntaxes import lookup
@@ -104,7 +104,7 @@ class Renderer:
                 return None
             length = decoded_length(self.info)
             frame = frame_at_hand(self.store, self.selection, self.row, index, length, longest)
-            return None if frame is None else self._task(work.render_frames, [frame], self.request(index))
+            return None if frame is None else self._task(messages.render_frames, [frame], self.request(index))
 
         key = self.row.record_id, index, self.media_type, self.parameters
         return FrameJob(key, task, lambda results: results[0][0], self.requester)
@@ -120,7 +120,7 @@ class Renderer:
         return picture_request(self.description, index, self.parameters, self.media_type, self._bulk)
 
     def task(self, indices: Sequence[int], request: PictureRequest) -> PixelTask:
-        return self.drawn(work.render_frames, indices, request)
+        return self.drawn(messages.render_frames, indices, request)
 
     def batches(self, indices: Sequence[int]) -> Iterator[tuple[PictureBatch, PixelTask | None]]:
         """Frames that are drawn alike, with their task, and frames that are sent as they are stored."""
@@ -148,7 +148,7 @@ class Renderer:
                 start = place
 
     def drawn(self, draw: Callable[..., Any], indices: Sequence[int], how: object) -> PixelTask:
-        """`draw` is a function of framecodecs.pool.work; `how` says how these frames are shown."""
+        """`draw` is a function of framecodecs.pool.messages; `how` says how these frames are shown."""
         length = decoded_length(self.info)
         return self._task(draw, stored_frames(self.store, self.selection, self.row, indices, length), how)
 

@@ -51,8 +51,8 @@ PREFETCH = Requester()  # no client waits; shared, so nothing may call its `leav
 
 @dataclass(slots=True, eq=False)
 class PixelTask:
-    """A call `work(frames, *arguments)` for a pixel process. `work` is a function of framecodecs.pool.work;
-    `pixels` is the number of decoded bytes."""
+    """A call `work(frames, *arguments)` for a pixel process. `work` is a function of
+    framecodecs.pool.messages; `pixels` is the number of decoded bytes."""
 
     work: Callable[..., Any]
     frames: Sequence[Frame]

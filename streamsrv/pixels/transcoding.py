@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 
 from framecodecs import registry
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.pool import work
+from framecodecs.pool import messages
 from framecodecs.pool.messages import Result
 from framecodecs.pool.pipes import Frame, StoredFrame
 from streamsrv.dicom.instance import FrameKind
@@ -119,9 +119,9 @@ class Transcoder:
     def _task(self, frames: Sequence[Frame]) -> PixelTask:
         syntax, pixels = stored_syntax(self.row), len(frames) * self.decoded_length
         if self.native:
-            return PixelTask(work.decode_frames, frames, (syntax, self.info), pixels, self.requester)
+            return PixelTask(messages.decode_frames, frames, (syntax, self.info), pixels, self.requester)
         arguments = (syntax, self.target, self.info)
-        return PixelTask(work.transcode_frames, frames, arguments, pixels, self.requester)
+        return PixelTask(messages.transcode_frames, frames, arguments, pixels, self.requester)
 
     def first_task(self) -> PixelTask:
         """The first batch of all frames."""

@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from framecodecs.errors import RenderingError
-from framecodecs.rendering.annotations import Notes
-from framecodecs.rendering.pictures import PictureRequest, Viewport
+from framecodecs.rendering.pictures import Notes, PictureRequest, Viewport
 from framecodecs.rendering.rendering import Lut, Palette, Rendering, Window, palette_of
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.errors import BadRequest

@@ -21,7 +21,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from framecodecs.pool import work
+from framecodecs.pool import messages
 from framecodecs.rendering.pictures import GIF_CLOSING, ICC_FORMATS, gif_opening, picture_size
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import BadRequest, NotAcceptable, NotFound, StoreCorrupt, StreamsrvError
@@ -418,7 +418,7 @@ def _animation_tasks(
     for batch in batches(one.info, indices, one.scaled):
         for alike, request in one.alike(batch):
             shown = replace(request, milliseconds=request.milliseconds * slower)
-            yield None, one.drawn(work.animate_frames, alike, shown)
+            yield None, one.drawn(messages.animate_frames, alike, shown)
 
 
 # Documents and videos

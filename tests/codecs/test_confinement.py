@@ -19,12 +19,11 @@ import pytest
 from frame_makers import GREY_12, LITTLE, picture_like
 
 from framecodecs import registry
-from framecodecs.pool import confinement, work
+from framecodecs.pool import confinement, messages
 from framecodecs.pool.confinement import lacking
 from framecodecs.pool.pool import FramePool, PoolLimits
 from framecodecs.pool.processes import INHERITED, SETTINGS
-from framecodecs.rendering.annotations import Notes
-from framecodecs.rendering.pictures import FORMATS, PictureRequest
+from framecodecs.rendering.pictures import FORMATS, Notes, PictureRequest
 
 FILES = ("open", "open to write", "openat2", "stat", "unlink", "change mode")
 FOLDERS = ("list", "change directory")
@@ -189,11 +188,11 @@ def test_nothing_is_loaded_once_a_process_is_confined(pool):
     frame = picture_like(info)
     for uid in registry.SYNTAXES:
         if registry.transcodable(LITTLE, uid, info):
-            ((coded, now),) = pool.submit(work.transcode_frames, [frame], LITTLE, uid, info).result(30)
-            assert pool.submit(work.decode_frames, [coded], uid, now).result(30)
+            ((coded, now),) = pool.submit(messages.transcode_frames, [frame], LITTLE, uid, info).result(30)
+            assert pool.submit(messages.decode_frames, [coded], uid, now).result(30)
     for media_type in FORMATS:
         request = PictureRequest(media_type=media_type, notes=Notes(("Name",), ("kVp",)))
-        assert pool.submit(work.render_frames, [frame], LITTLE, info, request).result(30)
+        assert pool.submit(messages.render_frames, [frame], LITTLE, info, request).result(30)
     assert pool.submit(pool_works.environment, []).result(30) == before
 
 

@@ -19,7 +19,7 @@ from framecodecs import libraries, registry
 from framecodecs.coders import libjpeg
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.libraries import load
-from framecodecs.pool import work
+from framecodecs.pool import messages
 from framecodecs.pool.pool import FramePool, PoolLimits
 
 TOP = 4095
@@ -247,7 +247,7 @@ def test_a_pixel_process_uses_the_fallback():
     with FramePool(1, PoolLimits(modules=("failing_self_checks",))) as pool:
         for syntax in (EXTENDED, JPEG_LS):
             frames = [values.tobytes()]
-            coded = pool.submit(work.transcode_frames, frames, LITTLE, syntax, info_of(values)).result(60)
+            coded = pool.submit(messages.transcode_frames, frames, LITTLE, syntax, info_of(values)).result(60)
             assert coded[0] != registry.encode(frames[0], syntax, info_of(values)) or syntax == JPEG_LS
             back, _ = registry.decode(coded[0][0], syntax, coded[0][1])
             assert np.abs(np.frombuffer(back, "<u2").reshape(64, 80).astype(int) - values).max() <= 40

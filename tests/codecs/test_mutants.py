@@ -37,7 +37,7 @@ from frame_makers import (
 
 from framecodecs.errors import FrameCodecError
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.pool import work
+from framecodecs.pool import messages
 from framecodecs.pool.pool import FramePool, PoolLimits
 from framecodecs.registry import SYNTAXES, decode, encode, transcodable, transcode
 
@@ -161,7 +161,7 @@ def test_mutants_end_in_pixels_or_errors(pool, uid):
     outcomes: Counter[str] = Counter()
     waiting: list[Future] = []
     for frame, info in mutants(uid, MUTANTS):
-        waiting.append(pool.submit(work.decode_frames, [frame], uid, info))
+        waiting.append(pool.submit(messages.decode_frames, [frame], uid, info))
         if len(waiting) == AT_ONCE:
             outcomes[outcome(waiting.pop(0))] += 1
     outcomes.update(outcome(future) for future in waiting)
@@ -169,14 +169,14 @@ def test_mutants_end_in_pixels_or_errors(pool, uid):
     assert sum(outcomes.values()) == MUTANTS
     assert outcomes["CodestreamError"] > 0
     frame, info = originals(uid)[0]
-    assert pool.submit(work.decode_frames, [frame], uid, info).result(30) == [decode(frame, uid, info)]
+    assert pool.submit(messages.decode_frames, [frame], uid, info).result(30) == [decode(frame, uid, info)]
 
 
 @pytest.mark.parametrize("uid", UIDS, ids=[SYNTAXES[uid].name for uid in UIDS])
 def test_pixels_of_mutants_have_the_right_length(pool, uid):
     """A decoded damaged codestream fills exactly one frame."""
     for frame, info in mutants(uid, 30):
-        future = pool.submit(work.decode_frames, [frame], uid, info)
+        future = pool.submit(messages.decode_frames, [frame], uid, info)
         if outcome(future) == "pixels":
             ((pixels, now),) = future.result()
             assert len(pixels) == now.frame_length

@@ -36,7 +36,7 @@ from framecodecs.errors import (
     WorkerCrashed,
 )
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.pool import pipes, processes, work
+from framecodecs.pool import messages, pipes, processes
 from framecodecs.pool.messages import (
     HEAD,
     LONGEST_DETAIL,
@@ -49,8 +49,7 @@ from framecodecs.pool.messages import (
 from framecodecs.pool.pipes import MOST_ROOM, StoredFrame
 from framecodecs.pool.pool import FramePool, PoolLimits
 from framecodecs.pool.processes import ABSENT, END, IDLE, PixelProcesses
-from framecodecs.rendering.annotations import Notes
-from framecodecs.rendering.pictures import PictureRequest, Viewport
+from framecodecs.rendering.pictures import Notes, PictureRequest, Viewport
 from framecodecs.rendering.rendering import Lut, Palette, Rendering, Window
 
 Limits = partial(PoolLimits, modules=("pool_works",))
@@ -92,21 +91,21 @@ def test_infos_come_back(pool):
 
 def test_a_batch_is_transcoded(pool):
     frames = [picture_like(GREY_12, seed) for seed in range(4)]
-    coded = pool.submit(work.transcode_frames, frames, LITTLE, J2K, GREY_12).result(30)
-    other = pool.submit(work.transcode_frames, [frame for frame, _ in coded], J2K, RPCL, coded[0][1]).result(
-        30
-    )
-    back = pool.submit(work.decode_frames, [frame for frame, _ in other], RPCL, other[0][1]).result(30)
+    coded = pool.submit(messages.transcode_frames, frames, LITTLE, J2K, GREY_12).result(30)
+    other = pool.submit(
+        messages.transcode_frames, [frame for frame, _ in coded], J2K, RPCL, coded[0][1]
+    ).result(30)
+    back = pool.submit(messages.decode_frames, [frame for frame, _ in other], RPCL, other[0][1]).result(30)
     assert back == [(frame, GREY_12) for frame in frames]
 
 
 def test_pictures_are_made(pool):
     request = PictureRequest()
     frames = [picture_like(GREY_12, seed) for seed in range(2)]
-    results = pool.submit(work.render_frames, frames, LITTLE, GREY_12, request).result(30)
+    results = pool.submit(messages.render_frames, frames, LITTLE, GREY_12, request).result(30)
     assert [frame[:3] for frame, _ in results] == [b"\xff\xd8\xff"] * 2
     request = PictureRequest(media_type="image/gif")
-    blocks = pool.submit(work.animate_frames, frames, LITTLE, GREY_12, request).result(30)
+    blocks = pool.submit(messages.animate_frames, frames, LITTLE, GREY_12, request).result(30)
     assert [block[:2] for block, _ in blocks] == [b"\x21\xf9"] * 2
 
 

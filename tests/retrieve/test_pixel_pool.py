@@ -12,7 +12,7 @@ from pixel_world import ManualAnswer
 
 from framecodecs import errors as codec_errors
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.pool import work
+from framecodecs.pool import messages
 from framecodecs.pool.pool import PoolLimits
 from streamsrv.bounded_cache import SizedCache
 from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError
@@ -23,7 +23,7 @@ LITTLE = "1.2.840.10008.1.2.1"
 
 
 def task_of(number=0, pixels=1):
-    return PixelTask(work.decode_frames, [number], (), pixels)
+    return PixelTask(messages.decode_frames, [number], (), pixels)
 
 
 def done():
@@ -348,7 +348,7 @@ def test_a_request_does_not_wait_for_the_look_up_of_a_prefetch():
 
     try:
         info = FrameInfo(4, 4)
-        asked = PixelTask(work.decode_frames, [bytes(16)], (LITTLE, info), 16)
+        asked = PixelTask(messages.decode_frames, [bytes(16)], (LITTLE, info), 16)
         pool.results(pool.submit(asked))
         pool._prefetch_thread.put("sequence", jobs())
         pool._look()
@@ -379,7 +379,7 @@ def test_deadlines_grow_with_pixels_up_to_a_limit(monkeypatch):
     asked = []
     try:
         ((frame, now),) = pool.results(
-            pool.submit(PixelTask(work.decode_frames, [bytes(range(16))], (LITTLE, info), 16))
+            pool.submit(PixelTask(messages.decode_frames, [bytes(range(16))], (LITTLE, info), 16))
         )
         assert (frame, now) == (bytes(range(16)), info)
         pool._slow_pool, slow = pool._pool, pool._slow_pool

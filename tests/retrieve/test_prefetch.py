@@ -22,7 +22,7 @@ from pixel_world import (
 from retrieve_world import SERIES, ask, instance_path, keep
 
 from framecodecs.errors import WorkerCrashed
-from framecodecs.pool.work import FrameBatch
+from framecodecs.pool.messages import FrameBatch
 from streamsrv.errors import NotAcceptable, StoreError
 from streamsrv.pixels import prefetch
 from streamsrv.pixels.pool import PixelPool

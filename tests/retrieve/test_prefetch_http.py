@@ -17,15 +17,15 @@ from framecodecs.pool.pipes import unread_in
 COUNTING = """
 import os, sys
 if "framecodecs.pool.worker" in sys.orig_argv:
-    from framecodecs.pool import work
-    known = work.transcode_frames
+    from framecodecs.pool import messages
+    known = messages.transcode_frames
     # Opened before the process gives up its right to open files. It may write to pipes only.
     counted = os.open(os.path.join(os.path.dirname(__file__), "counted"), os.O_WRONLY)
     def transcode_frames(*arguments):
         os.write(counted, b".")
         return known(*arguments)
     transcode_frames.__module__, transcode_frames.__qualname__ = known.__module__, known.__qualname__
-    work.transcode_frames = transcode_frames
+    messages.transcode_frames = transcode_frames
 """
 FRAMES, ASKED = 1_000, 20
 KIND = KINDS["12 in 16"]

@@ -40,7 +40,7 @@ from retrieve_world import (
 
 from framecodecs import registry
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.rendering.annotations import Notes
+from framecodecs.rendering.pictures import Notes
 from framecodecs.rendering.rendering import Window
 from streamsrv.errors import BadRequest, NotAcceptable, NotFound, Overloaded
 from streamsrv.pixels import description as pixels

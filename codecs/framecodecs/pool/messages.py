@@ -1,4 +1,5 @@
-"""The messages between pools and pixel processes. Each task has two pipes of its own.
+"""The messages between pools and pixel processes, and the work that they name. Each task has two
+pipes of its own.
 
     pool -> queue    HEAD; with it go the read end of IN and the write end of OUT
     IN               the text of the task | its frames, back to back
@@ -17,6 +18,9 @@ them.
 
 A foreign codestream may take over the process that decodes it. So the pool checks every number and name of an
 answer, and bounds the answer in frames and bytes. Nothing is shared, mapped or unpickled.
+
+`FramePool.submit` takes the work of this file, or another function of an importable module. Its first
+argument is a FrameBatch. It returns (bytes, FrameInfo or None) for each frame.
 """
 
 from __future__ import annotations
@@ -31,11 +35,12 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from framecodecs import registry
 from framecodecs.errors import BY_NAME, FrameCodecError, Unsupported, WorkerCrashed
 from framecodecs.frameinfo import EncodeOptions, FrameInfo
 from framecodecs.pool.pipes import PipeReader
-from framecodecs.rendering.annotations import Notes
-from framecodecs.rendering.pictures import PictureRequest, Viewport
+from framecodecs.rendering import pictures
+from framecodecs.rendering.pictures import Notes, PictureRequest, Viewport
 from framecodecs.rendering.rendering import Lut, Palette, Rendering, Window
 
 Result = tuple[bytes, FrameInfo | None]
@@ -246,3 +251,44 @@ def error_in(text: bytes) -> FrameCodecError:
     )
     kind = BY_NAME.get(name, FrameCodecError)
     return Unsupported(detail, hint) if kind is Unsupported else kind(detail)
+
+
+# Work
+
+
+class FrameBatch(list[bytes]):
+    """The frames of a task. `cores` is the number of cores that a library may use for each of them."""
+
+    cores = 1
+
+
+def decode_frames(frames: FrameBatch, uid: str, info: FrameInfo, words: bool = False) -> list[Result]:
+    return [registry.decode(frame, uid, info, words=words, cores=frames.cores) for frame in frames]
+
+
+def transcode_frames(
+    frames: FrameBatch,
+    from_uid: str,
+    to_uid: str,
+    info: FrameInfo,
+    options: EncodeOptions | None = None,
+    words: bool = False,
+) -> list[Result]:
+    return [
+        registry.transcode(frame, from_uid, to_uid, info, options=options, words=words, cores=frames.cores)
+        for frame in frames
+    ]
+
+
+def render_frames(
+    frames: FrameBatch, uid: str, info: FrameInfo, request: PictureRequest, words: bool = False
+) -> list[Result]:
+    """Makes a picture file of each frame."""
+    return [(pictures.rendered(frame, uid, info, request, words, frames.cores), None) for frame in frames]
+
+
+def animate_frames(
+    frames: FrameBatch, uid: str, info: FrameInfo, request: PictureRequest, words: bool = False
+) -> list[Result]:
+    """Makes a block of an animated GIF of each frame."""
+    return [(pictures.animated(frame, uid, info, request, words, frames.cores), None) for frame in frames]

@@ -34,6 +34,7 @@ from framecodecs.pool.messages import (
     ANSWERING,
     HEAD,
     WORKING,
+    FrameBatch,
     Result,
     TaskMessage,
     answer_of,
@@ -41,10 +42,8 @@ from framecodecs.pool.messages import (
 )
 from framecodecs.pool.pipes import MOST_ROOM, PipeWriter, make_room, receive_whole
 from framecodecs.pool.processes import BUSY, IDLE, StatusPages
-from framecodecs.pool.work import FrameBatch
 from framecodecs.rendering import pictures
-from framecodecs.rendering.annotations import Notes
-from framecodecs.rendering.pictures import PictureRequest, Viewport
+from framecodecs.rendering.pictures import Notes, PictureRequest, Viewport
 
 DESCRIPTORS = 2  # with a task: the read end of IN, the write end of OUT
 ROOM = socket.CMSG_SPACE(DESCRIPTORS * array("i").itemsize)
@@ -173,7 +172,7 @@ def answered(task: TakenTask) -> tuple[bytes, list[bytes]]:
 
 def prepare(modules: Sequence[str] = ()) -> None:
     """Imports `modules` and all installed libraries, and uses each library."""
-    for module in ("framecodecs.pool.work", *modules):
+    for module in modules:
         importlib.import_module(module)
     for package, library in LIBRARIES.items():
         if available(package):
