@@ -5,9 +5,9 @@ import struct
 import pytest
 from frame_makers import BASELINE, JXL, JXL_JPEG, JXL_LOSSY, picture_like
 
+from framecodecs.coders.jpeg_xl import CONTAINER, read_jpegxl_header
 from framecodecs.errors import CodestreamError
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.headers.jpegxl_header import CONTAINER, read_jpegxl_header
 from framecodecs.registry import encode, transcode
 
 SIDES = [(1, 1), (8, 8), (64, 64), (64, 80), (33, 47), (256, 256), (300, 400), (480, 640), (513, 1000)]

@@ -5,12 +5,12 @@ from contextlib import suppress
 
 from fuzz_targets import target
 
+from framecodecs.coders.jpeg_xl import read_jpegxl_header
 from framecodecs.errors import CodestreamError, FrameCodecError
 from framecodecs.frameinfo import FrameInfo
 from framecodecs.headers.codestream import agree, read_rle_header
 from framecodecs.headers.jpeg2000_header import read_jpeg2000_header
 from framecodecs.headers.jpeg_header import read_jpeg_header
-from framecodecs.headers.jpegxl_header import read_jpegxl_header
 from framecodecs.pool.messages import HEAD, AnswerReader
 
 INFO = FrameInfo(16, 16)

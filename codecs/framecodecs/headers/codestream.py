@@ -2,9 +2,9 @@
 Lossless.
 
 Libraries allocate the sizes of a header, and some never return from an altered one. So the readers
-`jpeg_header`, `jpeg2000_header`, `jpegxl_header` and `read_rle_header` read the marker segments of a complete
-codestream and decode nothing. `agree` refuses a header that does not fit the dataset. The readers also detect
-a cut codestream, which several libraries fill with grey without an error.
+`jpeg_header`, `jpeg2000_header`, `read_jpegxl_header` and `read_rle_header` read the marker segments of a
+complete codestream and decode nothing. `agree` refuses a header that does not fit the dataset. The readers
+also detect a cut codestream, which several libraries fill with grey without an error.
 
 RLE Lossless (PS3.5 annex G) has a count and fifteen offsets, little-endian, in 64 bytes. There is one segment
 for each byte of a sample, the most significant byte first (G.2). Offsets rise and lie inside the frame.
