@@ -10,7 +10,7 @@ WORKERS ?= 2
 # Without bytecode each process of a test compiles the whole source again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-fast coverage lint format perf soak fuzz wheel clean
+.PHONY: run test test-fast lint format perf soak fuzz wheel clean
 
 # If this file is newer than pyproject.toml, the environment has all its packages.
 $(VENV)/ready: pyproject.toml
@@ -25,8 +25,10 @@ run: $(VENV)/ready
 # All tests, at most 6 minutes on two cores. Some tests wait, so there is one process more than cores; no more
 # than four, because tests start servers too.
 PYTEST := $(BIN)/python -m pytest -n $(shell n=$$(nproc); echo $$((n < 3 ? n + 1 : 4))) --dist worksteal
+# COVERAGE=1 make test: with branch coverage, which makes code in the process of a test 2.5 times as slow.
 test: $(VENV)/ready
-	$(PYTEST)
+	$(PYTEST) $(if $(COVERAGE),--cov --cov-report=)
+	$(if $(COVERAGE),$(BIN)/coverage report)
 
 # At most 60 s on two cores: the rooms without most servers, and a few tests of a whole server. Left out are
 # tests that start many processes, replay many crashes, or fill much memory.
@@ -40,11 +42,6 @@ SLOW := tests/dicom/test_series_template.py tests/dicom/test_jsonmembers.py test
 
 test-fast: $(VENV)/ready
 	$(PYTEST) $(SLOW:%=--ignore=%) $(FAST)
-
-# All tests with branch coverage, which makes code in the process of a test 2.5 times as slow.
-coverage: $(VENV)/ready
-	$(PYTEST) --cov --cov-report=
-	$(BIN)/coverage report
 
 # More rounds of the random tests, with new seeds: SOAK=100 make soak. docs/reliability.md lists them.
 SOAK_TESTS := tests/test_kill.py tests/test_power_cut.py tests/test_failing_disk.py \
