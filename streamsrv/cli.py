@@ -305,13 +305,16 @@ def guarded(run: Callable[[], int], complain: Callable[[], int]) -> int:
     """Returns the exit code of `run`, or of `complain` if SIGBUS ends it. Another signal also ends this
     process. Call it before the process has threads, locks or an open index."""
     parent = os.getpid()
-    former = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *FORWARDED)}
+    # A signal that arrives before its handler is set waits, so that it is never lost.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *FORWARDED))
     child = os.fork()
     if child == 0:
-        _restore(former)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _run_in_child(run, parent)
+    former = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     for number in FORWARDED:
-        signal.signal(number, lambda number, _: os.kill(child, number))
+        former[number] = signal.signal(number, lambda number, _: os.kill(child, number))
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     _, status = os.waitpid(child, 0)
     _restore(former)
     if not os.WIFSIGNALED(status):

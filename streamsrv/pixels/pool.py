@@ -213,6 +213,10 @@ class PixelPool:
         flight, is_new = self.flights.start(job.key, waiters)
         if not is_new:
             return flight
+        if (kept := self.cache.get(job.key)) is not None:  # another flight has landed meanwhile
+            self.flights.end(job.key, flight)
+            flight.set_result(kept)
+            return flight
         flight.pixels = task.pixels
         try:
             submitted = submit(task)
