@@ -1,7 +1,7 @@
 """The function that answers each kind of target resource.
 
-`is_inline` names the kinds whose look-up mostly takes a few microseconds: a turn through a thread costs about
-100. If one of these answers takes longer after all, it is a Deferred. A thread computes all other answers.
+All are called in the event loop, because a turn through a thread costs about 100 us, and most look-ups a few.
+An answer that takes longer is a Deferred.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ from streamsrv.ingest.batching import StoreOutcome
 from streamsrv.ingest.response import StoreResult
 from streamsrv.ingest.transaction import Ingest
 from streamsrv.retrieve.cached_frames import CachedInstance
-from streamsrv.wire.answers import Answer, Computed, Request, resolved
+from streamsrv.wire.answers import Answer, Computed, Deferred, Request, resolved
 from streamsrv.wire.codings import coded
-from streamsrv.wire.resources import Kind, ResourceLevel, Target
+from streamsrv.wire.resources import Kind, Target
 
 # If-Modified-Since counts for GET alone.
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-unmodified-since"))
 CHOOSING = frozenset(("accept", "accept-encoding"))
-
-INLINE = frozenset((Kind.INSTANCES, Kind.METADATA, Kind.FRAMES, Kind.RENDERED, Kind.THUMBNAIL))
 
 
 def _nothing(request: Request, target: Target) -> None:
@@ -39,10 +37,9 @@ def _none(ingests: Sequence[Ingest]) -> list[StoreOutcome]:
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """The rooms below, as functions of a request. Each blocks. `ingest` does not block: it raises an error
-    that refuses a body before it is read. `cached_frames` finds the instance of a frame that was
-    answered lately. `probe` does not block: it raises a StreamsrvError if the store cannot be
-    read.
+    """The rooms below, as functions of a request. `delete` and `store_batch` block. `ingest` raises an
+    error that refuses a body before it is read. `cached_frames` finds the instance of a frame that was
+    answered lately. `probe` raises a StreamsrvError if the store cannot be read.
     """
 
     retrieve: Callable[[Request, Target], Computed]
@@ -55,20 +52,10 @@ class Actions:
     probe: Callable[[], None] = _well
 
 
-def is_inline(method: str, target: Target) -> bool:
-    if method not in ("GET", "HEAD"):
-        return False
-    route = target.route
-    if route.kind in (Kind.SEARCH, Kind.INSTANCES):
-        return True
-    return route.level is ResourceLevel.INSTANCE and route.kind in INLINE
-
-
 def compute(actions: Actions, request: Request, target: Target) -> Computed:
-    """The answer to anything but a store."""
+    """The answer to anything but a store. Does not block."""
     if request.method == "DELETE":
-        check_preconditions(actions, request, target)
-        return delete(actions, target)
+        return Deferred(lambda: delete(actions, request, target))
     if target.kind is Kind.SEARCH:
         return coded(request, lambda asked: actions.search(asked, target))
     return actions.retrieve(request, target)
@@ -101,7 +88,8 @@ def check_preconditions(actions: Actions, request: Request, target: Target) -> N
         raise PreconditionFailed("the target resource has no entity tag now")
 
 
-def delete(actions: Actions, target: Target) -> Answer:
+def delete(actions: Actions, request: Request, target: Target) -> Answer:
+    check_preconditions(actions, request, target)
     if target.study is None:
         raise NotFound("the target resource names no study")
     if not actions.delete(target.study, target.series, target.instance):

@@ -5,8 +5,7 @@ permission, Content-Encoding, limits, a slot for one more upload. A request that
 Intake; another one gets a problem.
 
 Rules of this file
-- Nothing here knows DICOM: `actions` names the function for each kind of target resource, and whether it is
-  short enough for the loop.
+- Nothing here knows DICOM: `actions` names the function for each kind of target resource.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from streamsrv.retrieve.cached_frames import CachedInstance
 from streamsrv.settings import Settings
 from streamsrv.web import describe, health
 from streamsrv.web.access_log import AccessLog
-from streamsrv.web.actions import CONDITIONS, Actions, check_preconditions, compute, is_inline
+from streamsrv.web.actions import CONDITIONS, Actions, check_preconditions, compute
 from streamsrv.web.connection.clients import Uploads, UploadSlot, Watch
 from streamsrv.web.connection.loop import Threads
 from streamsrv.web.cors import Cors
@@ -62,11 +61,9 @@ def _nothing() -> None:
 
 
 class Job(NamedTuple):
-    """`inline`: so short that a turn through a thread would cost more. `left` is called if the client leaves
-    while a thread computes."""
+    """`compute` does not block. `left` is called if the client leaves while a thread computes."""
 
     compute: Callable[[], Computed]
-    inline: bool
     left: Callable[[], None] = _nothing
 
 
@@ -188,7 +185,7 @@ class App:
         """Raises the error that refuses the request. `length` is that of the body."""
         preflight = self._cors.preflight(head.method, head.headers)
         if preflight is not None:
-            return Job(lambda: preflight, inline=True), Caller("", head.peer, "")
+            return Job(lambda: preflight), Caller("", head.peer, "")
         check_url(head, self.settings.max_url)
         check_lists(head)
         check_target(head)
@@ -219,23 +216,22 @@ class App:
             return self._capabilities(head, base_url(caller.base, target.version), target.route)
         kind = target.kind
         if kind is Kind.LIVE:
-            return Job(health.live, inline=True)
+            return Job(health.live)
         if kind is Kind.READY:
-            return Job(self.ready, inline=True)
+            return Job(self.ready)
         if head.method in WRITING and self.settings.read_only:
             raise Forbidden("this server is read-only")
         request = self._request(head, caller, target)
         if kind in (Kind.OPENAPI, Kind.YAML):
-            return Job(lambda: describe.answer(request, kind), inline=True)
-        inline = is_inline(head.method, target)
-        return Job(lambda: self._compute(request, target), inline, request.requester.leave)
+            return Job(lambda: describe.answer(request, kind))
+        return Job(lambda: self._compute(request, target), request.requester.leave)
 
     def ready(self) -> Answer:
         return health.ready(self._actions.probe, draining=self.draining, store_open=self.store_open)
 
     def _capabilities(self, head: Head, base: str, route: Route | None) -> Job:
         ranges = parse_accept(head.headers.get("accept"))
-        return Job(lambda: describe.capabilities(base, route, ranges), inline=True)
+        return Job(lambda: describe.capabilities(base, route, ranges))
 
     def _compute(self, request: Request, target: Target) -> Computed:
         answer = compute(self._actions, request, target)

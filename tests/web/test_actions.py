@@ -4,7 +4,7 @@ import pytest
 
 from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed
 from streamsrv.web.actions import Actions, check_preconditions, compute
-from streamsrv.wire.answers import Answer, Request
+from streamsrv.wire.answers import Answer, Request, resolved
 from streamsrv.wire.conditional import evaluate
 from streamsrv.wire.resources import target_of
 
@@ -114,7 +114,7 @@ def test_what_is_not_there():
 def test_a_deletion_looks_first():
     rooms, path = Rooms(), "/v2/studies/1.2"
     with pytest.raises(PreconditionFailed):
-        compute(rooms.actions(), request(if_match='"x"'), target_of(path))
+        resolved(compute(rooms.actions(), request(if_match='"x"'), target_of(path)))
     assert rooms.deleted == []
-    assert compute(rooms.actions(), request(if_match=ETAG), target_of(path)).status == 204
+    assert resolved(compute(rooms.actions(), request(if_match=ETAG), target_of(path))).status == 204
     assert rooms.deleted == [("1.2", None, None)]

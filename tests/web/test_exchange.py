@@ -13,7 +13,7 @@ from web_world import DEADLINE, Raw, eventually, settings_of, text
 
 from streamsrv.errors import NotAcceptable, NotFound, Overloaded
 from streamsrv.web.sending.transfer import SHORT
-from streamsrv.wire.answers import Answer, ByteStream, Literal, Span
+from streamsrv.wire.answers import Answer, ByteStream, Deferred, Literal, Span
 
 DICOM = "Content-Type: application/dicom"
 
@@ -577,7 +577,7 @@ async def test_a_client_that_goes_while_its_answer_is_made(port, world, lines):
         answer.release = lambda: released.append(True)
         return answer
 
-    world.answers["metadata"] = slow
+    world.answers["metadata"] = lambda: Deferred(slow)
     raw = await Raw.connect(port)
     await raw.send(message("GET /v2/studies/1.2/metadata"))
     await eventually(lambda: world.requests)
@@ -608,7 +608,7 @@ async def test_a_client_that_has_shut_its_side_gets_its_whole_answer(port, world
         gate.wait(DEADLINE)
         return Answer(200, [], plan, length)
 
-    world.answers = {"metadata": slow, "1.3": lambda: Answer(200, [], plan, length)}
+    world.answers = {"metadata": lambda: Deferred(slow), "1.3": lambda: Answer(200, [], plan, length)}
     expected = {"small": b"small", "long": LONG, "of unknown length": LONG + b"end"}[kind]
     for path in ("1.2/metadata", "1.3"):
         gate.clear()

@@ -11,6 +11,7 @@ from web_world import DEADLINE, Raw, eventually, settings_of, text
 from streamsrv.web.connection import listener
 from streamsrv.web.connection.listener import Acceptor, Server
 from streamsrv.web.hosts import Hosts
+from streamsrv.wire.answers import Deferred
 
 HEAD = b"GET /v2/studies/1.2 HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -51,7 +52,7 @@ def gate(world):
         asyncio.run_coroutine_threadsafe(opened.wait(), loop).result(DEADLINE)
         return text(b"slow")
 
-    world.answers["metadata"] = slow
+    world.answers["metadata"] = lambda: Deferred(slow)
     return opened
 
 
@@ -240,7 +241,7 @@ async def test_a_flood_of_pipelined_requests_is_held_back(http_server, port, wor
         while True:
             await raw.send(HEAD * 2000)
 
-    world.answers["metadata"] = slow
+    world.answers["metadata"] = lambda: Deferred(slow)
     raw = await Raw.connect(port)
     await raw.send(b"GET /v2/studies/1.2/metadata HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await eventually(lambda: world.requests)

@@ -73,9 +73,6 @@ class Answering:
     # Compute
 
     def begin(self, job: Job) -> None:
-        if not job.inline:
-            self._from_thread(job.compute, job.left)
-            return
         try:
             computed = job.compute()
         except Exception as error:

@@ -212,7 +212,7 @@ class Exchange(Waiting, HTTPMessageDelegate):
     def _refuse_head(self, error: Exception, *, has_body: bool) -> Awaitable[None] | None:
         if has_body:
             return self._refuse(error)
-        self._job = Job(lambda: self._app.problem(error, cast(Head, self._head)), inline=True)
+        self._job = Job(lambda: self._app.problem(error, cast(Head, self._head)))
         return None
 
     async def _refuse(self, error: Exception) -> None:
