@@ -180,9 +180,8 @@ def resolved(computed: Computed) -> Answer:
 def field_lines(fields: Sequence[tuple[str, str]]) -> str:
     """The lines of header fields (RFC 9110 5.5, RFC 2045). Raises ValueError unless all are printable
     ASCII."""
-    text = "".join([f"{name}: {value}\r\n" for name, value in fields])
-    if text.count("\r") != len(fields) or text.count("\n") != len(fields):
-        raise ValueError("a header field has a line end")
-    if not text.isascii() or not text.replace("\r\n", "").isprintable():
+    lines = [f"{name}: {value}" for name, value in fields]
+    text = "".join(lines)
+    if not (text.isascii() and text.isprintable()):
         raise ValueError("a header field has a character that is not printable ASCII")
-    return text
+    return "\r\n".join([*lines, ""])
