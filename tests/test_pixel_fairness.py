@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parent / "retrieve"))
 from live_server import start_server
 from PIL import Image
 from pixel_world import J2K, JPEG_LS, LITTLE, Kind, arrays_of, frames_of_type, image, stored_as
-from process_tree import PIXEL_PROCESS, busy_ticks, private_bytes, seconds_until_idle, wait_until_busy
+from process_tree import PIXEL_PROCESS, private_bytes, seconds_until_idle, ticks_by_process, wait_until_busy
 from retrieve_world import instance_path
 
 from framecodecs import registry
@@ -240,7 +240,7 @@ def test_a_client_that_leaves_while_its_picture_is_made_stops_it(server, kind):
     """Whether or not it only has shut its side: a client that still reads is told."""
     path, accept = GREATEST[kind]
     connection = connected(server, ATTACKER)
-    before = busy_ticks(server, PIXEL_PROCESS)
+    before = ticks_by_process(server, PIXEL_PROCESS)
     connection.request("GET", f"/v2{path.format(7)}", headers={"Accept": accept})
     wait_until_busy(server, before)
     connection.sock.shutdown(1)

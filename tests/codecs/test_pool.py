@@ -848,7 +848,7 @@ def test_a_pool_that_dies_does_no_harm(shared):
         began = time.monotonic()
         assert still_works(pool)
         assert time.monotonic() - began < 3.5  # the eight naps of the dead would take 4 s
-        assert pids_of(pool) == before
+        assert eventually(lambda: pids_of(pool) == before)
         other.stdin.close()
         other.stdout.close()
 
