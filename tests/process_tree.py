@@ -28,17 +28,12 @@ def private_bytes(server):
     return total
 
 
-def busy_ticks(server, word=b""):
-    """Ticks of processor time that the processes with the word in their command line have used."""
-    return sum(ticks_by_process(server, word).values())
-
-
-def ticks_by_process(server, word):
-    """The same for each process id."""
+def ticks_by_process(server):
+    """Process id -> ticks of processor time, of the pixel processes."""
     found = {}
     for pid in family(server.process.pid):
         with suppress(OSError):
-            if word in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if PIXEL_PROCESS in Path(f"/proc/{pid}/cmdline").read_bytes():
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 found[pid] = sum(map(int, fields[11:13]))
     return found
@@ -49,9 +44,9 @@ def seconds_until_idle(server, patience):
     seems to give ticks back, so that does not count as idle."""
     began = time.monotonic()
     while time.monotonic() - began < patience:
-        before = busy_ticks(server, PIXEL_PROCESS)
+        before = sum(ticks_by_process(server).values())
         time.sleep(0.4)
-        if 0 <= busy_ticks(server, PIXEL_PROCESS) - before <= 2:
+        if 0 <= sum(ticks_by_process(server).values()) - before <= 2:
             return time.monotonic() - began - 0.4
     return None
 
@@ -59,8 +54,6 @@ def seconds_until_idle(server, patience):
 def wait_until_busy(server, before, ticks=5, patience=20):
     """Until a pixel process has used so many ticks of 10 ms since `before` (of `ticks_by_process`)."""
     end = time.monotonic() + patience
-    while not any(
-        used >= before.get(pid, 0) + ticks for pid, used in ticks_by_process(server, PIXEL_PROCESS).items()
-    ):
+    while not any(used >= before.get(pid, 0) + ticks for pid, used in ticks_by_process(server).items()):
         assert time.monotonic() < end, "no pixel process works"
         time.sleep(0.01)
