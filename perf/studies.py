@@ -11,6 +11,7 @@ import os
 import shutil
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -48,7 +49,7 @@ FRAME_LENGTH = 512 * 1024
 BLOCK = bytes(2 << 20)
 
 
-class Transfer:
+class Transfer(ABC):
     """One kind of transfer from or to one server; each call is a round. It keeps seconds of processor time
     a GB, and memory of the server from the first round to the last."""
 
@@ -64,9 +65,9 @@ class Transfer:
         self.processor.append((cpu_seconds(self.server.pid) - before) * 1e9 / length)
         return length / 1e6 / seconds
 
+    @abstractmethod
     def move(self) -> tuple[int, float]:
         """Bytes and seconds."""
-        raise NotImplementedError
 
 
 class Upload(Transfer):

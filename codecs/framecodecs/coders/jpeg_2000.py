@@ -78,19 +78,19 @@ def with_depth(codestream: bytes, info: FrameInfo) -> bytes:
     return bytes(named)
 
 
-def _coded(info: FrameInfo, reversible: bool) -> tuple[FrameInfo, bool]:
-    """Returns the attributes after encoding, and whether RGB is transformed."""
+def _prepared(frame: bytes, info: FrameInfo, reversible: bool) -> tuple[Samples, FrameInfo, bool]:
+    """Returns the samples in 1 or 2 bytes, the attributes after encoding, and whether RGB is transformed."""
+    values = samples.to_array(frame, info)
+    values = values.astype(f"{values.dtype.kind}{1 if info.bits_stored <= 8 else 2}", copy=False)
     info = samples.stored_low(info)
     transform = info.photometric_interpretation == "RGB"
-    return (info.with_colour(TRANSFORMED[reversible]) if transform else info), transform
+    return values, info.with_colour(TRANSFORMED[reversible]) if transform else info, transform
 
 
 def encode(
     frame: bytes, info: FrameInfo, options: EncodeOptions, reversible: bool = True
 ) -> tuple[bytes, FrameInfo]:
-    values = samples.to_array(frame, info)
-    values = values.astype(f"{values.dtype.kind}{1 if info.bits_stored <= 8 else 2}", copy=False)
-    out, transform = _coded(info, reversible)
+    values, out, transform = _prepared(frame, info, reversible)
     shallow = info.bits_stored <= SHALLOW and reversible
     with guarded(EncodeError, "JPEG 2000"):
         encoded = load("imagecodecs").jpeg2k_encode(
@@ -109,9 +109,7 @@ def encode(
 def encode_by_openjpeg(
     frame: bytes, info: FrameInfo, options: EncodeOptions, reversible: bool = True
 ) -> tuple[bytes, FrameInfo]:
-    values = samples.to_array(frame, info)
-    values = values.astype(f"{values.dtype.kind}{1 if info.bits_stored <= 8 else 2}", copy=False)
-    out, transform = _coded(info, reversible)
+    values, out, transform = _prepared(frame, info, reversible)
     with guarded(EncodeError, "JPEG 2000"):
         encoded = load("pylibjpeg-openjpeg").encode_buffer(
             values.tobytes(),

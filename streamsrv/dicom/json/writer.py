@@ -261,7 +261,7 @@ class MetadataWriter:
             self.bulk = list({value.path: value for value in self.bulk}.values())
 
     def _flush(self) -> None:
-        self.flushed = text = b"".join(self._out)
+        text = b"".join(self._out)
         self._out.clear()
         self.length += len(text)
         self.slots += text.count(b"\0")

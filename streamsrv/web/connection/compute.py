@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from tornado.iostream import StreamClosedError
 
-from streamsrv.errors import Overloaded
+from streamsrv.pixels.pool import left_early
 from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.app import App, Job
 from streamsrv.web.connection.closing import final_status, reset
@@ -28,8 +28,6 @@ from streamsrv.web.sending.transfer import Transfer
 from streamsrv.wire.answers import Answer, Computed, Deferred, Pending
 
 log = logging.getLogger("streamsrv.web")
-
-CANCELLED = "the connection was shut before the turn of this request came"
 
 
 class Ended(NamedTuple):
@@ -128,7 +126,7 @@ class Answering:
         try:
             return pending.answer()
         except CancelledError:
-            return self._problem(Overloaded(CANCELLED, retry_after=1))
+            return self._problem(left_early())
         except Exception as error:
             return self._problem(error)
 
