@@ -45,6 +45,7 @@ DEFAULT_QUALITY = 90
 FUNCTIONS = {"linear": "LINEAR", "linear-exact": "LINEAR_EXACT", "sigmoid": "SIGMOID"}
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15})(?:[eE][+-]?[0-9]{1,2})?\Z")
 _QUALITY = re.compile(r"0*([1-9][0-9]?|100)\Z")
+_SIDE = re.compile(r"0*([1-9][0-9]{0,8})\Z")
 FARTHEST = 65_535  # Rows and Columns have 16 bits
 KINDS = ("patient", "technique")
 _PALETTE = (
@@ -94,16 +95,24 @@ def _pixels(text: str) -> int | None:
     return round(found)
 
 
+def _side(text: str, name: str) -> int:
+    found = _SIDE.match(text)
+    if found is None:
+        raise BadRequest(f"the parameter viewport has the {name} {text[:20]!r}, not a whole number from 1")
+    return int(found[1])
+
+
 def _viewport(text: str) -> Viewport:
     """vw,vh or vw,vh,sx,sy,sw,sh; the last four may be empty (8.3.5.1.3)."""
-    numbers = [_pixels(part) for part in text.split(",")]
-    width, height, *region = *numbers, None
-    if len(numbers) not in (2, 6) or width is None or height is None:
+    parts = text.split(",")
+    if len(parts) not in (2, 6):
         raise BadRequest("the parameter viewport is width,height or width,height,left,top,width,height")
+    width, height = _side(parts[0], "width"), _side(parts[1], "height")
+    region = [_pixels(part) for part in parts[2:]]
     try:
         if all(part is None for part in region):
             return Viewport(width, height)
-        left, top, wide, high, _ = region
+        left, top, wide, high = region
         # An empty size reaches to the edge: `fitted` cuts the rest off.
         sizes = (FARTHEST if wide is None else wide, FARTHEST if high is None else high)
         return Viewport(width, height, (left or 0, top or 0, *sizes))
@@ -112,13 +121,15 @@ def _viewport(text: str) -> Viewport:
 
 
 def _window(text: str) -> Window:
-    """center,width,function (8.3.5.1.4); the function may be left out."""
+    """center,width,function: all three, and the function in lower case (8.3.5.1.4)."""
     parts = text.split(",")
-    if len(parts) not in (2, 3):
-        raise BadRequest("the parameter window is center,width,function")
-    name = parts[2].strip().lower() if len(parts) == 3 else "linear"
+    if len(parts) != 3:
+        raise BadRequest("the parameter window is center,width,function, and all three are needed")
+    name = parts[2]
     if name not in FUNCTIONS:
-        raise BadRequest(f"the parameter window knows the functions {', '.join(FUNCTIONS)}")
+        raise BadRequest(
+            f"the parameter window has the function {name[:20]!r}, not one of {', '.join(FUNCTIONS)}"
+        )
     try:
         return Window(_number(parts[0], "window"), _number(parts[1], "window"), FUNCTIONS[name])
     except RenderingError as error:

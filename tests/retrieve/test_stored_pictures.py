@@ -163,7 +163,7 @@ def lut():
 QUERIES = [
     "quality=90",
     "quality=100",
-    "window=128,256",
+    "window=128,256,linear",
     "viewport=17,20",
     "viewport=340,400",
     "viewport=34,40,0,0,34,40",
