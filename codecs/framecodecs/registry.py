@@ -115,6 +115,7 @@ FAMILIES = {
     "rle": Family(read_rle_header, {RLE: native.decode_rle}, {RLE: native.encode_rle}, BYTES),
     "jpeg baseline": Family(jpeg.lossy_header, _JPEG, {IC: jpeg.encode_lossy}, JPEG_8),
     "jpeg extended": Family(jpeg.lossy_header, _JPEG, {IC: jpeg.encode_lossy}, JPEG_12),
+    "jpeg progressive": Family(jpeg.lossy_header, _JPEG),
     "jpeg lossless": Family(
         jpeg.lossless_header,
         {IC: jpeg.decode_lossless},
@@ -200,6 +201,8 @@ _ROWS = (
     ("1.2.840.10008.1.2.5", "RLE Lossless", "rle", "image/dicom-rle", False),
     (JPEG_BASELINE, "JPEG Baseline (Process 1)", "jpeg baseline", "image/jpeg", True),
     ("1.2.840.10008.1.2.4.51", "JPEG Extended (Process 2 and 4)", "jpeg extended", "image/jpeg", True),
+    ("1.2.840.10008.1.2.4.53", "JPEG Spectral Selection (6 and 8)", "jpeg progressive", "image/jpeg", True),
+    ("1.2.840.10008.1.2.4.55", "JPEG Full Progression (10 and 12)", "jpeg progressive", "image/jpeg", True),
     ("1.2.840.10008.1.2.4.57", "JPEG Lossless (Process 14)", "jpeg lossless", "image/jpeg", False),
     ("1.2.840.10008.1.2.4.70", "JPEG Lossless (Process 14, SV1)", "jpeg lossless", "image/jpeg", False),
     ("1.2.840.10008.1.2.4.80", "JPEG-LS Lossless", "jpeg-ls", "image/jls", False),

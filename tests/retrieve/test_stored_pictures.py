@@ -477,3 +477,23 @@ def test_no_more_than_the_head_is_read(store, monkeypatch):
     assert len(frame) > 20_000
     assert sum(read) < 5_000
     assert unpadded(payload(answer)) == frame
+
+
+# Progressive syntaxes
+
+
+@pytest.mark.parametrize("suffix", ["53", "55"])
+def test_progressive_syntaxes_are_decoded_and_drawn(store, suffix):
+    (frame,) = coded(COLOUR, progressive=True)
+    keep(store, stored_as(dataset_of(COLOUR), f"1.2.840.10008.1.2.4.{suffix}", [frame]))
+    reference = np.asarray(Image.open(io.BytesIO(frame)), int)
+    native = got(store, f"{ONE}/frames/1", "application/octet-stream")
+    shown = np.asarray(opened(got(store, f"{ONE}/rendered", "image/png")), int)
+    assert np.abs(np.frombuffer(native, "u1").reshape(reference.shape) - reference).max() <= 1
+    assert np.abs(shown - reference).max() <= 1
+
+
+def test_arithmetic_coding_is_named_in_the_refusal(store):
+    keep(store, stored_as(dataset_of(COLOUR), "1.2.840.10008.1.2.4.56", coded(COLOUR, progressive=True)))
+    with pytest.raises(NotAcceptable, match="Full Progression"):
+        ask(store, f"{ONE}/rendered")

@@ -68,6 +68,8 @@ def encode_deflated(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tu
 
 def decode_rle(frame: bytes, info: FrameInfo, header: CodestreamHeader) -> tuple[bytes, FrameInfo]:
     """Returns a frame by pixel; the library decodes to planes."""
+    if info.bits_allocated == 1:
+        return _decode_rle_bits(frame, info), info
     with guarded(DecodeError, "RLE"):
         planes = load("pylibjpeg-rle").decode_frame(frame, info.rows * info.columns, info.bits_allocated, "<")
     out = interleaved_info(info)
@@ -77,6 +79,18 @@ def decode_rle(frame: bytes, info: FrameInfo, header: CodestreamHeader) -> tuple
         return bytes(planes), out
     by_plane = np.frombuffer(planes, info.container).reshape(info.samples_per_pixel, -1)
     return by_plane.T.tobytes(), out
+
+
+def _decode_rle_bits(frame: bytes, info: FrameInfo) -> bytes:
+    """Returns packed bits. A segment has a byte for each pixel (G.2), or is packed already."""
+    decode_frame, pixels = load("pylibjpeg-rle").decode_frame, info.rows * info.columns
+    try:
+        with guarded(DecodeError, "RLE"):
+            unpacked = decode_frame(frame, pixels, 8, "<")
+    except DecodeError:
+        with guarded(DecodeError, "RLE"):
+            return bytes(decode_frame(frame, info.frame_length, 8, "<"))
+    return np.packbits(np.frombuffer(unpacked, np.uint8) != 0, bitorder="little").tobytes()
 
 
 def encode_rle(frame: bytes, info: FrameInfo, options: EncodeOptions) -> tuple[bytes, FrameInfo]:

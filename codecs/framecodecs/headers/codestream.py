@@ -7,7 +7,8 @@ complete codestream and decode nothing. `agree` refuses a header that does not f
 also detect a cut codestream, which several libraries fill with grey without an error.
 
 RLE Lossless (PS3.5 annex G) has a count and fifteen offsets, little-endian, in 64 bytes. There is one segment
-for each byte of a sample, the most significant byte first (G.2). Offsets rise and lie inside the frame.
+for each byte of a sample, the most significant byte first (G.2). Offsets rise and lie inside the frame. A
+pixel of one bit takes a byte (G.2), yet some encoders pack eight into one.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def read_rle_header(frame: bytes, info: FrameInfo) -> CodestreamHeader:
     bounds = [*offsets[:count], len(frame)]
     if bounds[0] != HEADER.size or any(a >= b for a, b in pairwise(bounds)):
         raise CodestreamError("RLE segment offsets do not rise from 64 to the end of the frame")
-    pixels = info.rows * info.columns
-    if any((b - a) * MOST_GAIN < pixels for a, b in pairwise(bounds)):
+    least = info.frame_length if info.bits_allocated == 1 else info.rows * info.columns
+    if any((b - a) * MOST_GAIN < least for a, b in pairwise(bounds)):
         raise CodestreamError("an RLE segment is too short for its pixels")
     return CodestreamHeader(
         info.rows, info.columns, info.samples_per_pixel, info.bits_allocated, 0, len(frame)
