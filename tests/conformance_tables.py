@@ -53,8 +53,8 @@ def codes(texts):
 
 
 def _transaction(method, route):
-    if method in TRANSACTIONS:
-        return TRANSACTIONS[method]
+    if method in TRANSACTIONS or route.kind is Kind.SERVICE:
+        return TRANSACTIONS.get(method, "Retrieve Capabilities")
     return "Search" if route.kind is Kind.SEARCH else "Retrieve"
 
 
@@ -63,7 +63,7 @@ def resources():
         (_transaction(method, route), code(f"{method} {route.template or '/'}"))
         for route in ROUTES
         for method in route.allow
-        if method not in ("HEAD", "OPTIONS") or not route.methods
+        if method not in ("HEAD", "OPTIONS") or (method == "OPTIONS" and route.kind is Kind.SERVICE)
     ]
     return table(("transaction", "resource"), sorted(rows, key=lambda row: row[0]))
 

@@ -75,7 +75,8 @@ class Intake(NamedTuple):
 
 class App:
     """Must be made inside the running loop. `store_open` is cleared before the store is closed. Any thread
-    calls `on_failure` when a request finds that this process cannot use the index any more."""
+    calls `on_failure` when a request finds that this process cannot use the index any more. `port` is that of
+    the listening sockets."""
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class App:
         actions: Actions,
         access_log: AccessLog,
         on_failure: Callable[[IndexFailed], None] = lambda error: None,
+        port: int = 0,
     ) -> None:
         self.settings = settings
         self.access_log = access_log
@@ -97,7 +99,7 @@ class App:
         self.store_open = True
         self.on_failure = on_failure
         self._actions = actions
-        self._hosts = Hosts(settings)
+        self._hosts = Hosts(settings, port)
         self._cors = Cors(settings)
         clock = asyncio.get_running_loop().time
         self._uploads = Uploads(settings.max_uploads, settings.slow_upload_rate, clock)
@@ -222,8 +224,8 @@ class App:
         if head.method in WRITING and self.settings.read_only:
             raise Forbidden("this server is read-only")
         request = self._request(head, caller, target)
-        if kind in (Kind.OPENAPI, Kind.YAML):
-            return Job(lambda: describe.answer(request, kind))
+        if kind in describe.KINDS:
+            return Job(lambda: describe.answer(request, target.route))
         return Job(lambda: self._compute(request, target), request.requester.leave)
 
     def ready(self) -> Answer:

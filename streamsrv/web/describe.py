@@ -1,8 +1,9 @@
 """The service as a document: OpenAPI 3.1 in JSON and YAML, and WADL.
 
-The answer to OPTIONS is the capabilities description (PS3.18 8.9, Annex H). Its default, a WADL document,
-lists each resource at and below the target, with methods, parameters and the media types of each status. A
-client that accepts JSON gets the OpenAPI document of the whole service.
+The answer to OPTIONS is the capabilities description (PS3.18 8.9, Annex H), and so is the answer to GET of
+the base URL. Its default, a WADL document, lists each resource at and below the target, with methods,
+parameters and the media types of each status. A client that accepts JSON gets the OpenAPI document of the
+whole service.
 
 The YAML is in the block style with every text quoted, so that no text is read as a number, a date or a `no`.
 """
@@ -16,7 +17,7 @@ from xml.sax.saxutils import quoteattr
 
 from streamsrv import __version__
 from streamsrv.web.operations import WADL, YAML, Operation, Parameter, described_routes, operations
-from streamsrv.wire.accept import AcceptableRange, Offer, choose_json
+from streamsrv.wire.accept import AcceptableRange, Offer, choose_json, parse_accept
 from streamsrv.wire.answers import Answer, Literal, Request
 from streamsrv.wire.conditional import etag_of, evaluate
 from streamsrv.wire.mediatypes import DICOM_JSON, JSON
@@ -24,6 +25,8 @@ from streamsrv.wire.problems import PROBLEM
 from streamsrv.wire.resources import ROUTES, UNVERSIONED, Kind, Route
 
 OFFERS = (Offer(WADL), Offer(JSON))
+# The resources that describe the service.
+KINDS = frozenset((Kind.SERVICE, Kind.OPENAPI, Kind.YAML))
 _STYLES = {"path": "template", "query": "query", "header": "header"}
 
 _REASONS = {
@@ -150,7 +153,7 @@ def _content(types: tuple[str, ...], status: int, operation: Operation) -> dict[
 def _schema(media_type: str, status: int, operation: Operation) -> Mapping[str, Any]:
     if media_type == PROBLEM:
         return {"$ref": "#/components/schemas/Problem"}
-    if media_type in (DICOM_JSON, JSON) and status != 206 and operation.route.kind is not Kind.OPENAPI:
+    if media_type in (DICOM_JSON, JSON) and status != 206 and operation.route.kind not in KINDS:
         if operation.method == "GET":
             return {"$ref": "#/components/schemas/Datasets"}
         if operation.method == "POST":
@@ -169,11 +172,16 @@ def yaml_text(base: str) -> bytes:
     return ("\n".join(_yaml(document(base), 0)) + "\n").encode()
 
 
-def answer(request: Request, kind: Kind) -> Answer:
-    body, media_type = (
-        (yaml_text(request.base_url), YAML) if kind is Kind.YAML else (json_text(request.base_url), JSON)
-    )
-    headers = [("Content-Type", media_type), ("Cache-Control", "no-cache")]
+def answer(request: Request, route: Route) -> Answer:
+    """The answer to GET of a route whose kind is in KINDS. Raises NotAcceptable."""
+    if route.kind is Kind.SERVICE:
+        accepted = tuple(value for name, value in request.query if name == "accept")
+        ranges = parse_accept(request.headers.get("accept"), accepted)
+        headers, body = _capabilities(request.base_url, route, ranges)
+    else:
+        as_yaml = route.kind is Kind.YAML
+        body = (yaml_text if as_yaml else json_text)(request.base_url)
+        headers = [("Content-Type", YAML if as_yaml else JSON), ("Cache-Control", "no-cache")]
     built = Answer(200, headers, (Literal(body),), len(body))
     return evaluate(request, built, etag_of((), body.decode()))
 
@@ -199,15 +207,22 @@ def _yaml(value: Any, depth: int) -> Iterator[str]:
 def capabilities(base: str, target: Route | None, ranges: Sequence[AcceptableRange] = ()) -> Answer:
     """The capabilities description of `target` and the resources below it. None means the whole server
     (`OPTIONS *`). Raises NotAcceptable."""
+    headers, text = _capabilities(base, target, ranges)
+    if target is not None:
+        headers.append(("Allow", ", ".join(target.allow)))
+    return Answer(200, headers, (Literal(text),), len(text))
+
+
+def _capabilities(
+    base: str, target: Route | None, ranges: Sequence[AcceptableRange]
+) -> tuple[list[tuple[str, str]], bytes]:
     offer = choose_json(ranges, OFFERS)
     below = target.template if target is not None else ""
     routes = [route for route in ROUTES if route.methods and is_below(route.template, below)]
     as_json = offer.media_type == JSON
     text = json_text(base) if as_json else "\n".join(_document(base, routes)).encode()
-    headers = [("Content-Type", offer.media_type), ("Vary", "Accept"), ("Cache-Control", "no-cache")]
-    if target is not None:
-        headers.append(("Allow", ", ".join(target.allow)))
-    return Answer(200, headers, (Literal(text),), len(text))
+    kept = ("Cache-Control", "private, no-cache")
+    return [("Content-Type", offer.media_type), ("Vary", "Accept"), kept], text
 
 
 def is_below(template: str, above: str) -> bool:

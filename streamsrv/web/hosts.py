@@ -8,6 +8,8 @@ Rules of this file
 - A Host that is not expected is refused from every client. A page that made its own name point here (DNS
   rebinding) then gets nothing. A server that listens to other machines accepts an address instead of a name,
   because rebinding needs a name.
+- Some clients leave the port out of Host. From a loopback address the port of the socket is added to a
+  loopback name: no port is mapped between the two. Other names may be those of a proxy on this machine.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from streamsrv.errors import BadRequest, Forbidden
 from streamsrv.settings import Settings
 
 LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
+_WITHOUT_PORT = frozenset(("localhost", "127.0.0.1", "[::1]"))
+HTTP_PORT = 80
 # uri-host and port of RFC 9112 3.2, without user information.
 AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::([0-9]{0,5}))?")
 # An address with or without a port; of IPv6 in brackets, or bare as X-Forwarded-For has it.
@@ -48,14 +52,15 @@ class Caller(NamedTuple):
 
 
 class Hosts:
-    """The settings about names, parsed once."""
+    """The settings about names, parsed once. `port` is that of the listening socket; 0 if it is not known."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, port: int = 0) -> None:
         self._public = settings.public_url.rstrip("/")
         self._forwarded = forwarded if settings.forwarded_headers == "forwarded" else x_forwarded
         self._proxies = tuple(ipaddress.ip_network(item, strict=False) for item in settings.trusted_proxies)
         self._names = LOOPBACK_NAMES | expected_names(settings)
         self._any_address = not is_loopback(settings.host)
+        self._port = "" if port in (0, HTTP_PORT) else f":{port}"
         self._known: dict[str, bool] = {}  # verdicts by Host header; few differ
 
     def caller(self, headers: Mapping[str, str], host: str, peer: str) -> Caller:
@@ -63,6 +68,8 @@ class Hosts:
         scheme, client = "http", peer
         if self._proxies and self.trusted(peer):
             scheme, host, client = self._forwarded(headers, host, peer)
+        elif self._port and host.lower() in _WITHOUT_PORT and is_loopback(peer):
+            host += self._port
         self._check(host)
         return Caller(self._public or f"{scheme}://{host}", client, party(client))
 
@@ -86,7 +93,8 @@ class Hosts:
             and not (self._any_address and is_address(name))
         ):
             raise Forbidden(
-                f"this server does not answer for the host {match[1]!r}; the setting allowed_hosts names more"
+                f"this server does not answer for the host {match[1]!r}: if that is a name of this server, "
+                "add it to the setting allowed_hosts"
             )
         if len(self._known) < 1024:
             self._known[host] = True

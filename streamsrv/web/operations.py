@@ -126,6 +126,7 @@ _REPRESENTATIONS: dict[Kind, tuple[str, ...]] = {
     Kind.PIXELDATA: (MULTIPART, *_PIXELS),
     Kind.LIVE: (TEXT,),
     Kind.READY: (TEXT,),
+    Kind.SERVICE: (WADL, JSON),
     Kind.OPENAPI: (JSON,),
     Kind.YAML: (YAML,),
 }
@@ -145,7 +146,7 @@ _NO_CONTENT = {"POST": (204,), "DELETE": (204,), "OPTIONS": (204,)}
 _DESCRIBED = frozenset((Kind.LIVE, Kind.READY, Kind.OPENAPI, Kind.YAML))
 
 _WORDS = {
-    Kind.SERVICE: "the service",
+    Kind.SERVICE: "the capabilities of the service",
     Kind.INSTANCES: "SOP instances",
     Kind.METADATA: "metadata",
     Kind.FRAMES: "frames",

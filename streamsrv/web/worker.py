@@ -97,7 +97,7 @@ async def _serve(
     answered: Counter[Way] = Counter()
     as_json = settings.log_format == "json"
     access_log = AccessLog(sys.stderr, json=as_json, answered=answered, enabled=enabled)
-    app = App(settings, actions, access_log, stop.fail)
+    app = App(settings, actions, access_log, stop.fail, port=listeners[0].getsockname()[1])
     server = Server(app, settings)
     acceptor = Acceptor(
         listeners,

@@ -43,7 +43,7 @@ MAX_PARAMETERS = 1_000
 
 
 class Kind(enum.StrEnum):
-    SERVICE = "service"  # the base URL: only its capabilities
+    SERVICE = "service"  # the base URL: its capabilities (PS3.18 8.9)
     SEARCH = "search"  # at /studies also store
     INSTANCES = "instances"
     METADATA = "metadata"
@@ -120,7 +120,7 @@ _GET = ("GET",)
 
 
 def _rows() -> Iterator[Route]:
-    yield Route(Kind.SERVICE, ResourceLevel.NONE, "", (), "")
+    yield Route(Kind.SERVICE, ResourceLevel.NONE, "", _GET, "application/vnd.sun.wadl+xml")
     for level, template in _SEARCHES:
         yield Route(Kind.SEARCH, level, template, ("GET", "POST") if template == "/studies" else _GET, _JSON)
     for level, template in _LEVELS:

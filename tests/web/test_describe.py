@@ -76,6 +76,17 @@ async def test_over_http(port):
         assert (status, head["content-length"]) == (200, str(len(payload)))
 
 
+@pytest.mark.parametrize("path", ["/v1", "/v1/", "/v2", "/v2/"])
+async def test_the_base_url_has_capabilities(port, path):
+    status, headers, payload = await ask(port, f"GET {path}")
+    options = await ask(port, f"OPTIONS {path}")
+    assert (status, headers["content-type"], payload) == (200, "application/vnd.sun.wadl+xml", options[2])
+    assert (await ask(port, f"GET {path}", f"If-None-Match: {headers['etag']}"))[0] == 304
+    as_json = await ask(port, f"GET {path}?accept=application/json", "Accept: text/html")
+    assert as_json[2] == (await ask(port, f"GET /{path.strip('/')}/openapi.json"))[2]
+    assert (await ask(port, f"GET {path}", "Accept: image/png"))[0] == 406
+
+
 async def test_capabilities_as_json(port):
     status, headers, payload = await ask(port, "OPTIONS /v2/studies", "Accept: application/json")
     assert (status, headers["content-type"]) == (200, "application/json")

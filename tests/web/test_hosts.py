@@ -12,8 +12,8 @@ REMOTE = {"host": "0.0.0.0"}
 PROXY = {"trusted_proxies": ("10.0.0.0/8", "::1"), "allowed_hosts": ("pacs.example",)}
 
 
-def origin(name, peer="127.0.0.1", headers=(), **settings):
-    return Hosts(settings_of(**settings)).caller(dict(headers), name, peer)
+def origin(name, peer="127.0.0.1", headers=(), port=0, **settings):
+    return Hosts(settings_of(**settings), port).caller(dict(headers), name, peer)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,25 @@ def test_what_is_no_host(host):
 def test_the_base_of_urls():
     assert origin("localhost:8943").base == "http://localhost:8943"
     assert origin("localhost", public_url="https://pacs.example/dicom/").base == "https://pacs.example/dicom"
+
+
+@pytest.mark.parametrize(
+    ("host", "peer", "settings", "base"),
+    [
+        ("localhost", "127.0.0.1", {}, "http://localhost:8943"),
+        ("LOCALHOST", "::1", {}, "http://LOCALHOST:8943"),
+        ("[::1]", "::1", {}, "http://[::1]:8943"),
+        ("127.0.0.1", "127.0.0.9", {}, "http://127.0.0.1:8943"),
+        ("localhost:80", "127.0.0.1", {}, "http://localhost:80"),
+        ("localhost", "10.1.1.1", {}, "http://localhost"),
+        ("pacs.example", "127.0.0.1", {"allowed_hosts": ("pacs.example",)}, "http://pacs.example"),
+        ("localhost", "127.0.0.1", {"trusted_proxies": ("127.0.0.1",)}, "http://localhost"),
+        ("localhost", "127.0.0.1", {"public_url": "https://pacs.example"}, "https://pacs.example"),
+    ],
+)
+def test_a_loopback_name_without_its_port(host, peer, settings, base):
+    assert origin(host, peer, port=8943, **settings).base == base
+    assert origin("localhost", port=80).base == "http://localhost"
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ VALUES = {
 
 # The interface as it is promised: a change here is a change for clients.
 PROMISED = {
-    "": "OPTIONS",
+    "": "GET HEAD OPTIONS",
     "/studies": "GET POST HEAD OPTIONS",
     "/series": "GET HEAD OPTIONS",
     "/instances": "GET HEAD OPTIONS",
