@@ -77,7 +77,7 @@ class Rooms(NamedTuple):
     selections: Selections
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Retrieval:
     """One retrieve transaction. If it is `brief`, the event loop calls, and nothing may block: a plan that
     cannot be made so is None. `end` calls the `endings`, the last one first, when the answer is sent."""

@@ -337,8 +337,7 @@ def part_head(boundary: bytes, headers: Mapping[str, str]) -> bytes:
 
     That of the first part begins with CRLF too, which makes an empty preamble.
     """
-    text = field_lines(list(headers.items()))
-    return b"\r\n--%b\r\n%b\r\n" % (boundary, text.encode("ascii"))
+    return b"\r\n--%b\r\n%b\r\n" % (boundary, field_lines(list(headers.items())))
 
 
 def closing(boundary: bytes) -> bytes:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -143,8 +142,7 @@ UNVERSIONED: tuple[Route, ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """A target resource. `version` is 0 for those without a version. `frames` are the numbers of the
     path, from 1, in its order and with repeats. `bulk` is the path of a bulk value ("7FE00010",
     "00480105/0/00282000")."""
@@ -167,7 +165,7 @@ class Target:
 
     def check_method(self, method: str) -> None:
         """Raises MethodNotAllowed."""
-        if method not in self.route.allow:
+        if method not in self.route.methods and method not in self.route.allow:
             raise MethodNotAllowed(f"this resource has no {method[:20]}", self.route.allow)
 
 

@@ -10,8 +10,8 @@ BAD = [*map(chr, range(0x20)), "\x7f", "\x80", "\xe9", "\u2028", "\ud800", "\r\n
 
 
 def test_fields_are_lines():
-    assert field_lines([("A", "1"), ("B", "two ~")]) == "A: 1\r\nB: two ~\r\n"
-    assert field_lines([]) == ""
+    assert field_lines([("A", "1"), ("B", "two ~")]) == b"A: 1\r\nB: two ~\r\n"
+    assert field_lines([]) == b""
 
 
 @pytest.mark.parametrize("text", BAD, ids=repr)

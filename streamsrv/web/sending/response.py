@@ -93,8 +93,8 @@ class Outgoing:
 
 
 def head_bytes(answer: Answer, extra: Sequence[tuple[str, str]], date: str) -> bytes:
-    fields = field_lines([("Date", date), *answer.headers, *extra])
-    return f"HTTP/1.1 {answer.status} {REASONS.get(answer.status, 'Unknown')}\r\n{fields}\r\n".encode("ascii")
+    line = f"HTTP/1.1 {answer.status} {REASONS.get(answer.status, 'Unknown')}\r\n".encode("ascii")
+    return b"%b%b\r\n" % (line, field_lines([("Date", date), *answer.headers, *extra]))
 
 
 class AnswerWriter:
