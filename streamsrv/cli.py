@@ -1,4 +1,6 @@
-"""The command line: `streamsrv VERB`. Each verb is a row of VERBS: summary, arguments, function.
+"""The command line: `streamsrv VERB`. VERBS has the summary of each verb, and the module that has its
+arguments and its function. The module is imported when the verb is used, because only `store` and `samples`
+run on macOS and Windows.
 
 Exit codes: 0 success; 1 a fault, which is printed; 2 the command line, a setting or the platform is wrong;
 3 another process holds the store.
@@ -13,258 +15,67 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import json
+import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from streamsrv import __version__, client, config, samples, supervisor
+from streamsrv import __version__, config
 from streamsrv.config import SettingsError
 from streamsrv.errors import StoreLocked, StreamsrvError
-from streamsrv.ingest.derivation import derive
-from streamsrv.server import read_limits, store_options
-from streamsrv.settings import TABLES, Settings
-from streamsrv.store import (
-    Finding,
-    NewInstance,
-    Pace,
-    Record,
-    Severity,
-    Store,
-    check,
-    check_segments,
-    compact,
-    info,
-    reindex,
-)
 
 FAILED, USAGE, LOCKED = 1, 2, 3
-ADVANCED = "advanced"
 # Verbs that map the index in their own process, unlike `serve`.
 MAPPING = ("check", "reindex", "compact", "info")
 PR_SET_PDEATHSIG = 1
-FORWARDED = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Verb(NamedTuple):
     summary: str
+    module: str  # its VERBS has the functions of the verb
+
+
+class VerbFunctions(NamedTuple):
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
 
 
-# Arguments
+ON_LINUX = "streamsrv.verbs"
 
-
-def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
-    """Every setting is a flag, in the group of its table; advanced settings come last."""
-    add_config_argument(parser)
-    titles = {table: f"[{table}]" for table in TABLES} | {ADVANCED: "advanced, for measurements and tests"}
-    groups = {key: parser.add_argument_group(title, TABLES.get(key)) for key, title in titles.items()}
-    for name, field in config.FIELDS.items():
-        row = field.metadata
-        text = f"{row['reason']} [{row['unit']}; default: {shown(field.default)}]".replace("%", "%%")
-        group = groups[ADVANCED if row["advanced"] else row["table"]]
-        if isinstance(field.default, bool):
-            group.add_argument(
-                f"--{config.flag(name)}", action=argparse.BooleanOptionalAction, default=None, help=text
-            )
-        else:
-            group.add_argument(f"--{config.flag(name)}", metavar=name.upper(), help=text)
-
-
-def add_store_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_argument(parser)
-    parser.add_argument("--data", metavar="DIR", help="the folder of the store; default: the setting `data`")
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON document on standard output instead of text"
-    )
-
-
-def add_check_arguments(parser: argparse.ArgumentParser) -> None:
-    add_store_arguments(parser)
-    parser.add_argument(
-        "--segments",
-        action="store_true",
-        help="only compare the bytes of all segments with their digests, past the page cache; the server "
-        "then refuses to serve damaged instances",
-    )
-    parser.add_argument(
-        "--rate",
-        type=byte_count,
-        default=0,
-        metavar="BYTES",
-        help="with --segments: the highest read rate a second, such as 100M [default: no limit]",
-    )
-
-
-def byte_count(text: str) -> int:
-    """Reads `100M` (K, M and G are powers of 1,024); raises ValueError."""
-    unit = text[-1:].upper()
-    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(unit)
-    number = int(text[:-1]) * factor if factor else int(text)
-    if number <= 0:
-        raise ValueError(text)
-    return number
-
-
-def add_compact_arguments(parser: argparse.ArgumentParser) -> None:
-    add_store_arguments(parser)
-    parser.add_argument(
-        "--all",
-        action="store_true",
-        dest="everything",
-        help="compact every segment and the index, so that no deleted byte stays on the disk",
-    )
-
-
-def add_config_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", metavar="FILE", type=Path, help="settings in TOML; see conf/streamsrv.toml"
-    )
-
-
-def shown(value: object) -> str:
-    return ",".join(value) or "none" if isinstance(value, tuple) else str(value)
-
-
-def settings_of(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Settings:
-    flags = {name: value for name, value in vars(args).items() if name in config.FIELDS and value is not None}
-    return config.load(args.config, environment, flags)
-
-
-# Verbs
-
-
-def run_serve(args: argparse.Namespace) -> int:
-    def write(line: str) -> None:
-        with contextlib.suppress(OSError):  # the terminal may be closed
-            print(line, flush=True)
-
-    return supervisor.serve(settings_of(args), write)
-
-
-def run_check(args: argparse.Namespace) -> int:
-    settings = settings_of(args)
-    if args.rate and not args.segments:
-        return fail("--rate can only be given with --segments", USAGE)
-    if args.segments:
-        with open_store(settings, read_only=not os.access(settings.data, os.W_OK)) as store:
-            return print_findings(args, check_segments(store, Pace(args.rate)), {})
-    with open_store(settings, read_only=True) as store:
-        return print_findings(args, check(store, deriver(settings)), {})
-
-
-def run_reindex(args: argparse.Namespace) -> int:
-    settings = settings_of(args)
-    report = reindex(Path(settings.data), deriver(settings))
-    counts = {"instances": report.instances, "segments": report.segments}
-    return print_findings(args, report.findings, counts)
-
-
-def run_compact(args: argparse.Namespace) -> int:
-    """With --all the exit code is 1 if deleted bytes may still be on the disk."""
-    settings = settings_of(args)
-    with open_store(settings, read_only=False) as store:
-        report = compact(store, everything=args.everything)
-        kept = [path.name for path in (store.layout.lost_and_found, store.layout.old_index) if path.exists()]
-    print_report(args, asdict(report))
-    if args.everything and kept:
-        return fail(f"deleted bytes may remain in {' and '.join(kept)}: remove it by hand", FAILED)
-    if not args.everything or (report.index_rewritten and not report.busy):
-        return 0
-    reason = "the index was not rewritten, because another process has the store open: stop the server first"
-    return fail(reason if not report.index_rewritten else "some segments were being written to", FAILED)
-
-
-def run_info(args: argparse.Namespace) -> int:
-    with open_store(settings_of(args), read_only=True) as store:
-        report = info(store)
-    print_report(args, report)
-    return FAILED if report["problems"] or report["damaged"] else 0
-
-
-def open_store(settings: Settings, *, read_only: bool) -> Store:
-    """Opens a store, but never creates one: a misspelt folder would look like an empty store."""
-    folder = Path(settings.data)
-    if not (folder / "store.toml").exists():
-        raise StreamsrvError(f"{folder} is not the folder of a store: it has no store.toml")
-    return Store.open(folder, store_options(settings), read_only=read_only)
-
-
-def deriver(settings: Settings) -> Callable[[Record], NewInstance]:
-    """Returns a function that derives the row of a record with the server's thresholds. It has no limits of
-    size, because a record may have been stored under other limits."""
-    unlimited = 1 << 62
-    limits = replace(read_limits(settings), max_attributes=0, max_metadata=unlimited, max_elements=unlimited)
-    return lambda record: derive(record, limits)[1]
-
-
-def print_report(args: argparse.Namespace, values: Mapping[str, Any]) -> None:
-    """Prints a report as text, one value a line, or as one JSON document."""
-    if args.json:
-        print(json.dumps(values, default=str))
-        return
-    for name, value in flattened(values):
-        print(f"{name}: {value}")
-
-
-def print_findings(args: argparse.Namespace, findings: Iterable[Finding], counts: Mapping[str, int]) -> int:
-    """Prints each finding when it is found, then the result; returns the exit code."""
-    errors, kept = 0, []
-    for finding in findings:
-        errors += finding.severity is Severity.ERROR
-        if args.json:
-            kept.append(asdict(finding))
-        else:
-            print(finding)
-    if args.json:
-        print(json.dumps({"ok": not errors, "errors": errors, **counts, "findings": kept}, default=str))
-    else:
-        print_report(args, counts)
-        print(f"{errors} errors" if errors else "all is well")
-    return FAILED if errors else 0
-
-
-def flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    lines: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        label = f"{prefix}{name}".replace("_", " ")
-        lines += flattened(value, f"{label} ") if isinstance(value, dict) else [(label, value)]
-    return lines
-
-
-VERBS: dict[str, Verb] = {
-    "serve": Verb(
-        "serve a folder of studies over DICOMweb, in the foreground", add_serve_arguments, run_serve
-    ),
-    "store": Verb("send files and folders to a DICOMweb server", client.add_arguments, client.run),
-    "samples": Verb("write the sample files of the tutorial", samples.add_arguments, samples.run),
-    "check": Verb("verify all bytes and all index rows of a store", add_check_arguments, run_check),
-    "reindex": Verb("rebuild the index of a store from its segments", add_store_arguments, run_reindex),
-    "compact": Verb("free the disk space of deleted instances", add_compact_arguments, run_compact),
-    "info": Verb("print numbers and problems of a store", add_store_arguments, run_info),
+VERBS = {
+    "serve": Verb("serve a folder of studies over DICOMweb, in the foreground", ON_LINUX),
+    "store": Verb("send files and folders to a DICOMweb server", "streamsrv.client"),
+    "samples": Verb("write the sample files of the tutorial", "streamsrv.samples"),
+    "check": Verb("verify all bytes and all index rows of a store", ON_LINUX),
+    "reindex": Verb("rebuild the index of a store from its segments", ON_LINUX),
+    "compact": Verb("free the disk space of deleted instances", ON_LINUX),
+    "info": Verb("print numbers and problems of a store", ON_LINUX),
 }
 
 
-def parser_of(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
+def functions_of(verb: str) -> VerbFunctions:
+    """Imports the module of the verb."""
+    return VerbFunctions(*importlib.import_module(VERBS[verb].module).VERBS[verb])
+
+
+def parser_of(used: str) -> argparse.ArgumentParser:
+    """The parser of all verbs, with the arguments of the verb that is used."""
     parser = argparse.ArgumentParser(prog="streamsrv", description="A DICOMweb server that streams.")
     parser.add_argument("--version", action="version", version=f"streamsrv {__version__}")
     choices = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, verb in verbs.items():
-        verb.add_arguments(
-            choices.add_parser(name, help=verb.summary, description=verb.summary.capitalize() + ".")
-        )
+    for verb, (summary, _) in VERBS.items():
+        added = choices.add_parser(verb, help=summary, description=summary.capitalize() + ".")
+        if verb == used:
+            functions_of(verb).add_arguments(added)
     return parser
 
 
 def entry() -> int:
     """The command `streamsrv`: as `main`, but a verb that maps the index runs in a guarded process."""
     verb = sys.argv[1] if len(sys.argv) > 1 else ""
-    if verb not in MAPPING:
+    if verb not in MAPPING or config.refuse_platform():
         return main()
     sentence = (
         f"{verb} ended by SIGBUS: a page of the index could not be read, or the disk is full. Run reindex; "
@@ -274,12 +85,14 @@ def entry() -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = parser_of(VERBS).parse_args(arguments)
-    reason = config.refuse_platform()
+    words = sys.argv[1:] if arguments is None else arguments
+    verb = words[0] if words and words[0] in VERBS else ""
+    reason = config.refuse_platform() if verb and VERBS[verb].module == ON_LINUX else None
     if reason:
         return fail(reason, USAGE)
+    args = parser_of(verb).parse_args(words)
     try:
-        return VERBS[args.verb].run(args)
+        return functions_of(verb).run(args)
     except SettingsError as error:
         return fail(error.detail, USAGE)
     except StoreLocked as error:
@@ -293,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        return fail(f"{args.verb} failed, {error.strerror or error}{where}", FAILED)
+        return fail(f"{verb} failed, {error.strerror or error}{where}", FAILED)
 
 
 def fail(sentence: str, code: int) -> int:
@@ -305,14 +118,15 @@ def guarded(run: Callable[[], int], complain: Callable[[], int]) -> int:
     """Returns the exit code of `run`, or of `complain` if SIGBUS ends it. Another signal also ends this
     process. Call it before the process has threads, locks or an open index."""
     parent = os.getpid()
+    forwarded = (signal.SIGTERM, signal.SIGHUP)
     # A signal that arrives before its handler is set waits, so that it is never lost.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *FORWARDED))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *forwarded))
     child = os.fork()
     if child == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _run_in_child(run, parent)
     former = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    for number in FORWARDED:
+    for number in forwarded:
         former[number] = signal.signal(number, lambda number, _: os.kill(child, number))
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     _, status = os.waitpid(child, 0)

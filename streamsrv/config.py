@@ -166,10 +166,13 @@ def receive(descriptor: int) -> Settings:
 
 
 def refuse_platform(system: str = sys.platform, machine: str | None = None) -> str | None:
-    """The reason why this machine cannot run a server, or None."""
+    """The reason why this machine cannot run a server or hold a store, or None."""
     machine = platform.machine() if machine is None else machine
     if system != "linux":
-        return f"streamsrv runs on Linux only (sendfile, RWF_NOWAIT, file locks); this is {system}"
+        return (
+            f"this is {system}, and a server and its store need Linux (sendfile, RWF_NOWAIT, file locks); "
+            "only `streamsrv store` and `streamsrv samples` run here"
+        )
     if machine.lower() not in MACHINES:
         return f"streamsrv is tested on x86-64 and arm64 only; this is {machine}"
     if sys.maxsize < 1 << 40:

@@ -165,3 +165,6 @@ def run(args: argparse.Namespace) -> int:
     for path in write_samples(args.folder):
         print(path)
     return 0
+
+
+VERBS = {"samples": (add_arguments, run)}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from live_server import ROOT, environment, start_server
 
-from streamsrv import __version__, cli, config, samples
+from streamsrv import __version__, cli, config, samples, verbs
 from streamsrv.cli import FAILED, LOCKED, USAGE, VERBS, main
 from streamsrv.config import FIELDS
 from streamsrv.settings import TABLES
@@ -70,14 +70,14 @@ def test_every_verb_explains_itself(verb, capsys):
 
 
 def test_every_setting_is_a_flag_of_serve():
-    parser = cli.parser_of(VERBS)
+    parser = cli.parser_of("serve")
     for name, field in FIELDS.items():
         default = field.default
         text = ",".join(default) if isinstance(default, tuple) else str(default)
         flag = f"--{config.flag(name)}"
         words = [flag] if isinstance(default, bool) else [flag, text]
         expected = True if isinstance(default, bool) else default
-        assert getattr(cli.settings_of(parser.parse_args(["serve", *words]), {}), name) == expected
+        assert getattr(verbs.settings_of(parser.parse_args(["serve", *words]), {}), name) == expected
 
 
 def test_help_shows_the_settings_by_table_and_the_advanced_ones_last(capsys):
@@ -92,8 +92,8 @@ def test_help_shows_the_settings_by_table_and_the_advanced_ones_last(capsys):
 def test_a_flag_can_take_back_what_the_file_says(tmp_path):
     file = tmp_path / "x.toml"
     file.write_text("[store]\nread_only = true\n[http]\nport = 1\n")
-    args = cli.parser_of(VERBS).parse_args(["serve", "--config", str(file), "--no-read-only"])
-    settings = cli.settings_of(args, {"STREAMSRV_PORT": "2"})
+    args = cli.parser_of("serve").parse_args(["serve", "--config", str(file), "--no-read-only"])
+    settings = verbs.settings_of(args, {"STREAMSRV_PORT": "2"})
     assert (settings.read_only, settings.port) == (False, 2)
 
 
@@ -164,7 +164,7 @@ def test_reindex_rebuilds_what_was_lost(store, capsys):
 
 def test_what_reindex_has_lost_is_an_error(monkeypatch, store, capsys):
     lost = Finding(Severity.ERROR, "segment 1, byte 2", "a record is gone")
-    monkeypatch.setattr(cli, "reindex", lambda *_: Reindexing(instances=1, segments=2, findings=[lost]))
+    monkeypatch.setattr(verbs, "reindex", lambda *_: Reindexing(instances=1, segments=2, findings=[lost]))
     capsys.readouterr()
     assert main(["reindex", "--data", str(store)]) == FAILED
     expected = "error: segment 1, byte 2: a record is gone\ninstances: 1\nsegments: 2\n1 errors\n"
@@ -199,7 +199,7 @@ def test_what_ends_a_verb_from_outside(monkeypatch, fault):
     def run(args):
         raise fault
 
-    monkeypatch.setitem(VERBS, "info", VERBS["info"]._replace(run=run))
+    monkeypatch.setitem(verbs.VERBS, "info", (verbs.add_store_arguments, run))
     monkeypatch.setattr(sys, "stdout", open(os.devnull, "w"))  # noqa: SIM115 - closed by the test's end
     assert main(["info"]) == FAILED
     sys.stdout.close()

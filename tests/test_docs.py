@@ -35,7 +35,7 @@ def links(text):
 def flags_of(verb):
     """The long flags of the verb's own parser, without those that are settings."""
     parser = argparse.ArgumentParser(add_help=False)
-    cli.VERBS[verb].add_arguments(parser)
+    cli.functions_of(verb).add_arguments(parser)
     flags = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
     if verb == "serve":
         names = {config.flag(name) for name in config.FIELDS}

@@ -39,6 +39,7 @@ FLOORS = {
     "streamsrv.scrubber": 8,
     "streamsrv.supervisor": 8,
     "streamsrv.cli": 8,
+    "streamsrv.verbs": 8,
     "streamsrv.__main__": 8,
 }
 # Rooms of one floor that do not know each other.

@@ -2,9 +2,12 @@
 PS3.18 10.5).
 
 verb        arguments, threads, progress bar, exit code; the result of each file
-connection  the files in batches; one HTTP connection
+files       the files in batches; the file meta information that some lack
+connection  one HTTP connection
 """
 
 from streamsrv.client.verb import add_arguments, run
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["VERBS", "add_arguments", "run"]
+
+VERBS = {"store": (add_arguments, run)}

@@ -1,0 +1,226 @@
+"""The verbs of the machine that has the store: `serve`, `check`, `reindex`, `compact`, `info`. They run on
+Linux only. VERBS has the arguments and the function of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from streamsrv import config, supervisor
+from streamsrv.config import SettingsError
+from streamsrv.errors import StreamsrvError
+from streamsrv.ingest.derivation import derive
+from streamsrv.server import read_limits, store_options
+from streamsrv.settings import TABLES, Settings
+from streamsrv.store import (
+    Finding,
+    NewInstance,
+    Pace,
+    Record,
+    Severity,
+    Store,
+    check,
+    check_segments,
+    compact,
+    info,
+    reindex,
+)
+
+ADVANCED = "advanced"
+
+
+# Arguments
+
+
+def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    """Every setting is a flag, in the group of its table; advanced settings come last."""
+    add_config_argument(parser)
+    titles = {table: f"[{table}]" for table in TABLES} | {ADVANCED: "advanced, for measurements and tests"}
+    groups = {key: parser.add_argument_group(title, TABLES.get(key)) for key, title in titles.items()}
+    for name, field in config.FIELDS.items():
+        row = field.metadata
+        text = f"{row['reason']} [{row['unit']}; default: {shown(field.default)}]".replace("%", "%%")
+        group = groups[ADVANCED if row["advanced"] else row["table"]]
+        if isinstance(field.default, bool):
+            group.add_argument(
+                f"--{config.flag(name)}", action=argparse.BooleanOptionalAction, default=None, help=text
+            )
+        else:
+            group.add_argument(f"--{config.flag(name)}", metavar=name.upper(), help=text)
+
+
+def add_store_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_argument(parser)
+    parser.add_argument("--data", metavar="DIR", help="the folder of the store; default: the setting `data`")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON document on standard output instead of text"
+    )
+
+
+def add_check_arguments(parser: argparse.ArgumentParser) -> None:
+    add_store_arguments(parser)
+    parser.add_argument(
+        "--segments",
+        action="store_true",
+        help="only compare the bytes of all segments with their digests, past the page cache; the server "
+        "then refuses to serve damaged instances",
+    )
+    parser.add_argument(
+        "--rate",
+        type=byte_count,
+        default=0,
+        metavar="BYTES",
+        help="with --segments: the highest read rate a second, such as 100M [default: no limit]",
+    )
+
+
+def byte_count(text: str) -> int:
+    """Reads `100M` (K, M and G are powers of 1,024); raises ValueError."""
+    unit = text[-1:].upper()
+    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(unit)
+    number = int(text[:-1]) * factor if factor else int(text)
+    if number <= 0:
+        raise ValueError(text)
+    return number
+
+
+def add_compact_arguments(parser: argparse.ArgumentParser) -> None:
+    add_store_arguments(parser)
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        dest="everything",
+        help="compact every segment and the index, so that no deleted byte stays on the disk",
+    )
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, help="settings in TOML; see conf/streamsrv.toml"
+    )
+
+
+def shown(value: object) -> str:
+    return ",".join(value) or "none" if isinstance(value, tuple) else str(value)
+
+
+def settings_of(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Settings:
+    flags = {name: value for name, value in vars(args).items() if name in config.FIELDS and value is not None}
+    return config.load(args.config, environment, flags)
+
+
+# Verbs
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    def write(line: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            print(line, flush=True)
+
+    return supervisor.serve(settings_of(args), write)
+
+
+def run_check(args: argparse.Namespace) -> int:
+    settings = settings_of(args)
+    if args.rate and not args.segments:
+        raise SettingsError("--rate can only be given with --segments")
+    if args.segments:
+        with open_store(settings, read_only=not os.access(settings.data, os.W_OK)) as store:
+            return print_findings(args, check_segments(store, Pace(args.rate)), {})
+    with open_store(settings, read_only=True) as store:
+        return print_findings(args, check(store, deriver(settings)), {})
+
+
+def run_reindex(args: argparse.Namespace) -> int:
+    settings = settings_of(args)
+    report = reindex(Path(settings.data), deriver(settings))
+    counts = {"instances": report.instances, "segments": report.segments}
+    return print_findings(args, report.findings, counts)
+
+
+def run_compact(args: argparse.Namespace) -> int:
+    """Raises StreamsrvError if deleted bytes may still be on the disk after --all."""
+    settings = settings_of(args)
+    with open_store(settings, read_only=False) as store:
+        report = compact(store, everything=args.everything)
+        kept = [path.name for path in (store.layout.lost_and_found, store.layout.old_index) if path.exists()]
+    print_report(args, asdict(report))
+    if args.everything and kept:
+        raise StreamsrvError(f"deleted bytes may remain in {' and '.join(kept)}: remove it by hand")
+    if not args.everything or (report.index_rewritten and not report.busy):
+        return 0
+    reason = "the index was not rewritten, because another process has the store open: stop the server first"
+    raise StreamsrvError(reason if not report.index_rewritten else "some segments were being written to")
+
+
+def run_info(args: argparse.Namespace) -> int:
+    with open_store(settings_of(args), read_only=True) as store:
+        report = info(store)
+    print_report(args, report)
+    return 1 if report["problems"] or report["damaged"] else 0
+
+
+def open_store(settings: Settings, *, read_only: bool) -> Store:
+    """Opens a store, but never creates one: a misspelt folder would look like an empty store."""
+    folder = Path(settings.data)
+    if not (folder / "store.toml").exists():
+        raise StreamsrvError(f"{folder} is not the folder of a store: it has no store.toml")
+    return Store.open(folder, store_options(settings), read_only=read_only)
+
+
+def deriver(settings: Settings) -> Callable[[Record], NewInstance]:
+    """Returns a function that derives the row of a record with the server's thresholds. It has no limits of
+    size, because a record may have been stored under other limits."""
+    unlimited = 1 << 62
+    limits = replace(read_limits(settings), max_attributes=0, max_metadata=unlimited, max_elements=unlimited)
+    return lambda record: derive(record, limits)[1]
+
+
+def print_report(args: argparse.Namespace, values: Mapping[str, Any]) -> None:
+    """Prints a report as text, one value a line, or as one JSON document."""
+    if args.json:
+        print(json.dumps(values, default=str))
+        return
+    for name, value in flattened(values):
+        print(f"{name}: {value}")
+
+
+def print_findings(args: argparse.Namespace, findings: Iterable[Finding], counts: Mapping[str, int]) -> int:
+    """Prints each finding when it is found, then the result; returns the exit code."""
+    errors, kept = 0, []
+    for finding in findings:
+        errors += finding.severity is Severity.ERROR
+        if args.json:
+            kept.append(asdict(finding))
+        else:
+            print(finding)
+    if args.json:
+        print(json.dumps({"ok": not errors, "errors": errors, **counts, "findings": kept}, default=str))
+    else:
+        print_report(args, counts)
+        print(f"{errors} errors" if errors else "all is well")
+    return 1 if errors else 0
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    lines: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        label = f"{prefix}{name}".replace("_", " ")
+        lines += flattened(value, f"{label} ") if isinstance(value, dict) else [(label, value)]
+    return lines
+
+
+VERBS = {
+    "serve": (add_serve_arguments, run_serve),
+    "check": (add_check_arguments, run_check),
+    "reindex": (add_store_arguments, run_reindex),
+    "compact": (add_compact_arguments, run_compact),
+    "info": (add_store_arguments, run_info),
+}
