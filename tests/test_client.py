@@ -23,8 +23,10 @@ import pytest
 
 from streamsrv import client, samples
 from streamsrv.client import verb
-from streamsrv.client.connection import FoundFile, Limit, Reply, ReplyError, StoreConnection, batches, examine
+from streamsrv.client.connection import Reply, ReplyError, StoreConnection
+from streamsrv.client.files import FoundFile, Limit, batches, examine
 from streamsrv.client.verb import Tally, Verdict, judge, succeeded
+from streamsrv.errors import NotDicom
 
 # --- the fake service ---
 
@@ -231,17 +233,17 @@ def test_a_file_that_was_named_must_be_dicom(fake, folder, capsys):
     ]
 
 
-def test_the_uid_of_the_file_meta_information(tmp_path):
+def test_the_uid_of_a_file_that_is_cut(tmp_path):
     path = write_instance(tmp_path / "a", "1.2.3.44")
-    assert examine(path) == (FoundFile(path, path.stat().st_size, "1.2.3.44"), True)
+    assert examine(path) == FoundFile(path, path.stat().st_size, "1.2.3.44")
     raw = path.read_bytes()
     for length in range(300):
         path.write_bytes(raw[:length])
-        found, is_dicom = examine(path)
-        assert is_dicom == (length >= 132)
-        assert "1.2.3.44".startswith(found.uid)
-    path.write_bytes(raw[:132] + raw[390:])  # no file meta information at all
-    assert examine(path)[0].uid == ""
+        if length < 132:
+            with pytest.raises(NotDicom):
+                examine(path)
+        else:
+            assert "1.2.3.44".startswith(examine(path).uid)
 
 
 # --- what comes back ---
@@ -405,7 +407,7 @@ def test_a_silent_service_times_out(folder, capsys):
 def test_a_file_that_changed_meanwhile_is_not_sent(fake, tmp_path):
     service = fake()
     path = write_instance(tmp_path / "a", "1.2")
-    found, _ = examine(path)
+    found = examine(path)
     path.write_bytes(path.read_bytes()[:-1])
     connection = StoreConnection(service.url, 5, lambda sent: None)
     with pytest.raises(ReplyError, match="changed while it was being sent"):
@@ -416,7 +418,7 @@ def test_a_file_that_changed_meanwhile_is_not_sent(fake, tmp_path):
 def test_a_file_that_becomes_shorter_while_it_is_sent(fake, tmp_path):
     service = fake()
     path = write_instance(tmp_path / "a", "1.2", size=12 << 20)
-    found, _ = examine(path)
+    found = examine(path)
 
     def cut(sent):
         os.truncate(path, 5 << 20)
@@ -441,7 +443,7 @@ def test_a_status_line_in_two_packets(folder):
         thread = threading.Thread(target=answer, args=(listener,))
         thread.start()
         connection = StoreConnection(f"http://127.0.0.1:{listener.getsockname()[1]}/v2", 5, lambda sent: None)
-        assert connection.store([examine(path)[0]]).status == 507
+        assert connection.store([examine(path)]).status == 507
         thread.join()
 
 

@@ -1,10 +1,9 @@
-"""Files of the command line in batches, and one connection that sends them and receives response datasets.
+"""One connection that sends batches of files and receives response datasets.
 
 Strategy: http.client writes the head and reads the answer. The multipart body (RFC 2046, PS3.18 8.7.1) is
 sent in between: part heads from memory, files with sendfile. Its length is known in advance.
 
 Rules
-- Files are found lazily. A folder of millions needs the memory of one batch and of the names of one folder.
 - Plain connections send `Expect: 100-continue`, so that an overloaded service refuses before it gets the
   body.
 - A service may answer before it has the whole body (RFC 9112 9.3). The connection then closes, because
@@ -23,22 +22,17 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from streamsrv.dicom.part10 import PREAMBLE, PREFIX, read_file_meta
-from streamsrv.dicom.window import Pread, ReadLimits, ReadWindow
-from streamsrv.errors import InstanceError
+from streamsrv.client.files import Batch, FoundFile
 from streamsrv.wire.multipart import closing, multipart_type, part_head
 
 CONTINUE_WAIT = 1.0  # seconds; RFC 9110 10.1.1: the service may not know Expect
 SLICE = 4 << 20  # bytes between two steps of the progress bar
 HEADERS = {"Content-Type": "application/dicom"}
-INSTANCE_UID = 0x00020003
-
 
 JsonDataset: TypeAlias = Mapping[str, Any]
 
@@ -180,8 +174,8 @@ class StoreConnection:
 
     def _may_continue(self, sock: socket.socket) -> bool:
         """Returns False if a final answer comes before the body. http.client then reads the answer, and
-        skips a
-        100. A TLS connection does not send Expect, because it cannot be peeked."""
+        skips a 100.
+        A TLS connection does not send Expect, because it cannot be peeked."""
         if isinstance(sock, ssl.SSLSocket):
             return True
         deadline = time.monotonic() + CONTINUE_WAIT
@@ -196,7 +190,7 @@ class StoreConnection:
 
     def _send_body(self, sock: socket.socket, boundary: bytes, batch: Batch) -> None:
         for found in batch:
-            sock.sendall(part_head(boundary, HEADERS))
+            sock.sendall(part_head(boundary, HEADERS) + found.head)
             with found.path.open("rb") as stream:
                 if os.fstat(stream.fileno()).st_size != found.size:
                     self.close()
@@ -216,76 +210,4 @@ class StoreConnection:
 
 def _body_length(boundary: bytes, batch: Batch) -> int:
     framing = len(part_head(boundary, HEADERS)) * len(batch) + len(closing(boundary))
-    return framing + sum(found.size for found in batch)
-
-
-class FoundFile(NamedTuple):
-    """A file to send. `uid` is its SOP Instance UID, or "" if that is unknown."""
-
-    path: Path
-    size: int
-    uid: str
-
-
-Batch: TypeAlias = list[FoundFile]
-
-
-class Limit(NamedTuple):
-    """The limits of one request, `size` in bytes. A file above `size` is sent alone."""
-
-    instances: int = 200
-    size: int = 256 << 20  # a request that breaks off loses a few seconds of a usual line
-
-
-def files_under(paths: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
-    """Yields each regular file, by name in each folder, and whether the command line names it."""
-    for path in paths:
-        if not path.is_dir():
-            yield path, True
-            continue
-        for folder, folders, names in os.walk(path):
-            folders.sort()
-            yield from ((Path(folder, name), False) for name in sorted(names) if Path(folder, name).is_file())
-
-
-def size_of(path: Path) -> int:
-    """0 after an error, which opening the file raises again."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def examine(path: Path) -> tuple[FoundFile, bool]:
-    """The file, and whether it is a Part 10 file (PS3.10 7.1). Raises OSError."""
-    with path.open("rb", buffering=0) as stream:
-        size = os.fstat(stream.fileno()).st_size
-
-        def pread(offset: int, length: int) -> bytes:
-            return os.pread(stream.fileno(), length, offset)
-
-        is_dicom = pread(PREAMBLE, len(PREFIX)) == PREFIX
-        return FoundFile(path, size, _instance_uid(pread, size) if is_dicom else ""), is_dicom
-
-
-def _instance_uid(pread: Pread, size: int) -> str:
-    """Media Storage SOP Instance UID (0002,0003), which identifies the file in a response."""
-    try:
-        meta = read_file_meta(ReadWindow(pread, size), size, ReadLimits())
-    except InstanceError:
-        return ""
-    uids = [value for tag, _, value in meta.elements if tag == INSTANCE_UID]
-    return uids[0].decode("ascii", "replace").rstrip("\0 ") if uids else ""
-
-
-def batches(files: Iterator[FoundFile], limit: Limit) -> Iterator[Batch]:
-    batch: Batch = []
-    size = 0
-    for found in files:
-        if batch and (len(batch) >= limit.instances or size + found.size > limit.size):
-            yield batch
-            batch, size = [], 0
-        batch.append(found)
-        size += found.size
-    if batch:
-        yield batch
+    return framing + sum(found.length for found in batch)

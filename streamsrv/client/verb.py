@@ -27,20 +27,9 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 from urllib.parse import urlsplit
 
-from streamsrv.client.connection import (
-    Batch,
-    FoundFile,
-    Limit,
-    Reply,
-    ReplyError,
-    StoreConnection,
-    batches,
-    examine,
-    failures_of,
-    files_under,
-    size_of,
-    stored_of,
-)
+from streamsrv.client.connection import Reply, ReplyError, StoreConnection, failures_of, stored_of
+from streamsrv.client.files import Batch, FoundFile, Limit, batches, examine, files_under, size_of
+from streamsrv.errors import InstanceRefused, NotDicom
 
 LONGEST_WAIT = 60.0  # seconds between two attempts, also if the service asks for more
 # PS3.18 Table I.2-2, and the reasons of this server.
@@ -56,22 +45,21 @@ ALREADY_STORED = 45070
 NO_REASON = 0  # a failure of the client or of HTTP
 
 
-def find(paths: Sequence[Path], tally: Tally, log: TextIO) -> Iterator[FoundFile]:
-    """Yields the files to send. Another file is skipped in a folder, and is a failure if the command line
-    names it."""
+def find(paths: Sequence[Path], tally: Tally, log: TextIO, *, add_meta: bool) -> Iterator[FoundFile]:
+    """Yields the files to send. A file that is no Part 10 file is skipped in a folder, and is a failure if
+    the command line names it."""
     for path, by_name in files_under(paths):
         try:
-            found, is_dicom = examine(path)
+            yield examine(path, add_meta=add_meta)
         except OSError as fault:
             tally.fail(FoundFile(path, 0, ""), NO_REASON, fault.strerror or str(fault))
-            continue
-        if is_dicom:
-            yield found
-        elif by_name:
-            tally.fail(found, NO_REASON, "no DICM prefix at byte 128: not a DICOM Part 10 file")
-        else:
-            print(f"skipped {path}: not a DICOM Part 10 file", file=log)
-            tally.count(found, Verdict.SKIPPED)
+        except (NotDicom, InstanceRefused) as fault:
+            found = FoundFile(path, size_of(path), "")
+            if by_name or isinstance(fault, InstanceRefused):
+                tally.fail(found, NO_REASON, fault.detail)
+            else:
+                print(f"skipped {path}: {fault.detail}", file=log)
+                tally.count(found, Verdict.SKIPPED)
 
 
 class Sender:
@@ -125,6 +113,7 @@ class Bar:
         self.tally = tally
         self.total = max(total, 1)
         self.stream = stream
+        self.width = 0  # of the last line
         self.started = time.monotonic()
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._draw_often, daemon=True)
@@ -140,7 +129,13 @@ class Bar:
 
     def _draw_often(self) -> None:
         while not self.done.wait(0.2):
-            print(f"\r{self.line()}\x1b[K", end="", file=self.stream, flush=True)
+            self._draw("")
+
+    def _draw(self, end: str) -> None:
+        """Blanks cover the end of a longer line. Old terminals of Windows know no escape sequences."""
+        line = self.line()
+        print(f"\r{line:<{self.width}}", end=end, file=self.stream, flush=True)
+        self.width = len(line)
 
     def __enter__(self) -> Bar:
         self.thread.start()
@@ -149,11 +144,11 @@ class Bar:
     def __exit__(self, *exc: object) -> None:
         self.done.set()
         self.thread.join()
-        print(f"\r{self.line()}\x1b[K", file=self.stream, flush=True)
+        self._draw("\n")
 
 
 def send_all(paths: Sequence[Path], url: str, args: argparse.Namespace, tally: Tally) -> None:
-    source = batches(find(paths, tally, sys.stderr), args.batch)
+    source = batches(find(paths, tally, sys.stderr, add_meta=args.add_meta), args.batch)
     lock = threading.Lock()
 
     def work() -> None:
@@ -210,6 +205,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--parallel", metavar="N", type=positive, default=2, help="connections at once (2)")
     add("--retries", metavar="N", type=int, default=8, help="attempts to send again to a busy service (8)")
     add("--timeout", metavar="S", type=float, default=300.0, help="seconds of silence before giving up (300)")
+    add(
+        "--add-meta",
+        action="store_true",
+        help="also send datasets without preamble or file meta information, with both added",
+    )
     add("--already-stored-ok", action="store_true", help="an instance that is already stored is no failure")
     add("--quiet", action="store_true", help="no progress bar, no summary unless something failed")
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from streamsrv.dicom import tags
 from streamsrv.dicom.elements import LONG_VRS, SHORT_VRS, Elements
@@ -71,7 +71,11 @@ class Encoding:
 def read_file_meta(window: ReadWindow, size: int, limits: ReadLimits) -> FileMeta:
     """Raises NotDicom and InstanceRefused."""
     if window.bytes_at(PREAMBLE, 4) != PREFIX:
-        raise NotDicom("no DICM prefix: not a DICOM Part 10 file", offset=PREAMBLE)
+        reason = "not a DICOM Part 10 file"
+        if lacks_preamble(window) or bare_encoding(window, size):
+            reason = "a dataset without preamble or file meta information; `dcmconv` or `streamsrv store "
+            reason += "--add-meta` writes them"
+        raise NotDicom(f"no DICM prefix: {reason}", offset=PREAMBLE)
     meta = FileMeta([], PREAMBLE + 4, "")
     if window.bytes_at(meta.end, 2) != _GROUP:
         return meta
@@ -150,6 +154,23 @@ def _guessed(head: bytes, explicit: bool) -> Encoding:
     elif explicit:
         syntax, name = EXPLICIT_VR_BIG_ENDIAN, "explicit VR big endian"
     return Encoding(syntax, explicit, little, False, f"missing, taken for {name}")
+
+
+def lacks_preamble(window: ReadWindow) -> bool:
+    """Returns whether the DICM prefix or the file meta information is at byte 0."""
+    head = window.bytes_at(0, 6)
+    return head.startswith(PREFIX) or (head[:2] == _GROUP and (head[4:] in SHORT_VRS or head[4:] in LONG_VRS))
+
+
+def bare_encoding(window: ReadWindow, size: int) -> Encoding | None:
+    """The encoding of a dataset at byte 0; None if no element of its first group is there. That is group
+    0008, which has the SOP Class UID."""
+    head = window.bytes_at(0, 8)
+    explicit = head[4:6] in SHORT_VRS or head[4:6] in LONG_VRS
+    encoding = _guessed(head, explicit)
+    order: Literal["little", "big"] = "little" if encoding.little else "big"
+    group, length = int.from_bytes(head[:2], order), int.from_bytes(head[4:8], order)
+    return encoding if group == 0x0008 and (explicit or length <= size) else None
 
 
 UIDS = (tags.STUDY_INSTANCE_UID, tags.SERIES_INSTANCE_UID, tags.SOP_INSTANCE_UID, tags.SOP_CLASS_UID)
