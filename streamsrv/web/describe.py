@@ -4,8 +4,6 @@ The answer to OPTIONS is the capabilities description (PS3.18 8.9, Annex H), and
 the base URL. Its default, a WADL document, lists each resource at and below the target, with methods,
 parameters and the media types of each status. A client that accepts JSON gets the OpenAPI document of the
 whole service.
-
-The YAML is in the block style with every text quoted, so that no text is read as a number, a date or a `no`.
 """
 
 from __future__ import annotations
@@ -168,37 +166,19 @@ def json_text(base: str) -> bytes:
     return json.dumps(document(base), indent=1).encode() + b"\n"
 
 
-def yaml_text(base: str) -> bytes:
-    return ("\n".join(_yaml(document(base), 0)) + "\n").encode()
-
-
 def answer(request: Request, route: Route) -> Answer:
-    """The answer to GET of a route whose kind is in KINDS. Raises NotAcceptable."""
+    """The answer to GET of a route whose kind is in KINDS. The OpenAPI description as YAML is its JSON text,
+    since JSON is YAML (YAML 1.2.2, 1.3). Raises NotAcceptable."""
     if route.kind is Kind.SERVICE:
         accepted = tuple(value for name, value in request.query if name == "accept")
         ranges = parse_accept(request.headers.get("accept"), accepted)
         headers, body = _capabilities(request.base_url, route, ranges)
     else:
-        as_yaml = route.kind is Kind.YAML
-        body = (yaml_text if as_yaml else json_text)(request.base_url)
-        headers = [("Content-Type", YAML if as_yaml else JSON), ("Cache-Control", "no-cache")]
+        body = json_text(request.base_url)
+        media_type = YAML if route.kind is Kind.YAML else JSON
+        headers = [("Content-Type", media_type), ("Cache-Control", "no-cache")]
     built = Answer(200, headers, (Literal(body),), len(body))
     return evaluate(request, built, etag_of((), body.decode()))
-
-
-def _yaml(value: Any, depth: int) -> Iterator[str]:
-    """Block style; leaves and keys are JSON, which is YAML too (YAML 1.2.2, 1.3)."""
-    indent = "  " * depth
-    if isinstance(value, Mapping):
-        pairs = [(f"{indent}{json.dumps(str(key))}:", each) for key, each in value.items()]
-    else:
-        pairs = [(f"{indent}-", each) for each in value]
-    for begin, each in pairs:
-        if isinstance(each, (Mapping, list, tuple)) and each:
-            yield begin
-            yield from _yaml(each, depth + 1)
-        else:
-            yield f"{begin} {json.dumps(each)}"
 
 
 # WADL

@@ -57,10 +57,6 @@ def test_searches_name_what_they_must_match():
     assert "Modality" not in {parameter.name for parameter in matching_keys(level["/studies"])}
 
 
-def test_yaml_says_the_same():
-    assert yaml.safe_load(describe.yaml_text(BASE)) == json.loads(describe.json_text(BASE))
-
-
 async def test_over_http(port):
     for version in (1, 2):
         status, headers, payload = await ask(port, f"GET /v{version}/openapi.json")
