@@ -74,6 +74,17 @@ def test_lossless_round_trip(uid, made):
     assert decode(coded, uid, now) == (frame, info)
 
 
+@pytest.mark.parametrize("uid", LOSSLESS_SYNTAXES)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1)])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_lowest_value_in_one_row_or_column(uid, shape, bits):
+    """A new version of OpenJPH reserves one bit too few there."""
+    info = FrameInfo(*shape, 1, bits, bits, bits - 1, 0, photometric_interpretation="MONOCHROME2")
+    frame = bytes(info.rows * info.columns * bits // 8)
+    coded, now = encode(frame, uid, info)
+    assert decode(coded, uid, now) == (frame, info)
+
+
 @BOUNDED
 @given(made=frames(), uids=st.permutations(LOSSLESS_SYNTAXES))
 def test_any_chain_of_lossless_syntaxes(made, uids):
