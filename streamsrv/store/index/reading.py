@@ -14,7 +14,7 @@ from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import SegmentGone, StoreCorrupt
 from streamsrv.store.index.damage import DamagedRecord, DamageReader
 from streamsrv.store.index.environment import Environment, ReadTransaction, Transaction
-from streamsrv.store.index.metadata_blobs import BlobRange, BlobReader, BlobTexts, find_blobs
+from streamsrv.store.index.metadata_blobs import BlobRange, BlobReader, BlobTexts, Decompressors, find_blobs
 from streamsrv.store.index.rows import (
     FRAMES_A_CHUNK,
     LevelRow,
@@ -53,6 +53,7 @@ class Reading:
         self._environment = environment
         self._handles = environment.handles
         self._blobs: SizedCache[bytes, BlobTexts] = SizedCache(BLOBS_KEPT, lambda texts: texts.size)
+        self._decompressors = Decompressors()
         self._damage = DamageReader(environment.handles)
 
     def _reading(self, doing: str) -> ReadTransaction:
@@ -221,7 +222,7 @@ class Reading:
     def metadata(self, rows: Sequence[InstanceRow]) -> Iterator[bytes]:
         """The JSON text of each row in turn, in chunks of at most METADATA_CHUNK; a text has
         `metadata_length` bytes. Raises SegmentGone if an instance has been deleted or replaced."""
-        reader = BlobReader(self._blobs if len(rows) == 1 else None)
+        reader = BlobReader(self._blobs if len(rows) == 1 else None, self._decompressors)
         for run in _runs(rows):
             short = len(run) > 1 or 0 < run[0].metadata_length <= METADATA_CHUNK
             found = self._single_chunks(run) if short else None
@@ -236,7 +237,7 @@ class Reading:
         with self._reading("reading metadata") as transaction:
             cursor = transaction.cursor(db=self._handles["metadata"])
             found = find_blobs(cursor, serials_of(rows))
-        return None if found is None else BlobReader().each(found)
+        return None if found is None else BlobReader(None, self._decompressors).each(found)
 
     def _single_chunks(self, rows: Sequence[InstanceRow]) -> list[BlobRange] | None:
         """For rows with one chunk each; None if one is missing."""
