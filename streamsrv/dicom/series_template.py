@@ -29,6 +29,7 @@ from typing import NamedTuple, cast
 import orjson
 
 from streamsrv.dicom import tags
+from streamsrv.dicom.charsets import codecs_of
 from streamsrv.dicom.elements import BINARY_VRS, NOTED, PIXEL_REPRESENTATION, SHORT_VRS, Elements, Event
 from streamsrv.dicom.frames import Encapsulated
 from streamsrv.dicom.instance import BulkValue, FrameLayout, JsonDataset, JsonElement, SOPInstance
@@ -46,7 +47,7 @@ from streamsrv.dicom.part10 import (
 )
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.dicom.tags import vr_of_number
-from streamsrv.dicom.values import UID, Converter, broken_rule, codecs_of, converters_for
+from streamsrv.dicom.values import UID, Converter, broken_rule, converters_for
 from streamsrv.dicom.window import Pread, ReadLimits, ReadWindow
 from streamsrv.errors import InstanceError
 

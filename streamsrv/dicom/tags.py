@@ -2,19 +2,19 @@
 
 A tag has two forms: eight upper-case hex digits ("00100010") in DICOM JSON and in the rooms above, and the
 number 0x00100010 in the readers of this room. Only this module reads the dictionaries.
+
+pydicom.datadict imports all of pydicom: 0.2 s of processor time of each start. So this module loads the two
+files of tables alone. Their names are private, so pyproject.toml has an upper bound for pydicom.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
-
-from pydicom.datadict import (
-    DicomDictionary,
-    RepeatersDictionary,
-    keyword_for_tag,
-    private_dictionary_VR,
-    tag_for_keyword,
-)
+from collections.abc import Sequence
+from functools import cache
+from importlib.machinery import PathFinder
+from types import ModuleType
 
 TRANSFER_SYNTAX_UID = "00020010"
 SPECIFIC_CHARACTER_SET = "00080005"
@@ -43,22 +43,40 @@ PIXEL_DATA = "7FE00010"
 
 _HEX = re.compile(r"[0-9A-Fa-f]{8}")
 
-# Ambiguous VRs are "US or SS", "OB or OW", "US or SS or OW" and "US or OW"; delimiters have "NONE".
-_VRS: dict[int, str] = {int(tag): str(row[0]) for tag, row in DicomDictionary.items() if len(row[0]) != 4}
+
+def _tables(module: str) -> ModuleType:
+    """Returns a module of pydicom without its package. Raises ImportError if pydicom has no such module."""
+    package = importlib.util.find_spec("pydicom")
+    spec = PathFinder.find_spec(module, package.submodule_search_locations) if package else None
+    if spec is None or spec.loader is None:
+        raise ImportError(f"pydicom has no module {module}")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+_STANDARD = _tables("_dicom_dict")
+# Of a row: its VR ("US or SS" if ambiguous, "NONE" of delimiters), and its keyword.
+Row = Sequence[str]
+_VR, _KEYWORD = 0, 4
+
+# Ambiguous VRs are "US or SS", "OB or OW", "US or SS or OW" and "US or OW".
+_VRS: dict[int, str] = {tag: row[_VR] for tag, row in _STANDARD.DicomDictionary.items() if row[_VR] != "NONE"}
+_TAGS: dict[str, int] = {row[_KEYWORD]: tag for tag, row in _STANDARD.DicomDictionary.items()}
 
 # Standard tags as numbers -> as hex digits. A look-up takes a third of the time of formatting.
 KEYS: dict[int, str] = {tag: f"{tag:08X}" for tag in _VRS}
 
 
-def _repeating() -> dict[int, dict[int, dict[int, str]]]:
-    """Repeating groups and elements ("50xx0010") as group -> mask -> masked tag -> VR."""
-    table: dict[int, dict[int, dict[int, str]]] = {}
-    for spelled, row in RepeatersDictionary.items():
+def _repeating() -> dict[int, dict[int, dict[int, Row]]]:
+    """Repeating groups and elements ("50xx0010") as group -> mask -> masked tag -> row."""
+    table: dict[int, dict[int, dict[int, Row]]] = {}
+    for spelled, row in _STANDARD.RepeatersDictionary.items():
         mask = int("".join("0" if digit in "xX" else "F" for digit in spelled), 16)
         tag = int(re.sub("[xX]", "0", spelled), 16)
         free = group = ~mask >> 16 & 0xFFFF
         while True:
-            table.setdefault(tag >> 16 | group, {}).setdefault(mask, {})[tag] = str(row[0])
+            table.setdefault(tag >> 16 | group, {}).setdefault(mask, {})[tag] = row
             if not group:
                 break
             group = (group - 1) & free
@@ -66,20 +84,39 @@ def _repeating() -> dict[int, dict[int, dict[int, str]]]:
 
 
 _REPEATING = _repeating()
-_NONE: dict[int, dict[int, str]] = {}
+_NONE: dict[int, dict[int, Row]] = {}
+
+
+def _repeating_row(tag: int) -> Row | None:
+    if tag & 0x10000:
+        return None
+    for mask, rows in _REPEATING.get(tag >> 16, _NONE).items():
+        row = rows.get(tag & mask)
+        if row is not None:
+            return row
+    return None
+
+
+@cache
+def _private() -> dict[str, dict[str, Row]]:
+    """Private creator -> tag, perhaps with "xx" in place of its block -> row. Few processes need it."""
+    tables: dict[str, dict[str, Row]] = _tables("_private_dict").private_dictionaries
+    return tables
 
 
 def tag_of(name: str) -> str | None:
     """The tag of a keyword ("PatientID") or of eight hex digits in any case; else None."""
     if _HEX.fullmatch(name):
         return name.upper()
-    tag = tag_for_keyword(name) if name else None  # some retired rows have no keyword
+    tag = _TAGS.get(name) if name else None  # some retired rows have no keyword
     return None if tag is None else f"{tag:08X}"
 
 
 def keyword_of(tag: str) -> str:
     """The keyword of a tag; "" for private and unknown tags."""
-    return str(keyword_for_tag(int(tag, 16)))
+    number = int(tag, 16)
+    row = _STANDARD.DicomDictionary.get(number) or _repeating_row(number)
+    return row[_KEYWORD] if row else ""
 
 
 def vr_of(tag: str) -> str | None:
@@ -94,16 +131,15 @@ def vr_of_number(tag: int) -> str | None:
     if vr is None and not tag & 0x10000:
         if not tag & 0xFFFF:
             return "UL"  # group length, PS3.5 7.2
-        for mask, rows in _REPEATING.get(tag >> 16, _NONE).items():
-            vr = rows.get(tag & mask)
-            if vr is not None:
-                break
+        row = _repeating_row(tag)
+        vr = row[_VR] if row else None
     return vr
 
 
 def private_vr(tag: int, creator: str) -> str | None:
     """The VR of a private element in pydicom's private dictionary, by its private creator; else None."""
-    try:
-        return str(private_dictionary_VR(tag, creator))
-    except KeyError:
-        return None
+    rows = _private().get(creator, {})
+    key = f"{tag:08X}"
+    group, element = key[:4], key[6:]
+    row = rows.get(key) or rows.get(f"{group}xx{element}") or rows.get(f"{group[:2]}xxxx{element}")
+    return row[_VR] if row else None

@@ -6,7 +6,7 @@ from made_files import pydicom_read, readable_paths
 from pydicom.charset import decode_bytes, python_encoding
 from pydicom.valuerep import TEXT_VR_DELIMS
 
-from streamsrv.dicom.values import codecs_of, decoder_for
+from streamsrv.dicom.charsets import codecs_of, decoder_for
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -1,3 +1,5 @@
+from pydicom import datadict
+
 from streamsrv.dicom import tags
 
 
@@ -40,3 +42,21 @@ def test_vr_of_standard_ambiguous_repeating_and_unknown_tags():
 def test_private_vr_by_creator():
     assert tags.private_vr(0x00191002, "GEMS_ACQU_01") == "SL"
     assert tags.private_vr(0x00191002, "NOBODY") is None
+
+
+def test_the_tables_are_those_of_pydicom():
+    repeating = (int(tag.replace("x", "2"), 16) for tag in datadict.RepeatersDictionary)
+    for tag in (*datadict.DicomDictionary, *repeating):
+        assert tags.keyword_of(f"{tag:08X}") == datadict.keyword_for_tag(tag)
+        assert (tags.vr_of_number(tag) or "NONE") == datadict.dictionary_VR(tag)
+    for creator, rows in datadict.private_dictionaries.items():
+        for key in rows:
+            tag = int(key.replace("x", "1"), 16)
+            assert tags.private_vr(tag, creator) == private_vr_of_pydicom(tag, creator)
+
+
+def private_vr_of_pydicom(tag, creator):
+    try:
+        return datadict.private_dictionary_VR(tag, creator)
+    except KeyError:  # it does not find rows of all elements of a block ("001110xx")
+        return None

@@ -8,6 +8,7 @@ import orjson
 from fuzz_targets import target
 
 from streamsrv.dicom.arriving import arriving_value
+from streamsrv.dicom.charsets import codecs_of, decoder_for
 from streamsrv.dicom.elements import LONG_VRS, SHORT_VRS
 from streamsrv.dicom.explicit import Copy, Swap, explicit_pieces, part10_head
 from streamsrv.dicom.frames import fragment_spans
@@ -16,7 +17,7 @@ from streamsrv.dicom.json.encoding import Bulk, DatasetEncoder, Later
 from streamsrv.dicom.json.text import LARGE, JsonReader
 from streamsrv.dicom.nativexml import json_text, native_xml
 from streamsrv.dicom.part10 import ReadLimits, encoding_of, read_file_meta, read_instance
-from streamsrv.dicom.values import codecs_of, converters_for, decoder_for, lenient
+from streamsrv.dicom.values import converters_for, lenient
 from streamsrv.dicom.window import ReadWindow
 from streamsrv.errors import InstanceRefused, NotDicom
 

@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterable
 
 import orjson
 
+from streamsrv.dicom.charsets import codecs_of
 from streamsrv.dicom.elements import ITEM, ITEM_END, SEQUENCE_END, Event
 from streamsrv.dicom.instance import AttributeWarning, BulkValue, JsonDataset, JsonElement
 from streamsrv.dicom.tags import KEYS
-from streamsrv.dicom.values import Converter, codecs_of, converters_for, lenient
+from streamsrv.dicom.values import Converter, converters_for, lenient
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import InstanceRefused
 
