@@ -98,7 +98,7 @@ def model_of(dataset):
 
 def parts_of(headers, payload):
     boundary = headers["content-type"].partition("boundary=")[2].strip('"').encode()
-    pieces = payload.split(b"\r\n--" + boundary)[1:-1]
+    pieces = (b"\r\n" + payload).split(b"\r\n--" + boundary)[1:-1]
     return [piece.partition(b"\r\n\r\n")[::2] for piece in pieces]
 
 

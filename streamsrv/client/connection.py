@@ -28,7 +28,7 @@ from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from streamsrv.client.files import Batch, FoundFile
-from streamsrv.wire.multipart import closing, multipart_type, part_head
+from streamsrv.wire.multipart import PAYLOAD_END, closing, multipart_type, part_head
 
 CONTINUE_WAIT = 1.0  # seconds; RFC 9110 10.1.1: the service may not know Expect
 SLICE = 4 << 20  # bytes between two steps of the progress bar
@@ -196,6 +196,7 @@ class StoreConnection:
                     self.close()
                     raise ReplyError(f"{found.path} changed while it was being sent")
                 self._send_file(sock, stream, found)
+            sock.sendall(PAYLOAD_END)
         sock.sendall(closing(boundary))
 
     def _send_file(self, sock: socket.socket, stream: Any, found: FoundFile) -> None:
@@ -209,5 +210,5 @@ class StoreConnection:
 
 
 def _body_length(boundary: bytes, batch: Batch) -> int:
-    framing = len(part_head(boundary, HEADERS)) * len(batch) + len(closing(boundary))
+    framing = len(part_head(boundary, HEADERS) + PAYLOAD_END) * len(batch) + len(closing(boundary))
     return framing + sum(found.length for found in batch)

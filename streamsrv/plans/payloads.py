@@ -24,7 +24,7 @@ from streamsrv.errors import NotFound, StoreCorrupt
 from streamsrv.plans.selection import Selection
 from streamsrv.store import InstanceRow, Store
 from streamsrv.wire.answers import ByteStream, Literal, Piece, Span
-from streamsrv.wire.multipart import closing, part_head
+from streamsrv.wire.multipart import PAYLOAD_END, closing, part_head
 
 CHUNK = 1 << 20  # bytes that a ByteStream makes at a time
 # Entries of a frame table looked up at once: 64 kB of table.
@@ -217,11 +217,13 @@ class LazyPlan:
 
 
 def pieces_of(parts: Iterable[Part], boundary: bytes) -> Iterator[Piece]:
+    before = b""
     for part in parts:
         headers = {"Content-Type": part.media_type, "Content-Location": part.location}
-        yield Literal(part_head(boundary, headers))
+        yield Literal(before + part_head(boundary, headers))
         yield from part.pieces
-    yield Literal(closing(boundary))
+        before = PAYLOAD_END
+    yield Literal(before + closing(boundary))
 
 
 def total_length(pieces: Iterable[Piece]) -> int | None:

@@ -31,7 +31,7 @@ from streamsrv.wire import accept
 from streamsrv.wire.accept import Offer
 from streamsrv.wire.answers import Answer
 from streamsrv.wire.mediatypes import OCTETS
-from streamsrv.wire.multipart import closing, part_head
+from streamsrv.wire.multipart import PAYLOAD_END, closing, part_head
 from streamsrv.wire.resources import bulk_url, frame_url
 
 PIXEL_DATA = frozenset(("7FE00010", "7FE00008", "7FE00009"))
@@ -150,6 +150,7 @@ def body(retrieval: Retrieval, offers: dict[str, Offer], boundary: bytes) -> Gen
             yield part_head(boundary, {"Content-Type": part.media_type, "Content-Location": part.location})
             for piece in part.pieces:
                 yield from piece_chunks(retrieval.selection, piece)
+            yield PAYLOAD_END
     yield closing(boundary)
 
 

@@ -24,7 +24,7 @@ from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.accept import Offer
 from streamsrv.wire.answers import Answer, Literal, Piece
-from streamsrv.wire.multipart import closing, part_head
+from streamsrv.wire.multipart import PAYLOAD_END, closing, part_head
 from streamsrv.wire.resources import frame_url
 
 
@@ -199,7 +199,7 @@ def part_texts(
         for frame, number in zip(batch, waiting, strict=False):
             location = frame_url(retrieval.request.base_url, *row.key, number)
             head = {"Content-Type": offer.content_type, "Content-Location": location}
-            text += (part_head(boundary, head), frame)
+            text += (part_head(boundary, head), frame, PAYLOAD_END)
         yield b"".join(text)
 
 

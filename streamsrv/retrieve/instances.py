@@ -33,7 +33,7 @@ from streamsrv.wire import accept
 from streamsrv.wire.accept import INSTANCE_SENT_AS, InstancesChoice
 from streamsrv.wire.answers import Answer, Piece, Place, StoredParts
 from streamsrv.wire.mediatypes import DICOM
-from streamsrv.wire.multipart import closing, part_head
+from streamsrv.wire.multipart import PAYLOAD_END, closing, part_head
 from streamsrv.wire.resources import ResourceLevel, instance_url
 
 # Kinds of pixels in one answer that are checked; real studies have a few.
@@ -97,12 +97,13 @@ def stored_parts(found: PackedInstances, base_url: str, boundary: bytes) -> tupl
     """The plan of stored instances, and its length. The plan is kept until the next commit."""
     known = found.plan
     if known is None or known[0] != boundary:
-        known = found.plan = boundary, StoredParts(*parts_of(found, base_url, boundary), closing(boundary))
+        plan = StoredParts(*parts_of(found, base_url, boundary), PAYLOAD_END + closing(boundary))
+        known = found.plan = boundary, plan
     return known[1], known[1].length
 
 
 def parts_of(found: PackedInstances, base_url: str, boundary: bytes) -> tuple[list[bytes], list[Place]]:
-    """The head and the place of each part."""
+    """The head and the place of each part. All heads but the first begin with the end of a payload."""
     heads: list[bytes] = []
     one = next(iter(found.syntaxes)) if len(found.syntaxes) == 1 else ""
     kind, before = (b"", ""), b""  # the beginning of all heads of a series
@@ -110,8 +111,10 @@ def parts_of(found: PackedInstances, base_url: str, boundary: bytes) -> tuple[li
         above, _, uid = row[0].rpartition(b"\0")
         syntax = one or syntax_in(row)
         if kind != (above, syntax):
-            kind, before = (above, syntax), head_of(boundary, syntax, base_url, *split_triple(row[0])[:2])
+            kind = above, syntax
+            before = PAYLOAD_END + head_of(boundary, syntax, base_url, *split_triple(row[0])[:2])
         heads.append(before + uid + END_OF_HEAD)
+    heads[0] = heads[0].removeprefix(PAYLOAD_END)
     return heads, [place[:3] for place in PLACE.iter_unpack(found.places)]
 
 
@@ -119,7 +122,7 @@ def stored_part(row: InstanceRow, base_url: str, boundary: bytes) -> tuple[Store
     """The plan of one stored instance, and its length."""
     before = head_of(boundary, row.transfer_syntax, base_url, *row.key[:2])
     head = before + row.key.instance.encode() + END_OF_HEAD
-    plan = StoredParts([head], [row.location], closing(boundary))
+    plan = StoredParts([head], [row.location], PAYLOAD_END + closing(boundary))
     return plan, plan.length
 
 
@@ -132,15 +135,18 @@ def head_of(boundary: bytes, syntax: str, base_url: str, study: str, series: str
 
 def body(retrieval: Retrieval, choice: InstancesChoice, boundary: bytes) -> Generator[bytes, None, None]:
     """All parts. The first frames of the next instances are made ahead."""
+    before = b""
     for one in sent(retrieval, choice):
         if one is None:
             yield b""
             continue
         part = one.part(retrieval.request.base_url)
-        yield part_head(boundary, {"Content-Type": part.media_type, "Content-Location": part.location})
+        headers = {"Content-Type": part.media_type, "Content-Location": part.location}
+        yield before + part_head(boundary, headers)
         for piece in part.pieces:
             yield from piece_chunks(retrieval.selection, piece)
-    yield closing(boundary)
+        before = PAYLOAD_END
+    yield before + closing(boundary)
 
 
 def sent(retrieval: Retrieval, choice: InstancesChoice) -> Iterator[SentInstance | None]:

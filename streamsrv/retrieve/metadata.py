@@ -29,7 +29,7 @@ from streamsrv.wire.answers import Answer, ByteStream, Literal, Piece
 from streamsrv.wire.codings import IDENTITY, WORTH_CODING, choose_coding, encoded
 from streamsrv.wire.conditional import etag_of, evaluate, not_modified
 from streamsrv.wire.mediatypes import DICOM_XML
-from streamsrv.wire.multipart import boundary_from, closing, multipart_type, part_head
+from streamsrv.wire.multipart import PAYLOAD_END, boundary_from, closing, multipart_type, part_head
 from streamsrv.wire.resources import instance_url
 
 CACHING = (("Vary", "Accept, Accept-Encoding"), ("Cache-Control", "private, no-cache"))
@@ -111,6 +111,7 @@ def xml_body(retrieval: Retrieval, fields: Fields, boundary: bytes) -> Iterator[
         location = f"{instance_url(retrieval.request.base_url, *row.key)}/metadata"
         yield part_head(boundary, {"Content-Type": DICOM_XML, "Content-Location": location})
         yield from native_xml(text)
+        yield PAYLOAD_END
     yield closing(boundary)
 
 

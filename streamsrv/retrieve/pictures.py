@@ -48,7 +48,7 @@ from streamsrv.retrieve.frames import check_frames
 from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, Literal, Piece
-from streamsrv.wire.multipart import closing, part_head
+from streamsrv.wire.multipart import PAYLOAD_END, closing, part_head
 from streamsrv.wire.problems import PROBLEM, problem_text
 from streamsrv.wire.resources import ResourceLevel, frame_url, instance_url
 
@@ -256,13 +256,14 @@ class PictureParts:
         yield part_head(self.boundary, {"Content-Type": self.media_type, "Content-Location": url})
         for piece in picture:
             yield from piece_chunks(self.retrieval.selection, piece)
+        yield PAYLOAD_END
 
     def _problem(self, url: str, error: StreamsrvError) -> Iterator[bytes]:
         if error.status >= 500:
             log.warning("[%s] a part cannot be made: %s", self.retrieval.request.request_id, error.detail)
         self.first = self.first or error
         self.held.append(part_head(self.boundary, {"Content-Type": PROBLEM, "Content-Location": url}))
-        self.held.append(problem_text(error))
+        self.held.append(problem_text(error) + PAYLOAD_END)
         if self.begun or len(self.held) > 2 * HELD:
             yield from self._held()
 

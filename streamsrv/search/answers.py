@@ -43,7 +43,7 @@ from streamsrv.wire.answers import Answer, ByteStream, Deferred, Literal, Reques
 from streamsrv.wire.codings import choose_coding
 from streamsrv.wire.conditional import etag_of, evaluate
 from streamsrv.wire.mediatypes import DICOM_XML
-from streamsrv.wire.multipart import boundary_from, closing, multipart_type, part_head
+from streamsrv.wire.multipart import PAYLOAD_END, boundary_from, closing, multipart_type, part_head
 from streamsrv.wire.resources import Target
 
 CACHED_BYTES = 8 << 20
@@ -210,6 +210,7 @@ def _documents(boundary: bytes, datasets: Iterable[Iterable[bytes]]) -> Iterator
     for pieces in datasets:
         yield part_head(boundary, {"Content-Type": DICOM_XML})
         yield from native_xml(pieces)
+        yield PAYLOAD_END
     yield closing(boundary)
 
 

@@ -310,7 +310,11 @@ def boundary_of(content_type: MediaType) -> bytes:
     return boundary.encode("latin-1")
 
 
-# Writing
+# Writing: part_head, payload and PAYLOAD_END for each part, then closing.
+
+# The CRLF before the next delimiter. None stands before the first one: RFC 2046 5.1.1 allows it there, but
+# some clients cannot read such a body.
+PAYLOAD_END = b"\r\n"
 
 
 def boundary_from(secret: bytes, *identity: str) -> bytes:
@@ -333,13 +337,10 @@ def _typed(part_type: str) -> str:
 
 
 def part_head(boundary: bytes, headers: Mapping[str, str]) -> bytes:
-    """The delimiter and the headers of a part. Viewers need `Content-Type:` in exactly this case.
-
-    That of the first part begins with CRLF too, which makes an empty preamble.
-    """
-    return b"\r\n--%b\r\n%b\r\n" % (boundary, field_lines(list(headers.items())))
+    """The delimiter line and the headers of a part. Viewers need `Content-Type:` in exactly this case."""
+    return b"--%b\r\n%b\r\n" % (boundary, field_lines(list(headers.items())))
 
 
 def closing(boundary: bytes) -> bytes:
-    """The close delimiter with its CRLF."""
-    return b"\r\n--%b--\r\n" % boundary
+    """The close delimiter line."""
+    return b"--%b--\r\n" % boundary

@@ -223,9 +223,9 @@ class Reply:
     def parts(self):
         """(head, payload) of each part of a multipart body, cut as viewers do: by searching the boundary."""
         boundary = self.headers["content-type"].rpartition("boundary=")[2].strip('"').encode()
-        pieces = self.body.split(b"\r\n--" + boundary)
-        assert pieces[-1].strip() == b"--"
-        return [tuple(piece.lstrip(b"\r\n").split(b"\r\n\r\n", 1)) for piece in pieces[1:-1]]
+        first, *pieces = (b"\r\n" + self.body).split(b"\r\n--" + boundary)
+        assert (first, pieces.pop()) == (b"", b"--\r\n")
+        return [tuple(piece.lstrip(b"\r\n").split(b"\r\n\r\n", 1)) for piece in pieces]
 
 
 def ask(url, method="GET", body=None, **headers):

@@ -117,9 +117,11 @@ def parts_of(answer, besides=()):
     """(headers, bytes) of each part of a multipart answer. Media types `besides` its own may occur."""
     media = content_type_of(header(answer, "content-type"))
     assert media.type == "multipart/related"
-    parser = MultipartParser(media.parameters["boundary"].encode())
+    boundary, body = media.parameters["boundary"].encode(), payload(answer)
+    assert body.startswith(b"--" + boundary)
+    parser = MultipartParser(boundary)
     parts = []
-    for event in parser.feed(payload(answer)):
+    for event in parser.feed(body):
         if isinstance(event, PartBegin):
             parts.append((event.headers, bytearray()))
         elif isinstance(event, Payload):

@@ -196,7 +196,7 @@ NATIVE = "{http://dicom.nema.org/PS3.19/models/NativeDICOM}"
 def documents(content_type: str, body: bytes) -> list[ElementTree.Element]:
     assert content_type.startswith('multipart/related; type="application/dicom+xml"; boundary=')
     delimiter = b"\r\n--" + content_type.rpartition("=")[2].strip('"').encode()
-    first, *parts, last = body.split(delimiter)
+    first, *parts, last = (b"\r\n" + body).split(delimiter)
     assert (first, last) == (b"", b"--\r\n")
     found = []
     for part in parts:
