@@ -19,12 +19,11 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from perf.claims import Group
 from perf.publish import publish
 from perf.results import RESULTS, Results, Row, Section, comparison, machine
 from perf.run import QUICK, Run, Size
-from perf.servers import Server
-from perf.table import GROUPS, verdicts
+from perf.servers import Service
+from perf.table import GROUPS, Group, judgements
 
 
 def arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -58,7 +57,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     args.groups = args.groups or [name for name, group in GROUPS.items() if not group.long]
     try:
         headers = dict(line.split(": ", 1) for line in args.header)
-        args.target = Server.at(args.url, headers) if args.url else None
+        args.target = Service.at(args.url, headers) if args.url else None
     except ValueError:
         parser.error('--url is an HTTP URL, and --header is "Name: value"')
     return args
@@ -103,25 +102,25 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> int:
                 traceback.print_exc()
                 complete = False
                 rows.append(Row(name, "not finished", None, f"{type(fault).__name__}: {fault}"))
-        print("\n".join(f"  {each}" for each in verdicts(rows, [name])), flush=True)
+        print("\n".join(f"  {each}" for each in judgements(rows, [name])), flush=True)
         # The rows of each group are written at once: a later fault does not lose them.
         results.sections[name] = Section(machine() | {"arguments": repeatable(words)}, rows)
         results.write(path)
     print(path)
     rows = [row for name in args.groups for row in results.sections[name].rows]
-    return 0 if complete and all(each.holds for each in verdicts(rows)) else 1
+    return 0 if complete and all(each.holds for each in judgements(rows)) else 1
 
 
 def show(results: Results) -> int:
-    claims = verdicts(results.rows)
+    claims = judgements(results.rows)
     print("\n".join([*results.text(), *map(str, claims)]))
     return 0 if all(each.holds for each in claims) else 1
 
 
 def compare(old: Results, new: Results) -> int:
     lines, fine = comparison(old, new)
-    before = {each.text: each for each in verdicts(old.rows)}
-    for each in verdicts(new.rows):
+    before = {each.text: each for each in judgements(old.rows)}
+    for each in judgements(new.rows):
         if each.text in before and before[each.text].holds != each.holds:
             lines += ["", f"{each} (it {'failed' if each.holds else 'held'} in the old run)"]
             fine = fine and each.holds

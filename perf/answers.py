@@ -1,4 +1,4 @@
-"""Stored frames, instances and metadata: answers a second and the time of one answer.
+"""Stored frames, instances, metadata and searches: answers a second and the time of one answer.
 
 nginx serves files of the same length twice: one file that it keeps open, and one file for each frame, opened
 for each request. The faster of the two counts. One more file has the length of our whole answer, which is
@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import gzip
 import random
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 from perf import bodies
 from perf.bodies import Body
-from perf.claims import USUAL, WHOLE
-from perf.clients import DICOM, FRAME, JSON, Client, percentile
-from perf.results import Row, median_row
-from perf.run import LARGE_ANSWER, Asked, Run, Size, forget, latencies, rates, store_study
-from perf.servers import Server
+from perf.clients import DICOM, FRAME, JSON, Client, Load, percentile
+from perf.results import OURS, USUAL, WHOLE, Row, median_row
+from perf.run import LARGE_ANSWER, Run, forget, latencies, rates, store_study, times_row
+from perf.servers import Service
 
 TILE = 21_000
 INSTANCES, TILES = 100, 500  # different ones that are asked for.
@@ -29,13 +26,9 @@ PLAIN = "--no-fast-path"  # the flag of a server without its fast path.
 PLAIN_CLIENTS = 16
 DIFFERENT = 2_000  # requests of lists, in turn.
 PEER = 3  # requests of a frame to Orthanc, which reads the whole instance for each
-
-
-class Kind(NamedTuple):
-    name: str
-    paths: Sequence[str]
-    accept: str
-    length: int
+STUDIES, SERIES = 1_000, 400  # searched: studies of one instance, and the instances of one more.
+PIXELS = 2_048  # bytes of these, which a search never reads.
+SEARCHERS = 16
 
 
 def frames(run: Run) -> Iterator[Row]:
@@ -44,29 +37,34 @@ def frames(run: Run) -> Iterator[Row]:
     different = min(TILES, run.size.tiles)
     tiles = [f"{slide.path}/frames/{turn * 7 % run.size.tiles + 1}" for turn in range(different)]
     instances = [key.path for key in study.keys]
-    kinds = [
-        Kind("frames of 524 kB", [f"{path}/frames/1" for path in instances], FRAME, bodies.CT_PIXELS),
-        Kind("frames of 21 kB", tiles, FRAME, TILE),
-        Kind("instances of 526 kB", instances, DICOM, 526_000),
-        Kind("metadata of one instance", [f"{path}/metadata" for path in instances], JSON, 5_300),
-    ]
+    kinds = (
+        ("frames of 524 kB", bodies.CT_PIXELS, [f"{path}/frames/1" for path in instances], FRAME),
+        ("frames of 21 kB", TILE, tiles, FRAME),
+        ("instances of 526 kB", 526_000, instances, DICOM),
+        ("metadata of one instance", 5_300, [f"{path}/metadata" for path in instances], JSON),
+    )
     files = run.folder / "small"
-    _write_files(files, {each.length: len(each.paths) for each in kinds})
+    _write_files(files, {length: len(paths) for _, length, paths, _ in kinds})
     # Ours without its fast path, for one measure of tiles.
     absent = run.target is not None or PLAIN_CLIENTS not in run.size.clients
     plain = nullcontext() if absent else run.streamsrv("usual", PLAIN)
     with run.both("frames") as both, run.nginx(files) as web, plain as usual:
         for body in (study, slide):
-            path = body.write(run.folder / "frames.body")
-            for server in [*both, *([usual] if usual else [])]:
-                store_study(server, body, path)
-        for kind in kinds:
+            run.store(body, [*both, *([usual] if usual else [])])
+        for name, length, paths, accept in kinds:
             with Client(both[0]) as client:
-                whole = client.fetch(kind.paths[0], kind.accept).length
-            (files / f"whole-{kind.length}").write_bytes(bodies.noise(whole))
-            clients = run.size.clients if kind.accept == FRAME else run.size.clients[:2]
-            for count in clients:
-                yield from _compared(run, kind, count, both, usual, web)
+                whole = client.get(paths[0], accept).length
+            (files / f"whole-{length}").write_bytes(bodies.noise(whole))
+            large = length >= LARGE_ANSWER
+            ours, *theirs = (Load(server, paths, accept, large=large) for server in both)
+            beside = {} if web is None else _files_of(web, length, 0 if accept == JSON else len(paths))
+            beside |= {load.service.name: load for load in theirs}
+            for clients in run.size.clients if accept == FRAME else run.size.clients[:2]:
+                subjects = {OURS: ours}
+                if usual and length == TILE and clients == PLAIN_CLIENTS:
+                    subjects[USUAL] = Load(usual, paths, accept)
+                subjects |= beside
+                yield from rates(run, f"{name}, {clients} at once", subjects, clients, p99=length == TILE)
 
 
 def _write_files(folder: Path, counts: dict[int, int]) -> None:
@@ -78,29 +76,11 @@ def _write_files(folder: Path, counts: dict[int, int]) -> None:
             (folder / "many" / f"{length}-{number}").write_bytes(number.to_bytes(8, "little") + noise[8:])
 
 
-def _compared(
-    run: Run,
-    kind: Kind,
-    clients: int,
-    both: Sequence[Server],
-    usual: Server | None,
-    web: Server | None,
-) -> Iterator[Row]:
-    large = kind.length >= LARGE_ANSWER
-    ours, *theirs = (Asked(server, kind.paths, kind.accept, large) for server in both)
-    subjects = {"streamsrv": ours}
-    if usual and kind.length == TILE and clients == PLAIN_CLIENTS:
-        subjects[USUAL] = ours._replace(server=usual)
-    if web is not None:
-        many = [f"/many/{kind.length}-{number}" for number in range(len(kind.paths))]
-        if kind.accept != JSON:
-            subjects["nginx, many files"] = Asked(web, many, large=large)
-        subjects["nginx, one file"] = Asked(web, [f"/{kind.length}"], large=large)
-        subjects[WHOLE] = Asked(web, [f"/whole-{kind.length}"], large=large)
-    subjects |= {peer.server.name: peer for peer in theirs}
-    measure = f"{kind.name}, {clients} at once"
-    p99 = kind.length == TILE
-    yield from rates(measure, subjects, clients, run.size.seconds / 2, run.size.rates, p99=p99)
+def _files_of(web: Service, length: int, count: int) -> dict[str, Load]:
+    many = [f"/many/{length}-{number}" for number in range(count)]
+    paths = {"nginx, many files": many, "nginx, one file": [f"/{length}"], WHOLE: [f"/whole-{length}"]}
+    large = length >= LARGE_ANSWER
+    return {name: Load(web, each, large=large) for name, each in paths.items() if each}
 
 
 # --- instances with very many frames ---
@@ -109,33 +89,20 @@ def _compared(
 def lists(run: Run) -> Iterator[Row]:
     """A loop of encapsulated frames and a whole slide: one frame at a place, and lists of frames at random
     places."""
-    loop = bodies.multi_frame(90, run.size.loop, TILE)
-    slide = bodies.pyramid(91, run.size.slide, TILE)
-    path = run.folder / "many.body"
+    size = run.size
+    loop = bodies.multi_frame(90, size.loop, TILE)
+    slide = bodies.pyramid(91, size.slide, TILE)
     with run.both("many") as both:
-        for body, servers in ((loop, both), (slide, both[:1])):
-            body.write(path)
-            for server in servers:
-                store_study(server, body, path)
-        path.unlink()
-        yield from _places(run, f"a loop of {run.size.loop:,} frames", both, loop.path, run.size.loop)
-        name, tiles = f"a slide of {run.size.slide:,} tiles", run.size.slide * 3 // 4
+        run.store(loop, both)
+        run.store(slide, both[:1])
+        name, tiles = f"a slide of {size.slide:,} tiles", size.slide * 3 // 4
+        yield from _places(run, f"a loop of {size.loop:,} frames", both, loop.path, size.loop)
         yield from _places(run, name, both[:1], slide.path, tiles)
-        yield from _lists(run, "a loop", both[0], [(loop.path, run.size.loop)])
-        yield from _lists(run, "a slide", both[0], _levels(slide, run.size))
+        yield from _lists(run, "a loop", both[0], loop.path, size.loop)
+        yield from _lists(run, "a slide", both[0], slide.path, tiles)
 
 
-def _levels(slide: Body, size: Size) -> list[tuple[str, int]]:
-    """Path and number of tiles of each level that has more than a few."""
-    found, tiles = [], size.slide
-    for key in slide.keys:
-        count = max(1, tiles * 3 // 4)
-        found.append((key.path, count))
-        tiles -= count
-    return [(path, count) for path, count in found if count >= max(size.lists)] or found[:1]
-
-
-def _places(run: Run, name: str, servers: Sequence[Server], path: str, frames: int) -> Iterator[Row]:
+def _places(run: Run, name: str, servers: Sequence[Service], path: str, frames: int) -> Iterator[Row]:
     """An instance whose frames all cost the same has one cost at the first, the last and any place."""
     numbers = random.Random(1)
     places: dict[str, Callable[[], int]] = {
@@ -147,28 +114,19 @@ def _places(run: Run, name: str, servers: Sequence[Server], path: str, frames: i
         for server in servers:
             asked = run.size.asked if server is servers[0] else PEER
             times = latencies(server, [f"{path}/frames/{place()}" for _ in range(asked)], FRAME)
-            p95, p99 = (percentile(times, share) for share in (0.95, 0.99))
-            note = f"p95 {p95:.3g}, p99 {p99:.3g}, {len(times)} requests"
-            yield Row(f"one frame of {name}: {where}", server.name, statistics.median(times), note)
+            yield times_row(f"one frame of {name}: {where}", server.name, times, 0.5)
 
 
-def _lists(run: Run, name: str, ours: Server, parts: Sequence[tuple[str, int]]) -> Iterator[Row]:
+def _lists(run: Run, name: str, ours: Service, path: str, frames: int) -> Iterator[Row]:
     numbers = random.Random(2)
-
-    def paths(count: int) -> Iterator[str]:
-        for _ in range(DIFFERENT):
-            path, frames = numbers.choice(parts)
-            chosen = ",".join(str(numbers.randrange(1, frames + 1)) for _ in range(min(count, frames)))
-            yield f"{path}/frames/{chosen}"
-
     for clients in run.size.clients[:2]:
         for count in (1, *run.size.lists):
+            chosen = [numbers.choices(range(1, frames + 1), k=count) for _ in range(DIFFERENT)]
+            paths = [f"{path}/frames/{','.join(map(str, each))}" for each in chosen]
             measure = f"lists of {count} frames of {name}, {clients} at once"
             if count == 1:
                 measure = f"frames of {name} at random, {clients} at once"
-            asked = Asked(ours, list(paths(count)), FRAME, large=count > 1)
-            rounds = min(3, run.size.rates)
-            yield from rates(measure, {"streamsrv": asked}, clients, run.size.seconds / 2, rounds)
+            yield from rates(run, measure, {OURS: Load(ours, paths, FRAME, large=count > 1)}, clients)
 
 
 # --- metadata of a study ---
@@ -182,26 +140,23 @@ def metadata(run: Run) -> Iterator[Row]:
     with run.both("metadata") as both:
         yield from _first(run, name, both)
         body = bodies.ct_study(100, run.size.instances)
-        path = body.write(run.folder / "study.body")
         url = f"/studies/{body.study}/metadata"
-        for server in both:
-            store_study(server, body, path)
+        run.store(body, both)
         with Client(both[0]) as client:
-            text = client.fetch(url, JSON, keep=True).payload
+            text = client.get(url, JSON, keep=True).payload
         (files / "metadata.json").write_bytes(text)
         (files / "metadata.json.gz").write_bytes(gzip.compress(text, 6))
         with run.nginx(files) as web:
             for coding, encoding in (("plain", "identity"), ("gzip", "gzip")):
                 for clients in run.size.clients[:2]:
                     asked = both if (coding, clients) == ("plain", 1) else both[:1]
-                    subjects = {one.name: Asked(one, [url], JSON, True, encoding) for one in asked}
+                    subjects = {one.name: Load(one, [url], JSON, encoding, large=True) for one in asked}
                     if web is not None:
-                        subjects["nginx"] = Asked(web, ["/metadata.json"], JSON, True, encoding)
-                    measure, rounds = f"{name}, {coding}, {clients} at once", min(3, run.size.rates)
-                    yield from rates(measure, subjects, clients, run.size.seconds / 2, rounds)
+                        subjects[web.name] = Load(web, ["/metadata.json"], JSON, encoding, large=True)
+                    yield from rates(run, f"{name}, {coding}, {clients} at once", subjects, clients)
 
 
-def _first(run: Run, name: str, both: Sequence[Server]) -> Iterator[Row]:
+def _first(run: Run, name: str, both: Sequence[Service]) -> Iterator[Row]:
     """Each of a study that was stored just now."""
     for server in both:
         times = []
@@ -211,9 +166,40 @@ def _first(run: Run, name: str, both: Sequence[Server]) -> Iterator[Row]:
         yield median_row(f"{name}, the first request after the store", server.name, times[1:])
 
 
-def first_metadata(server: Server, body: Body, path: Path) -> float:
+def first_metadata(server: Service, body: Body, path: Path) -> float:
     """Milliseconds of the first request for the metadata of a study, which is stored and deleted."""
     store_study(server, body, path)
     (milliseconds,) = latencies(server, [f"/studies/{body.study}/metadata"], JSON)
     forget(server, body.study)
     return milliseconds
+
+
+# --- searches ---
+
+
+def searches(run: Run) -> Iterator[Row]:
+    """Both hold the same studies, and nothing is stored while they are asked. The time of one answer is that
+    of one client; the rate is that of sixteen."""
+    numbers, series = random.Random(1), bodies.keys_of(STUDIES)
+    patients = [f"/studies?PatientID=P{study:07d}" for study in numbers.sample(range(STUDIES), STUDIES)]
+    queries = (
+        ("no search at all", ["//health/live"], 300),
+        ("the first 100 studies", ["/studies?limit=100"], 300),
+        ("the studies of a patient", patients, STUDIES),
+        (f"the {SERIES} instances of a series", [f"{series.series_path}/instances"], 100),
+    )
+    with run.both("searched", *([] if run.target else ["--workers", "2"])) as both:
+        for body in (bodies.patients(STUDIES, PIXELS), bodies.ct_study(STUDIES, SERIES, PIXELS)):
+            run.store(body, both)
+        for name, paths, rounds in queries:
+            for server in both[:1] if paths[0].startswith("//") else both:
+                # Of a peer fewer are asked; the first tenth does not count.
+                asked = rounds if server is both[0] else max(rounds // 5, 20)
+                every = [paths[turn % len(paths)] for turn in range(asked + asked // 10)]
+                times = latencies(server, every, JSON)[asked // 10 :]
+                yield times_row(f"{name}: median", server.name, times, 0.5)
+                if not paths[0].startswith("//"):
+                    # Long enough that the slowest server answers each client several times.
+                    seconds = max(run.size.seconds, 2 * SEARCHERS * percentile(times, 0.5) / 1e3)
+                    answered = Load(server, paths, JSON).answered(SEARCHERS, seconds)
+                    yield Row(f"{name}, {SEARCHERS} at once", server.name, answered.rate, answered.note)

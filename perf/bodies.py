@@ -60,7 +60,11 @@ class Keys(NamedTuple):
 
     @property
     def path(self) -> str:
-        return f"/studies/{self.study}/series/{self.series}/instances/{self.instance}"
+        return f"{self.series_path}/instances/{self.instance}"
+
+    @property
+    def series_path(self) -> str:
+        return f"/studies/{self.study}/series/{self.series}"
 
 
 class Body(NamedTuple):

@@ -1,35 +1,50 @@
 """Clients that cost less than the server that they measure.
 
 An upload is a head and then sendfile, or chunks from a generator. A download counts its bytes with MSG_TRUNC,
-which discards them inside the kernel. Many requests at a time come from wrk, or from `perf.flood`.
+which discards them inside the kernel. A `Load` is many GETs over several connections. wrk sends it if its
+answers are small. All others are sent by this module in a process of its own, with one thread and epoll: it
+shares no interpreter with the process that measures.
+
+usage: python -m perf.clients < LOAD.json    (prints JSON: seconds, bytes, begin and seconds of each answer)
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import os
 import re
+import selectors
+import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from perf.servers import Server
+from perf.servers import ROOT, Service
 
 TIMEOUT = 600.0
 DRAIN = 4 << 20
+PRIORITY = -10
 WRK_SCRIPT = Path(__file__).with_name("requests.lua")
 DICOM = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 FRAME = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 JSON = "application/dicom+json"
 
 
+# --- one connection ---
+
+
 class Response(NamedTuple):
-    status: int
     headers: Mapping[str, str]
     length: int  # of the payload
     payload: bytes  # empty unless the caller asked for it
@@ -38,21 +53,21 @@ class Response(NamedTuple):
 
 
 class Client:
-    """One connection, kept alive. Paths are those of `Server.target`. With a non-blocking socket, `receive`
+    """One connection, kept alive. Paths are those of `Service.target`. With a non-blocking socket, `receive`
     is called until the answer is complete."""
 
-    def __init__(self, server: Server) -> None:
-        self.server = server
+    def __init__(self, service: Service) -> None:
+        self.service = service
         self._sink = bytearray(DRAIN)
         # TLS has to read the bytes that the kernel could discard.
-        self._flags = 0 if server.tls else socket.MSG_TRUNC
+        self._flags = 0 if service.tls else socket.MSG_TRUNC
         self.connect()
 
     def connect(self) -> None:
-        host = self.server.host
-        self.socket = socket.create_connection((host, self.server.port), TIMEOUT)
+        host = self.service.host
+        self.socket = socket.create_connection((host, self.service.port), TIMEOUT)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self.server.tls:
+        if self.service.tls:
             context = ssl.create_default_context()
             self.socket = context.wrap_socket(self.socket, server_hostname=host)
 
@@ -62,25 +77,18 @@ class Client:
     def __exit__(self, *exc: object) -> None:
         self.socket.close()
 
-    # --- whole exchanges ---
+    # --- whole exchanges, which raise as `receive` ---
 
     def get(
         self, path: str, accept: str = "*/*", encoding: str = "identity", *, keep: bool = False
     ) -> Response:
         return self.exchange("GET", path, {"Accept": accept, "Accept-Encoding": encoding}, keep=keep)
 
-    def fetch(self, path: str, accept: str = "*/*", *, keep: bool = False) -> Response:
-        """As `get`. Raises RuntimeError unless the status is 200."""
-        response = self.get(path, accept, keep=keep)
-        if response.status != 200:
-            raise RuntimeError(f"{self.server.name} answered {response.status} to {path[:80]}")
-        return response
-
-    def send_file(self, method: str, path: str, content_type: str, body: Path) -> Response:
-        """The bytes of the file go to the socket inside the kernel."""
+    def send_file(self, path: str, content_type: str, body: Path) -> Response:
+        """A POST. The bytes of the file go to the socket inside the kernel."""
         with body.open("rb") as stream:
             headers = {"Content-Type": content_type, "Content-Length": str(body.stat().st_size)}
-            return self.exchange(method, path, headers, lambda: self.socket.sendfile(stream), keep=True)
+            return self.exchange("POST", path, headers, lambda: self.socket.sendfile(stream), keep=True)
 
     def post(
         self, path: str, content_type: str, length: int, chunks: Iterable[bytes | memoryview]
@@ -109,89 +117,99 @@ class Client:
         seconds, first_byte = time.perf_counter() - started, self.first_byte - started
         if self.ending:
             self.connect()
-        return Response(self.status, self.headers, self.length, bytes(self.kept), seconds, first_byte)
+        return Response(self.headers, self.length, bytes(self.kept), seconds, first_byte)
 
     # --- the steps of one ---
 
     def ask(self, method: str, path: str, headers: Mapping[str, str], *, keep: bool = False) -> None:
         """Sends the head of a request; `keep`: the payload of the answer is kept."""
-        lines = [f"{method} {self.server.target(path)} HTTP/1.1", f"Host: {self.server.host}"]
-        lines[1] += f":{self.server.port}"
-        lines += [f"{name}: {value}" for name, value in {**self.server.headers, **headers}.items()]
-        self.kept, self.left, self.length, self.keep = bytearray(), -1, 0, keep
-        self.status, self.ending, self.chunked, self.first_byte = 0, False, False, 0.0
+        service, self.asked, self.keep = self.service, path, keep
+        lines = [f"{method} {service.target(path)} HTTP/1.1", f"Host: {service.host}:{service.port}"]
+        lines += [f"{name}: {value}" for name, value in {**service.headers, **headers}.items()]
+        self.rest, self.kept, self.length, self.left = bytearray(), bytearray(), 0, -1
+        self.ending, self.chunked, self.first_byte = False, False, 0.0
         self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
 
     def receive(self) -> bool:
-        """True if the answer is complete. Raises ConnectionError if the connection ends before."""
+        """True if the answer is complete. Raises RuntimeError if it is a refusal, and ConnectionError if the
+        connection ends before the answer does."""
         try:
-            if not self.status:
+            if self.left < 0:
                 self._receive_head()
-            return self._receive_payload()
+            while self.left:
+                self._receive_chunk() if self.chunked else self._receive_payload()
         except (BlockingIOError, ssl.SSLWantReadError):
             return False
+        return True
 
     def _receive_head(self) -> None:
-        while (end := self.kept.find(b"\r\n\r\n")) < 0:
+        while (end := self.rest.find(b"\r\n\r\n")) < 0:
             more = self.socket.recv(65536 if self.keep else 4096)
             if not more:
                 raise ConnectionError("the connection was closed before the answer")
             self.first_byte = self.first_byte or time.perf_counter()
-            self.kept += more
-        status_line, *lines = bytes(self.kept[:end]).decode("latin-1").split("\r\n")
+            self.rest += more
+        status_line, *lines = bytes(self.rest[:end]).decode("latin-1").split("\r\n")
         pairs = (line.partition(":") for line in lines)
         self.headers = {name.lower(): value.strip() for name, _, value in pairs}
-        del self.kept[: end + 4]
-        self.status = int(status_line.split(" ")[1])
-        if self.status in (204, 304):
-            self.left = 0
-            return
+        del self.rest[: end + 4]
+        status = int(status_line.split(" ")[1])
+        if status not in (200, 204):
+            raise RuntimeError(f"{self.service.name} answered {status} to {self.asked[:80]}")
         self.chunked = self.headers.get("transfer-encoding") == "chunked"
-        self.ending = not self.chunked and "content-length" not in self.headers
-        self.length = len(self.kept)
-        self.left = (
-            DRAIN if self.chunked or self.ending else int(self.headers["content-length"]) - self.length
-        )
-        if not self.keep and not self.chunked:
-            self.kept.clear()
+        self.ending = status == 200 and not self.chunked and "content-length" not in self.headers
+        if self.chunked or self.ending:
+            self.left = DRAIN
+        else:
+            self.left = int(self.headers.get("content-length", 0)) - len(self.rest)
+        if not self.chunked:
+            self._take(len(self.rest))
 
-    def _receive_payload(self) -> bool:
-        while self.left and not (self.chunked and self.kept.endswith(b"0\r\n\r\n")):
-            most = min(self.left, DRAIN)
-            if self.keep or self.chunked:
-                more = self.socket.recv(min(most, 1 << 18))
-                self.kept += more
-                count = len(more)
-            else:
-                count = self.socket.recv_into(self._sink, most, self._flags)
-            if not count:
-                if self.ending:
-                    self.socket.close()
-                    return True
-                raise ConnectionError(f"the connection was closed {self.left} bytes before the end")
-            self.length += count
-            if not (self.chunked or self.ending):
-                self.left -= count
-        if self.chunked:
-            self._join_chunks()
-        return True
+    def _receive_payload(self) -> None:
+        most = min(self.left, DRAIN)
+        if self.keep:
+            self.rest += self.socket.recv(min(most, 1 << 18))
+            count = len(self.rest)
+        else:
+            count = self.socket.recv_into(self._sink, most, self._flags)
+        if not count and not self.ending:
+            raise ConnectionError(f"the connection was closed {self.left} bytes before the end")
+        if not count:
+            self.socket.close()
+            self.left = 0
+        elif not self.ending:
+            self.left -= count
+        self._take(count)
 
-    def _join_chunks(self) -> None:
-        rest, payload = bytes(self.kept), bytearray()
-        while rest:
-            size, _, rest = rest.partition(b"\r\n")
-            payload += rest[: int(size, 16)]
-            rest = rest[int(size, 16) + 2 :]
-        self.kept, self.length = payload, len(payload)
+    def _receive_chunk(self) -> None:
+        """One chunk of the payload; the last one is empty."""
+        end = self.rest.find(b"\r\n")
+        size = int(self.rest[:end], 16) if end >= 0 else DRAIN
+        if len(self.rest) < end + size + 4:
+            more = self.socket.recv(1 << 18)
+            if not more:
+                raise ConnectionError("the connection was closed before the last chunk")
+            self.rest += more
+            return
+        del self.rest[: end + 2]
+        self._take(size)
+        del self.rest[:2]
+        self.left = size
+
+    def _take(self, count: int) -> None:
+        """Counts bytes of payload; they are in `rest` if they are kept or were received with a head."""
+        self.length += count
+        self.kept += self.rest[:count] if self.keep else b""
+        del self.rest[:count]
 
 
-def together(count: int, server: Server, work: Iterable[Callable[[Client], object]]) -> float:
+def together(count: int, service: Service, work: Iterable[Callable[[Client], object]]) -> float:
     """Seconds until `count` clients at once have done all work, a function of a Client each."""
     pieces = iter(work)
     lock = threading.Lock()
 
     def run() -> None:
-        with Client(server) as client:
+        with Client(service) as client:
             while True:
                 with lock:
                     piece = next(pieces, None)
@@ -206,10 +224,14 @@ def together(count: int, server: Server, work: Iterable[Callable[[Client], objec
     return time.perf_counter() - started
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The nearest rank: the least value that so large a share of them does not exceed."""
-    ranked = sorted(values)
-    return ranked[max(0, math.ceil(len(ranked) * share - 1e-9) - 1)]
+# --- many answers ---
+
+
+class Timed(NamedTuple):
+    """One answer: when its request was due, by time.perf_counter, which is one clock for all processes."""
+
+    began: float
+    seconds: float
 
 
 class Answered(NamedTuple):
@@ -233,25 +255,58 @@ class Answered(NamedTuple):
         return f"p50 {self.p50:.3g}, p95 {self.p95:.3g}, p99 {self.p99:.3g} ms"
 
 
-def by_wrk(server: Server, paths: Sequence[str], accept: str, clients: int, seconds: float) -> Answered:
-    """Sends GETs of small answers over the paths in turn; wrk copies every byte, 8 kB at a time. One thread:
-    on two cores a second one would take processor time from the server."""
-    command = [
-        "wrk",
-        "-t",
-        "1",
-        "-c",
-        str(clients),
-        "-d",
-        f"{max(1, round(seconds))}s",
-        "-s",
-        str(WRK_SCRIPT),
-    ]
-    # By default wrk counts an answer that takes two seconds as failed.
-    command += ["--timeout", "120s"]
-    for name, value in {**server.headers, "Accept": accept}.items():
+def percentile(values: Sequence[float], share: float) -> float:
+    """The nearest rank: the least value that so large a share of them does not exceed."""
+    ranked = sorted(values)
+    return ranked[max(0, math.ceil(len(ranked) * share - 1e-9) - 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """GETs over the paths in turn. Each connection asks again as soon as it was answered; or `gap` seconds
+    after the answer; or `pause` seconds after the request, as a viewer does: then the time of a late answer
+    counts from when its request was due. `large` answers are no matter for wrk. `first`: it runs before the
+    other processes of this machine, if that is allowed. `seconds` is 0 until it is known."""
+
+    service: Service
+    paths: Sequence[str]
+    accept: str = "*/*"
+    encoding: str = "identity"
+    large: bool = False
+    clients: int = 1
+    seconds: float = 0.0
+    pause: float = 0.0
+    gap: float = 0.0
+    first: bool = False
+
+    def write(self) -> str:
+        bare: dict[str, object] = {"folder": None, "studies": []}
+        return json.dumps({**asdict(self), "service": {**asdict(self.service), **bare}})
+
+    @classmethod
+    def read(cls, text: str) -> Load:
+        content = json.loads(text)
+        return cls(**{**content, "service": Service(**content["service"])})
+
+    def answered(self, clients: int, seconds: float) -> Answered:
+        """By so many clients for so long."""
+        load = replace(self, clients=clients, seconds=seconds)
+        if not self.large and shutil.which("wrk"):
+            return by_wrk(load)
+        with started(load) as seen:
+            pass
+        return seen.answered
+
+
+def by_wrk(load: Load) -> Answered:
+    """wrk copies every byte, 8 kB at a time. One thread: on two cores a second one would take processor time
+    from the server. By default it counts an answer that takes two seconds as failed."""
+    seconds = max(1, round(load.seconds))
+    flags = f"-t 1 -c {load.clients} -d {seconds}s --timeout 120s -s {WRK_SCRIPT}"
+    command = ["wrk", *flags.split(" ")]
+    for name, value in {**load.service.headers, "Accept": load.accept}.items():
         command += ["-H", f"{name}: {value}"]
-    command += [server.url, "--", *map(server.target, paths)]
+    command += [load.service.url, "--", *map(load.service.target, load.paths)]
     return wrk_printed(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -266,3 +321,116 @@ def wrk_printed(printed: str) -> Answered:
     seconds = microseconds / 1e6
     p50, p95, p99 = (float(one) / 1e3 for one in found.groups()[4:])
     return Answered(requests / seconds, p50, p95, p99, length / 1e6 / seconds)
+
+
+class Seen:
+    """The result of a load, once it has ended."""
+
+    answers: Sequence[Timed] = ()
+    answered: Answered
+
+
+@contextmanager
+def started(load: Load) -> Iterator[Seen]:
+    """Asks until the block ends, and for the seconds of the load at least."""
+    command = [sys.executable, "-m", "perf.clients"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    seen = Seen()
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:  # type: ignore[call-overload]
+        process.stdin.write(load.write() + "\n")
+        process.stdin.flush()
+        try:
+            yield seen
+            printed, _ = process.communicate()
+        finally:
+            process.kill()
+    if process.returncode:
+        raise RuntimeError("the process of a load failed")
+    found = json.loads(printed)
+    seen.answers = [Timed(*each) for each in found["answers"]]
+    milliseconds = [one.seconds * 1e3 for one in seen.answers]
+    seen.answered = Answered.of(milliseconds, found["seconds"], found["bytes"])
+
+
+# --- the process of a load ---
+
+
+class Asker(Client):
+    """One connection that does not block."""
+
+    def __init__(self, load: Load, first: int) -> None:
+        super().__init__(load.service)
+        self.load, self.turn, self.due = load, first, 0.0
+        self.accepted = {"Accept": load.accept, "Accept-Encoding": load.encoding}
+
+    def connect(self) -> None:
+        super().connect()
+        self.socket.setblocking(False)
+
+    def ask_next(self, due: float) -> None:
+        self.due = due
+        self.ask("GET", self.load.paths[self.turn % len(self.load.paths)], self.accepted)
+        self.turn += self.load.clients
+
+
+def run(load: Load) -> tuple[float, int, list[Timed]]:
+    """Seconds, bytes of payload, and the answers. Raises as `Client.receive`."""
+    askers = [Asker(load, number) for number in range(load.clients)]
+    try:
+        return _run(load, askers)
+    finally:
+        for asker in askers:
+            asker.socket.close()
+
+
+def _run(load: Load, askers: Sequence[Asker]) -> tuple[float, int, list[Timed]]:
+    answers: list[Timed] = []
+    total, ended = 0, False
+    with selectors.DefaultSelector() as selector:
+        for asker in askers:
+            selector.register(asker.socket, selectors.EVENT_READ, asker)
+        if not load.seconds:
+            selector.register(sys.stdin, selectors.EVENT_READ, None)
+        began = now = time.perf_counter()
+        # At a steady pace the first requests of the connections are spread over one pause.
+        waiting = {asker: began + load.pause * n / load.clients for n, asker in enumerate(askers)}
+        # An end that comes before the first answer waits for it.
+        while not (ended and answers) and (not load.seconds or now < began + load.seconds):
+            for asker in [asker for asker, due in waiting.items() if due <= now]:
+                due = waiting.pop(asker)
+                asker.ask_next(due if load.pause else now)
+            for key, _ in selector.select(max(0.0, min(waiting.values(), default=now + 0.1) - now)):
+                asker = key.data
+                if asker is None:
+                    selector.unregister(sys.stdin)
+                    ended = True
+                elif asker.receive():
+                    now = time.perf_counter()
+                    answers.append(Timed(asker.due, now - asker.due))
+                    total += asker.length
+                    if asker.ending:
+                        # The closed socket has left the epoll, but not the map of the selector.
+                        selector.unregister(key.fileobj)
+                        asker.connect()
+                        selector.register(asker.socket, selectors.EVENT_READ, asker)
+                    if load.pause or load.gap:
+                        waiting[asker] = asker.due + load.pause if load.pause else now + load.gap
+                    else:
+                        asker.ask_next(now)
+            now = time.perf_counter()
+    return now - began, total, answers
+
+
+def main() -> int:
+    load = Load.read(sys.stdin.readline())
+    if load.first:
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
+    seconds, total, answers = run(load)
+    rounded = [[round(one.began, 6), round(one.seconds, 7)] for one in answers]
+    print(json.dumps({"seconds": seconds, "bytes": total, "answers": rounded}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,13 +12,12 @@ the server's process tree stands beside each rate.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import http.client
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,9 +27,9 @@ from framecodecs.libraries import load
 from perf import bodies, servers
 from perf.bodies import Body, Keys
 from perf.clients import Client, together
-from perf.results import LIBRARY, OURS, Row, median_row
-from perf.run import Run, store_study
-from perf.servers import MemorySampler, Server, cpu_seconds
+from perf.results import LIBRARY, ORTHANC, OURS, Row, median_row
+from perf.run import Run
+from perf.servers import MemorySampler, Service, cpu_seconds
 
 ROUNDS = 25
 WARM = 3  # requests before those that count.
@@ -106,9 +105,7 @@ def pixels(run: Run) -> Iterator[Row]:
             (bodies.native_loop(72, frames), frames, MULTI_FRAME),
             (bodies.jpeg_slide(73, run.size.tiles), run.size.tiles, SLIDE),
         ):
-            path = body.write(run.folder / "multi.body")
-            for server in both:
-                store_study(server, body, path)
+            run.store(body, both)
             for wanted in all_wanted:
                 yield from _one_of_many(wanted, both, rounds, body, count)
     if run.target is None:
@@ -119,12 +116,11 @@ def pixels(run: Run) -> Iterator[Row]:
 # --- a CT ---
 
 
-def _ct(run: Run, both: Sequence[Server], rounds: int) -> Iterator[Row]:
-    with contextlib.ExitStack() as stack:
-        every = list(both)
-        if run.target is None:
-            plain = stack.enter_context(run.streamsrv("nothing-ahead", "--prefetch=0"))
-            every.append(dataclasses.replace(plain, name=NOTHING_AHEAD))
+def _ct(run: Run, both: Sequence[Service], rounds: int) -> Iterator[Row]:
+    plain = nullcontext() if run.target else run.streamsrv("nothing-ahead", "--prefetch=0")
+    with plain as nothing_ahead:
+        more = [dataclasses.replace(nothing_ahead, name=NOTHING_AHEAD)] if nothing_ahead else []
+        every = [*both, *more]
         apart = [
             _stored(run, both, FIRST + number, bodies.SLICES)[number % bodies.SLICES]
             for number in range(rounds + WARM)
@@ -138,25 +134,41 @@ def _ct(run: Run, both: Sequence[Server], rounds: int) -> Iterator[Row]:
         for wanted in CT:
             asked = both if wanted.peer else both[:1]
             yield from _compared(wanted, asked, apart)
-            all_asked = [*asked, *every[len(both) :]]
-            _warm_up(wanted, all_asked, warm)
-            yield from _series(wanted, asked, in_order, 1, f"{MEASURE}, one client", "frame after frame")
-            yield from _series(wanted, all_asked, shuffled, 1, f"{MEASURE}, one client", "in random order")
+            _rates("", "warm", wanted, [*asked, *more], [warm], 2)
+            name = f"{MEASURE}, one client: {wanted.name}"
+            yield from _rates(name, "frame after frame", wanted, asked, in_order, 1)
+            yield from _rates(name, "in random order", wanted, [*asked, *more], shuffled, 1)
+            name = f"{MEASURE}, several clients: {wanted.name}"
             for clients, series in zip(CLIENTS, shared, strict=True):
-                subject = f"{clients} at once"
-                yield from _series(wanted, asked, series, clients, f"{MEASURE}, several clients", subject)
+                yield from _rates(name, f"{clients} at once", wanted, asked, series, clients)
 
 
-def _stored(run: Run, those: Sequence[Server], study: int, instances: int) -> Sequence[Keys]:
+def _on_one_core(run: Run, rounds: int) -> Iterator[Row]:
+    """The servers share one core in turns; their clients have the others."""
+    cores = os.sched_getaffinity(0)
+    first = {min(cores)}
+    with ExitStack() as stack:
+        stack.callback(os.sched_setaffinity, 0, cores)
+        os.sched_setaffinity(0, first)
+        both = stack.enter_context(run.both("one-core"))
+        os.sched_setaffinity(0, cores - first or cores)
+        warm = _stored(run, both, 70, rounds)
+        series = [_stored(run, both, study, LENGTH * rounds) for study in range(80, 80 + TURNS)]
+        clients = CLIENTS[-1]
+        for wanted in CT:
+            if wanted.peer and wanted.direct is not None:
+                _rates("", "warm", wanted, both, [warm], 2)
+                name = f"{MEASURE}, one core: {wanted.name}"
+                yield from _rates(name, f"{clients} at once", wanted, both, series, clients)
+
+
+def _stored(run: Run, those: Sequence[Service], study: int, instances: int) -> Sequence[Keys]:
     body = bodies.ct_slices(study, instances)
-    path = body.write(run.folder / "ct.body")
-    for server in those:
-        store_study(server, body, path)
-    path.unlink()
+    run.store(body, those)
     return body.keys
 
 
-def _compared(wanted: Representation, asked: Sequence[Server], keys: Sequence[Keys]) -> Iterator[Row]:
+def _compared(wanted: Representation, asked: Sequence[Service], keys: Sequence[Keys]) -> Iterator[Row]:
     """Each slice of all in turn; the first requests warm up. A peer that fails has a row with the reason."""
     measure = f"CT of 524 kB: {wanted.name}"
     times: dict[str, list[float]] = {}
@@ -178,110 +190,78 @@ def _compared(wanted: Representation, asked: Sequence[Server], keys: Sequence[Ke
             yield median_row(measure, name, values[WARM:])
     yield from (Row(measure, name, None, why) for name, why in failures.items())
     if not wanted.peer:
-        yield Row(measure, "Orthanc", None, "its package crashes on this or does not know it")
-    yield median_row(measure, "streamsrv, asked again", _again(wanted, asked[0], keys[WARM:]))
+        yield Row(measure, ORTHANC, None, "its package crashes on this or does not know it")
+    # Twice on one connection, because each worker has a cache of its own.
+    again = [key.path + wanted.path for key in keys[WARM:] for _ in range(2)]
+    with Client(asked[0]) as client:
+        seconds = [client.get(path, wanted.accept, keep=True).seconds for path in again][1::2]
+    yield median_row(measure, f"{OURS}, asked again", [one * 1e3 for one in seconds])
 
 
-def once(server: Server, path: str, wanted: Representation) -> float:
+def once(server: Service, path: str, wanted: Representation) -> float:
     """Milliseconds of one request on a connection that is there."""
     with Client(server) as client:
         client.get("//health/live" if server.name == OURS else "//system")
-        return client.fetch(path, wanted.accept, keep=True).seconds * 1e3
+        return client.get(path, wanted.accept, keep=True).seconds * 1e3
 
 
-def _again(wanted: Representation, server: Server, keys: Sequence[Keys]) -> list[float]:
-    """Twice on one connection, because each worker has a cache of its own."""
-    with Client(server) as client:
-        paths = [key.path + wanted.path for key in keys for _ in range(2)]
-        return [client.fetch(path, wanted.accept, keep=True).seconds * 1e3 for path in paths][1::2]
-
-
-def _get(wanted: Representation, key: Keys, client: Client) -> None:
-    client.fetch(key.path + wanted.path, wanted.accept)
-
-
-def _series(
-    wanted: Representation,
-    those: Sequence[Server],
-    series: Sequence[Sequence[Keys]],
-    clients: int,
+def _rates(
     measure: str,
     subject: str,
-) -> Iterator[Row]:
+    wanted: Representation,
+    those: Sequence[Service],
+    series: Sequence[Sequence[Keys]],
+    clients: int,
+) -> list[Row]:
     """Whole series by so many clients, of each server in turn. One client comes after a moment without
-    requests."""
-    seconds, spent = dict.fromkeys(those, 0.0), dict.fromkeys(those, 0.0)
-    failed: dict[Server, str] = {}
+    requests. A server that fails has a row with the reason."""
+    totals = {server: [0.0, 0.0] for server in those}
+    failed: dict[Service, str] = {}
     for keys in series:
-        for server in those:
+        paths = [key.path + wanted.path for key in keys]
+        work = [lambda client, path=path: client.get(path, wanted.accept) for path in paths]
+        for server, total in totals.items():
             time.sleep(ALONE if clients == 1 else 0)
             before = cpu_seconds(server.pid)
             try:
-                seconds[server] += together(clients, server, [partial(_get, wanted, key) for key in keys])
+                total[0] += together(clients, server, work)
             except (OSError, RuntimeError) as error:
                 failed[server] = f"failed: {error}"
-            spent[server] += cpu_seconds(server.pid) - before
-    count = sum(map(len, series))
-    for server in those:
-        name = f"{measure}: {wanted.name}", f"{server.name}, {subject}"
-        if server in failed:
-            yield Row(*name, None, failed[server])
-        else:
-            yield _rate(*name, count, seconds[server], spent[server])
-
-
-def _warm_up(wanted: Representation, those: Sequence[Server], keys: Sequence[Keys]) -> None:
-    for server in those:
-        together(2, server, [partial(_get, wanted, key) for key in keys])
-
-
-def _rate(measure: str, subject: str, count: int, seconds: float, spent: float) -> Row:
-    note = f"{count / seconds * 0.524:.0f} MB/s"
-    note += f", {spent / count * 1e3:.2f} ms of processor time each" if spent else ""
-    return Row(measure, subject, count / seconds, note)
-
-
-def _on_one_core(run: Run, rounds: int) -> Iterator[Row]:
-    """The servers share one core in turns; their clients have the others."""
-    cores = os.sched_getaffinity(0)
-    first = {min(cores)}
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.sched_setaffinity, 0, cores)
-        os.sched_setaffinity(0, first)
-        both = stack.enter_context(run.both("one-core"))
-        os.sched_setaffinity(0, cores - first or cores)
-        warm = _stored(run, both, 70, rounds)
-        series = [_stored(run, both, study, LENGTH * rounds) for study in range(80, 80 + TURNS)]
-        for wanted in CT:
-            if wanted.peer and wanted.direct is not None:
-                _warm_up(wanted, both, warm)
-                clients = CLIENTS[-1]
-                yield from _series(
-                    wanted, both, series, clients, f"{MEASURE}, one core", f"{clients} at once"
-                )
+            total[1] += cpu_seconds(server.pid) - before
+    count, rows = sum(map(len, series)), []
+    for server, (seconds, spent) in totals.items():
+        value = None if server in failed else count / seconds
+        note = failed.get(server) or f"{count / seconds * 0.524:.0f} MB/s"
+        note += f", {spent / count * 1e3:.2f} ms of processor time each" if spent and value else ""
+        rows.append(Row(measure, f"{server.name}, {subject}", value, note))
+    return rows
 
 
 # --- one frame of many ---
 
 
 def _one_of_many(
-    wanted: Representation, both: Sequence[Server], rounds: int, body: Body, count: int
+    wanted: Representation, both: Sequence[Service], rounds: int, body: Body, count: int
 ) -> Iterator[Row]:
     measure = f"{wanted.name} ({count} frames, {body.length / 1e6:.0f} MB)"
+
+    def paths(numbers: Iterable[int]) -> list[str]:
+        return [body.path + wanted.path.format(n=1 + number * 7 % count) for number in numbers]
+
     for server in both:
         asked = WARM + (rounds if server is both[0] else PEER_FRAMES)
-        paths = [body.path + wanted.path.format(n=1 + n * 7 % count) for n in range(asked)]
-        yield median_row(measure, server.name, [once(server, path, wanted) for path in paths][WARM:])
-    if wanted is not RENDERED_TILE:
-        return
-    for clients in CLIENTS:
+        times = [once(server, path, wanted) for path in paths(range(asked))]
+        yield median_row(measure, server.name, times[WARM:])
+    for clients in CLIENTS if wanted is RENDERED_TILE else ():
         for server in both:
-            asked = clients * (rounds if server is both[0] else 1)
-            numbers = [count - (clients * rounds + n) * 7 % count for n in range(asked)]
-            paths = [body.path + wanted.path.format(n=number) for number in numbers]
-            fetch = [lambda client, path=path: client.fetch(path, wanted.accept) for path in paths]
-            rate = asked / together(clients, server, fetch)
-            yield Row(measure, f"{server.name}, {clients} at once", rate)
+            # Others for each number of clients, which no cache has.
+            every = paths(
+                -clients * rounds - n for n in range(clients * (rounds if server is both[0] else 1))
+            )
+            work = [lambda client, path=path: client.get(path, wanted.accept) for path in every]
+            yield Row(
+                measure, f"{server.name}, {clients} at once", len(every) / together(clients, server, work)
+            )
 
 
 def _loop(run: Run) -> Iterator[Row]:
@@ -289,27 +269,12 @@ def _loop(run: Run) -> Iterator[Row]:
     frames = max(2_000, 50 * run.size.instances)
     body = bodies.long_loop(74, frames)
     with run.streamsrv("loop") as server:
-        store_study(server, body, body.write(run.folder / "loop.body"))
+        run.store(body, [server])
         once(server, f"{body.path}/frames/1", SLIDE[0])
         before = servers.private_bytes(server.pid)
         for name, uid in (("decoded", bodies.EXPLICIT_VR_LITTLE_ENDIAN), ("as JPEG-LS", AS_JPEG_LS)):
-            with MemorySampler(server.pid, before) as memory:
-                seconds, received = _streamed(server, body.path, uid)
+            with MemorySampler(server.pid, before) as memory, Client(server) as client:
+                answer = client.get(body.path, frames_as("application/dicom", uid))
             measure = f"an RLE loop of {frames} frames of 65 kB {name}"
-            yield Row(measure, "streamsrv", frames / seconds, f"{received / 1e6:.0f} MB")
-            yield Row(f"memory growth, {measure}", "streamsrv", memory.growth / 1e6)
-
-
-def _streamed(server: Server, path: str, uid: str) -> tuple[float, int]:
-    """Seconds and bytes of a chunked answer that no memory holds."""
-    accept = frames_as("application/dicom", uid)
-    connection = http.client.HTTPConnection(server.host, server.port, timeout=600)
-    started, received = time.perf_counter(), 0
-    connection.request("GET", server.prefix + path, headers={"Accept": accept})
-    answer = connection.getresponse()
-    if answer.status != 200:
-        raise RuntimeError(f"a long loop answered {answer.status}")
-    while chunk := answer.read(1 << 20):
-        received += len(chunk)
-    connection.close()
-    return time.perf_counter() - started, received
+            yield Row(measure, OURS, frames / answer.seconds, f"{answer.length / 1e6:.0f} MB")
+            yield Row(f"memory growth, {measure}", OURS, memory.growth / 1e6)

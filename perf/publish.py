@@ -8,10 +8,9 @@ from pathlib import Path
 
 from matplotlib import pyplot
 
-from perf.claims import Verdict
 from perf.results import COPY, NGINX, ORTHANC, OURS, RESULTS, Results, Row, machine_line, number
 from perf.servers import ROOT
-from perf.table import verdicts
+from perf.table import Judgement, judgements
 
 README = ROOT / "README.md"
 PICTURE = RESULTS / "targets.svg"
@@ -56,7 +55,7 @@ def shown(rows: Sequence[Row]) -> list[Row]:
 def section(name: str, results: Results) -> str:
     """The part of README, without the lines that mark it."""
     lines = [_machine(name, results), "", f"![claims and results]({PICTURE.relative_to(ROOT)})", ""]
-    lines += _claims(verdicts(results.rows))
+    lines += _claims(judgements(results.rows))
     lines += ["", *_table(shown(results.rows))]
     return "\n".join(lines) + "\n"
 
@@ -71,13 +70,13 @@ def _machine(name: str, results: Results) -> str:
     return f"Measured on {line}.\n`python -m perf show {name}` prints all rows and rounds."
 
 
-def _claims(claims: Sequence[Verdict]) -> Iterator[str]:
+def _claims(claims: Sequence[Judgement]) -> Iterator[str]:
     failed = [claim for claim in claims if not claim.holds]
     held = f"{len(claims) - len(failed)} of {len(claims)} claims hold (green)."
     yield held + (" These fail (red):" if failed else "")
     if failed:
         yield ""
-    yield from (f"- {one.text}: {number(one.value)} {one.unit}, wanted {one.bound}" for one in failed)
+    yield from (f"- {one.text}: {number(one.value)} {one.unit}, wanted {one.wanted}" for one in failed)
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:
@@ -105,10 +104,10 @@ def rewritten(readme: str, name: str, results: Results) -> str:
 def publish(name: str, results: Results) -> None:
     README.write_text(rewritten(README.read_text(), name, results))
     facts = next(iter(results.sections.values())).facts
-    draw(PICTURE, verdicts(results.rows), machine_line(facts))
+    draw(PICTURE, judgements(results.rows), machine_line(facts))
 
 
-def draw(path: Path, claims: Sequence[Verdict], heading: str) -> None:
+def draw(path: Path, claims: Sequence[Judgement], heading: str) -> None:
     """A bar for each claim: the share of its bound that is reached. Green ones hold, red ones fail. The same
     claims give the same bytes."""
     pyplot.switch_backend("svg")
@@ -119,7 +118,7 @@ def draw(path: Path, claims: Sequence[Verdict], heading: str) -> None:
         reached = min(max(claim.reached, LEAST), MOST)
         left, width = min(1.0, reached), abs(reached - 1.0)
         axes.barh(line, width, left=left, height=0.7, color=HOLDS if claim.holds else FAILS)
-        text = f"{number(claim.value)} {claim.unit} (wanted {claim.bound})"
+        text = f"{number(claim.value)} {claim.unit} (wanted {claim.wanted})"
         axes.text(MOST * 1.08, line, text, va="center", fontsize=8)
     axes.set_yticks(range(len(claims)), [claim.text for claim in claims], fontsize=8)
     axes.set_xscale("log")

@@ -21,13 +21,12 @@ from typing import NamedTuple
 RESULTS = Path(__file__).resolve().parent / "results"
 # BBR paces by timers, on loopback too: it can bound a rate before a server does.
 CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
-OURS, ORTHANC, NGINX, COPY, LIBRARY = (
-    "streamsrv",
-    "Orthanc",
-    "nginx",
-    "cp + fsync",
-    "library called directly",
-)
+OURS, ORTHANC, NGINX, COPY = "streamsrv", "Orthanc", "nginx", "cp + fsync"
+LIBRARY = "library called directly"
+# nginx with a file that is longer than ours: a row of its own, which no claim takes.
+WHOLE = "nginx, a file as long as the whole answer"
+USUAL = "streamsrv, no fast path"
+LEAST_RATE = "rates in relation to those without: the least"
 PEERS = (ORTHANC, NGINX, COPY, LIBRARY, "append, sync, commit")
 # A figure moved if its median did by LEAST, or by LEAST_ALONE if it had one round only.
 LEAST, LEAST_ALONE = 0.05, 0.25
@@ -159,7 +158,7 @@ def machine_line(facts: Mapping[str, str]) -> str:
 # --- two runs ---
 
 
-class Change(NamedTuple):
+class Comparison(NamedTuple):
     """`gain` is how many times better the new median is: more than 1 is better, for each unit."""
 
     old: Row
@@ -167,8 +166,12 @@ class Change(NamedTuple):
     gain: float
     verdict: str
 
+    def __str__(self) -> str:
+        old, new = number(self.old.value), number(self.new.value)
+        return f"  {self.new.subject:<28} {old:>10} {new:>10}   {self.gain:5.2f}x  {self.verdict}".rstrip()
 
-def change(old: Row, new: Row) -> Change | None:
+
+def compared(old: Row, new: Row) -> Comparison | None:
     """None if one of them has no figure. A figure is better or worse if its median moved enough and the
     middle halves of its rounds do not overlap."""
     if not old.value or not new.value:
@@ -178,8 +181,8 @@ def change(old: Row, new: Row) -> Change | None:
     (low, high), (lower, higher) = _middle_half(old), _middle_half(new)
     overlap = low <= higher and lower <= high
     if max(gain, 1 / gain) < 1 + least or overlap:
-        return Change(old, new, gain, "")
-    return Change(old, new, gain, "better" if gain > 1 else "WORSE")
+        return Comparison(old, new, gain, "")
+    return Comparison(old, new, gain, "better" if gain > 1 else "WORSE")
 
 
 def _middle_half(row: Row) -> tuple[float, float]:
@@ -189,45 +192,31 @@ def _middle_half(row: Row) -> tuple[float, float]:
     return quarters[0], quarters[2]
 
 
-def compared(old: Results, new: Results) -> tuple[list[Change], list[str]]:
-    """Changes of the rows that are in both, in the order of the new run; and names of the other rows."""
-    before = {(row.measure, row.subject): row for row in old.rows}
-    after = {(row.measure, row.subject): row for row in new.rows}
-    pairs = [(before[name], row) for name, row in after.items() if name in before]
-    changes = [found for pair in pairs if (found := change(*pair)) is not None]
-    alone = [f"only in the new run: {': '.join(name)}" for name in after if name not in before]
-    alone += [f"only in the old run: {': '.join(name)}" for name in before if name not in after]
-    return changes, alone
-
-
 def comparison(old: Results, new: Results) -> tuple[list[str], bool]:
     """Lines to print, and whether no row of ours got worse."""
-    changes, alone = compared(old, new)
-    lines = []
+    lines = list[str]()
     for name in new.sections.keys() & old.sections.keys():
         facts = [run.sections[name].facts for run in (old, new)]
         lines += [f"{name}: old {machine_line(facts[0])}", f"{name}: new {machine_line(facts[1])}"]
-        if facts[0]["arguments"] != facts[1]["arguments"]:
-            lines.append(
-                f"the runs differ: perf {facts[0]['arguments']!r} and perf {facts[1]['arguments']!r}"
-            )
-    for measure in dict.fromkeys(each.new.measure for each in changes):
-        block = [each for each in changes if each.new.measure == measure]
-        lines += ["", f"{measure} ({block[0].new.unit})", *map(_line, block)]
-    lines += ["", *alone] if alone else []
-    ours = [each for each in changes if each.new.is_ours]
-    lines += ["", *_summary("streamsrv", ours)]
-    lines += _summary("peers, disk and libraries", [each for each in changes if not each.new.is_ours])
+        before, after = (each["arguments"] for each in facts)
+        lines += [f"the runs differ: perf {before!r} and perf {after!r}"] if before != after else []
+    earlier = {(row.measure, row.subject): row for row in old.rows}
+    later = {(row.measure, row.subject): row for row in new.rows}
+    pairs = [(earlier[name], row) for name, row in later.items() if name in earlier]
+    found = [each for pair in pairs if (each := compared(*pair)) is not None]
+    for measure in dict.fromkeys(each.new.measure for each in found):
+        block = [each for each in found if each.new.measure == measure]
+        lines += ["", f"{measure} ({block[0].new.unit})", *map(str, block)]
+    lines += ["", *(f"only in the new run: {': '.join(name)}" for name in later if name not in earlier)]
+    lines += [f"only in the old run: {': '.join(name)}" for name in earlier if name not in later]
+    ours = [each for each in found if each.new.is_ours]
+    lines += _summary("streamsrv", ours)
+    lines += _summary("peers, disk and libraries", [each for each in found if not each.new.is_ours])
     return lines, not any(each.verdict == "WORSE" for each in ours)
 
 
-def _line(each: Change) -> str:
-    old, new = number(each.old.value), number(each.new.value)
-    return f"  {each.new.subject:<28} {old:>10} {new:>10}   {each.gain:5.2f}x  {each.verdict}".rstrip()
-
-
-def _summary(whose: str, changes: Sequence[Change]) -> Iterator[str]:
-    if changes:
-        gain = statistics.geometric_mean(each.gain for each in changes)
-        better, worse = (sum(each.verdict == word for each in changes) for word in ("better", "WORSE"))
-        yield f"{whose}: {len(changes)} figures, {better} better, {worse} worse, {gain:.2f}x on average"
+def _summary(whose: str, found: Sequence[Comparison]) -> Iterator[str]:
+    if found:
+        gain = statistics.geometric_mean(each.gain for each in found)
+        better, worse = (sum(each.verdict == word for each in found) for word in ("better", "WORSE"))
+        yield f"{whose}: {len(found)} figures, {better} better, {worse} worse, {gain:.2f}x on average"

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
-import shutil
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from perf import servers
+from perf import bodies, servers
 from perf.bodies import CONTENT_TYPE, Body
-from perf.clients import Answered, Client, Response, by_wrk
-from perf.flood import flood
-from perf.results import OURS, Row, median_row
-from perf.servers import Server
+from perf.clients import Answered, Client, Load, Response, percentile
+from perf.results import NGINX, ORTHANC, OURS, Row, median_row
+from perf.servers import Service
 
 WARMED = 512 << 20
+BLOCK = bytes(2 << 20)
 LARGE_ANSWER = 100_000  # bytes from which on wrk would bound the rate
 
 
@@ -78,11 +77,11 @@ class Run:
 
     folder: Path
     size: Size = Size()
-    target: Server | None = None
+    target: Service | None = None
     archive: Path | None = None
 
     @contextlib.contextmanager
-    def streamsrv(self, name: str, *flags: str) -> Iterator[Server]:
+    def streamsrv(self, name: str, *flags: str) -> Iterator[Service]:
         """A server with a data folder of its own, or the target, whose new studies are deleted afterwards."""
         if self.target is None:
             with servers.streamsrv(self.folder / name, *flags) as server:
@@ -92,52 +91,69 @@ class Run:
             yield self.target
         finally:
             for study in sorted(self.target.studies):
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, RuntimeError):
                     forget(self.target, study)
 
     @contextlib.contextmanager
-    def orthanc(self) -> Iterator[Server | None]:
-        with contextlib.nullcontext() if self.target else servers.orthanc(self.folder / "peer") as server:
+    def nginx(self, files: Path) -> Iterator[Service | None]:
+        with contextlib.nullcontext() if self.target else servers.peer(NGINX, files) as server:
             yield server
 
     @contextlib.contextmanager
-    def nginx(self, files: Path) -> Iterator[Server | None]:
-        with contextlib.nullcontext() if self.target else servers.nginx(files) as server:
+    def orthanc(self) -> Iterator[Service | None]:
+        with (
+            contextlib.nullcontext() if self.target else servers.peer(ORTHANC, self.folder / "peer") as server
+        ):
             yield server
 
     @contextlib.contextmanager
-    def both(self, name: str, *flags: str) -> Iterator[list[Server]]:
+    def both(self, name: str, *flags: str) -> Iterator[list[Service]]:
         """Ours, and Orthanc if it is there."""
         with self.streamsrv(name, *flags) as ours, self.orthanc() as peer:
             yield [ours] if peer is None else [ours, peer]
+
+    def store(self, body: Body, those: Sequence[Service]) -> None:
+        """Stores the body in each of the servers, by a file that is deleted afterwards."""
+        path = body.write(self.folder / "stored.body")
+        for server in those:
+            store_study(server, body, path)
+        path.unlink()
 
 
 # --- studies ---
 
 
-def store_study(server: Server, body: Body, path: Path) -> float:
+def store_study(server: Service, body: Body, path: Path) -> float:
     """Seconds of one POST of the body, which is in the file."""
+    server.studies.update(key.study for key in body.keys)
     with Client(server) as client:
-        server.studies.add(body.study)
-        response = client.send_file("POST", "/studies", CONTENT_TYPE, path)
-    return checked(response, f"{server.name}'s store").seconds
+        return client.send_file("/studies", CONTENT_TYPE, path).seconds
 
 
-def post_study(client: Client, body: Body) -> Response:
+def post_study(body: Body, client: Client) -> Response:
     """One POST of a body that is made while it is sent."""
-    client.server.studies.add(body.study)
-    response = client.post("/studies", CONTENT_TYPE, body.length, body.chunks())
-    return checked(response, f"{client.server.name}'s store")
+    client.service.studies.update(key.study for key in body.keys)
+    return client.post("/studies", CONTENT_TYPE, body.length, body.chunks())
 
 
-def checked(response: Response, request: str) -> Response:
-    """Raises RuntimeError unless the status is 200."""
-    if response.status != 200:
-        raise RuntimeError(f"{request} answered {response.status} instead of 200")
-    return response
+def upload_studies(
+    server: Service, studies: Iterable[int], instances: int, until: float, every: float = 0.0
+) -> int:
+    """Stores CT studies one after the other, one `every` so many seconds, `until` a time of
+    time.perf_counter. Returns how many."""
+    count, due = 0, time.perf_counter()
+    with Client(server) as client:
+        for study in studies:
+            time.sleep(max(0.0, due - time.perf_counter()))
+            if time.perf_counter() > until:
+                break
+            post_study(bodies.ct_study(study, instances), client)
+            count += 1
+            due = max(due + every, time.perf_counter())
+    return count
 
 
-def forget(server: Server, study: str) -> float:
+def forget(server: Service, study: str) -> float:
     """Seconds of the deletion of a study. Orthanc deletes by identifiers of its own, whose look-up does not
     count."""
     server.studies.discard(study)
@@ -150,29 +166,17 @@ def forget(server: Server, study: str) -> float:
         return sum(client.exchange("DELETE", path, {}, keep=True).seconds for path in paths)
 
 
-# --- the disk and the memory ---
+# --- memory ---
 
 
-def copy_and_sync(source: Path, target: Path) -> float:
-    """The floor under every durable store: the same bytes by cp, then fsync. Seconds."""
-    started = time.perf_counter()
-    subprocess.run(["cp", "--reflink=never", str(source), str(target)], check=True)
-    descriptor = os.open(target, os.O_RDWR)
-    os.fsync(descriptor)
-    seconds = time.perf_counter() - started
-    os.close(descriptor)
-    target.unlink()
-    return seconds
-
-
-def warm_memory(folder: Path) -> None:
-    """Uses memory and frees it again. A virtual machine returns memory that was free for a second to its
-    host, and the next write to it costs ten times as much: the first of two subjects would pay for both."""
-    block, scratch = bytes(2 << 20), folder / "scratch"
-    with scratch.open("wb", buffering=0) as stream:
-        for _ in range(WARMED // len(block)):
-            stream.write(block)
-    scratch.unlink()
+def warm_memory(length: int = 0) -> None:
+    """Uses so many bytes of memory, or WARMED, as far as they are there, and frees them again. A virtual
+    machine returns memory that was free for a second to its host, and the next write to it costs ten times as
+    much: the first of two subjects would pay for both."""
+    length = min(length or WARMED, servers.available_memory() // 2)
+    with mmap.mmap(-1, length) as memory:
+        for start in range(0, length, len(BLOCK)):
+            memory[start : start + len(BLOCK)] = BLOCK[: length - start]
 
 
 class Stretch(NamedTuple):
@@ -194,7 +198,7 @@ def drop_from_memory(stretches: Iterable[Stretch], *, sync: bool = False) -> Non
         os.close(descriptor)
 
 
-# --- rounds ---
+# --- rounds and rows ---
 
 
 def nothing() -> None:
@@ -225,38 +229,16 @@ def rows_of(measure: str, values: Mapping[str, Sequence[float]]) -> list[Row]:
     return [median_row(measure, name, each) for name, each in values.items()]
 
 
-class Asked(NamedTuple):
-    """Requests to one server. Small answers are taken by wrk if it is installed, `large` ones by
-    `perf.flood`."""
-
-    server: Server
-    paths: Sequence[str]
-    accept: str = "*/*"
-    large: bool = False
-    encoding: str = "identity"
-
-    def rate(self, clients: int, seconds: float) -> Answered:
-        if self.large or not shutil.which("wrk"):
-            return flood(self.server, self.paths, self.accept, clients, seconds, self.encoding)
-        return by_wrk(self.server, self.paths, self.accept, clients, seconds)
-
-
 def rates(
-    measure: str,
-    subjects: Mapping[str, Asked],
-    clients: int,
-    seconds: float,
-    rounds: int,
-    *,
-    p99: bool = False,
+    run: Run, measure: str, subjects: Mapping[str, Load], clients: int, *, p99: bool = False
 ) -> Iterator[Row]:
     """Answers a second of each subject, in turns; with `p99` that of the first subject in milliseconds, too.
     Orthanc, which is slow, has one round."""
     found: dict[str, list[Answered]] = {name: [] for name in subjects}
-    for turn in range(rounds):
-        for name, asked in subjects.items():
-            if asked.server.name != "Orthanc" or not turn:
-                found[name].append(asked.rate(clients, seconds))
+    for turn in range(run.size.rates):
+        for name, load in subjects.items():
+            if load.service.name != ORTHANC or not turn:
+                found[name].append(load.answered(clients, run.size.seconds / 2))
     for name, answers in found.items():
         middle = Answered(*(statistics.median(values) for values in zip(*answers, strict=True)))
         note = f"{middle.note}, {middle.megabytes:,.0f} MB/s"
@@ -266,7 +248,17 @@ def rates(
         yield median_row(f"{measure}, p99", first, [one.p99 for one in found[first]])
 
 
-def latencies(server: Server, paths: Iterable[str], accept: str) -> list[float]:
+def latencies(server: Service, paths: Iterable[str], accept: str) -> list[float]:
     """Milliseconds of each GET of one client."""
     with Client(server) as client:
-        return [client.fetch(path, accept).seconds * 1e3 for path in paths]
+        return [client.get(path, accept).seconds * 1e3 for path in paths]
+
+
+def times_row(
+    measure: str, subject: str, milliseconds: Sequence[float], share: float = 0.99, note: str = ""
+) -> Row:
+    """The time that so large a share of the answers does not exceed. 0.5 is the median."""
+    p50, p99 = (percentile(milliseconds, each) for each in (0.5, 0.99))
+    text = f"p50 {p50:.3g}, p99 {p99:.3g}, longest {max(milliseconds):.3g}, {len(milliseconds)} requests"
+    value = percentile(milliseconds, share)
+    return Row(measure, subject, value, f"{text}; {note}" if note else text)

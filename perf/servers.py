@@ -22,25 +22,32 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from perf.results import NGINX, ORTHANC, OURS
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "codecs")])
 READY_WITHIN = 60.0
 END_WITHIN = 60.0
 SAMPLES_A_SECOND = 20
-PLUGINS = Path("/usr/share/orthanc/plugins")
-# The packaged GDCM plugin crashes on each syntax that it encodes, so it is kept to JPEG 2000.
-GDCM_SYNTAXES = ["1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"]
+# The packaged GDCM plugin crashes on each syntax that it encodes, so orthanc.json keeps it to JPEG 2000.
+PLUGINS = [Path(f"/usr/share/orthanc/plugins/libOrthanc{name}.so") for name in ("DicomWeb", "Gdcm")]
+# File of settings, prefix of the service, and the path that the server answers once it is ready.
+PEERS = {
+    NGINX: ("nginx.conf", "", "/nginx.conf"),
+    ORTHANC: ("orthanc.json", "/dicom-web", "/dicom-web/studies?limit=1"),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Server:
-    """`prefix` is the path of the DICOMweb service. `pid` is 0 and `folder` is None if the server was not
-    started here. `studies` are those that it holds because of a measurement."""
+class Service:
+    """A server under measurement. `prefix` is the path of the DICOMweb service. `pid` is 0 and `folder` is
+    None if it was not started here. `studies` are those that it holds because of a measurement."""
 
     name: str
     port: int
@@ -53,15 +60,14 @@ class Server:
     studies: set[str] = field(default_factory=set)
 
     @classmethod
-    def at(cls, url: str, headers: Mapping[str, str]) -> Server:
+    def at(cls, url: str, headers: Mapping[str, str]) -> Service:
         """A server that runs already. Raises ValueError if the URL is not one of HTTP."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url} is no HTTP URL")
         tls = parts.scheme == "https"
         port = parts.port or (443 if tls else 80)
-        prefix = parts.path.rstrip("/")
-        return cls("streamsrv", port, prefix, host=parts.hostname, tls=tls, headers=headers)
+        return cls(OURS, port, parts.path.rstrip("/"), host=parts.hostname, tls=tls, headers=headers)
 
     def target(self, path: str) -> str:
         """The request target of a path below the service, or of `//path` at the root."""
@@ -71,73 +77,62 @@ class Server:
     def url(self) -> str:
         return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
 
-    def segments(self) -> dict[Path, int]:
-        """Segment file to its size in bytes."""
+    def files(self) -> dict[Path, int]:
+        """Each file of its folder to its size in bytes."""
         assert self.folder is not None
-        files = (path for path in self.folder.rglob("*") if path.is_file() and "segments" in path.parts)
-        return {path: path.stat().st_size for path in files}
+        return {path: path.stat().st_size for path in self.folder.rglob("*") if path.is_file()}
+
+    def segments(self) -> dict[Path, int]:
+        return {path: size for path, size in self.files().items() if "segments" in path.parts}
 
 
 @contextlib.contextmanager
-def streamsrv(folder: Path, *flags: str) -> Iterator[Server]:
-    port = free_port()
-    command = [sys.executable, "-m", "streamsrv", "serve", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--data", str(folder / "data"), "--log-level", "warning", *flags]
-    server = Server("streamsrv", port, "/v2", folder=folder / "data")
-    with running(server, command, folder, "/health/ready") as started:
+def streamsrv(folder: Path, *flags: str) -> Iterator[Service]:
+    service = Service(OURS, free_port(), "/v2", folder=folder / "data")
+    command = [
+        sys.executable,
+        "-m",
+        "streamsrv",
+        "serve",
+        "--host",
+        service.host,
+        "--port",
+        str(service.port),
+    ]
+    command += ["--data", str(service.folder), "--log-level", "warning", *flags]
+    with running(service, command, folder, "/health/ready") as started:
         yield started
 
 
 @contextlib.contextmanager
-def nginx(folder: Path) -> Iterator[Server | None]:
-    """Serves the files of the folder by sendfile, and takes PUTs under put/. Files under many/ are opened for
-    each request. Yields None if nginx is not installed."""
-    executable = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
-    if executable is None:
+def peer(name: str, folder: Path) -> Iterator[Service | None]:
+    """nginx, which serves the files of the folder by sendfile, or Orthanc. nginx opens files under many/ for
+    each request. Yields None if the server, or the DICOMweb plugin of Orthanc, is not installed."""
+    executable = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin")
+    if executable is None or (name == ORTHANC and not PLUGINS[0].exists()):
         yield None
         return
-    port = free_port()
-    text = Path(__file__).with_name("nginx.conf").read_text()
-    user = "user root;" if os.geteuid() == 0 else ""
-    text = text.replace("USER;", user).replace("FOLDER", str(folder)).replace("PORT", str(port))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "nginx.conf").write_text(text)
-    command = [executable, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
-    with running(Server("nginx", port, "", folder=folder), command, folder, "/nginx.conf") as started:
-        yield started
-
-
-@contextlib.contextmanager
-def orthanc(folder: Path) -> Iterator[Server | None]:
-    """Yields None if Orthanc or its DICOMweb plugin is not installed."""
-    executable = shutil.which("Orthanc", path=os.environ.get("PATH", "") + ":/usr/sbin")
-    plugins = [PLUGINS / f"libOrthanc{name}.so" for name in ("DicomWeb", "Gdcm")]
-    if executable is None or not plugins[0].exists():
-        yield None
-        return
-    port, data = free_port(), folder / "orthanc"
-    settings = {
-        "Name": "perf",
-        "StorageDirectory": str(data),
-        "IndexDirectory": str(data),
-        "HttpPort": port,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "DicomServerEnabled": False,
-        "Plugins": [str(path) for path in plugins if path.exists()],
-        "Gdcm": {"RestrictTransferSyntaxes": GDCM_SYNTAXES},
-        "DicomWeb": {"Enable": True},
+    configuration, prefix, probe = PEERS[name]
+    service = Service(name, free_port(), prefix, folder=folder)
+    values = {
+        "FOLDER": str(folder),
+        "PORT": str(service.port),
+        "USER;": "user root;" if os.geteuid() == 0 else "",
+        "PLUGINS": json.dumps([str(path) for path in PLUGINS if path.exists()]),
     }
+    text = Path(__file__).with_name(configuration).read_text()
+    for word, value in values.items():
+        text = text.replace(word, value)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    server = Server("Orthanc", port, "/dicom-web", folder=data)
-    command = [executable, str(folder / "orthanc.json")]
-    with running(server, command, folder, "/dicom-web/studies?limit=1") as started:
+    path = folder / configuration
+    path.write_text(text)
+    flags = ["-p", str(folder), "-e", "stderr", "-c"] if name == NGINX else []
+    with running(service, [executable, *flags, str(path)], folder, probe) as started:
         yield started
 
 
 @contextlib.contextmanager
-def running(server: Server, command: Sequence[str], folder: Path, probe: str) -> Iterator[Server]:
+def running(service: Service, command: Sequence[str], folder: Path, probe: str) -> Iterator[Service]:
     """The server with its process, once `probe` is answered. Raises RuntimeError if that takes too long."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "server.log").open("ab") as log:
@@ -147,11 +142,11 @@ def running(server: Server, command: Sequence[str], folder: Path, probe: str) ->
         )
     try:
         deadline = time.monotonic() + READY_WITHIN
-        while not answers(server, probe):
+        while not answers(service.url + probe):
             if time.monotonic() > deadline or process.poll() is not None:
-                raise RuntimeError(f"{server.name} did not become ready: {folder}/server.log")
+                raise RuntimeError(f"{service.name} did not become ready: {folder}/server.log")
             time.sleep(0.05)
-        yield dataclasses.replace(server, pid=process.pid)
+        yield dataclasses.replace(service, pid=process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -161,13 +156,12 @@ def running(server: Server, command: Sequence[str], folder: Path, probe: str) ->
             process.wait()
 
 
-def answers(server: Server, path: str) -> bool:
-    with contextlib.closing(http.client.HTTPConnection(server.host, server.port, timeout=5)) as connection:
-        try:
-            connection.request("GET", path)
-            return connection.getresponse().status < 300
-        except (OSError, http.client.HTTPException):
-            return False
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def free_port() -> int:

@@ -6,10 +6,9 @@ turns; Orthanc, which is much slower and rewrites its own files, has rounds of i
 
 from __future__ import annotations
 
-import mmap
 import os
 import shutil
-import statistics
+import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,40 +19,34 @@ from pathlib import Path
 import lmdb
 
 from perf import bodies, servers
-from perf.bodies import Body
-from perf.clients import DICOM, FRAME, Client, Response, percentile, together
-from perf.results import Row, median_row
+from perf.bodies import CT_PIXELS, Body
+from perf.clients import DICOM, Client, Response, together
+from perf.results import COPY, ORTHANC, OURS, Row, median_row
 from perf.run import (
     Run,
-    Stretch,
-    checked,
-    copy_and_sync,
-    drop_from_memory,
     forget,
     in_turns,
-    latencies,
     nothing,
     post_study,
     rows_of,
     store_study,
+    times_row,
     warm_memory,
 )
-from perf.servers import MemorySampler, Server, cpu_seconds
+from perf.servers import MemorySampler, Service, cpu_seconds
 
 PEER_ROUNDS = 3
 TIMES_IN_MEMORY = 4  # the instance, in Orthanc
 # The rest between rounds is meant for so many bytes, sent and copied.
 RESTED_FOR = 840e6
-FRAMES = 50
 FRAME_LENGTH = 512 * 1024
-BLOCK = bytes(2 << 20)
 
 
-class Transfer(ABC):
+class Moves(ABC):
     """One kind of transfer from or to one server; each call is a round. It keeps seconds of processor time
     a GB, and memory of the server from the first round to the last."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Service) -> None:
         self.server = server
         self.processor: list[float] = []
         self.memory = MemorySampler(server.pid)
@@ -70,10 +63,10 @@ class Transfer(ABC):
         """Bytes and seconds."""
 
 
-class Upload(Transfer):
+class Stores(Moves):
     """Stores a study and deletes it; keeps the milliseconds of the deletions."""
 
-    def __init__(self, server: Server, body: Body, path: Path) -> None:
+    def __init__(self, server: Service, body: Body, path: Path) -> None:
         super().__init__(server)
         self.body, self.path = body, path
         self.deletes: list[float] = []
@@ -87,17 +80,17 @@ class Upload(Transfer):
         return rate
 
 
-class Download(Transfer):
+class Retrieves(Moves):
     """Retrieves by several clients at once; keeps the milliseconds to the first byte of each answer."""
 
-    def __init__(self, server: Server, path: str, clients: int, each: int = 2) -> None:
+    def __init__(self, server: Service, path: str, clients: int, each: int = 2) -> None:
         super().__init__(server)
         self.path, self.clients, self.each = path, clients, each
         self.first_bytes: list[float] = []
 
     def move(self) -> tuple[int, float]:
         answers: list[Response] = []
-        fetch = [lambda client: answers.append(client.fetch(self.path, DICOM))] * (self.clients * self.each)
+        fetch = [lambda client: answers.append(client.get(self.path, DICOM))] * (self.clients * self.each)
         seconds = together(self.clients, self.server, fetch)
         self.first_bytes += [answer.first_byte * 1e3 for answer in answers]
         return sum(answer.length for answer in answers), seconds
@@ -105,7 +98,7 @@ class Download(Transfer):
 
 def alternated(
     measure: str,
-    transfers: Sequence[Transfer],
+    transfers: Sequence[Moves],
     others: Mapping[str, Callable[[], float]],
     rounds: int,
     peer_rounds: int = PEER_ROUNDS,
@@ -133,10 +126,20 @@ def alternated(
 
 
 def copies(run: Run, body: Body, path: Path) -> dict[str, Callable[[], float]]:
-    """The floor in MB/s; none beside a server that was started elsewhere."""
-    if run.target is not None:
-        return {}
-    return {"cp + fsync": lambda: body.length / 1e6 / copy_and_sync(path, run.folder / "copy")}
+    """The floor under every durable store, in MB/s: the same bytes by cp, then fsync. None beside a server
+    that was started elsewhere."""
+
+    def rate() -> float:
+        copy = run.folder / "copy"
+        started = time.perf_counter()
+        subprocess.run(["cp", "--reflink=never", str(path), str(copy)], check=True)
+        with copy.open("rb+") as stream:
+            os.fsync(stream.fileno())
+            seconds = time.perf_counter() - started
+        copy.unlink()
+        return body.length / 1e6 / seconds
+
+    return {} if run.target is not None else {COPY: rate}
 
 
 # --- a CT study ---
@@ -149,23 +152,17 @@ def study(run: Run) -> Iterator[Row]:
     path = body.write(files / "study.body")
     with run.both("ct") as both, run.nginx(files) as web:
         yield from _store(run, both, body, path)
-        if web is not None:
-            rates = [put(web, path) for _ in range(PEER_ROUNDS)]
-            yield median_row("store the same bytes by PUT, not synced", "nginx", rates)
         for server in both:
             store_study(server, body, path)
         paths = (f"/studies/{body.study}", "/study.body")
         for clients in (1, 4):
             name = f"retrieve the study, {clients} at once"
             yield from retrieved(name, 2 * run.size.rounds + 1, both, web, paths, clients)
-        series = Download(both[0], f"{paths[0]}/series/{body.keys[0].series}", 1)
-        yield median_row("retrieve its series", "streamsrv", [series() for _ in range(run.size.rounds)])
-        yield from _cold(run, both, web, paths)
 
 
-def _store(run: Run, both: Sequence[Server], body: Body, path: Path) -> Iterator[Row]:
+def _store(run: Run, both: Sequence[Service], body: Body, path: Path) -> Iterator[Row]:
     count = f"{run.size.instances} CT instances of 526 kB"
-    uploads = [Upload(server, body, path) for server in both]
+    uploads = [Stores(server, body, path) for server in both]
     yield from alternated(
         f"store {count}, one POST",
         uploads,
@@ -173,59 +170,28 @@ def _store(run: Run, both: Sequence[Server], body: Body, path: Path) -> Iterator
         2 * run.size.rounds + 1,
         costs_of="store the study",
         rest=run.size.rest,
-        before=partial(warm_memory, run.folder),
+        before=warm_memory,
     )
     for one in uploads:
         yield median_row(f"delete {count}", one.server.name, one.deletes)
 
 
-def put(web: Server, path: Path) -> float:
-    """MB/s. nginx does not sync: a power cut may lose bytes that it has acknowledged."""
-    with Client(web) as client:
-        response = client.send_file("PUT", "/put/study", "application/octet-stream", path)
-    if response.status not in (201, 204):
-        raise RuntimeError(f"nginx's PUT answered {response.status}")
-    assert web.folder is not None
-    (web.folder / "put" / "study").unlink()
-    return path.stat().st_size / 1e6 / response.seconds
-
-
 def retrieved(
     name: str,
     rounds: int,
-    both: Sequence[Server],
-    web: Server | None,
+    both: Sequence[Service],
+    web: Service | None,
     paths: tuple[str, str],
     clients: int,
     peer_rounds: int = PEER_ROUNDS,
 ) -> Iterator[Row]:
     """`paths`: of the DICOMweb servers, and of the file of nginx."""
-    transfers = [Download(server, paths[0], clients, 1 + (server is both[0])) for server in both]
-    others = {} if web is None else {web.name: Download(web, paths[1], clients)}
+    transfers = [Retrieves(server, paths[0], clients, 1 + (server is both[0])) for server in both]
+    others = {} if web is None else {web.name: Retrieves(web, paths[1], clients)}
     yield from alternated(name, transfers, others, rounds, peer_rounds)
     for one in (*transfers, *others.values()):
-        warming = clients * one.each if one.server.name != "Orthanc" else 0
-        times = one.first_bytes[warming:]
-        note = f"p50 {statistics.median(times):.2f}, longest {max(times):.2f}, {len(times)} requests"
-        yield Row(f"first byte, {name}", one.server.name, percentile(times, 0.95), note)
-
-
-def _cold(run: Run, both: Sequence[Server], web: Server | None, paths: tuple[str, str]) -> Iterator[Row]:
-    if run.target is not None:
-        return
-    asked = [Download(server, paths[0], 1, 1) for server in both]
-    asked += [Download(web, paths[1], 1, 1)] if web else []
-    values = in_turns(run.size.rounds, {one.server.name: partial(_cold_rate, one) for one in asked})
-    for one in asked:
-        note = f"first byte after {statistics.median(one.first_bytes):.1f} ms"
-        yield median_row("retrieve the study, in no memory", one.server.name, values[one.server.name], note)
-
-
-def _cold_rate(download: Download) -> float:
-    assert download.server.folder is not None
-    files = (path for path in download.server.folder.rglob("*") if path.is_file())
-    drop_from_memory(map(Stretch, files), sync=True)
-    return download()
+        warming = clients * one.each if one.server.name != ORTHANC else 0
+        yield times_row(f"first byte, {name}", one.server.name, one.first_bytes[warming:], 0.95)
 
 
 # --- one large instance ---
@@ -234,7 +200,7 @@ def _cold_rate(download: Download) -> float:
 def large(run: Run) -> Iterator[Row]:
     """Native frames: a DICOM element of that form ends at 4 GB. Measures with one round come first, before
     the disk has worked."""
-    body = bodies.native_loop(80, max(2, run.size.large // bodies.CT_PIXELS))
+    body = bodies.native_loop(80, max(2, run.size.large // CT_PIXELS))
     name = f"one instance of {body.length / 1e9:.3g} GB"
     files = run.folder / "nginx"
     files.mkdir()
@@ -245,32 +211,25 @@ def large(run: Run) -> Iterator[Row]:
         both = [stack.enter_context(run.streamsrv("large"))]
         web = stack.enter_context(run.nginx(files))
         if not fits:
-            yield Row(f"store {name}", "Orthanc", None, "needs more memory than there is")
+            yield Row(f"store {name}", ORTHANC, None, "needs more memory than there is")
         elif (peer := stack.enter_context(run.orthanc())) is not None:
             both.append(peer)
             yield from _before_and_after(run, name, both, body, path)
-        yield from _beside_cp(run, f"store {name}", Upload(both[0], body, path), max(2, run.size.rounds - 3))
-        if web is not None:
-            rates = [put(web, path) for _ in range(2)]
-            yield median_row(f"store the bytes of {name} by PUT, not synced", "nginx", rates)
+        yield from _beside_cp(run, f"store {name}", Stores(both[0], body, path), max(2, run.size.rounds - 3))
         store_study(both[0], body, path)
         paths = (f"/studies/{body.study}", "/large.body")
         yield from retrieved(f"retrieve {name}", run.size.rounds + 3, both, web, paths, 1, peer_rounds=1)
-        for server, count in zip(both, (FRAMES, 1), strict=False):
-            frames = body.length // bodies.CT_PIXELS
-            asked = [f"{body.path}/frames/{1 + turn * 7919 % frames}" for turn in range(count)]
-            yield median_row(f"one frame of {name}", server.name, latencies(server, asked, FRAME))
         for server in both[1:]:
             yield Row(f"delete {name}", server.name, forget(server, body.study) * 1e3)
     if run.size.largest and run.target is None:
         yield from _largest(run)
 
 
-def _beside_cp(run: Run, measure: str, upload: Upload, rounds: int, discarded: int = 1) -> Iterator[Row]:
-    rest, warm = _rest(run, upload.body.length), partial(_use_and_free, upload.body.length)
+def _beside_cp(run: Run, measure: str, upload: Stores, rounds: int, discarded: int = 1) -> Iterator[Row]:
+    rest, warm = _rest(run, upload.body.length), partial(warm_memory, upload.body.length)
     others = copies(run, upload.body, upload.path)
     yield from alternated(measure, [upload], others, rounds, rest=rest, before=warm, discarded=discarded)
-    yield median_row(measure.replace("store", "delete"), "streamsrv", upload.deletes)
+    yield median_row(measure.replace("store", "delete"), OURS, upload.deletes)
 
 
 def _rest(run: Run, length: int) -> float:
@@ -278,20 +237,12 @@ def _rest(run: Run, length: int) -> float:
     return run.size.rest * max(1.0, 2 * length / RESTED_FOR)
 
 
-def _use_and_free(length: int) -> None:
-    """As `warm_memory`, without the disk, for so many bytes as far as they are there."""
-    length = min(length, servers.available_memory() // 2)
-    with mmap.mmap(-1, length) as memory:
-        for start in range(0, length, len(BLOCK)):
-            memory[start : start + len(BLOCK)] = BLOCK[: length - start]
-
-
-def _before_and_after(run: Run, name: str, both: Sequence[Server], body: Body, path: Path) -> Iterator[Row]:
+def _before_and_after(run: Run, name: str, both: Sequence[Service], body: Body, path: Path) -> Iterator[Row]:
     """Orthanc once, ours before and after it, each after a rest and with warm memory."""
 
-    def rate(server: Server) -> float:
+    def rate(server: Service) -> float:
         time.sleep(_rest(run, body.length))
-        _use_and_free(body.length)
+        warm_memory(body.length)
         return body.length / 1e6 / store_study(server, body, path)
 
     ours, peer = both
@@ -301,20 +252,20 @@ def _before_and_after(run: Run, name: str, both: Sequence[Server], body: Body, p
         theirs = rate(peer)
     rates.append(rate(ours))
     forget(ours, body.study)
-    yield Row(f"store {name}", "Orthanc", theirs, f"memory grew by {memory.growth / 1e6:.0f} MB")
-    yield median_row(f"store {name}, before and after Orthanc", "streamsrv", rates)
+    yield Row(f"store {name}", ORTHANC, theirs, f"memory grew by {memory.growth / 1e6:.0f} MB")
+    yield median_row(f"store {name}, before and after Orthanc", OURS, rates)
 
 
 def _largest(run: Run) -> Iterator[Row]:
     """Encapsulated frames, whose length has no limit, beside `cp` alone: no memory holds them twice."""
     measure = f"store one instance of {run.size.largest / 1e9:.3g} GB"
     if shutil.disk_usage(run.folder).free < 5 * run.size.largest:
-        yield Row(measure, "streamsrv", None, "not enough free disk")
+        yield Row(measure, OURS, None, "not enough free disk")
         return
     body = bodies.multi_frame(81, run.size.largest // FRAME_LENGTH, FRAME_LENGTH)
     path = body.write(run.folder / "largest.body")
     with run.streamsrv("largest") as server:
-        yield from _beside_cp(run, measure, Upload(server, body, path), 1, 0)
+        yield from _beside_cp(run, measure, Stores(server, body, path), 1, 0)
 
 
 # --- one instance a request ---
@@ -336,13 +287,12 @@ def single(run: Run) -> Iterator[Row]:
             yield from rows_of(f"store CT instances one a POST, {clients} at once", values)
 
 
-def posts_a_second(server: Server, body: Body, clients: int) -> float:
+def posts_a_second(server: Service, body: Body, clients: int) -> float:
     """Stores each instance of the body by a POST of its own, and deletes the study."""
 
     def post(part: bytes | memoryview, client: Client) -> None:
         chunks = [part, bodies.CLOSING]
-        length = sum(map(len, chunks))
-        checked(client.post("/studies", bodies.CONTENT_TYPE, length, chunks), "the store of one instance")
+        client.post("/studies", bodies.CONTENT_TYPE, sum(map(len, chunks)), chunks)
 
     server.studies.add(body.study)
     parts = list(body.chunks())[:-1]
@@ -378,11 +328,11 @@ def index(run: Run) -> Iterator[Row]:
         with MemorySampler(server.pid) as memory:
             seconds = store_study(server, body, path)
         note = f"{count} CT headers in one POST; memory grew by {memory.growth / 1e6:.0f} MB"
-        yield Row("instances stored and indexed", "streamsrv", count / seconds, note)
+        yield Row("instances stored and indexed", OURS, count / seconds, note)
         if server.folder is not None:
-            files = {path for path in server.folder.rglob("*") if path.is_file()} - server.segments().keys()
+            files = server.files().keys() - server.segments().keys()
             used = sum(path.stat().st_blocks * 512 for path in files)
-            yield Row("index on disk", "streamsrv", used / count, "CT headers of 80 attributes")
+            yield Row("index on disk", OURS, used / count, "CT headers of 80 attributes")
 
 
 # --- bounded memory ---
@@ -415,7 +365,7 @@ def memory(run: Run) -> Iterator[Row]:
         yield _grown(server, before, name, work)
 
 
-def _grown(server: Server, before: int, name: str, work: Sequence[Callable[[Client], int]]) -> Row:
+def _grown(server: Service, before: int, name: str, work: Sequence[Callable[[Client], int]]) -> Row:
     moved: list[int] = []
 
     def move(one: Callable[[Client], int], client: Client) -> None:
@@ -427,12 +377,12 @@ def _grown(server: Server, before: int, name: str, work: Sequence[Callable[[Clie
 
 
 def _post(body: Body, client: Client) -> int:
-    post_study(client, body)
+    post_study(body, client)
     return body.length
 
 
 def _get(body: Body, client: Client) -> int:
-    response = client.fetch(f"/studies/{body.study}", DICOM)
+    response = client.get(f"/studies/{body.study}", DICOM)
     framing = len(body.keys) * 1000 + 1000
     if abs(response.length - body.length) > framing:
         raise RuntimeError(f"{body.length} bytes were stored, {response.length} were retrieved")

@@ -10,7 +10,7 @@ import pydicom
 import pytest
 from pydicom.encaps import generate_frames
 
-from perf import bodies, searches
+from perf import archive, bodies
 
 
 def parts_of(body):
@@ -89,10 +89,10 @@ def test_a_pyramid_has_all_its_tiles():
 
 
 def test_a_study_of_an_archive_has_the_values_that_searches_ask_for():
-    body = searches.archive_study(7)
+    body = archive.archive_study(7)
     instances = instances_of(body)
     assert uids(instances) == body.keys
-    assert len(instances) == len(set(body.keys)) == searches.A_STUDY
+    assert len(instances) == len(set(body.keys)) == archive.A_STUDY
     assert {(i.SeriesNumber, i.Modality) for i in instances} == {(1, "CT"), (2, "MR")}
     assert {(i.PatientID, i.AccessionNumber, i.StudyID) for i in instances} == {("P000003", "A0000007", "S7")}
     request = instances[0].RequestAttributesSequence[0]
