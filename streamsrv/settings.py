@@ -7,6 +7,8 @@ and the flags need no table. config.py reads the rows from files, the environmen
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -23,6 +25,31 @@ TABLES = {
 }
 
 
+# An origin as browsers send it (RFC 6454 6.2): scheme, host in ASCII, the port unless it is the default.
+_ORIGIN = re.compile(
+    r"([a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?", re.IGNORECASE
+)
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+
+def _never_an_origin(text: str) -> str:
+    """Why no browser sends this text as Origin; empty for `*` and for origins."""
+    found = _ORIGIN.fullmatch(text)
+    if text in ("*", "null"):
+        return ""
+    if found is None and re.search(r'["\'{}]|^\[|\]$', text):
+        return "origins are separated by commas, without brackets and quotes: https://a.example,https://b.example"
+    if found is None and "://" not in text:
+        return f"an origin has a scheme: write http://{text} or https://{text}"
+    if found is None and "*" in text:
+        return "an origin has no wildcard; only `*` alone stands for every origin"
+    if found is None:
+        return "an origin is scheme, host and perhaps port, as in https://viewer.example:8443, without a path"
+    if found[2] and _DEFAULT_PORTS.get(found[1].lower()) == found[2]:
+        return f"browsers leave out the default port {found[2]}"
+    return ""
+
+
 def _setting(
     table: str,
     default: Value,
@@ -33,9 +60,11 @@ def _setting(
     most: float = float("inf"),
     choices: tuple[str, ...] = (),
     advanced: bool = False,
+    wrong: Callable[[str], str] = lambda text: "",
 ) -> Any:
-    """An advanced setting serves measurements and tests: its default suits every server."""
-    limits = {"least": least, "most": most, "choices": choices}
+    """An advanced setting serves measurements and tests: its default suits every server. `wrong` returns why
+    an element of a list is refused, or an empty text."""
+    limits = {"least": least, "most": most, "choices": choices, "wrong": wrong}
     row = {"table": table, "unit": unit or " | ".join(choices), "reason": reason, "advanced": advanced}
     return dataclasses.field(default=default, metadata=row | limits)
 
@@ -89,7 +118,10 @@ class Settings:
         choices=("x-forwarded", "forwarded"),
     )
     cors_origins: tuple[str, ...] = _http(
-        (), "origins, or *", "Origins of web viewers (https://viewer.example) whose pages may read answers."
+        (),
+        "origins, or *",
+        "Origins of web viewers (https://viewer.example) whose pages may read answers and embed pictures.",
+        wrong=_never_an_origin,
     )
     cors_max_age: int = _http(
         7200, "seconds", "The time for which a browser keeps a preflight answer. Chromium keeps it two hours."

@@ -89,6 +89,17 @@ def test_other_variables_of_the_environment_are_not_ours():
         ("[http]\ncors_origins = [1]", "is not a list of texts"),
         ("[http]\ncors_origins = 1", "is not a list of texts"),
         ("[store]\non_duplicate = 'keep'", "none of refuse, accept-identical, replace"),
+        (
+            "[http]\ncors_origins = ['localhost:3000']",
+            "never match: an origin has a scheme: write http://localhost",
+        ),
+        ("[http]\ncors_origins = ['https://a.example/viewer']", "never match: .* without a path"),
+        ("[http]\ncors_origins = ['https://a.example?x']", "never match: .* without a path"),
+        ("[http]\ncors_origins = ['https://me@a.example']", "never match: "),
+        ("[http]\ncors_origins = ['https://bücher.example']", "never match: "),
+        ("[http]\ncors_origins = ['https://*.example']", "never match: an origin has no wildcard"),
+        ("[http]\ncors_origins = ['https://a.example:443/']", "browsers leave out the default port 443"),
+        ("[http]\ncors_origins = ['https://a', 'HTTP://b:80']", "'HTTP://b:80' can never match"),
         ("port = ", "is not TOML"),
     ],
 )
@@ -107,6 +118,17 @@ def test_mistakes_elsewhere_name_their_place():
         config.load(environment={"STREAMSRV_PROT": "1"})
     with pytest.raises(SettingsError, match="--max-url: 'x'"):
         config.load(flags={"max_url": "x"})
+    for text in ('["https://a.example"]', '["https://a.example","https://b.example"]', '"https://a.example"'):
+        with pytest.raises(SettingsError, match=r"--cors-origins: .* by commas, without brackets and quotes"):
+            config.load(flags={"cors_origins": text})
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "null", "http://localhost:3000", "https://Viewer.example/", "http://[::1]:8080", "app://viewer"],
+)
+def test_origins_that_a_browser_sends(origin):
+    assert config.load(flags={"cors_origins": origin}).cors_origins == (origin,)
 
 
 @pytest.mark.parametrize(("text", "value"), [("yes", True), ("TRUE", True), ("0", False), ("no", False)])

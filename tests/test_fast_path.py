@@ -400,6 +400,8 @@ TABLE = [
     (get(SMALL, 1, "Accept: text/html"), CACHED),
     (shown(2, accept="*/*"), CACHED),
     (shown(3, "Origin: https://viewer.example"), CACHED),
+    # Pages that may embed pictures, and others
+    *((shown(3, f"Referer: https://{name}.example/"), CACHED) for name in ("viewer", "evil")),
     # Made, or more than one, or not a frame
     *((get(NATIVE, number, accept=MADE), HEADERS) for number in (1, 2, 3, "1,2", 4)),
     (get(LARGE, 1, accept=MADE), HEADERS),

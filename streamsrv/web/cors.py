@@ -1,5 +1,9 @@
-"""Cross-origin requests (the Fetch standard's CORS protocol): which web viewers on other origins may read
-answers.
+"""Cross-origin requests (the Fetch standard): which web viewers on other origins may read answers (CORS) and
+embed them (Cross-Origin-Resource-Policy).
+
+A page that is isolated (COEP) shows an `<img>` of another origin only if its answer has a policy that allows
+it. The request of an `<img>` has no Origin, so its Referer names the page. A page can leave out its Referer,
+but it cannot write that of another origin.
 
 A preflight is answered before anything else, authentication included: it carries no credentials, and a
 browser that is refused here never sends the request itself. Error answers carry the headers too, or a viewer
@@ -25,6 +29,12 @@ EXPOSE_HEADERS = (
 )
 
 
+_POLICY = "Cross-Origin-Resource-Policy"
+_EXPOSED = ("Access-Control-Expose-Headers", EXPOSE_HEADERS)
+_SAME, _CROSS = (_POLICY, "same-origin"), (_POLICY, "cross-origin")
+_VARY = ("Vary", "Origin, Referer")
+
+
 class Cors:
     def __init__(self, settings: Settings) -> None:
         self._any = "*" in settings.cors_origins
@@ -34,15 +44,15 @@ class Cors:
     def headers(self, request_headers: Mapping[str, str]) -> list[tuple[str, str]]:
         """The headers of every answer to this request."""
         if not self._origins:
-            return []
-        allowed = self._allowed(request_headers.get("origin"))
-        if not allowed:
-            return [] if self._any else [("Vary", "Origin")]
-        headers = [
-            ("Access-Control-Allow-Origin", allowed),
-            ("Access-Control-Expose-Headers", EXPOSE_HEADERS),
-        ]
-        return headers if self._any else [*headers, ("Vary", "Origin")]
+            return [_SAME]
+        origin = request_headers.get("origin")
+        allowed = self._allowed(origin)
+        if self._any:
+            return [("Access-Control-Allow-Origin", "*"), _EXPOSED, _CROSS] if allowed else [_CROSS]
+        if allowed:
+            return [("Access-Control-Allow-Origin", allowed), _EXPOSED, _CROSS, _VARY]
+        embeds = origin is None and self._allowed(_origin_of(request_headers.get("referer", "")))
+        return [_CROSS if embeds else _SAME, _VARY]
 
     def preflight(self, method: str, request_headers: Mapping[str, str]) -> Answer | None:
         """The answer to a preflight; None if this request is none."""
@@ -65,3 +75,8 @@ class Cors:
         if self._any:
             return "*"
         return origin if origin.lower() in self._origins else None
+
+
+def _origin_of(url: str) -> str:
+    """The scheme, host and port of the URL in Referer."""
+    return "/".join(url.split("/", 3)[:3])

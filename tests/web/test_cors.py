@@ -6,6 +6,7 @@ from web_world import Raw, settings_of
 from streamsrv.web.cors import Cors
 
 VIEWER = "https://viewer.example"
+SAME, CROSS = (("Cross-Origin-Resource-Policy", f"{word}-origin") for word in ("same", "cross"))
 PREFLIGHT = {"origin": VIEWER, "access-control-request-method": "GET"}
 
 
@@ -13,8 +14,8 @@ def cors(*origins):
     return Cors(settings_of(cors_origins=origins))
 
 
-def test_without_the_setting_there_is_nothing():
-    assert cors().headers({"origin": VIEWER}) == []
+def test_without_the_setting_no_other_origin_reads_or_embeds():
+    assert cors().headers({"origin": VIEWER}) == cors().headers({"referer": f"{VIEWER}/"}) == [SAME]
     assert cors().preflight("OPTIONS", PREFLIGHT).headers == []
 
 
@@ -22,18 +23,40 @@ def test_without_the_setting_there_is_nothing():
 def test_a_listed_origin(listed):
     headers = dict(cors(listed).headers({"origin": VIEWER}))
     assert headers["Access-Control-Allow-Origin"] == VIEWER
-    assert headers["Vary"] == "Origin"
+    assert headers["Vary"] == "Origin, Referer"
     assert "ETag" in headers["Access-Control-Expose-Headers"]
+    assert CROSS in headers.items()
 
 
-@pytest.mark.parametrize("asking", [{"origin": "https://evil.example"}, {"origin": "null"}, {}])
+@pytest.mark.parametrize(
+    "asking",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "https://evil.example", "referer": f"{VIEWER}/"},
+        {},
+        {"referer": "https://evil.example/"},
+        {"referer": f"{VIEWER}.evil.example/"},
+        {"referer": f"{VIEWER}:8443/"},
+        {"referer": f"https://evil.example/{VIEWER}/"},
+        {"referer": "nonsense"},
+    ],
+)
 def test_an_origin_that_is_not_listed(asking):
-    assert cors(VIEWER).headers(asking) == [("Vary", "Origin")]
+    assert cors(VIEWER).headers(asking) == [SAME, ("Vary", "Origin, Referer")]
+
+
+@pytest.mark.parametrize("page", [f"{VIEWER}/", VIEWER, f"{VIEWER}/study?a=b"])
+def test_a_page_of_a_listed_origin_embeds_pictures(page):
+    """The request of an `<img>` has no Origin."""
+    assert cors(VIEWER).headers({"referer": page}) == [CROSS, ("Vary", "Origin, Referer")]
 
 
 def test_any_origin():
-    assert dict(cors("*").headers({"origin": "null"}))["Access-Control-Allow-Origin"] == "*"
-    assert cors("*").headers({}) == []
+    headers = cors("*").headers({"origin": "null"})
+    assert dict(headers)["Access-Control-Allow-Origin"] == "*"
+    assert CROSS in headers
+    assert cors("*").headers({}) == cors("*").headers({"referer": "https://evil.example/"}) == [CROSS]
 
 
 def test_preflights():
