@@ -19,6 +19,7 @@ from streamsrv.retrieve.frames import frames
 from streamsrv.retrieve.instances import instances
 from streamsrv.retrieve.metadata import metadata
 from streamsrv.retrieve.pictures import rendered, thumbnail
+from streamsrv.retrieve.wado_uri import linked_object, named_instance
 from streamsrv.store import Store
 from streamsrv.wire.answers import Computed, Deferred, Request
 from streamsrv.wire.resources import Kind, Target
@@ -31,9 +32,10 @@ PLANS: dict[Kind, Callable[[Retrieval], Planned]] = {
     Kind.PIXELDATA: all_pixel_data,
     Kind.RENDERED: rendered,
     Kind.THUMBNAIL: thumbnail,
+    Kind.WADO_URI: linked_object,
 }
 # Kinds of a single instance with plans that may be made in the event loop.
-BRIEF = frozenset((Kind.METADATA, Kind.FRAMES, Kind.RENDERED, Kind.THUMBNAIL))
+BRIEF = frozenset((Kind.METADATA, Kind.FRAMES, Kind.RENDERED, Kind.THUMBNAIL, Kind.WADO_URI))
 
 
 class Retrieve:
@@ -46,6 +48,8 @@ class Retrieve:
         """The answer to a GET of instances, metadata, frames, bulk data or pictures. Raises RequestError."""
         if target.kind is Kind.METADATA:
             self._rooms.pool.warm()  # a viewer requests frames next
+        if target.kind is Kind.WADO_URI:
+            target = named_instance(request, target)
         algorithm = wanted_digest(request)
         plan = PLANS[target.kind]
         if algorithm is not None:

@@ -97,10 +97,30 @@ _HEADERS = (
     Parameter("Range", "header", "one range of bytes"),
     Parameter("If-Range", "header", "the ETag for which the range is meant"),
 )
+_LINK = tuple(
+    Parameter(name, "query", text)
+    for name, text in (
+        ("requestType", "WADO"),
+        ("studyUID", "Study Instance UID"),
+        ("seriesUID", "Series Instance UID"),
+        ("objectUID", "SOP Instance UID"),
+        ("contentType", "a list of media types"),
+        ("transferSyntax", "a UID, for application/dicom"),
+        ("frameNumber", "a frame number from 1"),
+        ("rows", "the largest height of the picture"),
+        ("columns", "the largest width of the picture"),
+        ("region", "left,top,right,bottom, each from 0 to 1"),
+        ("windowCenter", "with windowWidth"),
+        ("windowWidth", "with windowCenter"),
+        ("imageQuality", "of lossy pictures, from 1 to 100"),
+        ("annotation", "patient, technique, or both with a comma"),
+    )
+)
 _BY_KIND: dict[Kind, tuple[Parameter, ...]] = {
     Kind.METADATA: _FIELDS,
     Kind.RENDERED: _PICTURE,
     Kind.THUMBNAIL: _THUMBNAIL,
+    Kind.WADO_URI: _LINK,
 }
 
 
@@ -124,6 +144,7 @@ _REPRESENTATIONS: dict[Kind, tuple[str, ...]] = {
     Kind.THUMBNAIL: (*THUMBNAIL_TYPES, MULTIPART),
     Kind.BULKDATA: (MULTIPART, *_PIXELS),
     Kind.PIXELDATA: (MULTIPART, *_PIXELS),
+    Kind.WADO_URI: (DICOM, *IMAGE_TYPES, PDF, *_VIDEOS),
     Kind.LIVE: (TEXT,),
     Kind.READY: (TEXT,),
     Kind.SERVICE: (WADL, JSON),
@@ -154,6 +175,7 @@ _WORDS = {
     Kind.THUMBNAIL: "a thumbnail",
     Kind.BULKDATA: "bulk data",
     Kind.PIXELDATA: "pixel data",
+    Kind.WADO_URI: "an instance, or a picture of it (WADO-URI)",
     Kind.LIVE: "whether the process answers",
     Kind.READY: "whether requests are welcome",
     Kind.OPENAPI: "this description, as JSON",
@@ -208,7 +230,8 @@ def _parameters(method: str, route: Route) -> Iterator[Parameter]:
         yield from matching_keys(route)
         yield from _SEARCH
     else:
-        yield _ACCEPT
+        if route.kind is not Kind.WADO_URI:
+            yield _ACCEPT
         yield from _BY_KIND.get(route.kind, ())
     if method == "GET":
         yield from _HEADERS

@@ -51,6 +51,7 @@ class Kind(enum.StrEnum):
     THUMBNAIL = "thumbnail"
     BULKDATA = "bulkdata"
     PIXELDATA = "pixeldata"
+    WADO_URI = "wado"  # an instance by query parameters (PS3.18 9)
     OPENAPI = "openapi"
     YAML = "yaml"
     LIVE = "live"
@@ -137,18 +138,19 @@ def _rows() -> Iterator[Route]:
 ROUTES: tuple[Route, ...] = tuple(_rows())
 # Below the root, without a version.
 UNVERSIONED: tuple[Route, ...] = (
+    Route(Kind.WADO_URI, ResourceLevel.INSTANCE, "/wado", _GET, _JPEG),
     Route(Kind.LIVE, ResourceLevel.NONE, "/health/live", _GET, "text/plain"),
     Route(Kind.READY, ResourceLevel.NONE, "/health/ready", _GET, "text/plain"),
 )
 
 
 class Target(NamedTuple):
-    """A target resource. `version` is 0 for those without a version. `frames` are the numbers of the
+    """A target resource. `version` is the newest for those without a version. `frames` are the numbers of the
     path, from 1, in its order and with repeats. `bulk` is the path of a bulk value ("7FE00010",
     "00480105/0/00282000")."""
 
     route: Route
-    version: int = 0
+    version: int = VERSIONS[-1]
     study: str | None = None
     series: str | None = None
     instance: str | None = None
