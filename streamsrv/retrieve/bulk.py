@@ -123,7 +123,6 @@ def offer_of(retrieval: Retrieval, stored: str, *, makes: bool) -> Offer:
         lookup(stored).media_type,
         transcodable=transcoding.targets(stored) if makes else (),
         single=False,
-        keep=True,
     )
 
 

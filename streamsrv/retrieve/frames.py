@@ -90,9 +90,7 @@ def chosen(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]) -> Of
 def fit(accepted: Accepted, stored: str, single: bool, possible: Collection[str]) -> Offer:
     """The choice between stored frames and frames transcoded to a `possible` syntax."""
     media_type = lookup(stored).media_type
-    return accept.choose_frames(
-        accepted.ranges(), stored, media_type, transcodable=possible, single=single, keep=True
-    )
+    return accept.choose_frames(accepted.ranges(), stored, media_type, transcodable=possible, single=single)
 
 
 cached_fit = lru_cache(maxsize=256)(fit)

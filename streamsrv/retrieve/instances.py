@@ -200,7 +200,7 @@ def as_stored(retrieval: Retrieval, row: InstanceRow, error: NotAcceptable) -> S
     """The stored instance, if it cannot be transcoded. A single one has to be acceptable."""
     if retrieval.target.level is ResourceLevel.INSTANCE:
         try:
-            accept.choose_instances(retrieval.ranges(), [row.transfer_syntax], single=True, keep=True)
+            accept.choose_instances(retrieval.ranges(), [row.transfer_syntax], single=True)
         except NotAcceptable as refusal:
             raise NotAcceptable(error.detail, refusal.acceptable) from error
     return as_chosen(retrieval, row, sent_as(row.transfer_syntax))
@@ -241,9 +241,7 @@ def chosen(retrieval: Retrieval) -> InstancesChoice | None:
 def choice_if_all_fit(accepted: Accepted, syntaxes: tuple[str, ...], single: bool) -> InstancesChoice:
     """The choice if all targets fit the pixels."""
     possible: dict[str, Collection[str]] = {uid: transcoding.instance_targets(uid) for uid in syntaxes}
-    return accept.choose_instances(
-        accepted.ranges(), syntaxes, transcodable=possible, single=single, keep=True
-    )
+    return accept.choose_instances(accepted.ranges(), syntaxes, transcodable=possible, single=single)
 
 
 cached_choice = lru_cache(maxsize=256)(choice_if_all_fit)
@@ -255,9 +253,7 @@ def _fitting(
     multipart, sent, refusals = True, dict[str, str](), list[NotAcceptable]()
     for stored, possible in possible_targets(retrieval, syntaxes).items():
         try:
-            choice = accept.choose_instances(
-                ranges, [stored], transcodable={stored: possible}, single=single, keep=True
-            )
+            choice = accept.choose_instances(ranges, [stored], transcodable={stored: possible}, single=single)
             multipart, sent[stored] = choice.multipart, choice.syntaxes[stored]
         except NotAcceptable as refusal:
             refusals.append(refusal)

@@ -14,7 +14,8 @@ Rules
 - A request has at most MAX_RANGES, counted by their commas before any is parsed.
 - A single-part media type is for single items only (PS3.18 10.4.4). `multipart/related; type="*/*"` and
   `*/*` are accepted for any resource.
-- Without a range the default of the resource goes out, or an available representation.
+- `*/*` means the default of the resource, and so does a request without a range (8.7.7). For instances and
+  frames it is Explicit VR Little Endian. Pixels that cannot be decoded then go out as stored.
 - Implicit VR Little Endian and Explicit VR Big Endian never go out (PS3.18 8.7.3).
 """
 
@@ -243,10 +244,10 @@ class Takes(enum.StrEnum):
 RULES: Mapping[tuple[Resource, str], tuple[Takes, Takes, Takes]] = MappingProxyType(
     {
         (Resource.INSTANCES, DICOM): (Takes.UNCOMPRESSED, Takes.STORED, Takes.NAMED),
-        (Resource.INSTANCES, ANY): (Takes.STORED, Takes.STORED, Takes.NAMED),
+        (Resource.INSTANCES, ANY): (Takes.UNCOMPRESSED, Takes.STORED, Takes.NAMED),
         (Resource.FRAMES, OCTETS): (Takes.UNCOMPRESSED, Takes.STORED, Takes.NAMED),
         (Resource.FRAMES, PIXELS): (Takes.OF_TYPE, Takes.OF_TYPE, Takes.NAMED),
-        (Resource.FRAMES, ANY): (Takes.STORED, Takes.STORED, Takes.NAMED),
+        (Resource.FRAMES, ANY): (Takes.UNCOMPRESSED, Takes.STORED, Takes.NAMED),
     }
 )
 
@@ -310,6 +311,9 @@ def _choose(ranges: Sequence[AcceptableRange], offers: Sequence[Offer]) -> Offer
 # Instances and frames
 
 
+_ANYTHING = (AcceptableRange(None, ANY),)
+
+
 @dataclass(frozen=True, slots=True)
 class _StoredForm:
     """The stored representation, and the syntaxes into which it can be transcoded."""
@@ -319,7 +323,6 @@ class _StoredForm:
     media_type: str
     transcodable: Collection[str]
     single: bool
-    keep: bool
 
     def offers(self, multipart: bool) -> Iterator[Offer]:
         yield self.offer(self.syntax, multipart)
@@ -352,8 +355,7 @@ class _StoredForm:
             case Takes.STORED:
                 return self.syntax
             case Takes.UNCOMPRESSED:
-                kept = self.keep and EXPLICIT not in self.transcodable
-                return self.syntax if kept else EXPLICIT
+                return EXPLICIT if EXPLICIT in self.transcodable else self.syntax
             case Takes.OF_TYPE:
                 default = MEDIA_SYNTAXES.get(asked.media_type, ("",))[0]
                 return self.syntax if asked.covers(canonical(self.media_type)) else default
@@ -367,11 +369,7 @@ class _StoredForm:
         return asked.covers(canonical(self.offer(asked.transfer_syntax, multipart=True).media_type))
 
     def choose(self, ranges: Sequence[AcceptableRange]) -> Offer | None:
-        if ranges:
-            return elect(ranges, self.taken, self.syntax)
-        default = DICOM if self.resource is Resource.INSTANCES else OCTETS
-        first = elect([AcceptableRange(True, default)], self.taken)
-        return first or self.offer(self.syntax, multipart=True)
+        return elect(ranges or _ANYTHING, self.taken, self.syntax)
 
 
 def choose_frames(
@@ -381,17 +379,14 @@ def choose_frames(
     *,
     transcodable: Collection[str] = (),
     single: bool,
-    keep: bool = False,
 ) -> Offer:
     """For frames and pixel data. Raises NotAcceptable.
 
     `stored` is the transfer syntax UID of the instance, `media_type` the media type of its frames.
     `transcodable` are the syntaxes into which they can be transcoded. `single`: the request is for one
-    frame. `keep`: pixels that cannot be decoded go out as stored, if the request names no syntax.
+    frame.
     """
-    source = _StoredForm(
-        Resource.FRAMES, FRAME_SENT_AS.get(stored, stored), media_type, transcodable, single, keep
-    )
+    source = _StoredForm(Resource.FRAMES, FRAME_SENT_AS.get(stored, stored), media_type, transcodable, single)
     chosen = source.choose(ranges)
     if chosen is None:
         raise _refused([*source.offers(True), *(source.offers(False) if single else ())])
@@ -411,7 +406,6 @@ def choose_instances(
     *,
     transcodable: Mapping[str, Collection[str]] = MappingProxyType({}),
     single: bool,
-    keep: bool = False,
 ) -> InstancesChoice:
     """For Part 10 instances. Raises NotAcceptable unless all of them are acceptable, because a client
     does not see that an instance is missing.
@@ -422,7 +416,7 @@ def choose_instances(
     multipart, syntaxes = True, {}
     for syntax in stored:
         sent = INSTANCE_SENT_AS.get(syntax, syntax)
-        source = _StoredForm(Resource.INSTANCES, sent, DICOM, transcodable.get(syntax, ()), single, keep)
+        source = _StoredForm(Resource.INSTANCES, sent, DICOM, transcodable.get(syntax, ()), single)
         chosen = source.choose(ranges)
         if chosen is None:
             raise _refused([*source.offers(True), *(source.offers(False) if single else ())])

@@ -3,11 +3,12 @@
 import clinic as world
 import pytest
 import requests
-from clinic import CT_INSTANCES, CT_SERIES, CT_STUDY
+from clinic import CT_INSTANCES, CT_SERIES, CT_STUDY, SLIDE_SERIES, SLIDE_STUDY
 from dicomtrolley.core import SeriesReference, StudyReference
 from dicomtrolley.qido_rs import HierarchicalQuery, QidoRS
 from dicomtrolley.trolley import Trolley
 from dicomtrolley.wado_rs import WadoRS, WadoRSMetaData
+from pydicom.uid import ExplicitVRLittleEndian
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,13 @@ def test_downloads(clinic, session, wanted):
     found = list(downloader.datasets([wanted]))
     assert [each.SOPInstanceUID for each in found] == CT_INSTANCES
     assert found[1].PixelData == world.ct_pixels(2).tobytes()
+
+
+def test_compressed_instances_arrive_decoded(clinic, session):
+    slides = WadoRS(session, clinic.url).datasets(
+        [SeriesReference(study_uid=SLIDE_STUDY, series_uid=SLIDE_SERIES)]
+    )
+    assert {each.file_meta.TransferSyntaxUID for each in slides} == {ExplicitVRLittleEndian}
 
 
 def test_download_of_what_a_search_found(clinic, session):

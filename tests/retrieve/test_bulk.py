@@ -111,7 +111,7 @@ def test_compressed_frames_as_stored(study):
     keep(study, content)
     star = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
     path = f"{instance_path('1.2.3.4.5')}/pixeldata"
-    found = parts_of(ask(study, path, accept="*/*"))
+    found = parts_of(ask(study, path, accept=star))
     assert [part for _, part in found] == encoded
     assert {headers["content-type"] for headers, _ in found} == {f"image/dicom-rle; transfer-syntax={RLE}"}
     # Of several syntaxes each part says its own.
@@ -120,12 +120,12 @@ def test_compressed_frames_as_stored(study):
     mixed.release()
 
 
-def test_compressed_frames_decoded(study):
+@pytest.mark.parametrize("headers", [{}, {"accept": "*/*"}])
+@pytest.mark.parametrize("path", ["pixeldata", "frames/1,2", "bulkdata/7FE00010"])
+def test_compressed_frames_decoded(study, path, headers):
     content, _ = compressed("1.2.3.4.5", [pixels(5), pixels(6)])
     keep(study, content)
-    answer = ask(study, f"{instance_path('1.2.3.4.5')}/pixeldata")
-    assert answer.length is None
-    frames = [part for _, part in parts_of(answer)]
+    frames = [part for _, part in parts_of(ask(study, f"{instance_path('1.2.3.4.5')}/{path}", **headers))]
     assert [np.frombuffer(frame, "<u2").tolist() for frame in frames] == [
         np.frombuffer(pixels(n), "<u2").tolist() for n in (5, 6)
     ]
