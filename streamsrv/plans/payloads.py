@@ -187,7 +187,7 @@ def dataset_reader(selection: Selection, row: InstanceRow) -> Pread:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part:
     media_type: str  # with its transfer-syntax parameter
     location: str  # Content-Location

@@ -41,7 +41,7 @@ REPRESENTATIVES = 64
 END_OF_HEAD = b"\r\n\r\n"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SentInstance:
     row: InstanceRow
     syntax: str
@@ -72,10 +72,7 @@ def instances(retrieval: Retrieval) -> Answer | None:
         (one,) = filter(None, sent(retrieval, choice))
         if not choice.multipart:
             return retrieval.single_part(one.label, one.pieces, *maker)
-        whole = (*representation, one.syntax, *maker)
-        if one.row.transfer_syntax == one.syntax:
-            return retrieval.planned(whole, lambda boundary: stored_part(one.row, base_url, boundary))
-        return retrieval.multipart(whole, lambda: [one.part(base_url)], 1)
+        return retrieval.multipart((*representation, one.syntax, *maker), lambda: [one.part(base_url)], 1)
     if makes:
         return retrieval.made_multipart(
             (*representation, MAKER), lambda boundary: body(retrieval, choice, boundary)
@@ -116,14 +113,6 @@ def parts_of(found: PackedInstances, base_url: str, boundary: bytes) -> tuple[li
         heads.append(before + uid + END_OF_HEAD)
     heads[0] = heads[0].removeprefix(PAYLOAD_END)
     return heads, [place[:3] for place in PLACE.iter_unpack(found.places)]
-
-
-def stored_part(row: InstanceRow, base_url: str, boundary: bytes) -> tuple[StoredParts, int]:
-    """The plan of one stored instance, and its length."""
-    before = head_of(boundary, row.transfer_syntax, base_url, *row.key[:2])
-    head = before + row.key.instance.encode() + END_OF_HEAD
-    plan = StoredParts([head], [row.location], PAYLOAD_END + closing(boundary))
-    return plan, plan.length
 
 
 def head_of(boundary: bytes, syntax: str, base_url: str, study: str, series: str) -> bytes:

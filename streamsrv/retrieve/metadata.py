@@ -59,7 +59,7 @@ def metadata(retrieval: Retrieval) -> Answer | None:
     length, whole = lengths(selection, request.base_url)
     coding = choose_coding(request.headers.get("accept-encoding")) if length >= WORTH_CODING else IDENTITY
     etag = etag_of([selection.digest], offer.media_type, request.base_url, fields.identity, coding)
-    boundary = boundary_from(retrieval.store.secret, etag)
+    boundary = boundary_from(retrieval.store.secret, etag) if offer.multipart else b""
     content_type = multipart_type(boundary, offer.media_type) if offer.multipart else offer.media_type
     headers = [("Content-Type", content_type), *CACHING]
     headers += [("Content-Encoding", coding)] if coding else []

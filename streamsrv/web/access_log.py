@@ -50,8 +50,9 @@ class AccessLog:
         request_id: str,
         way: Way = Way.PLAIN,
     ) -> None:
-        line = self.line(client, method, path, status, sent, way) if self._enabled else ""
-        self.add_line(line, self.now(), seconds, request_id, way)
+        enabled = self._enabled
+        line = self.line(client, method, path, status, sent, way) if enabled else ""
+        self.add_line(line, self.now() if enabled else "", seconds, request_id, way)
 
     def line(self, client: str, method: str, path: str, status: int, sent: int, way: Way) -> str:
         """The part of a line that is the same for equal requests, for `add_line`."""

@@ -8,7 +8,7 @@ from retrieve_world import ROOMS, STUDY, ask, computed, dataset_of, header, keep
 from streamsrv.errors import StoreError
 from streamsrv.plans import selection as selections
 from streamsrv.plans.selection import Selection
-from streamsrv.wire.answers import Deferred, StoredParts
+from streamsrv.wire.answers import Deferred, Literal, Span, StoredParts
 
 ANY = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 SECOND = "1.2.3.5"
@@ -128,9 +128,9 @@ def test_pieces_of_a_plan_are_those_of_its_parts():
     assert list(plan.parts())[-1] == (b"end", (0, 0, 0))
 
 
-def test_one_instance_is_such_a_part_too(store, contents):
+def test_one_instance_is_one_span(store, contents):
     answer = ask(store, f"/studies/{STUDY}/series/1.2.3.4/instances/9.1", accept=ANY)
-    assert isinstance(answer.plan, StoredParts)
+    assert list(map(type, answer.plan)) == [Literal, Span, Literal]
     ((headers, content),) = parts_of(answer)
     assert content == contents["1.2.3.4/instances/9.1"]
     assert headers["content-location"] == f"http://h/v2/studies/{STUDY}/series/1.2.3.4/instances/9.1"

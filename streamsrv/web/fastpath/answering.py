@@ -66,6 +66,9 @@ class FastPath:
     def keep(self, request: bytes, head: Head, caller: Caller, ended: Ended) -> None:
         """Fills the caches after `request` was answered with success."""
         self.headers.keep(request, head, caller)
+        self.keep_frame(request, head, caller, ended)
+
+    def keep_frame(self, request: bytes, head: Head, caller: Caller, ended: Ended) -> None:
         if ended.answer is None or not self.frames.wants(request, head, ended.answer):
             return
         try:
@@ -116,7 +119,7 @@ class KnownRequest:
         )
         error = ended.error
         if error is None and ended.status == 200:
-            self._path.keep(self._request, head, self._caller, ended)
+            self._path.keep_frame(self._request, head, self._caller, ended)
         if error is None and ended.close:
             self._waiting.stream.drop_arrived()
             error = StreamClosedError()

@@ -22,7 +22,7 @@ from streamsrv.web.connection.clients import Watch
 from streamsrv.web.connection.stream import Stream
 from streamsrv.web.sending.sources import read_warm, send_file_now
 from streamsrv.web.sending.transfer import SHORT, Transfer
-from streamsrv.wire.answers import Answer, Literal, Piece, Span, StoredParts, field_lines
+from streamsrv.wire.answers import Answer, Literal, Span, StoredParts, field_lines
 from streamsrv.wire.conditional import slice_plan
 
 # Up to this size copying is cheaper than a second system call and a turn of the loop.
@@ -43,16 +43,18 @@ class HttpDate:
     """The IMF-fixdate of RFC 9110 5.6.7, formatted once a second."""
 
     def __init__(self) -> None:
-        self._second, self._encoded = 0, b""
+        self._second, self._text, self._encoded = 0, "", b""
 
     def text(self) -> str:
-        return self.encoded().decode("ascii")
+        self.encoded()
+        return self._text
 
     def encoded(self) -> bytes:
         now = int(time.time())
         if now != self._second:
             self._second = now
-            self._encoded = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now)).encode("ascii")
+            self._text = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now))
+            self._encoded = self._text.encode("ascii")
         return self._encoded
 
 
@@ -105,11 +107,12 @@ class AnswerWriter:
         self._pool = pool
         self._watch = watch
         self.date = HttpDate()
+        self._buffer = memoryview(bytearray(SMALL))
 
     def send(self, stream: Stream, outgoing: Outgoing) -> Transfer | None:
         """Raises as long as nothing was sent."""
         answer, head = outgoing.answer, outgoing.head
-        parts = _in_memory(answer) if outgoing.body else []
+        parts = self._in_memory(answer) if outgoing.body else []
         if parts is not None:
             length = (answer.length or 0) if outgoing.body else 0
             return self.send_now(stream, [head, *parts], len(head) + length)
@@ -118,6 +121,30 @@ class AnswerWriter:
             before, span, tail = single
             return self.send_span(stream, head + before, span, tail, answer.descriptor)
         return self._transfer(stream, answer, prefix=head, chunked=outgoing.chunked)
+
+    def _in_memory(self, answer: Answer) -> Parts | None:
+        """The whole payload, if it is short and in memory; valid until the next call. Raises StoreCorrupt if
+        it has another length."""
+        length, plan = answer.length, answer.plan
+        if length is None or length > SHORT or not isinstance(plan, (list, tuple, StoredParts)):
+            return None
+        if length > SMALL and (isinstance(plan, StoredParts) or len(plan) > PIECES):
+            return None
+        parts, spans = Parts(), 0
+        for piece in plan:
+            if isinstance(piece, Literal):
+                parts.append(piece.payload)
+                continue
+            if length > SMALL or not isinstance(piece, Span) or answer.descriptor is None:
+                return None
+            start, spans = spans, spans + piece.length
+            view = self._buffer[start:spans]
+            if spans > SMALL or not read_warm(answer.descriptor(piece.segment), view, piece.offset):
+                return None
+            parts.append(view)
+        if (found := sum(map(len, parts))) != length:
+            raise StoreCorrupt(f"an answer of {length} bytes would have {found}")
+        return parts
 
     def send_now(self, stream: Stream, parts: Parts, length: int) -> Transfer | None:
         """One sendmsg. If the socket is full or broken, the Transfer of the rest finds out."""
@@ -164,42 +191,6 @@ class AnswerWriter:
 def release(answer: Answer) -> None:
     if answer.release is not None:
         answer.release()
-
-
-# Plans that can be sent at once
-
-
-def _in_memory(answer: Answer) -> Parts | None:
-    """The whole payload, if it is short and in memory. Raises StoreCorrupt if it has another length."""
-    length, plan = answer.length, answer.plan
-    if length is None or length > SHORT or not isinstance(plan, (tuple, list, StoredParts)):
-        return None
-    if length <= SMALL:
-        parts = _read_all(answer, plan)
-    elif isinstance(plan, (tuple, list)) and len(plan) <= PIECES:
-        parts = [piece.payload for piece in plan if isinstance(piece, Literal)]
-        if len(parts) < len(plan):
-            return None
-    else:
-        return None
-    if parts is not None and (found := sum(map(len, parts))) != length:
-        raise StoreCorrupt(f"an answer of {length} bytes would have {found}")
-    return parts
-
-
-def _read_all(answer: Answer, plan: Sequence[Piece] | StoredParts) -> Parts | None:
-    parts: Parts = []
-    for piece in plan:
-        if isinstance(piece, Literal):
-            parts.append(piece.payload)
-        elif isinstance(piece, Span) and answer.descriptor is not None and piece.length <= SMALL:
-            view = memoryview(bytearray(piece.length))
-            if not read_warm(answer.descriptor(piece.segment), view, piece.offset):
-                return None
-            parts.append(view)
-        else:
-            return None
-    return parts
 
 
 def _single_span(answer: Answer) -> tuple[bytes, Span, bytes] | None:
