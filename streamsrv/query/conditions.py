@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from streamsrv.dicom.instance import JsonDataset, JsonElement
-from streamsrv.dicom.tags import tag_of, vr_of
+from streamsrv.dicom.tags import AVAILABLE_TRANSFER_SYNTAX_UID, TRANSFER_SYNTAX_UID, tag_of, vr_of
 from streamsrv.errors import BadRequest
 from streamsrv.query.attributes import BY_TAG, Level, Path, Position, QueryAttribute, elements_at
+from streamsrv.query.levels import is_below
 from streamsrv.query.matching import Matcher, Moments, OneOf, Probe, Range, Universal, matcher_of
 
 UID_LEVELS = {"0020000D": Level.STUDY, "0020000E": Level.SERIES, "00080018": Level.INSTANCE}
@@ -109,8 +110,8 @@ Condition: TypeAlias = ValueCondition | MomentCondition
 @dataclass(frozen=True, slots=True)
 class Query:
     """`study` and `series` come from the path of the target, `uids` from parameters. `asked` holds the paths
-    of all matching keys, which answers return. `wanted` is the number of results that will be taken: it helps
-    to choose the shorter way. The search begins after `after`."""
+    of the matching keys that answers return: not those of lower levels. `wanted` is the number of results
+    that will be taken: it helps to choose the shorter way. The search begins after `after`."""
 
     level: Level
     study: str | None = None
@@ -152,13 +153,16 @@ def query_of(
     uids: dict[Level, frozenset[str]] = {}
     found: dict[Path, ValueCondition] = {}
     for path, (name, text) in values.items():
-        row = BY_TAG.get(".".join(path))
+        # An extension: the file meta information is not in the index, but the instance row has its syntax.
+        compared = (AVAILABLE_TRANSFER_SYNTAX_UID,) if path == (TRANSFER_SYNTAX_UID,) else path
+        row = BY_TAG.get(".".join(compared))
         matcher = _matcher(path, row, name, text, fuzzy)
         if isinstance(matcher, OneOf) and len(path) == 1 and path[0] in UID_LEVELS:
             uids[UID_LEVELS[path[0]]] = matcher.forms
         elif not isinstance(matcher, Universal):
-            found[path] = ValueCondition(path, row, matcher)
-    return Query(level, study, series, uids, _with_moments(found), tuple(values))
+            found[path] = ValueCondition(compared, row, matcher)
+    asked = tuple(path for path in values if not is_below(path, level))
+    return Query(level, study, series, uids, _with_moments(found), asked)
 
 
 def _joined(path: Path, name: str, before: tuple[str, str] | None, text: str) -> str:

@@ -120,8 +120,8 @@ class Searches:
         if texts is not None:
             headers = [*_HEADERS, ("X-Total-Count", str(len(texts)))]
             return self._whole(texts, offer.media_type, headers) if texts else _Found(204, headers)
-        parameters = parameters_of(request.query, self._limits)
         level = Level[target.level.name]
+        parameters = parameters_of(request.query, level, self._limits)
         query = query_of(level, target.study, target.series, parameters.matching, fuzzy=parameters.fuzzy)
         order = order_of(parameters.orderby, level)
         page = _find(self._index, query, order, parameters, budget)

@@ -5,11 +5,11 @@ asked for, the texts of a page go out with their slots filled. Otherwise they ar
 again. A cache keeps the joined texts of studies and series.
 
 Rules
-- A match holds the attributes of its level, all matched attributes and those of `includefield`. It also holds
-  those of the levels above, unless the path names them.
+- A match holds the attributes of its level, and those of the levels above, unless the path names them. It
+  also holds the matched attributes and those of `includefield`, but none of a lower level.
 - Of a path into a sequence only the named attributes are returned, in all items.
-- An attribute of a level below, or of no level, comes from the series or instance that met the conditions,
-  else from the first one.
+- An attribute without a row comes from the instance that met the conditions, else from the first one.
+- TransferSyntaxUID (0002,0010) is an extension: the value of AvailableTransferSyntaxUID.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import orjson
 
 from streamsrv.dicom.instance import JsonDataset, JsonElement
 from streamsrv.dicom.json.text import members
+from streamsrv.dicom.tags import AVAILABLE_TRANSFER_SYNTAX_UID, TRANSFER_SYNTAX_UID
 from streamsrv.query.attributes import BY_TAG, QUERY_ATTRIBUTES, Level, Path, Returned, attributes_at
 from streamsrv.query.conditions import Query
 from streamsrv.store import (
@@ -31,7 +32,6 @@ from streamsrv.store import (
     Index,
     InstanceKey,
     InstanceRow,
-    LevelRow,
     attributes_in,
     expand,
     fill,
@@ -43,6 +43,8 @@ from streamsrv.store import (
 PAGE = 100  # matches
 CACHED_TEXTS = 1024  # of about 4 kB with their sources
 CACHED_SHAPES = 256  # an application names the same attributes in each search
+
+_SYNTAX: Path = (TRANSFER_SYNTAX_UID,)
 
 # The wanted tags, each with those wanted of its items; None: the whole element.
 Tree = dict[str, "Tree | None"]
@@ -118,7 +120,7 @@ def _sources(
     a row for each, and a tree of those that are in the metadata only."""
     elsewhere: dict[Level, list[Path]] = {}
     unknown: list[Path] = []
-    for path in sorted(set(wanted) - _given(levels)):
+    for path in sorted(set(wanted) - _given(levels) - {_SYNTAX}):
         row = None if path[0] in _PARTIAL and len(path) == 1 else BY_TAG.get(".".join(path))
         (elsewhere.setdefault(row.level, []) if row else unknown).append(path)
     # Attributes of the same sequences that the result holds anyway.
@@ -139,16 +141,18 @@ class Attributes:
         self._levels = _levels(query)
         self._level = query.level
         self._everything = everything
-        self._elsewhere, self._unknown = _sources(self._levels, (*query.asked, *included))
+        wanted = (*query.asked, *included)
+        self._with_syntax = _SYNTAX in wanted
+        self._elsewhere, self._unknown = _sources(self._levels, wanted)
         self.deep = bool(self._unknown) or (everything and query.level is Level.INSTANCE)
-        self.ready = not (self._elsewhere or self._unknown or everything) and len(self._levels) == 1
+        joins = self._elsewhere or self._unknown or everything or self._with_syntax
+        self.ready = not joins and len(self._levels) == 1
         self._last: dict[Level, tuple[tuple[str, str | None], Texts]] = {}
 
     def texts(self, hits: Iterable[Hit]) -> Iterator[bytes]:
         """Yields JSON objects, or several of them separated by commas."""
         if not self.ready:
-            pages = map(self._with_first, _pages(hits))
-            return itertools.starmap(self._text, itertools.chain.from_iterable(pages))
+            return map(self._text, hits)
         if self._level is Level.INSTANCE:
             return (
                 self._series_page(list(page))
@@ -161,40 +165,36 @@ class Attributes:
         texts = (instance_answer(hit.instance_row or b"") for hit in hits)
         return fill_page(texts, (hit.instance or "" for hit in hits), self._base_url, _key(hits[0]))
 
-    def _with_first(self, hits: list[Hit]) -> Iterable[tuple[Hit, Hit | None]]:
-        """Pairs each match with the series that attributes of series come from. If the match names none, it
-        is the first one."""
-        if Level.SERIES not in self._elsewhere:
-            return ((hit, None) for hit in hits)
-        studies = [hit.study for hit in hits if hit.series is None]
-        firsts = self._index.first_series(studies)
-        return ((hit, _with_series(hit, firsts.get(hit.study))) for hit in hits)
-
     def datasets(self, hits: Iterable[Hit]) -> Iterator[Iterator[bytes]]:
         """Yields JSON objects in pieces: `deep` ones one by one, others as a page with commas. A `deep` one
         may be as long as the metadata of an instance and is never held whole. Take all its pieces first."""
         if not self.deep:
             return (iter((b",".join(self.texts(page)),)) for page in _pages(hits))
-        pages = map(self._with_first, _pages(hits))
-        return itertools.starmap(self._deep_pieces, itertools.chain.from_iterable(pages))
+        return map(self._deep_pieces, hits)
 
-    def _text(self, hit: Hit, first: Hit | None) -> bytes:
+    def _text(self, hit: Hit) -> bytes:
         if self.deep:
-            return b"".join(self._deep_pieces(hit, first))
-        rows = self._rows(hit, first)
+            return b"".join(self._deep_pieces(hit))
         if self._level is not Level.INSTANCE:
-            return joined_text(*rows)
-        return orjson.dumps(joined(*rows), option=orjson.OPT_SORT_KEYS)
+            return joined_text(*self._rows(hit))
+        return _sorted_text(self._joined(hit))
 
-    def _rows(self, hit: Hit, first: Hit | None) -> tuple[tuple[bytes, ...], tuple[Part, ...]]:
+    def _joined(self, hit: Hit) -> JsonDataset:
+        found = joined(*self._rows(hit))
+        if self._with_syntax:
+            found[TRANSFER_SYNTAX_UID] = found[AVAILABLE_TRANSFER_SYNTAX_UID]
+        return found
+
+    def _rows(self, hit: Hit) -> tuple[tuple[bytes, ...], tuple[Part, ...]]:
         texts = [self._texts(hit, level) for level in self._levels]
         given = tuple(answer for answer, _ in texts)
         if self._everything:
             given += tuple(more for _, more in texts)
-        return given, tuple(self._parts(hit, first))
+        elsewhere = self._elsewhere.items()
+        return given, tuple((paths, self._texts(hit, level)) for level, paths in elsewhere)
 
-    def _deep_pieces(self, hit: Hit, first: Hit | None) -> Iterator[bytes]:
-        found = joined(*self._rows(hit, first))
+    def _deep_pieces(self, hit: Hit) -> Iterator[bytes]:
+        found = self._joined(hit)
         rows = self._index.lookup(hit.study, hit.series, hit.instance, limit=1)
         length = rows[0].metadata_length if rows else 0
         pieces = functools.partial(self._metadata, rows, _key(hit))
@@ -209,12 +209,6 @@ class Attributes:
                 text = _sorted_text(_over(found, pruned(metadata, self._unknown)))
             yield text
 
-    def _parts(self, hit: Hit, first: Hit | None) -> Iterator[Part]:
-        for level, paths in self._elsewhere.items():
-            source = first if level is Level.SERIES else self._down_to(hit, level)
-            if source:
-                yield paths, self._texts(source, level)
-
     def _texts(self, hit: Hit, level: Level) -> Texts:
         if level is Level.INSTANCE:
             return self._filled(expand(instance_answer(hit.instance_row or b"")), hit), b""
@@ -224,12 +218,6 @@ class Attributes:
             row = hit.study_row if level is Level.STUDY else hit.series_row
             self._last[level] = (key, (self._filled(row.answer, hit), row.more) if row else (b"", b""))
         return self._last[level][1]
-
-    def _down_to(self, hit: Hit, level: Level) -> Hit | None:
-        """Returns the match, or the first instance below it if the match names none."""
-        if hit.instance or level is Level.STUDY:
-            return hit
-        return next(self._index.search(Query(level, hit.study, hit.series, wanted=1)), None)
 
     def _metadata(self, rows: Sequence[InstanceRow], named: InstanceKey) -> Iterator[bytes]:
         key = rows[0].key if rows else named
@@ -278,12 +266,6 @@ def _pages(hits: Iterable[Hit]) -> Iterator[list[Hit]]:
     waiting = iter(hits)
     while page := list(itertools.islice(waiting, PAGE)):
         yield page
-
-
-def _with_series(hit: Hit, first: tuple[str, LevelRow] | None) -> Hit | None:
-    if hit.series is not None:
-        return hit
-    return Hit(hit.study, hit.study_row, *first) if first else None
 
 
 def _levels(query: Query) -> tuple[Level, ...]:

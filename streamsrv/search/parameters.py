@@ -3,7 +3,8 @@
 Rules
 - A name that looks like an attribute is one, or a 400 that names it: ignoring it would match everything.
   Keywords begin with a capital letter and tags are hex digits. No other parameter of the standard does.
-- An unknown other parameter is ignored, with a warning. So is an unknown includefield.
+- An unknown other parameter is ignored, with a warning. So is an includefield that is unknown, or of a level
+  below the results.
 - `orderby` and `after` are extensions. A wrong one is a 400, because clients would take a page in another
   order for the right one.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from streamsrv.errors import BadRequest
 from streamsrv.query.attributes import Level, Path, attributes_at
 from streamsrv.query.conditions import path_of
+from streamsrv.query.levels import is_below
 
 _KEYWORD = re.compile(r"[A-Z0-9]|.*\.")
 _LOWER = frozenset(row.keyword.lower() for level in Level for row in attributes_at(level))
@@ -48,6 +50,7 @@ class SearchLimits:
 class Parameters:
     """`warnings` are sentences for Warning headers. `orderby` names attributes, perhaps with a `-`."""
 
+    level: Level  # of the results
     limit: int
     kept: int
     offset: int = 0
@@ -60,9 +63,9 @@ class Parameters:
     warnings: list[str] = field(default_factory=list)
 
 
-def parameters_of(pairs: Sequence[tuple[str, str]], limits: SearchLimits) -> Parameters:
+def parameters_of(pairs: Sequence[tuple[str, str]], level: Level, limits: SearchLimits) -> Parameters:
     """Raises BadRequest for a value that breaks the rules of its parameter."""
-    found = Parameters(limits.default, limits.kept)
+    found = Parameters(level, limits.default, limits.kept)
     for name, value in pairs:
         if read := _READERS.get(name):
             read(found, name, value)
@@ -100,8 +103,12 @@ def _include(found: Parameters, _: str, value: str) -> None:
         path = path_of(name)
         if name.lower() == "all":
             found.everything = True
-        elif path is not None:
+        elif path is not None and not is_below(path, found.level):
             found.included.append(path)
+        elif path is not None:
+            found.warnings.append(
+                f"the includefield {_shown(name)} is of a level below the results and was ignored"
+            )
         elif name:
             found.warnings.append(f"the includefield {_shown(name)} is unknown and was ignored")
 

@@ -320,9 +320,9 @@ SEARCH_WORDS = [
 def search(content):
     """The condition is made and asked about a dataset; its warnings go into a header."""
     pairs = parse_query(text(content))
-    found = parameters_of(pairs, SearchLimits(200, 5000))
-    assert all(is_speakable(each) for each in found.warnings)
     for level in Level:
+        found = parameters_of(pairs, level, SearchLimits(200, 5000))
+        assert all(is_speakable(each) for each in found.warnings)
         asked = query_of(level, None, None, found.matching, fuzzy=found.fuzzy)
         for condition in asked.conditions:
             condition.accepts(DATASET)

@@ -52,7 +52,7 @@ LONG = [
     "/instances?DetectorType=nothing",
     "/instances?PatientID=P7&includefield=DetectorType",
     "/instances?includefield=all&limit=1",
-    "/studies?limit=40&includefield=SeriesDescription",
+    "/studies?limit=40&includefield=EthnicGroup",
     "/studies?PatientID=" + ",".join(f"P{number}" for number in range(200)),
     "/studies?StudyInstanceUID=" + ",".join(f"1.{number}" for number in range(100)),
     "/studies?InstanceNumber=99",

@@ -64,7 +64,7 @@ def test_a_nested_attribute_of_the_same_name_does_not_match(long: Long) -> None:
     assert values(results(store, "/studies?DeviceSerialNumber=outer"), "0020000D") == ["2.1"]
     assert results(store, "/studies?DeviceSerialNumber=nested") == []
     assert results(store, "/studies?DetectorType=none") == []
-    (found,) = results(store, "/studies?ReceiveCoilName=HEAD*")
+    (found,) = results(store, "/instances?ReceiveCoilName=HEAD*")
     assert found["00181250"] == element("SH", 'HEAD "}')
 
 
@@ -72,7 +72,7 @@ def test_paths_into_short_and_long_sequences(long: Long) -> None:
     store, datasets = long
     path = "SharedFunctionalGroupsSequence"
     assert results(store, f"/studies?{path}.DeviceSerialNumber=nested") == []
-    found = results(store, "/studies?52009230.DeviceSerialNumber=nested")
+    found = results(store, "/instances?52009230.DeviceSerialNumber=nested")
     assert [each["52009230"]["Value"] for each in found] == [[{"00181000": element("LO", "nested")}]] * 2
     assert len(datasets) == 2
     store.index.parsing = Parsing(1_000_000)

@@ -249,20 +249,21 @@ def test_nested_fields_are_returned_alone(tmp_path: Path) -> None:
     def found(url: str, tag: str) -> Any:
         return results(holder, url)[0].get(tag)
 
+    below = "/studies/1.1/series/1.2/instances"
     # A sequence that nothing is known of, one that the index keeps a part of, and items of items.
-    assert found("/studies?includefield=SourceImageSequence.ReferencedSOPClassUID", "00082112") == element(
+    assert found(f"{below}?includefield=SourceImageSequence.ReferencedSOPClassUID", "00082112") == element(
         "SQ", {"00081150": element("UI", "1.2")}
     )
-    assert found("/studies?includefield=00082112", "00082112") == attributes["00082112"]
-    assert found("/studies?includefield=00400275.00400009", "00400275") == element(
+    assert found(f"{below}?includefield=00082112", "00082112") == attributes["00082112"]
+    assert found(f"{below}?includefield=00400275.00400009", "00400275") == element(
         "SQ", {"00400009": element("SH", "S1")}, {"00400009": element("SH", "S2")}
     )
-    assert found("/studies?00400275.00400009=S2", "00400275") == element(
+    assert found(f"{below}?00400275.00400009=S2", "00400275") == element(
         "SQ", {"00400009": element("SH", "S1")}, {"00400009": element("SH", "S2")}
     )
     deep = "RequestAttributesSequence.ScheduledProtocolCodeSequence.CodeValue"
     code = {"00400008": element("SQ", {"00080100": element("SH", "C")})}
-    assert found(f"/studies?includefield={deep}", "00400275") == element("SQ", code, code)
+    assert found(f"{below}?includefield={deep}", "00400275") == element("SQ", code, code)
     # What the answer of a series holds of it anyway stays.
     kept = [{"00400009": item["00400009"], "00401001": item["00401001"]} for item in items]
     assert found("/series", "00400275") == element("SQ", *kept)

@@ -175,18 +175,6 @@ class Reading:
         row = self._level_row(study, series)
         return row.instances if row else 0
 
-    def first_series(self, studies: Iterable[str]) -> dict[str, tuple[str, LevelRow]]:
-        """For each study its first series, in the order of UIDs."""
-        found: dict[str, tuple[str, LevelRow]] = {}
-        with self._reading("looking up series") as transaction:
-            cursor = transaction.cursor(db=self._handles["series"])
-            for study in studies:
-                start = prefix(study)
-                if cursor.set_range(start) and cursor.key().startswith(start):
-                    uid = cursor.key()[len(start) :].decode()
-                    found[study] = uid, LevelRow.unpack(cursor.value())
-        return found
-
     def _level_row(self, study: str, series: str | None = None) -> LevelRow | None:
         name, key = ("studies", study) if series is None else ("series", f"{study}\0{series}")
         with self._reading("counting instances") as transaction:

@@ -64,11 +64,6 @@ def test_pages_are_in_key_order_and_continue_behind_a_key(index, view):
 
 def test_studies_and_series(index, view):
     assert (view.count("1.1"), view.count("1.1", "1.1.2"), view.count("1.9")) == (4, 2, 0)
-    firsts = view.first_series(["1.1", "1.9", "1.2"])
-    assert {study: (series, row.instances) for study, (series, row) in firsts.items()} == {
-        "1.1": ("1.1.1", 2),
-        "1.2": ("1.2.1", 2),
-    }
     assert [index.total(query(level)) for level in Level] == [2, 4, 8]
     assert index.total(query(Level.STUDY, PatientID="P1.1")) is None
     ((study, row),) = index.listed(BY_TAG["00100020"], normal_forms("LO", "P1.1")[0], 1) or [("", None)]
