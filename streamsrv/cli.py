@@ -42,16 +42,18 @@ class VerbFunctions(NamedTuple):
     run: Callable[[argparse.Namespace], int]
 
 
-ON_LINUX = "streamsrv.verbs"
+STORE_VERBS = "streamsrv.verbs"
+# Verbs that run on other platforms than Linux, too.
+PORTABLE = ("store", "samples")
 
 VERBS = {
-    "serve": Verb("serve a folder of studies over DICOMweb, in the foreground", ON_LINUX),
+    "serve": Verb("serve a folder of studies over DICOMweb, in the foreground", "streamsrv.serving"),
     "store": Verb("send files and folders to a DICOMweb server", "streamsrv.client"),
     "samples": Verb("write the sample files of the tutorial", "streamsrv.samples"),
-    "check": Verb("verify all bytes and all index rows of a store", ON_LINUX),
-    "reindex": Verb("rebuild the index of a store from its segments", ON_LINUX),
-    "compact": Verb("free the disk space of deleted instances", ON_LINUX),
-    "info": Verb("print numbers and problems of a store", ON_LINUX),
+    "check": Verb("verify all bytes and all index rows of a store", STORE_VERBS),
+    "reindex": Verb("rebuild the index of a store from its segments", STORE_VERBS),
+    "compact": Verb("free the disk space of deleted instances", STORE_VERBS),
+    "info": Verb("print numbers and problems of a store", STORE_VERBS),
 }
 
 
@@ -87,7 +89,7 @@ def entry() -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     verb = words[0] if words and words[0] in VERBS else ""
-    reason = config.refuse_platform() if verb and VERBS[verb].module == ON_LINUX else None
+    reason = config.refuse_platform() if verb and verb not in PORTABLE else None
     if reason:
         return fail(reason, USAGE)
     args = parser_of(verb).parse_args(words)

@@ -9,6 +9,7 @@ Rule of this file: no setting has a special case here. The rows of settings.py h
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import difflib
@@ -181,3 +182,14 @@ def refuse_platform(system: str = sys.platform, machine: str | None = None) -> s
     if sys.maxsize < 1 << 40:
         return "streamsrv needs a 64-bit Python: its index is a mapping of up to 1 TiB"
     return None
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, help="settings in TOML; see conf/streamsrv.toml"
+    )
+
+
+def settings_of(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Settings:
+    flags = {name: value for name, value in vars(args).items() if name in FIELDS and value is not None}
+    return load(args.config, environment, flags)

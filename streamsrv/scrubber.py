@@ -19,13 +19,16 @@ from pathlib import Path
 
 from streamsrv import config
 from streamsrv.errors import StreamsrvError
-from streamsrv.server import LOG_LINE, STDIN, store_options
+from streamsrv.options import start_log, store_options
 from streamsrv.settings import Settings
-from streamsrv.store import DAY, Pace, Scrub, Severity, Store
+from streamsrv.store import Store
+from streamsrv.store.maintenance.check import Severity
+from streamsrv.store.maintenance.scrub import DAY, Pace, Scrub
 from streamsrv.supervisor import protect
 
 log = logging.getLogger("streamsrv.scrub")
 
+STDIN = 0
 # Seconds. A process that would wait longer than LONGEST_WAIT ends; the next one starts after LONGEST_PAUSE at
 # the latest, and then finds new segments.
 SHORTEST_WAIT, LONGEST_WAIT, LONGEST_PAUSE = 1.0, 20.0, 3600.0
@@ -58,7 +61,7 @@ def scrub_due(store: Store, settings: Settings, wait: Callable[[float], None] = 
 def main() -> int:
     protect()
     settings = config.receive(STDIN)
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_LINE, stream=sys.stderr)
+    start_log(settings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -15,7 +15,6 @@ import contextlib
 import faulthandler
 import gc
 import json
-import logging
 import os
 import resource
 import socket
@@ -26,17 +25,17 @@ from pathlib import Path
 
 from framecodecs.pool.processes import PoolEndpoints
 from streamsrv import config
-from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import StreamsrvError
 from streamsrv.ingest import Ingest, IngestLimits, store_batch
 from streamsrv.ingest import response as store_response
 from streamsrv.ingest.derivation import ReaderPool
+from streamsrv.options import read_limits, start_log, store_options
+from streamsrv.pixels.limits import pixel_limits, pixel_processes
 from streamsrv.pixels.pool import PixelPool
-from streamsrv.pixels.tasks import pixel_limits, pixel_processes
 from streamsrv.retrieve import Retrieve
 from streamsrv.search import Searches, SearchLimits
 from streamsrv.settings import Settings
-from streamsrv.store import OnDuplicate, Store, StoreOptions
+from streamsrv.store import OnDuplicate, Store
 from streamsrv.supervisor import DUMP, protect
 from streamsrv.web.actions import Actions
 from streamsrv.web.worker import run
@@ -45,27 +44,6 @@ from streamsrv.wire.multipart import MultipartLimits
 from streamsrv.wire.resources import Target
 
 STDIN = 0
-# Bytes that deletes and compaction may use on a full disk.
-BALLAST = 16 << 20
-LOG_LINE = "%(asctime)s %(levelname)s %(name)s %(message)s"
-
-
-def store_options(settings: Settings) -> StoreOptions:
-    return StoreOptions(
-        segment_size=settings.segment_size,
-        min_free=settings.min_free or None,
-        ballast=BALLAST,
-        keep_changes=settings.keep_changes,
-    )
-
-
-def read_limits(settings: Settings) -> ReadLimits:
-    return ReadLimits(
-        bulk_threshold=settings.bulk_threshold,
-        max_depth=settings.max_depth,
-        max_attributes=settings.max_attributes,
-        max_metadata=settings.max_metadata,
-    )
 
 
 def ingest_limits(settings: Settings) -> IngestLimits:
@@ -160,7 +138,7 @@ def main() -> int:
         os.set_inheritable(descriptor, False)
     protect()
     settings = config.receive(STDIN)
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_LINE, stream=sys.stderr)
+    start_log(settings)
     log_crashes()
     raise_descriptor_limit()
     listeners = [socket.socket(fileno=descriptor) for descriptor in listen]

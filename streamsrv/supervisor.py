@@ -41,7 +41,7 @@ from framecodecs.pool.confinement import hide, lacking
 from framecodecs.pool.processes import PixelProcesses
 from streamsrv import __version__, config
 from streamsrv.errors import StreamsrvError
-from streamsrv.pixels.tasks import pixel_limits, pixel_processes, slow_limits
+from streamsrv.pixels.limits import pixel_limits, pixel_processes, slow_limits
 from streamsrv.settings import Settings
 from streamsrv.store import Store
 from streamsrv.web.hosts import is_loopback

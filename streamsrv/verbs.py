@@ -1,11 +1,10 @@
-"""The verbs of the machine that has the store: `serve`, `check`, `reindex`, `compact`, `info`. They run on
-Linux only. VERBS has the arguments and the function of each.
+"""The verbs that open a store: `check`, `reindex`, `compact`, `info`. They run on Linux only. VERBS has the
+arguments and the function of each.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -13,47 +12,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from streamsrv import config, supervisor
-from streamsrv.config import SettingsError
+from streamsrv.config import SettingsError, add_config_argument, settings_of
 from streamsrv.errors import StreamsrvError
 from streamsrv.ingest.derivation import derive
-from streamsrv.server import read_limits, store_options
-from streamsrv.settings import TABLES, Settings
-from streamsrv.store import (
-    Finding,
-    NewInstance,
-    Pace,
-    Record,
-    Severity,
-    Store,
-    check,
-    check_segments,
-    compact,
-    info,
-    reindex,
-)
-
-ADVANCED = "advanced"
-
+from streamsrv.options import read_limits, store_options
+from streamsrv.settings import Settings
+from streamsrv.store import NewInstance, Record, Store
+from streamsrv.store.maintenance.check import Finding, Severity, check
+from streamsrv.store.maintenance.compact import compact
+from streamsrv.store.maintenance.info import info
+from streamsrv.store.maintenance.reindex import reindex
+from streamsrv.store.maintenance.scrub import Pace, check_segments
 
 # Arguments
-
-
-def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
-    """Every setting is a flag, in the group of its table; advanced settings come last."""
-    add_config_argument(parser)
-    titles = {table: f"[{table}]" for table in TABLES} | {ADVANCED: "advanced, for measurements and tests"}
-    groups = {key: parser.add_argument_group(title, TABLES.get(key)) for key, title in titles.items()}
-    for name, field in config.FIELDS.items():
-        row = field.metadata
-        text = f"{row['reason']} [{row['unit']}; default: {shown(field.default)}]".replace("%", "%%")
-        group = groups[ADVANCED if row["advanced"] else row["table"]]
-        if isinstance(field.default, bool):
-            group.add_argument(
-                f"--{config.flag(name)}", action=argparse.BooleanOptionalAction, default=None, help=text
-            )
-        else:
-            group.add_argument(f"--{config.flag(name)}", metavar=name.upper(), help=text)
 
 
 def add_store_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,30 +72,7 @@ def add_compact_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_config_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", metavar="FILE", type=Path, help="settings in TOML; see conf/streamsrv.toml"
-    )
-
-
-def shown(value: object) -> str:
-    return ",".join(value) or "none" if isinstance(value, tuple) else str(value)
-
-
-def settings_of(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Settings:
-    flags = {name: value for name, value in vars(args).items() if name in config.FIELDS and value is not None}
-    return config.load(args.config, environment, flags)
-
-
 # Verbs
-
-
-def run_serve(args: argparse.Namespace) -> int:
-    def write(line: str) -> None:
-        with contextlib.suppress(OSError):  # the terminal may be closed
-            print(line, flush=True)
-
-    return supervisor.serve(settings_of(args), write)
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -218,7 +166,6 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, An
 
 
 VERBS = {
-    "serve": (add_serve_arguments, run_serve),
     "check": (add_check_arguments, run_check),
     "reindex": (add_store_arguments, run_reindex),
     "compact": (add_compact_arguments, run_compact),

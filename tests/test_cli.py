@@ -77,7 +77,7 @@ def test_every_setting_is_a_flag_of_serve():
         flag = f"--{config.flag(name)}"
         words = [flag] if isinstance(default, bool) else [flag, text]
         expected = True if isinstance(default, bool) else default
-        assert getattr(verbs.settings_of(parser.parse_args(["serve", *words]), {}), name) == expected
+        assert getattr(config.settings_of(parser.parse_args(["serve", *words]), {}), name) == expected
 
 
 def test_help_shows_the_settings_by_table_and_the_advanced_ones_last(capsys):
@@ -93,7 +93,7 @@ def test_a_flag_can_take_back_what_the_file_says(tmp_path):
     file = tmp_path / "x.toml"
     file.write_text("[store]\nread_only = true\n[http]\nport = 1\n")
     args = cli.parser_of("serve").parse_args(["serve", "--config", str(file), "--no-read-only"])
-    settings = verbs.settings_of(args, {"STREAMSRV_PORT": "2"})
+    settings = config.settings_of(args, {"STREAMSRV_PORT": "2"})
     assert (settings.read_only, settings.port) == (False, 2)
 
 

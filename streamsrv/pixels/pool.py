@@ -35,6 +35,7 @@ from streamsrv.bounded_cache import SizedCache
 from streamsrv.errors import Overloaded, StoreError
 from streamsrv.pixels.description import Descriptions
 from streamsrv.pixels.fair_queue import CLIENTS, FairQueue, QueuedTask
+from streamsrv.pixels.limits import slow_limits
 from streamsrv.pixels.prefetch import Prefetch, PrefetchThread
 from streamsrv.pixels.tasks import (
     QUICK,
@@ -45,7 +46,6 @@ from streamsrv.pixels.tasks import (
     PixelTask,
     SingleFlight,
     deadline_of,
-    slow_limits,
     translated,
 )
 

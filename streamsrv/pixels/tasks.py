@@ -1,4 +1,4 @@
-"""Tasks for the pixel processes: their number, limits, deadlines and errors, and those that are under way.
+"""Tasks for the pixel processes: their deadlines and errors, and those that are under way.
 
 Single flight: a frame that several clients request at the same time is made once. Each frame in the making
 has a future, in a dict by key. The clients that wait for it are counted. The one that leaves last cancels the
@@ -10,17 +10,15 @@ error.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from framecodecs import errors as codec_errors
 from framecodecs.pool.messages import Result
 from framecodecs.pool.pipes import Frame
-from framecodecs.pool.processes import PoolLimits
 from streamsrv.errors import (
     BadRequest,
     NotAcceptable,
@@ -29,7 +27,6 @@ from streamsrv.errors import (
     StoreError,
     StreamsrvError,
 )
-from streamsrv.settings import Settings
 from streamsrv.wire.answers import Requester
 
 # Bytes of pixels per second of the slowest codec. Lossy JPEG 2000 of colour reaches 10 MB on an idle core.
@@ -43,9 +40,6 @@ QUICK = 4 << 20
 WORTH_A_PROCESS = 16 << 20
 # Seconds until a client tries again: long enough for some tasks of a full queue.
 RETRY_AFTER = 1
-# The kernel gives long work a quarter of a core for which another process competes.
-LONG_WORK_NICE = 5
-LONG_WORK_LIFETIME = 1_000  # tasks
 PREFETCH = Requester()  # no client waits; shared, so nothing may call its `leave`
 
 
@@ -76,19 +70,6 @@ def deadline_of(task: PixelTask, most: float) -> float:
     """Seconds of processor time, at most `most`. Quick work has a deadline that grows with its size. Long
     work delays no small picture, so its deadline is `most`."""
     return most if task.pixels > QUICK else min(SHORTEST_DEADLINE + task.pixels / SLOWEST, most)
-
-
-def pixel_processes(settings: Settings) -> int:
-    return settings.pixel_workers or len(os.sched_getaffinity(0))
-
-
-def pixel_limits(settings: Settings) -> PoolLimits:
-    return PoolLimits(settings.pixel_queue, settings.pixel_deadline, settings.pixel_memory)
-
-
-def slow_limits(limits: PoolLimits) -> PoolLimits:
-    """Limits of the processes for long work. They are replaced often, because they keep their memory."""
-    return replace(limits, nice=LONG_WORK_NICE, lifetime=LONG_WORK_LIFETIME)
 
 
 def translated(error: codec_errors.FrameCodecError) -> StreamsrvError:

@@ -1,6 +1,7 @@
 """Segments and the index: the only room that touches files and LMDB. Blocking; called from threads.
 
-Other rooms import these names and nothing else of it.
+Other rooms import these names and nothing else of it. The verbs and the scrub process also import the modules
+of maintenance/, which a worker does not load.
 """
 
 from streamsrv.store.fileops import Buffer, write_all
@@ -32,11 +33,6 @@ from streamsrv.store.index import (
     syntax_in,
     unpacked,
 )
-from streamsrv.store.maintenance.check import Finding, Severity, check
-from streamsrv.store.maintenance.compact import compact
-from streamsrv.store.maintenance.info import info
-from streamsrv.store.maintenance.reindex import reindex
-from streamsrv.store.maintenance.scrub import DAY, Pace, Scrub, check_segments
 from streamsrv.store.rows import (
     METADATA_CHUNK,
     SHORT_TEXT,
