@@ -29,7 +29,7 @@ from typing import NamedTuple, cast
 import orjson
 
 from streamsrv.dicom import tags
-from streamsrv.dicom.charsets import codecs_of
+from streamsrv.dicom.charsets import character_sets_of
 from streamsrv.dicom.elements import BINARY_VRS, NOTED, PIXEL_REPRESENTATION, SHORT_VRS, Elements, Event
 from streamsrv.dicom.frames import Encapsulated
 from streamsrv.dicom.instance import BulkValue, FrameLayout, JsonDataset, JsonElement, SOPInstance
@@ -382,7 +382,7 @@ class HeaderTemplate:
         self._span = self._longest + bulk_bytes + BULK_SLACK * bool(bulk_bytes)
         texts = example.texts()
         element = orjson.loads(texts.get(tags.SPECIFIC_CHARACTER_SET, b"{}"))
-        codecs, _ = codecs_of(tuple(str(term or "") for term in element.get("Value", ())))
+        codecs, _ = character_sets_of(tuple(str(term or "") for term in element.get("Value", ())))
         convert = converters_for(codecs, little=True)
         self._meta, self._dataset = HeaderPart(PREFIX), HeaderPart(b"")
         keys: list[str] = []

@@ -25,7 +25,7 @@ import numpy as np
 import orjson
 
 from streamsrv.dicom import tags
-from streamsrv.dicom.charsets import DEFAULT_CODEC, Decoder, decoder_for
+from streamsrv.dicom.charsets import DEFAULT_CODEC, CharacterSets, Decoder, codec_of, decoder_for
 from streamsrv.dicom.instance import JsonElement
 from streamsrv.errors import NotDicom
 
@@ -72,10 +72,10 @@ def swapped(value: bytes, width: int) -> bytes:
     return words.byteswap().tobytes() + value[whole:]
 
 
-def _several(vr: str, codec: str, lenient: bool, decode: Decoder) -> Converter:
+def _several(vr: str, codec: str | None, decode: Decoder) -> Converter:
     def convert(value: bytes) -> JsonElement:
         # `decode` would be a second call, and is rarely needed.
-        text = decode(value) if lenient or b"\x1b" in value else value.decode(codec)
+        text = decode(value) if codec is None or b"\x1b" in value else value.decode(codec)
         if "\\" in text:
             return _element(vr, [part.rstrip("\0 ") or None for part in text.split("\\")])
         text = text.rstrip("\0 ")
@@ -216,25 +216,27 @@ def _binary(vr: str, width: int) -> Converter:
 
 
 @lru_cache(maxsize=256)
-def converters_for(codecs: tuple[str, ...], little: bool, lenient: bool = False) -> dict[str, Converter]:
+def converters_for(sets: CharacterSets, little: bool, lenient: bool = False) -> dict[str, Converter]:
     """VR -> converter. With `lenient` text that cannot be decoded has U+FFFD."""
-    decode = decoder_for(codecs, lenient)
+    values, text = decoder_for(sets, b"\\", lenient), decoder_for(sets, b"", lenient)
     order = "<" if little else ">"
-    table: dict[str, Converter] = {vr: _several(vr, codecs[0], lenient, decode) for vr in _TEXTS}
-    table |= {vr: _single(vr, decode) for vr in _SINGLE_TEXTS}
+    codec = None if lenient else codec_of(sets)
+    table: dict[str, Converter] = {vr: _several(vr, codec, values) for vr in _TEXTS}
+    table |= {vr: _single(vr, text) for vr in _SINGLE_TEXTS}
     table |= {vr: _codes(vr) for vr in _CODES}
     table |= {vr: _reals(vr, order) if vr[0] == "F" else _numbers(vr, order) for vr in NUMBERS}
     table |= {
         vr: _binary(vr, 1 if little else WORDS.get(vr, 1))
         for vr in ("OB", "OD", "OF", "OL", "OV", "OW", "UN")
     }
-    table |= {"AE": _titles, "AT": _tags(order), "PN": _names(decode), "UR": _locator}
+    names = decoder_for(sets, b"\\^=", lenient)
+    table |= {"AE": _titles, "AT": _tags(order), "PN": _names(names), "UR": _locator}
     table["DS"] = _numeral("DS", _DECIMAL, _finite_number)
     table["IS"] = _numeral("IS", _INTEGER, _whole_number)
     return table
 
 
-def lenient(vr: str, value: bytes, codecs: tuple[str, ...], little: bool) -> tuple[JsonElement, str]:
+def lenient(vr: str, value: bytes, sets: CharacterSets, little: bool) -> tuple[JsonElement, str]:
     """The element of a value that breaks the rules of its VR, and the warning."""
     if vr in ("DS", "IS"):
         return _any_numeral(vr, value), f"not a valid {vr} value"
@@ -242,7 +244,7 @@ def lenient(vr: str, value: bytes, codecs: tuple[str, ...], little: bool) -> tup
         return _finite(vr, value, "<" if little else ">")
     if vr in NUMBERS or vr == "AT":
         return {"vr": vr}, f"{len(value)} bytes are no whole number of {vr} values"
-    element = converters_for(codecs, little, True)[vr](value)
+    element = converters_for(sets, little, True)[vr](value)
     return element, "characters that the Specific Character Set cannot decode"
 
 

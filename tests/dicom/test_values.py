@@ -7,10 +7,10 @@ import pytest
 
 from streamsrv.dicom.values import NUMBERS, WORDS, converters_for, lenient, swapped
 
-LATIN = ("latin-1",)
+LATIN = ("ISO_IR 100",)
 LITTLE = converters_for(LATIN, True)
 BIG = converters_for(LATIN, False)
-UTF8 = converters_for(("utf-8",), True)
+UTF8 = converters_for(("ISO_IR 192",), True)
 
 CASES = [
     ("AE", b" A \\B ", ["A", "B"]),
@@ -131,7 +131,7 @@ def test_numbers_of_a_wrong_length_are_left_out(vr):
 def test_text_that_cannot_be_decoded_holds_a_replacement(vr):
     with pytest.raises(UnicodeDecodeError):
         UTF8[vr](b"a\xffb")
-    element, reason = lenient(vr, b"a\xffb", ("utf-8",), True)
+    element, reason = lenient(vr, b"a\xffb", ("ISO_IR 192",), True)
     assert "�" in orjson.dumps(element).decode()
     assert "Specific Character Set" in reason
 

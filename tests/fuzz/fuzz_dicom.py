@@ -8,7 +8,7 @@ import orjson
 from fuzz_targets import target
 
 from streamsrv.dicom.arriving import arriving_value
-from streamsrv.dicom.charsets import codecs_of, decoder_for
+from streamsrv.dicom.charsets import character_sets_of, decoder_for
 from streamsrv.dicom.elements import LONG_VRS, SHORT_VRS
 from streamsrv.dicom.explicit import Copy, Swap, explicit_pieces, part10_head
 from streamsrv.dicom.frames import fragment_spans
@@ -288,7 +288,9 @@ def xml_store(content):
             b"\x1b(B",
             b"\x1b$)C",
             b"\x1b(J",
-            b"\x1b$A",
+            b"\x1b$)A",
+            b"\x1b$(D",
+            b"\x1b)I",
             b"\x1b-F",
             b"\xe5\xb1\xb1",
             b"ISO 2022 IR 149",
@@ -299,18 +301,25 @@ def xml_store(content):
 def character_sets(content):
     """First line: the terms of Specific Character Set; the rest is a value of it."""
     terms, _, value = content.partition(b"\n")
-    codecs, _ = codecs_of(tuple(terms.decode("latin-1").split("\\")))
-    try:
-        found = decoder_for(codecs)(value)
-    except UnicodeDecodeError:
-        found = None
-    shown = decoder_for(codecs, True)(value)
-    assert found is None or shown == found
-    shown.encode()
+    sets, _ = character_sets_of(tuple(terms.decode("latin-1").split("\\")))
+    for delimiters in (b"", b"\\", b"\\^="):
+        try:
+            found = decoder_for(sets, delimiters)(value)
+        except UnicodeDecodeError:
+            found = None
+        shown = decoder_for(sets, delimiters, lenient=True)(value)
+        assert found is None or shown == found
+        shown.encode()
 
 
 VRS = (*SHORT_VRS.values(), *(vr for vr in LONG_VRS.values() if vr != "SQ"))
-CODECS = (("iso8859",), ("utf8",), ("iso8859", "iso2022_jp"), ("gb18030",))
+CHARACTER_SETS = (
+    ("",),
+    ("ISO_IR 192",),
+    ("", "ISO 2022 IR 87"),
+    ("GB18030",),
+    ("ISO 2022 IR 13", "ISO 2022 IR 58"),
+)
 
 
 @target(
@@ -333,11 +342,12 @@ def values(content):
     """Two bytes choose VR and character set; the rest is the value, as it is read and as it is shown."""
     if len(content) < 2:
         return
-    vr, codecs, value = VRS[content[0] % len(VRS)], CODECS[content[1] % len(CODECS)], content[2:]
+    vr, sets = VRS[content[0] % len(VRS)], CHARACTER_SETS[content[1] % len(CHARACTER_SETS)]
+    value = content[2:]
     for little in (True, False):
         try:
-            found = converters_for(codecs, little)[vr](value)
+            found = converters_for(sets, little)[vr](value)
         except (ValueError, struct.error):
-            found, reason = lenient(vr, value, codecs, little)
+            found, reason = lenient(vr, value, sets, little)
             assert reason
         orjson.dumps(found)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 
 import orjson
 
-from streamsrv.dicom.charsets import codecs_of
+from streamsrv.dicom.charsets import character_sets_of
 from streamsrv.dicom.elements import ITEM, ITEM_END, SEQUENCE_END, Event
 from streamsrv.dicom.instance import AttributeWarning, BulkValue, JsonDataset, JsonElement
 from streamsrv.dicom.tags import KEYS
@@ -76,7 +76,7 @@ class MetadataWriter:
         self._extra = extra
         self._limits = limits
         self._little = little
-        codecs, _ = codecs_of(())
+        codecs, _ = character_sets_of(())
         self._stack = [_Open("", codecs, converters_for(codecs, little))]
         self._stack[0].written = True
         self._out: list[bytes] = []
@@ -160,7 +160,7 @@ class MetadataWriter:
     def _character_set(self, element: JsonElement) -> dict[str, Converter]:
         """Sets the Specific Character Set of the open dataset. Returns its converters."""
         terms = tuple(str(term or "") for term in element.get("Value", ()))
-        codecs, reason = codecs_of(terms)
+        codecs, reason = character_sets_of(terms)
         if reason:
             self.warn("00080005", reason)
         top = self._stack[-1]
