@@ -9,8 +9,6 @@ Rule: datasets are foreign. A value whose type does not match its VR counts as a
 
 from __future__ import annotations
 
-import base64
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -23,6 +21,7 @@ from framecodecs.frameinfo import FrameInfo
 from streamsrv.bounded_cache import SizedCache
 from streamsrv.dicom.instance import JsonDataset, unpacked
 from streamsrv.dicom.json.text import LARGE, JsonReader
+from streamsrv.dicom.json.values import item, text, values, whole
 from streamsrv.errors import NotAcceptable
 from streamsrv.plans.field_filter import Tree, lean_text
 from streamsrv.store import InstanceRow, Store
@@ -173,54 +172,7 @@ def _groups_of(groups: object) -> JsonDataset:
     return {tag: given[tag] for tag in GROUPS if tag in given}
 
 
-# Values
-
-
-def values(dataset: Mapping[str, Any], tag: str) -> list[Any]:
-    element = dataset.get(tag)
-    found = element.get("Value") if isinstance(element, dict) else None
-    return found if isinstance(found, list) else []
-
-
-def item(dataset: Mapping[str, Any], tag: str) -> Mapping[str, Any]:
-    """The first item of a sequence; empty without."""
-    found = values(dataset, tag)
-    return found[0] if found and isinstance(found[0], dict) else {}
-
-
-def number(dataset: Mapping[str, Any], tag: str) -> float | None:
-    """The first value, if it is a number or the text of one."""
-    found = values(dataset, tag)
-    return as_number(found[0]) if found else None
-
-
-def as_number(value: object) -> float | None:
-    """None unless the value is a finite number, or the text of one."""
-    if isinstance(value, (int, float)):
-        return value
-    try:
-        found = float(value) if isinstance(value, str) else math.nan
-    except ValueError:
-        return None
-    return found if math.isfinite(found) else None
-
-
-def whole(dataset: Mapping[str, Any], tag: str, default: int) -> int:
-    found = number(dataset, tag)
-    return default if found is None or found != found or abs(found) > 1 << 62 else int(found)
-
-
-def text(dataset: Mapping[str, Any], tag: str, default: str = "") -> str:
-    found = values(dataset, tag)
-    return found[0].strip() if found and isinstance(found[0], str) else default
-
-
-def inline_binary(dataset: Mapping[str, Any], tag: str) -> bytes:
-    """The value of an element with InlineBinary; empty without."""
-    element = dataset.get(tag)
-    found = element.get("InlineBinary") if isinstance(element, dict) else None
-    return base64.b64decode(found) if isinstance(found, str) else b""
-
+# The Image Pixel Module
 
 # The instances of a series share it.
 info_of = lru_cache(maxsize=256)(FrameInfo)

@@ -29,8 +29,8 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from streamsrv.bounded_cache import SizedCache
+from streamsrv.dicom.json.values import whole
 from streamsrv.errors import StreamsrvError
-from streamsrv.pixels.description import whole
 from streamsrv.pixels.tasks import FrameJob
 from streamsrv.plans.selection import Selection
 from streamsrv.query.attributes import Level

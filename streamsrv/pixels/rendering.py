@@ -17,9 +17,10 @@ from framecodecs.frameinfo import FrameInfo
 from framecodecs.pool import messages
 from framecodecs.pool.pipes import Frame
 from framecodecs.rendering.pictures import PictureRequest, Viewport, picture_size
+from streamsrv.dicom.json.values import inline_binary, whole
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import BadRequest, NotAcceptable, NotFound, StreamsrvError
-from streamsrv.pixels.description import Description, inline_binary, whole
+from streamsrv.pixels.description import Description
 from streamsrv.pixels.pool import PixelPool
 from streamsrv.pixels.stored_pictures import LARGEST_TABLE, StoredPictures, may_be
 from streamsrv.pixels.tasks import PREFETCH, FrameJob, PixelTask

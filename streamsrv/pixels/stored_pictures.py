@@ -29,7 +29,8 @@ from framecodecs.rendering.jpeg_pictures import (
 from framecodecs.rendering.pictures import fitted_size
 from framecodecs.rendering.rendering import AS_STORED
 from streamsrv.dicom.instance import FrameKind
-from streamsrv.pixels.description import Description, inline_binary
+from streamsrv.dicom.json.values import inline_binary
+from streamsrv.pixels.description import Description
 from streamsrv.pixels.viewing import RenderingParameters, icc_profile_place, rendering_of
 from streamsrv.plans.payloads import bulk_piece, frame_pieces
 from streamsrv.plans.selection import Selection

@@ -25,20 +25,20 @@ from framecodecs.errors import RenderingError
 from framecodecs.rendering.pictures import Notes, PictureRequest, Viewport
 from framecodecs.rendering.rendering import Lut, Palette, Rendering, Window, palette_of
 from streamsrv.dicom.instance import JsonDataset
-from streamsrv.errors import BadRequest
-from streamsrv.pixels.description import (
-    OPTICAL_PATHS,
-    TRANSFORMATION_GROUP,
-    VOI_GROUP,
-    Description,
+from streamsrv.dicom.json.values import (
     as_number,
+    date,
     inline_binary,
     item,
     number,
+    person_name,
     text,
+    time,
     values,
     whole,
 )
+from streamsrv.errors import BadRequest
+from streamsrv.pixels.description import OPTICAL_PATHS, TRANSFORMATION_GROUP, VOI_GROUP, Description
 
 BulkReader = Callable[[str], bytes]  # path of a bulk value -> its bytes
 DEFAULT_QUALITY = 90
@@ -299,10 +299,14 @@ def notes_of(dataset: JsonDataset, kinds: tuple[str, ...], frame_index: int, ren
 def patient(dataset: JsonDataset) -> tuple[str, ...]:
     born, sex = date(dataset, "00100030"), text(dataset, "00100040")
     return _lines(
-        name(dataset),
+        person_name(dataset, "00100010"),
         _labelled("ID", text(dataset, "00100020")),
         _joined(_labelled("born", born), sex, text(dataset, "00101010")),
-        _joined(_labelled("Study", date(dataset, "00080020")), time(dataset), text(dataset, "00081030")),
+        _joined(
+            _labelled("Study", date(dataset, "00080020")),
+            time(dataset, "00080030"),
+            text(dataset, "00081030"),
+        ),
     )
 
 
@@ -327,25 +331,6 @@ def shown_with(rendering: Rendering) -> str:
     if rendering.window is not None:
         return f"W {rendering.window.width:g}  C {rendering.window.center:g}"
     return "VOI LUT" if rendering.voi_lut is not None else ""
-
-
-def name(dataset: JsonDataset) -> str:
-    """Family name, comma, the rest (PS3.5 6.2.1.1)."""
-    found = values(dataset, "00100010")
-    groups = found[0] if found and isinstance(found[0], dict) else {}
-    spelled = next((groups[key] for key in ("Alphabetic", "Phonetic", "Ideographic") if groups.get(key)), "")
-    family, *others = [part.strip() for part in str(spelled).split("^")]
-    return ", ".join(filter(None, (family, " ".join(filter(None, others)))))
-
-
-def date(dataset: JsonDataset, tag: str) -> str:
-    given = text(dataset, tag)
-    return f"{given[:4]}-{given[4:6]}-{given[6:]}" if len(given) == 8 and given.isdigit() else given
-
-
-def time(dataset: JsonDataset) -> str:
-    given = text(dataset, "00080030")
-    return f"{given[:2]}:{given[2:4]}" if len(given) >= 4 and given[:4].isdigit() else ""
 
 
 def _figure(dataset: JsonDataset, tag: str) -> str:

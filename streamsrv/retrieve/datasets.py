@@ -25,9 +25,10 @@ from framecodecs import registry
 from framecodecs.frameinfo import FrameInfo
 from streamsrv.dicom.explicit import Changes, Here, changed_pieces
 from streamsrv.dicom.instance import JsonDataset
+from streamsrv.dicom.json.values import values
 from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import NotAcceptable
-from streamsrv.pixels.description import ICON_IMAGES, values
+from streamsrv.pixels.description import ICON_IMAGES
 from streamsrv.pixels.transcoding import AT_ONCE, Transcoder
 from streamsrv.plans.payloads import as_piece, reader
 from streamsrv.wire.answers import ByteStream, Literal, Piece

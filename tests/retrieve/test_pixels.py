@@ -4,6 +4,7 @@ import orjson
 import pytest
 
 from framecodecs.frameinfo import FrameInfo
+from streamsrv.dicom.json import values as json_values
 from streamsrv.errors import NotAcceptable
 from streamsrv.pixels import description as pixels
 from streamsrv.pixels.description import description_of, frame_info
@@ -70,9 +71,9 @@ def test_odd_groups(per_frame):
 
 def test_where_attributes_of_a_frame_stand():
     description = description_of([text_of(dataset(9))], 0)
-    assert pixels.number(description.in_group(8, pixels.VOI_GROUP, ("00281050",)), "00281050") == 1
+    assert json_values.number(description.in_group(8, pixels.VOI_GROUP, ("00281050",)), "00281050") == 1
     group = pixels.TRANSFORMATION_GROUP
-    assert pixels.number(description.in_group(8, group, ("00281053",)), "00281053") == 3
+    assert json_values.number(description.in_group(8, group, ("00281053",)), "00281053") == 3
     assert description.in_group(8, group, ("00281056",)) is description.dataset
     assert description.in_group(99, pixels.VOI_GROUP, ("00281050",)) is description.dataset
 
@@ -92,15 +93,15 @@ def test_where_attributes_of_a_frame_stand():
 )
 def test_numbers_of_foreign_datasets(element, found):
     given = {"00281053": element}
-    assert pixels.number(given, "00281053") == found
-    assert pixels.text(given, "00281053", "none") in ("none", "7.5", "seven")
-    assert pixels.item(given, "00281053") == {}
-    assert pixels.inline_binary(given, "00281053") == b""
+    assert json_values.number(given, "00281053") == found
+    assert json_values.text(given, "00281053", "none") in ("none", "7.5", "seven")
+    assert json_values.item(given, "00281053") == {}
+    assert json_values.inline_binary(given, "00281053") == b""
 
 
 @pytest.mark.parametrize("value", [1e300, float("nan"), "1e400", "-1e400"])
 def test_numbers_that_are_no_whole_ones(value):
-    assert pixels.whole({"00280010": {"vr": "US", "Value": [value]}}, "00280010", 3) == 3
+    assert json_values.whole({"00280010": {"vr": "US", "Value": [value]}}, "00280010", 3) == 3
 
 
 def image(**changes):
