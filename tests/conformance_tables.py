@@ -17,6 +17,7 @@ from streamsrv.wire.accept import (
     INSTANCE_SENT_AS,
     MEDIA_SYNTAXES,
     METADATA_OFFERS,
+    PAGE_TYPES,
     RULES,
     STORE_OFFERS,
     THUMBNAIL_TYPES,
@@ -176,6 +177,7 @@ def decision_rows():
         "metadata, search": METADATA_OFFERS,
         "store response": STORE_OFFERS,
         "rendered": [Offer(media_type) for media_type in IMAGE_TYPES],
+        "rendered report": [Offer(media_type) for media_type in PAGE_TYPES],
         "thumbnail": [Offer(media_type) for media_type in THUMBNAIL_TYPES],
         "bulk data": [Offer(OCTETS, multipart=True), Offer(OCTETS)],
     }

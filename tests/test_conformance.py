@@ -5,9 +5,6 @@ import re
 import pytest
 from conformance_tables import DOCS, PAGES, TABLES, filled, tables_of
 
-from streamsrv.pixels import rendering as rendered
-from streamsrv.wire import accept
-
 TEXTS = {name: (DOCS / name).read_text(encoding="utf-8") for name in PAGES}
 WRITTEN = {name: text for page in TEXTS.values() for name, text in tables_of(page).items()}
 
@@ -27,8 +24,3 @@ def test_nothing_is_refused_in_a_table():
     page = TEXTS["conformance.md"]
     cells = {cell.strip().lower() for cell in re.findall(r"(?<=\|)[^|\n]*(?=\|)", page)}
     assert not cells & {"no", "n", "none", "not supported", "-"}
-
-
-def test_the_pictures_are_those_that_are_offered():
-    assert accept.IMAGE_TYPES == rendered.IMAGE_TYPES
-    assert accept.THUMBNAIL_TYPES == rendered.THUMBNAIL_TYPES

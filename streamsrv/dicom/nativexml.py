@@ -115,7 +115,7 @@ def _attribute(tag: str, element: JsonElement, creators: Creators) -> str:
         values = "".join([write(number, value) for number, value in enumerate(element["Value"], 1)])
         return f"{start}{values}</DicomAttribute>"
     if "BulkDataURI" in element:
-        return f'{start}<BulkData uri="{_quoted(element["BulkDataURI"])}"/></DicomAttribute>'
+        return f'{start}<BulkData uri="{quoted(element["BulkDataURI"])}"/></DicomAttribute>'
     if "InlineBinary" in element:
         return f"{start}<InlineBinary>{element['InlineBinary']}</InlineBinary></DicomAttribute>"
     return f"{start[:-1]}/>"
@@ -125,7 +125,7 @@ def _start(tag: str, vr: str, creators: Creators) -> str:
     creator = creators.get(tag[:6]) if tag[3] in "13579BDF" else None
     if not creator:
         return _known_start(tag, vr)
-    return f'<DicomAttribute tag="{tag[:4]}00{tag[6:]}" vr="{vr}" privateCreator="{_quoted(creator)}">'
+    return f'<DicomAttribute tag="{tag[:4]}00{tag[6:]}" vr="{vr}" privateCreator="{quoted(creator)}">'
 
 
 @lru_cache(maxsize=8_192)
@@ -136,7 +136,7 @@ def _known_start(tag: str, vr: str) -> str:
 
 
 def _value(number: int, value: Any) -> str:
-    text = "" if value is None else _escaped(value) if isinstance(value, str) else repr(value)
+    text = "" if value is None else escaped(value) if isinstance(value, str) else repr(value)
     return f'<Value number="{number}">{text}</Value>'
 
 
@@ -154,17 +154,19 @@ def _person_name(number: int, value: Any) -> str:
 def _components(text: str) -> str:
     """The fifth component keeps everything behind it."""
     parts = zip(NAME_COMPONENTS, text.split("^", len(NAME_COMPONENTS) - 1), strict=False)
-    return "".join(f"<{name}>{_escaped(part)}</{name}>" for name, part in parts)
+    return "".join(f"<{name}>{escaped(part)}</{name}>" for name, part in parts)
 
 
 _VALUES = {"SQ": _item, "PN": _person_name}
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text as the content of an element."""
     return text.translate(_ESCAPES) if _SPECIAL.search(text) else text
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """Text as the value of an attribute in double quotes."""
     return text.translate(_QUOTED_ESCAPES)
 
 

@@ -7,7 +7,7 @@ is sent as it is stored is in no task.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -17,9 +17,8 @@ from framecodecs.frameinfo import FrameInfo
 from framecodecs.pool import messages
 from framecodecs.pool.pipes import Frame
 from framecodecs.rendering.pictures import PictureRequest, Viewport, picture_size
-from streamsrv.dicom.json.values import inline_binary, whole
 from streamsrv.dicom.syntaxes import lookup
-from streamsrv.errors import BadRequest, NotAcceptable, NotFound, StreamsrvError
+from streamsrv.errors import BadRequest, NotAcceptable, StreamsrvError
 from streamsrv.pixels.description import Description
 from streamsrv.pixels.pool import PixelPool
 from streamsrv.pixels.stored_pictures import LARGEST_TABLE, StoredPictures, may_be
@@ -38,12 +37,9 @@ from streamsrv.pixels.viewing import RenderingParameters, picture_request
 from streamsrv.plans.payloads import bulk_piece
 from streamsrv.plans.selection import Selection
 from streamsrv.store import InstanceRow, Store
-from streamsrv.wire.answers import Literal, Piece, Requester
+from streamsrv.wire.answers import Piece, Requester
 
-IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp", "image/jp2")
-THUMBNAIL_TYPES = ("image/jpeg", "image/png")
 THUMBNAIL_SIDE = 200  # pixels, without a viewport
-PDF_STORAGE = "1.2.840.10008.5.1.4.1.1.104.1"
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 # Slides whose kind is looked up for a thumbnail.
 SLIDES = 16
@@ -247,18 +243,3 @@ def thumbnail_parameters(given: RenderingParameters) -> RenderingParameters:
     """A thumbnail is small; a viewport says how small (PS3.18 8.3.5.1.3), and no other parameter applies."""
     viewport = given.viewport or Viewport(THUMBNAIL_SIDE, THUMBNAIL_SIDE, enlarge=False)
     return RenderingParameters(viewport=viewport)
-
-
-def encapsulated_pdf(
-    store: Store, selection: Selection, row: InstanceRow, description: Description
-) -> list[Piece]:
-    """The document of an Encapsulated PDF, without its padding byte."""
-    value = store.bulk_value(row.key, "00420011")
-    if value is None:
-        inline = inline_binary(description.dataset, "00420011")
-        if not inline:
-            raise NotFound("the encapsulated document is empty")
-        return [Literal(inline)]
-    length = whole(description.dataset, "00420015", value.length)
-    shortened = value if not 0 < length < value.length else replace(value, length=length)
-    return [bulk_piece(selection, row, shortened)]

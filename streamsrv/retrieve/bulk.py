@@ -9,6 +9,7 @@ Rules
 - Bulk data are all values that the metadata name by a BulkDataURI except pixel data, nested ones too.
 - Each frame has its own transfer syntax. Instances without frames are left out.
 - If there is no value or frame, the answer is 404.
+- An encapsulated document goes out in its own media type if the request names that.
 - All frames must be acceptable, because a client would not notice a gap. A frame that cannot be transcoded is
   sent as it is stored if that is acceptable.
 """
@@ -25,6 +26,7 @@ from streamsrv.pixels.transcoding import has_frames, piece_chunks
 from streamsrv.plans import payloads
 from streamsrv.plans.payloads import PARTS_KEPT, Part
 from streamsrv.retrieve.answering import MAKER, Planned, Retrieval
+from streamsrv.retrieve.documents import DOCUMENT, ENCAPSULATED, stored_document
 from streamsrv.retrieve.frames import first_frames, frames_answer, part_texts
 from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
@@ -55,8 +57,12 @@ def bulk_data(retrieval: Retrieval) -> Planned:
     return bulk_answer(retrieval, row, value)
 
 
-def bulk_answer(retrieval: Retrieval, row: InstanceRow, value: BulkValue) -> Answer:
-    offer = accept.choose_bulk(retrieval.ranges())
+def bulk_answer(retrieval: Retrieval, row: InstanceRow, value: BulkValue) -> Answer | None:
+    own_type = ENCAPSULATED.get(row.sop_class_uid) if value.path == DOCUMENT else None
+    offer = accept.choose_bulk(retrieval.ranges(), (OCTETS, own_type) if own_type else (OCTETS,))
+    if offer.media_type == own_type:
+        url = bulk_url(retrieval.request.base_url, *row.key, DOCUMENT)
+        return stored_document(retrieval, row, offer, url)
     pieces = [payloads.bulk_piece(retrieval.selection, row, value)]
     if not offer.multipart:
         return retrieval.single_part(LABEL, pieces)

@@ -4,8 +4,10 @@ Rules of this file
 - One frame is a single part. It is drawn before its answer begins, or sent as it is stored if it is a
   picture.
 - Several frames are parts of a multipart answer, or an animated GIF. They are drawn while they are sent.
-- Documents and videos are sent as they are stored.
-- An instance without pixels is not acceptable in any rendered form: 406.
+- Documents are pages or stored bytes (documents.py). Videos are sent as they are stored.
+- Any other instance without pixels is not acceptable in any rendered form: 406.
+- In a study or series, pictures and documents each have the best type that the client accepts. If it accepts
+  none of them, these instances are left out. Videos are left out, too.
 - In a multipart answer, a frame that cannot be drawn costs its own part. That part is a problem (RFC 9457)
   with the Content-Location of the picture. An answer without any picture is an error with a status, so
   problems wait for the first picture.
@@ -17,7 +19,7 @@ Rules of this file
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -27,15 +29,11 @@ from streamsrv.dicom.syntaxes import lookup
 from streamsrv.errors import BadRequest, NotAcceptable, NotFound, StoreCorrupt, StreamsrvError
 from streamsrv.pixels.description import Description
 from streamsrv.pixels.rendering import (
-    IMAGE_TYPES,
-    PDF_STORAGE,
-    THUMBNAIL_TYPES,
     PictureBatch,
     Renderer,
     can_be_drawn,
     check_drawable,
     check_size,
-    encapsulated_pdf,
     representative,
     thumbnail_parameters,
 )
@@ -44,9 +42,11 @@ from streamsrv.pixels.transcoding import QUICK, READ, batches, has_frames, piece
 from streamsrv.pixels.viewing import RenderingParameters, rendering_parameters
 from streamsrv.plans.payloads import Part, frame_pieces
 from streamsrv.retrieve.answering import MAKER, Planned, Retrieval
+from streamsrv.retrieve.documents import Document, document, document_types
 from streamsrv.retrieve.frames import check_frames
 from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
+from streamsrv.wire.accept import IMAGE_TYPES, THUMBNAIL_TYPES
 from streamsrv.wire.answers import Answer, Literal, Piece
 from streamsrv.wire.multipart import PAYLOAD_END, closing, part_head
 from streamsrv.wire.problems import PROBLEM, problem_text
@@ -54,7 +54,6 @@ from streamsrv.wire.resources import ResourceLevel, frame_url, instance_url
 
 log = logging.getLogger("streamsrv.pixels")
 
-PDF = "application/pdf"
 GIF = "image/gif"
 ANIMATED_FRAMES = 200
 PICTURES = 4
@@ -89,17 +88,14 @@ def check_there(row: InstanceRow, numbers: Sequence[int]) -> None:
 def rendered(retrieval: Retrieval) -> Planned:
     parameters = rendering_parameters(retrieval.request.query)
     if retrieval.target.level is not ResourceLevel.INSTANCE:
-        # In parts only: pictures of several instances need not have one size, so they are no animation.
-        offer = accept.choose_bulk(retrieval.ranges(), IMAGE_TYPES, single=False)
-        check_profile(parameters, offer.media_type)
-        return many_pictures(retrieval, parameters, offer.media_type)
+        return None if retrieval.brief else of_several(retrieval, parameters)
     row, numbers = next(retrieval.selection.rows()), retrieval.target.frames
     if numbers:
         check_there(row, numbers)
-    elif row.sop_class_uid == PDF_STORAGE:
-        return unchanged(retrieval, row, PDF)
+    elif document_types(row):
+        return document(retrieval, row)
     if is_video(row):
-        return unchanged(retrieval, row, lookup(row.transfer_syntax).media_type)
+        return video(retrieval, row, lookup(row.transfer_syntax).media_type)
     check_drawable(row)
     return pictures(retrieval, row, parameters, numbers or range(1, row.number_of_frames + 1))
 
@@ -110,7 +106,9 @@ def pictures(
     offer = image_offer(retrieval, single=len(numbers) == 1)
     check_profile(parameters, offer.media_type)
     if len(numbers) > 1 and offer.multipart:
-        return many_pictures(retrieval, parameters, offer.media_type, numbers)
+        if retrieval.brief:
+            return None
+        return in_parts(retrieval, parameters, PartTypes(offer.media_type), numbers)
     if len(numbers) > 1 and offer.media_type in accept.ANIMATED:
         return animated(retrieval, row, parameters, numbers)
     return one_picture(retrieval, row, numbers[0] - 1, parameters, offer)
@@ -200,60 +198,104 @@ def drawn_as(parameters: RenderingParameters) -> str:
     return f"{parameters!r} {MAKER}"
 
 
-# Several pictures, in parts
+# Several pictures and documents, in parts
 
 
-def many_pictures(
-    retrieval: Retrieval, parameters: RenderingParameters, media_type: str, numbers: Sequence[int] = ()
-) -> Answer | None:
-    """A part for each frame of each instance that can be drawn."""
-    if retrieval.brief:
-        return None
-    drawable = filter(can_be_drawn, retrieval.selection.rows())
-    first, most = next(drawable, None), retrieval.pool.max_rendered_pixels
-    if first is None:
-        raise NotAcceptable("nothing here has pixels that could be rendered", ())
+@dataclass(frozen=True, slots=True)
+class PartTypes:
+    """The media types of parts; none for those that the client does not accept. `documents` has those of
+    each kind of documents by its default type."""
+
+    pictures: str | None
+    documents: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, row: InstanceRow) -> str | None:
+        if self.pictures is not None and can_be_drawn(row):
+            return self.pictures
+        return self.documents.get(next(iter(document_types(row)), ""))
+
+
+def of_several(retrieval: Retrieval, parameters: RenderingParameters) -> Answer:
+    """The pictures and documents of a study or series. In parts only: pictures of several instances need not
+    have one size, so they are no animation. Raises NotAcceptable."""
+    kinds = {types[:1]: types for row in retrieval.selection.rows() if (types := rendered_types(row))}
+    if not kinds:
+        raise NotAcceptable("nothing here has pixels that could be rendered, or is a document", ())
+    chosen, refusals = dict[str, str](), list[NotAcceptable]()
+    for (default,), types in kinds.items():
+        try:
+            chosen[default] = accept.choose_bulk(retrieval.ranges(), types, single=False).media_type
+        except NotAcceptable as refusal:
+            refusals.append(refusal)
+    if not chosen:
+        offers = [offer for refusal in refusals for offer in refusal.acceptable]
+        raise NotAcceptable(refusals[0].detail, offers)
+    pictures = chosen.pop(IMAGE_TYPES[0], None)
+    if pictures is not None:
+        check_profile(parameters, pictures)
+    return in_parts(retrieval, parameters, PartTypes(pictures, chosen))
+
+
+def rendered_types(row: InstanceRow) -> tuple[str, ...]:
+    return IMAGE_TYPES if can_be_drawn(row) else document_types(row)
+
+
+def in_parts(
+    retrieval: Retrieval, parameters: RenderingParameters, types: PartTypes, numbers: Sequence[int] = ()
+) -> Answer:
+    """A part for each frame, and for each document."""
+    rows = (row for row in retrieval.selection.rows() if types.of(row))
+    first, most = next(rows), retrieval.pool.max_rendered_pixels
     if parameters.viewport is not None and parameters.viewport.width * parameters.viewport.height > most:
-        for row in (first, *drawable):
+        for row in filter(can_be_drawn, (first, *rows)):
             check_size(row, parameters, most)
-    representation = (media_type, "rendered", ",".join(map(str, numbers)), drawn_as(parameters))
+    documents = ",".join(sorted(types.documents.values()))
+    outer = types.of(first) or ""
+    asked = (types.pictures or "", documents, "rendered", ",".join(map(str, numbers)), drawn_as(parameters))
 
     def body(boundary: bytes) -> Generator[bytes, None, None]:
-        drawn = renderers(retrieval, parameters, media_type, numbers)
-        return pictures_body(retrieval, media_type, drawn, boundary)
+        return parts_body(retrieval, in_order(retrieval, parameters, types, numbers), boundary)
 
-    return retrieval.made_multipart(representation, body)
+    return retrieval.made_multipart((outer, *asked), body)
 
 
-def renderers(
-    retrieval: Retrieval, parameters: RenderingParameters, media_type: str, numbers: Sequence[int]
-) -> Iterator[tuple[Renderer, Sequence[int]]]:
-    """One for each instance that can be drawn, with the indices of its frames."""
-    for row in filter(can_be_drawn, retrieval.selection.rows()):
+def in_order(
+    retrieval: Retrieval, parameters: RenderingParameters, types: PartTypes, numbers: Sequence[int]
+) -> Iterator[tuple[Renderer | Document, Sequence[int]]]:
+    """The maker of the parts of each instance, with the indices of its frames; a document has one."""
+    for row in retrieval.selection.rows():
+        media_type = types.of(row)
+        if media_type is None:
+            continue
+        if not can_be_drawn(row):
+            yield Document(retrieval, row, media_type), (0,)
+            continue
         indices = [number - 1 for number in numbers] or range(row.number_of_frames)
         description = retrieval.pool.descriptions.of(retrieval.store, row)
         yield renderer(retrieval, row, description, parameters, media_type), indices
 
 
 @dataclass(slots=True)
-class PictureParts:
-    """The parts of one answer. `first` is the first error, until there is a picture."""
+class RenderedParts:
+    """The parts of one answer. `first` is the first error, until there is a picture or document."""
 
     retrieval: Retrieval
-    media_type: str
     boundary: bytes
     first: StreamsrvError | None = None
     begun: bool = False
     held: list[bytes] = field(default_factory=list)
 
-    def chunks(self, row: InstanceRow, index: int, picture: Picture) -> Iterator[bytes]:
+    def chunks(self, one: Renderer | Document, index: int, picture: Picture) -> Iterator[bytes]:
         """The bytes of one part, with the problems that wait for it."""
-        url = picture_url(self.retrieval, row, index + 1)
+        if isinstance(one, Document):
+            label, url = one.label, one.url
+        else:
+            label, url = one.media_type, picture_url(self.retrieval, one.row, index + 1)
         if isinstance(picture, StreamsrvError):
             yield from self._problem(url, picture)
             return
         yield from self._held()
-        yield part_head(self.boundary, {"Content-Type": self.media_type, "Content-Location": url})
+        yield part_head(self.boundary, {"Content-Type": label, "Content-Location": url})
         for piece in picture:
             yield from piece_chunks(self.retrieval.selection, piece)
         yield PAYLOAD_END
@@ -279,16 +321,13 @@ class PictureParts:
         return closing(self.boundary)
 
 
-def pictures_body(
-    retrieval: Retrieval,
-    media_type: str,
-    renderers: Iterable[tuple[Renderer, Sequence[int]]],
-    boundary: bytes,
+def parts_body(
+    retrieval: Retrieval, makers: Iterable[tuple[Renderer | Document, Sequence[int]]], boundary: bytes
 ) -> Generator[bytes, None, None]:
-    """The chunks of the answer. An empty chunk says that nothing is ready yet. `renderers` come with the
+    """The chunks of the answer. An empty chunk says that nothing is ready yet. `makers` come with the
     frame indices of their instances."""
-    pool, parts = retrieval.pool, PictureParts(retrieval, media_type, boundary)
-    for turn in pool.in_turn(_tasks(renderers)):
+    pool, parts = retrieval.pool, RenderedParts(retrieval, boundary)
+    for turn in pool.in_turn(_tasks(makers)):
         if turn is None:
             yield b""
             continue
@@ -298,16 +337,16 @@ def pictures_body(
             try:
                 made = [[Literal(picture)] for picture, _ in pool.results(future)]
             except REPORTED as failure:
-                if len(indices) > 1:
+                if len(indices) > 1 and isinstance(one, Renderer):
                     yield from _one_by_one(one, indices, parts)
                     continue
                 made = [failure]
         found = zip(indices, made, strict=True)
-        yield from gathered(chunk for each in found for chunk in parts.chunks(one.row, *each))
+        yield from gathered(chunk for each in found for chunk in parts.chunks(one, *each))
     yield parts.closing()
 
 
-def _one_by_one(one: Renderer, indices: Sequence[int], parts: PictureParts) -> Iterator[bytes]:
+def _one_by_one(one: Renderer, indices: Sequence[int], parts: RenderedParts) -> Iterator[bytes]:
     """The frames of a task that failed, each in a task of its own."""
     tasks = ((index, one.task([index], one.request(index))) for index in indices)
     for turn in one.pool.in_turn(tasks):
@@ -319,15 +358,23 @@ def _one_by_one(one: Renderer, indices: Sequence[int], parts: PictureParts) -> I
             picture: Picture = [Literal(one.pool.results(future)[0][0])]
         except REPORTED as error:
             picture = error
-        yield b"".join(parts.chunks(one.row, index, picture))
+        yield b"".join(parts.chunks(one, index, picture))
 
 
 def _tasks(
-    renderers: Iterable[tuple[Renderer, Sequence[int]]],
-) -> Iterator[tuple[tuple[Renderer, PictureBatch], PixelTask | None]]:
-    for one, indices in renderers:
-        for batch, task in _batches(one, indices):
+    makers: Iterable[tuple[Renderer | Document, Sequence[int]]],
+) -> Iterator[tuple[tuple[Renderer | Document, PictureBatch], PixelTask | None]]:
+    for one, indices in makers:
+        found = [_whole(one)] if isinstance(one, Document) else _batches(one, indices)
+        for batch, task in found:
             yield (one, batch), task
+
+
+def _whole(one: Document) -> tuple[PictureBatch, None]:
+    try:
+        return PictureBatch((0,), [one.pieces()]), None
+    except NotFound as error:
+        return PictureBatch((0,), error=error), None
 
 
 def _batches(one: Renderer, indices: Sequence[int]) -> Iterator[tuple[PictureBatch, PixelTask | None]]:
@@ -422,27 +469,18 @@ def _animation_tasks(
             yield None, one.drawn(messages.animate_frames, alike, shown)
 
 
-# Documents and videos
+# Videos
 
 
 def is_video(row: InstanceRow) -> bool:
     return has_frames(row) and lookup(row.transfer_syntax).media_type.startswith("video/")
 
 
-def unchanged(retrieval: Retrieval, row: InstanceRow, media_type: str) -> Answer | None:
+def video(retrieval: Retrieval, row: InstanceRow, media_type: str) -> Answer:
     offer = accept.choose_image(retrieval.ranges(), (media_type,))
-    description = retrieval.description(row)
-    if description is None:
-        return None
-    pieces = stored_pieces(retrieval, row, description)
+    pieces = next(frame_pieces(retrieval.store, retrieval.selection, row, [0]))
     if not offer.multipart:
         return retrieval.single_part(media_type, pieces)
     url = f"{instance_url(retrieval.request.base_url, *row.key)}/rendered"
     parts = [Part(media_type, url, pieces)]
     return retrieval.multipart((media_type, "rendered"), lambda: parts, 1)
-
-
-def stored_pieces(retrieval: Retrieval, row: InstanceRow, description: Description) -> Sequence[Piece]:
-    if row.sop_class_uid == PDF_STORAGE:
-        return encapsulated_pdf(retrieval.store, retrieval.selection, row, description)
-    return next(frame_pieces(retrieval.store, retrieval.selection, row, [0]))

@@ -13,17 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streamsrv.dicom.syntaxes import SYNTAXES
-from streamsrv.pixels.rendering import IMAGE_TYPES, THUMBNAIL_TYPES
 from streamsrv.query.attributes import QUERY_ATTRIBUTES
 from streamsrv.search.parameters import PARAMETERS
-from streamsrv.wire.accept import MEDIA_SYNTAXES
+from streamsrv.wire.accept import DOCUMENT_TYPES, IMAGE_TYPES, MEDIA_SYNTAXES, PAGE_TYPES, THUMBNAIL_TYPES
 from streamsrv.wire.mediatypes import DICOM, DICOM_JSON, DICOM_XML, JSON, MULTIPART
 from streamsrv.wire.problems import PROBLEM, TEXT
 from streamsrv.wire.resources import ROUTES, UNVERSIONED, Kind, ResourceLevel, Route
 
 WADL = "application/vnd.sun.wadl+xml"
 YAML = "application/yaml"
-PDF = "application/pdf"
 _UID = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)*$", "maxLength": 64}
 
 
@@ -135,14 +133,15 @@ def matching_keys(route: Route) -> Iterator[Parameter]:
 
 _PIXELS = tuple(dict.fromkeys((*MEDIA_SYNTAXES, *(row.media_type for row in SYNTAXES.values()))))
 _VIDEOS = tuple(name for name in _PIXELS if name.startswith("video/"))
+_DOCUMENTS = tuple(dict.fromkeys((*PAGE_TYPES, *DOCUMENT_TYPES)))
 _REPRESENTATIONS: dict[Kind, tuple[str, ...]] = {
     Kind.SEARCH: (DICOM_JSON, JSON, MULTIPART),
     Kind.INSTANCES: (MULTIPART, DICOM),
     Kind.METADATA: (DICOM_JSON, JSON, MULTIPART),
     Kind.FRAMES: (MULTIPART, *_PIXELS),
-    Kind.RENDERED: (*IMAGE_TYPES, MULTIPART, PDF, *_VIDEOS),
+    Kind.RENDERED: (*IMAGE_TYPES, MULTIPART, *_DOCUMENTS, *_VIDEOS),
     Kind.THUMBNAIL: (*THUMBNAIL_TYPES, MULTIPART),
-    Kind.BULKDATA: (MULTIPART, *_PIXELS),
+    Kind.BULKDATA: (MULTIPART, *_PIXELS, *DOCUMENT_TYPES),
     Kind.PIXELDATA: (MULTIPART, *_PIXELS),
     Kind.WADO_URI: (DICOM, *IMAGE_TYPES, PDF, *_VIDEOS),
     Kind.LIVE: (TEXT,),

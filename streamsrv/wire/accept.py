@@ -265,6 +265,9 @@ METADATA_OFFERS = (*JSON_OFFERS, Offer(DICOM_XML, multipart=True))
 STORE_OFFERS = (*JSON_OFFERS, Offer(DICOM_XML))
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp", "image/jp2")
 THUMBNAIL_TYPES = IMAGE_TYPES[:2]
+# Of Structured Reports, and of encapsulated documents by the last number of their SOP class (PS3.4 B.5).
+PAGE_TYPES = ("text/html", "text/plain", "text/xml")
+DOCUMENT_TYPES = ("application/pdf", "text/xml", "model/stl", "model/obj", "model/mtl")
 # Types that hold many frames in one part.
 ANIMATED = frozenset(("image/gif",))
 

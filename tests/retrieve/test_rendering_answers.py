@@ -640,7 +640,7 @@ def test_a_document_is_shown_as_pdf(store, query, accept, length):
     dataset = dataset_of("1.2.3.4.1")
     for keyword in ("PixelData", "Rows", "Columns"):
         delattr(dataset, keyword)
-    dataset.SOPClassUID = rendered.PDF_STORAGE
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.104.1"
     dataset.EncapsulatedDocument, dataset.EncapsulatedDocumentLength = document + b"\0", length
     keep(store, part10(dataset))
     headers = {"accept": accept} if accept else {}

@@ -1,0 +1,1 @@
+"""Structured Reports as pages for readers."""

@@ -1,0 +1,143 @@
+"""Documents as rendered resources (PS3.18 8.7.4, Table 8.7.4-1): Structured Reports as pages, and
+encapsulated documents as they are stored.
+
+Strategy: a page is made from the metadata while it is sent (reports/), so its length is unknown until its
+end. An encapsulated document (PS3.3 A.45) is a span of its segment, without its padding byte.
+
+Rules
+- A link leads to where the report says that an instance is. Whether this store has it is not looked up,
+  because a page depends on its own instance alone, as its ETag does.
+- A page has a security policy of its own, in addition to that of every answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from streamsrv.dicom.json.values import inline_binary, whole
+from streamsrv.errors import NotFound
+from streamsrv.pixels.description import Description
+from streamsrv.plans.payloads import Part, bulk_piece
+from streamsrv.reports.content import Report, read_report
+from streamsrv.reports.pages import POLICY, Address, html_page, plain_page, xml_page
+from streamsrv.reports.wording import TEXT_CLASSES, Link
+from streamsrv.retrieve.answering import MAKER, Planned, Retrieval
+from streamsrv.store import InstanceRow
+from streamsrv.wire import accept
+from streamsrv.wire.answers import Answer, ByteStream, Literal, Piece
+from streamsrv.wire.multipart import closing, part_head
+from streamsrv.wire.resources import instance_url
+
+DOCUMENT = "00420011"
+REPORT_CLASSES = TEXT_CLASSES[0]
+ENCAPSULATED = {
+    f"1.2.840.10008.5.1.4.1.1.104.{last}": media_type
+    for last, media_type in enumerate(accept.DOCUMENT_TYPES, 1)
+}
+PAGES: dict[str, Callable[[Report, Address], Iterator[bytes]]] = dict(
+    zip(accept.PAGE_TYPES, (html_page, plain_page, xml_page), strict=True)
+)
+
+
+def document_types(row: InstanceRow) -> tuple[str, ...]:
+    """The media types in which a document can be sent, its default first. Empty if it is none."""
+    if row.sop_class_uid.startswith(REPORT_CLASSES):
+        return tuple(PAGES)
+    media_type = ENCAPSULATED.get(row.sop_class_uid)
+    return (media_type,) if media_type else ()
+
+
+def document(retrieval: Retrieval, row: InstanceRow) -> Planned:
+    """The answer with one document."""
+    offer = accept.choose_image(retrieval.ranges(), document_types(row))
+    one = Document(retrieval, row, offer.media_type)
+    if one.is_page:
+        return None if retrieval.brief else page_answer(retrieval, one, offer.multipart)
+    return stored_document(retrieval, row, offer, one.url)
+
+
+def stored_document(retrieval: Retrieval, row: InstanceRow, offer: accept.Offer, url: str) -> Answer | None:
+    """The answer with an encapsulated document in its own media type."""
+    description = retrieval.description(row)
+    if description is None:
+        return None
+    pieces = encapsulated(retrieval, row, description)
+    if not offer.multipart:
+        return retrieval.single_part(offer.media_type, pieces)
+    parts = [Part(offer.media_type, url, pieces)]
+    return retrieval.multipart((offer.media_type, url), lambda: parts, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document in one of its media types."""
+
+    retrieval: Retrieval
+    row: InstanceRow
+    media_type: str
+
+    @property
+    def is_page(self) -> bool:
+        return self.row.sop_class_uid.startswith(REPORT_CLASSES)
+
+    @property
+    def label(self) -> str:
+        """An encapsulated document says its character set itself."""
+        return f"{self.media_type}; charset=utf-8" if self.is_page else self.media_type
+
+    @property
+    def url(self) -> str:
+        return f"{instance_url(self.retrieval.request.base_url, *self.row.key)}/rendered"
+
+    def pieces(self) -> Sequence[Piece]:
+        """Blocking. Raises NotFound."""
+        if self.is_page:
+            return [ByteStream(lambda start, stop: self.page(), None)]
+        description = self.retrieval.pool.descriptions.of(self.retrieval.store, self.row)
+        return encapsulated(self.retrieval, self.row, description)
+
+    def page(self) -> Iterator[bytes]:
+        texts = (text.replace(b"\0", b"") for text in self.retrieval.store.metadata([self.row]))
+        return PAGES[self.media_type](read_report(texts), self._address)
+
+    def _address(self, link: Link) -> str:
+        """The URL of a picture or page where there is one, else of the instance."""
+        assert link.place is not None
+        url = instance_url(self.retrieval.request.base_url, *link.place, link.instance)
+        if link.frames and link.is_picture:
+            url = f"{url}/frames/{','.join(map(str, link.frames))}"
+        return f"{url}/rendered" if link.is_picture or link.sop_class.startswith(TEXT_CLASSES) else url
+
+
+def page_answer(retrieval: Retrieval, one: Document, multipart: bool) -> Answer:
+    identity = (retrieval.request.base_url, MAKER)
+    if multipart:
+        return retrieval.made_multipart((one.media_type, "rendered", *identity), lambda b: part(one, b))
+
+    def body(_: bytes) -> Generator[bytes, None, None]:
+        yield from one.page()
+
+    built = retrieval.made_single((one.label, *identity), body)
+    built.headers = [*built.headers, ("Content-Security-Policy", POLICY)]
+    return built
+
+
+def part(one: Document, boundary: bytes) -> Generator[bytes, None, None]:
+    yield part_head(boundary, {"Content-Type": one.label, "Content-Location": one.url})
+    yield from one.page()
+    yield closing(boundary)
+
+
+def encapsulated(retrieval: Retrieval, row: InstanceRow, description: Description) -> Sequence[Piece]:
+    """An encapsulated document without its padding byte. Raises NotFound."""
+    value = retrieval.store.bulk_value(row.key, DOCUMENT)
+    if value is None:
+        inline = inline_binary(description.dataset, DOCUMENT)
+        if not inline:
+            raise NotFound("the encapsulated document is empty")
+        length = whole(description.dataset, "00420015", len(inline))
+        return [Literal(inline[:length] if length > 0 else inline)]
+    length = whole(description.dataset, "00420015", value.length)
+    shortened = value if not 0 < length < value.length else replace(value, length=length)
+    return [bulk_piece(retrieval.selection, row, shortened)]
