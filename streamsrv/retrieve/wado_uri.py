@@ -5,8 +5,8 @@ Strategy: the parameters are translated into those of DICOMweb, so one plan serv
 
 Rules of this file
 - Parameters of pictures are ignored for `application/dicom`, and `transferSyntax` for pictures (9.4.1).
-- Without `contentType` an image of one frame is a JPEG, a document is sent in its own type, and anything
-  else as `application/dicom` (9.1.2.2). The Accept header is not used.
+- Without `contentType` an image of one frame is a JPEG, a document has the default type of `/rendered`, and
+  anything else is `application/dicom` (9.1.2.2). The Accept header is not used.
 - A request for de-identification, or with a presentation state, is refused: this server does neither.
 """
 
@@ -17,10 +17,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from streamsrv.errors import BadRequest, NotAcceptable
-from streamsrv.pixels.rendering import PDF_STORAGE, can_be_drawn
+from streamsrv.pixels.rendering import can_be_drawn
 from streamsrv.retrieve.answering import Planned, Retrieval
+from streamsrv.retrieve.documents import document_types
 from streamsrv.retrieve.instances import instances
-from streamsrv.retrieve.pictures import PDF, rendered
+from streamsrv.retrieve.pictures import rendered
 from streamsrv.store import InstanceRow
 from streamsrv.wire.accept import ANY, parse_accept
 from streamsrv.wire.answers import Request
@@ -75,8 +76,8 @@ def _refuse(given: Mapping[str, str]) -> None:
 
 
 def _default_type(row: InstanceRow, target: Target) -> str:
-    if row.sop_class_uid == PDF_STORAGE:
-        return PDF
+    if types := document_types(row):
+        return types[0]
     single = can_be_drawn(row) and (row.number_of_frames == 1 or target.frames)
     return "image/jpeg" if single else DICOM
 

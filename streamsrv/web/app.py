@@ -45,7 +45,7 @@ from streamsrv.web.stow import Batches, Buffers, Upload, decoder_for
 from streamsrv.wire.accept import parse_accept
 from streamsrv.wire.answers import Answer, Computed, Request, then
 from streamsrv.wire.problems import problem_answer
-from streamsrv.wire.resources import Kind, Route, Target, base_url, parse_query, target_of
+from streamsrv.wire.resources import VERSIONS, Kind, Route, Target, base_url, parse_query, target_of
 
 log = logging.getLogger("streamsrv.web")
 
@@ -210,7 +210,7 @@ class App:
         return self._job(head, caller, target)
 
     def _request(self, head: Head, caller: Caller, target: Target) -> Request:
-        base = base_url(caller.base, target.version)
+        base = base_url(caller.base, target.version or VERSIONS[-1])
         return head.request(base, parse_query(head.query), target.version, caller.party)
 
     def _job(self, head: Head, caller: Caller, target: Target) -> Job:

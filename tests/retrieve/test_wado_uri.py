@@ -6,6 +6,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -13,8 +14,11 @@ import pytest
 from live_server import start_server
 from PIL import Image
 from pydicom.data import get_testdata_file
+from report_world import findings, report
+from retrieve_world import part10
 
 CT = "CT_small.dcm"
+REPORT = "report"
 LOOP = "examples_ybr_color.dcm"  # 30 frames, RLE
 JPEG_2000 = "JPEG2000.dcm"
 
@@ -63,13 +67,13 @@ class Served:
 def served(tmp_path_factory):
     running = start_server(tmp_path_factory.mktemp("wado"), workers=1)
     datasets = {}
-    for name in (CT, LOOP, JPEG_2000):
-        path = get_testdata_file(name)
-        datasets[name] = pydicom.dcmread(path)
-        with open(path, "rb") as file:
-            request = urllib.request.Request(
-                f"{running.url}/studies", file.read(), {"Content-Type": "application/dicom"}
-            )
+    files = {name: Path(get_testdata_file(name)).read_bytes() for name in (CT, LOOP, JPEG_2000)}
+    files[REPORT] = part10(report(content=[findings()]))
+    for name, content in files.items():
+        datasets[name] = pydicom.dcmread(io.BytesIO(content))
+        request = urllib.request.Request(
+            f"{running.url}/studies", content, {"Content-Type": "application/dicom"}
+        )
         urllib.request.urlopen(request).close()
     yield Served(running.origin, datasets)
     running.end()
@@ -84,6 +88,13 @@ def test_an_image_of_many_frames_is_an_object_unless_a_frame_is_named(served):
     assert served.get(LOOP)[1].startswith("application/dicom;")
     status, media_type, body = served.get(LOOP, frameNumber="2")
     assert (status, media_type, Image.open(io.BytesIO(body)).format) == (200, "image/jpeg", "JPEG")
+
+
+def test_a_report_is_a_page_whose_links_have_a_version(served):
+    status, media_type, body = served.get(REPORT)
+    assert (status, media_type) == (200, "text/html; charset=utf-8")
+    assert f'href="{served.origin}/v2/studies/1.2.9/'.encode() in body
+    assert served.get(REPORT, contentType="text/plain")[1] == "text/plain; charset=utf-8"
 
 
 @pytest.mark.parametrize(
