@@ -56,9 +56,9 @@ def _tables(module: str) -> ModuleType:
 
 
 _STANDARD = _tables("_dicom_dict")
-# Of a row: its VR ("US or SS" if ambiguous, "NONE" of delimiters), and its keyword.
+# Of a row: its VR ("US or SS" if ambiguous, "NONE" of delimiters), its multiplicity, and its keyword.
 Row = Sequence[str]
-_VR, _KEYWORD = 0, 4
+_VR, _VM, _KEYWORD = 0, 1, 4
 
 # Ambiguous VRs are "US or SS", "OB or OW", "US or SS or OW" and "US or OW".
 _VRS: dict[int, str] = {tag: row[_VR] for tag, row in _STANDARD.DicomDictionary.items() if row[_VR] != "NONE"}
@@ -134,6 +134,12 @@ def vr_of_number(tag: int) -> str | None:
         row = _repeating_row(tag)
         vr = row[_VR] if row else None
     return vr
+
+
+def holds_several(tag: str) -> bool:
+    """Whether a standard attribute has a value multiplicity above 1 (PS3.6)."""
+    row = _STANDARD.DicomDictionary.get(int(tag, 16))
+    return row is not None and row[_VM] != "1"
 
 
 def private_vr(tag: int, creator: str) -> str | None:

@@ -33,6 +33,7 @@ Path = tuple[str, ...]  # tags from the outermost sequence inwards
 
 ORDERING = "00080020"  # StudyDate
 
+_ABSENT: JsonElement = {}
 _MOST_TERMS = 256  # of one attribute of one study or series; a scan finds further values
 
 
@@ -201,7 +202,7 @@ _INDEXED = {
 
 
 def elements_at(attributes: JsonDataset, path: Path) -> list[JsonElement]:
-    """Returns the elements at a path, in all items of its sequences."""
+    """Returns the elements at a path, in all items of its sequences; an empty one for an item without it."""
     datasets = [attributes]
     for tag in path[:-1]:
         datasets = [
@@ -211,7 +212,7 @@ def elements_at(attributes: JsonDataset, path: Path) -> list[JsonElement]:
             for item in each[tag].get("Value", ())
             if isinstance(item, dict)
         ]
-    return [each[path[-1]] for each in datasets if path[-1] in each]
+    return [each.get(path[-1], _ABSENT) for each in datasets]
 
 
 def forms_of(row: QueryAttribute, attributes: JsonDataset) -> set[str]:

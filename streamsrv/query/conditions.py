@@ -15,11 +15,32 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from streamsrv.dicom.instance import JsonDataset, JsonElement
-from streamsrv.dicom.tags import AVAILABLE_TRANSFER_SYNTAX_UID, TRANSFER_SYNTAX_UID, tag_of, vr_of
+from streamsrv.dicom.tags import (
+    AVAILABLE_TRANSFER_SYNTAX_UID,
+    TRANSFER_SYNTAX_UID,
+    holds_several,
+    tag_of,
+    vr_of,
+)
 from streamsrv.errors import BadRequest
 from streamsrv.query.attributes import BY_TAG, Level, Path, Position, QueryAttribute, elements_at
 from streamsrv.query.levels import is_below
-from streamsrv.query.matching import Matcher, Moments, OneOf, Probe, Range, Universal, matcher_of
+from streamsrv.query.matching import (
+    MULTIPLE_VRS,
+    NO_OPTIONS,
+    NO_VALUE,
+    AllOf,
+    Empty,
+    Matcher,
+    MatchingOptions,
+    Moments,
+    OneOf,
+    Probe,
+    Range,
+    Universal,
+    matcher_of,
+    matcher_of_all,
+)
 
 UID_LEVELS = {"0020000D": Level.STUDY, "0020000E": Level.SERIES, "00080018": Level.INSTANCE}
 
@@ -50,7 +71,17 @@ class ValueCondition:
 
     @property
     def values(self) -> tuple[str, ...]:
-        return self.path if len(self.path) == 1 else ()
+        return self.path if len(self.path) == 1 and not isinstance(self.matcher, Empty) else ()
+
+    @property
+    def listed(self) -> tuple[Condition, ...]:
+        """Conditions whose inverted lists hold all matches: none if the attribute has no list, or if the list
+        lacks them."""
+        if self.row is None or not self.row.indexed or isinstance(self.matcher, Empty):
+            return ()
+        if isinstance(self.matcher, AllOf):
+            return tuple(replace(self, matcher=each) for each in self.matcher.matchers)
+        return (self,)
 
     def accepts(self, attributes: JsonDataset) -> bool:
         return self.matcher.matches(elements_at(attributes, self.path))
@@ -77,6 +108,10 @@ class MomentCondition:
     def values(self) -> tuple[str, ...]:
         return self.tags
 
+    @property
+    def listed(self) -> tuple[Condition, ...]:
+        return (self,) if self.row is not None and self.row.indexed else ()
+
     def accepts(self, attributes: JsonDataset) -> bool:
         return self.moments.accepts(elements_at(attributes, self.date), elements_at(attributes, self.time))
 
@@ -90,13 +125,14 @@ class ByStoredVR:
 
     name: str
     text: str
+    options: MatchingOptions
 
     def matches(self, elements: Iterable[JsonElement]) -> bool:
-        return any(self._matches(element) for element in elements)
+        return any(self._matches(element) for element in elements if element)
 
     def _matches(self, element: JsonElement) -> bool:
         try:
-            return matcher_of(self.name, element["vr"], self.text).matches([element])
+            return matcher_of(self.name, element["vr"], self.text, self.options).matches([element])
         except BadRequest:
             return False
 
@@ -140,8 +176,7 @@ def query_of(
     study: str | None,
     series: str | None,
     parameters: Sequence[tuple[str, str]],
-    *,
-    fuzzy: bool = False,
+    options: MatchingOptions = NO_OPTIONS,
 ) -> Query:
     """Raises BadRequest, which names the parameter."""
     values: dict[Path, tuple[str, str]] = {}
@@ -156,7 +191,7 @@ def query_of(
         # An extension: the file meta information is not in the index, but the instance row has its syntax.
         compared = (AVAILABLE_TRANSFER_SYNTAX_UID,) if path == (TRANSFER_SYNTAX_UID,) else path
         row = BY_TAG.get(".".join(compared))
-        matcher = _matcher(path, row, name, text, fuzzy)
+        matcher = _matcher(path, row, name, text, options)
         if isinstance(matcher, OneOf) and len(path) == 1 and path[0] in UID_LEVELS:
             uids[UID_LEVELS[path[0]]] = matcher.forms
         elif not isinstance(matcher, Universal):
@@ -174,13 +209,19 @@ def _joined(path: Path, name: str, before: tuple[str, str] | None, text: str) ->
     return f"{before[1]},{text}"
 
 
-def _matcher(path: Path, row: QueryAttribute | None, name: str, text: str, fuzzy: bool) -> Matcher:
+def _matcher(
+    path: Path, row: QueryAttribute | None, name: str, text: str, options: MatchingOptions
+) -> Matcher:
     vr = row.vr if row else vr_of(path[-1])
     if text.strip() and (vr in _BINARY or (vr == "UR" and row)):
         raise BadRequest(f"{name} cannot be matched")
+    if options.empty and text.strip() == NO_VALUE:
+        return Empty()
     if vr is None or vr == "UN":
-        return ByStoredVR(name, text) if text.strip("* ") else Universal()
-    return matcher_of(name, vr, text, fuzzy=fuzzy)
+        return ByStoredVR(name, text, options) if text.strip("* ") else Universal()
+    if options.multiple and vr in MULTIPLE_VRS and holds_several(path[-1]):
+        return matcher_of_all(name, vr, text, options)
+    return matcher_of(name, vr, text, options)
 
 
 def _with_moments(found: dict[Path, ValueCondition]) -> tuple[Condition, ...]:

@@ -10,8 +10,10 @@ matches. They may hold more, because forms are cut and folded.
     Name        person names without case: each component, or the whole; each component group
     FuzzyName   each word of the query begins a word of the name, without case and accents
     Range       dates and times, each end open or closed; a single value is the range that it may mean
+    Empty       two quotation marks: no value, if the request asks for this matching
+    AllOf       several values: all of them, if the request asks for this matching
 
-A sequence as a whole has universal matching only (PS3.4 C.2.2.2.6).
+A sequence as a whole has universal and empty value matching only (PS3.4 C.2.2.2.6).
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from streamsrv.query.values import (
     date_form,
     datetime_span,
     fold,
+    is_empty,
     name_groups,
     normal_forms,
     number_form,
@@ -41,6 +44,8 @@ from streamsrv.query.values import (
 _UID = re.compile(r"[0-9.]{1,64}")
 # A word of a name ends at blanks, component and group delimiters, commas.
 _WORD_ENDS = re.compile(r"[\s^=,]+")
+# In place of a value.
+_BULK = frozenset(("BulkDataURI", "InlineBinary"))
 _LONGEST = 4096  # of a query value: longer than any value that can be matched
 
 
@@ -123,6 +128,18 @@ class Probe:
         return not self.low and not self.high and not self.exact
 
 
+@dataclass(frozen=True, slots=True)
+class MatchingOptions:
+    """The kinds of matching that a request asks for (PS3.18 8.3.4.2, 8.3.4.5, 8.3.4.6)."""
+
+    fuzzy: bool = False
+    empty: bool = False
+    multiple: bool = False
+
+
+NO_OPTIONS = MatchingOptions()
+
+
 class Matcher(Protocol):
     def matches(self, elements: Iterable[JsonElement]) -> bool: ...
 
@@ -140,6 +157,33 @@ class Universal:
 
     def probes(self) -> list[Probe]:
         return [Probe()]
+
+
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """No value (PS3.4 C.2.2.2.7): the attribute is absent or has zero length, in one of the items of a
+    sequence, or there is no item. A value that the VR does not allow is a value."""
+
+    def matches(self, elements: Iterable[JsonElement]) -> bool:
+        found = list(elements)
+        return not found or any(is_empty(each) and _BULK.isdisjoint(each) for each in found)
+
+    def probes(self) -> list[Probe]:
+        """Only the list of study dates has an entry for studies without value, before all others."""
+        return [Probe(high=b"\0")]
+
+
+@dataclass(frozen=True, slots=True)
+class AllOf:
+    """Each matcher finds a value in the same element (PS3.4 C.2.2.2.8)."""
+
+    matchers: tuple[Matcher, ...]
+
+    def matches(self, elements: Iterable[JsonElement]) -> bool:
+        return any(all(each.matches([element]) for each in self.matchers) for element in elements)
+
+    def probes(self) -> list[Probe]:
+        return self.matchers[0].probes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,10 +346,14 @@ _SPANS: dict[str, _Span] = {"DA": _date_span, "TM": time_span, "DT": datetime_sp
 # Wildcards are literal in these (PS3.4 C.2.2.2.4).
 _NO_WILDCARDS = NUMBER_VRS | {"DA", "TM", "DT", "UI", "SQ", "UR", "AT"}
 _LISTS = frozenset(("UI", "CS"))  # their values contain neither a comma nor a backslash
+_NO_COMMAS = frozenset(("AS", "AT", "CS"))
+# Attributes with one of these may have to match several values (PS3.4 C.2.2.2.8).
+MULTIPLE_VRS = frozenset(("AE", "AS", "AT", "CS", "LO", "PN", "SH", "UC"))
+NO_VALUE = '""'
 
 
-def matcher_of(name: str, vr: str, text: str, *, fuzzy: bool = False) -> Matcher:
-    """Raises BadRequest, which names the parameter `name`."""
+def matcher_of(name: str, vr: str, text: str, options: MatchingOptions = NO_OPTIONS) -> Matcher:
+    """Raises BadRequest, which names the parameter `name`. The caller decides about several values."""
     text = text.strip()
     if len(text) > _LONGEST:
         raise BadRequest(f"the value of {name} is longer than {_LONGEST} characters")
@@ -316,10 +364,22 @@ def matcher_of(name: str, vr: str, text: str, *, fuzzy: bool = False) -> Matcher
     if vr in _SPANS:
         return _range(name, vr, text)
     if vr == "PN":
-        return _fuzzy(text) if fuzzy else Name.of(text)
+        return _fuzzy(text) if options.fuzzy else Name.of(text)
     if ("*" in text or "?" in text) and vr not in _NO_WILDCARDS:
         return Wildcard(Glob(text))
     return _one_of(name, vr, text)
+
+
+def matcher_of_all(name: str, vr: str, text: str, options: MatchingOptions) -> Matcher:
+    """As `matcher_of`, for an attribute of several values that all have to match."""
+    parts = [part.strip() for part in re.split(r"[,\\]" if vr in _NO_COMMAS else r"\\", text)]
+    if len(parts) == 1:
+        return matcher_of(name, vr, text, options)
+    if not all(parts) or NO_VALUE in parts:
+        raise BadRequest(f"one of the several values of {name} is empty")
+    if any("*" in part or "?" in part for part in parts):
+        raise BadRequest(f"the several values of {name} have no wildcards (PS3.4 C.2.2.2.8)")
+    return AllOf(tuple(matcher_of(name, vr, part, options) for part in dict.fromkeys(parts)))
 
 
 def _one_of(name: str, vr: str, text: str) -> OneOf:

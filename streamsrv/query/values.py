@@ -22,6 +22,8 @@ import re
 import unicodedata
 from typing import Any
 
+from streamsrv.dicom.instance import JsonElement
+
 # LMDB holds keys of at most 511 bytes; five of them are the level and the tag (or the digest of a path).
 NORMAL_BYTES = 300
 
@@ -125,6 +127,19 @@ def number_form(value: Any) -> str | None:
     if not math.isfinite(number):
         return None
     return str(int(number)) if number.is_integer() else repr(number)
+
+
+def is_empty(element: JsonElement) -> bool:
+    """Whether the value has zero length or is blank: it neither erases nor matches anything."""
+    return not any(map(_has_content, element.get("Value", ())))
+
+
+def _has_content(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    if isinstance(value, dict):
+        return any(map(_has_content, value.values()))
+    return value is not None
 
 
 def normal_forms(vr: str, value: Any) -> list[str]:

@@ -122,7 +122,7 @@ class Searches:
             return self._whole(texts, offer.media_type, headers) if texts else _Found(204, headers)
         level = Level[target.level.name]
         parameters = parameters_of(request.query, level, self._limits)
-        query = query_of(level, target.study, target.series, parameters.matching, fuzzy=parameters.fuzzy)
+        query = query_of(level, target.study, target.series, parameters.matching, parameters.options)
         order = order_of(parameters.orderby, level)
         page = _find(self._index, query, order, parameters, budget)
         if budget.spent:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from streamsrv.errors import BadRequest
 from streamsrv.query.attributes import Level, Path, attributes_at
 from streamsrv.query.conditions import path_of
 from streamsrv.query.levels import is_below
+from streamsrv.query.matching import NO_OPTIONS, MatchingOptions
 
 _KEYWORD = re.compile(r"[A-Z0-9]|.*\.")
 _LOWER = frozenset(row.keyword.lower() for level in Level for row in attributes_at(level))
@@ -31,6 +32,8 @@ PARAMETERS = {
     "offset": "the number of results to skip",
     "fuzzymatching": "true: every word of a name begins a word of a stored one, without case and accents",
     "includefield": "further attributes of the results: keywords, tags, paths joined by dots, or `all`",
+    "emptyvaluematching": 'true: the value `""` matches attributes without value',
+    "multiplevaluematching": "true: several values, with a backslash between them, all match",
     "orderby": "attributes to order results by; `-` before one: descending. An extension",
     "after": "the end of the page before, from its Link header. An extension",
     "accept": "acceptable media types; beats the Accept header",
@@ -54,7 +57,7 @@ class Parameters:
     limit: int
     kept: int
     offset: int = 0
-    fuzzy: bool = False
+    options: MatchingOptions = NO_OPTIONS
     everything: bool = False  # includefield=all
     after: str = ""
     orderby: list[str] = field(default_factory=list)
@@ -91,11 +94,11 @@ def _number(found: Parameters, name: str, value: str) -> None:
     setattr(found, name, int(text))
 
 
-def _fuzzy(found: Parameters, name: str, value: str) -> None:
+def _option(found: Parameters, name: str, value: str) -> None:
     known = _BOOLEAN.get(value.strip().lower())
     if known is None:
         raise BadRequest(f"{name} must be true or false")
-    found.fuzzy = known
+    found.options = replace(found.options, **{_OPTIONS[name]: known})
 
 
 def _include(found: Parameters, _: str, value: str) -> None:
@@ -121,10 +124,11 @@ def _after(found: Parameters, _: str, value: str) -> None:
     found.after = value.strip()
 
 
+_OPTIONS = {"fuzzymatching": "fuzzy", "emptyvaluematching": "empty", "multiplevaluematching": "multiple"}
 _READERS = {
+    **dict.fromkeys(_OPTIONS, _option),
     "limit": _number,
     "offset": _number,
-    "fuzzymatching": _fuzzy,
     "includefield": _include,
     "orderby": _order,
     "after": _after,

@@ -75,6 +75,8 @@ _SCHEMAS: dict[str, Mapping[str, Any]] = {
     "limit": _NUMBER,
     "offset": _NUMBER,
     "fuzzymatching": {"type": "boolean"},
+    "emptyvaluematching": {"type": "boolean"},
+    "multiplevaluematching": {"type": "boolean"},
 }
 _SEARCH = tuple(
     Parameter(name, "query", text, _SCHEMAS.get(name, {"type": "string"}))

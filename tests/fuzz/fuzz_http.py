@@ -323,7 +323,7 @@ def search(content):
     for level in Level:
         found = parameters_of(pairs, level, SearchLimits(200, 5000))
         assert all(is_speakable(each) for each in found.warnings)
-        asked = query_of(level, None, None, found.matching, fuzzy=found.fuzzy)
+        asked = query_of(level, None, None, found.matching, found.options)
         for condition in asked.conditions:
             condition.accepts(DATASET)
             condition.probes()

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from index_examples import element, name
 
 from streamsrv.errors import BadRequest
-from streamsrv.query.matching import Glob, Matcher, Moments, OneOf, Probe, Range, Universal, matcher_of
+from streamsrv.query.matching import (
+    Glob,
+    Matcher,
+    MatchingOptions,
+    Moments,
+    OneOf,
+    Probe,
+    Range,
+    Universal,
+    matcher_of,
+)
 from streamsrv.query.values import NORMAL_BYTES, cut, normal_forms
 
 
@@ -105,12 +115,12 @@ def test_values(vr: str, asked: str, value: Any, matches: bool) -> None:
     ],
 )
 def test_fuzzy_names(asked: str, value: str, matches: bool) -> None:
-    assert found(matcher_of("PatientName", "PN", asked, fuzzy=True), "PN", {"Alphabetic": value}) is matches
+    assert found(matcher_of("PatientName", "PN", asked, FUZZY), "PN", {"Alphabetic": value}) is matches
 
 
 def test_fuzzy_words_may_be_in_several_groups() -> None:
     value = {"Alphabetic": "Yamada^Tarou", "Ideographic": "山田^太郎"}
-    assert found(matcher_of("PatientName", "PN", "yama 山", fuzzy=True), "PN", value)
+    assert found(matcher_of("PatientName", "PN", "yama 山", FUZZY), "PN", value)
 
 
 def test_empty_and_star_match_everything() -> None:
@@ -158,6 +168,7 @@ def test_dates_and_times_together() -> None:
     assert open_end.accepts([element("DA", "20240202")], [element("TM", "235959")])
 
 
+FUZZY = MatchingOptions(fuzzy=True)
 ALPHABET = st.text("aB*?^. é", max_size=8)
 
 
@@ -177,7 +188,7 @@ def test_no_pattern_takes_long() -> None:
 @given(st.text("aAbé^=*? ß", max_size=6), st.text("aAbé^=ß ", max_size=6), st.booleans())
 @settings(max_examples=600, derandomize=True, deadline=None)
 def test_lists_offer_every_name_that_matches(asked: str, value: str, fuzzy: bool) -> None:
-    matcher = matcher_of("PatientName", "PN", asked, fuzzy=fuzzy)
+    matcher = matcher_of("PatientName", "PN", asked, MatchingOptions(fuzzy))
     groups = dict(zip(("Alphabetic", "Ideographic", "Phonetic"), value.split("="), strict=False))
     if not isinstance(matcher, Universal):
         found(matcher, "PN", groups)
@@ -218,5 +229,5 @@ def test_lists_of_uids_are_probed_one_by_one() -> None:
 def test_what_every_match_must_hold(vr: str, asked: str, needle: bytes) -> None:
     (probe,) = matcher_of("x", vr, asked).probes()
     assert probe.needle == needle
-    (fuzzy,) = matcher_of("x", "PN", "M\u00dcll Jo", fuzzy=True).probes()
+    (fuzzy,) = matcher_of("x", "PN", "M\u00dcll Jo", FUZZY).probes()
     assert fuzzy.needle == b"mull"

@@ -18,12 +18,12 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import orjson
 
 from streamsrv.dicom.instance import JsonDataset, JsonElement
 from streamsrv.query.attributes import QUERY_ATTRIBUTES, Level, Returned, attributes_at
+from streamsrv.query.values import is_empty
 from streamsrv.store.index.rows import LevelRow, instance_answer, json_object
 from streamsrv.store.rows import InstanceKey, InstanceRow
 
@@ -101,19 +101,6 @@ _PHRASES = (
 )
 _CONTROLS = bytes(range(0x20))
 BETWEEN = b"\x1f"  # separates the answers of a page while their phrases are expanded
-
-
-def is_empty(element: JsonElement) -> bool:
-    """True for a value of zero length or blanks: it neither erases nor matches anything."""
-    return not any(_has_content(value) for value in element.get("Value", ()))
-
-
-def _has_content(value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(value.strip())
-    if isinstance(value, dict):
-        return any(map(_has_content, value.values()))
-    return value is not None
 
 
 def _keep(tag: str, element: JsonElement) -> JsonElement | None:

@@ -160,7 +160,7 @@ class Search:
 
     def _listed(self) -> set[str] | None:
         """The studies that all short inverted lists have in common; None if reading in order is less work."""
-        conditions = [each for each in self._query.conditions if each.row and each.row.indexed]
+        conditions = [each for condition in self._query.conditions for each in condition.listed]
         if not conditions or [each.row.tag for each in conditions if each.row] == [ORDERING]:
             return None
         if len(conditions) == 1 and all(probe.exact for probe in conditions[0].probes()):
