@@ -32,24 +32,17 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     )
     names = ", ".join(GROUPS)
     long = " and ".join(name for name, group in GROUPS.items() if group.long)
-    parser.add_argument(
-        "groups",
-        nargs="*",
-        metavar="GROUP",
-        help=f"some of {names} (default: all but {long}, which take longest)",
-    )
-    parser.add_argument("--quick", action="store_true", help="a tenth of each size, for a look")
-    parser.add_argument(
-        "--folder", type=Path, help="on the disk to measure (default: a temporary folder here)"
-    )
-    parser.add_argument(
-        "--archive", type=Path, help="a folder with an archive that search or scale has grown"
-    )
-    parser.add_argument("--url", help="the DICOMweb service of a server that runs already; its studies stay")
-    parser.add_argument(
-        "--header", action="append", default=[], help='a header of each request: "Name: value"'
-    )
-    parser.add_argument("--name", default="latest", help="of the file in perf/results (latest)")
+    some = f"some of {names} (default: all but {long}, which take longest)"
+    for name, about, more in (
+        ("groups", some, {"nargs": "*", "metavar": "GROUP"}),
+        ("--quick", "a tenth of each size, for a look", {"action": "store_true"}),
+        ("--folder", "on the disk to measure (default: a temporary folder here)", {"type": Path}),
+        ("--archive", "a folder with an archive that search or scale has grown", {"type": Path}),
+        ("--url", "the DICOMweb service of a server that runs already; its studies stay", {}),
+        ("--header", 'a header of each request: "Name: value"', {"action": "append", "default": []}),
+        ("--name", "of the file in perf/results (latest)", {"default": "latest"}),
+    ):
+        parser.add_argument(name, help=about, **more)
     args = parser.parse_args(words)
     unknown = set(args.groups) - set(GROUPS)
     if unknown:

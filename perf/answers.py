@@ -1,34 +1,56 @@
-"""Stored frames, instances, metadata and searches: answers a second and the time of one answer.
+"""Stored frames, instances, metadata and searches: answers a second, and the time of one answer, also beside
+bulk.
 
 nginx serves files of the same length twice: one file that it keeps open, and one file for each frame, opened
 for each request. The faster of the two counts. One more file has the length of our whole answer, which is
 multipart: some kernels send one length three times as fast as another (docs/performance.md).
+
+Beside bulk, all clients share the machine with the server, unlike those of a real one. So the clients in bulk
+take the processor time that the server leaves, and the client that is timed goes before all others.
 """
 
 from __future__ import annotations
 
 import gzip
+import os
 import random
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from perf import bodies
 from perf.bodies import Body
-from perf.clients import DICOM, FRAME, JSON, Client, Load, percentile
-from perf.results import OURS, USUAL, WHOLE, Row, median_row
-from perf.run import LARGE_ANSWER, Run, forget, latencies, rates, store_study, times_row
+from perf.clients import DICOM, FRAME, JSON, Client, Load, Seen, Timed, percentile, started, together
+from perf.results import NGINX, OURS, USUAL, WHOLE, Row, median_row
+from perf.run import (
+    LARGE_ANSWER,
+    Run,
+    Stretch,
+    drop_from_memory,
+    forget,
+    latencies,
+    post_study,
+    rates,
+    store_study,
+    times_row,
+    warm_memory,
+)
 from perf.servers import Service
 
 TILE = 21_000
 INSTANCES, TILES = 100, 500  # different ones that are asked for.
 PLAIN = "--no-fast-path"  # the flag of a server without its fast path.
 PLAIN_CLIENTS = 16
-DIFFERENT = 2_000  # requests of lists, in turn.
 PEER = 3  # requests of a frame to Orthanc, which reads the whole instance for each
 STUDIES, SERIES = 1_000, 400  # searched: studies of one instance, and the instances of one more.
 PIXELS = 2_048  # bytes of these, which a search never reads.
 SEARCHERS = 16
+BULK, BURSTS = 8, 8
+GAP = 0.005  # seconds from an answer to the next request of the client that is timed
 
 
 def frames(run: Run) -> Iterator[Row]:
@@ -48,7 +70,7 @@ def frames(run: Run) -> Iterator[Row]:
     # Ours without its fast path, for one measure of tiles.
     absent = run.target is not None or PLAIN_CLIENTS not in run.size.clients
     plain = nullcontext() if absent else run.streamsrv("usual", PLAIN)
-    with run.both("frames") as both, run.nginx(files) as web, plain as usual:
+    with run.both("frames") as both, run.peer(NGINX, files) as web, plain as usual:
         for body in (study, slide):
             run.store(body, [*both, *([usual] if usual else [])])
         for name, length, paths, accept in kinds:
@@ -86,47 +108,18 @@ def _files_of(web: Service, length: int, count: int) -> dict[str, Load]:
 # --- instances with very many frames ---
 
 
-def lists(run: Run) -> Iterator[Row]:
-    """A loop of encapsulated frames and a whole slide: one frame at a place, and lists of frames at random
-    places."""
-    size = run.size
-    loop = bodies.multi_frame(90, size.loop, TILE)
-    slide = bodies.pyramid(91, size.slide, TILE)
+def places(run: Run) -> Iterator[Row]:
+    """An instance whose frames all cost the same has one cost at the first, the last and any place."""
+    count, numbers = run.size.loop, random.Random(1)
+    loop = bodies.multi_frame(90, count, TILE)
     with run.both("many") as both:
         run.store(loop, both)
-        run.store(slide, both[:1])
-        name, tiles = f"a slide of {size.slide:,} tiles", size.slide * 3 // 4
-        yield from _places(run, f"a loop of {size.loop:,} frames", both, loop.path, size.loop)
-        yield from _places(run, name, both[:1], slide.path, tiles)
-        yield from _lists(run, "a loop", both[0], loop.path, size.loop)
-        yield from _lists(run, "a slide", both[0], slide.path, tiles)
-
-
-def _places(run: Run, name: str, servers: Sequence[Service], path: str, frames: int) -> Iterator[Row]:
-    """An instance whose frames all cost the same has one cost at the first, the last and any place."""
-    numbers = random.Random(1)
-    places: dict[str, Callable[[], int]] = {
-        "the first": lambda: 1,
-        "the last": lambda: frames,
-        "any": lambda: numbers.randrange(1, frames + 1),
-    }
-    for where, place in places.items():
-        for server in servers:
-            asked = run.size.asked if server is servers[0] else PEER
-            times = latencies(server, [f"{path}/frames/{place()}" for _ in range(asked)], FRAME)
-            yield times_row(f"one frame of {name}: {where}", server.name, times, 0.5)
-
-
-def _lists(run: Run, name: str, ours: Service, path: str, frames: int) -> Iterator[Row]:
-    numbers = random.Random(2)
-    for clients in run.size.clients[:2]:
-        for count in (1, *run.size.lists):
-            chosen = [numbers.choices(range(1, frames + 1), k=count) for _ in range(DIFFERENT)]
-            paths = [f"{path}/frames/{','.join(map(str, each))}" for each in chosen]
-            measure = f"lists of {count} frames of {name}, {clients} at once"
-            if count == 1:
-                measure = f"frames of {name} at random, {clients} at once"
-            yield from rates(run, measure, {OURS: Load(ours, paths, FRAME, large=count > 1)}, clients)
+        for where, first, last in (("the first", 1, 1), ("the last", count, count), ("any", 1, count)):
+            for server in both:
+                asked = run.size.asked if server is both[0] else PEER
+                paths = [f"{loop.path}/frames/{numbers.randint(first, last)}" for _ in range(asked)]
+                measure = f"one frame of a loop of {count:,} frames: {where}"
+                yield times_row(measure, server.name, latencies(server, paths, FRAME), 0.5)
 
 
 # --- metadata of a study ---
@@ -146,7 +139,7 @@ def metadata(run: Run) -> Iterator[Row]:
             text = client.get(url, JSON, keep=True).payload
         (files / "metadata.json").write_bytes(text)
         (files / "metadata.json.gz").write_bytes(gzip.compress(text, 6))
-        with run.nginx(files) as web:
+        with run.peer(NGINX, files) as web:
             for coding, encoding in (("plain", "identity"), ("gzip", "gzip")):
                 for clients in run.size.clients[:2]:
                     asked = both if (coding, clients) == ("plain", 1) else both[:1]
@@ -203,3 +196,112 @@ def searches(run: Run) -> Iterator[Row]:
                     seconds = max(run.size.seconds, 2 * SEARCHERS * percentile(times, 0.5) / 1e3)
                     answered = Load(server, paths, JSON).answered(SEARCHERS, seconds)
                     yield Row(f"{name}, {SEARCHERS} at once", server.name, answered.rate, answered.note)
+
+
+# --- small answers beside a study from the disk ---
+
+
+def latency(run: Run) -> Iterator[Row]:
+    instances = max(4, run.size.cold_bytes // 526_000)
+    body = bodies.ct_study(6, instances)
+    with run.streamsrv("cold") as server:
+        with Client(server) as client:
+            post_study(body, client)
+        metadata = f"{body.keys[instances // 2].path}/metadata"
+        for name, path in (("/health/live", "//health/live"), ("metadata of one instance", metadata)):
+            with _timed(server, path, JSON) as quiet:
+                time.sleep(1)
+            drop_from_memory(Stretch(segment) for segment in server.segments())
+            fetch = [lambda client: client.get(f"/studies/{body.study}", DICOM)] * 2
+            with _timed(server, path, JSON) as busy:
+                together(2, server, fetch)
+            measure = f"latency of {name} while a study streams cold"
+            yield _p99(measure, f"{OURS}, quiet", quiet.answers)
+            yield _p99(measure, f"{OURS}, streaming", busy.answers)
+
+
+def _timed(server: Service, path: str, accept: str) -> AbstractContextManager[Seen]:
+    return started(Load(server, [path], accept, gap=GAP, first=True))
+
+
+def _p99(measure: str, subject: str, answers: Sequence[Timed], note: str = "") -> Row:
+    return times_row(measure, subject, [one.seconds * 1e3 for one in answers], note=note)
+
+
+# --- one frame beside bulk ---
+
+
+def fairness(run: Run) -> Iterator[Row]:
+    """Single frames while eight clients upload studies and eight download one, from memory and from disk."""
+    instances = min(run.size.instances // 2, run.size.uploaded)
+    watched, study = bodies.ct_study(6, 1), bodies.ct_study(7, instances)
+    with run.streamsrv("fair") as server:
+        run.store(watched, [server])
+        before = server.segments() if server.folder else {}
+        run.store(study, [server])
+        # Only the study of the bulk is cold: the disk is slow for a single frame, too.
+        after = server.segments() if server.folder else {}
+        cold = [Stretch(path, before.get(path, 0), end) for path, end in after.items()]
+        frame = f"{watched.path}/frames/1"
+        with _timed(server, frame, FRAME) as idle:
+            time.sleep(1 + 2 * run.size.seconds)
+        yield _p99("one frame at a time", f"{OURS}, idle", idle.answers)
+        yield _beside_bulk(server, study, frame, "in memory", 20, [])
+        if cold:
+            yield _beside_bulk(server, study, frame, "on disk", 20 + BURSTS * BULK, cold)
+
+
+def _beside_bulk(
+    server: Service, study: Body, frame: str, where: str, first: int, cold: Sequence[Stretch]
+) -> Row:
+    """Strategy: bursts. In each burst every uploader sends one study, and downloads go on until the last of
+    these is stored; only requests of that time count. Memory is warmed before each burst."""
+    bursts: list[tuple[float, float]] = []
+    received = 0
+    with _timed(server, frame, FRAME) as seen:
+        for number in range(first, first + BURSTS * BULK, BULK):
+            uploads = [bodies.ct_study(number + n, len(study.keys)) for n in range(BULK)]
+            warm_memory()
+            began = time.perf_counter()
+            received += _burst(server, uploads, study, cold)
+            bursts.append((began, time.perf_counter()))
+    seconds = sum(ended - began for began, ended in bursts)
+    rates = [moved / 1e6 / seconds for moved in (BURSTS * BULK * study.length, received)]
+    note = f"bulk: {rates[0]:.0f} MB/s in, {rates[1]:.0f} MB/s out"
+    measure = f"one frame at a time, {BULK} uploads and {BULK} downloads, {where}"
+    return _p99(measure, f"{OURS}, busy", within(bursts, seen.answers), note)
+
+
+def _burst(server: Service, uploads: Sequence[Body], study: Body, cold: Sequence[Stretch]) -> int:
+    """Bytes that were downloaded until all uploads were stored."""
+    received: list[int] = []
+    over = threading.Event()
+
+    def download(client: Client) -> None:
+        while not over.is_set():
+            drop_from_memory(cold)
+            received.append(client.get(f"/studies/{study.study}", DICOM).length)
+
+    with ThreadPoolExecutor(2 * BULK) as threads:
+        downloads = [threads.submit(_in_bulk, server, download) for _ in range(BULK)]
+        stores = [threads.submit(_in_bulk, server, partial(post_study, body)) for body in uploads]
+        try:
+            for future in stores:
+                future.result()
+        finally:
+            over.set()
+    for future in downloads:
+        future.result()
+    return sum(received)
+
+
+def _in_bulk(server: Service, work: Callable[[Client], object]) -> None:
+    """In a thread that runs when nothing else wants the core."""
+    os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+    with Client(server) as client:
+        work(client)
+
+
+def within(times: Sequence[tuple[float, float]], answers: Sequence[Timed]) -> list[Timed]:
+    """The answers whose requests began in one of the times."""
+    return [one for one in answers if any(began <= one.began < ended for began, ended in times)]

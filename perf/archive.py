@@ -27,7 +27,7 @@ from perf import bodies, servers
 from perf.answers import first_metadata
 from perf.bodies import Body
 from perf.clients import FRAME, JSON, Client, Load, started, together
-from perf.pixels import CT, DECODED
+from perf.pixels import DECODED
 from perf.results import LEAST_RATE, Row
 from perf.run import (
     Run,
@@ -38,24 +38,22 @@ from perf.run import (
     post_study,
     store_study,
     times_row,
-    upload_studies,
     warm_memory,
 )
 from perf.servers import Service, family_of, private_bytes
 from perf.studies import Moves, Retrieves, Stores, posts_a_second
 
 A_STUDY = 100  # instances, of an archive
+ARCHIVE_PIXELS = 512  # bytes
 A_POST = 10  # studies
 # The first study of an archive; other measures and uploads have smaller numbers.
-ARCHIVE, UPLOADS = 45_000_000, 40_000
+ARCHIVE, UPLOADED_BEFORE = 45_000_000, 40_000
 SYLLABLES = tuple(re.findall("..", "ALBEDOELFRIGUHANJOKALUMANOPERISATOVOWIZE"))
 KEY_ROUNDS, WARMING = 300, 20  # requests for each key; those before them, which do not count.
-KEY_SECONDS = 60.0  # for all of them
 PAUSE = 0.004  # seconds from an answer to the next request
-UPLOADED = 10  # instances in one POST
+UPLOADS, UPLOADED = 240, 10  # POSTs, and instances in each
 UPLOAD_EVERY = 0.25  # seconds: 21 MB/s, as a busy department sends
 FLOOR = "no search at all"  # the cost of a request that looks nothing up
-MAKING = 40  # frames or pictures a round that have to be made
 TILES = 1_000
 STUDY = 400  # instances of 526 kB
 SMALL_STUDY = 100
@@ -64,15 +62,12 @@ ROUNDS = 5
 SEARCHES = 300  # with one key, in a round
 SECONDS = 1.0
 FRAMES = 20_000  # of a slide
-SLICES_MADE = MAKING * (ROUNDS + 1)
 SYNCS = ("fsync", "fdatasync", "msync", "sync_file_range")
 WRITES = ("write", "writev", "pwrite64", "pwritev", "pwritev2")
 # Numbers of studies (perf.bodies): those that stay, and those that are stored to be deleted.
-LARGE, SMALL, MOVED, DELETED, SINGLY, SLIDE, SLICES, OPENED = range(1, 9)
-KEPT = (LARGE, SMALL, SLIDE, SLICES)
+LARGE, SMALL, MOVED, SINGLY, SLIDE, OPENED = range(1, 7)
+KEPT = (LARGE, SMALL, SLIDE)
 Bodies = Mapping[int, tuple[Body, Path]]
-# Makes the measurement of one server; each call is a round and gives a rate.
-Start = Callable[[Service], Callable[[], float]]
 
 
 # --- an archive ---
@@ -95,7 +90,7 @@ def stages(run: Run, folder: Path) -> Iterator[int]:
 
 
 def archive_study(study: int) -> Body:
-    """A study of an archive: 100 attributes and 5 kB of DICOM JSON an instance, as a CT has."""
+    """A CT and an MR series: 100 attributes and 5 kB of DICOM JSON an instance, and next to no pixels."""
     numbers = random.Random(study)
     date = _day(numbers)
     attributes = dict.fromkeys(("StudyDate", "SeriesDate", "PerformedProcedureStepStartDate"), date)
@@ -107,7 +102,16 @@ def archive_study(study: int) -> Body:
         "ScheduledProcedureStepID": f"SPS{study}",
         "RequestedProcedureID": f"RP{study}",
     }
-    return bodies.small_study(ARCHIVE + study, A_STUDY, attributes)
+    parts, dataset, half = [], bodies.ct_dataset(ARCHIVE_PIXELS), A_STUDY // 2
+    request = dataset.RequestAttributesSequence[0]
+    for keyword, value in attributes.items():
+        setattr(request if keyword in request else dataset, keyword, value)
+    for series, modality in enumerate(("CT", "MR")):
+        dataset.SeriesNumber, dataset.Modality = str(series + 1), modality
+        numbers_of = range(series * half, (series + 1) * half)
+        keys = [bodies.keys_of(ARCHIVE + study, number, series) for number in numbers_of]
+        parts.append(bodies.series_of(dataset, keys, bodies.different(bodies.noise(ARCHIVE_PIXELS))))
+    return bodies.joined(parts)
 
 
 def grow(server: Service, first: int, last: int) -> None:
@@ -135,34 +139,8 @@ def grown(server: Service) -> int:
 # --- searches ---
 
 
-# OHIF's list, and each attribute with an inverted list or a place of its own in the index.
-KEYS = {
-    "study list as OHIF asks": "/studies?limit=101&offset=0&fuzzymatching=true"
-    "&includefield=00081030,00080060,00080090,00100030",
-    "StudyDate, a day": "/studies?StudyDate={day}",
-    "StudyDate, a month": "/studies?StudyDate={month}01-{month}31&limit=101",
-    "StudyTime": "/studies?StudyTime=101500.123&limit=101",
-    "AccessionNumber": "/studies?AccessionNumber=A{n:07d}",
-    "ModalitiesInStudy": "/studies?ModalitiesInStudy=MR&limit=101",
-    "SOPClassesInStudy": f"/studies?SOPClassesInStudy={bodies.CT_STORAGE}&limit=101",
-    "ReferringPhysicianName": "/studies?ReferringPhysicianName=referrer*&limit=101",
-    "StudyDescription": "/studies?StudyDescription=CT*&limit=101",
-    "PatientName, beginning": "/studies?PatientName={name}*&limit=101",
-    "PatientName, within": "/studies?PatientName=*{name}*&limit=101",
-    "PatientID": "/studies?PatientID=P{patient:06d}",
-    "PatientBirthDate": "/studies?PatientBirthDate=19600229&limit=101",
-    "StudyID": "/studies?StudyID=S{n}",
-    "StudyInstanceUID": "/studies?StudyInstanceUID={study}",
-    "Modality": "/series?Modality=CT&limit=101",
-    "SeriesNumber": "/series?SeriesNumber=2&limit=101",
-    "PerformedProcedureStepStartDate": "/series?PerformedProcedureStepStartDate={day}",
-    "ScheduledProcedureStepID": "/series?RequestAttributesSequence.ScheduledProcedureStepID=SPS{n}",
-    "RequestedProcedureID": "/series?RequestAttributesSequence.RequestedProcedureID=RP{n}",
-    "SeriesInstanceUID": "/series?SeriesInstanceUID={series}",
-    "SOPInstanceUID": "/instances?SOPInstanceUID={instance}",
-    "series of a study": "/studies/{study}/series",
-    "instances of a series": "/studies/{study}/series/{series}/instances",
-}
+# OHIF's list, and each attribute with an inverted list or a place of its own in the index: its request.
+KEYS: dict[str, str] = json.loads(Path(__file__).with_name("keys.json").read_text())
 
 
 def path_of(template: str, numbers: random.Random, studies: int) -> str:
@@ -203,18 +181,22 @@ def _timed(folder: Path, studies: int) -> tuple[dict[str, list[float]], float]:
     ]
     paths = [path_of(templates[name], numbers, studies) for name in names]
     # An archive that was measured before has earlier studies.
-    first = int(time.time() / 10) % UPLOADS * 1000
+    first = int(time.time() / 10) % UPLOADED_BEFORE * 1000
     with (
         servers.streamsrv(folder, "--workers", "2") as server,
         started(Load(server, paths, JSON, gap=PAUSE)) as seen,
     ):
-        until = time.perf_counter() + KEY_SECONDS
-        count = upload_studies(server, itertools.count(first), UPLOADED, until, UPLOAD_EVERY)
+        for study in range(first, first + UPLOADS):
+            due = time.perf_counter() + UPLOAD_EVERY
+            with Client(server) as client:
+                post_study(bodies.ct_study(study, UPLOADED), client)
+            time.sleep(max(0.0, due - time.perf_counter()))
+    seconds = seen.answers[-1].began - seen.answers[0].began
     times: dict[str, list[float]] = {name: [] for name in templates}
     answered = zip(itertools.cycle(names), seen.answers, strict=False)
     for name, answer in itertools.islice(answered, WARMING * len(templates), None):
         times[name].append(answer.seconds * 1e3)
-    return times, count * UPLOADED / KEY_SECONDS
+    return times, UPLOADS * UPLOADED / seconds
 
 
 # --- the cost of an instance ---
@@ -233,14 +215,13 @@ def scale(run: Run) -> Iterator[Row]:
             servers.streamsrv(run.folder / "without", "--workers", "2") as without,
             servers.streamsrv(holding, "--workers", "2") as beside,
         ):
-            for server in (without, beside):
-                for number in KEPT:
-                    store_study(server, *stored[number])
-            yield from _compared(without, beside, stored, subject)
+            kept = [(server, number) for server in (without, beside) for number in KEPT]
+            for server, number in kept:
+                store_study(server, *stored[number])
+            yield from _compared((without, beside), stored, subject)
             yield from _calls(beside, stored, subject)
-            for server in (without, beside):
-                for number in KEPT:
-                    forget(server, bodies.keys_of(number).study)
+            for server, number in kept:
+                forget(server, bodies.keys_of(number).study)
 
 
 def _index(folder: Path) -> Mapping[str, int]:
@@ -253,15 +234,8 @@ def _index(folder: Path) -> Mapping[str, int]:
 
 
 def _bodies(folder: Path) -> Bodies:
-    made = {
-        LARGE: bodies.ct_study(LARGE, STUDY),
-        SMALL: bodies.ct_study(SMALL, SMALL_STUDY),
-        MOVED: bodies.ct_study(MOVED, STUDY),
-        DELETED: bodies.ct_study(DELETED, STUDY),
-        SLIDE: bodies.jpeg_slide(SLIDE, TILES),
-        SLICES: bodies.ct_slices(SLICES, SLICES_MADE),
-        OPENED: bodies.ct_study(OPENED, STUDY),
-    }
+    made = {number: bodies.ct_study(number, STUDY) for number in (LARGE, MOVED, OPENED)}
+    made |= {SMALL: bodies.ct_study(SMALL, SMALL_STUDY), SLIDE: bodies.jpeg_slide(SLIDE, TILES)}
     return {number: (body, body.write(folder / f"{number}.body")) for number, body in made.items()}
 
 
@@ -282,101 +256,74 @@ def _frame_bytes(folder: Path) -> Iterator[Row]:
 # --- rates ---
 
 
-def _compared(without: Service, beside: Service, stored: Bodies, subject: str) -> Iterator[Row]:
+def _compared(both: Sequence[Service], stored: Bodies, subject: str) -> Iterator[Row]:
     relations = []
-    transfers: list[Moves] = []
-    for name, start in _measures(stored):
-        rates = [start(server) for server in (without, beside)]
-        moves = [rate for rate in rates if isinstance(rate, Moves)]
-        warm = warm_memory if moves else nothing
-        values = in_turns(ROUNDS, dict(zip(("without", "with"), rates, strict=True)), before=warm)
-        relation = statistics.median(a / b for a, b in zip(values["with"], values["without"], strict=True))
-        relations.append((relation, name))
-        note = f"{statistics.median(values['without']):,.0f} without an archive; {relation:.2f} of that"
-        yield Row(name, subject, statistics.median(values["with"]), note)
-        transfers += moves[1:]
-    for name, transfer in zip(("store", "retrieve"), transfers, strict=True):
-        spent = statistics.median(transfer.processor[1:])
-        yield Row(f"CPU time to {name}", subject, spent, "user and system")
-    yield Row("memory of the server", subject, private_bytes(beside.pid) / 1e6, "with its pixel processes")
+    for name, measures in _measures(both, stored):
+        before = warm_memory if isinstance(measures[0], Moves) else nothing
+        values = in_turns(ROUNDS, dict(zip(("without", "with"), measures, strict=True)), before=before)
+        found = {name: (values["without"], values["with"])}
+        without, beside = measures
+        if isinstance(without, Stores) and isinstance(beside, Stores):
+            deletes = ([1e3 / each for each in one.times[1:]] for one in (without, beside))
+            found[f"delete a study of {STUDY}"] = next(deletes), next(deletes)
+        for each, (alone, large) in found.items():
+            relation = statistics.median(a / b for a, b in zip(large, alone, strict=True))
+            relations.append((relation, each))
+            note = f"{statistics.median(alone):,.0f} without an archive; {relation:.2f} of that"
+            yield Row(each, subject, statistics.median(large), note)
+        if isinstance(beside, Moves):
+            spent = statistics.median(beside.processor[1:])
+            yield Row(f"CPU time to {name.split(' ')[0]}", subject, spent, "user and system")
+    latencies(both[1], [f"{bodies.keys_of(SLIDE).path}/frames/1"], DECODED)
+    yield Row("memory of the server", subject, private_bytes(both[1].pid) / 1e6, "with its pixel processes")
     least, name = min(relations)
     yield Row(LEAST_RATE, subject, least, name)
 
 
-def _measures(stored: Bodies) -> Iterator[tuple[str, Start]]:
+def _measures(both: Sequence[Service], stored: Bodies) -> Iterator[tuple[str, list[Callable[[], float]]]]:
+    """Name, and for each server the measurement of one round."""
     (large, series, _), small = bodies.keys_of(LARGE), bodies.keys_of(SMALL).study
-    keys = [bodies.keys_of(SMALL, number) for number in range(SMALL_STUDY)]
+    paths = [bodies.keys_of(SMALL, number).path for number in range(SMALL_STUDY)]
     tiles = [f"{bodies.keys_of(SLIDE).path}/frames/{number + 1}" for number in range(TILES)]
-    whole = f"/studies/{large}/metadata"
-    yield f"store a study of {STUDY}", lambda server: Stores(server, *stored[MOVED])
-    yield f"retrieve a study of {STUDY}", lambda server: Retrieves(server, f"/studies/{large}", 1, 1)
-    yield from _answers("frames of 524 kB, 16 at once", [f"{key.path}/frames/1" for key in keys], FRAME)
-    yield from _answers("frames of a slide, 16 at once", tiles, FRAME)
-    yield from _answers("metadata of an instance, 16 at once", [f"{key.path}/metadata" for key in keys], JSON)
-    yield from _answers(f"metadata of {STUDY} instances", [whole], JSON, 1)
+    yield f"store a study of {STUDY}", [Stores(server, *stored[MOVED]) for server in both]
+    yield f"retrieve a study of {STUDY}", [Retrieves(server, f"/studies/{large}", 1, 1) for server in both]
+    for name, asked, accept, clients in (
+        ("frames of 524 kB, 16 at once", [f"{path}/frames/1" for path in paths], FRAME, 16),
+        ("frames of a slide, 16 at once", tiles, FRAME, 16),
+        ("metadata of an instance, 16 at once", [f"{path}/metadata" for path in paths], JSON, 16),
+        (f"metadata of {STUDY} instances", [f"/studies/{large}/metadata"], JSON, 1),
+    ):
+        loads = [Load(server, asked, accept, large=clients == 1) for server in both]
+        yield name, [partial(_rate, load, clients) for load in loads]
     name = f"metadata of {STUDY} instances, the first request after the store"
-    yield name, lambda server: lambda: 1e3 / first_metadata(server, *stored[OPENED])
-    slices = [bodies.keys_of(SLICES, number).path for number in range(SLICES_MADE)]
-    made = [("tiles of a slide decoded", "", DECODED, tiles)]
-    for question in CT:
-        if question.name in ("JPEG-LS", "rendered as JPEG", "rendered as PNG"):
-            name = question.name.replace("JPEG-LS", "as JPEG-LS")
-            made.append((f"CT slices {name}", question.path, question.accept, slices))
-    for name, path, accept, instances in made:
-        paths = [instance + path for instance in instances]
-        yield f"{name}, one client", partial(_each_once, paths, accept)
+    yield name, [partial(_first, stored[OPENED], server) for server in both]
     for name, path in (
         ("PatientID", "/studies?PatientID=P0012345"),
         ("StudyInstanceUID", f"/studies?StudyInstanceUID={small}"),
         ("the series of a study", f"/studies/{small}/series?Modality=CT"),
         ("the instances of a series", f"/studies/{large}/series/{series}/instances?includefield=00280010"),
     ):
-        yield f"search, one client: {name}", partial(_searches, path)
-    yield f"delete a study of {STUDY}", partial(_deletes, stored[DELETED])
+        yield f"search, one client: {name}", [partial(_searches, path, server) for server in both]
     for clients in (1, 8):
+        body = bodies.ct_study(SINGLY, SINGLES * clients)
         name = f"store one CT instance a POST, {clients} at once"
-        yield name, partial(_posts, clients)
+        yield name, [partial(posts_a_second, server, body, clients) for server in both]
 
 
-def _answers(name: str, paths: Sequence[str], accept: str, clients: int = 16) -> Iterator[tuple[str, Start]]:
-    def start(server: Service) -> Callable[[], float]:
-        load = Load(server, paths, accept, large=clients == 1)
-        return lambda: load.answered(clients, SECONDS).rate
-
-    yield name, start
+def _rate(load: Load, clients: int) -> float:
+    return load.answered(clients, SECONDS).rate
 
 
-def _each_once(paths: Sequence[str], accept: str, server: Service) -> Callable[[], float]:
-    """Frames and pictures that have to be made: no path is asked for twice, so that no cache answers."""
-    rounds = iter([paths[first : first + MAKING] for first in range(0, len(paths), MAKING)])
-    return lambda: MAKING * 1e3 / sum(latencies(server, next(rounds), accept))
+def _first(stored: tuple[Body, Path], server: Service) -> float:
+    return 1e3 / first_metadata(server, *stored)
 
 
-def _searches(path: str, server: Service) -> Callable[[], float]:
+def _searches(path: str, server: Service) -> float:
     """Each with another limit, and with a store and a delete between two rounds: no page that was kept
     answers."""
-    paths = [f"{path}&limit={number + 1}" for number in range(SEARCHES)]
-
-    def rate() -> float:
-        milliseconds = sum(latencies(server, paths, JSON))
-        posts_a_second(server, bodies.ct_study(SINGLY, 1), 1)
-        return SEARCHES * 1e3 / milliseconds
-
-    return rate
-
-
-def _deletes(stored: tuple[Body, Path], server: Service) -> Callable[[], float]:
-    upload = Stores(server, *stored)
-
-    def rate() -> float:
-        upload()
-        return 1e3 / upload.deletes[-1]
-
-    return rate
-
-
-def _posts(clients: int, server: Service) -> Callable[[], float]:
-    return partial(posts_a_second, server, bodies.ct_study(SINGLY, SINGLES * clients), clients)
+    milliseconds = sum(latencies(server, [f"{path}&limit={n + 1}" for n in range(SEARCHES)], JSON))
+    posts_a_second(server, bodies.ct_study(SINGLY, 1), 1)
+    return SEARCHES * 1e3 / milliseconds
 
 
 # --- system calls ---

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
-from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import UID
@@ -48,7 +46,9 @@ SLICES = 4  # pictures of `ct_slices`, repeated
 NOISE, KERNEL = 12.0, 0.25  # HU; cycles a pixel at which the kernel falls off
 _STUDY, _SERIES, _INSTANCE = (f"{ROOT_UID}.{kind}.99999999.99999999" for kind in (1, 2, 3))
 _NUMBER = "00000000"
-_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
+# Heads of Pixel Data and of an empty basic offset table; the end of the sequence (PS3.5 A.4).
+ENCAPSULATED = b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0"
+END = b"\xfe\xff\xdd\xe0\0\0\0\0"
 
 
 class Keys(NamedTuple):
@@ -71,7 +71,7 @@ class Body(NamedTuple):
     """A request body of known length. Each call of `chunks` makes its bytes again."""
 
     length: int
-    chunks: Callable[[], Iterator[bytes | memoryview]]
+    chunks: Callable[[], Iterator[bytes]]
     keys: list[Keys]
 
     @property
@@ -106,75 +106,53 @@ def keys_of(study: int, number: int = 0, series: int = 0) -> Keys:
 
 def ct_study(study: int, instances: int, pixels: int = CT_PIXELS) -> Body:
     """One series of CT slices; 512 x 512 gives 526 kB an instance."""
-    picture = noise(pixels)
-    head = head_of(ct_dataset(pixels), EXPLICIT_VR_LITTLE_ENDIAN)
     keys = [keys_of(study, number) for number in range(instances)]
-    return _series(head, keys, pixels, lambda number: number.to_bytes(8, "little") + picture[8:])
+    return series_of(ct_dataset(pixels), keys, different(noise(pixels)))
 
 
 def ct_slices(study: int, instances: int) -> Body:
     """One series of CT slices whose noise is that of a CT."""
-    head = head_of(ct_dataset(CT_PIXELS), EXPLICIT_VR_LITTLE_ENDIAN)
     keys = [keys_of(study, number) for number in range(instances)]
-    return _series(head, keys, CT_PIXELS, lambda number: ct_pictures()[number % SLICES].tobytes())
+    return series_of(ct_dataset(CT_PIXELS), keys, lambda number: ct_pictures()[number % SLICES].tobytes())
 
 
 def patients(studies: int, pixels: int) -> Body:
     """One instance a study, each of another patient."""
-    head = head_of(ct_dataset(pixels), EXPLICIT_VR_LITTLE_ENDIAN)
     picture, keys = noise(pixels), [keys_of(study) for study in range(studies)]
-    body = _series(head, keys, pixels, lambda number: picture)
+    body = series_of(ct_dataset(pixels), keys, lambda number: picture)
 
-    def chunks() -> Iterator[bytes | memoryview]:
+    def chunks() -> Iterator[bytes]:
         for study, chunk in enumerate(body.chunks()):
-            yield bytes(chunk).replace(b"P0012345", b"P%07d" % study)
+            yield chunk.replace(b"P0012345", b"P%07d" % study)
 
     return body._replace(chunks=chunks)
 
 
-def small_study(study: int, instances: int, attributes: Mapping[str, str]) -> Body:
-    """A CT and an MR series with next to no pixels. The attributes replace those of `ct_dataset`."""
-    pixels, each = 512, instances // 2
-    picture, parts = noise(pixels), []
-    dataset = ct_dataset(pixels)
-    request = dataset.RequestAttributesSequence[0]
-    for keyword, value in attributes.items():
-        setattr(request if keyword in request else dataset, keyword, value)
-    for series, modality in enumerate(("CT", "MR")):
-        dataset.SeriesNumber, dataset.Modality = str(series + 1), modality
-        keys = [keys_of(study, series * each + number, series) for number in range(each)]
-        head = head_of(dataset, EXPLICIT_VR_LITTLE_ENDIAN)
-        parts.append(_series(head, keys, pixels, lambda number: number.to_bytes(8, "little") + picture[8:]))
-    return joined(parts)
+def native_loop(study: int, frames: int) -> Body:
+    """One instance with frames of 512 x 512 of 16 bits, uncompressed."""
+    dataset, picture = ct_dataset(CT_PIXELS), different(noise(CT_PIXELS))
+    dataset.NumberOfFrames = frames
+    head = numbered(head_of(dataset, EXPLICIT_VR_LITTLE_ENDIAN), keys_of(study), 0)
+    return _multi_frame(head, keys_of(study), frames * CT_PIXELS, lambda: map(picture, range(frames)))
 
 
-def _series(head: bytes, keys: list[Keys], pixels: int, picture: Callable[[int], bytes]) -> Body:
+def different(picture: bytes) -> Callable[[int], bytes]:
+    """The picture with a number at its beginning."""
+    return lambda number: number.to_bytes(8, "little") + picture[8:]
+
+
+def series_of(dataset: Dataset, keys: list[Keys], picture: Callable[[int], bytes]) -> Body:
+    """Each instance is one chunk."""
+    head, pixels = head_of(dataset, EXPLICIT_VR_LITTLE_ENDIAN), len(picture(0))
     opening = _native(pixels)
     length = len(keys) * (len(PART_HEAD) + len(head) + len(opening) + pixels) + len(CLOSING)
 
-    def chunks() -> Iterator[bytes | memoryview]:
+    def chunks() -> Iterator[bytes]:
         for number, key in enumerate(keys):
             yield b"".join((PART_HEAD, numbered(head, key, number), opening, picture(number)))
         yield CLOSING
 
     return Body(length, chunks, keys)
-
-
-def native_loop(study: int, frames: int) -> Body:
-    """One instance with frames of 512 x 512 of 16 bits, uncompressed."""
-    dataset = ct_dataset(CT_PIXELS)
-    dataset.NumberOfFrames = frames
-    head = numbered(head_of(dataset, EXPLICIT_VR_LITTLE_ENDIAN), keys_of(study), 0)
-    picture, opening = noise(CT_PIXELS), _native(frames * CT_PIXELS)
-    length = len(PART_HEAD) + len(head) + len(opening) + frames * CT_PIXELS + len(CLOSING)
-
-    def chunks() -> Iterator[bytes | memoryview]:
-        yield b"".join((PART_HEAD, head, opening))
-        for number in range(frames):
-            yield number.to_bytes(8, "little") + picture[8:]
-        yield CLOSING
-
-    return Body(length, chunks, [keys_of(study)])
 
 
 def _native(length: int) -> bytes:
@@ -184,24 +162,22 @@ def _native(length: int) -> bytes:
 # --- encapsulated pixels ---
 
 
-def multi_frame(study: int, frames: int, frame_size: int, number: int = 0) -> Body:
+def multi_frame(study: int, frames: int, frame_size: int) -> Body:
     """One instance with a fragment for each frame. The frames only look like JPEG."""
     dataset = ct_dataset(CT_PIXELS)
     dataset.NumberOfFrames = frames
     item = bytearray(_item(noise(frame_size)))
     item[8:12], item[-2:] = b"\xff\xd8\xff\xe0", b"\xff\xd9"
+    before, after = bytes(item[:20]), bytes(item[28:])
     batch = max(1, CHUNK // len(item))
 
     def items() -> Iterator[bytes]:
-        many = bytearray(bytes(item) * batch)
         for first in range(0, frames, batch):
-            count = min(batch, frames - first)
-            for position in range(count):
-                start = position * len(item) + 20
-                many[start : start + 8] = (first + position).to_bytes(8, "big")
-            yield bytes(many[: count * len(item)])
+            some = range(first, min(first + batch, frames))
+            yield b"".join(part for n in some for part in (before, n.to_bytes(8, "big"), after))
 
-    return _encapsulated(study, number, dataset, JPEG_BASELINE, frames * len(item), items)
+    head = numbered(head_of(dataset, JPEG_BASELINE), keys_of(study), 0)
+    return _multi_frame(head, keys_of(study), frames * len(item), items, ENCAPSULATED, END)
 
 
 def jpeg_slide(study: int, tiles: int) -> Body:
@@ -215,25 +191,14 @@ def long_loop(study: int, frames: int) -> Body:
     return _repeated(study, frames, RLE, FrameInfo(SIDE, SIDE), "MONOCHROME2")
 
 
-def pyramid(study: int, tiles: int, tile_size: int) -> Body:
-    """A whole slide: one series with an instance for each level, which has a quarter of the tiles before."""
-    levels: list[Body] = []
-    left = tiles
-    while left:
-        count = max(1, left * 3 // 4)
-        levels.append(multi_frame(study, count, tile_size, number=len(levels)))
-        left -= count
-    return joined(levels)
-
-
 def joined(bodies: Sequence[Body]) -> Body:
     """One body of all their instances."""
     length = sum(body.length - len(CLOSING) for body in bodies) + len(CLOSING)
 
-    def chunks() -> Iterator[bytes | memoryview]:
+    def chunks() -> Iterator[bytes]:
         for body in bodies:
             for chunk in body.chunks():
-                yield bytes(chunk).removesuffix(CLOSING)
+                yield chunk.removesuffix(CLOSING)
         yield CLOSING
 
     return Body(length, chunks, [key for body in bodies for key in body.keys])
@@ -256,7 +221,8 @@ def _repeated(study: int, frames: int, syntax: str, info: FrameInfo, photometric
             yield b"".join(items[: min(DIFFERENT, frames - first)])
 
     length = sum(len(items[number % DIFFERENT]) for number in range(frames))
-    return _encapsulated(study, 0, dataset, syntax, length, all_items)
+    head = numbered(head_of(dataset, syntax), keys_of(study), 0)
+    return _multi_frame(head, keys_of(study), length, all_items, ENCAPSULATED, END)
 
 
 def _item(frame: bytes) -> bytes:
@@ -264,21 +230,23 @@ def _item(frame: bytes) -> bytes:
     return b"\xfe\xff\x00\xe0" + len(padded).to_bytes(4, "little") + padded
 
 
-def _encapsulated(
-    study: int, number: int, dataset: Dataset, syntax: str, items: int, make: Callable[[], Iterator[bytes]]
+def _multi_frame(
+    head: bytes,
+    key: Keys,
+    pixels: int,
+    make: Callable[[], Iterable[bytes]],
+    opening: bytes = b"",
+    end: bytes = b"",
 ) -> Body:
-    """`items` is the length of all that `make` yields; the basic offset table is empty."""
-    key = keys_of(study, number)
-    head = numbered(head_of(dataset, syntax), key, number)
-    opening = b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0"
-    length = len(PART_HEAD) + len(head) + len(opening) + items + len(_END) + len(CLOSING)
+    """`pixels` is the length of all that `make` yields, between the head and the end of Pixel Data."""
+    start = b"".join((PART_HEAD, head, opening or _native(pixels)))
 
-    def chunks() -> Iterator[bytes | memoryview]:
-        yield b"".join((PART_HEAD, head, opening))
+    def chunks() -> Iterator[bytes]:
+        yield start
         yield from make()
-        yield _END + CLOSING
+        yield end + CLOSING
 
-    return Body(length, chunks, [key])
+    return Body(len(start) + pixels + len(end) + len(CLOSING), chunks, [key])
 
 
 # --- pictures ---
@@ -361,62 +329,16 @@ def head_of(dataset: Dataset, transfer_syntax: str) -> bytes:
     return stream.getvalue()
 
 
-def _code(value: str, scheme: str, meaning: str) -> pydicom.Sequence:
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
-    return pydicom.Sequence([item])
-
-
 def ct_dataset(pixels: int) -> Dataset:
-    """Eighty attributes and some sequences, as scanners write them."""
-    dataset = Dataset()
-    for each in _CT_ATTRIBUTES.replace("\n", " | ").split(" | "):
-        keyword, _, text = each.partition("=")
-        values = [int(text)] if dictionary_VR(keyword).startswith("US") else text.split("\\")
-        setattr(dataset, keyword, values if len(values) > 1 else values[0])
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID = _STUDY, _SERIES, _INSTANCE
-    dataset.InstanceNumber = _NUMBER
+    """Eighty attributes and some sequences, as scanners write them (ct.json: PS3.18 annex F)."""
+    dataset = Dataset.from_json(_ct_json())
     dataset.Columns = min(512, max(1, pixels // 2))
     dataset.Rows = max(1, pixels // 2 // dataset.Columns)
-    dataset.ProcedureCodeSequence = _code("24627-2", "LN", "Chest CT")
-    dataset.AnatomicRegionSequence = _code("51185008", "SCT", "Chest")
-    request = Dataset()
-    request.RequestedProcedureID, request.ScheduledProcedureStepID = "RP7391", "SPS7391"
-    request.RequestedProcedureCodeSequence = _code("24627-2", "LN", "Chest CT")
-    dataset.RequestAttributesSequence = pydicom.Sequence([request])
-    image = Dataset()
-    image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = CT_STORAGE, f"{ROOT_UID}.4.1"
-    image.PurposeOfReferenceCodeSequence = _code("121311", "DCM", "Localizer")
-    dataset.ReferencedImageSequence = pydicom.Sequence([image, image])
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID = _STUDY, _SERIES, _INSTANCE
+    dataset.InstanceNumber = _NUMBER
     return dataset
 
 
-# Keyword=value, values of one attribute by backslash.
-_CT_ATTRIBUTES = r"""
-SpecificCharacterSet=ISO_IR 100 | ImageType=ORIGINAL\PRIMARY\AXIAL\CT_SOM5 SPI
-SOPClassUID=1.2.840.10008.5.1.4.1.1.2
-StudyDate=20240131 | SeriesDate=20240131 | AcquisitionDate=20240131 | ContentDate=20240131
-StudyTime=101500.123 | SeriesTime=101730.456 | AcquisitionTime=101745.5 | ContentTime=101745.75
-AccessionNumber=A20240131001 | Modality=CT | Manufacturer=Scanner Works
-InstitutionName=General Hospital | InstitutionAddress=1 Hospital Road, Anytown
-ReferringPhysicianName=Referrer^Rita | StationName=CT01 | StudyDescription=CT chest with contrast
-SeriesDescription=Thorax 1.0 B70f | InstitutionalDepartmentName=Radiology
-PerformingPhysicianName=Performer^Paul | OperatorsName=Operator^Olga | ManufacturerModelName=Works 64
-PatientName=Doe^Jane^Q | PatientID=P0012345 | PatientBirthDate=19600229 | PatientSex=F | PatientAge=063Y
-PatientSize=1.68 | PatientWeight=71.5 | ContrastBolusAgent=Iodine | BodyPartExamined=CHEST
-ScanOptions=HELICAL | SliceThickness=1.0 | KVP=120 | DataCollectionDiameter=500
-DeviceSerialNumber=123456 | SoftwareVersions=VA48A | ProtocolName=ThoraxRoutine
-ReconstructionDiameter=343 | DistanceSourceToDetector=1040 | DistanceSourceToPatient=570
-GantryDetectorTilt=0 | TableHeight=155 | RotationDirection=CW | ExposureTime=500 | XRayTubeCurrent=220
-Exposure=110 | FilterType=0 | GeneratorPower=26 | FocalSpots=1.2 | DateOfLastCalibration=20240131
-TimeOfLastCalibration=063100 | ConvolutionKernel=B70f | PatientPosition=FFS | StudyID=7391
-SeriesNumber=4 | AcquisitionNumber=4 | ImagePositionPatient=-171.5\-171.5\-1250.5
-ImageOrientationPatient=1\0\0\0\1\0 | FrameOfReferenceUID=1.2.826.0.1.3680043.8.498.77.5.1
-PositionReferenceIndicator= | SliceLocation=-1250.5 | ImageComments=Study done after a phone call
-SamplesPerPixel=1 | PhotometricInterpretation=MONOCHROME2 | PixelSpacing=0.669921875\0.669921875
-BitsAllocated=16 | BitsStored=12 | HighBit=11 | PixelRepresentation=0 | SmallestImagePixelValue=0
-LargestImagePixelValue=4095 | WindowCenter=40\-600 | WindowWidth=400\1200 | RescaleIntercept=-1024
-RescaleSlope=1 | WindowCenterWidthExplanation=WINDOW1\WINDOW2 | RequestingPhysician=Requester^Ron
-RequestedProcedureDescription=CT chest | PerformedProcedureStepStartDate=20240131
-PerformedProcedureStepStartTime=101500 | PerformedProcedureStepID=PPS7391
-""".strip()
+@cache
+def _ct_json() -> str:
+    return Path(__file__).with_name("ct.json").read_text()

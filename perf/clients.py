@@ -4,8 +4,6 @@ An upload is a head and then sendfile, or chunks from a generator. A download co
 which discards them inside the kernel. A `Load` is many GETs over several connections. wrk sends it if its
 answers are small. All others are sent by this module in a process of its own, with one thread and epoll: it
 shares no interpreter with the process that measures.
-
-usage: python -m perf.clients < LOAD.json    (prints JSON: seconds, bytes, begin and seconds of each answer)
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import contextlib
 import json
 import math
 import os
-import re
+import pickle
 import selectors
 import shutil
 import socket
@@ -26,9 +24,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from perf.servers import ROOT, Service
 
@@ -71,7 +69,7 @@ class Client:
             context = ssl.create_default_context()
             self.socket = context.wrap_socket(self.socket, server_hostname=host)
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -90,9 +88,7 @@ class Client:
             headers = {"Content-Type": content_type, "Content-Length": str(body.stat().st_size)}
             return self.exchange("POST", path, headers, lambda: self.socket.sendfile(stream), keep=True)
 
-    def post(
-        self, path: str, content_type: str, length: int, chunks: Iterable[bytes | memoryview]
-    ) -> Response:
+    def post(self, path: str, content_type: str, length: int, chunks: Iterable[bytes]) -> Response:
         def send() -> None:
             for chunk in chunks:
                 self.socket.sendall(chunk)
@@ -228,7 +224,7 @@ def together(count: int, service: Service, work: Iterable[Callable[[Client], obj
 
 
 class Timed(NamedTuple):
-    """One answer: when its request was due, by time.perf_counter, which is one clock for all processes."""
+    """One answer: when it was asked for, by time.perf_counter, which is one clock for all processes."""
 
     began: float
     seconds: float
@@ -263,10 +259,9 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """GETs over the paths in turn. Each connection asks again as soon as it was answered; or `gap` seconds
-    after the answer; or `pause` seconds after the request, as a viewer does: then the time of a late answer
-    counts from when its request was due. `large` answers are no matter for wrk. `first`: it runs before the
-    other processes of this machine, if that is allowed. `seconds` is 0 until it is known."""
+    """GETs over the paths in turn. Each connection asks again `gap` seconds after an answer. wrk bounds the
+    rate of `large` answers. `first`: it runs before the other processes of this machine, if that is allowed.
+    `seconds` is 0 until it is known."""
 
     service: Service
     paths: Sequence[str]
@@ -275,18 +270,8 @@ class Load:
     large: bool = False
     clients: int = 1
     seconds: float = 0.0
-    pause: float = 0.0
     gap: float = 0.0
     first: bool = False
-
-    def write(self) -> str:
-        bare: dict[str, object] = {"folder": None, "studies": []}
-        return json.dumps({**asdict(self), "service": {**asdict(self.service), **bare}})
-
-    @classmethod
-    def read(cls, text: str) -> Load:
-        content = json.loads(text)
-        return cls(**{**content, "service": Service(**content["service"])})
 
     def answered(self, clients: int, seconds: float) -> Answered:
         """By so many clients for so long."""
@@ -311,16 +296,17 @@ def by_wrk(load: Load) -> Answered:
 
 
 def wrk_printed(printed: str) -> Answered:
-    """Reads the line of the script. Raises RuntimeError if it is missing or any request failed."""
-    found = re.search(r"^answered (\d+) (\d+) (\d+) (\d+) ([\d.]+) ([\d.]+) ([\d.]+)$", printed, re.MULTILINE)
-    if found is None:
+    """Reads the last line, which requests.lua prints. Raises RuntimeError if it is missing or any request
+    failed."""
+    line = printed.rstrip().rpartition("\n")[2]
+    if not line.startswith("{"):
         raise RuntimeError(f"wrk printed no figures:\n{printed}")
-    requests, microseconds, length, failed = map(int, found.groups()[:4])
-    if failed or not requests:
-        raise RuntimeError(f"{failed} of {requests} requests failed or were refused")
-    seconds = microseconds / 1e6
-    p50, p95, p99 = (float(one) / 1e3 for one in found.groups()[4:])
-    return Answered(requests / seconds, p50, p95, p99, length / 1e6 / seconds)
+    found = json.loads(line)
+    if found["failed"] or not found["requests"]:
+        raise RuntimeError(f"{found['failed']} of {found['requests']} requests failed or were refused")
+    seconds = found["microseconds"] / 1e6
+    p50, p95, p99 = (each / 1e3 for each in found["times"])
+    return Answered(found["requests"] / seconds, p50, p95, p99, found["bytes"] / 1e6 / seconds)
 
 
 class Seen:
@@ -333,11 +319,11 @@ class Seen:
 @contextmanager
 def started(load: Load) -> Iterator[Seen]:
     """Asks until the block ends, and for the seconds of the load at least."""
-    command = [sys.executable, "-m", "perf.clients"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    command = [sys.executable, "-c", "from perf import clients; clients.main()"]
     seen = Seen()
-    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:  # type: ignore[call-overload]
-        process.stdin.write(load.write() + "\n")
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        pickle.dump(load, process.stdin)
         process.stdin.flush()
         try:
             yield seen
@@ -346,10 +332,8 @@ def started(load: Load) -> Iterator[Seen]:
             process.kill()
     if process.returncode:
         raise RuntimeError("the process of a load failed")
-    found = json.loads(printed)
-    seen.answers = [Timed(*each) for each in found["answers"]]
-    milliseconds = [one.seconds * 1e3 for one in seen.answers]
-    seen.answered = Answered.of(milliseconds, found["seconds"], found["bytes"])
+    seconds, total, seen.answers = pickle.loads(printed)
+    seen.answered = Answered.of([one.seconds * 1e3 for one in seen.answers], seconds, total)
 
 
 # --- the process of a load ---
@@ -360,45 +344,37 @@ class Asker(Client):
 
     def __init__(self, load: Load, first: int) -> None:
         super().__init__(load.service)
-        self.load, self.turn, self.due = load, first, 0.0
+        self.load, self.turn, self.began = load, first, 0.0
         self.accepted = {"Accept": load.accept, "Accept-Encoding": load.encoding}
 
     def connect(self) -> None:
         super().connect()
         self.socket.setblocking(False)
 
-    def ask_next(self, due: float) -> None:
-        self.due = due
+    def ask_next(self) -> None:
+        self.began = time.perf_counter()
         self.ask("GET", self.load.paths[self.turn % len(self.load.paths)], self.accepted)
         self.turn += self.load.clients
 
 
 def run(load: Load) -> tuple[float, int, list[Timed]]:
     """Seconds, bytes of payload, and the answers. Raises as `Client.receive`."""
-    askers = [Asker(load, number) for number in range(load.clients)]
-    try:
-        return _run(load, askers)
-    finally:
-        for asker in askers:
-            asker.socket.close()
-
-
-def _run(load: Load, askers: Sequence[Asker]) -> tuple[float, int, list[Timed]]:
     answers: list[Timed] = []
     total, ended = 0, False
-    with selectors.DefaultSelector() as selector:
+    with contextlib.ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        askers = [stack.enter_context(Asker(load, number)) for number in range(load.clients)]
         for asker in askers:
             selector.register(asker.socket, selectors.EVENT_READ, asker)
         if not load.seconds:
             selector.register(sys.stdin, selectors.EVENT_READ, None)
         began = now = time.perf_counter()
-        # At a steady pace the first requests of the connections are spread over one pause.
-        waiting = {asker: began + load.pause * n / load.clients for n, asker in enumerate(askers)}
+        waiting = dict.fromkeys(askers, began)
         # An end that comes before the first answer waits for it.
         while not (ended and answers) and (not load.seconds or now < began + load.seconds):
             for asker in [asker for asker, due in waiting.items() if due <= now]:
-                due = waiting.pop(asker)
-                asker.ask_next(due if load.pause else now)
+                del waiting[asker]
+                asker.ask_next()
             for key, _ in selector.select(max(0.0, min(waiting.values(), default=now + 0.1) - now)):
                 asker = key.data
                 if asker is None:
@@ -406,31 +382,25 @@ def _run(load: Load, askers: Sequence[Asker]) -> tuple[float, int, list[Timed]]:
                     ended = True
                 elif asker.receive():
                     now = time.perf_counter()
-                    answers.append(Timed(asker.due, now - asker.due))
+                    answers.append(Timed(asker.began, now - asker.began))
                     total += asker.length
                     if asker.ending:
                         # The closed socket has left the epoll, but not the map of the selector.
                         selector.unregister(key.fileobj)
                         asker.connect()
                         selector.register(asker.socket, selectors.EVENT_READ, asker)
-                    if load.pause or load.gap:
-                        waiting[asker] = asker.due + load.pause if load.pause else now + load.gap
+                    if load.gap:
+                        waiting[asker] = now + load.gap
                     else:
-                        asker.ask_next(now)
+                        asker.ask_next()
             now = time.perf_counter()
     return now - began, total, answers
 
 
-def main() -> int:
-    load = Load.read(sys.stdin.readline())
+def main() -> None:
+    """Reads a pickled load from standard input, and writes the result of `run` to standard output."""
+    load: Load = pickle.load(sys.stdin.buffer)
     if load.first:
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
-    seconds, total, answers = run(load)
-    rounded = [[round(one.began, 6), round(one.seconds, 7)] for one in answers]
-    print(json.dumps({"seconds": seconds, "bytes": total, "answers": rounded}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    pickle.dump(run(load), sys.stdout.buffer)

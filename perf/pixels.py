@@ -16,7 +16,7 @@ import dataclasses
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -83,16 +83,16 @@ CT += [
     Representation(f"rendered as {name}", "/rendered", f"image/{name.lower()}") for name in ("JPEG", "PNG")
 ]
 DECODED = frames_as("application/octet-stream", bodies.EXPLICIT_VR_LITTLE_ENDIAN)
-RENDERED_TILE = Representation("a JPEG tile of a slide rendered", "/frames/{n}/rendered", "image/jpeg")
+TILE = "a JPEG tile of a slide"
 MULTI_FRAME = (
     Representation("a frame of a multi-frame rendered", "/frames/{n}/rendered", "image/jpeg"),
     Representation("a frame of a multi-frame as JPEG-LS", "/frames/{n}", frames_as("image/jls", AS_JPEG_LS)),
 )
 # With a quality the tile is encoded, without one it goes out as it is stored.
 SLIDE = (
-    Representation("a JPEG tile of a slide decoded", "/frames/{n}", DECODED),
-    Representation(f"{RENDERED_TILE.name}, quality 90", "/frames/{n}/rendered?quality=90", "image/jpeg"),
-    RENDERED_TILE,
+    Representation(f"{TILE} decoded", "/frames/{n}", DECODED),
+    Representation(f"{TILE} rendered, quality 90", "/frames/{n}/rendered?quality=90", "image/jpeg"),
+    Representation(f"{TILE} rendered", "/frames/{n}/rendered", "image/jpeg"),
 )
 
 
@@ -244,24 +244,11 @@ def _one_of_many(
     wanted: Representation, both: Sequence[Service], rounds: int, body: Body, count: int
 ) -> Iterator[Row]:
     measure = f"{wanted.name} ({count} frames, {body.length / 1e6:.0f} MB)"
-
-    def paths(numbers: Iterable[int]) -> list[str]:
-        return [body.path + wanted.path.format(n=1 + number * 7 % count) for number in numbers]
-
     for server in both:
         asked = WARM + (rounds if server is both[0] else PEER_FRAMES)
-        times = [once(server, path, wanted) for path in paths(range(asked))]
+        paths = [body.path + wanted.path.format(n=1 + number * 7 % count) for number in range(asked)]
+        times = [once(server, path, wanted) for path in paths]
         yield median_row(measure, server.name, times[WARM:])
-    for clients in CLIENTS if wanted is RENDERED_TILE else ():
-        for server in both:
-            # Others for each number of clients, which no cache has.
-            every = paths(
-                -clients * rounds - n for n in range(clients * (rounds if server is both[0] else 1))
-            )
-            work = [lambda client, path=path: client.get(path, wanted.accept) for path in every]
-            yield Row(
-                measure, f"{server.name}, {clients} at once", len(every) / together(clients, server, work)
-            )
 
 
 def _loop(run: Run) -> Iterator[Row]:

@@ -54,20 +54,17 @@ def shown(rows: Sequence[Row]) -> list[Row]:
 
 def section(name: str, results: Results) -> str:
     """The part of README, without the lines that mark it."""
-    lines = [_machine(name, results), "", f"![claims and results]({PICTURE.relative_to(ROOT)})", ""]
+    lines = [f"Measured on {_machine(results)}.", f"`python -m perf show {name}` prints all rows and rounds."]
+    lines += ["", f"![claims and results]({PICTURE.relative_to(ROOT)})", ""]
     lines += _claims(judgements(results.rows))
     lines += ["", *_table(shown(results.rows))]
     return "\n".join(lines) + "\n"
 
 
-def _machine(name: str, results: Results) -> str:
-    facts = next(iter(results.sections.values())).facts
-    days = sorted({part.day for part in results.sections.values()})
-    words = [facts["processor"], f"{facts['cores']} cores", facts["memory"], facts["system"]]
-    words.append(facts["congestion control"])
-    words.append(" to ".join(dict.fromkeys((days[0], days[-1]))))
-    line = ", ".join(word for word in words if word)
-    return f"Measured on {line}.\n`python -m perf show {name}` prints all rows and rounds."
+def _machine(results: Results) -> str:
+    every = [part.facts for part in results.sections.values()]
+    days = sorted(facts["date"].partition("T")[0] for facts in every)
+    return machine_line(every[0], " to ".join(dict.fromkeys((days[0], days[-1]))))
 
 
 def _claims(claims: Sequence[Judgement]) -> Iterator[str]:
@@ -103,8 +100,7 @@ def rewritten(readme: str, name: str, results: Results) -> str:
 
 def publish(name: str, results: Results) -> None:
     README.write_text(rewritten(README.read_text(), name, results))
-    facts = next(iter(results.sections.values())).facts
-    draw(PICTURE, judgements(results.rows), machine_line(facts))
+    draw(PICTURE, judgements(results.rows), _machine(results))
 
 
 def draw(path: Path, claims: Sequence[Judgement], heading: str) -> None:

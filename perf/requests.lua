@@ -14,6 +14,7 @@ end
 done = function(summary, latency)
   local errors = summary.errors
   local failed = errors.status + errors.connect + errors.timeout
-  io.write(string.format("answered %d %d %d %d %f %f %f\n", summary.requests, summary.duration,
-    summary.bytes, failed, latency:percentile(50), latency:percentile(95), latency:percentile(99)))
+  io.write(string.format('{"requests": %d, "microseconds": %d, "bytes": %d, "failed": %d, "times": [%f, %f, %f]}\n',
+    summary.requests, summary.duration, summary.bytes, failed,
+    latency:percentile(50), latency:percentile(95), latency:percentile(99)))
 end

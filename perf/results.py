@@ -78,8 +78,9 @@ class Section:
     rows: Sequence[Row]
 
     @property
-    def day(self) -> str:
-        return self.facts["date"].partition("T")[0]
+    def machine(self) -> str:
+        commit = self.facts["commit"] and f"commit {self.facts['commit']}"
+        return f"{self.facts['date']}, {machine_line(self.facts, commit)}"
 
 
 @dataclass(slots=True)
@@ -114,7 +115,7 @@ class Results:
 
     def text(self) -> Iterator[str]:
         for name, section in self.sections.items():
-            yield f"{name}: {machine_line(section.facts)}"
+            yield f"{name}: {section.machine}"
             for measure in dict.fromkeys(row.measure for row in section.rows):
                 yield ""
                 yield measure
@@ -148,11 +149,9 @@ def machine() -> dict[str, str]:
     }
 
 
-def machine_line(facts: Mapping[str, str]) -> str:
-    words = [facts["date"], facts["processor"], f"{facts['cores']} cores", facts.get("memory", "")]
-    words += [facts["system"], facts.get("congestion control", "")]
-    words += [f"commit {facts['commit']}"] if facts["commit"] else []
-    return ", ".join(word for word in words if word)
+def machine_line(facts: Mapping[str, str], *also: str) -> str:
+    words = [facts["processor"], f"{facts['cores']} cores", facts["memory"], facts["system"]]
+    return ", ".join(word for word in (*words, facts["congestion control"], *also) if word)
 
 
 # --- two runs ---
@@ -196,9 +195,9 @@ def comparison(old: Results, new: Results) -> tuple[list[str], bool]:
     """Lines to print, and whether no row of ours got worse."""
     lines = list[str]()
     for name in new.sections.keys() & old.sections.keys():
-        facts = [run.sections[name].facts for run in (old, new)]
-        lines += [f"{name}: old {machine_line(facts[0])}", f"{name}: new {machine_line(facts[1])}"]
-        before, after = (each["arguments"] for each in facts)
+        both = [run.sections[name] for run in (old, new)]
+        lines += [f"{name}: old {both[0].machine}", f"{name}: new {both[1].machine}"]
+        before, after = (each.facts["arguments"] for each in both)
         lines += [f"the runs differ: perf {before!r} and perf {after!r}"] if before != after else []
     earlier = {(row.measure, row.subject): row for row in old.rows}
     later = {(row.measure, row.subject): row for row in new.rows}

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import mmap
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from perf import bodies, servers
+from perf import servers
 from perf.bodies import CONTENT_TYPE, Body
 from perf.clients import Answered, Client, Load, Response, percentile
-from perf.results import NGINX, ORTHANC, OURS, Row, median_row
+from perf.results import ORTHANC, OURS, Row, median_row
 from perf.servers import Service
 
 WARMED = 512 << 20
@@ -34,39 +34,24 @@ class Size:
     rates: int = 5  # rounds of each rate of small answers
     seconds: float = 4.0  # of each rate of small answers
     clients: tuple[int, ...] = (1, 16, 64)
-    small_instances: int = 20_000
     tiles: int = 4_000
     cold_bytes: int = 2 << 30
     large: int = 2_260_000_000  # bytes of one instance, beside all peers
     largest: int = 10_000_000_000  # bytes of one instance, beside cp; 0 for none
     loop: int = 20_000  # frames
-    slide: int = 100_000  # tiles of all levels
     rest: float = 3.0
     memory_large: int = 10**10  # bytes of one instance.
     memory_instances: int = 2_000
     memory_each: int = 10**9  # bytes of each of eight uploads.
-    asked: int = 500  # frames at one place of a loop or a slide.
-    lists: tuple[int, ...] = (10, 100)  # frames a request
+    asked: int = 500  # frames at one place of a loop
     uploaded: int = 100  # instances of a study that is uploaded while others are served
     archives: tuple[int, ...] = (10_000, 100_000, 1_000_000)  # instances
 
 
-QUICK = Size(
-    instances=100,
-    rounds=3,
-    seconds=1.0,
-    small_instances=2_000,
-    tiles=400,
-    cold_bytes=200 << 20,
-    large=226_000_000,
-    largest=0,
-    loop=2_000,
-    slide=10_000,
-    rest=0.5,
-    memory_large=10**9,
-    memory_instances=200,
-    memory_each=10**8,
-    archives=(1_000, 10_000),
+TENTHS = "tiles cold_bytes large loop memory_large memory_instances memory_each"
+QUICK = replace(
+    Size(instances=100, rounds=3, seconds=1.0, largest=0, rest=0.5, archives=(1_000, 10_000)),
+    **{name: getattr(Size(), name) // 10 for name in TENTHS.split()},
 )
 
 
@@ -80,7 +65,7 @@ class Run:
     target: Service | None = None
     archive: Path | None = None
 
-    @contextlib.contextmanager
+    @contextmanager
     def streamsrv(self, name: str, *flags: str) -> Iterator[Service]:
         """A server with a data folder of its own, or the target, whose new studies are deleted afterwards."""
         if self.target is None:
@@ -91,25 +76,17 @@ class Run:
             yield self.target
         finally:
             for study in sorted(self.target.studies):
-                with contextlib.suppress(OSError, RuntimeError):
+                with suppress(OSError, RuntimeError):
                     forget(self.target, study)
 
-    @contextlib.contextmanager
-    def nginx(self, files: Path) -> Iterator[Service | None]:
-        with contextlib.nullcontext() if self.target else servers.peer(NGINX, files) as server:
-            yield server
+    def peer(self, name: str, folder: Path) -> AbstractContextManager[Service | None]:
+        """None if it is not installed, or beside a target."""
+        return nullcontext() if self.target else servers.peer(name, folder)
 
-    @contextlib.contextmanager
-    def orthanc(self) -> Iterator[Service | None]:
-        with (
-            contextlib.nullcontext() if self.target else servers.peer(ORTHANC, self.folder / "peer") as server
-        ):
-            yield server
-
-    @contextlib.contextmanager
+    @contextmanager
     def both(self, name: str, *flags: str) -> Iterator[list[Service]]:
         """Ours, and Orthanc if it is there."""
-        with self.streamsrv(name, *flags) as ours, self.orthanc() as peer:
+        with self.streamsrv(name, *flags) as ours, self.peer(ORTHANC, self.folder / "peer") as peer:
             yield [ours] if peer is None else [ours, peer]
 
     def store(self, body: Body, those: Sequence[Service]) -> None:
@@ -136,23 +113,6 @@ def post_study(body: Body, client: Client) -> Response:
     return client.post("/studies", CONTENT_TYPE, body.length, body.chunks())
 
 
-def upload_studies(
-    server: Service, studies: Iterable[int], instances: int, until: float, every: float = 0.0
-) -> int:
-    """Stores CT studies one after the other, one `every` so many seconds, `until` a time of
-    time.perf_counter. Returns how many."""
-    count, due = 0, time.perf_counter()
-    with Client(server) as client:
-        for study in studies:
-            time.sleep(max(0.0, due - time.perf_counter()))
-            if time.perf_counter() > until:
-                break
-            post_study(bodies.ct_study(study, instances), client)
-            count += 1
-            due = max(due + every, time.perf_counter())
-    return count
-
-
 def forget(server: Service, study: str) -> float:
     """Seconds of the deletion of a study. Orthanc deletes by identifiers of its own, whose look-up does not
     count."""
@@ -170,10 +130,11 @@ def forget(server: Service, study: str) -> float:
 
 
 def warm_memory(length: int = 0) -> None:
-    """Uses so many bytes of memory, or WARMED, as far as they are there, and frees them again. A virtual
-    machine returns memory that was free for a second to its host, and the next write to it costs ten times as
-    much: the first of two subjects would pay for both."""
-    length = min(length or WARMED, servers.available_memory() // 2)
+    """Uses so many bytes of memory, WARMED at least, as far as they are there, and frees them again.
+
+    A virtual machine returns memory that was free for a second to its host, and the next write to it costs
+    ten times as much: the first of two subjects would pay for both."""
+    length = min(max(length, WARMED), servers.available_memory() // 2)
     with mmap.mmap(-1, length) as memory:
         for start in range(0, length, len(BLOCK)):
             memory[start : start + len(BLOCK)] = BLOCK[: length - start]
@@ -187,15 +148,12 @@ class Stretch(NamedTuple):
     end: int = 0
 
 
-def drop_from_memory(stretches: Iterable[Stretch], *, sync: bool = False) -> None:
+def drop_from_memory(stretches: Iterable[Stretch]) -> None:
     """Drops the pages of the stretches from the page cache, as far as they are on the disk."""
     for path, begin, end in stretches:
-        descriptor = os.open(path, os.O_RDONLY)
-        if sync:
-            os.fdatasync(descriptor)
         if end > begin or not end:
-            os.posix_fadvise(descriptor, begin, max(0, end - begin), os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
+            with path.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), begin, max(0, end - begin), os.POSIX_FADV_DONTNEED)
 
 
 # --- rounds and rows ---

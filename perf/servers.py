@@ -77,13 +77,11 @@ class Service:
     def url(self) -> str:
         return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
 
-    def files(self) -> dict[Path, int]:
-        """Each file of its folder to its size in bytes."""
-        assert self.folder is not None
-        return {path: path.stat().st_size for path in self.folder.rglob("*") if path.is_file()}
-
     def segments(self) -> dict[Path, int]:
-        return {path: size for path, size in self.files().items() if "segments" in path.parts}
+        """Segment file to its size in bytes."""
+        assert self.folder is not None
+        files = (path for path in self.folder.rglob("*") if path.is_file() and "segments" in path.parts)
+        return {path: path.stat().st_size for path in files}
 
 
 @contextlib.contextmanager
@@ -215,8 +213,7 @@ class MemorySampler:
 
     def __init__(self, pid: int, before: int | None = None) -> None:
         self.pid = pid
-        self.before = private_bytes(pid) if before is None else before
-        self.peak = self.before
+        self.before = self.peak = private_bytes(pid) if before is None else before
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
@@ -225,7 +222,9 @@ class MemorySampler:
         return self.peak - self.before
 
     def _sample(self) -> None:
-        while not self._done.wait(1 / SAMPLES_A_SECOND):
+        done = False
+        while not done:
+            done = self._done.wait(1 / SAMPLES_A_SECOND)
             self.peak = max(self.peak, private_bytes(self.pid))
 
     def __enter__(self) -> MemorySampler:
@@ -235,4 +234,3 @@ class MemorySampler:
     def __exit__(self, *exc: object) -> None:
         self._done.set()
         self._thread.join()
-        self.peak = max(self.peak, private_bytes(self.pid))

@@ -16,15 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from perf.answers import frames, lists, metadata, searches
+from perf.answers import fairness, frames, latency, metadata, places, searches
 from perf.archive import scale, search
 from perf.pixels import pixels
 from perf.results import OURS, PEERS, WHOLE, Row, number
 from perf.run import Run
-from perf.shared import fairness, latency, mixed
-from perf.studies import index, large, memory, single, study
+from perf.studies import large, memory, single, study
 
-RUNS = (study, large, single, index, frames, lists, metadata, mixed, latency, fairness, pixels, searches)
+RUNS = (study, large, single, frames, places, metadata, latency, fairness, pixels, searches)
 RUNS_OF = {run.__name__: run for run in (*RUNS, memory, search, scale)}
 INSIDE, LONG = "*inside* ", "*long* "
 

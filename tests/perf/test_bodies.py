@@ -78,16 +78,6 @@ def test_pixels_that_can_be_decoded(make):
     assert frames[3].std() > 10
 
 
-def test_a_pyramid_has_all_its_tiles():
-    body = bodies.pyramid(9, 100, 50)
-    payload = b"".join(body.chunks())
-    assert len(payload) == body.length
-    assert payload.count(bodies.PART_HEAD) == len(body.keys) == len(set(body.keys)) == 5
-    assert payload.endswith(bodies.CLOSING)
-    assert payload.count(bodies.CLOSING) == 1
-    assert payload.count(b"\xfe\xff\x00\xe0" + (50).to_bytes(4, "little")) == 100
-
-
 def test_a_study_of_an_archive_has_the_values_that_searches_ask_for():
     body = archive.archive_study(7)
     instances = instances_of(body)
