@@ -173,6 +173,8 @@ def decision_rows():
         for (resource, media_type), rule in RULES.items()
         for form, takes in zip(forms, rule, strict=True)
     ]
+    bulk = f'multipart/related; type="{OCTETS}"'
+    rows.append(("study, series, instance", bulk, "the bulk data of the instances"))
     offered = {
         "metadata, search": METADATA_OFFERS,
         "store response": STORE_OFFERS,

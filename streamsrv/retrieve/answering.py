@@ -28,14 +28,14 @@ from streamsrv.pixels.description import Description
 from streamsrv.pixels.pool import PixelPool, left_early
 from streamsrv.pixels.tasks import FrameJob
 from streamsrv.pixels.transcoding import piece_chunks
-from streamsrv.plans.payloads import PartSource, multipart_plan, total_length
+from streamsrv.plans.payloads import Part, PartSource, multipart_plan, total_length
 from streamsrv.plans.selection import Selection, Selections
 from streamsrv.store import InstanceRow, Store
 from streamsrv.wire import accept
 from streamsrv.wire.accept import LONGEST_REMEMBERED
 from streamsrv.wire.answers import Answer, ByteStream, Literal, Pending, Piece, Request, resolved
 from streamsrv.wire.conditional import dated, etag_of, evaluate, not_modified
-from streamsrv.wire.multipart import boundary_from, multipart_type
+from streamsrv.wire.multipart import PAYLOAD_END, boundary_from, multipart_type, part_head
 from streamsrv.wire.resources import Kind, Target
 
 # Viewers revalidate with If-None-Match; a shared cache keeps nothing of a patient.
@@ -242,6 +242,14 @@ def _dated(request: Request, selection: Selection, built: Answer) -> Answer:
     if row is None:
         return built
     return dated(request, built, row.stored_at / 1e6, time.time())
+
+
+def part_chunks(selection: Selection, part: Part, boundary: bytes) -> Iterator[bytes]:
+    """The bytes of one part, with the CRLF before the next delimiter."""
+    yield part_head(boundary, {"Content-Type": part.media_type, "Content-Location": part.location})
+    for piece in part.pieces:
+        yield from piece_chunks(selection, piece)
+    yield PAYLOAD_END
 
 
 class Opened:

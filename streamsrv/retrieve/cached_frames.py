@@ -175,7 +175,7 @@ def _frames(retrieval: Retrieval) -> CachedFrames | None:
     frames.check_frames(row, retrieval.target.frames)
     if not _is_plain(row) or not retrieval.accepted().is_short:
         return None
-    offer = frames.chosen(retrieval, row, retrieval.target.frames)
+    offer = frames.chosen(retrieval, row, single=True)
     if offer is None or not offer.multipart or offer.syntax != stored_syntax(row):
         return None
     return CachedFrames(retrieval, row, offer)

@@ -31,6 +31,7 @@ from streamsrv.errors import NotAcceptable
 from streamsrv.pixels.description import ICON_IMAGES
 from streamsrv.pixels.transcoding import AT_ONCE, Transcoder
 from streamsrv.plans.payloads import as_piece, reader
+from streamsrv.retrieve.frames import FirstFrames
 from streamsrv.wire.answers import ByteStream, Literal, Piece
 
 PIXEL_DATA = 0x7FE00010
@@ -69,6 +70,12 @@ class TranscodedInstance:
 
     def batches(self) -> Iterator[list[bytes]]:
         return self.made.batches(range(self.number), self.frames)
+
+
+def transcoded(first: FirstFrames) -> TranscodedInstance:
+    assert first.made is not None
+    info = first.results[0][1] or first.made.info
+    return TranscodedInstance(first.made, first.made.made(first.results), info)
 
 
 def instance_pieces(instance: TranscodedInstance) -> list[Piece]:
@@ -165,14 +172,20 @@ def item_chunks(instance: TranscodedInstance, start: int, stop: int | None) -> I
 
 def native_pixel_data(instance: TranscodedInstance) -> list[Piece]:
     length = native_length(instance)
-    padding = length % 2
-    if length + padding > LONGEST_NATIVE:
+    length += length % 2
+    if length > LONGEST_NATIVE:
         raise NotAcceptable("uncompressed, its pixel data would be longer than 4 GB", ())
     vr = b"OW" if instance.info.bits_allocated > 8 else b"OB"
-    head = _element(0x7FE0, 0x0010, vr, 0, length + padding)
+    return [Literal(_element(0x7FE0, 0x0010, vr, 0, length)), *native_value(instance)]
+
+
+def native_value(instance: TranscodedInstance) -> list[Piece]:
+    """Decoded frames back to back, and a byte of padding after an odd length."""
+    length = native_length(instance)
+    padding = bytes(length % 2)
     if length <= AT_ONCE:
-        return [Literal(b"".join((head, *native_chunks(instance, 0, None), bytes(padding))))]
-    return [Literal(head), ByteStream(partial(native_chunks, instance), length), Literal(bytes(padding))]
+        return [Literal(b"".join((*native_chunks(instance, 0, None), padding)))]
+    return [ByteStream(partial(native_chunks, instance), length), Literal(padding)]
 
 
 def loose_bits(instance: TranscodedInstance) -> int:

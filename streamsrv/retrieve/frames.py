@@ -44,7 +44,7 @@ def check_frames(row: InstanceRow, numbers: Sequence[int]) -> None:
 
 
 def frames_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]) -> Planned:
-    offer = chosen(retrieval, row, numbers)
+    offer = chosen(retrieval, row, single=len(numbers) == 1)
     if offer is None:
         return None
     if offer.syntax == stored_syntax(row):
@@ -67,9 +67,9 @@ def stored_instead(numbers: Sequence[int], retrieval: Retrieval, error: Exceptio
     return stored_answer(retrieval, row, numbers, offer)
 
 
-def chosen(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]) -> Offer | None:
+def chosen(retrieval: Retrieval, row: InstanceRow, *, single: bool) -> Offer | None:
     """None if the retrieval is brief and the metadata have to be read."""
-    stored, accepted, single = stored_syntax(row), retrieval.accepted(), len(numbers) == 1
+    stored, accepted = stored_syntax(row), retrieval.accepted()
     choose = cached_fit if accepted.is_short else fit
     try:
         offer = choose(accepted, stored, single, targets(stored))  # if any pixels fit

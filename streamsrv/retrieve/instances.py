@@ -1,4 +1,5 @@
-"""Answers to requests for Part 10 instances (PS3.18 10.4.1.1.1): stored ones, or transcoded ones.
+"""Answers to requests for Part 10 instances (PS3.18 10.4.1.1.1): stored ones, or transcoded ones. A client
+that accepts bulk data of instances gets that of retrieve/bulk.py (Table 10.4.4-1, note 2).
 
 Rules of the choice
 - Without a named syntax, an instance that cannot be transcoded is sent as it is stored.
@@ -21,12 +22,13 @@ from streamsrv.dicom.instance import FrameKind
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, lookup
 from streamsrv.errors import NotAcceptable
 from streamsrv.pixels import transcoding
-from streamsrv.pixels.transcoding import has_frames, piece_chunks
+from streamsrv.pixels.transcoding import has_frames
 from streamsrv.plans import payloads
 from streamsrv.plans.payloads import Part
 from streamsrv.plans.selection import PackedInstances
 from streamsrv.retrieve import datasets
-from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval
+from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval, part_chunks
+from streamsrv.retrieve.bulk import all_bulk_data
 from streamsrv.retrieve.frames import first_frames
 from streamsrv.store import PLACE, InstanceRow, split_triple, syntax_in
 from streamsrv.wire import accept
@@ -63,6 +65,8 @@ def instances(retrieval: Retrieval) -> Answer | None:
     choice, base_url = chosen(retrieval), retrieval.request.base_url
     if choice is None:
         return None
+    if choice.bulk:
+        return None if retrieval.brief else all_bulk_data(retrieval)
     representation = (DICOM, ",".join(sorted(f"{stored}>{sent}" for stored, sent in choice.syntaxes.items())))
     makes = any(is_made(*pair) for pair in choice.syntaxes.items())
     maker = (MAKER,) if makes else ()
@@ -124,18 +128,12 @@ def head_of(boundary: bytes, syntax: str, base_url: str, study: str, series: str
 
 def body(retrieval: Retrieval, choice: InstancesChoice, boundary: bytes) -> Generator[bytes, None, None]:
     """All parts. The first frames of the next instances are made ahead."""
-    before = b""
     for one in sent(retrieval, choice):
         if one is None:
             yield b""
             continue
-        part = one.part(retrieval.request.base_url)
-        headers = {"Content-Type": part.media_type, "Content-Location": part.location}
-        yield before + part_head(boundary, headers)
-        for piece in part.pieces:
-            yield from piece_chunks(retrieval.selection, piece)
-        before = PAYLOAD_END
-    yield before + closing(boundary)
+        yield from part_chunks(retrieval.selection, one.part(retrieval.request.base_url), boundary)
+    yield closing(boundary)
 
 
 def sent(retrieval: Retrieval, choice: InstancesChoice) -> Iterator[SentInstance | None]:
@@ -153,9 +151,7 @@ def sent(retrieval: Retrieval, choice: InstancesChoice) -> Iterator[SentInstance
             if error is None and made is None:
                 yield otherwise(retrieval, row, choice.syntaxes[row.transfer_syntax])
             elif made is not None:
-                info = first.results[0][1] or made.info
-                transcoded = datasets.TranscodedInstance(made, made.made(first.results), info)
-                yield SentInstance(row, made.target, datasets.instance_pieces(transcoded))
+                yield SentInstance(row, made.target, datasets.instance_pieces(datasets.transcoded(first)))
         except NotAcceptable as failure:
             error = failure
         if error is not None:

@@ -59,6 +59,7 @@ _ALIASES = {
     "video/mpeg2": "video/mpeg",
 }
 
+_PICTURES = ("image/", "video/")
 PIXELS = "image/*, video/*"  # in RULES: each such media type, wildcards included
 EXPLICIT = "1.2.840.10008.1.2.1"
 _DICOM_UID = "1.2.840.10008.1.2."
@@ -351,7 +352,7 @@ class _StoredForm:
         """The media type in RULES for that of `asked`."""
         if asked.media_type == "application/*":
             return DICOM if self.resource is Resource.INSTANCES else OCTETS
-        return PIXELS if asked.media_type.startswith(("image/", "video/")) else asked.media_type
+        return PIXELS if asked.media_type.startswith(_PICTURES) else asked.media_type
 
     def _syntax(self, takes: Takes, asked: AcceptableRange) -> str:
         match takes:
@@ -367,7 +368,7 @@ class _StoredForm:
 
     def _allowed(self, asked: AcceptableRange) -> bool:
         """An image or video type allows only its own syntaxes; the general types allow all."""
-        if not asked.media_type.startswith(("image/", "video/")):
+        if not asked.media_type.startswith(_PICTURES):
             return True
         return asked.covers(canonical(self.offer(asked.transfer_syntax, multipart=True).media_type))
 
@@ -396,11 +397,27 @@ def choose_frames(
     return chosen
 
 
+def _asks_for_bulk(ranges: Sequence[AcceptableRange]) -> bool:
+    """Whether a request for a study, series or instance asks for its bulk data: a multipart range of a media
+    type of bulk data (PS3.18 Table 10.4.4-1, note 2) comes before all ranges of instances."""
+
+    def taken(asked: AcceptableRange) -> Iterator[Offer]:
+        if asked.covers(DICOM):
+            yield Offer(DICOM)
+        elif asked.multipart and (asked.media_type == OCTETS or asked.media_type.startswith(_PICTURES)):
+            yield Offer(OCTETS)
+
+    chosen = elect(ranges, taken)
+    return chosen is not None and chosen.media_type == OCTETS
+
+
 class InstancesChoice(NamedTuple):
-    """`syntaxes` maps the stored transfer syntax to that of the answer."""
+    """`syntaxes` maps the stored transfer syntax to that of the answer. With `bulk` the client gets the bulk
+    data of the instances, and there are no syntaxes."""
 
     multipart: bool
     syntaxes: dict[str, str]
+    bulk: bool = False
 
 
 def choose_instances(
@@ -416,12 +433,15 @@ def choose_instances(
     `stored` are their transfer syntaxes (one if `single`). `transcodable` maps each to the syntaxes into
     which it can be transcoded.
     """
+    if _asks_for_bulk(ranges):
+        return InstancesChoice(True, {}, bulk=True)
     multipart, syntaxes = True, {}
     for syntax in stored:
         sent = INSTANCE_SENT_AS.get(syntax, syntax)
         source = _StoredForm(Resource.INSTANCES, sent, DICOM, transcodable.get(syntax, ()), single)
         chosen = source.choose(ranges)
         if chosen is None:
-            raise _refused([*source.offers(True), *(source.offers(False) if single else ())])
+            alone = source.offers(False) if single else ()
+            raise _refused([*source.offers(True), *alone, Offer(OCTETS, multipart=True)])
         multipart, syntaxes[syntax] = chosen.multipart, chosen.syntax
     return InstancesChoice(multipart, syntaxes)

@@ -25,6 +25,8 @@ from streamsrv.retrieve import bulk
 ICC = "00480105/0/00282000"
 RLE = "1.2.840.10008.1.2.5"
 INSTANCES = [f"1.2.3.4.{number}" for number in (1, 2)]
+BULK = {"accept": 'multipart/related; type="application/octet-stream"'}
+STAR = BULK["accept"] + "; transfer-syntax=*"
 LEVELS = [f"/studies/{STUDY}", f"/studies/{STUDY}/series/{SERIES}", instance_path("1.2.3.4.1")]
 
 
@@ -52,15 +54,23 @@ def url(instance, below):
     return f"http://h/v2{instance_path(instance)}/{below}"
 
 
+# PS3.18 10.4.3.3.5, and Table 10.4.4-1, note 2
+@pytest.mark.parametrize(
+    ("below", "headers"), [("/bulkdata", {}), ("/bulkdata", {"accept": "*/*"}), ("", BULK)]
+)
 @pytest.mark.parametrize("level", LEVELS)
-def test_all_bulk_data(study, level):
-    expected = [(url(INSTANCES[0], f"bulkdata/{ICC}"), SECRET)]
+def test_all_bulk_data(study, level, below, headers):
+    expected = [
+        (url(INSTANCES[0], f"bulkdata/{ICC}"), SECRET),
+        (url(INSTANCES[0], "bulkdata/7FE00010"), pixels(1)),
+    ]
     if level is not LEVELS[2]:
         expected += [
             (url(INSTANCES[1], "bulkdata/00420011"), b"document" * 300),
             (url(INSTANCES[1], f"bulkdata/{ICC}"), SECRET),
+            (url(INSTANCES[1], "bulkdata/7FE00010"), pixels(2) + pixels(3)),
         ]
-    answer = ask(study, f"{level}/bulkdata")
+    answer = ask(study, f"{level}{below}", **headers)
     assert answer.length is not None
     found = parts_of(answer)
     assert [(headers["content-location"], content) for headers, content in found] == expected
@@ -109,19 +119,18 @@ def compressed(instance, frames):
 def test_compressed_frames_as_stored(study):
     content, encoded = compressed("1.2.3.4.5", [pixels(5), pixels(6)])
     keep(study, content)
-    star = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
     path = f"{instance_path('1.2.3.4.5')}/pixeldata"
-    found = parts_of(ask(study, path, accept=star))
+    found = parts_of(ask(study, path, accept=STAR))
     assert [part for _, part in found] == encoded
     assert {headers["content-type"] for headers, _ in found} == {f"image/dicom-rle; transfer-syntax={RLE}"}
     # Of several syntaxes each part says its own.
-    mixed = ask(study, f"{LEVELS[0]}/pixeldata", accept=f"{star}, */*;q=0.1")
+    mixed = ask(study, f"{LEVELS[0]}/pixeldata", accept=f"{STAR}, */*;q=0.1")
     assert len(list(mixed.plan)) == 2 * 5 + 1
     mixed.release()
 
 
 @pytest.mark.parametrize("headers", [{}, {"accept": "*/*"}])
-@pytest.mark.parametrize("path", ["pixeldata", "frames/1,2", "bulkdata/7FE00010"])
+@pytest.mark.parametrize("path", ["pixeldata", "frames/1,2"])
 def test_compressed_frames_decoded(study, path, headers):
     content, _ = compressed("1.2.3.4.5", [pixels(5), pixels(6)])
     keep(study, content)
@@ -129,6 +138,77 @@ def test_compressed_frames_decoded(study, path, headers):
     assert [np.frombuffer(frame, "<u2").tolist() for frame in frames] == [
         np.frombuffer(pixels(n), "<u2").tolist() for n in (5, 6)
     ]
+
+
+@pytest.mark.parametrize("path", ["/bulkdata/7FE00010", "/bulkdata", ""])
+def test_encapsulated_pixel_data_are_one_decoded_value(study, path):
+    frames = [pixels(5), pixels(6)]
+    keep(study, compressed("1.2.3.4.5", frames)[0])
+    answer = ask(study, f"{instance_path('1.2.3.4.5')}{path}", **BULK)
+    found = [(headers["content-location"], content) for headers, content in parts_of(answer)]
+    expected = [(url("1.2.3.4.5", "bulkdata/7FE00010"), b"".join(frames))]
+    assert (
+        found
+        == ([] if path.endswith("7FE00010") else [(url("1.2.3.4.5", f"bulkdata/{ICC}"), SECRET)]) + expected
+    )
+
+
+def test_an_encapsulated_value_has_a_length_ranges_and_a_single_part(study):
+    frames = [pixels(5), pixels(6)]
+    keep(study, compressed("1.2.3.4.5", frames)[0])
+    path = f"{instance_path('1.2.3.4.5')}/bulkdata/7FE00010"
+    answer = ask(study, path, accept="application/octet-stream")
+    assert (answer.length, payload(answer)) == (64, b"".join(frames))
+    part = ask(study, path, accept="application/octet-stream", range="bytes=30-40")
+    assert (part.status, payload(part)) == (206, b"".join(frames)[30:41])
+
+
+@pytest.mark.parametrize("path", ["/bulkdata/7FE00010", "/bulkdata", ""])
+def test_compressed_frames_are_parts_of_their_own(study, path):
+    content, encoded = compressed("1.2.3.4.5", [pixels(5), pixels(6)])
+    keep(study, content)
+    answer = ask(study, f"{instance_path('1.2.3.4.5')}{path}", accept=STAR)
+    found = parts_of(answer, besides=[f"image/dicom-rle; transfer-syntax={RLE}"])[-2:]
+    assert [(headers["content-location"], part) for headers, part in found] == [
+        (url("1.2.3.4.5", f"frames/{number}"), frame) for number, frame in enumerate(encoded, 1)
+    ]
+
+
+def test_bulk_data_of_a_study_with_compressed_and_native_instances(study):
+    keep(study, compressed("1.2.3.4.5", [pixels(5), pixels(6)])[0])
+    whole = {
+        headers["content-location"]: content for headers, content in parts_of(ask(study, LEVELS[0], **BULK))
+    }
+    assert len(whole) == 7
+    assert whole[url("1.2.3.4.5", "bulkdata/7FE00010")] == pixels(5) + pixels(6)
+    assert whole[url(INSTANCES[1], "bulkdata/7FE00010")] == pixels(2) + pixels(3)
+
+
+@pytest.mark.parametrize("path", ["frames/1,2", "pixeldata", "bulkdata/7FE00010", "bulkdata"])
+@pytest.mark.parametrize("headers", [{}, {"accept": "*/*"}, BULK])
+def test_frames_that_cannot_be_decoded_go_out_as_stored(study, path, headers):
+    dataset, frames = dataset_of("1.2.3.4.5"), [b"no RLE at all.", b"not this one"]
+    dataset.NumberOfFrames, dataset.PixelData = 2, encapsulate(frames)
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    keep(study, part10(dataset, RLE))
+    label = f"image/dicom-rle; transfer-syntax={RLE}"
+    found = parts_of(ask(study, f"{instance_path('1.2.3.4.5')}/{path}", **headers), besides=[label])[-2:]
+    assert found == [
+        ({"content-type": label, "content-location": url("1.2.3.4.5", f"frames/{number}")}, frame)
+        for number, frame in enumerate(frames, 1)
+    ]
+
+
+def test_a_media_type_of_frames_does_not_hide_other_values(study):
+    """406: the client would not notice that the ICC profile is missing."""
+    keep(study, compressed("1.2.3.4.5", [pixels(5), pixels(6)])[0])
+    rle = 'multipart/related; type="image/dicom-rle"'
+    for path in ("", "/bulkdata"):
+        with pytest.raises(NotAcceptable) as refusal:
+            ask(study, f"{instance_path('1.2.3.4.5')}{path}", accept=rle)
+        assert refusal.value.acceptable[0] == BULK["accept"]
+    found = parts_of(ask(study, f"{instance_path('1.2.3.4.5')}/bulkdata/7FE00010", accept=rle))
+    assert len(found) == 2
 
 
 def test_nothing_to_send_is_404(study):

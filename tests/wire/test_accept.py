@@ -259,7 +259,8 @@ def test_instances_that_are_never_transcoded(header: str | None, explicit, impli
             assert caught.value.acceptable[1].startswith("application/dicom; transfer-syntax=")
         else:
             form, syntax = expected
-            assert choose_instances(ranges, [stored], single=True) == (form == "M", {stored: syntax})
+            chosen = choose_instances(ranges, [stored], single=True)
+            assert chosen == InstancesChoice(form == "M", {stored: syntax})
 
 
 def test_several_instances_are_each_answered() -> None:
@@ -273,9 +274,28 @@ def test_several_instances_are_each_answered() -> None:
     assert chosen.syntaxes == {EXPLICIT: EXPLICIT, IMPLICIT: EXPLICIT, JPEG: JPEG, DEFLATED: EXPLICIT}
     with pytest.raises(NotAcceptable) as caught:
         choose_instances(parse_accept(two), stored, single=False)
-    assert caught.value.acceptable == (f"{DICOM}; transfer-syntax={DEFLATED}",)
+    bulk = 'multipart/related; type="application/octet-stream"'
+    assert caught.value.acceptable == (f"{DICOM}; transfer-syntax={DEFLATED}", bulk)
     with pytest.raises(NotAcceptable):
         choose_instances(parse_accept("application/dicom; transfer-syntax=*"), [EXPLICIT], single=False)
+
+
+@pytest.mark.parametrize(
+    ("header", "bulk"),
+    [
+        (MULTI.format(OCTETS), True),
+        (MULTI.format("image/jls"), True),
+        (MULTI.format("video/*") + "; transfer-syntax=*", True),
+        (f"{MULTI.format(OCTETS)}, {DICOM};q=0.9", True),
+        (f"{MULTI.format(OCTETS)};q=0.9, {DICOM}", False),
+        (f"{MULTI.format(OCTETS)};q=0, */*", False),
+        (f"{MULTI.format(OCTETS)};q=0.1, */*", False),
+        (MULTI.format("application/*"), False),
+        (None, False),
+    ],
+)
+def test_bulk_data_of_instances(header: str | None, bulk: bool) -> None:
+    assert choose_instances(parse_accept(header), [EXPLICIT], single=True).bulk is bulk
 
 
 def test_instances_are_transcoded_or_kept() -> None:
