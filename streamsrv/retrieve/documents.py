@@ -26,7 +26,7 @@ from streamsrv.retrieve.answering import MAKER, Planned, Retrieval
 from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, ByteStream, Literal, Piece
-from streamsrv.wire.multipart import closing, part_head
+from streamsrv.wire.multipart import PAYLOAD_END, closing, part_head
 from streamsrv.wire.resources import instance_url
 
 DOCUMENT = "00420011"
@@ -126,7 +126,7 @@ def page_answer(retrieval: Retrieval, one: Document, multipart: bool) -> Answer:
 def part(one: Document, boundary: bytes) -> Generator[bytes, None, None]:
     yield part_head(boundary, {"Content-Type": one.label, "Content-Location": one.url})
     yield from one.page()
-    yield closing(boundary)
+    yield PAYLOAD_END + closing(boundary)
 
 
 def encapsulated(retrieval: Retrieval, row: InstanceRow, description: Description) -> Sequence[Piece]:
