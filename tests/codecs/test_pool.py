@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import pool_works
@@ -52,13 +53,14 @@ from framecodecs.pool.processes import ABSENT, END, IDLE, PixelProcesses
 from framecodecs.rendering.pictures import Notes, PictureRequest, Viewport
 from framecodecs.rendering.rendering import Lut, Palette, Rendering, Window
 
-Limits = partial(PoolLimits, modules=("pool_works",))
+# The processes start without libraries, but those of `pool` have them.
+Limits = partial(PoolLimits, modules=("nothing_prepared", "pool_works"))
 SMALL = Limits(waiting=8, deadline=10, memory=256 * 2**20, lifetime=1000)
 
 
 @pytest.fixture(scope="module")
 def pool():
-    with FramePool(2, SMALL) as running:
+    with FramePool(2, replace(SMALL, modules=("pool_works",))) as running:
         assert running.wait_until_ready()
         yield running
 
@@ -559,9 +561,9 @@ def test_cancelling_at_any_moment_does_no_harm():
     """Cancels after every possible delay; the next task always works."""
     with FramePool(1, SMALL) as pool:
         assert pool.wait_until_ready()
-        for step in range(12):
+        for step in range(6):
             future = pool.submit(pool_works.nap, [], 0.005)
-            time.sleep(step * 0.0008)
+            time.sleep(step * 0.0016)
             pool.cancel(future)
             assert still_works(pool)
 
@@ -856,10 +858,10 @@ def test_a_pool_that_dies_does_no_harm(shared):
 def test_killing_is_exact(shared):
     """Cancelling at any moment kills no process that works on another task."""
     with FramePool(endpoints=shared) as one, FramePool(endpoints=shared) as other:
-        for step in range(20):
+        for step in range(10):
             doomed = one.submit(pool_works.nap, [], 0.005)
             good = [other.submit(pool_works.nap, [b"x"], 0.005) for _ in range(3)]
-            time.sleep(step * 0.0005)
+            time.sleep(step * 0.001)
             one.cancel(doomed)
             assert [nap.result(30) for nap in good] == [[(b"x", None)]] * 3
 
