@@ -87,7 +87,7 @@ def batches(info: FrameInfo, indices: Sequence[int], least: int = 0) -> Iterator
         yield indices[at : at + size]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Transcoder:
     """The frames of one instance in one target syntax."""
 

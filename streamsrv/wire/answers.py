@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 
@@ -162,17 +162,14 @@ Computed: TypeAlias = Answer | Pending | Deferred
 def then(computed: Computed, step: Callable[[Answer], Answer]) -> Computed:
     """Applies `step` to the answer, as soon as there is one."""
     match computed:
-        case Pending():
-            finish, recover = computed.finish, computed.recover
-            return replace(
-                computed,
-                finish=lambda result: step(finish(result)),
-                recover=lambda error: step(recover(error)),
-            )
+        case Answer():
+            return step(computed)
         case Deferred():
             return Deferred(lambda: then(computed.compute(), step))
-        case _:
-            return step(computed)
+        case Pending(finish=finish, recover=recover):
+            computed.finish = lambda result: step(finish(result))
+            computed.recover = lambda error: step(recover(error))
+            return computed
 
 
 def resolved(computed: Computed) -> Answer:

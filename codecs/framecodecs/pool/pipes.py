@@ -81,8 +81,13 @@ class PipeWriter:
     lends = False
 
     def __init__(self, pieces: Iterable[Frame], may_lend: bool = False) -> None:
-        views = (piece if isinstance(piece, StoredFrame) else memoryview(piece).cast("B") for piece in pieces)
-        self._rest = deque(piece for piece in views if length_of(piece))
+        self._rest = deque[memoryview | StoredFrame](
+            [
+                piece if isinstance(piece, StoredFrame) else memoryview(piece).cast("B")
+                for piece in pieces
+                if length_of(piece)
+            ]
+        )
         self._may_lend = may_lend
         self.sent = 0  # bytes
 

@@ -206,7 +206,7 @@ class FramePool:
         message = TaskMessage(work, arguments, tuple(map(length_of, frames)), seconds, patience, cores)
         task = SubmittedTask(message, frames, epoll, self._end, ahead, self.limits.memory)
         self._send(task)
-        if ABSENT in states:
+        if ABSENT in states and states.count(IDLE) < len(self._open):
             self._grow()
         return task
 
