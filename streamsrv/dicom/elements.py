@@ -50,10 +50,10 @@ SHORT_VRS = {
 }
 LONG_VRS = {vr.encode(): vr for row in ("OB OD OF OL OV OW SQ SV UC UN UR UT UV",) for vr in row.split(" ")}
 BINARY_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "UN"))
+_VRS = frozenset((*SHORT_VRS, *LONG_VRS))
 _NO_VRS: dict[bytes, str] = {}
 
 HEADERS = {True: Struct("<HH2sH").unpack_from, False: Struct(">HH2sH").unpack_from}
-_EMPTY_ITEMS = {True: bytes.fromhex("feff00e000000000"), False: bytes.fromhex("fffee00000000000")}
 _TAGS = {True: Struct("<HHI").unpack_from, False: Struct(">HHI").unpack_from}
 _WORDS = {True: Struct("<I").unpack_from, False: Struct(">I").unpack_from}
 
@@ -70,8 +70,9 @@ class Container:
 
     __slots__ = ("delimited", "end", "explicit", "items", "little", "notes", "tag")
 
+    # Files have millions of containers: arguments by name would double the time of a call.
     def __init__(
-        self, tag: int, end: int, *, items: bool, delimited: bool, explicit: bool, little: bool
+        self, tag: int, end: int, items: bool, delimited: bool, explicit: bool, little: bool
     ) -> None:
         self.tag = tag
         self.end = end
@@ -110,11 +111,10 @@ class Elements:
         self.window = window
         self.position = start
         self.limits = limits
-        self.levels = [Container(0, end, items=False, delimited=False, explicit=explicit, little=little)]
+        self.levels = [Container(0, end, False, False, explicit, little)]
         self._start = start
         self._ahead: bytes | None = None  # Pixel Representation of the dataset, if it was read ahead
         self._skip_fragments = skip_fragments
-        self._count = 0
 
     def events(self) -> Iterator[Event]:
         """Yields all events up to the end of the dataset. Raises NotDicom and InstanceRefused.
@@ -124,68 +124,67 @@ class Elements:
         window, levels, limit_count = self.window, self.levels, self.limits.max_elements
         count = 0
         while True:
-            level = levels[-1]
-            self._count += count
-            count = 0
-            if self._count > limit_count:
+            if count > limit_count:
                 raise InstanceRefused(f"more than {limit_count:,} elements", offset=self.position)
-            buffer, base = window.buffer, window.start
-            at = self.position - base
-            limit = min(len(buffer), level.end - base)
-            if at < 0 or at + 8 > limit:
-                if self._refill(level):
-                    continue
+            level, position = levels[-1], self.position
+            while position == level.end and not level.delimited:
                 if len(levels) == 1:
                     return
                 yield self._close(level)
-                continue
-            if level.items:
-                # Files have millions of empty items, so these get no container.
-                empty = _EMPTY_ITEMS[level.little]
-                while at + 8 <= limit and buffer.startswith(empty, at):
-                    at += 8
+                level = levels[-1]
+            buffer, base, little = window.buffer, window.start, level.little
+            at = position - base
+            limit = min(len(buffer), level.end - base)
+            if at < 0 or at + 8 > limit:
+                if not self._refill(level):
+                    return
+            elif level.items:
+                while at + 8 <= limit:
+                    group, element, length = _TAGS[little](buffer, at)
                     count += 1
+                    tag = group << 16 | element
+                    if length or tag != ITEM:
+                        yield self._item(level, buffer, at, tag, length)
+                        break
+                    # Files have millions of empty items, so these get no container.
+                    at += 8
                     self.position = base + at
-                    yield ITEM, "", self.position, 0, None
-                    yield ITEM_END, "", self.position, 0, None
-                if at + 8 <= limit:
-                    yield self._item(level, buffer, at)
-                continue
-            unpack, notes = HEADERS[level.little], level.notes
-            vrs = SHORT_VRS if level.explicit else _NO_VRS
-            while at + 8 <= limit:
-                group, element, vr, length = unpack(buffer, at)
-                count += 1
-                name = vrs.get(vr)
-                if name is not None:
-                    start = at + 8
-                    stop = start + length
-                    if stop <= limit:
-                        value = buffer[start:stop]
-                        if group & 1 and 0x10 <= element < 0x100:
-                            notes[group << 8 | element] = value
-                        at = stop
-                        yield group << 16 | element, name, base + start, length, value
-                        continue
-                self.position = base + at
-                event = self._element(level, buffer, at, group << 16 | element, vr, length)
-                if event is not None:
-                    yield event
-                if window.start != base or levels[-1] is not level:
-                    break
-                at = self.position - base
+                    yield ITEM, "", base + at, 0, None
+                    yield ITEM_END, "", base + at, 0, None
             else:
-                self.position = base + at
+                unpack, notes = HEADERS[little], level.notes
+                vrs = SHORT_VRS if level.explicit else _NO_VRS
+                while at + 8 <= limit:
+                    group, element, vr, length = unpack(buffer, at)
+                    count += 1
+                    name = vrs.get(vr)
+                    if name is not None:
+                        start = at + 8
+                        stop = start + length
+                        if stop <= limit:
+                            value = buffer[start:stop]
+                            if group & 1 and 0x10 <= element < 0x100:
+                                notes[group << 8 | element] = value
+                            at = stop
+                            yield group << 16 | element, name, base + start, length, value
+                            continue
+                    self.position = base + at
+                    event = self._element(level, buffer, at, group << 16 | element, vr, length)
+                    if event is not None:
+                        yield event
+                    if window.start != base or levels[-1] is not level:
+                        break
+                    at = self.position - base
+                else:
+                    self.position = base + at
 
     def _refill(self, level: Container) -> bool:
-        """Load the next header into the window. Returns False if `level` ends here."""
+        """Load the next header into the window. Returns False at the end of the dataset."""
         position = self.position
         left = level.end - position
         if left == 0:
-            if level.delimited:
-                reason = "a sequence or item of undefined length has no delimiter"
-                raise NotDicom(reason, offset=position, tag=_hex(level.tag))
-            return False
+            reason = "a sequence or item of undefined length has no delimiter"
+            raise NotDicom(reason, offset=position, tag=_hex(level.tag))
         have = self.window.load(position, 8)
         if left >= 8 and have >= 8:
             return True
@@ -199,13 +198,10 @@ class Elements:
         self.levels.pop()
         return SEQUENCE_END if level.items else ITEM_END, "", self.position, 0, None
 
-    def _item(self, level: Container, buffer: bytes, at: int) -> Event:
+    def _item(self, level: Container, buffer: bytes, at: int, tag: int, length: int) -> Event:
         """Reads the beginning of an item, or the end of the sequence."""
         position = self.position
-        group, element, length = _TAGS[level.little](buffer, at)
-        tag = group << 16 | element
         self.position = position + 8
-        self._count += 1
         if tag == SEQUENCE_END and level.delimited:
             return self._close(level)
         if tag != ITEM:
@@ -215,12 +211,9 @@ class Elements:
             raise NotDicom("an item is longer than its sequence", offset=position, tag=_hex(level.tag))
         # Some writers switch to implicit VR inside sequences. The first element then has no VR.
         explicit = level.explicit
-        if explicit and length and buffer[at + 12 : at + 14] not in SHORT_VRS:
+        if explicit and length and buffer[at + 12 : at + 14] not in _VRS:
             explicit = not self._looks_implicit(min(end, position + 16))
-        delimited, little = length == UNDEFINED, level.little
-        self.levels.append(
-            Container(level.tag, end, items=False, delimited=delimited, explicit=explicit, little=little)
-        )
+        self.levels.append(Container(level.tag, end, False, length == UNDEFINED, explicit, level.little))
         return ITEM, "", position + 8, length, None
 
     def _looks_implicit(self, end: int) -> bool:
@@ -233,16 +226,18 @@ class Elements:
     ) -> Event | None:
         """Reads an element that the hot loop does not take. Returns None if it makes no event."""
         position = self.position
-        if tag == ITEM_END and level.delimited:
-            self.position = position + 8
-            return self._close(level)
         if tag >> 16 == 0xFFFE:
+            if tag == ITEM_END and level.delimited:
+                self.position = position + 8
+                return self._close(level)
             self._stray(level, tag)
             return None
         if tag == 0 and len(self.levels) == 1 and not buffer[at + 4 : at + 8].strip(b"\0"):
             self._padding()
             return None
-        name, header, length = self._explicit_header(tag, vr, length) if level.explicit else ("", 8, length)
+        name, header = "", 8
+        if level.explicit:
+            name, header, length = self._explicit_header(level, buffer, at, tag, vr, length)
         if not name:
             length = _WORDS[level.little](buffer, at + 4)[0]
         unknown = name == "UN"
@@ -262,21 +257,25 @@ class Elements:
         self.position = stop
         return tag, name, start, length, value
 
-    def _explicit_header(self, tag: int, vr: bytes, length: int) -> tuple[str, int, int]:
+    def _explicit_header(
+        self, level: Container, buffer: bytes, at: int, tag: int, vr: bytes, length: int
+    ) -> tuple[str, int, int]:
         """Returns VR, header length and value length. VR is "" for an implicit VR element."""
-        name = SHORT_VRS.get(vr)
-        if name is not None:
-            return name, 8, length
         name = LONG_VRS.get(vr)
-        if name is None and not b"AA" <= vr <= b"ZZ":
-            return "", 8, 0
-        # PS3.5 Table 7.1-1: a VR that 7.1-2 does not list has 32 bits of length. pydicom reads 16.
-        if name is None and length:
-            return "UN", 8, length
-        head = self.window.bytes_at(self.position, 12)
-        if len(head) < 12:
-            raise NotDicom("the dataset is truncated", offset=self.position, tag=_hex(tag))
-        return name or "UN", 12, int(_WORDS[self.levels[-1].little](head, 8)[0])
+        if name is None:
+            if vr in SHORT_VRS:
+                return SHORT_VRS[vr], 8, length
+            if not b"AA" <= vr <= b"ZZ":
+                return "", 8, 0
+            # PS3.5 Table 7.1-1: a VR that 7.1-2 does not list has 32 bits of length. pydicom reads 16.
+            name = "UN"
+            if length:
+                return name, 8, length
+        if at + 12 > len(buffer):
+            buffer, at = self.window.bytes_at(self.position, 12), 0
+            if len(buffer) < 12:
+                raise NotDicom("the dataset is truncated", offset=self.position, tag=_hex(tag))
+        return name, 12, int(_WORDS[level.little](buffer, at + 8)[0])
 
     def _signed_pixels(self) -> bool:
         """Returns whether the innermost Pixel Representation is 1. Reads ahead if it has not come yet."""
@@ -337,9 +336,7 @@ class Elements:
         undefined = length == UNDEFINED
         end = level.end if undefined else start + length
         little = level.little or implicit
-        self.levels.append(
-            Container(tag, end, items=True, delimited=undefined, explicit=level.explicit, little=little)
-        )
+        self.levels.append(Container(tag, end, True, undefined, level.explicit, little))
         self.position = start
         return tag, "SQ", start, length, None
 

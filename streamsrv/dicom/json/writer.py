@@ -30,6 +30,7 @@ from streamsrv.errors import InstanceRefused
 
 SLOT = orjson.Fragment(b'"\0"')  # the instance's own URL
 SPILL = 128 * 1024  # estimated bytes of pending text
+PACKS = 8  # a spill
 PIECE = 256 * 1024  # bytes that are emitted at once, at most
 OVERHEAD = 48  # of one element: tag, vr, brackets
 SPECIFIC_CHARACTER_SET = 0x00080005
@@ -48,7 +49,7 @@ class _Open:
         self.codecs = codecs
         self.convert = convert
         self.members: JsonDataset = _NO_MEMBERS if key else {}
-        self.items: list[JsonDataset] = []
+        self.items: list[JsonDataset | orjson.Fragment] = []
         self.count = 0  # items of a sequence, with the written ones.
         self.written = False  # the opening bracket is written.
         self.filled = False  # a member is written: a comma is next.
@@ -81,7 +82,6 @@ class MetadataWriter:
         self._stack[0].written = True
         self._out: list[bytes] = []
         self._pending = 0
-        self._empty = False  # whether an item without elements is open
         self._attributes = 0  # written at the top level
 
     def element(self, key: str) -> JsonElement | None:
@@ -89,65 +89,71 @@ class MetadataWriter:
         return self._stack[0].members.get(key) or self.kept.get(key)
 
     def write(self, events: Iterable[Event]) -> None:
-        """The loop over all elements. Methods handle containers and invalid values."""
+        """The loop over all events. One call per event would add a quarter to its time, so methods handle the
+        ends of containers, bulk values and invalid values only."""
         self._out.append(b"{")
-        top = self._stack[0]
+        stack = self._stack
+        top = stack[0]
         members, convert = top.members, top.convert
-        pending = 0
+        pending = enough = 0
         for tag, vr, offset, length, value in events:
-            if value is None:
-                self._pending += pending
-                pending = 0
-                self._structure(tag, vr, offset, length)
-                top = self._stack[-1]
+            if value is not None:
+                if not tag & 0xFFFF:
+                    continue
+                key = KEYS.get(tag) or f"{tag:08X}"
+                try:
+                    members[key] = convert[vr](value)
+                except (ValueError, struct.error):
+                    members[key] = self._odd(key, vr, value)
+                pending += length + OVERHEAD
+                if tag == SPECIFIC_CHARACTER_SET:
+                    convert = self._character_set(members[key])
+            else:
+                pending += 8
+                if tag == ITEM:
+                    top.count += 1
+                    if length:
+                        top = _Open("", top.codecs, top.convert)
+                        stack.append(top)
+                    else:  # its end is the next event
+                        top.items.append({})
+                elif tag == ITEM_END:
+                    if not top.key:
+                        stack.pop()
+                        self._close_item(top, stack[-1])
+                elif tag == SEQUENCE_END:
+                    stack.pop()
+                    self._close_sequence(top, stack[-1])
+                elif vr == "SQ":
+                    pending += OVERHEAD
+                    stack.append(_Open(KEYS.get(tag) or f"{tag:08X}", top.codecs, top.convert))
+                else:
+                    pending += self._bulk_value(f"{tag:08X}", vr, offset, length)
+                top = stack[-1]
                 members, convert = top.members, top.convert
-                continue
-            if not tag & 0xFFFF:
-                continue
-            key = KEYS.get(tag) or f"{tag:08X}"
-            try:
-                members[key] = convert[vr](value)
-            except (ValueError, struct.error):
-                members[key] = self._odd(key, vr, value)
-            pending += length + OVERHEAD
-            if tag == SPECIFIC_CHARACTER_SET:
-                convert = self._character_set(members[key])
-            elif pending > SPILL:
+            if pending > enough:
+                enough = self._pack(pending)
                 pending = 0
-                self._spill()
         self._finish()
 
-    def _structure(self, tag: int, vr: str, offset: int, length: int) -> None:
-        stack = self._stack
-        self._pending += 8
-        if tag == ITEM:
-            stack[-1].count += 1
-            if not length:  # its end is the next event
-                self._empty = True
-                return
-            stack.append(_Open("", stack[-1].codecs, stack[-1].convert))
-        elif tag == ITEM_END:
-            if self._empty:
-                self._empty = False
-                stack[-1].items.append({})
-            else:
-                self._close_item(stack.pop(), stack[-1])
-        elif tag == SEQUENCE_END:
-            self._close_sequence(stack.pop(), stack[-1])
-        elif vr == "SQ":
-            self._pending += OVERHEAD
-            stack.append(_Open(f"{tag:08X}", stack[-1].codecs, stack[-1].convert))
-        else:
-            self._bulk_value(f"{tag:08X}", vr, offset, length)
+    def _pack(self, pending: int) -> int:
+        """Writes if more than SPILL bytes are pending. Makes text of the complete items, because the garbage
+        collector visits objects again and again. Returns after how many bytes the next call is due."""
+        self._pending += pending
         if self._pending > SPILL:
             self._spill()
+        for node in self._stack:
+            if len(node.items) > 1:
+                node.items[:] = [orjson.Fragment(orjson.dumps(node.items)[1:-1])]
+        return min(SPILL // PACKS, SPILL - self._pending)
 
-    def _bulk_value(self, key: str, vr: str, offset: int, length: int) -> None:
+    def _bulk_value(self, key: str, vr: str, offset: int, length: int) -> int:
+        """Returns the estimated bytes of its text."""
         path = "/".join([*self._path(), key])
         self.bulk.append(BulkValue(path, vr, offset, length))
         uri = orjson.Fragment(b'"\0/bulkdata/%s"' % path.encode())
         self._stack[-1].members[key] = {"vr": vr, "BulkDataURI": uri}
-        self._pending += len(path) + OVERHEAD
+        return len(path) + OVERHEAD
 
     def _path(self) -> list[str]:
         """Returns tag and item index of each open sequence."""
@@ -273,6 +279,8 @@ class MetadataWriter:
 
 
 def _sorted(members: JsonDataset) -> JsonDataset:
+    if len(members) < 2:
+        return members
     keys = list(members)
     ordered = sorted(keys)
     return members if keys == ordered else {key: members[key] for key in ordered}
