@@ -3,6 +3,8 @@
 `SOAK=20 python -m pytest tests/test_many_items.py` reads one of 5 million elements and items.
 """
 
+import gc
+import json
 import os
 import struct
 import time
@@ -61,6 +63,33 @@ def test_time_is_linear(make):
     alone = min(seconds(once) for _ in range(3))
     again = [seconds(once, read) for _ in range(4)]
     assert min(again[1:]) < 2 * alone
+
+
+def test_the_garbage_collector_does_not_visit_items_that_wait():
+    file = enhanced(2_000)
+    seconds(file)
+    before = [generation["collections"] for generation in gc.get_stats()]
+    seconds(file)
+    after = [generation["collections"] for generation in gc.get_stats()]
+    assert sum(after) - sum(before) <= 3
+
+
+def test_a_kept_sequence_has_all_items():
+    file, texts = enhanced(300), []
+    kept = read_instance(
+        lambda offset, length: file[offset : offset + length],
+        len(file),
+        keep=frozenset(("52009230",)),
+        emit=texts.append,
+        limits=ReadLimits(),
+    ).attributes["52009230"]
+    frame = {
+        "00209111": {"vr": "SQ", "Value": [{"00209157": {"vr": "UL", "Value": [1, 2]}}]},
+        "00209113": {"vr": "SQ", "Value": [{"00200032": {"vr": "DS", "Value": [1, 2, 3]}}]},
+    }
+    assert (
+        kept == {"vr": "SQ", "Value": [frame] * 300} == json.loads(b"".join(texts), strict=False)["52009230"]
+    )
 
 
 @pytest.fixture(scope="module")
