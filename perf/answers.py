@@ -16,7 +16,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -29,7 +29,6 @@ from perf.results import NGINX, OURS, USUAL, WHOLE, Row, median_row
 from perf.run import (
     LARGE_ANSWER,
     Run,
-    Stretch,
     drop_from_memory,
     forget,
     latencies,
@@ -211,7 +210,7 @@ def latency(run: Run) -> Iterator[Row]:
         for name, path in (("/health/live", "//health/live"), ("metadata of one instance", metadata)):
             with _timed(server, path, JSON) as quiet:
                 time.sleep(1)
-            drop_from_memory(Stretch(segment) for segment in server.segments())
+            drop_from_memory({path: (0, size) for path, size in server.segments().items()})
             fetch = [lambda client: client.get(f"/studies/{body.study}", DICOM)] * 2
             with _timed(server, path, JSON) as busy:
                 together(2, server, fetch)
@@ -241,18 +240,18 @@ def fairness(run: Run) -> Iterator[Row]:
         run.store(study, [server])
         # Only the study of the bulk is cold: the disk is slow for a single frame, too.
         after = server.segments() if server.folder else {}
-        cold = [Stretch(path, before.get(path, 0), end) for path, end in after.items()]
+        cold = {path: (before.get(path, 0), end) for path, end in after.items() if end > before.get(path, 0)}
         frame = f"{watched.path}/frames/1"
         with _timed(server, frame, FRAME) as idle:
             time.sleep(1 + 2 * run.size.seconds)
         yield _p99("one frame at a time", f"{OURS}, idle", idle.answers)
-        yield _beside_bulk(server, study, frame, "in memory", 20, [])
+        yield _beside_bulk(server, study, frame, "in memory", 20, {})
         if cold:
             yield _beside_bulk(server, study, frame, "on disk", 20 + BURSTS * BULK, cold)
 
 
 def _beside_bulk(
-    server: Service, study: Body, frame: str, where: str, first: int, cold: Sequence[Stretch]
+    server: Service, study: Body, frame: str, where: str, first: int, cold: Mapping[Path, tuple[int, int]]
 ) -> Row:
     """Strategy: bursts. In each burst every uploader sends one study, and downloads go on until the last of
     these is stored; only requests of that time count. Memory is warmed before each burst."""
@@ -272,7 +271,9 @@ def _beside_bulk(
     return _p99(measure, f"{OURS}, busy", within(bursts, seen.answers), note)
 
 
-def _burst(server: Service, uploads: Sequence[Body], study: Body, cold: Sequence[Stretch]) -> int:
+def _burst(
+    server: Service, uploads: Sequence[Body], study: Body, cold: Mapping[Path, tuple[int, int]]
+) -> int:
     """Bytes that were downloaded until all uploads were stored."""
     received: list[int] = []
     over = threading.Event()

@@ -131,9 +131,8 @@ def patients(studies: int, pixels: int) -> Body:
 def native_loop(study: int, frames: int) -> Body:
     """One instance with frames of 512 x 512 of 16 bits, uncompressed."""
     dataset, picture = ct_dataset(CT_PIXELS), different(noise(CT_PIXELS))
-    dataset.NumberOfFrames = frames
-    head = numbered(head_of(dataset, EXPLICIT_VR_LITTLE_ENDIAN), keys_of(study), 0)
-    return _multi_frame(head, keys_of(study), frames * CT_PIXELS, lambda: map(picture, range(frames)))
+    pixels = frames * CT_PIXELS
+    return _multi_frame(study, frames, dataset, "", pixels, lambda: map(picture, range(frames)))
 
 
 def different(picture: bytes) -> Callable[[int], bytes]:
@@ -164,8 +163,6 @@ def _native(length: int) -> bytes:
 
 def multi_frame(study: int, frames: int, frame_size: int) -> Body:
     """One instance with a fragment for each frame. The frames only look like JPEG."""
-    dataset = ct_dataset(CT_PIXELS)
-    dataset.NumberOfFrames = frames
     item = bytearray(_item(noise(frame_size)))
     item[8:12], item[-2:] = b"\xff\xd8\xff\xe0", b"\xff\xd9"
     before, after = bytes(item[:20]), bytes(item[28:])
@@ -176,8 +173,7 @@ def multi_frame(study: int, frames: int, frame_size: int) -> Body:
             some = range(first, min(first + batch, frames))
             yield b"".join(part for n in some for part in (before, n.to_bytes(8, "big"), after))
 
-    head = numbered(head_of(dataset, JPEG_BASELINE), keys_of(study), 0)
-    return _multi_frame(head, keys_of(study), frames * len(item), items, ENCAPSULATED, END)
+    return _multi_frame(study, frames, ct_dataset(CT_PIXELS), JPEG_BASELINE, frames * len(item), items)
 
 
 def jpeg_slide(study: int, tiles: int) -> Body:
@@ -208,7 +204,7 @@ def _repeated(study: int, frames: int, syntax: str, info: FrameInfo, photometric
     samples = info.samples_per_pixel
     items = [_item(registry.encode(one, syntax, info)[0]) for one in soft_pictures(samples)]
     dataset = ct_dataset(CT_PIXELS)
-    dataset.NumberOfFrames, dataset.Rows, dataset.Columns = frames, SIDE, SIDE
+    dataset.Rows, dataset.Columns = SIDE, SIDE
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = samples, photometric
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
     if samples > 1:
@@ -221,8 +217,7 @@ def _repeated(study: int, frames: int, syntax: str, info: FrameInfo, photometric
             yield b"".join(items[: min(DIFFERENT, frames - first)])
 
     length = sum(len(items[number % DIFFERENT]) for number in range(frames))
-    head = numbered(head_of(dataset, syntax), keys_of(study), 0)
-    return _multi_frame(head, keys_of(study), length, all_items, ENCAPSULATED, END)
+    return _multi_frame(study, frames, dataset, syntax, length, all_items)
 
 
 def _item(frame: bytes) -> bytes:
@@ -231,22 +226,20 @@ def _item(frame: bytes) -> bytes:
 
 
 def _multi_frame(
-    head: bytes,
-    key: Keys,
-    pixels: int,
-    make: Callable[[], Iterable[bytes]],
-    opening: bytes = b"",
-    end: bytes = b"",
+    study: int, frames: int, dataset: Dataset, syntax: str, pixels: int, make: Callable[[], Iterable[bytes]]
 ) -> Body:
-    """`pixels` is the length of all that `make` yields, between the head and the end of Pixel Data."""
-    start = b"".join((PART_HEAD, head, opening or _native(pixels)))
+    """`pixels` is the length of all that `make` yields: items, or native frames without a syntax."""
+    dataset.NumberOfFrames = frames
+    head = numbered(head_of(dataset, syntax or EXPLICIT_VR_LITTLE_ENDIAN), keys_of(study), 0)
+    opening, end = (ENCAPSULATED, END) if syntax else (_native(pixels), b"")
+    start = b"".join((PART_HEAD, head, opening))
 
     def chunks() -> Iterator[bytes]:
         yield start
         yield from make()
         yield end + CLOSING
 
-    return Body(len(start) + pixels + len(end) + len(CLOSING), chunks, [key])
+    return Body(len(start) + pixels + len(end) + len(CLOSING), chunks, [keys_of(study)])
 
 
 # --- pictures ---

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from perf import servers
 from perf.bodies import CONTENT_TYPE, Body
@@ -140,20 +139,12 @@ def warm_memory(length: int = 0) -> None:
             memory[start : start + len(BLOCK)] = BLOCK[: length - start]
 
 
-class Stretch(NamedTuple):
-    """Bytes of one file; an `end` of 0 is the end of the file."""
-
-    path: Path
-    begin: int = 0
-    end: int = 0
-
-
-def drop_from_memory(stretches: Iterable[Stretch]) -> None:
-    """Drops the pages of the stretches from the page cache, as far as they are on the disk."""
-    for path, begin, end in stretches:
-        if end > begin or not end:
-            with path.open("rb") as stream:
-                os.posix_fadvise(stream.fileno(), begin, max(0, end - begin), os.POSIX_FADV_DONTNEED)
+def drop_from_memory(files: Mapping[Path, tuple[int, int]]) -> None:
+    """Drops the pages of the files, from the first byte to the last, from the page cache, as far as they are
+    on the disk."""
+    for path, (begin, end) in files.items():
+        with path.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), begin, end - begin, os.POSIX_FADV_DONTNEED)
 
 
 # --- rounds and rows ---

@@ -181,41 +181,47 @@ def retrieved(
 
 
 def study(run: Run) -> Iterator[Row]:
-    body = bodies.ct_study(1, run.size.instances)
-    files = run.folder / "nginx"
-    files.mkdir()
-    path = body.write(files / "study.body")
-    name, rounds = f"store {run.size.instances} CT instances of 526 kB, one POST", 2 * run.size.rounds + 1
-    with run.both("ct") as both, run.peer(NGINX, files) as web:
-        yield from stored(run, name, both, body, path, (rounds, PEER_ROUNDS), costs_of="store the study")
-        for server in both:
-            store_study(server, body, path)
-        paths = (f"/studies/{body.study}", "/study.body")
-        for clients in (1, 4):
-            name = f"retrieve the study, {clients} at once"
-            yield from retrieved(name, both, web, paths, clients, (rounds, PEER_ROUNDS))
+    body, rounds = bodies.ct_study(1, run.size.instances), (2 * run.size.rounds + 1, PEER_ROUNDS)
+    name = f"store {run.size.instances} CT instances of 526 kB, one POST"
+    clients = {f"retrieve the study, {count} at once": count for count in (1, 4)}
+    yield from in_and_out(run, name, clients, body, rounds, rounds, costs_of="store the study")
 
 
 def large(run: Run) -> Iterator[Row]:
     """Native frames: a DICOM element of that form ends at 4 GB. Orthanc has one round."""
     body = bodies.native_loop(80, max(2, run.size.large // CT_PIXELS))
-    name = f"one instance of {body.length / 1e9:.3g} GB"
-    files = run.folder / "nginx"
-    files.mkdir()
-    path = body.write(files / "large.body")
-    fits = servers.available_memory() > TIMES_IN_MEMORY * body.length + (1 << 30)
-    orthanc = run.peer(ORTHANC, run.folder / "peer") if fits else nullcontext()
-    with run.streamsrv("large") as ours, orthanc as peer, run.peer(NGINX, files) as web:
-        both = [ours] if peer is None else [ours, peer]
-        if not fits:
-            yield Row(f"store {name}", ORTHANC, None, "needs more memory than there is")
-        yield from stored(run, f"store {name}", both, body, path, (max(2, run.size.rounds - 3), 1))
-        for server in both:
-            store_study(server, body, path)
-        paths = (f"/studies/{body.study}", "/large.body")
-        yield from retrieved(f"retrieve {name}", both, web, paths, 1, (run.size.rounds + 3, 1))
+    name, rounds = f"one instance of {body.length / 1e9:.3g} GB", run.size.rounds
+    clients = {f"retrieve {name}": 1}
+    yield from in_and_out(run, f"store {name}", clients, body, (max(2, rounds - 3), 1), (rounds + 3, 1))
     if run.size.largest and run.target is None:
         yield from _largest(run)
+
+
+def in_and_out(
+    run: Run,
+    name: str,
+    clients: Mapping[str, int],
+    body: Body,
+    rounds_in: tuple[int, int],
+    rounds_out: tuple[int, int],
+    costs_of: str = "",
+) -> Iterator[Row]:
+    """The body stored and deleted, then retrieved by so many clients; Orthanc only if memory is enough."""
+    files = run.folder / "nginx"
+    files.mkdir()
+    path = body.write(files / "stored.body")
+    fits = servers.available_memory() > TIMES_IN_MEMORY * body.length + (1 << 30)
+    orthanc = run.peer(ORTHANC, run.folder / "peer") if fits else nullcontext()
+    with run.streamsrv("ours") as ours, orthanc as peer, run.peer(NGINX, files) as web:
+        both = [ours] if peer is None else [ours, peer]
+        if not fits:
+            yield Row(name, ORTHANC, None, "needs more memory than there is")
+        yield from stored(run, name, both, body, path, rounds_in, costs_of)
+        for server in both:
+            store_study(server, body, path)
+        paths = (f"/studies/{body.study}", "/stored.body")
+        for measure, count in clients.items():
+            yield from retrieved(measure, both, web, paths, count, rounds_out)
 
 
 def _largest(run: Run) -> Iterator[Row]:

@@ -8,7 +8,7 @@ import pytest
 
 from perf.answers import within
 from perf.clients import Answered, Client, Load, Timed, percentile, run, started, together, wrk_printed
-from perf.run import Stretch, drop_from_memory
+from perf.run import drop_from_memory
 from perf.servers import Service, cpu_seconds
 
 PAYLOAD = bytes(range(256)) * 1200
@@ -202,12 +202,12 @@ def test_only_requests_that_began_in_time_count():
     assert [one.began for one in within([(1.0, 2.0), (3.0, 4.0)], answers)] == [1.0, 1.9, 3.5]
 
 
-def test_bytes_beside_a_stretch_are_not_dropped(tmp_path, monkeypatch):
+def test_bytes_beside_a_study_are_not_dropped(tmp_path, monkeypatch):
     path, dropped = tmp_path / "1", []
     path.write_bytes(b"x" * 100)
     monkeypatch.setattr("os.posix_fadvise", lambda fd, *asked: dropped.append(asked[:2]))
-    drop_from_memory([Stretch(path, 10, 30), Stretch(path, 40, 40), Stretch(path)])
-    assert dropped == [(10, 20), (0, 0)]
+    drop_from_memory({path: (10, 30)})
+    assert dropped == [(10, 20)]
 
 
 def test_time_passes():
