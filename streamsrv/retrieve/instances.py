@@ -198,8 +198,7 @@ def sent_as(stored: str) -> str:
 
 def is_made(stored: str, syntax: str) -> bool:
     """Whether frames have to be transcoded."""
-    native = not lookup(stored).encapsulated
-    return syntax != stored and not (native and syntax == EXPLICIT_VR_LITTLE_ENDIAN)
+    return syntax != stored and (syntax != EXPLICIT_VR_LITTLE_ENDIAN or lookup(stored).encapsulated)
 
 
 # The choice

@@ -46,15 +46,15 @@ class Retrieve:
 
     def answer(self, request: Request, target: Target) -> Computed:
         """The answer to a GET of instances, metadata, frames, bulk data or pictures. Raises RequestError."""
-        if target.kind is Kind.METADATA:
-            self._rooms.pool.warm()  # a viewer requests frames next
         if target.kind is Kind.WADO_URI:
             target = named_instance(request, target)
-        algorithm = wanted_digest(request)
-        plan = PLANS[target.kind]
+        kind, algorithm = target.kind, wanted_digest(request)
+        if kind is Kind.METADATA:
+            self._rooms.pool.warm()  # a viewer requests frames next
+        plan = PLANS[kind]
         if algorithm is not None:
             plan = partial(with_digest, algorithm, plan)
-        elif target.kind is Kind.INSTANCES or (target.kind in BRIEF and target.instance is not None):
+        elif kind is Kind.INSTANCES or (kind in BRIEF and target.instance is not None):
             planned = plan_answer(self._rooms, request, target, plan, brief=True)
             if planned is not None:
                 return planned

@@ -54,6 +54,7 @@ API_VERSIONS = "1, 2"
 THREADS = 64
 WRITING = frozenset(("POST", "DELETE"))
 ASKING = CONDITIONS | {"expect"}
+HEALTH = frozenset((Kind.LIVE, Kind.READY))
 
 
 def _nothing() -> None:
@@ -217,10 +218,8 @@ class App:
         if head.method == "OPTIONS":
             return self._capabilities(head, base_url(caller.base, target.version), target.route)
         kind = target.kind
-        if kind is Kind.LIVE:
-            return Job(health.live)
-        if kind is Kind.READY:
-            return Job(self.ready)
+        if kind in HEALTH:
+            return Job(health.live if kind is Kind.LIVE else self.ready)
         if head.method in WRITING and self.settings.read_only:
             raise Forbidden("this server is read-only")
         request = self._request(head, caller, target)

@@ -36,13 +36,15 @@ log = logging.getLogger("streamsrv.web")
 def final_status(error: BaseException | None, status: int, request_id: str, sent: int) -> int:
     """The status in the access log of an answer whose transfer ended with `error`, after `sent` bytes of
     payload. An answer that the server cut short is logged."""
+    if error is None:
+        return status
     if isinstance(error, (*GONE, TimeoutError)):
         return CLIENT_GONE
     if isinstance(error, OSError) and error.errno in OUTSIDE:
         log.error("[%s] the answer was cut short after %d bytes: %s", request_id, sent, error.strerror)
     elif isinstance(error, StreamsrvError):  # as for a broken frame behind good ones
         log.error("[%s] the answer was cut short after %d bytes: %s", request_id, sent, error.detail)
-    elif error is not None:
+    else:
         log.error("[%s] the answer was cut short after %d bytes", request_id, sent, exc_info=error)
     return status
 

@@ -181,7 +181,9 @@ class FrameCache:
             transfer.done.add_done_callback(ended)
 
     def _prepare(self, peer: str, request: bytes, batch: RequestBatch) -> PreparedAnswer | None:
-        at = request.find(_BEFORE_NUMBER, 0, LONGEST) + 8
+        at = request.find(_BEFORE_NUMBER) + len(_BEFORE_NUMBER)
+        if at < len(_BEFORE_NUMBER):
+            return None
         stop = end = request.find(b" ", at)
         if request.endswith(_AS_PICTURE, at, stop):
             end -= len(_AS_PICTURE)
