@@ -25,7 +25,7 @@ from streamsrv.dicom.nativexml import native_xml
 from streamsrv.errors import InstanceError, NotAcceptable
 from streamsrv.wire.accept import STORE_OFFERS, Offer, choose_json, parse_accept
 from streamsrv.wire.answers import Answer, ByteStream, Literal, Request
-from streamsrv.wire.codings import IDENTITY, encoded
+from streamsrv.wire.codings import IDENTITY, check_charset, encoded
 from streamsrv.wire.mediatypes import DICOM_JSON, DICOM_XML
 from streamsrv.wire.resources import instance_url, study_url
 
@@ -87,6 +87,7 @@ class StoreResult:
 
 def acceptable(request: Request) -> Offer:
     """Returns the media type of the response. Raises NotAcceptable; call it before the body is read."""
+    check_charset(request)
     queries = [value for name, value in request.query if name == "accept"]
     return choose_json(parse_accept(request.headers.get("accept"), queries), STORE_OFFERS)
 

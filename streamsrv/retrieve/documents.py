@@ -26,6 +26,7 @@ from streamsrv.retrieve.answering import MAKER, Planned, Retrieval
 from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, ByteStream, Literal, Piece
+from streamsrv.wire.codings import check_charset
 from streamsrv.wire.multipart import PAYLOAD_END, closing, part_head
 from streamsrv.wire.resources import instance_url
 
@@ -53,6 +54,7 @@ def document(retrieval: Retrieval, row: InstanceRow) -> Planned:
     offer = accept.choose_image(retrieval.ranges(), document_types(row))
     one = Document(retrieval, row, offer.media_type)
     if one.is_page:
+        check_charset(retrieval.request)
         return None if retrieval.brief else page_answer(retrieval, one, offer.multipart)
     return stored_document(retrieval, row, offer, one.url)
 

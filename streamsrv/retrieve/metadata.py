@@ -26,7 +26,7 @@ from streamsrv.retrieve.answering import Retrieval
 from streamsrv.store import SHORT_TEXT, InstanceRow, PackedRow, Store, unpacked
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, ByteStream, Literal, Piece
-from streamsrv.wire.codings import IDENTITY, WORTH_CODING, choose_coding, encoded
+from streamsrv.wire.codings import IDENTITY, WORTH_CODING, check_charset, choose_coding, encoded
 from streamsrv.wire.conditional import etag_of, evaluate, not_modified
 from streamsrv.wire.mediatypes import DICOM_XML
 from streamsrv.wire.multipart import PAYLOAD_END, boundary_from, closing, multipart_type, part_head
@@ -54,6 +54,7 @@ MakeBody: TypeAlias = Callable[[], Iterator[bytes]]  # the same bytes at each ca
 
 def metadata(retrieval: Retrieval) -> Answer | None:
     request, selection = retrieval.request, retrieval.selection
+    check_charset(request)
     offer = accept.choose_json(retrieval.ranges(), accept.METADATA_OFFERS)
     fields = fields_of(request.query)
     length, whole = lengths(selection, request.base_url)

@@ -48,6 +48,7 @@ from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
 from streamsrv.wire.accept import IMAGE_TYPES, THUMBNAIL_TYPES
 from streamsrv.wire.answers import Answer, Literal, Piece
+from streamsrv.wire.codings import check_charset
 from streamsrv.wire.multipart import PAYLOAD_END, closing, part_head
 from streamsrv.wire.problems import PROBLEM, problem_text
 from streamsrv.wire.resources import ResourceLevel, frame_url, instance_url
@@ -230,6 +231,8 @@ def of_several(retrieval: Retrieval, parameters: RenderingParameters) -> Answer:
     if not chosen:
         offers = [offer for refusal in refusals for offer in refusal.acceptable]
         raise NotAcceptable(refusals[0].detail, offers)
+    if not set(chosen.values()).isdisjoint(accept.PAGE_TYPES):
+        check_charset(retrieval.request)
     pictures = chosen.pop(IMAGE_TYPES[0], None)
     if pictures is not None:
         check_profile(parameters, pictures)

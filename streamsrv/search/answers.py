@@ -40,7 +40,7 @@ from streamsrv.search.parameters import Parameters, SearchLimits, parameters_of
 from streamsrv.store import Hit, Index
 from streamsrv.wire.accept import LONGEST_REMEMBERED, METADATA_OFFERS, Offer, choose_json, parse_accept
 from streamsrv.wire.answers import Answer, ByteStream, Deferred, Literal, Request
-from streamsrv.wire.codings import choose_coding
+from streamsrv.wire.codings import check_charset, choose_coding
 from streamsrv.wire.conditional import etag_of, evaluate
 from streamsrv.wire.mediatypes import DICOM_XML
 from streamsrv.wire.multipart import PAYLOAD_END, boundary_from, closing, multipart_type, part_head
@@ -84,6 +84,7 @@ class Searches:
 
     def answer(self, request: Request, target: Target) -> Answer | Deferred:
         """Blocks for half a millisecond, about. Raises RequestError."""
+        check_charset(request)
         long_query = sum(len(name) + len(value) for name, value in request.query) > LONGEST_QUERY
         budget = None if long_query else BriefBudget(min(BRIEF_ROWS, self._limits.rows))
         found = self._cached(request, target, budget)

@@ -37,7 +37,12 @@ PARAMETERS = {
     "orderby": "attributes to order results by; `-` before one: descending. An extension",
     "after": "the end of the page before, from its Link header. An extension",
     "accept": "acceptable media types; beats the Accept header",
+    "charset": "acceptable character sets, UTF-8 among them; beats the Accept-Charset header",
 }
+
+
+# Read elsewhere (streamsrv/wire/accept.py, streamsrv/wire/codings.py).
+NEGOTIATION = frozenset(("accept", "charset"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ def parameters_of(pairs: Sequence[tuple[str, str]], level: Level, limits: Search
             read(found, name, value)
         elif _names_attribute(name):
             found.matching.append((name, value))
-        elif name != "accept":
+        elif name not in NEGOTIATION:
             found.warnings.append(f"the parameter {_shown(name)} is not supported and was ignored")
     if found.limit > limits.most:
         found.warnings.append(f"the limit was lowered to {limits.most}")

@@ -17,6 +17,7 @@ from streamsrv import __version__
 from streamsrv.web.operations import WADL, YAML, Operation, Parameter, described_routes, operations
 from streamsrv.wire.accept import AcceptableRange, Offer, choose_json, parse_accept
 from streamsrv.wire.answers import Answer, Literal, Request
+from streamsrv.wire.codings import check_charset
 from streamsrv.wire.conditional import etag_of, evaluate
 from streamsrv.wire.mediatypes import DICOM_JSON, JSON
 from streamsrv.wire.problems import PROBLEM
@@ -169,6 +170,7 @@ def json_text(base: str) -> bytes:
 def answer(request: Request, route: Route) -> Answer:
     """The answer to GET of a route whose kind is in KINDS. The OpenAPI description as YAML is its JSON text,
     since JSON is YAML (YAML 1.2.2, 1.3). Raises NotAcceptable."""
+    check_charset(request)
     if route.kind is Kind.SERVICE:
         accepted = tuple(value for name, value in request.query if name == "accept")
         ranges = parse_accept(request.headers.get("accept"), accepted)

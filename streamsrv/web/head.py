@@ -30,7 +30,7 @@ UNREADABLE = "-", "-", "HTTP/1.1"  # method, target and version that cannot be r
 # Header lines of one request; browsers behind proxies send about 30.
 MAX_LINES = 100
 # Headers that are lists, read element by element.
-LISTS = ("accept", "accept-encoding", "range")
+LISTS = ("accept", "accept-charset", "accept-encoding", "range")
 # Bytes of the request line beside its target: method, version, blanks.
 LINE_SLACK = 256
 # Method, the first kilobyte of the target, version.

@@ -70,11 +70,14 @@ _PATH = {
     ),
 }
 _ACCEPT = Parameter("accept", "query", PARAMETERS["accept"])
+_UTF8 = {"type": "string", "enum": ["utf-8"]}
+_CHARSET = Parameter("charset", "query", PARAMETERS["charset"], _UTF8)
 _NUMBER = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
 _SCHEMAS: dict[str, Mapping[str, Any]] = {
     "limit": _NUMBER,
     "offset": _NUMBER,
     "fuzzymatching": {"type": "boolean"},
+    "charset": _UTF8,
     "emptyvaluematching": {"type": "boolean"},
     "multiplevaluematching": {"type": "boolean"},
 }
@@ -117,7 +120,7 @@ _LINK = tuple(
     )
 )
 _BY_KIND: dict[Kind, tuple[Parameter, ...]] = {
-    Kind.METADATA: _FIELDS,
+    Kind.METADATA: (*_FIELDS, _CHARSET),
     Kind.RENDERED: _PICTURE,
     Kind.THUMBNAIL: _THUMBNAIL,
     Kind.WADO_URI: _LINK,

@@ -10,7 +10,7 @@ Rules
 - For each offer the most specific range counts, and its q=0 excludes the offer. Stored bytes come before
   bytes that have to be made, for any order and q of the client. Then come the higher q, the order of the
   client, and the order of the offers.
-- A range that is malformed, or has another character set than UTF-8, is ignored.
+- A malformed range is ignored. A range with another character set than UTF-8 takes nothing.
 - A request has at most MAX_RANGES, counted by their commas before any is parsed.
 - A single-part media type is for single items only (PS3.18 10.4.4). `multipart/related; type="*/*"` and
   `*/*` are accepted for any resource.
@@ -148,8 +148,9 @@ def _range_of(text: str, from_query: bool) -> AcceptableRange | None:
     quality = _quality(media.parameters.get("q", "1")) if media else None
     if media is None or quality is None:
         return None
-    if media.parameters.get("charset", "utf-8").lower() not in ("utf-8", "utf8"):
-        return None
+    charset = media.parameters.get("charset", "utf-8").lower()
+    if charset not in ("utf-8", "utf8"):
+        return AcceptableRange(False, f"{media.type}; charset={charset}", "", quality, from_query)
     syntax = media.parameters.get("transfer-syntax", "")
     if media.type not in (MULTIPART, "multipart/*"):
         multipart = None if media.type == ANY else False

@@ -1,5 +1,5 @@
 """Content codings of answers (RFC 9110 8.4, 12.5.3): the choice, the encoding, and `coded`, which encodes
-the answer of a function that knows no codings.
+the answer of a function that knows no codings. Character sets of answers (PS3.18 8.8): text is UTF-8.
 
 Rules
 - zstd comes before gzip at the same q: at level 1 it is three times as fast, and its result is no larger.
@@ -22,6 +22,7 @@ from typing import Protocol
 
 import zstandard
 
+from streamsrv.errors import NotAcceptable
 from streamsrv.wire.accept import LONGEST_REMEMBERED
 from streamsrv.wire.answers import Answer, ByteStream, Computed, Literal, Piece, Request, then
 
@@ -31,7 +32,8 @@ PIECE = 64 << 10
 # Bytes. The head of a shorter answer has the same size.
 WORTH_CODING = 1_024
 GZIP = 31  # zlib's wbits for a gzip member
-_ALIASES = {"x-gzip": "gzip"}
+UTF8 = "utf-8"
+_ALIASES = {"x-gzip": "gzip", "utf8": UTF8}
 _QUALITY = re.compile(r"q[ \t]*=[ \t]*(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\Z", re.IGNORECASE)
 
 
@@ -91,6 +93,19 @@ def _qualities(header: str) -> dict[str, float]:
         if name:
             found[_ALIASES.get(name.lower(), name.lower())] = quality
     return found
+
+
+def check_charset(request: Request) -> None:
+    """For answers in text. The query parameter `charset` (PS3.18 8.3.3.2) comes before Accept-Charset
+    (8.8.4). Raises NotAcceptable if the client does not accept UTF-8."""
+    listed = [value for name, value in request.query if name == "charset"]
+    if not listed and "accept-charset" in request.headers:
+        listed = [request.headers["accept-charset"]]
+    if not listed:
+        return
+    qualities = _qualities(",".join(listed))
+    if qualities.get(UTF8, qualities.get("*", 0.0)) <= 0:
+        raise NotAcceptable(f"text is sent in {UTF8} only, which the request does not accept", (UTF8,))
 
 
 def encoded(chunks: Iterable[bytes], coding: str) -> Iterator[bytes]:

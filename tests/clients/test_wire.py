@@ -248,6 +248,18 @@ def test_what_is_exposed_is_sent_somewhere():
         ("DELETE", "/studies", {}, 405),
         ("GET", STUDY, {"Accept": "text/html"}, 406),
         ("GET", "/studies", {"Accept": "image/png"}, 406),
+        ("GET", "/studies", {"Accept-Charset": "iso-8859-1"}, 406),
+        ("GET", "/studies?charset=iso-8859-1", {}, 406),
+        ("GET", "/studies", {"Accept": "application/dicom+json; charset=iso-8859-1"}, 406),
+        ("GET", f"{INSTANCE}/metadata", {"Accept-Charset": "utf-8;q=0, *"}, 406),
+        ("GET", f"{STUDY}/metadata?charset=gb18030", {}, 406),
+        ("GET", "/openapi.json", {"Accept-Charset": "utf-16"}, 406),
+        (
+            "POST",
+            "/studies",
+            {"Accept-Charset": "x", "Content-Type": "application/dicom", "Content-Length": "0"},
+            406,
+        ),
         ("GET", f"{INSTANCE}/rendered", {"Accept": "application/dicom"}, 406),
         ("OPTIONS", STUDY, {"Accept": "image/png"}, 406),
         ("GET", "/studies?" + "a" * 16384, {}, 414),
@@ -284,6 +296,20 @@ def test_every_error_is_a_problem(clinic, method, path, headers, status):
 def test_errors_of_a_store(clinic, content_type, body, status):
     reply = ask(f"{clinic.url}/studies", "POST", body, Content_Type=content_type)
     assert (reply.status, reply.media_type) == (status, "application/problem+json")
+
+
+@pytest.mark.parametrize(
+    "path", ["/studies", f"{INSTANCE}/metadata", f"{INSTANCE}/frames/1", "/openapi.json"]
+)
+def test_character_sets_that_are_accepted(clinic, path):
+    """Old browsers send such lists. Frames are no text."""
+    plain = ask(clinic.url + path)
+    for charset in ("iso-8859-1, utf-8;q=0.7, *;q=0.7", "*", "UTF8"):
+        reply = ask(clinic.url + path, Accept_Charset=charset)
+        assert (reply.status, reply.body) == (200, plain.body)
+        assert "warning" not in reply.headers
+    assert ask(f"{clinic.url}{path}?charset=utf-8", Accept_Charset="x").status == 200
+    assert ask(f"{clinic.url}{INSTANCE}/frames/1", Accept_Charset="iso-8859-1").status == 200
 
 
 def test_what_would_do_is_named(clinic):

@@ -75,7 +75,6 @@ def test_reads_lists_in_order() -> None:
         "a/b; q=",
         "a/b; q=.",
         "a/b; x",
-        "application/dicom+json; charset=iso-8859-1",
         'multipart/related; type="application"',
         'multipart/related; type="application/dicom',
     ],

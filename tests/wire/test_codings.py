@@ -5,7 +5,9 @@ import zlib
 import pytest
 import zstandard
 
-from streamsrv.wire.codings import ENCODERS, choose_coding, encoded
+from streamsrv.errors import NotAcceptable
+from streamsrv.wire.answers import Request
+from streamsrv.wire.codings import ENCODERS, check_charset, choose_coding, encoded
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,36 @@ from streamsrv.wire.codings import ENCODERS, choose_coding, encoded
 )
 def test_the_choice(header, coding):
     assert choose_coding(header) == coding
+
+
+@pytest.mark.parametrize(
+    ("header", "queries", "accepted"),
+    [
+        (None, [], True),
+        ("utf-8", [], True),
+        ("UTF8", [], True),
+        ("*", [], True),
+        ("iso-8859-1, utf-8;q=0.7, *;q=0.7", [], True),
+        ("iso-8859-1, *;q=0.1", [], True),
+        ("iso-8859-1", [], False),
+        ("utf-8;q=0", [], False),
+        ("utf-8;q=0, *", [], False),
+        ("*;q=0", [], False),
+        ("iso-8859-1", ["utf-8"], True),
+        ("utf-8", ["iso-8859-1"], False),
+        (None, ["iso-8859-1", "gb18030,utf-8;q=0.1"], True),
+        (None, [""], False),
+    ],
+)
+def test_text_is_utf_8(header, queries, accepted):
+    headers = {} if header is None else {"accept-charset": header}
+    request = Request("GET", "/v2/studies", tuple(("charset", each) for each in queries), headers, "", 2)
+    if accepted:
+        check_charset(request)
+        return
+    with pytest.raises(NotAcceptable, match="text is sent in utf-8 only") as refusal:
+        check_charset(request)
+    assert refusal.value.acceptable == ("utf-8",)
 
 
 @pytest.mark.parametrize("coding", ENCODERS)
