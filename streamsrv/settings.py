@@ -240,6 +240,12 @@ class Settings:
         "together have at most four times as many.",
         least=1,
     )
+    annotation_fonts: tuple[str, ...] = _pixels(
+        (),
+        "files",
+        "TrueType or OpenType fonts for annotations, the preferred first; #2 behind the path takes the third "
+        "face of a collection. Empty: free fonts in the folders of the system.",
+    )
     prefetch: int = _pixels(
         2,
         "frames",

@@ -34,11 +34,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from framecodecs.pool.confinement import hide, lacking
 from framecodecs.pool.processes import PixelProcesses
+from framecodecs.rendering.fonts import NoFont, check_font, find_fonts, has_cjk
 from streamsrv import __version__, config
 from streamsrv.errors import StreamsrvError
 from streamsrv.pixels.limits import pixel_limits, pixel_processes, slow_limits
@@ -63,6 +64,10 @@ DUMP_TIME = 1.0
 # If select() returns this much later than its time-out, this process was stopped.
 STOPPED = 1.0
 REASONS = {signal.SIGBUS: "the index could not be read from the disk, or the disk is full"}
+NO_CJK = (
+    "there is no font for Chinese, Japanese and Korean: annotations do not show such names. Install the "
+    "system package fonts-noto-cjk, or streamsrv[cjk], or set annotation_fonts"
+)
 # Seconds until the next start of the scrub process.
 SCRUB_AFTER_FAILURE, SCRUB_FIRST_PAUSE = 60.0, 60.0
 # Short scrub periods have a shorter first pause: a thousandth of the period, in seconds a day.
@@ -326,6 +331,7 @@ def serve(settings: Settings, write: Callable[[str], None] = print) -> int:
             f"other machines can reach {settings.host}, and there is no authentication: they could read and "
             "delete every study. To allow that, set --allow-remote-without-authentication"
         )
+    settings = with_fonts(settings)
     protect()
     for remark in remarks():
         log.warning(remark)
@@ -344,6 +350,22 @@ def serve(settings: Settings, write: Callable[[str], None] = print) -> int:
         finally:
             for listener in listeners:
                 listener.close()
+
+
+def with_fonts(settings: Settings) -> Settings:
+    """The settings with the fonts that pixel processes load, so that all processes have the same ones. Raises
+    CannotServe."""
+    for font in settings.annotation_fonts:
+        try:
+            check_font(font)
+        except NoFont as error:
+            raise CannotServe(f"annotation_fonts: {font} {error}") from error
+    if settings.annotation_fonts:
+        return settings
+    fonts = find_fonts()
+    if not has_cjk(fonts):
+        log.warning(NO_CJK)
+    return replace(settings, annotation_fonts=fonts)
 
 
 def protect() -> None:

@@ -15,9 +15,20 @@ import urllib.request
 import pytest
 from live_server import ROOT, environment, free_port, start_server
 
+import streamsrv.supervisor
+from framecodecs.rendering.fonts import find_fonts
 from streamsrv import supervisor
 from streamsrv.settings import Settings
-from streamsrv.supervisor import CannotServe, Supervisor, WorkerSlot, bind, describe, origin_of, worker_count
+from streamsrv.supervisor import (
+    CannotServe,
+    Supervisor,
+    WorkerSlot,
+    bind,
+    describe,
+    origin_of,
+    with_fonts,
+    worker_count,
+)
 
 DEADLINE = 20.0
 
@@ -320,6 +331,19 @@ def test_every_address_of_a_name_gets_the_same_port():
 def test_addresses_that_are_none(host):
     with pytest.raises(CannotServe, match="cannot listen"):
         bind(host, 0)
+
+
+def test_fonts_are_found_once_for_all_processes(tmp_path, monkeypatch, caplog):
+    found = with_fonts(Settings()).annotation_fonts
+    assert found == find_fonts()
+    monkeypatch.setattr(streamsrv.supervisor, "find_fonts", lambda: found[:0])
+    assert with_fonts(Settings()).annotation_fonts == ()
+    assert "streamsrv[cjk]" in caplog.messages[-1]
+    given = dataclasses.replace(Settings(), annotation_fonts=found[-1:])
+    assert with_fonts(given) == given
+    wrong = dataclasses.replace(Settings(), annotation_fonts=(str(tmp_path / "none.ttf"),))
+    with pytest.raises(CannotServe, match=r"annotation_fonts: .*none\.ttf cannot be read"):
+        with_fonts(wrong)
 
 
 def test_the_public_url_is_what_is_printed():

@@ -18,7 +18,12 @@ def pixel_processes(settings: Settings) -> int:
 
 
 def pixel_limits(settings: Settings) -> PoolLimits:
-    return PoolLimits(settings.pixel_queue, settings.pixel_deadline, settings.pixel_memory)
+    return PoolLimits(
+        settings.pixel_queue,
+        settings.pixel_deadline,
+        settings.pixel_memory,
+        fonts=settings.annotation_fonts,
+    )
 
 
 def slow_limits(limits: PoolLimits) -> PoolLimits:

@@ -102,6 +102,7 @@ class PixelPool:
         self.cache: SizedCache[Hashable, bytes] = SizedCache(cached, len)
         self.flights = SingleFlight(self.stop)
         self.descriptions = Descriptions()
+        self.fonts = self._limits.fonts
         self.max_rendered_pixels = max_rendered_pixels
         self._prefetch_thread = PrefetchThread(self._may_prefetch, self._begin_prefetch)
         self.prefetch = Prefetch(read_ahead, self._prefetch_thread, self._look)

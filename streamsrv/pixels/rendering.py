@@ -114,7 +114,8 @@ class Renderer:
             self.pool.prefetch.requested(self.store, self.row, index, representation, make_job)
 
     def request(self, index: int) -> PictureRequest:
-        return picture_request(self.description, index, self.parameters, self.media_type, self._bulk)
+        fonts = self.pool.fonts
+        return picture_request(self.description, index, self.parameters, self.media_type, self._bulk, fonts)
 
     def task(self, indices: Sequence[int], request: PictureRequest) -> PixelTask:
         return self.drawn(messages.render_frames, indices, request)

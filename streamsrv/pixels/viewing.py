@@ -9,7 +9,7 @@ Rules of this file
 - MONOCHROME1 and a Presentation LUT Shape of INVERSE mean the same (PS3.3 C.8.11.3): they never cancel out.
 - Annotations have values of the top level of the dataset, and the window that the picture is drawn with. An
   absent value has no label either.
-- A name is written in its alphabetic group, because most readers cannot read other scripts.
+- A name is written in its alphabetic group, and in its ideographic one if there is a font for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from framecodecs.errors import RenderingError
-from framecodecs.rendering.pictures import Notes, PictureRequest, Viewport
+from framecodecs.rendering.lettering import PART, Notes
+from framecodecs.rendering.pictures import PictureRequest, Viewport
 from framecodecs.rendering.rendering import Lut, Palette, Rendering, Window, palette_of
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.dicom.json.values import (
@@ -31,7 +32,7 @@ from streamsrv.dicom.json.values import (
     inline_binary,
     item,
     number,
-    person_name,
+    spelled,
     text,
     time,
     values,
@@ -155,7 +156,9 @@ def picture_request(
     parameters: RenderingParameters,
     media_type: str,
     bulk: BulkReader,
+    fonts: tuple[str, ...] = (),
 ) -> PictureRequest:
+    """`fonts` are those that the pixel processes have loaded."""
     dataset = description.dataset
     profile = None if parameters.icc_profile == "no" else icc_profile_of(dataset, bulk)
     # A client that insists on a profile gets sRGB where there is none: viewers assume it.
@@ -169,7 +172,7 @@ def picture_request(
         icc_profile=profile,
         convert_to_srgb=parameters.icc_profile == "srgb" or assumed,
         milliseconds=milliseconds_of(dataset),
-        notes=notes_of(dataset, parameters.annotations, frame_index, rendering),
+        notes=notes_of(dataset, parameters.annotations, frame_index, rendering, fonts),
     )
 
 
@@ -289,17 +292,23 @@ def annotations_of(given: str) -> tuple[str, ...]:
     return tuple(kind for kind in KINDS if kind in asked)
 
 
-def notes_of(dataset: JsonDataset, kinds: tuple[str, ...], frame_index: int, rendering: Rendering) -> Notes:
+def notes_of(
+    dataset: JsonDataset,
+    kinds: tuple[str, ...],
+    frame_index: int,
+    rendering: Rendering,
+    fonts: tuple[str, ...],
+) -> Notes:
     """The patient above, the technique below."""
     upper = patient(dataset) if "patient" in kinds else ()
     lower = technique(dataset, frame_index, rendering) if "technique" in kinds else ()
-    return Notes(upper, lower)
+    return Notes(upper, lower, fonts) if kinds else Notes()
 
 
 def patient(dataset: JsonDataset) -> tuple[str, ...]:
     born, sex = date(dataset, "00100030"), text(dataset, "00100040")
     return _lines(
-        person_name(dataset, "00100010"),
+        patient_name(dataset),
         _labelled("ID", text(dataset, "00100020")),
         _joined(_labelled("born", born), sex, text(dataset, "00101010")),
         _joined(
@@ -308,6 +317,12 @@ def patient(dataset: JsonDataset) -> tuple[str, ...]:
             text(dataset, "00081030"),
         ),
     )
+
+
+def patient_name(dataset: JsonDataset) -> str:
+    """The alphabetic group, and the ideographic one if a font has its letters."""
+    found = values(dataset, "00100010")
+    return PART.join(filter(None, spelled(found[0]))) if found else ""
 
 
 def technique(dataset: JsonDataset, frame_index: int, rendering: Rendering) -> tuple[str, ...]:

@@ -163,7 +163,8 @@ def one_picture(
     stored = one.stored(index, brief=retrieval.brief)
     if stored is None:
         return None
-    answer = partial(picture_answer, row=row, index=index, offer=offer, drawn=drawn_as(parameters))
+    drawn = drawn_as(parameters, retrieval.pool.fonts)
+    answer = partial(picture_answer, row=row, index=index, offer=offer, drawn=drawn)
     if stored:
         return answer(retrieval, stored)
     planned = retrieval.pooled(one.job(index, QUICK if retrieval.brief else None), answer, failed)
@@ -194,9 +195,9 @@ def picture_url(retrieval: Retrieval, row: InstanceRow, number: int) -> str:
     return f"{frame_url(retrieval.request.base_url, *row.key, number)}/rendered"
 
 
-def drawn_as(parameters: RenderingParameters) -> str:
+def drawn_as(parameters: RenderingParameters, fonts: tuple[str, ...] = ()) -> str:
     """The part of an ETag that says how a frame is drawn."""
-    return f"{parameters!r} {MAKER}"
+    return f"{parameters!r} {MAKER} {','.join(fonts) if parameters.annotations else ''}"
 
 
 # Several pictures and documents, in parts
@@ -254,7 +255,8 @@ def in_parts(
             check_size(row, parameters, most)
     documents = ",".join(sorted(types.documents.values()))
     outer = types.of(first) or ""
-    asked = (types.pictures or "", documents, "rendered", ",".join(map(str, numbers)), drawn_as(parameters))
+    drawn = drawn_as(parameters, retrieval.pool.fonts)
+    asked = (types.pictures or "", documents, "rendered", ",".join(map(str, numbers)), drawn)
 
     def body(boundary: bytes) -> Generator[bytes, None, None]:
         return parts_body(retrieval, in_order(retrieval, parameters, types, numbers), boundary)
@@ -424,7 +426,7 @@ def animated(
     description = retrieval.pool.descriptions.of(retrieval.store, row)
     one = renderer(retrieval, row, description, parameters, GIF)
     indices = animated_frames(one, numbers)
-    representation = (GIF, drawn_as(parameters))
+    representation = (GIF, drawn_as(parameters, retrieval.pool.fonts))
     return retrieval.made_single(representation, lambda _: animation(one, indices, len(numbers)))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from framecodecs.rendering.pictures import Notes, annotated, drawable
+from framecodecs.rendering.lettering import Notes, annotated, drawable
 
 NOTES = Notes(("Doe, Jane Q", "ID P0012345", "born 1960-02-29  F"), ("CT  Thorax", "120 kV  slice 1 mm"))
 

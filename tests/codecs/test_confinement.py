@@ -23,7 +23,8 @@ from framecodecs.pool import confinement, messages
 from framecodecs.pool.confinement import lacking
 from framecodecs.pool.pool import FramePool, PoolLimits
 from framecodecs.pool.processes import INHERITED, SETTINGS
-from framecodecs.rendering.pictures import FORMATS, Notes, PictureRequest
+from framecodecs.rendering.lettering import Notes
+from framecodecs.rendering.pictures import FORMATS, PictureRequest
 
 FILES = ("open", "open to write", "openat2", "stat", "unlink", "change mode")
 FOLDERS = ("list", "change directory")

@@ -50,7 +50,8 @@ from framecodecs.pool.messages import (
 from framecodecs.pool.pipes import MOST_ROOM, StoredFrame
 from framecodecs.pool.pool import FramePool, PoolLimits
 from framecodecs.pool.processes import ABSENT, END, IDLE, PixelProcesses
-from framecodecs.rendering.pictures import Notes, PictureRequest, Viewport
+from framecodecs.rendering.lettering import Notes
+from framecodecs.rendering.pictures import PictureRequest, Viewport
 from framecodecs.rendering.rendering import Lut, Palette, Rendering, Window
 
 # The processes start without libraries, but those of `pool` have them.

@@ -3,6 +3,7 @@ what."""
 
 import io
 import json
+from contextlib import closing
 
 import numpy as np
 import pydicom
@@ -40,11 +41,14 @@ from retrieve_world import (
 
 from framecodecs import registry
 from framecodecs.frameinfo import FrameInfo
-from framecodecs.rendering.pictures import Notes
+from framecodecs.pool.pool import PoolLimits
+from framecodecs.rendering.fonts import find_fonts
+from framecodecs.rendering.lettering import Notes
 from framecodecs.rendering.rendering import Window
 from streamsrv.errors import BadRequest, NotAcceptable, NotFound, Overloaded
 from streamsrv.pixels import description as pixels
 from streamsrv.pixels import rendering as rendered
+from streamsrv.pixels.pool import PixelPool
 from streamsrv.pixels.viewing import RenderingParameters, picture_request, rendering_parameters
 from streamsrv.retrieve import pictures
 
@@ -343,7 +347,7 @@ def notes(store, dataset, kinds, index=0, **wished):
 def test_annotations_say_who_and_how(store):
     made = notes(store, annotated_dataset(frames=3), ("patient", "technique"), 1)
     assert made.upper == (
-        "Yamada, Tarou Dr",
+        "Yamada, Tarou Dr\t山田 太郎",
         "ID P 17",
         "born 1960-02-29  M",
         "Study 2024-01-31  10:15  Thorax",
@@ -390,6 +394,23 @@ def test_annotations_are_drawn_by_request_alone(store):
     }
     assert len(tags) == 3
     assert np.array_equal(np.asarray(picture(store, f"{ONE}/thumbnail?annotation=patient")), plain)
+
+
+def test_the_fonts_are_part_of_the_entity_tag(store):
+    stored(store, annotated_dataset(Kind(rows=200, columns=200)))
+    (font,) = find_fonts(())
+    found = []
+    for fonts in ((), (font,)):
+        with closing(PixelPool(1, PoolLimits(fonts=fonts))) as pool:
+            answers = [
+                ask(store, f"{ONE}/rendered{query}", accept="image/png", pool=pool)
+                for query in ("", "?annotation=patient")
+            ]
+            found.append([(header(answer, "etag"), payload(answer)) for answer in answers])
+    (plain, without), (same, written) = found
+    assert plain == same
+    assert without[0] != written[0]
+    assert without[1] != written[1]
 
 
 def test_icc_profile(store):

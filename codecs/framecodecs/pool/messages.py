@@ -40,7 +40,8 @@ from framecodecs.errors import BY_NAME, FrameCodecError, Unsupported, WorkerCras
 from framecodecs.frameinfo import EncodeOptions, FrameInfo
 from framecodecs.pool.pipes import PipeReader
 from framecodecs.rendering import pictures
-from framecodecs.rendering.pictures import Notes, PictureRequest, Viewport
+from framecodecs.rendering.lettering import Notes
+from framecodecs.rendering.pictures import PictureRequest, Viewport
 from framecodecs.rendering.rendering import Lut, Palette, Rendering, Window
 
 Result = tuple[bytes, FrameInfo | None]

@@ -76,6 +76,8 @@ class StatusPages:
 
 FIRST, MORE, LATE, RENEW, END = b"f", b"m", b"l", b"r", b"e"
 PAUSE = 1.0  # seconds
+# The argument before the fonts.
+FONTS = "--fonts"
 QUEUE_BYTES = 1 << 20  # the kernel counts 800 bytes for each task
 BUSY_MACHINE = 4  # times its deadline that a task may take while other processes use the cores
 INHERITED = ("LD_LIBRARY_PATH", "PYTHONHOME")
@@ -95,7 +97,8 @@ class PoolLimits:
     no deadline of its own; that would be processor time. `memory` is bytes of a process beyond the size of
     its libraries: 1 GiB is too little for a frame of 2 GB. `starting` is seconds that a task waits while no
     process can start. `lifetime` is tasks before a process is replaced, which ends leaks. `nice` lowers the
-    priority of the processes (setpriority(2)). `modules` hold further functions that do work."""
+    priority of the processes (setpriority(2)). `modules` hold further functions that do work. `fonts` are
+    those of annotations (rendering/fonts.py)."""
 
     waiting: int = 64
     deadline: float = 20.0
@@ -104,6 +107,7 @@ class PoolLimits:
     lifetime: int = 20_000
     nice: int = 0
     modules: tuple[str, ...] = ()
+    fonts: tuple[str, ...] = ()
 
     def times(self, deadline: float | None) -> tuple[float, float]:
         """Returns seconds of processor time, and seconds of patience."""
@@ -175,7 +179,8 @@ class PixelProcesses:
     def _start(self, slot: int) -> None:
         self._status[slot] = STARTING
         queue, page, limits = self._receiving.fileno(), self.endpoints.status_pages[slot], self._limits
-        process = _started(queue, page, limits.memory, limits.lifetime, *limits.modules)
+        more = (*limits.modules, FONTS, *limits.fonts)
+        process = _started(queue, page, limits.memory, limits.lifetime, *more)
         try:
             if self._limits.nice:
                 os.setpriority(os.PRIO_PROCESS, process.pid, self._limits.nice)

@@ -1,7 +1,8 @@
-"""A pixel process: `python -m framecodecs.pool.worker QUEUE PAGE MEMORY LIFETIME [MODULE ...]`.
+"""A pixel process: `python -m framecodecs.pool.worker QUEUE PAGE MEMORY LIFETIME [MODULE ...] --fonts
+[FONT ...]`.
 
-It loads all libraries and the modules, and drops its rights (confinement.py). Libraries load parts of
-themselves at their first use, and a confined process cannot open a file. So `prepare` uses each transfer
+It loads all libraries, the modules and the fonts, and drops its rights (confinement.py). Libraries load parts
+of themselves at their first use, and a confined process cannot open a file. So `prepare` uses each transfer
 syntax and each picture format once. The self-checks of charls.py and libjpeg.py run then, too.
 
 Only then it takes tasks from the queue, one at a time, until the queue ends or it has done LIFETIME of them.
@@ -41,15 +42,17 @@ from framecodecs.pool.messages import (
     answer_of_error,
 )
 from framecodecs.pool.pipes import MOST_ROOM, PipeWriter, make_room, receive_whole
-from framecodecs.pool.processes import BUSY, IDLE, StatusPages
+from framecodecs.pool.processes import BUSY, FONTS, IDLE, StatusPages
 from framecodecs.rendering import pictures
-from framecodecs.rendering.pictures import Notes, PictureRequest, Viewport
+from framecodecs.rendering.lettering import Notes, load_faces
+from framecodecs.rendering.pictures import PictureRequest, Viewport
 
 DESCRIPTORS = 2  # with a task: the read end of IN, the write end of OUT
 ROOM = socket.CMSG_SPACE(DESCRIPTORS * array("i").itemsize)
 MOST_LENT = 2  # answers of which some may be unread
 NATIVE = "1.2.840.10008.1.2.1"
 SIDE = 16
+SCRIPTS = "a я ש ع ท 王"  # letters of several scripts, so that a shaper loads its tables
 KINDS = (
     FrameInfo(SIDE, SIDE),
     FrameInfo(SIDE, SIDE, 1, 16, 12, 11),
@@ -170,20 +173,22 @@ def answered(task: TakenTask) -> tuple[bytes, list[bytes]]:
             signal.setitimer(timer, 0)
 
 
-def prepare(modules: Sequence[str] = ()) -> None:
-    """Imports `modules` and all installed libraries, and uses each library."""
+def prepare(modules: Sequence[str] = (), fonts: Sequence[str] = ()) -> None:
+    """Imports `modules` and all installed libraries, loads the fonts, and uses each library."""
     for module in modules:
         importlib.import_module(module)
     for package, library in LIBRARIES.items():
         if available(package):
             with suppress(ImportError):  # a task that needs it raises Unsupported
                 importlib.import_module(library.module)
+    with suppress(FrameCodecError):
+        load_faces(fonts)
     for uid in registry.SYNTAXES:
         for info in KINDS:
             _use_syntax(uid, info)
     for media_type in pictures.FORMATS:
         for info in (KINDS[0], KINDS[-1]):
-            _use_format(media_type, info)
+            _use_format(media_type, info, tuple(fonts))
 
 
 def _use_syntax(uid: str, info: FrameInfo) -> None:
@@ -196,8 +201,9 @@ def _use_syntax(uid: str, info: FrameInfo) -> None:
                 registry.transcode(restored[0], target, uid, restored[1])
 
 
-def _use_format(media_type: str, info: FrameInfo) -> None:
-    request = PictureRequest(media_type=media_type, viewport=Viewport(8, 8), notes=Notes(("a",), ("b",)))
+def _use_format(media_type: str, info: FrameInfo, fonts: tuple[str, ...]) -> None:
+    notes = Notes((SCRIPTS,), ("b",), fonts)
+    request = PictureRequest(media_type=media_type, viewport=Viewport(64, 64), notes=notes)
     with suppress(FrameCodecError):
         profiled = replace(request, icc_profile=pictures.srgb_profile(), convert_to_srgb=True)
         for one in (request, profiled):
@@ -214,7 +220,8 @@ def main(arguments: Sequence[str]) -> None:
         signal.signal(ignored, signal.SIG_IGN)
     for ended_by in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(ended_by, signal.SIG_DFL)
-    prepare(arguments[4:])
+    at = arguments.index(FONTS)
+    prepare(arguments[4:at], arguments[at + 1 :])
     status, queue, lent = StatusPages([page]), socket.socket(fileno=descriptor), LentAnswers()
     os.close(page)
     silence_stderr()

@@ -61,15 +61,16 @@ def inline_binary(dataset: Mapping[str, Any], tag: str) -> bytes:
 
 
 def spelled(value: object) -> tuple[str, str]:
-    """The alphabetic (else the phonetic) group of a person name, and its ideographic group, each as family
-    name, comma, the rest (PS3.5 6.2.1.1). Empty without."""
+    """The alphabetic (else the phonetic) group of a person name as family name, comma, the rest, and its
+    ideographic group with blanks between (PS3.5 6.2.1.1). Empty without."""
     groups = value if isinstance(value, dict) else {}
-    return _spelled(groups.get("Alphabetic") or groups.get("Phonetic")), _spelled(groups.get("Ideographic"))
+    alphabetic = groups.get("Alphabetic") or groups.get("Phonetic")
+    return _spelled(alphabetic, ", "), _spelled(groups.get("Ideographic"), " ")
 
 
-def _spelled(group: object) -> str:
+def _spelled(group: object, comma: str) -> str:
     family, *others = [part.strip() for part in str(group or "").split("^")]
-    return ", ".join(filter(None, (family, " ".join(filter(None, others)))))
+    return comma.join(filter(None, (family, " ".join(filter(None, others)))))
 
 
 def person_name(dataset: Mapping[str, Any], tag: str) -> str:
