@@ -16,6 +16,8 @@ Rules:
   else fragments (A.4).
 - An element without a VR, or with UN, gets the VR of the dictionary (6.2.2, Annex A.1). A private element
   gets the VR that pydicom's private dictionary has for its private creator (7.8.1), else UN.
+- A private element without a VR, or with UN, is a sequence only if its items are valid: a file may have
+  anything there. Else it is UN.
 - For an ambiguous VR ("US or SS") Pixel Representation decides, for LUT Data the first value of LUT
   Descriptor.
 - It tolerates the errors that pydicom tolerates: an implicit VR item in an explicit dataset, an element
@@ -115,6 +117,7 @@ class Elements:
         self._start = start
         self._ahead: bytes | None = None  # Pixel Representation of the dataset, if it was read ahead
         self._skip_fragments = skip_fragments
+        self._checking = False  # in _are_items
 
     def events(self) -> Iterator[Event]:
         """Yields all events up to the end of the dataset. Raises NotDicom and InstanceRefused.
@@ -202,7 +205,8 @@ class Elements:
         """Reads the beginning of an item, or the end of the sequence."""
         position = self.position
         self.position = position + 8
-        if tag == SEQUENCE_END and level.delimited:
+        # Some writers end a sequence of defined length by a delimiter too.
+        if tag == SEQUENCE_END and (level.delimited or self.position == level.end):
             return self._close(level)
         if tag != ITEM:
             raise NotDicom("expected an item of a sequence", offset=position, tag=_hex(level.tag))
@@ -241,6 +245,8 @@ class Elements:
         if not name:
             length = _WORDS[level.little](buffer, at + 4)[0]
         unknown = name == "UN"
+        # The dictionary has the VR, and the file only a length.
+        opaque = unknown or (not name and bool(tag >> 16 & 1))
         if not name or unknown:
             name = known_vr(level, tag, length, self._signed_pixels) or name or "UN"
         start = position + header
@@ -250,7 +256,9 @@ class Elements:
         if stop > level.end:
             raise NotDicom("a value is longer than its container", offset=position, tag=_hex(tag))
         if name == "SQ":
-            return self._open(level, tag, start, length, implicit=unknown)
+            if not opaque or self._are_items(level, tag, start, length, unknown):
+                return self._open(level, tag, start, length, implicit=unknown)
+            name = "UN"
         value = self._load(tag, name, start, length)
         if value:
             level.note(tag, value)
@@ -340,12 +348,33 @@ class Elements:
         self.position = start
         return tag, "SQ", start, length, None
 
+    def _are_items(self, level: Container, tag: int, start: int, length: int, implicit: bool) -> bool:
+        """Reads the value as a sequence, and returns whether that succeeds. Values of this kind inside it are
+        skipped: each is checked when the reader opens the sequence around it. So a byte is read twice at
+        most, however deep it is."""
+        if self._checking:
+            return False
+        levels, depth, position = self.levels, len(self.levels), self.position
+        self._checking = True
+        try:
+            self._open(level, tag, start, length, implicit=implicit)
+            for _ in self.events():
+                if len(levels) == depth:
+                    return True
+        except NotDicom:
+            return False
+        finally:
+            del levels[depth:]
+            self.position = position
+            self._checking = False
+        return False
+
     def _load(self, tag: int, name: str, start: int, length: int) -> bytes | None:
         """Returns the value; None if it exceeds the limits or is Pixel Data of the dataset."""
         limits = self.limits
         if length > (limits.bulk_threshold if name in BINARY_VRS else limits.text_threshold):
             return None
-        if tag >> 16 == 0x7FE0 and name in BINARY_VRS and length and len(self.levels) == 1:
+        if 0x7FE00000 < tag <= 0x7FE0FFFF and name in BINARY_VRS and length and len(self.levels) == 1:
             return None
         value = self.window.bytes_at(start, length)
         if len(value) < length:

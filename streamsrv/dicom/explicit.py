@@ -341,6 +341,6 @@ class _ExplicitWriter:
             yield element_head(tag, vr, UNDEFINED)
             yield Copy(offset, length)
             yield SEQUENCE_DELIMITER
-        else:
+        elif tag & 0xFFFF:
             yield element_head(tag, vr, length)
             yield Copy(offset, length) if width == 1 else Swap(offset, length, width)

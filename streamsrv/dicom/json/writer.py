@@ -127,7 +127,7 @@ class MetadataWriter:
                 elif vr == "SQ":
                     pending += OVERHEAD
                     stack.append(_Open(KEYS.get(tag) or f"{tag:08X}", top.codecs, top.convert))
-                else:
+                elif tag & 0xFFFF:
                     pending += self._bulk_value(f"{tag:08X}", vr, offset, length)
                 top = stack[-1]
                 members, convert = top.members, top.convert
