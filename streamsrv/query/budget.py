@@ -36,11 +36,17 @@ class Budget:
     rows: int = 1_000_000
     metadata: int = 256 << 20  # bytes of JSON text
     spent: bool = field(default=False, init=False)
+    optional: bool = field(default=False, init=False)
+
+    def allow_only(self, rows: int) -> None:
+        """From now on the search may read so many rows and no metadata. Then it ends without an error, and
+        the results that it has yielded are valid."""
+        self.rows, self.metadata, self.optional = rows, 0, True
 
     def portion(self, rows: int) -> int:
         """The number of rows to read next, at least 1. The row after the last paid one shows that there are
         more."""
-        return min(rows, max(self.rows, 0) + 1)
+        return min(rows, max(self.rows, 1) if self.optional else max(self.rows, 0) + 1)
 
     def spend(self, *, rows: int = 0, metadata: int = 0) -> bool:
         """Returns False if the search must end: `spent` is then set and its results are void. A `Budget`
@@ -49,6 +55,8 @@ class Budget:
         self.metadata -= metadata
         if self.rows < 0 or self.metadata < 0:
             self.spent = True
+            if self.optional:
+                return False
             raise ContentTooLarge(
                 "this search would have to look at too much: "
                 "narrow it by StudyDate, PatientID, AccessionNumber or a UID"
@@ -74,7 +82,7 @@ class BriefBudget(Budget):
         self.faults_before = self.faults()
 
     def portion(self, rows: int) -> int:
-        return min(rows, max(self.rows, 0) + 1, BRIEF_PORTION)
+        return min(Budget.portion(self, rows), BRIEF_PORTION)
 
     def spend(self, *, rows: int = 0, metadata: int = 0) -> bool:
         self.rows -= rows

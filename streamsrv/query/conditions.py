@@ -38,6 +38,7 @@ from streamsrv.query.matching import (
     Probe,
     Range,
     Universal,
+    is_certain,
     matcher_of,
     matcher_of_all,
 )
@@ -83,6 +84,12 @@ class ValueCondition:
             return tuple(replace(self, matcher=each) for each in self.matcher.matchers)
         return (self,)
 
+    @property
+    def certain(self) -> bool:
+        """Whether the entries of its list that the only probe finds are the matches, without a look at the
+        rows."""
+        return len(self.path) == 1 and bool(self.listed) and is_certain(self.matcher)
+
     def accepts(self, attributes: JsonDataset) -> bool:
         return self.matcher.matches(elements_at(attributes, self.path))
 
@@ -111,6 +118,10 @@ class MomentCondition:
     @property
     def listed(self) -> tuple[Condition, ...]:
         return (self,) if self.row is not None and self.row.indexed else ()
+
+    @property
+    def certain(self) -> bool:
+        return False
 
     def accepts(self, attributes: JsonDataset) -> bool:
         return self.moments.accepts(elements_at(attributes, self.date), elements_at(attributes, self.time))

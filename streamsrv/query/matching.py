@@ -311,6 +311,13 @@ class Range:
         return [Probe(cut(self.low) or b"\0", cut(self.high))]
 
 
+def is_certain(matcher: Matcher) -> bool:
+    """Whether the only probe of a matcher finds matches only: its forms are neither folded nor cut."""
+    if isinstance(matcher, OneOf):
+        return len(matcher.forms) == 1 and max(map(len, matcher.forms)) * 4 < NORMAL_BYTES
+    return isinstance(matcher, Range)
+
+
 def _exactly(form: str) -> Probe:
     return Probe(cut(form), exact=True)
 

@@ -156,13 +156,8 @@ def test_limit_and_offset(store: Holder) -> None:
     assert results(store, "/studies?offset=3") == results(store, "/studies?limit=0") == []
     cut = ask(store, "/studies?limit=2")
     assert header(cut, "X-Total-Count") == ["3"]
-    assert header(cut, "Warning") == ['299 streamsrv "there are 1 additional results that can be requested"']
+    assert header(cut, "Warning") == ['299 streamsrv "There are 1 additional results that can be requested"']
     assert header(ask(store, "/studies"), "Warning") == []
-    unknown = ask(store, "/instances?Modality=CT&limit=2")
-    assert header(unknown, "X-Total-Count") == []
-    assert header(unknown, "Warning") == [
-        '299 streamsrv "there are further additional results that can be requested"'
-    ]
     assert header(ask(store, "/instances?Modality=CT"), "X-Total-Count") == ["9"]
 
 

@@ -36,7 +36,7 @@ from streamsrv.store.index.rows import (
     unpack_segment,
     without_sum,
 )
-from streamsrv.store.index.walk import Hit, Search
+from streamsrv.store.index.walk import Hit, Lists, Search
 from streamsrv.store.index.writer import Writer
 from streamsrv.store.rows import Change, InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
 
@@ -147,8 +147,11 @@ class Index(Reading):
             found = [(study, self._get(transaction, "studies", study)) for study in cursor.iternext_dup()]
         return [(study.decode(), LevelRow.unpack(value)) for study, value in found if value is not None]
 
-    def total(self, query: Query) -> int | None:
-        """Number of matches, if it is known without a search: the query has no conditions."""
+    def total(self, query: Query, most: int = 0) -> int | None:
+        """Number of matches, if it is known without a search: the query has no conditions, or up to `most`
+        values of an inverted list tell it."""
+        if query.conditions and most:
+            return Lists(self._environment, Budget()).count(query, most)
         if query.conditions or query.uids:
             return None
         if query.study is None:

@@ -110,6 +110,8 @@ class Search:
         conditions = self._conditions[level]
         if not conditions:
             return True
+        if self._budget.optional and not self._budget.spend(rows=1):  # the rows may have been read before
+            return False
         found = self._read[level](row)
         return all(condition.accepts(found) for condition in conditions)
 
@@ -288,6 +290,28 @@ class Lists:
         with self._environment.reading("counting studies") as transaction:
             count: int = transaction.stat(self._handles["studies"])["entries"]
         return count
+
+    def count(self, query: Query, most: int) -> int | None:
+        """The number of matches, if the list of the only condition tells it: by one value, or by up to `most`
+        study dates."""
+        condition = query.conditions[0]
+        row = condition.row
+        if len(query.conditions) > 1 or not condition.certain or query.uids or query.study is not None:
+            return None
+        if row is None or row.level is not query.level:
+            return None
+        (probe,), start = condition.probes(), term_prefix(row)
+        # A study may have several values in the list of any other attribute.
+        most = most if row.tag == ORDERING else 1
+        low, end = start + probe.low, start + (probe.low if probe.exact else probe.high + b"\xff")
+        total = 0
+        with self._environment.reading("counting entries") as transaction:
+            cursor = transaction.cursor(db=self._handles["attributes"])
+            more = cursor.set_range(low) and cursor.key() <= end
+            while more and most:
+                total, most = total + cursor.count(), most - 1
+                more = cursor.next_nodup() and cursor.key() <= end
+        return None if more else total
 
     def collect(self, condition: Condition, most: int) -> set[str] | None:
         """The studies that the probes of a condition find in the list of its attribute; None if there are
