@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from streamsrv.wire.accept import STORE_OFFERS, Offer, choose_json, parse_accept
 from streamsrv.wire.answers import Answer, ByteStream, Literal, Request
 from streamsrv.wire.codings import IDENTITY, check_charset, encoded
 from streamsrv.wire.mediatypes import DICOM_JSON, DICOM_XML
-from streamsrv.wire.resources import instance_url, study_url
+from streamsrv.wire.resources import instance_url, series_url, study_url
 
 WARNING_ATTRIBUTES = 1  # v2: some attributes break the rules of their VR
 # A response with more items is streamed, without a length.
@@ -106,10 +106,26 @@ def answer(result: StoreResult, request: Request) -> Answer:
         return encoded(native_xml(text) if media_type == DICOM_XML else text, IDENTITY)
 
     headers = [("Content-Type", media_type)]
+    if result.stored:
+        url = created_url(result.stored, request.base_url)
+        headers += [("Content-Location", url), ("Location", url)]
     if len(result.stored) + len(result.failed) <= ITEMS_AT_ONCE:
         payload = b"".join(chunks(0, None))
         return Answer(status, headers, (Literal(payload),), len(payload))
     return Answer(status, headers, (ByteStream(chunks, None),), None)
+
+
+def created_url(stored: Sequence[StoredItem], base_url: str) -> str:
+    """The URL for Location and Content-Location (PS3.18 Table 10.5.3-2), which hold one: that of the stored
+    instance, else of the series or study that has all of them, else of all studies."""
+    one = stored[0]
+    if len(stored) == 1:
+        return instance_url(base_url, one.study, one.series, one.instance)
+    if any(item.study != one.study for item in stored):
+        return f"{base_url}/studies"
+    if any(item.series != one.series for item in stored):
+        return study_url(base_url, one.study)
+    return series_url(base_url, one.study, one.series)
 
 
 def dataset_text(result: StoreResult, base_url: str, version: int) -> Iterator[bytes]:

@@ -190,7 +190,7 @@ def dataset_reader(selection: Selection, row: InstanceRow) -> Pread:
 @dataclass(slots=True)
 class Part:
     media_type: str  # with its transfer-syntax parameter
-    location: str  # Content-Location
+    location: str  # Content-Location; none if it is empty
     pieces: Iterable[Piece]
 
 

@@ -125,12 +125,14 @@ class Retrieval:
 
     # Answers
 
-    def single_part(self, media_type: str, pieces: Iterable[Piece], *representation: str) -> Answer:
+    def single_part(self, part: Part, *representation: str) -> Answer:
         """`representation` is everything on which the bytes depend beyond the path and the media type."""
-        etag = etag_of([self.selection.digest], self.request.path, media_type, *representation)
-        plan = [] if not_modified(self.request, etag) else list(pieces)
-        built = Answer(200, [("Content-Type", media_type), *CACHING], plan, total_length(plan))
-        return evaluate(self.request, built, etag)
+        etag = etag_of([self.selection.digest], self.request.path, part.media_type, *representation)
+        plan = [] if not_modified(self.request, etag) else list(part.pieces)
+        headers = [("Content-Type", part.media_type), *CACHING]
+        if part.location:
+            headers.append(("Content-Location", part.location))
+        return evaluate(self.request, Answer(200, headers, plan, total_length(plan)), etag)
 
     def multipart(self, representation: tuple[str, ...], parts: PartSource, count: int) -> Answer:
         """`representation` begins with the media type of the parts, and differs from every other

@@ -90,10 +90,10 @@ def value_answer(
 ) -> Answer:
     """`pieces` are made only if the client does not have them."""
     offer = accept.choose_bulk(retrieval.ranges())
+    part = Part(LABEL, bulk_url(retrieval.request.base_url, *row.key, path), pieces)
     if not offer.multipart:
-        return retrieval.single_part(LABEL, pieces, *maker)
-    url = bulk_url(retrieval.request.base_url, *row.key, path)
-    return retrieval.multipart((OCTETS, path, *maker), lambda: [Part(LABEL, url, pieces)], 1)
+        return retrieval.single_part(part, *maker)
+    return retrieval.multipart((OCTETS, path, *maker), lambda: [part], 1)
 
 
 def encapsulated_value(retrieval: Retrieval, row: InstanceRow) -> Planned:

@@ -65,10 +65,10 @@ def stored_document(retrieval: Retrieval, row: InstanceRow, offer: accept.Offer,
     if description is None:
         return None
     pieces = encapsulated(retrieval, row, description)
+    part = Part(offer.media_type, url, pieces)
     if not offer.multipart:
-        return retrieval.single_part(offer.media_type, pieces)
-    parts = [Part(offer.media_type, url, pieces)]
-    return retrieval.multipart((offer.media_type, url), lambda: parts, 1)
+        return retrieval.single_part(part)
+    return retrieval.multipart((offer.media_type, url), lambda: [part], 1)
 
 
 @dataclass(frozen=True, slots=True)

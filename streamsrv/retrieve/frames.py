@@ -103,7 +103,7 @@ def stored_answer(retrieval: Retrieval, row: InstanceRow, numbers: Sequence[int]
         return payloads.frame_pieces(retrieval.store, retrieval.selection, row, indices)
 
     if not offer.multipart:
-        return retrieval.single_part(offer.content_type, next(pieces()))
+        return retrieval.single_part(frame_part(retrieval, row, numbers[0], offer, next(pieces())))
 
     def parts() -> Iterator[Part]:
         for number, made in zip(numbers, pieces(), strict=True):
@@ -168,9 +168,9 @@ def transcoder(retrieval: Retrieval, row: InstanceRow, info: FrameInfo, target: 
 def transcoded_frame(
     retrieval: Retrieval, pieces: Sequence[Piece], row: InstanceRow, number: int, offer: Offer
 ) -> Answer:
-    if not offer.multipart:
-        return retrieval.single_part(offer.content_type, pieces, MAKER)
     part = frame_part(retrieval, row, number, offer, pieces)
+    if not offer.multipart:
+        return retrieval.single_part(part, MAKER)
     return retrieval.multipart((*representation(offer, (number,)), MAKER), lambda: (part,), 1)
 
 

@@ -75,7 +75,7 @@ def instances(retrieval: Retrieval) -> Answer | None:
     if retrieval.target.level is ResourceLevel.INSTANCE:
         (one,) = filter(None, sent(retrieval, choice))
         if not choice.multipart:
-            return retrieval.single_part(one.label, one.pieces, *maker)
+            return retrieval.single_part(one.part(base_url), *maker)
         return retrieval.multipart((*representation, one.syntax, *maker), lambda: [one.part(base_url)], 1)
     if makes:
         return retrieval.made_multipart(

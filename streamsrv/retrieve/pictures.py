@@ -185,7 +185,7 @@ def picture_answer(
     drawn: str,
 ) -> Answer:
     if not offer.multipart:
-        return retrieval.single_part(offer.media_type, pieces, drawn)
+        return retrieval.single_part(Part(offer.media_type, "", pieces), drawn)
     url = picture_url(retrieval, row, index + 1)
     part = Part(offer.media_type, url, pieces)
     return retrieval.multipart((offer.media_type, url, drawn), lambda: (part,), 1)
@@ -484,8 +484,7 @@ def is_video(row: InstanceRow) -> bool:
 def video(retrieval: Retrieval, row: InstanceRow, media_type: str) -> Answer:
     offer = accept.choose_image(retrieval.ranges(), (media_type,))
     pieces = next(frame_pieces(retrieval.store, retrieval.selection, row, [0]))
+    part = Part(media_type, f"{instance_url(retrieval.request.base_url, *row.key)}/rendered", pieces)
     if not offer.multipart:
-        return retrieval.single_part(media_type, pieces)
-    url = f"{instance_url(retrieval.request.base_url, *row.key)}/rendered"
-    parts = [Part(media_type, url, pieces)]
-    return retrieval.multipart((media_type, "rendered"), lambda: parts, 1)
+        return retrieval.single_part(part)
+    return retrieval.multipart((media_type, "rendered"), lambda: [part], 1)

@@ -25,7 +25,7 @@ ALLOW_HEADERS = (
 )
 EXPOSE_HEADERS = (
     "Accept-Ranges, Allow, Content-Length, Content-Location, Content-Range, ETag, Last-Modified, Link, "
-    "Repr-Digest, Retry-After, Warning, X-Request-ID, X-Total-Count, api-supported-versions"
+    "Location, Repr-Digest, Retry-After, Warning, X-Request-ID, X-Total-Count, api-supported-versions"
 )
 
 

@@ -312,6 +312,26 @@ def test_character_sets_that_are_accepted(clinic, path):
     assert ask(f"{clinic.url}{INSTANCE}/frames/1", Accept_Charset="iso-8859-1").status == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "accept"),
+    [
+        (INSTANCE, "application/dicom"),
+        (f"{INSTANCE}/frames/1", "application/octet-stream"),
+        (BULK, "application/octet-stream"),
+        (BULK, "application/pdf"),
+    ],
+)
+def test_single_parts_name_their_resource(clinic, path, accept):
+    """PS3.18 8.4.2: as the parts of multipart answers do."""
+    single = ask(clinic.url + path, Accept=accept)
+    assert single.headers["content-location"] == clinic.url + path
+    ((head, payload),) = ask(clinic.url + path, Accept=f'multipart/related; type="{accept}"').parts()
+    assert f"Content-Location: {clinic.url}{path}".encode() in head
+    assert payload == single.body
+    again = ask(clinic.url + path, Accept=accept, If_None_Match=single.headers["etag"])
+    assert (again.status, again.headers["content-location"]) == (304, clinic.url + path)
+
+
 def test_what_would_do_is_named(clinic):
     would = ask(clinic.url + STUDY, Accept="text/html").json()["acceptable"]
     assert ask(clinic.url + STUDY, Accept=would[0]).status == 200
@@ -343,7 +363,9 @@ def test_a_search_that_goes_on_over_http(clinic):
 
 def test_max_age_is_a_setting_and_searches_are_fresh(server_factory):
     server = server_factory("--cache-max-age", "600", workers=1)
-    world.store(f"{server.url}/studies", [world.file_of(world.ct(1))])
+    stored = world.store(f"{server.url}/studies", [world.file_of(world.ct(1))])
+    assert stored.headers["location"] == stored.headers["content-location"] == server.url + INSTANCE
+    assert ask(stored.headers["location"]).status == 200
     assert ask(server.url + INSTANCE).headers["cache-control"] == "private, max-age=600"
     assert ask(f"{server.url}{INSTANCE}/metadata").headers["cache-control"] == "private, max-age=600"
     assert ask(f"{server.url}/studies").headers["cache-control"] == "private, no-cache"

@@ -462,6 +462,23 @@ def test_no_study_url_when_several_were_stored() -> None:
     assert "00081190" not in dataset_of(StoreResult([RESULT.stored[0], other]), 2)
 
 
+# PS3.18 Table 10.5.3-2
+@pytest.mark.parametrize(
+    ("places", "below"),
+    [
+        ([("1.3", "1.4", "1.5")], "/1.3/series/1.4/instances/1.5"),
+        ([("1.3", "1.4", "1.5"), ("1.3", "1.4", "1.6")], "/1.3/series/1.4"),
+        ([("1.3", "1.4", "1.5"), ("1.3", "1.9", "1.6")], "/1.3"),
+        ([("1.3", "1.4", "1.5"), ("1.3", "1.4", "1.6"), ("1.2", "1.4", "1.7")], ""),
+    ],
+)
+def test_the_location_of_what_was_stored(places: list[tuple[str, str, str]], below: str) -> None:
+    stored = [StoredItem("1.2.840.1", *place) for place in places]
+    headers = dict(answer(StoreResult(stored, RESULT.failed), request(2)).headers)
+    assert headers["Location"] == headers["Content-Location"] == f"http://h/v2/studies{below}"
+    assert "Location" not in dict(answer(StoreResult(failed=RESULT.failed), request(2)).headers)
+
+
 def answered(accept: str) -> tuple[str, bytes]:
     asked = Request("POST", "/studies", (), {"accept": accept}, "http://h/v2", 2)
     made = answer(RESULT, asked)
