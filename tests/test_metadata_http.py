@@ -158,12 +158,12 @@ def test_lean_metadata(served):
 
 
 def test_all_bulk_and_pixel_data(served):
-    for kind, content in (("bulkdata", b"%PDF" * 500), ("pixeldata", PIXELS)):
+    for kind, contents in (("bulkdata", [b"%PDF" * 500, PIXELS]), ("pixeldata", [PIXELS])):
         status, headers, payload = ask(served, f"/studies/{STUDY}/{kind}")
         assert status == 200
         assert int(headers["content-length"]) == len(payload)
         found = parts_of(headers, payload)
-        assert [part for _, part in found] == [content] * 2
+        assert [part for _, part in found] == contents * 2
         assert all(b"Content-Location: http://" in head for head, _ in found)
         assert ask(served, f"/studies/{STUDY}/{kind}", "HEAD")[1]["content-length"] == str(len(payload))
 
