@@ -168,11 +168,13 @@ class BlobReader:
         shared: SizedCache[bytes, BlobTexts] | None = None,
         decompressors: Decompressors | None = None,
     ) -> None:
-        self._decompressors = decompressors or Decompressors()
+        self._decompressors = decompressors
         self._known: dict[bytes, list[bytes]] = {}
         self._shared = shared
 
     def frame(self, frame: bytes) -> bytes:
+        if self._decompressors is None:  # most searches read no metadata
+            self._decompressors = Decompressors()
         try:
             return self._decompressors.mine.decompress(frame, max_output_size=METADATA_CHUNK)
         except zstandard.ZstdError as error:
