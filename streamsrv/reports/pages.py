@@ -63,9 +63,9 @@ def in_pieces(texts: Iterable[str]) -> Iterator[bytes]:
         waiting.append(text)
         length += len(text)
         if length >= PIECE:
-            yield "".join(waiting).encode()
+            yield "".join(waiting).encode(errors="replace")
             waiting, length = [], 0
-    yield "".join(waiting).encode()
+    yield "".join(waiting).encode(errors="replace")
 
 
 # HTML
@@ -98,12 +98,12 @@ def _element(one: ContentItem, places: Places, address: Address) -> tuple[str, s
     """The beginning and the end of the element of an item; its children stand between them."""
     label, name = escaped(label_of(one)), "i" + "-".join(map(str, one.path))
     relationship = relationship_of(one)
-    how = f' <i lang="en">({relationship})</i>' if relationship else ""
+    how = f'{" " * bool(label)}<i lang="en">({relationship})</i>' if relationship else ""
     value = "".join(_piece(piece, address) for piece in value_of(one, places))
     if one.value_type == "CONTAINER" and not value:
         level = min(one.depth + 1, LAST_HEADING)
         return f'<section id="{name}"><h{level}>{label}{how}</h{level}>\n', "</section>\n"
-    colon = ": " if label and value else ""
+    colon = ": " if (label or how) and value else ""
     return f'<div id="{name}"><p><b>{label}</b>{how}{colon}{value}</p>\n', "</div>\n"
 
 

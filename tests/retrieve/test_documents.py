@@ -2,10 +2,12 @@
 
 import base64
 import hashlib
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
+from random import Random
 
 import orjson
 import pydicom
@@ -29,7 +31,7 @@ from retrieve_world import (
 
 from streamsrv.errors import NotAcceptable
 from streamsrv.reports.content import read_report
-from streamsrv.reports.pages import plain_page
+from streamsrv.reports.pages import plain_page, xml_page
 from streamsrv.wire.answers import Deferred
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
@@ -213,6 +215,31 @@ def test_long_attributes_are_left_out_and_children_come_before_later_attributes(
     assert lines[lines.index("Region") + 1] == f"  Note 0 (property): {'x' * 60}"
     assert lines.index("  point 1, 2") == lines.index("Region") + 3_001
     assert "Huge: (too long to be shown)" in lines
+
+
+def changed(value, mutate):
+    """Copies of a JSON value, each with one value in it replaced."""
+    yield mutate(value)
+    if isinstance(value, dict):
+        for name in value:
+            yield from ({**value, name: other} for other in changed(value[name], mutate))
+    elif isinstance(value, list):
+        for place, one in enumerate(value):
+            yield from ([*value[:place], other, *value[place + 1 :]] for other in changed(one, mutate))
+
+
+WRONG = [None, 7, -1.5, "text", "\ud800", [], [[]], {}, {"Value": [{"Value": 3}]}, {"Alphabetic": 5}, True]
+
+
+def test_values_of_a_wrong_type_cost_no_page():
+    whole = report(content=[language(), findings()]).to_json_dict()
+    random = Random(5)
+    copies = list(changed(whole, lambda value: random.choice(WRONG)))[1:]
+    assert len(copies) > 500
+    for dataset in random.sample(copies, 300):
+        text = json.dumps(dataset).encode()
+        ElementTree.fromstring(b"".join(xml_page(read_report([text]), lambda link: "http://h")))
+        assert b"".join(plain_page(read_report([text]), lambda link: "http://h")).decode()
 
 
 # Encapsulated documents
