@@ -1,5 +1,6 @@
 """What a template of a series gives equals plain reading, whatever the bytes."""
 
+import os
 import struct
 
 import orjson
@@ -398,14 +399,22 @@ def test_limits_hold_for_what_is_read_one_by_one():
     assert outcome(many, None, limits)[0] is InstanceRefused
 
 
-@settings(derandomize=True, max_examples=400, deadline=None)
+SOAK = int(os.environ.get("SOAK", "1"))
+
+
+def random_examples(count):
+    """The same ones in each run; with SOAK other and more ones."""
+    return settings(derandomize=SOAK == 1, max_examples=count * SOAK, deadline=None)
+
+
+@random_examples(120)
 @given(st.integers(0, len(MADE) - 1), st.lists(CHANGES, min_size=2, max_size=4))
 def test_random_changes_of_made_files(number, changes):
     base = MADE[number]
     compared([base, base, base, *(mutated(base, each) for each in changes), base])
 
 
-@settings(derandomize=True, max_examples=150, deadline=None)
+@random_examples(80)
 @given(st.integers(0, len(REAL) - 1), st.lists(CHANGES, min_size=2, max_size=4))
 def test_random_changes_of_real_files(number, changes):
     base = REAL[number]
@@ -423,7 +432,7 @@ def test_every_byte_changed_once(syntax, pixels):
             assert outcome(content, reader) == outcome(content)
 
 
-@settings(derandomize=True, max_examples=500, deadline=None)
+@random_examples(150)
 @given(st.sampled_from(KINDS), st.lists(CHANGES, min_size=1, max_size=4))
 def test_random_changes(kind, changes):
     syntax, pixels = kind
@@ -433,8 +442,9 @@ def test_random_changes(kind, changes):
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
-def test_sequences_and_bulk_values_that_differ_match(syntax):
-    assert compared([edited(number, syntax, []) for number in range(8, 20)]).matches == 10
+@pytest.mark.parametrize("edits", [[], [("gone", 0, b"")]], ids=["", "no character set"])
+def test_sequences_and_bulk_values_that_differ_match(syntax, edits):
+    assert compared([edited(number, syntax, edits) for number in range(8, 20)]).matches == 10
 
 
 def test_a_sequence_with_more_items_is_read():
@@ -530,7 +540,7 @@ def edited(number, syntax, edits):
     return part10(b"".join(element(*each, syntax) for each in elements), syntax)
 
 
-@settings(derandomize=True, max_examples=600, deadline=None)
+@random_examples(200)
 @given(st.sampled_from((EXPLICIT, IMPLICIT)), st.lists(EDITS, min_size=1, max_size=4))
 def test_random_elements(syntax, edits):
     series = [edited(number, syntax, []) for number in range(8, 12)]
@@ -538,7 +548,7 @@ def test_random_elements(syntax, edits):
     assert compared([*series, *odd, *series, *odd, *odd]).matches >= 2
 
 
-@settings(derandomize=True, max_examples=200, deadline=None)
+@random_examples(70)
 @given(st.sampled_from((EXPLICIT, IMPLICIT)), EDITS, EDITS)
 def test_a_template_of_any_two_instances(syntax, one, other):
     files = [edited(number, syntax, (one, other)[number % 2]) for number in range(8, 16)]
