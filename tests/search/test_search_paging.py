@@ -189,7 +189,7 @@ class Clinic:
 )
 @pytest.mark.parametrize("order", ["", "&orderby=PatientName", "&orderby=-PatientName,StudyDate"])
 @given(seed=st.integers(0, 10**6), limit=st.integers(2, 9))
-@settings(max_examples=4, derandomize=True, deadline=None)
+@settings(max_examples=2, derandomize=True, deadline=None)
 def test_nothing_is_missed_or_repeated_while_studies_come_and_go(
     tmp_path_factory: pytest.TempPathFactory, query: str, order: str, seed: int, limit: int
 ) -> None:
