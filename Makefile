@@ -10,7 +10,7 @@ WORKERS ?= 2
 # Without bytecode each process of a test compiles the whole source again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-fast lint format perf soak fuzz wheel clean
+.PHONY: run test test-fast test-deployment lint format perf soak fuzz wheel clean
 
 # If this file is newer than pyproject.toml, the environment has all its packages.
 $(VENV)/ready: pyproject.toml
@@ -27,7 +27,7 @@ run: $(VENV)/ready
 PYTEST := $(BIN)/python -m pytest -n $(shell n=$$(nproc); echo $$((n < 3 ? n + 1 : 4))) --dist worksteal
 # COVERAGE=1 make test: with branch coverage, which makes code in the process of a test 2.5 times as slow.
 test: $(VENV)/ready
-	$(PYTEST) $(if $(COVERAGE),--cov --cov-report=)
+	$(PYTEST) --ignore=tests/deployment $(if $(COVERAGE),--cov --cov-report=)
 	$(if $(COVERAGE),$(BIN)/coverage report)
 
 # At most 60 s on two cores: the rooms without most servers, and a few tests of a whole server. Left out are
@@ -42,6 +42,11 @@ SLOW := tests/dicom/test_series_template.py tests/dicom/test_jsonmembers.py test
 
 test-fast: $(VENV)/ready
 	$(PYTEST) $(SLOW:%=--ignore=%) $(FAST)
+
+# The files of conf/ and the Dockerfile in the real programs: proxies, systemd, buildah. Needs root, and the
+# programs that .ci/run installs. SOAK=10 sends 2 GB through each proxy.
+test-deployment: $(VENV)/ready
+	$(BIN)/python -m pytest -q -s tests/deployment
 
 # More rounds of the random tests, with new seeds: SOAK=100 make soak. docs/reliability.md lists them.
 SOAK_TESTS := tests/test_kill.py tests/test_power_cut.py tests/test_failing_disk.py \

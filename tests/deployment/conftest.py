@@ -1,0 +1,73 @@
+"""Programs that serve or carry streamsrv in production: proxies, systemd, containers. `make test-deployment`
+runs these tests; they need root and the programs that `.ci/run` installs."""
+
+import os
+import subprocess
+import time
+from contextlib import contextmanager
+
+import pytest
+from live_server import start_server
+
+
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory):
+    """A server that trusts the proxies of this machine, and answers for every name."""
+    running = start_server(
+        tmp_path_factory.mktemp("behind"),
+        "--trusted-proxies",
+        "127.0.0.1",
+        "--allowed-hosts",
+        "pacs.example.org",
+        workers=1,
+        variables={"STREAMSRV_MIN_FREE": "0"},
+    )
+    yield running
+    running.end()
+
+
+@contextmanager
+def running(command, answers, log, **options):
+    """A program in the foreground, from its first answer to its end. `answers` is called until it is true."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, **options)
+    try:
+        until = time.monotonic() + 30
+        while not answers():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def family_of(pid):
+    """The process and its descendants."""
+    with open(f"/proc/{pid}/task/{pid}/children") as children:
+        return [pid, *(each for child in children.read().split() for each in family_of(int(child)))]
+
+
+def private_memory(pid):
+    """Bytes that the processes hold alone, without the page cache."""
+    total = 0
+    for each in family_of(pid):
+        with open(f"/proc/{each}/status") as status:
+            total += sum(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+    return total * 1024
+
+
+def open_files(pid):
+    """Paths of the regular files that the processes have open for writing, and their lengths."""
+    found = {}
+    for each in family_of(pid):
+        for name in os.listdir(f"/proc/{each}/fd"):
+            path = os.readlink(f"/proc/{each}/fd/{name}")
+            if path.startswith("/") and os.path.isfile(f"/proc/{each}/fd/{name}"):
+                found[path] = os.stat(f"/proc/{each}/fd/{name}").st_size
+    return found

@@ -1,0 +1,170 @@
+"""The Dockerfile, built by buildah on a Debian root that mmdebstrap makes, and the compose and Kubernetes
+files. The image runs as its user on a read-only root."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import running
+from live_server import ROOT, free_port
+from pydicom.data import get_testdata_file
+
+from streamsrv.settings import Settings
+
+CONF = ROOT / "conf"
+LARGEST = 250_000_000
+BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+PIP_CONFIGURATIONS = ("/etc/pip.conf", "~/.config/pip/pip.conf", "~/.pip/pip.conf")
+SLIM = ("doc", "locale", "man")
+
+
+class Builder:
+    """buildah without a registry and without a daemon, in a folder of its own."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "containers.conf").write_text("[containers]\ndefault_ulimits = []\n")
+        self.environment = os.environ | {
+            "BUILDAH_ISOLATION": "chroot",
+            "CONTAINERS_CONF": str(folder / "containers.conf"),
+        }
+
+    def __call__(self, *arguments):
+        command = ["buildah", "--root", self.folder / "root", "--runroot", self.folder / "run", *arguments]
+        found = subprocess.run(
+            list(map(str, command)), env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert found.returncode == 0, found.stdout + found.stderr
+        return found.stdout.strip()
+
+    def base(self):
+        """A Debian root like the slim image of Debian."""
+        excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in SLIM]
+        clean = '--customize-hook=rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*'
+        archive = self.folder / "base.tar"
+        command = ["mmdebstrap", "--quiet", "--variant=minbase", *excluded, clean, "trixie", str(archive)]
+        subprocess.run(command, check=True, capture_output=True)
+        recipe = self.folder / "Dockerfile"
+        recipe.write_text("FROM scratch\nADD base.tar /\n")
+        self("build", "--quiet", "--tag", "localhost/base", "--file", recipe, self.folder)
+        archive.unlink()
+
+    def volumes(self):
+        """The certificates and the index of pip of this machine."""
+        lines = ["[global]", "cert = /opt/certificates.crt"]
+        for path in map(os.path.expanduser, PIP_CONFIGURATIONS):
+            if os.path.exists(path):
+                found = Path(path).read_text().splitlines()
+                lines += [line for line in found if line.split("=")[0].strip().endswith("index-url")]
+        lines += [
+            f"{name[4:].lower().replace('_', '-')} = {value}"
+            for name, value in os.environ.items()
+            if name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
+        ]
+        configuration = self.folder / "pip.conf"
+        configuration.write_text("\n".join(lines) + "\n")
+        yield from ("--volume", f"{BUNDLE}:/opt/certificates.crt:ro")
+        yield from ("--volume", f"{configuration}:/etc/pip.conf:ro")
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    """The builder, the root folder of a container, and the size of the image in bytes."""
+    build = Builder(tmp_path_factory.mktemp("images"))
+    build.base()
+    limits = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=10000:10000")
+    recipe = ("--file", ROOT / "Dockerfile", "--build-arg", "BASE=localhost/base")
+    build("build", "--tag", "localhost/streamsrv", *limits, *recipe, *build.volumes(), ROOT)
+    container = build("from", "--pull-never", "localhost/streamsrv")
+    root = Path(build("mount", container))
+    yield build, root
+    build("rm", container)
+    build("rmi", "--all", "--force")
+    shutil.rmtree(build.folder, ignore_errors=True)
+
+
+def test_size_user_and_volume(image):
+    build, root = image
+    found = subprocess.run(["du", "-sxb", root], capture_output=True, text=True, check=True)
+    size = int(found.stdout.split()[0])
+    print(f"the image has {size / 1e6:.0f} MB")
+    assert size < LARGEST
+    config = json.loads(build("inspect", "--type", "image", "localhost/streamsrv"))["OCIv1"]["config"]
+    assert (config["User"], list(config["Volumes"])) == ("10001:10001", ["/data"])
+    assert not list((root / "opt/streamsrv").rglob("pip/__init__.py"))
+
+
+def test_it_serves_on_a_read_only_root(image, tmp_path):
+    build, root = image
+    config = json.loads(build("inspect", "--type", "image", "localhost/streamsrv"))["OCIv1"]["config"]
+    port, data = free_port(), tmp_path / "data"
+    data.mkdir()
+    os.chown(data, 10001, 10001)
+    command = shlex.join([*config["Entrypoint"], *config["Cmd"], "--port", str(port)])
+    script = f"""
+        mount --bind {root} {root} && mount -o remount,ro,bind {root} &&
+        mount --bind {data} {root}/data && mount -t proc proc {root}/proc &&
+        mount -t tmpfs tmpfs {root}/tmp && mount -t tmpfs tmpfs {root}/dev &&
+        mknod -m 666 {root}/dev/null c 1 3 && mknod -m 666 {root}/dev/urandom c 1 9 &&
+        exec chroot {root} /usr/bin/setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs \
+        --bounding-set=-all env -i {" ".join(config["Env"])} {" ".join(COMPOSED)} {command}
+    """
+    origin = f"http://127.0.0.1:{port}"
+
+    def answers():
+        try:
+            return urllib.request.urlopen(f"{origin}/health/ready").status == 200
+        except OSError:
+            return False
+
+    with running(["unshare", "-m", "sh", "-c", script], answers, tmp_path / "log") as process:
+        content = Path(get_testdata_file("CT_small.dcm")).read_bytes()
+        headers = {"Content-Type": "application/dicom", "Host": "streamsrv:8943"}
+        request = urllib.request.Request(f"{origin}/v2/studies", content, headers)
+        assert urllib.request.urlopen(request).status == 200
+        with urllib.request.urlopen(f"{origin}/v2/instances") as answer:
+            (found,) = json.loads(answer.read())
+        rendered = found["00081190"]["Value"][0].replace("http://streamsrv:8943", origin) + "/rendered"
+        with urllib.request.urlopen(rendered) as answer:
+            assert answer.headers["Content-Type"] == "image/jpeg"
+        with open(f"/proc/{process.pid}/status") as status:
+            assert "Uid:\t10001\t10001" in status.read()
+    assert (data / "store.toml").stat().st_uid == 10001
+
+
+COMPOSED = ["STREAMSRV_ALLOW_REMOTE_WITHOUT_AUTHENTICATION=true", "STREAMSRV_ALLOWED_HOSTS=streamsrv"]
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose-nginx.yaml"])
+def test_compose_files(name):
+    services = yaml.safe_load((CONF / name).read_text())["services"]
+    server = services["streamsrv"]
+    assert set(server["environment"]) <= set(variables())
+    assert (server["read_only"], server["cap_drop"]) == (True, ["ALL"])
+    if name == "compose.yaml":
+        assert sorted(f"{key}={value}" for key, value in server["environment"].items()) == sorted(COMPOSED)
+        assert server["ports"] == ["127.0.0.1:8943:8943"]
+    for volume in services.get("nginx", {}).get("volumes", ()):
+        source = volume.partition(":")[0]
+        assert source == "./certificates" or (CONF / source).exists()
+
+
+def test_the_kubernetes_manifest():
+    parts = {part["kind"]: part for part in yaml.safe_load_all((CONF / "kubernetes.yaml").read_text())}
+    pod = parts["StatefulSet"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert {one["name"] for one in container["env"]} <= set(variables())
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert pod["securityContext"]["runAsUser"] == 10001
+    (port,) = parts["Service"]["spec"]["ports"]
+    assert port["port"] == container["ports"][0]["containerPort"] == Settings().port
+
+
+def variables():
+    return {f"STREAMSRV_{name.upper()}" for name in Settings.__dataclass_fields__}
