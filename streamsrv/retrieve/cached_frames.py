@@ -24,7 +24,7 @@ from streamsrv.pixels.stored_pictures import JPEG, head_at_hand
 from streamsrv.pixels.transcoding import stored_syntax
 from streamsrv.pixels.viewing import RenderingParameters
 from streamsrv.plans.payloads import Part, pieces_of, span, total_length
-from streamsrv.retrieve import frames, pictures
+from streamsrv.retrieve import frames, pictures, rendered_parts
 from streamsrv.retrieve.answering import CACHING, Retrieval, Rooms
 from streamsrv.store import InstanceRow, SegmentLease, Store
 from streamsrv.wire.accept import Offer
@@ -126,7 +126,7 @@ class CachedPictures(CachedInstance):
     def __init__(self, retrieval: Retrieval, row: InstanceRow, info: FrameInfo) -> None:
         super().__init__(retrieval, row)
         self._info = info
-        self._drawn_as = pictures.drawn_as(RenderingParameters())
+        self._drawn_as = rendered_parts.drawn_as(RenderingParameters())
         self._path = self._request.path.rpartition("/frames/")[0]
 
     def at(self, number: int) -> PlacedFrame | None:
@@ -191,7 +191,7 @@ def _pictures(retrieval: Retrieval) -> CachedPictures | None:
         return None  # each frame may have a window of its own
     offer = pictures.image_offer(retrieval, single=True)
     parameters = RenderingParameters()
-    renderer = pictures.renderer(retrieval, row, description, parameters, offer.media_type)
+    renderer = rendered_parts.renderer(retrieval, row, description, parameters, offer.media_type)
     pieces = None if offer.multipart else renderer.stored(retrieval.target.frames[0] - 1, brief=True)
     return CachedPictures(retrieval, row, description.info) if pieces and len(pieces) == 1 else None
 
