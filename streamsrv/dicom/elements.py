@@ -16,8 +16,7 @@ Rules:
   else fragments (A.4).
 - An element without a VR, or with UN, gets the VR of the dictionary (6.2.2, Annex A.1). A private element
   gets the VR that pydicom's private dictionary has for its private creator (7.8.1), else UN.
-- A private element without a VR, or with UN, is a sequence only if its items are valid: a file may have
-  anything there. Else it is UN.
+- An element that is a sequence by the dictionary alone is UN if its value has other bytes than items.
 - For an ambiguous VR ("US or SS") Pixel Representation decides, for LUT Data the first value of LUT
   Descriptor.
 - It tolerates the errors that pydicom tolerates: an implicit VR item in an explicit dataset, an element
@@ -57,6 +56,12 @@ _NO_VRS: dict[bytes, str] = {}
 
 HEADERS = {True: Struct("<HH2sH").unpack_from, False: Struct(">HH2sH").unpack_from}
 _TAGS = {True: Struct("<HHI").unpack_from, False: Struct(">HHI").unpack_from}
+_ITEM_TAG = b"\xfe\xff\x00\xe0"
+# An item, or the delimiter of a sequence without items.
+_STARTS = {
+    True: (_ITEM_TAG, b"\xfe\xff\xdd\xe0"),
+    False: (b"\xff\xfe\xe0\x00", b"\xff\xfe\xe0\xdd"),
+}
 _WORDS = {True: Struct("<I").unpack_from, False: Struct(">I").unpack_from}
 
 PIXEL_REPRESENTATION = 0x00280103
@@ -243,20 +248,26 @@ class Elements:
         if level.explicit:
             name, header, length = self._explicit_header(level, buffer, at, tag, vr, length)
         if not name:
-            length = _WORDS[level.little](buffer, at + 4)[0]
+            short, length = length, _WORDS[level.little](buffer, at + 4)[0]
+            if level.explicit and vr == b"  " and length > level.end - position - header:
+                length = short  # two blanks are a VR; dcmtk reads it so
         unknown = name == "UN"
-        # The dictionary has the VR, and the file only a length.
-        opaque = unknown or (not name and bool(tag >> 16 & 1))
-        if not name or unknown:
+        from_dictionary = unknown or not name
+        if from_dictionary:
             name = known_vr(level, tag, length, self._signed_pixels) or name or "UN"
         start = position + header
         if length == UNDEFINED:
-            return self._undefined(level, tag, name, start)
+            return self._undefined(level, tag, name, start, unknown)
         stop = start + length
         if stop > level.end:
             raise NotDicom("a value is longer than its container", offset=position, tag=_hex(tag))
         if name == "SQ":
-            if not opaque or self._are_items(level, tag, start, length, unknown):
+            standard = not (unknown or tag >> 16 & 1)
+            if (
+                not from_dictionary
+                or (standard and buffer.startswith(_ITEM_TAG, at + header))
+                or self._are_items(level, tag, start, length, unknown)
+            ):
                 return self._open(level, tag, start, length, implicit=unknown)
             name = "UN"
         value = self._load(tag, name, start, length)
@@ -274,7 +285,7 @@ class Elements:
             if vr in SHORT_VRS:
                 return SHORT_VRS[vr], 8, length
             if not b"AA" <= vr <= b"ZZ":
-                return "", 8, 0
+                return "", 8, length
             # PS3.5 Table 7.1-1: a VR that 7.1-2 does not list has 32 bits of length. pydicom reads 16.
             name = "UN"
             if length:
@@ -313,12 +324,12 @@ class Elements:
             skip_fragments=self._skip_fragments,
         )
 
-    def _undefined(self, level: Container, tag: int, name: str, start: int) -> Event:
+    def _undefined(self, level: Container, tag: int, name: str, start: int, unknown: bool) -> Event:
         """Reads a value of undefined length: a sequence or fragments."""
         if name == "UN" and not level.explicit and self._tag_at(level, start) not in (ITEM, SEQUENCE_END):
             raise NotDicom("undefined length, yet no item follows", offset=self.position, tag=_hex(tag))
         if name in ("SQ", "UN"):
-            return self._open(level, tag, start, UNDEFINED, implicit=name == "UN")
+            return self._open(level, tag, start, UNDEFINED, implicit=unknown or name == "UN")
         if name not in BINARY_VRS:
             reason = f"undefined length is not allowed for VR {name}"
             raise NotDicom(reason, offset=self.position, tag=_hex(tag))
@@ -343,21 +354,28 @@ class Elements:
             raise NotDicom(reason, offset=self.position, tag=_hex(tag))
         undefined = length == UNDEFINED
         end = level.end if undefined else start + length
-        little = level.little or implicit
+        little = level.little or (implicit and self.window.bytes_at(start, 4) in _STARTS[True])
         self.levels.append(Container(tag, end, True, undefined, level.explicit, little))
         self.position = start
         return tag, "SQ", start, length, None
 
-    def _are_items(self, level: Container, tag: int, start: int, length: int, implicit: bool) -> bool:
-        """Reads the value as a sequence, and returns whether that succeeds. Values of this kind inside it are
-        skipped: each is checked when the reader opens the sequence around it. So a byte is read twice at
-        most, however deep it is."""
+    def _are_items(self, level: Container, tag: int, start: int, length: int, unknown: bool) -> bool:
+        """Returns whether a value is a sequence, as only the dictionary says.
+
+        A standard element without VR is one if an item is first. The items of a private one, or with VR UN,
+        have to be valid. Such values inside are skipped: each is checked when the reader opens the sequence
+        around it. So a byte is read twice at most, however deep it is."""
+        first = self.window.bytes_at(start, min(length, 4))
+        if length and first not in _STARTS[level.little] and not (unknown and first in _STARTS[True]):
+            return False
+        if not (unknown or tag >> 16 & 1):
+            return True
         if self._checking:
             return False
         levels, depth, position = self.levels, len(self.levels), self.position
         self._checking = True
         try:
-            self._open(level, tag, start, length, implicit=implicit)
+            self._open(level, tag, start, length, implicit=unknown)
             for _ in self.events():
                 if len(levels) == depth:
                     return True

@@ -382,8 +382,8 @@ class HeaderTemplate:
         self._span = self._longest + bulk_bytes + BULK_SLACK * bool(bulk_bytes)
         texts = example.texts()
         element = orjson.loads(texts.get(tags.SPECIFIC_CHARACTER_SET, b"{}"))
-        codecs, _ = character_sets_of(tuple(str(term or "") for term in element.get("Value", ())))
-        convert = converters_for(codecs, little=True)
+        sets, _ = character_sets_of(tuple(str(term or "") for term in element.get("Value", ())))
+        convert = converters_for(sets, little=True)
         self._meta, self._dataset = HeaderPart(PREFIX), HeaderPart(b"")
         keys: list[str] = []
         for place, (tag, vr, head, value, _, is_bulk) in enumerate(example.elements):

@@ -1,4 +1,4 @@
-"""Private elements that a dictionary has as sequences, although the file says UN or has no VRs: they are read
+"""Elements that a dictionary has as sequences, although the file says UN or has no VRs: they are read
 as sequences, or kept as they are if their items are damaged. And group lengths, which are no metadata."""
 
 import base64
@@ -185,3 +185,35 @@ def test_a_group_length_is_no_metadata(tag, vr):
         instance, metadata = read(part10(identity() + element(tag, vr, value) + rest))
         assert f"{tag:08X}" not in metadata
         assert [each.path for each in instance.bulk] == ["7FE00010"]
+
+
+# --- other elements whose VR the file does not have ---
+
+
+def test_a_standard_sequence_without_items_in_implicit_vr():
+    """Concept Code Sequence with a text, from a file of dcm4che."""
+    body = identity(IMPLICIT) + element(0x0040A168, "CS", b"GOOD", IMPLICIT)
+    _, metadata = read(part10(body + element(0x0040A170, "SH", b"ab", IMPLICIT), IMPLICIT))
+    assert metadata["0040A168"] == {"vr": "UN", "InlineBinary": base64.b64encode(b"GOOD").decode()}
+    assert metadata["0040A170"]["vr"] == "UN"
+
+
+@pytest.mark.parametrize("length", ["defined", "undefined"])
+def test_items_of_un_in_a_big_endian_dataset_are_little_endian(length):
+    """PS3.5 6.2.2; dcmtk reads it so."""
+    value = item(INSIDE, UNDEFINED) + header(ITEM_END, 0)
+    if length == "undefined":
+        sequence = element(0x00081140, "UN", value + header(SEQUENCE_END, 0), BIG, UNDEFINED)
+    else:
+        sequence = element(0x00081140, "UN", value, BIG)
+    _, metadata = read(part10(identity(BIG) + sequence, BIG))
+    assert metadata["00081140"]["Value"][0]["00081030"]["Value"] == ["Description"]
+
+
+def test_two_blanks_as_a_vr():
+    """Pixel Padding Value of a file of fo-dicom; dcmtk reads it so."""
+    odd = struct.pack("<HH2sHH", 0x0028, 0x0120, b"  ", 2, 7)
+    behind = element(0x00281050, "DS", b"-2")
+    _, metadata = read(part10(identity() + odd + behind))
+    assert metadata["00280120"] == {"vr": "US", "Value": [7]}
+    assert metadata["00281050"]["Value"] == [-2]

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 
 import orjson
 
-from streamsrv.dicom.charsets import character_sets_of
+from streamsrv.dicom.charsets import CharacterSets, character_sets_of
 from streamsrv.dicom.elements import ITEM, ITEM_END, SEQUENCE_END, Event
 from streamsrv.dicom.instance import AttributeWarning, BulkValue, JsonDataset, JsonElement
 from streamsrv.dicom.tags import KEYS
@@ -42,11 +42,11 @@ _NO_MEMBERS: JsonDataset = {}
 class _Open:
     """An incomplete dataset or, with a `key`, sequence. `convert` is for its character set."""
 
-    __slots__ = ("codecs", "convert", "count", "filled", "items", "key", "members", "through", "written")
+    __slots__ = ("convert", "count", "filled", "items", "key", "members", "sets", "through", "written")
 
-    def __init__(self, key: str, codecs: tuple[str, ...], convert: dict[str, Converter]) -> None:
+    def __init__(self, key: str, sets: CharacterSets, convert: dict[str, Converter]) -> None:
         self.key = key  # the tag of a sequence
-        self.codecs = codecs
+        self.sets = sets
         self.convert = convert
         self.members: JsonDataset = _NO_MEMBERS if key else {}
         self.items: list[JsonDataset | orjson.Fragment] = []
@@ -77,8 +77,8 @@ class MetadataWriter:
         self._extra = extra
         self._limits = limits
         self._little = little
-        codecs, _ = character_sets_of(())
-        self._stack = [_Open("", codecs, converters_for(codecs, little))]
+        sets, _ = character_sets_of(())
+        self._stack = [_Open("", sets, converters_for(sets, little))]
         self._stack[0].written = True
         self._out: list[bytes] = []
         self._pending = 0
@@ -113,7 +113,7 @@ class MetadataWriter:
                 if tag == ITEM:
                     top.count += 1
                     if length:
-                        top = _Open("", top.codecs, top.convert)
+                        top = _Open("", top.sets, top.convert)
                         stack.append(top)
                     else:  # its end is the next event
                         top.items.append({})
@@ -126,7 +126,7 @@ class MetadataWriter:
                     self._close_sequence(top, stack[-1])
                 elif vr == "SQ":
                     pending += OVERHEAD
-                    stack.append(_Open(KEYS.get(tag) or f"{tag:08X}", top.codecs, top.convert))
+                    stack.append(_Open(KEYS.get(tag) or f"{tag:08X}", top.sets, top.convert))
                 elif tag & 0xFFFF:
                     pending += self._bulk_value(f"{tag:08X}", vr, offset, length)
                 top = stack[-1]
@@ -166,15 +166,15 @@ class MetadataWriter:
     def _character_set(self, element: JsonElement) -> dict[str, Converter]:
         """Sets the Specific Character Set of the open dataset. Returns its converters."""
         terms = tuple(str(term or "") for term in element.get("Value", ()))
-        codecs, reason = character_sets_of(terms)
+        sets, reason = character_sets_of(terms)
         if reason:
             self.warn("00080005", reason)
         top = self._stack[-1]
-        top.codecs, top.convert = codecs, converters_for(codecs, self._little)
+        top.sets, top.convert = sets, converters_for(sets, self._little)
         return top.convert
 
     def _odd(self, key: str, vr: str, value: bytes) -> JsonElement:
-        element, reason = lenient(vr, value, self._stack[-1].codecs, self._little)
+        element, reason = lenient(vr, value, self._stack[-1].sets, self._little)
         self.warn("/".join([*self._path(), key]) if len(self._stack) > 1 else key, reason)
         return element
 
