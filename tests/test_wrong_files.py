@@ -54,7 +54,7 @@ def run(name, folder):
     """(exit code, words) of a verb or the server."""
     if name != "serve":
         return verb(name, "--data", str(folder))
-    command = [*executable(), "serve", "--port", str(free_port()), "--data", str(folder), "--workers", "2"]
+    command = [*executable(), "serve", "--port", str(free_port()), "--data", str(folder), "--workers", "1"]
     ended = subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=END_WITHIN, check=False
     )

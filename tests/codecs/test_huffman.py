@@ -46,7 +46,7 @@ def check(table, alphabet):
     return {symbol: length for symbol, (_, length) in codes.items()}
 
 
-@settings(max_examples=300, derandomize=True, deadline=None, database=None)
+@settings(max_examples=120, derandomize=True, deadline=None, database=None)
 @pytest.mark.parametrize("kind", ALPHABETS)
 @given(data=st.data())
 def test_every_symbol_gets_a_code_that_jpeg_allows(kind, data):
