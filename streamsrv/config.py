@@ -121,9 +121,9 @@ def checked(name: str, value: Any, where: str) -> Value:
             raise SettingsError(f"{where}: {value!r} is less than {limits['least']}")
         if result > limits["most"]:
             raise SettingsError(f"{where}: {value!r} is more than {limits['most']}")
-    for item in result if isinstance(result, tuple) else ():
-        if reason := limits["wrong"](item):
-            raise SettingsError(f"{where}: {item!r} can never match: {reason}")
+    for text in result if isinstance(result, tuple) else (str(result),):
+        if reason := limits["wrong"](text):
+            raise SettingsError(f"{where}: {text!r} is refused: {reason}")
     return result
 
 

@@ -7,6 +7,7 @@ and the flags need no table. config.py reads the rows from files, the environmen
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,16 +39,46 @@ def _never_an_origin(text: str) -> str:
     if text in ("*", "null"):
         return ""
     if found is None and re.search(r'["\'{}]|^\[|\]$', text):
-        return "origins are separated by commas, without brackets and quotes: https://a.example,https://b.example"
+        return "it can never match: origins are separated by commas, without brackets and quotes: https://a.example,https://b.example"
     if found is None and "://" not in text:
-        return f"an origin has a scheme: write http://{text} or https://{text}"
+        return f"it can never match: an origin has a scheme: write http://{text} or https://{text}"
     if found is None and "*" in text:
-        return "an origin has no wildcard; only `*` alone stands for every origin"
+        return "it can never match: an origin has no wildcard; only `*` alone stands for every origin"
     if found is None:
-        return "an origin is scheme, host and perhaps port, as in https://viewer.example:8443, without a path"
+        return (
+            "it can never match: an origin is scheme, host and perhaps port, without a path, "
+            "as in https://viewer.example:8443"
+        )
     if found[2] and _DEFAULT_PORTS.get(found[1].lower()) == found[2]:
-        return f"browsers leave out the default port {found[2]}"
+        return f"it can never match: browsers leave out the default port {found[2]}"
     return ""
+
+
+def _never_a_host(text: str) -> str:
+    """Why no Host header has this name; empty for `*`, names and addresses."""
+    if (
+        text == "*"
+        or re.fullmatch(r"[A-Za-z0-9._-]+", text)
+        or ("/" not in text and not _never_a_network(text))
+    ):
+        return ""
+    return "it can never match: a host is a name or an address, without scheme, port and path"
+
+
+def _never_a_network(text: str) -> str:
+    """Why no peer has this address; empty for addresses and networks."""
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return "it can never match: a proxy is an IP address, or a network such as 10.0.0.0/8"
+    return ""
+
+
+def _not_a_base(text: str) -> str:
+    """Why absolute URLs cannot begin with this text; empty if they can."""
+    if not text or re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?", text, re.IGNORECASE):
+        return ""
+    return "it is no URL of a server: write https://pacs.example or https://pacs.example/dicom"
 
 
 def _setting(
@@ -63,7 +94,7 @@ def _setting(
     wrong: Callable[[str], str] = lambda text: "",
 ) -> Any:
     """An advanced setting serves measurements and tests: its default suits every server. `wrong` returns why
-    an element of a list is refused, or an empty text."""
+    a text, or an element of a list, is refused, or an empty text."""
     limits = {"least": least, "most": most, "choices": choices, "wrong": wrong}
     row = {"table": table, "unit": unit or " | ".join(choices), "reason": reason, "advanced": advanced}
     return dataclasses.field(default=default, metadata=row | limits)
@@ -99,16 +130,19 @@ class Settings:
         "host names",
         "Names other than localhost under which clients reach this server. Another Host header is refused, "
         "because of DNS rebinding: a hostile page can let its own name point to this server.",
+        wrong=_never_a_host,
     )
     public_url: str = _http(
         "",
         "URL without version",
         "The start of absolute URLs in answers, for a server behind a proxy. Empty: from the request.",
+        wrong=_not_a_base,
     )
     trusted_proxies: tuple[str, ...] = _http(
         (),
         "addresses or networks",
         "Proxies whose forwarding headers are used. Other clients may invent such headers.",
+        wrong=_never_a_network,
     )
     forwarded_headers: str = _http(
         "x-forwarded",

@@ -99,7 +99,15 @@ def test_other_variables_of_the_environment_are_not_ours():
         ("[http]\ncors_origins = ['https://bücher.example']", "never match: "),
         ("[http]\ncors_origins = ['https://*.example']", "never match: an origin has no wildcard"),
         ("[http]\ncors_origins = ['https://a.example:443/']", "browsers leave out the default port 443"),
-        ("[http]\ncors_origins = ['https://a', 'HTTP://b:80']", "'HTTP://b:80' can never match"),
+        ("[http]\ncors_origins = ['https://a', 'HTTP://b:80']", "'HTTP://b:80' is refused"),
+        ("[http]\nallowed_hosts = ['10.0.0.0/8']", "never match: .* without scheme, port"),
+        ("[http]\nallowed_hosts = ['a', 'pacs.example:8943']", "'pacs.example:8943' is refused: .* without"),
+        (
+            "[http]\ntrusted_proxies = ['10.0.0.1', 'proxy']",
+            "'proxy' is refused: .* an IP address, or a network",
+        ),
+        ("[http]\npublic_url = 'pacs.example'", "is no URL of a server: write https"),
+        ("[http]\npublic_url = 'https://pacs.example/?a'", "is no URL of a server: write https"),
         ("port = ", "is not TOML"),
     ],
 )
@@ -121,6 +129,25 @@ def test_mistakes_elsewhere_name_their_place():
     for text in ('["https://a.example"]', '["https://a.example","https://b.example"]', '"https://a.example"'):
         with pytest.raises(SettingsError, match=r"--cors-origins: .* by commas, without brackets and quotes"):
             config.load(flags={"cors_origins": text})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(
+            ("allowed_hosts", text)
+            for text in ("*", "pacs", "PACS.example.", "10.0.0.1", "fd00::1", "a_b-c.d")
+        ),
+        *(("trusted_proxies", text) for text in ("10.0.0.1", "10.0.0.1/8", "::1", "fd00::/8")),
+        *(
+            ("public_url", text)
+            for text in ("", "http://a:1", "https://pacs.example/dicom/", "HTTPS://[::1]")
+        ),
+    ],
+)
+def test_names_addresses_and_urls_of_servers(name, text):
+    found = getattr(config.load(flags={name: text}), name)
+    assert found == (text if name == "public_url" else (text,))
 
 
 @pytest.mark.parametrize(
