@@ -122,7 +122,7 @@ NO_INSTANCES = {
         "their transfer syntax is unknown",
     ),
     "cut": (dataset()[:-3], InstanceRefused, "cannot add file meta information"),
-    "a UID is missing": (element(0x00080016, "UI", b"1.2\0"), InstanceRefused, "SOPInstanceUID"),
+    "a UID is missing": (element(0x00080016, "UI", b"1.2\0"), InstanceRefused, "SOPInstanceUID is missing"),
     "text": (b"08 and so on, for a while", NotDicom, "not a DICOM Part 10 file"),
     "nothing": (b"", NotDicom, "not a DICOM Part 10 file"),
     "numbers": (b"\x08\0\x05\0" + b"\xff" * 100, NotDicom, "not a DICOM Part 10 file"),

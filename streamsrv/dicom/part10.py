@@ -307,10 +307,7 @@ class _Reader:
         value = self._value(key)
         if isinstance(value, str) and UID.fullmatch(value):
             return value
-        uid = value.strip(" \0") if isinstance(value, str) else ""
-        if not uid:
-            raise NotDicom(f"{tags.keyword_of(key)} is missing", tag=key)
-        return well_formed_uid(key, uid)
+        return well_formed_uid(key, value.strip(" \0") if isinstance(value, str) else "")
 
     def _pixel_data(self) -> tuple[str, BulkValue | None] | None:
         """The tag of the pixel data element, and its value unless that is empty."""

@@ -307,7 +307,9 @@ _GROUP_LENGTH = 64
 
 
 def well_formed_uid(tag: str, text: str) -> str:
-    """Returns `text`. Raises NotDicom if it is not a UID."""
+    """Returns `text`. Raises NotDicom if it is empty or not a UID."""
+    if not text:
+        raise NotDicom(f"{tags.keyword_of(tag)} is missing", tag=tag)
     if not UID.fullmatch(text):
         raise NotDicom(f"{tags.keyword_of(tag)} is malformed: digits and dots, at most 64", tag=tag)
     return text

@@ -126,10 +126,7 @@ class _Instance:
     def _fact(self, tag: str) -> str:
         """Refuses a dataset without the UID early: 100,000 empty datasets would take five times as long if
         they were written and read."""
-        value = self.encoder.facts.get(tag)
-        if not value:
-            raise NotDicom(f"{tags.keyword_of(tag)} is missing", tag=tag)
-        return well_formed_uid(tag, value)
+        return well_formed_uid(tag, self.encoder.facts.get(tag) or "")
 
     def _kept(self, literal: bytearray) -> bytes | Copy:
         """Keeps a literal in memory, or in the spool if the dataset is long."""
