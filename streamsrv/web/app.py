@@ -40,6 +40,7 @@ from streamsrv.web.connection.loop import Threads
 from streamsrv.web.cors import Cors
 from streamsrv.web.head import Head, acceptable, check_lists, check_target, check_url
 from streamsrv.web.hosts import Caller, Hosts, party
+from streamsrv.web.pages.viewer import Viewer
 from streamsrv.web.sending.response import AnswerWriter, Outgoing
 from streamsrv.web.stow import Batches, Buffers, Upload, decoder_for
 from streamsrv.wire.accept import parse_accept
@@ -102,6 +103,7 @@ class App:
         self._actions = actions
         self._hosts = Hosts(settings, port)
         self._cors = Cors(settings)
+        self._viewer = Viewer(settings)
         clock = asyncio.get_running_loop().time
         self._uploads = Uploads(settings.max_uploads, settings.slow_upload_rate, clock)
         self.watch.on_sweep = self._uploads.sweep
@@ -113,8 +115,6 @@ class App:
             ("Server", "streamsrv"),
             ("api-supported-versions", API_VERSIONS),
             ("X-Content-Type-Options", "nosniff"),
-            # Stored bytes may claim to be HTML: no script in them ever runs under this origin.
-            ("Content-Security-Policy", "sandbox"),
         )
 
     # Called by connections
@@ -146,6 +146,7 @@ class App:
         """`keep_alive` is False if the connection has to end in any case."""
         extra = (
             *self._fixed_headers,
+            ("Content-Security-Policy", answer.policy),
             ("X-Request-ID", head.request_id),
             *self._cors.headers(head.headers),
         )
@@ -225,6 +226,8 @@ class App:
         request = self._request(head, caller, target)
         if kind in describe.KINDS:
             return Job(lambda: describe.answer(request, target.route))
+        if kind is Kind.VIEWER:
+            return Job(lambda: self._viewer.answer(request, target))
         return Job(lambda: self._compute(request, target), request.requester.leave)
 
     def ready(self) -> Answer:

@@ -50,6 +50,8 @@ class ByteStream:
     quick: bool = False
 
 
+# Stored bytes may claim to be HTML: no script in them ever runs under this origin (CSP 3, 6.3.2).
+SANDBOX = "sandbox"
 _CONTROLS = bytes([*range(0x20), 0x7F])
 
 Piece: TypeAlias = Literal | Span | ByteStream
@@ -120,6 +122,7 @@ class Answer:
     length: int | None = 0  # bytes of the whole plan; None if that of a ByteStream is unknown
     descriptor: Callable[[int], int] | None = None  # segment -> open file descriptor, for the plan's spans
     release: Callable[[], None] | None = None  # called once, when the plan is no longer needed
+    policy: str = SANDBOX  # Content-Security-Policy
 
 
 def _raise(error: Exception) -> Answer:

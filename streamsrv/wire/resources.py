@@ -56,6 +56,7 @@ class Kind(enum.StrEnum):
     YAML = "yaml"
     LIVE = "live"
     READY = "ready"
+    VIEWER = "viewer"  # the web viewer that is installed in the folder of the store
 
 
 class ResourceLevel(enum.IntEnum):
@@ -142,12 +143,14 @@ UNVERSIONED: tuple[Route, ...] = (
     Route(Kind.LIVE, ResourceLevel.NONE, "/health/live", _GET, "text/plain"),
     Route(Kind.READY, ResourceLevel.NONE, "/health/ready", _GET, "text/plain"),
 )
+# For browsers. They are no part of the service, so its descriptions leave them out.
+PAGES: tuple[Route, ...] = (Route(Kind.VIEWER, ResourceLevel.NONE, "/viewer/{path}", _GET, "text/html"),)
 
 
 class Target(NamedTuple):
     """A target resource. `version` is the newest for those without a version. `frames` are the numbers of the
     path, from 1, in its order and with repeats. `bulk` is the path of a bulk value ("7FE00010",
-    "00480105/0/00282000")."""
+    "00480105/0/00282000"). `file` is the path below the route of a page, decoded."""
 
     route: Route
     version: int = VERSIONS[-1]
@@ -156,6 +159,7 @@ class Target(NamedTuple):
     instance: str | None = None
     frames: tuple[int, ...] = ()
     bulk: str | None = None
+    file: str = ""
 
     @property
     def kind(self) -> Kind:
@@ -208,8 +212,8 @@ def target_in_table(path: str) -> Target:
         number = int(version[1])
         if number in VERSIONS:
             return _target(_without_empty(segments[1:]), number)
-    elif found := _find(UNVERSIONED, segments):
-        return Target(found[0])
+    elif found := _find((*UNVERSIONED, *PAGES), segments):
+        return Target(found[0], file=found[1].get("path", ""))
     supported = " and ".join(f"/v{version}" for version in VERSIONS)
     raise NotFound(f"the path names no version of this service: supported are {supported}")
 

@@ -13,6 +13,7 @@ from streamsrv.wire.resources import (
     _PLAIN_ROUTES,
     MAX_FRAMES,
     MAX_PARAMETERS,
+    PAGES,
     ROUTES,
     UNVERSIONED,
     Kind,
@@ -410,7 +411,7 @@ def test_any_path_is_a_target_or_a_documented_error(path: str) -> None:
             target = target_of(whole)
         except RequestError:
             continue
-        assert target.route in (*ROUTES, *UNVERSIONED)
+        assert target.route in (*ROUTES, *UNVERSIONED, *PAGES)
 
 
 def test_long_paths_end_quickly() -> None:

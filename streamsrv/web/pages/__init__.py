@@ -1,0 +1,1 @@
+"""Pages for browsers, and the one way from a file to an answer."""
