@@ -1,7 +1,7 @@
 """The bytes of one instance as the pieces of a plan, and multipart plans of many (RFC 2387, PS3.18 8.6.1.2).
 
 Stored bytes are spans of their segment. Bytes that have to be changed become literals, or a ByteStream that
-makes them while they are sent: implicit VR and big endian are never sent (PS3.18 8.7.3), deflated datasets
+makes them while they are sent: implicit VR and big endian are not sent (PS3.18 8.7.3), deflated datasets
 hide their frames, and a 1-bit frame may begin inside a byte. The heads of parts are literals.
 
 A representation has the same bytes each time, because viewers join ranges of it. The boundary comes from the

@@ -16,7 +16,8 @@ Rules
   `*/*` are accepted for any resource.
 - `*/*` means the default of the resource, and so does a request without a range (8.7.7). For instances and
   frames it is Explicit VR Little Endian. Pixels that cannot be decoded then go out as stored.
-- Implicit VR Little Endian and Explicit VR Big Endian never go out (PS3.18 8.7.3).
+- Instances in Implicit VR Little Endian and Explicit VR Big Endian do not go out as stored (PS3.18 8.7.3),
+  unless a range names this syntax: an extension.
 """
 
 from __future__ import annotations
@@ -438,8 +439,10 @@ def choose_instances(
         return InstancesChoice(True, {}, bulk=True)
     multipart, syntaxes = True, {}
     for syntax in stored:
-        sent = INSTANCE_SENT_AS.get(syntax, syntax)
-        source = _StoredForm(Resource.INSTANCES, sent, DICOM, transcodable.get(syntax, ()), single)
+        sent, possible = INSTANCE_SENT_AS.get(syntax, syntax), transcodable.get(syntax, ())
+        if sent != syntax:
+            possible = (*possible, syntax)
+        source = _StoredForm(Resource.INSTANCES, sent, DICOM, possible, single)
         chosen = source.choose(ranges)
         if chosen is None:
             alone = source.offers(False) if single else ()

@@ -206,6 +206,23 @@ def test_every_native_syntax_is_a_source(store, stored, name):
     check_pixels(kind, arrays, opened(instance_in(store, LITTLE)), lossy=False)
 
 
+@pytest.mark.parametrize(("stored", "other"), [(IMPLICIT, BIG), (BIG, IMPLICIT)])
+def test_a_syntax_that_web_services_do_not_use_goes_out_if_it_is_named(store, stored, other):
+    """An extension of PS3.18 8.7.3."""
+    kind = KINDS["12 in 16"]
+    content = stored_as(image(kind, arrays_of(kind)), stored)
+    keep(store, content)
+    for path in (ONE, f"/studies/{STUDY}"):
+        ((head, payload),) = parts_of(ask(store, path, accept=of_syntax(stored)))
+        assert payload == content
+        assert head["content-type"] == f"application/dicom; transfer-syntax={stored}"
+        assert of_syntax(stored) in refused(store, path, of_syntax(other))
+        for accept in (of_syntax("*"), "*/*"):
+            ((head, payload),) = parts_of(ask(store, path, accept=accept))
+            assert head["content-type"] == f"application/dicom; transfer-syntax={LITTLE}"
+            assert payload != content
+
+
 # Colour
 
 

@@ -229,7 +229,6 @@ INSTANCE_ROWS = [
     (DICOM, ("M", EXPLICIT), ("M", EXPLICIT), ("M", JPEG)),
     (f"{DICOM}; transfer-syntax={EXPLICIT}", ("M", EXPLICIT), ("M", EXPLICIT), None),
     (f"{DICOM}; transfer-syntax={JPEG}", None, None, ("M", JPEG)),
-    (f"{DICOM}; transfer-syntax={IMPLICIT}", None, None, None),
     ("application/dicom; transfer-syntax=*", ("S", EXPLICIT), ("S", EXPLICIT), ("S", JPEG)),
     ("application/dicom", ("S", EXPLICIT), ("S", EXPLICIT), ("S", JPEG)),
     ("application/*", ("S", EXPLICIT), ("S", EXPLICIT), ("S", JPEG)),
@@ -253,14 +252,29 @@ def test_instances_that_are_never_transcoded(header: str | None, explicit, impli
         if expected is None:
             with pytest.raises(NotAcceptable) as caught:
                 choose_instances(ranges, [stored], single=True)
-            assert (
-                'multipart/related; type="application/dicom"; transfer-syntax=' in caught.value.acceptable[0]
-            )
-            assert caught.value.acceptable[1].startswith("application/dicom; transfer-syntax=")
+            acceptable = caught.value.acceptable
+            for form in ("M", "S"):
+                offered = f"{DICOM if form == 'M' else 'application/dicom'}; transfer-syntax={stored}"
+                assert offered in acceptable
+            assert acceptable[-1] == MULTI.format(f'"{OCTETS}"')
         else:
             form, syntax = expected
             chosen = choose_instances(ranges, [stored], single=True)
             assert chosen == InstancesChoice(form == "M", {stored: syntax})
+
+
+@pytest.mark.parametrize("stored", [IMPLICIT, BIG_ENDIAN])
+def test_a_syntax_that_goes_out_only_if_it_is_named(stored: str) -> None:
+    def sent(header: str, syntax: str = stored) -> str:
+        return choose_instances(parse_accept(header), [syntax], single=True).syntaxes[syntax]
+
+    for form in (DICOM, "application/dicom", "*/*"):
+        assert sent(f"{form}; transfer-syntax={stored}") == stored
+        assert sent(f"{form}; transfer-syntax=*") == EXPLICIT
+        assert sent(form) == EXPLICIT
+        for other in {IMPLICIT, BIG_ENDIAN, EXPLICIT, JPEG} - {stored}:
+            with pytest.raises(NotAcceptable):
+                sent(f"{form}; transfer-syntax={stored}", other)
 
 
 def test_several_instances_are_each_answered() -> None:
