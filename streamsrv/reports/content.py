@@ -46,6 +46,7 @@ HEAD = frozenset(
         *("00080070", "00081010", "0020000D", "00200011", "00200013"),
         *("0040A040", "0040A043", "0040A073", "0040A078", "0040A491", "0040A492", "0040A493", "0040A496"),
         *EVIDENCE,
+        "00420010",
     )
 )
 
@@ -191,6 +192,10 @@ def is_uid(given: str) -> bool:
     return bool(_UID.match(given))
 
 
+def is_language(given: str) -> bool:
+    return bool(_LANGUAGE.match(given))
+
+
 def language_of(items: Iterable[ContentItem]) -> str:
     """The language tag (BCP 47) of the document; `und` if it does not say."""
     language = country = ""
@@ -198,7 +203,7 @@ def language_of(items: Iterable[ContentItem]) -> str:
         code, concept = Code.of(item(one.attributes, "0040A168")), one.concept
         if one.relationship != MODIFIES or one.depth > 2:
             continue
-        if (concept.value, concept.scheme) == LANGUAGE and _LANGUAGE.match(code.value):
+        if (concept.value, concept.scheme) == LANGUAGE and is_language(code.value):
             language = language or code.value
         elif (concept.value, concept.scheme) == COUNTRY and _COUNTRY.match(code.value):
             country = country or code.value.upper()

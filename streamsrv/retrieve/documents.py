@@ -1,4 +1,4 @@
-"""Documents as rendered resources (PS3.18 8.7.4, Table 8.7.4-1): Structured Reports as pages, and
+"""Documents as rendered resources (PS3.18 8.7.4, Table 8.7.4-1): Structured Reports and CDA as pages, and
 encapsulated documents as they are stored.
 
 Strategy: a page is made from the metadata while it is sent (reports/), so its length is unknown until its
@@ -18,7 +18,9 @@ from dataclasses import dataclass, replace
 from streamsrv.dicom.json.values import inline_binary, whole
 from streamsrv.errors import NotFound
 from streamsrv.pixels.description import Description
+from streamsrv.pixels.transcoding import piece_chunks
 from streamsrv.plans.payloads import Part, bulk_piece
+from streamsrv.reports.cda import read_cda
 from streamsrv.reports.content import Report, read_report
 from streamsrv.reports.pages import POLICY, Address, html_page, plain_page, xml_page
 from streamsrv.reports.wording import TEXT_CLASSES, Link
@@ -31,6 +33,7 @@ from streamsrv.wire.multipart import PAYLOAD_END, closing, part_head
 from streamsrv.wire.resources import instance_url
 
 DOCUMENT = "00420011"
+CDA = "1.2.840.10008.5.1.4.1.1.104.2"
 REPORT_CLASSES = TEXT_CLASSES[0]
 ENCAPSULATED = {
     f"1.2.840.10008.5.1.4.1.1.104.{last}": media_type
@@ -43,7 +46,7 @@ PAGES: dict[str, Callable[[Report, Address], Iterator[bytes]]] = dict(
 
 def document_types(row: InstanceRow) -> tuple[str, ...]:
     """The media types in which a document can be sent, its default first. Empty if it is none."""
-    if row.sop_class_uid.startswith(REPORT_CLASSES):
+    if row.sop_class_uid.startswith(REPORT_CLASSES) or row.sop_class_uid == CDA:
         return tuple(PAGES)
     media_type = ENCAPSULATED.get(row.sop_class_uid)
     return (media_type,) if media_type else ()
@@ -81,7 +84,12 @@ class Document:
 
     @property
     def is_page(self) -> bool:
-        return self.row.sop_class_uid.startswith(REPORT_CLASSES)
+        """Whether it is made: CDA is XML already."""
+        return self.row.sop_class_uid not in ENCAPSULATED or (self.is_cda and self.media_type != "text/xml")
+
+    @property
+    def is_cda(self) -> bool:
+        return self.row.sop_class_uid == CDA
 
     @property
     def label(self) -> str:
@@ -96,12 +104,21 @@ class Document:
         """Blocking. Raises NotFound."""
         if self.is_page:
             return [ByteStream(lambda start, stop: self.page(), None)]
+        return self._stored()
+
+    def _stored(self) -> Sequence[Piece]:
         description = self.retrieval.pool.descriptions.of(self.retrieval.store, self.row)
         return encapsulated(self.retrieval, self.row, description)
 
     def page(self) -> Iterator[bytes]:
+        """Blocking. Raises NotFound."""
         texts = (text.replace(b"\0", b"") for text in self.retrieval.store.metadata([self.row]))
-        return PAGES[self.media_type](read_report(texts), self._address)
+        report = read_report(texts)
+        if self.is_cda:
+            selection = self.retrieval.selection
+            document = (chunk for piece in self._stored() for chunk in piece_chunks(selection, piece))
+            report = read_cda(document, report.head)
+        return PAGES[self.media_type](report, self._address)
 
     def _address(self, link: Link) -> str:
         """The URL of a picture or page where there is one, else of the instance."""

@@ -30,6 +30,7 @@ from retrieve_world import (
 )
 
 from streamsrv.errors import NotAcceptable
+from streamsrv.reports.cda import read_cda
 from streamsrv.reports.content import read_report
 from streamsrv.reports.pages import plain_page, xml_page
 from streamsrv.wire.answers import Deferred
@@ -256,17 +257,39 @@ def encapsulated(instance, sop_class, content, **attributes):
     return part10(made)
 
 
-CDA = b'<?xml version="1.0"?><ClinicalDocument xmlns="urn:hl7-org:v3"/>'
-KINDS_OF_DOCUMENTS = [
-    (1, "application/pdf", PDF),
-    (2, "text/xml", CDA),
-    (3, "model/stl", b"solid x\nendsolid"),
+CDA = """<?xml version="1.0" encoding="ENCODING"?>
+<?xml-stylesheet type="text/xsl" href="CDA.xsl"?>
+<ClinicalDocument xmlns="urn:hl7-org:v3"><title>出院小结</title><languageCode code="zh-CN"/>
+<component><structuredBody>
+<component><section><title>Diagnosis</title><text>Before <content styleCode="Bold">all</content>.
+<paragraph>First &lt;b&gt; line<br/>second</paragraph>
+<list><item>One</item><item><paragraph>Two</paragraph></item></list>
+<table><caption>Values</caption><thead><tr><th>Test</th><th>Result</th></tr></thead>
+<tbody><tr><td>Na</td><td><paragraph>140</paragraph></td></tr></tbody></table></text>
+<entry><observation><text>hidden</text></observation></entry>
+<component><section><title>Inner</title><text>血压正常</text></section></component></section></component>
+<component><section><text><paragraph>No title</paragraph></text></section></component>
+</structuredBody></component></ClinicalDocument>"""
+CDA_LINES = [
+    "Diagnosis",
+    "  Before all.",
+    "  First <b> line",
+    "    second",
+    "  • One",
+    "  • Two",
+    "  Values",
+    "  Test | Result",
+    "  Na | 140",
+    "  Inner",
+    "    血压正常",
+    "No title",
+    "",
 ]
+STL = b"solid x\nendsolid"
+KINDS_OF_DOCUMENTS = [(1, "application/pdf", PDF), (3, "model/stl", STL)]
 
 
-@pytest.mark.parametrize(
-    ("sop_class", "media_type", "content"), KINDS_OF_DOCUMENTS, ids=["PDF", "CDA", "STL"]
-)
+@pytest.mark.parametrize(("sop_class", "media_type", "content"), KINDS_OF_DOCUMENTS, ids=["PDF", "STL"])
 @pytest.mark.parametrize("times", [1, 200], ids=["inline", "bulk"])
 def test_encapsulated_documents(store, sop_class, media_type, content, times):
     content = content * times + b"!" * (len(content) * times % 2 == 0)
@@ -292,6 +315,67 @@ def test_encapsulated_documents(store, sop_class, media_type, content, times):
     assert body == content + b"\0"  # as stored
     with pytest.raises(NotAcceptable):
         ask(store, f"{ONE}/bulkdata/00420011", accept="image/png")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "utf-16", "iso-2022-jp"])
+def test_cda_is_a_page(store, encoding):
+    text = CDA.replace("血压正常", "正常") if encoding == "iso-2022-jp" else CDA
+    keep(store, encapsulated("1.2.3.4.1", 2, text.replace("ENCODING", encoding).encode(encoding, "replace")))
+    answer = ask(store, f"{ONE}/rendered")
+    assert header(answer, "content-type") == "text/html; charset=utf-8"
+    assert "default-src 'none'" in header(answer, "content-security-policy")
+    shown = payload(answer).decode()
+    assert 'lang="zh-CN"' in shown
+    assert "First &lt;b&gt; line" in shown
+    lines = page(store, "text/plain").split("\n")
+    if encoding != "iso-2022-jp":
+        assert lines[0] == "出院小结"
+        assert lines[lines.index("Diagnosis") :] == CDA_LINES
+    assert "hidden" not in shown
+
+
+def test_cda_as_it_is_stored(store):
+    content = CDA.replace("ENCODING", "gb18030").encode("gb18030") + b"<!-- a bulk value -->" * 50
+    keep(store, encapsulated("1.2.3.4.1", 2, content))
+    for path in (f"{ONE}/rendered", f"{ONE}/bulkdata/00420011"):
+        answer = ask(store, path, accept="text/xml")
+        assert (header(answer, "content-type"), payload(answer)) == ("text/xml", content)
+
+
+ENTITIES = '<!DOCTYPE a [<!ENTITY b "x">]><a>&b;</a>'
+DEEP = f'<ClinicalDocument xmlns="urn:hl7-org:v3">{"<a>" * 100_000}'
+MALFORMED = {
+    "entities": ENTITIES,
+    "deep": DEEP,
+    "cut": CDA[:-300].replace("ENCODING", "utf-8"),
+    "no XML": "%PDF",
+}
+
+
+@pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED)
+def test_malformed_cda_says_so_where_it_ends(content):
+    report = read_cda([content.encode()], {})
+    lines = b"".join(plain_page(report, lambda link: "")).decode().split("\n")
+    assert lines[-2].strip() == "(the document ends here: it is not well-formed XML)"
+    assert ("First <b> line" in "".join(lines)) == (content is MALFORMED["cut"])
+
+
+def test_long_cda_is_read_while_it_is_sent():
+    start, end = CDA.replace("ENCODING", "utf-8").encode().split(b"<paragraph>First", 1)
+    taken = 0
+
+    def pieces():
+        nonlocal taken
+        yield start
+        for taken in range(1_000):
+            yield b"<paragraph>%d</paragraph>" % taken
+        yield b"<paragraph>First" + end
+
+    items = iter(read_cda(pieces(), {}).items)
+    found = [next(items) for _ in range(20)]
+    assert taken < 100
+    assert [one.depth for one in found] == [1, *[2] * 19]
+    assert len([*found, *items]) == 1_000 + len(CDA_LINES) - 2  # one has two lines, one is empty
 
 
 # Several
