@@ -70,6 +70,8 @@ _TERMS = frozenset(
         *(f"ISO 2022 IR {number}" for number in (_ASCII, _KATAKANA, *_TWO_BYTES, *_CODECS)),
     )
 )
+# "ISO-IR 100", "ISO IR 100", "ISO_IR_192", "ISO-2022-IR-87", "iso 2022 ir 87"
+_MISSPELLED = re.compile(r"ISO(.?2022)?.?IR.?(\d+)", re.IGNORECASE)
 _ROMAJI_DIFFERS = str.maketrans("\\~", "¥‾")
 _KATAKANA_BYTES = bytes(range(0xA1, 0xE0))
 _TO_G1 = bytes(byte | 0x80 for byte in range(256))
@@ -92,14 +94,15 @@ def character_sets_of(terms: tuple[str, ...]) -> tuple[CharacterSets, str]:
 
 
 def _spelled(term: str) -> tuple[str, str]:
-    """The defined term, and the warning."""
+    """The defined term, and the warning. Blanks around a code have no meaning (PS3.5 6.2)."""
+    term = term.strip(" ")
     term = _OTHER_NAMES.get(term, term)
     if term in _TERMS:
         return term, ""
-    # Misspellings that pydicom corrects: "ISO-IR 100", "ISO IR 100", "ISO-2022-IR-87", "ISO_2022_IR_87".
-    corrected = re.sub(r"^ISO[^_]IR.", "ISO_IR ", re.sub(r"^ISO.2022.IR.", "ISO 2022 IR ", term))
-    if corrected in _TERMS:
-        return corrected, f"read as {corrected}"
+    if slip := _MISSPELLED.fullmatch(term):
+        corrected = f"{'ISO 2022 IR' if slip[1] else 'ISO_IR'} {slip[2]}"
+        if corrected in _TERMS:
+            return corrected, f"read as {corrected}"
     return "", "not a defined term, read as the default character repertoire"
 
 

@@ -193,6 +193,18 @@ def test_spelling_slips_are_mended_as_by_pydicom(term):
 
 
 @pytest.mark.parametrize(
+    ("term", "found", "reason"),
+    [
+        ("ISO_IR_192", "ISO_IR 192", "read as ISO_IR 192"),
+        ("iso 2022 ir 58", "ISO 2022 IR 58", "read as ISO 2022 IR 58"),
+        (" ISO 2022 IR 87 ", "ISO 2022 IR 87", ""),
+    ],
+)
+def test_other_slips(term, found, reason):
+    assert character_sets_of((term,)) == ((found,), reason)
+
+
+@pytest.mark.parametrize(
     "term", ["NONSENSE", "rot13", "idna", "unicode_escape", "zlib", "ISO_IR 87", "ISO_IR 14"]
 )
 def test_unknown_terms_are_the_default_repertoire(term):
