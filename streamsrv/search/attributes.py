@@ -9,6 +9,7 @@ Rules
   also holds the matched attributes and those of `includefield`, but none of a lower level.
 - Of a path into a sequence only the named attributes are returned, in all items.
 - An attribute without a row comes from the instance that met the conditions, else from the first one.
+- With a private attribute comes its Private Creator (PS3.18 10.6.3.3.1, PS3.5 7.8.1).
 - TransferSyntaxUID (0002,0010) is an extension: the value of AvailableTransferSyntaxUID.
 """
 
@@ -112,6 +113,12 @@ def returned_anyway(path: Path, level: Level) -> bool:
     return path in _given((level,))
 
 
+def _creator_of(path: Path) -> Path:
+    """The Private Creator (gggg,00xx) of the private attribute (gggg,xxee)."""
+    tag = path[-1]
+    return (*path[:-1], f"{tag[:4]}00{tag[4:6]}")
+
+
 @functools.lru_cache(maxsize=CACHED_SHAPES)
 def _sources(
     levels: tuple[Level, ...], wanted: tuple[Path, ...]
@@ -120,7 +127,8 @@ def _sources(
     a row for each, and a tree of those that are in the metadata only."""
     elsewhere: dict[Level, list[Path]] = {}
     unknown: list[Path] = []
-    for path in sorted(set(wanted) - _given(levels) - {_SYNTAX}):
+    creators = {_creator_of(path) for path in wanted if int(path[-1][3], 16) % 2}
+    for path in sorted({*wanted, *creators} - _given(levels) - {_SYNTAX}):
         row = None if path[0] in _PARTIAL and len(path) == 1 else BY_TAG.get(".".join(path))
         (elsewhere.setdefault(row.level, []) if row else unknown).append(path)
     # Attributes of the same sequences that the result holds anyway.

@@ -64,7 +64,9 @@ def animals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Holder]:
         "00181020": element("LO", "5.0"),
         "00181050": element("DS", 0.5),
         "00185100": element("CS", "HFS"),
+        "00290010": element("LO", "creator"),
         "00291010": element("LO", "private"),
+        "00291011": element("LO", "another"),
     }
     index.commit([instance(("1.1", "1.2", "1.3"), 1, attributes)], segment=1, committed_end=0)
     yield Holder(index)
@@ -82,6 +84,14 @@ def test_an_attribute_that_is_not_indexed_has_a_level_too(animals: Holder) -> No
     assert [tag in series for tag in tags] == [tag in single for tag in tags] == [True] * 5
     assert len(warnings(animals, f"/studies?{fields}")) == 3
     assert len(warnings(animals, f"/series?{fields}")) == 1
+
+
+@pytest.mark.parametrize("query", ["includefield=00291010", "00291010=private"])
+@pytest.mark.parametrize("level", ["studies", "series", "instances"])
+def test_a_private_attribute_comes_with_its_creator(animals: Holder, level: str, query: str) -> None:
+    (found,) = results(animals, f"/{level}?{query}")
+    private = {tag: each for tag, each in found.items() if tag[:4] == "0029"}
+    assert private == {"00290010": element("LO", "creator"), "00291010": element("LO", "private")}
 
 
 def test_levels_are_those_of_the_modules() -> None:
