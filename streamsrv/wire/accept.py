@@ -247,10 +247,8 @@ class Takes(enum.StrEnum):
 RULES: Mapping[tuple[Resource, str], tuple[Takes, Takes, Takes]] = MappingProxyType(
     {
         (Resource.INSTANCES, DICOM): (Takes.UNCOMPRESSED, Takes.STORED, Takes.NAMED),
-        (Resource.INSTANCES, ANY): (Takes.UNCOMPRESSED, Takes.STORED, Takes.NAMED),
         (Resource.FRAMES, OCTETS): (Takes.UNCOMPRESSED, Takes.STORED, Takes.NAMED),
         (Resource.FRAMES, PIXELS): (Takes.OF_TYPE, Takes.OF_TYPE, Takes.NAMED),
-        (Resource.FRAMES, ANY): (Takes.UNCOMPRESSED, Takes.STORED, Takes.NAMED),
     }
 )
 
@@ -352,8 +350,9 @@ class _StoredForm:
 
     def _type_form(self, asked: AcceptableRange) -> str:
         """The media type in RULES for that of `asked`."""
-        if asked.media_type == "application/*":
-            return DICOM if self.resource is Resource.INSTANCES else OCTETS
+        default = DICOM if self.resource is Resource.INSTANCES else OCTETS
+        if asked.covers(default):  # also as `*/*`
+            return default
         return PIXELS if asked.media_type.startswith(_PICTURES) else asked.media_type
 
     def _syntax(self, takes: Takes, asked: AcceptableRange) -> str:
