@@ -239,13 +239,13 @@ def check_frames(url: str, dataset: pydicom.Dataset, stored: str) -> None:
     if frames is None:
         return
     numbers = range(1, len(frames) + 1)
+    accept = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
     for number in (1, len(frames)):
-        status, content_type, frame = call(f"{url}/frames/{number}", "*/*")
+        status, content_type, frame = call(f"{url}/frames/{number}", accept)
         assert status == 200
         (part,) = parts_of(content_type, frame)
         assert part.get_payload(decode=True) == frames[number - 1]
     listed = ",".join(map(str, list(numbers)[:20]))
-    accept = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
     status, content_type, body = call(f"{url}/frames/{listed}", accept)
     assert status == 200
     assert [part.get_payload(decode=True) for part in parts_of(content_type, body)] == frames[:20]
