@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -148,12 +148,19 @@ def _glyph(face: Any, letter: str) -> tuple[Any, bytes]:
     return mask.size, bytes(mask)
 
 
+def _is_plain(text: str) -> bool:
+    """Whether the font of Pillow has all letters."""
+    return text.isascii() and text.isprintable()
+
+
 def _all(fonts: Sequence[str], text: str) -> bool:
     return all(any(_has(font, letter) for font in fonts) for letter in text)
 
 
 def drawable(line: str, fonts: Sequence[str] = ()) -> str:
     """Returns the line in letters that a font has."""
+    if _is_plain(line):
+        return line[:LONGEST]
     first, *others = unicodedata.normalize("NFC", line[:LONGEST]).split(PART)
     known = (OWN, *fonts)
     parts = [_plain(first, known), *(part for part in others if _all(known, part))]
@@ -172,6 +179,8 @@ def _spelled(letter: str) -> str:
 
 def runs_of(text: str, fonts: Sequence[str]) -> LetterRuns:
     """Returns the pieces of a drawable text: one, if a font has all its letters."""
+    if _is_plain(text):
+        return [LetterRun(OWN, text)]
     known = (OWN, *fonts)
     whole = next((font for font in known if _all((font,), text)), None)
     if whole is not None:
@@ -224,6 +233,7 @@ def annotated(picture: Picture, notes: Notes) -> Picture:
     rows, columns = picture.shape[:2]
     with guarded(EncodeError, "annotation"):
         image = load("pillow").fromarray(np.ascontiguousarray(picture))
+        draw = load("pillow", "PIL.ImageDraw").Draw(image)
         size = _fitting([runs_of(line, fonts) for line in (*upper, *lower)], rows, columns)
         margin, step = _margin(size), round(size * LEADING)
         room = max(1, (rows - 2 * margin) // step)  # of lines in a small picture
@@ -231,14 +241,13 @@ def annotated(picture: Picture, notes: Notes) -> Picture:
         for lines, top in ((upper, margin), (lower, rows - margin - step * len(lower))):
             for number, line in enumerate(lines):
                 runs = _cut(line, fonts, size, columns - 2 * margin)
-                _write(image, runs, (margin, top + number * step), size)
+                _write(image, draw, runs, (margin, top + number * step), size)
         return np.asarray(image, np.uint8)
 
 
-def _write(image: Any, runs: LetterRuns, at: tuple[int, int], size: int) -> None:
+def _write(image: Any, draw: Any, runs: LetterRuns, at: tuple[int, int], size: int) -> None:
     """Writes a line whose upper left corner is `at`."""
     left, top = at
-    draw = load("pillow", "PIL.ImageDraw").Draw(image)
     white, black = (255, 0) if image.mode == "L" else ((255, 255, 255), (0, 0, 0))
     edge = round(size / EDGE) if size >= EDGED else 0
     if not edge:
@@ -251,6 +260,7 @@ def _write(image: Any, runs: LetterRuns, at: tuple[int, int], size: int) -> None
 
 
 def _placed(runs: LetterRuns, left: float, size: int) -> Iterator[tuple[float, LetterRun]]:
-    for run in runs:
+    yield left, runs[0]
+    for before, run in pairwise(runs):
+        left += before.length(size)
         yield left, run
-        left += run.length(size)
