@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from framecodecs.rendering.pictures import ICC_FORMATS
 from streamsrv.errors import BadRequest, NotAcceptable, NotFound, StoreCorrupt, StreamsrvError
@@ -27,7 +29,7 @@ from streamsrv.retrieve.answering import MAKER, Retrieval
 from streamsrv.retrieve.documents import Document, document_types
 from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
-from streamsrv.wire.accept import IMAGE_TYPES
+from streamsrv.wire.accept import IMAGE_TYPES, PAGE_TYPES
 from streamsrv.wire.answers import Answer, Literal, Piece
 from streamsrv.wire.codings import check_charset
 from streamsrv.wire.multipart import PAYLOAD_END, closing, part_head
@@ -40,6 +42,8 @@ log = logging.getLogger("streamsrv.pixels")
 REPORTED = (NotAcceptable, BadRequest, StoreCorrupt)
 # Problems that wait for the first picture; some hundred bytes each.
 HELD = 200
+# The media types of each kind of instances, its default first.
+KINDS = (IMAGE_TYPES, PAGE_TYPES, *((one,) for one in accept.DOCUMENT_TYPES if one not in PAGE_TYPES))
 
 Picture = Sequence[Piece] | StreamsrvError
 
@@ -95,24 +99,31 @@ class PartTypes:
 def of_several(retrieval: Retrieval, parameters: RenderingParameters) -> Answer:
     """The pictures and documents of a study or series. In parts only: pictures of several instances need not
     have one size, so they are no animation. Raises NotAcceptable."""
-    kinds = {types[:1]: types for row in retrieval.selection.rows() if (types := rendered_types(row))}
-    if not kinds:
-        raise NotAcceptable("nothing here has pixels that could be rendered, or is a document", ())
-    chosen, refusals = dict[str, str](), list[NotAcceptable]()
-    for (default,), types in kinds.items():
-        try:
-            chosen[default] = accept.choose_bulk(retrieval.ranges(), types, single=False).media_type
-        except NotAcceptable as refusal:
-            refusals.append(refusal)
-    if not chosen:
-        offers = [offer for refusal in refusals for offer in refusal.acceptable]
-        raise NotAcceptable(refusals[0].detail, offers)
-    if not set(chosen.values()).isdisjoint(accept.PAGE_TYPES):
+    types = part_types(retrieval)
+    if not any(map(types.of, retrieval.selection.rows())):
+        refuse(retrieval)
+    if types.pictures is not None:
+        check_profile(parameters, types.pictures)
+    return in_parts(retrieval, parameters, types)
+
+
+def part_types(retrieval: Retrieval) -> PartTypes:
+    chosen, ranges = dict[str, str](), retrieval.ranges()
+    for types in KINDS:
+        with suppress(NotAcceptable):
+            if types is PAGE_TYPES:
+                check_charset(retrieval.request)
+            chosen[types[0]] = accept.choose_bulk(ranges, types, single=False).media_type
+    return PartTypes(chosen.pop(IMAGE_TYPES[0], None), chosen)
+
+
+def refuse(retrieval: Retrieval) -> NoReturn:
+    """Raises NotAcceptable, with the types that there are."""
+    types = dict.fromkeys(one for row in retrieval.selection.rows() for one in rendered_types(row))
+    if types:
+        accept.choose_bulk(retrieval.ranges(), tuple(types), single=False)
         check_charset(retrieval.request)
-    pictures = chosen.pop(IMAGE_TYPES[0], None)
-    if pictures is not None:
-        check_profile(parameters, pictures)
-    return in_parts(retrieval, parameters, PartTypes(pictures, chosen))
+    raise NotAcceptable("nothing here has pixels that could be rendered, or is a document", ())
 
 
 def rendered_types(row: InstanceRow) -> tuple[str, ...]:

@@ -428,3 +428,16 @@ def test_a_study_of_which_nothing_is_acceptable(store):
         ask(store, f"/studies/{STUDY}/rendered", accept='multipart/related; type="video/mp4"')
     assert 'multipart/related; type="text/html"' in refusal.value.acceptable
     assert 'multipart/related; type="image/jpeg"' in refusal.value.acceptable
+
+
+def test_in_another_character_set_a_study_has_no_pages(store):
+    filled(store)
+    path, pages = f"/studies/{STUDY}/rendered", 'multipart/related; type="text/html"'
+    parts = parts_of(ask(store, path, accept_charset="latin1"), {"application/pdf"})
+    assert [headers["content-type"] for headers, _ in parts] == [
+        "image/jpeg",
+        "image/jpeg",
+        "application/pdf",
+    ]
+    with pytest.raises(NotAcceptable, match="utf-8"):
+        ask(store, path, accept=pages, accept_charset="latin1")

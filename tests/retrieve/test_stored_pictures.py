@@ -17,7 +17,7 @@ from framecodecs.frameinfo import FrameInfo
 from streamsrv.errors import NotAcceptable
 from streamsrv.pixels import stored_pictures
 from streamsrv.pixels.pool import PixelPool
-from streamsrv.retrieve import pictures
+from streamsrv.retrieve import rendered_parts
 from streamsrv.store.segments.leases import SegmentLease
 from streamsrv.wire.answers import Deferred, Literal, Span
 
@@ -437,7 +437,7 @@ def test_frame_lists(store, monkeypatch):
         headers["content-location"].endswith(f"/frames/{number}/rendered")
         for (headers, _), number in zip(several, numbers, strict=True)
     )
-    monkeypatch.setattr(pictures, "READ", 500)
+    monkeypatch.setattr(rendered_parts, "READ", 500)
     assert parts_of(ask(store, path, accept=ANY_PARTS)) == several
 
 
