@@ -1,0 +1,88 @@
+"""Orthanc as a client: its DICOMweb plugin searches, retrieves, stores and deletes here."""
+
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import clinic as world
+import pytest
+from clinic import CT_STUDY, SLIDE_STUDY
+from live_server import READY_WITHIN, free_port
+
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+
+
+class Orthanc:
+    """A running Orthanc that knows one DICOMweb server."""
+
+    def __init__(self, folder, url):
+        port = free_port()
+        self.origin = f"http://127.0.0.1:{port}"
+        settings = {
+            "StorageDirectory": str(folder / "data"),
+            "IndexDirectory": str(folder / "data"),
+            "HttpPort": port,
+            "DicomServerEnabled": False,
+            "RemoteAccessAllowed": False,
+            "AuthenticationEnabled": False,
+            "Plugins": [str(PLUGIN)],
+            "DicomWeb": {"Servers": {"streamsrv": {"Url": f"{url}/", "HasDelete": True}}},
+        }
+        path = folder / "orthanc.json"
+        path.write_text(json.dumps(settings))
+        with (folder / "orthanc.log").open("wb") as log:
+            self.process = subprocess.Popen(["Orthanc", str(path)], stdout=log, stderr=log)
+        deadline = time.monotonic() + READY_WITHIN
+        while not self.answers():
+            if time.monotonic() > deadline:
+                self.end()
+                raise AssertionError((folder / "orthanc.log").read_text())
+            time.sleep(0.05)
+
+    def answers(self):
+        try:
+            return self.ask("system").status == 200
+        except OSError:
+            return False
+
+    def ask(self, path, **arguments):
+        body = json.dumps(arguments).encode() if arguments else None
+        return world.ask(f"{self.origin}/{path}", "POST" if arguments else "GET", body)
+
+    def call(self, verb, **arguments):
+        """The result of a request to the server."""
+        reply = self.ask(f"dicom-web/servers/streamsrv/{verb}", Synchronous=True, **arguments)
+        assert reply.status == 200, reply.body
+        return reply.json()
+
+    def end(self):
+        self.process.terminate()
+        self.process.wait(30)
+
+
+@pytest.fixture
+def orthanc(server, tmp_path):
+    if shutil.which("Orthanc") is None or not PLUGIN.exists():
+        pytest.skip("Orthanc and its DICOMweb plugin are not installed")
+    world.store(f"{server.url}/studies", map(world.file_of, world.everything()))
+    running = Orthanc(tmp_path, server.url)
+    yield running
+    running.end()
+
+
+def test_orthanc_searches_retrieves_deletes_and_stores(server, orthanc):
+    files = {world.file_of(world.ct(number)) for number in (1, 2, 3)}
+    found = orthanc.call("qido", Uri="/studies", Arguments={"PatientID": "P-2"})
+    assert [study["0020000D"]["Value"] for study in found] == [SLIDE_STUDY]
+    asked = orthanc.call("retrieve", Resources=[{"Study": CT_STUDY}, {"Study": SLIDE_STUDY}])
+    assert asked["ReceivedInstancesCount"] == "5"
+    (study,) = orthanc.ask("tools/find", Level="Study", Query={"StudyInstanceUID": CT_STUDY}).json()
+    ids = [each["ID"] for each in orthanc.ask(f"studies/{study}/instances").json()]
+    assert {orthanc.ask(f"instances/{each}/file").body for each in ids} == files
+    orthanc.call("delete", Level="Study", StudyInstanceUID=CT_STUDY)
+    assert world.ask(f"{server.url}/studies/{CT_STUDY}/metadata").status == 404
+    orthanc.call("stow", Resources=[study])
+    again = world.ask(f"{server.url}/studies/{CT_STUDY}")
+    assert {payload for _, payload in again.parts()} == files
