@@ -54,6 +54,7 @@ VERBS = {
     "reindex": Verb("rebuild the index of a store from its segments", STORE_VERBS),
     "compact": Verb("free the disk space of deleted instances", STORE_VERBS),
     "info": Verb("print numbers and problems of a store", STORE_VERBS),
+    "viewer": Verb("install or remove OHIF, a web viewer, at /viewer/", "streamsrv.tools.viewer"),
 }
 
 

@@ -33,10 +33,15 @@ def links(text):
 
 
 def flags_of(verb):
-    """The long flags of the verb's own parser, without those that are settings."""
+    """The long flags of the verb's own parsers, without those that are settings."""
     parser = argparse.ArgumentParser(add_help=False)
     cli.functions_of(verb).add_arguments(parser)
-    flags = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
+    nested = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    parsers = [parser, *(each for action in nested for each in action.choices.values())]
+    actions = [action for each in parsers for action in each._actions]
+    flags = {flag for action in actions for flag in action.option_strings if flag.startswith("--")} - {
+        "--help"
+    }
     if verb == "serve":
         names = {config.flag(name) for name in config.FIELDS}
         assert {f"--{name}" for name in names} <= flags

@@ -41,6 +41,7 @@ FLOORS = {
     "streamsrv.scrubber": 8,
     "streamsrv.serving": 8,
     "streamsrv.supervisor": 8,
+    "streamsrv.tools": 8,
     "streamsrv.cli": 8,
     "streamsrv.verbs": 8,
     "streamsrv.__main__": 8,

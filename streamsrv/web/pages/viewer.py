@@ -38,6 +38,7 @@ from streamsrv.wire.codings import IDENTITY
 from streamsrv.wire.resources import Target
 
 PLACE = "/viewer/"
+FOLDER, TABLE = "viewer", "viewer.json"
 CONFIG, PAGE = "app-config.js", "index.html"
 # The page has no other sources than this origin. WebAssembly decodes frames, workers are files and blobs, and
 # libraries add style elements. PDFs are shown in an <object>.
@@ -67,7 +68,7 @@ class Installed(NamedTuple):
 class Viewer:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._folder = Path(settings.data) / "viewer"
+        self._folder = Path(settings.data) / FOLDER
         self._installed: Installed | None = None
 
     def answer(self, request: Request, target: Target) -> Computed:
@@ -93,7 +94,7 @@ class Viewer:
 
     def _current(self) -> Installed:
         """Raises NotFound if no viewer is installed."""
-        table = self._folder / "viewer.json"
+        table = self._folder / TABLE
         try:
             found = os.stat(table)
             stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
@@ -103,6 +104,8 @@ class Viewer:
             raise NotFound(_MISSING) from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ServerError(f"{table} cannot be read: run `streamsrv viewer install` again") from None
+        except OSError as error:
+            raise ServerError(f"the viewer cannot be read: {error.strerror}") from None
         return self._installed
 
 

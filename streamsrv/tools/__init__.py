@@ -1,0 +1,1 @@
+"""Verbs that bring things to a store or take them away."""
