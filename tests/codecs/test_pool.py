@@ -54,7 +54,7 @@ from framecodecs.rendering.lettering import Notes
 from framecodecs.rendering.pictures import PictureRequest, Viewport
 from framecodecs.rendering.rendering import Lut, Palette, Rendering, Window
 
-# The processes start without libraries, but those of `pool` have them.
+# The processes start without using each codec once, but those of `pool` do.
 Limits = partial(PoolLimits, modules=("nothing_prepared", "pool_works"))
 SMALL = Limits(waiting=8, deadline=10, memory=256 * 2**20, lifetime=1000)
 
