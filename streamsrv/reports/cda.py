@@ -35,6 +35,8 @@ LONGEST = 64 << 10
 MAX_DEPTH, MOST_OPEN = 32, 200
 DECLARATION = 256  # bytes of the start, in which the encoding is declared
 _ENCODING = re.compile(rb"<\?xml[^>]*encoding\s*=\s*[\"']([A-Za-z0-9._-]{1,40})[\"']")
+# Python also has codecs that are no character sets.
+_CHARACTER_SETS = re.compile(rb"(?i:utf|us-ascii|ascii|iso|latin|windows|cp|gb|big5|shift|sjis|euc|koi8|tis)")
 _BLANKS = re.compile(r"\s+")
 BLOCKS = frozenset(("paragraph", "item", "caption", "tr", "text", "footnote"))
 CELLS = frozenset(("td", "th"))
@@ -59,8 +61,9 @@ def utf_8(pieces: Iterable[bytes]) -> Iterator[bytes]:
     source = iter(pieces)
     first = next(source, b"")
     declared = _ENCODING.search(first[:DECLARATION])
+    name = declared[1].decode() if declared and _CHARACTER_SETS.match(declared[1]) else "utf-8-sig"
     try:
-        decoder = codecs.getincrementaldecoder(declared[1].decode() if declared else "utf-8-sig")("replace")
+        decoder = codecs.getincrementaldecoder(name)("replace")
     except LookupError:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
     if first[:2] in (b"\xff\xfe", b"\xfe\xff"):

@@ -20,6 +20,9 @@ from streamsrv.dicom.part10 import ReadLimits, encoding_of, read_file_meta, read
 from streamsrv.dicom.values import converters_for, lenient
 from streamsrv.dicom.window import ReadWindow
 from streamsrv.errors import InstanceRefused, NotDicom
+from streamsrv.reports.cda import read_cda
+from streamsrv.reports.content import read_report
+from streamsrv.reports.pages import html_page, plain_page, xml_page
 
 LIMITS = ReadLimits(max_inflated=1_000_000)
 KEPT = frozenset(("00100010", "00081140", "00080020"))
@@ -351,3 +354,59 @@ def values(content):
             found, reason = lenient(vr, value, sets, little)
             assert reason
         orjson.dumps(found)
+
+
+def pages_of(read, content):
+    """Each page of a report is UTF-8 text, and that in XML is well-formed."""
+    half = len(content) // 2
+    pages = [
+        b"".join(write(read([content[:half], content[half:]]), lambda link: f"http://h/{link.instance}"))
+        for write in (html_page, plain_page, xml_page)
+    ]
+    for page in pages:
+        page.decode()
+    expat.ParserCreate().Parse(pages[-1], True)
+
+
+@target(
+    NotDicom,
+    InstanceRefused,
+    words=[
+        *(b'"0040A730":', b'"0040A040":', b'"0040A043":', b'"0040A300":', b'"0040DB73":', b'"0040A375":'),
+        *(
+            b'"Value":[',
+            b'{"vr":"SQ"',
+            b'"CONTAINER"',
+            b'"SCOORD"',
+            b'"IMAGE"',
+            b"null",
+            b"1e308",
+            b"<",
+            b"]]>",
+        ),
+    ],
+)
+def report_page(content):
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return  # the metadata of this store are UTF-8
+    if content.lstrip().startswith(b"{"):
+        pages_of(read_report, content)
+
+
+@target(
+    words=[
+        *(b"<section>", b"</section>", b"<title>", b"<text>", b"<paragraph>", b"<tr>", b"<td>", b"<item>"),
+        *(
+            b'<?xml version="1.0" encoding="gb18030"?>',
+            b"<!DOCTYPE a>",
+            b"<br/>",
+            b"&#0;",
+            b"\xff\xfe",
+            b"&lt;",
+        ),
+    ],
+)
+def cda_page(content):
+    pages_of(lambda pieces: read_cda(pieces, {}), content)

@@ -352,6 +352,13 @@ MALFORMED = {
 }
 
 
+@pytest.mark.parametrize("name", ["zlib", "hex", "undefined", "none", "rot13"])
+def test_encodings_that_are_no_character_sets_are_utf_8(name):
+    report = read_cda([CDA.replace("ENCODING", name).encode()], {})
+    lines = b"".join(plain_page(report, lambda link: "")).decode().split("\n")
+    assert lines[lines.index("Diagnosis") :] == CDA_LINES
+
+
 @pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED)
 def test_malformed_cda_says_so_where_it_ends(content):
     report = read_cda([content.encode()], {})
