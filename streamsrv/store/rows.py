@@ -36,7 +36,7 @@ class InstanceRow(NamedTuple):
     location: Location
     record_id: bytes  # 16 bytes, unique forever; the ETag comes from it
     stored_at: int  # microseconds since 1970, UTC
-    digest: bytes  # xxh3-128 of the payload, 16 bytes
+    digest: bytes  # xxh3-128 and CRC-32 of the payload, 20 bytes
     sop_class_uid: str
     transfer_syntax: str
     dataset_offset: int

@@ -32,8 +32,6 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
-import xxhash
-
 from streamsrv.errors import SegmentGone, StoreError
 from streamsrv.store import failpoints
 from streamsrv.store.fileops import Buffer
@@ -53,6 +51,7 @@ from streamsrv.store.segments.records import (
     HEADER,
     NO_DIGEST,
     NO_ID,
+    PayloadDigest,
     Record,
     RecordFormat,
     RecordHeader,
@@ -85,7 +84,7 @@ class Transaction:
         self._open_at = -1  # where the open record begins, or -1
         self._gathered: list[Buffer] = []  # written by the next `write`
         self._gathered_length = 0
-        self._hash = xxhash.xxh3_128()
+        self._digest = PayloadDigest()
         self._lost: dict[int, int] = {}  # end -> begin of ranges that were dropped or refused
 
     # Receiving
@@ -111,7 +110,7 @@ class Transaction:
         header = RecordHeader(RecordKind.PENDING, self._record_id(), 0, 0, NO_DIGEST, self._segment.committed)
         self._gathered.append(self._form.pack(header, self._segment.segment, self._open_at))
         self._gathered_length += HEADER
-        self._hash.reset()
+        self._digest = PayloadDigest()
 
     @property
     def end(self) -> int:
@@ -123,7 +122,7 @@ class Transaction:
 
     def gather(self, piece: Buffer) -> None:
         """Append to the open record with the next `write`; until then the buffer must not change."""
-        self._hash.update(piece)
+        self._digest.update(piece)
         self._gathered.append(piece)
         self._gathered_length += len(piece)
 
@@ -158,7 +157,7 @@ class Transaction:
             self._number,
             location,
             self._record_id(),
-            self._hash.digest(),
+            self._digest.digest(),
             self._segment.clock.now(),
             self._body,
         )

@@ -32,7 +32,7 @@ FOLDER = Path(tempfile.mkdtemp(prefix="streamsrv-fuzz-", dir=MEMORY))
 
 
 def record(offset, payload, kind=RecordKind.INSTANCE):
-    header = RecordHeader(kind, bytes([offset % 251] * 16), 1_700_000_000_000_000, len(payload), bytes(16), 0)
+    header = RecordHeader(kind, bytes([offset % 251] * 16), 1_700_000_000_000_000, len(payload), bytes(20), 0)
     return FORMAT.pack(header, SEGMENT, offset) + payload
 
 

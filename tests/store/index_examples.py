@@ -48,7 +48,7 @@ def row(key: InstanceKey, number: int = 1, *, text: bytes = b"{}", **facts: Any)
         "location": Location(1, number * 1000, 900),
         "record_id": record_id(number),
         "stored_at": 1_700_000_000_000_000 + number,
-        "digest": record_id(-number),
+        "digest": record_id(-number) + b"crc3",
         "sop_class_uid": CT,
         "transfer_syntax": EXPLICIT,
         "dataset_offset": 300,

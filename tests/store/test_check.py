@@ -391,7 +391,7 @@ def test_a_pending_record_before_the_committed_end(folder):
     form, end = None, 0
     with open_store(folder) as store:
         form, row = store.form, store.index.segment(1)
-        header = RecordHeader(RecordKind.PENDING, b"p" * 16, 0, 0, bytes(16), 0)
+        header = RecordHeader(RecordKind.PENDING, b"p" * 16, 0, 0, bytes(20), 0)
         end = row.committed_end
         with store.layout.segment(1).open("ab") as file:
             file.write(form.pack(header, 1, end))

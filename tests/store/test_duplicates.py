@@ -97,7 +97,7 @@ def test_an_index_row_with_a_wrong_digest_does_not_make_its_bytes_wrong(store, m
     real = store.index.existing
 
     def existing(keys):
-        return [row and row._replace(digest=bytes(16)) for row in real(keys)]
+        return [row and row._replace(digest=bytes(20)) for row in real(keys)]
 
     monkeypatch.setattr(store.index, "existing", existing)
     assert put(store, payload_of(KEY, fill="y")) == [DUPLICATE]

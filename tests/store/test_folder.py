@@ -73,9 +73,9 @@ def test_every_wrong_character_of_a_value_is_told(layout):
 
 
 def test_another_version_is_told(layout):
-    text = layout.identity.read_text().replace("format_version = 2", "format_version = 3")
+    text = layout.identity.read_text().replace("format_version = 3", "format_version = 4")
     layout.identity.write_text(text)
-    with pytest.raises(StoreError, match="version 3"):
+    with pytest.raises(StoreError, match="version 4"):
         folder.identity_of(layout)
 
 

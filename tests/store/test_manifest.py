@@ -27,7 +27,7 @@ GROWING = Slot(State.GROWING, 0x0102)
 
 def test_the_layout_as_drawn():
     header, slot = FORM.header(), FORM.pack(3, GROWING)
-    assert header[:32] == b"SRVMANIF\2\0" + bytes(6) + b"f" * 16
+    assert header[:32] == b"SRVMANIF\3\0" + bytes(6) + b"f" * 16
     assert len(header) == HEADER_LENGTH == 64
     assert len(slot) == SLOT == 16
     assert slot[:10] == b"\0\1\2\1" + bytes(6)
@@ -67,7 +67,7 @@ def test_that_of_another_store_is_refused(manifest):
 
 def test_another_version_is_refused(manifest, monkeypatch):
     monkeypatch.setattr("streamsrv.store.segments.manifest.FORMAT_VERSION", 7)
-    with pytest.raises(WrongStore, match="format version 2"):
+    with pytest.raises(WrongStore, match="format version 3"):
         manifest.read()
 
 

@@ -26,7 +26,7 @@ SEGMENT = 7
 
 def header(length=0, kind=RecordKind.INSTANCE, number=1, began=0):
     return RecordHeader(
-        kind, number.to_bytes(16, "big"), 1_700_000_000_000_000 + number, length, b"d" * 16, began
+        kind, number.to_bytes(16, "big"), 1_700_000_000_000_000 + number, length, b"d" * 20, began
     )
 
 
@@ -58,27 +58,27 @@ def file(tmp_path):
 
 def test_the_layout_as_drawn():
     packed = FORM.pack(
-        RecordHeader(RecordKind.TOMBSTONE, b"i" * 16, 0x0102, 0x0304, b"x" * 16, 0x0506, b"r" * 16),
+        RecordHeader(RecordKind.TOMBSTONE, b"i" * 16, 0x0102, 0x0304, b"x" * 20, 0x0506, b"r" * 16),
         SEGMENT,
         0,
     )
     assert len(packed) == HEADER == 104
     assert packed[:8] == FORM.marker
-    assert packed[8:16] == b"\2\4" + bytes(6)
-    assert packed[16:48] == b"i" * 16 + b"r" * 16
-    assert packed[48:64] == b"\2\1" + bytes(6) + b"\4\3" + bytes(6)
-    assert packed[64:88] == b"x" * 16 + b"\6\5" + bytes(6)
+    assert packed[8:12] == b"\3\4" + bytes(2)
+    assert packed[12:44] == b"i" * 16 + b"r" * 16
+    assert packed[44:60] == b"\2\1" + bytes(6) + b"\4\3" + bytes(6)
+    assert packed[60:88] == b"x" * 20 + b"\6\5" + bytes(6)
 
 
 @settings(max_examples=50, derandomize=True)
 @given(
     kind=st.sampled_from(RecordKind),
-    ids=st.binary(min_size=48, max_size=48),
+    ids=st.binary(min_size=52, max_size=52),
     numbers=st.tuples(*[st.integers(0, 2**64 - 1)] * 3),
     place=st.tuples(st.integers(0, 2**32), st.integers(0, 2**63)),
 )
 def test_pack_and_unpack(kind, ids, numbers, place):
-    one = RecordHeader(kind, ids[:16], numbers[0], numbers[1], ids[16:32], numbers[2], ids[32:])
+    one = RecordHeader(kind, ids[:16], numbers[0], numbers[1], ids[16:36], numbers[2], ids[36:])
     assert FORM.unpack(FORM.pack(one, *place), *place) == one
 
 

@@ -253,8 +253,8 @@ def test_a_torn_tail_is_cut_off(folder):
 def test_what_is_pending_is_cut_off(folder):
     _, form = torn(folder)
     length = (folder / "segments" / SEGMENT).stat().st_size
-    pending = RecordHeader(RecordKind.PENDING, b"p" * 16, 0, 0, bytes(16), length)
-    valid = RecordHeader(RecordKind.INSTANCE, b"v" * 16, 1, 0, bytes(16), length)
+    pending = RecordHeader(RecordKind.PENDING, b"p" * 16, 0, 0, bytes(20), length)
+    valid = RecordHeader(RecordKind.INSTANCE, b"v" * 16, 1, 0, bytes(20), length)
     with (folder / "segments" / SEGMENT).open("ab") as file:
         file.write(form.pack(pending, 1, length) + form.pack(valid, 1, length + HEADER))
     report = reindex(folder, derive)

@@ -17,7 +17,7 @@ FORM = RecordFormat(b"s" * 32, b"f" * 16)
 def test_the_layout_as_drawn():
     packed = pack_file_header(FORM, 0x0102)
     assert len(packed) == FIRST_RECORD == 64
-    assert packed[:16] == b"SRVSEG\r\n" + b"\2\0\0\0" + b"\2\1\0\0"
+    assert packed[:16] == b"SRVSEG\r\n" + b"\3\0\0\0" + b"\2\1\0\0"
     assert packed[16:32] == b"f" * 16
     assert packed[32:48] == FORM.marker + bytes(8)
 

@@ -10,7 +10,7 @@ from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError
 from streamsrv.store import transaction as transactions
 from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import FIRST_RECORD, OnDuplicate, Outcome
-from streamsrv.store.segments.records import HEADER, RecordKind
+from streamsrv.store.segments.records import HEADER, PayloadDigest, RecordKind
 from streamsrv.store.segments.segments import SegmentWriter
 
 STORED, DUPLICATE, IDENTICAL, REPLACED = Outcome
@@ -239,17 +239,7 @@ def test_identical_is_accepted_if_every_byte_is(store, monkeypatch):
 
 
 def test_digests_alone_do_not_make_instances_identical(store, monkeypatch):
-    class SameDigest:
-        def update(self, piece):
-            """Whatever comes."""
-
-        def reset(self):
-            """Nothing to forget."""
-
-        def digest(self):
-            return bytes(16)
-
-    monkeypatch.setattr(transactions.xxhash, "xxh3_128", SameDigest)
+    monkeypatch.setattr(PayloadDigest, "digest", lambda self: bytes(20))
     put(store, payload_of(key_of(1)))
     other = payload_of(key_of(1), fill="y")
     assert put(store, other, on_duplicate=OnDuplicate.ACCEPT_IDENTICAL) == [DUPLICATE]

@@ -76,7 +76,7 @@ _ID_AND_TIME = struct.Struct("<16sQ")
 
 # location, record id, stored at, digest; dataset offset, deflated; pixels; geometry and pixel facts; frames;
 # metadata; variant; lengths of the two UIDs that follow
-_INSTANCE = struct.Struct("<IQQ16sQ16sQ?QQIHHHHBQQQQI16sBB")
+_INSTANCE = struct.Struct("<IQQ16sQ20sQ?QQIHHHHBQQQQI16sBB")
 UIDS_AT = _SERIAL.size + _INSTANCE.size  # SOP class and syntax, in an instance's row
 VARIANT_AT = UIDS_AT - VARIANT_BYTES - 2
 _VARIANT_END = VARIANT_AT + VARIANT_BYTES

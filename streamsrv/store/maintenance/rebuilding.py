@@ -16,7 +16,6 @@ from itertools import islice
 from typing import TypeVar
 
 import numpy
-import xxhash
 
 from streamsrv.errors import InstanceError, StoreCorrupt, StoreError
 from streamsrv.store.fileops import write_all
@@ -38,6 +37,7 @@ from streamsrv.store.segments.records import (
     NO_ID,
     FoundRecord,
     HeaderDamaged,
+    PayloadDigest,
     RecordHeader,
     RecordKind,
     pack_file_header,
@@ -223,7 +223,7 @@ class Rebuild:
 
     def _tombstone(self, number: int, offset: int, ids: Sequence[bytes]) -> bytes:
         payload = pack_ids(ids)
-        record_id, digest = os.urandom(len(NO_ID)), xxhash.xxh3_128_digest(payload)
+        record_id, digest = os.urandom(len(NO_ID)), PayloadDigest(payload).digest()
         header = RecordHeader(
             RecordKind.TOMBSTONE, record_id, time.time_ns() // 1_000, len(payload), digest, offset
         )

@@ -42,13 +42,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import orjson
-import xxhash
 
 from streamsrv.store.fileops import RWF_DONTCACHE, FileOps, write_all
 from streamsrv.store.index import DamagedRecord
 from streamsrv.store.maintenance.check import Finding, Severity, at, error
 from streamsrv.store.rows import FIRST_RECORD, InstanceRow, SegmentRow
-from streamsrv.store.segments.records import HEADER, HeaderDamaged, RecordHeader, RecordKind
+from streamsrv.store.segments.records import HEADER, HeaderDamaged, PayloadDigest, RecordHeader, RecordKind
 from streamsrv.store.segments.verifying import (
     MISSING_SEGMENT,
     SHORT_SEGMENT,
@@ -383,7 +382,7 @@ class Scrub:
             self._forget(expected.record_id)
 
     def _damage(self, file: UncachedFile, offset: int, length: int, digest: bytes) -> str:
-        running = xxhash.xxh3_128()
+        running = PayloadDigest()
         try:
             for start in range(offset, offset + length, STEP):
                 running.update(self._read(file, start, min(STEP, offset + length - start)))

@@ -5,7 +5,7 @@ The header of the file never changes:
 
     offset  bytes
        0      8   magic, "SRVSEG\\r\\n"
-       8      2   format version, 2
+       8      2   format version, 3
       10      2   zero
       12      4   segment id
       16     16   fingerprint of the store (see folder)
@@ -17,15 +17,15 @@ The header of a record:
 
     offset  bytes
        0      8   marker, derived from the store's secret: no client can put it into a file
-       8      1   format version, 2
+       8      1   format version, 3
        9      1   kind: 1 PENDING, 2 INSTANCE, 3 VOID, 4 TOMBSTONE, 5 SEAL
-      10      6   zero
-      16     16   record id, unique forever
-      32     16   id of the record that this one replaces, or zeros: a tombstone that is valid exactly when
+      10      2   zero
+      12     16   record id, unique forever
+      28     16   id of the record that this one replaces, or zeros: a tombstone that is valid exactly when
                   its record is
-      48      8   stored at, microseconds since 1970 UTC
-      56      8   payload length
-      64     16   xxh3-128 of the payload
+      44      8   stored at, microseconds since 1970 UTC
+      52      8   payload length
+      60     20   digest of the payload: its xxh3-128, then its CRC-32, which ZIP archives need
       80      8   began: all bytes of the segment before this offset had been committed when this header
                   became valid
       88     16   check: BLAKE2b keyed with the secret over bytes 0-87, the segment's id and the record's
@@ -60,19 +60,21 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import xxhash
+from isal.isal_zlib import crc32
 
 from streamsrv.errors import StoreError, WrongStore
+from streamsrv.store.fileops import Buffer
 from streamsrv.store.rows import FIRST_RECORD, Location
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 ID_LENGTH = 16
 NO_ID = bytes(ID_LENGTH)
-NO_DIGEST = bytes(16)
+NO_DIGEST = bytes(20)
 _DIGEST_LENGTH = 16
 # Of a digest between two equal copies. If both copies had changed alike, about half of its 128 bits would.
 _MOST_FLIPPED = 8
 
-_FIELDS = struct.Struct("<8sBB6x16s16sQQ16sQ")
+_FIELDS = struct.Struct("<8sBB2x16s16sQQ20sQ")
 _PLACE = struct.Struct("<QQ")
 CHECK_LENGTH = 16
 HEADER = _FIELDS.size + CHECK_LENGTH
@@ -82,6 +84,31 @@ PAGE = 4096  # where a window cannot be read, its pages are tried one by one
 
 _FILE_FIELDS = struct.Struct("<8sH2xI16s8s8x")
 SEGMENT_MAGIC = b"SRVSEG\r\n"
+
+
+class PayloadDigest:
+    """The digest of a payload while it is read: its xxh3-128, then its CRC-32 (4 bytes, big endian).
+
+    The first finds damage, a ZIP archive needs the second. One pass over the bytes takes both.
+    """
+
+    __slots__ = ("_crc", "_hash")
+
+    def __init__(self, payload: Buffer = b"") -> None:
+        self._hash = xxhash.xxh3_128(payload)
+        self._crc = crc32(payload)
+
+    def update(self, piece: Buffer) -> None:
+        self._hash.update(piece)
+        self._crc = crc32(piece, self._crc)
+
+    def digest(self) -> bytes:
+        return self._hash.digest() + self._crc.to_bytes(4, "big")
+
+
+def crc_of(digest: bytes) -> int:
+    """The CRC-32 in a digest."""
+    return int.from_bytes(digest[-4:], "big")
 
 
 class RecordKind(enum.IntEnum):

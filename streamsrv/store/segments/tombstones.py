@@ -14,12 +14,17 @@ import secrets
 from collections.abc import Sequence
 from typing import TypeAlias
 
-import xxhash
-
 from streamsrv.store import failpoints
 from streamsrv.store.index import Index, PackedRow, record_ids_of, split_triple
 from streamsrv.store.rows import SLICE_INSTANCES, InstanceKey
-from streamsrv.store.segments.records import ID_LENGTH, RecordFormat, RecordHeader, RecordKind, pack_ids
+from streamsrv.store.segments.records import (
+    ID_LENGTH,
+    PayloadDigest,
+    RecordFormat,
+    RecordHeader,
+    RecordKind,
+    pack_ids,
+)
 from streamsrv.store.segments.segments import Segments, SegmentWriter
 
 Target: TypeAlias = tuple[str, str | None, str | None]  # study, series, instance
@@ -33,7 +38,7 @@ def write_tombstone(segment: SegmentWriter, form: RecordFormat, ids: Sequence[by
         secrets.token_bytes(ID_LENGTH),
         segment.clock.now(),
         len(payload),
-        xxhash.xxh3_128_digest(payload),
+        PayloadDigest(payload).digest(),
         segment.committed,
     )
     segment.mark_dirty()

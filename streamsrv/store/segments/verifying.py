@@ -1,6 +1,6 @@
 """Compares stored bytes with their digest, and registers damage.
 
-Strategy: the digest of an instance (xxh3-128) was taken while its bytes arrived. The index row and the
+Strategy: the digest of an instance was taken while its bytes arrived. The index row and the
 header of the record have it. A process that finds other bytes registers them (see index/damage.py): the
 log names the instance at level ERROR, and no process serves its bytes from then on.
 
@@ -17,12 +17,10 @@ import os
 import time
 from collections.abc import Iterable
 
-import xxhash
-
 from streamsrv.errors import InstanceDamaged
 from streamsrv.store.index import DamagedRecord, Index
 from streamsrv.store.rows import InstanceRow
-from streamsrv.store.segments.records import HEADER, HeaderDamaged, RecordFormat, RecordHeader
+from streamsrv.store.segments.records import HEADER, HeaderDamaged, PayloadDigest, RecordFormat, RecordHeader
 
 log = logging.getLogger("streamsrv.store")
 
@@ -33,8 +31,8 @@ SHORT_SEGMENT = "the file of its segment ends before it"
 
 
 def digest_of(fd: int, offset: int, length: int) -> bytes:
-    """xxh3-128 of a range of a file."""
-    running = xxhash.xxh3_128()
+    """The digest of a range of a file."""
+    running = PayloadDigest()
     for start in range(offset, offset + length, HASH_WINDOW):
         running.update(os.pread(fd, min(HASH_WINDOW, offset + length - start), start))
     return running.digest()

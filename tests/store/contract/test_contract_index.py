@@ -142,7 +142,7 @@ def entry(key):
         "location": Location(1, 64, len(payload)),
         "record_id": key.instance.encode().ljust(16, b"-"),
         "stored_at": 1,
-        "digest": bytes(16),
+        "digest": bytes(20),
     }
     return learn(lambda at, length: payload[at : at + length], facts)
 

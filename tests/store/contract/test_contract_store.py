@@ -149,7 +149,7 @@ def test_changed_bytes_are_registered_and_refused(store, other):
     (row,) = store.lookup(*KEYS[0])
     with store.open_segments([row.location.segment]) as lease:
         store.require_whole(row, lease)
-        wrong = row._replace(digest=bytes(16), location=row.location._replace(length=100))
+        wrong = row._replace(digest=bytes(20), location=row.location._replace(length=100))
         with pytest.raises(InstanceDamaged):
             store.require_whole(wrong, lease)
     assert [record.record_id for record in other.damaged_among([row.record_id])] == [row.record_id]
