@@ -1,5 +1,6 @@
 """Answers to requests for Part 10 instances (PS3.18 10.4.1.1.1): stored ones, or transcoded ones. A client
-that accepts bulk data of instances gets that of retrieve/bulk.py (Table 10.4.4-1, note 2).
+that accepts bulk data of instances gets that of retrieve/bulk.py (Table 10.4.4-1, note 2). One that accepts a
+ZIP archive gets that of retrieve/archives.py.
 
 Rules of the choice
 - Without a named syntax, an instance that cannot be transcoded is sent as it is stored.
@@ -28,13 +29,14 @@ from streamsrv.plans.payloads import Part
 from streamsrv.plans.selection import PackedInstances
 from streamsrv.retrieve import datasets
 from streamsrv.retrieve.answering import MAKER, Accepted, Retrieval, part_chunks
+from streamsrv.retrieve.archives import archive
 from streamsrv.retrieve.bulk import all_bulk_data
 from streamsrv.retrieve.frames import first_frames
 from streamsrv.store import PLACE, InstanceRow, split_triple, syntax_in
 from streamsrv.wire import accept
 from streamsrv.wire.accept import INSTANCE_SENT_AS, InstancesChoice
 from streamsrv.wire.answers import Answer, Piece, Place, StoredParts
-from streamsrv.wire.mediatypes import DICOM
+from streamsrv.wire.mediatypes import DICOM, ZIP
 from streamsrv.wire.multipart import PAYLOAD_END, closing, part_head
 from streamsrv.wire.resources import ResourceLevel, instance_url
 
@@ -65,8 +67,10 @@ def instances(retrieval: Retrieval) -> Answer | None:
     choice, base_url = chosen(retrieval), retrieval.request.base_url
     if choice is None:
         return None
-    if choice.bulk:
-        return None if retrieval.brief else all_bulk_data(retrieval)
+    if choice.form != DICOM:
+        if retrieval.brief:
+            return None
+        return archive(retrieval) if choice.form == ZIP else all_bulk_data(retrieval)
     representation = (DICOM, ",".join(sorted(f"{stored}>{sent}" for stored, sent in choice.syntaxes.items())))
     makes = any(is_made(*pair) for pair in choice.syntaxes.items())
     maker = (MAKER,) if makes else ()

@@ -56,6 +56,11 @@ class InstanceRow(NamedTuple):
     metadata_slots: int
     damaged: bool = False  # registered as damaged; set by `Index.instance` only
 
+    @property
+    def crc32(self) -> int:
+        """The CRC-32 of the payload."""
+        return int.from_bytes(self.digest[-4:], "big")
+
 
 @dataclass(slots=True)
 class NewInstance:

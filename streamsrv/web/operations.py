@@ -16,7 +16,7 @@ from streamsrv.dicom.syntaxes import SYNTAXES
 from streamsrv.query.attributes import QUERY_ATTRIBUTES
 from streamsrv.search.parameters import PARAMETERS
 from streamsrv.wire.accept import DOCUMENT_TYPES, IMAGE_TYPES, MEDIA_SYNTAXES, PAGE_TYPES, THUMBNAIL_TYPES
-from streamsrv.wire.mediatypes import DICOM, DICOM_JSON, DICOM_XML, JSON, MULTIPART
+from streamsrv.wire.mediatypes import DICOM, DICOM_JSON, DICOM_XML, JSON, MULTIPART, ZIP
 from streamsrv.wire.problems import PROBLEM, TEXT
 from streamsrv.wire.resources import ROUTES, UNVERSIONED, Kind, ResourceLevel, Route
 
@@ -141,7 +141,7 @@ _VIDEOS = tuple(name for name in _PIXELS if name.startswith("video/"))
 _DOCUMENTS = tuple(dict.fromkeys((*PAGE_TYPES, *DOCUMENT_TYPES)))
 _REPRESENTATIONS: dict[Kind, tuple[str, ...]] = {
     Kind.SEARCH: (DICOM_JSON, JSON, MULTIPART),
-    Kind.INSTANCES: (MULTIPART, DICOM),
+    Kind.INSTANCES: (MULTIPART, DICOM, ZIP),
     Kind.METADATA: (DICOM_JSON, JSON, MULTIPART),
     Kind.FRAMES: (MULTIPART, *_PIXELS),
     Kind.RENDERED: (*IMAGE_TYPES, MULTIPART, *_DOCUMENTS, *_VIDEOS),

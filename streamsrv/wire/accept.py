@@ -38,6 +38,7 @@ from streamsrv.wire.mediatypes import (
     JSON,
     MULTIPART,
     OCTETS,
+    ZIP,
     media_type_text,
     parse_media_type,
     split_list,
@@ -398,27 +399,29 @@ def choose_frames(
     return chosen
 
 
-def _asks_for_bulk(ranges: Sequence[AcceptableRange]) -> bool:
-    """Whether a request for a study, series or instance asks for its bulk data: a multipart range of a media
-    type of bulk data (PS3.18 Table 10.4.4-1, note 2) comes before all ranges of instances."""
+def _form_of_instances(ranges: Sequence[AcceptableRange]) -> str:
+    """DICOM, OCTETS or ZIP: the form of a study, series or instance that the client prefers. A multipart
+    range of a media type of bulk data asks for bulk data (PS3.18 Table 10.4.4-1, note 2)."""
 
     def taken(asked: AcceptableRange) -> Iterator[Offer]:
         if asked.covers(DICOM):
             yield Offer(DICOM)
         elif asked.multipart and (asked.media_type == OCTETS or asked.media_type.startswith(_PICTURES)):
             yield Offer(OCTETS)
+        elif asked.media_type == ZIP and not asked.multipart:
+            yield Offer(ZIP)
 
     chosen = elect(ranges, taken)
-    return chosen is not None and chosen.media_type == OCTETS
+    return DICOM if chosen is None else chosen.media_type
 
 
 class InstancesChoice(NamedTuple):
-    """`syntaxes` maps the stored transfer syntax to that of the answer. With `bulk` the client gets the bulk
-    data of the instances, and there are no syntaxes."""
+    """`syntaxes` maps the stored transfer syntax to that of the answer. The form OCTETS is the bulk data of
+    the instances, ZIP an archive of the stored files; these have no syntaxes."""
 
     multipart: bool
     syntaxes: dict[str, str]
-    bulk: bool = False
+    form: str = DICOM
 
 
 def choose_instances(
@@ -434,8 +437,9 @@ def choose_instances(
     `stored` are their transfer syntaxes (one if `single`). `transcodable` maps each to the syntaxes into
     which it can be transcoded.
     """
-    if _asks_for_bulk(ranges):
-        return InstancesChoice(True, {}, bulk=True)
+    form = _form_of_instances(ranges)
+    if form != DICOM:
+        return InstancesChoice(form != ZIP, {}, form)
     multipart, syntaxes = True, {}
     for syntax in stored:
         sent, possible = INSTANCE_SENT_AS.get(syntax, syntax), transcodable.get(syntax, ())

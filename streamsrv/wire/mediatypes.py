@@ -19,6 +19,7 @@ DICOM_JSON = "application/dicom+json"
 DICOM_XML = "application/dicom+xml"
 JSON = "application/json"
 OCTETS = "application/octet-stream"
+ZIP = "application/zip"
 MULTIPART = "multipart/related"
 
 # token (RFC 9110 5.6.2)

@@ -308,7 +308,8 @@ def test_several_instances_are_each_answered() -> None:
     ],
 )
 def test_bulk_data_of_instances(header: str | None, bulk: bool) -> None:
-    assert choose_instances(parse_accept(header), [EXPLICIT], single=True).bulk is bulk
+    form = choose_instances(parse_accept(header), [EXPLICIT], single=True).form
+    assert form == (OCTETS if bulk else "application/dicom")
 
 
 def test_instances_are_transcoded_or_kept() -> None:

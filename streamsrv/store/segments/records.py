@@ -106,11 +106,6 @@ class PayloadDigest:
         return self._hash.digest() + self._crc.to_bytes(4, "big")
 
 
-def crc_of(digest: bytes) -> int:
-    """The CRC-32 in a digest."""
-    return int.from_bytes(digest[-4:], "big")
-
-
 class RecordKind(enum.IntEnum):
     PENDING = 1
     INSTANCE = 2
