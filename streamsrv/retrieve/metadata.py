@@ -16,9 +16,12 @@ from functools import partial
 from itertools import chain, islice
 from typing import TypeAlias
 
+import orjson
+
 from streamsrv.bounded_cache import SizedCache
 from streamsrv.dicom.json.text import WHOLE
 from streamsrv.dicom.nativexml import native_xml
+from streamsrv.dicom.tags import TRANSFER_SYNTAX_UID
 from streamsrv.errors import StoreCorrupt
 from streamsrv.plans.field_filter import Fields, fields_of, lean_text, lean_whole
 from streamsrv.plans.selection import Selection
@@ -94,10 +97,18 @@ def cut_texts(retrieval: Retrieval, fields: Fields) -> Iterator[tuple[InstanceRo
     for row, text in instance_texts(retrieval.store, rows, base_url):
         if fields.tree is None:
             yield row, text
-        elif row.metadata_length <= WHOLE:
-            yield row, iter([lean_whole(b"".join(text), fields.tree)])
-        else:
-            yield row, lean_text(text, fields.tree)
+            continue
+        short = row.metadata_length <= WHOLE
+        cut = iter([lean_whole(b"".join(text), fields.tree)]) if short else lean_text(text, fields.tree)
+        yield row, with_syntax(row, cut) if TRANSFER_SYNTAX_UID in fields.tree else cut
+
+
+def with_syntax(row: InstanceRow, text: Iterator[bytes]) -> Iterator[bytes]:
+    """An extension: the file meta information is not in the metadata, but clients of another service ask for
+    its transfer syntax. Its tag is the lowest, and a selection always has the UIDs."""
+    element = orjson.dumps({TRANSFER_SYNTAX_UID: {"vr": "UI", "Value": [row.transfer_syntax]}})
+    yield element[:-1] + b"," + next(text)[1:]
+    yield from text
 
 
 def json_body(retrieval: Retrieval, fields: Fields) -> Iterator[bytes]:

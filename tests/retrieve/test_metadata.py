@@ -249,6 +249,24 @@ def test_lean_metadata(study, accept, whole, monkeypatch):
     assert header(answer, "warning") is None
 
 
+@pytest.mark.parametrize("whole", [0, 1 << 18])
+@pytest.mark.parametrize("accept", ["application/dicom+json", XML])
+@pytest.mark.parametrize("name", ["00020010", "TransferSyntaxUID"])
+def test_the_transfer_syntax_by_its_tag_of_file_meta_information(study, name, accept, whole, monkeypatch):
+    monkeypatch.setattr(metadata, "WHOLE", whole)
+    answer = ask(study, f"{LEVELS[0]}/metadata?includefield={name},00083002", accept=accept)
+    if accept is XML:
+        found = [json_of(parsed(document)) for _, document in parts_of(answer)]
+    else:
+        found = orjson.loads(payload(answer))
+    assert [list(item) for item in found] == [
+        ["00020010", "00080016", "00080018", "00083002", "0020000D", "0020000E"]
+    ] * 3
+    assert all(item["00020010"] == item["00083002"] for item in found)
+    whole = orjson.loads(payload(ask(study, f"{LEVELS[0]}/metadata")))
+    assert all("00020010" not in item for item in whole)
+
+
 def test_lean_metadata_is_another_representation(study):
     etags = {
         header(ask(study, f"{LEVELS[0]}/metadata{query}"), "etag")
