@@ -50,10 +50,10 @@ def part10(dataset, syntax=ExplicitVRLittleEndian):
     return buffer.getvalue()
 
 
-def keep(store, *contents):
-    """Store Part 10 files."""
+def keep(store, *contents, content_type="application/dicom"):
+    """Store Part 10 files, or bodies of another type."""
     for content in contents:
-        ingest = Ingest(store, content_type="application/dicom")
+        ingest = Ingest(store, content_type=content_type)
         ingest.begin()
         ingest.feed(content)
         result = ingest.finish()

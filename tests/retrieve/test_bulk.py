@@ -1,9 +1,12 @@
 """/bulkdata and /pixeldata at each level, without HTTP."""
 
+import io
+
 import numpy as np
 import pydicom
 import pytest
 from pydicom.encaps import encapsulate
+from pydicom.uid import ExplicitVRLittleEndian
 from retrieve_world import (
     SECRET,
     SERIES,
@@ -172,6 +175,23 @@ def test_compressed_frames_are_parts_of_their_own(study, path):
     assert [(headers["content-location"], part) for headers, part in found] == [
         (url("1.2.3.4.5", f"frames/{number}"), frame) for number, frame in enumerate(encoded, 1)
     ]
+
+
+@pytest.mark.parametrize(("accept", "syntax"), [(BULK["accept"], ExplicitVRLittleEndian), (STAR, RLE)])
+def test_metadata_and_bulk_data_are_a_body_for_a_store(study, accept, syntax):
+    """PS3.18 10.5.2: another server takes what this one sends."""
+    frames, old, new = [pixels(5), pixels(6)], "1.2.3.4.5", "1.2.3.4.6"
+    keep(study, compressed(old, frames)[0])
+    metadata = payload(ask(study, f"{instance_path(old)}/metadata"))
+    answer = ask(study, f"{instance_path(old)}/bulkdata", accept=accept)
+    boundary = header(answer, "content-type").rpartition("=")[2]
+    head = f"--{boundary}\r\nContent-Type: application/dicom+json\r\n\r\n".encode()
+    body = (head + metadata + b"\r\n" + payload(answer)).replace(old.encode(), new.encode())
+    json = 'multipart/related; type="application/dicom+json"'
+    keep(study, body, content_type=f"{json}; boundary={boundary}")
+    whole = payload(ask(study, instance_path(new), accept="application/dicom; transfer-syntax=*"))
+    assert pydicom.dcmread(io.BytesIO(whole)).file_meta.TransferSyntaxUID == syntax
+    assert [part for _, part in parts_of(ask(study, f"{instance_path(new)}/frames/1,2"))] == frames
 
 
 def test_bulk_data_of_a_study_with_compressed_and_native_instances(study):
