@@ -184,7 +184,8 @@ def study(run: Run) -> Iterator[Row]:
     body, rounds = bodies.ct_study(1, run.size.instances), (2 * run.size.rounds + 1, PEER_ROUNDS)
     name = f"store {run.size.instances} CT instances of 526 kB, one POST"
     clients = {f"retrieve the study, {count} at once": count for count in (1, 4)}
-    yield from in_and_out(run, name, clients, body, rounds, rounds, costs_of="store the study")
+    archive = "retrieve the study as a ZIP archive"
+    yield from in_and_out(run, name, clients, body, rounds, rounds, "store the study", archive)
 
 
 def large(run: Run) -> Iterator[Row]:
@@ -205,8 +206,10 @@ def in_and_out(
     rounds_in: tuple[int, int],
     rounds_out: tuple[int, int],
     costs_of: str = "",
+    archive: str = "",
 ) -> Iterator[Row]:
-    """The body stored and deleted, then retrieved by so many clients; Orthanc only if memory is enough."""
+    """The body stored and deleted, then retrieved by so many clients; Orthanc only if memory is enough.
+    `archive` names the measure of a ZIP archive of our server."""
     files = run.folder / "nginx"
     files.mkdir()
     path = body.write(files / "stored.body")
@@ -222,6 +225,9 @@ def in_and_out(
         paths = (f"/studies/{body.study}", "/stored.body")
         for measure, count in clients.items():
             yield from retrieved(measure, both, web, paths, count, rounds_out)
+        if archive:
+            zipped = f"{paths[0]}?accept=application/zip"
+            yield from retrieved(archive, [ours], web, (zipped, paths[1]), 1, rounds_out)
 
 
 def _largest(run: Run) -> Iterator[Row]:
