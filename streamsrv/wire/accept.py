@@ -399,13 +399,14 @@ def choose_frames(
     return chosen
 
 
-def _form_of_instances(ranges: Sequence[AcceptableRange]) -> str:
+def _form_of_instances(ranges: Sequence[AcceptableRange], single: bool) -> str:
     """DICOM, OCTETS or ZIP: the form of a study, series or instance that the client prefers. A multipart
     range of a media type of bulk data asks for bulk data (PS3.18 Table 10.4.4-1, note 2)."""
 
     def taken(asked: AcceptableRange) -> Iterator[Offer]:
         if asked.covers(DICOM):
-            yield Offer(DICOM)
+            if single or asked.multipart is not False:
+                yield Offer(DICOM)
         elif asked.multipart and (asked.media_type == OCTETS or asked.media_type.startswith(_PICTURES)):
             yield Offer(OCTETS)
         elif asked.media_type == ZIP and not asked.multipart:
@@ -437,7 +438,7 @@ def choose_instances(
     `stored` are their transfer syntaxes (one if `single`). `transcodable` maps each to the syntaxes into
     which it can be transcoded.
     """
-    form = _form_of_instances(ranges)
+    form = _form_of_instances(ranges, single)
     if form != DICOM:
         return InstancesChoice(form != ZIP, {}, form)
     multipart, syntaxes = True, {}

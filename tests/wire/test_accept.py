@@ -312,6 +312,14 @@ def test_bulk_data_of_instances(header: str | None, bulk: bool) -> None:
     assert form == (OCTETS if bulk else "application/dicom")
 
 
+@pytest.mark.parametrize("other", [MULTI.format(OCTETS), "application/zip"])
+def test_a_single_part_of_several_instances_hides_no_other_form(other: str) -> None:
+    ranges = parse_accept(f"application/dicom, {other};q=0.5")
+    assert choose_instances(ranges, [EXPLICIT], single=True).form == "application/dicom"
+    form = choose_instances(ranges, [EXPLICIT, JPEG], single=False).form
+    assert form == (OCTETS if OCTETS in other else other)
+
+
 def test_instances_are_transcoded_or_kept() -> None:
     options = {"transcodable": {JPEG: (EXPLICIT, JLS)}, "single": True}
     for header, syntax in [
