@@ -5,6 +5,7 @@ answer.
 seed (it is printed). Decoding happens in a pool's workers, as it does in a server.
 """
 
+import io
 import os
 import random
 from collections import Counter
@@ -32,8 +33,10 @@ from frame_makers import (
     RLE,
     RPCL,
     SIGNED_16,
+    as_array,
     picture_like,
 )
+from PIL import Image
 
 from framecodecs.errors import FrameCodecError
 from framecodecs.frameinfo import FrameInfo
@@ -43,11 +46,13 @@ from framecodecs.registry import SYNTAXES, decode, encode, transcodable, transco
 
 MUTANTS = int(os.environ.get("FRAMECODECS_MUTANTS", "2000"))
 SEED = int(os.environ.get("FRAMECODECS_SEED", "20240607"))
+PROGRESSION = "1.2.840.10008.1.2.4.55"
 UIDS = [
     DEFLATED_FRAME,
     RLE,
     BASELINE,
     EXTENDED,
+    PROGRESSION,
     LOSSLESS,
     JPEG_LS,
     NEAR,
@@ -124,11 +129,20 @@ MUTATIONS = [
 ]
 
 
+def progressive(info: FrameInfo) -> bytes:
+    made = io.BytesIO()
+    pixels = as_array(picture_like(info), info).astype("u1")
+    Image.fromarray(pixels).save(made, "JPEG", progressive=True)
+    return made.getvalue()
+
+
 def originals(uid: str) -> list[tuple[bytes, FrameInfo]]:
     """A codestream of each kind of pixels that the syntax holds."""
     if uid == JXL_JPEG:
         jpeg, info = encode(picture_like(RGB_8), BASELINE, RGB_8)
         return [transcode(jpeg, BASELINE, JXL_JPEG, info)]
+    if uid == PROGRESSION:
+        return [(progressive(info), info) for info in (GREY_8, RGB_8)]
     infos = [info for info in (GREY_8, GREY_12, SIGNED_16, RGB_8) if transcodable(LITTLE, uid, info)]
     return [encode(picture_like(info), uid, info) for info in infos]
 
