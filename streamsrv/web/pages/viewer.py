@@ -49,6 +49,12 @@ POLICY = (
     "frame-src 'self' blob:; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'self'"
 )
+# Codecs of WebAssembly make functions from text (embind), in workers only. A worker has the policy of its own
+# script, and neither a document nor the data of the page.
+WORKER_POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-eval' 'wasm-unsafe-eval'; worker-src 'self' blob:; "
+    "connect-src 'self' data: blob:"
+)
 HEADERS = (("Referrer-Policy", "same-origin"),)
 _INLINE = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 _MISSING = (
@@ -58,10 +64,11 @@ _MISSING = (
 
 
 class Installed(NamedTuple):
-    """One installation. `stamp` identifies its table."""
+    """One installation. `stamp` identifies its table, `workers` are names of files."""
 
     stamp: tuple[int, ...]
     files: Mapping[str, StaticFile]
+    workers: frozenset[str]
     page: bytes
 
 
@@ -90,7 +97,8 @@ class Viewer:
             file = installed.files[name]
         else:
             raise NotFound("the viewer has no such file")
-        return file_answer(request, file, policy_of(b""), HEADERS)
+        policy = WORKER_POLICY if name in installed.workers else policy_of(b"")
+        return file_answer(request, file, policy, HEADERS)
 
     def _current(self) -> Installed:
         """Raises NotFound if no viewer is installed."""
@@ -113,7 +121,8 @@ def _read(folder: Path, table: Mapping[str, Any], stamp: tuple[int, ...]) -> Ins
     """Raises KeyError, TypeError and AttributeError for a malformed table."""
     place = folder / table["folder"]
     files = {name: _file(place / name, row) for name, row in table["files"].items()}
-    return Installed(stamp, files, (place / PAGE).read_bytes())
+    workers = frozenset(name for name, row in table["files"].items() if row["worker"])
+    return Installed(stamp, files, workers, (place / PAGE).read_bytes())
 
 
 def policy_of(page: bytes) -> str:
