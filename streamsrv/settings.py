@@ -165,6 +165,12 @@ class Settings:
         "seconds",
         "The time for which a browser may use a cached answer without a request. 0: it asks each time.",
     )
+    viewer_progressive: bool = _http(
+        False,
+        "yes or no",
+        "The viewer at /viewer/ requests images of a stack as HTJ2K, and shows each one while it arrives. "
+        "For slow networks: the server transcodes frames that are stored otherwise.",
+    )
     workers: int = _http(
         0, "processes", "Server processes. They share the port and the store. 0: one for each core."
     )

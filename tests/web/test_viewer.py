@@ -115,6 +115,7 @@ async def test_the_configuration_has_relative_roots(http_server_client, tmp_path
     assert (source["qidoRoot"], source["wadoRoot"], source["wadoUriRoot"]) == ("/v2", "/v2", "/wado")
     assert source["singlepart"] == "bulkdata,video,pdf"
     assert source["dicomUploadEnabled"] is True
+    assert "stackRetrieveOptions" not in source
 
 
 async def test_a_new_installation_is_seen_at_once(http_server_client, tmp_path):
@@ -136,6 +137,20 @@ class TestReadOnly:
     async def test_uploads_are_not_offered(self, http_server_client, tmp_path):
         write_viewer(tmp_path)
         assert (await config_of(http_server_client))[1]["dicomUploadEnabled"] is False
+
+
+class TestProgressive:
+    @pytest.fixture
+    def settings(self, tmp_path):
+        return settings_of(data=str(tmp_path), viewer_progressive=True)
+
+    async def test_images_are_requested_as_htj2k(self, http_server_client, tmp_path):
+        write_viewer(tmp_path)
+        options = (await config_of(http_server_client))[1]["stackRetrieveOptions"]["retrieveOptions"][
+            "single"
+        ]
+        assert options["streaming"] is True
+        assert options["urlArguments"] == "accept=image/jphc;transfer-syntax=1.2.840.10008.1.2.4.202"
 
 
 class TestBehindAPath:

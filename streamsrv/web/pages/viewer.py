@@ -88,7 +88,10 @@ class Viewer:
         """Reads files, so a thread calls it."""
         installed = self._current()
         if name == CONFIG:
-            text = config_text(_prefix(request), read_only=self._settings.read_only)
+            settings = self._settings
+            text = config_text(
+                _prefix(request), read_only=settings.read_only, progressive=settings.viewer_progressive
+            )
             file = in_memory(CONFIG, text.encode(), NEVER)
         elif name == PAGE or (name not in installed.files and "." not in name.rpartition("/")[2]):
             page = _moved(installed.page, _prefix(request))
@@ -156,10 +159,22 @@ def _moved(page: bytes, prefix: str) -> bytes:
 # The configuration of the viewer
 
 
-def config_text(prefix: str, *, read_only: bool) -> str:
+# HTJ2K in the order of resolutions. The loader cannot set Accept, so the query does (PS3.18 8.3.3.1).
+PROGRESSIVE = {
+    "retrieveOptions": {
+        "single": {
+            "streaming": True,
+            "decodeLevel": 1,
+            "urlArguments": "accept=image/jphc;transfer-syntax=1.2.840.10008.1.2.4.202",
+        }
+    }
+}
+
+
+def config_text(prefix: str, *, read_only: bool, progressive: bool) -> str:
     """A script that sets `window.config`. `prefix` begins all paths of this server."""
     root = f"{prefix}/v2"
-    source = {
+    source: dict[str, Any] = {
         "friendlyName": "streamsrv",
         "name": "streamsrv",
         "qidoRoot": root,
@@ -177,6 +192,8 @@ def config_text(prefix: str, *, read_only: bool) -> str:
         "bulkDataURI": {"enabled": True},
         "omitQuotationForMultipartRequest": True,
     }
+    if progressive:
+        source["stackRetrieveOptions"] = PROGRESSIVE
     config = {
         "name": "streamsrv",
         "routerBasename": prefix + PLACE.rstrip("/"),
