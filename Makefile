@@ -10,7 +10,7 @@ WORKERS ?= 2
 # Without bytecode each process of a test compiles the whole source again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-fast test-deployment lint format perf soak fuzz wheel clean
+.PHONY: run test test-fast test-deployment lint format perf soak fuzz docs wheel clean
 
 # If this file is newer than pyproject.toml, the environment has all its packages.
 $(VENV)/ready: pyproject.toml
@@ -75,6 +75,13 @@ format: $(VENV)/ready
 # Half an hour; PERF="--quick" make perf takes minutes.
 perf: $(VENV)/ready
 	$(BIN)/python -m perf $(PERF)
+
+# The documentation as a site in build/site. A warning, a broken link or a file of another host fails.
+docs: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs]'
+	rm -rf build/site
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs -d build/doctrees . build/site
+	$(BIN)/python tests/check_site.py build/site
 
 wheel: $(VENV)/ready
 	$(BIN)/python -m hatchling build
