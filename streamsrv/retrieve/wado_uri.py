@@ -29,6 +29,13 @@ from streamsrv.wire.mediatypes import DICOM
 from streamsrv.wire.resources import Target, frame_numbers, uid_of
 
 UIDS = {"study": "studyUID", "series": "seriesUID", "instance": "objectUID"}
+# The parameters of PS3.18 8.3.5 in errors of the pictures, as those of this interface.
+NAMES = {
+    "viewport": "parameters rows, columns and region",
+    "window": "parameters windowCenter and windowWidth",
+    "quality": "parameter imageQuality",
+}
+_NAME = re.compile(rf"parameter ({'|'.join(NAMES)})\b")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15})(?:[eE][+-]?[0-9]{1,2})?\Z")
 _WHOLE = re.compile(r"0*[1-9][0-9]{0,8}\Z")
 
@@ -63,7 +70,11 @@ def linked_object(retrieval: Retrieval) -> Planned:
     if types == DICOM or first.media_type == DICOM:
         target = retrieval.target._replace(frames=())
         return instances(_translated(retrieval, _instance_type(given), (), target))
-    return rendered(_translated(retrieval, types, tuple(_rendering(given, row)), retrieval.target))
+    translated = _translated(retrieval, types, tuple(_rendering(given, row)), retrieval.target)
+    try:
+        return rendered(translated)
+    except BadRequest as error:
+        raise BadRequest(_NAME.sub(lambda found: NAMES[found[1]], error.detail)) from error
 
 
 def _refuse(given: Mapping[str, str]) -> None:
@@ -91,8 +102,13 @@ def _instance_type(given: Mapping[str, str]) -> str:
 def _translated(
     retrieval: Retrieval, accepted: str, query: tuple[tuple[str, str], ...], target: Target
 ) -> Retrieval:
-    headers = {**retrieval.request.headers, "accept": accepted}
-    return replace(retrieval, request=replace(retrieval.request, query=query, headers=headers), target=target)
+    """The path has the frame, because ETags depend on the path and not on the query."""
+    request = retrieval.request
+    path = "/".join((request.path, *map(str, target.frames)))
+    headers = {**request.headers, "accept": accepted}
+    return replace(
+        retrieval, request=replace(request, path=path, query=query, headers=headers), target=target
+    )
 
 
 # The parameters of pictures (PS3.18 9.4.1.2), as those of 8.3.5

@@ -28,15 +28,23 @@ class Served:
     origin: str
     datasets: dict
 
-    def get(self, name="", **parameters):
-        """Status, media type and body; `None` leaves a parameter out."""
+    def url(self, name, **parameters):
+        """`None` leaves a parameter out."""
         given = {"requestType": "WADO"}
         if name:
             one = self.datasets[name]
             uids = (one.StudyInstanceUID, one.SeriesInstanceUID, one.SOPInstanceUID)
             given |= dict(zip(("studyUID", "seriesUID", "objectUID"), uids, strict=True))
         given = {key: value for key, value in (given | parameters).items() if value is not None}
-        url = f"{self.origin}/wado?{urllib.parse.urlencode(given)}"
+        return f"{self.origin}/wado?{urllib.parse.urlencode(given)}"
+
+    def etag(self, name, **parameters):
+        with urllib.request.urlopen(self.url(name, **parameters)) as answer:
+            return answer.headers["ETag"]
+
+    def get(self, name="", **parameters):
+        """Status, media type and body."""
+        url = self.url(name, **parameters)
         request = urllib.request.Request(url, headers={"Accept": "text/html,*/*;q=0.5"})
         try:
             with urllib.request.urlopen(request) as answer:
@@ -136,6 +144,13 @@ def test_a_frame_is_the_same_as_the_rendered_frame(served):
     )
 
 
+def test_each_frame_has_its_own_etag(served):
+    """So a range of one frame is never joined to another frame."""
+    given = [{"frameNumber": number, "contentType": "image/jpeg"} for number in ("1", "2", None)]
+    etags = [served.etag(LOOP, **one) for one in given]
+    assert len({*etags, served.etag(LOOP, frameNumber="1", contentType="image/jpeg", rows="9")}) == 4
+
+
 def test_quality_and_a_list_of_types(served):
     small, large = (len(served.get(CT, imageQuality=quality)[2]) for quality in ("5", "95"))
     assert small < large
@@ -162,6 +177,9 @@ def test_quality_and_a_list_of_types(served):
         (400, "region", {"region": "0.5,0,0.5,1"}),
         (400, "region", {"region": "0,0,2,1"}),
         (400, "imageQuality", {"imageQuality": "best"}),
+        (400, "imageQuality", {"imageQuality": "101"}),
+        (400, "windowWidth", {"windowCenter": "1", "windowWidth": "0"}),
+        (400, "rows", {"rows": "99999999"}),
         (400, "contentType", {"contentType": ";"}),
         (406, "", {"contentType": "image/x-none"}),
         (406, "", {"contentType": "application/dicom", "transferSyntax": "1.2.840.10008.1.2.2"}),

@@ -80,7 +80,7 @@ def cropped(picture: Picture, region: tuple[int, int, int, int]) -> Picture:
     left, top, width, height = region
     part = picture[top : top + abs(height), left : left + abs(width)]
     if 0 in part.shape:
-        raise RenderingError(f"region {region} lies outside the image")
+        raise RenderingError(f"a viewport's region is {region}, outside the image")
     return part[:: 1 if height > 0 else -1, :: 1 if width > 0 else -1]
 
 
