@@ -203,8 +203,9 @@ def query_of(
         compared = (AVAILABLE_TRANSFER_SYNTAX_UID,) if path == (TRANSFER_SYNTAX_UID,) else path
         row = BY_TAG.get(".".join(compared))
         matcher = _matcher(path, row, name, text, options)
-        if isinstance(matcher, OneOf) and len(path) == 1 and path[0] in UID_LEVELS:
-            uids[UID_LEVELS[path[0]]] = matcher.forms
+        if len(path) == 1 and path[0] in UID_LEVELS and isinstance(matcher, OneOf | Empty):
+            # The UIDs of the three levels are never empty.
+            uids[UID_LEVELS[path[0]]] = matcher.forms if isinstance(matcher, OneOf) else frozenset()
         elif not isinstance(matcher, Universal):
             found[path] = ValueCondition(compared, row, matcher)
     asked = tuple(path for path in values if not is_below(path, level))
