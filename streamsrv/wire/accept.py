@@ -450,6 +450,6 @@ def choose_instances(
         chosen = source.choose(ranges)
         if chosen is None:
             alone = source.offers(False) if single else ()
-            raise _refused([*source.offers(True), *alone, Offer(OCTETS, multipart=True)])
+            raise _refused([*source.offers(True), *alone, Offer(OCTETS, multipart=True), Offer(ZIP)])
         multipart, syntaxes[syntax] = chosen.multipart, chosen.syntax
     return InstancesChoice(multipart, syntaxes)

@@ -99,8 +99,8 @@ def check_charset(request: Request) -> None:
     """For answers in text. The query parameter `charset` (PS3.18 8.3.3.2) comes before Accept-Charset
     (8.8.4). Raises NotAcceptable if the client does not accept UTF-8."""
     listed = [value for name, value in request.query if name == "charset"]
-    if not listed and "accept-charset" in request.headers:
-        listed = [request.headers["accept-charset"]]
+    if not listed and (header := request.headers.get("accept-charset", "").strip(" \t,")):
+        listed = [header]
     if not listed:
         return
     qualities = _qualities(",".join(listed))

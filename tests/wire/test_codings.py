@@ -56,6 +56,8 @@ def test_the_choice(header, coding):
         ("utf-8", ["iso-8859-1"], False),
         (None, ["iso-8859-1", "gb18030,utf-8;q=0.1"], True),
         (None, [""], False),
+        ("", [], True),
+        (" ,", [], True),
     ],
 )
 def test_text_is_utf_8(header, queries, accepted):
