@@ -7,6 +7,7 @@ matches. They may hold more, because forms are cut and folded.
     Universal   an empty value, or `*`: everything matches, and the attribute is returned
     OneOf       UIDs and codes (lists by comma or backslash), numbers, text: equal to one of them
     Wildcard    `*` and `?` in text
+    Caseless    text, with wildcards, without case, if the request asks for this matching
     Name        person names without case: each component, or the whole; each component group
     FuzzyName   each word of the query begins a word of the name, without case and accents
     Range       dates and times, each end open or closed; a single value is the range that it may mean
@@ -114,13 +115,15 @@ class Glob:
 @dataclass(frozen=True, slots=True)
 class Probe:
     """The forms from `low` up to and including all that begin with `high`, if `accepts` accepts them. Each
-    contains `needle`, unless it was cut: this test costs a tenth of `accepts`."""
+    contains `needle`, unless it was cut: this test costs a tenth of `accepts`. If `caseless`, the form with
+    its ASCII letters in lower case contains it."""
 
     low: bytes = b""
     high: bytes = b""
     accepts: Callable[[str], bool] | None = None
     exact: bool = False  # only `low` itself
     needle: bytes = b""
+    caseless: bool = False
 
     @property
     def scans(self) -> bool:
@@ -130,11 +133,13 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class MatchingOptions:
-    """The kinds of matching that a request asks for (PS3.18 8.3.4.2, 8.3.4.5, 8.3.4.6)."""
+    """The kinds of matching that a request asks for (PS3.18 8.3.4.2, 8.3.4.5, 8.3.4.6). `caseless` is an
+    extension."""
 
     fuzzy: bool = False
     empty: bool = False
     multiple: bool = False
+    caseless: bool = False
 
 
 NO_OPTIONS = MatchingOptions()
@@ -209,6 +214,37 @@ class Wildcard:
     def probes(self) -> list[Probe]:
         start = cut(self.glob.start)
         return [Probe(start, start, _unless_cut(self.glob.matches), needle=_needle(self.glob.text))]
+
+
+def without_case(text: str) -> str:
+    """Text with its letters in lower case. A letter stays if its lower case is longer, or if only one of both
+    is ASCII: so ASCII text is found in the bytes of a form."""
+    if text.isascii():
+        return text.lower()
+    lower = ((one, one.lower()) for one in text)
+    return "".join(low if len(low) == 1 and low.isascii() == one.isascii() else one for one, low in lower)
+
+
+@dataclass(frozen=True, slots=True)
+class Caseless:
+    """`glob` is a pattern without case."""
+
+    glob: Glob
+
+    def matches(self, elements: Iterable[JsonElement]) -> bool:
+        texts = (value if isinstance(value, str) else str(value) for value in _values(elements))
+        return any(self._accepts(text.strip()) for text in texts)
+
+    def _accepts(self, form: str) -> bool:
+        return self.glob.matches(without_case(form))
+
+    def probes(self) -> list[Probe]:
+        needle = _needle(self.glob.text)
+        return [
+            Probe(
+                accepts=_unless_cut(self._accepts), needle=needle if needle.isascii() else b"", caseless=True
+            )
+        ]
 
 
 def _folded_case(text: str) -> str:
@@ -352,6 +388,8 @@ def _date_span(text: str) -> tuple[str, str] | None:
 _SPANS: dict[str, _Span] = {"DA": _date_span, "TM": time_span, "DT": datetime_span}
 # Wildcards are literal in these (PS3.4 C.2.2.2.4).
 _NO_WILDCARDS = NUMBER_VRS | {"DA", "TM", "DT", "UI", "SQ", "UR", "AT"}
+# Case is part of the value in these only (PS3.5 6.2).
+_CASED = frozenset(("AE", "LO", "LT", "SH", "ST", "UC", "UT"))
 _LISTS = frozenset(("UI", "CS"))  # their values contain neither a comma nor a backslash
 _NO_COMMAS = frozenset(("AS", "AT", "CS"))
 # Attributes with one of these may have to match several values (PS3.4 C.2.2.2.8).
@@ -372,6 +410,8 @@ def matcher_of(name: str, vr: str, text: str, options: MatchingOptions = NO_OPTI
         return _range(name, vr, text)
     if vr == "PN":
         return _fuzzy(text) if options.fuzzy else Name.of(text)
+    if options.caseless and vr in _CASED:
+        return Caseless(Glob(without_case(text)))
     if ("*" in text or "?" in text) and vr not in _NO_WILDCARDS:
         return Wildcard(Glob(text))
     return _one_of(name, vr, text)

@@ -34,6 +34,7 @@ PARAMETERS = {
     "includefield": "further attributes of the results: keywords, tags, paths joined by dots, or `all`",
     "emptyvaluematching": 'true: the value `""` matches attributes without value',
     "multiplevaluematching": "true: several values, with a backslash between them, all match",
+    "ignorecase": "true: text matches without case. An extension",
     "orderby": "attributes to order results by; `-` before one: descending. An extension",
     "after": "the end of the page before, from its Link header. An extension",
     "accept": "acceptable media types; beats the Accept header",
@@ -129,7 +130,12 @@ def _after(found: Parameters, _: str, value: str) -> None:
     found.after = value.strip()
 
 
-_OPTIONS = {"fuzzymatching": "fuzzy", "emptyvaluematching": "empty", "multiplevaluematching": "multiple"}
+_OPTIONS = {
+    "fuzzymatching": "fuzzy",
+    "emptyvaluematching": "empty",
+    "multiplevaluematching": "multiple",
+    "ignorecase": "caseless",
+}
 _READERS = {
     **dict.fromkeys(_OPTIONS, _option),
     "limit": _number,

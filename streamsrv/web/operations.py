@@ -80,6 +80,7 @@ _SCHEMAS: dict[str, Mapping[str, Any]] = {
     "charset": _UTF8,
     "emptyvaluematching": {"type": "boolean"},
     "multiplevaluematching": {"type": "boolean"},
+    "ignorecase": {"type": "boolean"},
 }
 _SEARCH = tuple(
     Parameter(name, "query", text, _SCHEMAS.get(name, {"type": "string"}))

@@ -119,6 +119,21 @@ def test_empty_values_beside_other_conditions(clinic: Holder) -> None:
     assert found["00080050"] == {"vr": "SH"}
 
 
+@pytest.mark.parametrize("path", ["/studies", "/instances"])
+def test_text_without_case_has_to_be_asked_for(clinic: Holder, path: str) -> None:
+    """By a list, by rows, and by metadata."""
+    step = "RequestAttributesSequence.ScheduledProcedureStepID"
+    for name, stored, asked in (
+        ("PatientID", "P0", "p*"),
+        (step, "S", "s"),
+        ("ImageComments", "a comment", "A C*"),
+    ):
+        assert studies(clinic, f"{name}={asked}", path) == []
+        assert studies(clinic, f"{name}={asked}&ignorecase=false", path) == []
+        found = studies(clinic, f"{name}={asked}&ignorecase=true", path)
+        assert found == studies(clinic, f"{name}={stored}", path) != []
+
+
 @pytest.mark.parametrize("asked", ["", "&emptyvaluematching=false"])
 def test_empty_values_have_to_be_asked_for(clinic: Holder, asked: str) -> None:
     assert studies(clinic, f'PatientID=""{asked}') == []

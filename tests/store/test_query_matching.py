@@ -29,7 +29,8 @@ def accepted_by(probe: Probe, key: bytes) -> bool:
     if probe.exact:
         return key == probe.low
     inside = key >= probe.low and (key <= probe.high or key.startswith(probe.high))
-    inside = inside and (probe.needle in key or len(key) >= NORMAL_BYTES - 3)
+    text = key.lower() if probe.caseless else key
+    inside = inside and (probe.needle in text or len(key) >= NORMAL_BYTES - 3)
     return inside and (probe.accepts is None or probe.accepts(key.decode("utf-8", "replace")))
 
 
@@ -168,7 +169,7 @@ def test_dates_and_times_together() -> None:
     assert open_end.accepts([element("DA", "20240202")], [element("TM", "235959")])
 
 
-FUZZY = MatchingOptions(fuzzy=True)
+FUZZY, CASELESS = MatchingOptions(fuzzy=True), MatchingOptions(caseless=True)
 ALPHABET = st.text("aB*?^. é", max_size=8)
 
 
@@ -200,6 +201,34 @@ def test_lists_offer_every_text_that_matches(asked: str, value: str) -> None:
     matcher = matcher_of("StudyID", "SH", asked)
     if not isinstance(matcher, Universal):
         found(matcher, "SH", value)
+
+
+@given(st.text("aAkK\u212aéÉßİ*?1 ", max_size=6), st.text("aAkK\u212aéÉßİ1 ", max_size=6))
+@settings(max_examples=300, derandomize=True, deadline=None)
+def test_lists_offer_every_text_that_matches_without_case(asked: str, value: str) -> None:
+    """With letters whose other case is longer, or ASCII while they are not: the Kelvin sign."""
+    matcher = matcher_of("StudyID", "SH", asked, CASELESS)
+    if isinstance(matcher, Universal):
+        return
+    if matcher_of("StudyID", "SH", asked).matches([element("SH", value)]):
+        assert found(matcher, "SH", value)
+    else:
+        found(matcher, "SH", value)
+
+
+@pytest.mark.parametrize(
+    ("vr", "asked", "value", "matches"),
+    [
+        ("LO", "thorax", "THORAX", True),
+        ("LO", "*RAX C?", "Thorax Ct", True),
+        ("LO", "schädel", "SCHÄDEL", True),
+        ("LO", "tho", "THORAX", False),
+        ("UI", "1.2", "1.2", True),
+        ("CS", "ct", "CT", False),
+    ],
+)
+def test_text_without_case(vr: str, asked: str, value: str, matches: bool) -> None:
+    assert found(matcher_of("key", vr, asked, CASELESS), vr, value) is matches
 
 
 def test_long_values_are_found_behind_the_cut() -> None:

@@ -415,22 +415,23 @@ def _accepted(keys: list[bytes], probe: Probe, begin: int) -> list[bytes]:
     long = begin + NORMAL_BYTES - 3  # a form that may have been cut, perhaps within a character
     needle, accepts = probe.needle, probe.accepts
     if needle and max(map(len, keys), default=0) < long:
-        keys = _holding(keys, needle)
+        keys = _holding(keys, needle, probe.caseless)
     if accepts:
         keys = [key for key in keys if accepts(key[begin:].decode("utf-8", "replace"))]
     return keys
 
 
-def _holding(keys: list[bytes], needle: bytes) -> list[bytes]:
+def _holding(keys: list[bytes], needle: bytes, caseless: bool) -> list[bytes]:
     """The keys that hold the needle. Searching one joined text is ten times as fast."""
-    text = _BETWEEN.join([b"", *keys, b""])
+    whole = _BETWEEN.join([b"", *keys, b""])
+    text = whole.lower() if caseless else whole  # of the same length
     if text.count(needle) > len(keys) // 8:
-        return [key for key in keys if needle in key]
+        return [key for key in keys if needle in (key.lower() if caseless else key)]
     found = []
     at = text.find(needle)
     while at >= 0:
         end = text.index(_BETWEEN, at)
-        found.append(text[text.rindex(_BETWEEN, 0, at) + len(_BETWEEN) : end])
+        found.append(whole[text.rindex(_BETWEEN, 0, at) + len(_BETWEEN) : end])
         at = text.find(needle, end)
     return found
 
