@@ -171,6 +171,12 @@ class Settings:
         "The viewer at /viewer/ requests images of a stack as HTJ2K, and shows each one while it arrives. "
         "For slow networks: the server transcodes frames that are stored otherwise.",
     )
+    browser: bool = _http(
+        True,
+        "yes or no",
+        "Serves the page at / for people: study list, upload, pictures, attributes. It has no more rights "
+        "than any client.",
+    )
     workers: int = _http(
         0, "processes", "Server processes. They share the port and the store. 0: one for each core."
     )

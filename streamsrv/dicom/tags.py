@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.machinery import PathFinder
 from types import ModuleType
@@ -58,7 +58,7 @@ def _tables(module: str) -> ModuleType:
 _STANDARD = _tables("_dicom_dict")
 # Of a row: its VR ("US or SS" if ambiguous, "NONE" of delimiters), its multiplicity, and its keyword.
 Row = Sequence[str]
-_VR, _VM, _KEYWORD = 0, 1, 4
+_VR, _VM, _NAME, _KEYWORD = 0, 1, 2, 4
 
 # Ambiguous VRs are "US or SS", "OB or OW", "US or SS or OW" and "US or OW".
 _VRS: dict[int, str] = {tag: row[_VR] for tag, row in _STANDARD.DicomDictionary.items() if row[_VR] != "NONE"}
@@ -117,6 +117,14 @@ def keyword_of(tag: str) -> str:
     number = int(tag, 16)
     row = _STANDARD.DicomDictionary.get(number) or _repeating_row(number)
     return row[_KEYWORD] if row else ""
+
+
+def attribute_names() -> Iterator[tuple[str, str]]:
+    """Yields (tag, name) of all standard attributes; `x` in a tag stands for any digit ("60xx0010")."""
+    for tag, row in _STANDARD.DicomDictionary.items():
+        yield f"{tag:08X}", row[_NAME]
+    for spelled, row in _STANDARD.RepeatersDictionary.items():
+        yield spelled, row[_NAME]
 
 
 def vr_of(tag: str) -> str | None:

@@ -20,7 +20,6 @@ from streamsrv.errors import (
     OUTSIDE,
     BadRequest,
     ContentTooLarge,
-    Forbidden,
     IndexFailed,
     InstanceDamaged,
     LengthRequired,
@@ -40,20 +39,30 @@ from streamsrv.web.connection.loop import Threads
 from streamsrv.web.cors import Cors
 from streamsrv.web.head import Head, acceptable, check_lists, check_target, check_url
 from streamsrv.web.hosts import Caller, Hosts, party
+from streamsrv.web.pages.page import Page
 from streamsrv.web.pages.viewer import Viewer
+from streamsrv.web.rights import rights_of
 from streamsrv.web.sending.response import AnswerWriter, Outgoing
 from streamsrv.web.stow import Batches, Buffers, Upload, decoder_for
 from streamsrv.wire.accept import parse_accept
 from streamsrv.wire.answers import Answer, Computed, Request, then
 from streamsrv.wire.problems import problem_answer
-from streamsrv.wire.resources import VERSIONS, Kind, Route, Target, base_url, parse_query, target_of
+from streamsrv.wire.resources import (
+    VERSIONS,
+    Kind,
+    Route,
+    Target,
+    base_url,
+    no_version,
+    parse_query,
+    target_of,
+)
 
 log = logging.getLogger("streamsrv.web")
 
 API_VERSIONS = "1, 2"
 # Threads for everything that blocks: commits, syncs, cold reads, searches. They wait more than they work.
 THREADS = 64
-WRITING = frozenset(("POST", "DELETE"))
 ASKING = CONDITIONS | {"expect"}
 HEALTH = frozenset((Kind.LIVE, Kind.READY))
 
@@ -103,7 +112,9 @@ class App:
         self._actions = actions
         self._hosts = Hosts(settings, port)
         self._cors = Cors(settings)
+        self._rights = rights_of(settings)
         self._viewer = Viewer(settings)
+        self._page = Page(self._rights, self._viewer.installed) if settings.browser else None
         clock = asyncio.get_running_loop().time
         self._uploads = Uploads(settings.max_uploads, settings.slow_upload_rate, clock)
         self.watch.on_sweep = self._uploads.sweep
@@ -200,7 +211,7 @@ class App:
             return self._capabilities(head, base_url(caller.base, 2), None), caller
         target = target_of(head.path)
         target.check_method(head.method)
-        if head.method == "POST" and not self.settings.read_only:
+        if head.method == "POST" and self._rights.store:
             return self._intake(self._request(head, caller, target), target, length), caller
         return self._job(head, caller, target), caller
 
@@ -221,11 +232,14 @@ class App:
         kind = target.kind
         if kind in HEALTH:
             return Job(health.live if kind is Kind.LIVE else self.ready)
-        if head.method in WRITING and self.settings.read_only:
-            raise Forbidden("this server is read-only")
+        self._rights.check(head.method)
         request = self._request(head, caller, target)
         if kind in describe.KINDS:
             return Job(lambda: describe.answer(request, target.route))
+        if kind is Kind.PAGE:
+            if self._page is None:
+                raise no_version()
+            return Job(partial(self._page.answer, request, target))
         if kind is Kind.VIEWER:
             return Job(lambda: self._viewer.answer(request, target))
         return Job(lambda: self._compute(request, target), request.requester.leave)

@@ -56,6 +56,7 @@ class Kind(enum.StrEnum):
     YAML = "yaml"
     LIVE = "live"
     READY = "ready"
+    PAGE = "page"  # the page at `/`, and its files
     VIEWER = "viewer"  # the web viewer that is installed in the folder of the store
 
 
@@ -144,7 +145,11 @@ UNVERSIONED: tuple[Route, ...] = (
     Route(Kind.READY, ResourceLevel.NONE, "/health/ready", _GET, "text/plain"),
 )
 # For browsers. They are no part of the service, so its descriptions leave them out.
-PAGES: tuple[Route, ...] = (Route(Kind.VIEWER, ResourceLevel.NONE, "/viewer/{path}", _GET, "text/html"),)
+PAGES: tuple[Route, ...] = (
+    Route(Kind.PAGE, ResourceLevel.NONE, "/", _GET, "text/html"),
+    Route(Kind.PAGE, ResourceLevel.NONE, "/page/{path}", _GET, "text/html"),
+    Route(Kind.VIEWER, ResourceLevel.NONE, "/viewer/{path}", _GET, "text/html"),
+)
 
 
 class Target(NamedTuple):
@@ -214,8 +219,12 @@ def target_in_table(path: str) -> Target:
             return _target(_without_empty(segments[1:]), number)
     elif found := _find((*UNVERSIONED, *PAGES), segments):
         return Target(found[0], file=found[1].get("path", ""))
+    raise no_version()
+
+
+def no_version() -> NotFound:
     supported = " and ".join(f"/v{version}" for version in VERSIONS)
-    raise NotFound(f"the path names no version of this service: supported are {supported}")
+    return NotFound(f"the path names no version of this service: supported are {supported}")
 
 
 def _without_empty(segments: list[str]) -> list[str]:
@@ -232,8 +241,8 @@ def _find(routes: Sequence[Route], segments: list[str]) -> tuple[Route, dict[str
         rest = len(parts) - 1
         given = [*segments[:rest], "/".join(segments[rest:])] if parts[-1:] == ["{path}"] else segments
         pairs = list(zip(parts, given, strict=False))
-        if len(parts) == len(given) and all(part == segment or part[0] == "{" for part, segment in pairs):
-            return route, {part[1:-1]: segment for part, segment in pairs if part[0] == "{"}
+        if len(parts) == len(given) and all(part == segment or part[:1] == "{" for part, segment in pairs):
+            return route, {part[1:-1]: segment for part, segment in pairs if part[:1] == "{"}
     return None
 
 

@@ -121,7 +121,6 @@ def test_spellings_that_are_tolerated(path: str, template: str) -> None:
     "path",
     [
         "",
-        "/",
         "/studies",
         "/v0/studies",
         "/v3/studies",

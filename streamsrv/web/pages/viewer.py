@@ -103,6 +103,9 @@ class Viewer:
         policy = WORKER_POLICY if name in installed.workers else policy_of(b"")
         return file_answer(request, file, policy, HEADERS)
 
+    def installed(self) -> bool:
+        return (self._folder / TABLE).exists()
+
     def _current(self) -> Installed:
         """Raises NotFound if no viewer is installed."""
         table = self._folder / TABLE
