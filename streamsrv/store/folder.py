@@ -165,6 +165,8 @@ def prepare(layout: Layout, ops: FileOps) -> None:
         return
     ops.make_folder(layout.segments)
     if layout.segment_files() or layout.index.exists() or layout.manifest.exists():
+        if layout.identity.exists():  # another worker was faster
+            return
         raise StoreCorrupt(
             f"{layout.root} has segments, index or manifest, but no store.toml: without its secret "
             "they cannot be read. Bring back the copy that you keep of it"

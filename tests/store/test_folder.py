@@ -42,6 +42,20 @@ def test_of_several_workers_one_makes_it(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["segments", "store.toml"]
 
 
+def test_a_worker_that_is_slower_than_the_first_commit_joins(tmp_path):
+    class Late(FileOps):
+        """Another worker has made the store, its manifest too, since this one found no identity."""
+
+        def make_folder(self, path):
+            super().make_folder(path)
+            if path.name == "segments" and not (tmp_path / "manifest").exists():
+                (tmp_path / "manifest").touch()
+                folder.Layout(tmp_path).identity.write_text("made")
+
+    folder.prepare(Layout(tmp_path), Late())
+    assert Layout(tmp_path).identity.read_text() == "made"
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [("secret", "sacred"), ("store_id = ", "= "), ('secret = "', 'secret = "zz'), ("\nsecret", "\n#")],
