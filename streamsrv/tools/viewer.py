@@ -219,7 +219,6 @@ def _unpacked(tarball: Path, place: Path) -> dict[str, Any]:
             rows[name] = {
                 "digest": hashlib.sha256(body).hexdigest()[:32],
                 "named": body is stored and NAMED.fullmatch(name) is not None,
-                "worker": name.endswith(".js") and (ROOT in body or ".worker." in name),
                 "codings": [],
             }
             if shrinks(name) and len(body) >= WORTH_CODING:
@@ -231,9 +230,6 @@ def _unpacked(tarball: Path, place: Path) -> dict[str, Any]:
         raise PackageError(
             f"{tarball.name} is not a build of {PACKAGE}: it has no {BUILD}{PAGE}, or another name"
         )
-    page = (place / PAGE).read_bytes()
-    for name, row in rows.items():  # the page starts the others with a runtime of their own
-        row["worker"] = row["worker"] and name.encode() not in page
     version = str(manifest.get("version", ""))[:40]
     return {"package": PACKAGE, "version": version, "folder": place.name, "files": rows}
 

@@ -29,7 +29,6 @@ GOOD = {
     "package/dist/index.html": PAGE,
     "package/dist/app.0123456789abcdef.js": b'__webpack_require__.p = "/";\n' + CODE,
     "package/dist/100.bundle.fedcba9876543210.js": CODE,
-    "package/dist/decode.bundle.0000000000000000.js": b'__webpack_require__.p = "/";',
     "package/dist/app.css": b"@font-face{src:url(/a.woff2)}b{background:url(//x.example/y)}",
     "package/dist/manifest.json": b'{"src": "/assets/a.png"}',
     "package/dist/assets/a.png": bytes(5000),
@@ -89,7 +88,7 @@ def test_a_package_is_installed_compressed_and_private(installed):
     place = installed / "viewer" / table["folder"]
     assert set(table["files"]) == {
         *("index.html", "app.css", "app.0123456789abcdef.js", "100.bundle.fedcba9876543210.js"),
-        *("decode.bundle.0000000000000000.js", "manifest.json", "assets/a.png", "LICENSE"),
+        *("manifest.json", "assets/a.png", "LICENSE"),
     }
     for name, row in table["files"].items():
         body = (place / name).read_bytes()
@@ -106,11 +105,6 @@ def test_a_package_is_installed_compressed_and_private(installed):
 def test_only_files_that_are_as_they_were_built_count_as_named_by_their_digest(installed):
     named = {name for name, row in table_of(installed)["files"].items() if row["named"]}
     assert named == {"100.bundle.fedcba9876543210.js"}
-
-
-def test_scripts_with_a_runtime_that_the_page_does_not_load_are_workers(installed):
-    workers = {name for name, row in table_of(installed)["files"].items() if row["worker"]}
-    assert workers == {"decode.bundle.0000000000000000.js"}
 
 
 def test_paths_from_the_root_are_moved():

@@ -40,20 +40,14 @@ from streamsrv.wire.resources import Target
 PLACE = "/viewer/"
 FOLDER, TABLE = "viewer", "viewer.json"
 CONFIG, PAGE = "app-config.js", "index.html"
-# The page has no other sources than this origin. WebAssembly decodes frames, workers are files and blobs, and
-# libraries add style elements. PDFs are shown in an <object>.
+# The page has no other sources than this origin. Codecs and the loader of segmentations make functions from
+# text. Workers are files and blobs, libraries add style elements, and a PDF is shown in an <object>.
 POLICY = (
-    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'{scripts}; worker-src 'self' blob:; "
+    "default-src 'none'; script-src 'self' 'unsafe-eval'{scripts}; worker-src 'self' blob:; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
     "media-src 'self' blob:; connect-src 'self' data: blob:; object-src 'self' blob:; "
     "frame-src 'self' blob:; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'self'"
-)
-# Codecs of WebAssembly make functions from text (embind), in workers only. A worker has the policy of its own
-# script, and neither a document nor the data of the page.
-WORKER_POLICY = (
-    "default-src 'none'; script-src 'self' 'unsafe-eval' 'wasm-unsafe-eval'; worker-src 'self' blob:; "
-    "connect-src 'self' data: blob:"
 )
 HEADERS = (("Referrer-Policy", "same-origin"),)
 _INLINE = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
@@ -64,11 +58,10 @@ _MISSING = (
 
 
 class Installed(NamedTuple):
-    """One installation. `stamp` identifies its table, `workers` are names of files."""
+    """One installation. `stamp` identifies its table."""
 
     stamp: tuple[int, ...]
     files: Mapping[str, StaticFile]
-    workers: frozenset[str]
     page: bytes
 
 
@@ -100,8 +93,7 @@ class Viewer:
             file = installed.files[name]
         else:
             raise NotFound("the viewer has no such file")
-        policy = WORKER_POLICY if name in installed.workers else policy_of(b"")
-        return file_answer(request, file, policy, HEADERS)
+        return file_answer(request, file, policy_of(b""), HEADERS)
 
     def installed(self) -> bool:
         return (self._folder / TABLE).exists()
@@ -127,8 +119,7 @@ def _read(folder: Path, table: Mapping[str, Any], stamp: tuple[int, ...]) -> Ins
     """Raises KeyError, TypeError and AttributeError for a malformed table."""
     place = folder / table["folder"]
     files = {name: _file(place / name, row) for name, row in table["files"].items()}
-    workers = frozenset(name for name, row in table["files"].items() if row["worker"])
-    return Installed(stamp, files, workers, (place / PAGE).read_bytes())
+    return Installed(stamp, files, (place / PAGE).read_bytes())
 
 
 def policy_of(page: bytes) -> str:
