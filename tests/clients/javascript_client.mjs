@@ -57,6 +57,7 @@ const found = {};
 
 const queryParams = { PatientName: "doe*", limit: 10 };
 found.studies = await client.searchForStudies({ queryParams });
+found.everything = await client.searchForStudies();
 found.nothing = await client.searchForStudies({ queryParams: { PatientName: "nobody" } });
 found.series = await client.searchForSeries(ct);
 found.instances = await client.searchForInstances(ct);

@@ -1,6 +1,7 @@
-"""dicomweb-client, the JavaScript one of OHIF and dicom-microscopy-viewer, in node: it is installed from the
-npm registry into a folder of the tests. node has no XMLHttpRequest, so the script brings one that knows what
-the client uses of it."""
+"""dicomweb-client, the JavaScript one of OHIF, dicom-microscopy-viewer and VolView, in node: it is installed
+from the npm registry into a folder of the tests. node has no XMLHttpRequest, so the script brings one that
+knows what the client uses of it. VolView makes these requests only: all studies, the series of a study,
+the metadata of a series, the instances of a series, and an instance as image/jpeg."""
 
 import json
 import shutil
@@ -70,6 +71,8 @@ def test_searches(said):
     assert [each["0020000D"]["Value"][0] for each in said["studies"]] == [CT_STUDY, world.OTHER_STUDY]
     assert [each["0020000E"]["Value"][0] for each in said["series"]] == [CT_SERIES]
     assert [each["00080018"]["Value"][0] for each in said["instances"]] == CT_INSTANCES
+    everything = {each["0020000D"]["Value"][0] for each in said["everything"]}
+    assert everything == {CT_STUDY, SLIDE_STUDY, world.OTHER_STUDY}
     assert said["nothing"] in ([], None, "")
 
 

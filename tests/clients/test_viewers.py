@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import clinic as world
+import numpy as np
+import openjpeg
 import pytest
 from clinic import (
     CT_INSTANCES,
@@ -45,6 +47,8 @@ OHIF_MICROSCOPY = ", ".join(
     + ['multipart/related; type="application/octet-stream"; transfer-syntax=*']
     + [f'multipart/related; type="image/jpeg"; transfer-syntax={_UID}50']
 )
+# Cornerstone's loader of ranges has the Accept header above, so `urlArguments` of its options name HTJ2K.
+HTJ2K = f"accept=image/jphc;transfer-syntax={_UID}202"
 IMG = "image/jxl,image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8"
 PAGE = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8"
 LIST = "limit=101&offset=0&fuzzymatching=true&includefield=00081030%2C00080060%2C00080090%2C00100030"
@@ -210,6 +214,18 @@ def test_a_request_as_it_was_seen(clinic, row):
     reply = ask(clinic.url + row.path, **headers)
     row.check(reply)
     assert reply.headers["access-control-allow-origin"] == "*"
+
+
+def test_htj2k_by_arguments_of_the_url(clinic):
+    """The loader requests a first range and then the rest, and knows the syntax by the Content-Type."""
+    url = f"{clinic.url}{INSTANCE}/frames/1?{HTJ2K}"
+    first, rest = (ask(url, Accept=CORNERSTONE, Range=each) for each in ("bytes=0-499", "bytes=500-"))
+    assert (first.status, rest.status) == (206, 206)
+    for reply in (first, rest):
+        assert reply.headers["content-type"] == f"image/jphc; transfer-syntax={_UID}202"
+    frame = first.body + rest.body
+    assert first.headers["content-range"] == f"bytes 0-499/{len(frame)}"
+    assert np.array_equal(openjpeg.decode(frame), world.ct_pixels(1))
 
 
 @pytest.mark.parametrize("path", [f"{INSTANCE}/frames/1", f"{SLIDE_I}/frames/3"])
