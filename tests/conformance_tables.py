@@ -7,6 +7,7 @@ from framecodecs import registry
 from framecodecs.libraries import BUILT_IN, LIBRARIES
 from streamsrv.dicom.syntaxes import SYNTAXES
 from streamsrv.errors import AlreadyStored, InstanceRefused, NotDicom, StudyMismatch
+from streamsrv.pixels.transcoding import TARGETS
 from streamsrv.query.attributes import Level, Returned, attributes_at
 from streamsrv.search.parameters import PARAMETERS
 from streamsrv.web.cors import ALLOW_HEADERS, EXPOSE_HEADERS
@@ -207,7 +208,7 @@ def codecs():
             row.media_type,
             "yes" if row.lossy else "no",
             names(row.decode_libraries, "passes through"),
-            names(row.encode_libraries, "-"),
+            names(row.encode_libraries if row.uid in TARGETS else (), "-"),
         )
         for row in registry.SYNTAXES.values()
     ]

@@ -49,7 +49,7 @@ ANY = "*/*"
 LONGEST_REMEMBERED = 512
 # In one request. Each costs about 10 us, and more for each offer; clients send about 5.
 MAX_RANGES = 64
-# Clients still use names of earlier editions of PS3.18.
+# Clients still use names of earlier editions of PS3.18. Names are in lower case, but for H265.
 _ALIASES = {
     "image/dicom+jpeg": "image/jpeg",
     "image/dicom+rle": "image/dicom-rle",
@@ -58,7 +58,8 @@ _ALIASES = {
     "image/dicom+jpeg-ls": "image/jls",
     "image/dicom+jp2": "image/jp2",
     "image/dicom+jpx": "image/jpx",
-    "video/mpeg2": "video/mpeg",
+    "video/mpeg": "video/mpeg2",
+    "video/h265": "video/H265",
 }
 
 _PICTURES = ("image/", "video/")
@@ -79,9 +80,9 @@ MEDIA_SYNTAXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             ("image/jpx", "4.92 4.93"),
             ("image/jphc", "4.201 4.202 4.203"),
             ("image/jxl", "4.110 4.111 4.112"),
-            ("video/mpeg", "4.100 4.101"),
+            ("video/mpeg2", "4.100 4.101"),
             ("video/mp4", "4.102 4.103 4.104 4.105 4.106"),
-            ("video/h265", "4.107 4.108"),
+            ("video/H265", "4.107 4.108"),
         )
     }
 )
@@ -170,7 +171,7 @@ def _quality(text: str) -> float | None:
 
 
 def canonical(media_type: str) -> str:
-    """In lower case, with the current name."""
+    """The current name, spelled as answers have it."""
     return _ALIASES.get(media_type.lower(), media_type.lower())
 
 

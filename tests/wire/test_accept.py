@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from streamsrv.dicom.syntaxes import SYNTAXES
 from streamsrv.errors import NotAcceptable
 from streamsrv.wire.accept import (
     EXPLICIT,
@@ -15,6 +16,7 @@ from streamsrv.wire.accept import (
     Offer,
     Resource,
     Takes,
+    canonical,
     choose_bulk,
     choose_frames,
     choose_image,
@@ -291,6 +293,20 @@ def test_several_instances_are_each_answered() -> None:
     assert caught.value.acceptable == (f"{DICOM}; transfer-syntax={DEFLATED}", bulk, "application/zip")
     with pytest.raises(NotAcceptable):
         choose_instances(parse_accept("application/dicom; transfer-syntax=*"), [EXPLICIT], single=False)
+
+
+def test_a_media_type_has_one_spelling() -> None:
+    """That of answers; clients may use capital letters and older names."""
+    for row in SYNTAXES.values():
+        assert row.media_type in MEDIA_SYNTAXES
+    for media_type in MEDIA_SYNTAXES:
+        assert canonical(media_type.upper()) == media_type
+    for asked, sent in (
+        ("video/H265", "video/H265"),
+        ("video/mpeg2", "video/mpeg2"),
+        ("video/mpeg", "video/mpeg2"),
+    ):
+        assert choose_image(parse_accept(asked), (sent,)) == Offer(sent)
 
 
 @pytest.mark.parametrize(
