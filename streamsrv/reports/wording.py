@@ -14,8 +14,8 @@ from streamsrv.dicom.instance import JsonDataset
 from streamsrv.dicom.json.values import date, item, person_name, spelled, text, time, values
 from streamsrv.reports.content import Code, ContentItem, InstancePlace, Report, is_uid
 
-# SOP classes of documents, whose links lead to a page; images lead to a picture.
-TEXT_CLASSES = ("1.2.840.10008.5.1.4.1.1.88.", "1.2.840.10008.5.1.4.1.1.104.")
+# The starts of the SOP classes of documents.
+REPORT_CLASSES, ENCAPSULATED_CLASSES = "1.2.840.10008.5.1.4.1.1.88.", "1.2.840.10008.5.1.4.1.1.104."
 COORDINATES = 24  # numbers of a graphic that are shown
 FRAMES = 16  # frames of a referenced image that are listed
 VALUES = 24  # of other lists

@@ -23,7 +23,7 @@ from streamsrv.plans.payloads import Part, bulk_piece
 from streamsrv.reports.cda import read_cda
 from streamsrv.reports.content import Report, read_report
 from streamsrv.reports.pages import POLICY, Address, html_page, plain_page, xml_page
-from streamsrv.reports.wording import TEXT_CLASSES, Link
+from streamsrv.reports.wording import ENCAPSULATED_CLASSES, REPORT_CLASSES, Link
 from streamsrv.retrieve.answering import MAKER, Planned, Retrieval
 from streamsrv.store import InstanceRow
 from streamsrv.wire import accept
@@ -33,11 +33,10 @@ from streamsrv.wire.multipart import PAYLOAD_END, closing, part_head
 from streamsrv.wire.resources import instance_url
 
 DOCUMENT = "00420011"
-CDA = "1.2.840.10008.5.1.4.1.1.104.2"
-REPORT_CLASSES = TEXT_CLASSES[0]
+CDA = f"{ENCAPSULATED_CLASSES}2"
+DOCUMENT_CLASSES = (REPORT_CLASSES, ENCAPSULATED_CLASSES)
 ENCAPSULATED = {
-    f"1.2.840.10008.5.1.4.1.1.104.{last}": media_type
-    for last, media_type in enumerate(accept.DOCUMENT_TYPES, 1)
+    f"{ENCAPSULATED_CLASSES}{last}": media_type for last, media_type in enumerate(accept.DOCUMENT_TYPES, 1)
 }
 PAGES: dict[str, Callable[[Report, Address], Iterator[bytes]]] = dict(
     zip(accept.PAGE_TYPES, (html_page, plain_page, xml_page), strict=True)
@@ -126,7 +125,7 @@ class Document:
         url = instance_url(self.retrieval.request.base_url, *link.place, link.instance)
         if link.frames and link.is_picture:
             url = f"{url}/frames/{','.join(map(str, link.frames))}"
-        return f"{url}/rendered" if link.is_picture or link.sop_class.startswith(TEXT_CLASSES) else url
+        return f"{url}/rendered" if link.is_picture or link.sop_class.startswith(DOCUMENT_CLASSES) else url
 
 
 def page_answer(retrieval: Retrieval, one: Document, multipart: bool) -> Answer:
