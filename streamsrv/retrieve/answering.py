@@ -30,6 +30,7 @@ from streamsrv.pixels.tasks import FrameJob
 from streamsrv.pixels.transcoding import piece_chunks
 from streamsrv.plans.payloads import Part, PartSource, multipart_plan, total_length
 from streamsrv.plans.selection import Selection, Selections
+from streamsrv.retrieve.turns import Turns
 from streamsrv.store import InstanceRow, Store
 from streamsrv.wire import accept
 from streamsrv.wire.accept import LONGEST_REMEMBERED
@@ -75,6 +76,7 @@ class Rooms(NamedTuple):
     store: Store
     pool: PixelPool
     selections: Selections
+    turns: Turns
 
 
 @dataclass(slots=True)
@@ -96,6 +98,10 @@ class Retrieval:
     @property
     def pool(self) -> PixelPool:
         return self.rooms.pool
+
+    @property
+    def turns(self) -> Turns:
+        return self.rooms.turns
 
     def end(self) -> None:
         if self.endings:

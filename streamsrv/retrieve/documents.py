@@ -110,14 +110,17 @@ class Document:
         return encapsulated(self.retrieval, self.row, description)
 
     def page(self) -> Iterator[bytes]:
-        """Blocking. Raises NotFound."""
+        """An empty chunk says that nothing is ready. Blocking. Raises NotFound."""
+        return self.retrieval.turns.of(self._page())
+
+    def _page(self) -> Iterator[bytes]:
         texts = (text.replace(b"\0", b"") for text in self.retrieval.store.metadata([self.row]))
         report = read_report(texts)
         if self.is_cda:
             selection = self.retrieval.selection
             document = (chunk for piece in self._stored() for chunk in piece_chunks(selection, piece))
             report = read_cda(document, report.head)
-        return PAGES[self.media_type](report, self._address)
+        yield from PAGES[self.media_type](report, self._address)
 
     def _address(self, link: Link) -> str:
         """The URL of a picture or page where there is one, else of the instance."""

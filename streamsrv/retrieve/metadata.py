@@ -26,6 +26,7 @@ from streamsrv.errors import StoreCorrupt
 from streamsrv.plans.field_filter import Fields, fields_of, lean_text, lean_whole
 from streamsrv.plans.selection import Selection
 from streamsrv.retrieve.answering import Retrieval
+from streamsrv.retrieve.turns import Turns
 from streamsrv.store import SHORT_TEXT, InstanceRow, PackedRow, Store, unpacked
 from streamsrv.wire import accept
 from streamsrv.wire.answers import Answer, ByteStream, Literal, Piece
@@ -74,11 +75,11 @@ def metadata(retrieval: Retrieval) -> Answer | None:
         return None
     body = body_of(retrieval, fields, offer.media_type, boundary)
     if coding:
-        piece = compressed_piece(body, coding, length <= AT_ONCE, retrieval.pool.cache, etag)
+        piece = compressed_piece(retrieval, body, coding, length <= AT_ONCE, etag)
     elif fields.tree is None and not offer.multipart:
         piece = text_piece(retrieval, etag, whole)
     else:
-        piece = made_piece(body, length <= AT_ONCE)
+        piece = made_piece(body, length <= AT_ONCE, retrieval.turns)
     return evaluate(request, Answer(200, headers, (piece,), piece.length), etag)
 
 
@@ -130,10 +131,10 @@ def xml_body(retrieval: Retrieval, fields: Fields, boundary: bytes) -> Iterator[
 # Pieces
 
 
-def made_piece(body: MakeBody, at_once: bool) -> Piece:
+def made_piece(body: MakeBody, at_once: bool, turns: Turns) -> Piece:
     if at_once:
         return Literal(b"".join(body()))
-    return ByteStream(lambda start, stop: encoded(body(), IDENTITY), None)
+    return ByteStream(lambda start, stop: turns.of(encoded(body(), IDENTITY)), None)
 
 
 def text_piece(retrieval: Retrieval, etag: str, length: int) -> Piece:
@@ -161,9 +162,9 @@ def text_piece(retrieval: Retrieval, etag: str, length: int) -> Piece:
     return ByteStream(chunks, length, quick=True)
 
 
-def compressed_piece(body: MakeBody, coding: str, at_once: bool, cache: Cache, etag: str) -> Piece:
+def compressed_piece(retrieval: Retrieval, body: MakeBody, coding: str, at_once: bool, etag: str) -> Piece:
     """A kept body, or one that is made now or while it is sent."""
-    key = ("metadata", etag)
+    key, cache, turns = ("metadata", etag), retrieval.pool.cache, retrieval.turns
     kept = cache.get(key)
     if kept is not None:
         return Literal(kept)
@@ -171,7 +172,7 @@ def compressed_piece(body: MakeBody, coding: str, at_once: bool, cache: Cache, e
         made = Literal(b"".join(encoded(body(), coding)))
         cache.put(key, made.payload)
         return made
-    return ByteStream(lambda start, stop: keeping(encoded(body(), coding), cache, key), None)
+    return ByteStream(lambda start, stop: turns.of(keeping(encoded(body(), coding), cache, key)), None)
 
 
 def keeping(

@@ -289,12 +289,13 @@ def _alone(one: Renderer, index: int) -> tuple[PictureBatch, PixelTask | None]:
 
 
 def gathered(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in chunks of about READ bytes: each costs a turn through a thread."""
+    """The same bytes in chunks of about READ bytes: each costs a turn through a thread. An empty chunk ends
+    one, because nothing is ready."""
     waiting, length = [], 0
     for chunk in chunks:
         waiting.append(chunk)
         length += len(chunk)
-        if length >= READ:
+        if not chunk or length >= READ:
             yield b"".join(waiting)
             waiting, length = [], 0
     yield b"".join(waiting)

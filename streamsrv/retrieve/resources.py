@@ -19,6 +19,7 @@ from streamsrv.retrieve.frames import frames
 from streamsrv.retrieve.instances import instances
 from streamsrv.retrieve.metadata import metadata
 from streamsrv.retrieve.pictures import rendered, thumbnail
+from streamsrv.retrieve.turns import Turns
 from streamsrv.retrieve.wado_uri import linked_object, named_instance
 from streamsrv.store import Store
 from streamsrv.wire.answers import Computed, Deferred, Request
@@ -42,7 +43,7 @@ class Retrieve:
     """Answers requests for the instances of a store. Never blocks; a deferred answer does."""
 
     def __init__(self, store: Store, pool: PixelPool) -> None:
-        self._rooms = Rooms(store, pool, Selections(store))
+        self._rooms = Rooms(store, pool, Selections(store), Turns())
 
     def answer(self, request: Request, target: Target) -> Computed:
         """The answer to a GET of instances, metadata, frames, bulk data or pictures. Raises RequestError."""
