@@ -1,5 +1,6 @@
 """Orthanc as a client: its DICOMweb plugin searches, retrieves, stores and deletes here."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import clinic as world
 import pytest
-from clinic import CT_STUDY, SLIDE_STUDY
+from clinic import CT_STUDY, SLIDE, SLIDE_SERIES, SLIDE_STUDY
 from live_server import READY_WITHIN, free_port
+from PIL import Image
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
@@ -81,6 +83,10 @@ def test_orthanc_searches_retrieves_deletes_and_stores(server, orthanc):
     (study,) = orthanc.ask("tools/find", Level="Study", Query={"StudyInstanceUID": CT_STUDY}).json()
     ids = [each["ID"] for each in orthanc.ask(f"studies/{study}/instances").json()]
     assert {orthanc.ask(f"instances/{each}/file").body for each in ids} == files
+    below = f"/studies/{SLIDE_STUDY}/series/{SLIDE_SERIES}/instances/{SLIDE}/frames/2/rendered"
+    headers = {"Accept": "image/png"}
+    picture = orthanc.ask("dicom-web/servers/streamsrv/get", Uri=below, HttpHeaders=headers)
+    assert Image.open(io.BytesIO(picture.body)).size == (world.TILE, world.TILE)
     orthanc.call("delete", Level="Study", StudyInstanceUID=CT_STUDY)
     assert world.ask(f"{server.url}/studies/{CT_STUDY}/metadata").status == 404
     orthanc.call("stow", Resources=[study])
