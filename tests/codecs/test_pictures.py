@@ -1,12 +1,13 @@
 """Files for browsers: decoded again by Pillow and looked at pixel by pixel."""
 
+import datetime
 import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from frame_makers import BASELINE, GREY_8, GREY_12, J2K, LITTLE, RGB_8, RPCL, picture_like
-from PIL import Image
+from PIL import Image, ImageCms
 
 from framecodecs.errors import EncodeError, RenderingError, Unsupported
 from framecodecs.registry import encode
@@ -171,3 +172,10 @@ def test_the_palette_of_a_large_colour_picture_is_chosen_by_a_sample():
     few = np.zeros((1024, 1024, 3), np.uint8)
     few[:512, :, 0], few[512:, :, 1] = 200, 90
     assert np.array_equal(np.asarray(opened(picture_file(few, "image/gif")).convert("RGB")), few)
+
+
+def test_the_profile_of_srgb_has_no_time():
+    """The pictures of one request are the same bytes at any time, because their ETag is."""
+    made = ImageCms.ImageCmsProfile(io.BytesIO(pictures.srgb_profile())).profile
+    assert made.creation_date == datetime.datetime(2000, 1, 1)
+    assert made.profile_description == "sRGB built-in"

@@ -33,6 +33,9 @@ PNG_UP, PNG_AVERAGE = 0x20, 0x40
 # The palette of a GIF is chosen by a sample of its pixels: by all 16 million it takes most of a minute.
 PALETTE_SIDE = 128
 DEFAULT_QUALITY = 90
+# The creation date in the head of an ICC profile (ICC.1 7.2.8), and that of the profile of sRGB.
+PROFILE_DATE = slice(24, 36)
+PROFILE_MADE = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)
 FASTEST, SLOWEST = 2, 65_535  # hundredths of a second; browsers slow down faster loops
 NO_TABLE = 0x70  # a logical screen without a global colour table, 8 bits a primary colour
 TABLE = 0x80  # a colour table follows; its three low bits are its size
@@ -175,10 +178,11 @@ def to_srgb(picture: Picture, icc_profile: bytes) -> Picture:
 
 
 def srgb_profile() -> bytes:
-    """Returns an ICC profile of sRGB."""
+    """Returns an ICC profile of sRGB, always with the same bytes: the library writes the current time."""
     cms = load("pillow", "PIL.ImageCms")
     with guarded(EncodeError, "ICC"):
-        return bytes(cms.ImageCmsProfile(cms.createProfile("sRGB")).tobytes())
+        made = bytes(cms.ImageCmsProfile(cms.createProfile("sRGB")).tobytes())
+        return made[: PROFILE_DATE.start] + PROFILE_MADE + made[PROFILE_DATE.stop :]
 
 
 def gif_opening(columns: int, rows: int) -> bytes:
