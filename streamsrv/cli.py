@@ -28,7 +28,7 @@ from streamsrv.errors import StoreLocked, StreamsrvError
 
 FAILED, USAGE, LOCKED = 1, 2, 3
 # Verbs that map the index in their own process, unlike `serve`.
-MAPPING = ("check", "reindex", "compact", "info")
+MAPPING = ("check", "reindex", "compact", "info", "backup", "restore")
 PR_SET_PDEATHSIG = 1
 
 
@@ -43,6 +43,7 @@ class VerbFunctions(NamedTuple):
 
 
 STORE_VERBS = "streamsrv.verbs"
+BACKUP_VERBS = "streamsrv.tools.backup"
 # Verbs that run on other platforms than Linux, too.
 PORTABLE = ("store", "samples")
 
@@ -54,6 +55,8 @@ VERBS = {
     "reindex": Verb("rebuild the index of a store from its segments", STORE_VERBS),
     "compact": Verb("free the disk space of deleted instances", STORE_VERBS),
     "info": Verb("print numbers and problems of a store", STORE_VERBS),
+    "backup": Verb("copy a store to a folder, beside a running server; or verify a backup", BACKUP_VERBS),
+    "restore": Verb("make a store from a backup, in an empty folder", BACKUP_VERBS),
     "viewer": Verb("install or remove OHIF, a web viewer, at /viewer/", "streamsrv.tools.viewer"),
 }
 

@@ -25,6 +25,7 @@ POINTS = frozenset(
         "after-commit",  # the index is durable, the segment is not released.
         "in-delete",  # the tombstone is synced, the index has the instances.
         "in-compaction",  # after the copy's sync, the swap of locations, the unlink.
+        "in-backup",  # after a write, a segment, the removal of a file; before and after the table.
     )
 )
 

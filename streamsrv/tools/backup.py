@@ -1,0 +1,108 @@
+"""The verbs `backup` and `restore`: a store in another folder, and a store from it. The work is in
+store/maintenance/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+from streamsrv.config import SettingsError, settings_of
+from streamsrv.store.maintenance.backup import back_up
+from streamsrv.store.maintenance.restore import restore, verify_backup
+from streamsrv.store.maintenance.scrub import Pace
+from streamsrv.verbs import add_store_arguments, byte_count, deriver, open_store, print_findings
+
+REDRAW = 0.2  # seconds between two lines of the progress
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_store_arguments(parser)
+    parser.add_argument(
+        "--rate",
+        type=byte_count,
+        default=0,
+        metavar="BYTES",
+        help="the highest read rate a second, such as 100M [default: no limit]",
+    )
+
+
+def add_backup_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DEST", type=Path, help="the folder of the backup")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="copy nothing: compare every byte of the backup with its digests; needs no store",
+    )
+    _add_arguments(parser)
+
+
+def add_restore_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DEST", type=Path, help="the folder of the backup")
+    _add_arguments(parser)
+
+
+def run_backup(args: argparse.Namespace) -> int:
+    if args.verify and args.data is not None:
+        raise SettingsError("--verify reads the backup alone: leave out --data")
+    pace = Pace(args.rate)
+    with ProgressLine(sys.stderr) as progress:
+        if args.verify:
+            findings, counts = list(verify_backup(args.folder, pace.take, progress.draw)), {}
+        else:
+            with open_store(settings_of(args), read_only=True) as store:
+                report = back_up(store, args.folder, pace.take, progress.draw)
+            findings, counts = report.findings, report.counts()
+    return print_findings(args, findings, counts)
+
+
+def run_restore(args: argparse.Namespace) -> int:
+    """Raises SettingsError without --data: the folder of the settings may be that of a server."""
+    if args.data is None:
+        raise SettingsError("restore needs --data, the new folder of the store")
+    settings = settings_of(args)
+    with ProgressLine(sys.stderr) as progress:
+        report = restore(
+            args.folder, Path(settings.data), deriver(settings), Pace(args.rate).take, progress.draw
+        )
+    counts = {"instances": report.instances, "segments": report.segments}
+    return print_findings(args, report.findings, counts)
+
+
+class ProgressLine:
+    """One line on standard error, if that is a terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._shown = stream.isatty()
+        self._next = 0.0
+        self._width = 0  # of the last line
+
+    def draw(self, done: int, total: int) -> None:
+        """Show the bytes done, and of all."""
+        now = time.monotonic()
+        if self._shown and now >= self._next:
+            self._next = now + REDRAW
+            self._print(f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB  {done / max(total, 1):4.0%}")
+
+    def _print(self, line: str) -> None:
+        """Blanks cover the end of a longer line."""
+        print(f"\r{line:<{self._width}}", end="", file=self._stream, flush=True)
+        self._width = len(line)
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._width:
+            self._print("")
+            self._print("")
+
+
+VERBS = {
+    "backup": (add_backup_arguments, run_backup),
+    "restore": (add_restore_arguments, run_restore),
+}

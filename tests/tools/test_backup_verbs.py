@@ -1,0 +1,84 @@
+"""The verbs `backup` and `restore`: exit codes, reports and the progress on a terminal."""
+
+import fcntl
+import io
+import json
+
+import pytest
+from live_server import start_server
+from small_client import Client, file_of, key_of
+
+from streamsrv.cli import FAILED, LOCKED, USAGE, main
+from streamsrv.tools.backup import ProgressLine
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    server = start_server(tmp_path_factory.mktemp("saved"), workers=1)
+    client = Client(server.origin)
+    assert client.store([file_of(key_of(1, 1, 1), 1, 3000)]).status == 200
+    client.close()
+    assert server.end() == 0
+    return server.data
+
+
+def run(capsys, *words):
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    return code, "".join(capsys.readouterr())
+
+
+def test_a_backup_and_its_restore(data, tmp_path, capsys):
+    target, new = tmp_path / "backup", tmp_path / "new"
+    code, said = run(capsys, "backup", target, "--data", data, "--json")
+    assert code == 0
+    report = json.loads(said)
+    assert (report["ok"], report["segments"], report["findings"]) == (True, 1, [])
+    assert report["bytes"] == report["copied"] > 3000
+    assert "copied: 0\n" in run(capsys, "backup", target, "--data", data, "--rate", "10M")[1]
+    assert run(capsys, "backup", "--verify", target) == (0, "all is well\n")
+    expected = "instances: 1\nsegments: 1\nall is well\n"
+    assert run(capsys, "restore", target, "--data", new) == (0, expected)
+    assert run(capsys, "check", "--data", new) == (0, "all is well\n")
+
+
+def test_refusals(data, tmp_path, capsys):
+    target = tmp_path / "backup"
+    assert main(["backup", str(target), "--data", str(data)]) == 0
+    refused = {
+        ("backup", data / "inside", "--data", data): (FAILED, "is in the folder of the store"),
+        ("backup", tmp_path, "--data", data): (FAILED, "neither empty nor a backup: it has 'backup'"),
+        ("backup", target, "--data", tmp_path / "none"): (FAILED, "is not the folder of a store"),
+        ("backup", target, "--verify", "--data", data): (USAGE, "leave out --data"),
+        ("backup", "--verify", tmp_path): (FAILED, "has no complete backup"),
+        ("restore", target, "--data", data): (FAILED, "is not empty"),
+        ("restore", tmp_path, "--data", tmp_path / "new"): (FAILED, "has no complete backup"),
+        ("restore", target): (USAGE, "needs --data"),
+    }
+    for words, (code, sentence) in refused.items():
+        found, said = run(capsys, *words)
+        assert (found, said.count("\n")) == (code, 1), said
+        assert sentence in said
+    assert not (tmp_path / "new").exists()
+    with (target / "lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run(capsys, "backup", target, "--data", data)[0] == LOCKED
+    (target / "segments" / "00000001.seg").write_bytes(b"x")
+    code, said = run(capsys, "backup", "--verify", target)
+    assert (code, "it ends at byte 1" in said) == (FAILED, True)
+
+
+def test_the_progress_line():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream, silent = Terminal(), io.StringIO()
+    for each in (stream, silent):
+        with ProgressLine(each) as line:
+            line.draw(50_000_000, 200_000_000)
+            line.draw(60_000_000, 200_000_000)  # too soon
+    assert stream.getvalue().startswith("\r50 of 200 MB   25%\r")
+    assert stream.getvalue().endswith("\r")
+    assert "60" not in stream.getvalue()
+    assert silent.getvalue() == ""
