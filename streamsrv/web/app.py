@@ -113,7 +113,7 @@ class App:
         self._hosts = Hosts(settings, port)
         self._cors = Cors(settings)
         self._rights = rights_of(settings)
-        self._viewer = Viewer(settings)
+        self._viewer = Viewer(settings, self._rights)
         self._page = Page(self._rights, self._viewer.installed) if settings.browser else None
         clock = asyncio.get_running_loop().time
         self._uploads = Uploads(settings.max_uploads, settings.slow_upload_rate, clock)

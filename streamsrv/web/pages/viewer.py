@@ -33,6 +33,7 @@ from streamsrv.web.pages.static import (
     in_memory,
     media_type_of,
 )
+from streamsrv.web.rights import Rights
 from streamsrv.wire.answers import Answer, Computed, Deferred, Request
 from streamsrv.wire.codings import IDENTITY
 from streamsrv.wire.resources import Target
@@ -66,8 +67,9 @@ class Installed(NamedTuple):
 
 
 class Viewer:
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, rights: Rights) -> None:
+        self._rights = rights
+        self._progressive = settings.viewer_progressive
         self._folder = Path(settings.data) / FOLDER
         self._installed: Installed | None = None
 
@@ -81,10 +83,7 @@ class Viewer:
         """Reads files, so a thread calls it."""
         installed = self._current()
         if name == CONFIG:
-            settings = self._settings
-            text = config_text(
-                _prefix(request), read_only=settings.read_only, progressive=settings.viewer_progressive
-            )
+            text = config_text(_prefix(request), self._rights, progressive=self._progressive)
             file = in_memory(CONFIG, text.encode(), NEVER)
         elif name == PAGE or (name not in installed.files and "." not in name.rpartition("/")[2]):
             page = _moved(installed.page, _prefix(request))
@@ -165,7 +164,7 @@ PROGRESSIVE = {
 }
 
 
-def config_text(prefix: str, *, read_only: bool, progressive: bool) -> str:
+def config_text(prefix: str, rights: Rights, *, progressive: bool) -> str:
     """A script that sets `window.config`. `prefix` begins all paths of this server."""
     root = f"{prefix}/v2"
     source: dict[str, Any] = {
@@ -181,7 +180,7 @@ def config_text(prefix: str, *, read_only: bool, progressive: bool) -> str:
         "thumbnailRendering": "thumbnail",
         "thumbnailRequestStrategy": "fetch",
         "enableStudyLazyLoad": True,
-        "dicomUploadEnabled": not read_only,
+        "dicomUploadEnabled": rights.store,
         "singlepart": "bulkdata,video,pdf",
         "bulkDataURI": {"enabled": True},
         "omitQuotationForMultipartRequest": True,
