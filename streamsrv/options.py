@@ -1,9 +1,12 @@
-"""Settings as the options of rooms, for the processes and verbs that open a store."""
+"""Settings as the options of rooms, for the processes and verbs that open a store; and the server log."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import time
+
+import orjson
 
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.settings import Settings
@@ -12,6 +15,8 @@ from streamsrv.store import StoreOptions
 # Bytes that deletes and compaction may use on a full disk.
 BALLAST = 16 << 20
 LOG_LINE = "%(asctime)s %(levelname)s %(name)s %(message)s"
+# A message about a request begins so; the first argument is the request id.
+ABOUT_REQUEST = "[%s] "
 
 
 def store_options(settings: Settings) -> StoreOptions:
@@ -34,4 +39,32 @@ def read_limits(settings: Settings) -> ReadLimits:
 
 def start_log(settings: Settings) -> None:
     """From now on the process writes its log to standard error."""
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_LINE, stream=sys.stderr)
+    level = settings.log_level.upper()
+    if settings.log_format == "json":
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(JsonLine())
+        logging.basicConfig(level=level, handlers=[handler])
+    else:
+        logging.basicConfig(level=level, format=LOG_LINE, stream=sys.stderr)
+
+
+class JsonLine(logging.Formatter):
+    """A record as one JSON object. `request_id` and `exception` (the traceback) appear only if there are
+    any. `at` is RFC 3339 in UTC."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text, args = record.msg, record.args
+        line: dict[str, object] = {
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "process": record.process,
+        }
+        if isinstance(text, str) and isinstance(args, tuple) and args and text.startswith(ABOUT_REQUEST):
+            text, (request_id, *rest) = text.removeprefix(ABOUT_REQUEST), args
+            args = tuple(rest)
+            line["request_id"] = request_id
+        line["message"] = str(text) % args if args else str(text)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line).decode(errors="replace")

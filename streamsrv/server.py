@@ -2,8 +2,9 @@
 serves.
 
 The supervisor starts it by exec, so that no process is forked after a lock or the index was opened. Its only
-argument is a JSON list of inherited descriptors: listening sockets, those for health, endpoints of the pixel
-processes (for short and for long tasks), status pipe. Settings come as one line of JSON on standard input.
+argument is a JSON list of inherited descriptors, and the number of the worker. The descriptors are: listening
+sockets, those for health, endpoints of the pixel processes (for short and for long tasks), status pipe,
+memory of the counters. Settings come as one line of JSON on standard input.
 Standard input then stays open as a lifeline: its end means that the supervisor has ended. The first byte on
 the status pipe means ready, each further byte means that the event loop runs.
 """
@@ -15,6 +16,7 @@ import contextlib
 import faulthandler
 import gc
 import json
+import logging
 import os
 import resource
 import socket
@@ -29,6 +31,7 @@ from streamsrv.errors import StreamsrvError
 from streamsrv.ingest import Ingest, IngestLimits, store_batch
 from streamsrv.ingest import response as store_response
 from streamsrv.ingest.derivation import ReaderPool
+from streamsrv.metrics import Gauge, MetricsBoard, RequestCounts
 from streamsrv.options import read_limits, start_log, store_options
 from streamsrv.pixels.limits import pixel_limits, pixel_processes
 from streamsrv.pixels.pool import PixelPool
@@ -42,6 +45,8 @@ from streamsrv.web.worker import run
 from streamsrv.wire.answers import Request
 from streamsrv.wire.multipart import MultipartLimits
 from streamsrv.wire.resources import Target
+
+log = logging.getLogger("streamsrv.worker")
 
 STDIN = 0
 
@@ -132,9 +137,10 @@ def raise_descriptor_limit() -> None:
 
 
 def main() -> int:
-    listen, health, shared, status = json.loads(sys.argv[1])
+    listen, health, shared, status, counters, number = json.loads(sys.argv[1])
     endpoints = [PoolEndpoints(tasks, requests, tuple(pages)) for tasks, requests, pages in shared]
-    for descriptor in (*listen, *health, status, *(each for one in endpoints for each in one.descriptors)):
+    pools = (each for one in endpoints for each in one.descriptors)
+    for descriptor in (*listen, *health, status, counters, *pools):
         os.set_inheritable(descriptor, False)
     protect()
     settings = config.receive(STDIN)
@@ -145,12 +151,14 @@ def main() -> int:
     health_listeners = [socket.socket(fileno=descriptor) for descriptor in health]
     # The garbage collector does not visit these objects again: each full collection took 40 ms.
     gc.freeze()
-    report = sign_of_life(status)
+    report, counts = sign_of_life(status), RequestCounts(MetricsBoard(counters).block(number))
     try:
         with (
             Store.open(Path(settings.data), store_options(settings), read_only=settings.read_only) as store,
             closing(pixel_pool(settings, *endpoints)) as pool,
         ):
+            counts.watch(Gauge.TASKS_QUEUED, lambda: pool.load[0])
+            counts.watch(Gauge.TASKS_RUNNING, lambda: pool.load[1])
             run(
                 settings,
                 listeners,
@@ -159,9 +167,10 @@ def main() -> int:
                 on_beat=report,
                 lifeline=STDIN,
                 health_listeners=health_listeners,
+                counts=counts,
             )
     except (StreamsrvError, OSError) as error:
-        print(f"streamsrv: {error}", file=sys.stderr)
+        log.error("%s", error)
         return 1
     return 0
 

@@ -120,6 +120,18 @@ class Settings:
         "clients use all connections. 0: no second port.",
         most=65535,
     )
+    metrics_port: int = _http(
+        0,
+        "TCP port",
+        "A port for Prometheus. It answers /metrics only, with counters and the state of the store, and "
+        "without data of patients. 0: no metrics.",
+        most=65535,
+    )
+    metrics_host: str = _http(
+        "127.0.0.1",
+        "address",
+        "The address of `metrics_port`. There is no login: its clients need none.",
+    )
     allow_remote_without_authentication: bool = _http(
         False,
         "yes or no",
@@ -191,7 +203,7 @@ class Settings:
     log_format: str = _http(
         "text",
         "",
-        "The format of the access log: one line for each request on standard error.",
+        "The format of the logs on standard error: lines of text, or one JSON object in each line.",
         choices=("text", "json"),
     )
     log_level: str = _http(

@@ -1,5 +1,5 @@
-"""Starts, watches, restarts and ends the workers and the pixel processes that all workers share,
-and the scrub process. Protects them from other processes of the machine (`protect`).
+"""Starts, watches, restarts and ends the workers, the pixel processes that all workers share, and the
+companions (scrub and metrics). Protects them from other processes of the machine (`protect`).
 
 This process holds the store's lock and the listening sockets. The sockets stay open while a worker restarts:
 new connections wait in the kernel's queue.
@@ -17,8 +17,8 @@ Rules of this file
   log, and is killed. Time in which this process itself was stopped (Ctrl-Z) does not count.
 - SIGHUP has no effect; workers and pixel processes inherit that.
 - Pixel processes end after the workers, because workers may have answers to finish.
-- The scrub process (scrubber.py) starts when all workers are ready, and is killed before they end. Nothing
-  waits for it.
+- The companions start when all workers are ready. The scrub process is killed before the workers end, the
+  metrics process after them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ from framecodecs.pool.confinement import hide, lacking
 from framecodecs.pool.processes import PixelProcesses
 from framecodecs.rendering.fonts import NoFont, check_font, find_fonts, has_cjk
 from streamsrv import __version__, config
+from streamsrv.companions.processes import Companion, MetricsProcess, ScrubProcess
 from streamsrv.errors import StreamsrvError
+from streamsrv.metrics import MetricsBoard, ServerCell
+from streamsrv.options import start_log
 from streamsrv.pixels.limits import pixel_limits, pixel_processes, slow_limits
 from streamsrv.settings import Settings
 from streamsrv.store import Store
@@ -68,10 +71,6 @@ NO_CJK = (
     "there is no font for Chinese, Japanese and Korean: annotations do not show such names. Install the "
     "system package fonts-noto-cjk, or streamsrv[cjk], or set annotation_fonts"
 )
-# Seconds until the next start of the scrub process.
-SCRUB_AFTER_FAILURE, SCRUB_FIRST_PAUSE = 60.0, 60.0
-# Short scrub periods have a shorter first pause: a thousandth of the period, in seconds a day.
-PAUSE_A_DAY = 86.4
 
 
 class CannotServe(StreamsrvError):
@@ -108,19 +107,33 @@ class Supervisor:
     kill_time: float | None = None  # set while the server ends
     exit_code: int = 0
     health_listeners: Sequence[socket.socket] = ()
+    metrics_listeners: Sequence[socket.socket] = ()
     pixels: Sequence[PixelProcesses] = ()  # for short tasks, for long tasks
     scrub: ScrubProcess | None = None
+    metrics: MetricsProcess | None = None
+    board: MetricsBoard = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.board = MetricsBoard.make(worker_count(self.settings))
+        self.board.add(ServerCell.STARTED, time.time())
 
     def run(self) -> int:
         """Runs until a signal, or until workers cannot start; returns the exit code."""
         self.slots = [WorkerSlot() for _ in range(worker_count(self.settings))]
         limits, count = pixel_limits(self.settings), pixel_processes(self.settings)
         quick, slow = (
-            PixelProcesses(count, each, self.selector, pixel_process_died)
+            PixelProcesses(count, each, self.selector, self._on_pixel_death)
             for each in (limits, slow_limits(limits))
         )
         self.pixels = quick, slow
-        self.scrub = ScrubProcess(self.settings, self.selector)
+        self.scrub = ScrubProcess(self.settings, self.selector, self.board)
+        self.metrics = MetricsProcess(
+            self.settings,
+            self.selector,
+            self.board,
+            self.metrics_listeners,
+            [each.endpoints for each in self.pixels],
+        )
         with signal_pipe(self.selector), contextlib.closing(quick), contextlib.closing(slow):
             while self.kill_time is None or any(slot.worker for slot in self.slots):
                 self._start_due()
@@ -131,6 +144,7 @@ class Supervisor:
                     self._restart_hang_timers()
                 self._kill_hanging()
                 self._kill_late()
+            self.metrics.close()
         self.selector.close()
         return self.exit_code
 
@@ -138,23 +152,29 @@ class Supervisor:
 
     def _start_due(self) -> None:
         now = time.monotonic()
-        for slot in self.slots:
+        for number, slot in enumerate(self.slots):
             if self.kill_time is None and slot.worker is None and slot.due <= now:
-                slot.worker = self._start()
+                slot.worker = self._start(number)
                 self.selector.register(slot.worker.status, selectors.EVENT_READ, slot)
-        if self.scrub and self.serving and self.kill_time is None:
-            self.scrub.start_if_due()
+        for companion in self._companions():
+            companion.start_if_due()
 
-    def _start(self) -> Worker:
+    def _companions(self) -> list[Companion]:
+        """Those that may start now."""
+        if not self.serving or self.kill_time is not None:
+            return []
+        return [each for each in (self.scrub, self.metrics) if each is not None]
+
+    def _start(self, number: int) -> Worker:
         status, their_status = os.pipe()
         listen, health = (
             [each.fileno() for each in sockets] for sockets in (self.listeners, self.health_listeners)
         )
         endpoints = [each.endpoints for each in self.pixels]
-        words = json.dumps([listen, health, endpoints, their_status])
+        words = json.dumps([listen, health, endpoints, their_status, self.board.file, number])
         command = [sys.executable, "-m", "streamsrv.server", words]
         shared = [descriptor for each in endpoints for descriptor in each.descriptors]
-        passed = (*listen, *health, *shared, their_status)
+        passed = (*listen, *health, *shared, their_status, self.board.file)
         try:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=passed)
         finally:
@@ -199,6 +219,8 @@ class Supervisor:
         lived = worker.ready and time.monotonic() - worker.started > LIVED
         slot.failures = 0 if lived else slot.failures + 1
         log.error("worker %d ended with %s", worker.process.pid, describe(code))
+        self.board.add(ServerCell.WORKER_ENDS)
+        self.board.worker_ended(self.slots.index(slot))
         hopeless = slot.failures >= START_ATTEMPTS or (not worker.ready and code > 0)
         if hopeless and not self.serving:
             log.error("giving up: workers cannot start")
@@ -207,6 +229,10 @@ class Supervisor:
         else:
             pause = 0.0 if lived else min(FIRST_PAUSE * 2 ** (slot.failures - 1), LONGEST_PAUSE)
             slot.due = time.monotonic() + pause
+
+    def _on_pixel_death(self, pid: int, code: int) -> None:
+        log.warning("pixel process %d ended with %s", pid, describe(code))
+        self.board.add(ServerCell.PIXEL_PROCESS_ENDS)
 
     def _on_signals(self, numbers: bytes) -> None:
         if any(number in ENDING for number in numbers):
@@ -227,6 +253,7 @@ class Supervisor:
                 worker.process.kill()
             elif worker.kill_at is None and worker.ready and worker.last_sign + limit <= now:
                 log.error("worker %d hangs: it gave no sign of life for %g s", worker.process.pid, limit)
+                self.board.add(ServerCell.WORKER_HANGS)
                 worker.process.send_signal(DUMP)
                 worker.kill_at = now + DUMP_TIME
 
@@ -262,7 +289,7 @@ class Supervisor:
         due = [slot.due for slot in self.slots if slot.worker is None]
         if limit := self.settings.hang_timeout:
             due += [worker.kill_at or worker.last_sign + limit for worker in self._workers() if worker.ready]
-        due += self.scrub.due_times() if self.scrub and self.serving else []
+        due += [at for companion in self._companions() for at in companion.due_times()]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
 
@@ -284,10 +311,6 @@ def signal_pipe(selector: selectors.BaseSelector) -> Iterator[None]:
         selector.unregister(read)
         os.close(read)
         os.close(write)
-
-
-def pixel_process_died(pid: int, code: int) -> None:
-    log.warning("pixel process %d ended with %s", pid, describe(code))
 
 
 def describe(code: int) -> str:
@@ -331,6 +354,7 @@ def serve(settings: Settings, write: Callable[[str], None] = print) -> int:
             f"other machines can reach {settings.host}, and there is no authentication: they could read and "
             "delete every study. To allow that, set --allow-remote-without-authentication"
         )
+    start_log(settings)
     settings = with_fonts(settings)
     protect()
     for remark in remarks():
@@ -340,13 +364,19 @@ def serve(settings: Settings, write: Callable[[str], None] = print) -> int:
         origin = origin_of(settings, listeners)
 
         def announce() -> None:
+            if settings.log_format == "json":
+                log.info("streamsrv %s serves %s/v2", __version__, origin)
+                return
             write(f"streamsrv {__version__} serves {origin}/v2 with {worker_count(settings)} workers")
             write(f"the studies are in {Path(settings.data).resolve()}")
             write(f"try: curl '{origin}/v2/studies'")
 
         try:
             health = bind("127.0.0.1", settings.health_port) if settings.health_port else []
-            return Supervisor(settings, listeners, announce, health_listeners=health).run()
+            metrics = bind(settings.metrics_host, settings.metrics_port) if settings.metrics_port else []
+            return Supervisor(
+                settings, listeners, announce, health_listeners=health, metrics_listeners=metrics
+            ).run()
         finally:
             for listener in listeners:
                 listener.close()
@@ -385,71 +415,3 @@ def remarks() -> Iterator[str]:
         )
     for lack in lacking():
         yield f"pixel processes run {lack}"
-
-
-@dataclass
-class ScrubProcess:
-    """There is no process if `scrub_days` is 0 or the server is read-only."""
-
-    settings: Settings
-    selector: selectors.BaseSelector
-    due: float = field(init=False)  # seconds of the monotonic clock
-    process: subprocess.Popen[bytes] | None = None
-    output: bytes = b""
-
-    def __post_init__(self) -> None:
-        self.due = time.monotonic() + min(SCRUB_FIRST_PAUSE, self.settings.scrub_days * PAUSE_A_DAY)
-
-    @property
-    def is_wanted(self) -> bool:
-        return self.settings.scrub_days > 0 and not self.settings.read_only
-
-    def due_times(self) -> list[float]:
-        """The time of the next start; empty if the process runs."""
-        return [self.due] if self.is_wanted and self.process is None else []
-
-    def start_if_due(self) -> None:
-        if not self.is_wanted or self.process is not None or self.due > time.monotonic():
-            return
-        command = [sys.executable, "-m", "streamsrv.scrubber"]
-        try:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        except OSError as error:
-            log.error("the scrub process cannot be started: %s", error.strerror)
-            self.due = time.monotonic() + SCRUB_AFTER_FAILURE
-            return
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        config.send(self.settings, self.process.stdin)
-        self.output = b""
-        self.selector.register(self.process.stdout, selectors.EVENT_READ, self.read_output)
-
-    def read_output(self) -> None:
-        """The selector calls this when standard output can be read."""
-        assert self.process is not None
-        assert self.process.stdout is not None
-        piece = os.read(self.process.stdout.fileno(), 4096)
-        self.output += piece
-        if piece:
-            return
-        pid = self.process.pid
-        code = self.close()
-        try:
-            self.due = time.monotonic() + float(self.output)
-        except ValueError:
-            log.error("the scrub process %d ended with code %d; the next one starts in a minute", pid, code)
-            self.due = time.monotonic() + SCRUB_AFTER_FAILURE
-
-    def close(self) -> int:
-        """Kills the process, if it runs, and returns its exit code."""
-        process, self.process = self.process, None
-        if process is None:
-            return 0
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self.selector.unregister(process.stdout)
-        process.kill()
-        process.stdout.close()
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-        return process.wait()

@@ -25,6 +25,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
 from streamsrv.errors import StoreCorrupt
 from streamsrv.ingest import Ingest
+from streamsrv.metrics import RequestCounts
 from streamsrv.server import actions, pixel_pool
 from streamsrv.settings import Settings
 from streamsrv.store.store import Store, StoreOptions
@@ -149,14 +150,18 @@ class Worker:
         self.fast = fast._replace(templates=0) if way == HEADERS else fast
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
-        self.answered = Counter()
+        self.counts = RequestCounts()
         self.drained = None
+
+    @property
+    def answered(self):
+        return self.counts.by_way()
 
     def start(self):
         work = actions(self.world.store, self.settings, self.world.pool)
         work = dataclasses.replace(work, cached_frames=self.faults.wrapped(work.cached_frames))
         as_json = self.settings.log_format == "json"
-        log = AccessLog(self.lines, json=as_json, answered=self.answered)
+        log = AccessLog(self.lines, json=as_json, counts=self.counts)
         self.app = App(self.settings, work, log)
         self.server = Server(self.app, self.settings, self.fast)
         self.acceptor = Acceptor([self.listener], self.server, 100)

@@ -65,7 +65,7 @@ def scrubbers(server):
         with contextlib.suppress(OSError):
             command = (folder / "cmdline").read_bytes().split(b"\0") if folder.name.isdecimal() else []
             parent = (folder / "stat").read_text().rpartition(")")[2].split()[1] if command else ""
-            if b"streamsrv.scrubber" in command and int(parent) == server.process.pid:
+            if b"streamsrv.companions.scrubber" in command and int(parent) == server.process.pid:
                 found.append(int(folder.name))
     return found
 

@@ -173,6 +173,13 @@ class FairQueue:
         """The clients that have tasks."""
         return list(self._clients)
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """Tasks that wait here, and tasks that are sent and unfinished."""
+        with self._lock:
+            tasks = list(self._clients.values())
+            return sum(len(each.waiting) for each in tasks), sum(each.sent for each in tasks)
+
     def close(self) -> None:
         """Cancels the waiting tasks."""
         with self._lock:

@@ -141,6 +141,12 @@ class PixelPool:
         limits = replace(limits, waiting=limits.waiting * CLIENTS)
         return FramePool(self._workers, limits, first=1, idle=idle, endpoints=endpoints)
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """Tasks of this worker that wait for their turn, and tasks that the processes have, or will take."""
+        (queued, sent), (slow_queued, slow_sent) = self._queue.load, self._slow_queue.load
+        return queued + slow_queued, sent + slow_sent
+
     # Tasks
 
     def submit(self, task: PixelTask, *, in_loop: bool = False) -> TaskFuture:

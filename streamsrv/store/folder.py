@@ -309,11 +309,15 @@ class Reserve:
         self._least = least
         self._ballast = ballast
 
+    def least_of(self, total: int) -> int:
+        """Bytes that stay free on a disk of `total` bytes."""
+        return min(RESERVE, total // RESERVE_SHARE) if self._least is None else self._least
+
     def require(self) -> None:
         """Raises InsufficientStorage if less than the reserve is free, or if the missing ballast has no
         room."""
         free, total = self._ops.space(self._root)
-        least = min(RESERVE, total // RESERVE_SHARE) if self._least is None else self._least
+        least = self.least_of(total)
         if self._ballast and not self._ops.length(self._path):
             size = min(self._ballast, total // BALLAST_SHARE)
             least += size

@@ -10,29 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter
-from enum import StrEnum
 from typing import IO
 
 import orjson
+
+from streamsrv.metrics import Place, RequestCounts, RequestKind, Way, place_of
 
 CLIENT_GONE = 499
 FLUSH_EVERY = 0.1
 
 
-class Way(StrEnum):
-    """How a worker arrives at an answer. Each way gives the same bytes."""
-
-    PLAIN = "plain"  # Tornado parses the request
-    KNOWN_HEADERS = "known-headers"  # the header block was parsed before; only the target is read
-    CACHED_FRAME = "cached-frame"  # a template of the answer is filled in
-
-
 class AccessLog:
-    """`answered` counts the requests of this worker by way, also if the log is not enabled."""
+    """Each request is also added to `counts`, even if the log is not enabled."""
 
-    def __init__(self, target: IO[str], *, json: bool, answered: Counter[Way], enabled: bool = True) -> None:
-        self.answered = answered
+    def __init__(self, target: IO[str], *, json: bool, counts: RequestCounts, enabled: bool = True) -> None:
+        self._count = counts.add
         self._target = target
         self._format = _json_line if json else _text_line
         self._enabled = enabled
@@ -49,17 +41,30 @@ class AccessLog:
         seconds: float,
         request_id: str,
         way: Way = Way.PLAIN,
+        kind: RequestKind = RequestKind.OTHER,
+        received: int = 0,
     ) -> None:
+        """`sent` and `received` are bytes of bodies."""
         enabled = self._enabled
         line = self.line(client, method, path, status, sent, way) if enabled else ""
-        self.add_line(line, self.now() if enabled else "", seconds, request_id, way)
+        at = self.now() if enabled else ""
+        self.add_line(line, at, seconds, request_id, place_of(kind, status, way), sent, received)
 
     def line(self, client: str, method: str, path: str, status: int, sent: int, way: Way) -> str:
         """The part of a line that is the same for equal requests, for `add_line`."""
         return self._format(client, method, path, status, sent, way)
 
-    def add_line(self, line: str, at: str, seconds: float, request_id: str, way: Way) -> None:
-        self.answered[way] += 1
+    def add_line(
+        self,
+        line: str,
+        at: str,
+        seconds: float,
+        request_id: str,
+        place: Place,
+        sent: int,
+        received: int = 0,
+    ) -> None:
+        self._count(place, sent, received, seconds)
         if not self._enabled:
             return
         if not self._lines:

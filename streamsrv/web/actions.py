@@ -9,18 +9,44 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed
+from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed, RequestError
 from streamsrv.ingest.batching import StoreOutcome
 from streamsrv.ingest.response import StoreResult
 from streamsrv.ingest.transaction import Ingest
+from streamsrv.metrics import RequestKind
 from streamsrv.retrieve.cached_frames import CachedInstance
 from streamsrv.wire.answers import Answer, Computed, Deferred, Request, resolved
 from streamsrv.wire.codings import coded
-from streamsrv.wire.resources import Kind, Target
+from streamsrv.wire.resources import Kind, Target, target_of
 
 # If-Modified-Since counts for GET alone.
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-unmodified-since"))
 CHOOSING = frozenset(("accept", "accept-encoding"))
+
+# The kind of a GET, under which it is counted.
+KINDS = {
+    Kind.SERVICE: RequestKind.DESCRIPTION,
+    Kind.SEARCH: RequestKind.SEARCH,
+    Kind.INSTANCES: RequestKind.INSTANCES,
+    Kind.METADATA: RequestKind.METADATA,
+    Kind.FRAMES: RequestKind.FRAMES,
+    Kind.RENDERED: RequestKind.RENDERED,
+    Kind.THUMBNAIL: RequestKind.THUMBNAIL,
+    Kind.BULKDATA: RequestKind.BULKDATA,
+    Kind.PIXELDATA: RequestKind.BULKDATA,
+    Kind.WADO_URI: RequestKind.WADO_URI,
+    Kind.OPENAPI: RequestKind.DESCRIPTION,
+    Kind.YAML: RequestKind.DESCRIPTION,
+    Kind.LIVE: RequestKind.HEALTH,
+    Kind.READY: RequestKind.HEALTH,
+    Kind.PAGE: RequestKind.PAGES,
+    Kind.VIEWER: RequestKind.PAGES,
+}
+METHODS = {
+    "POST": RequestKind.STORE,
+    "DELETE": RequestKind.DELETE,
+    "OPTIONS": RequestKind.DESCRIPTION,
+}
 
 
 def _nothing(request: Request, target: Target) -> None:
@@ -50,6 +76,16 @@ class Actions:
     cached_frames: Callable[[Request, Target], CachedInstance | None] = _nothing
     store_batch: Callable[[Sequence[Ingest]], list[StoreOutcome]] = _none
     probe: Callable[[], None] = _well
+
+
+def request_kind(method: str, path: str) -> RequestKind:
+    """The kind under which a request is counted. `path` is percent-encoded and may be malformed."""
+    try:
+        target = target_of(path)
+        target.check_method(method)
+    except RequestError:
+        return RequestKind.DESCRIPTION if method == "OPTIONS" else RequestKind.OTHER
+    return METHODS.get(method) or KINDS[target.kind]
 
 
 def compute(actions: Actions, request: Request, target: Target) -> Computed:

@@ -29,11 +29,12 @@ from streamsrv.errors import (
 )
 from streamsrv.ingest import SHORT_BODY
 from streamsrv.ingest.response import StoreResult
+from streamsrv.metrics import RequestKind
 from streamsrv.retrieve.cached_frames import CachedInstance
 from streamsrv.settings import Settings
 from streamsrv.web import describe, health
 from streamsrv.web.access_log import AccessLog
-from streamsrv.web.actions import CONDITIONS, Actions, check_preconditions, compute
+from streamsrv.web.actions import CONDITIONS, KINDS, Actions, check_preconditions, compute
 from streamsrv.web.connection.clients import Uploads, UploadSlot, Watch
 from streamsrv.web.connection.loop import Threads
 from streamsrv.web.cors import Cors
@@ -72,10 +73,12 @@ def _nothing() -> None:
 
 
 class Job(NamedTuple):
-    """`compute` does not block. `left` is called if the client leaves while a thread computes."""
+    """`compute` does not block. `left` is called if the client leaves while a thread computes. `kind` is None
+    for rare requests, whose kind is found when they are counted."""
 
     compute: Callable[[], Computed]
     left: Callable[[], None] = _nothing
+    kind: RequestKind | None = None
 
 
 class Intake(NamedTuple):
@@ -141,6 +144,15 @@ class App:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    @property
+    def active(self) -> int:
+        """Requests in progress."""
+        return len(self._active)
+
+    @property
+    def uploads(self) -> int:
+        return len(self._uploads)
 
     def begun(self, exchange: object) -> None:
         self._active.add(exchange)
@@ -242,7 +254,8 @@ class App:
             return Job(partial(self._page.answer, request, target))
         if kind is Kind.VIEWER:
             return Job(lambda: self._viewer.answer(request, target))
-        return Job(lambda: self._compute(request, target), request.requester.leave)
+        counted = KINDS[kind] if head.method == "GET" else None
+        return Job(lambda: self._compute(request, target), request.requester.leave, counted)
 
     def ready(self) -> Answer:
         return health.ready(self._actions.probe, draining=self.draining, store_open=self.store_open)

@@ -12,13 +12,13 @@ import logging
 import signal
 import socket
 import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from streamsrv.errors import IndexFailed, StreamsrvError
+from streamsrv.metrics import Gauge, RequestCounts, Way
 from streamsrv.settings import Settings
 from streamsrv.web import health
-from streamsrv.web.access_log import AccessLog, Way
+from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import Actions
 from streamsrv.web.app import App
 from streamsrv.web.connection.listener import Acceptor, Server
@@ -42,13 +42,17 @@ def run(
     on_beat: Callable[[], None] = lambda: None,
     lifeline: int | None = None,
     health_listeners: Sequence[socket.socket] = (),
+    counts: RequestCounts | None = None,
 ) -> bool:
     """Serves until it is stopped. Returns False if requests were cut off. Raises IndexFailed if this process
-    cannot use the index any more. The loop calls `on_beat` every BEAT seconds."""
+    cannot use the index any more. The loop calls `on_beat`, and publishes `counts`, every BEAT seconds."""
     # At level INFO Tornado logs malformed headers with their values, and these may be tokens.
     logging.getLogger("tornado.general").setLevel(logging.WARNING)
     with asyncio.Runner(loop_factory=BatchLoop) as runner:
-        return runner.run(_serve(settings, listeners, actions, on_ready, on_beat, lifeline, health_listeners))
+        counted = counts or RequestCounts()
+        return runner.run(
+            _serve(settings, listeners, actions, on_ready, on_beat, lifeline, health_listeners, counted)
+        )
 
 
 class _Stop:
@@ -66,16 +70,17 @@ class _Stop:
             log.error("%s: this worker ends, and another one replaces it", error.detail)
         self._loop.call_soon_threadsafe(self.event.set)
 
-    def beat(self, probe: Callable[[], None], on_beat: Callable[[], None]) -> None:
+    def beat(self, probe: Callable[[], None], on_beat: Callable[[], None], counts: RequestCounts) -> None:
         """A sign of life: calls `on_beat`, and checks whether the index can be used."""
         on_beat()
+        counts.publish()
         try:
             probe()
         except IndexFailed as error:
             self.fail(error)
         except StreamsrvError:
             pass  # /health/ready reports it
-        self._loop.call_later(BEAT, self.beat, probe, on_beat)
+        self._loop.call_later(BEAT, self.beat, probe, on_beat, counts)
 
 
 async def _serve(
@@ -86,6 +91,7 @@ async def _serve(
     on_beat: Callable[[], None],
     lifeline: int | None,
     health_listeners: Sequence[socket.socket],
+    counts: RequestCounts,
 ) -> bool:
     loop, stop = asyncio.get_running_loop(), _Stop()
     loop.add_signal_handler(signal.SIGTERM, stop.event.set)
@@ -94,9 +100,8 @@ async def _serve(
     if lifeline is not None:
         loop.add_reader(lifeline, stop.event.set)
     enabled = logging.getLogger("streamsrv").isEnabledFor(logging.INFO)
-    answered: Counter[Way] = Counter()
     as_json = settings.log_format == "json"
-    access_log = AccessLog(sys.stderr, json=as_json, answered=answered, enabled=enabled)
+    access_log = AccessLog(sys.stderr, json=as_json, counts=counts, enabled=enabled)
     app = App(settings, actions, access_log, stop.fail, port=listeners[0].getsockname()[1])
     server = Server(app, settings)
     acceptor = Acceptor(
@@ -107,10 +112,18 @@ async def _serve(
         alone=settings.workers == 1,
     )
     acceptor.start()
+    gauges: Mapping[Gauge, Callable[[], float]] = {
+        Gauge.READY: lambda: not app.draining,
+        Gauge.REQUESTS: lambda: app.active,
+        Gauge.CONNECTIONS: lambda: acceptor.connections,
+        Gauge.UPLOADS: lambda: app.uploads,
+    }
+    for gauge, value in gauges.items():
+        counts.watch(gauge, value)
     probes = HealthListener(health_listeners, {"/health/live": health.live, "/health/ready": app.ready})
     await probes.start()
     on_ready()
-    stop.beat(actions.probe, on_beat)
+    stop.beat(actions.probe, on_beat, counts)
     await stop.event.wait()
     if lifeline is not None:
         loop.remove_reader(lifeline)
@@ -122,6 +135,8 @@ async def _serve(
     await server.close_all_connections()
     probes.stop()
     app.stop()
+    counts.publish()
+    answered = counts.by_way()
     log.info("answered: %s", ", ".join(f"{way} {answered[way]}" for way in Way))
     if not finished:
         log.warning("requests were cut off: they took longer than %s seconds to finish", patience)

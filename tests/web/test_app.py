@@ -3,13 +3,13 @@
 import asyncio
 import json
 import xml.etree.ElementTree as ElementTree
-from collections import Counter
 from concurrent.futures import Future
 
 import pytest
 from web_world import DEADLINE, Raw, eventually, settings_of
 
-from streamsrv.web.access_log import AccessLog, Way
+from streamsrv.metrics import RequestCounts, Way
+from streamsrv.web.access_log import AccessLog
 from streamsrv.wire.answers import Answer, ByteStream, Pending
 from streamsrv.wire.resources import ROUTES
 
@@ -146,7 +146,7 @@ async def test_while_draining_ready_says_so(port, http_server):
 
 
 async def test_lines_are_written_together(http_server, lines):
-    log = AccessLog(lines, json=True, answered=Counter())
+    log = AccessLog(lines, json=True, counts=RequestCounts())
     for number in range(3):
         log.add("::1", "GET", '/a"b\u00e9', 200, number, 0.12345, "id")
     assert lines.text == ""
@@ -168,7 +168,7 @@ async def test_lines_are_written_together(http_server, lines):
 
 
 async def test_a_text_line_cannot_be_forged(http_server, lines):
-    log = AccessLog(lines, json=False, answered=Counter())
+    log = AccessLog(lines, json=False, counts=RequestCounts())
     log.add('a"b', "GET", '/a"b\u0085\n', 200, 1, 0.5, "id")
     log.flush()
     log.flush()
@@ -177,9 +177,9 @@ async def test_a_text_line_cannot_be_forged(http_server, lines):
 
 
 async def test_a_log_that_is_off_keeps_nothing(http_server, lines):
-    answered = Counter()
-    log = AccessLog(lines, json=False, answered=answered, enabled=False)
+    counts = RequestCounts()
+    log = AccessLog(lines, json=False, counts=counts, enabled=False)
     log.add("a", "GET", "/", 200, 1, 0.5, "id")
-    assert answered == {Way.PLAIN: 1}
+    assert counts.by_way() == {Way.PLAIN: 1}
     log.flush()
     assert lines.text == ""

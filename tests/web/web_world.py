@@ -6,10 +6,10 @@ The receiver understands four words in a body, to make trouble on demand: see `R
 import asyncio
 import dataclasses
 import threading
-from collections import Counter
 
 from streamsrv.errors import BadRequest, InsufficientStorage, UnsupportedMediaType
 from streamsrv.ingest.response import StoreResult
+from streamsrv.metrics import RequestCounts
 from streamsrv.settings import Settings
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import Actions
@@ -133,7 +133,7 @@ def settings_of(**values):
 
 
 def access_log(lines):
-    return AccessLog(lines, json=False, answered=Counter())
+    return AccessLog(lines, json=False, counts=RequestCounts())
 
 
 class Raw:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,27 +16,50 @@ MOST_NAMED = 100  # damaged instances
 def info(store: Store) -> dict[str, Any]:
     """`problems` are parts that cannot be served or trusted, by names and lengths of files. `lost_and_found`
     counts bytes that were cut off segments."""
-    rows = store.index.segments().values()
-    statistics = store.index.statistics()
-    free, total = store.ops.space(store.layout.root)
+    numbers = store_numbers(store)
     return {
         "store_id": store.store_id,
         "folder": str(store.layout.root),
         "about": store.index.about(),
-        "index": statistics,
-        "segments": len(rows),
-        "sealed": sum(row.sealed for row in rows),
-        "bytes": sum(row.committed_end for row in rows),
-        "live": sum(row.live for row in rows),
-        "dead": sum(row.dead for row in rows),
-        "disk_free": free,
-        "disk_total": total,
-        "lost_and_found": sum(part.stat().st_size for part in leftovers.parts(store.layout)),
+        **asdict(numbers),
         "scrub": scrubbed(store),
-        "damaged": statistics["damage"],
+        "damaged": numbers.index["damage"],
         "damaged_instances": damaged_instances(store),
         "problems": list(map(str, problems(store.layout, store.form, store.manifest, store.index))),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class StoreNumbers:
+    """`index` has the number of rows in each database, and the bytes of the file. `bytes`, `live` and `dead`
+    are those of all segments."""
+
+    index: dict[str, int]
+    segments: int
+    sealed: int
+    bytes: int
+    live: int
+    dead: int
+    disk_free: int
+    disk_total: int
+    lost_and_found: int
+
+
+def store_numbers(store: Store) -> StoreNumbers:
+    """Reads the table of segments, and no row of an instance. Raises StoreError and OSError."""
+    rows = store.index.segments().values()
+    free, total = store.ops.space(store.layout.root)
+    return StoreNumbers(
+        index=store.index.statistics(),
+        segments=len(rows),
+        sealed=sum(row.sealed for row in rows),
+        bytes=sum(row.committed_end for row in rows),
+        live=sum(row.live for row in rows),
+        dead=sum(row.dead for row in rows),
+        disk_free=free,
+        disk_total=total,
+        lost_and_found=sum(part.stat().st_size for part in leftovers.parts(store.layout)),
+    )
 
 
 def scrubbed(store: Store) -> dict[str, Any]:

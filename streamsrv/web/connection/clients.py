@@ -258,6 +258,9 @@ class Uploads:
         self._clock = clock
         self._slots: dict[UploadSlot, None] = {}
 
+    def __len__(self) -> int:
+        return len(self._slots)
+
     def take(self, client: str) -> UploadSlot:
         """`client` is the address of the requester. Raises Overloaded if there is no slot."""
         now, owner = self._clock(), party(client)

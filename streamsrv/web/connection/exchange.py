@@ -31,6 +31,7 @@ from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine,
 
 from streamsrv.errors import BadRequest, ContentTooLarge, LengthRequired, RequestError, RequestTimeout
 from streamsrv.web.access_log import CLIENT_GONE
+from streamsrv.web.actions import request_kind
 from streamsrv.web.app import App, Intake, Job
 from streamsrv.web.connection.body import feed, read_body
 from streamsrv.web.connection.clients import Meter
@@ -313,9 +314,19 @@ class Exchange(Waiting, HTTPMessageDelegate):
             cast(FastPath, self._fast_path).keep(self._request, head, caller, ended)
         self.stream.let_go()
         self._app.ended(self, self._intake.slot if self._intake else None)
-        seconds = asyncio.get_running_loop().time() - self._began
+        self._log(head, ended)
+
+    def _log(self, head: Head, ended: Ended) -> None:
         self._app.access_log.add(
-            self._client, head.method, head.path, ended.status, ended.sent, seconds, head.request_id
+            self._client,
+            head.method,
+            head.path,
+            ended.status,
+            ended.sent,
+            asyncio.get_running_loop().time() - self._began,
+            head.request_id,
+            kind=(self._job and self._job.kind) or request_kind(head.method, head.path),
+            received=self._meter.moved if self._meter else 0,
         )
 
 

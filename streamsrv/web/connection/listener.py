@@ -129,6 +129,10 @@ class Acceptor:
         self._stopped = False
         server.on_free = self._freed
 
+    @property
+    def connections(self) -> int:
+        return self._open
+
     def start(self) -> None:
         if self._accepting or self._stopped:
             return

@@ -17,7 +17,8 @@ from typing import cast
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 
-from streamsrv.web.access_log import Way
+from streamsrv.metrics import RequestKind, Way
+from streamsrv.web.actions import request_kind
 from streamsrv.web.app import App
 from streamsrv.web.connection.compute import Answering, Ended
 from streamsrv.web.connection.stream import RequestBatch, Stream
@@ -93,6 +94,7 @@ class KnownRequest:
         self._waiting = waiting
         self._head, self._caller = known
         self._client = waiting.peer
+        self._kind: RequestKind | None = None
         self._request = request
         self._began = began
         self._paused = self._ended = False
@@ -105,6 +107,7 @@ class KnownRequest:
             self._answering.send(self._app.problem(error, self._head))
         else:
             self._client = self._caller.client
+            self._kind = job.kind
             self._answering.begin(job)
         if not self._ended:
             self._paused = True
@@ -115,7 +118,7 @@ class KnownRequest:
         head, seconds = self._head, time.monotonic() - self._began
         self._app.access_log.add(
             *(self._client, head.method, head.path, ended.status, ended.sent, seconds),
-            *(head.request_id, Way.KNOWN_HEADERS),
+            *(head.request_id, Way.KNOWN_HEADERS, self._kind or request_kind(head.method, head.path)),
         )
         error = ended.error
         if error is None and ended.status == 200:

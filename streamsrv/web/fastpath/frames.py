@@ -26,9 +26,10 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
+from streamsrv.metrics import Place, RequestKind, Way, place_of
 from streamsrv.retrieve.cached_frames import CachedInstance
 from streamsrv.store import SegmentLease
-from streamsrv.web.access_log import AccessLog, Way
+from streamsrv.web.access_log import AccessLog
 from streamsrv.web.connection.closing import final_status
 from streamsrv.web.connection.stream import RequestBatch, Stream
 from streamsrv.web.fastpath.headers import LONGEST, is_unique
@@ -88,6 +89,7 @@ class PreparedAnswer(NamedTuple):
     length: int  # of all bytes, with a date and a request id
     payload: int
     line: str  # of the access log
+    place: Place  # of the counters
 
 
 _Key: TypeAlias = tuple[str, bytes]  # peer; the request without its number
@@ -143,7 +145,10 @@ class FrameCache:
         if transfer is None:
             if lease is not None:
                 lease.release()
-            self._log.add_line(prepared.line, batch.stamp, time.monotonic() - batch.began, identifier, _WAY)
+            seconds = time.monotonic() - batch.began
+            self._log.add_line(
+                prepared.line, batch.stamp, seconds, identifier, prepared.place, prepared.payload
+            )
             return True
         self._follow(transfer, prepared, batch.began, identifier, lease)
         return transfer
@@ -168,12 +173,14 @@ class FrameCache:
         def ended(_: object) -> None:
             if lease is not None:
                 lease.release()
-            line, error = prepared.line, transfer.done.exception()
+            line, place, sent = prepared.line, prepared.place, prepared.payload
+            error = transfer.done.exception()
             if error is not None:
                 sent = max(0, transfer.sent - (prepared.length - prepared.payload))
                 status = final_status(error, 200, identifier, sent)
                 line = self._log.line(prepared.client, "GET", prepared.path, status, sent, _WAY)
-            self._log.add_line(line, self._log.now(), time.monotonic() - began, identifier, _WAY)
+                place = place_of(_kind(prepared.path), status, _WAY)
+            self._log.add_line(line, self._log.now(), time.monotonic() - began, identifier, place, sent)
 
         if transfer.done.done():
             ended(transfer.done)
@@ -208,7 +215,8 @@ class FrameCache:
         client, frames, path = template.client, template.frames, request[4:stop].decode("ascii")
         line = self._log.line(client, "GET", path, 200, payload, _WAY)
         prepared = PreparedAnswer(
-            peer, client, path, frames, before, middle, after, frame.span, tail, length, payload, line
+            *(peer, client, path, frames, before, middle, after, frame.span, tail, length, payload, line),
+            place_of(_kind(path), 200, _WAY),
         )
         if len(self._prepared) >= self._limits.prepared:
             self._prepared.clear()
@@ -281,6 +289,10 @@ class FrameCache:
             self._timer.cancel()
         while self._leases:
             self._leases.popitem()[1].release()
+
+
+def _kind(path: str) -> RequestKind:
+    return RequestKind.RENDERED if path.endswith(_AS_PICTURE.decode()) else RequestKind.FRAMES
 
 
 def _is_stored(answer: Answer) -> bool:

@@ -1,24 +1,24 @@
 """The scrub process: it reads the segments that are due, and ends when none is due soon.
 
-The supervisor starts it by exec. It reads its settings as one line of JSON from standard input. Standard
-input then stays open; its end means that the supervisor has ended. Before it ends the process writes to
-standard output in how many seconds the next segment is due. It may be killed at any moment: the next process
-continues. It runs at the lowest priority of the scheduler and of the disk.
+processes.py says how it starts; its argument has the memory of the counters. Before it ends the process
+writes to standard output in how many seconds the next segment is due. It may be killed at any moment: the
+next process continues. It runs at the lowest priority of the scheduler and of the disk.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import select
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from streamsrv import config
 from streamsrv.errors import StreamsrvError
+from streamsrv.metrics import MetricsBoard, ServerCell
 from streamsrv.options import start_log, store_options
 from streamsrv.settings import Settings
 from streamsrv.store import Store
@@ -44,22 +44,36 @@ def sleep(seconds: float) -> None:
         raise SupervisorGone
 
 
-def scrub_due(store: Store, settings: Settings, wait: Callable[[float], None] = sleep) -> float:
+class CountedPace(Pace):
+    """A pace that counts the bytes."""
+
+    def __init__(self, rate: int, board: MetricsBoard) -> None:
+        super().__init__(rate, sleep=sleep)
+        self._board = board
+
+    def take(self, length: int) -> None:
+        self._board.add(ServerCell.SCRUB_BYTES, length)
+        super().take(length)
+
+
+def scrub_due(store: Store, settings: Settings, board: MetricsBoard) -> float:
     """Reads the segments that are due; returns the seconds until the next one is due."""
-    scrub = Scrub(store, Pace(settings.scrub_rate, sleep=wait))
+    scrub = Scrub(store, CountedPace(settings.scrub_rate, board))
     while True:
         segment, seconds = scrub.due(settings.scrub_days * DAY) or (0, LONGEST_PAUSE)
         if seconds > LONGEST_WAIT:
             return min(seconds, LONGEST_PAUSE)
-        wait(max(seconds, SHORTEST_WAIT))
+        sleep(max(seconds, SHORTEST_WAIT))
         for finding in scrub.run(segment):
             level = logging.ERROR if finding.severity is Severity.ERROR else logging.INFO
             log.log(level, "scrub: %s: %s", finding.where, finding.what)
         log.info("scrub: segment %d is verified", segment)
+        board.add(ServerCell.SCRUB_SEGMENTS)
 
 
 def main() -> int:
     protect()
+    board = MetricsBoard(*json.loads(sys.argv[1]))
     settings = config.receive(STDIN)
     start_log(settings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal
@@ -67,7 +81,7 @@ def main() -> int:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     try:
         with Store.open(Path(settings.data), store_options(settings)) as store:
-            print(scrub_due(store, settings), flush=True)
+            print(scrub_due(store, settings, board), flush=True)
     except SupervisorGone:
         return 0
     except (StreamsrvError, OSError) as error:

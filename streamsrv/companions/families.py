@@ -1,0 +1,209 @@
+"""The metrics of the server: the table of all families, and their samples.
+
+Rules of this file
+- The labels have a small fixed set of values. Of the statuses of a kind of request only those appear that
+  have occurred, and EXPECTED: a counter that begins with 1 has no increase.
+- docs/monitoring.md describes each family, and a test compares.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+from framecodecs.pool.processes import ABSENT, BUSY, IDLE, STARTING, StatusPages
+from streamsrv import __version__
+from streamsrv.metrics import BOUNDS, Gauge, MetricsBoard, ServerCell, Way
+from streamsrv.settings import Settings
+from streamsrv.store import Store
+from streamsrv.store.maintenance.info import store_numbers
+from streamsrv.store.maintenance.scrub import DAY, ScrubState, verified_until
+
+# (values of the labels, value)
+Sample: TypeAlias = tuple[tuple[str, ...], float]
+Samples: TypeAlias = Mapping[str, Sequence[Sample]]
+
+COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
+EXPECTED = frozenset((200, 500, 503, 507))
+PROCESS_STATES = {"absent": ABSENT, "starting": STARTING, "idle": IDLE, "busy": BUSY}
+DURATION = "streamsrv_request_duration_seconds"
+
+
+class MetricDefinition(NamedTuple):
+    """`name` has no prefix; that of a counter has no suffix `_total` either."""
+
+    name: str
+    kind: str
+    text: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        return f"streamsrv_{self.name}" + ("_total" if self.kind == COUNTER else "")
+
+
+def _c(name: str, text: str, *labels: str) -> MetricDefinition:
+    return MetricDefinition(name, COUNTER, text, labels)
+
+
+def _g(name: str, text: str, *labels: str) -> MetricDefinition:
+    return MetricDefinition(name, GAUGE, text, labels)
+
+
+DEFINITIONS = (
+    _g("build_info", "1; the labels name the version and that of Python", "version", "python"),
+    _g("start_time_seconds", "Start of the server in seconds since 1970"),
+    _c("requests", "Requests that have ended", "transaction", "status", "way"),
+    _c("request_bytes", "Bytes of request bodies", "transaction"),
+    _c("response_bytes", "Bytes of response bodies", "transaction"),
+    MetricDefinition(
+        "request_duration_seconds",
+        HISTOGRAM,
+        "Seconds from the head of a request to the last byte of its answer",
+        ("transaction",),
+    ),
+    _g("requests_in_progress", "Requests whose answer has not ended"),
+    _g("connections", "Open connections of clients"),
+    _g("connections_limit", "Connections that all workers together accept"),
+    _g("uploads", "Store requests whose body arrives"),
+    _g("uploads_limit", "Store requests that all workers together receive at a time"),
+    _g("pixel_tasks", "Tasks for pixel processes, by state: queued or running", "state"),
+    _g("pixel_processes", "Pixel processes by pool (short or long tasks) and state", "pool", "state"),
+    _c("pixel_process_ends", "Pixel processes that ended with an error"),
+    _g("workers", "Workers that the server should have"),
+    _g("workers_ready", "Workers that accept requests"),
+    _c("worker_ends", "Workers that ended while the server ran"),
+    _c("worker_hangs", "Workers that were killed because their event loop did not run"),
+    _g("store_up", "1 if the store could be read for this answer; else the families of the store are absent"),
+    _g("studies", "Studies in the store"),
+    _g("series", "Series in the store"),
+    _g("instances", "Instances in the store"),
+    _g("damaged_instances", "Instances with bytes that differ from those that arrived"),
+    _g("segments", "Segments by state: open or sealed", "state"),
+    _g("segment_bytes", "Bytes of segments by state: live, dead (freed by compact) or overhead", "state"),
+    _g("index_bytes", "Bytes of the index file by state: used or free", "state"),
+    _g("lost_and_found_bytes", "Bytes that were cut off segments after a crash"),
+    _g("disk_free_bytes", "Free bytes of the file system of the store"),
+    _g("disk_size_bytes", "Size of the file system of the store"),
+    _g("disk_reserve_bytes", "With less free bytes, store requests are answered with 507"),
+    _c("scrub_bytes", "Bytes that scrub has read"),
+    _c("scrub_segments", "Segments that scrub has verified"),
+    _g("scrub_period_seconds", "Seconds in which scrub verifies each segment; 0 if it is off"),
+    _g("scrub_unverified_bytes", "Bytes that were never verified"),
+    _g(
+        "scrub_oldest_verified_timestamp_seconds",
+        "The oldest verification of a segment in seconds since 1970; absent if there was none",
+    ),
+)
+
+
+def server_samples(board: MetricsBoard, pools: Mapping[str, StatusPages], settings: Settings) -> Samples:
+    """The counts of all processes, and their state."""
+    queued, running = board.gauge(Gauge.TASKS_QUEUED), board.gauge(Gauge.TASKS_RUNNING)
+    single = {
+        "start_time_seconds": board.value(ServerCell.STARTED),
+        "requests_in_progress": board.gauge(Gauge.REQUESTS),
+        "connections": board.gauge(Gauge.CONNECTIONS),
+        "connections_limit": settings.max_connections * board.workers,
+        "uploads": board.gauge(Gauge.UPLOADS),
+        "uploads_limit": settings.max_uploads * board.workers,
+        "pixel_process_ends": board.value(ServerCell.PIXEL_PROCESS_ENDS),
+        "workers": board.workers,
+        "workers_ready": board.gauge(Gauge.READY),
+        "worker_ends": board.value(ServerCell.WORKER_ENDS),
+        "worker_hangs": board.value(ServerCell.WORKER_HANGS),
+        "scrub_bytes": board.value(ServerCell.SCRUB_BYTES),
+        "scrub_segments": board.value(ServerCell.SCRUB_SEGMENTS),
+        "scrub_period_seconds": 0.0 if settings.read_only else settings.scrub_days * DAY,
+    }
+    states = {name: pages.states() for name, pages in pools.items()}
+    return {
+        **{name: [((), value)] for name, value in single.items()},
+        **_request_samples(board),
+        "build_info": [((__version__, platform.python_version()), 1)],
+        "pixel_tasks": [(("queued",), queued), (("running",), running)],
+        "pixel_processes": [
+            ((pool, state), found.count(code))
+            for pool, found in states.items()
+            for state, code in PROCESS_STATES.items()
+        ],
+    }
+
+
+def _request_samples(board: MetricsBoard) -> Samples:
+    totals = board.totals()
+    return {
+        "requests": [
+            ((kind, str(status or "other"), way), number)
+            for kind, each in totals.items()
+            for status, way, number in each.requests
+            if number or (status in EXPECTED and way is Way.PLAIN)
+        ],
+        "request_bytes": [((kind,), each.received) for kind, each in totals.items()],
+        "response_bytes": [((kind,), each.sent) for kind, each in totals.items()],
+    }
+
+
+def store_samples(store: Store) -> Samples:
+    """The state of the store. No row of an instance is read. Raises StoreError and OSError."""
+    numbers = store_numbers(store)
+    index, overhead = numbers.index, numbers.bytes - numbers.live - numbers.dead
+    oldest, never = verified_until(ScrubState.load(store.layout.scrub_state), store.index.segments())
+    single: dict[str, float] = {
+        "store_up": 1,
+        "studies": index["studies"],
+        "series": index["series"],
+        "instances": index["instances"],
+        "damaged_instances": index["damage"],
+        "lost_and_found_bytes": numbers.lost_and_found,
+        "disk_free_bytes": numbers.disk_free,
+        "disk_size_bytes": numbers.disk_total,
+        "disk_reserve_bytes": store.reserve.least_of(numbers.disk_total),
+        "scrub_unverified_bytes": never,
+    }
+    if oldest is not None:
+        single["scrub_oldest_verified_timestamp_seconds"] = oldest
+    by_state = {
+        "segments": {"open": numbers.segments - numbers.sealed, "sealed": numbers.sealed},
+        "segment_bytes": {"live": numbers.live, "dead": numbers.dead, "overhead": overhead},
+        "index_bytes": {
+            "used": index["bytes_used"],
+            "free": max(index["bytes_file"] - index["bytes_used"], 0),
+        },
+    }
+    return {
+        **{name: [((), value)] for name, value in single.items()},
+        **{name: [((state,), value) for state, value in each.items()] for name, each in by_state.items()},
+    }
+
+
+def collected(samples: Samples, board: MetricsBoard) -> Iterator[Metric]:
+    for each in DEFINITIONS:
+        if each.kind == HISTOGRAM:
+            yield _durations(each, board)
+        elif each.name in samples:
+            family = (CounterMetricFamily if each.kind == COUNTER else GaugeMetricFamily)(
+                each.full_name, each.text, labels=each.labels
+            )
+            for labels, value in samples[each.name]:
+                family.add_metric(labels, value)
+            yield family
+
+
+def _durations(definition: MetricDefinition, board: MetricsBoard) -> Metric:
+    family = HistogramMetricFamily(definition.full_name, definition.text, labels=definition.labels)
+    for kind, totals in board.totals().items():
+        number, buckets = 0, list[tuple[str, float]]()
+        for bound, count in zip((*map(str, BOUNDS), "+Inf"), totals.buckets, strict=True):
+            number += count
+            buckets.append((bound, number))
+        family.add_metric([kind], buckets, totals.seconds)
+    return family
