@@ -31,7 +31,6 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import Metric
-from prometheus_client.registry import Collector
 
 from framecodecs.pool.processes import StatusPages
 from streamsrv import config
@@ -98,7 +97,9 @@ class StoreReader:
                 store.close()
 
 
-class ServerCollector(Collector):
+class ServerCollector:
+    """A collector of prometheus_client."""
+
     def __init__(
         self, board: MetricsBoard, pools: dict[str, StatusPages], settings: Settings, store: StoreReader
     ) -> None:
@@ -154,7 +155,7 @@ def only_metrics(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[
     return answer
 
 
-def serve(listeners: Iterable[socket.socket], collector: Collector) -> None:
+def serve(listeners: Iterable[socket.socket], collector: ServerCollector) -> None:
     registry = CollectorRegistry()
     registry.register(collector)
     app = only_metrics(make_wsgi_app(registry))
