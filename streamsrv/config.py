@@ -20,7 +20,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple, cast
 
 from streamsrv.errors import StreamsrvError
 from streamsrv.settings import TABLES, Settings, Value
@@ -43,12 +43,32 @@ def load(
     flags: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Settings from all sources; raises SettingsError."""
-    values: dict[str, Value] = {}
-    if file is not None:
-        values |= from_toml(file)
-    values |= from_environment(environment or {})
-    values |= {name: checked(name, value, f"--{flag(name)}") for name, value in (flags or {}).items()}
+    values = {name: each.value for name, each in sourced(file, environment, flags).items()}
     return Settings(**values)  # type: ignore[arg-type]  # checked() returns the type of the field
+
+
+class SourcedValue(NamedTuple):
+    """`source` is default, file, environment or flag; `place` is the path, the variable or the flag."""
+
+    value: Value
+    source: str = "default"
+    place: str = ""
+
+
+def sourced(
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> dict[str, SourcedValue]:
+    """The value of every setting, and the source that it comes from; raises SettingsError."""
+    found = {name: SourcedValue(cast(Value, field.default)) for name, field in FIELDS.items()}
+    if file is not None:
+        found |= {name: SourcedValue(value, "file", str(file)) for name, value in from_toml(file).items()}
+    for name, value in from_environment(environment or {}).items():
+        found[name] = SourcedValue(value, "environment", PREFIX + name.upper())
+    for name, value in (flags or {}).items():
+        found[name] = SourcedValue(checked(name, value, f"--{flag(name)}"), "flag", f"--{flag(name)}")
+    return found
 
 
 def from_toml(file: Path) -> dict[str, Value]:
@@ -191,5 +211,9 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_of(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Settings:
-    flags = {name: value for name, value in vars(args).items() if name in FIELDS and value is not None}
-    return load(args.config, environment, flags)
+    return load(args.config, environment, given(args))
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings among the flags of the command line."""
+    return {name: value for name, value in vars(args).items() if name in FIELDS and value is not None}

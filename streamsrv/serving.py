@@ -1,4 +1,4 @@
-"""The verb `serve`: its flags and its function. It runs on Linux only.
+"""The verbs `serve` and `settings`: every setting is a flag of both. They run on Linux only.
 
 It imports the supervisor, and no more of the rooms: they load in the workers and the pixel processes.
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import os
+import re
 
 from streamsrv import config, supervisor
-from streamsrv.settings import TABLES
+from streamsrv.settings import TABLES, Value
 
 ADVANCED = "advanced"
 
@@ -43,4 +46,47 @@ def run(args: argparse.Namespace) -> int:
     return supervisor.serve(config.settings_of(args), write)
 
 
-VERBS = {"serve": (add_arguments, run)}
+def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--changed", action="store_true", help="only settings without their default")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON document on standard output instead of TOML"
+    )
+    add_arguments(parser)
+
+
+def run_settings(args: argparse.Namespace) -> int:
+    """Prints the settings as a TOML file, with the source of each as a comment."""
+    found = {
+        name: each._replace(value=without_passwords(each.value))
+        for name, each in config.sourced(args.config, os.environ, config.given(args)).items()
+        if each.source != "default" or not args.changed
+    }
+    tables = {
+        table: {name: found[name] for name in found if config.FIELDS[name].metadata["table"] == table}
+        for table in TABLES
+    }
+    if args.json:
+        document = {
+            table: {name: each._asdict() for name, each in rows.items()} for table, rows in tables.items()
+        }
+        print(json.dumps(document))
+        return 0
+    for table, rows in tables.items():
+        if rows:
+            print(f"[{table}]")
+        for name, (value, source, place) in rows.items():
+            print(f"{name} = {toml_text(value)}  # {source}{f' {place}' if place else ''}")
+    return 0
+
+
+def without_passwords(value: Value) -> Value:
+    """User and password of a URL are replaced by `...` (RFC 3986 3.2.1)."""
+    return re.sub(r"(?<=://)[^/?#]*@", "...@", value) if isinstance(value, str) else value
+
+
+def toml_text(value: Value) -> str:
+    """The value in TOML, of which the JSON of these types is a part."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+VERBS = {"serve": (add_arguments, run), "settings": (add_settings_arguments, run_settings)}

@@ -1,6 +1,7 @@
 """Settings: every source, every type, every mistake."""
 
 import dataclasses
+import json
 import os
 
 import pytest
@@ -8,6 +9,7 @@ import settings_pages
 from settings_pages import PAGE, REFERENCE
 
 from streamsrv import config
+from streamsrv.cli import USAGE, main
 from streamsrv.config import FIELDS, SettingsError
 from streamsrv.settings import TABLES, Settings
 
@@ -58,6 +60,36 @@ def test_each_source_beats_the_one_before(tmp_path):
     settings = config.load(file, {"STREAMSRV_PORT": "2", "STREAMSRV_WORKERS": "2"}, {"port": 3})
     assert (settings.port, settings.workers, settings.max_head) == (3, 2, 5000)
     assert settings.host == Settings().host
+
+
+def test_the_verb_prints_each_setting_and_its_source(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "streamsrv.toml"
+    file.write_text('[http]\nport = 1000\nhost = "127.0.0.2"\n')
+    monkeypatch.setenv("STREAMSRV_PORT", "2000")
+    words = ["settings", "--config", str(file), "--workers", "3", "--cors-origins", "http://a.example"]
+    words += ["--public-url", "https://user:secret@pacs.example/dicom", "--no-browser"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    for line in (
+        f'host = "127.0.0.2"  # file {file}',
+        "port = 2000  # environment STREAMSRV_PORT",
+        'cors_origins = ["http://a.example"]  # flag --cors-origins',
+        'public_url = "https://...@pacs.example/dicom"  # flag --public-url',
+        f"max_connections = {Settings().max_connections}  # default",
+    ):
+        assert f"\n{line}\n" in text, line
+    assert "secret" not in text
+    again = tmp_path / "again.toml"
+    again.write_text(text.replace("...@", "user:secret@"))
+    environment = {"STREAMSRV_PORT": "2000"}
+    flags = {"workers": 3, "cors_origins": "http://a.example", "browser": False}
+    flags["public_url"] = "https://user:secret@pacs.example/dicom"
+    assert config.load(again) == config.load(file, environment, flags)
+    assert main([*words, "--changed", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["http"]["port"] == {"value": 2000, "source": "environment", "place": "STREAMSRV_PORT"}
+    assert {name for rows in told.values() for name in rows} == {"host", "port", *flags}
+    assert main(["settings", "--port", "x"]) == USAGE
 
 
 def test_other_variables_of_the_environment_are_not_ours():

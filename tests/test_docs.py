@@ -42,7 +42,7 @@ def flags_of(verb):
     flags = {flag for action in actions for flag in action.option_strings if flag.startswith("--")} - {
         "--help"
     }
-    if verb == "serve":
+    if verb in ("serve", "settings"):
         names = {config.flag(name) for name in config.FIELDS}
         assert {f"--{name}" for name in names} <= flags
         flags -= {f"--{no}{name}" for name in names for no in ("", "no-")}
