@@ -1,4 +1,4 @@
-"""The page at `/`: its documents, headers and policy. tests/clients/test_page_in_browser.py uses it."""
+"""The page at `/`: its documents, headers and policy. tests/deployment/test_page_in_browser.py uses it."""
 
 import json
 import re

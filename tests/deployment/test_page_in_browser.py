@@ -3,6 +3,8 @@
 Every test leaves the studies of the clinic as they are. The page must never report an error of its own."""
 
 import json
+import shutil
+import subprocess
 
 import clinic as world
 import pytest
@@ -16,6 +18,7 @@ EVIL_STUDY = f"{world.ROOT}.66"
 ROWS = "document.querySelectorAll('tbody tr').length"
 NARROW = 360
 NEW = 6  # studies that tests store
+AXE = "4.10.3"
 
 
 def evil():
@@ -411,3 +414,67 @@ def test_a_server_that_allows_no_changes_offers_none(browser, server, tmp_path):
         assert "Copy UID" in words
     finally:
         running.end()
+
+
+# -- accessibility (WCAG 2.2 AA), by axe-core
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory):
+    """The text of the library, installed from the npm registry."""
+    npm, folder = shutil.which("npm"), tmp_path_factory.mktemp("npm")
+    if npm is None:
+        pytest.skip("npm is not installed")
+    command = [
+        npm,
+        "install",
+        "--silent",
+        "--no-audit",
+        "--no-fund",
+        "--prefix",
+        str(folder),
+        f"axe-core@{AXE}",
+    ]
+    done = subprocess.run(command, timeout=90, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"the npm registry cannot be reached: {done.stderr[:200]}")
+    return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+
+
+def problems(page, axe):
+    """Serious and critical findings, with the elements that have them."""
+    page.run(f"{axe}; 0")
+    found = page.run("axe.run(document, {resultTypes: ['violations']}).then(each => each.violations)")
+    return [
+        (each["id"], each["help"], [node["html"][:200] for node in each["nodes"]][:3])
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_view_can_be_used_by_all(page, server, axe, tmp_path, scheme, language):
+    page.prefer(scheme)
+    if language == "zh":
+        page.click("button.language")
+    assert problems(page, axe) == []
+    write_into(page, "input[name=name]", "none of them")
+    page.wait(f"{ROWS} === 0")
+    text = tmp_path / "text.txt"
+    text.write_text("no DICOM")
+    page.click("button.upload")
+    page.choose("input[name=files]", [text])
+    page.wait("document.querySelector('.uploads .failed')")
+    assert problems(page, axe) == []
+    page.run(f"location.hash = '#/studies/{CT_STUDY}'")
+    page.wait("document.querySelector('.instance img')?.naturalWidth")
+    assert problems(page, axe) == []
+    page.click("button.danger-text")
+    page.wait("document.querySelector('dialog[open]')")
+    assert problems(page, axe) == []
+    page.press("Escape")
+    open_instance(page, CT_STUDY, CT_SERIES, CT_INSTANCES[0])
+    shown(page, CT_INSTANCES[0])
+    assert problems(page, axe) == []
+    page.prefer("")
