@@ -88,7 +88,7 @@ export class AttributeTree extends HTMLElement {
   #drawFound(wanted) {
     const found = [];
     this.#search(this.#dataset, wanted, "", found);
-    const key = found.length >= FOUND ? "filteredMost" : "filtered";
+    const key = found.length >= FOUND ? "filteredMost" : found.length === 1 ? "filteredOne" : "filtered";
     this.#place.replaceChildren(h("p", {class: "dim", role: "status"}, t(key, {n: found.length})),
       h("ul", {}, found.map(({tag, dataset, path}) => h("li", {class: "leaf"}, path ? h("span", {class: "path dim"}, path) : null, this.#head(tag, dataset), dataset[tag].vr === "SQ" ? null : this.#value(dataset[tag])))));
   }

@@ -27,15 +27,16 @@ export function number(dataset, tag, otherwise = 0) {
 
 /** One value as text: a person name with all its groups, anything else as it is. */
 export function plain(value) {
-  if (typeof value !== "object") return String(value);
+  if (value === null || typeof value !== "object") return String(value ?? "");
   const groups = [value.Alphabetic, value.Ideographic, value.Phonetic].filter(Boolean);
   return groups.map(nameOf).join(" · ");
 }
 
-/** `DOE^JANE^^Dr` as `Doe, Jane, Dr` would be wrong for some names: only the delimiters change. */
+/** `Doe^Jane` as `Doe, Jane`, and `王^小东` as `王小东`. */
 function nameOf(group) {
-  const [family, ...rest] = String(group).split("^");
-  return [family, rest.filter(Boolean).join(" ")].filter(Boolean).join(", ");
+  const parts = String(group).split("^").filter(Boolean);
+  if (/[\p{sc=Han}\p{sc=Hangul}\p{sc=Hiragana}\p{sc=Katakana}]/u.test(group)) return parts.join("");
+  return [parts[0], parts.slice(1).join(" ")].filter(Boolean).join(", ");
 }
 
 /** `20240115` as `2024-01-15`; another text as it is. */
