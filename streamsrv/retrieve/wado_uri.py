@@ -7,6 +7,7 @@ Rules of this file
 - Parameters of pictures are ignored for `application/dicom`, and `transferSyntax` for pictures (9.4.1).
 - Without `contentType` an image of one frame is a JPEG, a document has the default type of `/rendered`, and
   anything else is `application/dicom` (9.1.2.2). The Accept header is not used.
+- An answer is a single part. A range of parts in `contentType` takes nothing.
 - A request for de-identification, or with a presentation state, is refused: this server does neither.
 """
 
@@ -23,7 +24,7 @@ from streamsrv.retrieve.documents import document_types
 from streamsrv.retrieve.instances import instances
 from streamsrv.retrieve.pictures import rendered
 from streamsrv.store import InstanceRow
-from streamsrv.wire.accept import ANY, parse_accept
+from streamsrv.wire.accept import ANY, AcceptableRange, parse_accept
 from streamsrv.wire.answers import Request
 from streamsrv.wire.mediatypes import DICOM
 from streamsrv.wire.resources import Target, frame_numbers, uid_of
@@ -31,8 +32,8 @@ from streamsrv.wire.resources import Target, frame_numbers, uid_of
 UIDS = {"study": "studyUID", "series": "seriesUID", "instance": "objectUID"}
 # The parameters of PS3.18 8.3.5 in errors of the pictures, as those of this interface.
 NAMES = {
-    "viewport": "parameters rows, columns and region",
-    "window": "parameters windowCenter and windowWidth",
+    "viewport": "parameter rows, columns or region",
+    "window": "parameter windowCenter or windowWidth",
     "quality": "parameter imageQuality",
 }
 _NAME = re.compile(rf"parameter ({'|'.join(NAMES)})\b")
@@ -60,21 +61,32 @@ def linked_object(retrieval: Retrieval) -> Planned:
     """Raises BadRequest, NotFound and NotAcceptable."""
     row, given = next(retrieval.selection.rows()), dict(retrieval.request.query)
     _refuse(given)
-    types = given.get("contentType", ANY)
-    ranges = parse_accept(types)
-    if not ranges:
-        raise BadRequest(f"the parameter contentType is {types[:80]!r}, not a list of media types")
+    ranges = _ranges(given.get("contentType", ANY), _default_type(row, retrieval.target))
     first = max(ranges, key=lambda one: one.quality)
-    if first.media_type == ANY:
-        types = _default_type(row, retrieval.target)
-    if types == DICOM or first.media_type == DICOM:
+    if first.media_type == DICOM:
         target = retrieval.target._replace(frames=())
-        return instances(_translated(retrieval, _instance_type(given), (), target))
+        return instances(_translated(retrieval, _instance_type(given, first), (), target))
+    types = ",".join(f"{one.media_type};q={one.quality:.9f}" for one in ranges)
     translated = _translated(retrieval, types, tuple(_rendering(given, row)), retrieval.target)
     try:
         return rendered(translated)
     except BadRequest as error:
         raise BadRequest(_NAME.sub(lambda found: NAMES[found[1]], error.detail)) from error
+
+
+def _ranges(content_type: str, default: str) -> list[AcceptableRange]:
+    """Those of single parts. `*/*` stands for the default media type."""
+    listed = parse_accept(content_type)
+    if not listed:
+        raise BadRequest(f"the parameter contentType is {content_type[:80]!r}, not a list of media types")
+    found = [
+        replace(one, media_type=default) if one.media_type == ANY else one
+        for one in listed
+        if not one.multipart and one.quality > 0
+    ]
+    if not found:
+        raise NotAcceptable("the parameter contentType accepts no single part", (default,))
+    return found
 
 
 def _refuse(given: Mapping[str, str]) -> None:
@@ -93,10 +105,11 @@ def _default_type(row: InstanceRow, target: Target) -> str:
     return "image/jpeg" if single else DICOM
 
 
-def _instance_type(given: Mapping[str, str]) -> str:
-    if "transferSyntax" not in given:
-        return DICOM
-    return f"{DICOM}; transfer-syntax={uid_of(given['transferSyntax'], 'transferSyntax')}"
+def _instance_type(given: Mapping[str, str], asked: AcceptableRange) -> str:
+    syntax = asked.transfer_syntax
+    if "transferSyntax" in given:
+        syntax = uid_of(given["transferSyntax"], "transferSyntax")
+    return f"{DICOM}; transfer-syntax={syntax}" if syntax else DICOM
 
 
 def _translated(
@@ -125,8 +138,9 @@ def _rendering(given: Mapping[str, str], row: InstanceRow) -> Iterator[tuple[str
         yield "window", f"{center},{width},linear"
     if "imageQuality" in given:
         yield "quality", str(_whole(given["imageQuality"], "imageQuality"))
-    if "annotation" in given:
-        yield "annotation", given["annotation"]
+    for name in ("annotation", "charset"):
+        if name in given:
+            yield name, given[name]
 
 
 def _viewport(given: Mapping[str, str], row: InstanceRow) -> str:

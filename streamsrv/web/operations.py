@@ -109,6 +109,7 @@ _LINK = tuple(
         ("seriesUID", "Series Instance UID"),
         ("objectUID", "SOP Instance UID"),
         ("contentType", "a list of media types"),
+        ("charset", "acceptable character sets of text, UTF-8 among them"),
         ("transferSyntax", "a UID, for application/dicom"),
         ("frameNumber", "a frame number from 1"),
         ("rows", "the largest height of the picture"),

@@ -182,6 +182,8 @@ def test_quality_and_a_list_of_types(served):
         (400, "rows", {"rows": "99999999"}),
         (400, "contentType", {"contentType": ";"}),
         (406, "", {"contentType": "image/x-none"}),
+        (406, "single part", {"contentType": 'multipart/related; type="image/png"'}),
+        (406, "single part", {"contentType": "application/dicom;q=0"}),
         (406, "", {"contentType": "application/dicom", "transferSyntax": "1.2.840.10008.1.2.2"}),
         (400, "transferSyntax", {"contentType": "application/dicom", "transferSyntax": "jpeg"}),
         (400, "anonymize", {"anonymize": "no"}),
@@ -191,6 +193,22 @@ def test_quality_and_a_list_of_types(served):
 )
 def test_what_cannot_be_answered_is_refused(served, status, word, given):
     served.refused(CT, status, word, **given)
+
+
+def test_an_answer_is_one_part(served):
+    """Also if the client accepts anything, for an instance of many frames."""
+    for types in ("image/jpeg, */*;q=0.1", 'image/jpeg, multipart/related; type="image/jpeg"'):
+        assert served.get(LOOP, contentType=types)[1] == "image/jpeg"
+
+
+def test_a_type_may_have_a_transfer_syntax(served):
+    asked = "application/dicom; transfer-syntax=1.2.840.10008.1.2.4.90"
+    assert served.get(CT, contentType=asked)[1] == asked
+
+
+def test_text_is_utf_8(served):
+    assert served.get(REPORT, charset="utf-8")[0] == served.get(CT, charset="iso-8859-1")[0] == 200
+    served.refused(REPORT, 406, "utf-8", charset="iso-8859-1")
 
 
 def test_it_is_described(served):
