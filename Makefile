@@ -10,16 +10,27 @@ WORKERS ?= 2
 # Without bytecode each process of a test compiles the whole source again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-fast test-deployment lint format perf soak fuzz docs wheel clean
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-# If this file is newer than pyproject.toml, the environment has all its packages.
-$(VENV)/ready: pyproject.toml
+.PHONY: run test test-fast test-deployment lint format perf soak fuzz docs wheel release clean
+
+define environment
 	$(PYTHON) -c 'import sys; sys.exit("streamsrv needs Python 3.11 or later, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PIP) install --editable '$(1)'
+	touch $(VENV)/installed
+endef
+
+# If one of these files is newer than pyproject.toml, the environment has the packages of the server, or those
+# of its development too.
+$(VENV)/installed: pyproject.toml
+	$(call environment,.)
+
+$(VENV)/ready: pyproject.toml
+	$(call environment,.[dev])
 	touch $@
 
-run: $(VENV)/ready
+run: $(VENV)/installed
 	exec $(BIN)/streamsrv serve --host $(HOST) --port $(PORT) --data $(DATA) --workers $(WORKERS)
 
 # All tests, 6.5 minutes on two cores. Some tests wait, so there is one process more than cores; no more
@@ -46,6 +57,7 @@ test-fast: $(VENV)/ready
 # The files of conf/ and the Dockerfile in the real programs: proxies, systemd, buildah. Needs root, and the
 # programs that .ci/run installs. SOAK=10 sends 2 GB through each proxy.
 test-deployment: $(VENV)/ready
+	$(PIP) install --editable '.[dev,release]'
 	$(BIN)/python -m pytest -q -s tests/deployment
 
 # More rounds of the random tests, with new seeds: SOAK=100 make soak. docs/reliability.md lists them.
@@ -59,7 +71,7 @@ soak: $(VENV)/ready
 
 # SECONDS for each reader: SECONDS=600 make fuzz. Without atheris the inputs are not guided by coverage.
 fuzz: $(VENV)/ready
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]'
+	-$(PIP) install --editable '.[dev,fuzz]'
 	$(BIN)/python tests/fuzz/run_fuzz.py --seconds $${SECONDS:-60}
 
 lint: $(VENV)/ready
@@ -78,13 +90,31 @@ perf: $(VENV)/ready
 
 # The documentation as a site in build/site. A warning, a broken link or a file of another host fails.
 docs: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs]'
+	$(PIP) install --editable '.[dev,docs]'
 	rm -rf build/site
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs -d build/doctrees . build/site
 	$(BIN)/python tests/check_site.py build/site
 
+# Archives have the date of the newest release, so one source gives the same bytes each time.
+RELEASED = $(shell sed -n 's/^## [0-9.]* (\(.*\))$$/\1/p' CHANGELOG.md | head -n 1)
+wheel release: export SOURCE_DATE_EPOCH = $(shell date --utc --date '$(RELEASED)' +%s)
+
+# The wheel and the source archive in dist.
 wheel: $(VENV)/ready
+	rm -rf dist
 	$(BIN)/python -m hatchling build
+
+# With the list of components (CycloneDX) of a fresh environment, build/release, in which only the wheel is
+# installed. Needs a checkout without new or changed files.
+release: wheel
+	$(PIP) install --editable '.[dev,release]'
+	rm -rf build/release
+	$(PYTHON) -m venv --without-pip build/release
+	$(PIP) --python build/release/bin/python install dist/*.whl
+	$(BIN)/cyclonedx-py environment build/release/bin/python --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/$$(basename dist/*.tar.gz .tar.gz).cdx.json
+	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
+	$(BIN)/python tests/check_release.py dist
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -15,7 +15,7 @@ version = release = __version__
 language = "en"
 
 extensions = ["myst_parser"]
-include_patterns = ["docs/**.md", "README.md", "README.zh.md", "CHANGELOG.md", "perf/table.md"]
+include_patterns = ["docs/**.md", "README.md", "SECURITY.md", "README.zh.md", "CHANGELOG.md", "perf/table.md"]
 exclude_patterns = [".*", "build", "dist", "data", "**/__pycache__"]
 root_doc = "docs/index"
 

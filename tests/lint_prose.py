@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("streamsrv", "codecs", "perf")
-DOCUMENTS = ("README.md", "CHANGELOG.md", "docs", "conf")
+DOCUMENTS = ("README.md", "CHANGELOG.md", "SECURITY.md", "docs", "conf")
 
 PEOPLE = r"(?:client|clients|person|people|user|users|reader|readers|someone|those|engineers?|developers?)"
 WORDS = re.compile(
