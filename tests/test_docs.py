@@ -2,7 +2,9 @@
 here, and so does a documented one that does not exist."""
 
 import argparse
+import ast
 import re
+from http import HTTPStatus
 
 import pytest
 from live_server import ROOT
@@ -111,6 +113,48 @@ def test_the_index_lists_every_page():
     linked = {(DOCS / target).resolve() for target in links(page("index.md"))}
     pages = {path for path in PAGES if path.is_relative_to(DOCS) and "notes" not in path.parts}
     assert pages - {DOCS / "index.md"} <= linked
+
+
+def settings_files():
+    for path in PAGES:
+        blocks = re.findall(r"^```toml\n(.*?)^```$", path.read_text(encoding="utf-8"), re.M | re.S)
+        yield from ((path, text) for text in blocks)
+
+
+@pytest.mark.parametrize(("path", "text"), [*settings_files()], ids=lambda value: getattr(value, "name", ""))
+def test_settings_in_pages_are_accepted(path, text, tmp_path):
+    (tmp_path / "streamsrv.toml").write_text(text)
+    assert config.from_toml(tmp_path / "streamsrv.toml")
+
+
+# --- troubleshooting ---
+
+
+def texts_of_source():
+    """All texts of the source, and the constant parts of its f-strings."""
+    modules = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "streamsrv").rglob("*.py")]
+    nodes = (node for module in modules for node in ast.walk(module))
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def test_every_message_of_troubleshooting_is_one_of_the_server():
+    text = page("troubleshooting.md")
+    of_browsers = text[text.index("## Viewers on another origin") : text.index("## The command line")]
+    cells = [row[1] for row in marked_rows(text.replace(of_browsers, "")) if row[0].isdigit()]
+    messages = [found[1] for cell in cells if (found := re.match(r"`([^`]+)`", cell))]
+    assert len(messages) > 25
+    texts = [*texts_of_source(), *(status.phrase for status in HTTPStatus)]
+    for message in messages:
+        assert any(message in text for text in texts) or message.startswith("streamsrv "), message
+
+
+def marked_rows(text):
+    """The rows of all tables, with code marks."""
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
 
 
 # --- reliability ---

@@ -1,0 +1,90 @@
+"""Every `python` block of the documentation runs against a real server, page by page, in its order. If a
+`text` block follows a block, it is the output. So do the `sh` blocks of the page about getting data out."""
+
+import contextlib
+import io
+import itertools
+import json
+import re
+import subprocess
+
+import clinic as world
+import pytest
+from live_server import ROOT, start_server
+from PIL import Image
+from shell_blocks import blocks_of as blocks_of_shell
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PRINTED_ORIGIN = "http://127.0.0.1:8943"
+
+
+def blocks_of(path):
+    """(number of the line, code, output or None) of each python block."""
+    text = path.read_text(encoding="utf-8")
+    blocks = [(text.count("\n", 0, found.start()) + 2, *found.groups()) for found in BLOCK.finditer(text)]
+    for (line, language, code), (_, following, output) in itertools.pairwise([*blocks, (0, "", "")]):
+        if language == "python":
+            yield line, code, output if following == "text" else None
+
+
+PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if any(blocks_of(path))]
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory):
+    """A server with the studies of the clinic. Pages may add to them."""
+    running = start_server(tmp_path_factory.mktemp("docs") / "server")
+    world.store(f"{running.url}/studies", map(world.file_of, world.everything()))
+    yield running.origin
+    running.end()
+
+
+@pytest.fixture
+def urls(origin, path, request):
+    """Printed URL -> real one. A page that reads from an old server writes to an empty one."""
+    if "https://old.example" not in path.read_text(encoding="utf-8"):
+        return {PRINTED_ORIGIN: origin}
+    return {PRINTED_ORIGIN: request.getfixturevalue("server").origin, "https://old.example": origin}
+
+
+def real(text, urls):
+    for printed, url in urls.items():
+        text = text.replace(printed, url)
+    return text
+
+
+# wsidicom gives pydicom no way to fetch the ICC profile by its BulkDataURI.
+@pytest.mark.filterwarnings("ignore:No bulk data URI handler provided:UserWarning")
+@pytest.mark.filterwarnings("ignore:builtin type [Ss]wig:DeprecationWarning")  # of SimpleITK
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_the_python_blocks_of_a_page_run(urls, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": path.stem}
+    for line, code, output in blocks_of(path):
+        printed = io.StringIO()
+        place = f"{path.relative_to(ROOT)}:{line}"
+        with contextlib.redirect_stdout(printed):
+            exec(compile(real(code, urls), place, "exec"), names)
+        if output is not None:
+            assert printed.getvalue() == output, place
+
+
+def test_there_are_python_blocks():
+    assert len(list(blocks_of(ROOT / "docs" / "howto" / "python.md"))) >= 7
+    assert {"migrate.md", "get-data-out.md"} < {path.name for path in PAGES}
+
+
+def test_the_commands_of_get_data_out_run(origin, tmp_path):
+    """All of its `sh` blocks, one after the other in one shell."""
+    page = ROOT / "docs" / "howto" / "get-data-out.md"
+    script = "set -e\n" + "".join(block.text for block in blocks_of_shell(page))
+    subprocess.run(["sh", "-c", real(script, {PRINTED_ORIGIN: origin})], cwd=tmp_path, check=True)
+    stored = {uid: world.file_of(world.ct(number)) for number, uid in enumerate(world.CT_INSTANCES, 1)}
+    files = tmp_path / "files" / world.CT_STUDY / world.CT_SERIES
+    assert {path.stem: path.read_bytes() for path in files.iterdir()} == stored
+    assert (tmp_path / "one.dcm").read_bytes() in stored.values()
+    assert len((tmp_path / "frame.raw").read_bytes()) == 48 * 64 * 2
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.size == (64, 48)
+    metadata = json.loads((tmp_path / "metadata.json").read_text())
+    assert {each["00080018"]["Value"][0] for each in metadata} >= set(stored)
