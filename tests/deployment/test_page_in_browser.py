@@ -2,22 +2,25 @@
 
 Every test leaves the studies of the clinic as they are. The page must never report an error of its own."""
 
+import io
 import json
 import shutil
 import subprocess
+import zipfile
 
 import clinic as world
 import pytest
 from chromium import Chromium, found
 from clinic import CT_INSTANCES, CT_SERIES, CT_STUDY, SLIDE, SLIDE_SERIES, SLIDE_STUDY, ask
 from live_server import start_server
+from pydicom.uid import ComprehensiveSRStorage
 
 # There is no function of this name, so a call would be reported as an error. In a name `=` divides groups.
 EVIL, EVIL_NAME = "<img src=x onerror=hit()>", "<img src · x onerror · hit()>"
 EVIL_STUDY = f"{world.ROOT}.66"
 ROWS = "document.querySelectorAll('tbody tr').length"
 NARROW = 360
-NEW = 6  # studies that tests store
+NEW = 7  # studies that tests store
 AXE = "4.10.3"
 
 
@@ -39,6 +42,11 @@ def new_study(number):
     made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = f"{made.StudyInstanceUID}.1.1"
     made.PatientName, made.StudyDate = f"Upload^{number}", "20190101"
     return made
+
+
+def report_uids():
+    study = new_study(NEW).StudyInstanceUID
+    return study, f"{study}.1", f"{study}.1.1"
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +189,9 @@ def test_a_study_opens_with_series_thumbnails_and_links(page, server):
     study, series = page.run("[...document.querySelectorAll('a[download]')].map(each => each.href)")
     assert study == f"{server.url}/studies/{CT_STUDY}?accept=application/zip"
     assert series == f"{server.url}/studies/{CT_STUDY}/series/{CT_SERIES}?accept=application/zip"
+    for link, count in ((study, 3), (series, 3)):
+        with zipfile.ZipFile(io.BytesIO(ask(link).body)) as archive:
+            assert len(archive.namelist()) == count
     page.click("a.instance")
     page.wait("document.querySelector('.attributes li')")
     file = page.run("document.querySelector('a[download]').href")
@@ -248,6 +259,40 @@ def test_the_preview_shows_each_frame_and_colours_have_no_window(page):
     shown(page, "frames/4/")
     assert pixels(page) != before
     assert not page.run("document.querySelector('input[name=center]')")
+
+
+def test_a_report_is_text_and_a_document_opens(page, server):
+    made = world.dataset(world.SecondaryCaptureImageStorage, *report_uids())
+    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = ComprehensiveSRStorage
+    made.Modality, made.ValueType, made.ContinuityOfContent = "SR", "CONTAINER", "SEPARATE"
+    made.ConceptNameCodeSequence = [world.code("126000", "DCM", "Imaging Measurement Report")]
+    world.store(f"{server.url}/studies", [world.file_of(made)])
+    open_instance(page, *report_uids())
+    page.wait("document.querySelector('iframe.report')")
+    page.wait("performance.getEntriesByType('resource').some(each => each.name.endsWith('/rendered'))")
+    assert page.run("document.querySelector('iframe').sandbox.length") == 0  # nothing is allowed
+    open_instance(page, world.OTHER_STUDY, world.LETTER_SERIES, world.LETTER)
+    link = page.wait("document.querySelector('image-preview a')?.href")
+    assert ask(link, Accept="text/html,*/*").body == world.PDF
+
+
+def test_a_study_opens_in_the_viewer_if_there_is_one(page, server):
+    table = server.data / "viewer" / "viewer.json"
+    table.parent.mkdir()
+    table.write_text("{}")
+    page.call("Page.reload")
+    page.wait(f"{ROWS} === 4")
+    page.run(f"location.hash = '#/studies/{CT_STUDY}'")
+    link = page.wait("document.querySelector('a.main')?.href")
+    assert link == f"{server.origin}/viewer/viewer?StudyInstanceUIDs={CT_STUDY}"
+    shutil.rmtree(table.parent)
+
+
+def test_an_instance_that_is_gone_is_a_sentence(page):
+    page.run("location.hash = '#/studies/1.2/series/1.2.3/instances/1.2.3.4'")
+    page.wait("document.querySelector('[role=alert]')?.innerText.includes('no such SOP instance')")
+    page.press("Escape")
+    page.wait("document.querySelector('h1')?.innerText.includes('does not exist')")
 
 
 def test_an_instance_without_pixels_says_so(page):

@@ -66,7 +66,8 @@ export class InstanceView extends HTMLElement {
   async load({large = false} = {}) {
     this.#loading?.abort();
     this.#loading = new AbortController();
-    const {signal} = this.#loading, uids = this.uids;
+    const {signal} = this.#loading, uids = this.uids, columns = this.querySelector(".columns");
+    columns.hidden = false;
     try {
       const frames = large ? 1 : await this.#frames(uids, signal);
       if (frames > MANY_FRAMES) {
@@ -82,7 +83,9 @@ export class InstanceView extends HTMLElement {
       tree.show(dataset);
       if (!tree.isConnected) this.#tree.replaceChildren(tree);
     } catch (error) {
-      if (error.name !== "AbortError") this.#head.replaceChildren(failure(error, () => this.load()));
+      if (error.name === "AbortError") return;
+      columns.hidden = true;
+      this.#head.replaceChildren(failure(error, () => this.load()));
     }
   }
 
