@@ -7,7 +7,8 @@ end. An encapsulated document (PS3.3 A.45) is a span of its segment, without its
 Rules
 - A link leads to where the report says that an instance is. Whether this store has it is not looked up,
   because a page depends on its own instance alone, as its ETag does.
-- A page has a security policy of its own, in addition to that of every answer.
+- A page has a security policy of its own, in addition to that of every answer. A PDF has one without
+  `sandbox`, because Chromium shows no PDF with it in a frame. Its viewer runs a PDF apart from this origin.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from streamsrv.wire.multipart import PAYLOAD_END, closing, part_head
 from streamsrv.wire.resources import instance_url
 
 DOCUMENT = "00420011"
+PDF = "application/pdf"
+PDF_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'"
 CDA = f"{ENCAPSULATED_CLASSES}2"
 DOCUMENT_CLASSES = (REPORT_CLASSES, ENCAPSULATED_CLASSES)
 ENCAPSULATED = {
@@ -68,9 +71,12 @@ def stored_document(retrieval: Retrieval, row: InstanceRow, offer: accept.Offer,
         return None
     pieces = encapsulated(retrieval, row, description)
     part = Part(offer.media_type, url, pieces)
-    if not offer.multipart:
-        return retrieval.single_part(part)
-    return retrieval.multipart((offer.media_type, url), lambda: [part], 1)
+    if offer.multipart:
+        return retrieval.multipart((offer.media_type, url), lambda: [part], 1)
+    built = retrieval.single_part(part)
+    if offer.media_type == PDF:
+        built.policy = PDF_POLICY
+    return built
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,10 @@ def palette_table(reply):
 
 
 def document(reply):
+    """OHIF shows it in a frame. There Chromium refuses to show a PDF whose policy is a sandbox."""
     assert (reply.status, reply.media_type, reply.body) == (200, "application/pdf", world.PDF)
+    assert reply.headers["content-security-policy"].startswith("default-src 'none';")
+    assert "sandbox" not in reply.headers["content-security-policy"]
 
 
 def is_part(first, last):
@@ -203,6 +206,7 @@ REQUESTS = [
     Row("OHIF, thumbnailDirect", f"{INSTANCE}/thumbnail?accept=image/jpeg", IMG, picture("jpeg")),
     Row("OHIF, SEG", INSTANCE, 'multipart/related; type="application/dicom"', whole_instance),
     Row("OHIF, PDF", f"{LETTER_I}/rendered", PAGE, document),
+    Row("OHIF, PDF as bulk data", f"{LETTER_I}/bulkdata/00420011?accept=application/pdf", BULK, document),
 ]
 
 
