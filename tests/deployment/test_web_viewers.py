@@ -1,14 +1,21 @@
-"""OHIF, installed by the verb `viewer` from npm, in Chromium: lists, paints and uploads what the store has.
+"""Web viewers from npm in Chromium: OHIF, installed by the verb `viewer`, lists, paints and uploads what the
+store has. OHIF and VolView do the same from another origin.
 
 Pixels are compared with their source: those that the viewer has decoded, and those on its canvas.
 """
 
 import base64
+import http.server
 import io
 import json
+import re
+import shutil
 import subprocess
+import threading
 import time
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 import clinic as world
 import highdicom
@@ -16,15 +23,16 @@ import numpy as np
 import pydicom
 import pytest
 from chromium import Chromium, found
-from live_server import environment, executable, start_server
+from live_server import ROOT, environment, executable, start_server
 from PIL import Image, ImageCms
 from pydicom.sr.codedict import codes
 
 WITHIN = 60.0  # seconds; the first page of the viewer parses 17 MB of code
+VOLVIEW = "volview@4.4.1"
 SIDE, BLOCK = 64, 16
 STUDY = f"{world.ROOT}.80"
 CT, SEG, SR = (f"{STUDY}.{number}" for number in (1, 2, 3))
-DOCUMENT = f"{world.ROOT}.81"
+DOCUMENT, VOLUME = f"{world.ROOT}.81", f"{world.ROOT}.83"
 SYNTAXES = (
     "1.2.840.10008.1.2.1",
     "1.2.840.10008.1.2.4.90",
@@ -62,10 +70,10 @@ def hounsfield(number):
     return (columns * 4 + rows) * 20 + number * 3 - 140
 
 
-def slice_of(number):
+def slice_of(number, study=STUDY):
     made = world.ct(1)
-    made.StudyInstanceUID, made.SeriesInstanceUID, made.PatientID = STUDY, CT, "P-80"
-    made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = f"{CT}.{number}"
+    made.StudyInstanceUID, made.SeriesInstanceUID, made.PatientID = study, f"{study}.1", study[-2:]
+    made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = f"{study}.1.{number}"
     made.InstanceNumber = str(number)
     made.ImagePositionPatient = [0.0, 0.0, float(number)]
     return world.with_pixels(made, (hounsfield(number) + 1024).astype(np.uint16), bits_stored=12)
@@ -142,6 +150,7 @@ def fill(server):
     assert world.ask(f"{server.url}/studies/{STUDY}", "DELETE").status == 204
     sources = [pydicom.dcmread(io.BytesIO(world.file_of(each))) for each in made]
     more = [segmentation(sources), report(sources), document(), *slides()]
+    more += [slice_of(number, VOLUME) for number in (1, 2, 3, 4)]
     world.store(f"{server.url}/studies", [*coded, *map(world.file_of, more)])
 
 
@@ -155,9 +164,37 @@ def data(tmp_path_factory):
     return folder
 
 
+class OwnHost(http.server.SimpleHTTPRequestHandler):
+    """A web server of files, with deep links of the viewer."""
+
+    def send_head(self):
+        if self.path.startswith("/viewer/") and not Path(self.translate_path(self.path)).is_file():
+            self.path = "/viewer/index.html"
+        return super().send_head()
+
+    def log_message(self, *_):
+        pass
+
+
 @pytest.fixture(scope="module")
-def server(data):
-    running = start_server(data)
+def pages(data):
+    """The origin and the folder of a host of its own: VolView at /, OHIF at /viewer/."""
+    subprocess.run(["npm", "pack", VOLVIEW, "--silent"], cwd=data, check=True, timeout=300)
+    (tarball,) = data.glob("volview-*.tgz")
+    subprocess.run(["tar", "xzf", tarball], cwd=data, check=True)
+    folder = data / "package" / "dist"
+    table = json.loads((data / "data" / "viewer" / "viewer.json").read_bytes())
+    shutil.copytree(data / "data" / "viewer" / table["folder"], folder / "viewer")
+    host = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(OwnHost, directory=folder))
+    threading.Thread(target=host.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{host.server_port}", folder
+    host.shutdown()
+    host.server_close()
+
+
+@pytest.fixture(scope="module")
+def server(data, pages):
+    running = start_server(data, "--cors-origins", pages[0])
     fill(running)
     yield running
     running.end()
@@ -173,15 +210,23 @@ class Viewer(Chromium):
         super().__init__("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
         self.size(1400, 900)
 
-    def shows(self, script):
-        until = time.monotonic() + WITHIN
-        while True:
-            value = self.run(f"(async () => {{ try {{ return await {script} }} catch {{ return null }} }})()")
-            if value or value == 0:
-                return value
-            if time.monotonic() > until:
-                raise AssertionError(f"{script}: {self.text('body')}\n{self.said}")
+    def until(self, condition):
+        """The result of `condition`, as soon as it is true."""
+        end = time.monotonic() + WITHIN
+        while not (found := condition()):
+            assert time.monotonic() < end, f"{self.text('body')}\n{self.said}"
             time.sleep(0.1)
+        return found
+
+    def shows(self, script):
+        """The value of an expression, as soon as it is true."""
+        guarded = f"(async () => {{ try {{ return await {script} }} catch {{ return null }} }})()"
+        return self.until(lambda: self.run(guarded))
+
+    def box(self, selector):
+        """Left, top, width and height on the page."""
+        rectangle = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
+        return self.shows(f"(({{x, y, width, height}}) => width && [x, y, width, height])({rectangle})")
 
     def says(self, *texts):
         self.shows(f"{json.dumps(texts)}.every(text => document.body.innerText.includes(text))")
@@ -193,7 +238,8 @@ class Viewer(Chromium):
     def errors(self):
         return [text for text in self.said if "Content Security Policy" in text or "Uncaught" in text]
 
-    def picture_now(self):
+    def pixels(self):
+        """The page as it is painted: rows, columns, red green blue."""
         taken = self.call("Page.captureScreenshot", format="png")
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(taken["data"]))).convert("RGB")).astype(int)
 
@@ -212,7 +258,7 @@ def viewer():
 
 def test_the_study_list(viewer, server):
     viewer.open(f"{server.origin}/viewer/")
-    viewer.says("1-3 of 3", r"CT\SEG\SR", "Müller, Jörg")
+    viewer.says("1-4 of 4", r"CT\SEG\SR", "Müller, Jörg")
     assert viewer.errors() == []
 
 
@@ -266,37 +312,32 @@ def test_measurements_of_a_report(viewer, server):
 def test_a_pdf_is_shown(viewer, server):
     viewer.open_study(server, DOCUMENT)
     viewer.shows("document.querySelector('object[type=\"application/pdf\"]').data")
-    until = time.monotonic() + WITHIN
-    while True:  # a layer of help darkens the page
-        pixels = viewer.picture_now()
-        red = (pixels[..., 0] > 4 * pixels[..., 1] + 20) & (pixels[..., 0] > 4 * pixels[..., 2] + 20)
-        if red.mean() > 0.1:
-            break
-        assert time.monotonic() < until, viewer.said
-        time.sleep(0.2)
+
+    def red():
+        """A layer of help darkens the page."""
+        pixels = viewer.pixels()
+        others = pixels[..., 1:].max(axis=-1)
+        return (pixels[..., 0] > 4 * others + 20).mean() > 0.1
+
+    viewer.until(red)
     assert viewer.errors() == []
 
 
 def test_a_slide_is_painted(viewer, server):
+    """The corners of the four tiles that meet in the middle. The slide is upside down on its glass."""
     viewer.open_study(server, world.SLIDE_STUDY, "microscopy")
     tiles = [
         np.asarray(Image.open(io.BytesIO(each)).convert("RGB")).astype(int) for each in world.tiles(1, 4)
     ]
-    until = time.monotonic() + WITHIN
-    viewer.shows("document.querySelector('canvas').width")
-    while True:
-        box = viewer.run(
-            "(box => [box.x, box.y, box.width, box.height])"
-            "(document.querySelector('canvas').getBoundingClientRect())"
-        )
-        pixels = viewer.picture_now()
-        middle = (round(box[1] + box[3] / 2), round(box[0] + box[2] / 2))
-        near = [pixels[middle[0] + down, middle[1] + right] for down in (-30, 30) for right in (-30, 30)]
-        source = [tiles[3][9, 9], tiles[2][9, 54], tiles[1][54, 9], tiles[0][54, 54]]  # upside down
-        if all(np.abs(one - other).max() <= 25 for one, other in zip(near, source, strict=True)):
-            break
-        assert time.monotonic() < until, (near, source, viewer.said)
-        time.sleep(0.2)
+    expected = [tiles[3][9, 9], tiles[2][9, 54], tiles[1][54, 9], tiles[0][54, 54]]
+
+    def painted():
+        x, y, width, height = viewer.box("canvas")
+        pixels, row, column = viewer.pixels(), round(y + height / 2), round(x + width / 2)
+        found = [pixels[row + down, column + right] for down in (-30, 30) for right in (-30, 30)]
+        return np.abs(np.array(found) - np.array(expected)).max() <= 25
+
+    viewer.until(painted)
     assert viewer.errors() == []
 
 
@@ -306,17 +347,50 @@ def test_upload(viewer, server, tmp_path):
     made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = f"{world.ROOT}.82.1.1"
     (tmp_path / "upload.dcm").write_bytes(world.file_of(made))
     viewer.open(f"{server.origin}/viewer/")
-    viewer.says("Upload", "1-3 of 3")
+    viewer.says("Upload", "1-4 of 4")
     viewer.click("button", "Upload")
     viewer.shows("document.querySelector('input[type=file]').multiple")
     viewer.choose("input[type=file]", [tmp_path / "upload.dcm"])
     viewer.says("1 file completed")
-    until = time.monotonic() + WITHIN  # the viewer counts a file when its last byte is sent
     path = f"/studies/{world.ROOT}.82/series/{world.ROOT}.82.1/instances/{world.ROOT}.82.1.1"
-    while (stored := world.ask(server.url + path, Accept=PART10)).status != 200:
-        assert time.monotonic() < until, stored.body
-        time.sleep(0.1)
+    # The viewer counts a file when its last byte is sent.
+    viewer.until(lambda: world.ask(server.url + path, Accept=PART10).status == 200)
+    stored = world.ask(server.url + path, Accept=PART10)
     assert stored.parts()[0][1] == world.file_of(made)
+
+
+def test_ohif_on_another_origin(viewer, server, pages):
+    """Its configuration is the file of docs/viewers.md, with this server in it."""
+    origin, folder = pages
+    text = (ROOT / "docs" / "viewers.md").read_text()
+    (config,) = re.findall(r"```js\n(window\.config = .*?)```", text, re.DOTALL)
+    (folder / "viewer" / "app-config.js").write_text(config.replace("https://pacs.example", server.origin))
+    viewer.open(f"{origin}/viewer/viewer?StudyInstanceUIDs={STUDY}")
+    viewer.shows(f"{VIEWPORT}.getImageData().scalarData.length")
+    for number in (1, 5):
+        assert (decoded(viewer, number) == hounsfield(number)).all()
+    assert viewer.errors() == []
+
+
+def test_volview_on_another_origin(viewer, server, pages):
+    """Blocks of the slice in the middle, in the square of the first view."""
+    viewer.said.clear()
+    viewer.open(f"{pages[0]}/?dicomweb={server.url}/studies/{VOLUME}/series/{VOLUME}.1")
+    expected = (hounsfield(3)[BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK].ravel() + 160) / 400 * 255
+
+    def painted():
+        x, y, width, height = viewer.box("canvas")
+        scale, pixels = min(width, height) / SIDE, viewer.pixels()
+        left, top = x + (width - scale * SIDE) / 2, y + (height - scale * SIDE) / 2
+        middles = range(BLOCK // 2, SIDE, BLOCK)
+        found = [
+            pixels[round(top + row * scale), round(left + column * scale)].mean()
+            for row in middles
+            for column in middles
+        ]
+        return np.abs(np.array(found) - expected).max() <= 12
+
+    viewer.until(painted)
 
 
 @contextmanager
@@ -340,5 +414,5 @@ def test_progressive_images_arrive_as_htj2k(viewer, server, data):
         assert frames
         assert all("accept=image/jphc;transfer-syntax=1.2.840.10008.1.2.4.202" in url for url in frames)
         viewer.open(f"{progressive.origin}/viewer/")
-        viewer.says("1-4 of 4")
+        viewer.says("1-5 of 5")
         assert "Upload" not in viewer.text("body")
