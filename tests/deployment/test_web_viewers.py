@@ -32,7 +32,8 @@ VOLVIEW = "volview@4.4.1"
 SIDE, BLOCK = 64, 16
 STUDY = f"{world.ROOT}.80"
 CT, SEG, SR = (f"{STUDY}.{number}" for number in (1, 2, 3))
-DOCUMENT, VOLUME = f"{world.ROOT}.81", f"{world.ROOT}.83"
+DOCUMENT, VOLUME, LARGE = (f"{world.ROOT}.{number}" for number in (81, 83, 84))
+LARGE_SIDE = 256
 SYNTAXES = (
     "1.2.840.10008.1.2.1",
     "1.2.840.10008.1.2.4.90",
@@ -77,6 +78,16 @@ def slice_of(number, study=STUDY):
     made.InstanceNumber = str(number)
     made.ImagePositionPatient = [0.0, 0.0, float(number)]
     return world.with_pixels(made, (hounsfield(number) + 1024).astype(np.uint16), bits_stored=12)
+
+
+def noise():
+    """Hounsfield units that HTJ2K cannot shrink to 32 kB."""
+    return np.random.default_rng(1).integers(-1024, 1024, (LARGE_SIDE, LARGE_SIDE))
+
+
+def large():
+    made = slice_of(1, LARGE)
+    return world.with_pixels(made, (noise() + 1024).astype(np.uint16), bits_stored=12)
 
 
 def segmentation(sources):
@@ -151,6 +162,7 @@ def fill(server):
     sources = [pydicom.dcmread(io.BytesIO(world.file_of(each))) for each in made]
     more = [segmentation(sources), report(sources), document(), *slides()]
     more += [slice_of(number, VOLUME) for number in (1, 2, 3, 4)]
+    more.append(large())
     world.store(f"{server.url}/studies", [*coded, *map(world.file_of, more)])
 
 
@@ -258,18 +270,24 @@ def viewer():
 
 def test_the_study_list(viewer, server):
     viewer.open(f"{server.origin}/viewer/")
-    viewer.says("1-4 of 4", r"CT\SEG\SR", "Müller, Jörg")
+    viewer.says("1-5 of 5", r"CT\SEG\SR", "Müller, Jörg")
     assert viewer.errors() == []
 
 
+def values_of(viewer, side):
+    """The values of the image on display, as the viewer has decoded them."""
+    found = viewer.shows(f"Array.from({VIEWPORT}.getImageData().scalarData)")
+    return np.array(found).reshape(side, side)
+
+
 def decoded(viewer, number):
-    """The values of a slice, as the viewer has decoded them."""
-    found = viewer.shows(
-        f"(async () => {{ const viewport = {VIEWPORT}; const ids = viewport.getImageIds(); "
-        f"await viewport.setImageIdIndex(ids.findIndex(id => id.includes('/{CT}.{number}/'))); "
-        "return Array.from(viewport.getImageData().scalarData) })()"
+    """The values of a slice, which is then on display."""
+    viewer.shows(
+        f"(async () => {{ const viewport = {VIEWPORT}; const ids = viewport.getImageIds();"
+        f" await viewport.setImageIdIndex(ids.findIndex(id => id.includes('/{CT}.{number}/')));"
+        " return true })()"
     )
-    return np.array(found).reshape(SIDE, SIDE)
+    return values_of(viewer, SIDE)
 
 
 def test_every_transfer_syntax_is_decoded_and_painted_as_it_was_stored(viewer, server):
@@ -347,7 +365,7 @@ def test_upload(viewer, server, tmp_path):
     made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = f"{world.ROOT}.82.1.1"
     (tmp_path / "upload.dcm").write_bytes(world.file_of(made))
     viewer.open(f"{server.origin}/viewer/")
-    viewer.says("Upload", "1-4 of 4")
+    viewer.says("Upload", "1-5 of 5")
     viewer.click("button", "Upload")
     viewer.shows("document.querySelector('input[type=file]').multiple")
     viewer.choose("input[type=file]", [tmp_path / "upload.dcm"])
@@ -403,16 +421,25 @@ def served(data, *flags):
 
 
 def test_progressive_images_arrive_as_htj2k(viewer, server, data):
+    """The first picture comes from a range of bytes. In the end the pixels are those that were stored."""
     assert server.end() == 0
     with served(data, "--viewer-progressive", "--read-only") as progressive:
         viewer.open_study(progressive, STUDY)
         viewer.shows(f"{VIEWPORT}.getImageData().scalarData.length")
         for number in (1, 3):
-            assert (decoded(viewer, number) == hounsfield(number)).all()
+            viewer.until(lambda number=number: (decoded(viewer, number) == hounsfield(number)).all())
         asked = viewer.run("performance.getEntriesByType('resource').map(each => each.name)")
         frames = [url for url in asked if "/frames/" in url]
         assert frames
         assert all("accept=image/jphc;transfer-syntax=1.2.840.10008.1.2.4.202" in url for url in frames)
         viewer.open(f"{progressive.origin}/viewer/")
-        viewer.says("1-5 of 5")
+        viewer.says("1-6 of 6")
         assert "Upload" not in viewer.text("body")
+        viewer.open_study(progressive, LARGE)
+        viewer.shows(f"{VIEWPORT}.getImageData().scalarData.length === {LARGE_SIDE} ** 2")
+        viewer.until(lambda: (values_of(viewer, LARGE_SIDE) == noise()).all())
+        ranges = re.findall(
+            rf'"GET /v2/studies/{LARGE}/.*/frames/1" 206 ([0-9]+) ', progressive.log.read_text()
+        )
+        assert "32768" in ranges
+        assert len(ranges) >= 2

@@ -141,11 +141,11 @@ class TestProgressive:
 
     async def test_images_are_requested_as_htj2k(self, http_server_client, tmp_path):
         write_viewer(tmp_path)
-        options = (await config_of(http_server_client))[1]["stackRetrieveOptions"]["retrieveOptions"][
-            "single"
-        ]
-        assert options["streaming"] is True
-        assert options["urlArguments"] == "accept=image/jphc;transfer-syntax=1.2.840.10008.1.2.4.202"
+        options = (await config_of(http_server_client))[1]["stackRetrieveOptions"]["retrieveOptions"]
+        assert {each["urlArguments"] for each in options.values()} == {
+            "accept=image/jphc;transfer-syntax=1.2.840.10008.1.2.4.202"
+        }
+        assert options["first"]["chunkSize"] == 32768
 
 
 class TestBehindAPath:

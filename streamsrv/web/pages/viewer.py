@@ -152,15 +152,17 @@ def _moved(page: bytes, prefix: str) -> bytes:
 # The configuration of the viewer
 
 
-# HTJ2K in the order of resolutions. The loader cannot set Accept, so the query does (PS3.18 8.3.3.1).
+# HTJ2K in the order of resolutions: a small picture from the first bytes of a frame, then the rest. The
+# loader cannot set Accept, so the query does (PS3.18 8.3.3.1). `default` is for frames that are read ahead.
+FIRST = 32 << 10  # bytes
+_HTJ2K = {"urlArguments": "accept=image/jphc;transfer-syntax=1.2.840.10008.1.2.4.202"}
 PROGRESSIVE = {
+    "stages": [{"id": "first", "retrieveType": "first"}, {"id": "rest", "retrieveType": "rest"}],
     "retrieveOptions": {
-        "single": {
-            "streaming": True,
-            "decodeLevel": 1,
-            "urlArguments": "accept=image/jphc;transfer-syntax=1.2.840.10008.1.2.4.202",
-        }
-    }
+        "default": {**_HTJ2K, "streaming": True, "decodeLevel": 1},
+        "first": {**_HTJ2K, "rangeIndex": 0, "chunkSize": FIRST, "decodeLevel": 2},
+        "rest": {**_HTJ2K, "rangeIndex": -1},
+    },
 }
 
 
