@@ -180,8 +180,8 @@ class Settings:
     viewer_progressive: bool = _http(
         False,
         "yes or no",
-        "The viewer at /viewer/ requests images of a stack as HTJ2K, and shows a picture from the first 32 kB. "
-        "For slow networks: the server transcodes frames that are stored otherwise.",
+        "The viewer at /viewer/ requests images of a stack as HTJ2K, and shows a picture from the first 32 "
+        "kB. For slow networks: the server transcodes frames that are stored otherwise.",
     )
     browser: bool = _http(
         True,
