@@ -140,7 +140,9 @@ def print_report(args: argparse.Namespace, values: Mapping[str, Any]) -> None:
         print(f"{name}: {value}")
 
 
-def print_findings(args: argparse.Namespace, findings: Iterable[Finding], counts: Mapping[str, int]) -> int:
+def print_findings(
+    args: argparse.Namespace, findings: Iterable[Finding], counts: Mapping[str, object]
+) -> int:
     """Prints each finding when it is found, then the result; returns the exit code."""
     errors, kept = 0, []
     for finding in findings:

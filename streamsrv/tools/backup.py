@@ -51,12 +51,11 @@ def run_backup(args: argparse.Namespace) -> int:
     pace = Pace(args.rate)
     with ProgressLine(sys.stderr) as progress:
         if args.verify:
-            findings, counts = list(verify_backup(args.folder, pace.take, progress.draw)), {}
+            report = verify_backup(args.folder, pace.take, progress.draw)
         else:
             with open_store(settings_of(args), read_only=True) as store:
                 report = back_up(store, args.folder, pace.take, progress.draw)
-            findings, counts = report.findings, report.counts()
-    return print_findings(args, findings, counts)
+    return print_findings(args, report.findings, report.counts())
 
 
 def run_restore(args: argparse.Namespace) -> int:

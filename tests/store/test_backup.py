@@ -49,7 +49,7 @@ def restored(target, folder):
 
 
 def verified(target):
-    return errors(verify_backup(target, nothing, nothing))
+    return errors(verify_backup(target, nothing, nothing).findings)
 
 
 def contents(store):
@@ -290,6 +290,26 @@ def test_a_good_copy_survives_decay_in_the_store(memory, store, target):
     os.rename(memory / "lost", store.layout.segment(lost))
 
 
+def test_a_segment_that_cannot_be_opened(memory, store, target, monkeypatch):
+    bad = store.lookup(*KEYS[0])[0].location.segment
+
+    class ClosedFile(UncachedFile):
+        def __init__(self, path, loaded):
+            if path == store.layout.segment(bad):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            super().__init__(path, loaded)
+
+    for _ in range(2):
+        monkeypatch.setattr(segment_reader, "UncachedFile", ClosedFile)
+        (found,) = errors(backed_up(store, target).findings)
+        assert found == f"error: segment {bad}: its file cannot be opened: Permission denied"
+        assert len(table_of(target).segments[bad].findings) == 1
+    assert restored(target, memory / "copy") != []
+    monkeypatch.undo()
+    assert errors(backed_up(store, target).findings) == []
+    assert restored(target, memory / "whole") == []
+
+
 def test_pages_that_cannot_be_read(memory, store, target, monkeypatch):
     bad = store.lookup(*KEYS[3])[0].location
     path = str(store.layout.segment(bad.segment))
@@ -362,6 +382,47 @@ def test_a_full_disk(memory, store, target):
     assert list((memory / "none").iterdir()) == []
     backed_up(store, target)
     assert restored(target, memory / "none") == []
+
+
+class FailingOps(FileOps):
+    """The call with this number fails, and all that follow it."""
+
+    def __init__(self, number):
+        self._left = number
+
+    def __getattribute__(self, name):
+        if not name.startswith("_") and name not in ("length", "space"):
+            self._left -= 1
+            if self._left < 0:
+
+                def fail(*_, **__):
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+                return fail
+        return super().__getattribute__(name)
+
+
+def test_every_call_that_fails(memory, store, target):
+    backed_up(store, target)
+    store.delete(*KEYS[1])
+    compact(store, everything=True)
+    put(store, *(payload_of(key_of(2, 1, number), 2_000) for number in range(3)))
+    number, done = 0, False
+    while not done:
+        copy = memory / f"backup {number}"
+        shutil.copytree(target, copy)
+        try:
+            backed_up(store, copy, ops=FailingOps(number), save_every=0.0)
+            done = True
+        except OSError:
+            number += 1
+        assert verified(copy) == []
+        assert errors(backed_up(store, copy).findings) == []
+        assert verified(copy) == []
+        assert {path.name for path in (copy / "segments").iterdir()} == table_of(copy).files
+    assert number > 30
+    assert restored(copy, memory / "copy") == []
+    must_be(memory / "copy", contents(store))
 
 
 def test_folders_that_are_refused(memory, store, target):

@@ -36,7 +36,12 @@ def test_a_backup_and_its_restore(data, tmp_path, capsys):
     assert (report["ok"], report["segments"], report["findings"]) == (True, 1, [])
     assert report["bytes"] == report["copied"] > 3000
     assert "copied: 0\n" in run(capsys, "backup", target, "--data", data, "--rate", "10M")[1]
-    assert run(capsys, "backup", "--verify", target) == (0, "all is well\n")
+    code, said = run(capsys, "backup", "--verify", target)
+    assert (code, said.splitlines()[1:3]) == (0, ["segments: 1", f"bytes: {report['bytes']}"])
+    assert (
+        said.splitlines()[0]
+        == f"state of: {json.loads((target / 'backup.json').read_text())['backup']['began']}"
+    )
     expected = "instances: 1\nsegments: 1\nall is well\n"
     assert run(capsys, "restore", target, "--data", new) == (0, expected)
     assert run(capsys, "check", "--data", new) == (0, "all is well\n")

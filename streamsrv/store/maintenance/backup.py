@@ -36,7 +36,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from streamsrv import __version__
-from streamsrv.errors import NO_SPACE, InsufficientStorage, StoreCorrupt, StoreError, WrongStore
+from streamsrv.errors import (
+    NO_DESCRIPTORS,
+    NO_SPACE,
+    InsufficientStorage,
+    StoreCorrupt,
+    StoreError,
+    WrongStore,
+)
 from streamsrv.store import failpoints
 from streamsrv.store.fileops import FileOps, write_all
 from streamsrv.store.maintenance.backup_table import (
@@ -69,17 +76,19 @@ class _SegmentMoved(Exception):
 
 @dataclass(slots=True)
 class BackupReport:
-    """`bytes` and `segments` of the backup; `copied` bytes of this run."""
+    """`bytes` and `segments` of the backup; `copied` bytes of this run. `state_of` is the time at which the
+    store had this state, in UTC."""
 
+    state_of: str = ""
     segments: int = 0
     bytes: int = 0
     copied: int = 0
     removed_files: int = 0
     findings: list[Finding] = field(default_factory=list)
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[str, str | int]:
         """Everything but the findings."""
-        names = ("segments", "bytes", "copied", "removed_files")
+        names = ("state_of", "segments", "bytes", "copied", "removed_files")
         return {name: getattr(self, name) for name in names}
 
 
@@ -246,6 +255,7 @@ class _Backup:
         with contextlib.suppress(FileNotFoundError):
             self._ops.unlink(self._target.root / UNFINISHED)
         self._report.removed_files = self._sweep(self._table.files)
+        self._report.state_of = self._table.began
         self._report.segments = len(self._table.segments)
         self._report.bytes = self._table.length
 
@@ -279,7 +289,12 @@ class _Backup:
         try:
             reader = SegmentReader(self._store, row, self._read)
         except FileNotFoundError:
-            return self._missing(row, old)
+            self._require_lost(row)
+            return self._without_source(row, old, "its file is missing")
+        except OSError as failure:
+            if failure.errno in NO_DESCRIPTORS:
+                raise
+            return self._without_source(row, old, f"its file cannot be opened: {failure.strerror}")
         with contextlib.closing(reader):
             copied = self._copied(reader, row, old)
         self._report.findings += reader.findings
@@ -294,17 +309,21 @@ class _Backup:
         self._done += length
         self._progress(min(self._done, self._all), self._all)
 
-    def _missing(self, row: SegmentRow, old: SegmentCopy | None) -> SegmentCopy:
-        """Keeps an earlier copy of a segment that is lost. Raises _SegmentMoved if compaction removed it."""
+    def _require_lost(self, row: SegmentRow) -> None:
+        """Raises _SegmentMoved if compaction removed the segment."""
         if self._slots().get(row.segment) is State.REMOVED or self._store.index.segment(row.segment) is None:
             raise _SegmentMoved
-        where, what = f"segment {row.segment}", "its file is missing"
+
+    def _without_source(self, row: SegmentRow, old: SegmentCopy | None, what: str) -> SegmentCopy:
+        """Keeps an earlier copy."""
+        where = f"segment {row.segment}"
         copy = SegmentCopy(row.segment, "", 0, 0, False, hashlib.sha256().hexdigest(), 0)
         if old is not None and self._has(old) and old.length <= row.committed_end:
             copy, what = old, f"{what}; the backup keeps its copy of {old.length} bytes"
         self._report.findings.append(error(where, what))
         missing = (f"{where}: {what}",) if copy.length < row.committed_end else ()
-        return replace(copy, end=row.committed_end, sealed=row.sealed, findings=copy.findings + missing)
+        findings = tuple(dict.fromkeys(copy.findings + missing))
+        return replace(copy, end=row.committed_end, sealed=row.sealed, findings=findings)
 
     def _better(self, copied: SegmentCopy, old: SegmentCopy | None) -> SegmentCopy:
         """The copy with fewer faults. The other one is removed at the end."""

@@ -20,7 +20,7 @@ from streamsrv.errors import NO_SPACE, InsufficientStorage, StoreCorrupt, StoreE
 from streamsrv.store import folder as folders
 from streamsrv.store.fileops import FileOps, write_all
 from streamsrv.store.folder import Layout
-from streamsrv.store.maintenance.backup import Progress
+from streamsrv.store.maintenance.backup import BackupReport, Progress
 from streamsrv.store.maintenance.backup_table import (
     OF_THE_FILE_SYSTEM,
     BackupFolder,
@@ -35,17 +35,20 @@ from streamsrv.store.segments.manifest import Manifest, Slot, State
 WRONG_FILE = "its bytes are not those of the backup: its SHA-256 is wrong"
 
 
-def verify_backup(folder: Path, taken: Callable[[int], None], progress: Progress) -> Iterator[Finding]:
+def verify_backup(folder: Path, taken: Callable[[int], None], progress: Progress) -> BackupReport:
     """Compare every byte of the last complete backup with its digests. Raises StoreError if there is none."""
     source = BackupFolder(folder, FileOps())
     with source.shared():
         reader = _BackupReader(source, taken, progress)
-        yield from reader.identity_findings()
+        findings = list(reader.identity_findings())
         for copy in reader.table.segments.values():
-            yield from reader.faults_of_source(copy)
+            findings += reader.faults_of_source(copy)
             for _ in reader.pieces(copy):
                 pass
-        yield from reader.findings
+        table = reader.table
+        return BackupReport(
+            table.began, len(table.segments), table.length, findings=findings + reader.findings
+        )
 
 
 def restore(
