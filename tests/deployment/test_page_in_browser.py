@@ -14,6 +14,7 @@ from chromium import Chromium, found
 from clinic import CT_INSTANCES, CT_SERIES, CT_STUDY, SLIDE, SLIDE_SERIES, SLIDE_STUDY, ask
 from live_server import start_server
 from pydicom.uid import ComprehensiveSRStorage
+from small_client import file_of
 
 # There is no function of this name, so a call would be reported as an error. In a name `=` divides groups.
 EVIL, EVIL_NAME = "<img src=x onerror=hit()>", "<img src · x onerror · hit()>"
@@ -163,6 +164,31 @@ def test_columns_sort_and_pages_turn(page):
     page.click("th.name button")
     page.wait("document.querySelector('td.name').innerText === 'Müller, Jörg'")
     assert page.text(".range") == "1–4 of 4"
+
+
+def test_long_lists_have_pages(page, server):
+    count = 60
+    keys = [(f"1.2.9.{number}", f"1.2.9.{number}.1", f"1.2.9.{number}.1.1") for number in range(count)]
+    world.store(f"{server.url}/studies", [file_of(key, 1, 128) for key in keys])
+    page.call("Page.reload")
+    page.wait("document.querySelector('.range').innerText === '1–50 of 64'")
+    page.click("button", "Next")
+    page.wait(f"{ROWS} === 14 && document.querySelector('.range').innerText === '51–64 of 64'")
+    assert page.run("document.activeElement.closest('tr') === document.querySelector('tbody tr')")
+    page.click("button", "Previous")
+    page.wait(f"{ROWS} === 50")
+    for study, *_ in keys:
+        ask(f"{server.url}/studies/{study}", "DELETE")
+
+
+@pytest.mark.parametrize("text", ["王", "小东", "王小东"])
+def test_chinese_names_are_found_by_their_characters(page, server, text):
+    made = new_study(NEW)
+    made.SpecificCharacterSet, made.PatientName = "ISO_IR 192", "Wang^XiaoDong=王^小东"
+    world.store(f"{server.url}/studies", [world.file_of(made)])
+    write_into(page, "input[name=name]", text)
+    page.wait(f"{ROWS} === 1")
+    assert page.text("td.name") == "Wang, XiaoDong · 王小东"
 
 
 def test_keys_alone_search_open_and_go_back(page):

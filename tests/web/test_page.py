@@ -2,10 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from web_world import settings_of
 
+from streamsrv.web.pages import page
+
+FILES = Path(page.__file__).with_name("files")
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 FOUND = "the path names no version of this service: supported are /v1 and /v2"
 
@@ -51,6 +55,16 @@ async def test_files_are_asked_for_again_by_their_tag(http_server_client):
     assert (again.code, again.body) == (304, b"")
     assert (await fetch(http_server_client, "/page/none.js")).code == 404
     assert (await fetch(http_server_client, "/page/..%2Fpage.py")).code == 404
+
+
+def test_modules_are_short_and_say_what_they_are():
+    for path in FILES.glob("*.js"):
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith("/** "), path.name
+        assert text.count("\n") < 300, path.name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", text), (
+            path.name
+        )
 
 
 async def test_the_page_has_no_other_methods(http_server_client):

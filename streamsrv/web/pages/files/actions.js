@@ -13,16 +13,36 @@ const DELETE = ["", "deleteStudy", "deleteSeries", "deleteInstance"];
  */
 export function actionsOf(uids, {facts, title, count, gone}) {
   const uid = uids.at(-1);
-  const button = (key, onclick, kind = "quiet") => h("button", {type: "button", class: kind, onclick, "aria-label": `${t(key)}: ${title}`}, t(key));
+  const button = (key, onclick, kind = "quiet") =>
+    h("button", {type: "button", class: kind, onclick, "aria-label": `${t(key)}: ${title}`}, t(key));
   const single = uids.length === 3;
   const viewers = uids.length === 1 ? facts.viewers : [];
-  return h("div", {class: "row actions"},
-    viewers.map(({name, url}) => h("a", {class: "button main", href: url.replace("{study}", encodeURIComponent(uids[0]))}, t("openIn", {viewer: name}))),
-    h("a", {class: "button quiet", "aria-label": `${t(single ? "file" : "zip")}: ${title}`, download: `${uid}${single ? ".dcm" : ".zip"}`,
-      href: single ? `${linkOf(...uids)}?accept=${encodeURIComponent("application/dicom;transfer-syntax=*")}` : zipOf(...uids)}, t(single ? "file" : "zip")),
+  return h(
+    "div",
+    {class: "row actions"},
+    viewers.map(({name, url}) =>
+      h(
+        "a",
+        {class: "button main", href: url.replace("{study}", encodeURIComponent(uids[0]))},
+        t("openIn", {viewer: name}),
+      ),
+    ),
+    h(
+      "a",
+      {
+        class: "button quiet",
+        "aria-label": `${t(single ? "file" : "zip")}: ${title}`,
+        download: `${uid}${single ? ".dcm" : ".zip"}`,
+        href: single
+          ? `${linkOf(...uids)}?accept=${encodeURIComponent("application/dicom;transfer-syntax=*")}`
+          : zipOf(...uids),
+      },
+      t(single ? "file" : "zip"),
+    ),
     button("copyUid", () => copied(uid)),
     button("copyUrl", () => copied(linkOf(...uids))),
-    facts.allowed.delete ? button("delete", () => ask(uids, title, count, gone), "quiet danger-text") : null);
+    facts.allowed.delete ? button("delete", () => ask(uids, title, count, gone), "quiet danger-text") : null,
+  );
 }
 
 async function copied(text) {
@@ -31,7 +51,12 @@ async function copied(text) {
 }
 
 async function ask(uids, title, count, gone) {
-  const yes = await confirmed({title: t(DELETE[uids.length]), text: t("deleteText", {what: title, n: instances(count)}), yes: t("delete"), no: t("keep")});
+  const yes = await confirmed({
+    title: t(DELETE[uids.length]),
+    text: t("deleteText", {what: title, n: instances(count)}),
+    yes: t("delete"),
+    no: t("keep"),
+  });
   if (!yes) return;
   try {
     await remove(...uids);
@@ -47,5 +72,10 @@ async function ask(uids, title, count, gone) {
 export const reason = (error) => (error instanceof Problem && !error.status ? t("network") : error.message);
 
 /** A message in place of content, with a button that tries again. */
-export const failure = (error, again) => h("div", {class: "state", role: "alert"},
-  h("p", {class: "bad"}, t("error", {reason: reason(error)})), h("button", {type: "button", onclick: again}, t("tryAgain")));
+export const failure = (error, again) =>
+  h(
+    "div",
+    {class: "state", role: "alert"},
+    h("p", {class: "bad"}, t("error", {reason: reason(error)})),
+    h("button", {type: "button", onclick: again}, t("tryAgain")),
+  );

@@ -39,20 +39,29 @@ export async function facts() {
 }
 
 /** The names of standard attributes by tag. Loaded once. */
-export const names = once(async () => (await answered(new URL("page/dictionary.json", document.baseURI))).json());
+export const names = once(async () =>
+  (await answered(new URL("page/dictionary.json", document.baseURI))).json(),
+);
 
 function once(load) {
   let loaded;
-  return () => (loaded ??= load().catch((error) => {
-    loaded = undefined;
-    throw error;
-  }));
+  return () =>
+    (loaded ??= load().catch((error) => {
+      loaded = undefined;
+      throw error;
+    }));
 }
 
 /** The URL of a study, series or instance, with a slash at its end. */
 export function urlOf(...uids) {
   const levels = ["studies", "series", "instances"];
-  return new URL(uids.filter(Boolean).map((uid, level) => `${levels[level]}/${encodeURIComponent(uid)}/`).join(""), base);
+  return new URL(
+    uids
+      .filter(Boolean)
+      .map((uid, level) => `${levels[level]}/${encodeURIComponent(uid)}/`)
+      .join(""),
+    base,
+  );
 }
 
 /** The URL of a resource below a study, series or instance: `below` is relative. */

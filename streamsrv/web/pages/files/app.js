@@ -49,18 +49,62 @@ class StreamApp extends HTMLElement {
     this.#panel?.remove();
     this.#panel = store ? Object.assign(new UploadPanel(), {uploads: this.#uploads}) : null;
     this.replaceChildren(
-      h("a", {href: "#main", class: "skip", onclick: (event) => { event.preventDefault(); this.#main.focus(); }}, t("skip")),
-      h("header", {class: "top"},
-        h("a", {href: "#/", class: "brand", "aria-label": `streamsrv: ${t("home")}`}, h("img", {src: "page/icon.svg", alt: "", width: 26, height: 26}), h("span", {}, "streamsrv")),
+      h(
+        "a",
+        {
+          href: "#main",
+          class: "skip",
+          onclick: (event) => {
+            event.preventDefault();
+            this.#main.focus();
+          },
+        },
+        t("skip"),
+      ),
+      h(
+        "header",
+        {class: "top"},
+        h(
+          "a",
+          {href: "#/", class: "brand", "aria-label": `streamsrv: ${t("home")}`},
+          h("img", {src: "page/icon.svg", alt: "", width: 26, height: 26}),
+          h("span", {}, "streamsrv"),
+        ),
         this.#holds,
-        h("div", {class: "row"},
+        h(
+          "div",
+          {class: "row"},
           !store && this.#facts.version ? h("span", {class: "tag"}, t("readOnly")) : null,
-          store ? h("button", {type: "button", class: "main upload", onclick: () => this.#panel.open()}, t("upload")) : null,
-          h("button", {type: "button", class: "quiet language", lang: current() === "zh" ? "en" : "zh-Hans", "aria-label": t("languageLabel"), onclick: () => this.#switch()}, t("language")))),
+          store
+            ? h(
+                "button",
+                {type: "button", class: "main upload", onclick: () => this.#panel.open()},
+                t("upload"),
+              )
+            : null,
+          h(
+            "button",
+            {
+              type: "button",
+              class: "quiet language",
+              lang: current() === "zh" ? "en" : "zh-Hans",
+              "aria-label": t("languageLabel"),
+              onclick: () => this.#switch(),
+            },
+            t("language"),
+          ),
+        ),
+      ),
       this.#main,
-      h("footer", {}, h("p", {class: "dim"}, t("keys")), h("p", {class: "dim"}, this.#facts.version ? `streamsrv ${this.#facts.version}` : "")),
+      h(
+        "footer",
+        {},
+        h("p", {class: "dim"}, t("keys")),
+        h("p", {class: "dim"}, this.#facts.version ? `streamsrv ${this.#facts.version}` : ""),
+      ),
       ...(this.#panel ? [this.#panel] : []),
-      h("div", {id: "messages", role: "status", "aria-live": "polite"}));
+      h("div", {id: "messages", role: "status", "aria-live": "polite"}),
+    );
     this.#route();
     this.#count();
   }
@@ -83,7 +127,10 @@ class StreamApp extends HTMLElement {
       this.#main.replaceChildren(h("h1", {class: "off-screen"}, t("title")), list);
     } else if (view === "study") this.#main.replaceChildren(Object.assign(new StudyView(), given));
     else if (view === "instance") this.#main.replaceChildren(Object.assign(new InstanceView(), given));
-    else this.#main.replaceChildren(h("div", {class: "state"}, h("h1", {}, t("notThere")), h("a", {href: "#/"}, t("toStart"))));
+    else
+      this.#main.replaceChildren(
+        h("div", {class: "state"}, h("h1", {}, t("notThere")), h("a", {href: "#/"}, t("toStart"))),
+      );
     scrollTo({top: 0});
     if (view !== "list") this.#main.focus({preventScroll: true});
   }
@@ -119,9 +166,21 @@ class StreamApp extends HTMLElement {
     let inside = 0;
     const shown = (on) => this.classList.toggle("dropping", on);
     const carriesFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
-    addEventListener("dragenter", (event) => { if (carriesFiles(event)) { inside += 1; shown(true); } });
-    addEventListener("dragleave", (event) => { if (carriesFiles(event)) { inside -= 1; shown(inside > 0); } });
-    addEventListener("dragover", (event) => { if (carriesFiles(event)) event.preventDefault(); });
+    addEventListener("dragenter", (event) => {
+      if (carriesFiles(event)) {
+        inside += 1;
+        shown(true);
+      }
+    });
+    addEventListener("dragleave", (event) => {
+      if (carriesFiles(event)) {
+        inside -= 1;
+        shown(inside > 0);
+      }
+    });
+    addEventListener("dragover", (event) => {
+      if (carriesFiles(event)) event.preventDefault();
+    });
     addEventListener("drop", async (event) => {
       if (!carriesFiles(event)) return;
       event.preventDefault();

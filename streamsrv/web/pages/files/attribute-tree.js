@@ -30,7 +30,15 @@ export class AttributeTree extends HTMLElement {
   #dataset = {};
   #dictionary = {};
   #place = h("div", {class: "attributes"});
-  #filter = h("input", {type: "search", name: "filter", autocomplete: "off", spellcheck: "false", "aria-label": t("filter"), placeholder: t("filter"), oninput: debounced(() => this.#draw(), 120)});
+  #filter = h("input", {
+    type: "search",
+    name: "filter",
+    autocomplete: "off",
+    spellcheck: "false",
+    "aria-label": t("filter"),
+    placeholder: t("filter"),
+    oninput: debounced(() => this.#draw(), 120),
+  });
 
   connectedCallback() {
     if (!this.firstChild) this.append(this.#filter, this.#place);
@@ -54,34 +62,74 @@ export class AttributeTree extends HTMLElement {
   }
 
   #list(dataset) {
-    return h("ul", {}, Object.keys(dataset).sort().map((tag) => this.#row(tag, dataset)));
+    return h(
+      "ul",
+      {},
+      Object.keys(dataset)
+        .sort()
+        .map((tag) => this.#row(tag, dataset)),
+    );
   }
 
   #row(tag, dataset) {
-    const element = dataset[tag], head = this.#head(tag, dataset);
+    const element = dataset[tag],
+      head = this.#head(tag, dataset);
     if (element.vr !== "SQ") return h("li", {class: "leaf"}, head, this.#value(element));
     const items = element.Value ?? [];
     const number = items.length === 1 ? t("itemOne") : t("items", {n: items.length});
     if (!items.length) return h("li", {class: "leaf"}, head, h("span", {class: "value dim"}, number));
-    return h("li", {}, opened(h("summary", {}, head, h("span", {class: "value dim"}, number)), () => h("ul", {},
-      items.map((item, place) => h("li", {}, opened(h("summary", {class: "item"}, t("item", {n: place + 1})), () => this.#list(item ?? {}), items.length === 1))))));
+    return h(
+      "li",
+      {},
+      opened(h("summary", {}, head, h("span", {class: "value dim"}, number)), () =>
+        h(
+          "ul",
+          {},
+          items.map((item, place) =>
+            h(
+              "li",
+              {},
+              opened(
+                h("summary", {class: "item"}, t("item", {n: place + 1})),
+                () => this.#list(item ?? {}),
+                items.length === 1,
+              ),
+            ),
+          ),
+        ),
+      ),
+    );
   }
 
   #head(tag, dataset) {
-    return [h("code", {class: "tag-number"}, spelled(tag)), h("span", {class: "vr"}, dataset[tag].vr), h("span", {class: "attribute"}, nameIn(this.#dictionary, tag, dataset))];
+    return [
+      h("code", {class: "tag-number"}, spelled(tag)),
+      h("span", {class: "vr"}, dataset[tag].vr),
+      h("span", {class: "attribute"}, nameIn(this.#dictionary, tag, dataset)),
+    ];
   }
 
   #value(element) {
     if (element.BulkDataURI) {
       const url = URL.parse?.(element.BulkDataURI, base) ?? new URL(element.BulkDataURI, base);
       const safe = ["http:", "https:"].includes(url.protocol);
-      return h("span", {class: "value"}, safe ? h("a", {href: url.href, download: true}, t("bulk")) : element.BulkDataURI);
+      return h(
+        "span",
+        {class: "value"},
+        safe ? h("a", {href: url.href, download: true}, t("bulk")) : element.BulkDataURI,
+      );
     }
     const value = valueOf(element);
     if (!value) return h("span", {class: "value dim"}, t("emptyValue"));
     if (value.length <= LONGEST) return h("span", {class: "value"}, value);
     const rest = h("span", {class: "value"}, `${value.slice(0, LONGEST)}… `);
-    rest.append(h("button", {type: "button", class: "quiet small", onclick: () => rest.replaceChildren(value)}, t("more", {n: value.length - LONGEST})));
+    rest.append(
+      h(
+        "button",
+        {type: "button", class: "quiet small", onclick: () => rest.replaceChildren(value)},
+        t("more", {n: value.length - LONGEST}),
+      ),
+    );
     return rest;
   }
 
@@ -89,17 +137,34 @@ export class AttributeTree extends HTMLElement {
     const found = [];
     this.#search(this.#dataset, wanted, "", found);
     const key = found.length >= FOUND ? "filteredMost" : found.length === 1 ? "filteredOne" : "filtered";
-    this.#place.replaceChildren(h("p", {class: "dim", role: "status"}, t(key, {n: found.length})),
-      h("ul", {}, found.map(({tag, dataset, path}) => h("li", {class: "leaf"}, path ? h("span", {class: "path dim"}, path) : null, this.#head(tag, dataset), dataset[tag].vr === "SQ" ? null : this.#value(dataset[tag])))));
+    this.#place.replaceChildren(
+      h("p", {class: "dim", role: "status"}, t(key, {n: found.length})),
+      h(
+        "ul",
+        {},
+        found.map(({tag, dataset, path}) =>
+          h(
+            "li",
+            {class: "leaf"},
+            path ? h("span", {class: "path dim"}, path) : null,
+            this.#head(tag, dataset),
+            dataset[tag].vr === "SQ" ? null : this.#value(dataset[tag]),
+          ),
+        ),
+      ),
+    );
   }
 
   #search(dataset, wanted, path, found) {
     for (const tag of Object.keys(dataset).sort()) {
       if (found.length >= FOUND) return;
-      const element = dataset[tag], name = nameIn(this.#dictionary, tag, dataset);
+      const element = dataset[tag],
+        name = nameIn(this.#dictionary, tag, dataset);
       const texts = [name, tag, spelled(tag), element.vr === "SQ" ? "" : valueOf(element)];
       if (texts.some((text) => text.toLowerCase().includes(wanted))) found.push({tag, dataset, path});
-      if (element.vr === "SQ") for (const [place, item] of (element.Value ?? []).entries()) this.#search(item ?? {}, wanted, `${path}${name || spelled(tag)} ${place + 1} › `, found);
+      if (element.vr === "SQ")
+        for (const [place, item] of (element.Value ?? []).entries())
+          this.#search(item ?? {}, wanted, `${path}${name || spelled(tag)} ${place + 1} › `, found);
     }
   }
 }
@@ -107,7 +172,9 @@ export class AttributeTree extends HTMLElement {
 /** A `details` element whose content is made when it is opened. */
 function opened(summary, content, open = false) {
   const made = h("details", {open}, summary);
-  const fill = () => { if (made.open && !made.children[1]) made.append(content()); };
+  const fill = () => {
+    if (made.open && !made.children[1]) made.append(content());
+  };
   made.addEventListener("toggle", fill);
   if (open) fill();
   return made;

@@ -12,9 +12,15 @@ export function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value === true ? "" : value);
+    else if (value !== false && value !== null && value !== undefined)
+      element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false).map((child) => (child instanceof Node ? child : String(child))));
+  element.append(
+    ...children
+      .flat(3)
+      .filter((child) => child !== null && child !== undefined && child !== false)
+      .map((child) => (child instanceof Node ? child : String(child))),
+  );
   return element;
 }
 
@@ -42,12 +48,18 @@ export function announce(text) {
  */
 export function confirmed({title, text, yes, no}) {
   return new Promise((resolve) => {
-    const dialog = h("dialog", {"aria-labelledby": "question", class: "question"},
+    const dialog = h(
+      "dialog",
+      {"aria-labelledby": "question", class: "question"},
       h("h2", {id: "question"}, title),
       h("p", {}, text),
-      h("form", {method: "dialog", class: "row end"},
+      h(
+        "form",
+        {method: "dialog", class: "row end"},
         h("button", {class: "quiet", value: "no", autofocus: true}, no),
-        h("button", {class: "danger", value: "yes"}, yes)));
+        h("button", {class: "danger", value: "yes"}, yes),
+      ),
+    );
     dialog.addEventListener("close", () => {
       dialog.remove();
       resolve(dialog.returnValue === "yes");

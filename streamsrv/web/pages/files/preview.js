@@ -16,11 +16,19 @@ const LONGEST = 1024; // pixels of a side: larger pictures arrive smaller
  */
 export function slider({name, label, low, high, value, step = 1, suffix = "", oninput}) {
   const output = h("output", {}, `${value}${suffix}`);
-  const range = h("input", {type: "range", name, min: low, max: high, step, value, oninput: () => {
-    output.textContent = `${range.value}${suffix}`;
-    range.setAttribute("aria-valuetext", output.textContent);
-    oninput(Number(range.value));
-  }});
+  const range = h("input", {
+    type: "range",
+    name,
+    min: low,
+    max: high,
+    step,
+    value,
+    oninput: () => {
+      output.textContent = `${range.value}${suffix}`;
+      range.setAttribute("aria-valuetext", output.textContent);
+      oninput(Number(range.value));
+    },
+  });
   const made = h("label", {class: "slider"}, h("span", {}, label), range, output);
   made.set = (next) => {
     range.value = next;
@@ -47,7 +55,13 @@ export class ImagePreview extends HTMLElement {
     this.#dataset = dataset;
     this.#frame = 1;
     const kind = kindOf(dataset);
-    const shape = [kind, uids[1], number(dataset, TAG.frames, 1), text(dataset, TAG.photometric), JSON.stringify(pixelRange(dataset))].join();
+    const shape = [
+      kind,
+      uids[1],
+      number(dataset, TAG.frames, 1),
+      text(dataset, TAG.photometric),
+      JSON.stringify(pixelRange(dataset)),
+    ].join();
     if (kind !== "picture") {
       this.#shape = shape;
       this.replaceChildren(this.#other(kind));
@@ -67,30 +81,93 @@ export class ImagePreview extends HTMLElement {
     const url = resource(this.#uids, "rendered");
     if (kind === "video") return h("video", {src: url, controls: true, class: "picture"});
     if (kind === "report") return h("iframe", {src: url, title: t("preview"), class: "report", sandbox: ""});
-    if (kind === "document") return h("p", {class: "state"}, h("a", {class: "button main", href: url, target: "_blank", rel: "noopener"}, t("openDocument")));
+    if (kind === "document")
+      return h(
+        "p",
+        {class: "state"},
+        h("a", {class: "button main", href: url, target: "_blank", rel: "noopener"}, t("openDocument")),
+      );
     return h("p", {class: "state dim"}, t("noPreview"));
   }
 
   get #grey() {
-    return number(this.#dataset, TAG.samples, 1) === 1 && /^MONOCHROME/.test(text(this.#dataset, TAG.photometric));
+    return (
+      number(this.#dataset, TAG.samples, 1) === 1 && /^MONOCHROME/.test(text(this.#dataset, TAG.photometric))
+    );
   }
 
   #drawControls() {
     this.#controls.replaceChildren();
     const frames = number(this.#dataset, TAG.frames, 1);
-    if (frames > 1) this.#controls.append(slider({name: "frame", label: t("frame"), low: 1, high: frames, value: 1, suffix: ` / ${frames}`, oninput: (value) => { this.#frame = value; this.#render(); }}));
+    if (frames > 1)
+      this.#controls.append(
+        slider({
+          name: "frame",
+          label: t("frame"),
+          low: 1,
+          high: frames,
+          value: 1,
+          suffix: ` / ${frames}`,
+          oninput: (value) => {
+            this.#frame = value;
+            this.#render();
+          },
+        }),
+      );
     this.#stage.classList.toggle("grey", this.#grey);
     if (!this.#grey) return;
     const {low, high} = pixelRange(this.#dataset);
-    const start = windowOf(this.#dataset) ?? {center: Math.round((low + high) / 2), width: Math.round(high - low)};
+    const start = windowOf(this.#dataset) ?? {
+      center: Math.round((low + high) / 2),
+      width: Math.round(high - low),
+    };
     const step = high - low > 20 ? 1 : (high - low) / 1000;
     const change = (part) => (value) => this.#setWindow({...(this.#window ?? start), [part]: value});
-    const center = slider({name: "center", label: t("center"), low: Math.floor(low), high: Math.ceil(high), step, value: start.center, oninput: change("center")});
-    const width = slider({name: "width", label: t("width"), low: step, high: Math.ceil(high - low), step, value: start.width, oninput: change("width")});
-    this.#show = (window) => { center.set((window ?? start).center); width.set((window ?? start).width); };
-    const preset = (key, window) => h("button", {type: "button", class: "quiet small", onclick: () => { this.#show(window); this.#setWindow(window); }}, t(key));
-    const presets = text(this.#dataset, TAG.modality) === "CT" ? Object.entries(PRESETS).map(([key, [c, w]]) => preset(key, {center: c, width: w})) : [];
-    this.#controls.append(center, width, h("div", {class: "row", role: "group", "aria-label": t("preset")}, preset("stored", null), presets), h("p", {class: "dim hint"}, t("dragHint")));
+    const center = slider({
+      name: "center",
+      label: t("center"),
+      low: Math.floor(low),
+      high: Math.ceil(high),
+      step,
+      value: start.center,
+      oninput: change("center"),
+    });
+    const width = slider({
+      name: "width",
+      label: t("width"),
+      low: step,
+      high: Math.ceil(high - low),
+      step,
+      value: start.width,
+      oninput: change("width"),
+    });
+    this.#show = (window) => {
+      center.set((window ?? start).center);
+      width.set((window ?? start).width);
+    };
+    const preset = (key, window) =>
+      h(
+        "button",
+        {
+          type: "button",
+          class: "quiet small",
+          onclick: () => {
+            this.#show(window);
+            this.#setWindow(window);
+          },
+        },
+        t(key),
+      );
+    const presets =
+      text(this.#dataset, TAG.modality) === "CT"
+        ? Object.entries(PRESETS).map(([key, [c, w]]) => preset(key, {center: c, width: w}))
+        : [];
+    this.#controls.append(
+      center,
+      width,
+      h("div", {class: "row", role: "group", "aria-label": t("preset")}, preset("stored", null), presets),
+      h("p", {class: "dim hint"}, t("dragHint")),
+    );
     this.#stage.onpointerdown = (event) => this.#drag(event, start, high - low);
   }
 
@@ -104,14 +181,21 @@ export class ImagePreview extends HTMLElement {
   /** Left and right change the width, up and down the centre, as on workstations. */
   #drag(event, start, range) {
     event.preventDefault();
-    const from = this.#window ?? start, {clientX, clientY} = event, scale = Math.max(from.width, range / 100) / 300;
+    const from = this.#window ?? start,
+      {clientX, clientY} = event,
+      scale = Math.max(from.width, range / 100) / 300;
     this.#stage.setPointerCapture(event.pointerId);
     this.#stage.onpointermove = (moved) => {
-      const window = {center: Math.round(from.center + (moved.clientY - clientY) * scale), width: Math.max(1, Math.round(from.width + (moved.clientX - clientX) * scale))};
+      const window = {
+        center: Math.round(from.center + (moved.clientY - clientY) * scale),
+        width: Math.max(1, Math.round(from.width + (moved.clientX - clientX) * scale)),
+      };
       this.#show(window);
       this.#setWindow(window);
     };
-    this.#stage.onpointerup = this.#stage.onpointercancel = () => { this.#stage.onpointermove = null; };
+    this.#stage.onpointerup = this.#stage.onpointercancel = () => {
+      this.#stage.onpointermove = null;
+    };
   }
 
   /** One picture loads at a time; of those that were wanted meanwhile only the last one is loaded. */
@@ -134,7 +218,14 @@ export class ImagePreview extends HTMLElement {
         this.#image.src = this.#asked;
         this.#stage.replaceChildren(this.#image);
       } catch {
-        if (this.#asked === this.#wanted) this.#stage.replaceChildren(h("p", {class: "state", role: "status"}, t("error", {reason: (await reasonOf(this.#asked)) || t("noPicture")})));
+        if (this.#asked === this.#wanted)
+          this.#stage.replaceChildren(
+            h(
+              "p",
+              {class: "state", role: "status"},
+              t("error", {reason: (await reasonOf(this.#asked)) || t("noPicture")}),
+            ),
+          );
       }
     }
     this.#asked = "";

@@ -2,33 +2,20 @@
 
 import {Problem, search} from "./api.js";
 import {debounced, h} from "./dom.js";
-import {TAG, compact, date, text, time, values} from "./dicom.js";
 import {t} from "./i18n.js";
+import {row} from "./study-row.js";
+import {NEWEST, parametersOf} from "./study-search.js";
 
 const PAGE = 50;
-const MODALITIES = ["CT", "MR", "CR", "DX", "US", "MG", "PT", "NM", "XA", "RF", "SM", "OP", "OT", "SR", "SEG", "RTSTRUCT"];
-/** Filter name -> attribute. Values of the first three match anywhere in the attribute. */
-const FILTERS = {patient: "PatientID", accession: "AccessionNumber", description: "StudyDescription"};
+const MODALITIES = "CT MR CR DX US MG PT NM XA RF SM OP OT SR SEG RTSTRUCT".split(" ");
 /** Column -> attribute to order by. */
-const ORDERS = {name: "PatientName", patient: "PatientID", date: "StudyDate", accession: "AccessionNumber", description: "StudyDescription"};
-const NEWEST = "-StudyDate";
-
-/** The query of a search, from the filters. Wildcards of the user stay. */
-export function parametersOf(filters) {
-  const found = {};
-  for (const [filter, attribute] of Object.entries(FILTERS)) {
-    const value = filters[filter]?.trim();
-    if (value) found[attribute] = /[*?]/.test(value) ? value : `*${value}*`;
-  }
-  const name = filters.name?.trim();
-  if (name) found.PatientName = name;
-  if (name && !/[*?^=]/.test(name)) found.fuzzymatching = "true";
-  if (Object.keys(FILTERS).some((filter) => filters[filter]?.trim())) found.ignorecase = "true";
-  if (filters.modality) found.ModalitiesInStudy = filters.modality;
-  if (filters.from || filters.to) found.StudyDate = `${compact(filters.from ?? "")}-${compact(filters.to ?? "")}`;
-  if (filters.order && filters.order !== NEWEST) found.orderby = filters.order;
-  return found;
-}
+const ORDERS = {
+  name: "PatientName",
+  patient: "PatientID",
+  date: "StudyDate",
+  accession: "AccessionNumber",
+  description: "StudyDescription",
+};
 
 /**
  * `filters` come from the address of the page and go back to it. Emits `filters` when they change.
@@ -43,7 +30,16 @@ export class StudyList extends HTMLElement {
   #state = h("div", {class: "state", role: "status"});
 
   connectedCallback() {
-    this.append(this.#form(), h("div", {class: "card"}, (this.#table = h("table", {class: "studies"}, this.#head(), this.#body)), this.#state), this.#foot);
+    this.append(
+      this.#form(),
+      h(
+        "div",
+        {class: "card"},
+        (this.#table = h("table", {class: "studies"}, this.#head(), this.#body)),
+        this.#state,
+      ),
+      this.#foot,
+    );
     this.addEventListener("keydown", (event) => this.#keyed(event));
     this.load();
   }
@@ -59,16 +55,59 @@ export class StudyList extends HTMLElement {
 
   #form() {
     const later = debounced(() => this.#changed(), 180);
-    const field = (name, label, properties) => h("label", {class: `field ${name}`}, h("span", {}, label),
-      h("input", {name, value: this.filters[name] || null, autocomplete: "off", spellcheck: "false", ...properties,
-        oninput: (event) => { this.filters[name] = event.target.value; later(); }}));
-    const kinds = h("select", {name: "modality", onchange: (event) => { this.filters.modality = event.target.value; this.#changed(); }},
-      h("option", {value: ""}, t("any")), MODALITIES.map((each) => h("option", {value: each, selected: each === this.filters.modality}, each)));
+    const field = (name, label, properties) =>
+      h(
+        "label",
+        {class: `field ${name}`},
+        h("span", {}, label),
+        h("input", {
+          name,
+          value: this.filters[name] || null,
+          autocomplete: "off",
+          spellcheck: "false",
+          ...properties,
+          oninput: (event) => {
+            this.filters[name] = event.target.value;
+            later();
+          },
+        }),
+      );
+    const kinds = h(
+      "select",
+      {
+        name: "modality",
+        onchange: (event) => {
+          this.filters.modality = event.target.value;
+          this.#changed();
+        },
+      },
+      h("option", {value: ""}, t("any")),
+      MODALITIES.map((each) => h("option", {value: each, selected: each === this.filters.modality}, each)),
+    );
     const open = Object.keys(this.filters).some((key) => !["name", "order"].includes(key));
-    const more = h("button", {type: "button", class: "quiet more-filters", "aria-expanded": String(open), onclick: () => {
-      more.setAttribute("aria-expanded", String(more.form.classList.toggle("open")));
-    }}, t("moreFilters"));
-    return h("form", {role: "search", "aria-label": t("search"), class: `filters card ${open ? "open" : ""}`, onsubmit: (event) => { event.preventDefault(); this.#changed(); }},
+    const more = h(
+      "button",
+      {
+        type: "button",
+        class: "quiet more-filters",
+        "aria-expanded": String(open),
+        onclick: () => {
+          more.setAttribute("aria-expanded", String(more.form.classList.toggle("open")));
+        },
+      },
+      t("moreFilters"),
+    );
+    return h(
+      "form",
+      {
+        role: "search",
+        "aria-label": t("search"),
+        class: `filters card ${open ? "open" : ""}`,
+        onsubmit: (event) => {
+          event.preventDefault();
+          this.#changed();
+        },
+      },
       field("name", t("name"), {type: "search"}),
       more,
       field("patient", t("patient"), {type: "search"}),
@@ -77,26 +116,53 @@ export class StudyList extends HTMLElement {
       h("label", {class: "field modality"}, h("span", {}, t("modality")), kinds),
       field("from", t("from"), {type: "date"}),
       field("to", t("to"), {type: "date"}),
-      h("button", {type: "button", class: "quiet clear", onclick: () => this.#clear()}, t("clear")));
+      h("button", {type: "button", class: "quiet clear", onclick: () => this.#clear()}, t("clear")),
+    );
   }
 
   #head() {
     const column = (key, label, sorts = true) => {
       const order = ORDERS[key];
       const now = (this.filters.order || NEWEST).replace(/^-/, "");
-      const direction = now !== order ? null : (this.filters.order || NEWEST).startsWith("-") ? "descending" : "ascending";
+      const direction =
+        now !== order ? null : (this.filters.order || NEWEST).startsWith("-") ? "descending" : "ascending";
       if (!sorts) return h("th", {scope: "col", class: key}, label);
-      return h("th", {scope: "col", class: key, "aria-sort": direction},
-        h("button", {type: "button", title: t("sortBy", {column: label}), onclick: () => this.#sort(order, direction)}, label,
-          h("span", {"aria-hidden": "true", class: "arrow"}, direction === "descending" ? "↓" : direction ? "↑" : "")));
+      return h(
+        "th",
+        {scope: "col", class: key, "aria-sort": direction},
+        h(
+          "button",
+          {type: "button", title: t("sortBy", {column: label}), onclick: () => this.#sort(order, direction)},
+          label,
+          h(
+            "span",
+            {"aria-hidden": "true", class: "arrow"},
+            direction === "descending" ? "↓" : direction ? "↑" : "",
+          ),
+        ),
+      );
     };
-    return h("thead", {}, h("tr", {}, column("name", t("name")), column("patient", t("patient")), column("date", t("date")),
-      column("modality", t("modality"), false), column("description", t("description")), column("accession", t("accession")),
-      column("count", t("seriesCount"), false), column("count", t("instanceCount"), false)));
+    return h(
+      "thead",
+      {},
+      h(
+        "tr",
+        {},
+        column("name", t("name")),
+        column("patient", t("patient")),
+        column("date", t("date")),
+        column("modality", t("modality"), false),
+        column("description", t("description")),
+        column("accession", t("accession")),
+        column("count", t("seriesCount"), false),
+        column("count", t("instanceCount"), false),
+      ),
+    );
   }
 
   #sort(order, direction) {
-    this.filters.order = direction === "ascending" ? `-${order}` : direction ? order : order === "StudyDate" ? NEWEST : order;
+    this.filters.order =
+      direction === "ascending" ? `-${order}` : direction ? order : order === "StudyDate" ? NEWEST : order;
     const named = this.querySelectorAll("th button");
     const place = [...named].indexOf(document.activeElement);
     this.#table.tHead.replaceWith(this.#head());
@@ -142,14 +208,34 @@ export class StudyList extends HTMLElement {
     const searched = Object.keys(parametersOf(this.filters)).some((name) => name !== "orderby");
     this.#table.hidden = !items.length;
     this.#state.replaceChildren();
-    if (!items.length) this.#state.append(searched ? h("p", {}, t("none")) : h("div", {}, h("p", {}, t("empty")), h("p", {class: "dim"}, t("emptyHint"))));
+    if (!items.length)
+      this.#state.append(
+        searched
+          ? h("p", {}, t("none"))
+          : h("div", {}, h("p", {}, t("empty")), h("p", {class: "dim"}, t("emptyHint"))),
+      );
     const last = first + items.length - 1;
     const known = total !== null && this.#cursors.length === 1 ? total : after ? this.known : last;
     this.known = known;
-    const turn = (cursor, key) => h("button", {type: "button", class: "quiet", disabled: cursor === null, onclick: () => this.#turn(cursor)}, t(key));
+    const turn = (cursor, key) =>
+      h(
+        "button",
+        {type: "button", class: "quiet", disabled: cursor === null, onclick: () => this.#turn(cursor)},
+        t(key),
+      );
     this.#foot.replaceChildren(
-      h("span", {class: "range", role: "status"}, items.length ? (known === undefined || known === null ? t("shownOpen", {first, last}) : t("shown", {first, last, total: known})) : ""),
-      turn(this.#cursors.length > 1 ? -1 : null, "previous"), turn(after, "next"));
+      h(
+        "span",
+        {class: "range", role: "status"},
+        items.length
+          ? known === undefined || known === null
+            ? t("shownOpen", {first, last})
+            : t("shown", {first, last, total: known})
+          : "",
+      ),
+      turn(this.#cursors.length > 1 ? -1 : null, "previous"),
+      turn(after, "next"),
+    );
     this.#foot.setAttribute("aria-label", t("title"));
   }
 
@@ -165,7 +251,10 @@ export class StudyList extends HTMLElement {
     this.#body.replaceChildren();
     this.#table.hidden = true;
     this.#foot.replaceChildren();
-    this.#state.replaceChildren(h("p", {class: "bad"}, t("error", {reason})), h("button", {type: "button", onclick: () => this.load()}, t("tryAgain")));
+    this.#state.replaceChildren(
+      h("p", {class: "bad"}, t("error", {reason})),
+      h("button", {type: "button", onclick: () => this.load()}, t("tryAgain")),
+    );
   }
 
   #keyed(event) {
@@ -178,20 +267,6 @@ export class StudyList extends HTMLElement {
       to.focus();
     } else if (step < 0 && links[0] === event.target) this.focusSearch();
   }
-}
-
-function row(study) {
-  const link = `#/studies/${encodeURIComponent(text(study, TAG.study))}`;
-  const cell = (key, label, ...content) => h("td", {class: key, "data-label": label}, ...content);
-  return h("tr", {onclick: (event) => { if (!event.target.closest("a") && !String(getSelection())) location.hash = link; }},
-    cell("name", t("name"), h("a", {href: link}, text(study, TAG.name) || t("noName"))),
-    cell("patient", t("patient"), text(study, TAG.patient)),
-    cell("date", t("date"), h("span", {class: "nowrap"}, date(text(study, TAG.studyDate))), " ", h("span", {class: "dim"}, time(text(study, TAG.studyTime)))),
-    cell("modality", t("modality"), values(study, TAG.modalities).map((each) => h("span", {class: "tag"}, each))),
-    cell("description", t("description"), text(study, TAG.studyDescription)),
-    cell("accession", t("accession"), text(study, TAG.accession)),
-    cell("count", t("seriesCount"), text(study, TAG.seriesInStudy)),
-    cell("count", t("instanceCount"), text(study, TAG.instancesInStudy)));
 }
 
 customElements.define("study-list", StudyList);

@@ -13,9 +13,21 @@ const THUMBNAIL = 160; // pixels
 /** A thumbnail that is loaded when it comes into view. Without a picture it shows the modality. */
 export function thumbnail(uids, alt, word) {
   const frame = h("span", {class: "thumbnail"});
-  const missing = () => frame.replaceChildren(h("span", {class: "no-picture", role: "img", "aria-label": `${alt}: ${t("noPicture")}`}, word || "–"));
-  frame.append(h("img", {src: resource(uids, `thumbnail?viewport=${THUMBNAIL},${THUMBNAIL}`), alt, loading: "lazy", decoding: "async",
-    width: THUMBNAIL, height: THUMBNAIL, onerror: missing}));
+  const missing = () =>
+    frame.replaceChildren(
+      h("span", {class: "no-picture", role: "img", "aria-label": `${alt}: ${t("noPicture")}`}, word || "–"),
+    );
+  frame.append(
+    h("img", {
+      src: resource(uids, `thumbnail?viewport=${THUMBNAIL},${THUMBNAIL}`),
+      alt,
+      loading: "lazy",
+      decoding: "async",
+      width: THUMBNAIL,
+      height: THUMBNAIL,
+      onerror: missing,
+    }),
+  );
   return frame;
 }
 
@@ -36,15 +48,32 @@ export class StudyView extends HTMLElement {
   async load() {
     this.#abort?.abort();
     this.#abort = new AbortController();
-    const {signal} = this.#abort, [uid] = this.uids;
+    const {signal} = this.#abort,
+      [uid] = this.uids;
     if (!this.firstChild) this.replaceChildren(h("p", {class: "state", role: "status"}, t("loading")));
     try {
       const [found, series] = await Promise.all([
         search("studies", {StudyInstanceUID: uid}, signal),
-        search(`studies/${encodeURIComponent(uid)}/series`, {orderby: "SeriesNumber", limit: SERIES_A_PAGE, includefield: "SeriesDate,SeriesTime,BodyPartExamined"}, signal),
+        search(
+          `studies/${encodeURIComponent(uid)}/series`,
+          {
+            orderby: "SeriesNumber",
+            limit: SERIES_A_PAGE,
+            includefield: "SeriesDate,SeriesTime,BodyPartExamined",
+          },
+          signal,
+        ),
       ]);
       if (found.items.length) this.#show(found.items[0], series);
-      else this.replaceChildren(h("div", {class: "state"}, h("h1", {}, t("notThere")), h("a", {class: "up", href: "#/"}, t("toStart"))));
+      else
+        this.replaceChildren(
+          h(
+            "div",
+            {class: "state"},
+            h("h1", {}, t("notThere")),
+            h("a", {class: "up", href: "#/"}, t("toStart")),
+          ),
+        );
     } catch (error) {
       if (error.name !== "AbortError") this.replaceChildren(failure(error, () => this.load()));
     }
@@ -52,22 +81,49 @@ export class StudyView extends HTMLElement {
 
   #show(study, series) {
     const name = text(study, TAG.name) || t("noName");
-    const title = [name, text(study, TAG.studyDescription), date(text(study, TAG.studyDate))].filter(Boolean).join(", ");
-    const fact = (key, value) => value ? h("div", {}, h("dt", {}, t(key)), h("dd", {}, value)) : null;
+    const title = [name, text(study, TAG.studyDescription), date(text(study, TAG.studyDate))]
+      .filter(Boolean)
+      .join(", ");
+    const fact = (key, value) => (value ? h("div", {}, h("dt", {}, t(key)), h("dd", {}, value)) : null);
     document.title = `${name} – streamsrv`;
     const list = h("div", {class: "series-list"});
     this.replaceChildren(
-      h("nav", {"aria-label": t("home"), class: "crumbs"}, h("a", {class: "up", href: "#/"}, `‹ ${t("home")}`)),
-      h("section", {class: "card study-card"},
+      h(
+        "nav",
+        {"aria-label": t("home"), class: "crumbs"},
+        h("a", {class: "up", href: "#/"}, `‹ ${t("home")}`),
+      ),
+      h(
+        "section",
+        {class: "card study-card"},
         h("h1", {}, name),
-        h("dl", {class: "facts"},
-          fact("patient", text(study, TAG.patient)), fact("birthDate", [date(text(study, TAG.birthDate)), text(study, TAG.sex)].filter(Boolean).join(" · ")),
-          fact("studyDate", [date(text(study, TAG.studyDate)), time(text(study, TAG.studyTime))].filter(Boolean).join(" ")),
-          fact("description", text(study, TAG.studyDescription)), fact("accession", text(study, TAG.accession)),
-          fact("referrer", text(study, TAG.referrer)), fact("modality", values(study, TAG.modalities).join(", ")),
-          fact("instanceCount", number(study, TAG.instancesInStudy).toLocaleString())),
-        actionsOf(this.uids, {facts: this.facts, title, count: number(study, TAG.instancesInStudy), gone: () => this.#gone()})),
-      list);
+        h(
+          "dl",
+          {class: "facts"},
+          fact("patient", text(study, TAG.patient)),
+          fact(
+            "birthDate",
+            [date(text(study, TAG.birthDate)), text(study, TAG.sex)].filter(Boolean).join(" · "),
+          ),
+          fact(
+            "studyDate",
+            [date(text(study, TAG.studyDate)), time(text(study, TAG.studyTime))].filter(Boolean).join(" "),
+          ),
+          fact("description", text(study, TAG.studyDescription)),
+          fact("accession", text(study, TAG.accession)),
+          fact("referrer", text(study, TAG.referrer)),
+          fact("modality", values(study, TAG.modalities).join(", ")),
+          fact("instanceCount", number(study, TAG.instancesInStudy).toLocaleString()),
+        ),
+        actionsOf(this.uids, {
+          facts: this.facts,
+          title,
+          count: number(study, TAG.instancesInStudy),
+          gone: () => this.#gone(),
+        }),
+      ),
+      list,
+    );
     this.#append(list, series);
   }
 
@@ -76,21 +132,44 @@ export class StudyView extends HTMLElement {
     list.append(...all);
     if (list.children.length === 1 && !after) list.querySelector("button.toggle").click();
     if (!after) return;
-    const more = h("button", {type: "button", onclick: async () => {
-      const next = await search(`studies/${encodeURIComponent(this.uids[0])}/series`, {orderby: "SeriesNumber", limit: SERIES_A_PAGE, after});
-      more.remove();
-      this.#append(list, next);
-    }}, t("more", {n: SERIES_A_PAGE}));
+    const more = h(
+      "button",
+      {
+        type: "button",
+        onclick: async () => {
+          const next = await search(`studies/${encodeURIComponent(this.uids[0])}/series`, {
+            orderby: "SeriesNumber",
+            limit: SERIES_A_PAGE,
+            after,
+          });
+          more.remove();
+          this.#append(list, next);
+        },
+      },
+      t("more", {n: SERIES_A_PAGE}),
+    );
     list.append(more);
   }
 
   #series(series) {
-    const uids = [this.uids[0], text(series, TAG.series)], count = number(series, TAG.instancesInSeries);
-    const modality = text(series, TAG.modality), description = text(series, TAG.seriesDescription);
+    const uids = [this.uids[0], text(series, TAG.series)],
+      count = number(series, TAG.instancesInSeries);
+    const modality = text(series, TAG.modality),
+      description = text(series, TAG.seriesDescription);
     const title = t("seriesN", {n: text(series, TAG.seriesNumber)}).trim();
     const label = [title, description].filter(Boolean).join(", ");
     const grid = h("div", {class: "grid", id: `of-${uids[1]}`, hidden: true});
-    const toggle = h("button", {type: "button", class: "toggle", "aria-expanded": "false", "aria-controls": grid.id, "aria-label": `${t("show")}: ${label}`}, t("show"));
+    const toggle = h(
+      "button",
+      {
+        type: "button",
+        class: "toggle",
+        "aria-expanded": "false",
+        "aria-controls": grid.id,
+        "aria-label": `${t("show")}: ${label}`,
+      },
+      t("show"),
+    );
     toggle.addEventListener("click", () => {
       grid.hidden = !grid.hidden;
       toggle.textContent = t(grid.hidden ? "show" : "hide");
@@ -98,13 +177,42 @@ export class StudyView extends HTMLElement {
       toggle.setAttribute("aria-expanded", String(!grid.hidden));
       if (!grid.firstChild) this.#fill(grid, uids, modality, "");
     });
-    const section = h("section", {class: "card series", "aria-label": label},
-      h("div", {class: "series-head"}, thumbnail(uids, label, modality),
-        h("div", {class: "series-text"},
-          h("h2", {}, h("span", {class: "tag"}, modality || "?"), " ", title, " ", h("span", {class: "dim"}, description || t("noDescription"))),
-          h("p", {class: "dim"}, [instances(count), text(series, TAG.bodyPart), time(text(series, "00080031"))].filter(Boolean).join(" · ")),
-          h("div", {class: "row"}, toggle, actionsOf(uids, {facts: this.facts, title: label, count, gone: () => this.#gone(section)})))),
-      grid);
+    const section = h(
+      "section",
+      {class: "card series", "aria-label": label},
+      h(
+        "div",
+        {class: "series-head"},
+        thumbnail(uids, label, modality),
+        h(
+          "div",
+          {class: "series-text"},
+          h(
+            "h2",
+            {},
+            h("span", {class: "tag"}, modality || "?"),
+            " ",
+            title,
+            " ",
+            h("span", {class: "dim"}, description || t("noDescription")),
+          ),
+          h(
+            "p",
+            {class: "dim"},
+            [instances(count), text(series, TAG.bodyPart), time(text(series, "00080031"))]
+              .filter(Boolean)
+              .join(" · "),
+          ),
+          h(
+            "div",
+            {class: "row"},
+            toggle,
+            actionsOf(uids, {facts: this.facts, title: label, count, gone: () => this.#gone(section)}),
+          ),
+        ),
+      ),
+      grid,
+    );
     return section;
   }
 
@@ -112,14 +220,35 @@ export class StudyView extends HTMLElement {
     const more = h("p", {class: "dim", role: "status"}, t("loading"));
     grid.append(more);
     try {
-      const found = await search(`studies/${uids[0]}/series/${uids[1]}/instances`, {orderby: "InstanceNumber", limit: INSTANCES_A_PAGE, after}, this.#abort.signal);
+      const found = await search(
+        `studies/${uids[0]}/series/${uids[1]}/instances`,
+        {orderby: "InstanceNumber", limit: INSTANCES_A_PAGE, after},
+        this.#abort.signal,
+      );
       more.remove();
       grid.append(...found.items.map((each) => card(uids, each, modality)));
       if (!found.after) return;
-      const button = h("button", {type: "button", class: "quiet", onclick: () => { button.remove(); this.#fill(grid, uids, modality, found.after); }}, t("more", {n: INSTANCES_A_PAGE}));
+      const button = h(
+        "button",
+        {
+          type: "button",
+          class: "quiet",
+          onclick: () => {
+            button.remove();
+            this.#fill(grid, uids, modality, found.after);
+          },
+        },
+        t("more", {n: INSTANCES_A_PAGE}),
+      );
       grid.append(button);
     } catch (error) {
-      if (error.name !== "AbortError") more.replaceWith(failure(error, (event) => { event.target.parentNode.remove(); this.#fill(grid, uids, modality, after); }));
+      if (error.name !== "AbortError")
+        more.replaceWith(
+          failure(error, (event) => {
+            event.target.parentNode.remove();
+            this.#fill(grid, uids, modality, after);
+          }),
+        );
     }
   }
 
@@ -133,10 +262,16 @@ export class StudyView extends HTMLElement {
 }
 
 function card(uids, instance, modality) {
-  const uid = text(instance, TAG.instance), n = text(instance, TAG.instanceNumber), frames = number(instance, TAG.frames, 1);
+  const uid = text(instance, TAG.instance),
+    n = text(instance, TAG.instanceNumber),
+    frames = number(instance, TAG.frames, 1);
   const label = t("instanceN", {n: n || "?"});
-  return h("a", {class: "instance", href: `#/studies/${uids[0]}/series/${uids[1]}/instances/${uid}`, "aria-label": label},
-    thumbnail([...uids, uid], "", modality), h("span", {class: "caption"}, n || "?", frames > 1 ? ` · ${t("framesN", {n: frames})}` : ""));
+  return h(
+    "a",
+    {class: "instance", href: `#/studies/${uids[0]}/series/${uids[1]}/instances/${uid}`, "aria-label": label},
+    thumbnail([...uids, uid], "", modality),
+    h("span", {class: "caption"}, n || "?", frames > 1 ? ` · ${t("framesN", {n: frames})}` : ""),
+  );
 }
 
 customElements.define("study-view", StudyView);

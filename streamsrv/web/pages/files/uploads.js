@@ -5,7 +5,12 @@ import {text, values} from "./dicom.js";
 
 const AT_ONCE = 4;
 const TRIES = 4;
-const FAILED = "00081198", STORED = "00081199", CODE = "00081197", REASONS = "00741048", COMMENT = "00000902", WARNING = "00081196";
+const FAILED = "00081198",
+  STORED = "00081199",
+  CODE = "00081197",
+  REASONS = "00741048",
+  COMMENT = "00000902",
+  WARNING = "00081196";
 
 /**
  * @typedef {Object} Upload
@@ -26,7 +31,8 @@ export class Uploads extends EventTarget {
 
   /** @param {{file: File, name: string}[]} files */
   add(files) {
-    for (const {file, name} of files) this.list.push({file, name, state: "waiting", sent: 0, reason: "", study: "", tries: 0});
+    for (const {file, name} of files)
+      this.list.push({file, name, state: "waiting", sent: 0, reason: "", study: "", tries: 0});
     this.#go();
   }
 
@@ -48,7 +54,9 @@ export class Uploads extends EventTarget {
   }
 
   retryFailed() {
-    for (const upload of this.list) if (["failed", "cancelled"].includes(upload.state)) Object.assign(upload, {state: "waiting", sent: 0, reason: "", tries: 0});
+    for (const upload of this.list)
+      if (["failed", "cancelled"].includes(upload.state))
+        Object.assign(upload, {state: "waiting", sent: 0, reason: "", tries: 0});
     this.#go();
   }
 
@@ -63,13 +71,19 @@ export class Uploads extends EventTarget {
     const ended = this.list.filter((each) => !["waiting", "sending"].includes(each.state)).length;
     const failed = this.list.filter((each) => each.state === "failed").length;
     const sending = [...this.#requests.keys()].reduce((sum, each) => sum + each.sent, 0);
-    return {total: this.list.length, ended, failed, part: this.list.length ? (ended + sending) / this.list.length : 0};
+    return {
+      total: this.list.length,
+      ended,
+      failed,
+      part: this.list.length ? (ended + sending) / this.list.length : 0,
+    };
   }
 
   #go() {
     for (const upload of this.list) {
       if (this.#requests.size >= AT_ONCE) break;
-      if (upload.state === "waiting" && !this.#requests.has(upload) && !upload.pausedUntil) this.#send(upload);
+      if (upload.state === "waiting" && !this.#requests.has(upload) && !upload.pausedUntil)
+        this.#send(upload);
     }
     this.#changed();
     if (this.#news && !this.list.some((each) => ["waiting", "sending"].includes(each.state))) {
@@ -89,7 +103,10 @@ export class Uploads extends EventTarget {
     request.open("POST", new URL("studies", base));
     request.setRequestHeader("Content-Type", "application/dicom");
     request.setRequestHeader("Accept", JSON_TYPE);
-    request.upload.onprogress = (event) => { upload.sent = event.total ? event.loaded / event.total : 0; this.#changed(); };
+    request.upload.onprogress = (event) => {
+      upload.sent = event.total ? event.loaded / event.total : 0;
+      this.#changed();
+    };
     request.onload = () => this.#ended(upload, request);
     request.onabort = () => this.#end(upload, {state: "cancelled"});
     request.onerror = () => this.#end(upload, {state: "failed", reason: "network"});
@@ -101,7 +118,10 @@ export class Uploads extends EventTarget {
       upload.tries += 1;
       upload.pausedUntil = true;
       const seconds = Number(request.getResponseHeader("Retry-After")) || 1;
-      setTimeout(() => { upload.pausedUntil = false; this.#go(); }, seconds * 1000);
+      setTimeout(() => {
+        upload.pausedUntil = false;
+        this.#go();
+      }, seconds * 1000);
       this.#end(upload, {state: "waiting", sent: 0});
       return;
     }
@@ -127,13 +147,19 @@ export function resultOf(status, body) {
   } catch {
     // A problem in plain text, or no body.
   }
-  const [failed] = values(dataset, FAILED), [stored] = values(dataset, STORED);
+  const [failed] = values(dataset, FAILED),
+    [stored] = values(dataset, STORED);
   const url = text(stored, "00081190") || text(dataset, "00081190");
   const study = /studies\/([0-9.]+)/.exec(url)?.[1] ?? "";
   if (failed) return {state: "failed", reason: comments(failed) || `${text(failed, CODE)}`, study: ""};
-  if (stored) return {state: values(stored, WARNING).length ? "warning" : "done", reason: comments(stored), study};
+  if (stored)
+    return {state: values(stored, WARNING).length ? "warning" : "done", reason: comments(stored), study};
   return {state: "failed", reason: reasonIn(body, status), study: ""};
 }
 
 /** The messages of the server: an LO holds 64 characters, so a longer message goes on in the next item. */
-const comments = (item) => values(item, REASONS).map((each) => text(each, COMMENT)).filter(Boolean).join(" ");
+const comments = (item) =>
+  values(item, REASONS)
+    .map((each) => text(each, COMMENT))
+    .filter(Boolean)
+    .join(" ");
