@@ -51,6 +51,8 @@ def _never_an_origin(text: str) -> str:
         )
     if found[2] and _DEFAULT_PORTS.get(found[1].lower()) == found[2]:
         return f"it can never match: browsers leave out the default port {found[2]}"
+    if found[2] and not 0 < int(found[2]) < 65_536:
+        return f"it can never match: there is no port {found[2]}"
     return ""
 
 

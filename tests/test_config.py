@@ -131,6 +131,7 @@ def test_other_variables_of_the_environment_are_not_ours():
         ("[http]\ncors_origins = ['https://bücher.example']", "never match: "),
         ("[http]\ncors_origins = ['https://*.example']", "never match: an origin has no wildcard"),
         ("[http]\ncors_origins = ['https://a.example:443/']", "browsers leave out the default port 443"),
+        ("[http]\ncors_origins = ['https://a.example:65536']", "there is no port 65536"),
         ("[http]\ncors_origins = ['https://a', 'HTTP://b:80']", "'HTTP://b:80' is refused"),
         ("[http]\nallowed_hosts = ['10.0.0.0/8']", "never match: .* without scheme, port"),
         ("[http]\nallowed_hosts = ['a', 'pacs.example:8943']", "'pacs.example:8943' is refused: .* without"),

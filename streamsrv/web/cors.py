@@ -45,10 +45,11 @@ class Cors:
         """The headers of every answer to this request."""
         if not self._origins:
             return [_SAME]
+        if self._any:
+            # Also without Origin: a browser may reuse the answer of an `<img>` for a script.
+            return [("Access-Control-Allow-Origin", "*"), _EXPOSED, _CROSS]
         origin = request_headers.get("origin")
         allowed = self._allowed(origin)
-        if self._any:
-            return [("Access-Control-Allow-Origin", "*"), _EXPOSED, _CROSS] if allowed else [_CROSS]
         if allowed:
             return [("Access-Control-Allow-Origin", allowed), _EXPOSED, _CROSS, _VARY]
         embeds = origin is None and self._allowed(_origin_of(request_headers.get("referer", "")))
