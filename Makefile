@@ -54,8 +54,8 @@ SLOW := tests/dicom/test_series_template.py tests/dicom/test_jsonmembers.py test
 test-fast: $(VENV)/ready
 	$(PYTEST) $(SLOW:%=--ignore=%) $(FAST)
 
-# The files of conf/ and the Dockerfile in the real programs: proxies, systemd, buildah. Needs root, and the
-# programs that .ci/run installs. SOAK=10 sends 2 GB through each proxy.
+# The files of conf/ and the Dockerfile in the real programs: proxies, systemd, buildah, Prometheus. Needs
+# root, and the programs that .ci/run installs. SOAK=10 sends 2 GB through each proxy.
 test-deployment: $(VENV)/ready
 	$(PIP) install --editable '.[dev,release]'
 	$(BIN)/python -m pytest -q -s tests/deployment

@@ -10,7 +10,7 @@ import time
 
 import pytest
 from kill_world import children
-from live_server import executable, free_port, start_server
+from live_server import ROOT, executable, free_port, start_server
 from prometheus_client.parser import text_string_to_metric_families
 from small_client import WHOLE, Client, file_of, key_of, path_of
 
@@ -288,3 +288,14 @@ def test_every_status_and_resource_has_its_place():
     assert request_kind("POST", "/v2/studies") is RequestKind.STORE
     assert request_kind("HEAD", "/v2/studies/1.2/metadata") is RequestKind.METADATA
     assert request_kind("PUT", "/v2/studies") is request_kind("-", "-") is RequestKind.OTHER
+
+
+def test_documentation_and_files_name_existing_metrics():
+    known = {each.full_name for each in DEFINITIONS}
+    known |= {f"{each.full_name}_{end}" for each in DEFINITIONS for end in ("bucket", "sum", "count")}
+    for path in ("conf/grafana-dashboard.json", "conf/prometheus-rules.yml", "docs/monitoring.md"):
+        named = set(re.findall(r"\bstreamsrv_[a-z_]+", (ROOT / path).read_text()))
+        assert named
+        assert named <= known, path
+    page = (ROOT / "docs" / "monitoring.md").read_text()
+    assert not [each.full_name for each in DEFINITIONS if f"| `{each.full_name}` | " not in page]

@@ -42,6 +42,8 @@ MAX_PARAMETERS = 1_000
 
 
 class Kind(enum.StrEnum):
+    __hash__ = str.__hash__  # that of an enumeration is a function in Python
+
     SERVICE = "service"  # the base URL: its capabilities (PS3.18 8.9)
     SEARCH = "search"  # at /studies also store
     INSTANCES = "instances"
