@@ -1,5 +1,5 @@
-"""docs/tutorial.md as a test: each of its commands goes to a real server through the real curl, in its order,
-and the answer is compared with the one that the page shows.
+"""docs/tutorial.md and docs/zh/tutorial.md as a test: each of their commands goes to a real server through
+the real curl, in its order, and the answer is compared with the one that the page shows.
 
 How the page shows an answer: status line, some headers, an empty line, the body. A line `...` stands for any
 number of lines. JSON is laid out with an attribute a line, multipart bodies as the heads of their parts, and
@@ -25,6 +25,7 @@ from streamsrv import samples
 
 CURL = shutil.which("curl")
 PAGE = ROOT / "docs" / "tutorial.md"
+CHINESE = ROOT / "docs" / "zh" / "tutorial.md"
 ORIGINAL = ROOT.parent / "shared" / "tutorial.zh.md"
 ORIGINAL_SAMPLES = ROOT.parent / "shared" / "samples"
 PRINTED_BASE = "http://127.0.0.1:8943/v2"
@@ -47,10 +48,10 @@ class Step:
     shown: str  # the answer as the page shows it; "" in the original, which shows none
 
 
-def steps_of_page() -> list[Step]:
+def steps_of_page(page: Path = PAGE) -> list[Step]:
     """Each `sh` block that calls curl, with the `http` block that follows it."""
     blocks = re.findall(
-        r"^```(sh|http)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        r"^```(sh|http)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
     steps = []
     for (language, text), (following, answer) in itertools.pairwise(blocks):
@@ -238,6 +239,12 @@ def test_the_page_on_our_samples(server, drawn, tmp_path, version_path):
     run_through(steps_of_page(), server.origin + version_path, drawn, tmp_path)
 
 
+def test_the_chinese_page_on_our_samples(server, drawn, tmp_path):
+    steps = steps_of_page(CHINESE)
+    run_through(steps, f"{server.origin}/v2", drawn, tmp_path)
+    assert [step.command for step in steps] == [step.command for step in steps_of_page()]
+
+
 @needs_original_samples
 @BASES
 def test_the_page_on_the_original_samples(server, tmp_path, version_path):
@@ -264,9 +271,9 @@ def run_through(steps, base_url, dicoms, folder, *, exact_sizes=True):
 # --- what the page says besides ---
 
 
-def listed(prefix: str) -> list[str]:
+def listed(prefix: str, page: Path = PAGE) -> list[str]:
     """Header values that the page lists as alternatives: `- `Content-Type: ...``."""
-    return re.findall(rf"^- `({prefix}: .*?)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    return re.findall(rf"^- `({prefix}: .*?)`", page.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("header", listed("Content-Type"))
@@ -300,6 +307,8 @@ def test_every_form_of_accept_retrieves_the_frame(server, drawn, tmp_path, heade
 def test_the_page_lists_the_alternatives():
     assert len(listed("Content-Type")) == 4
     assert len(listed("Accept")) == 3
+    for prefix in ("Content-Type", "Accept"):
+        assert listed(prefix, CHINESE) == listed(prefix)
 
 
 @needs_original
@@ -310,8 +319,9 @@ def test_the_page_has_every_command_of_the_original_word_for_word():
     assert [command for command in commands if command in original] == original
 
 
-def test_the_page_names_files_and_uids_of_the_samples():
-    text = PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", [PAGE, CHINESE], ids=["English", "Chinese"])
+def test_the_page_names_files_and_uids_of_the_samples(page):
+    text = page.read_text(encoding="utf-8")
     for sample in samples.SAMPLES:
         row = f"| {sample.file_name} | {samples.STUDY_UID} | {sample.series_uid} | {sample.instance_uid} |"
         assert row in text
