@@ -103,6 +103,14 @@ def test_a_report_is_a_page_whose_links_have_a_version(served):
     assert (status, media_type) == (200, "text/html; charset=utf-8")
     assert f'href="{served.origin}/v2/studies/1.2.9/'.encode() in body
     assert served.get(REPORT, contentType="text/plain")[1] == "text/plain; charset=utf-8"
+    one = served.datasets[REPORT]
+    below = f"studies/{one.StudyInstanceUID}/series/{one.SeriesInstanceUID}/instances/{one.SOPInstanceUID}"
+    with urllib.request.urlopen(f"{served.origin}/v2/{below}/rendered") as answer:
+        policies = answer.headers.get_all("Content-Security-Policy")
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.read() == body
+    assert "sandbox" in policies
+    assert any("default-src 'none'" in policy for policy in policies)
 
 
 @pytest.mark.parametrize(
