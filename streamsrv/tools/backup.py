@@ -14,6 +14,7 @@ from streamsrv.config import SettingsError, settings_of
 from streamsrv.store.maintenance.backup import back_up
 from streamsrv.store.maintenance.restore import restore, verify_backup
 from streamsrv.store.maintenance.scrub import Pace
+from streamsrv.tools.ownership import hand_over
 from streamsrv.verbs import add_store_arguments, byte_count, deriver, open_store, print_findings
 
 REDRAW = 0.2  # seconds between two lines of the progress
@@ -67,6 +68,7 @@ def run_restore(args: argparse.Namespace) -> int:
         report = restore(
             args.folder, Path(settings.data), deriver(settings), Pace(args.rate).take, progress.draw
         )
+    hand_over(Path(settings.data), Path(settings.data))
     counts = {"instances": report.instances, "segments": report.segments}
     return print_findings(args, report.findings, counts)
 

@@ -36,6 +36,7 @@ import zstandard
 
 from streamsrv.config import add_config_argument, settings_of
 from streamsrv.errors import StoreLocked, StreamsrvError
+from streamsrv.tools.ownership import hand_over
 from streamsrv.tools.package import PackageError, PackedFile, check_integrity, files_of
 from streamsrv.web.pages.static import shrinks
 from streamsrv.web.pages.viewer import FOLDER, PAGE, TABLE, coded_path
@@ -146,7 +147,7 @@ def install(data: Path, tarball: Path, integrity: str) -> Mapping[str, Any]:
         place = folder / secrets.token_hex(8)
         try:
             table = _unpacked(tarball, place)
-            _hand_over(data, folder)
+            hand_over(data, folder)
             os.sync()
             _write(folder / TABLE, json.dumps(table).encode())
         except BaseException:
@@ -188,14 +189,6 @@ def _sweep(folder: Path, keep: str | None) -> None:
     for each in folder.iterdir():
         if each.is_dir() and not each.is_symlink() and each.name != keep:
             shutil.rmtree(each)
-
-
-def _hand_over(data: Path, folder: Path) -> None:
-    """Gives the files to the owner of the store, if root installs them."""
-    owner = os.stat(data)
-    if os.geteuid() == 0 and owner.st_uid != 0:
-        for each in (folder, *folder.rglob("*")):
-            os.chown(each, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def _unpacked(tarball: Path, place: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import fcntl
 import io
 import json
+import os
 
 import pytest
 from live_server import start_server
@@ -45,6 +46,17 @@ def test_a_backup_and_its_restore(data, tmp_path, capsys):
     expected = "instances: 1\nsegments: 1\nall is well\n"
     assert run(capsys, "restore", target, "--data", new) == (0, expected)
     assert run(capsys, "check", "--data", new) == (0, "all is well\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to another user")
+def test_the_owner_of_the_new_folder_gets_its_files(data, tmp_path, capsys):
+    new = tmp_path / "new"
+    new.mkdir()
+    os.chown(new, 12345, 23456)
+    assert main(["backup", str(tmp_path / "backup"), "--data", str(data)]) == 0
+    assert main(["restore", str(tmp_path / "backup"), "--data", str(new)]) == 0
+    owners = {(path.stat().st_uid, path.stat().st_gid) for path in (new, *new.rglob("*"))}
+    assert owners == {(12345, 23456)}
 
 
 def test_refusals(data, tmp_path, capsys):
