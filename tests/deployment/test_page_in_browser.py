@@ -321,6 +321,24 @@ def test_an_instance_that_is_gone_is_a_sentence(page):
     page.wait("document.querySelector('h1')?.innerText.includes('does not exist')")
 
 
+def test_the_attributes_of_many_frames_are_loaded_on_request(page, server):
+    """The metadata of a large slide has many megabytes."""
+    made = world.dataset(world.SecondaryCaptureImageStorage, *report_uids())
+    made.Modality, made.InstanceNumber, made.NumberOfFrames = "OT", "1", "2001"
+    made.Rows = made.Columns = made.BitsAllocated = made.BitsStored = 8
+    made.HighBit, made.PixelRepresentation, made.SamplesPerPixel = 7, 0, 1
+    made.PhotometricInterpretation, made.PixelData = "MONOCHROME2", bytes(2001 * 64)
+    made["PixelData"].VR = "OB"
+    world.store(f"{server.url}/studies", [world.file_of(made)])
+    study, series, instance = report_uids()
+    page.run(f"location.hash = '#/studies/{study}/series/{series}/instances/{instance}'")
+    page.wait("document.querySelector('.tree-place').innerText.includes('2,001 frames')")
+    slide_to(page, "frame", 2001)
+    shown(page, "frames/2001/")
+    page.click(".tree-place button")
+    page.wait("document.querySelector('.attributes li')")
+
+
 def test_an_instance_without_pixels_says_so(page):
     open_instance(page, EVIL_STUDY, f"{EVIL_STUDY}.1", f"{EVIL_STUDY}.1.1")
     page.wait("document.querySelector('image-preview').innerText.includes('no picture')")

@@ -71,9 +71,11 @@ export function confirmed({title, text, yes, no}) {
 
 /** Copies a text to the clipboard. Without TLS browsers offer only the older way. */
 export async function copy(text) {
-  if (navigator.clipboard) {
+  try {
     await navigator.clipboard.writeText(text);
     return;
+  } catch {
+    // Not offered, or not allowed.
   }
   const field = h("textarea", {class: "off-screen", readonly: true});
   field.value = text;

@@ -4,7 +4,7 @@ import {JSON_TYPE, base, reasonIn} from "./api.js";
 import {text, values} from "./dicom.js";
 
 const AT_ONCE = 4;
-const TRIES = 4;
+const TRIES = 20; // of a file, while the server is busy
 const FAILED = "00081198",
   STORED = "00081199",
   CODE = "00081197",
@@ -28,6 +28,8 @@ export class Uploads extends EventTarget {
   list = [];
   #requests = new Map();
   #news = false;
+  #most = AT_ONCE; // uploads at once: fewer after the server was busy, then slowly more again
+  #pause = 0; // the timer of a pause
 
   /** @param {{file: File, name: string}[]} files */
   add(files) {
@@ -81,9 +83,8 @@ export class Uploads extends EventTarget {
 
   #go() {
     for (const upload of this.list) {
-      if (this.#requests.size >= AT_ONCE) break;
-      if (upload.state === "waiting" && !this.#requests.has(upload) && !upload.pausedUntil)
-        this.#send(upload);
+      if (this.#requests.size >= Math.floor(this.#most) || this.#pause) break;
+      if (upload.state === "waiting") this.#send(upload);
     }
     this.#changed();
     if (this.#news && !this.list.some((each) => ["waiting", "sending"].includes(each.state))) {
@@ -116,16 +117,22 @@ export class Uploads extends EventTarget {
   #ended(upload, request) {
     if (request.status === 503 && upload.tries < TRIES) {
       upload.tries += 1;
-      upload.pausedUntil = true;
-      const seconds = Number(request.getResponseHeader("Retry-After")) || 1;
-      setTimeout(() => {
-        upload.pausedUntil = false;
-        this.#go();
-      }, seconds * 1000);
+      this.#most = Math.max(1, this.#requests.size - 1);
+      this.#wait(Number(request.getResponseHeader("Retry-After")) || 1);
       this.#end(upload, {state: "waiting", sent: 0});
       return;
     }
+    if (request.status < 500) this.#most = Math.min(AT_ONCE, this.#most + 0.1);
     this.#end(upload, resultOf(request.status, request.responseText));
+  }
+
+  /** Begins no upload for some seconds: the server is busy. */
+  #wait(seconds) {
+    clearTimeout(this.#pause);
+    this.#pause = setTimeout(() => {
+      this.#pause = 0;
+      this.#go();
+    }, seconds * 1000);
   }
 
   #end(upload, result) {
