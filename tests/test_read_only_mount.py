@@ -51,6 +51,8 @@ def test_a_read_only_mount(mounted, tmp_path):
         assert client.ask("DELETE", f"/studies/{key[0]}").status == 403
         assert ran("check", "--data", str(data)).stdout == "all is well\n"
         assert "instances: 1" in ran("info", "--data", str(data)).stdout
+        assert ran("backup", str(tmp_path / "backup"), "--data", str(data)).returncode == 0
+        assert ran("restore", str(tmp_path / "backup"), "--data", str(tmp_path / "new")).returncode == 0
     finally:
         client.close()
         assert server.end() == 0

@@ -199,7 +199,7 @@ def require_writable(layout: Layout) -> None:
     if not os.access(layout.root, os.W_OK):
         raise StoreError(
             f"{layout.root} cannot be written to (a read-only file system, or no permission): only `serve "
-            "--read-only`, `check` and `info` work there"
+            "--read-only`, `check`, `info` and `backup` work there"
         )
 
 

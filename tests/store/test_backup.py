@@ -147,6 +147,8 @@ def test_the_next_backup_copies_new_bytes_only(memory, store, target):
     assert {mode for name, mode in modes.items() if "." in name or name == "lock"} == {0o600}
     assert restored(target, memory / "copy") == []
     must_be(memory / "copy", contents(store))
+    with open_store(memory / "copy", options=OPTIONS) as other:
+        assert backed_up(other, target).copied == 0
 
 
 def test_a_compaction_is_followed(memory, store, target):
