@@ -13,7 +13,7 @@ Rules of this file
 - IOStream drops a connection whose head is over the limit. Here all bytes received so far are returned as the
   head: `check` refuses it, and the refusal is sent.
 - IOStream reads on until it has found the end of a head, and the client may shut its side meanwhile. The end
-  of the connection is not reported before a complete head was returned.
+  of the connection is not reported from a complete head to `hold`: coroutines take turns of the loop between.
 """
 
 from __future__ import annotations
@@ -70,9 +70,12 @@ class Stream(IOStream):
     shut: Callable[[], None] | None = None
     # Streams of this loop that await a request, by descriptor.
     waiting: dict[int, Stream] | None = None
-    _awaited = False  # a request, of which no byte has arrived
-    _first = b""  # has arrived, and is for Tornado
-    _head: asyncio.Future[bytes] | None = None  # the head that Tornado waits for
+    _awaited = False  # a request, of which no byte has arrived.
+    _first = b""  # has arrived, and is for Tornado.
+    _head: asyncio.Future[bytes] | None = None  # Tornado waits for it
+    # A head was requested, and the stream is not held yet.
+    _head_due = False
+    _head_found = False
     _paused = _muted = False
     _held = False
     _at_end = False  # the client sends no more
@@ -86,6 +89,7 @@ class Stream(IOStream):
     def hold(self) -> None:
         """A stream that is closed already has no socket to hold."""
         self._held = not self.closed()
+        self._head_due = False
 
     def let_go(self) -> None:
         half_closed, self._held = self.half_closed, False
@@ -134,12 +138,17 @@ class Stream(IOStream):
             return len(first)
         count = super().read_from_fd(buf)
         if count == 0:
-            if self._head is not None and not self._head.done() and HEAD_END.search(self._read_buffer):
-                return None  # IOStream finds the head now; the end is still there at the next read
+            if self._head_due and self._has_head():
+                return None  # the end is still there at the next read
             self._at_end = True
         elif count:
             self._await(False)
         return count
+
+    def _has_head(self) -> bool:
+        """Whether the awaited head was returned, or is in the buffer."""
+        done = self._head is not None and self._head.done()
+        return done or self._head_found or HEAD_END.search(self._read_buffer) is not None
 
     def _handle_events(self, fd: Any, events: int) -> None:
         """Called by the loop. Of Tornado's private names only this, the buffer, `_read_from_buffer` and
@@ -205,6 +214,7 @@ class Stream(IOStream):
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
         """Tornado calls this for heads only."""
         self._await(self.show_first is not None and (not self._read_buffer_size or self._early_answered()))
+        self._head_due, self._head_found = True, False  # IOStream may read at once
         self._head = cast("asyncio.Future[bytes]", super().read_until_regex(regex, max_bytes))
         self._report_begun()
         return self._checked(self._head) if self.check is not None else self._head
@@ -212,6 +222,7 @@ class Stream(IOStream):
     async def _checked(self, head: Awaitable[bytes]) -> bytes:
         try:
             block = await head
+            self._head_found = True
         finally:
             self._head = None
             del head  # Breaks the cycle future -> exception -> traceback -> this frame -> future.
