@@ -18,9 +18,11 @@ BLOCKS = [block for path in PAGES for block in blocks_of(path)]
 COMMANDS = [command for block in BLOCKS for command in commands_of(block)]
 # Programs of others, whose arguments are not checked here.
 OTHERS = {
-    *("apt", "cat", "cd", "cp", "docker", "echo", "find", "grep", "head", "htpasswd", "install", "jq"),
-    *("ls", "mkdir", "npm", "nginx", "openssl", "pip", "pipx", "sha256sum", "storescp", "storescu", "stowrs"),
-    *("systemctl", "tar", "unshare", "unzip", "wc", "zcat"),
+    *("apt", "caddy", "cat", "cd", "chmod", "chown", "cp", "docker", "echo", "find", "grep", "haproxy"),
+    *("head", "htpasswd", "install", "jq", "kubectl", "ls", "mkdir", "mv", "nginx", "npm", "npx"),
+    *("openssl", "pip", "pipx", "prometheus", "promtool", "rm", "rsync", "sha256sum", "sleep"),
+    *("storescp", "storescu", "stowrs", "systemctl", "systemd-run", "tail", "tar", "unshare"),
+    *("unzip", "wc", "zcat"),
 }
 CHECKED = {"streamsrv", "curl", "make", "python", "python3"}
 

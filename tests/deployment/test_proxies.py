@@ -73,6 +73,20 @@ def nginx(folder, port, upstream):
     return ["nginx", "-c", str(configuration), "-p", str(folder), "-g", main]
 
 
+def test_nginx_accepts_the_login_of_the_guide(tmp_path):
+    """The `nginx` block of docs/howto/nginx-and-tls.md, in the place that the page names."""
+    certificate(tmp_path)
+    command = nginx(tmp_path, free_port(), free_port())
+    page = (ROOT / "docs" / "howto" / "nginx-and-tls.md").read_text(encoding="utf-8")
+    (login,) = re.findall(r"^```nginx\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "users").write_text("anna:{PLAIN}secret\n")
+    login = login.replace("/etc/nginx/users", str(tmp_path / "users"))
+    configuration = Path(command[2])
+    configuration.write_text(configuration.read_text().replace("location / {", f"{login} location / {{", 1))
+    done = subprocess.run([*command, "-t"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def caddy(folder, port, upstream):
     certificates = f"tls {folder}/fullchain.pem {folder}/privkey.pem"
     configuration = configured(
