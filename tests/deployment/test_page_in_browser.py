@@ -252,6 +252,7 @@ def pixels(page):
 
 
 def slide_to(page, name, value):
+    page.wait(f"document.querySelector('input[name={name}]')")
     page.run(
         f"(field => {{ field.value = {value}; field.dispatchEvent(new Event('input')) }})"
         f"(document.querySelector('input[name={name}]'))"
