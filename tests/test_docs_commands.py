@@ -42,6 +42,12 @@ def test_every_program_is_known():
     assert {command.program for command in COMMANDS} <= OTHERS | CHECKED
 
 
+def test_both_readmes_have_the_same_commands():
+    pages = (ROOT / "README.md", ROOT / "README.zh.md")
+    found = [[each.words for block in blocks_of(page) for each in commands_of(block)] for page in pages]
+    assert found[0] == found[1]
+
+
 @commands_with("streamsrv")
 def test_verbs_and_flags_exist(command):
     _, verb, *_ = words = command.words

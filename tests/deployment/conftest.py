@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from live_server import start_server
@@ -24,6 +25,39 @@ def behind(tmp_path_factory):
     )
     yield running
     running.end()
+
+
+SLIM = ("doc", "locale", "man")
+BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+PIP_CONFIGURATIONS = ("/etc/pip.conf", "~/.config/pip/pip.conf", "~/.pip/pip.conf")
+
+
+@pytest.fixture(scope="session")
+def debian(tmp_path_factory):
+    """A Debian root like the slim image of Debian, as a tar archive."""
+    archive = tmp_path_factory.mktemp("debian") / "base.tar"
+    excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in SLIM]
+    clean = '--customize-hook=rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*'
+    fast = '--customize-hook=echo force-unsafe-io >"$1"/etc/dpkg/dpkg.cfg.d/speedup'
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", *excluded, clean, fast, "trixie", str(archive)]
+    subprocess.run(command, check=True, capture_output=True)
+    yield archive
+    archive.unlink()
+
+
+def pip_configuration(certificates):
+    """The text of a pip.conf with the index of this machine and a path of certificates."""
+    lines = ["[global]", f"cert = {certificates}"]
+    for path in map(os.path.expanduser, PIP_CONFIGURATIONS):
+        if os.path.exists(path):
+            found = Path(path).read_text().splitlines()
+            lines += [line for line in found if line.split("=")[0].strip().endswith("index-url")]
+    lines += [
+        f"{name[4:].lower().replace('_', '-')} = {value}"
+        for name, value in os.environ.items()
+        if name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
+    ]
+    return "\n".join(lines) + "\n"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import running
+from conftest import BUNDLE, pip_configuration, running
 from live_server import ROOT, free_port
 from pydicom.data import get_testdata_file
 
@@ -19,9 +19,6 @@ from streamsrv.settings import Settings
 
 CONF = ROOT / "conf"
 LARGEST = 250_000_000
-BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
-PIP_CONFIGURATIONS = ("/etc/pip.conf", "~/.config/pip/pip.conf", "~/.pip/pip.conf")
-SLIM = ("doc", "locale", "man")
 
 
 class Builder:
@@ -43,41 +40,28 @@ class Builder:
         assert found.returncode == 0, found.stdout + found.stderr
         return found.stdout.strip()
 
-    def base(self):
-        """A Debian root like the slim image of Debian."""
-        excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in SLIM]
-        clean = '--customize-hook=rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*'
-        archive = self.folder / "base.tar"
-        command = ["mmdebstrap", "--quiet", "--variant=minbase", *excluded, clean, "trixie", str(archive)]
-        subprocess.run(command, check=True, capture_output=True)
+    def base(self, archive):
+        """Makes an image of a Debian root."""
+        place = self.folder / "base.tar"
+        os.link(archive, place)
         recipe = self.folder / "Dockerfile"
         recipe.write_text("FROM scratch\nADD base.tar /\n")
         self("build", "--quiet", "--tag", "localhost/base", "--file", recipe, self.folder)
-        archive.unlink()
+        place.unlink()
 
     def volumes(self):
         """The certificates and the index of pip of this machine."""
-        lines = ["[global]", "cert = /opt/certificates.crt"]
-        for path in map(os.path.expanduser, PIP_CONFIGURATIONS):
-            if os.path.exists(path):
-                found = Path(path).read_text().splitlines()
-                lines += [line for line in found if line.split("=")[0].strip().endswith("index-url")]
-        lines += [
-            f"{name[4:].lower().replace('_', '-')} = {value}"
-            for name, value in os.environ.items()
-            if name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
-        ]
         configuration = self.folder / "pip.conf"
-        configuration.write_text("\n".join(lines) + "\n")
+        configuration.write_text(pip_configuration("/opt/certificates.crt"))
         yield from ("--volume", f"{BUNDLE}:/opt/certificates.crt:ro")
         yield from ("--volume", f"{configuration}:/etc/pip.conf:ro")
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory):
+def image(debian, tmp_path_factory):
     """The builder, the root folder of a container, and the size of the image in bytes."""
     build = Builder(tmp_path_factory.mktemp("images"))
-    build.base()
+    build.base(debian)
     limits = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=10000:10000")
     recipe = ("--file", ROOT / "Dockerfile", "--build-arg", "BASE=localhost/base")
     build("build", "--tag", "localhost/streamsrv", *limits, *recipe, *build.volumes(), ROOT)
