@@ -18,33 +18,31 @@ from functools import partial
 from pathlib import Path
 
 import clinic as world
-import highdicom
 import numpy as np
-import pydicom
 import pytest
 from chromium import Chromium, found
 from live_server import ROOT, environment, executable, start_server
-from PIL import Image, ImageCms
-from pydicom.sr.codedict import codes
+from PIL import Image
+from viewer_archive import (
+    BLOCK,
+    COLOUR_SYNTAXES,
+    CT,
+    DOCUMENT,
+    LARGE,
+    LARGE_SIDE,
+    PART10,
+    SIDE,
+    STUDY,
+    SYNTAXES,
+    VOLUME,
+    fill,
+    hounsfield,
+    noise,
+    quarters,
+)
 
 WITHIN = 60.0  # seconds; the first page of the viewer parses 17 MB of code
 VOLVIEW = "volview@4.4.1"
-SIDE, BLOCK = 64, 16
-STUDY = f"{world.ROOT}.80"
-CT, SEG, SR = (f"{STUDY}.{number}" for number in (1, 2, 3))
-DOCUMENT, VOLUME, LARGE = (f"{world.ROOT}.{number}" for number in (81, 83, 84))
-LARGE_SIDE = 256
-SYNTAXES = (
-    "1.2.840.10008.1.2.1",
-    "1.2.840.10008.1.2.4.90",
-    "1.2.840.10008.1.2.4.201",
-    "1.2.840.10008.1.2.4.202",
-    "1.2.840.10008.1.2.4.80",
-    "1.2.840.10008.1.2.4.70",
-    "1.2.840.10008.1.2.5",
-)
-PART10 = 'multipart/related; type="application/dicom"'
-RED = (250, 20, 30)
 VIEWPORT = "cornerstone.getRenderingEngines()[0].getViewports()[0]"
 # The first component of the canvas in the middle of each block, column by column.
 PAINTED = f"""(() => {{
@@ -60,110 +58,6 @@ PAINTED = f"""(() => {{
   }}
   return found;
 }})()"""
-
-
-# -- the archive
-
-
-def hounsfield(number):
-    """16 blocks of different values, in the window of 40 +- 200."""
-    rows, columns = np.mgrid[:SIDE, :SIDE] // BLOCK
-    return (columns * 4 + rows) * 20 + number * 3 - 140
-
-
-def slice_of(number, study=STUDY):
-    made = world.ct(1)
-    made.StudyInstanceUID, made.SeriesInstanceUID, made.PatientID = study, f"{study}.1", study[-2:]
-    made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = f"{study}.1.{number}"
-    made.InstanceNumber = str(number)
-    made.ImagePositionPatient = [0.0, 0.0, float(number)]
-    return world.with_pixels(made, (hounsfield(number) + 1024).astype(np.uint16), bits_stored=12)
-
-
-def noise():
-    """Hounsfield units that HTJ2K cannot shrink to 32 kB."""
-    return np.random.default_rng(1).integers(-1024, 1024, (LARGE_SIDE, LARGE_SIDE))
-
-
-def large():
-    made = slice_of(1, LARGE)
-    return world.with_pixels(made, (noise() + 1024).astype(np.uint16), bits_stored=12)
-
-
-def segmentation(sources):
-    mask = np.zeros((len(sources), SIDE, SIDE), np.uint8)
-    mask[:, BLOCK : 3 * BLOCK, BLOCK : 2 * BLOCK] = 1
-    segment = highdicom.seg.SegmentDescription(
-        segment_number=1,
-        segment_label="lung",
-        segmented_property_category=codes.SCT.Organ,
-        segmented_property_type=codes.SCT.Lung,
-        algorithm_type="MANUAL",
-    )
-    made = highdicom.seg.Segmentation(
-        *(sources, mask, "BINARY", [segment], SEG, 2, f"{SEG}.1", 1, "maker", "model", "1", "1"),
-    )
-    made.SeriesDescription = "organs"
-    return made
-
-
-def report(sources):
-    person = highdicom.sr.PersonObserverIdentifyingAttributes("Ref^Anna")
-    region = highdicom.sr.ImageRegion(
-        highdicom.sr.GraphicTypeValues.POLYLINE,
-        np.array([[10.0, 10.0], [40.0, 10.0]]),
-        highdicom.sr.SourceImageForRegion(sources[0].SOPClassUID, sources[0].SOPInstanceUID),
-    )
-    group = highdicom.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-        highdicom.sr.TrackingIdentifier(f"{SR}.9", "Cornerstone3DTools@^0.1.0:Length"),
-        referenced_region=region,
-        measurements=[highdicom.sr.Measurement(codes.SCT.Length, 15.0, codes.UCUM.Millimeter)],
-        finding_type=codes.SCT.Organ,
-    )
-    content = highdicom.sr.MeasurementReport(
-        highdicom.sr.ObservationContext(highdicom.sr.ObserverContext(codes.DCM.Person, person)),
-        codes.LN.CTUnspecifiedBodyRegion,
-        [group],
-    )
-    return highdicom.sr.Comprehensive3DSR(sources, content[0], SR, 3, f"{SR}.1", 1, "maker")
-
-
-def document():
-    stream = io.BytesIO()
-    Image.new("RGB", (400, 400), RED).save(stream, "PDF")
-    made = world.letter()
-    made.StudyInstanceUID, made.SeriesInstanceUID, made.PatientID = DOCUMENT, f"{DOCUMENT}.1", "P-81"
-    made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = f"{DOCUMENT}.1.1"
-    made.EncapsulatedDocument = stream.getvalue() + b"\0" * (stream.tell() % 2)
-    made.EncapsulatedDocumentLength = stream.tell()
-    return made
-
-
-def slides():
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    for made in world.everything()[3:5]:
-        made.OpticalPathSequence[0].ICCProfile = profile
-        yield made
-
-
-def in_syntax(url, number, syntax):
-    """The file of a slice in another transfer syntax."""
-    wanted = f"{PART10}; transfer-syntax={syntax}"
-    path = f"/studies/{STUDY}/series/{CT}/instances/{CT}.{number}"
-    return world.ask(url + path, Accept=wanted).parts()[0][1]
-
-
-def fill(server):
-    """Slice N of the series is in the transfer syntax N of SYNTAXES."""
-    made = [slice_of(number) for number in range(1, len(SYNTAXES) + 1)]
-    world.store(f"{server.url}/studies", map(world.file_of, made))
-    coded = [in_syntax(server.url, number, syntax) for number, syntax in enumerate(SYNTAXES, 1)]
-    assert world.ask(f"{server.url}/studies/{STUDY}", "DELETE").status == 204
-    sources = [pydicom.dcmread(io.BytesIO(world.file_of(each))) for each in made]
-    more = [segmentation(sources), report(sources), document(), *slides()]
-    more += [slice_of(number, VOLUME) for number in (1, 2, 3, 4)]
-    more.append(large())
-    world.store(f"{server.url}/studies", [*coded, *map(world.file_of, more)])
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +164,7 @@ def viewer():
 
 def test_the_study_list(viewer, server):
     viewer.open(f"{server.origin}/viewer/")
-    viewer.says("1-5 of 5", r"CT\SEG\SR", "Müller, Jörg")
+    viewer.says("1-7 of 7", r"CT\RTSTRUCT\SEG\SR", "Müller, Jörg")
     assert viewer.errors() == []
 
 
@@ -327,6 +221,26 @@ def test_measurements_of_a_report(viewer, server):
     assert viewer.errors() == []
 
 
+def test_contours(viewer, server):
+    viewer.open_study(server, STUDY)
+    (drawn,) = viewer.shows(
+        "(async () => { const set = services.displaySetService.getActiveDisplaySets()"
+        ".find(each => each.Modality === 'RTSTRUCT'); await set.load({headers: {}});"
+        " return set.structureSet.ROIContours.map(each => [each.ROIName, each.contourPoints]) })()"
+    )
+    assert (drawn[0], len(drawn[1])) == ("lung", len(SYNTAXES))
+    assert [(each["x"], each["y"]) for each in drawn[1][0]["points"]] == [(5, 5), (20, 5), (20, 20), (5, 20)]
+    assert viewer.errors() == []
+
+
+@pytest.mark.parametrize("number", range(len(COLOUR_SYNTAXES)))
+def test_a_picture_in_colours(viewer, server, number):
+    viewer.open_study(server, f"{world.ROOT}.85.{number}")
+    found = viewer.shows(f"Array.from({VIEWPORT}.getImageData().scalarData)")
+    assert np.abs(np.array(found).reshape(SIDE, SIDE, 3) - quarters().astype(int)).max() <= 3
+    assert viewer.errors() == []
+
+
 def test_a_pdf_is_shown(viewer, server):
     viewer.open_study(server, DOCUMENT)
     viewer.shows("document.querySelector('object[type=\"application/pdf\"]').data")
@@ -365,7 +279,7 @@ def test_upload(viewer, server, tmp_path):
     made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = f"{world.ROOT}.82.1.1"
     (tmp_path / "upload.dcm").write_bytes(world.file_of(made))
     viewer.open(f"{server.origin}/viewer/")
-    viewer.says("Upload", "1-5 of 5")
+    viewer.says("Upload", "1-7 of 7")
     viewer.click("button", "Upload")
     viewer.shows("document.querySelector('input[type=file]').multiple")
     viewer.choose("input[type=file]", [tmp_path / "upload.dcm"])
@@ -433,7 +347,7 @@ def test_progressive_images_arrive_as_htj2k(viewer, server, data):
         assert frames
         assert all("accept=image/jphc;transfer-syntax=1.2.840.10008.1.2.4.202" in url for url in frames)
         viewer.open(f"{progressive.origin}/viewer/")
-        viewer.says("1-6 of 6")
+        viewer.says("1-8 of 8")
         assert "Upload" not in viewer.text("body")
         viewer.open_study(progressive, LARGE)
         viewer.shows(f"{VIEWPORT}.getImageData().scalarData.length === {LARGE_SIDE} ** 2")
