@@ -25,7 +25,6 @@ from streamsrv.metrics import (
     RequestKind,
     ServerCell,
     Way,
-    place_of,
 )
 from streamsrv.settings import Settings
 from streamsrv.web.actions import KINDS, request_kind
@@ -197,6 +196,7 @@ def test_counters_never_decrease_when_workers_are_killed(monitored):
 
 
 def test_the_metrics_process_is_replaced(monitored):
+    assert monitored.get()[0] == 200  # it has started
     (pid,) = (
         pid
         for pid in children(monitored.server.process.pid)
@@ -256,11 +256,11 @@ def test_a_store_that_cannot_be_read_is_a_metric(tmp_path):
 
 def test_a_new_worker_continues_the_block_of_the_former():
     board = MetricsBoard.make(2)
-    place = place_of(RequestKind.FRAMES, 200, Way.CACHED_FRAME)
+    place = RequestKind.FRAMES, 200, Way.CACHED_FRAME
     for worker in (0, 1):
         counts = RequestCounts(board.block(worker))
         counts.watch(Gauge.UPLOADS, lambda: 3)
-        counts.add(place, 10, 1, 0.004)
+        counts.tally(*place).add(10, 1, 0.004)
         assert counts.by_way() == {Way.CACHED_FRAME: 1}
         counts.publish()
     assert board.gauge(Gauge.UPLOADS) == 6
@@ -268,7 +268,8 @@ def test_a_new_worker_continues_the_block_of_the_former():
     assert board.gauge(Gauge.UPLOADS) == 3
     again = RequestCounts(board.block(0))
     assert again.by_way() == {}
-    again.add(place, 10, 0, 100.0)
+    again.tally(*place).add(10, 0, 100.0)
+    again.tally(RequestKind.OTHER, 999, Way.PLAIN).add(0, 0, 0.0001)
     again.publish()
     board.add(ServerCell.WORKER_ENDS)
     totals = board.totals()[RequestKind.FRAMES]
@@ -278,6 +279,8 @@ def test_a_new_worker_continues_the_block_of_the_former():
     assert [each for each in totals.requests if each[2]] == [(200, Way.CACHED_FRAME, 3)]
     assert board.value(ServerCell.WORKER_ENDS) == 1
     assert board.totals()[RequestKind.STORE].sent == 0
+    other = board.totals()[RequestKind.OTHER]
+    assert (other.buckets[0], (0, Way.PLAIN, 1) in other.requests) == (1, True)
 
 
 def test_every_status_and_resource_has_its_place():

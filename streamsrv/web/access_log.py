@@ -14,7 +14,7 @@ from typing import IO
 
 import orjson
 
-from streamsrv.metrics import Place, RequestCounts, RequestKind, Way, place_of
+from streamsrv.metrics import RequestCounts, RequestKind, Tally, Way
 
 CLIENT_GONE = 499
 FLUSH_EVERY = 0.1
@@ -24,7 +24,7 @@ class AccessLog:
     """Each request is also added to `counts`, even if the log is not enabled."""
 
     def __init__(self, target: IO[str], *, json: bool, counts: RequestCounts, enabled: bool = True) -> None:
-        self._count = counts.add
+        self.tally = counts.tally
         self._target = target
         self._format = _json_line if json else _text_line
         self._enabled = enabled
@@ -48,7 +48,7 @@ class AccessLog:
         enabled = self._enabled
         line = self.line(client, method, path, status, sent, way) if enabled else ""
         at = self.now() if enabled else ""
-        self.add_line(line, at, seconds, request_id, place_of(kind, status, way), sent, received)
+        self.add_line(line, at, seconds, request_id, self.tally(kind, status, way), sent, received)
 
     def line(self, client: str, method: str, path: str, status: int, sent: int, way: Way) -> str:
         """The part of a line that is the same for equal requests, for `add_line`."""
@@ -60,11 +60,11 @@ class AccessLog:
         at: str,
         seconds: float,
         request_id: str,
-        place: Place,
+        tally: Tally,
         sent: int,
         received: int = 0,
     ) -> None:
-        self._count(place, sent, received, seconds)
+        tally.add(sent, received, seconds)
         if not self._enabled:
             return
         if not self._lines:

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-from streamsrv.metrics import Place, RequestKind, Way, place_of
+from streamsrv.metrics import RequestKind, Tally, Way
 from streamsrv.retrieve.cached_frames import CachedInstance
 from streamsrv.store import SegmentLease
 from streamsrv.web.access_log import AccessLog
@@ -89,7 +89,7 @@ class PreparedAnswer(NamedTuple):
     length: int  # of all bytes, with a date and a request id
     payload: int
     line: str  # of the access log
-    place: Place  # of the counters
+    tally: Tally
 
 
 _Key: TypeAlias = tuple[str, bytes]  # peer; the request without its number
@@ -147,7 +147,7 @@ class FrameCache:
                 lease.release()
             seconds = time.monotonic() - batch.began
             self._log.add_line(
-                prepared.line, batch.stamp, seconds, identifier, prepared.place, prepared.payload
+                prepared.line, batch.stamp, seconds, identifier, prepared.tally, prepared.payload
             )
             return True
         self._follow(transfer, prepared, batch.began, identifier, lease)
@@ -173,14 +173,14 @@ class FrameCache:
         def ended(_: object) -> None:
             if lease is not None:
                 lease.release()
-            line, place, sent = prepared.line, prepared.place, prepared.payload
+            line, tally, sent = prepared.line, prepared.tally, prepared.payload
             error = transfer.done.exception()
             if error is not None:
                 sent = max(0, transfer.sent - (prepared.length - prepared.payload))
                 status = final_status(error, 200, identifier, sent)
                 line = self._log.line(prepared.client, "GET", prepared.path, status, sent, _WAY)
-                place = place_of(_kind(prepared.path), status, _WAY)
-            self._log.add_line(line, self._log.now(), time.monotonic() - began, identifier, place, sent)
+                tally = self._log.tally(_kind(prepared.path), status, _WAY)
+            self._log.add_line(line, self._log.now(), time.monotonic() - began, identifier, tally, sent)
 
         if transfer.done.done():
             ended(transfer.done)
@@ -216,7 +216,7 @@ class FrameCache:
         line = self._log.line(client, "GET", path, 200, payload, _WAY)
         prepared = PreparedAnswer(
             *(peer, client, path, frames, before, middle, after, frame.span, tail, length, payload, line),
-            place_of(_kind(path), 200, _WAY),
+            self._log.tally(_kind(path), 200, _WAY),
         )
         if len(self._prepared) >= self._limits.prepared:
             self._prepared.clear()
