@@ -104,7 +104,7 @@ _FIRST_GAUGE = len(_KINDS) * _OF_A_KIND
 _OF_A_WORKER = _FIRST_GAUGE + len(_GAUGES)
 
 
-class Tally:
+class RequestTally:
     """The count of the requests of one kind, status and way. `slow` has the buckets above the first one."""
 
     __slots__ = ("number", "received", "seconds", "sent", "slow")
@@ -154,16 +154,16 @@ class RequestCounts:
     def __init__(self, block: memoryview[float] | None = None) -> None:
         self._block = block
         self._former = [0.0] * _OF_A_WORKER if block is None else list(block)
-        self._tallies: dict[tuple[RequestKind, int, Way], Tally] = {}
+        self._tallies: dict[tuple[RequestKind, int, Way], RequestTally] = {}
         self._gauges: dict[Gauge, Callable[[], float]] = {}
 
-    def tally(self, kind: RequestKind, status: int, way: Way) -> Tally:
+    def tally(self, kind: RequestKind, status: int, way: Way) -> RequestTally:
         """The count to which such a request is added."""
         return self._tallies.get((kind, status, way)) or self._new(kind, status, way)
 
-    def _new(self, kind: RequestKind, status: int, way: Way) -> Tally:
+    def _new(self, kind: RequestKind, status: int, way: Way) -> RequestTally:
         known = status if status in _STATUS_CELLS else 0
-        return self._tallies.setdefault((kind, known, way), Tally())
+        return self._tallies.setdefault((kind, known, way), RequestTally())
 
     def watch(self, gauge: Gauge, value: Callable[[], float]) -> None:
         """`value` is called at each `publish`."""

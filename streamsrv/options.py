@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
-
-import orjson
 
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.settings import Settings
@@ -67,4 +66,4 @@ class JsonLine(logging.Formatter):
         line["message"] = str(text) % args if args else str(text)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line).decode(errors="replace")
+        return json.dumps(line)  # in ASCII, also surrogates of a path

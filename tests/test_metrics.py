@@ -1,7 +1,6 @@
 """`/metrics` of a real server: all workers together, also after kill -9; and the cells of the counters."""
 
 import http.client
-import json
 import os
 import re
 import signal
@@ -219,19 +218,6 @@ def test_only_metrics_are_answered_there(monitored):
     with open("/proc/net/tcp") as file:
         found = [line.split()[1] for line in file if f":{monitored.port:04X} 00000000:0000 0A" in line]
     assert found == [f"0100007F:{monitored.port:04X}"]  # loopback alone
-
-
-def test_logs_are_json_lines(tmp_path):
-    one = Monitored(tmp_path, "--log-format", "json", workers=1)
-    one.client.ask("GET", "/studies", **{"X-Request-ID": "abc"})
-    os.kill(one.workers()[0], signal.SIGKILL)
-    one.until(1, "streamsrv_worker_ends_total")
-    one.end()
-    lines = [json.loads(line) for line in one.server.log.read_text().splitlines()]
-    assert all(line["at"].endswith("Z") for line in lines)
-    (died,) = (line for line in lines if "ended with" in line.get("message", ""))
-    assert (died["level"], died["logger"]) == ("error", "streamsrv.supervisor")
-    assert [line["path"] for line in lines if line.get("request_id") == "abc"] in ([], ["/v2/studies"])
 
 
 def test_a_port_in_use_ends_the_server_with_a_sentence(tmp_path, monitored):

@@ -14,7 +14,7 @@ from typing import IO
 
 import orjson
 
-from streamsrv.metrics import RequestCounts, RequestKind, Tally, Way
+from streamsrv.metrics import RequestCounts, RequestKind, RequestTally, Way
 
 CLIENT_GONE = 499
 FLUSH_EVERY = 0.1
@@ -60,7 +60,7 @@ class AccessLog:
         at: str,
         seconds: float,
         request_id: str,
-        tally: Tally,
+        tally: RequestTally,
         sent: int,
         received: int = 0,
     ) -> None:

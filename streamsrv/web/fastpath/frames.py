@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-from streamsrv.metrics import RequestKind, Tally, Way
+from streamsrv.metrics import RequestKind, RequestTally, Way
 from streamsrv.retrieve.cached_frames import CachedInstance
 from streamsrv.store import SegmentLease
 from streamsrv.web.access_log import AccessLog
@@ -89,7 +89,7 @@ class PreparedAnswer(NamedTuple):
     length: int  # of all bytes, with a date and a request id
     payload: int
     line: str  # of the access log
-    tally: Tally
+    tally: RequestTally
 
 
 _Key: TypeAlias = tuple[str, bytes]  # peer; the request without its number
