@@ -62,6 +62,12 @@ def test_every_verb_has_a_section(cli_sections):
     assert set(cli_sections) == set(cli.VERBS)
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_first_page_names_every_verb(name):
+    (cell,) = [row[1] for row in rows((ROOT / name).read_text(encoding="utf-8")) if "(docs/cli.md)" in row[0]]
+    assert set(re.split(r"[,、]\s*", cell)) == set(cli.VERBS)
+
+
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_flag_stands_in_the_table_of_its_verb(cli_sections, verb):
     table = [row[0].split(" ")[0] for row in rows(cli_sections[verb]) if row[0] != "flag"]
