@@ -147,14 +147,25 @@ def install(data: Path, tarball: Path, integrity: str) -> Mapping[str, Any]:
         place = folder / secrets.token_hex(8)
         try:
             table = _unpacked(tarball, place)
+            _write(place / TABLE, json.dumps(table).encode())
             hand_over(data, folder)
             os.sync()
-            _write(folder / TABLE, json.dumps(table).encode())
+            (place / TABLE).rename(folder / TABLE)
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
+        _sync_folder(folder)
         _sweep(folder, keep=place.name)
     return table
+
+
+def _sync_folder(folder: Path) -> None:
+    """Names in the folder are on the disk when this returns."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -246,15 +257,9 @@ def _write_coded(path: Path, body: bytes, coding: str) -> None:
 
 
 def _write(path: Path, body: bytes) -> None:
-    """Writes the file under another name first."""
-    draft = path.with_name(f"{path.name}.draft")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with open(fd, "wb") as file:
         file.write(body)
-        file.flush()
-        if path.name == TABLE:
-            os.fsync(fd)
-    draft.rename(path)
 
 
 # The paths of the build

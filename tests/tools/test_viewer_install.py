@@ -244,7 +244,7 @@ def test_a_disk_that_is_full_leaves_the_viewer_as_it_was(installed, tmp_path, ca
     before, real = files_in(installed), os.open
 
     def full(path, flags, *rest, **more):
-        if str(path).endswith("a.png.draft"):
+        if str(path).endswith("a.png"):
             raise OSError(28, "No space left on device", str(path))
         return real(path, flags, *rest, **more)
 
@@ -296,3 +296,13 @@ def test_a_wrong_command_line(words, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["viewer", *words])
     assert caught.value.code == USAGE
+
+
+def test_the_owner_of_the_store_owns_the_viewer(data, tmp_path):
+    """Root may install it for a server that runs as another user."""
+    data.mkdir()
+    owner = 65534 if os.geteuid() == 0 else os.geteuid()
+    os.chown(data, owner, -1)
+    assert install(data, *packed(tmp_path)) == 0
+    assert {path.stat().st_uid for path in (data / "viewer").rglob("*")} == {owner}
+    assert (data / "viewer").stat().st_uid == owner
