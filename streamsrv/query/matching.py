@@ -311,12 +311,22 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class FuzzyName:
+    """`begins` finds the begin of each word in a name; None if a word has wildcards of its own."""
+
     words: tuple[Glob, ...]
+    begins: tuple[re.Pattern[str], ...] | None = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        plain = all(glob.start + "*" == glob.text for glob in self.words)
+        patterns = (re.compile(rf"(?:\A|[\s^=,]){re.escape(glob.start)}") for glob in self.words)
+        object.__setattr__(self, "begins", tuple(patterns) if plain else None)
 
     def matches(self, elements: Iterable[JsonElement]) -> bool:
         return any(self._accepts(" ".join(map(fold, name_groups(value)))) for value in _values(elements))
 
     def _accepts(self, form: str) -> bool:
+        if self.begins is not None:
+            return all(begin.search(form) for begin in self.begins)
         words = _WORD_ENDS.split(form)
         return all(any(glob.matches(word) for word in words) for glob in self.words)
 

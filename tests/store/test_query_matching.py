@@ -195,6 +195,18 @@ def test_lists_offer_every_name_that_matches(asked: str, value: str, fuzzy: bool
         found(matcher, "PN", groups)
 
 
+@given(st.text("aAb^ ,*", max_size=6), st.text("aAbé^, ", max_size=8))
+@settings(max_examples=300, derandomize=True, deadline=None)
+def test_fuzzy_names_are_matched_word_by_word(asked: str, value: str) -> None:
+    matcher = matcher_of("PatientName", "PN", asked, FUZZY)
+    if isinstance(matcher, Universal):
+        return
+    words = re.split(r"[\s^=,]+", value.lower().replace("é", "e"))
+    patterns = [word.replace("*", ".*") for word in re.split(r"[\s^=,]+", asked.lower()) if word.strip("*")]
+    expected = all(any(re.match(pattern, word) for word in words) for pattern in patterns)
+    assert matcher.matches([element("PN", {"Alphabetic": value})]) is expected
+
+
 @given(st.text("aA*?1 ", max_size=6), st.text("aA1 ", max_size=6))
 @settings(max_examples=300, derandomize=True, deadline=None)
 def test_lists_offer_every_text_that_matches(asked: str, value: str) -> None:
