@@ -155,6 +155,7 @@ class Replay:
     def __init__(self):
         self.files = {}
         self.unsynced_names = {}  # names that their folder's sync has not made durable yet
+        self.replaced = {}  # the same of renames: new name -> the file that had it before, or None
         self.index = None
 
     def step(self, operation):
@@ -183,6 +184,15 @@ class Replay:
         for path in list(self.unsynced_names):
             if os.path.dirname(path) == ("" if operation.path == "." else operation.path):
                 del self.unsynced_names[path]
+        for path in list(self.replaced):
+            if os.path.dirname(path) == ("" if operation.path == "." else operation.path):
+                del self.replaced[path]
+
+    def _rename(self, operation):
+        (new,) = operation.detail
+        self.replaced.setdefault(new, self.files.get(new))
+        self.files[new] = self.files.pop(operation.path)
+        self.unsynced_names.pop(operation.path, None)
 
     def _make_folder(self, operation):
         pass
@@ -206,7 +216,9 @@ class Replay:
         for name in ("segments", "index"):
             (folder / name).mkdir(parents=True)
         for path, content in self.files.items():
-            if loss == "all" and path in self.unsynced_names:
+            if loss == "all" and path in self.replaced:
+                content = self.replaced[path]
+            if content is None or (loss == "all" and path in self.unsynced_names):
                 continue
             kept = {
                 "none": content.pending,

@@ -11,6 +11,7 @@ import stat
 import threading
 
 import pytest
+from disks import LOSSES, RecordingFileOps, Replay
 from store_world import derive, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import InsufficientStorage, StoreCorrupt, StoreError, StoreLocked, WrongStore
@@ -187,7 +188,7 @@ def test_a_segment_that_goes_while_it_is_copied(memory, store, target):
 # Kills
 
 
-def killed(folder, target, passage):
+def killed(folder, target, passage, save_every=0.0):
     """Whether a backup in a child process was killed where it passed the point. This process has the store
     closed, because an open LMDB file is no use to a child."""
     child = os.fork()
@@ -196,7 +197,7 @@ def killed(folder, target, passage):
         code = 1
         try:
             with open_store(folder, options=OPTIONS, read_only=True) as own:
-                backed_up(own, target, save_every=0.0)
+                backed_up(own, target, save_every=save_every)
             code = 0
         finally:
             os._exit(code)
@@ -248,6 +249,55 @@ def test_a_killed_backup_goes_on(store, target):
         report = backed_up(store, target)
     assert 0 < done < report.bytes
     assert report.copied == report.bytes - done
+
+
+def test_the_files_of_a_complete_backup_are_not_cut_by_an_older_interrupted_one(memory, store, target):
+    folder = store.layout.root
+    backed_up(store, target)
+    for passage, save_every in ((3, 0.0), (4, 1e9)):  # before the table, after it
+        put(store, payload_of(key_of(2, 1, passage), 100))
+        store.close()
+        assert killed(folder, target, passage, save_every)
+        store = open_store(folder, options=OPTIONS)
+    assert (target / UNFINISHED).exists()
+    store.delete(*KEYS[0])
+    for number in range(12):
+        shutil.copytree(target, copy := memory / f"backup {number}")
+        with pytest.raises(OSError, match="Input/output error"):
+            backed_up(store, copy, ops=FailingOps(number))
+        assert verified(copy) == []
+    store.close()
+
+
+def test_every_prefix_of_the_calls_with_lost_syncs(memory, store, target):
+    """After a power cut there is the backup before or the new one, whole."""
+    ops = RecordingFileOps(target)
+    backed_up(store, target, ops=ops, save_every=0.0)
+    first, old = len(ops.log), contents(store)
+    for key in KEYS[4:]:
+        store.delete(*key)
+    compact(store)
+    put(store, payload_of(key_of(2), 900))
+    backed_up(store, target, ops=ops)
+    run, new = table_of(target).run, contents(store)
+    replay, states = Replay(), {}
+    for number, operation in enumerate(ops.log, 1):
+        replay.step(operation)
+        for loss in LOSSES if number >= first else ():
+            folder = memory / f"{loss} {number}"
+            replay.build(folder, loss, number)
+            assert verified(folder) == [], (loss, number, operation)
+            states.setdefault(table_of(folder).run, folder)
+            if number == len(ops.log):
+                assert table_of(folder).run == run
+    assert len(ops.log) > first + 10
+    assert len(states) == 2
+    for state, folder in states.items():
+        assert restored(folder, memory / state) == []
+        must_be(memory / state, new if state == run else old)
+    backed_up(store, folder)
+    assert restored(folder, memory / "on") == []
+    must_be(memory / "on", new)
 
 
 # Damage in the store

@@ -189,9 +189,8 @@ class _Backup:
         for table in (complete, unfinished):
             self._known |= table.segments if table else {}
             kept |= table.files if table else set()
-        if not complete and not unfinished:
-            self._target.replace(UNFINISHED, self._table.packed())
         self._ops.make_folder(self._target.segments)
+        self._save()  # the table of an earlier run may end segments too early: replaced by one of this run
         self._sweep(kept)
         path = self._target.identity
         if not path.exists() or path.read_bytes() != self._identity:

@@ -167,7 +167,7 @@ class BackupFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """For a backup; makes the folder. Raises StoreLocked."""
-        self.ops.make_folder(self.root)
+        make_durable(self.root, self.ops)
         fd = os.open(self.root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with _closing(fd):
             self._lock(fd, fcntl.LOCK_EX)
@@ -192,6 +192,14 @@ class BackupFolder:
         except BlockingIOError:
             what = "a backup, a restore or a verification" if kind == fcntl.LOCK_EX else "a backup"
             raise StoreLocked(f"{what} is running on {self.root}: wait until it has ended") from None
+
+
+def make_durable(folder: Path, ops: FileOps) -> None:
+    """Make the folder and its parents, if they are missing, and sync their names."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    ops.make_folder(folder)
+    for each in missing:
+        ops.sync_folder(each.parent)
 
 
 @contextlib.contextmanager

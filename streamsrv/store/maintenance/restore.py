@@ -26,6 +26,7 @@ from streamsrv.store.maintenance.backup_table import (
     BackupFolder,
     BackupTable,
     SegmentCopy,
+    make_durable,
     pieces_of,
 )
 from streamsrv.store.maintenance.check import Derive, Finding, Severity, error
@@ -89,7 +90,7 @@ def _require_empty(layout: Layout, source: Path, ops: FileOps, length: int) -> N
         raise StoreError(f"{layout.root} is in the backup: name a folder elsewhere")
     if layout.root.exists() and not layout.root.is_dir():
         raise StoreError(f"{layout.root} is a file: name a folder")
-    ops.make_folder(layout.root)
+    make_durable(layout.root, ops)
     found = {each.name for each in layout.root.iterdir()} - {OF_THE_FILE_SYSTEM}
     if found:
         raise StoreError(
