@@ -122,6 +122,22 @@ def path_of(word):
     return path or "/"
 
 
+def words_in(pages):
+    return [command.words for path in pages for block in blocks_of(path) for command in commands_of(block)]
+
+
+def test_the_first_page_in_chinese_has_the_same_commands():
+    assert words_in([ROOT / "README.zh.md"]) == words_in([ROOT / "README.md"])
+
+
+def test_commands_of_chinese_pages_are_in_an_english_page():
+    """The paths of data folders may differ."""
+    chinese = {path for path in PAGES if path.parent.name == "zh"}
+    english = [words[:2] for words in words_in(set(PAGES) - chinese)]
+    assert len(chinese) >= 3
+    assert [words for words in words_in(chinese) if words[:2] not in english] == []
+
+
 # --- the reader of blocks itself ---
 
 
