@@ -342,6 +342,31 @@ def test_a_good_copy_survives_decay_in_the_store(memory, store, target):
     os.rename(memory / "lost", store.layout.segment(lost))
 
 
+def test_the_better_copy_stays(memory, store, target):
+    """A file that is cut, and a second fault in a segment whose copy has one."""
+    row, other = store.lookup(*KEYS[0])[0].location, store.lookup(*KEYS[1])[0].location
+    assert row.segment == other.segment
+    path = store.layout.segment(row.segment)
+    body = path.read_bytes()
+    backed_up(store, target)
+    os.truncate(path, row.offset + 5)
+    assert any("the file ends here" in each for each in errors(backed_up(store, target).findings))
+    assert restored(target, memory / "whole") == []
+    must_be(
+        memory / "whole", {key: (payload_of(key, 500), *facts[1:]) for key, facts in contents(store).items()}
+    )
+    path.write_bytes(body)
+    shutil.rmtree(target)
+    damage(path, row.offset + 50)
+    assert len(errors(backed_up(store, target).findings)) == 1
+    damage(path, other.offset + 50)
+    assert len(errors(backed_up(store, target).findings)) == 2
+    assert len(restored(target, memory / "copy")) == 1
+    damage(path, row.offset + 50)
+    damage(path, other.offset + 50)
+    assert errors(backed_up(store, target).findings) == []
+
+
 def test_a_segment_that_cannot_be_opened(memory, store, target, monkeypatch):
     bad = store.lookup(*KEYS[0])[0].location.segment
 
