@@ -69,8 +69,14 @@ class Monitored:
         return [pid for pid in children(self.server.process.pid) if is_running(pid, "streamsrv.server")]
 
     def end(self):
+        """As systemd does it: every process of the service gets SIGTERM."""
         self.client.close()
+        for pid in children(self.server.process.pid):
+            if is_running(pid, "streamsrv.companions.exposition"):
+                os.kill(pid, signal.SIGTERM)
+        assert self.get()[0] == 200
         assert self.server.end() == 0
+        assert "ended with code -15" not in self.server.log.read_text()
 
 
 def is_running(pid, module):
@@ -213,6 +219,8 @@ def test_only_metrics_are_answered_there(monitored):
     assert monitored.get("/")[0] == monitored.get("/v2/studies")[0] == 404
     assert monitored.get(method="POST")[0] == 405
     assert monitored.client.ask("GET", "/metrics").status == 404
+    single = monitored.get("/metrics?name[]=streamsrv_workers")[2].decode()
+    assert [line for line in single.splitlines() if not line.startswith("#")] == ["streamsrv_workers 2.0"]
     _, headers, _ = monitored.get(Accept="application/openmetrics-text; version=1.0.0")
     assert headers["Content-Type"].startswith("application/openmetrics-text")
     with open("/proc/net/tcp") as file:

@@ -34,7 +34,7 @@ from prometheus_client.core import Metric
 
 from framecodecs.pool.processes import StatusPages
 from streamsrv import config
-from streamsrv.companions.families import Samples, collected, server_samples, store_samples
+from streamsrv.companions.families import Samples, collected, described, server_samples, store_samples
 from streamsrv.errors import StreamsrvError
 from streamsrv.metrics import MetricsBoard
 from streamsrv.options import start_log, store_options
@@ -108,6 +108,10 @@ class ServerCollector:
         self._settings = settings
         self._store = store
 
+    def describe(self) -> list[Metric]:
+        """For requests of single families (`name[]`)."""
+        return described()
+
     def collect(self) -> Iterator[Metric]:
         samples = {**server_samples(self._board, self._pools, self._settings), **self._store.samples()}
         return collected(samples, self._board)
@@ -169,7 +173,9 @@ def main() -> int:
     protect()
     settings = config.receive(STDIN)
     start_log(settings)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal
+    # Ctrl-C and systemd signal every process. This one answers until the supervisor has ended the workers.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     pools = dict(zip(("short", "long"), map(StatusPages, pages), strict=True))
     collector = ServerCollector(MetricsBoard(file), pools, settings, StoreReader(settings))
     serve([socket.socket(fileno=descriptor) for descriptor in sockets], collector)

@@ -185,6 +185,11 @@ def store_samples(store: Store) -> Samples:
     }
 
 
+def described() -> list[Metric]:
+    """The families without samples."""
+    return [Metric(each.full_name.removesuffix("_total"), each.text, each.kind) for each in DEFINITIONS]
+
+
 def collected(samples: Samples, board: MetricsBoard) -> Iterator[Metric]:
     for each in DEFINITIONS:
         if each.kind == HISTOGRAM:
