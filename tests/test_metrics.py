@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from small_client import WHOLE, Client, file_of, key_of, path_of
 
 from streamsrv import errors
-from streamsrv.companions.exposition import STORE_DOWN, StoreReader
+from streamsrv.companions.exposition import STORE_DOWN, ServerCollector, StoreReader
 from streamsrv.companions.families import DEFINITIONS
 from streamsrv.metrics import (
     STATUSES,
@@ -26,6 +26,7 @@ from streamsrv.metrics import (
     Way,
 )
 from streamsrv.settings import Settings
+from streamsrv.store import Store
 from streamsrv.web.actions import KINDS, request_kind
 from streamsrv.wire.resources import Kind
 
@@ -246,6 +247,18 @@ def run(flags):
 def test_a_store_that_cannot_be_read_is_a_metric(tmp_path):
     settings = Settings(data=str(tmp_path / "none"))
     assert StoreReader(settings).samples() == STORE_DOWN
+
+
+def test_an_empty_store_without_a_server(tmp_path):
+    settings = Settings(data=str(tmp_path / "data"), max_uploads=8)
+    Store.open(tmp_path / "data").close()
+    board, reader = MetricsBoard.make(3), StoreReader(settings)
+    found = {each.name: each for each in ServerCollector(board, {}, settings, reader).collect()}
+    assert found["streamsrv_uploads_limit"].samples[0].value == 24
+    assert found["streamsrv_store_up"].samples[0].value == 1
+    assert "streamsrv_scrub_oldest_verified_timestamp_seconds" not in found
+    first = reader.samples()
+    assert reader.samples() is first  # a second scrape reads nothing
 
 
 def test_a_new_worker_continues_the_block_of_the_former():
