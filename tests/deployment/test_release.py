@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import urllib.request
+from urllib.parse import urljoin
 
 import pytest
 from check_release import tracked
@@ -112,6 +114,10 @@ def test_the_wheel_serves_from_a_fresh_home(installed, tmp_path, monkeypatch):
                 assert answer.read() == (tmp_path / "samples" / sample.file_name).read_bytes()
         request = urllib.request.Request(f"{server.origin}/", headers={"Accept": PAGE})
         with urllib.request.urlopen(request) as answer:
-            assert answer.headers.get_content_type() == "text/html"
+            (script,) = re.findall(r'<script [^>]*src="([^"]+)"', answer.read().decode())
+        with urllib.request.urlopen(urljoin(request.full_url, script)) as answer:
+            assert (
+                answer.read() == (ROOT / "streamsrv/web/pages/files" / script.rpartition("/")[2]).read_bytes()
+            )
     finally:
         server.end()
