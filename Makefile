@@ -33,7 +33,7 @@ $(VENV)/ready: pyproject.toml
 run: $(VENV)/installed
 	exec $(BIN)/streamsrv serve --host $(HOST) --port $(PORT) --data $(DATA) --workers $(WORKERS)
 
-# All tests, 6.5 minutes on two cores. Some tests wait, so there is one process more than cores; no more
+# All tests, 6 minutes on two cores. Some tests wait, so there is one process more than cores; no more
 # than four, because tests start servers too.
 PYTEST := $(BIN)/python -m pytest -n $(shell n=$$(nproc); echo $$((n < 3 ? n + 1 : 4))) --dist worksteal
 # COVERAGE=1 make test: with branch coverage, which makes code in the process of a test 2.5 times as slow.

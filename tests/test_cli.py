@@ -216,7 +216,7 @@ def test_check_refuses_a_rate_that_makes_no_sense(store, flags):
     assert code == 2
 
 
-@pytest.mark.parametrize("text", ["1048576", "1024K", "1m"])
+@pytest.mark.parametrize("text", ["8388608", "8192K", "8m"])
 def test_check_segments_takes_a_rate(store, text, capsys):
     capsys.readouterr()
     assert main(["check", "--data", str(store), "--segments", "--rate", text]) == 0
