@@ -84,7 +84,7 @@ class Client:
             self._connection.request(method, f"/v2{path}", body, fields)
             with self._connection.getresponse() as answer:
                 reply = Reply(answer.status, answer.headers, answer.read())
-        except LOST:
+        except Exception:
             self.close()
             raise
         if reply.headers.get("Connection", "").lower() == "close":
