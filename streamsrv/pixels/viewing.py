@@ -44,9 +44,9 @@ from streamsrv.pixels.description import OPTICAL_PATHS, TRANSFORMATION_GROUP, VO
 BulkReader = Callable[[str], bytes]  # path of a bulk value -> its bytes
 DEFAULT_QUALITY = 90
 FUNCTIONS = {"linear": "LINEAR", "linear-exact": "LINEAR_EXACT", "sigmoid": "SIGMOID"}
-_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15})(?:[eE][+-]?[0-9]{1,2})?\Z")
+NUMBER = re.compile(r"[+-]?(?:[0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15})(?:[eE][+-]?[0-9]{1,2})?\Z")
 _QUALITY = re.compile(r"0*([1-9][0-9]?|100)\Z")
-_SIDE = re.compile(r"0*([1-9][0-9]{0,8})\Z")
+WHOLE_NUMBER = re.compile(r"0*([1-9][0-9]{0,8})\Z")
 FARTHEST = 65_535  # Rows and Columns have 16 bits
 KINDS = ("patient", "technique")
 _PALETTE = (
@@ -82,7 +82,7 @@ def rendering_parameters(query: tuple[tuple[str, str], ...]) -> RenderingParamet
 
 def _number(text: str, name: str) -> float:
     stripped = text.strip()
-    if not _NUMBER.match(stripped):
+    if not NUMBER.match(stripped):
         raise BadRequest(f"the parameter {name} holds a value that is no number")
     return float(stripped)
 
@@ -97,7 +97,7 @@ def _pixels(text: str) -> int | None:
 
 
 def _side(text: str, name: str) -> int:
-    found = _SIDE.match(text)
+    found = WHOLE_NUMBER.match(text)
     if found is None:
         raise BadRequest(f"the parameter viewport has the {name} {text[:20]!r}, not a whole number from 1")
     return int(found[1])

@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from streamsrv.errors import BadRequest, NotAcceptable
 from streamsrv.pixels.rendering import can_be_drawn
+from streamsrv.pixels.viewing import NUMBER, WHOLE_NUMBER
 from streamsrv.retrieve.answering import Planned, Retrieval
 from streamsrv.retrieve.documents import document_types
 from streamsrv.retrieve.instances import instances
@@ -37,8 +38,6 @@ NAMES = {
     "quality": "parameter imageQuality",
 }
 _NAME = re.compile(rf"parameter ({'|'.join(NAMES)})\b")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15})(?:[eE][+-]?[0-9]{1,2})?\Z")
-_WHOLE = re.compile(r"0*[1-9][0-9]{0,8}\Z")
 
 
 def named_instance(request: Request, target: Target) -> Target:
@@ -170,12 +169,12 @@ def _region(text: str, row: InstanceRow) -> tuple[int, int, int, int]:
 
 
 def _number(text: str, name: str) -> str:
-    if not _NUMBER.match(text):
+    if not NUMBER.match(text):
         raise BadRequest(f"the parameter {name} holds a value that is no number")
     return text
 
 
 def _whole(text: str, name: str) -> int:
-    if not _WHOLE.match(text):
+    if not WHOLE_NUMBER.match(text):
         raise BadRequest(f"the parameter {name} is {text[:20]!r}, not a whole number from 1")
     return int(text)
