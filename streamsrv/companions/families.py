@@ -34,7 +34,6 @@ Samples: TypeAlias = Mapping[str, Sequence[Sample]]
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 EXPECTED = frozenset((200, 500, 503, 507))
 PROCESS_STATES = {"absent": ABSENT, "starting": STARTING, "idle": IDLE, "busy": BUSY}
-DURATION = "streamsrv_request_duration_seconds"
 
 
 class MetricDefinition(NamedTuple):

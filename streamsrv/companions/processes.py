@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from framecodecs.pool.processes import PoolEndpoints
@@ -33,7 +34,7 @@ PAUSE_A_DAY = 86.4
 METRICS_PAUSE = 2.0
 
 
-class Companion:
+class Companion(ABC):
     """`name` is that in the log. `words` are sent as its argument, a JSON list; it inherits `passed`. `due`
     is in seconds of the monotonic clock."""
 
@@ -96,9 +97,9 @@ class Companion:
             )
         self.due = time.monotonic() + pause
 
+    @abstractmethod
     def pause(self, output: bytes) -> float:
         """Seconds until the next start, after a process with this output has ended, or none could start."""
-        raise NotImplementedError
 
     def close(self) -> int:
         """Kills the process, if it runs, and returns its exit code."""

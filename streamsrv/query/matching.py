@@ -252,7 +252,7 @@ def _folded_case(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
+class _ComponentGroup:
     """One component group. It matches as a whole, `*` reaching over components, or component by component,
     `*` standing for an empty one too."""
 
@@ -260,7 +260,7 @@ class _Group:
     components: tuple[Glob, ...]
 
     @classmethod
-    def of(cls, asked: str) -> _Group:
+    def of(cls, asked: str) -> _ComponentGroup:
         return cls(Glob(asked), tuple(map(Glob, asked.split("^"))))
 
     def matches(self, group: str) -> bool:
@@ -278,17 +278,18 @@ class Name:
     """`groups` are those of the query, None for empty ones. A single one may match any group of the stored
     name (PS3.5 6.2.1). `listed` is the folded first one, for lists."""
 
-    groups: tuple[_Group | None, ...]
-    listed: _Group
+    groups: tuple[_ComponentGroup | None, ...]
+    listed: _ComponentGroup
 
     @classmethod
     def of(cls, text: str) -> Name:
         asked = text.split("=")
         first = next(group for group in asked if group.strip("^ "))
         # Folding changes the number of characters: `?` may stand for several of them here.
-        listed = _Group.of(trim_name(fold(first)).replace("?", "*"))
+        listed = _ComponentGroup.of(trim_name(fold(first)).replace("?", "*"))
         return cls(
-            tuple(_Group.of(_folded_case(each)) if each.strip("^ ") else None for each in asked), listed
+            tuple(_ComponentGroup.of(_folded_case(each)) if each.strip("^ ") else None for each in asked),
+            listed,
         )
 
     def matches(self, elements: Iterable[JsonElement]) -> bool:

@@ -28,7 +28,6 @@ from streamsrv.dicom.json.values import item, text, values
 CONTENT = "0040A730"
 EVIDENCE = ("0040A375", "0040A385", "0040A525")  # current, pertinent, and identical documents
 REFERENCES = 4 << 20  # characters; 20,000 references
-CODE_VALUES = ("00080100", "00080119", "00080120")  # short, long, URN
 MODIFIES = "HAS CONCEPT MOD"
 # Items at the start of the content among which the language is looked for.
 EARLY_ITEMS = 32

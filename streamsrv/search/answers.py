@@ -180,7 +180,9 @@ def _chosen(header: str, accepted: tuple[str, ...]) -> Offer:
     return choose_json(parse_accept(header or None, accepted), METADATA_OFFERS)
 
 
-def _streamed(page: _Page, attributes: Attributes, media_type: str, headers: list[tuple[str, str]]) -> Answer:
+def _streamed(
+    page: _ResultPage, attributes: Attributes, media_type: str, headers: list[tuple[str, str]]
+) -> Answer:
     content_type, chunks = media_type, functools.partial(_json_chunks, page, attributes)
     if media_type == DICOM_XML:
         boundary = secrets.token_hex(20).encode()
@@ -190,7 +192,7 @@ def _streamed(page: _Page, attributes: Attributes, media_type: str, headers: lis
     return Answer(200, [("Content-Type", content_type), *headers], (stream,), None)
 
 
-def _json_chunks(page: _Page, attributes: Attributes) -> Iterator[bytes]:
+def _json_chunks(page: _ResultPage, attributes: Attributes) -> Iterator[bytes]:
     before = b"["
     for pieces in attributes.datasets(page.hits()):
         yield before
@@ -199,7 +201,7 @@ def _json_chunks(page: _Page, attributes: Attributes) -> Iterator[bytes]:
     yield b"]" if before == b"," else b"[]"
 
 
-def _xml_chunks(boundary: bytes, page: _Page, attributes: Attributes) -> Iterator[bytes]:
+def _xml_chunks(boundary: bytes, page: _ResultPage, attributes: Attributes) -> Iterator[bytes]:
     if not attributes.deep:
         return _models(boundary, attributes.texts(page.hits()))
     return _documents(boundary, attributes.datasets(page.hits()))
@@ -221,7 +223,7 @@ def _documents(boundary: bytes, datasets: Iterable[Iterable[bytes]]) -> Iterator
 # -- headers
 
 
-def _facts(page: _Page, parameters: Parameters, left: str) -> list[tuple[str, str]]:
+def _facts(page: _ResultPage, parameters: Parameters, left: str) -> list[tuple[str, str]]:
     """`left` is the number of results after this page, if there are any (PS3.18 8.3.4.4.1)."""
     total = [] if page.total is None else [("X-Total-Count", str(page.total))]
     warnings = list(parameters.warnings)
@@ -230,7 +232,7 @@ def _facts(page: _Page, parameters: Parameters, left: str) -> list[tuple[str, st
     return total + [("Warning", f'299 streamsrv "{text}"') for text in warnings]
 
 
-def _left(page: _Page, budget: Budget) -> str:
+def _left(page: _ResultPage, budget: Budget) -> str:
     """The number of matches after the page. Beyond COUNTED it is "at least" so many."""
     if page.remaining is not None:
         return str(page.remaining)
@@ -256,7 +258,7 @@ def _next_url(request: Request, cursor: str) -> str:
 
 
 @dataclasses.dataclass(slots=True)
-class _Page:
+class _ResultPage:
     """The matches of one answer. `total` counts all pages and `remaining` those after this one; each is None
     if it is not known. `rest` yields those after this one without the first. `first` is the offset, from the
     first match or from a cursor."""
@@ -277,7 +279,9 @@ class _Page:
         return self.end
 
 
-def _find(index: Index, query: Query, order: SortOrder, parameters: Parameters, budget: Budget) -> _Page:
+def _find(
+    index: Index, query: Query, order: SortOrder, parameters: Parameters, budget: Budget
+) -> _ResultPage:
     if order.is_native:
         after = order.position(parameters.after) if parameters.after else None
         wanted = parameters.offset + parameters.limit + 1
@@ -285,7 +289,9 @@ def _find(index: Index, query: Query, order: SortOrder, parameters: Parameters, 
     return _sort(index, query, order, parameters, budget)
 
 
-def _walk(index: Index, query: Query, order: SortOrder, parameters: Parameters, budget: Budget) -> _Page:
+def _walk(
+    index: Index, query: Query, order: SortOrder, parameters: Parameters, budget: Budget
+) -> _ResultPage:
     first, limit, kept = parameters.offset, parameters.limit, parameters.kept
     matches = index.search(query, budget)
     page = itertools.islice(matches, first, first + limit)
@@ -304,7 +310,7 @@ def _walk(index: Index, query: Query, order: SortOrder, parameters: Parameters, 
     again = functools.partial(_again, index, query, order, chosen, end)
     hits = functools.partial(iter, held) if count <= kept else again
     remaining = remaining if remaining and remaining > 0 else None
-    return _Page(first, count, more, total, remaining, hits, end, from_start, matches)
+    return _ResultPage(first, count, more, total, remaining, hits, end, from_start, matches)
 
 
 def _again(index: Index, query: Query, order: SortOrder, chosen: set[int], end: Hit | None) -> Iterator[Hit]:
@@ -324,7 +330,9 @@ def _identity(hit: Hit) -> int:
     return hash((hit.study, hit.series, hit.instance))
 
 
-def _sort(index: Index, query: Query, order: SortOrder, parameters: Parameters, budget: Budget) -> _Page:
+def _sort(
+    index: Index, query: Query, order: SortOrder, parameters: Parameters, budget: Budget
+) -> _ResultPage:
     first, limit = parameters.offset, parameters.limit
     if first > FARTHEST_SORTED:
         raise BadRequest(f"with orderby the offset is at most {FARTHEST_SORTED}: follow the Link header")
@@ -342,4 +350,6 @@ def _sort(index: Index, query: Query, order: SortOrder, parameters: Parameters, 
     count, end = len(held), held[-1] if held else None
     remaining = max(counts[1] - first - count, 0)
     more = remaining > 0 and count == limit > 0
-    return _Page(first, count, more, counts[0], remaining, functools.partial(iter, held), end, behind is None)
+    return _ResultPage(
+        first, count, more, counts[0], remaining, functools.partial(iter, held), end, behind is None
+    )

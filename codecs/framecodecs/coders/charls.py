@@ -31,7 +31,7 @@ CHECKED = (
 )
 
 
-class _Parameters(ctypes.Structure):
+class _EncoderParameters(ctypes.Structure):
     """JlsParameters (charls/public_types.h). Zeros in `rest` mean: colours unchanged, no BGR, the thresholds
     of the standard, no JFIF."""
 
@@ -48,10 +48,10 @@ class _Parameters(ctypes.Structure):
 
 
 @lru_cache(maxsize=16)
-def _parameters(info: FrameInfo, near: int) -> _Parameters:
+def _parameters(info: FrameInfo, near: int) -> _EncoderParameters:
     mode = INTERLEAVED_BY_SAMPLE if info.samples_per_pixel > 1 else 0
     bits, samples = info.bits_stored, info.samples_per_pixel
-    return _Parameters(info.columns, info.rows, bits, 0, samples, near, mode)
+    return _EncoderParameters(info.columns, info.rows, bits, 0, samples, near, mode)
 
 
 @cache

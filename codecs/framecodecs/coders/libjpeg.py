@@ -92,7 +92,7 @@ def _lengthened(counts: list[int], wanted: int) -> int:
     return room
 
 
-class _HuffmanTable(ctypes.Structure):
+class _NativeHuffmanTable(ctypes.Structure):
     """JHUFF_TBL"""
 
     _fields_ = (
@@ -120,8 +120,8 @@ class _Compressor(ctypes.Structure):
         ("components_and_color_space", ctypes.c_int * 2),
         ("comp_info_and_quant_tables", ctypes.c_void_p * 5),
         ("q_scale_factor", ctypes.c_int * 4),
-        ("dc_huff_tbl_ptrs", ctypes.POINTER(_HuffmanTable) * 4),
-        ("ac_huff_tbl_ptrs", ctypes.POINTER(_HuffmanTable) * 4),
+        ("dc_huff_tbl_ptrs", ctypes.POINTER(_NativeHuffmanTable) * 4),
+        ("ac_huff_tbl_ptrs", ctypes.POINTER(_NativeHuffmanTable) * 4),
         ("arith_dc_L_to_ac_K", ctypes.c_uint8 * 48),
         ("num_scans", ctypes.c_int),
         ("scan_info", ctypes.c_void_p),

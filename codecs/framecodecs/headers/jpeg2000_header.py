@@ -66,7 +66,7 @@ def _codestream_at(frame: bytes) -> tuple[int, int]:
 
 
 @dataclass
-class _Size:
+class _SizMarker:
     """The SIZ segment."""
 
     columns: int
@@ -79,7 +79,7 @@ class _Size:
     capabilities: int
 
     @classmethod
-    def read(cls, body: bytes) -> _Size:
+    def read(cls, body: bytes) -> _SizMarker:
         if len(body) < 39 or len(body) != 36 + 3 * big_endian(body, 34, 2):
             raise CodestreamError("SIZ is malformed")
         x, y, x0, y0, tile_w, tile_h, tile_x0, tile_y0 = (big_endian(body, 2 + 4 * i, 4) for i in range(8))
@@ -129,7 +129,7 @@ class _Style:
         precincts = [(size & 15, size >> 4) for size in sizes] if style & 1 else [(15, 15)] * (levels + 1)
         return cls(progression, layers, transform, levels, body[9] == 1, precincts)
 
-    def packets(self, size: _Size) -> int:
+    def packets(self, size: _SizMarker) -> int:
         """Returns the number of packets of the whole image."""
         of_tile = 0
         for resolution, (wide, high) in enumerate(self.precincts):
@@ -195,7 +195,7 @@ def read_jpeg2000_header(frame: bytes) -> Jpeg2000Header:
     segments, tile_parts = _main_header(frame, start)
     if COD not in segments or QCD not in segments:
         raise CodestreamError("the main header has no COD or QCD")
-    size, style = _Size.read(segments[SIZ][1]), _Style.read(segments[COD][1])
+    size, style = _SizMarker.read(segments[SIZ][1]), _Style.read(segments[COD][1])
     if style.packets(size) > MAX_PACKETS:
         raise CodestreamError(f"{style.packets(size)} packets, at most {MAX_PACKETS} are read")
     high_throughput = CAP in segments and bool(size.capabilities & 0x4000)

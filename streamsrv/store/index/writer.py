@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
-class _Job(Generic[Result]):
+class _Submission(Generic[Result]):
     """`turn` is released when the job is over, or when its thread must lead."""
 
     apply: Callable[[Batch], Result]
@@ -59,7 +59,7 @@ class Writer:
         self._keep_changes = keep_changes
         self._guard = threading.Lock()
         self._idle = threading.Condition(self._guard)
-        self._waiting: deque[_Job[Any]] = deque()
+        self._waiting: deque[_Submission[Any]] = deque()
         self._led = False  # a thread leads, or has been chosen to
         self._closed = False
         self._own = 0  # the number of our latest commit, even before readers see it
@@ -71,7 +71,7 @@ class Writer:
 
     def submit(self, apply: Callable[[Batch], Result], *, instances: int = 1, size: int = 0) -> Result:
         """Blocks until the transaction that holds the request is durable."""
-        job: _Job[Result] = _Job(apply, instances, size)
+        job: _Submission[Result] = _Submission(apply, instances, size)
         job.turn.acquire()
         with self._guard:
             if self._closed or self._environment.read_only:
@@ -110,9 +110,9 @@ class Writer:
                 self._led = False
                 self._idle.notify_all()
 
-    def _slice(self) -> list[_Job[Any]]:
+    def _slice(self) -> list[_Submission[Any]]:
         """The jobs of one transaction: the first waiting one, and as many more as fit."""
-        jobs: list[_Job[Any]] = []
+        jobs: list[_Submission[Any]] = []
         instances = size = 0
         with self._guard:
             while self._waiting:
@@ -123,10 +123,10 @@ class Writer:
                 jobs.append(self._waiting.popleft())
         return jobs
 
-    def _commit(self, chosen: list[_Job[Any]] | None) -> list[_Job[Any]]:
+    def _commit(self, chosen: list[_Submission[Any]] | None) -> list[_Submission[Any]]:
         """Commit these jobs, or a slice of the waiting ones. If a transaction of several jobs fails, returns
         them, to be tried one by one."""
-        refused: list[tuple[_Job[Any], BaseException]] = []
+        refused: list[tuple[_Submission[Any], BaseException]] = []
         jobs, environment = chosen, self._environment
         try:
             environment.require_files()

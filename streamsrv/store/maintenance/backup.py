@@ -340,7 +340,7 @@ class _Backup:
             if found is not None:
                 return found
         name, fd = self._create(row.segment)
-        writer = _Writer(self._ops, fd, 0, hashlib.sha256())
+        writer = _CopyWriter(self._ops, fd, 0, hashlib.sha256())
         try:
             self._write(writer, reader.pieces())
         except BaseException:
@@ -369,7 +369,7 @@ class _Backup:
                 if whole is None:
                     return None
                 digest = whole
-            writer = _Writer(self._ops, fd, old.length, digest)
+            writer = _CopyWriter(self._ops, fd, old.length, digest)
             self._write(writer, itertools.chain([first], pieces))
         except BaseException:
             with contextlib.suppress(OSError):
@@ -387,7 +387,7 @@ class _Backup:
                 digest.update(piece)
         return digest if digest.hexdigest() == copy.sha256 else None
 
-    def _write(self, writer: _Writer, pieces: Iterable[bytes]) -> None:
+    def _write(self, writer: _CopyWriter, pieces: Iterable[bytes]) -> None:
         for piece in pieces:
             writer.write(piece)
         writer.end()
@@ -403,7 +403,7 @@ class _Backup:
                 number += 1
 
     def _entry(
-        self, row: SegmentRow, reader: SegmentReader, name: str, writer: _Writer, begin: int
+        self, row: SegmentRow, reader: SegmentReader, name: str, writer: _CopyWriter, begin: int
     ) -> SegmentCopy:
         """Faults before `begin` are none of the copy."""
         faults = tuple(text for offset, text in reader.errors if offset >= begin)
@@ -413,7 +413,7 @@ class _Backup:
         )
 
 
-class _Writer:
+class _CopyWriter:
     """Appends to a file of the backup, and takes the digest of the whole file."""
 
     def __init__(self, ops: FileOps, fd: int, offset: int, digest: hashlib._Hash) -> None:

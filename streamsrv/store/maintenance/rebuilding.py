@@ -69,7 +69,7 @@ class Rebuild:
         for number, end in self.missing.items():
             index.put_segment(SegmentRow(number, end, sealed=True))
         self._use_up_numbers(index)
-        batch = _Waiting(index)
+        batch = _PendingRows(index)
         for number, offset in self._in_stored_order():
             self._instance(number, self._found(number, offset), batch)
         batch.flush()
@@ -102,7 +102,7 @@ class Rebuild:
         except HeaderDamaged as reason:  # the scan has read it before
             raise StoreCorrupt(f"segment {number}: the record at byte {offset}: {reason}") from reason
 
-    def _instance(self, number: int, found: FoundRecord, batch: _Waiting) -> None:
+    def _instance(self, number: int, found: FoundRecord, batch: _PendingRows) -> None:
         segment = self.scan.segments[number]
         new = None if found.header.record_id in self.scan.deleted else self._read(number, found)
         if new is not None and self._stays_dead(number, found, new):
@@ -157,7 +157,7 @@ class Rebuild:
         row = self._old.placed(number).get(found.payload) if self._old else None
         return self._taken_over(row) if row and row.record_id == found.header.record_id else None
 
-    def _succeed(self, new: NewInstance, other: InstanceRow, batch: _Waiting) -> None:
+    def _succeed(self, new: NewInstance, other: InstanceRow, batch: _PendingRows) -> None:
         """Two records of one key, left by a disk that lost a sync: the later one wins, the other becomes
         void."""
         self._find(Severity.NOTE, f"instance {'/'.join(new.row.key)}", "stored twice: the later one is kept")
@@ -169,7 +169,7 @@ class Rebuild:
 
     # Instances of the old index
 
-    def _compare(self, index: Index, batch: _Waiting) -> None:
+    def _compare(self, index: Index, batch: _PendingRows) -> None:
         """An instance that only the old index has is not dropped without a word."""
         for portion in _portions(self._old.rows() if self._old else ()):
             current = index.existing([key for key, _ in portion])
@@ -178,7 +178,7 @@ class Rebuild:
                     self._keep(index, batch, key, row)
         batch.flush()
 
-    def _keep(self, index: Index, batch: _Waiting, key: InstanceKey, row: InstanceRow | None) -> None:
+    def _keep(self, index: Index, batch: _PendingRows, key: InstanceKey, row: InstanceRow | None) -> None:
         where = f"instance {'/'.join(key)}"
         what = "its record is missing or cannot be read"
         new = self._taken_over(row) if row else None
@@ -230,7 +230,7 @@ class Rebuild:
         return self._form.pack(header, number, offset) + payload
 
 
-class _Waiting:
+class _PendingRows:
     """Instances on their way into the new index, committed together."""
 
     def __init__(self, index: Index) -> None:
