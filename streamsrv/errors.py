@@ -20,7 +20,9 @@
     |   |-- NotDicom                 43264 (A900) not a Part 10 file, unreadable, a UID missing or malformed
     |   |-- StudyMismatch            43265 (A901) the study differs from the one in the target URI
     |   |-- AlreadyStored            45070 (B00E) an instance with the same three UIDs is stored
-    |   `-- InstanceRefused          272   (0110) readable, but over a limit of the server
+    |   |-- InstanceRefused          272   (0110) readable, but over a limit of the server
+    |   `-- NotAuthorized            292   (0124) outside the rule of the client
+    |-- RuleError                    a rule of access that cannot be read
     `-- ServerError                  5xx, a fault of the server or its machine
         |-- Overloaded               503  with Retry-After
         |-- InsufficientStorage      507  less free space than `min_free`
@@ -179,6 +181,14 @@ class AlreadyStored(InstanceError):
 
 class InstanceRefused(InstanceError):
     failure_reason = 272
+
+
+class NotAuthorized(InstanceError):
+    failure_reason = 292
+
+
+class RuleError(StreamsrvError):
+    """A rule of access cannot be read. `detail` names the attribute, never its value."""
 
 
 class ServerError(StreamsrvError):
