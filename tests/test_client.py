@@ -2,136 +2,32 @@
 server."""
 
 import argparse
-import email
-import email.policy
-import http.server
+import contextlib
 import io
 import json
 import os
-import shutil
 import socket
-import ssl
-import subprocess
 import threading
 import time
 import urllib.request
 from email.utils import formatdate
 from pathlib import Path
 
-import pydicom
 import pytest
+from fake_service import item, response, running, uids_of, write_instance
 
-from streamsrv import client, samples
+from streamsrv import client
 from streamsrv.client import verb
 from streamsrv.client.connection import Reply, ReplyError, StoreConnection
 from streamsrv.client.files import FoundFile, Limit, batches, examine
 from streamsrv.client.verb import Tally, Verdict, judge, succeeded
 from streamsrv.errors import NotDicom
 
-# --- the fake service ---
-
-
-class FakeService(http.server.ThreadingHTTPServer):
-    """Answers each request with the next row of `script`; the last row serves all that follow. Keeps the
-    bodies' parts."""
-
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, *script):
-        super().__init__(("127.0.0.1", 0), FakeHandler)
-        self.script = list(script)
-        self.requests = []
-        self.lock = threading.Lock()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/v2"
-
-    def next_row(self):
-        with self.lock:
-            return self.script.pop(0) if len(self.script) > 1 else self.script[0]
-
-    def handle_error(self, request, client_address):
-        """Connections are cut off here on purpose."""
-
-
-class FakeHandler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    row = None
-
-    def handle_expect_100(self):
-        self.row = self.server.next_row()
-        if self.row.get("early"):
-            return True  # no 100: the final answer comes from do_POST, before the body
-        return super().handle_expect_100()
-
-    def do_POST(self):
-        row = self.server.next_row() if self.row is None else self.row
-        self.row = None
-        head = b"".join(f"{name}: {value}\r\n".encode() for name, value in self.headers.items())
-        if row.get("early"):
-            self.close_connection = True
-            parts = []
-        else:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            message = email.message_from_bytes(head + b"\r\n" + body, policy=email.policy.HTTP)
-            parts = [part.get_payload(decode=True) for part in message.iter_parts()]
-        self.server.requests.append((self.path, dict(self.headers), parts))
-        if row.get("cut"):
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
-            return
-        answer = row.get("answer", stored_all)
-        payload = answer(parts) if callable(answer) else answer
-        self.send_response(row.get("status", 200))
-        for name, value in row.get("headers", {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-    def log_message(self, *args):
-        pass
-
-
-def uids_of(parts):
-    return [str(pydicom.dcmread(io.BytesIO(part), stop_before_pixels=True).SOPInstanceUID) for part in parts]
-
-
-def item(uid="", reason=None, comment=None):
-    dataset = {"00081155": {"vr": "UI", "Value": [uid]}} if uid else {}
-    if reason is not None:
-        dataset["00081197"] = {"vr": "US", "Value": [reason]}
-    if comment is not None:
-        dataset["00741048"] = {"vr": "SQ", "Value": [{"00000902": {"vr": "LO", "Value": [comment]}}]}
-    return dataset
-
-
-def response(stored=(), failed=()):
-    dataset = {}
-    if failed:
-        dataset["00081198"] = {"vr": "SQ", "Value": list(failed)}
-    if stored:
-        dataset["00081199"] = {"vr": "SQ", "Value": [item(uid) for uid in stored]}
-    return json.dumps(dataset).encode()
-
-
-def stored_all(parts):
-    return response(stored=uids_of(parts))
-
 
 @pytest.fixture
 def fake():
-    services = []
-
-    def start(*script):
-        service = FakeService(*(script or ({},)))
-        threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        services.append(service)
-        return service
-
-    yield start
-    for service in services:
-        service.shutdown()
-        service.server_close()
+    with contextlib.ExitStack() as services:
+        yield lambda *script: services.enter_context(running(*script))
 
 
 @pytest.fixture(scope="module")
@@ -146,14 +42,6 @@ def folder(tmp_path_factory):
     (top / "empty").write_bytes(b"")
     (top / "series0" / "DICOMDIR.bak").write_bytes(bytes(200))
     return top
-
-
-def write_instance(path, uid, size=1000):
-    instance = samples.dataset(samples.SAMPLES[0])
-    instance.SOPInstanceUID = instance.file_meta.MediaStorageSOPInstanceUID = uid
-    instance.PixelData = bytes(size)
-    pydicom.dcmwrite(path, instance, enforce_file_format=True)
-    return path
 
 
 def arguments(*words):
@@ -445,29 +333,6 @@ def test_a_status_line_in_two_packets(folder):
         connection = StoreConnection(f"http://127.0.0.1:{listener.getsockname()[1]}/v2", 5, lambda sent: None)
         assert connection.store([examine(path)]).status == 507
         thread.join()
-
-
-@pytest.mark.skipif(
-    shutil.which("openssl") is None, reason="openssl, which makes the certificate, is not installed"
-)
-def test_over_tls(fake, folder, tmp_path, monkeypatch):
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -addext subjectAltName=IP:127.0.0.1"
-    )
-    subprocess.run(
-        [*command.split(), "-keyout", key, "-out", certificate], check=True, stderr=subprocess.DEVNULL
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    service = fake()
-    service.socket = context.wrap_socket(service.socket, server_side=True)
-    url = service.url.replace("http:", "https:")
-    words = [folder / "series0", "--url", url, "--quiet", "--retries", 0]
-    assert store(*words) == 1  # a certificate that nobody vouches for
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    assert store(*words) == 0
-    assert "Expect" not in service.requests[0][1]
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("7", 7), ("soon", 1), (formatdate(0, usegmt=True), 0)])

@@ -6,6 +6,8 @@ sent in between: part heads from memory, files with sendfile. Its length is know
 Rules
 - Plain connections send `Expect: 100-continue`, so that an overloaded service refuses before it gets the
   body.
+- A redirect is followed within the origin only (307 and 308, RFC 9110 15.4.8), so credentials and files go
+  to no other service.
 - A service may answer before it has the whole body (RFC 9112 9.3). The connection then closes, because
   the rest of the body is not sent. It also closes if a file has another size than before, because the
   length is then wrong.
@@ -22,23 +24,30 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
+from streamsrv.client.credentials import Credentials, same_origin
 from streamsrv.client.files import Batch, FoundFile
+from streamsrv.config import SettingsError
 from streamsrv.wire.multipart import PAYLOAD_END, closing, multipart_type, part_head
 
 CONTINUE_WAIT = 1.0  # seconds; RFC 9110 10.1.1: the service may not know Expect
 SLICE = 4 << 20  # bytes between two steps of the progress bar
 HEADERS = {"Content-Type": "application/dicom"}
+REDIRECTS = 5  # in a row
 
 JsonDataset: TypeAlias = Mapping[str, Any]
 
 
 class ReplyError(Exception):
     """The answer does not come from a DICOMweb service."""
+
+
+class ServiceRefused(Exception):
+    """The service, or this client, refuses all requests: a certificate or credentials are not accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +120,20 @@ class StoreConnection:
     """A connection to one service. It opens when needed, and again after a loss. It calls `progress` with
     the number of bytes sent."""
 
-    def __init__(self, url: str, timeout: float, progress: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout: float,
+        progress: Callable[[int], None],
+        credentials: Credentials | None = None,
+    ) -> None:
         parts = urlsplit(url)
         host = parts.hostname or ""
-        self._path = parts.path.rstrip("/") + "/studies"
+        self._url = url.rstrip("/") + "/studies"
         self._progress = progress
+        self._credentials = credentials or Credentials()
         self._http = (
-            http.client.HTTPSConnection(host, parts.port, timeout=timeout)
+            http.client.HTTPSConnection(host, parts.port, timeout=timeout, context=self._credentials.context)
             if parts.scheme == "https"
             else http.client.HTTPConnection(host, parts.port, timeout=timeout)
         )
@@ -127,46 +143,90 @@ class StoreConnection:
 
     def store(self, batch: Batch) -> Reply:
         """One store transaction. Raises OSError if the connection is lost, ReplyError for an invalid
-        answer."""
+        answer, ServiceRefused if no other transaction can succeed."""
+        for _ in range(REDIRECTS):
+            reply = self._store_here(batch)
+            if reply.status not in (301, 302, 303, 307, 308):
+                return reply
+            self._follow(reply)
+        raise ServiceRefused(f"the service redirects more than {REDIRECTS} times")
+
+    def _follow(self, reply: Reply) -> None:
+        there = urljoin(self._url, reply.headers.get("location", ""))
+        if not same_origin(self._url, there) or reply.status not in (307, 308):
+            place = _printable(there.partition("?")[0].removesuffix("/studies"))
+            raise ServiceRefused(f"the service redirects to {place}: give this URL if it is right")
+        self._url = there
+
+    def _store_here(self, batch: Batch) -> Reply:
+        headers = self._request_headers()
+        reply = self._try(batch, headers)
+        if reply.status == 401:
+            renewed = self._request_headers()
+            if renewed != headers:  # another program has written a new token
+                reply = self._try(batch, renewed)
+        if reply.status == 401:
+            raise ServiceRefused(reply.explanation())
+        return reply
+
+    def _request_headers(self) -> Sequence[tuple[str, str]]:
+        try:
+            return self._credentials.request_headers()
+        except SettingsError as fault:  # the file has become unreadable
+            raise ServiceRefused(fault.detail) from fault
+
+    def _try(self, batch: Batch, headers: Sequence[tuple[str, str]]) -> Reply:
         fresh = self._http.sock is None
         try:
-            return self._exchange(batch)
+            return self._exchange(batch, headers)
         except ConnectionError:
             self.close()
             if fresh:
                 raise
-            return self.store(batch)  # the service had closed the idle connection
+            return self._try(batch, headers)  # the service had closed the idle connection
         except http.client.HTTPException as fault:
             self.close()
             raise ReplyError(f"not an HTTP answer: {fault!r}") from fault
+        except ssl.SSLCertVerificationError as fault:
+            self.close()
+            host, reason = self._http.host, fault.verify_message
+            raise ServiceRefused(f"the certificate of {host} is not accepted: {reason}") from fault
+        except ssl.SSLError as fault:
+            self.close()
+            if "CERTIFICATE" not in (fault.reason or "") and "UNKNOWN_CA" not in (fault.reason or ""):
+                raise
+            raise ServiceRefused("the service wants another certificate of this client (--cert)") from fault
         except OSError:
             self.close()
             raise
 
-    def _exchange(self, batch: Batch) -> Reply:
+    def _exchange(self, batch: Batch, headers: Sequence[tuple[str, str]]) -> Reply:
         boundary = secrets.token_hex(24).encode()
-        sock = self._begin(boundary, _body_length(boundary, batch))
+        sock = self._begin(boundary, _body_length(boundary, batch), headers)
         complete = self._may_continue(sock)
         if complete:
             try:
                 self._send_body(sock, boundary, batch)
-            except (BrokenPipeError, ConnectionResetError):
+            except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
                 complete = False  # the answer may say why
         response = self._http.getresponse()
-        headers = {name.lower(): value for name, value in response.getheaders()}
-        reply = Reply(response.status, headers, response.read())
+        received = {name.lower(): value for name, value in response.getheaders()}
+        reply = Reply(response.status, received, response.read())
         if not complete:
             self.close()
         return reply
 
-    def _begin(self, boundary: bytes, length: int) -> socket.socket:
+    def _begin(self, boundary: bytes, length: int, headers: Sequence[tuple[str, str]]) -> socket.socket:
         if self._http.sock is None:
             self._http.connect()
         sock: socket.socket = self._http.sock
-        self._http.putrequest("POST", self._path)
+        parts = urlsplit(self._url)
+        self._http.putrequest("POST", parts.path + (f"?{parts.query}" if parts.query else ""))
         self._http.putheader("Accept", "application/dicom+json")
         self._http.putheader("Content-Type", multipart_type(boundary, "application/dicom"))
         self._http.putheader("Content-Length", str(length))
+        for name, value in headers:
+            self._http.putheader(name, value)
         if not isinstance(sock, ssl.SSLSocket):
             self._http.putheader("Expect", "100-continue")
         self._http.endheaders()
@@ -212,3 +272,7 @@ class StoreConnection:
 def _body_length(boundary: bytes, batch: Batch) -> int:
     framing = len(part_head(boundary, HEADERS) + PAYLOAD_END) * len(batch) + len(closing(boundary))
     return framing + sum(found.length for found in batch)
+
+
+def _printable(text: str) -> str:
+    return "".join(character for character in text if character.isprintable())

@@ -8,6 +8,7 @@ Rules
 - A file is stored only if the response names it. A file that the response does not name has failed.
 - After a 503 with Retry-After, or a lost connection, a batch is sent again. A batch that is refused as a
   whole is sent again file by file, so that one bad file does not affect the others.
+- If the service accepts no request at all (401, its certificate), the verb stops and says so once.
 - The progress bar is on standard error, if that is a terminal. The summary is on standard output.
 """
 
@@ -20,14 +21,22 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TextIO
-from urllib.parse import urlsplit
 
-from streamsrv.client.connection import Reply, ReplyError, StoreConnection, failures_of, stored_of
+from streamsrv.client import credentials
+from streamsrv.client.connection import (
+    Reply,
+    ReplyError,
+    ServiceRefused,
+    StoreConnection,
+    failures_of,
+    stored_of,
+)
+from streamsrv.client.credentials import Credentials, service_url
 from streamsrv.client.files import Batch, FoundFile, Limit, batches, examine, files_under, size_of
 from streamsrv.errors import InstanceRefused, NotDicom
 
@@ -65,10 +74,12 @@ def find(paths: Sequence[Path], tally: Tally, log: TextIO, *, add_meta: bool) ->
 class Sender:
     """Sends batches in one thread, until each of their files has a result."""
 
-    def __init__(self, url: str, tally: Tally, *, retries: int, timeout: float) -> None:
+    def __init__(
+        self, url: str, tally: Tally, *, retries: int, timeout: float, login: Credentials | None = None
+    ) -> None:
         self.tally = tally
         self.retries = retries
-        self.connection = StoreConnection(url, timeout, self._count_sent)
+        self.connection = StoreConnection(url, timeout, self._count_sent, login)
 
     def _count_sent(self, sent: int) -> None:
         with self.tally.lock:
@@ -80,6 +91,9 @@ class Sender:
             if reply.status in (200, 202, 409):
                 judge(batch, reply, self.tally)
                 return
+        except ServiceRefused as fault:
+            self.tally.stop(str(fault), batch)
+            return
         except (OSError, ReplyError) as fault:
             for found in batch:
                 self.tally.fail(found, NO_REASON, str(fault) or type(fault).__name__)
@@ -147,14 +161,16 @@ class Bar:
         self._draw("\n")
 
 
-def send_all(paths: Sequence[Path], url: str, args: argparse.Namespace, tally: Tally) -> None:
+def send_all(
+    paths: Sequence[Path], url: str, args: argparse.Namespace, tally: Tally, login: Credentials
+) -> None:
     source = batches(find(paths, tally, sys.stderr, add_meta=args.add_meta), args.batch)
     lock = threading.Lock()
 
     def work() -> None:
-        sender = Sender(url, tally, retries=args.retries, timeout=args.timeout)
+        sender = Sender(url, tally, retries=args.retries, timeout=args.timeout, login=login)
         try:
-            while True:
+            while not tally.refusal:
                 with lock:  # a generator runs in one thread at a time
                     batch = next(source, None)
                 if batch is None:
@@ -184,13 +200,6 @@ def positive(text: str) -> int:
     return number
 
 
-def service_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an http or https URL")
-    return text
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("paths", metavar="PATH", nargs="+", type=Path, help="a DICOM file, or a folder with DICOM files")
@@ -212,16 +221,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--already-stored-ok", action="store_true", help="an instance that is already stored is no failure")
     add("--quiet", action="store_true", help="no progress bar, no summary unless something failed")
+    credentials.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    tally = Tally()
+    login = credentials.credentials_of(args, args.url)
+    tally = Tally(login.redact)
     if sys.stderr.isatty() and not args.quiet:
         total = sum(size_of(path) for path, _ in files_under(args.paths))
         with Bar(tally, total, sys.stderr):
-            send_all(args.paths, args.url, args, tally)
+            send_all(args.paths, args.url, args, tally, login)
     else:
-        send_all(args.paths, args.url, args, tally)
+        send_all(args.paths, args.url, args, tally, login)
     fine = succeeded(tally, already_stored_ok=args.already_stored_ok)
     if not (fine and args.quiet):
         print("\n".join(summary(tally)))
@@ -247,12 +258,15 @@ class Failure(NamedTuple):
 
 @dataclass(slots=True)
 class Tally:
-    """Counts the results of all files. The threads and the progress bar share it."""
+    """Counts the results of all files. The threads and the progress bar share it. `refusal` says why the
+    service accepts nothing, or is empty. `redact` removes secrets from a message."""
 
+    redact: Callable[[str], str] = str
     counts: Counter[Verdict] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
     sent: int = 0  # bytes, those sent again included
     done: int = 0  # bytes of files with a result
+    refusal: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, found: FoundFile, verdict: Verdict, failure: Failure | None = None) -> None:
@@ -263,7 +277,12 @@ class Tally:
                 self.failures.append(failure)
 
     def fail(self, found: FoundFile, reason: int, text: str) -> None:
-        self.count(found, Verdict.FAILED, Failure(found.path, reason, text))
+        self.count(found, Verdict.FAILED, Failure(found.path, reason, self.redact(text)))
+
+    def stop(self, refusal: str, batch: Batch) -> None:
+        self.refusal = self.redact(refusal)
+        for found in batch:
+            self.count(found, Verdict.FAILED)
 
 
 def judge(batch: Batch, reply: Reply, tally: Tally) -> None:
@@ -309,6 +328,8 @@ def _refuse(found: FoundFile, reason: int, comment: str, tally: Tally) -> None:
 def summary(tally: Tally) -> Iterator[str]:
     for failure in tally.failures:
         yield f"failed  {failure}"
+    if tally.refusal:
+        yield f"stopped: {tally.refusal}"
     yield ", ".join(f"{tally.counts[verdict]} {verdict.value}" for verdict in Verdict)
 
 

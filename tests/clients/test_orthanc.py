@@ -1,25 +1,27 @@
-"""Orthanc as a client: its DICOMweb plugin searches, retrieves, stores and deletes here."""
+"""Orthanc as a client: its DICOMweb plugin searches, retrieves, stores and deletes here. Orthanc as a service
+with a login: `streamsrv store` sends to it."""
 
 import io
 import json
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import clinic as world
 import pytest
 from clinic import CT_STUDY, SLIDE, SLIDE_SERIES, SLIDE_STUDY
-from live_server import READY_WITHIN, free_port
+from live_server import READY_WITHIN, ROOT, environment, free_port
 from PIL import Image
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
 
 class Orthanc:
-    """A running Orthanc that knows one DICOMweb server."""
+    """A running Orthanc that knows one DICOMweb server. `more` are settings."""
 
-    def __init__(self, folder, url):
+    def __init__(self, folder, url, **more):
         port = free_port()
         self.origin = f"http://127.0.0.1:{port}"
         settings = {
@@ -31,7 +33,7 @@ class Orthanc:
             "AuthenticationEnabled": False,
             "Plugins": [str(PLUGIN)],
             "DicomWeb": {"Servers": {"streamsrv": {"Url": f"{url}/", "HasDelete": True}}},
-        }
+        } | more
         path = folder / "orthanc.json"
         path.write_text(json.dumps(settings))
         with (folder / "orthanc.log").open("wb") as log:
@@ -45,7 +47,7 @@ class Orthanc:
 
     def answers(self):
         try:
-            return self.ask("system").status == 200
+            return self.ask("system").status in (200, 401)
         except OSError:
             return False
 
@@ -92,3 +94,40 @@ def test_orthanc_searches_retrieves_deletes_and_stores(server, orthanc):
     orthanc.call("stow", Resources=[study])
     again = world.ask(f"{server.url}/studies/{CT_STUDY}")
     assert {payload for _, payload in again.parts()} == files
+
+
+@pytest.fixture
+def locked(tmp_path):
+    """An Orthanc with a user."""
+    if shutil.which("Orthanc") is None or not PLUGIN.exists():
+        pytest.skip("Orthanc and its DICOMweb plugin are not installed")
+    login = {"AuthenticationEnabled": True, "RegisteredUsers": {"Anna": "pass word"}}
+    running = Orthanc(tmp_path, "http://127.0.0.1:1", **login)
+    yield running
+    running.end()
+
+
+def test_files_are_sent_to_orthanc_with_its_login(locked, tmp_path):
+    files, password, netrc = (tmp_path / name for name in ("files", "password", "netrc"))
+    files.mkdir()
+    for number in (1, 2, 3):
+        (files / f"{number}.dcm").write_bytes(world.file_of(world.ct(number)))
+    netrc.write_text('machine 127.0.0.1 login Anna password "pass word"\n')
+
+    def store(*words):
+        command = [sys.executable, "-m", "streamsrv", "store", files, "--url", f"{locked.origin}/dicom-web"]
+        command += ["--parallel", "1", *words]
+        done = subprocess.run(
+            command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        return done.stdout.splitlines()
+
+    refused = "stopped: HTTP status 401 Unauthorized"
+    assert store()[0] == refused
+    password.write_text("pass  word\n")
+    assert store("--user", "Anna", "--password-file", password)[0] == refused
+    password.write_text("pass word\n")
+    stored = ["3 stored, 0 already stored, 0 failed, 0 skipped"]
+    assert store("--user", "Anna", "--password-file", password) == stored
+    assert store("--netrc-file", netrc) == stored
+    assert store("--header", "Authorization: Basic QW5uYTpwYXNzIHdvcmQ=") == stored
