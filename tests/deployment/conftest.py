@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from live_server import start_server
+from chromium import found
+from live_server import environment, executable, start_server
+from ohif_window import Viewer
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,26 @@ def behind(tmp_path_factory):
     )
     yield running
     running.end()
+
+
+@pytest.fixture(scope="session")
+def ohif(tmp_path_factory):
+    """A folder for a server, with OHIF in its data, which npm has downloaded."""
+    folder = tmp_path_factory.mktemp("ohif")
+    command = [*executable(), "viewer", "install", "--data", str(folder / "data")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def viewer():
+    """A window that all tests of viewers use one after the other, so that its cache keeps their code."""
+    if found() is None:
+        pytest.skip("no Chromium is installed")
+    started = Viewer()
+    yield started
+    started.close()
 
 
 SLIM = ("doc", "locale", "man")

@@ -4,24 +4,17 @@ store has. OHIF and VolView do the same from another origin.
 Pixels are compared with their source: those that the viewer has decoded, and those on its canvas.
 """
 
-import base64
-import http.server
 import io
-import json
 import re
 import shutil
 import subprocess
-import threading
-import time
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 
 import clinic as world
 import numpy as np
 import pytest
-from chromium import Chromium, found
-from live_server import ROOT, environment, executable, start_server
+from live_server import ROOT, start_server
+from ohif_window import VIEWPORT, files_of, hosted
 from PIL import Image
 from viewer_archive import (
     BLOCK,
@@ -41,122 +34,27 @@ from viewer_archive import (
     quarters,
 )
 
-WITHIN = 60.0  # seconds; the first page of the viewer parses 17 MB of code
 VOLVIEW = "volview@4.4.1"
-VIEWPORT = "cornerstone.getRenderingEngines()[0].getViewports()[0]"
-# The first component of the canvas in the middle of each block, column by column.
-PAINTED = f"""(() => {{
-  const viewport = {VIEWPORT}, image = viewport.getImageData().imageData;
-  viewport.render();
-  const pen = viewport.getCanvas().getContext("2d"), found = [];
-  for (let x = {BLOCK // 2}; x < {SIDE}; x += {BLOCK}) {{
-    for (let y = {BLOCK // 2}; y < {SIDE}; y += {BLOCK}) {{
-      const place = viewport.worldToCanvas(image.indexToWorld([x, y, 0]));
-      const [left, top] = place.map(each => Math.round(each * devicePixelRatio));
-      found.push(pen.getImageData(left, top, 1, 1).data[0]);
-    }}
-  }}
-  return found;
-}})()"""
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A folder with the viewer in it, which npm has downloaded."""
-    folder = tmp_path_factory.mktemp("ohif")
-    command = [*executable(), "viewer", "install", "--data", str(folder / "data")]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-class OwnHost(http.server.SimpleHTTPRequestHandler):
-    """A web server of files, with deep links of the viewer."""
-
-    def send_head(self):
-        if self.path.startswith("/viewer/") and not Path(self.translate_path(self.path)).is_file():
-            self.path = "/viewer/index.html"
-        return super().send_head()
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture(scope="module")
-def pages(data):
+def pages(ohif):
     """The origin and the folder of a host of its own: VolView at /, OHIF at /viewer/."""
-    subprocess.run(["npm", "pack", VOLVIEW, "--silent"], cwd=data, check=True, timeout=300)
-    (tarball,) = data.glob("volview-*.tgz")
-    subprocess.run(["tar", "xzf", tarball], cwd=data, check=True)
-    folder = data / "package" / "dist"
-    table = json.loads((data / "data" / "viewer" / "viewer.json").read_bytes())
-    shutil.copytree(data / "data" / "viewer" / table["folder"], folder / "viewer")
-    host = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(OwnHost, directory=folder))
-    threading.Thread(target=host.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{host.server_port}", folder
-    host.shutdown()
-    host.server_close()
+    subprocess.run(["npm", "pack", VOLVIEW, "--silent"], cwd=ohif, check=True, timeout=300)
+    (tarball,) = ohif.glob("volview-*.tgz")
+    subprocess.run(["tar", "xzf", tarball], cwd=ohif, check=True)
+    folder = ohif / "package" / "dist"
+    shutil.copytree(files_of(ohif), folder / "viewer")
+    with hosted(folder) as origin:
+        yield origin, folder
 
 
 @pytest.fixture(scope="module")
-def server(data, pages):
-    running = start_server(data, "--cors-origins", pages[0])
+def server(ohif, pages):
+    running = start_server(ohif, "--cors-origins", pages[0])
     fill(running)
     yield running
     running.end()
-
-
-# -- the browser
-
-
-class Viewer(Chromium):
-    """OHIF in a window of fixed size. The window is kept, so code is loaded from its cache."""
-
-    def __init__(self):
-        super().__init__("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
-        self.size(1400, 900)
-
-    def until(self, condition):
-        """The result of `condition`, as soon as it is true."""
-        end = time.monotonic() + WITHIN
-        while not (found := condition()):
-            assert time.monotonic() < end, f"{self.text('body')}\n{self.said}"
-            time.sleep(0.1)
-        return found
-
-    def shows(self, script):
-        """The value of an expression, as soon as it is true."""
-        guarded = f"(async () => {{ try {{ return await {script} }} catch {{ return null }} }})()"
-        return self.until(lambda: self.run(guarded))
-
-    def box(self, selector):
-        """Left, top, width and height on the page."""
-        rectangle = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
-        return self.shows(f"(({{x, y, width, height}}) => width && [x, y, width, height])({rectangle})")
-
-    def says(self, *texts):
-        self.shows(f"{json.dumps(texts)}.every(text => document.body.innerText.includes(text))")
-
-    def open_study(self, server, study, place="viewer"):
-        self.said.clear()
-        self.open(f"{server.origin}/viewer/{place}?StudyInstanceUIDs={study}")
-
-    def errors(self):
-        return [text for text in self.said if "Content Security Policy" in text or "Uncaught" in text]
-
-    def pixels(self):
-        """The page as it is painted: rows, columns, red green blue."""
-        taken = self.call("Page.captureScreenshot", format="png")
-        return np.asarray(Image.open(io.BytesIO(base64.b64decode(taken["data"]))).convert("RGB")).astype(int)
-
-
-@pytest.fixture(scope="module")
-def viewer():
-    if found() is None:
-        pytest.skip("no Chromium is installed")
-    started = Viewer()
-    yield started
-    started.close()
 
 
 # -- tests
@@ -190,10 +88,10 @@ def test_every_transfer_syntax_is_decoded_and_painted_as_it_was_stored(viewer, s
     viewer.shows(f"{VIEWPORT}.getImageData().scalarData.length")
     for number, syntax in enumerate(SYNTAXES, 1):
         assert (decoded(viewer, number) == hounsfield(number)).all(), syntax
-    painted = viewer.run(PAINTED)
-    values = hounsfield(len(SYNTAXES))[BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK].T.ravel()
+    painted = viewer.painted(SIDE, BLOCK)[..., 0]
+    values = hounsfield(len(SYNTAXES))[BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK]
     expected = np.clip((values + 160) / 400, 0, 1) * 255
-    assert np.abs(np.array(painted) - expected).max() <= 3
+    assert np.abs(painted - expected).max() <= 3
     assert viewer.errors() == []
 
 
@@ -326,18 +224,18 @@ def test_volview_on_another_origin(viewer, server, pages):
 
 
 @contextmanager
-def served(data, *flags):
-    running = start_server(data, *flags)
+def served(folder, *flags):
+    running = start_server(folder, *flags)
     try:
         yield running
     finally:
         running.end()
 
 
-def test_progressive_images_arrive_as_htj2k(viewer, server, data):
+def test_progressive_images_arrive_as_htj2k(viewer, server, ohif):
     """The first picture comes from a range of bytes. In the end the pixels are those that were stored."""
     assert server.end() == 0
-    with served(data, "--viewer-progressive", "--read-only") as progressive:
+    with served(ohif, "--viewer-progressive", "--read-only") as progressive:
         viewer.open_study(progressive, STUDY)
         viewer.shows(f"{VIEWPORT}.getImageData().scalarData.length")
         for number in (1, 3):
