@@ -1,5 +1,5 @@
-"""Web viewers from npm in Chromium: OHIF, installed by the verb `viewer`, lists, paints and uploads what the
-store has. OHIF and VolView do the same from another origin.
+"""Web viewers from npm in Chromium: OHIF, installed by the verb `viewer`, lists and paints studies and
+uploads a file. OHIF and VolView do the same from another origin.
 
 Pixels are compared with their source: those that the viewer has decoded, and those on its canvas.
 """

@@ -1,5 +1,5 @@
-"""One study of each kind of image that radiology, cardiology and photography make, with the values that a
-viewer has to decode and the colours that it has to paint.
+"""One study for each of 14 kinds of images, with the values that a viewer decodes and the colours that it
+paints.
 
 A picture is 4 x 4 blocks of one value each, so that codecs with loss and interpolation leave their middles.
 """
@@ -125,7 +125,7 @@ def signed_mr():
 
 
 def functional_groups(number, window):
-    """What an enhanced multi-frame image says in sequences."""
+    """The sequences of an enhanced multi-frame image."""
     shared, measures, orientation = Dataset(), Dataset(), Dataset()
     measures.PixelSpacing, measures.SliceThickness = [0.5, 0.5], "1"
     orientation.ImageOrientationPatient = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
@@ -193,7 +193,7 @@ def computed_radiograph():
 
 
 def positrons():
-    """A slope that is no integer. Without weight and dose the values stay what they are."""
+    """A slope that is no integer. Without weight and dose the viewer does not change the values."""
     made = placed(base(8, "PT", classes.PositronEmissionTomographyImageStorage))
     made.Units, made.DecayCorrection, made.CorrectedImage = "BQML", "START", ["ATTN", "DECY"]
     made.SeriesType = ["STATIC", "IMAGE"]
@@ -274,7 +274,7 @@ KINDS = (
     secondary_capture,
 )
 
-# A video. Chromium records what it has drawn, as H.264 in the container MP4.
+# A video. Chromium records its own canvas as H.264 in MP4.
 
 CORNERS = ((200, 30, 40), (20, 180, 60), (10, 60, 220), (240, 240, 20))
 WIDTH, HEIGHT, PICTURES = 320, 240, 15
