@@ -4,7 +4,8 @@ serves.
 The supervisor starts it by exec, so that no process is forked after a lock or the index was opened. Its only
 argument is a JSON list of inherited descriptors, and the number of the worker. The descriptors are: listening
 sockets, those for health, endpoints of the pixel processes (for short and for long tasks), status pipe,
-memory of the counters. Settings come as one line of JSON on standard input.
+memory of the counters. Those of the keys of an issuer come behind the number. Settings come as one line of
+JSON on standard input.
 Standard input then stays open as a lifeline: its end means that the supervisor has ended. The first byte on
 the status pipe means ready, each further byte means that the event loop runs.
 """
@@ -137,10 +138,10 @@ def raise_descriptor_limit() -> None:
 
 
 def main() -> int:
-    listen, health, shared, status, counters, number = json.loads(sys.argv[1])
+    listen, health, shared, status, counters, number, keys = json.loads(sys.argv[1])
     endpoints = [PoolEndpoints(tasks, requests, tuple(pages)) for tasks, requests, pages in shared]
     pools = (each for one in endpoints for each in one.descriptors)
-    for descriptor in (*listen, *health, status, counters, *pools):
+    for descriptor in (*listen, *health, *keys, status, counters, *pools):
         os.set_inheritable(descriptor, False)
     protect()
     settings = config.receive(STDIN)

@@ -23,6 +23,7 @@ TABLES = {
     "pixels": "Processes that decode, encode and render frames",
     "search": "Number of results and cost of one search",
     "limits": "Limits of connections, requests and datasets",
+    "oidc": "Logins by an OpenID Connect issuer, and its access tokens",
 }
 
 
@@ -83,6 +84,13 @@ def _not_a_base(text: str) -> str:
     return "it is no URL of a server: write https://pacs.example or https://pacs.example/dicom"
 
 
+def _not_an_issuer(text: str) -> str:
+    """Why no token can come from this issuer; empty if one can (OpenID Connect Discovery 3)."""
+    if not text or re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", text):
+        return ""
+    return "it is no URL of an issuer: write https://login.example/realms/hospital"
+
+
 def _setting(
     table: str,
     default: Value,
@@ -102,7 +110,7 @@ def _setting(
     return dataclasses.field(default=default, metadata=row | limits)
 
 
-_http, _store, _pixels, _search, _limits = (partial(_setting, table) for table in TABLES)
+_http, _store, _pixels, _search, _limits, _oidc = (partial(_setting, table) for table in TABLES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,4 +415,29 @@ class Settings:
     )
     max_metadata: int = _limits(
         256 << 20, "bytes", "DICOM JSON of one instance. A slide of 190,000 frames has 150 MB."
+    )
+
+    oidc_issuer: str = _oidc(
+        "",
+        "URL",
+        "The issuer of access tokens (JWT), exactly as its metadata spell it. The server reads keys and "
+        "endpoints under its /.well-known/openid-configuration. Empty: no tokens.",
+        wrong=_not_an_issuer,
+    )
+    oidc_audience: tuple[str, ...] = _oidc(
+        (), "names or URIs", "A token is accepted if its `aud` has one of these names of this server."
+    )
+    oidc_roles_claim: tuple[str, ...] = _oidc(
+        ("roles", "realm_access.roles", "groups"),
+        "paths",
+        "Claims with the roles of a user: a list of texts, or one text with blanks in between. A dot leads "
+        "into an object.",
+    )
+    oidc_ca_file: str = _oidc(
+        "", "file", "Certificates in PEM that vouch for the issuer. Empty: those of the system."
+    )
+    oidc_allow_http: bool = _oidc(
+        False,
+        "yes or no",
+        "Allows an issuer without TLS on another machine. Anyone on the way can then make valid tokens.",
     )

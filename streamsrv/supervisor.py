@@ -1,5 +1,6 @@
 """Starts, watches, restarts and ends the workers, the pixel processes that all workers share, and the
-companions (scrub and metrics). Protects them from other processes of the machine (`protect`).
+companions (scrub, metrics and the keys of an issuer). Protects them from other processes of the machine
+(`protect`).
 
 This process holds the store's lock and the listening sockets. The sockets stay open while a worker restarts:
 new connections wait in the kernel's queue.
@@ -18,7 +19,7 @@ Rules of this file
 - SIGHUP has no effect; workers and pixel processes inherit that.
 - Pixel processes end after the workers, because workers may have answers to finish.
 - The companions start when all workers are ready. The scrub process is killed before the workers end, the
-  metrics process after them.
+  others after them.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ from framecodecs.pool.confinement import hide, lacking
 from framecodecs.pool.processes import PixelProcesses
 from framecodecs.rendering.fonts import NoFont, check_font, find_fonts, has_cjk
 from streamsrv import __version__, config
-from streamsrv.companions.processes import Companion, MetricsProcess, ScrubProcess
+from streamsrv.companions.processes import Companion, IssuerProcess, MetricsProcess, ScrubProcess
 from streamsrv.errors import StreamsrvError
 from streamsrv.metrics import MetricsBoard, ServerCell
+from streamsrv.oidc.key_board import KeyBoard
 from streamsrv.options import start_log
 from streamsrv.pixels.limits import pixel_limits, pixel_processes, slow_limits
 from streamsrv.settings import Settings
@@ -111,7 +113,9 @@ class Supervisor:
     pixels: Sequence[PixelProcesses] = ()  # for short tasks, for long tasks
     scrub: ScrubProcess | None = None
     metrics: MetricsProcess | None = None
+    issuer: IssuerProcess | None = None
     board: MetricsBoard = field(init=False)
+    keys: KeyBoard = field(default_factory=KeyBoard.make)
 
     def __post_init__(self) -> None:
         self.board = MetricsBoard.make(worker_count(self.settings))
@@ -134,6 +138,7 @@ class Supervisor:
             self.metrics_listeners,
             [each.endpoints for each in self.pixels],
         )
+        self.issuer = IssuerProcess(self.settings, self.selector, self.keys)
         with signal_pipe(self.selector), contextlib.closing(quick), contextlib.closing(slow):
             while self.kill_time is None or any(slot.worker for slot in self.slots):
                 self._start_due()
@@ -144,6 +149,7 @@ class Supervisor:
                     self._restart_hang_timers()
                 self._kill_hanging()
                 self._kill_late()
+            self.issuer.close()
             self.metrics.close()
         self.selector.close()
         return self.exit_code
@@ -163,7 +169,7 @@ class Supervisor:
         """Those that may start now."""
         if not self.serving or self.kill_time is not None:
             return []
-        return [each for each in (self.scrub, self.metrics) if each is not None]
+        return [each for each in (self.issuer, self.scrub, self.metrics) if each is not None]
 
     def _start(self, number: int) -> Worker:
         status, their_status = os.pipe()
@@ -171,10 +177,11 @@ class Supervisor:
             [each.fileno() for each in sockets] for sockets in (self.listeners, self.health_listeners)
         )
         endpoints = [each.endpoints for each in self.pixels]
-        words = json.dumps([listen, health, endpoints, their_status, self.board.file, number])
+        keys = self.keys.descriptors
+        words = json.dumps([listen, health, endpoints, their_status, self.board.file, number, keys])
         command = [sys.executable, "-m", "streamsrv.server", words]
         shared = [descriptor for each in endpoints for descriptor in each.descriptors]
-        passed = (*listen, *health, *shared, their_status, self.board.file)
+        passed = (*listen, *health, *shared, *keys, their_status, self.board.file)
         try:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=passed)
         finally:

@@ -21,6 +21,7 @@ PURPOSES = {
     "framecodecs": "frames into frames; knows no server",
     "streamsrv.query": "searches as values",
     "streamsrv.dicom": "Part 10, values, DICOM JSON; sans-IO",
+    "streamsrv.oidc": "documents and keys of an issuer of tokens",
     "streamsrv.wire": "HTTP and MIME; sans-IO",
 }
 

@@ -25,6 +25,7 @@ FLOORS = {
     "streamsrv.metrics": 0,
     "streamsrv.dicom": 1,
     "streamsrv.wire": 1,
+    "streamsrv.oidc": 1,
     "streamsrv.query": 2,
     "streamsrv.reports": 2,
     "streamsrv.store": 3,

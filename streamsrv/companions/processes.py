@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from framecodecs.pool.processes import PoolEndpoints
 from streamsrv import config
 from streamsrv.metrics import MetricsBoard
+from streamsrv.oidc.key_board import KeyBoard
 from streamsrv.settings import Settings
 
 log = logging.getLogger("streamsrv.supervisor")
@@ -30,8 +31,8 @@ log = logging.getLogger("streamsrv.supervisor")
 SCRUB_AFTER_FAILURE, SCRUB_FIRST_PAUSE = 60.0, 60.0
 # Short scrub periods have a shorter first pause: a thousandth of the period, in seconds a day.
 PAUSE_A_DAY = 86.4
-# Seconds until the metrics process starts again.
-METRICS_PAUSE = 2.0
+# Seconds until the metrics process, and the process of the issuer, start again.
+METRICS_PAUSE = ISSUER_PAUSE = 2.0
 
 
 class Companion(ABC):
@@ -161,3 +162,18 @@ class MetricsProcess(Companion):
 
     def pause(self, output: bytes) -> float:
         return METRICS_PAUSE
+
+
+class IssuerProcess(Companion):
+    """It fetches the keys of `oidc_issuer`; there is no process without one."""
+
+    def __init__(self, settings: Settings, selector: selectors.BaseSelector, board: KeyBoard) -> None:
+        super().__init__(
+            *("issuer", "streamsrv.companions.issuer", settings, selector),
+            wanted=bool(settings.oidc_issuer),
+            words=board.descriptors,
+            passed=board.descriptors,
+        )
+
+    def pause(self, output: bytes) -> float:
+        return ISSUER_PAUSE

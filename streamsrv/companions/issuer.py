@@ -1,0 +1,107 @@
+"""The process that fetches the keys of the issuer for all workers, so that no worker waits for an issuer.
+
+processes.py says how it starts; its argument has the descriptors of the memory that the workers read.
+
+Rules of this file
+- The keys are fetched every REFRESH seconds. An unknown key causes one fetch in PAUSE seconds, however many
+  workers ask.
+- While the issuer cannot be reached, or answers wrongly, the former keys stay in use.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+from streamsrv import config
+from streamsrv.oidc.discovery import Issuer, fetch_issuer, fetch_keys
+from streamsrv.oidc.fetching import FetchFailed, Trust
+from streamsrv.oidc.key_board import PAUSE, KeyBoard
+from streamsrv.options import start_log
+from streamsrv.settings import Settings
+from streamsrv.supervisor import protect
+
+log = logging.getLogger("streamsrv.issuer")
+
+STDIN = 0
+REFRESH = 900.0  # seconds
+AGAIN = PAUSE  # seconds after a failure
+
+
+class KeyFetcher:
+    """`clock` is the monotonic clock in seconds."""
+
+    def __init__(
+        self, name: str, trust: Trust, board: KeyBoard, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.due = clock()
+        self._name = name
+        self._trust = trust
+        self._board = board
+        self._clock = clock
+        self._asked_from = self._documents_until = clock()
+        self._issuer: Issuer | None = None
+        self._failure = ""
+
+    def ask(self) -> None:
+        """A worker has met an unknown key."""
+        if self._clock() >= self._asked_from:
+            self.due = self._clock()
+
+    def fetch_if_due(self) -> None:
+        if self._clock() < self.due:
+            return
+        if self._clock() >= self._documents_until:
+            self._issuer, self._documents_until = None, self._clock() + REFRESH
+        self._asked_from, self.due = self._clock() + PAUSE, self._clock() + REFRESH
+        self._board.begin_fetch()
+        try:
+            self._fetch()
+        except FetchFailed as error:
+            self._issuer, self.due = None, self._clock() + AGAIN
+            if error.detail != self._failure:
+                log.warning("%s; the former keys stay in use", error.detail)
+            self._failure = error.detail
+        finally:
+            self._board.end_fetch()
+
+    def _fetch(self) -> None:
+        if self._issuer is None:
+            self._issuer = fetch_issuer(self._name, self._trust)
+        keys = fetch_keys(self._issuer, self._trust)
+        self._board.write({"issuer": self._issuer._asdict(), "keys": keys})
+        if self._failure or self._board.state.begun == 1:
+            log.info("the issuer %s has %d keys", self._name, len(keys))
+        self._failure = ""
+
+
+def trust_of(settings: Settings) -> Trust:
+    return Trust(settings.oidc_ca_file, settings.oidc_allow_http)
+
+
+def main() -> int:
+    protect()
+    board = KeyBoard(*json.loads(sys.argv[1]))
+    settings = config.receive(STDIN)
+    start_log(settings)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal
+    fetcher = KeyFetcher(settings.oidc_issuer, trust_of(settings), board)
+    while True:
+        fetcher.fetch_if_due()
+        wait = max(0.0, fetcher.due - time.monotonic())
+        ready = select.select([STDIN, board.wake], [], [], wait)[0]
+        if STDIN in ready and not os.read(STDIN, 1):
+            return 0
+        if board.wake in ready:
+            board.woken()
+            fetcher.ask()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
