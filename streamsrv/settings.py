@@ -433,6 +433,13 @@ class Settings:
         "Claims with the roles of a user: a list of texts, or one text with blanks in between. A dot leads "
         "into an object.",
     )
+    oidc_roles: tuple[str, ...] = _oidc(
+        ("* -> search read store",),
+        "ROLE -> RIGHTS [where ...]",
+        "Rights of a role: `radiologist -> search read`, and perhaps the studies that it sees: "
+        "`ward-a -> search read where InstitutionName=A*`. Every token has the role `*`. In a condition "
+        "`{claim}` is a claim of the token.",
+    )
     oidc_ca_file: str = _oidc(
         "", "file", "Certificates in PEM that vouch for the issuer. Empty: those of the system."
     )

@@ -9,6 +9,7 @@ Rule of this file: an error names the URL, and neither a body nor a header, whic
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import ipaddress
 import socket
@@ -113,29 +114,28 @@ def _exchange(
     trust.check(url)
     parts = urlsplit(url)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    late = threading.Event()
     connection = _connection(parts.scheme, parts.hostname or "", parts.port, trust, deadline)
-    timer = threading.Timer(deadline, _break, (connection, late))
-    timer.daemon = True
-    timer.start()
+    late = _Deadline(connection, deadline)
     try:
+        connection.connect()
+        late.sock = connection.sock
         connection.request(method, path, body, {"Accept": "application/json", **(headers or {})})
         with connection.getresponse() as response:
             found = response.read(MOST_BYTES + 1)
             if len(found) > MOST_BYTES:
                 raise FetchFailed(f"{url} answers with more than {MOST_BYTES >> 10} kB")
-            if late.is_set():
+            if late.passed:
                 raise TimeoutError
             return response.status, found
     except (OSError, http.client.HTTPException, ValueError) as error:
-        if late.is_set() or isinstance(error, TimeoutError):
+        if late.passed or isinstance(error, TimeoutError):
             raise FetchFailed(f"{url} does not answer within {deadline:g} s") from None
         if isinstance(error, ssl.SSLCertVerificationError):
             raise FetchFailed(f"the certificate of {url} is not trusted: {error.verify_message}") from None
         reason = (isinstance(error, OSError) and error.strerror) or type(error).__name__
         raise FetchFailed(f"{url} cannot be reached: {reason}") from None
     finally:
-        timer.cancel()
+        late.cancel()
         connection.close()
 
 
@@ -151,11 +151,21 @@ def _connection(
     return http.client.HTTPSConnection(host, port, timeout=deadline, context=context)
 
 
-def _break(connection: http.client.HTTPConnection, late: threading.Event) -> None:
-    late.set()
-    sock = connection.sock
-    if sock is not None:
-        try:
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # also under TLS, whose object stays in use
-        except OSError:
-            pass  # it is closed already
+class _Deadline(threading.Timer):
+    """Shuts the socket in `deadline` seconds. The connection forgets `sock` when the head of an answer has
+    arrived."""
+
+    def __init__(self, connection: http.client.HTTPConnection, deadline: float) -> None:
+        super().__init__(deadline, self._pass)
+        self.sock: socket.socket | None = None
+        self.passed = False
+        self.daemon = True
+        self._connection = connection
+        self.start()
+
+    def _pass(self) -> None:
+        self.passed = True
+        sock = self.sock or self._connection.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):  # it is closed already
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # also under TLS, whose object stays in use

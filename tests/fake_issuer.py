@@ -1,0 +1,112 @@
+"""An OpenID Connect issuer in this process: metadata, keys, tokens, a token endpoint, and faults."""
+
+import contextlib
+import http.server
+import json
+import threading
+import time
+from urllib.parse import parse_qsl
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+AUDIENCE = "streamsrv"
+
+
+class FakeIssuer:
+    """`fault` is a function of the request handler that answers instead. `requests` has the paths."""
+
+    def __init__(self):
+        self.requests = []
+        self.forms = []
+        self.fault = None
+        self.tokens = {}  # answers of the token endpoint by grant_type
+        self.keys = {}
+        self.rotate("1")
+        issuer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                issuer.answer(self)
+
+            do_POST = do_GET
+
+            def log_message(self, *args):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}/realms/clinic"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
+        self.thread.start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+    def rotate(self, key_id):
+        """From now on this key signs; older ones are gone."""
+        self.keys = {key_id: rsa.generate_private_key(public_exponent=65537, key_size=2048)}
+
+    def metadata(self):
+        return {
+            "issuer": self.url,
+            "jwks_uri": f"{self.url}/keys",
+            "authorization_endpoint": f"{self.url}/authorize",
+            "token_endpoint": f"{self.url}/token",
+            "end_session_endpoint": f"{self.url}/logout",
+        }
+
+    def key_set(self):
+        public = jwt.algorithms.RSAAlgorithm.to_jwk
+        return {
+            "keys": [
+                public(key.public_key(), as_dict=True) | {"kid": name} for name, key in self.keys.items()
+            ]
+        }
+
+    def answer(self, handler):
+        length = int(handler.headers.get("content-length", 0))
+        body = handler.rfile.read(length)
+        self.requests.append(handler.path)
+        if self.fault is not None:
+            with contextlib.suppress(OSError):  # the client has left
+                self.fault(handler)
+            return
+        path = handler.path.removeprefix("/realms/clinic")
+        if path == "/token":
+            form = dict(parse_qsl(body.decode()))
+            self.forms.append((form, handler.headers.get("authorization")))
+            found = self.tokens.get(form.get("grant_type"))
+            reply(handler, found or {"error": "invalid_grant"}, 200 if found else 400)
+        elif path == "/.well-known/openid-configuration":
+            reply(handler, self.metadata())
+        else:
+            reply(handler, self.key_set())
+
+    def token(self, key_id=None, key=None, header=None, **more):
+        """An access token; a claim that is None is left out."""
+        now = int(time.time())
+        usual = {"iss": self.url, "aud": AUDIENCE, "sub": "anna", "iat": now, "exp": now + 300, "scope": "x"}
+        claims = {name: value for name, value in (usual | more).items() if value is not None}
+        key_id = key_id or next(iter(self.keys))
+        return jwt.encode(claims, key or self.keys[key_id], "RS256", {"kid": key_id} | (header or {}))
+
+
+def reply(handler, document, status=200):
+    text = json.dumps(document).encode()
+    handler.send_response(status)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", str(len(text)))
+    handler.end_headers()
+    handler.wfile.write(text)
+
+
+@contextlib.contextmanager
+def fake_issuer():
+    issuer = FakeIssuer()
+    try:
+        yield issuer
+    finally:
+        issuer.close()

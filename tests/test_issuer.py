@@ -1,0 +1,209 @@
+"""Requests to an issuer, and the keys that all processes of a server share."""
+
+import os
+import time
+
+import pytest
+from fake_issuer import fake_issuer, reply
+
+from streamsrv.companions.issuer import AGAIN, REFRESH, KeyFetcher
+from streamsrv.oidc.discovery import fetch_issuer, fetch_keys, read_issuer
+from streamsrv.oidc.fetching import FetchFailed, Trust, get_json, post_form
+from streamsrv.oidc.key_board import PAUSE, SIZE, KeyBoard
+
+TRUST = Trust()
+
+
+@pytest.fixture(scope="module")
+def shared():
+    with fake_issuer() as issuer:
+        yield issuer
+
+
+@pytest.fixture
+def issuer(shared):
+    shared.fault = None
+    shared.requests.clear()
+    yield shared
+    shared.fault = None
+
+
+@pytest.fixture
+def board():
+    board = KeyBoard.make()
+    yield board
+    for each in board.descriptors:
+        os.close(each)
+
+
+def test_keys_are_found_by_the_metadata(issuer):
+    found = fetch_issuer(issuer.url, TRUST)
+    assert found.token_endpoint == f"{issuer.url}/token"
+    assert fetch_keys(found, TRUST) == issuer.key_set()["keys"]
+
+
+def test_private_parts_of_keys_are_not_kept(issuer):
+    found = fetch_issuer(issuer.url, TRUST)
+    issuer.fault = lambda handler: reply(handler, {"keys": [{"kty": "RSA", "n": "AQ", "d": "secret"}, "x"]})
+    assert fetch_keys(found, TRUST) == [{"kty": "RSA", "n": "AQ"}]
+
+
+def slowly(handler):
+    """A byte each 50 ms, for 30 s."""
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(600):
+        handler.wfile.write(b" ")
+        time.sleep(0.05)
+
+
+def silent(handler):
+    time.sleep(1)
+
+
+def long(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(80):
+        handler.wfile.write(b" " * 65_536)
+
+
+def elsewhere(handler):
+    handler.send_response(302)
+    handler.send_header("Location", "/keys")
+    handler.end_headers()
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (slowly, "within 0.2 s"),
+        (silent, "within 0.2 s"),
+        (long, "more than 256 kB"),
+        (elsewhere, "redirects"),
+        (lambda handler: reply(handler, {}, 500), "status 500"),
+        (lambda handler: reply(handler, ["no object"]), "without a JSON object"),
+        (lambda handler: handler.wfile.write(b"no HTTP\r\n\r\n"), "cannot be reached"),
+        (lambda handler: None, "cannot be reached"),
+    ],
+)
+def test_faulty_issuers(issuer, fault, reason):
+    issuer.fault = fault
+    with pytest.raises(FetchFailed, match=reason):
+        get_json(issuer.url, TRUST, deadline=0.2 if "within" in reason else 10)
+    assert len(issuer.requests) == 1
+
+
+def test_a_closed_port():
+    with pytest.raises(FetchFailed, match="refused"):
+        get_json("http://127.0.0.1:1/", TRUST)
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://a.example/", "https://", "https://u:p@a.example/", "https://a b/", "http://[1"]
+)
+def test_urls_that_are_none(url):
+    with pytest.raises(FetchFailed, match="no http or https URL"):
+        TRUST.check(url)
+
+
+def test_plain_http_is_for_loopback():
+    for url in ("http://localhost:1/", "http://127.0.0.2/", "http://[::1]/", "https://login.example/"):
+        TRUST.check(url)
+    with pytest.raises(FetchFailed, match="no TLS"):
+        TRUST.check("http://login.example/")
+    Trust(any_http=True).check("http://login.example/")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"issuer": "https://login.example/"}, "calls itself"),
+        ({"issuer": None}, "calls itself"),
+        ({"jwks_uri": None}, "no text"),
+        ({"jwks_uri": ""}, "no jwks_uri"),
+        ({"jwks_uri": "http://login.example/keys"}, "no TLS"),
+        ({"token_endpoint": "file:///etc/passwd"}, "no http or https"),
+    ],
+)
+def test_metadata_that_are_refused(issuer, change, reason):
+    with pytest.raises(FetchFailed, match=reason):
+        read_issuer(issuer.url, issuer.metadata() | change, TRUST)
+
+
+def test_an_error_of_the_token_endpoint(issuer):
+    with pytest.raises(FetchFailed) as error:
+        post_form(f"{issuer.url}/token", {"grant_type": "authorization_code"}, TRUST, ("a:b", "c&d"))
+    assert error.value.refused == "invalid_grant"
+    assert issuer.forms[-1][1] == "Basic YSUzQWI6YyUyNmQ="  # a%3Ab:c%26d
+
+
+def test_a_reader_never_takes_half_of_a_text(board):
+    assert board.read() is None
+    board.write({"keys": [1]})
+    assert board.read() == (1, {"keys": [1]})
+    board.write({"keys": [1]})
+    assert board.generation == 1
+    other = KeyBoard(*board.descriptors)
+    other.write({"keys": [2]})
+    assert board.read() == (2, {"keys": [2]})
+    other._memory[60:61] = b"x"
+    assert board.read() is None
+    with pytest.raises(ValueError, match="too long"):
+        board.write("x" * SIZE)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_unknown_keys_cause_one_fetch_in_30_seconds(issuer, board):
+    clock = Clock()
+    fetcher = KeyFetcher(issuer.url, TRUST, board, clock)
+    fetcher.fetch_if_due()
+    assert len(issuer.requests) == 2  # metadata and keys
+    for _ in range(1000):
+        fetcher.ask()
+        fetcher.fetch_if_due()
+    assert len(issuer.requests) == 2
+    clock.now += PAUSE
+    issuer.rotate("2")
+    for _ in range(1000):
+        fetcher.ask()
+        fetcher.fetch_if_due()
+    assert len(issuer.requests) == 3  # the metadata are known
+    assert board.read()[1]["keys"][0]["kid"] == "2"
+    assert board.state[1:3] == (2, 2)
+
+
+def test_keys_are_fetched_every_15_minutes(issuer, board):
+    clock = Clock()
+    fetcher = KeyFetcher(issuer.url, TRUST, board, clock)
+    fetcher.fetch_if_due()
+    assert fetcher.due == clock.now + REFRESH == clock.now + 900
+    clock.now += REFRESH
+    fetcher.fetch_if_due()
+    assert len(issuer.requests) == 4
+    assert board.generation == 1  # the same keys
+
+
+def test_the_former_keys_stay_while_the_issuer_fails(issuer, board, caplog):
+    clock = Clock()
+    fetcher = KeyFetcher(issuer.url, TRUST, board, clock)
+    fetcher.fetch_if_due()
+    former = board.read()
+    issuer.fault = elsewhere
+    for _ in range(3):
+        clock.now = fetcher.due
+        fetcher.fetch_if_due()
+        assert fetcher.due == clock.now + AGAIN
+    assert board.read() == former
+    assert len([each for each in caplog.messages if "redirects" in each]) == 1
+    issuer.fault = None
+    issuer.rotate("3")
+    clock.now = fetcher.due
+    fetcher.fetch_if_due()
+    assert board.read()[1]["keys"][0]["kid"] == "3"
