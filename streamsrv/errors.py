@@ -4,6 +4,7 @@
     |-- RequestError                 the whole request is refused: 4xx, see `status`
     |   |-- BadRequest               400  malformed UID, parameter or body
     |   |   `-- MultipartError       400  malformed multipart body
+    |   |-- Unauthorized             401  no valid credentials; `reason` is for the log
     |   |-- Forbidden                403  not allowed: Host not expected, store is read-only
     |   |-- NotFound                 404  there is no such resource
     |   |-- MethodNotAllowed         405  `allow` lists the methods of the resource
@@ -15,6 +16,7 @@
     |   |-- URITooLong               414
     |   |-- UnsupportedMediaType     415  `supported` lists the possible media types
     |   |-- RangeNotSatisfiable      416
+    |   |-- TooManyRequests          429  with Retry-After
     |   `-- HeadersTooLarge          431
     |-- InstanceError                one SOP instance is refused, the request continues
     |   |-- NotDicom                 43264 (A900) not a Part 10 file, unreadable, a UID missing or malformed
@@ -70,6 +72,19 @@ class MultipartError(BadRequest):
     def __init__(self, detail: str, offset: int) -> None:
         super().__init__(f"{detail} (at byte {offset} of the request body)")
         self.offset = offset
+
+
+class Unauthorized(RequestError):
+    """`reason` is a sentence for the log; the client gets `detail`, which does not tell it. `challenges` are
+    values of WWW-Authenticate (RFC 9110 11.6.1)."""
+
+    status = 401
+    title = "Unauthorized"
+
+    def __init__(self, reason: str, detail: str = "the credentials of this request are not valid") -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.challenges: tuple[str, ...] = ()
 
 
 class Forbidden(RequestError):
@@ -143,6 +158,17 @@ class RangeNotSatisfiable(RequestError):
     def __init__(self, detail: str, length: int) -> None:
         super().__init__(detail)
         self.length = length
+
+
+class TooManyRequests(RequestError):
+    """`retry_after` in whole seconds."""
+
+    status = 429
+    title = "Too Many Requests"
+
+    def __init__(self, detail: str, retry_after: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
 
 
 class HeadersTooLarge(RequestError):

@@ -24,6 +24,8 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from framecodecs.pool.processes import PoolEndpoints
@@ -36,6 +38,7 @@ from streamsrv.metrics import Gauge, MetricsBoard, RequestCounts
 from streamsrv.options import read_limits, start_log, store_options
 from streamsrv.pixels.limits import pixel_limits, pixel_processes
 from streamsrv.pixels.pool import PixelPool
+from streamsrv.query.rules import Rule
 from streamsrv.retrieve import Retrieve
 from streamsrv.search import Searches, SearchLimits
 from streamsrv.settings import Settings
@@ -89,7 +92,7 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
         metadata=settings.search_metadata,
     )
 
-    def ingest(request: Request, target: Target) -> Ingest:
+    def ingest(request: Request, target: Target, on_duplicate: OnDuplicate = on_duplicate) -> Ingest:
         store_response.acceptable(request)  # 406 before the body is read, not after it is stored
         return Ingest(
             store,
@@ -100,8 +103,11 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
             readers=readers,
         )
 
+    def restricted(rule: Rule | None, may_replace: bool) -> Actions:
+        return every if may_replace or on_duplicate is not OnDuplicate.REPLACE else without_replacing
+
     retrieve = Retrieve(store, pool)
-    return Actions(
+    every = Actions(
         retrieve=retrieve.answer,
         search=Searches(store.index, store.secret, search_limits).answer,
         delete=store.delete,
@@ -110,7 +116,10 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
         cached_frames=retrieve.cached_frames,
         store_batch=lambda ingests: store_batch(store, ingests, on_duplicate),
         probe=store.probe,
+        restricted=restricted,
     )
+    without_replacing = replace(every, ingest=partial(ingest, on_duplicate=OnDuplicate.REFUSE))
+    return every
 
 
 def sign_of_life(descriptor: int) -> Callable[[], None]:

@@ -23,6 +23,7 @@ TABLES = {
     "pixels": "Processes that decode, encode and render frames",
     "search": "Number of results and cost of one search",
     "limits": "Limits of connections, requests and datasets",
+    "access": "Authentication of clients",
     "oidc": "Logins by an OpenID Connect issuer, and its access tokens",
 }
 
@@ -110,7 +111,7 @@ def _setting(
     return dataclasses.field(default=default, metadata=row | limits)
 
 
-_http, _store, _pixels, _search, _limits, _oidc = (partial(_setting, table) for table in TABLES)
+_http, _store, _pixels, _search, _limits, _access, _oidc = (partial(_setting, table) for table in TABLES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ class Settings:
     host: str = _http(
         "127.0.0.1",
         "address",
-        "The address to listen on. There is no login yet, so by default only this machine has access.",
+        "The address to listen on. By default only this machine has access.",
     )
     port: int = _http(8943, "TCP port", "The port to listen on. 0: any free one.", most=65535)
     health_port: int = _http(
@@ -145,7 +146,8 @@ class Settings:
     allow_remote_without_authentication: bool = _http(
         False,
         "yes or no",
-        "Allows a `host` that other machines reach. They can then read and delete every study.",
+        "Allows a `host` that other machines reach without `auth`. They can then read and delete every "
+        "study.",
     )
     allowed_hosts: tuple[str, ...] = _http(
         (),
@@ -415,6 +417,14 @@ class Settings:
     )
     max_metadata: int = _limits(
         256 << 20, "bytes", "DICOM JSON of one instance. A slide of 190,000 frames has 150 MB."
+    )
+
+    auth: str = _access(
+        "auto",
+        "",
+        "Whether each request needs credentials. auto: none on a loopback `host`, required on others. The "
+        "page, the viewer and health answer without.",
+        choices=("auto", "none", "required"),
     )
 
     oidc_issuer: str = _oidc(

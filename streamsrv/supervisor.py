@@ -50,7 +50,8 @@ from streamsrv.options import start_log
 from streamsrv.pixels.limits import pixel_limits, pixel_processes, slow_limits
 from streamsrv.settings import Settings
 from streamsrv.store import Store
-from streamsrv.web.hosts import is_loopback
+from streamsrv.web.access.policy import check_start
+from streamsrv.web.access.policy import remarks as access_remarks
 
 log = logging.getLogger("streamsrv.supervisor")
 
@@ -355,16 +356,13 @@ def origin_of(settings: Settings, listeners: Sequence[socket.socket]) -> str:
 
 
 def serve(settings: Settings, write: Callable[[str], None] = print) -> int:
-    """Runs the server until SIGTERM or Ctrl-C; returns the exit code. Raises StoreLocked or CannotServe."""
-    if not is_loopback(settings.host) and not settings.allow_remote_without_authentication:
-        raise CannotServe(
-            f"other machines can reach {settings.host}, and there is no authentication: they could read and "
-            "delete every study. To allow that, set --allow-remote-without-authentication"
-        )
+    """Runs the server until SIGTERM or Ctrl-C; returns the exit code. Raises StoreLocked, CannotServe, or
+    SettingsError for a server that no client, or every client, could use."""
     start_log(settings)
+    check_start(settings)
     settings = with_fonts(settings)
     protect()
-    for remark in remarks():
+    for remark in (*remarks(), *access_remarks(settings)):
         log.warning(remark)
     with Store.lock(Path(settings.data)):
         listeners = bind(settings.host, settings.port)

@@ -292,7 +292,7 @@ def test_a_port_that_is_taken(shared, tmp_path):
 
 def test_others_are_let_in_only_if_told_so_in_words(tmp_path):
     refused = command("serve", "--data", str(tmp_path), "--host", "0.0.0.0", "--port", "0")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "--allow-remote-without-authentication" in refused.stderr
 
 

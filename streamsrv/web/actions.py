@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from streamsrv.errors import NotAcceptable, NotFound, PreconditionFailed, RequestError
+from streamsrv.errors import Forbidden, NotAcceptable, NotFound, PreconditionFailed, RequestError
 from streamsrv.ingest.batching import StoreOutcome
 from streamsrv.ingest.response import StoreResult
 from streamsrv.ingest.transaction import Ingest
 from streamsrv.metrics import RequestKind
+from streamsrv.query.rules import Rule
 from streamsrv.retrieve.cached_frames import CachedInstance
 from streamsrv.wire.answers import Answer, Computed, Deferred, Request, resolved
 from streamsrv.wire.codings import coded
@@ -57,6 +58,10 @@ def _well() -> None:
     pass
 
 
+def _refused(rule: Rule | None, may_replace: bool) -> Actions:
+    raise Forbidden("this service has no rules")
+
+
 def _none(ingests: Sequence[Ingest]) -> list[StoreOutcome]:
     return []
 
@@ -65,7 +70,8 @@ def _none(ingests: Sequence[Ingest]) -> list[StoreOutcome]:
 class Actions:
     """The rooms below, as functions of a request. `delete` and `store_batch` block. `ingest` raises an
     error that refuses a body before it is read. `cached_frames` finds the instance of a frame that was
-    answered lately. `probe` raises a StreamsrvError if the store cannot be read.
+    answered lately. `probe` raises a StreamsrvError if the store cannot be read. `restricted` returns the
+    actions of a principal with a rule, and with or without the right to replace instances.
     """
 
     retrieve: Callable[[Request, Target], Computed]
@@ -76,6 +82,7 @@ class Actions:
     cached_frames: Callable[[Request, Target], CachedInstance | None] = _nothing
     store_batch: Callable[[Sequence[Ingest]], list[StoreOutcome]] = _none
     probe: Callable[[], None] = _well
+    restricted: Callable[[Rule | None, bool], Actions] = _refused
 
 
 def request_kind(method: str, path: str) -> RequestKind:

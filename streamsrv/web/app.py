@@ -1,8 +1,8 @@
 """One worker's service: the state that all requests of this process share, and the decision on each request.
 
-Order of the checks, each before a byte of a body is read: preflight, sizes, Host, target resource, method,
-permission, Content-Encoding, limits, a slot for one more upload. A request that passes becomes a Job or an
-Intake; another one gets a problem.
+Order of the checks, each before a byte of a body is read: preflight, sizes, Host, principal, target
+resource, method, rights, Content-Encoding, limits, a slot for one more upload. A request that passes becomes
+a Job or an Intake; another one gets a problem.
 
 Rules of this file
 - Nothing here knows DICOM: `actions` names the function for each kind of target resource.
@@ -14,17 +14,19 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from streamsrv.errors import (
     OUTSIDE,
     BadRequest,
     ContentTooLarge,
+    Forbidden,
     IndexFailed,
     InstanceDamaged,
     LengthRequired,
     ServerError,
     StreamsrvError,
+    Unauthorized,
     system_error,
 )
 from streamsrv.ingest import SHORT_BODY
@@ -33,6 +35,8 @@ from streamsrv.metrics import RequestKind
 from streamsrv.retrieve.cached_frames import CachedInstance
 from streamsrv.settings import Settings
 from streamsrv.web import describe, health
+from streamsrv.web.access.access import REFRESH, Access
+from streamsrv.web.access.principal import CHANGING, Right, named_rights, needed_rights
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import CONDITIONS, KINDS, Actions, check_preconditions, compute
 from streamsrv.web.connection.clients import Uploads, UploadSlot, Watch
@@ -42,7 +46,6 @@ from streamsrv.web.head import Head, acceptable, check_lists, check_target, chec
 from streamsrv.web.hosts import Caller, Hosts, party
 from streamsrv.web.pages.page import Page
 from streamsrv.web.pages.viewer import Viewer
-from streamsrv.web.rights import rights_of
 from streamsrv.web.sending.response import AnswerWriter, Outgoing
 from streamsrv.web.stow import Batches, Buffers, Upload, decoder_for
 from streamsrv.wire.accept import parse_accept
@@ -115,10 +118,12 @@ class App:
         self._actions = actions
         self._hosts = Hosts(settings, port)
         self._cors = Cors(settings)
-        self._rights = rights_of(settings)
-        self._viewer = Viewer(settings, self._rights)
-        self._page = Page(self._rights, self._viewer.installed) if settings.browser else None
-        clock = asyncio.get_running_loop().time
+        self.access = Access(settings)
+        self._viewer = Viewer(settings)
+        self._page = Page(self._viewer.installed) if settings.browser else None
+        loop = asyncio.get_running_loop()
+        clock = loop.time
+        self._refreshing = loop.call_later(REFRESH, self._refresh)
         self._uploads = Uploads(settings.max_uploads, settings.slow_upload_rate, clock)
         self.watch.on_sweep = self._uploads.sweep
         self._active: set[object] = set()
@@ -129,7 +134,16 @@ class App:
             ("Server", "streamsrv"),
             ("api-supported-versions", API_VERSIONS),
             ("X-Content-Type-Options", "nosniff"),
+            ("Referrer-Policy", "same-origin"),
+            *((("Vary", "Authorization, Cookie"),) if self.access.needed else ()),
         )
+
+    def _refresh(self) -> None:
+        try:
+            self.access.refresh()
+        except Exception:
+            log.exception("the grants cannot be read")
+        self._refreshing = asyncio.get_running_loop().call_later(REFRESH, self._refresh)
 
     # Called by connections
 
@@ -185,7 +199,7 @@ class App:
     def cached_frames(self, head: Head, caller: Caller) -> CachedInstance | None:
         """The instance of a frame that was answered."""
         target = target_of(head.path)
-        return self._actions.cached_frames(self._request(head, caller, target), target)
+        return self._actions_for(caller).cached_frames(self._request(head, caller, target), target)
 
     def rendered(self, answer: Answer, head: Head) -> Outgoing:
         """The head of an answer that is cached."""
@@ -202,6 +216,8 @@ class App:
         elif known.status >= 500:
             level = logging.ERROR if isinstance(known, InstanceDamaged) else logging.WARNING
             log.log(level, "[%s] %s: %s", head.request_id, type(error).__name__, known.detail)
+        elif isinstance(known, Unauthorized):
+            log.info("[%s] not authenticated: %s", head.request_id, known.reason)
         if isinstance(known, IndexFailed):
             self.on_failure(known)
         return problem_answer(known, acceptable(head), head.request_id)
@@ -219,20 +235,42 @@ class App:
         if not head.host and head.version == "HTTP/1.1":
             raise BadRequest("an HTTP/1.1 request has a Host header")
         caller = self._hosts.caller(head.headers, head.host or "localhost", head.peer)
+        caller = self.access.admit(head, caller)
         if head.path == "*":
             return self._capabilities(head, base_url(caller.base, 2), None), caller
-        target = target_of(head.path)
-        target.check_method(head.method)
-        if head.method == "POST" and self._rights.store:
-            return self._intake(self._request(head, caller, target), target, length), caller
+        target = self._target(head, caller)
+        if head.method == "POST":
+            return self._intake(head, caller, target, length), caller
         return self._job(head, caller, target), caller
 
     def admit_known(self, head: Head, caller: Caller) -> Job:
-        """As `admit`, for a GET whose header block was admitted before, with this result."""
+        """As `admit`, for a GET whose header block was admitted before, with this result. The caller holds
+        (`Access.holds`)."""
         check_url(head, self.settings.max_url)
+        return self._job(head, caller, self._target(head, caller))
+
+    def _target(self, head: Head, caller: Caller) -> Target:
+        """Raises MethodNotAllowed, and Forbidden if the principal has not the rights that it needs."""
         target = target_of(head.path)
         target.check_method(head.method)
-        return self._job(head, caller, target)
+        needed = needed_rights(head.method, target.kind)
+        lacking = needed.value & ~caller.principal.rights.value
+        if lacking:
+            self._forbid(Right(lacking))
+        return target
+
+    def _forbid(self, lacking: Right) -> NoReturn:
+        if self.settings.read_only and lacking & CHANGING:
+            raise Forbidden("this server is read-only")
+        raise Forbidden(f"this needs the right {' and '.join(named_rights(lacking))}")
+
+    def _actions_for(self, caller: Caller, method: str = "GET") -> Actions:
+        """The actions within the rule of the principal."""
+        principal = caller.principal
+        may_replace = method != "POST" or Right.REPLACE in principal.rights
+        if principal.rule is None and may_replace:
+            return self._actions
+        return self._actions.restricted(principal.rule, may_replace)
 
     def _request(self, head: Head, caller: Caller, target: Target) -> Request:
         base = base_url(caller.base, target.version or VERSIONS[-1])
@@ -244,18 +282,18 @@ class App:
         kind = target.kind
         if kind in HEALTH:
             return Job(health.live if kind is Kind.LIVE else self.ready)
-        self._rights.check(head.method)
         request = self._request(head, caller, target)
         if kind in describe.KINDS:
             return Job(lambda: describe.answer(request, target.route))
         if kind is Kind.PAGE:
             if self._page is None:
                 raise no_version()
-            return Job(partial(self._page.answer, request, target))
+            return Job(partial(self._page.answer, request, target, caller.principal.rights))
         if kind is Kind.VIEWER:
-            return Job(lambda: self._viewer.answer(request, target))
+            return Job(lambda: self._viewer.answer(request, target, caller.principal.rights))
         counted = KINDS[kind] if head.method == "GET" else None
-        return Job(lambda: self._compute(request, target), request.requester.leave, counted)
+        actions = self._actions_for(caller)
+        return Job(lambda: self._compute(actions, request, target), request.requester.leave, counted)
 
     def ready(self) -> Answer:
         return health.ready(self._actions.probe, draining=self.draining, store_open=self.store_open)
@@ -264,8 +302,8 @@ class App:
         ranges = parse_accept(head.headers.get("accept"))
         return Job(lambda: describe.capabilities(base, route, ranges))
 
-    def _compute(self, request: Request, target: Target) -> Computed:
-        answer = compute(self._actions, request, target)
+    def _compute(self, actions: Actions, request: Request, target: Target) -> Computed:
+        answer = compute(actions, request, target)
         # A search must find all acknowledged instances, so its answer is never cached.
         return answer if target.kind is Kind.SEARCH else then(answer, self._let_cache)
 
@@ -279,29 +317,32 @@ class App:
         stale = name.lower() == "cache-control" and "no-cache" in value
         return (name, f"private, max-age={self.settings.cache_max_age}") if stale else (name, value)
 
-    def _intake(self, request: Request, target: Target, length: int) -> Intake:
+    def _intake(self, head: Head, caller: Caller, target: Target, length: int) -> Intake:
+        request, actions = self._request(head, caller, target), self._actions_for(caller, "POST")
         if not length and "content-length" not in request.headers:
             raise LengthRequired("a store request needs a Content-Length or a chunked body")
         limit = self.settings.max_body
         if limit and length > limit:
             raise ContentTooLarge(f"the body has {length} bytes; this server accepts {limit}")
-        upload = self._upload(request, target, length)
+        upload = self._upload(actions, request, target, length)
         slot = self._uploads.take(request.requester.address)
-        return Intake(upload, lambda result: self._actions.stored(result, request), slot)
+        return Intake(upload, lambda result: actions.stored(result, request), slot)
 
-    def _upload(self, request: Request, target: Target, length: int) -> Upload:
+    def _upload(self, actions: Actions, request: Request, target: Target, length: int) -> Upload:
         settings, coding = self.settings, request.headers.get("content-encoding", "")
         decoder = decoder_for(coding, settings.max_inflated_body, settings.max_inflation)
-        ingest = self._actions.ingest(request, target)
-        # A client that waits for 100 Continue, or has conditions, asks for more than the head tells.
-        alone = length > SHORT_BODY or not ASKING.isdisjoint(request.headers) or not ingest.fits_batch
+        ingest = actions.ingest(request, target)
+        # A client that waits for 100 Continue, or has conditions, asks for more than the head tells. All
+        # bodies of a batch are stored by the same rules.
+        asks = not ASKING.isdisjoint(request.headers) or actions is not self._actions
+        alone = length > SHORT_BODY or asks or not ingest.fits_batch
         short = length > 0 and not alone and decoder is None
         return Upload(
             self.pool,
             ingest,
             decoder,
             settings.max_body,
-            check=partial(check_preconditions, self._actions, request, target),
+            check=partial(check_preconditions, actions, request, target),
             batches=self.batches if short else None,
         )
 
@@ -326,6 +367,7 @@ class App:
         return not self._active
 
     def stop(self) -> None:
+        self._refreshing.cancel()
         self.watch.stop()
         self.access_log.flush()
         self.batches.close()

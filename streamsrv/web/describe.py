@@ -178,7 +178,7 @@ def answer(request: Request, route: Route) -> Answer:
     else:
         body = json_text(request.base_url)
         media_type = YAML if route.kind is Kind.YAML else JSON
-        headers = [("Content-Type", media_type), ("Cache-Control", "no-cache")]
+        headers = [("Content-Type", media_type), ("Cache-Control", "private, no-cache")]
     built = Answer(200, headers, (Literal(body),), len(body))
     return evaluate(request, built, etag_of((), body.decode()))
 

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from streamsrv.errors import BadRequest, Forbidden
 from streamsrv.settings import Settings
+from streamsrv.web.access.principal import UNKNOWN, Principal
 
 LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 _WITHOUT_PORT = frozenset(("localhost", "127.0.0.1", "[::1]"))
@@ -39,16 +40,17 @@ _PAIR = re.compile(r'(\w+)=("[^"]*"|[^;,\s]*)')
 
 
 class Caller(NamedTuple):
-    """The decision on a header block: from where a request comes.
+    """The decision on a header block: from where a request comes, and from which principal.
 
-    It depends on the headers and the peer alone. So it is kept with a known header block, and holds for all
-    its requests (fastpath/headers.py). Identity and access rights of a user belong here, and nowhere else. A
-    decision that expires, as with a token, has to carry its end.
+    It depends on the headers and the peer alone. So it is kept with a known header block and with cached
+    frames, and holds for all their requests while `Access.holds` (access/access.py).
     """
 
     base: str  # absolute URLs begin with it, without the version
     client: str  # the address in the access log
-    party: str  # clients of one party share its limits
+    party: str  # clients of one party share its limits: the principal, else the address
+    principal: Principal = UNKNOWN
+    epoch: int = -1  # of the Access that admitted it; -1: it is never kept
 
 
 class Hosts:

@@ -20,6 +20,8 @@ from streamsrv.errors import (
     Overloaded,
     RangeNotSatisfiable,
     StreamsrvError,
+    TooManyRequests,
+    Unauthorized,
     UnsupportedMediaType,
 )
 from streamsrv.wire.accept import AcceptableRange, Offer, elect
@@ -87,7 +89,13 @@ def _headers(error: StreamsrvError) -> list[tuple[str, str]]:
     match error:
         case MethodNotAllowed(allow=allow):
             return [("Allow", ", ".join(allow))]
-        case Overloaded(retry_after=seconds) | IndexFailed(retry_after=seconds):
+        case Unauthorized(challenges=challenges):
+            return [("WWW-Authenticate", challenge) for challenge in challenges]
+        case (
+            Overloaded(retry_after=seconds)
+            | IndexFailed(retry_after=seconds)
+            | TooManyRequests(retry_after=seconds)
+        ):
             return [("Retry-After", str(seconds))]
         case RangeNotSatisfiable(length=length):
             return [("Content-Range", f"bytes */{length}")]

@@ -1,0 +1,1 @@
+"""The principal of a request: its authentication, and its rights."""

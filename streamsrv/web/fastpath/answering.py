@@ -36,8 +36,8 @@ class FastPath:
 
     def __init__(self, app: App, limits: Limits) -> None:
         self._app = app
-        self.headers = KnownHeaders(limits.headers)
-        self.frames = FrameCache(app.access_log, app.writer, limits)
+        self.headers = KnownHeaders(limits.headers, app.access)
+        self.frames = FrameCache(app.access_log, app.writer, app.access, limits)
 
     def answer(self, waiting: Waiting, request: bytes, batch: RequestBatch) -> bool:
         """Whether the request is answered here. If not, nothing was sent."""
@@ -66,8 +66,9 @@ class FastPath:
 
     def keep(self, request: bytes, head: Head, caller: Caller, ended: Ended) -> None:
         """Fills the caches after `request` was answered with success."""
-        self.headers.keep(request, head, caller)
-        self.keep_frame(request, head, caller, ended)
+        if self._app.access.holds(caller):
+            self.headers.keep(request, head, caller)
+            self.keep_frame(request, head, caller, ended)
 
     def keep_frame(self, request: bytes, head: Head, caller: Caller, ended: Ended) -> None:
         if ended.answer is None or not self.frames.wants(request, head, ended.answer):
@@ -75,7 +76,7 @@ class FastPath:
         try:
             frames = self._app.cached_frames(head, caller)
             if frames is not None:
-                self.frames.keep(request, head, caller.client, frames, self._app.rendered)
+                self.frames.keep(request, head, caller, frames, self._app.rendered)
         except Exception:
             log.exception("[%s] the frame is not cached", head.request_id)
 

@@ -13,6 +13,7 @@ peer. They must arrive as one piece while the connection waits for a request.
 Rules of this file
 - Requests with conditions, ranges or a request id take another way.
 - After each commit the instance is looked up again. If it was deleted or replaced, its templates are dropped.
+- A template has the caller that it was made for. It holds while the principal of that caller does.
 - A small frame that is not in memory takes another way.
 - `answer` raises only if nothing was sent. Then another way answers.
 """
@@ -29,11 +30,13 @@ from typing import Any, NamedTuple, TypeAlias
 from streamsrv.metrics import RequestKind, RequestTally, Way
 from streamsrv.retrieve.cached_frames import CachedInstance
 from streamsrv.store import SegmentLease
+from streamsrv.web.access.access import Access
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.connection.closing import final_status
 from streamsrv.web.connection.stream import RequestBatch, Stream
 from streamsrv.web.fastpath.headers import LONGEST, is_unique
 from streamsrv.web.head import Head, new_id
+from streamsrv.web.hosts import Caller
 from streamsrv.web.sending.response import SMALL, AnswerWriter, Outgoing
 from streamsrv.web.sending.sources import read_warm
 from streamsrv.web.sending.transfer import Transfer
@@ -68,7 +71,7 @@ class Template(NamedTuple):
     that of the payload without the frame and the number, which the payload contains `numbered` times."""
 
     frames: CachedInstance
-    client: str
+    caller: Caller
     texts: tuple[bytes, bytes, bytes, bytes]
     length: int
     numbered: int
@@ -78,7 +81,7 @@ class PreparedAnswer(NamedTuple):
     """An answer without its date, its request id and the bytes of the frame."""
 
     peer: str
-    client: str
+    caller: Caller
     path: str
     frames: CachedInstance
     before: bytes
@@ -99,7 +102,8 @@ Render: TypeAlias = Callable[[Answer, Head], Outgoing]
 class FrameCache:
     """The cache of one worker."""
 
-    def __init__(self, access_log: AccessLog, writer: AnswerWriter, limits: Limits) -> None:
+    def __init__(self, access_log: AccessLog, writer: AnswerWriter, access: Access, limits: Limits) -> None:
+        self._access = access
         self._writer = writer
         self._limits = limits
         self._log = access_log
@@ -124,6 +128,9 @@ class FrameCache:
             if prepared is None:
                 return False
         frames, span = prepared.frames, prepared.span
+        if not self._access.holds(prepared.caller):
+            self._forget(frames)
+            return False
         if not batch.date:
             self._begin_batch(batch, frames)
         if not frames.current(batch.version):
@@ -178,7 +185,7 @@ class FrameCache:
             if error is not None:
                 sent = max(0, transfer.sent - (prepared.length - prepared.payload))
                 status = final_status(error, 200, identifier, sent)
-                line = self._log.line(prepared.client, "GET", prepared.path, status, sent, _WAY)
+                line = self._log.line(prepared.caller.client, "GET", prepared.path, status, sent, _WAY)
                 tally = self._log.tally(_kind(prepared.path), status, _WAY)
             self._log.add_line(line, self._log.now(), time.monotonic() - began, identifier, tally, sent)
 
@@ -212,10 +219,10 @@ class FrameCache:
         }
         before, middle, after, tail = texts = [text % fields for text in template.texts]
         length = sum(map(len, texts)) + frame.span.length + _DATE_LENGTH + _ID_LENGTH
-        client, frames, path = template.client, template.frames, request[4:stop].decode("ascii")
-        line = self._log.line(client, "GET", path, 200, payload, _WAY)
+        caller, frames, path = template.caller, template.frames, request[4:stop].decode("ascii")
+        line = self._log.line(caller.client, "GET", path, 200, payload, _WAY)
         prepared = PreparedAnswer(
-            *(peer, client, path, frames, before, middle, after, frame.span, tail, length, payload, line),
+            *(peer, caller, path, frames, before, middle, after, frame.span, tail, length, payload, line),
             self._log.tally(_kind(path), 200, _WAY),
         )
         if len(self._prepared) >= self._limits.prepared:
@@ -224,7 +231,7 @@ class FrameCache:
         return prepared
 
     def _forget(self, frames: CachedInstance) -> None:
-        """The instance was deleted or replaced."""
+        """The instance was deleted or replaced, or a principal has ended."""
         for request in [request for request, each in self._prepared.items() if each.frames is frames]:
             del self._prepared[request]
         for key in [key for key, template in self._templates.items() if template.frames is frames]:
@@ -263,12 +270,14 @@ class FrameCache:
         self._once[key] = None
         return False
 
-    def keep(self, request: bytes, head: Head, client: str, frames: CachedInstance, render: Render) -> None:
-        """`client` is the address in the access log."""
+    def keep(
+        self, request: bytes, head: Head, caller: Caller, frames: CachedInstance, render: Render
+    ) -> None:
+        """`caller` holds now."""
         found = _REQUEST.fullmatch(request)
         if found is not None:
             _make_room(self._templates, self._limits.templates)
-            self._templates[_key(found, head)] = _template(frames, head, client, render)
+            self._templates[_key(found, head)] = _template(frames, head, caller, render)
 
     # End
 
@@ -310,7 +319,7 @@ def _make_room(kept: dict[Any, Any], most: int) -> None:
         del kept[next(iter(kept))]
 
 
-def _template(frames: CachedInstance, head: Head, client: str, render: Render) -> Template:
+def _template(frames: CachedInstance, head: Head, caller: Caller, render: Render) -> Template:
     """Renders the answer for a frame without bytes, with placeholders in the places that differ."""
     answer = frames.answer(_NUMBER, f'"{_TAG}"', _BOUNDARY.encode())
     # A single part has no literals: its payload is the frame.
@@ -326,4 +335,4 @@ def _template(frames: CachedInstance, head: Head, client: str, render: Render) -
     middle, _, after = rest.partition(_ID.encode())
     numbered = b"".join(pieces).count(_NUMBER.encode())
     length = (answer.length or 0) - numbered * len(_NUMBER)
-    return Template(frames, client, (before, middle, after, tail), length, numbered)
+    return Template(frames, caller, (before, middle, after, tail), length, numbered)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from streamsrv.web.access.access import Access
 from streamsrv.web.head import Head
 from streamsrv.web.hosts import Caller
 from streamsrv.wire.conditional import is_conditional
@@ -39,7 +40,7 @@ def is_unique(head: Head) -> bool:
 
 
 class KnownHead(NamedTuple):
-    """A parsed head, and the decision of the app on it."""
+    """A parsed head, and the decision of the app on it, while `Access.holds`."""
 
     head: Head
     caller: Caller
@@ -48,19 +49,23 @@ class KnownHead(NamedTuple):
 class KnownHeaders:
     """The cache of one worker, with room for `most` header blocks of up to LONGEST bytes."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, access: Access) -> None:
         self._most = most
+        self._access = access
         self._known: dict[tuple[str, bytes], KnownHead] = {}
 
     def __len__(self) -> int:
         return len(self._known)
 
     def find(self, request: bytes, peer: str) -> KnownHead | None:
-        """None if the header block is not known from this peer."""
+        """None if the header block is not known from this peer, or its principal may have changed."""
         end = request.find(_VERSION, 0, LONGEST)
         known = self._known.get((peer, request[end:])) if end > 0 else None
         found = _TARGET.fullmatch(request, 0, end) if known else None
         if known is None or found is None:
+            return None
+        if not self._access.holds(known.caller):
+            del self._known[peer, request[end:]]
             return None
         return KnownHead(known.head.with_target(found[1].decode("ascii")), known.caller)
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from streamsrv import __version__
 from streamsrv.dicom.tags import attribute_names
 from streamsrv.errors import NotFound
+from streamsrv.web.access.principal import ALL_RIGHTS, Right, named_rights
 from streamsrv.web.pages.static import NEVER, StaticFile, file_answer, in_memory
-from streamsrv.web.rights import Rights
 from streamsrv.wire.accept import parse_accept
 from streamsrv.wire.answers import Computed, Request
 from streamsrv.wire.resources import Target, no_version
@@ -36,30 +36,28 @@ POLICY = (
     "connect-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-_HEADERS = (("Referrer-Policy", "same-origin"),)
 _FILES = Path(__file__).with_name("files")
 
 
 class Page:
     """`has_viewer` says whether a viewer is installed; it is asked for each request."""
 
-    def __init__(self, rights: Rights, has_viewer: Callable[[], bool]) -> None:
-        self._rights = rights
+    def __init__(self, has_viewer: Callable[[], bool]) -> None:
         self._has_viewer = has_viewer
 
-    def answer(self, request: Request, target: Target) -> Computed:
-        """Raises NotFound, PreconditionFailed and RangeNotSatisfiable."""
+    def answer(self, request: Request, target: Target, rights: Right) -> Computed:
+        """`rights` are those of the client. Raises NotFound, PreconditionFailed and RangeNotSatisfiable."""
         if target.file == FACTS:
-            return file_answer(request, self._facts(), POLICY, _HEADERS)
+            return file_answer(request, self._facts(rights), POLICY)
         if target.file == DICTIONARY:
-            return file_answer(request, self._dictionary, POLICY, _HEADERS)
+            return file_answer(request, self._dictionary, POLICY)
         if not target.file:
             if not _accepts_html(request.headers.get("accept")):
                 raise no_version()
-            return file_answer(request, self._files[INDEX], POLICY, (*_HEADERS, ("Vary", "Accept")))
+            return file_answer(request, self._files[INDEX], POLICY, (("Vary", "Accept"),))
         if target.file not in self._files:
             raise NotFound("the page has no such file")
-        return file_answer(request, self._files[target.file], POLICY, _HEADERS)
+        return file_answer(request, self._files[target.file], POLICY)
 
     @cached_property
     def _files(self) -> Mapping[str, StaticFile]:
@@ -70,10 +68,10 @@ class Page:
         text = json.dumps(dict(attribute_names()), ensure_ascii=False, separators=(",", ":"))
         return in_memory(DICTIONARY, text.encode())
 
-    def _facts(self) -> StaticFile:
+    def _facts(self, rights: Right) -> StaticFile:
         facts = {
             "version": __version__,
-            "allowed": self._rights._asdict(),
+            "allowed": {name: name in named_rights(rights) for name in named_rights(ALL_RIGHTS)},
             "viewers": [VIEWER] if self._has_viewer() else [],
         }
         return in_memory(FACTS, json.dumps(facts).encode(), NEVER)

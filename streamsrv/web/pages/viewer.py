@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from streamsrv.errors import NotFound, ServerError
 from streamsrv.settings import Settings
+from streamsrv.web.access.principal import Right
 from streamsrv.web.pages.static import (
     ASK,
     FOREVER,
@@ -33,7 +34,6 @@ from streamsrv.web.pages.static import (
     in_memory,
     media_type_of,
 )
-from streamsrv.web.rights import Rights
 from streamsrv.wire.answers import Answer, Computed, Deferred, Request
 from streamsrv.wire.codings import IDENTITY
 from streamsrv.wire.resources import Target
@@ -50,7 +50,6 @@ POLICY = (
     "frame-src 'self' blob:; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'self'"
 )
-HEADERS = (("Referrer-Policy", "same-origin"),)
 _INLINE = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 _MISSING = (
     "no viewer is installed: run `streamsrv viewer install --data DIR` with the folder of this store, and "
@@ -67,32 +66,32 @@ class Installed(NamedTuple):
 
 
 class Viewer:
-    def __init__(self, settings: Settings, rights: Rights) -> None:
-        self._rights = rights
+    def __init__(self, settings: Settings) -> None:
         self._progressive = settings.viewer_progressive
         self._folder = Path(settings.data) / FOLDER
         self._installed: Installed | None = None
 
-    def answer(self, request: Request, target: Target) -> Computed:
-        """The answer to GET of a path at or below PLACE. Raises NotFound."""
+    def answer(self, request: Request, target: Target, rights: Right) -> Computed:
+        """The answer to GET of a path at or below PLACE. `rights` are those of the client. Raises
+        NotFound."""
         if request.path + "/" == PLACE:
             return Answer(308, [("Location", _prefix(request) + PLACE), ("Cache-Control", ASK)])
-        return Deferred(lambda: self._answer(request, target.file))
+        return Deferred(lambda: self._answer(request, target.file, rights))
 
-    def _answer(self, request: Request, name: str) -> Computed:
+    def _answer(self, request: Request, name: str, rights: Right) -> Computed:
         """Reads files, so a thread calls it."""
         installed = self._current()
         if name == CONFIG:
-            text = config_text(_prefix(request), self._rights, progressive=self._progressive)
+            text = config_text(_prefix(request), rights, progressive=self._progressive)
             file = in_memory(CONFIG, text.encode(), NEVER)
         elif name == PAGE or (name not in installed.files and "." not in name.rpartition("/")[2]):
             page = _moved(installed.page, _prefix(request))
-            return file_answer(request, in_memory(PAGE, page), policy_of(page), HEADERS)
+            return file_answer(request, in_memory(PAGE, page), policy_of(page))
         elif name in installed.files:
             file = installed.files[name]
         else:
             raise NotFound("the viewer has no such file")
-        return file_answer(request, file, policy_of(b""), HEADERS)
+        return file_answer(request, file, policy_of(b""))
 
     def installed(self) -> bool:
         return (self._folder / TABLE).exists()
@@ -166,7 +165,7 @@ PROGRESSIVE = {
 }
 
 
-def config_text(prefix: str, rights: Rights, *, progressive: bool) -> str:
+def config_text(prefix: str, rights: Right, *, progressive: bool) -> str:
     """A script that sets `window.config`. `prefix` begins all paths of this server."""
     root = f"{prefix}/v2"
     source: dict[str, Any] = {
@@ -182,7 +181,7 @@ def config_text(prefix: str, rights: Rights, *, progressive: bool) -> str:
         "thumbnailRendering": "thumbnail",
         "thumbnailRequestStrategy": "fetch",
         "enableStudyLazyLoad": True,
-        "dicomUploadEnabled": rights.store,
+        "dicomUploadEnabled": Right.STORE in rights,
         "singlepart": "bulkdata,video,pdf",
         "bulkDataURI": {"enabled": True},
         "omitQuotationForMultipartRequest": True,

@@ -1,0 +1,177 @@
+"""The verb `key`: makes, lists and revokes the keys of a store, beside a running server.
+
+The key itself is printed once and kept nowhere: DATA/access/ has its digest only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from streamsrv.config import SettingsError, add_config_argument, settings_of
+from streamsrv.errors import StreamsrvError
+from streamsrv.query.rules import rule_of
+from streamsrv.tools.ownership import hand_over
+from streamsrv.web.access.grants import FOLDER, Grant, GrantDamaged, Grants, digest_of, is_name
+from streamsrv.web.access.keys import KEY, new_key
+from streamsrv.web.access.principal import ALL_RIGHTS, Right, named_rights, rights_from
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_PERIOD = re.compile(r"([0-9]{1,6})([smhdw])")
+IDENTITY = "store.toml"
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    add_config_argument(parser)
+    parser.add_argument("--data", metavar="DIR", help="the folder of the store; default: the setting `data`")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    added = verbs.add_parser("add", help="make a key and print it, and nothing else, on standard output")
+    added.add_argument("name", metavar="NAME", help="its name, and the user of Basic authentication")
+    added.add_argument(
+        "--rights",
+        type=_rights,
+        required=True,
+        metavar="RIGHTS",
+        help=f"a list with commas of {', '.join(named_rights(ALL_RIGHTS))}",
+    )
+    added.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="such as InstitutionName=A*: only studies that meet all conditions are visible",
+    )
+    added.add_argument(
+        "--study", action="append", default=[], metavar="UID", help="only these studies are visible"
+    )
+    added.add_argument(
+        "--expires",
+        type=_end,
+        default=math.inf,
+        metavar="TIME",
+        help="a period such as 12h, 7d or 2w, or a date such as 2030-12-31T18:00 [default: never]",
+    )
+    listed = verbs.add_parser("list", help="print all keys without their secrets")
+    listed.add_argument("--json", action="store_true", help="one JSON document instead of text")
+    revoked = verbs.add_parser("revoke", help="end a key: the server refuses it within a second")
+    revoked.add_argument("name", metavar="NAME")
+    for each in (added, listed, revoked):
+        _add_place(each)
+
+
+def _rights(text: str) -> Right:
+    try:
+        return rights_from(text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _end(text: str) -> float:
+    """Seconds of `time.time()`."""
+    period = _PERIOD.fullmatch(text)
+    try:
+        end = time.time() + int(period[1]) * _UNITS[period[2]] if period else _date(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a period such as 7d nor a date such as 2030-12-31"
+        ) from None
+    if end <= time.time():
+        raise argparse.ArgumentTypeError(f"{text!r} is in the past")
+    return end
+
+
+def _date(text: str) -> float:
+    """A date without a zone is local time."""
+    return datetime.fromisoformat(text).timestamp()
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = Path(settings_of(args).data)
+    actions: dict[str, Callable[[argparse.Namespace, Path], int]] = {
+        "add": run_add,
+        "list": run_list,
+        "revoke": run_revoke,
+    }
+    return actions[args.action](args, folder)
+
+
+def run_add(args: argparse.Namespace, data: Path) -> int:
+    """Raises StreamsrvError if the folder is neither a store nor empty, or the name is taken."""
+    if not is_name(args.name):
+        raise SettingsError(
+            f"{args.name!r} is no name for a key: a name has 1 to 64 printable characters, without a colon "
+            "and without a blank at an end"
+        )
+    if not is_store(data):
+        raise StreamsrvError(f"{data} is neither the folder of a store nor an empty folder")
+    rule = rule_of(args.where, args.study) if args.where or args.study else None
+    grants, key = Grants(data), new_key()
+    with grants.changing():
+        if grants.named(KEY, args.name) is not None:
+            raise StreamsrvError(f"there is a key {args.name!r} already: revoke it, or take another name")
+        grants.write(Grant(KEY, args.name, digest_of(key), args.rights, rule, time.time(), args.expires))
+        hand_over(data, grants.folder)
+    print(key)
+    return 0
+
+
+def is_store(data: Path) -> bool:
+    """Whether the folder is that of a store, or can become one when a server starts."""
+    return data.is_dir() and (
+        (data / IDENTITY).exists() or {each.name for each in data.iterdir()} <= {FOLDER}
+    )
+
+
+def run_list(args: argparse.Namespace, data: Path) -> int:
+    """Exit code 1 if a file is damaged."""
+    found = list(Grants(data).all(KEY))
+    keys = [_described(each) for each in found if isinstance(each, Grant)]
+    if args.json:
+        print(json.dumps(keys))
+    else:
+        for key in keys:
+            print("  ".join(f"{name} {value}" for name, value in key.items() if value is not None))
+    damaged = [each.detail for each in found if isinstance(each, GrantDamaged)]
+    for sentence in damaged:
+        print(f"streamsrv: {sentence}", file=sys.stderr)
+    return 1 if damaged else 0
+
+
+def _described(grant: Grant) -> dict[str, Any]:
+    return {
+        "name": grant.name,
+        "rights": ",".join(named_rights(grant.rights)),
+        "rule": None if grant.rule is None else grant.rule.document,
+        "created": _time(grant.created),
+        "expires": _time(grant.until),
+    }
+
+
+def _time(seconds: float) -> str:
+    return "never" if math.isinf(seconds) else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def run_revoke(args: argparse.Namespace, data: Path) -> int:
+    grants = Grants(data)
+    if grants.named(KEY, args.name) is None:
+        raise StreamsrvError(f"there is no key {args.name!r} in {grants.folder}")
+    with grants.changing():
+        grant = grants.named(KEY, args.name)
+        if grant is not None:
+            os.unlink(grants.folder / grant.file)
+    return 0
+
+
+VERBS = {"key": (add_arguments, run)}

@@ -1,0 +1,117 @@
+"""Authenticates requests: one object of a worker, asked once a request.
+
+Strategy: each way in is one object (keys, tokens, sessions, certificates). The first one that knows the
+credentials decides. A caller that was authenticated is kept with its header block and its cached frames. It
+holds while the epoch is the same and its end is in the future.
+
+Rules of this file
+- The reason of a refusal goes to the log only: a client learns that its credentials are not valid.
+- Without a principal a request gets 401, whether its target exists or not. Only resources without data of
+  patients answer (principal.OPEN).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from streamsrv.errors import RequestError, Unauthorized
+from streamsrv.settings import Settings
+from streamsrv.web.access.authorization import Authorization, authorization_of
+from streamsrv.web.access.grants import Grants, KnownGrants
+from streamsrv.web.access.keys import AccessKeys
+from streamsrv.web.access.policy import needs_principal
+from streamsrv.web.access.principal import ALL_RIGHTS, CHANGING, NO_RIGHTS, OPEN, Principal
+from streamsrv.web.head import Head
+from streamsrv.web.hosts import Caller
+from streamsrv.wire.resources import target_of
+
+NO_CREDENTIALS = "this server needs credentials: a key or a token in the header Authorization"
+REALM = 'realm="streamsrv"'
+# Seconds between two looks at changes of grants.
+REFRESH = 0.4
+
+
+class WayIn(Protocol):
+    """One way to authenticate."""
+
+    def principal(self, head: Head, authorization: Authorization) -> Principal | None:
+        """None if the request has no credentials of this way. Raises Unauthorized if they are not valid."""
+
+    def refresh(self) -> bool:
+        """Called every REFRESH seconds. Whether a principal that it has returned may not hold any more."""
+
+
+class Access:
+    """`epoch` grows when a principal may have changed. `needed` is whether a request needs a principal."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        self.epoch = 0
+        self.needed = needs_principal(settings)
+        self._clock = clock
+        self._withheld = CHANGING if settings.read_only else NO_RIGHTS
+        self._everyone = Principal("anonymous", ALL_RIGHTS & ~self._withheld)
+        self._ways: Sequence[WayIn] = (AccessKeys(KnownGrants(Grants(Path(settings.data)), clock)),)
+
+    def admit(self, head: Head, caller: Caller) -> Caller:
+        """The caller with its principal. Raises Unauthorized, and BadRequest for two Authorization
+        headers."""
+        if not self.needed:
+            return caller._replace(principal=self._everyone, epoch=self.epoch)
+        try:
+            principal = self._principal(head)
+        except Unauthorized:
+            if not is_open(head.path):
+                raise
+            return caller
+        return caller._replace(party=principal.name, principal=principal, epoch=self.epoch)
+
+    def _principal(self, head: Head) -> Principal:
+        authorization = authorization_of(head)
+        try:
+            principal = self._authenticated(head, authorization)
+        except Unauthorized as error:
+            error.challenges = challenges(head, invalid=bool(authorization.scheme))
+            raise
+        if principal.rights & self._withheld:
+            principal = principal._replace(rights=principal.rights & ~self._withheld)
+        return principal
+
+    def _authenticated(self, head: Head, authorization: Authorization) -> Principal:
+        for way in self._ways:
+            principal = way.principal(head, authorization)
+            if principal is not None:
+                if principal.until <= self._clock():
+                    raise Unauthorized(f"the credentials of {principal.name} have ended")
+                return principal
+        if authorization.scheme:
+            raise Unauthorized("no way in takes these credentials")
+        raise Unauthorized("no credentials", NO_CREDENTIALS)
+
+    def holds(self, caller: Caller) -> bool:
+        """Whether the principal of a caller that was admitted before is still the same."""
+        return caller.epoch == self.epoch and self._clock() < caller.principal.until
+
+    def refresh(self) -> None:
+        """Notices changes of grants. Call it every REFRESH seconds."""
+        if sum(way.refresh() for way in self._ways):
+            self.epoch += 1
+
+
+def is_open(path: str) -> bool:
+    """Whether a path answers without credentials. `path` is percent-encoded and may be malformed."""
+    try:
+        return target_of(path).kind in OPEN
+    except RequestError:
+        return False
+
+
+def challenges(head: Head, *, invalid: bool) -> tuple[str, ...]:
+    """Values of WWW-Authenticate (RFC 6750 3, RFC 7617 2). `invalid` if the request had credentials. A script
+    of a browser gets no Basic, because the browser would ask its user before the script has the answer."""
+    bearer = f'Bearer {REALM}, error="invalid_token"' if invalid else f"Bearer {REALM}"
+    if head.headers.get("sec-fetch-mode", "navigate") != "navigate":
+        return (bearer,)
+    return bearer, f'Basic {REALM}, charset="UTF-8"'

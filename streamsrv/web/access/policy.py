@@ -1,0 +1,67 @@
+"""The settings about access: whether requests need a principal, and whether the server may start so."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from streamsrv.config import SettingsError
+from streamsrv.errors import StoreError
+from streamsrv.settings import Settings
+from streamsrv.web.access.grants import Grants, make_private
+from streamsrv.web.hosts import is_loopback
+
+log = logging.getLogger("streamsrv.access")
+
+
+def needs_principal(settings: Settings) -> bool:
+    """Whether requests without a principal are refused."""
+    if settings.auth == "auto":
+        return not is_loopback(settings.host) and not settings.allow_remote_without_authentication
+    return settings.auth == "required"
+
+
+def has_way_in(settings: Settings) -> bool:
+    """Whether any principal can authenticate."""
+    return bool(Grants(Path(settings.data)).paths())
+
+
+def check_start(settings: Settings) -> None:
+    """Raises SettingsError if this server would be open to other machines, or closed to all. Raises
+    StoreError if others can write grants."""
+    remote = not is_loopback(settings.host)
+    if remote and not needs_principal(settings) and not settings.allow_remote_without_authentication:
+        raise SettingsError(
+            f"other machines can reach {settings.host}, and auth is none: they could read and delete every "
+            "study. To allow that, set --allow-remote-without-authentication"
+        )
+    protect_grants(Grants(Path(settings.data)))
+    if remote and needs_principal(settings) and not has_way_in(settings):
+        raise SettingsError(
+            f"other machines can reach {settings.host}, and nothing lets a client in: make a key with "
+            f"`streamsrv key add NAME --data {settings.data} --rights search,read`. To serve without "
+            "authentication, set --allow-remote-without-authentication"
+        )
+
+
+def protect_grants(grants: Grants) -> None:
+    """Takes the permissions of others from the folder. Raises StoreError if they can write to it all the
+    same."""
+    try:
+        if make_private(grants.folder):
+            log.warning("other users could write to %s until now: check `streamsrv key list`", grants.folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise StoreError(f"other users can use {grants.folder}: {error.strerror}") from None
+
+
+def remarks(settings: Settings) -> Iterator[str]:
+    """Yields sentences for the log at start."""
+    grants = Grants(Path(settings.data))
+    if not needs_principal(settings) and grants.paths():
+        yield "there are keys, and auth is none: every client has all rights. Set auth to required"
+    for found in grants.all():
+        if isinstance(found, Exception):
+            yield found.detail
