@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
@@ -35,7 +35,7 @@ from streamsrv.metrics import RequestKind
 from streamsrv.retrieve.cached_frames import CachedInstance
 from streamsrv.settings import Settings
 from streamsrv.web import describe, health
-from streamsrv.web.access.access import REFRESH, Access
+from streamsrv.web.access.access import REFRESH, Access, WayIn
 from streamsrv.web.access.principal import CHANGING, Right, named_rights, needed_rights
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import CONDITIONS, KINDS, Actions, check_preconditions, compute
@@ -93,7 +93,7 @@ class Intake(NamedTuple):
 class App:
     """Must be made inside the running loop. `store_open` is cleared before the store is closed. Any thread
     calls `on_failure` when a request finds that this process cannot use the index any more. `port` is that of
-    the listening sockets."""
+    the listening sockets. `ways` authenticate requests, beside keys."""
 
     def __init__(
         self,
@@ -102,6 +102,7 @@ class App:
         access_log: AccessLog,
         on_failure: Callable[[IndexFailed], None] = lambda error: None,
         port: int = 0,
+        ways: Sequence[WayIn] = (),
     ) -> None:
         self.settings = settings
         self.access_log = access_log
@@ -118,7 +119,7 @@ class App:
         self._actions = actions
         self._hosts = Hosts(settings, port)
         self._cors = Cors(settings)
-        self.access = Access(settings)
+        self.access = Access(settings, ways)
         self._viewer = Viewer(settings)
         self._page = Page(self._viewer.installed) if settings.browser else None
         loop = asyncio.get_running_loop()

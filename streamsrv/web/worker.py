@@ -18,6 +18,7 @@ from streamsrv.errors import IndexFailed, StreamsrvError
 from streamsrv.metrics import Gauge, RequestCounts, Way
 from streamsrv.settings import Settings
 from streamsrv.web import health
+from streamsrv.web.access.access import WayIn
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import Actions
 from streamsrv.web.app import App
@@ -43,6 +44,7 @@ def run(
     lifeline: int | None = None,
     health_listeners: Sequence[socket.socket] = (),
     counts: RequestCounts | None = None,
+    ways: Sequence[WayIn] = (),
 ) -> bool:
     """Serves until it is stopped. Returns False if requests were cut off. Raises IndexFailed if this process
     cannot use the index any more. The loop calls `on_beat`, and publishes `counts`, every BEAT seconds."""
@@ -51,7 +53,7 @@ def run(
     with asyncio.Runner(loop_factory=BatchLoop) as runner:
         counted = counts or RequestCounts()
         return runner.run(
-            _serve(settings, listeners, actions, on_ready, on_beat, lifeline, health_listeners, counted)
+            _serve(settings, listeners, actions, on_ready, on_beat, lifeline, health_listeners, counted, ways)
         )
 
 
@@ -92,6 +94,7 @@ async def _serve(
     lifeline: int | None,
     health_listeners: Sequence[socket.socket],
     counts: RequestCounts,
+    ways: Sequence[WayIn],
 ) -> bool:
     loop, stop = asyncio.get_running_loop(), _Stop()
     loop.add_signal_handler(signal.SIGTERM, stop.event.set)
@@ -99,10 +102,8 @@ async def _serve(
     loop.add_signal_handler(signal.SIGINT, _nothing)
     if lifeline is not None:
         loop.add_reader(lifeline, stop.event.set)
-    enabled = logging.getLogger("streamsrv").isEnabledFor(logging.INFO)
-    as_json = settings.log_format == "json"
-    access_log = AccessLog(sys.stderr, json=as_json, counts=counts, enabled=enabled)
-    app = App(settings, actions, access_log, stop.fail, port=listeners[0].getsockname()[1])
+    access_log = _access_log(settings, counts)
+    app = App(settings, actions, access_log, stop.fail, port=listeners[0].getsockname()[1], ways=ways)
     server = Server(app, settings)
     acceptor = Acceptor(
         listeners,
@@ -143,6 +144,11 @@ async def _serve(
     if stop.failure:
         raise stop.failure
     return finished
+
+
+def _access_log(settings: Settings, counts: RequestCounts) -> AccessLog:
+    enabled = logging.getLogger("streamsrv").isEnabledFor(logging.INFO)
+    return AccessLog(sys.stderr, json=settings.log_format == "json", counts=counts, enabled=enabled)
 
 
 def _nothing() -> None:

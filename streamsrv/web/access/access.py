@@ -45,15 +45,18 @@ class WayIn(Protocol):
 
 
 class Access:
-    """`epoch` grows when a principal may have changed. `needed` is whether a request needs a principal."""
+    """`epoch` grows when a principal may have changed. `needed` is whether a request needs a principal.
+    `ways` are asked after the keys, in their order."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, settings: Settings, ways: Sequence[WayIn] = (), clock: Callable[[], float] = time.time
+    ) -> None:
         self.epoch = 0
         self.needed = needs_principal(settings)
         self._clock = clock
         self._withheld = CHANGING if settings.read_only else NO_RIGHTS
         self._everyone = Principal("anonymous", ALL_RIGHTS & ~self._withheld)
-        self._ways: Sequence[WayIn] = (AccessKeys(KnownGrants(Grants(Path(settings.data)), clock)),)
+        self._ways = (AccessKeys(KnownGrants(Grants(Path(settings.data)), clock)), *ways)
 
     def admit(self, head: Head, caller: Caller) -> Caller:
         """The caller with its principal. Raises Unauthorized, and BadRequest for two Authorization

@@ -24,7 +24,7 @@ def needs_principal(settings: Settings) -> bool:
 
 def has_way_in(settings: Settings) -> bool:
     """Whether any principal can authenticate."""
-    return bool(Grants(Path(settings.data)).paths())
+    return bool(settings.oidc_issuer or Grants(Path(settings.data)).paths())
 
 
 def check_start(settings: Settings) -> None:
