@@ -30,7 +30,7 @@ from pathlib import Path
 
 from framecodecs.pool.processes import PoolEndpoints
 from streamsrv import config
-from streamsrv.errors import StreamsrvError
+from streamsrv.errors import Forbidden, StreamsrvError
 from streamsrv.ingest import Ingest, IngestLimits, store_batch
 from streamsrv.ingest import response as store_response
 from streamsrv.ingest.derivation import ReaderPool
@@ -104,6 +104,8 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
         )
 
     def restricted(rule: Rule | None, may_replace: bool) -> Actions:
+        if rule is not None:
+            raise Forbidden("this server cannot apply the rule of this principal")
         return every if may_replace or on_duplicate is not OnDuplicate.REPLACE else without_replacing
 
     retrieve = Retrieve(store, pool)

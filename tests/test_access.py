@@ -1,55 +1,13 @@
 """Access over HTTP: keys that the command line makes beside a running server."""
 
-import base64
-import http.client
 import os
-import subprocess
 import time
 
 import pytest
-from live_server import environment, executable, start_server
+from access_world import Site, basic, command
+from live_server import start_server
 
 WITHIN = 1.0  # seconds in which every worker notices a change
-
-
-def run(*words, code=0):
-    done = subprocess.run([*executable(), *words], env=environment(), capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    return done
-
-
-class Site:
-    """A server that needs credentials."""
-
-    def __init__(self, server):
-        self.server = server
-        self.port = int(server.origin.rsplit(":", 1)[1])
-        self.opened = []
-
-    def connect(self):
-        self.opened.append(http.client.HTTPConnection("127.0.0.1", self.port, timeout=10))
-        return self.opened[-1]
-
-    def close(self):
-        while self.opened:
-            self.opened.pop().close()
-
-    def key(self, name, rights, *words):
-        return run("key", "add", name, "--data", str(self.server.data), "--rights", rights, *words).stdout[
-            :-1
-        ]
-
-    def revoke(self, name):
-        run("key", "revoke", name, "--data", str(self.server.data))
-
-    def ask(self, method="GET", path="/v2/studies", connection=None, **headers):
-        connection = connection or self.connect()
-        connection.request(
-            method, path, headers={name.replace("_", "-"): each for name, each in headers.items()}
-        )
-        answer = connection.getresponse()
-        answer.body = answer.read()
-        return answer
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +28,6 @@ def closed(site):
 @pytest.fixture(scope="module")
 def reader(site):
     return site.key("reader", "search,read")
-
-
-def basic(user, key):
-    return "Basic " + base64.b64encode(f"{user}:{key}".encode()).decode()
 
 
 def test_a_key_works_as_bearer_and_as_basic(site, reader):
@@ -139,5 +93,5 @@ def test_files_are_for_their_owner_only(site, reader):
 
 
 def test_a_server_for_other_machines_needs_a_way_in(tmp_path):
-    done = run("serve", "--host", "0.0.0.0", "--data", str(tmp_path), code=2)
+    done = command("serve", "--host", "0.0.0.0", "--data", str(tmp_path), code=2)
     assert "streamsrv key add" in done.stderr

@@ -1,0 +1,62 @@
+"""A server that needs credentials, its keys, and requests with them."""
+
+import base64
+import http.client
+import subprocess
+
+from live_server import environment, executable
+
+
+def command(*words, code=0):
+    """Runs `streamsrv` with these words, which has to end with this exit code."""
+    words = [*executable(), *map(str, words)]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def basic(user, key):
+    return "Basic " + base64.b64encode(f"{user}:{key}".encode()).decode()
+
+
+def bearer(key):
+    return {"Authorization": f"Bearer {key}"}
+
+
+class Site:
+    """`server` is a RunningServer."""
+
+    def __init__(self, server):
+        self.server = server
+        self.port = int(server.origin.rsplit(":", 1)[1])
+        self.opened = []
+
+    def key(self, name, rights, *words):
+        return command("key", "add", name, "--data", self.server.data, "--rights", rights, *words).stdout[:-1]
+
+    def revoke(self, name):
+        command("key", "revoke", name, "--data", self.server.data)
+
+    def connect(self):
+        self.opened.append(http.client.HTTPConnection("127.0.0.1", self.port, timeout=10))
+        return self.opened[-1]
+
+    def close(self):
+        while self.opened:
+            self.opened.pop().close()
+
+    def ask(self, method="GET", path="/v2/studies", connection=None, body=None, **headers):
+        """The answer with its `body`. An underscore in the name of a header is a hyphen."""
+        connection = connection or self.connect()
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body, named)
+        answer = connection.getresponse()
+        answer.body = answer.read()
+        return answer
+
+    def store(self, key, *contents):
+        parts = b"".join(b"--x\r\nContent-Type: application/dicom\r\n\r\n%b\r\n" % each for each in contents)
+        kind = 'multipart/related; type="application/dicom"; boundary=x'
+        answer = self.ask("POST", body=parts + b"--x--\r\n", Content_Type=kind, **bearer(key))
+        assert answer.status == 200, answer.body
+        return answer
