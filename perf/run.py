@@ -45,9 +45,10 @@ class Size:
     asked: int = 500  # frames at one place of a loop
     uploaded: int = 100  # instances of a study that is uploaded while others are served
     archives: tuple[int, ...] = (10_000, 100_000, 1_000_000)  # instances
+    listed: int = 100_000  # studies of the study list
 
 
-TENTHS = "tiles cold_bytes large loop memory_large memory_instances memory_each"
+TENTHS = "listed tiles cold_bytes large loop memory_large memory_instances memory_each"
 QUICK = replace(
     Size(instances=100, rounds=3, seconds=1.0, largest=0, rest=0.5, archives=(1_000, 10_000)),
     **{name: getattr(Size(), name) // 10 for name in TENTHS.split()},

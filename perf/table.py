@@ -18,13 +18,14 @@ from typing import NamedTuple
 
 from perf.answers import fairness, frames, latency, metadata, places, searches
 from perf.archive import scale, search
+from perf.listing import listing
 from perf.pixels import pixels
 from perf.results import OURS, PEERS, WHOLE, Row, number
 from perf.run import Run
 from perf.studies import large, memory, single, study
 
 RUNS = (study, large, single, frames, places, metadata, latency, fairness, pixels, searches)
-RUNS_OF = {run.__name__: run for run in (*RUNS, memory, search, scale)}
+RUNS_OF = {run.__name__: run for run in (*RUNS, memory, search, listing, scale)}
 INSIDE, LONG = "*inside* ", "*long* "
 
 

@@ -13,6 +13,8 @@ Rules
 - After a change of the table the index must be rebuilt: it holds TABLE_DIGEST, and another one is refused.
 - The number of an attribute in a list is its tag, or a digest of its path.
 - A normal form is cut, so a list may hold false matches and the stored row decides.
+- A person name with several component groups is in its list once more as a whole: the words of a search may
+  be in different groups.
 - Every study has an entry in the list of study dates, an empty one if it has no valid date. Searches find
   studies in the reverse order of that list.
 """
@@ -24,10 +26,13 @@ import functools
 import hashlib
 import zlib
 from dataclasses import dataclass
-from typing import NamedTuple
+from operator import itemgetter
+from typing import NamedTuple, TypeVar
 
 from streamsrv.dicom.instance import JsonDataset, JsonElement
-from streamsrv.query.values import cut, normal_forms
+from streamsrv.query.values import cut, normal_forms, sort_value, whole_name
+
+T = TypeVar("T")
 
 Path = tuple[str, ...]  # tags from the outermost sequence inwards
 
@@ -44,10 +49,10 @@ class Level(enum.IntEnum):
 
 
 class Position(NamedTuple):
-    """A position in the native order of the index: a study date, and UIDs down to the level of the search. A
-    search may begin after it."""
+    """A position in the order of a search: the sort value of a study, and UIDs down to the level of the
+    search. A search may begin after it."""
 
-    date: str
+    value: str | None
     study: str
     series: str | None = None
     instance: str | None = None
@@ -180,7 +185,9 @@ QUERY_ATTRIBUTES: tuple[QueryAttribute, ...] = (
 # The top-level tags of NewInstance.attributes, which the Part 10 reader returns.
 KEEP: frozenset[str] = frozenset(row.path[0] for row in QUERY_ATTRIBUTES if not row.computed)
 
-TABLE_DIGEST = hashlib.blake2b(repr(QUERY_ATTRIBUTES).encode(), digest_size=8).hexdigest()
+# The version of the forms in the lists, which is part of the digest.
+_FORMS = 2
+TABLE_DIGEST = hashlib.blake2b(repr((_FORMS, QUERY_ATTRIBUTES)).encode(), digest_size=8).hexdigest()
 
 # The first row wins: the row of the highest level.
 BY_TAG: dict[str, QueryAttribute] = {row.tag: row for row in reversed(QUERY_ATTRIBUTES)}
@@ -195,6 +202,43 @@ def term_prefix(row: QueryAttribute) -> bytes:
     number = int(row.tag, 16) if len(row.tag) == 8 else zlib.crc32(row.tag.encode()) | 0x8000_0000
     return bytes((row.level,)) + number.to_bytes(4, "big")
 
+
+@dataclass(frozen=True, slots=True)
+class StudyOrder:
+    """The order of the list of an indexed study attribute, by the sort values. Studies without one come last;
+    equal studies come in the order of their UIDs."""
+
+    attribute: QueryAttribute
+    descending: bool = False
+
+    @property
+    def tag(self) -> str:
+        return self.attribute.tag
+
+    @property
+    def start(self) -> bytes:
+        """The begin of all keys of the list."""
+        return term_prefix(self.attribute)
+
+    def value(self, attributes: JsonDataset) -> str | None:
+        return sort_value(self.attribute.vr, attributes.get(self.attribute.tag, _ABSENT))
+
+    def is_ahead(self, value: str | None, study: str, of: Position) -> bool:
+        """Whether a study comes after a position."""
+        if value == of.value:
+            return study > of.study
+        if value is None or of.value is None:
+            return value is None
+        return (value < of.value) is self.descending
+
+    def sorted(self, found: list[tuple[str | None, str, T]]) -> list[tuple[str | None, str, T]]:
+        """`found` holds sort values, studies in ascending order, and anything."""
+        valued = [each for each in found if each[0] is not None]
+        valued.sort(key=itemgetter(0), reverse=self.descending)  # stable: by UID where values are equal
+        return valued + [each for each in found if each[0] is None]
+
+
+NEWEST = StudyOrder(BY_TAG[ORDERING], descending=True)
 
 _INDEXED = {
     level: tuple((row, term_prefix(row)) for row in attributes_at(level) if row.indexed) for level in Level
@@ -224,6 +268,8 @@ def forms_of(row: QueryAttribute, attributes: JsonDataset) -> set[str]:
     if row.tag == ORDERING:
         values = values[:1]
     found = {form for value in values[:_MOST_TERMS] for form in normal_forms(row.vr, value)}
+    if row.vr == "PN":
+        found |= {name for value in values[:_MOST_TERMS] if "=" in (name := whole_name(value))}
     return found or ({""} if row.tag == ORDERING else found)
 
 

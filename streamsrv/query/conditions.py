@@ -23,7 +23,16 @@ from streamsrv.dicom.tags import (
     vr_of,
 )
 from streamsrv.errors import BadRequest
-from streamsrv.query.attributes import BY_TAG, Level, Path, Position, QueryAttribute, elements_at
+from streamsrv.query.attributes import (
+    BY_TAG,
+    NEWEST,
+    Level,
+    Path,
+    Position,
+    QueryAttribute,
+    StudyOrder,
+    elements_at,
+)
 from streamsrv.query.levels import is_below
 from streamsrv.query.matching import (
     MULTIPLE_VRS,
@@ -158,7 +167,8 @@ Condition: TypeAlias = ValueCondition | MomentCondition
 class Query:
     """`study` and `series` come from the path of the target, `uids` from parameters. `asked` holds the paths
     of the matching keys that answers return: not those of lower levels. `wanted` is the number of results
-    that will be taken: it helps to choose the shorter way. The search begins after `after`."""
+    that will be taken: it helps to choose the shorter way. Studies come in `order`. The search begins after
+    `after`."""
 
     level: Level
     study: str | None = None
@@ -167,10 +177,11 @@ class Query:
     conditions: tuple[Condition, ...] = ()
     asked: tuple[Path, ...] = ()
     wanted: int = 1 << 62
+    order: StudyOrder = NEWEST
     after: Position | None = None
 
-    def page(self, wanted: int, after: Position | None) -> Query:
-        return replace(self, wanted=wanted, after=after)
+    def page(self, wanted: int, order: StudyOrder, after: Position | None) -> Query:
+        return replace(self, wanted=wanted, order=order, after=after)
 
 
 def path_of(name: str) -> Path | None:

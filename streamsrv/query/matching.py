@@ -115,8 +115,8 @@ class Glob:
 @dataclass(frozen=True, slots=True)
 class Probe:
     """The forms from `low` up to and including all that begin with `high`, if `accepts` accepts them. Each
-    contains `needle`, unless it was cut: this test costs a tenth of `accepts`. If `caseless`, the form with
-    its ASCII letters in lower case contains it."""
+    contains `needle`: this test costs a tenth of `accepts`. If `caseless`, the form with its ASCII letters in
+    lower case contains it. Both tests are for whole forms: one that was cut may match."""
 
     low: bytes = b""
     high: bytes = b""
@@ -213,7 +213,7 @@ class Wildcard:
 
     def probes(self) -> list[Probe]:
         start = cut(self.glob.start)
-        return [Probe(start, start, _unless_cut(self.glob.matches), needle=_needle(self.glob.text))]
+        return [Probe(start, start, self.glob.matches, needle=_needle(self.glob.text))]
 
 
 def without_case(text: str) -> str:
@@ -240,11 +240,7 @@ class Caseless:
 
     def probes(self) -> list[Probe]:
         needle = _needle(self.glob.text)
-        return [
-            Probe(
-                accepts=_unless_cut(self._accepts), needle=needle if needle.isascii() else b"", caseless=True
-            )
-        ]
+        return [Probe(accepts=self._accepts, needle=needle if needle.isascii() else b"", caseless=True)]
 
 
 def _folded_case(text: str) -> str:
@@ -307,35 +303,35 @@ class Name:
         if whole.literal:
             return [_exactly(whole.text)]
         start = cut(whole.start.rstrip("^ "))
-        return [Probe(start, start, _unless_cut(self.listed.matches), needle=_needle(whole.text))]
+        return [Probe(start, start, self.listed.matches, needle=_needle(whole.text))]
 
 
 @dataclass(frozen=True, slots=True)
 class FuzzyName:
-    """`begins` finds the begin of each word in a name; None if a word has wildcards of its own."""
+    """`begins` finds the begins of all words in a name; None if a word has wildcards of its own."""
 
     words: tuple[Glob, ...]
-    begins: tuple[re.Pattern[str], ...] | None = field(init=False, compare=False, repr=False)
+    begins: re.Pattern[str] | None = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         plain = all(glob.start + "*" == glob.text for glob in self.words)
-        patterns = (re.compile(rf"(?:\A|[\s^=,]){re.escape(glob.start)}") for glob in self.words)
-        object.__setattr__(self, "begins", tuple(patterns) if plain else None)
+        patterns = [rf"(?=(?:.*[\s^=,])?{re.escape(glob.start)})" for glob in self.words]
+        object.__setattr__(self, "begins", re.compile("".join(patterns), re.DOTALL) if plain else None)
 
     def matches(self, elements: Iterable[JsonElement]) -> bool:
         return any(self._accepts(" ".join(map(fold, name_groups(value)))) for value in _values(elements))
 
     def _accepts(self, form: str) -> bool:
         if self.begins is not None:
-            return all(begin.search(form) for begin in self.begins)
+            return self.begins.match(form) is not None
         words = _WORD_ENDS.split(form)
         return all(any(glob.matches(word) for word in words) for glob in self.words)
 
     def probes(self) -> list[Probe]:
-        # Words may be in several groups, which are separate entries of the list: only the first one counts.
-        first = self.words[:1]
-        needle = _needle(first[0].text) if first else b""
-        return [Probe(b"", b"", _unless_cut(FuzzyName(first)._accepts), needle=needle)]
+        """The list has the whole name, if the words may be in several groups."""
+        return [
+            Probe(accepts=self._accepts, needle=max((_needle(glob.text) for glob in self.words), key=len))
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,17 +369,6 @@ def _needle(pattern: str) -> bytes:
     """Returns the longest text that every matching form contains: between wildcards and delimiters, because
     empty components may be missing."""
     return max(re.split(r"[*?^\s]+", pattern), key=len).encode("utf-8", "surrogatepass")
-
-
-def _unless_cut(accepts: Callable[[str], bool]) -> Callable[[str], bool]:
-    """Accepts every form that may have been cut: the stored row decides."""
-
-    def decides(form: str) -> bool:
-        # A character has at most four bytes, and one may have been cut in the middle.
-        long = len(form) * 4 >= NORMAL_BYTES - 3 and len(form.encode("utf-8", "replace")) >= NORMAL_BYTES - 3
-        return long or accepts(form)
-
-    return decides
 
 
 # -- from the text of a query parameter

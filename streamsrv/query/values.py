@@ -2,8 +2,9 @@
 
 Strategy: every value of a searchable attribute has one or more normal forms: short strings, which sort as the
 values do if the VR allows ranges. The inverted lists of the index hold them, cut to NORMAL_BYTES. So a list
-may hold false matches, and the stored row decides. A value that breaks the rules of its VR has no normal
-form: it is stored and returned, but not found.
+may hold false matches, and the stored row decides. The first form of the first value is the *sort value* of
+the attribute. A value that breaks the rules of its VR has no normal form: it is stored and returned, but not
+found.
 
     PN          each component group by itself: accents and case folded, blanks and empty ends trimmed
     DA          YYYYMMDD
@@ -57,6 +58,11 @@ def name_groups(value: Any) -> list[str]:
     if not isinstance(value, dict):
         return []
     return [value[name] for name in NAME_GROUPS if isinstance(value.get(name), str) and value[name]]
+
+
+def whole_name(value: Any) -> str:
+    """Returns the forms of all component groups, with `=` between them."""
+    return "=".join([trim_name(fold(group)) for group in name_groups(value)])
 
 
 @functools.lru_cache(maxsize=1024)
@@ -157,6 +163,14 @@ def normal_forms(vr: str, value: Any) -> list[str]:
     return [form] if form else []
 
 
+def sort_value(vr: str, element: JsonElement) -> str | None:
+    """The text by which results are ordered, as the lists hold it; None without a valid first value."""
+    forms = [form for value in element.get("Value", ())[:1] for form in normal_forms(vr, value)]
+    if not forms:
+        return None
+    return forms[0] if len(forms[0]) * 4 <= NORMAL_BYTES else cut(forms[0]).decode("utf-8", "replace")
+
+
 def _moment_form(vr: str, text: str) -> str | None:
     if vr == "DA":
         return date_form(text)
@@ -165,5 +179,10 @@ def _moment_form(vr: str, text: str) -> str | None:
 
 
 def cut(form: str) -> bytes:
-    """Returns a normal form as the inverted lists hold it."""
-    return form.encode("utf-8", "surrogatepass")[:NORMAL_BYTES]
+    """Returns a normal form as the inverted lists hold it: whole characters, NORMAL_BYTES at most."""
+    encoded, end = form.encode("utf-8", "surrogatepass"), NORMAL_BYTES
+    if len(encoded) <= end:
+        return encoded
+    while encoded[end] & 0xC0 == 0x80:  # within a character
+        end -= 1
+    return encoded[:end]

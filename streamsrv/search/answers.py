@@ -282,10 +282,10 @@ class _ResultPage:
 def _find(
     index: Index, query: Query, order: SortOrder, parameters: Parameters, budget: Budget
 ) -> _ResultPage:
-    if order.is_native:
+    if order.walked is not None:
         after = order.position(parameters.after) if parameters.after else None
         wanted = parameters.offset + parameters.limit + 1
-        return _walk(index, query.page(wanted, after), order, parameters, budget)
+        return _walk(index, query.page(wanted, order.walked, after), order, parameters, budget)
     return _sort(index, query, order, parameters, budget)
 
 

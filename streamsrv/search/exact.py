@@ -15,19 +15,20 @@ from typing import NamedTuple
 import orjson
 
 from streamsrv.dicom.instance import JsonDataset
-from streamsrv.query.attributes import BY_TAG, Level, QueryAttribute, elements_at
+from streamsrv.query.attributes import BY_TAG, NEWEST, Level, QueryAttribute, elements_at
 from streamsrv.query.budget import BRIEF_PORTION, BRIEF_ROWS
 from streamsrv.query.conditions import path_of
 from streamsrv.query.matching import OneOf, matcher_of
 from streamsrv.query.values import NORMAL_BYTES
 from streamsrv.search.attributes import returned_anyway
 from streamsrv.search.parameters import PARAMETERS, SearchLimits
-from streamsrv.store import Index, InstanceKey, LevelRow, fill, reader_of, study_date
+from streamsrv.store import Index, InstanceKey, LevelRow, fill, reader_of, value_reader
 from streamsrv.wire.answers import Request
 from streamsrv.wire.resources import ResourceLevel, Target
 
 # A value of these has one normal form and is never a list of values.
 _VRS = frozenset(("LO", "SH"))
+_date_of = value_reader(NEWEST)
 
 
 class _ExactKey(NamedTuple):
@@ -66,6 +67,9 @@ def exact_matches(index: Index, request: Request, target: Target, limits: Search
         elements = ((study, row, elements_at(key.read(row), key.row.path)) for study, row in found)
         found = [(study, row) for study, row, values in elements if matcher.matches(values)]
     if len(found) > 1:
-        found.sort(key=lambda each: study_date(each[1]), reverse=True)  # stable: by UID within a day
+        found = [
+            (study, row)
+            for _, study, row in NEWEST.sorted([(_date_of(row), study, row) for study, row in found])
+        ]
     base = orjson.dumps(request.base_url)[1:-1]
     return [fill(row.answer, base, InstanceKey(study, "", "")) for study, row in found]

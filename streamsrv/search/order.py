@@ -6,10 +6,11 @@ and go, a result whose values stay is on exactly one page. A result whose values
 the cursor, it is missed or comes again.
 
 Rules
-- The default is the native order of the index: newest StudyDate first, then by UID. A page then costs as much
-  as it holds. Any other order reads everything that matches, within the budget of the search.
-- Results without a value come last, ascending or descending. The first of several values counts, of a person
-  name the first group without case and accents, of a long text the first LONGEST characters.
+- The default is newest StudyDate first, then by UID. The index walks in this order, and in that of any other
+  study attribute with an inverted list: a page then costs as much as it holds. Several attributes, and those
+  without a list, need everything that matches, within the budget of the search.
+- Results without a value come last, ascending or descending. The first of several values counts. A person
+  name counts by its first group without case and accents, a long text by the part that a list holds.
 - A cursor is opaque. It holds values of its result only, and is checked like any other input.
 """
 
@@ -19,27 +20,25 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.errors import BadRequest
-from streamsrv.query.attributes import BY_TAG, Level, Position
+from streamsrv.query.attributes import BY_TAG, Level, Position, StudyOrder
 from streamsrv.query.conditions import UID_LEVELS, path_of
-from streamsrv.query.values import NUMBER_VRS, normal_forms
-from streamsrv.store import Hit, instance_attributes, level_attributes, study_date
+from streamsrv.query.values import NUMBER_VRS, sort_value
+from streamsrv.store import Hit, instance_attributes, reader_of
 
 MOST_TERMS = 8
-LONGEST = 100
-_NATIVE = "-00080020"
+_NEWEST = "-00080020"
 
 Value = str | float | None
 SortKey = tuple[tuple[Any, ...], ...]
 
 _UID = re.compile(r"[0-9.]{1,64}")
-_DATE = re.compile(r"(?:[0-9]{8})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +46,24 @@ class _Term:
     tag: str
     vr: str
     level: Level
-    descending: bool
+    descending: bool = False
+    _read: Callable[[Hit], JsonDataset] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_read", _reader(self.level, self.tag))
 
     def __str__(self) -> str:
         return f"{'-' if self.descending else ''}{self.tag}"
 
-    def value(self, attributes: JsonDataset) -> Value:
-        values = [value for value in attributes.get(self.tag, {}).get("Value", ()) if value is not None]
-        form = next((form for form in normal_forms(self.vr, values[0]) if form), None) if values else None
-        if form is None:
-            return None
-        return float(form) if self.vr in NUMBER_VRS else form[:LONGEST]
+    def value(self, hit: Hit) -> Value:
+        if self.tag in UID_LEVELS:
+            return (hit.study, hit.series, hit.instance)[self.level]
+        form = sort_value(self.vr, self._read(hit).get(self.tag, {}))
+        return float(form) if form and self.vr in NUMBER_VRS else form
+
+    def holds(self, value: object) -> bool:
+        """Whether it may be a value of a cursor."""
+        return value is None or isinstance(value, float if self.vr in NUMBER_VRS else str)
 
     def key(self, value: Value) -> tuple[Any, ...]:
         if value is None:
@@ -75,14 +81,18 @@ class _Descending:
 
 @dataclass(frozen=True, slots=True)
 class SortOrder:
-    """Without terms the native order of the index."""
+    """Of results at a level, by one attribute at least. `walked` is the order of studies in which the index
+    finds them so; None if they are sorted here."""
 
     level: Level
-    terms: tuple[_Term, ...] = ()
+    terms: tuple[_Term, ...]
+    walked: StudyOrder | None = field(init=False, compare=False)
 
-    @property
-    def is_native(self) -> bool:
-        return not self.terms
+    def __post_init__(self) -> None:
+        first = self.terms[0]
+        row = BY_TAG.get(first.tag) if len(self.terms) == 1 and first.level is Level.STUDY else None
+        listed = row is not None and row.indexed and row.vr not in NUMBER_VRS
+        object.__setattr__(self, "walked", StudyOrder(row, first.descending) if row and listed else None)
 
     def key(self, hit: Hit) -> SortKey:
         return self._key(self._values(hit), _uids(hit, self.level))
@@ -92,35 +102,23 @@ class SortOrder:
         return base64.urlsafe_b64encode(text).rstrip(b"=").decode()
 
     def position(self, cursor: str) -> Position:
-        """Reads a cursor of the native order."""
-        values, uids = self._read(cursor)
-        if len(values) != 1 or not isinstance(values[0], str) or not _DATE.fullmatch(values[0]):
-            raise _wrong()
-        return Position(values[0], *uids)
+        """Reads a cursor, for a walk of the index."""
+        (value,), uids = self._read(cursor)
+        assert not isinstance(value, float)
+        return Position(value, *uids)
 
     def key_of(self, cursor: str) -> SortKey:
-        values, uids = self._read(cursor)
-        kinds = [float if term.vr in NUMBER_VRS else str for term in self.terms]
-        if len(values) != len(kinds) or not all(
-            value is None or isinstance(value, kind) for value, kind in zip(values, kinds, strict=True)
-        ):
-            raise _wrong()
-        return self._key(values, uids)
+        return self._key(*self._read(cursor))
 
     @property
     def _name(self) -> str:
-        return ",".join(map(str, self.terms)) or _NATIVE
+        return ",".join(map(str, self.terms))
 
     def _values(self, hit: Hit) -> list[Value]:
-        if self.is_native:
-            return [study_date(hit.study_row)]
-        attributes = {level: _attributes(hit, level) for level in {term.level for term in self.terms}}
-        return [term.value(attributes[term.level]) for term in self.terms]
+        return [term.value(hit) for term in self.terms]
 
     def _key(self, values: Sequence[Value], uids: Sequence[str]) -> SortKey:
-        terms = self.terms or (_Term("00080020", "DA", Level.STUDY, True),)
-        known = (None if value == "" else value for value in values)
-        keys = (term.key(value) for term, value in zip(terms, known, strict=True))
+        keys = (term.key(value) for term, value in zip(self.terms, values, strict=True))
         return (*keys, tuple(uids))
 
     def _read(self, cursor: str) -> tuple[list[Value], list[str]]:
@@ -134,6 +132,8 @@ class SortOrder:
             raise _wrong()
         if not all(isinstance(uid, str) and _UID.fullmatch(uid) for uid in uids):
             raise _wrong()
+        if len(values) != len(self.terms) or not all(map(_Term.holds, self.terms, values)):
+            raise _wrong()
         return values, uids
 
 
@@ -141,10 +141,7 @@ def order_of(names: Sequence[str], level: Level) -> SortOrder:
     """Raises BadRequest, which names the attribute."""
     if len(names) > MOST_TERMS:
         raise BadRequest(f"orderby takes at most {MOST_TERMS} attributes")
-    terms = tuple(_term(name, level) for name in names)
-    if [str(term) for term in terms] == [_NATIVE]:
-        return SortOrder(level)
-    return SortOrder(level, terms)
+    return SortOrder(level, tuple(_term(name, level) for name in names or (_NEWEST,)))
 
 
 def _term(name: str, level: Level) -> _Term:
@@ -159,20 +156,14 @@ def _term(name: str, level: Level) -> _Term:
     return _Term(row.tag, row.vr, found, descending)
 
 
-def _attributes(hit: Hit, level: Level) -> JsonDataset:
-    attributes = _READ[level](hit)
-    return attributes | {
-        tag: {"vr": "UI", "Value": [uid]}
-        for tag, uid in zip(UID_LEVELS, (hit.study, hit.series, hit.instance), strict=True)
-        if uid
-    }
-
-
-_READ: dict[Level, Callable[[Hit], JsonDataset]] = {
-    Level.STUDY: lambda hit: level_attributes(hit.study_row),
-    Level.SERIES: lambda hit: level_attributes(hit.series_row) if hit.series_row else {},
-    Level.INSTANCE: lambda hit: instance_attributes(hit.instance_row) if hit.instance_row else {},
-}
+def _reader(level: Level, tag: str) -> Callable[[Hit], JsonDataset]:
+    """Reads an attribute of the row at a level."""
+    if level is Level.INSTANCE:
+        return lambda hit: instance_attributes(hit.instance_row) if hit.instance_row else {}
+    read = reader_of(level, (tag,))
+    if level is Level.STUDY:
+        return lambda hit: read(hit.study_row)
+    return lambda hit: read(hit.series_row) if hit.series_row else {}
 
 
 def _uids(hit: Hit, level: Level) -> list[str]:

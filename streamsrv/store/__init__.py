@@ -23,15 +23,14 @@ from streamsrv.store.index import (
     instance_answer,
     instance_attributes,
     json_object,
-    level_attributes,
     metadata_in,
     places_in,
     prepare,
     reader_of,
     split_triple,
-    study_date,
     syntax_in,
     unpacked,
+    value_reader,
 )
 from streamsrv.store.rows import (
     METADATA_CHUNK,

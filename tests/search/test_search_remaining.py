@@ -70,7 +70,8 @@ def warning(archive: Holder, url: str) -> tuple[str, list[str]]:
         ("/instances?StudyInstanceUID=1.0,1.3,1.6&limit=2", 4),
         # No condition, another order
         ("/studies?limit=10", 290),
-        ("/studies?PatientName=name*&orderby=PatientID&limit=10", 290),
+        ("/studies?orderby=PatientName&limit=10", 290),
+        ("/studies?PatientName=name*&orderby=PatientID,StudyID&limit=10", 290),
     ],
 )
 def test_the_number_of_results_behind_a_page(archive: Holder, url: str, remaining: int) -> None:

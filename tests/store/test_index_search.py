@@ -20,7 +20,8 @@ from streamsrv.errors import BadRequest, ContentTooLarge, StoreCorrupt
 from streamsrv.query.attributes import Level
 from streamsrv.query.budget import Budget
 from streamsrv.query.conditions import MomentCondition, Query, path_of, query_of
-from streamsrv.store.index import walk as index_lists
+from streamsrv.store.index import lists as index_lists
+from streamsrv.store.index import ordered as index_order
 from streamsrv.store.index import walk as index_search
 from streamsrv.store.index.index import Index
 from streamsrv.store.rows import InstanceKey, NewInstance
@@ -192,7 +193,9 @@ def test_pages_and_small_lists_change_nothing(index: Index, monkeypatch: pytest.
     queries = [query_of(level, None, None, [row[:2]]) for level in Level for row in CONDITIONS]
     before = [keys_found(index, query) for query in queries]
     monkeypatch.setattr(index_search, "CANDIDATES", 2)
+    monkeypatch.setattr(index_search, "FEW", 2)
     monkeypatch.setattr(index_lists, "ROWS_A_BATCH", 3)
+    monkeypatch.setattr(index_order, "ROWS_A_BATCH", 3)
     monkeypatch.setattr(index_lists, "FIRST_KEYS", 1)
     monkeypatch.setattr(index_lists, "KEYS_A_BATCH", 2)
     assert [keys_found(index, query) for query in queries] == before
@@ -252,7 +255,7 @@ def test_the_same_uid_key_twice_is_a_list() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_walking_while_studies_go(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is deleted behind or before the walk changes nothing for the others."""
-    monkeypatch.setattr(index_lists, "ROWS_A_BATCH", size)
+    monkeypatch.setattr(index_order, "ROWS_A_BATCH", size)
     index = Index.open(tmp_path)
     index.add_segment()
     keys = [InstanceKey(f"1.{number}", "1.2", f"1.{number}") for number in range(12)]

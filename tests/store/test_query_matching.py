@@ -22,7 +22,7 @@ from streamsrv.query.matching import (
     Universal,
     matcher_of,
 )
-from streamsrv.query.values import NORMAL_BYTES, cut, normal_forms
+from streamsrv.query.values import NORMAL_BYTES, cut, normal_forms, whole_name
 
 
 def accepted_by(probe: Probe, key: bytes) -> bool:
@@ -30,15 +30,18 @@ def accepted_by(probe: Probe, key: bytes) -> bool:
         return key == probe.low
     inside = key >= probe.low and (key <= probe.high or key.startswith(probe.high))
     text = key.lower() if probe.caseless else key
-    inside = inside and (probe.needle in text or len(key) >= NORMAL_BYTES - 3)
-    return inside and (probe.accepts is None or probe.accepts(key.decode("utf-8", "replace")))
+    if len(key) >= NORMAL_BYTES - 3:  # a form that may have been cut
+        return inside
+    inside = inside and probe.needle in text
+    return inside and (probe.accepts is None or bool(probe.accepts(key.decode())))
 
 
 def found(matcher: Matcher, vr: str, value: Any) -> bool:
     """Whether a value matches; what matches must be offered by the list too."""
     matches = matcher.matches([element(vr, value)])
     if matches:
-        keys = [cut(form) for form in normal_forms(vr, value)]
+        forms = [*normal_forms(vr, value), *([whole_name(value)] if vr == "PN" else [])]
+        keys = [cut(form) for form in forms]
         assert any(accepted_by(probe, key) for probe in matcher.probes() for key in keys)
     return matches
 

@@ -5,7 +5,6 @@ from streamsrv.store.index.answers import (
     fill,
     fill_page,
     instance_attributes,
-    level_attributes,
     reader_of,
 )
 from streamsrv.store.index.audit import Audit
@@ -13,6 +12,7 @@ from streamsrv.store.index.batch import Prepared, prepare
 from streamsrv.store.index.damage import DamagedRecord
 from streamsrv.store.index.index import Index
 from streamsrv.store.index.metadata_blobs import SHORT, attributes_in, compressed
+from streamsrv.store.index.ordered import value_reader
 from streamsrv.store.index.rows import (
     PLACE,
     LevelRow,
@@ -26,4 +26,4 @@ from streamsrv.store.index.rows import (
     syntax_in,
     unpacked,
 )
-from streamsrv.store.index.walk import LEVELS, Hit, study_date
+from streamsrv.store.index.walk import LEVELS, Hit

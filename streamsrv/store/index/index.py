@@ -24,6 +24,7 @@ from streamsrv.store.fileops import FileOps
 from streamsrv.store.index.batch import Batch, Prepared, prepare
 from streamsrv.store.index.damage import DamagedRecord
 from streamsrv.store.index.environment import DATABASES, Environment, dump, rewrite
+from streamsrv.store.index.lists import Lists
 from streamsrv.store.index.reading import ROWS_A_BATCH, Reading
 from streamsrv.store.index.rows import (
     LevelRow,
@@ -36,7 +37,7 @@ from streamsrv.store.index.rows import (
     unpack_segment,
     without_sum,
 )
-from streamsrv.store.index.walk import Hit, Lists, Search
+from streamsrv.store.index.walk import Hit, Search
 from streamsrv.store.index.writer import Writer
 from streamsrv.store.rows import Change, InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
 

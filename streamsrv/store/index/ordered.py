@@ -1,0 +1,160 @@
+"""Studies in the order of a value, from the inverted list of its attribute.
+
+Strategy: a list is sorted by normal form, then by UID. It is read forwards, or backwards form by form. Of a
+study only the entry of its sort value counts. Studies without a sort value come last. The list of study dates
+has an entry for them, the empty form, and the rows tell those of other attributes.
+
+Rule of this file: each batch has its own read transaction, and the next one continues behind the last entry,
+which may no longer exist."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from streamsrv.query.attributes import ORDERING, Level, Position, StudyOrder
+from streamsrv.query.budget import Budget
+from streamsrv.query.values import cut
+from streamsrv.store.index.answers import reader_of
+from streamsrv.store.index.environment import Cursor, Environment
+from streamsrv.store.index.lists import END, ROWS_A_BATCH
+from streamsrv.store.index.rows import LevelRow
+
+StudyRow = tuple[str, LevelRow]
+_Place = tuple[bytes, bytes]  # a key of the list, and the first study under it
+
+
+class FormRange(NamedTuple):
+    """The forms from `low` up to and including all that begin with `high`; `rest`: and no form."""
+
+    low: bytes = b""
+    high: bytes = b""
+    rest: bool = True
+
+
+ALL_FORMS = FormRange()
+
+
+def value_reader(order: StudyOrder) -> Callable[[LevelRow], str | None]:
+    """Reads the sort value of a study."""
+    read = reader_of(Level.STUDY, (order.attribute.tag,))
+    return lambda row: order.value(read(row))
+
+
+class OrderedStudies:
+    def __init__(self, environment: Environment, budget: Budget, order: StudyOrder, wanted: int) -> None:
+        self._environment = environment
+        self._handles = environment.handles
+        self._budget = budget
+        self._order = order
+        self._dates = order.attribute.tag == ORDERING
+        self._sizes = batch_sizes(wanted)
+
+    def walk(self, forms: FormRange, after: Position | None, *, inside: bool) -> Iterator[StudyRow]:
+        """The studies behind a position; with `inside` its study is the first one."""
+        start, place = self._order.start, None
+        if after is not None:
+            place = start + cut(after.value or ""), after.study.encode() + (b"" if inside else b"\0")
+        if after is None or after.value is not None:
+            low = start + (forms.low or b"\0")  # behind the empty form
+            yield from self._valued(low, start + forms.high + END, place)
+            place = None
+        if forms.rest and self._dates:
+            yield from (each for _, each in self._entries(start, start, place, descending=False))
+        elif forms.rest:
+            yield from self._without_value(place[1] if place else b"")
+
+    def _valued(self, low: bytes, high: bytes, place: _Place | None) -> Iterator[StudyRow]:
+        entries = self._entries(low, high, place, descending=self._order.descending)
+        if self._dates:  # one entry for each study
+            yield from (each for _, each in entries)
+            return
+        value_of, begin = value_reader(self._order), len(self._order.start)
+        for key, (study, row) in entries:
+            if value_of(row) == key[begin:].decode("utf-8", "replace"):
+                yield study, row
+
+    def _entries(
+        self, low: bytes, high: bytes, place: _Place | None, *, descending: bool
+    ) -> Iterator[tuple[bytes, StudyRow]]:
+        """The entries between two keys, from `place` on."""
+        begin, back, go_on = (_last, _back, _back_on) if descending else (_first, _forward, _forward_on)
+        if place is not None and not low <= place[0] <= high:
+            # Before the first key everything is read, behind the last one nothing.
+            if (place[0] > high) is not descending:
+                return
+            place = None
+        more = True
+        while more:
+            batch: list[tuple[bytes, bytes, bytes]] = []
+            with self._environment.reading("walking through studies") as transaction:
+                cursor = transaction.cursor(db=self._handles["attributes"])
+                more = go_on(cursor, *place) if place else begin(cursor, high if descending else low)
+                more = more and low <= cursor.key() <= high
+                size = self._budget.portion(next(self._sizes))
+                while more and len(batch) < size:
+                    key, study = cursor.item()
+                    place = key, study + b"\0"
+                    value = transaction.get(study, db=self._handles["studies"])
+                    if value is not None:
+                        batch.append((key, study, value))
+                    more = back(cursor) and low <= cursor.key() <= high
+            if not self._budget.spend(rows=len(batch)):
+                return
+            yield from ((key, (study.decode(), LevelRow.unpack(value))) for key, study, value in batch)
+
+    def _without_value(self, at: bytes) -> Iterator[StudyRow]:
+        value_of = value_reader(self._order)
+        more = True
+        while more:
+            size = self._budget.portion(next(self._sizes))
+            with self._environment.reading("paging through studies") as transaction:
+                cursor = transaction.cursor(db=self._handles["studies"])
+                batch = list(itertools.islice(cursor.iternext(), size)) if cursor.set_range(at) else []
+            if not self._budget.spend(rows=len(batch)):
+                return
+            more = len(batch) == size
+            for study, value in batch:
+                row = LevelRow.unpack(value)
+                if value_of(row) is None:
+                    yield study.decode(), row
+            at = batch[-1][0] + b"\0" if batch else at
+
+
+def batch_sizes(wanted: int) -> Iterator[int]:
+    """The wanted number first; then more and more, because few rows match."""
+    size = min(wanted, ROWS_A_BATCH)
+    while True:
+        yield size
+        size = min(size * 4, ROWS_A_BATCH)
+
+
+# Forwards, or backwards by key and forwards under each key.
+
+
+def _first(cursor: Cursor, low: bytes) -> bool:
+    return bool(cursor.set_range(low))
+
+
+def _forward(cursor: Cursor) -> bool:
+    return bool(cursor.next())
+
+
+def _forward_on(cursor: Cursor, key: bytes, study: bytes) -> bool:
+    """Move to the first entry from `study` on."""
+    return bool(cursor.set_range_dup(key, study) or cursor.set_range(key + b"\0"))
+
+
+def _last(cursor: Cursor, high: bytes) -> bool:
+    """Move to the first study under the last key before `high`."""
+    there = cursor.prev_nodup() if cursor.set_range(high) else cursor.last()
+    return bool(there and cursor.first_dup())
+
+
+def _back_on(cursor: Cursor, key: bytes, study: bytes) -> bool:
+    return bool(cursor.set_range_dup(key, study)) or _last(cursor, key)
+
+
+def _back(cursor: Cursor) -> bool:
+    return bool(cursor.next_dup() or (cursor.prev_nodup() and cursor.first_dup()))
