@@ -4,12 +4,14 @@ runs these tests; they need root and the programs that `.ci/run` installs."""
 import os
 import subprocess
 import time
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from chromium import found
-from live_server import environment, executable, start_server
+from library_page import build
+from live_server import environment, executable, free_port, start_server
 from ohif_window import Viewer
 
 
@@ -37,6 +39,12 @@ def ohif(tmp_path_factory):
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    """The folder of a page with viewers that are not OHIF, which npm has downloaded."""
+    return build(tmp_path_factory.mktemp("library"))
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +109,44 @@ def running(command, answers, log, **options):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+NGINX = """
+daemon off; pid FOLDER/nginx.pid; error_log FOLDER/error.log; USER
+events {}
+http {
+  client_body_temp_path FOLDER/1; proxy_temp_path FOLDER/2; fastcgi_temp_path FOLDER/3;
+  uwsgi_temp_path FOLDER/4; scgi_temp_path FOLDER/5;
+  access_log off;
+  types {text/html html; text/javascript js; application/wasm wasm;}
+  server {
+    listen 127.0.0.1:PORT;
+    root FILES;
+    location /v2 {proxy_pass UPSTREAM; proxy_set_header Host $http_host;}
+  }
+}
+"""
+
+
+@contextmanager
+def same_origin(folder, files, server):
+    """The origin of an nginx with the files, and with the DICOMweb service of the server at /v2."""
+    folder.mkdir()
+    port = free_port()
+    text = NGINX.replace("FOLDER", str(folder)).replace("FILES", str(files))
+    text = text.replace("PORT", str(port)).replace("UPSTREAM", server.origin).replace("USER", "user root;")
+    (folder / "nginx.conf").write_text(text)
+    command = ["nginx", "-c", str(folder / "nginx.conf"), "-p", str(folder), "-e", str(folder / "error.log")]
+    origin = f"http://127.0.0.1:{port}"
+
+    def answers():
+        try:
+            return urllib.request.urlopen(f"{origin}/library.html", timeout=5).status == 200
+        except OSError:
+            return False
+
+    with running(command, answers, folder / "log"):
+        yield origin
 
 
 def family_of(pid):

@@ -72,6 +72,22 @@ class Viewer(Chromium):
         taken = self.call("Page.captureScreenshot", format="png")
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(taken["data"]))).convert("RGB")).astype(int)
 
+    def image(self, part):
+        """The values of the image whose identifier has this part. The viewport shows it then."""
+        return np.array(
+            self.shows(
+                f"(async viewport => {{ const ids = viewport.getImageIds();"
+                f" await viewport.setImageIdIndex(ids.findIndex(id => id.includes({json.dumps(part)})));"
+                f" return Array.from(viewport.getImageData().scalarData) }})({VIEWPORT})"
+            )
+        )
+
+    def around_the_middle(self):
+        """The colours of four places around the middle of the first canvas: 4, 3."""
+        x, y, width, height = self.box("canvas")
+        pixels, row, column = self.pixels(), round(y + height / 2), round(x + width / 2)
+        return np.array([pixels[row + down, column + right] for down in (-30, 30) for right in (-30, 30)])
+
     def painted(self, side, block):
         """Red, green and blue in the middle of each block of the image on display: rows, columns, 3."""
         count = side // block

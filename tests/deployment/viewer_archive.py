@@ -37,6 +37,11 @@ def hounsfield(number):
     return (columns * 4 + rows) * 20 + number * 3 - 140
 
 
+def windowed(number):
+    """The grey values that a viewer paints in the middle of the blocks."""
+    return np.clip((hounsfield(number)[BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK] + 160) / 400, 0, 1) * 255
+
+
 def slice_of(number, study=STUDY):
     made = world.ct(1)
     made.StudyInstanceUID, made.SeriesInstanceUID, made.PatientID = study, f"{study}.1", study[-2:]
@@ -167,6 +172,14 @@ def slides():
     for made in world.everything()[3:5]:
         made.OpticalPathSequence[0].ICCProfile = profile
         yield made
+
+
+def middle_of_slide():
+    """The colours around the middle, where four tiles meet. The slide is upside down on its glass."""
+    tiles = [
+        np.asarray(Image.open(io.BytesIO(each)).convert("RGB")).astype(int) for each in world.tiles(1, 4)
+    ]
+    return np.array([tiles[3][9, 9], tiles[2][9, 54], tiles[1][54, 9], tiles[0][54, 54]])
 
 
 def in_syntax(url, number, syntax):
