@@ -73,7 +73,10 @@ class FakeIssuer:
         if self.fault is not None:
             with contextlib.suppress(OSError):  # the client has left
                 self.fault(handler)
-            return
+        else:
+            self.answer_well(handler, body)
+
+    def answer_well(self, handler, body):
         path = handler.path.removeprefix("/realms/clinic")
         if path == "/token":
             form = dict(parse_qsl(body.decode()))

@@ -24,8 +24,8 @@ from streamsrv.oidc.discovery import Issuer, fetch_issuer, fetch_keys
 from streamsrv.oidc.fetching import FetchFailed, Trust
 from streamsrv.oidc.key_board import PAUSE, KeyBoard
 from streamsrv.options import start_log
-from streamsrv.settings import Settings
 from streamsrv.supervisor import protect
+from streamsrv.web.access.policy import trust_of
 
 log = logging.getLogger("streamsrv.issuer")
 
@@ -79,10 +79,6 @@ class KeyFetcher:
         if self._failure or self._board.state.begun == 1:
             log.info("the issuer %s has %d keys", self._name, len(keys))
         self._failure = ""
-
-
-def trust_of(settings: Settings) -> Trust:
-    return Trust(settings.oidc_ca_file, settings.oidc_allow_http)
 
 
 def main() -> int:

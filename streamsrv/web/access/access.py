@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from streamsrv.errors import RequestError, Unauthorized
 from streamsrv.settings import Settings
@@ -42,6 +42,14 @@ class WayIn(Protocol):
 
     def refresh(self) -> bool:
         """Called every REFRESH seconds. Whether a principal that it has returned may not hold any more."""
+
+
+@runtime_checkable
+class Fetching(Protocol):
+    """A way in that raises KeysPending."""
+
+    async def fetched(self) -> None:
+        """Waits until it is worth to ask once more."""
 
 
 class Access:
@@ -92,6 +100,12 @@ class Access:
         if authorization.scheme:
             raise Unauthorized("no way in takes these credentials")
         raise Unauthorized("no credentials", NO_CREDENTIALS)
+
+    async def keys_fetched(self) -> None:
+        """Call it after KeysPending, and then ask once more."""
+        for way in self._ways:
+            if isinstance(way, Fetching):
+                await way.fetched()
 
     def holds(self, caller: Caller) -> bool:
         """Whether the principal of a caller that was admitted before is still the same."""
