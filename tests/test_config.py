@@ -80,7 +80,7 @@ def test_the_verb_prints_each_setting_and_its_source(tmp_path, capsys, monkeypat
         assert f"\n{line}\n" in text, line
     assert "swordfish" not in text
     again = tmp_path / "again.toml"
-    again.write_text(text.replace("...@", "user:secret@"))
+    again.write_text(text.replace("...@", "user:swordfish@"))
     environment = {"STREAMSRV_PORT": "2000"}
     flags = {"workers": 3, "cors_origins": "http://a.example", "browser": False}
     flags["public_url"] = "https://user:swordfish@pacs.example/dicom"
