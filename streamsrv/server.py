@@ -26,6 +26,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from framecodecs.pool.processes import PoolEndpoints
@@ -131,9 +132,8 @@ def ways_in(settings: Settings, board: KeyBoard) -> list[WayIn]:
     there is an issuer."""
     if not settings.oidc_issuer:
         return []
-    from streamsrv.web.access.issued_tokens import IssuedTokens
-
-    return [IssuedTokens(settings, board)]
+    tokens: WayIn = import_module("streamsrv.web.access.issued_tokens").IssuedTokens(settings, board)
+    return [tokens]
 
 
 def sign_of_life(descriptor: int) -> Callable[[], None]:
