@@ -94,8 +94,7 @@ def main() -> int:
         ready = select.select([STDIN, board.wake], [], [], wait)[0]
         if STDIN in ready and not os.read(STDIN, 1):
             return 0
-        if board.wake in ready:
-            board.woken()
+        if board.asked():
             fetcher.ask()
 
 

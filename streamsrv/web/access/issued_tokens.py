@@ -48,7 +48,8 @@ class IssuedTokens:
         self._roles = Roles(settings.oidc_roles, settings.oidc_roles_claim)
         self._host = urlsplit(settings.oidc_issuer).hostname or ""
         self._known: dict[str, Principal] = {}
-        self.issuer: Issuer | None = None  # until its metadata are known
+        self._issuer: Issuer | None = None  # until its metadata are known
+        self._changed = False  # since the last `refresh`
         self._waiting = 0
 
     def principal(self, head: Head, authorization: Authorization) -> Principal | None:
@@ -75,7 +76,7 @@ class IssuedTokens:
         try:
             return self._verifier.verify(token, self._keys)
         except UnknownKey:
-            if not self.refresh():
+            if not self._load():
                 raise
             return self._verifier.verify(token, self._keys)
 
@@ -101,16 +102,29 @@ class IssuedTokens:
             self._waiting -= 1
 
     def refresh(self) -> bool:
-        """Whether the keys have changed."""
+        """Whether the keys have changed since the last call."""
+        self._load()
+        changed, self._changed = self._changed, False
+        return changed
+
+    def _load(self) -> bool:
+        """Whether the keys have changed since the last look."""
         if self._generation == self._board.generation or (found := self._board.read()) is None:
             return False
         self._generation, value = found
         self._keys = VerificationKeys(value["keys"])
-        self.issuer = Issuer(**value["issuer"])
+        self._issuer = Issuer(**value["issuer"])
         self._known.clear()
+        self._changed = True
         return True
 
     # For logins
+
+    @property
+    def issuer(self) -> Issuer | None:
+        """None until its metadata are known."""
+        self._load()
+        return self._issuer
 
     def principal_of(self, subject: str, claims: Mapping[str, Any], until: float) -> Principal:
         rights, rule = self._roles.grant(claims)
@@ -125,12 +139,12 @@ class IssuedTokens:
 
     def identity(self, token: str, header: Mapping[str, Any], client: str) -> dict[str, Any]:
         """The claims of an ID token for this client. Raises TokenRefused."""
-        self.refresh()
+        self._load()
         return self._verifier.claims(token, header, self._keys, [client])
 
     async def new_keys(self) -> bool:
-        """After an unknown key: whether a fetch has brought other keys."""
+        """After an unknown key: whether a fetch may have brought it."""
         if not isinstance(self._unknown(UnknownKey("")), KeysPending):
             return False
         await self.fetched()
-        return self.refresh()
+        return True
