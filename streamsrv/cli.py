@@ -59,6 +59,7 @@ VERBS = {
     "restore": Verb("make a store from a backup, in an empty folder", BACKUP_VERBS),
     "key": Verb("make, list and revoke the keys of clients", "streamsrv.tools.keys"),
     "settings": Verb("print each setting in force and its source", "streamsrv.serving"),
+    "share": Verb("make, list or end links that show one study", "streamsrv.tools.shares"),
     "viewer": Verb("install or remove OHIF, a web viewer, at /viewer/", "streamsrv.tools.viewer"),
 }
 

@@ -26,7 +26,6 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 from framecodecs.pool.processes import PoolEndpoints
@@ -36,7 +35,6 @@ from streamsrv.ingest import Ingest, IngestLimits, store_batch
 from streamsrv.ingest import response as store_response
 from streamsrv.ingest.derivation import ReaderPool
 from streamsrv.metrics import Gauge, MetricsBoard, RequestCounts
-from streamsrv.oidc.key_board import KeyBoard
 from streamsrv.options import read_limits, start_log, store_options
 from streamsrv.pixels.limits import pixel_limits, pixel_processes
 from streamsrv.pixels.pool import PixelPool
@@ -46,7 +44,6 @@ from streamsrv.search import Searches, SearchLimits
 from streamsrv.settings import Settings
 from streamsrv.store import OnDuplicate, Store
 from streamsrv.supervisor import DUMP, protect
-from streamsrv.web.access.access import WayIn
 from streamsrv.web.actions import Actions
 from streamsrv.web.worker import run
 from streamsrv.wire.answers import Request
@@ -127,15 +124,6 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
     return every
 
 
-def ways_in(settings: Settings, board: KeyBoard) -> list[WayIn]:
-    """The ways to authenticate, beside keys. PyJWT and cryptography take 23 MB, so they are loaded only if
-    there is an issuer."""
-    if not settings.oidc_issuer:
-        return []
-    tokens: WayIn = import_module("streamsrv.web.access.issued_tokens").IssuedTokens(settings, board)
-    return [tokens]
-
-
 def sign_of_life(descriptor: int) -> Callable[[], None]:
     """Returns a function that writes a byte to the supervisor."""
     os.set_blocking(descriptor, False)
@@ -192,7 +180,6 @@ def main() -> int:
                 lifeline=STDIN,
                 health_listeners=health_listeners,
                 counts=counts,
-                ways=ways_in(settings, KeyBoard(*keys)),
             )
     except (StreamsrvError, OSError) as error:
         log.error("%s", error)

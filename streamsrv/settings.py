@@ -426,6 +426,15 @@ class Settings:
         "page, the viewer and health answer without.",
         choices=("auto", "none", "required"),
     )
+    session_time: float = _access(
+        43_200.0,
+        "seconds",
+        "How long a browser stays signed in. A session ends earlier with the key or link that began it.",
+        least=60,
+    )
+    share_time: float = _access(
+        2_592_000.0, "seconds", "The longest time for which users can share a study by a link.", least=60
+    )
 
     oidc_issuer: str = _oidc(
         "",
@@ -449,17 +458,6 @@ class Settings:
         "Rights of a role: `radiologist -> search read`, and perhaps the studies that it sees: "
         "`ward-a -> search read where InstitutionName=A*`. Every token has the role `*`. In a condition "
         "`{claim}` is a claim of the token.",
-    )
-    oidc_client_id: str = _oidc(
-        "", "name", "The name of this server at the issuer, for logins in the browser. Empty: no such logins."
-    )
-    oidc_client_secret_file: str = _oidc(
-        "",
-        "file",
-        "The secret of this server at the issuer, in the first line. Empty: a public client, with PKCE only.",
-    )
-    oidc_scopes: tuple[str, ...] = _oidc(
-        ("profile",), "names", "Scopes that a login in the browser asks for, in addition to `openid`."
     )
     oidc_ca_file: str = _oidc(
         "", "file", "Certificates in PEM that vouch for the issuer. Empty: those of the system."

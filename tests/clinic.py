@@ -248,11 +248,11 @@ def ask(url, method="GET", body=None, **headers):
         connection.close()
 
 
-def store(url, files):
+def store(url, files, **headers):
     boundary = b"between-the-parts-of-the-clinic"
     parts = [b"--%b\r\nContent-Type: application/dicom\r\n\r\n%b\r\n" % (boundary, each) for each in files]
     body = b"".join([*parts, b"--%b--\r\n" % boundary])
     content_type = f'multipart/related; type="application/dicom"; boundary={boundary.decode()}'
-    reply = ask(url, "POST", body, Content_Type=content_type)
+    reply = ask(url, "POST", body, Content_Type=content_type, **headers)
     assert reply.status == 200, reply.body
     return reply

@@ -11,9 +11,10 @@ from live_server import start_server
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import dcmwrite
 
-from streamsrv.web.access.grants import KEY, Grant, Grants, digest_of, new_key
+from streamsrv.web.access.grants import Grant, Grants, digest_of
+from streamsrv.web.access.keys import KEY, new_key
 from streamsrv.web.access.principal import ALL_RIGHTS, Right, named_rights
-from streamsrv.wire.resources import PAGES, ROUTES, UNVERSIONED
+from streamsrv.wire.resources import PAGES, ROUTES, SHARING, UNVERSIONED
 
 OPEN, ANY = "open", ""
 # Kind and method -> the right that they need.
@@ -35,10 +36,18 @@ RIGHTS = {
     ("wado", "GET"): "read",
     ("live", "GET"): OPEN,
     ("ready", "GET"): OPEN,
+    ("shares", "GET"): "share",
+    ("shares", "POST"): "share",
+    ("share", "DELETE"): "share",
+    ("session", "POST"): OPEN,
+    ("session", "DELETE"): OPEN,
     ("page", "GET"): OPEN,
     ("viewer", "GET"): OPEN,
 }
-ROWS = [*((route, "/v2") for route in ROUTES), *((route, "") for route in (*UNVERSIONED, *PAGES))]
+ROWS = [
+    *((route, "/v2") for route in (*ROUTES, *SHARING)),
+    *((route, "") for route in (*UNVERSIONED, *PAGES)),
+]
 VALUES = {
     "{study}": CT_STUDY,
     "{series}": CT_SERIES,
@@ -46,6 +55,7 @@ VALUES = {
     "{frames}": "1",
     "{frame}": "1",
     "{path}": "7FE00010",
+    "{share}": "none",
 }
 WADO = f"?requestType=WADO&studyUID={CT_STUDY}&seriesUID={CT_SERIES}&objectUID={CT_INSTANCES[0]}"
 VIEWER = "https://viewer.example"
@@ -113,7 +123,7 @@ def test_each_route_has_a_row():
 @pytest.mark.parametrize("method", METHODS)
 def test_each_route_with_each_kind_of_credentials(matrix, method):
     for route, prefix in ROWS:
-        right = OPEN if RIGHTS[str(route.kind), "GET"] is OPEN else ANY
+        right = OPEN if OPEN in (RIGHTS[str(route.kind), each] for each in route.methods) else ANY
         allowed = method in route.allow
         if allowed and method != "OPTIONS":
             right = RIGHTS[str(route.kind), "GET" if method == "HEAD" else method]
@@ -128,6 +138,8 @@ def test_each_route_with_each_kind_of_credentials(matrix, method):
         status = statuses.pop()
         if not allowed:
             assert status == 405, path
+        elif route.kind == "session" and method != "OPTIONS":
+            assert status == 403, path  # no browser of this origin asks
         elif method in ("POST", "DELETE"):
             assert status in (400, 404, 415), path
         elif route.kind in ("viewer", "page") and method != "OPTIONS":
@@ -148,7 +160,7 @@ def test_each_route_with_each_kind_of_credentials(matrix, method):
 )
 def test_no_form_of_a_request_goes_round_the_check(matrix, headers, query):
     for route, prefix in ROWS:
-        if RIGHTS[str(route.kind), "GET"] in (OPEN, ANY):
+        if RIGHTS.get((str(route.kind), "GET"), ANY) in (OPEN, ANY):
             continue
         path = path_of(route, prefix, "GET")
         path += ("&" if "?" in path else "?") + query if query else ""

@@ -17,6 +17,7 @@ whether it is time for one, so that all workers together cause one fetch in PAUS
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -87,12 +88,10 @@ class KeyBoard:
 
     # The process that fetches
 
-    def asked(self) -> bool:
-        """Whether a worker has asked since the last call."""
-        try:
-            return os.eventfd_read(self.wake) > 0
-        except BlockingIOError:
-            return False
+    def woken(self) -> None:
+        """Takes the requests that have come since the last call."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.wake)
 
     def begin_fetch(self) -> None:
         generation, begun, ended, _ = self.state

@@ -40,6 +40,9 @@ KINDS = {
     Kind.YAML: RequestKind.DESCRIPTION,
     Kind.LIVE: RequestKind.HEALTH,
     Kind.READY: RequestKind.HEALTH,
+    Kind.SHARES: RequestKind.PAGES,
+    Kind.SHARE: RequestKind.PAGES,
+    Kind.SESSION: RequestKind.PAGES,
     Kind.PAGE: RequestKind.PAGES,
     Kind.VIEWER: RequestKind.PAGES,
 }
@@ -92,7 +95,8 @@ def request_kind(method: str, path: str) -> RequestKind:
         target.check_method(method)
     except RequestError:
         return RequestKind.DESCRIPTION if method == "OPTIONS" else RequestKind.OTHER
-    return METHODS.get(method) or KINDS[target.kind]
+    kind = KINDS[target.kind]
+    return kind if kind is RequestKind.PAGES else METHODS.get(method, kind)
 
 
 def compute(actions: Actions, request: Request, target: Target) -> Computed:

@@ -30,18 +30,19 @@ from streamsrv.errors import (
     system_error,
 )
 from streamsrv.ingest import SHORT_BODY
-from streamsrv.ingest.response import StoreResult
 from streamsrv.metrics import RequestKind
 from streamsrv.retrieve.cached_frames import CachedInstance
 from streamsrv.settings import Settings
 from streamsrv.web import describe, health
 from streamsrv.web.access.access import REFRESH, Access, WayIn
 from streamsrv.web.access.principal import CHANGING, Right, named_rights, needed_rights
+from streamsrv.web.access.sign_in import SignIn
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import CONDITIONS, KINDS, Actions, check_preconditions, compute
 from streamsrv.web.connection.clients import Uploads, UploadSlot, Watch
 from streamsrv.web.connection.loop import Threads
 from streamsrv.web.cors import Cors
+from streamsrv.web.forms import ShortForm
 from streamsrv.web.head import Head, acceptable, check_lists, check_target, check_url
 from streamsrv.web.hosts import Caller, Hosts, party
 from streamsrv.web.pages.page import Page
@@ -49,7 +50,7 @@ from streamsrv.web.pages.viewer import Viewer
 from streamsrv.web.sending.response import AnswerWriter, Outgoing
 from streamsrv.web.stow import Batches, Buffers, Upload, decoder_for
 from streamsrv.wire.accept import parse_accept
-from streamsrv.wire.answers import Answer, Computed, Request, then
+from streamsrv.wire.answers import Answer, Computed, Deferred, Request, then
 from streamsrv.wire.problems import problem_answer
 from streamsrv.wire.resources import (
     VERSIONS,
@@ -68,6 +69,9 @@ API_VERSIONS = "1, 2"
 # Threads for everything that blocks: commits, syncs, cold reads, searches. They wait more than they work.
 THREADS = 64
 ASKING = CONDITIONS | {"expect"}
+# Sessions and share links: their bodies are short forms, of which so many may arrive at once.
+FORMS = frozenset((Kind.SESSION, Kind.SHARES, Kind.SHARE))
+MOST_FORMS = 256
 HEALTH = frozenset((Kind.LIVE, Kind.READY))
 
 
@@ -85,8 +89,10 @@ class Job(NamedTuple):
 
 
 class Intake(NamedTuple):
-    upload: Upload
-    answer: Callable[[StoreResult], Answer]
+    """`answer` gets the result of the upload."""
+
+    upload: Upload | ShortForm
+    answer: Callable[[Any], Answer]
     slot: UploadSlot
 
 
@@ -120,12 +126,14 @@ class App:
         self._hosts = Hosts(settings, port)
         self._cors = Cors(settings)
         self.access = Access(settings, ways)
+        self._sign_in = SignIn(settings)
         self._viewer = Viewer(settings)
         self._page = Page(self._viewer.installed) if settings.browser else None
         loop = asyncio.get_running_loop()
         clock = loop.time
         self._refreshing = loop.call_later(REFRESH, self._refresh)
         self._uploads = Uploads(settings.max_uploads, settings.slow_upload_rate, clock)
+        self._forms = Uploads(MOST_FORMS, 0, clock)
         self.watch.on_sweep = self._uploads.sweep
         self._active: set[object] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -177,6 +185,7 @@ class App:
         self._active.discard(exchange)
         if slot is not None:
             self._uploads.free(slot)
+            self._forms.free(slot)
         if not self._active:
             self._idle.set()
 
@@ -240,6 +249,8 @@ class App:
         if head.path == "*":
             return self._capabilities(head, base_url(caller.base, 2), None), caller
         target = self._target(head, caller)
+        if head.method == "POST" and target.kind in FORMS:
+            return self._form(head, caller, target), caller
         if head.method == "POST":
             return self._intake(head, caller, target, length), caller
         return self._job(head, caller, target), caller
@@ -286,10 +297,12 @@ class App:
         request = self._request(head, caller, target)
         if kind in describe.KINDS:
             return Job(lambda: describe.answer(request, target.route))
+        if kind in FORMS:
+            return Job(lambda: Deferred(lambda: self._sign_in.answer(head, caller, target)))
         if kind is Kind.PAGE:
             if self._page is None:
                 raise no_version()
-            return Job(partial(self._page.answer, request, target, caller.principal.rights))
+            return Job(partial(self._page.answer, request, target, self.access.visitor(head, caller)))
         if kind is Kind.VIEWER:
             return Job(lambda: self._viewer.answer(request, target, caller.principal.rights))
         counted = KINDS[kind] if head.method == "GET" else None
@@ -317,6 +330,12 @@ class App:
         """By default a cache asks each time; the setting lets it trust its copy for a while."""
         stale = name.lower() == "cache-control" and "no-cache" in value
         return (name, f"private, max-age={self.settings.cache_max_age}") if stale else (name, value)
+
+    def _form(self, head: Head, caller: Caller, target: Target) -> Intake:
+        form = ShortForm(
+            self.pool, head.headers.get("content-type", ""), self._sign_in.form(head, caller, target)
+        )
+        return Intake(form, lambda answer: answer, self._forms.take(caller.party))
 
     def _intake(self, head: Head, caller: Caller, target: Target, length: int) -> Intake:
         request, actions = self._request(head, caller, target), self._actions_for(caller, "POST")

@@ -56,8 +56,11 @@ class Kind(enum.StrEnum):
     WADO_URI = "wado"  # an instance by query parameters (PS3.18 9)
     OPENAPI = "openapi"
     YAML = "yaml"
+    SHARES = "shares"  # the share links of a study
+    SHARE = "share"
     LIVE = "live"
     READY = "ready"
+    SESSION = "session"  # the sign-in of a browser
     PAGE = "page"  # the page at `/`, and its files
     VIEWER = "viewer"  # the web viewer that is installed in the folder of the store
 
@@ -140,6 +143,11 @@ def _rows() -> Iterator[Route]:
 
 # Below /v1 and /v2.
 ROUTES: tuple[Route, ...] = tuple(_rows())
+# Below /v1 and /v2, but no part of DICOMweb: its descriptions leave them out.
+SHARING: tuple[Route, ...] = (
+    Route(Kind.SHARES, ResourceLevel.STUDY, "/studies/{study}/shares", ("GET", "POST"), "application/json"),
+    Route(Kind.SHARE, ResourceLevel.STUDY, "/studies/{study}/shares/{share}", ("DELETE",), "text/plain"),
+)
 # Below the root, without a version.
 UNVERSIONED: tuple[Route, ...] = (
     Route(Kind.WADO_URI, ResourceLevel.INSTANCE, "/wado", _GET, _JPEG),
@@ -148,6 +156,7 @@ UNVERSIONED: tuple[Route, ...] = (
 )
 # For browsers. They are no part of the service, so its descriptions leave them out.
 PAGES: tuple[Route, ...] = (
+    Route(Kind.SESSION, ResourceLevel.NONE, "/session", ("POST", "DELETE"), "application/json"),
     Route(Kind.PAGE, ResourceLevel.NONE, "/", _GET, "text/html"),
     Route(Kind.PAGE, ResourceLevel.NONE, "/page/{path}", _GET, "text/html"),
     Route(Kind.VIEWER, ResourceLevel.NONE, "/viewer/{path}", _GET, "text/html"),
@@ -157,7 +166,8 @@ PAGES: tuple[Route, ...] = (
 class Target(NamedTuple):
     """A target resource. `version` is the newest for those without a version. `frames` are the numbers of the
     path, from 1, in its order and with repeats. `bulk` is the path of a bulk value ("7FE00010",
-    "00480105/0/00282000"). `file` is the path below the route of a page, decoded."""
+    "00480105/0/00282000"). `file` is the path below the route of a page, decoded. `share`
+    is the id of a share link."""
 
     route: Route
     version: int = VERSIONS[-1]
@@ -167,6 +177,7 @@ class Target(NamedTuple):
     frames: tuple[int, ...] = ()
     bulk: str | None = None
     file: str = ""
+    share: str = ""
 
     @property
     def kind(self) -> Kind:
@@ -249,7 +260,7 @@ def _find(routes: Sequence[Route], segments: list[str]) -> tuple[Route, dict[str
 
 
 def _target(segments: list[str], version: int) -> Target:
-    found = _find(ROUTES, segments)
+    found = _find((*ROUTES, *SHARING), segments)
     if found is None:
         raise NotFound("this service has no such resource")
     route, values = found
@@ -259,7 +270,7 @@ def _target(segments: list[str], version: int) -> Target:
         raise BadRequest("a thumbnail has one frame")
     uids = {name: uid_of(values[name], name) for name in ("study", "series", "instance") if name in values}
     bulk = bulk_path(values["path"]) if "path" in values else None
-    return Target(route, version, **uids, frames=frames, bulk=bulk)
+    return Target(route, version, **uids, frames=frames, bulk=bulk, share=values.get("share", ""))
 
 
 # The parts of a path

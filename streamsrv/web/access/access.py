@@ -15,15 +15,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from streamsrv.errors import RequestError, Unauthorized
 from streamsrv.settings import Settings
 from streamsrv.web.access.authorization import Authorization, authorization_of
+from streamsrv.web.access.browsers import NO_TLS, cookie_for
 from streamsrv.web.access.grants import Grants, KnownGrants
 from streamsrv.web.access.keys import AccessKeys
 from streamsrv.web.access.policy import needs_principal
-from streamsrv.web.access.principal import ALL_RIGHTS, CHANGING, NO_RIGHTS, OPEN, Principal
+from streamsrv.web.access.principal import ALL_RIGHTS, CHANGING, NO_RIGHTS, OPEN, UNKNOWN, Principal
+from streamsrv.web.access.sessions import Sessions, display_of
+from streamsrv.web.access.visitor import Visitor
 from streamsrv.web.head import Head
 from streamsrv.web.hosts import Caller
 from streamsrv.wire.resources import target_of
@@ -44,14 +47,6 @@ class WayIn(Protocol):
         """Called every REFRESH seconds. Whether a principal that it has returned may not hold any more."""
 
 
-@runtime_checkable
-class Fetching(Protocol):
-    """A way in that raises KeysPending."""
-
-    async def fetched(self) -> None:
-        """Waits until it is worth to ask once more."""
-
-
 class Access:
     """`epoch` grows when a principal may have changed. `needed` is whether a request needs a principal.
     `ways` are asked after the keys, in their order."""
@@ -64,7 +59,11 @@ class Access:
         self._clock = clock
         self._withheld = CHANGING if settings.read_only else NO_RIGHTS
         self._everyone = Principal("anonymous", ALL_RIGHTS & ~self._withheld)
-        self._ways = (AccessKeys(KnownGrants(Grants(Path(settings.data)), clock)), *ways)
+        grants = Grants(Path(settings.data))
+        known = KnownGrants(grants, clock)
+        self._ways = (AccessKeys(known), *ways)
+        # A cookie counts only without Authorization. Its grants are refreshed with those of keys.
+        self._sessions = Sessions(grants, known.find_digest, settings.session_time, clock)
 
     def admit(self, head: Head, caller: Caller) -> Caller:
         """The caller with its principal. Raises Unauthorized, and BadRequest for two Authorization
@@ -72,17 +71,17 @@ class Access:
         if not self.needed:
             return caller._replace(principal=self._everyone, epoch=self.epoch)
         try:
-            principal = self._principal(head)
+            principal = self._principal(head, caller)
         except Unauthorized:
             if not is_open(head.path):
                 raise
             return caller
         return caller._replace(party=principal.name, principal=principal, epoch=self.epoch)
 
-    def _principal(self, head: Head) -> Principal:
+    def _principal(self, head: Head, caller: Caller) -> Principal:
         authorization = authorization_of(head)
         try:
-            principal = self._authenticated(head, authorization)
+            principal = self._authenticated(head, caller, authorization)
         except Unauthorized as error:
             error.challenges = challenges(head, invalid=bool(authorization.scheme))
             raise
@@ -90,22 +89,30 @@ class Access:
             principal = principal._replace(rights=principal.rights & ~self._withheld)
         return principal
 
-    def _authenticated(self, head: Head, authorization: Authorization) -> Principal:
+    def _authenticated(self, head: Head, caller: Caller, authorization: Authorization) -> Principal:
         for way in self._ways:
             principal = way.principal(head, authorization)
             if principal is not None:
                 if principal.until <= self._clock():
                     raise Unauthorized(f"the credentials of {principal.name} have ended")
                 return principal
+        if not authorization.scheme and (principal := self._sessions.principal(head, caller)) is not None:
+            return principal
         if authorization.scheme:
             raise Unauthorized("no way in takes these credentials")
         raise Unauthorized("no credentials", NO_CREDENTIALS)
 
-    async def keys_fetched(self) -> None:
-        """Call it after KeysPending, and then ask once more."""
-        for way in self._ways:
-            if isinstance(way, Fetching):
-                await way.fetched()
+    def visitor(self, head: Head, caller: Caller) -> Visitor:
+        """The user of the page."""
+        session = None if "authorization" in head.headers else self._sessions.current(head, caller.base)
+        signed_in = self.needed and session is not None and caller.principal is not UNKNOWN
+        return Visitor(
+            caller.principal,
+            self.needed,
+            session=signed_in,
+            display=display_of(session) if session is not None and signed_in else "",
+            hindrance="" if cookie_for(caller.base) else NO_TLS,
+        )
 
     def holds(self, caller: Caller) -> bool:
         """Whether the principal of a caller that was admitted before is still the same."""

@@ -44,7 +44,8 @@ UNKNOWN = Principal("anonymous", NO_RIGHTS)
 
 
 # Resources without data of patients: they answer without credentials.
-OPEN = frozenset((Kind.LIVE, Kind.READY, Kind.PAGE, Kind.VIEWER))
+OPEN = frozenset((Kind.LIVE, Kind.READY, Kind.SESSION, Kind.PAGE, Kind.VIEWER))
+_SHARING = frozenset((Kind.SHARES, Kind.SHARE))
 # The right for GET and HEAD of each kind. Without rights: any principal may read the description.
 _READING = {
     **dict.fromkeys((*OPEN, Kind.SERVICE, Kind.OPENAPI, Kind.YAML), NO_RIGHTS),
@@ -58,8 +59,10 @@ _CHANGING = {"POST": Right.STORE, "DELETE": Right.DELETE}
 def needed_rights(method: str, kind: Kind) -> Right:
     """The rights that a method of a resource needs. Raises KeyError for a kind without an entry, so that no
     new resource is open by mistake."""
-    if method == "OPTIONS":
+    if method == "OPTIONS" or kind is Kind.SESSION:
         return NO_RIGHTS
+    if kind in _SHARING:
+        return Right.SHARE
     return _CHANGING.get(method) or _READING[kind]
 
 

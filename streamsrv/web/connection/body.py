@@ -20,6 +20,7 @@ from tornado.ioloop import IOLoop
 from streamsrv.web.app import App
 from streamsrv.web.connection.clients import Meter
 from streamsrv.web.connection.stream import Stream
+from streamsrv.web.forms import ShortForm
 from streamsrv.web.stow import Buffer, Upload
 
 # Bytes that are read in one turn of the loop, if no other body moves.
@@ -47,9 +48,9 @@ class Listening:
         self._paused = False
 
 
-async def read_body(app: App, stream: Stream, length: int, upload: Upload, meter: Meter) -> None:
+async def read_body(app: App, stream: Stream, length: int, upload: Upload | ShortForm, meter: Meter) -> None:
     """The hot loop of an upload."""
-    if upload.is_short:
+    if isinstance(upload, Upload) and upload.is_short:
         await read_short(app, stream, length, upload, meter)
         return
     buffer = app.buffers.take()
@@ -99,7 +100,7 @@ async def read_short(app: App, stream: Stream, length: int, upload: Upload, mete
 
 
 async def feed(
-    upload: Upload, chunk: Buffer, size: int, meter: Meter, *, start: int = 0, stays: bool = False
+    upload: Upload | ShortForm, chunk: Buffer, size: int, meter: Meter, *, start: int = 0, stays: bool = False
 ) -> None:
     meter.moved += size
     meter.pause()

@@ -20,7 +20,7 @@ from pathlib import Path
 from streamsrv import __version__
 from streamsrv.dicom.tags import attribute_names
 from streamsrv.errors import NotFound
-from streamsrv.web.access.principal import ALL_RIGHTS, Right, named_rights
+from streamsrv.web.access.visitor import Visitor
 from streamsrv.web.pages.static import NEVER, StaticFile, file_answer, in_memory
 from streamsrv.wire.accept import parse_accept
 from streamsrv.wire.answers import Computed, Request
@@ -45,10 +45,10 @@ class Page:
     def __init__(self, has_viewer: Callable[[], bool]) -> None:
         self._has_viewer = has_viewer
 
-    def answer(self, request: Request, target: Target, rights: Right) -> Computed:
-        """`rights` are those of the client. Raises NotFound, PreconditionFailed and RangeNotSatisfiable."""
+    def answer(self, request: Request, target: Target, visitor: Visitor) -> Computed:
+        """Raises NotFound, PreconditionFailed and RangeNotSatisfiable."""
         if target.file == FACTS:
-            return file_answer(request, self._facts(rights), POLICY)
+            return file_answer(request, self._facts(visitor), POLICY)
         if target.file == DICTIONARY:
             return file_answer(request, self._dictionary, POLICY)
         if not target.file:
@@ -68,11 +68,11 @@ class Page:
         text = json.dumps(dict(attribute_names()), ensure_ascii=False, separators=(",", ":"))
         return in_memory(DICTIONARY, text.encode())
 
-    def _facts(self, rights: Right) -> StaticFile:
+    def _facts(self, visitor: Visitor) -> StaticFile:
         facts = {
             "version": __version__,
-            "allowed": {name: name in named_rights(rights) for name in named_rights(ALL_RIGHTS)},
             "viewers": [VIEWER] if self._has_viewer() else [],
+            **visitor.facts(),
         }
         return in_memory(FACTS, json.dumps(facts).encode(), NEVER)
 

@@ -1,8 +1,10 @@
-/** The buttons of a study, series or instance: viewers, download, copy, delete. */
+/** The buttons of a study, series or instance: viewers, share, download, copy, delete. */
 
-import {Problem, linkOf, remove, zipOf} from "./api.js";
+import {linkOf, remove, zipOf} from "./api.js";
 import {announce, confirmed, copy, h} from "./dom.js";
+import {reason} from "./faults.js";
 import {instances, t} from "./i18n.js";
+import {shareStudy} from "./share.js";
 
 const DELETE = ["", "deleteStudy", "deleteSeries", "deleteInstance"];
 
@@ -16,7 +18,8 @@ export function actionsOf(uids, {facts, title, count, gone}) {
   const button = (key, onclick, kind = "quiet") =>
     h("button", {type: "button", class: kind, onclick, "aria-label": `${t(key)}: ${title}`}, t(key));
   const single = uids.length === 3;
-  const viewers = uids.length === 1 ? facts.viewers : [];
+  const {read, share} = facts.allowed;
+  const viewers = uids.length === 1 && read ? facts.viewers : [];
   return h(
     "div",
     {class: "row actions"},
@@ -27,18 +30,21 @@ export function actionsOf(uids, {facts, title, count, gone}) {
         t("openIn", {viewer: name}),
       ),
     ),
-    h(
-      "a",
-      {
-        class: "button quiet",
-        "aria-label": `${t(single ? "file" : "zip")}: ${title}`,
-        download: `${uid}${single ? ".dcm" : ".zip"}`,
-        href: single
-          ? `${linkOf(...uids)}?accept=${encodeURIComponent("application/dicom;transfer-syntax=*")}`
-          : zipOf(...uids),
-      },
-      t(single ? "file" : "zip"),
-    ),
+    uids.length === 1 && share && facts.signIn.needed ? button("share", () => shareStudy(uid, title)) : null,
+    read
+      ? h(
+          "a",
+          {
+            class: "button quiet",
+            "aria-label": `${t(single ? "file" : "zip")}: ${title}`,
+            download: `${uid}${single ? ".dcm" : ".zip"}`,
+            href: single
+              ? `${linkOf(...uids)}?accept=${encodeURIComponent("application/dicom;transfer-syntax=*")}`
+              : zipOf(...uids),
+          },
+          t(single ? "file" : "zip"),
+        )
+      : null,
     button("copyUid", () => copied(uid)),
     button("copyUrl", () => copied(linkOf(...uids))),
     facts.allowed.delete ? button("delete", () => ask(uids, title, count, gone), "quiet danger-text") : null,
@@ -67,15 +73,3 @@ async function ask(uids, title, count, gone) {
   }
   gone();
 }
-
-/** The sentence for an error of a call. */
-export const reason = (error) => (error instanceof Problem && !error.status ? t("network") : error.message);
-
-/** A message in place of content, with a button that tries again. */
-export const failure = (error, again) =>
-  h(
-    "div",
-    {class: "state", role: "alert"},
-    h("p", {class: "bad"}, t("error", {reason: reason(error)})),
-    h("button", {type: "button", onclick: again}, t("tryAgain")),
-  );

@@ -29,14 +29,66 @@ async function answered(url, options) {
     if (error.name === "AbortError") throw error;
     throw new Problem(0, "");
   }
+  if (answer.status === 401) dispatchEvent(new Event("signed-out"));
   if (!answer.ok) throw new Problem(answer.status, reasonIn(await answer.text(), answer.status));
   return answer;
 }
 
-/** What this server allows, and the viewers that it has. */
+/** The user, the rights, the ways to sign in, and the viewers. */
 export async function facts() {
   return (await answered(new URL("page/server.json", document.baseURI))).json();
 }
+
+const SESSION = new URL("session", document.baseURI);
+
+/**
+ * Begins a session with a key, or with the secret and PIN of a share link.
+ * @param {{key: string}|{share: string, pin: string}} proof
+ * @returns {Promise<{user: string, study: ?string}>} Raises Problem; its `needs` is "pin" without the PIN.
+ */
+export async function signIn(proof) {
+  const options = {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(proof)};
+  let answer;
+  try {
+    answer = await fetch(SESSION, options);
+  } catch {
+    throw new Problem(0, "");
+  }
+  const body = await answer.text();
+  if (answer.ok) return JSON.parse(body);
+  const problem = new Problem(answer.status, reasonIn(body, answer.status));
+  try {
+    problem.needs = JSON.parse(body).needs;
+  } catch {
+    // A problem in plain text.
+  }
+  throw problem;
+}
+
+/** Ends the session. @returns {Promise<?string>} the URL at which the issuer ends its own session */
+export async function signOut() {
+  return (await (await answered(SESSION, {method: "DELETE"})).json()).location;
+}
+
+/** The URL that signs in at the issuer and comes back to this place of the page. */
+export function issuerUrl() {
+  const url = new URL("session/login", document.baseURI);
+  url.searchParams.set("return", location.hash);
+  return url.href;
+}
+
+/** The share links of a study that this user may see. */
+export const shares = async (study) => (await answered(resource([study], "shares"))).json();
+
+/** Makes a share link. `expires` is a period such as `7d`. */
+export async function share(study, {expires, pin}) {
+  const options = {method: "POST", headers: {"Content-Type": "application/json"}};
+  options.body = JSON.stringify({expires, pin});
+  return (await answered(resource([study], "shares"), options)).json();
+}
+
+export const endShare = (study, id) =>
+  answered(resource([study], `shares/${encodeURIComponent(id)}`), {method: "DELETE"});
 
 /** The names of standard attributes by tag. Loaded once. */
 export const names = once(async () =>

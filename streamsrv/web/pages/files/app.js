@@ -1,46 +1,132 @@
-/** The frame of the page: header, address, language, upload, and the view of the address. */
+/** The frame of the page: header, address, language, user, upload, and the view of the address. */
 
-import {count, facts} from "./api.js";
-import {h} from "./dom.js";
+import {count, facts, signOut} from "./api.js";
+import {announce, h} from "./dom.js";
+import {reason} from "./faults.js";
 import {current, switchLanguage, t} from "./i18n.js";
+import {ShareOpening, SignInForm} from "./sign-in.js";
 import {StudyList} from "./study-list.js";
 import {StudyView} from "./study-view.js";
 import {InstanceView} from "./instance-view.js";
-import {UploadPanel, filesIn} from "./upload-panel.js";
+import {takeDrops} from "./drops.js";
+import {UploadPanel} from "./upload-panel.js";
 import {Uploads} from "./uploads.js";
 
-const NOTHING_ALLOWED = {version: "", allowed: {store: false, delete: false}, viewers: []};
+const NO_FACTS = {
+  version: "",
+  allowed: {search: true, read: true},
+  viewers: [],
+  user: null,
+  session: false,
+  signIn: {needed: false, possible: true, oidc: false},
+};
 
-/** Reads the address behind `#`: `/`, `/studies/UID` or `/studies/UID/series/UID/instances/UID`. */
+/** Reads the address behind `#`: `/`, `/studies/UID`, `/studies/UID/series/UID/instances/UID`, `/share/SECRET`. */
 export function placeOf(hash) {
   const [path, query = ""] = hash.replace(/^#/, "").split("?");
   const parts = path.split("/").filter(Boolean).map(decodeURIComponent);
   const names = parts.filter((_, place) => place % 2 === 0).join("/");
   const uids = parts.filter((_, place) => place % 2 === 1);
-  const known = {"": "list", studies: "study", "studies/series/instances": "instance"}[names];
+  const known = {"": "list", studies: "study", "studies/series/instances": "instance", share: "share"}[names];
   const view = known && uids.length === parts.length / 2 ? known : "unknown";
   return {view, uids, filters: Object.fromEntries(new URLSearchParams(query))};
 }
 
 class StreamApp extends HTMLElement {
-  #facts = NOTHING_ALLOWED;
+  #facts = NO_FACTS;
   #uploads = new Uploads();
   #main = h("main", {id: "main", tabindex: "-1"});
   #holds = h("p", {class: "holds"});
   #panel = null;
+  #dialog = null; // of a session that has ended
+  #tabs = new BroadcastChannel("streamsrv");
 
   async connectedCallback() {
+    await this.#ask();
+    this.#draw();
+    if (this.#facts.user) this.#tabs.postMessage("in");
+    this.#tabs.onmessage = ({data}) => (data === "in" ? this.#dialog && this.#signedIn() : location.reload());
+    addEventListener("signed-out", () => this.#signedOut());
+    this.addEventListener("signed-in", ({detail}) => {
+      this.#tabs.postMessage("in");
+      this.#signedIn(detail);
+    });
+    addEventListener("hashchange", () => this.#route());
+    addEventListener("keydown", (event) => this.#keyed(event));
+    this.#uploads.addEventListener("settled", () => this.#stored());
+    this.addEventListener("changed", () => this.#count());
+    takeDrops(this, {
+      allowed: () => this.#facts.allowed.store,
+      take: async (files) => {
+        this.#panel.open();
+        this.#uploads.add(await files);
+      },
+    });
+  }
+
+  async #ask() {
     try {
       this.#facts = await facts();
     } catch {
       // The list shows the reason.
     }
-    this.#draw();
-    addEventListener("hashchange", () => this.#route());
-    addEventListener("keydown", (event) => this.#keyed(event));
-    this.#uploads.addEventListener("settled", () => this.#stored());
-    this.addEventListener("changed", () => this.#count());
-    if (this.#facts.allowed.store) this.#takeDrops();
+  }
+
+  /** Whether the page has to wait for a sign-in. */
+  get #closed() {
+    return this.#facts.signIn.needed && !this.#facts.user;
+  }
+
+  /** A session has ended: the view stays below a dialog, and the uploads wait. */
+  #signedOut() {
+    if (this.#dialog || this.#closed) return;
+    const form = Object.assign(new SignInForm(), {facts: this.#facts, text: t("signInAgainText")});
+    if (this.#uploads.list.some((each) => ["waiting", "sending"].includes(each.state))) form.target = "_blank";
+    this.#dialog = h(
+      "dialog",
+      {"aria-labelledby": "again", class: "sign-in"},
+      h("h2", {id: "again"}, t("signInAgain")),
+      form,
+    );
+    this.#dialog.addEventListener("close", () => {
+      this.#dialog?.remove();
+      this.#dialog = null;
+    });
+    this.append(this.#dialog);
+    this.#dialog.showModal();
+    form.focusFirst();
+  }
+
+  /** `study` is that of a share link. */
+  async #signedIn(study = null) {
+    const before = this.#facts.user;
+    await this.#ask();
+    this.#dialog?.close();
+    if (study) history.replaceState(null, "", `#/studies/${encodeURIComponent(study)}`);
+    if (study || before !== this.#facts.user) this.#draw();
+    else if (this.#main.firstElementChild.load) this.#main.firstElementChild.load();
+    else this.#route();
+    this.#uploads.resume();
+  }
+
+  async #signOut() {
+    try {
+      const there = await signOut();
+      this.#tabs.postMessage("out");
+      if (there) location.assign(there);
+      else location.reload();
+    } catch (error) {
+      announce(t("error", {reason: reason(error)}));
+    }
+  }
+
+  #user() {
+    const {user, session, signIn, kind} = this.#facts;
+    if (!user || !signIn.needed) return [];
+    const name = kind === "share" ? t("sharedUser") : user;
+    const label = h("span", {class: "user", title: t("signedInAs", {user: name})}, name);
+    const button = h("button", {type: "button", class: "quiet", onclick: () => this.#signOut()}, t("signOut"));
+    return session ? [label, button] : [label];
   }
 
   #draw() {
@@ -74,7 +160,7 @@ class StreamApp extends HTMLElement {
         h(
           "div",
           {class: "row"},
-          !store && this.#facts.version ? h("span", {class: "tag"}, t("readOnly")) : null,
+          !store && this.#facts.version && !this.#closed ? h("span", {class: "tag"}, t("readOnly")) : null,
           store
             ? h(
                 "button",
@@ -82,6 +168,7 @@ class StreamApp extends HTMLElement {
                 t("upload"),
               )
             : null,
+          this.#user(),
           h(
             "button",
             {
@@ -99,7 +186,7 @@ class StreamApp extends HTMLElement {
       h(
         "footer",
         {},
-        h("p", {class: "dim"}, t("keys")),
+        h("p", {class: "dim"}, this.#closed ? "" : t("keys")),
         h("p", {class: "dim"}, this.#facts.version ? `streamsrv ${this.#facts.version}` : ""),
       ),
       ...(this.#panel ? [this.#panel] : []),
@@ -121,7 +208,13 @@ class StreamApp extends HTMLElement {
     const {view, uids, filters} = placeOf(location.hash);
     const given = {facts: this.#facts, uids, filters};
     document.title = `${t("title")} – streamsrv`;
-    if (view === "list") {
+    if (view === "share") {
+      history.replaceState(null, "", "#/"); // neither the history nor a picture of the screen keeps the secret
+      this.#main.replaceChildren(Object.assign(new ShareOpening(), {facts: this.#facts, secret: uids[0]}));
+    } else if (this.#closed) this.#main.replaceChildren(this.#signInView());
+    else if (view === "list" && !this.#facts.allowed.search)
+      this.#main.replaceChildren(h("div", {class: "state"}, h("h1", {}, t("noSearch"))));
+    else if (view === "list") {
       const list = Object.assign(new StudyList(), given);
       list.addEventListener("filters", ({detail}) => remember(detail));
       this.#main.replaceChildren(h("h1", {class: "off-screen"}, t("title")), list);
@@ -132,10 +225,17 @@ class StreamApp extends HTMLElement {
         h("div", {class: "state"}, h("h1", {}, t("notThere")), h("a", {href: "#/"}, t("toStart"))),
       );
     scrollTo({top: 0});
-    if (view !== "list") this.#main.focus({preventScroll: true});
+    if (!["list", "share"].includes(view) && !this.#closed) this.#main.focus({preventScroll: true});
+  }
+
+  #signInView() {
+    const form = Object.assign(new SignInForm(), {facts: this.#facts});
+    requestAnimationFrame(() => form.focusFirst());
+    return h("section", {class: "card sign-in"}, h("h1", {}, t("signIn")), form);
   }
 
   async #count() {
+    if (this.#closed || !this.#facts.allowed.search) return;
     try {
       const [studies, instances] = await Promise.all([count("studies"), count("instances")]);
       this.#holds.replaceChildren(t("holds", {studies, instances}));
@@ -152,6 +252,7 @@ class StreamApp extends HTMLElement {
 
   #keyed(event) {
     const typing = event.target.matches?.("input, select, textarea");
+    if (this.#closed) return;
     if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
       event.preventDefault();
       if (placeOf(location.hash).view !== "list") location.hash = "#/";
@@ -160,36 +261,6 @@ class StreamApp extends HTMLElement {
       if (this.#panel?.isOpen) this.#panel.close();
       else this.querySelector("a.up")?.click();
     }
-  }
-
-  #takeDrops() {
-    let inside = 0;
-    const shown = (on) => this.classList.toggle("dropping", on);
-    const carriesFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
-    addEventListener("dragenter", (event) => {
-      if (carriesFiles(event)) {
-        inside += 1;
-        shown(true);
-      }
-    });
-    addEventListener("dragleave", (event) => {
-      if (carriesFiles(event)) {
-        inside -= 1;
-        shown(inside > 0);
-      }
-    });
-    addEventListener("dragover", (event) => {
-      if (carriesFiles(event)) event.preventDefault();
-    });
-    addEventListener("drop", async (event) => {
-      if (!carriesFiles(event)) return;
-      event.preventDefault();
-      inside = 0;
-      shown(false);
-      const files = filesIn(event.dataTransfer); // begins before the event ends, when the items vanish
-      this.#panel.open();
-      this.#uploads.add(await files);
-    });
   }
 }
 

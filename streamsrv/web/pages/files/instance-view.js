@@ -1,10 +1,11 @@
 /** One instance: preview and attributes, and a slider through its series. */
 
-import {actionsOf, failure} from "./actions.js";
+import {actionsOf} from "./actions.js";
 import {metadata, search} from "./api.js";
 import {AttributeTree} from "./attribute-tree.js";
 import {TAG, number, text} from "./dicom.js";
 import {h} from "./dom.js";
+import {failure} from "./faults.js";
 import {t} from "./i18n.js";
 import {ImagePreview, slider} from "./preview.js";
 

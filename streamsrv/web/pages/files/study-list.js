@@ -1,7 +1,8 @@
 /** The list of studies: filters that search while a person types, a table, and pages. */
 
-import {Problem, search} from "./api.js";
+import {search} from "./api.js";
 import {debounced, h} from "./dom.js";
+import {reason} from "./faults.js";
 import {t} from "./i18n.js";
 import {row} from "./study-row.js";
 import {NEWEST, parametersOf} from "./study-search.js";
@@ -247,12 +248,11 @@ export class StudyList extends HTMLElement {
   }
 
   #fail(error) {
-    const reason = error instanceof Problem && !error.status ? t("network") : error.message;
     this.#body.replaceChildren();
     this.#table.hidden = true;
     this.#foot.replaceChildren();
     this.#state.replaceChildren(
-      h("p", {class: "bad"}, t("error", {reason})),
+      h("p", {class: "bad"}, t("error", {reason: reason(error)})),
       h("button", {type: "button", onclick: () => this.load()}, t("tryAgain")),
     );
   }

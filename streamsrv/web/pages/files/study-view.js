@@ -1,9 +1,10 @@
 /** One study: its patient, its series, and the instances of each series with thumbnails. */
 
-import {actionsOf, failure} from "./actions.js";
+import {actionsOf} from "./actions.js";
 import {resource, search} from "./api.js";
 import {TAG, date, number, text, time, values} from "./dicom.js";
 import {h} from "./dom.js";
+import {failure} from "./faults.js";
 import {instances, t} from "./i18n.js";
 
 const SERIES_A_PAGE = 100;

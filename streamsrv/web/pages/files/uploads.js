@@ -122,8 +122,21 @@ export class Uploads extends EventTarget {
       this.#end(upload, {state: "waiting", sent: 0});
       return;
     }
+    if (request.status === 401) {
+      this.#pause ||= -1; // no timer: until `resume`
+      this.#end(upload, {state: "waiting", sent: 0});
+      dispatchEvent(new Event("signed-out"));
+      return;
+    }
     if (request.status < 500) this.#most = Math.min(AT_ONCE, this.#most + 0.1);
     this.#end(upload, resultOf(request.status, request.responseText));
+  }
+
+  /** Goes on after a new sign-in. */
+  resume() {
+    if (this.#pause !== -1) return;
+    this.#pause = 0;
+    this.#go();
   }
 
   /** Begins no upload for some seconds: the server is busy. */

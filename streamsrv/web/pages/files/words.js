@@ -1,7 +1,10 @@
 /** The words of the page in each language, by key. `{name}` stands for a value. */
 
+import {ACCESS} from "./words-access.js";
+
 export const WORDS = {
   en: {
+    ...ACCESS.en,
     language: "中文",
     languageLabel: "切换到中文",
     title: "Studies",
@@ -114,6 +117,7 @@ export const WORDS = {
     keys: "Keys: / search, ↑ ↓ rows, Enter open, Esc back",
   },
   zh: {
+    ...ACCESS.zh,
     language: "English",
     languageLabel: "Switch to English",
     title: "检查列表",

@@ -1,0 +1,146 @@
+"""Sessions of browsers: a grant of the kind `session`, whose secret is the value of a cookie.
+
+Strategy: a session of a key or of a share has no rights of its own: it names the grant from which it came. So
+it ends with that grant on every worker. A session of an OIDC login has the rights and the rule of the claims.
+
+Rules of this file
+- Each sign-in gets a new secret of 256 bits. A value that a client brings never becomes a session, and the
+  session that it had before ends (session fixation).
+- A cookie that is unknown or has ended is no error: the request has no credentials then.
+- Sessions that have ended are removed now and then, by the worker that begins another one.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from streamsrv.web.access.browsers import (
+    SAFE_METHODS,
+    SESSION_COOKIE,
+    check_origin,
+    cookie_for,
+    is_embedded,
+)
+from streamsrv.web.access.grants import Grant, GrantDamaged, Grants, digest_of
+from streamsrv.web.access.keys import principal_of
+from streamsrv.web.access.principal import NO_RIGHTS, Principal, Right
+from streamsrv.web.head import Head
+from streamsrv.web.hosts import Caller
+
+log = logging.getLogger("streamsrv.access")
+
+SESSION = "session"
+SECRET_BYTES = 32
+SWEEP = 600.0  # seconds between two looks for sessions that have ended
+FindGrant: TypeAlias = Callable[[str, str], Grant | None]
+SOURCE, PRINCIPAL, DISPLAY = "source", "principal", "display"
+
+
+class Sessions:
+    """`find` returns the grant of a kind and digest. `lifetime` is in seconds. `begin_from`, `begin_as` and
+    `end` block."""
+
+    def __init__(
+        self,
+        grants: Grants,
+        find: FindGrant,
+        lifetime: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._grants = grants
+        self._find_grant = find
+        self._lifetime = lifetime
+        self._clock = clock
+        self._swept = 0.0
+
+    # The way in
+
+    def principal(self, head: Head, caller: Caller) -> Principal | None:
+        """None without a session. Raises Forbidden for a change that another origin asks for."""
+        found = self.current(head, caller.base)
+        if found is None:
+            return None
+        if head.method not in SAFE_METHODS:
+            check_origin(head.headers, caller.base)
+        elif is_embedded(head.headers):
+            return None
+        return self.principal_of(found)
+
+    def current(self, head: Head, base: str) -> Grant | None:
+        """The session of the request, if it goes on."""
+        if "cookie" not in head.headers:
+            return None
+        cookie = cookie_for(base, SESSION_COOKIE)
+        secret = cookie.value_in(head.headers) if cookie else ""
+        return self._alive(self._find(digest_of(secret), SESSION)) if secret else None
+
+    def principal_of(self, session: Grant) -> Principal | None:
+        """None if the grant from which the session came is gone or has ended."""
+        holder = self.holder(session)
+        if holder is None:
+            return None
+        principal = principal_of(holder)
+        name = str(holder.extra.get(PRINCIPAL, principal.name))
+        return principal._replace(name=name, until=min(session.until, holder.until))
+
+    def holder(self, grant: Grant) -> Grant | None:
+        """The grant that has the rights of a session. A share ends with the key that made it."""
+        source = grant.extra.get(SOURCE)
+        if source is None:
+            return grant
+        found = self._alive(self._find(source["digest"], source["kind"]))
+        if found is None or grant.kind == SESSION:
+            return found and self.holder(found)
+        return grant if Right.SHARE in found.rights else None
+
+    def _find(self, digest: str, kind: str) -> Grant | None:
+        try:
+            return self._find_grant(kind, digest)
+        except (GrantDamaged, OSError) as error:
+            log.error("%s", error)
+            return None
+
+    def _alive(self, grant: Grant | None) -> Grant | None:
+        return grant if grant is not None and self._clock() < grant.until else None
+
+    # Begin and end
+
+    def begin_from(self, holder: Grant) -> str:
+        """A session of a key or share. Returns its secret."""
+        until = min(holder.until, self._clock() + self._lifetime)
+        source = {"kind": holder.kind, "digest": holder.digest}
+        return self._begin(Grant(SESSION, holder.name, "", NO_RIGHTS, None, 0, until, {SOURCE: source}))
+
+    def begin_as(self, principal: str, display: str, grant: Grant, **more: Any) -> str:
+        """A session of a user that an issuer has named. `grant` has the rights, the rule and the end."""
+        extra = {PRINCIPAL: principal, DISPLAY: display, **more}
+        until = min(grant.until, self._clock() + self._lifetime)
+        return self._begin(grant._replace(kind=SESSION, until=until, extra=extra))
+
+    def _begin(self, grant: Grant) -> str:
+        secret, now = secrets.token_urlsafe(SECRET_BYTES), self._clock()
+        with self._grants.changing():
+            if not 0 <= now - self._swept < SWEEP:
+                self._swept = now
+                self._sweep(now)
+            self._grants.write(grant._replace(digest=digest_of(secret), created=now))
+        return secret
+
+    def _sweep(self, now: float) -> None:
+        for found in self._grants.all(SESSION):
+            if isinstance(found, Grant) and found.until <= now:
+                self._grants.path_of(SESSION, found.digest).unlink(missing_ok=True)
+
+    def end(self, session: Grant) -> None:
+        """Ends it on all workers."""
+        with self._grants.changing():
+            self._grants.path_of(SESSION, session.digest).unlink(missing_ok=True)
+
+
+def display_of(grant: Grant) -> str:
+    """The name to show to the user."""
+    return str(grant.extra.get(DISPLAY, grant.name))

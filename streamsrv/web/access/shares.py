@@ -1,0 +1,153 @@
+"""Share links: a grant of the kind `share` for one study, with an end and perhaps a PIN.
+
+    https://HOST/#/share/SECRET     the fragment never leaves the browser; the page exchanges the secret for
+                                    a session and takes it out of the address
+
+Rules of this file
+- The PIN is kept as scrypt (RFC 7914). A try is written and synced before the PIN is compared, under a lock
+  of the share. So several workers, or a restart, give no more tries.
+- After TRIES wrong PINs a share answers 429 for a while, which doubles with each further try. Other shares,
+  and browsers that have opened this one, do not notice. Without the secret there is no try.
+- A PIN alone, and a secret alone, tell nothing about a study.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import hmac
+import math
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from streamsrv.errors import TooManyRequests
+from streamsrv.query.rules import rule_of
+from streamsrv.web.access.grants import Grant, Grants, digest_of
+from streamsrv.web.access.principal import Right
+
+SHARE = "share"
+SHARED_RIGHTS = Right.SEARCH | Right.READ
+SECRET_BYTES = 32
+PIN_DIGITS = 6
+TRIES = 5
+FIRST_WAIT, LONGEST_WAIT = 900, 86_400  # seconds
+PIN, MAKER, STUDY = "pin", "by", "study"
+# scrypt: 16 MB and 50 ms.
+_COST = {"n": 1 << 14, "r": 8, "p": 1}
+_TRY = "<"  # one try a byte
+
+
+class NewShare(NamedTuple):
+    """`pin` is empty without one."""
+
+    grant: Grant
+    secret: str
+    pin: str
+
+
+class Shares:
+    """All calls block."""
+
+    def __init__(self, grants: Grants, clock: Callable[[], float] = time.time) -> None:
+        self._grants = grants
+        self._clock = clock
+
+    def make(
+        self, study: str, until: float, *, pin: bool, by: str = "", source: Grant | None = None
+    ) -> NewShare:
+        """`by` is the principal that shares, `source` its key, with which the share ends."""
+        secret, name = secrets.token_urlsafe(SECRET_BYTES), secrets.token_hex(5)
+        extra: dict[str, object] = {STUDY: study, MAKER: by}
+        chosen = f"{secrets.randbelow(10**PIN_DIGITS):0{PIN_DIGITS}}" if pin else ""
+        if pin:
+            extra[PIN] = _hashed(chosen, secrets.token_bytes(16))
+        if source is not None:
+            extra["source"] = {"kind": source.kind, "digest": source.digest}
+        now = self._clock()
+        rule = rule_of((), (study,))
+        grant = Grant(SHARE, name, digest_of(secret), SHARED_RIGHTS, rule, now, until, extra)
+        with self._grants.changing():
+            self._sweep(now)
+            self._grants.write(grant)
+        return NewShare(grant, secret, chosen)
+
+    def all(self, study: str = "") -> list[Grant]:
+        """The shares that have not ended, of one study or of all; the oldest first."""
+        now = self._clock()
+        found = [each for each in self._grants.all(SHARE) if isinstance(each, Grant) and now < each.until]
+        return sorted(
+            (each for each in found if study in ("", study_of(each))), key=lambda each: each.created
+        )
+
+    def revoke(self, share: Grant) -> None:
+        with self._grants.changing():
+            self._remove(share)
+
+    def _remove(self, share: Grant) -> None:
+        self._grants.path_of(SHARE, share.digest).unlink(missing_ok=True)
+        self._tries(share).unlink(missing_ok=True)
+
+    def _sweep(self, now: float) -> None:
+        for found in self._grants.all(SHARE):
+            if isinstance(found, Grant) and found.until <= now:
+                self._remove(found)
+
+    # The PIN
+
+    def check_pin(self, share: Grant, pin: str) -> bool:
+        """Whether the PIN is right. Raises TooManyRequests."""
+        with self._locked(share) as tries:
+            used, last = os.fstat(tries).st_size, os.fstat(tries).st_mtime
+            wait = _wait(used) - max(0.0, self._clock() - last)
+            if wait > 0:
+                raise TooManyRequests("too many wrong PINs for this link: try again later", math.ceil(wait))
+            os.write(tries, _TRY.encode())
+            os.utime(tries, (self._clock(), self._clock()))
+            os.fsync(tries)
+            kept = share.extra[PIN]
+            right = hmac.compare_digest(_hashed(pin, bytes.fromhex(kept["salt"]))["hash"], kept["hash"])
+            if right:
+                os.ftruncate(tries, 0)
+            return right
+
+    @contextlib.contextmanager
+    def _locked(self, share: Grant) -> Iterator[int]:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(self._tries(share), flags, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _tries(self, share: Grant) -> Path:
+        return self._grants.path_of(SHARE, share.digest).with_suffix(".tries")
+
+
+def _wait(used: int) -> float:
+    """Seconds after the last of so many wrong tries."""
+    return min(FIRST_WAIT * 2 ** min(used - TRIES, 10), LONGEST_WAIT) if used >= TRIES else 0
+
+
+def _hashed(pin: str, salt: bytes) -> dict[str, str]:
+    made = hashlib.scrypt(pin.encode(), salt=salt, dklen=32, maxmem=64 << 20, **_COST)
+    return {"salt": salt.hex(), "hash": made.hex()}
+
+
+def study_of(share: Grant) -> str:
+    """Its Study Instance UID."""
+    return str(share.extra[STUDY])
+
+
+def needs_pin(share: Grant) -> bool:
+    return PIN in share.extra
+
+
+def share_url(base: str, secret: str) -> str:
+    """`base` is the absolute URL of the page without a slash at its end."""
+    return f"{base}/#/share/{secret}"

@@ -1,0 +1,17 @@
+/** Errors of calls as sentences. */
+
+import {Problem} from "./api.js";
+import {h} from "./dom.js";
+import {t} from "./i18n.js";
+
+/** The sentence for an error of a call. */
+export const reason = (error) => (error instanceof Problem && !error.status ? t("network") : error.message);
+
+/** A message in place of content, with a button that tries again. */
+export const failure = (error, again) =>
+  h(
+    "div",
+    {class: "state", role: "alert"},
+    h("p", {class: "bad"}, t("error", {reason: reason(error)})),
+    h("button", {type: "button", onclick: again}, t("tryAgain")),
+  );
