@@ -23,9 +23,10 @@ from perf.pixels import pixels
 from perf.results import OURS, PEERS, WHOLE, Row, number
 from perf.run import Run
 from perf.studies import large, memory, single, study
+from perf.viewer import viewer
 
 RUNS = (study, large, single, frames, places, metadata, latency, fairness, pixels, searches)
-RUNS_OF = {run.__name__: run for run in (*RUNS, memory, search, listing, scale)}
+RUNS_OF = {run.__name__: run for run in (*RUNS, memory, search, listing, scale, viewer)}
 INSIDE, LONG = "*inside* ", "*long* "
 
 
