@@ -4,10 +4,10 @@ serves.
 The supervisor starts it by exec, so that no process is forked after a lock or the index was opened. Its only
 argument is a JSON list of inherited descriptors, and the number of the worker. The descriptors are: listening
 sockets, those for health, endpoints of the pixel processes (for short and for long tasks), status pipe,
-memory of the counters. Those of the keys of an issuer come behind the number. Settings come as one line of
-JSON on standard input.
-Standard input then stays open as a lifeline: its end means that the supervisor has ended. The first byte on
-the status pipe means ready, each further byte means that the event loop runs.
+memory of the counters. Those of the keys of an issuer and of the certificate come behind the number. Settings
+come as one line of JSON on standard input. Standard input then stays open as a lifeline: its end means that
+the supervisor has ended. The first byte on the status pipe means ready, each further byte means that the
+event loop runs.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from streamsrv.settings import Settings
 from streamsrv.store import OnDuplicate, Store
 from streamsrv.supervisor import DUMP, protect
 from streamsrv.web.actions import Actions
+from streamsrv.web.connection.certificates import ServerCertificate
 from streamsrv.web.worker import run
 from streamsrv.wire.answers import Request
 from streamsrv.wire.multipart import MultipartLimits
@@ -149,10 +150,10 @@ def raise_descriptor_limit() -> None:
 
 
 def main() -> int:
-    listen, health, shared, status, counters, number, keys = json.loads(sys.argv[1])
+    listen, health, shared, status, counters, number, keys, certificate = json.loads(sys.argv[1])
     endpoints = [PoolEndpoints(tasks, requests, tuple(pages)) for tasks, requests, pages in shared]
     pools = (each for one in endpoints for each in one.descriptors)
-    for descriptor in (*listen, *health, *keys, status, counters, *pools):
+    for descriptor in (*listen, *health, *keys, *certificate, status, counters, *pools):
         os.set_inheritable(descriptor, False)
     protect()
     settings = config.receive(STDIN)
@@ -180,6 +181,7 @@ def main() -> int:
                 lifeline=STDIN,
                 health_listeners=health_listeners,
                 counts=counts,
+                certificate=ServerCertificate(*certificate) if certificate else None,
             )
     except (StreamsrvError, OSError) as error:
         log.error("%s", error)

@@ -7,12 +7,19 @@ and the flags need no table. config.py reads the rows from files, the environmen
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
+
+from streamsrv.setting_checks import (
+    never_a_host,
+    never_a_network,
+    never_an_origin,
+    not_a_base,
+    not_a_mode,
+    not_an_issuer,
+)
 
 Value: TypeAlias = str | int | float | bool | tuple[str, ...]
 
@@ -25,71 +32,8 @@ TABLES = {
     "limits": "Limits of connections, requests and datasets",
     "access": "Authentication of clients",
     "oidc": "Logins by an OpenID Connect issuer, and its access tokens",
+    "tls": "Certificate, key, and certificates of clients",
 }
-
-
-# An origin as browsers send it (RFC 6454 6.2): scheme, host in ASCII, the port unless it is the default.
-_ORIGIN = re.compile(
-    r"([a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?", re.IGNORECASE
-)
-_DEFAULT_PORTS = {"http": "80", "https": "443"}
-
-
-def _never_an_origin(text: str) -> str:
-    """Why no browser sends this text as Origin; empty for `*` and for origins."""
-    found = _ORIGIN.fullmatch(text)
-    if text in ("*", "null"):
-        return ""
-    if found is None and re.search(r'["\'{}]|^\[|\]$', text):
-        return "it can never match: origins are separated by commas, without brackets and quotes: https://a.example,https://b.example"
-    if found is None and "://" not in text:
-        return f"it can never match: an origin has a scheme: write http://{text} or https://{text}"
-    if found is None and "*" in text:
-        return "it can never match: an origin has no wildcard; only `*` alone stands for every origin"
-    if found is None:
-        return (
-            "it can never match: an origin is scheme, host and perhaps port, without a path, "
-            "as in https://viewer.example:8443"
-        )
-    if found[2] and _DEFAULT_PORTS.get(found[1].lower()) == found[2]:
-        return f"it can never match: browsers leave out the default port {found[2]}"
-    if found[2] and not 0 < int(found[2]) < 65_536:
-        return f"it can never match: there is no port {found[2]}"
-    return ""
-
-
-def _never_a_host(text: str) -> str:
-    """Why no Host header has this name; empty for `*`, names and addresses."""
-    if (
-        text == "*"
-        or re.fullmatch(r"[A-Za-z0-9._-]+", text)
-        or ("/" not in text and not _never_a_network(text))
-    ):
-        return ""
-    return "it can never match: a host is a name or an address, without scheme, port and path"
-
-
-def _never_a_network(text: str) -> str:
-    """Why no peer has this address; empty for addresses and networks."""
-    try:
-        ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        return "it can never match: a proxy is an IP address, or a network such as 10.0.0.0/8"
-    return ""
-
-
-def _not_a_base(text: str) -> str:
-    """Why absolute URLs cannot begin with this text; empty if they can."""
-    if not text or re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?", text, re.IGNORECASE):
-        return ""
-    return "it is no URL of a server: write https://pacs.example or https://pacs.example/dicom"
-
-
-def _not_an_issuer(text: str) -> str:
-    """Why no token can come from this issuer; empty if one can (OpenID Connect Discovery 3)."""
-    if not text or re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", text):
-        return ""
-    return "it is no URL of an issuer: write https://login.example/realms/hospital"
 
 
 def _setting(
@@ -111,7 +55,9 @@ def _setting(
     return dataclasses.field(default=default, metadata=row | limits)
 
 
-_http, _store, _pixels, _search, _limits, _access, _oidc = (partial(_setting, table) for table in TABLES)
+_http, _store, _pixels, _search, _limits, _access, _oidc, _tls = (
+    partial(_setting, table) for table in TABLES
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +70,17 @@ class Settings:
         "The address to listen on. By default only this machine has access.",
     )
     port: int = _http(8943, "TCP port", "The port to listen on. 0: any free one.", most=65535)
+    unix_socket: str = _http(
+        "",
+        "path",
+        "A Unix socket for a proxy on this machine, beside the port. It speaks HTTP. Empty: none.",
+    )
+    unix_socket_mode: str = _http(
+        "660",
+        "octal mode",
+        "The permissions of `unix_socket`. A client needs the right to write.",
+        wrong=not_a_mode,
+    )
     health_port: int = _http(
         0,
         "TCP port",
@@ -154,19 +111,20 @@ class Settings:
         "host names",
         "Names other than localhost under which clients reach this server. Another Host header is refused, "
         "because of DNS rebinding: a hostile page can let its own name point to this server.",
-        wrong=_never_a_host,
+        wrong=never_a_host,
     )
     public_url: str = _http(
         "",
         "URL without version",
         "The start of absolute URLs in answers, for a server behind a proxy. Empty: from the request.",
-        wrong=_not_a_base,
+        wrong=not_a_base,
     )
     trusted_proxies: tuple[str, ...] = _http(
         (),
         "addresses or networks",
-        "Proxies whose forwarding headers are used. Other clients may invent such headers.",
-        wrong=_never_a_network,
+        "Proxies whose forwarding headers are used; `unix` stands for `unix_socket`. Other clients may "
+        "invent such headers.",
+        wrong=never_a_network,
     )
     forwarded_headers: str = _http(
         "x-forwarded",
@@ -179,7 +137,7 @@ class Settings:
         (),
         "origins, or *",
         "Origins of web viewers (https://viewer.example) whose pages may read answers and embed pictures.",
-        wrong=_never_an_origin,
+        wrong=never_an_origin,
     )
     cors_max_age: int = _http(
         7200, "seconds", "The time for which a browser keeps a preflight answer. Chromium keeps it two hours."
@@ -441,7 +399,7 @@ class Settings:
         "URL",
         "The issuer of access tokens (JWT), exactly as its metadata spell it. The server reads keys and "
         "endpoints under its /.well-known/openid-configuration. Empty: no tokens.",
-        wrong=_not_an_issuer,
+        wrong=not_an_issuer,
     )
     oidc_audience: tuple[str, ...] = _oidc(
         (), "names or URIs", "A token is accepted if its `aud` has one of these names of this server."
@@ -466,4 +424,41 @@ class Settings:
         False,
         "yes or no",
         "Allows an issuer without TLS on another machine. Anyone on the way can then make valid tokens.",
+    )
+
+    tls_certificate: str = _tls(
+        "",
+        "file",
+        "The certificate of the server in PEM, with the chain behind it. With it, the port speaks HTTPS "
+        "only. SIGHUP reads this file and the next two again. Empty: HTTP.",
+    )
+    tls_key: str = _tls(
+        "",
+        "file",
+        "The private key in PEM, without a password. Only its owner and group may read it. Empty: the key is "
+        "in `tls_certificate`.",
+    )
+    tls_client_ca: str = _tls(
+        "",
+        "file",
+        "Certificates in PEM of the authorities that sign certificates of clients. Empty: clients are not "
+        "asked for one.",
+    )
+    tls_client_certificates: str = _tls(
+        "required",
+        "",
+        "With `tls_client_ca`: whether a client without a certificate may connect.",
+        choices=("optional", "required"),
+    )
+    tls_min_version: str = _tls(
+        "1.2",
+        "",
+        "The oldest version of TLS that is accepted.",
+        choices=("1.2", "1.3"),
+    )
+    hsts_max_age: int = _tls(
+        0,
+        "seconds",
+        "The time for which browsers use HTTPS only for this name, on all its ports "
+        "(Strict-Transport-Security, RFC 6797). 0: no such header.",
     )

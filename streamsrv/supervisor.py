@@ -16,7 +16,8 @@ Rules of this file
   it tries again without end, because a disk that fails now may recover.
 - A worker whose event loop does not run for `hang_timeout` seconds writes the stacks of its threads to the
   log, and is killed. Time in which this process itself was stopped (Ctrl-Z) does not count.
-- SIGHUP has no effect; workers and pixel processes inherit that.
+- SIGHUP renews the certificate. It is blocked, except while this process waits. All processes that it starts
+  inherit that; workers unblock it.
 - Pixel processes end after the workers, because workers may have answers to finish.
 - The companions start when all workers are ready. The scrub process is killed before the workers end, the
   others after them.
@@ -43,7 +44,7 @@ from framecodecs.pool.processes import PixelProcesses
 from framecodecs.rendering.fonts import NoFont, check_font, find_fonts, has_cjk
 from streamsrv import __version__, config
 from streamsrv.companions.processes import Companion, IssuerProcess, MetricsProcess, ScrubProcess
-from streamsrv.errors import StreamsrvError
+from streamsrv.listening import CannotServe, bind, bound_path, origin_of
 from streamsrv.metrics import MetricsBoard, ServerCell
 from streamsrv.oidc.key_board import KeyBoard
 from streamsrv.options import start_log
@@ -52,11 +53,11 @@ from streamsrv.settings import Settings
 from streamsrv.store import Store
 from streamsrv.web.access.policy import check_start
 from streamsrv.web.access.policy import remarks as access_remarks
+from streamsrv.web.connection.certificates import BadCertificate, ServerCertificate
 
 log = logging.getLogger("streamsrv.supervisor")
 
 EXIT_FAILED = 1
-BACKLOG = 1024
 # All times are in seconds. The death of a worker that lived this long is a new fault.
 LIVED = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
@@ -74,10 +75,6 @@ NO_CJK = (
     "there is no font for Chinese, Japanese and Korean: annotations do not show such names. Install the "
     "system package fonts-noto-cjk, or streamsrv[cjk], or set annotation_fonts"
 )
-
-
-class CannotServe(StreamsrvError):
-    """The server cannot be started; `detail` is the reason."""
 
 
 @dataclass
@@ -112,6 +109,7 @@ class Supervisor:
     health_listeners: Sequence[socket.socket] = ()
     metrics_listeners: Sequence[socket.socket] = ()
     pixels: Sequence[PixelProcesses] = ()  # for short tasks, for long tasks
+    certificate: ServerCertificate | None = None
     scrub: ScrubProcess | None = None
     metrics: MetricsProcess | None = None
     issuer: IssuerProcess | None = None
@@ -144,7 +142,7 @@ class Supervisor:
             while self.kill_time is None or any(slot.worker for slot in self.slots):
                 self._start_due()
                 began, timeout = time.monotonic(), self._timeout()
-                for key, _ in self.selector.select(timeout):
+                for key, _ in self._select(timeout):
                     key.data() if callable(key.data) else self._read(key.data, key.fd)
                 if timeout is not None and time.monotonic() - began > timeout + STOPPED:
                     self._restart_hang_timers()
@@ -154,6 +152,13 @@ class Supervisor:
             self.metrics.close()
         self.selector.close()
         return self.exit_code
+
+    def _select(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
+        try:
+            return self.selector.select(timeout)
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
 
     # Starting
 
@@ -178,11 +183,12 @@ class Supervisor:
             [each.fileno() for each in sockets] for sockets in (self.listeners, self.health_listeners)
         )
         endpoints = [each.endpoints for each in self.pixels]
-        keys = self.keys.descriptors
-        words = json.dumps([listen, health, endpoints, their_status, self.board.file, number, keys])
+        keys, certificate = self.keys.descriptors, [*(self.certificate or ())]
+        behind = (self.board.file, number, keys, certificate)
+        words = json.dumps([listen, health, endpoints, their_status, *behind])
         command = [sys.executable, "-m", "streamsrv.server", words]
         shared = [descriptor for each in endpoints for descriptor in each.descriptors]
-        passed = (*listen, *health, *shared, *keys, their_status, self.board.file)
+        passed = (*listen, *health, *shared, *keys, *certificate, their_status, self.board.file)
         try:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=passed)
         finally:
@@ -248,6 +254,19 @@ class Supervisor:
                 self.kill_time = time.monotonic()
             else:
                 self._end()
+        elif signal.SIGHUP in numbers and self.certificate is not None:
+            self._renew(self.certificate)
+
+    def _renew(self, certificate: ServerCertificate) -> None:
+        """Workers take the new certificate for new connections. If it is bad, the old one stays."""
+        try:
+            certificate.renew(self.settings)
+        except BadCertificate as error:
+            log.error("the certificate was not renewed, and the old one stays: %s", error.detail)
+            return
+        log.info("the certificate was read again")
+        for worker in self._workers():
+            worker.process.send_signal(signal.SIGHUP)
 
     # Hanging
 
@@ -306,8 +325,8 @@ def signal_pipe(selector: selectors.BaseSelector) -> Iterator[None]:
     """Writes the number of each signal to a pipe that the selector reads."""
     read, write = os.pipe()
     os.set_blocking(write, False)
-    former = {number: signal.signal(number, lambda *_: None) for number in ENDING}
-    former[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+    former = {number: signal.signal(number, lambda *_: None) for number in (*ENDING, signal.SIGHUP)}
     wakeup = signal.set_wakeup_fd(write)
     selector.register(read, selectors.EVENT_READ, None)
     try:
@@ -316,6 +335,7 @@ def signal_pipe(selector: selectors.BaseSelector) -> Iterator[None]:
         signal.set_wakeup_fd(wakeup)
         for number, handler in former.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         selector.unregister(read)
         os.close(read)
         os.close(write)
@@ -332,29 +352,6 @@ def worker_count(settings: Settings) -> int:
     return settings.workers or len(os.sched_getaffinity(0))
 
 
-def bind(host: str, port: int) -> list[socket.socket]:
-    """Listens on every address of the host, with one port; raises CannotServe."""
-    listeners: list[socket.socket] = []
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, _, _, _, address in dict.fromkeys(found):
-            bound = (address[0], listeners[0].getsockname()[1] if listeners else port)
-            listeners.append(socket.create_server(bound, family=family, backlog=BACKLOG))
-    except OSError as error:
-        for listener in listeners:
-            listener.close()
-        raise CannotServe(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
-    return listeners
-
-
-def origin_of(settings: Settings, listeners: Sequence[socket.socket]) -> str:
-    """The URL under which a client on this machine reaches the server."""
-    host, port = listeners[0].getsockname()[:2]
-    if host in ("0.0.0.0", "::"):
-        host = "127.0.0.1"
-    return settings.public_url.rstrip("/") or f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
 def serve(settings: Settings, write: Callable[[str], None] = print) -> int:
     """Runs the server until SIGTERM or Ctrl-C; returns the exit code. Raises StoreLocked, CannotServe, or
     SettingsError for a server that no client, or every client, could use."""
@@ -364,8 +361,12 @@ def serve(settings: Settings, write: Callable[[str], None] = print) -> int:
     protect()
     for remark in (*remarks(), *access_remarks(settings)):
         log.warning(remark)
-    with Store.lock(Path(settings.data)):
-        listeners = bind(settings.host, settings.port)
+    certificate = checked_certificate(settings)
+    with (
+        Store.lock(Path(settings.data)),
+        bound_path(settings.unix_socket, settings.unix_socket_mode) as local,
+    ):
+        listeners = [*bind(settings.host, settings.port), *local]
         origin = origin_of(settings, listeners)
 
         def announce() -> None:
@@ -380,11 +381,22 @@ def serve(settings: Settings, write: Callable[[str], None] = print) -> int:
             health = bind("127.0.0.1", settings.health_port) if settings.health_port else []
             metrics = bind(settings.metrics_host, settings.metrics_port) if settings.metrics_port else []
             return Supervisor(
-                settings, listeners, announce, health_listeners=health, metrics_listeners=metrics
+                *(settings, listeners, announce),
+                health_listeners=health,
+                metrics_listeners=metrics,
+                certificate=certificate,
             ).run()
         finally:
             for listener in listeners:
                 listener.close()
+
+
+def checked_certificate(settings: Settings) -> ServerCertificate | None:
+    """Raises CannotServe."""
+    try:
+        return ServerCertificate.make(settings)
+    except BadCertificate as error:
+        raise CannotServe(error.detail) from None
 
 
 def with_fonts(settings: Settings) -> Settings:

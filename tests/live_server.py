@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ class RunningServer:
     origin: str
     data: Path
     log: Path
+    context: ssl.SSLContext | None = None  # of clients of a server with a certificate
 
     @property
     def url(self):
@@ -33,7 +35,8 @@ class RunningServer:
 
     def is_ready(self):
         try:
-            with urllib.request.urlopen(f"{self.origin}/health/ready", timeout=5) as answer:
+            url = f"{self.origin}/health/ready"
+            with urllib.request.urlopen(url, timeout=5, context=self.context) as answer:
                 return answer.status == 200
         except OSError:
             return False
@@ -89,9 +92,9 @@ def free_port():
             return listener.getsockname()[1]
 
 
-def start_server(folder, *flags, workers=2, port=None, variables=None):
+def start_server(folder, *flags, workers=2, port=None, variables=None, context=None):
     """Starts a server with its data in `folder`/data and waits until it is ready. Its caller ends it.
-    `variables` are added to its environment."""
+    `variables` are added to its environment. `context` is that of clients if the flags name a certificate."""
     port = port or free_port()
     folder.mkdir(parents=True, exist_ok=True)
     data, log = folder / "data", folder / "server.log"
@@ -106,6 +109,7 @@ def start_server(folder, *flags, workers=2, port=None, variables=None):
             stdout=output,
             stderr=output,
         )
-    server = RunningServer(process, f"http://127.0.0.1:{port}", data, log)
+    scheme = "https" if context else "http"
+    server = RunningServer(process, f"{scheme}://127.0.0.1:{port}", data, log, context)
     server.wait_until_ready()
     return server

@@ -21,6 +21,7 @@ FLOORS = {
     "streamsrv.errors": 0,
     "streamsrv.config": 0,
     "streamsrv.settings": 0,
+    "streamsrv.setting_checks": 0,
     "streamsrv.bounded_cache": 0,
     "streamsrv.metrics": 0,
     "streamsrv.dicom": 1,
@@ -38,6 +39,7 @@ FLOORS = {
     "streamsrv.web": 7,
     "streamsrv.client": 8,
     "streamsrv.companions": 8,
+    "streamsrv.listening": 8,
     "streamsrv.options": 8,
     "streamsrv.samples": 8,
     "streamsrv.server": 8,
@@ -65,7 +67,7 @@ ENTRANCES = ["streamsrv.store", "streamsrv.store.index"]
 # Inside of them, but each verb imports its module, so that no other process loads it.
 BY_MODULE = "streamsrv.store.maintenance"
 MODULES_IN_A_FOLDER = 16
-FLOOR_ZERO_IMPORTS = {"streamsrv", "streamsrv.errors", "streamsrv.settings"}
+FLOOR_ZERO_IMPORTS = {"streamsrv", "streamsrv.errors", "streamsrv.settings", "streamsrv.setting_checks"}
 TORNADO_ROOM = "streamsrv.web"
 
 MODULE_LINES = 500

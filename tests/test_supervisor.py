@@ -18,14 +18,12 @@ from live_server import ROOT, environment, free_port, start_server
 import streamsrv.supervisor
 from framecodecs.rendering.fonts import find_fonts
 from streamsrv import supervisor
+from streamsrv.listening import CannotServe, bind, origin_of
 from streamsrv.settings import Settings
 from streamsrv.supervisor import (
-    CannotServe,
     Supervisor,
     WorkerSlot,
-    bind,
     describe,
-    origin_of,
     with_fonts,
     worker_count,
 )

@@ -79,6 +79,12 @@ def _nothing() -> None:
     pass
 
 
+def hsts(settings: Settings) -> list[tuple[str, str]]:
+    """RFC 6797 7.2: only over TLS."""
+    seconds = settings.hsts_max_age if settings.tls_certificate else 0
+    return [("Strict-Transport-Security", f"max-age={seconds}")] if seconds else []
+
+
 class Job(NamedTuple):
     """`compute` does not block. `left` is called if the client leaves while a thread computes. `kind` is None
     for rare requests, whose kind is found when they are counted."""
@@ -145,6 +151,7 @@ class App:
             ("X-Content-Type-Options", "nosniff"),
             ("Referrer-Policy", "same-origin"),
             *((("Vary", "Authorization, Cookie"),) if self.access.needed else ()),
+            *hsts(settings),
         )
 
     def _refresh(self) -> None:

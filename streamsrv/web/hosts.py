@@ -26,9 +26,10 @@ from streamsrv.errors import BadRequest, Forbidden
 from streamsrv.settings import Settings
 from streamsrv.web.access.principal import UNKNOWN, Principal
 
+UNIX = "unix"  # the peer of a connection to the Unix socket
 LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 _WITHOUT_PORT = frozenset(("localhost", "127.0.0.1", "[::1]"))
-HTTP_PORT = 80
+DEFAULT_PORTS = {"http": 80, "https": 443}
 # uri-host and port of RFC 9112 3.2, without user information.
 AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::([0-9]{0,5}))?")
 # An address with or without a port; of IPv6 in brackets, or bare as X-Forwarded-For has it.
@@ -59,23 +60,28 @@ class Hosts:
     def __init__(self, settings: Settings, port: int = 0) -> None:
         self._public = settings.public_url.rstrip("/")
         self._forwarded = forwarded if settings.forwarded_headers == "forwarded" else x_forwarded
-        self._proxies = tuple(ipaddress.ip_network(item, strict=False) for item in settings.trusted_proxies)
+        self._scheme = "https" if settings.tls_certificate else "http"  # of the port
+        self._trusts_unix = UNIX in settings.trusted_proxies
+        networks = set(settings.trusted_proxies) - {UNIX}
+        self._proxies = tuple(ipaddress.ip_network(item, strict=False) for item in networks)
         self._names = LOOPBACK_NAMES | expected_names(settings)
         self._any_address = not is_loopback(settings.host)
-        self._port = "" if port in (0, HTTP_PORT) else f":{port}"
+        self._port = "" if port in (0, DEFAULT_PORTS[self._scheme]) else f":{port}"
         self._known: dict[str, bool] = {}  # verdicts by Host header; few differ
 
     def caller(self, headers: Mapping[str, str], host: str, peer: str) -> Caller:
         """Raises BadRequest or Forbidden for a Host that is malformed or not expected."""
-        scheme, client = "http", peer
-        if self._proxies and self.trusted(peer):
-            scheme, host, client = self._forwarded(headers, host, peer)
+        scheme, client = "http" if peer == UNIX else self._scheme, peer
+        if (self._proxies or self._trusts_unix) and self.trusted(peer):
+            scheme, host, client = self._forwarded(headers, scheme, host, peer)
         elif self._port and host.lower() in _WITHOUT_PORT and is_loopback(peer):
             host += self._port
         self._check(host)
         return Caller(self._public or f"{scheme}://{host}", client, party(client))
 
     def trusted(self, peer: str) -> bool:
+        if peer == UNIX:
+            return self._trusts_unix
         try:
             address = ipaddress.ip_address(peer)
         except ValueError:
@@ -126,17 +132,17 @@ def is_loopback(host: str) -> bool:
     return is_address(host) and ipaddress.ip_address(host).is_loopback
 
 
-def x_forwarded(headers: Mapping[str, str], host: str, peer: str) -> tuple[str, str, str]:
-    """Scheme, host and client as the trusted proxy saw them, from X-Forwarded-*."""
-    scheme = _last(headers.get("x-forwarded-proto", "http"))
+def x_forwarded(headers: Mapping[str, str], scheme: str, host: str, peer: str) -> tuple[str, str, str]:
+    """Scheme, host and client as the trusted proxy saw them, from X-Forwarded-*; as given without these."""
+    scheme = _last(headers.get("x-forwarded-proto", scheme))
     host = _last(headers.get("x-forwarded-host", host))
     return _scheme(scheme), host, _client(_last(headers.get("x-forwarded-for", peer)), peer)
 
 
-def forwarded(headers: Mapping[str, str], host: str, peer: str) -> tuple[str, str, str]:
+def forwarded(headers: Mapping[str, str], scheme: str, host: str, peer: str) -> tuple[str, str, str]:
     """The same from Forwarded (RFC 7239 4)."""
     hop = dict(_unquoted(_PAIR.findall(_last(headers.get("forwarded", "")))))
-    return _scheme(hop.get("proto", "http")), hop.get("host", host), _client(hop.get("for", peer), peer)
+    return _scheme(hop.get("proto", scheme)), hop.get("host", host), _client(hop.get("for", peer), peer)
 
 
 def _scheme(word: str) -> str:

@@ -22,6 +22,8 @@ from streamsrv.web.access.access import WayIn
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import Actions
 from streamsrv.web.app import App
+from streamsrv.web.connection.certificates import ServerCertificate
+from streamsrv.web.connection.handshakes import Handshakes
 from streamsrv.web.connection.listener import Acceptor, Server
 from streamsrv.web.connection.loop import BatchLoop
 from streamsrv.web.health import HealthListener
@@ -45,15 +47,20 @@ def run(
     health_listeners: Sequence[socket.socket] = (),
     counts: RequestCounts | None = None,
     ways: Sequence[WayIn] = (),
+    certificate: ServerCertificate | None = None,
 ) -> bool:
     """Serves until it is stopped. Returns False if requests were cut off. Raises IndexFailed if this process
-    cannot use the index any more. The loop calls `on_beat`, and publishes `counts`, every BEAT seconds."""
+    cannot use the index any more. The loop calls `on_beat`, and publishes `counts`, every BEAT seconds. With
+    `certificate`, ports speak TLS, and SIGHUP reads them again."""
     # At level INFO Tornado logs malformed headers with their values, and these may be tokens.
     logging.getLogger("tornado.general").setLevel(logging.WARNING)
     with asyncio.Runner(loop_factory=BatchLoop) as runner:
         counted = counts or RequestCounts()
         return runner.run(
-            _serve(settings, listeners, actions, on_ready, on_beat, lifeline, health_listeners, counted, ways)
+            _serve(
+                *(settings, listeners, actions, on_ready, on_beat, lifeline, health_listeners, counted),
+                *(ways, certificate),
+            )
         )
 
 
@@ -95,6 +102,7 @@ async def _serve(
     health_listeners: Sequence[socket.socket],
     counts: RequestCounts,
     ways: Sequence[WayIn],
+    certificate: ServerCertificate | None,
 ) -> bool:
     loop, stop = asyncio.get_running_loop(), _Stop()
     loop.add_signal_handler(signal.SIGTERM, stop.event.set)
@@ -103,24 +111,21 @@ async def _serve(
     if lifeline is not None:
         loop.add_reader(lifeline, stop.event.set)
     access_log = _access_log(settings, counts)
-    app = App(settings, actions, access_log, stop.fail, port=listeners[0].getsockname()[1], ways=ways)
+    app = App(settings, actions, access_log, stop.fail, port=port_of(listeners), ways=ways)
     server = Server(app, settings)
+    handshakes = Handshakes(settings, certificate, app.watch) if certificate else None
     acceptor = Acceptor(
         listeners,
         server,
         settings.max_connections,
         settings.max_connections_per_client,
         alone=settings.workers == 1,
+        handshakes=handshakes,
     )
+    if handshakes is not None:
+        _renew_at_hangup(handshakes)
     acceptor.start()
-    gauges: Mapping[Gauge, Callable[[], float]] = {
-        Gauge.READY: lambda: not app.draining,
-        Gauge.REQUESTS: lambda: app.active,
-        Gauge.CONNECTIONS: lambda: acceptor.connections,
-        Gauge.UPLOADS: lambda: app.uploads,
-    }
-    for gauge, value in gauges.items():
-        counts.watch(gauge, value)
+    _watch_gauges(counts, app, acceptor)
     probes = HealthListener(health_listeners, {"/health/live": health.live, "/health/ready": app.ready})
     await probes.start()
     on_ready()
@@ -135,6 +140,8 @@ async def _serve(
     finished = await app.drain(patience)
     await server.close_all_connections()
     probes.stop()
+    if handshakes is not None:
+        handshakes.stop()
     app.stop()
     counts.publish()
     answered = counts.by_way()
@@ -149,6 +156,27 @@ async def _serve(
 def _access_log(settings: Settings, counts: RequestCounts) -> AccessLog:
     enabled = logging.getLogger("streamsrv").isEnabledFor(logging.INFO)
     return AccessLog(sys.stderr, json=settings.log_format == "json", counts=counts, enabled=enabled)
+
+
+def _renew_at_hangup(handshakes: Handshakes) -> None:
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, handshakes.renew)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
+
+
+def _watch_gauges(counts: RequestCounts, app: App, acceptor: Acceptor) -> None:
+    gauges: Mapping[Gauge, Callable[[], float]] = {
+        Gauge.READY: lambda: not app.draining,
+        Gauge.REQUESTS: lambda: app.active,
+        Gauge.CONNECTIONS: lambda: acceptor.connections,
+        Gauge.UPLOADS: lambda: app.uploads,
+    }
+    for gauge, value in gauges.items():
+        counts.watch(gauge, value)
+
+
+def port_of(listeners: Sequence[socket.socket]) -> int:
+    """The port of the listening sockets; 0 if there are Unix sockets only."""
+    return next((each.getsockname()[1] for each in listeners if each.family != socket.AF_UNIX), 0)
 
 
 def _nothing() -> None:

@@ -19,6 +19,7 @@ from tornado.iostream import StreamClosedError
 from streamsrv.errors import OUTSIDE, StreamsrvError
 from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.connection.stream import Stream
+from streamsrv.web.connection.tls import TlsSocket
 from streamsrv.web.sending.response import CONTINUE, Outgoing
 from streamsrv.wire.answers import Literal
 
@@ -92,6 +93,8 @@ def reset(stream: Stream) -> None:
     """Makes the close a reset. To a client that waits for the end of the connection, a plain close would look
     like the end of the answer. Bytes that the client has not read yet are lost."""
     if not stream.closed() or stream.half_closed:
+        if isinstance(stream.socket, TlsSocket):
+            stream.socket.cut()
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 

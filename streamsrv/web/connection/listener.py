@@ -33,11 +33,13 @@ from tornado.iostream import IOStream
 from streamsrv.settings import Settings
 from streamsrv.web.app import App
 from streamsrv.web.connection.exchange import DROPPED_BODY, Exchange
+from streamsrv.web.connection.handshakes import Handshakes
 from streamsrv.web.connection.loop import waiting_here
 from streamsrv.web.connection.stream import CHUNK, Stream
 from streamsrv.web.fastpath.answering import FastPath
 from streamsrv.web.fastpath.frames import Limits
 from streamsrv.web.head import check_block, most_bytes
+from streamsrv.web.hosts import UNIX
 
 log = logging.getLogger("streamsrv.web")
 
@@ -83,7 +85,8 @@ class Server(HTTPServer):
         self.conn_params.header_timeout = None
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
-        cast(Stream, stream).check = self._check
+        ours = cast(Stream, stream)
+        ours.check, ours.peer = self._check, str(address[0])
         super().handle_stream(stream, address)
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
@@ -103,7 +106,8 @@ class Server(HTTPServer):
 
 class Acceptor:
     """Accepts on listening sockets; `limit` connections, `share` of them of one client (0: no such limit).
-    `alone` if no other worker shares the sockets."""
+    `alone` if no other worker shares the sockets. With `handshakes`, ports speak TLS; a Unix socket never
+    does."""
 
     def __init__(
         self,
@@ -113,6 +117,7 @@ class Acceptor:
         share: int = 0,
         *,
         alone: bool = True,
+        handshakes: Handshakes | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._waiting = waiting_here()
@@ -122,6 +127,7 @@ class Acceptor:
         self._limit = limit
         self._share = share
         self._alone = alone
+        self._handshakes = handshakes
         self._open = 0
         self._by_party: Counter[str] = Counter()
         self._replaced = self._turned_away = 0
@@ -168,20 +174,31 @@ class Acceptor:
             replaced = sum(self._replace() for _ in range(FOR_DESCRIPTORS))
             self._loop.call_later(ACCEPT_PAUSE if replaced else PAUSE, self.start)
             return
-        party = self._server.app.party(address[0])
+        local = listener.family == socket.AF_UNIX
+        peer = UNIX if local else str(address[0])
+        handshakes = None if local else self._handshakes
+        party = self._server.app.party(peer)
         if not self._has_room(party):
-            self._turn_away(connection)
+            self._turn_away(connection, b"" if handshakes else TURNED_AWAY)
             return
         self._open += 1
         self._by_party[party] += 1
         if not self._alone:
             self._pause()
             self._loop.call_later(ACCEPT_PAUSE, self.start)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not local:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if handshakes is None:
+            self._serve(connection, peer, party)
+        else:
+            serve = partial(self._serve, peer=peer, party=party)
+            handshakes.begin(connection, party, serve, partial(self._freed, party))
+
+    def _serve(self, connection: socket.socket, peer: str, party: str) -> None:
         stream = Stream(connection, max_buffer_size=self._server.max_buffer_size, read_chunk_size=CHUNK)
         stream.waiting = self._waiting
         stream.party = party
-        self._server.handle_stream(stream, address)
+        self._server.handle_stream(stream, (peer,))
 
     def _has_room(self, party: str) -> bool:
         """Makes it, if that is possible."""
@@ -196,10 +213,10 @@ class Acceptor:
             self._count(replaced=1)
         return found
 
-    def _turn_away(self, connection: socket.socket) -> None:
+    def _turn_away(self, connection: socket.socket, last: bytes) -> None:
         self._count(turned_away=1)
         with contextlib.suppress(OSError):
-            connection.send(TURNED_AWAY, socket.MSG_DONTWAIT)
+            connection.send(last, socket.MSG_DONTWAIT)
             connection.shutdown(socket.SHUT_WR)
         connection.close()
 

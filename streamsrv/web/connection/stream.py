@@ -31,6 +31,8 @@ from tornado.httputil import HTTPInputError
 from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, UnsatisfiableReadError
 
+from streamsrv.web.connection.tls import TlsSocket
+
 # Tornado reads into blocks of this size; larger ones slow every small request.
 CHUNK = 64 << 10
 # Tornado's text in HTTP1Connection. If it changes, it is sent as it is.
@@ -65,6 +67,7 @@ class Stream(IOStream):
     # Called when a part of the awaited head has arrived.
     begun: Callable[[], None] | None = None
     party = ""  # the client that this connection counts for
+    peer = "-"  # address of the client, or `unix`.
     is_new = True  # no request was awaited yet
     # Called if the client shuts its side while this is paused. Bytes behind the request hide that.
     shut: Callable[[], None] | None = None
@@ -116,6 +119,13 @@ class Stream(IOStream):
         if self._muted and not self.closed():
             self.io_loop.update_handler(self.fileno(), self._state or 0)
         self._muted = False
+        if isinstance(self.socket, TlsSocket) and self.socket.has_ahead:
+            self.io_loop.add_callback(self._read_ahead)
+
+    def _read_ahead(self) -> None:
+        """Reads bytes that the kernel does not report."""
+        if not self._paused and not self.closed():
+            self._handle_events(self.fileno(), IOLoop.READ)
 
     def drop_arrived(self) -> None:
         """Drops the bytes that a paused stream has not read, before it is closed. They would make the close a

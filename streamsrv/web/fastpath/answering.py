@@ -152,7 +152,7 @@ class Waiting:
         self._connection = connection
         self.key = key
         self.stream = stream = cast(Stream, connection.stream)
-        self.peer = str(getattr(connection.context, "remote_ip", "-"))
+        self.peer = stream.peer
         stream.show_first = show
         stream.begun = partial(app.watch.head_begun, key)
         self._wait()

@@ -1,7 +1,7 @@
 """The plan of one answer on its way into a socket, in the order of its pieces.
 
 Strategy: a state machine that the loop's writer callback drives on a dup of the socket, so that the stream of
-HTTP keeps its own registration. Spans go from the page cache to the socket by sendfile, SLICE bytes at a
+HTTP keeps its own registration. Spans go from the page cache to the socket by sendfile, a slice at a
 time. Long answers send one slice in each turn of the loop, so that others wait for one slice. The loop never
 waits for a page that is not in memory: a one-byte read with RWF_NOWAIT shows it, and a thread sends the
 slice. A thread also makes lazy plans and streams. It sends the bytes that it makes, as long as the socket
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -27,14 +26,21 @@ from typing import TypeVar
 
 from streamsrv.errors import StoreCorrupt
 from streamsrv.web.connection.clients import Meter, TurnQueue
-from streamsrv.web.sending.sources import StreamReader, close_iterator, send_cold, to_page, warm_bytes
+from streamsrv.web.sending.sources import (
+    SLICE,
+    StreamReader,
+    close_iterator,
+    send_cold,
+    send_file,
+    to_page,
+    turn_bytes,
+    warm_bytes,
+)
 from streamsrv.wire.answers import Answer, Literal, Piece, Place, Span, StoredParts
 
-# A small request waits for one slice: 2 MB take half a millisecond.
-SLICE = 2 << 20
 # Answers up to this length, a frame or two, do not wait for a turn.
 SHORT = 1 << 20
-# The cost of a piece beside its bytes, in bytes: a turn sends at most SLICE / PIECE_COST pieces.
+# The cost of a piece beside its bytes, in bytes: a turn sends at most turn_bytes / PIECE_COST pieces.
 PIECE_COST = 16 << 10
 # Pieces of a lazy plan that are made at a time, in a thread; their literals are small next to the spans
 # between them.
@@ -65,6 +71,7 @@ class Transfer:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._ours = False  # the socket is our duplicate
+        self._slice = turn_bytes(sock)
         self._answer = answer
         self._pool = pool
         self._meter = meter
@@ -123,7 +130,7 @@ class Transfer:
 
     def _move(self) -> None:
         """One slice: until the socket is full, the budget is spent, or a thread has to fetch something."""
-        budget = SLICE
+        budget = self._slice
         try:
             while budget > 0:
                 if self._text:
@@ -154,11 +161,12 @@ class Transfer:
         warm = warm_bytes(self._source, self._offset, length, self._in_memory)
         self._in_memory = warm == length
         if not warm:
-            target, source = self._own(), self._source
+            self._own()
+            target, source = self._sock, self._source
             offset, length = self._offset, min(self._left, SLICE)
             self._in_thread(lambda: send_cold(target, source, offset, length), self._span_moved)
             return -1
-        moved = os.sendfile(self._sock.fileno(), self._source, self._offset, warm)
+        moved = send_file(self._sock, self._source, self._offset, warm)
         self._move_span(moved)
         return moved
 
@@ -330,7 +338,7 @@ class Transfer:
     def _own(self) -> int:
         """The descriptor of a duplicate, which no other object registers, closes or reuses."""
         if not self._ours:
-            self._sock, self._ours = socket.socket(fileno=os.dup(self._sock.fileno())), True
+            self._sock, self._ours = self._sock.dup(), True
         return self._sock.fileno()
 
     def _end(self) -> None:

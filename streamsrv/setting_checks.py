@@ -1,0 +1,75 @@
+"""Checks of the texts in settings.py. Each returns why a text is refused; empty for a good one."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+# An origin as browsers send it (RFC 6454 6.2): scheme, host in ASCII, the port unless it is the default.
+_ORIGIN = re.compile(
+    r"([a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?", re.IGNORECASE
+)
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+
+def never_an_origin(text: str) -> str:
+    """Why no browser sends this text as Origin; empty for `*` and for origins."""
+    found = _ORIGIN.fullmatch(text)
+    if text in ("*", "null"):
+        return ""
+    if found is None and re.search(r'["\'{}]|^\[|\]$', text):
+        return "it can never match: origins are separated by commas, without brackets and quotes: https://a.example,https://b.example"
+    if found is None and "://" not in text:
+        return f"it can never match: an origin has a scheme: write http://{text} or https://{text}"
+    if found is None and "*" in text:
+        return "it can never match: an origin has no wildcard; only `*` alone stands for every origin"
+    if found is None:
+        return (
+            "it can never match: an origin is scheme, host and perhaps port, without a path, "
+            "as in https://viewer.example:8443"
+        )
+    if found[2] and _DEFAULT_PORTS.get(found[1].lower()) == found[2]:
+        return f"it can never match: browsers leave out the default port {found[2]}"
+    if found[2] and not 0 < int(found[2]) < 65_536:
+        return f"it can never match: there is no port {found[2]}"
+    return ""
+
+
+def never_a_host(text: str) -> str:
+    """Why no Host header has this name; empty for `*`, names and addresses."""
+    if (
+        text == "*"
+        or re.fullmatch(r"[A-Za-z0-9._-]+", text)
+        or ("/" not in text and not never_a_network(text))
+    ):
+        return ""
+    return "it can never match: a host is a name or an address, without scheme, port and path"
+
+
+def never_a_network(text: str) -> str:
+    """Why no peer has this address; empty for addresses and networks, and for `unix`."""
+    if text == "unix":
+        return ""
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return "it can never match: a proxy is an IP address, or a network such as 10.0.0.0/8"
+    return ""
+
+
+def not_a_mode(text: str) -> str:
+    return "" if re.fullmatch("0?[0-7]{3}", text) else "it is no octal mode such as 660"
+
+
+def not_a_base(text: str) -> str:
+    """Why absolute URLs cannot begin with this text; empty if they can."""
+    if not text or re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?", text, re.IGNORECASE):
+        return ""
+    return "it is no URL of a server: write https://pacs.example or https://pacs.example/dicom"
+
+
+def not_an_issuer(text: str) -> str:
+    """Why no token can come from this issuer; empty if one can (OpenID Connect Discovery 3)."""
+    if not text or re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", text):
+        return ""
+    return "it is no URL of an issuer: write https://login.example/realms/hospital"

@@ -1,0 +1,62 @@
+"""Certificates for tests, made by openssl, and clients that use them."""
+
+import http.client
+import ssl
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+EC = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+NAMES = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+
+
+def openssl(*words):
+    done = subprocess.run(["openssl", *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@dataclass
+class Pair:
+    certificate: Path
+    key: Path
+
+    @property
+    def flags(self):
+        return ["--tls-certificate", str(self.certificate), "--tls-key", str(self.key)]
+
+    def context(self, client=None):
+        """Of a client that trusts this certificate alone; it shows the certificate `client`."""
+        context = ssl.create_default_context(cafile=str(self.certificate))
+        if client is not None:
+            context.load_cert_chain(client.certificate, client.key)
+        return context
+
+
+def made(folder, name, *, subject="/CN=localhost", names=NAMES, days=90, signer=None):
+    """A new pair. `signer` is the pair of the authority; without one it signs itself."""
+    pair = Pair(folder / f"{name}.pem", folder / f"{name}.key")
+    words = ["req", "-x509", *EC, "-keyout", pair.key, "-out", pair.certificate, "-days", days]
+    words += ["-subj", subject, "-addext", names]
+    if signer is not None:
+        words += ["-CA", signer.certificate, "-CAkey", signer.key]
+        words += ["-addext", "basicConstraints=critical,CA:FALSE"]
+    openssl(*words)
+    pair.key.chmod(0o600)
+    return pair
+
+
+def connection(server, context, timeout=20):
+    host, _, port = server.origin.rpartition("//")[2].partition(":")
+    return http.client.HTTPSConnection(host, int(port), timeout=timeout, context=context)
+
+
+def fetched(server, path, *, method="GET", body=None, headers=None, context=None):
+    """(status, headers, body) of one request on a connection of its own."""
+    line = connection(server, context or server.context)
+    try:
+        line.request(method, path, body, headers or {})
+        answer = line.getresponse()
+        return answer.status, answer.headers, answer.read()
+    finally:
+        line.close()
