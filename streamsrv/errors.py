@@ -5,6 +5,7 @@
     |   |-- BadRequest               400  malformed UID, parameter or body
     |   |   `-- MultipartError       400  malformed multipart body
     |   |-- Unauthorized             401  no valid credentials; `reason` is for the log
+    |   |   |-- KeysPending          401  the keys of the issuer are being fetched: ask once more
     |   |   `-- PinRequired          401  a share link needs its PIN
     |   |-- Forbidden                403  not allowed: Host not expected, store is read-only
     |   |-- NotFound                 404  there is no such resource
@@ -86,6 +87,10 @@ class Unauthorized(RequestError):
         super().__init__(detail)
         self.reason = reason
         self.challenges: tuple[str, ...] = ()
+
+
+class KeysPending(Unauthorized):
+    """The keys of the issuer are being fetched: the same request may succeed in a moment."""
 
 
 class PinRequired(Unauthorized):

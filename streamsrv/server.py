@@ -26,6 +26,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from framecodecs.pool.processes import PoolEndpoints
@@ -35,6 +36,7 @@ from streamsrv.ingest import Ingest, IngestLimits, store_batch
 from streamsrv.ingest import response as store_response
 from streamsrv.ingest.derivation import ReaderPool
 from streamsrv.metrics import Gauge, MetricsBoard, RequestCounts
+from streamsrv.oidc.key_board import KeyBoard
 from streamsrv.options import read_limits, start_log, store_options
 from streamsrv.pixels.limits import pixel_limits, pixel_processes
 from streamsrv.pixels.pool import PixelPool
@@ -44,6 +46,7 @@ from streamsrv.search import Searches, SearchLimits
 from streamsrv.settings import Settings
 from streamsrv.store import OnDuplicate, Store
 from streamsrv.supervisor import DUMP, protect
+from streamsrv.web.access.access import WayIn
 from streamsrv.web.actions import Actions
 from streamsrv.web.connection.certificates import ServerCertificate
 from streamsrv.web.worker import run
@@ -125,6 +128,15 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
     return every
 
 
+def ways_in(settings: Settings, board: KeyBoard) -> list[WayIn]:
+    """The ways to authenticate, beside keys. PyJWT and cryptography take 23 MB, so they are loaded only if
+    there is an issuer."""
+    if not settings.oidc_issuer:
+        return []
+    tokens: WayIn = import_module("streamsrv.web.access.issued_tokens").IssuedTokens(settings, board)
+    return [tokens]
+
+
 def sign_of_life(descriptor: int) -> Callable[[], None]:
     """Returns a function that writes a byte to the supervisor."""
     os.set_blocking(descriptor, False)
@@ -182,6 +194,7 @@ def main() -> int:
                 health_listeners=health_listeners,
                 counts=counts,
                 certificate=ServerCertificate(*certificate) if certificate else None,
+                ways=ways_in(settings, KeyBoard(*keys)),
             )
     except (StreamsrvError, OSError) as error:
         log.error("%s", error)

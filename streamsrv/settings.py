@@ -417,6 +417,17 @@ class Settings:
         "`ward-a -> search read where InstitutionName=A*`. Every token has the role `*`. In a condition "
         "`{claim}` is a claim of the token.",
     )
+    oidc_client_id: str = _oidc(
+        "", "name", "The name of this server at the issuer, for logins in the browser. Empty: no such logins."
+    )
+    oidc_client_secret_file: str = _oidc(
+        "",
+        "file",
+        "The secret of this server at the issuer, in the first line. Empty: a public client, with PKCE only.",
+    )
+    oidc_scopes: tuple[str, ...] = _oidc(
+        ("profile",), "names", "Scopes that a login in the browser asks for, in addition to `openid`."
+    )
     oidc_ca_file: str = _oidc(
         "", "file", "Certificates in PEM that vouch for the issuer. Empty: those of the system."
     )

@@ -1,5 +1,6 @@
 """An OpenID Connect issuer in this process: metadata, keys, tokens, a token endpoint, and faults."""
 
+import base64
 import contextlib
 import http.server
 import json
@@ -73,7 +74,10 @@ class FakeIssuer:
         if self.fault is not None:
             with contextlib.suppress(OSError):  # the client has left
                 self.fault(handler)
-            return
+        else:
+            self.answer_well(handler, body)
+
+    def answer_well(self, handler, body):
         path = handler.path.removeprefix("/realms/clinic")
         if path == "/token":
             form = dict(parse_qsl(body.decode()))
@@ -92,6 +96,11 @@ class FakeIssuer:
         claims = {name: value for name, value in (usual | more).items() if value is not None}
         key_id = key_id or next(iter(self.keys))
         return jwt.encode(claims, key or self.keys[key_id], "RS256", {"kid": key_id} | (header or {}))
+
+    def with_header(self, header, token):
+        """The token with another header, and a signature that does not belong to it."""
+        text = base64.urlsafe_b64encode(json.dumps(header).encode()).decode().rstrip("=")
+        return ".".join([text, *token.split(".")[1:]])
 
 
 def reply(handler, document, status=200):

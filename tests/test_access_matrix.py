@@ -11,8 +11,7 @@ from live_server import start_server
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import dcmwrite
 
-from streamsrv.web.access.grants import Grant, Grants, digest_of
-from streamsrv.web.access.keys import KEY, new_key
+from streamsrv.web.access.grants import KEY, Grant, Grants, digest_of, new_key
 from streamsrv.web.access.principal import ALL_RIGHTS, Right, named_rights
 from streamsrv.wire.resources import PAGES, ROUTES, SHARING, UNVERSIONED
 

@@ -67,7 +67,7 @@ def test_the_verb_prints_each_setting_and_its_source(tmp_path, capsys, monkeypat
     file.write_text('[http]\nport = 1000\nhost = "127.0.0.2"\n')
     monkeypatch.setenv("STREAMSRV_PORT", "2000")
     words = ["settings", "--config", str(file), "--workers", "3", "--cors-origins", "http://a.example"]
-    words += ["--public-url", "https://user:secret@pacs.example/dicom", "--no-browser"]
+    words += ["--public-url", "https://user:swordfish@pacs.example/dicom", "--no-browser"]
     assert main(words) == 0
     text = capsys.readouterr().out
     for line in (
@@ -78,12 +78,12 @@ def test_the_verb_prints_each_setting_and_its_source(tmp_path, capsys, monkeypat
         f"max_connections = {Settings().max_connections}  # default",
     ):
         assert f"\n{line}\n" in text, line
-    assert "secret" not in text
+    assert "swordfish" not in text
     again = tmp_path / "again.toml"
-    again.write_text(text.replace("...@", "user:secret@"))
+    again.write_text(text.replace("...@", "user:swordfish@"))
     environment = {"STREAMSRV_PORT": "2000"}
     flags = {"workers": 3, "cors_origins": "http://a.example", "browser": False}
-    flags["public_url"] = "https://user:secret@pacs.example/dicom"
+    flags["public_url"] = "https://user:swordfish@pacs.example/dicom"
     assert config.load(again) == config.load(file, environment, flags)
     assert main([*words, "--changed", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

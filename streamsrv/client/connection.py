@@ -162,6 +162,7 @@ class StoreConnection:
         headers = self._request_headers()
         reply = self._try(batch, headers)
         if reply.status == 401:
+            self._credentials.refused()
             renewed = self._request_headers()
             if renewed != headers:  # another program has written a new token
                 reply = self._try(batch, renewed)

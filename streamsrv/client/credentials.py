@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from streamsrv.client.client_credentials import ClientLogin
 from streamsrv.config import SettingsError
 
 AUTHORIZATION = "authorization"
@@ -44,7 +45,8 @@ PORTS = {"http": 80, "https": 443}
 
 class Credentials:
     """The proofs of identity for one origin. `authorization` returns the value of the header, or None; it is
-    called for each request and raises SettingsError. `context` is None for http."""
+    called for each request and raises SettingsError. `refused` is called before that, if the service has
+    refused the value. `context` is None for http."""
 
     def __init__(
         self,
@@ -52,8 +54,10 @@ class Credentials:
         headers: Sequence[tuple[str, str]] = (),
         context: ssl.SSLContext | None = None,
         secrets: Sequence[str] = (),
+        refused: Callable[[], None] = lambda: None,
     ) -> None:
         self.authorization = authorization
+        self.refused = refused
         self.headers = tuple(headers)
         self.context = context
         self._secrets = {*secrets, *(value for _, value in headers)}
@@ -116,6 +120,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     ways.add_argument("--netrc", action="store_true", help="name and password are in ~/.netrc")
     ways.add_argument("--netrc-file", metavar="FILE", type=Path, help="name and password are in FILE")
+    ways.add_argument(
+        "--oidc-client-credentials",
+        metavar="FILE",
+        type=Path,
+        help="tokens of an OpenID Connect issuer; FILE is TOML with issuer, client_id and client_secret",
+    )
     add = group.add_argument
     add("--password-file", metavar="FILE", help="the password of --user; `-` is standard input")
     add(
@@ -134,13 +144,19 @@ def credentials_of(args: argparse.Namespace, url: str) -> Credentials:
     """Raises SettingsError if a file cannot be read or has no valid secret."""
     headers = [header for line in args.header for header in _headers_of(line)]
     named = {name.lower() for name, _ in headers}
-    if AUTHORIZATION in named and (args.token_file or args.user or args.netrc or args.netrc_file):
+    ways = (args.token_file, args.user, args.netrc, args.netrc_file, args.oidc_client_credentials)
+    if AUTHORIZATION in named and any(ways):
         raise SettingsError("--header gives Authorization, and so does another argument: use one of them")
     if args.password_file and not args.user:
         raise SettingsError("--password-file needs --user")
-    authorization, secrets = _authorization_of(args, url)
-    credentials = Credentials(authorization, headers, _context_of(args, url), secrets)
-    value = authorization()  # a fault is found before the first request
+    context = _context_of(args, url)
+    if args.oidc_client_credentials:
+        login = ClientLogin(args.oidc_client_credentials, args.cacert)
+        credentials = Credentials(login, headers, context, (login.secret,), login.forget)
+    else:
+        authorization, secrets = _authorization_of(args, url)
+        credentials = Credentials(authorization, headers, context, secrets)
+    value = credentials.authorization()  # a fault is found before the first request
     if (value is not None or headers) and not args.quiet and not _confidential(url):
         print(
             "streamsrv: the URL is not https: others in the network can read the credentials", file=sys.stderr

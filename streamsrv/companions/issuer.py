@@ -24,8 +24,8 @@ from streamsrv.oidc.discovery import Issuer, fetch_issuer, fetch_keys
 from streamsrv.oidc.fetching import FetchFailed, Trust
 from streamsrv.oidc.key_board import PAUSE, KeyBoard
 from streamsrv.options import start_log
-from streamsrv.settings import Settings
 from streamsrv.supervisor import protect
+from streamsrv.web.access.policy import trust_of
 
 log = logging.getLogger("streamsrv.issuer")
 
@@ -81,10 +81,6 @@ class KeyFetcher:
         self._failure = ""
 
 
-def trust_of(settings: Settings) -> Trust:
-    return Trust(settings.oidc_ca_file, settings.oidc_allow_http)
-
-
 def main() -> int:
     protect()
     board = KeyBoard(*json.loads(sys.argv[1]))
@@ -98,8 +94,7 @@ def main() -> int:
         ready = select.select([STDIN, board.wake], [], [], wait)[0]
         if STDIN in ready and not os.read(STDIN, 1):
             return 0
-        if board.wake in ready:
-            board.woken()
+        if board.asked():
             fetcher.ask()
 
 

@@ -17,7 +17,6 @@ whether it is time for one, so that all workers together cause one fetch in PAUS
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import mmap
 import os
@@ -88,10 +87,12 @@ class KeyBoard:
 
     # The process that fetches
 
-    def woken(self) -> None:
-        """Takes the requests that have come since the last call."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.wake)
+    def asked(self) -> bool:
+        """Whether a worker has asked since the last call."""
+        try:
+            return os.eventfd_read(self.wake) > 0
+        except BlockingIOError:
+            return False
 
     def begin_fetch(self) -> None:
         generation, begun, ended, _ = self.state

@@ -12,11 +12,14 @@ from typing import TextIO
 
 from streamsrv.config import SettingsError, settings_of
 from streamsrv.store.maintenance.backup import back_up
+from streamsrv.store.maintenance.check import Finding, error
 from streamsrv.store.maintenance.restore import restore, verify_backup
 from streamsrv.store.maintenance.scrub import Pace
 from streamsrv.tools.ownership import hand_over
 from streamsrv.verbs import add_store_arguments, byte_count, deriver, open_store, print_findings
+from streamsrv.web.access.grants import FOLDER, KEY, GrantDamaged, Grants
 
+KINDS = (KEY, "share")  # of grants that a backup has
 REDRAW = 0.2  # seconds between two lines of the progress
 
 
@@ -53,9 +56,12 @@ def run_backup(args: argparse.Namespace) -> int:
     with ProgressLine(sys.stderr) as progress:
         if args.verify:
             report = verify_backup(args.folder, pace.take, progress.draw)
+            report.findings += map(_finding, damaged_grants(args.folder))
         else:
-            with open_store(settings_of(args), read_only=True) as store:
+            settings = settings_of(args)
+            with open_store(settings, read_only=True) as store:
                 report = back_up(store, args.folder, pace.take, progress.draw)
+            report.findings += copy_grants(Path(settings.data), args.folder)
     return print_findings(args, report.findings, report.counts())
 
 
@@ -68,9 +74,26 @@ def run_restore(args: argparse.Namespace) -> int:
         report = restore(
             args.folder, Path(settings.data), deriver(settings), Pace(args.rate).take, progress.draw
         )
+    report.findings += copy_grants(args.folder, Path(settings.data))
     hand_over(Path(settings.data), Path(settings.data))
     counts = {"instances": report.instances, "segments": report.segments}
     return print_findings(args, report.findings, counts)
+
+
+def copy_grants(source: Path, target: Path) -> list[Finding]:
+    """Keys and shares; sessions of browsers are left out."""
+    grants, others = Grants(source), Grants(target)
+    if not grants.paths() and not others.paths():
+        return []
+    return [_finding(each) for each in grants.copy_to(others, KINDS)]
+
+
+def damaged_grants(folder: Path) -> list[GrantDamaged]:
+    return [each for each in Grants(folder).all() if isinstance(each, GrantDamaged)]
+
+
+def _finding(damaged: GrantDamaged) -> Finding:
+    return error(FOLDER, damaged.detail)
 
 
 class ProgressLine:

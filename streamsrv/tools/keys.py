@@ -19,10 +19,9 @@ from typing import Any
 
 from streamsrv.config import SettingsError, add_config_argument, settings_of
 from streamsrv.errors import StreamsrvError
-from streamsrv.query.rules import rule_of
+from streamsrv.query.rules import Rule, rule_of
 from streamsrv.tools.ownership import hand_over
-from streamsrv.web.access.grants import FOLDER, Grant, GrantDamaged, Grants, digest_of, is_name
-from streamsrv.web.access.keys import KEY, new_key
+from streamsrv.web.access.grants import FOLDER, KEY, Grant, GrantDamaged, Grants, digest_of, is_name, new_key
 from streamsrv.web.access.principal import ALL_RIGHTS, Right, named_rights, rights_from
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -39,36 +38,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     added = verbs.add_parser("add", help="make a key and print it, and nothing else, on standard output")
     added.add_argument("name", metavar="NAME", help="its name, and the user of Basic authentication")
-    added.add_argument(
+    _add_grant(added, required=True)
+    changed = verbs.add_parser("change", help="change the rights, the rule or the end of a key")
+    changed.add_argument("name", metavar="NAME")
+    _add_grant(changed, required=False)
+    changed.add_argument("--all-studies", action="store_true", help="all studies are visible again")
+    listed = verbs.add_parser("list", help="print all keys without their secrets")
+    listed.add_argument("--json", action="store_true", help="one JSON document instead of text")
+    revoked = verbs.add_parser("revoke", help="end a key: the server refuses it within a second")
+    revoked.add_argument("name", metavar="NAME")
+    for each in (added, changed, listed, revoked):
+        add_place(each)
+
+
+def _add_grant(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Without `required` the default of each is its present value."""
+    parser.add_argument(
         "--rights",
         type=_rights,
-        required=True,
+        required=required,
         metavar="RIGHTS",
         help=f"a list with commas of {', '.join(named_rights(ALL_RIGHTS))}",
     )
-    added.add_argument(
+    parser.add_argument(
         "--where",
         action="append",
         default=[],
         metavar="CONDITION",
         help="such as InstitutionName=A*: only studies that meet all conditions are visible",
     )
-    added.add_argument(
+    parser.add_argument(
         "--study", action="append", default=[], metavar="UID", help="only these studies are visible"
     )
-    added.add_argument(
+    parser.add_argument(
         "--expires",
         type=end_of,
-        default=math.inf,
         metavar="TIME",
-        help="a period such as 12h, 7d or 2w, or a date such as 2030-12-31T18:00 [default: never]",
+        help="a period such as 12h, 7d or 2w, a date such as 2030-12-31T18:00, or never",
     )
-    listed = verbs.add_parser("list", help="print all keys without their secrets")
-    listed.add_argument("--json", action="store_true", help="one JSON document instead of text")
-    revoked = verbs.add_parser("revoke", help="end a key: the server refuses it within a second")
-    revoked.add_argument("name", metavar="NAME")
-    for each in (added, listed, revoked):
-        add_place(each)
 
 
 def _rights(text: str) -> Right:
@@ -80,6 +87,8 @@ def _rights(text: str) -> Right:
 
 def end_of(text: str) -> float:
     """Seconds of `time.time()`."""
+    if text == "never":
+        return math.inf
     period = _PERIOD.fullmatch(text)
     try:
         end = time.time() + int(period[1]) * _UNITS[period[2]] if period else _date(text)
@@ -101,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(settings_of(args).data)
     actions: dict[str, Callable[[argparse.Namespace, Path], int]] = {
         "add": run_add,
+        "change": run_change,
         "list": run_list,
         "revoke": run_revoke,
     }
@@ -116,15 +126,44 @@ def run_add(args: argparse.Namespace, data: Path) -> int:
         )
     if not is_store(data):
         raise StreamsrvError(f"{data} is neither the folder of a store nor an empty folder")
-    rule = rule_of(args.where, args.study) if args.where or args.study else None
-    grants, key = Grants(data), new_key()
+    grants, key, rule = Grants(data), new_key(), _rule(args)
+    until = math.inf if args.expires is None else args.expires
     with grants.changing():
         if grants.named(KEY, args.name) is not None:
             raise StreamsrvError(f"there is a key {args.name!r} already: revoke it, or take another name")
-        grants.write(Grant(KEY, args.name, digest_of(key), args.rights, rule, time.time(), args.expires))
+        grants.write(Grant(KEY, args.name, digest_of(key), args.rights, rule, time.time(), until))
         hand_over(data, grants.folder)
     print(key)
     return 0
+
+
+def _rule(args: argparse.Namespace) -> Rule | None:
+    return rule_of(args.where, args.study) if args.where or args.study else None
+
+
+def run_change(args: argparse.Namespace, data: Path) -> int:
+    grants, rule = Grants(data), _rule(args)
+    if args.all_studies and rule is not None:
+        raise SettingsError("--all-studies excludes --where and --study")
+    _existing(grants, args.name)
+    with grants.changing():
+        grant = _existing(grants, args.name)
+        if args.rights is not None:
+            grant = grant._replace(rights=args.rights)
+        if args.expires is not None:
+            grant = grant._replace(until=args.expires)
+        if rule is not None or args.all_studies:
+            grant = grant._replace(rule=rule)
+        grants.write(grant)
+        hand_over(data, grants.folder)
+    return 0
+
+
+def _existing(grants: Grants, name: str) -> Grant:
+    found = grants.named(KEY, name)
+    if found is None:
+        raise StreamsrvError(f"there is no key {name!r} in {grants.folder}")
+    return found
 
 
 def is_store(data: Path) -> bool:
@@ -137,7 +176,8 @@ def is_store(data: Path) -> bool:
 def run_list(args: argparse.Namespace, data: Path) -> int:
     """Exit code 1 if a file is damaged."""
     found = list(Grants(data).all(KEY))
-    keys = [_described(each) for each in found if isinstance(each, Grant)]
+    grants = sorted((each for each in found if isinstance(each, Grant)), key=lambda grant: grant.name)
+    keys = [_described(each) for each in grants]
     if args.json:
         print(json.dumps(keys))
     else:
@@ -165,12 +205,9 @@ def _time(seconds: float) -> str:
 
 def run_revoke(args: argparse.Namespace, data: Path) -> int:
     grants = Grants(data)
-    if grants.named(KEY, args.name) is None:
-        raise StreamsrvError(f"there is no key {args.name!r} in {grants.folder}")
+    _existing(grants, args.name)
     with grants.changing():
-        grant = grants.named(KEY, args.name)
-        if grant is not None:
-            os.unlink(grants.folder / grant.file)
+        os.unlink(grants.folder / _existing(grants, args.name).file)
     return 0
 
 

@@ -11,6 +11,7 @@ from small_client import Client, file_of, key_of
 
 from streamsrv.cli import FAILED, LOCKED, USAGE, main
 from streamsrv.tools.backup import ProgressLine
+from streamsrv.web.access.grants import KEY, Grants
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,27 @@ def test_a_backup_and_its_restore(data, tmp_path, capsys):
     expected = "instances: 1\nsegments: 1\nall is well\n"
     assert run(capsys, "restore", target, "--data", new) == (0, expected)
     assert run(capsys, "check", "--data", new) == (0, "all is well\n")
+
+
+def test_a_backup_has_the_keys_and_no_sessions(data, tmp_path, capsys):
+    target, new = tmp_path / "backup", tmp_path / "new"
+    for name in ("ann", "bob"):
+        assert run(capsys, "key", "add", name, "--data", data, "--rights", "read")[0] == 0
+    grants = Grants(data)
+    ann = grants.named(KEY, "ann")
+    with grants.changing():
+        grants.write(ann._replace(kind="session"))
+    assert run(capsys, "backup", target, "--data", data)[0] == 0
+    assert run(capsys, "key", "revoke", "bob", "--data", data)[0] == 0
+    assert run(capsys, "backup", target, "--data", data)[0] == 0
+    assert run(capsys, "restore", target, "--data", new)[0] == 0
+    assert list(Grants(new).all()) == [ann]
+    assert {path.stat().st_mode & 0o777 for path in Grants(new).paths()} == {0o600}
+    Grants(target).paths()[0].write_bytes(b"damaged")
+    code, said = run(capsys, "backup", "--verify", target)
+    assert (code, "1 errors" in said) == (FAILED, True)
+    for path in grants.paths():
+        path.unlink()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to another user")

@@ -8,7 +8,7 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, StreamClosedError
 
 from streamsrv.web.connection.closing import send_last
-from streamsrv.web.connection.stream import Stream
+from streamsrv.web.connection.stream import CHUNK, Stream
 from streamsrv.web.sending.response import Outgoing
 from streamsrv.wire.answers import Answer
 
@@ -138,3 +138,23 @@ def test_tornado_has_what_the_stream_uses():
         far.close()
 
     asyncio.run(run())
+
+
+async def test_the_buffer_holds_what_arrives_before_a_body_is_awaited(http_server):
+    """The head has come with 64 kB of the body. The loop reads once more before the body is awaited."""
+    theirs, ours = socket.socketpair()
+    theirs.setblocking(False)
+    stream = Stream(ours, max_buffer_size=http_server.max_buffer_size, read_chunk_size=CHUNK)
+    stream.show_first = lambda request, batch: False
+    first = stream.read_until_regex(b"\r\n\r\n")
+    theirs.send(b"GET / HTTP/1.1\r\n\r\n")
+    await first
+    sent = theirs.send(b"POST / HTTP/1.1\r\n\r\n" + bytes(200_000))
+    assert sent > 3 * CHUNK
+    head = await stream.read_until_regex(b"\r\n\r\n")
+    await asyncio.sleep(0.01)
+    assert not stream.closed()
+    stream.max_buffer_size = 1 << 20
+    assert await stream.read_into(bytearray(sent - len(head))) == sent - len(head)
+    stream.close()
+    theirs.close()

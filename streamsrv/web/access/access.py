@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from streamsrv.errors import RequestError, Unauthorized
 from streamsrv.settings import Settings
@@ -47,6 +47,14 @@ class WayIn(Protocol):
         """Called every REFRESH seconds. Whether a principal that it has returned may not hold any more."""
 
 
+@runtime_checkable
+class Fetching(Protocol):
+    """A way in that raises KeysPending."""
+
+    async def fetched(self) -> None:
+        """Waits until it is worth to ask once more."""
+
+
 class Access:
     """`epoch` grows when a principal may have changed. `needed` is whether a request needs a principal.
     `ways` are asked after the keys, in their order."""
@@ -63,7 +71,7 @@ class Access:
         known = KnownGrants(grants, clock)
         self._ways = (AccessKeys(known), *ways)
         # A cookie counts only without Authorization. Its grants are refreshed with those of keys.
-        self._sessions = Sessions(grants, known.find_digest, settings.session_time, clock)
+        self._sessions = Sessions(grants, known.find, settings.session_time, clock)
 
     def admit(self, head: Head, caller: Caller) -> Caller:
         """The caller with its principal. Raises Unauthorized, and BadRequest for two Authorization
@@ -101,6 +109,12 @@ class Access:
         if authorization.scheme:
             raise Unauthorized("no way in takes these credentials")
         raise Unauthorized("no credentials", NO_CREDENTIALS)
+
+    async def keys_fetched(self) -> None:
+        """Call it after KeysPending, and then ask once more."""
+        for way in self._ways:
+            if isinstance(way, Fetching):
+                await way.fetched()
 
     def visitor(self, head: Head, caller: Caller) -> Visitor:
         """The user of the page."""

@@ -23,9 +23,10 @@ import json
 import math
 import os
 import re
+import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,10 @@ from streamsrv.query.rules import Rule, rule_from
 from streamsrv.web.access.principal import Right, named_rights, rights_from
 
 FOLDER = "access"
+KEY = "key"
+# Tells a key from other tokens, and lets scanners find keys that were published by mistake.
+KEY_PREFIX = "streamsrv_"
+KEY_BYTES = 32
 _FILE = re.compile(r"([a-z]+)-([0-9a-f]{64})\.json")
 _DRAFT = ".draft"
 LONGEST = 1 << 20  # bytes of a file
@@ -85,6 +90,10 @@ def is_name(text: str) -> bool:
     return sane and 0 < len(text) <= LONGEST_NAME
 
 
+def new_key() -> str:
+    return KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
+
+
 def digest_of(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -118,16 +127,18 @@ def read_grant(path: Path) -> tuple[Grant, os.stat_result]:
         if path.is_symlink():
             raise GrantDamaged(f"{path} is a symbolic link") from None
         raise
-    with open(fd, "rb") as file:
+    try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise GrantDamaged(f"{path} is not a file")
-        text = file.read(LONGEST)
+        text = os.read(fd, LONGEST)
+    finally:
+        os.close(fd)
     try:
         return _parsed(text, path.name), found
     except (ValueError, KeyError, TypeError, AttributeError, RuleError) as error:
         reason = str(error) if type(error) is ValueError else "it is not the text that was written"
-        raise GrantDamaged(f"{path} is damaged and grants nothing: {reason}") from None
+        raise GrantDamaged(f"{path} grants nothing: {reason}. Remove it, and make a new key") from None
 
 
 class Grants:
@@ -186,6 +197,22 @@ class Grants:
         except OSError as error:
             raise StoreError(f"{self.folder} cannot be written to: {error.strerror}") from None
 
+    def copy_to(self, other: Grants, kinds: Sequence[str]) -> list[GrantDamaged]:
+        """Makes the grants of these kinds in another folder equal to those here. Returns the errors of
+        damaged ones, which are left out. Raises StoreError."""
+        damaged = []
+        with other.changing():
+            former = {path.name for path in other.paths()}
+            for grant in (grant for kind in kinds for grant in self.all(kind)):
+                if isinstance(grant, GrantDamaged):
+                    damaged.append(grant)
+                else:
+                    other.write(grant)
+                    former.discard(grant.file)
+            for name in former:
+                os.unlink(other.folder / name)
+        return damaged
+
     def named(self, kind: str, name: str) -> Grant | None:
         found = (grant for grant in self.all(kind) if isinstance(grant, Grant) and grant.name == name)
         return next(found, None)
@@ -226,11 +253,8 @@ class KnownGrants:
         self._known: dict[Path, _Known] = {}
         self._dropped = False
 
-    def find(self, kind: str, secret: str) -> Grant | None:
-        """The grant of a secret, also if it has ended. Raises GrantDamaged and OSError."""
-        return self.find_digest(kind, digest_of(secret))
-
-    def find_digest(self, kind: str, digest: str) -> Grant | None:
+    def find(self, kind: str, digest: str) -> Grant | None:
+        """The grant of a secret with this digest, also if it has ended. Raises GrantDamaged and OSError."""
         path = self._grants.path_of(kind, digest)
         known = self._known.get(path)
         if known is not None:

@@ -1,7 +1,5 @@
 """Keys: random secrets of 256 bits, sent as Bearer tokens (RFC 6750 2.1), or as the password of Basic
 authentication (RFC 7617) with the name of the key as user.
-
-The prefix tells a key from other tokens, and lets scanners find keys that were published by mistake.
 """
 
 from __future__ import annotations
@@ -9,23 +7,14 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
-import secrets
 
 from streamsrv.errors import Unauthorized
 from streamsrv.web.access.authorization import Authorization
-from streamsrv.web.access.grants import Grant, GrantDamaged, KnownGrants
+from streamsrv.web.access.grants import KEY, KEY_PREFIX, Grant, GrantDamaged, KnownGrants, digest_of
 from streamsrv.web.access.principal import Principal
 from streamsrv.web.head import Head
 
 log = logging.getLogger("streamsrv.access")
-
-KEY = "key"
-PREFIX = "streamsrv_"
-SECRET_BYTES = 32
-
-
-def new_key() -> str:
-    return PREFIX + secrets.token_urlsafe(SECRET_BYTES)
 
 
 class AccessKeys:
@@ -38,7 +27,7 @@ class AccessKeys:
         user = None
         if authorization.scheme == "basic":
             user, secret = _basic(authorization.value)
-        elif authorization.scheme == "bearer" and authorization.value.startswith(PREFIX):
+        elif authorization.scheme == "bearer" and authorization.value.startswith(KEY_PREFIX):
             secret = authorization.value
         else:
             return None
@@ -51,7 +40,7 @@ class AccessKeys:
 
     def _find(self, secret: str) -> Grant | None:
         try:
-            return self._grants.find(KEY, secret)
+            return self._grants.find(KEY, digest_of(secret))
         except GrantDamaged as error:
             log.error("%s", error.detail)
             raise Unauthorized(error.detail) from None

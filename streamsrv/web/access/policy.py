@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from streamsrv.config import SettingsError
 from streamsrv.errors import StoreError
+from streamsrv.oidc.fetching import FetchFailed, Trust
 from streamsrv.settings import Settings
 from streamsrv.web.access.grants import Grants, make_private
+from streamsrv.web.access.roles import Roles
 from streamsrv.web.hosts import is_loopback
 
 log = logging.getLogger("streamsrv.access")
@@ -17,9 +20,10 @@ log = logging.getLogger("streamsrv.access")
 
 def needs_principal(settings: Settings) -> bool:
     """Whether requests without a principal are refused."""
-    if settings.auth == "auto":
-        return not is_loopback(settings.host) and not settings.allow_remote_without_authentication
-    return settings.auth == "required"
+    if settings.auth != "auto":
+        return settings.auth == "required"
+    remote = not is_loopback(settings.host) and not settings.allow_remote_without_authentication
+    return remote or bool(settings.oidc_issuer)
 
 
 def has_way_in(settings: Settings) -> bool:
@@ -36,6 +40,7 @@ def check_start(settings: Settings) -> None:
             f"other machines can reach {settings.host}, and auth is none: they could read and delete every "
             "study. To allow that, set --allow-remote-without-authentication"
         )
+    check_issuer(settings)
     protect_grants(Grants(Path(settings.data)))
     if remote and needs_principal(settings) and not has_way_in(settings):
         raise SettingsError(
@@ -43,6 +48,28 @@ def check_start(settings: Settings) -> None:
             f"`streamsrv key add NAME --data {settings.data} --rights search,read`. To serve without "
             "authentication, set --allow-remote-without-authentication"
         )
+
+
+def check_issuer(settings: Settings) -> None:
+    """Raises SettingsError for settings with which no token can be valid."""
+    Roles(settings.oidc_roles, settings.oidc_roles_claim)
+    if not settings.oidc_issuer:
+        return
+    if not settings.oidc_audience:
+        raise SettingsError(
+            "oidc_issuer needs oidc_audience: without it every token of the issuer would be valid, also one "
+            "for another service"
+        )
+    try:
+        trust_of(settings).check(settings.oidc_issuer)
+    except FetchFailed as error:
+        raise SettingsError(f"oidc_issuer: {error.detail}. To allow that, set oidc_allow_http") from None
+    if settings.oidc_ca_file and not os.access(settings.oidc_ca_file, os.R_OK):
+        raise SettingsError(f"oidc_ca_file: {settings.oidc_ca_file} cannot be read")
+
+
+def trust_of(settings: Settings) -> Trust:
+    return Trust(settings.oidc_ca_file, settings.oidc_allow_http)
 
 
 def protect_grants(grants: Grants) -> None:

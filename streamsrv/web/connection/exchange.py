@@ -29,7 +29,14 @@ from typing import Any, cast
 from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
 
-from streamsrv.errors import BadRequest, ContentTooLarge, LengthRequired, RequestError, RequestTimeout
+from streamsrv.errors import (
+    BadRequest,
+    ContentTooLarge,
+    KeysPending,
+    LengthRequired,
+    RequestError,
+    RequestTimeout,
+)
 from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.actions import request_kind
 from streamsrv.web.app import App, Intake, Job
@@ -103,18 +110,33 @@ class Exchange(Waiting, HTTPMessageDelegate):
         length = CHUNKED  # until it is known, there may be one
         try:
             length = body_length(head)
-            admitted, self._caller = self._app.admit(head, length)
-            self._client = self._caller.client
-            if isinstance(admitted, Intake):
-                self._intake = admitted
-                return self._receive(headers, length)
-            if length > DROPPED_BODY:
-                raise ContentTooLarge("this resource takes no body")
-            self._job = admitted
+            return self._admit(head, headers, length)
+        except KeysPending:
+            return self._admit_later(head, headers, length)
         except Exception as error:
-            # A body may follow even a head without a length.
-            return self._refuse_head(error, has_body=length != 0 or isinstance(error, LengthRequired))
+            return self._refuse_head(error, length)
+
+    def _admit(self, head: Head, headers: HTTPHeaders, length: int) -> Awaitable[None] | None:
+        admitted, self._caller = self._app.admit(head, length)
+        self._client = self._caller.client
+        if isinstance(admitted, Intake):
+            self._intake = admitted
+            return self._receive(headers, length)
+        if length > DROPPED_BODY:
+            raise ContentTooLarge("this resource takes no body")
+        self._job = admitted
         return None
+
+    async def _admit_later(self, head: Head, headers: HTTPHeaders, length: int) -> None:
+        await self._app.access.keys_fetched()
+        if self._over or self.stream.closed():
+            return
+        try:
+            rest = self._admit(head, headers, length)
+        except Exception as error:
+            rest = self._refuse_head(error, length)
+        if rest is not None:
+            await rest
 
     def _begin(self, head: Head) -> None:
         self._app.watch.head_arrived(self.key)
@@ -210,8 +232,9 @@ class Exchange(Waiting, HTTPMessageDelegate):
 
     # Refusals
 
-    def _refuse_head(self, error: Exception, *, has_body: bool) -> Awaitable[None] | None:
-        if has_body:
+    def _refuse_head(self, error: Exception, length: int) -> Awaitable[None] | None:
+        # A body may follow even a head without a length.
+        if length != 0 or isinstance(error, LengthRequired):
             return self._refuse(error)
         self._job = Job(lambda: self._app.problem(error, cast(Head, self._head)))
         return None

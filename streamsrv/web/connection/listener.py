@@ -77,7 +77,8 @@ class Server(HTTPServer):
             _nothing,
             chunk_size=CHUNK,
             max_header_size=longest,
-            max_buffer_size=longest + CHUNK,
+            # A head and the chunk with its end, and one more, which may be read before the body is awaited.
+            max_buffer_size=longest + 2 * CHUNK,
             max_body_size=DROPPED_BODY,
             body_timeout=settings.stall_timeout,
         )
