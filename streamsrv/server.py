@@ -25,13 +25,13 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 
 from framecodecs.pool.processes import PoolEndpoints
 from streamsrv import config
-from streamsrv.errors import Forbidden, StreamsrvError
+from streamsrv.errors import StreamsrvError
 from streamsrv.ingest import Ingest, IngestLimits, store_batch
 from streamsrv.ingest import response as store_response
 from streamsrv.ingest.derivation import ReaderPool
@@ -55,6 +55,9 @@ from streamsrv.wire.multipart import MultipartLimits
 from streamsrv.wire.resources import Target
 
 log = logging.getLogger("streamsrv.worker")
+
+# Rules of access that a worker remembers, with at most 10,000 studies each (store/index/visibility.py).
+RULES = 32
 
 STDIN = 0
 
@@ -96,10 +99,10 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
         metadata=settings.search_metadata,
     )
 
-    def ingest(request: Request, target: Target, on_duplicate: OnDuplicate = on_duplicate) -> Ingest:
+    def ingest(view: Store, on_duplicate: OnDuplicate, request: Request, target: Target) -> Ingest:
         store_response.acceptable(request)  # 406 before the body is read, not after it is stored
         return Ingest(
-            store,
+            view,
             content_type=request.headers.get("content-type"),
             study=target.study,
             limits=limits,
@@ -107,25 +110,35 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
             readers=readers,
         )
 
-    def restricted(rule: Rule | None, may_replace: bool) -> Actions:
-        if rule is not None:
-            raise Forbidden("this server cannot apply the rule of this principal")
-        return every if may_replace or on_duplicate is not OnDuplicate.REPLACE else without_replacing
+    retrieve, searches = Retrieve(store, pool), Searches(store.index, store.secret, search_limits)
 
-    retrieve = Retrieve(store, pool)
-    every = Actions(
-        retrieve=retrieve.answer,
-        search=Searches(store.index, store.secret, search_limits).answer,
-        delete=store.delete,
-        ingest=ingest,
-        stored=store_response.answer,
-        cached_frames=retrieve.cached_frames,
-        store_batch=lambda ingests: store_batch(store, ingests, on_duplicate),
-        probe=store.probe,
-        restricted=restricted,
-    )
-    without_replacing = replace(every, ingest=partial(ingest, on_duplicate=OnDuplicate.REFUSE))
-    return every
+    def restricted(rule: Rule | None, may_replace: bool) -> Actions:
+        if may_replace or on_duplicate is not OnDuplicate.REPLACE:
+            return within(rule)
+        view = store if rule is None else store.restricted(rule)
+        return replace(within(rule), ingest=partial(ingest, view, OnDuplicate.REFUSE))
+
+    @lru_cache(maxsize=RULES)
+    def within(rule: Rule | None) -> Actions:
+        if rule is None:
+            return of(store, retrieve, searches)
+        view = store.restricted(rule)
+        return of(view, retrieve.restricted(view), searches.restricted(view.index, rule))
+
+    def of(view: Store, retrieve: Retrieve, searches: Searches) -> Actions:
+        return Actions(
+            retrieve=retrieve.answer,
+            search=searches.answer,
+            delete=view.delete,
+            ingest=partial(ingest, view, on_duplicate),
+            stored=store_response.answer,
+            cached_frames=retrieve.cached_frames,
+            store_batch=lambda ingests: store_batch(store, ingests, on_duplicate),
+            probe=store.probe,
+            restricted=restricted,
+        )
+
+    return within(None)
 
 
 def ways_in(settings: Settings, board: KeyBoard) -> list[WayIn]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from framecodecs import registry
 from framecodecs.libraries import BUILT_IN, LIBRARIES
 from streamsrv.dicom.syntaxes import SYNTAXES
-from streamsrv.errors import AlreadyStored, InstanceRefused, NotDicom, StudyMismatch
+from streamsrv.errors import AlreadyStored, InstanceRefused, NotAuthorized, NotDicom, StudyMismatch
 from streamsrv.pixels.transcoding import TARGETS
 from streamsrv.query.attributes import Level, Returned, attributes_at
 from streamsrv.search.parameters import PARAMETERS
@@ -108,6 +108,7 @@ def failures():
         (error.failure_reason, f"{error.failure_reason:04X}", meaning)
         for error, meaning in (
             (InstanceRefused, "readable, yet over a limit"),
+            (NotAuthorized, "outside the rule of the client, or in a study that is"),
             (NotDicom, "not a DICOM Part 10 file, or one of its UIDs is missing or malformed"),
             (StudyMismatch, "belongs to another study than the one in the URL"),
             (AlreadyStored, "stored already"),

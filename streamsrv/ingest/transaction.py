@@ -31,6 +31,7 @@ from streamsrv.errors import (
     BadRequest,
     ContentTooLarge,
     InstanceError,
+    NotAuthorized,
     NotDicom,
     StudyMismatch,
     UnsupportedMediaType,
@@ -94,6 +95,12 @@ class IngestLimits:
     reading: ReadLimits = field(default_factory=ReadLimits)
 
 
+_REFUSALS = {
+    Outcome.DUPLICATE: AlreadyStored("this SOP instance is already stored"),
+    Outcome.UNAUTHORIZED: NotAuthorized("this client may not store this SOP instance in this study"),
+}
+
+
 class HeaderTooLong(Exception):
     """Raised by a brief read of a header; `read_ended` then asks for a thread."""
 
@@ -151,7 +158,7 @@ class Ingest:
             self._close()
             raise
         self._is_shared = transaction is not None
-        self._transaction.open_body()
+        self._transaction.open_body(self._store.rule, self._on_duplicate)
         self._reader = self._readers.acquire()
         events, self._events = self._events, []
         self._take(events)
@@ -349,8 +356,8 @@ class Ingest:
     def conclude(self, outcomes: Iterator[Outcome]) -> StoreResult:
         """Takes the outcomes of this body's instances from the commit."""
         for item in self._accepted:
-            if next(outcomes) is Outcome.DUPLICATE:
-                error = AlreadyStored("this SOP instance is already stored")
+            outcome = next(outcomes)
+            if error := _REFUSALS.get(outcome):
                 self._result.failed.append(FailedItem.of(error, item.sop_class_uid, item.instance))
             else:
                 self._result.stored.append(item)

@@ -10,6 +10,7 @@ its old place, under the lease.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ import xxhash
 
 from streamsrv.dicom.window import Pread
 from streamsrv.errors import NotFound, SegmentGone, StoreError
+from streamsrv.query.rules import Rule
 from streamsrv.store import (
     MISSING_SEGMENT,
     PLACE,
@@ -258,7 +260,13 @@ class Selections:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._kept: dict[tuple[str, str | None], PackedInstances] = {}
+        self._kept: dict[tuple[Rule | None, str, str | None], PackedInstances] = {}
+
+    def restricted(self, store: Store) -> Selections:
+        """The selections of a view of the store. They share the memory for instances."""
+        view = copy.copy(self)
+        view._store = store
+        return view
 
     def select(self, target: Target) -> Selection:
         """Raises NotFound if the path does not name an instance, series or study of this store."""
@@ -278,7 +286,7 @@ class Selections:
         return self.select(target) if is_kept else None
 
     def _current(self, study: str, series: str | None, moment: int) -> PackedInstances | None:
-        kept = self._kept.get((study, series))
+        kept = self._kept.get((self._store.rule, study, series))
         return kept if kept is not None and kept.moment == moment else None
 
     def _pack(self, study: str, series: str | None) -> PackedInstances:
@@ -288,5 +296,5 @@ class Selections:
             if packed.count <= ROWS_REMEMBERED:
                 while len(self._kept) >= SELECTIONS_KEPT:
                     self._kept.pop(next(iter(self._kept)), None)
-                self._kept[study, series] = packed
+                self._kept[self._store.rule, study, series] = packed
         return packed

@@ -135,7 +135,7 @@ _SERIES = """
 00080056 CS InstanceAvailability always computed
 00080060 CS Modality required always indexed
 00080070 LO Manufacturer
-00080080 LO InstitutionName
+00080080 LO InstitutionName indexed
 00080201 SH TimezoneOffsetFromUTC present
 00081010 SH StationName
 0008103E LO SeriesDescription present

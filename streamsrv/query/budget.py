@@ -21,6 +21,8 @@ from streamsrv.errors import ContentTooLarge, Overloaded
 BRIEF_ROWS = 64
 # Rows between two checks for a page fault: each may lie on a page that is not in memory.
 BRIEF_PORTION = 16
+# Rows in one read transaction of a search that may see few of them: some milliseconds.
+HIDDEN_PORTION = 1_000
 # Bytes of JSON text that a worker holds parsed. As Python objects they take up to 24 times as much.
 PARSED_BYTES = 16 << 20
 PARSED_WAIT = 5.0  # seconds that a search waits for others
@@ -36,6 +38,7 @@ class Budget:
     rows: int = 1_000_000
     metadata: int = 256 << 20  # bytes of JSON text
     spent: bool = field(default=False, init=False)
+    starved: bool = field(default=False, init=False)  # spent on rows that the client may not see
     optional: bool = field(default=False, init=False)
 
     def allow_only(self, rows: int) -> None:
@@ -48,9 +51,14 @@ class Budget:
         more."""
         return min(rows, max(self.rows, 1) if self.optional else max(self.rows, 0) + 1)
 
-    def spend(self, *, rows: int = 0, metadata: int = 0) -> bool:
+    def reach(self, rows: int) -> int:
+        """The number of rows to look at in one step, to find so many visible ones."""
+        return max(rows, HIDDEN_PORTION)
+
+    def spend(self, *, rows: int = 0, metadata: int = 0, hidden: int = 0) -> bool:
         """Returns False if the search must end: `spent` is then set and its results are void. A `Budget`
-        raises ContentTooLarge instead."""
+        raises ContentTooLarge instead. It ignores `hidden` work, on rows that the client may not see: the
+        answer would depend on them."""
         self.rows -= rows
         self.metadata -= metadata
         if self.rows < 0 or self.metadata < 0:
@@ -75,6 +83,7 @@ class BriefBudget(Budget):
 
     rows: int = BRIEF_ROWS
     metadata: int = 0
+    hidden: int = BRIEF_ROWS
     faults: Callable[[], int] = major_faults
     faults_before: int = field(init=False)
 
@@ -84,11 +93,16 @@ class BriefBudget(Budget):
     def portion(self, rows: int) -> int:
         return min(Budget.portion(self, rows), BRIEF_PORTION)
 
-    def spend(self, *, rows: int = 0, metadata: int = 0) -> bool:
+    def reach(self, rows: int) -> int:
+        return self.portion(rows)
+
+    def spend(self, *, rows: int = 0, metadata: int = 0, hidden: int = 0) -> bool:
         self.rows -= rows
         self.metadata -= metadata
+        self.hidden -= hidden
+        self.starved = self.hidden < 0
         over = self.rows < 0 or self.metadata < 0
-        self.spent = self.spent or over or self.faults() != self.faults_before
+        self.spent = self.spent or over or self.starved or self.faults() != self.faults_before
         return not self.spent
 
 

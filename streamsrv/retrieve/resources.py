@@ -7,6 +7,7 @@ Rules of this file
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -44,6 +45,12 @@ class Retrieve:
 
     def __init__(self, store: Store, pool: PixelPool) -> None:
         self._rooms = Rooms(store, pool, Selections(store), Turns())
+
+    def restricted(self, store: Store) -> Retrieve:
+        """The answers of a view of the store, with the same processes and memory."""
+        view, rooms = copy.copy(self), self._rooms
+        view._rooms = rooms._replace(store=store, selections=rooms.selections.restricted(store))
+        return view
 
     def answer(self, request: Request, target: Target) -> Computed:
         """The answer to a GET of instances, metadata, frames, bulk data or pictures. Raises RequestError."""

@@ -16,6 +16,7 @@ Rules
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -33,6 +34,7 @@ from streamsrv.errors import BadRequest
 from streamsrv.query.attributes import Level
 from streamsrv.query.budget import BRIEF_ROWS, BriefBudget, Budget
 from streamsrv.query.conditions import Query, query_of
+from streamsrv.query.rules import Rule
 from streamsrv.search.attributes import Attributes
 from streamsrv.search.exact import exact_matches
 from streamsrv.search.order import SortOrder, order_of
@@ -79,11 +81,18 @@ class Searches:
     def __init__(self, index: Index, secret: bytes, limits: SearchLimits | None = None) -> None:
         """The boundary of a multipart answer cannot be guessed without `secret`."""
         self._index = index
+        self._rule: Rule | None = None
         self._secret = secret
         self._limits = limits or SearchLimits()
         self._cache: SizedCache[Hashable, _Found] = SizedCache(
             CACHED_BYTES, lambda found: len(found.body) + ENTRY
         )
+
+    def restricted(self, index: Index, rule: Rule) -> Searches:
+        """The searches of a view of the index. They share the memory of the cache."""
+        view = copy.copy(self)
+        view._index, view._rule = index, rule
+        return view
 
     def answer(self, request: Request, target: Target) -> Answer | Deferred:
         """Blocks for half a millisecond, about. Raises RequestError."""
@@ -104,6 +113,7 @@ class Searches:
         """Returns None if the budget is spent, or if there is none and no cached answer."""
         key = (
             self._index.version(),
+            self._rule,
             request.path,
             request.query,
             request.headers.get("accept"),
@@ -140,6 +150,8 @@ class Searches:
         if isinstance(budget, BriefBudget) and not budget.spend(rows=cost, metadata=int(attributes.deep)):
             return None
         headers = [*_HEADERS, *_facts(page, parameters, _left(page, budget) if page.more else "")]
+        if budget.starved:
+            return None
         if page.more:
             headers.append(("Link", f'<{_next_url(request, order.cursor(page.last))}>; rel="next"'))
         if page.count > self._limits.kept or attributes.deep:

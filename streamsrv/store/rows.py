@@ -122,6 +122,7 @@ class Outcome(enum.IntEnum):
     DUPLICATE = 1  # refused: the triple is there already
     IDENTICAL = 2  # the same bytes are there already: accepted, nothing written
     REPLACED = 3  # stored, and the one before is dead
+    UNAUTHORIZED = 4  # refused: the instance, or its study, is outside the rule of the sender
 
 
 class ChangeKind(enum.IntEnum):

@@ -15,6 +15,7 @@ Rules of this file
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from streamsrv.errors import Forbidden, StoreCorrupt, StoreError
+from streamsrv.query.rules import Rule
 from streamsrv.store import folder as folders
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.folder import FolderLock, Identity, Layout, Reserve
@@ -68,20 +70,24 @@ class Store:
         self.read_only = read_only
         self.ops = ops
         self.manifest = manifest
-        self.index = index
         self.form = RecordFormat(identity.secret, identity.fingerprint)
         self.reserve = reserve
         self.segments = Segments(layout, manifest, index, self.form, ops, options.segment_size, reserve)
         self.readers = Readers(layout)
-        # Reading calls of the index.
+        self._whole: Store | None = None  # of a view
+        self._see(index, None)
+        self._held = contextlib.ExitStack()
+        self._closed = False
+
+    def _see(self, index: Index, rule: Rule | None) -> None:
+        """Read from this index."""
+        self.index, self.rule = index, rule
         self.version, self.probe = index.version, index.probe
         self.lookup, self.packed, self.instance = index.lookup, index.packed, index.instance
         self.metadata, self.short_metadata = index.metadata, index.short_metadata
         self.frame_entries, self.bulk_value = index.frame_entries, index.bulk_value
         self.changes, self.first_change = index.changes, index.first_change
         self.damaged_among = index.damaged_among
-        self._held = contextlib.ExitStack()
-        self._closed = False
 
     @classmethod
     def open(
@@ -147,13 +153,23 @@ class Store:
     def begin(self) -> Transaction:
         """Raises InsufficientStorage if less than `min_free` is left, Forbidden if the store is read-only."""
         self._require_writable()
-        return Transaction(self.segments, self.readers, self.index, self.form)
+        whole = self._whole or self
+        transaction = Transaction(self.segments, self.readers, whole.index, self.form)
+        transaction.open_body(self.rule)
+        return transaction
 
     def delete(self, study: str, series: str | None = None, instance: str | None = None) -> int:
         """Delete a study, series or instance durably; returns the number of instances."""
         self._require_writable()
         target = study, series, instance
         return self.reserve.with_room(lambda: tombstones.delete(self.segments, self.index, self.form, target))
+
+    def restricted(self, rule: Rule) -> Store:
+        """This store as if it held only the studies that the rule shows. Not to be closed."""
+        view = copy.copy(self)
+        view._whole = whole = self._whole or self
+        view._see(whole.index.restricted(rule), rule)
+        return view
 
     def _sync_manifest(self) -> None:
         if not self.read_only:

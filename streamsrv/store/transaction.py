@@ -22,6 +22,8 @@ Rules of this file
 - An instance is refused as a duplicate only after its stored bytes have been read and are whole. If they are
   damaged or missing, the new bytes take their place for every `on_duplicate`. Stored bytes that the system
   cannot read now may be whole: they stay, unless they are registered as damaged.
+- An instance outside the rule of its sender is refused before anything else about it is looked up. So the
+  answer does not tell whether it is stored.
 - A transaction is used by one thread at a time; only `sync_so_far` may run beside `write`.
 """
 
@@ -33,9 +35,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from streamsrv.errors import SegmentGone, StoreError
+from streamsrv.query.rules import Rule
 from streamsrv.store import failpoints
 from streamsrv.store.fileops import Buffer
-from streamsrv.store.index import Index, Prepared
+from streamsrv.store.index import Index, Prepared, prepare
 from streamsrv.store.rows import (
     SLICE_BYTES,
     SLICE_INSTANCES,
@@ -81,6 +84,8 @@ class Transaction:
         self._nonce = secrets.token_bytes(NONCE)
         self._number = 0
         self._body = 0
+        self._rules: dict[int, Rule] = {}  # of bodies
+        self._policies: dict[int, OnDuplicate] = {}
         self._open_at = -1  # where the open record begins, or -1
         self._gathered: list[Buffer] = []  # written by the next `write`
         self._gathered_length = 0
@@ -98,9 +103,14 @@ class Transaction:
         """Sync the bytes written so far, so that the sync in `commit` is short."""
         self._segment.sync()
 
-    def open_body(self) -> None:
-        """Begin another body."""
+    def open_body(self, rule: Rule | None = None, on_duplicate: OnDuplicate | None = None) -> None:
+        """Begin another body. An instance of it that its sender may not see, by this rule, is refused. Its
+        `on_duplicate` replaces that of the commit."""
         self._body = self._number
+        if rule is not None:
+            self._rules[self._body] = rule
+        if on_duplicate is not None:
+            self._policies[self._body] = on_duplicate
 
     def open_record(self) -> None:
         if self._open_at >= 0:
@@ -206,17 +216,25 @@ class Transaction:
 
     def _commit_slice(self, portion: list[tuple[Record, New]], on_duplicate: OnDuplicate) -> list[Outcome]:
         locks = self._segment.locks
-        locks.lock(new.row.key for _, new in portion)
+        ruled = {new.row.key.study for record, new in portion if record.body in self._rules}
+        # Two senders with rules must not store in a new study at the same time: both would lose sight of it.
+        locks.lock([*(new.row.key for _, new in portion), *(InstanceKey(study, "", "") for study in ruled)])
         self._index.catch_up()
         self._segments.recover(self._segment)
+        outside = self._outside(portion) if ruled else [False] * len(portion)
         existing = self._index.existing([new.row.key for _, new in portion])
         firsts: dict[InstanceKey, Record] = {}
         outcomes: list[Outcome] = []
         winners: list[tuple[Record, New]] = []
         replaced: list[InstanceRow] = []
-        for (record, new), row in zip(portion, existing, strict=True):
+        for (record, new), row, is_outside in zip(portion, existing, outside, strict=True):
+            if is_outside:
+                outcomes.append(Outcome.UNAUTHORIZED)
+                self._lose(record)
+                continue
             first = firsts.get(new.row.key) or self._own(record, row)
-            outcome = self._duplicates.outcome(record, first, row, on_duplicate)
+            policy = self._policies.get(record.body, on_duplicate)
+            outcome = self._duplicates.outcome(record, first, row, policy)
             outcomes.append(outcome)
             if outcome not in (Outcome.STORED, Outcome.REPLACED):
                 self._lose(record)
@@ -230,6 +248,15 @@ class Transaction:
             self._make_valid(winners, replaced)
         locks.release()
         return outcomes
+
+    def _outside(self, portion: list[tuple[Record, New]]) -> list[bool]:
+        variants = [each.variant_text for each in prepare([new for _, new in portion])]
+        return self._index.outside(
+            [
+                (self._rules.get(record.body), new.row.key, variant)
+                for (record, new), variant in zip(portion, variants, strict=True)
+            ]
+        )
 
     def _own(self, record: Record, row: InstanceRow | None) -> InstanceRow | None:
         """The row, if an earlier slice of this commit wrote it for the same body."""

@@ -13,7 +13,7 @@ from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import ChangeKind, OnDuplicate, Outcome
 from streamsrv.store.segments.verifying import damaged_record
 
-STORED, DUPLICATE, IDENTICAL, REPLACED = Outcome
+STORED, DUPLICATE, IDENTICAL, REPLACED, UNAUTHORIZED = Outcome
 KEYS = [key_of(1, 1, instance) for instance in (1, 2, 3)]
 KEY = KEYS[1]
 

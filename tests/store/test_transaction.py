@@ -13,7 +13,7 @@ from streamsrv.store.rows import FIRST_RECORD, OnDuplicate, Outcome
 from streamsrv.store.segments.records import HEADER, PayloadDigest, RecordKind
 from streamsrv.store.segments.segments import SegmentWriter
 
-STORED, DUPLICATE, IDENTICAL, REPLACED = Outcome
+STORED, DUPLICATE, IDENTICAL, REPLACED, UNAUTHORIZED = Outcome
 
 
 @pytest.fixture

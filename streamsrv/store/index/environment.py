@@ -40,7 +40,7 @@ from streamsrv.query.attributes import TABLE_DIGEST
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.index.rows import with_sum, without_sum
 
-SCHEMA = "1"
+SCHEMA = "2"
 # LMDB of another minor version may have another file format: 1.0 cannot read the files of 0.9.
 FILE_FORMAT = "LMDB {}.{}".format(*lmdb.version())
 

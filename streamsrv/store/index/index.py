@@ -19,11 +19,12 @@ from streamsrv.errors import StoreCorrupt
 from streamsrv.query.attributes import Level, QueryAttribute, term_prefix
 from streamsrv.query.budget import Budget, Parsing
 from streamsrv.query.conditions import Query
+from streamsrv.query.rules import Rule
 from streamsrv.query.values import cut
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.index.batch import Batch, Prepared, prepare
 from streamsrv.store.index.damage import DamagedRecord
-from streamsrv.store.index.environment import DATABASES, Environment, dump, rewrite
+from streamsrv.store.index.environment import DATABASES, Environment, Transaction, dump, rewrite
 from streamsrv.store.index.lists import Lists
 from streamsrv.store.index.reading import ROWS_A_BATCH, Reading
 from streamsrv.store.index.rows import (
@@ -37,6 +38,7 @@ from streamsrv.store.index.rows import (
     unpack_segment,
     without_sum,
 )
+from streamsrv.store.index.visibility import Visibility
 from streamsrv.store.index.walk import Hit, Search
 from streamsrv.store.index.writer import Writer
 from streamsrv.store.rows import Change, InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
@@ -65,6 +67,10 @@ class Index(Reading):
         """Waiting writes are finished first."""
         self._writer.close()
         self._environment.close()
+
+    def restricted(self, rule: Rule) -> Index:
+        """This index as if it held only the studies that the rule shows. Not to be closed."""
+        return RestrictedIndex(self, rule)
 
     # -- writing
 
@@ -145,7 +151,11 @@ class Index(Reading):
                 return []
             if cursor.count() > most:
                 return None
-            found = [(study, self._get(transaction, "studies", study)) for study in cursor.iternext_dup()]
+            found = [
+                (study, self._get(transaction, "studies", study))
+                for study in cursor.iternext_dup()
+                if self._sees(transaction, study.decode())
+            ]
         return [(study.decode(), LevelRow.unpack(value)) for study, value in found if value is not None]
 
     def total(self, query: Query, most: int = 0) -> int | None:
@@ -258,3 +268,46 @@ class Index(Reading):
         )
         counts: dict[str, int] = {name: stat["entries"] for name, stat in rows.items()}
         return counts | {"bytes_used": pages * page, "bytes_file": (info["last_pgno"] + 1) * page}
+
+
+class RestrictedIndex(Index):
+    """Shares everything with its index. Each reading call asks `_sees` in its own transaction. Values of rows
+    that a caller has got this way (frame tables, metadata) need no further decision."""
+
+    def __init__(self, index: Index, rule: Rule) -> None:
+        self.__dict__.update(index.__dict__)
+        self.rule = rule
+        self._visibility = Visibility(self._environment, rule)
+
+    def _sees(self, transaction: Transaction, study: str) -> bool:
+        return self._visibility.sees(transaction, study)
+
+    def search(self, query: Query, budget: Budget | None = None) -> Iterator[Hit]:
+        return Search(self._environment, query, budget or Budget(), self.parsing, self._visibility).hits()
+
+    def total(self, query: Query, most: int = 0) -> int | None:
+        """None also if the rule shows many studies."""
+        few = self._visibility.latest
+        if query.conditions and most and few is not None:
+            lists = Lists(self._environment, Budget(), self._visibility.sees, few.counts)
+            return lists.count(query, most)
+        if query.conditions or query.uids:
+            return None
+        if query.study is None:
+            return few.totals[query.level] if few is not None else None
+        if query.level is Level.INSTANCE:
+            return self.count(query.study, query.series)
+        row = self._level_row(query.study)
+        return row.series if row else 0
+
+    def changes(self, after: int = 0, limit: int = ROWS_A_BATCH) -> list[Change]:
+        """Those of studies that are visible now: not the deletion of a whole study."""
+        found: list[Change] = []
+        while len(found) < limit and (page := super().changes(after, limit)):
+            after = page[-1].sequence
+            found += self._visible(page)
+        return found[:limit]
+
+    def _visible(self, page: Sequence[Change]) -> list[Change]:
+        with self._reading("looking for visible studies") as transaction:
+            return [change for change in page if self._sees(transaction, change.key.study)]

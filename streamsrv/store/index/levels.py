@@ -24,6 +24,7 @@ import orjson
 
 from streamsrv.dicom.instance import JsonDataset, JsonElement
 from streamsrv.query.attributes import Level, terms
+from streamsrv.query.rules import facts_of
 from streamsrv.store.index.answers import at_level, dataset_attributes, level_texts, recounted
 from streamsrv.store.index.environment import Transaction
 from streamsrv.store.index.rows import (
@@ -58,6 +59,7 @@ class _Series:
     removed: int = 0
     oldest: bytes = b"\xff" * 24  # of those added
     classes: Counter[str] = field(default_factory=Counter)
+    facts: Counter[str] = field(default_factory=Counter)  # of variants that came and went
     modality_before: str = ""
     modality: str = ""
 
@@ -150,6 +152,9 @@ class Levels:
         for digest, order in self._latest(start, stale).items():
             series.variants[digest].latest = order
         for digest, variant in series.variants.items():
+            if (change := (variant.count > 0) - bool(variant.was)) != 0:
+                for name in fact_names(variant.text):
+                    series.facts[name] += change
             if variant.count > 0:
                 self._put("variants", start + digest, variant.pack())
             else:
@@ -285,6 +290,21 @@ def merge(level: Level, variants: Iterable[Variant]) -> tuple[JsonDataset, bytes
     return merged, latest
 
 
+def fact_names(text: bytes) -> list[str]:
+    """The facts of a variant as they are tallied: "v", tag and value."""
+    facts = facts_of(json_object(text))
+    return [f"v{tag}{value}" for tag, values in facts.items() for value in values]
+
+
+def facts_in(row: LevelRow) -> dict[str, list[str]]:
+    """The facts of all instances of a study, for rules of access."""
+    found: dict[str, list[str]] = {}
+    for name in json_object(row.tallies):
+        if name[0] == "v":
+            found.setdefault(name[1:9], []).append(name[9:])
+    return found
+
+
 def _number(number: int) -> JsonElement:
     return {"vr": "IS", "Value": [number]}
 
@@ -314,11 +334,14 @@ def _modality(attributes: JsonDataset) -> str:
 
 
 def _tally(before: LevelRow | None, parts: list[_Series]) -> dict[str, int]:
-    """Series by modality ("mCT") and instances by SOP class ("c1.2.840..."), those above zero."""
+    """Series by modality ("mCT"), instances by SOP class ("c1.2.840...") and variants by fact (`fact_names`),
+    those above zero."""
     tallies = Counter(json_object(before.tallies) if before else {})
     for part in parts:
         tallies["m" + part.modality_before] -= 1
         tallies["m" + part.modality] += 1
         for sop_class, change in part.classes.items():
             tallies["c" + sop_class] += change
+        for name, change in part.facts.items():
+            tallies[name] += change
     return {name: count for name, count in tallies.items() if count > 0 and name != "m"}

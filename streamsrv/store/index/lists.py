@@ -3,37 +3,58 @@
 Strategy: a list is sorted by normal form, then by UID. A condition accepts some of its forms, and the studies
 under these are collected. A list may hold too many studies, because forms are cut: the row decides.
 
-Rule of this file: each batch has its own read transaction, and the next one continues behind the last key."""
+Rules of this file
+- Each batch has its own read transaction, and the next one continues behind the last key.
+- In a restricted view only visible studies are charged (query/budget.py). Work for others counts for a brief
+  budget alone.
+"""
 
 from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
+from typing import TypeAlias
 
 from streamsrv.query.attributes import ORDERING, Level, term_prefix
 from streamsrv.query.budget import Budget
 from streamsrv.query.conditions import Condition, Query
 from streamsrv.query.matching import Probe
 from streamsrv.query.values import NORMAL_BYTES
-from streamsrv.store.index.environment import Environment
+from streamsrv.store.index.environment import Environment, Transaction
 from streamsrv.store.index.rows import LevelRow
 
 ROWS_A_BATCH = 500
 FIRST_KEYS = 64  # in the first batch, because most ranges are short
 KEYS_A_BATCH = 5_000
+MOST_COUNTED = 5_000  # entries that are looked at to count visible ones
 # Behind all keys that begin with the same text: forms are UTF-8, which never holds this byte.
 END = b"\xff"
 
 _BETWEEN = b"\xff" * 6  # in no key: before a form are five bytes
 
 
+# Whether a study is visible; with its row, if that was read.
+Sees: TypeAlias = Callable[[Transaction, str, bytes | None], bool]
+
+
 class Lists:
-    def __init__(self, environment: Environment, budget: Budget) -> None:
+    """With `sees` only visible studies are found. `among` are the visible studies, if they are few: then
+    counts are those of a store without others."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        budget: Budget,
+        sees: Sees | None = None,
+        among: Container[str] | None = None,
+    ) -> None:
         self._environment = environment
         self._handles = environment.handles
         self._budget = budget
+        self._sees = sees
+        self._among = among
 
     def studies_of(self, kind: bytes, uids: frozenset[str]) -> set[str]:
         found: set[str] = set()
@@ -43,9 +64,12 @@ class Lists:
             cursor = transaction.cursor(db=self._handles["uids"])
             for uid in uids:
                 if cursor.set_key(kind + uid.encode()):
-                    if not self._budget.spend(rows=cursor.count()):
+                    studies = [value.split(b"\0")[0].decode() for value in cursor.iternext_dup()]
+                    if (sees := self._sees) is not None:
+                        studies = [study for study in studies if sees(transaction, study, None)]
+                    if not self._budget.spend(rows=len(studies)):
                         return found
-                    found |= {value.split(b"\0")[0].decode() for value in cursor.iternext_dup()}
+                    found.update(studies)
         return found
 
     def studies(self) -> int:
@@ -66,14 +90,22 @@ class Lists:
         # A study may have several values in the list of any other attribute.
         most = most if row.tag == ORDERING else 1
         low, end = start + probe.low, start + (probe.low if probe.exact else probe.high + END)
-        total = 0
+        total = looked = 0
         with self._environment.reading("counting entries") as transaction:
             cursor = transaction.cursor(db=self._handles["attributes"])
             more = cursor.set_range(low) and cursor.key() <= end
-            while more and most:
-                total, most = total + cursor.count(), most - 1
+            while more:
+                count: int = cursor.count()
+                if self._sees is not None:
+                    looked += count
+                    if self._among is None or looked > MOST_COUNTED:
+                        return None
+                    count = sum(map(self._among.__contains__, _STUDIES[row.level](cursor.iternext_dup())))
+                if count and not most:
+                    return None
+                total, most = total + count, most - bool(count)
                 more = cursor.next_nodup() and cursor.key() <= end
-        return None if more else total
+        return total
 
     def collect(self, condition: Condition, most: int) -> set[str] | None:
         """The studies that the probes of a condition find in the list of its attribute; None if there are
@@ -93,12 +125,25 @@ class Lists:
             for key in keys:
                 if cursor.set_key(key):
                     count = cursor.count()
+                    studies: Iterable[str] = ()
+                    if self._among is not None:
+                        if not self._budget.spend(hidden=count // 8):
+                            return False
+                        listed = _STUDIES[level](cursor.iternext_dup())
+                        studies = list(filter(self._among.__contains__, listed))
+                        count = len(studies)
                     if len(found) + count > most:
                         return False
                     if not self._budget.spend(rows=count // 8):
                         return False
-                    found.update(_STUDIES[level](cursor.iternext_dup()))
-        return self._budget.spend(rows=1 + len(keys) // 8)
+                    if self._among is None:
+                        studies = _STUDIES[level](cursor.iternext_dup())
+                    found.update(studies)
+        return self._spend(1 + len(keys) // 8)
+
+    def _spend(self, rows: int) -> bool:
+        """For reading keys of a list, visible or not."""
+        return self._budget.spend(rows=rows) if self._sees is None else self._budget.spend(hidden=rows)
 
     def _keys(self, start: bytes, probe: Probe) -> Iterator[list[bytes]]:
         """The keys that the probe accepts, in batches."""
@@ -113,7 +158,7 @@ class Lists:
                 batch: list[bytes] = list(itertools.islice(following, size))
             more = len(batch) == size and batch[-1] < end
             at, size = batch[-1] + b"\0" if batch else at, KEYS_A_BATCH
-            if not self._budget.spend(rows=len(batch) // 8):
+            if not self._spend(len(batch) // 8):
                 return
             yield _accepted(batch[: bisect.bisect(batch, end)], probe, len(start))
 
@@ -124,6 +169,11 @@ class Lists:
                 return
             with self._environment.reading("reading studies") as transaction:
                 values = [transaction.get(study.encode(), db=self._handles["studies"]) for study in batch]
+                if (sees := self._sees) is not None:
+                    pairs = zip(batch, values, strict=True)
+                    values = [
+                        value if value and sees(transaction, study, value) else None for study, value in pairs
+                    ]
             yield from (
                 (study, LevelRow.unpack(value))
                 for study, value in zip(batch, values, strict=True)
@@ -157,8 +207,8 @@ def _holding(keys: list[bytes], needle: bytes, caseless: bool) -> list[bytes]:
     return found
 
 
-# From the entries of a list: a study, or a study and a series.
+# From the entries of a list: a study, or a study and a series; a study once for each entry.
 _STUDIES: dict[Level, Callable[[Iterable[bytes]], Iterable[str]]] = {
     Level.STUDY: partial(map, bytes.decode),
-    Level.SERIES: lambda entries: {entry.partition(b"\0")[0].decode() for entry in entries},
+    Level.SERIES: lambda entries: (entry.partition(b"\0")[0].decode() for entry in entries),
 }

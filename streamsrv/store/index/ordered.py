@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from streamsrv.query.attributes import ORDERING, Level, Position, StudyOrder
 from streamsrv.query.budget import Budget
 from streamsrv.query.values import cut
 from streamsrv.store.index.answers import reader_of
 from streamsrv.store.index.environment import Cursor, Environment
-from streamsrv.store.index.lists import END, ROWS_A_BATCH
+from streamsrv.store.index.lists import END, ROWS_A_BATCH, Sees
 from streamsrv.store.index.rows import LevelRow
 
 StudyRow = tuple[str, LevelRow]
 _Place = tuple[bytes, bytes]  # a key of the list, and the first study under it
+# The entries of visible studies between two keys, from a place on.
+FewEntries: TypeAlias = Callable[[bytes, bytes, _Place | None], list[tuple[bytes, str]]]
 
 
 class FormRange(NamedTuple):
@@ -43,7 +45,19 @@ def value_reader(order: StudyOrder) -> Callable[[LevelRow], str | None]:
 
 
 class OrderedStudies:
-    def __init__(self, environment: Environment, budget: Budget, order: StudyOrder, wanted: int) -> None:
+    """With `sees` only visible studies are found."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        budget: Budget,
+        order: StudyOrder,
+        wanted: int,
+        sees: Sees | None = None,
+    ) -> None:
+        self._sees = sees
+        # The entries of few visible studies, instead of those of the list.
+        self.few: FewEntries | None = None
         self._environment = environment
         self._handles = environment.handles
         self._budget = budget
@@ -85,41 +99,71 @@ class OrderedStudies:
             if (place[0] > high) is not descending:
                 return
             place = None
-        more = True
+        if self.few is not None and (descending or low == high):
+            yield from self._few(self.few(low, high, place))
+            return
+        more, sees = True, self._sees
         while more:
             batch: list[tuple[bytes, bytes, bytes]] = []
-            with self._environment.reading("walking through studies") as transaction:
-                cursor = transaction.cursor(db=self._handles["attributes"])
-                more = go_on(cursor, *place) if place else begin(cursor, high if descending else low)
-                more = more and low <= cursor.key() <= high
-                size = self._budget.portion(next(self._sizes))
-                while more and len(batch) < size:
-                    key, study = cursor.item()
-                    place = key, study + b"\0"
-                    value = transaction.get(study, db=self._handles["studies"])
-                    if value is not None:
-                        batch.append((key, study, value))
-                    more = back(cursor) and low <= cursor.key() <= high
+            size = self._budget.portion(next(self._sizes))
+            while more and len(batch) < size:
+                hidden, reach = 0, self._budget.reach(size)
+                with self._environment.reading("walking through studies") as transaction:
+                    cursor = transaction.cursor(db=self._handles["attributes"])
+                    more = go_on(cursor, *place) if place else begin(cursor, high if descending else low)
+                    more = more and low <= cursor.key() <= high
+                    while more and len(batch) < size and hidden < reach:
+                        key, study = cursor.item()
+                        place = key, study + b"\0"
+                        value = transaction.get(study, db=self._handles["studies"])
+                        if value is not None and (sees is None or sees(transaction, study.decode(), value)):
+                            batch.append((key, study, value))
+                        else:
+                            hidden += 1
+                        more = back(cursor) and low <= cursor.key() <= high
+                if hidden and not self._budget.spend(hidden=hidden):
+                    return
             if not self._budget.spend(rows=len(batch)):
                 return
             yield from ((key, (study.decode(), LevelRow.unpack(value))) for key, study, value in batch)
 
-    def _without_value(self, at: bytes) -> Iterator[StudyRow]:
-        value_of = value_reader(self._order)
-        more = True
-        while more:
+    def _few(self, entries: list[tuple[bytes, str]]) -> Iterator[tuple[bytes, StudyRow]]:
+        while entries:
             size = self._budget.portion(next(self._sizes))
-            with self._environment.reading("paging through studies") as transaction:
-                cursor = transaction.cursor(db=self._handles["studies"])
-                batch = list(itertools.islice(cursor.iternext(), size)) if cursor.set_range(at) else []
+            batch = []
+            with self._environment.reading("reading visible studies") as transaction:
+                for key, study in entries[:size]:
+                    value = transaction.get(study.encode(), db=self._handles["studies"])
+                    if value is not None and (self._sees is None or self._sees(transaction, study, value)):
+                        batch.append((key, study, value))
             if not self._budget.spend(rows=len(batch)):
                 return
-            more = len(batch) == size
+            yield from ((key, (study, LevelRow.unpack(value))) for key, study, value in batch)
+            entries = entries[size:]
+
+    def _without_value(self, at: bytes) -> Iterator[StudyRow]:
+        value_of = value_reader(self._order)
+        more, sees = True, self._sees
+        while more:
+            size = self._budget.portion(next(self._sizes))
+            batch: list[tuple[bytes, bytes]] = []
+            while more and len(batch) < size:
+                with self._environment.reading("paging through studies") as transaction:
+                    cursor = transaction.cursor(db=self._handles["studies"])
+                    rows = list(itertools.islice(cursor.iternext(), size)) if cursor.set_range(at) else []
+                    more, at = len(rows) == size, rows[-1][0] + b"\0" if rows else at
+                    if sees is None:
+                        batch = rows
+                    else:
+                        batch += [each for each in rows if sees(transaction, each[0].decode(), each[1])]
+                if sees is not None and not self._budget.spend(hidden=len(rows)):
+                    return
+            if not self._budget.spend(rows=len(batch)):
+                return
             for study, value in batch:
                 row = LevelRow.unpack(value)
                 if value_of(row) is None:
                     yield study.decode(), row
-            at = batch[-1][0] + b"\0" if batch else at
 
 
 def batch_sizes(wanted: int) -> Iterator[int]:

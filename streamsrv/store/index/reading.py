@@ -12,8 +12,10 @@ from itertools import chain, islice
 from streamsrv.bounded_cache import SizedCache
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import SegmentGone, StoreCorrupt
+from streamsrv.query.rules import Alternative, Rule, facts_of
 from streamsrv.store.index.damage import DamagedRecord, DamageReader
 from streamsrv.store.index.environment import Environment, ReadTransaction, Transaction
+from streamsrv.store.index.levels import facts_in
 from streamsrv.store.index.metadata_blobs import BlobRange, BlobReader, BlobTexts, Decompressors, find_blobs
 from streamsrv.store.index.rows import (
     FRAMES_A_CHUNK,
@@ -21,6 +23,7 @@ from streamsrv.store.index.rows import (
     PackedRow,
     bulk_path_key,
     chunk_key,
+    json_object,
     number_key,
     prefix,
     record_id_of,
@@ -63,6 +66,10 @@ class Reading:
         value: bytes | None = transaction.get(key, db=self._handles[name])
         return value
 
+    def _sees(self, transaction: Transaction, study: str) -> bool:
+        """Whether the reader may know of a study. A restricted view decides."""
+        return True
+
     def version(self) -> int:
         """A number that every commit of any process changes. While it stays the same, so does all content."""
         return self._environment.version()
@@ -76,7 +83,7 @@ class Reading:
         transaction."""
         with self._reading("looking up an instance") as transaction:
             value = self._get(transaction, "instances", triple(key))
-            if value is None:
+            if value is None or not self._sees(transaction, key.study):
                 return None
             row, entries = unpack_instance(key, value), []
             if row.frame_kind is FrameKind.TABLE:
@@ -87,7 +94,12 @@ class Reading:
 
     def existing(self, keys: Sequence[InstanceKey]) -> list[InstanceRow | None]:
         with self._reading("looking up instances") as transaction:
-            values = [self._get(transaction, "instances", triple(key)) for key in keys]
+            values = [
+                self._get(transaction, "instances", triple(key))
+                if self._sees(transaction, key.study)
+                else None
+                for key in keys
+            ]
         return [
             unpack_instance(key, value) if value else None for key, value in zip(keys, values, strict=True)
         ]
@@ -106,13 +118,14 @@ class Reading:
         if series is not None and instance is not None:
             key = InstanceKey(study, series, instance)
             return [] if after is not None and key <= after else self.packed_rows([key])
-        return self._page(prefix(study, series), after, limit)
+        return self._page(prefix(study, series), after, limit, study)
 
     def packed_rows(self, keys: Iterable[InstanceKey]) -> list[PackedRow]:
         """The rows of those instances that exist."""
         with self._reading("looking up instances") as transaction:
             cursor = transaction.cursor(db=self._handles["instances"])
-            found: list[PackedRow] = cursor.getmulti([triple(key) for key in keys])
+            seen = [key for key in keys if self._sees(transaction, key.study)]
+            found: list[PackedRow] = cursor.getmulti([triple(key) for key in seen])
         return found
 
     def lookup(
@@ -140,11 +153,15 @@ class Reading:
                 if segment_in(value) in segments:
                     yield unpack_instance(split_triple(key), value)
 
-    def _page(self, start: bytes, after: InstanceKey | None, limit: int) -> list[PackedRow]:
+    def _page(
+        self, start: bytes, after: InstanceKey | None, limit: int, study: str | None = None
+    ) -> list[PackedRow]:
         found: list[PackedRow] = []
         # UIDs hold no byte below 0x2E, so a NUL behind a key is before every later one.
         first = max(triple(after) + b"\0" if after is not None else b"", start)
         with self._reading("paging through instances") as transaction:
+            if study is not None and not self._sees(transaction, study):
+                return found
             cursor = transaction.cursor(db=self._handles["instances"])
             there = cursor.set_range(first) if first else cursor.first()
             rows = cursor.iternext() if there else iter(())
@@ -154,6 +171,29 @@ class Reading:
                     break
         while found and not found[-1][0].startswith(start):
             found.pop()
+        return found
+
+    def outside(self, new: Sequence[tuple[Rule | None, InstanceKey, bytes]]) -> list[bool]:
+        """Which instances, or studies with them, their senders would not see. Each of `new` is the rule of
+        its sender, its key and its variant; those before it count as stored."""
+        left: dict[tuple[Rule, str], Sequence[Alternative]] = {}
+        found = []
+        with self._reading("looking up studies of new instances") as transaction:
+            for rule, (study, _, _), variant in new:
+                if rule is None:
+                    found.append(False)
+                    continue
+                if (rule, study) not in left:
+                    value = self._get(transaction, "studies", study.encode())
+                    known = facts_in(LevelRow.unpack(value)) if value is not None else None
+                    shown = rule.alternatives
+                    left[rule, study] = [
+                        each for each in shown if known is None or each.accepts(study, known)
+                    ]
+                facts = facts_of(json_object(variant))
+                met = [each for each in left[rule, study] if each.accepts(study, facts)]
+                left[rule, study] = met or left[rule, study]
+                found.append(not met)
         return found
 
     # -- damage
@@ -179,7 +219,8 @@ class Reading:
         name, key = ("studies", study) if series is None else ("series", f"{study}\0{series}")
         with self._reading("counting instances") as transaction:
             value = self._get(transaction, name, key.encode())
-        return LevelRow.unpack(value) if value else None
+            seen = value is not None and self._sees(transaction, study)
+        return LevelRow.unpack(value) if value is not None and seen else None
 
     # -- values of an instance
 
@@ -267,7 +308,7 @@ class Reading:
     def bulk_value(self, key: InstanceKey, path: str) -> BulkValue | None:
         with self._reading("reading a bulk value") as transaction:
             value = self._get(transaction, "instances", triple(key))
-            if value is None:
+            if value is None or not self._sees(transaction, key.study):
                 return None
             path_key = bulk_path_key(path)
             found = self._get(transaction, "bulk", number_key(serial_of(value)) + path_key)

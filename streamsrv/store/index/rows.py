@@ -325,8 +325,8 @@ def instance_answer(value: bytes) -> bytes:
 @dataclass(slots=True)
 class LevelRow:
     """A study or series in searches. `answer` and `more` are JSON objects with slots (see answers); `more`
-    has the attributes that are returned only on request. `tallies` counts the series by modality and the
-    instances by SOP class (studies only)."""
+    has the attributes that are returned only on request. `tallies` counts the series by modality, the
+    instances by SOP class, and the variants by the facts that rules of access compare (studies only)."""
 
     instances: int
     series: int
@@ -420,6 +420,16 @@ def unpack_changes(sequence: int, stored: bytes) -> list[Change]:
         return [Change(sequence, ChangeKind(kind), split_triple(value[_CHANGE.size :]), record_id, at)]
     except (struct.error, ValueError, TypeError, LookupError) as error:
         raise StoreCorrupt(f"change {sequence} cannot be read") from error
+
+
+def studies_changed(sequence: int, stored: bytes) -> tuple[int, set[str]]:
+    """The sequence of the first change of a row, and the studies of all changes in it. `sequence` is that of
+    the last one."""
+    value = without_sum("changes", number_key(sequence), stored)
+    if value[:1] == b"\xff":
+        changes = unpack_changes(sequence, stored)
+        return changes[0].sequence, {change.key.study for change in changes}
+    return sequence, {value[_CHANGE.size :].partition(b"\0")[0].decode()}
 
 
 def _unpack_deletions(last: int, value: bytes) -> list[Change]:

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamsrv.dicom.instance import JsonDataset
-from streamsrv.query.attributes import ORDERING, Level, Position
+from streamsrv.query.attributes import NEWEST, ORDERING, Level, Position
 from streamsrv.query.budget import Budget, Parsing
 from streamsrv.query.conditions import Condition, Query
 from streamsrv.store.index.answers import instance_attributes, reader_of
-from streamsrv.store.index.environment import Environment
+from streamsrv.store.index.environment import Environment, Transaction
 from streamsrv.store.index.lists import Lists
 from streamsrv.store.index.metadata_blobs import SearchedMetadata
 from streamsrv.store.index.ordered import (
@@ -38,6 +38,7 @@ from streamsrv.store.index.ordered import (
     value_reader,
 )
 from streamsrv.store.index.rows import LevelRow, prefix, serial_of
+from streamsrv.store.index.visibility import FewStudies, Visibility
 
 FEW = 200  # a list of at most so many is used at once
 CANDIDATES = 5_000  # a longer list is not used: reading in order is as fast
@@ -59,15 +60,23 @@ class Hit:
 
 
 class Search:
+    """One search. With a `view` it finds only visible studies."""
+
     def __init__(
-        self, environment: Environment, query: Query, budget: Budget, parsing: Parsing | None = None
+        self,
+        environment: Environment,
+        query: Query,
+        budget: Budget,
+        parsing: Parsing | None = None,
+        view: Visibility | None = None,
     ) -> None:
         self._environment = environment
         self._handles = environment.handles
         self._query = query
         self._budget = budget
-        self._lists = Lists(environment, budget)
-        self._ordered = OrderedStudies(environment, budget, query.order, query.wanted)
+        self._view, sees = view, view.sees if view else None
+        self._lists = Lists(environment, budget, sees)
+        self._ordered = OrderedStudies(environment, budget, query.order, query.wanted, sees)
         self._value = value_reader(query.order)
         self._conditions: dict[Level, list[Condition]] = {level: [] for level in LEVELS}
         on_metadata: list[Condition] = []
@@ -139,7 +148,10 @@ class Search:
         query = self._query
         conditions = [each for condition in query.conditions for each in condition.listed]
         candidates = self._named()
-        total = self._lists.studies() if conditions and candidates is None else 0
+        few = self._few() if candidates is None else None
+        if self._budget.spent:
+            return
+        total = len(few.order) if few else self._lists.studies() if conditions and candidates is None else 0
         if candidates is None and conditions:
             candidates = self._listed(conditions, total)
         if candidates is not None:
@@ -158,6 +170,14 @@ class Search:
                 yield from self._sorted(candidates, Position(self._value(last[1]), last[0]), inside=False)
                 return
         yield from walked
+
+    def _few(self) -> FewStudies | None:
+        """The visible studies, if they are few. The search then reads no others."""
+        few = self._view.few(self._budget) if self._view else None
+        if self._view is not None and few is not None:
+            self._lists = Lists(self._environment, self._budget, self._view.sees, few.counts)
+            self._ordered.few = few.entries if self._query.order == NEWEST else None
+        return few
 
     def _sorted(self, studies: set[str], after: Position | None, *, inside: bool) -> Iterator[StudyRow]:
         """The studies behind a position, in order; with `inside` also that of the position."""
@@ -264,7 +284,8 @@ class Search:
             if not self._budget.spend(rows=len(keys)):
                 return
             with self._environment.reading("reading rows by UID") as transaction:
-                values = [transaction.get(key, db=self._handles[name]) for key in keys]
+                seen = self._sees(transaction, start)
+                values = [transaction.get(key, db=self._handles[name]) if seen else None for key in keys]
             yield from ((key, value) for key, value in zip(keys, values, strict=True) if value is not None)
             return
         at = first
@@ -273,7 +294,8 @@ class Search:
             batch: list[tuple[bytes, bytes]] = []
             with self._environment.reading("paging through rows") as transaction:
                 cursor = transaction.cursor(db=self._handles[name])
-                for row in itertools.islice(cursor.iternext(), size) if cursor.set_range(at) else ():
+                there = self._sees(transaction, start) and cursor.set_range(at)
+                for row in itertools.islice(cursor.iternext(), size) if there else ():
                     if not row[0].startswith(start):
                         break
                     batch.append(row)
@@ -283,6 +305,10 @@ class Search:
             if len(batch) < size:
                 return
             at = batch[-1][0] + b"\0"
+
+    def _sees(self, transaction: Transaction, start: bytes) -> bool:
+        """Whether the study of these keys is visible in the version that is being read."""
+        return self._view is None or self._view.sees(transaction, start.partition(b"\0")[0].decode())
 
 
 def _scans(condition: Condition) -> bool:

@@ -6,9 +6,12 @@ import pytest
 from store_world import add, get, key_of, payload_of, put
 
 from streamsrv.errors import Forbidden, InstanceDamaged, SegmentGone, StoreError
+from streamsrv.query.attributes import BY_TAG, Level
+from streamsrv.query.conditions import query_of
+from streamsrv.query.rules import any_of, rule_of
 from streamsrv.store import ChangeKind, OnDuplicate, Outcome
 
-STORED, DUPLICATE, IDENTICAL, REPLACED = Outcome
+STORED, DUPLICATE, IDENTICAL, REPLACED, UNAUTHORIZED = Outcome
 KEYS = [key_of(1, series, instance) for series in (1, 2) for instance in (1, 2, 3)]
 
 
@@ -180,3 +183,47 @@ def test_the_reading_calls_are_those_of_the_index(store, other):
     assert [change.key for change in other.changes(limit=10)] == KEYS
     assert other.first_change() == 1
     assert other.damaged_among([row.record_id]) == []
+
+
+def test_a_restricted_view_is_as_if_the_others_were_not_there(store):
+    hidden, shown = KEYS[0], key_of(2)
+    put(store, payload_of(hidden), payload_of(shown))
+    view = store.restricted(rule_of(["PatientID=P1.2"]))
+    whole, index = store.index, view.index
+    row, packed = store.lookup(*hidden)[0], store.packed(*hidden)
+    assert view.lookup("1.1") == view.packed(*hidden) == index.packed_rows([hidden]) == []
+    assert (view.instance(hidden), view.bulk_value(hidden, "7FE00010"), index.count("1.1")) == (None, None, 0)
+    assert index.existing([hidden, shown]) == [None, store.lookup(*shown)[0]]
+    for level in Level:
+        assert [hit.study for hit in index.search(query_of(level, None, None, []))] == [shown.study]
+        assert index.total(query_of(level, None, None, [])) == 1
+        assert index.total(query_of(level, hidden.study, None, [])) in (0, None)
+    assert index.listed(BY_TAG["00100020"], "P1.1", 9) == []
+    assert [study for study, _ in index.listed(BY_TAG["00100020"], "P1.2", 9)] == [shown.study]
+    assert [change.key for change in view.changes()] == [shown]
+    assert view.delete("1.1") == 0
+    assert whole.lookup("1.1") == [row]
+    assert view.delete(*shown) == 1
+    assert store.packed(*hidden) == packed
+    assert view.version() == store.version()
+
+
+def test_an_instance_that_its_sender_would_not_see_is_refused(store):
+    view = store.restricted(rule_of(["PatientID=P1.2"]))
+    new = payload_of(key_of(2))
+    assert put(view, payload_of(KEYS[0]), new) == [UNAUTHORIZED, STORED]
+    assert put(view, payload_of(KEYS[0]), new, on_duplicate=OnDuplicate.REPLACE) == [UNAUTHORIZED, REPLACED]
+    assert store.lookup("1.1") == []
+    mixed = [(view.rule, key_of(2), b"{}"), (None, key_of(2), b"{}")]
+    assert store.index.outside(mixed) == [True, False]
+    either = any_of([rule_of(["AccessionNumber=1"]), rule_of(["AccessionNumber=2"])])
+    texts = [b'{"00080050":{"vr":"SH","Value":["%d"]}}' % number for number in (1, 2, 3, 1)]
+    assert store.index.outside([(either, key_of(3), text) for text in texts]) == [False, True, True, False]
+
+
+def test_a_body_may_have_an_own_policy(store):
+    put(store, payload_of(KEYS[0]))
+    transaction = store.begin()
+    transaction.open_body(None, OnDuplicate.REFUSE)
+    pair = add(transaction, payload_of(KEYS[0], fill="y"))
+    assert transaction.commit([pair], OnDuplicate.REPLACE) == [DUPLICATE]

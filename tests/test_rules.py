@@ -1,0 +1,211 @@
+"""A filtered server answers as a server that holds only the visible studies.
+
+One store holds all studies; the other one is its copy, from which the hidden ones were deleted. A principal
+with a rule asks the first, one without a rule the second. Their answers are compared byte by byte."""
+
+import shutil
+
+import pytest
+from rules_world import Side, file_of, key_of
+
+from streamsrv.pixels.pool import PixelPool
+from streamsrv.query.rules import rule_of
+from streamsrv.store import Store, StoreOptions
+
+RULE = rule_of(["InstitutionName=A*", "StudyDate=20200101-"])
+HOSPITALS = ("A", "B", "A-Nord", None)
+STUDIES = range(101, 125)
+# (series, number, changed values) of the instances of each study.
+SHAPES = (
+    ((1, 1, {}), (1, 2, {})),
+    ((1, 1, {}), (2, 1, {"modality": "MR"}), (2, 2, {"modality": "MR"})),
+    ((1, 1, {}), (2, 1, {"institution": "B"})),  # one series of another hospital
+    ((1, 1, {}), (1, 2, {"date": "20190101"})),  # one instance of another day
+)
+
+
+def files():
+    """Studies of four hospitals; some with instances that the rule does not show."""
+    for study in STUDIES:
+        common = {
+            "institution": HOSPITALS[study % 4],
+            "patient": f"P{study % 7}",
+            "name": f"Doe^Jane{study % 3}",
+            "date": None if study == 120 else f"202{study % 5}0{1 + study % 9}02",
+            "accession": f"A{study % 6}",
+            "description": f"study {study % 2}",
+        }
+        for number, (series, each, changed) in enumerate(SHAPES[study % 5 % 4]):
+            key = key_of(study, series, each)
+            yield key, file_of(key, study, **(common | {"number": number + 1} | changed))
+
+
+def is_visible(key):
+    study = int(key[0].rpartition(".")[2])
+    if HOSPITALS[study % 4] not in ("A", "A-Nord") or study == 120:
+        return False
+    return study % 5 % 4 < 2
+
+
+VISIBLE = sorted({key[0] for key, _ in files() if is_visible(key)})
+HIDDEN = sorted({key[0] for key, _ in files()} - set(VISIBLE))
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory):
+    """The principal with a rule, and the one of a store that holds no more."""
+    whole, part = (tmp_path_factory.mktemp("rules") / name for name in ("whole", "part"))
+    options = StoreOptions(min_free=0)
+    pool = PixelPool(1)
+    with Store.open(whole, options) as store:
+        for _, file in files():
+            assert Side(store, pool).put(file).status == 200
+    shutil.copytree(whole, part)
+    with Store.open(whole, options) as all_studies, Store.open(part, options) as visible:
+        for study in HIDDEN:
+            assert visible.delete(study)
+        yield Side(all_studies, pool, RULE), Side(visible, pool)
+    pool.close()
+
+
+def test_the_studies_of_this_test_are_of_both_kinds():
+    assert len(VISIBLE) >= 5
+    assert len(HIDDEN) >= 10
+
+
+SEARCHES = [
+    f"{path}{query}"
+    for path in ("/studies", "/series", "/instances")
+    for query in (
+        *("", "?limit=3", "?limit=2&offset=3", "?offset=100", "?limit=0", "?includefield=all&limit=2"),
+        *("?InstitutionName=A*", "?InstitutionName=B", "?PatientID=P1", "?PatientID=P1,P2", "?PatientID=*1"),
+        *("?StudyDate=20210101-20231231", "?StudyDate=20230802", "?StudyDate=", "?ModalitiesInStudy=MR"),
+        *(
+            "?ModalitiesInStudy=CT&limit=3",
+            "?PatientName=doe*&fuzzymatching=true&limit=4",
+            "?AccessionNumber=A1",
+        ),
+        *("?StudyDescription=study%201&limit=2", "?StudyDescription=study*&limit=1&offset=1"),
+        *(f"?StudyInstanceUID={VISIBLE[0]},{HIDDEN[0]},9.9", f"?SOPInstanceUID={HIDDEN[0]}.1.1"),
+        *(
+            "?orderby=PatientID&limit=3",
+            "?orderby=-StudyDate&limit=2",
+            "?orderby=StudyTime,PatientID&limit=5",
+        ),
+        *("?EncapsulatedDocument=", "?Rows=16&limit=2", "?StudyDate=20200101-&limit=2"),
+        *('?StudyDate=""&emptyvaluematching=true', "?unknown=1&limit=1", "?PatientAge=1", "?NoKeyword=1"),
+    )
+]
+BELOW = [
+    f"/studies/{study}/{below}"
+    for study in (VISIBLE[0], HIDDEN[0], "9.9")
+    for below in ("series", "instances")
+]
+
+
+@pytest.mark.parametrize("path", [*SEARCHES, *BELOW])
+def test_searches(sides, path):
+    """With each page that a Link leads to."""
+    one, other = sides
+    for _ in range(40):
+        found, expected = one.ask(f"/v2{path}"), other.ask(f"/v2{path}")
+        assert found == expected
+        link = dict(found.headers).get("Link")
+        if not link:
+            return
+        path = link[len("<http://h/v2") : link.index(">")]
+    raise AssertionError("the pages have no end")
+
+
+def test_searches_find_something(sides):
+    told = [sides[0].ask(f"/v2{path}") for path in SEARCHES[:3] + BELOW[:2]]
+    assert all(each.status == 200 for each in told)
+    assert dict(sides[0].ask("/v2/studies").headers)["X-Total-Count"] == str(len(VISIBLE))
+
+
+@pytest.mark.parametrize(
+    "accept", ["application/dicom+json", 'multipart/related; type="application/dicom+xml"']
+)
+def test_searches_as_another_type_and_again_with_their_etag(sides, accept):
+    for path in ("/v2/studies?limit=4", "/v2/instances"):
+        found, expected = (side.ask(path, Accept=accept) for side in sides)
+        assert found == expected
+        etag = dict(found.headers)["ETag"]
+        again = [side.ask(path, Accept=accept, If_None_Match=etag) for side in sides]
+        assert again[0] == again[1]
+        assert again[0].status == 304
+
+
+def test_a_budget_counts_visible_rows_only(sides):
+    """The principal with a rule gets 413 exactly when the one without does."""
+    statuses = set()
+    for rows in (3, 6, 12, 40):
+        path = "/v2/instances?Rows=16"
+        found, expected = (
+            Side(side.store, None, rule, search_rows=rows).ask(path)
+            for side, rule in zip(sides, (RULE, None), strict=True)
+        )
+        assert found == expected
+        statuses.add(found.status)
+    assert statuses == {200, 413}
+
+
+TARGETS = [
+    f"/studies/{study}{below}"
+    for study in (VISIBLE[0], VISIBLE[-1], HIDDEN[0], HIDDEN[-1], "9.9")
+    for below in ("", f"/series/{study}.1", f"/series/{study}.1/instances/{study}.1.1")
+]
+OF_ALL = (
+    "",
+    "/metadata",
+    "/metadata?includefield=PatientID",
+    "/bulkdata",
+    "/pixeldata",
+    "/rendered",
+    "/thumbnail",
+)
+OF_ONE = ("/frames/1", "/frames/2", "/frames/1/rendered", "/frames/1/thumbnail", "/bulkdata/00420011")
+
+
+def retrieves():
+    for target in TARGETS:
+        yield from (f"/v2{target}{below}" for below in OF_ALL)
+        if "/instances/" in target:
+            yield from (f"/v2{target}{below}" for below in OF_ONE)
+            study = target.split("/")[2]
+            uids = f"studyUID={study}&seriesUID={study}.1&objectUID={study}.1.1"
+            yield from (
+                f"/wado?requestType=WADO&{uids}{more}" for more in ("", "&contentType=application/dicom")
+            )
+
+
+@pytest.mark.parametrize("path", list(retrieves()))
+def test_retrieves(sides, path):
+    """Of visible, invisible and absent studies: plain, as other types, with conditions and ranges."""
+    one, other = sides
+    found = one.ask(path)
+    assert found == other.ask(path)
+    etag = dict(found.headers).get("ETag", '"x"')
+    several = (
+        {"method": "HEAD"},
+        {"Accept": "application/zip"},
+        {"Accept": "text/plain"},
+        {"Accept": "application/octet-stream; transfer-syntax=*"},
+        {"If_None_Match": etag},
+        {"If_Match": '"other"'},
+        {"Range": "bytes=0-9"},
+        {"Want_Repr_Digest": "sha-256=1"},
+    )
+    for headers in several:
+        assert one.ask(path, **headers) == other.ask(path, **headers), headers
+    absent = path.replace(HIDDEN[0], "9.9").replace(HIDDEN[-1], "9.9")
+    if absent != path:
+        assert found == one.ask(absent)
+        assert found.status == 404
+
+
+def test_no_answer_names_anything_from_outside(sides):
+    for path in (*(f"/v2{each}" for each in (*SEARCHES, *BELOW)), *retrieves()):
+        text = sides[0].ask(path).text
+        named = [study for study in HIDDEN if study.encode() in text and study not in path]
+        assert not named, path
