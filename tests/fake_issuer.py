@@ -83,6 +83,7 @@ class FakeIssuer:
             form = dict(parse_qsl(body.decode()))
             self.forms.append((form, handler.headers.get("authorization")))
             found = self.tokens.get(form.get("grant_type"))
+            found = found() if callable(found) else found
             reply(handler, found or {"error": "invalid_grant"}, 200 if found else 400)
         elif path == "/.well-known/openid-configuration":
             reply(handler, self.metadata())

@@ -22,8 +22,8 @@ from streamsrv.oidc.discovery import Issuer, fetch_issuer
 from streamsrv.oidc.fetching import FetchFailed, Trust, post_form
 
 NEEDED, OPTIONAL = ("issuer", "client_id", "client_secret"), ("scope", "audience", "resource")
-# Seconds: a token is renewed so long before its end, and never twice within YOUNG.
-EARLY, YOUNG = 30.0, 5.0
+# Seconds: a token is renewed so long before its end, but serves for SHORTEST.
+EARLY, SHORTEST = 30.0, 5.0
 LONGEST_FILE = 64 << 10  # bytes
 
 
@@ -37,7 +37,7 @@ class ClientLogin:
         self._lock = threading.Lock()
         self._issuer: Issuer | None = None
         self._value = ""
-        self._made = self._until = float("-inf")
+        self._until = float("-inf")
 
     @property
     def secret(self) -> str:
@@ -53,8 +53,7 @@ class ClientLogin:
     def forget(self) -> None:
         """The service refuses the token: the next call asks for another one."""
         with self._lock:
-            if time.monotonic() > self._made + YOUNG:
-                self._until = float("-inf")
+            self._until = float("-inf")
 
     def _renew(self) -> None:
         try:
@@ -64,9 +63,9 @@ class ClientLogin:
         token, seconds = answer.get("access_token"), answer.get("expires_in", 60)
         if not isinstance(token, str) or not token.isascii() or not token.isprintable() or " " in token:
             raise SettingsError(f"no token: {self._words['issuer']} answers without an access_token")
-        self._value, self._made = f"Bearer {token}", time.monotonic()
+        self._value = f"Bearer {token}"
         lifetime = float(seconds) if isinstance(seconds, int | float) else 60.0
-        self._until = self._made + max(YOUNG, lifetime - EARLY)
+        self._until = time.monotonic() + max(SHORTEST, lifetime - EARLY)
 
     def _request(self) -> dict[str, Any]:
         if self._issuer is None:
