@@ -5,6 +5,8 @@ import http.client
 import subprocess
 
 from live_server import environment, executable
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import dcmwrite
 
 
 def command(*words, code=0):
@@ -13,6 +15,12 @@ def command(*words, code=0):
     done = subprocess.run(words, env=environment(), capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     return done
+
+
+def file_of(made):
+    file = DicomBytesIO()
+    dcmwrite(file, made, enforce_file_format=True)
+    return file.getvalue()
 
 
 def basic(user, key):

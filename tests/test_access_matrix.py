@@ -5,11 +5,9 @@ import math
 import time
 
 import pytest
-from access_world import Site, bearer
+from access_world import Site, bearer, file_of
 from clinic import CT_INSTANCES, CT_SERIES, CT_STUDY, ct
 from live_server import start_server
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import dcmwrite
 
 from streamsrv.web.access.grants import KEY, Grant, Grants, digest_of, new_key
 from streamsrv.web.access.principal import ALL_RIGHTS, Right, named_rights
@@ -59,12 +57,6 @@ VALUES = {
 WADO = f"?requestType=WADO&studyUID={CT_STUDY}&seriesUID={CT_SERIES}&objectUID={CT_INSTANCES[0]}"
 VIEWER = "https://viewer.example"
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "DELETE", "PUT")
-
-
-def file_of(made):
-    file = DicomBytesIO()
-    dcmwrite(file, made, enforce_file_format=True)
-    return file.getvalue()
 
 
 class Matrix(Site):
