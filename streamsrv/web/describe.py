@@ -35,7 +35,8 @@ _REASONS = {
     206: "the range that was asked for",
     304: "the representation is the one that the client has",
     400: "a malformed UID, parameter or body; `detail` says which",
-    403: "this Host is not expected, or the server is read-only",
+    401: "the request has no valid credentials; WWW-Authenticate lists the schemes",
+    403: "a right is missing, this Host is not expected, or the server is read-only",
     404: "nothing there",
     406: "no acceptable representation; those that there are, are listed",
     408: "the body arrived too slowly",
@@ -86,6 +87,12 @@ _PROBLEM = {
         "tag": _TEXT,
     },
 }
+# None of them is needed by a server with auth = none.
+_SECURITY: list[dict[str, list[str]]] = [{}, {"bearer": []}, {"basic": []}]
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "a key, or a token of the issuer"},
+    "basic": {"type": "http", "scheme": "basic", "description": "the name of a key, and the key"},
+}
 _SCHEMAS = {
     "Dataset": _DATASET,
     "Datasets": {"type": "array", "items": {"$ref": "#/components/schemas/Dataset"}},
@@ -106,7 +113,8 @@ def document(base: str) -> dict[str, Any]:
         },
         "servers": [{"url": base}],
         "paths": {route.template or "/": _path(base, route) for route in routes},
-        "components": {"schemas": _SCHEMAS},
+        "security": _SECURITY,
+        "components": {"schemas": _SCHEMAS, "securitySchemes": _SCHEMES},
     }
 
 
