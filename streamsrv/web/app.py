@@ -311,7 +311,7 @@ class App:
                 raise no_version()
             return Job(partial(self._page.answer, request, target, self.access.visitor(head, caller)))
         if kind is Kind.VIEWER:
-            return Job(lambda: self._viewer.answer(request, target, caller.principal.rights))
+            return Job(lambda: self._viewer.answer(request, target, caller.principal))
         counted = KINDS[kind] if head.method == "GET" else None
         actions = self._actions_for(caller)
         return Job(lambda: self._compute(actions, request, target), request.requester.leave, counted)

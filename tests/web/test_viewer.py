@@ -160,3 +160,22 @@ class TestBehindAPath:
         assert 'window.PUBLIC_URL="/imaging/viewer/"' in page
         config, source = await config_of(http_server_client)
         assert (config["routerBasename"], source["wadoRoot"]) == ("/imaging/viewer", "/imaging/v2")
+
+
+class TestLogin:
+    @pytest.fixture
+    def settings(self, tmp_path):
+        return settings_of(data=str(tmp_path), auth="required", public_url="https://pacs.example/imaging")
+
+    @pytest.mark.parametrize("place", ["", "viewer?StudyInstanceUIDs=1.2&a=b%26c", "a%0Ab%23"])
+    async def test_a_place_leads_to_the_sign_in_and_back(self, http_server_client, tmp_path, place):
+        assert (await fetch(http_server_client, "/viewer/")).code == 404
+        write_viewer(tmp_path)
+        found = await fetch(http_server_client, f"/viewer/{place}")
+        assert (found.code, found.headers["Location"]) == (303, f"/imaging/#/viewer/{place}")
+        assert found.headers["Cache-Control"] == "no-store"
+
+    async def test_files_are_open(self, http_server_client, tmp_path):
+        write_viewer(tmp_path)
+        assert (await fetch(http_server_client, "/viewer/app.0123abcd.js")).code == 200
+        assert (await config_of(http_server_client))[1]["dicomUploadEnabled"] is False

@@ -7,6 +7,8 @@ Rules of this file
 - The table is read again when it has changed, so a viewer can be installed beside a running server.
 - A file is served only if the table has it. A path without an extension is one of the viewer's own places
   (deep links), so the page answers.
+- The viewer cannot sign its user in. Without a principal its places lead to the page of this server, which
+  comes back to them (`#/viewer/...`, see files/app.js). Its other files are open.
 - The viewer is code of others. Its policy lets it load and ask only this origin, and run only its own files.
 """
 
@@ -20,11 +22,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from streamsrv.errors import NotFound, ServerError
 from streamsrv.settings import Settings
-from streamsrv.web.access.principal import Right
+from streamsrv.web.access.principal import UNKNOWN, Principal, Right
 from streamsrv.web.pages.static import (
     ASK,
     FOREVER,
@@ -68,23 +70,25 @@ class Installed(NamedTuple):
 class Viewer:
     def __init__(self, settings: Settings) -> None:
         self._progressive = settings.viewer_progressive
+        self._has_page = settings.browser
         self._folder = Path(settings.data) / FOLDER
         self._installed: Installed | None = None
 
-    def answer(self, request: Request, target: Target, rights: Right) -> Computed:
-        """The answer to GET of a path at or below PLACE. `rights` are those of the client. Raises
-        NotFound."""
+    def answer(self, request: Request, target: Target, principal: Principal) -> Computed:
+        """The answer to GET of a path at or below PLACE. Raises NotFound."""
         if request.path + "/" == PLACE:
             return Answer(308, [("Location", _prefix(request) + PLACE), ("Cache-Control", ASK)])
-        return Deferred(lambda: self._answer(request, target.file, rights))
+        return Deferred(lambda: self._answer(request, target.file, principal))
 
-    def _answer(self, request: Request, name: str, rights: Right) -> Computed:
+    def _answer(self, request: Request, name: str, principal: Principal) -> Computed:
         """Reads files, so a thread calls it."""
         installed = self._current()
         if name == CONFIG:
-            text = config_text(_prefix(request), rights, progressive=self._progressive)
+            text = config_text(_prefix(request), principal.rights, progressive=self._progressive)
             file = in_memory(CONFIG, text.encode(), NEVER)
         elif name == PAGE or (name not in installed.files and "." not in name.rpartition("/")[2]):
+            if principal is UNKNOWN and self._has_page:
+                return Answer(303, [("Location", _sign_in(request, name)), ("Cache-Control", NEVER)])
             page = _moved(installed.page, _prefix(request))
             return file_answer(request, in_memory(PAGE, page), policy_of(page))
         elif name in installed.files:
@@ -141,6 +145,12 @@ def coded_path(path: Path, coding: str) -> Path:
 def _prefix(request: Request) -> str:
     """The path that a proxy adds before those of this server, without a slash at its end."""
     return urlsplit(request.base_url).path.rpartition("/")[0].rstrip("/")
+
+
+def _sign_in(request: Request, name: str) -> str:
+    """The address of the page that comes back to a place of the viewer after the sign-in."""
+    query = f"?{urlencode(request.query)}" if request.query else ""
+    return f"{_prefix(request)}/#{PLACE}{quote(name)}{query}"
 
 
 def _moved(page: bytes, prefix: str) -> bytes:

@@ -12,6 +12,8 @@ import {takeDrops} from "./drops.js";
 import {UploadPanel} from "./upload-panel.js";
 import {Uploads} from "./uploads.js";
 
+// The viewer sends users to this address who are not signed in (pages/viewer.py).
+const VIEWER = "#/viewer/";
 const NO_FACTS = {
   version: "",
   allowed: {search: true, read: true},
@@ -205,6 +207,10 @@ class StreamApp extends HTMLElement {
   }
 
   #route() {
+    if (location.hash.startsWith(VIEWER) && !this.#closed) {
+      location.replace(new URL(location.hash.slice(2), document.baseURI));
+      return;
+    }
     const {view, uids, filters} = placeOf(location.hash);
     const given = {facts: this.#facts, uids, filters};
     document.title = `${t("title")} – streamsrv`;
