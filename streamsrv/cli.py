@@ -60,6 +60,7 @@ VERBS = {
     "key": Verb("make, list and revoke the keys of clients", "streamsrv.tools.keys"),
     "settings": Verb("print each setting in force and its source", "streamsrv.serving"),
     "share": Verb("make, list or end links that show one study", "streamsrv.tools.shares"),
+    "audit": Verb("print or verify the audit trail of a store", "streamsrv.tools.audit"),
     "viewer": Verb("install or remove OHIF, a web viewer, at /viewer/", "streamsrv.tools.viewer"),
 }
 

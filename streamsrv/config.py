@@ -87,7 +87,7 @@ def from_toml(file: Path) -> dict[str, Value]:
 def _rows(document: Mapping[str, Any], file: Path) -> Iterator[tuple[str, str, Any]]:
     """(table, name, value); the table is empty for a setting at the top level."""
     for name, value in document.items():
-        if isinstance(value, dict) and name not in FIELDS:
+        if isinstance(value, dict) and (name in TABLES or name not in FIELDS):
             if name not in TABLES:
                 raise SettingsError(f"unknown table [{name}] in {file}; the tables are {_tables()}")
             yield from ((name, inner, each) for inner, each in value.items())

@@ -68,6 +68,7 @@ class Gauge(StrEnum):
     UPLOADS = "uploads"
     TASKS_QUEUED = "tasks-queued"
     TASKS_RUNNING = "tasks-running"
+    AUDIT_WAITING = "audit-waiting"
 
 
 class ServerCell(StrEnum):

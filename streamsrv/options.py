@@ -6,10 +6,13 @@ import json
 import logging
 import sys
 import time
+from pathlib import Path
 
+from streamsrv.audit.trail import Trail, TrailLimits
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.settings import Settings
 from streamsrv.store import StoreOptions
+from streamsrv.web.access.policy import needs_principal
 
 # Bytes that deletes and compaction may use on a full disk.
 BALLAST = 16 << 20
@@ -34,6 +37,23 @@ def read_limits(settings: Settings) -> ReadLimits:
         max_attributes=settings.max_attributes,
         max_metadata=settings.max_metadata,
     )
+
+
+def audit_folder(settings: Settings) -> Path:
+    return Path(settings.audit_folder or Path(settings.data) / "audit")
+
+
+def audits(settings: Settings) -> bool:
+    """Whether there is an audit trail."""
+    return settings.audit == "on" or (settings.audit == "auto" and needs_principal(settings))
+
+
+def audit_trail(settings: Settings) -> Trail | None:
+    """None if there is no audit trail."""
+    if not audits(settings):
+        return None
+    limits = TrailLimits(settings.audit_file_size, settings.audit_keep_days, bool(settings.audit_syslog))
+    return Trail(audit_folder(settings), limits)
 
 
 def start_log(settings: Settings) -> None:

@@ -31,23 +31,29 @@ from pathlib import Path
 
 from framecodecs.pool.processes import PoolEndpoints
 from streamsrv import config
+from streamsrv.audit.recorder import AuditRecorder, Patient
+from streamsrv.dicom import tags
+from streamsrv.dicom.instance import JsonDataset
 from streamsrv.errors import StreamsrvError
 from streamsrv.ingest import Ingest, IngestLimits, store_batch
 from streamsrv.ingest import response as store_response
 from streamsrv.ingest.derivation import ReaderPool
 from streamsrv.metrics import Gauge, MetricsBoard, RequestCounts
 from streamsrv.oidc.key_board import KeyBoard
-from streamsrv.options import read_limits, start_log, store_options
+from streamsrv.options import audit_trail, read_limits, start_log, store_options
 from streamsrv.pixels.limits import pixel_limits, pixel_processes
 from streamsrv.pixels.pool import PixelPool
+from streamsrv.query.attributes import Level
+from streamsrv.query.conditions import query_of
 from streamsrv.query.rules import Rule
 from streamsrv.retrieve import Retrieve
 from streamsrv.search import Searches, SearchLimits
 from streamsrv.settings import Settings
-from streamsrv.store import OnDuplicate, Store
+from streamsrv.store import OnDuplicate, Store, reader_of
 from streamsrv.supervisor import DUMP, protect
 from streamsrv.web.access.access import WayIn
 from streamsrv.web.actions import Actions
+from streamsrv.web.auditing import RequestAudit
 from streamsrv.web.connection.certificates import ServerCertificate
 from streamsrv.web.worker import run
 from streamsrv.wire.answers import Request
@@ -136,6 +142,7 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
             store_batch=lambda ingests: store_batch(store, ingests, on_duplicate),
             probe=store.probe,
             restricted=restricted,
+            exists=lambda *target: bool(view.lookup(*target, limit=1)),
         )
 
     return within(None)
@@ -148,6 +155,34 @@ def ways_in(settings: Settings, board: KeyBoard) -> list[WayIn]:
         return []
     tokens: WayIn = import_module("streamsrv.web.access.issued_tokens").IssuedTokens(settings, board)
     return [tokens]
+
+
+def audit_of(store: Store, settings: Settings, stack: contextlib.ExitStack) -> RequestAudit | None:
+    """The audit trail, if there is one. `stack` closes it."""
+    trail = audit_trail(settings)
+    if trail is None:
+        return None
+    audit = stack.enter_context(closing(AuditRecorder(trail, patient_finder(store))))
+    return RequestAudit(audit)
+
+
+def patient_finder(store: Store) -> Callable[[str], Patient]:
+    """Finds the patient of a study."""
+    read = reader_of(Level.STUDY, (tags.PATIENT_ID, tags.PATIENT_NAME))
+
+    def find(study: str) -> Patient:
+        for hit in store.index.search(query_of(Level.STUDY, study, None, ())):
+            found = read(hit.study_row)
+            return Patient(_text(found, tags.PATIENT_ID), _text(found, tags.PATIENT_NAME))
+        return Patient()
+
+    return find
+
+
+def _text(dataset: JsonDataset, tag: str) -> str:
+    """The first value; of a name the alphabetic group, else another one."""
+    value = next(iter(dataset.get(tag, {}).get("Value", ())), "")
+    return str(next(iter(value.values()), "") if isinstance(value, dict) else value)
 
 
 def sign_of_life(descriptor: int) -> Callable[[], None]:
@@ -194,9 +229,12 @@ def main() -> int:
         with (
             Store.open(Path(settings.data), store_options(settings), read_only=settings.read_only) as store,
             closing(pixel_pool(settings, *endpoints)) as pool,
+            contextlib.ExitStack() as stack,
         ):
             counts.watch(Gauge.TASKS_QUEUED, lambda: pool.load[0])
             counts.watch(Gauge.TASKS_RUNNING, lambda: pool.load[1])
+            audit = audit_of(store, settings, stack)
+            counts.watch(Gauge.AUDIT_WAITING, lambda: audit.waiting if audit else 0)
             run(
                 settings,
                 listeners,
@@ -208,6 +246,7 @@ def main() -> int:
                 counts=counts,
                 certificate=ServerCertificate(*certificate) if certificate else None,
                 ways=ways_in(settings, KeyBoard(*keys)),
+                audit=audit,
             )
     except (StreamsrvError, OSError) as error:
         log.error("%s", error)

@@ -73,3 +73,11 @@ def not_an_issuer(text: str) -> str:
     if not text or re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", text):
         return ""
     return "it is no URL of an issuer: write https://login.example/realms/hospital"
+
+
+def not_an_endpoint(text: str) -> str:
+    """Why this is no host with a port; empty if it is, or there is no text."""
+    found = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", text)
+    if not text or (found and 0 < int(found[1]) < 65_536):
+        return ""
+    return "write a host and a port, as in logs.example:6514"

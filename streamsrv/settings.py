@@ -18,6 +18,7 @@ from streamsrv.setting_checks import (
     never_an_origin,
     not_a_base,
     not_a_mode,
+    not_an_endpoint,
     not_an_issuer,
 )
 
@@ -33,6 +34,7 @@ TABLES = {
     "access": "Authentication of clients",
     "oidc": "Logins by an OpenID Connect issuer, and its access tokens",
     "tls": "Certificate, key, and certificates of clients",
+    "audit": "The audit trail",
 }
 
 
@@ -55,7 +57,7 @@ def _setting(
     return dataclasses.field(default=default, metadata=row | limits)
 
 
-_http, _store, _pixels, _search, _limits, _access, _oidc, _tls = (
+_http, _store, _pixels, _search, _limits, _access, _oidc, _tls, _audit = (
     partial(_setting, table) for table in TABLES
 )
 
@@ -473,3 +475,26 @@ class Settings:
         "The time for which browsers use HTTPS only for this name, on all its ports "
         "(Strict-Transport-Security, RFC 6797). 0: no such header.",
     )
+
+    audit: str = _audit(
+        "auto",
+        "",
+        "Records logins, searches, reads, stores and deletes. auto: if requests need a login.",
+        choices=("auto", "on", "off"),
+    )
+    audit_folder: str = _audit(
+        "",
+        "folder",
+        "The folder of the audit trail, of this server alone. Empty: the folder `audit` in `data`.",
+    )
+    audit_file_size: int = _audit(64 << 20, "bytes", "At this size the next file begins.", least=1 << 12)
+    audit_keep_days: float = _audit(0.0, "days", "The age at which a file of the trail is removed. 0: never.")
+    audit_syslog: str = _audit(
+        "",
+        "host:port",
+        "A syslog receiver over TLS, for the audit trail as messages of DICOM PS3.15 A.5. The usual port is "
+        "6514. Empty: none.",
+        wrong=not_an_endpoint,
+    )
+    audit_syslog_ca: str = _audit("", "PEM file", "Signs the receiver's certificate. Empty: the system's.")
+    audit_syslog_certificate: str = _audit("", "PEM file", "Certificate and key of this sender, if needed.")

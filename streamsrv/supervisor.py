@@ -43,11 +43,12 @@ from framecodecs.pool.confinement import hide, lacking
 from framecodecs.pool.processes import PixelProcesses
 from framecodecs.rendering.fonts import NoFont, check_font, find_fonts, has_cjk
 from streamsrv import __version__, config
+from streamsrv.audit.entries import SERVER, AuditEntry, Event
 from streamsrv.companions.processes import Companion, IssuerProcess, MetricsProcess, ScrubProcess
 from streamsrv.listening import CannotServe, bind, bound_path, origin_of
 from streamsrv.metrics import MetricsBoard, ServerCell
 from streamsrv.oidc.key_board import KeyBoard
-from streamsrv.options import start_log
+from streamsrv.options import audit_trail, start_log
 from streamsrv.pixels.limits import pixel_limits, pixel_processes, slow_limits
 from streamsrv.settings import Settings
 from streamsrv.store import Store
@@ -364,6 +365,7 @@ def serve(settings: Settings, write: Callable[[str], None] = print) -> int:
     certificate = checked_certificate(settings)
     with (
         Store.lock(Path(settings.data)),
+        recorded(settings),
         bound_path(settings.unix_socket, settings.unix_socket_mode) as local,
     ):
         listeners = [*bind(settings.host, settings.port), *local]
@@ -397,6 +399,27 @@ def checked_certificate(settings: Settings) -> ServerCertificate | None:
         return ServerCertificate.make(settings)
     except BadCertificate as error:
         raise CannotServe(error.detail) from None
+
+
+@contextlib.contextmanager
+def recorded(settings: Settings) -> Iterator[None]:
+    """Writes start and stop of the server to the audit trail, if there is one. Raises CannotServe."""
+    trail = audit_trail(settings)
+    if trail is None:
+        yield
+        return
+    detail = f"streamsrv {__version__} process {os.getpid()}"
+    try:
+        trail.append([AuditEntry(time.time(), Event.STARTED, user=SERVER, detail=detail)])
+    except OSError as error:
+        raise CannotServe(
+            f"the audit trail cannot be written to {trail.folder}: {error.strerror}. Set audit_folder, or "
+            "audit = off"
+        ) from None
+    with contextlib.closing(trail):
+        yield
+        with contextlib.suppress(OSError):
+            trail.append([AuditEntry(time.time(), Event.STOPPED, user=SERVER, detail=detail)])
 
 
 def with_fonts(settings: Settings) -> Settings:

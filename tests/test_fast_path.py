@@ -23,6 +23,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
+from streamsrv.audit.reading import entries_of
+from streamsrv.audit.recorder import AuditRecorder
+from streamsrv.audit.trail import Trail
 from streamsrv.errors import StoreCorrupt
 from streamsrv.ingest import Ingest
 from streamsrv.metrics import RequestCounts
@@ -31,6 +34,7 @@ from streamsrv.settings import Settings
 from streamsrv.store.store import Store, StoreOptions
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.app import App
+from streamsrv.web.auditing import RequestAudit
 from streamsrv.web.connection.listener import Acceptor, Server
 from streamsrv.web.connection.loop import BatchLoop
 from streamsrv.web.fastpath.frames import Limits
@@ -143,8 +147,8 @@ class Lines:
 class Worker:
     """One App of a World. `way` is the fastest that it knows."""
 
-    def __init__(self, world, way, fast=Limits(), **values):  # noqa: B008 - a constant
-        self.world, self.lines, self.faults = world, Lines(), Faults()
+    def __init__(self, world, way, fast=Limits(), audit=None, **values):  # noqa: B008 - a constant
+        self.world, self.lines, self.faults, self.audit = world, Lines(), Faults(), audit
         values = {"port": 0, "workers": 1, "fast_path": way != PLAIN} | values
         self.settings = dataclasses.replace(Settings(), **values)
         self.fast = fast._replace(templates=0) if way == HEADERS else fast
@@ -162,7 +166,7 @@ class Worker:
         work = dataclasses.replace(work, cached_frames=self.faults.wrapped(work.cached_frames))
         as_json = self.settings.log_format == "json"
         log = AccessLog(self.lines, json=as_json, counts=self.counts)
-        self.app = App(self.settings, work, log)
+        self.app = App(self.settings, work, log, audit=self.audit)
         self.server = Server(self.app, self.settings, self.fast)
         self.acceptor = Acceptor([self.listener], self.server, 100)
         self.acceptor.start()
@@ -1049,3 +1053,33 @@ def test_a_stream_of_a_closed_connection_is_freed_at_once(start):
     finally:
         gc.enable()
     assert len(streams) == 3
+
+
+# The audit trail
+
+
+class Clock:
+    def __init__(self):
+        self.at = 1_700_000_000.0
+
+    def __call__(self):
+        return self.at
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_equal_requests_make_one_entry_a_minute(start, tmp_path, way):
+    clock = Clock()
+    audit = AuditRecorder(Trail(tmp_path / "audit"), clock=clock)
+    worker = start(way, audit=RequestAudit(audit))
+    connection = worker.connect()
+    worker.warm(connection, get(SMALL, 1))
+    for _ in range(3):
+        before = worker.answered.copy()
+        for number in range(1, 11):
+            connection.ask(get(SMALL, number))
+        assert worker.took(before, 10) == {way: 10}
+        clock.at += 60
+    audit.close()
+    found = [(each["event"], each["study"], each["at"]) for each in entries_of(tmp_path / "audit")]
+    minutes = [f"2023-11-14T22:{minute}:20.000Z" for minute in (13, 14, 15)]
+    assert found == [("instances-accessed", "1.2.3", at) for at in minutes]

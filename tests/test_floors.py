@@ -28,6 +28,7 @@ FLOORS = {
     "streamsrv.wire": 1,
     "streamsrv.oidc": 1,
     "streamsrv.query": 2,
+    "streamsrv.audit": 2,
     "streamsrv.reports": 2,
     "streamsrv.store": 3,
     "framecodecs": 3,

@@ -34,7 +34,14 @@ from prometheus_client.core import Metric
 
 from framecodecs.pool.processes import StatusPages
 from streamsrv import config
-from streamsrv.companions.families import Samples, collected, described, server_samples, store_samples
+from streamsrv.companions.families import (
+    Samples,
+    audit_samples,
+    collected,
+    described,
+    server_samples,
+    store_samples,
+)
 from streamsrv.errors import StreamsrvError
 from streamsrv.metrics import MetricsBoard
 from streamsrv.options import start_log, store_options
@@ -113,7 +120,11 @@ class ServerCollector:
         return described()
 
     def collect(self) -> Iterator[Metric]:
-        samples = {**server_samples(self._board, self._pools, self._settings), **self._store.samples()}
+        samples = {
+            **server_samples(self._board, self._pools, self._settings),
+            **audit_samples(self._settings, self._board),
+            **self._store.samples(),
+        }
         return collected(samples, self._board)
 
 

@@ -21,7 +21,10 @@ from prometheus_client.core import (
 
 from framecodecs.pool.processes import ABSENT, BUSY, IDLE, STARTING, StatusPages
 from streamsrv import __version__
+from streamsrv.audit.cursor import Cursor
+from streamsrv.audit.trail import head_of
 from streamsrv.metrics import BOUNDS, Gauge, MetricsBoard, ServerCell, Way
+from streamsrv.options import audit_folder, audits
 from streamsrv.settings import Settings
 from streamsrv.store import Store
 from streamsrv.store.maintenance.info import store_numbers
@@ -81,6 +84,9 @@ DEFINITIONS = (
     _g("workers_ready", "Workers that accept requests"),
     _c("worker_ends", "Workers that ended while the server ran"),
     _c("worker_hangs", "Workers that were killed because their event loop did not run"),
+    _c("audit_entries", "Entries of the audit trail; absent if there is no trail"),
+    _g("audit_waiting", "Entries of the audit trail that are not written yet"),
+    _g("audit_unsent", "Entries that no syslog receiver has acknowledged; absent without `audit_syslog`"),
     _g("store_up", "1 if the store could be read for this answer; else the families of the store are absent"),
     _g("studies", "Studies in the store"),
     _g("series", "Series in the store"),
@@ -135,6 +141,21 @@ def server_samples(board: MetricsBoard, pools: Mapping[str, StatusPages], settin
             for state, code in PROCESS_STATES.items()
         ],
     }
+
+
+def audit_samples(settings: Settings, board: MetricsBoard) -> Samples:
+    """Empty if there is no audit trail."""
+    folder = audit_folder(settings)
+    head = head_of(folder) if audits(settings) else None
+    if head is None:
+        return {}
+    single: dict[str, float] = {
+        "audit_entries": head.number,
+        "audit_waiting": board.gauge(Gauge.AUDIT_WAITING),
+    }
+    if settings.audit_syslog:
+        single["audit_unsent"] = head.number - Cursor(folder).load().entry
+    return {name: [((), value)] for name, value in single.items()}
 
 
 def _request_samples(board: MetricsBoard) -> Samples:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from streamsrv.errors import Forbidden, NotAcceptable, NotFound, PreconditionFailed, RequestError
 from streamsrv.ingest.batching import StoreOutcome
@@ -53,6 +54,9 @@ METHODS = {
 }
 
 
+Exists: TypeAlias = Callable[[str, str | None, str | None], bool]
+
+
 def _nothing(request: Request, target: Target) -> None:
     return None
 
@@ -74,7 +78,8 @@ class Actions:
     """The rooms below, as functions of a request. `delete` and `store_batch` block. `ingest` raises an
     error that refuses a body before it is read. `cached_frames` finds the instance of a frame that was
     answered lately. `probe` raises a StreamsrvError if the store cannot be read. `restricted` returns the
-    actions of a principal with a rule, and with or without the right to replace instances.
+    actions of a principal with a rule, and with or without the right to replace instances. `exists` tells
+    whether a study, series or instance is stored and visible; it blocks.
     """
 
     retrieve: Callable[[Request, Target], Computed]
@@ -86,6 +91,7 @@ class Actions:
     store_batch: Callable[[Sequence[Ingest]], list[StoreOutcome]] = _none
     probe: Callable[[], None] = _well
     restricted: Callable[[Rule | None, bool], Actions] = _refused
+    exists: Exists = lambda study, series, instance: True
 
 
 def request_kind(method: str, path: str) -> RequestKind:
@@ -99,10 +105,13 @@ def request_kind(method: str, path: str) -> RequestKind:
     return kind if kind is RequestKind.PAGES else METHODS.get(method, kind)
 
 
-def compute(actions: Actions, request: Request, target: Target) -> Computed:
-    """The answer to anything but a store. Does not block."""
+def compute(
+    actions: Actions, request: Request, target: Target, before_delete: Callable[[], None] = _well
+) -> Computed:
+    """The answer to anything but a store. Does not block. `before_delete` blocks, and raises the error that
+    refuses a delete."""
     if request.method == "DELETE":
-        return Deferred(lambda: delete(actions, request, target))
+        return Deferred(lambda: delete(actions, request, target, before_delete))
     if target.kind is Kind.SEARCH:
         return coded(request, lambda asked: actions.search(asked, target))
     return actions.retrieve(request, target)
@@ -135,10 +144,11 @@ def check_preconditions(actions: Actions, request: Request, target: Target) -> N
         raise PreconditionFailed("the target resource has no entity tag now")
 
 
-def delete(actions: Actions, request: Request, target: Target) -> Answer:
+def delete(actions: Actions, request: Request, target: Target, before: Callable[[], None] = _well) -> Answer:
     check_preconditions(actions, request, target)
     if target.study is None:
         raise NotFound("the target resource names no study")
+    before()
     if not actions.delete(target.study, target.series, target.instance):
         raise NotFound("there is no such SOP instance, series or study in this store")
     return Answer(204)

@@ -39,6 +39,7 @@ from streamsrv.web.access.principal import CHANGING, Right, named_rights, needed
 from streamsrv.web.access.sign_in import SignIn
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import CONDITIONS, KINDS, Actions, check_preconditions, compute
+from streamsrv.web.auditing import RequestAudit
 from streamsrv.web.connection.clients import Uploads, UploadSlot, Watch
 from streamsrv.web.connection.loop import Threads
 from streamsrv.web.cors import Cors
@@ -105,7 +106,8 @@ class Intake(NamedTuple):
 class App:
     """Must be made inside the running loop. `store_open` is cleared before the store is closed. Any thread
     calls `on_failure` when a request finds that this process cannot use the index any more. `port` is that of
-    the listening sockets. `ways` authenticate requests, beside keys."""
+    the listening sockets. `ways` authenticate requests, beside keys. `audit` is None if there is no audit
+    trail."""
 
     def __init__(
         self,
@@ -115,8 +117,10 @@ class App:
         on_failure: Callable[[IndexFailed], None] = lambda error: None,
         port: int = 0,
         ways: Sequence[WayIn] = (),
+        audit: RequestAudit | None = None,
     ) -> None:
         self.settings = settings
+        self.audit = audit
         self.access_log = access_log
         self.pool = Threads(THREADS, "streamsrv")
         self.watch = Watch(
@@ -132,7 +136,7 @@ class App:
         self._hosts = Hosts(settings, port)
         self._cors = Cors(settings)
         self.access = Access(settings, ways)
-        self._sign_in = SignIn(settings)
+        self._sign_in = SignIn(settings, began=audit.signed_in) if audit else SignIn(settings)
         self._viewer = Viewer(settings)
         self._page = Page(self._viewer.installed) if settings.browser else None
         loop = asyncio.get_running_loop()
@@ -241,26 +245,31 @@ class App:
 
     # Admission
 
-    def admit(self, head: Head, length: int) -> tuple[Job | Intake, Caller]:
-        """Raises the error that refuses the request. `length` is that of the body."""
-        preflight = self._cors.preflight(head.method, head.headers)
-        if preflight is not None:
-            return Job(lambda: preflight), Caller("", head.peer, "")
+    def caller(self, head: Head) -> Caller:
+        """The origin and the principal of a request. Raises the error that refuses it."""
+        if self._cors.preflight(head.method, head.headers) is not None:
+            return Caller("", head.peer, "")
         check_url(head, self.settings.max_url)
         check_lists(head)
         check_target(head)
         if not head.host and head.version == "HTTP/1.1":
             raise BadRequest("an HTTP/1.1 request has a Host header")
         caller = self._hosts.caller(head.headers, head.host or "localhost", head.peer)
-        caller = self.access.admit(head, caller)
+        return self.access.admit(head, caller)
+
+    def admit(self, head: Head, caller: Caller, length: int) -> Job | Intake:
+        """Raises the error that refuses the request. `length` is that of the body."""
+        preflight = self._cors.preflight(head.method, head.headers)
+        if preflight is not None:
+            return Job(lambda: preflight)
         if head.path == "*":
-            return self._capabilities(head, base_url(caller.base, 2), None), caller
+            return self._capabilities(head, base_url(caller.base, 2), None)
         target = self._target(head, caller)
         if head.method == "POST" and target.kind in FORMS:
-            return self._form(head, caller, target), caller
+            return self._form(head, caller, target)
         if head.method == "POST":
-            return self._intake(head, caller, target, length), caller
-        return self._job(head, caller, target), caller
+            return self._intake(head, caller, target, length)
+        return self._job(head, caller, target)
 
     def admit_known(self, head: Head, caller: Caller) -> Job:
         """As `admit`, for a GET whose header block was admitted before, with this result. The caller holds
@@ -314,7 +323,10 @@ class App:
             return Job(lambda: self._viewer.answer(request, target, caller.principal))
         counted = KINDS[kind] if head.method == "GET" else None
         actions = self._actions_for(caller)
-        return Job(lambda: self._compute(actions, request, target), request.requester.leave, counted)
+        recorded = partial(self._record_delete, caller, head, target, actions)
+        return Job(
+            lambda: self._compute(actions, request, target, recorded), request.requester.leave, counted
+        )
 
     def ready(self) -> Answer:
         return health.ready(self._actions.probe, draining=self.draining, store_open=self.store_open)
@@ -323,8 +335,14 @@ class App:
         ranges = parse_accept(head.headers.get("accept"))
         return Job(lambda: describe.capabilities(base, route, ranges))
 
-    def _compute(self, actions: Actions, request: Request, target: Target) -> Computed:
-        answer = compute(actions, request, target)
+    def _record_delete(self, caller: Caller, head: Head, target: Target, actions: Actions) -> None:
+        if self.audit is not None:
+            self.audit.deleting(caller, head, target, actions.exists)
+
+    def _compute(
+        self, actions: Actions, request: Request, target: Target, recorded: Callable[[], None]
+    ) -> Computed:
+        answer = compute(actions, request, target, recorded)
         # A search must find all acknowledged instances, so its answer is never cached.
         return answer if target.kind is Kind.SEARCH else then(answer, self._let_cache)
 
@@ -348,6 +366,8 @@ class App:
         request, actions = self._request(head, caller, target), self._actions_for(caller, "POST")
         if not length and "content-length" not in request.headers:
             raise LengthRequired("a store request needs a Content-Length or a chunked body")
+        if self.audit is not None:
+            self.audit.require()
         limit = self.settings.max_body
         if limit and length > limit:
             raise ContentTooLarge(f"the body has {length} bytes; this server accepts {limit}")

@@ -22,6 +22,7 @@ from streamsrv.web.access.access import WayIn
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import Actions
 from streamsrv.web.app import App
+from streamsrv.web.auditing import RequestAudit
 from streamsrv.web.connection.certificates import ServerCertificate
 from streamsrv.web.connection.handshakes import Handshakes
 from streamsrv.web.connection.listener import Acceptor, Server
@@ -48,6 +49,7 @@ def run(
     counts: RequestCounts | None = None,
     ways: Sequence[WayIn] = (),
     certificate: ServerCertificate | None = None,
+    audit: RequestAudit | None = None,
 ) -> bool:
     """Serves until it is stopped. Returns False if requests were cut off. Raises IndexFailed if this process
     cannot use the index any more. The loop calls `on_beat`, and publishes `counts`, every BEAT seconds. With
@@ -59,7 +61,7 @@ def run(
         return runner.run(
             _serve(
                 *(settings, listeners, actions, on_ready, on_beat, lifeline, health_listeners, counted),
-                *(ways, certificate),
+                *(ways, certificate, audit),
             )
         )
 
@@ -103,6 +105,7 @@ async def _serve(
     counts: RequestCounts,
     ways: Sequence[WayIn],
     certificate: ServerCertificate | None,
+    audit: RequestAudit | None,
 ) -> bool:
     loop, stop = asyncio.get_running_loop(), _Stop()
     loop.add_signal_handler(signal.SIGTERM, stop.event.set)
@@ -111,7 +114,7 @@ async def _serve(
     if lifeline is not None:
         loop.add_reader(lifeline, stop.event.set)
     access_log = _access_log(settings, counts)
-    app = App(settings, actions, access_log, stop.fail, port=port_of(listeners), ways=ways)
+    app = App(settings, actions, access_log, stop.fail, port_of(listeners), ways, audit)
     server = Server(app, settings)
     handshakes = Handshakes(settings, certificate, app.watch) if certificate else None
     acceptor = Acceptor(

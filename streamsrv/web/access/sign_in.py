@@ -44,7 +44,14 @@ USUAL_PERIOD = "7d"
 
 
 class SignIn:
-    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Callable[[], float] = time.time,
+        began: Callable[[Caller, Head, str], None] = lambda caller, head, user: None,
+    ) -> None:
+        """`began` is called with the name of the principal of each new session."""
+        self._began = began
         self._grants = Grants(Path(settings.data))
         # Threads read the files themselves: the grants that a worker knows belong to its loop.
         self._sessions = Sessions(self._grants, self._grants.find, settings.session_time, clock)
@@ -81,6 +88,7 @@ class SignIn:
         secret = self._sessions.begin_from(holder)
         if former is not None:
             self._sessions.end(former)
+        self._began(caller, head, f"{holder.kind}:{holder.name}")
         study = study_of(holder) if holder.kind == SHARE else None
         return json_answer({"user": holder.name, "study": study}, 200, cookie.set(secret))
 

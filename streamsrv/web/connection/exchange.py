@@ -37,6 +37,7 @@ from streamsrv.errors import (
     RequestError,
     RequestTimeout,
 )
+from streamsrv.ingest.response import StoreResult
 from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.actions import request_kind
 from streamsrv.web.app import App, Intake, Job
@@ -117,8 +118,9 @@ class Exchange(Waiting, HTTPMessageDelegate):
             return self._refuse_head(error, length)
 
     def _admit(self, head: Head, headers: HTTPHeaders, length: int) -> Awaitable[None] | None:
-        admitted, self._caller = self._app.admit(head, length)
-        self._client = self._caller.client
+        self._caller = caller = self._app.caller(head)
+        self._client = caller.client
+        admitted = self._app.admit(head, caller, length)
         if isinstance(admitted, Intake):
             self._intake = admitted
             return self._receive(headers, length)
@@ -304,8 +306,12 @@ class Exchange(Waiting, HTTPMessageDelegate):
         self._connection.set_close_callback(closed)
         if self.stream.closed():
             closed()
+        audit, caller = self._app.audit, cast(Caller, self._caller)
         try:
-            answer = intake.answer(await intake.upload.finish())
+            result = await intake.upload.finish()
+            if audit is not None and isinstance(result, StoreResult):
+                await audit.stored(caller, head, result)
+            answer = intake.answer(result)
         except Exception as error:
             await self._abort()
             answer = self._app.problem(error, head)
@@ -337,6 +343,8 @@ class Exchange(Waiting, HTTPMessageDelegate):
             cast(FastPath, self._fast_path).keep(self._request, head, caller, ended)
         self.stream.let_go()
         self._app.ended(self, self._intake.slot if self._intake else None)
+        if self._app.audit is not None:
+            self._app.audit.ended(caller or Caller("", self.peer, ""), head, ended.status)
         self._log(head, ended)
 
     def _log(self, head: Head, ended: Ended) -> None:

@@ -37,7 +37,9 @@ class FastPath:
     def __init__(self, app: App, limits: Limits) -> None:
         self._app = app
         self.headers = KnownHeaders(limits.headers, app.access)
-        self.frames = FrameCache(app.access_log, app.writer, app.access, limits)
+        self._audit = app.audit
+        minute = app.audit.minute if app.audit else None
+        self.frames = FrameCache(app.access_log, app.writer, app.access, limits, minute)
 
     def answer(self, waiting: Waiting, request: bytes, batch: RequestBatch) -> bool:
         """Whether the request is answered here. If not, nothing was sent."""
@@ -76,7 +78,8 @@ class FastPath:
         try:
             frames = self._app.cached_frames(head, caller)
             if frames is not None:
-                self.frames.keep(request, head, caller, frames, self._app.rendered)
+                mark = self._audit.mark(caller, head) if self._audit else None
+                self.frames.keep(request, head, caller, frames, self._app.rendered, mark)
         except Exception:
             log.exception("[%s] the frame is not cached", head.request_id)
 
@@ -121,6 +124,8 @@ class KnownRequest:
             *(self._client, head.method, head.path, ended.status, ended.sent, seconds),
             *(head.request_id, Way.KNOWN_HEADERS, self._kind or request_kind(head.method, head.path)),
         )
+        if self._app.audit is not None:
+            self._app.audit.ended(self._caller, head, ended.status)
         error = ended.error
         if error is None and ended.status == 200:
             self._path.keep_frame(self._request, head, self._caller, ended)

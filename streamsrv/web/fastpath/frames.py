@@ -32,6 +32,7 @@ from streamsrv.retrieve.cached_frames import CachedInstance
 from streamsrv.store import SegmentLease
 from streamsrv.web.access.access import Access
 from streamsrv.web.access_log import AccessLog
+from streamsrv.web.auditing import Mark
 from streamsrv.web.connection.closing import final_status
 from streamsrv.web.connection.stream import RequestBatch, Stream
 from streamsrv.web.fastpath.headers import LONGEST, is_unique
@@ -68,13 +69,15 @@ class Limits(NamedTuple):
 
 class Template(NamedTuple):
     """The answers for one instance. Between `texts` go the date, the request id and the frame. `length` is
-    that of the payload without the frame and the number, which the payload contains `numbered` times."""
+    that of the payload without the frame and the number, which the payload contains `numbered` times. `mark`
+    is None if there is no audit trail."""
 
     frames: CachedInstance
     caller: Caller
     texts: tuple[bytes, bytes, bytes, bytes]
     length: int
     numbered: int
+    mark: Mark | None
 
 
 class PreparedAnswer(NamedTuple):
@@ -93,6 +96,7 @@ class PreparedAnswer(NamedTuple):
     payload: int
     line: str  # of the access log
     tally: RequestTally
+    mark: Mark | None
 
 
 _Key: TypeAlias = tuple[str, bytes]  # peer; the request without its number
@@ -102,8 +106,17 @@ Render: TypeAlias = Callable[[Answer, Head], Outgoing]
 class FrameCache:
     """The cache of one worker."""
 
-    def __init__(self, access_log: AccessLog, writer: AnswerWriter, access: Access, limits: Limits) -> None:
+    def __init__(
+        self,
+        access_log: AccessLog,
+        writer: AnswerWriter,
+        access: Access,
+        limits: Limits,
+        minute: Callable[[], int] | None = None,
+    ) -> None:
+        """`minute` is the clock of the audit trail, if there is one."""
         self._access = access
+        self._minute = minute
         self._writer = writer
         self._limits = limits
         self._log = access_log
@@ -136,6 +149,9 @@ class FrameCache:
         if not frames.current(batch.version):
             self._forget(frames)
             return False
+        mark = prepared.mark
+        if mark is not None and mark.minute != batch.minute:
+            mark.renew(batch.minute)
         identifier = new_id()
         head = [prepared.before, batch.date, prepared.middle, identifier.encode(), prepared.after]
         if span.length > SMALL:
@@ -166,6 +182,8 @@ class FrameCache:
             self._log.now(),
             self._writer.date.encoded(),
         )
+        if self._minute is not None:
+            batch.minute = self._minute()
 
     def _follow(
         self,
@@ -224,6 +242,7 @@ class FrameCache:
         prepared = PreparedAnswer(
             *(peer, caller, path, frames, before, middle, after, frame.span, tail, length, payload, line),
             self._log.tally(_kind(path), 200, _WAY),
+            template.mark,
         )
         if len(self._prepared) >= self._limits.prepared:
             self._prepared.clear()
@@ -271,13 +290,19 @@ class FrameCache:
         return False
 
     def keep(
-        self, request: bytes, head: Head, caller: Caller, frames: CachedInstance, render: Render
+        self,
+        request: bytes,
+        head: Head,
+        caller: Caller,
+        frames: CachedInstance,
+        render: Render,
+        mark: Mark | None = None,
     ) -> None:
         """`caller` holds now."""
         found = _REQUEST.fullmatch(request)
         if found is not None:
             _make_room(self._templates, self._limits.templates)
-            self._templates[_key(found, head)] = _template(frames, head, caller, render)
+            self._templates[_key(found, head)] = _template(frames, head, caller, render, mark)
 
     # End
 
@@ -319,7 +344,9 @@ def _make_room(kept: dict[Any, Any], most: int) -> None:
         del kept[next(iter(kept))]
 
 
-def _template(frames: CachedInstance, head: Head, caller: Caller, render: Render) -> Template:
+def _template(
+    frames: CachedInstance, head: Head, caller: Caller, render: Render, audit: Mark | None
+) -> Template:
     """Renders the answer for a frame without bytes, with placeholders in the places that differ."""
     answer = frames.answer(_NUMBER, f'"{_TAG}"', _BOUNDARY.encode())
     # A single part has no literals: its payload is the frame.
@@ -335,4 +362,4 @@ def _template(frames: CachedInstance, head: Head, caller: Caller, render: Render
     middle, _, after = rest.partition(_ID.encode())
     numbered = b"".join(pieces).count(_NUMBER.encode())
     length = (answer.length or 0) - numbered * len(_NUMBER)
-    return Template(frames, caller, (before, middle, after, tail), length, numbered)
+    return Template(frames, caller, (before, middle, after, tail), length, numbered, audit)

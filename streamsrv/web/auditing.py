@@ -1,0 +1,174 @@
+"""The requests of one worker as entries of the audit trail (streamsrv/audit).
+
+    login, no right, too many requests    one entry when the answer has ended
+    search, retrieve                      one entry when the answer has ended; a cached frame has a Mark
+    store                                 entries are on the disk before the answer is sent
+    delete                                an entry is on the disk before anything is deleted
+
+Resources without data of patients make no entry, unless they are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from streamsrv.audit.entries import AuditEntry, Event, EventOutcome
+from streamsrv.audit.recorder import AuditRecorder
+from streamsrv.errors import RequestError
+from streamsrv.ingest.response import StoreResult
+from streamsrv.web.access_log import CLIENT_GONE
+from streamsrv.web.actions import Exists
+from streamsrv.web.head import Head
+from streamsrv.web.hosts import Caller
+from streamsrv.wire.resources import Kind, Target, parse_query, target_of
+
+# The event of a GET.
+EVENTS = {
+    Kind.SEARCH: Event.QUERY,
+    Kind.INSTANCES: Event.SENT,
+    Kind.METADATA: Event.ACCESSED,
+    Kind.FRAMES: Event.ACCESSED,
+    Kind.RENDERED: Event.ACCESSED,
+    Kind.THUMBNAIL: Event.ACCESSED,
+    Kind.BULKDATA: Event.ACCESSED,
+    Kind.PIXELDATA: Event.ACCESSED,
+    Kind.WADO_URI: Event.ACCESSED,
+}
+# The event of a POST or DELETE, with or without a series.
+CHANGES = {
+    ("POST", True): Event.STORED,
+    ("DELETE", True): Event.STUDY_DELETED,
+    ("DELETE", False): Event.DELETED,
+}
+CHANGING = frozenset(("POST", "DELETE"))
+SHARING = frozenset((Kind.SHARES, Kind.SHARE))
+REFUSALS = {401: Event.LOGIN, 403: Event.REFUSED, 429: Event.BURST}
+
+
+class Mark:
+    """The entry of equal requests: `renew` it when the minute differs from `minute`."""
+
+    __slots__ = ("_note", "minute")
+
+    def __init__(self, note: Callable[[], None]) -> None:
+        self.minute = -1
+        self._note = note
+
+    def renew(self, minute: int) -> None:
+        self.minute = minute
+        self._note()
+
+
+class RequestAudit:
+    def __init__(self, audit: AuditRecorder) -> None:
+        self._audit = audit
+        self.minute = audit.minute
+        self.require = audit.require
+
+    @property
+    def waiting(self) -> int:
+        """Entries that are not written yet."""
+        return self._audit.waiting
+
+    def ended(self, caller: Caller, head: Head, status: int) -> None:
+        """The answer has ended."""
+        try:
+            target = target_of(head.path) if head.method != "OPTIONS" else None
+        except RequestError:
+            target = None
+        event = REFUSALS.get(status) or (event_of(head, target, status) if target else None)
+        if event is None:
+            return
+        outcome = EventOutcome.SUCCESS
+        if status >= 500:
+            outcome = EventOutcome.SERIOUS_FAILURE
+        elif 400 <= status < CLIENT_GONE:
+            outcome = EventOutcome.MINOR_FAILURE
+        changed = f"{head.method} {target.kind}" if target and event is Event.RIGHTS_CHANGED else ""
+        detail = f"{head.method} got {status}" if outcome else changed
+        self._audit.note(self._entry(caller, head, target, event, outcome, detail))
+
+    def signed_in(self, caller: Caller, head: Head, user: str) -> None:
+        """A session of a browser begins. Any thread may call it."""
+        entry = self._entry(caller, head, None, Event.LOGIN)
+        self._audit.note(entry._replace(user=user))
+
+    def mark(self, caller: Caller, head: Head) -> Mark:
+        """For a frame that is answered from a cache."""
+        return Mark(partial(self.ended, caller, head, 200))
+
+    async def stored(self, caller: Caller, head: Head, result: StoreResult) -> None:
+        """Returns when the entries are on the disk. Raises InsufficientStorage and Overloaded."""
+        studies = dict.fromkeys(item.study for item in result.stored)
+        future = self._audit.record([self._stored(caller, head, study) for study in studies])
+        if future is not None:
+            await asyncio.wrap_future(future)
+
+    def deleting(self, caller: Caller, head: Head, target: Target, exists: Exists) -> None:
+        """Blocks until the entry is on the disk. There is none if the principal sees nothing to delete.
+        Raises InsufficientStorage and Overloaded."""
+        self._audit.require()
+        if target.study and exists(target.study, target.series, target.instance):
+            event = CHANGES["DELETE", target.series is None]
+            future = self._audit.record([self._entry(caller, head, target, event)])
+            if future is not None:
+                future.result()
+
+    def _stored(self, caller: Caller, head: Head, study: str) -> AuditEntry:
+        return self._entry(caller, head, None, Event.STORED)._replace(study=study)
+
+    def _entry(
+        self,
+        caller: Caller,
+        head: Head,
+        target: Target | None,
+        event: Event,
+        outcome: EventOutcome = EventOutcome.SUCCESS,
+        detail: str = "",
+    ) -> AuditEntry:
+        deleted = event in (Event.DELETED, Event.STUDY_DELETED)
+        is_query = event is Event.QUERY
+        return AuditEntry(
+            at=self._audit.clock(),
+            event=event,
+            outcome=outcome,
+            user=caller.principal.name,
+            client=caller.client,
+            study=_study_of(head, target) if target else "",
+            series=(target.series or "") if target and deleted else "",
+            instance=(target.instance or "") if target and deleted else "",
+            query=f"{head.path}?{head.query}".removesuffix("?") if is_query else "",
+            request=head.request_id,
+            detail=detail,
+        )
+
+
+def event_of(head: Head, target: Target, status: int) -> Event | None:
+    """The event of a request whose answer has ended; None if it makes no entry now."""
+    kind, succeeded = target.kind, status < 400
+    if kind is Kind.SESSION:
+        if head.method == "DELETE":
+            return Event.LOGOUT
+        return None if succeeded else Event.LOGIN
+    if kind in SHARING:
+        return Event.RIGHTS_CHANGED if head.method in CHANGING else None
+    if head.method in CHANGING:  # a success was recorded before the answer
+        return None if succeeded else CHANGES[head.method, target.series is None]
+    if kind is Kind.WADO_URI and "application/dicom" in _values(head, "contentType"):
+        return Event.SENT
+    return EVENTS.get(kind)
+
+
+def _study_of(head: Head, target: Target) -> str:
+    if target.kind is Kind.WADO_URI:
+        return next(iter(_values(head, "studyUID")), "")[:64]
+    return target.study or ""
+
+
+def _values(head: Head, name: str) -> Iterable[str]:
+    try:
+        return [value for each, value in parse_query(head.query) if each == name]
+    except RequestError:
+        return []
