@@ -49,7 +49,7 @@ class StreamApp extends HTMLElement {
     if (this.#facts.user) this.#tabs.postMessage("in");
     this.#tabs.onmessage = ({data}) => (data === "in" ? this.#dialog && this.#signedIn() : location.reload());
     addEventListener("signed-out", () => this.#signedOut());
-    this.addEventListener("signed-in", ({detail}) => {
+    addEventListener("signed-in", ({detail}) => {
       this.#tabs.postMessage("in");
       this.#signedIn(detail);
     });

@@ -5,7 +5,10 @@ import {h} from "./dom.js";
 import {t} from "./i18n.js";
 
 /** The sentence for an error of a call. */
-export const reason = (error) => (error instanceof Problem && !error.status ? t("network") : error.message);
+export function reason(error) {
+  if (!(error instanceof Problem)) return error.message;
+  return error.status === 401 ? t("signInAgain") : error.status ? error.message : t("network");
+}
 
 /** A message in place of content, with a button that tries again. */
 export const failure = (error, again) =>

@@ -104,7 +104,7 @@ async function list(study, place) {
       {},
       found.map(({id, expires, pin, by}) => {
         const ends = t("shareUntil", {date: new Date(expires).toLocaleString(current())});
-        const words = [ends, pin ? t("shareHasPin") : "", by ? t("shareBy", {user: by}) : ""];
+        const words = [ends, pin ? t("shareHasPin") : "", by ? t("shareBy", {user: by.replace(/^\w+:/, "")}) : ""];
         const text = words.filter(Boolean).join(" · ");
         return h(
           "li",

@@ -8,6 +8,9 @@ import {t} from "./i18n.js";
 /** A line for the fault of a form, which screen readers read. */
 const faultLine = () => h("p", {class: "bad", role: "alert", id: "fault"});
 
+/** Password managers keep a key under this name. */
+const userField = () => h("input", {type: "text", autocomplete: "username", value: "streamsrv", hidden: true});
+
 /**
  * A field, a button and a line for faults.
  * @param {{name: string, label: string, button: string, attributes: Object, hint: ?string,
@@ -35,6 +38,7 @@ function askFor({name, label, button, attributes, hint, send, words}) {
         submit.disabled = false;
       },
     },
+    attributes.type === "password" ? userField() : null,
     h("label", {class: "field"}, h("span", {}, label), input),
     hint ? h("p", {class: "dim hint"}, hint) : null,
     fault,
@@ -44,7 +48,7 @@ function askFor({name, label, button, attributes, hint, send, words}) {
   return form;
 }
 
-/** Emits `signed-in`. `facts` are those of the server. */
+/** The window gets `signed-in`. `facts` are those of the server. */
 export class SignInForm extends HTMLElement {
   facts = null;
   text = "";
@@ -60,7 +64,7 @@ export class SignInForm extends HTMLElement {
       words: (error) => (error.status === 401 ? t("keyWrong") : reason(error)),
       send: async (key) => {
         await signIn({key});
-        this.dispatchEvent(new Event("signed-in", {bubbles: true}));
+        dispatchEvent(new CustomEvent("signed-in"));
       },
     });
     this.replaceChildren(
@@ -71,13 +75,13 @@ export class SignInForm extends HTMLElement {
         : []),
       ...(possible ? [form] : []),
     );
-    this.focusFirst = () => (this.querySelector("a.issuer") ?? this.querySelector("input"))?.focus();
+    this.focusFirst = () => (this.querySelector("a.issuer") ?? this.querySelector("input:not([hidden])"))?.focus();
   }
 
   focusFirst() {}
 }
 
-/** Exchanges the secret of a share link for a session. Emits `signed-in` with the study in `detail`. */
+/** Exchanges the secret of a share link for a session. The window gets `signed-in` with the study in `detail`. */
 export class ShareOpening extends HTMLElement {
   facts = null;
   secret = "";
@@ -101,7 +105,7 @@ export class ShareOpening extends HTMLElement {
   async #open(pin) {
     try {
       const {study} = await signIn({share: this.secret, pin});
-      this.dispatchEvent(new CustomEvent("signed-in", {bubbles: true, detail: study}));
+      dispatchEvent(new CustomEvent("signed-in", {detail: study}));
     } catch (error) {
       if (pin) throw error;
       if (error.needs === "pin") this.#askForPin();
