@@ -130,7 +130,7 @@ def test_a_study_is_shared_by_a_link_with_a_pin(page, site):
     page.open("about:blank")
     page.open(url)
     page.wait("document.activeElement.name === 'pin'")
-    assert page.run("location.hash") == "#/"
+    assert page.run("location.hash") == "#/share"
     page.write(f"{(int(pin) + 1) % 10**6:06}")
     page.press("Enter")
     page.wait("document.querySelector('[role=alert]').innerText.includes('not right')")

@@ -30,7 +30,8 @@ export function placeOf(hash) {
   const names = parts.filter((_, place) => place % 2 === 0).join("/");
   const uids = parts.filter((_, place) => place % 2 === 1);
   const known = {"": "list", studies: "study", "studies/series/instances": "instance", share: "share"}[names];
-  const view = known && uids.length === parts.length / 2 ? known : "unknown";
+  let view = known && uids.length === parts.length / 2 ? known : "unknown";
+  if (path === "/share") view = "list"; // the secret of a link was taken out of the address
   return {view, uids, filters: Object.fromEntries(new URLSearchParams(query))};
 }
 
@@ -215,7 +216,7 @@ class StreamApp extends HTMLElement {
     const given = {facts: this.#facts, uids, filters};
     document.title = `${t("title")} – streamsrv`;
     if (view === "share") {
-      history.replaceState(null, "", "#/"); // neither the history nor a picture of the screen keeps the secret
+      history.replaceState(null, "", "#/share"); // neither the history nor a picture of the screen keeps the secret
       this.#main.replaceChildren(Object.assign(new ShareOpening(), {facts: this.#facts, secret: uids[0]}));
     } else if (this.#closed) this.#main.replaceChildren(this.#signInView());
     else if (view === "list" && !this.#facts.allowed.search)
