@@ -291,6 +291,35 @@ def test_a_share_link_ends_with_its_key(site, browser):
     assert browser.sign_in(share=secret_of(share)).status == 401
 
 
+def test_a_share_link_shows_no_more_than_its_maker_sees(site, browser):
+    key = site.key("narrow", "search,share", "--study", OTHER_STUDY)
+    maker = Browser(site, {"Authorization": f"Bearer {key}"})
+    assert maker.ask("POST", f"/v2/studies/{CT_STUDY}/shares", {}).status == 404
+    assert maker.ask("POST", "/v2/studies/1.2.3/shares", {}).status == 404
+    share = shared(maker, OTHER_STUDY)
+    assert browser.sign_in(share=secret_of(share)).status == 200
+    assert [status_of(browser, path) for path in ("", "/metadata")] == [200, 403]
+    command("key", "change", "narrow", "--data", str(site.server.data), "--rights", "search,read,share")
+    assert eventually(lambda: status_of(browser, "/metadata") == 200)
+    command("key", "change", "narrow", "--data", str(site.server.data), "--study", CT_STUDY)
+    assert eventually(lambda: status_of(browser, "/metadata") == 404)
+    command("share", "--revoke", share["id"], "--data", str(site.server.data))
+
+
+def status_of(browser, below):
+    """Of a search or a retrieve of the study that is shared."""
+    path = f"/v2/studies/{OTHER_STUDY}{below}" if below else f"/v2/studies?StudyInstanceUID={OTHER_STUDY}"
+    return browser.ask(path=path).status
+
+
+def eventually(holds):
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if all(holds() for _ in range(4)):  # on both workers
+            return True
+    return False
+
+
 def test_users_see_and_end_their_own_links(site):
     admin, one, two = (
         Browser(site, {"Authorization": f"Bearer {key}"})

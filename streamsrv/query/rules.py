@@ -36,6 +36,7 @@ COMPARED = {
     MODALITIES: MODALITY,
     STUDY_UID: STUDY_UID,
 }
+_STUDY = BY_TAG[STUDY_UID].keyword
 NAMES = tuple(BY_TAG[tag].keyword for tag in COMPARED)
 # The attributes of an instance that facts hold; the UID of its study is known anyway.
 FACTS = tuple(tag for tag in COMPARED.values() if tag != STUDY_UID)
@@ -129,6 +130,19 @@ def rule_from(value: object) -> Rule:
 def any_of(rules: Iterable[Rule]) -> Rule:
     """Shows each study that one of the rules shows; nothing without rules."""
     return _joined([each for rule in rules for each in rule.alternatives])
+
+
+def limited_to(rule: Rule | None, study: str) -> Rule:
+    """Shows one study, if the rule shows it."""
+    if rule is None:
+        return rule_of((), (study,))
+    return _joined(
+        [
+            _alternative([pair for pair in each.texts if pair[0] != _STUDY] + [(_STUDY, study)])
+            for each in rule.alternatives
+            if each.studies is None or study in each.studies
+        ]
+    )
 
 
 def facts_of(attributes: JsonDataset) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ from streamsrv.query.rules import Rule
 from streamsrv.retrieve.cached_frames import CachedInstance
 from streamsrv.wire.answers import Answer, Computed, Deferred, Request, resolved
 from streamsrv.wire.codings import coded
-from streamsrv.wire.resources import Kind, Target, target_of
+from streamsrv.wire.resources import VERSIONS, Kind, Target, target_of
 
 # If-Modified-Since counts for GET alone.
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-unmodified-since"))
@@ -142,6 +142,17 @@ def check_preconditions(actions: Actions, request: Request, target: Target) -> N
     tagged = any(name == "ETag" for name, _ in found.headers)
     if not tagged and headers.get("if-match", "*").strip() != "*":
         raise PreconditionFailed("the target resource has no entity tag now")
+
+
+def require_study(actions: Actions, study: str) -> None:
+    """Raises NotFound unless there is such a study, and it is visible. Blocks."""
+    path = f"/v{VERSIONS[-1]}/studies"
+    asked = Request("GET", path, (("StudyInstanceUID", study),), {}, "", VERSIONS[-1])
+    found = resolved(actions.search(asked, target_of(path)))
+    if found.release is not None:
+        found.release()
+    if found.status != 200:
+        raise NotFound("there is no such study in this store")
 
 
 def delete(actions: Actions, request: Request, target: Target, before: Callable[[], None] = _well) -> Answer:

@@ -38,12 +38,12 @@ from streamsrv.web.access.access import REFRESH, Access, WayIn
 from streamsrv.web.access.principal import CHANGING, Right, named_rights, needed_rights
 from streamsrv.web.access.sign_in import SignIn
 from streamsrv.web.access_log import AccessLog
-from streamsrv.web.actions import CONDITIONS, KINDS, Actions, check_preconditions, compute
+from streamsrv.web.actions import CONDITIONS, KINDS, Actions, check_preconditions, compute, require_study
 from streamsrv.web.auditing import RequestAudit
 from streamsrv.web.connection.clients import Uploads, UploadSlot, Watch
 from streamsrv.web.connection.loop import Threads
 from streamsrv.web.cors import Cors
-from streamsrv.web.forms import ShortForm
+from streamsrv.web.forms import Fields, ShortForm
 from streamsrv.web.head import Head, acceptable, check_lists, check_target, check_url
 from streamsrv.web.hosts import Caller, Hosts, party
 from streamsrv.web.pages.page import Page
@@ -357,9 +357,14 @@ class App:
         return (name, f"private, max-age={self.settings.cache_max_age}") if stale else (name, value)
 
     def _form(self, head: Head, caller: Caller, target: Target) -> Intake:
-        form = ShortForm(
-            self.pool, head.headers.get("content-type", ""), self._sign_in.form(head, caller, target)
-        )
+        answer = self._sign_in.form(head, caller, target)
+
+        def checked(fields: Fields) -> Answer:
+            if target.study is not None:
+                require_study(self._actions_for(caller), target.study)
+            return answer(fields)
+
+        form = ShortForm(self.pool, head.headers.get("content-type", ""), checked)
         return Intake(form, lambda answer: answer, self._forms.take(caller.party))
 
     def _intake(self, head: Head, caller: Caller, target: Target, length: int) -> Intake:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from streamsrv.errors import RuleError
-from streamsrv.query.rules import FACTS, Facts, Rule, any_of, facts_of, rule_from, rule_of
+from streamsrv.query.rules import FACTS, Facts, Rule, any_of, facts_of, limited_to, rule_from, rule_of
 
 
 def facts(**changes: list[str]) -> Facts:
@@ -109,3 +109,12 @@ def test_the_facts_of_an_instance() -> None:
         "00080020": [""],
         "00080060": ["CT"],
     }
+
+
+def test_a_rule_is_limited_to_one_study() -> None:
+    assert limited_to(None, "1.2") == rule_of([], ["1.2"])
+    assert limited_to(rule_of(["InstitutionName=A*"]), "1.2") == rule_of(["InstitutionName=A*"], ["1.2"])
+    assert limited_to(rule_of(["PatientID=P"], ["1.2", "1.3"]), "1.3") == rule_of(["PatientID=P"], ["1.3"])
+    assert limited_to(rule_of([], ["1.2"]), "1.3") == Rule()
+    several = any_of([rule_of(["PatientID=P"]), rule_of([], ["1.2"])])
+    assert limited_to(several, "1.4") == rule_of(["PatientID=P"], ["1.4"])

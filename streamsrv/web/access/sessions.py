@@ -28,6 +28,7 @@ from streamsrv.web.access.browsers import (
 from streamsrv.web.access.grants import Grant, GrantDamaged, Grants, digest_of
 from streamsrv.web.access.keys import principal_of
 from streamsrv.web.access.principal import NO_RIGHTS, Principal, Right
+from streamsrv.web.access.shares import within
 from streamsrv.web.head import Head
 from streamsrv.web.hosts import Caller
 
@@ -88,14 +89,15 @@ class Sessions:
         return principal._replace(name=name, until=min(session.until, holder.until))
 
     def holder(self, grant: Grant) -> Grant | None:
-        """The grant that has the rights of a session. A share ends with the key that made it."""
+        """The grant that has the rights of a session. A share ends with the key that made it,
+        and shows no more than that."""
         source = grant.extra.get(SOURCE)
         if source is None:
             return grant
         found = self._alive(self._find(source["digest"], source["kind"]))
         if found is None or grant.kind == SESSION:
             return found and self.holder(found)
-        return grant if Right.SHARE in found.rights else None
+        return within(grant, found) if Right.SHARE in found.rights else None
 
     def _find(self, digest: str, kind: str) -> Grant | None:
         try:

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from streamsrv.errors import TooManyRequests
-from streamsrv.query.rules import rule_of
+from streamsrv.query.rules import limited_to
 from streamsrv.web.access.grants import Grant, Grants, digest_of
-from streamsrv.web.access.principal import Right
+from streamsrv.web.access.principal import Principal, Right
 
 SHARE = "share"
 SHARED_RIGHTS = Right.SEARCH | Right.READ
@@ -58,19 +58,21 @@ class Shares:
         self._clock = clock
 
     def make(
-        self, study: str, until: float, *, pin: bool, by: str = "", source: Grant | None = None
+        self, study: str, until: float, *, pin: bool, by: Principal | None = None, source: Grant | None = None
     ) -> NewShare:
-        """`by` is the principal that shares, `source` its key, with which the share ends."""
+        """`by` is the principal that shares: a share shows no more than it sees. `source` is its key, with
+        which the share ends."""
         secret, name = secrets.token_urlsafe(SECRET_BYTES), secrets.token_hex(5)
-        extra: dict[str, object] = {STUDY: study, MAKER: by}
+        extra: dict[str, object] = {STUDY: study, MAKER: by.name if by else ""}
         chosen = f"{secrets.randbelow(10**PIN_DIGITS):0{PIN_DIGITS}}" if pin else ""
         if pin:
             extra[PIN] = _hashed(chosen, secrets.token_bytes(16))
         if source is not None:
             extra["source"] = {"kind": source.kind, "digest": source.digest}
         now = self._clock()
-        rule = rule_of((), (study,))
-        grant = Grant(SHARE, name, digest_of(secret), SHARED_RIGHTS, rule, now, until, extra)
+        rights = SHARED_RIGHTS & by.rights if by else SHARED_RIGHTS
+        rule = limited_to(by.rule if by else None, study)
+        grant = Grant(SHARE, name, digest_of(secret), rights, rule, now, until, extra)
         with self._grants.changing():
             self._sweep(now)
             self._grants.write(grant)
@@ -137,6 +139,11 @@ def _wait(used: int) -> float:
 def _hashed(pin: str, salt: bytes) -> dict[str, str]:
     made = hashlib.scrypt(pin.encode(), salt=salt, dklen=32, maxmem=64 << 20, **_COST)
     return {"salt": salt.hex(), "hash": made.hex()}
+
+
+def within(share: Grant, source: Grant) -> Grant:
+    """The share with the present rights and rule of the key that made it."""
+    return share._replace(rights=SHARED_RIGHTS & source.rights, rule=limited_to(source.rule, study_of(share)))
 
 
 def study_of(share: Grant) -> str:

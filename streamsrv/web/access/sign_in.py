@@ -140,7 +140,7 @@ class SignIn:
         kind, _, name = caller.principal.name.partition(":")
         source = self._grants.named(KEY, name) if kind == KEY else None
         until = min(self._clock() + seconds, source.until if source else math.inf)
-        made = self._shares.make(study, until, pin=pin, by=caller.principal.name, source=source)
+        made = self._shares.make(study, until, pin=pin, by=caller.principal, source=source)
         row = described(made.grant) | {"url": share_url(caller.base, made.secret)}
         return json_answer(row | ({"pin": made.pin} if pin else {}), 201)
 
