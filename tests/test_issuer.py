@@ -1,12 +1,13 @@
 """Requests to an issuer, and the keys that all processes of a server share."""
 
+import json
 import os
 import time
 
 import pytest
 from fake_issuer import fake_issuer, reply
 
-from streamsrv.companions.issuer import AGAIN, REFRESH, KeyFetcher
+from streamsrv.companions.issuer import AGAIN, KEPT, REFRESH, KeptKeys, KeyFetcher
 from streamsrv.oidc.discovery import fetch_issuer, fetch_keys, read_issuer
 from streamsrv.oidc.fetching import FetchFailed, Trust, get_json, post_form
 from streamsrv.oidc.key_board import PAUSE, SIZE, KeyBoard
@@ -207,3 +208,31 @@ def test_the_former_keys_stay_while_the_issuer_fails(issuer, board, caplog):
     clock.now = fetcher.due
     fetcher.fetch_if_due()
     assert board.read()[1]["keys"][0]["kid"] == "3"
+
+
+def test_keys_survive_a_restart_while_the_issuer_is_away(issuer, board, tmp_path):
+    file = tmp_path / "access" / "issuer.json"
+    KeyFetcher(issuer.url, TRUST, board, kept=KeptKeys(file)).fetch_if_due()
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+    issuer.fault = elsewhere
+    later = KeyBoard.make()
+    KeyFetcher(issuer.url, TRUST, later, kept=KeptKeys(file)).fetch_if_due()
+    assert later.read() == board.read()
+    kept = json.loads(file.read_text())
+    for text in (
+        json.dumps(kept | {"time": time.time() - KEPT}),
+        json.dumps(kept | {"issuer": {"name": "https://login.example"}}),
+        "{",
+        "[]",
+    ):
+        file.write_text(text)
+        assert KeptKeys(file).load(issuer.url) is None
+    for each in later.descriptors:
+        os.close(each)
+
+
+def test_keys_that_cannot_be_kept(issuer, board, tmp_path, caplog):
+    (tmp_path / "access").write_text("no folder")
+    KeyFetcher(issuer.url, TRUST, board, kept=KeptKeys(tmp_path / "access" / "issuer.json")).fetch_if_due()
+    assert board.read() is not None
+    assert "cannot be kept" in caplog.text

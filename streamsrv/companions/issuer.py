@@ -5,7 +5,8 @@ processes.py says how it starts; its argument has the descriptors of the memory 
 Rules of this file
 - The keys are fetched every REFRESH seconds. An unknown key causes one fetch in PAUSE seconds, however many
   workers ask.
-- While the issuer cannot be reached, or answers wrongly, the former keys stay in use.
+- While the issuer cannot be reached, or answers wrongly, the former keys stay in use. A file keeps them over
+  a restart, for KEPT seconds: an outage of the issuer does not become one of the server.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from streamsrv import config
 from streamsrv.oidc.discovery import Issuer, fetch_issuer, fetch_keys
@@ -25,6 +28,7 @@ from streamsrv.oidc.fetching import FetchFailed, Trust
 from streamsrv.oidc.key_board import PAUSE, KeyBoard
 from streamsrv.options import start_log
 from streamsrv.supervisor import protect
+from streamsrv.web.access.grants import FOLDER
 from streamsrv.web.access.policy import trust_of
 
 log = logging.getLogger("streamsrv.issuer")
@@ -32,13 +36,47 @@ log = logging.getLogger("streamsrv.issuer")
 STDIN = 0
 REFRESH = 900.0  # seconds
 AGAIN = PAUSE  # seconds after a failure
+KEPT = 24 * 3600.0  # seconds
+FILE = "issuer.json"
+
+
+class KeptKeys:
+    """The file of the latest keys, in the folder of grants, which others cannot write to."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def load(self, issuer: str) -> dict[str, Any] | None:
+        """None if there are no keys of this issuer, or if they are older than KEPT."""
+        try:
+            found = json.loads(self._file.read_bytes())
+            if found["issuer"]["name"] == issuer and 0 <= time.time() - found["time"] < KEPT:
+                return {name: found[name] for name in ("issuer", "keys")}
+        except (OSError, ValueError, LookupError, TypeError):
+            pass
+        return None
+
+    def save(self, value: dict[str, Any]) -> None:
+        """The disk may be full or read-only: then only a restart needs the issuer."""
+        draft = self._file.with_suffix(".new")
+        try:
+            self._file.parent.mkdir(mode=0o700, exist_ok=True)
+            draft.write_text(json.dumps(value | {"time": time.time()}))
+            draft.replace(self._file)
+        except OSError as error:
+            log.warning("the keys of the issuer cannot be kept in %s: %s", self._file, error.strerror)
 
 
 class KeyFetcher:
-    """`clock` is the monotonic clock in seconds."""
+    """`clock` is the monotonic clock in seconds. Without `kept` no file is used."""
 
     def __init__(
-        self, name: str, trust: Trust, board: KeyBoard, clock: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        trust: Trust,
+        board: KeyBoard,
+        clock: Callable[[], float] = time.monotonic,
+        kept: KeptKeys | None = None,
     ) -> None:
         self.due = clock()
         self._name = name
@@ -48,6 +86,10 @@ class KeyFetcher:
         self._asked_from = self._documents_until = clock()
         self._issuer: Issuer | None = None
         self._failure = ""
+        self._kept = kept
+        former = kept.load(name) if kept is not None and board.read() is None else None
+        if former is not None:
+            board.write(former)
 
     def ask(self) -> None:
         """A worker has met an unknown key."""
@@ -75,7 +117,10 @@ class KeyFetcher:
         if self._issuer is None:
             self._issuer = fetch_issuer(self._name, self._trust)
         keys = fetch_keys(self._issuer, self._trust)
-        self._board.write({"issuer": self._issuer._asdict(), "keys": keys})
+        value = {"issuer": self._issuer._asdict(), "keys": keys}
+        self._board.write(value)
+        if self._kept is not None:
+            self._kept.save(value)
         if self._failure or self._board.state.begun == 1:
             log.info("the issuer %s has %d keys", self._name, len(keys))
         self._failure = ""
@@ -87,7 +132,8 @@ def main() -> int:
     settings = config.receive(STDIN)
     start_log(settings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal
-    fetcher = KeyFetcher(settings.oidc_issuer, trust_of(settings), board)
+    kept = None if settings.read_only else KeptKeys(Path(settings.data) / FOLDER / FILE)
+    fetcher = KeyFetcher(settings.oidc_issuer, trust_of(settings), board, kept=kept)
     while True:
         fetcher.fetch_if_due()
         wait = max(0.0, fetcher.due - time.monotonic())
