@@ -15,10 +15,12 @@ from conftest import BUNDLE, pip_configuration, running
 from live_server import ROOT, free_port
 from pydicom.data import get_testdata_file
 
+from streamsrv import config
 from streamsrv.settings import Settings
+from streamsrv.web.access.policy import check_issuer
 
 CONF = ROOT / "conf"
-LARGEST = 250_000_000
+LARGEST = 270_000_000
 
 
 class Builder:
@@ -125,7 +127,7 @@ def test_it_serves_on_a_read_only_root(image, tmp_path):
 COMPOSED = ["STREAMSRV_ALLOW_REMOTE_WITHOUT_AUTHENTICATION=true", "STREAMSRV_ALLOWED_HOSTS=streamsrv"]
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "compose-nginx.yaml"])
+@pytest.mark.parametrize("name", ["compose.yaml", "compose-nginx.yaml", "compose-keycloak.yaml"])
 def test_compose_files(name):
     services = yaml.safe_load((CONF / name).read_text())["services"]
     server = services["streamsrv"]
@@ -134,9 +136,25 @@ def test_compose_files(name):
     if name == "compose.yaml":
         assert sorted(f"{key}={value}" for key, value in server["environment"].items()) == sorted(COMPOSED)
         assert server["ports"] == ["127.0.0.1:8943:8943"]
-    for volume in services.get("nginx", {}).get("volumes", ()):
+    for volume in services.get("nginx", services.get("keycloak", {})).get("volumes", ()):
         source = volume.partition(":")[0]
         assert source == "./certificates" or (CONF / source).exists()
+
+
+def test_the_realm_fits_the_settings():
+    environment = yaml.safe_load((CONF / "compose-keycloak.yaml").read_text())["services"]["streamsrv"][
+        "environment"
+    ]
+    settings = config.load(environment=environment)
+    check_issuer(settings)
+    realm = json.loads((CONF / "keycloak-realm.json").read_text())
+    assert settings.oidc_issuer.endswith(f"/realms/{realm['realm']}")
+    roles = {role["name"] for role in realm["roles"]["realm"]}
+    assert roles == {entry.partition(" ->")[0] for entry in settings.oidc_roles}
+    assert roles == {role for user in realm["users"] for role in user["realmRoles"]}
+    for client in realm["clients"]:
+        (mapper,) = client["protocolMappers"]
+        assert mapper["config"]["included.custom.audience"] == settings.oidc_audience[0]
 
 
 def test_the_kubernetes_manifest():
