@@ -122,7 +122,7 @@ http {
   server {
     listen 127.0.0.1:PORT;
     root FILES;
-    location /v2 {proxy_pass UPSTREAM; proxy_set_header Host $http_host;}
+    location ~ ^/(v2|session)(/|$) {proxy_pass UPSTREAM; proxy_set_header Host $http_host;}
   }
 }
 """
@@ -130,7 +130,7 @@ http {
 
 @contextmanager
 def same_origin(folder, files, server):
-    """The origin of an nginx with the files, and with the DICOMweb service of the server at /v2."""
+    """The origin of an nginx with the files, and with the DICOMweb service of the server and its sessions."""
     folder.mkdir()
     port = free_port()
     text = NGINX.replace("FOLDER", str(folder)).replace("FILES", str(files))
