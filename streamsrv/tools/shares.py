@@ -13,9 +13,9 @@ from streamsrv.errors import BadRequest, StreamsrvError
 from streamsrv.settings import Settings
 from streamsrv.tools.keys import add_place, end_of, is_store
 from streamsrv.tools.ownership import hand_over
+from streamsrv.web.access.browser.shares import Shares, share_url
+from streamsrv.web.access.browser.sign_in import described
 from streamsrv.web.access.grants import Grants
-from streamsrv.web.access.shares import Shares, share_url
-from streamsrv.web.access.sign_in import described
 from streamsrv.wire.resources import uid_of
 
 USUAL_SECONDS = 7 * 86_400

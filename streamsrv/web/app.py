@@ -35,8 +35,8 @@ from streamsrv.retrieve.cached_frames import CachedInstance
 from streamsrv.settings import Settings
 from streamsrv.web import describe, health
 from streamsrv.web.access.access import REFRESH, Access, WayIn
+from streamsrv.web.access.browser.sign_in import SignIn
 from streamsrv.web.access.principal import CHANGING, Right, named_rights, needed_rights
-from streamsrv.web.access.sign_in import SignIn
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import CONDITIONS, KINDS, Actions, check_preconditions, compute, require_study
 from streamsrv.web.auditing import RequestAudit

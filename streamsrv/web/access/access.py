@@ -20,13 +20,13 @@ from typing import Protocol, runtime_checkable
 from streamsrv.errors import RequestError, Unauthorized
 from streamsrv.settings import Settings
 from streamsrv.web.access.authorization import Authorization, authorization_of
-from streamsrv.web.access.browsers import NO_TLS, cookie_for
+from streamsrv.web.access.browser.cookies import NO_TLS, cookie_for
+from streamsrv.web.access.browser.sessions import Sessions, display_of
+from streamsrv.web.access.browser.visitor import Visitor
 from streamsrv.web.access.grants import Grants, KnownGrants
 from streamsrv.web.access.keys import AccessKeys
 from streamsrv.web.access.policy import needs_principal
 from streamsrv.web.access.principal import ALL_RIGHTS, CHANGING, NO_RIGHTS, OPEN, UNKNOWN, Principal
-from streamsrv.web.access.sessions import Sessions, display_of
-from streamsrv.web.access.visitor import Visitor
 from streamsrv.web.head import Head
 from streamsrv.web.hosts import Caller
 from streamsrv.wire.resources import target_of

@@ -20,7 +20,7 @@ from pathlib import Path
 from streamsrv import __version__
 from streamsrv.dicom.tags import attribute_names
 from streamsrv.errors import NotFound
-from streamsrv.web.access.visitor import Visitor
+from streamsrv.web.access.browser.visitor import Visitor
 from streamsrv.web.pages.static import NEVER, StaticFile, file_answer, in_memory
 from streamsrv.wire.accept import parse_accept
 from streamsrv.wire.answers import Computed, Request

@@ -26,11 +26,11 @@ from typing import Any
 
 from streamsrv.errors import BadRequest, NotFound, PinRequired, Unauthorized
 from streamsrv.settings import Settings
-from streamsrv.web.access.browsers import check_origin, needed_cookie
+from streamsrv.web.access.browser.cookies import check_origin, needed_cookie
+from streamsrv.web.access.browser.sessions import Sessions
+from streamsrv.web.access.browser.shares import MAKER, SHARE, Shares, needs_pin, share_url, study_of
 from streamsrv.web.access.grants import KEY, Grant, GrantDamaged, Grants, digest_of
 from streamsrv.web.access.principal import Principal, Right
-from streamsrv.web.access.sessions import Sessions
-from streamsrv.web.access.shares import MAKER, SHARE, Shares, needs_pin, share_url, study_of
 from streamsrv.web.forms import Fields, json_answer, text_field
 from streamsrv.web.head import Head
 from streamsrv.web.hosts import Caller

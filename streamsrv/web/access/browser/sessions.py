@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from streamsrv.web.access.browsers import (
+from streamsrv.web.access.browser.cookies import (
     SAFE_METHODS,
     SESSION_COOKIE,
     check_origin,

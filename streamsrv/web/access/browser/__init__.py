@@ -1,0 +1,1 @@
+"""Browsers of people: cookies, sessions, the sign-in, share links."""
