@@ -25,10 +25,10 @@ from streamsrv.web.access.browser.cookies import (
     cookie_for,
     is_embedded,
 )
+from streamsrv.web.access.browser.shares import within
 from streamsrv.web.access.grants import Grant, GrantDamaged, Grants, digest_of
 from streamsrv.web.access.keys import principal_of
 from streamsrv.web.access.principal import NO_RIGHTS, Principal, Right
-from streamsrv.web.access.shares import within
 from streamsrv.web.head import Head
 from streamsrv.web.hosts import Caller
 
