@@ -1,9 +1,13 @@
-"""Checks of the texts in settings.py. Each returns why a text is refused; empty for a good one."""
+"""One row of settings.py, and the checks of its texts. A check returns why a text is refused, else an
+empty text."""
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import re
+from collections.abc import Callable
+from typing import Any
 
 # An origin as browsers send it (RFC 6454 6.2): scheme, host in ASCII, the port unless it is the default.
 _ORIGIN = re.compile(
@@ -61,6 +65,11 @@ def not_a_mode(text: str) -> str:
     return "" if re.fullmatch("0?[0-7]{3}", text) else "it is no octal mode such as 660"
 
 
+def not_a_header(text: str) -> str:
+    """RFC 9110 5.1."""
+    return "" if re.fullmatch(r"[A-Za-z0-9-]*", text) else "it is no header, as X-Forwarded-User is"
+
+
 def not_a_base(text: str) -> str:
     """Why absolute URLs cannot begin with this text; empty if they can."""
     if not text or re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?", text, re.IGNORECASE):
@@ -81,3 +90,22 @@ def not_an_endpoint(text: str) -> str:
     if not text or (found and 0 < int(found[1]) < 65_536):
         return ""
     return "write a host and a port, as in logs.example:6514"
+
+
+def setting(
+    table: str,
+    default: Any,
+    unit: str,
+    reason: str,
+    *,
+    least: float = 0,
+    most: float = float("inf"),
+    choices: tuple[str, ...] = (),
+    advanced: bool = False,
+    wrong: Callable[[str], str] = lambda text: "",
+) -> Any:
+    """An advanced setting serves measurements and tests: its default suits every server. `wrong` returns why
+    a text, or an element of a list, is refused, or an empty text."""
+    limits = {"least": least, "most": most, "choices": choices, "wrong": wrong}
+    row = {"table": table, "unit": unit or " | ".join(choices), "reason": reason, "advanced": advanced}
+    return dataclasses.field(default=default, metadata=row | limits)

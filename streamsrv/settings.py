@@ -6,20 +6,20 @@ and the flags need no table. config.py reads the rows from files, the environmen
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from streamsrv.setting_checks import (
     never_a_host,
     never_a_network,
     never_an_origin,
     not_a_base,
+    not_a_header,
     not_a_mode,
     not_an_endpoint,
     not_an_issuer,
+    setting,
 )
 
 Value: TypeAlias = str | int | float | bool | tuple[str, ...]
@@ -38,27 +38,8 @@ TABLES = {
 }
 
 
-def _setting(
-    table: str,
-    default: Value,
-    unit: str,
-    reason: str,
-    *,
-    least: float = 0,
-    most: float = float("inf"),
-    choices: tuple[str, ...] = (),
-    advanced: bool = False,
-    wrong: Callable[[str], str] = lambda text: "",
-) -> Any:
-    """An advanced setting serves measurements and tests: its default suits every server. `wrong` returns why
-    a text, or an element of a list, is refused, or an empty text."""
-    limits = {"least": least, "most": most, "choices": choices, "wrong": wrong}
-    row = {"table": table, "unit": unit or " | ".join(choices), "reason": reason, "advanced": advanced}
-    return dataclasses.field(default=default, metadata=row | limits)
-
-
 _http, _store, _pixels, _search, _limits, _access, _oidc, _tls, _audit = (
-    partial(_setting, table) for table in TABLES
+    partial(setting, table) for table in TABLES
 )
 
 
@@ -394,6 +375,39 @@ class Settings:
     )
     share_time: float = _access(
         2_592_000.0, "seconds", "The longest time for which users can share a study by a link.", least=60
+    )
+
+    proxy_user_header: str = _access(
+        "",
+        "header",
+        "The header in which `trusted_proxies` name the user that they have authenticated, such as "
+        "X-Forwarded-User. The proxy has to replace this header of its clients. Empty: none.",
+        wrong=not_a_header,
+    )
+    proxy_groups_header: str = _access(
+        "",
+        "header",
+        "The header in which the proxy lists the groups of the user, with commas in between. Empty: none.",
+        wrong=not_a_header,
+    )
+    proxy_roles: tuple[str, ...] = _access(
+        ("* -> search read store",),
+        "GROUP -> RIGHTS [where ...]",
+        "Rights of users of the proxy by group, as in `oidc_roles`; `user:NAME` stands for one user. In a "
+        "condition `{user}` is the user, and `{groups}` are the groups.",
+    )
+    certificate_name: str = _access(
+        "subject",
+        "",
+        "The part of a client certificate that names its holder: the subject as in RFC 4514, its common "
+        "name, or the first alternative name of a kind.",
+        choices=("subject", "common-name", "email", "dns", "uri"),
+    )
+    certificate_roles: tuple[str, ...] = _access(
+        ("* -> search read store",),
+        "NAME -> RIGHTS [where ...]",
+        "Rights of holders of client certificates by name, as in `oidc_roles`. In a condition `{name}` is "
+        "the name.",
     )
 
     oidc_issuer: str = _oidc(

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from tornado.httputil import HTTPHeaders, HTTPInputError
 
 from streamsrv.errors import BadRequest, HeadersTooLarge, RequestError, URITooLong
+from streamsrv.web.client_certificate import ClientCertificate
 from streamsrv.wire.accept import MAX_RANGES, AcceptableRange, parse_accept
 from streamsrv.wire.answers import Request, Requester
 
@@ -48,9 +49,11 @@ class HeadRefused(HTTPInputError):
 
 
 class Head:
-    """`headers` by lower-case name. Never raises: the functions below check it, once it has a request id."""
+    """`headers` by lower-case name. `peer` is an address or `unix`. Requests of one `source` have the same
+    peer and certificate. Never raises: the functions below check it, once it has a request id."""
 
     __slots__ = (
+        "certificate",
         "headers",
         "host",
         "keep_alive",
@@ -59,11 +62,20 @@ class Head:
         "peer",
         "query",
         "request_id",
+        "source",
         "tornado_closes",
         "version",
     )
 
-    def __init__(self, method: str, target: str, version: str, headers: Mapping[str, str], peer: str) -> None:
+    def __init__(
+        self,
+        method: str,
+        target: str,
+        version: str,
+        headers: Mapping[str, str],
+        peer: str,
+        certificate: ClientCertificate | None = None,
+    ) -> None:
         self.method = method
         self.version = version
         self.headers = lowered = dict[str, str]()
@@ -71,6 +83,8 @@ class Head:
             key = name.lower()
             lowered[key] = f"{lowered[key]},{value}" if key in lowered else value  # RFC 9110 5.3
         self.peer = peer
+        self.certificate = certificate
+        self.source = source_of(peer, certificate)
         self.host = lowered.get("host", "")
         absolute = ABSOLUTE.fullmatch(target) if not target.startswith("/") else None
         if absolute:  # RFC 9112 3.2.2: its authority counts instead of Host
@@ -89,6 +103,7 @@ class Head:
         head = Head.__new__(Head)
         head.method, head.version, head.headers = self.method, self.version, self.headers
         head.peer, head.host = self.peer, self.host
+        head.certificate, head.source = self.certificate, self.source
         head.tornado_closes, head.keep_alive = self.tornado_closes, self.keep_alive
         head.path, _, head.query = target.partition("?")
         head.request_id = new_id()
@@ -120,6 +135,10 @@ class Head:
         return Request(
             self.method, self.path, query, self.headers, base_url, version, self.request_id, requester
         )
+
+
+def source_of(peer: str, certificate: ClientCertificate | None) -> str:
+    return peer if certificate is None else f"{peer} {certificate.fingerprint}"
 
 
 def new_id() -> str:

@@ -50,6 +50,7 @@ class Caller(NamedTuple):
     base: str  # absolute URLs begin with it, without the version
     client: str  # the address in the access log
     party: str  # clients of one party share its limits: the principal, else the address
+    is_proxied: bool = False  # the peer is a trusted proxy
     principal: Principal = UNKNOWN
     epoch: int = -1  # of the Access that admitted it; -1: it is never kept
 
@@ -72,12 +73,13 @@ class Hosts:
     def caller(self, headers: Mapping[str, str], host: str, peer: str) -> Caller:
         """Raises BadRequest or Forbidden for a Host that is malformed or not expected."""
         scheme, client = "http" if peer == UNIX else self._scheme, peer
-        if (self._proxies or self._trusts_unix) and self.trusted(peer):
+        is_proxied = (bool(self._proxies) or self._trusts_unix) and self.trusted(peer)
+        if is_proxied:
             scheme, host, client = self._forwarded(headers, scheme, host, peer)
         elif self._port and host.lower() in _WITHOUT_PORT and is_loopback(peer):
             host += self._port
         self._check(host)
-        return Caller(self._public or f"{scheme}://{host}", client, party(client))
+        return Caller(self._public or f"{scheme}://{host}", client, party(client), is_proxied)
 
     def trusted(self, peer: str) -> bool:
         if peer == UNIX:

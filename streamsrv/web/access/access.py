@@ -1,7 +1,8 @@
 """Authenticates requests: one object of a worker, asked once a request.
 
 Strategy: each way in is one object (keys, tokens, sessions, certificates). The first one that knows the
-credentials decides. A caller that was authenticated is kept with its header block and its cached frames. It
+credentials decides. A user that a trusted proxy names comes first, a certificate last: it may be that of the
+proxy. A caller that was authenticated is kept with its header block and its cached frames. It
 holds while the epoch is the same and its end is in the future.
 
 Rules of this file
@@ -25,6 +26,7 @@ from streamsrv.web.access.browser.sessions import Sessions, display_of
 from streamsrv.web.access.browser.visitor import Visitor
 from streamsrv.web.access.grants import Grants, KnownGrants
 from streamsrv.web.access.keys import AccessKeys
+from streamsrv.web.access.peers import CertificateHolders, ProxyUsers
 from streamsrv.web.access.policy import needs_principal
 from streamsrv.web.access.principal import ALL_RIGHTS, CHANGING, NO_RIGHTS, OPEN, UNKNOWN, Principal
 from streamsrv.web.head import Head
@@ -70,6 +72,7 @@ class Access:
         grants = Grants(Path(settings.data))
         known = KnownGrants(grants, clock)
         self._ways = (AccessKeys(known), *ways)
+        self._proxy_users, self._holders = ProxyUsers(settings), CertificateHolders(settings)
         # A cookie counts only without Authorization. Its grants are refreshed with those of keys.
         self._sessions = Sessions(grants, known.find, settings.session_time, clock)
 
@@ -98,6 +101,8 @@ class Access:
         return principal
 
     def _authenticated(self, head: Head, caller: Caller, authorization: Authorization) -> Principal:
+        if (principal := self._proxy_users.principal(head, caller)) is not None:
+            return principal
         for way in self._ways:
             principal = way.principal(head, authorization)
             if principal is not None:
@@ -105,6 +110,8 @@ class Access:
                     raise Unauthorized(f"the credentials of {principal.name} have ended")
                 return principal
         if not authorization.scheme and (principal := self._sessions.principal(head, caller)) is not None:
+            return principal
+        if not authorization.scheme and (principal := self._holders.principal(head, caller)) is not None:
             return principal
         if authorization.scheme:
             raise Unauthorized("no way in takes these credentials")

@@ -12,6 +12,7 @@ from streamsrv.errors import StoreError
 from streamsrv.oidc.fetching import FetchFailed, Trust
 from streamsrv.settings import Settings
 from streamsrv.web.access.grants import Grants, make_private
+from streamsrv.web.access.peers import CertificateHolders, ProxyUsers
 from streamsrv.web.access.roles import Roles
 from streamsrv.web.hosts import is_loopback
 
@@ -23,12 +24,17 @@ def needs_principal(settings: Settings) -> bool:
     if settings.auth != "auto":
         return settings.auth == "required"
     remote = not is_loopback(settings.host) and not settings.allow_remote_without_authentication
-    return remote or bool(settings.oidc_issuer)
+    return remote or bool(settings.oidc_issuer or names_peers(settings))
+
+
+def names_peers(settings: Settings) -> bool:
+    """Whether connections bring identities: certificates of clients, or users that a proxy names."""
+    return bool(settings.tls_client_ca or settings.proxy_user_header)
 
 
 def has_way_in(settings: Settings) -> bool:
     """Whether any principal can authenticate."""
-    return bool(settings.oidc_issuer or Grants(Path(settings.data)).paths())
+    return names_peers(settings) or bool(settings.oidc_issuer or Grants(Path(settings.data)).paths())
 
 
 def check_start(settings: Settings) -> None:
@@ -41,6 +47,7 @@ def check_start(settings: Settings) -> None:
             "study. To allow that, set --allow-remote-without-authentication"
         )
     check_issuer(settings)
+    check_peers(settings)
     protect_grants(Grants(Path(settings.data)))
     if remote and needs_principal(settings) and not has_way_in(settings):
         raise SettingsError(
@@ -66,6 +73,18 @@ def check_issuer(settings: Settings) -> None:
         raise SettingsError(f"oidc_issuer: {error.detail}. To allow that, set oidc_allow_http") from None
     if settings.oidc_ca_file and not os.access(settings.oidc_ca_file, os.R_OK):
         raise SettingsError(f"oidc_ca_file: {settings.oidc_ca_file} cannot be read")
+
+
+def check_peers(settings: Settings) -> None:
+    """Raises SettingsError for settings with which no connection brings an identity."""
+    ProxyUsers(settings)
+    CertificateHolders(settings)
+    if settings.proxy_groups_header and not settings.proxy_user_header:
+        raise SettingsError("proxy_groups_header has no effect without proxy_user_header")
+    if settings.proxy_user_header and not settings.trusted_proxies:
+        raise SettingsError(
+            "proxy_user_header needs trusted_proxies: from any other peer the header means nothing"
+        )
 
 
 def trust_of(settings: Settings) -> Trust:

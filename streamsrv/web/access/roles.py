@@ -1,4 +1,4 @@
-"""The claims of a token as rights and a rule: the setting `oidc_roles`.
+"""The roles of a user as rights and a rule: the settings `oidc_roles`, `proxy_roles`, `certificate_roles`.
 
     ROLE -> RIGHT RIGHT ... [where CONDITION [and CONDITION ...]]
 
@@ -45,20 +45,20 @@ class RoleEntry(NamedTuple):
     conditions: tuple[str, ...]
 
 
-def parse_entry(text: str) -> RoleEntry:
+def parse_entry(text: str, setting: str = "oidc_roles") -> RoleEntry:
     """Raises SettingsError."""
     found = _ENTRY.fullmatch(text.strip())
     if found is None:
-        raise SettingsError(f"oidc_roles: {text!r} is not of the form ROLE -> RIGHT ... [where CONDITION]")
+        raise SettingsError(f"{setting}: {text!r} is not of the form ROLE -> RIGHT ... [where CONDITION]")
     role, rights, where = found.groups()
     conditions = tuple(each.strip() for each in _AND.split(where)) if where else ()
     try:
         entry = RoleEntry(role, rights_from(re.findall(r"[^\s,]+", rights)), conditions)
         _check(conditions)
     except (ValueError, RuleError) as error:
-        raise SettingsError(f"oidc_roles: {text!r} is refused: {error}") from None
+        raise SettingsError(f"{setting}: {text!r} is refused: {error}") from None
     if not entry.rights:
-        raise SettingsError(f"oidc_roles: {text!r} has no right")
+        raise SettingsError(f"{setting}: {text!r} has no right")
     return entry
 
 
@@ -91,11 +91,12 @@ def values_at(claims: object, path: str) -> list[object]:
 
 
 class Roles:
-    """Raises SettingsError for entries that cannot be read."""
+    """`setting` is the name of that of `entries`. Raises SettingsError for entries that cannot be read."""
 
-    def __init__(self, entries: Sequence[str], paths: Sequence[str]) -> None:
-        self._entries = [parse_entry(each) for each in entries]
+    def __init__(self, entries: Sequence[str], paths: Sequence[str], setting: str = "oidc_roles") -> None:
+        self._entries = [parse_entry(each, setting) for each in entries]
         self._paths = paths
+        self._setting = setting
 
     def of(self, claims: Mapping[str, Any]) -> frozenset[str]:
         """The roles at all paths. A text is a list with blanks in between, as `scope` is."""
@@ -106,8 +107,11 @@ class Roles:
         return frozenset(found)
 
     def grant(self, claims: Mapping[str, Any]) -> tuple[Right, Rule | None]:
-        """Rights, and the rule or None for every study."""
-        roles = self.of(claims)
+        """The rights of the roles in the claims, and the rule or None for every study."""
+        return self.granted(self.of(claims), claims)
+
+    def granted(self, roles: frozenset[str], claims: Mapping[str, Any]) -> tuple[Right, Rule | None]:
+        """As `grant`, for these roles."""
         everywhere, limited, rules = NO_RIGHTS, list[Right](), list[Rule]()
         for entry in self._entries:
             if entry.role not in roles:
@@ -119,7 +123,7 @@ class Roles:
                 rules.append(_rule(entry, claims))
                 limited.append(entry.rights)
             except RuleError as error:
-                log.warning("the entry of oidc_roles for %r shows no study: %s", entry.role, error)
+                log.warning("the entry of %s for %r shows no study: %s", self._setting, entry.role, error)
                 rules.append(Rule())
         if not rules:
             return everywhere, None

@@ -106,7 +106,7 @@ class Exchange(Waiting, HTTPMessageDelegate):
             self._over = True
             return None
         line = cast(RequestStartLine, start_line)
-        head = Head(line.method, line.path, line.version, headers, self.peer)
+        head = Head(line.method, line.path, line.version, headers, self.peer, self.stream.certificate)
         self._begin(head)
         length = CHUNKED  # until it is known, there may be one
         try:

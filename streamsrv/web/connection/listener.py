@@ -32,10 +32,12 @@ from tornado.iostream import IOStream
 
 from streamsrv.settings import Settings
 from streamsrv.web.app import App
+from streamsrv.web.client_certificate import certificate_of
 from streamsrv.web.connection.exchange import DROPPED_BODY, Exchange
 from streamsrv.web.connection.handshakes import Handshakes
 from streamsrv.web.connection.loop import waiting_here
 from streamsrv.web.connection.stream import CHUNK, Stream
+from streamsrv.web.connection.tls import TlsSocket
 from streamsrv.web.fastpath.answering import FastPath
 from streamsrv.web.fastpath.frames import Limits
 from streamsrv.web.head import check_block, most_bytes
@@ -199,6 +201,8 @@ class Acceptor:
         stream = Stream(connection, max_buffer_size=self._server.max_buffer_size, read_chunk_size=CHUNK)
         stream.waiting = self._waiting
         stream.party = party
+        if isinstance(connection, TlsSocket):
+            stream.certificate = certificate_of(connection.session.engine)
         self._server.handle_stream(stream, (peer,))
 
     def _has_room(self, party: str) -> bool:

@@ -31,6 +31,7 @@ from tornado.httputil import HTTPInputError
 from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, UnsatisfiableReadError
 
+from streamsrv.web.client_certificate import ClientCertificate
 from streamsrv.web.connection.tls import TlsSocket
 
 # Tornado reads into blocks of this size; larger ones slow every small request.
@@ -69,6 +70,7 @@ class Stream(IOStream):
     begun: Callable[[], None] | None = None
     party = ""  # the client that this connection counts for
     peer = "-"  # address of the client, or `unix`.
+    certificate: ClientCertificate | None = None
     is_new = True  # no request was awaited yet
     # Called if the client shuts its side while this is paused. Bytes behind the request hide that.
     shut: Callable[[], None] | None = None

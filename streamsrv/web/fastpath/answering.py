@@ -24,7 +24,7 @@ from streamsrv.web.connection.compute import Answering, Ended
 from streamsrv.web.connection.stream import RequestBatch, Stream
 from streamsrv.web.fastpath.frames import FrameCache, Limits
 from streamsrv.web.fastpath.headers import LONGEST, KnownHead, KnownHeaders
-from streamsrv.web.head import Head
+from streamsrv.web.head import Head, source_of
 from streamsrv.web.hosts import Caller
 from streamsrv.web.sending.transfer import Transfer
 
@@ -46,7 +46,7 @@ class FastPath:
         if self._app.draining:
             return False
         try:
-            sent = self.frames.answer(waiting.stream, waiting.peer, request, batch)
+            sent = self.frames.answer(waiting.stream, waiting.source, request, batch)
         except Exception as error:  # the next way answers
             log.warning("a cached frame cannot be sent: %s", error)
             sent = False
@@ -56,7 +56,7 @@ class FastPath:
         if sent:
             waiting.follow(sent)
             return True
-        known = self.headers.find(request, waiting.peer)
+        known = self.headers.find(request, waiting.source)
         if known is None:
             return False
         KnownRequest(self, self._app, waiting, known, request, batch.began).begin()
@@ -158,6 +158,7 @@ class Waiting:
         self.key = key
         self.stream = stream = cast(Stream, connection.stream)
         self.peer = stream.peer
+        self.source = source_of(stream.peer, stream.certificate)
         stream.show_first = show
         stream.begun = partial(app.watch.head_begun, key)
         self._wait()

@@ -83,7 +83,7 @@ class Template(NamedTuple):
 class PreparedAnswer(NamedTuple):
     """An answer without its date, its request id and the bytes of the frame."""
 
-    peer: str
+    source: str
     caller: Caller
     path: str
     frames: CachedInstance
@@ -99,7 +99,7 @@ class PreparedAnswer(NamedTuple):
     mark: Mark | None
 
 
-_Key: TypeAlias = tuple[str, bytes]  # peer; the request without its number
+_Key: TypeAlias = tuple[str, bytes]  # source; the request without its number
 Render: TypeAlias = Callable[[Answer, Head], Outgoing]
 
 
@@ -130,14 +130,14 @@ class FrameCache:
 
     # Answers
 
-    def answer(self, stream: Stream, peer: str, request: bytes, batch: RequestBatch) -> Transfer | bool:
+    def answer(self, stream: Stream, source: str, request: bytes, batch: RequestBatch) -> Transfer | bool:
         """False if the frame is not cached; then nothing was sent. True if the answer was sent, or the
         Transfer that sends its rest."""
         if len(request) > LONGEST:
             return False
         prepared = self._prepared.get(request)
-        if prepared is None or prepared.peer != peer:
-            prepared = self._prepare(peer, request, batch)
+        if prepared is None or prepared.source != source:
+            prepared = self._prepare(source, request, batch)
             if prepared is None:
                 return False
         frames, span = prepared.frames, prepared.span
@@ -212,14 +212,14 @@ class FrameCache:
         else:
             transfer.done.add_done_callback(ended)
 
-    def _prepare(self, peer: str, request: bytes, batch: RequestBatch) -> PreparedAnswer | None:
+    def _prepare(self, source: str, request: bytes, batch: RequestBatch) -> PreparedAnswer | None:
         at = request.find(_BEFORE_NUMBER) + len(_BEFORE_NUMBER)
         if at < len(_BEFORE_NUMBER):
             return None
         stop = end = request.find(b" ", at)
         if request.endswith(_AS_PICTURE, at, stop):
             end -= len(_AS_PICTURE)
-        template = self._templates.get((peer, request[:at] + request[end:]))
+        template = self._templates.get((source, request[:at] + request[end:]))
         number = request[at:end]
         if template is None or not number.isdigit() or len(number) > 10 or number[0] == 48:
             return None
@@ -240,7 +240,7 @@ class FrameCache:
         caller, frames, path = template.caller, template.frames, request[4:stop].decode("ascii")
         line = self._log.line(caller.client, "GET", path, 200, payload, _WAY)
         prepared = PreparedAnswer(
-            *(peer, caller, path, frames, before, middle, after, frame.span, tail, length, payload, line),
+            *(source, caller, path, frames, before, middle, after, frame.span, tail, length, payload, line),
             self._log.tally(_kind(path), 200, _WAY),
             template.mark,
         )
@@ -336,7 +336,7 @@ def _is_stored(answer: Answer) -> bool:
 
 def _key(found: re.Match[bytes], head: Head) -> _Key:
     request = found.string
-    return head.peer, request[: found.end(1)] + request[found.end(2) :]
+    return head.source, request[: found.end(1)] + request[found.end(2) :]
 
 
 def _make_room(kept: dict[Any, Any], most: int) -> None:

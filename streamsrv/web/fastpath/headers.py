@@ -57,21 +57,21 @@ class KnownHeaders:
     def __len__(self) -> int:
         return len(self._known)
 
-    def find(self, request: bytes, peer: str) -> KnownHead | None:
-        """None if the header block is not known from this peer, or its principal may have changed."""
+    def find(self, request: bytes, source: str) -> KnownHead | None:
+        """None if the header block is not known from this source, or its principal may have changed."""
         end = request.find(_VERSION, 0, LONGEST)
-        known = self._known.get((peer, request[end:])) if end > 0 else None
+        known = self._known.get((source, request[end:])) if end > 0 else None
         found = _TARGET.fullmatch(request, 0, end) if known else None
         if known is None or found is None:
             return None
         if not self._access.holds(known.caller):
-            del self._known[peer, request[end:]]
+            del self._known[source, request[end:]]
             return None
         return KnownHead(known.head.with_target(found[1].decode("ascii")), known.caller)
 
     def keep(self, request: bytes, head: Head, caller: Caller) -> None:
         """Tornado has parsed these bytes as one request, which succeeded."""
-        key = head.peer, request[request.find(_VERSION, 0, LONGEST) :]
+        key = head.source, request[request.find(_VERSION, 0, LONGEST) :]
         if key in self._known or is_unique(head) or _REQUEST.fullmatch(request) is None:
             return
         while len(self._known) >= self._most:
