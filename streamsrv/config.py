@@ -1,10 +1,10 @@
 """Reads settings from the TOML file, the environment and the flags.
 
-Each source overrides the one before: the default in settings.py, the TOML file (`[http] port = 8943`), the
+Each source overrides the one before: the default in settings/, the TOML file (`[http] port = 8943`), the
 environment (STREAMSRV_PORT), the flag (--port). An unknown name is an error that names the nearest known one,
 because a misspelt limit would silently be no limit.
 
-Rule of this file: no setting has a special case here. The rows of settings.py have type, bounds and choices.
+Rule of this file: no setting has a special case here. The rows of settings/ have type, bounds and choices.
 """
 
 from __future__ import annotations

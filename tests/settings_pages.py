@@ -1,4 +1,4 @@
-"""Writes conf/streamsrv.toml and the tables of docs/settings.md from streamsrv/settings.py:
+"""Writes conf/streamsrv.toml and the tables of docs/settings.md from streamsrv/settings:
 
 python tests/settings_pages.py
 """

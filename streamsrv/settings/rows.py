@@ -1,4 +1,4 @@
-"""One row of settings.py, and the checks of its texts. A check returns why a text is refused, else an
+"""One row of a table of settings, and the checks of its texts. A check returns why a text is refused, else an
 empty text."""
 
 from __future__ import annotations
