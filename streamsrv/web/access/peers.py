@@ -6,7 +6,7 @@ Both get their rights by a setting of the form of `oidc_roles` (roles.py): `prox
 Rules of this file
 - A user is named by a peer in `trusted_proxies` only. From every other peer these headers mean nothing.
 - A browser adds both identities to each request, as it does with cookies. So a request that a page of another
-  origin has made counts without them (browsers.py). Programs send neither Origin nor Sec-Fetch-Site.
+  origin has made counts without them (browser/cookies.py). Programs send neither Origin nor Sec-Fetch-Site.
 - Two headers with a user are refused: proxy and client might have written one each.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from streamsrv.errors import Unauthorized
 from streamsrv.settings import Settings
-from streamsrv.web.access.browsers import SAFE_METHODS, check_origin, is_embedded
+from streamsrv.web.access.browser.cookies import SAFE_METHODS, check_origin, is_embedded
 from streamsrv.web.access.principal import Principal
 from streamsrv.web.access.roles import EVERYONE, Roles
 from streamsrv.web.head import Head
