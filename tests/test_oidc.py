@@ -6,10 +6,12 @@ import socket
 import threading
 import time
 
+import pydicom
 import pytest
 from fake_issuer import AUDIENCE, fake_issuer
 from live_server import start_server
 
+from streamsrv import samples
 from streamsrv.config import SettingsError, load
 from streamsrv.web.access.policy import check_start
 
@@ -64,16 +66,31 @@ def site(tmp_path_factory):
     """At first the issuer does not answer. A request with a token waits meanwhile, and others do not."""
     with fake_issuer() as issuer:
         answers, gate = [], threading.Event()
+        instance = samples.dataset(samples.SAMPLES[0])
+        instance.InstitutionName = "Clinic"
+        file = tmp_path_factory.mktemp("file") / "instance.dcm"
+        pydicom.dcmwrite(file, instance, enforce_file_format=True)
         issuer.fault = lambda handler: gate.wait(10) and issuer.answer_well(handler, b"")
         server = started(tmp_path_factory.mktemp("oidc"), issuer)
         site = OidcSite(server, issuer)
-        waiting = threading.Thread(target=lambda: answers.append(site.status(reader(site))))
-        waiting.start()
+        sender = issuer.token(roles=["sender"])
+
+        def store():
+            more = {"method": "POST", "body": file.read_bytes(), "Content-Type": "application/dicom"}
+            answers.append(site.status(sender, **more))
+
+        def search():
+            answers.append(site.status(reader(site), path="/v2/series?PatientID=none"))
+
+        waiting = [threading.Thread(target=each) for each in (store, search)]
+        for thread in waiting:
+            thread.start()
         others = [site.ask().status for _ in range(20)]
-        still = waiting.is_alive()
+        still = [thread.is_alive() for thread in waiting]
         gate.set()
-        waiting.join()
-        assert (others, still, answers) == ([401] * 20, True, [204])
+        for thread in waiting:
+            thread.join()
+        assert (others, still, sorted(answers)) == ([401] * 20, [True, True], [200, 204])
         yield site
         assert server.end() == 0
 
@@ -90,8 +107,8 @@ def reader(site, **more):
 
 
 def test_a_token_lets_in(site):
-    assert site.status(reader(site)) == 204
-    assert site.ask(f"bearer {reader(site)}").status == 204  # RFC 9110 11.1
+    assert site.status(reader(site)) == 200
+    assert site.ask(f"bearer {reader(site)}").status == 200  # RFC 9110 11.1
     assert site.status(reader(site), method="POST", body=b"") == 403
     assert site.status(site.issuer.token()) == 403  # no role
 
@@ -144,12 +161,21 @@ def test_a_token_that_ends_while_it_is_hot(site):
     token = reader(site, exp=int(time.time()) - 28)  # 30 s of leeway: 2 s are left
     connection = site.connect()
     answers = []
-    while not answers or (answers[-1] == 204 and len(answers) < 10_000):
+    while not answers or (answers[-1] == 200 and len(answers) < 10_000):
         answers.append(site.status(token, connection=connection))
         time.sleep(0.01)
     connection.close()
     assert len(answers) > 10
     assert answers[-1] == 401
+
+
+def test_a_rule_from_a_claim(site):
+    """The instance of the fixture belongs to one institution; the other one sees nothing of it."""
+    study = f"/v2/studies/{samples.STUDY_UID}"
+    for institution, statuses in {"Clinic": [200, 200], "Other": [204, 404], None: [403, 403]}.items():
+        token = site.issuer.token(roles=["ward"], institution=institution)
+        paths = ("/v2/studies", f"{study}/metadata")
+        assert [site.status(token, path=path) for path in paths] == statuses, institution
 
 
 def test_a_flood_of_unknown_keys_causes_one_fetch(site):

@@ -131,7 +131,7 @@ def bad_tokens():
         "expired": (token(claims(exp=old)), "expired"),
         "no end": (token(claims(exp=None)), "exp"),
         "end in words": (token(claims(exp="never")), "malformed|exp"),
-        "endless": (token(claims(exp=float("inf"))), "malformed|exp"),
+        "endless": (token(claims(exp=float("inf"))), "malformed|exp|infinity"),
         "not yet": (token(claims(nbf=soon)), "nbf"),
         "made in the future": (token(claims(iat=soon)), "iat"),
         "no subject": (token(claims(sub=None)), "sub"),
@@ -160,7 +160,7 @@ def bad_tokens():
         "10,000 claims": (token(claims(**{f"c{number}": 1 for number in range(10_000)})), "bytes"),
         "a deep claim": (
             jwt.api_jws.encode(b'{"a":' + b"[" * 5000, RSA, "RS256", {"kid": "rsa"}),
-            "malformed",
+            "malformed|recursion",
         ),
     }
 

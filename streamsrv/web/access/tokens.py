@@ -142,7 +142,7 @@ class TokenVerifier:
                 issuer=self._issuer,
                 leeway=LEEWAY,
             )
-        except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise TokenRefused(f"{type(error).__name__}: {_reason(error)}") from None
         if not 0 < len(found["sub"]) <= LONGEST_SUBJECT or not found["sub"].isprintable():
             raise TokenRefused("its subject is empty, too long, or not printable")
