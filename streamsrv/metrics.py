@@ -66,6 +66,7 @@ class Gauge(StrEnum):
     REQUESTS = "requests"
     CONNECTIONS = "connections"
     UPLOADS = "uploads"
+    REQUESTS_WAITING = "requests-waiting"
     TASKS_QUEUED = "tasks-queued"
     TASKS_RUNNING = "tasks-running"
     AUDIT_WAITING = "audit-waiting"

@@ -88,6 +88,7 @@ def pixel_pool(
         settings.pixel_cache,
         settings.prefetch,
         max_rendered_pixels=settings.max_rendered_pixels,
+        rate=settings.pixel_rate,
         endpoints=endpoints,
         slow_endpoints=slow_endpoints,
         watch=lambda descriptor, call: asyncio.get_running_loop().add_reader(descriptor, call),
@@ -103,6 +104,7 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
         most=settings.max_search_limit,
         rows=settings.search_rows,
         metadata=settings.search_metadata,
+        rate=settings.search_rate,
     )
 
     def ingest(view: Store, on_duplicate: OnDuplicate, request: Request, target: Target) -> Ingest:

@@ -90,7 +90,7 @@ class Matrix(Site):
 
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory):
-    flags = ("--auth", "required", "--cors-origins", VIEWER)
+    flags = ("--auth", "required", "--cors-origins", VIEWER, "--failed-logins", "0")
     server = start_server(tmp_path_factory.mktemp("matrix"), *flags, workers=1)
     matrix = Matrix(server)
     yield matrix

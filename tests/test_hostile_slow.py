@@ -220,11 +220,11 @@ def test_one_upload_too_many(impatient):
         time.sleep(0.2)
         request = head("POST /v2/studies", RELATED, "Content-Length: 1000000", "Expect: 100-continue")
         (reply,) = replies(everything(stalled.open(request + PLANT)))
-        assert reply.status == 503
+        assert reply.status == 429
         assert int(reply.headers["retry-after"]) > 0
-        assert "3 uploads are being received" in reply.problem()
+        assert "3 uploads of this client are being received" in reply.problem()
         reply = impatient.refused(post(RELATED, related(instance()) + marked(500_000)))
-        assert reply.status == 503
+        assert reply.status == 429
         assert impatient.get("/v2/studies?limit=1").status == 200  # only uploads are limited
         for sock in stalled.sockets[:3]:
             (told,) = replies(everything(sock))

@@ -123,7 +123,7 @@ def test_many_long_headers_in_one_body_do_not_stop_the_loop(hostile):
 
 
 def test_searches_that_read_long_metadata_stop_no_other(hostile):
-    """Sixty at once of one client, by an attribute that is not indexed. Those that find no turn are told."""
+    """Sixty at once of one client, by an attribute that is not indexed. Most wait without a thread."""
     elements = b"".join(struct.pack("<HH2sH", 0x0029, tag, b"LO", 0) for tag in range(0x1000, 0xF000))
     nested = element(0x00291000, "SQ", item(elements) * 8)
     assert hostile.answered(post(DICOM, part10(dataset({0x00291000: nested})))).status == 200
@@ -135,7 +135,7 @@ def test_searches_that_read_long_metadata_stop_no_other(hostile):
         assert hostile.store(instance()).status == 200
         took = time.monotonic() - began
         told = [reply for each in searches for reply in replies(each.result())]
-    assert {reply.status for reply in told} == {204, 503}
+    assert {204} <= {reply.status for reply in told} <= {204, 503}
     assert all("retry-after" in reply.headers for reply in told if reply.status == 503)
     assert len(told) == 60
     print(f"the store beside took {took:.2f} s, the slowest probe {max(probes.seconds):.2f} s")

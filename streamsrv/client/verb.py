@@ -6,8 +6,8 @@ connection, and counts the result of each file.
 
 Rules
 - A file is stored only if the response names it. A file that the response does not name has failed.
-- After a 503 with Retry-After, or a lost connection, a batch is sent again. A batch that is refused as a
-  whole is sent again file by file, so that one bad file does not affect the others.
+- After a 429 or 503 with Retry-After, or a lost connection, a batch is sent again. A batch that is refused
+  as a whole is sent again file by file, so that one bad file does not affect the others.
 - If the service accepts no request at all (401, its certificate), the verb stops and says so once.
 - The progress bar is on standard error, if that is a terminal. The summary is on standard output.
 """
@@ -105,14 +105,14 @@ class Sender:
             self.tally.fail(batch[0], NO_REASON, reply.explanation())
 
     def _store(self, batch: Batch) -> Reply:
-        """The first answer other than 503, or the last one after all retries."""
+        """The first answer other than 429 and 503, or the last one after all retries."""
         for attempt in range(self.retries):
             try:
                 reply = self.connection.store(batch)
             except (ConnectionError, TimeoutError):
                 time.sleep(min(LONGEST_WAIT, 0.25 * 2**attempt))
                 continue
-            if reply.status != 503:
+            if reply.status not in (429, 503):
                 return reply
             time.sleep(min(LONGEST_WAIT, reply.retry_after()))
         return self.connection.store(batch)

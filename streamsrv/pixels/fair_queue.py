@@ -5,8 +5,8 @@ are sent and unfinished. So a new client finds only a few tasks of each other cl
 task of a client ends, its next one is sent.
 
 Rules of this file
-- A client may have `waiting` tasks here; one more raises QueueFull. All clients together may have CLIENTS
-  times as many.
+- A client may have `waiting` tasks here; one more raises TooManyRequests. All clients together may have
+  CLIENTS times as many; one more raises QueueFull.
 - A task that waits keeps the files open in which its frames are stored.
 """
 
@@ -26,7 +26,8 @@ from framecodecs.errors import QueueFull
 from framecodecs.pool.messages import Result
 from framecodecs.pool.pipes import Frame, StoredFrame
 from framecodecs.pool.pool import TaskFuture
-from streamsrv.pixels.tasks import PixelTask
+from streamsrv.errors import TooManyRequests
+from streamsrv.pixels.tasks import RETRY_AFTER, PixelTask
 
 CLIENTS = 8
 
@@ -122,7 +123,7 @@ class FairQueue:
         self._lock = threading.Lock()
 
     def submit(self, client: str, task: PixelTask, send: Send) -> TaskFuture:
-        """Sends the task, or lets it wait. Raises QueueFull, and the errors of `send`."""
+        """Sends the task, or lets it wait. Raises QueueFull, TooManyRequests, and the errors of `send`."""
         with self._lock:
             tasks = self._clients.get(client)
             if tasks is None:
@@ -143,7 +144,7 @@ class FairQueue:
         if len(tasks.waiting) >= self._most_waiting:
             _drop_cancelled(tasks.waiting)
         if len(tasks.waiting) >= self._most_waiting:
-            raise QueueFull(f"{len(tasks.waiting)} tasks of this client are waiting")
+            raise TooManyRequests("too many frames of this client are waiting to be decoded", RETRY_AFTER)
         if sum(len(other.waiting) for other in self._clients.values()) >= CLIENTS * self._most_waiting:
             raise QueueFull("too many tasks of all clients are waiting")
         queued = QueuedTask(task, send)

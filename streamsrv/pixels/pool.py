@@ -32,7 +32,7 @@ from framecodecs.pool.messages import Result
 from framecodecs.pool.pool import FramePool, PoolLimits, TaskFuture
 from framecodecs.pool.processes import PoolEndpoints
 from streamsrv.bounded_cache import SizedCache
-from streamsrv.errors import Overloaded, StoreError
+from streamsrv.errors import Overloaded, StoreError, StreamsrvError, TooManyRequests
 from streamsrv.pixels.description import Descriptions
 from streamsrv.pixels.fair_queue import CLIENTS, FairQueue, QueuedTask
 from streamsrv.pixels.limits import slow_limits
@@ -48,6 +48,7 @@ from streamsrv.pixels.tasks import (
     deadline_of,
     translated,
 )
+from streamsrv.query.rates import ClientRates
 
 # Pixels of a task whose result the loop receives: a copy of 0.2 ms.
 RECEIVED_IN_LOOP = 2 << 20
@@ -57,6 +58,8 @@ PATIENCE = 30.0
 TURN = 0.1
 # Pixels of the tasks that one answer has submitted ahead: three large mammograms.
 AHEAD = 128 << 20
+# Seconds whose pixels a client may have at once: a large slice is more than a second of a low rate.
+PIXEL_BURST = 10
 
 Watch: TypeAlias = Callable[[int, Callable[[], None]], object]
 Tag = TypeVar("Tag")
@@ -71,7 +74,8 @@ def left_early() -> Overloaded:
 
 class PixelPool:
     """Thread-safe. At most `workers` processes, or those of `endpoints`; `cached` bytes of results are kept;
-    `read_ahead` frames at most are prefetched. `watch`, called in the loop, has the loop call a function
+    `read_ahead` frames at most are prefetched. A client may have `rate` decoded bytes a second made, 0: any
+    number. `watch`, called in the loop, has the loop call a function
     whenever a descriptor is readable."""
 
     def __init__(
@@ -85,7 +89,9 @@ class PixelPool:
         endpoints: PoolEndpoints | None = None,
         slow_endpoints: PoolEndpoints | None = None,
         watch: Watch | None = None,
+        rate: int = 0,
     ) -> None:
+        self._rates = ClientRates(rate, rate * PIXEL_BURST)
         self._watch = watch
         self._watched = False
         self._workers = workers
@@ -157,11 +163,14 @@ class PixelPool:
             pool = self._running()
             self._watch(pool.arrivals.fileno(), pool.receive)
             self._watched = True
-        queue = self._slow_queue if is_long else self._queue
+        queue, client = self._slow_queue if is_long else self._queue, task.requester.address
+        self._rates.check(client, "this client has requested too many pixels: pixel_rate is its share")
         try:
-            return queue.submit(task.requester.address, task, partial(self._send, is_long, here))
+            submitted = queue.submit(client, task, partial(self._send, is_long, here))
         except codec_errors.FrameCodecError as error:
             raise translated(error) from error
+        self._rates.spend(client, task.pixels)
+        return submitted
 
     def _send(self, is_long: bool, here: bool, task: PixelTask) -> TaskFuture:
         """The loop receives the result if it is `here`. A task that waited is sent by another thread."""
@@ -295,18 +304,21 @@ class PixelPool:
         """The tasks in order, each when its result is there; None if there is no result within TURN seconds.
         As many are submitted ahead as there are processes, of at most AHEAD bytes of pixels. A tag without a
         task only takes its turn. Closing the iterator cancels the tasks; so does a client that leaves before
-        the first turn. Blocking; raises Overloaded if the queue stays full."""
+        the first turn. Blocking; raises Overloaded or TooManyRequests if there stays no place."""
         ahead: deque[tuple[Tag, TaskFuture | None, PixelTask | None]] = deque()
         begun = False
         try:
             for tag, task in tasks:
                 turns = 0
-                while _is_full(ahead, task, self._workers) or (answer := self._placed(task)) is None:
+                while _is_full(ahead, task, self._workers) or isinstance(
+                    answer := self._placed(task), StreamsrvError
+                ):
                     if ahead:
                         yield from self._waited(*ahead[0][1:], begun)
                         yield ahead.popleft()[:2]
                     elif not begun or turns * TURN > PATIENCE:
-                        raise Overloaded("too many frames are waiting to be decoded", RETRY_AFTER)
+                        assert isinstance(answer, StreamsrvError)
+                        raise answer
                     else:
                         turns += 1
                         time.sleep(TURN)
@@ -322,14 +334,14 @@ class PixelPool:
                 if waiting is not None and task is not None:
                     self.stop(waiting, task.pixels)
 
-    def _placed(self, task: PixelTask | None) -> tuple[TaskFuture | None] | None:
-        """None if there is no place in the queue."""
+    def _placed(self, task: PixelTask | None) -> tuple[TaskFuture | None] | StreamsrvError:
+        """The error if there is no place in the queue."""
         if task is None:
             return (None,)
         try:
             return (self.submit(task),)
-        except Overloaded:
-            return None
+        except (Overloaded, TooManyRequests) as error:
+            return error
 
     def _waited(self, answer: TaskFuture | None, task: PixelTask | None, begun: bool) -> Iterator[None]:
         """None for each TURN until the result is there."""

@@ -37,6 +37,7 @@ class Budget:
 
     rows: int = 1_000_000
     metadata: int = 256 << 20  # bytes of JSON text
+    used: int = field(default=0, init=False)  # rows
     spent: bool = field(default=False, init=False)
     starved: bool = field(default=False, init=False)  # spent on rows that the client may not see
     optional: bool = field(default=False, init=False)
@@ -60,6 +61,7 @@ class Budget:
         raises ContentTooLarge instead. It ignores `hidden` work, on rows that the client may not see: the
         answer would depend on them."""
         self.rows -= rows
+        self.used += rows
         self.metadata -= metadata
         if self.rows < 0 or self.metadata < 0:
             self.spent = True

@@ -34,6 +34,7 @@ from streamsrv.errors import BadRequest
 from streamsrv.query.attributes import Level
 from streamsrv.query.budget import BRIEF_ROWS, BriefBudget, Budget
 from streamsrv.query.conditions import Query, query_of
+from streamsrv.query.rates import ClientRates
 from streamsrv.query.rules import Rule
 from streamsrv.search.attributes import Attributes
 from streamsrv.search.exact import exact_matches
@@ -60,6 +61,8 @@ LONGEST_CODED = 16 << 10
 # To count the matches behind a page, so many values of an inverted list are read, or so many rows are
 # read and matched: 0.1 ms.
 LISTED, COUNTED = 128, 40
+# Seconds whose rows a client may read at once.
+BURST = 10
 # The cost of a dataset that is joined, and of one as XML, in rows.
 JOINED, MODEL = 2, 16
 _HEADERS = (("Vary", "Accept"), ("Cache-Control", "private, no-cache"))
@@ -84,6 +87,7 @@ class Searches:
         self._rule: Rule | None = None
         self._secret = secret
         self._limits = limits or SearchLimits()
+        self._rates = ClientRates(self._limits.rate, self._limits.rate * BURST)
         self._cache: SizedCache[Hashable, _Found] = SizedCache(
             CACHED_BYTES, lambda found: len(found.body) + ENTRY
         )
@@ -105,7 +109,12 @@ class Searches:
         return _conditional(request, found)
 
     def _long(self, request: Request, target: Target) -> Answer:
-        found = self._cached(request, target, Budget(self._limits.rows, self._limits.metadata))
+        budget, client = Budget(self._limits.rows, self._limits.metadata), request.requester.address
+        self._rates.check(client, "the searches of this client have read too much: search_rate is its share")
+        try:
+            found = self._cached(request, target, budget)
+        finally:
+            self._rates.spend(client, budget.used)
         assert found is not None  # such a budget raises when it is spent
         return _conditional(request, found)
 

@@ -52,6 +52,7 @@ class SearchLimits:
     most: int = 5000
     rows: int = 1_000_000  # read by one search: some seconds of one core
     metadata: int = 256 << 20  # bytes of JSON text read by one search: the same
+    rate: int = 0  # rows a second of one client; 0: no limit
     kept: int = 500  # matches in memory, about 1 MB; an answer with more is streamed
 
 

@@ -70,6 +70,13 @@ class AccessSettings:
         "the name.",
     )
 
+    failed_logins: int = _access(
+        300,
+        "logins a minute, address and worker",
+        "Requests of one address with credentials that are not valid. Others of this kind are answered with "
+        "429 and Retry-After; valid credentials still work. 0: no limit.",
+    )
+
     oidc_issuer: str = _oidc(
         "",
         "URL",

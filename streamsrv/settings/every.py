@@ -221,7 +221,7 @@ class Settings(AccessSettings):
     pixel_queue: int = _pixels(
         32,
         "tasks a client and worker",
-        "Batches of frames that may wait for a pixel process; others are answered with 503 and Retry-After.",
+        "Batches of frames that may wait for a pixel process; others are answered with 429 and Retry-After.",
     )
     pixel_deadline: float = _pixels(
         30.0,
@@ -233,6 +233,12 @@ class Settings(AccessSettings):
     )
     pixel_cache: int = _pixels(
         64 << 20, "bytes", "Size of the cache of transcoded frames and rendered pictures in each worker."
+    )
+    pixel_rate: int = _pixels(
+        0,
+        "bytes a second, client and worker",
+        "Decoded bytes of frames that are transcoded or rendered for one client, on average of ten seconds. "
+        "More is answered with 429 and Retry-After. A client is a principal, else an address. 0: no limit.",
     )
     max_rendered_pixels: int = _pixels(
         16 << 20,
@@ -264,6 +270,12 @@ class Settings(AccessSettings):
         "rows",
         "Index rows that one search may read, in some seconds of one core; answered with 413.",
     )
+    search_rate: int = _search(
+        0,
+        "rows a second, client and worker",
+        "Index rows that long searches of one client read, on average of ten seconds. More is answered "
+        "with 429 and Retry-After. A client is a principal, else an address. 0: no limit.",
+    )
     search_metadata: int = _search(
         256 << 20,
         "bytes",
@@ -280,14 +292,21 @@ class Settings(AccessSettings):
     max_connections_per_client: int = _limits(
         1000,
         "connections a worker",
-        "The same limit for one address (IPv6: one /64 network). It does not apply to a trusted proxy. 0: no "
-        "limit.",
+        "The same limit for one principal, and for other connections of an address (IPv6: a /64 network). It "
+        "does not apply to a trusted proxy. 0: no limit.",
+    )
+    client_threads: int = _limits(
+        16,
+        "requests a worker",
+        "Searches, deletions and other long requests of one client that are computed at once. 16 times as "
+        "many wait; others are answered with 429 and Retry-After. A client is a principal, else an address.",
+        least=1,
     )
     max_uploads: int = _limits(
         32,
         "uploads a worker",
-        "Concurrent uploads, three quarters of them for one client; others are answered with 503 and "
-        "Retry-After. Each holds 4 MiB of its body in memory, and a segment.",
+        "Concurrent uploads, three quarters of them for one client, which gets 429 for others. Else they get "
+        "503, both with Retry-After. Each holds 4 MiB of its body in memory, and a segment.",
         least=1,
     )
     slow_upload_rate: int = _limits(

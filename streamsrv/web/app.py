@@ -42,6 +42,8 @@ from streamsrv.web.actions import CONDITIONS, KINDS, Actions, check_precondition
 from streamsrv.web.auditing import RequestAudit
 from streamsrv.web.connection.clients import Uploads, UploadSlot, Watch
 from streamsrv.web.connection.loop import Threads
+from streamsrv.web.connection.shares import ThreadShares
+from streamsrv.web.connection.stream import Stream
 from streamsrv.web.cors import Cors
 from streamsrv.web.forms import Fields, ShortForm
 from streamsrv.web.head import Head, acceptable, check_lists, check_target, check_url
@@ -69,6 +71,8 @@ log = logging.getLogger("streamsrv.web")
 API_VERSIONS = "1, 2"
 # Threads for everything that blocks: commits, syncs, cold reads, searches. They wait more than they work.
 THREADS = 64
+# Calls of a client that may wait for each of its threads.
+WAITING_A_THREAD = 16
 ASKING = CONDITIONS | {"expect"}
 # Sessions and share links: their bodies are short forms, of which so many may arrive at once.
 FORMS = frozenset((Kind.SESSION, Kind.SHARES, Kind.SHARE))
@@ -88,11 +92,12 @@ def hsts(settings: Settings) -> list[tuple[str, str]]:
 
 class Job(NamedTuple):
     """`compute` does not block. `left` is called if the client leaves while a thread computes. `kind` is None
-    for rare requests, whose kind is found when they are counted."""
+    for rare requests, whose kind is found when they are counted. `client` has a share of the threads."""
 
     compute: Callable[[], Computed]
     left: Callable[[], None] = _nothing
     kind: RequestKind | None = None
+    client: str = ""
 
 
 class Intake(NamedTuple):
@@ -123,12 +128,16 @@ class App:
         self.audit = audit
         self.access_log = access_log
         self.pool = Threads(THREADS, "streamsrv")
+        share = settings.client_threads
+        self.threads = ThreadShares(self.pool, share, share * WAITING_A_THREAD)
         self.watch = Watch(
             settings.idle_timeout, settings.stall_timeout, settings.min_rate, settings.head_timeout
         )
         self.buffers = Buffers()
         self.batches = Batches(actions.store_batch)
         self.writer = AnswerWriter(self.pool, self.watch)
+        # Called with a connection and the principal that it counts for from now on.
+        self.own: Callable[[Stream, str], None] = lambda stream, party: None
         self.draining = False
         self.store_open = True
         self.on_failure = on_failure
@@ -325,7 +334,10 @@ class App:
         actions = self._actions_for(caller)
         recorded = partial(self._record_delete, caller, head, target, actions)
         return Job(
-            lambda: self._compute(actions, request, target, recorded), request.requester.leave, counted
+            lambda: self._compute(actions, request, target, recorded),
+            request.requester.leave,
+            counted,
+            caller.party,
         )
 
     def ready(self) -> Answer:

@@ -47,6 +47,7 @@ _REASONS = {
     414: "the URL is too long",
     415: "the media type or coding of the body is not supported; those that are, are listed",
     416: "the range lies outside the representation",
+    429: "this client has its share: come again after Retry-After",
     431: "the headers are too long",
     500: "the server failed",
     503: "busy or not ready: come again after Retry-After",

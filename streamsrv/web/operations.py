@@ -161,7 +161,7 @@ _ERRORS = (PROBLEM, TEXT)
 STORE_TYPES = (MULTIPART, DICOM)
 RESPONSES = (DICOM_JSON, JSON, DICOM_XML)
 # Of every operation, and of those of each method.
-_ALWAYS = (400, 401, 403, 404, 413, 414, 431, 500, 503)
+_ALWAYS = (400, 401, 403, 404, 413, 414, 429, 431, 500, 503)
 _REFUSALS = {
     "GET": (406, 412, 416),
     "HEAD": (406, 412),

@@ -172,6 +172,7 @@ def _watch_gauges(counts: RequestCounts, app: App, acceptor: Acceptor) -> None:
         Gauge.REQUESTS: lambda: app.active,
         Gauge.CONNECTIONS: lambda: acceptor.connections,
         Gauge.UPLOADS: lambda: app.uploads,
+        Gauge.REQUESTS_WAITING: lambda: app.threads.waiting,
     }
     for gauge, value in gauges.items():
         counts.watch(gauge, value)

@@ -9,7 +9,7 @@ from pixel_world import ManualAnswer
 
 from framecodecs.errors import DecodeError, QueueFull
 from framecodecs.pool.pipes import StoredFrame
-from streamsrv.errors import Overloaded, StoreError
+from streamsrv.errors import Overloaded, StoreError, TooManyRequests
 from streamsrv.pixels.fair_queue import CLIENTS, FairQueue
 from streamsrv.pixels.pool import PixelPool
 from streamsrv.pixels.tasks import QUICK, WORTH_A_PROCESS, FrameJob, PixelTask
@@ -64,12 +64,12 @@ def test_a_client_has_a_few_orders_sent_and_others_wait(sent):
 def test_too_many_orders_of_one_client_are_refused(sent):
     queue = FairQueue(1, 2)
     answers = [queue.submit("a", task_of(), sent) for _ in range(3)]
-    with pytest.raises(QueueFull):
+    with pytest.raises(TooManyRequests):
         queue.submit("a", task_of(), sent)
     queue.submit("b", task_of(), sent)
     assert answers[1].cancel()
     queue.submit("a", task_of(), sent)
-    with pytest.raises(QueueFull):
+    with pytest.raises(TooManyRequests):
         queue.submit("a", task_of(), sent)
 
 

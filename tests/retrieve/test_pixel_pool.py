@@ -6,6 +6,7 @@ import time
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from pixel_world import ManualAnswer
@@ -15,9 +16,10 @@ from framecodecs.frameinfo import FrameInfo
 from framecodecs.pool import messages
 from framecodecs.pool.pool import PoolLimits
 from streamsrv.bounded_cache import SizedCache
-from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError
+from streamsrv.errors import BadRequest, NotAcceptable, Overloaded, StoreError, TooManyRequests
 from streamsrv.pixels.pool import AHEAD, PixelPool
 from streamsrv.pixels.tasks import FrameJob, PixelTask, translated
+from streamsrv.wire.answers import Requester
 
 LITTLE = "1.2.840.10008.1.2.1"
 
@@ -409,3 +411,21 @@ def test_a_failed_submit_leaves_nothing_to_the_garbage_collector():
     finally:
         gc.enable()
         pool.close()
+
+
+def test_the_pixels_of_a_client_have_a_rate():
+    pool = PixelPool(2, rate=100)
+    pool._pool = FakePool()
+
+    def submit(client, pixels):
+        return pool.submit(replace(task_of(pixels=pixels), requester=Requester(client)))
+
+    submit("greedy", 900)
+    submit("greedy", 400)
+    with pytest.raises(TooManyRequests, match="too many pixels") as refused:
+        submit("greedy", 1)
+    assert 3 <= refused.value.retry_after <= 4
+    with pytest.raises(TooManyRequests):  # an answer that has not begun
+        list(pool.in_turn([(0, replace(task_of(), requester=Requester("greedy")))]))
+    submit("modest", 900)
+    assert len(pool._pool.taken) == 3

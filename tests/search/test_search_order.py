@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from search_world import Holder, ask, body_of, element, header, instance
+from search_world import Holder, ask, body_of, element, header, instance, request_of
 from test_search_paging import next_page
 
+from streamsrv.errors import TooManyRequests
 from streamsrv.query.attributes import BY_TAG, NEWEST, Level, StudyOrder
 from streamsrv.query.budget import Budget
 from streamsrv.query.conditions import query_of
 from streamsrv.query.matching import MatchingOptions
 from streamsrv.query.values import sort_value
 from streamsrv.store.index.index import Index
+from streamsrv.wire.answers import Answer, Requester, resolved
+from streamsrv.wire.resources import target_of
 
 STUDIES = 600
 LONG = "long " * 100  # longer than a list holds
@@ -140,3 +144,21 @@ def test_words_may_be_in_several_groups_of_a_name(archive: tuple[Holder, dict[st
     for words in ("yamada \u5c71", "\u592a yama t", "tarou \u5c71"):
         url = f"/studies?limit=5000&fuzzymatching=true&PatientName={words}"
         assert set(uids_of(holder, url)) == expected
+
+
+def test_the_searches_of_a_client_have_a_rate(archive: tuple[Holder, dict[str, Any]]) -> None:
+    """Long ones alone are counted. Another client goes on."""
+    holder, _ = archive
+    searches = holder.searches(rate=100)
+
+    def search(client: str, url: str) -> Answer:
+        request = replace(request_of(url, {}), requester=Requester(client))
+        return resolved(searches.answer(request, target_of(request.path)))
+
+    for number in range(2):  # a thousand rows at once; each reads 600
+        assert search("greedy", f"/studies?orderby=PatientName,StudyDate&limit={number + 1}").status == 200
+    with pytest.raises(TooManyRequests) as refused:
+        search("greedy", "/studies?orderby=PatientName,StudyDate&limit=3")
+    assert 1 <= refused.value.retry_after <= 3
+    assert search("modest", "/studies?orderby=PatientName,StudyDate&limit=3").status == 200
+    assert search("greedy", "/studies?limit=3").status == 200

@@ -129,7 +129,7 @@ async def test_a_client_whose_connections_are_all_busy_is_turned_away(
         await raw.send(SLOW)
     await eventually(lambda: len(world.requests) == 2)
     status, headers, body = await (await Raw.connect(port)).answer()
-    assert (status, headers["connection"]) == (503, "close")
+    assert (status, headers["connection"], headers["retry-after"]) == (429, "close", "2")
     assert b"too many connections of this client" in body
     assert await served(await from_address("127.0.0.2", port))
     gate.set()

@@ -7,6 +7,8 @@ holds while the epoch is the same and its end is in the future.
 
 Rules of this file
 - The reason of a refusal goes to the log only: a client learns that its credentials are not valid.
+- Failed logins of an address are limited: 429 after a burst. Valid credentials from there still work, so
+  one client cannot lock out the others.
 - Without a principal a request gets 401, whether its target exists or not. Only resources without data of
   patients answer (principal.OPEN).
 """
@@ -18,9 +20,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from streamsrv.errors import RequestError, Unauthorized
+from streamsrv.errors import KeysPending, RequestError, Unauthorized
 from streamsrv.settings import Settings
-from streamsrv.web.access.authorization import Authorization, authorization_of
+from streamsrv.web.access.authorization import Authorization, FailedLogins, authorization_of
 from streamsrv.web.access.browser.cookies import NO_TLS, cookie_for
 from streamsrv.web.access.browser.sessions import Sessions, display_of
 from streamsrv.web.access.browser.visitor import Visitor
@@ -69,6 +71,7 @@ class Access:
         self._clock = clock
         self._withheld = CHANGING if settings.read_only else NO_RIGHTS
         self._everyone = Principal("anonymous", ALL_RIGHTS & ~self._withheld)
+        self.failed_logins = FailedLogins(settings.failed_logins)
         grants = Grants(Path(settings.data))
         known = KnownGrants(grants, clock)
         self._ways = (AccessKeys(known), *ways)
@@ -77,14 +80,16 @@ class Access:
         self._sessions = Sessions(grants, known.find, settings.session_time, clock)
 
     def admit(self, head: Head, caller: Caller) -> Caller:
-        """The caller with its principal. Raises Unauthorized, and BadRequest for two Authorization
-        headers."""
+        """The caller with its principal. Raises Unauthorized, TooManyRequests after many failed logins, and
+        BadRequest for two Authorization headers."""
         if not self.needed:
             return caller._replace(principal=self._everyone, epoch=self.epoch)
         try:
             principal = self._principal(head, caller)
-        except Unauthorized:
+        except Unauthorized as error:
             if not is_open(head.path):
+                if "authorization" in head.headers and not isinstance(error, KeysPending):
+                    self.failed_logins.count(caller.party)
                 raise
             return caller
         return caller._replace(party=principal.name, principal=principal, epoch=self.epoch)

@@ -26,7 +26,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 
-from streamsrv.errors import Overloaded
+from streamsrv.errors import Overloaded, TooManyRequests
 from streamsrv.web.hosts import party
 
 # Seconds: a rate is measured over one or two of these.
@@ -262,17 +262,15 @@ class Uploads:
         return len(self._slots)
 
     def take(self, client: str) -> UploadSlot:
-        """`client` is the address of the requester. Raises Overloaded if there is no slot."""
+        """`client` is the party of the requester. Raises Overloaded if there is no slot, and TooManyRequests
+        if the client has its share."""
         now, owner = self._clock(), party(client)
         own = [slot for slot in self._slots if slot.party == owner]
-        full = len(self._slots) >= self._most
         if len(own) >= self._share:
-            found = self._make_room(own, now)
-        else:
-            found = not full or self._make_room(self._slots, now)
-        if not found:
-            many = f"{len(self._slots)} uploads" if full else f"{len(own)} uploads of this client"
-            raise Overloaded(f"{many} are being received; try again", RETRY_AFTER)
+            if not self._make_room(own, now):
+                raise TooManyRequests(f"{len(own)} uploads of this client are being received", RETRY_AFTER)
+        elif len(self._slots) >= self._most and not self._make_room(self._slots, now):
+            raise Overloaded(f"{len(self._slots)} uploads are being received; try again", RETRY_AFTER)
         slot = UploadSlot(owner, now)
         self._slots[slot] = None
         return slot

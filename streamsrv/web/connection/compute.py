@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from tornado.iostream import StreamClosedError
 
+from streamsrv.errors import TooManyRequests
 from streamsrv.pixels.pool import left_early
 from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.app import App, Job
 from streamsrv.web.connection.closing import final_status, reset
-from streamsrv.web.connection.loop import from_thread
 from streamsrv.web.connection.stream import Stream
 from streamsrv.web.head import Head
 from streamsrv.web.sending.response import Outgoing, release
@@ -52,6 +52,7 @@ class Answering:
         self._left: Callable[[], None] | None = None
         self._transfer: Transfer | None = None
         self._has_left = False
+        self._client = ""  # that has a share of the threads
 
     # The client leaves
 
@@ -71,6 +72,7 @@ class Answering:
     # Compute
 
     def begin(self, job: Job) -> None:
+        self._client = job.client
         try:
             computed = job.compute()
         except Exception as error:
@@ -133,9 +135,14 @@ class Answering:
     def _from_thread(self, compute: Callable[[], Computed], left: Callable[[], None]) -> None:
         self._left = left
         try:
-            from_thread(self._app.pool, lambda: self._computed(compute), self._from_there)
-        except RuntimeError as error:  # no thread runs, and none can be started
-            asyncio.get_running_loop().call_soon(self._from_there, self._problem(error))
+            self._app.threads.submit(
+                self._client,
+                lambda: self._computed(compute),
+                self._from_there,
+                lambda error: self._from_there(self._problem(error)),
+            )
+        except TooManyRequests as error:
+            self._from_there(self._problem(error))
 
     def _from_there(self, computed: Answer | Pending) -> None:
         self._left = None

@@ -120,6 +120,7 @@ class Exchange(Waiting, HTTPMessageDelegate):
     def _admit(self, head: Head, headers: HTTPHeaders, length: int) -> Awaitable[None] | None:
         self._caller = caller = self._app.caller(head)
         self._client = caller.client
+        self.count_for(caller)
         admitted = self._app.admit(head, caller, length)
         if isinstance(admitted, Intake):
             self._intake = admitted

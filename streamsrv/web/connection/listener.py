@@ -30,6 +30,7 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate
 from tornado.iostream import IOStream
 
+from streamsrv.errors import TooManyRequests
 from streamsrv.settings import Settings
 from streamsrv.web.app import App
 from streamsrv.web.client_certificate import certificate_of
@@ -49,16 +50,17 @@ log = logging.getLogger("streamsrv.web")
 ACCEPT_PAUSE = 0.0002
 # How long to wait for a descriptor when there are none, or for room.
 PAUSE = 0.25
+RETRY_AFTER = 2
 # Connections that are closed for one that found no descriptor: files need some, too.
 FOR_DESCRIPTORS = 16
 # Seconds between two lines in the log.
 REPORT_EVERY = 10.0
+MANY = "too many connections of this client"
 _DETAIL = (
-    b'{"type": "about:blank", "title": "Service Unavailable", "status": 503, '
-    b'"detail": "too many connections of this client"}'
+    b'{"type": "about:blank", "title": "Too Many Requests", "status": 429, "detail": "%b"}' % MANY.encode()
 )
 TURNED_AWAY = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 2\r\n"
+    b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/problem+json\r\nRetry-After: 2\r\n"
     b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(_DETAIL), _DETAIL)
 )
 NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
@@ -137,6 +139,7 @@ class Acceptor:
         self._accepting = False
         self._stopped = False
         server.on_free = self._freed
+        server.app.own = self._own
 
     @property
     def connections(self) -> int:
@@ -211,6 +214,21 @@ class Acceptor:
             return self._replace(party)
         return self._open < self._limit or self._replace()
 
+    def _own(self, stream: Stream, party: str) -> None:
+        """From now on the connection counts for this principal. Raises TooManyRequests if it has its share,
+        and all of its connections are busy."""
+        if self._share and self._by_party[party] >= self._share and not self._replace(party):
+            self._count(turned_away=1)
+            raise TooManyRequests(MANY, RETRY_AFTER)
+        self._by_party[party] += 1
+        self._forget(stream.party)
+        stream.party = party
+
+    def _forget(self, party: str) -> None:
+        self._by_party[party] -= 1
+        if not self._by_party[party]:
+            del self._by_party[party]
+
     def _replace(self, party: str = "") -> bool:
         """Whether a waiting connection was closed."""
         found = self._watch.end_longest(party)
@@ -238,9 +256,7 @@ class Acceptor:
 
     def _freed(self, party: str) -> None:
         self._open -= 1
-        self._by_party[party] -= 1
-        if not self._by_party[party]:
-            del self._by_party[party]
+        self._forget(party)
         self.start()
 
 

@@ -106,6 +106,7 @@ class KnownRequest:
 
     def begin(self) -> None:
         try:
+            self._waiting.count_for(self._caller)
             job = self._app.admit_known(self._head, self._caller)
         except Exception as error:
             self._answering.send(self._app.problem(error, self._head))
@@ -167,6 +168,13 @@ class Waiting:
         stream = self.stream
         self._app.watch.head_awaited(self.key, self._connection.close, stream.party, new=stream.is_new)
         stream.is_new = False
+
+    def count_for(self, caller: Caller) -> None:
+        """The connection counts for the principal of its last request, unless it is that of a proxy. Raises
+        TooManyRequests."""
+        stream = self.stream
+        if stream.party and stream.party != caller.party:
+            self._app.own(stream, caller.party)
 
     def pause(self, closed: Callable[[], None], shut: Callable[[], None] | None = None) -> None:
         """Reads nothing until `resume`. Calls `closed` when the connection closes, `shut` when the client has
