@@ -1,5 +1,5 @@
-"""conf/grafana-dashboard.json fits the schema that Grafana publishes. TypeScript checks the file as a value of
-its types, and the options of each panel. Grafana itself is not in Debian, PyPI or npm.
+"""conf/grafana-dashboard.json fits the schema that Grafana publishes. TypeScript checks the file as a value
+of its types, and the options of each panel. Grafana itself is not in Debian, PyPI or npm.
 """
 
 import copy
