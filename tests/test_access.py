@@ -6,11 +6,15 @@ import socket
 import time
 
 import pytest
-from access_world import Site, basic, command, file_of
+from access_world import Site, basic, bearer, command, file_of
 from clinic import CT_INSTANCES, CT_SERIES, CT_STUDY, ct
 from live_server import start_server
 
-from streamsrv.web.access.grants import KEY, Grants
+from streamsrv.cli import main
+from streamsrv.config import SettingsError
+from streamsrv.settings import Settings
+from streamsrv.web.access.grants import KEY, Grants, digest_of
+from streamsrv.web.access.policy import check_start, needs_principal
 
 FRAME = f"/v2/studies/{CT_STUDY}/series/{CT_SERIES}/instances/{CT_INSTANCES[0]}/frames/1"
 WITHIN = 10.0  # seconds; a worker notices after 0.4, and a loaded machine is slower
@@ -183,6 +187,101 @@ def test_files_are_for_their_owner_only(site, reader):
     assert not any(reader.encode() in each.read_bytes() for each in folder.iterdir())
 
 
+def raw(site, *lines, body=b""):
+    """The status of a request with these lines, and the bytes behind its head."""
+    with socket.create_connection(("127.0.0.1", site.port), 10) as connection:
+        head = "\r\n".join((*lines, "Host: localhost", "", "")).encode("latin-1")
+        connection.sendall(head + body)
+        connection.shutdown(socket.SHUT_WR)
+        answer = connection.makefile("rb").read()
+    return int(answer.split()[1]), answer
+
+
+def test_two_authorization_headers_are_400(site, reader):
+    line = f"Authorization: Bearer {reader}"
+    for other in (line, "Authorization: Basic eDp5", "authorization: Bearer x"):
+        for lines in ((line, other), (other, line)):
+            assert raw(site, "GET /v2/studies HTTP/1.1", *lines)[0] == 400
+    assert raw(site, "GET /v2/studies HTTP/1.1", f"{line}, Bearer x")[0] == 400
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "Bearer",
+        "Bearer ",
+        "Basic",
+        "Basic Og==",
+        "Digest username=x",
+        "Negotiate YII",
+        "\xff",
+        "Basic /////w==",
+    ],
+)
+def test_odd_credentials_are_401(site, value):
+    assert raw(site, "GET /v2/studies HTTP/1.1", f"Authorization: {value}")[0] == 401
+
+
+def test_a_body_without_credentials_is_not_read_as_a_request(site, reader):
+    hidden = f"GET /v2/studies HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {reader}\r\n\r\n".encode()
+    for lines in ((f"Content-Length: {len(hidden)}",), ("Transfer-Encoding: chunked",)):
+        status, answer = raw(site, "POST /v2/studies HTTP/1.1", *lines, body=hidden)
+        assert status == 401
+        assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_no_secret_and_no_reason_leaves_the_server(site, reader):
+    wrong = f"{reader[:-3]}abc"
+    answers = [site.ask(Authorization=each) for each in (f"Bearer {wrong}", basic("reader", wrong))]
+    assert {answer.status for answer in answers} == {401}
+    assert len({answer.body.partition(b"instance")[0] for answer in answers}) == 1
+    deadline = time.monotonic() + 10
+    while (text := site.server.log.read_text()).count("the key is unknown or revoked") < 2:
+        assert time.monotonic() < deadline
+    assert wrong not in text
+    assert reader not in text
+
+
+def test_a_damaged_file_closes_the_door_and_is_named(site):
+    key = site.key("rots", "search,read")
+    assert site.ask(**bearer(key)).status == 200
+    path = Grants(site.server.data).path_of(KEY, digest_of(key))
+    path.write_bytes(path.read_bytes().replace(b"read", b"raed"))
+    deadline = time.monotonic() + WITHIN
+    while {site.ask(**bearer(key)).status for _ in range(6)} != {401}:
+        assert time.monotonic() < deadline
+    assert str(path) in site.server.log.read_text()
+    path.unlink()
+
+
+def test_a_script_of_a_browser_gets_no_challenge_for_basic(site):
+    for mode, schemes in (("cors", ["Bearer"]), ("navigate", ["Bearer", "Basic"])):
+        answer = site.ask(Sec_Fetch_Mode=mode)
+        found = answer.headers.get_all("WWW-Authenticate")
+        assert [each.split()[0] for each in found] == schemes
+
+
 def test_a_server_for_other_machines_needs_a_way_in(tmp_path):
     done = command("serve", "--host", "0.0.0.0", "--data", str(tmp_path), code=2)
     assert "streamsrv key add" in done.stderr
+    settings = {"host": "0.0.0.0", "data": str(tmp_path)}
+    with pytest.raises(SettingsError, match="auth is none"):
+        check_start(Settings(**settings, auth="none"))
+    for auth in ("auto", "none", "required"):
+        check_start(Settings(**settings, auth=auth, allow_remote_without_authentication=True))
+    assert main(["key", "add", "first", "--rights", "read", "--data", str(tmp_path)]) == 0
+    for auth in ("auto", "required"):
+        check_start(Settings(**settings, auth=auth))
+        assert needs_principal(Settings(**settings, auth=auth))
+
+
+def test_others_lose_the_folder_when_the_server_starts(tmp_path, caplog):
+    folder = Grants(tmp_path).folder
+    folder.mkdir()
+    for mode, warns in ((0o750, False), (0o777, True)):
+        folder.chmod(mode)
+        caplog.clear()
+        check_start(Settings(data=str(tmp_path)))
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert ("could write" in caplog.text) is warns

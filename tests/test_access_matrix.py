@@ -11,7 +11,7 @@ from live_server import start_server
 
 from streamsrv.web.access.grants import KEY, Grant, Grants, digest_of, new_key
 from streamsrv.web.access.principal import ALL_RIGHTS, Right, named_rights
-from streamsrv.wire.resources import PAGES, ROUTES, SHARING, UNVERSIONED
+from streamsrv.wire.resources import PAGES, ROUTES, SHARING, UNVERSIONED, Kind
 
 OPEN, ANY = "open", ""
 # Kind and method -> the right that they need.
@@ -109,6 +109,7 @@ def path_of(route, prefix, method):
 
 def test_each_route_has_a_row():
     assert {(str(route.kind), method) for route, _ in ROWS for method in route.methods} == set(RIGHTS)
+    assert {kind for kind, _ in RIGHTS} == set(map(str, Kind))
 
 
 @pytest.mark.parametrize("method", METHODS)

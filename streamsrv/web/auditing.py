@@ -155,7 +155,7 @@ def event_of(head: Head, target: Target, status: int) -> Event | None:
     if kind in SHARING:
         return Event.RIGHTS_CHANGED if head.method in CHANGING else None
     if head.method in CHANGING:  # a success was recorded before the answer
-        return None if succeeded else CHANGES[head.method, target.series is None]
+        return None if succeeded else CHANGES.get((head.method, target.series is None))
     if kind is Kind.WADO_URI and "application/dicom" in _values(head, "contentType"):
         return Event.SENT
     return EVENTS.get(kind)

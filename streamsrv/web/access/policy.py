@@ -40,8 +40,8 @@ def has_way_in(settings: Settings) -> bool:
 def check_start(settings: Settings) -> None:
     """Raises SettingsError if this server would be open to other machines, or closed to all. Raises
     StoreError if others can write grants."""
-    remote = not is_loopback(settings.host)
-    if remote and not needs_principal(settings) and not settings.allow_remote_without_authentication:
+    remote = not is_loopback(settings.host) and not settings.allow_remote_without_authentication
+    if remote and not needs_principal(settings):
         raise SettingsError(
             f"other machines can reach {settings.host}, and auth is none: they could read and delete every "
             "study. To allow that, set --allow-remote-without-authentication"
