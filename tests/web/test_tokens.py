@@ -9,7 +9,10 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from streamsrv.web.access.roles import Roles
 from streamsrv.web.access.tokens import LEEWAY, TokenRefused, TokenVerifier, UnknownKey, VerificationKeys
 
 ISSUER, AUDIENCE = "https://login.example/realms/clinic", "streamsrv"
@@ -214,3 +217,50 @@ def test_a_key_id_may_occur_twice():
 def test_a_token_names_its_key_if_several_fit():
     with pytest.raises(TokenRefused, match="several"):
         verify(jwt.encode(claims(), RSA, "RS256"), [jwk(RSA, "a"), jwk(rsa_key(), "b")])
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+)
+CLAIMS = ("iss", "aud", "sub", "exp", "nbf", "iat", "jti", "scope", "typ", "nonce", "token_use", "roles")
+HEADERS = ("alg", "kid", "typ", "jku", "crit", "b64", "cty")
+
+
+def signed(header, body):
+    """A token with any header and claims, signed by the Ed25519 key."""
+    text = without_signature(header, body).rstrip(".")
+    return f"{text}.{base64.urlsafe_b64encode(ED.sign(text.encode())).decode().rstrip('=')}"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(st.sampled_from(CLAIMS), VALUES), st.dictionaries(st.sampled_from(HEADERS), VALUES))
+def test_whatever_an_issuer_signs_is_accepted_or_refused(changes, header):
+    """No other exception, which would be an answer with 500."""
+    text = signed({"alg": "EdDSA", "kid": "ed"} | header, claims() | changes)
+    if refusal_of(text) is None:
+        found = verify(text)
+        assert found.subject == found.claims["sub"]
+        grant = Roles(["* -> search", "a -> read where PatientID={roles}"], ["roles", "scope"]).grant(
+            found.claims
+        )
+        assert grant[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_token_with_a_changed_byte_is_refused(data):
+    text = token(key=ED, algorithm="EdDSA", kid="ed")
+    place = data.draw(st.integers(0, len(text) - 1))
+    other = data.draw(st.characters(max_codepoint=0x17F).filter(lambda each: each != text[place]))
+    changed = text[:place] + other + text[place + 1 :]
+    assert refusal_of(changed) is not None
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from(("kty", "kid", "use", "alg", "n", "e")), VALUES), max_size=3))
+def test_a_key_set_of_anything_accepts_nothing(keys):
+    text = token()
+    with pytest.raises(TokenRefused):
+        verify(text, [{"kty": "RSA", "kid": "rsa"} | key for key in keys])
