@@ -1,5 +1,5 @@
 """Starts, watches, restarts and ends the workers, the pixel processes that all workers share, and the
-companions (scrub, metrics and the keys of an issuer). Protects them from other processes of the machine
+companions (scrub, metrics, audit, keys of an issuer). Protects them from other processes of the machine
 (`protect`).
 
 This process holds the store's lock and the listening sockets. The sockets stay open while a worker restarts:
@@ -44,7 +44,13 @@ from framecodecs.pool.processes import PixelProcesses
 from framecodecs.rendering.fonts import NoFont, check_font, find_fonts, has_cjk
 from streamsrv import __version__, config
 from streamsrv.audit.entries import SERVER, AuditEntry, Event
-from streamsrv.companions.processes import Companion, IssuerProcess, MetricsProcess, ScrubProcess
+from streamsrv.companions.processes import (
+    AuditProcess,
+    Companion,
+    IssuerProcess,
+    MetricsProcess,
+    ScrubProcess,
+)
 from streamsrv.listening import CannotServe, bind, bound_path, origin_of
 from streamsrv.metrics import MetricsBoard, ServerCell
 from streamsrv.oidc.key_board import KeyBoard
@@ -114,6 +120,7 @@ class Supervisor:
     scrub: ScrubProcess | None = None
     metrics: MetricsProcess | None = None
     issuer: IssuerProcess | None = None
+    audit: AuditProcess | None = None
     board: MetricsBoard = field(init=False)
     keys: KeyBoard = field(default_factory=KeyBoard.make)
 
@@ -139,6 +146,7 @@ class Supervisor:
             [each.endpoints for each in self.pixels],
         )
         self.issuer = IssuerProcess(self.settings, self.selector, self.keys)
+        self.audit = AuditProcess(self.settings, self.selector)
         with signal_pipe(self.selector), contextlib.closing(quick), contextlib.closing(slow):
             while self.kill_time is None or any(slot.worker for slot in self.slots):
                 self._start_due()
@@ -150,6 +158,7 @@ class Supervisor:
                 self._kill_hanging()
                 self._kill_late()
             self.issuer.close()
+            self.audit.close()
             self.metrics.close()
         self.selector.close()
         return self.exit_code
@@ -176,7 +185,7 @@ class Supervisor:
         """Those that may start now."""
         if not self.serving or self.kill_time is not None:
             return []
-        return [each for each in (self.issuer, self.scrub, self.metrics) if each is not None]
+        return [each for each in (self.issuer, self.audit, self.scrub, self.metrics) if each is not None]
 
     def _start(self, number: int) -> Worker:
         status, their_status = os.pipe()

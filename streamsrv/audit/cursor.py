@@ -50,7 +50,7 @@ class Cursor:
         draft = self._path.with_suffix(".new")
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, orjson.dumps(position))
+            os.write(fd, orjson.dumps(list(position)))
             os.fdatasync(fd)
         finally:
             os.close(fd)

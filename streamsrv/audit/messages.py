@@ -27,6 +27,7 @@ SEVERITIES = {
     EventOutcome.SERIOUS_FAILURE: 3,
     EventOutcome.MAJOR_FAILURE: 2,
 }
+DECLARATION = b'<?xml version="1.0" encoding="UTF-8"?>'
 BOM = b"\xef\xbb\xbf"
 # RFC 5424 A.2: sequence numbers wrap behind this one.
 MOST_SEQUENCE = 2_147_483_647
@@ -100,8 +101,8 @@ def audit_message(entry: AuditEntry, host: str) -> bytes:
     source = SubElement(root, "AuditSourceIdentification", AuditSourceID=f"{SERVER}@{host}")
     SubElement(source, "AuditSourceTypeCode", {"csd-code": "4"})
     _objects(root, entry)
-    text: bytes = tostring(root, encoding="utf-8", xml_declaration=True)
-    return text
+    text: bytes = tostring(root, encoding="utf-8", xml_declaration=False)
+    return DECLARATION + text
 
 
 def _user(root: Element, entry: AuditEntry) -> None:

@@ -23,6 +23,7 @@ from framecodecs.pool.processes import PoolEndpoints
 from streamsrv import config
 from streamsrv.metrics import MetricsBoard
 from streamsrv.oidc.key_board import KeyBoard
+from streamsrv.options import audits
 from streamsrv.settings import Settings
 
 log = logging.getLogger("streamsrv.supervisor")
@@ -33,6 +34,8 @@ SCRUB_AFTER_FAILURE, SCRUB_FIRST_PAUSE = 60.0, 60.0
 PAUSE_A_DAY = 86.4
 # Seconds until the metrics process, and the process of the issuer, start again.
 METRICS_PAUSE = ISSUER_PAUSE = 2.0
+# The audit process ends if a certificate or key cannot be read.
+AUDIT_PAUSE = 10.0
 
 
 class Companion(ABC):
@@ -162,6 +165,19 @@ class MetricsProcess(Companion):
 
     def pause(self, output: bytes) -> float:
         return METRICS_PAUSE
+
+
+class AuditProcess(Companion):
+    """It sends the audit trail to `audit_syslog`; there is no process without one."""
+
+    def __init__(self, settings: Settings, selector: selectors.BaseSelector) -> None:
+        super().__init__(
+            *("audit", "streamsrv.companions.audit_sender", settings, selector),
+            wanted=bool(settings.audit_syslog) and audits(settings),
+        )
+
+    def pause(self, output: bytes) -> float:
+        return AUDIT_PAUSE
 
 
 class IssuerProcess(Companion):

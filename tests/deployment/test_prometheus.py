@@ -133,6 +133,15 @@ CASES = {
         [m("scrub_oldest_verified_timestamp_seconds", "0x40"), m("scrub_period_seconds", "0x40")],
     ),
     "StreamsrvLostAndFound": ([m("lost_and_found_bytes", "512x60")], [m("lost_and_found_bytes", "0x60")]),
+    "StreamsrvRefusals": (
+        [requests("401", "0+50x60"), requests("429", "0+50x60")],
+        [requests("401", "0+10x60"), requests("404", "0+900x60")],
+    ),
+    "StreamsrvAuditUnwritten": ([m("audit_waiting", "3x60")], [m("audit_waiting", "3 0 2 0x60")]),
+    "StreamsrvAuditUnsent": (
+        [m("audit_entries_total", "5x10 5+1x50"), m("audit_unsent", "0x10 0+1x50")],
+        [m("audit_entries_total", "5+9x60"), m("audit_unsent", "4x60")],
+    ),
 }
 # These fire after hours, so their series have one value an hour.
 LATE = {"StreamsrvDeadBytes", "StreamsrvScrubLate"}
