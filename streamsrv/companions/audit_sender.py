@@ -55,7 +55,7 @@ def sleep(seconds: float) -> None:
         raise ServerEnded
 
 
-class Receiver:
+class SyslogReceiver:
     """A syslog receiver. Raises OSError from each method."""
 
     def __init__(self, settings: Settings) -> None:
@@ -89,10 +89,12 @@ class Receiver:
             yield secure
 
 
-class Sender:
+class AuditSender:
     """Sends the entries behind the cursor. `wait` is called with seconds."""
 
-    def __init__(self, cursor: Cursor, receiver: Receiver, wait: Callable[[float], None] = sleep) -> None:
+    def __init__(
+        self, cursor: Cursor, receiver: SyslogReceiver, wait: Callable[[float], None] = sleep
+    ) -> None:
         self._cursor = cursor
         self._receiver = receiver
         self._wait = wait
@@ -136,7 +138,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach every process of a service
         signal.signal(number, signal.SIG_IGN)
     try:
-        Sender(Cursor(audit_folder(settings)), Receiver(settings)).run()
+        AuditSender(Cursor(audit_folder(settings)), SyslogReceiver(settings)).run()
     except ServerEnded:
         return 0
     except OSError as error:

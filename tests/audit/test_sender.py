@@ -10,7 +10,7 @@ from tls_world import made
 from streamsrv.audit.cursor import Cursor, SentPosition
 from streamsrv.audit.entries import AuditEntry, Event
 from streamsrv.audit.trail import Trail, TrailLimits, files_of
-from streamsrv.companions.audit_sender import Receiver, Sender
+from streamsrv.companions.audit_sender import AuditSender, SyslogReceiver
 from streamsrv.settings import Settings
 
 AT = 1_700_000_000.0
@@ -60,13 +60,13 @@ def test_what_may_be_lost_is_sent_again(tmp_path, monkeypatch):
     monkeypatch.setattr("streamsrv.companions.audit_sender.BATCH", 4)
     filled(tmp_path, 5)
     receiver, waits = Flaky(), Waits(4)
-    run(Sender(Cursor(tmp_path), receiver, waits))
+    run(AuditSender(Cursor(tmp_path), receiver, waits))
     assert len(receiver.received) == 20
     assert len(set(receiver.received)) == 10
     assert Cursor(tmp_path).load().entry == 10
     assert waits.waited == [1.0, 1.0, 1.0, 0.5]
     receiver.received.clear()
-    run(Sender(Cursor(tmp_path), receiver, Waits(1)))
+    run(AuditSender(Cursor(tmp_path), receiver, Waits(1)))
     assert receiver.received == []
 
 
@@ -116,9 +116,9 @@ def test_a_receiver_with_a_certificate_of_another_name_gets_nothing(tmp_path):
         thread = threading.Thread(target=serve, args=(listener,))
         thread.start()
         port = listener.getsockname()[1]
-        Receiver(settings(f"localhost:{port}", pair)).deliver([b"5 hello"])
+        SyslogReceiver(settings(f"localhost:{port}", pair)).deliver([b"5 hello"])
         with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
-            Receiver(settings(f"127.0.0.1:{port}", pair)).deliver([b"5 hello"])
+            SyslogReceiver(settings(f"127.0.0.1:{port}", pair)).deliver([b"5 hello"])
         thread.join()
     assert received[0] == b"5 hello"
     assert received[1] in (None, b"")
