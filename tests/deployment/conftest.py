@@ -120,7 +120,7 @@ http {
   access_log off;
   types {text/html html; text/javascript js; application/wasm wasm;}
   server {
-    listen 127.0.0.1:PORT;
+    listen 127.0.0.1:PORT TLS;
     root FILES;
     location ~ ^/(v2|session)(/|$) {proxy_pass UPSTREAM; proxy_set_header Host $http_host;}
   }
@@ -129,19 +129,22 @@ http {
 
 
 @contextmanager
-def same_origin(folder, files, server):
-    """The origin of an nginx with the files, and with the DICOMweb service of the server and its sessions."""
+def same_origin(folder, files, server, pair=None):
+    """The origin of an nginx with the files, and with the DICOMweb service of the server and its sessions.
+    It has TLS with the certificate of a pair."""
     folder.mkdir()
     port = free_port()
     text = NGINX.replace("FOLDER", str(folder)).replace("FILES", str(files))
     text = text.replace("PORT", str(port)).replace("UPSTREAM", server.origin).replace("USER", "user root;")
-    (folder / "nginx.conf").write_text(text)
+    tls = f"ssl; ssl_certificate {pair.certificate}; ssl_certificate_key {pair.key}" if pair else ""
+    (folder / "nginx.conf").write_text(text.replace("TLS", tls))
+    context = pair.context() if pair else None
     command = ["nginx", "-c", str(folder / "nginx.conf"), "-p", str(folder), "-e", str(folder / "error.log")]
-    origin = f"http://127.0.0.1:{port}"
+    origin = f"{'https' if pair else 'http'}://127.0.0.1:{port}"
 
     def answers():
         try:
-            return urllib.request.urlopen(f"{origin}/library.html", timeout=5).status == 200
+            return urllib.request.urlopen(f"{origin}/library.html", timeout=5, context=context).status == 200
         except OSError:
             return False
 

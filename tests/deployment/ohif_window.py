@@ -36,7 +36,8 @@ class Viewer(Chromium):
     """OHIF in a window of fixed size. The window is kept, so code is loaded from its cache."""
 
     def __init__(self):
-        super().__init__("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
+        graphics = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
+        super().__init__(*graphics, "--ignore-certificate-errors")
         self.size(1400, 900)
 
     def until(self, condition):

@@ -1,5 +1,5 @@
 """Viewers of a server that needs credentials, in Chromium: by the cookie of the page on the origin of the
-server, and by a key in Authorization on another origin. Two users see two lists.
+server, over TLS, and by a key in Authorization on another origin. Two users see two lists.
 """
 
 import base64
@@ -15,6 +15,7 @@ from access_world import command
 from conftest import same_origin
 from live_server import ROOT, start_server
 from ohif_window import VIEWPORT, files_of, hosted
+from tls_world import made
 from viewer_archive import CT, DOCUMENT, SIDE, STUDY, VOLUME, fill, hounsfield, middle_of_slide
 from viewer_kinds import RECORDED, WIDTH, video
 
@@ -45,13 +46,15 @@ def login(ohif, library, viewer, tmp_path_factory):
         "ben": command(*add, "ben", "--study", VOLUME, "--study", DOCUMENT).stdout.strip(),
     }
     with hosted(folder / "site") as host:
-        running = start_server(folder, "--auth", "required", "--cors-origins", host)
+        pair = made(folder, "server")
+        flags = ("--auth", "required", "--cors-origins", host, *pair.flags)
+        running = start_server(folder, *flags, context=pair.context())
         text = (ROOT / "docs" / "viewers.md").read_text()
         (config,) = re.findall(r"```js\n(window\.config = .*?)```", text, re.DOTALL)
         (extensions,) = re.findall(r"```js\n(extensions: .*?)```", text, re.DOTALL)
         config = config.replace("https://pacs.example", running.origin).replace("extensions: [],", extensions)
         (folder / "site" / "viewer" / "app-config.js").write_text(config)
-        with same_origin(folder / "nginx", folder / "site", running) as proxy:
+        with same_origin(folder / "nginx", folder / "site", running, pair) as proxy:
             yield Login(running, keys, host, proxy)
         running.end()
 
@@ -79,6 +82,9 @@ def with_cookie(viewer, login, user, place):
     viewer.write(login.keys[user])
     viewer.press("Enter")
     viewer.shows(f"location.pathname === '/viewer/{place.partition('?')[0]}'")
+    (cookie,) = viewer.call("Network.getCookies", urls=[login.server.origin])["cookies"]
+    assert cookie["name"].startswith("__Host-")
+    assert (cookie["secure"], cookie["httpOnly"], cookie["sameSite"]) == (True, True, "Strict")
 
 
 WAYS = pytest.mark.parametrize("opened", [with_key, with_cookie], ids=lambda way: way.__name__)
@@ -91,6 +97,8 @@ def test_two_users_see_two_lists(viewer, login, opened):
     opened(viewer, login, "ben", "")
     viewer.says(SOME)
     assert "Müller" not in viewer.text("body")
+    # The configuration on the other origin is a file, so it does not know the rights.
+    assert ("Upload" in viewer.text("body")) == (opened is with_key)
     opened(viewer, login, "ben", f"viewer?StudyInstanceUIDs={STUDY}")
     viewer.says("not available")
     assert viewer.errors() == []
@@ -139,4 +147,19 @@ def test_cornerstone_and_slides_by_themselves(viewer, login, way):
     series = f"'{root}', '{world.SLIDE_STUDY}', '{world.SLIDE_SERIES}'"
     assert viewer.run(f"slide({series}, {json.dumps(headers)})") == 1
     viewer.until(lambda: np.abs(viewer.around_the_middle() - middle_of_slide()).max() <= 25)
+    assert viewer.errors() == []
+
+
+def test_a_shared_study(viewer, login):
+    """The session of a link shows its study, and lists no other."""
+    share = ("share", STUDY, "--data", login.server.data, "--url", login.server.origin)
+    link = command(*share).stdout.strip()
+    viewer.call("Network.clearBrowserCookies")
+    viewer.open(link)
+    viewer.shows(f"location.hash === '#/studies/{STUDY}'")
+    viewer.open_study(login.server, STUDY)
+    viewer.shows(f"{VIEWPORT}.getImageData().scalarData.length")
+    assert (viewer.image(f"/{CT}.1/").reshape(SIDE, SIDE) == hounsfield(1)).all()
+    viewer.open(f"{login.server.origin}/viewer/")
+    viewer.says("1-1 of 1")
     assert viewer.errors() == []
