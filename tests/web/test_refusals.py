@@ -246,7 +246,7 @@ async def test_too_many_uploads_at_once(port, world):
     raw = await Raw.connect(port)
     await raw.send(head + PLANTED)
     status, headers = await raw.head()
-    assert status == 503
+    assert status == 429
     assert int(headers["retry-after"]) > 0
     await raw.close()
     for raw in waiting:
