@@ -79,9 +79,11 @@ class Run:
                 with suppress(OSError, RuntimeError):
                     forget(self.target, study)
 
-    def peer(self, name: str, folder: Path) -> AbstractContextManager[Service | None]:
-        """None if it is not installed, or beside a target."""
-        return nullcontext() if self.target else servers.peer(name, folder)
+    def peer(
+        self, name: str, folder: Path, other: str = "", **more: str
+    ) -> AbstractContextManager[Service | None]:
+        """As servers.peer. None if it is not installed, or beside a target."""
+        return nullcontext() if self.target else servers.peer(name, folder, other, **more)
 
     @contextmanager
     def both(self, name: str, *flags: str) -> Iterator[list[Service]]:

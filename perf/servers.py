@@ -86,7 +86,8 @@ class Service:
 
 @contextlib.contextmanager
 def streamsrv(folder: Path, *flags: str) -> Iterator[Service]:
-    service = Service(OURS, free_port(), "/v2", folder=folder / "data")
+    tls = "--tls-certificate" in flags
+    service = Service(OURS, free_port(), "/v2", folder=folder / "data", tls=tls)
     command = [
         sys.executable,
         "-m",
@@ -103,16 +104,18 @@ def streamsrv(folder: Path, *flags: str) -> Iterator[Service]:
 
 
 @contextlib.contextmanager
-def peer(name: str, folder: Path) -> Iterator[Service | None]:
+def peer(name: str, folder: Path, other: str = "", **more: str) -> Iterator[Service | None]:
     """nginx, which serves the files of the folder by sendfile, or Orthanc. nginx opens files under many/ for
-    each request. Yields None if the server, or the DICOMweb plugin of Orthanc, is not installed."""
+    each request. `other` is another file of settings, for HTTPS, with `more` words to replace. Yields None if
+    the server, or the DICOMweb plugin of Orthanc, is not installed."""
     executable = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin")
     if executable is None or (name == ORTHANC and not PLUGINS[0].exists()):
         yield None
         return
     configuration, prefix, probe = PEERS[name]
-    service = Service(name, free_port(), prefix, folder=folder)
-    values = {
+    configuration, probe = (other, f"/{other}") if other else (configuration, probe)
+    service = Service(name, free_port(), prefix, folder=folder, tls=bool(other))
+    values = more | {
         "FOLDER": str(folder),
         "PORT": str(service.port),
         "USER;": "user root;" if os.geteuid() == 0 else "",

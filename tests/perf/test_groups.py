@@ -60,7 +60,14 @@ CLAIMS = {
         "99 % of metadata of one instance answered while a study streams cold",
     ],
 }
-OURS = ("streamsrv", "cp + fsync", "append, sync, commit", "streamsrv, quiet", "streamsrv, streaming")
+OURS = (
+    "streamsrv",
+    "cp + fsync",
+    "append, sync, commit",
+    "streamsrv, quiet",
+    "streamsrv, streaming",
+    "streamsrv, without TLS",
+)
 NOT_AT_THIS_SIZE = ("frames of 21 kB, 16 at once",)
 
 
@@ -81,7 +88,7 @@ def alone(server, monkeypatch):
             run.forget(server, study)
 
     monkeypatch.setattr(servers, "streamsrv", shared)
-    monkeypatch.setattr(servers, "peer", lambda name, folder: contextlib.nullcontext())
+    monkeypatch.setattr(servers, "peer", lambda name, folder, *more, **words: contextlib.nullcontext())
     monkeypatch.setattr(run, "WARMED", 2 << 20)
     monkeypatch.setenv("PATH", "/bin:/usr/sbin")  # without wrk, which measures for a second at least
 
@@ -95,6 +102,17 @@ def test_a_group(name, tmp_path, alone):
             assert (row.value is None) == (row.note == "not installed"), row
             assert row.subject in OURS or row.value is None, row
     assert [each.text for each in table.judgements(rows, [name])] == CLAIMS[name]
+
+
+def test_the_group_of_tls(tmp_path, monkeypatch):
+    """With servers of its own: they need a certificate."""
+    monkeypatch.setattr(run, "WARMED", 2 << 20)
+    monkeypatch.setattr(servers, "peer", lambda *words, **more: contextlib.nullcontext())
+    rows = list(measured(table.GROUPS["tls"], Run(tmp_path, SIZE)))
+    figures = {(row.measure.partition(" over")[0], row.subject) for row in rows if row.value is not None}
+    measures = ("retrieve one instance of 0.421 MB", "CPU time, retrieve one instance of 0.421 MB")
+    subjects = ("streamsrv", "streamsrv, without TLS")
+    assert figures == {(measure, each) for measure in (*measures, "frames of 21 kB") for each in subjects}
 
 
 # --- a server that was started elsewhere ---
