@@ -110,7 +110,7 @@ def test_the_group_of_tls(tmp_path, monkeypatch):
     monkeypatch.setattr(servers, "peer", lambda *words, **more: contextlib.nullcontext())
     rows = list(measured(table.GROUPS["tls"], Run(tmp_path, SIZE)))
     figures = {(row.measure.partition(" over")[0], row.subject) for row in rows if row.value is not None}
-    measures = ("retrieve one instance of 0.421 MB", "CPU time, retrieve one instance of 0.421 MB")
+    measures = ("retrieve one instance of 0.423 MB", "CPU time, retrieve one instance of 0.423 MB")
     subjects = ("streamsrv", "streamsrv, without TLS")
     assert figures == {(measure, each) for measure in (*measures, "frames of 21 kB") for each in subjects}
 
