@@ -44,7 +44,7 @@ def certificate(folder: Path) -> Iterator[Path]:
             os.environ["SSL_CERT_FILE"] = before
 
 
-class Retrieval:
+class RetrievalRate:
     """MB/s of EACH GETs of one resource; each call is a round. `pids` are the processes that serve it."""
 
     def __init__(self, service: Service, path: str, accept: str, pids: Sequence[int]) -> None:
@@ -79,15 +79,15 @@ def tls(run: Run) -> Iterator[Row]:
             (web / name).write_bytes(bodies.noise(length))
         with run.peer(NGINX, web, "nginx-tls.conf", PAIR=str(pair), SOCKET=str(socket)) as nginx:
             retrievals = {
-                OURS: Retrieval(ours, slide.path, DICOM, [ours.pid]),
-                PLAIN: Retrieval(plain, slide.path, DICOM, [plain.pid]),
+                OURS: RetrievalRate(ours, slide.path, DICOM, [ours.pid]),
+                PLAIN: RetrievalRate(plain, slide.path, DICOM, [plain.pid]),
             }
             paths = [f"{slide.path}/frames/{number + 1}" for number in range(min(run.size.tiles, 500))]
             loads = {OURS: Load(ours, paths, FRAME), PLAIN: Load(plain, paths, FRAME)}
             if nginx is not None:
                 front = replace(nginx, prefix="/v2")
-                retrievals[NGINX] = Retrieval(nginx, "//whole", "*/*", [nginx.pid])
-                retrievals[FRONT] = Retrieval(front, slide.path, DICOM, [nginx.pid, ours.pid])
+                retrievals[NGINX] = RetrievalRate(nginx, "//whole", "*/*", [nginx.pid])
+                retrievals[FRONT] = RetrievalRate(front, slide.path, DICOM, [nginx.pid, ours.pid])
                 loads[NGINX] = Load(nginx, ["/tile"])
                 loads[FRONT] = Load(front, paths, FRAME)
             measure = f"retrieve one instance of {whole / 1e6:.3g} MB over TLS"
