@@ -6,6 +6,7 @@
     |   |   `-- MultipartError       400  malformed multipart body
     |   |-- Unauthorized             401  no valid credentials; `reason` is for the log
     |   |   |-- KeysPending          401  the keys of the issuer are being fetched: ask once more
+    |   |   |   `-- RenewalPending   401  a session is being renewed: ask once more
     |   |   `-- PinRequired          401  a share link needs its PIN
     |   |-- Forbidden                403  not allowed: Host not expected, store is read-only
     |   |-- NotFound                 404  there is no such resource
@@ -91,6 +92,10 @@ class Unauthorized(RequestError):
 
 class KeysPending(Unauthorized):
     """The keys of the issuer are being fetched: the same request may succeed in a moment."""
+
+
+class RenewalPending(KeysPending):
+    """The session of a browser is being renewed at the issuer."""
 
 
 class PinRequired(Unauthorized):

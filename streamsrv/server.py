@@ -28,6 +28,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from framecodecs.pool.processes import PoolEndpoints
 from streamsrv import config
@@ -59,6 +60,9 @@ from streamsrv.web.worker import run
 from streamsrv.wire.answers import Request
 from streamsrv.wire.multipart import MultipartLimits
 from streamsrv.wire.resources import Target
+
+if TYPE_CHECKING:
+    from streamsrv.web.access.login import Login
 
 log = logging.getLogger("streamsrv.worker")
 
@@ -150,13 +154,16 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
     return within(None)
 
 
-def ways_in(settings: Settings, board: KeyBoard) -> list[WayIn]:
-    """The ways to authenticate, beside keys. PyJWT and cryptography take 23 MB, so they are loaded only if
-    there is an issuer."""
+def ways_in(settings: Settings, board: KeyBoard) -> tuple[list[WayIn], Login | None]:
+    """The ways to authenticate, beside keys, and the login at the issuer. PyJWT and cryptography take 23 MB,
+    so they are loaded only if there is an issuer."""
     if not settings.oidc_issuer:
-        return []
-    tokens: WayIn = import_module("streamsrv.web.access.issued_tokens").IssuedTokens(settings, board)
-    return [tokens]
+        return [], None
+    tokens = import_module("streamsrv.web.access.issued_tokens").IssuedTokens(settings, board)
+    login: Login | None = None
+    if settings.oidc_client_id:
+        login = import_module("streamsrv.web.access.login").Login(settings, tokens)
+    return [tokens], login
 
 
 def audit_of(store: Store, settings: Settings, stack: contextlib.ExitStack) -> RequestAudit | None:
@@ -236,6 +243,7 @@ def main() -> int:
             counts.watch(Gauge.TASKS_QUEUED, lambda: pool.load[0])
             counts.watch(Gauge.TASKS_RUNNING, lambda: pool.load[1])
             audit = audit_of(store, settings, stack)
+            ways, login = ways_in(settings, KeyBoard(*keys))
             counts.watch(Gauge.AUDIT_WAITING, lambda: audit.waiting if audit else 0)
             run(
                 settings,
@@ -247,7 +255,8 @@ def main() -> int:
                 health_listeners=health_listeners,
                 counts=counts,
                 certificate=ServerCertificate(*certificate) if certificate else None,
-                ways=ways_in(settings, KeyBoard(*keys)),
+                ways=ways,
+                login=login,
                 audit=audit,
             )
     except (StreamsrvError, OSError) as error:

@@ -38,6 +38,7 @@ RIGHTS = {
     ("share", "DELETE"): "share",
     ("session", "POST"): OPEN,
     ("session", "DELETE"): OPEN,
+    ("issuer", "GET"): OPEN,
     ("page", "GET"): OPEN,
     ("viewer", "GET"): OPEN,
 }
@@ -134,7 +135,7 @@ def test_each_route_with_each_kind_of_credentials(matrix, method):
             assert status == 403, path  # no browser of this origin asks
         elif method in ("POST", "DELETE"):
             assert status in (400, 404, 415), path
-        elif route.kind in ("viewer", "page") and method != "OPTIONS":
+        elif route.kind in ("viewer", "page", "issuer") and method != "OPTIONS":
             assert status == 404, path  # there is no viewer, no such file, and no text/html in Accept
         else:
             assert status == 200, path

@@ -1,53 +1,18 @@
 """Sessions of browsers and share links over HTTP, against a server with two workers."""
 
-import contextlib
-import http.client
 import json
 import os
 import threading
 import time
-from http.cookies import SimpleCookie
 
 import clinic as world
 import pytest
 from access_world import Site, command
+from browser_client import PAGE, Browser
 from clinic import CT_STUDY, OTHER_STUDY
 from live_server import start_server
 
 WITHIN = 1.0  # seconds in which every worker notices a change
-PAGE = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}
-JSON = {"Content-Type": "application/json"}
-
-
-class Browser:
-    """Keeps one cookie, and asks on a new connection each time, so both workers answer."""
-
-    def __init__(self, site, headers=PAGE):
-        self.site = site
-        self.headers = headers
-        self.cookie = ""
-
-    def ask(self, method="GET", path="/v2/studies", body=None, **headers):
-        named = {name.replace("_", "-"): each for name, each in headers.items()}
-        sent = self.headers | ({"Cookie": self.cookie} if self.cookie else {}) | named
-        if body is not None:
-            sent = JSON | sent
-            body = body if isinstance(body, bytes) else json.dumps(body).encode()
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.site.port, timeout=10)) as one:
-            one.request(method, path, body, sent)
-            answer = one.getresponse()
-            answer.body = answer.read()
-        for text in answer.headers.get_all("Set-Cookie", ()):
-            self.last = text
-            (name, morsel), *_ = SimpleCookie(text).items()
-            self.cookie = f"{name}={morsel.value}" if morsel.value else ""
-        return answer
-
-    def sign_in(self, **proof):
-        return self.ask("POST", "/session", proof)
-
-    def facts(self):
-        return json.loads(self.ask(path="/page/server.json").body)
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +103,7 @@ def test_each_sign_in_has_a_new_secret(site, browser):
     assert len({planted, first, second}) == 3
     time.sleep(WITHIN)
     for cookie, status in ((planted, 401), (first, 401), (second, 200), (f"{first}; {second}", 401)):
-        browser.cookie = cookie
-        assert browser.ask().status == status
+        assert browser.ask(Cookie=cookie).status == status
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ KINDS = {
     Kind.SHARES: RequestKind.PAGES,
     Kind.SHARE: RequestKind.PAGES,
     Kind.SESSION: RequestKind.PAGES,
+    Kind.ISSUER: RequestKind.PAGES,
     Kind.PAGE: RequestKind.PAGES,
     Kind.VIEWER: RequestKind.PAGES,
 }

@@ -14,7 +14,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from streamsrv.errors import (
     OUTSIDE,
@@ -24,6 +25,7 @@ from streamsrv.errors import (
     IndexFailed,
     InstanceDamaged,
     LengthRequired,
+    NotFound,
     ServerError,
     StreamsrvError,
     Unauthorized,
@@ -53,7 +55,7 @@ from streamsrv.web.pages.viewer import Viewer
 from streamsrv.web.sending.response import AnswerWriter, Outgoing
 from streamsrv.web.stow import Batches, Buffers, Upload, decoder_for
 from streamsrv.wire.accept import parse_accept
-from streamsrv.wire.answers import Answer, Computed, Deferred, Request, then
+from streamsrv.wire.answers import Answer, Computed, Deferred, Pending, Request, then
 from streamsrv.wire.problems import problem_answer
 from streamsrv.wire.resources import (
     VERSIONS,
@@ -65,6 +67,10 @@ from streamsrv.wire.resources import (
     parse_query,
     target_of,
 )
+
+if TYPE_CHECKING:
+    from streamsrv.web.access.browser.issuer import IssuerSignIn
+    from streamsrv.web.access.login import Login
 
 log = logging.getLogger("streamsrv.web")
 
@@ -123,6 +129,7 @@ class App:
         port: int = 0,
         ways: Sequence[WayIn] = (),
         audit: RequestAudit | None = None,
+        login: Login | None = None,
     ) -> None:
         self.settings = settings
         self.audit = audit
@@ -146,6 +153,7 @@ class App:
         self._cors = Cors(settings)
         self.access = Access(settings, ways)
         self._sign_in = SignIn(settings, began=audit.signed_in) if audit else SignIn(settings)
+        self._issuer = self._issuer_of(login)
         self._viewer = Viewer(settings)
         self._page = Page(self._viewer.installed) if settings.browser else None
         loop = asyncio.get_running_loop()
@@ -166,6 +174,21 @@ class App:
             *((("Vary", "Authorization, Cookie"),) if self.access.needed else ()),
             *hsts(settings),
         )
+
+    def _issuer_of(self, login: Login | None) -> IssuerSignIn | None:
+        """Its module loads cryptography, so only a worker with an issuer imports it."""
+        if login is None:
+            return None
+        issuer: IssuerSignIn = import_module("streamsrv.web.access.browser.issuer").IssuerSignIn(
+            login,
+            self._sign_in.grants,
+            self._sign_in.sessions,
+            self.pool,
+            self.access.refresh,
+            self._sign_in.began,
+        )
+        self.access.renew_with(issuer)
+        return issuer
 
     def _refresh(self) -> None:
         try:
@@ -323,7 +346,11 @@ class App:
         if kind in describe.KINDS:
             return Job(lambda: describe.answer(request, target.route))
         if kind in FORMS:
-            return Job(lambda: Deferred(lambda: self._sign_in.answer(head, caller, target)))
+            session = self.access.session(head, caller)
+            there = self._issuer.logout_url(session, caller) if self._issuer is not None else None
+            return Job(lambda: Deferred(lambda: self._sign_in.answer(head, caller, target, there)))
+        if kind is Kind.ISSUER:
+            return Job(partial(self._at_issuer, head, caller, target, request))
         if kind is Kind.PAGE:
             if self._page is None:
                 raise no_version()
@@ -339,6 +366,18 @@ class App:
             counted,
             caller.party,
         )
+
+    def _at_issuer(self, head: Head, caller: Caller, target: Target, request: Request) -> Computed:
+        fields = dict(request.query)
+        if self._issuer is None or target.file not in ("login", "callback"):
+            raise NotFound("this server has no sign-in at an issuer")
+        if head.method == "HEAD":  # a code counts once
+            return Answer(200)
+        if target.file == "login":
+            return self._issuer.begin(caller, fields)
+        finished = self._issuer.finish(head, caller, fields)
+        future = asyncio.run_coroutine_threadsafe(finished, asyncio.get_running_loop())
+        return Pending(future, lambda answer: answer, lambda: None)
 
     def ready(self) -> Answer:
         return health.ready(self._actions.probe, draining=self.draining, store_open=self.store_open)
@@ -436,3 +475,5 @@ class App:
         self.access_log.flush()
         self.batches.close()
         self.pool.shutdown(wait=True)
+        if self._issuer is not None:
+            self._issuer.close()

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from streamsrv.errors import IndexFailed, StreamsrvError
 from streamsrv.metrics import Gauge, RequestCounts, Way
@@ -28,6 +29,9 @@ from streamsrv.web.connection.handshakes import Handshakes
 from streamsrv.web.connection.listener import Acceptor, Server
 from streamsrv.web.connection.loop import BatchLoop
 from streamsrv.web.health import HealthListener
+
+if TYPE_CHECKING:
+    from streamsrv.web.access.login import Login
 
 log = logging.getLogger("streamsrv.worker")
 
@@ -50,6 +54,7 @@ def run(
     ways: Sequence[WayIn] = (),
     certificate: ServerCertificate | None = None,
     audit: RequestAudit | None = None,
+    login: Login | None = None,
 ) -> bool:
     """Serves until it is stopped. Returns False if requests were cut off. Raises IndexFailed if this process
     cannot use the index any more. The loop calls `on_beat`, and publishes `counts`, every BEAT seconds. With
@@ -61,7 +66,7 @@ def run(
         return runner.run(
             _serve(
                 *(settings, listeners, actions, on_ready, on_beat, lifeline, health_listeners, counted),
-                *(ways, certificate, audit),
+                *(ways, certificate, audit, login),
             )
         )
 
@@ -106,6 +111,7 @@ async def _serve(
     ways: Sequence[WayIn],
     certificate: ServerCertificate | None,
     audit: RequestAudit | None,
+    login: Login | None,
 ) -> bool:
     loop, stop = asyncio.get_running_loop(), _Stop()
     loop.add_signal_handler(signal.SIGTERM, stop.event.set)
@@ -114,7 +120,7 @@ async def _serve(
     if lifeline is not None:
         loop.add_reader(lifeline, stop.event.set)
     access_log = _access_log(settings, counts)
-    app = App(settings, actions, access_log, stop.fail, port_of(listeners), ways, audit)
+    app = App(settings, actions, access_log, stop.fail, port_of(listeners), ways, audit, login)
     server = Server(app, settings)
     handshakes = Handshakes(settings, certificate, app.watch) if certificate else None
     acceptor = Acceptor(

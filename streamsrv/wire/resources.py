@@ -60,7 +60,9 @@ class Kind(enum.StrEnum):
     SHARE = "share"
     LIVE = "live"
     READY = "ready"
-    SESSION = "session"  # the sign-in of a browser
+    SESSION = "session"  # of a browser: the sign-in
+    ISSUER = "issuer"  # the way to an issuer and back
+
     PAGE = "page"  # the page at `/`, and its files
     VIEWER = "viewer"  # the web viewer that is installed in the folder of the store
 
@@ -157,6 +159,7 @@ UNVERSIONED: tuple[Route, ...] = (
 # For browsers. They are no part of the service, so its descriptions leave them out.
 PAGES: tuple[Route, ...] = (
     Route(Kind.SESSION, ResourceLevel.NONE, "/session", ("POST", "DELETE"), "application/json"),
+    Route(Kind.ISSUER, ResourceLevel.NONE, "/session/{path}", _GET, "text/html"),
     Route(Kind.PAGE, ResourceLevel.NONE, "/", _GET, "text/html"),
     Route(Kind.PAGE, ResourceLevel.NONE, "/page/{path}", _GET, "text/html"),
     Route(Kind.VIEWER, ResourceLevel.NONE, "/viewer/{path}", _GET, "text/html"),

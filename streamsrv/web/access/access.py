@@ -18,15 +18,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from streamsrv.errors import KeysPending, RequestError, Unauthorized
+from streamsrv.errors import KeysPending, RenewalPending, RequestError, Unauthorized
 from streamsrv.settings import Settings
 from streamsrv.web.access.authorization import Authorization, FailedLogins, authorization_of
 from streamsrv.web.access.browser.cookies import NO_TLS, cookie_for
 from streamsrv.web.access.browser.sessions import Sessions, display_of
 from streamsrv.web.access.browser.visitor import Visitor
-from streamsrv.web.access.grants import Grants, KnownGrants
+from streamsrv.web.access.grants import Grant, Grants, KnownGrants
 from streamsrv.web.access.keys import AccessKeys
 from streamsrv.web.access.peers import CertificateHolders, ProxyUsers
 from streamsrv.web.access.policy import needs_principal
@@ -34,6 +34,9 @@ from streamsrv.web.access.principal import ALL_RIGHTS, CHANGING, NO_RIGHTS, OPEN
 from streamsrv.web.head import Head
 from streamsrv.web.hosts import Caller
 from streamsrv.wire.resources import target_of
+
+if TYPE_CHECKING:
+    from streamsrv.web.access.browser.issuer import IssuerSignIn
 
 NO_CREDENTIALS = "this server needs credentials: a key or a token in the header Authorization"
 REALM = 'realm="streamsrv"'
@@ -77,6 +80,7 @@ class Access:
         self._ways = (AccessKeys(known), *ways)
         self._proxy_users, self._holders = ProxyUsers(settings), CertificateHolders(settings)
         # A cookie counts only without Authorization. Its grants are refreshed with those of keys.
+        self._issuer: IssuerSignIn | None = None
         self._sessions = Sessions(grants, known.find, settings.session_time, clock)
 
     def admit(self, head: Head, caller: Caller) -> Caller:
@@ -87,7 +91,7 @@ class Access:
         try:
             principal = self._principal(head, caller)
         except Unauthorized as error:
-            if not is_open(head.path):
+            if isinstance(error, RenewalPending) or not is_open(head.path):
                 if "authorization" in head.headers and not isinstance(error, KeysPending):
                     self.failed_logins.count(caller.party)
                 raise
@@ -122,8 +126,20 @@ class Access:
             raise Unauthorized("no way in takes these credentials")
         raise Unauthorized("no credentials", NO_CREDENTIALS)
 
-    async def keys_fetched(self) -> None:
-        """Call it after KeysPending, and then ask once more."""
+    def renew_with(self, issuer: IssuerSignIn) -> None:
+        """Sessions are renewed at the issuer."""
+        self._issuer = issuer
+        self._sessions.renew = issuer.renew
+
+    def session(self, head: Head, caller: Caller) -> Grant | None:
+        return self._sessions.current(head, caller.base)
+
+    async def settled(self, pending: KeysPending) -> None:
+        """Call it after the error, and then ask once more."""
+        if isinstance(pending, RenewalPending):
+            if self._issuer is not None:
+                await self._issuer.renewed()
+            return
         for way in self._ways:
             if isinstance(way, Fetching):
                 await way.fetched()
@@ -138,6 +154,7 @@ class Access:
             session=signed_in,
             display=display_of(session) if session is not None and signed_in else "",
             hindrance="" if cookie_for(caller.base) else NO_TLS,
+            issuer=self._issuer is not None,
         )
 
     def holds(self, caller: Caller) -> bool:

@@ -44,7 +44,7 @@ UNKNOWN = Principal("anonymous", NO_RIGHTS)
 
 
 # Resources without data of patients: they answer without credentials.
-OPEN = frozenset((Kind.LIVE, Kind.READY, Kind.SESSION, Kind.PAGE, Kind.VIEWER))
+OPEN = frozenset((Kind.LIVE, Kind.READY, Kind.SESSION, Kind.ISSUER, Kind.PAGE, Kind.VIEWER))
 _SHARING = frozenset((Kind.SHARES, Kind.SHARE))
 # The right for GET and HEAD of each kind. Without rights: any principal may read the description.
 _READING = {

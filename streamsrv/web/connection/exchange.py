@@ -112,8 +112,8 @@ class Exchange(Waiting, HTTPMessageDelegate):
         try:
             length = body_length(head)
             return self._admit(head, headers, length)
-        except KeysPending:
-            return self._admit_later(head, headers, length)
+        except KeysPending as pending:
+            return self._admit_later(head, headers, length, pending)
         except Exception as error:
             return self._refuse_head(error, length)
 
@@ -130,8 +130,8 @@ class Exchange(Waiting, HTTPMessageDelegate):
         self._job = admitted
         return None
 
-    async def _admit_later(self, head: Head, headers: HTTPHeaders, length: int) -> None:
-        await self._app.access.keys_fetched()
+    async def _admit_later(self, head: Head, headers: HTTPHeaders, length: int, pending: KeysPending) -> None:
+        await self._app.access.settled(pending)
         if self._over or self.stream.closed():
             return
         try:

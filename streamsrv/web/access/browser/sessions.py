@@ -13,11 +13,13 @@ Rules of this file
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from streamsrv.errors import RenewalPending
 from streamsrv.web.access.browser.cookies import (
     SAFE_METHODS,
     SESSION_COOKIE,
@@ -38,7 +40,11 @@ SESSION = "session"
 SECRET_BYTES = 32
 SWEEP = 600.0  # seconds between two looks for sessions that have ended
 FindGrant: TypeAlias = Callable[[str, str], Grant | None]
+RenewSession: TypeAlias = Callable[[Grant, str], bool]
 SOURCE, PRINCIPAL, DISPLAY = "source", "principal", "display"
+# Of a session that can be renewed: the end of its rights, and its refresh token.
+ENDS, RENEWAL = "ends", "renewal"
+EARLY = 30.0  # seconds before the end of its rights, a session is renewed
 
 
 class Sessions:
@@ -57,11 +63,14 @@ class Sessions:
         self._lifetime = lifetime
         self._clock = clock
         self._swept = 0.0
+        # Begins the renewal of a session; False if that is not possible now.
+        self.renew: RenewSession = lambda session, secret: False
 
     # The way in
 
     def principal(self, head: Head, caller: Caller) -> Principal | None:
-        """None without a session. Raises Forbidden for a change that another origin asks for."""
+        """None without a session. Raises Forbidden for a change that another origin asks for, and
+        RenewalPending for a session whose rights have ended: the same request may succeed in a moment."""
         found = self.current(head, caller.base)
         if found is None:
             return None
@@ -69,15 +78,23 @@ class Sessions:
             check_origin(head.headers, caller.base)
         elif is_embedded(head.headers):
             return None
-        return self.principal_of(found)
+        ends, now = found.extra.get(ENDS, math.inf), self._clock()
+        if ends - now < EARLY:
+            begun = self.renew(found, self._secret(head, caller.base))
+            if begun and ends <= now:
+                raise RenewalPending("the session is being renewed")
+        return self.principal_of(found) if now < ends else None
 
     def current(self, head: Head, base: str) -> Grant | None:
         """The session of the request, if it goes on."""
-        if "cookie" not in head.headers:
-            return None
-        cookie = cookie_for(base, SESSION_COOKIE)
-        secret = cookie.value_in(head.headers) if cookie else ""
+        secret = self._secret(head, base)
         return self._alive(self._find(digest_of(secret), SESSION)) if secret else None
+
+    def _secret(self, head: Head, base: str) -> str:
+        if "cookie" not in head.headers:
+            return ""
+        cookie = cookie_for(base, SESSION_COOKIE)
+        return cookie.value_in(head.headers) if cookie else ""
 
     def principal_of(self, session: Grant) -> Principal | None:
         """None if the grant from which the session came is gone or has ended."""
@@ -86,7 +103,8 @@ class Sessions:
             return None
         principal = principal_of(holder)
         name = str(holder.extra.get(PRINCIPAL, principal.name))
-        return principal._replace(name=name, until=min(session.until, holder.until))
+        until = min(session.until, holder.until, session.extra.get(ENDS, math.inf))
+        return principal._replace(name=name, until=until)
 
     def holder(self, grant: Grant) -> Grant | None:
         """The grant that has the rights of a session. A share ends with the key that made it,
@@ -117,14 +135,16 @@ class Sessions:
         source = {"kind": holder.kind, "digest": holder.digest}
         return self._begin(Grant(SESSION, holder.name, "", NO_RIGHTS, None, 0, until, {SOURCE: source}))
 
-    def begin_as(self, principal: str, display: str, grant: Grant, **more: Any) -> str:
-        """A session of a user that an issuer has named. `grant` has the rights, the rule and the end."""
-        extra = {PRINCIPAL: principal, DISPLAY: display, **more}
-        until = min(grant.until, self._clock() + self._lifetime)
-        return self._begin(grant._replace(kind=SESSION, until=until, extra=extra))
+    def begin_as(self, principal: Principal, label: str, renewal: Callable[[str], dict[str, Any]]) -> str:
+        """A session of a user that an issuer has named. `renewal` returns more members, from the secret."""
+        until = self._clock() + self._lifetime
+        extra = {PRINCIPAL: principal.name, DISPLAY: label}
+        grant = Grant(SESSION, label, "", principal.rights, principal.rule, 0, until, extra)
+        return self._begin(grant, renewal)
 
-    def _begin(self, grant: Grant) -> str:
+    def _begin(self, grant: Grant, renewal: Callable[[str], dict[str, Any]] = lambda secret: {}) -> str:
         secret, now = secrets.token_urlsafe(SECRET_BYTES), self._clock()
+        grant = grant._replace(extra={**grant.extra, **renewal(secret)})
         with self._grants.changing():
             if not 0 <= now - self._swept < SWEEP:
                 self._swept = now

@@ -51,11 +51,11 @@ class SignIn:
         began: Callable[[Caller, Head, str], None] = lambda caller, head, user: None,
     ) -> None:
         """`began` is called with the name of the principal of each new session."""
-        self._began = began
-        self._grants = Grants(Path(settings.data))
+        self.began = began
+        self.grants = Grants(Path(settings.data))
         # Threads read the files themselves: the grants that a worker knows belong to its loop.
-        self._sessions = Sessions(self._grants, self._grants.find, settings.session_time, clock)
-        self._shares = Shares(self._grants, clock)
+        self.sessions = Sessions(self.grants, self.grants.find, settings.session_time, clock)
+        self._shares = Shares(self.grants, clock)
         self._longest_share = settings.share_time
         self._clock = clock
 
@@ -69,11 +69,12 @@ class SignIn:
         check_origin(head.headers, caller.base)
         return lambda fields: self.begin(head, caller, fields)
 
-    def answer(self, head: Head, caller: Caller, target: Target) -> Answer:
-        """The answer to another method. Raises Forbidden and NotFound."""
+    def answer(self, head: Head, caller: Caller, target: Target, there: str | None) -> Answer:
+        """The answer to another method. `there` is where the issuer ends its session. Raises Forbidden and
+        NotFound."""
         study, principal = target.study, caller.principal
         if study is None:
-            return self.end(head, caller)
+            return self.end(head, caller, there)
         if target.kind is Kind.SHARE:
             return self.end_share(principal, study, target.share)
         return self.listed(principal, study)
@@ -84,11 +85,11 @@ class SignIn:
         """Raises Forbidden, BadRequest, Unauthorized, and TooManyRequests for a PIN."""
         cookie = needed_cookie(caller.base)
         holder = self._holder(fields)
-        former = self._sessions.current(head, caller.base)
-        secret = self._sessions.begin_from(holder)
+        former = self.sessions.current(head, caller.base)
+        secret = self.sessions.begin_from(holder)
         if former is not None:
-            self._sessions.end(former)
-        self._began(caller, head, f"{holder.kind}:{holder.name}")
+            self.sessions.end(former)
+        self.began(caller, head, f"{holder.kind}:{holder.name}")
         study = study_of(holder) if holder.kind == SHARE else None
         return json_answer({"user": holder.name, "study": study}, 200, cookie.set(secret))
 
@@ -97,7 +98,7 @@ class SignIn:
         if bool(key) == bool(link):
             raise BadRequest("the body has either a key or a share")
         found = self._find(KEY, key) if key else self._find(SHARE, link)
-        if found is None or self._sessions.holder(found) is None:
+        if found is None or self.sessions.holder(found) is None:
             raise _refused("the key or share is unknown, revoked, or has ended")
         if found.kind == SHARE and needs_pin(found):
             self._check_pin(found, text_field(fields, "pin", 64))
@@ -105,7 +106,7 @@ class SignIn:
 
     def _find(self, kind: str, secret: str) -> Grant | None:
         try:
-            found = self._grants.find(kind, digest_of(secret))
+            found = self.grants.find(kind, digest_of(secret))
         except GrantDamaged as error:
             raise _refused(error.detail) from None
         return found if found is not None and self._clock() < found.until else None
@@ -122,9 +123,9 @@ class SignIn:
         """Also without a session: the cookie goes. `there` is where the issuer ends its session."""
         cookie = needed_cookie(caller.base)
         check_origin(head.headers, caller.base)
-        session = self._sessions.current(head, caller.base)
+        session = self.sessions.current(head, caller.base)
         if session is not None:
-            self._sessions.end(session)
+            self.sessions.end(session)
         # Cached pictures and metadata go with the session.
         cleared = (("Clear-Site-Data", '"cache"'),) if cookie.secure else ()
         return json_answer({"location": there}, 200, cookie.clear(), *cleared)
@@ -138,7 +139,7 @@ class SignIn:
             raise BadRequest("the member 'pin' is true or false: the server makes the PIN")
         seconds = self._seconds(text_field(fields, "expires") or USUAL_PERIOD)
         kind, _, name = caller.principal.name.partition(":")
-        source = self._grants.named(KEY, name) if kind == KEY else None
+        source = self.grants.named(KEY, name) if kind == KEY else None
         until = min(self._clock() + seconds, source.until if source else math.inf)
         made = self._shares.make(study, until, pin=pin, by=caller.principal, source=source)
         row = described(made.grant) | {"url": share_url(caller.base, made.secret)}

@@ -23,16 +23,19 @@ const NO_FACTS = {
   signIn: {needed: false, possible: true, oidc: false},
 };
 
-/** Reads the address behind `#`: `/`, `/studies/UID`, `/studies/UID/series/UID/instances/UID`, `/share/SECRET`. */
+/** Reads the address behind `#`: `/`, `/studies/UID`, `/studies/UID/series/UID/instances/UID`, `/share/SECRET`.
+ * The issuer leads back to `/login-failed` and `/login-unavailable`. */
 export function placeOf(hash) {
   const [path, query = ""] = hash.replace(/^#/, "").split("?");
   const parts = path.split("/").filter(Boolean).map(decodeURIComponent);
   const names = parts.filter((_, place) => place % 2 === 0).join("/");
   const uids = parts.filter((_, place) => place % 2 === 1);
   const known = {"": "list", studies: "study", "studies/series/instances": "instance", share: "share"}[names];
+  const fault = {"/login-failed": "loginFailed", "/login-unavailable": "loginUnavailable"}[path];
   let view = known && uids.length === parts.length / 2 ? known : "unknown";
   if (path === "/share") view = "list"; // the secret of a link was taken out of the address
-  return {view, uids, filters: Object.fromEntries(new URLSearchParams(query))};
+  if (fault) view = "list";
+  return {view, uids, fault, filters: Object.fromEntries(new URLSearchParams(query))};
 }
 
 class StreamApp extends HTMLElement {
@@ -212,13 +215,13 @@ class StreamApp extends HTMLElement {
       location.replace(new URL(location.hash.slice(2), document.baseURI));
       return;
     }
-    const {view, uids, filters} = placeOf(location.hash);
+    const {view, uids, fault, filters} = placeOf(location.hash);
     const given = {facts: this.#facts, uids, filters};
     document.title = `${t("title")} – streamsrv`;
     if (view === "share") {
       history.replaceState(null, "", "#/share"); // neither the history nor a picture of the screen keeps the secret
       this.#main.replaceChildren(Object.assign(new ShareOpening(), {facts: this.#facts, secret: uids[0]}));
-    } else if (this.#closed) this.#main.replaceChildren(this.#signInView());
+    } else if (this.#closed) this.#main.replaceChildren(this.#signInView(fault));
     else if (view === "list" && !this.#facts.allowed.search)
       this.#main.replaceChildren(h("div", {class: "state"}, h("h1", {}, t("noSearch"))));
     else if (view === "list") {
@@ -235,10 +238,11 @@ class StreamApp extends HTMLElement {
     if (!["list", "share"].includes(view) && !this.#closed) this.#main.focus({preventScroll: true});
   }
 
-  #signInView() {
+  #signInView(fault) {
     const form = Object.assign(new SignInForm(), {facts: this.#facts});
     requestAnimationFrame(() => form.focusFirst());
-    return h("section", {class: "card sign-in"}, h("h1", {}, t("signIn")), form);
+    const words = fault ? h("p", {class: "bad", role: "alert"}, t(fault)) : null;
+    return h("section", {class: "card sign-in"}, h("h1", {}, t("signIn")), words, form);
   }
 
   async #count() {
