@@ -83,6 +83,7 @@ ASKING = CONDITIONS | {"expect"}
 # Sessions and share links: their bodies are short forms, of which so many may arrive at once.
 FORMS = frozenset((Kind.SESSION, Kind.SHARES, Kind.SHARE))
 MOST_FORMS = 256
+CHANGES = frozenset(("POST", "DELETE"))
 HEALTH = frozenset((Kind.LIVE, Kind.READY))
 
 
@@ -297,6 +298,8 @@ class App:
         if head.path == "*":
             return self._capabilities(head, base_url(caller.base, 2), None)
         target = self._target(head, caller)
+        if head.method in CHANGES:
+            self._cors.check_change(head.headers)
         if head.method == "POST" and target.kind in FORMS:
             return self._form(head, caller, target)
         if head.method == "POST":

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from streamsrv.errors import Forbidden
 from streamsrv.settings import Settings
 from streamsrv.wire.answers import Answer
 
@@ -54,6 +55,13 @@ class Cors:
             return [("Access-Control-Allow-Origin", allowed), _EXPOSED, _CROSS, _VARY]
         embeds = origin is None and self._allowed(_origin_of(request_headers.get("referer", "")))
         return [_CROSS if embeds else _SAME, _VARY]
+
+    def check_change(self, request_headers: Mapping[str, str]) -> None:
+        """Raises Forbidden for a change that a page asks for whose origin may not read answers (CSRF). A
+        browser sends a certificate, or the password that its user has typed, with the forms of any site."""
+        foreign = request_headers.get("sec-fetch-site") in ("cross-site", "same-site")
+        if foreign and not self._allowed(request_headers.get("origin")):
+            raise Forbidden("a page of another origin asks for a change, and cors_origins does not name it")
 
     def preflight(self, method: str, request_headers: Mapping[str, str]) -> Answer | None:
         """The answer to a preflight; None if this request is none."""

@@ -114,11 +114,7 @@ async def _serve(
     login: Login | None,
 ) -> bool:
     loop, stop = asyncio.get_running_loop(), _Stop()
-    loop.add_signal_handler(signal.SIGTERM, stop.event.set)
-    # Ctrl-C reaches the whole foreground group; the supervisor turns it into SIGTERM for all.
-    loop.add_signal_handler(signal.SIGINT, _nothing)
-    if lifeline is not None:
-        loop.add_reader(lifeline, stop.event.set)
+    _stop_on_signals(loop, stop, lifeline)
     access_log = _access_log(settings, counts)
     app = App(settings, actions, access_log, stop.fail, port_of(listeners), ways, audit, login)
     server = Server(app, settings)
@@ -160,6 +156,14 @@ async def _serve(
     if stop.failure:
         raise stop.failure
     return finished
+
+
+def _stop_on_signals(loop: asyncio.AbstractEventLoop, stop: _Stop, lifeline: int | None) -> None:
+    loop.add_signal_handler(signal.SIGTERM, stop.event.set)
+    # Ctrl-C reaches the whole foreground group; the supervisor turns it into SIGTERM for all.
+    loop.add_signal_handler(signal.SIGINT, _nothing)
+    if lifeline is not None:
+        loop.add_reader(lifeline, stop.event.set)
 
 
 def _access_log(settings: Settings, counts: RequestCounts) -> AccessLog:

@@ -3,6 +3,7 @@
 import pytest
 from web_world import Raw, settings_of
 
+from streamsrv.errors import Forbidden
 from streamsrv.web.cors import Cors
 
 VIEWER = "https://viewer.example"
@@ -96,3 +97,32 @@ class TestOverHttp:
         assert headers["access-control-allow-origin"] == VIEWER
         assert "content-range" in headers["access-control-expose-headers"]
         await raw.close()
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", None])
+def test_a_page_that_may_not_read_changes_nothing(site, origin):
+    """A form of any site can send `multipart/form-data` with the credentials that a browser keeps."""
+    asked = {"sec-fetch-site": site} | ({"origin": origin} if origin else {})
+    with pytest.raises(Forbidden):
+        cors(VIEWER).check_change(asked)
+    with pytest.raises(Forbidden):
+        cors().check_change(asked)
+
+
+def test_other_clients_may_change():
+    cors().check_change({"sec-fetch-site": "same-origin"})
+    cors().check_change({"sec-fetch-site": "none"})
+    cors().check_change({})
+    cors(VIEWER).check_change({"sec-fetch-site": "cross-site", "origin": VIEWER})
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v2/studies"), ("DELETE", "/v2/studies/1.2")])
+async def test_a_form_of_another_site_is_403(http_server_client, method, path):
+    headers = {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}
+    body = b"" if method == "POST" else None
+    answer = await http_server_client.fetch(
+        path, method=method, headers=headers, body=body, raise_error=False
+    )
+    assert answer.code == 403
+    assert b"cors_origins" in answer.body
