@@ -18,8 +18,9 @@ RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends python3
     && find /opt/streamsrv -name '*.so*' -type f -exec strip --strip-unneeded {} + \
     && /opt/streamsrv/bin/python -m compileall -q /opt/streamsrv/lib
 
+# ca-certificates: to check the certificate of an issuer of tokens.
 FROM ${BASE}
-RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends python3 >/dev/null \
+RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends ca-certificates python3 >/dev/null \
     && rm -rf /var/lib/apt/lists /var/cache /var/log/apt /var/log/dpkg.log \
     && mkdir /data && chown 10001:10001 /data && chmod 0700 /data
 COPY --from=build /opt/streamsrv /opt/streamsrv

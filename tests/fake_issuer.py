@@ -4,6 +4,7 @@ import base64
 import contextlib
 import http.server
 import json
+import ssl
 import threading
 import time
 from urllib.parse import parse_qsl
@@ -17,7 +18,8 @@ AUDIENCE = "streamsrv"
 class FakeIssuer:
     """`fault` is a function of the request handler that answers instead. `requests` has the paths."""
 
-    def __init__(self):
+    def __init__(self, issued=None):
+        """With a certificate it speaks TLS."""
         self.requests = []
         self.forms = []
         self.fault = None
@@ -37,7 +39,14 @@ class FakeIssuer:
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}/realms/clinic"
+        if issued is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(issued.certificate, issued.key)
+            self.server.handle_error = lambda request, address: None  # a client that does not trust it
+            self.server.socket = context.wrap_socket(
+                self.server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        self.url = f"http{'s' if issued else ''}://127.0.0.1:{self.server.server_port}/realms/clinic"
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
         self.thread.start()
 
@@ -114,8 +123,8 @@ def reply(handler, document, status=200):
 
 
 @contextlib.contextmanager
-def fake_issuer():
-    issuer = FakeIssuer()
+def fake_issuer(issued=None):
+    issuer = FakeIssuer(issued)
     try:
         yield issuer
     finally:

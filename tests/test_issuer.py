@@ -5,6 +5,7 @@ import os
 import time
 
 import pytest
+from certificates import Authority
 from fake_issuer import fake_issuer, reply
 
 from streamsrv.companions.issuer import AGAIN, KEPT, REFRESH, KeptKeys, KeyFetcher
@@ -93,6 +94,25 @@ def test_faulty_issuers(issuer, fault, reason):
     with pytest.raises(FetchFailed, match=reason):
         get_json(issuer.url, TRUST, deadline=0.2 if "within" in reason else 10)
     assert len(issuer.requests) == 1
+
+
+def test_tls_is_checked(tmp_path):
+    authority = Authority(tmp_path)
+    with fake_issuer(authority.issue("issuer")) as issuer:
+        trusting = Trust(authority.certificate)
+        assert fetch_keys(fetch_issuer(issuer.url, trusting), trusting) == issuer.key_set()["keys"]
+        with pytest.raises(FetchFailed, match="is not trusted: unable to get local issuer"):
+            get_json(issuer.url, TRUST)
+        with pytest.raises(FetchFailed, match="has no certificates in PEM"):
+            get_json(issuer.url, Trust(str(tmp_path / "none.pem")))
+        issuer.fault = slowly
+        with pytest.raises(FetchFailed, match=r"within 0.3 s"):
+            get_json(issuer.url, trusting, deadline=0.3)
+    with (
+        fake_issuer(authority.issue("other", "DNS:login.example")) as issuer,
+        pytest.raises(FetchFailed, match="is not trusted: IP address mismatch"),
+    ):
+        get_json(issuer.url, trusting)
 
 
 def test_a_closed_port():

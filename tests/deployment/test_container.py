@@ -86,6 +86,18 @@ def test_size_user_and_volume(image):
     assert not list((root / "opt/streamsrv").rglob("pip/__init__.py"))
 
 
+def test_it_can_check_tokens_and_the_certificate_of_an_issuer(image):
+    script = """
+import ssl
+import streamsrv.web.access.login
+assert ssl.create_default_context().cert_store_stats()["x509_ca"] > 50
+"""
+    _, root = image
+    command = ["chroot", str(root), "/opt/streamsrv/bin/python", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_it_serves_on_a_read_only_root(image, tmp_path):
     build, root = image
     config = json.loads(build("inspect", "--type", "image", "localhost/streamsrv"))["OCIv1"]["config"]
