@@ -1070,7 +1070,8 @@ class Clock:
 def test_equal_requests_make_one_entry_a_minute(start, tmp_path, way):
     clock = Clock()
     audit = AuditRecorder(Trail(tmp_path / "audit"), clock=clock)
-    worker = start(way, audit=RequestAudit(audit))
+    noted = RequestAudit(audit)
+    worker = start(way, audit=noted)
     connection = worker.connect()
     worker.warm(connection, get(SMALL, 1))
     for _ in range(3):
@@ -1079,6 +1080,7 @@ def test_equal_requests_make_one_entry_a_minute(start, tmp_path, way):
             connection.ask(get(SMALL, number))
         assert worker.took(before, 10) == {way: 10}
         clock.at += 60
+        worker.call(lambda streams: noted.refresh())
     audit.close()
     found = [(each["event"], each["study"], each["at"]) for each in entries_of(tmp_path / "audit")]
     minutes = [f"2023-11-14T22:{minute}:20.000Z" for minute in (13, 14, 15)]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from streamsrv.audit.entries import MINUTE, AuditEntry, EntryKey, Event, EventOutcome
+from streamsrv.audit.entries import AuditEntry, EntryKey, Event, EventOutcome
 from streamsrv.audit.trail import Trail
 from streamsrv.errors import NO_SPACE, InsufficientStorage, Overloaded, ServerError, StreamsrvError
 
@@ -66,10 +66,6 @@ class AuditRecorder:
     def waiting(self) -> int:
         """Entries that are not written yet."""
         return len(self._waiting)
-
-    def minute(self) -> int:
-        """Minutes since 1970."""
-        return int(self.clock()) // MINUTE
 
     def note(self, entry: AuditEntry) -> None:
         """The entry is written soon, unless one with the same key was noted in this minute."""

@@ -196,6 +196,8 @@ class App:
             self.access.refresh()
         except Exception:
             log.exception("the grants cannot be read")
+        if self.audit is not None:
+            self.audit.refresh()
         self._refreshing = asyncio.get_running_loop().call_later(REFRESH, self._refresh)
 
     # Called by connections

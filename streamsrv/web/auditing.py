@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from streamsrv.audit.entries import AuditEntry, Event, EventOutcome
+from streamsrv.audit.entries import MINUTE, AuditEntry, Event, EventOutcome
 from streamsrv.audit.recorder import AuditRecorder
 from streamsrv.errors import RequestError
 from streamsrv.ingest.response import StoreResult
@@ -48,23 +48,24 @@ REFUSALS = {401: Event.LOGIN, 403: Event.REFUSED, 429: Event.BURST}
 
 
 class Mark:
-    """The entry of equal requests: `renew` it when the minute differs from `minute`."""
+    """The entry of equal requests: call `note` unless `is_noted`, which `RequestAudit.refresh` clears."""
 
-    __slots__ = ("_note", "minute")
+    __slots__ = ("_note", "is_noted")
 
-    def __init__(self, note: Callable[[], None]) -> None:
-        self.minute = -1
+    def __init__(self, note: Callable[[Mark], None]) -> None:
+        self.is_noted = False
         self._note = note
 
-    def renew(self, minute: int) -> None:
-        self.minute = minute
-        self._note()
+    def note(self) -> None:
+        self.is_noted = True
+        self._note(self)
 
 
 class RequestAudit:
     def __init__(self, audit: AuditRecorder) -> None:
         self._audit = audit
-        self.minute = audit.minute
+        self._minute = 0
+        self._marks: list[Mark] = []  # noted in this minute
         self.require = audit.require
 
     @property
@@ -97,7 +98,20 @@ class RequestAudit:
 
     def mark(self, caller: Caller, head: Head) -> Mark:
         """For a frame that is answered from a cache."""
-        return Mark(partial(self.ended, caller, head, 200))
+        return Mark(partial(self._marked, caller, head))
+
+    def _marked(self, caller: Caller, head: Head, mark: Mark) -> None:
+        self._marks.append(mark)
+        self.ended(caller, head, 200)
+
+    def refresh(self) -> None:
+        """Call it every half a second: a new minute has new entries."""
+        minute = int(self._audit.clock()) // MINUTE
+        if minute != self._minute:
+            self._minute = minute
+            for mark in self._marks:
+                mark.is_noted = False
+            self._marks.clear()
 
     async def stored(self, caller: Caller, head: Head, result: StoreResult) -> None:
         """Returns when the entries are on the disk. Raises InsufficientStorage and Overloaded."""

@@ -49,12 +49,11 @@ CHUNK_SIZE = rb"(?s)\A(?:.{0,62}?\r\n|.{64})"
 class RequestBatch:
     """Values that all requests that arrived together share. `date` is empty until it is needed."""
 
-    __slots__ = ("began", "date", "minute", "stamp", "version")
+    __slots__ = ("began", "date", "stamp", "version")
 
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.date = b""
-        self.minute = 0  # since 1970, if there is an audit trail
         self.stamp = ""
         self.version = -1  # of the index
 

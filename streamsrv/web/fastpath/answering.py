@@ -38,8 +38,7 @@ class FastPath:
         self._app = app
         self.headers = KnownHeaders(limits.headers, app.access)
         self._audit = app.audit
-        minute = app.audit.minute if app.audit else None
-        self.frames = FrameCache(app.access_log, app.writer, app.access, limits, minute)
+        self.frames = FrameCache(app.access_log, app.writer, app.access, limits)
 
     def answer(self, waiting: Waiting, request: bytes, batch: RequestBatch) -> bool:
         """Whether the request is answered here. If not, nothing was sent."""

@@ -106,17 +106,8 @@ Render: TypeAlias = Callable[[Answer, Head], Outgoing]
 class FrameCache:
     """The cache of one worker."""
 
-    def __init__(
-        self,
-        access_log: AccessLog,
-        writer: AnswerWriter,
-        access: Access,
-        limits: Limits,
-        minute: Callable[[], int] | None = None,
-    ) -> None:
-        """`minute` is the clock of the audit trail, if there is one."""
+    def __init__(self, access_log: AccessLog, writer: AnswerWriter, access: Access, limits: Limits) -> None:
         self._access = access
-        self._minute = minute
         self._writer = writer
         self._limits = limits
         self._log = access_log
@@ -150,8 +141,8 @@ class FrameCache:
             self._forget(frames)
             return False
         mark = prepared.mark
-        if mark is not None and mark.minute != batch.minute:
-            mark.renew(batch.minute)
+        if mark is not None and not mark.is_noted:
+            mark.note()
         identifier = new_id()
         head = [prepared.before, batch.date, prepared.middle, identifier.encode(), prepared.after]
         if span.length > SMALL:
@@ -182,8 +173,6 @@ class FrameCache:
             self._log.now(),
             self._writer.date.encoded(),
         )
-        if self._minute is not None:
-            batch.minute = self._minute()
 
     def _follow(
         self,
