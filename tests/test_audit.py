@@ -267,6 +267,18 @@ def test_the_verb(audited):
     assert verb("audit", "--data", f"{folder}-other")[0] == 1
 
 
+def test_changes_of_keys_and_links_by_the_verbs_make_entries(audited):
+    count, data = len(trail(audited.server)), ("--data", str(audited.server.data))
+    audited.add("dora", "read")
+    assert verb("key", "revoke", "dora", *data)[0] == 0
+    assert verb("key", "revoke", "dora", *data)[0] == 1
+    assert verb("key", "list", *data)[0] == 0
+    assert verb("share", "1.2.3", *data)[0] == 0
+    found = [each for each in trail(audited.server)[count:] if each["event"] == "rights-changed"]
+    assert [each["detail"] for each in found] == ["key add dora", "key revoke dora", "share"]
+    assert {each["user"].partition(":")[0] for each in found} == {"os"}
+
+
 def test_a_server_without_a_trail_does_not_start(tmp_path):
     (tmp_path / "file").touch()
     code, said = verb(

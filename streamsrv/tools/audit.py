@@ -8,6 +8,7 @@ import json
 import os
 import pwd
 import re
+import secrets
 import time
 from datetime import datetime
 from pathlib import Path
@@ -71,19 +72,24 @@ def run_print(args: argparse.Namespace, folder: Path) -> int:
         raise SettingsError("--anchor and --json can only be given with verify")
     for values in entries_of(folder, args.user or "", args.study or "", args.since):
         print(orjson.dumps(values).decode())
-    note_use(folder)
+    if os.access(folder, os.W_OK):
+        with contextlib.suppress(OSError):
+            record(folder, Event.LOG_USED)
     return 0
 
 
-def note_use(folder: Path) -> None:
-    """An entry that this trail was read (PS3.15 A.5.3.2). Without the right to write there is none."""
-    if not os.access(folder, os.W_OK):
+def record(folder: Path, event: Event, study: str = "", detail: str = "") -> None:
+    """Adds an entry of the user of this process, if the folder has a trail. Raises OSError."""
+    if not folder.is_dir():
         return
     user = str(os.getuid())
     with contextlib.suppress(KeyError):
         user = pwd.getpwuid(os.getuid()).pw_name
-    with contextlib.closing(Trail(folder)) as trail, contextlib.suppress(OSError):
-        trail.append([AuditEntry(time.time(), Event.LOG_USED, user=f"os:{user}")])
+    entry = AuditEntry(
+        time.time(), event, user=f"os:{user}", study=study, detail=detail, request=secrets.token_hex(8)
+    )
+    with contextlib.closing(Trail(folder)) as trail:
+        trail.append([entry])
 
 
 def run_verify(args: argparse.Namespace, folder: Path) -> int:

@@ -17,9 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from streamsrv.audit.entries import Event
 from streamsrv.config import SettingsError, add_config_argument, settings_of
 from streamsrv.errors import StreamsrvError
+from streamsrv.options import audit_folder
 from streamsrv.query.rules import Rule, rule_of
+from streamsrv.tools.audit import record
 from streamsrv.tools.ownership import hand_over
 from streamsrv.web.access.grants import FOLDER, KEY, Grant, GrantDamaged, Grants, digest_of, is_name, new_key
 from streamsrv.web.access.principal import ALL_RIGHTS, Right, named_rights, rights_from
@@ -107,14 +110,17 @@ def _date(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    folder = Path(settings_of(args).data)
+    settings = settings_of(args)
     actions: dict[str, Callable[[argparse.Namespace, Path], int]] = {
         "add": run_add,
         "change": run_change,
         "list": run_list,
         "revoke": run_revoke,
     }
-    return actions[args.action](args, folder)
+    code = actions[args.action](args, Path(settings.data))
+    if args.action != "list":
+        record(audit_folder(settings), Event.RIGHTS_CHANGED, detail=f"key {args.action} {args.name}")
+    return code
 
 
 def run_add(args: argparse.Namespace, data: Path) -> int:

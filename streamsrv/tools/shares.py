@@ -8,9 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+from streamsrv.audit.entries import Event
 from streamsrv.config import SettingsError, settings_of
 from streamsrv.errors import BadRequest, StreamsrvError
+from streamsrv.options import audit_folder
 from streamsrv.settings import Settings
+from streamsrv.tools.audit import record
 from streamsrv.tools.keys import add_place, end_of, is_store
 from streamsrv.tools.ownership import hand_over
 from streamsrv.web.access.browser.shares import Shares, share_url
@@ -46,12 +49,16 @@ def run(args: argparse.Namespace) -> int:
         except BadRequest as error:
             raise SettingsError(error.detail) from None
     if args.revoke:
-        return _revoke(shares, args.revoke)
+        _revoke(shares, args.revoke)
+        record(audit_folder(settings), Event.RIGHTS_CHANGED, detail=f"share revoke {args.revoke}")
+        return 0
     if args.list:
         return _list(shares, args.study, as_json=args.json)
     if not args.study:
         raise SettingsError("share needs the UID of a study, --list or --revoke ID")
-    return _share(shares, data, settings, args)
+    code = _share(shares, data, settings, args)
+    record(audit_folder(settings), Event.RIGHTS_CHANGED, args.study, "share")
+    return code
 
 
 def _share(shares: Shares, data: Path, settings: Settings, args: argparse.Namespace) -> int:
@@ -86,11 +93,11 @@ def _list(shares: Shares, study: str, *, as_json: bool) -> int:
     return 0
 
 
-def _revoke(shares: Shares, name: str) -> int:
+def _revoke(shares: Shares, name: str) -> None:
     for share in shares.all():
         if share.name == name:
             shares.revoke(share)
-            return 0
+            return
     raise StreamsrvError(f"there is no share {name!r}; `streamsrv share --list` prints all")
 
 
