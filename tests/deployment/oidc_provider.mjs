@@ -1,9 +1,9 @@
 // An OpenID Connect provider for tests: its own keys (RSA and EC), logins with any name, and access tokens in
-// the form of RFC 9068. Arguments: port, secret of both clients, redirect URI.
+// the form of RFC 9068. Arguments: port, secret of both clients, redirect URIs.
 import { generateKeyPairSync } from "node:crypto";
 import Provider from "oidc-provider";
 
-const [port, secret, back] = process.argv.slice(2);
+const [port, secret, ...back] = process.argv.slice(2);
 const issuer = `http://127.0.0.1:${port}`;
 const resource = "urn:streamsrv";
 const { privateKey } = generateKeyPairSync("rsa", { modulusLength: 2048 });
@@ -20,7 +20,7 @@ const provider = new Provider(issuer, {
     {
       client_id: "page",
       client_secret: secret,
-      redirect_uris: [back],
+      redirect_uris: back,
       grant_types: ["authorization_code", "refresh_token"],
       response_types: ["code"],
     },

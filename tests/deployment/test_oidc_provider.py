@@ -31,48 +31,53 @@ ROLES = "reader -> search read,sender -> store"
 
 
 @pytest.fixture(scope="module")
-def provider(tmp_path_factory):
+def port():
+    """The port of the server, which the provider has to know."""
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def provider(port, tmp_path_factory):
     """Its URL."""
-    folder, port = tmp_path_factory.mktemp("provider"), free_port()
+    callback = f"http://127.0.0.1:{port}/session/callback"
+    folder, own = tmp_path_factory.mktemp("provider"), free_port()
     (folder / "package.json").write_text('{"private": true}')
     words = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent", PACKAGE]
     subprocess.run(words, cwd=folder, check=True, timeout=300, stdout=subprocess.DEVNULL)
     shutil.copy(PROVIDER, folder)
-    command = ["node", PROVIDER.name, str(port), SECRET, BACK]
+    command = ["node", PROVIDER.name, str(own), SECRET, BACK, callback]
     with (folder / "log").open("wb") as log:
         running = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=log)
         try:
             lines = iter(running.stdout.readline, b"")
             assert any(line.strip() == b"ready" for line in lines), (folder / "log").read_text()
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{own}"
         finally:
             running.terminate()
             running.wait(10)
             running.stdout.close()
 
 
-def flags_of(provider):
-    return {"oidc_issuer": provider, "oidc_audience": "streamsrv", "oidc_roles": ROLES}
+@pytest.fixture(scope="module")
+def flags(provider, tmp_path_factory):
+    secret = tmp_path_factory.mktemp("secret") / "secret"
+    secret.write_text(SECRET)
+    issuer = {"oidc_issuer": provider, "oidc_audience": "streamsrv", "oidc_roles": ROLES}
+    return issuer | {"oidc_client_id": "page", "oidc_client_secret_file": str(secret)}
 
 
 @pytest.fixture(scope="module")
-def server(provider, tmp_path_factory):
-    words = [
-        word for name, value in flags_of(provider).items() for word in (f"--{name.replace('_', '-')}", value)
-    ]
-    running = start_server(tmp_path_factory.mktemp("oidc"), "--auth", "required", *words, workers=2)
+def server(flags, port, tmp_path_factory):
+    words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value)]
+    running = start_server(tmp_path_factory.mktemp("oidc"), *words, workers=2, port=port)
     yield running
     assert running.end() == 0
 
 
 @pytest.fixture(scope="module")
-def login(provider, tmp_path_factory):
+def login(provider, flags):
     """The login of a worker, with the keys that a companion has fetched."""
-    secret = tmp_path_factory.mktemp("login") / "secret"
-    secret.write_text(SECRET)
-    settings = load(
-        flags=flags_of(provider) | {"oidc_client_id": "page", "oidc_client_secret_file": str(secret)}
-    )
+    settings = load(flags=flags)
     board = KeyBoard.make()
     KeyFetcher(provider, Trust(), board).fetch_if_due()
     login = Login(settings, IssuedTokens(settings, board))
@@ -81,7 +86,7 @@ def login(provider, tmp_path_factory):
 
 
 class Browser(urllib.request.HTTPRedirectHandler):
-    """A browser that fills the forms of the provider, and stops when it is sent back."""
+    """A browser that fills the forms of the provider."""
 
     def __init__(self):
         jar = urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
@@ -90,11 +95,15 @@ class Browser(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *args):
         return None
 
-    def go(self, url, form=None):
+    def back(self, url):
         """The parameters with which the provider sends the browser back."""
+        return dict(parse_qsl(urlsplit(self.go(url, BACK)).query))
+
+    def go(self, url, until, form=None):
+        """The first URL that begins so, to which the browser is sent."""
         for _ in range(12):
-            if url.startswith(BACK):
-                return dict(parse_qsl(urlsplit(url).query))
+            if url.startswith(until):
+                return url
             try:
                 with self.opener.open(url, form and urlencode(form).encode(), timeout=10) as page:
                     url, form = filled(page.geturl(), page.read().decode())
@@ -140,7 +149,7 @@ def test_a_program_stores_with_client_credentials(provider, server, tmp_path):
 
 def test_a_person_logs_in(login):
     url, attempt = login.begin(BACK)
-    found = asyncio.run(login.finish(Browser().go(url), attempt, BACK))
+    found = asyncio.run(login.finish(Browser().back(url), attempt, BACK))
     assert found.principal.name == "oidc:anna@127.0.0.1"
     assert found.principal.rights == Right.SEARCH | Right.READ
     assert found.label == "anna"
@@ -148,7 +157,7 @@ def test_a_person_logs_in(login):
 
 def test_the_access_token_lets_in_and_the_id_token_does_not(provider, server, login):
     url, attempt = login.begin(BACK)
-    code = Browser().go(url)["code"]
+    code = Browser().back(url)["code"]
     form = {"grant_type": "authorization_code", "code": code, "redirect_uri": BACK}
     form |= {"code_verifier": attempt.verifier}
     tokens = post_form(f"{provider}/token", form, Trust(), ("page", SECRET))
@@ -156,3 +165,13 @@ def test_the_access_token_lets_in_and_the_id_token_does_not(provider, server, lo
     assert (status, len(json.loads(body))) == (200, 1)
     assert ask(server, tokens["access_token"], "DELETE", "/studies/1.2")[0] == 403
     assert ask(server, tokens["id_token"])[0] == 401
+
+
+def test_a_browser_signs_in_at_the_provider(server):
+    browser = Browser()
+    page = f"{server.origin}/#"
+    assert browser.go(f"{server.origin}/session/login?return=%23/studies", page) == f"{page}/studies"
+    with browser.opener.open(f"{server.url}/studies", timeout=20) as answer:
+        assert len(json.loads(answer.read())) == 1
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        Browser().opener.open(f"{server.url}/studies", timeout=20)
