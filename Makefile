@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test test-fast test-deployment lint format perf soak fuzz docs wheel release clean
+.PHONY: run test test-fast test-deployment lint format perf soak fuzz docs wheel release audit clean
 
 define environment
 	$(PYTHON) -c 'import sys; sys.exit("streamsrv needs Python 3.11 or later, this is " + sys.version) if sys.version_info < (3, 11) else None'
@@ -97,7 +97,7 @@ docs: $(VENV)/ready
 
 # Archives have the date of the newest release, so one source gives the same bytes each time.
 RELEASED = $(shell sed -n 's/^## [0-9.]* (\(.*\))$$/\1/p' CHANGELOG.md | head -n 1)
-wheel release: export SOURCE_DATE_EPOCH = $(shell date --utc --date '$(RELEASED)' +%s)
+wheel release audit: export SOURCE_DATE_EPOCH = $(shell date --utc --date '$(RELEASED)' +%s)
 
 # The wheel and the source archive in dist.
 wheel: $(VENV)/ready
@@ -115,6 +115,10 @@ release: wheel
 		--output-file dist/$$(basename dist/*.tar.gz .tar.gz).cdx.json
 	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
 	$(BIN)/python tests/check_release.py dist
+
+# The packages of the release beside the advisories that the package index knows.
+audit: release
+	$(BIN)/python tests/audit_packages.py build/release/lib/python3*/site-packages
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
