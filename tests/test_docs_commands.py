@@ -19,7 +19,7 @@ COMMANDS = [command for block in BLOCKS for command in commands_of(block)]
 # Programs of others, whose arguments are not checked here.
 OTHERS = {
     *("apt", "caddy", "cat", "cd", "chmod", "chown", "cp", "docker", "echo", "find", "grep", "haproxy"),
-    *("head", "htpasswd", "install", "jq", "kubectl", "ls", "mkdir", "mv", "nginx", "npm", "npx"),
+    *("head", "htpasswd", "install", "jq", "kill", "kubectl", "ls", "mkdir", "mv", "nginx", "npm", "npx"),
     *("openssl", "pip", "pipx", "prometheus", "promtool", "rm", "rsync", "sha256sum", "sleep"),
     *("storescp", "storescu", "stowrs", "systemctl", "systemd-run", "tail", "tar", "unshare"),
     *("unzip", "wc", "zcat"),

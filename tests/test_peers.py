@@ -13,7 +13,7 @@ import pytest
 from access_world import Site
 from live_server import start_server
 from small_client import file_of, key_of, multipart
-from tls_world import connection, made
+from tls_world import authority, connection, made
 
 FILE = file_of(key_of(1, 1, 1), 1, 20_000)
 INSTANCE = "/v2/studies/{}/series/{}/instances/{}".format(*key_of(1, 1, 1))
@@ -21,12 +21,8 @@ STORE = {"Content-Type": "multipart/related; type=application/dicom; boundary=be
 FRAME = {"Accept": 'multipart/related; type="application/octet-stream"'}
 
 
-def authority(folder):
-    return made(folder, "authority", subject="/CN=Authority", names="basicConstraints=critical,CA:TRUE")
-
-
-def holder(folder, signer, name, **more):
-    return made(folder, name, subject=f"/O=Hospital, West/CN={name}", signer=signer, **more)
+def holder(folder, signer, name):
+    return made(folder, name, subject=f"/O=Hospital, West/CN={name}", signer=signer)
 
 
 @pytest.fixture(scope="module")

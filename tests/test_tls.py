@@ -25,7 +25,7 @@ from live_server import free_port, start_server
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from small_client import file_of, key_of, multipart
-from tls_world import connection, fetched, made
+from tls_world import authority, connection, fetched, made
 
 KEY = key_of(1, 1, 1)
 FILE = file_of(KEY, 1, 3 << 20)
@@ -340,14 +340,12 @@ def test_a_renewed_certificate_serves_new_connections_and_a_transfer_goes_on(tmp
 
 def test_certificates_of_clients_are_required(tmp_path):
     pair = made(tmp_path, "server")
-    authority = made(
-        tmp_path, "authority", subject="/CN=Our authority", names="basicConstraints=critical,CA:TRUE"
-    )
+    signer = authority(tmp_path)
     known = made(
-        tmp_path, "known", subject="/CN=viewer", names="subjectAltName=email:a@b.c", signer=authority
+        tmp_path, "known", subject="/CN=viewer", extensions=("subjectAltName=email:a@b.c",), signer=signer
     )
     stranger = made(tmp_path, "stranger", subject="/CN=viewer")
-    flags = [*pair.flags, "--tls-client-ca", str(authority.certificate)]
+    flags = [*pair.flags, "--tls-client-ca", str(signer.certificate)]
     server = start_server(tmp_path, *flags, workers=1, context=pair.context(known))
     try:
         assert fetched(server, "/v2/studies")[0] == 204

@@ -6,8 +6,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-EC = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+KEYS = {"ec": ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"], "rsa": ["rsa:2048"]}
 NAMES = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+AUTHORITY = ("basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign")
 
 
 def openssl(*words):
@@ -33,17 +34,24 @@ class Pair:
         return context
 
 
-def made(folder, name, *, subject="/CN=localhost", names=NAMES, days=90, signer=None):
+def made(folder, name, *, subject="/CN=localhost", extensions=(NAMES,), signer=None, key="ec"):
     """A new pair. `signer` is the pair of the authority; without one it signs itself."""
     pair = Pair(folder / f"{name}.pem", folder / f"{name}.key")
-    words = ["req", "-x509", *EC, "-keyout", pair.key, "-out", pair.certificate, "-days", days]
-    words += ["-subj", subject, "-addext", names]
+    words = ["req", "-x509", "-newkey", *KEYS[key], "-nodes", "-keyout", pair.key]
+    words += ["-out", pair.certificate, "-days", 90, "-subj", subject]
     if signer is not None:
         words += ["-CA", signer.certificate, "-CAkey", signer.key]
-        words += ["-addext", "basicConstraints=critical,CA:FALSE"]
+        extensions = (*extensions, "basicConstraints=critical,CA:FALSE")
+    for each in extensions:
+        words += ["-addext", each]
     openssl(*words)
     pair.key.chmod(0o600)
     return pair
+
+
+def authority(folder, name="authority"):
+    """A pair that signs others."""
+    return made(folder, name, subject=f"/CN={name}", extensions=AUTHORITY)
 
 
 def connection(server, context, timeout=20):

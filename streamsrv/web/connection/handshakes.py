@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import socket
 import ssl
@@ -33,14 +34,12 @@ log = logging.getLogger("streamsrv.web")
 TOGETHER = 2
 # Seconds between two lines in the log.
 REPORT_EVERY = 10.0
-_DETAIL = (
-    b'{"type": "about:blank", "title": "Bad Request", "status": 400, '
-    b'"detail": "this port speaks HTTPS: the URL has to begin with https"}'
-)
+NOT_TLS = "this port speaks HTTPS: the URL has to begin with https"
+_PROBLEM = json.dumps({"type": "about:blank", "title": "Bad Request", "status": 400, "detail": NOT_TLS})
 SPEAK_TLS = (
-    b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\n"
-    b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(_DETAIL), _DETAIL)
-)
+    "HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\n"
+    f"Connection: close\r\nContent-Length: {len(_PROBLEM)}\r\n\r\n{_PROBLEM}"
+).encode("ascii")
 # Reasons of OpenSSL if the first bytes are those of an HTTP request.
 PLAIN_HTTP = frozenset(("HTTP_REQUEST", "HTTPS_PROXY_REQUEST"))
 
