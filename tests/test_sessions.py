@@ -228,6 +228,9 @@ def test_a_share_link_shows_its_study(site, browser):
     assert share["pin"] is False
     answer = browser.sign_in(share=secret_of(share))
     assert json.loads(answer.body)["study"] == CT_STUDY
+    assert browser.ask(path=f"/v2/studies/{CT_STUDY}/metadata").status == 200
+    assert browser.ask(path=f"/v2/studies/{OTHER_STUDY}/metadata").status == 404
+    assert browser.ask().getheader("X-Total-Count") == "1"
     facts = browser.facts()
     assert (facts["kind"], [right for right, has in facts["allowed"].items() if has]) == (
         "share",
