@@ -213,9 +213,24 @@ _PLAIN_ROUTES = {
 }
 
 
+# Paths without variables.
+_FIXED = {
+    f"{prefix}{route.template}": Target(route, version)
+    for prefix, version, routes in (
+        *((f"/v{version}", version, ROUTES) for version in VERSIONS),
+        ("", VERSIONS[-1], (*UNVERSIONED, *PAGES)),
+    )
+    for route in routes
+    if "{" not in route.template
+}
+
+
 def target_of(path: str) -> Target:
     """The target of the path of a request, percent-encoded and without query. Raises NotFound, BadRequest
     and URITooLong."""
+    fixed = _FIXED.get(path)
+    if fixed is not None:
+        return fixed
     plain = _PLAIN.match(path)
     if plain is not None and ".." not in path and "./" not in path and path[-1] != ".":
         version, study, series, instance, frame, below = plain.groups()
