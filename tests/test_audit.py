@@ -22,7 +22,7 @@ from streamsrv.wire.resources import PAGES, ROUTES, UNVERSIONED, Kind
 FRAME = {"Accept": 'multipart/related; type="application/octet-stream"; transfer-syntax=*'}
 MULTIPART = {"Content-Type": f'multipart/related; type="application/dicom"; boundary={BOUNDARY}'}
 # Their changes have tests of their own.
-SIGN_IN = {Kind.SESSION, Kind.SHARES, Kind.SHARE}
+SIGN_IN = {Kind.SESSION, Kind.ISSUER, Kind.SHARES, Kind.SHARE}
 NO_DATA = {Kind.SERVICE, Kind.OPENAPI, Kind.YAML, Kind.LIVE, Kind.READY, Kind.PAGE, Kind.VIEWER}
 EVENTS = {Kind.SEARCH: "query", Kind.INSTANCES: "instances-sent"}
 ALL = (*ROUTES, *UNVERSIONED, *PAGES)
