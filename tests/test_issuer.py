@@ -1,7 +1,11 @@
 """Requests to an issuer, and the keys that all processes of a server share."""
 
+import http.server
 import json
 import os
+import select
+import socket
+import threading
 import time
 
 import pytest
@@ -113,6 +117,47 @@ def test_tls_is_checked(tmp_path):
         pytest.raises(FetchFailed, match="is not trusted: IP address mismatch"),
     ):
         get_json(issuer.url, trusting)
+
+
+class TunnelProxy(http.server.BaseHTTPRequestHandler):
+    """A proxy that connects to the issuer, whatever its name."""
+
+    def do_CONNECT(self):
+        self.server.seen.append((self.path, self.headers["Proxy-Authorization"]))
+        with socket.create_connection(self.server.target) as there:
+            self.send_response(200)
+            self.end_headers()
+            while ready := select.select([self.connection, there], [], [], 5)[0]:
+                for each in ready:
+                    piece = each.recv(65_536)
+                    if not piece:
+                        return
+                    (there if each is self.connection else self.connection).sendall(piece)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_proxy_of_the_environment(tmp_path, monkeypatch):
+    authority = Authority(tmp_path)
+    trust = Trust(authority.certificate)
+    with (
+        fake_issuer(authority.issue("issuer", "DNS:login.example")) as issuer,
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), TunnelProxy) as proxy,
+    ):
+        proxy.target, proxy.seen = issuer.server.server_address, []
+        thread = threading.Thread(target=proxy.serve_forever, args=(0.02,))
+        thread.start()
+        monkeypatch.setenv("https_proxy", f"http://a:b%40c@127.0.0.1:{proxy.server_port}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        assert get_json("https://login.example/realms/clinic/keys", trust) == issuer.key_set()
+        with pytest.raises(FetchFailed, match="is not trusted"):
+            get_json("https://other.example/", trust)
+        with pytest.raises(FetchFailed, match="is not trusted"):
+            get_json(issuer.url, trust)  # directly
+        proxy.shutdown()
+        thread.join()
+    assert proxy.seen == [(f"{name}.example:443", "Basic YTpiQGM=") for name in ("login", "other")]
 
 
 def test_a_closed_port():

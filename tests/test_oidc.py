@@ -3,13 +3,15 @@
 import http.client
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 
 import pydicom
 import pytest
 from fake_issuer import AUDIENCE, fake_issuer
-from live_server import start_server
+from live_server import environment, start_server
 
 from streamsrv import samples
 from streamsrv.config import SettingsError, load
@@ -204,3 +206,10 @@ def test_a_flood_of_unknown_keys_causes_one_fetch(site):
 def test_settings_with_which_no_token_can_be_valid(flags, reason, tmp_path):
     with pytest.raises(SettingsError, match=reason):
         check_start(load(flags={"data": str(tmp_path)} | flags))
+
+
+def test_a_server_without_an_issuer_does_not_load_cryptography():
+    script = "import sys, streamsrv.server; print({'jwt', 'cryptography'} & set(sys.modules))"
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

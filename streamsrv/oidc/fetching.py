@@ -3,6 +3,9 @@
 Strategy: http.client, whose time-outs count for single reads. A timer shuts the socket at the deadline, so
 that an issuer that sends a byte a second ends there too.
 
+A proxy of the environment (`https_proxy`, `no_proxy`) is used for TLS: it sees the host only. The certificate
+is that of the issuer.
+
 Rule of this file: an error names the URL, and neither a body nor a header, which may hold secrets.
 """
 
@@ -17,7 +20,8 @@ import ssl
 import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import orjson
 
@@ -25,6 +29,7 @@ from streamsrv.errors import StreamsrvError
 
 MOST_BYTES = 256 << 10
 DEADLINE = 10.0  # seconds
+HTTP_PORT = 80
 
 
 class FetchFailed(StreamsrvError):
@@ -80,8 +85,7 @@ def post_form(
     Basic (2.3.1). Raises FetchFailed; its `refused` has the code of an answer that is an OAuth error."""
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     if client is not None:
-        pair = ":".join(quote(each, safe="") for each in client)
-        headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        headers["Authorization"] = _basic(":".join(quote(each, safe="") for each in client))
     return _object(url, *_exchange("POST", url, trust, deadline, urlencode(fields).encode(), headers))
 
 
@@ -148,7 +152,19 @@ def _connection(
         context = ssl.create_default_context(cafile=trust.ca_file or None)
     except (OSError, ssl.SSLError) as error:
         raise FetchFailed(f"{trust.ca_file} has no certificates in PEM: {error}") from None
-    return http.client.HTTPSConnection(host, port, timeout=deadline, context=context)
+    proxy = urlsplit(getproxies().get("https", ""))
+    if not proxy.hostname or proxy_bypass(host):
+        return http.client.HTTPSConnection(host, port, timeout=deadline, context=context)
+    connection = http.client.HTTPSConnection(
+        proxy.hostname, proxy.port or HTTP_PORT, timeout=deadline, context=context
+    )
+    login = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}" if proxy.username else ""
+    connection.set_tunnel(host, port, {"Proxy-Authorization": _basic(login)} if login else {})
+    return connection
+
+
+def _basic(pair: str) -> str:
+    return f"Basic {base64.b64encode(pair.encode()).decode()}"
 
 
 class _Deadline(threading.Timer):
