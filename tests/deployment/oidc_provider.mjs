@@ -21,6 +21,7 @@ const provider = new Provider(issuer, {
       client_id: "page",
       client_secret: secret,
       redirect_uris: back,
+      post_logout_redirect_uris: back.map((each) => new URL("/", each).href),
       grant_types: ["authorization_code", "refresh_token"],
       response_types: ["code"],
     },
