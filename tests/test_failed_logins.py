@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 from access_world import Site, basic, bearer
+from browser_client import Browser
 from live_server import start_server
 
 LIMIT = 20  # failed logins
@@ -49,3 +50,12 @@ def test_a_flood_of_bad_keys_is_429_and_good_keys_still_work(site):
     log = site.server.log.read_text()
     assert log.count(f"too many failed logins from {address}") == 1
     assert "streamsrv_bad" not in log
+
+
+def test_wrong_keys_of_the_sign_in_are_failed_logins(site):
+    browser, key = Browser(site), site.key("form", "search")
+    statuses = [browser.sign_in(key=f"streamsrv_wrong{number}").status for number in range(LIMIT + 10)]
+    assert statuses[:5] == [401] * 5
+    assert statuses[-1] == 429
+    assert set(statuses) == {401, 429}
+    assert browser.sign_in(key=key).status == 200

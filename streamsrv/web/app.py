@@ -153,7 +153,11 @@ class App:
         self._hosts = Hosts(settings, port)
         self._cors = Cors(settings)
         self.access = Access(settings, ways)
-        self._sign_in = SignIn(settings, began=audit.signed_in) if audit else SignIn(settings)
+        self._sign_in = SignIn(
+            settings,
+            began=audit.signed_in if audit else None,
+            failed=self.access.failed_logins.count,
+        )
         self._issuer = self._issuer_of(login)
         self._viewer = Viewer(settings)
         self._page = Page(self._viewer.installed) if settings.browser else None

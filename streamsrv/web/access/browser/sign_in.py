@@ -33,7 +33,7 @@ from streamsrv.web.access.grants import KEY, Grant, GrantDamaged, Grants, digest
 from streamsrv.web.access.principal import Principal, Right
 from streamsrv.web.forms import Fields, json_answer, text_field
 from streamsrv.web.head import Head
-from streamsrv.web.hosts import Caller
+from streamsrv.web.hosts import Caller, party
 from streamsrv.wire.answers import Answer
 from streamsrv.wire.resources import Kind, Target
 
@@ -48,10 +48,13 @@ class SignIn:
         self,
         settings: Settings,
         clock: Callable[[], float] = time.time,
-        began: Callable[[Caller, Head, str], None] = lambda caller, head, user: None,
+        began: Callable[[Caller, Head, str], None] | None = None,
+        failed: Callable[[str], None] = lambda address: None,
     ) -> None:
-        """`began` is called with the name of the principal of each new session."""
-        self.began = began
+        """`began` is called with the name of the principal of each new session. `failed` is called with the
+        address of a client whose key, link or PIN is wrong; it may raise TooManyRequests."""
+        self.began = began or _nothing
+        self._failed = failed
         self.grants = Grants(Path(settings.data))
         # Threads read the files themselves: the grants that a worker knows belong to its loop.
         self.sessions = Sessions(self.grants, self.grants.find, settings.session_time, clock)
@@ -82,9 +85,15 @@ class SignIn:
     # Sessions
 
     def begin(self, head: Head, caller: Caller, fields: Fields) -> Answer:
-        """Raises Forbidden, BadRequest, Unauthorized, and TooManyRequests for a PIN."""
+        """Raises Forbidden, BadRequest, Unauthorized and TooManyRequests."""
         cookie = needed_cookie(caller.base)
-        holder = self._holder(fields)
+        try:
+            holder = self._holder(fields)
+        except PinRequired:
+            raise
+        except Unauthorized:
+            self._failed(party(caller.client))
+            raise
         former = self.sessions.current(head, caller.base)
         secret = self.sessions.begin_from(holder)
         if former is not None:
@@ -168,6 +177,10 @@ class SignIn:
         everyones = Right.ADMIN in principal.rights
         found = self._shares.all(study)
         return [share for share in found if everyones or share.extra.get(MAKER) == principal.name]
+
+
+def _nothing(caller: Caller, head: Head, user: str) -> None:
+    pass
 
 
 def _refused(reason: str) -> Unauthorized:
