@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import urllib.request
 from urllib.parse import urljoin
 
@@ -123,3 +124,14 @@ def test_the_wheel_serves_from_a_fresh_home(installed, tmp_path, monkeypatch):
             )
     finally:
         server.end()
+
+
+def test_arm64_needs_no_compiler():
+    """Every package that the server needs has a wheel for it and Debian's Python."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    platforms = [f"--platform=manylinux_2_{number}_aarch64" for number in (28, 27, 17)]
+    command = (sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed")
+    run(
+        *(*command, "--target=unused", *platforms, "--platform=manylinux2014_aarch64"),
+        *("--python-version=3.13", "--only-binary=:all:", *project["dependencies"]),
+    )
