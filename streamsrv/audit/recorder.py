@@ -11,6 +11,7 @@ says later how many were lost. Stores and deletes are refused meanwhile (`requir
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -52,6 +53,7 @@ class AuditRecorder:
         self._patient_of = patient_of
         self._turn = threading.Condition()
         self._waiting: list[AuditEntry] = []
+        self._taken = 0  # entries that the thread is writing
         self._futures: list[Future[None]] = []
         self._noted: set[EntryKey] = set()  # of this minute
         self._durable: set[EntryKey] = set()
@@ -65,7 +67,7 @@ class AuditRecorder:
     @property
     def waiting(self) -> int:
         """Entries that are not written yet."""
-        return len(self._waiting)
+        return len(self._waiting) + self._taken
 
     def note(self, entry: AuditEntry) -> None:
         """The entry is written soon, unless one with the same key was noted in this minute."""
@@ -73,7 +75,7 @@ class AuditRecorder:
         if key in self._noted:
             return
         with self._turn:
-            self._note(entry, key)
+            self._note(entry, key, MOST)
             self._turn.notify()
 
     def record(self, entries: Sequence[AuditEntry]) -> Future[None] | None:
@@ -84,7 +86,7 @@ class AuditRecorder:
             return None
         with self._turn:
             for entry, key in zip(entries, keys, strict=True):
-                self._note(entry, key)
+                self._note(entry, key, sys.maxsize)
             future: Future[None] = Future()
             self._futures.append(future)
             self._turn.notify()
@@ -105,15 +107,15 @@ class AuditRecorder:
         self._thread.join()
         self._trail.close()
 
-    def _note(self, entry: AuditEntry, key: EntryKey) -> None:
+    def _note(self, entry: AuditEntry, key: EntryKey, most: int) -> None:
         minute = int(key[0])
         if minute > self._minute:
             self._minute = minute
             self._noted, self._durable = set(), set()
         if key in self._noted:
             return
-        self._noted.add(key)
-        if len(self._waiting) < MOST:
+        if len(self._waiting) < most:
+            self._noted.add(key)
             self._waiting.append(entry)
         else:
             self._lost += 1
@@ -134,7 +136,7 @@ class AuditRecorder:
                     self._turn.wait_for(lambda: self._waiting or self._futures or self._closing)
                     self._turn.wait_for(lambda: self._futures or self._closing, GATHER)
                 entries, futures, lost = self._waiting, self._futures, self._lost
-                self._waiting, self._futures = [], []
+                self._waiting, self._futures, self._taken = [], [], len(entries)
                 ending = self._closing
             self._write(entries, futures, lost)
 
@@ -160,7 +162,7 @@ class AuditRecorder:
             log.error("%s", failure.detail)
         self._failure = failure
         with self._turn:
-            self._waiting = entries + self._waiting
+            self._waiting, self._taken = entries + self._waiting, 0
 
     def _written(self, entries: list[AuditEntry], lost: int) -> None:
         if self._failure is not None:
@@ -168,6 +170,7 @@ class AuditRecorder:
         self._failure = None
         with self._turn:
             self._lost -= lost
+            self._taken = 0
             self._durable.update(key for entry in entries if (key := entry.key) in self._noted)
 
     def _described(self, entry: AuditEntry) -> AuditEntry:
