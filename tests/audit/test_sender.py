@@ -97,7 +97,7 @@ def test_files_that_were_not_sent_are_not_removed(tmp_path):
 
 
 def test_a_receiver_with_a_certificate_of_another_name_gets_nothing(tmp_path):
-    pair = made(tmp_path, "receiver", names="subjectAltName=DNS:localhost")
+    pair = made(tmp_path, "receiver", extensions=("subjectAltName=DNS:localhost",))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pair.certificate, pair.key)
     received = []

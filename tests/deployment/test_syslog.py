@@ -29,7 +29,7 @@ SEQUENCE = re.compile(
 
 class Rsyslog:
     def __init__(self, folder, driver):
-        pair = made(folder, "receiver", names="subjectAltName=DNS:localhost")
+        pair = made(folder, "receiver", extensions=("subjectAltName=DNS:localhost",))
         self.certificate, self.port, self._folder = pair.certificate, free_port(), folder
         names = {"folder": folder, "certificate": pair.certificate, "key": pair.key}
         text = CONFIGURATION.format(driver=driver, port=self.port, **names)
