@@ -62,9 +62,9 @@ class Site:
         answer.body = answer.read()
         return answer
 
-    def store(self, key, *contents):
+    def store(self, key, *contents, status=200):
         parts = b"".join(b"--x\r\nContent-Type: application/dicom\r\n\r\n%b\r\n" % each for each in contents)
         kind = 'multipart/related; type="application/dicom"; boundary=x'
         answer = self.ask("POST", body=parts + b"--x--\r\n", Content_Type=kind, **bearer(key))
-        assert answer.status == 200, answer.body
+        assert answer.status == status, answer.body
         return answer

@@ -1,13 +1,17 @@
 """Access over HTTP: keys that the command line makes beside a running server."""
 
 import http.client
+import json
 import os
 import socket
+import subprocess
 import time
 
 import pytest
 from access_world import Site, basic, bearer, command, file_of
 from clinic import CT_INSTANCES, CT_SERIES, CT_STUDY, ct
+from dicomweb_client.api import DICOMwebClient
+from dicomweb_client.session_utils import create_session_from_user_pass
 from live_server import start_server
 
 from streamsrv.cli import main
@@ -260,6 +264,45 @@ def test_a_script_of_a_browser_gets_no_challenge_for_basic(site):
         answer = site.ask(Sec_Fetch_Mode=mode)
         found = answer.headers.get_all("WWW-Authenticate")
         assert [each.split()[0] for each in found] == schemes
+
+
+def test_clients_send_keys(site, tmp_path):
+    """`streamsrv store` with a token and with a password, curl, and dicomweb-client."""
+    key = site.key("clients", "search,store")
+    (tmp_path / "key").write_text(f"{key}\n")
+    (tmp_path / "one.dcm").write_bytes(file_of(ct(2)))
+    url, words = site.server.url, (tmp_path / "one.dcm", "--already-stored-ok", "--quiet")
+    command("store", "--url", url, *words, "--token-file", tmp_path / "key")
+    command("store", "--url", url, *words, "--user", "clients", "--password-file", tmp_path / "key")
+    assert "credentials" in command("store", "--url", url, *words, code=1).stdout
+    curl = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"{url}/studies"]
+    for more in (["-u", f"clients:{key}"], ["--oauth2-bearer", key]):
+        assert subprocess.run([*curl, *more], capture_output=True, text=True, check=True).stdout == "200"
+    client = DICOMwebClient(url, session=create_session_from_user_pass("clients", key))
+    assert [each["0020000D"]["Value"] for each in client.search_for_studies()] == [[CT_STUDY]]
+
+
+def test_verbs_about_the_store_work_beside_the_folder(site):
+    for verb in ("check", "info"):
+        command(verb, "--data", site.server.data)
+
+
+def test_replacing_needs_a_right(tmp_path):
+    replacing = Site(start_server(tmp_path, "--auth", "required", "--on-duplicate", "replace", workers=1))
+    try:
+        plain, replacer = replacing.key("plain", "store,read"), replacing.key("replacer", "store,replace")
+        one, other = ct(1), ct(1)
+        other.PatientID = "P-2"
+        replacing.store(plain, file_of(one))
+        answer = replacing.store(plain, file_of(other), status=409)
+        assert json.loads(answer.body)["00081198"]["Value"][0]["00081197"]["Value"] == [45070]
+        path = f"/v2/studies/{CT_STUDY}/metadata"
+        assert b'"P-1"' in replacing.ask(path=path, **bearer(plain)).body
+        replacing.store(replacer, file_of(other))
+        assert b'"P-2"' in replacing.ask(path=path, **bearer(plain)).body
+    finally:
+        replacing.close()
+        assert replacing.server.end() == 0
 
 
 def test_a_server_for_other_machines_needs_a_way_in(tmp_path):
