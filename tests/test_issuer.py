@@ -301,3 +301,11 @@ def test_keys_that_cannot_be_kept(issuer, board, tmp_path, caplog):
     KeyFetcher(issuer.url, TRUST, board, kept=KeptKeys(tmp_path / "access" / "issuer.json")).fetch_if_due()
     assert board.read() is not None
     assert "cannot be kept" in caplog.text
+
+
+def test_a_process_that_was_killed_while_it_fetched(issuer, board):
+    board.begin_fetch()
+    assert board.state.fetching
+    KeyFetcher(issuer.url, TRUST, board).fetch_if_due()
+    assert not board.state.fetching
+    assert board.read() is not None

@@ -60,7 +60,7 @@ class OidcSite:
 
 def started(folder, issuer, *more):
     words = ["--oidc-issuer", issuer.url, "--oidc-audience", AUDIENCE, "--oidc-roles", ",".join(ROLES)]
-    return start_server(folder, "--auth", "required", *words, *more, workers=2)
+    return start_server(folder, "--auth", "required", "--failed-logins", "0", *words, *more, workers=2)
 
 
 @pytest.fixture(scope="module")
