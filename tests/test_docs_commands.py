@@ -20,8 +20,8 @@ COMMANDS = [command for block in BLOCKS for command in commands_of(block)]
 OTHERS = {
     *("apt", "caddy", "cat", "cd", "chmod", "chown", "cp", "docker", "echo", "find", "grep", "haproxy"),
     *("head", "htpasswd", "install", "jq", "kill", "kubectl", "ls", "mkdir", "mv", "nginx", "npm", "npx"),
-    *("openssl", "pip", "pipx", "prometheus", "promtool", "rm", "rsync", "sha256sum", "sleep"),
-    *("storescp", "storescu", "stowrs", "systemctl", "systemd-run", "tail", "tar", "unshare"),
+    *("openssl", "pip", "pipx", "prometheus", "promtool", "rm", "rsync", "sed", "sha256sum", "sleep"),
+    *("storescp", "storescu", "stowrs", "systemctl", "systemd-run", "tail", "tar", "tr", "unshare"),
     *("unzip", "wc", "zcat"),
 }
 CHECKED = {"streamsrv", "curl", "make", "python", "python3"}
