@@ -424,7 +424,8 @@ class App:
                 require_study(self._actions_for(caller), target.study)
             return answer(fields)
 
-        form = ShortForm(self.pool, head.headers.get("content-type", ""), checked)
+        content_type, refused = head.headers.get("content-type", ""), self.access.failed_logins.count
+        form = ShortForm(self.pool, content_type, checked, partial(refused, caller.party))
         return Intake(form, lambda answer: answer, self._forms.take(caller.party))
 
     def _intake(self, head: Head, caller: Caller, target: Target, length: int) -> Intake:

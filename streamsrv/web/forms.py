@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from typing import Any, TypeAlias
 
-from streamsrv.errors import BadRequest, ContentTooLarge, UnsupportedMediaType
+from streamsrv.errors import BadRequest, ContentTooLarge, PinRequired, Unauthorized, UnsupportedMediaType
 from streamsrv.wire.answers import Answer, Literal
 from streamsrv.wire.mediatypes import JSON
 
@@ -23,14 +23,22 @@ Fields: TypeAlias = Mapping[str, Any]
 
 
 class ShortForm:
-    """`answer` gets the members of the object; it blocks."""
+    """`answer` gets the members of the object; it blocks. `refused` is called in the loop if it raises
+    Unauthorized, and may raise another error instead."""
 
-    def __init__(self, pool: Executor, content_type: str, answer: Callable[[Fields], Answer]) -> None:
+    def __init__(
+        self,
+        pool: Executor,
+        content_type: str,
+        answer: Callable[[Fields], Answer],
+        refused: Callable[[], None] = lambda: None,
+    ) -> None:
         """Raises UnsupportedMediaType."""
         if content_type.partition(";")[0].strip().lower() != JSON:
             raise UnsupportedMediaType(f"this resource takes {JSON}", (JSON,))
         self._pool = pool
         self._answer = answer
+        self._refused = refused
         self._body = bytearray()
 
     async def begin(self) -> None:
@@ -50,7 +58,13 @@ class ShortForm:
             fields = None
         if not isinstance(fields, dict):
             raise BadRequest("the body is not a JSON object")
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, fields)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, fields)
+        except PinRequired:  # the secret of the link is valid
+            raise
+        except Unauthorized:
+            self._refused()
+            raise
 
     def stop(self) -> None:
         """The client has left; the answer is made all the same."""

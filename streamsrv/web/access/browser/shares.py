@@ -105,7 +105,7 @@ class Shares:
         """Whether the PIN is right. Raises TooManyRequests."""
         with self._locked(share) as tries:
             used, last = os.fstat(tries).st_size, os.fstat(tries).st_mtime
-            wait = _wait(used) - max(0.0, self._clock() - last)
+            wait = waiting(used) - max(0.0, self._clock() - last)
             if wait > 0:
                 raise TooManyRequests("too many wrong PINs for this link: try again later", math.ceil(wait))
             os.write(tries, _TRY.encode())
@@ -131,7 +131,7 @@ class Shares:
         return self._grants.path_of(SHARE, share.digest).with_suffix(".tries")
 
 
-def _wait(used: int) -> float:
+def waiting(used: int) -> float:
     """Seconds after the last of so many wrong tries."""
     return min(FIRST_WAIT * 2 ** min(used - TRIES, 10), LONGEST_WAIT) if used >= TRIES else 0
 

@@ -1,0 +1,183 @@
+"""Sessions and share links as time passes, with a clock of the test; cookies of each address."""
+
+import pytest
+from web_world import settings_of
+
+from streamsrv.errors import Forbidden, TooManyRequests
+from streamsrv.web.access.browser.cookies import check_origin, cookie_for, is_embedded, needed_cookie
+from streamsrv.web.access.browser.sessions import SESSION, SWEEP, Sessions
+from streamsrv.web.access.browser.shares import (
+    FIRST_WAIT,
+    LONGEST_WAIT,
+    SHARE,
+    TRIES,
+    Shares,
+    share_url,
+    waiting,
+)
+from streamsrv.web.access.grants import KEY, Grant, Grants, digest_of, new_key
+from streamsrv.web.access.principal import ALL_RIGHTS
+from streamsrv.web.head import Head
+from streamsrv.web.hosts import Caller
+
+BASE = "https://pacs.example"
+DAY = 86_400
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return settings_of(data=str(tmp_path), auth="required", failed_logins=3)
+
+
+class Passing:
+    def __init__(self, data):
+        self.now = 1_900_000_000.0
+        self.grants = Grants(data)
+        self.sessions = Sessions(self.grants, self.grants.find, DAY / 2, lambda: self.now)
+        self.shares = Shares(self.grants, lambda: self.now)
+
+    def key(self, until):
+        key = new_key()
+        with self.grants.changing():
+            self.grants.write(Grant(KEY, "anna", digest_of(key), ALL_RIGHTS, None, self.now, until))
+        return self.grants.find(KEY, digest_of(key))
+
+    def principal(self, secret, method="GET", **headers):
+        sent = {"cookie": f"__Host-streamsrv={secret}"} | headers
+        head = Head(method, "/v2/studies", "HTTP/1.1", sent, "127.0.0.1")
+        return self.sessions.principal(head, Caller(BASE, "127.0.0.1", "127.0.0.1"))
+
+    def files(self, kind):
+        return len(self.grants.paths(kind))
+
+
+@pytest.fixture
+def time(tmp_path):
+    return Passing(tmp_path)
+
+
+def test_a_session_ends_by_itself_and_its_file_goes(time):
+    key = time.key(time.now + 10 * DAY)
+    secret = time.sessions.begin_from(key)
+    assert time.principal(secret).name == "key:anna"
+    assert time.principal(secret).until == time.now + DAY / 2
+    time.now += DAY / 2
+    assert time.principal(secret) is None
+    assert time.files(SESSION) == 1
+    time.sessions.begin_from(key)
+    assert time.files(SESSION) == 1
+    assert SWEEP < DAY / 2
+
+
+def test_a_session_ends_with_its_key(time):
+    secret = time.sessions.begin_from(time.key(time.now + 100))
+    assert time.principal(secret).until == time.now + 100
+    time.now += 100
+    assert time.principal(secret) is None
+
+
+def test_a_wrong_pin_costs_more_and_more_time(time):
+    made = time.shares.make("1.2", time.now + 30 * DAY, pin=True)
+    wrong = f"{(int(made.pin) + 1) % 10**6:06}"
+    for _ in range(TRIES - 1):
+        assert not time.shares.check_pin(made.grant, wrong)
+    assert time.shares.check_pin(made.grant, made.pin)  # a right one begins anew
+    for _ in range(TRIES):
+        assert not time.shares.check_pin(made.grant, wrong)
+    wait = FIRST_WAIT
+    for _ in range(2):
+        with pytest.raises(TooManyRequests) as refusal:
+            time.shares.check_pin(made.grant, made.pin)
+        assert refusal.value.retry_after == wait
+        time.now += wait
+        assert not time.shares.check_pin(made.grant, wrong)
+        wait *= 2
+    assert waiting(TRIES + 20) == LONGEST_WAIT
+    time.now += wait
+    assert time.shares.check_pin(made.grant, made.pin)
+
+
+def test_a_pin_has_all_digits_and_is_not_kept(time):
+    made = [time.shares.make("1.2", time.now + DAY, pin=True) for _ in range(3)]
+    for each in made:
+        assert len(each.pin) == 6
+        assert each.pin.isdigit()
+        assert each.pin not in str(each.grant.extra["pin"])
+    assert len({each.grant.extra["pin"]["salt"] for each in made}) == 3
+    assert share_url("https://pacs.example/dicom", "x") == "https://pacs.example/dicom/#/share/x"
+
+
+def test_links_that_have_ended_go_with_their_tries(time):
+    made = time.shares.make("1.2", time.now + DAY, pin=True)
+    time.shares.check_pin(made.grant, "")
+    assert len(list(time.grants.folder.iterdir())) == 2
+    time.now += DAY
+    assert time.shares.all() == []
+    time.shares.make("1.2", time.now + DAY, pin=False)
+    assert time.files(SHARE) == len(list(time.grants.folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "path", "secure"),
+    [
+        ("https://pacs.example", "__Host-streamsrv", "/", True),
+        ("https://pacs.example:8443", "__Host-streamsrv-8443", "/", True),
+        ("https://pacs.example/dicom", "__Secure-streamsrv", "/dicom/", True),
+        ("http://127.0.0.1:8943", "streamsrv-8943", "/", False),
+        ("http://localhost", "streamsrv", "/", False),
+        ("http://[::1]:1", "streamsrv-1", "/", False),
+    ],
+)
+def test_cookies_by_address(base, name, path, secure):
+    cookie = cookie_for(base)
+    assert cookie == (name, path, secure)
+    text = cookie.set("x")[1]
+    assert ("Secure" in text) is secure
+    assert text.startswith(f"{name}=x; Path={path}; HttpOnly; SameSite=Strict")
+    assert "Max-Age=0" in cookie.clear()[1]
+
+
+@pytest.mark.parametrize("base", ["http://pacs.example", "http://10.0.0.1", "http://localhost.evil.example"])
+def test_no_cookie_goes_over_a_network_without_tls(base):
+    assert cookie_for(base) is None
+    with pytest.raises(Forbidden):
+        needed_cookie(base)
+
+
+@pytest.mark.parametrize(
+    ("base", "origin"),
+    [
+        ("https://pacs.example/dicom", "https://pacs.example"),
+        ("https://pacs.example:443", "https://pacs.example"),
+        ("http://LOCALHOST:80", "http://localhost"),
+        ("http://[::1]:1", "http://[::1]:1"),
+    ],
+)
+def test_the_origin_of_a_server(base, origin):
+    check_origin({"origin": origin}, base)
+    for other in (f"{origin}:81", f"{origin}.evil.example", "null", origin.replace("http", "ftp"), ""):
+        with pytest.raises(Forbidden):
+            check_origin({"origin": other}, base)
+    with pytest.raises(Forbidden):
+        check_origin({"origin": origin, "sec-fetch-site": "cross-site"}, base)
+
+
+def test_embedded_requests():
+    assert is_embedded({"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors"})
+    assert not is_embedded({"sec-fetch-site": "same-site", "sec-fetch-mode": "navigate"})
+    assert not is_embedded({})
+
+
+async def test_a_flood_of_wrong_keys_is_429(http_server_client, port):
+    headers = {"Content-Type": "application/json", "Origin": f"http://127.0.0.1:{port}"}
+
+    async def status(body):
+        answer = await http_server_client.fetch(
+            "/session", method="POST", headers=headers, body=body, raise_error=False
+        )
+        return answer.code
+
+    statuses = [await status('{"key": "streamsrv_x"}') for _ in range(6)]
+    assert statuses[:3] == [401] * 3
+    assert statuses[-1] == 429
+    assert await status("{}") == 400
