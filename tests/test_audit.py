@@ -230,7 +230,7 @@ def test_a_disk_that_takes_no_entry_refuses_stores_and_deletes(tmp_path, error, 
     client, key = Client(server.origin), key_of(1, 1, 1)
     assert client.store([file_of(key, 1, 500)]).status == 200
     disk.arm(kinds, fails=FOR_EVER, error=error, path="/data/audit/")
-    assert client.store([file_of(key_of(2, 1, 1), 1, 500)]).status == status
+    assert client.store([file_of(key_of(2, 1, 1), 1, 500)]).status == 503
     reply = client.store([file_of(key_of(3, 1, 1), 1, 500)])
     assert (reply.status, "audit trail" in reply.json()["detail"]) == (status, True)
     assert client.ask("DELETE", path_of(key[:1])).status == status

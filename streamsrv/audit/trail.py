@@ -180,6 +180,8 @@ class Trail:
             self._end = begin + os.pread(self._fd, size - begin, begin).rfind(b"\n") + 1
         if size == self._end:
             return
+        if size - self._end > TAIL:  # by other processes, in months
+            self._begin_at_tail(None)
         whole, line_feed, torn = os.pread(self._fd, size - self._end, self._end).rpartition(b"\n")
         for line in (whole + line_feed).splitlines(keepends=True):
             self._take(line)

@@ -16,7 +16,7 @@ from functools import partial
 
 from streamsrv.audit.entries import MINUTE, AuditEntry, Event, EventOutcome
 from streamsrv.audit.recorder import AuditRecorder
-from streamsrv.errors import RequestError
+from streamsrv.errors import Overloaded, RequestError, ServerError
 from streamsrv.ingest.response import StoreResult
 from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.actions import Exists
@@ -44,6 +44,7 @@ CHANGES = {
 }
 CHANGING = frozenset(("POST", "DELETE"))
 SHARING = frozenset((Kind.SHARES, Kind.SHARE))
+UNRECORDED = "the audit trail cannot be written, so this store is not acknowledged: send it again"
 REFUSALS = {401: Event.LOGIN, 403: Event.REFUSED, 429: Event.BURST}
 
 
@@ -134,11 +135,14 @@ class RequestAudit:
             self._marks.clear()
 
     async def stored(self, caller: Caller, head: Head, result: StoreResult) -> None:
-        """Returns when the entries are on the disk. Raises InsufficientStorage and Overloaded."""
+        """Returns when the entries are on the disk. Raises Overloaded: the instances are stored."""
         studies = dict.fromkeys(item.study for item in result.stored)
         future = self._audit.record([self._stored(caller, head, study) for study in studies])
         if future is not None:
-            await asyncio.wrap_future(future)
+            try:
+                await asyncio.wrap_future(future)
+            except ServerError as error:
+                raise Overloaded(UNRECORDED, retry_after=5) from error
 
     def deleting(self, caller: Caller, head: Head, target: Target, exists: Exists) -> None:
         """Blocks until the entry is on the disk. There is none if the principal sees nothing to delete.

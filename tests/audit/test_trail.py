@@ -94,6 +94,21 @@ def test_processes_share_one_chain_over_rotations(folder):
     assert found.files > 5
 
 
+def test_a_writer_that_slept_for_long_reads_the_last_lines_only(folder, trail, monkeypatch):
+    monkeypatch.setattr("streamsrv.audit.trail.TAIL", 2_000)
+    trail.append([entry(0)])
+    other = Trail(folder)
+    for number in range(1, 50):
+        other.append([entry(number)])
+    other.close()
+    taken = []
+    monkeypatch.setattr(trail, "_see", lambda key: taken.append(key))
+    trail.append([entry(99)])
+    assert len(taken) < 20
+    found = verify(folder)
+    assert (found.problems, found.entries) == ([], 51)
+
+
 def test_filters(folder, trail):
     trail.append([entry(1), entry(2, user="oidc:ben@issuer"), entry(1, user="x")._replace(at=AT + 3600)])
     assert len(list(entries_of(folder, user="key:anna"))) == len(list(entries_of(folder, user="anna"))) == 1
