@@ -1,14 +1,13 @@
 """Access over HTTP: keys that the command line makes beside a running server."""
 
 import http.client
-import json
 import os
 import socket
 import subprocess
 import time
 
 import pytest
-from access_world import Site, basic, bearer, command, file_of
+from access_world import Site, basic, bearer, command, file_of, within
 from clinic import CT_INSTANCES, CT_SERIES, CT_STUDY, ct
 from dicomweb_client.api import DICOMwebClient
 from dicomweb_client.session_utils import create_session_from_user_pass
@@ -163,9 +162,9 @@ def test_a_key_that_is_revoked_while_hot_is_401_on_each_worker(site, hot):
 
 def test_rights_that_change_while_hot_hold_on_each_worker(site, hot):
     viewer = hot(name="changed")
-    command("key", "change", "changed", "--data", site.server.data, "--rights", "store")
+    site.change("changed", "--rights", "store")
     assert soon(viewer, 403)
-    command("key", "change", "changed", "--data", site.server.data, "--rights", "search,read")
+    site.change("changed", "--rights", "search,read")
     assert soon(viewer, 200)
 
 
@@ -284,25 +283,7 @@ def test_clients_send_keys(site, tmp_path):
 
 def test_verbs_about_the_store_work_beside_the_folder(site):
     for verb in ("check", "info"):
-        command(verb, "--data", site.server.data)
-
-
-def test_replacing_needs_a_right(tmp_path):
-    replacing = Site(start_server(tmp_path, "--auth", "required", "--on-duplicate", "replace", workers=1))
-    try:
-        plain, replacer = replacing.key("plain", "store,read"), replacing.key("replacer", "store,replace")
-        one, other = ct(1), ct(1)
-        other.PatientID = "P-2"
-        replacing.store(plain, file_of(one))
-        answer = replacing.store(plain, file_of(other), status=409)
-        assert json.loads(answer.body)["00081198"]["Value"][0]["00081197"]["Value"] == [45070]
-        path = f"/v2/studies/{CT_STUDY}/metadata"
-        assert b'"P-1"' in replacing.ask(path=path, **bearer(plain)).body
-        replacing.store(replacer, file_of(other))
-        assert b'"P-2"' in replacing.ask(path=path, **bearer(plain)).body
-    finally:
-        replacing.close()
-        assert replacing.server.end() == 0
+        within(verb, "--data", site.server.data)
 
 
 def test_a_server_for_other_machines_needs_a_way_in(tmp_path):

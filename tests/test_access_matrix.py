@@ -1,6 +1,7 @@
 """Each resource and method with each kind of credentials: the rows come from the table of routes, so a route
 without a row here fails."""
 
+import json
 import math
 import time
 
@@ -91,7 +92,16 @@ class Matrix(Site):
 
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory):
-    flags = ("--auth", "required", "--cors-origins", VIEWER, "--failed-logins", "0")
+    flags = (
+        "--auth",
+        "required",
+        "--cors-origins",
+        VIEWER,
+        "--failed-logins",
+        "0",
+        "--on-duplicate",
+        "replace",
+    )
     server = start_server(tmp_path_factory.mktemp("matrix"), *flags, workers=1)
     matrix = Matrix(server)
     yield matrix
@@ -174,3 +184,16 @@ def test_paths_that_name_nothing_are_401_first(matrix):
         method = "OPTIONS" if path == "*" else "GET"
         assert {matrix.status(method, path, key) for key in matrix.refused} == {401}, path
         assert matrix.status(method, path, matrix.only["read"]) in (200, 400, 404), path
+
+
+def test_replacing_needs_a_right(matrix):
+    storer, replacer = matrix.only["store"], matrix.granted(Right.STORE | Right.REPLACE)
+    one, other = ct(3), ct(3)
+    other.PatientID = "P-2"
+    matrix.store(storer, file_of(one))
+    answer = matrix.store(storer, file_of(other), status=409)
+    assert json.loads(answer.body)["00081198"]["Value"][0]["00081197"]["Value"] == [45070]
+    path, reader = f"/v2/studies/{CT_STUDY}/metadata", bearer(matrix.only["read"])
+    assert b'"P-2"' not in matrix.ask(path=path, **reader).body
+    matrix.store(replacer, file_of(other))
+    assert b'"P-2"' in matrix.ask(path=path, **reader).body
