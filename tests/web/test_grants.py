@@ -128,6 +128,15 @@ class TestKnown:
         assert self.find(known).rights == Right.SEARCH
         assert not known.refresh()
 
+    def test_a_grant_that_has_ended_is_watched_no_more(self, grants):
+        write(grants, grant_of(until=2000.0))
+        known = KnownGrants(grants, lambda: 2000.5)
+        assert self.find(known).until == 2000.0
+        assert not known.refresh()
+        grants.paths()[0].unlink()
+        assert not known.refresh()
+        assert self.find(known) is None
+
     def test_a_damaged_grant_is_noticed(self, known, grants):
         self.find(known)
         grants.paths()[0].write_bytes(b"{}")

@@ -279,7 +279,11 @@ class KnownGrants:
         """Looks at the file of each known grant. Returns whether one is gone, has changed, or is not watched
         any more."""
         changed, self._dropped = self._dropped, False
+        now = self._clock()
         for path, known in list(self._known.items()):
+            if known.grant.until <= now:  # its callers compare that time themselves
+                del self._known[path]
+                continue
             try:
                 if known.settled and _stamp(os.stat(path)) == known.stamp:
                     continue
