@@ -82,8 +82,8 @@ def with_cookie(viewer, login, user, place):
     viewer.write(login.keys[user])
     viewer.press("Enter")
     viewer.shows(f"location.pathname === '/viewer/{place.partition('?')[0]}'")
-    (cookie,) = viewer.call("Network.getCookies", urls=[login.server.origin])["cookies"]
-    assert cookie["name"].startswith("__Host-")
+    cookies = viewer.call("Network.getCookies", urls=[login.server.origin])["cookies"]
+    (cookie,) = (each for each in cookies if each["name"].startswith("__Host-streamsrv"))
     assert (cookie["secure"], cookie["httpOnly"], cookie["sameSite"]) == (True, True, "Strict")
 
 
