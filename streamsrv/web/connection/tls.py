@@ -179,7 +179,11 @@ class TlsSocket(socket.socket):
     def send_from(self, source: int, offset: int, length: int) -> int:
         """As sendfile(2): sends `length` bytes of the file `source` from `offset` on. Returns the bytes that
         were taken, 0 at the end of the file."""
-        sent = 0
+        session = self.session
+        with session.lock:
+            sent = self._settle(length) if session.unsent or session.owed else 0
+            if session.unsent or session.owed:
+                return _progress(sent)
         while sent < length:
             piece = os.pread(source, min(length - sent, PIECE), offset + sent)
             try:
@@ -204,9 +208,7 @@ class TlsSocket(socket.socket):
                 done += self._settle(len(piece), flags)
             except BlockingIOError:
                 break
-        if not done and len(view):
-            raise BlockingIOError(errno.EAGAIN, "the socket is full")
-        return done
+        return _progress(done) if len(view) else 0
 
     def _settle(self, most: int, flags: int = 0) -> int:
         """Sends ciphertext that is left. Returns the bytes of plaintext, at most `most`, that count as sent
@@ -263,3 +265,10 @@ class TlsSocket(socket.socket):
         if self._is_first and self.fileno() >= 0:
             self._say_goodbye()
         super().close()
+
+
+def _progress(count: int) -> int:
+    """Raises BlockingIOError for 0."""
+    if not count:
+        raise BlockingIOError(errno.EAGAIN, "the socket is full")
+    return count
