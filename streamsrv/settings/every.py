@@ -286,7 +286,7 @@ class Settings(AccessSettings):
         4000,
         "connections a worker",
         "Above this number a new connection replaces an idle one, or waits in the kernel's queue. Each takes "
-        "20 kB and a descriptor.",
+        "20 kB and a descriptor, with TLS 40 kB.",
         least=1,
     )
     max_connections_per_client: int = _limits(

@@ -141,12 +141,9 @@ class TlsSocket(socket.socket):
         if session.ahead:
             got = min(len(session.ahead), len(view))
             view[:got], session.ahead = session.ahead[:got], session.ahead[got:]
+        starved = not (session.incoming.pending or session.engine.pending())
         while got < len(view) and not session.ended:
-            try:
-                count = cast(int, session.engine.read(len(view) - got, cast(bytearray, view[got:])))
-                session.ended = count == 0
-                got += count
-            except ssl.SSLWantReadError:
+            if starved:
                 if got and drained:
                     break
                 try:
@@ -156,13 +153,20 @@ class TlsSocket(socket.socket):
                         break
                     self._send_outgoing()
                     raise
-                drained = len(received) < RECEIVED
-                session.ended = not received
+                drained, session.ended = len(received) < RECEIVED, not received
                 session.incoming.write(received)
+            try:
+                count = cast(int, session.engine.read(len(view) - got, cast(bytearray, view[got:])))
+            except ssl.SSLWantReadError:
+                starved = True
+                continue
             except ssl.SSLError as error:
                 session.cut = True
                 self._send_outgoing()
                 raise ConnectionResetError(errno.ECONNRESET, f"not TLS: {error.reason}") from None
+            session.ended = count == 0
+            got += count
+            starved = not (session.incoming.pending or session.engine.pending())
         if session.outgoing.pending:
             self._send_outgoing()
         return got
