@@ -41,7 +41,7 @@ class Audited:
         self.server = server
         self.keys = {"": {}}
         self.connection = http.client.HTTPConnection(urllib.parse.urlsplit(server.origin).netloc)
-        self._markers = itertools.count()
+        self._markers = []
 
     def add(self, name, rights):
         code, said = verb("key", "add", name, "--data", str(self.server.data), "--rights", rights)
@@ -55,13 +55,28 @@ class Audited:
             answer.read()
             return answer.status
 
-    def entries(self, *requests):
-        """The statuses of the requests, and the entries that they make. A marker is written after them."""
-        marker, count = f"/v2/studies?StudyDescription=marker{next(self._markers)}", len(trail(self.server))
+    def ask_marked(self, *requests):
+        """The statuses of the requests. A marker is written behind their entries."""
         statuses = [self.ask(*each) for each in requests]
-        self.ask("GET", marker)
-        waited(lambda: trail(self.server)[-1].get("query") == marker, "the marker")
-        return statuses, trail(self.server)[count:-1]
+        self._markers.append(f"/v2/studies?StudyDescription=marker{len(self._markers)}")
+        self.ask("GET", self._markers[-1])
+        return statuses
+
+    def sections(self, count):
+        """The entries before each of the last `count` markers, back to the marker before."""
+        waited(lambda: trail(self.server)[-1].get("query") == self._markers[-1], "the marker")
+        found = [[]]
+        for each in trail(self.server):
+            if each.get("query") in self._markers:
+                found.append([])
+            else:
+                found[-1].append(each)
+        return found[-count - 1 : -1]
+
+    def entries(self, *requests):
+        """The statuses of the requests, and the entries that they make."""
+        statuses = self.ask_marked(*requests)
+        return statuses, *self.sections(1)
 
 
 @pytest.fixture(scope="module")
@@ -99,27 +114,42 @@ def test_each_row_of_the_table_of_routes_makes_one_entry(audited):
     assert [(each["study"], each["patient_id"], each["user"]) for each in stored] == [
         (key_of(number, 1, 1)[0], f"ID 1.2.{number}", "key:anna") for number, _ in ROWS
     ]
+    audited.entries()
+    rows = []
     for number, route in ROWS:
         path = path_below(route, number)
+        asked = [[("GET", path)], [("GET", path, "ben")]]
+        if route.kind is Kind.INSTANCES:
+            asked += [[("DELETE", path, "ben")], [("DELETE", path), ("DELETE", path)]]
+        rows += [(number, route, path, len(asked), audited.ask_marked(*each)) for each in asked]
+    sections = audited.sections(len(rows))
+    for (number, route, path, *_), (read, refused, *deletes) in by_row(rows, sections):
         expected = [] if route.kind in NO_DATA else [EVENTS.get(route.kind, "instances-accessed")]
-        (status,), found = audited.entries(("GET", path))
+        (status,), found = read
         assert [each["event"] for each in found] == expected, path
         for each in found:
             assert (each["user"], each["outcome"]) == ("key:anna", 0 if status < 400 else 4), path
             assert each.get("study", "") == (key_of(number, 1, 1)[0] if "1.2." in path else ""), path
             assert each.get("query", path) == path
-        _, found = audited.entries(("GET", path, "ben"))
-        refused = route.kind not in NO_DATA | {Kind.SEARCH}
-        assert [each["event"] for each in found] == (["access-refused"] if refused else expected), path
-        if "DELETE" not in route.methods or route.kind is not Kind.INSTANCES:
-            continue
-        (status,), found = audited.entries(("DELETE", path, "ben"))
-        assert (status, [each["event"] for each in found]) == (403, ["access-refused"]), path
-        (status, gone), found = audited.entries(("DELETE", path), ("DELETE", path))
-        event = "instances-deleted" if "/series/" in path else "study-deleted"
-        assert (status, gone) == (204, 404), path
-        assert [(each["event"], each["outcome"]) for each in found] == [(event, 0), (event, 4)], path
-        assert found[0]["patient_id"] == f"ID 1.2.{number}"
+        is_refused = route.kind not in NO_DATA | {Kind.SEARCH}
+        assert events(refused) == (["access-refused"] if is_refused else expected), path
+        if deletes:
+            assert (deletes[0][0], events(deletes[0])) == ([403], ["access-refused"]), path
+            event = "instances-deleted" if "/series/" in path else "study-deleted"
+            statuses, found = deletes[1]
+            assert statuses == [204, 404], path
+            assert [(each["event"], each["outcome"]) for each in found] == [(event, 0), (event, 4)], path
+            assert found[0]["patient_id"] == f"ID 1.2.{number}"
+
+
+def events(asked):
+    return [each["event"] for each in asked[1]]
+
+
+def by_row(rows, sections):
+    """Each row of the table, with the statuses and the entries of its requests."""
+    for row, group in itertools.groupby(zip(rows, sections, strict=True), lambda each: each[0][:4]):
+        yield row, [(asked[-1], found) for asked, found in group]
 
 
 def test_sign_ins_and_share_links_make_entries(audited):
@@ -164,8 +194,16 @@ def test_a_store_that_is_refused_makes_one_entry(audited):
     assert found == [("instances-stored", 4, "POST got 409"), ("instances-stored", 4, "POST got 415")]
 
 
-def test_one_entry_a_minute_of_all_workers(server_factory):
-    server = server_factory("--audit", "on", workers=2)
+@pytest.fixture(scope="module")
+def open_server(tmp_path_factory):
+    """Two workers, without a login. The last test that uses it kills it."""
+    server = start_server(tmp_path_factory.mktemp("open"), "--audit", "on", workers=2)
+    yield server
+    server.end()
+
+
+def test_one_entry_a_minute_of_all_workers(open_server):
+    server = open_server
     key = key_of(1, 1, 1)
     clients = [Client(server.origin) for _ in range(8)]
     assert clients[0].store([file_of(key, 1, 500)]).status == 200
@@ -174,17 +212,18 @@ def test_one_entry_a_minute_of_all_workers(server_factory):
             assert client.ask("GET", f"{path_of(key)}/frames/1", **FRAME).status == 200
     for client in clients:
         client.close()
-    assert server.end() == 0
+    waited(lambda: "known-headers" in server.log.read_text(), "the log")
     ways = {line.rpartition(" ")[2] for line in server.log.read_text().splitlines() if "/frames/1" in line}
     assert ways >= {"plain", "known-headers"}
+    waited(lambda: "instances-accessed" in {each["event"] for each in trail(server)}, "the entries")
     found = [each for each in trail(server) if each["event"] == "instances-accessed"]
     assert len(found) == len({each["at"][:16] for each in found}) > 0
     assert found[0]["user"] == "anonymous"
     assert verify(server.data / "audit").problems == []
 
 
-def test_kill_9_loses_no_entry_of_an_acknowledged_store_or_delete(tmp_path):
-    server = start_server(tmp_path, "--audit", "on", workers=2)
+def test_kill_9_loses_no_entry_of_an_acknowledged_store_or_delete(open_server):
+    server = open_server
     stop, acknowledged, lock = threading.Event(), set(), threading.Lock()
 
     def work(base):
@@ -221,29 +260,29 @@ def test_kill_9_loses_no_entry_of_an_acknowledged_store_or_delete(tmp_path):
     assert verify(server.data / "audit").problems == []
 
 
-@pytest.mark.parametrize(
-    ("error", "kinds", "status"), [(errno.ENOSPC, WRITE, 507), (errno.EIO, SYNC, 503)], ids=["full", "broken"]
-)
-def test_a_disk_that_takes_no_entry_refuses_stores_and_deletes(tmp_path, error, kinds, status):
+def test_a_disk_that_takes_no_entry_refuses_stores_and_deletes(tmp_path):
     disk = FaultyDisk(tmp_path)
     server = start_server(tmp_path / "server", "--audit", "on", workers=1, variables=disk.variables)
-    client, key = Client(server.origin), key_of(1, 1, 1)
-    assert client.store([file_of(key, 1, 500)]).status == 200
-    disk.arm(kinds, fails=FOR_EVER, error=error, path="/data/audit/")
-    assert client.store([file_of(key_of(2, 1, 1), 1, 500)]).status == 503
-    reply = client.store([file_of(key_of(3, 1, 1), 1, 500)])
-    assert (reply.status, "audit trail" in reply.json()["detail"]) == (status, True)
-    assert client.ask("DELETE", path_of(key[:1])).status == status
-    assert client.ask("GET", path_of(key)).status == 200
-    assert client.ask("GET", "/studies/1.2.3").status == 404
-    disk.disarm()
-    waited(lambda: client.ask("DELETE", path_of(key[:1])).status in (204, 404), "the disk takes entries")
+    client = Client(server.origin)
+    for base, error, kinds, status in ((10, errno.ENOSPC, WRITE, 507), (20, errno.EIO, SYNC, 503)):
+        stored, unacknowledged, refused = (key_of(base + number, 1, 1) for number in (1, 2, 3))
+        assert client.store([file_of(stored, 1, 500)]).status == 200
+        disk.arm(kinds, fails=FOR_EVER, error=error, path="/data/audit/")
+        assert client.store([file_of(unacknowledged, 1, 500)]).status == 503
+        reply = client.store([file_of(refused, 1, 500)])
+        assert (reply.status, "audit trail" in reply.json()["detail"]) == (status, True)
+        assert client.ask("DELETE", path_of(stored[:1])).status == status
+        assert client.ask("GET", path_of(stored)).status == 200
+        assert client.ask("GET", path_of(refused)).status == 404
+        disk.disarm()
+        waited(lambda key=stored: client.ask("DELETE", path_of(key[:1])).status in (204, 404), "a delete")
     client.close()
     assert server.end() == 0
     found = [(each["event"], each.get("study"), each["outcome"]) for each in trail(server)]
-    assert ("instances-sent", key[0], 0) in found
-    assert ("study-deleted", key[0], 0) in found
-    assert ("instances-stored", "1.2.3", 0) not in found
+    for base in (10, 20):
+        assert ("instances-sent", key_of(base + 1, 1, 1)[0], 0) in found
+        assert ("study-deleted", key_of(base + 1, 1, 1)[0], 0) in found
+        assert ("instances-stored", key_of(base + 3, 1, 1)[0], 0) not in found
     assert verify(server.data / "audit").problems == []
 
 
