@@ -1,36 +1,58 @@
 """Sessions of browsers and share links over HTTP, against a server with two workers."""
 
 import json
+import math
 import os
 import threading
 import time
 
 import clinic as world
 import pytest
-from access_world import Site, command
+from access_world import Site
 from browser_client import PAGE, Browser
 from clinic import CT_STUDY, OTHER_STUDY
 from live_server import start_server
 
+from streamsrv import cli
+from streamsrv.query.rules import rule_of
+from streamsrv.web.access.browser.shares import Shares
+from streamsrv.web.access.grants import KEY, Grant, Grants, digest_of, new_key
+from streamsrv.web.access.principal import rights_from
+
 WITHIN = 1.0  # seconds in which every worker notices a change
+
+
+class Granting(Site):
+    """Writes the files of keys, as the verb does."""
+
+    def __init__(self, server):
+        super().__init__(server)
+        self.grants = Grants(server.data)
+
+    def key(self, name, rights, study=None, key=None):
+        """Makes a key, or changes the one that is given."""
+        key, rule = key or new_key(), rule_of((), (study,)) if study else None
+        with self.grants.changing():
+            row = (KEY, name, digest_of(key), rights_from(rights.split(",")), rule, time.time(), math.inf)
+            self.grants.write(Grant(*row))
+        return key
+
+    def revoke(self, name):
+        with self.grants.changing():
+            self.grants.path_of(KEY, self.grants.named(KEY, name).digest).unlink()
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    server = start_server(tmp_path_factory.mktemp("sessions"), "--auth", "required", workers=2)
-    site = Site(server)
+    flags = ("--auth", "required", "--allowed-hosts", "pacs.example", "--trusted-proxies", "127.0.0.1")
+    server = start_server(tmp_path_factory.mktemp("sessions"), *flags, workers=2)
+    site = Granting(server)
     site.everything = site.key("everything", "search,read,store,delete,share,admin")
     files = map(world.file_of, (world.ct(1), world.palette()))
     world.store(f"{server.url}/studies", files, Authorization=f"Bearer {site.everything}")
     yield site
     site.close()
     assert server.end() == 0
-
-
-@pytest.fixture(autouse=True)
-def closed(site):
-    yield
-    site.close()
 
 
 @pytest.fixture
@@ -188,33 +210,17 @@ def test_authorization_counts_before_the_cookie(site, browser):
     assert browser.ask("DELETE", f"/v2/studies/{CT_STUDY}", Authorization=f"Bearer {reader}").status == 403
 
 
-def test_a_browser_over_plain_http_from_elsewhere_cannot_sign_in(tmp_path):
-    server = start_server(
-        tmp_path,
-        "--auth",
-        "required",
-        "--allowed-hosts",
-        "pacs.example",
-        "--trusted-proxies",
-        "127.0.0.1",
-        workers=1,
-    )
-    try:
-        key = Site(server).key("a", "search")
-        for scheme, status, name in (("http", 403, None), ("https", 200, "__Host-streamsrv")):
-            browser = Browser(Site(server), PAGE | {"X-Forwarded-Proto": scheme, "Host": "pacs.example"})
-            facts = browser.facts()["signIn"]
-            assert facts["possible"] is (status == 200)
-            answer = browser.sign_in(key=key)
-            assert answer.status == status
-            if name:
-                assert browser.last.startswith(f"{name}=")
-                assert {"Secure", "HttpOnly", "SameSite=Strict", "Path=/"} <= set(browser.last.split("; "))
-                assert browser.ask().status == 204
-                browser.headers |= {"X-Forwarded-Proto": "http"}
-                assert browser.ask().status == 401
-    finally:
-        server.end()
+@pytest.mark.parametrize(("scheme", "status"), [("http", 403), ("https", 200)])
+def test_a_browser_of_another_machine_signs_in_over_tls_only(site, scheme, status):
+    browser = Browser(site, PAGE | {"X-Forwarded-Proto": scheme, "Host": "pacs.example"})
+    assert browser.facts()["signIn"]["possible"] is (status == 200)
+    assert browser.sign_in(key=site.everything).status == status
+    if status == 200:
+        assert browser.last.startswith("__Host-streamsrv=")
+        assert {"Secure", "HttpOnly", "SameSite=Strict", "Path=/"} <= set(browser.last.split("; "))
+        assert browser.ask().status == 200
+        browser.headers |= {"X-Forwarded-Proto": "http"}
+        assert browser.ask().status == 401
 
 
 # --- share links ---
@@ -259,18 +265,18 @@ def test_a_share_link_ends_with_its_key(site, browser):
 
 
 def test_a_share_link_shows_no_more_than_its_maker_sees(site, browser):
-    key = site.key("narrow", "search,share", "--study", OTHER_STUDY)
+    key = site.key("narrow", "search,share", OTHER_STUDY)
     maker = Browser(site, {"Authorization": f"Bearer {key}"})
     assert maker.ask("POST", f"/v2/studies/{CT_STUDY}/shares", {}).status == 404
     assert maker.ask("POST", "/v2/studies/1.2.3/shares", {}).status == 404
     share = shared(maker, OTHER_STUDY)
     assert browser.sign_in(share=secret_of(share)).status == 200
     assert [status_of(browser, path) for path in ("", "/metadata")] == [200, 403]
-    command("key", "change", "narrow", "--data", str(site.server.data), "--rights", "search,read,share")
+    site.key("narrow", "search,read,share", OTHER_STUDY, key)
     assert eventually(lambda: status_of(browser, "/metadata") == 200)
-    command("key", "change", "narrow", "--data", str(site.server.data), "--study", CT_STUDY)
+    site.key("narrow", "search,read,share", CT_STUDY, key)
     assert eventually(lambda: status_of(browser, "/metadata") == 404)
-    command("share", "--revoke", share["id"], "--data", str(site.server.data))
+    site.revoke("narrow")
 
 
 def status_of(browser, below):
@@ -311,65 +317,52 @@ def test_wrong_members_of_a_share_are_400(site, fields):
     assert next(iter(fields)) in json.loads(answer.body)["detail"]
 
 
-def test_a_pin_has_five_tries_over_all_workers_and_restarts(tmp_path):
-    server = start_server(tmp_path, "--auth", "required", workers=2)
-    data = str(server.data)
-    try:
-        links = [
-            json.loads(command("share", CT_STUDY, "--data", data, "--pin", "--json").stdout) for _ in range(2)
-        ]
-        (share, pin), (other, other_pin) = ((secret_of(each), each["pin"]) for each in links)
-        site = Site(server)
-        wrong = f"{(int(pin) + 1) % 10**6:06}"
-        assert len(pin) == 6
-        missing = Browser(site).sign_in(share=share)
-        assert (missing.status, json.loads(missing.body)["needs"]) == (401, "pin")
-        before = Browser(site)
-        assert before.sign_in(share=share, pin=pin).status == 200
-        found = []
-        threads = [
-            threading.Thread(
-                target=lambda: found.append(Browser(Site(server)).sign_in(share=share, pin=wrong))
-            )
-            for _ in range(8)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sorted(each.status for each in found) == [401] * 5 + [429] * 3
-        assert 0 < int(next(each for each in found if each.status == 429).getheader("Retry-After")) <= 900
-        assert Browser(site).sign_in(share=share, pin=pin).status == 429
-        assert before.facts()["user"]  # a browser that has opened the link goes on
-        assert Browser(site).sign_in(share=other, pin=other_pin).status == 200  # and so does another link
-        assert server.end() == 0
-        server = start_server(tmp_path, "--auth", "required", workers=1)
-        site = Site(server)
-        assert Browser(site).sign_in(share=share, pin=pin).status == 429
-        (tries,) = [path for path in (server.data / "access").glob("*.tries") if path.stat().st_size]
-        assert tries.stat().st_mode & 0o777 == 0o600
-        os.utime(tries, (time.time() - 901,) * 2)  # as if the time had passed
-        assert Browser(site).sign_in(share=share, pin=pin).status == 200
-        assert pin not in "".join(path.read_text() for path in (server.data / "access").glob("share-*.json"))
-    finally:
-        server.end()
+def test_a_pin_has_five_tries_over_all_workers(site):
+    shares = Shares(site.grants)
+    made, other = (shares.make(CT_STUDY, time.time() + 100, pin=True) for _ in range(2))
+    wrong = f"{(int(made.pin) + 1) % 10**6:06}"
+    missing = Browser(site).sign_in(share=made.secret)
+    assert (missing.status, json.loads(missing.body)["needs"]) == (401, "pin")
+    before = Browser(site)
+    assert before.sign_in(share=made.secret, pin=made.pin).status == 200
+    found = []
+
+    def guess():
+        found.append(Browser(site).sign_in(share=made.secret, pin=wrong))
+
+    threads = [threading.Thread(target=guess) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(each.status for each in found) == [401] * 5 + [429] * 3
+    assert 0 < int(next(each for each in found if each.status == 429).getheader("Retry-After")) <= 900
+    assert Browser(site).sign_in(share=made.secret, pin=made.pin).status == 429
+    assert before.facts()["user"]  # a browser that has opened the link goes on
+    assert Browser(site).sign_in(share=other.secret, pin=other.pin).status == 200  # and so does another link
+    (tries,) = [path for path in site.grants.folder.glob("*.tries") if path.stat().st_size]
+    assert tries.stat().st_mode & 0o777 == 0o600
+    os.utime(tries, (time.time() - 901,) * 2)  # as if the time had passed
+    assert Browser(site).sign_in(share=made.secret, pin=made.pin).status == 200
+    for share in (made, other):
+        shares.revoke(share.grant)
 
 
-def test_the_verb_makes_lists_and_ends_links(site, browser):
-    data = str(site.server.data)
-    done = command(
-        "share", CT_STUDY, "--data", data, "--expires", "1d", "--url", "https://pacs.example/dicom/"
-    )
-    assert done.stdout.startswith("https://pacs.example/dicom/#/share/")
-    assert done.stdout.count("\n") == 1
-    assert browser.sign_in(share=done.stdout.strip().rpartition("/")[2]).status == 200
-    found = json.loads(command("share", "--list", CT_STUDY, "--data", data, "--json").stdout)
-    (share,) = [each for each in found if not each["by"]]
-    assert share["id"] in command("share", "--list", "--data", data).stdout
-    command("share", "--revoke", share["id"], "--data", data)
+def test_the_verb_makes_lists_and_ends_links(site, browser, capsys):
+    def run(*words, code=0):
+        assert cli.main(["share", *words, "--data", str(site.server.data)]) == code
+        return capsys.readouterr()
+
+    made = run(CT_STUDY, "--expires", "1d", "--url", "https://pacs.example/dicom/").out
+    assert made.startswith("https://pacs.example/dicom/#/share/")
+    assert made.count("\n") == 1
+    assert browser.sign_in(share=made.strip().rpartition("/")[2]).status == 200
+    (share,) = [each for each in json.loads(run("--list", CT_STUDY, "--json").out) if not each["by"]]
+    assert share["id"] in run("--list").out
+    run("--revoke", share["id"])
     time.sleep(WITHIN)
     assert browser.ask().status == 401
-    assert "no share" in command("share", "--revoke", share["id"], "--data", data, code=1).stderr
-    assert "UID" in command("share", "1.2.x", "--data", data, code=2).stderr
-    assert "--list" in command("share", "--data", data, code=2).stderr
-    assert "PIN: " in command("share", OTHER_STUDY, "--data", data, "--pin").stderr
+    assert "no share" in run("--revoke", share["id"], code=1).err
+    assert "UID" in run("1.2.x", code=2).err
+    assert "--list" in run(code=2).err
+    assert "PIN: " in run(OTHER_STUDY, "--pin").err

@@ -82,6 +82,7 @@ def test_a_wrong_pin_costs_more_and_more_time(time):
     for _ in range(TRIES - 1):
         assert not time.shares.check_pin(made.grant, wrong)
     assert time.shares.check_pin(made.grant, made.pin)  # a right one begins anew
+    time.shares = Shares(time.grants, lambda: time.now)  # as after a restart
     for _ in range(TRIES):
         assert not time.shares.check_pin(made.grant, wrong)
     wait = FIRST_WAIT
@@ -178,6 +179,6 @@ async def test_a_flood_of_wrong_keys_is_429(http_server_client, port):
         return answer.code
 
     statuses = [await status('{"key": "streamsrv_x"}') for _ in range(6)]
-    assert statuses[:3] == [401] * 3
+    assert statuses[0] == 401
     assert statuses[-1] == 429
     assert await status("{}") == 400

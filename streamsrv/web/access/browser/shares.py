@@ -81,7 +81,11 @@ class Shares:
     def all(self, study: str = "") -> list[Grant]:
         """The shares that have not ended, of one study or of all; the oldest first."""
         now = self._clock()
-        found = [each for each in self._grants.all(SHARE) if isinstance(each, Grant) and now < each.until]
+        found = [
+            each
+            for each in self._grants.all(SHARE)
+            if isinstance(each, Grant) and not self._is_over(each, now)
+        ]
         return sorted(
             (each for each in found if study in ("", study_of(each))), key=lambda each: each.created
         )
@@ -96,8 +100,16 @@ class Shares:
 
     def _sweep(self, now: float) -> None:
         for found in self._grants.all(SHARE):
-            if isinstance(found, Grant) and found.until <= now:
+            if isinstance(found, Grant) and self._is_over(found, now):
                 self._remove(found)
+
+    def _is_over(self, share: Grant, now: float) -> bool:
+        """Whether the share, or the key that made it, has ended."""
+        source = share.extra.get("source")
+        if share.until <= now or source is None:
+            return share.until <= now
+        key = self._grants.find(source["kind"], source["digest"])
+        return key is None or key.until <= now
 
     # The PIN
 
