@@ -120,7 +120,7 @@ class Attackers:
                     pass
             self._connections.discard(connection)
             connection.close()
-            if self.statuses[-1:] == [503]:
+            if self.statuses[-1:] in ([429], [503]):
                 time.sleep(0.2)
 
     @property
