@@ -275,6 +275,8 @@ class Supervisor:
             log.error("the certificate was not renewed, and the old one stays: %s", error.detail)
             return
         log.info("the certificate was read again")
+        for remark in certificate.remarks(self.settings):
+            log.warning("%s", remark)
         for worker in self._workers():
             worker.process.send_signal(signal.SIGHUP)
 
@@ -372,6 +374,8 @@ def serve(settings: Settings, write: Callable[[str], None] = print) -> int:
     for remark in (*remarks(), *access_remarks(settings)):
         log.warning(remark)
     certificate = checked_certificate(settings)
+    for remark in certificate.remarks(settings) if certificate else ():
+        log.warning("%s", remark)
     with (
         Store.lock(Path(settings.data)),
         recorded(settings),

@@ -4,7 +4,12 @@ import http.client
 import ssl
 import subprocess
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 KEYS = {"ec": ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"], "rsa": ["rsa:2048"]}
 NAMES = "subjectAltName=DNS:localhost,IP:127.0.0.1"
@@ -34,11 +39,11 @@ class Pair:
         return context
 
 
-def made(folder, name, *, subject="/CN=localhost", extensions=(NAMES,), signer=None, key="ec"):
+def made(folder, name, *, subject="/CN=localhost", extensions=(NAMES,), signer=None, key="ec", days=90):
     """A new pair. `signer` is the pair of the authority; without one it signs itself."""
     pair = Pair(folder / f"{name}.pem", folder / f"{name}.key")
     words = ["req", "-x509", "-newkey", *KEYS[key], "-nodes", "-keyout", pair.key]
-    words += ["-out", pair.certificate, "-days", 90, "-subj", subject]
+    words += ["-out", pair.certificate, "-days", days, "-subj", subject]
     if signer is not None:
         words += ["-CA", signer.certificate, "-CAkey", signer.key]
         extensions = (*extensions, "basicConstraints=critical,CA:FALSE")
@@ -46,6 +51,17 @@ def made(folder, name, *, subject="/CN=localhost", extensions=(NAMES,), signer=N
         words += ["-addext", each]
     openssl(*words)
     pair.key.chmod(0o600)
+    return pair
+
+
+def ended(folder):
+    """A pair whose time is over, which openssl does not make."""
+    pair, name = made(folder, "ended"), x509.Name.from_rfc4514_string("CN=localhost")
+    key = load_pem_private_key(pair.key.read_bytes(), None)
+    start = datetime(2020, 1, 1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(start).not_valid_after(start + timedelta(days=9))
+    pair.certificate.write_bytes(builder.sign(key, SHA256()).public_bytes(Encoding.PEM))
     return pair
 
 

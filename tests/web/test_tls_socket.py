@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import socket
 import ssl
 import sys
@@ -15,7 +16,7 @@ from web_world import DEADLINE
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from tls_world import made
+from tls_world import authority, ended, made
 
 from streamsrv.settings import Settings
 from streamsrv.web.connection.certificates import BadCertificate, ServerCertificate
@@ -311,3 +312,21 @@ def test_a_bad_renewal_changes_nothing(tmp_path):
     made(tmp_path, "renewed")
     certificate.renew(settings)
     assert os.pread(certificate.pair, 1 << 16, 0) != first
+
+
+def remarks(pair, **more):
+    settings = Settings(tls_certificate=str(pair.certificate), tls_key=str(pair.key), **more)
+    return list(ServerCertificate.make(settings).remarks(settings))
+
+
+def test_a_certificate_that_clients_refuse_now_or_soon_is_mentioned(tmp_path):
+    assert not remarks(made(tmp_path, "good"))
+    signer = authority(tmp_path)
+    issued = made(tmp_path, "issued", signer=signer)
+    assert not remarks(issued, tls_client_ca=str(signer.certificate))
+    (soon,) = remarks(made(tmp_path, "soon", days=5))
+    assert re.fullmatch(r"the certificate ends on 20\d\d-\d\d-\d\d: renew it, then send SIGHUP", soon)
+    assert remarks(ended(tmp_path)) == ["clients refuse the certificate: certificate has expired"]
+    client = made(tmp_path, "client", extensions=("extendedKeyUsage=clientAuth",))
+    (wrong,) = remarks(client)
+    assert wrong.startswith("clients refuse the certificate: ")

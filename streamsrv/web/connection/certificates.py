@@ -13,9 +13,12 @@ Rules of this file
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import stat
+import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from streamsrv.errors import StreamsrvError
@@ -33,7 +36,10 @@ CIPHERS = ":".join(
 )
 CURVE = "prime256v1"
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
-LONGEST = 1 << 20  # bytes of a file
+LONGEST = 1 << 20  # bytes of a file.
+# A certificate that ends in so many seconds is mentioned.
+SOON = 14 * 86_400.0
+MOST_STEPS = 10  # of a handshake
 # Parts of the first lines of PEM (RFC 7468 5, 10 and 11; keys also have older names).
 CERTIFICATE, KEY = b"CERTIFICATE-----", b"PRIVATE KEY-----"
 REASONS = {
@@ -105,6 +111,18 @@ class ServerCertificate(NamedTuple):
             self._ask_clients(context, settings)
         return context
 
+    def remarks(self, settings: Settings) -> Iterator[str]:
+        """Yields sentences for the log: why clients refuse the certificate, now or soon."""
+        content = os.pread(self.pair, os.fstat(self.pair).st_size, 0)
+        try:
+            end = _end_of(self.context(settings), content.decode("ascii", "replace"))
+        except ssl.SSLError as error:
+            yield f"clients refuse the certificate: {getattr(error, 'verify_message', error.reason)}"
+            return
+        if end - time.time() < SOON:
+            day = time.strftime("%Y-%m-%d", time.gmtime(end))
+            yield f"the certificate ends on {day}: renew it, then send SIGHUP"
+
     def _ask_clients(self, context: ssl.SSLContext, settings: Settings) -> None:
         size = os.fstat(self.authorities).st_size
         try:
@@ -117,6 +135,26 @@ class ServerCertificate(NamedTuple):
         context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
+
+
+def _end_of(server: ssl.SSLContext, chain: str) -> float:
+    """The end of the certificate in seconds of `time.time()`, by a handshake in memory with a client that
+    trusts this chain. Raises SSLError if that fails."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    client.load_verify_locations(cadata=chain)
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours, theirs = server.wrap_bio(there, back, server_side=True), client.wrap_bio(back, there)
+    for _ in range(MOST_STEPS):
+        try:
+            theirs.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                ours.do_handshake()
+    found = theirs.getpeercert() or {}
+    return float(ssl.cert_time_to_seconds(str(found["notAfter"])))
 
 
 def _no_password() -> str:
