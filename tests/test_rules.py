@@ -5,12 +5,14 @@ with a rule asks the first, one without a rule the second. Their answers are com
 
 import shutil
 
+import orjson
 import pytest
 from rules_world import Side, file_of, key_of
 
 from streamsrv.pixels.pool import PixelPool
-from streamsrv.query.rules import rule_of
+from streamsrv.query.rules import FACTS, rule_of
 from streamsrv.store import Store, StoreOptions
+from streamsrv.store.index.levels import fact_reader, facts_in
 
 RULE = rule_of(["InstitutionName=A*", "StudyDate=20200101-"])
 HOSPITALS = ("A", "B", "A-Nord", None)
@@ -209,3 +211,35 @@ def test_no_answer_names_anything_from_outside(sides):
         text = sides[0].ask(path).text
         named = [study for study in HIDDEN if study.encode() in text and study not in path]
         assert not named, path
+
+
+def test_a_rule_that_shows_many_studies_finds_the_same(sides, monkeypatch):
+    """Only counts that would take long may be missing."""
+    monkeypatch.setattr("streamsrv.store.index.visibility.MOST", 3)
+    monkeypatch.setattr("streamsrv.store.index.visibility.KNOWN", 5)
+    many = Side(sides[0].store, None, RULE)
+    for path in (*SEARCHES, *BELOW):
+        found, expected = (side.ask(f"/v2{path}") for side in (many, sides[1]))
+        assert (found.status, found.body) == (expected.status, expected.body), path
+        told = [each for each in found.headers if each not in expected.headers]
+        assert all(name == "Warning" and "additional results" in text for name, text in told), (path, told)
+        assert {name for name, _ in expected.headers} - {name for name, _ in found.headers} <= {
+            "X-Total-Count"
+        }
+
+
+def test_facts_are_read_from_a_row_as_they_were_written(tmp_path):
+    """Whatever characters they have, and whatever they look like."""
+    texts = ['A"', "A\\", '","v00080080B":1,"', "A\t", "Ä", "博士", 'x\\",v00080080B', "", "A" * 64]
+    with Store.open(tmp_path, StoreOptions(min_free=0)) as store:
+        everyone = Side(store, None)
+        for number, text in enumerate(texts):
+            file = file_of(
+                key_of(number), institution=text.replace("\\", "/"), patient=text.replace("\\", "/")
+            )
+            assert everyone.put(file).status in (200, 202)
+        for key, value in store.index.dump("studies"):
+            facts = facts_in(value)
+            for tag in FACTS:
+                read = [orjson.loads(b'"' + text + b'"') for text in fact_reader(tag)(value)]
+                assert sorted(read) == sorted(facts[tag]), (key, tag)

@@ -257,9 +257,9 @@ def _left(page: _ResultPage, budget: Budget) -> str:
     """The number of matches after the page. Beyond COUNTED it is "at least" so many."""
     if page.remaining is not None:
         return str(page.remaining)
-    budget.allow_only(COUNTED)
-    counted = 1 + sum(1 for _ in itertools.islice(page.rest, COUNTED))  # the first one is taken already
-    exact = counted <= COUNTED and not budget.spent
+    budget.allow_only(page.counted)
+    counted = 1 + sum(1 for _ in itertools.islice(page.rest, page.counted))  # the first one is taken already
+    exact = counted <= page.counted and not budget.spent
     if exact and page.from_start:
         page.total = page.first + page.count + counted
     return str(counted) if exact else f"at least {counted}"
@@ -282,7 +282,7 @@ def _next_url(request: Request, cursor: str) -> str:
 class _ResultPage:
     """The matches of one answer. `total` counts all pages and `remaining` those after this one; each is None
     if it is not known. `rest` yields those after this one without the first. `first` is the offset, from the
-    first match or from a cursor."""
+    first match or from a cursor. At most `counted` matches behind the page are counted."""
 
     first: int
     count: int
@@ -293,6 +293,7 @@ class _ResultPage:
     end: Hit | None
     from_start: bool
     rest: Iterator[Hit] = dataclasses.field(default_factory=lambda: iter(()))
+    counted: int = COUNTED
 
     @property
     def last(self) -> Hit:
@@ -315,23 +316,25 @@ def _walk(
 ) -> _ResultPage:
     first, limit, kept = parameters.offset, parameters.limit, parameters.kept
     matches = index.search(query, budget)
-    page = itertools.islice(matches, first, first + limit)
-    held = list(itertools.islice(page, kept))
+    taken = itertools.islice(matches, first, first + limit)
+    held = list(itertools.islice(taken, kept))
     end, count = held[-1] if held else None, len(held)
     chosen = set(map(_identity, held)) if count == kept else set()
-    for end in page:
+    for end in taken:
         count += 1
         chosen.add(_identity(end))
     more = count == limit > 0 and next(matches, None) is not None
     from_start = query.after is None
     total = index.total(query, LISTED if more else 0)
-    if total is None and not more and from_start and (count or not first):
+    if total is None and not more and from_start and limit and (count or not first):
         total = first + count
     remaining = total - first - count if total is not None and from_start else None
     again = functools.partial(_again, index, query, order, chosen, end)
     hits = functools.partial(iter, held) if count <= kept else again
     remaining = remaining if remaining and remaining > 0 else None
-    return _ResultPage(first, count, more, total, remaining, hits, end, from_start, matches)
+    page = _ResultPage(first, count, more, total, remaining, hits, end, from_start, matches)
+    page.counted = COUNTED if index.counts else 0
+    return page
 
 
 def _again(index: Index, query: Query, order: SortOrder, chosen: set[int], end: Hit | None) -> Iterator[Hit]:

@@ -151,12 +151,18 @@ class Index(Reading):
                 return []
             if cursor.count() > most:
                 return None
-            found = [
-                (study, self._get(transaction, "studies", study))
-                for study in cursor.iternext_dup()
-                if self._sees(transaction, study.decode())
+            rows = [
+                (study.decode(), self._get(transaction, "studies", study)) for study in cursor.iternext_dup()
             ]
-        return [(study.decode(), LevelRow.unpack(value)) for study, value in found if value is not None]
+            found = [
+                (study, value) for study, value in rows if value and self._sees(transaction, study, value)
+            ]
+        return [(study, LevelRow.unpack(value)) for study, value in found]
+
+    @property
+    def counts(self) -> bool:
+        """Whether totals are known. A view does not know those of a rule that shows many studies."""
+        return True
 
     def total(self, query: Query, most: int = 0) -> int | None:
         """Number of matches, if it is known without a search: the query has no conditions, or up to `most`
@@ -279,11 +285,15 @@ class RestrictedIndex(Index):
         self.rule = rule
         self._visibility = Visibility(self._environment, rule)
 
-    def _sees(self, transaction: Transaction, study: str) -> bool:
-        return self._visibility.sees(transaction, study)
+    def _sees(self, transaction: Transaction, study: str, value: bytes | None = None) -> bool:
+        return self._visibility.sees(transaction, study, value)
 
     def search(self, query: Query, budget: Budget | None = None) -> Iterator[Hit]:
         return Search(self._environment, query, budget or Budget(), self.parsing, self._visibility).hits()
+
+    @property
+    def counts(self) -> bool:
+        return self._visibility.latest is not None
 
     def total(self, query: Query, most: int = 0) -> int | None:
         """None also if the rule shows many studies."""

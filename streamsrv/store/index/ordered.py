@@ -24,7 +24,7 @@ from streamsrv.store.index.rows import LevelRow
 StudyRow = tuple[str, LevelRow]
 _Place = tuple[bytes, bytes]  # a key of the list, and the first study under it
 # The entries of visible studies between two keys, from a place on.
-FewEntries: TypeAlias = Callable[[bytes, bytes, _Place | None], list[tuple[bytes, str]]]
+FewEntries: TypeAlias = Callable[[bytes, bytes, _Place | None], Iterator[tuple[bytes, str]]]
 
 
 class FormRange(NamedTuple):
@@ -115,8 +115,9 @@ class OrderedStudies:
                     while more and len(batch) < size and hidden < reach:
                         key, study = cursor.item()
                         place = key, study + b"\0"
-                        value = transaction.get(study, db=self._handles["studies"])
-                        if value is not None and (sees is None or sees(transaction, study.decode(), value)):
+                        seen = sees is None or sees(transaction, study.decode(), None)
+                        value = transaction.get(study, db=self._handles["studies"]) if seen else None
+                        if value is not None:
                             batch.append((key, study, value))
                         else:
                             hidden += 1
@@ -127,19 +128,17 @@ class OrderedStudies:
                 return
             yield from ((key, (study.decode(), LevelRow.unpack(value))) for key, study, value in batch)
 
-    def _few(self, entries: list[tuple[bytes, str]]) -> Iterator[tuple[bytes, StudyRow]]:
-        while entries:
-            size = self._budget.portion(next(self._sizes))
+    def _few(self, entries: Iterator[tuple[bytes, str]]) -> Iterator[tuple[bytes, StudyRow]]:
+        while page := list(itertools.islice(entries, self._budget.portion(next(self._sizes)))):
             batch = []
             with self._environment.reading("reading visible studies") as transaction:
-                for key, study in entries[:size]:
+                for key, study in page:
                     value = transaction.get(study.encode(), db=self._handles["studies"])
                     if value is not None and (self._sees is None or self._sees(transaction, study, value)):
                         batch.append((key, study, value))
             if not self._budget.spend(rows=len(batch)):
                 return
             yield from ((key, (study, LevelRow.unpack(value))) for key, study, value in batch)
-            entries = entries[size:]
 
     def _without_value(self, at: bytes) -> Iterator[StudyRow]:
         value_of = value_reader(self._order)

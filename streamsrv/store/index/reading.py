@@ -66,8 +66,9 @@ class Reading:
         value: bytes | None = transaction.get(key, db=self._handles[name])
         return value
 
-    def _sees(self, transaction: Transaction, study: str) -> bool:
-        """Whether the reader may know of a study. A restricted view decides."""
+    def _sees(self, transaction: Transaction, study: str, value: bytes | None = None) -> bool:
+        """Whether the reader may know of a study. A restricted view decides. `value` is its row, if that was
+        read."""
         return True
 
     def version(self) -> int:
@@ -185,7 +186,7 @@ class Reading:
                     continue
                 if (rule, study) not in left:
                     value = self._get(transaction, "studies", study.encode())
-                    known = facts_in(LevelRow.unpack(value)) if value is not None else None
+                    known = facts_in(value) if value is not None else None
                     shown = rule.alternatives
                     left[rule, study] = [
                         each for each in shown if known is None or each.accepts(study, known)

@@ -350,6 +350,15 @@ class LevelRow:
         return cls(instances, series, latest, *texts)
 
 
+def tallies_at(value: bytes) -> int:
+    """Where the tallies begin in the row of a study. Raises StoreCorrupt."""
+    try:
+        _, _, _, answer, more = _LEVEL.unpack_from(value)
+    except struct.error as error:
+        raise StoreCorrupt("a row of the database studies cannot be read") from error
+    return int(_LEVEL.size + answer + more)
+
+
 @dataclass(slots=True)
 class Variant:
     """A set of study and series attributes that `count` instances of a series share; `latest` is the order of

@@ -13,15 +13,18 @@ Rules of this file
 from __future__ import annotations
 
 import bisect
+import itertools
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+
+import orjson
 
 from streamsrv.errors import StoreCorrupt
 from streamsrv.query.attributes import NEWEST
 from streamsrv.query.budget import BRIEF_ROWS, Budget
-from streamsrv.query.rules import Alternative, Rule
+from streamsrv.query.rules import STUDY_UID, Alternative, Rule, RuleCondition
 from streamsrv.store.index.environment import Environment, Transaction
-from streamsrv.store.index.levels import facts_in
+from streamsrv.store.index.levels import fact_reader
 from streamsrv.store.index.lists import Lists
 from streamsrv.store.index.ordered import ALL_FORMS, OrderedStudies, value_reader
 from streamsrv.store.index.rows import LevelRow, number_key, studies_changed
@@ -74,14 +77,14 @@ class FewStudies:
                 bisect.insort(order, (now[0], study))
         return FewStudies(version, sequence, counts, order)
 
-    def entries(self, low: bytes, high: bytes, at: tuple[bytes, bytes] | None) -> list[tuple[bytes, str]]:
+    def entries(self, low: bytes, high: bytes, at: tuple[bytes, bytes] | None) -> Iterator[tuple[bytes, str]]:
         """The entries of the list of study dates between two keys, newest first, from a place on."""
         first = bisect.bisect_left(self.order, True, key=lambda each: _key(each) <= high)
         if at is not None:
             behind = bisect.bisect_left(self.order, True, key=lambda each: _is_behind(each, *at))
             first = max(first, behind)
         last = bisect.bisect_left(self.order, True, key=lambda each: _key(each) < low)
-        return [(_key(each), each[1]) for each in self.order[first:last]]
+        return ((_key(each), each[1]) for each in itertools.islice(self.order, first, last))
 
 
 def _place(date: str) -> str:
@@ -103,11 +106,40 @@ def _count(row: LevelRow) -> tuple[str, int, int]:
     return _place(_date_of(row) or ""), row.series, row.instances
 
 
+def decider(rule: Rule) -> Callable[[str, bytes], bool]:
+    """Decides on a study and its row as `Rule.accepts` does on its facts."""
+    alternatives = [[_condition(each) for each in one.conditions] for one in rule.alternatives]
+    return lambda study, value: any(
+        all(accepts(study, value) for accepts in conditions) for conditions in alternatives
+    )
+
+
+def _condition(condition: RuleCondition) -> Callable[[str, bytes], bool]:
+    if condition.compared == STUDY_UID:
+        return lambda study, _: condition.accepts(study)
+    read, known = fact_reader(condition.compared), dict[bytes, bool]()
+
+    def meets(text: bytes) -> bool:
+        met = known.get(text)
+        if met is None:
+            if len(known) >= KNOWN:
+                known.clear()
+            met = known[text] = condition.accepts(orjson.loads(b'"' + text + b'"'))
+        return met
+
+    def accepts(_: str, value: bytes) -> bool:
+        texts = read(value)
+        return bool(texts) and all(map(meets, texts))
+
+    return accepts
+
+
 class Visibility:
     """The studies that one rule shows. Thread-safe."""
 
     def __init__(self, environment: Environment, rule: Rule) -> None:
         self.rule = rule
+        self._accepts = decider(rule)
         self._environment = environment
         self._handles = environment.handles
         self._known: dict[str, bool] = {}
@@ -128,7 +160,7 @@ class Visibility:
                 return known
         if value is None:
             value = transaction.get(study.encode(), db=self._handles["studies"])
-        seen = value is not None and self.rule.accepts(study, facts_in(LevelRow.unpack(value)))
+        seen = value is not None and self._accepts(study, value)
         if self._changing.acquire(blocking=False):
             if version == self._version:
                 if len(self._known) >= KNOWN:

@@ -198,6 +198,7 @@ def test_a_restricted_view_is_as_if_the_others_were_not_there(store):
         assert [hit.study for hit in index.search(query_of(level, None, None, []))] == [shown.study]
         assert index.total(query_of(level, None, None, [])) == 1
         assert index.total(query_of(level, hidden.study, None, [])) in (0, None)
+    assert (index.counts, whole.counts) == (True, True)
     assert index.listed(BY_TAG["00100020"], "P1.1", 9) == []
     assert [study for study, _ in index.listed(BY_TAG["00100020"], "P1.2", 9)] == [shown.study]
     assert [change.key for change in view.changes()] == [shown]
