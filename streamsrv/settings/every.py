@@ -296,7 +296,7 @@ class Settings(AccessSettings):
         "does not apply to a trusted proxy. 0: no limit.",
     )
     client_threads: int = _limits(
-        16,
+        32,
         "requests a worker",
         "Searches, deletions and other long requests of one client that are computed at once. 16 times as "
         "many wait; others are answered with 429 and Retry-After. A client is a principal, else an address.",
