@@ -219,8 +219,13 @@ def test_a_browser_of_another_machine_signs_in_over_tls_only(site, scheme, statu
         assert browser.last.startswith("__Host-streamsrv=")
         assert {"Secure", "HttpOnly", "SameSite=Strict", "Path=/"} <= set(browser.last.split("; "))
         assert browser.ask().status == 200
+        tls = dict(browser.headers)
         browser.headers |= {"X-Forwarded-Proto": "http"}
         assert browser.ask().status == 401
+        browser.headers = tls
+        answer = browser.ask("DELETE", "/session")
+        assert answer.getheader("Clear-Site-Data") == '"cache"'
+        assert browser.cookie == ""
 
 
 # --- share links ---

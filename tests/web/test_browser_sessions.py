@@ -4,6 +4,7 @@ import pytest
 from web_world import settings_of
 
 from streamsrv.errors import Forbidden, TooManyRequests
+from streamsrv.web.access.browser import sessions
 from streamsrv.web.access.browser.cookies import check_origin, cookie_for, is_embedded, needed_cookie
 from streamsrv.web.access.browser.sessions import SESSION, SWEEP, Sessions
 from streamsrv.web.access.browser.shares import (
@@ -69,6 +70,18 @@ def test_a_session_ends_by_itself_and_its_file_goes(time):
     assert SWEEP < DAY / 2
 
 
+def test_a_link_begins_a_number_of_sessions(time, monkeypatch):
+    monkeypatch.setattr(sessions, "MOST_BEGUN", 2)
+    share, other = (time.shares.make("1.2", time.now + 30 * DAY, pin=False).grant for _ in range(2))
+    for _ in range(2):
+        time.sessions.begin_from(share)
+    with pytest.raises(TooManyRequests):
+        time.sessions.begin_from(share)
+    time.sessions.begin_from(other)
+    time.now += DAY / 2
+    time.sessions.begin_from(share)
+
+
 def test_a_session_ends_with_its_key(time):
     secret = time.sessions.begin_from(time.key(time.now + 100))
     assert time.principal(secret).until == time.now + 100
@@ -81,7 +94,7 @@ def test_a_wrong_pin_costs_more_and_more_time(time):
     wrong = f"{(int(made.pin) + 1) % 10**6:06}"
     for _ in range(TRIES - 1):
         assert not time.shares.check_pin(made.grant, wrong)
-    assert time.shares.check_pin(made.grant, made.pin)  # a right one begins anew
+    assert time.shares.check_pin(made.grant, made.pin)  # a right one begins again
     time.shares = Shares(time.grants, lambda: time.now)  # as after a restart
     for _ in range(TRIES):
         assert not time.shares.check_pin(made.grant, wrong)

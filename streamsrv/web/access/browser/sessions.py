@@ -16,10 +16,11 @@ import logging
 import math
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from streamsrv.errors import RenewalPending
+from streamsrv.errors import RenewalPending, TooManyRequests
 from streamsrv.web.access.browser.cookies import (
     SAFE_METHODS,
     SESSION_COOKIE,
@@ -44,6 +45,8 @@ RenewSession: TypeAlias = Callable[[Grant, str], bool]
 SOURCE, PRINCIPAL, DISPLAY = "source", "principal", "display"
 # Of a session that can be renewed: the end of its rights, and its refresh token.
 ENDS, RENEWAL = "ends", "renewal"
+# Sessions that one key or link begins in the lifetime of a session, in one worker: each has a file.
+MOST_BEGUN, RETRY_AFTER = 2000, 60
 EARLY = 30.0  # seconds before the end of its rights, a session is renewed
 
 
@@ -63,6 +66,7 @@ class Sessions:
         self._lifetime = lifetime
         self._clock = clock
         self._swept = 0.0
+        self._begun: dict[str, deque[float]] = {}
         # Begins the renewal of a session; False if that is not possible now.
         self.renew: RenewSession = lambda session, secret: False
 
@@ -130,10 +134,22 @@ class Sessions:
     # Begin and end
 
     def begin_from(self, holder: Grant) -> str:
-        """A session of a key or share. Returns its secret."""
+        """A session of a key or share. Returns its secret. Raises TooManyRequests."""
+        self._count(holder.digest)
         until = min(holder.until, self._clock() + self._lifetime)
         source = {"kind": holder.kind, "digest": holder.digest}
         return self._begin(Grant(SESSION, holder.name, "", NO_RIGHTS, None, 0, until, {SOURCE: source}))
+
+    def _count(self, digest: str) -> None:
+        now = self._clock()
+        begun = self._begun.setdefault(digest, deque())
+        while begun and begun[0] <= now - self._lifetime:
+            begun.popleft()
+        if len(begun) >= MOST_BEGUN:
+            raise TooManyRequests(
+                "this key or link has begun too many sessions: sign out, or wait", RETRY_AFTER
+            )
+        begun.append(now)
 
     def begin_as(self, principal: Principal, label: str, renewal: Callable[[str], dict[str, Any]]) -> str:
         """A session of a user that an issuer has named. `renewal` returns more members, from the secret."""
@@ -153,6 +169,8 @@ class Sessions:
         return secret
 
     def _sweep(self, now: float) -> None:
+        since = now - self._lifetime
+        self._begun = {each: begun for each, begun in self._begun.items() if begun and begun[-1] > since}
         for found in self._grants.all(SESSION):
             if isinstance(found, Grant) and found.until <= now:
                 self._grants.path_of(SESSION, found.digest).unlink(missing_ok=True)
