@@ -20,7 +20,7 @@ from streamsrv.settings import Settings
 from streamsrv.web.access.policy import check_issuer
 
 CONF = ROOT / "conf"
-LARGEST = 270_000_000
+LARGEST = 250_000_000
 
 
 class Builder:
@@ -94,6 +94,36 @@ assert ssl.create_default_context().cert_store_stats()["x509_ca"] > 50
 """
     _, root = image
     command = ["chroot", str(root), "/opt/streamsrv/bin/python", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+CODECS = """
+import numpy
+from framecodecs.frameinfo import FrameInfo
+from framecodecs.registry import SYNTAXES, decode, encode
+from framecodecs.rendering import pictures
+
+pixels = numpy.arange(64 * 64, dtype="u2").astype("u1")
+count = 0
+for uid, row in SYNTAXES.items():
+    for library in row.encode_libraries:
+        coded, info = encode(pixels.tobytes(), uid, FrameInfo(64, 64), library=library)
+        for other in row.decode_libraries:
+            assert len(decode(coded, uid, info, library=other)[0]) == pixels.size, (uid, library, other)
+            count += 1
+picture = pixels.reshape(64, 64)
+for media_type in pictures.FORMATS:
+    assert pictures.picture_file(picture, media_type, icc_profile=pictures.srgb_profile())
+    assert pictures.picture_file(picture, media_type)
+assert count >= 35
+"""
+
+
+def test_it_has_the_codecs_of_every_syntax(image):
+    """Each library that encodes a syntax, with each that decodes it, and all formats of pictures."""
+    _, root = image
+    command = ["chroot", str(root), "/opt/streamsrv/bin/python", "-c", CODECS]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
