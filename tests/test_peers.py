@@ -30,7 +30,7 @@ def guarded(tmp_path_factory):
     """A server that knows holders of certificates, and the contexts of its clients by name."""
     folder = tmp_path_factory.mktemp("certificates")
     pair, signer = made(folder, "server"), authority(folder)
-    roles = "viewer -> search read,archivist -> search read store,searcher -> search"
+    roles = "viewer -> search read,archivist -> search read store,searcher -> search,limited -> search read where PatientID=NONE"
     server = start_server(
         folder,
         *pair.flags,
