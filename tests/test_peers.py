@@ -30,7 +30,10 @@ def guarded(tmp_path_factory):
     """A server that knows holders of certificates, and the contexts of its clients by name."""
     folder = tmp_path_factory.mktemp("certificates")
     pair, signer = made(folder, "server"), authority(folder)
-    roles = "viewer -> search read,archivist -> search read store,searcher -> search,limited -> search read where PatientID=NONE"
+    roles = (
+        "viewer -> search read,archivist -> search read store,searcher -> search,"
+        "limited -> search read where PatientID=NONE"
+    )
     server = start_server(
         folder,
         *pair.flags,
@@ -40,7 +43,8 @@ def guarded(tmp_path_factory):
         context=pair.context(),
     )
     contexts = {
-        name: pair.context(holder(folder, signer, name)) for name in ("viewer", "archivist", "searcher")
+        name: pair.context(holder(folder, signer, name))
+        for name in ("viewer", "archivist", "searcher", "limited")
     }
     contexts["unlisted"] = pair.context(holder(folder, signer, "viewer archivist"))
     contexts["nobody"] = pair.context()
@@ -64,14 +68,28 @@ def test_holders_of_certificates_have_the_rights_of_their_names(guarded):
         name: asked(server, each, "/v2/studies", "POST", multipart([FILE]), STORE)[0]
         for name, each in contexts.items()
     }
-    assert store == {"viewer": 403, "archivist": 200, "searcher": 403, "unlisted": 403, "nobody": 401}
+    assert store == {
+        "viewer": 403,
+        "archivist": 200,
+        "searcher": 403,
+        "limited": 403,
+        "unlisted": 403,
+        "nobody": 401,
+    }
 
 
 def test_equal_requests_of_different_holders_are_answered_for_each(guarded):
     """Header blocks and frames are cached by certificate."""
     server, contexts = guarded
     asked(server, contexts["archivist"], "/v2/studies", "POST", multipart([FILE]), STORE)
-    expected = {"viewer": 200, "archivist": 200, "searcher": 403, "unlisted": 403, "nobody": 401}
+    expected = {
+        "viewer": 200,
+        "archivist": 200,
+        "searcher": 403,
+        "limited": 404,
+        "unlisted": 403,
+        "nobody": 401,
+    }
     lines = {name: connection(server, context) for name, context in contexts.items()}
     for _ in range(4):
         for name, line in lines.items():
