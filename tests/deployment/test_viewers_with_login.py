@@ -33,9 +33,13 @@ class Login:
 @pytest.fixture(scope="module")
 def login(ohif, library, viewer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("login")
-    shutil.copytree(ohif / "data" / "viewer", folder / "data" / "viewer", copy_function=os.link)
-    shutil.copytree(library, folder / "site")
-    shutil.copytree(files_of(ohif), folder / "site" / "viewer")
+    for source, place in (
+        (ohif / "data" / "viewer", "data/viewer"),
+        (library, "site"),
+        (files_of(ohif), "site/viewer"),
+    ):
+        shutil.copytree(source, folder / place, copy_function=os.link)
+    (folder / "site" / "viewer" / "app-config.js").unlink(missing_ok=True)
     filling = start_server(folder)
     fill(filling)
     world.store(f"{filling.url}/studies", [video(base64.b64decode(viewer.run(RECORDED)))[1]])
