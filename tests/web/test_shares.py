@@ -171,7 +171,7 @@ async def test_connections_count_for_the_principal_of_their_last_request(http_se
         for number in range(5, 8):  # each replaces the connection that has waited longest
             busy.append(await connect(f"127.0.0.{number}", "greedy", METADATA))
             await eventually(lambda: len(running) + http_server.app.threads.waiting == len(busy))
-            assert await idle[number - 5].reader.read() == b""
+            assert await asyncio.wait_for(idle[number - 5].reader.read(), DEADLINE) == b""
         refused = await connect("127.0.0.8", "greedy")
         status, headers, body = await refused.answer()
         assert (status, headers["retry-after"]) == (429, "2")
