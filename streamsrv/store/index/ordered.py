@@ -10,7 +10,7 @@ which may no longer exist."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import NamedTuple, TypeAlias
 
 from streamsrv.query.attributes import ORDERING, Level, Position, StudyOrder
@@ -58,6 +58,7 @@ class OrderedStudies:
         self._sees = sees
         # The entries of few visible studies, instead of those of the list.
         self.few: FewEntries | None = None
+        self.among: Container[str] | None = None  # these visible studies, for lists of other attributes
         self._environment = environment
         self._handles = environment.handles
         self._budget = budget
@@ -102,7 +103,7 @@ class OrderedStudies:
         if self.few is not None and (descending or low == high):
             yield from self._few(self.few(low, high, place))
             return
-        more, sees = True, self._sees
+        more, sees, among = True, self._sees, self.among
         while more:
             batch: list[tuple[bytes, bytes, bytes]] = []
             size = self._budget.portion(next(self._sizes))
@@ -115,9 +116,10 @@ class OrderedStudies:
                     while more and len(batch) < size and hidden < reach:
                         key, study = cursor.item()
                         place = key, study + b"\0"
-                        seen = sees is None or sees(transaction, study.decode(), None)
-                        value = transaction.get(study, db=self._handles["studies"]) if seen else None
-                        if value is not None:
+                        value = None
+                        if among is None or study.decode() in among:
+                            value = transaction.get(study, db=self._handles["studies"])
+                        if value is not None and (sees is None or sees(transaction, study.decode(), value)):
                             batch.append((key, study, value))
                         else:
                             hidden += 1

@@ -176,6 +176,7 @@ class Search:
         few = self._view.few(self._budget) if self._view else None
         if self._view is not None and few is not None:
             self._lists = Lists(self._environment, self._budget, self._view.sees, few.counts)
+            self._ordered.among = few.counts
             self._ordered.few = few.entries if self._query.order == NEWEST else None
         return few
 
