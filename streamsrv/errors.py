@@ -13,6 +13,7 @@
     |   |-- MethodNotAllowed         405  `allow` lists the methods of the resource
     |   |-- NotAcceptable            406  `acceptable` lists the possible representations
     |   |-- RequestTimeout           408  the client is slower than the minimum rate
+    |   |-- ChangesGone              410  the oldest changes are not kept any more
     |   |-- LengthRequired           411  the request has neither Content-Length nor chunked encoding
     |   |-- PreconditionFailed       412  If-Match, If-None-Match or If-Unmodified-Since does not hold
     |   |-- ContentTooLarge          413  a limit of the settings is exceeded
@@ -135,6 +136,11 @@ class NotAcceptable(RequestError):
 class RequestTimeout(RequestError):
     status = 408
     title = "Request Timeout"
+
+
+class ChangesGone(RequestError):
+    status = 410
+    title = "Gone"
 
 
 class LengthRequired(RequestError):

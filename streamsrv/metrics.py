@@ -43,6 +43,7 @@ class RequestKind(StrEnum):
     BULKDATA = "bulkdata"
     WADO_URI = "wado-uri"
     DELETE = "delete"
+    CHANGES = "changes"
     DESCRIPTION = "description"  # capabilities, OpenAPI, OPTIONS
     HEALTH = "health"
     PAGES = "pages"  # of browsers
@@ -86,7 +87,29 @@ class ServerCell(StrEnum):
 # 499: the client left before the end of the answer. Other statuses count as the last one, 0.
 STATUSES = (
     *(200, 202, 204, 206, 301, 302, 303, 304, 307, 308),
-    *(400, 401, 403, 404, 405, 406, 408, 409, 411, 412, 413, 414, 415, 416, 417, 421, 422, 429, 431, 499),
+    *(
+        400,
+        401,
+        403,
+        404,
+        405,
+        406,
+        408,
+        409,
+        410,
+        411,
+        412,
+        413,
+        414,
+        415,
+        416,
+        417,
+        421,
+        422,
+        429,
+        431,
+        499,
+    ),
     *(500, 501, 502, 503, 504, 505, 507, 0),
 )
 # Upper bounds of the latency buckets in seconds; a last bucket has no bound.

@@ -36,6 +36,7 @@ from streamsrv.audit.recorder import AuditRecorder, Patient
 from streamsrv.dicom import tags
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.errors import StreamsrvError
+from streamsrv.events import ChangeFeed
 from streamsrv.ingest import Ingest, IngestLimits, store_batch
 from streamsrv.ingest import response as store_response
 from streamsrv.ingest.derivation import ReaderPool
@@ -123,6 +124,7 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
         )
 
     retrieve, searches = Retrieve(store, pool), Searches(store.index, store.secret, search_limits)
+    feed = ChangeFeed(store)
 
     def restricted(rule: Rule | None, may_replace: bool) -> Actions:
         if may_replace or on_duplicate is not OnDuplicate.REPLACE:
@@ -133,11 +135,12 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
     @lru_cache(maxsize=RULES)
     def within(rule: Rule | None) -> Actions:
         if rule is None:
-            return of(store, retrieve, searches)
+            return of(store, retrieve, searches, feed)
         view = store.restricted(rule)
-        return of(view, retrieve.restricted(view), searches.restricted(view.index, rule))
+        searching = searches.restricted(view.index, rule)
+        return of(view, retrieve.restricted(view), searching, feed.restricted(view))
 
-    def of(view: Store, retrieve: Retrieve, searches: Searches) -> Actions:
+    def of(view: Store, retrieve: Retrieve, searches: Searches, feed: ChangeFeed) -> Actions:
         return Actions(
             retrieve=retrieve.answer,
             search=searches.answer,
@@ -149,6 +152,7 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
             probe=store.probe,
             restricted=restricted,
             exists=lambda *target: bool(view.lookup(*target, limit=1)),
+            changes=feed.answer,
         )
 
     return within(None)

@@ -57,6 +57,8 @@ def codes(texts):
 def _transaction(method, route):
     if method in TRANSACTIONS or route.kind is Kind.SERVICE:
         return TRANSACTIONS.get(method, "Retrieve Capabilities")
+    if route.kind in (Kind.CHANGEFEED, Kind.LATEST):
+        return "Change Feed (an extension)"
     return "Search" if route.kind is Kind.SEARCH else "Retrieve"
 
 

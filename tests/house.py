@@ -14,6 +14,7 @@ PURPOSES = {
     "streamsrv.web": "HTTP on sockets; alone imports tornado",
     "streamsrv.retrieve": "answers of retrieve transactions",
     "streamsrv.pixels": "decoded, encoded and rendered pixels",
+    "streamsrv.events": "changes of the store as clients are told them",
     "streamsrv.ingest": "store transactions",
     "streamsrv.plans": "the parts of every answer",
     "streamsrv.search": "answers of search transactions",
@@ -64,10 +65,12 @@ def drawing() -> str:
         for name, members in rooms.items():
             purpose = PURPOSES.get(members[0], "composition root, processes, verbs" if floor else "base")
             lines.append(f"| {floor} | {name} | {purpose} | {', '.join(imported(members)) or '-'} |")
-    strangers = sorted(
-        {" and ".join(sorted(map(short, pair))) for pair in STRANGERS if "streamsrv" not in pair}
-    )
-    lines += ["", f"Strangers on a floor: {'; '.join(strangers)}."]
+    strangers: dict[int, set[str]] = defaultdict(set)
+    for pair in STRANGERS:
+        if "streamsrv" not in pair:
+            strangers[FLOORS[pair[0]]] |= set(map(short, pair))
+    named = "; ".join(" and ".join(sorted(rooms)) for _, rooms in sorted(strangers.items()))
+    lines += ["", f"Strangers on a floor: {named.replace(' and ', ', ')}."]
     return "\n".join(lines)
 
 

@@ -22,6 +22,8 @@ RIGHTS = {
     ("yaml", "GET"): ANY,
     ("search", "GET"): "search",
     ("search", "POST"): "store",
+    ("changefeed", "GET"): "search",
+    ("latest", "GET"): "search",
     ("instances", "GET"): "read",
     ("instances", "POST"): "store",
     ("instances", "DELETE"): "delete",

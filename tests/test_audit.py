@@ -24,7 +24,8 @@ MULTIPART = {"Content-Type": f'multipart/related; type="application/dicom"; boun
 # Their changes have tests of their own.
 SIGN_IN = {Kind.SESSION, Kind.ISSUER, Kind.SHARES, Kind.SHARE}
 NO_DATA = {Kind.SERVICE, Kind.OPENAPI, Kind.YAML, Kind.LIVE, Kind.READY, Kind.PAGE, Kind.VIEWER}
-EVENTS = {Kind.SEARCH: "query", Kind.INSTANCES: "instances-sent"}
+SEARCHING = {Kind.SEARCH, Kind.CHANGEFEED, Kind.LATEST}
+EVENTS = dict.fromkeys(SEARCHING, "query") | {Kind.INSTANCES: "instances-sent"}
 ALL = (*ROUTES, *UNVERSIONED, *PAGES)
 ROWS = [(number, route) for number, route in enumerate(ALL, start=100) if route.kind not in SIGN_IN]
 PATIENT = {"Content-Type": "application/dicom"}
@@ -131,7 +132,7 @@ def test_each_row_of_the_table_of_routes_makes_one_entry(audited):
             assert (each["user"], each["outcome"]) == ("key:anna", 0 if status < 400 else 4), path
             assert each.get("study", "") == (key_of(number, 1, 1)[0] if "1.2." in path else ""), path
             assert each.get("query", path) == path
-        is_refused = route.kind not in NO_DATA | {Kind.SEARCH}
+        is_refused = route.kind not in NO_DATA | SEARCHING
         assert events(refused) == (["access-refused"] if is_refused else expected), path
         if deletes:
             assert (deletes[0][0], events(deletes[0])) == ([403], ["access-refused"]), path

@@ -31,6 +31,7 @@ FLOORS = {
     "streamsrv.reports": 2,
     "streamsrv.store": 3,
     "framecodecs": 3,
+    "streamsrv.events": 4,
     "streamsrv.ingest": 4,
     "streamsrv.plans": 4,
     "streamsrv.search": 4,
@@ -56,8 +57,8 @@ STRANGERS = [
     ("streamsrv.wire", "streamsrv.dicom"),
     *(
         (room, stranger)
-        for room in ("streamsrv.ingest", "streamsrv.plans", "streamsrv.search")
-        for stranger in ("streamsrv.ingest", "streamsrv.plans", "streamsrv.search")
+        for room in ("streamsrv.events", "streamsrv.ingest", "streamsrv.plans", "streamsrv.search")
+        for stranger in ("streamsrv.events", "streamsrv.ingest", "streamsrv.plans", "streamsrv.search")
         if room != stranger
     ),
     ("framecodecs", "streamsrv"),

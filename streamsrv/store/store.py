@@ -87,6 +87,7 @@ class Store:
         self.metadata, self.short_metadata = index.metadata, index.short_metadata
         self.frame_entries, self.bulk_value = index.frame_entries, index.bulk_value
         self.changes, self.first_change = index.changes, index.first_change
+        self.changes_before, self.latest_change = index.changes_before, index.latest_change
         self.damaged_among = index.damaged_among
 
     @classmethod

@@ -37,6 +37,8 @@ KINDS = {
     Kind.BULKDATA: RequestKind.BULKDATA,
     Kind.PIXELDATA: RequestKind.BULKDATA,
     Kind.WADO_URI: RequestKind.WADO_URI,
+    Kind.CHANGEFEED: RequestKind.CHANGES,
+    Kind.LATEST: RequestKind.CHANGES,
     Kind.OPENAPI: RequestKind.DESCRIPTION,
     Kind.YAML: RequestKind.DESCRIPTION,
     Kind.LIVE: RequestKind.HEALTH,
@@ -48,6 +50,8 @@ KINDS = {
     Kind.PAGE: RequestKind.PAGES,
     Kind.VIEWER: RequestKind.PAGES,
 }
+# Their answers are never cached: each tells all acknowledged instances.
+FRESH = frozenset((Kind.SEARCH, Kind.CHANGEFEED, Kind.LATEST))
 METHODS = {
     "POST": RequestKind.STORE,
     "DELETE": RequestKind.DELETE,
@@ -60,6 +64,10 @@ Exists: TypeAlias = Callable[[str, str | None, str | None], bool]
 
 def _nothing(request: Request, target: Target) -> None:
     return None
+
+
+def _no_changes(request: Request, target: Target, may_read: bool) -> Computed:
+    raise NotFound("this service has no changes")
 
 
 def _well() -> None:
@@ -80,7 +88,8 @@ class Actions:
     error that refuses a body before it is read. `cached_frames` finds the instance of a frame that was
     answered lately. `probe` raises a StreamsrvError if the store cannot be read. `restricted` returns the
     actions of a principal with a rule, and with or without the right to replace instances. `exists` tells
-    whether a study, series or instance is stored and visible; it blocks.
+    whether a study, series or instance is stored and visible; it blocks. `changes` is told whether the
+    client may read metadata.
     """
 
     retrieve: Callable[[Request, Target], Computed]
@@ -93,6 +102,7 @@ class Actions:
     probe: Callable[[], None] = _well
     restricted: Callable[[Rule | None, bool], Actions] = _refused
     exists: Exists = lambda study, series, instance: True
+    changes: Callable[[Request, Target, bool], Computed] = _no_changes
 
 
 def request_kind(method: str, path: str) -> RequestKind:
@@ -107,14 +117,20 @@ def request_kind(method: str, path: str) -> RequestKind:
 
 
 def compute(
-    actions: Actions, request: Request, target: Target, before_delete: Callable[[], None] = _well
+    actions: Actions,
+    request: Request,
+    target: Target,
+    before_delete: Callable[[], None] = _well,
+    may_read: bool = True,
 ) -> Computed:
     """The answer to anything but a store. Does not block. `before_delete` blocks, and raises the error that
-    refuses a delete."""
+    refuses a delete. `may_read` is whether the client may have metadata of changes."""
     if request.method == "DELETE":
         return Deferred(lambda: delete(actions, request, target, before_delete))
     if target.kind is Kind.SEARCH:
         return coded(request, lambda asked: actions.search(asked, target))
+    if target.kind in FRESH:
+        return coded(request, lambda asked: actions.changes(asked, target, may_read))
     return actions.retrieve(request, target)
 
 

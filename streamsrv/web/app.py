@@ -40,7 +40,15 @@ from streamsrv.web.access.access import REFRESH, Access, WayIn
 from streamsrv.web.access.browser.sign_in import SignIn
 from streamsrv.web.access.principal import CHANGING, Right, named_rights, needed_rights
 from streamsrv.web.access_log import AccessLog
-from streamsrv.web.actions import CONDITIONS, KINDS, Actions, check_preconditions, compute, require_study
+from streamsrv.web.actions import (
+    CONDITIONS,
+    FRESH,
+    KINDS,
+    Actions,
+    check_preconditions,
+    compute,
+    require_study,
+)
 from streamsrv.web.auditing import RequestAudit
 from streamsrv.web.connection.clients import Uploads, UploadSlot, Watch
 from streamsrv.web.connection.loop import Threads
@@ -369,12 +377,9 @@ class App:
         counted = KINDS[kind] if head.method == "GET" else None
         actions = self._actions_for(caller)
         recorded = partial(self._record_delete, caller, head, target, actions)
-        return Job(
-            lambda: self._compute(actions, request, target, recorded),
-            request.requester.leave,
-            counted,
-            caller.party,
-        )
+        may_read = Right.READ in caller.principal.rights
+        make = partial(compute, actions, request, target, recorded, may_read)
+        return Job(lambda: self._compute(kind, make), request.requester.leave, counted, caller.party)
 
     def _at_issuer(self, head: Head, caller: Caller, target: Target, request: Request) -> Computed:
         fields = dict(request.query)
@@ -399,12 +404,9 @@ class App:
         if self.audit is not None:
             self.audit.deleting(caller, head, target, actions.exists)
 
-    def _compute(
-        self, actions: Actions, request: Request, target: Target, recorded: Callable[[], None]
-    ) -> Computed:
-        answer = compute(actions, request, target, recorded)
-        # A search must find all acknowledged instances, so its answer is never cached.
-        return answer if target.kind is Kind.SEARCH else then(answer, self._let_cache)
+    def _compute(self, kind: Kind, make: Callable[[], Computed]) -> Computed:
+        answer = make()
+        return answer if kind in FRESH else then(answer, self._let_cache)
 
     def _let_cache(self, answer: Answer) -> Answer:
         if self.settings.cache_max_age:

@@ -27,6 +27,8 @@ from streamsrv.wire.resources import Kind, Target, parse_query, target_of
 # The event of a GET.
 EVENTS = {
     Kind.SEARCH: Event.QUERY,
+    Kind.CHANGEFEED: Event.QUERY,
+    Kind.LATEST: Event.QUERY,
     Kind.INSTANCES: Event.SENT,
     Kind.METADATA: Event.ACCESSED,
     Kind.FRAMES: Event.ACCESSED,

@@ -26,6 +26,7 @@ from streamsrv.wire.resources import ROUTES, UNVERSIONED, Kind, Route
 OFFERS = (Offer(WADL), Offer(JSON))
 # The resources that describe the service.
 KINDS = frozenset((Kind.SERVICE, Kind.OPENAPI, Kind.YAML))
+_CHANGES = {Kind.CHANGEFEED: "Changes", Kind.LATEST: "Change"}
 _STYLES = {"path": "template", "query": "query", "header": "header"}
 
 _REASONS = {
@@ -41,6 +42,7 @@ _REASONS = {
     406: "no acceptable representation; those that there are, are listed",
     408: "the body arrived too slowly",
     409: "nothing was stored",
+    410: "the oldest changes are gone: `detail` says where those that are kept begin",
     411: "the length of the body is missing",
     412: "a precondition does not hold; nothing was done",
     413: "over a limit",
@@ -88,6 +90,24 @@ _PROBLEM = {
         "tag": _TEXT,
     },
 }
+_CHANGE = {
+    "type": "object",
+    "required": [
+        *("sequence", "studyInstanceUid", "seriesInstanceUid", "sopInstanceUid"),
+        *("action", "timestamp", "state"),
+    ],
+    "properties": {
+        "sequence": {"type": "integer"},
+        "studyInstanceUid": _TEXT,
+        "seriesInstanceUid": _TEXT,
+        "sopInstanceUid": _TEXT,
+        "action": {"enum": ["create", "update", "delete"]},
+        "timestamp": {"type": "string", "format": "date-time"},
+        "state": {"enum": ["current", "replaced", "deleted"]},
+        "metadata": {"$ref": "#/components/schemas/Dataset"},
+    },
+    "additionalProperties": False,
+}
 # None of them is needed by a server with auth = none.
 _SECURITY: list[dict[str, list[str]]] = [{}, {"bearer": []}, {"basic": []}]
 _SCHEMES = {
@@ -96,6 +116,8 @@ _SCHEMES = {
 }
 _SCHEMAS = {
     "Dataset": _DATASET,
+    "Change": _CHANGE,
+    "Changes": {"type": "array", "items": {"$ref": "#/components/schemas/Change"}},
     "Datasets": {"type": "array", "items": {"$ref": "#/components/schemas/Dataset"}},
     "Problem": _PROBLEM,
 }
@@ -161,6 +183,8 @@ def _content(types: tuple[str, ...], status: int, operation: Operation) -> dict[
 def _schema(media_type: str, status: int, operation: Operation) -> Mapping[str, Any]:
     if media_type == PROBLEM:
         return {"$ref": "#/components/schemas/Problem"}
+    if operation.method == "GET" and status == 200 and operation.route.kind in _CHANGES:
+        return {"$ref": f"#/components/schemas/{_CHANGES[operation.route.kind]}"}
     if media_type in (DICOM_JSON, JSON) and status != 206 and operation.route.kind not in KINDS:
         if operation.method == "GET":
             return {"$ref": "#/components/schemas/Datasets"}

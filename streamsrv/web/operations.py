@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streamsrv.dicom.syntaxes import SYNTAXES
+from streamsrv.events import FEED_PARAMETERS, MOST
 from streamsrv.query.attributes import QUERY_ATTRIBUTES
 from streamsrv.search.parameters import PARAMETERS
 from streamsrv.wire.accept import DOCUMENT_TYPES, IMAGE_TYPES, MEDIA_SYNTAXES, PAGE_TYPES, THUMBNAIL_TYPES
@@ -121,11 +122,21 @@ _LINK = tuple(
         ("annotation", "patient, technique, or both with a comma"),
     )
 )
+_BOUNDS: dict[str, Mapping[str, Any]] = {
+    "offset": _NUMBER,
+    "limit": {"type": "integer", "minimum": 1, "maximum": max(MOST.values())},
+    "startTime": {"type": "string", "format": "date-time"},
+    "endTime": {"type": "string", "format": "date-time"},
+    "includeMetadata": {"type": "boolean"},
+}
+_FEED = tuple(Parameter(name, "query", text, _BOUNDS[name]) for name, text in FEED_PARAMETERS.items())
 _BY_KIND: dict[Kind, tuple[Parameter, ...]] = {
     Kind.METADATA: (*_FIELDS, _CHARSET),
     Kind.RENDERED: _PICTURE,
     Kind.THUMBNAIL: _THUMBNAIL,
     Kind.WADO_URI: _LINK,
+    Kind.CHANGEFEED: (*_FEED, _CHARSET),
+    Kind.LATEST: (_FEED[-1], _CHARSET),
 }
 
 
@@ -154,6 +165,8 @@ _REPRESENTATIONS: dict[Kind, tuple[str, ...]] = {
     Kind.LIVE: (TEXT,),
     Kind.READY: (TEXT,),
     Kind.SERVICE: (WADL, JSON),
+    Kind.CHANGEFEED: (JSON, DICOM_JSON),
+    Kind.LATEST: (JSON, DICOM_JSON),
     Kind.OPENAPI: (JSON,),
     Kind.YAML: (YAML,),
 }
@@ -184,6 +197,8 @@ _WORDS = {
     Kind.WADO_URI: "an instance, or a picture of it (WADO-URI)",
     Kind.LIVE: "whether the process answers",
     Kind.READY: "whether requests are welcome",
+    Kind.CHANGEFEED: "changes of the store in their order",
+    Kind.LATEST: "the last change of the store",
     Kind.OPENAPI: "this description, as JSON",
     Kind.YAML: "this description, as YAML",
 }
@@ -267,8 +282,10 @@ def _read(method: str, route: Route) -> dict[int, tuple[str, ...]]:
         del found[304]
     elif method == "GET":
         found[206] = types
-    if route.kind is Kind.SEARCH:
+    if route.kind in (Kind.SEARCH, Kind.LATEST):
         found[204] = ()
+    if route.kind is Kind.CHANGEFEED:
+        found[410] = _ERRORS
     if route.kind is Kind.READY:
         found[503] = types
     return found

@@ -54,6 +54,8 @@ class Kind(enum.StrEnum):
     BULKDATA = "bulkdata"
     PIXELDATA = "pixeldata"
     WADO_URI = "wado"  # an instance by query parameters (PS3.18 9)
+    CHANGEFEED = "changefeed"  # stored, replaced and deleted instances, in commit order
+    LATEST = "latest"  # the last one of them
     OPENAPI = "openapi"
     YAML = "yaml"
     SHARES = "shares"  # the share links of a study
@@ -139,6 +141,8 @@ def _rows() -> Iterator[Route]:
             yield Route(kind, level, template + below, _GET, representation)
     for kind, below, representation in _BELOW_INSTANCE:
         yield Route(kind, ResourceLevel.INSTANCE, _LEVELS[-1][1] + below, _GET, representation)
+    yield Route(Kind.CHANGEFEED, ResourceLevel.NONE, "/changefeed", _GET, "application/json")
+    yield Route(Kind.LATEST, ResourceLevel.NONE, "/changefeed/latest", _GET, "application/json")
     yield Route(Kind.OPENAPI, ResourceLevel.NONE, "/openapi.json", _GET, "application/json")
     yield Route(Kind.YAML, ResourceLevel.NONE, "/api.yaml", _GET, "application/yaml")
 

@@ -65,6 +65,8 @@ PROMISED = {
     "/studies/{study}/series/{series}/instances/{instance}/frames/{frames}/rendered": "GET HEAD OPTIONS",
     "/studies/{study}/series/{series}/instances/{instance}/frames/{frame}/thumbnail": "GET HEAD OPTIONS",
     "/studies/{study}/series/{series}/instances/{instance}/bulkdata/{path}": "GET HEAD OPTIONS",
+    "/changefeed": "GET HEAD OPTIONS",
+    "/changefeed/latest": "GET HEAD OPTIONS",
     "/openapi.json": "GET HEAD OPTIONS",
     "/api.yaml": "GET HEAD OPTIONS",
 }

@@ -35,6 +35,7 @@ from streamsrv.store.index.rows import (
     VARIANT_AT,
     PackedRow,
     bulk_path_key,
+    change_time,
     chunk_key,
     frame_chunks,
     moved,
@@ -131,8 +132,10 @@ class Batch:
         self._removal = Removal(transaction, handles, self._levels)
         self.damage = DamageWriter(transaction, handles)
         self._segments: dict[int, _Account] = {}
-        self._at = time.time_ns() // 1000
-        self._began = self._sequence = self._last_sequence()
+        self._sequence, last = self._last_change()
+        # Readers ask for changes by time, so that it never decreases, also if the clock steps back.
+        self._at = max(time.time_ns() // 1000, last)
+        self._began = self._sequence
         self.writing = False
 
     def finish(self) -> None:
@@ -270,9 +273,16 @@ class Batch:
         if first is not None:
             self._put("about", FIRST_CHANGE, with_sum(FIRST_CHANGE, b"%d" % first))
 
-    def _last_sequence(self) -> int:
+    def _last_change(self) -> tuple[int, int]:
+        """Its sequence and time. A damaged row has no time: `check` names it, and stores go on."""
         cursor = self._transaction.cursor(db=self._handles["changes"])
-        return int.from_bytes(cursor.key(), "big") if cursor.last() else 0
+        if not cursor.last():
+            return 0, 0
+        sequence = int.from_bytes(cursor.key(), "big")
+        try:
+            return sequence, change_time(sequence, cursor.value())
+        except StoreCorrupt:
+            return sequence, 0
 
     # -- segments
 

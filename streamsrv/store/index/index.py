@@ -30,6 +30,7 @@ from streamsrv.store.index.reading import ROWS_A_BATCH, Reading
 from streamsrv.store.index.rows import (
     LevelRow,
     PackedRow,
+    change_time,
     number_key,
     segment_key,
     split_triple,
@@ -219,6 +220,40 @@ class Index(Reading):
                 found += [change for change in several if change.sequence > after]
                 more = cursor.next()
         return found[:limit]
+
+    def latest_change(self) -> Change | None:
+        """The last change in commit order."""
+        with self._reading("reading the last change") as transaction:
+            cursor = transaction.cursor(db=self._handles["changes"])
+            more = cursor.last()
+            while more:
+                several = unpack_changes(int.from_bytes(cursor.key(), "big"), cursor.value())
+                for change in reversed(several):
+                    if self._sees(transaction, change.key.study):
+                        return change
+                more = cursor.prev()
+        return None
+
+    def changes_before(self, at: int) -> int:
+        """The sequence of the last change before a time in microseconds since 1970, 0 if there is none. Times
+        never decrease in commit order."""
+        with self._reading("looking for a time in the log of changes") as transaction:
+            cursor = transaction.cursor(db=self._handles["changes"])
+            if not cursor.last():
+                return 0
+            last = int.from_bytes(cursor.key(), "big")
+            if change_time(last, cursor.value()) < at:
+                return last
+            cursor.first()
+            before, low, high = 0, int.from_bytes(cursor.key(), "big"), last
+            while low <= high:  # the answer is `before`, or a row whose last sequence is in this range
+                cursor.set_range(number_key((low + high) // 2))
+                found = int.from_bytes(cursor.key(), "big")
+                if change_time(found, cursor.value()) < at:
+                    before, low = found, found + 1
+                else:
+                    high = (low + high) // 2 - 1
+        return before
 
     def probe(self) -> None:
         """Read one row. Raises a StoreError if that fails."""

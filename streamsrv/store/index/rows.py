@@ -107,6 +107,7 @@ _SUM = 4
 
 _CHANGE = struct.Struct("<BQ16s")
 _DELETIONS = struct.Struct("<BQIH")
+_AT = struct.Struct("<xQ")  # in both
 _SEVERAL = 255
 
 
@@ -429,6 +430,16 @@ def unpack_changes(sequence: int, stored: bytes) -> list[Change]:
         return [Change(sequence, ChangeKind(kind), split_triple(value[_CHANGE.size :]), record_id, at)]
     except (struct.error, ValueError, TypeError, LookupError) as error:
         raise StoreCorrupt(f"change {sequence} cannot be read") from error
+
+
+def change_time(sequence: int, stored: bytes) -> int:
+    """The time of a row of changes, in microseconds since 1970; `sequence` is that of the last one."""
+    value = without_sum("changes", number_key(sequence), stored)
+    try:
+        at: int = _AT.unpack_from(value)[0]
+    except struct.error as error:
+        raise StoreCorrupt(f"change {sequence} cannot be read") from error
+    return at
 
 
 def studies_changed(sequence: int, stored: bytes) -> tuple[int, set[str]]:

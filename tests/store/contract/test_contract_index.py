@@ -109,6 +109,11 @@ def test_changes_have_no_gap(store, index, view):
     assert [change.sequence for change in changes] == list(range(1, 14))
     assert [change.kind for change in changes[8:]] == [ChangeKind.REPLACED] + [ChangeKind.DELETED] * 4
     assert view.changes(after=3, limit=2) == changes[3:5]
+    assert view.latest_change() == changes[-1]
+    times = [change.at for change in changes]
+    assert times == sorted(times)
+    for at in {0, *times, times[-1] + 1}:
+        assert view.changes_before(at) == max((each.sequence for each in changes if each.at < at), default=0)
     assert view.first_change() == 1
     assert set(view.about()) >= {"epoch", "first_change", "store"}
     assert view.statistics()["instances"] == 4
