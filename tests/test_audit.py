@@ -17,6 +17,7 @@ from live_server import start_server
 from small_client import BOUNDARY, LOST, Client, NotSent, file_of, key_of, multipart, path_of
 
 from streamsrv.audit.reading import entries_of, verify
+from streamsrv.web.auditing import MOST_REFUSED
 from streamsrv.wire.resources import PAGES, ROUTES, UNVERSIONED, Kind
 
 FRAME = {"Accept": 'multipart/related; type="application/octet-stream"; transfer-syntax=*'}
@@ -183,6 +184,16 @@ def test_a_login_that_fails_makes_one_entry(audited):
     studies = [(each["event"], each["outcome"], each["study"], each["at"][:16]) for each in found]
     assert set(studies) >= {("login", 4, f"1.2.{number}", found[-1]["at"][:16]) for number in (3, 4)}
     assert len(studies) == len(set(studies))
+
+
+def test_a_client_without_credentials_cannot_fill_the_disk(audited):
+    statuses, found = audited.entries(*[("GET", f"/v2/studies/1.2.{n}", "") for n in range(200, 260)])
+    assert statuses == [401] * 60
+    assert len(found) <= 2 * (MOST_REFUSED + 1)  # a minute may end meanwhile
+    assert "more than 20 requests" in found[-1]["detail"]
+    assert "study" not in found[-1]
+    statuses, found = audited.entries(("DELETE", "/v2/studies/1.2.201", "ben"))
+    assert (statuses, [each["study"] for each in found]) == ([403], ["1.2.201"])
 
 
 def test_a_store_that_is_refused_makes_one_entry(audited):

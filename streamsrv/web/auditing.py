@@ -5,12 +5,14 @@
     store                                 entries are on the disk before the answer is sent
     delete                                an entry is on the disk before anything is deleted
 
-Resources without data of patients make no entry, unless they are refused.
+Resources without data of patients make no entry, unless they are refused. A client without a principal has
+few entries a minute: it chooses paths and methods, and could fill the disk.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -18,10 +20,11 @@ from streamsrv.audit.entries import MINUTE, AuditEntry, Event, EventOutcome
 from streamsrv.audit.recorder import AuditRecorder
 from streamsrv.errors import Overloaded, RequestError, ServerError
 from streamsrv.ingest.response import StoreResult
+from streamsrv.web.access.principal import UNKNOWN
 from streamsrv.web.access_log import CLIENT_GONE
 from streamsrv.web.actions import Exists
 from streamsrv.web.head import Head
-from streamsrv.web.hosts import Caller
+from streamsrv.web.hosts import Caller, party
 from streamsrv.wire.resources import Kind, Target, parse_query, target_of
 
 # The event of a GET.
@@ -65,6 +68,9 @@ class Mark:
 
 
 MOST_READS = 10_000
+# Refused requests of an address without a principal in a minute of a worker that name their studies, and such
+# addresses.
+MOST_REFUSED, MOST_STRANGERS = 20, 10_000
 
 
 class RequestAudit:
@@ -74,6 +80,8 @@ class RequestAudit:
         self._marks: list[Mark] = []  # noted in this minute
         self._reads: set[tuple[str, ...]] = set()  # that were noted in this minute
         self._reads_minute = 0
+        self._strangers = Counter[str]()  # their refused requests of this minute
+        self._strangers_minute = 0
         self.require = audit.require
 
     @property
@@ -97,7 +105,19 @@ class RequestAudit:
             outcome = EventOutcome.MINOR_FAILURE
         changed = f"{head.method} {target.kind}" if target and event is Event.RIGHTS_CHANGED else ""
         detail = f"{head.method} got {status}" if outcome else changed
+        if status in REFUSALS and caller.principal is UNKNOWN and self._is_flood(caller):
+            target, detail = None, f"more than {MOST_REFUSED} requests in a minute"
         self._audit.note(self._entry(caller, head, target, event, outcome, detail))
+
+    def _is_flood(self, caller: Caller) -> bool:
+        minute = int(self._audit.clock()) // MINUTE
+        if minute != self._strangers_minute:
+            self._strangers, self._strangers_minute = Counter(), minute
+        client = party(caller.client)
+        if client not in self._strangers and len(self._strangers) >= MOST_STRANGERS:
+            return True
+        self._strangers[client] += 1
+        return self._strangers[client] > MOST_REFUSED
 
     def _is_repeated(self, caller: Caller, head: Head, target: Target | None, event: Event) -> bool:
         """Whether a read was noted in this minute: without the entry, whose making takes 10 us."""
