@@ -183,3 +183,25 @@ async def test_connections_count_for_the_principal_of_their_last_request(http_se
         again = await connect("127.0.0.9", "greedy")
         assert (await again.answer())[0] == 200
         acceptor.stop()
+
+
+async def test_a_preflight_leaves_a_connection_in_the_share_of_its_address(http_server):
+    """A client could hold any number of connections otherwise, and would close those of others."""
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        acceptor = Acceptor([bound], Server(http_server.app, http_server.app.settings), limit=20, share=3)
+        acceptor.start()
+        port, preflight = bound.getsockname()[1], b"Access-Control-Request-Method: GET\r\n"
+
+        async def connect(address):
+            raw = Raw(*await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0)))
+            await raw.send(b"OPTIONS /v2/studies HTTP/1.1\r\nHost: h\r\n%b\r\n" % preflight)
+            assert (await raw.answer())[0] == 204
+            return raw
+
+        other = await connect("127.0.0.3")
+        opened = [await connect("127.0.0.2") for _ in range(5)]
+        for raw in opened[:2]:  # replaced by the last two
+            assert await raw.reader.read() == b""
+        await other.send(b"OPTIONS /v2/studies HTTP/1.1\r\nHost: h\r\n%b\r\n" % preflight)
+        assert (await other.answer())[0] == 204
+        acceptor.stop()

@@ -169,10 +169,10 @@ class Waiting:
         stream.is_new = False
 
     def count_for(self, caller: Caller) -> None:
-        """The connection counts for the principal of its last request, unless it is that of a proxy. Raises
-        TooManyRequests."""
+        """The connection counts for the principal of its last request, unless it is that of a proxy. A
+        preflight has none. Raises TooManyRequests."""
         stream = self.stream
-        if stream.party and stream.party != caller.party:
+        if stream.party and caller.party and stream.party != caller.party:
             self._app.own(stream, caller.party)
 
     def pause(self, closed: Callable[[], None], shut: Callable[[], None] | None = None) -> None:
