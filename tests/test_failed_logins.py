@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 from access_world import Site, basic, bearer
-from browser_client import Browser
+from browser_client import PAGE, Browser
+from kill_world import waited
 from live_server import start_server
 
 LIMIT = 20  # failed logins
@@ -53,9 +54,16 @@ def test_a_flood_of_bad_keys_is_429_and_good_keys_still_work(site):
 
 
 def test_wrong_keys_of_the_sign_in_are_failed_logins(site):
-    browser, key = Browser(site), site.key("form", "search")
+    address = {"X-Forwarded-For": next(ADDRESSES)}
+    browser, key = Browser(site, PAGE | address), site.key("form", "search")
     statuses = [browser.sign_in(key=f"streamsrv_wrong{number}").status for number in range(LIMIT + 10)]
-    assert statuses[:5] == [401] * 5
+    assert statuses[:LIMIT] == [401] * LIMIT
     assert statuses[-1] == 429
     assert set(statuses) == {401, 429}
     assert browser.sign_in(key=key).status == 200
+
+
+def test_the_log_has_the_client_of_a_refused_request(site):
+    address = next(ADDRESSES)
+    assert site.ask(X_Forwarded_For=address, **bearer("streamsrv_bad")).status == 401
+    waited(lambda: f'{address} "GET /v2/studies" 401' in site.server.log.read_text(), "the line")

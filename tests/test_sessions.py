@@ -312,6 +312,23 @@ def test_users_see_and_end_their_own_links(site):
     assert admin.ask("DELETE", f"{path}/{share['id']}").status == 204
 
 
+def test_a_rule_hides_the_links_of_other_studies(site):
+    """Also from one that manages the links of others."""
+    everything = Browser(site, {"Authorization": f"Bearer {site.everything}"})
+    within = Browser(site, {"Authorization": f"Bearer {site.key('within', 'share,admin', OTHER_STUDY)}"})
+    for study, count in ((CT_STUDY, 0), (OTHER_STUDY, 1)):
+        made, path = shared(everything, study), f"/v2/studies/{study}/shares"
+        assert sum(each["id"] == made["id"] for each in json.loads(within.ask(path=path).body)) == count
+        assert within.ask("DELETE", f"{path}/{made['id']}").status == (204 if count else 404)
+
+
+@pytest.mark.parametrize("member", ["key", "share"])
+def test_a_text_that_is_no_unicode_is_400(browser, member):
+    answer = browser.ask("POST", "/session", b'{"%b": "\\ud800"}' % member.encode())
+    assert answer.status == 400
+    assert member in json.loads(answer.body)["detail"]
+
+
 @pytest.mark.parametrize(
     "fields", [{"expires": "31d"}, {"expires": "0d"}, {"expires": "x"}, {"expires": 1}, {"pin": "1"}]
 )

@@ -161,11 +161,7 @@ class App:
         self._hosts = Hosts(settings, port)
         self._cors = Cors(settings)
         self.access = Access(settings, ways)
-        self._sign_in = SignIn(
-            settings,
-            began=audit.signed_in if audit else None,
-            failed=self.access.failed_logins.count,
-        )
+        self._sign_in = SignIn(settings, began=audit.signed_in if audit else None)
         self._issuer = self._issuer_of(login)
         self._viewer = Viewer(settings)
         self._page = Page(self._viewer.installed) if settings.browser else None
@@ -204,13 +200,13 @@ class App:
         return issuer
 
     def _refresh(self) -> None:
+        self._refreshing = asyncio.get_running_loop().call_later(REFRESH, self._refresh)
         try:
             self.access.refresh()
         except Exception:
             log.exception("the grants cannot be read")
         if self.audit is not None:
             self.audit.refresh()
-        self._refreshing = asyncio.get_running_loop().call_later(REFRESH, self._refresh)
 
     # Called by connections
 
@@ -292,8 +288,8 @@ class App:
 
     # Admission
 
-    def caller(self, head: Head) -> Caller:
-        """The origin and the principal of a request. Raises the error that refuses it."""
+    def origin(self, head: Head) -> Caller:
+        """The caller without its principal. Raises the error that refuses the request."""
         if self._cors.preflight(head.method, head.headers) is not None:
             return Caller("", head.peer, "")
         check_url(head, self.settings.max_url)
@@ -301,8 +297,13 @@ class App:
         check_target(head)
         if not head.host and head.version == "HTTP/1.1":
             raise BadRequest("an HTTP/1.1 request has a Host header")
-        caller = self._hosts.caller(head.headers, head.host or "localhost", head.peer)
-        return self.access.admit(head, caller)
+        return self._hosts.caller(head.headers, head.host or "localhost", head.peer)
+
+    def caller(self, head: Head, origin: Caller) -> Caller:
+        """The origin with its principal. Raises the error that refuses the request."""
+        if self._cors.preflight(head.method, head.headers) is not None:
+            return origin
+        return self.access.admit(head, origin)
 
     def admit(self, head: Head, caller: Caller, length: int) -> Job | Intake:
         """Raises the error that refuses the request. `length` is that of the body."""
@@ -365,7 +366,8 @@ class App:
         if kind in FORMS:
             session = self.access.session(head, caller)
             there = self._issuer.logout_url(session, caller) if self._issuer is not None else None
-            return Job(lambda: Deferred(lambda: self._sign_in.answer(head, caller, target, there)))
+            everyones = partial(self._manages, caller, target)
+            return Job(lambda: Deferred(lambda: self._sign_in.answer(head, caller, target, there, everyones)))
         if kind is Kind.ISSUER:
             return Job(partial(self._at_issuer, head, caller, target, request))
         if kind is Kind.PAGE:
@@ -427,8 +429,14 @@ class App:
             return answer(fields)
 
         content_type, refused = head.headers.get("content-type", ""), self.access.failed_logins.count
-        form = ShortForm(self.pool, content_type, checked, partial(refused, caller.party))
+        form = ShortForm(self.pool, content_type, checked, partial(refused, party(caller.client)))
         return Intake(form, lambda answer: answer, self._forms.take(caller.party))
+
+    def _manages(self, caller: Caller, target: Target) -> bool:
+        """Whether the principal sees the links of others to this study. Blocks."""
+        if Right.ADMIN not in caller.principal.rights or target.study is None:
+            return False
+        return caller.principal.rule is None or self._actions_for(caller).exists(target.study, None, None)
 
     def _intake(self, head: Head, caller: Caller, target: Target, length: int) -> Intake:
         request, actions = self._request(head, caller, target), self._actions_for(caller, "POST")

@@ -83,6 +83,11 @@ def json_answer(value: object, status: int = 200, *headers: tuple[str, str]) -> 
 def text_field(fields: Fields, name: str, longest: int = 512) -> str:
     """The text of a member, or an empty text without it. Raises BadRequest."""
     value = fields.get(name, "")
-    if not isinstance(value, str) or len(value) > longest:
+    if not isinstance(value, str) or len(value) > longest or not _is_unicode(value):
         raise BadRequest(f"the member {name!r} is not a text of at most {longest} characters")
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can write half of a surrogate pair, which is no character (RFC 8259 8.2)."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -102,6 +102,8 @@ class Access:
         authorization = authorization_of(head)
         try:
             principal = self._authenticated(head, caller, authorization)
+            if principal.until <= self._clock():  # also the certificate of a connection that lives long
+                raise Unauthorized(f"the credentials of {principal.name} have ended")
         except Unauthorized as error:
             error.challenges = challenges(head, invalid=bool(authorization.scheme))
             raise
@@ -115,8 +117,6 @@ class Access:
         for way in self._ways:
             principal = way.principal(head, authorization)
             if principal is not None:
-                if principal.until <= self._clock():
-                    raise Unauthorized(f"the credentials of {principal.name} have ended")
                 return principal
         if not authorization.scheme and (principal := self._sessions.principal(head, caller)) is not None:
             return principal
@@ -163,8 +163,11 @@ class Access:
 
     def refresh(self) -> None:
         """Notices changes of grants. Call it every REFRESH seconds."""
-        if sum(way.refresh() for way in self._ways):
-            self.epoch += 1
+        changed = True  # also after an error
+        try:
+            changed = sum(way.refresh() for way in self._ways) > 0
+        finally:
+            self.epoch += changed
 
 
 def is_open(path: str) -> bool:

@@ -118,8 +118,9 @@ class Exchange(Waiting, HTTPMessageDelegate):
             return self._refuse_head(error, length)
 
     def _admit(self, head: Head, headers: HTTPHeaders, length: int) -> Awaitable[None] | None:
-        self._caller = caller = self._app.caller(head)
-        self._client = caller.client
+        self._caller = origin = self._app.origin(head)
+        self._client = origin.client
+        self._caller = caller = self._app.caller(head, origin)
         self.count_for(caller)
         admitted = self._app.admit(head, caller, length)
         if isinstance(admitted, Intake):

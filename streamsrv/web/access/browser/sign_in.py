@@ -11,7 +11,7 @@ Rules of this file
   (login CSRF).
 - A wrong key, an unknown link and a wrong PIN are all 401; the log has the reason. A link that needs its PIN
   says so, because its reader has the secret.
-- Users see and end their own links; with the right admin all of them.
+- Users see and end their own links; with the right admin all of them, of studies that they see.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from streamsrv.web.access.browser.cookies import check_origin, needed_cookie
 from streamsrv.web.access.browser.sessions import Sessions
 from streamsrv.web.access.browser.shares import MAKER, SHARE, Shares, needs_pin, share_url, study_of
 from streamsrv.web.access.grants import KEY, Grant, GrantDamaged, Grants, digest_of
-from streamsrv.web.access.principal import Principal, Right
+from streamsrv.web.access.principal import Principal
 from streamsrv.web.forms import Fields, json_answer, text_field
 from streamsrv.web.head import Head
-from streamsrv.web.hosts import Caller, party
+from streamsrv.web.hosts import Caller
 from streamsrv.wire.answers import Answer
 from streamsrv.wire.resources import Kind, Target
 
@@ -49,12 +49,9 @@ class SignIn:
         settings: Settings,
         clock: Callable[[], float] = time.time,
         began: Callable[[Caller, Head, str], None] | None = None,
-        failed: Callable[[str], None] = lambda address: None,
     ) -> None:
-        """`began` is called with the name of the principal of each new session. `failed` is called with the
-        address of a client whose key, link or PIN is wrong; it may raise TooManyRequests."""
+        """`began` is called with the name of the principal of each new session."""
         self.began = began or _nothing
-        self._failed = failed
         self.grants = Grants(Path(settings.data))
         # Threads read the files themselves: the grants that a worker knows belong to its loop.
         self.sessions = Sessions(self.grants, self.grants.find, settings.session_time, clock)
@@ -72,28 +69,24 @@ class SignIn:
         check_origin(head.headers, caller.base)
         return lambda fields: self.begin(head, caller, fields)
 
-    def answer(self, head: Head, caller: Caller, target: Target, there: str | None) -> Answer:
-        """The answer to another method. `there` is where the issuer ends its session. Raises Forbidden and
-        NotFound."""
+    def answer(
+        self, head: Head, caller: Caller, target: Target, there: str | None, everyones: Callable[[], bool]
+    ) -> Answer:
+        """The answer to another method. `there` is where the issuer ends its session, `everyones` whether
+        this user sees the links of others. Raises Forbidden and NotFound."""
         study, principal = target.study, caller.principal
         if study is None:
             return self.end(head, caller, there)
         if target.kind is Kind.SHARE:
-            return self.end_share(principal, study, target.share)
-        return self.listed(principal, study)
+            return self.end_share(principal, study, target.share, everyones())
+        return self.listed(principal, study, everyones())
 
     # Sessions
 
     def begin(self, head: Head, caller: Caller, fields: Fields) -> Answer:
         """Raises Forbidden, BadRequest, Unauthorized and TooManyRequests."""
         cookie = needed_cookie(caller.base)
-        try:
-            holder = self._holder(fields)
-        except PinRequired:
-            raise
-        except Unauthorized:
-            self._failed(party(caller.client))
-            raise
+        holder = self._holder(fields)
         former = self.sessions.current(head, caller.base)
         secret = self.sessions.begin_from(holder)
         if former is not None:
@@ -142,13 +135,15 @@ class SignIn:
     # Share links
 
     def share(self, caller: Caller, study: str, fields: Fields) -> Answer:
-        """The link ends with the key of the caller, if it has one. Raises BadRequest."""
+        """The link ends with the key of the caller, if it has one. Raises BadRequest and Unauthorized."""
         pin = fields.get("pin", False)
         if not isinstance(pin, bool):
             raise BadRequest("the member 'pin' is true or false: the server makes the PIN")
         seconds = self._seconds(text_field(fields, "expires") or USUAL_PERIOD)
         kind, _, name = caller.principal.name.partition(":")
         source = self.grants.named(KEY, name) if kind == KEY else None
+        if kind == KEY and source is None:
+            raise _refused(f"the key {name!r} was revoked a moment ago")
         until = min(self._clock() + seconds, source.until if source else math.inf)
         made = self._shares.make(study, until, pin=pin, by=caller.principal, source=source)
         row = described(made.grant) | {"url": share_url(caller.base, made.secret)}
@@ -162,19 +157,18 @@ class SignIn:
             raise BadRequest(f"the member 'expires' is a period such as 12h or 7d, of at most {longest}")
         return seconds
 
-    def listed(self, principal: Principal, study: str) -> Answer:
-        return json_answer([described(share) for share in self._of(principal, study)])
+    def listed(self, principal: Principal, study: str, everyones: bool) -> Answer:
+        return json_answer([described(share) for share in self._of(principal, study, everyones)])
 
-    def end_share(self, principal: Principal, study: str, name: str) -> Answer:
+    def end_share(self, principal: Principal, study: str, name: str, everyones: bool) -> Answer:
         """Raises NotFound."""
-        for share in self._of(principal, study):
+        for share in self._of(principal, study, everyones):
             if share.name == name:
                 self._shares.revoke(share)
                 return Answer(204)
         raise NotFound("there is no such share of this study")
 
-    def _of(self, principal: Principal, study: str) -> list[Grant]:
-        everyones = Right.ADMIN in principal.rights
+    def _of(self, principal: Principal, study: str, everyones: bool) -> list[Grant]:
         found = self._shares.all(study)
         return [share for share in found if everyones or share.extra.get(MAKER) == principal.name]
 

@@ -1,0 +1,71 @@
+"""The object that authenticates the requests of a worker, with a clock of the test."""
+
+import pytest
+from web_world import settings_of
+
+from streamsrv.errors import Unauthorized
+from streamsrv.query.rules import Rule
+from streamsrv.web.access.access import Access
+from streamsrv.web.access.browser.sign_in import SignIn
+from streamsrv.web.access.principal import ALL_RIGHTS, Principal, Right
+from streamsrv.web.client_certificate import ClientCertificate
+from streamsrv.web.head import Head
+from streamsrv.web.hosts import Caller
+
+ORIGIN = Caller("https://pacs.example", "192.0.2.1", "192.0.2.1")
+
+
+class Changing:
+    """A way in whose changes the test decides."""
+
+    def __init__(self):
+        self.changes = []
+
+    def principal(self, head, authorization):
+        return None
+
+    def refresh(self):
+        found = self.changes.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def test_a_certificate_that_ends_on_an_open_connection_is_refused(tmp_path):
+    now = [100.0]
+    settings = settings_of(data=str(tmp_path), auth="required", certificate_roles=("* -> search",))
+    access = Access(settings, clock=lambda: now[0])
+    holder = ClientCertificate("00", {"subject": ((("commonName", "anna"),),)}, 200.0)
+    head = Head("GET", "/v2/studies", "HTTP/1.1", {}, "192.0.2.1", holder)
+    admitted = access.admit(head, ORIGIN)
+    assert (admitted.principal.name, admitted.principal.rights) == ("cert:CN=anna", Right.SEARCH)
+    assert access.holds(admitted)
+    now[0] = 200.0
+    assert not access.holds(admitted)
+    with pytest.raises(Unauthorized) as refusal:
+        access.admit(head, ORIGIN)
+    assert "have ended" in refusal.value.reason
+
+
+def test_callers_are_asked_again_if_changes_cannot_be_looked_for(tmp_path):
+    first, second = Changing(), Changing()
+    access = Access(settings_of(data=str(tmp_path), auth="required"), (first, second))
+    first.changes, second.changes = [False, False, True], [False, OSError("disk"), False]
+    access.refresh()
+    assert access.epoch == 0
+    with pytest.raises(OSError, match="disk"):
+        access.refresh()
+    assert access.epoch == 1
+    access.refresh()
+    assert access.epoch == 2
+
+
+@pytest.mark.parametrize("rule", [None, Rule()])
+def test_a_key_that_was_revoked_a_moment_ago_makes_no_link(tmp_path, rule):
+    """Such a link would live on without its key."""
+    sign_in = SignIn(settings_of(data=str(tmp_path)))
+    caller = ORIGIN._replace(principal=Principal("key:gone", ALL_RIGHTS, rule))
+    with pytest.raises(Unauthorized) as refusal:
+        sign_in.share(caller, "1.2", {})
+    assert "revoked" in refusal.value.reason
+    assert sign_in.grants.paths() == []
