@@ -75,7 +75,7 @@ class Side:
         request = Request(method, place, parse_query(query), names, "http://h/v2", 2)
         try:
             answer = resolved(compute(self._actions, request, target_of(place)))
-            body = b"" if method == "HEAD" else bytes_of(answer)
+            body = bytes_of(answer, read=method != "HEAD")
         except RequestError as error:
             return Reply(error.status, [(type(error).__name__, error.detail)])
         return Reply(answer.status, answer.headers, body)
@@ -103,9 +103,10 @@ class Side:
         return replies if len(files) > 1 else replies[0]
 
 
-def bytes_of(answer):
+def bytes_of(answer, *, read=True):
+    """The content of an answer, which is given back."""
     try:
-        return b"".join(piece for part in answer.plan for piece in _pieces(answer, part))
+        return b"".join(piece for part in answer.plan for piece in _pieces(answer, part)) if read else b""
     finally:
         if answer.release:
             answer.release()
