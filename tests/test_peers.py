@@ -139,7 +139,7 @@ class UnixConnection(http.client.HTTPConnection):
 def proxied(tmp_path_factory):
     """A server that trusts its Unix socket, and no other peer."""
     folder = tmp_path_factory.mktemp("proxied")
-    roles = "* -> search,readers -> search read,user:anna -> search read store delete"
+    roles = "* -> search,readers -> search read,Ärzte -> search read,user:anna -> search read store delete"
     server = start_server(
         folder,
         *("--unix-socket", str(folder / "proxy.sock"), "--trusted-proxies", "unix"),
@@ -175,6 +175,16 @@ def test_a_user_of_the_proxy_has_the_rights_of_the_groups(proxied):
     for _ in range(3):
         for headers, status in expected.items():
             assert through(proxied, path=INSTANCE + "/metadata", **dict(headers))[0] == status, headers
+
+
+def test_users_and_groups_are_in_utf_8(proxied):
+    named = {"X_Forwarded_User": "jürgen".encode(), "X_Forwarded_Groups": "Ärzte".encode()}
+    frames = "/v2/studies/1.2/series/1/instances/1/frames/1"
+    assert through(proxied, path=frames, **named)[0] == 404
+    named["X_Forwarded_Groups"] = "Ärzte".encode("latin-1")
+    assert through(proxied, path=frames, **named)[0] == 404
+    assert through(proxied, path=frames, **named | {"X_Forwarded_Groups": "other"})[0] == 403
+    assert through(proxied, X_Forwarded_User="a\x9b".encode())[0] == 401
 
 
 def test_a_client_that_is_no_proxy_cannot_name_a_user(proxied):

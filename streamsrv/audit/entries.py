@@ -7,6 +7,7 @@ study, event, outcome and minute (`AuditEntry.key`).
 from __future__ import annotations
 
 import enum
+import re
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -17,6 +18,10 @@ import orjson
 MINUTE = 60  # seconds
 ANONYMOUS = "anonymous"
 SERVER = "streamsrv"  # the user of entries about the server itself
+
+
+# Controls that JSON does not escape: terminals obey some of them, and some programs end a line there.
+_CONTROLS = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
 
 
 class Event(enum.StrEnum):
@@ -92,7 +97,8 @@ class AuditEntry(NamedTuple):
         values: dict[str, Any] = {"n": number, "at": timestamp(self.at)}
         values |= {name: value for name, value in zip(self._fields[1:], self[1:], strict=True) if value != ""}
         values["outcome"] = int(self.outcome)
-        return orjson.dumps({name: _storable(value) for name, value in values.items()})[:-1]
+        found = orjson.dumps({name: _storable(value) for name, value in values.items()})[:-1]
+        return _CONTROLS.sub(_escaped, found)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> AuditEntry:
@@ -101,6 +107,10 @@ class AuditEntry(NamedTuple):
         return cls(
             seconds(str(values["at"])), Event(values["event"]), EventOutcome(values["outcome"]), **texts
         )
+
+
+def _escaped(found: re.Match[bytes]) -> bytes:
+    return b"\\u%04x" % ord(found[0].decode())
 
 
 def _storable(value: Any) -> Any:

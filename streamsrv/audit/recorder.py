@@ -109,7 +109,7 @@ class AuditRecorder:
 
     def _note(self, entry: AuditEntry, key: EntryKey, most: int) -> None:
         minute = int(key[0])
-        if minute > self._minute:
+        if not self._minute - 1 <= minute <= self._minute:  # the clock may be set back
             self._minute = minute
             self._noted, self._durable = set(), set()
         if key in self._noted:

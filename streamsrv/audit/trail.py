@@ -211,8 +211,9 @@ class Trail:
 
     def _see(self, key: EntryKey) -> None:
         minute = int(key[0])
-        if minute > self._minute:
-            self._minute, self._seen = minute, {each for each in self._seen if int(each[0]) >= minute - 1}
+        if not self._minute - 1 <= minute <= self._minute:  # the clock may be set back
+            self._minute = minute
+            self._seen = {each for each in self._seen if minute - 1 <= int(each[0]) <= minute}
         self._seen.add(key)
 
     # Writing

@@ -57,6 +57,25 @@ def test_equal_entries_of_a_minute_are_one(recorder, tmp_path):
     assert recorder.waiting == 0
 
 
+def test_a_clock_that_is_set_back_forgets_the_later_minutes(recorder, tmp_path):
+    for at in (AT, AT + 86_400, AT + 86_370, AT + 86_400, AT, AT):
+        recorder.note(entry("1", at))
+        recorder.note(entry("1", at))
+    recorder.close()
+    assert len(written(tmp_path)) == 4
+    assert len(recorder._noted) == 1
+
+
+def test_a_line_has_no_controls(recorder, tmp_path):
+    name = "A\x1b[31m\x7f\x85\x9b1m\u2028\u2029\n\ud800\N{COMBINING DIAERESIS}é"
+    recorder.note(entry(name))
+    recorder.close()
+    (line,) = (tmp_path / "audit" / "00000001.jsonl").read_text("utf-8").splitlines()
+    assert line.isprintable()
+    assert [each["study"] for each in entries_of(tmp_path / "audit")] == [name.replace("\ud800", "?")]
+    assert verify(tmp_path / "audit").problems == []
+
+
 def test_a_future_ends_when_its_entry_is_on_the_disk(recorder, tmp_path):
     stored = entry("1", event=Event.STORED)
     future = recorder.record([stored])

@@ -47,7 +47,7 @@ class ProxyUsers:
 
     def principal(self, head: Head, caller: Caller) -> Principal | None:
         """None if no trusted proxy names a user. Raises Unauthorized, and Forbidden."""
-        user = head.headers.get(self._user, "").strip() if self._user and caller.is_proxied else ""
+        user = _text(head, self._user).strip() if self._user and caller.is_proxied else ""
         if not user or not counts(head, caller):
             return None
         if "," in user or len(user) > LONGEST_NAME or not user.isprintable():
@@ -58,7 +58,7 @@ class ProxyUsers:
         return Principal(f"proxy:{user}", rights, rule)
 
     def _groups_of(self, head: Head) -> list[str]:
-        text = head.headers.get(self._groups, "") if self._groups else ""
+        text = _text(head, self._groups) if self._groups else ""
         groups = [group.strip() for group in text.split(",") if group.strip()]
         if len(groups) > MOST_GROUPS:
             raise Unauthorized(f"the proxy names more than {MOST_GROUPS} groups")
@@ -82,3 +82,12 @@ class CertificateHolders:
             raise Unauthorized(f"the certificate has no {self._kind}")
         rights, rule = self._roles.granted(frozenset((EVERYONE, name)), {"name": name})
         return Principal(f"cert:{name}", rights, rule, certificate.until)
+
+
+def _text(head: Head, name: str) -> str:
+    """The value of a header, which proxies write in UTF-8. Bytes that are not UTF-8 count as Latin-1."""
+    value = head.headers.get(name, "")
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
