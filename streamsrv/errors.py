@@ -38,6 +38,7 @@
             |   |-- WrongStore            a file belongs to another store
             |   `-- InstanceDamaged       damaged bytes of an instance; `study`, `series`, `sop_instance`
             |-- IndexFailed          503  this process cannot use the index any more and must end
+            |-- IndexUnreachable    503  the database of the index does not answer, with Retry-After
             `-- SegmentGone               compaction has removed a segment: look up again
 
 `detail` is a sentence for the user. It names the fault and its place (tag, byte offset), and never contains a
@@ -278,6 +279,14 @@ class WrongStore(StoreCorrupt):
 
 class IndexFailed(StoreError):
     """LMDB refuses all further transactions of this process. A new process can open the index again."""
+
+    status = 503
+    title = "Service Unavailable"
+    retry_after = 1  # seconds
+
+
+class IndexUnreachable(StoreError):
+    """The database of the index does not answer. The same request may succeed later."""
 
     status = 503
     title = "Service Unavailable"

@@ -251,6 +251,14 @@ def ensure_index(layout: Layout, ops: FileOps) -> None:
         )
 
 
+def require_no_index(layout: Layout) -> None:
+    """Raises StoreError if the folder has an index of its own: its instances are not in the database."""
+    if layout.index.exists():
+        raise StoreError(
+            f"{layout.root} has its own index: start without `--index`, or with another folder for a database"
+        )
+
+
 def lock(layout: Layout, ops: FileOps) -> FolderLock:
     """Lock the folder for one server, or for reindex. Raises StoreLocked."""
     ops.make_folder(layout.root)

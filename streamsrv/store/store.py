@@ -20,6 +20,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -48,6 +49,7 @@ class StoreOptions:
     min_free: int | None = None  # bytes; None: 1 GiB or 2 % of the disk, whichever is less
     ballast: int = 0  # bytes; see folder
     keep_changes: int = 0  # of the latest ones; 0: all
+    index: str = ""  # the URL of a PostgreSQL database; empty: in the folder of the store
 
 
 class Store:
@@ -110,12 +112,15 @@ class Store:
                 folders.prepare(layout, ops)
             identity = folders.identity_of(layout)
             held.enter_context(folders.use(layout))
-            folders.ensure_index(layout, ops)
+            options = options or StoreOptions()
+            if options.index:
+                folders.require_no_index(layout)
+            else:
+                folders.ensure_index(layout, ops)
             manifest = Manifest(layout.manifest, ops, identity.fingerprint)
             if not read_only:
                 folders.prepare_manifest(layout, manifest)
             manifest.open()
-            options = options or StoreOptions()
             reserve = Reserve(layout.root, ops, options.min_free, options.ballast)
             index = _index(layout, identity, options, read_only, reserve)
             held.callback(index.close)
@@ -205,6 +210,13 @@ def _index(
     layout: Layout, identity: Identity, options: StoreOptions, read_only: bool, reserve: Reserve
 ) -> Index:
     def opened() -> Index:
+        if options.index:
+            return opened_in_database(
+                options.index,
+                read_only=read_only,
+                store=identity.fingerprint,
+                keep_changes=options.keep_changes,
+            )
         return Index.open(
             layout.index,
             read_only=read_only,
@@ -213,6 +225,18 @@ def _index(
         )
 
     return opened() if read_only else reserve.with_room(opened)
+
+
+def opened_in_database(url: str, *, read_only: bool, store: bytes, keep_changes: int) -> Index:
+    """Raises StoreError if the optional packages are missing."""
+    try:
+        room = import_module("streamsrv.store.postgresql")
+    except ModuleNotFoundError as error:
+        raise StoreError(
+            f"an index in PostgreSQL needs the package {error.name}: install streamsrv[cluster]"
+        ) from error
+    index: Index = room.open_index(url, read_only=read_only, store=store, keep_changes=keep_changes)
+    return index
 
 
 class Problem(NamedTuple):

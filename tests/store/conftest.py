@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from database_server import DatabaseServer
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -30,3 +31,11 @@ def memory_factory():
 def memory(memory_factory):
     """As tmp_path, in memory."""
     return memory_factory()
+
+
+@pytest.fixture(scope="session")
+def database_server():
+    """PostgreSQL, started when the first test asks for it."""
+    server = DatabaseServer()
+    yield server
+    server.end()

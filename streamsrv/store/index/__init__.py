@@ -8,8 +8,9 @@ from streamsrv.store.index.answers import (
     reader_of,
 )
 from streamsrv.store.index.audit import Audit
-from streamsrv.store.index.batch import Prepared, prepare
+from streamsrv.store.index.batch import Batch, Prepared, Removal, prepare, runs
 from streamsrv.store.index.damage import DamagedRecord
+from streamsrv.store.index.environment import birth
 from streamsrv.store.index.index import Index
 from streamsrv.store.index.metadata_blobs import SHORT, attributes_in, compressed
 from streamsrv.store.index.ordered import value_reader
@@ -20,10 +21,16 @@ from streamsrv.store.index.rows import (
     instance_answer,
     json_object,
     metadata_in,
+    number_key,
     places_in,
     record_ids_of,
+    segment_key,
     split_triple,
     syntax_in,
+    triple,
     unpacked,
+    variant_key,
+    with_sum,
+    without_sum,
 )
 from streamsrv.store.index.walk import LEVELS, Hit

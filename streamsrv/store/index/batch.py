@@ -26,7 +26,6 @@ from streamsrv.dicom.instance import BulkValue
 from streamsrv.errors import StoreCorrupt, StoreError
 from streamsrv.store.index import answers as index_answers
 from streamsrv.store.index.damage import DamageWriter
-from streamsrv.store.index.environment import Cursor, Transaction
 from streamsrv.store.index.levels import Levels, Removed
 from streamsrv.store.index.metadata_blobs import BlobPlace, compressed, remove_metadata, share_blobs
 from streamsrv.store.index.rows import (
@@ -56,6 +55,7 @@ from streamsrv.store.index.rows import (
     with_sum,
     without_sum,
 )
+from streamsrv.store.ordered_map import Cursor, Transaction
 from streamsrv.store.rows import ChangeKind, InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
 
 NEXT_SEGMENT = b"next_segment"

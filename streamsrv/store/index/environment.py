@@ -22,7 +22,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import lmdb
 
@@ -39,13 +39,11 @@ from streamsrv.errors import (
 from streamsrv.query.attributes import TABLE_DIGEST
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.index.rows import with_sum, without_sum
+from streamsrv.store.ordered_map import OrderedMap, Transaction
 
 SCHEMA = "2"
 # LMDB of another minor version may have another file format: 1.0 cannot read the files of 0.9.
 FILE_FORMAT = "LMDB {}.{}".format(*lmdb.version())
-
-Transaction: TypeAlias = Any  # lmdb.Transaction and lmdb.Cursor: py-lmdb's stubs are not read
-Cursor: TypeAlias = Any
 
 MAP_SIZE = 1 << 40  # sparse: address space, not disk
 STARTING = 2.0  # seconds that another process may take to create its lock file
@@ -260,12 +258,28 @@ class Environment:
                 return
             for name, several in DATABASES.items():
                 handle = self.lmdb.open_db(name.encode(), txn=transaction, dupsort=several)
-            for name, text in (_birth() | {"store": self._store}).items():
+            for name, text in (birth() | {"store": self._store}).items():
                 transaction.put(name.encode(), with_sum(name.encode(), text.encode()), db=handle)
 
     def reading(self, doing: str) -> ReadTransaction:
         """A read transaction for one batch."""
         return ReadTransaction(self.lmdb, doing)
+
+    def begin(self) -> Any:
+        """The write transaction, as a context manager."""
+        return self.lmdb.begin(write=True)
+
+    def failure(self, error: BaseException, doing: str) -> BaseException:
+        """An error of LMDB as a StoreError."""
+        return store_error(error, doing, self.folder) if isinstance(error, lmdb.Error) else error
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of used pages, and of the index file."""
+        with self.reading("measuring the index") as transaction:
+            rows = [transaction.stat(handle) for handle in self.handles.values()]
+        pages = sum(each["branch_pages"] + each["leaf_pages"] + each["overflow_pages"] for each in rows)
+        page = self.lmdb.stat()["psize"]
+        return {"bytes_used": pages * page, "bytes_file": (self.lmdb.info()["last_pgno"] + 1) * page}
 
     def version(self) -> int:
         """The number of the last commit that readers see."""
@@ -284,6 +298,10 @@ class Environment:
         with self.reading("looking for commits") as transaction:
             last: int = self.lmdb.info()["last_txnid"]
             return last if transaction.id() < last else 0
+
+    def rewrite(self, ops: FileOps) -> None:
+        """Copy all rows to a new file, and open that."""
+        rewrite(self, ops)
 
     def close_map(self) -> None:
         self.lmdb.close()
@@ -310,7 +328,8 @@ class Environment:
 ABOUT = frozenset(("format", "schema", "table", "epoch", "next_segment", "first_change", "store"))
 
 
-def _birth() -> dict[str, str]:
+def birth() -> dict[str, str]:
+    """The rows of `about` of a new index, without that of its store."""
     return {
         "format": FILE_FORMAT,
         "schema": SCHEMA,
@@ -326,7 +345,7 @@ PAIRS_A_BATCH = 2000
 Pair = tuple[bytes, bytes]
 
 
-def dump(environment: Environment, name: str) -> Iterator[Pair]:
+def dump(environment: OrderedMap, name: str) -> Iterator[Pair]:
     """Every key and value of a database, in order."""
     last: Pair | None = None
     more = True

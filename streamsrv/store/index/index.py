@@ -24,7 +24,7 @@ from streamsrv.query.values import cut
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.index.batch import Batch, Prepared, prepare
 from streamsrv.store.index.damage import DamagedRecord
-from streamsrv.store.index.environment import DATABASES, Environment, Transaction, dump, rewrite
+from streamsrv.store.index.environment import DATABASES, Environment, dump
 from streamsrv.store.index.lists import Lists
 from streamsrv.store.index.reading import ROWS_A_BATCH, Reading
 from streamsrv.store.index.rows import (
@@ -42,13 +42,14 @@ from streamsrv.store.index.rows import (
 from streamsrv.store.index.visibility import Visibility
 from streamsrv.store.index.walk import Hit, Search
 from streamsrv.store.index.writer import Writer
+from streamsrv.store.ordered_map import OrderedMap, Transaction
 from streamsrv.store.rows import Change, InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
 
 
 class Index(Reading):
-    def __init__(self, environment: Environment, keep_changes: int = 0) -> None:
+    def __init__(self, environment: OrderedMap, keep_changes: int = 0, batch: type[Batch] = Batch) -> None:
         super().__init__(environment)
-        self._writer = Writer(environment, keep_changes)
+        self._writer = Writer(environment, keep_changes, batch)
         self.parsing = Parsing()  # shared by all searches
 
     @classmethod
@@ -297,18 +298,14 @@ class Index(Reading):
     def rewrite(self, fileops: FileOps | None = None) -> None:
         """Copy all rows to a new file, which holds nothing of deleted rows. No other thread may use the index
         meanwhile. Raises StoreLocked if another process has it open."""
-        rewrite(self._environment, fileops or FileOps())
+        self._environment.rewrite(fileops or FileOps())
 
     def statistics(self) -> dict[str, int]:
         """Number of rows in each database, and bytes of the index file in use and in all."""
         with self._reading("measuring the index") as transaction:
             rows = {name: transaction.stat(handle) for name, handle in self._handles.items()}
-        info, page = self._environment.lmdb.info(), self._environment.lmdb.stat()["psize"]
-        pages = sum(
-            stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in rows.values()
-        )
         counts: dict[str, int] = {name: stat["entries"] for name, stat in rows.items()}
-        return counts | {"bytes_used": pages * page, "bytes_file": (info["last_pgno"] + 1) * page}
+        return counts | dict(self._environment.sizes())
 
 
 class RestrictedIndex(Index):

@@ -27,7 +27,6 @@ from streamsrv.dicom.instance import JsonDataset, JsonElement
 from streamsrv.query.attributes import Level, terms
 from streamsrv.query.rules import facts_of
 from streamsrv.store.index.answers import at_level, dataset_attributes, level_texts, recounted
-from streamsrv.store.index.environment import Transaction
 from streamsrv.store.index.rows import (
     LevelRow,
     Variant,
@@ -38,6 +37,7 @@ from streamsrv.store.index.rows import (
     tallies_at,
     variant_of,
 )
+from streamsrv.store.ordered_map import Transaction
 from streamsrv.store.rows import InstanceKey
 
 Removed: TypeAlias = tuple[bytes, int, bytes]  # variant, stored at, record id of an instance

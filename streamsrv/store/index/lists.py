@@ -22,8 +22,8 @@ from streamsrv.query.budget import Budget
 from streamsrv.query.conditions import Condition, Query
 from streamsrv.query.matching import Probe
 from streamsrv.query.values import NORMAL_BYTES
-from streamsrv.store.index.environment import Environment, Transaction
 from streamsrv.store.index.rows import LevelRow
+from streamsrv.store.ordered_map import OrderedMap, Transaction
 
 ROWS_A_BATCH = 500
 FIRST_KEYS = 64  # in the first batch, because most ranges are short
@@ -45,7 +45,7 @@ class Lists:
 
     def __init__(
         self,
-        environment: Environment,
+        environment: OrderedMap,
         budget: Budget,
         sees: Sees | None = None,
         among: Container[str] | None = None,

@@ -37,8 +37,8 @@ from streamsrv.dicom.json.text import elements_in, names_any
 from streamsrv.errors import ContentTooLarge, StoreCorrupt
 from streamsrv.query.budget import Budget, Parsing
 from streamsrv.query.conditions import Condition
-from streamsrv.store.index.environment import Cursor, Environment
 from streamsrv.store.index.rows import chunk_key, json_object, number_key, with_sum, without_sum
+from streamsrv.store.ordered_map import Cursor, OrderedMap
 from streamsrv.store.rows import METADATA_CHUNK
 
 TEXTS_TOGETHER = 16
@@ -352,7 +352,7 @@ class SearchedMetadata:
     """The metadata that one search reads."""
 
     def __init__(
-        self, environment: Environment, budget: Budget, parsing: Parsing, conditions: Sequence[Condition]
+        self, environment: OrderedMap, budget: Budget, parsing: Parsing, conditions: Sequence[Condition]
     ) -> None:
         self._environment = environment
         self._handle = environment.handles["metadata"]

@@ -17,9 +17,9 @@ from streamsrv.query.attributes import ORDERING, Level, Position, StudyOrder
 from streamsrv.query.budget import Budget
 from streamsrv.query.values import cut
 from streamsrv.store.index.answers import reader_of
-from streamsrv.store.index.environment import Cursor, Environment
 from streamsrv.store.index.lists import END, ROWS_A_BATCH, Sees
 from streamsrv.store.index.rows import LevelRow
+from streamsrv.store.ordered_map import Cursor, OrderedMap
 
 StudyRow = tuple[str, LevelRow]
 _Place = tuple[bytes, bytes]  # a key of the list, and the first study under it
@@ -49,7 +49,7 @@ class OrderedStudies:
 
     def __init__(
         self,
-        environment: Environment,
+        environment: OrderedMap,
         budget: Budget,
         order: StudyOrder,
         wanted: int,

@@ -7,6 +7,7 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import chain, islice
 
 from streamsrv.bounded_cache import SizedCache
@@ -14,7 +15,6 @@ from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import SegmentGone, StoreCorrupt
 from streamsrv.query.rules import Alternative, Rule, facts_of
 from streamsrv.store.index.damage import DamagedRecord, DamageReader
-from streamsrv.store.index.environment import Environment, ReadTransaction, Transaction
 from streamsrv.store.index.levels import facts_in
 from streamsrv.store.index.metadata_blobs import BlobRange, BlobReader, BlobTexts, Decompressors, find_blobs
 from streamsrv.store.index.rows import (
@@ -37,6 +37,7 @@ from streamsrv.store.index.rows import (
     unpacked,
     without_sum,
 )
+from streamsrv.store.ordered_map import OrderedMap, Transaction
 from streamsrv.store.rows import METADATA_CHUNK, InstanceKey, InstanceRow
 
 # Decompressed metadata of neighbours: a client that asks for one instance asks for others of its series, in
@@ -52,14 +53,14 @@ CHANGED = "an instance was deleted or replaced while it was being read"
 
 
 class Reading:
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: OrderedMap) -> None:
         self._environment = environment
         self._handles = environment.handles
         self._blobs: SizedCache[bytes, BlobTexts] = SizedCache(BLOBS_KEPT, lambda texts: texts.size)
         self._decompressors = Decompressors()
         self._damage = DamageReader(environment.handles)
 
-    def _reading(self, doing: str) -> ReadTransaction:
+    def _reading(self, doing: str) -> AbstractContextManager[Transaction]:
         return self._environment.reading(doing)
 
     def _get(self, transaction: Transaction, name: str, key: bytes) -> bytes | None:
@@ -95,12 +96,9 @@ class Reading:
 
     def existing(self, keys: Sequence[InstanceKey]) -> list[InstanceRow | None]:
         with self._reading("looking up instances") as transaction:
-            values = [
-                self._get(transaction, "instances", triple(key))
-                if self._sees(transaction, key.study)
-                else None
-                for key in keys
-            ]
+            cursor = transaction.cursor(db=self._handles["instances"])
+            found = dict(cursor.getmulti([triple(key) for key in keys if self._sees(transaction, key.study)]))
+        values = [found.get(triple(key)) for key in keys] if found else [None] * len(keys)
         return [
             unpack_instance(key, value) if value else None for key, value in zip(keys, values, strict=True)
         ]

@@ -163,6 +163,10 @@ def chunk_key(serial: int, chunk: int) -> bytes:
     return _CHUNK_KEY.pack(serial, chunk)
 
 
+def variant_key(key: InstanceKey, digest: bytes) -> bytes:
+    return prefix(key.study, key.series) + digest
+
+
 def bulk_path_key(path: str) -> bytes:
     """The path, or its digest if it is too long for a key."""
     return path.encode() if len(path) <= LONGEST_PATH else b"#" + xxhash.xxh3_128_digest(path.encode())

@@ -23,11 +23,11 @@ from streamsrv.errors import StoreCorrupt
 from streamsrv.query.attributes import NEWEST
 from streamsrv.query.budget import BRIEF_ROWS, Budget
 from streamsrv.query.rules import STUDY_UID, Alternative, Rule, RuleCondition
-from streamsrv.store.index.environment import Environment, Transaction
 from streamsrv.store.index.levels import fact_reader
 from streamsrv.store.index.lists import Lists
 from streamsrv.store.index.ordered import ALL_FORMS, OrderedStudies, value_reader
 from streamsrv.store.index.rows import LevelRow, number_key, studies_changed
+from streamsrv.store.ordered_map import OrderedMap, Transaction
 
 # Decisions that are remembered, of 150 bytes each.
 KNOWN = 20_000
@@ -137,7 +137,7 @@ def _condition(condition: RuleCondition) -> Callable[[str, bytes], bool]:
 class Visibility:
     """The studies that one rule shows. Thread-safe."""
 
-    def __init__(self, environment: Environment, rule: Rule) -> None:
+    def __init__(self, environment: OrderedMap, rule: Rule) -> None:
         self.rule = rule
         self._accepts = decider(rule)
         self._environment = environment

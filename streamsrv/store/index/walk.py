@@ -26,7 +26,6 @@ from streamsrv.query.attributes import NEWEST, ORDERING, Level, Position
 from streamsrv.query.budget import Budget, Parsing
 from streamsrv.query.conditions import Condition, Query
 from streamsrv.store.index.answers import instance_attributes, reader_of
-from streamsrv.store.index.environment import Environment, Transaction
 from streamsrv.store.index.lists import Lists
 from streamsrv.store.index.metadata_blobs import SearchedMetadata
 from streamsrv.store.index.ordered import (
@@ -39,6 +38,7 @@ from streamsrv.store.index.ordered import (
 )
 from streamsrv.store.index.rows import LevelRow, prefix, serial_of
 from streamsrv.store.index.visibility import FewStudies, Visibility
+from streamsrv.store.ordered_map import OrderedMap, Transaction
 
 FEW = 200  # a list of at most so many is used at once
 CANDIDATES = 5_000  # a longer list is not used: reading in order is as fast
@@ -64,7 +64,7 @@ class Search:
 
     def __init__(
         self,
-        environment: Environment,
+        environment: OrderedMap,
         query: Query,
         budget: Budget,
         parsing: Parsing | None = None,

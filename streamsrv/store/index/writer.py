@@ -19,11 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import lmdb
-
 from streamsrv.errors import StoreError, StreamsrvError
 from streamsrv.store.index.batch import Batch
-from streamsrv.store.index.environment import Environment, store_error
+from streamsrv.store.ordered_map import OrderedMap
 from streamsrv.store.rows import SLICE_BYTES, SLICE_INSTANCES
 
 Result = TypeVar("Result")
@@ -54,8 +52,9 @@ def _nothing(batch: Batch) -> None:
 class Writer:
     """`submit` from any thread."""
 
-    def __init__(self, environment: Environment, keep_changes: int = 0) -> None:
+    def __init__(self, environment: OrderedMap, keep_changes: int = 0, batch: type[Batch] = Batch) -> None:
         self._environment = environment
+        self._batch = batch
         self._keep_changes = keep_changes
         self._guard = threading.Lock()
         self._idle = threading.Condition(self._guard)
@@ -130,10 +129,10 @@ class Writer:
         jobs, environment = chosen, self._environment
         try:
             environment.require_files()
-            with environment.lmdb.begin(write=True) as transaction:
+            with environment.begin() as transaction:
                 # Another process may have been writing: more jobs have come meanwhile.
                 jobs = jobs or self._slice()
-                batch = Batch(transaction, environment.handles, self._keep_changes)
+                batch = self._batch(transaction, environment.handles, self._keep_changes)
                 applied = []
                 for job in jobs:
                     try:
@@ -152,8 +151,7 @@ class Writer:
             jobs = jobs or self._slice()
             if len(jobs) > 1:
                 return jobs
-            if isinstance(error, lmdb.Error):
-                error = store_error(error, "writing to the index", environment.folder)
+            error = environment.failure(error, "writing to the index")
             for job in jobs:
                 job.finish(error)
             return []

@@ -1,13 +1,13 @@
 """One store of each engine, as this process and another one see it."""
 
 import pytest
-from engines import ENGINES
+from engines import ENGINES, engine_of, schema_of
 from other_process import Calls, OtherProcess
 
 
 @pytest.fixture(scope="session", params=ENGINES)
 def engine(request):
-    return ENGINES[request.param]
+    return engine_of(request.param, lambda: request.getfixturevalue("database_server"))
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +15,14 @@ def process(engine):
     process = OtherProcess(engine)
     yield process
     process.end()
+
+
+@pytest.fixture
+def memory(memory, engine, request):
+    """With a schema of its own, if the engine is a database."""
+    if engine is not engine_of("local", None):
+        request.getfixturevalue("database_server").url(schema_of(memory))
+    return memory
 
 
 @pytest.fixture

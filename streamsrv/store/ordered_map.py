@@ -1,0 +1,54 @@
+"""The database behind the index: named maps of bytes in the order of keys.
+
+Strategy: the index (rows, searches, commits) is written once. LMDB and PostgreSQL are two maps behind it. A
+transaction and its cursors have the names and meanings of py-lmdb: `get`, `put`, `delete`, `cursor`, `stat`,
+`id`. Their keys and values are bytes. A map may hold several values under a key, which are then in order too.
+
+Rules of this file: a transaction sees one version. A writer is alone, in all processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeAlias
+
+from streamsrv.store.fileops import FileOps
+
+Transaction: TypeAlias = Any  # lmdb.Transaction and lmdb.Cursor: py-lmdb's stubs are not read
+Cursor: TypeAlias = Any
+
+
+class OrderedMap(Protocol):
+    """The open database. `handles` maps the name of a map to its handle."""
+
+    handles: dict[str, Any]
+
+    @property
+    def read_only(self) -> bool: ...
+
+    def reading(self, doing: str) -> AbstractContextManager[Transaction]:
+        """A read transaction for one batch. Errors of the database become a StoreError that names `doing`."""
+
+    def begin(self) -> AbstractContextManager[Transaction]:
+        """The write transaction. It is durable when the block ends, or has changed nothing."""
+
+    def failure(self, error: BaseException, doing: str) -> BaseException:
+        """The StoreError for an error of the database; any other error is returned unchanged."""
+
+    def require_files(self) -> None:
+        """Raises StoreError if a write would go into files that were removed or replaced."""
+
+    def version(self) -> int:
+        """A number that every commit of any process changes."""
+
+    def unseen(self) -> int:
+        """The number of a commit that readers do not see yet, 0 without one. An empty write shows it."""
+
+    def sizes(self) -> Mapping[str, int]:
+        """`bytes_used` by rows, and `bytes_file` of all files of the index."""
+
+    def rewrite(self, ops: FileOps) -> None:
+        """Write all rows again, so that nothing of deleted rows is left."""
+
+    def close(self) -> None: ...

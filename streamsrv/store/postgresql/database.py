@@ -1,0 +1,70 @@
+"""The database of the index, as the ordered map that the index asks for."""
+
+from __future__ import annotations
+
+from streamsrv.errors import StoreError
+from streamsrv.store.fileops import FileOps
+from streamsrv.store.index import Index
+from streamsrv.store.postgresql import schema
+from streamsrv.store.postgresql.batches import TableBatch
+from streamsrv.store.postgresql.connections import Connections, failure
+from streamsrv.store.postgresql.tables import TABLES, Table
+from streamsrv.store.postgresql.transactions import ReadingTables, WritingTables
+
+
+class Database:
+    """An open database. Thread-safe."""
+
+    def __init__(self, url: str, *, read_only: bool, store: str) -> None:
+        """`url` is one of libpq. Raises StoreError as `schema.prepare` does."""
+        self.handles: dict[str, Table] = dict(TABLES)
+        self._read_only = read_only
+        self._connections = Connections(url)
+        schema.prepare(self._connections, read_only=read_only, store=store)
+
+    @property
+    def read_only(self) -> bool:
+        return self._read_only
+
+    def reading(self, doing: str) -> ReadingTables:
+        return ReadingTables(self._connections, doing)
+
+    def begin(self) -> WritingTables:
+        return WritingTables(self._connections)
+
+    def failure(self, error: BaseException, doing: str) -> BaseException:
+        return failure(error, doing)
+
+    def require_files(self) -> None:
+        """There are none."""
+
+    def version(self) -> int:
+        with self.reading("looking for changes") as transaction:
+            return transaction.id()
+
+    def unseen(self) -> int:
+        """Waits until no commit is under way: one whose client died may still become visible."""
+        with self.begin():
+            return 0
+
+    def sizes(self) -> dict[str, int]:
+        statement = (
+            "SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class WHERE relkind = 'r' "
+            "AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'head'::regclass)"
+        )
+        with self.reading("measuring the index") as transaction:
+            ((size,),) = transaction.ask(statement, ())
+        return {"bytes_used": size, "bytes_file": size}
+
+    def rewrite(self, ops: FileOps) -> None:
+        raise StoreError("the index is a database: VACUUM FULL in PostgreSQL removes deleted rows")
+
+    def close(self) -> None:
+        self._connections.close()
+
+
+def open_index(url: str, *, read_only: bool = False, store: bytes = b"", keep_changes: int = 0) -> Index:
+    """The index in a database; makes its tables unless `read_only`. `store` is the fingerprint of its store.
+    Raises StoreError, WrongStore."""
+    database = Database(url, read_only=read_only, store=store.hex())
+    return Index(database, keep_changes, TableBatch)

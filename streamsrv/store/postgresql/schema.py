@@ -1,0 +1,121 @@
+"""The tables of a database, their version, and the way from one version to the next.
+
+Strategy: the first process that opens an empty schema makes all tables, in one transaction and under an
+advisory lock. `head` has the version of the layout. A newer one is refused; an older one is brought up to
+date by `streamsrv migrate-index` only, because servers of the older version may still be running.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from streamsrv.errors import StoreError, WrongStore
+from streamsrv.store.index import birth, with_sum, without_sum
+from streamsrv.store.postgresql.connections import Connections, translated
+from streamsrv.store.postgresql.tables import HEAD, TABLES
+
+# The layout of the tables; the rows in them have the version of the index.
+LAYOUT = 1
+FORMAT = "PostgreSQL"
+# Statements that lead from a layout to the next one.
+STEPS: dict[int, tuple[str, ...]] = {}
+# Of pg_advisory_xact_lock: one process makes or migrates the tables.
+_LOCK = 0x73747265616D
+_LEAST_SERVER = 140000
+
+Connection = psycopg.Connection[Any]
+
+
+def prepare(connections: Connections, *, read_only: bool, store: str) -> None:
+    """Make the tables if there are none; check whose they are. Raises StoreError, WrongStore."""
+    with translated("opening the index"), connections.connect() as connection:
+        if connection.info.server_version < _LEAST_SERVER:
+            raise StoreError("the index needs PostgreSQL 14 or later")
+        if not _founded(connection):
+            if read_only:
+                raise StoreError("the database has no index: open the store for writing once")
+            _found(connection, store)
+        _check_layout(_layout(connection))
+        _check_rows(_about(connection), store)
+
+
+def _founded(connection: Connection) -> bool:
+    row = connection.execute("SELECT to_regclass('head')").fetchone()
+    return row is not None and row[0] is not None
+
+
+def _found(connection: Connection, store: str) -> None:
+    about = TABLES["about"]
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+        if _founded(connection):
+            return
+        for table in TABLES.values():
+            for statement in table.created:
+                connection.execute(statement)
+        texts = birth() | {"format": FORMAT, "store": store}
+        rows = [(name.encode(), with_sum(name.encode(), text.encode())) for name, text in texts.items()]
+        connection.execute(about.inserted, about.pairs(rows))
+        connection.execute(HEAD)
+        connection.execute(
+            "INSERT INTO head (layout, version, entries) VALUES (%s, 1, %s)",
+            [LAYOUT, Jsonb({about.name: len(rows)})],
+        )
+
+
+def _layout(connection: Connection, lock: str = "") -> int:
+    row = connection.execute(f"SELECT layout FROM head{lock}").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _about(connection: Connection) -> dict[str, str]:
+    rows = connection.execute("SELECT key, value FROM about", binary=True).fetchall()
+    return {key.decode(): without_sum("about", key, value).decode() for key, value in rows}
+
+
+def _check_layout(layout: int) -> None:
+    if layout > LAYOUT:
+        raise StoreError(
+            f"the index in this database has layout {layout}, and this program knows only up to {LAYOUT}: "
+            "use the version of streamsrv that made it"
+        )
+    if layout < LAYOUT:
+        raise StoreError(
+            f"the index in this database has layout {layout}, not {LAYOUT}: stop all servers, then run "
+            "`streamsrv migrate-index`"
+        )
+
+
+def _check_rows(about: dict[str, str], store: str) -> None:
+    expected = birth()
+    for name in ("schema", "table"):
+        if about.get(name) != expected[name]:
+            raise StoreError(
+                f"the index was made by another version ({name} is {about.get(name)}, not {expected[name]})"
+            )
+    if about.get("store") != store:
+        raise WrongStore(
+            "this database has the index of another store: nothing was changed. Name the database of this "
+            "store, or an empty one for a new store"
+        )
+
+
+def migrate(url: str) -> tuple[int, int]:
+    """Bring the tables to the current layout; returns the layouts before and after. Raises StoreError."""
+    with translated("migrating the index"), Connections(url).connect() as connection:
+        if not _founded(connection):
+            raise StoreError("the database has no index: nothing was changed")
+        with connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+            before = _layout(connection, " FOR UPDATE")
+            if before > LAYOUT:
+                _check_layout(before)
+            for layout in range(before, LAYOUT):
+                for statement in STEPS[layout]:
+                    connection.execute(statement)
+            connection.execute("UPDATE head SET layout = %s, version = version + 1", [LAYOUT])
+    return before, LAYOUT

@@ -1,0 +1,332 @@
+"""The index on PostgreSQL beside the embedded one, and the faults that only a database has."""
+
+import contextlib
+import random
+import socket
+import threading
+
+import pytest
+from index_examples import element, name, new_instance
+
+from streamsrv.dicom.instance import BulkValue, FrameKind
+from streamsrv.errors import IndexUnreachable, StoreError, WrongStore
+from streamsrv.query.attributes import Level
+from streamsrv.query.conditions import query_of
+from streamsrv.query.rules import rule_of
+from streamsrv.store import DamagedRecord, Index, Store, StoreOptions
+from streamsrv.store.postgresql import migrate, open_index
+from streamsrv.store.postgresql.transactions import TableTransaction, WritingTables
+from streamsrv.store.rows import InstanceKey, Location
+
+# All maps but `about`: its epoch and format differ.
+COMPARED = ("instances", "metadata", "frames", "bulk", "variants", "studies", "series", "attributes", "uids")
+
+
+@pytest.fixture
+def url(database_server, memory):
+    return database_server.url("of_" + memory.name)
+
+
+@pytest.fixture
+def index(url):
+    index = open_index(url)
+    index.add_segment()
+    yield index
+    index.close()
+
+
+def instances(numbers, count, first):
+    for number in range(first, first + count):
+        study, series = numbers.randrange(6), numbers.randrange(3)
+        key = InstanceKey(f"1.{study}", f"1.{study}.{series}", f"9.{numbers.randrange(100)}.{number}")
+        attributes = {
+            "00100010": name(numbers.choice(("Doe^Jane", "Roe^Ann", "Poe^Edgar"))),
+            "00080020": element("DA", *numbers.choice((["20240131"], ["20230101"], []))),
+            "00080060": element("CS", numbers.choice(("CT", "MR"))),
+        }
+        text = b'{"n":%d}' % number
+        size = numbers.choice((16, 16, 20_000))
+        kind = FrameKind.TABLE if numbers.random() < 0.3 else FrameKind.NATIVE
+        table = bytes(16) * 3 if kind is FrameKind.TABLE else b""
+        bulk = [BulkValue(f"0009{each:04}", "OB", 1, 2) for each in range(numbers.randrange(3))]
+        new = new_instance(
+            key, number, attributes, text=text.ljust(size), table=table, bulk=bulk, frame_kind=kind
+        )
+        if size == 16:  # a text that may share a row with its neighbours
+            new.metadata, new.text = [], text.ljust(size)
+        yield new
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_rows_are_those_of_the_embedded_index(index, memory, seed):
+    embedded = Index.open(memory / "index")
+    embedded.add_segment()
+    numbers, first = random.Random(seed), 1
+    for _ in range(12):
+        new = list(instances(numbers, numbers.randint(1, 40), first))
+        first += len(new)
+        stored = embedded.rows(limit=1000)
+        again = [row for row in stored if numbers.random() < 0.05]
+        replacing = [
+            new_instance(row.key, first + number, {"00100010": name("New^Name")})
+            for number, row in enumerate(again)
+        ]
+        first += len(again)
+        gone = [row for row in stored if numbers.random() < 0.2 and row not in again]
+        damaged = [DamagedRecord(row.record_id, row.key, row.location, "x", 1) for row in gone[:2]]
+        moves = [(row, Location(1, 7, row.location.length)) for row in stored if numbers.random() < 0.1]
+        answers = []
+        for each in (embedded, index):
+            each.commit([*new, *replacing], segment=1, committed_end=first, replaced=again)
+            rows = each.packed_rows(sorted(row.key for row in gone))
+            answers.append(
+                (
+                    each.relocate(moves, segment=1, committed_end=first),
+                    each.register_damage(damaged),
+                    each.delete(rows, segment=1, committed_end=0, dead_bytes=1),
+                )
+            )
+        assert answers[0] == answers[1]
+    for database in COMPARED:
+        assert list(index.dump(database)) == list(embedded.dump(database)), database
+    assert keys_of(index.changes()) == keys_of(embedded.changes())
+    assert counts_of(index) == counts_of(embedded)
+    rule = rule_of(["StudyDate=20240131"])
+    for ours, theirs in ((index, embedded), (index.restricted(rule), embedded.restricted(rule))):
+        for level in Level:
+            for wanted in ({}, {"PatientName": "*o*"}, {"StudyDate": "20230101-"}, {"Modality": "CT"}):
+                query = query_of(level, None, None, list(wanted.items()))
+                assert hits_of(ours, query) == hits_of(theirs, query)
+                assert ours.total(query, 100) == theirs.total(query, 100)
+    embedded.close()
+
+
+def keys_of(changes):
+    return [(change.sequence, change.kind, change.key) for change in changes]
+
+
+def counts_of(index):
+    return {name: count for name, count in index.statistics().items() if not name.startswith("bytes")}
+
+
+def hits_of(index, query):
+    return [(hit.study, hit.series, hit.instance) for hit in index.search(query)]
+
+
+def statements(monkeypatch, act):
+    """How many round trips to the database the call takes."""
+    count = 0
+    ask, expect = TableTransaction.ask, WritingTables.expect
+
+    def counted(*arguments):
+        nonlocal count
+        count += 1
+        return ask(*arguments)
+
+    def expected(*arguments):
+        nonlocal count
+        count += 1
+        return expect(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableTransaction, "ask", counted)
+        patch.setattr(WritingTables, "expect", expected)
+        act()
+    return count
+
+
+def series_of(count, first=1):
+    return [
+        new_instance(("1.1", "1.1.1", f"1.1.1.{number}"), number) for number in range(first, first + count)
+    ]
+
+
+def test_no_round_trip_for_each_instance(index, monkeypatch):
+    few, many = series_of(10), series_of(800, 100)
+    store = [
+        statements(monkeypatch, lambda new=new: index.commit(new, segment=1, committed_end=1))
+        for new in (few, many)
+    ]
+    assert store[1] <= store[0] < 25
+    keys = [each.row.key for each in many]
+    assert statements(monkeypatch, lambda: index.existing(keys)) <= 1
+    assert statements(monkeypatch, lambda: index.lookup("1.1", limit=1000)) < 8
+    rows = index.packed("1.1", limit=1000)
+    assert len(rows) == 810
+    assert statements(monkeypatch, lambda: index.delete(rows, segment=1, committed_end=1, dead_bytes=1)) < 60
+
+
+class Between:
+    """A Unix socket in front of the server. `lose` is called with what the client sends, and says whether the
+    connection ends "before" or "after" the server has seen it."""
+
+    def __init__(self, folder, server):
+        self._path, self._server = folder / ".s.PGSQL.5432", server
+        self.lose = None
+        self._open = []
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(self._path))
+        self._socket.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            try:
+                client, _ = self._socket.accept()
+            except OSError:
+                return
+            server = socket.socket(socket.AF_UNIX)
+            self._open += [client, server]
+            server.connect(str(self._server / ".s.PGSQL.5432"))
+            ended = threading.Event()
+            for source, target in ((client, server), (server, client)):
+                work = (source, target, source is client, ended)
+                threading.Thread(target=self._copy, args=work, daemon=True).start()
+
+    def _copy(self, source, target, from_client, ended):
+        try:
+            while data := source.recv(1 << 16):
+                how = self.lose(data) if from_client and self.lose else None
+                if how == "after":
+                    ended.set()  # the answer of the server is dropped
+                if not from_client and ended.is_set():
+                    break
+                if how == "before":
+                    break
+                target.sendall(data)
+        except OSError:
+            pass
+        for each in (source, target):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        for each in (self._socket, *self._open):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+
+@pytest.fixture
+def between(memory, database_server):
+    between = Between(memory, database_server.folder)
+    yield between
+    between.close()
+
+
+def once(how):
+    """Lose the first COMMIT of a writer, which follows its update of the head row."""
+    state = {"wrote": False, "done": False}
+
+    def lose(data):
+        state["wrote"] |= b"UPDATE head" in data
+        if state["wrote"] and b"COMMIT" in data and not state["done"]:
+            state["done"] = True
+            return how
+        return None
+
+    lose.state = state
+    return lose
+
+
+@pytest.mark.parametrize("how", ["before", "after"])
+def test_a_commit_whose_connection_broke_is_looked_up(url, index, between, memory, database_server, how):
+    broken = open_index(url.replace(str(database_server.folder), str(memory)))
+    between.lose = once(how)
+    new = series_of(3)
+    if how == "before":
+        with pytest.raises(IndexUnreachable):
+            broken.commit(new, segment=1, committed_end=1)
+        assert index.rows() == []
+    else:
+        broken.commit(new, segment=1, committed_end=1)
+    assert between.lose.state["done"]
+    assert len(index.rows()) == (0 if how == "before" else 3)
+    broken.commit(series_of(1, 50), segment=1, committed_end=2)
+    assert broken.rows() == index.rows()
+    broken.close()
+
+
+def test_calls_go_on_after_a_restart_of_the_database(url, index, database_server):
+    index.commit(series_of(2), segment=1, committed_end=1)
+    database_server.stop("immediate")
+    with pytest.raises(IndexUnreachable):
+        index.rows()
+    with pytest.raises(IndexUnreachable):
+        index.commit(series_of(1, 9), segment=1, committed_end=2)
+    database_server.start()
+    index.commit(series_of(1, 10), segment=1, committed_end=2)
+    assert len(index.rows()) == 3
+
+
+def test_writers_of_several_processes_take_turns(url, index):
+    """Each thread has its own index, as a process has."""
+
+    def write(number):
+        own = open_index(url)
+        for batch in range(10):
+            own.commit(series_of(5, 1000 * number + 10 * batch), segment=1, committed_end=1)
+        own.close()
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    seen = [0]
+    while any(thread.is_alive() for thread in threads):
+        seen += [change.sequence for change in index.changes(seen[-1])]
+    for thread in threads:
+        thread.join()
+    seen += [change.sequence for change in index.changes(seen[-1])]
+    assert seen == list(range(201))
+    assert index.total(query_of(Level.INSTANCE, None, None, [])) == len(index.rows()) == 200
+
+
+# Opening
+
+
+def test_a_database_of_another_store_is_refused(url, memory):
+    first, second = memory / "first", memory / "second"
+    options = StoreOptions(min_free=0, index=url)
+    Store.open(first, options).close()
+    with pytest.raises(WrongStore, match="another store"):
+        Store.open(second, options)
+    with Store.open(first, options, read_only=True) as store:
+        assert store.lookup("1.1") == []
+
+
+def test_a_folder_with_its_own_index_is_refused(url, memory):
+    Store.open(memory / "data", StoreOptions(min_free=0)).close()
+    with pytest.raises(StoreError, match="has its own index"):
+        Store.open(memory / "data", StoreOptions(min_free=0, index=url))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("/postgres?", "/nothing?"), "cannot be opened: .*nothing.* does not exist"),
+        (("streamsrv@", "nobody@"), "cannot be opened: .*nobody.* does not exist"),
+        (("postgresql://", "postgresql://[/"), "cannot be used"),
+        (("host=", "connect_timeout=1&host=/missing"), "cannot be reached"),
+    ],
+)
+def test_a_database_that_cannot_be_opened(url, change, sentence):
+    with pytest.raises(StoreError, match=sentence):
+        open_index(url.replace(*change))
+
+
+def test_a_reader_makes_no_tables(url):
+    with pytest.raises(StoreError, match="has no index"):
+        open_index(url, read_only=True)
+    with pytest.raises(StoreError, match="has no index"):
+        migrate(url)
+
+
+def test_layouts(url, index, database_server, memory):
+    assert migrate(url) == (1, 1)
+    database_server.sql(f"UPDATE of_{memory.name}.head SET layout = 2")
+    for call in (open_index, migrate):
+        with pytest.raises(StoreError, match="layout 2, and this program knows only up to 1"):
+            call(url)
+    database_server.sql(f"UPDATE of_{memory.name}.head SET layout = 0")
+    with pytest.raises(StoreError, match="migrate-index"):
+        open_index(url)
