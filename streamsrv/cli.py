@@ -57,6 +57,7 @@ VERBS = {
     "info": Verb("print numbers and problems of a store", STORE_VERBS),
     "backup": Verb("copy a store to a folder, beside a running server; or verify a backup", BACKUP_VERBS),
     "restore": Verb("make a store from a backup, in an empty folder", BACKUP_VERBS),
+    "salvage": Verb("write instances from segments alone, without their store", "streamsrv.tools.salvage"),
     "key": Verb("make, list and revoke the keys of clients", "streamsrv.tools.keys"),
     "settings": Verb("print each setting in force and its source", "streamsrv.serving"),
     "share": Verb("make, list or end links that show one study", "streamsrv.tools.shares"),

@@ -125,7 +125,7 @@ class Identity:
     def text(self) -> str:
         secret = self.secret.hex()
         return (
-            "# The identity of this store. Keep a copy: without the secret its segments cannot be read.\n"
+            "# The identity of this store. Keep a copy: without it only `salvage` reads the segments.\n"
             f'store_id = "{self.store_id}"\n'
             f'secret = "{secret}"\n'
             f"format_version = {FORMAT_VERSION}\n"

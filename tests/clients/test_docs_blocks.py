@@ -5,12 +5,14 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import re
+import shlex
 import subprocess
 
 import clinic as world
 import pytest
-from live_server import ROOT, start_server
+from live_server import ROOT, environment, executable, start_server
 from PIL import Image
 from shell_blocks import blocks_of as blocks_of_shell
 
@@ -31,12 +33,17 @@ PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if any(blocks_of
 
 
 @pytest.fixture(scope="module")
-def origin(tmp_path_factory):
+def clinic_server(tmp_path_factory):
     """A server with the studies of the clinic. Pages may add to them."""
     running = start_server(tmp_path_factory.mktemp("docs") / "server")
     world.store(f"{running.url}/studies", map(world.file_of, world.everything()))
-    yield running.origin
+    yield running
     running.end()
+
+
+@pytest.fixture(scope="module")
+def origin(clinic_server):
+    return clinic_server.origin
 
 
 @pytest.fixture
@@ -74,11 +81,13 @@ def test_there_are_python_blocks():
     assert {"migrate.md", "get-data-out.md"} < {path.name for path in PAGES}
 
 
-def test_the_commands_of_get_data_out_run(origin, tmp_path):
+def test_the_commands_of_get_data_out_run(clinic_server, tmp_path):
     """All of its `sh` blocks, one after the other in one shell."""
     page = ROOT / "docs" / "howto" / "get-data-out.md"
-    script = "set -e\n" + "".join(block.text for block in blocks_of_shell(page))
-    subprocess.run(["sh", "-c", real(script, {PRINTED_ORIGIN: origin})], cwd=tmp_path, check=True)
+    verb = f'streamsrv() {{ {shlex.join(executable())} "$@"; }}'
+    script = f"set -e\n{verb}\n" + "".join(block.text for block in blocks_of_shell(page))
+    urls = {PRINTED_ORIGIN: clinic_server.origin, "DATA=data": f"DATA='{clinic_server.data}'"}
+    subprocess.run(["sh", "-c", real(script, urls)], cwd=tmp_path, check=True, env=os.environ | environment())
     stored = {uid: world.file_of(world.ct(number)) for number, uid in enumerate(world.CT_INSTANCES, 1)}
     files = tmp_path / "files" / world.CT_STUDY / world.CT_SERIES
     assert {path.stem: path.read_bytes() for path in files.iterdir()} == stored
@@ -86,5 +95,8 @@ def test_the_commands_of_get_data_out_run(origin, tmp_path):
     assert len((tmp_path / "frame.raw").read_bytes()) == 48 * 64 * 2
     with Image.open(tmp_path / "picture.png") as picture:
         assert picture.size == (64, 48)
+    assert {
+        path.stem: path.read_bytes() for path in tmp_path.glob("rescued/**/*.dcm")
+    }.items() >= stored.items()
     metadata = json.loads((tmp_path / "metadata.json").read_text())
     assert {each["00080018"]["Value"][0] for each in metadata} >= set(stored)

@@ -57,7 +57,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import xxhash
 from isal.isal_zlib import crc32
@@ -156,6 +156,30 @@ Step: TypeAlias = FoundRecord | DamagedBytes
 
 class HeaderDamaged(ValueError):
     """These bytes are not a header of this offset. The message is the reason."""
+
+
+class UnprovedHeader(NamedTuple):
+    """The fields of a record header, without a look at its keyed check."""
+
+    marker: bytes
+    version: int
+    kind: int
+    record_id: bytes
+    replaced: bytes
+    stored_at: int
+    length: int
+    digest: bytes
+    began: int
+
+    def as_kind(self, kind: RecordKind) -> RecordHeader:
+        return RecordHeader(
+            kind, self.record_id, self.stored_at, self.length, self.digest, self.began, self.replaced
+        )
+
+
+def unproved(raw: bytes) -> UnprovedHeader:
+    """`raw` has at least HEADER bytes."""
+    return UnprovedHeader(*_FIELDS.unpack(raw[: _FIELDS.size]))
 
 
 class RecordFormat:
@@ -378,6 +402,15 @@ def _split(body: bytes) -> list[bytes]:
 def pack_file_header(form: RecordFormat, segment: int) -> bytes:
     fields = _FILE_FIELDS.pack(SEGMENT_MAGIC, FORMAT_VERSION, segment, form.fingerprint, form.marker)
     return fields + xxhash.xxh3_128_digest(fields)
+
+
+def marker_in(raw: bytes) -> bytes | None:
+    """The record marker in the header of a segment file; None if the header is damaged or unknown."""
+    fields = raw[: _FILE_FIELDS.size]
+    if len(raw) < FIRST_RECORD or raw[_FILE_FIELDS.size : FIRST_RECORD] != xxhash.xxh3_128_digest(fields):
+        return None
+    magic, version, _, _, marker = _FILE_FIELDS.unpack(fields)
+    return marker if magic == SEGMENT_MAGIC and version == FORMAT_VERSION else None
 
 
 def is_file_header_damaged(raw: bytes, form: RecordFormat, path: Path) -> bool:
