@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
-from typing import TextIO
 
 from streamsrv.config import SettingsError, settings_of
 from streamsrv.store.maintenance.backup import back_up
@@ -16,11 +14,11 @@ from streamsrv.store.maintenance.check import Finding, error
 from streamsrv.store.maintenance.restore import restore, verify_backup
 from streamsrv.store.maintenance.scrub import Pace
 from streamsrv.tools.ownership import hand_over
+from streamsrv.tools.progress import ProgressLine
 from streamsrv.verbs import add_store_arguments, byte_count, deriver, open_store, print_findings
 from streamsrv.web.access.grants import FOLDER, KEY, GrantDamaged, Grants
 
 KINDS = (KEY, "share")  # of grants that a backup has
-REDRAW = 0.2  # seconds between two lines of the progress
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,36 +92,6 @@ def damaged_grants(folder: Path) -> list[GrantDamaged]:
 
 def _finding(damaged: GrantDamaged) -> Finding:
     return error(FOLDER, damaged.detail)
-
-
-class ProgressLine:
-    """One line on standard error, if that is a terminal."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._shown = stream.isatty()
-        self._next = 0.0
-        self._width = 0  # of the last line
-
-    def draw(self, done: int, total: int) -> None:
-        """Show the bytes done, and of all."""
-        now = time.monotonic()
-        if self._shown and now >= self._next:
-            self._next = now + REDRAW
-            self._print(f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB  {done / max(total, 1):4.0%}")
-
-    def _print(self, line: str) -> None:
-        """Blanks cover the end of a longer line."""
-        print(f"\r{line:<{self._width}}", end="", file=self._stream, flush=True)
-        self._width = len(line)
-
-    def __enter__(self) -> ProgressLine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._width:
-            self._print("")
-            self._print("")
 
 
 VERBS = {

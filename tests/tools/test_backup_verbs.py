@@ -10,7 +10,7 @@ from live_server import start_server
 from small_client import Client, file_of, key_of
 
 from streamsrv.cli import FAILED, LOCKED, USAGE, main
-from streamsrv.tools.backup import ProgressLine
+from streamsrv.tools.progress import ProgressLine
 from streamsrv.web.access.grants import KEY, Grants
 
 

@@ -146,7 +146,7 @@ class UnkeyedWalk:
     def _search(self, offset: int, fields: UnprovedHeader | None) -> tuple[int, bool]:
         """The end of a damaged record at `offset`, and whether its digest proves it. Else the end is the next
         header that is plausible, or the end of the file."""
-        running = _Running(offset + HEADER, fields.digest) if fields else None
+        running = _GrowingDigest(offset + HEADER, fields.digest) if fields else None
         next_record, tried = self._size, 0
         for start, window in self._windows(offset + 1):
             if running:
@@ -203,7 +203,7 @@ class UnkeyedWalk:
         return running.digest()
 
 
-class _Running:
+class _GrowingDigest:
     """The digest of a payload whose end is searched. `lost` is set if bytes of it cannot be read."""
 
     def __init__(self, start: int, digest: bytes) -> None:
