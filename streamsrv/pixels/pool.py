@@ -13,6 +13,8 @@ Rules of this file
 - Each wait ends: the queue is bounded (Overloaded, 503), and each task has a deadline.
 - An answer of many tasks never holds a thread for longer than TURN seconds: `in_turn` then yields None, its
   answer sends nothing, and the thread is free. So commits and searches go on beside any number of downloads.
+- The garbage collector may end an answer that was never released, in any thread, with any lock held.
+  So the end of `in_turn` takes no lock, and another thread cancels its tasks.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ PIXEL_BURST = 10
 Watch: TypeAlias = Callable[[int, Callable[[], None]], object]
 Tag = TypeVar("Tag")
 Turn: TypeAlias = tuple[Tag, TaskFuture | None] | None
+Ahead: TypeAlias = tuple[Tag, TaskFuture | None, PixelTask | None]
 
 
 def left_early() -> Overloaded:
@@ -303,9 +306,9 @@ class PixelPool:
     def in_turn(self, tasks: Iterable[tuple[Tag, PixelTask | None]]) -> Iterator[Turn[Tag]]:
         """The tasks in order, each when its result is there; None if there is no result within TURN seconds.
         As many are submitted ahead as there are processes, of at most AHEAD bytes of pixels. A tag without a
-        task only takes its turn. Closing the iterator cancels the tasks; so does a client that leaves before
-        the first turn. Blocking; raises Overloaded or TooManyRequests if there stays no place."""
-        ahead: deque[tuple[Tag, TaskFuture | None, PixelTask | None]] = deque()
+        task only takes its turn. Closing the iterator soon cancels the tasks; so does a client that leaves
+        before the first turn. Blocking; raises Overloaded or TooManyRequests if there stays no place."""
+        ahead: deque[Ahead[Tag]] = deque()
         begun = False
         try:
             for tag, task in tasks:
@@ -330,9 +333,14 @@ class PixelPool:
                 yield ahead.popleft()[:2]
                 begun = True
         finally:
-            for _, waiting, task in ahead:
-                if waiting is not None and task is not None:
-                    self.stop(waiting, task.pixels)
+            pool = self._pool or self._slow_pool
+            if ahead and pool is not None:
+                pool.call_soon(partial(self._stop_all, ahead))
+
+    def _stop_all(self, ahead: Iterable[Ahead[Tag]]) -> None:
+        for _, waiting, task in ahead:
+            if waiting is not None and task is not None:
+                self.stop(waiting, task.pixels)
 
     def _placed(self, task: PixelTask | None) -> tuple[TaskFuture | None] | StreamsrvError:
         """The error if there is no place in the queue."""
@@ -362,9 +370,7 @@ class PixelPool:
                 pool.close()
 
 
-def _is_full(
-    ahead: deque[tuple[Tag, TaskFuture | None, PixelTask | None]], task: PixelTask | None, most: int
-) -> bool:
+def _is_full(ahead: deque[Ahead[Tag]], task: PixelTask | None, most: int) -> bool:
     if len(ahead) > most:
         return True
     pixels = sum(one.pixels for *_, one in ahead if one is not None)

@@ -192,6 +192,9 @@ class ManualProcesses:
         self.killed.append(answer)
         answer.set_exception(StoreError("stopped"))
 
+    def call_soon(self, function):
+        function()
+
     def close(self):
         pass
 

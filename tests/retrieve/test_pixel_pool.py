@@ -55,6 +55,9 @@ class FakePool:
     def cancel(self, future):
         self.cancelled.append(future)
 
+    def call_soon(self, function):
+        function()
+
     def close(self):
         pass
 
@@ -361,6 +364,35 @@ def test_a_request_does_not_wait_for_the_look_up_of_a_prefetch():
         found.set()
         pool.close()
     assert not pool._prefetch_thread
+
+
+def test_an_answer_that_was_never_released_is_collected_while_its_own_task_is_read(monkeypatch):
+    """The garbage collector runs in any thread: here in one that holds the lock of this task."""
+    reading, collected = threading.Event(), []
+    read = messages.AnswerReader.read
+
+    def read_later(self, pipe):
+        if not collected:
+            reading.wait(30)
+            collected.append(gc.collect())
+        return read(self, pipe)
+
+    monkeypatch.setattr(messages.AnswerReader, "read", read_later)
+    pool, asked = PixelPool(1), PixelTask(messages.decode_frames, [bytes(16)], (LITTLE, FrameInfo(4, 4)), 16)
+    gc.disable()
+    try:
+        answer = [pool.in_turn((number, asked) for number in range(9))]
+        assert next(answer[0]) is None
+        answer.append(answer)
+        ended = weakref.ref(answer[0])
+        del answer
+        reading.set()
+        assert pool.submit(asked).result(20) == [(bytes(16), FrameInfo(4, 4))]
+    finally:
+        gc.enable()
+    assert collected
+    assert ended() is None
+    pool.close()  # a pool that hangs would not end
 
 
 def test_the_cache_is_limited_in_bytes():

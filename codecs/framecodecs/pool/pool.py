@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from itertools import count
+from queue import SimpleQueue
 from typing import Any
 
 from framecodecs.errors import (
@@ -95,6 +96,7 @@ class FramePool:
         self._cores = len(os.sched_getaffinity(0))
         self._looking = self._asleep = False
         self._last_alive = time.monotonic()
+        self._calls: SimpleQueue[Callable[[], object]] = SimpleQueue()
         self._wake = os.eventfd(0)
         self._answers, self.arrivals = select.epoll(), select.epoll()
         self._answers.register(self._wake, select.EPOLLIN)
@@ -163,6 +165,13 @@ class FramePool:
 
     def _rouse(self) -> None:
         os.eventfd_write(self._wake, 1)
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """The thread of the pool calls it, unless the pool is closed first. This takes no lock, so the
+        garbage collector may call it in a thread that holds one."""
+        self._calls.put(function)
+        if not self._closed:
+            self._rouse()
 
     # Tasks
 
@@ -326,6 +335,8 @@ class FramePool:
                 if descriptor == self._wake:
                     os.eventfd_read(self._wake)
                     self._asleep = False
+                    while not self._calls.empty():
+                        self._calls.get()()
                 elif (task := self._unfilled.get(descriptor)) is not None:
                     self._fill(task)
                 else:
