@@ -39,6 +39,7 @@
             |   `-- InstanceDamaged       damaged bytes of an instance; `study`, `series`, `sop_instance`
             |-- IndexFailed          503  this process cannot use the index any more and must end
             |-- IndexUnreachable    503  the database of the index does not answer, with Retry-After
+            |-- BucketUnreachable    503  the bucket of the segments does not answer, with Retry-After
             `-- SegmentGone               compaction has removed a segment: look up again
 
 `detail` is a sentence for the user. It names the fault and its place (tag, byte offset), and never contains a
@@ -287,6 +288,14 @@ class IndexFailed(StoreError):
 
 class IndexUnreachable(StoreError):
     """The database of the index does not answer. The same request may succeed later."""
+
+    status = 503
+    title = "Service Unavailable"
+    retry_after = 1  # seconds
+
+
+class BucketUnreachable(StoreError):
+    """The bucket of the segments does not answer. The same request may succeed later."""
 
     status = 503
     title = "Service Unavailable"

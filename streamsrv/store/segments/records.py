@@ -18,7 +18,7 @@ The header of a record:
     offset  bytes
        0      8   marker, derived from the store's secret: no client can put it into a file
        8      1   format version, 3
-       9      1   kind: 1 PENDING, 2 INSTANCE, 3 VOID, 4 TOMBSTONE, 5 SEAL
+       9      1   kind: 1 PENDING, 2 INSTANCE, 3 VOID, 4 TOMBSTONE, 5 SEAL, 6 TRAILER
       10      2   zero
       12     16   record id, unique forever
       28     16   id of the record that this one replaces, or zeros: a tombstone that is valid exactly when
@@ -112,6 +112,7 @@ class RecordKind(enum.IntEnum):
     VOID = 3
     TOMBSTONE = 4
     SEAL = 5
+    TRAILER = 6  # of objects only (objects/layout.py)
 
 
 @dataclass(frozen=True, slots=True)

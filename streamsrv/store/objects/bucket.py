@@ -1,0 +1,175 @@
+"""A bucket behind an S3 gateway: limits of time, and errors in the words of this store.
+
+Strategy: obstore signs, pools connections, and repeats requests that may be repeated. Its calls release the
+GIL, so threads run them at the same time.
+
+Rules of this file
+- No call waits without a limit: a connection CONNECT seconds, each byte that is waited for FIRST_BYTE
+  seconds. The transfer of a part may take longer.
+- Correctness does not rest on conditional requests, nor on a listing of the bucket.
+- The log has the error of the gateway. The client gets a sentence without URL and key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from http import HTTPStatus
+from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import AzureStore, GCSStore, HTTPStore, LocalStore, MemoryStore, S3Store
+
+from streamsrv.errors import BucketUnreachable, SegmentGone, StoreCorrupt, StoreError
+from streamsrv.store.fileops import Buffer
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig, S3Config
+
+AnyStore: TypeAlias = AzureStore | GCSStore | HTTPStore | LocalStore | MemoryStore | S3Store
+
+CONNECT = timedelta(seconds=1)
+FIRST_BYTE = timedelta(seconds=5)
+# A part has to go out at 0.8 MB/s or faster.
+PART_TRANSFER = timedelta(seconds=10)
+# After a failure a request is repeated this often, within the time for a first byte.
+REPEATS = 2
+PART = 8 << 20
+# Parts of one object that are on their way at the same time.
+PARTS_AT_ONCE = 3
+_STATUS = re.compile(r"status code: (\d{3})")
+# Failures that may pass, as those of 500 and more.
+_PASSING = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+
+log = logging.getLogger("streamsrv.store")
+
+
+class Bucket:
+    """Objects under one prefix. Any thread may call it; all calls block."""
+
+    def __init__(self, reading: AnyStore, writing: AnyStore, part: int = PART) -> None:
+        self._reading = reading
+        self._writing = writing
+        self.part = part
+
+    def upload(self, key: str) -> ObjectUpload:
+        """The object is there after `complete`, with all bytes, else never. The key must be fresh."""
+        return ObjectUpload(self._writing, key, self.part)
+
+    def read(self, key: str, offset: int, length: int) -> Buffer:
+        """Bytes of an object. Raises SegmentGone, BucketUnreachable, StoreError, and StoreCorrupt if the
+        object ends before."""
+        with _translated("reading from"):
+            found = memoryview(obstore.get_range(self._reading, key, start=offset, length=length))
+        if len(found) != length:
+            raise StoreCorrupt(f"an object ends at byte {offset + len(found)}, not at {offset + length}")
+        return found
+
+    def length(self, key: str) -> int:
+        with _translated("reading from"):
+            return obstore.head(self._reading, key)["size"]
+
+    def remove(self, key: str) -> None:
+        """Succeeds if there is no such object."""
+        with contextlib.suppress(SegmentGone), _translated("removing from"):
+            obstore.delete(self._writing, key)
+
+
+class ObjectUpload:
+    """An object on its way, written by one thread at a time. Ends with `complete` or `abort`."""
+
+    def __init__(self, store: AnyStore, key: str, part: int) -> None:
+        self._store = store
+        self._key = key
+        self._part = part
+        self._length = 0
+        self._file = obstore.open_writer(store, key, buffer_size=part, max_concurrency=PARTS_AT_ONCE)
+        self._ended = False
+
+    def write(self, part: bytes) -> None:
+        """Takes a part of `Bucket.part` bytes; the last one may be shorter. Waits while PARTS_AT_ONCE others
+        are on their way. An error may be that of an earlier part."""
+        with _translated("writing to"):
+            self._file.write(part)
+        self._length += len(part)
+
+    def complete(self) -> None:
+        """The object is there when this returns: the bucket has been asked for its length."""
+        self._ended = True
+        with _translated("writing to"):
+            self._file.close()
+            found = obstore.head(self._store, self._key)["size"]
+        if found != self._length:
+            raise StoreCorrupt(f"the bucket has {found} bytes of an object of {self._length}")
+
+    def abort(self) -> None:
+        """Nothing of the object can be read, and the parts are removed if the gateway answers. Safe to call
+        twice, and after `complete`."""
+        if self._ended:
+            return
+        self._ended = True
+        error = StoreError("the transaction has ended")
+        try:
+            self._file.__exit__(type(error), error, None)
+        except (BaseError, OSError) as failure:
+            log.warning("parts of an upload stay in the bucket: %s", _first_line(failure))
+
+
+def opened(url: str, *, endpoint: str = "") -> Bucket:
+    """The bucket of `s3://bucket/prefix`. Credentials, region and endpoint come from the variables of the AWS
+    tools (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL ...); `endpoint` replaces that of the
+    environment. Raises StoreError."""
+    parts = urlsplit(url)
+    if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
+        raise StoreError("the place of segments is not a URL like s3://bucket/prefix")
+    endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL", "")
+
+    def made(wait: timedelta) -> S3Store:
+        config: S3Config = {"endpoint": endpoint} if endpoint else {}
+        plain = endpoint.startswith("http://")
+        client: ClientConfig = {"connect_timeout": CONNECT, "read_timeout": wait, "allow_http": plain}
+        retries: RetryConfig = {"max_retries": REPEATS, "retry_timeout": FIRST_BYTE}
+        prefix = parts.path.strip("/") or None
+        return S3Store(
+            parts.netloc, prefix=prefix, config=config, client_options=client, retry_config=retries
+        )
+
+    return Bucket(made(FIRST_BYTE), made(PART_TRANSFER))
+
+
+@contextlib.contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        raise _error(error, doing) from error
+
+
+def _error(error: BaseException, doing: str) -> StoreError:
+    """An upload raises all errors as OSError, so the status in the text decides."""
+    text = str(error)
+    found = _STATUS.search(text)
+    status = int(found[1]) if found else 0
+    if "NoSuchBucket" in text:
+        return StoreError("there is no such bucket: make it, or name another one")
+    if isinstance(error, FileNotFoundError) or status == HTTPStatus.NOT_FOUND:
+        return SegmentGone("an object is gone")
+    log.error("%s the bucket: %s", doing, _first_line(error))
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return StoreError(
+            f"{doing} the bucket failed: it refuses the credentials. See AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY and AWS_REGION"
+        )
+    if 400 <= status < 500 and status not in _PASSING:
+        return StoreError(f"{doing} the bucket failed: the gateway refuses the request")
+    return BucketUnreachable(f"{doing} the bucket failed: the gateway does not answer")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

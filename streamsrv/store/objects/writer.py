@@ -1,0 +1,191 @@
+"""An object while its transaction receives the records.
+
+Strategy: bytes go into a file on the node's disk, and from there to the bucket in parts as soon as they are
+final (layout.py). So the records can be read before the object is there. The file has no name, so a dead
+process leaves nothing. Memory holds the parts that are on their way and nothing else.
+
+Rules of this file
+- The object is complete before `complete` returns, and only then may the index name it.
+- The key has a random part: a database that was set back gives a number twice, and never a key.
+- After a failed write the object is lost, and its transaction with it. Nothing of it can be read.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from streamsrv.errors import StoreError, system_error
+from streamsrv.store.fileops import Buffer, FileOps, write_all
+from streamsrv.store.objects.bucket import Bucket, ObjectUpload
+from streamsrv.store.objects.layout import PartPlan, final_header, pack_trailer, pending_header
+from streamsrv.store.rows import Location
+from streamsrv.store.segments.records import HEADER, PayloadDigest, Record, RecordFormat, pack_file_header
+from streamsrv.store.segments.segments import Clock
+
+NONCE = 10  # bytes; a record id is a nonce of its object and the record's number in it
+
+
+def fresh_key(segment: int) -> str:
+    """A key that was never used. It begins with random characters, so that keys spread over the partitions
+    of the bucket."""
+    random = secrets.token_hex(16)
+    return f"segments/{random[:2]}/{random}-{segment:08x}"
+
+
+class ObjectWriter:
+    """One object, used by one thread at a time. Ends with `complete`, else with `abort`."""
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        form: RecordFormat,
+        segment: int,
+        key: str,
+        folder: Path,
+        clock: Clock,
+        ops: FileOps | None = None,
+    ) -> None:
+        self.segment = segment
+        self.key = key
+        self._bucket = bucket
+        self._form = form
+        self._clock = clock
+        self._ops = ops or FileOps()
+        self._plan = PartPlan(bucket.part)
+        self._upload: ObjectUpload | None = None
+        self._nonce = secrets.token_bytes(NONCE)
+        self._number = 0
+        self._body = 0
+        self._open_at = -1
+        self._gathered: list[Buffer] = []
+        self._gathered_length = 0
+        self._digest = PayloadDigest()
+        self._failed = False
+        self._append(pack_file_header(form, segment))
+        try:
+            self.fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise system_error(error, "making a file for an upload") from error
+
+    # Receiving, as in `Transaction`
+
+    @property
+    def end(self) -> int:
+        """Offset of the next byte."""
+        return self._plan.end + self._gathered_length
+
+    def open_body(self) -> None:
+        """The records that follow belong to another body."""
+        self._body = self._number
+
+    def open_record(self) -> None:
+        if self._open_at >= 0:
+            raise StoreError("a record is open already")
+        self._open_at = self.end
+        self._number += 1
+        self._digest = PayloadDigest()
+        self._plan.open_record(self._open_at)
+        self._append(pending_header(self._form, self._record_id(), self.segment, self._open_at))
+
+    def gather(self, piece: Buffer) -> None:
+        """Append to the open record with the next `write`; until then the buffer must not change."""
+        self._digest.update(piece)
+        self._append(piece)
+
+    def _append(self, piece: Buffer) -> None:
+        self._gathered.append(piece)
+        self._gathered_length += len(piece)
+
+    def write(self, pieces: Sequence[Buffer] = ()) -> None:
+        """Append to the open record, gathered pieces first. Keeps no buffer. Waits for the bucket if it takes
+        bytes more slowly. Raises InsufficientStorage, BucketUnreachable, StoreError."""
+        for piece in pieces:
+            self.gather(piece)
+        gathered, self._gathered, self._gathered_length = self._gathered, [], 0
+        if gathered:
+            self._plan.end += self._put(gathered, self._plan.end)
+        self._send(last=False)
+
+    def _put(self, pieces: Sequence[Buffer], offset: int) -> int:
+        if self._failed or self.fd < 0:
+            raise StoreError("the upload has failed or ended")
+        try:
+            return write_all(self._ops, self.fd, pieces, offset)
+        except OSError as error:
+            self._failed = True
+            raise system_error(error, "writing the file of an upload") from error
+
+    def _send(self, *, last: bool) -> None:
+        for offset, header in self._plan.patches():
+            self._put([header], offset)
+        for begin, end in self._plan.take(last=last):
+            if self._upload is None:
+                self._upload = self._bucket.upload(self.key)
+            try:
+                self._upload.write(self._read(begin, end))
+            except BaseException:
+                self._failed = True
+                raise
+
+    def _read(self, begin: int, end: int) -> bytes:
+        part = os.pread(self.fd, end - begin, begin)
+        if len(part) != end - begin:
+            raise StoreError("the file of an upload is shorter than its part")
+        return part
+
+    def received(self) -> Record:
+        """The open record so far. Only written bytes of it can be read."""
+        if self._open_at < 0:
+            raise StoreError("no record is open")
+        payload = self._open_at + HEADER
+        return Record(
+            self,
+            self._number,
+            Location(self.segment, payload, self.end - payload),
+            self._record_id(),
+            self._digest.digest(),
+            self._clock.now(),
+            self._body,
+        )
+
+    def close_record(self) -> Record:
+        """The record can be read after the gathered pieces have been written."""
+        record, self._open_at = self.received(), -1
+        self._plan.close_record(record.end, final_header(self._form, record))
+        return record
+
+    def _record_id(self) -> bytes:
+        return self._nonce + self._number.to_bytes(16 - NONCE, "big")
+
+    def back_to(self, end: int) -> None:
+        """Drop the records from `end` on, where a record ended. Bytes that have left stay in the object, and
+        no record has them."""
+        self.write()  # a record before `end` may be gathered only
+        self._plan.back_to(end)
+        self._open_at = -1
+
+    # Ending
+
+    def complete(self, records: Sequence[Record]) -> int:
+        """Make the object durable with these records, in their order; returns its length. Records that are
+        left out stay in the object, and no tool finds them."""
+        if self._open_at >= 0:
+            raise StoreError("a record is still open")
+        self._append(pack_trailer(self._form, self.segment, self.end, records))
+        self.write()
+        self._send(last=True)
+        if self._upload is None:
+            raise StoreError("the object has no bytes")
+        self._upload.complete()
+        return self._plan.end
+
+    def abort(self) -> None:
+        """Remove everything that is not complete, and close the file. Safe to call twice."""
+        if self._upload is not None:
+            self._upload.abort()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

@@ -1,0 +1,99 @@
+"""SeaweedFS on this machine: a storage server, and S3 gateways in processes of their own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from live_server import free_port
+
+ADMIN, NODE = ("admin", "secret of the admin"), ("node", "secret of the node")
+BUCKET = "archive"
+
+
+def program():
+    return shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+def identity(pair, *actions):
+    keys = {"accessKey": pair[0], "secretKey": pair[1]}
+    return {"name": pair[0], "credentials": [keys], "actions": actions}
+
+
+def free_pair():
+    """A port whose port for gRPC, 10,000 higher, is as free as the others: none of them is in use."""
+    while (port := free_port()) >= 50_000:
+        pass
+    return port
+
+
+class Seaweed:
+    """One storage server. `gateway()` starts an S3 gateway, which tests may kill and stop."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        self._processes = []
+        self.filer = free_pair()
+        self._config = folder / "s3.json"
+        rights = [f"{action}:{BUCKET}" for action in ("Read", "Write", "List")]
+        identities = [identity(ADMIN, "Admin", "Read", "Write", "List"), identity(NODE, *rights)]
+        self._config.write_text(json.dumps({"identities": identities}))
+        (folder / "data").mkdir()
+        ports = [f"-master.port={free_pair()}", f"-volume.port={free_pair()}", f"-filer.port={self.filer}"]
+        small = ["-volume.max=30", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
+        here = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-filer"]
+        self._start("server", *here, *ports, *small)
+        self._await(f"http://127.0.0.1:{self.filer}/")
+
+    def _start(self, verb, *flags):
+        limits = {"GOMEMLIMIT": "300MiB", "GOMAXPROCS": "2"}
+        with (self._folder / f"{verb}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [program(), verb, *flags],
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                env={**os.environ, **limits},
+            )
+        self._processes.append(process)
+        return process
+
+    def _await(self, url):
+        until = time.monotonic() + 30
+        while True:
+            try:
+                return urllib.request.urlopen(url, timeout=5).status
+            except urllib.error.HTTPError:
+                return None
+            except OSError:
+                assert time.monotonic() < until, (self._folder / "server.log").read_text()[-2000:]
+                time.sleep(0.05)
+
+    def gateway(self, port=None):
+        """(process, endpoint)"""
+        port = port or free_pair()
+        flags = [f"-port={port}", f"-filer=127.0.0.1:{self.filer}", f"-config={self._config}"]
+        flags += ["-port.iceberg=0", "-port.lance=0", "-ip.bind=127.0.0.1"]
+        process = self._start("s3", *flags)
+        self._await(f"http://127.0.0.1:{port}/")
+        return process, f"http://127.0.0.1:{port}"
+
+    def hidden(self):
+        """The number of multipart uploads that have begun and not ended."""
+        url = f"http://127.0.0.1:{self.filer}/buckets/{BUCKET}/.uploads/?limit=100"
+        asked = urllib.request.Request(url, headers={"Accept": "application/json"})
+        try:
+            with urllib.request.urlopen(asked, timeout=10) as answer:
+                return len(json.load(answer)["Entries"] or ())
+        except urllib.error.HTTPError:
+            return 0
+
+    def end(self):
+        for process in reversed(self._processes):
+            process.kill()
+            process.wait()
