@@ -73,7 +73,8 @@ class Bucket:
 
     def length(self, key: str) -> int:
         with _translated("reading from"):
-            return obstore.head(self._reading, key)["size"]
+            found: int = obstore.head(self._reading, key)["size"]
+        return found
 
     def remove(self, key: str) -> None:
         """Succeeds if there is no such object."""
