@@ -12,7 +12,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test test-fast test-deployment lint format perf soak fuzz docs wheel release audit clean
+.PHONY: run test test-fast test-deployment test-browsers test-programs lint format perf soak fuzz docs wheel
+.PHONY: release audit clean
 
 define environment
 	$(PYTHON) -c 'import sys; sys.exit("streamsrv needs Python 3.11 or later, this is " + sys.version) if sys.version_info < (3, 11) else None'
@@ -33,9 +34,9 @@ $(VENV)/ready: pyproject.toml
 run: $(VENV)/installed
 	exec $(BIN)/streamsrv serve --host $(HOST) --port $(PORT) --data $(DATA) --workers $(WORKERS)
 
-# All tests, 6 minutes on two cores. Some tests wait, so there is one process more than cores; no more
-# than four, because tests start servers too.
-PYTEST := $(BIN)/python -m pytest -n $(shell n=$$(nproc); echo $$((n < 3 ? n + 1 : 4))) --dist worksteal
+# All tests, 6 minutes on two cores. Some tests wait, so there are more processes than cores; no more than
+# four, because tests start servers too.
+PYTEST := $(BIN)/python -m pytest -n $(shell n=$$(nproc); echo $$((n < 2 ? 3 : 4))) --dist worksteal
 # COVERAGE=1 make test: with branch coverage, which makes code in the process of a test 2.5 times as slow.
 test: $(VENV)/ready
 	$(PYTEST) --ignore=tests/deployment $(if $(COVERAGE),--cov --cov-report=)
@@ -56,9 +57,18 @@ test-fast: $(VENV)/ready
 
 # The files of conf/ and the Dockerfile in the real programs: proxies, systemd, buildah, Prometheus. Needs
 # root, and the programs that .ci/run installs. SOAK=10 sends 2 GB through each proxy.
+# One process drives browsers, the other one runs the rest; the name gives each its own ports.
+BROWSING := $(wildcard tests/deployment/test_*viewer*.py tests/deployment/test_*_in_browser.py)
+
 test-deployment: $(VENV)/ready
 	$(PIP) install --editable '.[dev,release]'
-	$(BIN)/python -m pytest -q -s tests/deployment
+	$(MAKE) --jobs 2 --keep-going --output-sync=target test-browsers test-programs
+
+test-browsers: $(VENV)/ready
+	PYTEST_XDIST_WORKER=gw4 $(BIN)/python -m pytest -q -s $(BROWSING)
+
+test-programs: $(VENV)/ready
+	PYTEST_XDIST_WORKER=gw5 $(BIN)/python -m pytest -q -s $(BROWSING:%=--ignore=%) tests/deployment
 
 # More rounds of the random tests, with new seeds: SOAK=100 make soak. docs/reliability.md lists them.
 SOAK_TESTS := tests/test_kill.py tests/test_power_cut.py tests/test_failing_disk.py \
