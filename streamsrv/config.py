@@ -16,6 +16,7 @@ import difflib
 import json
 import os
 import platform
+import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,9 @@ PREFIX = "STREAMSRV_"
 # Variables with this prefix are not settings: tests use them to stop or kill a process (store/failpoints.py).
 FAILPOINTS = "STREAMSRV_FAILPOINT"
 MACHINES = frozenset(("x86_64", "aarch64", "arm64"))
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_PERIOD = re.compile(r"([0-9]{1,6})([smhdw])")
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(Settings)}
 
@@ -202,6 +206,12 @@ def refuse_platform(system: str = sys.platform, machine: str | None = None) -> s
     if sys.maxsize < 1 << 40:
         return "streamsrv needs a 64-bit Python: its index is a mapping of up to 1 TiB"
     return None
+
+
+def seconds_of(period: str) -> int | None:
+    """The length of a period such as 12h or 7d; None if the text is none."""
+    found = _PERIOD.fullmatch(period)
+    return int(found[1]) * _UNITS[found[2]] if found else None
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:

@@ -97,8 +97,7 @@ class AuditEntry(NamedTuple):
         values: dict[str, Any] = {"n": number, "at": timestamp(self.at)}
         values |= {name: value for name, value in zip(self._fields[1:], self[1:], strict=True) if value != ""}
         values["outcome"] = int(self.outcome)
-        found = orjson.dumps({name: _storable(value) for name, value in values.items()})[:-1]
-        return _CONTROLS.sub(_escaped, found)
+        return json_of({name: _storable(value) for name, value in values.items()})[:-1]
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> AuditEntry:
@@ -107,6 +106,11 @@ class AuditEntry(NamedTuple):
         return cls(
             seconds(str(values["at"])), Event(values["event"]), EventOutcome(values["outcome"]), **texts
         )
+
+
+def json_of(values: Mapping[str, Any]) -> bytes:
+    """A line of JSON without control characters."""
+    return _CONTROLS.sub(_escaped, orjson.dumps(values))
 
 
 def _escaped(found: re.Match[bytes]) -> bytes:

@@ -13,17 +13,13 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-import orjson
-
 from streamsrv.audit.chain import ChainLink
-from streamsrv.audit.entries import AuditEntry, Event
+from streamsrv.audit.entries import AuditEntry, Event, json_of
 from streamsrv.audit.reading import entries_of, verify
 from streamsrv.audit.trail import Trail
-from streamsrv.config import SettingsError, add_config_argument, settings_of
+from streamsrv.config import SettingsError, add_config_argument, seconds_of, settings_of
 from streamsrv.errors import StreamsrvError
 from streamsrv.options import audit_folder
-
-_AGES = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def moment(text: str) -> float:
     """Seconds since 1970 of a date, a time (without a zone: of this machine) or an age; raises ValueError."""
-    age = re.fullmatch(r"(\d+)([smhdw])", text)
-    if age:
-        return time.time() - int(age[1]) * _AGES[age[2]]
+    age = seconds_of(text)
+    if age is not None:
+        return time.time() - age
     return datetime.fromisoformat(text).timestamp()
 
 
@@ -71,7 +67,7 @@ def run_print(args: argparse.Namespace, folder: Path) -> int:
     if args.anchor or args.json:
         raise SettingsError("--anchor and --json can only be given with verify")
     for values in entries_of(folder, args.user or "", args.study or "", args.since):
-        print(orjson.dumps(values).decode())
+        print(json_of(values).decode())
     if os.access(folder, os.W_OK):
         with contextlib.suppress(OSError):
             record(folder, Event.LOG_USED)

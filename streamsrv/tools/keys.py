@@ -9,7 +9,6 @@ import argparse
 import json
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from streamsrv.audit.entries import Event
-from streamsrv.config import SettingsError, add_config_argument, settings_of
+from streamsrv.config import SettingsError, add_config_argument, seconds_of, settings_of
 from streamsrv.errors import StreamsrvError
 from streamsrv.options import audit_folder
 from streamsrv.query.rules import Rule, rule_of
@@ -27,8 +26,6 @@ from streamsrv.tools.ownership import hand_over
 from streamsrv.web.access.grants import FOLDER, KEY, Grant, GrantDamaged, Grants, digest_of, is_name, new_key
 from streamsrv.web.access.principal import ALL_RIGHTS, Right, named_rights, rights_from
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-_PERIOD = re.compile(r"([0-9]{1,6})([smhdw])")
 IDENTITY = "store.toml"
 
 
@@ -92,9 +89,9 @@ def end_of(text: str) -> float:
     """Seconds of `time.time()`."""
     if text == "never":
         return math.inf
-    period = _PERIOD.fullmatch(text)
+    period = seconds_of(text)
     try:
-        end = time.time() + int(period[1]) * _UNITS[period[2]] if period else _date(text)
+        end = _date(text) if period is None else time.time() + period
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither a period such as 7d nor a date such as 2030-12-31"

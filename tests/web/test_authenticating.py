@@ -1,13 +1,17 @@
 """The object that authenticates the requests of a worker, with a clock of the test."""
 
+from types import SimpleNamespace
+
 import pytest
 from web_world import settings_of
 
-from streamsrv.errors import Unauthorized
+from streamsrv.errors import RenewalPending, Unauthorized
 from streamsrv.query.rules import Rule
 from streamsrv.web.access.access import Access
+from streamsrv.web.access.browser.sessions import Sessions
 from streamsrv.web.access.browser.sign_in import SignIn
-from streamsrv.web.access.principal import ALL_RIGHTS, Principal, Right
+from streamsrv.web.access.grants import Grants
+from streamsrv.web.access.principal import ALL_RIGHTS, CHANGING, Principal, Right
 from streamsrv.web.client_certificate import ClientCertificate
 from streamsrv.web.head import Head
 from streamsrv.web.hosts import Caller
@@ -18,11 +22,12 @@ ORIGIN = Caller("https://pacs.example", "192.0.2.1", "192.0.2.1")
 class Changing:
     """A way in whose changes the test decides."""
 
-    def __init__(self):
+    def __init__(self, found=None):
         self.changes = []
+        self.found = found
 
     def principal(self, head, authorization):
-        return None
+        return self.found
 
     def refresh(self):
         found = self.changes.pop(0)
@@ -58,6 +63,42 @@ def test_callers_are_asked_again_if_changes_cannot_be_looked_for(tmp_path):
     assert access.epoch == 1
     access.refresh()
     assert access.epoch == 2
+
+
+def session_of(access, data, **ends):
+    """The head of a request with the session of an issuer's user."""
+    grants = Grants(data)
+    sessions = Sessions(grants, grants.find, 1000.0, lambda: 100.0)
+    secret = sessions.begin_as(Principal("oidc:anna", ALL_RIGHTS), "Anna", lambda secret: ends)
+    headers = {"cookie": f"__Host-streamsrv={secret}", "sec-fetch-site": "same-origin"}
+    return lambda path, **more: Head("GET", path, "HTTP/1.1", headers | more, "192.0.2.1")
+
+
+@pytest.mark.parametrize("path", ["/", "/v2/studies"])
+def test_the_page_waits_for_the_renewal_of_a_session_as_data_do(tmp_path, path):
+    access = Access(settings_of(data=str(tmp_path), auth="required"), clock=lambda: 100.0)
+    access.renew_with(SimpleNamespace(renew=lambda session, secret: True))
+    ask = session_of(access, tmp_path, ends=90.0)
+    with pytest.raises(RenewalPending):
+        access.admit(ask(path), ORIGIN)
+
+
+def test_the_user_of_the_page_is_that_of_the_credentials_which_count(tmp_path):
+    ben = Changing(Principal("key:ben", ALL_RIGHTS))
+    for ways, user, session in (((), "Anna", True), ((ben,), "ben", False)):
+        access = Access(settings_of(data=str(tmp_path), auth="required"), ways, lambda: 100.0)
+        more = {"authorization": "Bearer ben"} if ways else {}
+        head = session_of(access, tmp_path)("/page/server.json", **more)
+        visitor = access.visitor(head, access.admit(head, ORIGIN))
+        assert (visitor.facts()["user"], visitor.session) == (user, session)
+
+
+@pytest.mark.parametrize("auth", ["none", "required"])
+def test_nobody_changes_anything_on_a_read_only_server(tmp_path, auth):
+    settings = settings_of(data=str(tmp_path), auth=auth, read_only=True)
+    access = Access(settings, clock=lambda: 100.0)
+    caller = access.admit(session_of(access, tmp_path)("/v2/studies"), ORIGIN)
+    assert caller.principal.rights == ALL_RIGHTS & ~CHANGING
 
 
 @pytest.mark.parametrize("rule", [None, Rule()])

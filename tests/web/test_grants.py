@@ -90,6 +90,16 @@ def test_what_is_no_file_grants_nothing(grants, make):
         KnownGrants(grants).find(KEY, digest_of("mine"))
 
 
+def test_a_link_to_a_grant_grants_nothing(grants, tmp_path):
+    """Its target may be where others write."""
+    mine = grant_of("mine")
+    write(grants, mine)
+    path = grants.path_of(KEY, mine.digest)
+    path.symlink_to(path.rename(tmp_path / "elsewhere"))
+    with pytest.raises(GrantDamaged, match="symbolic link"):
+        KnownGrants(grants).find(KEY, mine.digest)
+
+
 def test_names_go_into_logs_and_basic():
     assert all(map(is_name, ("a", "PACS 2", "Müller", "日本", "a/b", "..", "x" * 64)))
     assert not any(map(is_name, ("", " a", "a ", "a:b", "a\nb", "a\x7f", "\u202e", "\udcff", "x" * 65)))

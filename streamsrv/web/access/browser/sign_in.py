@@ -17,13 +17,13 @@ Rules of this file
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from streamsrv.config import seconds_of
 from streamsrv.errors import BadRequest, NotFound, PinRequired, Unauthorized
 from streamsrv.settings import Settings
 from streamsrv.web.access.browser.cookies import check_origin, needed_cookie
@@ -38,8 +38,6 @@ from streamsrv.wire.answers import Answer
 from streamsrv.wire.resources import Kind, Target
 
 CHALLENGE = ('Bearer realm="streamsrv"',)
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-_PERIOD = re.compile(r"([0-9]{1,6})([smhdw])")
 USUAL_PERIOD = "7d"
 
 
@@ -150,10 +148,9 @@ class SignIn:
         return json_answer(row | ({"pin": made.pin} if pin else {}), 201)
 
     def _seconds(self, text: str) -> float:
-        period = _PERIOD.fullmatch(text)
-        seconds = int(period[1]) * UNITS[period[2]] if period else 0
+        seconds = seconds_of(text) or 0
         if not 0 < seconds <= self._longest_share:
-            longest = f"{self._longest_share / UNITS['h']:g} hours"
+            longest = f"{self._longest_share / 3600:g} hours"
             raise BadRequest(f"the member 'expires' is a period such as 12h or 7d, of at most {longest}")
         return seconds
 
