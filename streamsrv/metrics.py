@@ -44,6 +44,7 @@ class RequestKind(StrEnum):
     WADO_URI = "wado-uri"
     DELETE = "delete"
     CHANGES = "changes"
+    EVENTS = "events"  # counted when the stream ends
     DESCRIPTION = "description"  # capabilities, OpenAPI, OPTIONS
     HEALTH = "health"
     PAGES = "pages"  # of browsers

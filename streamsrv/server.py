@@ -36,7 +36,7 @@ from streamsrv.audit.recorder import AuditRecorder, Patient
 from streamsrv.dicom import tags
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.errors import StreamsrvError
-from streamsrv.events import ChangeFeed
+from streamsrv.events import ChangeFeed, ChangeTail, TailSource
 from streamsrv.ingest import Ingest, IngestLimits, store_batch
 from streamsrv.ingest import response as store_response
 from streamsrv.ingest.derivation import ReaderPool
@@ -153,6 +153,11 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
             restricted=restricted,
             exists=lambda *target: bool(view.lookup(*target, limit=1)),
             changes=feed.answer,
+            tails=TailSource(
+                lambda: ChangeTail(view, store, settings.study_quiet),
+                store.version,
+                lambda: store.index.about()["epoch"],
+            ),
         )
 
     return within(None)

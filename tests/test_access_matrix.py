@@ -12,7 +12,7 @@ from live_server import start_server
 
 from streamsrv.web.access.grants import KEY, Grant, Grants, digest_of, new_key
 from streamsrv.web.access.principal import ALL_RIGHTS, Right, named_rights
-from streamsrv.wire.resources import PAGES, ROUTES, SHARING, UNVERSIONED, Kind
+from streamsrv.wire.resources import FOLLOWING, PAGES, ROUTES, SHARING, UNVERSIONED, Kind
 
 OPEN, ANY = "open", ""
 # Kind and method -> the right that they need.
@@ -24,6 +24,7 @@ RIGHTS = {
     ("search", "POST"): "store",
     ("changefeed", "GET"): "search",
     ("latest", "GET"): "search",
+    ("events", "GET"): "search",
     ("instances", "GET"): "read",
     ("instances", "POST"): "store",
     ("instances", "DELETE"): "delete",
@@ -46,7 +47,7 @@ RIGHTS = {
     ("viewer", "GET"): OPEN,
 }
 ROWS = [
-    *((route, "/v2") for route in (*ROUTES, *SHARING)),
+    *((route, "/v2") for route in (*ROUTES, *SHARING, *FOLLOWING)),
     *((route, "") for route in (*UNVERSIONED, *PAGES)),
 ]
 VALUES = {
@@ -117,7 +118,7 @@ def path_of(route, prefix, method):
         path = path.replace(name, value)
     if method == "DELETE":  # of nothing
         path = path.replace(CT_STUDY, "1.2.3")
-    return path + (WADO if route.kind == "wado" else "")
+    return path + {"wado": WADO, "events": "?duration=0"}.get(str(route.kind), "")
 
 
 def test_each_route_has_a_row():

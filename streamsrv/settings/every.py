@@ -184,6 +184,11 @@ class Settings(AccessSettings):
         "changes",
         "Entries in the log of stored, replaced and deleted instances, of 200 bytes each. 0: no limit.",
     )
+    study_quiet: float = _store(
+        30.0,
+        "seconds",
+        "A study is told as complete when nothing was added to it for so long. 0: it never is.",
+    )
     bulk_threshold: int = _store(
         1024, "bytes", "In metadata, a longer binary value is replaced by a BulkDataURI."
     )

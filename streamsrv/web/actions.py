@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from streamsrv.errors import Forbidden, NotAcceptable, NotFound, PreconditionFailed, RequestError
+from streamsrv.events import TailSource
 from streamsrv.ingest.batching import StoreOutcome
 from streamsrv.ingest.response import StoreResult
 from streamsrv.ingest.transaction import Ingest
@@ -39,6 +40,7 @@ KINDS = {
     Kind.WADO_URI: RequestKind.WADO_URI,
     Kind.CHANGEFEED: RequestKind.CHANGES,
     Kind.LATEST: RequestKind.CHANGES,
+    Kind.EVENTS: RequestKind.EVENTS,
     Kind.OPENAPI: RequestKind.DESCRIPTION,
     Kind.YAML: RequestKind.DESCRIPTION,
     Kind.LIVE: RequestKind.HEALTH,
@@ -89,7 +91,7 @@ class Actions:
     answered lately. `probe` raises a StreamsrvError if the store cannot be read. `restricted` returns the
     actions of a principal with a rule, and with or without the right to replace instances. `exists` tells
     whether a study, series or instance is stored and visible; it blocks. `changes` is told whether the
-    client may read metadata.
+    client may read metadata. `tails` make readers of the events of this view.
     """
 
     retrieve: Callable[[Request, Target], Computed]
@@ -103,6 +105,7 @@ class Actions:
     restricted: Callable[[Rule | None, bool], Actions] = _refused
     exists: Exists = lambda study, series, instance: True
     changes: Callable[[Request, Target, bool], Computed] = _no_changes
+    tails: TailSource | None = None
 
 
 def request_kind(method: str, path: str) -> RequestKind:

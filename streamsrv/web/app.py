@@ -55,6 +55,7 @@ from streamsrv.web.connection.loop import Threads
 from streamsrv.web.connection.shares import ThreadShares
 from streamsrv.web.connection.stream import Stream
 from streamsrv.web.cors import Cors
+from streamsrv.web.event_streams import EventStreams
 from streamsrv.web.forms import Fields, ShortForm
 from streamsrv.web.head import Head, acceptable, check_lists, check_target, check_url
 from streamsrv.web.hosts import Caller, Hosts, party
@@ -163,6 +164,7 @@ class App:
         self.access = Access(settings, ways)
         self._sign_in = SignIn(settings, began=audit.signed_in if audit else None)
         self._issuer = self._issuer_of(login)
+        self._streams = EventStreams(self.pool)
         self._viewer = Viewer(settings)
         self._page = Page(self._viewer.installed) if settings.browser else None
         loop = asyncio.get_running_loop()
@@ -378,6 +380,11 @@ class App:
             return Job(lambda: self._viewer.answer(request, target, caller.principal))
         counted = KINDS[kind] if head.method == "GET" else None
         actions = self._actions_for(caller)
+        if kind is Kind.EVENTS:
+            if self.audit is not None:
+                self.audit.ended(caller, head, 200)
+            still, rule = self.access.still(head, caller), caller.principal.rule
+            return Job(partial(self._streams.answer, request, rule, actions.tails, still))
         recorded = partial(self._record_delete, caller, head, target, actions)
         may_read = Right.READ in caller.principal.rights
         make = partial(compute, actions, request, target, recorded, may_read)
@@ -475,6 +482,7 @@ class App:
         """Answers the requests that have begun, and closes connections that wait for one. False if some were
         cut off. No connection may be accepted any more."""
         self.draining = True
+        self._streams.end()
         await asyncio.sleep(0)  # heads that have arrived are read first
         deadline = asyncio.get_running_loop().time() + timeout
         while True:

@@ -32,6 +32,7 @@ EVENTS = {
     Kind.SEARCH: Event.QUERY,
     Kind.CHANGEFEED: Event.QUERY,
     Kind.LATEST: Event.QUERY,
+    Kind.EVENTS: Event.QUERY,
     Kind.INSTANCES: Event.SENT,
     Kind.METADATA: Event.ACCESSED,
     Kind.FRAMES: Event.ACCESSED,

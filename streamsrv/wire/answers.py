@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 
 @dataclass(slots=True)
@@ -48,6 +48,22 @@ class ByteStream:
     chunks: Callable[[int, int | None], Iterator[bytes]]
     length: int | None
     quick: bool = False
+
+
+class Taking(NamedTuple):
+    """`take` returns the bytes that wait: empty if there are none yet, None at the end. `left` is called when
+    no more are wanted."""
+
+    take: Callable[[], bytes | None]
+    left: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LiveBytes:
+    """Bytes that come at any time. The loop calls `begin` with a function that wakes the sender, which then
+    takes more. Nothing of it blocks."""
+
+    begin: Callable[[Callable[[], None]], Taking]
 
 
 # Stored bytes may claim to be HTML: no script in them ever runs under this origin (CSP 3, 6.3.2).
@@ -123,6 +139,7 @@ class Answer:
     descriptor: Callable[[int], int] | None = None  # segment -> open file descriptor, for the plan's spans
     release: Callable[[], None] | None = None  # called once, when the plan is no longer needed
     policy: str = SANDBOX  # Content-Security-Policy
+    live: LiveBytes | None = None  # behind the plan, of an answer without length
 
 
 def _raise(error: Exception) -> Answer:

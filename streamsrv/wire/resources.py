@@ -56,6 +56,7 @@ class Kind(enum.StrEnum):
     WADO_URI = "wado"  # an instance by query parameters (PS3.18 9)
     CHANGEFEED = "changefeed"  # stored, replaced and deleted instances, in commit order
     LATEST = "latest"  # the last one of them
+    EVENTS = "events"  # the same as server-sent events
     OPENAPI = "openapi"
     YAML = "yaml"
     SHARES = "shares"  # the share links of a study
@@ -154,6 +155,8 @@ SHARING: tuple[Route, ...] = (
     Route(Kind.SHARES, ResourceLevel.STUDY, "/studies/{study}/shares", ("GET", "POST"), "application/json"),
     Route(Kind.SHARE, ResourceLevel.STUDY, "/studies/{study}/shares/{share}", ("DELETE",), "text/plain"),
 )
+# The same, for answers without an end.
+FOLLOWING: tuple[Route, ...] = (Route(Kind.EVENTS, ResourceLevel.NONE, "/events", _GET, "text/event-stream"),)
 # Below the root, without a version.
 UNVERSIONED: tuple[Route, ...] = (
     Route(Kind.WADO_URI, ResourceLevel.INSTANCE, "/wado", _GET, _JPEG),
@@ -221,7 +224,7 @@ _PLAIN_ROUTES = {
 _FIXED = {
     f"{prefix}{route.template}": Target(route, version)
     for prefix, version, routes in (
-        *((f"/v{version}", version, ROUTES) for version in VERSIONS),
+        *((f"/v{version}", version, (*ROUTES, *FOLLOWING)) for version in VERSIONS),
         ("", VERSIONS[-1], (*UNVERSIONED, *PAGES)),
     )
     for route in routes
@@ -282,7 +285,7 @@ def _find(routes: Sequence[Route], segments: list[str]) -> tuple[Route, dict[str
 
 
 def _target(segments: list[str], version: int) -> Target:
-    found = _find((*ROUTES, *SHARING), segments)
+    found = _find((*ROUTES, *SHARING, *FOLLOWING), segments)
     if found is None:
         raise NotFound("this service has no such resource")
     route, values = found

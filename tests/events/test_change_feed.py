@@ -6,55 +6,16 @@ import time
 from datetime import datetime
 
 import pytest
-from small_client import file_of, key_of
+from events_world import BASE, World, body_of, put_together
+from small_client import key_of
 
 from streamsrv.errors import BadRequest, ChangesGone, Forbidden, NotAcceptable
-from streamsrv.events import ChangeFeed
 from streamsrv.events.feed import AT_ONCE
 from streamsrv.events.parameters import time_of
-from streamsrv.ingest import Ingest
 from streamsrv.query.rules import any_of, rule_of
-from streamsrv.store import OnDuplicate, Store, StoreOptions
 from streamsrv.store.index.batch import FORGET_EVERY
-from streamsrv.wire.answers import Request, resolved
-from streamsrv.wire.resources import parse_query, target_of
 
-BASE = "http://test/v2"
 ONE, TWO, OTHER = key_of(1, 1, 1), key_of(1, 1, 2), key_of(2, 1, 1)
-
-
-class World:
-    def __init__(self, folder, **options):
-        self.store = Store.open(folder, StoreOptions(min_free=0, **options))
-        self.feed = ChangeFeed(self.store)
-
-    def put(self, *keys, version=1, size=256):
-        for key in keys:
-            ingest = Ingest(self.store, content_type="application/dicom", on_duplicate=OnDuplicate.REPLACE)
-            ingest.begin()
-            ingest.feed(file_of(key, version, size))
-            assert len(ingest.finish().stored) == 1
-
-    def answer(self, path="/v1/changefeed", feed=None, may_read=True, method="GET", **headers):
-        path, _, query = path.partition("?")
-        target = target_of(path)
-        request = Request(method, path, parse_query(query), headers, BASE, target.version)
-        return resolved((feed or self.feed).answer(request, target, may_read))
-
-    def ask(self, path="/v1/changefeed", **options):
-        answer = self.answer(path, **options)
-        assert answer.status == 200
-        return json.loads(body_of(answer))
-
-    def sequences(self, path, **options):
-        return [change["sequence"] for change in self.ask(path, **options)]
-
-
-def body_of(answer):
-    chunks = []
-    for piece in answer.plan:
-        chunks += piece.chunks(0, None) if hasattr(piece, "chunks") else [piece.payload]
-    return b"".join(chunks)
 
 
 @pytest.fixture
@@ -215,16 +176,6 @@ def test_changes_that_are_gone(tmp_path):
         with pytest.raises(ChangesGone, match=rf"go on behind {first - 1}, at {oldest['timestamp']}"):
             world.answer(path)
     world.store.close()
-
-
-def put_together(store, keys):
-    parts = b"".join(
-        b"--x\r\nContent-Type: application/dicom\r\n\r\n%b\r\n" % file_of(k, 1, 128) for k in keys
-    )
-    ingest = Ingest(store, content_type='multipart/related; type="application/dicom"; boundary=x')
-    ingest.begin()
-    ingest.feed(parts + b"--x--\r\n")
-    assert len(ingest.finish().stored) == len(keys)
 
 
 def test_times_never_decrease(world, monkeypatch):

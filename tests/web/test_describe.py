@@ -12,7 +12,7 @@ from streamsrv.query.attributes import QUERY_ATTRIBUTES
 from streamsrv.web import describe
 from streamsrv.web.operations import described_routes, matching_keys, operations
 from streamsrv.wire.accept import parse_accept
-from streamsrv.wire.resources import PAGES, ROUTES, SHARING, Kind
+from streamsrv.wire.resources import FOLLOWING, PAGES, ROUTES, SHARING, Kind
 
 BASE = "https://example.org/pacs/v2"
 ROUTE_NAMES = [route.template or "/" for route in described_routes()]
@@ -107,5 +107,5 @@ def test_capabilities_name_parameters_and_statuses():
 
 def test_only_known_kinds_are_described():
     assert {route.kind for route in described_routes()} == set(Kind) - {
-        route.kind for route in (*PAGES, *SHARING)
+        route.kind for route in (*PAGES, *SHARING, *FOLLOWING)
     }

@@ -161,6 +161,25 @@ class Access:
         """Whether the principal of a caller that was admitted before is still the same."""
         return caller.epoch == self.epoch and self._clock() < caller.principal.until
 
+    def still(self, head: Head, caller: Caller) -> Callable[[], bool]:
+        """Returns a function that tells whether the principal of a request that goes on is the same. After a
+        change of grants it looks at the credentials again."""
+        known = caller
+
+        def is_same() -> bool:
+            nonlocal known
+            if self.holds(known) or not self.needed:
+                return True
+            try:
+                now = self._principal(head, known)
+            except RequestError:
+                return False
+            same = now._replace(until=0) == known.principal._replace(until=0)
+            known = known._replace(principal=now, epoch=self.epoch)
+            return same
+
+        return is_same
+
     def refresh(self) -> None:
         """Notices changes of grants. Call it every REFRESH seconds."""
         changed = True  # also after an error

@@ -49,7 +49,7 @@ _SHARING = frozenset((Kind.SHARES, Kind.SHARE))
 # The right for GET and HEAD of each kind. Without rights: any principal may read the description.
 _READING = {
     **dict.fromkeys((*OPEN, Kind.SERVICE, Kind.OPENAPI, Kind.YAML), NO_RIGHTS),
-    **dict.fromkeys((Kind.SEARCH, Kind.CHANGEFEED, Kind.LATEST), Right.SEARCH),
+    **dict.fromkeys((Kind.SEARCH, Kind.CHANGEFEED, Kind.LATEST, Kind.EVENTS), Right.SEARCH),
     **dict.fromkeys((Kind.INSTANCES, Kind.METADATA, Kind.FRAMES, Kind.RENDERED, Kind.THUMBNAIL), Right.READ),
     **dict.fromkeys((Kind.BULKDATA, Kind.PIXELDATA, Kind.WADO_URI), Right.READ),
 }

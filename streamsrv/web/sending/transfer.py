@@ -36,7 +36,7 @@ from streamsrv.web.sending.sources import (
     turn_bytes,
     warm_bytes,
 )
-from streamsrv.wire.answers import Answer, Literal, Piece, Place, Span, StoredParts
+from streamsrv.wire.answers import Answer, Literal, Piece, Place, Span, StoredParts, Taking
 
 # Answers up to this length, a frame or two, do not wait for a turn.
 SHORT = 1 << 20
@@ -97,6 +97,8 @@ class Transfer:
         self._source, self._offset, self._left = -1, 0, 0  # of the span that is being sent
         self._in_memory = False  # whether all of the span was, so far
         self._stream: StreamReader | None = None
+        self._live = answer.live
+        self._taking: Taking | None = None
 
     def start(self) -> None:
         """Sends the bytes that the socket takes at once. The loop does the rest."""
@@ -202,6 +204,8 @@ class Transfer:
             return self._begin_part(self._parts)
         if self._stream is not None:
             return self._advance_stream(self._stream)
+        if self._taking is not None:
+            return self._advance_live(self._taking)
         piece = self._take()
         if piece is None:
             return self._conclude()
@@ -272,6 +276,21 @@ class Transfer:
         self._in_thread(lambda: stream.forward(sock), self._forwarded)
         return False
 
+    def _advance_live(self, taking: Taking) -> bool:
+        """False if no bytes wait: `_wake` goes on."""
+        text = taking.take()
+        if text is None:
+            self._taking = None
+            taking.left()
+        elif text:
+            self._set_text(self._framed(text), more=False)
+        return text != b""
+
+    def _wake(self) -> None:
+        """Live bytes have come."""
+        if not (self._watching or self._text or self.done.done() or self._stopped):
+            self._ready()
+
     def _forwarded(self, found: tuple[int, bytes]) -> None:
         sent, rest = found
         self._count(sent)
@@ -283,6 +302,9 @@ class Transfer:
         if self._lazy:
             self._in_thread(lambda: list(itertools.islice(self._plan, PIECES_AT_ONCE)), self._batch_made)
             return False
+        if self._live is not None:
+            self._taking, self._live = self._live.begin(self._wake), None
+            return True
         if self._chunked and not self._ended:
             self._ended = True
             self._set_text(b"0\r\n\r\n", more=False)
@@ -347,6 +369,8 @@ class Transfer:
         self._unwatch()
         if self._stream is not None:
             self._stream.close()
+        if self._taking is not None:
+            self._taking.left()
         close_iterator(self._plan)
         if self._ours:
             self._sock.close()
