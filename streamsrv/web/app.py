@@ -61,6 +61,7 @@ from streamsrv.web.head import Head, acceptable, check_lists, check_target, chec
 from streamsrv.web.hosts import Caller, Hosts, party
 from streamsrv.web.pages.page import Page
 from streamsrv.web.pages.viewer import Viewer
+from streamsrv.web.sending.fixed_headers import hsts, let_cache
 from streamsrv.web.sending.response import AnswerWriter, Outgoing
 from streamsrv.web.stow import Batches, Buffers, Upload, decoder_for
 from streamsrv.wire.accept import parse_accept
@@ -98,12 +99,6 @@ HEALTH = frozenset((Kind.LIVE, Kind.READY))
 
 def _nothing() -> None:
     pass
-
-
-def hsts(settings: Settings) -> list[tuple[str, str]]:
-    """RFC 6797 7.2: only over TLS."""
-    seconds = settings.hsts_max_age if settings.tls_certificate else 0
-    return [("Strict-Transport-Security", f"max-age={seconds}")] if seconds else []
 
 
 class Job(NamedTuple):
@@ -177,6 +172,7 @@ class App:
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._caching = partial(let_cache, settings.cache_max_age)
         self._fixed_headers = (
             ("Server", "streamsrv"),
             ("api-supported-versions", API_VERSIONS),
@@ -269,7 +265,7 @@ class App:
 
     def rendered(self, answer: Answer, head: Head) -> Outgoing:
         """The head of an answer that is cached."""
-        return self.outgoing(self._let_cache(answer), head)
+        return self.outgoing(self._caching(answer), head)
 
     def problem(self, error: Exception, head: Head) -> Answer:
         """The answer to an error. An error of the server is logged."""
@@ -415,17 +411,7 @@ class App:
 
     def _compute(self, kind: Kind, make: Callable[[], Computed]) -> Computed:
         answer = make()
-        return answer if kind in FRESH else then(answer, self._let_cache)
-
-    def _let_cache(self, answer: Answer) -> Answer:
-        if self.settings.cache_max_age:
-            answer.headers = [self._cached(name, value) for name, value in answer.headers]
-        return answer
-
-    def _cached(self, name: str, value: str) -> tuple[str, str]:
-        """By default a cache asks each time; the setting lets it trust its copy for a while."""
-        stale = name.lower() == "cache-control" and "no-cache" in value
-        return (name, f"private, max-age={self.settings.cache_max_age}") if stale else (name, value)
+        return answer if kind in FRESH else then(answer, self._caching)
 
     def _form(self, head: Head, caller: Caller, target: Target) -> Intake:
         answer = self._sign_in.form(head, caller, target)
