@@ -18,7 +18,21 @@ BLOCKS = [block for path in PAGES for block in blocks_of(path)]
 COMMANDS = [command for block in BLOCKS for command in commands_of(block)]
 # Programs of others, whose arguments are not checked here.
 OTHERS = {
-    *("apt", "caddy", "cat", "cd", "chmod", "chown", "cp", "docker", "echo", "find", "grep", "haproxy"),
+    *(
+        "apt",
+        "caddy",
+        "cat",
+        "cd",
+        "cut",
+        "chmod",
+        "chown",
+        "cp",
+        "docker",
+        "echo",
+        "find",
+        "grep",
+        "haproxy",
+    ),
     *("head", "htpasswd", "install", "jq", "kill", "kubectl", "ls", "mkdir", "mv", "nginx", "npm", "npx"),
     *("openssl", "pip", "pipx", "prometheus", "promtool", "rm", "rsync", "sed", "sha256sum", "sleep"),
     *("storescp", "storescu", "stowrs", "systemctl", "systemd-run", "tail", "tar", "tr", "unshare"),

@@ -15,6 +15,7 @@ Rules
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import http.client
 import json
@@ -116,21 +117,12 @@ def failures_of(dataset: JsonDataset) -> Iterator[tuple[str, int, str]]:
         yield _text(item, "00081155"), int(reason) if reason.isdecimal() else 0, " ".join(comments)
 
 
-class StoreConnection:
-    """A connection to one service. It opens when needed, and again after a loss. It calls `progress` with
-    the number of bytes sent."""
+class ServiceConnection:
+    """A connection to one service. It opens when needed, and again after a loss."""
 
-    def __init__(
-        self,
-        url: str,
-        timeout: float,
-        progress: Callable[[int], None],
-        credentials: Credentials | None = None,
-    ) -> None:
+    def __init__(self, url: str, timeout: float, credentials: Credentials | None = None) -> None:
         parts = urlsplit(url)
         host = parts.hostname or ""
-        self._url = url.rstrip("/") + "/studies"
-        self._progress = progress
         self._credentials = credentials or Credentials()
         self._http = (
             http.client.HTTPSConnection(host, parts.port, timeout=timeout, context=self._credentials.context)
@@ -140,6 +132,51 @@ class StoreConnection:
 
     def close(self) -> None:
         self._http.close()
+
+    def _request_headers(self) -> Sequence[tuple[str, str]]:
+        try:
+            return self._credentials.request_headers()
+        except SettingsError as fault:  # the file has become unreadable
+            raise ServiceRefused(fault.detail) from fault
+
+    @contextlib.contextmanager
+    def _closing_on_faults(self) -> Iterator[None]:
+        """Closes the connection after a fault. Raises OSError if it is lost, ReplyError for an invalid
+        answer, ServiceRefused if no other request can succeed."""
+        try:
+            yield
+        except http.client.HTTPException as fault:
+            self.close()
+            if isinstance(fault, ConnectionError):
+                raise
+            raise ReplyError(f"not an HTTP answer: {fault!r}") from fault
+        except ssl.SSLCertVerificationError as fault:
+            self.close()
+            host, reason = self._http.host, fault.verify_message
+            raise ServiceRefused(f"the certificate of {host} is not accepted: {reason}") from fault
+        except ssl.SSLError as fault:
+            self.close()
+            if "CERTIFICATE" not in (fault.reason or "") and "UNKNOWN_CA" not in (fault.reason or ""):
+                raise
+            raise ServiceRefused("the service wants another certificate of this client (--cert)") from fault
+        except OSError:
+            self.close()
+            raise
+
+
+class StoreConnection(ServiceConnection):
+    """A connection that stores. It calls `progress` with the number of bytes sent."""
+
+    def __init__(
+        self,
+        url: str,
+        timeout: float,
+        progress: Callable[[int], None],
+        credentials: Credentials | None = None,
+    ) -> None:
+        super().__init__(url, timeout, credentials)
+        self._url = url.rstrip("/") + "/studies"
+        self._progress = progress
 
     def store(self, batch: Batch) -> Reply:
         """One store transaction. Raises OSError if the connection is lost, ReplyError for an invalid
@@ -170,36 +207,15 @@ class StoreConnection:
             raise ServiceRefused(reply.explanation())
         return reply
 
-    def _request_headers(self) -> Sequence[tuple[str, str]]:
-        try:
-            return self._credentials.request_headers()
-        except SettingsError as fault:  # the file has become unreadable
-            raise ServiceRefused(fault.detail) from fault
-
     def _try(self, batch: Batch, headers: Sequence[tuple[str, str]]) -> Reply:
         fresh = self._http.sock is None
         try:
-            return self._exchange(batch, headers)
+            with self._closing_on_faults():
+                return self._exchange(batch, headers)
         except ConnectionError:
-            self.close()
             if fresh:
                 raise
-            return self._try(batch, headers)  # the service had closed the idle connection
-        except http.client.HTTPException as fault:
-            self.close()
-            raise ReplyError(f"not an HTTP answer: {fault!r}") from fault
-        except ssl.SSLCertVerificationError as fault:
-            self.close()
-            host, reason = self._http.host, fault.verify_message
-            raise ServiceRefused(f"the certificate of {host} is not accepted: {reason}") from fault
-        except ssl.SSLError as fault:
-            self.close()
-            if "CERTIFICATE" not in (fault.reason or "") and "UNKNOWN_CA" not in (fault.reason or ""):
-                raise
-            raise ServiceRefused("the service wants another certificate of this client (--cert)") from fault
-        except OSError:
-            self.close()
-            raise
+        return self._try(batch, headers)  # the service had closed the idle connection
 
     def _exchange(self, batch: Batch, headers: Sequence[tuple[str, str]]) -> Reply:
         boundary = secrets.token_hex(24).encode()

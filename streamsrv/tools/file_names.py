@@ -24,8 +24,8 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9
 def safe_name(text: str) -> str:
     """One name without a separator, never empty. Equal texts give equal names; different texts may too,
     such as `A/B` and `A_B`."""
-    name = _REFUSED.sub("_", unicodedata.normalize("NFC", text))
-    name = name.encode("utf-8", "replace").decode("utf-8").strip(" ").rstrip(". ")
+    readable = text.encode("utf-8", "replace").decode("utf-8")
+    name = _REFUSED.sub("_", unicodedata.normalize("NFC", readable)).strip(" ").rstrip(". ")
     if len(name.encode()) > LONGEST:
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
         name = f"{name.encode()[: LONGEST - 9].decode('utf-8', 'ignore').rstrip('. ')}-{digest}"

@@ -12,9 +12,9 @@ REDRAW = 0.2  # seconds between two lines
 class ProgressLine:
     """One line on standard error, if that is a terminal. Not for several threads at once."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, shown: bool = True) -> None:
         self._stream = stream
-        self._shown = stream.isatty()
+        self._shown = shown and stream.isatty()
         self._next = 0.0
         self._width = 0  # of the last line
 

@@ -1,0 +1,156 @@
+"""The instances that an export has written: a table in the folder of the export, with a row for each file.
+
+Rules of this file
+- A path is reserved before its file is written, and a row is complete only after it. An incomplete row has
+  no version. A run that is repeated writes files without a complete row again, at the same path.
+- Rows are committed after their files are on the disk.
+- Paths are compared as macOS and Windows compare them.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import sqlite3
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+from streamsrv.dicom.instance import JsonDataset
+from streamsrv.errors import StreamsrvError
+from streamsrv.tools.file_names import folded
+
+FILE = "export.sqlite"
+MANIFEST = "manifest.csv"
+RESERVED = frozenset((FILE, f"{FILE}-journal", MANIFEST, "dicomdir"))
+BATCH = 1_000  # files of one commit
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS files (
+    study TEXT, series TEXT, instance TEXT, version TEXT, path TEXT, folded TEXT UNIQUE,
+    length INTEGER, sha256 TEXT, sop_class TEXT, syntax TEXT, PRIMARY KEY (study, series, instance)
+) WITHOUT ROWID
+"""
+COLUMNS = "path, sha256, length, study, series, instance, sop_class, syntax"
+ONE = "(study, series, instance) = (?, ?, ?)"
+HEAD = (
+    *("path", "sha256", "bytes", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"),
+    *("SOPClassUID", "TransferSyntaxUID"),
+)
+
+
+class ExportItem(NamedTuple):
+    """An instance to export, with its attributes of search results."""
+
+    study: str
+    series: str
+    instance: str
+    syntax: str  # as stored, or "" if the service does not say it
+    attributes: JsonDataset
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self[:3]
+
+
+class Fetched(NamedTuple):
+    """`version` names the stored bytes, as an ETag does."""
+
+    version: str
+    syntax: str
+
+
+class ExportedFile(NamedTuple):
+    """`version` is empty until the file is written; then it names the stored bytes, as an ETag does."""
+
+    path: str
+    version: str
+    length: int
+
+
+class ExportedFiles:
+    """Thread-safe. Raises StreamsrvError if another export works in the folder. Close it."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._lock = threading.Lock()
+        self._waiting = 0  # files behind the last commit
+        self._rows = sqlite3.connect(out / FILE, timeout=1, isolation_level=None, check_same_thread=False)
+        try:
+            self._rows.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._rows.execute(SCHEMA)
+            self._rows.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as fault:
+            self._rows.close()
+            raise StreamsrvError(f"{out}: {fault}: another export may work there") from fault
+
+    def close(self) -> None:
+        self._rows.close()
+
+    def place(self, item: ExportItem, path: str) -> ExportedFile:
+        """The row of an instance. A new one reserves `path`, or a similar one if that is another file's."""
+        with self._lock:
+            select = "SELECT path, version, coalesce(length, 0) FROM files"
+            known = self._rows.execute(f"{select} WHERE {ONE}", item.key).fetchone()
+            if known is not None:
+                return ExportedFile(*known)
+            path = self._free(item, path)
+            columns = "study, series, instance, path, folded, version"
+            values = *item.key, path, folded(path)
+            self._rows.execute(f"INSERT INTO files ({columns}) VALUES (?, ?, ?, ?, ?, '')", values)
+            return ExportedFile(path, "", 0)
+
+    def _free(self, item: ExportItem, path: str) -> str:
+        if not self._is_taken(path):
+            return path
+        stem, dot, suffix = path.rpartition(".")
+        if not dot or "/" in suffix:
+            stem, suffix = path, ""
+        digest = hashlib.sha256("/".join(item.key).encode()).hexdigest()
+        return f"{stem}-{digest[:16]}{dot}{suffix}"
+
+    def _is_taken(self, path: str) -> bool:
+        name = folded(path)
+        found = self._rows.execute("SELECT 1 FROM files WHERE folded = ?", (name,)).fetchone()
+        return found is not None or name in RESERVED
+
+    def is_there(self, file: ExportedFile) -> bool:
+        """Whether the file was written, and is still there."""
+        try:
+            return bool(file.version) and (self._out / file.path).stat().st_size == file.length
+        except OSError:
+            return False
+
+    def written(self, item: ExportItem, fetched: Fetched, length: int, sha256: str) -> None:
+        """The file of the instance is complete."""
+        sop_class = next(iter(item.attributes.get("00080016", {}).get("Value", ())), "")
+        update = "UPDATE files SET version = ?, length = ?, sha256 = ?, sop_class = ?, syntax = ?"
+        with self._lock:
+            self._rows.execute(
+                f"{update} WHERE {ONE}",
+                (fetched.version, length, sha256, sop_class, fetched.syntax, *item.key),
+            )
+            self._waiting += 1
+            if self._waiting >= BATCH:
+                self._commit()
+
+    def finish(self) -> None:
+        """Writes the manifest."""
+        with self._lock:
+            self._commit()
+            part = self._out / f"{MANIFEST}.part"
+            with part.open("w", encoding="utf-8", newline="") as stream:
+                lines = csv.writer(stream)
+                lines.writerow(HEAD)
+                lines.writerows(
+                    self._rows.execute(f"SELECT {COLUMNS} FROM files WHERE version != '' ORDER BY path")
+                )
+            os.replace(part, self._out / MANIFEST)
+
+    def _commit(self) -> None:
+        if hasattr(os, "sync"):  # Windows has none
+            os.sync()
+        self._rows.execute("COMMIT")
+        self._rows.execute("BEGIN EXCLUSIVE")
+        self._waiting = 0

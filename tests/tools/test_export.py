@@ -1,0 +1,235 @@
+"""The verb `export`: from a store beside its server, and from the server."""
+
+import csv
+import hashlib
+import json
+import re
+import subprocess
+from pathlib import PureWindowsPath
+
+import clinic as world
+import pydicom
+import pytest
+from live_server import start_server
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from streamsrv.cli import FAILED, USAGE, main
+from streamsrv.config import SettingsError
+from streamsrv.tools.export import ATTRIBUTES, query_pairs
+from streamsrv.tools.file_names import LONGEST, FilePattern, folded, safe_name
+
+SYNTAXES = (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+)
+CT = "1.2.840.10008.5.1.4.1.1.2"
+
+
+def made(number, syntax):
+    """An instance of a study of its own, with a difficult patient."""
+    study = f"1.2.826.{number}"
+    dataset = world.dataset(CT, study, f"{study}.1", f"{study}.1.1", syntax)
+    dataset.Modality, dataset.PatientID = "CT", ("a/b:c", "A/B:C", "..", "con")[number]
+    dataset.StudyDate = f"202{number}0101"
+    pixels = world.ct_pixels(number)
+    world.with_pixels(dataset, pixels, bits_stored=12)
+    if syntax == ExplicitVRBigEndian:
+        dataset.PixelData = pixels.byteswap().tobytes()
+    return world.file_of(dataset)
+
+
+FILES = {f"1.2.826.{number}.1.1": made(number, syntax) for number, syntax in enumerate(SYNTAXES)}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    running = start_server(tmp_path_factory.mktemp("export"), workers=1)
+    world.store(f"{running.url}/studies", FILES.values())
+    yield running
+    running.end()
+
+
+@pytest.fixture(params=["--data", "--url"])
+def source(request, server):
+    return request.param, str(server.data if request.param == "--data" else server.url)
+
+
+def export(capsys, out, *words):
+    capsys.readouterr()
+    code = main(["export", str(out), *words, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def manifest(out):
+    with (out / "manifest.csv").open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_every_file_is_as_it_was_stored(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert export(capsys, out, *source) == (
+        0,
+        {"ok": True, "exported": 4, "unchanged": 0, "gone": 0, "failed": 0, "failures": []},
+    )
+    lines = manifest(out)
+    assert {line["SOPInstanceUID"]: (out / line["path"]).read_bytes() for line in lines} == FILES
+    for line in lines:
+        content = (out / line["path"]).read_bytes()
+        assert (hashlib.sha256(content).hexdigest(), str(len(content))) == (line["sha256"], line["bytes"])
+        dataset = pydicom.dcmread(out / line["path"])
+        assert dataset.file_meta.TransferSyntaxUID == line["TransferSyntaxUID"]
+        assert dataset.SOPClassUID == line["SOPClassUID"]
+        subprocess.run(["dcmdump", "-q", out / line["path"]], check=True, stdout=subprocess.DEVNULL)
+    assert {line["TransferSyntaxUID"] for line in lines} == set(SYNTAXES)
+    assert sorted(each.name for each in out.iterdir() if each.is_file()) == ["export.sqlite", "manifest.csv"]
+    folders = {line["path"].split("/")[0] for line in lines}
+    assert folders == {"a_b_c", "A_B_C", "_", "_con"}
+    assert len(set(map(folded, (line["path"] for line in lines)))) == 4
+
+
+def test_a_second_run_copies_the_rest(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    export(capsys, out, *source)
+    lost, short, *_ = (out / line["path"] for line in manifest(out))
+    lost.unlink()
+    short.write_bytes(b"short")
+    code, report = export(capsys, out, *source)
+    assert (code, report["exported"], report["unchanged"]) == (0, 2, 2)
+    assert {line["SOPInstanceUID"]: (out / line["path"]).read_bytes() for line in manifest(out)} == FILES
+
+
+def test_a_query_and_a_layout(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = (
+        "--query",
+        "StudyDate=2021-2022&Modality=CT",
+        "--layout",
+        "{Modality}/{StudyDate} {PatientName}.dcm",
+    )
+    code, report = export(capsys, out, *source, *words)
+    assert (code, report["exported"]) == (0, 2)
+    assert [line["path"] for line in manifest(out)] == [
+        "CT/20210101 Doe^Jane.dcm",
+        "CT/20220101 Doe^Jane.dcm",
+    ]
+
+
+def test_files_of_one_name_do_not_replace_each_other(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    for _ in range(2):
+        assert export(capsys, out, *source, "--layout", "{PatientName}.dcm")[0] == 0
+        lines = manifest(out)
+        assert {line["SOPInstanceUID"]: (out / line["path"]).read_bytes() for line in lines} == FILES
+    assert [bool(re.fullmatch(r"Doe\^Jane(-[0-9a-f]{16})?\.dcm", line["path"])) for line in lines] == [
+        True
+    ] * 4
+
+
+@pytest.mark.parametrize(
+    ("given", "days"),
+    [
+        ("2024-", "20240101-"),
+        ("-2024", "-20241231"),
+        ("2024", "20240101-20241231"),
+        ("202402", "20240201-20240229"),
+        ("20240203-202502", "20240203-20250228"),
+        ("20240203", "20240203"),
+        ("", ""),
+        ("yesterday", "yesterday"),
+    ],
+)
+def test_dates_may_be_short(given, days):
+    assert query_pairs(f"StudyDate={given}&PatientID=2024") == [("StudyDate", days), ("PatientID", "2024")]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--layout", "{Nonsense}"), "none of"),
+        (("--layout", "/{PatientID}"), "empty name"),
+        (("--layout", "{PatientID"), "layout"),
+        (("--query", "limit=3"), "not a condition"),
+        (("--query", "StudyDate"), "--query"),
+        (("--query", "Nonsense=1"), "Nonsense"),
+        (("--parallel", "0"), "at least 1"),
+    ],
+)
+def test_a_wrong_word_is_refused_before_anything_is_written(server, tmp_path, capsys, words, sentence):
+    out = tmp_path / "out"
+    assert main(["export", str(out), "--data", str(server.data), *words]) == USAGE
+    assert sentence in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_service_that_refuses_the_search(server, tmp_path, capsys):
+    words = ["export", str(tmp_path / "out"), "--url", server.url, "--query", "Nonsense=1"]
+    assert main(words) == FAILED
+    assert "Nonsense" in capsys.readouterr().err
+
+
+def test_an_instance_that_is_damaged_is_named(tmp_path, capsys):
+    running = start_server(tmp_path / "server", workers=1)
+    world.store(f"{running.url}/studies", FILES.values())
+    assert running.end() == 0
+    (segment,) = (running.data / "segments").glob("*.seg")
+    raw = bytearray(segment.read_bytes())
+    raw[raw.index(b"1.2.826.1.1.1\0") + 200] ^= 1
+    segment.write_bytes(raw)
+    code, report = export(capsys, tmp_path / "out", "--data", str(running.data))
+    assert (code, report["exported"], report["failed"]) == (FAILED, 3, 1)
+    assert "1.2.826.1.1.1" in report["failures"][0]
+    assert len(manifest(tmp_path / "out")) == 3
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "..",
+        ".",
+        "",
+        " ",
+        "a/../b",
+        "C:\\x",
+        "nul.txt",
+        "COM1",
+        "end.",
+        "end ",
+        ".hidden",
+        "a\0b",
+        "日" * 99,
+        "\ud800",
+    ],
+)
+def test_a_value_is_one_name_on_every_system(text):
+    name = safe_name(text)
+    assert name
+    assert not set(name) & set('<>:"/\\|?*\0')
+    assert name not in (".", "..")
+    assert name[-1] not in ". "
+    assert name[0] != "."
+    assert len(name.encode()) <= LONGEST + 1
+    assert not PureWindowsPath(name).is_reserved()
+    assert safe_name(name) == name
+
+
+def test_long_values_that_differ_give_names_that_differ():
+    assert safe_name("x" * 300 + "1") != safe_name("x" * 300 + "2")
+
+
+def test_a_pattern():
+    pattern = FilePattern("studies/{PatientID}-{StudyDate}/{SOPInstanceUID}.dcm", ATTRIBUTES)
+    values = {"PatientID": "../..", "SOPInstanceUID": "1.2"}
+    assert pattern.path(values) == "studies/_.._.._-_/1.2.dcm" or pattern.path(values).count("/") == 2
+    assert pattern.keywords == {"PatientID", "StudyDate", "SOPInstanceUID"}
+    with pytest.raises(SettingsError):
+        FilePattern("{PatientID!r}", ATTRIBUTES)
