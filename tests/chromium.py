@@ -127,13 +127,17 @@ class Chromium:
         return self.run(f"[...document.querySelectorAll({json.dumps(selector)})].map(each => each.innerText)")
 
     def click(self, selector, containing=""):
-        """Clicks at the middle of the first such element, with the mouse."""
+        """Clicks at the middle of the first such element, with the mouse, as soon as it stands still."""
         matching = f"[...document.querySelectorAll({json.dumps(selector)})]"
         one = f"{matching}.find(each => each.innerText.includes({json.dumps(containing)}))"
-        x, y = self.wait(
+        middle = (
             f"(each => {{ each.scrollIntoView({{block: 'center'}}); const box = each.getBoundingClientRect();"
             f" return box.width && [box.x + box.width / 2, box.y + box.height / 2] }})({one})"
         )
+        place = None
+        while place != (place := self.wait(middle)):
+            time.sleep(0.02)
+        x, y = place
         self.mouse("mousePressed", x, y)
         self.mouse("mouseReleased", x, y)
 

@@ -111,9 +111,15 @@ def test_a_sign_out_reaches_the_other_tabs(page, site):
     page.wait("performance.getEntriesByType('navigation')[0].type === 'reload'")
 
 
-def shared_link(page, *, pin):
+def open_sharing(page, word="Share"):
+    """Opens the dialog, which moves when it has the links of the study."""
     open_study(page)
-    page.click(".study-card button", "Share")
+    page.click(".study-card button", word)
+    page.wait("performance.getEntriesByType('resource').some(each => each.name.endsWith('/shares'))")
+
+
+def shared_link(page, *, pin):
+    open_sharing(page)
     if not pin:
         page.click("input[name=pin]")
     page.click("dialog.share form.share-form button")
@@ -182,8 +188,7 @@ def test_every_view_of_the_sign_in_can_be_used_by_all(page, site, axe, scheme): 
     sign_in(page, site.anna)
     page.wait(f"{ROWS} === 3")
     check()
-    open_study(page)
-    page.click(".study-card button", "共享")
+    open_sharing(page, "共享")
     page.click("dialog.share form.share-form button")
     page.wait("document.querySelector('.known li')")
     check()
