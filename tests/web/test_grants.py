@@ -1,5 +1,6 @@
 """Grants: their files, and the workers that remember them."""
 
+import fcntl
 import json
 import math
 import os
@@ -88,6 +89,28 @@ def test_what_is_no_file_grants_nothing(grants, make):
     make(path)
     with pytest.raises(GrantDamaged):
         KnownGrants(grants).find(KEY, digest_of("mine"))
+
+
+def test_a_grant_is_on_the_disk_before_it_has_its_name(grants, monkeypatch):
+    """And its name before the verb, or the sign-in, says so."""
+    done = []
+    sync, rename = os.fsync, os.rename
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (done.append(os.path.realpath(f"/proc/self/fd/{fd}")), sync(fd))
+    )
+    monkeypatch.setattr(os, "rename", lambda old, new: (done.append("rename"), rename(old, new)))
+    write(grants, grant_of())
+    (path,) = grants.paths()
+    assert done == [str(path.with_suffix(".draft")), "rename", str(grants.folder)]
+
+
+def test_a_change_locks_the_folder(grants):
+    with grants.changing():
+        fd = os.open(grants.folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(fd)
 
 
 def test_a_link_to_a_grant_grants_nothing(grants, tmp_path):
