@@ -104,3 +104,22 @@ def test_the_commands_of_get_data_out_run(clinic_server, tmp_path):
     }.items() >= stored.items()
     metadata = json.loads((tmp_path / "metadata.json").read_text())
     assert {each["00080018"]["Value"][0] for each in metadata} >= set(stored)
+
+
+def test_the_commands_of_follow_changes_run(clinic_server, tmp_path):
+    page = ROOT / "docs" / "howto" / "follow-changes.md"
+    script = "set -e\n" + "".join(block.text for block in blocks_of_shell(page))
+    subprocess.run(
+        ["sh", "-c", real(script, {PRINTED_ORIGIN: clinic_server.origin})], cwd=tmp_path, check=True
+    )
+    changes, following = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("changes", "next"))
+    stored = {each["sopInstanceUid"] for each in changes}
+    assert stored >= set(world.CT_INSTANCES)
+    assert not {each["sequence"] for each in changes} & {each["sequence"] for each in following}
+    assert json.loads((tmp_path / "latest.json").read_text())["metadata"]
+    assert json.loads((tmp_path / "day.json").read_text()) == []
+    events = (tmp_path / "events.txt").read_text()
+    assert all(f'"sopInstanceUid":"{uid}"' in events for uid in stored)
+    more = (tmp_path / "more.txt").read_text()
+    assert "id: " in more
+    assert '"action":"create"' not in more

@@ -69,9 +69,13 @@ class EventClient:
         parts = urlsplit(url)
         self.connection = http.client.HTTPConnection(parts.netloc, timeout=20)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        self.connection.request("GET", f"{parts.path}?{parts.query}", headers=named)
-        self.answer = self.connection.getresponse()
         self.last_id = ""
+        try:
+            self.connection.request("GET", f"{parts.path}?{parts.query}", headers=named)
+            self.answer = self.connection.getresponse()
+        except OSError:
+            self.connection.close()
+            raise
 
     def events(self):
         """Yields (event, data) until the stream ends."""
@@ -89,4 +93,5 @@ class EventClient:
                 name, data = "message", ""
 
     def close(self):
+        self.answer.close()
         self.connection.close()

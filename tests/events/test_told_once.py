@@ -1,0 +1,134 @@
+"""Writers over two workers that are killed, and readers by poll and by events: each change is told, in order,
+and once after its sequence is compared. SOAK=N: 500 times N changes a writer, 10,000 at SOAK=20."""
+
+import itertools
+import os
+import random
+import signal
+import threading
+import time
+from contextlib import closing, suppress
+
+from events_world import EventClient
+from kill_world import children, has_the_index_open, waited
+from small_client import LOST, Client, NotSent, file_of, key_of
+
+SOAK = int(os.environ.get("SOAK", "0"))
+WRITERS = 8
+STORES = 100 * SOAK or 12  # bodies a writer
+TOGETHER = 5  # instances of a body
+KILLS = 5 * SOAK or 3
+
+
+def written(server, writer, acknowledged):
+    """Stores bodies, and deletes one instance of every third."""
+    client = Client(server.origin)
+    for number in range(STORES):
+        keys = [key_of(writer, 1, TOGETHER * number + each) for each in range(1, TOGETHER + 1)]
+        with suppress(*LOST, NotSent):
+            if client.store([file_of(key, 1, 128) for key in keys]).status == 200:
+                acknowledged += [("create", key[2]) for key in keys]
+            if number % 3 == 0 and client.delete(keys[0]):
+                acknowledged.append(("delete", keys[0][2]))
+    client.close()
+
+
+class Poll:
+    """Reads the feed by pages. Sequences have no gaps, so the number of changes is that of the last one."""
+
+    def __init__(self, server):
+        self.changes = []
+        self._client = Client(server.origin)
+        self.close = self._client.close
+
+    def read(self):
+        """Whether something was new."""
+        offset = self.changes[-1]["sequence"] if self.changes else 0
+        path = f"/changefeed?offset={offset}&limit=37&includeMetadata=false"
+        with suppress(*LOST, NotSent):
+            reply = self._client.ask("GET", path)
+            self.changes += reply.json() if reply.status == 200 else []
+            return reply.status != 200 or bool(reply.json())
+        return True
+
+
+class Follow(threading.Thread):
+    """Connects again behind its last event, as a browser does."""
+
+    def __init__(self, server):
+        super().__init__(daemon=True)
+        self.server = server
+        self.events = []
+        self.last = "0"
+        self.ending = threading.Event()
+
+    def run(self):
+        while not self.ending.is_set():
+            url = f"{self.server.url}/events?duration=2"
+            with suppress(*LOST), closing(EventClient(url, Last_Event_ID=self.last)) as client:
+                for event in client.events():
+                    self.events.append(event)
+                    self.last = client.last_id
+
+    @property
+    def changes(self):
+        return [data for name, data in self.events if name == "message"]
+
+
+def killer(server, ended):
+    chance = random.Random(7)
+    for _ in range(KILLS):
+        if ended.wait(0.2 + chance.random() / 2):
+            return
+        workers = [each for each in children(server.process.pid) if has_the_index_open(each)]
+        if len(workers) == 2:
+            os.kill(chance.choice(workers), signal.SIGKILL)
+
+
+def told_once(changes):
+    """The changes without repetitions; each repetition has the same members but for its state."""
+    known = {}
+    for each in changes:
+        same = {name: value for name, value in each.items() if name != "state"}
+        assert known.setdefault(each["sequence"], same) == same
+    assert list(known) == list(range(1, len(known) + 1))  # in order, and none is missing
+    return [(each["action"], each["sopInstanceUid"]) for each in known.values()]
+
+
+def test_each_change_is_told_once_and_in_order(server_factory):
+    server = server_factory("--study-quiet", "1", workers=2)
+    follows, poll, ended = [Follow(server) for _ in range(3)], Poll(server), threading.Event()
+    for follow in follows:
+        follow.start()
+    acknowledged = [[] for _ in range(WRITERS)]
+    writers = [
+        threading.Thread(target=written, args=(server, writer, known), daemon=True)
+        for writer, known in enumerate(acknowledged, 1)
+    ]
+    killing = threading.Thread(target=killer, args=(server, ended), daemon=True)
+    for thread in (*writers, killing):
+        thread.start()
+    while any(writer.is_alive() for writer in writers):
+        poll.read()
+    ended.set()
+    killing.join()
+    while poll.read():
+        time.sleep(0.01)
+    poll.close()
+    told = told_once(poll.changes)
+    assert len(told) > WRITERS * STORES  # the kills have not ended everything
+    for follow in follows:
+        waited(lambda follow=follow: follow.changes and follow.changes[-1]["sequence"] == len(told), "events")
+        assert told_once(follow.changes) == told
+    assert set(itertools.chain(*acknowledged)) <= set(told)
+    assert len(set(told)) == len(told)
+    studies = {f"1.2.{writer}" for writer in range(1, WRITERS + 1)}
+    for follow in follows:
+        waited(lambda follow=follow: complete(follow) >= studies, "completion")
+        follow.ending.set()
+        follow.join()
+    assert server.end() == 0
+
+
+def complete(follow):
+    return {data["studyInstanceUid"] for name, data in follow.events if name == "complete"}
