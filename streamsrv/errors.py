@@ -25,6 +25,7 @@
     |-- InstanceError                one SOP instance is refused, the request continues
     |   |-- NotDicom                 43264 (A900) not a Part 10 file, unreadable, a UID missing or malformed
     |   |-- StudyMismatch            43265 (A901) the study differs from the one in the target URI
+    |   |-- SopMismatch              43265 (A901) class or UID differ from those of a C-STORE request
     |   |-- AlreadyStored            45070 (B00E) an instance with the same three UIDs is stored
     |   |-- InstanceRefused          272   (0110) readable, but over a limit of the server
     |   `-- NotAuthorized            292   (0124) outside the rule of the client
@@ -223,6 +224,10 @@ class NotDicom(InstanceError):
 
 
 class StudyMismatch(InstanceError):
+    failure_reason = 43265
+
+
+class SopMismatch(InstanceError):
     failure_reason = 43265
 
 

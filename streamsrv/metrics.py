@@ -48,6 +48,9 @@ class RequestKind(StrEnum):
     DESCRIPTION = "description"  # capabilities, OpenAPI, OPTIONS
     HEALTH = "health"
     PAGES = "pages"  # of browsers
+    C_STORE = "c-store"  # with the status that the same outcome has in HTTP
+    C_ECHO = "c-echo"
+    ASSOCIATION = "association"  # 200: accepted, and ended; 403 and 503: rejected; 400: aborted
     OTHER = "other"  # no resource of this server
 
 
@@ -72,6 +75,7 @@ class Gauge(StrEnum):
     TASKS_QUEUED = "tasks-queued"
     TASKS_RUNNING = "tasks-running"
     AUDIT_WAITING = "audit-waiting"
+    ASSOCIATIONS = "associations"
 
 
 class ServerCell(StrEnum):

@@ -4,10 +4,10 @@ serves.
 The supervisor starts it by exec, so that no process is forked after a lock or the index was opened. Its only
 argument is a JSON list of inherited descriptors, and the number of the worker. The descriptors are: listening
 sockets, those for health, endpoints of the pixel processes (for short and for long tasks), status pipe,
-memory of the counters. Those of the keys of an issuer and of the certificate come behind the number. Settings
-come as one line of JSON on standard input. Standard input then stays open as a lifeline: its end means that
-the supervisor has ended. The first byte on the status pipe means ready, each further byte means that the
-event loop runs.
+memory of the counters. Behind the number come those of the keys of an issuer, of the certificate, and the
+listening sockets of DIMSE. Settings come as one line of JSON on standard input. Standard input then stays
+open as a lifeline: its end means that the supervisor has ended. The first byte on the status pipe means
+ready, each further byte means that the event loop runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -35,6 +35,8 @@ from streamsrv import config
 from streamsrv.audit.recorder import AuditRecorder, Patient
 from streamsrv.dicom import tags
 from streamsrv.dicom.instance import JsonDataset
+from streamsrv.dimse.service import DimseService
+from streamsrv.dimse.storing import StoreRooms
 from streamsrv.errors import StreamsrvError
 from streamsrv.events import ChangeFeed, ChangeTail, TailSource
 from streamsrv.ingest import Ingest, IngestLimits, store_batch
@@ -54,11 +56,14 @@ from streamsrv.settings import Settings
 from streamsrv.store import OnDuplicate, Store, reader_of
 from streamsrv.supervisor import DUMP, protect
 from streamsrv.web.access.access import WayIn
+from streamsrv.web.access.principal import Principal, Right
 from streamsrv.web.actions import Actions
+from streamsrv.web.app import App
 from streamsrv.web.auditing import RequestAudit
 from streamsrv.web.connection.certificates import ServerCertificate
-from streamsrv.web.worker import run
+from streamsrv.web.worker import OtherProtocol, run
 from streamsrv.wire.answers import Request
+from streamsrv.wire.mediatypes import DICOM
 from streamsrv.wire.multipart import MultipartLimits
 from streamsrv.wire.resources import Target
 
@@ -175,13 +180,55 @@ def ways_in(settings: Settings, board: KeyBoard) -> tuple[list[WayIn], Login | N
     return [tokens], login
 
 
-def audit_of(store: Store, settings: Settings, stack: contextlib.ExitStack) -> RequestAudit | None:
+def audit_of(store: Store, settings: Settings, stack: contextlib.ExitStack) -> AuditRecorder | None:
     """The audit trail, if there is one. `stack` closes it."""
     trail = audit_trail(settings)
     if trail is None:
         return None
-    audit = stack.enter_context(closing(AuditRecorder(trail, patient_finder(store))))
-    return RequestAudit(audit)
+    return stack.enter_context(closing(AuditRecorder(trail, patient_finder(store))))
+
+
+def dimse_of(
+    store: Store,
+    settings: Settings,
+    listeners: Sequence[socket.socket],
+    audit: AuditRecorder | None,
+    counts: RequestCounts,
+) -> Callable[[App], OtherProtocol] | None:
+    """Makes the DIMSE service in the event loop, if there is a port for it. Threads, buffers and batches are
+    those of HTTP, so that stores of both share a commit."""
+    if not listeners:
+        return None
+    ingest = dimse_ingest(store, settings)
+
+    def service(app: App) -> OtherProtocol:
+        rooms = StoreRooms(ingest, app.pool, app.batches, app.buffers, audit, app.on_failure)
+        return DimseService(settings, listeners, rooms, counts)
+
+    return service
+
+
+def dimse_ingest(store: Store, settings: Settings) -> Callable[[Principal, tuple[str, str]], Ingest]:
+    """The store transaction of a C-STORE. The same bytes again are a success, because peers repeat."""
+    limits, readers = ingest_limits(settings), ReaderPool()
+    replaces = OnDuplicate(settings.on_duplicate) is OnDuplicate.REPLACE
+
+    @lru_cache(maxsize=RULES)
+    def view(rule: Rule | None) -> Store:
+        return store if rule is None else store.restricted(rule)
+
+    def ingest(principal: Principal, named: tuple[str, str]) -> Ingest:
+        may_replace = replaces and Right.REPLACE in principal.rights
+        return Ingest(
+            view(principal.rule),
+            content_type=DICOM,
+            limits=limits,
+            on_duplicate=OnDuplicate.REPLACE if may_replace else OnDuplicate.ACCEPT_IDENTICAL,
+            readers=readers,
+            named=named,
+        )
+
+    return ingest
 
 
 def patient_finder(store: Store) -> Callable[[str], Patient]:
@@ -228,10 +275,10 @@ def raise_descriptor_limit() -> None:
 
 
 def main() -> int:
-    listen, health, shared, status, counters, number, keys, certificate = json.loads(sys.argv[1])
+    listen, health, shared, status, counters, number, keys, certificate, dimse = json.loads(sys.argv[1])
     endpoints = [PoolEndpoints(tasks, requests, tuple(pages)) for tasks, requests, pages in shared]
     pools = (each for one in endpoints for each in one.descriptors)
-    for descriptor in (*listen, *health, *keys, *certificate, status, counters, *pools):
+    for descriptor in (*listen, *health, *keys, *certificate, *dimse, status, counters, *pools):
         os.set_inheritable(descriptor, False)
     protect()
     settings = config.receive(STDIN)
@@ -240,6 +287,7 @@ def main() -> int:
     raise_descriptor_limit()
     listeners = [socket.socket(fileno=descriptor) for descriptor in listen]
     health_listeners = [socket.socket(fileno=descriptor) for descriptor in health]
+    dimse_listeners = [socket.socket(fileno=descriptor) for descriptor in dimse]
     # The garbage collector does not visit these objects again: each full collection took 40 ms.
     gc.freeze()
     report, counts = sign_of_life(status), RequestCounts(MetricsBoard(counters).block(number))
@@ -266,7 +314,8 @@ def main() -> int:
                 certificate=ServerCertificate(*certificate) if certificate else None,
                 ways=ways,
                 login=login,
-                audit=audit,
+                audit=RequestAudit(audit) if audit else None,
+                beside=dimse_of(store, settings, dimse_listeners, audit, counts),
             )
     except (StreamsrvError, OSError) as error:
         log.error("%s", error)

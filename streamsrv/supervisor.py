@@ -51,6 +51,7 @@ from streamsrv.companions.processes import (
     MetricsProcess,
     ScrubProcess,
 )
+from streamsrv.dimse.peers import check_dimse
 from streamsrv.listening import CannotServe, bind, bound_path, origin_of
 from streamsrv.metrics import MetricsBoard, ServerCell
 from streamsrv.oidc.key_board import KeyBoard
@@ -115,6 +116,7 @@ class Supervisor:
     exit_code: int = 0
     health_listeners: Sequence[socket.socket] = ()
     metrics_listeners: Sequence[socket.socket] = ()
+    dimse_listeners: Sequence[socket.socket] = ()
     pixels: Sequence[PixelProcesses] = ()  # for short tasks, for long tasks
     certificate: ServerCertificate | None = None
     scrub: ScrubProcess | None = None
@@ -189,16 +191,17 @@ class Supervisor:
 
     def _start(self, number: int) -> Worker:
         status, their_status = os.pipe()
-        listen, health = (
-            [each.fileno() for each in sockets] for sockets in (self.listeners, self.health_listeners)
+        listen, health, dimse = (
+            [each.fileno() for each in sockets]
+            for sockets in (self.listeners, self.health_listeners, self.dimse_listeners)
         )
         endpoints = [each.endpoints for each in self.pixels]
         keys, certificate = self.keys.descriptors, [*(self.certificate or ())]
-        behind = (self.board.file, number, keys, certificate)
+        behind = (self.board.file, number, keys, certificate, dimse)
         words = json.dumps([listen, health, endpoints, their_status, *behind])
         command = [sys.executable, "-m", "streamsrv.server", words]
         shared = [descriptor for each in endpoints for descriptor in each.descriptors]
-        passed = (*listen, *health, *shared, *keys, *certificate, their_status, self.board.file)
+        passed = (*listen, *health, *dimse, *shared, *keys, *certificate, their_status, self.board.file)
         try:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=passed)
         finally:
@@ -306,7 +309,7 @@ class Supervisor:
     def _end(self) -> None:
         """Takes no new connections; workers finish their requests."""
         self.kill_time = time.monotonic() + self.settings.drain_timeout + GRACE
-        for listener in self.listeners:
+        for listener in (*self.listeners, *self.dimse_listeners):
             listener.close()
         if self.scrub:
             self.scrub.close()
@@ -369,6 +372,7 @@ def serve(settings: Settings, write: Callable[[str], None] = print) -> int:
     SettingsError for a server that no client, or every client, could use."""
     start_log(settings)
     check_start(settings)
+    check_dimse(settings)
     settings = with_fonts(settings)
     protect()
     for remark in (*remarks(), *access_remarks(settings)):
@@ -389,16 +393,20 @@ def serve(settings: Settings, write: Callable[[str], None] = print) -> int:
                 log.info("streamsrv %s serves %s/v2", __version__, origin)
                 return
             write(f"streamsrv {__version__} serves {origin}/v2 with {worker_count(settings)} workers")
+            if settings.dimse_port:
+                write(f"DIMSE: {settings.aet} on {settings.dimse_host} port {settings.dimse_port}")
             write(f"the studies are in {Path(settings.data).resolve()}")
             write(f"try: curl '{origin}/v2/studies'")
 
         try:
             health = bind("127.0.0.1", settings.health_port) if settings.health_port else []
             metrics = bind(settings.metrics_host, settings.metrics_port) if settings.metrics_port else []
+            dimse = bind(settings.dimse_host, settings.dimse_port) if settings.dimse_port else []
             return Supervisor(
                 *(settings, listeners, announce),
                 health_listeners=health,
                 metrics_listeners=metrics,
+                dimse_listeners=dimse,
                 certificate=certificate,
             ).run()
         finally:

@@ -38,6 +38,7 @@ FLOORS = {
     "streamsrv.pixels": 5,
     "streamsrv.retrieve": 6,
     "streamsrv.web": 7,
+    "streamsrv.dimse": 7,
     "streamsrv.client": 8,
     "streamsrv.companions": 8,
     "streamsrv.listening": 8,

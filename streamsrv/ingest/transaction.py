@@ -33,6 +33,7 @@ from streamsrv.errors import (
     InstanceError,
     NotAuthorized,
     NotDicom,
+    SopMismatch,
     StudyMismatch,
     UnsupportedMediaType,
 )
@@ -121,13 +122,16 @@ class Ingest:
         limits: IngestLimits | None = None,
         on_duplicate: OnDuplicate = OnDuplicate.REFUSE,
         readers: ReaderPool | None = None,
+        named: tuple[str, str] | None = None,
     ) -> None:
-        """Does not block. `readers` goes with one `limits.reading`."""
+        """Does not block. `readers` goes with one `limits.reading`. `named` are SOP Class and Instance UID
+        that every instance must have."""
         self._store = store
         self._readers = readers or ReaderPool()
         self._limits = limits or IngestLimits()
         self._parser, self._part_type = parser_for(content_type, self._limits.multipart)
         self._study = study
+        self._named = named
         self._on_duplicate = on_duplicate
         self._transaction: Transaction | None = None
         self._is_shared = False
@@ -301,6 +305,8 @@ class Ingest:
                     raise StudyMismatch(
                         "the Study Instance UID (0020,000D) differs from the study of the target URI"
                     )
+                if self._named not in (None, (instance.sop_class_uid, instance.instance_uid)):
+                    raise SopMismatch("the SOP Class or Instance UID differs from that of the request")
             except InstanceError as error:
                 self._writer.drop_record(record)
                 self._refuse(error, instance)

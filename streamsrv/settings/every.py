@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from streamsrv.settings.access import TABLES_OF_ACCESS, AccessSettings
+from streamsrv.settings.access import TABLES_OF_ACCESS
+from streamsrv.settings.dimse import TABLES_OF_DIMSE, DimseSettings
 from streamsrv.settings.rows import (
     never_a_host,
     never_a_network,
@@ -27,14 +28,14 @@ TABLES_OF_SERVING = {
     "search": "Number of results and cost of one search",
     "limits": "Limits of connections, requests and datasets",
 }
-TABLES = TABLES_OF_SERVING | TABLES_OF_ACCESS
+TABLES = TABLES_OF_SERVING | TABLES_OF_DIMSE | TABLES_OF_ACCESS
 
 
 _http, _store, _pixels, _search, _limits = (partial(setting, table) for table in TABLES_OF_SERVING)
 
 
 @dataclass(frozen=True, slots=True)
-class Settings(AccessSettings):
+class Settings(DimseSettings):
     """All settings of a server. In a limit, 0 means no limit if its reason says so."""
 
     host: str = _http(

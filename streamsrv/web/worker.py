@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from streamsrv.errors import IndexFailed, StreamsrvError
 from streamsrv.metrics import Gauge, RequestCounts, Way
@@ -41,6 +41,18 @@ BEAT = 0.5
 FAILED_DRAIN = 0.3
 
 
+class OtherProtocol(Protocol):
+    """A protocol beside HTTP, in the same event loop."""
+
+    def start(self) -> None:
+        """Accepts connections from now on."""
+
+    async def drain(self, patience: float) -> bool:
+        """Accepts no more, and waits so many seconds. Returns False if something was cut off."""
+
+    def stop(self) -> None: ...
+
+
 def run(
     settings: Settings,
     listeners: Sequence[socket.socket],
@@ -55,10 +67,11 @@ def run(
     certificate: ServerCertificate | None = None,
     audit: RequestAudit | None = None,
     login: Login | None = None,
+    beside: Callable[[App], OtherProtocol] | None = None,
 ) -> bool:
     """Serves until it is stopped. Returns False if requests were cut off. Raises IndexFailed if this process
     cannot use the index any more. The loop calls `on_beat`, and publishes `counts`, every BEAT seconds. With
-    `certificate`, ports speak TLS, and SIGHUP reads them again."""
+    `certificate`, ports speak TLS, and SIGHUP reads them again. `beside` makes another protocol."""
     # At level INFO Tornado logs malformed headers with their values, and these may be tokens.
     logging.getLogger("tornado.general").setLevel(logging.WARNING)
     with asyncio.Runner(loop_factory=BatchLoop) as runner:
@@ -66,7 +79,7 @@ def run(
         return runner.run(
             _serve(
                 *(settings, listeners, actions, on_ready, on_beat, lifeline, health_listeners, counted),
-                *(ways, certificate, audit, login),
+                *(ways, certificate, audit, login, beside),
             )
         )
 
@@ -112,6 +125,7 @@ async def _serve(
     certificate: ServerCertificate | None,
     audit: RequestAudit | None,
     login: Login | None,
+    beside: Callable[[App], OtherProtocol] | None,
 ) -> bool:
     loop, stop = asyncio.get_running_loop(), _Stop()
     _stop_on_signals(loop, stop, lifeline)
@@ -129,7 +143,10 @@ async def _serve(
     )
     if handshakes is not None:
         _renew_at_hangup(handshakes)
+    other = beside(app) if beside else None
     acceptor.start()
+    if other is not None:
+        other.start()
     _watch_gauges(counts, app, acceptor)
     probes = HealthListener(health_listeners, {"/health/live": health.live, "/health/ready": app.ready})
     await probes.start()
@@ -142,11 +159,14 @@ async def _serve(
     for listener in listeners:
         listener.close()
     patience = FAILED_DRAIN if stop.failure else settings.drain_timeout
-    finished = await app.drain(patience)
+    drained = await asyncio.gather(app.drain(patience), *([other.drain(patience)] if other else []))
+    finished = all(drained)
     await server.close_all_connections()
     probes.stop()
     if handshakes is not None:
         handshakes.stop()
+    if other is not None:
+        other.stop()
     app.stop()
     counts.publish()
     answered = counts.by_way()

@@ -1,0 +1,405 @@
+"""The life of one association: its socket, its messages, its end.
+
+Strategy: one task reads. A message is handled while its fragments arrive. Its end (sync, commit, response)
+runs in a task of its own, so that a peer with an operations window sends the next instance meanwhile
+(PS3.7 D.3.3.3), and their stores share a commit.
+
+Rules of this file
+- At most WINDOW operations are open, or one without negotiation: then nothing more is read.
+- Each end is told: A-RELEASE-RP, A-ASSOCIATE-RJ or A-ABORT. Then nothing more is answered (Sta13).
+- A peer that left does not undo an instance that had arrived whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+from streamsrv.dicom.explicit import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from streamsrv.dimse import pdus
+from streamsrv.dimse.commands import (
+    LONGEST_COMMAND,
+    RESPONSE,
+    Command,
+    CommandField,
+    DimseStatus,
+    command_of,
+    response,
+)
+from streamsrv.dimse.negotiation import ACCEPTED, accept
+from streamsrv.dimse.pdus import (
+    AbortReason,
+    AssociateRequest,
+    Fragment,
+    UpperLayerError,
+)
+from streamsrv.dimse.storing import (
+    HTTP_STATUSES,
+    DimsePeer,
+    StorageOutcome,
+    StoreOperation,
+    StoreRooms,
+)
+from streamsrv.dimse.upper_layer import Ending, LayerState, UpperLayer
+from streamsrv.metrics import RequestKind
+
+log = logging.getLogger("streamsrv.dimse")
+
+WINDOW = 8  # operations; each may hold a buffer of 4 MiB
+LINGER = 1.0  # seconds in which the peer may read the last PDU
+SHORTEST_PDU = 256  # bytes of P-DATA-TF that a peer has to take: a response has up to 250
+
+
+class AssociationLimits(NamedTuple):
+    """Times are in seconds, lengths in bytes."""
+
+    longest_pdu: int
+    request_timeout: float
+    idle_timeout: float
+    stall_timeout: float
+    min_rate: float
+
+
+class Rejection(NamedTuple):
+    """The fields of an A-ASSOCIATE-RJ (PS3.8 Table 9-21)."""
+
+    result: int
+    source: int
+    reason: int
+    sentence: str
+
+
+class RefusedOperation:
+    """An operation that is no service of this server. Its dataset is dropped."""
+
+    received = 0
+
+    def __init__(self, command: Command, status: DimseStatus) -> None:
+        self.command = command
+        self._status = status
+
+    async def take(self, piece: memoryview) -> None:
+        pass
+
+    async def finish(self) -> StorageOutcome:
+        return StorageOutcome(self._status)
+
+    async def abort(self) -> None:
+        pass
+
+
+Operation: TypeAlias = StoreOperation | RefusedOperation
+
+
+class Association:
+    """`admit` names the principal of a peer, or the rejection. `count` gets kind, HTTP status, bytes and
+    seconds of each operation, and of the association when it ends."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        address: str,
+        limits: AssociationLimits,
+        rooms: StoreRooms,
+        admit: Callable[[AssociateRequest, str], DimsePeer | Rejection],
+        count: Callable[[RequestKind, int, int, float], None],
+    ) -> None:
+        self.address = address
+        self._socket = connection
+        self._limits = limits
+        self._rooms = rooms
+        self._admit = admit
+        self._count = count
+        self._loop = asyncio.get_running_loop()
+        self._layer = UpperLayer(limits.longest_pdu)
+        self._contexts: dict[int, tuple[str, str]] = {}
+        self._peer: DimsePeer | None = None
+        self._window = 1
+        self._sending = asyncio.Lock()
+        self._began = self._last = self._mark_at = time.monotonic()
+        self._moved = self._mark = 0
+        self._is_reading = False
+        self._command = bytearray()
+        self._command_context = 0
+        self._operation: Operation | None = None
+        self._operation_began = 0.0
+        self._open: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._ending: UpperLayerError | None = None
+        self._is_draining = False
+        self._status = 400
+        self._stored = self._failed = self._bytes = 0
+
+    @property
+    def is_established(self) -> bool:
+        return self._layer.state is LayerState.ESTABLISHED
+
+    async def run(self) -> None:
+        """Serves the connection, and closes it."""
+        try:
+            await self._read()
+        except UpperLayerError as error:
+            await self._abort(error)
+        except OSError as error:
+            log.info("association of %s broke: %s", self._name, error.strerror)
+        except Exception:
+            log.exception("association of %s failed", self._name)
+            await self._abort(UpperLayerError("the server failed", AbortReason.NOT_SPECIFIED))
+        finally:
+            if self._operation is not None:
+                await self._operation.abort()
+            if self._open:
+                await asyncio.wait(self._open)
+            await self._close()
+
+    @property
+    def _name(self) -> str:
+        return f"{self._peer.principal.name}@{self.address}" if self._peer else self.address
+
+    async def _read(self) -> None:
+        while self._layer.state is not LayerState.CLOSING:
+            await self._room.wait()
+            space = self._layer.space()
+            self._is_reading = True
+            try:
+                count = await self._loop.sock_recv_into(self._socket, space)
+            finally:
+                self._is_reading = False
+            if self._ending is not None:
+                raise self._ending
+            if not count:
+                if self.is_established:
+                    log.info("association of %s: the peer closed the connection", self._name)
+                return
+            self._moved += count
+            self._last = time.monotonic()
+            for event in self._layer.received(count):
+                if isinstance(event, Fragment):
+                    await self._fragment(event)
+                elif isinstance(event, AssociateRequest):
+                    await self._associate(event)
+                else:
+                    await self._ended_by_peer(event)
+            await asyncio.sleep(0)  # bytes that are there already are received without a turn of the loop
+
+    # Association
+
+    async def _associate(self, request: AssociateRequest) -> None:
+        admitted = self._refusal(request) or self._admit(request, self.address)
+        if isinstance(admitted, Rejection):
+            self._status = 503 if admitted.result == 2 else 403
+            log.warning(
+                "association of %r at %s rejected: %s", request.calling, self.address, admitted.sentence
+            )
+            await self._end(pdus.associate_reject(*admitted[:3]))
+            return
+        self._peer = admitted
+        answers = accept(request.contexts)
+        for proposed, answer in zip(request.contexts, answers, strict=True):
+            if answer.result == ACCEPTED:
+                self._contexts[answer.number] = proposed.abstract_syntax, answer.transfer_syntax
+        self._window = min(request.window or WINDOW, WINDOW)
+        self._layer.accepted()
+        log.info("association of %s: %d of %d contexts", self._name, len(self._contexts), len(answers))
+        await self._send(
+            pdus.associate_accept(
+                request,
+                answers,
+                longest=self._limits.longest_pdu,
+                window=self._window,
+                implementation=(IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME),
+            )
+        )
+
+    def _refusal(self, request: AssociateRequest) -> Rejection | None:
+        if not request.version & pdus.PROTOCOL_VERSION:
+            return Rejection(1, 2, 2, "its protocol version is not 1")
+        if request.application_context != pdus.APPLICATION_CONTEXT:
+            return Rejection(1, 1, 2, "its application context is unknown")
+        if 0 < request.longest < SHORTEST_PDU:
+            return Rejection(1, 1, 1, f"it takes {request.longest} bytes in a PDU only")
+        return None
+
+    async def _ended_by_peer(self, ending: Ending) -> None:
+        if ending is Ending.ABORTED:
+            log.info("association of %s: aborted by the peer", self._name)
+            self._layer.ended()
+            return
+        if self._operation is not None:
+            raise UpperLayerError("a release within a message", AbortReason.UNEXPECTED_PDU)
+        while self._open:
+            await asyncio.wait(self._open)
+        self._status = 200
+        await self._end(pdus.release_response())
+
+    # Messages
+
+    async def _fragment(self, fragment: Fragment) -> None:
+        if fragment.context not in self._contexts:
+            raise UpperLayerError(f"a PDV of presentation context {fragment.context}, which was not accepted")
+        if fragment.is_command:
+            await self._command_fragment(fragment)
+            return
+        operation = self._operation
+        if operation is None or self._command or fragment.context != self._command_context:
+            raise UpperLayerError("a dataset without its command", AbortReason.UNEXPECTED_PARAMETER)
+        await operation.take(fragment.view)
+        if fragment.is_last:
+            await self._finish(operation)
+
+    async def _command_fragment(self, fragment: Fragment) -> None:
+        if self._operation is not None or (self._command and fragment.context != self._command_context):
+            raise UpperLayerError("a command within a message", AbortReason.UNEXPECTED_PARAMETER)
+        self._command_context = fragment.context
+        self._command += fragment.view
+        if len(self._command) > LONGEST_COMMAND:
+            raise UpperLayerError(f"a command set of more than {LONGEST_COMMAND} bytes")
+        if fragment.is_last:
+            command = command_of(bytes(self._command))
+            self._command.clear()
+            await self._begin(command)
+
+    async def _begin(self, command: Command) -> None:
+        if command.field == CommandField.C_CANCEL:
+            return  # of an operation that has ended
+        if command.field & RESPONSE:
+            raise UpperLayerError("a response without its request", AbortReason.UNEXPECTED_PARAMETER)
+        assert self._peer is not None
+        self._operation_began = time.monotonic()
+        if command.field == CommandField.C_STORE and command.has_dataset:
+            context = self._contexts[self._command_context]
+            self._operation = StoreOperation(self._rooms, self._peer, command, context)
+            return
+        statuses = {
+            CommandField.C_ECHO: DimseStatus.SUCCESS,
+            CommandField.C_STORE: DimseStatus.MISTYPED_ARGUMENT,
+        }
+        status = statuses.get(command.field, DimseStatus.UNRECOGNIZED_OPERATION)  # type: ignore[call-overload]
+        self._operation = RefusedOperation(command, status)
+        if not command.has_dataset:
+            await self._finish(self._operation)
+
+    async def _finish(self, operation: Operation) -> None:
+        """The message has arrived."""
+        self._operation = None
+        task = self._loop.create_task(self._answer(operation, self._command_context, self._operation_began))
+        self._open.add(task)
+        task.add_done_callback(self._answered)
+        if len(self._open) >= self._window:
+            self._room.clear()
+            await self._room.wait()
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._open.discard(task)
+        self._room.set()
+        self._last = time.monotonic()
+        if self._is_draining:
+            self._end_if_idle()
+
+    async def _answer(self, operation: Operation, context: int, began: float) -> None:
+        command = operation.command
+        outcome = await operation.finish()
+        if command.field == CommandField.C_STORE:
+            self._counted(operation, outcome, began)
+        elif command.field == CommandField.C_ECHO:
+            self._count(RequestKind.C_ECHO, 200, 0, time.monotonic() - began)
+        try:
+            await self._send(pdus.command_pdu(context, response(command, *outcome)))
+        except OSError as error:
+            log.info("association of %s: a response was not taken: %s", self._name, error.strerror)
+
+    def _counted(self, operation: Operation, outcome: StorageOutcome, began: float) -> None:
+        seconds = time.monotonic() - began
+        status = HTTP_STATUSES.get(outcome.status, 400)
+        self._count(RequestKind.C_STORE, status, operation.received, seconds)
+        self._bytes += operation.received
+        if outcome.status is DimseStatus.SUCCESS:
+            self._stored += 1
+            return
+        self._failed += 1
+        log.warning(
+            "C-STORE of %s answered with %04X: %s (instance %s)",
+            *(self._name, outcome.status, outcome.comment, operation.command.instance[:64]),
+        )
+
+    # Sending
+
+    async def _send(self, content: bytes) -> None:
+        """Does nothing behind the last PDU."""
+        async with self._sending:
+            if self._layer.state is not LayerState.CLOSING:
+                await self._loop.sock_sendall(self._socket, content)
+
+    async def _end(self, last: bytes) -> None:
+        """Sends the last PDU."""
+        with contextlib.suppress(OSError, TimeoutError):
+            await asyncio.wait_for(self._send(last), LINGER)
+        self._layer.ended()
+
+    async def _abort(self, error: UpperLayerError) -> None:
+        log.warning("association of %s aborted: %s", self._name, error.detail)
+        await self._end(pdus.abort(error.source, error.reason))
+
+    async def _close(self) -> None:
+        """Reads on for a moment: a connection that is closed with unread bytes is reset, and the peer may
+        lose the last PDU."""
+        self._layer.ended()
+        with contextlib.suppress(OSError, TimeoutError):
+            self._socket.shutdown(socket.SHUT_WR)
+            await asyncio.wait_for(self._drained(), LINGER)
+        self._socket.close()
+        seconds = time.monotonic() - self._began
+        if self._peer is not None or self._status != 400 or self._moved:
+            self._count(RequestKind.ASSOCIATION, self._status, 0, seconds)
+        if self._peer is not None:
+            what = self._name, self._stored, self._failed, self._bytes, seconds
+            log.info("association of %s ended: %d stored, %d failed, %d bytes, %.3f s", *what)
+
+    async def _drained(self) -> None:
+        dropped = bytearray(1 << 16)
+        while await self._loop.sock_recv_into(self._socket, dropped):
+            await asyncio.sleep(0)
+
+    # Ending from outside
+
+    def sweep(self, now: float) -> None:
+        """Called about once a second: ends a connection that is too slow."""
+        limits = self._limits
+        waits = self._is_reading and not self._open
+        if self._layer.state is LayerState.AWAITING:
+            if now - self._began > limits.request_timeout:
+                self.end(f"no A-ASSOCIATE-RQ in {limits.request_timeout:g} s")
+        elif not waits:
+            self._last = self._mark_at = now
+            self._mark = self._moved
+        elif self._operation is None and not self._command and not self._layer.has_part:
+            self._mark_at, self._mark = now, self._moved
+            if now - self._last > limits.idle_timeout:
+                self.end(f"no message in {limits.idle_timeout:g} s")
+        elif self._moved - self._mark >= limits.min_rate * limits.stall_timeout:
+            self._mark_at, self._mark = now, self._moved
+        elif now - self._mark_at >= limits.stall_timeout:
+            self.end(f"slower than {limits.min_rate:g} bytes a second")
+
+    def drain(self) -> None:
+        """Ends the association after the operations that have begun."""
+        self._is_draining = True
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if self._operation is None and not self._command and not self._open:
+            self.end("the server ends")
+
+    def end(self, sentence: str) -> None:
+        """Aborts the association; an instance that has arrived whole is stored."""
+        if self._ending is None:
+            self._ending = UpperLayerError(sentence, AbortReason.NOT_SPECIFIED)
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RD)
+            self._room.set()

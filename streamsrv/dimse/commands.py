@@ -1,0 +1,129 @@
+"""DIMSE command sets (PS3.7 6.3.1, 9.3, Annex E): implicit VR little endian, group 0000. Sans-IO."""
+
+from __future__ import annotations
+
+import re
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+from streamsrv.dimse.pdus import AbortReason, UpperLayerError
+
+LONGEST_COMMAND = 1 << 16  # bytes; those of C-STORE have about 200
+NO_DATASET = 0x0101  # of Command Data Set Type (0000,0800)
+RESPONSE = 0x8000  # bit of a response in Command Field
+LONGEST_COMMENT = 64  # characters of Error Comment, an LO
+
+_ELEMENT = struct.Struct("<HHI")
+(
+    _SOP_CLASS,
+    _FIELD,
+    _MESSAGE_ID,
+    _RESPONDED_TO,
+    _DATASET_TYPE,
+    _STATUS,
+    _COMMENT,
+    _INSTANCE,
+) = (0x0002, 0x0100, 0x0110, 0x0120, 0x0800, 0x0900, 0x0902, 0x1000)
+_NO_LO = re.compile(r"[^ -\[\]-~]")
+
+
+class CommandField(IntEnum):
+    """Requests (PS3.7 Table E.1-1)."""
+
+    C_STORE = 0x0001
+    C_ECHO = 0x0030
+    C_CANCEL = 0x0FFF
+
+
+class DimseStatus(IntEnum):
+    """PS3.7 Annex C, PS3.4 Table B.2-1."""
+
+    SUCCESS = 0x0000
+    DUPLICATE = 0x0111
+    INVALID_INSTANCE = 0x0117
+    CLASS_NOT_SUPPORTED = 0x0122
+    NOT_AUTHORIZED = 0x0124
+    UNRECOGNIZED_OPERATION = 0x0211
+    MISTYPED_ARGUMENT = 0x0212
+    OUT_OF_RESOURCES = 0xA700
+    MISMATCH = 0xA900
+    CANNOT_UNDERSTAND = 0xC000
+
+
+class Command(NamedTuple):
+    """A command set as received. `field` is a number, because a peer may send any."""
+
+    field: int
+    message_id: int
+    sop_class: str
+    instance: str
+    has_dataset: bool
+
+
+def command_of(content: bytes) -> Command:
+    """Raises UpperLayerError."""
+    values: dict[int, bytes] = {}
+    at = 0
+    while at < len(content):
+        if len(content) - at < _ELEMENT.size:
+            raise _malformed("it ends in an element")
+        group, element, length = _ELEMENT.unpack_from(content, at)
+        at += _ELEMENT.size
+        if group != 0 or at + length > len(content):
+            raise _malformed(f"element ({group:04X},{element:04X}) of {length} bytes")
+        values[element] = content[at : at + length]
+        at += length
+    return Command(
+        _number(values, _FIELD),
+        _number(values, _MESSAGE_ID, 0),
+        _text(values, _SOP_CLASS),
+        _text(values, _INSTANCE),
+        _number(values, _DATASET_TYPE) != NO_DATASET,
+    )
+
+
+def _malformed(what: str) -> UpperLayerError:
+    return UpperLayerError(f"a malformed command set: {what}", AbortReason.NOT_SPECIFIED)
+
+
+def _number(values: dict[int, bytes], element: int, default: int | None = None) -> int:
+    value = values.get(element)
+    if value is None and default is not None:
+        return default
+    if value is None or len(value) != 2:
+        raise _malformed(f"(0000,{element:04X}) is missing or has no two bytes")
+    return int.from_bytes(value, "little")
+
+
+def _text(values: dict[int, bytes], element: int) -> str:
+    return values.get(element, b"").decode("ascii", "replace").strip(" \0")
+
+
+def response(command: Command, status: int, comment: str = "") -> bytes:
+    """The command set of the response, without a dataset. `comment` is cut."""
+    body = b"".join(
+        (
+            _element(_SOP_CLASS, _padded(command.sop_class, b"\0")) if command.sop_class else b"",
+            _element(_FIELD, struct.pack("<H", command.field | RESPONSE)),
+            _element(_RESPONDED_TO, struct.pack("<H", command.message_id)),
+            _element(_DATASET_TYPE, struct.pack("<H", NO_DATASET)),
+            _element(_STATUS, struct.pack("<H", status)),
+            _element(_COMMENT, _padded(_comment(comment), b" ")) if comment else b"",
+            _element(_INSTANCE, _padded(command.instance, b"\0")) if command.instance else b"",
+        )
+    )
+    return _element(0x0000, struct.pack("<I", len(body))) + body
+
+
+def _comment(text: str) -> str:
+    return _NO_LO.sub("?", text)[:LONGEST_COMMENT].strip()
+
+
+def _padded(text: str, padding: bytes) -> bytes:
+    value = text.encode("ascii", "replace")
+    return value + padding * (len(value) % 2)
+
+
+def _element(element: int, value: bytes) -> bytes:
+    return _ELEMENT.pack(0, element, len(value)) + value

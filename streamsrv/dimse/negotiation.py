@@ -1,0 +1,67 @@
+"""Which presentation contexts are accepted, and with which transfer syntax (PS3.8 7.1.1.13, PS3.4 Annex B).
+Sans-IO.
+
+Rules of this file
+- Each storage SOP class is accepted, also a private or future one. Classes whose instances belong to no study
+  are not, because an instance is stored by its study.
+- The bytes stay as they come, so each transfer syntax is accepted. Of several the first one counts, because
+  that order is the sender's. Implicit VR and big endian come after the others, because explicit VR little
+  endian tells the VR and every reader takes it. Syntaxes without a row in dicom/syntaxes.py come last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from streamsrv.dicom.syntaxes import (
+    EXPLICIT_VR_BIG_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    SYNTAXES,
+)
+from streamsrv.dimse.pdus import AcceptedContext, ProposedContext
+
+VERIFICATION = "1.2.840.10008.1.1"
+ACCEPTED, NO_ABSTRACT_SYNTAX = 0, 3  # PS3.8 Table 9-18
+DICOM_ROOT = "1.2.840.10008."
+STORAGE_ROOT = "1.2.840.10008.5.1.4.1.1."
+# Storage SOP classes of other branches (PS3.6 Table A-1), whose instances belong to a study.
+STORAGE = frozenset(
+    (
+        "1.2.840.10008.5.1.1.27",  # Stored Print
+        "1.2.840.10008.5.1.1.29",  # Hardcopy Grayscale Image
+        "1.2.840.10008.5.1.1.30",  # Hardcopy Color Image
+        "1.2.840.10008.5.1.4.34.1",  # RT Beams Delivery Instruction (trial)
+        "1.2.840.10008.5.1.4.34.7",  # RT Beams Delivery Instruction
+        "1.2.840.10008.5.1.4.34.10",  # RT Brachy Application Setup Delivery Instruction
+    )
+)
+# Below STORAGE_ROOT: protocols and inventories without a study, and their query and retrieve classes.
+WITHOUT_STUDY = tuple(
+    f"{STORAGE_ROOT}{each}" for each in ("200.1", "200.3", "200.4", "200.5", "200.6", "200.7")
+)
+INVENTORIES = f"{STORAGE_ROOT}201."
+_LAST = {IMPLICIT_VR_LITTLE_ENDIAN: 1, EXPLICIT_VR_BIG_ENDIAN: 2}
+_UNKNOWN = 3
+
+
+def is_storage(abstract_syntax: str) -> bool:
+    """Whether it may be a storage SOP class with instances of studies. A private class may be another one."""
+    if not abstract_syntax.startswith(DICOM_ROOT) or abstract_syntax in STORAGE:
+        return True
+    excluded = abstract_syntax in WITHOUT_STUDY or abstract_syntax.startswith(INVENTORIES)
+    return abstract_syntax.startswith(STORAGE_ROOT) and not excluded
+
+
+def accept(proposed: Sequence[ProposedContext]) -> list[AcceptedContext]:
+    """The answer to each context, in their order."""
+    return [_answer(each) for each in proposed]
+
+
+def _answer(context: ProposedContext) -> AcceptedContext:
+    syntax = min(context.transfer_syntaxes, key=_rank)
+    is_known = context.abstract_syntax == VERIFICATION or is_storage(context.abstract_syntax)
+    return AcceptedContext(context.number, ACCEPTED if is_known else NO_ABSTRACT_SYNTAX, syntax)
+
+
+def _rank(syntax: str) -> int:
+    return _LAST.get(syntax, 0) if syntax in SYNTAXES else _UNKNOWN
