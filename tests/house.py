@@ -12,6 +12,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 OPENING, CLOSING = "<!-- house -->\n", "<!-- end -->"
 PURPOSES = {
     "streamsrv.web": "HTTP on sockets; alone imports tornado",
+    "streamsrv.dimse": "DICOM's network protocol on sockets",
     "streamsrv.retrieve": "answers of retrieve transactions",
     "streamsrv.pixels": "decoded, encoded and rendered pixels",
     "streamsrv.events": "changes of the store as clients are told them",

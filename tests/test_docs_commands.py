@@ -29,6 +29,7 @@ OTHERS = {
         "cp",
         "docker",
         "echo",
+        "echoscu",
         "find",
         "grep",
         "haproxy",

@@ -71,6 +71,7 @@ BY_MODULE = "streamsrv.store.maintenance"
 MODULES_IN_A_FOLDER = 16
 FLOOR_ZERO_IMPORTS = {"streamsrv", "streamsrv.errors", "streamsrv.settings"}
 TORNADO_ROOM = "streamsrv.web"
+ASYNCHRONOUS_ROOMS = ("streamsrv.web", "streamsrv.dimse")
 
 MODULE_LINES = 500
 FUNCTION_LINES = 60
@@ -310,10 +311,15 @@ def test_no_cycle():
         visit(name, ())
 
 
-def test_only_web_imports_tornado_and_is_asynchronous():
+def test_only_web_imports_tornado():
     for module in MODULES.values():
         if module.room != TORNADO_ROOM:
             assert "tornado" not in {name.split(".")[0] for name in all_imports(module)}, module.name
+
+
+def test_only_rooms_with_sockets_are_asynchronous():
+    for module in MODULES.values():
+        if module.room not in ASYNCHRONOUS_ROOMS:
             for name, node in functions_of(module):
                 assert not isinstance(node, ast.AsyncFunctionDef), name
 

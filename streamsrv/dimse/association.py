@@ -1,8 +1,8 @@
 """The life of one association: its socket, its messages, its end.
 
 Strategy: one task reads. A message is handled while its fragments arrive. Its end (sync, commit, response)
-runs in a task of its own, so that a peer with an operations window sends the next instance meanwhile
-(PS3.7 D.3.3.3), and their stores share a commit.
+runs in a task of its own. So a peer with a window of operations (PS3.7 D.3.3.3) sends the next instance
+meanwhile, and their stores share a commit.
 
 Rules of this file
 - At most WINDOW operations are open, or one without negotiation: then nothing more is read.
@@ -51,7 +51,9 @@ from streamsrv.metrics import RequestKind
 log = logging.getLogger("streamsrv.dimse")
 
 WINDOW = 8  # operations; each may hold a buffer of 4 MiB
-LINGER = 1.0  # seconds in which the peer may read the last PDU
+
+# Seconds in which the peer may read the last PDU.
+LINGER = 1.0
 SHORTEST_PDU = 256  # bytes of P-DATA-TF that a peer has to take: a response has up to 250
 
 

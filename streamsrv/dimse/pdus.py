@@ -5,7 +5,7 @@ dataset is the one into the body that is stored.
 
 Rules of this file
 - A length is checked before its bytes are awaited, so a peer cannot make the buffer grow.
-- Unknown items of user information are ignored (PS3.8 9.3.1). What a PDU lacks ends the association.
+- Unknown items of user information are ignored (PS3.8 9.3.1). A malformed PDU ends the association.
 """
 
 from __future__ import annotations

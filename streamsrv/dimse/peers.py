@@ -1,4 +1,4 @@
-"""The peers of the settings: which AE title may do what, and from where.
+"""The peers of the settings: the rights of each AE title, and its addresses.
 
 An AE title is no credential: any machine can send it. So an entry may name the address too, and a peer that
 no entry names is rejected.

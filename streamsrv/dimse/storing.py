@@ -8,7 +8,7 @@ for others to come.
 Rules of this file
 - SUCCESS is the status of an instance that is on the disk, and whose audit entry is there.
 - An error leaves nothing behind. The rest of the dataset is dropped, because the status comes behind it.
-- The same instance with the same bytes is a success: peers repeat what they have no answer for.
+- The same instance with the same bytes is a success: peers send an instance again if its response was lost.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class StorageOutcome(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoreRooms:
-    """What a C-STORE needs of its worker. `ingest` makes the transaction of a principal for SOP Class and
-    Instance UID. `on_failure` is called if this process cannot use the index any more."""
+    """The parts of a worker that a C-STORE needs. `ingest` makes the transaction of a principal for a SOP
+    Class and Instance UID. `on_failure` is called if this process cannot use the index any more."""
 
     ingest: Callable[[Principal, tuple[str, str]], Ingest]
     threads: Executor

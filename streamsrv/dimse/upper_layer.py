@@ -65,8 +65,8 @@ class UpperLayer:
         self.state = LayerState.CLOSING
 
     def received(self, count: int) -> Iterator[LayerEvent]:
-        """Yields what `count` more bytes in `space` mean. Answer each event before the next one. A Fragment
-        is valid until the next call of `space`. Raises UpperLayerError."""
+        """Yields the events of `count` more bytes in `space`. Answer each event before the next one. A
+        Fragment is valid until the next call of `space`. Raises UpperLayerError."""
         try:
             for kind, body in self._buffer.pdus(count):
                 yield from self._events(kind, body)

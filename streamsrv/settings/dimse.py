@@ -51,7 +51,7 @@ class DimseSettings(AccessSettings):
     dimse_any_peer: bool = _dimse(
         False,
         "yes or no",
-        "Lets every peer that no entry of `dimse_peers` names store, whatever its AE title and address.",
+        "Lets every peer store, with any AE title and from any address. Entries of `dimse_peers` come first.",
     )
     max_associations: int = _dimse(
         100,

@@ -53,6 +53,19 @@ class OtherProtocol(Protocol):
     def stop(self) -> None: ...
 
 
+class NothingBeside:
+    """No protocol but HTTP."""
+
+    def start(self) -> None:
+        pass
+
+    async def drain(self, patience: float) -> bool:
+        return True
+
+    def stop(self) -> None:
+        pass
+
+
 def run(
     settings: Settings,
     listeners: Sequence[socket.socket],
@@ -143,10 +156,9 @@ async def _serve(
     )
     if handshakes is not None:
         _renew_at_hangup(handshakes)
-    other = beside(app) if beside else None
+    other = beside(app) if beside else NothingBeside()
     acceptor.start()
-    if other is not None:
-        other.start()
+    other.start()
     _watch_gauges(counts, app, acceptor)
     probes = HealthListener(health_listeners, {"/health/live": health.live, "/health/ready": app.ready})
     await probes.start()
@@ -159,23 +171,25 @@ async def _serve(
     for listener in listeners:
         listener.close()
     patience = FAILED_DRAIN if stop.failure else settings.drain_timeout
-    drained = await asyncio.gather(app.drain(patience), *([other.drain(patience)] if other else []))
-    finished = all(drained)
+    finished = all(await asyncio.gather(app.drain(patience), other.drain(patience)))
     await server.close_all_connections()
     probes.stop()
     if handshakes is not None:
         handshakes.stop()
-    if other is not None:
-        other.stop()
+    other.stop()
     app.stop()
     counts.publish()
-    answered = counts.by_way()
-    log.info("answered: %s", ", ".join(f"{way} {answered[way]}" for way in Way))
+    _log_ways(counts)
     if not finished:
         log.warning("requests were cut off: they took longer than %s seconds to finish", patience)
     if stop.failure:
         raise stop.failure
     return finished
+
+
+def _log_ways(counts: RequestCounts) -> None:
+    answered = counts.by_way()
+    log.info("answered: %s", ", ".join(f"{way} {answered[way]}" for way in Way))
 
 
 def _stop_on_signals(loop: asyncio.AbstractEventLoop, stop: _Stop, lifeline: int | None) -> None:
