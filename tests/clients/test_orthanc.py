@@ -5,15 +5,16 @@ import io
 import json
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import clinic as world
 import pytest
 from clinic import CT_STUDY, SLIDE, SLIDE_SERIES, SLIDE_STUDY
-from live_server import READY_WITHIN, ROOT, environment, free_port
+from live_server import READY_WITHIN, free_port
 from PIL import Image
+
+from streamsrv.cli import main
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
@@ -107,7 +108,7 @@ def locked(tmp_path):
     running.end()
 
 
-def test_files_are_sent_to_orthanc_with_its_login(locked, tmp_path):
+def test_files_are_sent_to_orthanc_with_its_login(locked, tmp_path, capsys):
     files, password, netrc = (tmp_path / name for name in ("files", "password", "netrc"))
     files.mkdir()
     for number in (1, 2, 3):
@@ -115,12 +116,10 @@ def test_files_are_sent_to_orthanc_with_its_login(locked, tmp_path):
     netrc.write_text('machine 127.0.0.1 login Anna password "pass word"\n')
 
     def store(*words):
-        command = [sys.executable, "-m", "streamsrv", "store", files, "--url", f"{locked.origin}/dicom-web"]
-        command += ["--parallel", "1", *words]
-        done = subprocess.run(
-            command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=60
+        main(
+            ["store", str(files), "--url", f"{locked.origin}/dicom-web", "--parallel", "1", *map(str, words)]
         )
-        return done.stdout.splitlines()
+        return capsys.readouterr().out.splitlines()
 
     refused = "stopped: HTTP status 401 Unauthorized"
     assert store()[0] == refused
