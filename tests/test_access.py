@@ -17,7 +17,7 @@ from streamsrv.cli import main
 from streamsrv.config import SettingsError
 from streamsrv.settings import Settings
 from streamsrv.web.access.grants import KEY, Grants, digest_of
-from streamsrv.web.access.policy import check_start, needs_principal
+from streamsrv.web.access.policy import check_start, needs_principal, remarks
 
 FRAME = f"/v2/studies/{CT_STUDY}/series/{CT_SERIES}/instances/{CT_INSTANCES[0]}/frames/1"
 WITHIN = 10.0  # seconds; a worker notices after 0.4, and a loaded machine is slower
@@ -298,6 +298,15 @@ def test_a_server_for_other_machines_needs_a_way_in(tmp_path):
     for auth in ("auto", "required"):
         check_start(Settings(**settings, auth=auth))
         assert needs_principal(Settings(**settings, auth=auth))
+
+
+@pytest.mark.parametrize(("mode", "warns"), [(0o600, False), (0o640, False), (0o644, True)])
+def test_a_secret_of_the_issuer_that_everyone_can_read_is_mentioned(tmp_path, mode, warns):
+    secret = tmp_path / "secret"
+    secret.touch(mode)
+    secret.chmod(mode)
+    settings = Settings(data=str(tmp_path), oidc_client_secret_file=str(secret))
+    assert any("every user" in each for each in remarks(settings)) is warns
 
 
 def test_others_lose_the_folder_when_the_server_starts(tmp_path, caplog):

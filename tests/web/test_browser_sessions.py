@@ -1,9 +1,14 @@
 """Sessions and share links as time passes, with a clock of the test; cookies of each address."""
 
+import fcntl
+import hmac
+import os
+
 import pytest
 from web_world import settings_of
 
 from streamsrv.errors import Forbidden, TooManyRequests
+from streamsrv.query.rules import rule_of
 from streamsrv.web.access.browser import sessions
 from streamsrv.web.access.browser.cookies import check_origin, cookie_for, is_embedded, needed_cookie
 from streamsrv.web.access.browser.sessions import SESSION, SWEEP, Sessions
@@ -17,7 +22,7 @@ from streamsrv.web.access.browser.shares import (
     waiting,
 )
 from streamsrv.web.access.grants import KEY, Grant, Grants, digest_of, new_key
-from streamsrv.web.access.principal import ALL_RIGHTS
+from streamsrv.web.access.principal import ALL_RIGHTS, Principal, Right
 from streamsrv.web.head import Head
 from streamsrv.web.hosts import Caller
 
@@ -82,6 +87,15 @@ def test_a_link_begins_a_number_of_sessions(time, monkeypatch):
     time.sessions.begin_from(share)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_cookies_with_one_name_neither_counts(time, order):
+    """A program on another port of this machine can plant one."""
+    secret, planted = (time.sessions.begin_from(time.key(time.now + DAY)) for _ in range(2))
+    pairs = [f"__Host-streamsrv={each}" for each in (secret, planted)][::order]
+    assert time.principal("", cookie=f"a=b; {pairs[0]}; c=d").name == "key:anna"
+    assert time.principal("", cookie="; ".join(pairs)) is None
+
+
 def test_a_session_ends_with_its_key(time):
     secret = time.sessions.begin_from(time.key(time.now + 100))
     assert time.principal(secret).until == time.now + 100
@@ -109,6 +123,51 @@ def test_a_wrong_pin_costs_more_and_more_time(time):
     assert waiting(TRIES + 20) == LONGEST_WAIT
     time.now += wait
     assert time.shares.check_pin(made.grant, made.pin)
+
+
+def test_a_try_is_on_the_disk_before_its_pin_is_compared(time, monkeypatch):
+    made, done = time.shares.make("1.2", time.now + DAY, pin=True).grant, []
+    compare, sync = hmac.compare_digest, os.fsync
+
+    def size(fd):
+        done.append(os.fstat(fd).st_size)
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", size)
+    monkeypatch.setattr(hmac, "compare_digest", lambda *texts: done.append("compared") or compare(*texts))
+    for _ in range(2):
+        time.shares.check_pin(made, "x")
+    assert done == [1, "compared", 2, "compared"]
+
+
+def test_tries_of_one_link_are_made_one_after_the_other(time, monkeypatch):
+    made, compare = time.shares.make("1.2", time.now + DAY, pin=True).grant, hmac.compare_digest
+
+    def locked(*texts):
+        (path,) = time.grants.folder.glob("*.tries")
+        with path.open("rb") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return compare(*texts)
+
+    monkeypatch.setattr(hmac, "compare_digest", locked)
+    assert not time.shares.check_pin(made, "x")
+
+
+@pytest.mark.parametrize("rights", [Right.SEARCH | Right.SHARE, Right.SHARE, Right.READ])
+def test_a_link_has_the_present_rights_of_its_key(time, rights):
+    key = time.key(time.now + DAY)
+    maker = Principal("key:anna", key.rights)
+    made = time.shares.make("1.2", time.now + DAY, pin=False, by=maker, source=key).grant
+    secret = time.sessions.begin_from(made)
+    assert time.principal(secret).rights == Right.SEARCH | Right.READ
+    with time.grants.changing():
+        time.grants.write(key._replace(rights=rights, rule=rule_of(["PatientID=1"])))
+    found = time.principal(secret)
+    if Right.SHARE in rights:
+        assert found.rights == rights & ~Right.SHARE
+        assert found.rule == rule_of(["PatientID=1"], ["1.2"])
+    else:
+        assert found is None
 
 
 def test_a_pin_has_all_digits_and_is_not_kept(time):

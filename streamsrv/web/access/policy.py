@@ -108,6 +108,9 @@ def remarks(settings: Settings) -> Iterator[str]:
     grants = Grants(Path(settings.data))
     if not needs_principal(settings) and grants.paths():
         yield "there are keys, and auth is none: every client has all rights. Set auth to required"
+    secret = settings.oidc_client_secret_file
+    if secret and os.path.exists(secret) and os.stat(secret).st_mode & 0o007:
+        yield f"every user of this machine can use {secret}, the secret of oidc_client_id"
     for found in grants.all():
         if isinstance(found, Exception):
             yield found.detail
