@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from seaweed import ADMIN, BUCKET, NODE, Seaweed
 
 from streamsrv.errors import BucketUnreachable, SegmentGone, StoreError
 from streamsrv.store.objects.bucket import PART, PARTS_AT_ONCE, opened
+from streamsrv.store.objects.cache import ObjectCache, StoredObject
 from streamsrv.store.objects.layout import walk_object
 from streamsrv.store.objects.writer import ObjectWriter, fresh_key
 from streamsrv.store.segments.records import PayloadDigest, RecordFormat
@@ -181,6 +183,7 @@ def test_a_gateway_that_answers_nothing_is_an_error_in_time(seaweed, endpoint, n
     short, long = writer_in(bucket, tmp_path), writer_in(bucket, tmp_path)
     record = append(short, 100, 1)
     gateway.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, gateway.pid, os.WSTOPPED)
     errors = []
 
     def tried(call):
@@ -204,6 +207,48 @@ def test_a_gateway_that_answers_nothing_is_an_error_in_time(seaweed, endpoint, n
         writer.abort()
     with pytest.raises(SegmentGone):
         bucket.length(long.key)
+
+
+def test_a_node_reads_through_its_cache(seaweed, endpoint, node, tmp_path):
+    """By sendfile, cold and cached; without a gateway the cached bytes remain."""
+    gateway, own = seaweed.gateway()
+    bucket = opened(URL, endpoint=own)
+    writer = writer_in(bucket, tmp_path)
+    records = [append(writer, size, number) for number, size in enumerate((100, 20 * MIB, 3 * MIB))]
+    places = {SEGMENT: StoredObject(writer.key, writer.complete(records))}
+    writer.abort()
+    cache = ObjectCache(tmp_path / "cache", 20 * MIB, bucket, places.get, window=2 * MIB)
+
+    def sent(record):
+        """The digest of the bytes that a socket got."""
+        near, far = socket.socketpair()
+        digest = PayloadDigest()
+
+        def receive():
+            while piece := far.recv(MIB):
+                digest.update(piece)
+
+        thread = threading.Thread(target=receive)
+        thread.start()
+        try:
+            with near, cache.open([SEGMENT]) as lease:
+                for offset, length in lease.windows(*record.location):
+                    end = offset + length
+                    while offset < end:
+                        offset += os.sendfile(near.fileno(), lease.fd(SEGMENT), offset, end - offset)
+        finally:
+            thread.join()
+            far.close()
+        return digest.digest()
+
+    assert [sent(record) for record in records] == [record.digest for record in records]
+    assert cache.used() <= 28 * MIB
+    gateway.kill()
+    gateway.wait()
+    assert sent(records[2]) == records[2].digest
+    with pytest.raises(BucketUnreachable):
+        sent(records[1])
+    cache.close()
 
 
 WRITES = """
