@@ -19,8 +19,6 @@ from streamsrv.web.access.browser.shares import Shares
 from streamsrv.web.access.grants import KEY, Grant, Grants, digest_of, new_key
 from streamsrv.web.access.principal import rights_from
 
-WITHIN = 1.0  # seconds in which every worker notices a change
-
 
 class Granting(Site):
     """Writes the files of keys, as the verb does."""
@@ -99,17 +97,15 @@ def test_sign_out_ends_the_session_on_every_worker(site, browser):
     assert [browser.ask().status for _ in range(6)] == [200] * 6
     assert browser.ask("DELETE", "/session").status == 200
     assert browser.cookie == ""
-    time.sleep(WITHIN)
-    browser.cookie = kept
-    assert {browser.ask().status for _ in range(6)} == {401}
+    assert eventually(lambda: browser.ask(Cookie=kept).status == 401)
 
 
 def test_a_revoked_key_ends_its_sessions(site, browser):
     browser.sign_in(key=site.key("short", "search"))
     assert [browser.ask().status for _ in range(6)] == [200] * 6
     site.revoke("short")
-    time.sleep(WITHIN)
-    assert {browser.ask().status for _ in range(6)} == {401}
+    kept = browser.cookie
+    assert eventually(lambda: browser.ask(Cookie=kept).status == 401)
     assert browser.facts()["user"] is None
 
 
@@ -123,7 +119,7 @@ def test_each_sign_in_has_a_new_secret(site, browser):
     browser.sign_in(key=site.everything)
     second = browser.cookie
     assert len({planted, first, second}) == 3
-    time.sleep(WITHIN)
+    assert eventually(lambda: browser.ask(Cookie=first).status == 401)
     for cookie, status in ((planted, 401), (first, 401), (second, 200), (f"{first}; {second}", 401)):
         assert browser.ask(Cookie=cookie).status == status
 
@@ -253,8 +249,8 @@ def test_a_share_link_shows_its_study(site, browser):
             == 403
         )
     assert maker.ask("DELETE", f"/v2/studies/{CT_STUDY}/shares/{share['id']}").status == 204
-    time.sleep(WITHIN)
-    assert {browser.ask(path=f"/v2/studies/{CT_STUDY}/metadata").status for _ in range(6)} == {401}
+    path, kept = f"/v2/studies/{CT_STUDY}/metadata", browser.cookie
+    assert eventually(lambda: browser.ask(path=path, Cookie=kept).status == 401)
     assert browser.sign_in(share=secret_of(share)).status == 401
     assert maker.ask("DELETE", f"/v2/studies/{CT_STUDY}/shares/{share['id']}").status == 404
 
@@ -264,8 +260,8 @@ def test_a_share_link_ends_with_its_key(site, browser):
     share = shared(Browser(site, {"Authorization": f"Bearer {key}"}))
     assert browser.sign_in(share=secret_of(share)).status == 200
     site.revoke("leaver")
-    time.sleep(WITHIN)
-    assert {browser.ask().status for _ in range(4)} == {401}
+    kept = browser.cookie
+    assert eventually(lambda: browser.ask(Cookie=kept).status == 401)
     assert browser.sign_in(share=secret_of(share)).status == 401
 
 
@@ -291,10 +287,12 @@ def status_of(browser, below):
 
 
 def eventually(holds):
-    deadline = time.monotonic() + 10
+    """Each worker notices a change within a second; a loaded machine takes longer."""
+    deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        if all(holds() for _ in range(4)):  # on both workers
+        if all(holds() for _ in range(6)):  # on both workers
             return True
+        time.sleep(0.02)
     return False
 
 
@@ -382,8 +380,8 @@ def test_the_verb_makes_lists_and_ends_links(site, browser, capsys):
     (share,) = [each for each in json.loads(run("--list", CT_STUDY, "--json").out) if not each["by"]]
     assert share["id"] in run("--list").out
     run("--revoke", share["id"])
-    time.sleep(WITHIN)
-    assert browser.ask().status == 401
+    kept = browser.cookie
+    assert eventually(lambda: browser.ask(Cookie=kept).status == 401)
     assert "no share" in run("--revoke", share["id"], code=1).err
     assert "UID" in run("1.2.x", code=2).err
     assert "--list" in run(code=2).err
