@@ -63,6 +63,9 @@ VERBS = {
     "settings": Verb("print each setting in force and its source", "streamsrv.serving"),
     "share": Verb("make, list or end links that show one study", "streamsrv.tools.shares"),
     "audit": Verb("print or verify the audit trail of a store", "streamsrv.tools.audit"),
+    "migrate-index": Verb(
+        "bring an index in PostgreSQL to the layout of this version", "streamsrv.tools.cluster"
+    ),
     "viewer": Verb("install or remove OHIF, a web viewer, at /viewer/", "streamsrv.tools.viewer"),
 }
 

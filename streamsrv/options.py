@@ -27,6 +27,7 @@ def store_options(settings: Settings) -> StoreOptions:
         min_free=settings.min_free or None,
         ballast=BALLAST,
         keep_changes=settings.keep_changes,
+        index=settings.index,
     )
 
 

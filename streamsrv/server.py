@@ -61,6 +61,7 @@ from streamsrv.web.actions import Actions
 from streamsrv.web.app import App
 from streamsrv.web.auditing import RequestAudit
 from streamsrv.web.connection.certificates import ServerCertificate
+from streamsrv.web.health import WatchedProbe
 from streamsrv.web.worker import OtherProtocol, run
 from streamsrv.wire.answers import Request
 from streamsrv.wire.mediatypes import DICOM
@@ -154,7 +155,6 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
             stored=store_response.answer,
             cached_frames=retrieve.cached_frames,
             store_batch=lambda ingests: store_batch(store, ingests, on_duplicate),
-            probe=store.probe,
             restricted=restricted,
             exists=lambda *target: bool(view.lookup(*target, limit=1)),
             changes=feed.answer,
@@ -301,11 +301,14 @@ def main() -> int:
             counts.watch(Gauge.TASKS_RUNNING, lambda: pool.load[1])
             audit = audit_of(store, settings, stack)
             ways, login = ways_in(settings, KeyBoard(*keys))
+            probe = store.probe
+            if store.remote:
+                probe = stack.enter_context(closing(WatchedProbe(probe))).probe
             counts.watch(Gauge.AUDIT_WAITING, lambda: audit.waiting if audit else 0)
             run(
                 settings,
                 listeners,
-                actions(store, settings, pool),
+                replace(actions(store, settings, pool), probe=probe),
                 on_ready=report,
                 on_beat=report,
                 lifeline=STDIN,

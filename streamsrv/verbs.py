@@ -35,8 +35,19 @@ def add_store_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_check_arguments(parser: argparse.ArgumentParser) -> None:
+def add_index_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--index", metavar="URL", help="the database of the index; default: the setting `index`"
+    )
+
+
+def add_info_arguments(parser: argparse.ArgumentParser) -> None:
     add_store_arguments(parser)
+    add_index_argument(parser)
+
+
+def add_check_arguments(parser: argparse.ArgumentParser) -> None:
+    add_info_arguments(parser)
     parser.add_argument(
         "--segments",
         action="store_true",
@@ -63,7 +74,7 @@ def byte_count(text: str) -> int:
 
 
 def add_compact_arguments(parser: argparse.ArgumentParser) -> None:
-    add_store_arguments(parser)
+    add_info_arguments(parser)
     parser.add_argument(
         "--all",
         action="store_true",
@@ -88,6 +99,8 @@ def run_check(args: argparse.Namespace) -> int:
 
 def run_reindex(args: argparse.Namespace) -> int:
     settings = settings_of(args)
+    if settings.index:
+        raise SettingsError("reindex makes the index in the folder of a store, and `index` names a database")
     report = reindex(Path(settings.data), deriver(settings))
     counts = {"instances": report.instances, "segments": report.segments}
     return print_findings(args, report.findings, counts)
@@ -171,5 +184,5 @@ VERBS = {
     "check": (add_check_arguments, run_check),
     "reindex": (add_store_arguments, run_reindex),
     "compact": (add_compact_arguments, run_compact),
-    "info": (add_store_arguments, run_info),
+    "info": (add_info_arguments, run_info),
 }

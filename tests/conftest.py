@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from database_server import DatabaseServer
 from live_server import start_server
 
 
@@ -34,3 +35,11 @@ def server_factory(tmp_path):
     yield start
     for one in running:
         one.end()
+
+
+@pytest.fixture(scope="session")
+def database_server():
+    """PostgreSQL, started when the first test asks for it."""
+    server = DatabaseServer()
+    yield server
+    server.end()

@@ -65,12 +65,14 @@ def is_alive(process_id):
     return state != "Z"
 
 
-def has_the_index_open(process_id):
+def has_the_index_open(process_id, data):
+    """Or the manifest, if the index is in a database: a worker opens it just before."""
+    file = "index/data.mdb" if (data / "index").exists() else "manifest"
     found = False
     with contextlib.suppress(OSError):  # it may have ended
         for link in Path(f"/proc/{process_id}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed since
-                found |= os.readlink(link).endswith("index/data.mdb")
+                found |= os.readlink(link).endswith(f"{data.name}/{file}")
     return found
 
 
@@ -163,8 +165,10 @@ class Load:
 class World:
     """The server, its data, and what is known of each instance."""
 
-    def __init__(self, folder, seed):
+    def __init__(self, folder, seed, index=""):
+        """`index` is the URL of a database."""
         self._folder = folder
+        self._index = {"STREAMSRV_INDEX": index} if index else {}
         self.choice = random.Random(seed)
         self.counts = Counter()
         self.server = None
@@ -213,12 +217,12 @@ class World:
                 self._folder,
                 *("--segment-size", str(SEGMENT_SIZE), "--log-level", "warning", *flags),
                 port=self._port,
-                variables={"STREAMSRV_FAILPOINT_FILE": str(self._point)},
+                variables={"STREAMSRV_FAILPOINT_FILE": str(self._point)} | self._index,
             )
         waited(lambda: len(self.ready_workers()) == 2, "two workers")
 
     def ready_workers(self):
-        return [each for each in children(self.server.process.pid) if has_the_index_open(each)]
+        return [each for each in children(self.server.process.pid) if has_the_index_open(each, self.data)]
 
     def stop(self):
         if self.server is not None:
@@ -259,8 +263,8 @@ class World:
 
     def compaction(self, variables):
         command = [*executable(), "compact", "--all", "--data", str(self.data)]
-        silent = subprocess.DEVNULL
-        return subprocess.Popen(command, env=environment() | variables, stdout=silent, stderr=silent)
+        silent, variables = subprocess.DEVNULL, environment() | self._index | variables
+        return subprocess.Popen(command, env=variables, stdout=silent, stderr=silent)
 
     def kill_a_worker(self):
         """At a random moment; sometimes with the other one, or with a compaction at work."""
@@ -289,7 +293,7 @@ class World:
             waited(lambda: not any(map(is_alive, workers)), "the end of orphaned workers")
         self.server = None
         self.counts["the supervisor" if supervisor_only else "all processes"] += 1
-        if self.choice.random() < 0.3:
+        if self.choice.random() < 0.3 and not self._index:
             self.lose_the_index()
         self.serve(self.replacing)
         self.verify(load)
@@ -312,7 +316,8 @@ class World:
         self.must_be_well()
 
     def must_be_well(self):
-        assert verb("check", "--data", str(self.data)) == (0, "all is well\n")
+        named = [("--index", url) for url in self._index.values()]
+        assert verb("check", "--data", str(self.data), *sum(named, ())) == (0, "all is well\n")
         self.counts["checks"] += 1
 
     def lose_the_index(self):

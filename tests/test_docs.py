@@ -54,7 +54,7 @@ def flags_of(verb):
 @pytest.fixture(scope="module")
 def cli_sections():
     """Verb -> the text of its section."""
-    parts = re.split(r"^## `streamsrv (\w+)`\n", page("cli.md"), flags=re.MULTILINE)
+    parts = re.split(r"^## `streamsrv ([\w-]+)`\n", page("cli.md"), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 

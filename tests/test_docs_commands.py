@@ -27,6 +27,8 @@ OTHERS = {
         "chmod",
         "chown",
         "cp",
+        "createdb",
+        "createuser",
         "docker",
         "echo",
         "echoscu",

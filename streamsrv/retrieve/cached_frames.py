@@ -152,8 +152,10 @@ class CachedPictures(CachedInstance):
 
 def cached_frames(rooms: Rooms, request: Request, target: Target) -> CachedInstance | None:
     """The frames of an instance for one client. None unless the request is for one frame that is sent as it
-    is stored, in one piece, with an answer that stays the same."""
+    is stored, in one piece, with an answer that stays the same. None also for an index in a database."""
     if target.kind not in (Kind.FRAMES, Kind.RENDERED) or len(target.frames) != 1 or request.query:
+        return None
+    if rooms.store.remote:
         return None
     try:
         selection = rooms.selections.at_hand(target)

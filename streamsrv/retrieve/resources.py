@@ -62,7 +62,9 @@ class Retrieve:
         plan = PLANS[kind]
         if algorithm is not None:
             plan = partial(with_digest, algorithm, plan)
-        elif kind is Kind.INSTANCES or (kind in BRIEF and target.instance is not None):
+        elif not self._rooms.store.remote and (
+            kind is Kind.INSTANCES or (kind in BRIEF and target.instance is not None)
+        ):
             planned = plan_answer(self._rooms, request, target, plan, brief=True)
             if planned is not None:
                 return planned

@@ -101,6 +101,8 @@ class Searches:
     def answer(self, request: Request, target: Target) -> Answer | Deferred:
         """Blocks for half a millisecond, about. Raises RequestError."""
         check_charset(request)
+        if self._index.remote:
+            return Deferred(lambda: self._long(request, target))
         long_query = sum(len(name) + len(value) for name, value in request.query) > LONGEST_QUERY
         budget = None if long_query else BriefBudget(min(BRIEF_ROWS, self._limits.rows))
         found = self._cached(request, target, budget)

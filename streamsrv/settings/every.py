@@ -16,6 +16,7 @@ from streamsrv.settings.rows import (
     never_a_network,
     never_an_origin,
     not_a_base,
+    not_a_database,
     not_a_mode,
     setting,
 )
@@ -24,6 +25,7 @@ from streamsrv.settings.rows import (
 TABLES_OF_SERVING = {
     "http": "Addresses, proxies, browsers, processes and logs",
     "store": "Folder of the store, duplicates, disk space and the scrub",
+    "cluster": "An index in a database, beside the folder of the store",
     "pixels": "Processes that decode, encode and render frames",
     "search": "Number of results and cost of one search",
     "limits": "Limits of connections, requests and datasets",
@@ -31,7 +33,7 @@ TABLES_OF_SERVING = {
 TABLES = TABLES_OF_SERVING | TABLES_OF_DIMSE | TABLES_OF_ACCESS
 
 
-_http, _store, _pixels, _search, _limits = (partial(setting, table) for table in TABLES_OF_SERVING)
+_http, _store, _cluster, _pixels, _search, _limits = (partial(setting, table) for table in TABLES_OF_SERVING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +191,13 @@ class Settings(DimseSettings):
         30.0,
         "seconds",
         "A study is told as complete when nothing was added to it for so long. 0: it never is.",
+    )
+    index: str = _cluster(
+        "",
+        "URL",
+        "A PostgreSQL database for the index: postgresql://user@host/name?sslmode=verify-full. "
+        "libpq reads PGPASSWORD and ~/.pgpass. Empty: the index is in the folder of the store.",
+        wrong=not_a_database,
     )
     bulk_threshold: int = _store(
         1024, "bytes", "In metadata, a longer binary value is replaced by a BulkDataURI."

@@ -92,6 +92,13 @@ def not_an_endpoint(text: str) -> str:
     return "write a host and a port, as in logs.example:6514"
 
 
+def not_a_database(text: str) -> str:
+    """Why this is no URL of a database; empty if it is, or there is no text."""
+    if not text or re.fullmatch(r"postgres(ql)?://\S*", text):
+        return ""
+    return "it is no URL of PostgreSQL: write postgresql://user@host/name"
+
+
 def setting(
     table: str,
     default: Any,

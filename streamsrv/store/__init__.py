@@ -47,5 +47,5 @@ from streamsrv.store.rows import (
 from streamsrv.store.segments.leases import SegmentLease
 from streamsrv.store.segments.records import Record
 from streamsrv.store.segments.verifying import MISSING_SEGMENT, damaged_record, refusal
-from streamsrv.store.store import Store, StoreOptions
+from streamsrv.store.store import Store, StoreOptions, migrate_index
 from streamsrv.store.transaction import Transaction

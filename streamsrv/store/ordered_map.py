@@ -23,6 +23,7 @@ class OrderedMap(Protocol):
     """The open database. `handles` maps the name of a map to its handle."""
 
     handles: dict[str, Any]
+    remote: bool  # whether each transaction waits for another process
 
     @property
     def read_only(self) -> bool: ...

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from streamsrv.errors import Forbidden, StoreCorrupt, StoreError
 from streamsrv.query.rules import Rule
@@ -83,7 +83,7 @@ class Store:
 
     def _see(self, index: Index, rule: Rule | None) -> None:
         """Read from this index."""
-        self.index, self.rule = index, rule
+        self.index, self.rule, self.remote = index, rule, index.remote
         self.version, self.probe = index.version, index.probe
         self.lookup, self.packed, self.instance = index.lookup, index.packed, index.instance
         self.metadata, self.short_metadata = index.metadata, index.short_metadata
@@ -228,15 +228,25 @@ def _index(
 
 
 def opened_in_database(url: str, *, read_only: bool, store: bytes, keep_changes: int) -> Index:
-    """Raises StoreError if the optional packages are missing."""
+    opened: Index = _postgresql().open_index(url, read_only=read_only, store=store, keep_changes=keep_changes)
+    return opened
+
+
+def migrate_index(url: str) -> tuple[int, int]:
+    """Bring the tables of an index in PostgreSQL to the layout of this version; returns the layouts before
+    and after. Raises StoreError."""
+    before, after = _postgresql().migrate(url)
+    return before, after
+
+
+def _postgresql() -> Any:
+    """The room of the engine. Raises StoreError if its packages are not installed."""
     try:
-        room = import_module("streamsrv.store.postgresql")
+        return import_module("streamsrv.store.postgresql")
     except ModuleNotFoundError as error:
         raise StoreError(
             f"an index in PostgreSQL needs the package {error.name}: install streamsrv[cluster]"
         ) from error
-    index: Index = room.open_index(url, read_only=read_only, store=store, keep_changes=keep_changes)
-    return index
 
 
 class Problem(NamedTuple):

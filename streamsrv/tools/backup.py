@@ -15,7 +15,14 @@ from streamsrv.store.maintenance.restore import restore, verify_backup
 from streamsrv.store.maintenance.scrub import Pace
 from streamsrv.tools.ownership import hand_over
 from streamsrv.tools.progress import ProgressLine
-from streamsrv.verbs import add_store_arguments, byte_count, deriver, open_store, print_findings
+from streamsrv.verbs import (
+    add_index_argument,
+    add_store_arguments,
+    byte_count,
+    deriver,
+    open_store,
+    print_findings,
+)
 from streamsrv.web.access.grants import FOLDER, KEY, GrantDamaged, Grants
 
 KINDS = (KEY, "share")  # of grants that a backup has
@@ -39,6 +46,7 @@ def add_backup_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="copy nothing: compare every byte of the backup with its digests; needs no store",
     )
+    add_index_argument(parser)
     _add_arguments(parser)
 
 

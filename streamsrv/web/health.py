@@ -15,14 +15,18 @@ import asyncio
 import contextlib
 import re
 import socket
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 
-from streamsrv.errors import StreamsrvError
+from streamsrv.errors import IndexUnreachable, StreamsrvError
 from streamsrv.wire.answers import Answer, Literal
 
 HEADERS = (("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store"))
 SECONDS = 5.0
+PROBED_EVERY = 1.0  # seconds
+PROBE_PATIENCE = 10.0  # seconds
 LONGEST = 8 << 10  # bytes
 MOST = 64
 _REQUEST = re.compile(rb"(GET|HEAD) ([!-~]+) HTTP/1\.[01]\r?\n")
@@ -44,6 +48,40 @@ def ready(probe: Callable[[], None], *, draining: bool, store_open: bool) -> Ans
     except StreamsrvError as error:
         return _text(503, f"the store cannot be read: {error.detail}\n".encode(), ("Retry-After", "1"))
     return _text(200, b"ready\n")
+
+
+class WatchedProbe:
+    """Calls a probe that may wait, in a thread of its own; `probe` tells the last result at once."""
+
+    def __init__(self, probe: Callable[[], None]) -> None:
+        self._probe = probe
+        self._end = threading.Event()
+        self._at = time.monotonic()
+        self._error: StreamsrvError | None = None
+        self._thread = threading.Thread(target=self._watch, name="probe", daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._end.is_set():
+            try:
+                self._probe()
+                self._error = None
+            except StreamsrvError as error:
+                self._error = error
+            self._at = time.monotonic()
+            self._end.wait(PROBED_EVERY)
+
+    def probe(self) -> None:
+        """Raises the StreamsrvError of the last probe; IndexUnreachable if it has not returned for long."""
+        error, since = self._error, time.monotonic() - self._at
+        if since > PROBE_PATIENCE:
+            raise IndexUnreachable(f"the store has not answered for {since:.0f} seconds")
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        self._end.set()
+        self._thread.join(SECONDS)
 
 
 def _text(status: int, text: bytes, *more: tuple[str, str]) -> Answer:

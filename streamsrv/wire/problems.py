@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from streamsrv.errors import (
     IndexFailed,
+    IndexUnreachable,
     InstanceDamaged,
     InstanceError,
     MethodNotAllowed,
@@ -96,6 +97,7 @@ def _headers(error: StreamsrvError) -> list[tuple[str, str]]:
         case (
             Overloaded(retry_after=seconds)
             | IndexFailed(retry_after=seconds)
+            | IndexUnreachable(retry_after=seconds)
             | TooManyRequests(retry_after=seconds)
         ):
             return [("Retry-After", str(seconds))]

@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from database_server import DatabaseServer
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -31,11 +30,3 @@ def memory_factory():
 def memory(memory_factory):
     """As tmp_path, in memory."""
     return memory_factory()
-
-
-@pytest.fixture(scope="session")
-def database_server():
-    """PostgreSQL, started when the first test asks for it."""
-    server = DatabaseServer()
-    yield server
-    server.end()

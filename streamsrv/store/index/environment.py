@@ -128,6 +128,8 @@ class ReadTransaction:
 class Environment:
     """The open index folder. `handles` maps the name of a database to its LMDB handle."""
 
+    remote = False
+
     def __init__(self, folder: Path, *, read_only: bool, store: bytes = b"") -> None:
         """`store` is the fingerprint of the store; WrongStore if the index has another."""
         self.folder = folder

@@ -168,7 +168,9 @@ class Lists:
             if not self._budget.spend(rows=len(batch)):
                 return
             with self._environment.reading("reading studies") as transaction:
-                values = [transaction.get(study.encode(), db=self._handles["studies"]) for study in batch]
+                cursor = transaction.cursor(db=self._handles["studies"])
+                read = dict(cursor.getmulti([study.encode() for study in batch]))
+                values = [read.get(study.encode()) for study in batch]
                 if (sees := self._sees) is not None:
                     pairs = zip(batch, values, strict=True)
                     values = [

@@ -56,6 +56,8 @@ class Reading:
     def __init__(self, environment: OrderedMap) -> None:
         self._environment = environment
         self._handles = environment.handles
+        # Whether even a look-up waits for another process: the event loop makes none then.
+        self.remote = environment.remote
         self._blobs: SizedCache[bytes, BlobTexts] = SizedCache(BLOBS_KEPT, lambda texts: texts.size)
         self._decompressors = Decompressors()
         self._damage = DamageReader(environment.handles)

@@ -286,8 +286,8 @@ class Search:
                 return
             with self._environment.reading("reading rows by UID") as transaction:
                 seen = self._sees(transaction, start)
-                values = [transaction.get(key, db=self._handles[name]) if seen else None for key in keys]
-            yield from ((key, value) for key, value in zip(keys, values, strict=True) if value is not None)
+                rows = transaction.cursor(db=self._handles[name]).getmulti(keys) if seen else []
+            yield from rows
             return
         at = first
         for usual in batch_sizes(self._query.wanted):

@@ -15,6 +15,8 @@ from streamsrv.store.postgresql.transactions import ReadingTables, WritingTables
 class Database:
     """An open database. Thread-safe."""
 
+    remote = True
+
     def __init__(self, url: str, *, read_only: bool, store: str) -> None:
         """`url` is one of libpq. Raises StoreError as `schema.prepare` does."""
         self.handles: dict[str, Table] = dict(TABLES)

@@ -1,0 +1,172 @@
+"""A server whose index is in PostgreSQL, over HTTP and on the command line."""
+
+import os
+import subprocess
+import time
+
+import pytest
+from kill_world import verb
+from live_server import environment, executable, start_server
+from small_client import Client, file_of, key_of, path_of
+from test_tutorial import run_through, steps_of_page
+
+KEYS = [key_of(study, series, number) for study in (1, 2) for series in (1, 2) for number in range(3)]
+FILES = {key: file_of(key, 1, 20_000) for key in KEYS}
+
+
+@pytest.fixture(scope="module")
+def url(database_server):
+    return database_server.url("over_http")
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """The folder of reports about the event loop."""
+    return tmp_path_factory.mktemp("guarded")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, url, guarded):
+    folder = tmp_path_factory.mktemp("database")
+    running = start_server(folder, "--index", url, variables={"LOOP_GUARD": str(guarded)})
+    yield running
+    running.end()
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    client = Client(server.origin)
+    yield client
+    client.close()
+
+
+def waits(guarded):
+    return [each.read_text() for each in guarded.glob("waited-*")]
+
+
+def test_every_kind_of_request(client, guarded):
+    deadline = time.monotonic() + 20
+    while len(list(guarded.glob("armed-*"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert client.store(list(FILES.values())).status == 200
+    assert client.store([FILES[KEYS[0]]]).status == 409
+    assert {key: client.read(key) for key in KEYS} == FILES
+    assert client.keys() == set(KEYS)
+    study = f"/studies/{KEYS[0][0]}"
+    found = client.ask("GET", f"{study}/series?includefield=all")
+    assert len(found.json()) == 2
+    tag = client.ask("GET", f"{study}/metadata").headers["ETag"]
+    assert client.ask("GET", f"{study}/metadata", If_None_Match=tag).status == 304
+    for _ in range(3):  # from the second on, headers are known
+        frame = client.ask(
+            "GET",
+            path_of(KEYS[0]) + "/frames/1",
+            Accept='multipart/related; type="application/octet-stream"; transfer-syntax=*',
+        )
+        assert frame.status in (200, 404)
+    assert client.ask("GET", f"{study}/rendered", Accept="image/png").status in (200, 400, 404, 406)
+    assert client.ask("GET", "/changefeed").status == 200
+    assert client.ask("GET", "/changefeed/latest").status == 200
+    assert client.delete(KEYS[-1])
+    assert not client.delete(KEYS[-1])
+    assert client.keys() == set(KEYS[:-1])
+    assert client.store([FILES[KEYS[-1]]]).status == 200
+    assert waits(guarded) == []
+
+
+def test_the_tutorial(tmp_path, database_server):
+    url = database_server.url("of_the_tutorial")
+    running = start_server(tmp_path / "tutorial", "--index", url)
+    try:
+        run_through(steps_of_page(), f"{running.origin}/v2", drawn_samples(tmp_path), tmp_path)
+    finally:
+        running.end()
+
+
+def drawn_samples(folder):
+    subprocess.run([*executable(), "samples", "samples"], cwd=folder, check=True, env=environment())
+    return folder / "samples"
+
+
+def test_the_verbs_that_look_after_a_store(server, client, url, tmp_path, monkeypatch):
+    where = ("--data", str(server.data), "--index", url)
+    client.store(list(FILES.values()))
+    assert verb("check", *where) == (0, "all is well\n")
+    assert "instances: 12" in verb("info", *where)[1]
+    client.delete(KEYS[0])
+    assert verb("compact", *where)[0] == 0
+    assert client.read(KEYS[1]) == FILES[KEYS[1]]
+    assert verb("backup", *where, str(tmp_path / "backup"))[0] == 0
+    assert verb("restore", "--data", str(tmp_path / "restored"), str(tmp_path / "backup"))[0] == 0
+    assert "instances: 11" in verb("info", "--data", str(tmp_path / "restored"))[1]
+    assert verb("migrate-index", "--index", url) == (0, "the index has layout 1: nothing was changed\n")
+    monkeypatch.setenv("STREAMSRV_INDEX", url)
+    code, said = verb("reindex", "--data", str(server.data))
+    assert (code, "names a database" in said) == (2, True)
+
+
+def test_requests_while_the_database_is_away(server, client, database_server, guarded):
+    client.store(list(FILES.values()))
+    database_server.stop("immediate")
+    for path in ("/studies", path_of(KEYS[1])):
+        reply = client.ask("GET", path)
+        assert (reply.status, reply.headers["Retry-After"]) == (503, "1")
+        assert b"does not answer" in reply.body or b"cannot be reached" in reply.body
+    assert client.store([file_of(key_of(3, 1, 1), 1, 500)]).status == 503
+    waited(lambda: not server.is_ready())
+    database_server.start()
+    waited(server.is_ready)
+    assert client.read(KEYS[1]) == FILES[KEYS[1]]
+    assert client.read(key_of(3, 1, 1)) is None
+    assert client.store([file_of(key_of(3, 1, 1), 1, 500)]).status == 200
+    assert waits(guarded) == []
+
+
+def waited(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def started(folder, *flags, **variables):
+    """Exit code and log of a server that must not start."""
+    command = [
+        *executable(),
+        "serve",
+        "--data",
+        str(folder / "data"),
+        "--port",
+        "0",
+        "--workers",
+        "1",
+        *flags,
+    ]
+    done = subprocess.run(
+        command, env=environment() | variables, capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.returncode, done.stderr + done.stdout
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path, url, server):
+    assert started(tmp_path, "--index", "mysql://x")[0] == 2
+    code, said = started(tmp_path, "--index", url)
+    assert code == 1
+    assert "this database has the index of another store: nothing was changed" in said
+    code, said = started(tmp_path, "--index", url.replace("streamsrv@", "stranger:secret-word@"))
+    assert code == 1
+    assert 'role "stranger" does not exist' in said
+    assert "secret-word" not in said
+
+
+def test_without_the_packages_of_the_extra(tmp_path, url):
+    missing = tmp_path / "missing"
+    missing.mkdir()
+    (missing / "psycopg.py").write_text("raise ModuleNotFoundError('no', name='psycopg')\n")
+    path = os.pathsep.join([str(missing), environment()["PYTHONPATH"]])
+    code, said = started(tmp_path, "--index", url, PYTHONPATH=path)
+    assert code == 1
+    assert "needs the package psycopg: install streamsrv[cluster]" in said
+    embedded = start_server(tmp_path / "embedded", workers=1, variables={"PYTHONPATH": path})
+    assert embedded.end() == 0
