@@ -36,6 +36,10 @@ class DownloadFailed(Exception):
     """The service does not give this resource. The message has the status."""
 
 
+class AnswerCut(ConnectionError):
+    """The service ends the connection within an answer: it may be damaged there."""
+
+
 class InstanceGone(Exception):
     """The service has no such instance (any more)."""
 
@@ -70,7 +74,9 @@ class DownloadConnection(ServiceConnection):
                         return self._whole(response, read)
                     reply = Reply(response.status, _headers_of(response), response.read(MOST_ERROR))
                     self.close()
-            except (ConnectionError, TimeoutError):
+            except (ConnectionError, TimeoutError) as fault:
+                if last and isinstance(fault, AnswerCut):
+                    raise DownloadFailed(str(fault)) from fault
                 if last:
                     raise
                 time.sleep(min(LONGEST_WAIT, 0.1 * 2**attempt))
@@ -97,10 +103,10 @@ class DownloadConnection(ServiceConnection):
     ) -> Result:
         try:
             result = read(response)
-        except http.client.IncompleteRead as fault:
-            raise ConnectionError("the answer ended early") from fault
+        except (http.client.IncompleteRead, ConnectionError) as fault:
+            raise AnswerCut("the answer ended early") from fault
         if response.length:
-            raise ConnectionError("the answer ended early")
+            raise AnswerCut("the answer ended early")
         if not response.isclosed():
             self.close()
         return result

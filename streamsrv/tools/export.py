@@ -185,6 +185,10 @@ class ServiceSource:
             found = self._remote.fetch(item.key, item.syntax, version, begin, write)
         except InstanceGone as fault:
             raise LookupError(str(fault)) from fault
+        except (ConnectionError, TimeoutError) as fault:
+            raise StreamsrvError(
+                f"the service does not answer: {fault}: repeat the command to go on"
+            ) from fault
         return Fetched(*found) if found else None
 
 

@@ -2,9 +2,12 @@
 
 import csv
 import hashlib
+import http.server
 import json
 import re
+import shutil
 import subprocess
+import threading
 from pathlib import PureWindowsPath
 
 import clinic as world
@@ -174,15 +177,102 @@ def test_a_service_that_refuses_the_search(server, tmp_path, capsys):
     assert "Nonsense" in capsys.readouterr().err
 
 
-def test_an_instance_that_is_damaged_is_named(tmp_path, capsys):
-    running = start_server(tmp_path / "server", workers=1)
-    world.store(f"{running.url}/studies", FILES.values())
-    assert running.end() == 0
-    (segment,) = (running.data / "segments").glob("*.seg")
+def test_a_key_exports_the_studies_of_its_rule(server, tmp_path, capsys):
+    shutil.copytree(server.data, tmp_path / "locked" / "data")
+    locked = start_server(tmp_path / "locked", "--auth", "required", workers=1)
+    words = ("--data", str(locked.data), "--rights", "search,read", "--where", "StudyDate=20210101")
+    assert main(["key", "add", "reader", *words]) == 0
+    token = tmp_path / "token"
+    token.write_text(capsys.readouterr().out)
+    words = ("--url", locked.url, "--token-file", str(token))
+    code, report = export(capsys, tmp_path / "out", *words)
+    assert (code, report["exported"]) == (0, 1)
+    token.write_text("wrong")
+    assert main(["export", str(tmp_path / "other"), *words]) == FAILED
+    assert "401" in capsys.readouterr().err
+    assert locked.end() == 0
+
+
+class Unsteady(http.server.BaseHTTPRequestHandler):
+    """One instance. `script` has the behaviour of each request for it."""
+
+    protocol_version = "HTTP/1.1"
+    file = FILES["1.2.826.0.1.1"]
+
+    def do_GET(self):
+        uids = {"0020000D": "1.2", "0020000E": "1.2.3", "00080018": "1.2.3.4"}
+        found = [{tag: {"vr": "UI", "Value": [uid]} for tag, uid in uids.items()}]
+        if "/studies/" not in self.path:
+            self.answer(
+                200, "application/dicom+json", json.dumps([] if "offset" in self.path else found).encode()
+            )
+            return
+        behaviour = self.server.script.pop(0)
+        if behaviour == "whole":
+            self.answer(200, "application/dicom; transfer-syntax=1.2.840.10008.1.2.1", self.file)
+        elif isinstance(behaviour, int):
+            self.answer(behaviour, "text/plain", b"no", ("Retry-After", "0"))
+        else:
+            self.answer(200, "application/dicom", self.file, sent=behaviour)
+
+    def answer(self, status, kind, body, *headers, sent=1.0):
+        self.send_response(status)
+        for name, value in (("Content-Type", kind), ("Content-Length", str(len(body))), *headers):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body[: int(len(body) * sent)])
+        self.close_connection = sent < 1
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def unsteady():
+    service = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Unsteady)
+    thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield service
+    service.shutdown()
+    thread.join()
+    service.server_close()
+
+
+@pytest.mark.parametrize(
+    ("script", "fault"),
+    [
+        ([0.5, 0.0, 503, 429, "whole"], ""),
+        ([500], "500"),
+        ([406], "406"),
+        ([404], "gone"),
+        ([0.5, 0.5], "ended early"),
+    ],
+)
+def test_a_service_that_is_busy_or_lost(unsteady, tmp_path, capsys, script, fault):
+    unsteady.script = list(script)
+    url = f"http://127.0.0.1:{unsteady.server_address[1]}"
+    retries = str(len(script) - 1)
+    code, report = export(capsys, tmp_path / "out", "--url", url, "--retries", retries)
+    files = [path.read_bytes() for path in tmp_path.rglob("*.dcm")]
+    assert not unsteady.script
+    assert not list(tmp_path.rglob(".part*"))
+    if not fault:
+        assert (code, report["exported"], files) == (0, 1, [Unsteady.file])
+    elif fault == "gone":
+        assert (code, report["gone"], files) == (0, 1, [])
+    else:
+        assert (code, report["failed"], files) == (FAILED, 1, [])
+        assert fault in report["failures"][0]
+
+
+def test_an_instance_that_is_damaged_is_named(server, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(server.data, data)
+    (segment,) = (data / "segments").glob("*.seg")
     raw = bytearray(segment.read_bytes())
     raw[raw.index(b"1.2.826.1.1.1\0") + 200] ^= 1
     segment.write_bytes(raw)
-    code, report = export(capsys, tmp_path / "out", "--data", str(running.data))
+    code, report = export(capsys, tmp_path / "out", "--data", str(data))
     assert (code, report["exported"], report["failed"]) == (FAILED, 3, 1)
     assert "1.2.826.1.1.1" in report["failures"][0]
     assert len(manifest(tmp_path / "out")) == 3
