@@ -4,6 +4,8 @@ import errno
 import os
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -318,3 +320,45 @@ def test_a_disk_that_fails_gets_a_sentence(cached, monkeypatch):
     monkeypatch.setattr(CachedFile, "__init__", fail)
     with pytest.raises(StoreError, match="opening a file"):
         cached().open([SEGMENT])
+
+
+READS = """
+import os, random, sys, time
+from pathlib import Path
+from obstore.store import LocalStore
+from streamsrv.store.objects.bucket import Bucket
+from streamsrv.store.objects.cache import ObjectCache, StoredObject
+folder, seed = Path(sys.argv[1]), sys.argv[2]
+store, content = LocalStore(folder), (folder / "object").read_bytes()
+cache = ObjectCache(
+    folder / "cache", 2 << 20, Bucket(store, store), {4: StoredObject("object", len(content))}.get, 1 << 20
+)
+numbers = random.Random(seed)
+print("begun", flush=True)
+for _ in range(int(sys.argv[3])):
+    offset = numbers.randrange(len(content))
+    length = min(numbers.choice([1, 200_000, 1 << 20]), len(content) - offset)
+    with cache.open([4]) as lease:
+        lease.ensure(4, offset, length)
+        assert os.pread(lease.fd(4), length, offset) == content[offset : offset + length]
+cache.close()
+"""
+
+
+def test_processes_that_die_leave_a_sound_cache(memory):
+    """A reader goes on beside others that are killed while they fetch and evict."""
+    (memory / "object").write_bytes(CONTENT)
+
+    def reader(seed, times):
+        command = [sys.executable, "-c", READS, str(memory), str(seed), str(times)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    with reader(0, 600) as steady:
+        for seed in range(1, 4):
+            with reader(seed, 1_000_000) as victim:
+                assert victim.stdout.readline() == "begun\n"
+                time.sleep(0.02 * seed)
+                victim.kill()
+        assert steady.wait(60) == 0
+    with reader(9, 50) as last:
+        assert last.wait(60) == 0

@@ -11,18 +11,23 @@ import subprocess
 
 import pytest
 from hostile_files import element, instance
+from obstore.store import MemoryStore
 from small_client import file_of, key_of
 
 from streamsrv.cli import FAILED, main
 from streamsrv.ingest.derivation import derive
 from streamsrv.store import OnDuplicate, Store, StoreOptions
+from streamsrv.store.objects.bucket import Bucket
+from streamsrv.store.objects.writer import ObjectWriter, fresh_key
 from streamsrv.store.segments.records import (
     HEADER,
     NO_ID,
     PayloadDigest,
+    RecordFormat,
     RecordHeader,
     RecordKind,
 )
+from streamsrv.store.segments.segments import Clock
 
 OPTIONS = StoreOptions(segment_size=1 << 20, min_free=0)
 KEYS = [key_of(1, 1, number) for number in range(1, 7)]
@@ -103,6 +108,30 @@ def test_instances_come_back_without_the_store(plain, segment, tmp_path, capsys)
     )
     assert lines[0]["SOPInstanceUID"] in shown.stdout
     assert sorted(each.name for each in out.iterdir()) == ["instances", "manifest.csv", "salvage.sqlite"]
+
+
+@pytest.mark.parametrize("part", [1000, 5000, 1 << 20])
+def test_instances_come_back_from_an_object(tmp_path, capsys, part):
+    """Also those that are longer than its parts, whose header in front is not final."""
+    memory = MemoryStore()
+    bucket = Bucket(memory, memory, part)
+    form = RecordFormat(b"s" * 32, b"f" * 16)
+    writer = ObjectWriter(bucket, form, 1, fresh_key(1), tmp_path, Clock())
+    records = []
+    for file in FILES:
+        writer.open_record()
+        writer.write([file[:100]])
+        writer.write([file[100:]])
+        records.append(writer.close_record())
+    length = writer.complete(records)
+    writer.abort()
+    (tmp_path / "00000001.seg").write_bytes(bucket.read(writer.key, 0, length))
+    out = tmp_path / "out"
+    code, report = salvage(capsys, out, tmp_path / "00000001.seg")
+    assert (code, report["errors"], report["instances"]) == (0, 0, 6)
+    assert files_in(out / "instances") == expected()
+    with (out / "manifest.csv").open(newline="") as stream:
+        assert {line["found_by"] for line in csv.DictReader(stream)} == {"chain"}
 
 
 def test_deleted_and_replaced_instances_are_put_aside(tmp_path, capsys):

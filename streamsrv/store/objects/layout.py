@@ -140,17 +140,22 @@ def trailer_of(form: RecordFormat, fd: int, segment: int, end: int) -> tuple[int
     if trailer.kind is not RecordKind.TRAILER or seal.began + HEADER + trailer.length != end - HEADER:
         raise HeaderDamaged("the seal of the object names no trailer")
     entries = os.pread(fd, trailer.length, seal.began + HEADER)
-    steps = [
-        _step(form, fd, segment, entries[at : at + ENTRY], seal.began) for at in range(0, len(entries), ENTRY)
+    return seal.began, [
+        _step(form, fd, segment, offset, raw, seal.began) for offset, raw in entries_in(entries)
     ]
-    return seal.began, steps
 
 
-def _step(form: RecordFormat, fd: int, segment: int, entry: bytes, end: int) -> Step:
+def entries_in(payload: bytes) -> Iterator[tuple[int, bytes]]:
+    """(offset, header) of each record, from the payload of a trailer."""
+    for at in range(0, len(payload) - len(payload) % ENTRY, ENTRY):
+        (offset,) = _OFFSET.unpack_from(payload, at)
+        yield offset, payload[at + _OFFSET.size : at + ENTRY]
+
+
+def _step(form: RecordFormat, fd: int, segment: int, offset: int, raw: bytes, end: int) -> Step:
     """The record of an entry. If the entry is damaged, the header in front of the record."""
-    (offset,) = _OFFSET.unpack_from(entry)
     try:
-        return FoundRecord(offset, form.unpack(entry[_OFFSET.size :], segment, offset))
+        return FoundRecord(offset, form.unpack(raw, segment, offset))
     except HeaderDamaged as reason:
         damaged = str(reason)
     try:

@@ -19,8 +19,10 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
+from streamsrv.store.objects.layout import entries_in
 from streamsrv.store.rows import FIRST_RECORD
 from streamsrv.store.segments.records import (
     FORMAT_VERSION,
@@ -73,12 +75,14 @@ class UnkeyedWalk:
         self._marker = marker
 
     def steps(self) -> Iterator[UnkeyedStep]:
-        """Every record, and every damaged range between them. A PENDING record has no length: a search
-        follows it."""
+        """Every record, and every damaged range between them. A PENDING record has no length, unless the
+        trailer of an object has it: else a search follows it."""
         offset, proof = FIRST_RECORD, Proof.CHAIN
         while offset < self._size:
             raw = _read(self._fd, HEADER, offset)
             step = self._step(raw, offset, proof)
+            if isinstance(step, UnkeyedRecord) and step.found.header.kind is RecordKind.PENDING:
+                step = self._listed_at(offset, proof) or step
             yield step
             if isinstance(step, UnkeyedRecord) and step.found.header.kind is not RecordKind.PENDING:
                 offset = step.found.end
@@ -88,6 +92,36 @@ class UnkeyedWalk:
             else:
                 offset = step.end
             proof = Proof.SEARCH
+
+    def _listed_at(self, offset: int, proof: Proof) -> UnkeyedRecord | None:
+        """The record of an object whose header in front is not final, if its payload is whole."""
+        header = self._listed.get(offset)
+        if header is None or not 0 < header.length <= self._size - offset - HEADER:
+            return None
+        found = FoundRecord(offset, header)
+        return UnkeyedRecord(found, proof) if self.is_whole(found) else None
+
+    @cached_property
+    def _listed(self) -> dict[int, RecordHeader]:
+        """The final headers in the trailer of an object (objects/layout.py); none in a segment file."""
+        seal = self._header(self._size - HEADER, RecordKind.SEAL)
+        trailer = self._header(seal.began, RecordKind.TRAILER) if seal else None
+        if trailer is None or seal is None or seal.began + HEADER + trailer.length != self._size - HEADER:
+            return {}
+        payload = _read(self._fd, trailer.length, seal.began + HEADER)
+        found = {offset: unproved(raw) for offset, raw in entries_in(payload)}
+        return {
+            offset: fields.as_kind(RecordKind.INSTANCE)
+            for offset, fields in found.items()
+            if fields.marker == self._marker and fields.kind == RecordKind.INSTANCE
+        }
+
+    def _header(self, offset: int, kind: RecordKind) -> RecordHeader | None:
+        try:
+            header = self._plausible(_read(self._fd, HEADER, offset), offset)
+        except HeaderDamaged:
+            return None
+        return header if header.kind is kind else None
 
     def is_whole(self, found: FoundRecord) -> bool:
         """Whether the payload has the digest of its header. Reads it all."""
