@@ -15,6 +15,7 @@ from streamsrv.store import Store, StoreOptions
 from streamsrv.store.index.levels import fact_reader, facts_in
 
 RULE = rule_of(["InstitutionName=A*", "StudyDate=20200101-"])
+BROAD = rule_of(["StudyDate=20200101-"])
 HOSPITALS = ("A", "B", "A-Nord", None)
 STUDIES = range(101, 125)
 # (series, number, changed values) of the instances of each study.
@@ -49,30 +50,53 @@ def is_visible(key):
     return study % 5 % 4 < 2
 
 
+def is_of_another_day(key):
+    study = int(key[0].rpartition(".")[2])
+    return study == 120 or study % 5 % 4 == 3
+
+
 VISIBLE = sorted({key[0] for key, _ in files() if is_visible(key)})
 HIDDEN = sorted({key[0] for key, _ in files()} - set(VISIBLE))
+FEW_HIDDEN = sorted({key[0] for key, _ in files() if is_of_another_day(key)})
+OPTIONS = StoreOptions(min_free=0)
 
 
 @pytest.fixture(scope="module")
-def sides(tmp_path_factory):
-    """The principal with a rule, and the one of a store that holds no more."""
-    whole, part = (tmp_path_factory.mktemp("rules") / name for name in ("whole", "part"))
-    options = StoreOptions(min_free=0)
-    pool = PixelPool(1)
-    with Store.open(whole, options) as store:
+def folders(tmp_path_factory):
+    """A store of all studies, and two without the hidden ones of a rule."""
+    several = [tmp_path_factory.mktemp("rules") / name for name in ("whole", "part", "most")]
+    with Store.open(several[0], OPTIONS) as store:
         for _, file in files():
-            assert Side(store, pool).put(file).status == 200
-    shutil.copytree(whole, part)
-    with Store.open(whole, options) as all_studies, Store.open(part, options) as visible:
-        for study in HIDDEN:
-            assert visible.delete(study)
+            assert Side(store, None).put(file).status == 200
+    for folder, hidden in zip(several[1:], (HIDDEN, FEW_HIDDEN), strict=True):
+        shutil.copytree(several[0], folder)
+        with Store.open(folder, OPTIONS) as store:
+            for study in hidden:
+                assert store.delete(study)
+    return several
+
+
+@pytest.fixture(scope="module")
+def sides(folders):
+    """The principal with a rule, and the one of a store that holds no more."""
+    pool = PixelPool(1)
+    with Store.open(folders[0], OPTIONS) as all_studies, Store.open(folders[1], OPTIONS) as visible:
         yield Side(all_studies, pool, RULE), Side(visible, pool)
     pool.close()
+
+
+@pytest.fixture(scope="module")
+def broad_sides(folders, sides):
+    """The same for a rule that hides few studies."""
+    with pytest.MonkeyPatch.context() as patched, Store.open(folders[2], OPTIONS) as visible:
+        patched.setattr("streamsrv.store.index.visibility.MOST", len(FEW_HIDDEN))
+        yield Side(sides[0].store, None, BROAD), Side(visible, None)
 
 
 def test_the_studies_of_this_test_are_of_both_kinds():
     assert len(VISIBLE) >= 5
     assert len(HIDDEN) >= 10
+    assert 3 < len(FEW_HIDDEN) < len(STUDIES) / 2
 
 
 SEARCHES = [
@@ -92,6 +116,9 @@ SEARCHES = [
         *(
             "?orderby=PatientID&limit=3",
             "?orderby=-StudyDate&limit=2",
+            "?orderby=StudyDate&limit=2",
+            "?orderby=-AccessionNumber&limit=2",
+            "?orderby=StudyID&limit=3",
             "?orderby=StudyTime,PatientID&limit=5",
         ),
         *("?EncapsulatedDocument=", "?Rows=16&limit=2", "?StudyDate=20200101-&limit=2"),
@@ -108,8 +135,16 @@ BELOW = [
 @pytest.mark.parametrize("path", [*SEARCHES, *BELOW])
 def test_searches(sides, path):
     """With each page that a Link leads to."""
-    one, other = sides
-    for _ in range(40):
+    compare_pages(*sides, path)
+
+
+@pytest.mark.parametrize("path", [*SEARCHES, *BELOW])
+def test_searches_of_a_rule_that_hides_few_studies(broad_sides, path):
+    compare_pages(*broad_sides, path)
+
+
+def compare_pages(one, other, path):
+    for _ in range(60):
         found, expected = one.ask(f"/v2{path}"), other.ask(f"/v2{path}")
         assert found == expected
         link = dict(found.headers).get("Link")
@@ -226,6 +261,17 @@ def test_a_rule_that_shows_many_studies_finds_the_same(sides, monkeypatch):
         assert {name for name, _ in expected.headers} - {name for name, _ in found.headers} <= {
             "X-Total-Count"
         }
+
+
+def test_a_rule_that_shows_and_hides_many_studies_knows_how_many_at_least(tmp_path, monkeypatch):
+    monkeypatch.setattr("streamsrv.store.index.visibility.MOST", 3)
+    with Store.open(tmp_path, OPTIONS) as store:
+        everyone, side = Side(store, None), Side(store, None, rule_of(["InstitutionName=A"]))
+        for number in range(100):
+            everyone.put(file_of(key_of(number), institution="AB"[number % 2]))
+        assert "There are at least 47 additional" in dict(side.ask("/v2/studies?limit=3").headers)["Warning"]
+        everyone.ask(f"/v2/studies/{key_of(0)[0]}", "DELETE")
+        assert "There are at least 45 additional" in dict(side.ask("/v2/studies?limit=4").headers)["Warning"]
 
 
 def test_facts_are_read_from_a_row_as_they_were_written(tmp_path):

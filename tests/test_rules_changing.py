@@ -168,3 +168,35 @@ def test_many_changes_and_a_bounded_log_are_noticed(tmp_path):
                 kept = [each for each in range(1, number + 1, 2) if each % 7]
                 assert dict(side.ask("/v2/studies").headers)["X-Total-Count"] == str(len(kept))
                 assert side.ask("/v2/studies").body.count(b'"0020000D"') == len(kept)
+
+
+def test_counts_and_orders_follow_the_changes(tmp_path, monkeypatch):
+    """While few studies are visible, and then while few are hidden."""
+    monkeypatch.setattr("streamsrv.store.index.visibility.MOST", 12)
+    with Store.open(tmp_path, StoreOptions(min_free=0)) as store:
+        everyone, side, there = Side(store, POOL), Side(store, POOL, A), {}
+        for number in range(1, 41):
+            key = key_of(number)
+            values = {
+                "institution": "B" if number % 4 == 0 else "A",
+                "name": f"N{number * 7 % 10}" * (number % 3),
+            }
+            everyone.put(file_of(key, **values))
+            there[key[0]] = values
+            if number % 6 == 0:
+                gone = key_of(number // 2)[0]
+                everyone.ask(f"/v2/studies/{gone}", "DELETE")
+                del there[gone]
+            seen = [
+                (values["name"], study) for study, values in there.items() if values["institution"] == "A"
+            ]
+            up = sorted(seen, key=lambda each: (not each[0], *each))
+            down = sorted(sorted(seen, key=lambda each: each[1]), key=lambda each: each[0], reverse=True)
+            for order, expected in (("PatientName", up), ("-PatientName", down)):
+                found = side.ask(f"/v2/studies?orderby={order}")
+                uids = [each["0020000D"]["Value"][0] for each in json.loads(found.body)]
+                assert uids == [study for _, study in expected], (number, order)
+            for level in ("studies", "series", "instances"):
+                total = dict(side.ask(f"/v2/{level}?limit=1").headers)["X-Total-Count"]
+                assert total == str(len(seen)), (number, level)
+        assert len(seen) > 12 > len(there) - len(seen)

@@ -259,6 +259,8 @@ def _left(page: _ResultPage, budget: Budget) -> str:
     """The number of matches after the page. Beyond COUNTED it is "at least" so many."""
     if page.remaining is not None:
         return str(page.remaining)
+    if page.least > page.counted:
+        return f"at least {page.least}"
     budget.allow_only(page.counted)
     counted = 1 + sum(1 for _ in itertools.islice(page.rest, page.counted))  # the first one is taken already
     exact = counted <= page.counted and not budget.spent
@@ -284,7 +286,8 @@ def _next_url(request: Request, cursor: str) -> str:
 class _ResultPage:
     """The matches of one answer. `total` counts all pages and `remaining` those after this one; each is None
     if it is not known. `rest` yields those after this one without the first. `first` is the offset, from the
-    first match or from a cursor. At most `counted` matches behind the page are counted."""
+    first match or from a cursor. At most `counted` matches behind the page are counted. There are at least
+    `least` of them."""
 
     first: int
     count: int
@@ -296,6 +299,7 @@ class _ResultPage:
     from_start: bool
     rest: Iterator[Hit] = dataclasses.field(default_factory=lambda: iter(()))
     counted: int = COUNTED
+    least: int = 0
 
     @property
     def last(self) -> Hit:
@@ -335,7 +339,9 @@ def _walk(
     hits = functools.partial(iter, held) if count <= kept else again
     remaining = remaining if remaining and remaining > 0 else None
     page = _ResultPage(first, count, more, total, remaining, hits, end, from_start, matches)
-    page.counted = COUNTED if index.counts else 0
+    if not index.counts and more and from_start:
+        page.least = index.least(query) - first - count
+        page.counted = COUNTED if query.conditions else 0
     return page
 
 

@@ -163,8 +163,14 @@ class Index(Reading):
 
     @property
     def counts(self) -> bool:
-        """Whether totals are known. A view does not know those of a rule that shows many studies."""
+        """Whether totals are known. A view does not know those of a rule that shows many studies and hides
+        many."""
         return True
+
+    def least(self, query: Query) -> int:
+        """The number of matches at least of a query without conditions, if `total` does not know it; else
+        0."""
+        return 0
 
     def total(self, query: Query, most: int = 0) -> int | None:
         """Number of matches, if it is known without a search: the query has no conditions, or up to `most`
@@ -327,12 +333,15 @@ class RestrictedIndex(Index):
     def counts(self) -> bool:
         return self._visibility.latest is not None
 
+    def least(self, query: Query) -> int:
+        known = self.counts or query.conditions or query.uids or query.study is not None
+        return 0 if known else self._visibility.least()
+
     def total(self, query: Query, most: int = 0) -> int | None:
-        """None also if the rule shows many studies."""
+        """None also if the rule shows many studies and hides many."""
         few = self._visibility.latest
         if query.conditions and most and few is not None:
-            lists = Lists(self._environment, Budget(), self._visibility.sees, few.counts)
-            return lists.count(query, most)
+            return Lists(self._environment, Budget(), self._visibility, few).count(query, most)
         if query.conditions or query.uids:
             return None
         if query.study is None:

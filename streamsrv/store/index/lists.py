@@ -15,7 +15,7 @@ import bisect
 import itertools
 from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
-from typing import TypeAlias
+from typing import Protocol
 
 from streamsrv.query.attributes import ORDERING, Level, term_prefix
 from streamsrv.query.budget import Budget
@@ -28,33 +28,49 @@ from streamsrv.store.ordered_map import OrderedMap, Transaction
 ROWS_A_BATCH = 500
 FIRST_KEYS = 64  # in the first batch, because most ranges are short
 KEYS_A_BATCH = 5_000
-MOST_COUNTED = 5_000  # entries that are looked at to count visible ones
+MOST_COUNTED = 1_000  # entries under one value that are looked at to count visible ones
 # Behind all keys that begin with the same text: forms are UTF-8, which never holds this byte.
 END = b"\xff"
 
 _BETWEEN = b"\xff" * 6  # in no key: before a form are five bytes
 
 
-# Whether a study is visible; with its row, if that was read.
-Sees: TypeAlias = Callable[[Transaction, str, bytes | None], bool]
+class View(Protocol):
+    """The studies that a rule of access shows."""
+
+    def sees(self, transaction: Transaction, study: str, value: bytes | None = None) -> bool:
+        """Whether a study is visible. `value` is its row, if that was read."""
+
+    def hidden(self, transaction: Transaction) -> Container[str] | None:
+        """All hidden studies of this version; None if they are not known."""
+
+
+class KnownStudies(Protocol):
+    """The visible studies of a view, or the hidden ones."""
+
+    def visible(self, studies: Iterable[str]) -> list[str]: ...
+
+    def least(self, entries: int) -> int: ...
+
+    def on_date(self, key: bytes, entries: int) -> int: ...
 
 
 class Lists:
-    """With `sees` only visible studies are found. `among` are the visible studies, if they are few: then
-    counts are those of a store without others."""
+    """With a `view` only visible studies are found. If `few` are visible or hidden, counts are those of a
+    store without others."""
 
     def __init__(
         self,
         environment: OrderedMap,
         budget: Budget,
-        sees: Sees | None = None,
-        among: Container[str] | None = None,
+        view: View | None = None,
+        few: KnownStudies | None = None,
     ) -> None:
         self._environment = environment
         self._handles = environment.handles
         self._budget = budget
-        self._sees = sees
-        self._among = among
+        self._view = view
+        self._few = few
 
     def studies_of(self, kind: bytes, uids: frozenset[str]) -> set[str]:
         found: set[str] = set()
@@ -65,8 +81,8 @@ class Lists:
             for uid in uids:
                 if cursor.set_key(kind + uid.encode()):
                     studies = [value.split(b"\0")[0].decode() for value in cursor.iternext_dup()]
-                    if (sees := self._sees) is not None:
-                        studies = [study for study in studies if sees(transaction, study, None)]
+                    if (view := self._view) is not None:
+                        studies = [study for study in studies if view.sees(transaction, study)]
                     if not self._budget.spend(rows=len(studies)):
                         return found
                     found.update(studies)
@@ -90,17 +106,18 @@ class Lists:
         # A study may have several values in the list of any other attribute.
         most = most if row.tag == ORDERING else 1
         low, end = start + probe.low, start + (probe.low if probe.exact else probe.high + END)
-        total = looked = 0
+        total = 0
         with self._environment.reading("counting entries") as transaction:
             cursor = transaction.cursor(db=self._handles["attributes"])
             more = cursor.set_range(low) and cursor.key() <= end
             while more:
                 count: int = cursor.count()
-                if self._sees is not None:
-                    looked += count
-                    if self._among is None or looked > MOST_COUNTED:
+                if self._few is not None and row.tag == ORDERING:
+                    count = self._few.on_date(cursor.key(), count)
+                elif self._view is not None:
+                    if self._few is None or count > MOST_COUNTED:
                         return None
-                    count = sum(map(self._among.__contains__, _STUDIES[row.level](cursor.iternext_dup())))
+                    count = len(self._few.visible(_STUDIES[row.level](cursor.iternext_dup())))
                 if count and not most:
                     return None
                 total, most = total + count, most - bool(count)
@@ -126,24 +143,25 @@ class Lists:
                 if cursor.set_key(key):
                     count = cursor.count()
                     studies: Iterable[str] = ()
-                    if self._among is not None:
+                    if self._few is not None:
+                        if len(found) + self._few.least(count) > most:
+                            return False
                         if not self._budget.spend(hidden=count // 8):
                             return False
-                        listed = _STUDIES[level](cursor.iternext_dup())
-                        studies = list(filter(self._among.__contains__, listed))
+                        studies = self._few.visible(_STUDIES[level](cursor.iternext_dup()))
                         count = len(studies)
                     if len(found) + count > most:
                         return False
                     if not self._budget.spend(rows=count // 8):
                         return False
-                    if self._among is None:
+                    if self._few is None:
                         studies = _STUDIES[level](cursor.iternext_dup())
                     found.update(studies)
         return self._spend(1 + len(keys) // 8)
 
     def _spend(self, rows: int) -> bool:
         """For reading keys of a list, visible or not."""
-        return self._budget.spend(rows=rows) if self._sees is None else self._budget.spend(hidden=rows)
+        return self._budget.spend(rows=rows) if self._view is None else self._budget.spend(hidden=rows)
 
     def _keys(self, start: bytes, probe: Probe) -> Iterator[list[bytes]]:
         """The keys that the probe accepts, in batches."""
@@ -171,10 +189,11 @@ class Lists:
                 cursor = transaction.cursor(db=self._handles["studies"])
                 read = dict(cursor.getmulti([study.encode() for study in batch]))
                 values = [read.get(study.encode()) for study in batch]
-                if (sees := self._sees) is not None:
+                if (view := self._view) is not None:
                     pairs = zip(batch, values, strict=True)
                     values = [
-                        value if value and sees(transaction, study, value) else None for study, value in pairs
+                        value if value and view.sees(transaction, study, value) else None
+                        for study, value in pairs
                     ]
             yield from (
                 (study, LevelRow.unpack(value))

@@ -10,21 +10,27 @@ which may no longer exist."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Container, Iterator
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol, TypeAlias
 
 from streamsrv.query.attributes import ORDERING, Level, Position, StudyOrder
 from streamsrv.query.budget import Budget
 from streamsrv.query.values import cut
 from streamsrv.store.index.answers import reader_of
-from streamsrv.store.index.lists import END, ROWS_A_BATCH, Sees
+from streamsrv.store.index.lists import END, ROWS_A_BATCH, View
 from streamsrv.store.index.rows import LevelRow
 from streamsrv.store.ordered_map import Cursor, OrderedMap
 
 StudyRow = tuple[str, LevelRow]
-_Place = tuple[bytes, bytes]  # a key of the list, and the first study under it
-# The entries of visible studies between two keys, from a place on.
-FewEntries: TypeAlias = Callable[[bytes, bytes, _Place | None], Iterator[tuple[bytes, str]]]
+Place: TypeAlias = tuple[bytes, bytes]  # a key of the list, and the first study under it
+
+
+class InOrder(Protocol):
+    """Few studies, by their sort values."""
+
+    def entries(
+        self, low: bytes, high: bytes, place: Place | None, *, descending: bool
+    ) -> Iterator[tuple[bytes, str]]: ...
 
 
 class FormRange(NamedTuple):
@@ -45,7 +51,7 @@ def value_reader(order: StudyOrder) -> Callable[[LevelRow], str | None]:
 
 
 class OrderedStudies:
-    """With `sees` only visible studies are found."""
+    """With a `view` only visible studies are found."""
 
     def __init__(
         self,
@@ -53,12 +59,10 @@ class OrderedStudies:
         budget: Budget,
         order: StudyOrder,
         wanted: int,
-        sees: Sees | None = None,
+        view: View | None = None,
     ) -> None:
-        self._sees = sees
-        # The entries of few visible studies, instead of those of the list.
-        self.few: FewEntries | None = None
-        self.among: Container[str] | None = None  # these visible studies, for lists of other attributes
+        self._view = view
+        self.few: InOrder | None = None  # the visible studies, instead of the entries of the list
         self._environment = environment
         self._handles = environment.handles
         self._budget = budget
@@ -75,12 +79,15 @@ class OrderedStudies:
             low = start + (forms.low or b"\0")  # behind the empty form
             yield from self._valued(low, start + forms.high + END, place)
             place = None
-        if forms.rest and self._dates:
-            yield from (each for _, each in self._entries(start, start, place, descending=False))
+        if forms.rest and (self._dates or self.few is not None):
+            value_of = value_reader(self._order)
+            for _, (study, row) in self._entries(start, start, place, descending=False):
+                if self._dates or value_of(row) is None:
+                    yield study, row
         elif forms.rest:
             yield from self._without_value(place[1] if place else b"")
 
-    def _valued(self, low: bytes, high: bytes, place: _Place | None) -> Iterator[StudyRow]:
+    def _valued(self, low: bytes, high: bytes, place: Place | None) -> Iterator[StudyRow]:
         entries = self._entries(low, high, place, descending=self._order.descending)
         if self._dates:  # one entry for each study
             yield from (each for _, each in entries)
@@ -91,7 +98,7 @@ class OrderedStudies:
                 yield study, row
 
     def _entries(
-        self, low: bytes, high: bytes, place: _Place | None, *, descending: bool
+        self, low: bytes, high: bytes, place: Place | None, *, descending: bool
     ) -> Iterator[tuple[bytes, StudyRow]]:
         """The entries between two keys, from `place` on."""
         begin, back, go_on = (_last, _back, _back_on) if descending else (_first, _forward, _forward_on)
@@ -100,43 +107,47 @@ class OrderedStudies:
             if (place[0] > high) is not descending:
                 return
             place = None
-        if self.few is not None and (descending or low == high):
-            yield from self._few(self.few(low, high, place))
+        if self.few is not None:
+            yield from self._few(self.few.entries(low, high, place, descending=descending))
             return
-        more, sees, among = True, self._sees, self.among
+        more, view = True, self._view
         while more:
-            batch: list[tuple[bytes, bytes, bytes]] = []
+            batch: list[tuple[bytes, str, bytes]] = []
             size = self._budget.portion(next(self._sizes))
             while more and len(batch) < size:
-                hidden, reach = 0, self._budget.reach(size)
+                passed, reach = 0, self._budget.reach(size)
                 with self._environment.reading("walking through studies") as transaction:
                     cursor = transaction.cursor(db=self._handles["attributes"])
                     more = go_on(cursor, *place) if place else begin(cursor, high if descending else low)
                     more = more and low <= cursor.key() <= high
-                    while more and len(batch) < size and hidden < reach:
-                        key, study = cursor.item()
-                        place = key, study + b"\0"
+                    hidden = () if view is None else view.hidden(transaction)
+                    while more and len(batch) < size and passed < reach:
+                        key, entry = cursor.item()
+                        place, study = (key, entry + b"\0"), entry.decode()
                         value = None
-                        if among is None or study.decode() in among:
-                            value = transaction.get(study, db=self._handles["studies"])
-                        if value is not None and (sees is None or sees(transaction, study.decode(), value)):
+                        if hidden is None or study not in hidden:
+                            value = transaction.get(entry, db=self._handles["studies"])
+                        if value is not None and (
+                            hidden is not None or view is None or view.sees(transaction, study, value)
+                        ):
                             batch.append((key, study, value))
                         else:
-                            hidden += 1
+                            passed += 1
                         more = back(cursor) and low <= cursor.key() <= high
-                if hidden and not self._budget.spend(hidden=hidden):
+                if passed and not self._budget.spend(hidden=passed):
                     return
             if not self._budget.spend(rows=len(batch)):
                 return
-            yield from ((key, (study.decode(), LevelRow.unpack(value))) for key, study, value in batch)
+            yield from ((key, (study, LevelRow.unpack(value))) for key, study, value in batch)
 
     def _few(self, entries: Iterator[tuple[bytes, str]]) -> Iterator[tuple[bytes, StudyRow]]:
+        view = self._view
         while page := list(itertools.islice(entries, self._budget.portion(next(self._sizes)))):
             batch = []
             with self._environment.reading("reading visible studies") as transaction:
                 for key, study in page:
                     value = transaction.get(study.encode(), db=self._handles["studies"])
-                    if value is not None and (self._sees is None or self._sees(transaction, study, value)):
+                    if value is not None and (view is None or view.sees(transaction, study, value)):
                         batch.append((key, study, value))
             if not self._budget.spend(rows=len(batch)):
                 return
@@ -144,7 +155,7 @@ class OrderedStudies:
 
     def _without_value(self, at: bytes) -> Iterator[StudyRow]:
         value_of = value_reader(self._order)
-        more, sees = True, self._sees
+        more, view = True, self._view
         while more:
             size = self._budget.portion(next(self._sizes))
             batch: list[tuple[bytes, bytes]] = []
@@ -152,12 +163,18 @@ class OrderedStudies:
                 with self._environment.reading("paging through studies") as transaction:
                     cursor = transaction.cursor(db=self._handles["studies"])
                     rows = list(itertools.islice(cursor.iternext(), size)) if cursor.set_range(at) else []
-                    more, at = len(rows) == size, rows[-1][0] + b"\0" if rows else at
-                    if sees is None:
+                    more = len(rows) == size
+                    if view is None:
                         batch = rows
                     else:
-                        batch += [each for each in rows if sees(transaction, each[0].decode(), each[1])]
-                if sees is not None and not self._budget.spend(hidden=len(rows)):
+                        for number, (study, value) in enumerate(rows, 1):
+                            if view.sees(transaction, study.decode(), value):
+                                batch.append((study, value))
+                                if len(batch) == size:
+                                    rows, more = rows[:number], True
+                                    break
+                at = rows[-1][0] + b"\0" if rows else at
+                if view is not None and not self._budget.spend(hidden=len(rows)):
                     return
             if not self._budget.spend(rows=len(batch)):
                 return

@@ -1,9 +1,11 @@
 """The studies that a rule of access shows, remembered from one version of the index to the next.
 
 Strategy: the row of a study has the facts of all its instances (levels.py), and the rule decides on them. The
-decision is remembered by study. After a commit only the studies of the changes since then are forgotten. If a
-rule shows few studies, all of them are remembered in the order of searches, with their counts. Then a search
-reads no other study.
+decision is remembered by study. After a commit only the studies of the changes since then are forgotten.
+
+If a rule shows few studies, all of them are remembered, with their counts and their orders. Then a search
+reads no other study. If a rule hides few studies, these are remembered, with their counts. Then a decision is
+one look-up, and all counts are known. Of any other rule it is known how many studies it shows at least.
 
 Rules of this file
 - A decision is made in the transaction that reads the rows, so both are of one version.
@@ -12,98 +14,34 @@ Rules of this file
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container
 
 import orjson
 
 from streamsrv.errors import StoreCorrupt
-from streamsrv.query.attributes import NEWEST
+from streamsrv.query.attributes import NEWEST, Level, StudyOrder
 from streamsrv.query.budget import BRIEF_ROWS, Budget
 from streamsrv.query.rules import STUDY_UID, Alternative, Rule, RuleCondition
+from streamsrv.store.index.environment import dump
+from streamsrv.store.index.few_studies import FewInOrder, FewStudies, place_of
 from streamsrv.store.index.levels import fact_reader
 from streamsrv.store.index.lists import Lists
-from streamsrv.store.index.ordered import ALL_FORMS, OrderedStudies, value_reader
 from streamsrv.store.index.rows import LevelRow, number_key, studies_changed
 from streamsrv.store.ordered_map import OrderedMap, Transaction
 
 # Decisions that are remembered, of 150 bytes each.
 KNOWN = 20_000
-# Studies of a rule that are remembered in order, of 400 bytes each.
+# Visible or hidden studies of a rule that are remembered, of 400 bytes each.
 MOST = 10_000
+# Studies that are decided on to find them, in 5 us each.
+MOST_DECIDED = 500_000
 # Entries of a list that are read for them. A study is listed once for each series.
 ENTRIES = 4 * MOST
 # More changes cost as much as starting again.
 MOST_CHANGES = 1_000
-# Versions for which a rule that shows many studies is not tried again.
-BROAD_FOR = 1_000
-ENDLESS = 1 << 62
-_START, _date_of = NEWEST.start, value_reader(NEWEST)
-# Digits in descending order. A study without a date comes last.
-_DESCENDING = str.maketrans("0123456789", "9876543210")
-
-
-class FewStudies:
-    """The visible studies of one version of the index, newest first. Nothing changes it."""
-
-    __slots__ = ("counts", "order", "sequence", "totals", "version")
-
-    def __init__(
-        self,
-        version: int,
-        sequence: int,
-        counts: dict[str, tuple[str, int, int]],
-        order: list[tuple[str, str]],
-    ) -> None:
-        """`counts` has the place in the order, the series and the instances of each study."""
-        self.version = version
-        self.sequence = sequence  # of the last change
-        self.counts = counts
-        self.order = order
-        series = sum([each for _, each, _ in counts.values()])
-        self.totals = len(counts), series, sum([each for _, _, each in counts.values()])
-
-    def changed(self, version: int, sequence: int, rows: Iterable[tuple[str, LevelRow | None]]) -> FewStudies:
-        """The same with other rows of some studies, None for those that are gone or invisible."""
-        counts, order = dict(self.counts), list(self.order)
-        for study, row in rows:
-            before = counts.pop(study, None)
-            if before is not None:
-                del order[bisect.bisect_left(order, (before[0], study))]
-            if row is not None:
-                counts[study] = now = _count(row)
-                bisect.insort(order, (now[0], study))
-        return FewStudies(version, sequence, counts, order)
-
-    def entries(self, low: bytes, high: bytes, at: tuple[bytes, bytes] | None) -> Iterator[tuple[bytes, str]]:
-        """The entries of the list of study dates between two keys, newest first, from a place on."""
-        first = bisect.bisect_left(self.order, True, key=lambda each: _key(each) <= high)
-        if at is not None:
-            behind = bisect.bisect_left(self.order, True, key=lambda each: _is_behind(each, *at))
-            first = max(first, behind)
-        last = bisect.bisect_left(self.order, True, key=lambda each: _key(each) < low)
-        return ((_key(each), each[1]) for each in itertools.islice(self.order, first, last))
-
-
-def _place(date: str) -> str:
-    return date.translate(_DESCENDING) or "~"
-
-
-def _key(each: tuple[str, str]) -> bytes:
-    """The key of a study in the list of study dates."""
-    place = each[0]
-    return _START + (b"" if place == "~" else place.translate(_DESCENDING).encode())
-
-
-def _is_behind(each: tuple[str, str], key: bytes, study: bytes) -> bool:
-    own = _key(each)
-    return own < key or (own == key and each[1].encode() >= study)
-
-
-def _count(row: LevelRow) -> tuple[str, int, int]:
-    return _place(_date_of(row) or ""), row.series, row.instances
+# Versions for which a rule that shows and hides many studies is not tried again.
+BROAD_FOR = 10_000
 
 
 def decider(rule: Rule) -> Callable[[str, bytes], bool]:
@@ -148,10 +86,13 @@ class Visibility:
         self._building = threading.Lock()
         self.latest: FewStudies | None = None
         self._broad_until = -1
+        self._least = 0, 0  # visible studies, and the sequence of the last change then
 
     def sees(self, transaction: Transaction, study: str, value: bytes | None = None) -> bool:
         """Whether the study exists and is visible. `value` is its row, if that was read."""
         version: int = transaction.id()
+        if value is not None and (hidden := self.hidden(transaction)) is not None:
+            return study not in hidden
         if version > self._version:
             self._forget_changed(transaction, version)
         if version == self._version:
@@ -168,6 +109,11 @@ class Visibility:
                 self._known[study] = seen
             self._changing.release()
         return seen
+
+    def hidden(self, transaction: Transaction) -> Container[str] | None:
+        """All hidden studies of this version, if they are few."""
+        few = self.latest
+        return few.counts if few is not None and few.hidden and few.version == transaction.id() else None
 
     def _forget_changed(self, transaction: Transaction, version: int) -> None:
         if not self._changing.acquire(blocking=False):
@@ -206,26 +152,16 @@ class Visibility:
             return last, None
         return last, found
 
-    # The studies of a rule that shows few
+    # The studies of a rule that shows or hides few
 
     def few(self, budget: Budget) -> FewStudies | None:
-        """The visible studies of this version; None if they are many, or if the budget is spent: a brief one
-        never waits until they are found."""
-        found = self.latest
+        """The visible studies of this version, else the hidden ones; None if both are many, or if the budget
+        is spent: a brief one never waits until they are found."""
         with self._environment.reading("looking for visible studies") as transaction:
             version: int = transaction.id()
-            if found is not None and found.version >= version:
-                return found
-            if found is not None:
-                sequence, studies = self._changes(transaction, found.sequence)
-                if studies is not None and budget.spend(hidden=len(studies)):
-                    rows = [(study, self._visible_row(transaction, study)) for study in studies]
-                    found = found.changed(version, sequence, rows)
-                    if len(found.order) <= MOST:
-                        self.latest = found
-                        return found
-        if version < self._broad_until or budget.spent:
-            return None
+            found = self._brought_up(transaction, budget)
+        if found is not None or version < self._broad_until or budget.spent:
+            return found
         if not budget.spend(hidden=BRIEF_ROWS + 1):
             return None
         with self._building:
@@ -234,37 +170,109 @@ class Visibility:
             if self.latest is None or self.latest.version < version:
                 self.latest = self._found()
                 self._broad_until = -1 if self.latest else version + BROAD_FOR
-            return self.latest
+            with self._environment.reading("looking for visible studies") as transaction:
+                return self._brought_up(transaction, budget)
 
-    def _visible_row(self, transaction: Transaction, study: str) -> LevelRow | None:
+    def _brought_up(self, transaction: Transaction, budget: Budget) -> FewStudies | None:
+        """Those that were found last, with the changes since then; None if they are many."""
+        found, version = self.latest, transaction.id()
+        if found is None or found.version >= version:
+            return found
+        sequence, studies = self._changes(transaction, found.sequence)
+        if studies is None or not budget.spend(hidden=len(studies)):
+            return None
+        rows = [(study, self._row(transaction, study, hidden=found.hidden)) for study in studies]
+        found = found.changed(version, sequence, rows, self._stored(transaction))
+        if len(found.counts) > MOST:
+            return None
+        self.latest = found
+        return found
+
+    def _row(self, transaction: Transaction, study: str, *, hidden: bool) -> LevelRow | None:
         value = transaction.get(study.encode(), db=self._handles["studies"])
-        return LevelRow.unpack(value) if value is not None and self.sees(transaction, study, value) else None
+        if value is None or self.sees(transaction, study, value) is hidden:
+            return None
+        return LevelRow.unpack(value)
+
+    def _stored(self, transaction: Transaction) -> tuple[int, int, int]:
+        """The number of all studies, series and instances."""
+        studies, series, instances = (
+            int(transaction.stat(self._handles[name])["entries"])
+            for name in ("studies", "series", "instances")
+        )
+        return studies, series, instances
 
     def _found(self) -> FewStudies | None:
         with self._environment.reading("looking for visible studies") as transaction:
             version: int = transaction.id()
             sequence, _ = self._changes(transaction, 0)
-        endless = Budget(ENDLESS, ENDLESS)
-        lists = Lists(self._environment, endless, self.sees)
-        candidates: set[str] = set()
+            stored = self._stored(transaction)
+        shown, hidden = _Side(), _Side()
+        if not self._find_listed(shown):
+            self._least = 0, sequence
+            shown = _Side()
+            if stored[Level.STUDY] > MOST_DECIDED:
+                return None
+            for key, value in dump(self._environment, "studies"):
+                study = key.decode()
+                (shown if self._accepts(study, value) else hidden).add(study, value)
+            self._least = shown.number, sequence
+        side = shown if shown.number <= MOST else hidden
+        if side.number > MOST:
+            return None
+        orders = {NEWEST.tag: FewInOrder(NEWEST, side.places)}
+        return FewStudies(version, sequence, side.counts, orders, stored if side is hidden else None)
+
+    def _find_listed(self, shown: _Side) -> bool:
+        """Finds the studies by inverted lists. Returns False if these are long, or the studies many."""
+        lists, candidates = Lists(self._environment, _endless(), self), set[str]()
         for alternative in self.rule.alternatives:
             listed = _candidates(lists, alternative)
             if listed is None:
-                if lists.studies() > MOST:
-                    return None
-                ordered = OrderedStudies(self._environment, endless, NEWEST, ENDLESS, self.sees)
-                return self._made(version, sequence, ordered.walk(ALL_FORMS, None, inside=False))
+                return False
             candidates |= listed
-        return self._made(version, sequence, lists.rows(sorted(candidates)))
+        for study, row in lists.rows(sorted(candidates)):
+            shown.add(study, row)
+        return shown.number <= MOST
 
-    def _made(self, version: int, sequence: int, rows: Iterable[tuple[str, LevelRow]]) -> FewStudies | None:
-        counts: dict[str, tuple[str, int, int]] = {}
-        for study, row in rows:
-            counts[study] = _count(row)
-            if len(counts) > MOST:
-                return None
-        order = sorted((place, study) for study, (place, _, _) in counts.items())
-        return FewStudies(version, sequence, counts, order)
+    def in_order(self, few: FewStudies, order: StudyOrder, budget: Budget) -> FewInOrder | None:
+        """Few visible studies in an order; None if a brief budget is spent."""
+        found = few.orders.get(order.tag)
+        if found is None and budget.spend(hidden=BRIEF_ROWS + 1):
+            with self._building:
+                found = few.orders.get(order.tag)
+                if found is None:
+                    rows = Lists(self._environment, _endless()).rows(sorted(few.counts))
+                    found = FewInOrder(order, {study: place_of(order, row) for study, row in rows})
+                    few.keep(order, found)
+        return found
+
+    def least(self) -> int:
+        """The number of visible studies at least. A change of the index hides one at most."""
+        least, sequence = self._least
+        with self._environment.reading("looking for changes") as transaction:
+            last, _ = self._changes(transaction, 0)
+        return max(least - (last - sequence), 0)
+
+
+class _Side:
+    """The studies of a rule that are visible, or hidden. No more than MOST are kept."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.counts: dict[str, tuple[int, int]] = {}
+        self.places: dict[str, bytes] = {}
+
+    def add(self, study: str, value: bytes | LevelRow) -> None:
+        self.number += 1
+        if self.number <= MOST:
+            row = value if isinstance(value, LevelRow) else LevelRow.unpack(value)
+            self.counts[study] = row.series, row.instances
+            self.places[study] = place_of(NEWEST, row)
+
+
+def _endless() -> Budget:
+    return Budget(1 << 62, 1 << 62)
 
 
 def _candidates(lists: Lists, alternative: Alternative) -> set[str] | None:

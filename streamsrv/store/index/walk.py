@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamsrv.dicom.instance import JsonDataset
-from streamsrv.query.attributes import NEWEST, ORDERING, Level, Position
+from streamsrv.query.attributes import ORDERING, Level, Position
 from streamsrv.query.budget import Budget, Parsing
 from streamsrv.query.conditions import Condition, Query
 from streamsrv.store.index.answers import instance_attributes, reader_of
+from streamsrv.store.index.few_studies import FewStudies
 from streamsrv.store.index.lists import Lists
 from streamsrv.store.index.metadata_blobs import SearchedMetadata
 from streamsrv.store.index.ordered import (
@@ -37,7 +38,7 @@ from streamsrv.store.index.ordered import (
     value_reader,
 )
 from streamsrv.store.index.rows import LevelRow, prefix, serial_of
-from streamsrv.store.index.visibility import FewStudies, Visibility
+from streamsrv.store.index.visibility import Visibility
 from streamsrv.store.ordered_map import OrderedMap, Transaction
 
 FEW = 200  # a list of at most so many is used at once
@@ -74,9 +75,9 @@ class Search:
         self._handles = environment.handles
         self._query = query
         self._budget = budget
-        self._view, sees = view, view.sees if view else None
-        self._lists = Lists(environment, budget, sees)
-        self._ordered = OrderedStudies(environment, budget, query.order, query.wanted, sees)
+        self._view = view
+        self._lists = Lists(environment, budget, view)
+        self._ordered = OrderedStudies(environment, budget, query.order, query.wanted, view)
         self._value = value_reader(query.order)
         self._conditions: dict[Level, list[Condition]] = {level: [] for level in LEVELS}
         on_metadata: list[Condition] = []
@@ -151,12 +152,18 @@ class Search:
         few = self._few() if candidates is None else None
         if self._budget.spent:
             return
-        total = len(few.order) if few else self._lists.studies() if conditions and candidates is None else 0
+        total = 0
+        if conditions and candidates is None:
+            total = few.totals[Level.STUDY] if few else self._lists.studies()
         if candidates is None and conditions:
             candidates = self._listed(conditions, total)
         if candidates is not None:
             yield from self._sorted(candidates, query.after, inside=True)
             return
+        if self._view is not None and few is not None and not few.hidden:
+            self._ordered.few = self._view.in_order(few, query.order, self._budget)
+            if self._budget.spent:
+                return
         walked = self._ordered.walk(self._forms(), query.after, inside=query.level > Level.STUDY)
         if any(map(_scans, conditions)) and not self._scans_first(total):
             first = query.wanted * SCANNED
@@ -172,12 +179,10 @@ class Search:
         yield from walked
 
     def _few(self) -> FewStudies | None:
-        """The visible studies, if they are few. The search then reads no others."""
+        """The visible or hidden studies, if they are few. If few are visible, the search reads no others."""
         few = self._view.few(self._budget) if self._view else None
         if self._view is not None and few is not None:
-            self._lists = Lists(self._environment, self._budget, self._view.sees, few.counts)
-            self._ordered.among = few.counts
-            self._ordered.few = few.entries if self._query.order == NEWEST else None
+            self._lists = Lists(self._environment, self._budget, self._view, few)
         return few
 
     def _sorted(self, studies: set[str], after: Position | None, *, inside: bool) -> Iterator[StudyRow]:
