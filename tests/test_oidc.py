@@ -84,17 +84,20 @@ def site(tmp_path_factory):
         def search():
             answers.append(site.status(reader(site), path="/v2/series?PatientID=none"))
 
-        waiting = [threading.Thread(target=each) for each in (store, search)]
-        for thread in waiting:
-            thread.start()
-        others = [site.ask().status for _ in range(6)]
-        still = [thread.is_alive() for thread in waiting]
-        gate.set()
-        for thread in waiting:
-            thread.join()
-        assert (others, still, sorted(answers)) == ([401] * 6, [True, True], [200, 204])
-        yield site
-        assert server.end() == 0
+        try:
+            waiting = [threading.Thread(target=each) for each in (store, search)]
+            for thread in waiting:
+                thread.start()
+            others = [site.ask().status for _ in range(6)]
+            still = [thread.is_alive() for thread in waiting]
+            gate.set()
+            for thread in waiting:
+                thread.join()
+            assert (others, still, sorted(answers)) == ([401] * 6, [True, True], [200, 204])
+            yield site
+        finally:
+            code = server.end()
+        assert code == 0
 
 
 @pytest.fixture(autouse=True)
