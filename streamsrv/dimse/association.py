@@ -179,6 +179,9 @@ class Association:
                 if self.is_established:
                     log.info("association of %s: the peer closed the connection", self._name)
                 return
+            # Many senders keep the last segment back until all others are acknowledged (RFC 896).
+            # The kernel would acknowledge after 40 ms: a study took 1.6 times as long. It is not sticky.
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             self._moved += count
             self._last = time.monotonic()
             for event in self._layer.received(count):
