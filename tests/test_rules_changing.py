@@ -1,5 +1,6 @@
 """Stores and deletes by a principal with a rule; and studies whose visibility changes."""
 
+import copy
 import json
 
 import pytest
@@ -84,6 +85,27 @@ def test_no_store_makes_a_study_that_its_sender_cannot_see(store):
     assert side.put(file_of(first, institution="A")).status == 200
     assert failure(side.put(file_of(second, institution="B"))) == NOT_AUTHORIZED
     assert side.ask(f"/v2/studies/{first[0]}/instances").body.count(b'"00080018"') == 1
+
+
+def test_no_transaction_makes_a_study_that_its_sender_cannot_see(store):
+    """As above, with both instances in one transaction."""
+    side, target = Side(store, POOL, any_of([A, B])), target_of("/v2/studies")
+    request = Request("POST", "/v2/studies", (), {"content-type": "application/dicom"}, "http://h/v2", 2)
+    ingests = [side._actions.ingest(request, target) for _ in range(3)]
+    for number, (ingest, hospital) in enumerate(zip(ingests, "ABA", strict=True)):
+        ingest.feed(file_of(key_of(1, 1, number + 1), institution=hospital), stays=True)
+    results = store_batch(store, ingests, OnDuplicate.REFUSE)
+    assert [len(result.stored) for result in results] == [1, 0, 1]
+
+
+def test_answers_of_searches_are_cached_for_one_rule(store):
+    whole = Side(store, POOL)
+    for number, hospital in enumerate("ABC", start=1):
+        whole.put(file_of(key_of(number), institution=hospital))
+    for rule, count in ((A, 1), (B, 1), (any_of([A, B]), 2), (None, 3), (A, 1)):
+        view = copy.copy(whole)
+        view._actions = whole._actions.restricted(rule, True)
+        assert view.ask("/v2/studies").body.count(b'"0020000D"') == count
 
 
 def test_short_bodies_of_several_senders_keep_their_rules(store):
