@@ -60,6 +60,7 @@ VERBS = {
     "export": Verb("write stored instances to a folder, with a list of them", "streamsrv.tools.export"),
     "salvage": Verb("write instances from segments alone, without their store", "streamsrv.tools.salvage"),
     "key": Verb("make, list and revoke the keys of clients", "streamsrv.tools.keys"),
+    "hook": Verb("send changes to URLs, and print the state of these hooks", "streamsrv.tools.hooks"),
     "settings": Verb("print each setting in force and its source", "streamsrv.serving"),
     "share": Verb("make, list or end links that show one study", "streamsrv.tools.shares"),
     "audit": Verb("print or verify the audit trail of a store", "streamsrv.tools.audit"),

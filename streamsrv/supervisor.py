@@ -47,6 +47,7 @@ from streamsrv.audit.entries import SERVER, AuditEntry, Event
 from streamsrv.companions.processes import (
     AuditProcess,
     Companion,
+    HookProcess,
     IssuerProcess,
     MetricsProcess,
     ScrubProcess,
@@ -123,6 +124,7 @@ class Supervisor:
     metrics: MetricsProcess | None = None
     issuer: IssuerProcess | None = None
     audit: AuditProcess | None = None
+    hooks: HookProcess | None = None
     board: MetricsBoard = field(init=False)
     keys: KeyBoard = field(default_factory=KeyBoard.make)
 
@@ -149,6 +151,7 @@ class Supervisor:
         )
         self.issuer = IssuerProcess(self.settings, self.selector, self.keys)
         self.audit = AuditProcess(self.settings, self.selector)
+        self.hooks = HookProcess(self.settings, self.selector)
         with signal_pipe(self.selector), contextlib.closing(quick), contextlib.closing(slow):
             while self.kill_time is None or any(slot.worker for slot in self.slots):
                 self._start_due()
@@ -161,6 +164,7 @@ class Supervisor:
                 self._kill_late()
             self.issuer.close()
             self.audit.close()
+            self.hooks.close()
             self.metrics.close()
         self.selector.close()
         return self.exit_code
@@ -187,7 +191,11 @@ class Supervisor:
         """Those that may start now."""
         if not self.serving or self.kill_time is not None:
             return []
-        return [each for each in (self.issuer, self.audit, self.scrub, self.metrics) if each is not None]
+        return [
+            each
+            for each in (self.issuer, self.audit, self.hooks, self.scrub, self.metrics)
+            if each is not None
+        ]
 
     def _start(self, number: int) -> Worker:
         status, their_status = os.pipe()

@@ -91,7 +91,7 @@ def is_running(pid, module):
 @pytest.fixture(scope="module")
 def monitored(tmp_path_factory):
     # Nothing listens on the port of the syslog receiver.
-    audited = "--audit", "on", "--audit-syslog", "localhost:9"
+    audited = "--audit", "on", "--audit-syslog", "localhost:9", "--hooks"
     one = Monitored(tmp_path_factory.mktemp("metrics"), "--scrub-days", "0.0001", *audited)
     yield one
     one.end()

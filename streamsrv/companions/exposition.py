@@ -39,6 +39,7 @@ from streamsrv.companions.families import (
     audit_samples,
     collected,
     described,
+    hook_samples,
     server_samples,
     store_samples,
 )
@@ -123,6 +124,7 @@ class ServerCollector:
         samples = {
             **server_samples(self._board, self._pools, self._settings),
             **audit_samples(self._settings, self._board),
+            **hook_samples(self._settings),
             **self._store.samples(),
         }
         return collected(samples, self._board)

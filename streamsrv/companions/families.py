@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from prometheus_client.core import (
@@ -23,6 +24,7 @@ from framecodecs.pool.processes import ABSENT, BUSY, IDLE, STARTING, StatusPages
 from streamsrv import __version__
 from streamsrv.audit.cursor import Cursor
 from streamsrv.audit.trail import head_of
+from streamsrv.events.hooks import Hooks
 from streamsrv.metrics import BOUNDS, Gauge, MetricsBoard, ServerCell, Way
 from streamsrv.options import audit_folder, audits
 from streamsrv.settings import Settings
@@ -89,6 +91,8 @@ DEFINITIONS = (
     _c("audit_entries", "Entries of the audit trail; absent if there is no trail"),
     _g("audit_waiting", "Entries of the audit trail that are not written yet"),
     _g("audit_unsent", "Entries that no syslog receiver has acknowledged; absent without `audit_syslog`"),
+    _g("hooks", "Hooks by state: good or failing; absent unless the setting `hooks` is on", "state"),
+    _g("hook_dead_letters", "Events that hooks have given up; absent unless the setting `hooks` is on"),
     _g("store_up", "1 if the store could be read for this answer; else the families of the store are absent"),
     _g("studies", "Studies in the store"),
     _g("series", "Series in the store"),
@@ -160,6 +164,19 @@ def audit_samples(settings: Settings, board: MetricsBoard) -> Samples:
     if settings.audit_syslog:
         single["audit_unsent"] = head.number - Cursor(folder).load().entry
     return {name: [((), value)] for name, value in single.items()}
+
+
+def hook_samples(settings: Settings) -> Samples:
+    """Empty if no changes are sent to hooks."""
+    if not settings.hooks:
+        return {}
+    hooks = Hooks(Path(settings.data))
+    states = [hooks.state(hook.name) for hook in hooks.all()]
+    failing = sum(1 for state in states if state.error)
+    return {
+        "hooks": [(("good",), len(states) - failing), (("failing",), failing)],
+        "hook_dead_letters": [((), sum(state.dead for state in states))],
+    }
 
 
 def _request_samples(board: MetricsBoard) -> Samples:

@@ -34,6 +34,7 @@ SCRUB_AFTER_FAILURE, SCRUB_FIRST_PAUSE = 60.0, 60.0
 PAUSE_A_DAY = 86.4
 # Seconds until the metrics process, and the process of the issuer, start again.
 METRICS_PAUSE = ISSUER_PAUSE = 2.0
+HOOK_PAUSE = 2.0
 # The audit process ends if a certificate or key cannot be read.
 AUDIT_PAUSE = 10.0
 
@@ -178,6 +179,19 @@ class AuditProcess(Companion):
 
     def pause(self, output: bytes) -> float:
         return AUDIT_PAUSE
+
+
+class HookProcess(Companion):
+    """It sends changes to hooks. There is none unless the setting `hooks` is on and the server may write."""
+
+    def __init__(self, settings: Settings, selector: selectors.BaseSelector) -> None:
+        super().__init__(
+            *("hooks", "streamsrv.companions.hook_sender", settings, selector),
+            wanted=settings.hooks and not settings.read_only,
+        )
+
+    def pause(self, output: bytes) -> float:
+        return HOOK_PAUSE
 
 
 class IssuerProcess(Companion):

@@ -199,6 +199,11 @@ class Settings(DimseSettings):
         "libpq reads PGPASSWORD and ~/.pgpass. Empty: the index is in the folder of the store.",
         wrong=not_a_database,
     )
+    hooks: bool = _store(
+        False,
+        "yes or no",
+        "Sends changes to the URLs of `streamsrv hook add`, by a process of its own.",
+    )
     bulk_threshold: int = _store(
         1024, "bytes", "In metadata, a longer binary value is replaced by a BulkDataURI."
     )

@@ -108,10 +108,10 @@ def test_the_commands_of_get_data_out_run(clinic_server, tmp_path):
 
 def test_the_commands_of_follow_changes_run(clinic_server, tmp_path):
     page = ROOT / "docs" / "howto" / "follow-changes.md"
-    script = "set -e\n" + "".join(block.text for block in blocks_of_shell(page))
-    subprocess.run(
-        ["sh", "-c", real(script, {PRINTED_ORIGIN: clinic_server.origin})], cwd=tmp_path, check=True
-    )
+    verb = f'streamsrv() {{ {shlex.join(executable())} "$@"; }}'
+    script = f"set -e\n{verb}\n" + "".join(block.text for block in blocks_of_shell(page))
+    urls = {PRINTED_ORIGIN: clinic_server.origin, "DATA=data": f"DATA='{clinic_server.data}'"}
+    subprocess.run(["sh", "-c", real(script, urls)], cwd=tmp_path, check=True, env=os.environ | environment())
     changes, following = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("changes", "next"))
     stored = {each["sopInstanceUid"] for each in changes}
     assert stored >= set(world.CT_INSTANCES)

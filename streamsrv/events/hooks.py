@@ -1,0 +1,136 @@
+"""Hooks: URLs that the changes are sent to. Their files, and the signature of a message.
+
+    DATA/hooks/NAME.json        the hook, with its secret
+    DATA/hooks/NAME.state       its cursor and its last failure
+    DATA/hooks/NAME.dead        the messages that were given up, a line each
+
+Rules
+- A file is written under another name, synced, and renamed. The folder is for its owner only (0700).
+- Messages are signed as Standard Webhooks: HMAC-SHA-256 of id, time and body, joined by dots.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from streamsrv.errors import StoreError
+
+FOLDER = "hooks"
+SECRET_PREFIX = "whsec_"
+HOOK_EVENTS = ("create", "update", "delete", "complete")
+RESET = "reset"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+class Hook(NamedTuple):
+    """`events` are names out of HOOK_EVENTS. With `local`, loopback and link-local addresses are allowed."""
+
+    name: str
+    url: str
+    events: tuple[str, ...]
+    secret: str
+    created: float
+    local: bool = False
+
+
+class HookState(NamedTuple):
+    """`last_id` is the id of the last event that was delivered or given up. Times are in seconds since 1970;
+    0 is never."""
+
+    last_id: str = ""
+    delivered: int = 0
+    dead: int = 0
+    attempts: int = 0  # of the event that waits
+    error: str = ""
+    last_success: float = 0.0
+
+
+def is_hook_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None
+
+
+def new_secret() -> str:
+    return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
+    """The value of the header webhook-signature."""
+    key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
+    signed = f"{message_id}.{timestamp}.".encode() + body
+    return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
+
+
+class Hooks:
+    """The folder of all hooks of a store."""
+
+    def __init__(self, data: Path) -> None:
+        self.folder = data / FOLDER
+
+    def all(self) -> Iterator[Hook]:
+        """In the order of their names. A file that cannot be read is left out."""
+        for path in sorted(self.folder.glob("*.json")):
+            if (hook := self.named(path.stem)) is not None:
+                yield hook
+
+    def named(self, name: str) -> Hook | None:
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+            row = json.loads((self.folder / f"{name}.json").read_bytes())
+            return Hook(**row | {"events": tuple(row["events"])})
+        return None
+
+    def add(self, hook: Hook) -> None:
+        """Raises StoreError if there is a hook of this name."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        if (self.folder / f"{hook.name}.json").exists():
+            raise StoreError(f"there is a hook {hook.name!r} already: remove it, or take another name")
+        self._write(f"{hook.name}.json", hook._asdict())
+
+    def remove(self, name: str) -> None:
+        for ending in ("json", "state", "dead"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.folder / f"{name}.{ending}")
+
+    def state(self, name: str) -> HookState:
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+            return HookState(**json.loads((self.folder / f"{name}.state").read_bytes()))
+        return HookState()
+
+    def save(self, name: str, state: HookState) -> None:
+        """Durable."""
+        self._write(f"{name}.state", state._asdict())
+
+    def bury(self, name: str, message: bytes) -> None:
+        """Adds a message that was given up. Durable."""
+        fd = os.open(
+            self.folder / f"{name}.dead", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
+        try:
+            os.write(fd, message + b"\n")
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
+    def dead(self, name: str) -> list[str]:
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder / f"{name}.dead").read_text().splitlines()
+        return []
+
+    def _write(self, file: str, row: dict[str, object]) -> None:
+        draft = self.folder / f".{file}.draft"
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, json.dumps(row).encode())
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        draft.rename(self.folder / file)

@@ -1,0 +1,218 @@
+"""Hooks: signed events to a receiver that fails now and then, its addresses, dead letters."""
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import itertools
+import json
+import os
+import random
+import signal
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from events_world import World
+from kill_world import children, verb, waited
+from small_client import Client, file_of, key_of
+
+from streamsrv.companions import hook_sender
+from streamsrv.companions.hook_sender import HookSender, NotDelivered, deliver, is_allowed
+from streamsrv.events.hooks import Hook, Hooks, new_secret, signature
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        receiver = self.server.receiver
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        receiver.requests.append((dict(self.headers), body))
+        status = receiver.status(len(receiver.requests))
+        if status == 200:
+            receiver.taken.append((self.headers["webhook-id"], json.loads(body)))
+        self.send_response(status)
+        self.send_header("Location", f"{receiver.url}/redirected")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *words):
+        pass
+
+
+class Receiver:
+    """`status` gives that of each request by its number."""
+
+    def __init__(self):
+        self.requests, self.taken = [], []
+        self.status = lambda number: 200
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.receiver = self
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def told(self, action):
+        """The studies of the events with this action."""
+        return {data["studyInstanceUid"] for _, data in self.taken if data["action"] == action}
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def receiver():
+    made = Receiver()
+    yield made
+    made.close()
+
+
+def hook_process(server):
+    for each in children(server.process.pid):
+        with contextlib.suppress(OSError), open(f"/proc/{each}/cmdline", "rb") as words:
+            if b"hook_sender" in words.read():
+                return each
+    return None
+
+
+def test_each_event_arrives_in_order(server_factory, receiver):
+    """The receiver fails three of ten times, and the sending process is killed."""
+    chance = random.Random(5)
+    receiver.status = lambda number: 500 if chance.random() < 0.3 else 200
+    server = server_factory("--hooks", "--study-quiet", "0.5", workers=2)
+    data = ("--data", str(server.data))
+    code, said = verb("hook", "add", f"{receiver.url}/in?a=1", "--name", "ris", "--allow-local", *data)
+    secret = said.splitlines()[0]
+    assert (code, secret[:6]) == (0, "whsec_")
+    waited(lambda: Hooks(server.data).state("ris").last_id, "the begin of the hook")
+    client = Client(server.origin)
+    for number in range(1, 13):
+        keys = [key_of(number % 3, 1, 2 * number + each) for each in range(2)]
+        assert client.store([file_of(key, 1, 128) for key in keys]).status == 200
+        if number == 6:
+            waited(lambda: receiver.taken, "the first event")
+            os.kill(hook_process(server), signal.SIGKILL)
+    assert client.delete(keys[0])
+    client.close()
+    waited(
+        lambda: receiver.told("delete") and receiver.told("complete") == {"1.2.0", "1.2.1", "1.2.2"}, "all"
+    )
+    once = dict(receiver.taken)
+    changes = [data["sequence"] for data in once.values() if data["action"] != "complete"]
+    assert changes == list(range(1, 26))
+    assert len(receiver.requests) > len(receiver.taken)
+    for headers, body in receiver.requests:
+        named = {name.lower(): value for name, value in headers.items()}
+        message = f"{named['webhook-id']}.{named['webhook-timestamp']}.".encode() + body
+        digest = hmac.digest(base64.b64decode(secret[6:]), message, hashlib.sha256)
+        assert named["webhook-signature"] == "v1," + base64.b64encode(digest).decode()
+        assert abs(int(named["webhook-timestamp"]) - time.time()) < 60
+    waited(lambda: state_of(data)["sequence"] == 25, "the cursor")
+    assert state_of(data)["state"] == "good"
+    assert state_of(data)["delivered"] >= len(once)
+    assert verb("hook", "remove", "ris", *data)[0] == 0
+    assert verb("hook", "list", *data) == (0, "")
+    assert server.end() == 0
+    assert verb("check", *data)[0] == verb("info", *data)[0] == 0
+
+
+def state_of(data):
+    (row,) = json.loads(verb("hook", "list", "--json", *data)[1])
+    return row
+
+
+def test_events_that_are_refused_are_dead_letters(tmp_path, receiver, monkeypatch):
+    monkeypatch.setattr(hook_sender, "ATTEMPTS", 3)
+    world, waits = World(tmp_path / "store"), []
+    hooks = Hooks(tmp_path / "store")
+    hooks.add(Hook("a", receiver.url, ("create",), new_secret(), 0.0, local=True))
+
+    def run(rounds):
+        """Ends after so many looks without an event."""
+        looks = itertools.count()
+
+        def ended(seconds):
+            waits.append(seconds)
+            return seconds == hook_sender.LOOK and next(looks) >= rounds
+
+        tail = world.tail(0, time.time)
+        sender = HookSender(hooks.named("a"), hooks, tail, "e0", lambda seconds: ended(seconds) or stop)
+        stop = False
+        original = tail.read
+
+        def read():
+            nonlocal stop
+            events = original()
+            stop = stop or not events
+            return events
+
+        tail.read = read
+        sender.run()
+
+    run(0)
+    world.put(key_of(1, 1, 1), key_of(1, 1, 2))
+    receiver.status = lambda number: 302 if number <= 3 else 200
+    run(1)
+    assert len(receiver.requests) == 4  # no redirect is followed
+    assert [each for each in waits if 0 < each < hook_sender.LOOK] == [0.1, 0.2]
+    (letter,) = hooks.dead("a")
+    assert json.loads(letter)["sequence"] == 1
+    assert [data["sequence"] for _, data in receiver.taken] == [2]
+    state = hooks.state("a")
+    assert (state.dead, state.delivered, state.attempts) == (1, 1, 0)
+    data = ("--data", str(tmp_path / "store"))
+    assert letter in verb("hook", "list", "--dead", *data)[1]
+    hooks.save("a", state._replace(last_id="e9.1.0"))  # of another epoch
+    run(0)
+    assert receiver.taken[-1][1] == {"action": "reset", "sequence": 2}
+    world.store.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "allowed"),
+    [
+        *(("127.0.0.1", False), ("127.9.9.9", False), ("169.254.169.254", False), ("0.0.0.0", False)),
+        *(("::1", False), ("fe80::1%lo", False), ("::ffff:127.0.0.1", False), ("224.0.0.1", False)),
+        *(("10.1.2.3", True), ("192.168.1.1", True), ("8.8.8.8", True)),
+        *(("2001:4860:4860::8888", True), ("::", False), ("240.0.0.1", False)),
+    ],
+)
+def test_addresses(address, allowed):
+    assert is_allowed(address) is allowed
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f000001", "[::1]"])
+def test_loopback_is_refused_by_every_name(receiver, host):
+    url = receiver.url.replace("127.0.0.1", host)
+    with pytest.raises(NotDelivered):
+        deliver(Hook("a", url, ("create",), new_secret(), 0.0), "e0.1.0", b"{}")
+    assert receiver.requests == []
+
+
+def test_the_example_of_standard_webhooks():
+    secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+    body = b'{"test": 2432232314}'
+    made = signature(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
+    assert made == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("ftp://a/", "--name", "a"),
+        ("http://user@a/", "--name", "a"),
+        ("http://a/", "--name", "../a"),
+        ("http://a/", "--name", "a", "--events", "created"),
+    ],
+)
+def test_wrong_hooks(tmp_path, words):
+    assert verb("hook", "add", *words, "--data", str(tmp_path))[0] == 2
+    assert not (tmp_path / "hooks").exists()
+
+
+def test_names_are_given_once(tmp_path):
+    World(tmp_path / "s").store.close()
+    words = ("hook", "add", "https://ris.example/in", "--name", "a", "--data", str(tmp_path / "s"))
+    assert [verb(*words)[0] for _ in range(2)] == [0, 1]
+    assert os.stat(tmp_path / "s" / "hooks").st_mode & 0o777 == 0o700
+    assert verb("hook", "remove", "b", *words[-2:])[0] == 1
