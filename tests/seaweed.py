@@ -38,13 +38,13 @@ class Seaweed:
     def __init__(self, folder):
         self._folder = folder
         self._processes = []
-        self.filer = free_pair()
+        self.filer, master, volume = self._ports = [free_pair() for _ in range(3)]
         self._config = folder / "s3.json"
         rights = [f"{action}:{BUCKET}" for action in ("Read", "Write", "List")]
         identities = [identity(ADMIN, "Admin", "Read", "Write", "List"), identity(NODE, *rights)]
         self._config.write_text(json.dumps({"identities": identities}))
         (folder / "data").mkdir()
-        ports = [f"-master.port={free_pair()}", f"-volume.port={free_pair()}", f"-filer.port={self.filer}"]
+        ports = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={self.filer}"]
         small = ["-volume.max=30", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
         here = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-filer"]
         self._start("server", *here, *ports, *small)
@@ -77,6 +77,7 @@ class Seaweed:
     def gateway(self, port=None):
         """(process, endpoint)"""
         port = port or free_pair()
+        self._ports.append(port)
         flags = [f"-port={port}", f"-filer=127.0.0.1:{self.filer}", f"-config={self._config}"]
         flags += ["-port.iceberg=0", "-port.lance=0", "-ip.bind=127.0.0.1"]
         process = self._start("s3", *flags)
@@ -97,3 +98,8 @@ class Seaweed:
         for process in reversed(self._processes):
             process.kill()
             process.wait()
+        for port in self._ports:  # and that of gRPC
+            for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                path.unlink()
+            for path in Path("/tmp").glob(f"seaweedfs-*-{port + 10_000}.sock"):
+                path.unlink()
