@@ -59,6 +59,8 @@ def run_salvage(args: argparse.Namespace) -> int:
             progress.draw(before + done, total)
 
         for path in paths:
+            salvage.look_at(path)
+        for path in paths:
             salvage.take_segment(path, draw)
             before += path.stat().st_size
         salvage.finish()

@@ -226,6 +226,20 @@ def test_the_header_of_the_file_is_damaged(segment, tmp_path, capsys):
     assert files_in(tmp_path / "out" / "instances") == expected()
 
 
+def test_the_begin_of_a_segment_is_lost(plain, segment, tmp_path, capsys):
+    """The marker comes from another segment of the store, here an older copy."""
+    whole = segment.read_bytes()
+    _, records = records_of(plain)
+    segment.write_bytes(whole[300:])
+    code, report = salvage(capsys, tmp_path / "alone", segment)
+    assert (code, report["instances"]) == (FAILED, 0)
+    other = tmp_path / "00000002.seg"
+    other.write_bytes(whole[: records[1].offset])
+    code, report = salvage(capsys, tmp_path / "out", other, segment)
+    assert (code, report["instances"]) == (FAILED, 6)
+    assert files_in(tmp_path / "out" / "instances") == expected()
+
+
 # Imitations
 
 

@@ -112,6 +112,7 @@ class Salvage:
         self._out = out
         self._report = report
         self._waiting = 0  # instances behind the last commit
+        self._markers = set[bytes]()  # of segments with a whole header
         self.counts = SalvageCounts()
         self._rows = sqlite3.connect(out / "salvage.sqlite", timeout=1, isolation_level=None)
         try:
@@ -127,6 +128,12 @@ class Salvage:
 
     def __exit__(self, *_: object) -> None:
         self._rows.close()
+
+    def look_at(self, path: Path) -> None:
+        """Remembers the marker of a segment, for segments of its store with a damaged header."""
+        with path.open("rb") as stream:
+            marker = marker_in(stream.read(FIRST_RECORD))
+        self._markers |= {marker} if marker else set()
 
     def take_segment(self, path: Path, progress: Callable[[int], None]) -> None:
         """Copies the instances of a segment, and remembers the deleted record ids. `progress` gets the bytes
@@ -171,6 +178,9 @@ class Salvage:
             return marker
         first = unproved(raw[FIRST_RECORD:])
         what = "the header of the file is damaged"
+        if len(self._markers) == 1:
+            self._report(source.finding(Severity.ERROR, 0, f"{what}: the marker of other segments counts"))
+            return next(iter(self._markers))
         if first.version == FORMAT_VERSION and first.kind in KINDS and any(first.marker):
             self._report(source.finding(Severity.ERROR, 0, f"{what}: the marker of its first record counts"))
             return first.marker

@@ -160,7 +160,7 @@ class UnkeyedWalk:
             raise HeaderDamaged("its marker is wrong")
         if fields.version != FORMAT_VERSION or fields.kind not in KINDS or any(raw[10:12]):
             raise HeaderDamaged("its version or kind is wrong")
-        if not FIRST_RECORD <= fields.began <= offset:
+        if not FIRST_RECORD <= fields.began <= self._size:  # records may have moved
             raise HeaderDamaged("its begin of the commit is wrong")
         if fields.length > self._size - offset - HEADER:
             raise HeaderDamaged(f"its payload of {fields.length} bytes runs past the end of the file")
