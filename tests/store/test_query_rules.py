@@ -118,3 +118,8 @@ def test_a_rule_is_limited_to_one_study() -> None:
     assert limited_to(rule_of([], ["1.2"]), "1.3") == Rule()
     several = any_of([rule_of(["PatientID=P"]), rule_of([], ["1.2"])])
     assert limited_to(several, "1.4") == rule_of(["PatientID=P"], ["1.4"])
+
+
+@pytest.mark.parametrize("facts", [{}, {"00080080": []}, {"00080080": [""]}])
+def test_an_instance_without_a_value_meets_no_condition(facts: Facts) -> None:
+    assert not rule_of(["InstitutionName=A*"]).accepts("1.2", facts)
