@@ -61,7 +61,7 @@ from streamsrv.web.actions import Actions
 from streamsrv.web.app import App
 from streamsrv.web.auditing import RequestAudit
 from streamsrv.web.connection.certificates import ServerCertificate
-from streamsrv.web.health import WatchedProbe
+from streamsrv.web.health import WatchedStore
 from streamsrv.web.worker import OtherProtocol, run
 from streamsrv.wire.answers import Request
 from streamsrv.wire.mediatypes import DICOM
@@ -106,8 +106,9 @@ def pixel_pool(
     )
 
 
-def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
-    """The rooms below web/ as functions of a request."""
+def actions(store: Store, settings: Settings, pool: PixelPool, watched: Store | WatchedStore) -> Actions:
+    """The rooms below web/ as functions of a request. The event loop asks `watched` for its version."""
+    epoch = store.index.about()["epoch"]
     limits, on_duplicate = ingest_limits(settings), OnDuplicate(settings.on_duplicate)
     readers = ReaderPool()
     search_limits = SearchLimits(
@@ -158,10 +159,11 @@ def actions(store: Store, settings: Settings, pool: PixelPool) -> Actions:
             restricted=restricted,
             exists=lambda *target: bool(view.lookup(*target, limit=1)),
             changes=feed.answer,
+            probe=watched.probe,
             tails=TailSource(
                 lambda: ChangeTail(view, store, settings.study_quiet),
-                store.version,
-                lambda: store.index.about()["epoch"],
+                watched.version,
+                lambda: epoch,
             ),
         )
 
@@ -301,14 +303,14 @@ def main() -> int:
             counts.watch(Gauge.TASKS_RUNNING, lambda: pool.load[1])
             audit = audit_of(store, settings, stack)
             ways, login = ways_in(settings, KeyBoard(*keys))
-            probe = store.probe
+            watched: Store | WatchedStore = store
             if store.remote:
-                probe = stack.enter_context(closing(WatchedProbe(probe))).probe
+                watched = stack.enter_context(closing(WatchedStore(store.probe, store.version)))
             counts.watch(Gauge.AUDIT_WAITING, lambda: audit.waiting if audit else 0)
             run(
                 settings,
                 listeners,
-                replace(actions(store, settings, pool), probe=probe),
+                actions(store, settings, pool, watched),
                 on_ready=report,
                 on_beat=report,
                 lifeline=STDIN,

@@ -68,6 +68,8 @@ def test_every_kind_of_request(client, guarded):
     assert client.ask("GET", f"{study}/rendered", Accept="image/png").status in (200, 400, 404, 406)
     assert client.ask("GET", "/changefeed").status == 200
     assert client.ask("GET", "/changefeed/latest").status == 200
+    events = client.ask("GET", "/events?offset=0&duration=2", Accept="text/event-stream")
+    assert events.body.count(b'"action":"create"') == len(KEYS), events.body
     assert client.delete(KEYS[-1])
     assert not client.delete(KEYS[-1])
     assert client.keys() == set(KEYS[:-1])

@@ -50,11 +50,14 @@ def ready(probe: Callable[[], None], *, draining: bool, store_open: bool) -> Ans
     return _text(200, b"ready\n")
 
 
-class WatchedProbe:
-    """Calls a probe that may wait, in a thread of its own; `probe` tells the last result at once."""
+class WatchedStore:
+    """Asks a store that may wait, in a thread of its own; `probe` and `version` tell the last result at
+    once."""
 
-    def __init__(self, probe: Callable[[], None]) -> None:
+    def __init__(self, probe: Callable[[], None], version: Callable[[], int]) -> None:
         self._probe = probe
+        self._ask_version = version
+        self._version = version()
         self._end = threading.Event()
         self._at = time.monotonic()
         self._error: StreamsrvError | None = None
@@ -65,6 +68,7 @@ class WatchedProbe:
         while not self._end.is_set():
             try:
                 self._probe()
+                self._version = self._ask_version()
                 self._error = None
             except StreamsrvError as error:
                 self._error = error
@@ -78,6 +82,10 @@ class WatchedProbe:
             raise IndexUnreachable(f"the store has not answered for {since:.0f} seconds")
         if error is not None:
             raise error
+
+    def version(self) -> int:
+        """The version of the index, at most some seconds old."""
+        return self._version
 
     def close(self) -> None:
         self._end.set()
