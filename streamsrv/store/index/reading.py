@@ -99,8 +99,9 @@ class Reading:
     def existing(self, keys: Sequence[InstanceKey]) -> list[InstanceRow | None]:
         with self._reading("looking up instances") as transaction:
             cursor = transaction.cursor(db=self._handles["instances"])
-            found = dict(cursor.getmulti([triple(key) for key in keys if self._sees(transaction, key.study)]))
-        values = [found.get(triple(key)) for key in keys] if found else [None] * len(keys)
+            packed = [triple(key) if self._sees(transaction, key.study) else b"" for key in keys]
+            found = dict(cursor.getmulti([key for key in packed if key]))
+        values = [found.get(key) for key in packed]
         return [
             unpack_instance(key, value) if value else None for key, value in zip(keys, values, strict=True)
         ]
