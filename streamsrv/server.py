@@ -106,18 +106,21 @@ def pixel_pool(
     )
 
 
-def actions(store: Store, settings: Settings, pool: PixelPool, watched: Store | WatchedStore) -> Actions:
-    """The rooms below web/ as functions of a request. The event loop asks `watched` for its version."""
-    epoch = store.index.about()["epoch"]
-    limits, on_duplicate = ingest_limits(settings), OnDuplicate(settings.on_duplicate)
-    readers = ReaderPool()
-    search_limits = SearchLimits(
+def search_limits(settings: Settings) -> SearchLimits:
+    return SearchLimits(
         default=settings.search_limit,
         most=settings.max_search_limit,
         rows=settings.search_rows,
         metadata=settings.search_metadata,
         rate=settings.search_rate,
     )
+
+
+def actions(store: Store, settings: Settings, pool: PixelPool, watched: Store | WatchedStore) -> Actions:
+    """The rooms below web/ as functions of a request. The event loop asks `watched` for its version."""
+    epoch = store.index.about()["epoch"]
+    limits, on_duplicate = ingest_limits(settings), OnDuplicate(settings.on_duplicate)
+    readers = ReaderPool()
 
     def ingest(view: Store, on_duplicate: OnDuplicate, request: Request, target: Target) -> Ingest:
         store_response.acceptable(request)  # 406 before the body is read, not after it is stored
@@ -130,7 +133,7 @@ def actions(store: Store, settings: Settings, pool: PixelPool, watched: Store | 
             readers=readers,
         )
 
-    retrieve, searches = Retrieve(store, pool), Searches(store.index, store.secret, search_limits)
+    retrieve, searches = Retrieve(store, pool), Searches(store.index, store.secret, search_limits(settings))
     feed = ChangeFeed(store)
 
     def restricted(rule: Rule | None, may_replace: bool) -> Actions:

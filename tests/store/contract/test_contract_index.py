@@ -66,6 +66,7 @@ def test_studies_and_series(index, view):
     assert (view.count("1.1"), view.count("1.1", "1.1.2"), view.count("1.9")) == (4, 2, 0)
     assert [index.total(query(level)) for level in Level] == [2, 4, 8]
     assert index.total(query(Level.STUDY, PatientID="P1.1")) is None
+    assert index.least(query(Level.STUDY)) == 0
     ((study, row),) = index.listed(BY_TAG["00100020"], normal_forms("LO", "P1.1")[0], 1) or [("", None)]
     assert (study, row.instances) == ("1.1", 4)
     assert index.listed(BY_TAG["00100020"], "P9", 1) == []
