@@ -66,8 +66,8 @@ def is_alive(process_id):
 
 
 def has_the_index_open(process_id, data):
-    """Or the manifest, if the index is in a database: a worker opens it just before."""
-    file = "index/data.mdb" if (data / "index").exists() else "manifest"
+    """Or the folder of segments, if the index is in a database: a worker locks it just before."""
+    file = "index/data.mdb" if (data / "index").exists() else "segments"
     found = False
     with contextlib.suppress(OSError):  # it may have ended
         for link in Path(f"/proc/{process_id}/fd").iterdir():
