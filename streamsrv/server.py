@@ -158,7 +158,7 @@ def actions(store: Store, settings: Settings, pool: PixelPool, watched: Store | 
             ingest=partial(ingest, view, on_duplicate),
             stored=store_response.answer,
             cached_frames=retrieve.cached_frames,
-            store_batch=lambda ingests: store_batch(store, ingests, on_duplicate),
+            store_batch=partial(store_batch, store),
             restricted=restricted,
             exists=lambda *target: bool(view.lookup(*target, limit=1)),
             changes=feed.answer,

@@ -10,7 +10,7 @@ from streamsrv.ingest import store_batch
 from streamsrv.ingest.transaction import Ingest
 from streamsrv.pixels.pool import PixelPool
 from streamsrv.query.rules import any_of, rule_of
-from streamsrv.store import OnDuplicate, Store, StoreOptions
+from streamsrv.store import Store, StoreOptions
 from streamsrv.wire.answers import Request
 from streamsrv.wire.resources import target_of
 
@@ -94,7 +94,7 @@ def test_no_transaction_makes_a_study_that_its_sender_cannot_see(store):
     ingests = [side._actions.ingest(request, target) for _ in range(3)]
     for number, (ingest, hospital) in enumerate(zip(ingests, "ABA", strict=True)):
         ingest.feed(file_of(key_of(1, 1, number + 1), institution=hospital), stays=True)
-    results = store_batch(store, ingests, OnDuplicate.REFUSE)
+    results = store_batch(store, ingests)
     assert [len(result.stored) for result in results] == [1, 0, 1]
 
 
@@ -117,7 +117,7 @@ def test_short_bodies_of_several_senders_keep_their_rules(store):
     for number, (side, hospital) in enumerate(zip(sides, "AACA", strict=True)):
         ingests.append(side._actions.ingest(request, target))
         ingests[-1].feed(file_of(key_of(number + 1), institution=hospital), stays=True)
-    results = store_batch(store, ingests, OnDuplicate.REFUSE)
+    results = store_batch(store, ingests)
     assert [len(result.stored) for result in results] == [1, 0, 1, 0]
 
 

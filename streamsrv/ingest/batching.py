@@ -18,7 +18,7 @@ from typing import TypeAlias
 from streamsrv.errors import StreamsrvError
 from streamsrv.ingest.response import StoreResult
 from streamsrv.ingest.transaction import HEAVY_INSTANCE, Ingest
-from streamsrv.store import OnDuplicate, Store, Transaction
+from streamsrv.store import Store, Transaction
 
 # Longer bodies are streamed: the others would wait too long while the dataset of one is read.
 SHORT_BODY = HEAVY_INSTANCE
@@ -27,9 +27,7 @@ LARGEST_BATCH = 16  # bodies
 StoreOutcome: TypeAlias = StoreResult | Exception
 
 
-def store_batch(
-    store: Store, ingests: Sequence[Ingest], on_duplicate: OnDuplicate = OnDuplicate.REFUSE
-) -> list[StoreOutcome]:
+def store_batch(store: Store, ingests: Sequence[Ingest]) -> list[StoreOutcome]:
     """Ends each ingest, which has not begun and has taken its whole body. Blocks; results are durable."""
     try:
         transaction = store.begin()
@@ -44,7 +42,7 @@ def store_batch(
                 transaction.back_to(end)
         taken = [number for number, outcome in enumerate(outcomes) if outcome is None]
         waiting = chain.from_iterable(ingests[number].waiting for number in taken)
-        committed = transaction.committing(waiting, on_duplicate)
+        committed = transaction.committing(waiting)
         for number in taken:
             outcomes[number] = ingests[number].conclude(committed)
     except Exception as error:

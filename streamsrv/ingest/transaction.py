@@ -339,7 +339,7 @@ class Ingest:
         if not self._accepted:
             self.abort()
             return self._result
-        return self.conclude(iter(self._writer.commit(self.waiting, self._on_duplicate)))
+        return self.conclude(iter(self._writer.commit(self.waiting)))
 
     def read_to_end(self) -> None:
         """Reads all parts of a body that has ended. Blocks."""

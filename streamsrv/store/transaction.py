@@ -201,7 +201,7 @@ class Transaction:
         return list(self.committing(instances, on_duplicate))
 
     def committing(
-        self, instances: Iterable[tuple[Record, New]], on_duplicate: OnDuplicate
+        self, instances: Iterable[tuple[Record, New]], on_duplicate: OnDuplicate = OnDuplicate.REFUSE
     ) -> Iterator[Outcome]:
         """Like `commit`, slice by slice: an instance is durable when its outcome is there. Call `abort`
         unless all outcomes are taken."""

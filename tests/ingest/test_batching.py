@@ -65,8 +65,9 @@ def short(
     study: str | None = None,
     content_type: str = TYPE,
     limits: IngestLimits | None = None,
+    policy: OnDuplicate = OnDuplicate.REFUSE,
 ) -> Ingest:
-    made = Ingest(store, content_type=content_type, study=study, limits=limits)
+    made = Ingest(store, content_type=content_type, study=study, limits=limits, on_duplicate=policy)
     made.feed(bytearray(payload + b"what was in the buffer before"), len(payload), stays=True)
     return made
 
@@ -141,8 +142,8 @@ def test_equal_keys_are_decided_one_after_the_other(store: Store, policy: OnDupl
     """As if the second had come after the first had been answered."""
     first, other = part10("1.2.3.4.1"), part10("1.2.3.4.1", pixels=b"\3\4" * 16)
     third = part10("1.2.3.4.2")
-    bodies = [short(store, body(each)) for each in (first, other, third, first)]
-    outcomes = store_batch(store, bodies, policy)
+    bodies = [short(store, body(each), policy=policy) for each in (first, other, third, first)]
+    outcomes = store_batch(store, bodies)
     assert [bool(stored(each)) for each in outcomes] == {
         OnDuplicate.REFUSE: [True, False, True, False],
         OnDuplicate.ACCEPT_IDENTICAL: [True, False, True, True],
@@ -154,9 +155,8 @@ def test_equal_keys_are_decided_one_after_the_other(store: Store, policy: OnDupl
 @pytest.mark.parametrize("policy", OnDuplicate)
 def test_within_a_body_the_first_wins(store: Store, policy: OnDuplicate) -> None:
     first, other = part10("1.2.3.4.1"), part10("1.2.3.4.1", pixels=b"\3\4" * 16)
-    outcomes = store_batch(
-        store, [short(store, body(first, other)), short(store, body(other, first))], policy
-    )
+    bodies = [short(store, body(*each), policy=policy) for each in ((first, other), (other, first))]
+    outcomes = store_batch(store, bodies)
     assert (len(stored(outcomes[0])), len(failures(outcomes[0]))) == (1, 1)
     replaces, accepts = policy is OnDuplicate.REPLACE, policy is OnDuplicate.ACCEPT_IDENTICAL
     assert len(stored(outcomes[1])) == replaces + accepts
@@ -167,8 +167,9 @@ def test_a_body_stays_durable_if_the_next_slice_fails(store: Store, disk: Counti
     """Of bodies with a key in common the second one is in a slice of its own."""
     store_batch(store, [short(store, body(part10("1.2.3.4.9")))])
     disk.failing_sync = disk.syncs + 2
-    bodies = [short(store, body(part10("1.2.3.4.1", pixels=each * 32))) for each in (b"a", b"b")]
-    outcomes = store_batch(store, bodies, OnDuplicate.REPLACE)
+    files = [part10("1.2.3.4.1", pixels=each * 32) for each in (b"a", b"b")]
+    bodies = [short(store, body(each), policy=OnDuplicate.REPLACE) for each in files]
+    outcomes = store_batch(store, bodies)
     assert stored(outcomes[0]) == ["1.2.3.4.1"]
     assert isinstance(outcomes[1], StoreError)
     assert payloads(store)[0] == part10("1.2.3.4.1", pixels=b"a" * 32)
