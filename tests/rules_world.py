@@ -67,7 +67,7 @@ class Side:
 
     def __init__(self, store, pool, rule: Rule | None = None, **settings):
         self.store = store
-        self._actions = actions(store, Settings(**settings), pool).restricted(rule, True)
+        self._actions = actions(store, Settings(**settings), pool, store).restricted(rule, True)
 
     def ask(self, path, method="GET", **headers):
         place, _, query = path.partition("?")

@@ -162,7 +162,7 @@ class Worker:
         return self.counts.by_way()
 
     def start(self):
-        work = actions(self.world.store, self.settings, self.world.pool)
+        work = actions(self.world.store, self.settings, self.world.pool, self.world.store)
         work = dataclasses.replace(work, cached_frames=self.faults.wrapped(work.cached_frames))
         as_json = self.settings.log_format == "json"
         log = AccessLog(self.lines, json=as_json, counts=self.counts)
