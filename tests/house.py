@@ -22,6 +22,7 @@ PURPOSES = {
     "streamsrv.store": "segments and index; alone touches their files",
     "framecodecs": "frames into frames; knows no server",
     "streamsrv.query": "searches as values",
+    "streamsrv.reports": "structured reports and documents as pages",
     "streamsrv.audit": "the audit trail: its files and messages",
     "streamsrv.dicom": "Part 10, values, DICOM JSON; sans-IO",
     "streamsrv.oidc": "documents and keys of an issuer of tokens",
