@@ -220,7 +220,9 @@ def test_a_truncated_tarball(part, data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"PK\x03\x04 a zip", gzip.compress(b"not tar" * 999), gzip.compress(b"")]
+    "body",
+    [b"", b"PK\x03\x04 a zip", gzip.compress(b"not tar" * 999), gzip.compress(b"")],
+    ids=["empty", "zip", "gzip", "empty gzip"],  # gzip has the time in its head
 )
 def test_a_file_that_is_no_package(body, data, tmp_path, capsys):
     tarball = tmp_path / "file.tgz"
