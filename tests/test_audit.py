@@ -261,7 +261,10 @@ def test_kill_9_loses_no_entry_of_an_acknowledged_store_or_delete(open_server):
         each.start()
     for target in (20, 40):
         waited(lambda target=target: len(acknowledged) > target, "stores and deletes")
-        os.kill(next(filter(has_the_index_open, children(server.process.pid))), signal.SIGKILL)
+        os.kill(
+            next(each for each in children(server.process.pid) if has_the_index_open(each, server.data)),
+            signal.SIGKILL,
+        )
     stop.set()
     for each in threads:
         each.join()

@@ -19,7 +19,7 @@ def world(server_factory):
     key = key_of(1, 1, 1)
     body = file_of(key, 1, 100_000)
     assert client.store([body]).status == 200
-    (worker,) = filter(has_the_index_open, children(server.process.pid))
+    (worker,) = (each for each in children(server.process.pid) if has_the_index_open(each, server.data))
     yield server, client, worker, key, body
     client.close()
     assert "Traceback" not in server.log.read_text()

@@ -38,7 +38,7 @@ def test_every_line_of_a_server_is_json(server_factory):
     (error,) = (line for line in lines_of(server) if line.get("request_id") == "abc" and "message" in line)
     assert (error["level"], error["logger"]) == ("error", "streamsrv.web")
     assert "[abc]" not in error["message"]
-    (worker,) = filter(has_the_index_open, children(server.process.pid))
+    (worker,) = (each for each in children(server.process.pid) if has_the_index_open(each, server.data))
     os.kill(worker, signal.SIGKILL)
     (died,) = until(server, lambda line: f"worker {worker} ended" in line.get("message", ""))
     assert (died["level"], died["logger"]) == ("error", "streamsrv.supervisor")

@@ -75,7 +75,7 @@ def test_a_second_server_is_refused_whatever_is_tidied_away(server):
 
 
 def ready_workers(server):
-    return [each for each in children(server.process.pid) if has_the_index_open(each)]
+    return [each for each in children(server.process.pid) if has_the_index_open(each, server.data)]
 
 
 @pytest.mark.parametrize("name", ["manifest", "store.toml", "index/lock.mdb"])

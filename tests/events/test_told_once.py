@@ -80,7 +80,7 @@ def killer(server, ended):
     for _ in range(KILLS):
         if ended.wait(0.2 + chance.random() / 2):
             return
-        workers = [each for each in children(server.process.pid) if has_the_index_open(each)]
+        workers = [each for each in children(server.process.pid) if has_the_index_open(each, server.data)]
         if len(workers) == 2:
             os.kill(chance.choice(workers), signal.SIGKILL)
 

@@ -329,7 +329,7 @@ def search(content):
             condition.probes()
         order = order_of(found.orderby, level)
         if found.after:
-            (order.position if order.is_native else order.key_of)(found.after)
+            (order.position if order.walked else order.key_of)(found.after)
 
 
 DATASET = {
