@@ -60,7 +60,7 @@ def test_the_clock_is_set(world):
 
 
 def workers_of(server):
-    return [each for each in children(server.process.pid) if has_the_index_open(each)]
+    return [each for each in children(server.process.pid) if has_the_index_open(each, server.data)]
 
 
 def steps():
