@@ -126,7 +126,8 @@ def test_nothing_fails_and_nothing_is_undescribed(schema, method, template):
     def ask(data):
         case = data.draw(operation.as_strategy(generation_mode=data.draw(modes)))
         tame(case, data)
-        answer = case.call()
+        # A range of a compressed text is valid (RFC 9110 14), and the client cannot decompress it.
+        answer = case.call(headers={"Accept-Encoding": "identity"} if "Range" in case.headers else None)
         # A part of a JSON text is none.
         case.validate_response(answer, checks=CHECKS[: 3 if answer.status_code == 206 else 4])
 
