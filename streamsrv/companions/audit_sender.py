@@ -29,16 +29,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from streamsrv import config
 from streamsrv.audit.cursor import Cursor, Unsent
 from streamsrv.audit.messages import syslog_frame
-from streamsrv.options import audit_folder, start_log
+from streamsrv.companions.child import STDIN, begin
+from streamsrv.options import audit_folder
 from streamsrv.settings import Settings
-from streamsrv.supervisor import protect
 
 log = logging.getLogger("streamsrv.audit")
 
-STDIN = 0
 # Seconds: between two looks at the trail, to connect, for the end of a batch, between two attempts.
 LOOK, CONNECT, CONFIRM = 0.5, 10.0, 30.0
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
@@ -132,11 +130,7 @@ class AuditSender:
 
 
 def main() -> int:
-    protect()
-    settings = config.receive(STDIN)
-    start_log(settings)
-    for number in (signal.SIGINT, signal.SIGTERM):  # they reach every process of a service
-        signal.signal(number, signal.SIG_IGN)
+    settings = begin(signal.SIGINT, signal.SIGTERM)
     try:
         AuditSender(Cursor(audit_folder(settings)), SyslogReceiver(settings)).run()
     except ServerEnded:

@@ -33,7 +33,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import Metric
 
 from framecodecs.pool.processes import StatusPages
-from streamsrv import config
+from streamsrv.companions.child import STDIN, begin
 from streamsrv.companions.families import (
     Samples,
     audit_samples,
@@ -45,14 +45,12 @@ from streamsrv.companions.families import (
 )
 from streamsrv.errors import StreamsrvError
 from streamsrv.metrics import MetricsBoard
-from streamsrv.options import start_log, store_options
+from streamsrv.options import store_options
 from streamsrv.settings import Settings
 from streamsrv.store import Store
-from streamsrv.supervisor import protect
 
 log = logging.getLogger("streamsrv.metrics")
 
-STDIN = 0
 PATH = "/metrics"
 SECONDS = 5.0
 MOST = 16
@@ -183,12 +181,8 @@ def serve(listeners: Iterable[socket.socket], collector: ServerCollector) -> Non
 
 def main() -> int:
     file, sockets, pages = json.loads(sys.argv[1])
-    protect()
-    settings = config.receive(STDIN)
-    start_log(settings)
-    # Ctrl-C and systemd signal every process. This one answers until the supervisor has ended the workers.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # It answers until the supervisor has ended the workers.
+    settings = begin(signal.SIGINT, signal.SIGTERM)
     pools = dict(zip(("short", "long"), map(StatusPages, pages), strict=True))
     collector = ServerCollector(MetricsBoard(file), pools, settings, StoreReader(settings))
     serve([socket.socket(fileno=descriptor) for descriptor in sockets], collector)

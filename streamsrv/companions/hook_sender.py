@@ -31,19 +31,18 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from streamsrv import __version__, config
+from streamsrv import __version__
+from streamsrv.companions.child import STDIN, begin
 from streamsrv.errors import StreamsrvError
 from streamsrv.events import ChangeTail, EventPosition, ToldEvent
 from streamsrv.events.hooks import RESET, Hook, Hooks, signature
 from streamsrv.events.messages import event_id, position_from
-from streamsrv.options import start_log, store_options
+from streamsrv.options import store_options
 from streamsrv.settings import Settings
 from streamsrv.store import Store
-from streamsrv.supervisor import protect
 
 log = logging.getLogger("streamsrv.hooks")
 
-STDIN = 0
 # Seconds.
 LOOK, DEADLINE = 0.5, 20.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 300.0
@@ -243,11 +242,7 @@ class HookThreads:
 
 
 def main() -> int:
-    protect()
-    settings = config.receive(STDIN)
-    start_log(settings)
-    for number in (signal.SIGINT, signal.SIGTERM):  # they reach every process of a service
-        signal.signal(number, signal.SIG_IGN)
+    settings = begin(signal.SIGINT, signal.SIGTERM)
     try:
         with Store.open(Path(settings.data), store_options(settings), read_only=True) as store:
             threads = HookThreads(settings, store)

@@ -22,18 +22,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from streamsrv import config
+from streamsrv.companions.child import STDIN, begin
 from streamsrv.oidc.discovery import Issuer, fetch_issuer, fetch_keys
 from streamsrv.oidc.fetching import FetchFailed, Trust
 from streamsrv.oidc.key_board import PAUSE, KeyBoard
-from streamsrv.options import start_log
-from streamsrv.supervisor import protect
 from streamsrv.web.access.grants import FOLDER
 from streamsrv.web.access.policy import trust_of
 
 log = logging.getLogger("streamsrv.issuer")
 
-STDIN = 0
 REFRESH = 900.0  # seconds
 AGAIN = PAUSE  # seconds after a failure
 KEPT = 24 * 3600.0  # seconds
@@ -127,11 +124,8 @@ class KeyFetcher:
 
 
 def main() -> int:
-    protect()
     board = KeyBoard(*json.loads(sys.argv[1]))
-    settings = config.receive(STDIN)
-    start_log(settings)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal
+    settings = begin(signal.SIGINT)
     kept = None if settings.read_only else KeptKeys(Path(settings.data) / FOLDER / FILE)
     fetcher = KeyFetcher(settings.oidc_issuer, trust_of(settings), board, kept=kept)
     while True:

@@ -16,19 +16,17 @@ import signal
 import sys
 from pathlib import Path
 
-from streamsrv import config
+from streamsrv.companions.child import STDIN, begin
 from streamsrv.errors import StreamsrvError
 from streamsrv.metrics import MetricsBoard, ServerCell
-from streamsrv.options import start_log, store_options
+from streamsrv.options import store_options
 from streamsrv.settings import Settings
 from streamsrv.store import Store
 from streamsrv.store.maintenance.check import Severity
 from streamsrv.store.maintenance.scrub import DAY, Pace, Scrub
-from streamsrv.supervisor import protect
 
 log = logging.getLogger("streamsrv.scrub")
 
-STDIN = 0
 # Seconds. A process that would wait longer than LONGEST_WAIT ends; the next one starts after LONGEST_PAUSE at
 # the latest, and then finds new segments.
 SHORTEST_WAIT, LONGEST_WAIT, LONGEST_PAUSE = 1.0, 20.0, 3600.0
@@ -72,11 +70,8 @@ def scrub_due(store: Store, settings: Settings, board: MetricsBoard) -> float:
 
 
 def main() -> int:
-    protect()
     board = MetricsBoard(*json.loads(sys.argv[1]))
-    settings = config.receive(STDIN)
-    start_log(settings)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal
+    settings = begin(signal.SIGINT)
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     try:
