@@ -12,13 +12,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-import sqlite3
 import threading
 from pathlib import Path
 from typing import NamedTuple
 
 from streamsrv.dicom.instance import JsonDataset
-from streamsrv.errors import StreamsrvError
+from streamsrv.store.maintenance.run_table import open_table
 from streamsrv.tools.file_names import folded
 
 FILE = "export.sqlite"
@@ -76,14 +75,7 @@ class ExportedFiles:
         self._out = out
         self._lock = threading.Lock()
         self._waiting = 0  # files behind the last commit
-        self._rows = sqlite3.connect(out / FILE, timeout=1, isolation_level=None, check_same_thread=False)
-        try:
-            self._rows.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._rows.execute(SCHEMA)
-            self._rows.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as fault:
-            self._rows.close()
-            raise StreamsrvError(f"{out}: {fault}: another export may work there") from fault
+        self._rows = open_table(out / FILE, SCHEMA, "export", by_threads=True)
 
     def close(self) -> None:
         self._rows.close()

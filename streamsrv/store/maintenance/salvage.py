@@ -20,14 +20,13 @@ import contextlib
 import csv
 import hashlib
 import os
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from streamsrv.errors import StreamsrvError
 from streamsrv.store.maintenance.check import Finding, Severity
+from streamsrv.store.maintenance.run_table import open_table
 from streamsrv.store.rows import FIRST_RECORD, InstanceKey, Location
 from streamsrv.store.segments.records import (
     FORMAT_VERSION,
@@ -114,14 +113,7 @@ class Salvage:
         self._waiting = 0  # instances behind the last commit
         self._markers = set[bytes]()  # of segments with a whole header
         self.counts = SalvageCounts()
-        self._rows = sqlite3.connect(out / "salvage.sqlite", timeout=1, isolation_level=None)
-        try:
-            self._rows.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._rows.executescript(SCHEMA)
-            self._rows.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as fault:
-            self._rows.close()
-            raise StreamsrvError(f"{out}: {fault}: another run may work there") from fault
+        self._rows = open_table(out / "salvage.sqlite", SCHEMA, "run")
 
     def __enter__(self) -> Salvage:
         return self
