@@ -289,16 +289,7 @@ class Transaction:
             del self._lost[at]
 
     def _winner(self, record: Record) -> bytes:
-        header = RecordHeader(
-            RecordKind.INSTANCE,
-            record.record_id,
-            record.stored_at,
-            record.location.length,
-            record.digest,
-            self._segment.committed,
-            record.replaced,
-        )
-        return self._form.pack(header, self._segment.segment, record.begin)
+        return record.header(self._form, self._segment.committed, record.replaced)
 
 
 def slices(instances: Iterable[tuple[Record, New]]) -> Iterator[list[tuple[Record, New]]]:

@@ -105,15 +105,7 @@ class PartPlan:
 def final_header(form: RecordFormat, record: Record) -> bytes:
     """The header of a record that has been received whole. The database knows the record that it
     replaces."""
-    header = RecordHeader(
-        RecordKind.INSTANCE,
-        record.record_id,
-        record.stored_at,
-        record.location.length,
-        record.digest,
-        FIRST_RECORD,
-    )
-    return form.pack(header, record.location.segment, record.begin)
+    return record.header(form, FIRST_RECORD)
 
 
 def pending_header(form: RecordFormat, record_id: bytes, segment: int, offset: int) -> bytes:

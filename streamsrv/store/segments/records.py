@@ -347,6 +347,19 @@ class Record:
     def end(self) -> int:
         return self.location.offset + self.location.length
 
+    def header(self, form: RecordFormat, began: int, replaced: bytes = NO_ID) -> bytes:
+        """The header of a record that has won. `replaced` is the id of the record that it replaces."""
+        header = RecordHeader(
+            RecordKind.INSTANCE,
+            self.record_id,
+            self.stored_at,
+            self.location.length,
+            self.digest,
+            began,
+            replaced,
+        )
+        return form.pack(header, self.location.segment, self.begin)
+
     def pread(self, offset: int, length: int) -> bytes:
         """Bytes of the payload, fewer at its end."""
         length = min(length, self.location.length - offset)
