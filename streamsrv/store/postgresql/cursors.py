@@ -40,6 +40,10 @@ class Statements(Protocol):
 
     def getmulti(self, table: Table, keys: Sequence[bytes]) -> list[Pair]: ...
 
+
+class ChangingStatements(Statements, Protocol):
+    """The transaction of a cursor that writes."""
+
     def put(self, key: bytes, value: bytes, *, db: Table) -> bool: ...
 
     def remove(self, table: Table, row: Pair) -> None: ...
@@ -185,25 +189,6 @@ class TableCursor:
         found = self.getmulti([key])
         return found[0][1] if found else None
 
-    # -- writing
-
-    def put(self, key: bytes, value: bytes) -> bool:
-        """Write at the cursor."""
-        done = self._transaction.put(key, value, db=self._table)
-        if self.key() == key:
-            self._rows[self._at] = key, value
-        return done
-
-    def delete(self) -> bool:
-        """The cursor is at the next row afterwards."""
-        row = self.item()
-        if row == NOWHERE:
-            return False
-        self._transaction.remove(self._table, row)
-        del self._rows[self._at]
-        self._next = True
-        return True
-
     # -- pages
 
     def _is(self, found: bool) -> bool:
@@ -267,3 +252,26 @@ class TableCursor:
 
 def _descending(table: Table) -> str:
     return "key DESC, value DESC" if table.several else "key DESC"
+
+
+class WritingCursor(TableCursor):
+    def __init__(self, transaction: ChangingStatements, table: Table) -> None:
+        super().__init__(transaction, table)
+        self._changes = transaction
+
+    def put(self, key: bytes, value: bytes) -> bool:
+        """Write at the cursor."""
+        done = self._changes.put(key, value, db=self._table)
+        if self.key() == key:
+            self._rows[self._at] = key, value
+        return done
+
+    def delete(self) -> bool:
+        """The cursor is at the next row afterwards."""
+        row = self.item()
+        if row == NOWHERE:
+            return False
+        self._changes.remove(self._table, row)
+        del self._rows[self._at]
+        self._next = True
+        return True

@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 
 from streamsrv.errors import StoreCorrupt
 from streamsrv.store.postgresql.connections import Connections, Rows, failure
-from streamsrv.store.postgresql.cursors import Pair, TableCursor
+from streamsrv.store.postgresql.cursors import Pair, TableCursor, WritingCursor
 from streamsrv.store.postgresql.tables import TABLES, Table
 
 READING = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"
@@ -71,12 +71,6 @@ class TableTransaction:
             known = self._known[table]
             known.update(dict.fromkeys(keys))
             known.update(self.ask(table.looked_up, table.arguments(keys)))
-
-    def put(self, key: bytes, value: bytes, *, db: Table) -> bool:
-        raise NotImplementedError
-
-    def remove(self, table: Table, row: Pair) -> None:
-        raise NotImplementedError
 
 
 class ReadingTables(TableTransaction):
@@ -142,6 +136,9 @@ class WritingTables(TableTransaction):
         self._connection, (self._version, entries, self._number) = self._connections.begun(_locked)
         self._entries: dict[str, int] = {name: entries.get(name, 0) for name in TABLES}
         return self
+
+    def cursor(self, db: Table) -> WritingCursor:
+        return WritingCursor(self, db)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         assert self._connection is not None
