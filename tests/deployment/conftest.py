@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from chromium import found
+from chromium import Chromium, found
 from library_page import build
 from live_server import environment, executable, free_port, start_server
 from ohif_window import Viewer
@@ -48,10 +48,21 @@ def library(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def viewer():
-    """A window that all tests of viewers use one after the other, so that its cache keeps their code."""
+def chromium():
     if found() is None:
         pytest.skip("no Chromium is installed")
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    started = Chromium()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def viewer(chromium):
+    """A window that all tests of viewers use one after the other, so that its cache keeps their code."""
     started = Viewer()
     yield started
     started.close()

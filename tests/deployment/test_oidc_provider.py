@@ -13,7 +13,6 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
 import pytest
-from chromium import Chromium, found
 from live_server import environment, executable, free_port, start_server
 
 from streamsrv.companions.issuer import KeyFetcher
@@ -178,30 +177,25 @@ def test_a_browser_signs_in_at_the_provider(server):
         Browser().opener.open(f"{server.url}/studies", timeout=20)
 
 
-def test_chromium_signs_in_across_sites_and_out(server, provider):
+def test_chromium_signs_in_across_sites_and_out(server, provider, browser):
     """The server is `localhost` and the provider 127.0.0.1: two sites, as usual. Chromium sends no cookie
     that is SameSite=Strict on the way back."""
-    if found() is None:
-        pytest.skip("no Chromium is installed")
-    page, origin = Chromium(), server.origin.replace("127.0.0.1", "localhost")
-    try:
-        page.open(f"{origin}/#/?order=PatientName")
-        page.click("a.issuer")
-        page.wait("document.querySelector('input[name=login]')")
-        page.run("document.querySelector('input[name=login]').value = 'anna'")
-        page.run("document.querySelector('input[name=password]').value = 'any'")
-        page.click("button[type=submit]")
-        page.wait("document.querySelector('input[value=consent]')")
-        page.click("button[type=submit]")
-        page.wait("document.querySelector('.user')?.innerText === 'anna'")
-        page.wait("document.querySelectorAll('tbody tr').length === 1")
-        assert page.run("location.hash") == "#/?order=PatientName"
-        (cookie,) = page.call("Network.getCookies", urls=[f"{origin}/v2/studies"])["cookies"]
-        assert (cookie["sameSite"], cookie["httpOnly"], cookie["session"]) == ("Strict", True, True)
-        page.click("button", "Sign out")
-        page.wait(f"location.href.startsWith('{provider}/session/end')")
-        page.click("button[value=yes], button[autofocus]")
-        page.wait(f"location.origin === '{origin}' && document.querySelector('section.sign-in')")
-        assert page.call("Network.getCookies", urls=[f"{origin}/v2/studies"])["cookies"] == []
-    finally:
-        page.close()
+    page, origin = browser, server.origin.replace("127.0.0.1", "localhost")
+    page.open(f"{origin}/#/?order=PatientName")
+    page.click("a.issuer")
+    page.wait("document.querySelector('input[name=login]')")
+    page.run("document.querySelector('input[name=login]').value = 'anna'")
+    page.run("document.querySelector('input[name=password]').value = 'any'")
+    page.click("button[type=submit]")
+    page.wait("document.querySelector('input[value=consent]')")
+    page.click("button[type=submit]")
+    page.wait("document.querySelector('.user')?.innerText === 'anna'")
+    page.wait("document.querySelectorAll('tbody tr').length === 1")
+    assert page.run("location.hash") == "#/?order=PatientName"
+    (cookie,) = page.call("Network.getCookies", urls=[f"{origin}/v2/studies"])["cookies"]
+    assert (cookie["sameSite"], cookie["httpOnly"], cookie["session"]) == ("Strict", True, True)
+    page.click("button", "Sign out")
+    page.wait(f"location.href.startsWith('{provider}/session/end')")
+    page.click("button[value=yes], button[autofocus]")
+    page.wait(f"location.origin === '{origin}' && document.querySelector('section.sign-in')")
+    assert page.call("Network.getCookies", urls=[f"{origin}/v2/studies"])["cookies"] == []

@@ -10,7 +10,6 @@ import zipfile
 
 import clinic as world
 import pytest
-from chromium import Chromium, found
 from clinic import CT_INSTANCES, CT_SERIES, CT_STUDY, SLIDE, SLIDE_SERIES, SLIDE_STUDY, ask
 from live_server import start_server
 from pydicom.uid import ComprehensiveSRStorage
@@ -57,15 +56,6 @@ def server(tmp_path_factory):
     world.store(f"{running.url}/studies", files)
     yield running
     running.end()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if found() is None:
-        pytest.skip("no Chromium is installed")
-    started = Chromium()
-    yield started
-    started.close()
 
 
 @pytest.fixture

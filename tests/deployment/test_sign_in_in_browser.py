@@ -5,7 +5,6 @@ import time
 import clinic as world
 import pytest
 from access_world import Site
-from chromium import Chromium, found
 from clinic import CT_STUDY
 from live_server import start_server
 from test_page_in_browser import NARROW, ROWS, axe, problems  # noqa: F401
@@ -23,15 +22,6 @@ def site(tmp_path_factory):
     world.store(f"{server.url}/studies", files, Authorization=f"Bearer {site.anna}")
     yield site
     server.end()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if found() is None:
-        pytest.skip("no Chromium is installed")
-    started = Chromium()
-    yield started
-    started.close()
 
 
 @pytest.fixture

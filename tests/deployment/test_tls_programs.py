@@ -75,8 +75,8 @@ def test_nginx_asks_for_certificates_and_names_the_user_over_a_unix_socket(tmp_p
             # A header of the client is replaced.
             pretended = {**store[3], "X-Forwarded-User": "gateway-1"}
             assert site.ask(reader, *store[:3], pretended)[0] == 403
-            for nobody in (stranger, None):
-                assert site.ask(nobody, "GET", "/v2/studies")[0] == 400  # nginx itself
+            for refused in (stranger, None):
+                assert site.ask(refused, "GET", "/v2/studies")[0] == 400  # nginx itself
     finally:
         assert server.end() == 0
 
