@@ -199,7 +199,7 @@ class Store:
     def require_whole(self, row: InstanceRow, lease: SegmentLease) -> None:
         """Read all bytes of an instance. If they differ from those that arrived, registers the damage and
         raises InstanceDamaged."""
-        reason = verifying.damage_of(self.form, lease.fd(row.location.segment), row)
+        reason = verifying.damage_of(self.form, lease, row)
         if reason:
             found = [verifying.damaged_record(row, reason)]
             verifying.register(self.index, found)

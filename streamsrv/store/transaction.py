@@ -364,7 +364,7 @@ class Duplicates:
         segment = row.location.segment
         try:
             with self._readers.open([segment]) as lease:
-                return damage_of(self._form, lease.fd(segment), row)
+                return damage_of(self._form, lease, row)
         except SegmentGone:
             return MISSING_SEGMENT
         except OSError as error:

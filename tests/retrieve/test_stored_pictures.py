@@ -18,7 +18,7 @@ from streamsrv.errors import NotAcceptable
 from streamsrv.pixels import stored_pictures
 from streamsrv.pixels.pool import PixelPool
 from streamsrv.retrieve import rendered_parts
-from streamsrv.store.segments.leases import SegmentLease
+from streamsrv.store.segments.leases import FileLease
 from streamsrv.wire.answers import Deferred, Literal, Span
 
 ONE = instance_path("1.2.3.4.1")
@@ -466,13 +466,13 @@ def test_the_loop_answers_what_is_in_memory(store, monkeypatch):
 def test_no_more_than_the_head_is_read(store, monkeypatch):
     kind = Kind("YBR_FULL_422", 8, 8, rows=800, columns=900)
     (frame,) = stored(store, kind, coded(kind))
-    read, known = [], SegmentLease.pread
+    read, known = [], FileLease.pread
 
     def watched(lease, segment, offset, length):
         read.append(length)
         return known(lease, segment, offset, length)
 
-    monkeypatch.setattr(SegmentLease, "pread", watched)
+    monkeypatch.setattr(FileLease, "pread", watched)
     answer = ask(store, f"{ONE}/rendered", accept="image/jpeg")
     assert len(frame) > 20_000
     assert sum(read) < 5_000

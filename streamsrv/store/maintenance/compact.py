@@ -287,14 +287,14 @@ class _Compactor:
         header = RecordHeader(RecordKind.PENDING, row.record_id, 0, 0, NO_DIGEST, output.committed)
         output.append([self._store.form.pack(header, output.segment, output.end)])
         moved = Location(output.segment, output.end, length)
-        self._verify(lease.fd(segment), row)
+        self._verify(lease, row)
         output.append_copy(lease.fd(segment), offset, length)
         return moved
 
-    def _verify(self, fd: int, row: InstanceRow) -> None:
+    def _verify(self, lease: SegmentLease, row: InstanceRow) -> None:
         """A damaged instance moves with its old digest, so it stays registered as damaged."""
         try:
-            reason = damage_of(self._store.form, fd, row)
+            reason = damage_of(self._store.form, lease, row)
         except OSError as error:
             raise refused(error, "reading", row.location.segment) from error
         if reason:

@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Protocol, Self
 
 from streamsrv.errors import SegmentGone
 from streamsrv.store.folder import Layout
@@ -24,16 +25,49 @@ LINGER = 0.5
 MOST_LINGERING = 64
 
 
-class SegmentLease:
-    """Open segments for reading, shared with other readers of this process."""
+class SegmentLease(Protocol):
+    """Open segments for reading. Bytes that are not on this machine are fetched from where they are."""
+
+    def fd(self, segment: int) -> int:
+        """A descriptor that stays open until `release`. Only bytes of `ensure` and `windows` may be read from
+        it."""
+
+    def ensure(self, segment: int, offset: int, length: int) -> None:
+        """These bytes can be read until `release`. May block, for bytes that are fetched; raises SegmentGone,
+        StoreError."""
+
+    def windows(self, segment: int, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Parts (offset, length) of a span; each can be read until the next one is taken. Blocks and raises
+        as `ensure`. To be closed before `release`, unless all parts are taken."""
+
+    def pread(self, segment: int, offset: int, length: int) -> bytes:
+        """Fewer bytes at the end of the segment. Blocks and raises as `ensure`; raises OSError."""
+
+    def release(self) -> None:
+        """Safe to call twice."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class FileLease:
+    """Open segment files, shared with other readers of this process."""
 
     def __init__(self, owner: Readers, fds: dict[int, int]) -> None:
         self._owner = owner
         self._fds = fds
 
     def fd(self, segment: int) -> int:
-        """A descriptor that stays open until `release`."""
         return self._fds[segment]
+
+    def ensure(self, segment: int, offset: int, length: int) -> None:
+        """They are on the disk."""
+
+    def windows(self, segment: int, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """The whole span."""
+        if length:
+            yield offset, length
 
     def pread(self, segment: int, offset: int, length: int) -> bytes:
         return os.pread(self._fds[segment], length, offset)
@@ -43,7 +77,7 @@ class SegmentLease:
         fds, self._fds = self._fds, {}
         self._owner.close(fds)
 
-    def __enter__(self) -> SegmentLease:
+    def __enter__(self) -> FileLease:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,7 +96,7 @@ class Readers:
         self._timer: threading.Timer | None = None
         self._ended = False
 
-    def open(self, segments: Iterable[int]) -> SegmentLease:
+    def open(self, segments: Iterable[int]) -> FileLease:
         """Raises SegmentGone if a segment was removed: look the instances up again."""
         fds: dict[int, int] = {}
         try:
@@ -72,7 +106,7 @@ class Readers:
         except BaseException:
             self.close(fds)
             raise
-        return SegmentLease(self, fds)
+        return FileLease(self, fds)
 
     def _open_one(self, segment: int) -> int:
         with self._lock:

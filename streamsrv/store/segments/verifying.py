@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from streamsrv.errors import InstanceDamaged
 from streamsrv.store.index import DamagedRecord, Index
 from streamsrv.store.rows import InstanceRow
+from streamsrv.store.segments.leases import SegmentLease
 from streamsrv.store.segments.records import HEADER, HeaderDamaged, PayloadDigest, RecordFormat, RecordHeader
 
 log = logging.getLogger("streamsrv.store")
@@ -33,9 +34,14 @@ SHORT_SEGMENT = "the file of its segment ends before it"
 def digest_of(fd: int, offset: int, length: int) -> bytes:
     """The digest of a range of a file."""
     running = PayloadDigest()
-    for start in range(offset, offset + length, HASH_WINDOW):
-        running.update(os.pread(fd, min(HASH_WINDOW, offset + length - start), start))
+    add_bytes(running, fd, offset, length)
     return running.digest()
+
+
+def add_bytes(digest: PayloadDigest, fd: int, offset: int, length: int) -> None:
+    """Read a range of a file into a digest."""
+    for start in range(offset, offset + length, HASH_WINDOW):
+        digest.update(os.pread(fd, min(HASH_WINDOW, offset + length - start), start))
 
 
 def header_of(form: RecordFormat, fd: int, row: InstanceRow) -> RecordHeader | None:
@@ -48,15 +54,19 @@ def header_of(form: RecordFormat, fd: int, row: InstanceRow) -> RecordHeader | N
     return header if (header.record_id, header.length) == (row.record_id, length) else None
 
 
-def damage_of(form: RecordFormat, fd: int, row: InstanceRow) -> str:
+def damage_of(form: RecordFormat, lease: SegmentLease, row: InstanceRow) -> str:
     """Read all bytes of an instance; returns the reason if they differ from those that arrived, else "".
-    Raises OSError."""
-    _, offset, length = row.location
-    digest = digest_of(fd, offset, length)
+    Raises OSError, and the errors of the lease."""
+    segment, offset, length = row.location
+    fd, running = lease.fd(segment), PayloadDigest()
+    for part in lease.windows(segment, offset, length):
+        add_bytes(running, fd, *part)
+    digest = running.digest()
     if digest == row.digest:
         return ""
     if os.fstat(fd).st_size < offset + length:
         return SHORT_SEGMENT
+    lease.ensure(segment, offset - HEADER, HEADER)
     header = header_of(form, fd, row)
     return "" if header is not None and header.digest == digest else WRONG_DIGEST
 
