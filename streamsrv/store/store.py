@@ -38,6 +38,7 @@ from streamsrv.store.segments.leases import Readers, SegmentLease
 from streamsrv.store.segments.manifest import Manifest, Slot, State
 from streamsrv.store.segments.records import RecordFormat, damaged_headers
 from streamsrv.store.segments.segments import SEGMENT_SIZE, Segments
+from streamsrv.store.segments.transaction import SegmentTransaction
 from streamsrv.store.transaction import Transaction
 
 log = logging.getLogger("streamsrv.store")
@@ -160,7 +161,7 @@ class Store:
         """Raises InsufficientStorage if less than `min_free` is left, Forbidden if the store is read-only."""
         self._require_writable()
         whole = self._whole or self
-        transaction = Transaction(self.segments, self.readers, whole.index, self.form)
+        transaction = SegmentTransaction(self.segments, self.readers, whole.index, self.form)
         transaction.open_body(self.rule)
         return transaction
 

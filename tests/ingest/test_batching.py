@@ -19,8 +19,8 @@ from streamsrv.ingest import Ingest, IngestLimits, StoreOutcome, store_batch
 from streamsrv.ingest.response import StoreResult
 from streamsrv.store.fileops import Buffer, FileOps
 from streamsrv.store.rows import FIRST_RECORD, OnDuplicate
+from streamsrv.store.segments.transaction import SegmentTransaction
 from streamsrv.store.store import Store, StoreOptions
-from streamsrv.store.transaction import Transaction
 
 TYPE = f"multipart/related; boundary={BOUNDARY}"
 
@@ -214,7 +214,7 @@ def test_a_sync_that_fails_has_failed_for_all(store: Store, disk: Counting) -> N
 
 
 def test_a_store_that_cannot_be_begun_is_told_to_all(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def begin() -> Transaction:
+    def begin() -> SegmentTransaction:
         raise InsufficientStorage("no space")
 
     monkeypatch.setattr(store, "begin", begin)
@@ -224,11 +224,11 @@ def test_a_store_that_cannot_be_begun_is_told_to_all(store: Store, monkeypatch: 
 
 
 def test_nobody_is_forgotten_when_something_else_fails(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def back_to(transaction: Transaction, end: int) -> None:
+    def back_to(transaction: SegmentTransaction, end: int) -> None:
         raise OSError(5, "Input/output error")
 
     bodies = [short(store, body(part10("1.2.3.4.1")))]
     bodies += [short(store, b"rubbish"), short(store, body(part10("1.2.3.4.2")))]
-    monkeypatch.setattr(Transaction, "back_to", back_to)
+    monkeypatch.setattr(SegmentTransaction, "back_to", back_to)
     outcomes = store_batch(store, bodies)
     assert [type(each) for each in outcomes] == [OSError, MultipartError, OSError]

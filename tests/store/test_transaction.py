@@ -358,7 +358,7 @@ def dying_at(monkeypatch):
                 raise Died
 
         with monkeypatch.context() as patch:
-            patch.setattr(transactions.failpoints, "hit", die)
+            patch.setattr("streamsrv.store.failpoints.hit", die)
             patch.setattr(SegmentWriter, "release", vanish)
             with pytest.raises(Died):
                 put(store, *payloads)
