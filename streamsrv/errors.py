@@ -6,6 +6,7 @@
     |   |   `-- MultipartError       400  malformed multipart body
     |   |-- Unauthorized             401  no valid credentials; `reason` is for the log
     |   |   |-- KeysPending          401  the keys of the issuer are being fetched: ask once more
+    |   |   |   |-- KeysMissing      503  no key of the issuer was ever fetched, with Retry-After
     |   |   |   `-- RenewalPending   401  a session is being renewed: ask once more
     |   |   `-- PinRequired          401  a share link needs its PIN
     |   |-- Forbidden                403  not allowed: Host not expected, store is read-only
@@ -96,6 +97,14 @@ class Unauthorized(RequestError):
 
 class KeysPending(Unauthorized):
     """The keys of the issuer are being fetched: the same request may succeed in a moment."""
+
+
+class KeysMissing(KeysPending):
+    """No key of the issuer is known yet, so no token can be judged. The client keeps its token."""
+
+    status = 503
+    title = "Service Unavailable"
+    retry_after = 5  # seconds
 
 
 class RenewalPending(KeysPending):

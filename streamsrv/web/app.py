@@ -448,9 +448,8 @@ class App:
         settings, coding = self.settings, request.headers.get("content-encoding", "")
         decoder = decoder_for(coding, settings.max_inflated_body, settings.max_inflation)
         ingest = actions.ingest(request, target)
-        # A client that waits for 100 Continue, or has conditions, asks for more than the head tells. All
-        # bodies of a batch are stored by the same rules.
-        asks = not ASKING.isdisjoint(request.headers) or actions is not self._actions
+        # A client that waits for 100 Continue, or has conditions, asks for more than the head tells.
+        asks = not ASKING.isdisjoint(request.headers)
         alone = length > SHORT_BODY or asks or not ingest.fits_batch
         short = length > 0 and not alone and decoder is None
         return Upload(

@@ -51,6 +51,7 @@ CHANGES = {
 CHANGING = frozenset(("POST", "DELETE"))
 SHARING = frozenset((Kind.SHARES, Kind.SHARE))
 UNRECORDED = "the audit trail cannot be written, so this store is not acknowledged: send it again"
+UNJUDGED = 503  # of a client without a principal: the server has no keys of the issuer
 REFUSALS = {401: Event.LOGIN, 403: Event.REFUSED, 429: Event.BURST}
 
 
@@ -97,6 +98,8 @@ class RequestAudit:
         except RequestError:
             target = None
         event = REFUSALS.get(status) or (event_of(head, target, status) if target else None)
+        if event is not None and caller.principal is UNKNOWN and status == UNJUDGED:
+            event = Event.LOGIN
         if event is None or (status < 400 and self._is_repeated(caller, head, target, event)):
             return
         outcome = EventOutcome.SUCCESS
@@ -106,7 +109,8 @@ class RequestAudit:
             outcome = EventOutcome.MINOR_FAILURE
         changed = f"{head.method} {target.kind}" if target and event is Event.RIGHTS_CHANGED else ""
         detail = f"{head.method} got {status}" if outcome else changed
-        if status in REFUSALS and caller.principal is UNKNOWN and self._is_flood(caller):
+        refused = status in REFUSALS or status == UNJUDGED
+        if refused and caller.principal is UNKNOWN and self._is_flood(caller):
             target, detail = None, f"more than {MOST_REFUSED} requests in a minute"
         self._audit.note(self._entry(caller, head, target, event, outcome, detail))
 

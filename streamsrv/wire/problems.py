@@ -11,10 +11,12 @@ import json
 from collections.abc import Mapping, Sequence
 
 from streamsrv.errors import (
+    BucketUnreachable,
     IndexFailed,
     IndexUnreachable,
     InstanceDamaged,
     InstanceError,
+    KeysMissing,
     MethodNotAllowed,
     MultipartError,
     NotAcceptable,
@@ -92,15 +94,17 @@ def _headers(error: StreamsrvError) -> list[tuple[str, str]]:
     match error:
         case MethodNotAllowed(allow=allow):
             return [("Allow", ", ".join(allow))]
-        case Unauthorized(challenges=challenges):
-            return [("WWW-Authenticate", challenge) for challenge in challenges]
         case (
-            Overloaded(retry_after=seconds)
+            KeysMissing(retry_after=seconds)
+            | Overloaded(retry_after=seconds)
             | IndexFailed(retry_after=seconds)
             | IndexUnreachable(retry_after=seconds)
+            | BucketUnreachable(retry_after=seconds)
             | TooManyRequests(retry_after=seconds)
         ):
             return [("Retry-After", str(seconds))]
+        case Unauthorized(challenges=challenges):
+            return [("WWW-Authenticate", challenge) for challenge in challenges]
         case RangeNotSatisfiable(length=length):
             return [("Content-Range", f"bytes */{length}")]
         case _:

@@ -37,6 +37,12 @@ def io_loop():
     loop.close(all_fds=True)
 
 
+@pytest.fixture
+def ways():
+    """Override to authenticate requests."""
+    return ()
+
+
 class TestedServer(Server):
     """Over the streams that Acceptor makes: Tornado's own accepting knows IOStreams only."""
 
@@ -45,11 +51,12 @@ class TestedServer(Server):
 
 
 @pytest.fixture
-def http_server(io_loop, http_server_port, world, lines, settings):
+def http_server(io_loop, http_server_port, world, lines, settings, ways):
     listener, _ = http_server_port
 
     async def make():
-        server = TestedServer(App(settings, world.actions(), access_log(lines)), settings)
+        app = App(settings, world.actions(), access_log(lines), ways=ways)
+        server = TestedServer(app, settings)
         server.add_socket(listener)
         return server
 

@@ -1,14 +1,17 @@
 """Short bodies on their way to the thread that stores them in batches."""
 
 import asyncio
+import dataclasses
 import threading
 
 import pytest
-from web_world import Recorder, World
+from web_world import Recorder, World, settings_of
 
 from streamsrv.errors import BadRequest
 from streamsrv.ingest.batching import LARGEST_BATCH
 from streamsrv.ingest.response import StoreResult
+from streamsrv.query.rules import Rule
+from streamsrv.web.access.principal import ALL_RIGHTS, Principal
 from streamsrv.web.stow import Batches, Upload
 
 
@@ -136,3 +139,52 @@ async def test_a_malformed_body_is_refused_when_it_has_arrived(http_server):
     with pytest.raises(BadRequest):
         uploads.make(b"REFUSE")
     assert not uploads.batched
+
+
+class BatchedWorld(World):
+    """Its short bodies fit batches. A principal with a rule has actions of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def ingest(self, request, target):
+        recorder = super().ingest(request, target)
+        recorder.fits_batch = True
+        return recorder
+
+    def store_batch(self, ingests):
+        self.batches.append(len(ingests))
+        self.stored += [bytes(ingest.body) for ingest in ingests]
+        return [StoreResult() for _ in ingests]
+
+    def actions(self):
+        whole = dataclasses.replace(super().actions(), store_batch=self.store_batch)
+        return dataclasses.replace(whole, restricted=lambda rule, may_replace: dataclasses.replace(whole))
+
+
+class RuledWay:
+    def principal(self, head, authorization):
+        return Principal("key:ward", ALL_RIGHTS, Rule())
+
+    def refresh(self):
+        return False
+
+
+class TestBodiesOfPrincipalsWithRules:
+    @pytest.fixture
+    def world(self):
+        return BatchedWorld()
+
+    @pytest.fixture
+    def ways(self):
+        return (RuledWay(),)
+
+    @pytest.fixture
+    def settings(self, tmp_path):
+        return settings_of(data=str(tmp_path), auth="required")
+
+    async def test_share_batches_with_others(self, http_server_client, world):
+        headers = {"Content-Type": "application/dicom"}
+        answer = await http_server_client.fetch("/v2/studies", method="POST", body=b"short", headers=headers)
+        assert (answer.code, world.batches, world.stored) == (200, [1], [b"short"])

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from streamsrv.errors import KeysPending, Unauthorized
+from streamsrv.errors import KeysMissing, KeysPending, Unauthorized
 from streamsrv.oidc.discovery import Issuer
-from streamsrv.oidc.key_board import PAUSE, KeyBoard
+from streamsrv.oidc.key_board import PAUSE, BoardState, KeyBoard
 from streamsrv.settings import Settings
 from streamsrv.web.access.authorization import Authorization
 from streamsrv.web.access.principal import Principal
@@ -35,6 +35,7 @@ from streamsrv.web.head import Head
 WAIT, MOST_WAITING = 3.0, 100
 POLL = 0.01  # seconds
 MOST_KNOWN = 1024  # tokens that a worker remembers
+NO_KEYS = "the server has no keys of the issuer yet, so it cannot judge this token: try again"
 
 
 class IssuedTokens:
@@ -81,17 +82,22 @@ class IssuedTokens:
             return self._verifier.verify(token, self._keys)
 
     def _unknown(self, error: UnknownKey) -> Unauthorized:
-        reason = f"the token is refused: {error}"
-        state = self._board.state
-        if not state.fetching:
-            if state.begun and time.monotonic() - state.began < PAUSE:
-                return Unauthorized(reason)
+        reason, state = f"the token is refused: {error}", self._board.state
+        settled = self._has_settled(state)
+        if not settled and not state.fetching:
             self._board.ask()
-        return KeysPending(reason)
+        if self._generation < 0:
+            return KeysMissing(reason, NO_KEYS)
+        return Unauthorized(reason) if settled else KeysPending(reason)
+
+    @staticmethod
+    def _has_settled(state: BoardState) -> bool:
+        """Whether a fetch has ended, and it is too early for the next one."""
+        return not state.fetching and state.begun > 0 and time.monotonic() - state.began < PAUSE
 
     async def fetched(self) -> None:
-        """Waits until the next fetch has ended, for WAIT seconds at most."""
-        if self._waiting >= MOST_WAITING:
+        """Waits until the fetch has ended that was asked for, for WAIT seconds at most."""
+        if self._waiting >= MOST_WAITING or self._has_settled(self._board.state):
             return
         self._waiting += 1
         ended, until = self._board.state.ended, time.monotonic() + WAIT
