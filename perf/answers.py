@@ -25,7 +25,7 @@ from pathlib import Path
 from perf import bodies
 from perf.bodies import Body
 from perf.clients import DICOM, FRAME, JSON, Client, Load, Seen, Timed, percentile, started, together
-from perf.results import NGINX, OURS, USUAL, WHOLE, Row, median_row
+from perf.results import KEYED, NGINX, OURS, USUAL, WHOLE, Row, median_row
 from perf.run import (
     LARGE_ANSWER,
     Run,
@@ -66,12 +66,14 @@ def frames(run: Run) -> Iterator[Row]:
     )
     files = run.folder / "small"
     _write_files(files, {length: len(paths) for _, length, paths, _ in kinds})
-    # Ours without its fast path, for one measure of tiles.
+    # Ours without its fast path, and with a key, for one measure of tiles.
     absent = run.target is not None or PLAIN_CLIENTS not in run.size.clients
     plain = nullcontext() if absent else run.streamsrv("usual", PLAIN)
-    with run.both("frames") as both, run.peer(NGINX, files) as web, plain as usual:
+    guarded = nullcontext() if absent else run.with_key("guarded")
+    with run.both("frames") as both, run.peer(NGINX, files) as web, plain as usual, guarded as keyed:
+        more = {USUAL: usual, KEYED: keyed} if usual and keyed else {}
         for body in (study, slide):
-            run.store(body, [*both, *([usual] if usual else [])])
+            run.store(body, [*both, *more.values()])
         for name, length, paths, accept in kinds:
             with Client(both[0]) as client:
                 whole = client.get(paths[0], accept).length
@@ -81,11 +83,17 @@ def frames(run: Run) -> Iterator[Row]:
             beside = {} if web is None else _files_of(web, length, 0 if accept == JSON else len(paths))
             beside |= {load.service.name: load for load in theirs}
             for clients in run.size.clients if accept == FRAME else run.size.clients[:2]:
-                subjects = {OURS: ours}
-                if usual and length == TILE and clients == PLAIN_CLIENTS:
-                    subjects[USUAL] = Load(usual, paths, accept)
-                subjects |= beside
-                yield from rates(run, f"{name}, {clients} at once", subjects, clients, p99=length == TILE)
+                subjects, compared = {OURS: ours}, length == TILE and clients == PLAIN_CLIENTS
+                if compared:
+                    subjects |= {each: Load(server, paths, accept) for each, server in more.items()}
+                yield from rates(
+                    run,
+                    f"{name}, {clients} at once",
+                    subjects | beside,
+                    clients,
+                    p99=length == TILE,
+                    processor=[OURS, KEYED] if compared and more else (),
+                )
 
 
 def _write_files(folder: Path, counts: dict[int, int]) -> None:

@@ -26,6 +26,7 @@ LIBRARY = "library called directly"
 # nginx with a file that is longer than ours: a row of its own, which no claim takes.
 WHOLE = "nginx, a file as long as the whole answer"
 USUAL = "streamsrv, no fast path"
+KEYED = "streamsrv, with a key"
 LEAST_RATE = "rates in relation to those without: the least"
 PEERS = (ORTHANC, NGINX, COPY, LIBRARY, "append, sync, commit")
 # A figure moved if its median did by LEAST, or by LEAST_ALONE if it had one round only.
@@ -50,7 +51,7 @@ class Row(NamedTuple):
     @property
     def is_cost(self) -> bool:
         """Less is better; of all other units, which are rates, more is."""
-        return self.unit.split(" ")[0] in ("ms", "MB", "s/GB", "bytes", "calls")
+        return self.unit.split(" ")[0] in ("ms", "us", "MB", "s/GB", "bytes", "calls")
 
     @property
     def line(self) -> str:

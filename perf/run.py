@@ -79,6 +79,12 @@ class Run:
                 with suppress(OSError, RuntimeError):
                     forget(self.target, study)
 
+    @contextmanager
+    def with_key(self, name: str) -> Iterator[Service]:
+        """A server that needs credentials and records accesses. Its service has a key."""
+        with servers.streamsrv(self.folder / name, "--auth", "required") as server:
+            yield replace(server, headers={"Authorization": f"Bearer {servers.new_key(server)}"})
+
     def peer(
         self, name: str, folder: Path, other: str = "", **more: str
     ) -> AbstractContextManager[Service | None]:
@@ -182,15 +188,28 @@ def rows_of(measure: str, values: Mapping[str, Sequence[float]]) -> list[Row]:
 
 
 def rates(
-    run: Run, measure: str, subjects: Mapping[str, Load], clients: int, *, p99: bool = False
+    run: Run,
+    measure: str,
+    subjects: Mapping[str, Load],
+    clients: int,
+    *,
+    p99: bool = False,
+    processor: Sequence[str] = (),
 ) -> Iterator[Row]:
     """Answers a second of each subject, in turns; with `p99` that of the first subject in milliseconds, too.
-    Orthanc, which is slow, has one round."""
+    `processor` are subjects whose servers have a row of their processor time. Orthanc, which is slow, has one
+    round."""
     found: dict[str, list[Answered]] = {name: [] for name in subjects}
+    used: dict[str, list[float]] = {name: [] for name in processor}  # microseconds an answer
     for turn in range(run.size.rates):
         for name, load in subjects.items():
-            if load.service.name != ORTHANC or not turn:
-                found[name].append(load.answered(clients, run.size.seconds / 2))
+            if load.service.name == ORTHANC and turn:
+                continue
+            before, began = servers.cpu_seconds(load.service.pid), time.perf_counter()
+            found[name].append(load.answered(clients, run.size.seconds / 2))
+            if name in used:
+                count = found[name][-1].rate * (time.perf_counter() - began)
+                used[name].append((servers.cpu_seconds(load.service.pid) - before) * 1e6 / count)
     for name, answers in found.items():
         middle = Answered(*(statistics.median(values) for values in zip(*answers, strict=True)))
         note = f"{middle.note}, {middle.megabytes:,.0f} MB/s"
@@ -198,6 +217,7 @@ def rates(
     if p99:
         first = next(iter(subjects))
         yield median_row(f"{measure}, p99", first, [one.p99 for one in found[first]])
+    yield from rows_of(f"CPU time, {measure}", used)
 
 
 def latencies(server: Service, paths: Iterable[str], accept: str) -> list[float]:

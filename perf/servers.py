@@ -103,6 +103,14 @@ def streamsrv(folder: Path, *flags: str) -> Iterator[Service]:
         yield started
 
 
+def new_key(service: Service) -> str:
+    """A key of the server with the rights to search, read and store."""
+    command = [sys.executable, "-m", "streamsrv", "key", "add", "perf", "--rights", "search,read,store"]
+    command += ["--data", str(service.folder)]
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+
+
 @contextlib.contextmanager
 def peer(name: str, folder: Path, other: str = "", **more: str) -> Iterator[Service | None]:
     """nginx, which serves the files of the folder by sendfile, or Orthanc. nginx opens files under many/ for
