@@ -23,6 +23,7 @@ from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, lookup
 from streamsrv.errors import NotAcceptable, StoreCorrupt, StoreError
 from streamsrv.pixels.pool import PixelPool
 from streamsrv.pixels.tasks import PREFETCH, FrameJob, PixelTask
+from streamsrv.plans.fetching import held
 from streamsrv.plans.payloads import frame_pieces
 from streamsrv.plans.selection import Selection
 from streamsrv.store import InstanceRow, Store
@@ -187,17 +188,25 @@ def stored_frames(
     store: Store, selection: Selection, row: InstanceRow, indices: Sequence[int], decoded: int
 ) -> list[Frame]:
     """Stored frames for a task. `decoded` is the length of one frame when it is decoded. Blocking."""
-    return [
-        _frame(selection, pieces, are_at_hand(selection, pieces, LONGEST_PREFETCHED))
-        for pieces in _checked(frame_pieces(store, selection, row, indices), decoded)
-    ]
+    found = list(_checked(frame_pieces(store, selection, row, indices), decoded))
+    release = held(selection.lease, found)
+    try:
+        return [
+            _frame(selection, pieces, are_at_hand(selection, pieces, LONGEST_PREFETCHED)) for pieces in found
+        ]
+    finally:
+        release()
 
 
 def frame_at_hand(
     store: Store, selection: Selection, row: InstanceRow, index: int, decoded: int, longest: int
 ) -> Frame | None:
-    """A stored frame for a task. None if it is longer than `longest`, or would be read from the disk."""
+    """A stored frame for a task. None if it is longer than `longest`, or would be read from the disk. Blocks
+    if the segment is on another machine."""
     pieces = next(_checked(frame_pieces(store, selection, row, [index]), decoded))
+    if selection.lease.fetcher is not None:
+        is_short = sum(piece.length or longest + 1 for piece in pieces) <= longest
+        return _frame(selection, pieces, False) if is_short else None
     return _frame(selection, pieces, True) if are_at_hand(selection, pieces, longest) else None
 
 
@@ -221,8 +230,9 @@ def placed_frame(selection: Selection, pieces: Sequence[Piece]) -> StoredFrame |
 
 
 def are_at_hand(selection: Selection, pieces: Sequence[Piece], most: int) -> bool:
-    """Whether the pieces are in memory, and have at most `most` bytes. Probes one page in each PROBE_STEP."""
-    if sum(piece.length or most + 1 for piece in pieces) > most:
+    """Whether the pieces are in memory, and stay readable, and have at most `most` bytes. Probes one page in
+    each PROBE_STEP."""
+    if selection.lease.fetcher is not None or sum(piece.length or most + 1 for piece in pieces) > most:
         return False
     return all(isinstance(piece, Literal) or _is_warm(selection, piece) for piece in pieces)
 
@@ -246,9 +256,11 @@ def piece_chunks(selection: Selection, piece: Piece) -> Iterator[bytes]:
     elif isinstance(piece, ByteStream):
         yield from piece.chunks(0, piece.length)
     else:
-        for at in range(0, piece.length, READ):
-            size = min(READ, piece.length - at)
-            chunk = selection.lease.pread(piece.segment, piece.offset + at, size)
-            if len(chunk) != size:
-                raise StoreCorrupt(f"segment {piece.segment} ends before a value that the index knows")
-            yield chunk
+        descriptor = selection.lease.fd(piece.segment)
+        for offset, length in selection.lease.windows(piece.segment, piece.offset, piece.length):
+            for at in range(offset, offset + length, READ):
+                size = min(READ, offset + length - at)
+                chunk = os.pread(descriptor, size, at)
+                if len(chunk) != size:
+                    raise StoreCorrupt(f"segment {piece.segment} ends before a value that the index knows")
+                yield chunk

@@ -28,13 +28,14 @@ from streamsrv.pixels.description import Description
 from streamsrv.pixels.pool import PixelPool, left_early
 from streamsrv.pixels.tasks import FrameJob
 from streamsrv.pixels.transcoding import piece_chunks
+from streamsrv.plans.fetching import fetched
 from streamsrv.plans.payloads import Part, PartSource, multipart_plan, total_length
 from streamsrv.plans.selection import Selection, Selections
 from streamsrv.retrieve.turns import Turns
 from streamsrv.store import InstanceRow, Store
 from streamsrv.wire import accept
 from streamsrv.wire.accept import LONGEST_REMEMBERED
-from streamsrv.wire.answers import Answer, ByteStream, Literal, Pending, Piece, Request, resolved
+from streamsrv.wire.answers import Answer, ByteStream, Deferred, Literal, Pending, Piece, Request, resolved
 from streamsrv.wire.conditional import dated, etag_of, evaluate, not_modified
 from streamsrv.wire.multipart import PAYLOAD_END, boundary_from, multipart_type, part_head
 from streamsrv.wire.resources import Kind, Target
@@ -203,14 +204,20 @@ class Retrieval:
             recover=partial(self._recovered, recover),
         )
 
-    def _recovered(self, recover: Callable[[Retrieval, Exception], Answer], error: Exception) -> Answer:
+    def _recovered(
+        self, recover: Callable[[Retrieval, Exception], Answer], error: Exception
+    ) -> Answer | Deferred:
         """The segments were released while the frame was made: the instance is looked up again."""
-        planned = plan_answer(
-            self.rooms, self.request, self.target, lambda again: recover(again, error), brief=False
-        )
-        if not isinstance(planned, Answer):
-            raise error
-        return planned
+
+        def answer() -> Answer:
+            planned = plan_answer(
+                self.rooms, self.request, self.target, lambda again: recover(again, error), brief=False
+            )
+            if not isinstance(planned, Answer):
+                raise error
+            return planned
+
+        return Deferred(answer) if self.store.remote else answer()
 
 
 def plan_answer(
@@ -235,7 +242,12 @@ def plan_answer(
         raise
     if isinstance(planned, Answer) and planned.release is None:
         planned.descriptor, planned.release = selection.lease.fd, retrieval.end
-        return _dated(request, selection, planned)
+        answer = _dated(request, selection, planned)
+        try:
+            return fetched(answer, selection.lease)
+        except BaseException:
+            retrieval.end()
+            raise
     retrieval.end()
     if isinstance(planned, Pending):
         finish = planned.finish

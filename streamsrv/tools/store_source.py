@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import xxhash
@@ -80,12 +81,14 @@ class StoreSource:
 
     def _copy(self, row: InstanceRow, write: Callable[[bytes], None]) -> None:
         segment, offset, length = row.location
-        end, digest = offset + length, xxhash.xxh3_128()
+        digest = xxhash.xxh3_128()
         with self._store.open_segments([segment]) as lease:
-            while offset < end and (piece := lease.pread(segment, offset, min(PIECE, end - offset))):
-                digest.update(piece)
-                write(piece)
-                offset += len(piece)
+            descriptor = lease.fd(segment)
+            for begin, size in lease.windows(segment, offset, length):
+                for at in range(begin, begin + size, PIECE):
+                    piece = os.pread(descriptor, min(PIECE, begin + size - at), at)
+                    digest.update(piece)
+                    write(piece)
         if digest.digest() != row.digest[: digest.digest_size]:
             raise refusal([damaged_record(row, "its checksum is not that of its arrival")])
 

@@ -100,6 +100,19 @@ class StoredParts:
         yield Literal(self.closing)
 
 
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """The plan of a long answer whose spans are fetched from another machine. `following` ends the window
+    before, and returns the pieces of the next one, whose spans can be read then; none at the end. The
+    future raises StoreError. One window at a time."""
+
+    following: Callable[[], Future[list[Piece]]]
+
+    def __iter__(self) -> Iterator[Piece]:
+        while pieces := self.following().result():
+            yield from pieces
+
+
 @dataclass(slots=True, eq=False)
 class Requester:
     """The client of one request. `address` is empty if no client asks; `left` says that it has shut or
@@ -151,15 +164,15 @@ class Pending:
     """An answer that waits for a result: `finish(result)` makes it.
 
     If the client leaves earlier, `cancel()` is called once: it may cancel the future. If the future fails,
-    `recover(error)` makes the answer or raises the error.
+    `recover(error)` makes the answer or raises the error. Neither blocks.
     """
 
     future: Future[Any]
     finish: Callable[[Any], Answer]
     cancel: Callable[[], object]
-    recover: Callable[[Exception], Answer] = _raise
+    recover: Callable[[Exception], Answer | Deferred] = _raise
 
-    def answer(self) -> Answer:
+    def answer(self) -> Answer | Deferred:
         """Makes the answer. Blocks until the future ends; raises CancelledError if it is cancelled."""
         error = self.future.exception()
         if error is None:
@@ -182,14 +195,18 @@ Computed: TypeAlias = Answer | Pending | Deferred
 def then(computed: Computed, step: Callable[[Answer], Answer]) -> Computed:
     """Applies `step` to the answer, as soon as there is one."""
     match computed:
-        case Answer():
-            return step(computed)
-        case Deferred():
-            return Deferred(lambda: then(computed.compute(), step))
+        case Answer() | Deferred():
+            return _then(computed, step)
         case Pending(finish=finish, recover=recover):
             computed.finish = lambda result: step(finish(result))
-            computed.recover = lambda error: step(recover(error))
+            computed.recover = lambda error: _then(recover(error), step)
             return computed
+
+
+def _then(computed: Answer | Deferred, step: Callable[[Answer], Answer]) -> Answer | Deferred:
+    if isinstance(computed, Answer):
+        return step(computed)
+    return Deferred(lambda: then(computed.compute(), step))
 
 
 def resolved(computed: Computed) -> Answer:

@@ -7,7 +7,8 @@ import random
 import select
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ from streamsrv.web.connection.clients import Meter, TurnQueue
 from streamsrv.web.sending import sources
 from streamsrv.web.sending.sources import LONG_STEP, PROBE_STEP, StreamReader, read_warm, to_page, warm_bytes
 from streamsrv.web.sending.transfer import PIECES_AT_ONCE, SHORT, SLICE, Transfer
-from streamsrv.wire.answers import Answer, ByteStream, Literal, Span, StoredParts
+from streamsrv.wire.answers import Answer, ByteStream, Literal, Span, StoredParts, Windows
 
 SIZE = 6 << 20
 
@@ -238,6 +239,54 @@ async def test_long_lazy_plans_are_made_a_batch_at_a_time(http_server, line, seg
     assert threading.main_thread() not in threads
     received = await one.read()
     assert len(received) == 10 * PIECES_AT_ONCE * 10_010
+
+
+class Fetched:
+    """Windows of a plan: every second one is there at once, and each next one is begun by `following`."""
+
+    def __init__(self, pool, windows, fails=False):
+        self.pool, self.rest, self.fails, self.asked = pool, list(windows), fails, 0
+
+    def following(self):
+        self.asked += 1
+        made = Future()
+        if self.fails and not self.rest:
+            made.set_exception(StoreCorrupt("the bucket is away"))
+        elif self.asked % 2:
+            made.set_result(self.rest.pop(0) if self.rest else [])
+        else:
+            return self.pool.submit(lambda: time.sleep(0.001) or (self.rest.pop(0) if self.rest else []))
+        return made
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+async def test_windows_arrive_whole_and_in_order(http_server, line, segment, pool, seed, chunked):
+    plans = [random_plan(f"{seed} {number}", segment[1]) for number in range(5)]
+    source = Fetched(pool, [pieces for pieces, _ in plans if pieces])
+    connection = line(Windows(source.following), chunked=chunked)
+    received = await connection.run(turns=seed)
+    assert (unchunked(received) if chunked else received) == b"".join(content for _, content in plans)
+
+
+async def test_a_window_that_cannot_be_fetched_ends_the_transfer(http_server, line, pool):
+    source = Fetched(pool, [[Literal(b"the first window")]], fails=True)
+    connection = line(Windows(source.following))
+    connection.start()
+    assert await connection.read() == b"the first window"
+    with pytest.raises(StoreCorrupt, match="away"):
+        await connection.transfer.done
+
+
+async def test_a_client_that_leaves_does_not_wait_for_a_window(http_server, line):
+    fetched = Future()
+    connection = line(Windows(lambda: fetched))
+    connection.start()
+    connection.transfer.abort(ConnectionResetError())
+    assert not connection.transfer.done.done()  # the window is given back before its lease
+    fetched.set_result([Literal(b"late")])
+    with pytest.raises(ConnectionResetError):
+        await asyncio.wait_for(asyncio.shield(connection.transfer.done), DEADLINE)
 
 
 async def test_a_stream_is_made_as_the_socket_takes_it_and_no_further(http_server, line):

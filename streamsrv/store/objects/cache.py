@@ -24,17 +24,20 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from streamsrv.errors import NO_SPACE, SegmentGone, ServerError, system_error
+from streamsrv.errors import NO_SPACE, SegmentGone, system_error
 from streamsrv.store.objects.bucket import Bucket
 from streamsrv.store.objects.cached_file import CHUNK, CachedFile, chunks_in, evict
+from streamsrv.store.rows import Location
 
 JOINED = 32  # chunks
 AT_ONCE = 16
+AHEAD = 64  # windows that are waited for at the same time
 WINDOW = 16 << 20
 # Objects without a lease that stay open: the next request usually wants one of them.
 MOST_IDLE = 64
@@ -43,6 +46,8 @@ LOOK = 1 / 32
 TO_FREE = 1 / 10
 
 log = logging.getLogger("streamsrv.store")
+
+Result = TypeVar("Result")
 
 
 class StoredObject(NamedTuple):
@@ -60,6 +65,10 @@ class ObjectLease:
         self._objects = objects
         self._pinned: list[Pin] = []
 
+    @property
+    def fetcher(self) -> ObjectLease:
+        return self
+
     def fd(self, segment: int) -> int:
         """A descriptor that stays open until `release`. Only ensured bytes of it may be read."""
         return self._objects[segment].file.fd
@@ -67,8 +76,18 @@ class ObjectLease:
     def ensure(self, segment: int, offset: int, length: int) -> None:
         """Fetch the bytes that are missing, and pin them. Blocks; raises SegmentGone, BucketUnreachable,
         StoreError."""
-        if length:
-            self._pinned.append(self._owner.pinned(self._objects[segment], offset, length))
+        self._pinned += self._owner.pinned([(self._objects[segment], offset, length)])
+
+    def hold(self, places: Iterable[Location]) -> Callable[[], None]:
+        """As `ensure`, for many places at the same time, until the function that is returned is called."""
+        pins = self._owner.pinned(
+            [(self._objects[segment], offset, length) for segment, offset, length in places]
+        )
+        return partial(self._owner.unpin, pins)
+
+    def ahead(self, work: Callable[[], Result]) -> Future[Result]:
+        """Run work that fetches bytes, in a thread. It has to end before `release`."""
+        return self._owner.ahead(work)
 
     def windows(self, segment: int, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """Parts (offset, length) of a span; each can be read until the next one is taken. To be closed
@@ -87,8 +106,7 @@ class ObjectLease:
     def release(self) -> None:
         """Safe to call twice."""
         pinned, self._pinned = self._pinned, []
-        for pin in pinned:
-            self._owner.unpin(pin)
+        self._owner.unpin(pinned)
         objects, self._objects = self._objects, {}
         self._owner.close_all(objects.values())
 
@@ -159,7 +177,7 @@ class ObjectCache:
         self._evicting = threading.Lock()
         self._fetchers = ThreadPoolExecutor(AT_ONCE, "fetch")
         # Windows ahead wait for fetchers, so they have threads of their own.
-        self._waiters = ThreadPoolExecutor(AT_ONCE, "window")
+        self._waiters = ThreadPoolExecutor(AHEAD, "window")
 
     def open(self, segments: Iterable[int]) -> ObjectLease:
         """Raises SegmentGone if a segment was removed: look the instances up again."""
@@ -225,71 +243,98 @@ class ObjectCache:
 
     # Pinning
 
-    def pinned(self, opened: OpenObject, offset: int, length: int) -> Pin:
-        """Fetch and pin the chunks of a range; the object stays open until `unpin`."""
-        first = offset // CHUNK
-        pin = Pin(opened, first, (offset + length - 1) // CHUNK - first + 1)
+    def pinned(self, ranges: Iterable[tuple[OpenObject, int, int]]) -> list[Pin]:
+        """Fetch and pin the chunks of ranges (object, offset, length). The objects stay open until
+        `unpin`."""
+        wanted: dict[OpenObject, set[int]] = {}
+        for opened, offset, length in ranges:
+            if length:
+                last = (offset + length - 1) // CHUNK
+                wanted.setdefault(opened, set()).update(range(offset // CHUNK, last + 1))
+        pins: list[Pin] = []
+        try:
+            for opened, chunks in wanted.items():
+                for run in joined(sorted(chunks), len(chunks)):
+                    pins.append(self._pin(opened, run))
+            self._fill(pins)
+        except BaseException:
+            self.unpin(pins)
+            raise
+        return pins
+
+    def _pin(self, opened: OpenObject, run: range) -> Pin:
         with self._lock:
             opened.leases += 1
         try:
-            opened.pin(pin.first, pin.number)
+            opened.pin(run.start, len(run))
         except BaseException:
             self.close_all([opened])
             raise
-        try:
-            self._fill(opened, pin.first, pin.number)
-        except BaseException:
-            self.unpin(pin)
-            raise
-        return pin
+        return Pin(opened, run.start, len(run))
 
-    def unpin(self, pin: Pin) -> None:
-        pin.opened.unpin(pin.first, pin.number)
-        self.close_all([pin.opened])
+    def unpin(self, pins: Sequence[Pin]) -> None:
+        for pin in pins:
+            pin.opened.unpin(pin.first, pin.number)
+        self.close_all([pin.opened for pin in pins])
+
+    def ahead(self, work: Callable[[], Result]) -> Future[Result]:
+        return self._waiters.submit(work)
 
     def windows(self, opened: OpenObject, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        end, ahead = offset + length, None
+        end = offset + length
+        ahead: Future[list[Pin]] | None = None
         try:
             while offset < end:
                 size = min(self._window, end - offset)
-                pin = ahead.result() if ahead else self.pinned(opened, offset, size)
+                pins = ahead.result() if ahead else self.pinned([(opened, offset, size)])
                 ahead = None
                 try:
                     following = offset + size
                     if following < end:
-                        rest = min(self._window, end - following)
-                        ahead = self._waiters.submit(self.pinned, opened, following, rest)
+                        ahead = self._pinned_ahead(opened, following, min(self._window, end - following))
                     yield offset, size
                 finally:
-                    self.unpin(pin)
+                    self.unpin(pins)
                 offset = following
         finally:
             if ahead is not None:
-                with contextlib.suppress(ServerError):
-                    self.unpin(ahead.result())
+                ahead.cancel()
+                ahead.add_done_callback(self._unpin_unused)
+
+    def _pinned_ahead(self, opened: OpenObject, offset: int, length: int) -> Future[list[Pin]]:
+        """The object stays open until the future has ended."""
+        with self._lock:
+            opened.leases += 1
+        ahead = self.ahead(lambda: self.pinned([(opened, offset, length)]))
+        ahead.add_done_callback(lambda _: self.close_all([opened]))
+        return ahead
+
+    def _unpin_unused(self, ahead: Future[list[Pin]]) -> None:
+        if not ahead.cancelled() and ahead.exception() is None:
+            self.unpin(ahead.result())
 
     # Filling
 
-    def _fill(self, opened: OpenObject, first: int, count: int) -> None:
+    def _fill(self, pins: Sequence[Pin]) -> None:
         """Fetch the chunks that are not there or not whole. They are pinned."""
-        waits: dict[int, Future[None]] = {}
-        own: list[int] = []
         try:
-            checks = opened.file.checks(first, count)
-            missing = [at for at, check in enumerate(checks, first) if not _is_there(opened, at, check)]
+            missing = [(pin.opened, chunk) for pin in pins for chunk in _missing(pin)]
         except OSError as error:
             raise system_error(error, "reading the cache") from error
-        with opened.guard:
-            for chunk in missing:
-                if chunk in opened.flights:
-                    waits[chunk] = opened.flights[chunk]
-                else:
-                    opened.flights[chunk] = waits[chunk] = Future()
-                    own.append(chunk)
-        for run in joined(own):
-            self._fetchers.submit(self._fetch, opened, run)
-        wait(waits.values())
-        for each in waits.values():
+        waits: list[Future[None]] = []
+        own: dict[OpenObject, list[int]] = {}
+        for opened, chunk in missing:
+            with opened.guard:
+                flight = opened.flights.get(chunk)
+                if flight is None:
+                    flight = opened.flights[chunk] = Future()
+                    own.setdefault(opened, []).append(chunk)
+            waits.append(flight)
+        for opened, chunks in own.items():
+            for run in joined(chunks, JOINED):
+                self._fetchers.submit(self._fetch, opened, run)
+        wait(waits)
+        for each in waits:
             each.result()
 
     def _fetch(self, opened: OpenObject, run: range) -> None:
@@ -368,6 +413,13 @@ class ObjectCache:
                 log.error("the cache cannot be cut back: %s", error.strerror)
 
 
+def _missing(pin: Pin) -> list[int]:
+    """The chunks that are not there or not whole."""
+    opened, first, number = pin
+    checks = opened.file.checks(first, number)
+    return [chunk for chunk, check in enumerate(checks, first) if not _is_there(opened, chunk, check)]
+
+
 def _is_there(opened: OpenObject, chunk: int, check: bytes) -> bool:
     if not check:
         return False
@@ -379,11 +431,10 @@ def _is_there(opened: OpenObject, chunk: int, check: bytes) -> bool:
     return True
 
 
-def joined(chunks: list[int]) -> Iterator[range]:
-    """Neighbours, at most JOINED together."""
+def joined(chunks: Sequence[int], most: int) -> Iterator[range]:
+    """Neighbours, at most `most` together. `chunks` are in ascending order."""
     begin = 0
     for at in range(1, len(chunks) + 1):
-        run = chunks[begin:at]
-        if at == len(chunks) or chunks[at] != run[-1] + 1 or len(run) == JOINED:
-            yield range(run[0], run[-1] + 1)
+        if at == len(chunks) or chunks[at] != chunks[at - 1] + 1 or at - begin == most:
+            yield range(chunks[begin], chunks[at - 1] + 1)
             begin = at

@@ -15,18 +15,38 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from typing import Protocol, Self
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from typing import Protocol, Self, TypeVar
 
 from streamsrv.errors import SegmentGone
 from streamsrv.store.folder import Layout
+from streamsrv.store.rows import Location
 
 LINGER = 0.5
 MOST_LINGERING = 64
 
 
+Result = TypeVar("Result")
+
+
+class Fetcher(Protocol):
+    """Brings bytes of open segments to this machine."""
+
+    def hold(self, places: Iterable[Location]) -> Callable[[], None]:
+        """These bytes can be read until the function that is returned is called. Any thread may call it,
+        before the lease is released. Blocks and raises as `ensure`."""
+
+    def ahead(self, work: Callable[[], Result]) -> Future[Result]:
+        """Run work that blocks for bytes, in a thread. It has to end before the lease is released."""
+
+
 class SegmentLease(Protocol):
     """Open segments for reading. Bytes that are not on this machine are fetched from where they are."""
+
+    @property
+    def fetcher(self) -> Fetcher | None:
+        """None if all bytes are on this machine."""
 
     def fd(self, segment: int) -> int:
         """A descriptor that stays open until `release`. Only bytes of `ensure` and `windows` may be read from
@@ -53,6 +73,8 @@ class SegmentLease(Protocol):
 
 class FileLease:
     """Open segment files, shared with other readers of this process."""
+
+    fetcher = None
 
     def __init__(self, owner: Readers, fds: dict[int, int]) -> None:
         self._owner = owner

@@ -5,7 +5,8 @@ HTTP keeps its own registration. Spans go from the page cache to the socket by s
 time. Long answers send one slice in each turn of the loop, so that others wait for one slice. The loop never
 waits for a page that is not in memory: a one-byte read with RWF_NOWAIT shows it, and a thread sends the
 slice. A thread also makes lazy plans and streams. It sends the bytes that it makes, as long as the socket
-takes them: that is the back-pressure.
+takes them: that is the back-pressure. A plan of windows (`Windows`) is asked for the next one when all bytes
+of the last one are sent.
 
 Rules of this file
 - All runs in the loop, except the functions that are given to the pool. At most one of those runs for a
@@ -36,7 +37,7 @@ from streamsrv.web.sending.sources import (
     turn_bytes,
     warm_bytes,
 )
-from streamsrv.wire.answers import Answer, Literal, Piece, Place, Span, StoredParts, Taking
+from streamsrv.wire.answers import Answer, Literal, Piece, Place, Span, StoredParts, Taking, Windows
 
 # Answers up to this length, a frame or two, do not wait for a turn.
 SHORT = 1 << 20
@@ -83,10 +84,11 @@ class Transfer:
         self.sent = 0
         self._watching = False
         self._stopped: BaseException | None = None
-        self._busy = False  # a thread works for us
-        self._plan = iter(answer.plan)
+        self._busy = False  # a thread works for us, or fetches a window
+        self._windows = answer.plan if isinstance(answer.plan, Windows) else None
+        self._plan = iter(() if self._windows else answer.plan)
         self._parts = answer.plan.parts() if isinstance(answer.plan, StoredParts) else None
-        self._lazy = not isinstance(answer.plan, (tuple, list, StoredParts))
+        self._lazy = not isinstance(answer.plan, (tuple, list, StoredParts, Windows))
         self._batch: Iterator[Piece] = iter(()) if self._lazy else self._plan
         self._ahead: Piece | None = None  # taken from the plan, not begun
         self._ended = False
@@ -302,6 +304,8 @@ class Transfer:
         if self._lazy:
             self._in_thread(lambda: list(itertools.islice(self._plan, PIECES_AT_ONCE)), self._batch_made)
             return False
+        if self._windows is not None:
+            return self._next_window(self._windows)
         if self._live is not None:
             self._taking, self._live = self._live.begin(self._wake), None
             return True
@@ -317,12 +321,32 @@ class Transfer:
         self._batch = iter(pieces)
         self._ready()
 
+    def _next_window(self, windows: Windows) -> bool:
+        """False if its bytes are still being fetched."""
+        future = windows.following()
+        if future.done():
+            self._take_window(future.result())
+            return True
+        self._await(asyncio.wrap_future(future), self._window_there)
+        return False
+
+    def _take_window(self, pieces: list[Piece]) -> None:
+        self._batch = iter(pieces)
+        if not pieces:
+            self._windows = None
+
+    def _window_there(self, pieces: list[Piece]) -> None:
+        self._take_window(pieces)
+        self._ready()
+
     # Threads and the end
 
     def _in_thread(self, work: Callable[[], Result], then: Callable[[Result], None]) -> None:
         """Run `work` in the pool, then `then` in the loop."""
-        self._own()  # the stream may be closed while the thread works
-        future = self._loop.run_in_executor(self._pool, work)
+        self._await(self._loop.run_in_executor(self._pool, work), then)
+
+    def _await(self, future: asyncio.Future[Result], then: Callable[[Result], None]) -> None:
+        self._own()  # the stream may be closed meanwhile
         self._busy = True
         future.add_done_callback(lambda done: self._returned(done, then))
 
