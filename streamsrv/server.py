@@ -35,8 +35,8 @@ from streamsrv import config
 from streamsrv.audit.recorder import AuditRecorder, Patient
 from streamsrv.dicom import tags
 from streamsrv.dicom.instance import JsonDataset
+from streamsrv.dimse.rooms import DimseRooms
 from streamsrv.dimse.service import DimseService
-from streamsrv.dimse.storing import StoreRooms
 from streamsrv.errors import StreamsrvError
 from streamsrv.events import ChangeFeed, ChangeTail, TailSource
 from streamsrv.ingest import Ingest, IngestLimits, store_batch
@@ -204,10 +204,10 @@ def dimse_of(
     those of HTTP, so that stores of both share a commit."""
     if not listeners:
         return None
-    ingest = dimse_ingest(store, settings)
+    ingest, searches = dimse_ingest(store, settings), dimse_searches(store, settings)
 
     def service(app: App) -> OtherProtocol:
-        rooms = StoreRooms(ingest, app.pool, app.batches, app.buffers, audit, app.on_failure)
+        rooms = DimseRooms(ingest, searches, app.pool, app.batches, app.buffers, audit, app.on_failure)
         return DimseService(settings, listeners, rooms, counts)
 
     return service
@@ -234,6 +234,17 @@ def dimse_ingest(store: Store, settings: Settings) -> Callable[[Principal, tuple
         )
 
     return ingest
+
+
+def dimse_searches(store: Store, settings: Settings) -> Callable[[Principal], Searches]:
+    """The searches of a principal."""
+    searches = Searches(store.index, store.secret, search_limits(settings))
+
+    @lru_cache(maxsize=RULES)
+    def within(rule: Rule | None) -> Searches:
+        return searches if rule is None else searches.restricted(store.restricted(rule).index, rule)
+
+    return lambda principal: within(principal.rule)
 
 
 def patient_finder(store: Store) -> Callable[[str], Patient]:

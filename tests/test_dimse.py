@@ -15,9 +15,10 @@ import urllib.request
 import clinic
 import pydicom
 import pytest
-from dimse_client import ABORT, DATA, REJECT, DimseClient, associate_request, message, pdu, pdv, store_command
-from kill_world import children, verb, waited
-from live_server import free_port, start_server
+from dimse_archive import Archive, dataset_of, sample
+from dimse_client import ABORT, DATA, REJECT, associate_request, message, pdu, pdv, store_command
+from kill_world import verb, waited
+from live_server import free_port
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 from pynetdicom import AE
@@ -25,7 +26,6 @@ from small_client import file_of, key_of
 
 from streamsrv.audit.reading import entries_of
 
-PREAMBLE = 132
 AS_STORED = {"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'}
 MUTANTS = 300 * int(os.environ.get("SOAK", "1"))
 KILLS = 2 * int(os.environ.get("SOAK", "1"))
@@ -53,57 +53,6 @@ PROPOSALS = {
     "-xr": "1.2.840.10008.1.2.5",
     "-xd": "1.2.840.10008.1.2.1.99",
 }
-
-
-class Archive:
-    """A server with a DIMSE port."""
-
-    def __init__(self, folder, *flags, workers=1):
-        self.port = free_port()
-        self.flags = ("--dimse-port", str(self.port), *flags)
-        self.clients = []
-        self.server = start_server(folder, *self.flags, workers=workers)
-
-    def client(self, **request):
-        self.clients.append(DimseClient(self.port, **request))
-        return self.clients[-1]
-
-    def end(self):
-        for client in self.clients:
-            client.close()
-        return self.server.end()
-
-    def dataset(self, key, syntax="*"):
-        """The dataset of an instance as stored; None if there is none."""
-        study, series, uid = key
-        url = f"{self.server.url}/studies/{study}/series/{series}/instances/{uid}"
-        accept = f'application/dicom; transfer-syntax="{syntax}"'
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": accept})) as answer:
-                return dataset_of(answer.read())
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                return None
-            raise
-
-    def worker_processes(self):
-        found = children(self.server.process.pid)
-        return [process for process in found if b"streamsrv.server" in cmdline(process)]
-
-    def log(self):
-        return self.server.log.read_text()
-
-
-def dataset_of(file):
-    """The bytes behind the file meta information."""
-    (length,) = struct.unpack_from("<I", file, PREAMBLE + 8)
-    return file[PREAMBLE + 12 + length :]
-
-
-def sample(study, number, size=4_000):
-    """Key and dataset of a CT."""
-    key = key_of(study, 1, number)
-    return key, dataset_of(file_of(key, 1, size))
 
 
 @pytest.fixture(scope="module")
@@ -238,11 +187,6 @@ def test_a_long_instance_takes_little_memory(archive):
     url = f"{archive.server.url}/studies/{key[0]}/series/{key[1]}/instances/{key[2]}"
     with urllib.request.urlopen(urllib.request.Request(url, headers=AS_STORED)) as answer:
         assert int(answer.headers["Content-Length"]) > size
-
-
-def cmdline(process):
-    with open(f"/proc/{process}/cmdline", "rb") as file:
-        return file.read()
 
 
 def high_water(process):

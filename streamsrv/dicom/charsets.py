@@ -53,7 +53,7 @@ _STAND_ALONE = {"ISO_IR 192": "utf-8", "GB18030": "gb18030", "GBK": "gbk"}
 _OTHER_NAMES = {"ISO_IR 6": "", "ISO 2022 GBK": "GBK", "ISO 2022 58": "ISO 2022 IR 58"}
 
 # Escape sequence -> 0 for G0 or 1 for G1, ISO-IR number
-_DESIGNATIONS: dict[bytes, tuple[int, int]] = {
+DESIGNATIONS: dict[bytes, tuple[int, int]] = {
     b"\x1b(B": (0, _ASCII),
     b"\x1b(J": (0, _ROMAJI),
     b"\x1b)I": (1, _KATAKANA),
@@ -114,6 +114,21 @@ def codec_of(sets: CharacterSets) -> str | None:
     if _g1_of(first):
         return _CODECS.get(first)
     return DEFAULT_CODEC if sets == ("",) else "ascii"
+
+
+def stands_alone(sets: CharacterSets) -> bool:
+    """Whether the sets allow no code extensions."""
+    return sets[0] in _STAND_ALONE
+
+
+def set_numbers(sets: CharacterSets) -> tuple[int, ...]:
+    """The ISO-IR numbers of sets that allow code extensions."""
+    return tuple(_number(term) for term in sets)
+
+
+def set_codec(number: int) -> str:
+    """Python's codec with the characters of a set, not with its bytes: EUC-JP for both sets of kanji."""
+    return "euc-jp" if number in _TWO_BYTES else _CODECS.get(number, "shift-jis")
 
 
 def _number(term: str) -> int:
@@ -178,7 +193,7 @@ class _Extended:
                     raise _error(value, start, end, "no character set for bytes over 7F")
                 texts.append(_right(g1 or designated or self._likely, piece, lenient))
             elif kind == "escape":
-                half, number = _DESIGNATIONS.get(piece, (0, None))
+                half, number = DESIGNATIONS.get(piece, (0, None))
                 if number not in self._declared and not lenient:
                     raise _error(value, start, end, "escape sequence of no declared character set")
                 if number is None:

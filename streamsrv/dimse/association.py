@@ -5,7 +5,8 @@ runs in a task of its own. So a peer with a window of operations (PS3.7 D.3.3.3)
 meanwhile, and their stores share a commit.
 
 Rules of this file
-- At most WINDOW operations are open, or one without negotiation: then nothing more is read.
+- At most WINDOW operations are open, or one without negotiation: then no further one begins.
+- While an operation sends its responses, the task reads on, because a C-CANCEL may come.
 - Each end is told: A-RELEASE-RP, A-ASSOCIATE-RJ or A-ABORT. Then nothing more is answered (Sta13).
 - A peer that left does not undo an instance that had arrived whole.
 """
@@ -31,22 +32,20 @@ from streamsrv.dimse.commands import (
     command_of,
     response,
 )
-from streamsrv.dimse.negotiation import ACCEPTED, accept
+from streamsrv.dimse.finding import FindOperation
+from streamsrv.dimse.models import FIND
+from streamsrv.dimse.negotiation import ACCEPTED, accept, asks_fuzzy, extended
 from streamsrv.dimse.pdus import (
     AbortReason,
     AssociateRequest,
     Fragment,
     UpperLayerError,
 )
-from streamsrv.dimse.storing import (
-    HTTP_STATUSES,
-    DimsePeer,
-    StorageOutcome,
-    StoreOperation,
-    StoreRooms,
-)
+from streamsrv.dimse.rooms import DimsePeer, DimseRooms, OperationOutcome
+from streamsrv.dimse.storing import HTTP_STATUSES, StoreOperation
 from streamsrv.dimse.upper_layer import Ending, LayerState, UpperLayer
 from streamsrv.metrics import RequestKind
+from streamsrv.query.matching import NO_OPTIONS, MatchingOptions
 
 log = logging.getLogger("streamsrv.dimse")
 
@@ -55,6 +54,8 @@ WINDOW = 8  # operations; each may hold a buffer of 4 MiB
 # Seconds in which the peer may read the last PDU.
 LINGER = 1.0
 SHORTEST_PDU = 256  # bytes of P-DATA-TF that a peer has to take: a response has up to 250
+LONGEST_SENT = 1 << 18  # bytes of a P-DATA-TF to a peer that takes any
+AT_ONCE = 1 << 18  # bytes that the peer takes within `stall_timeout`
 
 
 class AssociationLimits(NamedTuple):
@@ -88,30 +89,40 @@ class RefusedOperation:
     async def take(self, piece: memoryview) -> None:
         pass
 
-    async def finish(self) -> StorageOutcome:
-        return StorageOutcome(self._status)
+    async def finish(self) -> OperationOutcome:
+        return OperationOutcome(self._status)
+
+    def cancel(self) -> None:
+        pass
 
     async def abort(self) -> None:
         pass
 
 
-Operation: TypeAlias = StoreOperation | RefusedOperation
+Operation: TypeAlias = StoreOperation | FindOperation | RefusedOperation
+KINDS = {
+    CommandField.C_STORE: RequestKind.C_STORE,
+    CommandField.C_FIND: RequestKind.C_FIND,
+    CommandField.C_ECHO: RequestKind.C_ECHO,
+}
 
 
 class Association:
     """`admit` names the principal of a peer, or the rejection. `count` gets kind, HTTP status, bytes and
-    seconds of each operation, and of the association when it ends."""
+    seconds of each operation, and of the association when it ends. `title` is the AE title of the server."""
 
     def __init__(
         self,
         connection: socket.socket,
         address: str,
         limits: AssociationLimits,
-        rooms: StoreRooms,
+        rooms: DimseRooms,
         admit: Callable[[AssociateRequest, str], DimsePeer | Rejection],
         count: Callable[[RequestKind, int, int, float], None],
+        title: str,
     ) -> None:
         self.address = address
+        self._title = title
         self._socket = connection
         self._limits = limits
         self._rooms = rooms
@@ -122,6 +133,8 @@ class Association:
         self._contexts: dict[int, tuple[str, str]] = {}
         self._peer: DimsePeer | None = None
         self._window = 1
+        self._longest = LONGEST_SENT
+        self._options = NO_OPTIONS
         self._sending = asyncio.Lock()
         self._began = self._last = self._mark_at = time.monotonic()
         self._moved = self._mark = 0
@@ -130,7 +143,7 @@ class Association:
         self._command_context = 0
         self._operation: Operation | None = None
         self._operation_began = 0.0
-        self._open: set[asyncio.Task[None]] = set()
+        self._open: dict[asyncio.Task[None], Operation] = {}
         self._room = asyncio.Event()
         self._room.set()
         self._ending: UpperLayerError | None = None
@@ -156,6 +169,8 @@ class Association:
         finally:
             if self._operation is not None:
                 await self._operation.abort()
+            for operation in self._open.values():
+                operation.cancel()
             if self._open:
                 await asyncio.wait(self._open)
             await self._close()
@@ -166,7 +181,6 @@ class Association:
 
     async def _read(self) -> None:
         while self._layer.state is not LayerState.CLOSING:
-            await self._room.wait()
             space = self._layer.space()
             self._is_reading = True
             try:
@@ -210,6 +224,9 @@ class Association:
             if answer.result == ACCEPTED:
                 self._contexts[answer.number] = proposed.abstract_syntax, answer.transfer_syntax
         self._window = min(request.window or WINDOW, WINDOW)
+        self._longest = min(request.longest or LONGEST_SENT, LONGEST_SENT)
+        is_fuzzy = any(asks_fuzzy(asked) for uid, asked in request.extended if uid in FIND)
+        self._options = MatchingOptions(fuzzy=is_fuzzy)
         self._layer.accepted()
         log.info("association of %s: %d of %d contexts", self._name, len(self._contexts), len(answers))
         await self._send(
@@ -219,6 +236,8 @@ class Association:
                 longest=self._limits.longest_pdu,
                 window=self._window,
                 implementation=(IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME),
+                roles=[(uid, scu, 0) for uid, scu, _ in request.roles],
+                extended=extended(request.extended),
             )
         )
 
@@ -238,6 +257,8 @@ class Association:
             return
         if self._operation is not None:
             raise UpperLayerError("a release within a message", AbortReason.UNEXPECTED_PDU)
+        for operation in self._open.values():
+            operation.cancel()
         while self._open:
             await asyncio.wait(self._open)
         self._status = 200
@@ -272,36 +293,46 @@ class Association:
 
     async def _begin(self, command: Command) -> None:
         if command.field == CommandField.C_CANCEL:
-            return  # of an operation that has ended
+            for operation in self._open.values():
+                if operation.command.message_id == command.responded_to:
+                    operation.cancel()
+            return
         if command.field & RESPONSE:
             raise UpperLayerError("a response without its request", AbortReason.UNEXPECTED_PARAMETER)
-        assert self._peer is not None
+        await self._room.wait()
         self._operation_began = time.monotonic()
-        if command.field == CommandField.C_STORE and command.has_dataset:
-            context = self._contexts[self._command_context]
-            self._operation = StoreOperation(self._rooms, self._peer, command, context)
-            return
-        statuses = {
-            CommandField.C_ECHO: DimseStatus.SUCCESS,
-            CommandField.C_STORE: DimseStatus.MISTYPED_ARGUMENT,
-        }
-        status = statuses.get(command.field, DimseStatus.UNRECOGNIZED_OPERATION)  # type: ignore[call-overload]
-        self._operation = RefusedOperation(command, status)
+        self._operation = self._operation_of(command)
         if not command.has_dataset:
             await self._finish(self._operation)
+
+    def _operation_of(self, command: Command) -> Operation:
+        abstract, syntax = self._contexts[self._command_context]
+        assert self._peer is not None
+        if command.field == CommandField.C_STORE and command.has_dataset:
+            return StoreOperation(self._rooms, self._peer, command, (abstract, syntax))
+        model = FIND.get(abstract) if command.has_dataset and command.sop_class == abstract else None
+        if command.field == CommandField.C_FIND and model:
+            return FindOperation(
+                *(self._rooms, self._peer, command, model, syntax),
+                context=self._command_context,
+                longest=self._longest,
+                send=self._send,
+                options=self._options,
+                title=self._title,
+            )
+        return RefusedOperation(command, _refusal_of(command, abstract))
 
     async def _finish(self, operation: Operation) -> None:
         """The message has arrived."""
         self._operation = None
         task = self._loop.create_task(self._answer(operation, self._command_context, self._operation_began))
-        self._open.add(task)
+        self._open[task] = operation
         task.add_done_callback(self._answered)
         if len(self._open) >= self._window:
             self._room.clear()
-            await self._room.wait()
 
     def _answered(self, task: asyncio.Task[None]) -> None:
-        self._open.discard(task)
+        del self._open[task]
         self._room.set()
         self._last = time.monotonic()
         if self._is_draining:
@@ -309,37 +340,49 @@ class Association:
 
     async def _answer(self, operation: Operation, context: int, began: float) -> None:
         command = operation.command
-        outcome = await operation.finish()
-        if command.field == CommandField.C_STORE:
-            self._counted(operation, outcome, began)
-        elif command.field == CommandField.C_ECHO:
-            self._count(RequestKind.C_ECHO, 200, 0, time.monotonic() - began)
         try:
-            await self._send(pdus.command_pdu(context, response(command, *outcome)))
+            outcome = await operation.finish()
+            self._counted(operation, outcome, began)
+            await self._send(self._message(context, response(command, *outcome)))
         except OSError as error:
-            log.info("association of %s: a response was not taken: %s", self._name, error.strerror)
+            log.info("association of %s: a response was not taken: %s", self._name, error.strerror or error)
 
-    def _counted(self, operation: Operation, outcome: StorageOutcome, began: float) -> None:
+    def _message(self, context: int, command: bytes) -> bytes:
+        return b"".join(pdus.data_pdus(context, command, self._longest, is_command=True))
+
+    def _counted(self, operation: Operation, outcome: OperationOutcome, began: float) -> None:
         seconds = time.monotonic() - began
-        status = HTTP_STATUSES.get(outcome.status, 400)
-        self._count(RequestKind.C_STORE, status, operation.received, seconds)
-        self._bytes += operation.received
-        if outcome.status is DimseStatus.SUCCESS:
-            self._stored += 1
-            return
-        self._failed += 1
-        log.warning(
-            "C-STORE of %s answered with %04X: %s (instance %s)",
-            *(self._name, outcome.status, outcome.comment, operation.command.instance[:64]),
-        )
+        status, field = HTTP_STATUSES.get(outcome.status, 400), operation.command.field
+        if kind := KINDS.get(field):  # type: ignore[call-overload]
+            received = operation.received if kind is RequestKind.C_STORE else 0
+            self._count(kind, status, received, seconds)
+        if outcome.status not in (DimseStatus.SUCCESS, DimseStatus.CANCEL) and kind is not None:
+            log.warning(
+                "%s of %s answered with %04X: %s (instance %s)",
+                *(kind.upper(), self._name, outcome.status, outcome.comment),
+                operation.command.instance[:64],
+            )
+        if field == CommandField.C_STORE:
+            self._bytes += operation.received
+            self._stored += outcome.status is DimseStatus.SUCCESS
+            self._failed += outcome.status is not DimseStatus.SUCCESS
 
     # Sending
 
     async def _send(self, content: bytes) -> None:
-        """Does nothing behind the last PDU."""
+        """Waits until the peer takes the bytes. Does nothing behind the last PDU. Raises OSError for a peer
+        that is too slow, and ends its association."""
         async with self._sending:
-            if self._layer.state is not LayerState.CLOSING:
-                await self._loop.sock_sendall(self._socket, content)
+            if self._layer.state is LayerState.CLOSING:
+                return
+            view = memoryview(content)
+            try:
+                for at in range(0, len(view), AT_ONCE):
+                    async with asyncio.timeout(self._limits.stall_timeout):
+                        await self._loop.sock_sendall(self._socket, view[at : at + AT_ONCE])
+            except TimeoutError:
+                self.end(f"it took less than {AT_ONCE} bytes in {self._limits.stall_timeout:g} s")
+                raise
 
     async def _end(self, last: bytes) -> None:
         """Sends the last PDU."""
@@ -408,3 +451,14 @@ class Association:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RD)
             self._room.set()
+
+
+def _refusal_of(command: Command, abstract_syntax: str) -> DimseStatus:
+    """The status of an operation that is not begun; SUCCESS for C-ECHO."""
+    if command.field == CommandField.C_ECHO:
+        return DimseStatus.SUCCESS
+    if command.field == CommandField.C_FIND and abstract_syntax in FIND:
+        is_same = command.sop_class == abstract_syntax
+        return DimseStatus.MISTYPED_ARGUMENT if is_same else DimseStatus.CLASS_NOT_SUPPORTED
+    known = command.field == CommandField.C_STORE
+    return DimseStatus.MISTYPED_ARGUMENT if known else DimseStatus.UNRECOGNIZED_OPERATION

@@ -32,6 +32,7 @@ class CommandField(IntEnum):
     """Requests (PS3.7 Table E.1-1)."""
 
     C_STORE = 0x0001
+    C_FIND = 0x0020
     C_ECHO = 0x0030
     C_CANCEL = 0x0FFF
 
@@ -47,18 +48,23 @@ class DimseStatus(IntEnum):
     UNRECOGNIZED_OPERATION = 0x0211
     MISTYPED_ARGUMENT = 0x0212
     OUT_OF_RESOURCES = 0xA700
-    MISMATCH = 0xA900
+    MISMATCH = 0xA900  # of dataset and SOP class; of C-STORE also of dataset and command
     CANNOT_UNDERSTAND = 0xC000
+    CANCEL = 0xFE00
+    PENDING = 0xFF00
+    PENDING_WITHOUT_OPTIONAL_KEYS = 0xFF01
 
 
 class Command(NamedTuple):
-    """A command set as received. `field` is a number, because a peer may send any."""
+    """A command set as received. `field` is a number, because a peer may send any. `responded_to` is the
+    message id of the request that a response or C-CANCEL names."""
 
     field: int
     message_id: int
     sop_class: str
     instance: str
     has_dataset: bool
+    responded_to: int = 0
 
 
 def command_of(content: bytes) -> Command:
@@ -80,6 +86,7 @@ def command_of(content: bytes) -> Command:
         _text(values, _SOP_CLASS),
         _text(values, _INSTANCE),
         _number(values, _DATASET_TYPE) != NO_DATASET,
+        _number(values, _RESPONDED_TO, 0),
     )
 
 
@@ -100,14 +107,14 @@ def _text(values: dict[int, bytes], element: int) -> str:
     return values.get(element, b"").decode("ascii", "replace").strip(" \0")
 
 
-def response(command: Command, status: int, comment: str = "") -> bytes:
-    """The command set of the response, without a dataset. `comment` is cut."""
+def response(command: Command, status: int, comment: str = "", *, has_dataset: bool = False) -> bytes:
+    """The command set of the response. `comment` is cut."""
     body = b"".join(
         (
             _element(_SOP_CLASS, _padded(command.sop_class, b"\0")) if command.sop_class else b"",
             _element(_FIELD, struct.pack("<H", command.field | RESPONSE)),
             _element(_RESPONDED_TO, struct.pack("<H", command.message_id)),
-            _element(_DATASET_TYPE, struct.pack("<H", NO_DATASET)),
+            _element(_DATASET_TYPE, struct.pack("<H", 0 if has_dataset else NO_DATASET)),
             _element(_STATUS, struct.pack("<H", status)),
             _element(_COMMENT, _padded(_comment(comment), b" ")) if comment else b"",
             _element(_INSTANCE, _padded(command.instance, b"\0")) if command.instance else b"",

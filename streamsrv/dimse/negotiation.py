@@ -7,6 +7,8 @@ Rules of this file
 - The bytes stay as they come, so each transfer syntax is accepted. Of several the first one counts, because
   that order is the sender's. Implicit VR and big endian come after the others, because explicit VR little
   endian tells the VR and every reader takes it. Syntaxes without a row in dicom/syntaxes.py come last.
+- Datasets of Query/Retrieve are in Explicit or Implicit VR Little Endian.
+- Each query is relational, and dates are combined with times. So both are told if the peer negotiates them.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ from collections.abc import Sequence
 
 from streamsrv.dicom.syntaxes import (
     EXPLICIT_VR_BIG_ENDIAN,
+    EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
     SYNTAXES,
 )
+from streamsrv.dimse.models import FIND
 from streamsrv.dimse.pdus import AcceptedContext, ProposedContext
 
 VERIFICATION = "1.2.840.10008.1.1"
-ACCEPTED, NO_ABSTRACT_SYNTAX = 0, 3  # PS3.8 Table 9-18
+ACCEPTED, NO_ABSTRACT_SYNTAX, NO_TRANSFER_SYNTAX = 0, 3, 4  # PS3.8 Table 9-18
 DICOM_ROOT = "1.2.840.10008."
 STORAGE_ROOT = "1.2.840.10008.5.1.4.1.1."
 # Storage SOP classes of other branches (PS3.6 Table A-1), whose instances belong to a study.
@@ -40,6 +44,7 @@ WITHOUT_STUDY = tuple(
     f"{STORAGE_ROOT}{each}" for each in ("200.1", "200.3", "200.4", "200.5", "200.6", "200.7")
 )
 INVENTORIES = f"{STORAGE_ROOT}201."
+_OF_IDENTIFIERS = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
 _LAST = {IMPLICIT_VR_LITTLE_ENDIAN: 1, EXPLICIT_VR_BIG_ENDIAN: 2}
 _UNKNOWN = 3
 
@@ -58,6 +63,10 @@ def accept(proposed: Sequence[ProposedContext]) -> list[AcceptedContext]:
 
 
 def _answer(context: ProposedContext) -> AcceptedContext:
+    if context.abstract_syntax in FIND:
+        found = [each for each in _OF_IDENTIFIERS if each in context.transfer_syntaxes]
+        result = ACCEPTED if found else NO_TRANSFER_SYNTAX
+        return AcceptedContext(context.number, result, (found or context.transfer_syntaxes)[0])
     syntax = min(context.transfer_syntaxes, key=_rank)
     is_known = context.abstract_syntax == VERIFICATION or is_storage(context.abstract_syntax)
     return AcceptedContext(context.number, ACCEPTED if is_known else NO_ABSTRACT_SYNTAX, syntax)
@@ -65,3 +74,17 @@ def _answer(context: ProposedContext) -> AcceptedContext:
 
 def _rank(syntax: str) -> int:
     return _LAST.get(syntax, 0) if syntax in SYNTAXES else _UNKNOWN
+
+
+def extended(proposed: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """The answers to the items of extended negotiation (PS3.4 C.5.1.1): relational queries, dates combined
+    with times, and fuzzy matching of names if it is asked for. Bytes behind these are zero."""
+    return [
+        (uid, bytes((1, 1, asks_fuzzy(asked)))[: len(asked)] + bytes(max(len(asked) - 3, 0)))
+        for uid, asked in proposed
+        if uid in FIND
+    ]
+
+
+def asks_fuzzy(information: bytes) -> bool:
+    return information[2:3] == b"\1"

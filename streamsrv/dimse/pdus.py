@@ -84,7 +84,8 @@ class ProposedContext(NamedTuple):
 class AssociateRequest(NamedTuple):
     """An A-ASSOCIATE-RQ (PS3.8 9.3.2, PS3.7 Annex D). AE titles have no padding. `longest` is the length of
     the PDVs of a P-DATA-TF that the peer takes, in bytes; 0: any. `window` is the number of operations that
-    the peer may invoke at a time; 0: any; 1 without the item. `roles` are (SOP class, SCU, SCP)."""
+    the peer may invoke at a time; 0: any; 1 without the item. `roles` are (SOP class, SCU, SCP),
+    `extended` are (SOP class, service class application information)."""
 
     version: int
     called: str
@@ -96,6 +97,7 @@ class AssociateRequest(NamedTuple):
     window: int = 1
     has_window: bool = False
     roles: tuple[tuple[str, int, int], ...] = ()
+    extended: tuple[tuple[str, bytes], ...] = ()
 
 
 class AcceptedContext(NamedTuple):
@@ -251,6 +253,7 @@ def _user_information(value: memoryview) -> dict[str, object]:
     """Fields of AssociateRequest (PS3.8 Annex D, PS3.7 D.3.3)."""
     found: dict[str, object] = {}
     roles: list[tuple[str, int, int]] = []
+    extended: list[tuple[str, bytes]] = []
     for kind, inner in _items(value):
         if kind in (0x51, 0x53):
             if len(inner) != 4:
@@ -266,7 +269,12 @@ def _user_information(value: memoryview) -> dict[str, object]:
             if len(inner) != length + 4:
                 raise UpperLayerError("a malformed role selection")
             roles.append((_uid(inner[2:-2]), inner[-2], inner[-1]))
-    return found | {"roles": tuple(roles)}
+        elif kind == 0x56:
+            end = 2 + int.from_bytes(inner[:2], "big")
+            if len(inner) < end:
+                raise UpperLayerError("a malformed extended negotiation")
+            extended.append((_uid(inner[2:end]), bytes(inner[end:])))
+    return found | {"roles": tuple(roles), "extended": tuple(extended)}
 
 
 # Writing
@@ -287,24 +295,31 @@ def associate_accept(
     longest: int,
     window: int,
     implementation: tuple[str, str],
+    roles: Sequence[tuple[str, int, int]] = (),
+    extended: Sequence[tuple[str, bytes]] = (),
 ) -> bytes:
     """The A-ASSOCIATE-AC (PS3.8 9.3.3). `longest` bytes of PDVs are taken in a PDU. `implementation` is class
-    UID and version name. The peer stays an SCU of each class for which it selects a role."""
+    UID and version name. `roles` and `extended` answer those of the request."""
     user = [
         _item(0x51, longest.to_bytes(4, "big")),
         _item(0x52, implementation[0].encode()),
     ]
     if request.has_window:
         user.append(_item(0x53, struct.pack(">HH", window, 1)))
-    for uid, scu, _ in request.roles:
-        user.append(_item(0x54, struct.pack(">H", len(uid)) + uid.encode() + bytes((scu, 0))))
+    user += [_item(0x54, _named(uid) + bytes((scu, scp))) for uid, scu, scp in roles]
     user.append(_item(0x55, implementation[1].encode()))
+    user += [_item(0x56, _named(uid) + information) for uid, information in extended]
     items = [_item(0x10, APPLICATION_CONTEXT.encode())]
     for number, result, syntax in contexts:
         items.append(_item(0x21, bytes((number, 0, result, 0)) + _item(0x40, syntax.encode())))
     items.append(_item(0x50, b"".join(user)))
     head = struct.pack(">H2x16s16s32x", PROTOCOL_VERSION, _title(request.called), _title(request.calling))
     return _pdu(PduType.ACCEPT, head + b"".join(items))
+
+
+def _named(uid: str) -> bytes:
+    """A UID behind its length."""
+    return struct.pack(">H", len(uid)) + uid.encode()
 
 
 def _title(text: str) -> bytes:
@@ -326,6 +341,16 @@ def abort(source: int, reason: int) -> bytes:
     return _pdu(PduType.ABORT, bytes((0, 0, source, reason)))
 
 
-def command_pdu(context: int, command: bytes) -> bytes:
-    """A P-DATA-TF with a whole command set."""
-    return _pdu(PduType.DATA, _PDV.pack(len(command) + 2, context, COMMAND | LAST) + command)
+def data_pdus(context: int, content: bytes, longest: int, *, is_command: bool = False) -> Iterator[bytes]:
+    """P-DATA-TF PDUs of a whole command set or dataset, in fragments. The peer takes `longest` bytes of PDVs
+    in a PDU."""
+    room = longest - _PDV.size & ~1
+    for at in range(0, len(content), room):
+        piece = content[at : at + room]
+        control = (COMMAND if is_command else 0) | (LAST if at + room >= len(content) else 0)
+        yield data_head(context, control, len(piece)) + piece
+
+
+def data_head(context: int, control: int, length: int) -> bytes:
+    """The heads of a P-DATA-TF with one PDV, and of this PDV, before `length` bytes of a fragment."""
+    return _HEADER.pack(PduType.DATA, length + _PDV.size) + _PDV.pack(length + 2, context, control)

@@ -17,7 +17,7 @@ from streamsrv.audit.entries import ANONYMOUS, AuditEntry, Event, EventOutcome
 from streamsrv.dimse.association import Association, AssociationLimits, Rejection
 from streamsrv.dimse.pdus import AssociateRequest
 from streamsrv.dimse.peers import DimsePeers
-from streamsrv.dimse.storing import DimsePeer, StoreRooms
+from streamsrv.dimse.rooms import DimsePeer, DimseRooms
 from streamsrv.metrics import Gauge, RequestCounts, RequestKind, Way
 from streamsrv.settings import Settings
 
@@ -37,7 +37,7 @@ class DimseService:
         self,
         settings: Settings,
         listeners: Sequence[socket.socket],
-        rooms: StoreRooms,
+        rooms: DimseRooms,
         counts: RequestCounts,
     ) -> None:
         self._settings = settings
@@ -85,7 +85,10 @@ class DimseService:
             await asyncio.sleep(ACCEPT_PAUSE)
 
     def _serve(self, connection: socket.socket, address: str) -> None:
-        association = Association(connection, address, self._limits, self._rooms, self._admit, self._count)
+        association = Association(
+            *(connection, address, self._limits, self._rooms, self._admit, self._count),
+            title=self._settings.aet.strip(),
+        )
         task = self._loop.create_task(association.run())
         self._tasks[task] = association
         task.add_done_callback(lambda ended: self._tasks.pop(ended, None))

@@ -14,32 +14,17 @@ Rules of this file
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable
-from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import NamedTuple
 
-from streamsrv.audit.entries import AuditEntry, Event, EventOutcome
-from streamsrv.audit.recorder import AuditRecorder
+from streamsrv.audit.entries import Event, EventOutcome
 from streamsrv.dicom.explicit import part10_head
 from streamsrv.dicom.values import UID
 from streamsrv.dimse.commands import Command, DimseStatus
-from streamsrv.errors import (
-    ContentTooLarge,
-    IndexFailed,
-    InstanceError,
-    InsufficientStorage,
-    Overloaded,
-    StreamsrvError,
-    system_error,
-)
+from streamsrv.dimse.rooms import DimsePeer, DimseRooms, OperationOutcome
+from streamsrv.errors import InstanceError
 from streamsrv.ingest import SHORT_BODY, Ingest
 from streamsrv.ingest.response import StoreResult
-from streamsrv.web.access.principal import Principal, Right
-from streamsrv.web.stow import Batches, Buffers, Upload
-
-log = logging.getLogger("streamsrv.dimse")
+from streamsrv.web.access.principal import Right
+from streamsrv.web.stow import Upload
 
 # Status of an instance that the store refuses, by its failure reason (errors.py).
 _STATUSES = {
@@ -58,39 +43,12 @@ HTTP_STATUSES = {
 }
 
 
-class DimsePeer(NamedTuple):
-    """A peer of an association; `address` is that of its connection."""
-
-    principal: Principal
-    address: str
-
-
-class StorageOutcome(NamedTuple):
-    """`comment` is a sentence for the peer."""
-
-    status: DimseStatus
-    comment: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class StoreRooms:
-    """The parts of a worker that a C-STORE needs. `ingest` makes the transaction of a principal for a SOP
-    Class and Instance UID. `on_failure` is called if this process cannot use the index any more."""
-
-    ingest: Callable[[Principal, tuple[str, str]], Ingest]
-    threads: Executor
-    batches: Batches
-    buffers: Buffers
-    audit: AuditRecorder | None
-    on_failure: Callable[[IndexFailed], None]
-
-
 class StoreOperation:
     """Call `take` for each fragment of the dataset, then `finish`; else `abort`, which is safe to call
     twice. One task at a time."""
 
     def __init__(
-        self, rooms: StoreRooms, peer: DimsePeer, command: Command, context: tuple[str, str]
+        self, rooms: DimseRooms, peer: DimsePeer, command: Command, context: tuple[str, str]
     ) -> None:
         """`context` is abstract and transfer syntax."""
         self.command = command
@@ -104,17 +62,17 @@ class StoreOperation:
         if self._refused is None:
             self._put(part10_head(command.sop_class, command.instance, context[1]))
 
-    def _refusal(self, abstract_syntax: str) -> StorageOutcome | None:
+    def _refusal(self, abstract_syntax: str) -> OperationOutcome | None:
         command = self.command
         if not UID.fullmatch(command.instance):
-            return StorageOutcome(DimseStatus.INVALID_INSTANCE, "(0000,1000) is no UID")
+            return OperationOutcome(DimseStatus.INVALID_INSTANCE, "(0000,1000) is no UID")
         if command.sop_class != abstract_syntax:
-            return StorageOutcome(
+            return OperationOutcome(
                 DimseStatus.CLASS_NOT_SUPPORTED, "(0000,0002) differs from the presentation context"
             )
         if Right.STORE not in self._peer.principal.rights:
-            self._note(Event.REFUSED, EventOutcome.MINOR_FAILURE)
-            return StorageOutcome(DimseStatus.NOT_AUTHORIZED, "this peer may not store")
+            self._refused_right()
+            return OperationOutcome(DimseStatus.NOT_AUTHORIZED, "this peer may not store")
         return None
 
     def _put(self, piece: bytes | memoryview) -> None:
@@ -156,7 +114,7 @@ class StoreOperation:
         if self._rooms.audit is not None:
             self._rooms.audit.require()
 
-    async def finish(self) -> StorageOutcome:
+    async def finish(self) -> OperationOutcome:
         """The dataset has ended. Returns when the instance is durable, or nothing of it is left."""
         if self._refused is not None:
             return self._refused
@@ -180,30 +138,23 @@ class StoreOperation:
         upload.arrived(buffer, self._size, rooms.buffers.give)
         return await upload.finish()
 
-    async def _answer(self, result: StoreResult) -> StorageOutcome:
+    async def _answer(self, result: StoreResult) -> OperationOutcome:
         if result.failed:
             failed = result.failed[0]
             status = _STATUSES[failed.failure_reason]
             if status is DimseStatus.NOT_AUTHORIZED:
-                self._note(Event.REFUSED, EventOutcome.MINOR_FAILURE)
-            return StorageOutcome(status, failed.comment)
+                self._refused_right()
+            return OperationOutcome(status, failed.comment)
         await self._recorded(result.stored[0].study)
-        return StorageOutcome(DimseStatus.SUCCESS)
+        return OperationOutcome(DimseStatus.SUCCESS)
 
-    def _outcome_of(self, error: Exception) -> StorageOutcome:
-        known = system_error(error, "storing") if isinstance(error, OSError) else error
-        if isinstance(known, IndexFailed):
-            self._rooms.on_failure(known)
-        if isinstance(known, InstanceError):
-            return StorageOutcome(_STATUSES[known.failure_reason], known.detail)
-        if isinstance(known, StreamsrvError):
-            if known.status >= 500 and not isinstance(known, Overloaded | InsufficientStorage):
-                log.error("a C-STORE of %s failed: %s", self._peer.principal.name, known.detail)
-            elif not isinstance(known, ContentTooLarge):
-                log.warning("a C-STORE of %s failed: %s", self._peer.principal.name, known.detail)
-            return StorageOutcome(DimseStatus.OUT_OF_RESOURCES, known.detail)
-        log.error("unexpected", exc_info=error)
-        return StorageOutcome(DimseStatus.OUT_OF_RESOURCES, "the server failed; its log knows more")
+    def _outcome_of(self, error: Exception) -> OperationOutcome:
+        if isinstance(error, InstanceError):
+            return OperationOutcome(_STATUSES[error.failure_reason], error.detail)
+        return self._rooms.failure(self._peer, error, "C-STORE")
+
+    def cancel(self) -> None:
+        """A C-STORE goes on: its instance has arrived."""
 
     async def abort(self) -> None:
         """Leaves nothing behind; does nothing after a store."""
@@ -221,16 +172,10 @@ class StoreOperation:
         instance again, which is a success then."""
         if self._rooms.audit is None:
             return
-        future = self._rooms.audit.record([self._entry(Event.STORED, EventOutcome.SUCCESS, study)])
+        entry = self._rooms.entry(self._peer, Event.STORED, study=study, detail="C-STORE")
+        future = self._rooms.audit.record([entry])
         if future is not None:
             await asyncio.wrap_future(future)
 
-    def _note(self, event: Event, outcome: EventOutcome) -> None:
-        if self._rooms.audit is not None:
-            self._rooms.audit.note(self._entry(event, outcome))
-
-    def _entry(self, event: Event, outcome: EventOutcome, study: str = "") -> AuditEntry:
-        clock = self._rooms.audit.clock() if self._rooms.audit else 0.0
-        return AuditEntry(
-            clock, event, outcome, self._peer.principal.name, self._peer.address, study, detail="C-STORE"
-        )
+    def _refused_right(self) -> None:
+        self._rooms.note(self._peer, Event.REFUSED, EventOutcome.MINOR_FAILURE, detail="C-STORE")

@@ -23,12 +23,13 @@ import hashlib
 import heapq
 import itertools
 import secrets
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from urllib.parse import quote
 
 import orjson
 
 from streamsrv.bounded_cache import SizedCache
+from streamsrv.dicom.instance import JsonDataset
 from streamsrv.dicom.nativexml import native_xml
 from streamsrv.errors import BadRequest
 from streamsrv.query.attributes import Level
@@ -65,6 +66,7 @@ LISTED, COUNTED = 128, 40
 BURST = 10
 # The cost of a dataset that is joined, and of one as XML, in rows.
 JOINED, MODEL = 2, 16
+READ_TOO_MUCH = "the searches of this client have read too much: search_rate is its share"
 _HEADERS = (("Vary", "Accept"), ("Cache-Control", "private, no-cache"))
 
 
@@ -110,9 +112,21 @@ class Searches:
             return Deferred(lambda: self._long(request, target))
         return _conditional(request, found)
 
+    def datasets(self, query: Query, client: str) -> Generator[JsonDataset, None, None]:
+        """All matches of a query in its order, with the attributes that it asks for, for a protocol without
+        pages. Blocks; holds one page. Raises ContentTooLarge and TooManyRequests."""
+        budget = Budget(self._limits.rows, self._limits.metadata)
+        self._rates.check(client, READ_TOO_MUCH)
+        attributes = Attributes(self._index, query, (), False, "")
+        try:
+            for pieces in attributes.datasets(self._index.search(query, budget)):
+                yield from orjson.loads(b"[" + b"".join(pieces) + b"]")
+        finally:
+            self._rates.spend(client, budget.used)
+
     def _long(self, request: Request, target: Target) -> Answer:
         budget, client = Budget(self._limits.rows, self._limits.metadata), request.requester.address
-        self._rates.check(client, "the searches of this client have read too much: search_rate is its share")
+        self._rates.check(client, READ_TOO_MUCH)
         try:
             found = self._cached(request, target, budget)
         finally:

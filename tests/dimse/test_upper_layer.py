@@ -108,7 +108,12 @@ def test_a_request_of_pynetdicom_is_read():
 def test_pynetdicom_reads_the_accept():
     (asked,) = fed(UpperLayer(LONGEST), request())
     content = pdus.associate_accept(
-        asked, accept(asked.contexts), longest=131072, window=4, implementation=("1.2.3", "NAME")
+        *(asked, accept(asked.contexts)),
+        longest=131072,
+        window=4,
+        implementation=("1.2.3", "NAME"),
+        roles=[(CTImageStorage, 1, 0)],
+        extended=[(CTImageStorage, b"\1\0")],
     )
     read = pdu.A_ASSOCIATE_AC()
     read.decode(content)
@@ -124,6 +129,8 @@ def test_pynetdicom_reads_the_accept():
     assert items["AsynchronousOperationsWindowNegotiation"].maximum_number_operations_invoked == 4
     role = items["SCP_SCU_RoleSelectionNegotiation"]
     assert (role.scu_role, role.scp_role) == (True, False)
+    told = items["SOPClassExtendedNegotiation"]
+    assert (told.sop_class_uid, told.service_class_application_information) == (CTImageStorage, b"\1\0")
     assert items["ImplementationVersionNameNotification"].implementation_version_name == "NAME"
 
 
@@ -141,11 +148,15 @@ def test_command_sets_are_those_of_pynetdicom():
     command = command_of(store_command())
     assert command == Command(1, 7, CTImageStorage, "1.2.3.4", True)
     sentence = "a sentence \\ of more than sixty-four characters, which is cut where it is too long"
-    content = pdus.command_pdu(1, response(command, DimseStatus.DUPLICATE, sentence))
-    read = pdu.P_DATA_TF()
-    read.decode(content)
+    content = response(command, DimseStatus.DUPLICATE, sentence)
     message = DIMSEMessage()
-    assert message.decode_msg(read.to_primitive())
+    sent = list(pdus.data_pdus(1, content, 100, is_command=True))
+    assert len(sent) == 2
+    for each in sent:
+        read = pdu.P_DATA_TF()
+        read.decode(each)
+        assert len(each) <= 106
+        assert message.decode_msg(read.to_primitive()) is (each is sent[-1])
     said = message.message_to_primitive()
     assert isinstance(said, C_STORE)
     assert (said.Status, said.MessageIDBeingRespondedTo) == (0x0111, 7)

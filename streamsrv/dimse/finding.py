@@ -1,0 +1,188 @@
+"""One C-FIND (PS3.4 C.4.1, PS3.7 9.1.2): the keys become a search as HTTP has it, each match a response.
+
+Strategy: a thread takes some matches from the search and encodes their responses. The loop sends these, and
+the socket of the peer sets the pace. So a search of 100,000 matches holds one portion of them.
+
+A patient is no level of the index. Its studies come one after the other in the order of patient IDs, and are
+joined.
+
+Rules of this file
+- The keys of the levels above may be missing: each query is a relational one (PS3.4 C.4.1.2.2.1).
+- A key that no answer can have (of a lower level, of storage media) is returned without value. The status of
+  each match is then FF01.
+- A search that reads too much is refused with A700, and a wrong key with C000.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from urllib.parse import quote
+
+from streamsrv.audit.entries import Event, EventOutcome
+from streamsrv.dicom.instance import JsonDataset
+from streamsrv.dicom.json.values import text, whole
+from streamsrv.dimse.commands import Command, DimseStatus, response
+from streamsrv.dimse.identifiers import (
+    LONGEST_IDENTIFIER,
+    Identifier,
+    MatchWriter,
+    RequestKey,
+    identifier_of,
+)
+from streamsrv.dimse.models import InformationModel
+from streamsrv.dimse.pdus import data_pdus
+from streamsrv.dimse.rooms import DimsePeer, DimseRooms, OperationOutcome
+from streamsrv.errors import BadRequest, NotDicom
+from streamsrv.query.attributes import BY_TAG, Level, StudyOrder
+from streamsrv.query.conditions import Query, query_of
+from streamsrv.query.levels import is_below
+from streamsrv.query.matching import MatchingOptions
+from streamsrv.web.access.principal import Right
+
+PORTION = 100  # matches that a thread takes at a time
+PATIENT_ID = "00100020"
+# NumberOfPatientRelatedStudies, -Series, -Instances, and the number in each study that they add up.
+PATIENT_COUNTS = {"00201200": None, "00201202": "00201206", "00201204": "00201208"}
+# Keys that are never compared, and have no value here: URLs, storage media, the time zone of the query.
+_NOT_COMPARED = frozenset(("00081190", "00880130", "00880140", "00080201"))
+_EVERYTHING = 1 << 62
+
+Send = Callable[[bytes], Awaitable[None]]
+
+
+class FindOperation:
+    """Call `take` for each fragment of the identifier, then `finish`. `send` waits until the peer takes the
+    bytes. `longest` is the length of PDVs in a PDU that it takes."""
+
+    def __init__(
+        self,
+        rooms: DimseRooms,
+        peer: DimsePeer,
+        command: Command,
+        model: InformationModel,
+        syntax: str,
+        *,
+        context: int,
+        longest: int,
+        send: Send,
+        options: MatchingOptions,
+        title: str,
+    ) -> None:
+        self.command = command
+        self.received = 0
+        self._rooms = rooms
+        self._peer = peer
+        self._model = model
+        self._syntax = syntax
+        self._context = context
+        self._longest = longest
+        self._send = send
+        self._options = options
+        self._title = title
+        self._content = bytearray()
+        self._cancelled = False
+
+    async def take(self, piece: memoryview) -> None:
+        self.received += len(piece)
+        if self.received <= LONGEST_IDENTIFIER:
+            self._content += piece
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+    async def abort(self) -> None:
+        self.cancel()
+
+    async def finish(self) -> OperationOutcome:
+        """Sends a response for each match. Returns the final one."""
+        if Right.SEARCH not in self._peer.principal.rights:
+            self._rooms.note(self._peer, Event.REFUSED, EventOutcome.MINOR_FAILURE, detail="C-FIND")
+            return OperationOutcome(DimseStatus.NOT_AUTHORIZED, "this peer may not search")
+        if self.received > LONGEST_IDENTIFIER:
+            return OperationOutcome(DimseStatus.CANNOT_UNDERSTAND, "the identifier is too long")
+        try:
+            identifier = identifier_of(bytes(self._content), self._syntax)
+            if identifier.level not in self._model.levels:
+                return self._wrong_level()
+            return await self._answered(identifier)
+        except (BadRequest, NotDicom) as error:
+            return OperationOutcome(DimseStatus.CANNOT_UNDERSTAND, error.detail)
+        except OSError:
+            raise  # the connection
+        except Exception as error:
+            return self._rooms.failure(self._peer, error, "C-FIND")
+
+    def _wrong_level(self) -> OperationOutcome:
+        levels = ", ".join(self._model.levels)
+        return OperationOutcome(DimseStatus.MISMATCH, f"(0008,0052) is none of {levels}")
+
+    async def _answered(self, identifier: Identifier) -> OperationOutcome:
+        wanted = Wanted(identifier, self._model, self._options)
+        self._rooms.note(self._peer, Event.QUERY, query=wanted.spelled, detail="C-FIND")
+        writer = MatchWriter(identifier, self._syntax, self._title)
+        status = DimseStatus.PENDING_WITHOUT_OPTIONAL_KEYS if wanted.lacks_keys else DimseStatus.PENDING
+        pending = response(self.command, status, has_dataset=True)
+        head = b"".join(data_pdus(self._context, pending, self._longest, is_command=True))
+        searches = self._rooms.searches(self._peer.principal)
+        found = wanted.joined(searches.datasets(wanted.query, self._peer.address))
+        loop = asyncio.get_running_loop()
+
+        def portion() -> list[bytes]:
+            pieces: list[bytes] = []
+            for match in itertools.islice(found, PORTION):
+                pieces += head, *data_pdus(self._context, writer.dataset(match), self._longest)
+            return pieces
+
+        while not self._cancelled:
+            pieces = await loop.run_in_executor(self._rooms.threads, portion)
+            if not pieces:
+                return OperationOutcome(DimseStatus.SUCCESS)
+            await self._send(b"".join(pieces))
+        await loop.run_in_executor(self._rooms.threads, found.close)
+        return OperationOutcome(DimseStatus.CANCEL)
+
+
+class Wanted:
+    """The search of one identifier. Raises BadRequest, which names the key."""
+
+    def __init__(self, identifier: Identifier, model: InformationModel, options: MatchingOptions) -> None:
+        level = model.index_level(identifier.level)
+        self._of_patients = identifier.level == "PATIENT"
+        keys = [key for key in identifier.keys if self._is_known(key, level)]
+        self.lacks_keys = len(keys) < len(identifier.keys)
+        self._counts = [key.path[0] for key in identifier.keys if key.path[0] in PATIENT_COUNTS]
+        searched = [(key.name, key.text) for key in keys if key.path[0] not in PATIENT_COUNTS]
+        self.query: Query = query_of(level, None, None, searched, options)
+        if self._of_patients:
+            self.query = self.query.page(_EVERYTHING, StudyOrder(BY_TAG[PATIENT_ID]), None)
+        compared = "&".join(f"{name}={quote(value, safe=',*:-^=')}" for name, value in searched if value)
+        self.spelled = f"{model.name} {identifier.level}?{compared}".removesuffix("?")
+
+    def _is_known(self, key: RequestKey, level: Level) -> bool:
+        tag = key.path[0]
+        if tag in _NOT_COMPARED:
+            return False
+        if tag in PATIENT_COUNTS:
+            return self._of_patients
+        if self._of_patients and not key.text and tag[:4] != "0010":
+            return False
+        return bool(key.text) or not is_below(key.path, level)
+
+    def joined(self, studies: Iterator[JsonDataset]) -> Generator[JsonDataset, None, None]:
+        """The matches: at the level of patients those of one patient ID are one."""
+        if not self._of_patients:
+            yield from studies
+            return
+        for _, group in itertools.groupby(studies, key=lambda study: text(study, PATIENT_ID)):
+            yield self._patient(group)
+
+    def _patient(self, studies: Iterator[JsonDataset]) -> JsonDataset:
+        first = next(studies)
+        counts = dict.fromkeys(self._counts, 0)
+        for study in itertools.chain((first,), studies):
+            for tag in counts:
+                counted = PATIENT_COUNTS[tag]
+                counts[tag] += whole(study, counted, 0) if counted else 1
+        return first | {tag: {"vr": "IS", "Value": [number]} for tag, number in counts.items()}

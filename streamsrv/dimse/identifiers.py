@@ -1,0 +1,203 @@
+"""Identifiers of Query/Retrieve: the keys of a request, and the datasets of its answers (PS3.4 C.2.2.1,
+C.4.1.1.3). Sans-IO.
+
+Rules of this file
+- A key is the text of a search parameter, so DIMSE and HTTP match alike.
+- An answer is in the character sets that the request declares. Without any it is in ISO_IR 100. If these lack
+  a character, it is in ISO_IR 192. If all text is ASCII, it declares none.
+- A requested attribute without value comes back with zero length. No other attribute comes back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import orjson
+
+from streamsrv.dicom.charsets import CharacterSets, character_sets_of
+from streamsrv.dicom.elements import Elements
+from streamsrv.dicom.explicit import whole_element
+from streamsrv.dicom.instance import JsonDataset
+from streamsrv.dicom.json.encoding import inline_bytes, value_bytes
+from streamsrv.dicom.json.values import values
+from streamsrv.dicom.json.writer import MetadataWriter
+from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
+from streamsrv.dicom.tags import vr_of
+from streamsrv.dicom.text_encoding import encoder_for
+from streamsrv.dicom.window import ReadLimits, ReadWindow
+from streamsrv.errors import InstanceError, NotDicom
+from streamsrv.query.attributes import Path
+from streamsrv.search.attributes import Tree, pruned, tree_of
+
+LONGEST_IDENTIFIER = 1 << 20  # bytes; a list of 10,000 UIDs has 650 kB
+CHARACTER_SET, LEVEL, RETRIEVE_AET = "00080005", "00080052", "00080054"
+# Elements of an identifier that are no keys: they say how to read it, or describe the server.
+NO_KEYS = frozenset((CHARACTER_SET, LEVEL, RETRIEVE_AET))
+UTF_8, LATIN_1 = ("ISO_IR 192",), ("ISO_IR 100",)
+_LIMITS = ReadLimits(
+    bulk_threshold=LONGEST_IDENTIFIER, text_threshold=LONGEST_IDENTIFIER, max_elements=10_000
+)
+# VRs in the Specific Character Set, with the delimiters of their values.
+_TEXTS = {"LO": "\\", "SH": "\\", "UC": "\\", "PN": "\\^=", "LT": "", "ST": "", "UT": ""}
+_HEAD = struct.Struct("<HHI")
+_ITEM = 0xFFFE, 0xE000
+
+
+class RequestKey(NamedTuple):
+    """`text` is that of a search parameter; empty matches everything."""
+
+    path: Path
+    vr: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.path)
+
+
+class Identifier(NamedTuple):
+    """`level` is empty if there is none. `sets` are the declared character sets."""
+
+    level: str
+    keys: tuple[RequestKey, ...]
+    sets: CharacterSets | None
+
+    def text(self, tag: str) -> str:
+        return next((key.text for key in self.keys if key.path == (tag,)), "")
+
+
+def identifier_of(content: bytes, syntax: str) -> Identifier:
+    """Reads the dataset of a request. Raises NotDicom."""
+    try:
+        dataset = _dataset(content, explicit=syntax == EXPLICIT_VR_LITTLE_ENDIAN)
+    except InstanceError as error:
+        raise NotDicom(error.detail) from None
+    level = "".join(map(str, values(dataset, LEVEL)[:1])).strip()
+    terms = tuple(str(each or "") for each in values(dataset, CHARACTER_SET))
+    keys = tuple(_keys(dataset, ()))
+    return Identifier(level, keys, character_sets_of(terms)[0] if terms else None)
+
+
+def _dataset(content: bytes, *, explicit: bool) -> JsonDataset:
+    window = ReadWindow(lambda offset, length: content[offset : offset + length], len(content))
+    pieces: list[bytes] = []
+    writer = MetadataWriter(pieces.append, frozenset(), {}, _LIMITS, little=True)
+    elements = Elements(
+        window,
+        0,
+        len(content),
+        explicit=explicit,
+        little=True,
+        limits=_LIMITS,
+        skip_fragments=_no_fragments,
+    )
+    writer.write(elements.events())
+    found: JsonDataset = orjson.loads(b"".join(pieces))
+    return found
+
+
+def _no_fragments(tag: int, start: int, end: int, little: bool) -> int:
+    raise NotDicom("an identifier has no fragments")
+
+
+def _keys(dataset: Mapping[str, Any], above: Path) -> Iterator[RequestKey]:
+    for tag, element in dataset.items():
+        path, vr = (*above, tag), element["vr"]
+        items = [item for item in values(dataset, tag) if isinstance(item, dict)] if vr == "SQ" else []
+        if items and items[0]:
+            yield from _keys(items[0], path)
+        elif above or tag not in NO_KEYS:
+            yield RequestKey(path, vr, _text(tag, vr, element))
+
+
+def _text(tag: str, vr: str, element: Mapping[str, Any]) -> str:
+    found = element.get("Value") or []
+    creator = int(tag[3], 16) % 2 and tag[4:6] == "00"  # (gggg,00xx): it names a block, and is not compared
+    if vr == "SQ" or creator or not found:
+        return ""
+    return value_bytes(tag, vr, found).decode()
+
+
+class MatchWriter:
+    """The datasets of the answers to one request. `title` is the AE title of this server. `vr`s of absent
+    attributes are those of the request."""
+
+    def __init__(self, identifier: Identifier, syntax: str, title: str) -> None:
+        self._explicit = syntax == EXPLICIT_VR_LITTLE_ENDIAN
+        self._tree: Tree = tree_of(key.path for key in identifier.keys)
+        vrs = {key.path[0]: key.vr if len(key.path) == 1 else "SQ" for key in identifier.keys}
+        fixed = {LEVEL: identifier.level, RETRIEVE_AET: title}
+        own = {LEVEL: "CS", RETRIEVE_AET: "AE"}
+        self._vrs = dict(sorted((vrs | own | {CHARACTER_SET: "CS"}).items()))
+        self._fixed: JsonDataset = {tag: {"vr": own[tag], "Value": [text]} for tag, text in fixed.items()}
+        self._choices = tuple(dict.fromkeys((identifier.sets or LATIN_1, UTF_8)))
+
+    def dataset(self, found: JsonDataset) -> bytes:
+        """The requested attributes of a match."""
+        dataset = pruned(found, self._tree) | self._fixed
+        dataset.pop(CHARACTER_SET, None)
+        plain = self._encoded(dataset, None)
+        if plain is not None:
+            return plain
+        for sets in self._choices:
+            with contextlib.suppress(UnicodeEncodeError):
+                dataset[CHARACTER_SET] = {"vr": "CS", "Value": list(sets)}
+                return self._encoded(dataset, sets) or b""
+        raise AssertionError("UTF-8 has every character")
+
+    def _encoded(self, dataset: JsonDataset, sets: CharacterSets | None) -> bytes | None:
+        """None if there is a character beyond ASCII and no set. Raises UnicodeEncodeError."""
+        pieces = []
+        for tag, vr in self._vrs.items():
+            element = dataset.get(tag)
+            if element is None and tag == CHARACTER_SET:
+                continue
+            piece = self._element(tag, element or {"vr": vr}, sets)
+            if piece is None:
+                return None
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _element(self, tag: str, element: Mapping[str, Any], sets: CharacterSets | None) -> bytes | None:
+        vr = element["vr"]
+        if vr == "UN" and not self._explicit:
+            vr = vr_of(tag) or "UN"
+        content = self._content(tag, vr, element, sets)
+        if content is None:
+            return None
+        number = int(tag, 16)
+        if self._explicit:
+            return whole_element(number, vr, content)
+        content += (b" " if vr in _TEXTS or vr in _BLANK_PADDED else b"\0") * (len(content) % 2)
+        return _HEAD.pack(number >> 16, number & 0xFFFF, len(content)) + content
+
+    def _content(
+        self, tag: str, vr: str, element: Mapping[str, Any], sets: CharacterSets | None
+    ) -> bytes | None:
+        if "InlineBinary" in element:
+            return inline_bytes(tag, element["InlineBinary"])
+        found = element.get("Value")
+        if not found:
+            return b""
+        if vr == "SQ":
+            return self._items(found, sets)
+        content = value_bytes(tag, vr, found)
+        if vr not in _TEXTS or content.isascii():
+            return content
+        return None if sets is None else encoder_for(sets, _TEXTS[vr])(content.decode())
+
+    def _items(self, items: list[Any], sets: CharacterSets | None) -> bytes | None:
+        pieces = []
+        for item in items:
+            elements = [self._element(tag, item[tag], sets) for tag in sorted(item)]
+            if None in elements:
+                return None
+            content = b"".join(filter(None, elements))
+            pieces.append(_HEAD.pack(*_ITEM, len(content)) + content)
+        return b"".join(pieces)
+
+
+_BLANK_PADDED = frozenset(("AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UR"))

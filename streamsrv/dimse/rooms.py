@@ -1,0 +1,100 @@
+"""The parts of a worker that operations need, and the outcomes that they share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from streamsrv.audit.entries import AuditEntry, Event, EventOutcome
+from streamsrv.audit.recorder import AuditRecorder
+from streamsrv.dimse.commands import DimseStatus
+from streamsrv.errors import (
+    ContentTooLarge,
+    IndexFailed,
+    InsufficientStorage,
+    Overloaded,
+    RequestError,
+    StreamsrvError,
+    system_error,
+)
+from streamsrv.ingest import Ingest
+from streamsrv.search import Searches
+from streamsrv.web.access.principal import Principal
+from streamsrv.web.stow import Batches, Buffers
+
+log = logging.getLogger("streamsrv.dimse")
+
+
+class DimsePeer(NamedTuple):
+    """A peer of an association; `address` is that of its connection."""
+
+    principal: Principal
+    address: str
+
+
+class OperationOutcome(NamedTuple):
+    """The final response. `comment` is a sentence for the peer."""
+
+    status: DimseStatus
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DimseRooms:
+    """`ingest` makes the transaction of a principal for a SOP Class and Instance UID. `searches` are those
+    of a principal. `on_failure` is called if this process cannot use the index any more."""
+
+    ingest: Callable[[Principal, tuple[str, str]], Ingest]
+    searches: Callable[[Principal], Searches]
+    threads: Executor
+    batches: Batches
+    buffers: Buffers
+    audit: AuditRecorder | None
+    on_failure: Callable[[IndexFailed], None]
+
+    def failure(self, peer: DimsePeer, error: Exception, doing: str) -> OperationOutcome:
+        """The outcome of an operation that failed. `doing` is its name."""
+        known = system_error(error, doing) if isinstance(error, OSError) else error
+        if isinstance(known, IndexFailed):
+            self.on_failure(known)
+        if not isinstance(known, StreamsrvError):
+            log.error("unexpected", exc_info=error)
+            return OperationOutcome(DimseStatus.OUT_OF_RESOURCES, "the server failed; its log knows more")
+        own = not isinstance(known, RequestError | ContentTooLarge | Overloaded | InsufficientStorage)
+        if own:
+            log.error("a %s of %s failed: %s", doing, peer.principal.name, known.detail)
+        elif not isinstance(known, ContentTooLarge):
+            log.warning("a %s of %s failed: %s", doing, peer.principal.name, known.detail)
+        return OperationOutcome(DimseStatus.OUT_OF_RESOURCES, known.detail)
+
+    def note(
+        self,
+        peer: DimsePeer,
+        event: Event,
+        outcome: EventOutcome = EventOutcome.SUCCESS,
+        *,
+        study: str = "",
+        query: str = "",
+        detail: str = "",
+    ) -> None:
+        """An entry of the audit trail that nothing waits for."""
+        if self.audit is not None:
+            self.audit.note(self.entry(peer, event, outcome, study=study, query=query, detail=detail))
+
+    def entry(
+        self,
+        peer: DimsePeer,
+        event: Event,
+        outcome: EventOutcome = EventOutcome.SUCCESS,
+        *,
+        study: str = "",
+        query: str = "",
+        detail: str = "",
+    ) -> AuditEntry:
+        clock = self.audit.clock() if self.audit else 0.0
+        return AuditEntry(
+            clock, event, outcome, peer.principal.name, peer.address, study, query=query, detail=detail
+        )
