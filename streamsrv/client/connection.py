@@ -19,7 +19,6 @@ import contextlib
 import email.utils
 import http.client
 import json
-import os
 import secrets
 import select
 import socket
@@ -27,20 +26,41 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 from urllib.parse import urljoin, urlsplit
 
-from streamsrv.client.credentials import Credentials, same_origin
-from streamsrv.client.files import Batch, FoundFile
+from streamsrv.client.credentials import PORTS, Credentials, same_origin
+from streamsrv.client.files import FileChanged
 from streamsrv.config import SettingsError
 from streamsrv.wire.multipart import PAYLOAD_END, closing, multipart_type, part_head
 
 CONTINUE_WAIT = 1.0  # seconds; RFC 9110 10.1.1: the service may not know Expect
-SLICE = 4 << 20  # bytes between two steps of the progress bar
 HEADERS = {"Content-Type": "application/dicom"}
 REDIRECTS = 5  # in a row
 
+# Beside the Failure Reasons of a response: the file was stored, or the response does not name it.
+STORED, UNNAMED = -1, -2
+
 JsonDataset: TypeAlias = Mapping[str, Any]
+Progress: TypeAlias = Callable[[int], None]
+# Connects to a host and port, within so many seconds. Raises OSError.
+OpenSocket: TypeAlias = Callable[[tuple[str, int], float], socket.socket]
+
+
+class Part10Bytes(Protocol):
+    """An instance to send: its SOP Instance UID or "", and its `length` in bytes. `send` writes the bytes and
+    calls `progress` with the number of those sent. It raises FileChanged if they are not there any more."""
+
+    @property
+    def uid(self) -> str: ...
+
+    @property
+    def length(self) -> int: ...
+
+    def send(self, sock: socket.socket, progress: Progress) -> None: ...
+
+
+Sent = TypeVar("Sent", bound=Part10Bytes)
 
 
 class ReplyError(Exception):
@@ -117,18 +137,72 @@ def failures_of(dataset: JsonDataset) -> Iterator[tuple[str, int, str]]:
         yield _text(item, "00081155"), int(reason) if reason.isdecimal() else 0, " ".join(comments)
 
 
+def results_of(batch: Sequence[Sent], reply: Reply) -> Iterator[tuple[Sent, int, str]]:
+    """Yields each file of the batch, its Failure Reason or STORED or UNNAMED, and a comment (PS3.18 10.5.3).
+    Raises ReplyError.
+
+    The SOP Instance UID identifies a file; of two files with one UID the first was stored. Failures
+    without a UID come in the order of the parts, and belong to the files that the response does not
+    name."""
+    waiting: dict[str, list[Sent]] = {}
+    for each in batch:
+        waiting.setdefault(each.uid, []).append(each)
+
+    def take(uid: str) -> Sent | None:
+        named = waiting.get(uid) if uid else None
+        return named.pop(0) if named else None
+
+    dataset = reply.dataset
+    for uid in stored_of(dataset):
+        if (stored := take(uid)) is not None:
+            yield stored, STORED, ""
+    unnamed = []
+    for uid, reason, comment in failures_of(dataset):
+        if (refused := take(uid)) is not None:
+            yield refused, reason, comment
+        else:
+            unnamed.append((reason, comment))
+    rest = sorted((each for named in waiting.values() for each in named), key=batch.index)
+    for position, each in enumerate(rest):
+        if position < len(unnamed):
+            yield each, *unnamed[position]
+        else:
+            yield each, UNNAMED, f"the response (status {reply.status}) does not name it"
+
+
+class _Http(http.client.HTTPConnection):
+    """A connection that `open_socket` opens; without a context there is no TLS."""
+
+    def __init__(
+        self, url: str, timeout: float, context: ssl.SSLContext | None, open_socket: OpenSocket
+    ) -> None:
+        parts = urlsplit(url)
+        port = parts.port or PORTS[parts.scheme]
+        super().__init__(parts.hostname or "", port, timeout=timeout)
+        self.default_port = PORTS[parts.scheme]  # the header Host leaves it out
+        self._open_socket = open_socket
+        self._seconds = timeout
+        self._tls = context if context or parts.scheme == "http" else ssl.create_default_context()
+
+    def connect(self) -> None:
+        self.sock = self._open_socket((self.host, self.port), self._seconds)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._tls is not None:
+            self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
+
+
 class ServiceConnection:
     """A connection to one service. It opens when needed, and again after a loss."""
 
-    def __init__(self, url: str, timeout: float, credentials: Credentials | None = None) -> None:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
+    def __init__(
+        self,
+        url: str,
+        timeout: float,
+        credentials: Credentials | None = None,
+        open_socket: OpenSocket = socket.create_connection,
+    ) -> None:
         self._credentials = credentials or Credentials()
-        self._http = (
-            http.client.HTTPSConnection(host, parts.port, timeout=timeout, context=self._credentials.context)
-            if parts.scheme == "https"
-            else http.client.HTTPConnection(host, parts.port, timeout=timeout)
-        )
+        self._http = _Http(url, timeout, self._credentials.context, open_socket)
 
     def close(self) -> None:
         self._http.close()
@@ -159,7 +233,7 @@ class ServiceConnection:
             if "CERTIFICATE" not in (fault.reason or "") and "UNKNOWN_CA" not in (fault.reason or ""):
                 raise
             raise ServiceRefused("the service wants another certificate of this client (--cert)") from fault
-        except OSError:
+        except Exception:
             self.close()
             raise
 
@@ -171,14 +245,15 @@ class StoreConnection(ServiceConnection):
         self,
         url: str,
         timeout: float,
-        progress: Callable[[int], None],
+        progress: Progress,
         credentials: Credentials | None = None,
+        open_socket: OpenSocket = socket.create_connection,
     ) -> None:
-        super().__init__(url, timeout, credentials)
+        super().__init__(url, timeout, credentials, open_socket)
         self._url = url.rstrip("/") + "/studies"
         self._progress = progress
 
-    def store(self, batch: Batch) -> Reply:
+    def store(self, batch: Sequence[Part10Bytes]) -> Reply:
         """One store transaction. Raises OSError if the connection is lost, ReplyError for an invalid
         answer, ServiceRefused if no other transaction can succeed."""
         for _ in range(REDIRECTS):
@@ -195,7 +270,7 @@ class StoreConnection(ServiceConnection):
             raise ServiceRefused(f"the service redirects to {place}: give this URL if it is right")
         self._url = there
 
-    def _store_here(self, batch: Batch) -> Reply:
+    def _store_here(self, batch: Sequence[Part10Bytes]) -> Reply:
         headers = self._request_headers()
         reply = self._try(batch, headers)
         if reply.status == 401:
@@ -207,7 +282,7 @@ class StoreConnection(ServiceConnection):
             raise ServiceRefused(reply.explanation())
         return reply
 
-    def _try(self, batch: Batch, headers: Sequence[tuple[str, str]]) -> Reply:
+    def _try(self, batch: Sequence[Part10Bytes], headers: Sequence[tuple[str, str]]) -> Reply:
         fresh = self._http.sock is None
         try:
             with self._closing_on_faults():
@@ -217,7 +292,7 @@ class StoreConnection(ServiceConnection):
                 raise
         return self._try(batch, headers)  # the service had closed the idle connection
 
-    def _exchange(self, batch: Batch, headers: Sequence[tuple[str, str]]) -> Reply:
+    def _exchange(self, batch: Sequence[Part10Bytes], headers: Sequence[tuple[str, str]]) -> Reply:
         boundary = secrets.token_hex(24).encode()
         sock = self._begin(boundary, _body_length(boundary, batch), headers)
         complete = self._may_continue(sock)
@@ -265,30 +340,20 @@ class StoreConnection(ServiceConnection):
             time.sleep(0.001)  # the status line is incomplete
         return True
 
-    def _send_body(self, sock: socket.socket, boundary: bytes, batch: Batch) -> None:
-        for found in batch:
-            sock.sendall(part_head(boundary, HEADERS) + found.head)
-            with found.path.open("rb") as stream:
-                if os.fstat(stream.fileno()).st_size != found.size:
-                    self.close()
-                    raise ReplyError(f"{found.path} changed while it was being sent")
-                self._send_file(sock, stream, found)
-            sock.sendall(PAYLOAD_END)
-        sock.sendall(closing(boundary))
-
-    def _send_file(self, sock: socket.socket, stream: Any, found: FoundFile) -> None:
-        for offset in range(0, found.size, SLICE):
-            wanted = min(SLICE, found.size - offset)
-            sent = sock.sendfile(stream, offset, wanted)
-            self._progress(sent)
-            if sent != wanted:
-                self.close()
-                raise ReplyError(f"{found.path} became shorter while it was being sent")
+    def _send_body(self, sock: socket.socket, boundary: bytes, batch: Sequence[Part10Bytes]) -> None:
+        try:
+            for each in batch:
+                sock.sendall(part_head(boundary, HEADERS))
+                each.send(sock, self._progress)
+                sock.sendall(PAYLOAD_END)
+            sock.sendall(closing(boundary))
+        except FileChanged as fault:
+            raise ReplyError(str(fault)) from fault
 
 
-def _body_length(boundary: bytes, batch: Batch) -> int:
+def _body_length(boundary: bytes, batch: Sequence[Part10Bytes]) -> int:
     framing = len(part_head(boundary, HEADERS) + PAYLOAD_END) * len(batch) + len(closing(boundary))
-    return framing + sum(found.length for found in batch)
+    return framing + sum(each.length for each in batch)
 
 
 def _printable(text: str) -> str:

@@ -35,6 +35,11 @@ OWN_HEADERS = frozenset(
         *("te", "trailer", "transfer-encoding", "upgrade"),
     )
 )
+# The arguments that name a file.
+FILES = (
+    *("token_file", "password_file", "netrc_file", "oidc_client_credentials"),
+    *("cacert", "cert", "key"),
+)
 LONGEST_SECRET = 64 << 10  # bytes of a file with a secret
 SHORTEST_REDACTED = 4  # characters: to replace each "1" would destroy the message
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2
@@ -138,6 +143,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cacert", metavar="FILE", type=Path, help="trust these certificates (PEM) instead of the system's")
     add("--cert", metavar="FILE", type=Path, help="the certificate of this client (PEM)")
     add("--key", metavar="FILE", type=Path, help="the private key of --cert, if that file has none")
+
+
+def arguments_of(pairs: Sequence[tuple[str, str]]) -> argparse.Namespace:
+    """Arguments for `credentials_of`, as names and values: `user`, `header`, and FILES."""
+    headers = [value for name, value in pairs if name == "header"]
+    files = {name: Path(value) for name, value in pairs if name in FILES}
+    found = dict.fromkeys(FILES) | files | {"user": dict(pairs).get("user")}
+    return argparse.Namespace(**found, netrc=False, header=headers, quiet=True)
 
 
 def credentials_of(args: argparse.Namespace, url: str) -> Credentials:

@@ -14,7 +14,8 @@ Rules
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -40,6 +41,11 @@ LIMITS = ReadLimits()
 INSTANCE_IN_FILE_META = 0x00020003
 SOP_CLASS, SOP_INSTANCE = int(tags.SOP_CLASS_UID, 16), int(tags.SOP_INSTANCE_UID, 16)
 PIXEL_DATA = int(tags.PIXEL_DATA, 16)
+SLICE = 4 << 20  # bytes between two steps of the progress bar
+
+
+class FileChanged(Exception):
+    """A file has not the bytes that were announced any more."""
 
 
 class FoundFile(NamedTuple):
@@ -55,6 +61,19 @@ class FoundFile(NamedTuple):
     def length(self) -> int:
         """Bytes of the Part 10 file that is sent."""
         return len(self.head) + self.size
+
+    def send(self, sock: socket.socket, progress: Callable[[int], None]) -> None:
+        """Calls `progress` with the number of bytes sent. Raises OSError, FileChanged."""
+        sock.sendall(self.head)
+        with self.path.open("rb") as stream:
+            if os.fstat(stream.fileno()).st_size != self.size:
+                raise FileChanged(f"{self.path} changed while it was being sent")
+            for offset in range(0, self.size, SLICE):
+                wanted = min(SLICE, self.size - offset)
+                sent = sock.sendfile(stream, offset, wanted)
+                progress(sent)
+                if sent != wanted:
+                    raise FileChanged(f"{self.path} became shorter while it was being sent")
 
 
 Batch: TypeAlias = list[FoundFile]

@@ -29,12 +29,13 @@ from typing import NamedTuple, TextIO
 
 from streamsrv.client import credentials
 from streamsrv.client.connection import (
+    STORED,
+    UNNAMED,
     Reply,
     ReplyError,
     ServiceRefused,
     StoreConnection,
-    failures_of,
-    stored_of,
+    results_of,
 )
 from streamsrv.client.credentials import Credentials, service_url
 from streamsrv.client.files import Batch, FoundFile, Limit, batches, examine, files_under, size_of
@@ -286,35 +287,14 @@ class Tally:
 
 
 def judge(batch: Batch, reply: Reply, tally: Tally) -> None:
-    """Counts each file of the batch by the response dataset (PS3.18 10.5.3).
-
-    The SOP Instance UID identifies a file; of two files with one UID the first was stored. Failures
-    without a UID come in the order of the parts, and belong to the files that the response does not
-    name."""
-    waiting: dict[str, Batch] = {}
-    for found in batch:
-        waiting.setdefault(found.uid, []).append(found)
-
-    def take(uid: str) -> FoundFile | None:
-        named = waiting.get(uid) if uid else None
-        return named.pop(0) if named else None
-
-    dataset = reply.dataset
-    for uid in stored_of(dataset):
-        if (stored := take(uid)) is not None:
-            tally.count(stored, Verdict.STORED)
-    unnamed = []
-    for uid, reason, comment in failures_of(dataset):
-        if (refused := take(uid)) is not None:
-            _refuse(refused, reason, comment, tally)
+    """Counts each file of the batch by the response dataset (PS3.18 10.5.3)."""
+    for found, reason, comment in results_of(batch, reply):
+        if reason == STORED:
+            tally.count(found, Verdict.STORED)
+        elif reason == UNNAMED:
+            tally.fail(found, NO_REASON, comment)
         else:
-            unnamed.append((reason, comment))
-    rest = sorted((found for named in waiting.values() for found in named), key=batch.index)
-    for position, found in enumerate(rest):
-        if position < len(unnamed):
-            _refuse(found, *unnamed[position], tally)
-        else:
-            tally.fail(found, NO_REASON, f"the response (status {reply.status}) does not name it")
+            _refuse(found, reason, comment, tally)
 
 
 def _refuse(found: FoundFile, reason: int, comment: str, tally: Tally) -> None:

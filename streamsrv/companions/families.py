@@ -92,6 +92,7 @@ DEFINITIONS = (
     _g("audit_waiting", "Entries of the audit trail that are not written yet"),
     _g("audit_unsent", "Entries that no syslog receiver has acknowledged; absent without `audit_syslog`"),
     _g("hooks", "Hooks by state: good or failing; absent unless the setting `hooks` is on", "state"),
+    _g("hook_waiting", "Changes that the latest hook has not reached; absent unless `hooks` is on"),
     _g("hook_dead_letters", "Events that hooks have given up; absent unless the setting `hooks` is on"),
     _g("store_up", "1 if the store could be read for this answer; else the families of the store are absent"),
     _g("studies", "Studies in the store"),
@@ -175,6 +176,7 @@ def hook_samples(settings: Settings) -> Samples:
     failing = sum(1 for state in states if state.error)
     return {
         "hooks": [(("good",), len(states) - failing), (("failing",), failing)],
+        "hook_waiting": [((), max((state.waiting for state in states), default=0))],
         "hook_dead_letters": [((), sum(state.dead for state in states))],
     }
 

@@ -1,133 +1,68 @@
-"""The process that sends changes to hooks: one POST an event, in order, until the receiver has answered 2xx.
+"""The process that sends changes to hooks: one event after the other, until the receiver has taken it.
 
 processes.py says how it starts. It reads the index, so no request waits for it.
 
-Strategy: a thread a hook reads the events behind its cursor (events/tail.py). The cursor moves when the
-receiver has taken the event, so each arrives at least once. A failure is repeated after growing pauses; after
-ATTEMPTS the event is a dead letter, and the next one follows.
+Strategy: a thread a hook reads the events behind its cursor (events/tail.py), within the rule of the hook.
+The cursor moves when the receiver has taken the event, so each arrives at least once. A failure is repeated
+after growing pauses; after some of them the event is a dead letter, and the next one follows. delivery.py
+posts an event, forwarding.py sends the instances of a study.
 
-Rules of this file
-- A host is resolved once for each request, all of its addresses are checked, and the connection goes to a
-  checked address. Loopback, link-local and the like are refused unless the hook allows them.
-- Redirects are not followed: they count as failures.
+Rule: one process sends the hooks of a folder. It holds a lock; another one waits for it.
 """
 
 from __future__ import annotations
 
-import http.client
-import ipaddress
 import logging
 import os
+import secrets
 import select
 import signal
-import socket
-import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import orjson
 
-from streamsrv import __version__
+from streamsrv.audit.entries import AuditEntry, Event
 from streamsrv.companions.child import STDIN, begin
+from streamsrv.companions.delivery import HookTarget, NotDelivered, Webhook
+from streamsrv.companions.forwarding import DicomwebPeer, Forwarder
 from streamsrv.errors import StreamsrvError
 from streamsrv.events import ChangeTail, EventPosition, ToldEvent
-from streamsrv.events.hooks import RESET, Hook, Hooks, signature
+from streamsrv.events.hooks import RESET, Hook, Hooks
 from streamsrv.events.messages import event_id, position_from
-from streamsrv.options import store_options
+from streamsrv.options import audit_trail, store_options
 from streamsrv.settings import Settings
 from streamsrv.store import Store
 
 log = logging.getLogger("streamsrv.hooks")
 
 # Seconds.
-LOOK, DEADLINE = 0.5, 20.0
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 300.0
-ATTEMPTS = 20  # within an hour
+LOOK = 0.5
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 300.0
 SAVE_EVERY = 1.0
-
-
-class NotDelivered(Exception):
-    """The receiver did not take an event."""
-
-
-def checked_address(host: str, port: int, *, local: bool) -> tuple[str, int]:
-    """An address of the host. Raises NotDelivered if one of them is not allowed."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise NotDelivered(f"{host} has no address: {error.strerror}") from None
-    addresses = [str(each[4][0]) for each in found]
-    for address in addresses:
-        if not local and not is_allowed(address):
-            raise NotDelivered(f"{host} has the address {address}, which is not allowed")
-    return addresses[0], port
-
-
-def is_allowed(address: str) -> bool:
-    known = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(known, "ipv4_mapped", None) or known
-    return not (
-        mapped.is_loopback
-        or mapped.is_link_local
-        or mapped.is_unspecified
-        or mapped.is_multicast
-        or mapped.is_reserved
-    )
-
-
-class _Connection(http.client.HTTPConnection):
-    """To an address that was checked before; `context` is None without TLS."""
-
-    def __init__(self, host: str, address: tuple[str, int], context: ssl.SSLContext | None) -> None:
-        super().__init__(host, address[1], timeout=DEADLINE)
-        self._address = address
-        self._context = context
-
-    def connect(self) -> None:
-        self.sock = socket.create_connection(self._address, DEADLINE)
-        if self._context is not None:
-            self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host)
-
-
-def deliver(hook: Hook, message_id: str, body: bytes) -> None:
-    """One attempt. Raises NotDelivered."""
-    parts, now = urlsplit(hook.url), int(time.time())
-    host, secure = parts.hostname or "", parts.scheme == "https"
-    address = checked_address(host, parts.port or (443 if secure else 80), local=hook.local)
-    connection = _Connection(host, address, ssl.create_default_context() if secure else None)
-    headers = {
-        "Host": parts.netloc.rpartition("@")[2],
-        "Content-Type": "application/json",
-        "User-Agent": f"streamsrv/{__version__}",
-        "webhook-id": message_id,
-        "webhook-timestamp": str(now),
-        "webhook-signature": signature(hook.secret, message_id, now, body),
-    }
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    try:
-        connection.request("POST", target, body, headers)
-        status = connection.getresponse().status
-    except (OSError, http.client.HTTPException) as error:
-        raise NotDelivered(f"{type(error).__name__}: {error}") from None
-    finally:
-        connection.close()
-    if not 200 <= status < 300:
-        raise NotDelivered(f"the receiver answered {status}")
+COUNT_EVERY = 5.0  # the changes that wait, while an event does not arrive
+AGAIN = 5.0  # until a thread that has failed starts again
 
 
 class HookSender:
     """Sends the events of one hook until `ended`, which waits so many seconds, is True."""
 
     def __init__(
-        self, hook: Hook, hooks: Hooks, tail: ChangeTail, epoch: str, ended: Callable[[float], bool]
+        self,
+        hook: Hook,
+        hooks: Hooks,
+        tail: ChangeTail,
+        target: HookTarget,
+        epoch: str,
+        ended: Callable[[float], bool],
     ):
         self._hook = hook
         self._hooks = hooks
         self._tail = tail
+        self._target = target
         self._epoch = epoch
         self._ended = ended
         self._state = hooks.state(hook.name)
@@ -142,6 +77,8 @@ class HookSender:
                 if not self._send(event):
                     return
             if not events:
+                self._moved(self._tail.position)
+                self._count()
                 self._save()
                 self._ended(LOOK)
 
@@ -165,18 +102,20 @@ class HookSender:
         message_id, pause = event_id(self._epoch, event.position), FIRST_PAUSE
         while not self._ended(0):
             try:
-                deliver(self._hook, message_id, event.data)
+                sent = self._target.deliver(message_id, event)
             except NotDelivered as error:
-                self._failed(str(error))
-                if self._state.attempts >= ATTEMPTS:
-                    self._hooks.bury(self._hook.name, event.data)
+                if error.progress:
+                    pause = FIRST_PAUSE
+                self._failed(error)
+                if error.most and self._state.refused >= error.most:
+                    self._hooks.bury(self._hook.name, error.letter or event.data)
                     log.error("hook %s: an event is a dead letter: %s", self._hook.name, error)
                     self._state = self._state._replace(dead=self._state.dead + 1)
                     break
-                self._ended(pause)
+                self._pause(max(pause, min(error.after, LONGEST_PAUSE)))
                 pause = min(pause * 2, LONGEST_PAUSE)
             else:
-                done = self._state.delivered + 1
+                done = self._state.delivered + sent
                 self._state = self._state._replace(delivered=done, error="", last_success=time.time())
                 break
         else:
@@ -185,25 +124,39 @@ class HookSender:
         self._save_sometimes()
         return True
 
-    def _failed(self, reason: str) -> None:
+    def _failed(self, error: NotDelivered) -> None:
         if not self._state.error:
-            log.warning("hook %s: %s; it is tried again", self._hook.name, reason)
-        self._state = self._state._replace(attempts=self._state.attempts + 1, error=reason[:300])
+            log.warning("hook %s: %s; it is tried again", self._hook.name, error)
+        attempts, refused = self._state.attempts + 1, self._state.refused + (error.most > 0)
+        self._state = self._state._replace(attempts=attempts, refused=refused, error=str(error)[:300])
+        self._count()
         self._save()
 
+    def _pause(self, seconds: float) -> None:
+        while seconds > 0 and not self._ended(min(seconds, COUNT_EVERY)):
+            seconds -= COUNT_EVERY
+            if seconds > 0:
+                self._count()
+                self._save()
+
+    def _count(self) -> None:
+        """Notes how many changes are behind the cursor."""
+        reached = position_from(self._state.last_id, self._epoch) if self._state.last_id else None
+        waiting = self._tail.last_sequence() - reached.sequence if reached else 0
+        self._state = self._state._replace(waiting=max(waiting, 0))
+
     def _moved(self, position: EventPosition) -> None:
-        self._state = self._state._replace(last_id=event_id(self._epoch, position), attempts=0)
+        self._state = self._state._replace(last_id=event_id(self._epoch, position), attempts=0, refused=0)
 
     def _save_sometimes(self) -> None:
         if time.monotonic() - self._saved >= SAVE_EVERY:
+            self._count()
             self._save()
 
     def _save(self) -> None:
-        if (
-            self._hooks.named(self._hook.name) is not None
-            and self._hooks.state(self._hook.name) != self._state
-        ):
-            self._hooks.save(self._hook.name, self._state)
+        name = self._hook.name
+        if self._hooks.named(name) == self._hook and self._hooks.state(name) != self._state:
+            self._hooks.save(name, self._state)
         self._saved = time.monotonic()
 
 
@@ -214,44 +167,75 @@ class HookThreads:
         self._settings = settings
         self._store = store
         self._hooks = Hooks(Path(settings.data))
+        self._trail = audit_trail(settings)
         self._running: dict[Hook, tuple[threading.Thread, threading.Event]] = {}
+        self._started: dict[Hook, float] = {}
 
     def look(self) -> None:
         """Starts threads of new hooks, and of those that have failed; ends those of removed hooks."""
         hooks = set(self._hooks.all())
         for hook in set(self._running) - hooks:
             self._running.pop(hook)[1].set()
+            del self._started[hook]
         for hook in hooks:
-            if hook not in self._running or not self._running[hook][0].is_alive():
+            alive = hook in self._running and self._running[hook][0].is_alive()
+            if not alive and time.monotonic() >= self._started.get(hook, -AGAIN) + AGAIN:
                 self._start(hook)
 
     def _start(self, hook: Hook) -> None:
         ended = threading.Event()
-        tail = ChangeTail(self._store, self._store, self._settings.study_quiet)
-        sender = HookSender(hook, self._hooks, tail, self._store.index.about()["epoch"], ended.wait)
-        thread = threading.Thread(target=self._run, args=(hook, sender), name=hook.name, daemon=True)
-        self._running[hook] = thread, ended
+        thread = threading.Thread(target=self._run, args=(hook, ended.wait), name=hook.name, daemon=True)
+        self._running[hook], self._started[hook] = (thread, ended), time.monotonic()
         thread.start()
 
-    @staticmethod
-    def _run(hook: Hook, sender: HookSender) -> None:
+    def _run(self, hook: Hook, ended: Callable[[float], bool]) -> None:
+        view = self._store if hook.rule is None else self._store.restricted(hook.rule)
         try:
-            sender.run()
+            target = self._forwarder(hook, view) if hook.forwards else Webhook(hook)
+            tail = ChangeTail(view, self._store, self._settings.study_quiet)
+            epoch = self._store.index.about()["epoch"]
+            try:
+                HookSender(hook, self._hooks, tail, target, epoch, ended).run()
+            finally:
+                target.close()
         except (StreamsrvError, OSError) as error:
             log.error("hook %s: %s", hook.name, error)
+
+    def _forwarder(self, hook: Hook, view: Store) -> Forwarder:
+        def record(study: str) -> None:
+            if self._trail is None:
+                return
+            entry = AuditEntry(time.time(), Event.SENT, user=f"hook:{hook.name}", study=study)
+            self._trail.append([entry._replace(detail=hook.url, request=secrets.token_hex(8))])
+
+        return Forwarder(hook, view, DicomwebPeer(hook), record)
 
 
 def main() -> int:
     settings = begin(signal.SIGINT, signal.SIGTERM)
     try:
-        with Store.open(Path(settings.data), store_options(settings), read_only=True) as store:
-            threads = HookThreads(settings, store)
-            while not (select.select([STDIN], [], [], LOOK)[0] and not os.read(STDIN, 1)):
-                threads.look()
-            return 0
+        while not _has_ended():
+            with Hooks(Path(settings.data)).sending() as alone:
+                if alone:
+                    _send(settings)
+        return 0
     except (StreamsrvError, OSError) as error:
         log.error("%s", error)
     return 1
+
+
+def _send(settings: Settings) -> None:
+    """Returns when the supervisor has ended."""
+    with Store.open(Path(settings.data), store_options(settings), read_only=True) as store:
+        threads = HookThreads(settings, store)
+        threads.look()
+        while not _has_ended():
+            threads.look()
+
+
+def _has_ended() -> bool:
+    """Waits for the end of the supervisor, up to LOOK seconds."""
+    return bool(select.select([STDIN], [], [], LOOK)[0]) and not os.read(STDIN, 1)
 
 
 if __name__ == "__main__":

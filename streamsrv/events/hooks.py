@@ -1,4 +1,5 @@
-"""Hooks: URLs that the changes are sent to. Their files, and the signature of a message.
+"""Hooks: URLs that the changes are sent to, and peers that new studies are forwarded to. Their files, and the
+signature of a message.
 
     DATA/hooks/NAME.json        the hook, with its secret
     DATA/hooks/NAME.state       its cursor and its last failure
@@ -6,6 +7,7 @@
 
 Rules
 - A file is written under another name, synced, and renamed. The folder is for its owner only (0700).
+- A process that sends holds a flock on the folder, so that only one does.
 - Messages are signed as Standard Webhooks: HMAC-SHA-256 of id, time and body, joined by dots.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import hashlib
 import hmac
 import json
@@ -21,19 +24,24 @@ import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from streamsrv.errors import StoreError
+from streamsrv.errors import RuleError, StoreError
+from streamsrv.events.tail import COMPLETE
+from streamsrv.query.rules import Rule, rule_from
 
 FOLDER = "hooks"
 SECRET_PREFIX = "whsec_"
-HOOK_EVENTS = ("create", "update", "delete", "complete")
+HOOK_EVENTS = ("create", "update", "delete", COMPLETE)
 RESET = "reset"
+Pairs: TypeAlias = tuple[tuple[str, str], ...]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class Hook(NamedTuple):
-    """`events` are names out of HOOK_EVENTS. With `local`, loopback and link-local addresses are allowed."""
+    """`events` are names out of HOOK_EVENTS. With `local`, loopback and link-local addresses are allowed. The
+    hook is told of the studies that `rule` shows. One that forwards sends instances that match `query`, and
+    has `login`: the credentials, as names of arguments and files."""
 
     name: str
     url: str
@@ -41,6 +49,15 @@ class Hook(NamedTuple):
     secret: str
     created: float
     local: bool = False
+    rule: Rule | None = None
+    forwards: bool = False
+    query: Pairs = ()
+    login: Pairs = ()
+
+    @property
+    def document(self) -> dict[str, object]:
+        """The hook as JSON."""
+        return self._asdict() | {"rule": None if self.rule is None else self.rule.document}
 
 
 class HookState(NamedTuple):
@@ -51,6 +68,8 @@ class HookState(NamedTuple):
     delivered: int = 0
     dead: int = 0
     attempts: int = 0  # of the event that waits
+    refused: int = 0  # of these, those that count for its end as a dead letter
+    waiting: int = 0  # changes behind the cursor
     error: str = ""
     last_success: float = 0.0
 
@@ -76,6 +95,20 @@ class Hooks:
     def __init__(self, data: Path) -> None:
         self.folder = data / FOLDER
 
+    @contextlib.contextmanager
+    def sending(self) -> Iterator[bool]:
+        """Whether this process sends: False while another one does. Makes the folder."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+        finally:
+            os.close(fd)
+
     def all(self) -> Iterator[Hook]:
         """In the order of their names. A file that cannot be read is left out."""
         for path in sorted(self.folder.glob("*.json")):
@@ -83,9 +116,8 @@ class Hooks:
                 yield hook
 
     def named(self, name: str) -> Hook | None:
-        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
-            row = json.loads((self.folder / f"{name}.json").read_bytes())
-            return Hook(**row | {"events": tuple(row["events"])})
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError, RuleError):
+            return _hook_from(json.loads((self.folder / f"{name}.json").read_bytes()))
         return None
 
     def add(self, hook: Hook) -> None:
@@ -93,7 +125,7 @@ class Hooks:
         self.folder.mkdir(mode=0o700, exist_ok=True)
         if (self.folder / f"{hook.name}.json").exists():
             raise StoreError(f"there is a hook {hook.name!r} already: remove it, or take another name")
-        self._write(f"{hook.name}.json", hook._asdict())
+        self._write(f"{hook.name}.json", hook.document)
 
     def remove(self, name: str) -> None:
         for ending in ("json", "state", "dead"):
@@ -134,3 +166,10 @@ class Hooks:
         finally:
             os.close(fd)
         draft.rename(self.folder / file)
+
+
+def _hook_from(row: dict[str, Any]) -> Hook:
+    """Raises ValueError, TypeError, LookupError or RuleError."""
+    pairs = {name: tuple((str(key), str(value)) for key, value in row[name]) for name in ("query", "login")}
+    rule = None if row["rule"] is None else rule_from(row["rule"])
+    return Hook(**row | pairs | {"events": tuple(row["events"]), "rule": rule})

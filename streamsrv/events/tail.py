@@ -41,12 +41,14 @@ class EventPosition(NamedTuple):
 
 
 class ToldEvent(NamedTuple):
-    """`name` is the action of a change, or `complete`. `position` is behind the event."""
+    """`name` is the action of a change, or `complete`. `position` is behind the event. `first` belongs to a
+    completion: the first addition since the one before, or 0 if it is not known."""
 
     position: EventPosition
     name: str
     study: str
     data: bytes
+    first: int = 0
 
     def is_behind(self, position: EventPosition) -> bool:
         if self.name == COMPLETE:
@@ -65,13 +67,14 @@ class ChangeTail:
         self._whole = whole
         self._quiet = int(quiet * SECOND)
         self._clock = clock
-        self._growing: dict[str, tuple[int, int]] = {}  # study -> time and sequence of its last addition
+        # Study -> time and sequence of its last addition, sequence of its first one.
+        self._growing: dict[str, tuple[int, int, int]] = {}
         self.position = EventPosition(0)
 
     def begin(self, position: EventPosition | None) -> bool:
         """Begins behind the position; None is now. False if changes behind it cannot be told: it has begun
         now."""
-        last = self._last_sequence()
+        last = self.last_sequence()
         if position is not None and self._whole.first_change() - 1 <= position.sequence <= last:
             self._begin_behind(position)
             return True
@@ -93,17 +96,17 @@ class ChangeTail:
             for change in page:
                 if change.sequence > position.sequence:
                     return
-                self._grow(change)
+                self._grow(change, 0)
             after = page[-1].sequence
 
     def read(self, limit: int = PAGE) -> list[ToldEvent]:
         """The next events: those of `limit` changes at most. Empty if there are none yet."""
-        last, told = self._last_sequence(), list[ToldEvent]()
+        last, told = self.last_sequence(), list[ToldEvent]()
         changes = self._store.changes(self.position.sequence, limit)
         instances = ChangedInstances(self._store, changes)
         for change in changes:
             told += self._completed(change.at)
-            self._grow(change)
+            self._grow(change, change.sequence)
             self.position = self.position._replace(sequence=change.sequence)
             members = members_of(change, instances.state(change))
             told.append(self._event(members["action"], change.key.study, members))
@@ -117,21 +120,22 @@ class ChangeTail:
             self.position = EventPosition(sequence, max(complete, min(past, sequence)))
         return told
 
-    def _last_sequence(self) -> int:
+    def last_sequence(self) -> int:
+        """The latest change of the whole store, 0 without one."""
         last = self._whole.latest_change()
         return last.sequence if last is not None else 0
 
     def _settled(self) -> int:
         return int((self._clock() - SETTLED) * SECOND)
 
-    def _grow(self, change: Change) -> None:
+    def _grow(self, change: Change, first: int) -> None:
         if change.kind is not ChangeKind.DELETED and self._quiet:
-            self._growing.pop(change.key.study, None)  # it becomes the last one
-            self._growing[change.key.study] = change.at, change.sequence
+            *_, first = self._growing.pop(change.key.study, (first,))  # it becomes the last one
+            self._growing[change.key.study] = change.at, change.sequence, first
 
     def _completed(self, until: int) -> Iterator[ToldEvent]:
         while self._growing:
-            study, (at, sequence) = next(iter(self._growing.items()))
+            study, (at, sequence, first) = next(iter(self._growing.items()))
             if at + self._quiet > until:
                 return
             del self._growing[study]
@@ -144,10 +148,10 @@ class ChangeTail:
                     "timestamp": time_text(at + self._quiet),
                     "instances": count,
                 }
-                yield self._event(COMPLETE, study, members)
+                yield self._event(COMPLETE, study, members, first)
 
-    def _event(self, name: str, study: str, members: dict[str, Any]) -> ToldEvent:
-        return ToldEvent(self.position, name, study, orjson.dumps(members))
+    def _event(self, name: str, study: str, members: dict[str, Any], first: int = 0) -> ToldEvent:
+        return ToldEvent(self.position, name, study, orjson.dumps(members), first)
 
 
 class TailSource(NamedTuple):

@@ -202,7 +202,7 @@ class Settings(DimseSettings):
     hooks: bool = _store(
         False,
         "yes or no",
-        "Sends changes to the URLs of `streamsrv hook add`, by a process of its own.",
+        "Sends changes to the hooks of `streamsrv hook`, by a process of its own.",
     )
     bulk_threshold: int = _store(
         1024, "bytes", "In metadata, a longer binary value is replaced by a BulkDataURI."

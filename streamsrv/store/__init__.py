@@ -27,6 +27,7 @@ from streamsrv.store.index import (
     places_in,
     prepare,
     reader_of,
+    serial_of,
     split_triple,
     syntax_in,
     unpacked,

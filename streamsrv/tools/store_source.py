@@ -75,22 +75,25 @@ class StoreSource:
                 return None
             with contextlib.suppress(SegmentGone):
                 begin()
-                self._copy(row, write)
+                copy_bytes(self._store, row, write)
                 return Fetched(row.record_id.hex(), row.transfer_syntax)
         raise LookupError("it was deleted")
 
-    def _copy(self, row: InstanceRow, write: Callable[[bytes], None]) -> None:
-        segment, offset, length = row.location
-        digest = xxhash.xxh3_128()
-        with self._store.open_segments([segment]) as lease:
-            descriptor = lease.fd(segment)
-            for begin, size in lease.windows(segment, offset, length):
-                for at in range(begin, begin + size, PIECE):
-                    piece = os.pread(descriptor, min(PIECE, begin + size - at), at)
-                    digest.update(piece)
-                    write(piece)
-        if digest.digest() != row.digest[: digest.digest_size]:
-            raise refusal([damaged_record(row, "its checksum is not that of its arrival")])
+
+def copy_bytes(store: Store, row: InstanceRow, write: Callable[[bytes], object]) -> None:
+    """Calls `write` with the stored bytes, in pieces. Raises SegmentGone, OSError, and after the last piece
+    InstanceDamaged."""
+    segment, offset, length = row.location
+    digest = xxhash.xxh3_128()
+    with store.open_segments([segment]) as lease:
+        descriptor = lease.fd(segment)
+        for begin, size in lease.windows(segment, offset, length):
+            for at in range(begin, begin + size, PIECE):
+                piece = os.pread(descriptor, min(PIECE, begin + size - at), at)
+                digest.update(piece)
+                write(piece)
+    if digest.digest() != row.digest[: digest.digest_size]:
+        raise refusal([damaged_record(row, "its checksum is not that of its arrival")])
 
 
 def open_source(

@@ -142,6 +142,11 @@ CASES = {
         [m("audit_entries_total", "5x10 5+1x50"), m("audit_unsent", "0x10 0+1x50")],
         [m("audit_entries_total", "5+9x60"), m("audit_unsent", "4x60")],
     ),
+    "StreamsrvHookFails": (
+        [m("hooks", "1x60", state="failing")],
+        [m("hooks", "1 0 1x5 0x60", state="failing")],
+    ),
+    "StreamsrvHookDeadLetters": ([m("hook_dead_letters", "2x40 3x20")], [m("hook_dead_letters", "2x60")]),
 }
 # These fire after hours, so their series have one value an hour.
 LATE = {"StreamsrvDeadBytes", "StreamsrvScrubLate"}

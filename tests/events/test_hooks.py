@@ -9,55 +9,18 @@ import json
 import os
 import random
 import signal
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from events_world import World
+from events_world import Receiver, World
 from kill_world import children, verb, waited
 from small_client import Client, file_of, key_of
 
 from streamsrv.companions import hook_sender
-from streamsrv.companions.hook_sender import HookSender, NotDelivered, deliver, is_allowed
+from streamsrv.companions.delivery import NotDelivered, Webhook, is_allowed
+from streamsrv.companions.hook_sender import HookSender
+from streamsrv.events import EventPosition, ToldEvent
 from streamsrv.events.hooks import Hook, Hooks, new_secret, signature
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        receiver = self.server.receiver
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        receiver.requests.append((dict(self.headers), body))
-        status = receiver.status(len(receiver.requests))
-        if status == 200:
-            receiver.taken.append((self.headers["webhook-id"], json.loads(body)))
-        self.send_response(status)
-        self.send_header("Location", f"{receiver.url}/redirected")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *words):
-        pass
-
-
-class Receiver:
-    """`status` gives that of each request by its number."""
-
-    def __init__(self):
-        self.requests, self.taken = [], []
-        self.status = lambda number: 200
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.receiver = self
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def told(self, action):
-        """The studies of the events with this action."""
-        return {data["studyInstanceUid"] for _, data in self.taken if data["action"] == action}
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
 
 
 @pytest.fixture
@@ -121,8 +84,7 @@ def state_of(data):
     return row
 
 
-def test_events_that_are_refused_are_dead_letters(tmp_path, receiver, monkeypatch):
-    monkeypatch.setattr(hook_sender, "ATTEMPTS", 3)
+def test_events_that_are_refused_are_dead_letters(tmp_path, receiver):
     world, waits = World(tmp_path / "store"), []
     hooks = Hooks(tmp_path / "store")
     hooks.add(Hook("a", receiver.url, ("create",), new_secret(), 0.0, local=True))
@@ -136,7 +98,10 @@ def test_events_that_are_refused_are_dead_letters(tmp_path, receiver, monkeypatc
             return seconds == hook_sender.LOOK and next(looks) >= rounds
 
         tail = world.tail(0, time.time)
-        sender = HookSender(hooks.named("a"), hooks, tail, "e0", lambda seconds: ended(seconds) or stop)
+        hook = hooks.named("a")
+        sender = HookSender(
+            hook, hooks, tail, Webhook(hook, attempts=3), "e0", lambda seconds: ended(seconds) or stop
+        )
         stop = False
         original = tail.read
 
@@ -154,7 +119,7 @@ def test_events_that_are_refused_are_dead_letters(tmp_path, receiver, monkeypatc
     receiver.status = lambda number: 302 if number <= 3 else 200
     run(1)
     assert len(receiver.requests) == 4  # no redirect is followed
-    assert [each for each in waits if 0 < each < hook_sender.LOOK] == [0.1, 0.2]
+    assert [each for each in waits if 0 < each < hook_sender.LOOK] == [0.01, 0.02]
     (letter,) = hooks.dead("a")
     assert json.loads(letter)["sequence"] == 1
     assert [data["sequence"] for _, data in receiver.taken] == [2]
@@ -184,8 +149,10 @@ def test_addresses(address, allowed):
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f000001", "[::1]"])
 def test_loopback_is_refused_by_every_name(receiver, host):
     url = receiver.url.replace("127.0.0.1", host)
+    event = ToldEvent(EventPosition(1), "create", "", b"{}")
+    webhook = Webhook(Hook("a", url, ("create",), new_secret(), 0.0))
     with pytest.raises(NotDelivered):
-        deliver(Hook("a", url, ("create",), new_secret(), 0.0), "e0.1.0", b"{}")
+        webhook.deliver("e0.1.0", event)
     assert receiver.requests == []
 
 

@@ -25,6 +25,7 @@ from streamsrv.store.index.rows import (
     places_in,
     record_ids_of,
     segment_key,
+    serial_of,
     split_triple,
     syntax_in,
     triple,
