@@ -50,6 +50,7 @@ class RequestKind(StrEnum):
     PAGES = "pages"  # of browsers
     C_STORE = "c-store"  # with the status that the same outcome has in HTTP
     C_FIND = "c-find"
+    C_GET = "c-get"
     C_ECHO = "c-echo"
     ASSOCIATION = "association"  # 200: accepted, and ended; 403 and 503: rejected; 400: aborted
     OTHER = "other"  # no resource of this server

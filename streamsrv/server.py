@@ -196,6 +196,7 @@ def audit_of(store: Store, settings: Settings, stack: contextlib.ExitStack) -> A
 def dimse_of(
     store: Store,
     settings: Settings,
+    pool: PixelPool,
     listeners: Sequence[socket.socket],
     audit: AuditRecorder | None,
     counts: RequestCounts,
@@ -205,9 +206,12 @@ def dimse_of(
     if not listeners:
         return None
     ingest, searches = dimse_ingest(store, settings), dimse_searches(store, settings)
+    retrieve = dimse_retrieve(store, pool)
 
     def service(app: App) -> OtherProtocol:
-        rooms = DimseRooms(ingest, searches, app.pool, app.batches, app.buffers, audit, app.on_failure)
+        rooms = DimseRooms(
+            *(ingest, searches, retrieve, app.pool, app.batches, app.buffers, audit, app.on_failure)
+        )
         return DimseService(settings, listeners, rooms, counts)
 
     return service
@@ -243,6 +247,17 @@ def dimse_searches(store: Store, settings: Settings) -> Callable[[Principal], Se
     @lru_cache(maxsize=RULES)
     def within(rule: Rule | None) -> Searches:
         return searches if rule is None else searches.restricted(store.restricted(rule).index, rule)
+
+    return lambda principal: within(principal.rule)
+
+
+def dimse_retrieve(store: Store, pool: PixelPool) -> Callable[[Principal], Retrieve]:
+    """The instances of a principal."""
+    retrieve = Retrieve(store, pool)
+
+    @lru_cache(maxsize=RULES)
+    def within(rule: Rule | None) -> Retrieve:
+        return retrieve if rule is None else retrieve.restricted(store.restricted(rule))
 
     return lambda principal: within(principal.rule)
 
@@ -334,7 +349,7 @@ def main() -> int:
                 ways=ways,
                 login=login,
                 audit=RequestAudit(audit) if audit else None,
-                beside=dimse_of(store, settings, dimse_listeners, audit, counts),
+                beside=dimse_of(store, settings, pool, dimse_listeners, audit, counts),
             )
     except (StreamsrvError, OSError) as error:
         log.error("%s", error)

@@ -65,3 +65,10 @@ def sample(study, number, size=4_000):
 def cmdline(process):
     with open(f"/proc/{process}/cmdline", "rb") as file:
         return file.read()
+
+
+def high_water(process):
+    """Bytes that the process has of its own. Pages of the index, which is mapped, do not count."""
+    with open(f"/proc/{process}/status") as file:
+        found = dict(line.split(":", 1) for line in file)
+    return int(found["RssAnon"].split()[0]) << 10

@@ -15,7 +15,7 @@ import urllib.request
 import clinic
 import pydicom
 import pytest
-from dimse_archive import Archive, dataset_of, sample
+from dimse_archive import Archive, dataset_of, high_water, sample
 from dimse_client import ABORT, DATA, REJECT, associate_request, message, pdu, pdv, store_command
 from kill_world import verb, waited
 from live_server import free_port
@@ -187,13 +187,6 @@ def test_a_long_instance_takes_little_memory(archive):
     url = f"{archive.server.url}/studies/{key[0]}/series/{key[1]}/instances/{key[2]}"
     with urllib.request.urlopen(urllib.request.Request(url, headers=AS_STORED)) as answer:
         assert int(answer.headers["Content-Length"]) > size
-
-
-def high_water(process):
-    """Bytes that the process has of its own. Pages of the index, which is mapped, do not count."""
-    with open(f"/proc/{process}/status") as file:
-        found = dict(line.split(":", 1) for line in file)
-    return int(found["RssAnon"].split()[0]) << 10
 
 
 # Refusals

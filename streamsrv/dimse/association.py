@@ -18,11 +18,12 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
 
 from streamsrv.dicom.explicit import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from streamsrv.dimse import pdus
+from streamsrv.dimse.channel import Channel
 from streamsrv.dimse.commands import (
     LONGEST_COMMAND,
     RESPONSE,
@@ -32,20 +33,20 @@ from streamsrv.dimse.commands import (
     command_of,
     response,
 )
-from streamsrv.dimse.finding import FindOperation
 from streamsrv.dimse.models import FIND
-from streamsrv.dimse.negotiation import ACCEPTED, accept, asks_fuzzy, extended
+from streamsrv.dimse.negotiation import ACCEPTED, accept, asks_fuzzy, extended, roles
+from streamsrv.dimse.operations import KINDS, Operation, operation_of
 from streamsrv.dimse.pdus import (
     AbortReason,
     AssociateRequest,
     Fragment,
     UpperLayerError,
 )
-from streamsrv.dimse.rooms import DimsePeer, DimseRooms, OperationOutcome
-from streamsrv.dimse.storing import HTTP_STATUSES, StoreOperation
+from streamsrv.dimse.rooms import Conversation, DimsePeer, DimseRooms, OperationOutcome, UsedContext
+from streamsrv.dimse.storing import HTTP_STATUSES
 from streamsrv.dimse.upper_layer import Ending, LayerState, UpperLayer
 from streamsrv.metrics import RequestKind
-from streamsrv.query.matching import NO_OPTIONS, MatchingOptions
+from streamsrv.query.matching import MatchingOptions
 
 log = logging.getLogger("streamsrv.dimse")
 
@@ -77,36 +78,6 @@ class Rejection(NamedTuple):
     sentence: str
 
 
-class RefusedOperation:
-    """An operation that is no service of this server. Its dataset is dropped."""
-
-    received = 0
-
-    def __init__(self, command: Command, status: DimseStatus) -> None:
-        self.command = command
-        self._status = status
-
-    async def take(self, piece: memoryview) -> None:
-        pass
-
-    async def finish(self) -> OperationOutcome:
-        return OperationOutcome(self._status)
-
-    def cancel(self) -> None:
-        pass
-
-    async def abort(self) -> None:
-        pass
-
-
-Operation: TypeAlias = StoreOperation | FindOperation | RefusedOperation
-KINDS = {
-    CommandField.C_STORE: RequestKind.C_STORE,
-    CommandField.C_FIND: RequestKind.C_FIND,
-    CommandField.C_ECHO: RequestKind.C_ECHO,
-}
-
-
 class Association:
     """`admit` names the principal of a peer, or the rejection. `count` gets kind, HTTP status, bytes and
     seconds of each operation, and of the association when it ends. `title` is the AE title of the server."""
@@ -133,8 +104,7 @@ class Association:
         self._contexts: dict[int, tuple[str, str]] = {}
         self._peer: DimsePeer | None = None
         self._window = 1
-        self._longest = LONGEST_SENT
-        self._options = NO_OPTIONS
+        self._talk: Conversation | None = None
         self._sending = asyncio.Lock()
         self._began = self._last = self._mark_at = time.monotonic()
         self._moved = self._mark = 0
@@ -169,11 +139,16 @@ class Association:
         finally:
             if self._operation is not None:
                 await self._operation.abort()
-            for operation in self._open.values():
-                operation.cancel()
+            self._cancel_all()
             if self._open:
                 await asyncio.wait(self._open)
             await self._close()
+
+    def _cancel_all(self) -> None:
+        for operation in self._open.values():
+            operation.cancel()
+        if self._talk is not None:
+            self._talk.channel.fail()
 
     @property
     def _name(self) -> str:
@@ -224,9 +199,7 @@ class Association:
             if answer.result == ACCEPTED:
                 self._contexts[answer.number] = proposed.abstract_syntax, answer.transfer_syntax
         self._window = min(request.window or WINDOW, WINDOW)
-        self._longest = min(request.longest or LONGEST_SENT, LONGEST_SENT)
-        is_fuzzy = any(asks_fuzzy(asked) for uid, asked in request.extended if uid in FIND)
-        self._options = MatchingOptions(fuzzy=is_fuzzy)
+        self._talk = self._conversation(request, admitted)
         self._layer.accepted()
         log.info("association of %s: %d of %d contexts", self._name, len(self._contexts), len(answers))
         await self._send(
@@ -236,9 +209,27 @@ class Association:
                 longest=self._limits.longest_pdu,
                 window=self._window,
                 implementation=(IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME),
-                roles=[(uid, scu, 0) for uid, scu, _ in request.roles],
+                roles=roles(request.roles),
                 extended=extended(request.extended),
             )
+        )
+
+    def _conversation(self, request: AssociateRequest, peer: DimsePeer) -> Conversation:
+        longest = min(request.longest or LONGEST_SENT, LONGEST_SENT)
+        received = {uid for uid, _, scp in roles(request.roles) if scp}
+        contexts: dict[str, dict[str, int]] = {uid: {} for uid in received}
+        for number, (abstract, syntax) in self._contexts.items():
+            if abstract in received:
+                contexts[abstract].setdefault(syntax, number)
+        patience = self._limits.idle_timeout
+        channel = Channel(
+            self._send_message, self._rooms.threads, contexts, longest=longest, patience=patience
+        )
+        is_fuzzy = any(asks_fuzzy(asked) for uid, asked in request.extended if uid in FIND)
+        return Conversation(
+            *(self._rooms, peer, longest, self._send, channel),
+            options=MatchingOptions(fuzzy=is_fuzzy),
+            title=self._title,
         )
 
     def _refusal(self, request: AssociateRequest) -> Rejection | None:
@@ -257,8 +248,7 @@ class Association:
             return
         if self._operation is not None:
             raise UpperLayerError("a release within a message", AbortReason.UNEXPECTED_PDU)
-        for operation in self._open.values():
-            operation.cancel()
+        self._cancel_all()
         while self._open:
             await asyncio.wait(self._open)
         self._status = 200
@@ -298,29 +288,16 @@ class Association:
                     operation.cancel()
             return
         if command.field & RESPONSE:
+            if self._talk is not None and self._talk.channel.take(command) and not command.has_dataset:
+                return
             raise UpperLayerError("a response without its request", AbortReason.UNEXPECTED_PARAMETER)
         await self._room.wait()
         self._operation_began = time.monotonic()
-        self._operation = self._operation_of(command)
+        context = UsedContext(self._command_context, *self._contexts[self._command_context])
+        assert self._talk is not None
+        self._operation = operation_of(self._talk, command, context)
         if not command.has_dataset:
             await self._finish(self._operation)
-
-    def _operation_of(self, command: Command) -> Operation:
-        abstract, syntax = self._contexts[self._command_context]
-        assert self._peer is not None
-        if command.field == CommandField.C_STORE and command.has_dataset:
-            return StoreOperation(self._rooms, self._peer, command, (abstract, syntax))
-        model = FIND.get(abstract) if command.has_dataset and command.sop_class == abstract else None
-        if command.field == CommandField.C_FIND and model:
-            return FindOperation(
-                *(self._rooms, self._peer, command, model, syntax),
-                context=self._command_context,
-                longest=self._longest,
-                send=self._send,
-                options=self._options,
-                title=self._title,
-            )
-        return RefusedOperation(command, _refusal_of(command, abstract))
 
     async def _finish(self, operation: Operation) -> None:
         """The message has arrived."""
@@ -343,17 +320,20 @@ class Association:
         try:
             outcome = await operation.finish()
             self._counted(operation, outcome, began)
-            await self._send(self._message(context, response(command, *outcome)))
+            assert self._talk is not None
+            said = response(
+                *(command, outcome.status, outcome.comment),
+                has_dataset=bool(outcome.dataset),
+                numbers=outcome.numbers,
+            )
+            await self._send(self._talk.message(context, said, outcome.dataset))
         except OSError as error:
             log.info("association of %s: a response was not taken: %s", self._name, error.strerror or error)
-
-    def _message(self, context: int, command: bytes) -> bytes:
-        return b"".join(pdus.data_pdus(context, command, self._longest, is_command=True))
 
     def _counted(self, operation: Operation, outcome: OperationOutcome, began: float) -> None:
         seconds = time.monotonic() - began
         status, field = HTTP_STATUSES.get(outcome.status, 400), operation.command.field
-        if kind := KINDS.get(field):  # type: ignore[call-overload]
+        if kind := KINDS.get(field):
             received = operation.received if kind is RequestKind.C_STORE else 0
             self._count(kind, status, received, seconds)
         if outcome.status not in (DimseStatus.SUCCESS, DimseStatus.CANCEL) and kind is not None:
@@ -373,16 +353,35 @@ class Association:
         """Waits until the peer takes the bytes. Does nothing behind the last PDU. Raises OSError for a peer
         that is too slow, and ends its association."""
         async with self._sending:
-            if self._layer.state is LayerState.CLOSING:
-                return
-            view = memoryview(content)
+            await self._put(content)
+
+    async def _send_message(self, pieces: AsyncIterator[bytes]) -> None:
+        """Sends a message as it is made. One that breaks off ends the association. Raises OSError if it has
+        ended."""
+        begun = False
+        async with self._sending:
             try:
-                for at in range(0, len(view), AT_ONCE):
-                    async with asyncio.timeout(self._limits.stall_timeout):
-                        await self._loop.sock_sendall(self._socket, view[at : at + AT_ONCE])
-            except TimeoutError:
-                self.end(f"it took less than {AT_ONCE} bytes in {self._limits.stall_timeout:g} s")
+                async for piece in pieces:
+                    if self._layer.state is LayerState.CLOSING:
+                        raise ConnectionAbortedError("the association has ended")
+                    begun = True
+                    await self._put(piece)
+            except BaseException as error:
+                if begun:
+                    self.end(f"a message broke off: {error}")
                 raise
+
+    async def _put(self, content: bytes) -> None:
+        if self._layer.state is LayerState.CLOSING:
+            return
+        view = memoryview(content)
+        try:
+            for at in range(0, len(view), AT_ONCE):
+                async with asyncio.timeout(self._limits.stall_timeout):
+                    await self._loop.sock_sendall(self._socket, view[at : at + AT_ONCE])
+        except TimeoutError:
+            self.end(f"it took less than {AT_ONCE} bytes in {self._limits.stall_timeout:g} s")
+            raise
 
     async def _end(self, last: bytes) -> None:
         """Sends the last PDU."""
@@ -451,14 +450,3 @@ class Association:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RD)
             self._room.set()
-
-
-def _refusal_of(command: Command, abstract_syntax: str) -> DimseStatus:
-    """The status of an operation that is not begun; SUCCESS for C-ECHO."""
-    if command.field == CommandField.C_ECHO:
-        return DimseStatus.SUCCESS
-    if command.field == CommandField.C_FIND and abstract_syntax in FIND:
-        is_same = command.sop_class == abstract_syntax
-        return DimseStatus.MISTYPED_ARGUMENT if is_same else DimseStatus.CLASS_NOT_SUPPORTED
-    known = command.field == CommandField.C_STORE
-    return DimseStatus.MISTYPED_ARGUMENT if known else DimseStatus.UNRECOGNIZED_OPERATION

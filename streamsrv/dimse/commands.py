@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ _ELEMENT = struct.Struct("<HHI")
     _COMMENT,
     _INSTANCE,
 ) = (0x0002, 0x0100, 0x0110, 0x0120, 0x0800, 0x0900, 0x0902, 0x1000)
+_PRIORITY, _FIRST_NUMBER, _MOVE_TITLE, _MOVE_MESSAGE_ID = 0x0700, 0x1020, 0x1030, 0x1031
 _NO_LO = re.compile(r"[^ -\[\]-~]")
 
 
@@ -32,6 +34,7 @@ class CommandField(IntEnum):
     """Requests (PS3.7 Table E.1-1)."""
 
     C_STORE = 0x0001
+    C_GET = 0x0010
     C_FIND = 0x0020
     C_ECHO = 0x0030
     C_CANCEL = 0x0FFF
@@ -41,6 +44,7 @@ class DimseStatus(IntEnum):
     """PS3.7 Annex C, PS3.4 Table B.2-1."""
 
     SUCCESS = 0x0000
+    WITH_FAILURES = 0xB000  # of sub-operations
     DUPLICATE = 0x0111
     INVALID_INSTANCE = 0x0117
     CLASS_NOT_SUPPORTED = 0x0122
@@ -48,6 +52,7 @@ class DimseStatus(IntEnum):
     UNRECOGNIZED_OPERATION = 0x0211
     MISTYPED_ARGUMENT = 0x0212
     OUT_OF_RESOURCES = 0xA700
+    SUB_OPERATIONS_FAILED = 0xA702  # all of them
     MISMATCH = 0xA900  # of dataset and SOP class; of C-STORE also of dataset and command
     CANNOT_UNDERSTAND = 0xC000
     CANCEL = 0xFE00
@@ -57,7 +62,7 @@ class DimseStatus(IntEnum):
 
 class Command(NamedTuple):
     """A command set as received. `field` is a number, because a peer may send any. `responded_to` is the
-    message id of the request that a response or C-CANCEL names."""
+    message id of the request that a response or C-CANCEL names, and `status` is that of a response."""
 
     field: int
     message_id: int
@@ -65,6 +70,7 @@ class Command(NamedTuple):
     instance: str
     has_dataset: bool
     responded_to: int = 0
+    status: int = 0
 
 
 def command_of(content: bytes) -> Command:
@@ -87,6 +93,7 @@ def command_of(content: bytes) -> Command:
         _text(values, _INSTANCE),
         _number(values, _DATASET_TYPE) != NO_DATASET,
         _number(values, _RESPONDED_TO, 0),
+        _number(values, _STATUS, 0),
     )
 
 
@@ -107,8 +114,16 @@ def _text(values: dict[int, bytes], element: int) -> str:
     return values.get(element, b"").decode("ascii", "replace").strip(" \0")
 
 
-def response(command: Command, status: int, comment: str = "", *, has_dataset: bool = False) -> bytes:
-    """The command set of the response. `comment` is cut."""
+def response(
+    command: Command,
+    status: int,
+    comment: str = "",
+    *,
+    has_dataset: bool = False,
+    numbers: Sequence[int] = (),
+) -> bytes:
+    """The command set of the response. `comment` is cut. `numbers` are those of remaining (-1: none),
+    completed, failed and warning sub-operations."""
     body = b"".join(
         (
             _element(_SOP_CLASS, _padded(command.sop_class, b"\0")) if command.sop_class else b"",
@@ -118,8 +133,33 @@ def response(command: Command, status: int, comment: str = "", *, has_dataset: b
             _element(_STATUS, struct.pack("<H", status)),
             _element(_COMMENT, _padded(_comment(comment), b" ")) if comment else b"",
             _element(_INSTANCE, _padded(command.instance, b"\0")) if command.instance else b"",
+            *(
+                _element(_FIRST_NUMBER + at, struct.pack("<H", min(number, 0xFFFF)))
+                for at, number in enumerate(numbers)
+                if number >= 0
+            ),
         )
     )
+    return _element(0x0000, struct.pack("<I", len(body))) + body
+
+
+def store_request(
+    message_id: int, sop_class: str, instance: str, originator: tuple[str, int] | None
+) -> bytes:
+    """The command set of a C-STORE-RQ. `originator` are AE title and message id of a C-MOVE
+    (PS3.7 9.3.1)."""
+    values = {
+        _SOP_CLASS: _padded(sop_class, b"\0"),
+        _FIELD: struct.pack("<H", CommandField.C_STORE),
+        _MESSAGE_ID: struct.pack("<H", message_id),
+        _PRIORITY: b"\0\0",
+        _DATASET_TYPE: b"\0\0",
+        _INSTANCE: _padded(instance, b"\0"),
+    }
+    if originator is not None:
+        values[_MOVE_TITLE] = _padded(originator[0], b" ")
+        values[_MOVE_MESSAGE_ID] = struct.pack("<H", originator[1])
+    body = b"".join(_element(tag, values[tag]) for tag in sorted(values))
     return _element(0x0000, struct.pack("<I", len(body))) + body
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from urllib.parse import quote
 
 from streamsrv.audit.entries import Event, EventOutcome
@@ -33,7 +33,7 @@ from streamsrv.dimse.identifiers import (
 )
 from streamsrv.dimse.models import InformationModel
 from streamsrv.dimse.pdus import data_pdus
-from streamsrv.dimse.rooms import DimsePeer, DimseRooms, OperationOutcome
+from streamsrv.dimse.rooms import Conversation, OperationOutcome, UsedContext
 from streamsrv.errors import BadRequest, NotDicom
 from streamsrv.query.attributes import BY_TAG, Level, StudyOrder
 from streamsrv.query.conditions import Query, query_of
@@ -49,38 +49,18 @@ PATIENT_COUNTS = {"00201200": None, "00201202": "00201206", "00201204": "0020120
 _NOT_COMPARED = frozenset(("00081190", "00880130", "00880140", "00080201"))
 _EVERYTHING = 1 << 62
 
-Send = Callable[[bytes], Awaitable[None]]
-
 
 class FindOperation:
-    """Call `take` for each fragment of the identifier, then `finish`. `send` waits until the peer takes the
-    bytes. `longest` is the length of PDVs in a PDU that it takes."""
+    """Call `take` for each fragment of the identifier, then `finish`."""
 
     def __init__(
-        self,
-        rooms: DimseRooms,
-        peer: DimsePeer,
-        command: Command,
-        model: InformationModel,
-        syntax: str,
-        *,
-        context: int,
-        longest: int,
-        send: Send,
-        options: MatchingOptions,
-        title: str,
+        self, talk: Conversation, command: Command, model: InformationModel, context: UsedContext
     ) -> None:
         self.command = command
         self.received = 0
-        self._rooms = rooms
-        self._peer = peer
+        self._talk = talk
         self._model = model
-        self._syntax = syntax
         self._context = context
-        self._longest = longest
-        self._send = send
-        self._options = options
-        self._title = title
         self._content = bytearray()
         self._cancelled = False
 
@@ -97,13 +77,14 @@ class FindOperation:
 
     async def finish(self) -> OperationOutcome:
         """Sends a response for each match. Returns the final one."""
-        if Right.SEARCH not in self._peer.principal.rights:
-            self._rooms.note(self._peer, Event.REFUSED, EventOutcome.MINOR_FAILURE, detail="C-FIND")
+        talk = self._talk
+        if Right.SEARCH not in talk.peer.principal.rights:
+            talk.rooms.note(talk.peer, Event.REFUSED, EventOutcome.MINOR_FAILURE, detail="C-FIND")
             return OperationOutcome(DimseStatus.NOT_AUTHORIZED, "this peer may not search")
         if self.received > LONGEST_IDENTIFIER:
             return OperationOutcome(DimseStatus.CANNOT_UNDERSTAND, "the identifier is too long")
         try:
-            identifier = identifier_of(bytes(self._content), self._syntax)
+            identifier = identifier_of(bytes(self._content), self._context.transfer_syntax)
             if identifier.level not in self._model.levels:
                 return self._wrong_level()
             return await self._answered(identifier)
@@ -112,35 +93,35 @@ class FindOperation:
         except OSError:
             raise  # the connection
         except Exception as error:
-            return self._rooms.failure(self._peer, error, "C-FIND")
+            return talk.rooms.failure(talk.peer, error, "C-FIND")
 
     def _wrong_level(self) -> OperationOutcome:
         levels = ", ".join(self._model.levels)
         return OperationOutcome(DimseStatus.MISMATCH, f"(0008,0052) is none of {levels}")
 
     async def _answered(self, identifier: Identifier) -> OperationOutcome:
-        wanted = Wanted(identifier, self._model, self._options)
-        self._rooms.note(self._peer, Event.QUERY, query=wanted.spelled, detail="C-FIND")
-        writer = MatchWriter(identifier, self._syntax, self._title)
+        talk, context = self._talk, self._context
+        wanted = Wanted(identifier, self._model, talk.options)
+        talk.rooms.note(talk.peer, Event.QUERY, query=wanted.spelled, detail="C-FIND")
+        writer = MatchWriter(identifier, context.transfer_syntax, talk.title)
         status = DimseStatus.PENDING_WITHOUT_OPTIONAL_KEYS if wanted.lacks_keys else DimseStatus.PENDING
-        pending = response(self.command, status, has_dataset=True)
-        head = b"".join(data_pdus(self._context, pending, self._longest, is_command=True))
-        searches = self._rooms.searches(self._peer.principal)
-        found = wanted.joined(searches.datasets(wanted.query, self._peer.address))
+        head = talk.message(context.number, response(self.command, status, has_dataset=True))
+        searches = talk.rooms.searches(talk.peer.principal)
+        found = wanted.joined(searches.datasets(wanted.query, talk.peer.address))
         loop = asyncio.get_running_loop()
 
         def portion() -> list[bytes]:
             pieces: list[bytes] = []
             for match in itertools.islice(found, PORTION):
-                pieces += head, *data_pdus(self._context, writer.dataset(match), self._longest)
+                pieces += head, *data_pdus(context.number, writer.dataset(match), talk.longest)
             return pieces
 
         while not self._cancelled:
-            pieces = await loop.run_in_executor(self._rooms.threads, portion)
+            pieces = await loop.run_in_executor(talk.rooms.threads, portion)
             if not pieces:
                 return OperationOutcome(DimseStatus.SUCCESS)
-            await self._send(b"".join(pieces))
-        await loop.run_in_executor(self._rooms.threads, found.close)
+            await talk.send(b"".join(pieces))
+        await loop.run_in_executor(talk.rooms.threads, found.close)
         return OperationOutcome(DimseStatus.CANCEL)
 
 

@@ -19,7 +19,7 @@ import orjson
 
 from streamsrv.dicom.charsets import CharacterSets, character_sets_of
 from streamsrv.dicom.elements import Elements
-from streamsrv.dicom.explicit import whole_element
+from streamsrv.dicom.explicit import padding, whole_element
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.dicom.json.encoding import inline_bytes, value_bytes
 from streamsrv.dicom.json.values import values
@@ -171,8 +171,7 @@ class MatchWriter:
         number = int(tag, 16)
         if self._explicit:
             return whole_element(number, vr, content)
-        content += (b" " if vr in _TEXTS or vr in _BLANK_PADDED else b"\0") * (len(content) % 2)
-        return _HEAD.pack(number >> 16, number & 0xFFFF, len(content)) + content
+        return implicit_element(number, content + padding(vr, len(content)))
 
     def _content(
         self, tag: str, vr: str, element: Mapping[str, Any], sets: CharacterSets | None
@@ -200,4 +199,6 @@ class MatchWriter:
         return b"".join(pieces)
 
 
-_BLANK_PADDED = frozenset(("AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UR"))
+def implicit_element(tag: int, content: bytes) -> bytes:
+    """An element in Implicit VR Little Endian. `content` has an even length."""
+    return _HEAD.pack(tag >> 16, tag & 0xFFFF, len(content)) + content

@@ -8,6 +8,7 @@ Rules of this file
   that order is the sender's. Implicit VR and big endian come after the others, because explicit VR little
   endian tells the VR and every reader takes it. Syntaxes without a row in dicom/syntaxes.py come last.
 - Datasets of Query/Retrieve are in Explicit or Implicit VR Little Endian.
+- A peer may be the SCP of a storage class: C-GET sends its instances to it.
 - Each query is relational, and dates are combined with times. So both are told if the peer negotiates them.
 """
 
@@ -21,7 +22,7 @@ from streamsrv.dicom.syntaxes import (
     IMPLICIT_VR_LITTLE_ENDIAN,
     SYNTAXES,
 )
-from streamsrv.dimse.models import FIND
+from streamsrv.dimse.models import FIND, GET
 from streamsrv.dimse.pdus import AcceptedContext, ProposedContext
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -63,7 +64,7 @@ def accept(proposed: Sequence[ProposedContext]) -> list[AcceptedContext]:
 
 
 def _answer(context: ProposedContext) -> AcceptedContext:
-    if context.abstract_syntax in FIND:
+    if context.abstract_syntax in (*FIND, *GET):
         found = [each for each in _OF_IDENTIFIERS if each in context.transfer_syntaxes]
         result = ACCEPTED if found else NO_TRANSFER_SYNTAX
         return AcceptedContext(context.number, result, (found or context.transfer_syntaxes)[0])
@@ -79,11 +80,16 @@ def _rank(syntax: str) -> int:
 def extended(proposed: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
     """The answers to the items of extended negotiation (PS3.4 C.5.1.1): relational queries, dates combined
     with times, and fuzzy matching of names if it is asked for. Bytes behind these are zero."""
-    return [
+    return [(uid, b"\1" + bytes(max(len(asked) - 1, 0))) for uid, asked in proposed if uid in GET] + [
         (uid, bytes((1, 1, asks_fuzzy(asked)))[: len(asked)] + bytes(max(len(asked) - 3, 0)))
         for uid, asked in proposed
         if uid in FIND
     ]
+
+
+def roles(proposed: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """The answers to the items of role selection: the peer may be the SCP of storage classes, for C-GET."""
+    return [(uid, scu, scp if is_storage(uid) else 0) for uid, scu, scp in proposed]
 
 
 def asks_fuzzy(information: bytes) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from streamsrv.audit.entries import AuditEntry, Event, EventOutcome
 from streamsrv.audit.recorder import AuditRecorder
+from streamsrv.dimse.channel import Channel
 from streamsrv.dimse.commands import DimseStatus
+from streamsrv.dimse.pdus import data_pdus
 from streamsrv.errors import (
     ContentTooLarge,
     IndexFailed,
@@ -21,6 +23,8 @@ from streamsrv.errors import (
     system_error,
 )
 from streamsrv.ingest import Ingest
+from streamsrv.query.matching import MatchingOptions
+from streamsrv.retrieve import Retrieve
 from streamsrv.search import Searches
 from streamsrv.web.access.principal import Principal
 from streamsrv.web.stow import Batches, Buffers
@@ -36,19 +40,23 @@ class DimsePeer(NamedTuple):
 
 
 class OperationOutcome(NamedTuple):
-    """The final response. `comment` is a sentence for the peer."""
+    """The final response. `comment` is a sentence for the peer, `numbers` are those of sub-operations."""
 
     status: DimseStatus
     comment: str = ""
+    numbers: tuple[int, ...] = ()
+    dataset: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class DimseRooms:
-    """`ingest` makes the transaction of a principal for a SOP Class and Instance UID. `searches` are those
-    of a principal. `on_failure` is called if this process cannot use the index any more."""
+    """`ingest` makes the transaction of a principal for a SOP Class and Instance UID. `searches` and
+    `retrieve` are those of a principal. `on_failure` is called if this process cannot use the index any
+    more."""
 
     ingest: Callable[[Principal, tuple[str, str]], Ingest]
     searches: Callable[[Principal], Searches]
+    retrieve: Callable[[Principal], Retrieve]
     threads: Executor
     batches: Batches
     buffers: Buffers
@@ -98,3 +106,31 @@ class DimseRooms:
         return AuditEntry(
             clock, event, outcome, peer.principal.name, peer.address, study, query=query, detail=detail
         )
+
+
+class UsedContext(NamedTuple):
+    """The presentation context of a message."""
+
+    number: int
+    abstract_syntax: str
+    transfer_syntax: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The association as its operations see it. `longest` is the length of PDVs in a PDU that the peer takes.
+    `send` waits until the peer takes the bytes. `channel` has sub-operations. `title` is the AE title of this
+    server."""
+
+    rooms: DimseRooms
+    peer: DimsePeer
+    longest: int
+    send: Callable[[bytes], Awaitable[None]]
+    channel: Channel
+    options: MatchingOptions
+    title: str
+
+    def message(self, context: int, command: bytes, dataset: bytes = b"") -> bytes:
+        """The PDUs of a response."""
+        sent = b"".join(data_pdus(context, command, self.longest, is_command=True))
+        return sent + b"".join(data_pdus(context, dataset, self.longest))

@@ -8,7 +8,7 @@ Rules of this file
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from streamsrv.pixels.pool import PixelPool
@@ -22,7 +22,8 @@ from streamsrv.retrieve.metadata import metadata
 from streamsrv.retrieve.pictures import rendered, thumbnail
 from streamsrv.retrieve.turns import Turns
 from streamsrv.retrieve.wado_uri import linked_object, named_instance
-from streamsrv.store import Store
+from streamsrv.retrieve.whole_datasets import WholeDataset, whole_dataset
+from streamsrv.store import InstanceKey, InstanceRow, Store
 from streamsrv.wire.answers import Computed, Deferred, Request
 from streamsrv.wire.resources import Kind, Target
 
@@ -74,6 +75,16 @@ class Retrieve:
         planned = plan_answer(self._rooms, request, target, plan, brief=False)
         assert planned is not None  # only a brief plan may be None
         return planned
+
+    def row(self, key: InstanceKey) -> InstanceRow | None:
+        """The row of an instance. Blocks."""
+        found = self._rooms.store.instance(key, ())
+        return found[0] if found else None
+
+    def dataset(self, key: InstanceKey, taken: Callable[[str], Sequence[str]]) -> WholeDataset:
+        """The dataset of an instance. `taken` tells the transfer syntaxes that the receiver takes for a SOP
+        class (retrieve/whole_datasets.py). Blocks."""
+        return whole_dataset(self._rooms, key, taken)
 
     def cached_frames(self, request: Request, target: Target) -> CachedInstance | None:
         """For a client that requests the frames of an instance one by one (retrieve/cached_frames.py)."""

@@ -115,12 +115,17 @@ class Searches:
     def datasets(self, query: Query, client: str) -> Generator[JsonDataset, None, None]:
         """All matches of a query in its order, with the attributes that it asks for, for a protocol without
         pages. Blocks; holds one page. Raises ContentTooLarge and TooManyRequests."""
+        attributes = Attributes(self._index, query, (), False, "")
+        for pieces in attributes.datasets(self.hits(query, client)):
+            yield from orjson.loads(b"[" + b"".join(pieces) + b"]")
+
+    def hits(self, query: Query, client: str) -> Generator[Hit, None, None]:
+        """All matches, within the budget of a search and the rate of the client. Blocks and raises as
+        `datasets`."""
         budget = Budget(self._limits.rows, self._limits.metadata)
         self._rates.check(client, READ_TOO_MUCH)
-        attributes = Attributes(self._index, query, (), False, "")
         try:
-            for pieces in attributes.datasets(self._index.search(query, budget)):
-                yield from orjson.loads(b"[" + b"".join(pieces) + b"]")
+            yield from self._index.search(query, budget)
         finally:
             self._rates.spend(client, budget.used)
 

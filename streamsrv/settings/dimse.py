@@ -9,7 +9,7 @@ from functools import partial
 from streamsrv.settings.access import AccessSettings
 from streamsrv.settings.rows import setting
 
-TABLES_OF_DIMSE = {"dimse": "DICOM's own network protocol: C-ECHO, C-STORE and C-FIND from scanners and PACS"}
+TABLES_OF_DIMSE = {"dimse": "DICOM's own network protocol: C-STORE, C-FIND and C-GET from scanners and PACS"}
 (_dimse,) = (partial(setting, table) for table in TABLES_OF_DIMSE)
 
 

@@ -1,0 +1,281 @@
+"""One C-GET (PS3.4 C.4.3): each matching instance becomes a C-STORE sub-operation.
+
+Strategy: the unique keys become a search for instances. They are counted first, and found a second time while
+they are sent, so that a retrieve of 100,000 instances holds one page of keys. While one instance is on its
+way, the first portion of the next one is read.
+
+Rules of this file
+- Only unique keys select instances, each with a value and without wildcards: an identifier without them would
+  send the whole archive.
+- An instance that cannot be read, or that the peer does not take, is a failed sub-operation, and the others
+  go on. If the association ends, so does the operation.
+- A cancelled operation ends after the sub-operation that has begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from streamsrv.audit.entries import Event, EventOutcome
+from streamsrv.dicom.explicit import whole_element
+from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
+from streamsrv.dicom.values import UID
+from streamsrv.dimse.channel import Channel, OutgoingDataset
+from streamsrv.dimse.commands import Command, DimseStatus, response
+from streamsrv.dimse.identifiers import LONGEST_IDENTIFIER, Identifier, identifier_of, implicit_element
+from streamsrv.dimse.models import InformationModel
+from streamsrv.dimse.rooms import Conversation, OperationOutcome, UsedContext
+from streamsrv.errors import BadRequest, NotDicom, StreamsrvError, system_error
+from streamsrv.query.attributes import Level
+from streamsrv.query.conditions import Query, query_of
+from streamsrv.store import InstanceKey
+from streamsrv.web.access.principal import Right
+
+log = logging.getLogger("streamsrv.dimse")
+
+PAGE = 100  # keys that a thread takes at a time
+PENDING_PAUSE = 0.1  # seconds between two pending responses, at least
+UNIQUE_KEYS = {"PATIENT": "00100020", "STUDY": "0020000D", "SERIES": "0020000E", "IMAGE": "00080018"}
+FAILED_LIST = 0x00080058
+LONGEST_LIST = 65_000  # bytes of UIDs; a UI has at most 65,534 in Explicit VR
+_WARNINGS = 0xB000
+Made = TypeVar("Made")
+
+
+@dataclass(slots=True)
+class SubOperations:
+    """The numbers of one operation. `failures` are the SOP Instance UIDs of failed ones, as many as
+    fit."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    warning: int = 0
+    failures: list[str] = field(default_factory=list)
+    _listed: int = 0  # bytes of `failures`
+
+    def numbers(self, *, with_remaining: bool) -> tuple[int, int, int, int]:
+        done = self.completed + self.failed + self.warning
+        remaining = max(self.total - done, 0) if with_remaining else -1
+        return remaining, self.completed, self.failed, self.warning
+
+    def add(self, status: int, instance: str) -> None:
+        """Counts the status of a response."""
+        if status == DimseStatus.SUCCESS:
+            self.completed += 1
+        elif status & 0xF000 == _WARNINGS:
+            self.warning += 1
+        else:
+            self.failed += 1
+            self._listed += len(instance) + 1
+            if self._listed <= LONGEST_LIST:
+                self.failures.append(instance)
+
+    @property
+    def status(self) -> DimseStatus:
+        if not self.failed and not self.warning:
+            return DimseStatus.SUCCESS
+        some = self.completed or self.warning
+        return DimseStatus.WITH_FAILURES if some else DimseStatus.SUB_OPERATIONS_FAILED
+
+
+class RetrieveOperation:
+    """Call `take` for each fragment of the identifier, then `finish`."""
+
+    name = "C-GET"
+
+    def __init__(
+        self, talk: Conversation, command: Command, model: InformationModel, context: UsedContext
+    ) -> None:
+        self.command = command
+        self.received = 0
+        self._talk = talk
+        self._model = model
+        self._context = context
+        self._content = bytearray()
+        self._cancelled = False
+        self._counts = SubOperations()
+        self._told = 0.0
+
+    async def take(self, piece: memoryview) -> None:
+        self.received += len(piece)
+        if self.received <= LONGEST_IDENTIFIER:
+            self._content += piece
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+    async def abort(self) -> None:
+        self.cancel()
+
+    async def finish(self) -> OperationOutcome:
+        """Performs the sub-operations. Returns the final response. Raises OSError if the association ends."""
+        talk = self._talk
+        if Right.READ not in talk.peer.principal.rights:
+            talk.rooms.note(talk.peer, Event.REFUSED, EventOutcome.MINOR_FAILURE, detail=self.name)
+            return OperationOutcome(DimseStatus.NOT_AUTHORIZED, "this peer may not read")
+        if self.received > LONGEST_IDENTIFIER:
+            return OperationOutcome(DimseStatus.CANNOT_UNDERSTAND, "the identifier is too long")
+        try:
+            identifier = identifier_of(bytes(self._content), self._context.transfer_syntax)
+            query = wanted(identifier, self._model)
+        except BadRequest as error:
+            return OperationOutcome(DimseStatus.MISMATCH, error.detail)
+        except NotDicom as error:
+            return OperationOutcome(DimseStatus.CANNOT_UNDERSTAND, error.detail)
+        try:
+            return await self._performed(query)
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception as error:
+            return talk.rooms.failure(talk.peer, error, self.name)
+
+    async def _performed(self, query: Query) -> OperationOutcome:
+        self._counts.total = await self._in_thread(self._count, query)
+        await self._send_all(query, self._talk.channel, None)
+        return self._outcome()
+
+    def _count(self, query: Query) -> int:
+        return sum(1 for _ in self._hits(query))
+
+    def _outcome(self) -> OperationOutcome:
+        counts, syntax = self._counts, self._context.transfer_syntax
+        is_cancelled = self._cancelled and counts.numbers(with_remaining=True)[0] > 0
+        return OperationOutcome(
+            DimseStatus.CANCEL if is_cancelled else counts.status,
+            ""
+            if is_cancelled or not counts.failed
+            else f"{counts.failed} instances were not taken or not read",
+            counts.numbers(with_remaining=is_cancelled),
+            failed_list(counts.failures, syntax) if counts.failures else b"",
+        )
+
+    # Sub-operations
+
+    async def _send_all(self, query: Query, channel: Channel, originator: tuple[str, int] | None) -> None:
+        study = ""
+        async with aclosing(self._prepared(query, channel)) as prepared:
+            async for key, dataset in prepared:
+                if dataset is None:
+                    self._counts.add(DimseStatus.OUT_OF_RESOURCES, key.instance)
+                else:
+                    if key.study != study:
+                        study = key.study
+                        self._note_sent(study)
+                    await self._store(dataset, channel, originator)
+                await self._tell()
+                if self._cancelled:
+                    return
+
+    async def _store(
+        self, dataset: OutgoingDataset, channel: Channel, originator: tuple[str, int] | None
+    ) -> None:
+        try:
+            status = await channel.store(dataset, originator)
+        finally:
+            dataset.close()
+        self._counts.add(status, dataset.row.key.instance)
+        if status:
+            name, instance = self._talk.peer.principal.name, dataset.row.key.instance
+            log.warning("%s of %s: a C-STORE of %s got %04X", self.name, name, instance, status)
+
+    async def _prepared(
+        self, query: Query, channel: Channel
+    ) -> AsyncGenerator[tuple[InstanceKey, OutgoingDataset | None], None]:
+        """Each instance with the first portion of its dataset; None if it cannot be read. The next one is
+        read ahead."""
+        waiting: list[tuple[InstanceKey, asyncio.Task[OutgoingDataset | None]]] = []
+        try:
+            async for key in self._keys(query):
+                waiting.append((key, asyncio.create_task(self._in_thread(self._opened, key, channel))))
+                if len(waiting) > 1:
+                    yield waiting[0][0], await waiting.pop(0)[1]
+            if waiting:
+                yield waiting[0][0], await waiting.pop(0)[1]
+        finally:
+            for _, task in waiting:
+                if (dataset := await task) is not None:
+                    dataset.close()
+
+    async def _keys(self, query: Query) -> AsyncIterator[InstanceKey]:
+        hits = self._hits(query)
+        while page := await self._in_thread(lambda: list(itertools.islice(hits, PAGE))):
+            for key in page:
+                yield key
+
+    def _hits(self, query: Query) -> Iterator[InstanceKey]:
+        talk = self._talk
+        searches = talk.rooms.searches(talk.peer.principal)
+        for hit in searches.hits(query, talk.peer.address):
+            yield InstanceKey(hit.study, hit.series or "", hit.instance or "")
+
+    def _opened(self, key: InstanceKey, channel: Channel) -> OutgoingDataset | None:
+        talk = self._talk
+        try:
+            dataset = talk.rooms.retrieve(talk.peer.principal).dataset(key, channel.syntaxes)
+            try:
+                return OutgoingDataset(dataset, channel.longest)
+            except BaseException:
+                dataset.close()
+                raise
+        except (StreamsrvError, OSError) as error:
+            known = system_error(error, "reading") if isinstance(error, OSError) else error
+            name = talk.peer.principal.name
+            log.warning("%s of %s: %s is not sent: %s", self.name, name, key.instance, known.detail)
+            return None
+
+    async def _tell(self) -> None:
+        """A pending response with the numbers."""
+        now = time.monotonic()
+        numbers = self._counts.numbers(with_remaining=True)
+        if now - self._told < PENDING_PAUSE or not numbers[0]:
+            return
+        self._told = now
+        await self._talk.send(
+            self._talk.message(
+                self._context.number, response(self.command, DimseStatus.PENDING, numbers=numbers)
+            )
+        )
+
+    def _note_sent(self, study: str) -> None:
+        self._talk.rooms.note(self._talk.peer, Event.SENT, study=study, detail=self.name)
+
+    async def _in_thread(self, call: Callable[..., Made], *arguments: object) -> Made:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._talk.rooms.threads, call, *arguments)
+
+
+def wanted(identifier: Identifier, model: InformationModel) -> Query:
+    """The search for the instances of an identifier (PS3.4 C.4.3.1.3). Raises BadRequest."""
+    if identifier.level not in model.levels:
+        raise BadRequest(f"(0008,0052) is none of {', '.join(model.levels)}")
+    keys = []
+    for level in model.levels if "PATIENT" in model.levels else ("PATIENT", *model.levels):
+        tag = UNIQUE_KEYS[level]
+        text = identifier.text(tag).strip()
+        if text:
+            keys.append((tag, text))
+            if level == "PATIENT" and ("*" in text or "?" in text or "\\" in text):
+                raise BadRequest("(0010,0020) is not one value without wildcards")
+            if level != "PATIENT" and not all(UID.fullmatch(each) for each in text.split("\\")):
+                raise BadRequest(f"({tag[:4]},{tag[4:]}) is no list of UIDs")
+        if level == identifier.level:
+            if not text:
+                raise BadRequest(f"({tag[:4]},{tag[4:]}) has no value")
+            break
+    return query_of(Level.INSTANCE, None, None, keys)
+
+
+def failed_list(instances: list[str], syntax: str) -> bytes:
+    """The dataset of a final response: Failed SOP Instance UID List."""
+    value = "\\".join(instances).encode()
+    if syntax == EXPLICIT_VR_LITTLE_ENDIAN:
+        return whole_element(FAILED_LIST, "UI", value)
+    return implicit_element(FAILED_LIST, value + b"\0" * (len(value) % 2))
