@@ -39,9 +39,11 @@
             |-- StoreCorrupt              bytes on disk differ from the written bytes
             |   |-- WrongStore            a file belongs to another store
             |   `-- InstanceDamaged       damaged bytes of an instance; `study`, `series`, `sop_instance`
+            |   `-- CommitConflict        another writer was there first: decide again
             |-- IndexFailed          503  this process cannot use the index any more and must end
             |-- IndexUnreachable    503  the database of the index does not answer, with Retry-After
             |-- BucketUnreachable    503  the bucket of the segments does not answer, with Retry-After
+            |-- UploadExpired        503  an object was removed, because its node was silent: try again
             `-- SegmentGone               compaction has removed a segment: look up again
 
 `detail` is a sentence for the user. It names the fault and its place (tag, byte offset), and never contains a
@@ -292,6 +294,10 @@ class WrongStore(StoreCorrupt):
     pass
 
 
+class CommitConflict(StoreCorrupt):
+    """The index differs from the decision about these instances. Nothing was written."""
+
+
 class IndexFailed(StoreError):
     """LMDB refuses all further transactions of this process. A new process can open the index again."""
 
@@ -310,6 +316,14 @@ class IndexUnreachable(StoreError):
 
 class BucketUnreachable(StoreError):
     """The bucket of the segments does not answer. The same request may succeed later."""
+
+    status = 503
+    title = "Service Unavailable"
+    retry_after = 1  # seconds
+
+
+class UploadExpired(StoreError):
+    """The object of a store transaction was removed, because its node had not renewed it for too long."""
 
     status = 503
     title = "Service Unavailable"

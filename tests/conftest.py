@@ -5,6 +5,7 @@ import os
 import pytest
 from database_server import DatabaseServer
 from live_server import start_server
+from seaweed import Seaweed
 
 
 @pytest.hookimpl(trylast=True)
@@ -43,3 +44,12 @@ def database_server():
     server = DatabaseServer()
     yield server
     server.end()
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory):
+    """SeaweedFS with a gateway and a bucket, started when the first test asks for it."""
+    started = Seaweed(tmp_path_factory.mktemp("seaweed"))
+    started.open_bucket()
+    yield started
+    started.end()

@@ -11,6 +11,8 @@ import urllib.request
 from pathlib import Path
 
 from live_server import free_port
+from obstore import put
+from obstore.store import S3Store
 
 ADMIN, NODE = ("admin", "secret of the admin"), ("node", "secret of the node")
 BUCKET = "archive"
@@ -83,6 +85,22 @@ class Seaweed:
         process = self._start("s3", *flags)
         self._await(f"http://127.0.0.1:{port}/")
         return process, f"http://127.0.0.1:{port}"
+
+    def open_bucket(self):
+        """Start the gateway that tests share, and make the bucket."""
+        _, self.endpoint = self.gateway()
+        put(self.store(ADMIN, BUCKET), "made", b"")
+
+    def store(self, pair, bucket, endpoint=""):
+        key, secret = pair
+        return S3Store(
+            bucket,
+            endpoint=endpoint or self.endpoint,
+            access_key_id=key,
+            secret_access_key=secret,
+            region="x",
+            client_options={"allow_http": True},
+        )
 
     def hidden(self):
         """The number of multipart uploads that have begun and not ended."""

@@ -207,29 +207,36 @@ def identity_of(layout: Layout) -> Identity:
     """Read store.toml. Raises StoreError if it is missing or has another format, StoreCorrupt if it cannot be
     read."""
     try:
-        settings = tomllib.loads(layout.identity.read_text())
+        return identity_from(layout.identity.read_text(errors="replace"), str(layout.identity))
+    except FileNotFoundError:
+        raise StoreError(f"{layout.root} is not the folder of a store: it has no store.toml") from None
+
+
+def identity_from(text: str, where: str) -> Identity:
+    """The identity in a store.toml. Raises StoreError for another format, StoreCorrupt if the text was
+    changed."""
+    try:
+        settings = tomllib.loads(text)
         version = settings["format_version"]
         if version != FORMAT_VERSION:
             raise StoreError(
-                f"{layout.root} has format version {version}, and this program reads only {FORMAT_VERSION}: "
-                "use the version of streamsrv that made it, or store its instances in a new folder"
+                f"{where} has format version {version}, and this program reads only {FORMAT_VERSION}: "
+                "use the version of streamsrv that made it, or store its instances in a new store"
             )
         expected = _checksum(settings["store_id"], settings["secret"], version)
         identity = Identity(settings["store_id"], bytes.fromhex(settings["secret"]))
         if settings["checksum"] != expected:
             raise StoreCorrupt(
-                f"{layout.identity}: the checksum is wrong, so a value in it has changed. "
+                f"{where}: the checksum is wrong, so a value in it has changed. "
                 "Nothing was written; bring back the copy that you keep of it"
             )
-    except FileNotFoundError:
-        raise StoreError(f"{layout.root} is not the folder of a store: it has no store.toml") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreCorrupt(
-            f"{layout.identity} cannot be read ({error}): bring back the copy that you keep of it"
+            f"{where} cannot be read ({error}): bring back the copy that you keep of it"
         ) from error
     if len(identity.secret) != SECRET_LENGTH:
         raise StoreCorrupt(
-            f"{layout.identity}: the secret is not {SECRET_LENGTH} bytes. Bring back the copy that you keep"
+            f"{where}: the secret is not {SECRET_LENGTH} bytes. Bring back the copy that you keep"
         )
     return identity
 

@@ -82,6 +82,8 @@ class NewInstance:
         return 1500 + metadata + len(self.frame_table) + 64 * len(self.bulk)
 
 
+# No segment has this number.
+NO_SEGMENT = 0
 # Offset of the first record of a segment, behind the header of the file (see segments/records.py).
 FIRST_RECORD = 64
 # One commit to the index holds at most this many instances (20 to 40 ms), and about this many bytes of

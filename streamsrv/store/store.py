@@ -51,6 +51,11 @@ class StoreOptions:
     ballast: int = 0  # bytes; see folder
     keep_changes: int = 0  # of the latest ones; 0: all
     index: str = ""  # the URL of a PostgreSQL database; empty: in the folder of the store
+    segments: str = ""  # the URL of a bucket; empty: in the folder of the store
+    cache: Path | None = None  # of objects; None: in the folder of the node
+    cache_size: int = 10 << 30
+    grace: float = 3600.0  # seconds: the bytes of objects without instances stay so long
+    upload_lease: float = 600.0  # seconds: an upload that is not renewed is given up
 
 
 class Store:
@@ -105,6 +110,9 @@ class Store:
     ) -> Store:
         """Open the store; makes it unless `read_only`. With `exclusive` it also locks the folder, as `lock`
         does."""
+        options = options or StoreOptions()
+        if options.segments:
+            return opened_cluster(folder, options, read_only=read_only, fileops=fileops)
         ops, layout = fileops or FileOps(), Layout(folder)
         with contextlib.ExitStack() as held:
             if exclusive:
@@ -113,7 +121,6 @@ class Store:
                 folders.prepare(layout, ops)
             identity = folders.identity_of(layout)
             held.enter_context(folders.use(layout))
-            options = options or StoreOptions()
             if options.index:
                 folders.require_no_index(layout)
             else:
@@ -228,6 +235,13 @@ def _index(
     return opened() if read_only else reserve.with_room(opened)
 
 
+def opened_cluster(folder: Path, options: StoreOptions, *, read_only: bool, fileops: FileOps | None) -> Store:
+    """`folder` is that of the node. Raises StoreError."""
+    room = _optional("streamsrv.store.cluster", "segments in a bucket")
+    opened: Store = room.open_cluster(folder, options, read_only=read_only, fileops=fileops)
+    return opened
+
+
 def opened_in_database(url: str, *, read_only: bool, store: bytes, keep_changes: int) -> Index:
     opened: Index = _postgresql().open_index(url, read_only=read_only, store=store, keep_changes=keep_changes)
     return opened
@@ -241,13 +255,15 @@ def migrate_index(url: str) -> tuple[int, int]:
 
 
 def _postgresql() -> Any:
-    """The room of the engine. Raises StoreError if its packages are not installed."""
+    return _optional("streamsrv.store.postgresql", "an index in PostgreSQL")
+
+
+def _optional(room: str, subject: str) -> Any:
+    """The room of an engine. Raises StoreError if its packages are not installed."""
     try:
-        return import_module("streamsrv.store.postgresql")
+        return import_module(room)
     except ModuleNotFoundError as error:
-        raise StoreError(
-            f"an index in PostgreSQL needs the package {error.name}: install streamsrv[cluster]"
-        ) from error
+        raise StoreError(f"{subject} needs the package {error.name}: install streamsrv[cluster]") from error
 
 
 class Problem(NamedTuple):

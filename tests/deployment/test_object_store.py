@@ -19,8 +19,8 @@ from seaweed import ADMIN, BUCKET, NODE, Seaweed
 from streamsrv.errors import BucketUnreachable, SegmentGone, StoreError
 from streamsrv.store.objects.bucket import PART, PARTS_AT_ONCE, opened
 from streamsrv.store.objects.cache import ObjectCache, StoredObject
-from streamsrv.store.objects.layout import walk_object
-from streamsrv.store.objects.writer import ObjectWriter, fresh_key
+from streamsrv.store.objects.layout import fresh_key, walk_object
+from streamsrv.store.objects.writer import ObjectWriter
 from streamsrv.store.segments.records import PayloadDigest, RecordFormat
 from streamsrv.store.segments.segments import Clock
 
@@ -75,6 +75,7 @@ def append(writer, size, fill):
     writer.open_record()
     for begin in range(0, size, MIB):
         writer.write([bytes([fill]) * min(MIB, size - begin)])
+        writer.send()
     return writer.close_record()
 
 
@@ -217,7 +218,7 @@ def test_a_node_reads_through_its_cache(seaweed, endpoint, node, tmp_path):
     records = [append(writer, size, number) for number, size in enumerate((100, 20 * MIB, 3 * MIB))]
     places = {SEGMENT: StoredObject(writer.key, writer.complete(records))}
     writer.abort()
-    cache = ObjectCache(tmp_path / "cache", 20 * MIB, bucket, places.get, window=2 * MIB)
+    cache = ObjectCache(tmp_path / "cache", 20 * MIB, bucket, lambda _: places, window=2 * MIB)
 
     def sent(record):
         """The digest of the bytes that a socket got."""

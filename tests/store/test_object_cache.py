@@ -55,7 +55,7 @@ def cached(bucket, memory):
 
     def make(limit=100 * MIB, source=bucket, **options):
         place = StoredObject(KEY, len(CONTENT))
-        cache = ObjectCache(memory, limit, source, {SEGMENT: place}.get, **options)
+        cache = ObjectCache(memory, limit, source, lambda _: {SEGMENT: place}, **options)
         made.append(cache)
         return cache
 
@@ -220,7 +220,7 @@ def test_few_objects_stay_open_without_a_lease(bucket, store, memory):
     places = {number: StoredObject(f"{KEY}{number}", 10) for number in range(MOST_IDLE + 3)}
     for place in places.values():
         put(store, place.key, b"0123456789")
-    cache = ObjectCache(memory, MIB, bucket, places.get)
+    cache = ObjectCache(memory, MIB, bucket, lambda _: places)
     before = len(os.listdir("/proc/self/fd"))
     for number in places:
         with cache.open([number]) as lease:
@@ -330,9 +330,8 @@ from streamsrv.store.objects.bucket import Bucket
 from streamsrv.store.objects.cache import ObjectCache, StoredObject
 folder, seed = Path(sys.argv[1]), sys.argv[2]
 store, content = LocalStore(folder), (folder / "object").read_bytes()
-cache = ObjectCache(
-    folder / "cache", 2 << 20, Bucket(store, store), {4: StoredObject("object", len(content))}.get, 1 << 20
-)
+places = {4: StoredObject("object", len(content))}
+cache = ObjectCache(folder / "cache", 2 << 20, Bucket(store, store), lambda _: places, 1 << 20)
 numbers = random.Random(seed)
 print("begun", flush=True)
 for _ in range(int(sys.argv[3])):

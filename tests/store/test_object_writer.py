@@ -18,8 +18,8 @@ from streamsrv.errors import (
 )
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.objects.bucket import Bucket, opened
-from streamsrv.store.objects.layout import walk_object
-from streamsrv.store.objects.writer import ObjectWriter, fresh_key
+from streamsrv.store.objects.layout import fresh_key, walk_object
+from streamsrv.store.objects.writer import ObjectWriter
 from streamsrv.store.segments.records import RecordFormat
 from streamsrv.store.segments.segments import Clock
 
@@ -72,6 +72,7 @@ def append(writer, *pieces):
     writer.open_record()
     for piece in pieces:
         writer.write([piece])
+        writer.send()
     return writer.close_record()
 
 

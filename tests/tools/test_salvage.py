@@ -18,7 +18,8 @@ from streamsrv.cli import FAILED, main
 from streamsrv.ingest.derivation import derive
 from streamsrv.store import OnDuplicate, Store, StoreOptions
 from streamsrv.store.objects.bucket import Bucket
-from streamsrv.store.objects.writer import ObjectWriter, fresh_key
+from streamsrv.store.objects.layout import fresh_key
+from streamsrv.store.objects.writer import ObjectWriter
 from streamsrv.store.segments.records import (
     HEADER,
     NO_ID,

@@ -23,6 +23,7 @@ from streamsrv.store.index.rows import (
     metadata_in,
     number_key,
     places_in,
+    record_id_of,
     record_ids_of,
     segment_key,
     serial_of,

@@ -23,10 +23,11 @@ from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 from streamsrv.dicom.instance import BulkValue
-from streamsrv.errors import StoreCorrupt, StoreError
+from streamsrv.errors import CommitConflict, StoreCorrupt, StoreError
+from streamsrv.query.rules import Rule
 from streamsrv.store.index import answers as index_answers
 from streamsrv.store.index.damage import DamageWriter
-from streamsrv.store.index.levels import Levels, Removed
+from streamsrv.store.index.levels import Levels, Removed, outside
 from streamsrv.store.index.metadata_blobs import BlobPlace, compressed, remove_metadata, share_blobs
 from streamsrv.store.index.rows import (
     UIDS_AT,
@@ -56,7 +57,15 @@ from streamsrv.store.index.rows import (
     without_sum,
 )
 from streamsrv.store.ordered_map import Cursor, Transaction
-from streamsrv.store.rows import ChangeKind, InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
+from streamsrv.store.rows import (
+    NO_SEGMENT,
+    ChangeKind,
+    InstanceKey,
+    InstanceRow,
+    Location,
+    NewInstance,
+    SegmentRow,
+)
 
 NEXT_SEGMENT = b"next_segment"
 FIRST_CHANGE = b"first_change"
@@ -166,9 +175,16 @@ class Batch:
         self._account(segment, end=end, dead=dead)
         self.writing = False
 
+    def require_inside(self, new: Sequence[tuple[Rule | None, InstanceKey, bytes]]) -> None:
+        """Raises CommitConflict if an instance is outside the rule of its sender."""
+        self._levels.flush()
+        if any(outside(lambda study: self._get("studies", study), new)):
+            raise CommitConflict("a study was hidden from a sender by another one meanwhile")
+
     def delete(self, rows: Sequence[PackedRow], segment: int, end: int, dead: int) -> int:
         """`rows` in the order of their keys."""
-        self._segment(segment)
+        if segment != NO_SEGMENT:
+            self._segment(segment)
         there = self._removal.still(rows)
         self.writing = True
         if there:
@@ -176,7 +192,8 @@ class Batch:
             self._sequence += len(there)
             value = pack_deletions(self._sequence, self._at, gone.ids, gone.keys)
             self._append("changes", number_key(self._sequence), value)
-        self._account(segment, end=end, dead=dead)
+        if segment != NO_SEGMENT:
+            self._account(segment, end=end, dead=dead)
         self.writing = False
         return len(there)
 
@@ -211,9 +228,12 @@ class Batch:
         return number
 
     def put_segment(self, row: SegmentRow) -> None:
-        self._segments[row.segment] = _Account(row.committed_end, row.live, row.dead, row.sealed)
+        self._open_account(row)
         following = max(self._next_segment() or 1, row.segment + 1)
         self._put("about", NEXT_SEGMENT, with_sum(NEXT_SEGMENT, b"%d" % following))
+
+    def _open_account(self, row: SegmentRow) -> None:
+        self._segments[row.segment] = _Account(row.committed_end, row.live, row.dead, row.sealed)
 
     def _next_segment(self) -> int | None:
         stored = self._get("about", NEXT_SEGMENT)

@@ -41,13 +41,13 @@ from streamsrv.store.index.rows import (
 )
 from streamsrv.store.index.visibility import Visibility
 from streamsrv.store.index.walk import Hit, Search
-from streamsrv.store.index.writer import Writer
+from streamsrv.store.index.writer import BatchFactory, Writer
 from streamsrv.store.ordered_map import OrderedMap, Transaction
 from streamsrv.store.rows import Change, InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
 
 
 class Index(Reading):
-    def __init__(self, environment: OrderedMap, keep_changes: int = 0, batch: type[Batch] = Batch) -> None:
+    def __init__(self, environment: OrderedMap, keep_changes: int = 0, batch: BatchFactory = Batch) -> None:
         super().__init__(environment)
         self._writer = Writer(environment, keep_changes, batch)
         self.parsing = Parsing()  # shared by all searches
@@ -84,19 +84,23 @@ class Index(Reading):
         committed_end: int,
         dead_bytes: int = 0,
         replaced: Sequence[InstanceRow] = (),
+        ruled: Sequence[tuple[Rule | None, InstanceKey, bytes]] = (),
     ) -> None:
         """Store all of `new` or none, at most about SLICE_INSTANCES. `dead_bytes` are bytes of `segment` that
-        never lived (voids); bytes of `replaced` instances are counted as dead here."""
+        never lived (voids); bytes of `replaced` instances are counted as dead here. `ruled` are instances as
+        `outside` takes them: raises CommitConflict if one is outside now."""
         prepared = prepare(new)
-        self._writer.submit(
-            lambda batch: batch.store(prepared, segment, committed_end, dead_bytes, replaced),
-            instances=len(prepared),
-            size=sum(each.size for each in prepared),
-        )
+
+        def store(batch: Batch) -> None:
+            if ruled:
+                batch.require_inside(ruled)
+            batch.store(prepared, segment, committed_end, dead_bytes, replaced)
+
+        self._writer.submit(store, instances=len(prepared), size=sum(each.size for each in prepared))
 
     def delete(self, rows: Sequence[PackedRow], *, segment: int, committed_end: int, dead_bytes: int) -> int:
         """Delete instances; returns how many of them were still there. `rows` are a result of `packed`, in
-        its order; `segment` holds their tombstone of `dead_bytes`."""
+        its order; `segment` holds their tombstone of `dead_bytes`. NO_SEGMENT: there is no tombstone."""
         return self._writer.submit(
             lambda batch: batch.delete(rows, segment, committed_end, dead_bytes), instances=len(rows)
         )
@@ -124,7 +128,7 @@ class Index(Reading):
         self._writer.catch_up()
 
     def add_segment(self) -> int:
-        return self._writer.submit(Batch.add_segment)
+        return self._writer.submit(lambda batch: batch.add_segment())
 
     def put_segment(self, row: SegmentRow) -> None:
         """For a rebuild: the segment exists already, with this number."""

@@ -25,7 +25,7 @@ import orjson
 
 from streamsrv.dicom.instance import JsonDataset, JsonElement
 from streamsrv.query.attributes import Level, terms
-from streamsrv.query.rules import facts_of
+from streamsrv.query.rules import Alternative, Rule, facts_of
 from streamsrv.store.index.answers import at_level, dataset_attributes, level_texts, recounted
 from streamsrv.store.index.rows import (
     LevelRow,
@@ -304,6 +304,30 @@ def facts_in(value: bytes) -> dict[str, list[str]]:
     for name in json_object(value[tallies_at(value) :]):
         if name[0] == "v":
             found.setdefault(name[1:9], []).append(name[9:])
+    return found
+
+
+def outside(
+    row_of: Callable[[bytes], bytes | None], new: Sequence[tuple[Rule | None, InstanceKey, bytes]]
+) -> list[bool]:
+    """Which of these instances, or studies with them, their senders would not see. Each of `new` is the rule
+    of its sender, its key and its variant; those before it count as stored. `row_of` gives the row of a
+    study."""
+    left: dict[tuple[Rule, str], Sequence[Alternative]] = {}
+    found = []
+    for rule, (study, _, _), variant in new:
+        if rule is None:
+            found.append(False)
+            continue
+        if (rule, study) not in left:
+            value = row_of(study.encode())
+            known = facts_in(value) if value is not None else None
+            shown = rule.alternatives
+            left[rule, study] = [each for each in shown if known is None or each.accepts(study, known)]
+        facts = facts_of(json_object(variant))
+        met = [each for each in left[rule, study] if each.accepts(study, facts)]
+        left[rule, study] = met or left[rule, study]
+        found.append(not met)
     return found
 
 

@@ -13,9 +13,9 @@ from itertools import chain, islice
 from streamsrv.bounded_cache import SizedCache
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import SegmentGone, StoreCorrupt
-from streamsrv.query.rules import Alternative, Rule, facts_of
+from streamsrv.query.rules import Rule
 from streamsrv.store.index.damage import DamagedRecord, DamageReader
-from streamsrv.store.index.levels import facts_in
+from streamsrv.store.index.levels import outside
 from streamsrv.store.index.metadata_blobs import BlobRange, BlobReader, BlobTexts, Decompressors, find_blobs
 from streamsrv.store.index.rows import (
     FRAMES_A_CHUNK,
@@ -23,7 +23,6 @@ from streamsrv.store.index.rows import (
     PackedRow,
     bulk_path_key,
     chunk_key,
-    json_object,
     number_key,
     prefix,
     record_id_of,
@@ -178,25 +177,8 @@ class Reading:
     def outside(self, new: Sequence[tuple[Rule | None, InstanceKey, bytes]]) -> list[bool]:
         """Which instances, or studies with them, their senders would not see. Each of `new` is the rule of
         its sender, its key and its variant; those before it count as stored."""
-        left: dict[tuple[Rule, str], Sequence[Alternative]] = {}
-        found = []
         with self._reading("looking up studies of new instances") as transaction:
-            for rule, (study, _, _), variant in new:
-                if rule is None:
-                    found.append(False)
-                    continue
-                if (rule, study) not in left:
-                    value = self._get(transaction, "studies", study.encode())
-                    known = facts_in(value) if value is not None else None
-                    shown = rule.alternatives
-                    left[rule, study] = [
-                        each for each in shown if known is None or each.accepts(study, known)
-                    ]
-                facts = facts_of(json_object(variant))
-                met = [each for each in left[rule, study] if each.accepts(study, facts)]
-                left[rule, study] = met or left[rule, study]
-                found.append(not met)
-        return found
+            return outside(lambda study: self._get(transaction, "studies", study), new)
 
     # -- damage
 

@@ -17,14 +17,16 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from streamsrv.errors import StoreError, StreamsrvError
 from streamsrv.store.index.batch import Batch
-from streamsrv.store.ordered_map import OrderedMap
+from streamsrv.store.ordered_map import OrderedMap, Transaction
 from streamsrv.store.rows import SLICE_BYTES, SLICE_INSTANCES
 
 Result = TypeVar("Result")
+# Makes a Batch from its transaction, the handles of the maps, and the bound of the log of changes.
+BatchFactory: TypeAlias = Callable[[Transaction, dict[str, Any], int], Batch]
 
 
 @dataclass(slots=True)
@@ -52,7 +54,7 @@ def _nothing(batch: Batch) -> None:
 class Writer:
     """`submit` from any thread."""
 
-    def __init__(self, environment: OrderedMap, keep_changes: int = 0, batch: type[Batch] = Batch) -> None:
+    def __init__(self, environment: OrderedMap, keep_changes: int = 0, batch: BatchFactory = Batch) -> None:
         self._environment = environment
         self._batch = batch
         self._keep_changes = keep_changes

@@ -76,6 +76,16 @@ class Bucket:
             found: int = obstore.head(self._reading, key)["size"]
         return found
 
+    def content(self, key: str) -> bytes:
+        """A whole object, which is short. Raises SegmentGone."""
+        with _translated("reading from"):
+            return bytes(obstore.get(self._reading, key).bytes())
+
+    def put(self, key: str, content: bytes) -> None:
+        """A short object."""
+        with _translated("writing to"):
+            obstore.put(self._writing, key, content)
+
     def remove(self, key: str) -> None:
         """Succeeds if there is no such object."""
         with contextlib.suppress(SegmentGone), _translated("removing from"):

@@ -24,7 +24,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
@@ -154,15 +154,15 @@ class Pin(NamedTuple):
 
 
 class ObjectCache:
-    """The cache of one process in a folder of the node, of `limit` bytes. `find` gives the place of a
-    segment, or None if it is gone."""
+    """The cache of one process in a folder of the node, of `limit` bytes. `find` gives the places of
+    segments, those that are gone left out."""
 
     def __init__(
         self,
         folder: Path,
         limit: int,
         bucket: Bucket,
-        find: Callable[[int], StoredObject | None],
+        find: Callable[[Sequence[int]], Mapping[int, StoredObject]],
         window: int = WINDOW,
     ) -> None:
         self._folder = folder
@@ -182,19 +182,19 @@ class ObjectCache:
     def open(self, segments: Iterable[int]) -> ObjectLease:
         """Raises SegmentGone if a segment was removed: look the instances up again."""
         objects: dict[int, OpenObject] = {}
+        wanted = list(dict.fromkeys(segments))
+        places = self._find(wanted)
         try:
-            for segment in segments:
-                if segment not in objects:
-                    objects[segment] = self._open_one(segment)
+            for segment in wanted:
+                if segment not in places:
+                    raise SegmentGone(f"segment {segment} is gone")
+                objects[segment] = self._open_one(segment, places[segment])
         except BaseException:
             self.close_all(objects.values())
             raise
         return ObjectLease(self, objects)
 
-    def _open_one(self, segment: int) -> OpenObject:
-        place = self._find(segment)
-        if place is None:
-            raise SegmentGone(f"segment {segment} is gone")
+    def _open_one(self, segment: int, place: StoredObject) -> OpenObject:
         with self._lock:
             opened = self._open.get(segment)
             if opened is not None and opened.file.removed:

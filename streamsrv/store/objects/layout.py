@@ -20,6 +20,7 @@ Rules of this file
 from __future__ import annotations
 
 import os
+import secrets
 import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -42,6 +43,18 @@ from streamsrv.store.segments.records import (
 
 _OFFSET = struct.Struct("<Q")
 ENTRY = _OFFSET.size + HEADER
+
+
+def fresh_stem() -> str:
+    """The begin of a key that was never used; behind it stands the segment in eight hex digits. Its first
+    characters are random, so that keys spread over the partitions of the bucket."""
+    random = secrets.token_hex(16)
+    return f"segments/{random[:2]}/{random}-"
+
+
+def fresh_key(segment: int) -> str:
+    """A key that was never used."""
+    return f"{fresh_stem()}{segment:08x}"
 
 
 class Patch(NamedTuple):

@@ -1,19 +1,22 @@
 """An object while its transaction receives the records.
 
-Strategy: bytes go into a file on the node's disk, and from there to the bucket in parts as soon as they are
-final (layout.py). So the records can be read before the object is there. The file has no name, so a dead
-process leaves nothing. Memory holds the parts that are on their way and nothing else.
+Strategy: bytes go into a file on the disk of the node, which takes no longer than the page cache. From there
+`send` brings them to the bucket in parts, once they are final (layout.py). So the records can be read before
+the object is there. The file has no name, so a dead process leaves nothing. Memory holds the parts that are
+on their way and nothing else.
 
 Rules of this file
 - The object is complete before `complete` returns, and only then may the index name it.
 - The key has a random part: a database that was set back gives a number twice, and never a key.
 - After a failed write the object is lost, and its transaction with it. Nothing of it can be read.
+- `send` may run in a thread beside the calls that receive. All others are made by one thread at a time.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,15 +31,8 @@ from streamsrv.store.segments.segments import Clock
 NONCE = 10  # bytes; a record id is a nonce of its object and the record's number in it
 
 
-def fresh_key(segment: int) -> str:
-    """A key that was never used. It begins with random characters, so that keys spread over the partitions
-    of the bucket."""
-    random = secrets.token_hex(16)
-    return f"segments/{random[:2]}/{random}-{segment:08x}"
-
-
 class ObjectWriter:
-    """One object, used by one thread at a time. Ends with `complete`, else with `abort`."""
+    """One object. Ends with `complete`, else with `abort`."""
 
     def __init__(
         self,
@@ -56,7 +52,10 @@ class ObjectWriter:
         self._ops = ops or FileOps()
         self._plan = PartPlan(bucket.part)
         self._upload: ObjectUpload | None = None
-        self._nonce = secrets.token_bytes(NONCE)
+        self._guard = threading.Lock()  # of the plan, and of the bytes that it lets go
+        self._sending = threading.Lock()
+        self.unsent = 0  # bytes written since the last `send` began
+        self.nonce = secrets.token_bytes(NONCE)
         self._number = 0
         self._body = 0
         self._open_at = -1
@@ -77,9 +76,10 @@ class ObjectWriter:
         """Offset of the next byte."""
         return self._plan.end + self._gathered_length
 
-    def open_body(self) -> None:
-        """The records that follow belong to another body."""
+    def open_body(self) -> int:
+        """The records that follow belong to another body, whose number is returned."""
         self._body = self._number
+        return self._body
 
     def open_record(self) -> None:
         if self._open_at >= 0:
@@ -87,7 +87,8 @@ class ObjectWriter:
         self._open_at = self.end
         self._number += 1
         self._digest = PayloadDigest()
-        self._plan.open_record(self._open_at)
+        with self._guard:
+            self._plan.open_record(self._open_at)
         self._append(pending_header(self._form, self._record_id(), self.segment, self._open_at))
 
     def gather(self, piece: Buffer) -> None:
@@ -99,15 +100,35 @@ class ObjectWriter:
         self._gathered.append(piece)
         self._gathered_length += len(piece)
 
+    @property
+    def gathered(self) -> tuple[int, int]:
+        """Number and bytes of the pieces that wait for the next `write`."""
+        return len(self._gathered), self._gathered_length
+
+    @property
+    def uploading(self) -> bool:
+        """Whether an upload has begun."""
+        return self._upload is not None
+
     def write(self, pieces: Sequence[Buffer] = ()) -> None:
-        """Append to the open record, gathered pieces first. Keeps no buffer. Waits for the bucket if it takes
-        bytes more slowly. Raises InsufficientStorage, BucketUnreachable, StoreError."""
+        """Append to the open record, gathered pieces first. Keeps no buffer. Raises InsufficientStorage,
+        StoreError."""
         for piece in pieces:
             self.gather(piece)
         gathered, self._gathered, self._gathered_length = self._gathered, [], 0
         if gathered:
-            self._plan.end += self._put(gathered, self._plan.end)
-        self._send(last=False)
+            with self._guard:
+                length = self._put(gathered, self._plan.end)
+                self._plan.end += length
+            self.unsent += length
+
+    def send(self) -> None:
+        """Send the parts that are final. Waits for the bucket if it takes bytes more slowly. Raises
+        BucketUnreachable, StoreError."""
+        with self._sending:
+            self.unsent = 0
+            if self.fd >= 0:
+                self._send(last=False)
 
     def _put(self, pieces: Sequence[Buffer], offset: int) -> int:
         if self._failed or self.fd < 0:
@@ -119,9 +140,11 @@ class ObjectWriter:
             raise system_error(error, "writing the file of an upload") from error
 
     def _send(self, *, last: bool) -> None:
-        for offset, header in self._plan.patches():
-            self._put([header], offset)
-        for begin, end in self._plan.take(last=last):
+        with self._guard:
+            for offset, header in self._plan.patches():
+                self._put([header], offset)
+            parts = list(self._plan.take(last=last))
+        for begin, end in parts:
             if self._upload is None:
                 self._upload = self._bucket.upload(self.key)
             try:
@@ -154,17 +177,19 @@ class ObjectWriter:
     def close_record(self) -> Record:
         """The record can be read after the gathered pieces have been written."""
         record, self._open_at = self.received(), -1
-        self._plan.close_record(record.end, final_header(self._form, record))
+        with self._guard:
+            self._plan.close_record(record.end, final_header(self._form, record))
         return record
 
     def _record_id(self) -> bytes:
-        return self._nonce + self._number.to_bytes(16 - NONCE, "big")
+        return self.nonce + self._number.to_bytes(16 - NONCE, "big")
 
     def back_to(self, end: int) -> None:
         """Drop the records from `end` on, where a record ended. Bytes that have left stay in the object, and
         no record has them."""
         self.write()  # a record before `end` may be gathered only
-        self._plan.back_to(end)
+        with self._guard:
+            self._plan.back_to(end)
         self._open_at = -1
 
     # Ending
@@ -176,16 +201,18 @@ class ObjectWriter:
             raise StoreError("a record is still open")
         self._append(pack_trailer(self._form, self.segment, self.end, records))
         self.write()
-        self._send(last=True)
-        if self._upload is None:
-            raise StoreError("the object has no bytes")
-        self._upload.complete()
+        with self._sending:
+            self._send(last=True)
+            if self._upload is None:
+                raise StoreError("the object has no bytes")
+            self._upload.complete()
         return self._plan.end
 
     def abort(self) -> None:
         """Remove everything that is not complete, and close the file. Safe to call twice."""
-        if self._upload is not None:
-            self._upload.abort()
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        with self._sending:
+            if self._upload is not None:
+                self._upload.abort()
+            if self.fd >= 0:
+                os.close(self.fd)
+                self.fd = -1

@@ -32,6 +32,10 @@ class TableBatch(Batch):
     def store(
         self, new: Sequence[Prepared], segment: int, end: int, dead: int, replaced: Sequence[InstanceRow]
     ) -> None:
+        self._read_before(new, segment, replaced)
+        super().store(new, segment, end, dead, replaced)
+
+    def _read_before(self, new: Sequence[Prepared], segment: int, replaced: Sequence[InstanceRow]) -> None:
         keys = [each.row.key for each in new]
         self._transaction.expect(
             [
@@ -42,7 +46,6 @@ class TableBatch(Batch):
                 ("segments", [segment_key(number) for number in _segments(segment, replaced)]),
             ]
         )
-        super().store(new, segment, end, dead, replaced)
 
     def delete(self, rows: Sequence[PackedRow], segment: int, end: int, dead: int) -> int:
         self._transaction.expect([("instances", [key for key, _ in rows])])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from streamsrv.errors import StoreError
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.index import Index
 from streamsrv.store.postgresql import schema
 from streamsrv.store.postgresql.batches import TableBatch
 from streamsrv.store.postgresql.connections import Connections, failure
+from streamsrv.store.postgresql.object_batches import ObjectBatch
 from streamsrv.store.postgresql.tables import TABLES, Table
 from streamsrv.store.postgresql.transactions import ReadingTables, WritingTables
 
@@ -17,11 +20,11 @@ class Database:
 
     remote = True
 
-    def __init__(self, url: str, *, read_only: bool, store: str) -> None:
-        """`url` is one of libpq. Raises StoreError as `schema.prepare` does."""
+    def __init__(self, connections: Connections, *, read_only: bool, store: str) -> None:
+        """Raises StoreError as `schema.prepare` does."""
         self.handles: dict[str, Table] = dict(TABLES)
         self._read_only = read_only
-        self._connections = Connections(url)
+        self._connections = connections
         schema.prepare(self._connections, read_only=read_only, store=store)
 
     @property
@@ -66,7 +69,16 @@ class Database:
 
 
 def open_index(url: str, *, read_only: bool = False, store: bytes = b"", keep_changes: int = 0) -> Index:
-    """The index in a database; makes its tables unless `read_only`. `store` is the fingerprint of its store.
-    Raises StoreError, WrongStore."""
-    database = Database(url, read_only=read_only, store=store.hex())
+    """The index in a database; makes its tables unless `read_only`. `url` is one of libpq, `store` the
+    fingerprint of its store. Raises StoreError, WrongStore."""
+    database = Database(Connections(url), read_only=read_only, store=store.hex())
     return Index(database, keep_changes, TableBatch)
+
+
+def open_object_index(
+    connections: Connections, *, read_only: bool, store: bytes, keep_changes: int, grace: float
+) -> Index:
+    """The index of a store whose segments are objects; closes the connections. Bytes of an object without
+    instances stay for `grace` seconds."""
+    database = Database(connections, read_only=read_only, store=store.hex())
+    return Index(database, keep_changes, partial(ObjectBatch, grace=grace))

@@ -14,14 +14,15 @@ from psycopg.types.json import Jsonb
 
 from streamsrv.errors import StoreError, WrongStore
 from streamsrv.store.index import birth, with_sum, without_sum
+from streamsrv.store.postgresql import object_table
 from streamsrv.store.postgresql.connections import Connections, translated
 from streamsrv.store.postgresql.tables import HEAD, TABLES
 
 # The layout of the tables; the rows in them have the version of the index.
-LAYOUT = 1
+LAYOUT = 2
 FORMAT = "PostgreSQL"
 # Statements that lead from a layout to the next one.
-STEPS: dict[int, tuple[str, ...]] = {}
+STEPS: dict[int, tuple[str, ...]] = {1: object_table.CREATED}
 # Of pg_advisory_xact_lock: one process makes or migrates the tables.
 _LOCK = 0x73747265616D
 _LEAST_SERVER = 140000
@@ -32,26 +33,34 @@ Connection = psycopg.Connection[Any]
 def prepare(connections: Connections, *, read_only: bool, store: str) -> None:
     """Make the tables if there are none; check whose they are. Raises StoreError, WrongStore."""
     with translated("opening the index"), connections.connect() as connection:
-        if connection.info.server_version < _LEAST_SERVER:
-            raise StoreError("the index needs PostgreSQL 14 or later")
-        if not _founded(connection):
+        if not founded(connection):
             if read_only:
                 raise StoreError("the database has no index: open the store for writing once")
-            _found(connection, store)
-        _check_layout(_layout(connection))
+            found(connection, store)
         _check_rows(_about(connection), store)
 
 
-def _founded(connection: Connection) -> bool:
+def founded(connection: Connection) -> bool:
+    """Whether there are tables. Raises StoreError if the server is too old, or their layout is not known."""
+    if connection.info.server_version < _LEAST_SERVER:
+        raise StoreError("the index needs PostgreSQL 14 or later")
+    if there := _there(connection):
+        _check_layout(_layout(connection))
+    return there
+
+
+def _there(connection: Connection) -> bool:
     row = connection.execute("SELECT to_regclass('head')").fetchone()
     return row is not None and row[0] is not None
 
 
-def _found(connection: Connection, store: str) -> None:
+def found(connection: Connection, store: str, cluster: tuple[str, bytes] | None = None) -> None:
+    """Make the tables, unless another process has made them. `cluster` is the id and secret of a store whose
+    segments are objects."""
     about = TABLES["about"]
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
-        if _founded(connection):
+        if _there(connection):
             return
         for table in TABLES.values():
             for statement in table.created:
@@ -59,6 +68,10 @@ def _found(connection: Connection, store: str) -> None:
         texts = birth() | {"format": FORMAT, "store": store}
         rows = [(name.encode(), with_sum(name.encode(), text.encode())) for name, text in texts.items()]
         connection.execute(about.inserted, about.pairs(rows))
+        for statement in object_table.CREATED:
+            connection.execute(statement)
+        if cluster is not None:
+            connection.execute("INSERT INTO cluster (store_id, secret) VALUES (%s, %s)", cluster)
         connection.execute(HEAD)
         connection.execute(
             "INSERT INTO head (layout, version, entries) VALUES (%s, 1, %s)",
@@ -107,7 +120,7 @@ def _check_rows(about: dict[str, str], store: str) -> None:
 def migrate(url: str) -> tuple[int, int]:
     """Bring the tables to the current layout; returns the layouts before and after. Raises StoreError."""
     with translated("migrating the index"), Connections(url).connect() as connection:
-        if not _founded(connection):
+        if not _there(connection):
             raise StoreError("the database has no index: nothing was changed")
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])

@@ -7,7 +7,10 @@ from other_process import Calls, OtherProcess
 
 @pytest.fixture(scope="session", params=ENGINES)
 def engine(request):
-    return engine_of(request.param, lambda: request.getfixturevalue("database_server"))
+    asked = request.getfixturevalue
+    return engine_of(
+        request.param, lambda: asked("database_server").url(), lambda: asked("object_store").endpoint
+    )
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +23,7 @@ def process(engine):
 @pytest.fixture
 def memory(memory, engine, request):
     """With a schema of its own, if the engine is a database."""
-    if engine is not engine_of("local", None):
+    if engine is not engine_of("local", None, None):
         request.getfixturevalue("database_server").url(schema_of(memory))
     return memory
 

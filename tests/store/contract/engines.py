@@ -2,7 +2,10 @@
 
 import dataclasses
 import hashlib
+import os
 from functools import partial
+
+from seaweed import BUCKET, NODE
 
 from streamsrv.store import Store, StoreOptions
 
@@ -29,14 +32,35 @@ class DatabaseEngine(LocalEngine):
         self.options = dataclasses.replace(OPTIONS, index=url.replace("public", schema_of(folder)))
 
 
+class ClusterEngine(DatabaseEngine):
+    """Objects in a bucket, and PostgreSQL: a prefix and a schema a folder, and a node a process."""
+
+    def __init__(self, url, endpoint, folder):
+        super().__init__(url, folder)
+        self.options = dataclasses.replace(self.options, segments=f"s3://{BUCKET}/{schema_of(folder)}")
+        self._folder = folder / str(os.getpid())
+        os.environ.update(variables(endpoint))
+
+
+def variables(endpoint):
+    """The environment of a node, as the tools of AWS take it."""
+    key, secret = NODE
+    pair = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
+    return pair | {"AWS_REGION": "eu-central-1", "AWS_ENDPOINT_URL": endpoint}
+
+
 def schema_of(folder):
     return "test_" + hashlib.blake2b(str(folder).encode(), digest_size=8).hexdigest()
 
 
-def engine_of(name, server):
-    """A function from a folder to its engine, which another process can be sent. `server` starts the
-    database."""
-    return LocalEngine if name == "local" else partial(DatabaseEngine, server().url())
+def engine_of(name, database, gateway):
+    """A function from a folder to its engine, which another process can be sent. `database` and `gateway`
+    start the servers."""
+    if name == "local":
+        return LocalEngine
+    if name == "postgresql":
+        return partial(DatabaseEngine, database())
+    return partial(ClusterEngine, database(), gateway())
 
 
-ENGINES = ("local", "postgresql")
+ENGINES = ("local", "postgresql", "cluster")

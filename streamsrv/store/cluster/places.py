@@ -1,0 +1,28 @@
+"""Where the object of a segment is. Places never change, so those that were found are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from streamsrv.bounded_cache import SizedCache
+from streamsrv.store.objects.cache import StoredObject
+from streamsrv.store.postgresql.object_table import ObjectTable
+
+KEPT = 8 << 20  # bytes
+PLACE_SIZE = 200  # bytes of a place in memory, about
+
+
+class ObjectPlaces:
+    def __init__(self, table: ObjectTable) -> None:
+        self._table = table
+        self._known: SizedCache[int, StoredObject] = SizedCache(KEPT, lambda place: PLACE_SIZE)
+
+    def find(self, segments: Sequence[int]) -> Mapping[int, StoredObject]:
+        """Those of the segments that have an object. Unknown ones are looked up together."""
+        found = {segment: place for segment in segments if (place := self._known.get(segment)) is not None}
+        missing = [segment for segment in segments if segment not in found]
+        if missing:
+            for segment, key, length in self._table.find(missing):
+                found[segment] = place = StoredObject(key, length)
+                self._known.put(segment, place)
+        return found

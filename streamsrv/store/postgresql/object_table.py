@@ -1,0 +1,125 @@
+"""The table of objects: which object of the bucket is which segment, and which objects have to go.
+
+    intent      an upload has begun, or is about to. Its node renews it until `until`
+    complete    instances of the index live in it; there is no `until`
+    condemned   nothing lives in it. Its bytes stay until `until`, for the readers that have found them
+    removing    a node removes it. After `until` that node is taken for dead, and another one does it
+    swept       an intent that was removed. Its node may wake up and complete the object, so it is removed
+                again at `until`; then the row goes
+
+Rules of this file
+- All times are those of the database: the clocks of nodes may differ.
+- The numbers of segments come from a sequence, so that none is used twice, also after a rollback.
+- Only a transaction of the index makes an object complete or condemned (object_batches.py).
+- Each call is one statement, so it may be repeated. A repeated `begin` leaves an intent that is swept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from streamsrv.store.objects.layout import fresh_stem
+from streamsrv.store.postgresql.connections import Connections, Rows, translated
+
+CREATED = (
+    "CREATE SEQUENCE segment_numbers AS bigint MAXVALUE 4294967295",
+    "CREATE TABLE objects (segment bigint PRIMARY KEY, "
+    'key text COLLATE "C" NOT NULL UNIQUE, length bigint NOT NULL DEFAULT 0, state text NOT NULL CHECK '
+    "(state IN ('intent', 'complete', 'condemned', 'removing', 'swept')), node text NOT NULL, "
+    "made timestamptz NOT NULL DEFAULT now(), until timestamptz, "
+    "CHECK ((state = 'complete') = (until IS NULL)))",
+    "CREATE INDEX objects_until ON objects (until) WHERE until IS NOT NULL",
+    # One row: whose segments the objects are.
+    "CREATE TABLE cluster (one boolean PRIMARY KEY DEFAULT true CHECK (one), store_id text NOT NULL, "
+    "secret bytea NOT NULL, in_bucket boolean NOT NULL DEFAULT false)",
+)
+_LATER = "now() + %s * interval '1 second'"
+BEGIN = (
+    "INSERT INTO objects (segment, key, state, node, until) SELECT number, "
+    f"%s || lpad(to_hex(number), 8, '0'), 'intent', %s, {_LATER} "
+    "FROM nextval('segment_numbers') AS number RETURNING segment, key"
+)
+_RENEW = f"UPDATE objects SET until = {_LATER} WHERE segment = ANY(%s) AND state = 'intent' RETURNING segment"
+_GIVE_UP = "UPDATE objects SET until = now() WHERE segment = %s AND state = 'intent' RETURNING segment"
+_FORGET = "DELETE FROM objects WHERE segment = %s AND state = 'intent' RETURNING segment"
+_FIND = (
+    "SELECT segment, key, length FROM objects WHERE segment = ANY(%s) AND state IN ('complete', 'condemned')"
+)
+_CLAIM = (
+    "WITH due AS (SELECT segment, state FROM objects WHERE until <= now() ORDER BY until LIMIT %s "
+    f"FOR UPDATE SKIP LOCKED) UPDATE objects SET state = 'removing', node = %s, until = {_LATER} "
+    "FROM due WHERE objects.segment = due.segment RETURNING objects.segment, objects.key, due.state"
+)
+_REMOVED = "DELETE FROM objects WHERE segment = %s AND state = 'removing' AND node = %s RETURNING segment"
+_SWEPT = (
+    f"UPDATE objects SET state = 'swept', until = {_LATER} "
+    "WHERE segment = %s AND state = 'removing' AND node = %s RETURNING segment"
+)
+_COUNTS = "SELECT state, count(*), coalesce(sum(length), 0)::bigint FROM objects GROUP BY state"
+
+
+class ObjectPlace(NamedTuple):
+    """A segment, and the key of its object."""
+
+    segment: int
+    key: str
+
+
+class ClaimedObject(NamedTuple):
+    """An object that this node removes. `was` is its state before."""
+
+    segment: int
+    key: str
+    was: str
+
+
+class ObjectTable:
+    """Any thread may call it; all calls block. They raise IndexUnreachable and StoreError. `node` names this
+    node in the rows."""
+
+    def __init__(self, connections: Connections, node: str) -> None:
+        self._connections = connections
+        self._node = node
+
+    def begin(self, seconds: float) -> ObjectPlace:
+        """A new segment, whose intent is durable."""
+        ((segment, key),) = self._ask("writing an intent", BEGIN, [fresh_stem(), self._node, seconds])
+        return ObjectPlace(segment, key)
+
+    def renew(self, segments: Sequence[int], seconds: float) -> set[int]:
+        """Returns those that are still intents."""
+        return {row[0] for row in self._ask("renewing intents", _RENEW, [seconds, list(segments)])}
+
+    def give_up(self, segment: int, *, uploading: bool) -> None:
+        """End an intent. If an upload has begun, the object is removed first. Does nothing to an object that
+        is complete."""
+        self._ask("ending an intent", _GIVE_UP if uploading else _FORGET, [segment])
+
+    def find(self, segments: Sequence[int]) -> Rows:
+        """(segment, key, length) of the objects that can be read."""
+        return self._ask("looking up objects", _FIND, [list(segments)])
+
+    def claim(self, most: int, seconds: float) -> list[ClaimedObject]:
+        """Objects that are due. No other node gets them within `seconds`."""
+        found = self._ask("looking for objects to remove", _CLAIM, [most, self._node, seconds])
+        return [ClaimedObject(*row) for row in found]
+
+    def removed(self, segment: int, again: float = 0) -> None:
+        """The object of a claim is gone. `again`: seconds until it is removed once more, 0: never."""
+        if again:
+            self._ask("noting a removal", _SWEPT, [again, segment, self._node])
+        else:
+            self._ask("noting a removal", _REMOVED, [segment, self._node])
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Number and bytes of the objects in each state."""
+        return {state: (number, size) for state, number, size in self._ask("counting objects", _COUNTS, [])}
+
+    def _ask(self, doing: str, statement: str, arguments: Sequence[object]) -> Rows:
+        with translated(doing):
+            connection, rows = self._connections.begun(
+                lambda connection: connection.execute(statement, arguments).fetchall()
+            )
+        self._connections.give_back(connection, usable=True)
+        return rows
