@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from streamsrv.audit.trail import Trail, TrailLimits
+from streamsrv.config import SettingsError
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.settings import Settings
 from streamsrv.store import StoreOptions
@@ -28,7 +29,18 @@ def store_options(settings: Settings) -> StoreOptions:
         ballast=BALLAST,
         keep_changes=settings.keep_changes,
         index=settings.index,
+        segments=settings.segments,
+        cache=Path(settings.cache) if settings.cache else None,
+        cache_size=settings.cache_size,
+        grace=settings.removal_grace,
+        upload_lease=settings.upload_lease,
     )
+
+
+def check_store(settings: Settings) -> None:
+    """Raises SettingsError for segments in a bucket without a database."""
+    if settings.segments and not settings.index:
+        raise SettingsError("segments in a bucket need an index in PostgreSQL: set `index` too")
 
 
 def read_limits(settings: Settings) -> ReadLimits:

@@ -56,7 +56,7 @@ from streamsrv.dimse.peers import check_dimse
 from streamsrv.listening import CannotServe, bind, bound_path, origin_of
 from streamsrv.metrics import MetricsBoard, ServerCell
 from streamsrv.oidc.key_board import KeyBoard
-from streamsrv.options import audit_trail, start_log
+from streamsrv.options import audit_trail, check_store, start_log
 from streamsrv.pixels.limits import pixel_limits, pixel_processes, slow_limits
 from streamsrv.settings import Settings
 from streamsrv.store import Store
@@ -379,6 +379,7 @@ def serve(settings: Settings, write: Callable[[str], None] = print) -> int:
     """Runs the server until SIGTERM or Ctrl-C; returns the exit code. Raises StoreLocked, CannotServe, or
     SettingsError for a server that no client, or every client, could use."""
     start_log(settings)
+    check_store(settings)
     check_start(settings)
     check_dimse(settings)
     settings = with_fonts(settings)
@@ -403,7 +404,7 @@ def serve(settings: Settings, write: Callable[[str], None] = print) -> int:
             write(f"streamsrv {__version__} serves {origin}/v2 with {worker_count(settings)} workers")
             if settings.dimse_port:
                 write(f"DIMSE: {settings.aet} on {settings.dimse_host} port {settings.dimse_port}")
-            write(f"the studies are in {Path(settings.data).resolve()}")
+            write(f"the studies are in {settings.segments or Path(settings.data).resolve()}")
             write(f"try: curl '{origin}/v2/studies'")
 
         try:

@@ -50,6 +50,7 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
     add_info_arguments(parser)
     parser.add_argument(
         "--segments",
+        dest="only_segments",
         action="store_true",
         help="only compare the bytes of all segments with their digests, past the page cache; the server "
         "then refuses to serve damaged instances",
@@ -88,9 +89,10 @@ def add_compact_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_check(args: argparse.Namespace) -> int:
     settings = settings_of(args)
-    if args.rate and not args.segments:
+    if args.rate and not args.only_segments:
         raise SettingsError("--rate can only be given with --segments")
-    if args.segments:
+    require_folder(settings, "check")
+    if args.only_segments:
         with open_store(settings, read_only=not os.access(settings.data, os.W_OK)) as store:
             return print_findings(args, check_segments(store, Pace(args.rate)), {})
     with open_store(settings, read_only=True) as store:
@@ -99,6 +101,7 @@ def run_check(args: argparse.Namespace) -> int:
 
 def run_reindex(args: argparse.Namespace) -> int:
     settings = settings_of(args)
+    require_folder(settings, "reindex")
     if settings.index:
         raise SettingsError("reindex makes the index in the folder of a store, and `index` names a database")
     report = reindex(Path(settings.data), deriver(settings))
@@ -109,6 +112,7 @@ def run_reindex(args: argparse.Namespace) -> int:
 def run_compact(args: argparse.Namespace) -> int:
     """Raises StreamsrvError if deleted bytes may still be on the disk after --all."""
     settings = settings_of(args)
+    require_folder(settings, "compact")
     with open_store(settings, read_only=False) as store:
         report = compact(store, everything=args.everything)
         kept = [path.name for path in (store.layout.lost_and_found, store.layout.old_index) if path.exists()]
@@ -122,18 +126,26 @@ def run_compact(args: argparse.Namespace) -> int:
 
 
 def run_info(args: argparse.Namespace) -> int:
-    with open_store(settings_of(args), read_only=True) as store:
+    settings = settings_of(args)
+    require_folder(settings, "info")
+    with open_store(settings, read_only=True) as store:
         report = info(store)
     print_report(args, report)
     return 1 if report["problems"] or report["damaged"] else 0
 
 
 def open_store(settings: Settings, *, read_only: bool) -> Store:
-    """Opens a store, but never creates one: a misspelt folder would look like an empty store."""
+    """Opens a store, but never creates one in a folder: a misspelt folder would look like an empty store."""
     folder = Path(settings.data)
-    if not (folder / "store.toml").exists():
+    if not settings.segments and not (folder / "store.toml").exists():
         raise StreamsrvError(f"{folder} is not the folder of a store: it has no store.toml")
     return Store.open(folder, store_options(settings), read_only=read_only)
+
+
+def require_folder(settings: Settings, verb: str) -> None:
+    """Raises SettingsError if the segments are in a bucket."""
+    if settings.segments:
+        raise SettingsError(f"{verb} works on segments in a folder, and `segments` names a bucket")
 
 
 def deriver(settings: Settings) -> Callable[[Record], NewInstance]:

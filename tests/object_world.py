@@ -21,6 +21,6 @@ def upload(bucket_store, layout):
 def reading_objects(store, places, folder, bucket, limit=1 << 30, **options):
     """A view of `store` that reads from the bucket, and its cache, which the caller closes."""
     view = copy.copy(store)
-    view.readers = cache = ObjectCache(folder, limit, bucket, places.get, **options)
+    view.readers = cache = ObjectCache(folder, limit, bucket, lambda _: places, **options)
     view.remote = True
     return view, cache

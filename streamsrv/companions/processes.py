@@ -122,10 +122,10 @@ class Companion(ABC):
 
 
 class ScrubProcess(Companion):
-    """There is no process if `scrub_days` is 0 or the server is read-only."""
+    """There is no process if `scrub_days` is 0, the server is read-only, or the segments are in a bucket."""
 
     def __init__(self, settings: Settings, selector: selectors.BaseSelector, board: MetricsBoard) -> None:
-        wanted = settings.scrub_days > 0 and not settings.read_only
+        wanted = settings.scrub_days > 0 and not settings.read_only and not settings.segments
         files = (board.file,)
         super().__init__(
             *("scrub", "streamsrv.companions.scrubber", settings, selector),

@@ -16,6 +16,7 @@ from streamsrv.settings.rows import (
     never_a_network,
     never_an_origin,
     not_a_base,
+    not_a_bucket,
     not_a_database,
     not_a_mode,
     setting,
@@ -25,7 +26,7 @@ from streamsrv.settings.rows import (
 TABLES_OF_SERVING = {
     "http": "Addresses, proxies, browsers, processes and logs",
     "store": "Folder of the store, duplicates, disk space and the scrub",
-    "cluster": "An index in a database, beside the folder of the store",
+    "cluster": "An index in a database, and segments in a bucket",
     "pixels": "Processes that decode, encode and render frames",
     "search": "Number of results and cost of one search",
     "limits": "Limits of connections, requests and datasets",
@@ -198,6 +199,29 @@ class Settings(DimseSettings):
         "A PostgreSQL database for the index: postgresql://user@host/name?sslmode=verify-full. "
         "libpq reads PGPASSWORD and ~/.pgpass. Empty: the index is in the folder of the store.",
         wrong=not_a_database,
+    )
+    segments: str = _cluster(
+        "",
+        "URL",
+        "A bucket for the segments: s3://bucket/prefix. Endpoint, region and credentials are those of the "
+        "AWS tools. Needs `index`; `data` is then the folder of this node. Empty: they are in that folder.",
+        wrong=not_a_bucket,
+    )
+    cache: str = _cluster("", "folder", "The cache of segments in a bucket. Empty: `cache` in `data`.")
+    cache_size: int = _cluster(
+        10 << 30, "bytes", "Bytes of segments that are kept in the cache of this node.", least=64 << 20
+    )
+    removal_grace: float = _cluster(
+        3600.0,
+        "seconds",
+        "Bytes stay in the bucket for so long after their last instance was deleted. Longer than any answer.",
+    )
+    upload_lease: float = _cluster(
+        600.0,
+        "seconds",
+        "An upload is given up when its node has been silent for so long.",
+        least=1,
+        advanced=True,
     )
     hooks: bool = _store(
         False,

@@ -99,6 +99,13 @@ def not_a_database(text: str) -> str:
     return "it is no URL of PostgreSQL: write postgresql://user@host/name"
 
 
+def not_a_bucket(text: str) -> str:
+    """Why this is no URL of a bucket; empty if it is, or there is no text."""
+    if not text or re.fullmatch(r"s3://[A-Za-z0-9._-]+(/[A-Za-z0-9!_.*'()/-]*)?", text):
+        return ""
+    return "it is no URL of a bucket: write s3://bucket/prefix"
+
+
 def setting(
     table: str,
     default: Any,

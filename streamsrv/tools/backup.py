@@ -22,6 +22,7 @@ from streamsrv.verbs import (
     deriver,
     open_store,
     print_findings,
+    require_folder,
 )
 from streamsrv.web.access.grants import FOLDER, KEY, GrantDamaged, Grants
 
@@ -65,6 +66,7 @@ def run_backup(args: argparse.Namespace) -> int:
             report.findings += map(_finding, damaged_grants(args.folder))
         else:
             settings = settings_of(args)
+            require_folder(settings, "backup")
             with open_store(settings, read_only=True) as store:
                 report = back_up(store, args.folder, pace.take, progress.draw)
             report.findings += copy_grants(Path(settings.data), args.folder)
