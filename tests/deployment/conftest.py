@@ -75,12 +75,24 @@ PIP_CONFIGURATIONS = ("/etc/pip.conf", "~/.config/pip/pip.conf", "~/.pip/pip.con
 
 @pytest.fixture(scope="session")
 def debian(tmp_path_factory):
-    """A Debian root like the slim image of Debian, as a tar archive."""
+    """A Debian root like the slim image of Debian, as a tar archive. IMAGE_ARCH=arm64 makes it for that
+    machine: the kernel then needs an emulator (qemu-user-static and binfmt_misc)."""
     archive = tmp_path_factory.mktemp("debian") / "base.tar"
     excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in SLIM]
     clean = '--customize-hook=rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*'
     fast = '--customize-hook=echo force-unsafe-io >"$1"/etc/dpkg/dpkg.cfg.d/speedup'
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", *excluded, clean, fast, "trixie", str(archive)]
+    made_for = [f"--architectures={each}" for each in (os.environ.get("IMAGE_ARCH"),) if each]
+    command = [
+        "mmdebstrap",
+        "--quiet",
+        "--variant=minbase",
+        *made_for,
+        *excluded,
+        clean,
+        fast,
+        "trixie",
+        str(archive),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     yield archive
     archive.unlink()
