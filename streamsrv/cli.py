@@ -1,6 +1,6 @@
 """The command line: `streamsrv VERB`. VERBS has the summary of each verb, and the module that has its
-arguments and its function. The module is imported when the verb is used, because only `store`, `samples` and
-`export` run on macOS and Windows.
+arguments and its function. The module is imported when the verb is used, because only `store`, `samples`,
+`export` and `pull` run on macOS and Windows.
 
 Exit codes: 0 success; 1 a fault, which is printed; 2 the command line, a setting or the platform is wrong;
 3 another process holds the store.
@@ -27,8 +27,8 @@ from streamsrv.config import SettingsError
 from streamsrv.errors import StoreLocked, StreamsrvError
 
 FAILED, USAGE, LOCKED = 1, 2, 3
-# Verbs that map the index in their own process, unlike `serve`; `export` only with --data.
-MAPPING = ("check", "reindex", "compact", "info", "backup", "restore", "export")
+# Verbs that map the index in their own process, unlike `serve`; `export` and `pull` only with --data.
+MAPPING = ("check", "reindex", "compact", "info", "backup", "restore", "export", "pull")
 PR_SET_PDEATHSIG = 1
 
 
@@ -44,8 +44,9 @@ class VerbFunctions(NamedTuple):
 
 STORE_VERBS = "streamsrv.verbs"
 BACKUP_VERBS = "streamsrv.tools.backup"
+EXPORT_VERBS = "streamsrv.tools.outgoing.export"
 # Verbs that run on other platforms than Linux, too.
-PORTABLE = ("store", "samples", "export")
+PORTABLE = ("store", "samples", "export", "pull")
 
 VERBS = {
     "serve": Verb("serve a folder of studies over DICOMweb, in the foreground", "streamsrv.serving"),
@@ -57,7 +58,8 @@ VERBS = {
     "info": Verb("print numbers and problems of a store", STORE_VERBS),
     "backup": Verb("copy a store to a folder, beside a running server; or verify a backup", BACKUP_VERBS),
     "restore": Verb("make a store from a backup, in an empty folder", BACKUP_VERBS),
-    "export": Verb("write stored instances to a folder, with a list of them", "streamsrv.tools.export"),
+    "export": Verb("write stored instances to a folder, with a list of them", EXPORT_VERBS),
+    "pull": Verb("bring studies from another DICOMweb server", "streamsrv.tools.incoming.pull"),
     "salvage": Verb("write instances from segments alone, without their store", "streamsrv.tools.salvage"),
     "key": Verb("make, list and revoke the keys of clients", "streamsrv.tools.keys"),
     "hook": Verb("send changes to URLs, and print the state of these hooks", "streamsrv.tools.hooks"),

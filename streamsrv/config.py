@@ -199,7 +199,7 @@ def refuse_platform(system: str = sys.platform, machine: str | None = None) -> s
     if system != "linux":
         return (
             f"this is {system}, and a server and its store need Linux (sendfile, RWF_NOWAIT, file locks); "
-            "only `streamsrv store` and `streamsrv samples` run here"
+            "only `store`, `pull --to`, `export --url` and `samples` run here"
         )
     if machine.lower() not in MACHINES:
         return f"streamsrv is tested on x86-64 and arm64 only; this is {machine}"

@@ -11,9 +11,11 @@ from pathlib import Path
 from streamsrv.audit.trail import Trail, TrailLimits
 from streamsrv.config import SettingsError
 from streamsrv.dicom.window import ReadLimits
+from streamsrv.ingest import IngestLimits
 from streamsrv.settings import Settings
 from streamsrv.store import StoreOptions
 from streamsrv.web.access.policy import needs_principal
+from streamsrv.wire.multipart import MultipartLimits
 
 # Bytes that deletes and compaction may use on a full disk.
 BALLAST = 16 << 20
@@ -49,6 +51,15 @@ def read_limits(settings: Settings) -> ReadLimits:
         max_depth=settings.max_depth,
         max_attributes=settings.max_attributes,
         max_metadata=settings.max_metadata,
+    )
+
+
+def ingest_limits(settings: Settings) -> IngestLimits:
+    return IngestLimits(
+        instance_bytes=settings.max_instance,
+        kept_bytes=settings.keep_in_memory,
+        multipart=MultipartLimits(header_bytes=settings.max_part_head, parts=settings.max_parts),
+        reading=read_limits(settings),
     )
 
 

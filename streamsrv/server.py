@@ -39,12 +39,12 @@ from streamsrv.dimse.rooms import DimseRooms
 from streamsrv.dimse.service import DimseService
 from streamsrv.errors import StreamsrvError
 from streamsrv.events import ChangeFeed, ChangeTail, TailSource
-from streamsrv.ingest import Ingest, IngestLimits, store_batch
+from streamsrv.ingest import Ingest, store_batch
 from streamsrv.ingest import response as store_response
 from streamsrv.ingest.derivation import ReaderPool
 from streamsrv.metrics import Gauge, MetricsBoard, RequestCounts
 from streamsrv.oidc.key_board import KeyBoard
-from streamsrv.options import audit_trail, read_limits, start_log, store_options
+from streamsrv.options import audit_trail, ingest_limits, start_log, store_options
 from streamsrv.pixels.limits import pixel_limits, pixel_processes
 from streamsrv.pixels.pool import PixelPool
 from streamsrv.query.attributes import Level
@@ -65,7 +65,6 @@ from streamsrv.web.health import WatchedStore
 from streamsrv.web.worker import OtherProtocol, run
 from streamsrv.wire.answers import Request
 from streamsrv.wire.mediatypes import DICOM
-from streamsrv.wire.multipart import MultipartLimits
 from streamsrv.wire.resources import Target
 
 if TYPE_CHECKING:
@@ -77,15 +76,6 @@ log = logging.getLogger("streamsrv.worker")
 RULES = 32
 
 STDIN = 0
-
-
-def ingest_limits(settings: Settings) -> IngestLimits:
-    return IngestLimits(
-        instance_bytes=settings.max_instance,
-        kept_bytes=settings.keep_in_memory,
-        multipart=MultipartLimits(header_bytes=settings.max_part_head, parts=settings.max_parts),
-        reading=read_limits(settings),
-    )
 
 
 def pixel_pool(

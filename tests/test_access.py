@@ -270,7 +270,7 @@ def test_clients_send_keys(site, tmp_path):
     key = site.key("clients", "search,store")
     (tmp_path / "key").write_text(f"{key}\n")
     (tmp_path / "one.dcm").write_bytes(file_of(ct(2)))
-    url, words = site.server.url, (tmp_path / "one.dcm", "--already-stored-ok", "--quiet")
+    url, words = site.server.url, (tmp_path / "one.dcm", "--quiet")
     command("store", "--url", url, *words, "--token-file", tmp_path / "key")
     command("store", "--url", url, *words, "--user", "clients", "--password-file", tmp_path / "key")
     assert "credentials" in command("store", "--url", url, *words, code=1).stdout

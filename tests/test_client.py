@@ -180,14 +180,13 @@ def test_the_same_uid_twice_in_a_batch_was_stored_once(tmp_path):
     assert tally.counts == {Verdict.STORED: 1, Verdict.ALREADY: 1}
 
 
-def test_already_stored_is_a_failure_unless_allowed(fake, folder):
+def test_already_stored_is_a_success(fake, folder):
     def answer(parts):
         return response(failed=[item(uid, 45070) for uid in uids_of(parts)])
 
     service = fake({"status": 409, "answer": answer})
-    assert store(folder, "--url", service.url, "--quiet") == 1
-    assert store(folder, "--url", service.url, "--quiet", "--already-stored-ok") == 0
-    assert not succeeded(Tally(), already_stored_ok=True)
+    assert store(folder, "--url", service.url, "--quiet") == 0
+    assert not succeeded(Tally())
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"\xff"])

@@ -8,6 +8,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import clinic as world
 import pydicom
 import pytest
 from hostile_files import dataset, element, instance, item
@@ -181,6 +182,25 @@ def test_files_are_sent_without_the_functions_of_linux(server, tmp_path):
     done = elsewhere("store", tmp_path, "--url", server.url, "--add-meta")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "4 stored, 0 already stored, 0 failed, 0 skipped\n"
+
+
+def test_studies_are_pulled_without_the_functions_of_linux(server, tmp_path):
+    world.store(f"{server.url}/studies", [world.file_of(world.ct(1))])
+    words = ("pull", "--from", server.url, "--query", f"StudyInstanceUID={world.CT_STUDY}")
+    done = elsewhere(*words, "--to", server.url, "--run", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 studies, 0 unchanged, 1 stored, 0 already stored, 0 gone, 0 failed, ")
+    done = elsewhere(*words, "--data", tmp_path)
+    assert done.returncode == 2
+    assert "need Linux" in done.stderr
+
+
+def test_studies_are_exported_without_the_functions_of_linux(server, tmp_path):
+    world.store(f"{server.url}/studies", [world.file_of(world.ct(1))])
+    words = ("--query", f"StudyInstanceUID={world.CT_STUDY}", "--layout", "{PatientID}.dcm")
+    done = elsewhere("export", tmp_path / "out", "--url", server.url, *words)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "P-1.dcm").read_bytes() == world.file_of(world.ct(1))
 
 
 @pytest.mark.parametrize("verb", ["serve", "check"])

@@ -23,6 +23,7 @@ FLOORS = {
     "streamsrv.settings": 0,
     "streamsrv.bounded_cache": 0,
     "streamsrv.metrics": 0,
+    "streamsrv.run_table": 0,
     "streamsrv.dicom": 1,
     "streamsrv.wire": 1,
     "streamsrv.oidc": 1,

@@ -22,6 +22,7 @@ import ssl
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from streamsrv.client.client_credentials import ClientLogin
@@ -115,34 +116,41 @@ def _without_login(text: str) -> str:
     return re.sub(r"[^/]*@", "", text)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that `credentials_of` reads."""
-    group = parser.add_argument_group("credentials")
+def add_arguments(parser: argparse.ArgumentParser, prefix: str = "", title: str = "credentials") -> None:
+    """The arguments that `credentials_of` reads. All names begin with `prefix`, such as `to-`."""
+    group = parser.add_argument_group(title)
+
+    def add(to: argparse._ActionsContainer, name: str, **options: Any) -> None:
+        dest = (prefix + name).replace("-", "_")
+        to.add_argument(f"--{prefix}{name}", dest=dest, **options)
+
     ways = group.add_mutually_exclusive_group()
-    ways.add_argument("--token-file", metavar="FILE", help="a bearer token or key; `-` is standard input")
-    ways.add_argument(
-        "--user", metavar="NAME", help="a name; the password is asked for, or in --password-file"
-    )
-    ways.add_argument("--netrc", action="store_true", help="name and password are in ~/.netrc")
-    ways.add_argument("--netrc-file", metavar="FILE", type=Path, help="name and password are in FILE")
-    ways.add_argument(
-        "--oidc-client-credentials",
+    add(ways, "token-file", metavar="FILE", help="a bearer token or key; `-` is standard input")
+    password = f"--{prefix}password-file"
+    add(ways, "user", metavar="NAME", help=f"a name; the password is asked for, or in {password}")
+    add(ways, "netrc", action="store_true", help="name and password are in ~/.netrc")
+    add(ways, "netrc-file", metavar="FILE", type=Path, help="name and password are in FILE")
+    add(
+        ways,
+        "oidc-client-credentials",
         metavar="FILE",
         type=Path,
         help="tokens of an OpenID Connect issuer; FILE is TOML with issuer, client_id and client_secret",
     )
-    add = group.add_argument
-    add("--password-file", metavar="FILE", help="the password of --user; `-` is standard input")
+    add(group, "password-file", metavar="FILE", help=f"the password of --{prefix}user; `-` is standard input")
     add(
-        "--header",
+        group,
+        "header",
         metavar="LINE",
         action="append",
         default=[],
         help="a request header `Name: value`, or `@FILE` with one header a line; several are possible",
     )
-    add("--cacert", metavar="FILE", type=Path, help="trust these certificates (PEM) instead of the system's")
-    add("--cert", metavar="FILE", type=Path, help="the certificate of this client (PEM)")
-    add("--key", metavar="FILE", type=Path, help="the private key of --cert, if that file has none")
+    trust = "trust these certificates (PEM) instead of the system's"
+    add(group, "cacert", metavar="FILE", type=Path, help=trust)
+    add(group, "cert", metavar="FILE", type=Path, help="the certificate of this client (PEM)")
+    key = f"the private key of --{prefix}cert, if that file has none"
+    add(group, "key", metavar="FILE", type=Path, help=key)
 
 
 def arguments_of(pairs: Sequence[tuple[str, str]]) -> argparse.Namespace:
@@ -153,12 +161,16 @@ def arguments_of(pairs: Sequence[tuple[str, str]]) -> argparse.Namespace:
     return argparse.Namespace(**found, netrc=False, header=headers, quiet=True)
 
 
-def credentials_of(args: argparse.Namespace, url: str) -> Credentials:
+def credentials_of(args: argparse.Namespace, url: str, prefix: str = "") -> Credentials:
     """Raises SettingsError if a file cannot be read or has no valid secret."""
+    if prefix:
+        start = prefix.replace("-", "_")
+        named = {key.removeprefix(start): value for key, value in vars(args).items() if key.startswith(start)}
+        args = argparse.Namespace(**{**vars(args), **named})
     headers = [header for line in args.header for header in _headers_of(line)]
-    named = {name.lower() for name, _ in headers}
+    names = {name.lower() for name, _ in headers}
     ways = (args.token_file, args.user, args.netrc, args.netrc_file, args.oidc_client_credentials)
-    if AUTHORIZATION in named and any(ways):
+    if AUTHORIZATION in names and any(ways):
         raise SettingsError("--header gives Authorization, and so does another argument: use one of them")
     if args.password_file and not args.user:
         raise SettingsError("--password-file needs --user")

@@ -5,7 +5,8 @@ request for its stored transfer syntax, so that nothing is transcoded; a conditi
 client has already.
 
 Rules
-- A lost connection and a 429 or 503 are tried again. A 401 or an invalid certificate ends everything.
+- A lost connection and a 429, 502, 503 or 504 are tried again, after growing waits. A 401 or an invalid
+  certificate ends everything.
 - An answer counts only if it has the length that it states.
 """
 
@@ -27,6 +28,7 @@ PAGE = 1_000  # search results
 PIECE = 1 << 20
 LONGEST_WAIT = 60.0  # seconds between two attempts
 MOST_ERROR = 64 << 10  # bytes of a refusal that are read
+BUSY = frozenset((429, 502, 503, 504))
 _NEXT = re.compile(r'<([^>]*)>[^,]*;\s*rel="?next"?')
 
 Result = TypeVar("Result")
@@ -70,7 +72,7 @@ class DownloadConnection(ServiceConnection):
             try:
                 with self._closing_on_faults():
                     response = self._request(url, headers)
-                    if response.status in (200, 204, 304):
+                    if response.status in (200, 204, 206, 304):
                         return self._whole(response, read)
                     reply = Reply(response.status, _headers_of(response), response.read(MOST_ERROR))
                     self.close()
@@ -79,13 +81,14 @@ class DownloadConnection(ServiceConnection):
                     raise DownloadFailed(str(fault)) from fault
                 if last:
                     raise
-                time.sleep(min(LONGEST_WAIT, 0.1 * 2**attempt))
+                time.sleep(_growing(attempt))
                 continue
             if reply.status == 401 and not renewed:
                 renewed = True
                 self._credentials.refused()
-            elif reply.status in (429, 503) and not last:
-                time.sleep(min(LONGEST_WAIT, reply.retry_after()))
+            elif reply.status in BUSY and not last:
+                told = "retry-after" in reply.headers
+                time.sleep(min(LONGEST_WAIT, reply.retry_after()) if told else _growing(attempt))
             else:
                 raise _refusal(reply)
         raise _refusal(reply)
@@ -136,18 +139,35 @@ class RemoteInstances:
                 self._open.append(found)
         return found
 
-    def search(self, parameters: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-        """The datasets of all instances that match."""
-        offset = 0
-        url = f"{self._url}/instances?{_query([*parameters, ('limit', str(PAGE))])}"
+    def search(
+        self, parameters: Sequence[tuple[str, str]], path: str = "/instances", limit: int = PAGE
+    ) -> Iterator[dict[str, Any]]:
+        """The datasets of all results of the search at `path`, in pages of at most `limit`."""
+        offset, last = 0, list[dict[str, Any]]()
+        url = f"{self._url}{path}?{_query([*parameters, ('limit', str(limit))])}"
         while url:
             page, link = self._connection().get(url, [("Accept", "application/dicom+json")], _page)
-            yield from page
-            offset += len(page)
-            if not page:
+            if page == last and len(page) >= limit:
+                raise ReplyError("the service gives the same page of a search twice: it ignores `offset`")
+            if not page or page == last:
                 return
-            following = [*parameters, ("limit", str(PAGE)), ("offset", str(offset))]
-            url = urljoin(url, link) if link else f"{self._url}/instances?{_query(following)}"
+            yield from page
+            offset, last = offset + len(page), page
+            following = [*parameters, ("limit", str(limit)), ("offset", str(offset))]
+            url = urljoin(url, link) if link else f"{self._url}{path}?{_query(following)}"
+
+    def retrieve(
+        self,
+        path: str,
+        headers: Sequence[tuple[str, str]],
+        read: Callable[[http.client.HTTPResponse], Result],
+    ) -> Result:
+        """The result of `read`, as DownloadConnection.get. Raises the same errors."""
+        return self._connection().get(f"{self._url}{path}", headers, read)
+
+    def drop(self) -> None:
+        """Closes the connection of this thread: the rest of an answer is not read."""
+        self._connection().close()
 
     def fetch(
         self,
@@ -177,9 +197,12 @@ class RemoteInstances:
             sent = re.search(r"transfer-syntax=\"?([0-9.]+)", kind)
             return response.getheader("ETag") or "-", sent[1] if sent else syntax
 
-        return self._connection().get(
-            f"{self._url}/studies/{study}/series/{series}/instances/{uid}", headers, read
-        )
+        return self.retrieve(f"/studies/{study}/series/{series}/instances/{uid}", headers, read)
+
+
+def _growing(attempt: int) -> float:
+    """Seconds to wait after this attempt, from 0 on."""
+    return min(LONGEST_WAIT, 0.1 * 2.0**attempt)
 
 
 def _query(parameters: Sequence[tuple[str, str]]) -> str:

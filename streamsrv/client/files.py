@@ -38,7 +38,8 @@ from streamsrv.dicom.window import Pread, ReadLimits, ReadWindow
 from streamsrv.errors import InstanceError, InstanceRefused, NotDicom
 
 LIMITS = ReadLimits()
-INSTANCE_IN_FILE_META = 0x00020003
+CLASS_IN_FILE_META, INSTANCE_IN_FILE_META = 0x00020002, 0x00020003
+DIRECTORY = "1.2.840.10008.1.3.10"  # Media Storage Directory Storage (PS3.4 I)
 SOP_CLASS, SOP_INSTANCE = int(tags.SOP_CLASS_UID, 16), int(tags.SOP_INSTANCE_UID, 16)
 PIXEL_DATA = int(tags.PIXEL_DATA, 16)
 SLICE = 4 << 20  # bytes between two steps of the progress bar
@@ -160,13 +161,18 @@ def _with_head(path: Path, pread: Pread, size: int, encoding: Encoding | None) -
 
 
 def _instance_uid(pread: Pread, size: int) -> str:
-    """The SOP Instance UID of the dataset, else that of the file meta information, else ""."""
-    uid = ""
+    """The SOP Instance UID of the dataset, else that of the file meta information, else "". Raises NotDicom
+    for a DICOMDIR."""
+    window = ReadWindow(pread, size)
     try:
-        window = ReadWindow(pread, size)
         meta = read_file_meta(window, size, LIMITS)
-        stated = [value for tag, _, value in meta.elements if tag == INSTANCE_IN_FILE_META]
-        uid = _uid(stated[0]) if stated else ""
+    except InstanceError:
+        return ""
+    stated = {tag: value for tag, _, value in meta.elements}
+    if _uid(stated.get(CLASS_IN_FILE_META, b"")) == DIRECTORY:
+        raise NotDicom("a DICOMDIR: it lists files, and is no instance")
+    uid = _uid(stated.get(INSTANCE_IN_FILE_META, b""))
+    try:
         return _identity(pread, size, meta.end, encoding_of(meta, window), last=SOP_INSTANCE)[1] or uid
     except InstanceError:
         return uid

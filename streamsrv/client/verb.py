@@ -88,7 +88,7 @@ class Sender:
 
     def send(self, batch: Batch) -> None:
         try:
-            reply = self._store(batch)
+            reply = self.reply_to(batch)
             if reply.status in (200, 202, 409):
                 judge(batch, reply, self.tally)
                 return
@@ -105,7 +105,7 @@ class Sender:
         else:
             self.tally.fail(batch[0], NO_REASON, reply.explanation())
 
-    def _store(self, batch: Batch) -> Reply:
+    def reply_to(self, batch: Batch) -> Reply:
         """The first answer other than 429 and 503, or the last one after all retries."""
         for attempt in range(self.retries):
             try:
@@ -220,7 +220,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also send datasets without preamble or file meta information, with both added",
     )
-    add("--already-stored-ok", action="store_true", help="an instance that is already stored is no failure")
     add("--quiet", action="store_true", help="no progress bar, no summary unless something failed")
     credentials.add_arguments(parser)
 
@@ -234,7 +233,7 @@ def run(args: argparse.Namespace) -> int:
             send_all(args.paths, args.url, args, tally, login)
     else:
         send_all(args.paths, args.url, args, tally, login)
-    fine = succeeded(tally, already_stored_ok=args.already_stored_ok)
+    fine = succeeded(tally)
     if not (fine and args.quiet):
         print("\n".join(summary(tally)))
     return 0 if fine else 1
@@ -313,7 +312,7 @@ def summary(tally: Tally) -> Iterator[str]:
     yield ", ".join(f"{tally.counts[verdict]} {verdict.value}" for verdict in Verdict)
 
 
-def succeeded(tally: Tally, *, already_stored_ok: bool) -> bool:
+def succeeded(tally: Tally) -> bool:
     """Returns whether all files but the skipped ones are in the store, and there is at least one."""
-    fine = tally.counts[Verdict.STORED] + (tally.counts[Verdict.ALREADY] if already_stored_ok else 0)
+    fine = tally.counts[Verdict.STORED] + tally.counts[Verdict.ALREADY]
     return fine > 0 and fine == sum(tally.counts.values()) - tally.counts[Verdict.SKIPPED]

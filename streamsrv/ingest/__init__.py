@@ -5,7 +5,7 @@ Begin with `transaction`, the life of a body. `batching` stores short bodies tog
 index row of an instance, `assembly` makes instances of metadata and bulk data, `response` answers.
 """
 
-from streamsrv.ingest.batching import SHORT_BODY, StoreOutcome, store_batch
+from streamsrv.ingest.batching import SHORT_BODY, InstanceBatch, StoreOutcome, store_batch
 from streamsrv.ingest.transaction import Ingest, IngestLimits
 
-__all__ = ["SHORT_BODY", "Ingest", "IngestLimits", "StoreOutcome", "store_batch"]
+__all__ = ["SHORT_BODY", "Ingest", "IngestLimits", "InstanceBatch", "StoreOutcome", "store_batch"]

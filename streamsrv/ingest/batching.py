@@ -1,4 +1,4 @@
-"""Stores several short bodies with one segment, one sync and one commit.
+"""Stores several bodies with one segment, one sync and one commit.
 
 A body of one CT instance costs less than the lease of a segment, the sync and the commit. So bodies that have
 arrived at the same time share these. Each has an outcome of its own, as if it had come alone.
@@ -11,12 +11,12 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import TypeAlias
 
-from streamsrv.errors import StreamsrvError
-from streamsrv.ingest.response import StoreResult
+from streamsrv.errors import NotDicom, RequestError, StreamsrvError
+from streamsrv.ingest.response import FailedItem, StoreResult
 from streamsrv.ingest.transaction import HEAVY_INSTANCE, Ingest
 from streamsrv.store import Store, Transaction
 
@@ -60,3 +60,61 @@ def _written(ingest: Ingest, transaction: Transaction) -> Exception | None:
     except Exception as error:
         return error
     return None
+
+
+class InstanceBatch:
+    """Instances that come one after the other, each of any length. End it with `commit`, else with `abort`,
+    which is safe to call twice."""
+
+    def __init__(self, store: Store, ingest: Callable[[], Ingest]) -> None:
+        """`ingest` makes the transaction of a body of one instance. Raises InsufficientStorage."""
+        self._ingest = ingest
+        self._transaction = store.begin()
+        self._taken: list[Ingest | FailedItem] = []
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    def take(self, pieces: Iterable[bytes | memoryview]) -> None:
+        """Writes the next instance. If `pieces` raises, so does this, and nothing of the instance is left.
+        Blocks."""
+        end = self._transaction.end
+        ingest = self._ingest()
+        try:
+            ingest.begin(self._transaction)
+            for piece in pieces:
+                _feed(ingest, piece)
+            ingest.read_to_end()
+            self._taken.append(ingest)
+        except RequestError as error:
+            self._transaction.back_to(end)
+            self._taken.append(FailedItem.of(NotDicom(error.detail)))
+        except BaseException:
+            self._transaction.back_to(end)
+            ingest.abort()
+            raise
+
+    def commit(self) -> list[StoreResult]:
+        """The result of each instance, in their order. Blocks; the results are durable."""
+        try:
+            waiting = chain.from_iterable(each.waiting for each in self._taken if isinstance(each, Ingest))
+            committed = self._transaction.committing(waiting)
+            results = [
+                each.conclude(committed) if isinstance(each, Ingest) else StoreResult(failed=[each])
+                for each in self._taken
+            ]
+        finally:
+            self.abort()
+        return results
+
+    def abort(self) -> None:
+        """Removes everything that is not committed."""
+        self._transaction.abort()
+
+
+def _feed(ingest: Ingest, piece: bytes | memoryview) -> None:
+    ingest.feed(piece)
+    while ingest.pending:
+        ingest.read_ended()
+    if ingest.sync_due:
+        ingest.sync_so_far()

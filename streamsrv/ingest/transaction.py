@@ -179,7 +179,9 @@ class Ingest:
 
     # Receiving
 
-    def feed(self, chunk: Buffer, size: int | None = None, *, start: int = 0, stays: bool = False) -> None:
+    def feed(
+        self, chunk: Buffer | memoryview, size: int | None = None, *, start: int = 0, stays: bool = False
+    ) -> None:
         """Takes the next bytes of the body: `chunk`, or `size` bytes of it from `start` on. No view of any
         chunk is kept after the return, unless this one `stays` as it is until the next one that does not.
         Before `begin` it takes one chunk, which stays until the end.
@@ -434,7 +436,9 @@ class WholeBody:
     def __init__(self) -> None:
         self._begun = False
 
-    def feed(self, chunk: Buffer, size: int | None = None, *, start: int = 0, most: int) -> list[Event]:
+    def feed(
+        self, chunk: Buffer | memoryview, size: int | None = None, *, start: int = 0, most: int
+    ) -> list[Event]:
         payload = Payload(memoryview(chunk)[start : None if size is None else start + size])
         if self._begun:
             return [payload]

@@ -78,14 +78,18 @@ def record(folder: Path, event: Event, study: str = "", detail: str = "") -> Non
     """Adds an entry of the user of this process, if the folder has a trail. Raises OSError."""
     if not folder.is_dir():
         return
+    with contextlib.closing(Trail(folder)) as trail:
+        trail.append([entry_of_user(event, study, detail)])
+
+
+def entry_of_user(event: Event, study: str = "", detail: str = "") -> AuditEntry:
+    """An entry of the user of this process, now."""
     user = str(os.getuid())
     with contextlib.suppress(KeyError):
         user = pwd.getpwuid(os.getuid()).pw_name
-    entry = AuditEntry(
+    return AuditEntry(
         time.time(), event, user=f"os:{user}", study=study, detail=detail, request=secrets.token_hex(8)
     )
-    with contextlib.closing(Trail(folder)) as trail:
-        trail.append([entry])
 
 
 def run_verify(args: argparse.Namespace, folder: Path) -> int:

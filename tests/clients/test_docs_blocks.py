@@ -29,7 +29,8 @@ def blocks_of(path):
             yield line, code, output if following == "text" else None
 
 
-PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if any(blocks_of(path))]
+MIGRATE = ROOT / "docs" / "howto" / "migrate.md"  # its commands come first
+PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if any(blocks_of(path)) and path != MIGRATE]
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +47,6 @@ def origin(clinic_server):
     return clinic_server.origin
 
 
-@pytest.fixture
-def urls(origin, path, request):
-    """Printed URL -> real one. A page that reads from an old server writes to an empty one."""
-    if "https://old.example" not in path.read_text(encoding="utf-8"):
-        return {PRINTED_ORIGIN: origin}
-    return {PRINTED_ORIGIN: request.getfixturevalue("server").origin, "https://old.example": origin}
-
-
 def real(text, urls):
     for printed, url in urls.items():
         text = text.replace(printed, url)
@@ -64,8 +57,12 @@ def real(text, urls):
 @pytest.mark.filterwarnings("ignore:No bulk data URI handler provided:UserWarning")
 @pytest.mark.filterwarnings("ignore:builtin type [Ss]wig:DeprecationWarning")  # of SimpleITK
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_the_python_blocks_of_a_page_run(urls, path, tmp_path, monkeypatch):
+def test_the_python_blocks_of_a_page_run(origin, path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    run_python_blocks(path, {PRINTED_ORIGIN: origin})
+
+
+def run_python_blocks(path, urls):
     names = {"__name__": path.stem}
     for line, code, output in blocks_of(path):
         printed = io.StringIO()
@@ -78,16 +75,33 @@ def test_the_python_blocks_of_a_page_run(urls, path, tmp_path, monkeypatch):
 
 def test_there_are_python_blocks():
     assert len(list(blocks_of(ROOT / "docs" / "howto" / "python.md"))) >= 7
-    assert {"migrate.md", "python.md"} <= {path.name for path in PAGES}
+    assert "python.md" in {path.name for path in PAGES}
+
+
+def test_the_commands_of_migrate_run(origin, server, tmp_path):
+    """From an old server and from folders into a new one."""
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    (archive / "one").write_bytes(world.file_of(world.ct(1)))
+    text = "".join(block.text for block in blocks_of_shell(MIGRATE))
+    urls = {"https://old.example": origin, PRINTED_ORIGIN: server.origin}
+    folders = {"--data data": f"--data '{server.data}'", "/var/lib/orthanc/db-v6": str(archive)}
+    run_shell(real(text, urls | folders), tmp_path, HOME=str(tmp_path))
+    run_python_blocks(MIGRATE, urls)
+
+
+def run_shell(text, folder, **variables):
+    """In one shell, in which `streamsrv` is the command of this checkout."""
+    verb = f'streamsrv() {{ {shlex.join(executable())} "$@"; }}'
+    script = f"set -e\n{verb}\n{text}"
+    subprocess.run(["sh", "-c", script], cwd=folder, check=True, env=os.environ | environment() | variables)
 
 
 def test_the_commands_of_get_data_out_run(clinic_server, tmp_path):
     """All of its `sh` blocks, one after the other in one shell."""
     page = ROOT / "docs" / "howto" / "get-data-out.md"
-    verb = f'streamsrv() {{ {shlex.join(executable())} "$@"; }}'
-    script = f"set -e\n{verb}\n" + "".join(block.text for block in blocks_of_shell(page))
     urls = {PRINTED_ORIGIN: clinic_server.origin, "DATA=data": f"DATA='{clinic_server.data}'"}
-    subprocess.run(["sh", "-c", real(script, urls)], cwd=tmp_path, check=True, env=os.environ | environment())
+    run_shell(real("".join(block.text for block in blocks_of_shell(page)), urls), tmp_path)
     stored = {uid: world.file_of(world.ct(number)) for number, uid in enumerate(world.CT_INSTANCES, 1)}
     files = tmp_path / "files" / world.CT_STUDY / world.CT_SERIES
     assert {path.stem: path.read_bytes() for path in files.iterdir()} == stored
@@ -108,10 +122,8 @@ def test_the_commands_of_get_data_out_run(clinic_server, tmp_path):
 
 def test_the_commands_of_follow_changes_run(clinic_server, tmp_path):
     page = ROOT / "docs" / "howto" / "follow-changes.md"
-    verb = f'streamsrv() {{ {shlex.join(executable())} "$@"; }}'
-    script = f"set -e\n{verb}\n" + "".join(block.text for block in blocks_of_shell(page))
     urls = {PRINTED_ORIGIN: clinic_server.origin, "DATA=data": f"DATA='{clinic_server.data}'"}
-    subprocess.run(["sh", "-c", real(script, urls)], cwd=tmp_path, check=True, env=os.environ | environment())
+    run_shell(real("".join(block.text for block in blocks_of_shell(page)), urls), tmp_path)
     changes, following = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("changes", "next"))
     stored = {each["sopInstanceUid"] for each in changes}
     assert stored >= set(world.CT_INSTANCES)

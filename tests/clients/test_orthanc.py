@@ -16,6 +16,7 @@ from PIL import Image
 
 from streamsrv.cli import main
 
+AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
 
@@ -130,3 +131,29 @@ def test_files_are_sent_to_orthanc_with_its_login(locked, tmp_path, capsys):
     assert store("--user", "Anna", "--password-file", password) == stored
     assert store("--netrc-file", netrc) == stored
     assert store("--header", "Authorization: Basic QW5uYTpwYXNzIHdvcmQ=") == stored
+
+
+def test_studies_are_pulled_from_orthanc(server, locked, tmp_path, capsys):
+    """A second run brings what is new."""
+    files = [world.file_of(each) for each in world.everything()]
+    (tmp_path / "password").write_text("pass word")
+    login = ("--user", "Anna", "--password-file", str(tmp_path / "password"))
+    service = f"{locked.origin}/dicom-web"
+
+    def pulled():
+        words = ("--from", service, *login, "--data", str(server.data), "--json")
+        assert main(["pull", *words]) == 0, capsys.readouterr()
+        return json.loads(capsys.readouterr().out)
+
+    sent = files[:2], files[2:]
+    for number, some in enumerate(sent):
+        world.store(f"{service}/studies", some, Authorization="Basic QW5uYTpwYXNzIHdvcmQ=")
+        report = pulled()
+        assert (report["stored"], report["failed"], report["unchanged"]) == (len(some), 0, 0), number
+    assert pulled()["unchanged"] == 3
+    stored = {
+        payload
+        for study in (CT_STUDY, SLIDE_STUDY, world.OTHER_STUDY)
+        for _, payload in world.ask(f"{server.url}/studies/{study}", Accept=AS_STORED).parts()
+    }
+    assert stored == set(files)

@@ -23,8 +23,9 @@ from pydicom.uid import (
 
 from streamsrv.cli import FAILED, USAGE, main
 from streamsrv.config import SettingsError
-from streamsrv.tools.export import ATTRIBUTES, query_pairs
 from streamsrv.tools.file_names import LONGEST, FilePattern, folded, safe_name
+from streamsrv.tools.outgoing.export import ATTRIBUTES
+from streamsrv.tools.search_words import query_pairs
 
 SYNTAXES = (
     ExplicitVRLittleEndian,

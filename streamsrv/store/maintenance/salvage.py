@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from streamsrv.run_table import open_table
 from streamsrv.store.maintenance.check import Finding, Severity
-from streamsrv.store.maintenance.run_table import open_table
 from streamsrv.store.rows import FIRST_RECORD, InstanceKey, Location
 from streamsrv.store.segments.records import (
     FORMAT_VERSION,

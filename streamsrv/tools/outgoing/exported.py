@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from streamsrv.dicom.instance import JsonDataset
-from streamsrv.store.maintenance.run_table import open_table
+from streamsrv.run_table import open_table
 from streamsrv.tools.file_names import folded
 
 FILE = "export.sqlite"

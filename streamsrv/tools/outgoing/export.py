@@ -11,19 +11,16 @@ Rules
 from __future__ import annotations
 
 import argparse
-import calendar
 import hashlib
 import importlib
 import json
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import parse_qsl
 
 from streamsrv.client import credentials
 from streamsrv.client.connection import ReplyError, ServiceRefused
@@ -33,9 +30,10 @@ from streamsrv.config import SettingsError, add_config_argument, refuse_platform
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.errors import StoreError, StreamsrvError
 from streamsrv.query.attributes import QUERY_ATTRIBUTES
-from streamsrv.tools.exported import ExportedFiles, ExportItem, Fetched
 from streamsrv.tools.file_names import FilePattern
+from streamsrv.tools.outgoing.exported import ExportedFiles, ExportItem, Fetched
 from streamsrv.tools.progress import ProgressLine
+from streamsrv.tools.search_words import query_pairs
 
 EXAMPLE = """\
 Examples: all CT of 2024 from a store; everything from a server, by patient and day.
@@ -49,8 +47,6 @@ The exit code is 0 if every instance is there, 1 if one is missing, which is nam
 LAYOUT = "{PatientID}/{StudyInstanceUID}/{SeriesInstanceUID}/{SOPInstanceUID}.dcm"
 # Keyword -> tag of the attributes that a path may have.
 ATTRIBUTES = {row.keyword: row.tag for row in QUERY_ATTRIBUTES if "." not in row.tag and row.vr != "SQ"}
-DATES = frozenset(row.keyword for row in QUERY_ATTRIBUTES if row.vr == "DA")
-NOT_IN_QUERY = frozenset(("limit", "offset", "after", "orderby", "includefield", "accept", "charset"))
 SYNTAX = "00083002"  # Available Transfer Syntax UID
 MOST_FAULTS = 1_000  # that are kept for --json
 
@@ -109,34 +105,6 @@ def run_export(args: argparse.Namespace) -> int:
     return 1 if export.failed else 0
 
 
-def query_pairs(text: str) -> list[tuple[str, str]]:
-    """Raises SettingsError."""
-    try:
-        pairs = parse_qsl(text.removeprefix("?"), keep_blank_values=True, strict_parsing=bool(text))
-    except ValueError as error:
-        raise SettingsError(f"--query: {error}: it is like `StudyDate=2024-&Modality=CT`") from None
-    for name, _ in pairs:
-        if name.lower() in NOT_IN_QUERY:
-            raise SettingsError(f"--query: {name} is not a condition")
-    return [(name, days_of(value) if name in DATES else value) for name, value in pairs]
-
-
-def days_of(text: str) -> str:
-    """A range of dates in full (PS3.4 C.2.2.2.5): `2024-` begins on 20240101, `202402` is that month."""
-    first, dash, last = text.partition("-")
-    if not all(re.fullmatch(r"(\d{4}(\d\d)?)?|\d{8}", each) for each in (first, last)):
-        return text
-    last = last if dash else first
-    if first == last and len(first) in (0, 8):
-        return text
-    # Day 31 of a shorter month would be no date.
-    if len(last) == 4:
-        last += "12"
-    if len(last) == 6 and 1 <= int(last[4:]) <= 12:
-        last += f"{calendar.monthrange(int(last[:4]), int(last[4:]))[1]}"
-    return f"{first + '0101'[len(first) - 4 :] if first else ''}-{last}"
-
-
 def source_of(
     args: argparse.Namespace, parameters: Sequence[tuple[str, str]], tags: Collection[str]
 ) -> InstanceSource:
@@ -147,7 +115,7 @@ def source_of(
     reason = refuse_platform()
     if reason:
         raise SettingsError(f"--data: {reason}")
-    linux_only: Any = importlib.import_module("streamsrv.tools.store_source")
+    linux_only: Any = importlib.import_module("streamsrv.tools.outgoing.store_source")
     source: InstanceSource = linux_only.open_source(settings_of(args), parameters, tags)
     return source
 

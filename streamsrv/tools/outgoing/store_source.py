@@ -26,7 +26,7 @@ from streamsrv.store import (
     reader_of,
     refusal,
 )
-from streamsrv.tools.exported import ExportItem, Fetched
+from streamsrv.tools.outgoing.exported import ExportItem, Fetched
 from streamsrv.verbs import open_store
 
 PIECE = 1 << 20

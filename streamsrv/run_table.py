@@ -12,7 +12,10 @@ def open_table(path: Path, schema: str, kind: str, *, by_threads: bool = False) 
     """Opens or makes the database at `path`, for this run alone, in a transaction. `kind` names the run in
     the error. With `by_threads` any thread may use it; the caller has a lock. Raises StreamsrvError if
     another run works there."""
-    rows = sqlite3.connect(path, timeout=1, isolation_level=None, check_same_thread=not by_threads)
+    try:
+        rows = sqlite3.connect(path, timeout=1, isolation_level=None, check_same_thread=not by_threads)
+    except sqlite3.OperationalError as fault:
+        raise StreamsrvError(f"{path}: {fault}") from fault
     try:
         rows.execute("PRAGMA locking_mode = EXCLUSIVE")
         rows.executescript(schema)

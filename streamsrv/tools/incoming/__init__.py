@@ -1,0 +1,1 @@
+"""Verbs that bring instances into a store: from another server, from files."""

@@ -1,0 +1,1 @@
+"""Verbs that write stored instances to files."""
