@@ -44,7 +44,7 @@ from streamsrv.query.budget import Budget
 from streamsrv.query.conditions import Query, query_of
 from streamsrv.search.parameters import SearchLimits, parameters_of
 from streamsrv.store import InstanceKey, InstanceRow, Store, serial_of
-from streamsrv.tools.store_source import UNLIMITED, copy_bytes
+from streamsrv.tools.outgoing.store_source import UNLIMITED, copy_bytes
 
 # Of one request.
 MOST_INSTANCES, MOST_BYTES = 100, 64 << 20

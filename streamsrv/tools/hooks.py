@@ -26,9 +26,9 @@ from streamsrv.query.rules import rule_of
 from streamsrv.search.parameters import SearchLimits, parameters_of
 from streamsrv.settings import Settings
 from streamsrv.tools.audit import record
-from streamsrv.tools.export import query_pairs
 from streamsrv.tools.keys import add_place, is_store
 from streamsrv.tools.ownership import hand_over
+from streamsrv.tools.search_words import query_pairs
 
 EXAMPLE = """\
 Example: each new study with CT goes to the archive of the hospital.
