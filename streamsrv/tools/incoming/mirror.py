@@ -24,7 +24,7 @@ from streamsrv.client.studies import AnswerEnded, PartPieces, RemoteStudies, pat
 from streamsrv.client.verb import Verdict
 from streamsrv.errors import StreamsrvError
 from streamsrv.tools.incoming.landing import Counted, Destination, Landed, Landing
-from streamsrv.tools.incoming.pulled import GONE, PlannedStudy, PulledInstances, Wanted
+from streamsrv.tools.incoming.pulled import GONE, PlannedStudy, PulledInstances, WantedResource
 from streamsrv.tools.incoming.run_report import FAILED, RunReport
 from streamsrv.tools.progress import ProgressLine
 
@@ -109,7 +109,7 @@ class Mirror:
                 self._retrieve(wanted, landing, line)
         self._table.finish(study.uid)
 
-    def _retrieve(self, wanted: Wanted, landing: Landing, line: ProgressLine | None) -> None:
+    def _retrieve(self, wanted: WantedResource, landing: Landing, line: ProgressLine | None) -> None:
         def take(parts: Iterator[PartPieces]) -> None:
             for pieces in parts:
                 if self._stopped is not None:
@@ -139,7 +139,7 @@ class Mirror:
             else:
                 self._report.fail(f"{' '.join(wanted)}: {reason}")
 
-    def _settle(self, wanted: Wanted, results: list[Landed]) -> None:
+    def _settle(self, wanted: WantedResource, results: list[Landed]) -> None:
         states = []
         for landed in results:
             uid = landed.uid or wanted.instance

@@ -38,7 +38,7 @@ OPEN = "state = ''"
 OF_RUN = "study = ? AND run = ?"
 
 
-class Wanted(NamedTuple):
+class WantedResource(NamedTuple):
     """A study, a series or an instance to retrieve; empty UIDs are those below it."""
 
     study: str
@@ -135,15 +135,15 @@ class PulledInstances:
         again = f"ON CONFLICT DO UPDATE SET run = excluded.run, state = iif(state IN {THERE}, state, '')"
         self._change(insert + again, ((study, *each, self._run) for each in found))
 
-    def whole(self, study: str) -> Iterator[Wanted]:
+    def whole(self, study: str) -> Iterator[WantedResource]:
         """The study, if nothing of it is there."""
         with self._lock:
             select = f"SELECT count(*), sum({OPEN}) FROM instances WHERE {OF_RUN}"
             number, wanted = self._rows.execute(select, (study, self._run)).fetchone()
         if number and number == wanted:
-            yield Wanted(study)
+            yield WantedResource(study)
 
-    def whole_series(self, study: str) -> Iterator[Wanted]:
+    def whole_series(self, study: str) -> Iterator[WantedResource]:
         """The series of which nothing is there, and that have several instances."""
         select = (
             f"SELECT series FROM instances WHERE {OF_RUN} AND series > ? GROUP BY series "
@@ -152,9 +152,9 @@ class PulledInstances:
         series = ""
         while row := self._one(select, study, self._run, series):
             series = str(row[0])
-            yield Wanted(study, series)
+            yield WantedResource(study, series)
 
-    def single(self, study: str) -> Iterator[Wanted]:
+    def single(self, study: str) -> Iterator[WantedResource]:
         """Each instance that is wanted."""
         select = (
             f"SELECT series, instance FROM instances WHERE {OF_RUN} AND {OPEN} "
@@ -163,14 +163,14 @@ class PulledInstances:
         last: tuple[str, str] = ("", "")
         while row := self._one(select, study, self._run, *last):
             last = str(row[0]), str(row[1])
-            yield Wanted(study, *last)
+            yield WantedResource(study, *last)
 
     def _one(self, select: str, *values: object) -> tuple[object, ...] | None:
         with self._lock:
             row: tuple[object, ...] | None = self._rows.execute(select, values).fetchone()
         return row
 
-    def is_open(self, wanted: Wanted) -> bool:
+    def is_open(self, wanted: WantedResource) -> bool:
         """Whether nothing is known about this instance."""
         key = wanted.study, wanted.instance, wanted.series
         select = f"SELECT {OPEN} FROM instances WHERE (study, instance, series) = (?, ?, ?)"
