@@ -5,10 +5,14 @@ import subprocess
 import time
 
 import pytest
+from fake_service import running, uids_of
 from kill_world import verb
 from live_server import environment, executable, start_server
 from small_client import Client, file_of, key_of, path_of
 from test_tutorial import run_through, steps_of_page
+from webhook_receiver import Receiver
+
+from streamsrv.events.hooks import Hooks
 
 KEYS = [key_of(study, series, number) for study in (1, 2) for series in (1, 2) for number in range(3)]
 FILES = {key: file_of(key, 1, 20_000) for key in KEYS}
@@ -28,7 +32,8 @@ def guarded(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, url, guarded):
     folder = tmp_path_factory.mktemp("database")
-    running = start_server(folder, "--index", url, variables={"LOOP_GUARD": str(guarded)})
+    flags = ("--index", url, "--hooks", "--study-quiet", "0.5")
+    running = start_server(folder, *flags, variables={"LOOP_GUARD": str(guarded)})
     yield running
     running.end()
 
@@ -106,6 +111,33 @@ def test_the_verbs_that_look_after_a_store(server, client, url, tmp_path, monkey
     monkeypatch.setenv("STREAMSRV_INDEX", url)
     code, said = verb("reindex", "--data", str(server.data))
     assert (code, "names a database" in said) == (2, True)
+
+
+@pytest.fixture(scope="module")
+def receiver(server):
+    """Of a hook, and a service that all studies are forwarded to."""
+    made = Receiver()
+    where = ("--allow-local", "--data", str(server.data))
+    assert verb("hook", "add", made.url, "--name", "told", *where)[0] == 0
+    with running() as made.service:
+        assert verb("hook", "forward", made.service.url, "--name", "sent", *where)[0] == 0
+        yield made
+    made.close()
+
+
+def test_hooks(server, client, receiver, database_server):
+    hooks = Hooks(server.data)
+    waited(lambda: all(hooks.state(each).last_id for each in ("told", "sent")))
+    for study in (7, 8):
+        key = key_of(study, 1, 1)
+        assert client.store([file_of(key, 1, 500)]).status == 200
+        waited(lambda key=key: key[0] in receiver.told("complete"))
+        waited(lambda key=key: [key[2]] in [uids_of(parts) for *_, parts in receiver.service.requests])
+        if study == 7:
+            database_server.stop("immediate")
+            database_server.start()
+            waited(server.is_ready)
+    assert receiver.told("create") >= {"1.2.7", "1.2.8"}
 
 
 def test_requests_while_the_database_is_away(server, client, database_server, guarded):

@@ -1,9 +1,7 @@
-"""A store, its change feed without a socket, a client of events, and a receiver of webhooks."""
+"""A store, its change feed without a socket, and a client of events."""
 
 import http.client
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 from small_client import file_of
@@ -97,40 +95,3 @@ class EventClient:
     def close(self):
         self.answer.close()
         self.connection.close()
-
-
-class ReceiverHandler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        receiver = self.server.receiver
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        receiver.requests.append((dict(self.headers), body))
-        status = receiver.status(len(receiver.requests))
-        if status == 200:
-            receiver.taken.append((self.headers["webhook-id"], json.loads(body)))
-        self.send_response(status)
-        self.send_header("Location", f"{receiver.url}/redirected")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *words):
-        pass
-
-
-class Receiver:
-    """`status` gives that of each request by its number."""
-
-    def __init__(self):
-        self.requests, self.taken = [], []
-        self.status = lambda number: 200
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), ReceiverHandler)
-        self.server.receiver = self
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def told(self, action):
-        """The studies of the events with this action."""
-        return {data["studyInstanceUid"] for _, data in self.taken if data["action"] == action}
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()

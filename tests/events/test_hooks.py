@@ -9,18 +9,21 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 
 import pytest
-from events_world import Receiver, World
+from events_world import World
 from kill_world import children, verb, waited
 from small_client import Client, file_of, key_of
+from webhook_receiver import Receiver
 
 from streamsrv.companions import hook_sender
 from streamsrv.companions.delivery import NotDelivered, Webhook, is_allowed
-from streamsrv.companions.hook_sender import HookSender
+from streamsrv.companions.hook_sender import HookSender, HookThreads
 from streamsrv.events import EventPosition, ToldEvent
 from streamsrv.events.hooks import Hook, Hooks, new_secret, signature
+from streamsrv.settings import Settings
 
 
 @pytest.fixture
@@ -131,6 +134,39 @@ def test_events_that_are_refused_are_dead_letters(tmp_path, receiver):
     run(0)
     assert receiver.taken[-1][1] == {"action": "reset", "sequence": 2}
     world.store.close()
+
+
+def test_a_hook_tells_what_its_rule_shows(tmp_path, receiver):
+    world = World(tmp_path / "s")
+    world.put(key_of(2, 1, 1))
+    data = ("--data", str(tmp_path / "s"))
+    rule = ("--where", "PatientID=ID 1.2.1", "--where", "ModalitiesInStudy=CT")
+    assert verb("hook", "add", receiver.url, "--name", "a", "--allow-local", *rule, *data)[0] == 0
+    (row,) = json.loads(verb("hook", "list", "--json", *data)[1])
+    assert row["rule"] == [{"ModalitiesInStudy": "CT", "PatientID": "ID 1.2.1"}]
+    threads = HookThreads(Settings(data=str(tmp_path / "s"), study_quiet=0.2), world.store)
+    threads.look()
+    waited(lambda: Hooks(tmp_path / "s").state("a").last_id, "the begin of the hook")
+    world.put(key_of(1, 1, 1), key_of(2, 1, 2), key_of(1, 1, 2), key_of(3, 1, 1))
+    world.store.delete(*key_of(1, 1, 1))
+    waited(lambda: receiver.told("complete"), "completion")
+    waited(lambda: Hooks(tmp_path / "s").state("a").last_id.split(".")[1] == "6", "the end of the log")
+    told = [(data["action"], data["studyInstanceUid"]) for _, data in receiver.taken]
+    assert told == [(action, "1.2.1") for action in ("create", "create", "delete", "complete")]
+    assert verb("hook", "remove", "a", *data)[0] == 0
+    threads.look()
+    world.put(key_of(1, 1, 3))
+    waited(lambda: "a" not in {each.name for each in threading.enumerate()}, "the end of the thread")
+    assert len(receiver.taken) == 4
+    world.store.close()
+
+
+def test_one_process_sends(tmp_path):
+    hooks = Hooks(tmp_path)
+    with hooks.sending() as one, Hooks(tmp_path).sending() as other:
+        assert (one, other) == (True, False)
+    with hooks.sending() as again:
+        assert again
 
 
 @pytest.mark.parametrize(

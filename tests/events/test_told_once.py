@@ -1,5 +1,6 @@
-"""Writers over two workers that are killed, and readers by poll and by events: each change is told, in order,
-and once after its sequence is compared. SOAK=N: 500 times N changes a writer, 10,000 at SOAK=20."""
+"""Writers over two workers that are killed, and readers by poll, by events and by a webhook whose receiver
+fails three of ten times: each change is told, in order, and once after its sequence is compared. SOAK=N: 500
+times N changes a writer, 10,000 at SOAK=20."""
 
 import itertools
 import os
@@ -10,8 +11,11 @@ import time
 from contextlib import closing, suppress
 
 from events_world import EventClient
-from kill_world import children, has_the_index_open, waited
+from kill_world import PATIENCE, children, has_the_index_open, verb, waited
 from small_client import LOST, Client, NotSent, file_of, key_of
+from webhook_receiver import Receiver
+
+from streamsrv.events.hooks import Hooks
 
 SOAK = int(os.environ.get("SOAK", "0"))
 WRITERS = 8
@@ -75,6 +79,34 @@ class Follow(threading.Thread):
         return [data for name, data in self.events if name == "message"]
 
 
+class Webhook:
+    """A hook of all events."""
+
+    def __init__(self, server):
+        chance = random.Random(9)
+        self.receiver = Receiver(keeps_requests=False)
+        self.receiver.status = lambda number: 500 if chance.random() < 0.3 else 200
+        data = ("--data", str(server.data))
+        assert verb("hook", "add", self.receiver.url, "--name", "a", "--allow-local", *data)[0] == 0
+        waited(lambda: Hooks(server.data).state("a").last_id, "the begin of the hook")
+
+    def changes(self, last):
+        """All changes up to the last one, as they came."""
+        seen, at = 0, time.monotonic()
+        while not (found := [data for _, data in self.receiver.taken if data["action"] != "complete"]) or (
+            found[-1]["sequence"] < last
+        ):
+            time.sleep(0.1)
+            if len(found) > seen:
+                seen, at = len(found), time.monotonic()
+            assert time.monotonic() - at < PATIENCE
+        return found
+
+    def close(self):
+        self.receiver.close()
+        assert self.receiver.count > len(self.receiver.taken)
+
+
 def killer(server, ended):
     chance = random.Random(7)
     for _ in range(KILLS):
@@ -96,7 +128,8 @@ def told_once(changes):
 
 
 def test_each_change_is_told_once_and_in_order(server_factory):
-    server = server_factory("--study-quiet", "1", workers=2)
+    server = server_factory("--study-quiet", "1", "--hooks", workers=2)
+    webhook = Webhook(server)
     follows, poll, ended = [Follow(server) for _ in range(3)], Poll(server), threading.Event()
     for follow in follows:
         follow.start()
@@ -120,6 +153,7 @@ def test_each_change_is_told_once_and_in_order(server_factory):
     for follow in follows:
         waited(lambda follow=follow: follow.changes and follow.changes[-1]["sequence"] == len(told), "events")
         assert told_once(follow.changes) == told
+    assert told_once(webhook.changes(len(told))) == told
     assert set(itertools.chain(*acknowledged)) <= set(told)
     assert len(set(told)) == len(told)
     studies = {f"1.2.{writer}" for writer in range(1, WRITERS + 1)}
@@ -127,6 +161,8 @@ def test_each_change_is_told_once_and_in_order(server_factory):
         waited(lambda follow=follow: complete(follow) >= studies, "completion")
         follow.ending.set()
         follow.join()
+    waited(lambda: webhook.receiver.told("complete") >= studies, "completion")
+    webhook.close()
     assert server.end() == 0
 
 
