@@ -1,5 +1,5 @@
 """Orthanc as a client: its DICOMweb plugin searches, retrieves, stores and deletes here. Orthanc as a service
-with a login: `streamsrv store` sends to it."""
+with a login: `streamsrv store` sends to it, and a server forwards to it."""
 
 import io
 import json
@@ -11,10 +11,12 @@ from pathlib import Path
 import clinic as world
 import pytest
 from clinic import CT_STUDY, SLIDE, SLIDE_SERIES, SLIDE_STUDY
+from kill_world import waited
 from live_server import READY_WITHIN, free_port
 from PIL import Image
 
 from streamsrv.cli import main
+from streamsrv.events.hooks import Hooks
 
 AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
@@ -157,3 +159,26 @@ def test_studies_are_pulled_from_orthanc(server, locked, tmp_path, capsys):
         for _, payload in world.ask(f"{server.url}/studies/{study}", Accept=AS_STORED).parts()
     }
     assert stored == set(files)
+
+
+def test_studies_are_forwarded_to_orthanc_with_its_login(locked, server_factory, tmp_path):
+    source = server_factory("--hooks", "--study-quiet", "0.5", workers=1)
+    password = tmp_path / "password"
+    password.write_text("pass word\n")
+    login = ("--user", "Anna", "--password-file", str(password))
+    words = ("--name", "pacs", "--allow-local", "--query", "Modality=CT", "--data", str(source.data))
+    assert main(["hook", "forward", f"{locked.origin}/dicom-web", *words, *login]) == 0
+    waited(lambda: Hooks(source.data).state("pacs").last_id, "the begin of the hook")
+    files = [world.file_of(world.ct(number)) for number in (1, 2, 3)]
+    world.store(f"{source.url}/studies", files[:2])
+    waited(lambda: Hooks(source.data).state("pacs").delivered == 1, "the first part of the study")
+    (tmp_path / "3.dcm").write_bytes(files[2])  # the peer has it before
+    assert main(["store", str(tmp_path / "3.dcm"), "--url", f"{locked.origin}/dicom-web", *login]) == 0
+    world.store(f"{source.url}/studies", [files[2], *map(world.file_of, (world.palette(), world.letter()))])
+    waited(lambda: Hooks(source.data).state("pacs").delivered == 2, "the rest")
+    state = Hooks(source.data).state("pacs")
+    assert (state.dead, state.error) == (0, "")
+    headers = {"Authorization": "Basic QW5uYTpwYXNzIHdvcmQ="}
+    url = f"{locked.origin}/instances"
+    found = world.ask(url, **headers).json()
+    assert {world.ask(f"{url}/{each}/file", **headers).body for each in found} == set(files)

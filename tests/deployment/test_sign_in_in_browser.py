@@ -4,9 +4,10 @@ import time
 
 import clinic as world
 import pytest
-from access_world import Site
+from access_world import Site, bearer
 from clinic import CT_STUDY
 from live_server import start_server
+from small_client import file_of, key_of
 from test_page_in_browser import NARROW, ROWS, axe, problems  # noqa: F401
 
 SIGNED_OUT = "document.querySelector('section.sign-in input[name=key]')"
@@ -92,6 +93,31 @@ def test_a_session_that_has_ended_loses_nothing(page, site, tmp_path):
     page.wait("!document.querySelector('dialog') && document.querySelector('.uploads .done')")
     page.wait(f"{ROWS} === 2 && document.querySelector('input[name=patient]').value === 'P-1'")
     assert page.text(".user") == "Anna"
+
+
+def test_an_event_source_follows_with_the_session(page, site):
+    """It connects again behind its last event when the stream ends, and is refused when the key has ended."""
+    sign_in(page, site.key("follower", "search"))
+    page.wait(f"{ROWS} === 3")
+    page.run(
+        "window.told = []; window.opened = 0; window.source = new EventSource('/v2/events?duration=1');"
+        " source.onopen = () => opened++; source.onmessage = event => told.push(JSON.parse(event.data));"
+        " source.addEventListener('reset', () => told.push('reset')); 0"
+    )
+    page.wait("opened === 1")
+    keys = [key_of(5, 1, number) for number in (1, 2, 3)]
+    url, anna = f"{site.server.url}/studies", bearer(site.anna)
+    world.store(url, [file_of(keys[0], 1, 200)], **anna)
+    page.wait("told.length === 1")
+    page.wait("source.readyState === EventSource.CONNECTING")
+    world.store(url, [file_of(key, 1, 200) for key in keys[1:]], **anna)
+    page.wait("opened > 1 && told.length === 3")
+    told = page.run("told.map(each => [each.action, each.sopInstanceUid])")
+    assert told == [["create", key[2]] for key in keys]
+    assert not page.run("document.cookie")
+    site.revoke("follower")
+    page.wait("source.readyState === EventSource.CLOSED")
+    assert world.ask(f"{url}/{keys[0][0]}", "DELETE", **anna).status == 204
 
 
 def test_a_sign_out_reaches_the_other_tabs(page, site):
