@@ -162,7 +162,7 @@ def _hook_of(args: argparse.Namespace, events: tuple[str, ...], secret: str) -> 
 
 def _add(hook: Hook, settings: Settings, hooks: Hooks) -> None:
     data = Path(settings.data)
-    if not is_store(data):
+    if not is_store(settings):
         raise StreamsrvError(f"{data} is not the folder of a store")
     hooks.add(hook)
     hand_over(data, hooks.folder)

@@ -21,6 +21,7 @@ from streamsrv.config import SettingsError, add_config_argument, seconds_of, set
 from streamsrv.errors import StreamsrvError
 from streamsrv.options import audit_folder
 from streamsrv.query.rules import Rule, rule_of
+from streamsrv.settings import Settings
 from streamsrv.tools.audit import record
 from streamsrv.tools.ownership import hand_over
 from streamsrv.web.access.grants import FOLDER, KEY, Grant, GrantDamaged, Grants, digest_of, is_name, new_key
@@ -108,26 +109,27 @@ def _date(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
-    actions: dict[str, Callable[[argparse.Namespace, Path], int]] = {
+    actions: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
         "add": run_add,
         "change": run_change,
         "list": run_list,
         "revoke": run_revoke,
     }
-    code = actions[args.action](args, Path(settings.data))
+    code = actions[args.action](args, settings)
     if args.action != "list":
         record(audit_folder(settings), Event.RIGHTS_CHANGED, detail=f"key {args.action} {args.name}")
     return code
 
 
-def run_add(args: argparse.Namespace, data: Path) -> int:
+def run_add(args: argparse.Namespace, settings: Settings) -> int:
     """Raises StreamsrvError if the folder is neither a store nor empty, or the name is taken."""
     if not is_name(args.name):
         raise SettingsError(
             f"{args.name!r} is no name for a key: a name has 1 to 64 printable characters, without a colon "
             "and without a blank at an end"
         )
-    if not is_store(data):
+    data = Path(settings.data)
+    if not is_store(settings):
         raise StreamsrvError(f"{data} is neither the folder of a store nor an empty folder")
     grants, key, rule = Grants(data), new_key(), _rule(args)
     until = math.inf if args.expires is None else args.expires
@@ -144,7 +146,8 @@ def _rule(args: argparse.Namespace) -> Rule | None:
     return rule_of(args.where, args.study) if args.where or args.study else None
 
 
-def run_change(args: argparse.Namespace, data: Path) -> int:
+def run_change(args: argparse.Namespace, settings: Settings) -> int:
+    data = Path(settings.data)
     grants, rule = Grants(data), _rule(args)
     if args.all_studies and rule is not None:
         raise SettingsError("--all-studies excludes --where and --study")
@@ -169,16 +172,19 @@ def _existing(grants: Grants, name: str) -> Grant:
     return found
 
 
-def is_store(data: Path) -> bool:
-    """Whether the folder is that of a store, or can become one when a server starts."""
+def is_store(settings: Settings) -> bool:
+    """Whether the folder is that of a store or of a node, or can become one when a server starts."""
+    data = Path(settings.data)
     return data.is_dir() and (
-        (data / IDENTITY).exists() or {each.name for each in data.iterdir()} <= {FOLDER}
+        bool(settings.segments)
+        or (data / IDENTITY).exists()
+        or {each.name for each in data.iterdir()} <= {FOLDER}
     )
 
 
-def run_list(args: argparse.Namespace, data: Path) -> int:
+def run_list(args: argparse.Namespace, settings: Settings) -> int:
     """Exit code 1 if a file is damaged."""
-    found = list(Grants(data).all(KEY))
+    found = list(Grants(Path(settings.data)).all(KEY))
     grants = sorted((each for each in found if isinstance(each, Grant)), key=lambda grant: grant.name)
     keys = [_described(each) for each in grants]
     if args.json:
@@ -206,8 +212,8 @@ def _time(seconds: float) -> str:
     return "never" if math.isinf(seconds) else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def run_revoke(args: argparse.Namespace, data: Path) -> int:
-    grants = Grants(data)
+def run_revoke(args: argparse.Namespace, settings: Settings) -> int:
+    grants = Grants(Path(settings.data))
     _existing(grants, args.name)
     with grants.changing():
         os.unlink(grants.folder / _existing(grants, args.name).file)

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Raises SettingsError and StreamsrvError."""
     settings = settings_of(args)
     data = Path(settings.data)
-    if not is_store(data):
+    if not is_store(settings):
         raise StreamsrvError(f"{data} is neither the folder of a store nor an empty folder")
     shares = Shares(Grants(data))
     if args.study:
