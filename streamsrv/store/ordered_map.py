@@ -4,12 +4,15 @@ Strategy: the index (rows, searches, commits) is written once. LMDB and PostgreS
 transaction and its cursors have the names and meanings of py-lmdb: `get`, `put`, `delete`, `cursor`, `stat`,
 `id`. Their keys and values are bytes. A map may hold several values under a key, which are then in order too.
 
+Where each step of a cursor would wait for another process, a reader asks the map for many rows at once:
+`under`, `entries`, `keys`, `expect_lists`.
+
 Rules of this file: a transaction sees one version. A writer is alone, in all processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias
 
@@ -17,6 +20,7 @@ from streamsrv.store.fileops import FileOps
 
 Transaction: TypeAlias = Any  # lmdb.Transaction and lmdb.Cursor: py-lmdb's stubs are not read
 Cursor: TypeAlias = Any
+Pair: TypeAlias = tuple[bytes, bytes]  # key and value
 
 
 class OrderedMap(Protocol):
@@ -30,6 +34,32 @@ class OrderedMap(Protocol):
 
     def reading(self, doing: str) -> AbstractContextManager[Transaction]:
         """A read transaction for one batch. Errors of the database become a StoreError that names `doing`."""
+
+    def under(self, transaction: Transaction, name: str, start: bytes, first: bytes, size: int) -> list[Pair]:
+        """Rows of a map whose keys begin with `start`, from the key `first` on, at most `size`."""
+
+    def entries(
+        self,
+        transaction: Transaction,
+        low: bytes,
+        high: bytes,
+        place: Pair | None,
+        *,
+        descending: bool,
+        size: int,
+    ) -> Iterator[Pair]:
+        """The entries of lists (`attributes`) whose keys are between two, from `place` on. They come by key,
+        forwards or backwards, and forwards under each key. The first `size` come at once, and the rows of
+        their studies with them."""
+
+    def keys(self, transaction: Transaction, at: bytes, end: bytes, size: int) -> list[bytes]:
+        """The keys of lists between two, at most `size`."""
+
+    def expect_lists(
+        self, transaction: Transaction, keys: Sequence[bytes], most: int, *, rows: bool = False
+    ) -> None:
+        """Cursors will ask for these lists, but not for more than `most` entries in all; with `rows` also for
+        the rows of their studies."""
 
     def begin(self) -> AbstractContextManager[Transaction]:
         """The write transaction. It is durable when the block ends, or has changed nothing."""

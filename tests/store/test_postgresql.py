@@ -4,18 +4,21 @@ import contextlib
 import random
 import socket
 import threading
+from datetime import date, timedelta
+from functools import partial
+from itertools import islice
 
 import pytest
 from index_examples import element, name, new_instance
 
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import IndexUnreachable, StoreError, WrongStore
-from streamsrv.query.attributes import Level
+from streamsrv.query.attributes import NEWEST, Level
 from streamsrv.query.conditions import query_of
 from streamsrv.query.rules import rule_of
 from streamsrv.store import DamagedRecord, Index, Store, StoreOptions
 from streamsrv.store.postgresql import migrate, open_index
-from streamsrv.store.postgresql.transactions import TableTransaction, WritingTables
+from streamsrv.store.postgresql.link import PipelineLink
 from streamsrv.store.rows import InstanceKey, Location
 
 # All maps but `about`: its epoch and format differ.
@@ -113,24 +116,18 @@ def hits_of(index, query):
     return [(hit.study, hit.series, hit.instance) for hit in index.search(query)]
 
 
-def statements(monkeypatch, act):
+def round_trips(monkeypatch, act):
     """How many round trips to the database the call takes."""
     count = 0
-    ask, expect = TableTransaction.ask, WritingTables.expect
+    ask = PipelineLink.ask
 
     def counted(*arguments):
         nonlocal count
         count += 1
         return ask(*arguments)
 
-    def expected(*arguments):
-        nonlocal count
-        count += 1
-        return expect(*arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(TableTransaction, "ask", counted)
-        patch.setattr(WritingTables, "expect", expected)
+        patch.setattr(PipelineLink, "ask", counted)
         act()
     return count
 
@@ -143,17 +140,49 @@ def series_of(count, first=1):
 
 def test_no_round_trip_for_each_instance(index, monkeypatch):
     few, many = series_of(10), series_of(800, 100)
-    store = [
-        statements(monkeypatch, lambda new=new: index.commit(new, segment=1, committed_end=1))
-        for new in (few, many)
-    ]
-    assert store[1] <= store[0] < 25
+    for new in (few, many):
+        commit = partial(index.commit, new, segment=1, committed_end=1)
+        assert round_trips(monkeypatch, commit) == 4
     keys = [each.row.key for each in many]
-    assert statements(monkeypatch, lambda: index.existing(keys)) <= 1
-    assert statements(monkeypatch, lambda: index.lookup("1.1", limit=1000)) < 8
+    assert round_trips(monkeypatch, lambda: index.existing(keys)) == 1
+    assert round_trips(monkeypatch, lambda: index.lookup("1.1", limit=1000)) == 1
     rows = index.packed("1.1", limit=1000)
     assert len(rows) == 810
-    assert statements(monkeypatch, lambda: index.delete(rows, segment=1, committed_end=1, dead_bytes=1)) < 60
+    delete = partial(index.delete, rows, segment=1, committed_end=1, dead_bytes=1)
+    assert round_trips(monkeypatch, delete) < 24
+
+
+SEARCHES = [
+    (Level.STUDY, {}, 1),
+    (Level.STUDY, {"PatientID": "P7"}, 3),
+    (Level.STUDY, {"StudyDate": "20200101-20200131"}, 2),
+    (Level.STUDY, {"PatientName": "*ame^7*"}, 10),
+    (Level.SERIES, {"StudyInstanceUID": "1.7"}, 2),
+    (Level.INSTANCE, {"StudyInstanceUID": "1.7"}, 3),
+]
+
+
+def test_a_search_takes_few_round_trips(index, monkeypatch):
+    index.commit([*dated(600)], segment=1, committed_end=1)
+    for level, wanted, most in SEARCHES:
+        query = query_of(level, None, None, list(wanted.items())).page(50, NEWEST, None)
+
+        def search(query=query):
+            assert list(islice(index.search(query), 49))
+
+        assert round_trips(monkeypatch, search) <= most, wanted
+
+
+def dated(count):
+    """Studies of one instance."""
+    for number in range(count):
+        day = date(2020, 1, 1) + timedelta(number)
+        attributes = {
+            "00080020": element("DA", f"{day:%Y%m%d}"),
+            "00100010": name(f"Name^{number}"),
+            "00100020": element("LO", f"P{number}"),
+        }
+        yield new_instance((f"1.{number}", f"1.{number}.1", f"1.{number}.1.1"), number, attributes)
 
 
 class Between:

@@ -25,6 +25,7 @@ from streamsrv.store.index.rows import (
     places_in,
     record_id_of,
     record_ids_of,
+    segment_in,
     segment_key,
     serial_of,
     split_triple,
@@ -32,6 +33,7 @@ from streamsrv.store.index.rows import (
     triple,
     unpacked,
     variant_key,
+    variant_of,
     with_sum,
     without_sum,
 )

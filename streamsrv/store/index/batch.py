@@ -295,14 +295,18 @@ class Batch:
 
     def _last_change(self) -> tuple[int, int]:
         """Its sequence and time. A damaged row has no time: `check` names it, and stores go on."""
-        cursor = self._transaction.cursor(db=self._handles["changes"])
-        if not cursor.last():
+        row = self._last_change_row()
+        if row is None:
             return 0, 0
-        sequence = int.from_bytes(cursor.key(), "big")
+        sequence = int.from_bytes(row[0], "big")
         try:
-            return sequence, change_time(sequence, cursor.value())
+            return sequence, change_time(sequence, row[1])
         except StoreCorrupt:
             return sequence, 0
+
+    def _last_change_row(self) -> PackedRow | None:
+        cursor = self._transaction.cursor(db=self._handles["changes"])
+        return cursor.item() if cursor.last() else None
 
     # -- segments
 

@@ -14,13 +14,15 @@ Rules of this file: names and exceptions of LMDB do not leave this room.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import fcntl
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +41,13 @@ from streamsrv.errors import (
 from streamsrv.query.attributes import TABLE_DIGEST
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.index.rows import with_sum, without_sum
-from streamsrv.store.ordered_map import OrderedMap, Transaction
+from streamsrv.store.ordered_map import Cursor, OrderedMap, Pair, Transaction
 
 SCHEMA = "2"
 # LMDB of another minor version may have another file format: 1.0 cannot read the files of 0.9.
 FILE_FORMAT = "LMDB {}.{}".format(*lmdb.version())
 
+RUN = 64  # rows read at once: at most so many too many
 MAP_SIZE = 1 << 40  # sparse: address space, not disk
 STARTING = 2.0  # seconds that another process may take to create its lock file
 MAX_READERS = 1024  # one for each thread that reads, of all processes; LMDB's default is 126
@@ -267,6 +270,50 @@ class Environment:
         """A read transaction for one batch."""
         return ReadTransaction(self.lmdb, doing)
 
+    def under(self, transaction: Transaction, name: str, start: bytes, first: bytes, size: int) -> list[Pair]:
+        """Rows whose keys begin with `start`."""
+        found: list[Pair] = []
+        cursor = transaction.cursor(db=self.handles[name])
+        there = cursor.set_range(first) if first else cursor.first()
+        rows = cursor.iternext() if there else iter(())
+        while run := list(islice(rows, min(size - len(found), RUN))):
+            found += run
+            if not run[-1][0].startswith(start):
+                break
+        while found and not found[-1][0].startswith(start):
+            found.pop()
+        return found
+
+    def entries(
+        self,
+        transaction: Transaction,
+        low: bytes,
+        high: bytes,
+        place: Pair | None,
+        *,
+        descending: bool,
+        size: int,
+    ) -> Iterator[Pair]:
+        """Entries of lists in the order of a walk."""
+        begin, back, go_on = (_last, _back, _back_on) if descending else (_first, _forward, _forward_on)
+        cursor = transaction.cursor(db=self.handles["attributes"])
+        more = go_on(cursor, *place) if place else begin(cursor, high if descending else low)
+        while more and low <= cursor.key() <= high:
+            yield cursor.item()
+            more = back(cursor)
+
+    def keys(self, transaction: Transaction, at: bytes, end: bytes, size: int) -> list[bytes]:
+        """Keys of lists."""
+        cursor = transaction.cursor(db=self.handles["attributes"])
+        following = cursor.iternext_nodup(keys=True, values=False) if cursor.set_range(at) else iter(())
+        found = list(islice(following, size))
+        return found[: bisect.bisect(found, end)]
+
+    def expect_lists(
+        self, transaction: Transaction, keys: Sequence[bytes], most: int, *, rows: bool = False
+    ) -> None:
+        """Nothing waits here."""
+
     def begin(self) -> Any:
         """The write transaction, as a context manager."""
         return self.lmdb.begin(write=True)
@@ -344,8 +391,6 @@ def birth() -> dict[str, str]:
 
 PAIRS_A_BATCH = 2000
 
-Pair = tuple[bytes, bytes]
-
 
 def dump(environment: OrderedMap, name: str) -> Iterator[Pair]:
     """Every key and value of a database, in order."""
@@ -416,3 +461,33 @@ def _copy_batch(copy: lmdb.Environment, handle: Any, pairs: Iterator[Pair], *, a
             if number == PAIRS_A_BATCH:
                 return True
     return False
+
+
+# Forwards, or backwards by key and forwards under each key.
+
+
+def _first(cursor: Cursor, low: bytes) -> bool:
+    return bool(cursor.set_range(low))
+
+
+def _forward(cursor: Cursor) -> bool:
+    return bool(cursor.next())
+
+
+def _forward_on(cursor: Cursor, key: bytes, study: bytes) -> bool:
+    """Move to the first entry from `study` on."""
+    return bool(cursor.set_range_dup(key, study) or cursor.set_range(key + b"\0"))
+
+
+def _last(cursor: Cursor, high: bytes) -> bool:
+    """Move to the first study under the last key before `high`."""
+    there = cursor.prev_nodup() if cursor.set_range(high) else cursor.last()
+    return bool(there and cursor.first_dup())
+
+
+def _back_on(cursor: Cursor, key: bytes, study: bytes) -> bool:
+    return bool(cursor.set_range_dup(key, study)) or _last(cursor, key)
+
+
+def _back(cursor: Cursor) -> bool:
+    return bool(cursor.next_dup() or (cursor.prev_nodup() and cursor.first_dup()))

@@ -151,9 +151,11 @@ class Index(Reading):
     def listed(self, attribute: QueryAttribute, form: str, most: int) -> list[tuple[str, LevelRow]] | None:
         """The studies under one normal form of a study attribute, by UID; None if there are more than `most`.
         Long values are listed by their beginning only: the caller compares the rows."""
+        key = term_prefix(attribute) + cut(form)
         with self._reading("looking up studies by a value") as transaction:
+            self._environment.expect_lists(transaction, [key], most + 1, rows=True)
             cursor = transaction.cursor(db=self._handles["attributes"])
-            if not cursor.set_key(term_prefix(attribute) + cut(form)):
+            if not cursor.set_key(key):
                 return []
             if cursor.count() > most:
                 return None

@@ -237,7 +237,7 @@ class Levels:
     ) -> tuple[JsonDataset, bytes]:
         """The merged attributes, and the order of the latest instance. If every new instance is later than
         the old ones, only its attributes are merged; else all variants are merged again."""
-        if before is None or not all(part.later_than(before) for part in touched):
+        if before is not None and not all(part.later_than(before) for part in touched):
             return merge(level, self._variants_under(start))
         attributes, latest = merge(level, [each for part in touched for each in part.variants.values()])
         return old | attributes, latest

@@ -11,8 +11,6 @@ Rules of this file
 
 from __future__ import annotations
 
-import bisect
-import itertools
 from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from typing import Protocol
@@ -138,6 +136,7 @@ class Lists:
     def _take(self, keys: list[bytes], level: Level, found: set[str], most: int) -> bool:
         """Collect the studies under these keys; False if they are too many."""
         with self._environment.reading("reading a list of studies") as transaction:
+            self._environment.expect_lists(transaction, keys, most + 1)
             cursor = transaction.cursor(db=self._handles["attributes"])
             for key in keys:
                 if cursor.set_key(key):
@@ -170,15 +169,12 @@ class Lists:
         while more:
             size = min(size, self._budget.portion(size) * 8)
             with self._environment.reading("searching a list of values") as transaction:
-                cursor = transaction.cursor(db=self._handles["attributes"])
-                there = cursor.set_range(at)
-                following = cursor.iternext_nodup(keys=True, values=False) if there else iter(())
-                batch: list[bytes] = list(itertools.islice(following, size))
-            more = len(batch) == size and batch[-1] < end
+                batch = self._environment.keys(transaction, at, end, size)
+            more = len(batch) == size
             at, size = batch[-1] + b"\0" if batch else at, KEYS_A_BATCH
             if not self._spend(len(batch) // 8):
                 return
-            yield _accepted(batch[: bisect.bisect(batch, end)], probe, len(start))
+            yield _accepted(batch, probe, len(start))
 
     def rows(self, studies: list[str]) -> Iterator[tuple[str, LevelRow]]:
         for first in range(0, len(studies), ROWS_A_BATCH):

@@ -19,7 +19,7 @@ from streamsrv.query.values import cut
 from streamsrv.store.index.answers import reader_of
 from streamsrv.store.index.lists import END, ROWS_A_BATCH, View
 from streamsrv.store.index.rows import LevelRow
-from streamsrv.store.ordered_map import Cursor, OrderedMap
+from streamsrv.store.ordered_map import OrderedMap
 
 StudyRow = tuple[str, LevelRow]
 Place: TypeAlias = tuple[bytes, bytes]  # a key of the list, and the first study under it
@@ -101,7 +101,6 @@ class OrderedStudies:
         self, low: bytes, high: bytes, place: Place | None, *, descending: bool
     ) -> Iterator[tuple[bytes, StudyRow]]:
         """The entries between two keys, from `place` on."""
-        begin, back, go_on = (_last, _back, _back_on) if descending else (_first, _forward, _forward_on)
         if place is not None and not low <= place[0] <= high:
             # Before the first key everything is read, behind the last one nothing.
             if (place[0] > high) is not descending:
@@ -110,19 +109,21 @@ class OrderedStudies:
         if self.few is not None:
             yield from self._few(self.few.entries(low, high, place, descending=descending))
             return
-        more, view = True, self._view
+        more, view, environment = True, self._view, self._environment
         while more:
             batch: list[tuple[bytes, str, bytes]] = []
             size = self._budget.portion(next(self._sizes))
             while more and len(batch) < size:
                 passed, reach = 0, self._budget.reach(size)
-                with self._environment.reading("walking through studies") as transaction:
-                    cursor = transaction.cursor(db=self._handles["attributes"])
-                    more = go_on(cursor, *place) if place else begin(cursor, high if descending else low)
-                    more = more and low <= cursor.key() <= high
+                with environment.reading("walking through studies") as transaction:
                     hidden = () if view is None else view.hidden(transaction)
-                    while more and len(batch) < size and passed < reach:
-                        key, entry = cursor.item()
+                    more = False
+                    for key, entry in environment.entries(
+                        transaction, low, high, place, descending=descending, size=size + 1
+                    ):
+                        if len(batch) == size or passed == reach:
+                            more = True
+                            break
                         place, study = (key, entry + b"\0"), entry.decode()
                         value = None
                         if hidden is None or study not in hidden:
@@ -133,7 +134,6 @@ class OrderedStudies:
                             batch.append((key, study, value))
                         else:
                             passed += 1
-                        more = back(cursor) and low <= cursor.key() <= high
                 if passed and not self._budget.spend(hidden=passed):
                     return
             if not self._budget.spend(rows=len(batch)):
@@ -161,8 +161,7 @@ class OrderedStudies:
             batch: list[tuple[bytes, bytes]] = []
             while more and len(batch) < size:
                 with self._environment.reading("paging through studies") as transaction:
-                    cursor = transaction.cursor(db=self._handles["studies"])
-                    rows = list(itertools.islice(cursor.iternext(), size)) if cursor.set_range(at) else []
+                    rows = self._environment.under(transaction, "studies", b"", at, size)
                     more = len(rows) == size
                     if view is None:
                         batch = rows
@@ -190,33 +189,3 @@ def batch_sizes(wanted: int) -> Iterator[int]:
     while True:
         yield size
         size = min(size * 4, ROWS_A_BATCH)
-
-
-# Forwards, or backwards by key and forwards under each key.
-
-
-def _first(cursor: Cursor, low: bytes) -> bool:
-    return bool(cursor.set_range(low))
-
-
-def _forward(cursor: Cursor) -> bool:
-    return bool(cursor.next())
-
-
-def _forward_on(cursor: Cursor, key: bytes, study: bytes) -> bool:
-    """Move to the first entry from `study` on."""
-    return bool(cursor.set_range_dup(key, study) or cursor.set_range(key + b"\0"))
-
-
-def _last(cursor: Cursor, high: bytes) -> bool:
-    """Move to the first study under the last key before `high`."""
-    there = cursor.prev_nodup() if cursor.set_range(high) else cursor.last()
-    return bool(there and cursor.first_dup())
-
-
-def _back_on(cursor: Cursor, key: bytes, study: bytes) -> bool:
-    return bool(cursor.set_range_dup(key, study)) or _last(cursor, key)
-
-
-def _back(cursor: Cursor) -> bool:
-    return bool(cursor.next_dup() or (cursor.prev_nodup() and cursor.first_dup()))

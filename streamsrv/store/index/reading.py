@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from itertools import chain, islice
+from itertools import chain
 
 from streamsrv.bounded_cache import SizedCache
 from streamsrv.dicom.instance import BulkValue, FrameKind
@@ -43,7 +43,6 @@ from streamsrv.store.rows import METADATA_CHUNK, InstanceKey, InstanceRow
 # any order. This holds a CT of 700 slices.
 BLOBS_KEPT = 4 << 20  # bytes
 ROWS_A_BATCH = 1000  # in one transaction: some milliseconds
-RUN = 64  # rows read at once: at most so many too many
 CHUNKS_A_BATCH = 64  # of metadata: at most 16 MB of text
 # Instances with one chunk of metadata are read together: so many, and so many bytes of text.
 SHORT_A_BATCH = 256
@@ -157,22 +156,12 @@ class Reading:
     def _page(
         self, start: bytes, after: InstanceKey | None, limit: int, study: str | None = None
     ) -> list[PackedRow]:
-        found: list[PackedRow] = []
         # UIDs hold no byte below 0x2E, so a NUL behind a key is before every later one.
         first = max(triple(after) + b"\0" if after is not None else b"", start)
         with self._reading("paging through instances") as transaction:
             if study is not None and not self._sees(transaction, study):
-                return found
-            cursor = transaction.cursor(db=self._handles["instances"])
-            there = cursor.set_range(first) if first else cursor.first()
-            rows = cursor.iternext() if there else iter(())
-            while run := list(islice(rows, min(limit - len(found), RUN))):
-                found += run
-                if not run[-1][0].startswith(start):
-                    break
-        while found and not found[-1][0].startswith(start):
-            found.pop()
-        return found
+                return []
+            return self._environment.under(transaction, "instances", start, first, limit)
 
     def outside(self, new: Sequence[tuple[Rule | None, InstanceKey, bytes]]) -> list[bool]:
         """Which instances, or studies with them, their senders would not see. Each of `new` is the rule of
@@ -281,13 +270,8 @@ class Reading:
     ) -> list[bytes]:
         serial = self._serial(transaction, row)
         start = number_key(serial)
-        cursor = transaction.cursor(db=self._handles["metadata"])
-        found: list[bytes] = []
-        more = cursor.set_range(chunk_key(serial, chunk))
-        while more and len(found) < limit and cursor.key().startswith(start):
-            found.append(without_sum("metadata", cursor.key(), cursor.value()))
-            more = cursor.next()
-        return found
+        rows = self._environment.under(transaction, "metadata", start, chunk_key(serial, chunk), limit)
+        return [without_sum("metadata", key, value) for key, value in rows]
 
     def bulk_value(self, key: InstanceKey, path: str) -> BulkValue | None:
         with self._reading("reading a bulk value") as transaction:
@@ -303,15 +287,11 @@ class Reading:
     ) -> list[BulkValue]:
         """The bulk values of an instance, in the order of their keys; pages like `lookup`. Raises SegmentGone
         as `metadata` does."""
-        found: list[BulkValue] = []
         with self._reading("listing bulk values") as transaction:
             start = number_key(self._serial(transaction, row))
-            cursor = transaction.cursor(db=self._handles["bulk"])
-            more = cursor.set_range(start + (bulk_path_key(after) + b"\0" if after is not None else b""))
-            while more and len(found) < limit and cursor.key().startswith(start):
-                found.append(unpack_bulk(cursor.key()[len(start) :], cursor.value()))
-                more = cursor.next()
-        return found
+            first = start + (bulk_path_key(after) + b"\0" if after is not None else b"")
+            found = self._environment.under(transaction, "bulk", start, first, limit)
+        return [unpack_bulk(key[len(start) :], value) for key, value in found]
 
 
 def _runs(rows: Iterable[InstanceRow]) -> Iterator[list[InstanceRow]]:

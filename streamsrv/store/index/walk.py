@@ -299,12 +299,8 @@ class Search:
             size = self._budget.portion(usual)
             batch: list[tuple[bytes, bytes]] = []
             with self._environment.reading("paging through rows") as transaction:
-                cursor = transaction.cursor(db=self._handles[name])
-                there = self._sees(transaction, start) and cursor.set_range(at)
-                for row in itertools.islice(cursor.iternext(), size) if there else ():
-                    if not row[0].startswith(start):
-                        break
-                    batch.append(row)
+                if self._sees(transaction, start):
+                    batch = self._environment.under(transaction, name, start, at, size)
             if not self._budget.spend(rows=len(batch)):
                 return
             yield from batch

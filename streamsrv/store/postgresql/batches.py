@@ -14,10 +14,13 @@ from streamsrv.store.index import (
     Prepared,
     Removal,
     number_key,
+    record_id_of,
     runs,
+    segment_in,
     segment_key,
     triple,
     variant_key,
+    variant_of,
 )
 from streamsrv.store.ordered_map import Transaction
 from streamsrv.store.postgresql.tables import Table
@@ -28,6 +31,11 @@ class TableBatch(Batch):
     def __init__(self, transaction: Transaction, handles: dict[str, Table], keep_changes: int = 0) -> None:
         super().__init__(transaction, handles, keep_changes)
         self._removal = TableRemoval(transaction, handles, self._levels)
+
+    def _last_change_row(self) -> PackedRow | None:
+        """Read with the head row."""
+        row: PackedRow | None = self._transaction.last_change
+        return row
 
     def store(
         self, new: Sequence[Prepared], segment: int, end: int, dead: int, replaced: Sequence[InstanceRow]
@@ -48,7 +56,18 @@ class TableBatch(Batch):
         )
 
     def delete(self, rows: Sequence[PackedRow], segment: int, end: int, dead: int) -> int:
-        self._transaction.expect([("instances", [key for key, _ in rows])])
+        series = {key.rpartition(b"\0")[0] for key, _ in rows}
+        variants = {key.rpartition(b"\0")[0] + b"\0" + variant_of(value) for key, value in rows}
+        segments = {segment, *(segment_in(value) for _, value in rows)}
+        self._transaction.expect(
+            [
+                ("instances", [key for key, _ in rows]),
+                ("series", series),
+                ("variants", variants),
+                ("studies", {key.partition(b"\0")[0] for key in series}),
+                ("segments", [segment_key(number) for number in segments]),
+            ]
+        )
         return super().delete(rows, segment, end, dead)
 
     def relocate(self, moves: Sequence[tuple[InstanceRow, Location]], segment: int, end: int) -> list[bool]:
@@ -64,6 +83,13 @@ class TableBatch(Batch):
 
 class TableRemoval(Removal):
     """Rows that need not be read go by their keys."""
+
+    def still(self, rows: Sequence[PackedRow]) -> Sequence[PackedRow]:
+        found: list[PackedRow] = self._transaction.getmulti(
+            self._handles["instances"], [key for key, _ in rows]
+        )
+        records = {key: record_id_of(value) for key, value in rows}
+        return [(key, value) for key, value in found if record_id_of(value) == records[key]]
 
     def _delete_instances(self, keys: Sequence[bytes]) -> None:
         for key in keys:

@@ -8,36 +8,59 @@ A COMMIT whose connection broke may have happened. The transaction knows its num
 its state on a new connection (`settle`). It first waits for the lock of the head row, which the lost session
 holds until its end is decided.
 
+A node that was stopped in a transaction loses its session after ABANDONED, so that others can write. This is
+shorter than LOCKING: they wait, and are not refused. The stopped transaction is refused when it goes on.
+
 Rules of this file: no text of an error holds the password.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors as refusals
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from streamsrv.errors import IndexUnreachable, InsufficientStorage, StoreCorrupt, StoreError
+from streamsrv.store.postgresql.link import Asked, PipelineLink
 
 # All in seconds. CONNECTING is for each host; SETTLING for the fate of a commit.
-CONNECTING = 1
+CONNECTING = 1.0
 WAITING = 5.0
 SETTLING = 30.0
+READING = 15.0  # for the answer to one call of a reader
+WRITING = 75.0
 
 MOST = 32  # connections of one process
-LOCKING = "10s"  # for the lock of the head row
-STATEMENT = "60s"
-ABANDONED = "20s"  # a session whose client has gone lets the head row go
+SESSION = {
+    "lock_timeout": "10s",  # LOCKING: for the lock of the head row
+    "statement_timeout": "60s",
+    "idle_in_transaction_session_timeout": "5s",  # ABANDONED
+    "client_connection_check_interval": "2s",
+    # All statements are made for their indexes, also before the tables have statistics.
+    "jit": "off",
+    "plan_cache_mode": "force_generic_plan",
+    "max_parallel_workers_per_gather": "0",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_material": "off",
+}
 
 _FULL = (refusals.DiskFull, refusals.OutOfMemory)
 _BROKEN = (refusals.DataCorrupted, refusals.IndexCorrupted)
 _CREDENTIALS = (refusals.InvalidPassword, refusals.InvalidAuthorizationSpecification)
-_AGAIN = (refusals.LockNotAvailable, refusals.QueryCanceled, refusals.DeadlockDetected)
+_ABANDONED = (refusals.IdleInTransactionSessionTimeout, refusals.TransactionTimeout)
+_AGAIN = (refusals.LockNotAvailable, refusals.QueryCanceled, refusals.DeadlockDetected, *_ABANDONED)
 _UNREACHABLE = (psycopg.OperationalError, psycopg.InterfaceError, *_AGAIN)
 
 
@@ -79,11 +102,11 @@ class Connections:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._free: list[psycopg.Connection[Any]] = []
+        self._free: list[PipelineLink] = []
         self._room = threading.BoundedSemaphore(MOST)
         self._closed = False
 
-    def take(self) -> psycopg.Connection[Any]:
+    def take(self) -> PipelineLink:
         """A connection in no transaction. Raises IndexUnreachable."""
         if self._closed:
             raise StoreError("the index is closed")
@@ -91,53 +114,48 @@ class Connections:
             raise IndexUnreachable("every connection to the database of the index is in use")
         try:
             with contextlib.suppress(IndexError):
-                while not (connection := self._free.pop()).closed:
-                    return connection
-            return self.connect()
+                while not (link := self._free.pop()).closed:
+                    return link
+            return PipelineLink(self.connect())
         except BaseException:
             self._room.release()
             raise
 
-    def begun(
-        self, begin: Callable[[psycopg.Connection[Any]], Result]
-    ) -> tuple[psycopg.Connection[Any], Result]:
-        """A connection on which `begin` has begun a transaction. The database may have been restarted since
-        the connection was used: then all of them are closed, and a new one is tried once."""
-        connection = self.take()
+    def begun(self, statements: list[Asked], patience: float) -> tuple[PipelineLink, list[list[Any]]]:
+        """A connection on which a transaction has begun, and the rows of these statements. The database may
+        have been restarted since the connection was used: then all of them are closed, and a new one is tried
+        once."""
+        link = self.take()
         for last in (False, True):
             try:
-                return connection, begin(connection)
+                return link, link.ask(statements, patience)
             except BaseException as error:
-                self.give_back(connection, usable=False)
+                self.give_back(link, usable=False)
                 if last or not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
                     raise
                 if isinstance(error, _AGAIN):
                     raise
             self._close_free()
-            connection = self.take()
+            link = self.take()
         raise AssertionError
 
-    def give_back(self, connection: psycopg.Connection[Any], *, usable: bool) -> None:
-        if usable and not self._closed and not connection.broken:
-            self._free.append(connection)
+    def give_back(self, link: PipelineLink, *, usable: bool) -> None:
+        if usable and not self._closed and not link.closed:
+            self._free.append(link)
         else:
-            connection.close()
+            link.close()
         self._room.release()
 
     def connect(self) -> psycopg.Connection[Any]:
         """A new connection. Raises StoreError for wrong credentials, else IndexUnreachable."""
         try:
-            connection = psycopg.connect(
-                self._url,
-                autocommit=True,
-                connect_timeout=CONNECTING,
-                application_name="streamsrv",
-                prepare_threshold=2,
-                tcp_user_timeout=10_000,
-                keepalives_idle=5,
-                keepalives_interval=2,
-                keepalives_count=3,
-            )
+            connection = psycopg.Connection[Any](_connected(self._url))
+            try:
+                connection.autocommit = True
+                connection.execute("; ".join(f"SET {name} = {value!r}" for name, value in SESSION.items()))
+            except BaseException:
+                connection.close()
+                raise
         except psycopg.OperationalError as error:
             said = _said(error)
             if isinstance(error, _CREDENTIALS) or "authentication failed" in said:
@@ -147,10 +165,6 @@ class Connections:
             raise IndexUnreachable(f"the database of the index cannot be reached: {said}") from None
         except psycopg.Error as error:
             raise StoreError(f"the URL of the index cannot be used: {_said(error)}") from None
-        connection.execute(
-            f"SET lock_timeout = '{LOCKING}'; SET statement_timeout = '{STATEMENT}'; "
-            f"SET idle_in_transaction_session_timeout = '{ABANDONED}'; SET jit = off"
-        )
         return connection
 
     def settle(self, number: int) -> bool:
@@ -184,4 +198,56 @@ class Connections:
                 self._free.pop().close()
 
 
-Rows = Sequence[tuple[Any, ...]]
+def _connected(url: str) -> pq.abc.PGconn:
+    """Tries each host for CONNECTING seconds. libpq allows no less than two. Raises psycopg.Error."""
+    given: dict[str, Any] = conninfo_to_dict(
+        url,
+        application_name="streamsrv",
+        tcp_user_timeout=10_000,
+        keepalives_idle=5,
+        keepalives_interval=2,
+        keepalives_count=3,
+    )
+    seconds = float(given.get("connect_timeout") or CONNECTING)
+    refused = psycopg.OperationalError("the URL names no host")
+    for each in _hosts(given):
+        try:
+            return _connected_to(make_conninfo(**{**given, **each}), seconds)
+        except psycopg.OperationalError as error:
+            refused = error
+    raise refused
+
+
+def _hosts(given: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parameters of each host."""
+    names = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT"}
+    listed = {name: str(given.get(name) or os.environ.get(names[name], "")).split(",") for name in names}
+    count = max(map(len, listed.values()))
+    return [
+        {name: values[min(number, len(values) - 1)] for name, values in listed.items() if values != [""]}
+        for number in range(count)
+    ]
+
+
+def _connected_to(conninfo: str, seconds: float) -> pq.abc.PGconn:
+    deadline = time.monotonic() + seconds
+    made = pq.PGconn.connect_start(conninfo.encode())
+    try:
+        wanted = pq.PollingStatus.WRITING
+        while wanted != pq.PollingStatus.OK:
+            if made.status == pq.ConnStatus.BAD or wanted == pq.PollingStatus.FAILED:
+                raise psycopg.OperationalError(made.get_error_message())
+            _wait_for(made.socket, wanted, deadline)
+            wanted = pq.PollingStatus(made.connect_poll())
+        made.nonblocking = 1
+    except BaseException:
+        made.finish()
+        raise
+    return made
+
+
+def _wait_for(socket: int, wanted: pq.PollingStatus, deadline: float) -> None:
+    poll = select.poll()
+    poll.register(socket, select.POLLIN if wanted == pq.PollingStatus.READING else select.POLLOUT)
+    if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+        raise psycopg.OperationalError("no answer in time")

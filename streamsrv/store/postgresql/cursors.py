@@ -13,30 +13,24 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeAlias
 
-from streamsrv.store.postgresql.connections import Rows
+from streamsrv.store.postgresql.link import Row, Value
 from streamsrv.store.postgresql.tables import Table
 
 Pair: TypeAlias = tuple[bytes, bytes]
 NOWHERE: Pair = (b"", b"")
 GROWTH = 4
-# Distinct keys of a list: each step goes to the next key, over all values between them.
-_DISTINCT = (
-    "WITH RECURSIVE step(key) AS ((SELECT key FROM {0} WHERE key >= %b ORDER BY key LIMIT 1) UNION ALL "
-    "SELECT (SELECT t.key FROM {0} t WHERE t.key > step.key ORDER BY t.key LIMIT 1) FROM step "
-    "WHERE step.key IS NOT NULL) SELECT key FROM step WHERE key IS NOT NULL LIMIT %s"
-)
 
 
 class Statements(Protocol):
     """The transaction of a cursor."""
 
-    def ask(self, statement: str, arguments: Sequence[object]) -> Rows: ...
+    def ask(self, statement: str, values: Sequence[Value] = ()) -> list[Row]: ...
 
-    def settle_table(self, table: Table) -> None:
-        """Before rows are read: write those that wait."""
+    def settle_table(self, table: Table, behind: Pair = NOWHERE) -> None:
+        """Before rows behind a row are read: write those of them that wait."""
 
-    def page_of(self, table: Table, rows: Sequence[Pair]) -> None:
-        """Rows that a cursor has read."""
+    def list_of(self, table: Table, key: bytes) -> list[Pair] | None:
+        """All rows of a key, if they are known."""
 
     def getmulti(self, table: Table, keys: Sequence[bytes]) -> list[Pair]: ...
 
@@ -77,11 +71,11 @@ class TableCursor:
     def count(self) -> int:
         """The number of values under this key."""
         key = self.key()
-        if self._rows[-1][0] > key or not self._behind:
+        if self._high[0] > key or not self._behind:
             first = bisect_left(self._rows, (key, b""))
             if first or not self._before or self._low <= (key, b""):
                 return bisect_left(self._rows, (key + b"\0", b"")) - first
-        found = self._ask(f"SELECT count(*) FROM {self._table.name} WHERE key = %b", [key])
+        found = self._ask(f"SELECT count(*) FROM {self._table.name} WHERE key = $1", [key])
         return int(found[0][0])
 
     # -- moving
@@ -99,7 +93,11 @@ class TableCursor:
         return self._seek((key, b""))
 
     def set_key(self, key: bytes) -> bool:
-        return self.set_range(key) and self._is(self.key() == key)
+        known = self._transaction.list_of(self._table, key)
+        if known is not None:
+            self._stand(known, 0, before=True, behind=True)
+            self._low, self._high = (key, b""), (key + b"\0", b"")
+        return self.set_range(key) and self._is(self.key() == key) if known is None else bool(known)
 
     def set_key_dup(self, key: bytes, value: bytes) -> bool:
         return self._seek((key, value)) and self._is(self.item() == (key, value))
@@ -117,9 +115,10 @@ class TableCursor:
         return self._reach(self._at)
 
     def next_dup(self) -> bool:
-        key = self.key()
-        if self._reach(self._at + 1) and self._rows[self._at + 1][0] == key:
-            self._at += 1
+        key, at = self.key(), self._at + 1
+        there = at < len(self._rows) or (self._high[0] <= key and self._reach(at))
+        if there and self._rows[at][0] == key:
+            self._at = at
             return True
         return False
 
@@ -138,7 +137,7 @@ class TableCursor:
         if first:
             self._at = first - 1
             return True
-        rows = self._page(f"WHERE key < %b ORDER BY {_descending(self._table)}", [key])
+        rows = self._page(f"WHERE key < $1 ORDER BY {_descending(self._table)}", [key])
         self._stand(rows[::-1], len(rows) - 1, before=len(rows) == self._asked, behind=True)
         return bool(rows)
 
@@ -170,17 +169,6 @@ class TableCursor:
             yield self.value()
             there = self.next_dup()
 
-    def iternext_nodup(self, *, keys: bool, values: bool) -> Iterator[bytes]:
-        """Keys only, from this one on."""
-        assert keys
-        assert not values
-        at, size = self.key(), 16
-        while at:
-            found = self._ask(_DISTINCT.format(self._table.name), [at, size])
-            yield from (key for (key,) in found)
-            at = found[-1][0] + b"\0" if len(found) == size else b""
-            size = min(size * GROWTH, 1024)
-
     def getmulti(self, keys: Sequence[bytes]) -> list[Pair]:
         """The rows of those keys that exist, in the order of `keys`."""
         return self._transaction.getmulti(self._table, keys)
@@ -202,9 +190,9 @@ class TableCursor:
             self._at = bisect_left(self._rows, wanted)
             return self._reach(self._at)
         if self._table.several and wanted[1]:
-            rows = self._page("WHERE (key, value) >= (%b, %b) ORDER BY key, value", list(wanted))
+            rows = self._page("WHERE (key, value) >= ($1, $2) ORDER BY key, value", list(wanted))
         else:
-            rows = self._page(f"WHERE key >= %b ORDER BY {self._table.order}", [wanted[0]])
+            rows = self._page(f"WHERE key >= $1 ORDER BY {self._table.order}", [wanted[0]])
         self._stand(rows, 0, before=True, behind=len(rows) == self._asked)
         self._low = wanted
         return bool(rows)
@@ -216,16 +204,17 @@ class TableCursor:
         if not self._behind:
             return False
         if self._table.several:
-            rows = self._page("WHERE (key, value) > (%b, %b) ORDER BY key, value", list(self._high))
+            clause, arguments = "WHERE (key, value) > ($1, $2) ORDER BY key, value", list(self._high)
         else:
-            rows = self._page("WHERE key > %b ORDER BY key", [self._high[0]])
+            clause, arguments = "WHERE key > $1 ORDER BY key", [self._high[0]]
+        rows = self._page(clause, arguments, self._high)
         self._rows += rows
         self._behind = len(rows) == self._asked
         self._high = rows[-1] if rows else self._high
         return at < len(self._rows)
 
     def _read_before(self, row: Pair) -> None:
-        where = "(key, value) < (%b, %b)" if self._table.several else "key < %b"
+        where = "(key, value) < ($1, $2)" if self._table.several else "key < $1"
         arguments = list(row) if self._table.several else [row[0]]
         rows = self._page(f"WHERE {where} ORDER BY {_descending(self._table)}", arguments)
         self._rows[:0] = rows[::-1]
@@ -233,16 +222,14 @@ class TableCursor:
         self._before = len(rows) == self._asked
         self._low = rows[-1] if rows else self._low
 
-    def _page(self, clause: str, arguments: list[bytes]) -> list[Pair]:
+    def _page(self, clause: str, arguments: Sequence[bytes], behind: Pair = NOWHERE) -> list[Pair]:
         self._asked, self._size = self._size, min(self._size * GROWTH, self._table.most)
-        statement = f"SELECT key, value FROM {self._table.name} {clause} LIMIT %s"
-        rows = [(key, value) for key, value in self._ask(statement, [*arguments, self._asked])]
-        self._transaction.page_of(self._table, rows)
-        return rows
+        statement = f"SELECT key, value FROM {self._table.name} {clause} LIMIT ${len(arguments) + 1}"
+        return self._ask(statement, [*arguments, self._asked], behind)
 
-    def _ask(self, statement: str, arguments: list[object]) -> Rows:
-        self._transaction.settle_table(self._table)
-        return self._transaction.ask(statement, arguments)
+    def _ask(self, statement: str, values: list[Value], behind: Pair = NOWHERE) -> list[Row]:
+        self._transaction.settle_table(self._table, behind)
+        return self._transaction.ask(statement, values)
 
     def _stand(self, rows: list[Pair], at: int, *, before: bool, behind: bool) -> None:
         self._rows, self._at, self._before, self._behind = rows, at, before, behind

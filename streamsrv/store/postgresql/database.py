@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from streamsrv.errors import StoreError
@@ -37,6 +38,31 @@ class Database:
     def begin(self) -> WritingTables:
         return WritingTables(self._connections)
 
+    def entries(
+        self,
+        transaction: ReadingTables,
+        low: bytes,
+        high: bytes,
+        place: tuple[bytes, bytes] | None,
+        *,
+        descending: bool,
+        size: int,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        return transaction.entries(low, high, place, descending=descending, size=size)
+
+    def under(
+        self, transaction: ReadingTables, name: str, start: bytes, first: bytes, size: int
+    ) -> list[tuple[bytes, bytes]]:
+        return transaction.under(TABLES[name], start, first, size)
+
+    def keys(self, transaction: ReadingTables, at: bytes, end: bytes, size: int) -> list[bytes]:
+        return transaction.keys(at, end, size)
+
+    def expect_lists(
+        self, transaction: ReadingTables, keys: Sequence[bytes], most: int, *, rows: bool = False
+    ) -> None:
+        transaction.expect_lists(keys, most, rows=rows)
+
     def failure(self, error: BaseException, doing: str) -> BaseException:
         return failure(error, doing)
 
@@ -58,7 +84,7 @@ class Database:
             "AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'head'::regclass)"
         )
         with self.reading("measuring the index") as transaction:
-            ((size,),) = transaction.ask(statement, ())
+            ((size,),) = transaction.ask(statement)
         return {"bytes_used": size, "bytes_file": size}
 
     def rewrite(self, ops: FileOps) -> None:

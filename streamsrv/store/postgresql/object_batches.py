@@ -23,12 +23,12 @@ from streamsrv.store.postgresql.tables import Table
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location, SegmentRow
 
 _COMPLETE = (
-    "WITH done AS (UPDATE objects SET state = 'complete', length = %s, until = NULL WHERE segment = %s "
+    "WITH done AS (UPDATE objects SET state = 'complete', length = $1, until = NULL WHERE segment = $2 "
     "AND state IN ('intent', 'complete', 'condemned') RETURNING 1) SELECT count(*) FROM done"
 )
 _CONDEMN = (
-    "WITH done AS (UPDATE objects SET state = 'condemned', until = now() + %s * interval '1 second' "
-    "WHERE segment = ANY(%s) AND state = 'complete' RETURNING 1) SELECT count(*) FROM done"
+    "WITH done AS (UPDATE objects SET state = 'condemned', until = now() + $1 * interval '1 second' "
+    "WHERE segment = ANY($2) AND state = 'complete' RETURNING 1) SELECT count(*) FROM done"
 )
 
 

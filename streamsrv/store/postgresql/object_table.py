@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from streamsrv.store.objects.layout import fresh_stem
-from streamsrv.store.postgresql.connections import Connections, Rows, translated
+from streamsrv.store.postgresql.connections import WRITING, Connections, translated
+from streamsrv.store.postgresql.link import Asked, Row, Value
 
 CREATED = (
     "CREATE SEQUENCE segment_numbers AS bigint MAXVALUE 4294967295",
@@ -34,27 +35,31 @@ CREATED = (
     "CREATE TABLE cluster (one boolean PRIMARY KEY DEFAULT true CHECK (one), store_id text NOT NULL, "
     "secret bytea NOT NULL, in_bucket boolean NOT NULL DEFAULT false)",
 )
-_LATER = "now() + %s * interval '1 second'"
+_LATER = "now() + {} * interval '1 second'"
 BEGIN = (
     "INSERT INTO objects (segment, key, state, node, until) SELECT number, "
-    f"%s || lpad(to_hex(number), 8, '0'), 'intent', %s, {_LATER} "
+    f"$1 || lpad(to_hex(number), 8, '0'), 'intent', $2, {_LATER.format('$3')} "
     "FROM nextval('segment_numbers') AS number RETURNING segment, key"
 )
-_RENEW = f"UPDATE objects SET until = {_LATER} WHERE segment = ANY(%s) AND state = 'intent' RETURNING segment"
-_GIVE_UP = "UPDATE objects SET until = now() WHERE segment = %s AND state = 'intent' RETURNING segment"
-_FORGET = "DELETE FROM objects WHERE segment = %s AND state = 'intent' RETURNING segment"
+_RENEW = (
+    f"UPDATE objects SET until = {_LATER.format('$1')} WHERE segment = ANY($2) AND state = 'intent' "
+    "RETURNING segment"
+)
+_GIVE_UP = "UPDATE objects SET until = now() WHERE segment = $1 AND state = 'intent' RETURNING segment"
+_FORGET = "DELETE FROM objects WHERE segment = $1 AND state = 'intent' RETURNING segment"
 _FIND = (
-    "SELECT segment, key, length FROM objects WHERE segment = ANY(%s) AND state IN ('complete', 'condemned')"
+    "SELECT segment, key, length FROM objects WHERE segment = ANY($1) AND state IN ('complete', 'condemned')"
 )
 _CLAIM = (
-    "WITH due AS (SELECT segment, state FROM objects WHERE until <= now() ORDER BY until LIMIT %s "
-    f"FOR UPDATE SKIP LOCKED) UPDATE objects SET state = 'removing', node = %s, until = {_LATER} "
+    "WITH due AS (SELECT segment, state FROM objects WHERE until <= now() ORDER BY until LIMIT $1 "
+    f"FOR UPDATE SKIP LOCKED) UPDATE objects SET state = 'removing', node = $2, "
+    f"until = {_LATER.format('$3')} "
     "FROM due WHERE objects.segment = due.segment RETURNING objects.segment, objects.key, due.state"
 )
-_REMOVED = "DELETE FROM objects WHERE segment = %s AND state = 'removing' AND node = %s RETURNING segment"
+_REMOVED = "DELETE FROM objects WHERE segment = $1 AND state = 'removing' AND node = $2 RETURNING segment"
 _SWEPT = (
-    f"UPDATE objects SET state = 'swept', until = {_LATER} "
-    "WHERE segment = %s AND state = 'removing' AND node = %s RETURNING segment"
+    f"UPDATE objects SET state = 'swept', until = {_LATER.format('$1')} "
+    "WHERE segment = $2 AND state = 'removing' AND node = $3 RETURNING segment"
 )
 _COUNTS = "SELECT state, count(*), coalesce(sum(length), 0)::bigint FROM objects GROUP BY state"
 
@@ -89,6 +94,8 @@ class ObjectTable:
 
     def renew(self, segments: Sequence[int], seconds: float) -> set[int]:
         """Returns those that are still intents."""
+        if not segments:
+            return set()
         return {row[0] for row in self._ask("renewing intents", _RENEW, [seconds, list(segments)])}
 
     def give_up(self, segment: int, *, uploading: bool) -> None:
@@ -96,9 +103,9 @@ class ObjectTable:
         is complete."""
         self._ask("ending an intent", _GIVE_UP if uploading else _FORGET, [segment])
 
-    def find(self, segments: Sequence[int]) -> Rows:
+    def find(self, segments: Sequence[int]) -> list[Row]:
         """(segment, key, length) of the objects that can be read."""
-        return self._ask("looking up objects", _FIND, [list(segments)])
+        return self._ask("looking up objects", _FIND, [list(segments)]) if segments else []
 
     def claim(self, most: int, seconds: float) -> list[ClaimedObject]:
         """Objects that are due. No other node gets them within `seconds`."""
@@ -116,10 +123,8 @@ class ObjectTable:
         """Number and bytes of the objects in each state."""
         return {state: (number, size) for state, number, size in self._ask("counting objects", _COUNTS, [])}
 
-    def _ask(self, doing: str, statement: str, arguments: Sequence[object]) -> Rows:
+    def _ask(self, doing: str, statement: str, values: Sequence[Value]) -> list[Row]:
         with translated(doing):
-            connection, rows = self._connections.begun(
-                lambda connection: connection.execute(statement, arguments).fetchall()
-            )
-        self._connections.give_back(connection, usable=True)
+            link, (rows,) = self._connections.begun([Asked(statement, values)], WRITING)
+        self._connections.give_back(link, usable=True)
         return rows

@@ -67,7 +67,8 @@ def found(connection: Connection, store: str, cluster: tuple[str, bytes] | None 
                 connection.execute(statement)
         texts = birth() | {"format": FORMAT, "store": store}
         rows = [(name.encode(), with_sum(name.encode(), text.encode())) for name, text in texts.items()]
-        connection.execute(about.inserted, about.pairs(rows))
+        keys, values = about.pairs(rows)
+        connection.execute("INSERT INTO about SELECT * FROM unnest(%b::bytea[], %b::bytea[])", [keys, values])
         for statement in object_table.CREATED:
             connection.execute(statement)
         if cluster is not None:

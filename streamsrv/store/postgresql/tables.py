@@ -3,16 +3,23 @@
 Strategy: a map of the index is a table of two columns, `key` and `value`, both of type bytea. PostgreSQL
 compares bytea byte by byte, as `COLLATE "C"` compares text: so the order and the cursors are those of LMDB. A
 map with several values under a key has both columns in its primary key. Maps whose keys begin with a study
-are partitioned by a hash of it, which has a column of its own.
+are partitioned by a hash of it, which has a column of its own. `studies` is not: lists are joined with it.
 
-Every statement takes arrays: a batch of rows costs one round trip.
+Every statement takes arrays: a batch of rows costs one round trip. Short rows are never compressed or moved
+out of their page: the values that are long have been compressed before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import xxhash
+
+from streamsrv.store.postgresql.link import Value
+
 PARTITIONS = 8
+_LONGEST_ROW = 8160  # bytes of a row that stays in its page
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +51,19 @@ class Table:
     @property
     def created(self) -> list[str]:
         """The statements that make the table."""
-        study = ', study text COLLATE "C" NOT NULL' if self.by_study else ""
-        columns = f"key bytea NOT NULL, value bytea NOT NULL{study}, PRIMARY KEY ({self.conflict})"
+        study = ", study integer NOT NULL" if self.by_study else ""
+        columns = (
+            "key bytea STORAGE EXTERNAL NOT NULL, value bytea STORAGE EXTERNAL NOT NULL"
+            f"{study}, PRIMARY KEY ({self.conflict})"
+        )
         if not self.by_study:
-            return [f"CREATE TABLE {self.name} ({columns})"]
+            return [f"CREATE TABLE {self.name} ({columns}) WITH (toast_tuple_target = {_LONGEST_ROW})"]
         return [
             f"CREATE TABLE {self.name} ({columns}) PARTITION BY HASH (study)",
             *(
                 f"CREATE TABLE {self.name}_{number} PARTITION OF {self.name} "
-                f"FOR VALUES WITH (MODULUS {PARTITIONS}, REMAINDER {number})"
+                f"FOR VALUES WITH (MODULUS {PARTITIONS}, REMAINDER {number}) "
+                f"WITH (toast_tuple_target = {_LONGEST_ROW})"
                 for number in range(PARTITIONS)
             ),
         ]
@@ -79,12 +90,7 @@ class Table:
     @property
     def deleted(self) -> str:
         """Rows by key, or by key and value; returns how many there were."""
-        if self.several:
-            given = "unnest(%b::bytea[], %b::bytea[]) AS given(key, value)"
-        elif self.by_study:
-            given = "unnest(%b::bytea[], %s::text[]) AS given(key, study)"
-        else:
-            given = "unnest(%b::bytea[]) AS given(key)"
+        given = "unnest($1::bytea[], $2::bytea[]) AS given(key, value)" if self.several else self._given_keys
         return (
             f"WITH done AS (DELETE FROM {self.name} t USING {given} WHERE {self.same} RETURNING 1) "
             "SELECT count(*) FROM done"
@@ -93,7 +99,7 @@ class Table:
     @property
     def ranges_deleted(self) -> str:
         """Rows between two keys, without the second; returns how many there were."""
-        given = "unnest(%b::bytea[], %b::bytea[]) AS given(low, high)"
+        given = "unnest($1::bytea[], $2::bytea[]) AS given(low, high)"
         return (
             f"WITH done AS (DELETE FROM {self.name} t USING {given} "
             "WHERE t.key >= given.low AND t.key < given.high RETURNING 1) SELECT count(*) FROM done"
@@ -102,30 +108,47 @@ class Table:
     @property
     def looked_up(self) -> str:
         """Rows by key."""
-        given = "unnest(%b::bytea[]) AS given(key)"
+        return f"SELECT t.key, t.value FROM {self._given_keys} JOIN {self.name} t ON {self.same}"
+
+    def ranged(self, *, pruned: bool) -> str:
+        """Rows between two keys, without the second, at most so many; with `pruned` of one study."""
+        study = " AND study = $4::integer" if pruned else ""
+        return (
+            f"SELECT key, value FROM {self.name} WHERE key >= $1 AND key < $2{study} "
+            f"ORDER BY {self.order} LIMIT $3"
+        )
+
+    @property
+    def _given_keys(self) -> str:
         if self.by_study:
-            given = "unnest(%b::bytea[], %s::text[]) AS given(key, study)"
-        return f"SELECT t.key, t.value FROM {given} JOIN {self.name} t ON {self.same}"
+            return "unnest($1::bytea[], $2::integer[]) AS given(key, study)"
+        return "unnest($1::bytea[]) AS given(key)"
 
     @property
     def _given(self) -> tuple[str, str]:
         if self.by_study:
-            return "key, value, study", "%b::bytea[], %b::bytea[], %s::text[]"
-        return "key, value", "%b::bytea[], %b::bytea[]"
+            return "key, value, study", "$1::bytea[], $2::bytea[], $3::integer[]"
+        return "key, value", "$1::bytea[], $2::bytea[]"
 
-    def arguments(self, keys: list[bytes]) -> tuple[list[bytes] | list[str], ...]:
+    def studies(self, keys: Sequence[bytes]) -> list[int]:
+        """The hash of the study of each key, which is before the first NUL."""
+        return [xxhash.xxh32_intdigest(key.partition(b"\0")[0]) - (1 << 31) for key in keys]
+
+    def arguments(self, keys: list[bytes]) -> list[Value]:
         """For `looked_up`, and for `deleted` where a key has one value."""
-        return (keys, studies_of(keys)) if self.by_study else (keys,)
+        return [keys, self.studies(keys)] if self.by_study else [keys]
 
-    def pairs(self, rows: list[tuple[bytes, bytes]]) -> tuple[list[bytes] | list[str], ...]:
+    def pairs(self, rows: list[tuple[bytes, bytes]]) -> list[Value]:
         """For `inserted` and `updated`, and for `deleted` where a key has several values."""
         keys = [key for key, _ in rows]
         values = [value for _, value in rows]
-        return (keys, values, studies_of(keys)) if self.by_study else (keys, values)
+        return [keys, values, self.studies(keys)] if self.by_study else [keys, values]
 
 
-def studies_of(keys: list[bytes]) -> list[str]:
-    return [key.partition(b"\0")[0].decode("ascii", "replace") for key in keys]
+def behind(start: bytes) -> bytes:
+    """The first key behind all keys that begin with `start`. No key begins with 0xFF."""
+    start = start.rstrip(b"\xff")
+    return start[:-1] + bytes((start[-1] + 1,)) if start else b"\xff"
 
 
 TABLES = {
@@ -136,7 +159,7 @@ TABLES = {
         Table("frames", first=2, most=64),
         Table("bulk", first=16),
         Table("variants", by_study=True),
-        Table("studies", by_study=True),
+        Table("studies"),
         Table("series", by_study=True),
         Table("attributes", several=True),
         Table("uids", several=True, first=4),
@@ -145,6 +168,45 @@ TABLES = {
         Table("segments"),
         Table("about"),
     )
+}
+
+STUDIES, ATTRIBUTES = TABLES["studies"], TABLES["attributes"]
+_JOINED = "LEFT JOIN studies s ON s.key = e.value"
+_BACK = (
+    "(SELECT key, value FROM attributes WHERE key = $1 AND value >= $2 ORDER BY value LIMIT $4) "
+    "UNION ALL "
+    "(SELECT key, value FROM attributes WHERE key < $1 AND key >= $3 ORDER BY key DESC, value LIMIT $4)"
+)
+_ON = (
+    "SELECT key, value FROM attributes WHERE (key, value) >= ($1, $2) AND key <= $3 "
+    "ORDER BY key, value LIMIT $4"
+)
+# Entries of lists from a place on, by key or back, up to another key; each with the row of its study.
+WALKED = {
+    True: f"SELECT e.key, e.value, s.value FROM ({_BACK}) e {_JOINED} ORDER BY e.key DESC, e.value LIMIT $4",
+    False: f"SELECT e.key, e.value, s.value FROM ({_ON}) e {_JOINED} ORDER BY e.key, e.value",
+}
+_ENTRIES = (
+    "unnest($1::bytea[]) WITH ORDINALITY AS g(key, place) CROSS JOIN LATERAL "
+    "(SELECT a.value FROM attributes a WHERE a.key = g.key ORDER BY a.value LIMIT $2) e"
+)
+# Keys of lists and their numbers of entries, of so many entries.
+KEYS = (
+    "SELECT key, count(*) FROM "
+    "(SELECT key FROM attributes WHERE key >= $1 AND key <= $2 ORDER BY key LIMIT $3) e "
+    "GROUP BY key ORDER BY key"
+)
+# Keys of lists that have many entries: each step goes to the next key, over all entries between them.
+DISTINCT = (
+    "WITH RECURSIVE step(key) AS "
+    "((SELECT key FROM attributes WHERE key >= $1 ORDER BY key LIMIT 1) UNION ALL "
+    "SELECT (SELECT a.key FROM attributes a WHERE a.key > step.key ORDER BY a.key LIMIT 1) FROM step "
+    "WHERE step.key <= $2) SELECT key FROM step WHERE key <= $2 LIMIT $3"
+)
+# The entries of several lists, without or with the rows of their studies.
+LISTED = {
+    False: f"SELECT g.key, e.value FROM {_ENTRIES} LIMIT $2",
+    True: f"SELECT g.key, e.value, s.value FROM {_ENTRIES} {_JOINED} LIMIT $2",
 }
 
 # Sequences of changes follow each other without gaps, because every writer locks this row first.

@@ -1,9 +1,10 @@
 """Transactions of the ordered map: one that reads, and the one that writes.
 
-Strategy: a reader begins with its first statement, in the same round trip, and sees one snapshot. A writer
-locks the head row, so it is alone; then it reads the newest rows. Its changes wait in memory, and go to the
-database in one statement a table: when a cursor wants to read that table, and at the end. Rows that a caller
-is about to ask for are read before, in bulk (`expect`).
+Strategy: a reader begins with its first statement, in the same round trip, and sees one snapshot. That round
+trip also brings the head row, and nothing waits for the end. A writer locks the head row, so it is alone;
+then it reads the newest rows. Its changes wait in memory. They go to the database together at the end, or
+when a cursor wants to read their table. Rows that a caller is about to ask for are read before, in bulk
+(`expect`).
 
 A new row is inserted with ON CONFLICT DO NOTHING. If fewer rows come back than were given, another writer was
 there: the transaction is refused.
@@ -11,20 +12,42 @@ there: the transaction is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
+import orjson
 import psycopg
-from psycopg.types.json import Jsonb
 
 from streamsrv.errors import StoreCorrupt
-from streamsrv.store.postgresql.connections import Connections, Rows, failure
-from streamsrv.store.postgresql.cursors import Pair, TableCursor, WritingCursor
-from streamsrv.store.postgresql.tables import TABLES, Table
+from streamsrv.store.postgresql.connections import READING, WRITING, Connections, failure
+from streamsrv.store.postgresql.cursors import NOWHERE, Pair, TableCursor, WritingCursor
+from streamsrv.store.postgresql.link import Asked, PipelineLink, Row, Value
+from streamsrv.store.postgresql.tables import (
+    ATTRIBUTES,
+    DISTINCT,
+    KEYS,
+    LISTED,
+    STUDIES,
+    TABLES,
+    WALKED,
+    Table,
+    behind,
+)
 
-READING = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"
-_HEAD = "SELECT version, entries FROM head"
-STUDIES = TABLES["studies"]
+_HEAD = "SELECT version, entries::text FROM head"
+_READ = [Asked("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"), Asked(_HEAD)]
+_WRITE = [
+    Asked("BEGIN"),
+    Asked(f"{_HEAD} FOR UPDATE"),
+    Asked("SELECT pg_current_xact_id()::text"),
+    Asked("SELECT key, value FROM changes ORDER BY key DESC LIMIT 1"),
+]
+_CHANGED = "UPDATE head SET version = version + 1, entries = convert_from($1::bytea, 'UTF8')::jsonb"
+# Entries that a walk reads at once, at most.
+_WALKED_AT_ONCE = 501
+MANY = 16  # entries of a key, from which on it takes less to step from key to key
 
 
 class TableTransaction:
@@ -33,20 +56,18 @@ class TableTransaction:
     def __init__(self, connections: Connections, doing: str) -> None:
         self._connections = connections
         self._doing = doing
-        self._connection: psycopg.Connection[Any] | None = None
-        self._named: dict[bytes, None] = {}  # studies in pages of lists, whose rows may be asked for
+        self._link: PipelineLink | None = None
         self._known: dict[Table, dict[bytes, bytes | None]] = {table: {} for table in TABLES.values()}
 
-    def ask(self, statement: str, arguments: Sequence[object]) -> Rows:
-        assert self._connection is not None
-        return self._connection.execute(statement, arguments, binary=True).fetchall()
+    def ask(self, statement: str, values: Sequence[Value] = ()) -> list[Row]:
+        raise NotImplementedError
 
-    def settle_table(self, table: Table) -> None:
+    def settle_table(self, table: Table, behind: Pair = NOWHERE) -> None:
         pass
 
-    def page_of(self, table: Table, rows: Sequence[Pair]) -> None:
-        if table.name == "attributes":
-            self._named.update((value, None) for _, value in rows if b"\0" not in value)
+    def list_of(self, table: Table, key: bytes) -> list[Pair] | None:
+        """All rows of a key, if they are known."""
+        return None
 
     def cursor(self, db: Table) -> TableCursor:
         return TableCursor(self, db)
@@ -54,10 +75,7 @@ class TableTransaction:
     def get(self, key: bytes, *, db: Table) -> bytes | None:
         known = self._known[db]
         if key not in known:
-            keys = [key]
-            if db is STUDIES and key in self._named:
-                keys = [each for each in self._named if each not in known]
-            self._look_up(db, keys)
+            self._look_up(db, [key])
         return known[key]
 
     def getmulti(self, table: Table, keys: Sequence[bytes]) -> list[Pair]:
@@ -78,49 +96,113 @@ class ReadingTables(TableTransaction):
 
     def __init__(self, connections: Connections, doing: str) -> None:
         super().__init__(connections, doing)
-        self._head: tuple[int, dict[str, int]] | None = None
+        self._version = -1
+        self._entries = ""
+        self._lists: dict[bytes, list[Pair]] = {}
 
     def __enter__(self) -> ReadingTables:
         return self
 
-    def ask(self, statement: str, arguments: Sequence[object]) -> Rows:
-        connection = self._connection
-        if connection is not None:
-            return connection.execute(statement, arguments, binary=True).fetchall()
+    def ask(self, statement: str, values: Sequence[Value] = ()) -> list[Row]:
+        asked = Asked(statement, values)
+        if self._link is not None:
+            return self._link.ask([asked], READING)[0]
+        return self._begin([asked])[-1]
 
-        def begin(connection: psycopg.Connection[Any]) -> Rows:
-            with connection.pipeline():
-                connection.execute(READING)
-                return connection.execute(statement, arguments, binary=True).fetchall()
-
-        self._connection, rows = self._connections.begun(begin)
-        return rows
+    def _begin(self, asked: Sequence[Asked]) -> list[list[Row]]:
+        self._link, answers = self._connections.begun([*_READ, *asked], READING)
+        ((self._version, self._entries),) = answers[1]
+        return answers
 
     def id(self) -> int:
-        return self._known_head()[0]
+        if self._version < 0:
+            self._begin(())
+        return self._version
 
     def stat(self, table: Table) -> dict[str, int]:
-        return {"entries": self._known_head()[1].get(table.name, 0)}
-
-    def _known_head(self) -> tuple[int, dict[str, int]]:
-        if self._head is None:
-            ((version, entries),) = self.ask(_HEAD, ())
-            self._head = version, entries
-        return self._head
+        self.id()
+        return {"entries": orjson.loads(self._entries).get(table.name, 0)}
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        connection, self._connection = self._connection, None
+        link, self._link = self._link, None
         usable = not isinstance(error, psycopg.Error)
-        if connection is not None:
+        if link is not None:
             try:
                 if usable:
-                    connection.execute("COMMIT")
+                    link.tell("COMMIT")
             except psycopg.Error:  # all rows were read before
                 usable = False
             finally:
-                self._connections.give_back(connection, usable=usable)
+                self._connections.give_back(link, usable=usable)
         if isinstance(error, psycopg.Error):
             raise failure(error, self._doing) from error
+
+    # -- many rows in one statement
+
+    def under(self, table: Table, start: bytes, first: bytes, size: int) -> list[Pair]:
+        """Rows whose keys begin with `start`, from the key `first` on."""
+        values: list[Value] = [max(first, start), behind(start), size]
+        pruned = table.by_study and b"\0" in start
+        if pruned:
+            values += table.studies([start])
+        return self.ask(table.ranged(pruned=pruned), values)
+
+    def keys(self, at: bytes, end: bytes, size: int) -> list[bytes]:
+        """The keys of lists between two keys, at most `size`."""
+        found: list[bytes] = []
+        while len(found) < size:
+            read = self.ask(KEYS, [at, end, size])
+            found += [key for key, _ in read]
+            if sum(count for _, count in read) < size:
+                break
+            at = found[-1] + b"\0"
+            if len(read) * MANY < size:
+                found += [key for (key,) in self.ask(DISTINCT, [at, end, size])]
+                break
+        return found[:size]
+
+    def expect_lists(self, keys: Sequence[bytes], most: int, *, rows: bool) -> None:
+        """Read lists that will be asked for, with at most `most` entries in all; with `rows` also the rows of
+        their studies."""
+        found = self.ask(LISTED[rows], [list(keys), most])
+        if rows:
+            self._known[STUDIES].update((study, value) for _, study, value in found)
+        lists = {key: [(key, row[1]) for row in group] for key, group in groupby(found, itemgetter(0))}
+        if len(found) < most:
+            self._lists.update((key, []) for key in keys)
+        else:
+            del lists[found[-1][0]]  # there may be more of it
+        self._lists.update(lists)
+
+    def list_of(self, table: Table, key: bytes) -> list[Pair] | None:
+        return self._lists.get(key) if table is ATTRIBUTES else None
+
+    def entries(
+        self, low: bytes, high: bytes, place: Pair | None, *, descending: bool, size: int
+    ) -> Iterator[Pair]:
+        """Entries of lists, in the order of a walk, with the rows of their studies."""
+        at = place or ((high + b"\0", b"") if descending else (low, b""))
+        bound = low if descending else high
+        more = True
+        while more:
+            size = min(size, _WALKED_AT_ONCE)
+            found = self.ask(WALKED[descending], [*at, bound, size])
+            self._known[STUDIES].update((study, value) for _, study, value in found)
+            yield from ((key, study) for key, study, _ in found)
+            more = len(found) == size
+            if more:
+                at, size = (found[-1][0], found[-1][1] + b"\0"), size * 4
+
+
+@dataclass(slots=True)
+class _TableWrite:
+    """Rows that are written by one statement, which returns their number. `sign` says how that changes the
+    number of rows. `rows` is the number that is expected, or -1."""
+
+    table: Table
+    sign: int
+    asked: Asked
+    rows: int = -1
 
 
 class WritingTables(TableTransaction):
@@ -130,23 +212,34 @@ class WritingTables(TableTransaction):
         super().__init__(connections, "writing to the index")
         self._waiting: dict[Table, dict[bytes, bytes | None]] = {table: {} for table in TABLES.values()}
         self._pairs: dict[Table, dict[Pair, bool]] = {table: {} for table in TABLES.values()}
+        self._changes: list[_TableWrite] = []
         self._wrote = False
 
     def __enter__(self) -> WritingTables:
-        self._connection, (self._version, entries, self._number) = self._connections.begun(_locked)
-        self._entries: dict[str, int] = {name: entries.get(name, 0) for name in TABLES}
+        self._link, answers = self._connections.begun(_WRITE, WRITING)
+        ((self._version, entries),), ((number,),), changes = answers[1:]
+        self.last_change: Pair | None = changes[0] if changes else None
+        self._number = int(number)
+        found: dict[str, int] = orjson.loads(entries)
+        self._entries = {name: found.get(name, 0) for name in TABLES}
         return self
 
     def cursor(self, db: Table) -> WritingCursor:
         return WritingCursor(self, db)
 
+    def ask(self, statement: str, values: Sequence[Value] = ()) -> list[Row]:
+        return self._ask([Asked(statement, values)])[0]
+
+    def _ask(self, asked: Sequence[Asked]) -> list[list[Row]]:
+        assert self._link is not None
+        return self._link.ask(asked, WRITING)
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        assert self._connection is not None
         usable = False
         try:
             if error is not None:
                 if not isinstance(error, psycopg.Error):
-                    self._connection.execute("ROLLBACK")
+                    self.ask("ROLLBACK")
                     usable = True
             else:
                 self._write()
@@ -158,34 +251,30 @@ class WritingTables(TableTransaction):
             self._end(usable=usable)
 
     def _write(self) -> None:
-        assert self._connection is not None
         for table in TABLES.values():
-            self.settle_table(table)
-        if self._wrote:
-            self._connection.execute(
-                "UPDATE head SET version = version + 1, entries = %s", [Jsonb(self._entries)]
-            )
+            self._collect(table)
+        self._send()
 
     def _commit(self) -> bool:
         """Whether the connection can be used again."""
-        assert self._connection is not None
+        assert self._link is not None
+        changed = [Asked(_CHANGED, [orjson.dumps(self._entries)])] if self._wrote else []
         try:
-            self._connection.execute("COMMIT")
+            self._ask([*changed, Asked("COMMIT")])
             return True
         except (psycopg.OperationalError, psycopg.InterfaceError):
-            self._connection.close()
+            self._link.close()
             if not self._connections.settle(self._number):
                 raise
             return False
 
     def _end(self, *, usable: bool) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            self._connections.give_back(connection, usable=usable)
+        link, self._link = self._link, None
+        if link is not None:
+            self._connections.give_back(link, usable=usable)
 
     def id(self) -> int:
-        version: int = self._version + 1
-        return version
+        return int(self._version) + 1
 
     def stat(self, table: Table) -> dict[str, int]:
         self.settle_table(table)
@@ -195,20 +284,17 @@ class WritingTables(TableTransaction):
 
     def expect(self, rows: Iterable[tuple[str, Iterable[bytes]]]) -> None:
         """Read rows that will be asked for, by the name of their table, in one round trip."""
-        assert self._connection is not None
-        asked = []
-        with self._connection.pipeline():
-            for name, keys in rows:
-                table = TABLES[name]
-                known = self._known[table]
-                missing = [key for key in dict.fromkeys(keys) if key not in known]
-                if missing:
-                    arguments = table.arguments(missing)
-                    answer = self._connection.execute(table.looked_up, arguments, binary=True)
-                    asked.append((known, missing, answer))
-            for known, missing, answer in asked:
-                known.update(dict.fromkeys(missing))
-                known.update(answer.fetchall())
+        asked, missing = [], []
+        for name, keys in rows:
+            table = TABLES[name]
+            unknown = [key for key in dict.fromkeys(keys) if key not in self._known[table]]
+            if unknown:
+                asked.append(Asked(table.looked_up, table.arguments(unknown)))
+                missing.append((self._known[table], unknown))
+        if asked:
+            for (known, keys), found in zip(missing, self._ask(asked), strict=True):
+                known.update(dict.fromkeys(keys))
+                known.update(found)
 
     def get(self, key: bytes, *, db: Table) -> bytes | None:
         waiting = self._waiting[db]
@@ -250,11 +336,19 @@ class WritingTables(TableTransaction):
 
     def delete_ranges(self, table: Table, ranges: Sequence[Pair]) -> None:
         """Delete all rows between two keys, without the second."""
-        self.settle_table(table)
+        self._collect(table)
         lows, highs = [low for low, _ in ranges], [high for _, high in ranges]
-        self._change(table, -1, table.ranges_deleted, ranges, (lows, highs))
+        self._changes.append(_TableWrite(table, -1, Asked(table.ranges_deleted, (lows, highs))))
 
-    def settle_table(self, table: Table) -> None:
+    def settle_table(self, table: Table, behind: Pair = NOWHERE) -> None:
+        waiting = max(self._pairs[table], default=NOWHERE), (max(self._waiting[table], default=b""), b"")
+        if max(waiting) > behind:
+            self._collect(table)
+        if any(change.table is table for change in self._changes):
+            self._send()
+
+    def _collect(self, table: Table) -> None:
+        """The statements that write the waiting rows of a table."""
         if table.several:
             pairs, self._pairs[table] = self._pairs[table], {}
             gone = [row for row, there in pairs.items() if not there]
@@ -280,27 +374,25 @@ class WritingTables(TableTransaction):
         sign: int,
         statement: str,
         rows: Sequence[object],
-        arguments: Sequence[object],
+        values: Sequence[Value],
         *,
         exact: bool = False,
     ) -> None:
-        if not rows:
-            return
-        ((count,),) = self.ask(statement, arguments)
-        if exact and count != len(rows):
-            raise StoreCorrupt(
-                f"the table {table.name} of the index was changed by another program: run check, then reindex"
+        if rows:
+            self._changes.append(
+                _TableWrite(table, sign, Asked(statement, values), len(rows) if exact else -1)
             )
-        self._entries[table.name] += sign * count
+
+    def _send(self) -> None:
+        """Write in one round trip."""
+        changes, self._changes = self._changes, []
+        if not changes:
+            return
+        for change, ((count,),) in zip(changes, self._ask([each.asked for each in changes]), strict=True):
+            if change.rows not in (-1, count):
+                raise StoreCorrupt(
+                    f"the table {change.table.name} of the index was changed by another program: run check, "
+                    "then reindex"
+                )
+            self._entries[change.table.name] += change.sign * count
         self._wrote = True
-
-
-def _locked(connection: psycopg.Connection[Any]) -> tuple[int, dict[str, int], int]:
-    """Begin, and lock the head row: its version and entries, and the number of the transaction."""
-    with connection.pipeline():
-        connection.execute("BEGIN")
-        locked = connection.execute(f"{_HEAD} FOR UPDATE", binary=True)
-        numbered = connection.execute("SELECT pg_current_xact_id()::text")
-        ((version, entries),) = locked.fetchall()
-        ((number,),) = numbered.fetchall()
-    return version, entries, int(number)
