@@ -107,7 +107,7 @@ class Load:
         assert not self._errors, self._errors
 
     def _guarded(self, choice):
-        client = Client(self._world.origin)
+        client = Client(choice.choice(self._world.origins))
         try:
             while not self._stop.is_set():
                 self._act(client, choice)
@@ -174,7 +174,7 @@ class World:
         self.server = None
         self.replacing = True
         self._port = free_port()
-        self.origin = f"http://127.0.0.1:{self._port}"
+        self.origins = [f"http://127.0.0.1:{self._port}"]
         self.data = folder / "data"
         self._point = folder / "point"
         self._version = 0
@@ -301,7 +301,7 @@ class World:
     # What must hold
 
     def verify(self, load):
-        client = Client(self.origin)
+        client = Client(self.origins[0])
         for key, history in load.history.items():
             begin = time.monotonic()
             state = self.version_of(key, client.read(key))
@@ -341,7 +341,7 @@ class World:
         return told
 
     def answers(self):
-        client = Client(self.origin)
+        client = Client(self.origins[0])
         told = client.answers()
         client.close()
         return told

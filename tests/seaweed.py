@@ -22,6 +22,13 @@ def program():
     return shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
+def variables(endpoint, pair=NODE):
+    """The environment of a node, as the tools of AWS take it."""
+    key, secret = pair
+    keys = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
+    return keys | {"AWS_REGION": "eu-central-1", "AWS_ENDPOINT_URL": endpoint}
+
+
 def identity(pair, *actions):
     keys = {"accessKey": pair[0], "secretKey": pair[1]}
     return {"name": pair[0], "credentials": [keys], "actions": actions}

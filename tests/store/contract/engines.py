@@ -5,7 +5,7 @@ import hashlib
 import os
 from functools import partial
 
-from seaweed import BUCKET, NODE
+from seaweed import BUCKET, variables
 
 from streamsrv.store import Store, StoreOptions
 
@@ -40,13 +40,6 @@ class ClusterEngine(DatabaseEngine):
         self.options = dataclasses.replace(self.options, segments=f"s3://{BUCKET}/{schema_of(folder)}")
         self._folder = folder / str(os.getpid())
         os.environ.update(variables(endpoint))
-
-
-def variables(endpoint):
-    """The environment of a node, as the tools of AWS take it."""
-    key, secret = NODE
-    pair = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
-    return pair | {"AWS_REGION": "eu-central-1", "AWS_ENDPOINT_URL": endpoint}
 
 
 def schema_of(folder):

@@ -1,0 +1,152 @@
+"""Nodes that serve one store over PostgreSQL and SeaweedFS, over HTTP."""
+
+import random
+import subprocess
+import urllib.error
+import urllib.request
+from urllib.parse import urlsplit
+
+import pytest
+from cluster_world import ClusterWorld
+from kill_world import verb, waited
+from live_server import environment, executable, start_server
+from seaweed import BUCKET, variables
+from small_client import Client, file_of, key_of, path_of
+from test_tutorial import run_through, steps_of_page
+
+
+def test_nodes_that_are_killed(tmp_path, database_server, object_store):
+    """At each step of a store and a delete, and whole nodes: nothing acknowledged is lost, nothing that is
+    deleted returns, both nodes agree, and the sweepers leave no object behind."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    print("seed", seed)
+    world = ClusterWorld(tmp_path, seed, "killed_nodes", database_server, object_store)
+    try:
+        for point in ("mid-body", "before-data-sync", "after-data-sync", "after-commit", "in-delete"):
+            world.serve()
+            world.kill_at(point)
+        world.serve()
+        world.kill_node()
+        world.must_be_swept()
+    finally:
+        world.stop()
+
+
+KEYS = [key_of(study, series, number) for study in (1, 2) for series in (1, 2) for number in range(3)]
+FILES = {key: file_of(key, 1, 20_000) for key in KEYS}
+
+
+@pytest.fixture(scope="module")
+def gateway(object_store):
+    """(process, endpoint) of a gateway for the nodes of this module."""
+    return object_store.gateway()
+
+
+@pytest.fixture(scope="module")
+def flags(database_server):
+    return ("--index", database_server.url("two_nodes"), "--segments", f"s3://{BUCKET}/two_nodes")
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """The folder of reports about the event loop."""
+    return tmp_path_factory.mktemp("guarded")
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory, flags, gateway, guarded):
+    folder = tmp_path_factory.mktemp("nodes")
+    named = variables(gateway[1]) | {"LOOP_GUARD": str(guarded)}
+    running = [start_server(folder / name, *flags, workers=1, variables=named) for name in "ab"]
+    yield running
+    for node in running:
+        node.end()
+
+
+@pytest.fixture(scope="module")
+def clients(nodes):
+    made = [Client(node.origin) for node in nodes]
+    yield made
+    for client in made:
+        client.close()
+
+
+def health(node):
+    try:
+        with urllib.request.urlopen(f"{node.origin}/health/ready", timeout=5) as answer:
+            return answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.read().decode()
+
+
+def drawn_samples(folder):
+    subprocess.run([*executable(), "samples", "samples"], cwd=folder, check=True, env=environment())
+    return folder / "samples"
+
+
+def waits(guarded):
+    return [each.read_text() for each in guarded.glob("waited-*")]
+
+
+def test_a_node_serves_what_another_one_stored(clients, guarded):
+    one, two = clients
+    assert one.store(list(FILES.values())).status == 200
+    assert two.store([FILES[KEYS[0]]]).status == 409
+    for client in clients:
+        assert {key: client.read(key) for key in KEYS} == FILES
+        assert client.keys() == set(KEYS)
+    study = f"/studies/{KEYS[0][0]}"
+    whole = [client.ask("GET", study, Accept="application/zip") for client in clients]
+    assert [reply.status for reply in whole] == [200, 200]
+    assert whole[0].body == whole[1].body
+    assert whole[0].headers["ETag"] == whole[1].headers["ETag"]
+    assert len(two.ask("GET", f"{study}/series?includefield=all").json()) == 2
+    assert two.delete(KEYS[-1])
+    assert one.read(KEYS[-1]) is None
+    assert one.store([FILES[KEYS[-1]]]).status == 200
+    assert two.read(KEYS[-1]) == FILES[KEYS[-1]]
+    feeds = [client.ask("GET", "/changefeed?includemetadata=false").json() for client in clients]
+    assert feeds[0] == feeds[1]
+    assert waits(guarded) == []
+
+
+def test_the_tutorial_against_a_node(tmp_path, nodes):
+    run_through(steps_of_page(), f"{nodes[1].origin}/v2", drawn_samples(tmp_path), tmp_path)
+
+
+def test_an_export_of_a_cluster(tmp_path, clients, flags, gateway, monkeypatch):
+    clients[0].store(list(FILES.values()))
+    for name, value in variables(gateway[1]).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("STREAMSRV_SEGMENTS", flags[3])
+    monkeypatch.setenv("STREAMSRV_INDEX", flags[1])
+    where = ("--data", str(tmp_path / "node"))
+    code, said = verb("export", *where, str(tmp_path / "out"), "--query", f"StudyInstanceUID={KEYS[0][0]}")
+    assert (code, len(list((tmp_path / "out").rglob("*.dcm")))) == (0, 6), said
+    for name in ("check", "compact", "reindex", "info"):
+        code, said = verb(name, *where)
+        assert (code, "`segments` names a bucket" in said) == (2, True)
+
+
+def test_requests_while_the_bucket_is_away(object_store, nodes, clients, gateway, guarded):
+    one, two = clients
+    known, unknown = key_of(7, 1, 1), key_of(8, 1, 1)
+    files = {key: file_of(key, 1, 30_000) for key in (known, unknown)}
+    for body in files.values():  # an object each
+        assert one.store([body]).status == 200
+    assert one.read(known) == files[known]
+    process, endpoint = gateway
+    process.kill()
+    process.wait()
+    assert one.read(known) == files[known]
+    assert one.ask("GET", f"{path_of(unknown)}/metadata").status == 200
+    for reply in (one.ask("GET", path_of(unknown)), two.store([file_of(key_of(9, 1, 1), 1, 500)])):
+        assert (reply.status, reply.headers["Retry-After"]) == (503, "1"), reply.body
+        assert b"the gateway does not answer" in reply.body
+    waited(lambda: "the bucket failed" in health(nodes[1]), "a probe")
+    object_store.gateway(urlsplit(endpoint).port)
+    waited(lambda: all(node.is_ready() for node in nodes), "both nodes")
+    assert one.read(unknown) == files[unknown]
+    assert two.read(key_of(9, 1, 1)) is None
+    assert two.store([file_of(key_of(9, 1, 1), 1, 500)]).status == 200
+    assert waits(guarded) == []

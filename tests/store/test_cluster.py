@@ -1,0 +1,422 @@
+"""Nodes of one store over PostgreSQL and a bucket: their races, what a sweeper removes, wrong settings."""
+
+import dataclasses
+import threading
+import time
+from contextlib import ExitStack
+
+import pytest
+from seaweed import BUCKET, variables
+from store_world import add, get, key_of, payload_of, put
+
+from streamsrv.errors import (
+    BucketUnreachable,
+    CommitConflict,
+    SegmentGone,
+    StoreError,
+    UploadExpired,
+    WrongStore,
+)
+from streamsrv.query.rules import rule_of
+from streamsrv.store import OnDuplicate, Outcome, Store, StoreOptions
+from streamsrv.store import transaction as transactions
+from streamsrv.store.cluster.leases import IntentKeeper
+from streamsrv.store.cluster.sweeper import sweep
+from streamsrv.store.folder import Layout
+
+STORED, DUPLICATE, IDENTICAL, REPLACED, UNAUTHORIZED = Outcome
+KEYS = [key_of(1, 1, number) for number in range(4)]
+
+
+class Cluster:
+    """Its database is a schema, its bucket a prefix. `node` opens the store of another node."""
+
+    def __init__(self, name, folder, database, object_store, held):
+        self._name, self._folder, self._database, self._held = name, folder, database, held
+        self.options = StoreOptions(
+            min_free=0,
+            index=database.url(name),
+            segments=f"s3://{BUCKET}/{name}",
+            cache_size=64 << 20,
+            grace=10_000,  # no sweeper begins by itself
+            upload_lease=10_000,
+        )
+
+    def node(self, name, **options):
+        changed = dataclasses.replace(self.options, **options)
+        return self._held.enter_context(Store.open(self._folder / name, changed))
+
+    def sql(self, statement):
+        return self._database.sql(f"SET search_path = {self._name}; {statement}")
+
+    def states(self):
+        return self.sql("SELECT state FROM objects ORDER BY segment").split()
+
+    def pass_time(self):
+        """Everything that waits for a time is due."""
+        self.sql("UPDATE objects SET until = now() - interval '1 second' WHERE until IS NOT NULL")
+
+
+@pytest.fixture
+def environment(object_store, monkeypatch):
+    for name, value in variables(object_store.endpoint).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def cluster(request, memory, database_server, object_store, environment):
+    with ExitStack() as held:
+        yield Cluster(f"cluster_{memory.name}", memory, database_server, object_store, held)
+
+
+@pytest.fixture
+def nodes(cluster):
+    return cluster.node("a"), cluster.node("b")
+
+
+@pytest.fixture
+def one(nodes):
+    return nodes[0]
+
+
+@pytest.fixture
+def two(nodes):
+    return nodes[1]
+
+
+def swept(store):
+    return sweep(store.rooms.table, store.rooms.bucket)
+
+
+def is_in_bucket(store, segment, key):
+    try:
+        return store.rooms.bucket.length(key) > 0
+    except SegmentGone:
+        return False
+
+
+def begun(store, *payloads):
+    transaction = store.begin()
+    return transaction, [add(transaction, payload) for payload in payloads]
+
+
+def before_commit(store, monkeypatch, act):
+    """`act` is called once, when the next commit of this node has been decided."""
+    commit, acts = store.index.commit, [act]
+
+    def slow(*arguments, **named):
+        if acts:
+            acts.pop()()
+        return commit(*arguments, **named)
+
+    monkeypatch.setattr(store.index, "commit", slow)
+
+
+# Two nodes
+
+
+def test_a_node_serves_the_instances_of_another_one(one, two):
+    put(one, payload_of(KEYS[0]))
+    assert get(two, KEYS[0]) == payload_of(KEYS[0])
+    assert two.delete(*KEYS[0]) == 1
+    assert get(one, KEYS[0]) is None
+    assert (one.store_id, one.secret) == (two.store_id, two.secret)
+
+
+def test_of_two_nodes_that_store_one_instance_one_wins(one, two):
+    outcomes, start = {}, threading.Barrier(2)
+
+    def write(store, fill):
+        transaction, pairs = begun(store, *(payload_of(key, fill=fill) for key in KEYS))
+        start.wait()
+        outcomes[fill] = transaction.commit(pairs)
+
+    threads = [threading.Thread(target=write, args=pair) for pair in ((one, "x"), (two, "y"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes.values()) == [[STORED] * 4, [DUPLICATE] * 4]
+    winner = "x" if outcomes["x"][0] is STORED else "y"
+    for store in (one, two):
+        assert [get(store, key) for key in KEYS] == [payload_of(key, fill=winner) for key in KEYS]
+
+
+@pytest.mark.parametrize(
+    ("policy", "fill", "outcome"),
+    [
+        (OnDuplicate.REFUSE, "x", DUPLICATE),
+        (OnDuplicate.ACCEPT_IDENTICAL, "x", IDENTICAL),
+        (OnDuplicate.REPLACE, "y", REPLACED),
+    ],
+)
+def test_a_decision_that_was_overtaken_is_made_again(one, two, cluster, monkeypatch, policy, fill, outcome):
+    transaction, pairs = begun(one, payload_of(KEYS[0], fill=fill), payload_of(KEYS[1]))
+    before_commit(one, monkeypatch, lambda: put(two, payload_of(KEYS[0])))
+    assert transaction.commit(pairs, policy) == [outcome, STORED]
+    assert get(two, KEYS[0]) == payload_of(KEYS[0], fill=fill if outcome is REPLACED else "x")
+    assert get(two, KEYS[1]) == payload_of(KEYS[1])
+
+
+def test_an_instance_that_goes_while_it_is_replaced(one, two, monkeypatch):
+    put(one, payload_of(KEYS[0]))
+    transaction, pairs = begun(one, payload_of(KEYS[0], fill="y"))
+    before_commit(one, monkeypatch, lambda: two.delete(*KEYS[0]))
+    assert transaction.commit(pairs, OnDuplicate.REPLACE) == [STORED]
+    assert get(two, KEYS[0]) == payload_of(KEYS[0], fill="y")
+
+
+def test_a_slice_that_is_always_overtaken_ends(one, monkeypatch):
+    def conflict(*_, **__):
+        raise CommitConflict("meanwhile")
+
+    monkeypatch.setattr(one.index, "commit", conflict)
+    transaction, pairs = begun(one, payload_of(KEYS[0]))
+    with pytest.raises(StoreError.__base__, match="at the same time") as caught:
+        transaction.commit(pairs)
+    assert caught.value.status == 503
+
+
+def test_two_senders_with_rules_in_a_new_study(one, two, monkeypatch):
+    """Each may see its own instance. Both together would be hidden from the first."""
+
+    def other_sender():
+        transaction, [(record, new)] = begun(two, payload_of(KEYS[1]))
+        new.attributes["00100020"]["Value"] = ["P2"]
+        transaction.commit([(record, new)])
+
+    transaction, pairs = begun(one.restricted(rule_of(["PatientID=P1.1"])), payload_of(KEYS[0]))
+    before_commit(one, monkeypatch, other_sender)
+    assert transaction.commit(pairs) == [UNAUTHORIZED]
+    assert [row.key for row in one.lookup("1.1")] == [KEYS[1]]
+
+
+# Objects
+
+
+def test_an_object_without_instances_is_removed_after_the_grace(one, two, cluster):
+    put(one, *map(payload_of, KEYS[:2]))
+    segment = one.lookup(*KEYS[0])[0].location.segment
+    ((_, key, length),) = one.rooms.table.find([segment])
+    assert one.rooms.bucket.length(key) == length
+    two.delete(*KEYS[0])
+    assert cluster.states() == ["complete"]
+    two.delete(*KEYS[1])
+    assert cluster.states() == ["condemned"]
+    assert one.index.segments() == {}
+    assert swept(one) == 0
+    assert is_in_bucket(one, segment, key)
+    cluster.pass_time()
+    assert swept(two) == 1
+    assert swept(two) == 0
+    assert not is_in_bucket(one, segment, key)
+    assert cluster.states() == []
+    with pytest.raises(SegmentGone):
+        cluster.node("c").open_segments([segment])
+
+
+def test_replacing_condemns_the_old_object(one, cluster):
+    put(one, payload_of(KEYS[0]))
+    put(one, payload_of(KEYS[0], fill="y"), on_duplicate=OnDuplicate.REPLACE)
+    assert cluster.states() == ["condemned", "complete"]
+    cluster.pass_time()
+    swept(one)
+    assert get(one, KEYS[0]) == payload_of(KEYS[0], fill="y")
+
+
+def test_an_object_stays_that_gets_its_next_slice_after_it_was_emptied(one, two, cluster, monkeypatch):
+    monkeypatch.setattr(transactions, "SLICE_INSTANCES", 1)
+    transaction, pairs = begun(one, *map(payload_of, KEYS[:2]))
+    outcomes = transaction.committing(pairs)
+    assert next(outcomes) is STORED
+    two.delete(*KEYS[0])
+    assert cluster.states() == ["condemned"]
+    assert list(outcomes) == [STORED]
+    assert cluster.states() == ["complete"]
+    cluster.pass_time()
+    assert swept(two) == 0
+    assert get(two, KEYS[1]) == payload_of(KEYS[1])
+
+
+def test_an_object_that_was_removed_gets_no_further_slice(one, two, cluster, monkeypatch):
+    monkeypatch.setattr(transactions, "SLICE_INSTANCES", 1)
+    transaction, pairs = begun(one, *map(payload_of, KEYS[:2]))
+    outcomes = transaction.committing(pairs)
+    assert next(outcomes) is STORED
+    two.delete(*KEYS[0])
+    cluster.pass_time()
+    assert swept(two) == 1
+    with pytest.raises(UploadExpired):
+        next(outcomes)
+    assert one.lookup("1.1") == []
+
+
+def test_transactions_that_end_otherwise_leave_nothing(one, cluster):
+    transaction, _ = begun(one, payload_of(KEYS[0]))
+    transaction.abort()
+    assert put(one, payload_of(KEYS[0])) == [STORED]
+    assert put(one, payload_of(KEYS[0], fill="y")) == [DUPLICATE]
+    assert cluster.states() == ["complete"]
+
+
+def test_an_upload_that_was_aborted_is_removed(one, cluster):
+    transaction, _ = begun(one, payload_of(KEYS[0], size=20 << 20))
+    transaction.sync_so_far()
+    transaction.abort()
+    assert cluster.states() == ["intent"]
+    assert swept(one) == 1
+    assert cluster.states() == ["swept"]
+    assert put(one, payload_of(KEYS[0])) == [STORED]
+
+
+def test_a_node_that_slept_cannot_commit(one, two, cluster):
+    """Its intent is swept before it wakes up, once before the object is complete and once after."""
+    transaction, pairs = begun(one, payload_of(KEYS[0]))
+    cluster.pass_time()
+    assert swept(two) == 1
+    with pytest.raises(UploadExpired) as caught:
+        transaction.commit(pairs)
+    assert (caught.value.status, caught.value.retry_after) == (503, 1)
+    assert one.lookup("1.1") == one.changes() == []
+    (segment,) = map(int, cluster.sql("SELECT segment FROM objects").split())
+    key = cluster.sql("SELECT key FROM objects")
+    assert not is_in_bucket(one, segment, key)
+    one.rooms.bucket.put(key, b"the node completed it later")
+    cluster.pass_time()
+    assert swept(two) == 1
+    assert not is_in_bucket(one, segment, key)
+    assert cluster.states() == []
+    assert put(one, payload_of(KEYS[0])) == [STORED]
+
+
+def test_a_sweeper_that_died_is_followed_by_another_one(one, two, cluster):
+    put(one, payload_of(KEYS[0]))
+    one.delete("1.1")
+    cluster.pass_time()
+    (claimed,) = one.rooms.table.claim(100, 300)
+    assert (claimed.was, cluster.states()) == ("condemned", ["removing"])
+    assert swept(two) == 0
+    cluster.pass_time()
+    assert swept(two) == 1
+    one.rooms.table.removed(claimed.segment)
+    assert cluster.states() == []
+
+
+def test_intents_are_renewed_while_they_are_held(cluster):
+    store = cluster.node("a", upload_lease=0.2)
+    transaction, _ = begun(store, payload_of(KEYS[0]))
+    until = "SELECT until FROM objects"
+    first = cluster.sql(until)
+    waited(lambda: cluster.sql(until) != first)
+    assert cluster.states() == ["intent"]
+    transaction.abort()
+    assert cluster.states() == []
+
+
+def waited(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_the_sweeper_of_a_node_needs_no_call(cluster):
+    store = cluster.node("a", grace=0.1)
+    put(store, payload_of(KEYS[0]))
+    store.delete("1.1")
+    waited(lambda: cluster.states() == [])
+
+
+def test_a_keeper_goes_on_after_an_error():
+    class Away:
+        calls = 0
+
+        def renew(self, segments, seconds):
+            self.calls += 1
+            raise BucketUnreachable("away")
+
+    table = Away()
+    keeper = IntentKeeper(table, 0.01)
+    keeper.hold(1)
+    waited(lambda: table.calls > 1)
+    keeper.close()
+
+
+def test_a_bucket_that_fails_while_an_object_ends(one, cluster, monkeypatch):
+    def fail(*_):
+        raise BucketUnreachable("the gateway does not answer")
+
+    transaction, pairs = begun(one, payload_of(KEYS[0]))
+    with monkeypatch.context() as patch:
+        patch.setattr(transaction._writer, "complete", fail)
+        with pytest.raises(BucketUnreachable):
+            transaction.commit(pairs)
+    assert one.lookup("1.1") == []
+    assert put(one, payload_of(KEYS[0])) == [STORED]
+
+
+# Which store it is
+
+
+def test_a_node_joins_the_store_of_its_bucket_and_database(one, cluster, memory):
+    assert cluster.node("c").store_id == one.store_id
+    assert not (memory / "a" / "store.toml").exists()
+
+
+def refusal(cluster, **options):
+    with pytest.raises(StoreError) as caught:
+        cluster.node("of-another", **options)
+    return caught.value
+
+
+def test_stores_that_do_not_belong_together_are_refused(one, cluster, database_server):
+    empty = database_server.url(f"{cluster._name}_empty")
+    error = refusal(cluster, index=empty)
+    assert isinstance(error, WrongStore)
+    assert f"the bucket has store {one.store_id}, and this database is empty: nothing was chang" in str(error)
+    error = refusal(cluster, segments=f"{cluster.options.segments}/empty")
+    assert f"this database has store {one.store_id}, and the bucket has no store.toml" in str(error)
+    other = cluster.node("z", index=empty, segments=f"{cluster.options.segments}/other")
+    error = refusal(cluster, segments=f"{cluster.options.segments}/other")
+    assert f"the bucket has store {other.store_id}, and the database has store {one.store_id}" in str(error)
+    put(one, payload_of(KEYS[0]))
+    assert get(one, KEYS[0])
+
+
+def test_two_clusters_on_one_bucket_are_found_while_they_run(one, cluster):
+    one.probe()
+    one.rooms.bucket.put("store.toml", one.identity.text().replace(one.store_id, "other").encode())
+    one._bucket_probed = 0
+    with pytest.raises(StoreError, match="checksum is wrong"):
+        one.probe()
+    one.rooms.bucket.remove("store.toml")
+    with pytest.raises(WrongStore, match=r"no store\.toml any more"):
+        one.probe()
+
+
+def test_a_founding_that_broke_off_goes_on(cluster, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("streamsrv.store.objects.bucket.Bucket.put", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cluster.node("a")
+    with pytest.raises(StoreError, match="the bucket has no store: open the store for writing once"):
+        Store.open(Layout(cluster._folder / "r").root, cluster.options, read_only=True)
+    put(cluster.node("a"), payload_of(KEYS[0]))
+    assert get(cluster.node("b"), KEYS[0]) == payload_of(KEYS[0])
+
+
+def test_settings_that_are_wrong_get_a_sentence(cluster, memory, database_server):
+    assert "give `--index` too" in str(refusal(cluster, index=""))
+    assert "is not a URL like s3://" in str(refusal(cluster, segments="http://archive/x"))
+    other = refusal(cluster, segments="s3://of-another-owner/x")
+    assert "refuses the credentials" in str(other)
+    folder = Store.open(memory / "own", StoreOptions(min_free=0))
+    folder.close()
+    with pytest.raises(StoreError, match="holds a store with segments of its own"):
+        cluster.node("own")
+    local = database_server.url(f"{cluster._name}_local")
+    Store.open(memory / "local", StoreOptions(min_free=0, index=local)).close()
+    error = refusal(cluster, index=local, segments=f"{cluster.options.segments}/new")
+    assert "has the index of a store whose segments are in a folder" in str(error)
+    with pytest.raises(StoreError, match="open the store for writing once"):
+        Store.open(memory / "r", cluster.options, read_only=True)
