@@ -33,6 +33,7 @@ from streamsrv.errors import StreamsrvError
 from streamsrv.events import ChangeTail, EventPosition, ToldEvent
 from streamsrv.events.hooks import RESET, Hook, Hooks
 from streamsrv.events.messages import event_id, position_from
+from streamsrv.events.tail import COMPLETE
 from streamsrv.options import audit_trail, store_options
 from streamsrv.settings import Settings
 from streamsrv.store import Store
@@ -77,6 +78,8 @@ class HookSender:
                 if not self._send(event):
                     return
             if not events:
+                if not self._send_again():
+                    return
                 self._moved(self._tail.position)
                 self._count()
                 self._save()
@@ -99,6 +102,27 @@ class HookSender:
         if event.name not in (*self._hook.events, RESET):
             self._moved(event.position)
             return True
+        if not self._delivered(event):
+            return False
+        self._moved(event.position)
+        self._save_sometimes()
+        return True
+
+    def _send_again(self) -> bool:
+        """Sends the dead letters that the operator wants to be tried again. False if it has ended before."""
+        for letter in self._hooks.again(self._hook.name):
+            members = orjson.loads(letter)
+            name, sequence = members["action"], members["sequence"]
+            position = EventPosition(sequence, sequence if name == COMPLETE else 0)
+            event = ToldEvent(position, name, members.get("studyInstanceUid", ""), letter.encode())
+            if name != RESET and not self._delivered(event):
+                return False
+        self._hooks.forget_again(self._hook.name)
+        self._state = self._state._replace(dead=len(self._hooks.dead(self._hook.name)))
+        return True
+
+    def _delivered(self, event: ToldEvent) -> bool:
+        """Whether it was delivered or given up. False if the sender has ended before."""
         message_id, pause = event_id(self._epoch, event.position), FIRST_PAUSE
         while not self._ended(0):
             try:
@@ -120,8 +144,7 @@ class HookSender:
                 break
         else:
             return False
-        self._moved(event.position)
-        self._save_sometimes()
+        self._state = self._state._replace(attempts=0, refused=0)
         return True
 
     def _failed(self, error: NotDelivered) -> None:
@@ -190,6 +213,8 @@ class HookThreads:
 
     def _run(self, hook: Hook, ended: Callable[[float], bool]) -> None:
         view = self._store if hook.rule is None else self._store.restricted(hook.rule)
+        if hook.forwards and not self._settings.study_quiet:
+            log.error("hook %s: no study is ever complete, because `study_quiet` is 0", hook.name)
         try:
             target = self._forwarder(hook, view) if hook.forwards else Webhook(hook)
             tail = ChangeTail(view, self._store, self._settings.study_quiet)

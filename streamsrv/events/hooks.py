@@ -4,6 +4,7 @@ signature of a message.
     DATA/hooks/NAME.json        the hook, with its secret
     DATA/hooks/NAME.state       its cursor and its last failure
     DATA/hooks/NAME.dead        the messages that were given up, a line each
+    DATA/hooks/NAME.again       those of them that are sent again
 
 Rules
 - A file is written under another name, synced, and renamed. The folder is for its owner only (0700).
@@ -128,7 +129,7 @@ class Hooks:
         self._write(f"{hook.name}.json", hook.document)
 
     def remove(self, name: str) -> None:
-        for ending in ("json", "state", "dead"):
+        for ending in ("json", "state", "dead", "again"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.folder / f"{name}.{ending}")
 
@@ -153,8 +154,28 @@ class Hooks:
             os.close(fd)
 
     def dead(self, name: str) -> list[str]:
+        return self._lines(name, "dead")
+
+    def again(self, name: str) -> list[str]:
+        """The dead letters that are to be sent again."""
+        return self._lines(name, "again")
+
+    def send_again(self, name: str) -> int:
+        """Returns the number of dead letters. Raises StoreError while former ones are being sent again."""
+        dead = self.dead(name)
+        if self.again(name):
+            raise StoreError(f"the former dead letters of {name!r} are still being sent")
+        if dead:
+            os.rename(self.folder / f"{name}.dead", self.folder / f"{name}.again")
+        return len(dead)
+
+    def forget_again(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            return (self.folder / f"{name}.dead").read_text().splitlines()
+            os.unlink(self.folder / f"{name}.again")
+
+    def _lines(self, name: str, ending: str) -> list[str]:
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder / f"{name}.{ending}").read_text().splitlines()
         return []
 
     def _write(self, file: str, row: dict[str, object]) -> None:

@@ -80,9 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listed = verbs.add_parser("list", help="print all hooks and their state, without their secrets")
     listed.add_argument("--json", action="store_true", help="one JSON document instead of text")
     listed.add_argument("--dead", action="store_true", help="with the events that were given up")
+    again = verbs.add_parser("retry", help="send the dead letters of a hook again")
+    again.add_argument("name", metavar="NAME")
     removed = verbs.add_parser("remove", help="end a hook, and forget its state and dead letters")
     removed.add_argument("name", metavar="NAME")
-    for each in (added, forwarded, listed, removed):
+    for each in (added, forwarded, listed, again, removed):
         add_place(each)
 
 
@@ -92,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
         "add": run_add,
         "forward": run_forward,
         "list": run_list,
+        "retry": run_retry,
         "remove": run_remove,
     }
     return actions[args.action](args, settings, Hooks(Path(settings.data)))
@@ -222,9 +225,21 @@ def _time(seconds: float) -> str | None:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds)) if seconds else None
 
 
+def _require(name: str, hooks: Hooks) -> None:
+    if hooks.named(name) is None:
+        raise StreamsrvError(f"there is no hook {name!r} in {hooks.folder}")
+
+
+def run_retry(args: argparse.Namespace, settings: Settings, hooks: Hooks) -> int:
+    """Raises StreamsrvError."""
+    _require(args.name, hooks)
+    print(f"{hooks.send_again(args.name)} dead letters are sent again")
+    _warn(settings)
+    return 0
+
+
 def run_remove(args: argparse.Namespace, settings: Settings, hooks: Hooks) -> int:
-    if hooks.named(args.name) is None:
-        raise StreamsrvError(f"there is no hook {args.name!r} in {hooks.folder}")
+    _require(args.name, hooks)
     hooks.remove(args.name)
     record(audit_folder(settings), Event.RIGHTS_CHANGED, detail=f"hook {args.name} removed")
     return 0

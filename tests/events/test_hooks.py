@@ -25,6 +25,8 @@ from streamsrv.events import EventPosition, ToldEvent
 from streamsrv.events.hooks import Hook, Hooks, new_secret, signature
 from streamsrv.settings import Settings
 
+OFF = "streamsrv: the setting `hooks` is off: serve with --hooks\n"
+
 
 @pytest.fixture
 def receiver():
@@ -105,13 +107,13 @@ def test_events_that_are_refused_are_dead_letters(tmp_path, receiver):
         sender = HookSender(
             hook, hooks, tail, Webhook(hook, attempts=3), "e0", lambda seconds: ended(seconds) or stop
         )
-        stop = False
+        stop, ends = False, itertools.count()
         original = tail.read
 
         def read():
             nonlocal stop
             events = original()
-            stop = stop or not events
+            stop = stop or (not events and next(ends) >= rounds)
             return events
 
         tail.read = read
@@ -130,6 +132,11 @@ def test_events_that_are_refused_are_dead_letters(tmp_path, receiver):
     assert (state.dead, state.delivered, state.attempts) == (1, 1, 0)
     data = ("--data", str(tmp_path / "store"))
     assert letter in verb("hook", "list", "--dead", *data)[1]
+    assert verb("hook", "retry", "a", *data) == (0, "1 dead letters are sent again\n" + OFF)
+    run(1)
+    assert receiver.taken[-1] == ("e0.1.0", json.loads(letter))
+    assert (hooks.state("a").dead, hooks.state("a").last_id) == (0, "e0.2.2")
+    assert verb("hook", "retry", "a", *data) == (0, "0 dead letters are sent again\n" + OFF)
     hooks.save("a", state._replace(last_id="e9.1.0"))  # of another epoch
     run(0)
     assert receiver.taken[-1][1] == {"action": "reset", "sequence": 2}
