@@ -23,12 +23,13 @@ RESULTS = Path(__file__).resolve().parent / "results"
 CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 OURS, ORTHANC, NGINX, COPY = "streamsrv", "Orthanc", "nginx", "cp + fsync"
 LIBRARY = "library called directly"
+OBSTORE = "obstore called directly"
 # nginx with a file that is longer than ours: a row of its own, which no claim takes.
 WHOLE = "nginx, a file as long as the whole answer"
 USUAL = "streamsrv, no fast path"
 KEYED = "streamsrv, with a key"
 LEAST_RATE = "rates in relation to those without: the least"
-PEERS = (ORTHANC, NGINX, COPY, LIBRARY, "append, sync, commit")
+PEERS = (ORTHANC, NGINX, COPY, LIBRARY, OBSTORE, "append, sync, commit")
 # A figure moved if its median did by LEAST, or by LEAST_ALONE if it had one round only.
 LEAST, LEAST_ALONE = 0.05, 0.25
 

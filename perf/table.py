@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from perf.answers import fairness, frames, latency, metadata, places, searches
 from perf.archive import scale, search
+from perf.cluster import cluster
 from perf.encryption import tls
 from perf.listing import listing
 from perf.pixels import pixels
@@ -27,7 +28,7 @@ from perf.studies import large, memory, single, study
 from perf.viewer import viewer
 
 RUNS = (study, large, single, frames, places, metadata, latency, fairness, pixels, searches, tls)
-RUNS_OF = {run.__name__: run for run in (*RUNS, memory, search, listing, scale, viewer)}
+RUNS_OF = {run.__name__: run for run in (*RUNS, memory, search, listing, scale, viewer, cluster)}
 INSIDE, LONG = "*inside* ", "*long* "
 
 
