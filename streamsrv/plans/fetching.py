@@ -1,17 +1,20 @@
 """Answers whose spans may be on another machine: their bytes are fetched before they are sent.
 
 Strategy: a plan is cut into windows. The first one is there before the answer begins, so a bucket that does
-not answer is a status, and no answer that breaks off. While a window is sent, a thread fetches the next one:
-its spans at the same time, neighbours together. A short answer is one window, and keeps its plan.
+not answer is a status, and no answer that breaks off. While a window is sent, threads fetch the next ones:
+the spans of a window at the same time, neighbours together. A short answer is one window, and keeps its plan.
 
 Rules of this file
-- An answer has at most two windows of bytes pinned, however long it is and however slowly its client reads.
+- An answer has at most 1 + AHEAD windows of bytes pinned, however long it is and however slowly its client
+  reads.
 - Nothing here blocks the event loop: `following` returns a future, and `close` waits for no thread.
 - The lease is released after the last thread that uses it.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
@@ -19,9 +22,9 @@ from typing import NamedTuple
 from streamsrv.store import Fetcher, Location, SegmentLease
 from streamsrv.wire.answers import Answer, ByteStream, Piece, Span, Windows
 
-# Bytes of the first window, and the most of the next ones: each has twice as many as the one before it.
-FIRST, MOST = 4 << 20, 16 << 20
-PIECES = 4_096  # of one window
+WINDOW = 4 << 20  # bytes
+AHEAD = 4
+PIECES = 1_024  # of one window
 
 
 class FetchedWindow(NamedTuple):
@@ -32,32 +35,63 @@ class FetchedWindow(NamedTuple):
 
 
 class PlanWindows:
-    """The windows of one plan, made one after the other."""
+    """The windows of one plan, cut one after the other, and fetched at the same time."""
 
     def __init__(self, plan: Iterable[Piece], fetcher: Fetcher) -> None:
         self._plan = iter(plan)
         self._fetcher = fetcher
         self._rest: Span | None = None  # of a span that is longer than its window
-        self._size = FIRST
+        self._cutting = threading.Lock()
         self._ended = False
         self._release: Callable[[], None] | None = None  # of the window that is being sent
-        self._ahead: Future[FetchedWindow] | None = None
+        self._ahead: deque[Future[FetchedWindow]] = deque()  # in the order of the plan
+        self._uncut: deque[Future[FetchedWindow]] = deque()  # of them, those without pieces yet
 
     def begin(self) -> list[Piece] | None:
-        """Make the first window. Returns the pieces if it is the only one. Blocks; raises the errors of the
+        """Fetch the first window. Returns its pieces if it is the only one. Blocks; raises the errors of the
         plan and of the lease."""
-        first = self._make()
-        if self._ended:
+        pieces = self._cut()
+        if not self._ended:
+            self._ahead.append(Future())
+            self._begin_more()
+        try:
+            first = FetchedWindow(pieces, self._fetcher.hold(places_of(pieces)))
+        except BaseException:
+            if self._ahead:
+                self._ahead.popleft()
+            raise
+        if not self._ahead:
             self._release = first.release
-            return first.pieces
-        self._ahead = Future()
-        self._ahead.set_result(first)
+            return pieces
+        self._ahead[0].set_result(first)
         return None
 
-    def _make(self) -> FetchedWindow:
+    def _begin_more(self) -> None:
+        while len(self._ahead) < 1 + AHEAD and not self._ended:
+            made = Future[FetchedWindow]()
+            self._ahead.append(made)
+            self._uncut.append(made)
+            self._fetcher.ahead(self._make)
+
+    def _make(self) -> None:
+        with self._cutting:
+            made = self._uncut.popleft()
+            try:
+                pieces = self._cut()
+            except BaseException as error:
+                self._ended = True
+                made.set_exception(error)
+                return
+        try:
+            made.set_result(FetchedWindow(pieces, self._fetcher.hold(places_of(pieces))))
+        except BaseException as error:
+            made.set_exception(error)
+
+    def _cut(self) -> list[Piece]:
+        """The pieces of the next window; none at the end."""
         pieces: list[Piece] = []
-        room, self._size = self._size, min(2 * self._size, MOST)
-        while room > 0 and len(pieces) < PIECES:
+        room = WINDOW
+        while room > 0 and len(pieces) < PIECES and not self._ended:
             piece, self._rest = self._rest or next(self._plan, None), None
             if piece is None:
                 self._ended = True
@@ -69,29 +103,28 @@ class PlanWindows:
             if isinstance(piece, ByteStream):
                 break  # it may be long, and reads its bytes itself
             room -= piece.length
-        return FetchedWindow(pieces, self._fetcher.hold(places_of(pieces)))
+        return pieces
 
     def following(self) -> Future[list[Piece]]:
         """As `Windows.following`."""
         self._end_window()
         made = Future[list[Piece]]()
-        ahead, self._ahead = self._ahead, None
-        if ahead is None:
-            made.set_result([])
+        if self._ahead:
+            self._ahead[0].add_done_callback(lambda done: self._begun(done, made))
         else:
-            ahead.add_done_callback(lambda done: self._begun(done, made))
+            made.set_result([])
         return made
 
     def _begun(self, ahead: Future[FetchedWindow], made: Future[list[Piece]]) -> None:
-        """Hand over a window, and begin the next one."""
-        try:
-            pieces, self._release = ahead.result()
-            if not self._ended:
-                self._ahead = self._fetcher.ahead(self._make)
-        except BaseException as error:
+        """Hand over a window, and begin another one."""
+        self._ahead.popleft()
+        error = ahead.exception()
+        if error is not None:
             made.set_exception(error)
-        else:
-            made.set_result(pieces)
+            return
+        pieces, self._release = ahead.result()
+        self._begin_more()
+        made.set_result(pieces)
 
     def _end_window(self) -> None:
         release, self._release = self._release, None
@@ -100,34 +133,35 @@ class PlanWindows:
 
     def close(self, then: Callable[[], None]) -> None:
         """Calls `then` when no thread fetches bytes any more. Not while `following` is waited for."""
+        self._ended = True
         self._end_window()
-        ahead, self._ahead = self._ahead, None
-        if ahead is None:
-            then()
+        if self._ahead:
+            self._ahead.popleft().add_done_callback(lambda done: self._dropped(done, then))
         else:
-            ahead.cancel()
-            ahead.add_done_callback(lambda done: _dropped(done, then))
+            then()
 
-
-def _dropped(ahead: Future[FetchedWindow], then: Callable[[], None]) -> None:
-    try:
-        if not ahead.cancelled() and ahead.exception() is None:
-            ahead.result().release()
-    finally:
-        then()
+    def _dropped(self, ahead: Future[FetchedWindow], then: Callable[[], None]) -> None:
+        try:
+            if ahead.exception() is None:
+                ahead.result().release()
+        finally:
+            self.close(then)
 
 
 def fetched(answer: Answer, lease: SegmentLease) -> Answer:
     """The same answer, whose spans can be read when they are sent. Blocks if bytes have to be fetched;
-    raises SegmentGone, StoreError."""
+    raises SegmentGone, StoreError. The answer is released then too."""
     fetcher, plan = lease.fetcher, answer.plan
     if fetcher is None or _is_here(plan):
         return answer
-    windows = PlanWindows(plan, fetcher)
-    pieces = windows.begin()
-    release = answer.release or _nothing
-    answer.plan = Windows(windows.following) if pieces is None else pieces
+    windows, release = PlanWindows(plan, fetcher), answer.release or _nothing
+    try:
+        pieces = windows.begin()
+    except BaseException:
+        windows.close(release)
+        raise
     answer.release = lambda: windows.close(release)
+    answer.plan = Windows(windows.following) if pieces is None else pieces
     return answer
 
 

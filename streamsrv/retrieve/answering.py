@@ -242,12 +242,7 @@ def plan_answer(
         raise
     if isinstance(planned, Answer) and planned.release is None:
         planned.descriptor, planned.release = selection.lease.fd, retrieval.end
-        answer = _dated(request, selection, planned)
-        try:
-            return fetched(answer, selection.lease)
-        except BaseException:
-            retrieval.end()
-            raise
+        return fetched(_dated(request, selection, planned), selection.lease)
     retrieval.end()
     if isinstance(planned, Pending):
         finish = planned.finish

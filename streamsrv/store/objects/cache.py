@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from streamsrv.errors import NO_SPACE, SegmentGone, system_error
+from streamsrv.store.fileops import Buffer
 from streamsrv.store.objects.bucket import Bucket
 from streamsrv.store.objects.cached_file import CHUNK, CachedFile, chunks_in, evict
 from streamsrv.store.rows import Location
@@ -138,11 +139,14 @@ class OpenObject:
 
     def unpin(self, first: int, count: int) -> None:
         with self.guard:
+            free = []
             for chunk in range(first, first + count):
                 self._pins[chunk] -= 1
                 if not self._pins[chunk]:
                     del self._pins[chunk]
-                    self.file.unpin(chunk, 1)
+                    free.append(chunk)
+            for run in joined(free, count):
+                self.file.unpin(run.start, len(run))
 
 
 class Pin(NamedTuple):
@@ -343,11 +347,9 @@ class ObjectCache:
         try:
             offset = run.start * CHUNK
             length = min(run.stop * CHUNK, opened.file.length) - offset
-            content = memoryview(self._bucket.read(opened.key, offset, length))
+            content = self._bucket.read(opened.key, offset, length)
             self._make_room(length)
-            for number, chunk in enumerate(run):
-                piece = content[number * CHUNK : (number + 1) * CHUNK]
-                opened.verified[chunk] = self._put(opened.file, chunk, piece)
+            opened.verified.update(zip(run, self._put(opened.file, run.start, content), strict=True))
         except BaseException as failure:
             error = failure
         with opened.guard:
@@ -358,16 +360,16 @@ class ObjectCache:
             else:
                 flight.set_exception(error)
 
-    def _put(self, file: CachedFile, chunk: int, piece: memoryview) -> bytes:
+    def _put(self, file: CachedFile, first: int, content: Buffer) -> list[bytes]:
         """On a full disk half of the cache is evicted."""
         try:
-            return file.put(chunk, piece)
+            return file.put(first, content)
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise system_error(error, "writing to the cache") from error
         self._evict(self.used() // 2)
         try:
-            return file.put(chunk, piece)
+            return file.put(first, content)
         except OSError as error:
             raise system_error(error, "writing to the cache") from error
 

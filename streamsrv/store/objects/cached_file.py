@@ -89,14 +89,16 @@ class CachedFile:
     def check_of(self, chunk: int, content: Buffer) -> bytes:
         return xxhash.xxh3_128_digest(content, seed=(self._seed + chunk) % (1 << 64))
 
-    def put(self, chunk: int, content: Buffer) -> bytes:
-        """Write a chunk, then its entry; returns its check. Raises OSError."""
-        done = 0
-        while done < len(content):
-            done += os.pwrite(self.fd, memoryview(content)[done:], chunk * CHUNK + done)
-        check = self.check_of(chunk, content)
-        os.pwrite(self.fd, _ENTRY.pack(check, int(time.time())), self._entry(chunk))
-        return check
+    def put(self, first: int, content: Buffer) -> list[bytes]:
+        """Write neighbours, then their entries; returns their checks. Raises OSError."""
+        view, done = memoryview(content), 0
+        while done < len(view):
+            done += os.pwrite(self.fd, view[done:], first * CHUNK + done)
+        pieces = (view[at : at + CHUNK] for at in range(0, len(view), CHUNK))
+        checks = [self.check_of(chunk, piece) for chunk, piece in enumerate(pieces, first)]
+        now = int(time.time())
+        os.pwrite(self.fd, b"".join(_ENTRY.pack(check, now) for check in checks), self._entry(first))
+        return checks
 
     def _entry(self, chunk: int) -> int:
         return self.chunks * CHUNK + chunk * ENTRY
