@@ -36,6 +36,7 @@ def store_options(settings: Settings) -> StoreOptions:
         cache_size=settings.cache_size,
         grace=settings.removal_grace,
         upload_lease=settings.upload_lease,
+        rules_memory=settings.rules_memory,
     )
 
 

@@ -72,8 +72,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("streamsrv.worker")
 
-# Rules of access that a worker remembers, with at most 10,000 studies each (store/index/visibility.py).
-RULES = 32
+# Rules of access that a worker remembers. `rules_memory` is for their studies.
+RULES = 1024
 
 STDIN = 0
 

@@ -89,7 +89,7 @@ def sides(folders):
 def broad_sides(folders, sides):
     """The same for a rule that hides few studies."""
     with pytest.MonkeyPatch.context() as patched, Store.open(folders[2], OPTIONS) as visible:
-        patched.setattr("streamsrv.store.index.visibility.MOST", len(FEW_HIDDEN))
+        patched.setattr("streamsrv.store.index.few_studies.RuleMemory.most", len(FEW_HIDDEN))
         yield Side(sides[0].store, None, BROAD), Side(visible, None)
 
 
@@ -250,7 +250,7 @@ def test_no_answer_names_anything_from_outside(sides):
 
 def test_a_rule_that_shows_many_studies_finds_the_same(sides, monkeypatch):
     """Only counts that would take long may be missing."""
-    monkeypatch.setattr("streamsrv.store.index.visibility.MOST", 3)
+    monkeypatch.setattr("streamsrv.store.index.few_studies.RuleMemory.most", 3)
     monkeypatch.setattr("streamsrv.store.index.visibility.KNOWN", 5)
     many = Side(sides[0].store, None, RULE)
     for path in (*SEARCHES, *BELOW):
@@ -264,7 +264,7 @@ def test_a_rule_that_shows_many_studies_finds_the_same(sides, monkeypatch):
 
 
 def test_a_rule_that_shows_and_hides_many_studies_knows_how_many_at_least(tmp_path, monkeypatch):
-    monkeypatch.setattr("streamsrv.store.index.visibility.MOST", 3)
+    monkeypatch.setattr("streamsrv.store.index.few_studies.RuleMemory.most", 3)
     with Store.open(tmp_path, OPTIONS) as store:
         everyone, side = Side(store, None), Side(store, None, rule_of(["InstitutionName=A"]))
         for number in range(100):

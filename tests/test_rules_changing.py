@@ -9,6 +9,8 @@ from rules_world import Side, file_of, key_of
 from streamsrv.ingest import store_batch
 from streamsrv.ingest.transaction import Ingest
 from streamsrv.pixels.pool import PixelPool
+from streamsrv.query.attributes import Level
+from streamsrv.query.conditions import query_of
 from streamsrv.query.rules import any_of, rule_of
 from streamsrv.store import Store, StoreOptions
 from streamsrv.wire.answers import Request
@@ -194,7 +196,7 @@ def test_many_changes_and_a_bounded_log_are_noticed(tmp_path):
 
 def test_counts_and_orders_follow_the_changes(tmp_path, monkeypatch):
     """While few studies are visible, and then while few are hidden."""
-    monkeypatch.setattr("streamsrv.store.index.visibility.MOST", 12)
+    monkeypatch.setattr("streamsrv.store.index.few_studies.RuleMemory.most", 12)
     with Store.open(tmp_path, StoreOptions(min_free=0)) as store:
         everyone, side, there = Side(store, POOL), Side(store, POOL, A), {}
         for number in range(1, 41):
@@ -222,3 +224,25 @@ def test_counts_and_orders_follow_the_changes(tmp_path, monkeypatch):
                 total = dict(side.ask(f"/v2/{level}?limit=1").headers)["X-Total-Count"]
                 assert total == str(len(seen)), (number, level)
         assert len(seen) > 12 > len(there) - len(seen)
+
+
+def test_rules_share_a_memory(tmp_path):
+    """The rule that was used least recently forgets its studies, and finds them again."""
+    with Store.open(tmp_path, StoreOptions(min_free=0, rules_memory=20_000)) as store:
+        everyone = Side(store, POOL)
+        for number in range(30):
+            everyone.put(file_of(key_of(number), institution="ABC"[number % 3]))
+        views = [store.index.restricted(rule_of([f"InstitutionName={name}"])) for name in "ABC"]
+        query = query_of(Level.STUDY, None, None, ())
+
+        def remembered(view):
+            assert len(list(view.search(query))) == 10
+            return [each.counts for each in views]
+
+        assert remembered(views[0]) == [True, False, False]
+        assert remembered(views[1]) == [True, True, False]
+        assert remembered(views[0]) == [True, True, False]
+        assert remembered(views[2]) == [True, False, True]
+        assert remembered(views[1]) == [False, True, True]
+        del views[1:]
+        assert remembered(views[0]) == [True]

@@ -37,6 +37,13 @@ class AccessSettings:
         2_592_000.0, "seconds", "The longest time for which users can share a study by a link.", least=60
     )
 
+    rules_memory: int = _access(
+        64 << 20,
+        "bytes, worker",
+        "Memory for the studies of rules of access: 330 bytes for each that a rule shows, or hides if these "
+        "are few. Half of it is for one rule at most. Searches of a rule with more decide on each study.",
+    )
+
     proxy_user_header: str = _access(
         "",
         "header",

@@ -30,7 +30,7 @@ from streamsrv.query.rules import Rule
 from streamsrv.store import folder as folders
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.folder import FolderLock, Identity, Layout, Reserve
-from streamsrv.store.index import Index
+from streamsrv.store.index import USUAL_MEMORY, Index
 from streamsrv.store.locks import Locks
 from streamsrv.store.rows import InstanceRow, SegmentRow
 from streamsrv.store.segments import tombstones, verifying
@@ -56,6 +56,7 @@ class StoreOptions:
     cache_size: int = 10 << 30
     grace: float = 3600.0  # seconds: the bytes of objects without instances stay so long
     upload_lease: float = 600.0  # seconds: an upload that is not renewed is given up
+    rules_memory: int = USUAL_MEMORY  # bytes in which rules of access remember studies
 
 
 class Store:
@@ -132,6 +133,7 @@ class Store:
             reserve = Reserve(layout.root, ops, options.min_free, options.ballast)
             index = _index(layout, identity, options, read_only, reserve)
             held.callback(index.close)
+            index.rules.limit = options.rules_memory
             store = cls(layout, identity, manifest, index, options, ops, read_only, reserve)
             for problem in problems(layout, store.form, manifest, index):
                 log.error("%s", problem)

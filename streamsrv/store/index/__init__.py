@@ -11,6 +11,7 @@ from streamsrv.store.index.audit import Audit
 from streamsrv.store.index.batch import Batch, Prepared, Removal, prepare, runs
 from streamsrv.store.index.damage import DamagedRecord
 from streamsrv.store.index.environment import birth
+from streamsrv.store.index.few_studies import USUAL_MEMORY
 from streamsrv.store.index.index import Index
 from streamsrv.store.index.metadata_blobs import SHORT, attributes_in, compressed
 from streamsrv.store.index.ordered import value_reader

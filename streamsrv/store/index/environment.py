@@ -392,15 +392,18 @@ def birth() -> dict[str, str]:
 PAIRS_A_BATCH = 2000
 
 
-def dump(environment: OrderedMap, name: str) -> Iterator[Pair]:
-    """Every key and value of a database, in order."""
+def dump(environment: OrderedMap, name: str, first: bytes = b"") -> Iterator[Pair]:
+    """Every key and value of a database, in order, from the key `first` on."""
     last: Pair | None = None
     more = True
     while more:
         batch: list[Pair] = []
         with environment.reading(f"reading the database {name}") as transaction:
             cursor = transaction.cursor(db=environment.handles[name])
-            there = cursor.first() if last is None else _behind(cursor, last, several=DATABASES[name])
+            if last is not None:
+                there = _behind(cursor, last, several=DATABASES[name])
+            else:
+                there = cursor.set_range(first) if first else cursor.first()
             while there and len(batch) < PAIRS_A_BATCH:
                 batch.append(cursor.item())
                 there = cursor.next()

@@ -1,82 +1,74 @@
-"""The studies that a rule of access shows, or hides, if they are few: their counts, and their orders by
-attributes. Each object is of one version of the index, and nothing changes it but a further order."""
+"""The studies that a rule of access shows, or those that it hides: their counts, and their orders by
+attributes. Each object is of one version of the index, and nothing changes it but a further order. Those of
+the next version share its memory (store/shared_map.py). `RuleMemory` bounds that of all rules."""
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Iterable, Iterator
+import functools
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
 
-from streamsrv.query.attributes import NEWEST, StudyOrder
+from streamsrv.query.attributes import NEWEST, ORDERING, StudyOrder
 from streamsrv.query.values import cut
 from streamsrv.store.index.ordered import Place, value_reader
 from streamsrv.store.index.rows import LevelRow
+from streamsrv.store.shared_map import SharedMap, SharedOrder, SortedEntry
 
-# Orders that are kept, of 200 bytes a study each.
+# Orders that are kept beside that by study date.
 ORDERS = 4
+# Bytes of a study, of its place in a further order, and of an order without studies.
+STUDY_BYTES, ORDER_BYTES, EMPTY_BYTES = 330, 150, 5_000
+# Bytes that all rules of a process remember, if no setting says otherwise.
+USUAL_MEMORY = 64 << 20
 
 
 class FewInOrder:
     """Few studies by their places in the list of an attribute, as OrderedStudies reads it. A study without a
     sort value is under the empty form."""
 
-    __slots__ = ("_keys", "_order", "_places", "_studies")
+    __slots__ = ("_entries", "_order", "_places", "count")
 
-    def __init__(self, order: StudyOrder, places: dict[str, bytes]) -> None:
+    def __init__(self, order: StudyOrder, places: Mapping[str, bytes]) -> None:
         """`places` has the key of each study (`place_of`)."""
+        entries = {study: (key, study) for study, key in places.items()}
         self._order = order
-        self._places = places
-        self._studies: dict[bytes, list[str]] = {}
-        for study in sorted(places):
-            self._studies.setdefault(places[study], []).append(study)
-        self._keys = sorted(self._studies)
+        self._places: SharedMap[str, SortedEntry] = SharedMap(entries)
+        self._entries = SharedOrder(entries.values(), counted=order.attribute.tag == ORDERING)
+        self.count = self._entries.count
 
     def changed(self, rows: Iterable[tuple[str, LevelRow | None]]) -> FewInOrder:
         """The same with other rows of some studies, None for those that are gone."""
+        places = [
+            (study, (place_of(self._order, row), study) if row is not None else None) for study, row in rows
+        ]
+        gone = [entry for study, _ in places if (entry := self._places.get(study)) is not None]
         new = FewInOrder(self._order, {})
-        new._places, new._studies, new._keys = dict(self._places), dict(self._studies), list(self._keys)
-        for study, row in rows:
-            before = new._places.pop(study, None)
-            if before is not None:
-                new._take_out(before, study)
-            if row is not None:
-                new._put(place_of(self._order, row), study)
+        new._places = self._places.changed(places)
+        new._entries = self._entries.changed(gone, [entry for _, entry in places if entry is not None])
+        new.count = new._entries.count
         return new
-
-    def _put(self, key: bytes, study: str) -> None:
-        if key not in self._studies:
-            bisect.insort(self._keys, key)
-        self._studies[key] = sorted([*self._studies.get(key, ()), study])
-        self._places[study] = key
-
-    def _take_out(self, key: bytes, study: str) -> None:
-        left = [each for each in self._studies[key] if each != study]
-        if left:
-            self._studies[key] = left
-        else:
-            del self._studies[key], self._keys[bisect.bisect_left(self._keys, key)]
-
-    def count(self, key: bytes) -> int:
-        """The number of studies under a key."""
-        return len(self._studies.get(key, ()))
 
     def entries(
         self, low: bytes, high: bytes, place: Place | None, *, descending: bool
-    ) -> Iterator[tuple[bytes, str]]:
+    ) -> Iterator[SortedEntry]:
         """The keys and studies between two keys, from a place on."""
+        first = (low,) if place is None else (place[0], place[1].decode())
+        if not descending:
+            yield from self._entries.between(first, (high + b"\0",))
+            return
         if place is not None:
-            low, high = (low, min(high, place[0])) if descending else (max(low, place[0]), high)
-        within = range(bisect.bisect_left(self._keys, low), bisect.bisect_right(self._keys, high))
-        for number in reversed(within) if descending else within:
-            key = self._keys[number]
-            studies = self._studies[key]
-            first = bisect.bisect_left(studies, place[1].decode()) if place and place[0] == key else 0
-            for each in range(first, len(studies)):
-                yield key, studies[each]
+            yield from self._entries.between(first, (place[0] + b"\0",))
+        yield from self._entries.backwards(low, high + b"\0" if place is None else place[0])
+
+
+_reader = functools.lru_cache(maxsize=64)(value_reader)
 
 
 def place_of(order: StudyOrder, row: LevelRow) -> bytes:
     """The key under which a study has its place in an order."""
-    return order.start + cut(value_reader(order)(row) or "")
+    return order.start + cut(_reader(order)(row) or "")
 
 
 class FewStudies:
@@ -89,23 +81,31 @@ class FewStudies:
         self,
         version: int,
         sequence: int,
-        counts: dict[str, tuple[int, int]],
+        counts: SharedMap[str, tuple[int, int]],
         orders: dict[str, FewInOrder],
         stored: tuple[int, int, int] | None,
+        sums: tuple[int, int] | None = None,
     ) -> None:
         """`sequence` is that of the last change. `orders` are by the tag of their attribute. `stored` is the
-        number of all studies, series and instances, if those in `counts` are hidden."""
+        number of all studies, series and instances, if those in `counts` are hidden. `sums` are the series
+        and instances in `counts`, if they are known."""
         self.version = version
         self.sequence = sequence
         self.counts = counts
         self.orders = orders
         self.hidden = stored is not None
-        series, instances = (sum([each[below] for each in counts.values()]) for below in (0, 1))
+        series, instances = sums or _sums(counts.values())
         self._sums = len(counts), series, instances
         studies, more_series, more_instances = stored or (0, 0, 0)
         self.totals = self._sums
         if stored is not None:
             self.totals = studies - len(counts), more_series - series, more_instances - instances
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory, about."""
+        orders = len(self.orders)
+        return len(self.counts) * (STUDY_BYTES + ORDER_BYTES * (orders - 1)) + EMPTY_BYTES * orders
 
     def changed(
         self,
@@ -115,19 +115,18 @@ class FewStudies:
         stored: tuple[int, int, int],
     ) -> FewStudies:
         """The same with other rows of some studies, None for those that no longer belong to these."""
-        counts = dict(self.counts)
-        for study, row in rows:
-            counts.pop(study, None)
-            if row is not None:
-                counts[study] = row.series, row.instances
+        changes = [(study, (row.series, row.instances) if row is not None else None) for study, row in rows]
+        gone = _sums(known for study, _ in changes if (known := self.counts.get(study)) is not None)
+        more = _sums(known for _, known in changes if known is not None)
+        _, series, instances = self._sums
+        sums = series - gone[0] + more[0], instances - gone[1] + more[1]
         orders = {tag: each.changed(rows) for tag, each in list(self.orders.items())}
-        return FewStudies(version, sequence, counts, orders, stored if self.hidden else None)
+        counts = self.counts.changed(changes)
+        return FewStudies(version, sequence, counts, orders, stored if self.hidden else None, sums)
 
     def visible(self, studies: Iterable[str]) -> list[str]:
         """Those of the studies that are visible."""
-        if self.hidden:
-            return [study for study in studies if study not in self.counts]
-        return list(filter(self.counts.__contains__, studies))
+        return self.counts.among(studies, there=not self.hidden)
 
     def least(self, entries: int) -> int:
         """The number of visible entries at least, among so many of an inverted list."""
@@ -144,3 +143,48 @@ class FewStudies:
         if len(others) >= ORDERS:
             self.orders.pop(others[0], None)
         self.orders[order.tag] = found
+
+
+def _sums(numbers: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """Series and instances in all."""
+    several = list(numbers)
+    return sum([each[0] for each in several]), sum([each[1] for each in several])
+
+
+class Remembering(Protocol):
+    """The remembered studies of a rule: their bytes, and the time of their last use."""
+
+    used: float
+
+    @property
+    def size(self) -> int: ...
+
+    def forget(self) -> None: ...
+
+
+class RuleMemory:
+    """The memory in which all rules of access of a process remember studies. Beyond `limit` bytes the rule
+    that was used least recently forgets its studies, and finds them again when it is used. Thread-safe."""
+
+    def __init__(self, limit: int = USUAL_MEMORY) -> None:
+        self.limit = limit
+        self._rules: weakref.WeakSet[Remembering] = weakref.WeakSet()
+        self._turn = threading.Lock()
+
+    @property
+    def most(self) -> int:
+        """The studies of one rule that are remembered at most: half of the memory."""
+        return self.limit // 2 // STUDY_BYTES
+
+    def grown(self, rule: Remembering) -> None:
+        """Call it when a rule remembers more. It is never the one that forgets."""
+        with self._turn:
+            self._rules.add(rule)
+            rules = sorted(self._rules, key=lambda each: each.used)
+            total = sum(each.size for each in rules)
+            for each in rules:
+                if total <= self.limit:
+                    break
+                if each is not rule:
+                    total -= each.size
+                    each.forget()

@@ -25,6 +25,7 @@ from streamsrv.store.fileops import FileOps
 from streamsrv.store.index.batch import Batch, Prepared, prepare
 from streamsrv.store.index.damage import DamagedRecord
 from streamsrv.store.index.environment import DATABASES, Environment, dump
+from streamsrv.store.index.few_studies import RuleMemory
 from streamsrv.store.index.lists import Lists
 from streamsrv.store.index.reading import ROWS_A_BATCH, Reading
 from streamsrv.store.index.rows import (
@@ -51,6 +52,7 @@ class Index(Reading):
         super().__init__(environment)
         self._writer = Writer(environment, keep_changes, batch)
         self.parsing = Parsing()  # shared by all searches
+        self.rules = RuleMemory()  # shared by all views
 
     @classmethod
     def open(
@@ -327,7 +329,7 @@ class RestrictedIndex(Index):
     def __init__(self, index: Index, rule: Rule) -> None:
         self.__dict__.update(index.__dict__)
         self.rule = rule
-        self._visibility = Visibility(self._environment, rule)
+        self._visibility = Visibility(self._environment, rule, self.rules)
 
     def _sees(self, transaction: Transaction, study: str, value: bytes | None = None) -> bool:
         return self._visibility.sees(transaction, study, value)

@@ -355,6 +355,15 @@ class LevelRow:
         return cls(instances, series, latest, *texts)
 
 
+def counts_in(value: bytes) -> tuple[int, int]:
+    """The series and instances in the row of a study. Raises StoreCorrupt."""
+    try:
+        instances, series, *_ = _LEVEL.unpack_from(value)
+    except struct.error as error:
+        raise StoreCorrupt("a row of the database studies cannot be read") from error
+    return series, instances
+
+
 def tallies_at(value: bytes) -> int:
     """Where the tallies begin in the row of a study. Raises StoreCorrupt."""
     try:

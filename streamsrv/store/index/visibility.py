@@ -3,9 +3,10 @@
 Strategy: the row of a study has the facts of all its instances (levels.py), and the rule decides on them. The
 decision is remembered by study. After a commit only the studies of the changes since then are forgotten.
 
-If a rule shows few studies, all of them are remembered, with their counts and their orders. Then a search
-reads no other study. If a rule hides few studies, these are remembered, with their counts. Then a decision is
-one look-up, and all counts are known. Of any other rule it is known how many studies it shows at least.
+The studies that a rule shows are remembered, with their counts and their orders: a search reads no other
+study. If it hides fewer, these are remembered instead: a decision is one look-up. Either way all counts are
+known. Of a rule that shows and hides more studies than the memory holds (few_studies.py), it is known how
+many it shows at least.
 
 Rules of this file
 - A decision is made in the transaction that reads the rows, so both are of one version.
@@ -15,6 +16,7 @@ Rules of this file
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Container
 
 import orjson
@@ -24,20 +26,22 @@ from streamsrv.query.attributes import NEWEST, Level, StudyOrder
 from streamsrv.query.budget import BRIEF_ROWS, Budget
 from streamsrv.query.rules import STUDY_UID, Alternative, Rule, RuleCondition
 from streamsrv.store.index.environment import dump
-from streamsrv.store.index.few_studies import FewInOrder, FewStudies, place_of
+from streamsrv.store.index.few_studies import FewInOrder, FewStudies, RuleMemory, place_of
 from streamsrv.store.index.levels import fact_reader
-from streamsrv.store.index.lists import Lists
-from streamsrv.store.index.rows import LevelRow, number_key, studies_changed
+from streamsrv.store.index.lists import END, Lists
+from streamsrv.store.index.rows import LevelRow, counts_in, number_key, studies_changed
 from streamsrv.store.ordered_map import OrderedMap, Transaction
+from streamsrv.store.shared_map import SharedMap
 
 # Decisions that are remembered, of 150 bytes each.
 KNOWN = 20_000
-# Visible or hidden studies of a rule that are remembered, of 400 bytes each.
-MOST = 10_000
-# Studies that are decided on to find them, in 5 us each.
+KNOWN_BYTES, KNOWN_AT_ONCE = 150, 1 << 10
+# Studies that are decided on to find the visible or hidden ones, in 5 us each.
 MOST_DECIDED = 500_000
-# Entries of a list that are read for them. A study is listed once for each series.
-ENTRIES = 4 * MOST
+# If a rule hides a study of so many, a search passes hidden ones as fast as it finds the visible ones alone.
+SKIPPED = 4
+# Entries of a list that are read for them, at least. A study is listed once for each series.
+ENTRIES = 40_000
 # More changes cost as much as starting again.
 MOST_CHANGES = 1_000
 # Versions for which a rule that shows and hides many studies is not tried again.
@@ -75,8 +79,10 @@ def _condition(condition: RuleCondition) -> Callable[[str, bytes], bool]:
 class Visibility:
     """The studies that one rule shows. Thread-safe."""
 
-    def __init__(self, environment: OrderedMap, rule: Rule) -> None:
+    def __init__(self, environment: OrderedMap, rule: Rule, memory: RuleMemory) -> None:
         self.rule = rule
+        self.used = 0.0  # the last time, by the monotonic clock
+        self._memory = memory
         self._accepts = decider(rule)
         self._environment = environment
         self._handles = environment.handles
@@ -108,7 +114,18 @@ class Visibility:
                     self._known = {}
                 self._known[study] = seen
             self._changing.release()
+            if len(self._known) % KNOWN_AT_ONCE == 0:
+                self._memory.grown(self)
         return seen
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory, about."""
+        few = self.latest
+        return len(self._known) * KNOWN_BYTES + (few.size if few is not None else 0)
+
+    def forget(self) -> None:
+        self.latest, self._known = None, {}
 
     def hidden(self, transaction: Transaction) -> Container[str] | None:
         """All hidden studies of this version, if they are few."""
@@ -157,6 +174,7 @@ class Visibility:
     def few(self, budget: Budget) -> FewStudies | None:
         """The visible studies of this version, else the hidden ones; None if both are many, or if the budget
         is spent: a brief one never waits until they are found."""
+        self.used = time.monotonic()
         with self._environment.reading("looking for visible studies") as transaction:
             version: int = transaction.id()
             found = self._brought_up(transaction, budget)
@@ -170,6 +188,7 @@ class Visibility:
             if self.latest is None or self.latest.version < version:
                 self.latest = self._found()
                 self._broad_until = -1 if self.latest else version + BROAD_FOR
+                self._memory.grown(self)
             with self._environment.reading("looking for visible studies") as transaction:
                 return self._brought_up(transaction, budget)
 
@@ -183,7 +202,7 @@ class Visibility:
             return None
         rows = [(study, self._row(transaction, study, hidden=found.hidden)) for study in studies]
         found = found.changed(version, sequence, rows, self._stored(transaction))
-        if len(found.counts) > MOST:
+        if len(found.counts) > self._memory.most:
             return None
         self.latest = found
         return found
@@ -207,33 +226,36 @@ class Visibility:
             version: int = transaction.id()
             sequence, _ = self._changes(transaction, 0)
             stored = self._stored(transaction)
-        shown, hidden = _Side(), _Side()
-        if not self._find_listed(shown):
+        most = self._memory.most
+        side, hidden = _Side(most), _Side(most)
+        if not self._find_listed(side, max(ENTRIES, stored[Level.STUDY] // 2)):
             self._least = 0, sequence
-            shown = _Side()
             if stored[Level.STUDY] > MOST_DECIDED:
                 return None
+            shown = _Side(most)
             for key, value in dump(self._environment, "studies"):
                 study = key.decode()
                 (shown if self._accepts(study, value) else hidden).add(study, value)
             self._least = shown.number, sequence
-        side = shown if shown.number <= MOST else hidden
-        if side.number > MOST:
+            side = hidden if hidden.number * SKIPPED < shown.number or shown.number > most else shown
+        if side.number > most:
             return None
-        orders = {NEWEST.tag: FewInOrder(NEWEST, side.places)}
-        return FewStudies(version, sequence, side.counts, orders, stored if side is hidden else None)
+        orders = {NEWEST.tag: FewInOrder(NEWEST, side.places or self._dated(side.counts))}
+        counts, below = SharedMap(side.counts), stored if side is hidden else None
+        return FewStudies(version, sequence, counts, orders, below)
 
-    def _find_listed(self, shown: _Side) -> bool:
-        """Finds the studies by inverted lists. Returns False if these are long, or the studies many."""
+    def _find_listed(self, shown: _Side, entries: int) -> bool:
+        """Finds the studies by inverted lists. Returns False if these have more entries, or the studies are
+        too many."""
         lists, candidates = Lists(self._environment, _endless(), self), set[str]()
         for alternative in self.rule.alternatives:
-            listed = _candidates(lists, alternative)
+            listed = _candidates(lists, alternative, entries)
             if listed is None:
                 return False
             candidates |= listed
         for study, row in lists.rows(sorted(candidates)):
             shown.add(study, row)
-        return shown.number <= MOST
+        return shown.number <= self._memory.most
 
     def in_order(self, few: FewStudies, order: StudyOrder, budget: Budget) -> FewInOrder | None:
         """Few visible studies in an order; None if a brief budget is spent."""
@@ -245,6 +267,18 @@ class Visibility:
                     rows = Lists(self._environment, _endless()).rows(sorted(few.counts))
                     found = FewInOrder(order, {study: place_of(order, row) for study, row in rows})
                     few.keep(order, found)
+                    self._memory.grown(self)
+        return found
+
+    def _dated(self, studies: Container[str]) -> dict[str, bytes]:
+        """The keys of the studies in the list of study dates. A study that has gone since has none: it is
+        among the next changes."""
+        found, end = dict[str, bytes](), NEWEST.start + END
+        for key, entry in dump(self._environment, "attributes", NEWEST.start):
+            if key > end:
+                break
+            if (study := entry.decode()) in studies:
+                found[study] = key
         return found
 
     def least(self) -> int:
@@ -256,33 +290,37 @@ class Visibility:
 
 
 class _Side:
-    """The studies of a rule that are visible, or hidden. No more than MOST are kept."""
+    """The studies of a rule that are visible, or hidden: all, or none if they are more than `most`."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         self.number = 0
+        self._most = most
         self.counts: dict[str, tuple[int, int]] = {}
-        self.places: dict[str, bytes] = {}
+        self.places: dict[str, bytes] = {}  # those of rows
 
     def add(self, study: str, value: bytes | LevelRow) -> None:
         self.number += 1
-        if self.number <= MOST:
-            row = value if isinstance(value, LevelRow) else LevelRow.unpack(value)
-            self.counts[study] = row.series, row.instances
-            self.places[study] = place_of(NEWEST, row)
+        if self.number > self._most:
+            return
+        if isinstance(value, LevelRow):
+            self.counts[study] = value.series, value.instances
+            self.places[study] = place_of(NEWEST, value)
+        else:
+            self.counts[study] = counts_in(value)
 
 
 def _endless() -> Budget:
     return Budget(1 << 62, 1 << 62)
 
 
-def _candidates(lists: Lists, alternative: Alternative) -> set[str] | None:
-    """The studies that the lists of the conditions have in common; None if the lists are long."""
+def _candidates(lists: Lists, alternative: Alternative, entries: int) -> set[str] | None:
+    """The studies that the lists of the conditions have in common; None if they have more entries."""
     if alternative.studies is not None:
         return set(alternative.studies)
     found: set[str] | None = None
     for condition in alternative.conditions:
         for each in condition.listed:
-            listed = lists.collect(each, ENTRIES)
+            listed = lists.collect(each, entries)
             if listed is not None:
                 found = listed if found is None else found & listed
     return found
