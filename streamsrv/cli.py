@@ -28,7 +28,7 @@ from streamsrv.errors import StoreLocked, StreamsrvError
 
 FAILED, USAGE, LOCKED = 1, 2, 3
 # Verbs that map the index in their own process, unlike `serve`; `export` and `pull` only with --data.
-MAPPING = ("check", "reindex", "compact", "info", "backup", "restore", "export", "pull")
+MAPPING = ("check", "reindex", "compact", "info", "backup", "restore", "export", "pull", "import")
 PR_SET_PDEATHSIG = 1
 
 
@@ -44,6 +44,7 @@ class VerbFunctions(NamedTuple):
 
 STORE_VERBS = "streamsrv.verbs"
 BACKUP_VERBS = "streamsrv.tools.backup"
+IMPORT_VERBS = "streamsrv.tools.incoming.files_import"
 EXPORT_VERBS = "streamsrv.tools.outgoing.export"
 # Verbs that run on other platforms than Linux, too.
 PORTABLE = ("store", "samples", "export", "pull")
@@ -59,6 +60,7 @@ VERBS = {
     "backup": Verb("copy a store to a folder, beside a running server; or verify a backup", BACKUP_VERBS),
     "restore": Verb("make a store from a backup, in an empty folder", BACKUP_VERBS),
     "export": Verb("write stored instances to a folder, with a list of them", EXPORT_VERBS),
+    "import": Verb("copy DICOM files, or the storage of Orthanc, into a store", IMPORT_VERBS),
     "pull": Verb("bring studies from another DICOMweb server", "streamsrv.tools.incoming.pull"),
     "salvage": Verb("write instances from segments alone, without their store", "streamsrv.tools.salvage"),
     "key": Verb("make, list and revoke the keys of clients", "streamsrv.tools.keys"),

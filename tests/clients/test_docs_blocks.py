@@ -82,7 +82,7 @@ def test_the_commands_of_migrate_run(origin, server, tmp_path):
     """From an old server and from folders into a new one."""
     archive = tmp_path / "archive"
     archive.mkdir()
-    (archive / "one").write_bytes(world.file_of(world.ct(1)))
+    (archive / "01234567-89ab-cdef-0123-456789abcdef").write_bytes(world.file_of(world.ct(1)))
     text = "".join(block.text for block in blocks_of_shell(MIGRATE))
     urls = {"https://old.example": origin, PRINTED_ORIGIN: server.origin}
     folders = {"--data data": f"--data '{server.data}'", "/var/lib/orthanc/db-v6": str(archive)}
@@ -122,7 +122,10 @@ def test_the_commands_of_get_data_out_run(clinic_server, tmp_path):
 
 def test_the_commands_of_follow_changes_run(clinic_server, tmp_path):
     page = ROOT / "docs" / "howto" / "follow-changes.md"
+    token = tmp_path / "token"
+    token.write_text("a-token")
     urls = {PRINTED_ORIGIN: clinic_server.origin, "DATA=data": f"DATA='{clinic_server.data}'"}
+    urls["/etc/streamsrv/pacs.token"] = str(token)
     run_shell(real("".join(block.text for block in blocks_of_shell(page)), urls), tmp_path)
     changes, following = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("changes", "next"))
     stored = {each["sopInstanceUid"] for each in changes}

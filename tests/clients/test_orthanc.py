@@ -182,3 +182,29 @@ def test_studies_are_forwarded_to_orthanc_with_its_login(locked, server_factory,
     url = f"{locked.origin}/instances"
     found = world.ask(url, **headers).json()
     assert {world.ask(f"{url}/{each}/file", **headers).body for each in found} == set(files)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_storage_folder_of_orthanc_is_imported(server, tmp_path, capsys, compressed):
+    if shutil.which("Orthanc") is None or not PLUGIN.exists():
+        pytest.skip("Orthanc and its DICOMweb plugin are not installed")
+    folder = tmp_path / "orthanc"
+    folder.mkdir()
+    running = Orthanc(folder, "http://127.0.0.1:1", StorageCompression=compressed)
+    files = [world.file_of(each) for each in world.everything()]
+    words = ["import", "orthanc", str(folder / "data"), "--data", str(server.data)]
+    try:
+        world.store(f"{running.origin}/dicom-web/studies", files)
+        assert main(words) == 1
+        assert "Orthanc runs" in capsys.readouterr().err
+    finally:
+        running.end()
+    assert main(words) == 0
+    assert capsys.readouterr().out.startswith(
+        "7 stored, 0 already stored, 0 done before, 0 skipped, 0 failed"
+    )
+    assert main([*words, "--run", str(tmp_path / "other")]) == 0
+    assert capsys.readouterr().out.startswith("0 stored, 7 already stored, ")
+    urls = [f"{server.url}/studies/{study}" for study in (CT_STUDY, SLIDE_STUDY, world.OTHER_STUDY)]
+    stored = {payload for url in urls for _, payload in world.ask(url, Accept=AS_STORED).parts()}
+    assert stored == set(files)

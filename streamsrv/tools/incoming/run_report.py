@@ -25,6 +25,10 @@ class RunReport:
         with self._lock:
             self._counts[name] += count
 
+    def is_empty(self) -> bool:
+        """Whether nothing was counted."""
+        return not any(self._counts.values())
+
     def count_bytes(self, count: int) -> None:
         with self._lock:
             self._bytes += count
