@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from streamsrv.dicom.explicit import Changes, Here, changed_pieces
 from streamsrv.dicom.implicit import implicit_chunks
 from streamsrv.dicom.part10 import read_file_meta
 from streamsrv.dicom.syntaxes import (
@@ -20,7 +21,7 @@ from streamsrv.dicom.syntaxes import (
 from streamsrv.dicom.window import ReadLimits, ReadWindow
 from streamsrv.errors import NotAcceptable
 from streamsrv.pixels.transcoding import piece_chunks
-from streamsrv.plans.payloads import reader, span
+from streamsrv.plans.payloads import as_piece, reader, span
 from streamsrv.retrieve.answering import Retrieval, Rooms
 from streamsrv.retrieve.instances import possible_targets, sent
 from streamsrv.store import InstanceKey, InstanceRow
@@ -71,8 +72,7 @@ def _chosen(retrieval: Retrieval, row: InstanceRow, syntaxes: Sequence[str]) -> 
         if EXPLICIT_VR_LITTLE_ENDIAN in syntaxes:
             return EXPLICIT_VR_LITTLE_ENDIAN, _made(retrieval, row, EXPLICIT_VR_LITTLE_ENDIAN)
         if IMPLICIT_VR_LITTLE_ENDIAN in syntaxes:
-            explicit = _made(retrieval, row, EXPLICIT_VR_LITTLE_ENDIAN)
-            return IMPLICIT_VR_LITTLE_ENDIAN, implicit_chunks(explicit)
+            return IMPLICIT_VR_LITTLE_ENDIAN, implicit_chunks(_written_again(retrieval, row))
     syntax = next((each for each in syntaxes if each in possible), None)
     if syntax is None:
         raise NotAcceptable(f"the peer takes no transfer syntax that it can have ({stored} is stored)", ())
@@ -91,6 +91,16 @@ def _made(retrieval: Retrieval, row: InstanceRow, syntax: str) -> Iterator[bytes
     if one.syntax != syntax:
         raise NotAcceptable(f"it cannot be sent in transfer syntax {syntax}", ())
     return _without_meta(_chunks(retrieval, one.pieces))
+
+
+def _written_again(retrieval: Retrieval, row: InstanceRow) -> Iterator[bytes]:
+    """The chunks of the dataset in Explicit VR Little Endian, with undefined lengths of all sequences."""
+    if not row.deflated and row.transfer_syntax != EXPLICIT_VR_LITTLE_ENDIAN:
+        return _made(retrieval, row, EXPLICIT_VR_LITTLE_ENDIAN)
+    unchanged, size = Changes(EXPLICIT_VR_LITTLE_ENDIAN, {}), row.location.length
+    made = changed_pieces(reader(retrieval.selection, row), size, unchanged)
+    pieces = (as_piece(retrieval.selection, row, each) for each in made if not isinstance(each, Here))
+    return _without_meta(_chunks(retrieval, pieces))
 
 
 def _chunks(retrieval: Retrieval, pieces: Iterable[Piece]) -> Iterator[bytes]:
