@@ -51,6 +51,7 @@ class RequestKind(StrEnum):
     C_STORE = "c-store"  # with the status that the same outcome has in HTTP
     C_FIND = "c-find"
     C_GET = "c-get"
+    C_MOVE = "c-move"
     C_ECHO = "c-echo"
     ASSOCIATION = "association"  # 200: accepted, and ended; 403 and 503: rejected; 400: aborted
     OTHER = "other"  # no resource of this server

@@ -35,6 +35,7 @@ from streamsrv import config
 from streamsrv.audit.recorder import AuditRecorder, Patient
 from streamsrv.dicom import tags
 from streamsrv.dicom.instance import JsonDataset
+from streamsrv.dimse.dialing import Dialer
 from streamsrv.dimse.rooms import DimseRooms
 from streamsrv.dimse.service import DimseService
 from streamsrv.errors import StreamsrvError
@@ -200,7 +201,9 @@ def dimse_of(
 
     def service(app: App) -> OtherProtocol:
         rooms = DimseRooms(
-            *(ingest, searches, retrieve, app.pool, app.batches, app.buffers, audit, app.on_failure)
+            *(ingest, searches, retrieve, Dialer(settings, app.pool), app.pool, app.batches, app.buffers),
+            audit=audit,
+            on_failure=app.on_failure,
         )
         return DimseService(settings, listeners, rooms, counts)
 

@@ -1,7 +1,6 @@
 """DIMSE of a real server: dcmtk, pynetdicom and Orthanc as senders, wrong peers, broken PDUs, kill -9."""
 
 import io
-import json
 import os
 import random
 import signal
@@ -19,6 +18,7 @@ from dimse_archive import Archive, dataset_of, high_water, sample
 from dimse_client import ABORT, DATA, REJECT, associate_request, message, pdu, pdv, store_command
 from kill_world import verb, waited
 from live_server import free_port
+from orthanc_peer import Orthanc
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 from pynetdicom import AE
@@ -128,30 +128,11 @@ def test_pynetdicom_as_the_sender(archive):
 
 
 def test_orthanc_as_the_sender(archive, tmp_path):
-    dicom, http = free_port(), free_port()
-    settings = {"DicomPort": dicom, "HttpPort": http, "StorageDirectory": str(tmp_path / "data")}
-    settings |= {"IndexDirectory": str(tmp_path / "data"), "DicomAet": "ORTHANC"}
-    settings["DicomModalities"] = {"streamsrv": ["STREAMSRV", "127.0.0.1", archive.port]}
-    (tmp_path / "orthanc.json").write_text(json.dumps(settings))
-    with (tmp_path / "log").open("wb") as log:
-        running = subprocess.Popen(["Orthanc", "orthanc.json"], cwd=tmp_path, stdout=log, stderr=log)
-
-    def post(path, body):
-        with urllib.request.urlopen(f"http://127.0.0.1:{http}{path}", body) as answer:
-            return json.loads(answer.read())
-
-    def listens():
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", http)) == 0
-
     key = key_of(62, 1, 1)
-    try:
-        waited(listens, "Orthanc")
-        number = post("/instances", file_of(key, 1, 50_000))["ID"]
-        assert post("/modalities/streamsrv/store", number.encode())["FailedInstancesCount"] == 0
-    finally:
-        running.terminate()
-        running.wait(30)
+    with Orthanc(tmp_path, archive.port) as orthanc:
+        number = orthanc.post("/instances", file_of(key, 1, 50_000))["ID"]
+        sent = orthanc.post("/modalities/streamsrv/store", number.encode())
+        assert sent["FailedInstancesCount"] == 0
     assert pydicom.dcmread(io.BytesIO(file_of(key, 1, 50_000))).PixelData in archive.dataset(key)
 
 

@@ -4,10 +4,10 @@ import io
 import subprocess
 
 import clinic
-import numpy as np
 import pydicom
 import pytest
 from dimse_archive import Archive, dataset_of, high_water
+from dimse_studies import MANY, NUMBER, OTHER, STUDY, files, made
 from kill_world import waited
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import write_file_meta_info
@@ -25,36 +25,8 @@ from pynetdicom import AE, build_role, evt
 from streamsrv.audit.reading import entries_of
 
 STUDY_ROOT, PATIENT_ROOT = "1.2.840.10008.5.1.4.1.2.2.3", "1.2.840.10008.5.1.4.1.2.1.3"
-STUDY, OTHER, MANY, LONG = "1.2.191", "1.2.192", "1.2.193", "1.2.194"
-NUMBER = 30
-
-
-def made(study, number, syntax=ExplicitVRLittleEndian, sop_class=CTImageStorage, size=(16, 16)):
-    dataset = clinic.dataset(sop_class, study, f"{study}.1", f"{study}.1.{number}", ExplicitVRLittleEndian)
-    dataset.PatientID = f"P {study}"
-    item = Dataset()
-    item.CodeValue = "T-1"
-    dataset.AnatomicRegionSequence = [item]
-    pixels = np.random.default_rng(number).integers(0, 4096, size, np.uint16)
-    clinic.with_pixels(dataset, pixels, bits_stored=12)
-    if syntax == RLELossless:
-        dataset.compress(RLELossless, generate_instance_uid=False)
-    return clinic.file_of(dataset)
-
-
-def letter():
-    dataset = clinic.dataset(EncapsulatedPDFStorage, STUDY, f"{STUDY}.2", f"{STUDY}.2.1")
-    dataset.PatientID, dataset.EncapsulatedDocument = f"P {STUDY}", b"%PDF-1.4 "
-    return clinic.file_of(dataset)
-
-
-FILES = {
-    f"{STUDY}.1.1": made(STUDY, 1),
-    f"{STUDY}.1.2": made(STUDY, 2, RLELossless),
-    f"{STUDY}.2.1": letter(),
-    f"{OTHER}.1.1": made(OTHER, 1, sop_class=MRImageStorage),
-    **{f"{MANY}.1.{number}": made(MANY, number) for number in range(1, NUMBER + 1)},
-}
+LONG = "1.2.194"
+FILES = files()
 
 
 @pytest.fixture(scope="module")

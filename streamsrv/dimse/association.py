@@ -22,9 +22,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 from streamsrv.dicom.explicit import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from streamsrv.dimse import pdus
 from streamsrv.dimse.channel import Channel
-from streamsrv.dimse.commands import (
+from streamsrv.dimse.operations import KINDS, Operation, operation_of
+from streamsrv.dimse.protocol import pdus
+from streamsrv.dimse.protocol.commands import (
     LONGEST_COMMAND,
     RESPONSE,
     Command,
@@ -33,18 +34,17 @@ from streamsrv.dimse.commands import (
     command_of,
     response,
 )
-from streamsrv.dimse.models import FIND
-from streamsrv.dimse.negotiation import ACCEPTED, accept, asks_fuzzy, extended, roles
-from streamsrv.dimse.operations import KINDS, Operation, operation_of
-from streamsrv.dimse.pdus import (
+from streamsrv.dimse.protocol.models import FIND
+from streamsrv.dimse.protocol.negotiation import ACCEPTED, accept, asks_fuzzy, extended, roles
+from streamsrv.dimse.protocol.pdus import (
     AbortReason,
     AssociateRequest,
     Fragment,
     UpperLayerError,
 )
+from streamsrv.dimse.protocol.upper_layer import Ending, LayerState, UpperLayer
 from streamsrv.dimse.rooms import Conversation, DimsePeer, DimseRooms, OperationOutcome, UsedContext
-from streamsrv.dimse.storing import HTTP_STATUSES
-from streamsrv.dimse.upper_layer import Ending, LayerState, UpperLayer
+from streamsrv.dimse.services.storing import HTTP_STATUSES
 from streamsrv.metrics import RequestKind
 from streamsrv.query.matching import MatchingOptions
 

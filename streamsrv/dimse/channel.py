@@ -10,13 +10,17 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 
-from streamsrv.dimse.commands import Command, store_request
-from streamsrv.dimse.pdus import COMMAND, LAST, data_head
+from streamsrv.dimse.protocol.commands import Command, store_request
+from streamsrv.dimse.protocol.pdus import COMMAND, LAST, data_head
 from streamsrv.retrieve.whole_datasets import WholeDataset
 
 # Sends the pieces of one message, and nothing of another one between them.
 SendMessage = Callable[[AsyncIterator[bytes]], Awaitable[None]]
 _HEADS = 12  # bytes before a fragment of which 6 are in the length of the PDU
+
+
+class PeerLost(ConnectionError):
+    """The association of a channel has ended, or its peer is too slow."""
 
 
 class OutgoingDataset:
@@ -72,12 +76,16 @@ class Channel:
         self._waiting: dict[int, asyncio.Future[Command]] = {}
         self._number = 0
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a response has not come."""
+        return bool(self._waiting)
+
     def syntaxes(self, sop_class: str) -> Sequence[str]:
         return tuple(self.contexts.get(sop_class, ()))
 
     async def store(self, dataset: OutgoingDataset, originator: tuple[str, int] | None) -> int:
-        """Sends a C-STORE, and returns the status of its response. Raises OSError if the association ends,
-        and TimeoutError."""
+        """Sends a C-STORE, and returns the status of its response. Raises PeerLost."""
         row = dataset.row
         context = self.contexts[row.sop_class_uid][dataset.syntax]
         self._number = self._number % 0xFFFF + 1
@@ -97,6 +105,10 @@ class Channel:
             await self._send(pieces)
             async with asyncio.timeout(self._patience):
                 return await future
+        except TimeoutError:
+            raise PeerLost(f"no response in {self._patience:g} s") from None
+        except OSError as error:
+            raise PeerLost(error.strerror or str(error)) from None
         finally:
             del self._waiting[number]
 
@@ -113,4 +125,4 @@ class Channel:
         """The association has ended."""
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(ConnectionAbortedError("the association has ended"))
+                future.set_exception(PeerLost("the association has ended"))

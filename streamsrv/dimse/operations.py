@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from streamsrv.dimse.commands import Command, CommandField, DimseStatus
-from streamsrv.dimse.finding import FindOperation
-from streamsrv.dimse.models import FIND, GET
-from streamsrv.dimse.retrieving import RetrieveOperation
+from streamsrv.dimse.protocol.commands import Command, CommandField, DimseStatus
+from streamsrv.dimse.protocol.models import FIND, GET, MOVE
 from streamsrv.dimse.rooms import Conversation, OperationOutcome, UsedContext
-from streamsrv.dimse.storing import StoreOperation
+from streamsrv.dimse.services.finding import FindOperation
+from streamsrv.dimse.services.moving import MoveOperation
+from streamsrv.dimse.services.retrieving import RetrieveOperation
+from streamsrv.dimse.services.storing import StoreOperation
 from streamsrv.metrics import RequestKind
 
 
@@ -40,9 +41,14 @@ KINDS: dict[int, RequestKind] = {
     CommandField.C_STORE: RequestKind.C_STORE,
     CommandField.C_FIND: RequestKind.C_FIND,
     CommandField.C_GET: RequestKind.C_GET,
+    CommandField.C_MOVE: RequestKind.C_MOVE,
     CommandField.C_ECHO: RequestKind.C_ECHO,
 }
-_MODELS = {CommandField.C_FIND: FIND, CommandField.C_GET: GET}
+_SERVICES = {
+    CommandField.C_FIND: (FIND, FindOperation),
+    CommandField.C_GET: (GET, RetrieveOperation),
+    CommandField.C_MOVE: (MOVE, MoveOperation),
+}
 
 
 def operation_of(talk: Conversation, command: Command, context: UsedContext) -> Operation:
@@ -54,12 +60,13 @@ def operation_of(talk: Conversation, command: Command, context: UsedContext) -> 
         if command.has_dataset:
             return StoreOperation(talk.rooms, talk.peer, command, (abstract, context.transfer_syntax))
         return RefusedOperation(command, DimseStatus.MISTYPED_ARGUMENT)
-    model = _MODELS.get(field, {}).get(abstract)  # type: ignore[call-overload]
-    if model is None:
+    models, kind = _SERVICES.get(field, ({}, None))  # type: ignore[call-overload]
+    model = models.get(abstract)
+    if kind is None or model is None:
         return RefusedOperation(command, DimseStatus.UNRECOGNIZED_OPERATION)
     if command.sop_class != abstract:
         return RefusedOperation(command, DimseStatus.CLASS_NOT_SUPPORTED)
     if not command.has_dataset:
         return RefusedOperation(command, DimseStatus.MISTYPED_ARGUMENT)
-    kind = FindOperation if field == CommandField.C_FIND else RetrieveOperation
-    return kind(talk, command, model, context)
+    operation: Operation = kind(talk, command, model, context)
+    return operation

@@ -10,6 +10,7 @@ import ipaddress
 from typing import NamedTuple, TypeAlias
 
 from streamsrv.config import SettingsError
+from streamsrv.dimse.destinations import destination_of
 from streamsrv.errors import RuleError
 from streamsrv.query.rules import Rule, rule_of
 from streamsrv.settings import Settings
@@ -79,6 +80,8 @@ def _matches(entry: PeerEntry, title: str, address: str) -> bool:
 def check_dimse(settings: Settings) -> None:
     """Raises SettingsError for a port that no peer could use."""
     DimsePeers(settings)
+    for text in settings.dimse_destinations:
+        destination_of(text)
     if settings.dimse_port and not settings.dimse_peers and not settings.dimse_any_peer:
         raise SettingsError(
             'dimse_port needs dimse_peers, as "CT1@10.0.7.3 -> store". To let every peer store, set '

@@ -11,8 +11,9 @@ from typing import NamedTuple
 from streamsrv.audit.entries import AuditEntry, Event, EventOutcome
 from streamsrv.audit.recorder import AuditRecorder
 from streamsrv.dimse.channel import Channel
-from streamsrv.dimse.commands import DimseStatus
-from streamsrv.dimse.pdus import data_pdus
+from streamsrv.dimse.dialing import Dialer
+from streamsrv.dimse.protocol.commands import DimseStatus
+from streamsrv.dimse.protocol.pdus import data_pdus
 from streamsrv.errors import (
     ContentTooLarge,
     IndexFailed,
@@ -51,12 +52,14 @@ class OperationOutcome(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class DimseRooms:
     """`ingest` makes the transaction of a principal for a SOP Class and Instance UID. `searches` and
-    `retrieve` are those of a principal. `on_failure` is called if this process cannot use the index any
+    `retrieve` are those of a principal. `dialer` makes associations.
+    `on_failure` is called if this process cannot use the index any
     more."""
 
     ingest: Callable[[Principal, tuple[str, str]], Ingest]
     searches: Callable[[Principal], Searches]
     retrieve: Callable[[Principal], Retrieve]
+    dialer: Dialer
     threads: Executor
     batches: Batches
     buffers: Buffers

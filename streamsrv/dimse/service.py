@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from streamsrv.audit.entries import ANONYMOUS, AuditEntry, Event, EventOutcome
 from streamsrv.dimse.association import Association, AssociationLimits, Rejection
-from streamsrv.dimse.pdus import AssociateRequest
 from streamsrv.dimse.peers import DimsePeers
+from streamsrv.dimse.protocol.pdus import AssociateRequest
 from streamsrv.dimse.rooms import DimsePeer, DimseRooms
 from streamsrv.metrics import Gauge, RequestCounts, RequestKind, Way
 from streamsrv.settings import Settings

@@ -9,7 +9,7 @@ from functools import partial
 from streamsrv.settings.access import AccessSettings
 from streamsrv.settings.rows import setting
 
-TABLES_OF_DIMSE = {"dimse": "DICOM's own network protocol: C-STORE, C-FIND and C-GET from scanners and PACS"}
+TABLES_OF_DIMSE = {"dimse": "DICOM's own network protocol: C-STORE, C-FIND, C-GET and C-MOVE"}
 (_dimse,) = (partial(setting, table) for table in TABLES_OF_DIMSE)
 
 
@@ -47,6 +47,12 @@ class DimseSettings(AccessSettings):
         "AET[@ADDRESS] -> RIGHTS [where ...]",
         "Peers by AE title, and perhaps by address or network: `CT1@10.0.7.0/24 -> store`. The first entry "
         "that matches counts. Rights and conditions are those of `oidc_roles`.",
+    )
+    dimse_destinations: tuple[str, ...] = _dimse(
+        (),
+        "AET@HOST:PORT",
+        "The peers to which C-MOVE may send instances: `PACS@10.0.8.5:104`. A peer that asks for it needs "
+        "the right `read`.",
     )
     dimse_any_peer: bool = _dimse(
         False,

@@ -18,11 +18,17 @@ from pynetdicom.pdu_primitives import (
     SCP_SCU_RoleSelectionNegotiation,
 )
 
-from streamsrv.dimse import pdus
-from streamsrv.dimse.commands import Command, DimseStatus, command_of, response
-from streamsrv.dimse.negotiation import accept, is_storage
-from streamsrv.dimse.pdus import AbortReason, AbortSource, AssociateRequest, Fragment, UpperLayerError
-from streamsrv.dimse.upper_layer import Ending, LayerState, UpperLayer
+from streamsrv.dimse.protocol import pdus
+from streamsrv.dimse.protocol.commands import Command, DimseStatus, command_of, response
+from streamsrv.dimse.protocol.negotiation import accept, is_storage
+from streamsrv.dimse.protocol.pdus import (
+    AbortReason,
+    AbortSource,
+    AssociateRequest,
+    Fragment,
+    UpperLayerError,
+)
+from streamsrv.dimse.protocol.upper_layer import Ending, LayerState, UpperLayer
 
 LONGEST = 16384
 MUTANTS = 10_000

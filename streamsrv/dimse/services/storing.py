@@ -18,7 +18,7 @@ import asyncio
 from streamsrv.audit.entries import Event, EventOutcome
 from streamsrv.dicom.explicit import part10_head
 from streamsrv.dicom.values import UID
-from streamsrv.dimse.commands import Command, DimseStatus
+from streamsrv.dimse.protocol.commands import Command, DimseStatus
 from streamsrv.dimse.rooms import DimsePeer, DimseRooms, OperationOutcome
 from streamsrv.errors import InstanceError
 from streamsrv.ingest import SHORT_BODY, Ingest

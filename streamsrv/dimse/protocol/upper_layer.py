@@ -1,27 +1,33 @@
-"""The state machine of an acceptor (PS3.8 9.2). Sans-IO.
+"""The state machines of the two sides (PS3.8 9.2). Sans-IO. That of an acceptor:
 
     Sta2   AWAITING      A-ASSOCIATE-RQ -> AssociateRequest; anything else -> A-ABORT of the user (AA-1)
     Sta6   ESTABLISHED   P-DATA-TF -> Fragment; A-RELEASE-RQ -> Released; anything else -> A-ABORT of the
                          provider (AA-8)
     Sta13  CLOSING       PDUs are ignored until the peer closes the connection
 
-Sta3 and Sta8 have no length here: the caller answers at once.
+Sta3 and Sta8 have no length here: the caller answers at once. That of a requestor:
+
+    Sta5   AWAITING      A-ASSOCIATE-AC -> Acceptance; A-ASSOCIATE-RJ -> AssociationRejected
+    Sta6   ESTABLISHED   P-DATA-TF -> Fragment; A-RELEASE-RQ and A-RELEASE-RP -> Ending.RELEASED
+    Sta13  CLOSING       as above
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum, auto
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from streamsrv.dimse.pdus import (
+from streamsrv.dimse.protocol.pdus import (
     AbortReason,
     AbortSource,
+    Acceptance,
     AssociateRequest,
     Fragment,
     PduBuffer,
     PduType,
     UpperLayerError,
+    associate_accepted,
     associate_request,
     fragments,
 )
@@ -40,7 +46,16 @@ class Ending(Enum):
     ABORTED = auto()
 
 
+class AssociationRejected(NamedTuple):
+    """An A-ASSOCIATE-RJ (PS3.8 9.3.4, Table 9-21)."""
+
+    result: int
+    source: int
+    reason: int
+
+
 LayerEvent: TypeAlias = AssociateRequest | Fragment | Ending
+RequestorEvent: TypeAlias = Acceptance | AssociationRejected | Fragment | Ending
 
 
 class UpperLayer:
@@ -89,3 +104,29 @@ class UpperLayer:
             yield Ending.ABORTED
         else:
             raise UpperLayerError(f"a {kind.name} PDU at this time", AbortReason.UNEXPECTED_PDU)
+
+
+class RequestorLayer:
+    """`longest` is the length of a P-DATA-TF that is taken, in bytes. `state` is set by the caller."""
+
+    def __init__(self, longest: int) -> None:
+        self.state = LayerState.AWAITING
+        self._buffer = PduBuffer(longest, requests=True)
+        self.space = self._buffer.space
+
+    def received(self, count: int) -> Iterator[RequestorEvent]:
+        """As that of UpperLayer."""
+        for kind, body in self._buffer.pdus(count):
+            established = self.state is LayerState.ESTABLISHED
+            if kind is PduType.DATA and established:
+                yield from fragments(body)
+            elif kind is PduType.ACCEPT and not established:
+                yield associate_accepted(body)
+            elif kind is PduType.REJECT and not established and len(body) == 4:
+                yield AssociationRejected(body[1], body[2], body[3])
+            elif kind in (PduType.RELEASE, PduType.RELEASED) and established:
+                yield Ending.RELEASED
+            elif kind is PduType.ABORT:
+                yield Ending.ABORTED
+            else:
+                raise UpperLayerError(f"a {kind.name} PDU at this time", AbortReason.UNEXPECTED_PDU)

@@ -26,4 +26,5 @@ _MODELS = {"1": PATIENT_ROOT, "2": STUDY_ROOT, "3": PATIENT_STUDY_ONLY}
 _ROOT = "1.2.840.10008.5.1.4.1.2."
 
 FIND = {f"{_ROOT}{number}.1": model for number, model in _MODELS.items()}
+MOVE = {f"{_ROOT}{number}.2": model for number, model in _MODELS.items()}
 GET = {f"{_ROOT}{number}.3": model for number, model in _MODELS.items()}

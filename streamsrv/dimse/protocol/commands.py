@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
-from streamsrv.dimse.pdus import AbortReason, UpperLayerError
+from streamsrv.dimse.protocol.pdus import AbortReason, UpperLayerError
 
 LONGEST_COMMAND = 1 << 16  # bytes; those of C-STORE have about 200
 NO_DATASET = 0x0101  # of Command Data Set Type (0000,0800)
@@ -26,6 +26,7 @@ _ELEMENT = struct.Struct("<HHI")
     _COMMENT,
     _INSTANCE,
 ) = (0x0002, 0x0100, 0x0110, 0x0120, 0x0800, 0x0900, 0x0902, 0x1000)
+_DESTINATION = 0x0600
 _PRIORITY, _FIRST_NUMBER, _MOVE_TITLE, _MOVE_MESSAGE_ID = 0x0700, 0x1020, 0x1030, 0x1031
 _NO_LO = re.compile(r"[^ -\[\]-~]")
 
@@ -36,6 +37,7 @@ class CommandField(IntEnum):
     C_STORE = 0x0001
     C_GET = 0x0010
     C_FIND = 0x0020
+    C_MOVE = 0x0021
     C_ECHO = 0x0030
     C_CANCEL = 0x0FFF
 
@@ -53,6 +55,7 @@ class DimseStatus(IntEnum):
     MISTYPED_ARGUMENT = 0x0212
     OUT_OF_RESOURCES = 0xA700
     SUB_OPERATIONS_FAILED = 0xA702  # all of them
+    DESTINATION_UNKNOWN = 0xA801
     MISMATCH = 0xA900  # of dataset and SOP class; of C-STORE also of dataset and command
     CANNOT_UNDERSTAND = 0xC000
     CANCEL = 0xFE00
@@ -62,7 +65,8 @@ class DimseStatus(IntEnum):
 
 class Command(NamedTuple):
     """A command set as received. `field` is a number, because a peer may send any. `responded_to` is the
-    message id of the request that a response or C-CANCEL names, and `status` is that of a response."""
+    message id of the request that a response or C-CANCEL names, and `status` is that of a response.
+    `destination` is that of a C-MOVE."""
 
     field: int
     message_id: int
@@ -71,6 +75,7 @@ class Command(NamedTuple):
     has_dataset: bool
     responded_to: int = 0
     status: int = 0
+    destination: str = ""
 
 
 def command_of(content: bytes) -> Command:
@@ -94,6 +99,7 @@ def command_of(content: bytes) -> Command:
         _number(values, _DATASET_TYPE) != NO_DATASET,
         _number(values, _RESPONDED_TO, 0),
         _number(values, _STATUS, 0),
+        _text(values, _DESTINATION),
     )
 
 

@@ -23,16 +23,16 @@ from urllib.parse import quote
 from streamsrv.audit.entries import Event, EventOutcome
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.dicom.json.values import text, whole
-from streamsrv.dimse.commands import Command, DimseStatus, response
-from streamsrv.dimse.identifiers import (
+from streamsrv.dimse.protocol.commands import Command, DimseStatus, response
+from streamsrv.dimse.protocol.identifiers import (
     LONGEST_IDENTIFIER,
     Identifier,
     MatchWriter,
     RequestKey,
     identifier_of,
 )
-from streamsrv.dimse.models import InformationModel
-from streamsrv.dimse.pdus import data_pdus
+from streamsrv.dimse.protocol.models import InformationModel
+from streamsrv.dimse.protocol.pdus import data_pdus
 from streamsrv.dimse.rooms import Conversation, OperationOutcome, UsedContext
 from streamsrv.errors import BadRequest, NotDicom
 from streamsrv.query.attributes import BY_TAG, Level, StudyOrder

@@ -108,6 +108,13 @@ class AcceptedContext(NamedTuple):
     transfer_syntax: str
 
 
+class Acceptance(NamedTuple):
+    """An A-ASSOCIATE-AC. `longest` is the length of the PDVs of a P-DATA-TF that the peer takes; 0: any."""
+
+    contexts: tuple[AcceptedContext, ...]
+    longest: int
+
+
 class Fragment(NamedTuple):
     """One PDV (PS3.8 9.3.5.1). `view` is a part of the receive buffer."""
 
@@ -121,10 +128,12 @@ Pdu: TypeAlias = tuple[PduType, memoryview]
 
 
 class PduBuffer:
-    """The receive buffer of one connection. `longest` is the length of a P-DATA-TF that is taken."""
+    """The receive buffer of one connection. `longest` is the length of a P-DATA-TF that is taken. `requests`
+    is for the side that requests the association."""
 
-    def __init__(self, longest: int) -> None:
-        self._longest = longest
+    def __init__(self, longest: int, *, requests: bool = False) -> None:
+        opening = PduType.ACCEPT if requests else PduType.REQUEST
+        self._lengths = {PduType.DATA: longest, PduType.ACCEPT: 0, opening: LONGEST_REQUEST}
         self._memory = bytearray(HEADER + longest + READ_AHEAD)
         self._start = self._end = 0
         self._needed = HEADER  # bytes of the PDU at `_start`, as far as known
@@ -165,8 +174,7 @@ class PduBuffer:
             kind = PduType(number)
         except ValueError:
             raise UpperLayerError(f"PDU type {number:02X}", AbortReason.UNRECOGNIZED_PDU) from None
-        limits = {PduType.DATA: self._longest, PduType.REQUEST: LONGEST_REQUEST, PduType.ACCEPT: 0}
-        if length > limits.get(kind, 4):
+        if length > self._lengths.get(kind, 4):
             raise UpperLayerError(f"a {kind.name} PDU of {length} bytes")
         return kind
 
@@ -235,6 +243,22 @@ def associate_request(body: memoryview) -> AssociateRequest:
     return AssociateRequest(version, *titles, application_context, tuple(contexts.values()), **user)  # type: ignore[arg-type]
 
 
+def associate_accepted(body: memoryview) -> Acceptance:
+    """Reads an A-ASSOCIATE-AC. Raises UpperLayerError."""
+    if len(body) < 68:
+        raise UpperLayerError("an A-ASSOCIATE-AC without its fixed part")
+    contexts, longest = list[AcceptedContext](), 0
+    for kind, value in _items(body, 68):
+        if kind == 0x21 and len(value) >= 4:
+            # The syntax of a context that is not accepted has no meaning.
+            syntaxes = [_text(inner) for item, inner in _items(value, 4) if item == 0x40]
+            contexts.append(AcceptedContext(value[0], value[2], syntaxes[0] if syntaxes else ""))
+        elif kind == 0x50:
+            found = _user_information(value).get("longest", 0)
+            longest = found if isinstance(found, int) else 0
+    return Acceptance(tuple(contexts), longest)
+
+
 def _proposed(value: memoryview) -> ProposedContext:
     if len(value) < 4 or value[0] % 2 == 0:
         raise UpperLayerError("a presentation context without an odd id")
@@ -288,6 +312,28 @@ def _pdu(kind: PduType, body: bytes) -> bytes:
     return _HEADER.pack(kind, len(body)) + body
 
 
+def associate_rq(
+    called: str,
+    calling: str,
+    contexts: Sequence[ProposedContext],
+    *,
+    longest: int,
+    implementation: tuple[str, str],
+    roles: Sequence[tuple[str, int, int]] = (),
+) -> bytes:
+    """An A-ASSOCIATE-RQ (PS3.8 9.3.2). `longest` and `implementation` are those of `associate_accept`."""
+    user = [_item(0x51, longest.to_bytes(4, "big")), _item(0x52, implementation[0].encode())]
+    user += [_item(0x54, _named(uid) + bytes((scu, scp))) for uid, scu, scp in roles]
+    user.append(_item(0x55, implementation[1].encode()))
+    items = [_item(0x10, APPLICATION_CONTEXT.encode())]
+    for number, abstract, syntaxes in contexts:
+        inner = [_item(0x30, abstract.encode()), *(_item(0x40, syntax.encode()) for syntax in syntaxes)]
+        items.append(_item(0x20, bytes((number, 0, 0, 0)) + b"".join(inner)))
+    items.append(_item(0x50, b"".join(user)))
+    head = struct.pack(">H2x16s16s32x", PROTOCOL_VERSION, _title(called), _title(calling))
+    return _pdu(PduType.REQUEST, head + b"".join(items))
+
+
 def associate_accept(
     request: AssociateRequest,
     contexts: Sequence[AcceptedContext],
@@ -329,6 +375,11 @@ def _title(text: str) -> bytes:
 def associate_reject(result: int, source: int, reason: int) -> bytes:
     """PS3.8 9.3.4, Table 9-21."""
     return _pdu(PduType.REJECT, bytes((0, result, source, reason)))
+
+
+def release_request() -> bytes:
+    """PS3.8 9.3.6."""
+    return _pdu(PduType.RELEASE, bytes(4))
 
 
 def release_response() -> bytes:

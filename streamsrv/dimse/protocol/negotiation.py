@@ -22,8 +22,8 @@ from streamsrv.dicom.syntaxes import (
     IMPLICIT_VR_LITTLE_ENDIAN,
     SYNTAXES,
 )
-from streamsrv.dimse.models import FIND, GET
-from streamsrv.dimse.pdus import AcceptedContext, ProposedContext
+from streamsrv.dimse.protocol.models import FIND, GET, MOVE
+from streamsrv.dimse.protocol.pdus import AcceptedContext, ProposedContext
 
 VERIFICATION = "1.2.840.10008.1.1"
 ACCEPTED, NO_ABSTRACT_SYNTAX, NO_TRANSFER_SYNTAX = 0, 3, 4  # PS3.8 Table 9-18
@@ -64,7 +64,7 @@ def accept(proposed: Sequence[ProposedContext]) -> list[AcceptedContext]:
 
 
 def _answer(context: ProposedContext) -> AcceptedContext:
-    if context.abstract_syntax in (*FIND, *GET):
+    if context.abstract_syntax in (*FIND, *GET, *MOVE):
         found = [each for each in _OF_IDENTIFIERS if each in context.transfer_syntaxes]
         result = ACCEPTED if found else NO_TRANSFER_SYNTAX
         return AcceptedContext(context.number, result, (found or context.transfer_syntaxes)[0])
@@ -78,13 +78,18 @@ def _rank(syntax: str) -> int:
 
 
 def extended(proposed: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    """The answers to the items of extended negotiation (PS3.4 C.5.1.1): relational queries, dates combined
-    with times, and fuzzy matching of names if it is asked for. Bytes behind these are zero."""
-    return [(uid, b"\1" + bytes(max(len(asked) - 1, 0))) for uid, asked in proposed if uid in GET] + [
-        (uid, bytes((1, 1, asks_fuzzy(asked)))[: len(asked)] + bytes(max(len(asked) - 3, 0)))
-        for uid, asked in proposed
-        if uid in FIND
-    ]
+    """The answers to the items of extended negotiation (PS3.4 C.5.1.1): relational queries and retrieves,
+    dates combined with times, and fuzzy matching of names if it is asked for. Bytes behind these are zero."""
+    answers = []
+    for uid, asked in proposed:
+        if uid in FIND:
+            told = bytes((1, 1, asks_fuzzy(asked)))
+        elif uid in GET or uid in MOVE:
+            told = b"\1"
+        else:
+            continue
+        answers.append((uid, told[: len(asked)].ljust(len(asked), b"\0")))
+    return answers
 
 
 def roles(proposed: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, int]]:

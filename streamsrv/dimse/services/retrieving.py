@@ -1,4 +1,5 @@
-"""One C-GET (PS3.4 C.4.3): each matching instance becomes a C-STORE sub-operation.
+"""One C-GET (PS3.4 C.4.3), and the parts that C-MOVE shares: each matching instance becomes a C-STORE
+sub-operation.
 
 Strategy: the unique keys become a search for instances. They are counted first, and found a second time while
 they are sent, so that a retrieve of 100,000 instances holds one page of keys. While one instance is on its
@@ -28,9 +29,14 @@ from streamsrv.dicom.explicit import whole_element
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from streamsrv.dicom.values import UID
 from streamsrv.dimse.channel import Channel, OutgoingDataset
-from streamsrv.dimse.commands import Command, DimseStatus, response
-from streamsrv.dimse.identifiers import LONGEST_IDENTIFIER, Identifier, identifier_of, implicit_element
-from streamsrv.dimse.models import InformationModel
+from streamsrv.dimse.protocol.commands import Command, DimseStatus, response
+from streamsrv.dimse.protocol.identifiers import (
+    LONGEST_IDENTIFIER,
+    Identifier,
+    identifier_of,
+    implicit_element,
+)
+from streamsrv.dimse.protocol.models import InformationModel
 from streamsrv.dimse.rooms import Conversation, OperationOutcome, UsedContext
 from streamsrv.errors import BadRequest, NotDicom, StreamsrvError, system_error
 from streamsrv.query.attributes import Level
@@ -77,6 +83,10 @@ class SubOperations:
             self._listed += len(instance) + 1
             if self._listed <= LONGEST_LIST:
                 self.failures.append(instance)
+
+    def fail_rest(self) -> None:
+        """The sub-operations that remain cannot be performed."""
+        self.failed += self.numbers(with_remaining=True)[0]
 
     @property
     def status(self) -> DimseStatus:

@@ -1,0 +1,30 @@
+"""The destinations of the settings: AE title, host and port."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from streamsrv.config import SettingsError
+from streamsrv.settings.dimse import not_an_ae_title
+
+SETTING = "dimse_destinations"
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:@\[\]]+):([0-9]{1,5})")
+
+
+class Destination(NamedTuple):
+    title: str
+    host: str
+    port: int
+
+
+def destination_of(text: str) -> Destination:
+    """Raises SettingsError."""
+    title, _, address = text.partition("@")
+    found = _HOST.fullmatch(address.strip())
+    reason = not_an_ae_title(title)
+    if not reason and (found is None or not 0 < int(found[2]) < 1 << 16):
+        reason = "behind the @ are host and port, as 10.0.8.5:104"
+    if reason or found is None:
+        raise SettingsError(f"{SETTING}: {text!r} is refused: {reason}")
+    return Destination(title.strip(), found[1].strip("[]"), int(found[2]))

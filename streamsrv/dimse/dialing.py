@@ -1,0 +1,212 @@
+"""Associations that this server requests.
+
+Strategy: one task reads, and gives each response to the operation that waits for it. The operation sends.
+
+Rules of this file
+- Only destinations of the settings are connected to: no peer can name another address.
+- Every wait has an end: for the connection, the acceptance, each response and each portion that is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Executor
+
+from streamsrv.dicom.explicit import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from streamsrv.dimse.channel import Channel, PeerLost
+from streamsrv.dimse.destinations import Destination, destination_of
+from streamsrv.dimse.protocol import pdus
+from streamsrv.dimse.protocol.commands import LONGEST_COMMAND, RESPONSE, command_of
+from streamsrv.dimse.protocol.negotiation import ACCEPTED
+from streamsrv.dimse.protocol.pdus import AbortSource, Acceptance, Fragment, ProposedContext, UpperLayerError
+from streamsrv.dimse.protocol.upper_layer import AssociationRejected, LayerState, RequestorLayer
+from streamsrv.settings import Settings
+
+log = logging.getLogger("streamsrv.dimse")
+
+LONGEST_SENT = 1 << 18  # bytes of a P-DATA-TF to a peer that takes any
+AT_ONCE = 1 << 18  # bytes that the peer takes within `stall_timeout`
+MOST_CONTEXTS = 128  # of an association (PS3.8 9.3.2.2: odd numbers of one byte)
+LINGER = 1.0  # seconds in which the peer answers a release
+
+
+class Dialer:
+    """Requests associations. Raises SettingsError for destinations that cannot be read."""
+
+    def __init__(self, settings: Settings, threads: Executor) -> None:
+        self._settings = settings
+        self._threads = threads
+        self._destinations = {each.title: each for each in map(destination_of, settings.dimse_destinations)}
+
+    def destination(self, title: str) -> Destination | None:
+        return self._destinations.get(title.strip())
+
+    async def dial(
+        self, destination: Destination, proposed: Sequence[tuple[str, str]]
+    ) -> OutgoingAssociation:
+        """Requests an association with a presentation context for each SOP class and transfer syntax. Raises
+        PeerLost."""
+        association = OutgoingAssociation(destination, self._settings, self._threads)
+        try:
+            async with asyncio.timeout(self._settings.head_timeout):
+                await association.open(proposed[:MOST_CONTEXTS])
+        except TimeoutError:
+            await association.close()
+            raise PeerLost(f"no association in {self._settings.head_timeout:g} s") from None
+        except OSError as error:
+            await association.close()
+            raise PeerLost(error.strerror or str(error)) from None
+        except UpperLayerError as error:
+            await association.close()
+            raise PeerLost(error.detail) from None
+        except BaseException:
+            await association.close()
+            raise
+        return association
+
+
+class OutgoingAssociation:
+    """Call `open`, use `channel`, and call `close`."""
+
+    channel: Channel
+
+    def __init__(self, destination: Destination, settings: Settings, threads: Executor) -> None:
+        self._destination = destination
+        self._settings = settings
+        self._threads = threads
+        self._loop = asyncio.get_running_loop()
+        self._layer = RequestorLayer(settings.dimse_max_pdu)
+        self._socket: socket.socket | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._command = bytearray()
+        self._sending = asyncio.Lock()
+
+    async def open(self, proposed: Sequence[tuple[str, str]]) -> None:
+        """Raises OSError and UpperLayerError."""
+        where = self._destination
+        self._socket = await self._connected(where.host, where.port)
+        contexts = [
+            ProposedContext(2 * at + 1, abstract, (syntax,)) for at, (abstract, syntax) in enumerate(proposed)
+        ]
+        request = pdus.associate_rq(
+            *(where.title, self._settings.aet.strip(), contexts),
+            longest=self._settings.dimse_max_pdu,
+            implementation=(IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME),
+        )
+        await self._loop.sock_sendall(self._socket, request)
+        acceptance = await self._accepted(self._socket)
+        accepted: dict[str, dict[str, int]] = {}
+        for number, result, _ in acceptance.contexts:
+            if result == ACCEPTED and number % 2 and number // 2 < len(proposed):
+                abstract, syntax = proposed[number // 2]
+                accepted.setdefault(abstract, {})[syntax] = number
+        self._layer.state = LayerState.ESTABLISHED
+        longest = min(acceptance.longest or LONGEST_SENT, LONGEST_SENT)
+        self.channel = Channel(
+            *(self._send_message, self._threads, accepted),
+            longest=max(longest, 64),
+            patience=self._settings.dimse_idle_timeout,
+        )
+        self._reading = self._loop.create_task(self._read(self._socket))
+        log.info("association to %s: %d of %d contexts", where.title, _number(accepted), len(proposed))
+
+    async def _connected(self, host: str, port: int) -> socket.socket:
+        """Tries the addresses of the host in their order."""
+        last: OSError = OSError("it has no address")
+        for family, kind, protocol, _, address in await self._loop.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        ):
+            connection = socket.socket(family, kind, protocol)
+            connection.setblocking(False)
+            try:
+                await self._loop.sock_connect(connection, address)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return connection
+            except OSError as error:
+                connection.close()
+                last = error
+            except BaseException:
+                connection.close()
+                raise
+        raise last
+
+    async def _accepted(self, connection: socket.socket) -> Acceptance:
+        while count := await self._loop.sock_recv_into(connection, self._layer.space()):
+            for event in self._layer.received(count):
+                if isinstance(event, Acceptance):
+                    return event
+                if isinstance(event, AssociationRejected):
+                    raise PeerLost(f"the association is rejected ({', '.join(map(str, event))})")
+                raise PeerLost("the association is aborted")
+        raise PeerLost("the connection is closed")
+
+    async def _read(self, connection: socket.socket) -> None:
+        try:
+            while count := await self._loop.sock_recv_into(connection, self._layer.space()):
+                for event in self._layer.received(count):
+                    if not isinstance(event, Fragment):
+                        return
+                    self._fragment(event)
+        except UpperLayerError as error:
+            log.warning("association to %s: %s", self._destination.title, error.detail)
+        except OSError as error:
+            log.info("association to %s broke: %s", self._destination.title, error.strerror)
+        finally:
+            self._layer.state = LayerState.CLOSING
+            self.channel.fail()
+
+    def _fragment(self, fragment: Fragment) -> None:
+        if not fragment.is_command:
+            raise UpperLayerError("a dataset that no response has")
+        self._command += fragment.view
+        if len(self._command) > LONGEST_COMMAND:
+            raise UpperLayerError(f"a command set of more than {LONGEST_COMMAND} bytes")
+        if fragment.is_last:
+            command = command_of(bytes(self._command))
+            self._command.clear()
+            if not command.field & RESPONSE or not self.channel.take(command):
+                raise UpperLayerError("a message that nothing waits for")
+
+    async def _send_message(self, pieces: AsyncIterator[bytes]) -> None:
+        """One that breaks off ends the association. Raises OSError and TimeoutError."""
+        assert self._socket is not None
+        async with self._sending:
+            begun = False
+            try:
+                async for piece in pieces:
+                    if self._layer.state is not LayerState.ESTABLISHED:
+                        raise PeerLost("the association has ended")
+                    begun, view = True, memoryview(piece)
+                    for at in range(0, len(view), AT_ONCE):
+                        async with asyncio.timeout(self._settings.stall_timeout):
+                            await self._loop.sock_sendall(self._socket, view[at : at + AT_ONCE])
+            except TimeoutError:
+                raise PeerLost(f"it took less than {AT_ONCE} bytes in time") from None
+            except BaseException as error:
+                if begun and not isinstance(error, OSError):
+                    raise PeerLost(f"a message broke off: {error}") from error
+                raise
+
+    async def close(self) -> None:
+        """Releases an association that is established and idle, else aborts it."""
+        if self._socket is None:
+            return
+        established = self._layer.state is LayerState.ESTABLISHED and not self.channel.is_waiting
+        last = pdus.release_request() if established else pdus.abort(AbortSource.USER, 0)
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(LINGER):
+                await self._loop.sock_sendall(self._socket, last)
+                if established and self._reading is not None:
+                    await asyncio.shield(self._reading)
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+        self._socket.close()
+
+
+def _number(accepted: dict[str, dict[str, int]]) -> int:
+    return sum(map(len, accepted.values()))

@@ -1,0 +1,1 @@
+"""PDUs, command sets and identifiers: bytes in, values and bytes out. Sans-IO."""

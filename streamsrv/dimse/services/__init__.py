@@ -1,0 +1,1 @@
+"""The operations of each service, from a request to its final response."""
