@@ -53,6 +53,7 @@ class RequestKind(StrEnum):
     C_GET = "c-get"
     C_MOVE = "c-move"
     C_ECHO = "c-echo"
+    COMMITMENT = "commitment"  # requests of Storage Commitment
     ASSOCIATION = "association"  # 200: accepted, and ended; 403 and 503: rejected; 400: aborted
     OTHER = "other"  # no resource of this server
 

@@ -36,7 +36,7 @@ from streamsrv.audit.recorder import AuditRecorder, Patient
 from streamsrv.dicom import tags
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.dimse.dialing import Dialer
-from streamsrv.dimse.rooms import DimseRooms
+from streamsrv.dimse.rooms import BackgroundTasks, DimseRooms
 from streamsrv.dimse.service import DimseService
 from streamsrv.errors import StreamsrvError
 from streamsrv.events import ChangeFeed, ChangeTail, TailSource
@@ -201,7 +201,9 @@ def dimse_of(
 
     def service(app: App) -> OtherProtocol:
         rooms = DimseRooms(
-            *(ingest, searches, retrieve, Dialer(settings, app.pool), app.pool, app.batches, app.buffers),
+            *(ingest, searches, retrieve, Dialer(settings, app.pool), app.pool, BackgroundTasks()),
+            batches=app.batches,
+            buffers=app.buffers,
             audit=audit,
             on_failure=app.on_failure,
         )

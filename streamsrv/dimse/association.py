@@ -44,6 +44,7 @@ from streamsrv.dimse.protocol.pdus import (
 )
 from streamsrv.dimse.protocol.upper_layer import Ending, LayerState, UpperLayer
 from streamsrv.dimse.rooms import Conversation, DimsePeer, DimseRooms, OperationOutcome, UsedContext
+from streamsrv.dimse.services.committing import CommitmentOperation
 from streamsrv.dimse.services.storing import HTTP_STATUSES
 from streamsrv.metrics import RequestKind
 from streamsrv.query.matching import MatchingOptions
@@ -327,6 +328,8 @@ class Association:
                 numbers=outcome.numbers,
             )
             await self._send(self._talk.message(context, said, outcome.dataset))
+            if isinstance(operation, CommitmentOperation):
+                operation.report()
         except OSError as error:
             log.info("association of %s: a response was not taken: %s", self._name, error.strerror or error)
 

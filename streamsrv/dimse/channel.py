@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 
-from streamsrv.dimse.protocol.commands import Command, store_request
-from streamsrv.dimse.protocol.pdus import COMMAND, LAST, data_head
+from streamsrv.dimse.protocol.commands import Command, event_report_request, store_request
+from streamsrv.dimse.protocol.pdus import COMMAND, LAST, data_head, data_pdus
 from streamsrv.retrieve.whole_datasets import WholeDataset
 
 # Sends the pieces of one message, and nothing of another one between them.
@@ -91,6 +91,17 @@ class Channel:
         self._number = self._number % 0xFFFF + 1
         command = store_request(self._number, row.sop_class_uid, row.key.instance, originator)
         return (await self._invoke(self._number, self._portions(dataset, context, command))).status
+
+    async def report(self, context: int, sop_class: str, instance: str, event: int, dataset: bytes) -> int:
+        """Sends an N-EVENT-REPORT, and returns the status of its response. Raises PeerLost."""
+        self._number = self._number % 0xFFFF + 1
+        command = event_report_request(self._number, sop_class, instance, event)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"".join(data_pdus(context, command, self.longest, is_command=True))
+            yield b"".join(data_pdus(context, dataset, self.longest))
+
+        return (await self._invoke(self._number, pieces())).status
 
     async def _portions(self, dataset: OutgoingDataset, context: int, command: bytes) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()

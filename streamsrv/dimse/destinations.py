@@ -12,13 +12,13 @@ SETTING = "dimse_destinations"
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:@\[\]]+):([0-9]{1,5})")
 
 
-class Destination(NamedTuple):
+class MoveDestination(NamedTuple):
     title: str
     host: str
     port: int
 
 
-def destination_of(text: str) -> Destination:
+def destination_of(text: str) -> MoveDestination:
     """Raises SettingsError."""
     title, _, address = text.partition("@")
     found = _HOST.fullmatch(address.strip())
@@ -27,4 +27,4 @@ def destination_of(text: str) -> Destination:
         reason = "behind the @ are host and port, as 10.0.8.5:104"
     if reason or found is None:
         raise SettingsError(f"{SETTING}: {text!r} is refused: {reason}")
-    return Destination(title.strip(), found[1].strip("[]"), int(found[2]))
+    return MoveDestination(title.strip(), found[1].strip("[]"), int(found[2]))

@@ -18,7 +18,7 @@ from concurrent.futures import Executor
 
 from streamsrv.dicom.explicit import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from streamsrv.dimse.channel import Channel, PeerLost
-from streamsrv.dimse.destinations import Destination, destination_of
+from streamsrv.dimse.destinations import MoveDestination, destination_of
 from streamsrv.dimse.protocol import pdus
 from streamsrv.dimse.protocol.commands import LONGEST_COMMAND, RESPONSE, command_of
 from streamsrv.dimse.protocol.negotiation import ACCEPTED
@@ -42,18 +42,18 @@ class Dialer:
         self._threads = threads
         self._destinations = {each.title: each for each in map(destination_of, settings.dimse_destinations)}
 
-    def destination(self, title: str) -> Destination | None:
+    def destination(self, title: str) -> MoveDestination | None:
         return self._destinations.get(title.strip())
 
     async def dial(
-        self, destination: Destination, proposed: Sequence[tuple[str, str]]
+        self, destination: MoveDestination, proposed: Sequence[tuple[str, str]], *, is_scp: bool = False
     ) -> OutgoingAssociation:
-        """Requests an association with a presentation context for each SOP class and transfer syntax. Raises
-        PeerLost."""
+        """Requests an association with a presentation context for each SOP class and transfer syntax.
+        `is_scp` selects the role of the SCP. Raises PeerLost."""
         association = OutgoingAssociation(destination, self._settings, self._threads)
         try:
             async with asyncio.timeout(self._settings.head_timeout):
-                await association.open(proposed[:MOST_CONTEXTS])
+                await association.open(proposed[:MOST_CONTEXTS], is_scp=is_scp)
         except TimeoutError:
             await association.close()
             raise PeerLost(f"no association in {self._settings.head_timeout:g} s") from None
@@ -74,7 +74,7 @@ class OutgoingAssociation:
 
     channel: Channel
 
-    def __init__(self, destination: Destination, settings: Settings, threads: Executor) -> None:
+    def __init__(self, destination: MoveDestination, settings: Settings, threads: Executor) -> None:
         self._destination = destination
         self._settings = settings
         self._threads = threads
@@ -85,7 +85,7 @@ class OutgoingAssociation:
         self._command = bytearray()
         self._sending = asyncio.Lock()
 
-    async def open(self, proposed: Sequence[tuple[str, str]]) -> None:
+    async def open(self, proposed: Sequence[tuple[str, str]], *, is_scp: bool) -> None:
         """Raises OSError and UpperLayerError."""
         where = self._destination
         self._socket = await self._connected(where.host, where.port)
@@ -96,6 +96,7 @@ class OutgoingAssociation:
             *(where.title, self._settings.aet.strip(), contexts),
             longest=self._settings.dimse_max_pdu,
             implementation=(IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME),
+            roles=[(uid, 0, 1) for uid in dict(proposed)] if is_scp else (),
         )
         await self._loop.sock_sendall(self._socket, request)
         acceptance = await self._accepted(self._socket)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from streamsrv.dimse.protocol.commands import Command, CommandField, DimseStatus
-from streamsrv.dimse.protocol.models import FIND, GET, MOVE
+from streamsrv.dimse.protocol.models import COMMITMENT, FIND, GET, MOVE
 from streamsrv.dimse.rooms import Conversation, OperationOutcome, UsedContext
+from streamsrv.dimse.services.committing import CommitmentOperation
 from streamsrv.dimse.services.finding import FindOperation
 from streamsrv.dimse.services.moving import MoveOperation
 from streamsrv.dimse.services.retrieving import RetrieveOperation
@@ -36,13 +37,16 @@ class RefusedOperation:
         pass
 
 
-Operation: TypeAlias = StoreOperation | FindOperation | RetrieveOperation | RefusedOperation
+Operation: TypeAlias = (
+    StoreOperation | FindOperation | RetrieveOperation | CommitmentOperation | RefusedOperation
+)
 KINDS: dict[int, RequestKind] = {
     CommandField.C_STORE: RequestKind.C_STORE,
     CommandField.C_FIND: RequestKind.C_FIND,
     CommandField.C_GET: RequestKind.C_GET,
     CommandField.C_MOVE: RequestKind.C_MOVE,
     CommandField.C_ECHO: RequestKind.C_ECHO,
+    CommandField.N_ACTION: RequestKind.COMMITMENT,
 }
 _SERVICES = {
     CommandField.C_FIND: (FIND, FindOperation),
@@ -60,6 +64,8 @@ def operation_of(talk: Conversation, command: Command, context: UsedContext) -> 
         if command.has_dataset:
             return StoreOperation(talk.rooms, talk.peer, command, (abstract, context.transfer_syntax))
         return RefusedOperation(command, DimseStatus.MISTYPED_ARGUMENT)
+    if field == CommandField.N_ACTION and abstract == COMMITMENT == command.sop_class and command.has_dataset:
+        return CommitmentOperation(talk, command, context)
     models, kind = _SERVICES.get(field, ({}, None))  # type: ignore[call-overload]
     model = models.get(abstract)
     if kind is None or model is None:

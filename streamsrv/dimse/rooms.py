@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -49,6 +50,22 @@ class OperationOutcome(NamedTuple):
     dataset: bytes = b""
 
 
+class BackgroundTasks:
+    """Work that outlives its association. Must be made inside the running loop."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+
 @dataclass(frozen=True, slots=True)
 class DimseRooms:
     """`ingest` makes the transaction of a principal for a SOP Class and Instance UID. `searches` and
@@ -61,6 +78,7 @@ class DimseRooms:
     retrieve: Callable[[Principal], Retrieve]
     dialer: Dialer
     threads: Executor
+    background: BackgroundTasks
     batches: Batches
     buffers: Buffers
     audit: AuditRecorder | None

@@ -151,5 +151,6 @@ class DimseService:
 
     def stop(self) -> None:
         self._sweeping.cancel()
+        self._rooms.background.stop()
         for task in self._tasks:
             task.cancel()

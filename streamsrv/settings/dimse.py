@@ -9,7 +9,7 @@ from functools import partial
 from streamsrv.settings.access import AccessSettings
 from streamsrv.settings.rows import setting
 
-TABLES_OF_DIMSE = {"dimse": "DICOM's own network protocol: C-STORE, C-FIND, C-GET and C-MOVE"}
+TABLES_OF_DIMSE = {"dimse": "DICOM's own network protocol: C-STORE, C-FIND, C-GET, C-MOVE, commitment"}
 (_dimse,) = (partial(setting, table) for table in TABLES_OF_DIMSE)
 
 
@@ -51,8 +51,8 @@ class DimseSettings(AccessSettings):
     dimse_destinations: tuple[str, ...] = _dimse(
         (),
         "AET@HOST:PORT",
-        "The peers to which C-MOVE may send instances: `PACS@10.0.8.5:104`. A peer that asks for it needs "
-        "the right `read`.",
+        "The peers to which C-MOVE sends instances, and Storage Commitment its reports: "
+        "`PACS@10.0.8.5:104`. A peer that asks for a C-MOVE needs the right `read`.",
     )
     dimse_any_peer: bool = _dimse(
         False,

@@ -27,6 +27,7 @@ _ELEMENT = struct.Struct("<HHI")
     _INSTANCE,
 ) = (0x0002, 0x0100, 0x0110, 0x0120, 0x0800, 0x0900, 0x0902, 0x1000)
 _DESTINATION = 0x0600
+_REQUESTED_CLASS, _REQUESTED_INSTANCE, _EVENT_TYPE, _ACTION_TYPE = 0x0003, 0x1001, 0x1002, 0x1008
 _PRIORITY, _FIRST_NUMBER, _MOVE_TITLE, _MOVE_MESSAGE_ID = 0x0700, 0x1020, 0x1030, 0x1031
 _NO_LO = re.compile(r"[^ -\[\]-~]")
 
@@ -39,6 +40,8 @@ class CommandField(IntEnum):
     C_FIND = 0x0020
     C_MOVE = 0x0021
     C_ECHO = 0x0030
+    N_EVENT_REPORT = 0x0100
+    N_ACTION = 0x0130
     C_CANCEL = 0x0FFF
 
 
@@ -48,11 +51,15 @@ class DimseStatus(IntEnum):
     SUCCESS = 0x0000
     WITH_FAILURES = 0xB000  # of sub-operations
     DUPLICATE = 0x0111
+    NO_SUCH_INSTANCE = 0x0112
+    INVALID_ARGUMENT = 0x0115
     INVALID_INSTANCE = 0x0117
     CLASS_NOT_SUPPORTED = 0x0122
+    NO_SUCH_ACTION = 0x0123
     NOT_AUTHORIZED = 0x0124
     UNRECOGNIZED_OPERATION = 0x0211
     MISTYPED_ARGUMENT = 0x0212
+    RESOURCE_LIMITATION = 0x0213
     OUT_OF_RESOURCES = 0xA700
     SUB_OPERATIONS_FAILED = 0xA702  # all of them
     DESTINATION_UNKNOWN = 0xA801
@@ -66,7 +73,8 @@ class DimseStatus(IntEnum):
 class Command(NamedTuple):
     """A command set as received. `field` is a number, because a peer may send any. `responded_to` is the
     message id of the request that a response or C-CANCEL names, and `status` is that of a response.
-    `destination` is that of a C-MOVE."""
+    `destination` is that of a C-MOVE, `type_id` the Action Type ID of an N-ACTION. SOP class and instance are
+    the affected ones, else the requested ones."""
 
     field: int
     message_id: int
@@ -76,6 +84,7 @@ class Command(NamedTuple):
     responded_to: int = 0
     status: int = 0
     destination: str = ""
+    type_id: int = 0
 
 
 def command_of(content: bytes) -> Command:
@@ -94,12 +103,13 @@ def command_of(content: bytes) -> Command:
     return Command(
         _number(values, _FIELD),
         _number(values, _MESSAGE_ID, 0),
-        _text(values, _SOP_CLASS),
-        _text(values, _INSTANCE),
+        _text(values, _SOP_CLASS) or _text(values, _REQUESTED_CLASS),
+        _text(values, _INSTANCE) or _text(values, _REQUESTED_INSTANCE),
         _number(values, _DATASET_TYPE) != NO_DATASET,
         _number(values, _RESPONDED_TO, 0),
         _number(values, _STATUS, 0),
         _text(values, _DESTINATION),
+        _number(values, _ACTION_TYPE, 0),
     )
 
 
@@ -165,6 +175,24 @@ def store_request(
     if originator is not None:
         values[_MOVE_TITLE] = _padded(originator[0], b" ")
         values[_MOVE_MESSAGE_ID] = struct.pack("<H", originator[1])
+    return _command_set(values)
+
+
+def event_report_request(message_id: int, sop_class: str, instance: str, event: int) -> bytes:
+    """The command set of an N-EVENT-REPORT-RQ (PS3.7 10.3.1)."""
+    return _command_set(
+        {
+            _SOP_CLASS: _padded(sop_class, b"\0"),
+            _FIELD: struct.pack("<H", CommandField.N_EVENT_REPORT),
+            _MESSAGE_ID: struct.pack("<H", message_id),
+            _DATASET_TYPE: b"\0\0",
+            _INSTANCE: _padded(instance, b"\0"),
+            _EVENT_TYPE: struct.pack("<H", event),
+        }
+    )
+
+
+def _command_set(values: dict[int, bytes]) -> bytes:
     body = b"".join(_element(tag, values[tag]) for tag in sorted(values))
     return _element(0x0000, struct.pack("<I", len(body))) + body
 

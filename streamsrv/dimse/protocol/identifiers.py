@@ -38,7 +38,7 @@ CHARACTER_SET, LEVEL, RETRIEVE_AET = "00080005", "00080052", "00080054"
 NO_KEYS = frozenset((CHARACTER_SET, LEVEL, RETRIEVE_AET))
 UTF_8, LATIN_1 = ("ISO_IR 192",), ("ISO_IR 100",)
 _LIMITS = ReadLimits(
-    bulk_threshold=LONGEST_IDENTIFIER, text_threshold=LONGEST_IDENTIFIER, max_elements=10_000
+    bulk_threshold=LONGEST_IDENTIFIER, text_threshold=LONGEST_IDENTIFIER, max_elements=200_000
 )
 # VRs in the Specific Character Set, with the delimiters of their values.
 _TEXTS = {"LO": "\\", "SH": "\\", "UC": "\\", "PN": "\\^=", "LT": "", "ST": "", "UT": ""}
@@ -71,14 +71,19 @@ class Identifier(NamedTuple):
 
 def identifier_of(content: bytes, syntax: str) -> Identifier:
     """Reads the dataset of a request. Raises NotDicom."""
-    try:
-        dataset = _dataset(content, explicit=syntax == EXPLICIT_VR_LITTLE_ENDIAN)
-    except InstanceError as error:
-        raise NotDicom(error.detail) from None
+    dataset = dataset_of(content, syntax)
     level = "".join(map(str, values(dataset, LEVEL)[:1])).strip()
     terms = tuple(str(each or "") for each in values(dataset, CHARACTER_SET))
     keys = tuple(_keys(dataset, ()))
     return Identifier(level, keys, character_sets_of(terms)[0] if terms else None)
+
+
+def dataset_of(content: bytes, syntax: str) -> JsonDataset:
+    """Reads a short dataset in Explicit or Implicit VR Little Endian. Raises NotDicom."""
+    try:
+        return _dataset(content, explicit=syntax == EXPLICIT_VR_LITTLE_ENDIAN)
+    except InstanceError as error:
+        raise NotDicom(error.detail) from None
 
 
 def _dataset(content: bytes, *, explicit: bool) -> JsonDataset:
@@ -168,10 +173,7 @@ class MatchWriter:
         content = self._content(tag, vr, element, sets)
         if content is None:
             return None
-        number = int(tag, 16)
-        if self._explicit:
-            return whole_element(number, vr, content)
-        return implicit_element(number, content + padding(vr, len(content)))
+        return element_of(int(tag, 16), vr, content, self._explicit)
 
     def _content(
         self, tag: str, vr: str, element: Mapping[str, Any], sets: CharacterSets | None
@@ -194,11 +196,18 @@ class MatchWriter:
             elements = [self._element(tag, item[tag], sets) for tag in sorted(item)]
             if None in elements:
                 return None
-            content = b"".join(filter(None, elements))
-            pieces.append(_HEAD.pack(*_ITEM, len(content)) + content)
+            pieces.append(item_of(b"".join(filter(None, elements))))
         return b"".join(pieces)
 
 
-def implicit_element(tag: int, content: bytes) -> bytes:
-    """An element in Implicit VR Little Endian. `content` has an even length."""
+def element_of(tag: int, vr: str, content: bytes, explicit: bool) -> bytes:
+    """An element, little endian. `content` gets its padding here."""
+    if explicit:
+        return whole_element(tag, vr, content)
+    content += padding(vr, len(content))
     return _HEAD.pack(tag >> 16, tag & 0xFFFF, len(content)) + content
+
+
+def item_of(content: bytes) -> bytes:
+    """An item of a sequence, with its length."""
+    return _HEAD.pack(*_ITEM, len(content)) + content

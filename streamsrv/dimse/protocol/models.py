@@ -1,4 +1,5 @@
-"""The information models of Query/Retrieve (PS3.4 C.6, C.3.4): their levels and SOP classes."""
+"""SOP classes of services: Storage Commitment, and the information models of Query/Retrieve with their levels
+(PS3.4 C.6, C.3.4, J.3)."""
 
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ PATIENT_STUDY_ONLY = InformationModel("Patient/Study Only", ("PATIENT", "STUDY")
 _MODELS = {"1": PATIENT_ROOT, "2": STUDY_ROOT, "3": PATIENT_STUDY_ONLY}
 _ROOT = "1.2.840.10008.5.1.4.1.2."
 
+COMMITMENT, COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"  # push model
 FIND = {f"{_ROOT}{number}.1": model for number, model in _MODELS.items()}
 MOVE = {f"{_ROOT}{number}.2": model for number, model in _MODELS.items()}
 GET = {f"{_ROOT}{number}.3": model for number, model in _MODELS.items()}

@@ -7,7 +7,7 @@ Rules of this file
 - The bytes stay as they come, so each transfer syntax is accepted. Of several the first one counts, because
   that order is the sender's. Implicit VR and big endian come after the others, because explicit VR little
   endian tells the VR and every reader takes it. Syntaxes without a row in dicom/syntaxes.py come last.
-- Datasets of Query/Retrieve are in Explicit or Implicit VR Little Endian.
+- Datasets of Query/Retrieve and Storage Commitment are in Explicit or Implicit VR Little Endian.
 - A peer may be the SCP of a storage class: C-GET sends its instances to it.
 - Each query is relational, and dates are combined with times. So both are told if the peer negotiates them.
 """
@@ -22,7 +22,7 @@ from streamsrv.dicom.syntaxes import (
     IMPLICIT_VR_LITTLE_ENDIAN,
     SYNTAXES,
 )
-from streamsrv.dimse.protocol.models import FIND, GET, MOVE
+from streamsrv.dimse.protocol.models import COMMITMENT, FIND, GET, MOVE
 from streamsrv.dimse.protocol.pdus import AcceptedContext, ProposedContext
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -64,7 +64,7 @@ def accept(proposed: Sequence[ProposedContext]) -> list[AcceptedContext]:
 
 
 def _answer(context: ProposedContext) -> AcceptedContext:
-    if context.abstract_syntax in (*FIND, *GET, *MOVE):
+    if context.abstract_syntax in (*FIND, *GET, *MOVE, COMMITMENT):
         found = [each for each in _OF_IDENTIFIERS if each in context.transfer_syntaxes]
         result = ACCEPTED if found else NO_TRANSFER_SYNTAX
         return AcceptedContext(context.number, result, (found or context.transfer_syntaxes)[0])

@@ -34,9 +34,10 @@ from streamsrv.dimse.protocol.identifiers import (
 from streamsrv.dimse.protocol.models import InformationModel
 from streamsrv.dimse.protocol.pdus import data_pdus
 from streamsrv.dimse.rooms import Conversation, OperationOutcome, UsedContext
+from streamsrv.dimse.services.uid_keys import search_of
 from streamsrv.errors import BadRequest, NotDicom
 from streamsrv.query.attributes import BY_TAG, Level, StudyOrder
-from streamsrv.query.conditions import Query, query_of
+from streamsrv.query.conditions import Query
 from streamsrv.query.levels import is_below
 from streamsrv.query.matching import MatchingOptions
 from streamsrv.web.access.principal import Right
@@ -135,7 +136,7 @@ class Wanted:
         self.lacks_keys = len(keys) < len(identifier.keys)
         self._counts = [key.path[0] for key in identifier.keys if key.path[0] in PATIENT_COUNTS]
         searched = [(key.name, key.text) for key in keys if key.path[0] not in PATIENT_COUNTS]
-        self.query: Query = query_of(level, None, None, searched, options)
+        self.query: Query = search_of(level, searched, options)
         if self._of_patients:
             self.query = self.query.page(_EVERYTHING, StudyOrder(BY_TAG[PATIENT_ID]), None)
         compared = "&".join(f"{name}={quote(value, safe=',*:-^=')}" for name, value in searched if value)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
 from streamsrv.dimse.channel import PeerLost
-from streamsrv.dimse.destinations import Destination
+from streamsrv.dimse.destinations import MoveDestination
 from streamsrv.dimse.protocol.commands import DimseStatus
 from streamsrv.dimse.rooms import OperationOutcome
 from streamsrv.dimse.services.retrieving import RetrieveOperation
@@ -39,7 +39,9 @@ class MoveOperation(RetrieveOperation):
             return self._outcome()._replace(comment=f"{destination.title}: {error}")
         return self._outcome()
 
-    async def _moved(self, query: Query, destination: Destination, proposed: list[tuple[str, str]]) -> None:
+    async def _moved(
+        self, query: Query, destination: MoveDestination, proposed: list[tuple[str, str]]
+    ) -> None:
         association = await self._talk.rooms.dialer.dial(destination, proposed)
         try:
             # The name of the AE that asks, without the way of its login.

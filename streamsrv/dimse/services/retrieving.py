@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from streamsrv.audit.entries import Event, EventOutcome
-from streamsrv.dicom.explicit import whole_element
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from streamsrv.dicom.values import UID
 from streamsrv.dimse.channel import Channel, OutgoingDataset
@@ -33,14 +32,15 @@ from streamsrv.dimse.protocol.commands import Command, DimseStatus, response
 from streamsrv.dimse.protocol.identifiers import (
     LONGEST_IDENTIFIER,
     Identifier,
+    element_of,
     identifier_of,
-    implicit_element,
 )
 from streamsrv.dimse.protocol.models import InformationModel
 from streamsrv.dimse.rooms import Conversation, OperationOutcome, UsedContext
+from streamsrv.dimse.services.uid_keys import search_of
 from streamsrv.errors import BadRequest, NotDicom, StreamsrvError, system_error
 from streamsrv.query.attributes import Level
-from streamsrv.query.conditions import Query, query_of
+from streamsrv.query.conditions import Query
 from streamsrv.store import InstanceKey
 from streamsrv.web.access.principal import Right
 
@@ -280,12 +280,10 @@ def wanted(identifier: Identifier, model: InformationModel) -> Query:
             if not text:
                 raise BadRequest(f"({tag[:4]},{tag[4:]}) has no value")
             break
-    return query_of(Level.INSTANCE, None, None, keys)
+    return search_of(Level.INSTANCE, keys)
 
 
 def failed_list(instances: list[str], syntax: str) -> bytes:
     """The dataset of a final response: Failed SOP Instance UID List."""
     value = "\\".join(instances).encode()
-    if syntax == EXPLICIT_VR_LITTLE_ENDIAN:
-        return whole_element(FAILED_LIST, "UI", value)
-    return implicit_element(FAILED_LIST, value + b"\0" * (len(value) % 2))
+    return element_of(FAILED_LIST, "UI", value, syntax == EXPLICIT_VR_LITTLE_ENDIAN)
