@@ -8,12 +8,13 @@ import re
 import shutil
 import subprocess
 import threading
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 import clinic as world
 import pydicom
 import pytest
 from live_server import start_server
+from pydicom.fileset import FileSet
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -23,7 +24,9 @@ from pydicom.uid import (
 
 from streamsrv.cli import FAILED, USAGE, main
 from streamsrv.config import SettingsError
+from streamsrv.run_table import open_table
 from streamsrv.tools.file_names import LONGEST, FilePattern, folded, safe_name
+from streamsrv.tools.outgoing import dicomdir
 from streamsrv.tools.outgoing.export import ATTRIBUTES
 from streamsrv.tools.search_words import query_pairs
 
@@ -176,6 +179,94 @@ def test_a_service_that_refuses_the_search(server, tmp_path, capsys):
     words = ["export", str(tmp_path / "out"), "--url", server.url, "--query", "Nonsense=1"]
     assert main(words) == FAILED
     assert "Nonsense" in capsys.readouterr().err
+
+
+# --- DICOMDIR ---
+
+
+def leaves(out):
+    """SOP Instance UID -> file, as pydicom reads the DICOMDIR."""
+    return {each.SOPInstanceUID: Path(each.path) for each in file_set(out)}
+
+
+def file_set(out):
+    found = FileSet(out / "DICOMDIR")
+    found._stage["t"].cleanup()  # its folder for changes
+    return found
+
+
+def test_a_dicomdir_lists_every_file(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert export(capsys, out, *source, "--dicomdir")[:1] == (0,)
+    assert {uid: path.read_bytes() for uid, path in leaves(out).items()} == FILES
+    names = [str(path.relative_to(out)) for path in out.rglob("F*")]
+    assert sorted(names) == [f"DICOM/D0000000/F000000{number}" for number in range(4)]
+    assert file_set(out).find_values("PatientID") == sorted(["a/b:c", "A/B:C", "..", "con"])
+    subprocess.run(["dcmdump", "-q", out / "DICOMDIR"], check=True, stdout=subprocess.DEVNULL)
+    # dcmmkdir reads every record, and refuses a DICOMDIR whose offsets are wrong.
+    other = out / "DICOM" / "OTHER"
+    other.write_bytes(world.file_of(world.letter()))
+    done = subprocess.run(
+        ["dcmmkdir", "+A", "+I", "+D", out / "DICOMDIR", "+id", out, "DICOM/OTHER"], capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert leaves(out).keys() == {*FILES, world.LETTER}
+
+
+def test_a_dicomdir_grows_with_its_export(server, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ("--data", str(server.data), "--dicomdir")
+    assert export(capsys, out, *words, "--query", "StudyDate=20210101")[1]["exported"] == 1
+    assert leaves(out).keys() == {"1.2.826.1.1.1"}
+    assert export(capsys, out, *words)[1] | {"failures": []} == {
+        "ok": True,
+        "exported": 3,
+        "unchanged": 1,
+        "gone": 0,
+        "failed": 0,
+        "failures": [],
+    }
+    assert leaves(out).keys() == FILES.keys()
+
+
+def test_a_dicomdir_of_every_kind_of_instance(tmp_path):
+    """Many levels and siblings, missing values, and an instance without a place."""
+    datasets = [*world.everything(), *map(bare, range(5))]
+    rows = open_table(tmp_path / "table", dicomdir.SCHEMA, "run")
+    for number, dataset in enumerate(datasets):
+        path = tmp_path / dicomdir.file_id(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(world.file_of(dataset))
+        dicomdir.keep(rows, dicomdir.records_of(path, dicomdir.file_id(number), dataset.StudyInstanceUID))
+    dicomdir.write(rows, tmp_path)
+    rows.close()
+    assert leaves(tmp_path).keys() == {each.SOPInstanceUID for each in datasets}
+    found = file_set(tmp_path)
+    assert len(found.find(PatientID="P-1", Modality="CT")) == 3
+    assert len(found.find(StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.3.1")) == 3
+    assert found.find(SOPInstanceUID=world.SLIDE)[0].PatientName == "Müller^Jörg"
+    report = bare(9)
+    report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"
+    (tmp_path / "report").write_bytes(world.file_of(report))
+    with pytest.raises(dicomdir.NoRecord, match="Completion Flag"):
+        dicomdir.records_of(tmp_path / "report", "X", "1.2.3")
+
+
+def bare(number):
+    """An instance with hardly more than its UIDs."""
+    made = world.dataset(CT, "1.2.3", f"1.2.3.{number % 2 + 1}", f"1.2.3.9.{number}")
+    for keyword in ("PatientID", "StudyDate", "StudyTime", "StudyID", "SeriesNumber"):
+        delattr(made, keyword)
+    return made
+
+
+def test_a_folder_has_a_dicomdir_or_not(server, tmp_path, capsys):
+    words = ["export", str(tmp_path / "out"), "--data", str(server.data)]
+    assert main([*words, "--dicomdir", "--layout", "x"]) == USAGE
+    assert "layout of its own" in capsys.readouterr().err
+    assert main(words) == 0
+    assert main([*words, "--dicomdir"]) == USAGE
+    assert "without --dicomdir" in capsys.readouterr().err
 
 
 def test_a_key_exports_the_studies_of_its_rule(server, tmp_path, capsys):

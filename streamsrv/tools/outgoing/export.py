@@ -31,7 +31,8 @@ from streamsrv.dicom.instance import JsonDataset
 from streamsrv.errors import StoreError, StreamsrvError
 from streamsrv.query.attributes import QUERY_ATTRIBUTES
 from streamsrv.tools.file_names import FilePattern
-from streamsrv.tools.outgoing.exported import ExportedFiles, ExportItem, Fetched
+from streamsrv.tools.outgoing.dicomdir import NoRecord, records_of
+from streamsrv.tools.outgoing.exported import ExportedFile, ExportedFiles, ExportItem, Fetched
 from streamsrv.tools.progress import ProgressLine
 from streamsrv.tools.search_words import query_pairs
 
@@ -73,7 +74,12 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--data", metavar="DIR", help="the folder of the store, also beside its server")
     where.add_argument("--url", type=service_url, help="base URL with version: http://127.0.0.1:8943/v2")
     add("--query", default="", help="a search: attributes with values, joined by & [default: everything]")
-    add("--layout", default=LAYOUT, help=f"the path of each file [default: {LAYOUT}]")
+    add("--layout", default=None, help=f"the path of each file [default: {LAYOUT}]")
+    add(
+        "--dicomdir",
+        action="store_true",
+        help="names of DICOM media (DICOM/D0000000/F0000000), and a DICOMDIR",
+    )
     add("--parallel", metavar="N", type=int, default=2, help="files at once (2)")
     add("--retries", metavar="N", type=int, default=8, help="further attempts at a busy service (8)")
     add("--timeout", metavar="S", type=float, default=300.0, help="seconds of silence before giving up (300)")
@@ -84,7 +90,9 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_export(args: argparse.Namespace) -> int:
     """Raises SettingsError for a wrong layout or query, StreamsrvError if the search fails."""
-    pattern = FilePattern(args.layout, ATTRIBUTES)
+    if args.dicomdir and args.layout is not None:
+        raise SettingsError("--dicomdir has a layout of its own: leave out --layout")
+    pattern = FilePattern(args.layout or LAYOUT, ATTRIBUTES)
     if args.parallel < 1:
         raise SettingsError("--parallel is at least 1")
     parameters = query_pairs(args.query)
@@ -92,7 +100,8 @@ def run_export(args: argparse.Namespace) -> int:
     source = source_of(args, parameters, tags)
     try:
         args.out.mkdir(mode=0o700, parents=True, exist_ok=True)
-        export = Export(args.out, source, pattern, report=None if args.json else print_fault)
+        report = None if args.json else print_fault
+        export = Export(args.out, source, pattern, report=report, has_directory=args.dicomdir)
         with ProgressLine(sys.stderr, shown=not args.quiet) as line:
             export.run(args.parallel, line)
     finally:
@@ -204,8 +213,10 @@ class Export:
         pattern: FilePattern,
         *,
         report: Callable[[str], None] | None = None,
+        has_directory: bool = False,
     ) -> None:
         self._out = out
+        self._has_directory = has_directory
         self._source = source
         self._pattern = pattern
         self._report = report
@@ -221,7 +232,7 @@ class Export:
 
     def run(self, parallel: int, line: ProgressLine) -> None:
         """Raises StreamsrvError if nothing more can be exported."""
-        files = ExportedFiles(self._out)
+        files = ExportedFiles(self._out, has_directory=self._has_directory)
         items, lock = self._source.items(), threading.Lock()
 
         def work(number: int) -> None:
@@ -272,14 +283,25 @@ class Export:
             return
         finally:
             target.close()
+        path = self._out / file.path
         if fetched is None:
             self._count("unchanged")
+            if self._has_directory and not files.has_records(item):
+                self._list(item, file, path, files)
             return
-        path = self._out / file.path
+        if self._has_directory:
+            self._list(item, file, part, files)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.replace(part, path)
         files.written(item, fetched, target.length, target.sha256.hexdigest())
         self._count("exported", size=target.length)
+
+    def _list(self, item: ExportItem, file: ExportedFile, source: Path, files: ExportedFiles) -> None:
+        """In the DICOMDIR."""
+        try:
+            files.add_records(item, records_of(source, file.path, item.study))
+        except NoRecord as fault:
+            self._count("failed", f"{' '.join(item.key)}: {fault}")
 
     def _values(self, item: ExportItem) -> dict[str, str]:
         found = {

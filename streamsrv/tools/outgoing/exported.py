@@ -16,9 +16,12 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
+from streamsrv.config import SettingsError
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.run_table import open_table
 from streamsrv.tools.file_names import folded
+from streamsrv.tools.outgoing import dicomdir
+from streamsrv.tools.outgoing.dicomdir import InstanceRecords, file_id
 
 FILE = "export.sqlite"
 MANIFEST = "manifest.csv"
@@ -29,7 +32,10 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
     study TEXT, series TEXT, instance TEXT, version TEXT, path TEXT, folded TEXT UNIQUE,
     length INTEGER, sha256 TEXT, sop_class TEXT, syntax TEXT, PRIMARY KEY (study, series, instance)
-) WITHOUT ROWID
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS leaves_of (
+    study TEXT, series TEXT, instance TEXT, PRIMARY KEY (study, series, instance)
+) WITHOUT ROWID;
 """
 COLUMNS = "path, sha256, length, study, series, instance, sop_class, syntax"
 ONE = "(study, series, instance) = (?, ?, ?)"
@@ -69,13 +75,22 @@ class ExportedFile(NamedTuple):
 
 
 class ExportedFiles:
-    """Thread-safe. Raises StreamsrvError if another export works in the folder. Close it."""
+    """Thread-safe. Raises StreamsrvError if another export works in the folder, SettingsError if it has files
+    without a place in a DICOMDIR. Close it."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, *, has_directory: bool = False) -> None:
+        """With `has_directory` the files have File IDs, and `finish` writes a DICOMDIR."""
         self._out = out
+        self._has_directory = has_directory
         self._lock = threading.Lock()
         self._waiting = 0  # files behind the last commit
-        self._rows = open_table(out / FILE, SCHEMA, "export", by_threads=True)
+        self._rows = open_table(out / FILE, SCHEMA + dicomdir.SCHEMA, "export", by_threads=True)
+        self._count = int(self._rows.execute("SELECT count(*) FROM files").fetchone()[0])
+        others = "SELECT 1 FROM files WHERE (path LIKE 'DICOM/D%') != ? LIMIT 1"
+        if self._rows.execute(others, (has_directory,)).fetchone():
+            self._rows.close()
+            other = "without" if has_directory else "with"
+            raise SettingsError(f"{out} has an export {other} --dicomdir: give another folder")
 
     def close(self) -> None:
         self._rows.close()
@@ -87,7 +102,8 @@ class ExportedFiles:
             known = self._rows.execute(f"{select} WHERE {ONE}", item.key).fetchone()
             if known is not None:
                 return ExportedFile(*known)
-            path = self._free(item, path)
+            path = file_id(self._count) if self._has_directory else self._free(item, path)
+            self._count += 1
             columns = "study, series, instance, path, folded, version"
             values = *item.key, path, folded(path)
             self._rows.execute(f"INSERT INTO files ({columns}) VALUES (?, ?, ?, ?, ?, '')", values)
@@ -114,6 +130,17 @@ class ExportedFiles:
         except OSError:
             return False
 
+    def has_records(self, item: ExportItem) -> bool:
+        """Whether the DICOMDIR has the instance."""
+        select = "SELECT 1 FROM leaves_of WHERE (study, series, instance) = (?, ?, ?)"
+        with self._lock:
+            return self._rows.execute(select, item.key).fetchone() is not None
+
+    def add_records(self, item: ExportItem, records: InstanceRecords) -> None:
+        with self._lock:
+            dicomdir.keep(self._rows, records)
+            self._rows.execute("INSERT OR REPLACE INTO leaves_of VALUES (?, ?, ?)", item.key)
+
     def written(self, item: ExportItem, fetched: Fetched, length: int, sha256: str) -> None:
         """The file of the instance is complete."""
         sop_class = next(iter(item.attributes.get("00080016", {}).get("Value", ())), "")
@@ -139,6 +166,8 @@ class ExportedFiles:
                     self._rows.execute(f"SELECT {COLUMNS} FROM files WHERE version != '' ORDER BY path")
                 )
             os.replace(part, self._out / MANIFEST)
+            if self._has_directory:
+                dicomdir.write(self._rows, self._out)
 
     def _commit(self) -> None:
         if hasattr(os, "sync"):  # Windows has none
