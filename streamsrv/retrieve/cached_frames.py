@@ -4,9 +4,13 @@ tiles of a slide, frames as pictures for `<img>`.
 Strategy: after a request of this kind has succeeded, web/fastpath keeps the headers of its answer. For the
 next frame it needs only the place of the frame, the entity tag and the boundary, which are found here.
 
+If index or segments are on other machines, threads look frames up and read them (`read_frames`): all that
+wait at a time together, after one question for the version of the index.
+
 Rules
 - The answer is the same as that of retrieve/frames.py or retrieve/pictures.py, byte for byte.
-- Nothing waits for the disk: `at` returns None for a picture whose head is not in memory.
+- Nothing waits for the disk: `at` returns None for a picture whose head is not in memory. If the store is
+  `remote`, all calls block.
 - After each commit the record id of the instance is compared: it may be deleted or replaced.
 """
 
@@ -14,7 +18,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 from framecodecs.frameinfo import FrameInfo
 from streamsrv.dicom.instance import FRAGMENTED, FrameKind
@@ -26,12 +33,20 @@ from streamsrv.pixels.viewing import RenderingParameters
 from streamsrv.plans.payloads import Part, pieces_of, span, total_length
 from streamsrv.retrieve import frames, pictures, rendered_parts
 from streamsrv.retrieve.answering import CACHING, Retrieval, Rooms
-from streamsrv.store import InstanceRow, SegmentLease, Store
+from streamsrv.store import InstanceRow, Location, SegmentLease, Store
 from streamsrv.wire.accept import Offer
 from streamsrv.wire.answers import Answer, Request, Span
 from streamsrv.wire.conditional import SETTLED, dated, etag_of, evaluate
 from streamsrv.wire.multipart import boundary_from, multipart_type
 from streamsrv.wire.resources import Kind, Target, instance_url
+
+# Entries of a frame table that are read from a database at a time, and that are kept.
+ENTRIES, ENTRIES_KEPT = 64, 16_384
+# Bytes of the longest frame that a thread reads into memory.
+LARGEST_READ = 256 << 10
+
+
+Found: TypeAlias = "CachedInstance | Callable[[], CachedInstance | None] | None"
 
 
 class PlacedFrame(NamedTuple):
@@ -51,6 +66,13 @@ class CachedInstance(ABC):
         self._digest = retrieval.selection.digest
         self._row = row
         self._version = -1
+        self._entries: dict[int, tuple[int, int]] = {}
+        self.is_long = False  # a frame was too long for `read_frames`
+
+    @property
+    def remote(self) -> bool:
+        """Whether all calls block."""
+        return self._store.remote
 
     def version(self) -> int:
         """The version of the index."""
@@ -81,10 +103,22 @@ class CachedInstance(ABC):
         if row.frame_kind is FrameKind.NATIVE:
             return span(row, row.frame_base + (number - 1) * row.frame_stride, row.frame_stride)
         try:
-            ((offset, length),) = self._store.frame_entries(row, (number - 1,))
+            offset, length = self._entry(number - 1)
         except SegmentGone:
             return None
         return None if length & FRAGMENTED else span(row, offset, length)
+
+    def _entry(self, index: int) -> tuple[int, int]:
+        if not self.remote:
+            ((offset, length),) = self._store.frame_entries(self._row, (index,))
+            return offset, length
+        if index not in self._entries:
+            first = index - index % ENTRIES
+            indices = range(first, min(first + ENTRIES, self._row.number_of_frames))
+            if len(self._entries) >= ENTRIES_KEPT:
+                self._entries.clear()
+            self._entries.update(zip(indices, self._store.frame_entries(self._row, indices), strict=True))
+        return self._entries[index]
 
     def _answer(self, built: Answer, etag: str) -> Answer:
         return dated(
@@ -150,12 +184,80 @@ class CachedPictures(CachedInstance):
         return self._answer(built, etag)
 
 
+@dataclass(slots=True, eq=False)
+class AskedFrame:
+    """A frame that a client of a remote store waits for. `content` stays None if it cannot be sent so."""
+
+    instance: CachedInstance
+    number: int
+    placed: PlacedFrame | None = None
+    content: bytes | None = None
+
+
+def read_frames(asked: Sequence[AskedFrame], done: Callable[[Sequence[AskedFrame]], None]) -> None:
+    """Looks frames up after one question for the version, and reads them. `done` is called with each of them
+    once: at the end of this call, or by another thread when a frame has been fetched. Blocking."""
+    leases: dict[int, SegmentLease] = {}
+    read = list(asked)
+    try:
+        version = asked[0].instance.version()
+        for each in asked:
+            if _place_and_read(each, version, leases, done):
+                read.remove(each)
+    except (StreamsrvError, OSError):
+        pass  # another way answers, with the reason
+    finally:
+        for lease in leases.values():
+            lease.release()
+        done(read)
+
+
+def _place_and_read(
+    each: AskedFrame,
+    version: int,
+    leases: dict[int, SegmentLease],
+    done: Callable[[Sequence[AskedFrame]], None],
+) -> bool:
+    """Whether another thread fetches the frame, and calls `done`."""
+    if not each.instance.current(version):
+        return False
+    if each.placed is None:
+        each.placed = each.instance.at(each.number)
+    if each.placed is None:
+        return False
+    if each.placed.span.length > LARGEST_READ:
+        each.instance.is_long = True
+        return False
+    span_ = each.placed.span
+    place = Location(span_.segment, span_.offset, span_.length)
+    lease = leases.get(place.segment) or each.instance.lease(place.segment)
+    if lease is None:
+        return False
+    leases[place.segment] = lease
+    if lease.fetcher is None or lease.fetcher.has(place):
+        each.content = lease.pread(*place)
+        return False
+    alone = each.instance.lease(place.segment)
+    if alone is None or alone.fetcher is None:
+        return False
+
+    def fetched(ahead: Future[bytes]) -> None:
+        if ahead.exception() is None:
+            each.content = ahead.result()
+        alone.release()
+        done([each])
+
+    alone.fetcher.ahead(lambda: alone.pread(*place)).add_done_callback(fetched)
+    return True
+
+
 def cached_frames(rooms: Rooms, request: Request, target: Target) -> CachedInstance | None:
     """The frames of an instance for one client. None unless the request is for one frame that is sent as it
-    is stored, in one piece, with an answer that stays the same. None also for an index in a database."""
+    is stored, in one piece, with an answer that stays the same. None also for pictures of a remote store.
+    Blocks if the store is remote."""
     if target.kind not in (Kind.FRAMES, Kind.RENDERED) or len(target.frames) != 1 or request.query:
         return None
-    if rooms.store.remote:
+    if rooms.store.remote and target.kind is Kind.RENDERED:
         return None
     try:
         selection = rooms.selections.at_hand(target)

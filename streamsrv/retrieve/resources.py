@@ -15,7 +15,7 @@ from streamsrv.pixels.pool import PixelPool
 from streamsrv.plans.selection import Selections
 from streamsrv.retrieve.answering import Planned, Retrieval, Rooms, plan_answer, wanted_digest, with_digest
 from streamsrv.retrieve.bulk import all_pixel_data, bulk_data
-from streamsrv.retrieve.cached_frames import CachedInstance, cached_frames
+from streamsrv.retrieve.cached_frames import Found, cached_frames
 from streamsrv.retrieve.frames import frames
 from streamsrv.retrieve.instances import instances
 from streamsrv.retrieve.metadata import metadata
@@ -86,6 +86,8 @@ class Retrieve:
         class (retrieve/whole_datasets.py). Blocks."""
         return whole_dataset(self._rooms, key, taken)
 
-    def cached_frames(self, request: Request, target: Target) -> CachedInstance | None:
-        """For a client that requests the frames of an instance one by one (retrieve/cached_frames.py)."""
-        return cached_frames(self._rooms, request, target)
+    def cached_frames(self, request: Request, target: Target) -> Found:
+        """For a client that requests the frames of an instance one by one (retrieve/cached_frames.py). A
+        function that blocks, if the store is remote."""
+        find = partial(cached_frames, self._rooms, request, target)
+        return find if self._rooms.store.remote else find()

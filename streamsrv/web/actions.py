@@ -17,7 +17,7 @@ from streamsrv.ingest.response import StoreResult
 from streamsrv.ingest.transaction import Ingest
 from streamsrv.metrics import RequestKind
 from streamsrv.query.rules import Rule
-from streamsrv.retrieve.cached_frames import CachedInstance
+from streamsrv.retrieve.cached_frames import Found
 from streamsrv.wire.answers import Answer, Computed, Deferred, Request, resolved
 from streamsrv.wire.codings import coded
 from streamsrv.wire.resources import VERSIONS, Kind, Target, target_of
@@ -99,7 +99,7 @@ class Actions:
     delete: Callable[[str, str | None, str | None], int]
     ingest: Callable[[Request, Target], Ingest]
     stored: Callable[[StoreResult, Request], Answer]
-    cached_frames: Callable[[Request, Target], CachedInstance | None] = _nothing
+    cached_frames: Callable[[Request, Target], Found] = _nothing
     store_batch: Callable[[Sequence[Ingest]], list[StoreOutcome]] = _none
     probe: Callable[[], None] = _well
     restricted: Callable[[Rule | None, bool], Actions] = _refused

@@ -33,7 +33,7 @@ from streamsrv.errors import (
 )
 from streamsrv.ingest import SHORT_BODY
 from streamsrv.metrics import RequestKind
-from streamsrv.retrieve.cached_frames import CachedInstance
+from streamsrv.retrieve.cached_frames import Found
 from streamsrv.settings import Settings
 from streamsrv.web import describe, health
 from streamsrv.web.access.access import REFRESH, Access, WayIn
@@ -258,7 +258,7 @@ class App:
             date=self.writer.date.text(),
         )
 
-    def cached_frames(self, head: Head, caller: Caller) -> CachedInstance | None:
+    def cached_frames(self, head: Head, caller: Caller) -> Found:
         """The instance of a frame that was answered."""
         target = target_of(head.path)
         return self._actions_for(caller).cached_frames(self._request(head, caller, target), target)

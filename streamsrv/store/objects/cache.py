@@ -79,6 +79,9 @@ class ObjectLease:
         StoreError."""
         self._pinned += self._owner.pinned([(self._objects[segment], offset, length)])
 
+    def has(self, place: Location) -> bool:
+        return self._owner.has(self._objects[place.segment], place.offset, place.length)
+
     def hold(self, places: Iterable[Location]) -> Callable[[], None]:
         """As `ensure`, for many places at the same time, until the function that is returned is called."""
         pins = self._owner.pinned(
@@ -265,6 +268,13 @@ class ObjectCache:
             self.unpin(pins)
             raise
         return pins
+
+    def has(self, opened: OpenObject, offset: int, length: int) -> bool:
+        """Whether all chunks of a range are there, and were compared with their checks."""
+        first = offset // CHUNK
+        number = (offset + length - 1) // CHUNK - first + 1 if length else 0
+        checks = opened.file.checks(first, number)
+        return all(check and opened.verified.get(chunk) == check for chunk, check in enumerate(checks, first))
 
     def _pin(self, opened: OpenObject, run: range) -> Pin:
         with self._lock:

@@ -18,10 +18,12 @@ from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 
 from streamsrv.metrics import RequestKind, Way
+from streamsrv.retrieve.cached_frames import AskedFrame, CachedInstance
 from streamsrv.web.actions import request_kind
 from streamsrv.web.app import App
 from streamsrv.web.connection.compute import Answering, Ended
 from streamsrv.web.connection.stream import RequestBatch, Stream
+from streamsrv.web.fastpath.asking import FrameAsker
 from streamsrv.web.fastpath.frames import FrameCache, Limits
 from streamsrv.web.fastpath.headers import LONGEST, KnownHead, KnownHeaders
 from streamsrv.web.head import Head, source_of
@@ -39,11 +41,14 @@ class FastPath:
         self.headers = KnownHeaders(limits.headers, app.access)
         self._audit = app.audit
         self.frames = FrameCache(app.access_log, app.writer, app.access, limits)
+        self._asker = FrameAsker(app.pool)
 
     def answer(self, waiting: Waiting, request: bytes, batch: RequestBatch) -> bool:
         """Whether the request is answered here. If not, nothing was sent."""
         if self._app.draining:
             return False
+        if self.frames.remote:
+            return self._ask(waiting, request, batch)
         try:
             sent = self.frames.answer(waiting.stream, waiting.source, request, batch)
         except Exception as error:  # the next way answers
@@ -61,6 +66,19 @@ class FastPath:
         KnownRequest(self, self._app, waiting, known, request, batch.began).begin()
         return True
 
+    def _ask(self, waiting: Waiting, request: bytes, batch: RequestBatch) -> bool:
+        """As `answer`, for a store on other machines. A frame that cannot be read takes the second way."""
+        known = self.headers.find(request, waiting.source)
+        if known is None:
+            return False
+        asked = self.frames.asked(waiting.source, request)
+        otherwise = partial(KnownRequest, self, self._app, waiting, known, request, batch.began)
+        if asked is None:
+            otherwise().begin()
+        else:
+            AskedRequest(self.frames, waiting, request, asked, otherwise, batch.began).begin(self._asker)
+        return True
+
     @staticmethod
     def may_keep(request: bytes) -> bool:
         return request.startswith(b"GET /") and len(request) <= LONGEST
@@ -76,11 +94,17 @@ class FastPath:
             return
         try:
             frames = self._app.cached_frames(head, caller)
-            if frames is not None:
-                mark = self._audit.mark(caller, head) if self._audit else None
-                self.frames.keep(request, head, caller, frames, self._app.rendered, mark)
+            if callable(frames):
+                self._asker.find(frames, lambda found: self._keep(request, head, caller, found))
+            else:
+                self._keep(request, head, caller, frames)
         except Exception:
             log.exception("[%s] the frame is not cached", head.request_id)
+
+    def _keep(self, request: bytes, head: Head, caller: Caller, frames: CachedInstance | None) -> None:
+        if frames is not None and self._app.access.holds(caller):
+            mark = self._audit.mark(caller, head) if self._audit else None
+            self.frames.keep(request, head, caller, frames, self._app.rendered, mark)
 
     def close(self) -> None:
         self.frames.close()
@@ -103,7 +127,9 @@ class KnownRequest:
         self._paused = self._ended = False
         self._answering = Answering(app, waiting.stream, known.head, self._over)
 
-    def begin(self) -> None:
+    def begin(self, *, paused: bool = False) -> None:
+        """`paused` if the connection is paused already."""
+        self._paused = paused
         try:
             self._waiting.count_for(self._caller)
             job = self._app.admit_known(self._head, self._caller)
@@ -138,6 +164,50 @@ class KnownRequest:
             self._app.watch.head_awaited_again(self._waiting.key, self._began)
         else:
             self._waiting.go_on(error)
+
+
+class AskedRequest:
+    """One request for a cached frame of a remote store. `otherwise` makes its other way."""
+
+    def __init__(
+        self,
+        frames: FrameCache,
+        waiting: Waiting,
+        request: bytes,
+        asked: AskedFrame,
+        otherwise: Callable[[], KnownRequest],
+        began: float,
+    ) -> None:
+        self._frames = frames
+        self._waiting = waiting
+        self._request = request
+        self._asked = asked
+        self._otherwise = otherwise
+        self._batch = RequestBatch()
+        self._batch.began = began
+
+    def begin(self, asker: FrameAsker) -> None:
+        self._waiting.pause(lambda: None)  # a client that has left is found by the answer
+        asker.ask(self._asked, self._read)
+
+    def _read(self) -> None:
+        waiting = self._waiting
+        sent: Transfer | bool = False
+        if self._asked.content is not None and not waiting.stream.closed():
+            try:
+                sent = self._frames.send_read(
+                    waiting.stream, waiting.source, self._request, self._asked, self._batch
+                )
+            except Exception as error:  # nothing was sent
+                log.warning("a cached frame cannot be sent: %s", error)
+        if sent is False:
+            self._otherwise().begin(paused=True)
+        elif sent is True:
+            waiting.resume(None)
+        else:
+            transfer = sent
+            waiting.stream.set_close_callback(lambda: transfer.abort(StreamClosedError()))
+            transfer.done.add_done_callback(lambda done: waiting.resume(done.exception()))
 
 
 class Waiting:

@@ -15,6 +15,7 @@ Rules of this file
 - After each commit the instance is looked up again. If it was deleted or replaced, its templates are dropped.
 - A template has the caller that it was made for. It holds while the principal of that caller does.
 - A small frame that is not in memory takes another way.
+- Of a store on other machines nothing is read here: asking.py brings version and frame.
 - `answer` raises only if nothing was sent. Then another way answers.
 """
 
@@ -28,7 +29,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 from streamsrv.metrics import RequestKind, RequestTally, Way
-from streamsrv.retrieve.cached_frames import CachedInstance
+from streamsrv.retrieve.cached_frames import AskedFrame, CachedInstance, PlacedFrame
 from streamsrv.store import SegmentLease
 from streamsrv.web.access.access import Access
 from streamsrv.web.access_log import AccessLog
@@ -80,6 +81,14 @@ class Template(NamedTuple):
     mark: Mark | None
 
 
+class NamedFrame(NamedTuple):
+    """The frame that a request names: `path` is percent-encoded."""
+
+    template: Template
+    number: bytes
+    path: str
+
+
 class PreparedAnswer(NamedTuple):
     """An answer without its date, its request id and the bytes of the frame."""
 
@@ -118,6 +127,7 @@ class FrameCache:
         self._idle: set[int] = set()  # segments that were not read since the last sweep
         self._timer: asyncio.TimerHandle | None = None
         self._buffer = memoryview(bytearray(SMALL))
+        self.remote = False  # whether the calls of a CachedInstance block
 
     # Answers
 
@@ -140,11 +150,7 @@ class FrameCache:
         if not frames.current(batch.version):
             self._forget(frames)
             return False
-        mark = prepared.mark
-        if mark is not None and not mark.is_noted:
-            mark.note()
-        identifier = new_id()
-        head = [prepared.before, batch.date, prepared.middle, identifier.encode(), prepared.after]
+        identifier, head = self._head(prepared, batch)
         if span.length > SMALL:
             lease = frames.lease(span.segment)
             if lease is None:
@@ -156,6 +162,71 @@ class FrameCache:
                 return False
             lease = None
             transfer = self._writer.send_now(stream, [*head, view, prepared.tail], prepared.length)
+        return self._followed(transfer, prepared, batch, identifier, lease)
+
+    def _head(self, prepared: PreparedAnswer, batch: RequestBatch) -> tuple[str, list[bytes]]:
+        mark = prepared.mark
+        if mark is not None and not mark.is_noted:
+            mark.note()
+        identifier = new_id()
+        return identifier, [prepared.before, batch.date, prepared.middle, identifier.encode(), prepared.after]
+
+    def _begin_batch(self, batch: RequestBatch, frames: CachedInstance) -> None:
+        batch.version = frames.version()
+        self._stamp(batch)
+
+    def _stamp(self, batch: RequestBatch) -> None:
+        batch.stamp, batch.date = self._log.now(), self._writer.date.encoded()
+
+    # Of a remote store
+
+    def asked(self, source: str, request: bytes) -> AskedFrame | None:
+        """The cached frame that a request names. None if there is none, or its principal has ended."""
+        if len(request) > LONGEST:
+            return None
+        prepared = self._prepared.get(request)
+        if prepared is not None and prepared.source == source:
+            frames, caller = prepared.frames, prepared.caller
+            asked = AskedFrame(frames, 0, PlacedFrame(b"", b"", prepared.span))
+        else:
+            named = self._named(source, request)
+            if named is None:
+                return None
+            frames, caller = named.template.frames, named.template.caller
+            asked = AskedFrame(frames, int(named.number))
+        if not self._access.holds(caller):
+            self._forget(frames)
+            return None
+        return None if frames.is_long else asked
+
+    def send_read(
+        self, stream: Stream, source: str, request: bytes, asked: AskedFrame, batch: RequestBatch
+    ) -> Transfer | bool:
+        """As `answer`, with a frame that was read."""
+        prepared = self._prepared.get(request)
+        if prepared is None or prepared.source != source:
+            named = self._named(source, request)
+            if named is None or asked.placed is None:
+                return False
+            prepared = self._keep_prepared(source, request, named, asked.placed)
+        if prepared.frames is not asked.instance or asked.content is None:
+            return False
+        if not self._access.holds(prepared.caller):
+            self._forget(prepared.frames)
+            return False
+        self._stamp(batch)
+        identifier, head = self._head(prepared, batch)
+        transfer = self._writer.send_now(stream, [*head, asked.content, prepared.tail], prepared.length)
+        return self._followed(transfer, prepared, batch, identifier, None)
+
+    def _followed(
+        self,
+        transfer: Transfer | None,
+        prepared: PreparedAnswer,
+        batch: RequestBatch,
+        identifier: str,
+        lease: SegmentLease | None,
+    ) -> Transfer | bool:
         if transfer is None:
             if lease is not None:
                 lease.release()
@@ -166,13 +237,6 @@ class FrameCache:
             return True
         self._follow(transfer, prepared, batch.began, identifier, lease)
         return transfer
-
-    def _begin_batch(self, batch: RequestBatch, frames: CachedInstance) -> None:
-        batch.version, batch.stamp, batch.date = (
-            frames.version(),
-            self._log.now(),
-            self._writer.date.encoded(),
-        )
 
     def _follow(
         self,
@@ -202,6 +266,17 @@ class FrameCache:
             transfer.done.add_done_callback(ended)
 
     def _prepare(self, source: str, request: bytes, batch: RequestBatch) -> PreparedAnswer | None:
+        named = self._named(source, request)
+        if named is None:
+            return None
+        frames = named.template.frames
+        if not batch.date:
+            self._begin_batch(batch, frames)
+        frame = frames.at(int(named.number)) if frames.current(batch.version) else None
+        return None if frame is None else self._keep_prepared(source, request, named, frame)
+
+    def _named(self, source: str, request: bytes) -> NamedFrame | None:
+        """The template of the instance that a request names, and the number of its frame."""
         at = request.find(_BEFORE_NUMBER) + len(_BEFORE_NUMBER)
         if at < len(_BEFORE_NUMBER):
             return None
@@ -212,11 +287,12 @@ class FrameCache:
         number = request[at:end]
         if template is None or not number.isdigit() or len(number) > 10 or number[0] == 48:
             return None
-        if not batch.date:
-            self._begin_batch(batch, template.frames)
-        frame = template.frames.at(int(number)) if template.frames.current(batch.version) else None
-        if frame is None:
-            return None
+        return NamedFrame(template, number, request[4:stop].decode("ascii"))
+
+    def _keep_prepared(
+        self, source: str, request: bytes, named: NamedFrame, frame: PlacedFrame
+    ) -> PreparedAnswer:
+        template, number, path = named
         payload = template.length + template.numbered * len(number) + frame.span.length
         fields = {
             b"etag": frame.etag,
@@ -226,7 +302,7 @@ class FrameCache:
         }
         before, middle, after, tail = texts = [text % fields for text in template.texts]
         length = sum(map(len, texts)) + frame.span.length + _DATE_LENGTH + _ID_LENGTH
-        caller, frames, path = template.caller, template.frames, request[4:stop].decode("ascii")
+        caller, frames = template.caller, template.frames
         line = self._log.line(caller.client, "GET", path, 200, payload, _WAY)
         prepared = PreparedAnswer(
             *(source, caller, path, frames, before, middle, after, frame.span, tail, length, payload, line),
@@ -290,6 +366,7 @@ class FrameCache:
         """`caller` holds now."""
         found = _REQUEST.fullmatch(request)
         if found is not None:
+            self.remote = frames.remote
             _make_room(self._templates, self._limits.templates)
             self._templates[_key(found, head)] = _template(frames, head, caller, render, mark)
 
