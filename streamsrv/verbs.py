@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,13 @@ def run_check(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     if args.rate and not args.only_segments:
         raise SettingsError("--rate can only be given with --segments")
-    require_folder(settings, "check")
     if args.only_segments:
+        require_folder(settings, "check --segments")
         with open_store(settings, read_only=not os.access(settings.data, os.W_OK)) as store:
             return print_findings(args, check_segments(store, Pace(args.rate)), {})
     with open_store(settings, read_only=True) as store:
-        return print_findings(args, check(store, deriver(settings)), {})
+        checked = of_objects("check").check if settings.segments else check
+        return print_findings(args, checked(store, deriver(settings)), {})
 
 
 def run_reindex(args: argparse.Namespace) -> int:
@@ -112,8 +114,11 @@ def run_reindex(args: argparse.Namespace) -> int:
 def run_compact(args: argparse.Namespace) -> int:
     """Raises StreamsrvError if deleted bytes may still be on the disk after --all."""
     settings = settings_of(args)
-    require_folder(settings, "compact")
     with open_store(settings, read_only=False) as store:
+        if settings.segments:
+            done = of_objects("compact").compact(store, args.everything, settings.segment_size)
+            print_report(args, asdict(done))
+            return 0
         report = compact(store, everything=args.everything)
         kept = [path.name for path in (store.layout.lost_and_found, store.layout.old_index) if path.exists()]
     print_report(args, asdict(report))
@@ -127,9 +132,8 @@ def run_compact(args: argparse.Namespace) -> int:
 
 def run_info(args: argparse.Namespace) -> int:
     settings = settings_of(args)
-    require_folder(settings, "info")
     with open_store(settings, read_only=True) as store:
-        report = info(store)
+        report = of_objects("info").info(store) if settings.segments else info(store)
     print_report(args, report)
     return 1 if report["problems"] or report["damaged"] else 0
 
@@ -140,6 +144,11 @@ def open_store(settings: Settings, *, read_only: bool) -> Store:
     if not settings.segments and not (folder / "store.toml").exists():
         raise StreamsrvError(f"{folder} is not the folder of a store: it has no store.toml")
     return Store.open(folder, store_options(settings), read_only=read_only)
+
+
+def of_objects(name: str) -> Any:
+    """The module for segments in a bucket, whose packages are optional."""
+    return import_module(f"streamsrv.store.maintenance.objects.{name}")
 
 
 def require_folder(settings: Settings, verb: str) -> None:

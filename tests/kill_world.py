@@ -112,7 +112,8 @@ class Load:
             while not self._stop.is_set():
                 self._act(client, choice)
                 if choice.random() < 0.3:
-                    client.close()  # the next connection may go to another worker
+                    client.close()  # the next connection may go to another worker, or node
+                    client = Client(choice.choice(self._world.origins))
         except Exception as error:
             self._errors.append(error)
         finally:

@@ -27,6 +27,8 @@ def test_nodes_that_are_killed(tmp_path, database_server, object_store):
             world.kill_at(point)
         world.serve()
         world.kill_node()
+        for passage in (1, 2):
+            world.kill_compaction(passage)
         world.must_be_swept()
     finally:
         world.stop()
@@ -114,7 +116,7 @@ def test_the_tutorial_against_a_node(tmp_path, nodes):
     run_through(steps_of_page(), f"{nodes[1].origin}/v2", drawn_samples(tmp_path), tmp_path)
 
 
-def test_an_export_of_a_cluster(tmp_path, clients, flags, gateway, monkeypatch):
+def test_the_verbs_of_a_cluster(tmp_path, clients, flags, gateway, monkeypatch):
     clients[0].store(list(FILES.values()))
     for name, value in variables(gateway[1]).items():
         monkeypatch.setenv(name, value)
@@ -123,9 +125,14 @@ def test_an_export_of_a_cluster(tmp_path, clients, flags, gateway, monkeypatch):
     where = ("--data", str(tmp_path / "node"))
     code, said = verb("export", *where, str(tmp_path / "out"), "--query", f"StudyInstanceUID={KEYS[0][0]}")
     assert (code, len(list((tmp_path / "out").rglob("*.dcm")))) == (0, 6), said
-    for name in ("check", "compact", "reindex", "info"):
-        code, said = verb(name, *where)
-        assert (code, "`segments` names a bucket" in said) == (2, True)
+    assert verb("check", *where) == (0, "all is well\n")
+    code, said = verb("compact", *where, "--all")
+    assert (code, said.splitlines()[0]) == (0, "objects: 0")
+    code, said = verb("info", *where)
+    assert (code, "index instances: 12" in said) == (0, True)
+    for name, *more in (("reindex",), ("backup", str(tmp_path / "copy")), ("check", "--segments")):
+        code, said = verb(name, *where, *more)
+        assert (code, "`segments` names a bucket" in said) == (2, True), said
 
 
 def test_requests_while_the_bucket_is_away(object_store, nodes, clients, gateway, guarded):

@@ -7,13 +7,14 @@ from contextlib import ExitStack
 
 import pytest
 from seaweed import BUCKET, variables
-from store_world import add, get, key_of, payload_of, put
+from store_world import add, derive, get, key_of, payload_of, put
 
 from streamsrv.errors import (
     BucketUnreachable,
     CommitConflict,
     SegmentGone,
     StoreError,
+    StoreLocked,
     UploadExpired,
     WrongStore,
 )
@@ -23,6 +24,9 @@ from streamsrv.store import transaction as transactions
 from streamsrv.store.cluster.leases import IntentKeeper
 from streamsrv.store.cluster.sweeper import sweep
 from streamsrv.store.folder import Layout
+from streamsrv.store.maintenance.objects.check import check
+from streamsrv.store.maintenance.objects.compact import compact
+from streamsrv.store.maintenance.objects.info import info
 
 STORED, DUPLICATE, IDENTICAL, REPLACED, UNAUTHORIZED = Outcome
 KEYS = [key_of(1, 1, number) for number in range(4)]
@@ -164,6 +168,21 @@ def test_an_instance_that_goes_while_it_is_replaced(one, two, monkeypatch):
     before_commit(one, monkeypatch, lambda: two.delete(*KEYS[0]))
     assert transaction.commit(pairs, OnDuplicate.REPLACE) == [STORED]
     assert get(two, KEYS[0]) == payload_of(KEYS[0], fill="y")
+
+
+def test_an_instance_that_is_replaced_while_it_is_deleted(one, two, monkeypatch):
+    put(one, *map(payload_of, KEYS[:2]))
+    delete, acts = one.index.delete, [1]
+
+    def slow(rows, **named):
+        if acts:
+            acts.pop()
+            put(two, payload_of(KEYS[0], fill="y"), on_duplicate=OnDuplicate.REPLACE)
+        return delete(rows, **named)
+
+    monkeypatch.setattr(one.index, "delete", slow)
+    assert one.delete("1.1") == 2
+    assert two.lookup("1.1") == []
 
 
 def test_a_slice_that_is_always_overtaken_ends(one, monkeypatch):
@@ -420,3 +439,132 @@ def test_settings_that_are_wrong_get_a_sentence(cluster, memory, database_server
     assert "has the index of a store whose segments are in a folder" in str(error)
     with pytest.raises(StoreError, match="open the store for writing once"):
         Store.open(memory / "r", cluster.options, read_only=True)
+
+
+# Check, compaction, info
+
+
+def findings(store):
+    return [str(each) for each in check(store, derive)]
+
+
+def flip(store, segment, offset):
+    """Change one byte of an object, as a bucket that decays does."""
+    ((_, key, length),) = store.rooms.table.find([segment])
+    content = bytearray(store.rooms.bucket.read(key, 0, length))
+    content[offset] ^= 1
+    store.rooms.bucket.put(key, bytes(content))
+    return key
+
+
+def test_a_check_reads_every_object(one, two, cluster):
+    put(one, *map(payload_of, KEYS[:2]))
+    put(two, *map(payload_of, KEYS[2:]), payload_of(KEYS[0]))
+    two.delete(*KEYS[3])
+    put(one, payload_of(KEYS[2], fill="y"), on_duplicate=OnDuplicate.REPLACE)
+    assert findings(one) == []
+    segment, offset, _ = one.lookup(*KEYS[1])[0].location
+    key = flip(one, segment, offset + 150)
+    assert findings(two) == [
+        f"error: segment {segment}, byte {offset}: payload of 200 bytes: "
+        "its checksum is not that of its arrival"
+    ]
+    one.delete(*KEYS[1])
+    (note,) = findings(two)
+    assert note.startswith(f"note: segment {segment}, byte {offset}")
+    one.rooms.bucket.remove(key)
+    assert findings(two) == [f"error: segment {segment}: its object is not in the bucket"]
+
+
+def test_a_check_compares_the_tables(one, cluster):
+    put(one, payload_of(KEYS[0]))
+    put(one, payload_of(KEYS[1]))
+    cluster.sql("UPDATE objects SET length = length + 1 WHERE segment = 1")
+    cluster.sql("UPDATE objects SET state = 'intent', until = now() + interval '1 day' WHERE segment = 2")
+    cluster.sql("INSERT INTO objects VALUES (77, 'other', 5, 'complete', 'x')")
+    found = "\n".join(findings(one))
+    assert "segment 1: the index has" in found
+    assert "segment 2: the table of objects does not have it" in found
+    assert "segment 77: no instance lives in its object, which is not condemned" in found
+
+
+def test_a_compaction_moves_living_records(one, two, cluster):
+    big = [payload_of(key, size=100_000) for key in KEYS]
+    put(one, *big)
+    put(two, payload_of(key_of(2)))
+    before = one.lookup("1.1")
+    for key in KEYS[1:]:
+        two.delete(*key)
+    report = compact(two, False, 1 << 20)
+    assert (report.objects, report.made, report.moved) == (1, 1, 1)
+    assert report.freed > 300_000
+    assert cluster.states() == ["condemned", "complete", "complete"]
+    cluster.pass_time()
+    swept(one)
+    assert get(one, KEYS[0]) == big[0]
+    (row,) = one.lookup("1.1")
+    assert (row.record_id, row.stored_at, row.digest) == before[0][2:5]
+    assert row.location.segment != before[0].location.segment
+    assert findings(one) == []
+    assert compact(two, False, 1 << 20).moved == 0
+
+
+def test_a_compaction_of_everything_fills_several_objects(one, cluster):
+    for key in KEYS:
+        other = payload_of(key_of(2, 1, key.instance[-1]), size=5_000)
+        put(one, payload_of(key, size=5_000), other)
+    one.delete("1.2")
+    report = compact(one, True, 8_000)
+    assert (report.objects, report.made, report.moved) == (4, 2, 4)
+    assert [get(one, key) for key in KEYS] == [payload_of(key, size=5_000) for key in KEYS]
+    assert findings(one) == []
+
+
+def test_a_record_that_changes_while_it_is_moved(one, two, cluster, monkeypatch):
+    put(one, *map(payload_of, KEYS))
+    one.delete(*KEYS[3])
+
+    def meanwhile(name):
+        if name == "in-compaction" and get(two, KEYS[0]) == payload_of(KEYS[0]):
+            put(two, payload_of(KEYS[0], fill="y"), on_duplicate=OnDuplicate.REPLACE)
+            two.delete(*KEYS[1])
+
+    with monkeypatch.context() as patch:
+        patch.setattr("streamsrv.store.failpoints.hit", meanwhile)
+        assert compact(one, True, 1 << 20).moved == 1
+    assert get(one, KEYS[0]) == payload_of(KEYS[0], fill="y")
+    assert [get(one, key) for key in KEYS[1:]] == [None, payload_of(KEYS[2]), None]
+    assert findings(one) == []
+
+
+def test_a_damaged_record_moves_and_stays_damaged(one, cluster):
+    put(one, *map(payload_of, KEYS))
+    one.delete(*KEYS[3])
+    segment, offset, _ = one.lookup(*KEYS[0])[0].location
+    flip(one, segment, offset + 150)
+    assert compact(one, True, 1 << 20).damaged_instances == 1
+    (row,) = one.lookup(*KEYS[0])
+    assert row.location.segment != segment
+    assert [each.key for each in one.damaged_among([row.record_id])] == [KEYS[0]]
+
+
+def test_one_compaction_at_a_time(one, two):
+    with one.rooms.table.alone():
+        for call in (lambda: compact(two, False, 1), lambda: findings(two)):
+            with pytest.raises(StoreLocked):
+                call()
+    assert compact(two, False, 1).moved == 0
+
+
+def test_info(one, cluster):
+    put(one, *map(payload_of, KEYS))
+    put(one, payload_of(KEYS[0], fill="y"), on_duplicate=OnDuplicate.REPLACE)
+    transaction, _ = begun(one, payload_of(KEYS[0]))
+    found = info(one)
+    transaction.abort()
+    assert found["objects"]["complete"]["number"] == 2
+    assert found["objects"]["uploads under way"] == {"number": 1, "bytes": 0}
+    assert (found["live"], found["dead"], found["problems"]) == (800, 200, [])
+    one.rooms.bucket.remove("store.toml")
+    one._bucket_probed = 0
+    assert "no store.toml" in info(one)["problems"][0]

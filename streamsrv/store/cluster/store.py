@@ -18,17 +18,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamsrv.errors import StoreError
+from streamsrv.errors import Overloaded, StoreError
 from streamsrv.query.rules import Rule
 from streamsrv.store import failpoints
 from streamsrv.store.cluster import identity as identities
 from streamsrv.store.cluster.leases import IntentKeeper
 from streamsrv.store.cluster.places import ObjectPlaces
 from streamsrv.store.cluster.sweeper import Sweeper
-from streamsrv.store.cluster.transaction import ObjectRooms, ObjectTransaction
+from streamsrv.store.cluster.transaction import ATTEMPTS, ObjectRooms, ObjectTransaction
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.folder import Identity, Layout, Reserve, require_writable
-from streamsrv.store.index import Index, split_triple
+from streamsrv.store.index import Index, PackedRow, split_triple
 from streamsrv.store.objects import bucket as buckets
 from streamsrv.store.objects.cache import ObjectCache
 from streamsrv.store.postgresql.connections import Connections
@@ -92,15 +92,28 @@ class ClusterStore(Store):
 
     def delete(self, study: str, series: str | None = None, instance: str | None = None) -> int:
         self._require_writable()
-        removed, after = 0, None
+        removed = 0
+        after: InstanceKey | None = None
         while True:
             rows = self.index.packed(study, series, instance, after=after, limit=SLICE_INSTANCES)
-            if rows:
-                failpoints.hit("in-delete")
-                removed += self.index.delete(rows, segment=NO_SEGMENT, committed_end=0, dead_bytes=0)
+            removed += self._delete(rows)
             if len(rows) < SLICE_INSTANCES:
                 return removed
-            after = InstanceKey(*split_triple(rows[-1][0]))
+            after = split_triple(rows[-1][0])
+
+    def _delete(self, rows: list[PackedRow]) -> int:
+        """An instance that is replaced meanwhile is deleted too: it was there all the time."""
+        removed = 0
+        for _ in range(ATTEMPTS):
+            if not rows:
+                return removed
+            failpoints.hit("in-delete")
+            count = self.index.delete(rows, segment=NO_SEGMENT, committed_end=0, dead_bytes=0)
+            removed += count
+            if count == len(rows):
+                return removed
+            rows = self.index.packed_rows([split_triple(key) for key, _ in rows])
+        raise Overloaded("other senders replace the same instances at the same time: try again")
 
     def open_segments(self, segments: Iterable[int]) -> SegmentLease:
         return self.rooms.readers.open(segments)

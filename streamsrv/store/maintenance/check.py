@@ -39,6 +39,7 @@ from streamsrv.store.segments.records import (
     FoundRecord,
     Record,
     RecordKind,
+    Step,
     TombstoneDamaged,
     unpack_ids,
 )
@@ -98,9 +99,9 @@ def check(store: Store, derive: Derive) -> Iterator[Finding]:
     check."""
     with contextlib.ExitStack() as held:
         held.enter_context(contextlib.closing(_undisturbed(store)))
-        scratch = held.enter_context(_scratch(store))
+        scratch = held.enter_context(scratch_folder(store))
         audit = held.enter_context(contextlib.closing(Audit(store.index, scratch)))
-        yield from _Checker(store, derive, audit).run()
+        yield from Checker(store, derive, audit).run()
 
 
 def _undisturbed(store: Store) -> Locks | FolderLock:
@@ -115,7 +116,7 @@ def _undisturbed(store: Store) -> Locks | FolderLock:
 
 
 @contextlib.contextmanager
-def _scratch(store: Store) -> Iterator[Path]:
+def scratch_folder(store: Store) -> Iterator[Path]:
     """A folder for the scratch index: beside the real index if that has room, else among temporary files."""
     beside = store.layout.scratch_index
     free, _ = store.ops.space(store.layout.root)
@@ -140,7 +141,9 @@ def readable_ids(payload: bytes) -> Sequence[bytes]:
         return reason.certain
 
 
-class _Checker:
+class Checker:
+    """A check of segment files. Objects have a subclass (maintenance/objects/check.py)."""
+
     def __init__(self, store: Store, derive: Derive, audit: Audit) -> None:
         self._store = store
         self._index = store.index
@@ -157,10 +160,7 @@ class _Checker:
         for difference in self._audit.sums():
             yield error(f"index database {difference.database}, {difference.row}", difference.what)
         rows = self._segments()
-        store = self._store
-        for problem in problems(store.layout, store.form, store.manifest, self._index):
-            yield error(*problem)
-        yield from self._files(rows)
+        yield from self._places(rows)
         for row in rows.values():
             self._audit.segment(row)
             yield from self._segment(row)
@@ -178,7 +178,11 @@ class _Checker:
             self._audit.unreadable(segment, 0, WHOLE_SEGMENT)
         return rows
 
-    def _files(self, rows: dict[int, SegmentRow]) -> Iterator[Finding]:
+    def _places(self, rows: dict[int, SegmentRow]) -> Iterator[Finding]:
+        """Compare the index with names and lengths of the segments."""
+        store = self._store
+        for problem in problems(store.layout, store.form, store.manifest, self._index):
+            yield error(*problem)
         for segment, path in self._store.layout.segment_files().items():
             if segment not in rows and not self._known(segment) and path.stat().st_size:
                 what = "its file is not in the index, which may be an older one: run reindex"
@@ -192,14 +196,20 @@ class _Checker:
 
     def _segment(self, row: SegmentRow) -> Iterator[Finding]:
         try:
-            with self._store.open_segments([row.segment]) as lease:
-                fd = lease.fd(row.segment)
-                length = os.fstat(fd).st_size
+            with self._opened(row) as (fd, steps):
                 self._payloads[row.segment] = self._others[row.segment] = 0
-                for step in self._store.form.walk(fd, row.segment, min(row.committed_end, length)):
+                for step in steps:
                     yield from self._step(fd, row.segment, step)
         except SegmentGone:
             return  # reported, if it should exist
+
+    @contextlib.contextmanager
+    def _opened(self, row: SegmentRow) -> Iterator[tuple[int, Iterator[Step]]]:
+        """The bytes of a segment, and its records."""
+        with self._store.open_segments([row.segment]) as lease:
+            fd = lease.fd(row.segment)
+            length = min(row.committed_end, os.fstat(fd).st_size)
+            yield fd, self._store.form.walk(fd, row.segment, length)
 
     def _step(self, fd: int, segment: int, step: FoundRecord | DamagedBytes) -> Iterator[Finding]:
         if isinstance(step, DamagedBytes):

@@ -24,7 +24,7 @@ from streamsrv.errors import StoreError, system_error
 from streamsrv.store.fileops import Buffer, FileOps, write_all
 from streamsrv.store.objects.bucket import Bucket, ObjectUpload
 from streamsrv.store.objects.layout import PartPlan, final_header, pack_trailer, pending_header
-from streamsrv.store.rows import Location
+from streamsrv.store.rows import InstanceRow, Location
 from streamsrv.store.segments.records import HEADER, PayloadDigest, Record, RecordFormat, pack_file_header
 from streamsrv.store.segments.segments import Clock
 
@@ -62,6 +62,7 @@ class ObjectWriter:
         self._gathered: list[Buffer] = []
         self._gathered_length = 0
         self._digest = PayloadDigest()
+        self._original: InstanceRow | None = None
         self._failed = False
         self._append(pack_file_header(form, segment))
         try:
@@ -81,11 +82,13 @@ class ObjectWriter:
         self._body = self._number
         return self._body
 
-    def open_record(self) -> None:
+    def open_record(self, original: InstanceRow | None = None) -> None:
+        """The record is a copy of `original`, if that is given: it has the same id and time."""
         if self._open_at >= 0:
             raise StoreError("a record is open already")
         self._open_at = self.end
         self._number += 1
+        self._original = original
         self._digest = PayloadDigest()
         with self._guard:
             self._plan.open_record(self._open_at)
@@ -170,7 +173,7 @@ class ObjectWriter:
             Location(self.segment, payload, self.end - payload),
             self._record_id(),
             self._digest.digest(),
-            self._clock.now(),
+            self._original.stored_at if self._original else self._clock.now(),
             self._body,
         )
 
@@ -182,6 +185,8 @@ class ObjectWriter:
         return record
 
     def _record_id(self) -> bytes:
+        if self._original is not None:
+            return self._original.record_id
         return self.nonce + self._number.to_bytes(16 - NONCE, "big")
 
     def back_to(self, end: int) -> None:

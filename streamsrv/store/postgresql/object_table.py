@@ -16,9 +16,11 @@ Rules of this file
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from streamsrv.errors import StoreLocked
 from streamsrv.store.objects.layout import fresh_stem
 from streamsrv.store.postgresql.connections import WRITING, Connections, translated
 from streamsrv.store.postgresql.link import Asked, Row, Value
@@ -62,6 +64,11 @@ _SWEPT = (
     "WHERE segment = $2 AND state = 'removing' AND node = $3 RETURNING segment"
 )
 _COUNTS = "SELECT state, count(*), coalesce(sum(length), 0)::bigint FROM objects GROUP BY state"
+
+
+# One process of all nodes compacts, in this schema.
+_ALONE = "SELECT pg_try_advisory_lock(1819242340, hashtext(current_schema()))"
+_ALL = "SELECT segment, key, length FROM objects WHERE state = 'complete' ORDER BY segment"
 
 
 class ObjectPlace(NamedTuple):
@@ -119,8 +126,21 @@ class ObjectTable:
         else:
             self._ask("noting a removal", _REMOVED, [segment, self._node])
 
+    def complete(self) -> list[Row]:
+        """(segment, key, length) of all objects that the index names."""
+        return self._ask("listing objects", _ALL, [])
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Excludes compactions of all nodes. Raises StoreLocked."""
+        with translated("locking the objects"), self._connections.connect() as connection:
+            row = connection.execute(_ALONE).fetchone()
+            if row is None or not row[0]:
+                raise StoreLocked("a compaction or a check is running on this store")
+            yield
+
     def counts(self) -> dict[str, tuple[int, int]]:
-        """Number and bytes of the objects in each state."""
+        """Number and bytes of the objects in each state. The bytes of an upload are not known."""
         return {state: (number, size) for state, number, size in self._ask("counting objects", _COUNTS, [])}
 
     def _ask(self, doing: str, statement: str, values: Sequence[Value]) -> list[Row]:

@@ -1,0 +1,45 @@
+"""The state and contents of a store whose segments are objects, for the verb `info`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamsrv.errors import StoreError
+from streamsrv.store.cluster.store import ClusterStore
+from streamsrv.store.maintenance.info import damaged_instances
+
+# States of objects, as docs/cluster.md names them.
+STATES = {
+    "complete": "complete",
+    "intent": "uploads under way",
+    "condemned": "wait for their removal",
+    "removing": "are being removed",
+    "swept": "uploads given up",
+}
+
+
+def info(store: ClusterStore) -> dict[str, Any]:
+    """`objects` has number and bytes by state; `problems` are engines that do not answer."""
+    index = store.index.statistics()
+    rows = store.index.segments().values()
+    counts = store.rooms.table.counts()
+    problems = []
+    try:
+        store.probe()
+    except StoreError as error:
+        problems.append(error.detail)
+    return {
+        "store_id": store.store_id,
+        "folder": str(store.layout.root),
+        "about": store.index.about(),
+        "index": index,
+        "objects": {
+            name: dict(zip(("number", "bytes"), counts.get(state, (0, 0)), strict=True))
+            for state, name in STATES.items()
+        },
+        "live": sum(row.live for row in rows),
+        "dead": sum(row.dead for row in rows),
+        "damaged": index["damage"],
+        "damaged_instances": damaged_instances(store),
+        "problems": problems,
+    }
