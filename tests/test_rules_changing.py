@@ -10,6 +10,7 @@ from streamsrv.ingest import store_batch
 from streamsrv.ingest.transaction import Ingest
 from streamsrv.pixels.pool import PixelPool
 from streamsrv.query.attributes import Level
+from streamsrv.query.budget import Budget
 from streamsrv.query.conditions import query_of
 from streamsrv.query.rules import any_of, rule_of
 from streamsrv.store import Store, StoreOptions
@@ -246,3 +247,22 @@ def test_rules_share_a_memory(tmp_path):
         assert remembered(views[1]) == [False, True, True]
         del views[1:]
         assert remembered(views[0]) == [True]
+
+
+def test_the_length_of_a_list_is_known_again(tmp_path, monkeypatch):
+    """Of a long list the visible studies are counted once. Later changes count as if each hid one."""
+    monkeypatch.setattr("streamsrv.store.index.few_studies.NOTED", 4)
+    with Store.open(tmp_path, StoreOptions(min_free=0)) as store:
+        everyone = Side(store, POOL)
+        for number in range(12):
+            everyone.put(file_of(key_of(number), institution="AB"[number % 2]))
+            everyone.put(file_of(key_of(number, 2), institution="AB"[number % 2]))
+        few = store.index.restricted(A)._visibility.few(Budget())
+        few.note(b"key", 3)
+        assert few.least(b"key", 12) == 0
+        few.note(b"key", 5)
+        assert (few.least(b"key", 12), few.least(b"other", 12)) == (5, 0)
+        later = few.changed(few.version + 1, few.sequence + 2, [], (12, 24, 24))
+        assert (later.least(b"key", 12), few.least(b"key", 12)) == (3, 5)
+        later.note(b"key", 4)
+        assert (later.least(b"key", 12), few.least(b"key", 12)) == (4, 2)

@@ -20,6 +20,8 @@ from streamsrv.store.shared_map import SharedMap, SharedOrder, SortedEntry
 ORDERS = 4
 # Bytes of a study, of its place in a further order, and of an order without studies.
 STUDY_BYTES, ORDER_BYTES, EMPTY_BYTES = 330, 150, 5_000
+# Visible studies under a key that are remembered, if they are so many, and keys.
+NOTED, MOST_NOTED = 1_000, 1_000
 # Bytes that all rules of a process remember, if no setting says otherwise.
 USUAL_MEMORY = 64 << 20
 
@@ -75,7 +77,7 @@ class FewStudies:
     """Of the studies that a rule shows, or that it hides (`hidden`), whichever are few. `counts` has the
     series and instances of each, `totals` the number of all visible studies, series and instances."""
 
-    __slots__ = ("_sums", "counts", "hidden", "orders", "sequence", "totals", "version")
+    __slots__ = ("_sums", "_visible", "counts", "hidden", "orders", "sequence", "totals", "version")
 
     def __init__(
         self,
@@ -96,6 +98,7 @@ class FewStudies:
         self.hidden = stored is not None
         series, instances = sums or _sums(counts.values())
         self._sums = len(counts), series, instances
+        self._visible: dict[bytes, tuple[int, int]] = {}  # by key: studies, and the sequence then
         studies, more_series, more_instances = stored or (0, 0, 0)
         self.totals = self._sums
         if stored is not None:
@@ -122,15 +125,27 @@ class FewStudies:
         sums = series - gone[0] + more[0], instances - gone[1] + more[1]
         orders = {tag: each.changed(rows) for tag, each in list(self.orders.items())}
         counts = self.counts.changed(changes)
-        return FewStudies(version, sequence, counts, orders, stored if self.hidden else None, sums)
+        new = FewStudies(version, sequence, counts, orders, stored if self.hidden else None, sums)
+        new._visible = self._visible
+        return new
 
     def visible(self, studies: Iterable[str]) -> list[str]:
         """Those of the studies that are visible."""
         return self.counts.among(studies, there=not self.hidden)
 
-    def least(self, entries: int) -> int:
-        """The number of visible entries at least, among so many of an inverted list."""
-        return max(entries - max(self._sums), 0) if self.hidden else 0
+    def least(self, key: bytes, entries: int) -> int:
+        """The number of visible entries at least under a key of the inverted lists, which has so many. A
+        change of the index takes those of one study away at most."""
+        least = max(entries - max(self._sums), 0) if self.hidden else 0
+        visible, sequence = self._visible.get(key, (0, 0))
+        return max(least, visible - abs(self.sequence - sequence))
+
+    def note(self, key: bytes, visible: int) -> None:
+        """Remembers that so many studies under a key are visible, if they are many."""
+        if visible >= NOTED:
+            if len(self._visible) >= MOST_NOTED:
+                self._visible.clear()
+            self._visible[key] = visible, self.sequence
 
     def on_date(self, key: bytes, entries: int) -> int:
         """The number of visible studies under a key of the list of study dates, which has so many entries."""

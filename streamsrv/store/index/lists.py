@@ -48,7 +48,9 @@ class KnownStudies(Protocol):
 
     def visible(self, studies: Iterable[str]) -> list[str]: ...
 
-    def least(self, entries: int) -> int: ...
+    def least(self, key: bytes, entries: int) -> int: ...
+
+    def note(self, key: bytes, visible: int) -> None: ...
 
     def on_date(self, key: bytes, entries: int) -> int: ...
 
@@ -143,12 +145,14 @@ class Lists:
                     count = cursor.count()
                     studies: Iterable[str] = ()
                     if self._few is not None:
-                        if len(found) + self._few.least(count) > most:
+                        if len(found) + self._few.least(key, count) > most:
                             return False
                         if not self._budget.spend(hidden=count // 8):
                             return False
                         studies = self._few.visible(_STUDIES[level](cursor.iternext_dup()))
                         count = len(studies)
+                        if count > most:
+                            self._few.note(key, len(set(studies)))
                     if len(found) + count > most:
                         return False
                     if not self._budget.spend(rows=count // 8):
