@@ -35,6 +35,8 @@ FOLDER = "hooks"
 SECRET_PREFIX = "whsec_"
 HOOK_EVENTS = ("create", "update", "delete", COMPLETE)
 RESET = "reset"
+# Of the files of a hook. The cursor is copied first: events behind it may arrive twice, and none is missing.
+ENDINGS = ("state", "dead", "again", "json")
 Pairs: TypeAlias = tuple[tuple[str, str], ...]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -129,7 +131,7 @@ class Hooks:
         self._write(f"{hook.name}.json", hook.document)
 
     def remove(self, name: str) -> None:
-        for ending in ("json", "state", "dead", "again"):
+        for ending in reversed(ENDINGS):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.folder / f"{name}.{ending}")
 
@@ -178,11 +180,36 @@ class Hooks:
             return (self.folder / f"{name}.{ending}").read_text().splitlines()
         return []
 
+    def copy_to(self, other: Hooks) -> list[str]:
+        """Makes the hooks in another folder equal to those here. Returns the names of those that cannot be
+        read. Raises OSError."""
+        if not self.folder.is_dir() and not other.folder.is_dir():
+            return []
+        other.folder.mkdir(mode=0o700, exist_ok=True)
+        kept = set[str]()
+        for ending in ENDINGS:
+            for path in self.folder.glob(f"*.{ending}"):
+                with contextlib.suppress(FileNotFoundError):
+                    other._put(path.name, path.read_bytes())
+                    kept.add(path.name)
+        for path in other.folder.iterdir():
+            if path.name not in kept:
+                path.unlink()
+        return self.unreadable()
+
+    def unreadable(self) -> list[str]:
+        """The names of hooks whose files cannot be read."""
+        return sorted(path.stem for path in self.folder.glob("*.json") if self.named(path.stem) is None)
+
     def _write(self, file: str, row: dict[str, object]) -> None:
+        self._put(file, json.dumps(row).encode())
+
+    def _put(self, file: str, body: bytes) -> None:
         draft = self.folder / f".{file}.draft"
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, json.dumps(row).encode())
+            with open(fd, "wb", closefd=False) as out:
+                out.write(body)
             os.fsync(fd)
         finally:
             os.close(fd)

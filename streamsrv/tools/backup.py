@@ -10,9 +10,9 @@ from pathlib import Path
 
 from streamsrv.config import SettingsError, settings_of
 from streamsrv.store.maintenance.backup import back_up
-from streamsrv.store.maintenance.check import Finding, error
 from streamsrv.store.maintenance.restore import restore, verify_backup
 from streamsrv.store.maintenance.scrub import Pace
+from streamsrv.tools import beside
 from streamsrv.tools.ownership import hand_over
 from streamsrv.tools.progress import ProgressLine
 from streamsrv.verbs import (
@@ -24,9 +24,6 @@ from streamsrv.verbs import (
     print_findings,
     require_folder,
 )
-from streamsrv.web.access.grants import FOLDER, KEY, GrantDamaged, Grants
-
-KINDS = (KEY, "share")  # of grants that a backup has
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,13 +60,13 @@ def run_backup(args: argparse.Namespace) -> int:
     with ProgressLine(sys.stderr) as progress:
         if args.verify:
             report = verify_backup(args.folder, pace.take, progress.draw)
-            report.findings += map(_finding, damaged_grants(args.folder))
+            report.findings += beside.faults(args.folder)
         else:
             settings = settings_of(args)
             require_folder(settings, "backup")
             with open_store(settings, read_only=True) as store:
                 report = back_up(store, args.folder, pace.take, progress.draw)
-            report.findings += copy_grants(Path(settings.data), args.folder)
+            report.findings += beside.save(settings, args.folder)
     return print_findings(args, report.findings, report.counts())
 
 
@@ -82,26 +79,10 @@ def run_restore(args: argparse.Namespace) -> int:
         report = restore(
             args.folder, Path(settings.data), deriver(settings), Pace(args.rate).take, progress.draw
         )
-    report.findings += copy_grants(args.folder, Path(settings.data))
+    report.findings += beside.bring_back(args.folder, settings)
     hand_over(Path(settings.data), Path(settings.data))
     counts = {"instances": report.instances, "segments": report.segments}
     return print_findings(args, report.findings, counts)
-
-
-def copy_grants(source: Path, target: Path) -> list[Finding]:
-    """Keys and shares; sessions of browsers are left out."""
-    grants, others = Grants(source), Grants(target)
-    if not grants.paths() and not others.paths():
-        return []
-    return [_finding(each) for each in grants.copy_to(others, KINDS)]
-
-
-def damaged_grants(folder: Path) -> list[GrantDamaged]:
-    return [each for each in Grants(folder).all() if isinstance(each, GrantDamaged)]
-
-
-def _finding(damaged: GrantDamaged) -> Finding:
-    return error(FOLDER, damaged.detail)
 
 
 VERBS = {

@@ -1,5 +1,6 @@
 """The verbs `backup` and `restore`: exit codes, reports and the progress on a terminal."""
 
+import contextlib
 import fcntl
 import io
 import json
@@ -9,7 +10,11 @@ import pytest
 from live_server import start_server
 from small_client import Client, file_of, key_of
 
+from streamsrv.audit.cursor import Cursor, SentPosition
+from streamsrv.audit.entries import AuditEntry, Event
+from streamsrv.audit.trail import Trail, TrailLimits
 from streamsrv.cli import FAILED, LOCKED, USAGE, main
+from streamsrv.events.hooks import Hooks, HookState
 from streamsrv.tools.progress import ProgressLine
 from streamsrv.web.access.grants import KEY, Grants
 
@@ -121,3 +126,75 @@ def test_the_progress_line():
     assert stream.getvalue().endswith("\r")
     assert "60" not in stream.getvalue()
     assert silent.getvalue() == ""
+
+
+def written(folder, *studies):
+    with contextlib.closing(Trail(folder, TrailLimits(file_size=1000))) as trail:
+        for study in studies:
+            trail.append([AuditEntry(1.7e9, Event.STORED, user="key:anna", study=study)])
+
+
+def lines(folder):
+    return [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
+
+
+def test_a_backup_has_the_audit_trail(data, tmp_path, capsys):
+    """Only its new lines are copied. The trail goes on in the restored store, and its chain is whole."""
+    target, new, trail = tmp_path / "backup", tmp_path / "new", data / "audit"
+    written(trail, *(f"1.{number}" for number in range(20)))
+    Cursor(trail).save(SentPosition(1, 10, 0))
+    assert run(capsys, "backup", target, "--data", data)[0] == 0
+    first, *others = sorted((target / "audit").glob("*.jsonl"))
+    assert len(others) > 2
+    before = first.stat()
+    with others[-1].open("ab") as file:
+        file.write(b'{"n":99')  # of a backup that was interrupted
+    written(trail, "2.1")
+    assert run(capsys, "backup", target, "--data", data)[0] == 0
+    assert (first.stat().st_ino, first.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert lines(target / "audit") == lines(trail)
+    assert {path.stat().st_mode & 0o777 for path in (target / "audit").iterdir()} == {0o600}
+    assert run(capsys, "backup", "--verify", target)[0] == 0
+    written(trail, "2.2")
+    assert run(capsys, "restore", target, "--data", new)[0] == 0
+    *former, last = lines(new / "audit")
+    assert former == lines(target / "audit")
+    assert json.loads(last)["detail"] == "restored from a backup"
+    assert run(capsys, "audit", "verify", "--data", new)[0] == 0
+    assert Cursor(new / "audit").load() == SentPosition(1, 10, 0)
+    first.write_bytes(first.read_bytes().replace(b"key:anna", b"key:bert", 1))
+    code, said = run(capsys, "backup", "--verify", target)
+    assert (code, "audit" in said) == (FAILED, True)
+    others[-1].unlink()
+    assert "missing" in run(capsys, "backup", "--verify", target)[1]
+
+
+def test_a_trail_that_is_there_stays(data, tmp_path, capsys):
+    target, new, other = tmp_path / "backup", tmp_path / "new", tmp_path / "trail"
+    written(data / "audit", "1.1")
+    written(other, "3.1")
+    assert run(capsys, "backup", target, "--data", data)[0] == 0
+    (tmp_path / "conf.toml").write_text(f'[audit]\naudit_folder = "{other}"\n')
+    code, said = run(capsys, "restore", target, "--data", new, "--config", tmp_path / "conf.toml")
+    assert (code, "which stays" in said, len(lines(other))) == (0, True, 1)
+
+
+def test_a_backup_has_the_hooks_and_their_cursors(data, tmp_path, capsys):
+    target, new, hooks = tmp_path / "backup", tmp_path / "new", Hooks(data)
+    for name in ("ris", "gone"):
+        assert run(capsys, "hook", "add", "https://ris.example/in", "--name", name, "--data", data)[0] == 0
+    hooks.save("ris", HookState("epoch-7", 3, 1))
+    hooks.bury("ris", b"{}")
+    assert run(capsys, "backup", target, "--data", data)[0] == 0
+    hooks.remove("gone")
+    assert run(capsys, "backup", target, "--data", data)[0] == 0
+    assert run(capsys, "restore", target, "--data", new)[0] == 0
+    there = Hooks(new)
+    assert (list(there.all()), there.state("ris")) == (list(hooks.all()), HookState("epoch-7", 3, 1))
+    assert there.dead("ris") == ["{}"]
+    assert there.folder.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in there.folder.iterdir()} == {0o600}
+    (target / "hooks" / "ris.json").write_text("damaged")
+    code, said = run(capsys, "backup", "--verify", target)
+    assert (code, "ris.json cannot be read" in said) == (FAILED, True)
+    hooks.remove("ris")
