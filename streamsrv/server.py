@@ -191,6 +191,7 @@ def dimse_of(
     listeners: Sequence[socket.socket],
     audit: AuditRecorder | None,
     counts: RequestCounts,
+    certificate: ServerCertificate | None,
 ) -> Callable[[App], OtherProtocol] | None:
     """Makes the DIMSE service in the event loop, if there is a port for it. Threads, buffers and batches are
     those of HTTP, so that stores of both share a commit."""
@@ -200,14 +201,15 @@ def dimse_of(
     retrieve = dimse_retrieve(store, pool)
 
     def service(app: App) -> OtherProtocol:
+        dialer = Dialer(settings, app.pool, certificate)
         rooms = DimseRooms(
-            *(ingest, searches, retrieve, Dialer(settings, app.pool), app.pool, BackgroundTasks()),
+            *(ingest, searches, retrieve, dialer, app.pool, BackgroundTasks()),
             batches=app.batches,
             buffers=app.buffers,
             audit=audit,
             on_failure=app.on_failure,
         )
-        return DimseService(settings, listeners, rooms, counts)
+        return DimseService(settings, listeners, rooms, counts, certificate if settings.dimse_tls else None)
 
     return service
 
@@ -331,6 +333,7 @@ def main() -> int:
             if store.remote:
                 watched = stack.enter_context(closing(WatchedStore(store.probe, store.version)))
             counts.watch(Gauge.AUDIT_WAITING, lambda: audit.waiting if audit else 0)
+            shown = ServerCertificate(*certificate) if certificate else None
             run(
                 settings,
                 listeners,
@@ -340,11 +343,11 @@ def main() -> int:
                 lifeline=STDIN,
                 health_listeners=health_listeners,
                 counts=counts,
-                certificate=ServerCertificate(*certificate) if certificate else None,
+                certificate=shown,
                 ways=ways,
                 login=login,
                 audit=RequestAudit(audit) if audit else None,
-                beside=dimse_of(store, settings, pool, dimse_listeners, audit, counts),
+                beside=dimse_of(store, settings, pool, dimse_listeners, audit, counts, shown),
             )
     except (StreamsrvError, OSError) as error:
         log.error("%s", error)

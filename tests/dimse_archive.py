@@ -14,11 +14,11 @@ PREAMBLE = 132
 class Archive:
     """A server with a DIMSE port."""
 
-    def __init__(self, folder, *flags, workers=1):
+    def __init__(self, folder, *flags, workers=1, context=None):
         self.port = free_port()
         self.flags = ("--dimse-port", str(self.port), *flags)
         self.clients = []
-        self.server = start_server(folder, *self.flags, workers=workers)
+        self.server = start_server(folder, *self.flags, workers=workers, context=context)
 
     def client(self, **request):
         self.clients.append(DimseClient(self.port, **request))

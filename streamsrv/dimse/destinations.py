@@ -16,15 +16,17 @@ class MoveDestination(NamedTuple):
     title: str
     host: str
     port: int
+    tls: bool = False
 
 
 def destination_of(text: str) -> MoveDestination:
     """Raises SettingsError."""
     title, _, address = text.partition("@")
-    found = _HOST.fullmatch(address.strip())
+    place, _, option = address.strip().partition(" ")
+    found = _HOST.fullmatch(place) if option.strip() in ("", "tls") else None
     reason = not_an_ae_title(title)
     if not reason and (found is None or not 0 < int(found[2]) < 1 << 16):
-        reason = "behind the @ are host and port, as 10.0.8.5:104"
+        reason = "behind the @ are host and port, as 10.0.8.5:104, and perhaps tls"
     if reason or found is None:
         raise SettingsError(f"{SETTING}: {text!r} is refused: {reason}")
-    return MoveDestination(title.strip(), found[1].strip("[]"), int(found[2]))
+    return MoveDestination(title.strip(), found[1].strip("[]"), int(found[2]), bool(option))

@@ -13,11 +13,13 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Sequence
+import ssl
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 
 from streamsrv.dicom.explicit import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from streamsrv.dimse.channel import Channel, PeerLost
+from streamsrv.dimse.connections import PlainConnection, TlsConnection
 from streamsrv.dimse.destinations import MoveDestination, destination_of
 from streamsrv.dimse.protocol import pdus
 from streamsrv.dimse.protocol.commands import LONGEST_COMMAND, RESPONSE, command_of
@@ -25,6 +27,7 @@ from streamsrv.dimse.protocol.negotiation import ACCEPTED
 from streamsrv.dimse.protocol.pdus import AbortSource, Acceptance, Fragment, ProposedContext, UpperLayerError
 from streamsrv.dimse.protocol.upper_layer import AssociationRejected, LayerState, RequestorLayer
 from streamsrv.settings import Settings
+from streamsrv.web.connection.certificates import CIPHERS, VERSIONS, ServerCertificate
 
 log = logging.getLogger("streamsrv.dimse")
 
@@ -37,7 +40,11 @@ LINGER = 1.0  # seconds in which the peer answers a release
 class Dialer:
     """Requests associations. Raises SettingsError for destinations that cannot be read."""
 
-    def __init__(self, settings: Settings, threads: Executor) -> None:
+    def __init__(
+        self, settings: Settings, threads: Executor, certificate: ServerCertificate | None = None
+    ) -> None:
+        """A destination with TLS is shown the certificate."""
+        self._certificate = certificate
         self._settings = settings
         self._threads = threads
         self._destinations = {each.title: each for each in map(destination_of, settings.dimse_destinations)}
@@ -50,7 +57,7 @@ class Dialer:
     ) -> OutgoingAssociation:
         """Requests an association with a presentation context for each SOP class and transfer syntax.
         `is_scp` selects the role of the SCP. Raises PeerLost."""
-        association = OutgoingAssociation(destination, self._settings, self._threads)
+        association = OutgoingAssociation(destination, self._settings, self._threads, self._context)
         try:
             async with asyncio.timeout(self._settings.head_timeout):
                 await association.open(proposed[:MOST_CONTEXTS], is_scp=is_scp)
@@ -68,19 +75,35 @@ class Dialer:
             raise
         return association
 
+    def _context(self) -> ssl.SSLContext:
+        """Of a client. Raises OSError."""
+        context = ssl.create_default_context(cafile=self._settings.dimse_ca or None)
+        context.minimum_version = VERSIONS[self._settings.tls_min_version]
+        context.set_ciphers(CIPHERS)
+        if self._certificate is not None:
+            context.load_cert_chain(f"/proc/self/fd/{self._certificate.pair}")
+        return context
+
 
 class OutgoingAssociation:
     """Call `open`, use `channel`, and call `close`."""
 
     channel: Channel
 
-    def __init__(self, destination: MoveDestination, settings: Settings, threads: Executor) -> None:
+    def __init__(
+        self,
+        destination: MoveDestination,
+        settings: Settings,
+        threads: Executor,
+        context: Callable[[], ssl.SSLContext],
+    ) -> None:
+        self._context = context
         self._destination = destination
         self._settings = settings
         self._threads = threads
         self._loop = asyncio.get_running_loop()
         self._layer = RequestorLayer(settings.dimse_max_pdu)
-        self._socket: socket.socket | None = None
+        self._connection: PlainConnection | None = None
         self._reading: asyncio.Task[None] | None = None
         self._command = bytearray()
         self._sending = asyncio.Lock()
@@ -88,7 +111,13 @@ class OutgoingAssociation:
     async def open(self, proposed: Sequence[tuple[str, str]], *, is_scp: bool) -> None:
         """Raises OSError and UpperLayerError."""
         where = self._destination
-        self._socket = await self._connected(where.host, where.port)
+        context = self._context() if where.tls else None
+        connected = await self._connected(where.host, where.port)
+        if context is None:
+            self._connection = PlainConnection(connected)
+        else:
+            self._connection = TlsConnection(connected, context, name=where.host)
+        await self._connection.open()
         contexts = [
             ProposedContext(2 * at + 1, abstract, (syntax,)) for at, (abstract, syntax) in enumerate(proposed)
         ]
@@ -98,8 +127,8 @@ class OutgoingAssociation:
             implementation=(IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME),
             roles=[(uid, 0, 1) for uid in dict(proposed)] if is_scp else (),
         )
-        await self._loop.sock_sendall(self._socket, request)
-        acceptance = await self._accepted(self._socket)
+        await self._connection.send(request)
+        acceptance = await self._accepted(self._connection)
         accepted: dict[str, dict[str, int]] = {}
         for number, result, _ in acceptance.contexts:
             if result == ACCEPTED and number % 2 and number // 2 < len(proposed):
@@ -112,7 +141,7 @@ class OutgoingAssociation:
             longest=max(longest, 64),
             patience=self._settings.dimse_idle_timeout,
         )
-        self._reading = self._loop.create_task(self._read(self._socket))
+        self._reading = self._loop.create_task(self._read(self._connection))
         log.info("association to %s: %d of %d contexts", where.title, _number(accepted), len(proposed))
 
     async def _connected(self, host: str, port: int) -> socket.socket:
@@ -135,8 +164,8 @@ class OutgoingAssociation:
                 raise
         raise last
 
-    async def _accepted(self, connection: socket.socket) -> Acceptance:
-        while count := await self._loop.sock_recv_into(connection, self._layer.space()):
+    async def _accepted(self, connection: PlainConnection) -> Acceptance:
+        while count := await connection.receive_into(self._layer.space()):
             for event in self._layer.received(count):
                 if isinstance(event, Acceptance):
                     return event
@@ -145,9 +174,9 @@ class OutgoingAssociation:
                 raise PeerLost("the association is aborted")
         raise PeerLost("the connection is closed")
 
-    async def _read(self, connection: socket.socket) -> None:
+    async def _read(self, connection: PlainConnection) -> None:
         try:
-            while count := await self._loop.sock_recv_into(connection, self._layer.space()):
+            while count := await connection.receive_into(self._layer.space()):
                 for event in self._layer.received(count):
                     if not isinstance(event, Fragment):
                         return
@@ -174,7 +203,7 @@ class OutgoingAssociation:
 
     async def _send_message(self, pieces: AsyncIterator[bytes]) -> None:
         """One that breaks off ends the association. Raises OSError and TimeoutError."""
-        assert self._socket is not None
+        assert self._connection is not None
         async with self._sending:
             begun = False
             try:
@@ -184,7 +213,7 @@ class OutgoingAssociation:
                     begun, view = True, memoryview(piece)
                     for at in range(0, len(view), AT_ONCE):
                         async with asyncio.timeout(self._settings.stall_timeout):
-                            await self._loop.sock_sendall(self._socket, view[at : at + AT_ONCE])
+                            await self._connection.send(view[at : at + AT_ONCE])
             except TimeoutError:
                 raise PeerLost(f"it took less than {AT_ONCE} bytes in time") from None
             except BaseException as error:
@@ -194,19 +223,19 @@ class OutgoingAssociation:
 
     async def close(self) -> None:
         """Releases an association that is established and idle, else aborts it."""
-        if self._socket is None:
+        if self._connection is None:
             return
         established = self._layer.state is LayerState.ESTABLISHED and not self.channel.is_waiting
         last = pdus.release_request() if established else pdus.abort(AbortSource.USER, 0)
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(LINGER):
-                await self._loop.sock_sendall(self._socket, last)
+                await self._connection.send(last)
                 if established and self._reading is not None:
                     await asyncio.shield(self._reading)
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait([self._reading])
-        self._socket.close()
+        self._connection.close()
 
 
 def _number(accepted: dict[str, dict[str, int]]) -> int:

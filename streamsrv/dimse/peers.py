@@ -7,6 +7,7 @@ no entry names is rejected.
 from __future__ import annotations
 
 import ipaddress
+import os
 from typing import NamedTuple, TypeAlias
 
 from streamsrv.config import SettingsError
@@ -82,6 +83,10 @@ def check_dimse(settings: Settings) -> None:
     DimsePeers(settings)
     for text in settings.dimse_destinations:
         destination_of(text)
+    if settings.dimse_tls and not settings.tls_certificate:
+        raise SettingsError("dimse_tls needs tls_certificate")
+    if settings.dimse_ca and not os.access(settings.dimse_ca, os.R_OK):
+        raise SettingsError(f"dimse_ca: {settings.dimse_ca} cannot be read")
     if settings.dimse_port and not settings.dimse_peers and not settings.dimse_any_peer:
         raise SettingsError(
             'dimse_port needs dimse_peers, as "CT1@10.0.7.3 -> store". To let every peer store, set '

@@ -15,11 +15,13 @@ from collections.abc import Sequence
 
 from streamsrv.audit.entries import ANONYMOUS, AuditEntry, Event, EventOutcome
 from streamsrv.dimse.association import Association, AssociationLimits, Rejection
+from streamsrv.dimse.connections import PlainConnection, TlsConnection
 from streamsrv.dimse.peers import DimsePeers
 from streamsrv.dimse.protocol.pdus import AssociateRequest
 from streamsrv.dimse.rooms import DimsePeer, DimseRooms
 from streamsrv.metrics import Gauge, RequestCounts, RequestKind, Way
 from streamsrv.settings import Settings
+from streamsrv.web.connection.certificates import ServerCertificate
 
 log = logging.getLogger("streamsrv.dimse")
 
@@ -39,8 +41,11 @@ class DimseService:
         listeners: Sequence[socket.socket],
         rooms: DimseRooms,
         counts: RequestCounts,
+        certificate: ServerCertificate | None = None,
     ) -> None:
+        """With a certificate the listeners speak TLS."""
         self._settings = settings
+        self._certificate = certificate
         self._listeners = listeners
         self._rooms = rooms
         self._counts = counts
@@ -85,8 +90,12 @@ class DimseService:
             await asyncio.sleep(ACCEPT_PAUSE)
 
     def _serve(self, connection: socket.socket, address: str) -> None:
+        made = PlainConnection(connection, address)
+        if self._certificate is not None:
+            # A context for each association: a renewed certificate holds from the next one on.
+            made = TlsConnection(connection, self._certificate.context(self._settings), address)
         association = Association(
-            *(connection, address, self._limits, self._rooms, self._admit, self._count),
+            *(made, self._limits, self._rooms, self._admit, self._count),
             title=self._settings.aet.strip(),
         )
         task = self._loop.create_task(association.run())

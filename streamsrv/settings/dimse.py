@@ -33,8 +33,7 @@ class DimseSettings(AccessSettings):
     dimse_host: str = _dimse(
         "127.0.0.1",
         "address",
-        "The address of `dimse_port`. The protocol has neither passwords nor encryption: open it to a "
-        "network of devices only.",
+        "The address of `dimse_port`. The protocol has no passwords: open it to a network of devices only.",
     )
     aet: str = _dimse(
         "STREAMSRV",
@@ -50,9 +49,21 @@ class DimseSettings(AccessSettings):
     )
     dimse_destinations: tuple[str, ...] = _dimse(
         (),
-        "AET@HOST:PORT",
+        "AET@HOST:PORT [tls]",
         "The peers to which C-MOVE sends instances, and Storage Commitment its reports: "
-        "`PACS@10.0.8.5:104`. A peer that asks for a C-MOVE needs the right `read`.",
+        "`PACS@10.0.8.5:104`, `RIS@ris.example.org:2762 tls`. A peer that asks for a C-MOVE needs the right "
+        "`read`.",
+    )
+    dimse_tls: bool = _dimse(
+        False,
+        "yes or no",
+        "The port speaks TLS, with `tls_certificate`, and asks for certificates of peers as the port of HTTP "
+        "does (`tls_client_ca`). The registered port is 2762.",
+    )
+    dimse_ca: str = _dimse(
+        "",
+        "file",
+        "Authorities in PEM of the destinations with TLS. Empty: those of the system.",
     )
     dimse_any_peer: bool = _dimse(
         False,
