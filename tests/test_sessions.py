@@ -17,7 +17,7 @@ from streamsrv import cli
 from streamsrv.query.rules import rule_of
 from streamsrv.web.access.browser.shares import Shares
 from streamsrv.web.access.grants import KEY, Grant, Grants, digest_of, new_key
-from streamsrv.web.access.principal import rights_from
+from streamsrv.web.access.principal import ALL_RIGHTS, Principal, rights_from
 
 
 class Granting(Site):
@@ -386,3 +386,28 @@ def test_the_verb_makes_lists_and_ends_links(site, browser, capsys):
     assert "UID" in run("1.2.x", code=2).err
     assert "--list" in run(code=2).err
     assert "PIN: " in run(OTHER_STUDY, "--pin").err
+
+
+def test_the_links_of_a_user_who_has_left(site, capsys):
+    """Another maker keeps its link to the same study."""
+    anna, ben = (Principal(f"oidc:{name}@login.example", ALL_RIGHTS) for name in ("anna", "ben"))
+    shares = Shares(site.grants)
+    made = [shares.make(study, time.time() + 100, pin=False, by=anna) for study in (CT_STUDY, OTHER_STUDY)]
+    kept = shares.make(CT_STUDY, time.time() + 100, pin=False, by=ben)
+    visitor = Browser(site)
+    assert visitor.sign_in(share=made[1].secret).status == 200
+
+    def verb(*words):
+        capsys.readouterr()
+        code = cli.main(["share", *words, "--data", str(site.server.data)])
+        return code, capsys.readouterr().out
+
+    listed = json.loads(verb("--list", "--by", anna.name, "--json")[1])
+    assert [each["id"] for each in listed] == [each.grant.name for each in made]
+    assert verb("--revoke-all", "--by", anna.name, CT_STUDY) == (0, "1 links ended\n")
+    assert verb("--revoke-all", "--by", anna.name, "--json") == (0, '{"ended": 1}\n')
+    assert verb("--list", "--by", anna.name) == (0, "")
+    assert eventually(lambda: visitor.ask().status == 401)
+    assert Browser(site).sign_in(share=kept.secret).status == 200
+    assert [verb(*words)[0] for words in (("--revoke-all",), ("--by", anna.name))] == [2, 2]
+    assert verb("--revoke-all", "--by", ben.name) == (0, "1 links ended\n")

@@ -18,7 +18,7 @@ from streamsrv.tools.keys import add_place, end_of, is_store
 from streamsrv.tools.ownership import hand_over
 from streamsrv.web.access.browser.shares import Shares, share_url
 from streamsrv.web.access.browser.sign_in import described
-from streamsrv.web.access.grants import Grants
+from streamsrv.web.access.grants import Grant, Grants
 from streamsrv.wire.resources import uid_of
 
 USUAL_SECONDS = 7 * 86_400
@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pin", action="store_true", help="the link needs a PIN of six digits, printed on standard error")
     add("--url", metavar="URL", help="the address of the page; default: public_url, or host and port")
     add("--list", action="store_true", help="print the links of the study, or of all, and make none")
+    add("--by", metavar="MAKER", default="", help="of --list and --revoke-all: the user that made the links")
     add("--revoke", metavar="ID", help="end the link with this id, as --list prints it")
+    add("--revoke-all", action="store_true", help="end all links of the study, of --by MAKER, or of both")
     add("--json", action="store_true", help="one JSON document instead of text")
     add_place(parser)
 
@@ -52,10 +54,18 @@ def run(args: argparse.Namespace) -> int:
         _revoke(shares, args.revoke)
         record(audit_folder(settings), Event.RIGHTS_CHANGED, detail=f"share revoke {args.revoke}")
         return 0
+    if args.by and not (args.list or args.revoke_all):
+        raise SettingsError("--by goes with --list or --revoke-all")
+    if args.revoke_all:
+        count = _revoke_all(shares, args.study, args.by)
+        detail = f"share revoke-all{args.by and ' '}{args.by}"
+        record(audit_folder(settings), Event.RIGHTS_CHANGED, args.study, detail)
+        print(json.dumps({"ended": count}) if args.json else f"{count} links ended")
+        return 0
     if args.list:
-        return _list(shares, args.study, as_json=args.json)
+        return _list(shares.all(args.study, args.by), as_json=args.json)
     if not args.study:
-        raise SettingsError("share needs the UID of a study, --list or --revoke ID")
+        raise SettingsError("share needs the UID of a study, --list, --revoke ID or --revoke-all")
     code = _share(shares, data, settings, args)
     record(audit_folder(settings), Event.RIGHTS_CHANGED, args.study, "share")
     return code
@@ -82,8 +92,8 @@ def address_of(settings: Settings) -> str:
     return f"http://{host}:{settings.port}"
 
 
-def _list(shares: Shares, study: str, *, as_json: bool) -> int:
-    rows = [described(share) for share in shares.all(study)]
+def _list(shares: list[Grant], *, as_json: bool) -> int:
+    rows = [described(share) for share in shares]
     if as_json:
         print(json.dumps(rows))
         return 0
@@ -99,6 +109,16 @@ def _revoke(shares: Shares, name: str) -> None:
             shares.revoke(share)
             return
     raise StreamsrvError(f"there is no share {name!r}; `streamsrv share --list` prints all")
+
+
+def _revoke_all(shares: Shares, study: str, maker: str) -> int:
+    """The number of links that were ended."""
+    if not study and not maker:
+        raise SettingsError("--revoke-all needs the UID of a study, or --by MAKER")
+    found = shares.all(study, maker)
+    for share in found:
+        shares.revoke(share)
+    return len(found)
 
 
 VERBS = {"share": (add_arguments, run)}

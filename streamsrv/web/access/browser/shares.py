@@ -78,8 +78,9 @@ class Shares:
             self._grants.write(grant)
         return NewShare(grant, secret, chosen)
 
-    def all(self, study: str = "") -> list[Grant]:
-        """The shares that have not ended, of one study or of all; the oldest first."""
+    def all(self, study: str = "", maker: str = "") -> list[Grant]:
+        """The shares that have not ended, of one study or of all, and of one maker or of all; the oldest
+        first."""
         now = self._clock()
         found = [
             each
@@ -87,7 +88,12 @@ class Shares:
             if isinstance(each, Grant) and not self._is_over(each, now)
         ]
         return sorted(
-            (each for each in found if study in ("", study_of(each))), key=lambda each: each.created
+            (
+                each
+                for each in found
+                if study in ("", study_of(each)) and maker in ("", each.extra.get(MAKER))
+            ),
+            key=lambda each: each.created,
         )
 
     def revoke(self, share: Grant) -> None:
