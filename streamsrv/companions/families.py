@@ -199,7 +199,6 @@ def store_samples(store: Store) -> Samples:
     """The state of the store. No row of an instance is read. Raises StoreError and OSError."""
     numbers = store_numbers(store)
     index, overhead = numbers.index, numbers.bytes - numbers.live - numbers.dead
-    oldest, never = verified_until(ScrubState.load(store.layout.scrub_state), store.index.segments())
     single: dict[str, float] = {
         "store_up": 1,
         "studies": index["studies"],
@@ -210,10 +209,12 @@ def store_samples(store: Store) -> Samples:
         "disk_free_bytes": numbers.disk_free,
         "disk_size_bytes": numbers.disk_total,
         "disk_reserve_bytes": store.reserve.least_of(numbers.disk_total),
-        "scrub_unverified_bytes": never,
     }
-    if oldest is not None:
-        single["scrub_oldest_verified_timestamp_seconds"] = oldest
+    if store.scrubs:
+        oldest, never = verified_until(ScrubState.load(store.layout.scrub_state), store.index.segments())
+        single["scrub_unverified_bytes"] = never
+        if oldest is not None:
+            single["scrub_oldest_verified_timestamp_seconds"] = oldest
     by_state = {
         "segments": {"open": numbers.segments - numbers.sealed, "sealed": numbers.sealed},
         "segment_bytes": {"live": numbers.live, "dead": numbers.dead, "overhead": overhead},

@@ -62,6 +62,8 @@ class StoreOptions:
 class Store:
     """One open store. Several processes may have it open; threads may share one."""
 
+    scrubs = True  # whether a scrub reads its segments
+
     def __init__(
         self,
         layout: Layout,

@@ -28,6 +28,7 @@ from obstore.store import AzureStore, GCSStore, HTTPStore, LocalStore, MemorySto
 
 from streamsrv.errors import BucketUnreachable, SegmentGone, StoreCorrupt, StoreError
 from streamsrv.store.fileops import Buffer
+from streamsrv.store.objects.aws_files import configured
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Config
@@ -133,17 +134,17 @@ class ObjectUpload:
 
 
 def opened(url: str, *, endpoint: str = "") -> Bucket:
-    """The bucket of `s3://bucket/prefix`. Credentials, region and endpoint come from the variables of the AWS
-    tools (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL ...); `endpoint` replaces that of the
-    environment. Raises StoreError."""
+    """The bucket of `s3://bucket/prefix`. Credentials, region and endpoint come from the variables and files
+    of the AWS tools (aws_files.py); `endpoint` replaces theirs. Raises StoreError."""
     parts = urlsplit(url)
     if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
         raise StoreError("the place of segments is not a URL like s3://bucket/prefix")
-    endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL", "")
+    config: S3Config = configured(os.environ)
+    if endpoint:
+        config["endpoint"] = endpoint
 
     def made(wait: timedelta) -> S3Store:
-        config: S3Config = {"endpoint": endpoint} if endpoint else {}
-        plain = endpoint.startswith("http://")
+        plain = config.get("endpoint", "").startswith("http://")
         client: ClientConfig = {"connect_timeout": CONNECT, "read_timeout": wait, "allow_http": plain}
         retries: RetryConfig = {"max_retries": REPEATS, "retry_timeout": FIRST_BYTE}
         prefix = parts.path.strip("/") or None
@@ -175,7 +176,7 @@ def _error(error: BaseException, doing: str) -> StoreError:
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return StoreError(
             f"{doing} the bucket failed: it refuses the credentials. See AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY and AWS_REGION"
+            "AWS_SECRET_ACCESS_KEY and AWS_REGION, or the profile of AWS_PROFILE"
         )
     if 400 <= status < 500 and status not in _PASSING:
         return StoreError(f"{doing} the bucket failed: the gateway refuses the request")

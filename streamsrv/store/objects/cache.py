@@ -204,7 +204,7 @@ class ObjectCache:
     def _open_one(self, segment: int, place: StoredObject) -> OpenObject:
         with self._lock:
             opened = self._open.get(segment)
-            if opened is not None and opened.file.removed:
+            if opened is not None and (opened.file.removed or opened.key != place.key):
                 self._forget(opened)
                 opened = None
             if opened is None:
