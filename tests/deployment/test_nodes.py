@@ -1,14 +1,18 @@
 """Nodes that serve one store over PostgreSQL and SeaweedFS, over HTTP."""
 
+import contextlib
+import os
 import random
+import signal
 import subprocess
+import threading
 import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
 
 import pytest
-from cluster_world import ClusterWorld
-from kill_world import verb, waited
+from cluster_world import ClusterWorld, is_worker
+from kill_world import children, verb, waited
 from live_server import environment, executable, start_server
 from seaweed import BUCKET, variables
 from small_client import Client, file_of, key_of, path_of
@@ -157,3 +161,72 @@ def test_requests_while_the_bucket_is_away(object_store, nodes, clients, gateway
     assert two.read(key_of(9, 1, 1)) is None
     assert two.store([file_of(key_of(9, 1, 1), 1, 500)]).status == 200
     assert waits(guarded) == []
+
+
+def test_a_node_that_is_stopped_cannot_commit_what_was_given_up(tmp_path, database_server, object_store):
+    """It is stopped before its commit, and wakes up when its lease has ended."""
+    url = database_server.url("stopped_node")
+    flags = ("--index", url, "--segments", f"s3://{BUCKET}/stopped_node")
+    point = tmp_path / "point"
+    named = variables(object_store.endpoint) | {"STREAMSRV_FAILPOINT_FILE": str(point)}
+    one = start_server(tmp_path / "a", *flags, "--upload-lease", "1", workers=1, variables=named)
+    two = start_server(tmp_path / "b", *flags, "--upload-lease", "1", workers=1, variables=named)
+    key = key_of(1, 1, 1)
+    body, other = file_of(key, 1, 20_000), file_of(key, 2, 30_000)
+    try:
+        replies = []
+
+        def store():
+            with contextlib.closing(Client(one.origin)) as client:
+                replies.append(client.store([body]))
+
+        point.write_text("after-data-sync=pause:1")
+        thread = threading.Thread(target=store)
+        thread.start()
+        waited(lambda: not point.exists(), "the end of the upload")
+        (worker,) = [each for each in children(one.process.pid) if is_worker(each)]
+        os.kill(worker, signal.SIGSTOP)
+        states = "SET search_path = stopped_node; SELECT state FROM objects"
+        waited(lambda: database_server.sql(states) == "swept", "the sweeper of the other node")
+        with contextlib.closing(Client(two.origin)) as client:
+            assert client.store([other]).status == 200
+            os.kill(worker, signal.SIGCONT)
+            thread.join()
+            assert (replies[0].status, replies[0].headers["Retry-After"]) == (503, "1")
+            assert b"this node was silent for too long" in replies[0].body
+            assert client.read(key) == other
+    finally:
+        for node in (one, two):
+            node.end()
+
+
+def refused(folder, *flags, **changed):
+    """Exit code and log of a node that must not start."""
+    command = [
+        *executable(),
+        "serve",
+        "--data",
+        str(folder / "data"),
+        "--port",
+        "0",
+        "--workers",
+        "1",
+        *flags,
+    ]
+    done = subprocess.run(
+        command, env=environment() | changed, capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.returncode, done.stderr + done.stdout
+
+
+def test_a_node_that_cannot_start_says_why(tmp_path, flags, nodes, gateway):
+    named = variables(gateway[1])
+    assert refused(tmp_path, "--segments", "s3://archive/x", **named) == (
+        2,
+        "streamsrv: segments in a bucket need an index in PostgreSQL: set `index` too\n",
+    )
+    assert refused(tmp_path, "--segments", "http://archive/x")[0] == 2
+    code, said = refused(tmp_path, *flags, **named | {"AWS_SECRET_ACCESS_KEY": "another one"})
+    assert (code, "it refuses the credentials. See AWS_ACCESS_KEY_ID" in said) == (1, True)
+    code, said = refused(tmp_path, *flags[:2], "--segments", f"s3://{BUCKET}/other", **named)
+    assert (code, "and the bucket has no store.toml: nothing was changed" in said) == (1, True)
