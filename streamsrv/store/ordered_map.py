@@ -5,14 +5,14 @@ transaction and its cursors have the names and meanings of py-lmdb: `get`, `put`
 `id`. Their keys and values are bytes. A map may hold several values under a key, which are then in order too.
 
 Where each step of a cursor would wait for another process, a reader asks the map for many rows at once:
-`under`, `entries`, `keys`, `expect_lists`.
+`under`, `entries`, `keys`, `lists`, `expect_list`.
 
 Rules of this file: a transaction sees one version. A writer is alone, in all processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias
 
@@ -55,11 +55,15 @@ class OrderedMap(Protocol):
     def keys(self, transaction: Transaction, at: bytes, end: bytes, size: int) -> list[bytes]:
         """The keys of lists between two, at most `size`."""
 
-    def expect_lists(
-        self, transaction: Transaction, keys: Sequence[bytes], most: int, *, rows: bool = False
-    ) -> None:
-        """Cursors will ask for these lists, but not for more than `most` entries in all; with `rows` also for
-        the rows of their studies."""
+    def lists(
+        self, transaction: Transaction, keys: Sequence[bytes], most: int
+    ) -> Iterator[tuple[bytes, int, Iterable[bytes]]]:
+        """Of each of these lists that exists its key, the number of its entries, and the entries. Usually not
+        more than `most` are wanted."""
+
+    def expect_list(self, transaction: Transaction, key: bytes, most: int) -> None:
+        """A cursor will ask for this list and for the rows of its studies, if it has not more than `most`
+        entries."""
 
     def begin(self) -> AbstractContextManager[Transaction]:
         """The write transaction. It is durable when the block ends, or has changed nothing."""

@@ -21,7 +21,7 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -309,9 +309,16 @@ class Environment:
         found = list(islice(following, size))
         return found[: bisect.bisect(found, end)]
 
-    def expect_lists(
-        self, transaction: Transaction, keys: Sequence[bytes], most: int, *, rows: bool = False
-    ) -> None:
+    def lists(
+        self, transaction: Transaction, keys: Sequence[bytes], most: int
+    ) -> Iterator[tuple[bytes, int, Iterable[bytes]]]:
+        """The entries of lists."""
+        cursor = transaction.cursor(db=self.handles["attributes"])
+        for key in keys:
+            if cursor.set_key(key):
+                yield key, cursor.count(), cursor.iternext_dup()
+
+    def expect_list(self, transaction: Transaction, key: bytes, most: int) -> None:
         """Nothing waits here."""
 
     def begin(self) -> Any:

@@ -155,7 +155,7 @@ class Index(Reading):
         Long values are listed by their beginning only: the caller compares the rows."""
         key = term_prefix(attribute) + cut(form)
         with self._reading("looking up studies by a value") as transaction:
-            self._environment.expect_lists(transaction, [key], most + 1, rows=True)
+            self._environment.expect_list(transaction, key, most)
             cursor = transaction.cursor(db=self._handles["attributes"])
             if not cursor.set_key(key):
                 return []

@@ -138,28 +138,22 @@ class Lists:
     def _take(self, keys: list[bytes], level: Level, found: set[str], most: int) -> bool:
         """Collect the studies under these keys; False if they are too many."""
         with self._environment.reading("reading a list of studies") as transaction:
-            self._environment.expect_lists(transaction, keys, most + 1)
-            cursor = transaction.cursor(db=self._handles["attributes"])
-            for key in keys:
-                if cursor.set_key(key):
-                    count = cursor.count()
-                    studies: Iterable[str] = ()
-                    if self._few is not None:
-                        if len(found) + self._few.least(key, count) > most:
-                            return False
-                        if not self._budget.spend(hidden=count // 8):
-                            return False
-                        studies = self._few.visible(_STUDIES[level](cursor.iternext_dup()))
-                        count = len(studies)
-                        if count > most:
-                            self._few.note(key, len(set(studies)))
-                    if len(found) + count > most:
+            for key, count, entries in self._environment.lists(transaction, keys, most):
+                studies = _STUDIES[level](entries)
+                if self._few is not None:
+                    if len(found) + self._few.least(key, count) > most:
                         return False
-                    if not self._budget.spend(rows=count // 8):
+                    if not self._budget.spend(hidden=count // 8):
                         return False
-                    if self._few is None:
-                        studies = _STUDIES[level](cursor.iternext_dup())
-                    found.update(studies)
+                    visible = self._few.visible(studies)
+                    studies, count = visible, len(visible)
+                    if count > most:
+                        self._few.note(key, len(set(visible)))
+                if len(found) + count > most:
+                    return False
+                if not self._budget.spend(rows=count // 8):
+                    return False
+                found.update(studies)
         return self._spend(1 + len(keys) // 8)
 
     def _spend(self, rows: int) -> bool:

@@ -63,6 +63,7 @@ class OrderedStudies:
     ) -> None:
         self._view = view
         self.few: InOrder | None = None  # the visible studies, instead of the entries of the list
+        self.soon = 0  # the caller may stop after so many studies, if it says so
         self._environment = environment
         self._handles = environment.handles
         self._budget = budget
@@ -112,7 +113,8 @@ class OrderedStudies:
         more, view, environment = True, self._view, self._environment
         while more:
             batch: list[tuple[bytes, str, bytes]] = []
-            size = self._budget.portion(next(self._sizes))
+            size = self._budget.portion(min(next(self._sizes), self.soon or ROWS_A_BATCH))
+            self.soon = max(self.soon - size, 0)
             while more and len(batch) < size:
                 passed, reach = 0, self._budget.reach(size)
                 with environment.reading("walking through studies") as transaction:

@@ -166,7 +166,7 @@ class Search:
                 return
         walked = self._ordered.walk(self._forms(), query.after, inside=query.level > Level.STUDY)
         if any(map(_scans, conditions)) and not self._scans_first(total):
-            first = query.wanted * SCANNED
+            self._ordered.soon = first = query.wanted * SCANNED
             last: StudyRow | None = None
             for count, last in enumerate(itertools.islice(walked, first), 1):  # noqa: B007  # used below
                 yield last

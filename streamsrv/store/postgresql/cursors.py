@@ -164,7 +164,12 @@ class TableCursor:
             there = self.next()
 
     def iternext_dup(self) -> Iterator[bytes]:
-        there = bool(self.key())
+        key = self.key()
+        if key < self._high[0]:  # all of them are in the page
+            first, self._at = self._at, bisect_left(self._rows, (key + b"\0", b"")) - 1
+            yield from [value for _, value in self._rows[first : self._at + 1]]
+            return
+        there = bool(key)
         while there:
             yield self.value()
             there = self.next_dup()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 from streamsrv.errors import StoreError
@@ -58,10 +58,13 @@ class Database:
     def keys(self, transaction: ReadingTables, at: bytes, end: bytes, size: int) -> list[bytes]:
         return transaction.keys(at, end, size)
 
-    def expect_lists(
-        self, transaction: ReadingTables, keys: Sequence[bytes], most: int, *, rows: bool = False
-    ) -> None:
-        transaction.expect_lists(keys, most, rows=rows)
+    def lists(
+        self, transaction: ReadingTables, keys: Sequence[bytes], most: int
+    ) -> Iterator[tuple[bytes, int, Iterable[bytes]]]:
+        return transaction.lists(keys, most)
+
+    def expect_list(self, transaction: ReadingTables, key: bytes, most: int) -> None:
+        transaction.expect_list(key, most)
 
     def failure(self, error: BaseException, doing: str) -> BaseException:
         return failure(error, doing)

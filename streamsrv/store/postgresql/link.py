@@ -142,6 +142,8 @@ def _rows(result: pq.abc.PGresult) -> list[Row]:
     readers = [(column, _READERS[kind]) for column in columns if (kind := result.ftype(column)) in _READERS]
     if len(columns) == 2 and not readers:
         return [(value(row, 0), value(row, 1)) for row in range(result.ntuples)]
+    if len(columns) == 3 and not readers:
+        return [(value(row, 0), value(row, 1), value(row, 2)) for row in range(result.ntuples)]
     rows = []
     for row in range(result.ntuples):
         found: list[Any] = [value(row, column) for column in columns]

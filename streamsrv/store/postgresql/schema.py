@@ -19,10 +19,10 @@ from streamsrv.store.postgresql.connections import Connections, translated
 from streamsrv.store.postgresql.tables import HEAD, TABLES
 
 # The layout of the tables; the rows in them have the version of the index.
-LAYOUT = 2
+LAYOUT = 1
 FORMAT = "PostgreSQL"
 # Statements that lead from a layout to the next one.
-STEPS: dict[int, tuple[str, ...]] = {1: object_table.CREATED}
+STEPS: dict[int, tuple[str, ...]] = {}
 # Of pg_advisory_xact_lock: one process makes or migrates the tables.
 _LOCK = 0x73747265616D
 _LEAST_SERVER = 140000

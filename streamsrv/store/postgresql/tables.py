@@ -186,15 +186,16 @@ WALKED = {
     True: f"SELECT e.key, e.value, s.value FROM ({_BACK}) e {_JOINED} ORDER BY e.key DESC, e.value LIMIT $4",
     False: f"SELECT e.key, e.value, s.value FROM ({_ON}) e {_JOINED} ORDER BY e.key, e.value",
 }
-_ENTRIES = (
-    "unnest($1::bytea[]) WITH ORDINALITY AS g(key, place) CROSS JOIN LATERAL "
-    "(SELECT a.value FROM attributes a WHERE a.key = g.key ORDER BY a.value LIMIT $2) e"
-)
-# Keys of lists and their numbers of entries, of so many entries.
+# Between the values of a joined answer, which is read in a tenth of the time of its rows. No key of a list,
+# and no entry, holds it.
+BETWEEN = b"\xff" * 6
+_BETWEEN = f"'\\x{BETWEEN.hex()}'::bytea"
+# Keys of lists, joined, and their number of entries, from so many entries.
 KEYS = (
-    "SELECT key, count(*) FROM "
+    f"SELECT string_agg(key, {_BETWEEN}), coalesce(sum(entries), 0)::bigint FROM "
+    "(SELECT key, count(*) AS entries FROM "
     "(SELECT key FROM attributes WHERE key >= $1 AND key <= $2 ORDER BY key LIMIT $3) e "
-    "GROUP BY key ORDER BY key"
+    "GROUP BY key ORDER BY key) k"
 )
 # Keys of lists that have many entries: each step goes to the next key, over all entries between them.
 DISTINCT = (
@@ -203,11 +204,16 @@ DISTINCT = (
     "SELECT (SELECT a.key FROM attributes a WHERE a.key > step.key ORDER BY a.key LIMIT 1) FROM step "
     "WHERE step.key <= $2) SELECT key FROM step WHERE key <= $2 LIMIT $3"
 )
-# The entries of several lists, without or with the rows of their studies.
-LISTED = {
-    False: f"SELECT g.key, e.value FROM {_ENTRIES} LIMIT $2",
-    True: f"SELECT g.key, e.value, s.value FROM {_ENTRIES} {_JOINED} LIMIT $2",
-}
+# The keys and entries of several lists, joined, and their number; and one list with the rows of its studies.
+LISTS = (
+    f"SELECT string_agg(l.key || {_BETWEEN} || l.value, {_BETWEEN}), count(*) FROM "
+    "(SELECT g.key, e.value FROM unnest($1::bytea[]) WITH ORDINALITY AS g(key, place) CROSS JOIN LATERAL "
+    "(SELECT a.value FROM attributes a WHERE a.key = g.key ORDER BY a.value LIMIT $2) e LIMIT $2) l"
+)
+LISTED = (
+    "SELECT e.value, s.value FROM "
+    f"(SELECT value FROM attributes WHERE key = $1 ORDER BY value LIMIT $2) e {_JOINED} ORDER BY e.value"
+)
 
 # Sequences of changes follow each other without gaps, because every writer locks this row first.
 HEAD = (

@@ -26,9 +26,11 @@ from streamsrv.store.postgresql.cursors import NOWHERE, Pair, TableCursor, Writi
 from streamsrv.store.postgresql.link import Asked, PipelineLink, Row, Value
 from streamsrv.store.postgresql.tables import (
     ATTRIBUTES,
+    BETWEEN,
     DISTINCT,
     KEYS,
     LISTED,
+    LISTS,
     STUDIES,
     TABLES,
     WALKED,
@@ -151,9 +153,10 @@ class ReadingTables(TableTransaction):
         """The keys of lists between two keys, at most `size`."""
         found: list[bytes] = []
         while len(found) < size:
-            read = self.ask(KEYS, [at, end, size])
-            found += [key for key, _ in read]
-            if sum(count for _, count in read) < size:
+            ((joined, entries),) = self.ask(KEYS, [at, end, size])
+            read = joined.split(BETWEEN) if entries else []
+            found += read
+            if entries < size:
                 break
             at = found[-1] + b"\0"
             if len(read) * MANY < size:
@@ -161,18 +164,26 @@ class ReadingTables(TableTransaction):
                 break
         return found[:size]
 
-    def expect_lists(self, keys: Sequence[bytes], most: int, *, rows: bool) -> None:
-        """Read lists that will be asked for, with at most `most` entries in all; with `rows` also the rows of
-        their studies."""
-        found = self.ask(LISTED[rows], [list(keys), most])
-        if rows:
-            self._known[STUDIES].update((study, value) for _, study, value in found)
-        lists = {key: [(key, row[1]) for row in group] for key, group in groupby(found, itemgetter(0))}
-        if len(found) < most:
-            self._lists.update((key, []) for key in keys)
-        else:
-            del lists[found[-1][0]]  # there may be more of it
-        self._lists.update(lists)
+    def lists(self, keys: Sequence[bytes], most: int) -> Iterator[tuple[bytes, int, Iterable[bytes]]]:
+        """Key, number of entries, and entries of each list that exists."""
+        ((joined, entries),) = self.ask(LISTS, [list(keys), most + 1])
+        pairs = joined.split(BETWEEN) if entries else []
+        known = {key: list(values) for key, values in _grouped(pairs[0::2], pairs[1::2])}
+        unread = keys.index(pairs[-2]) if entries > most else len(keys)
+        for key in keys[:unread]:
+            if key in known:
+                yield key, len(known[key]), known[key]
+        cursor = self.cursor(ATTRIBUTES)
+        for key in keys[unread:]:
+            if cursor.set_key(key):
+                yield key, cursor.count(), cursor.iternext_dup()
+
+    def expect_list(self, key: bytes, most: int) -> None:
+        """Read a list and the rows of its studies, if it has not more than `most` entries."""
+        found = self.ask(LISTED, [key, most + 1])
+        self._known[STUDIES].update((study, value) for study, value in found)
+        if len(found) <= most:
+            self._lists[key] = [(key, study) for study, _ in found]
 
     def list_of(self, table: Table, key: bytes) -> list[Pair] | None:
         return self._lists.get(key) if table is ATTRIBUTES else None
@@ -396,3 +407,9 @@ class WritingTables(TableTransaction):
                 )
             self._entries[change.table.name] += change.sign * count
         self._wrote = True
+
+
+def _grouped(keys: Sequence[bytes], values: Sequence[bytes]) -> Iterator[tuple[bytes, Iterator[bytes]]]:
+    """The values of each key; values of a key are side by side."""
+    for key, group in groupby(zip(keys, values, strict=True), itemgetter(0)):
+        yield key, map(itemgetter(1), group)
