@@ -38,6 +38,7 @@ class DatabaseServer:
             self._identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         self._data = self.folder / "data"
         self._settings = QUICK | settings
+        self._port = str(settings.get("port", 5432))
         how = ("-U", USER, "-A", "trust", "-N", "-E", "UTF8", "--locale=C")
         self._run("initdb", "-D", self._data, *how)
         self.start()
@@ -63,7 +64,8 @@ class DatabaseServer:
 
     def sql(self, statement, database="postgres"):
         """What psql prints."""
-        client = [str(programs() / "psql"), "-h", str(self.folder), "-U", USER, "-d", database]
+        where = ("-h", str(self.folder), "-p", self._port)
+        client = [str(programs() / "psql"), *where, "-U", USER, "-d", database]
         done = subprocess.run([*client, "-Atqc", statement], check=True, capture_output=True, text=True)
         return done.stdout.strip()
 

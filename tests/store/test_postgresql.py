@@ -1,8 +1,12 @@
 """The index on PostgreSQL beside the embedded one, and the faults that only a database has."""
 
 import contextlib
+import os
 import random
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from datetime import date, timedelta
 from functools import partial
@@ -17,7 +21,7 @@ from streamsrv.query.attributes import NEWEST, Level
 from streamsrv.query.conditions import query_of
 from streamsrv.query.rules import rule_of
 from streamsrv.store import DamagedRecord, Index, Store, StoreOptions
-from streamsrv.store.postgresql import migrate, open_index
+from streamsrv.store.postgresql import connections, migrate, open_index, transactions
 from streamsrv.store.postgresql.link import PipelineLink
 from streamsrv.store.rows import InstanceKey, Location
 
@@ -310,6 +314,77 @@ def test_writers_of_several_processes_take_turns(url, index):
     assert index.total(query_of(Level.INSTANCE, None, None, [])) == len(index.rows()) == 200
 
 
+STOPPED = """
+import os, signal, sys
+from index_examples import new_instance
+from streamsrv.errors import IndexUnreachable
+from streamsrv.store.postgresql import batches, connections, open_index
+
+connections.SESSION["idle_in_transaction_session_timeout"] = "1s"
+index = open_index(sys.argv[1])
+finish = batches.TableBatch.finish
+
+def stopped(batch):
+    os.kill(os.getpid(), signal.SIGSTOP)
+    finish(batch)
+
+batches.TableBatch.finish = stopped
+try:
+    index.commit([new_instance(("1.1", "1.1.1", "1.1.1.9"))], segment=1, committed_end=1)
+except IndexUnreachable as error:
+    print(error)
+"""
+
+
+def test_a_node_that_was_stopped_in_a_commit_is_refused_when_it_goes_on(url, index):
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", STOPPED, url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as node:
+        os.waitpid(node.pid, os.WUNTRACED)
+        # This waits until the database has ended the session of the node.
+        index.commit(series_of(2), segment=1, committed_end=1)
+        os.kill(node.pid, signal.SIGCONT)
+        assert "does not answer while writing to the index" in node.stdout.read()
+    assert len(index.rows()) == 2
+    assert [change.sequence for change in index.changes()] == [1, 2]
+
+
+def test_a_host_that_does_not_answer_is_passed_over(url, database_server, memory):
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(memory / ".s.PGSQL.5432"))
+        silent.listen()
+        with pytest.raises(IndexUnreachable, match="no answer in time"):
+            open_index(url.replace(str(database_server.folder), str(memory)))
+        open_index(url.replace("host=", f"host={memory},")).close()
+
+
+def test_a_database_that_stops_answering(url, index, between, memory, database_server, monkeypatch):
+    monkeypatch.setattr(transactions, "READING", 0.3)
+    silent = open_index(url.replace(str(database_server.folder), str(memory)))
+    assert silent.rows() == []
+    goes_on = threading.Event()
+    between.lose = lambda _: goes_on.wait() and None
+    with pytest.raises(IndexUnreachable, match="does not answer in time"):
+        silent.rows()
+    goes_on.set()
+    assert silent.rows() == []
+    silent.close()
+
+
+def test_no_more_connections_than_allowed(url, index, monkeypatch):
+    monkeypatch.setattr(connections, "MOST", 2)
+    monkeypatch.setattr(connections, "WAITING", 0.1)
+    pool = connections.Connections(url)
+    taken = [pool.take(), pool.take()]
+    with pytest.raises(IndexUnreachable, match=r"every connection .* is in use"):
+        pool.take()
+    pool.give_back(taken[0], usable=True)
+    assert pool.take() is taken[0]
+    for each in taken:
+        pool.give_back(each, usable=False)
+    pool.close()
+
+
 # Opening
 
 
@@ -332,9 +407,9 @@ def test_a_folder_with_its_own_index_is_refused(url, memory):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (("/postgres?", "/nothing?"), "cannot be opened: .*nothing.* does not exist"),
-        (("streamsrv@", "nobody@"), "cannot be opened: .*nobody.* does not exist"),
-        (("postgresql://", "postgresql://[/"), "cannot be used"),
+        (("/postgres?", "/nothing?"), "setting `index`: .* cannot be opened: .*nothing.* does not exist"),
+        (("streamsrv@", "nobody@"), "setting `index`: .* cannot be opened: .*nobody.* does not exist"),
+        (("postgresql://", "postgresql://[/"), "setting `index`: this URL cannot be used"),
         (("host=", "connect_timeout=1&host=/missing"), "cannot be reached"),
     ],
 )

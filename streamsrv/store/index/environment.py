@@ -295,7 +295,7 @@ class Environment:
         size: int,
     ) -> Iterator[Pair]:
         """Entries of lists in the order of a walk."""
-        begin, back, go_on = (_last, _back, _back_on) if descending else (_first, _forward, _forward_on)
+        begin, back, go_on = _BACKWARDS if descending else _FORWARDS
         cursor = transaction.cursor(db=self.handles["attributes"])
         more = go_on(cursor, *place) if place else begin(cursor, high if descending else low)
         while more and low <= cursor.key() <= high:
@@ -476,14 +476,6 @@ def _copy_batch(copy: lmdb.Environment, handle: Any, pairs: Iterator[Pair], *, a
 # Forwards, or backwards by key and forwards under each key.
 
 
-def _first(cursor: Cursor, low: bytes) -> bool:
-    return bool(cursor.set_range(low))
-
-
-def _forward(cursor: Cursor) -> bool:
-    return bool(cursor.next())
-
-
 def _forward_on(cursor: Cursor, key: bytes, study: bytes) -> bool:
     """Move to the first entry from `study` on."""
     return bool(cursor.set_range_dup(key, study) or cursor.set_range(key + b"\0"))
@@ -501,3 +493,7 @@ def _back_on(cursor: Cursor, key: bytes, study: bytes) -> bool:
 
 def _back(cursor: Cursor) -> bool:
     return bool(cursor.next_dup() or (cursor.prev_nodup() and cursor.first_dup()))
+
+
+_FORWARDS = lmdb.Cursor.set_range, lmdb.Cursor.next, _forward_on
+_BACKWARDS = _last, _back, _back_on

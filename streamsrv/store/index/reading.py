@@ -96,6 +96,11 @@ class Reading:
 
     def existing(self, keys: Sequence[InstanceKey]) -> list[InstanceRow | None]:
         with self._reading("looking up instances") as transaction:
+            if len(keys) == 1:  # usual: a request with one instance
+                (key,) = keys
+                seen = self._sees(transaction, key.study)
+                value = self._get(transaction, "instances", triple(key)) if seen else None
+                return [unpack_instance(key, value) if value else None]
             cursor = transaction.cursor(db=self._handles["instances"])
             packed = [triple(key) if self._sees(transaction, key.study) else b"" for key in keys]
             found = dict(cursor.getmulti([key for key in packed if key]))

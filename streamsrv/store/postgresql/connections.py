@@ -45,6 +45,7 @@ SESSION = {
     "statement_timeout": "60s",
     "idle_in_transaction_session_timeout": "5s",  # ABANDONED
     "client_connection_check_interval": "2s",
+    "tcp_user_timeout": "20s",  # for a client that was stopped while it reads
     # All statements are made for their indexes, also before the tables have statistics.
     "jit": "off",
     "plan_cache_mode": "force_generic_plan",
@@ -58,7 +59,9 @@ SESSION = {
 
 _FULL = (refusals.DiskFull, refusals.OutOfMemory)
 _BROKEN = (refusals.DataCorrupted, refusals.IndexCorrupted)
-_CREDENTIALS = (refusals.InvalidPassword, refusals.InvalidAuthorizationSpecification)
+# In texts of libpq and the server: a refused connection has no code.
+_CREDENTIALS = ("authentication failed", "no password supplied", "no pg_hba.conf entry", "is not permitted")
+_UNTRUSTED = ("certificate", "SSL", "does not match host name")
 _ABANDONED = (refusals.IdleInTransactionSessionTimeout, refusals.TransactionTimeout)
 _AGAIN = (refusals.LockNotAvailable, refusals.QueryCanceled, refusals.DeadlockDetected, *_ABANDONED)
 _UNREACHABLE = (psycopg.OperationalError, psycopg.InterfaceError, *_AGAIN)
@@ -88,10 +91,10 @@ def translated(doing: str) -> Iterator[None]:
 
 
 def _said(error: psycopg.Error) -> str:
-    """The message of the server, or the last line of the client's."""
+    """The message of the server, or that of the client, in one line."""
     primary = error.diag.message_primary
     lines = [line.strip() for line in str(primary or error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return "; ".join(lines) or type(error).__name__
 
 
 Result = TypeVar("Result")
@@ -147,24 +150,25 @@ class Connections:
         self._room.release()
 
     def connect(self) -> psycopg.Connection[Any]:
-        """A new connection. Raises StoreError for wrong credentials, else IndexUnreachable."""
+        """A new connection. Raises StoreError if the setting is wrong, else IndexUnreachable."""
         try:
             connection = psycopg.Connection[Any](_connected(self._url))
-            try:
-                connection.autocommit = True
-                connection.execute("; ".join(f"SET {name} = {value!r}" for name, value in SESSION.items()))
-            except BaseException:
-                connection.close()
-                raise
         except psycopg.OperationalError as error:
             said = _said(error)
-            if isinstance(error, _CREDENTIALS) or "authentication failed" in said:
-                raise StoreError(f"the database of the index refuses these credentials: {said}") from None
+            if any(each in said for each in _CREDENTIALS):
+                raise StoreError(
+                    f"the setting `index`: the database refuses the user or its password: {said}"
+                ) from None
+            if any(each in said for each in _UNTRUSTED):
+                raise StoreError(
+                    f"the setting `index`: no trusted TLS connection to the database: {said}"
+                ) from None
             if "does not exist" in said:
-                raise StoreError(f"the database of the index cannot be opened: {said}") from None
+                raise StoreError(f"the setting `index`: the database cannot be opened: {said}") from None
             raise IndexUnreachable(f"the database of the index cannot be reached: {said}") from None
         except psycopg.Error as error:
-            raise StoreError(f"the URL of the index cannot be used: {_said(error)}") from None
+            raise StoreError(f"the setting `index`: this URL cannot be used: {_said(error)}") from None
+        connection.autocommit = True
         return connection
 
     def settle(self, number: int) -> bool:
@@ -200,6 +204,7 @@ class Connections:
 
 def _connected(url: str) -> pq.abc.PGconn:
     """Tries each host for CONNECTING seconds. libpq allows no less than two. Raises psycopg.Error."""
+    options = " ".join(f"-c {name}={value}" for name, value in SESSION.items())
     given: dict[str, Any] = conninfo_to_dict(
         url,
         application_name="streamsrv",
@@ -209,6 +214,7 @@ def _connected(url: str) -> pq.abc.PGconn:
         keepalives_count=3,
     )
     seconds = float(given.get("connect_timeout") or CONNECTING)
+    given["options"] = f"{options} {given.get('options') or os.environ.get('PGOPTIONS', '')}"
     refused = psycopg.OperationalError("the URL names no host")
     for each in _hosts(given):
         try:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import psycopg
 from psycopg import pq
-from psycopg.errors import error_from_result
+from psycopg.errors import QueryCanceled, error_from_result
 
 Value: TypeAlias = bytes | str | int | float | list[bytes] | list[int]
 Row: TypeAlias = tuple[Any, ...]
@@ -109,7 +109,7 @@ class PipelineLink:
     def _wait(self, deadline: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0 or not self._poll.poll(left * 1000):
-            raise psycopg.OperationalError("the server does not answer in time")
+            raise QueryCanceled("the server does not answer in time")
 
     def _answers(self, deadline: float) -> list[pq.abc.PGresult]:
         """All of them up to the next synchronization."""
