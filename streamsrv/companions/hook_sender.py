@@ -12,6 +12,7 @@ Rule: one process sends the hooks of a folder. It holds a lock; another one wait
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import secrets
@@ -22,16 +23,17 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from streamsrv.audit.entries import AuditEntry, Event
 from streamsrv.companions.child import STDIN, begin
 from streamsrv.companions.delivery import HookTarget, NotDelivered, Webhook
-from streamsrv.companions.forwarding import DicomwebPeer, Forwarder
+from streamsrv.companions.forwarding import DicomwebPeer, Forwarder, Peer
 from streamsrv.errors import StreamsrvError
 from streamsrv.events import ChangeTail, EventPosition, ToldEvent
-from streamsrv.events.hooks import RESET, Hook, Hooks
+from streamsrv.events.hooks import ASSOCIATIONS, RESET, Hook, Hooks
 from streamsrv.events.messages import event_id, position_from
 from streamsrv.events.tail import COMPLETE
 from streamsrv.options import audit_trail, store_options
@@ -233,7 +235,15 @@ class HookThreads:
             entry = AuditEntry(time.time(), Event.SENT, user=f"hook:{hook.name}", study=study)
             self._trail.append([entry._replace(detail=hook.url, request=secrets.token_hex(8))])
 
-        return Forwarder(hook, view, DicomwebPeer(hook), record)
+        return Forwarder(hook, view, self._peer(hook, view), record)
+
+    def _peer(self, hook: Hook, view: Store) -> Peer:
+        if not hook.url.startswith(ASSOCIATIONS):
+            return DicomwebPeer(hook)
+        # No other hook needs codecs, which take memory.
+        module: Any = importlib.import_module("streamsrv.companions.association_peer")
+        peer: Peer = module.AssociationPeer(hook, view, self._settings)
+        return peer
 
 
 def main() -> int:

@@ -30,3 +30,9 @@ def destination_of(text: str) -> MoveDestination:
     if reason or found is None:
         raise SettingsError(f"{SETTING}: {text!r} is refused: {reason}")
     return MoveDestination(title.strip(), found[1].strip("[]"), int(found[2]), bool(option))
+
+
+def destination_in(url: str) -> MoveDestination:
+    """That of aet://TITLE@HOST:PORT, or of aets:// with TLS. Raises SettingsError."""
+    scheme, _, place = url.partition("://")
+    return destination_of(place + (" tls" if scheme == "aets" else ""))

@@ -32,6 +32,7 @@ from streamsrv.events.tail import COMPLETE
 from streamsrv.query.rules import Rule, rule_from
 
 FOLDER = "hooks"
+ASSOCIATIONS = ("aet://", "aets://")  # URLs of DICOM peers, as aet://TITLE@HOST:PORT; the second is TLS
 SECRET_PREFIX = "whsec_"
 HOOK_EVENTS = ("create", "update", "delete", COMPLETE)
 RESET = "reset"

@@ -16,8 +16,9 @@ from streamsrv.audit.entries import Event
 from streamsrv.client import credentials
 from streamsrv.client.credentials import FILES, service_url
 from streamsrv.config import SettingsError, settings_of
+from streamsrv.dimse.destinations import destination_in
 from streamsrv.errors import BadRequest, RuleError, StreamsrvError
-from streamsrv.events.hooks import HOOK_EVENTS, Hook, Hooks, is_hook_name, new_secret
+from streamsrv.events.hooks import ASSOCIATIONS, HOOK_EVENTS, Hook, Hooks, is_hook_name, new_secret
 from streamsrv.events.tail import COMPLETE
 from streamsrv.options import audit_folder
 from streamsrv.query.attributes import Level
@@ -52,11 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     forwarded = verbs.add_parser(
         "forward",
-        help="send new studies to a DICOMweb service, each when it is complete",
+        help="send new studies to another archive, each when it is complete",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLE,
     )
-    forwarded.add_argument("url", metavar="URL", type=service_url, help="base URL of the service")
+    forwarded.add_argument(
+        "url",
+        metavar="URL",
+        type=peer_url,
+        help="base URL of a DICOMweb service, or a DICOM peer: aet://TITLE@HOST:PORT, or aets:// with TLS",
+    )
     forwarded.add_argument(
         "--query", default="", help="a search: only instances that match it [default: all instances]"
     )
@@ -118,7 +124,10 @@ def run_forward(args: argparse.Namespace, settings: Settings, hooks: Hooks) -> i
     is taken."""
     query = tuple(query_pairs(args.query))
     login = tuple(_login(args))
-    credentials.credentials_of(args, args.url)
+    if not args.url.startswith(ASSOCIATIONS):
+        credentials.credentials_of(args, args.url)
+    elif login:
+        raise SettingsError("a DICOM peer has no credentials: it knows this server by `aet` and its address")
     try:
         asked = parameters_of(query, Level.INSTANCE, SearchLimits())
         query_of(Level.INSTANCE, None, None, asked.matching, asked.options)
@@ -132,6 +141,16 @@ def run_forward(args: argparse.Namespace, settings: Settings, hooks: Hooks) -> i
     if not settings.study_quiet:
         print("streamsrv: no study is ever complete, because `study_quiet` is 0", file=sys.stderr)
     return 0
+
+
+def peer_url(text: str) -> str:
+    if not text.startswith(ASSOCIATIONS):
+        return service_url(text)
+    try:
+        destination_in(text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(error.detail.partition(": ")[2]) from None
+    return text
 
 
 def _login(args: argparse.Namespace) -> Iterator[tuple[str, str]]:

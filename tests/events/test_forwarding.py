@@ -275,7 +275,7 @@ class Relay:
             while data := source.recv(30_000):
                 time.sleep(0.001)
                 target.sendall(data)
-                if self._chance.random() < self.failing / 10:
+                if self._chance.random() < self.failing / 30:
                     break
         for each in (source, target):
             with suppress(OSError):
