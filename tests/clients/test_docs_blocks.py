@@ -116,6 +116,10 @@ def test_the_commands_of_get_data_out_run(clinic_server, tmp_path):
     assert {
         path.stem: path.read_bytes() for path in tmp_path.glob("rescued/**/*.dcm")
     }.items() >= stored.items()
+    assert (tmp_path / "medium" / "DICOMDIR").exists()
+    research = list(tmp_path.glob("research/**/*.dcm"))
+    assert len(research) == 3
+    assert not [path for path in research if b"Doe^Jane" in path.read_bytes()]
     metadata = json.loads((tmp_path / "metadata.json").read_text())
     assert {each["00080018"]["Value"][0] for each in metadata} >= set(stored)
 

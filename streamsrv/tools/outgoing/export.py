@@ -31,8 +31,17 @@ from streamsrv.dicom.instance import JsonDataset
 from streamsrv.errors import StoreError, StreamsrvError
 from streamsrv.query.attributes import QUERY_ATTRIBUTES
 from streamsrv.tools.file_names import FilePattern
+from streamsrv.tools.outgoing.deidentified import (
+    BASIC,
+    CannotDeidentify,
+    Deidentifier,
+    Remark,
+    profile_of,
+    table_of_actions,
+)
 from streamsrv.tools.outgoing.dicomdir import NoRecord, records_of
 from streamsrv.tools.outgoing.exported import ExportedFile, ExportedFiles, ExportItem, Fetched
+from streamsrv.tools.outgoing.private_folder import folder_of, private_secret, require_none
 from streamsrv.tools.progress import ProgressLine
 from streamsrv.tools.search_words import query_pairs
 
@@ -48,7 +57,9 @@ The exit code is 0 if every instance is there, 1 if one is missing, which is nam
 LAYOUT = "{PatientID}/{StudyInstanceUID}/{SeriesInstanceUID}/{SOPInstanceUID}.dcm"
 # Keyword -> tag of the attributes that a path may have.
 ATTRIBUTES = {row.keyword: row.tag for row in QUERY_ATTRIBUTES if "." not in row.tag and row.vr != "SQ"}
+IDENTITY = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 SYNTAX = "00083002"  # Available Transfer Syntax UID
+BURNED_IN, PERHAPS_BURNED_IN = "with burned-in text", "that do not say whether they have burned-in text"
 MOST_FAULTS = 1_000  # that are kept for --json
 
 
@@ -75,6 +86,9 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--url", type=service_url, help="base URL with version: http://127.0.0.1:8943/v2")
     add("--query", default="", help="a search: attributes with values, joined by & [default: everything]")
     add("--layout", default=None, help=f"the path of each file [default: {LAYOUT}]")
+    profile = "`basic`, with options of PS3.15 Annex E behind commas, such as basic,retain-dates"
+    add("--deidentify", metavar="PROFILE", help=profile)
+    add("--original-uids", action="store_true", help="with --deidentify: a list of them in OUT.private")
     add(
         "--dicomdir",
         action="store_true",
@@ -92,7 +106,10 @@ def run_export(args: argparse.Namespace) -> int:
     """Raises SettingsError for a wrong layout or query, StreamsrvError if the search fails."""
     if args.dicomdir and args.layout is not None:
         raise SettingsError("--dicomdir has a layout of its own: leave out --layout")
-    pattern = FilePattern(args.layout or LAYOUT, ATTRIBUTES)
+    identity = set(IDENTITY) if args.deidentify else ATTRIBUTES
+    pattern = FilePattern(args.layout or LAYOUT, identity)
+    if args.original_uids and not args.deidentify:
+        raise SettingsError("--original-uids can only be given with --deidentify")
     if args.parallel < 1:
         raise SettingsError("--parallel is at least 1")
     parameters = query_pairs(args.query)
@@ -102,15 +119,24 @@ def run_export(args: argparse.Namespace) -> int:
         args.out.mkdir(mode=0o700, parents=True, exist_ok=True)
         report = None if args.json else print_fault
         export = Export(args.out, source, pattern, report=report, has_directory=args.dicomdir)
+        if args.deidentify:
+            export.deidentify(args.deidentify, original_uids=args.original_uids)
+        else:
+            require_none(args.out)
         with ProgressLine(sys.stderr, shown=not args.quiet) as line:
             export.run(args.parallel, line)
     finally:
         source.close()
     counts = export.counts
     if args.json:
-        print(json.dumps({"ok": not export.failed, **counts, "failures": export.faults}))
+        print(json.dumps({"ok": not export.failed, **counts, **export.remarks, "failures": export.faults}))
     elif not args.quiet or export.failed:
         print(", ".join(f"{count} {name}" for name, count in counts.items()))
+        if args.deidentify:
+            print(
+                "the pixels are as they were: "
+                + ", ".join(f"{n} {name}" for name, n in export.remarks.items())
+            )
     return 1 if export.failed else 0
 
 
@@ -223,8 +249,22 @@ class Export:
         self._lock = threading.Lock()
         self._stopped: BaseException | None = None
         self.counts = dict.fromkeys(("exported", "unchanged", "gone", "failed"), 0)
+        self.remarks: dict[str, int] = {}
         self.bytes = 0
         self.faults: list[str] = []
+        self._private: Path | None = None
+        self._deidentifier: Deidentifier | None = None
+        self._has_originals = False
+
+    def deidentify(self, profile: str, *, original_uids: bool) -> None:
+        """The files are to be de-identified. Raises SettingsError."""
+        options = profile_of(profile)
+        table_of_actions()
+        secret = private_secret(self._out, [BASIC, *sorted(options)])
+        self._private = folder_of(self._out)
+        self._deidentifier = Deidentifier(secret, options)
+        self._has_originals = original_uids
+        self.remarks = dict.fromkeys((BURNED_IN, PERHAPS_BURNED_IN), 0)
 
     @property
     def failed(self) -> int:
@@ -232,11 +272,14 @@ class Export:
 
     def run(self, parallel: int, line: ProgressLine) -> None:
         """Raises StreamsrvError if nothing more can be exported."""
-        files = ExportedFiles(self._out, has_directory=self._has_directory)
+        uid_of = self._deidentifier.uid if self._deidentifier else str
+        files = ExportedFiles(
+            self._out, has_directory=self._has_directory, private=self._private, uid_of=uid_of
+        )
         items, lock = self._source.items(), threading.Lock()
 
         def work(number: int) -> None:
-            part = self._out / f".part-{number}"
+            part = (self._private or self._out) / f".part-{number}"
             try:
                 while self._stopped is None:
                     with lock:  # a generator runs in one thread at a time
@@ -257,6 +300,8 @@ class Export:
                 for worker in [threads.submit(work, number) for number in range(parallel)]:
                     worker.result()
             files.finish()
+            if self._has_originals and self._private:
+                files.write_originals(self._private / "originals.csv")
         except ServiceRefused as fault:
             raise StreamsrvError(str(fault)) from fault
         except BaseException as fault:
@@ -289,12 +334,28 @@ class Export:
             if self._has_directory and not files.has_records(item):
                 self._list(item, file, path, files)
             return
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._deidentifier is not None:
+            clean = PartialFile(self._out / part.name)
+            try:
+                self._remark(self._deidentifier.copy(part, clean.write))
+            except CannotDeidentify as fault:
+                clean.path.unlink()
+                self._count("failed", f"{' '.join(item.key)}: {fault}")
+                return
+            finally:
+                clean.close()
+            part, target = clean.path, clean
         if self._has_directory:
             self._list(item, file, part, files)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.replace(part, path)
         files.written(item, fetched, target.length, target.sha256.hexdigest())
         self._count("exported", size=target.length)
+
+    def _remark(self, remark: Remark) -> None:
+        if remark.has_pixels and remark.burned_in != "NO":
+            with self._lock:
+                self.remarks[BURNED_IN if remark.burned_in == "YES" else PERHAPS_BURNED_IN] += 1
 
     def _list(self, item: ExportItem, file: ExportedFile, source: Path, files: ExportedFiles) -> None:
         """In the DICOMDIR."""
@@ -307,8 +368,11 @@ class Export:
         found = {
             keyword: value_of(item.attributes, ATTRIBUTES[keyword]) for keyword in self._pattern.keywords
         }
-        uids = zip(("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"), item.key, strict=True)
-        return found | dict(uids)
+        found |= dict(zip(IDENTITY[1:], item.key, strict=True))
+        if self._deidentifier is not None:
+            found |= {name: self._deidentifier.uid(found[name]) for name in IDENTITY[1:]}
+            found["PatientID"] = self._deidentifier.patient(found.get("PatientID", ""), item.study)
+        return found
 
     def _count(self, name: str, fault: str = "", size: int = 0) -> None:
         with self._lock:

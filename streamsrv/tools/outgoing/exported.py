@@ -13,6 +13,7 @@ import csv
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,13 +79,22 @@ class ExportedFiles:
     """Thread-safe. Raises StreamsrvError if another export works in the folder, SettingsError if it has files
     without a place in a DICOMDIR. Close it."""
 
-    def __init__(self, out: Path, *, has_directory: bool = False) -> None:
-        """With `has_directory` the files have File IDs, and `finish` writes a DICOMDIR."""
+    def __init__(
+        self,
+        out: Path,
+        *,
+        has_directory: bool = False,
+        private: Path | None = None,
+        uid_of: Callable[[str], str] = str,
+    ) -> None:
+        """With `has_directory` the files have File IDs, and `finish` writes a DICOMDIR. `private` is the
+        folder of the table. `uid_of` gives the UIDs of the manifest."""
         self._out = out
+        self._uid_of = uid_of
         self._has_directory = has_directory
         self._lock = threading.Lock()
         self._waiting = 0  # files behind the last commit
-        self._rows = open_table(out / FILE, SCHEMA + dicomdir.SCHEMA, "export", by_threads=True)
+        self._rows = open_table((private or out) / FILE, SCHEMA + dicomdir.SCHEMA, "export", by_threads=True)
         self._count = int(self._rows.execute("SELECT count(*) FROM files").fetchone()[0])
         others = "SELECT 1 FROM files WHERE (path LIKE 'DICOM/D%') != ? LIMIT 1"
         if self._rows.execute(others, (has_directory,)).fetchone():
@@ -154,6 +164,15 @@ class ExportedFiles:
             if self._waiting >= BATCH:
                 self._commit()
 
+    def write_originals(self, path: Path) -> None:
+        """The original UIDs of each file."""
+        with self._lock, path.open("w", encoding="utf-8", newline="") as stream:
+            path.chmod(0o600)
+            lines = csv.writer(stream)
+            lines.writerow(("path", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"))
+            select = "SELECT path, study, series, instance FROM files WHERE version != '' ORDER BY path"
+            lines.writerows(self._rows.execute(select))
+
     def finish(self) -> None:
         """Writes the manifest."""
         with self._lock:
@@ -162,9 +181,10 @@ class ExportedFiles:
             with part.open("w", encoding="utf-8", newline="") as stream:
                 lines = csv.writer(stream)
                 lines.writerow(HEAD)
-                lines.writerows(
-                    self._rows.execute(f"SELECT {COLUMNS} FROM files WHERE version != '' ORDER BY path")
-                )
+                for row in self._rows.execute(
+                    f"SELECT {COLUMNS} FROM files WHERE version != '' ORDER BY path"
+                ):
+                    lines.writerow((*row[:3], *map(self._uid_of, row[3:6]), *row[6:]))
             os.replace(part, self._out / MANIFEST)
             if self._has_directory:
                 dicomdir.write(self._rows, self._out)
